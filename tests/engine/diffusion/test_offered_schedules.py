@@ -243,7 +243,8 @@ def test_the_built_in_model_draws_what_is_asked_for_with_each_sampler_it_is_offe
         )
         for name in names
     }
-    assert min(right.values()) >= 6, right
+    assert min(right.values()) > len(questions) / 2, right
+    assert sum(right.values()) >= 0.9 * len(names) * len(questions), right
 
 
 def built_in() -> Checkpoint:
