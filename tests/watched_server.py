@@ -9,12 +9,12 @@ from typing import Any
 # Else `tests/engine` would be taken for the package, beside an editable installation.
 sys.path.insert(1, str(Path(__file__).parents[1]))
 
-from stalls import StallWatch  # noqa: E402
+from stalls import StallWatch
 
-from engine.supervisor import WorkerOptions  # noqa: E402
-from server.cli import main  # noqa: E402
-from server.http.connection import ClientConnection  # noqa: E402
-from server.process import serve  # noqa: E402
+from engine.supervisor import WorkerOptions
+from server.cli import main
+from server.http.connection import ClientConnection
+from server.process import serve
 
 _WORKER = str(Path(__file__).with_name("watched_worker.py"))
 

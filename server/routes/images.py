@@ -42,6 +42,7 @@ form_router = APIRouter(route_class=FormRoute, tags=["images"])
 
 _POST_ONLY = ("generations", "edits", "variations", "upscale", "matte")
 """Names under /v1/images that are no ids: who gets them has mistaken the method."""
+_WRONG_METHOD = {"model": ErrorAnswer, "description": "The id is the name of a route for POST."}
 
 ImageId = Annotated[str, Path(description="The answer's `X-Image-Id`.")]
 FileName = Annotated[str, Path(description="As in the `url` of an answer.")]
@@ -88,7 +89,7 @@ async def vary_image(body: ImageVariationRequest, request: Request, state: State
 @router.get(
     "/v1/images/{image_id}",
     summary="Progress of a request",
-    responses=error_answers(401, 404),
+    responses={**error_answers(401, 404), 405: _WRONG_METHOD},
     response_model=ImageJobAnswer,
 )
 async def get_image_job(image_id: ImageId, state: StateDep) -> ImageJobAnswer | Response:
@@ -99,7 +100,7 @@ async def get_image_job(image_id: ImageId, state: StateDep) -> ImageJobAnswer | 
 @router.delete(
     "/v1/images/{image_id}",
     summary="Cancel a request",
-    responses=error_answers(401, 404),
+    responses={**error_answers(401, 404), 405: _WRONG_METHOD},
     response_model=ImageJobAnswer,
 )
 async def cancel_image_job(image_id: ImageId, state: StateDep) -> ImageJobAnswer | Response:

@@ -3,6 +3,8 @@
 import concurrent.futures
 import logging
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -40,13 +42,23 @@ def test_a_failing_build_says_what_the_compiler_said(fresh_cache, monkeypatch, c
 
 def test_a_failing_build_does_not_go_on_with_the_others(fresh_cache, monkeypatch, caplog):
     started = []
+    is_cancelled = threading.Event()
 
     def fail(target, command):
         started.append(target)
+        if len(started) > 1:  # else all have failed before the first failure is heard of
+            assert is_cancelled.wait(60)
         raise OSError("no room")
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, *args, **options):
+            super().shutdown(wait=False, cancel_futures=options.get("cancel_futures", False))
+            is_cancelled.set()
+            super().shutdown(*args, **options)
 
     monkeypatch.setattr(native, "_run_to", fail)
     monkeypatch.setattr(native.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(native.concurrent.futures, "ThreadPoolExecutor", Pool)
     with caplog.at_level(logging.WARNING):
         assert native.library() is None
     assert "no room" in caplog.text

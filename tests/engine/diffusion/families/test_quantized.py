@@ -136,7 +136,7 @@ def test_the_setting_says_what_is_quantised(tmp_path: Path) -> None:
     }
     assert quantised == {"FluxTransformer2DModel", "T5EncoderModel"}
     (setting,) = [f for f in fields(EngineConfig) if f.name == "image_quantization"]
-    assert "denoiser and its T5 encoder" in setting.metadata["help"]
+    assert "denoiser and T5 encoder" in setting.metadata["help"]
 
 
 def test_none_changes_nothing() -> None:
