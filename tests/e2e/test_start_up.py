@@ -1,7 +1,6 @@
 """The first minutes of a user: what `tandem serve` prints and when it answers."""
 
 import json
-import re
 import subprocess
 import time
 
@@ -10,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.e2e
 
 
-def test_it_is_alive_while_loading_and_the_printed_curl_works(start_server):
+def test_it_is_alive_while_loading_and_the_commands_it_suggests_work(start_server, tmp_path):
     server = start_server(wait=False)
     server.wait_for("/health")
     alive_s = time.monotonic() - server.started_s
@@ -19,13 +18,17 @@ def test_it_is_alive_while_loading_and_the_printed_curl_works(start_server):
     assert body["phase"] in {"starting", "loading", "downloading", "warming_up"}
     server.wait_for("/ready")
     deadline_s = time.monotonic() + 5
-    while not (match := re.search(r"curl .*(?:\\\n.*)*", server.log())):
+    while not (ready := [line for line in server.log().splitlines() if '"try_with"' in line]):
         assert time.monotonic() < deadline_s, server.log()
         time.sleep(0.05)
-    printed = subprocess.run(
-        ["bash", "-c", match[0]], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert json.loads(printed.stdout)["choices"][0]["message"]["content"]
+    chat, draw = json.loads(ready[0])["try_with"]
+    draw = draw.replace("image.png", f"{tmp_path}/image.png")
+    for command in (chat, draw):
+        printed = subprocess.run(
+            ["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert printed.stdout.strip()
+    assert (tmp_path / "image.png").read_bytes().startswith(b"\x89PNG")
     # Two seconds are promised on an idle machine; the tests' machine has other work.
     assert alive_s < 6, f"/health took {alive_s:.1f} s"
 
