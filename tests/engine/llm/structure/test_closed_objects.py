@@ -4,30 +4,14 @@ import json
 import random
 
 import pytest
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from byte_tokens import TOKENS
+from llguidance import LLMatcher
 
 from engine.llm.structure.closed_objects import close_objects
 from engine.llm.structure.grammar_text import grammar_text
 from engine.llm.structure.grammars import matcher_of
 from engine.llm.structure.token_names import TokenNames
 from engine.structure import Structure, Tag, Tags
-
-END = 256
-
-
-class Bytes:
-    """A token per byte."""
-
-    eos_token_id = END
-    bos_token_id = None
-    special_token_ids = (END,)
-    tokens = (*tuple(bytes([i]) for i in range(256)), b"<end>")
-
-    def __call__(self, text: bytes) -> list[int]:
-        return list(text)
-
-
-TOKENS = LLTokenizer(TokenizerWrapper(Bytes()), n_vocab=END + 1, eos_token=[END])
 
 
 def matcher(structure: Structure) -> LLMatcher:

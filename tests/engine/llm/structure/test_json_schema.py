@@ -7,7 +7,8 @@ from pathlib import Path
 import hypothesis
 import hypothesis.strategies as st
 import pytest
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from byte_tokens import TOKENS
+from llguidance import LLMatcher
 
 from engine.errors import InvalidParameter
 from engine.llm.structure.grammar_text import grammar_text
@@ -19,22 +20,6 @@ SUITE = json.loads((Path(__file__).parents[3] / "data" / "json_schema_test_suite
 GROUPS = [(name, group) for name, groups in SUITE.items() for group in groups]
 LEAST_HONOURED = 173
 """Of the groups: a new version of llguidance may take more."""
-END = 256
-
-
-class Bytes:
-    """A token per byte."""
-
-    eos_token_id = END
-    bos_token_id = None
-    special_token_ids = (END,)
-    tokens = (*tuple(bytes([i]) for i in range(256)), b"<end>")
-
-    def __call__(self, text: bytes) -> list[int]:
-        return list(text)
-
-
-TOKENS = LLTokenizer(TokenizerWrapper(Bytes()), n_vocab=END + 1, eos_token=[END])
 
 
 def matcher(schema: object, **options: object) -> LLMatcher:

@@ -4,30 +4,13 @@ import json
 import random
 
 import pytest
-from llguidance import LLTokenizer, TokenizerWrapper
+from byte_tokens import TOKENS
 
 from engine.errors import InvalidParameter
 from engine.llm.structure.grammar_text import grammar_text
 from engine.llm.structure.grammars import matcher_of
 from engine.llm.structure.token_names import TokenNames
 from engine.structure import Structure, StructureKind
-
-END = 256
-
-
-class Bytes:
-    """A token per byte."""
-
-    eos_token_id = END
-    bos_token_id = None
-    special_token_ids = (END,)
-    tokens = (*tuple(bytes([i]) for i in range(256)), b"<end>")
-
-    def __call__(self, text: bytes) -> list[int]:
-        return list(text)
-
-
-TOKENS = LLTokenizer(TokenizerWrapper(Bytes()), n_vocab=END + 1, eos_token=[END])
 
 
 def allows(grammar: str, text: str) -> bool:
