@@ -38,7 +38,20 @@ class Sampler:
         negatives: Sequence[str] | None = None,
     ) -> np.ndarray:
         """`[N, size, size, 3]` uint8, one picture per prompt and seed; at least one."""
-        pictures = []
+        latents = self.denoise(prompts, seeds, guidance=guidance, steps=steps, negatives=negatives)
+        return decode(self._pipeline.vae, latents)
+
+    def denoise(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        guidance: float,
+        steps: int,
+        negatives: Sequence[str] | None = None,
+    ) -> torch.Tensor:
+        """Unscaled latents of the same pictures, `[N, 4, size / 8, size / 8]` fp32."""
+        latents = []
         for rows in _batches(len(prompts)):
             output = self._pipeline(
                 list(prompts[rows]),
@@ -48,10 +61,10 @@ class Sampler:
                 guidance_scale=guidance,
                 num_inference_steps=steps,
                 generator=_generators(seeds[rows]),
-                output_type="np",
+                output_type="latent",
             )
-            pictures.append(to_uint8(output.images))
-        return np.concatenate(pictures)
+            latents.append(output.images.float())
+        return torch.cat(latents) / self._pipeline.vae.config.scaling_factor
 
     @torch.no_grad()
     def reconstruct(self, images: torch.Tensor) -> np.ndarray:
@@ -61,11 +74,7 @@ class Sampler:
             images: `[N, 3, H, W]` fp32 in [-1, 1], at least one. Returns `[N, H, W, 3]` uint8.
         """
         vae = self._pipeline.vae
-        pictures = []
-        for rows in _batches(len(images)):
-            decoded = vae.decode(vae.encode(images[rows]).latent_dist.mode()).sample
-            pictures.append(to_uint8((decoded.permute(0, 2, 3, 1).numpy() + 1) / 2))
-        return np.concatenate(pictures)
+        return decode(vae, vae.encode(images).latent_dist.mode())
 
 
 class EditSampler:
@@ -92,7 +101,28 @@ class EditSampler:
         steps: int,
     ) -> np.ndarray:
         """Edited `sources`, both `[N, size, size, 3]` uint8; at least one."""
-        pictures = []
+        latents = self.denoise(
+            sources,
+            instructions,
+            seeds,
+            guidance=guidance,
+            image_guidance=image_guidance,
+            steps=steps,
+        )
+        return decode(self._pipeline.vae, latents)
+
+    def denoise(
+        self,
+        sources: np.ndarray,
+        instructions: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        guidance: float,
+        image_guidance: float,
+        steps: int,
+    ) -> torch.Tensor:
+        """Unscaled latents of the edited pictures, `[N, 4, size / 8, size / 8]` fp32."""
+        latents = []
         for rows in _batches(len(instructions)):
             output = self._pipeline(
                 list(instructions[rows]),
@@ -101,10 +131,20 @@ class EditSampler:
                 image_guidance_scale=image_guidance,
                 num_inference_steps=steps,
                 generator=_generators(seeds[rows]),
-                output_type="np",
+                output_type="latent",
             )
-            pictures.append(to_uint8(output.images))
-        return np.concatenate(pictures)
+            latents.append(output.images.float())
+        return torch.cat(latents) / self._pipeline.vae.config.scaling_factor
+
+
+@torch.no_grad()
+def decode(vae: Any, latents: torch.Tensor) -> np.ndarray:
+    """Pictures of unscaled latents, `[N, height, width, 3]` uint8; at least one."""
+    pictures = []
+    for rows in _batches(len(latents)):
+        decoded = vae.decode(latents[rows]).sample.float()
+        pictures.append(to_uint8((decoded.permute(0, 2, 3, 1).numpy() + 1) / 2))
+    return np.concatenate(pictures)
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:

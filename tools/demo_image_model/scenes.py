@@ -104,13 +104,13 @@ def double_scene(
     return Scene(background, items, relation=relation)
 
 
-def snapped(scene: Scene) -> Scene:
+def snapped(scene: Scene, *, grid: int = GRID) -> Scene:
     """The scene with its objects on the corners of a grid and one radius for each size.
 
     An outline then meets the cells of the latents in few ways. Where it may lie anywhere, a model
     this small draws parts of it for one place or radius and parts for another.
     """
-    return replace(scene, items=tuple(_snapped(item) for item in scene.items))
+    return replace(scene, items=tuple(_snapped(item, grid) for item in scene.items))
 
 
 def contrast_scene(rng: np.random.Generator, size: str) -> Scene:
@@ -148,8 +148,8 @@ def relation_of(first: Placed, second: Placed) -> str:
     return "above" if down < 0 else "below"
 
 
-def _snapped(item: Item) -> Item:
-    x, y = (round(c * GRID) / GRID for c in (item.x, item.y))
+def _snapped(item: Item, grid: int) -> Item:
+    x, y = (round(c * grid) / grid for c in (item.x, item.y))
     return replace(item, x=x, y=y, radius=sum(SIZES[item.size]) / 2)
 
 

@@ -1,0 +1,153 @@
+"""Pictures that the model drew and what it meant by them: what its decoder is trained on.
+
+    python -m tools.demo_image_model.drawn MODEL --size 128 --num 2000 --out runs/drawn_128.pt
+
+The UNets' latents miss those of a clean picture by a little: an outline has bumps, a faint smudge
+lies beside an object, a colour is half a shade off. So prompts and edits like those of training are
+drawn as users have them drawn, the pictures are read, and the scene that each comes close to is
+kept beside its latents. A picture that comes close to none is left out.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tools.demo_image_model import evaluate, evaluate_edit
+from tools.demo_image_model.captions import caption
+from tools.demo_image_model.checkpoint import save_state
+from tools.demo_image_model.classify import Reading, Seen, read
+from tools.demo_image_model.edits import draw_training_edit
+from tools.demo_image_model.model import load_vae, mixed_precision
+from tools.demo_image_model.palette import HELD_OUT
+from tools.demo_image_model.sampling import BATCH, EditSampler, Sampler, decode
+from tools.demo_image_model.scenes import GRID, Item, Scene, draw_scene, scene_rng, snapped
+
+SEED = 12
+FINE_GRID = 2 * GRID
+"""Half of the objects lie between two corners of `GRID`: so they did in older training."""
+MAX_SHIFT = 0.03
+"""Farther from a corner, in image widths, an object is at none; corners lie 0.0625 apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Unscaled latents, `[N, 4, H, W]` fp16, and the scene that each row was meant to be."""
+
+    latents: torch.Tensor
+    scenes: list[Scene]
+
+    def sample(self, count: int, generator: torch.Generator) -> "Drawn":
+        """Random rows."""
+        rows = torch.randint(len(self.scenes), (count,), generator=generator)
+        return Drawn(self.latents[rows], [self.scenes[row] for row in rows.tolist()])
+
+    def save(self, path: Path) -> None:
+        """Write what `load_drawn` reads."""
+        save_state(path, {"latents": self.latents, "scenes": [asdict(s) for s in self.scenes]})
+
+
+def load_drawn(paths: Sequence[Path]) -> dict[int, Drawn]:
+    """The rows of all files by picture size, in pixels."""
+    found: dict[int, Drawn] = {}
+    for path in paths:
+        state = torch.load(path, weights_only=True)
+        size = state["latents"].shape[-1] * 8
+        scenes = [
+            Scene(**scene | {"items": tuple(Item(**item) for item in scene["items"])})
+            for scene in state["scenes"]
+        ]
+        before = found.get(size, Drawn(state["latents"][:0], []))
+        found[size] = Drawn(torch.cat([before.latents, state["latents"]]), before.scenes + scenes)
+    return found
+
+
+def meant(reading: Reading) -> Scene | None:
+    """The scene on the grid that a picture comes close to, or None."""
+    items = [_meant(seen) for seen in reading.objects]
+    found = [item for item in items if item is not None]
+    if reading.background is None or len(found) < len(items) or len(found) not in (1, 2):
+        return None
+    return Scene(reading.background, tuple(found))
+
+
+def _meant(seen: Seen) -> Item | None:
+    if seen.shape is None or seen.colour is None or (seen.colour, seen.shape) in HELD_OUT:
+        return None
+    item = Item(seen.shape, seen.colour, seen.size, seen.x, seen.y, seen.radius)
+    (on_grid,) = snapped(Scene("white", (item,)), grid=FINE_GRID).items
+    shift = np.hypot(item.x - on_grid.x, item.y - on_grid.y)
+    return on_grid if shift <= MAX_SHIFT else None
+
+
+def _draw(folder: Path, size: int, num: int) -> Iterator[torch.Tensor]:
+    """Latents of captions, a batch at a time."""
+    sampler = Sampler(folder, size=size)
+    for numbers in _batches(num):
+        rngs = [scene_rng(SEED + size, number) for number in numbers]
+        yield sampler.denoise(
+            [caption(draw_scene(rng), rng) for rng in rngs],
+            numbers,
+            guidance=evaluate.GUIDANCE,
+            steps=evaluate.STEPS,
+        )
+
+
+def _edit(folder: Path, size: int, num: int) -> Iterator[torch.Tensor]:
+    """Latents of edits."""
+    sampler = EditSampler(folder)
+    for numbers in _batches(num):
+        edits = [draw_training_edit(SEED + size, number) for number in numbers]
+        yield sampler.denoise(
+            evaluate_edit.pictures(edits, size),
+            [edit.instruction for edit in edits],
+            numbers,
+            guidance=evaluate_edit.GUIDANCE,
+            image_guidance=evaluate_edit.IMAGE_GUIDANCE,
+            steps=evaluate_edit.STEPS,
+        )
+
+
+def _batches(num: int) -> Iterator[range]:
+    for first in range(0, num, BATCH):
+        yield range(first, min(first + BATCH, num))
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Write `latents`, `[N, 4, H, W]` fp16 and unscaled, and their `scenes`; each batch anew."""
+    vae: Any = load_vae(args.model / "vae")
+    kept: list[torch.Tensor] = []
+    scenes: list[Scene] = []
+    asked = 0
+    make = _edit if args.edits else _draw
+    with mixed_precision():
+        for latents in make(args.model, args.size, args.num):
+            asked += len(latents)
+            for row, picture in zip(latents, decode(vae, latents), strict=True):
+                scene = meant(read(picture))
+                if scene is not None:
+                    kept.append(row)
+                    scenes.append(scene)
+            print(f"{len(kept)} of {asked}", flush=True)
+            Drawn(torch.stack(kept).half(), scenes).save(args.out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="diffusers folder")
+    parser.add_argument("--out", type=Path, required=True, help="file for latents and scenes")
+    parser.add_argument("--size", type=int, default=128, help="pixels")
+    parser.add_argument("--num", type=int, default=2000, help="pictures to draw")
+    parser.add_argument("--edits", action="store_true", help="edits instead of prompts")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    draw(args)
+
+
+if __name__ == "__main__":
+    main()
