@@ -11,16 +11,15 @@ takes every so many-th step. Each save also writes the averaged weights as a dif
 
 import argparse
 import copy
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from tools.demo_image_model.captions import STARTS_AS, caption
-from tools.demo_image_model.checkpoint import Ema, load_state, save_state
 from tools.demo_image_model.latent_pool import LatentPools
 from tools.demo_image_model.model import (
     build_noise_schedule,
@@ -35,12 +34,12 @@ from tools.demo_image_model.object_weight import object_weight, weighted_mse
 from tools.demo_image_model.render import render
 from tools.demo_image_model.scenes import Scene, draw_scene, scene_rng, snapped
 from tools.demo_image_model.tokenizer import write_tokenizer
+from tools.demo_image_model.training_run import TrainingRun, add_arguments
 
 SEED = 3
 UNET_RATE, TEXT_RATE = 6e-4, 2e-4
 REFRESH = 8
 EMA_DECAY = 0.9992
-SAVE_EVERY = 200
 
 
 class Model(torch.nn.Module):
@@ -78,44 +77,27 @@ def draw_timesteps(
     return (spread * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
-def rate_factor(step: int, args: argparse.Namespace) -> float:
-    """Warm up, stay, fall linearly to a fiftieth."""
-    if step < args.warm_up:
-        return float((step + 1) / args.warm_up)
-    left = float((args.steps - step) / max(1, args.decay))
-    return min(1.0, max(0.02, left))
-
-
 class Trainer:
-    """One run: its model, data and place in the course of training."""
+    """One run with its data."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.run: Path = args.run
-        self.tokenizer = write_tokenizer(self.run / "tokenizer")
-        self.vae = load_vae(args.vae)
+        self._shift: float = args.shift
+        self._folder: Path = args.run
+        self._tokenizer = write_tokenizer(args.run / "tokenizer")
+        self.vae: Any = load_vae(args.vae)
         torch.manual_seed(SEED)
-        self.model = Model(build_text_encoder(self.tokenizer), build_unet())
+        self.model = model = Model(build_text_encoder(self._tokenizer), build_unet())
         if args.init is not None:
-            load_weights(self.model, self.tokenizer, args.init)
-        ready_for_training(self.model.unet)
-        self.model.train()
-        self.ema = Ema(self.model, EMA_DECAY)
-        groups = [{"params": self.model.unet.parameters(), "base": UNET_RATE * args.rate}]
+            load_weights(model, self._tokenizer, args.init)
+        ready_for_training(model.unet)
+        model.train()
+        rates: list[tuple[torch.nn.Module, float]] = [(model.unet, UNET_RATE)]
         if args.freeze_text:
-            self.model.text_encoder.requires_grad_(False)
+            model.text_encoder.requires_grad_(False)
         else:
-            text = self.model.text_encoder.parameters()
-            groups.append({"params": text, "base": TEXT_RATE * args.rate})
-        self.optimiser = torch.optim.AdamW(
-            groups,
-            betas=(0.9, 0.99),
-            weight_decay=0.01,
-            foreach=True,
-        )
-        self.step = 0
-        self._resume()
-        self.alphas = build_noise_schedule().alphas_cumprod
+            rates.append((model.text_encoder, TEXT_RATE))
+        self.run = TrainingRun(args, model, rates, ema_decay=EMA_DECAY)
+        self._alphas: torch.Tensor = build_noise_schedule().alphas_cumprod
         self.pools = LatentPools(
             args.size,
             lambda size, index: snapped(
@@ -125,60 +107,35 @@ class Trainer:
             pool_size=args.pool,
             batch=args.batch,
             refresh=REFRESH,
-            step=self.step,
+            step=self.run.step,
         )
 
-    def _resume(self) -> None:
-        state = load_state(self.run / "state.pt")
-        if state is not None:
-            self.model.load_state_dict(state["model"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.ema.shadow, self.ema.num_updates = state["ema"], state["num_updates"]
-            self.step = state["step"]
+    def train(self) -> None:
+        """Up to `--steps`."""
+        self.run.train(self._loss, self._save)
 
     @torch.no_grad()
     def _encode(self, size: int, scenes: Sequence[Scene]) -> torch.Tensor:
         images = render(scenes, size).to(memory_format=torch.channels_last)
         with mixed_precision():
-            latents = self.vae.encode(images).latent_dist.mode()
-        return latents.float() * self.vae.config.scaling_factor
+            latents: torch.Tensor = self.vae.encode(images).latent_dist.mode()
+        scale: float = self.vae.config.scaling_factor
+        return latents.float() * scale
 
-    def train(self) -> None:
-        """Up to `--steps`."""
-        args = self.args
-        started_s, first, running = time.monotonic(), self.step, 0.0
-        while self.step < args.steps:
-            factor = rate_factor(self.step, args)
-            for group in self.optimiser.param_groups:
-                group["lr"] = group["base"] * factor
-            loss = self._loss()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimiser.step()
-            self.optimiser.zero_grad()
-            self.ema.update(self.model)
-            self.pools.refresh(self.step)
-            self.step += 1
-            running += (loss.item() - running) / min(self.step - first, 200)
-            if self.step % 200 == 0:
-                speed = (self.step - first) * args.batch / (time.monotonic() - started_s)
-                print(f"step {self.step} loss {running:.4f} {speed:.0f} samples/s", flush=True)
-            if self.step % SAVE_EVERY == 0 or self.step == args.steps:
-                self._save()
-
-    def _loss(self) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(SEED * 1_000_003 + self.step)
-        scenes, latents = self.pools.sample(self.step, generator)
-        words = scene_rng(SEED + 1, self.step)
-        tokens = self.tokenizer(
+    def _loss(self, step: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
+        scenes, latents = self.pools.sample(step, generator)
+        self.pools.refresh(step)
+        words = scene_rng(SEED + 1, step)
+        tokens = self._tokenizer(
             [caption(scene, words) for scene in scenes],
             padding="max_length",
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        steps = draw_timesteps(len(scenes), len(self.alphas), generator, shift=self.args.shift)
+        steps = draw_timesteps(len(scenes), len(self._alphas), generator, shift=self._shift)
         noise = torch.randn(latents.shape, generator=generator)
-        inputs, target = noised(latents, noise, self.alphas[steps])
+        inputs, target = noised(latents, noise, self._alphas[steps])
         with mixed_precision():
             states = self.model.text_encoder(tokens).last_hidden_state
             inputs = inputs.to(memory_format=torch.channels_last)
@@ -186,24 +143,12 @@ class Trainer:
         # Not at the noisy end: where an object may lie anywhere, weights by where it does lie would
         # have the model draw it everywhere.
         above = object_weight([scene.items for scene in scenes], target.shape[-1])
-        above = above * self.alphas[steps][:, None, None, None]
+        above = above * self._alphas[steps][:, None, None, None]
         return weighted_mse(output.float(), target, above)
 
-    def _save(self) -> None:
-        save_state(
-            self.run / "state.pt",
-            {
-                "model": self.model.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "ema": self.ema.shadow,
-                "num_updates": self.ema.num_updates,
-                "step": self.step,
-            },
-        )
-        averaged = copy.deepcopy(self.model)
-        self.ema.copy_to(averaged)
+    def _save(self, averaged: Model) -> None:
         save_folder(
-            self.run / "pipeline",
+            self._folder / "pipeline",
             text_encoder=averaged.text_encoder,
             unet=averaged.unet,
             vae=copy.deepcopy(self.vae),
@@ -229,7 +174,7 @@ def load_weights(model: Model, tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="folder for state and result")
+    add_arguments(parser, steps=60_000, warm_up=500, decay=6000, pool=32_768)
     parser.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
     parser.add_argument("--init", type=Path, help="diffusers folder to start from")
     parser.add_argument(
@@ -251,13 +196,7 @@ def main() -> None:
         help="so many times as many of the noisiest timesteps, which settle where objects go and "
         "how many there are; below 1 more of the quietest, which settle their outlines",
     )
-    parser.add_argument("--steps", type=int, default=60_000)
-    parser.add_argument("--warm-up", type=int, default=500, help="first steps, with a rising rate")
-    parser.add_argument("--decay", type=int, default=6_000, help="last steps, with a falling rate")
-    parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
     parser.add_argument("--batch", type=int, default=64, help="of 64 pixels; fewer larger ones")
-    parser.add_argument("--pool", type=int, default=32_768, help="encoded scenes kept in memory")
-    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     Trainer(args).train()

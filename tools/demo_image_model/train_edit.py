@@ -10,8 +10,6 @@ step and resumable like the base training. Each save writes the averaged UNet as
 """
 
 import argparse
-import copy
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from tools.demo_image_model.checkpoint import Ema, load_state, save_state
 from tools.demo_image_model.edits import Edit, draw_training_edit
 from tools.demo_image_model.latent_pool import LatentPools
 from tools.demo_image_model.model import (
@@ -33,13 +30,13 @@ from tools.demo_image_model.model import (
 )
 from tools.demo_image_model.object_weight import object_weight, weighted_mse
 from tools.demo_image_model.render import render
-from tools.demo_image_model.train import draw_timesteps, noised, rate_factor
+from tools.demo_image_model.train import draw_timesteps, noised
+from tools.demo_image_model.training_run import TrainingRun, add_arguments
 
 SEED = 7
 RATE = 3e-4
 REFRESH = 8
 EMA_DECAY = 0.9992
-SAVE_EVERY = 200
 DROP = 0.05
 """Share of rows without the instruction, without either, and without the picture."""
 
@@ -68,17 +65,16 @@ def _load_unet(folder: Path) -> Any:
 
 
 class EditTrainer:
-    """One run: its UNet, data and place in the course of training."""
+    """One run with its data."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.run: Path = args.run
+        self._folder: Path = args.run
         self.vae: Any = load_vae(args.base / "vae")
-        self.tokenizer = CLIPTokenizer.from_pretrained(args.base / "tokenizer")
-        self.text_encoder = CLIPTextModel.from_pretrained(
+        self._tokenizer = CLIPTokenizer.from_pretrained(args.base / "tokenizer")
+        self._text_encoder = CLIPTextModel.from_pretrained(
             args.base / "text_encoder", dtype=torch.float32
         )
-        self.text_encoder.requires_grad_(False).eval()
+        self._text_encoder.requires_grad_(False).eval()
         # From an earlier editing UNet, or else from the base.
         if args.init is not None:
             unet = _load_unet(args.init)
@@ -86,15 +82,10 @@ class EditTrainer:
             unet = build_edit_unet(_load_unet(args.base / "unet"))
         self.unet = ready_for_training(unet)
         self.unet.train()
-        self.ema = Ema(self.unet, EMA_DECAY)
-        self.optimiser = torch.optim.AdamW(
-            self.unet.parameters(), betas=(0.9, 0.99), weight_decay=0.01, foreach=True
-        )
-        self.step = 0
-        self._resume()
+        self.run = TrainingRun(args, self.unet, [(self.unet, RATE)], ema_decay=EMA_DECAY)
         schedule: Any = build_noise_schedule()
-        self.alphas: torch.Tensor = schedule.alphas_cumprod
-        self.nothing = self._states([""])
+        self._alphas: torch.Tensor = schedule.alphas_cumprod
+        self._nothing = self._states([""])
         self.pools = LatentPools(
             args.size,
             lambda size, index: draw_training_edit(SEED + size, index),
@@ -102,16 +93,12 @@ class EditTrainer:
             pool_size=args.pool,
             batch=args.batch,
             refresh=REFRESH,
-            step=self.step,
+            step=self.run.step,
         )
 
-    def _resume(self) -> None:
-        state = load_state(self.run / "state.pt")
-        if state is not None:
-            self.unet.load_state_dict(state["unet"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.ema.shadow, self.ema.num_updates = state["ema"], state["num_updates"]
-            self.step = state["step"]
+    def train(self) -> None:
+        """Up to `--steps`."""
+        self.run.train(self._loss, self._save)
 
     @torch.no_grad()
     def _encode(self, size: int, edits: Sequence[Edit]) -> torch.Tensor:
@@ -125,86 +112,42 @@ class EditTrainer:
 
     @torch.no_grad()
     def _states(self, texts: list[str]) -> torch.Tensor:
-        tokens = self.tokenizer(
+        tokens = self._tokenizer(
             texts, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids
         with mixed_precision():
-            states: torch.Tensor = self.text_encoder(tokens).last_hidden_state
+            states: torch.Tensor = self._text_encoder(tokens).last_hidden_state
         return states.float()
 
-    def train(self) -> None:
-        """Up to `--steps`, or until `--seconds` are over."""
-        args = self.args
-        started_s, first, running = time.monotonic(), self.step, 0.0
-        while self.step < args.steps:
-            for group in self.optimiser.param_groups:
-                group["lr"] = RATE * args.rate * rate_factor(self.step, args)
-            loss = self._loss()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
-            self.optimiser.step()
-            self.optimiser.zero_grad()
-            self.ema.update(self.unet)
-            self.pools.refresh(self.step)
-            self.step += 1
-            running += (loss.item() - running) / min(self.step - first, 200)
-            passed_s = time.monotonic() - started_s
-            out_of_time = args.seconds is not None and passed_s > args.seconds
-            if self.step % 200 == 0 or out_of_time:
-                speed = (self.step - first) * args.batch / passed_s
-                print(f"step {self.step} loss {running:.4f} {speed:.0f} samples/s", flush=True)
-            if self.step % SAVE_EVERY == 0 or self.step == args.steps or out_of_time:
-                self._save()
-            if out_of_time:
-                break
-
-    def _loss(self) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(SEED * 1_000_003 + self.step)
-        edits, both = self.pools.sample(self.step, generator)
+    def _loss(self, step: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
+        edits, both = self.pools.sample(step, generator)
+        self.pools.refresh(step)
         latents, pictures = both.chunk(2, dim=1)
         states = self._states([edit.instruction for edit in edits])
         no_text, no_picture = drop_conditions(torch.rand(len(edits), generator=generator))
-        states = torch.where(no_text[:, None, None], self.nothing, states)
+        states = torch.where(no_text[:, None, None], self._nothing, states)
         pictures = torch.where(no_picture[:, None, None, None], 0.0, pictures)
-        steps = draw_timesteps(len(edits), len(self.alphas), generator)
+        steps = draw_timesteps(len(edits), len(self._alphas), generator)
         noise = torch.randn(latents.shape, generator=generator)
-        inputs, target = noised(latents, noise, self.alphas[steps])
+        inputs, target = noised(latents, noise, self._alphas[steps])
         inputs = torch.cat([inputs, pictures], dim=1).to(memory_format=torch.channels_last)
         with mixed_precision():
             output = self.unet(inputs, steps, states).sample
         items = [edit.source.items + edit.target.items for edit in edits]
         return weighted_mse(output.float(), target, object_weight(items, target.shape[-1]))
 
-    def _save(self) -> None:
-        save_state(
-            self.run / "state.pt",
-            {
-                "unet": self.unet.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "ema": self.ema.shadow,
-                "num_updates": self.ema.num_updates,
-                "step": self.step,
-            },
-        )
-        averaged: Any = copy.deepcopy(self.unet)
-        self.ema.copy_to(averaged)
-        averaged.to(torch.float16).save_pretrained(self.run / "unet_edit")
+    def _save(self, averaged: Any) -> None:
+        averaged.to(torch.float16).save_pretrained(self._folder / "unet_edit")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="folder for state and result")
+    add_arguments(parser, steps=20_000, warm_up=500, decay=3000, pool=32_768)
     parser.add_argument("--base", type=Path, required=True, help="diffusers folder of the base")
     parser.add_argument("--init", type=Path, help="an earlier run's `unet_edit` to start from")
     parser.add_argument("--size", type=int, nargs="+", default=[64], help="pixels of pictures")
-    parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--warm-up", type=int, default=500, help="first steps, with a rising rate")
-    parser.add_argument("--decay", type=int, default=3_000, help="last steps, with a falling rate")
-    parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rate")
     parser.add_argument("--batch", type=int, default=64, help="of 64 pixels; fewer larger ones")
-    parser.add_argument("--pool", type=int, default=32_768, help="encoded pairs kept in memory")
-    parser.add_argument("--seconds", type=float, help="save and stop after so long")
-    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     EditTrainer(args).train()

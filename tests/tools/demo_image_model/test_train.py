@@ -29,7 +29,7 @@ def test_goes_on_where_it_stopped(base, tmp_path):
     whole.train()
     trainer(base, tmp_path / "parts", 2).train()
     second = trainer(base, tmp_path / "parts", 4)
-    assert second.step == 2
+    assert second.run.step == 2
     second.train()
     pairs = zip(whole.model.named_parameters(), second.model.parameters(), strict=True)
     for (name, a), b in pairs:

@@ -7,16 +7,21 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from tools.demo_image_model.drawn import Drawn
+from tools.demo_image_model.scenes import draw_scene, scene_rng, snapped
 from tools.demo_image_model.train_decoder import DecoderTrainer
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
 
 def trainer(base: Path, run: Path, steps: int) -> DecoderTrainer:
+    for size in (64, 128):
+        scenes = [snapped(draw_scene(scene_rng(1, index))) for index in range(5)]
+        Drawn(torch.randn(5, 4, size // 8, size // 8).half(), scenes).save(run / f"{size}.pt")
     return DecoderTrainer(
         argparse.Namespace(
-            model=base, vae=base / "vae", run=run, size=[64, 128], steps=steps, warm_up=1,
-            decay=1, rate=1.0, pool=12,
+            vae=base / "vae", drawn=[run / "64.pt", run / "128.pt"], run=run, steps=steps,
+            warm_up=1, decay=1, rate=1.0, pool=12,
         )
     )  # fmt: skip
 
@@ -24,7 +29,7 @@ def trainer(base: Path, run: Path, steps: int) -> DecoderTrainer:
 def test_only_the_decoder_learns_and_a_run_goes_on(base, tmp_path):
     trainer(base, tmp_path, 2).train()
     second = trainer(base, tmp_path, 3)
-    assert second.step == 2
+    assert second.run.step == 2
     second.train()
     before, after = (
         AutoencoderKL.from_pretrained(folder).state_dict()

@@ -41,7 +41,7 @@ def trainer(base: Path, run: Path, steps: int) -> EditTrainer:
     return EditTrainer(
         argparse.Namespace(
             base=base, run=run, init=None, size=[64], steps=steps, warm_up=500, decay=1, rate=1.0,
-            batch=4, pool=18, seconds=None,
+            batch=4, pool=18,
         )
     )  # fmt: skip
 
@@ -52,7 +52,7 @@ def test_goes_on_where_it_stopped(base, tmp_path):
     whole.train()
     trainer(base, tmp_path / "parts", 2).train()
     second = trainer(base, tmp_path / "parts", 4)
-    assert second.step == 2
+    assert second.run.step == 2
     second.train()
     assert second.unet.conv_in.weight[:, 4:].any()
     for (name, a), b in zip(whole.unet.named_parameters(), second.unet.parameters(), strict=True):
