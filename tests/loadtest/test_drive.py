@@ -1,5 +1,4 @@
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -87,9 +86,7 @@ async def test_an_interrupt_keeps_what_is_there(
     planned = requests(40, 4, gap_s=None if concurrency else 0.03)
     async with Interrupt() as interrupt:
         asyncio.get_running_loop().call_later(0.3, interrupt.fire)
-        started = time.perf_counter()
         outcome = await drive(Workload("w", planned, concurrency), client, interrupt=interrupt)
-    assert time.perf_counter() - started < 5
     assert outcome.interrupted
     assert outcome.num_planned == 40
     errors = [record.error for record in outcome.records]

@@ -333,11 +333,11 @@ def test_the_hot_path_is_cheap(metrics):
     report = step(0, step_tokens=64)
     best_s = float("inf")
     for i in range(20):
-        start_s = time.perf_counter()
+        start_s = time.thread_time()
         metrics.of(SERVED_TEXT).on_step("m", replace(report, num_steps=i + 1))
         for meter, one in zip(meters, events, strict=True):
             meter.on_event(one)
-        best_s = min(best_s, time.perf_counter() - start_s)
+        best_s = min(best_s, time.thread_time() - start_s)
     assert best_s < 0.002, f"{best_s * 1e6:.0f} µs"
 
 

@@ -164,10 +164,10 @@ def test_constant_time_per_token(byte_level_tokenizer: Tokenizer) -> None:
     plain = byte_level_tokenizer.encode("a")[0]
     for ids in ([lead] * 100_000, [plain] * 100_000):
         detokenizer = IncrementalDetokenizer(byte_level_tokenizer, ids)
-        start = time.perf_counter()
+        start = time.thread_time()
         for token_id in ids:
             detokenizer.add((token_id,))
-        assert time.perf_counter() - start < 3.0
+        assert time.thread_time() - start < 3.0
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def test_linear_on_texts_that_almost_match(chunk: int) -> None:
     stop = ["a" * 100_000 + "b", "a" * 99_999 + "c", "a" * 50_000 + "ba"]
     text = "a" * 200_000 + "x"
     matcher = StopMatcher(stop)
-    start = time.perf_counter()
+    start = time.thread_time()
     sent = [matcher.add(text[i : i + chunk]) for i in range(0, len(text), chunk)]
-    assert time.perf_counter() - start < 5.0
+    assert time.thread_time() - start < 5.0
     assert "".join(sent) == text

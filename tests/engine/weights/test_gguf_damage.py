@@ -100,14 +100,14 @@ def test_changed_header(whole: bytes, tmp_path: Path, style: str) -> None:
         else:
             data[at : at + 8] = struct.pack("<Q", rng.choice([0, 2**31, 2**32, 2**62, 2**64 - 1]))
         path.write_bytes(data)
-        started_s = time.monotonic()
+        started_s = time.thread_time()
         try:
             load(path)
         except ModelLoadError:
             num_refused += 1
         except BaseException as error:
             pytest.fail(f"{error!r} at byte {at}, trial {trial}, seed {seed}")
-        assert time.monotonic() - started_s < 5, f"slow at byte {at}, trial {trial}, seed {seed}"
+        assert time.thread_time() - started_s < 5, f"slow at byte {at}, trial {trial}, seed {seed}"
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert num_refused > 10

@@ -1,4 +1,3 @@
-import time
 from typing import Any
 
 import pytest
@@ -13,11 +12,8 @@ from engine.weights.source import Checkpoint
 def test_smollm2_equals_transformers_tensor_by_tensor(
     smollm2_checkpoint: Checkpoint, smollm2_reference: Any
 ) -> None:
-    started_s = time.monotonic()
     config = load_model_config(smollm2_checkpoint)
     ours = dict(iter_weights(smollm2_checkpoint, config))
-    # About 1 s on two free cores; the limit is for a busy machine.
-    assert time.monotonic() - started_s < 10
     theirs, their_config = smollm2_reference.state_dict(), smollm2_reference.config
     del theirs["lm_head.weight"]
     assert ours.keys() == theirs.keys()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -302,9 +303,8 @@ async def test_tens_of_thousands_of_events_a_second() -> None:
             yield event(b"{}")
 
     connection = Connection()
-    loop = asyncio.get_running_loop()
-    start_s = loop.time()
+    start_s = time.thread_time()
     await connection.run(burst())
-    assert loop.time() - start_s < 4  # an idle core takes 0.05
+    assert time.thread_time() - start_s < 4  # an idle core takes 0.05
     assert connection.body.count(b"data: {}") == num_events
     assert sse.DONE in connection.body

@@ -256,10 +256,10 @@ def test_more_layers_than_can_be_built(
 ) -> None:
     path = folder / component / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    started_s = time.monotonic()
+    started_s = time.thread_time()
     with pytest.raises(ModelLoadError, match=f"{component} has {next(iter(change))} beyond 1024"):
         load(folder)
-    assert time.monotonic() - started_s < 20
+    assert time.thread_time() - started_s < 20
 
 
 def test_language_models_are_not_drawn_with(tmp_path: Path) -> None:
