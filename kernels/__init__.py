@@ -1,11 +1,12 @@
 """The hot operations: one folder per op, each fast version beside its readable reference.
 
-Owns arithmetic on tensors; knows no models, requests or HTTP. Start at `kernels/registry.py`, then
-read one folder, for example `kernels/rms_norm/`. What several operations use is in `shared` (Python
-and Triton) and `cpp` (headers), what was timed on this machine in `measured`, programs in `tools`.
+This package is arithmetic on tensors; it contains nothing about models, requests or HTTP. Start at
+`kernels/registry.py`, then read one folder, for example `kernels/rms_norm/`. Code that several
+operations use is in `shared` (Python and Triton) and `cpp` (headers), timings of this machine are
+in `measured`, programs in `tools`.
 
-Shape letters: `T` packed tokens, `B` sequences, `H` query heads, `K` key/value heads, `D` head
-dim, `C` hidden size, `I` intermediate size, `N` blocks, `S` block size, `M` blocks per table. For
+Shape letters: `T` packed tokens, `B` sequences, `H` query heads, `K` key/value heads, `D` head dim,
+`C` hidden size, `I` intermediate size, `N` blocks, `S` block size, `M` blocks per table. For
 images: `R` rows (request × guidance branch), `Q` queries, `L` keys.
 """
 

@@ -1,7 +1,7 @@
-"""`python -m kernels`: which implementation of each op runs on this machine, and why.
+"""`python -m kernels`: shows which implementation of each op runs on this machine, and why.
 
-Asked with a typical call: the op's first benchmark, in bf16, on the GPU if there is one. Then what
-products of a GGUF file's weights take, by which `--quantization auto` decides.
+Each op is asked with a typical call: its first benchmark, in bf16, on the GPU if there is one. Then
+follow the times of products with a GGUF file's weights, by which `--quantization auto` decides.
 """
 
 import argparse
@@ -23,7 +23,7 @@ IN_RESERVE = "in reserve"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print what the machine offers and a line per op. Exit code 2: it lacks what was asked for."""
+    """Print what the machine offers and a line per op; exit with 2 if `--cpu-isa` is impossible."""
     parser = argparse.ArgumentParser(prog="python -m kernels", description=__doc__)
     cache_folder.add_argument(parser)
     isa.add_argument(parser)
@@ -46,7 +46,7 @@ _TIMES = (*(f"{rows} rows" for rows in ROWS), "mean", f"time packed / plain, at 
 
 
 def _products() -> Iterator[tuple[str, ...]]:
-    """Of a model in bf16 whose weights are all of one type."""
+    """Yield the rows for models in bf16 whose weights are all of one type."""
     for one, times in product_times(COMMON_TYPES, torch.bfloat16).items():
         kept = "plain" if prefers_plain(times.mean_ratio) else "packed"
         ratios = (f"{ratio:.2f}" for ratio in (*times.ratios, times.mean_ratio))

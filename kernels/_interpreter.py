@@ -1,13 +1,14 @@
-"""What Triton's interpreter (3.6 to 3.9) gets wrong, put right where kernels are interpreted.
+"""Corrections of Triton's interpreter (3.6 to 3.9) for processes that interpret kernels.
 
-It keeps bf16 numbers as their bits: it multiplies the bits in `tl.dot`, converts them as if they
-were integers to every type but fp32, and cuts fp32 numbers off instead of rounding them. GPUs do
-not, so kernels need no way around it. It leaves products to BLAS, whose order of additions depends
-on the processor, the number of rows and their place; a GPU's does not, so there is one order here.
-Sums and products of bf16 numbers stay wrong: kernels widen what they load.
+The interpreter keeps bf16 numbers as their bits: it multiplies the bits in `tl.dot`, converts them
+as if they were integers to every type but fp32, and truncates fp32 numbers instead of rounding
+them. GPUs do not, so kernels need no way around it. It leaves products to BLAS, whose order of
+additions depends on the processor, the number of rows and their place; a GPU's does not, so there
+is one order here. Sums and products of bf16 numbers remain wrong: kernels widen the numbers that
+they load.
 
-It knows no specialisation either: an integer that is 1 reaches a compiled kernel as a constant,
-which has no `.to`, and must reach an interpreted one as such.
+The interpreter has no specialisation either: an integer that is 1 reaches a compiled kernel as a
+constant, which has no `.to`, so it must reach an interpreted one as a constant, too.
 """
 
 import functools
@@ -26,7 +27,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 
 
 def repair() -> None:
-    """Give the interpreter conversions and products that know bf16, and specialised arguments."""
+    """Give the interpreter correct conversions and products of bf16, and specialised arguments."""
     InterpretedFunction.run = _run_specialised
     plain_cast, plain_dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
     plain_fp_to_fp = InterpreterBuilder.create_fp_to_fp
@@ -51,7 +52,7 @@ def repair() -> None:
     def dot(self: Any, a: Any, b: Any, d: Any, *args: Any, **kwargs: Any) -> Any:
         a, b = _widened(a), _widened(b)
         if a.dtype.scalar.is_fp8() or not d.dtype.scalar.is_floating():
-            # fp8 is widened there; sums of integers are exact in any order.
+            # The interpreter widens fp8 there; sums of integers are exact in any order.
             return plain_dot(self, a, b, d, *args, **kwargs)
         return TensorHandle(_product(a.data, b.data, d.data.dtype) + d.data, d.dtype.scalar)
 
@@ -61,7 +62,7 @@ def repair() -> None:
 
 
 def _run_specialised(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-    """Hand over as constants what the JIT would."""
+    """Pass as constants the arguments that the JIT would."""
     if warmup:
         return
     executor = GridExecutor(self.rewrite(), self.arg_names, grid, self.pre_run_hooks)
@@ -73,13 +74,14 @@ def _run_specialised(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: A
 
 @functools.cache
 def _binder(interpreted: Any) -> Any:
-    """The JIT's function that tells types and specialisations of a kernel's arguments."""
+    """Return the JIT's function that determines types and specialisations of a kernel's
+    arguments."""
     compiled = JITFunction(interpreted.fn, **interpreted.kwargs)
     return create_function_from_signature(compiled.signature, compiled.params, BaseBackend)
 
 
 def _widened(handle: Any) -> Any:
-    """bf16 to fp32; everything else as it is."""
+    """Widen bf16 to fp32; keep everything else."""
     if handle.dtype.scalar != tl.bfloat16:
         return handle
     bits = handle.data.astype(np.uint32) << 16
@@ -87,7 +89,8 @@ def _widened(handle: Any) -> Any:
 
 
 def _product(a: Any, b: Any, dtype: Any) -> Any:
-    """`a @ b`, [..., M, K] and [..., K, N]: each number is its K products added one by one."""
+    """Compute `a @ b`, [..., M, K] and [..., K, N], by adding the K products of each number one by
+    one."""
     columns = np.ascontiguousarray(np.moveaxis(a, -1, 0), dtype)[..., None]
     rows = np.ascontiguousarray(np.moveaxis(b, -2, 0), dtype)[..., None, :]
     with np.errstate(over="ignore", invalid="ignore"):
@@ -99,7 +102,7 @@ def _product(a: Any, b: Any, dtype: Any) -> Any:
 
 
 def _rounded(handle: Any) -> Any:
-    """fp32 to bf16: to the nearest, ties to even; NaN stays NaN."""
+    """Round fp32 to bf16: to the nearest, ties to even; NaN stays NaN."""
     bits = np.ascontiguousarray(handle.data).view(np.uint32)
     nearest = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
     bits = np.where(np.isnan(handle.data), (bits >> 16) | 0x40, nearest)
@@ -107,5 +110,5 @@ def _rounded(handle: Any) -> Any:
 
 
 def _like(dst_type: Any, scalar: Any) -> Any:
-    """`dst_type` with another element type."""
+    """Return `dst_type` with another element type."""
     return tl.block_type(scalar, dst_type.shape) if dst_type.is_block() else scalar

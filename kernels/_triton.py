@@ -1,8 +1,8 @@
-"""The one place that imports Triton. Everything else works where it is not installed.
+"""The only module that imports Triton. Everything else works where Triton is not installed.
 
 An op's `triton.py` takes `triton` and `tl` from here, and `<op>/__init__.py` imports it only if
-`AVAILABLE`. Kernels must not depend on how many rows share a launch: fixed tiles along the
-reduced dimension, no atomic sums, no autotuned tile that changes an order of accumulation.
+`AVAILABLE`. Kernels must not depend on how many rows share a launch: fixed tiles along the reduced
+dimension, no atomic sums, no autotuned tile that changes an order of accumulation.
 """
 
 import functools
@@ -20,7 +20,7 @@ __all__ = ["AVAILABLE", "capability", "runs_on", "tl", "triton"]
 AVAILABLE = triton is not None
 
 if AVAILABLE:
-    # The default differs between releases, and some warn that they will change it.
+    # The default differs between releases, and some warn that it will change.
     triton.knobs.language.default_fp_fusion = True
 
 if AVAILABLE and triton.knobs.runtime.interpret:
@@ -30,14 +30,14 @@ if AVAILABLE and triton.knobs.runtime.interpret:
 
 
 def cache_is_default() -> bool:
-    """Whether nobody said where Triton keeps what it compiles."""
+    """Whether the folder of Triton's compiled kernels is the default one."""
     cache = triton.knobs.cache
     return bool(cache.dir == cache.get_triton_dir("cache"))
 
 
 pretended_gpu: int | None = None
-"""Compute capability of a GPU that is not there, while `kernels.tools.launches.recorded` asks what
-would be launched on it."""
+"""Compute capability of a pretended GPU, while `kernels.tools.launches.recorded` records its
+launches."""
 
 
 def runs_on(*tensors: torch.Tensor) -> bool:
@@ -46,7 +46,7 @@ def runs_on(*tensors: torch.Tensor) -> bool:
 
 
 def capability(device: torch.device) -> int:
-    """Of a GPU: 80 for an A100. Interpreted kernels pretend to be there."""
+    """Return the compute capability of a GPU: 80 for an A100, and also for interpreted kernels."""
     if pretended_gpu is not None:
         return pretended_gpu
     return _capability(device) if device.type == "cuda" else 80

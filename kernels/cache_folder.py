@@ -1,7 +1,7 @@
-"""Where compiled operations, and what was measured on this machine, are kept between starts.
+"""The folder that keeps compiled operations and measured times of this machine between starts.
 
-Whoever starts kernels may name a folder, before the first operation is built; a server names the
-one of its `cache_dir`.
+A program may set the folder before the first operation is built; a server uses one in its
+`cache_dir`.
 """
 
 import argparse
@@ -15,12 +15,13 @@ _folder = DEFAULT
 
 
 def cache_folder() -> Path:
-    """The folder, which need not exist yet."""
+    """Return the folder, which need not exist yet."""
     return _folder.expanduser()
 
 
 def use_cache_folder(folder: Path) -> None:
-    """Keep everything in `folder`; what Triton compiles, too, unless its own knob says where."""
+    """Keep everything in `folder`, including Triton's compiled kernels unless its own setting names
+    a folder."""
     global _folder
     _folder = folder
     if _triton.AVAILABLE and _triton.cache_is_default():
@@ -28,7 +29,7 @@ def use_cache_folder(folder: Path) -> None:
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
-    """`--kernels-dir`, for programs that should find what a server compiled."""
+    """Add `--kernels-dir`, for programs that should find the operations that a server compiled."""
     parser.add_argument(
         "--kernels-dir",
         type=Path,

@@ -1,8 +1,8 @@
 """The instruction set that the C++ operations are compiled for, one for the whole process.
 
-`native` uses whatever the processor has. A rung is a level of x86-64 as compilers name it, with
-more instructions for products or without: what is compiled for it runs, with the same arithmetic,
-on every processor that reaches it. Any lower rung can be chosen, to be tested and timed.
+`native` uses all features of the processor. A rung is a level of x86-64 as compilers name it, with
+more instructions for products or without: code compiled for a rung runs, with the same arithmetic,
+on every processor that has its features. Any lower rung can be chosen, to be tested and timed.
 """
 
 import argparse
@@ -22,7 +22,7 @@ RUNGS = {
     "x86-64-v4-bf16": _V4_BF16,
     "x86-64-v4-amx": (*_V4_BF16, "amx_tile", "amx_bf16"),
 }
-"""By name, lowest first: what a processor must have, in the words of /proc/cpuinfo."""
+"""The features that each rung needs, by name and lowest first, in the words of /proc/cpuinfo."""
 _BEYOND_LEVEL = {
     "avx_vnni": "-mavxvnni",
     "avx512_vnni": "-mavx512vnni",
@@ -30,16 +30,16 @@ _BEYOND_LEVEL = {
     "amx_tile": "-mamx-tile",
     "amx_bf16": "-mamx-bf16",
 }
-"""What compilers are told of features that no level has."""
+"""Compiler options for features that no level includes."""
 
 _chosen = NATIVE
 
 
 def choose(name: str) -> None:
-    """Compile for it from now on; `auto` is native. To be called before any operation runs.
+    """Compile for a rung from now on; `auto` is native. Call this before any operation runs.
 
     Raises:
-        ValueError: the processor cannot run what would be compiled.
+        ValueError: the processor lacks features of the rung.
     """
     global _chosen
     lacks = missing(name)
@@ -49,7 +49,7 @@ def choose(name: str) -> None:
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
-    """`--cpu-isa`, for programs that run operations as a server does that has this setting."""
+    """Add `--cpu-isa`, for programs that run operations as a server with this setting does."""
     choices = ("auto", NATIVE, *RUNGS)
     parser.add_argument(
         "--cpu-isa", choices=choices, default=_chosen, help="instructions to compile for"
@@ -57,52 +57,53 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen() -> str:
-    """What operations are compiled for: `native` or a rung's name."""
+    """Return the instruction set that operations are compiled for: `native` or a rung's name."""
     return _chosen
 
 
 def compiler_flags() -> list[str]:
-    """What compilers are told: a level of x86-64 and what is used beyond it."""
+    """Return the compiler's options: a level of x86-64 and the features beyond it."""
     level = "-".join(_chosen.split("-")[:3])
     more = [_BEYOND_LEVEL[one] for one in RUNGS.get(_chosen, ()) if one in _BEYOND_LEVEL]
     return [f"-march={level}", *more]
 
 
 def multiplies_bf16() -> bool:
-    """Whether what is compiled multiplies pairs of bf16 numbers; else arithmetic is fp32."""
+    """Whether compiled operations multiply pairs of bf16 numbers; otherwise arithmetic is fp32."""
     return "avx512_bf16" in RUNGS.get(_chosen, features())
 
 
 def multiplies_packed_bf16() -> bool:
-    """Whether packed weights are rounded to bf16 and meet activations in pairs: with the matrix
-    unit, or where products of pairs are as fast as those of integers."""
+    """Whether packed weights are rounded to bf16 and multiplied in pairs: with the matrix unit, or
+    where products of pairs are as fast as those of integers."""
     has_unit = "amx_bf16" in RUNGS.get(_chosen, features())
     return has_unit or (multiplies_bf16() and cpuinfo().get("vendor_id") != "GenuineIntel")
 
 
 def multiplies_int16(*, bf16: bool) -> bool:
-    """Whether activations meet weights of few bits as 16-bit integers, where that is faster than
-    fp32: fp16 ones always, bf16 ones where they are not multiplied in pairs."""
+    """Whether activations are multiplied by weights of few bits as 16-bit integers, where that is
+    faster than fp32: fp16 ones always, bf16 ones where they are not multiplied in pairs."""
     has = RUNGS.get(_chosen, features())
     is_faster = "avx512_vnni" in has or ("avx2" in has and "avx512f" not in has)
     return is_faster and not (bf16 and multiplies_packed_bf16())
 
 
 def missing(name: str) -> list[str]:
-    """The features of a rung that this processor lacks; none of them for `native` and `auto`."""
+    """Return the features of a rung that this processor lacks; empty for `native` and `auto`."""
     return [feature for feature in RUNGS.get(name, ()) if feature not in features()]
 
 
 @functools.cache
 def features() -> frozenset[str]:
-    """What the processor has, in the words of /proc/cpuinfo; empty where there is none."""
+    """Return the processor's features in the words of /proc/cpuinfo; empty if there is no such
+    file."""
     info = cpuinfo()
     return frozenset(info.get("flags", info.get("Features", "")).split())
 
 
 @functools.cache
 def cpuinfo() -> dict[str, str]:
-    """/proc/cpuinfo, of the first core where they differ."""
+    """Read /proc/cpuinfo, for the first core where cores differ."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

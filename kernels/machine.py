@@ -1,4 +1,4 @@
-"""What this machine offers to kernels, in words; for tables and reports."""
+"""The resources of this machine that matter to kernels, in words, for tables and reports."""
 
 import os
 import platform
@@ -12,26 +12,26 @@ CPU_FLAGS = (
     *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
     *("amx_tile", "amx_bf16", "amx_int8"),
 )
-"""Of /proc/cpuinfo, those that the C++ operations make use of or that a reader asks for."""
+"""The flags of /proc/cpuinfo that the C++ operations use or that interest a reader."""
 
 
 def cpu_name() -> str:
-    """As the processor calls itself."""
+    """Return the processor's own name."""
     return isa.cpuinfo().get("model name", platform.processor() or platform.machine())
 
 
 def cpu_flags() -> list[str]:
-    """Which of `CPU_FLAGS` there are."""
+    """Return the flags of `CPU_FLAGS` that this processor has."""
     return [flag for flag in CPU_FLAGS if flag in isa.features()]
 
 
 def num_cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0))
 
 
 def last_level_cache_bytes() -> int:
-    """Of the CPU; 32 MiB where the system does not say."""
+    """Return the size of the CPU's last-level cache; 32 MiB where the system does not state it."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text().strip()
@@ -40,7 +40,7 @@ def last_level_cache_bytes() -> int:
 
 
 def gpu_name() -> str | None:
-    """Of the first NVIDIA GPU, with its compute capability."""
+    """Return the name of the first NVIDIA GPU with its compute capability, or None."""
     if not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability()
@@ -48,7 +48,7 @@ def gpu_name() -> str | None:
 
 
 def facts() -> dict[str, str]:
-    """What decides which implementations run, by heading."""
+    """Return the facts that decide which implementations run, by heading."""
     return {
         "CPU": f"{cpu_name()}, {num_cores()} cores, {' '.join(cpu_flags()) or 'no vector flags'}",
         "C++": _cpp(),
@@ -61,6 +61,6 @@ def facts() -> dict[str, str]:
 def _cpp() -> str:
     lack = native.missing()
     if lack is not None:
-        return f"{lack}: slower PyTorch operations run instead"
+        return f"{lack}; slower PyTorch operations run instead"
     flags = [flag for flag in native.flags() if flag.startswith(("-O", "-m"))]
     return f"{native.compiler_name()}, {isa.chosen()}: {' '.join(flags)}"

@@ -1,10 +1,10 @@
 """Builds and loads the C++ operations (`<op>/*.cpp`).
 
 They have a plain C interface, so no PyTorch header is compiled: all take less than a minute, once
-per machine and instruction set (`kernels/isa.py`). Each source's object file is cached under a
-hash of the source, the headers in `kernels/cpp` and those of its folder, the compiler and the
-processor; so is the library that they are linked to. Without a compiler the composed PyTorch
-implementations run instead, and one warning says so.
+per machine and instruction set (`kernels/isa.py`). Each source's object file is cached under a hash
+of the source, the headers in `kernels/cpp` and those of its folder, the compiler and the processor;
+so is the library that they are linked to. Without a compiler the composed PyTorch implementations
+run instead, and one warning says so.
 """
 
 import concurrent.futures
@@ -37,7 +37,7 @@ Function = Callable[..., None]
 
 KERNELS = Path(__file__).parent
 SHARED = "cpp"
-"""Of `KERNELS`: the folder of the headers that several operations include."""
+"""The folder in `KERNELS` of the headers that several operations include."""
 FLAGS = (
     "-O3",
     "-fopenmp",
@@ -50,19 +50,19 @@ FLAGS = (
 )
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_TIMEOUT_S = 1200
-"""Wall time: on a busy machine half a minute of computing takes many."""
+"""Wall time: on a busy machine half a minute of computing can take many minutes."""
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Storage types and their codes in `native.h`."""
 
 BUILD_CORE_S = 110
-"""What all of it takes of one core of an AMD EPYC (Zen 5)."""
+"""Core-seconds of a whole build on an AMD EPYC (Zen 5)."""
 
 _UNFINISHED = "building-"
 _ROOM_BYTES = 64 << 20
-"""Of the cache's disk: object files, the library, and a compiler's temporary files."""
+"""Free space needed on the cache's disk for object files, the library, and temporary files."""
 
 _OWN_FLAGS = re.compile(r"^// compile with (-\S+)$", re.MULTILINE)
-"""A source may ask for one more, such as to round every operation by itself."""
+"""A source may ask for one more option, such as to round every operation by itself."""
 
 _CTYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 
@@ -71,16 +71,21 @@ log = logging.getLogger(__name__)
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The loaded operations, built if need be; None where they cannot be built."""
+    """Return the loaded operations, built if necessary; None if they cannot be built."""
     compiler = _compiler()
     if compiler is None:
-        log.warning("no C++ compiler found: CPU operations run on PyTorch, slower; install g++")
+        log.warning(
+            "no C++ compiler found; CPU operations run on PyTorch, which is slower; install g++"
+        )
         return None
     try:
         return ctypes.CDLL(str(_built(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
-        log.warning("the C++ operations cannot be built, PyTorch runs instead: %s", reason[-2000:])
+        log.warning(
+            "the C++ operations cannot be built; PyTorch runs instead, which is slower: %s",
+            reason[-2000:],
+        )
         return None
 
 
@@ -91,7 +96,7 @@ def is_built() -> bool:
 
 
 def share_built() -> Callable[[], float]:
-    """Tells how much of the library has been compiled, 0 to 1, by whatever process."""
+    """Return a function that tells which share of the library, 0 to 1, any process has compiled."""
     compiler = _compiler()
     sizes = {_object(compiler, source): _size(source) for source in _sources()} if compiler else {}
     total = sum(sizes.values()) or 1
@@ -99,7 +104,8 @@ def share_built() -> Callable[[], float]:
 
 
 def library_path() -> Path:
-    """Where `library()` is; its name tells sources, compiler, instructions and processor.
+    """Return the path of `library()`; its name depends on sources, compiler, instructions and
+    processor.
 
     Raises:
         RuntimeError: there is no library.
@@ -111,20 +117,21 @@ def library_path() -> Path:
 
 
 def missing() -> str | None:
-    """Why there is no library, in a few words; None: there is one. Builds it if need be."""
+    """Return the reason why there is no library, or None if there is one, building it if
+    necessary."""
     if library() is not None:
         return None
     return "no C++ compiler" if _compiler() is None else "the C++ operations cannot be built"
 
 
 def compiler_name() -> str | None:
-    """The first C++ compiler there is, as it calls itself."""
+    """Return the name of the first C++ compiler that is found, in its own words."""
     compiler = _compiler()
     return None if compiler is None else _version(compiler).splitlines()[0]
 
 
 def flags() -> list[str]:
-    """What the compiler is told beside a source's own wishes."""
+    """Return the compiler's options, without those that a source asks for."""
     return [*isa.compiler_flags(), *FLAGS]
 
 
@@ -133,7 +140,8 @@ def _compiler() -> str | None:
 
 
 def _built(compiler: str) -> Path:
-    """Path of the library. Processes that start together leave building it to one of them."""
+    """Return the path of the library. Processes that start together leave the build to one of
+    them."""
     target = _target(compiler)
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -144,23 +152,26 @@ def _built(compiler: str) -> Path:
 
 
 def _build(compiler: str, target: Path) -> None:
-    # The long ones first: one of them alone at the end would leave other cores idle.
+    # Long ones first: one of them alone at the end would leave other cores idle.
     sources = sorted(_sources(), key=_size, reverse=True)
     if shutil.disk_usage(target.parent).free < _ROOM_BYTES:
-        raise OSError(errno.ENOSPC, "the disk of the cache folder is full")
+        raise OSError(
+            errno.ENOSPC,
+            "the disk of the cache folder is full; free space or set another cache_dir",
+        )
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         builds = [pool.submit(_compiled, compiler, source) for source in sources]
         try:
             for build in concurrent.futures.as_completed(builds):
                 build.result()
-        finally:  # the others would fail, too, and take minutes for it
+        finally:  # the others would fail, too, after minutes
             pool.shutdown(wait=False, cancel_futures=True)
     objects = [str(build.result()) for build in builds]
     _run_to(target, [compiler, *flags(), "-shared", *objects])
 
 
 def _compiled(compiler: str, source: Path) -> Path:
-    """Path of one source's object file."""
+    """Return the path of one source's object file."""
     target = _object(compiler, source)
     if not target.exists():
         own = _OWN_FLAGS.findall(source.read_text())
@@ -174,7 +185,7 @@ def _object(compiler: str, source: Path) -> Path:
 
 
 def _run_to(target: Path, command: list[str]) -> None:
-    """Run a compiler so that `target` is either whole or not there."""
+    """Run a compiler so that `target` is either complete or absent."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=_UNFINISHED) as folder:
@@ -190,7 +201,7 @@ def _run_to(target: Path, command: list[str]) -> None:
 
 
 def _remove_abandoned(cache: Path) -> None:
-    """What builds left behind that were killed."""
+    """Remove files of builds that were killed."""
     for folder in cache.glob(f"{_UNFINISHED}*"):
         with contextlib.suppress(OSError):  # another process may remove it, too
             if time.time() - folder.stat().st_mtime > 2 * BUILD_TIMEOUT_S:
@@ -202,7 +213,7 @@ def _sources() -> list[Path]:
 
 
 def _size(source: Path) -> int:
-    """Of what is compiled, in bytes, without shared headers."""
+    """Return the size of a source in bytes, including its folder's headers but not shared ones."""
     return sum(path.stat().st_size for path in [source, *source.parent.glob("*.h")])
 
 
@@ -211,7 +222,7 @@ def _target(compiler: str) -> Path:
 
 
 def _key(compiler: str, sources: list[Path]) -> str:
-    """What a compiled file depends on."""
+    """Return a hash of everything that a compiled file depends on."""
     parts = [_version(compiler), " ".join(flags()), platform.machine(), _processor()]
     folders = [KERNELS / SHARED, *(source.parent for source in sources)]
     headers = [path for folder in folders for path in sorted(folder.glob("*.h"))]
@@ -226,12 +237,13 @@ def _version(compiler: str) -> str:
 
 
 def _processor() -> str:
-    """What `-march=native` depends on."""
+    """Describe the features that `-march=native` depends on."""
     return " ".join(sorted(isa.features())) or platform.processor()
 
 
 def function(name: str, signature: str) -> Function:
-    """The C function `name` with its argument types set: `p` pointer, `i` integer, `f` float.
+    """Return the C function `name` with its argument types set: `p` pointer, `i` integer, `f`
+    float.
 
     Raises:
         RuntimeError: there is no library; `supports` functions ask `library()` first.
@@ -276,15 +288,15 @@ _noted = _Noted()
 
 @contextlib.contextmanager
 def noting_calls() -> Iterator[list[Callable[[], object]]]:
-    """The list that this thread's calls of C functions are added to meanwhile instead of being
-    made: what they would fill holds anything."""
+    """Note this thread's calls of C functions in the yielded list instead of making them. Their
+    outputs stay unset."""
     calls: list[Callable[[], object]] = []
     with _noting_to(calls):
         yield calls
 
 
 def making_calls() -> contextlib.AbstractContextManager[None]:
-    """Calls are made and not noted meanwhile, whatever is around."""
+    """Make calls instead of noting them within this context, even inside `noting_calls`."""
     return _noting_to(None)
 
 
@@ -303,8 +315,8 @@ def is_noting() -> bool:
 
 
 def runs_on(first: torch.Tensor, *others: torch.Tensor) -> bool:
-    """Whether the C++ operations take these tensors: on the CPU, one dtype that they know."""
-    # Asked before every operation of a step, so no generator and no `device.type`.
+    """Whether the C++ operations take these tensors: all on the CPU and of one known dtype."""
+    # This runs before every operation of a step, so it avoids generators and `device.type`.
     dtype = first.dtype
     if dtype not in DTYPES or not first.is_cpu:
         return False

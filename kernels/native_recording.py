@@ -1,7 +1,7 @@
-"""Computations on the CPU that are recorded, to be done again without the Python between the calls.
+"""Computations on the CPU that are recorded, to be repeated without the Python between the calls.
 
-A step calls a few hundred operations, each for some microseconds of Python: checks, memory,
-views. What they then call in C++ is the same in every step with as many rows, if inputs and results
+A step calls a few hundred operations, each with some microseconds of Python: checks, memory, views.
+Their calls of C++ are the same in every step with the same number of rows, if inputs and results
 keep their addresses. So a recording is a list of calls, as a CUDA graph is one of launches.
 """
 
@@ -22,10 +22,11 @@ from kernels import native
 from kernels.noted_calls import joined
 
 PROMPT_ROWS = 8
-"""Steps with prompts are recorded for multiples of so many rows."""
+"""Steps with prompts are recorded for multiples of this number of rows."""
 MOST_PROMPT_ROWS = 256
 SMALLEST_BUFFER = 4096
-"""Bytes; sizes above are rounded up to powers of two, so that recordings share buffers."""
+"""Bytes of the smallest buffer; larger sizes are rounded up to powers of two, so that recordings
+share buffers."""
 
 _aten = torch.ops.aten
 _ALLOCATIONS = (
@@ -37,11 +38,11 @@ _ALLOCATIONS = (
 
 
 class NotRecordable(RuntimeError):
-    """A computation depends on numbers that may differ the next time, or needs much memory."""
+    """A computation depends on numbers that may differ the next time, or needs too much memory."""
 
 
 def refuse_recording(reason: str) -> None:
-    """Called by operations whose intermediate results no recording should keep.
+    """Refuse a recording of an operation whose intermediate results must not be kept.
 
     Raises:
         NotRecordable: this thread is recording.
@@ -57,17 +58,19 @@ class NativeRecording:
     calls: Sequence[Callable[[], object]]
     output: Tensor
     memory: "_Buffers"
-    """What the calls' addresses are in, beside the inputs."""
+    """The memory that the calls use, besides the inputs."""
 
     def replay(self) -> Tensor:
-        """Compute again from what the inputs hold now. The result's memory is that of the next."""
+        """Compute again from the present contents of the inputs. The next replay reuses the
+        result's memory."""
         for call in self.calls:
             call()
         return self.output
 
 
 class NativeRecorder:
-    """Records functions of tensors. All recordings work in the same memory: one runs at a time."""
+    """Records functions of tensors. All recordings use the same memory, so only one may run at a
+    time."""
 
     is_cheap = True
 
@@ -75,23 +78,25 @@ class NativeRecorder:
         self._buffers = _Buffers()
 
     def padded(self, num_rows: int) -> int:
-        """The number of rows to record for so many: the same, since on a CPU each one costs."""
+        """Return the number of rows to record for this many: the same, since on a CPU each row
+        costs time."""
         return num_rows
 
     def padded_with_prompts(self, num_rows: int) -> int | None:
-        """Few numbers for many, since each has to be recorded, and none for so many rows that
-        Python hardly counts beside them."""
+        """Return one of a few numbers of rows, since each must be recorded; None for so many rows
+        that Python hardly matters."""
         if num_rows > MOST_PROMPT_ROWS:
             return None
         return -(-num_rows // PROMPT_ROWS) * PROMPT_ROWS
 
     def record(self, run: Callable[[], Tensor]) -> NativeRecording:
-        """`run` is called once. It must be a fixed sequence of operations, whatever its inputs
-        hold: those of C++ are noted instead of being computed, which is most of a step's time;
-        PyTorch's are computed, from what their inputs happen to hold, and noted as well.
+        """Record a function, which is called once. It must be a fixed sequence of operations,
+        whatever its inputs hold: those of C++ are noted instead of being computed, which is most of
+        a step's time; PyTorch's are computed from the present contents of their inputs, and noted
+        as well.
 
         Raises:
-            NotRecordable: it reads numbers of a tensor, or calls what gives several.
+            NotRecordable: it reads numbers of a tensor, or calls an operation with several results.
         """
         with native.noting_calls() as calls, _Noting(self._buffers, calls):
             output = run()
@@ -100,8 +105,8 @@ class NativeRecorder:
 
 @contextlib.contextmanager
 def computed_once() -> Iterator[None]:
-    """For what a function does only when it is first needed, such as to fill a table: it is no part
-    of a recording that happens to be made then."""
+    """Run code that is needed only once, such as filling a table, without making it part of a
+    recording."""
     with _disable_current_modes(), native.making_calls():
         yield
 
@@ -112,9 +117,9 @@ class _Buffers:
     def __init__(self) -> None:
         self._free: dict[int, list[Tensor]] = defaultdict(list)
         self._made: dict[int, Tensor] = {}
-        """All buffers that there are, by address."""
+        """All buffers, by address."""
         self.num_bytes = 0
-        """Of them."""
+        """Bytes of all buffers."""
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         num_bytes = dtype.itemsize
@@ -127,15 +132,15 @@ class _Buffers:
             self._made[free[0].data_ptr()] = free[0]
             self.num_bytes += rounded
         buffer = free.pop()
-        # A tensor keeps the array that it was made from, not its views: when the last tensor goes
-        # that shares the memory, so does the array.
+        # A tensor keeps the array that it was made from alive, not its views: the array goes when
+        # the last tensor that shares the memory goes.
         array = buffer.numpy()[:num_bytes]
         weakref.finalize(array, free.append, buffer).atexit = False
         return torch.from_numpy(array).view(dtype).view(tuple(shape))
 
     def borrowed(self, given: Any) -> Any:
-        """Of a tensor in a buffer, one over the same memory that does not keep it from being used
-        again; anything else as it is."""
+        """Return a tensor over the same memory that does not keep its buffer from being reused;
+        anything that is not a tensor in a buffer is returned unchanged."""
         if not isinstance(given, Tensor):
             return given
         buffer = self._made.get(given.untyped_storage().data_ptr())
@@ -146,7 +151,7 @@ class _Buffers:
 
 
 class _Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees to it that results have addresses that last, and notes what PyTorch computes."""
+    """A mode that gives results lasting addresses and notes the computations of PyTorch."""
 
     def __init__(self, buffers: _Buffers, calls: list[Callable[[], object]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -155,7 +160,7 @@ class _Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Else torch imports its compiler, for seconds, when the first step is recorded.
+        # Otherwise torch imports its compiler, for seconds, when the first step is recorded.
         return False
 
     def __torch_dispatch__(
@@ -170,7 +175,8 @@ class _Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
             view = run()
             if _shares_memory(view, args):
                 return view
-            # In inference mode `contiguous` and `reshape` come as views, and may have copied.
+            # In inference mode `contiguous` and `reshape` appear as views, though they may have
+            # copied.
             return self._computed(run, view)
         if func in _ALLOCATIONS:
             return self._lasting(run())
@@ -179,31 +185,32 @@ class _Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._calls.append(self._again(run))
             return result
         if not isinstance(result, Tensor):
-            # Numbers that the host reads, by which it may go on differently.
-            raise NotRecordable(f"{func}: only operations that give one tensor are recorded")
+            # The host reads these numbers and may then behave differently.
+            raise NotRecordable(f"{func}: only operations that return one tensor can be recorded")
         return self._computed(run, result)
 
     def _computed(self, run: functools.partial[Any], result: Tensor) -> Tensor:
-        """A result in memory that lasts, which `run` fills again."""
+        """Copy a result to lasting memory, which `run` fills again."""
         lasting = self._lasting(result).copy_(result)
         place, again = self._buffers.borrowed(lasting), self._again(run)
         self._calls.append(lambda: place.copy_(again()))
         return lasting
 
     def _again(self, run: functools.partial[Any]) -> functools.partial[Any]:
-        """What is noted stays, and its arguments with it: they would be all layers' at once."""
+        """Make a noted call that does not keep its arguments' memory: kept, the memory of all
+        layers would add up."""
         args, kwargs = tree_map(self._buffers.borrowed, (run.args, run.keywords))
         return functools.partial(run.func, *args, **kwargs)
 
     def _lasting(self, result: Tensor) -> Tensor:
-        """Contiguous memory of a recording for a tensor like this."""
+        """Return contiguous memory of a recording for a tensor like this."""
         if result.device.type != "cpu" or not result.is_contiguous():
-            raise NotRecordable("only contiguous results in the host's memory are recorded")
+            raise NotRecordable("only contiguous results in the host's memory can be recorded")
         return self._buffers.empty(result.shape, result.dtype)
 
 
 def _shares_memory(view: Tensor, args: Sequence[Any]) -> bool:
-    """Whether it is of the first argument's memory."""
+    """Whether a view shares the first argument's memory."""
     first = args[0]
     return (
         isinstance(first, Tensor)

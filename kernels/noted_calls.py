@@ -1,7 +1,7 @@
 """Noted calls of C functions in a row, made in one call of their own.
 
-Python gets in between only once for all of them: it would take a microsecond or two after each, and
-more whenever another thread has Python to run.
+Python runs only once for all of them; it would take a microsecond or two after each call, and more
+whenever another thread needs Python.
 """
 
 import ctypes
@@ -14,9 +14,9 @@ from kernels import native
 from kernels.native import NotedCall
 
 MOST_WHOLE, MOST_REAL = 24, 4
-"""Pointers and integers, and floats, that a function may take. As in `calls.cpp`."""
+"""The most pointers and integers, and floats, that a function may take. As in `calls.cpp`."""
 MACHINES = ("x86_64", "aarch64")
-"""Where all functions can be called alike."""
+"""Machines on which all functions can be called in the same way."""
 
 
 class _Call(ctypes.Structure):
@@ -28,7 +28,7 @@ class _Call(ctypes.Structure):
 
 
 def joined(calls: Iterable[Callable[[], object]]) -> list[Callable[[], object]]:
-    """Fewer calls, which do the same in the same order."""
+    """Return fewer calls that do the same in the same order."""
     found: list[Callable[[], object]] = []
     for can_be, run in groupby(calls, _can_be_joined):
         alike = list(run)
@@ -52,9 +52,10 @@ def _in_one(calls: Sequence[NotedCall]) -> Callable[[], object]:
 
 
 def _make_calls(table: "ctypes.Array[_Call]", arrays: object) -> None:
-    """
+    """Make the calls of a table.
+
     Args:
-        arrays: what the calls' pointers lead to, which lasts as long as they do.
+        arrays: the memory that the calls' pointers refer to, kept alive as long as the calls.
     """
     _function()(table, len(table))
 

@@ -1,4 +1,4 @@
-"""Why an implementation does not run, in words for whoever wonders why the server is slow."""
+"""The reasons why an implementation does not run, for people who wonder why the server is slow."""
 
 from collections.abc import Iterable
 
@@ -8,11 +8,12 @@ from torch import Tensor
 from kernels import _triton, native
 
 _HOMES = {"cpu": "cpu", "triton": "cuda"}
-"""Implementation → type of the device that its tensors are on."""
+"""The type of the device of each implementation's tensors."""
 
 
 def refusal(name: str, arguments: Iterable[object]) -> str:
-    """What keeps `name` from taking these arguments; the machine's lacks come first."""
+    """Return the reason why `name` does not take these arguments, or first the lack of the
+    machine."""
     home = _HOMES.get(name)
     lack = missing(name)
     if lack is not None:
@@ -20,11 +21,11 @@ def refusal(name: str, arguments: Iterable[object]) -> str:
     elsewhere = {str(a.device.type) for a in arguments if isinstance(a, Tensor)} - {home}
     if home is not None and elsewhere:
         return f"the tensors are on {'/'.join(sorted(elsewhere))}"
-    return "does not take these arguments"
+    return "does not support these arguments"
 
 
 def missing(name: str) -> str | None:
-    """What this machine lacks for any implementation of that name; None: nothing."""
+    """Return what this machine lacks for any implementation of that name; None if nothing."""
     if name == "cpu":
         return native.missing()
     if name != "triton":

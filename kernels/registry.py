@@ -1,8 +1,8 @@
-"""How an op finds the implementation that runs.
+"""The choice of the implementation that runs an op.
 
 An op is declared by its reference: a typed function whose docstring is the contract. Faster
-implementations register under a name and say which arguments they support; whoever refuses falls
-through to the next, and the reference never refuses. Nothing here looks at the environment.
+implementations register under a name and say which arguments they support; a call that one refuses
+goes to the next, and the reference never refuses. Nothing here reads the environment.
 """
 
 import functools
@@ -22,7 +22,7 @@ ORDER = ("cpu", "triton", "composed")
 
 @dataclass(frozen=True, slots=True)
 class Implementation(Generic[P, R]):
-    """One way to compute an op."""
+    """A way to compute an op."""
 
     name: str
     function: Callable[P, R]
@@ -30,14 +30,14 @@ class Implementation(Generic[P, R]):
 
 
 class Op(Generic[P, R]):
-    """A callable that runs the first implementation which supports its arguments.
+    """A callable that runs the first implementation that supports its arguments.
 
     `cases` is the op's module of inputs: `CASES`, `make_inputs(case, dtype, device)`,
     `TOLERANCE[dtype]` and `outputs(result, inputs)`; tests and benchmarks read it. `TOLERANCE` is
-    for inputs of that dtype and comes on top of one rounding of each output to its own type.
-    Optional: `SLACK` (implementation name → dtype → more of it, where intermediate results are
-    rounded, too), `REFUSED` (implementation name → names of cases), exactly what it leaves to
-    others, and `TESTED_DTYPES`, where inputs are the same for other dtypes.
+    for inputs of that dtype and is added to one rounding of each output to its own type. Optional:
+    `SLACK` (implementation name → dtype → additional tolerance, where intermediate results are
+    rounded, too), `REFUSED` (implementation name → names of cases), exactly the cases it leaves to
+    others, and `TESTED_DTYPES`, if inputs are the same for other dtypes.
     """
 
     def __init__(self, reference: Callable[P, R], cases: ModuleType) -> None:
@@ -58,10 +58,12 @@ class Op(Generic[P, R]):
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Register the decorated function under one of the names in `ORDER`.
 
-        `supports` takes the op's arguments and looks at nothing but them and the hardware.
+        `supports` takes the op's arguments and looks only at them and the hardware.
         """
         if name not in ORDER or name in self.implementations():
-            raise ValueError(f"{self.name}: implementation {name!r} is unknown or already there")
+            raise ValueError(
+                f"{self.name}: implementation {name!r} is unknown or already registered"
+            )
 
         def register(function: Callable[P, R]) -> Callable[P, R]:
             self._implementations.append(Implementation(name, function, supports))
@@ -75,7 +77,8 @@ class Op(Generic[P, R]):
         return {one.name: one for one in self._implementations}
 
     def choice(self, *args: P.args, **kwargs: P.kwargs) -> tuple[str, dict[str, str]]:
-        """Which implementation these arguments get, and who refused before it for which reason."""
+        """Return the implementation for these arguments, and the reasons why earlier ones
+        refused."""
         refused: dict[str, str] = {}
         for one in self._implementations:
             if one.supports(*args, **kwargs):

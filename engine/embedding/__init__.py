@@ -1,1 +1,1 @@
-"""Texts to embeddings: an engine without caches, whose every step answers whole inputs."""
+"""Texts to embeddings: an engine without caches that answers whole inputs in each step."""

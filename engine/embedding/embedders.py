@@ -1,4 +1,4 @@
-"""A checkpoint's encoder or decoder, with its weights, as what embeds texts."""
+"""A checkpoint's encoder or decoder, loaded with its weights to embed texts."""
 
 import math
 from dataclasses import dataclass
@@ -35,13 +35,13 @@ from engine.weights.weight_plan import WeightPlan, plan_within_memory
 CONFIG = "config.json"
 
 _STATE_COPIES = 16
-"""About so many times the hidden states of a step exist at once: projections, a layer's keys and
+"""About how many copies of a step's hidden states exist at once: projections, a layer's keys and
 values, the MLP's inner states and their activation. For the arbiter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedEmbedder:
-    """What embeds texts, and its facts."""
+    """A model that embeds texts, and facts about it."""
 
     model: Embedder
     architecture: str
@@ -57,10 +57,10 @@ class LoadedEmbedder:
 def load_embedder(
     checkpoint: Checkpoint, intent: EngineConfig, machine: MachineFacts, host: Host
 ) -> LoadedEmbedder:
-    """Read the checkpoint, ask for its memory, fill its weights.
+    """Read the checkpoint, reserve its memory and load its weights.
 
     Raises:
-        ModelLoadError: one of its kinds; the message is fit for clients.
+        ModelLoadError: the checkpoint cannot be loaded; the message is fit for clients.
     """
     if checkpoint.kind == "folder":
         keys = MetadataKeys(read_json(checkpoint.path / CONFIG), CONFIG)
@@ -78,7 +78,8 @@ def _load_encoder(
 ) -> LoadedEmbedder:
     config = read_encoder_config(keys)
     layout = read_sentence_layout(checkpoint.path)
-    # Embeddings are compared with each other, where bfloat16 would show; encoders are small.
+    # Embeddings are compared with each other, so bfloat16's rounding would show; encoders are
+    # small.
     dtype_name = "float32" if intent.dtype == "auto" else intent.dtype
     dtype = torch_dtype(dtype_name)
     max_model_len = _max_model_len(intent, layout, config.max_position_embeddings)
@@ -114,7 +115,9 @@ def _load_decoder(
         config = load_model_config(checkpoint).within(intent.max_model_len)
     except UnsupportedArchitecture as error:
         encoders = ", ".join(supported_encoders())
-        raise UnsupportedArchitecture(f"{error.message}; encoders: {encoders}") from error
+        raise UnsupportedArchitecture(
+            f"{error.message}; supported encoders are {encoders}"
+        ) from error
     layout = SentenceLayout(pooling="last")
     if checkpoint.kind == "folder":
         layout = read_sentence_layout(checkpoint.path, default="last")
@@ -162,18 +165,18 @@ def _reserve_states(
     machine: MachineFacts,
     host: Host,
 ) -> None:
-    """Ask for the memory of a step."""
+    """Reserve the memory of a step."""
     widest = max(config.hidden_size, config.intermediate_size)
     states = _STATE_COPIES * step_tokens * widest * dtype.itemsize
     host.reserve(machine.device, "activations", states, machine.free_memory_bytes)
 
 
 def _max_model_len(intent: EngineConfig, layout: SentenceLayout, positions: int) -> int:
-    """Tokens of the longest input. What is set may go beyond what the layout says, but not beyond
-    the model's positions; text models beside this one may well take more."""
+    """Return the tokens of the longest input. The setting may exceed the layout's length but not
+    the model's positions; text models served beside this one may take longer texts."""
     return min(intent.max_model_len or layout.max_tokens or positions, positions)
 
 
 def _step_tokens(intent: EngineConfig, max_model_len: int) -> int:
-    """Most tokens of a step."""
+    """Return the most tokens of a step."""
     return max(intent.max_num_batched_tokens, max_model_len)

@@ -1,8 +1,8 @@
 """Steps over whole inputs: `EmbeddingEngine`.
 
 A step takes as many waiting inputs as fit into its token budget, embeds them in one forward pass
-and answers them. Requests take turns, an input each, after which they arrive anew: one that brings
-a thousand does not hold up one that brings a single one.
+and answers them. Requests take turns of one input each and queue again after each turn, so a
+request with a thousand inputs does not hold up one with a single input.
 """
 
 import itertools
@@ -26,20 +26,20 @@ from engine.types import FinishReason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingLimits:
-    """What the engine keeps to."""
+    """The limits of the engine."""
 
     max_model_len: int
-    """Tokens of an input."""
+    """The most tokens of an input."""
     vocab_size: int
     dimensions: int
     normalizes: bool
-    """Embeddings are made of length 1."""
+    """Whether embeddings are scaled to length 1."""
     max_num_seqs: int
-    """Inputs of a step."""
+    """The most inputs of a step."""
     max_num_batched_tokens: int
-    """Tokens of a step, unless a single input has more."""
+    """The most tokens of a step, unless a single input has more."""
     max_num_queued: int
-    """Inputs that may wait, unless a single request brings more."""
+    """The most inputs that may wait, unless a single request has more."""
     scheduling_policy: Policy = "fcfs"
 
 
@@ -48,12 +48,12 @@ class _Waiting:
     """A request with inputs left."""
 
     rank: tuple[int, ...]
-    """Of its next turn."""
+    """The rank of the request's next turn."""
     request: EmbeddingRequest
     left: deque[int]
-    """Numbers of the inputs that no step has taken yet."""
+    """Indices of the inputs that no step has taken yet."""
     is_new: bool = True
-    """None of its inputs has been in a step."""
+    """Whether none of the inputs has been in a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,22 +84,22 @@ class EmbeddingEngine:
         """Queue a request.
 
         Raises:
-            InvalidParameter: inputs or dimensions that the model cannot take.
-            QueueFull: as many inputs wait as may.
+            InvalidParameter: the model cannot take the inputs or dimensions.
+            QueueFull: the queue has no room for more inputs.
         """
         self._check(request)
         num_waiting = self._num_waiting()
         if num_waiting and num_waiting + len(request.inputs) > self._limits.max_num_queued:
             raise QueueFull(
-                f"{num_waiting} inputs are waiting and {len(request.inputs)} more were asked for; "
-                f"the limit is {self._limits.max_num_queued}; try again later"
+                f"{num_waiting} inputs are waiting and this request has {len(request.inputs)} "
+                f"more; the limit is {self._limits.max_num_queued}; try again later"
             )
         left = deque(range(len(request.inputs)))
         self._waiting.push(_Waiting(self._next_rank(request), request, left))
 
     def abort(self, request_id: str, index: int | None = None) -> None:
-        """Drop a request's inputs that wait; unknown ids are ignored, and who asks for one input
-        alone."""
+        """Drop a request's waiting inputs. Unknown ids are ignored, and so are calls for a single
+        input."""
         if index is not None:
             return
         for waiting in [w for w in self._waiting if w.request.request_id == request_id]:
@@ -132,11 +132,11 @@ class EmbeddingEngine:
         return replace(self._stats, num_running=running, num_waiting=self._num_waiting())
 
     def reset_totals(self) -> None:
-        """Forget the steps so far, such as a trial's."""
+        """Reset the totals, for example after a trial step."""
         self._stats = EmbeddingStats()
 
     def shutdown(self) -> None:
-        """Nothing is held beside the model."""
+        """Do nothing, since nothing is held besides the model."""
 
     def _num_waiting(self) -> int:
         return sum(len(one.left) for one in self._waiting)
@@ -148,27 +148,27 @@ class EmbeddingEngine:
         limits = self._limits
         if request.dimensions is not None and not 1 <= request.dimensions <= limits.dimensions:
             raise InvalidParameter(
-                f"dimensions is {request.dimensions}; this model's embeddings have "
-                f"{limits.dimensions}",
+                f"dimensions is {request.dimensions}; it must be from 1 to {limits.dimensions} for "
+                f"this model",
                 param="dimensions",
             )
         for index, token_ids in enumerate(request.inputs):
             if not 1 <= len(token_ids) <= limits.max_model_len:
                 raise InvalidParameter(
-                    f"input[{index}] has {len(token_ids)} tokens; this model takes 1 to "
+                    f"input[{index}] has {len(token_ids)} tokens; it must have from 1 to "
                     f"{limits.max_model_len}",
                     param="input",
                 )
             if not 0 <= min(token_ids) <= max(token_ids) < limits.vocab_size:
                 raise InvalidParameter(
-                    f"input[{index}] has a token id outside of the vocabulary, which ends at "
+                    f"input[{index}] has a token id outside the vocabulary; ids go from 0 to "
                     f"{limits.vocab_size - 1}",
                     param="input",
                 )
 
     def _schedule(self) -> list[_Input]:
-        """Inputs of the next step: an input of each request in turn, those of a less important one
-        behind all others, until one does not fit."""
+        """Choose the inputs of the next step: one input of each request in turn, less important
+        requests last, until an input does not fit."""
         limits = self._limits
         chosen: list[_Input] = []
         num_tokens = 0
@@ -193,8 +193,8 @@ class EmbeddingEngine:
         return _Input(waiting.request, waiting.left.popleft(), queue_time_s)
 
     def _answer(self, inputs: list[_Input]) -> list[EmbeddingEvent]:
-        """One event per input. Inputs that fail together are tried one by one, so that each
-        answers for itself alone."""
+        """Return one event per input. Inputs that fail together are tried one by one, so that an
+        input's failure affects no other."""
         try:
             embedded = self._model.embed([one.token_ids for one in inputs]).cpu()
             finite = embedded.isfinite().all(1).tolist()
@@ -218,7 +218,7 @@ class EmbeddingEngine:
 
     def _bytes(self, row: Tensor) -> bytes:
         if self._limits.normalizes:
-            # As sentence-transformers: what has no length stays as it is.
+            # As in sentence-transformers, an embedding of length 0 stays as it is.
             row = torch.nn.functional.normalize(row, dim=0)
         data: bytes = row.numpy().astype("<f4").tobytes()
         return data

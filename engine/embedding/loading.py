@@ -1,4 +1,4 @@
-"""From a checkpoint to an engine that embeds: load, warm up, tell the server."""
+"""Loads a checkpoint into an engine for embeddings, warms it up and informs the server."""
 
 import time
 from dataclasses import asdict
@@ -26,11 +26,11 @@ log = structlog.get_logger(__name__)
 
 
 def makes_embeddings(checkpoint: Checkpoint, wanted: WantedKind) -> bool:
-    """Whether that is wanted, or a folder is an encoder's or was written by
+    """Whether the operator wants embeddings, or a folder is an encoder's or was written by
     sentence-transformers.
 
     Raises:
-        CorruptFile: its config.json is damaged.
+        CorruptFile: the folder's config.json is damaged.
     """
     if wanted == "embedding":
         return True
@@ -46,7 +46,7 @@ def load_engine(
     """Load a checkpoint and serve it as `model_id`.
 
     Raises:
-        ModelLoadError: one of its kinds; the message is fit for clients.
+        ModelLoadError: the checkpoint cannot be loaded; the message is fit for clients.
     """
     started_s = time.monotonic()
     machine = machine_facts(intent.device)
@@ -78,7 +78,7 @@ def load_engine(
 
 
 def embedding_limits(loaded: LoadedEmbedder, intent: EngineConfig) -> EmbeddingLimits:
-    """What the engine keeps to."""
+    """Return the limits of the engine."""
     return EmbeddingLimits(
         max_model_len=loaded.max_model_len,
         vocab_size=loaded.vocab_size,
@@ -92,10 +92,10 @@ def embedding_limits(loaded: LoadedEmbedder, intent: EngineConfig) -> EmbeddingL
 
 
 def warm_up(engine: EmbeddingEngine, limits: EmbeddingLimits) -> None:
-    """One step, so that the first request does not pay for lazy set-up.
+    """Run one step, so that the first request does not pay for lazy set-up.
 
     Raises:
-        ModelLoadError: it brings no embedding, or one of numbers that are not finite.
+        ModelLoadError: the step fails, or its embedding is not finite.
     """
     token_ids = [0] * min(8, limits.max_model_len)
     engine.add(EmbeddingRequest(request_id="warm-up", model="", inputs=[token_ids]))
@@ -103,7 +103,7 @@ def warm_up(engine: EmbeddingEngine, limits: EmbeddingLimits) -> None:
     for event in events:
         if event.failure is not None:
             raise ModelLoadError(
-                f"a trial embedding failed: {event.failure.message}; the weights are damaged, or "
-                f"overflow in their dtype: fetch the model again, or set another dtype"
+                f"a trial embedding failed: {event.failure.message}; the weights are damaged or "
+                f"overflow in their dtype; fetch the model again or set another dtype"
             )
     engine.reset_totals()

@@ -14,18 +14,18 @@ _LINE_BYTES = 64
 
 
 class Arrays:
-    """Zeros where the model is, for some number of adapters.
+    """Zero-filled arrays on the model's device, sized for a number of adapters.
 
-    On a CPU all that an adapter has for linear layers lies side by side, in huge pages: each alone
-    is too small for one. What no adapter has filled takes no memory, so there may be room for all
-    that may ever come, and none of them moves when another one comes.
+    On a CPU all linear layers of an adapter lie side by side in huge pages, because each alone is
+    too small for one. Arrays that no adapter has filled take no memory, so there can be room for
+    all adapters that may ever come, and none of them moves when another one is loaded.
 
     Args:
-        num_slots: adapters that there may ever be.
-        row_bytes: of each of `rows` that will be asked for, for one adapter.
+        num_slots: the largest number of adapters.
+        row_bytes: the bytes that one adapter takes in each call of `rows` to come.
 
     Raises:
-        OSError: the process may not have so much address space; so does `zeros`.
+        OSError: the process may not have that much address space; `zeros` raises it too.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Arrays:
         self.num_slots = num_slots
         self._numbers = numbers
         self._stride = sum(map(_lines, row_bytes))
-        """Bytes from an adapter to the next one."""
+        """Bytes from one adapter to the next."""
         self._rows = self._piece = torch.empty(0, dtype=torch.uint8)
         self._used_rows = self._used = 0
         if device.type == "cpu" and num_slots * self._stride > 0:
@@ -47,7 +47,7 @@ class Arrays:
             self._rows = torch.frombuffer(memory, dtype=torch.uint8)
 
     def zeros(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """New ones, each array by itself, in the model's type if no other is given."""
+        """Create arrays of zeros, in the model's dtype if none is given."""
         dtype = dtype or self._numbers.dtype
         if self.device.type != "cpu":
             return torch.zeros(shape, dtype=dtype, device=self.device)
@@ -60,7 +60,7 @@ class Arrays:
         return found.view(dtype).view(shape)
 
     def rows(self, rank: int, length: int) -> Tensor:
-        """[L, r, length], or packed if adapters are."""
+        """Create an array [L, r, length], packed if adapters are."""
         shape = (self.num_slots, *self._numbers.shape(rank, length))
         dtype = self._numbers.kept_dtype
         if self.device.type != "cpu":
@@ -71,5 +71,5 @@ class Arrays:
 
 
 def _lines(num_bytes: int) -> int:
-    """Up to a line's end."""
+    """Round a number of bytes up to whole cache lines."""
     return -(-num_bytes // _LINE_BYTES) * _LINE_BYTES

@@ -8,7 +8,7 @@ from engine.lora.peft_files import Adapter
 
 
 class Copies:
-    """By the adapters' keys. Those that were used least lately go first.
+    """Adapters in the host's memory by key; the least recently used go first.
 
     Args:
         capacity_bytes: see `Host.reserve`.
@@ -24,7 +24,7 @@ class Copies:
         return sum(adapter.num_bytes for adapter, _ in self._kept.values())
 
     def get(self, key: str) -> Adapter | None:
-        """None: there is none of that key."""
+        """Return the adapter of a key, or None if there is none."""
         if key not in self._kept:
             return None
         self._kept.move_to_end(key)
@@ -46,17 +46,17 @@ class Copies:
             grant = self._host.borrow(
                 "cpu", "copies of adapters", adapter.num_bytes, self._capacity_bytes
             )
-        except InsufficientMemory:  # its files are there
+        except InsufficientMemory:  # it can be read from its files
             return
         self._kept[key] = (adapter, grant)
 
     def shrink(self, most_bytes: int) -> None:
-        """Let go what is more than that."""
+        """Drop copies until the rest takes no more than `most_bytes`."""
         while self._kept and self.num_bytes > most_bytes:
             self.drop(next(iter(self._kept)))
 
     def drop(self, key: str) -> None:
-        """Unknown keys are ignored."""
+        """Drop the copy of a key; unknown keys are ignored."""
         _, grant = self._kept.pop(key, (None, None))
         if grant is not None:
             self._host.give_back(grant)

@@ -1,8 +1,8 @@
-"""DoRA: adapters that also set how long the rows of the updated weights are.
+"""DoRA: adapters that also set the lengths of the rows of the updated weights.
 
-`y = g · (W + s·B·A) x + bias`, with `g = m / ‖W + s·B·A‖` for each output. The norms do
-not depend on x, so they are taken once, when the adapter is loaded; B then has g in it, and what is
-left for a step is `(g - 1) · (y - bias)`.
+`y = g · (W + s·B·A) x + bias`, with `g = m / ‖W + s·B·A‖` for each output. The norms do not depend
+on x, so they are computed once, when the adapter is loaded; B then includes g, and a step only adds
+`(g - 1) · (y - bias)`.
 
 Paper: Liu et al. 2024, arXiv:2402.09353.
 """
@@ -22,14 +22,15 @@ from engine.models.layers.linear import Linear
 from engine.models.layers.weight_slots import WeightOptions
 
 INPUTS_AT_ONCE = 256
-"""Of a layer, whose weights are looked at between two steps."""
+"""Inputs of a layer whose weights are examined between two steps."""
 _HOT = 256.0
 """A power of two, large enough that a bias of some size does not drown the weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """Those of all adapters for some neighbouring outputs. Place 0 is for rows without any."""
+    """The gates of all adapters for neighbouring outputs. Place 0 is for rows without an
+    adapter."""
 
     less_one: Tensor
     """[L + 1, out] fp32."""
@@ -40,7 +41,7 @@ class Gates:
 
     @classmethod
     def empty(cls, num_adapters: int, outputs: int, arrays: Arrays) -> Self:
-        """Of adapters that have none."""
+        """Create the gates of adapters that have none."""
         return cls(
             arrays.zeros(num_adapters + 1, outputs, dtype=torch.float32),
             arrays.zeros(num_adapters + 1, dtype=torch.bool),
@@ -48,14 +49,14 @@ class Gates:
         )
 
     def put(self, slot: int, gate: Gate | None) -> None:
-        """Set what the adapter in a slot has, whatever was there before."""
+        """Set the gates of the adapter in a slot, replacing those that were there."""
         self.is_set[slot + 1] = gate is not None
         self.less_one[slot + 1] = 0.0 if gate is None else gate.less_one.to(self.bias.device)
         if gate is not None:
             self.bias.copy_(gate.bias)
 
     def copy_from(self, other: "Gates", count: int) -> None:
-        """Take those of the first adapters of other arrays over."""
+        """Copy the gates of the first `count` adapters from other arrays."""
         self.less_one[: count + 1] = other.less_one[: count + 1]
         self.is_set[: count + 1] = other.is_set[: count + 1]
         self.bias.copy_(other.bias)
@@ -71,10 +72,10 @@ class Gates:
 def with_gates(
     adapter: Adapter, layers: Iterable[Linear | LmHead], options: WeightOptions
 ) -> Generator[None, None, Adapter]:
-    """The adapter with its magnitudes made gates. Pauses where a step may be taken.
+    """Turn the adapter's magnitudes into gates. Yields where the engine may take a step.
 
     Raises:
-        ModelLoadError: a row of the updated weights has no length.
+        ModelLoadError: a row of the updated weights has length 0.
     """
     updates = dict(adapter.updates)
     for layer in layers:
@@ -101,8 +102,8 @@ def with_gates(
 
 
 def _one_hot(layer: Linear | LmHead, first: int, last: int, options: WeightOptions) -> Tensor:
-    """Rows that each have one input alone, which is how weights of any form can be read; a row of
-    zeros where there are none."""
+    """Create rows with a single input of 1 each, which read weights of any format. Rows past the
+    last input are zeros."""
     shape = (max(1, last - first), layer.in_features)
     rows = torch.zeros(shape, dtype=options.dtype, device=options.device)
     rows.diagonal(first)[: last - first] = _HOT
@@ -114,5 +115,5 @@ def _gated(path: str, update: Update, norms: Tensor, bias: Tensor) -> Update:
     gate = update.magnitude / norms
     b = (update.b.float() * gate).to(update.b.dtype)
     if not (gate.isfinite().all() and b.isfinite().all()):
-        raise ModelLoadError(f"{path} has a row of weights without a length")
+        raise ModelLoadError(f"{path} has a row of weights with length 0; DoRA cannot scale it")
     return replace(update, b=b, magnitude=None, gate=Gate(gate - 1, bias.cpu()))

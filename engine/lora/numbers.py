@@ -1,4 +1,4 @@
-"""In what the numbers of adapters are kept."""
+"""The number format in which adapters are stored."""
 
 import math
 from collections.abc import Collection
@@ -12,28 +12,29 @@ from kernels.lora_gather import chunk_bytes, num_chunks, pack_each
 
 
 class AdapterNumbers(NamedTuple):
-    """Those of updates of linear and output layers; embeddings' are in the model's type."""
+    """The format of updates of linear and output layers; those of embeddings are in the model's
+    dtype."""
 
     dtype: torch.dtype
-    """The model's."""
+    """The model's dtype."""
     is_packed: bool = False
-    """They have 8 bits (`kernels.lora_gather.packed`)."""
+    """Whether the numbers have 8 bits (`kernels.lora_gather.packed`)."""
 
     def shape(self, rank: int, length: int) -> tuple[int, int]:
-        """Of the array that A or B is, of so many inputs or outputs."""
+        """The shape of the array for A or B with `length` inputs or outputs."""
         return (num_chunks(rank), chunk_bytes(length)) if self.is_packed else (rank, length)
 
     def num_bytes(self, rank: int, length: int) -> int:
-        """That the array takes."""
+        """The bytes of the array for A or B."""
         return math.prod(self.shape(rank, length)) * self.kept_dtype.itemsize
 
     @property
     def kept_dtype(self) -> torch.dtype:
-        """Of the arrays."""
+        """The dtype of the arrays."""
         return torch.uint8 if self.is_packed else self.dtype
 
     def kept(self, adapter: Adapter, layers: Collection[str]) -> Adapter:
-        """An adapter as it is kept. Takes its time.
+        """Convert an adapter to the format in which it is stored. Slow.
 
         Args:
             layers: linear and output layers.

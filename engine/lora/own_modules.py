@@ -1,8 +1,8 @@
 """Whole modules that adapters bring in place of the model's: embeddings, output layers, norms.
 
-Each is what its module makes of a weight (`own_copy`), in memory of its own beside the arrays that
-all adapters share. A step computes all of its rows with each of them and takes those that have it;
-output layers compute their own rows alone.
+Each is made by the model's module from a weight (`own_copy`), in memory of its own beside the
+arrays that all adapters share. A step computes all of its rows with each of them and selects those
+that have it; output layers compute their own rows alone.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,10 +19,10 @@ Copyable = TokenEmbedding | LmHead | RmsNorm
 
 
 class OwnModules:
-    """By the slots of their adapters.
+    """The modules that adapters bring, by the slots of the adapters.
 
     Args:
-        modules: those that adapters may bring.
+        modules: those of the model that adapters may replace.
     """
 
     def __init__(self, modules: Iterable[Copyable]) -> None:
@@ -31,7 +31,7 @@ class OwnModules:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of what they may bring, by path."""
+        """The shapes of the modules that adapters may replace, by path."""
         return {
             path: (module.size,) if isinstance(module, RmsNorm) else module.shape
             for path, module in self._modules.items()
@@ -39,7 +39,7 @@ class OwnModules:
 
     @property
     def copies(self) -> CopiesOf:
-        """For the rows of a step."""
+        """The modules for the rows of a step."""
         found: dict[str, list[tuple[int, Any]]] = {}
         for slot, (made, _) in sorted(self._kept.items()):
             for path, copy in made.items():
@@ -47,18 +47,18 @@ class OwnModules:
         return found
 
     def make(self, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """What modules make of an adapter's weights. Takes its time."""
+        """Make modules from an adapter's weights. Slow."""
         return {path: self._modules[path].own_copy(weight) for path, weight in weights.items()}
 
     def put(self, slot: int, made: Mapping[str, Any], grant: Grant) -> None:
-        """Have the rows of a slot use them.
+        """Set the modules for the rows of a slot.
 
         Args:
-            grant: of their memory.
+            grant: the grant of the modules' memory.
         """
         self._kept[slot] = (made, grant)
 
     def drop(self, slot: int) -> Grant | None:
-        """Forget those of a slot; returns their memory's grant."""
+        """Forget the modules of a slot and return their memory's grant."""
         _, grant = self._kept.pop(slot, (None, None))
         return grant

@@ -1,7 +1,7 @@
 """Adapters as PEFT saves them: `adapter_config.json` beside `adapter_model.safetensors`.
 
-Everything that could go wrong is found before any number is used: what the configuration asks for
-and we do not have, names and shapes from the file's header, then that the numbers are finite.
+Everything that can go wrong is found before any number is used: unsupported settings in the
+configuration, names and shapes in the file's header, then numbers that are not finite.
 """
 
 import math
@@ -31,16 +31,17 @@ from kernels import copy_matrices
 
 WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 MAX_RANK = 256
-"""That `kernels.lora_gather` takes."""
+"""The largest rank that `kernels.lora_gather` takes."""
 DTYPES = ("F32", "F16", "BF16")
 
 _PREFIX = "base_model.model."
 _MAGNITUDE = "lora_magnitude_vector"
 _LINEAR, _TABLE = ("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")
 _BASE = "base_layer"
-"""The base model's own embedding or output layer, which PEFT saves beside an update of it."""
+"""The part name of the base model's own embedding or output layer, which PEFT saves beside an
+update."""
 _COPY = "weight"
-"""Of a whole module: one of `modules_to_save`."""
+"""The part name of a whole module, one of `modules_to_save`."""
 
 Shapes = Mapping[str, tuple[int, int]]
 """Outputs and inputs of a model's linear layers, by the checkpoint's names."""
@@ -48,27 +49,27 @@ Shapes = Mapping[str, tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class ModelShapes:
-    """What an adapter may change, by the checkpoint's names."""
+    """The layers that an adapter may change, by the checkpoint's names."""
 
     linear: Shapes
     tables: Shapes = field(default_factory=dict)
-    """Of embeddings: the size of a row, and how many there are."""
+    """Sizes of embeddings: the size of a row, and the number of rows."""
     copies: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Of weights that it may bring whole."""
+    """Shapes of weights that an adapter may replace."""
 
     def sides(self, name: str) -> tuple[str, str] | None:
-        """The tensors of an update. None: it cannot be updated."""
+        """The tensors of an update, or None if the layer cannot be updated."""
         if name in self.linear:
             return _LINEAR
         return _TABLE if name in self.tables else None
 
     def sizes(self, name: str) -> tuple[int, int]:
-        """Outputs and inputs of what can be updated."""
+        """Outputs and inputs of a layer that can be updated."""
         return self.linear[name] if name in self.linear else self.tables[name]
 
 
 class Need(NamedTuple):
-    """What an adapter's part of a layer needs room for."""
+    """The room that an adapter needs for one layer."""
 
     rank: int
     is_gated: bool
@@ -76,82 +77,83 @@ class Need(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """How DoRA scales a linear layer's whole outputs (`engine.lora.dora`)."""
+    """DoRA's scaling of a linear layer's whole outputs (`engine.lora.dora`)."""
 
     less_one: Tensor
     """[out] fp32: the factors, less one."""
     bias: Tensor
-    """[out] fp32, the layer's own, which is not scaled."""
+    """[out] fp32, the layer's own bias, which is not scaled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Of one linear layer, whose output gets `scale · (a @ x) @ b`."""
+    """The update of one linear layer, whose output gets `scale · (a @ x) @ b`."""
 
     a: Tensor
-    """[r, in]; or packed, as b is."""
+    """[r, in], or packed, as b is."""
     b: Tensor
-    """[r, out]: turned, as `kernels.lora_gather` takes it."""
+    """[r, out], transposed, as `kernels.lora_gather` takes it."""
     rank: int
     scale: float
     magnitude: Tensor | None = None
-    """[out] fp32, of DoRA: how long the rows of the updated weights shall be."""
+    """[out] fp32, DoRA's lengths for the rows of the updated weights."""
     gate: Gate | None = None
-    """What that comes to with the model's weights."""
+    """The gate computed from the magnitude and the model's weights."""
 
     @property
     def need(self) -> Need:
-        """Of room."""
+        """The room that the update needs."""
         return Need(self.rank, self.gate is not None)
 
     @property
     def num_bytes(self) -> int:
-        """Of its tensors."""
+        """The bytes of the update's tensors."""
         gate = () if self.gate is None else (self.gate.less_one, self.gate.bias)
         return sum(tensor.nbytes for tensor in (self.a, self.b, *gate))
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterSize:
-    """What an adapter needs room for."""
+    """The room that an adapter needs."""
 
     needs: Mapping[str, Need]
-    """By layer: in arrays that all adapters share."""
+    """The needs by layer, in arrays that all adapters share."""
     copy_bytes: int = 0
-    """Its own."""
+    """The bytes of the adapter's own modules."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What a folder holds for a model, in its type."""
+    """An adapter read from a folder for a model, in the model's dtype."""
 
     updates: Mapping[str, Update]
-    """By the checkpoint's name of the layer. Of an embedding, A is what is looked up, [r, V]."""
+    """Updates by the checkpoint's name of the layer. For an embedding, A is the looked-up table,
+    [r, V]."""
     copies: Mapping[str, Tensor] = field(default_factory=dict)
-    """Weights of whole modules in place of the model's."""
+    """Weights of whole modules that replace the model's."""
     left_out: tuple[str, ...] = ()
-    """Layers that the model has not, beside its decoder's."""
+    """Layers outside the decoder that the model does not have."""
 
     @property
     def size(self) -> AdapterSize:
-        """Of room."""
+        """The room that the adapter needs."""
         needs = {name: update.need for name, update in self.updates.items()}
         return AdapterSize(needs, sum(copy.nbytes for copy in self.copies.values()))
 
     @property
     def has_magnitudes(self) -> bool:
-        """Whether it is DoRA's, without gates yet."""
+        """Whether the adapter has DoRA's magnitudes that are not gates yet."""
         return any(update.magnitude is not None for update in self.updates.values())
 
     @property
     def num_bytes(self) -> int:
-        """Of memory."""
+        """The memory that the adapter takes."""
         updates = sum(update.num_bytes for update in self.updates.values())
         return updates + self.size.copy_bytes
 
     @property
     def report(self) -> AdapterReport:
-        """For whoever has asked for it."""
+        """The report for whoever asked for the adapter."""
         return AdapterReport(
             num_layers=len(self.updates) + len(self.copies),
             ranks=tuple(sorted({update.rank for update in self.updates.values()})),
@@ -162,23 +164,23 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class AdapterPlan:
-    """A folder that fits the model, whose numbers have still to be read."""
+    """A folder that fits the model, whose numbers have not been read yet."""
 
     folder: Path
     config: Mapping[str, Any]
     shapes: ModelShapes
     dtype: torch.dtype
     ranks: Mapping[str, int]
-    """Of each layer that it updates."""
+    """The rank of each layer that the adapter updates."""
     copies: tuple[str, ...]
-    """Whole modules."""
+    """The whole modules that the adapter replaces."""
     left_out: tuple[str, ...]
     wanted: Mapping[str, tuple[str, str]]
-    """By the names in its file: of which layer a tensor is, and what of it."""
+    """The layer and part of each tensor, by its name in the file."""
 
     @property
     def size(self) -> AdapterSize:
-        """What it will need room for."""
+        """The room that the adapter will need."""
         is_gated = bool(self.config.get("use_dora"))
         needs = {name: Need(rank, is_gated) for name, rank in self.ranks.items()}
         whole = (self.shapes.copies[name] for name in self.copies)
@@ -187,10 +189,11 @@ class AdapterPlan:
         )
 
     def read(self) -> Adapter:
-        """Read the numbers, into memory of their own.
+        """Read the numbers into memory of their own.
 
         Raises:
-            ModelLoadError: some are not finite in the model's type. CorruptFile: a file is damaged.
+            ModelLoadError: some are not finite in the model's dtype. CorruptFile: a file is
+                damaged.
         """
         tensors: dict[tuple[str, str], Tensor] = {}
         for piece in read_tensors(self.folder / WEIGHTS, self.wanted):
@@ -200,11 +203,11 @@ class AdapterPlan:
                 for (_, side), (_, tensor) in zip(places, piece, strict=True)
             ]
             kept = [torch.empty(one.shape, dtype=self._kept_as(one.ndim)) for one in turned]
-            # What is too large for the model's type is infinite in it.
+            # Numbers too large for the model's dtype become infinite in it.
             wrong = copy_matrices(kept, turned)
             if wrong >= 0:
                 name, dtype = places[wrong][0], kept[wrong].dtype
-                raise ModelLoadError(f"{name} holds numbers that are not finite in {dtype}")
+                raise ModelLoadError(f"{name} has numbers that are not finite in {dtype}")
             tensors |= zip(places, kept, strict=True)
         updates = {name: self._update(name, rank, tensors) for name, rank in self.ranks.items()}
         copies = {name: tensors[name, _COPY] for name in self.copies}
@@ -221,43 +224,42 @@ class AdapterPlan:
         )
 
     def _kept_as(self, num_dimensions: int) -> torch.dtype:
-        """Of one number each: magnitudes, norms."""
+        """The dtype of a replaced weight: norms and other vectors stay in fp32."""
         return torch.float32 if num_dimensions == 1 else self.dtype
 
 
 def plan_adapter(folder: Path, shapes: ModelShapes, dtype: torch.dtype) -> AdapterPlan:
-    """Look at an adapter that was made for a model with these layers: at its configuration and at
-    the header of its file.
+    """Examine the configuration and the file header of an adapter for a model with these layers.
 
     Args:
-        dtype: of the model, in which the numbers must be finite.
+        dtype: the model's dtype, in which the numbers must be finite.
 
     Raises:
-        ModelLoadError: what is wrong, in words that hold no path. CorruptFile: a file is damaged;
-            ShapeMismatch: it was made for another model.
+        ModelLoadError: the adapter cannot be used; the message holds no path. CorruptFile: a file
+            is damaged; ShapeMismatch: the adapter was made for another model.
     """
     if not folder.exists():
         raise ModelNotFound(f"there is no folder {folder.name!r}")
     config = read_json(folder / CONFIG)
     check_supported(config)
     if not (folder / WEIGHTS).exists():
-        pickled = f", and {PICKLED} may run anything" if (folder / PICKLED).exists() else ""
-        raise ModelLoadError(f"there is no {WEIGHTS}{pickled}; save the adapter as safetensors")
+        pickle = f" ({PICKLED} can run any code)" if (folder / PICKLED).exists() else ""
+        raise ModelLoadError(f"there is no {WEIGHTS}{pickle}; save the adapter as safetensors")
     found = _checked(folder, shapes, has_magnitudes=bool(config.get("use_dora")))
     check_copies(config, found.copies)
     for name, rank in found.ranks.items():
         wanted = by_pattern(config, "rank_pattern", name, config.get("r", 8))
         if wanted != rank:
             raise ShapeMismatch(f"{name} has rank {rank}; {CONFIG} says {shortened(wanted)}")
-        stated_scale(config, name, rank)  # refused here, if there is none
+        stated_scale(config, name, rank)  # raises if there is none
     return AdapterPlan(folder, config, shapes, dtype, *found)
 
 
 class _Found(NamedTuple):
-    """What the header of a file has for a model."""
+    """The parts of a file's header that concern a model."""
 
     ranks: dict[str, int]
-    """Of each layer that it updates."""
+    """The rank of each layer that the adapter updates."""
     copies: tuple[str, ...]
     left_out: tuple[str, ...]
     wanted: dict[str, tuple[str, str]]
@@ -275,14 +277,18 @@ def _checked(folder: Path, shapes: ModelShapes, *, has_magnitudes: bool) -> _Fou
         if side == _BASE and shapes.copies.get(name) == header.shape:
             continue
         if side not in known:
-            raise ModelLoadError(f"it has {shortened(key)}, which is not supported here")
+            raise ModelLoadError(
+                f"the adapter has a tensor {shortened(key)}, which is not supported"
+            )
         if header.type not in DTYPES:
             raise ModelLoadError(
-                f"{shortened(key)} holds {header.type}; {', '.join(DTYPES)} it can be"
+                f"{shortened(key)} has type {header.type}; it must be one of {', '.join(DTYPES)}"
             )
         if side == _COPY:
             if name not in shapes.copies:
-                raise ModelLoadError(f"it brings {shortened(name)} whole, which is not supported")
+                raise ModelLoadError(
+                    f"the adapter replaces {shortened(name)}, which is not supported"
+                )
             if name in copies:
                 raise CorruptFile(f"{WEIGHTS} has {name} twice; fetch it again")
             copies.append(name)
@@ -299,10 +305,12 @@ def _checked(folder: Path, shapes: ModelShapes, *, has_magnitudes: bool) -> _Fou
     ranks: dict[str, int] = {}
     for name, sides in found.items():
         if name in copies:
-            raise CorruptFile(f"{WEIGHTS} both updates {name} and brings it whole")
+            raise CorruptFile(
+                f"{WEIGHTS} has both an update and a replacement of {name}; fetch the adapter again"
+            )
         wanted = _wanted_sides(name, shapes, has_magnitudes=has_magnitudes)
         if more := sides.keys() - wanted:
-            raise ModelLoadError(f"it has {min(more)} of {name}, which is not supported here")
+            raise ModelLoadError(f"the adapter has {min(more)} of {name}, which is not supported")
         if lacking := wanted - sides.keys():
             raise CorruptFile(f"{name} has no {min(lacking)}; fetch the adapter again")
         try:
@@ -321,21 +329,24 @@ def _checked(folder: Path, shapes: ModelShapes, *, has_magnitudes: bool) -> _Fou
 
 
 def _wanted_sides(name: str, shapes: ModelShapes, *, has_magnitudes: bool) -> set[str]:
-    """
+    """The parts that the update of a layer must have.
+
     Raises:
         ModelLoadError: DoRA of an embedding.
     """
     if name in shapes.linear:
         return {*_LINEAR, *([_MAGNITUDE] if has_magnitudes else [])}
     if has_magnitudes:
-        raise ModelLoadError(f"it has DoRA of {name}, which is supported for linear layers only")
+        raise ModelLoadError(
+            f"the adapter has DoRA for {name}, but DoRA is supported for linear layers only"
+        )
     return set(_TABLE)
 
 
 def _misfit(name: str, shape: tuple[int, ...], own: tuple[int, ...]) -> str:
     return (
-        f"{name} has {shortened(list(shape))} weights; the model's has {list(own)}: it was made "
-        f"for another model, or another vocabulary"
+        f"{name} has shape {shortened(list(shape))}; the model's has {list(own)}: the adapter was "
+        f"made for another model, or another vocabulary"
     )
 
 
@@ -346,12 +357,13 @@ def _checked_rank(name: str, sides: Mapping[str, tuple[int, ...]], shapes: Model
     if rank < 1 or a != (rank, inputs) or b != (outputs, rank):
         raise ShapeMismatch(
             f"{name} has lora_A {shortened(list(a))} and lora_B {shortened(list(b))}; the model's "
-            f"layer has {inputs} inputs and {outputs} outputs: it was made for another model"
+            f"layer has {inputs} inputs and {outputs} outputs: the adapter was made for another "
+            f"model"
         )
     if sides.get(_MAGNITUDE, (outputs,)) != (outputs,):
         raise ShapeMismatch(
             f"{name} has {shortened(list(sides[_MAGNITUDE]))} magnitudes; the model's layer has "
-            f"{outputs} outputs: it was made for another model"
+            f"{outputs} outputs: the adapter was made for another model"
         )
     if rank > MAX_RANK:
         raise ModelLoadError(f"{name} has rank {rank}; the limit is {MAX_RANK}")
@@ -359,26 +371,28 @@ def _checked_rank(name: str, sides: Mapping[str, tuple[int, ...]], shapes: Model
 
 
 def _checked_unknown(found: Collection[str], unknown: list[str]) -> tuple[str, ...]:
-    """Layers that the model has not, and that it need not have.
+    """Return the adapter's layers that the model lacks and need not have.
 
     Raises:
-        ModelLoadError: a layer that could only be one of the model's, or none is.
+        ModelLoadError: one of them would belong to the model's decoder, or none of the adapter's
+            layers is in the model.
     """
     names = tuple(sorted(set(unknown)))
     foreign = [name for name in names if name.startswith("model.layers.")]
     if foreign or not found:
         raise ModelLoadError(
-            f"the model has no linear layers {listed(foreign or names)}, of {len(names)} that it "
-            f"lacks; it has {len(found)} of the adapter's: it was made for another model"
+            f"the model lacks {len(names)} of the adapter's linear layers "
+            f"({listed(foreign or names)}) and has {len(found)}: the adapter was made for another "
+            f"model"
         )
     for name in names:
         if name.endswith(("lm_head", "embed_tokens")):
-            raise ModelLoadError(f"it changes {name}, which is not supported here")
+            raise ModelLoadError(f"the adapter changes {name}, which is not supported")
     return names
 
 
 def _layer_of(key: str) -> tuple[str, str]:
-    """A tensor's layer, and what it is of it: a part of its update, or its weight."""
+    """Split a tensor's key into its layer and its part: a part of the update, or the weight."""
     path = key.removeprefix(_PREFIX)
     name, _, side = path.removesuffix(".weight").rpartition(".")
     is_part = side.startswith("lora_") or side == _BASE

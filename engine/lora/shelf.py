@@ -1,9 +1,9 @@
-"""Adapters that come and go while a model serves, whatever they are kept in.
+"""Adapters that come and go while a model serves, independent of how they are stored.
 
-Files are read in a thread; what is ready is put in place between two steps. An adapter that leaves,
-or is replaced, is kept until the last request that began with it has ended. Of more adapters than
-have a place, those are in place that requests have or had last; another one is brought when a
-request waits for it.
+Files are read in a thread; an adapter that is ready is put in place between two steps. An adapter
+that leaves, or is replaced, is kept until the last request that began with it has ended. If there
+are more adapters than places, the most recently used ones are in place; another one is brought when
+a request waits for it.
 """
 
 from abc import ABC, abstractmethod
@@ -31,11 +31,12 @@ from engine.errors import (
 from engine.lora.source import Source
 
 Size = TypeVar("Size")
-"""What a place must have room for."""
+"""The size that a place must have room for."""
 Place = TypeVar("Place")
-"""Where a table keeps an adapter that rows of steps can have."""
+"""The place of an adapter that rows of steps can have."""
 Steps = Generator["Future[Any] | None", None, AdapterReport | None]
-"""Of a load; each gives what the next one has to wait for, None: for a step of the engine."""
+"""The stages of a load. Each yields what the next one must wait for; None is a step of the
+engine."""
 
 MIB = 1 << 20
 
@@ -44,20 +45,20 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterLimits:
-    """How much a model may have of adapters."""
+    """The limits of a model's adapters."""
 
     max_adapters: int
-    """As many names there may be at a time."""
+    """The most names at a time."""
     max_slots: int
-    """As many are in place at a time."""
+    """The most adapters in place at a time."""
     max_bytes: int | None = None
-    """That they take, copies included, while nothing grows. None: there is no limit."""
+    """The most bytes that adapters take, copies included, while nothing grows. None is no limit."""
     capacity_bytes: int
     """See `Host.reserve`."""
 
     @classmethod
     def of(cls, intent: EngineConfig, machine: MachineFacts) -> Self:
-        """As the operator wants them."""
+        """Read the limits from the operator's settings."""
         return cls(
             max_adapters=intent.max_adapters,
             max_slots=intent.max_adapter_slots,
@@ -68,20 +69,20 @@ class AdapterLimits:
 
 @dataclass(slots=True)
 class Kept(Generic[Size, Place]):
-    """An adapter that can be asked for, or that some request still has."""
+    """An adapter that can be asked for, or that a request still has."""
 
     name: str
     source: Source
     size: Size
     place: Place | None = None
-    """None: it has to be brought before rows can have it."""
+    """The place, or None if the adapter must be brought before rows can have it."""
     placed: int = 0
-    """When it was put there, by the shelf's count."""
+    """The shelf's count when the adapter was put in place."""
     used: int = 0
-    """When a request began with it last."""
+    """The shelf's count when a request last began with the adapter."""
     is_leaving: bool = False
     answer: Answer | None = None
-    """To be told when it is gone."""
+    """The answer to give when the adapter is gone."""
 
 
 @dataclass(slots=True)
@@ -98,13 +99,13 @@ class _Load:
 
 
 class Shelf(ABC, Generic[Size, Place]):
-    """`engine.adapter_orders.AdapterShelf`. Loop thread only.
+    """An `engine.adapter_orders.AdapterShelf`. Loop thread only.
 
-    Invariant: an adapter that a request has which has begun is in place.
+    Invariant: the adapter of a request that has begun is in place.
 
     Attributes:
-        failed: of the first adapters those that could not be loaded, by name, and why, in words
-            that hold no path.
+        failed: the first adapters that could not be loaded, by name, with reasons that hold no
+            path.
     """
 
     asked_by: ClassVar[str] = "model"
@@ -120,7 +121,8 @@ class Shelf(ABC, Generic[Size, Place]):
         self._loads: deque[_Load] = deque()
         self._returning: str | None = None
         self._closing: frozenset[str] = frozenset()
-        """In place, but for no request that begins now: somebody waits for what they take."""
+        """Adapters in place that no new request may begin with, because others wait for their
+        room."""
         self._failures: dict[str, EngineError] = {}
         self._thread = ThreadPoolExecutor(1, "load-adapters")
 
@@ -130,7 +132,7 @@ class Shelf(ABC, Generic[Size, Place]):
 
     @property
     def digests(self) -> dict[str, str]:
-        """Of the files of each adapter that has a name."""
+        """The digest of the files of each adapter that has a name."""
         return {name: self._kept[key].source.digest for name, key in self._keys.items()}
 
     def key_of(self, name: str) -> str:
@@ -193,7 +195,7 @@ class Shelf(ABC, Generic[Size, Place]):
                 continue
             except StopIteration as end:
                 outcome: AdapterReport | EngineError | None = end.value
-            except Exception as error:  # whatever a stranger's file can do, the model goes on
+            except Exception as error:  # a bad file must not stop the model
                 outcome = cause_of(error, load.name)
                 log.error(
                     "adapter failed to load",
@@ -210,8 +212,8 @@ class Shelf(ABC, Generic[Size, Place]):
 
     @abstractmethod
     def _steps(self, order: AdapterOrder) -> Steps:
-        """Load one adapter, and put it in place if there is room. Nothing has changed until the
-        last step, in which nothing can fail."""
+        """Load one adapter, and put it in place if there is room. Only the last step changes
+        anything, and it cannot fail."""
 
     @abstractmethod
     def _return(self, key: str) -> Steps:
@@ -219,15 +221,15 @@ class Shelf(ABC, Generic[Size, Place]):
 
     @abstractmethod
     def _fits(self, size: Size, without: Collection[str] = (), *, more: int = 0) -> bool:
-        """Whether there would be room for one more, if those had no place.
+        """Whether one more adapter would have room if the adapters `without` had no place.
 
         Args:
-            more: than `max_slots`, that there may be.
+            more: number of adapters allowed above `max_slots`.
         """
 
     @abstractmethod
     def _bytes_of(self, sizes: Iterable[Size]) -> int:
-        """That such adapters take, if no others are in place."""
+        """The bytes that adapters of these sizes take if no others are in place."""
 
     @abstractmethod
     def _withdraw(self, key: str, place: Place) -> None:
@@ -235,7 +237,7 @@ class Shelf(ABC, Generic[Size, Place]):
 
     @abstractmethod
     def _forget(self, key: str) -> None:
-        """It is gone: nothing of it is needed any more."""
+        """Drop everything that is kept for an adapter that is gone."""
 
     @property
     def _is_in_turns(self) -> bool:
@@ -245,13 +247,13 @@ class Shelf(ABC, Generic[Size, Place]):
         )
 
     def _placed(self, without: Collection[str] = ()) -> list[Kept[Size, Place]]:
-        """Those that are in place."""
+        """Return the adapters that are in place."""
         every = self._kept.items()
         return [kept for key, kept in every if kept.place is not None and key not in without]
 
     def _has_room(self, name: str, size: Size) -> bool:
-        """Whether an adapter that gets that name can be put in place, be it beside the one that it
-        takes the place of."""
+        """Whether an adapter of that name can be put in place, even beside the one that it
+        replaces."""
         before = self._keys.get(name)
         more = before is not None and self._kept[before].place is not None
         return self._fits(size, more=int(more))
@@ -264,25 +266,27 @@ class Shelf(ABC, Generic[Size, Place]):
         return self._limits.max_bytes is not None and num_bytes > self._limits.max_bytes
 
     def _check_size(self, size: Size) -> None:
-        """
+        """Check that an adapter would fit if it were the only one.
+
         Raises:
-            InsufficientMemory: not even if it is the only one.
+            InsufficientMemory: it would not.
         """
         num_bytes = self._bytes_of([size])
         if self._exceeds(num_bytes):
             raise InsufficientMemory(
-                f"it takes {_mib(num_bytes)} MiB and lora_memory_gib allows "
+                f"the adapter takes {_mib(num_bytes)} MiB; lora_memory_gib allows "
                 f"{_mib(self._limits.max_bytes or 0)} MiB; raise it"
             )
 
     def _keep(
         self, name: str, source: Source, size: Size, report: AdapterReport
     ) -> tuple[str, Kept[Size, Place]]:
-        """Give a name to an adapter that is whole; returns its key. Whoever had the name leaves."""
+        """Give a name to an adapter that has been read completely and return its key. The previous
+        holder of the name leaves."""
         before = self._keys.get(name)
         if before is not None:
             self._kept[before].is_leaving = True
-        # No name has such a character in it.
+        # No name contains this character.
         key = self._keys[name] = f"{name}\0{next(self._num_ever)}"
         kept = self._kept[key] = Kept[Size, Place](name, source, size)
         log.info(
@@ -294,7 +298,7 @@ class Shelf(ABC, Generic[Size, Place]):
         )
         if report.left_out:
             log.warning(
-                "layers of an adapter that the model has not are left out",
+                "left out layers of the adapter that the model does not have",
                 adapter=name,
                 names=", ".join(report.left_out),
                 number=report.num_left_out,
@@ -306,14 +310,15 @@ class Shelf(ABC, Generic[Size, Place]):
         return (yield from self._steps(order))
 
     def _check_name(self, order: AdapterOrder) -> None:
-        """
+        """Check that an adapter of the order's name can be added.
+
         Raises:
-            ModelConflict: there is one of that name, and it is not to be replaced.
-            TooManyAdapters: there are as many as may be, or they still have requests.
+            ModelConflict: the name is taken, and its adapter is not to be replaced.
+            TooManyAdapters: the limit is reached, perhaps by adapters that still have requests.
         """
         replaces = order.name in self._keys
         if replaces and not order.replaces:
-            raise ModelConflict(f"an adapter {order.name!r} is loaded already", param="lora_name")
+            raise ModelConflict(f"adapter {order.name!r} is loaded already", param="lora_name")
         most = self._limits.max_adapters
         if len(self._kept) >= most + replaces:
             num_leaving = sum(kept.is_leaving for kept in self._kept.values())
@@ -345,8 +350,8 @@ class Shelf(ABC, Generic[Size, Place]):
                 kept.answer(None)
 
     def _make_way(self, in_use: Callable[[], Collection[str]], wanted: Collection[str]) -> None:
-        """Bring the first adapter that a waiting request lacks. Where others have to go for it,
-        they take no more requests from now on, and go when they have none."""
+        """Bring the first adapter that a waiting request lacks. Adapters that must go for it take
+        no more requests from now on, and go when they have none."""
         self._closing = frozenset()
         lacking = [key for key in wanted if self._kept[key].place is None]
         if not lacking or self._returning is not None:
@@ -355,7 +360,7 @@ class Shelf(ABC, Generic[Size, Place]):
         going = self._in_the_way(kept.size, used, wanted)
         if not self._fits(kept.size, going):
             self._failures[lacking[0]] = InsufficientMemory(
-                f"adapter {kept.name!r} does not fit beside the others that are asked for with it"
+                f"adapter {kept.name!r} does not fit beside the others of the same request"
             )
             return
         if any(key in used for key in going):
@@ -365,13 +370,13 @@ class Shelf(ABC, Generic[Size, Place]):
             self._evict(key)
         self._returning = lacking[0]
         answer = partial(self._end_return, lacking[0])
-        # Nobody waits for those that were ordered later, but the one that has begun goes on.
+        # It goes before loads that were ordered later, and after the one that has begun.
         load = _Load(kept.name, kept.source.folder, self._return(lacking[0]), answer)
         self._loads.insert(1, load)
 
     def _in_the_way(self, size: Size, used: Collection[str], wanted: Collection[str]) -> list[str]:
-        """Those that would have to go: of those without requests the one that was used least
-        lately first, then of the others the one that has had its turn for longest."""
+        """The adapters that would have to go: first those without requests, least recently used
+        first, then the others, longest in place first."""
         others = [
             (key in used, kept.placed if key in used else kept.used, key)
             for key, kept in self._kept.items()
@@ -389,7 +394,7 @@ class Shelf(ABC, Generic[Size, Place]):
         assert kept.place is not None
         place, kept.place = kept.place, None
         self._withdraw(key, place)
-        log.debug("adapter has made way", adapter=kept.name)
+        log.debug("adapter evicted", adapter=kept.name)
 
     def _end_return(self, key: str, outcome: AdapterReport | EngineError | None) -> None:
         self._returning = None
@@ -403,13 +408,13 @@ class Shelf(ABC, Generic[Size, Place]):
 
 
 def cause_of(error: Exception, name: str) -> EngineError:
-    """What to say of a load that failed."""
+    """The error to report for a load that failed."""
     if isinstance(error, EngineError):
         return error
     log.exception("adapter failed to load", adapter=name, exc_info=error)
-    return ModelLoadError(f"{type(error).__name__} while it was loaded")
+    return ModelLoadError(f"{type(error).__name__} while the adapter was loaded")
 
 
 def _mib(num_bytes: int) -> int:
-    """Rounded up."""
+    """Convert bytes to MiB, rounded up."""
     return -(-num_bytes // MIB)

@@ -1,8 +1,8 @@
-"""All adapters of a model side by side, and what they add to the rows of a step.
+"""All adapters of a model side by side, and their additions to the rows of a step.
 
-Per linear layer there is one array of every adapter's A and one of its B, padded with zeros to the
-highest rank: a launch serves rows with different adapters (`kernels.lora_gather`). Adapters without
-that layer have zeros there. A row's bits depend on its own adapter alone.
+Each linear layer has one array with every adapter's A and one with every B, padded with zeros to
+the highest rank: one launch serves rows with different adapters (`kernels.lora_gather`). Adapters
+without that layer have zeros there. A row's bits depend on its own adapter alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,19 +25,18 @@ from kernels import LoraShard, copy_matrices, lora_gather
 _GATE_BYTES = torch.float32.itemsize
 
 Needs = Mapping[str, Need]
-"""Of an adapter's layers, by the checkpoint's names."""
+"""The needs of an adapter's layers, by the checkpoint's names."""
 Adaptable = Linear | LmHead | TokenEmbedding
 CopiesOf = Mapping[str, Sequence[tuple[int, Any]]]
-"""Of whole modules, by their paths: the slot of whose adapter brings one, and what the module has
-made of it."""
+"""Whole modules by path: the slot of an adapter that brings one, and the module made from it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardUpdates(LoraShard):
-    """What all adapters have for some neighbouring outputs of a linear layer."""
+    """The updates of all adapters for neighbouring outputs of a linear layer."""
 
     gates: Gates | None = None
-    """None: no adapter has any here."""
+    """The gates, or None if no adapter has any here."""
 
     @classmethod
     def empty(
@@ -51,10 +50,10 @@ class ShardUpdates(LoraShard):
         zeros: Callable[[int, int], Tensor],
         arrays: Arrays,
     ) -> Self:
-        """Of adapters that change nothing.
+        """Create the updates of adapters that change nothing.
 
         Args:
-            zeros: what A and B of all adapters are made of, by rank and length.
+            zeros: makes the arrays of A and B of all adapters from a rank and a length.
         """
         return cls(
             first,
@@ -66,24 +65,24 @@ class ShardUpdates(LoraShard):
         )
 
     def put(self, slot: int, update: Update | None) -> None:
-        """Set what the adapter in a slot has, whatever was there before."""
+        """Set the update of the adapter in a slot, replacing what was there."""
         _fill(self.places(slot, update))
         self.put_factors(slot, update)
 
     def places(self, slot: int, update: Update | None) -> list[tuple[Tensor, Tensor]]:
-        """Where A and B go, and what of them there is."""
+        """Return the destinations of A and B with the numbers to copy there."""
         a, b = self.a[slot], self.b[slot]
         return [(a, a[:0]), (b, b[:0])] if update is None else [(a, update.a), (b, update.b)]
 
     def put_factors(self, slot: int, update: Update | None) -> None:
-        """Set what else the adapter in a slot has."""
+        """Set the scale and gate of the adapter in a slot."""
         self.scales[slot] = 0.0 if update is None else update.scale
         if self.gates is not None:
             self.gates.put(slot, None if update is None else update.gate)
 
     def copy_from(self, other: "ShardUpdates", count: int) -> None:
-        """Take the first adapters over that others of the same layer have, as far as there is room
-        for ranks."""
+        """Copy the first adapters of other arrays of the same layer, as far as there is room for
+        ranks."""
         rank = min(self.a.shape[1], other.a.shape[1])
         self.a[:count, :rank] = other.a[:count, :rank]
         self.b[:count, :rank] = other.b[:count, :rank]
@@ -94,16 +93,16 @@ class ShardUpdates(LoraShard):
 
 @dataclass(frozen=True, slots=True)
 class TableUpdates:
-    """What all adapters have for an embedding: what is looked up, times B."""
+    """The updates of all adapters for an embedding: the looked-up rows times B."""
 
     looked_up: Tensor
     """[L, V, r]."""
     shard: ShardUpdates
-    """Its A is the identity, since what is looked up is what A makes of a token."""
+    """The second product, whose A is the identity because the lookup already gives A's output."""
 
     @classmethod
     def empty(cls, *, num_adapters: int, rank: int, table: TokenEmbedding, arrays: Arrays) -> Self:
-        """Of adapters that change nothing."""
+        """Create the updates of adapters that change nothing."""
         vocab_size, outputs = table.shape
         return cls(
             arrays.zeros(num_adapters, vocab_size, rank),
@@ -119,10 +118,10 @@ class TableUpdates:
         )
 
     def put(self, slot: int, update: Update | None, scale: float) -> None:
-        """Set what the adapter in a slot has.
+        """Set the update of the adapter in a slot.
 
         Args:
-            scale: of the embedding's rows.
+            scale: the scale of the embedding's rows.
         """
         rank = 0 if update is None else update.rank
         self.looked_up[slot, :, rank:] = 0
@@ -134,7 +133,7 @@ class TableUpdates:
         self.shard.put(slot, replace(update, a=same, scale=update.scale * scale))
 
     def copy_from(self, other: "TableUpdates", count: int) -> None:
-        """Take the first adapters over that others have, as far as there is room for ranks."""
+        """Copy the first adapters of other arrays, as far as there is room for ranks."""
         rank = min(self.looked_up.shape[2], other.looked_up.shape[2])
         self.looked_up[:count, :, :rank] = other.looked_up[:count, :, :rank]
         mine, its = self.shard, other.shard
@@ -143,7 +142,7 @@ class TableUpdates:
         mine.scales[:count] = its.scales[:count]
 
     def inner(self, token_ids: Tensor, slots: Tensor) -> Tensor:
-        """[T, r]: what rows look up; anything for those without an adapter."""
+        """Look up [T, r] for the rows; rows without an adapter get arbitrary numbers."""
         _, vocab_size, rank = self.looked_up.shape
         places = slots.clamp(min=0).long() * vocab_size + token_ids
         return F.embedding(places, self.looked_up.view(-1, rank))
@@ -151,7 +150,7 @@ class TableUpdates:
 
 @dataclass(frozen=True, slots=True)
 class LoraRows:
-    """A step's rows: `engine.models.forward_context.RowAdapters`."""
+    """The adapters of a step's rows, an `engine.models.forward_context.RowAdapters`."""
 
     updates: Mapping[str, Sequence[ShardUpdates]]
     slots: Tensor
@@ -184,7 +183,7 @@ class LoraRows:
             logits += update
 
     def _gated(self, path: str, y: Tensor) -> Sequence[ShardUpdates]:
-        """The shards of a layer, whose gates have scaled its outputs in place."""
+        """Return the shards of a layer after scaling its outputs in place by their gates."""
         shards = self.updates.get(path, ())
         for shard in shards:
             if shard.gates is not None:
@@ -197,14 +196,14 @@ class LoraRows:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How many adapters the arrays of a model hold, and how much of each layer."""
+    """The number of adapters that a model's arrays hold, and the room in each layer."""
 
     num_slots: int = 0
     needs: Needs = field(default_factory=dict)
 
     @classmethod
     def of(cls, num_slots: int, adapters: Iterable[Needs]) -> Self:
-        """As much as these adapters need."""
+        """The room that these adapters need."""
         most: dict[str, Need] = {}
         for needs in adapters:
             for path, need in needs.items():
@@ -214,7 +213,7 @@ class Room:
         return cls(num_slots, most)
 
     def holds(self, slot: int, needs: Needs) -> bool:
-        """Whether such an adapter fits into that slot."""
+        """Whether an adapter with these needs fits into that slot."""
         none = Need(0, False)
         fits = all(
             need.rank <= self.needs.get(path, none).rank
@@ -224,7 +223,7 @@ class Room:
         return fits and slot < self.num_slots
 
     def num_bytes(self, shapes: ModelShapes, numbers: AdapterNumbers) -> int:
-        """Of the arrays of A, B and gates."""
+        """The bytes of the arrays of A, B and gates."""
         total = 0
         for path, need in self.needs.items():
             outputs, inputs = shapes.sizes(path)
@@ -238,15 +237,16 @@ class Room:
 
 
 class LoraSlots:
-    """Arrays of a fixed size. A slot may be filled anew while no row has it.
+    """Arrays of a fixed size with an adapter in each slot. A slot may be refilled while no row uses
+    it.
 
     Args:
-        most_slots: that there may ever be; memory is taken for those of `room` and for what is
-            filled beyond them.
-        before: whose adapters keep their slots. None: all slots are empty.
+        most_slots: the most slots that there may ever be; memory is taken for those of `room` and
+            for those that are filled beyond them.
+        before: the arrays whose adapters keep their slots; None if all slots are empty.
 
     Attributes:
-        room: that is taken. May be raised up to `capacity` slots.
+        room: the room that is taken. May be raised up to `capacity` slots.
     """
 
     def __init__(
@@ -265,7 +265,7 @@ class LoraSlots:
         arrays = Arrays(numbers, device, self.capacity, _row_bytes(layers, room, numbers))
         self._shards: dict[str, ShardUpdates] = {}
         self._tables: dict[str, tuple[TableUpdates, float]] = {}
-        """With the factor of what is looked up."""
+        """The tables with the scale of their lookups."""
         self._updates: dict[str, list[ShardUpdates]] = {}
         for layer in layers:
             if isinstance(layer, TokenEmbedding):
@@ -280,7 +280,7 @@ class LoraSlots:
                 self._tables[path][0].copy_from(before._tables[path][0], count)
 
     def put(self, slot: int, adapter: Adapter) -> None:
-        """Fill a slot in which the adapter fits."""
+        """Fill a slot with an adapter that fits."""
         every = [(shard, adapter.updates.get(path)) for path, shard in self._shards.items()]
         _fill(place for shard, update in every for place in shard.places(slot, update))
         for shard, update in every:
@@ -321,7 +321,7 @@ class LoraSlots:
 
 
 def _row_bytes(layers: Iterable[Adaptable], room: Room, numbers: AdapterNumbers) -> Iterator[int]:
-    """Of each A and B that an adapter has in linear and output layers."""
+    """The bytes of each A and B of an adapter in linear and output layers."""
     for layer in layers:
         if isinstance(layer, TokenEmbedding):
             continue
@@ -332,11 +332,11 @@ def _row_bytes(layers: Iterable[Adaptable], room: Room, numbers: AdapterNumbers)
 
 
 def _fill(places: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Copy what there is to the first rows of its place, and zeros to the others."""
+    """Copy the given numbers to the first rows of each place, and zeros to the others."""
     every = list(places)
     if all(place.is_cpu for place, _ in every):
         copy_matrices([place for place, _ in every], [given for _, given in every])
         return
-    for place, given in every:  # nobody waits for the device
+    for place, given in every:  # without waiting for the device
         place[: len(given)] = given
         place[len(given) :] = 0

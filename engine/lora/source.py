@@ -1,4 +1,4 @@
-"""Where an adapter was read from, and what tells whether the same is there still."""
+"""The files an adapter was read from, and the check whether they are unchanged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -8,36 +8,38 @@ from engine.errors import ModelLoadError
 from engine.weights.digest import digest_of
 
 Mark = tuple[int, int]
-"""Bytes of a file, and when it was written, in ns."""
+"""Size of a file in bytes and its modification time in ns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What is asked for by a key has the same numbers for as long as there is that key: caches go
-    by it. So an adapter is read again from the files that it was read from, or not at all."""
+    """The files that an adapter was read from. A key stands for the same numbers as long as it
+    exists, since caches rely on it, so an adapter is read again from unchanged files or not at
+    all."""
 
     folder: str
-    """Or a file."""
+    """The folder or file of the adapter."""
     marks: tuple[Mark | None, ...]
     digest: str = field(default="", compare=False)
-    """Of the files' bytes."""
+    """The digest of the files' bytes."""
 
     @classmethod
     def of(cls, folder: str, *files: Path) -> "Source":
-        """As the files are now. None of them need be there."""
+        """Record the files as they are now. None of them need exist."""
         return cls(folder, tuple(map(_mark, files)))
 
     def with_digest(self, files: Mapping[str, Path]) -> "Source":
-        """The same, with the digest of its files, by the names that count."""
+        """Add the digest of the files, computed over the names given here."""
         return replace(self, digest=digest_of(files))
 
     def check_unchanged(self, now: "Source", since: str = "it was loaded") -> None:
-        """
+        """Check that the files are unchanged.
+
         Raises:
-            ModelLoadError: the files are others now.
+            ModelLoadError: the files have changed.
         """
         if self != now:
-            raise ModelLoadError(f"its files have changed since {since}; load it anew")
+            raise ModelLoadError(f"the adapter's files have changed since {since}; load it again")
 
 
 def _mark(file: Path) -> Mark | None:

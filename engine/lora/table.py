@@ -1,4 +1,4 @@
-"""The adapters that a text model has, side by side in arrays, which grow in a thread."""
+"""The adapters that a text model has, side by side in arrays that grow in a thread."""
 
 import contextlib
 import os
@@ -35,8 +35,8 @@ from engine.runtime.memory import available_host_memory
 from engine.runtime.side_work import SIDE_WORK
 
 SPARE_BYTES = 16 << 20
-"""Of slots that nobody has, when arrays are made while the model serves; a quarter of the slots if
-that is more, so that many loads take as much time each as few."""
+"""Bytes of unused slots when arrays are made while the model serves. A quarter of the slots is
+taken if that is more, so that the time per load does not grow with their number."""
 
 Result = TypeVar("Result")
 
@@ -44,35 +44,35 @@ log = structlog.get_logger(__name__)
 
 
 class _Ready(NamedTuple):
-    """What an adapter is put in place with."""
+    """The parts with which an adapter is put in place."""
 
     slot: int
-    """In which its numbers are."""
+    """The slot with the adapter's numbers."""
     made: Mapping[str, Any] = MappingProxyType({})
-    """Of its whole modules."""
+    """The adapter's whole modules."""
     grant: Grant | None = None
-    """Of their memory."""
+    """The grant of the modules' memory."""
 
 
 class AdapterTable(Shelf[AdapterSize, int]):
-    """`engine.models.adapters.Adapters`, and the engine's `engine.adapter_orders.AdapterShelf`.
+    """An `engine.models.adapters.Adapters`, and the engine's `engine.adapter_orders.AdapterShelf`.
 
     Places are slots of the arrays. Where there may be more adapters than slots, or memory is
-    limited, copies of their numbers are kept in the host's memory as long as that suffices; others
-    are read from their files again.
+    limited, copies of adapters are kept in the host's memory while there is room; others are read
+    from their files again.
 
-    Invariant: adapters in place are in different slots, which the arrays have.
+    Invariant: adapters in place are in different slots of the arrays.
 
     Attributes:
-        version: of the arrays; what was recorded with other ones is worthless.
+        version: the version of the arrays; steps recorded with another one must not be replayed.
     """
 
     def __init__(
         self, model: CausalLM, host: Host, limits: AdapterLimits, *, is_packed: bool = False
     ) -> None:
         super().__init__(limits)
-        # Steps have the cores: at the end of each of hundreds of small operations a second thread
-        # would be waited for which does not get one.
+        # Steps use all cores: with a second thread, each of hundreds of small operations would wait
+        # at its end for a thread that gets no core.
         one_thread = partial(torch.set_num_threads, 1)
         self._thread = ThreadPoolExecutor(1, "load-adapters", initializer=one_thread)
         self.version = 0
@@ -104,9 +104,9 @@ class AdapterTable(Shelf[AdapterSize, int]):
         self._is_on_host = self._options.device.type == "cpu"
         self._slots = self._empty_slots()
         self._grants: list[Grant] = []
-        """Of the arrays' memory."""
+        """Grants of the arrays' memory."""
         self._is_filling = False
-        """A slot of the arrays gets an adapter that is not kept yet."""
+        """Whether a slot is being filled with an adapter that is not kept yet."""
         capacity = limits.capacity_bytes if self._is_on_host else available_host_memory()
         self._copies = Copies(host, capacity)
 
@@ -123,7 +123,7 @@ class AdapterTable(Shelf[AdapterSize, int]):
     def slot_of(self, key: str) -> int:
         kept = self._kept.get(key)
         if kept is None or kept.place is None:
-            raise UnknownAdapter("the adapter is gone", param="model")
+            raise UnknownAdapter("the adapter has been unloaded", param="model")
         return kept.place
 
     def of_rows(self, slots: Tensor) -> LoraRows:
@@ -132,15 +132,15 @@ class AdapterTable(Shelf[AdapterSize, int]):
     def load_first(self, folders: Mapping[str, str]) -> None:
         """Load the adapters that the model begins with, as many at once as have room.
 
-        One that cannot be loaded is left out, with the reason; the model and the others are as if
-        it had not been asked for.
+        One that cannot be loaded is left out, with the reason, and affects neither the model nor
+        the others.
         """
         first: dict[str, Adapter] = {}
-        """To be put in place, by key."""
+        """The adapters to put in place, by key."""
         for name, folder in folders.items():
             try:
                 source, adapter = self._read_whole(folder)
-            except Exception as error:  # whatever a stranger's file can do, the model is served
+            except Exception as error:  # a bad file must not stop the model
                 self.failed[name] = cause_of(error, name).message
                 continue
             key, _ = self._keep(name, source, adapter.size, adapter.report)
@@ -161,7 +161,7 @@ class AdapterTable(Shelf[AdapterSize, int]):
             log.error("adapter failed to load", adapter=name, folder=folders[name], reason=reason)
 
     def _fill(self, adapters: Mapping[str, Adapter]) -> None:
-        """Put them into the first slots."""
+        """Put the adapters into the first slots."""
         room = Room.of(len(adapters), [adapter.size.needs for adapter in adapters.values()])
         grant = self._borrow(self._array_bytes(room))
         own: dict[str, Grant | None] = {}
@@ -205,8 +205,8 @@ class AdapterTable(Shelf[AdapterSize, int]):
         return None
 
     def _making_ready(self, adapter: Adapter) -> Generator["Future[Any] | None", None, "_Ready"]:
-        """A slot that is filled, and what modules make of the adapter's copies of them. Larger
-        arrays take the others' place if need be. Others may go meanwhile, but none comes."""
+        """Fill a slot and make the adapter's own modules. The arrays are replaced by larger ones if
+        needed. Meanwhile other adapters may go, but none comes."""
         room, slot = self._room_with(adapter.size)
         taken = self._own_bytes(self._placed()) + adapter.size.copy_bytes
         if self._limits.max_bytes is not None:
@@ -221,7 +221,7 @@ class AdapterTable(Shelf[AdapterSize, int]):
                 room, arrays = self._borrow_arrays(room, taken)
             own = self._borrow_own(adapter)
             fill = partial(self._filled, room, slot, adapter)
-            # On a device in the order of the steps, which it keeps.
+            # On a device the copies are queued in the order of the steps.
             slots = (yield from self._aside(fill)) if self._is_on_host else fill()
             make = partial(self._own.make, adapter.copies)
             made = (yield from self._aside(make)) if own is not None else {}
@@ -241,21 +241,22 @@ class AdapterTable(Shelf[AdapterSize, int]):
         return _Ready(slot, made, own)
 
     def _filled(self, room: Room, slot: int, adapter: Adapter) -> LoraSlots:
-        """Arrays of that size in which it has the slot, which no row has."""
+        """Return arrays with room of that size in which the unused slot holds the adapter."""
         stay = room is self._slots.room or self._is_longer(room)
         slots = self._slots if stay else self._new_slots(room, self._slots)
         slots.put(slot, adapter)
         return slots
 
     def _is_longer(self, room: Room) -> bool:
-        """Whether the arrays as they are can have it, with some more slots."""
+        """Whether the present arrays can grow to that room by adding slots."""
         here = self._slots
         is_alike = room.needs is here.room.needs
         return is_alike and here.room.num_slots < room.num_slots <= here.capacity
 
     def _borrow_arrays(self, room: Room, taken_bytes: int) -> tuple[Room, Grant]:
-        """Memory for arrays with some more slots, if it is there and no copy has to go for them:
-        adapters that find one leave the arrays where they are. On a CPU they do anyway."""
+        """Borrow memory for arrays with some spare slots, if no copy has to be dropped for them:
+        adapters that get a spare slot leave the arrays where they are. On a CPU arrays never
+        move."""
         if self._is_on_host:
             return room, self._borrow(self._array_bytes(room))
         per_slot = max(1, self._array_bytes(replace(room, num_slots=1)))
@@ -269,7 +270,7 @@ class AdapterTable(Shelf[AdapterSize, int]):
         return room, self._borrow(self._array_bytes(room))
 
     def _borrow_own(self, adapter: Adapter) -> Grant | None:
-        """Memory for whole modules, if it brings some."""
+        """Borrow memory for the adapter's whole modules, if it has some."""
         return self._borrow(adapter.size.copy_bytes) if adapter.copies else None
 
     def _reading(
@@ -282,13 +283,13 @@ class AdapterTable(Shelf[AdapterSize, int]):
         return source, adapter
 
     def _aside(self, work: Callable[[], Result]) -> Generator["Future[Any] | None", None, Result]:
-        """Do it in the thread."""
+        """Run the work in the thread."""
         doing = SIDE_WORK.submit(self._thread, work)
         yield doing
         return doing.result()
 
     def _room_with(self, size: AdapterSize, without: Collection[str] = ()) -> tuple[Room, int]:
-        """What the arrays must have room for with one adapter more, and the slot that it gets."""
+        """The room that the arrays need with one more adapter, and that adapter's slot."""
         placed = self._placed(without)
         taken = {kept.place for kept in placed}
         slot = next(number for number in count() if number not in taken)
@@ -321,8 +322,8 @@ class AdapterTable(Shelf[AdapterSize, int]):
         return sum(kept.size.copy_bytes for kept in placed)
 
     def _read(self, folder: str, *, is_new: bool) -> tuple[Source, Adapter]:
-        """In any thread. As it is kept, but for one that has magnitudes still. Of a new one the
-        files' digest is made, too."""
+        """Read an adapter, in any thread, as it is kept, unless it still has magnitudes. For a new
+        one, also compute the files' digest."""
         place = Path(os.path.expanduser(folder))
         files = place / CONFIG, place / WEIGHTS
         source = Source.of(folder, *files)
@@ -333,7 +334,7 @@ class AdapterTable(Shelf[AdapterSize, int]):
             self._check_size(plan.size)
             adapter = plan.read()
             return source, adapter if adapter.has_magnitudes else self._kept_as(adapter)
-        finally:  # whatever has come of it then
+        finally:  # also after a failure
             source.check_unchanged(Source.of(folder, *files), since="reading them began")
 
     def _read_whole(self, folder: str) -> tuple[Source, Adapter]:
@@ -348,7 +349,7 @@ class AdapterTable(Shelf[AdapterSize, int]):
                 return source, self._kept_as(end.value)
 
     def _kept_as(self, adapter: Adapter) -> Adapter:
-        """In any thread."""
+        """Convert an adapter to the format in which it is kept, in any thread."""
         return self._numbers.kept(adapter, self._shapes.linear)
 
     def _borrow(self, num_bytes: int) -> Grant:
@@ -365,8 +366,8 @@ class AdapterTable(Shelf[AdapterSize, int]):
         layers = [*self._layers, *self._embeddings]
         make = partial(LoraSlots, layers, room, self._numbers, self._options.device, before)
         if self._is_on_host and room.needs:
-            with contextlib.suppress(OSError):  # there is no address space for so many
-                # One may come in place of another that still has requests.
+            with contextlib.suppress(OSError):  # there may not be enough address space
+                # One more, since an adapter may replace another that still has requests.
                 return make(most_slots=self._limits.max_slots + 1)
         return make()
 
@@ -386,7 +387,7 @@ class AdapterTable(Shelf[AdapterSize, int]):
         self._keep_copy(key, adapter)
 
     def _changed_copies(self) -> None:
-        """Which adapters have whole modules is a matter of recorded steps."""
+        """Update the map of whole modules, on which recorded steps depend."""
         self._copies_in_place = self._own.copies
         self.version += 1
 
@@ -396,7 +397,7 @@ class AdapterTable(Shelf[AdapterSize, int]):
             self._copies.keep(key, adapter, None if limit is None else limit - self.num_bytes)
 
     def _withdraw(self, key: str, place: int) -> None:
-        """The arrays stay as they are: whoever comes next fills the slot."""
+        """Leave the arrays unchanged: the next adapter refills the slot."""
         grant = self._own.drop(place)
         if grant is not None:
             self._host.give_back(grant)
@@ -407,7 +408,7 @@ class AdapterTable(Shelf[AdapterSize, int]):
         self._free_arrays()
 
     def _free_arrays(self) -> None:
-        """Give their memory back if there are no adapters."""
+        """Give the arrays' memory back if there are no adapters."""
         if not self._kept and not self._is_filling:
             self._take(self._empty_slots(), None)
 
@@ -420,11 +421,11 @@ def load_adapters(
     *,
     is_packed: bool = False,
 ) -> AdapterTable | None:
-    """The adapters that a model begins with, by the names under which they will be served, and room
-    for more; None: it never has any.
+    """Load the adapters that a model begins with, by the names under which they will be served, and
+    make room for more. None: the model never has any.
 
     Args:
-        is_packed: they are kept in 8 bits.
+        is_packed: whether adapters are kept in 8 bits.
     """
     if not limits.max_adapters:
         return None

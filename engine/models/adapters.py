@@ -1,4 +1,5 @@
-"""What the engine asks of adapters: small changes to a model's weights, chosen per row."""
+"""The interface through which the engine uses adapters: small changes to a model's weights, chosen
+per row."""
 
 from typing import Protocol
 
@@ -7,15 +8,15 @@ from torch import Tensor
 from engine.models.forward_context import RowAdapters
 
 NO_ADAPTER = -1
-"""The slot of rows that have none."""
+"""The slot of rows without an adapter."""
 
 
 class Adapters(Protocol):
-    """Those that a model has loaded, in slots. Loop thread only.
+    """The adapters that a model has loaded, in slots. Loop thread only.
 
     Attributes:
-        version: another one when a recorded step must be recorded anew; 0 before there is any.
-        change_logits: whether some of them change the output layer.
+        version: changes when recorded steps must be recorded again; 0 before there is any adapter.
+        change_logits: whether some adapters change the output layer.
     """
 
     version: int
@@ -24,19 +25,19 @@ class Adapters(Protocol):
     def change_logits(self) -> bool: ...
 
     def slot_of(self, key: str) -> int:
-        """Where the adapter of that key is, as long as some request has it
+        """Return the slot of an adapter by its key, valid as long as some request has the adapter
         (`engine.adapter_orders.AdapterShelf`).
 
         Raises:
-            UnknownAdapter: there is none.
+            UnknownAdapter: there is no adapter of that key.
         """
         ...
 
     def of_rows(self, slots: Tensor) -> RowAdapters:
-        """The adapters of a step's rows.
+        """Return the adapters of a step's rows.
 
         Args:
-            slots: [T] int32, `NO_ADAPTER` where a row has none. A recorded step reads it again
-                each time that it is replayed, and nothing else that changes.
+            slots: [T] int32, `NO_ADAPTER` where a row has none. A recorded step reads this tensor
+                again at each replay; nothing else may change between replays.
         """
         ...

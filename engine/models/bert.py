@@ -1,7 +1,7 @@
-"""BERT, and RoBERTa and XLM-RoBERTa, which count positions from another row on.
+"""BERT, RoBERTa and XLM-RoBERTa. The latter two start positions at another row of the table.
 
-Post-norm layers, learned positions, attention to both sides.
-Papers: Devlin et al. 2018, arXiv:1810.04805; Liu et al. 2019, arXiv:1907.11692.
+Post-norm layers, learned positions, attention in both directions. Papers: Devlin et al. 2018,
+arXiv:1810.04805; Liu et al. 2019, arXiv:1907.11692.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,11 +22,11 @@ from engine.models.metadata_keys import MetadataKeys
 from kernels import attention
 
 _MAX_POSITIONS = 1 << 20
-"""Rows of an encoder have no past."""
+"""The most positions that a configuration may state."""
 
 
 class Embeddings(nn.Module):
-    """Of tokens and positions, and of the first token type, which all tokens have."""
+    """Embeddings of tokens, positions and the first token type, which all tokens have."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Embeddings(nn.Module):
         self._first_position = config.first_position
 
     def forward(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        """Both [T] int64 → [T, C]."""
+        """Compute [T, C] from token ids and positions, both [T] int64."""
         x = self.word_embeddings(token_ids)
         x += self.token_type_embeddings.weight[0]
         x += self.position_embeddings(positions + self._first_position)
@@ -50,7 +50,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Each token of a text looks at all of its tokens."""
+    """Attention in which each token of a text sees all tokens of that text."""
 
     def __init__(self, hidden: int, num_heads: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class SelfAttention(nn.Module):
         self._num_heads = num_heads
 
     def forward(self, x: Tensor, runs: Sequence[TextRun]) -> Tensor:
-        """[T, C] → [T, C]. Texts of one length are one call; none sees another."""
+        """Map [T, C] to [T, C]. Texts of one length share a call; no text sees another."""
         qkv = self.qkv(x, NO_CONTEXT)
         parts = torch.split(qkv, [run.num_texts * run.num_tokens for run in runs])
         mixed = [self._of_run(part, run) for part, run in zip(parts, runs, strict=True)]
@@ -77,7 +77,7 @@ class SelfAttention(nn.Module):
 
 
 class Output(nn.Module):
-    """A projection back to the hidden size, added to what went in before it, and the norm."""
+    """A projection back to the hidden size, added to the residual, and the norm."""
 
     def __init__(self, inner: int, config: EncoderConfig) -> None:
         super().__init__()
@@ -85,14 +85,14 @@ class Output(nn.Module):
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, x: Tensor, before: Tensor) -> Tensor:
-        """[T, inner] and [T, C] → [T, C]."""
+        """Map [T, inner] and the residual [T, C] to [T, C]."""
         return self.LayerNorm(self.dense(x, NO_CONTEXT).add_(before))
 
     __call__ = forward
 
 
 class Layer(nn.Module):
-    """Attention and an MLP, each with a norm behind it. Modules are named as checkpoints do."""
+    """Attention and an MLP, each followed by a norm. Modules are named as in checkpoints."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Layer(nn.Module):
         self._act = _activation(config.hidden_act)
 
     def forward(self, x: Tensor, runs: Sequence[TextRun]) -> Tensor:
-        """[T, C] → [T, C]."""
+        """Map [T, C] to [T, C]."""
         x = self.attention["output"](self.attention["self"](x, runs), x)
         return self.output(self._act(self.intermediate["dense"](x, NO_CONTEXT)), x)
 
@@ -118,7 +118,7 @@ class Layer(nn.Module):
 
 
 class Bert(Encoder):
-    """Embeddings and layers."""
+    """The encoder: embeddings and layers."""
 
     def __init__(self, config: EncoderConfig, options: WeightOptions) -> None:
         super().__init__(config, options)
@@ -138,25 +138,25 @@ class Bert(Encoder):
 def _activation(name: str) -> Callable[[Tensor], Tensor]:
     if name not in ACTIVATIONS:
         raise UnsupportedArchitecture(
-            f"hidden_act {name!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
+            f"hidden_act {name!r} is not supported; it must be one of {', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]
 
 
 def read_bert(keys: MetadataKeys) -> EncoderConfig:
-    """A text's first position is row 0."""
+    """Read the configuration of BERT, where a text's first position is row 0."""
     return _read(keys, "BertModel", first_position=0)
 
 
 def read_roberta(keys: MetadataKeys) -> EncoderConfig:
-    """Positions begin behind the padding token's."""
+    """Read the configuration of RoBERTa, where positions begin after the padding token's."""
     return _read(keys, "RobertaModel", first_position=keys.integer("pad_token_id", 1, low=0) + 1)
 
 
 def _read(keys: MetadataKeys, architecture: str, first_position: int) -> EncoderConfig:
     if keys.text("position_embedding_type", "absolute") != "absolute":
         raise UnsupportedArchitecture(
-            "position_embedding_type other than absolute is not supported for encoders"
+            "encoders need position_embedding_type absolute; other types are not supported"
         )
     rows = keys.integer("max_position_embeddings", 512, low=first_position + 1, high=_MAX_POSITIONS)
     return EncoderConfig(

@@ -1,4 +1,4 @@
-"""What every decoder family offers to the engine."""
+"""The interface that every decoder family offers to the engine."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -15,11 +15,12 @@ from engine.models.loading import load_dummy_weights, load_weights
 
 
 class CausalLM(nn.Module, ABC):
-    """A decoder with its output layer. Built without memory; weights come with `load_weights`."""
+    """A decoder with its output layer. It is built without memory; weights come with
+    `load_weights`."""
 
     lm_head: LmHead
     ends_take_adapters: ClassVar[bool] = False
-    """Whether embedding, norms and output layer are changed by adapters, as linear layers are."""
+    """Whether adapters can change embedding, norms and output layer, as they can linear layers."""
 
     def __init__(self, config: ModelConfig, options: WeightOptions) -> None:
         super().__init__()
@@ -28,7 +29,7 @@ class CausalLM(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
-        """One step.
+        """Compute one step.
 
         Args:
             token_ids, positions: [T] int64.
@@ -40,30 +41,32 @@ class CausalLM(nn.Module, ABC):
 
     @property
     def can_be_recorded(self) -> bool:
-        """Whether a decode step launches the same operations whatever its tokens are; known once
-        weights are loaded."""
+        """Whether a decode step launches the same operations for all tokens; known once weights are
+        loaded."""
         mixtures = (module for module in self.modules() if isinstance(module, Experts))
         return all(experts.can_be_recorded for experts in mixtures)
 
     def leave_out_head(self) -> None:
-        """Before its weights are loaded: it will only be asked for states."""
+        """Remove the output layer, before weights are loaded: the model will only compute
+        states."""
         self.lm_head.part_from_embedding()
         del self.lm_head
 
     def compute_logits(self, hidden: Tensor, adapters: RowAdapters | None = None) -> Tensor:
-        """[R, C] → [R, V] in fp32, for the rows that need them only.
+        """Compute fp32 logits [R, V] from [R, C], for the rows that need them only.
 
         Args:
-            adapters: the rows'; None: those that they have change no output layer.
+            adapters: the rows' adapters; None if none of them changes the output layer.
         """
         return self.lm_head.forward(hidden, adapters)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[str]:
-        """Fill the model from (checkpoint name, tensor) pairs; returns the names it ignored.
+        """Fill the model from pairs of checkpoint name and tensor; return the names that it
+        ignored.
 
         Raises:
             MissingWeight: the checkpoint lacks a tensor.
-            ShapeMismatch: a tensor has another shape than the configuration says.
+            ShapeMismatch: a tensor's shape differs from the configuration's.
         """
         return load_weights(self, weights, self.options)
 

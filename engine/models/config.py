@@ -1,4 +1,4 @@
-"""What a decoder family must know to build itself, read from config.json or from GGUF metadata."""
+"""A decoder family's configuration, read from config.json or from GGUF metadata."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
@@ -7,21 +7,22 @@ from engine.kv_layout import LayerGroup, group_layers
 from engine.kv_numbers import KvNumbers
 
 MAX_LAYERS = 1024
-"""Of a model that is built. Published ones have up to 130; each takes milliseconds to build."""
+"""The most layers of a model. Published models have up to 130; each layer takes milliseconds to
+build."""
 _BARE_NAMES = ("embed_tokens.", "layers.", "norm.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A decoder-only transformer's shape. Field names are those of Hugging Face's config.json.
+    """A decoder-only transformer's shape. Fields are named as in Hugging Face's config.json.
 
-    A family that needs more derives its own from it: nobody else reads those fields.
+    A family that needs more fields derives a class of its own, since only that family reads them.
     """
 
     borrows_rows: ClassVar[bool] = True
     """Whether the embedding looks up in a tied output layer that can lend its rows."""
     architecture: str
-    """As in `architectures[0]`, e.g. `LlamaForCausalLM`."""
+    """An entry of `architectures`, e.g. `LlamaForCausalLM`."""
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -35,32 +36,32 @@ class ModelConfig:
     rope_scaling: dict[str, Any] | None = None
     """Hugging Face's dictionary (`rope_type`: linear, llama3, yarn ...); None is plain RoPE."""
     rotary_dim: int | None = None
-    """Elements of a head that turn, the first ones; None: all."""
+    """Elements of a head that are rotated, the first ones; None for all."""
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
     hidden_act: str = "silu"
     windows: tuple[int | None, ...] = ()
-    """Per layer how many positions each looks back at, itself included; None is all. Empty: all
-    layers look back at all."""
+    """The number of positions that each layer looks back at, the present one included; None for
+    all. Empty: no layer has a limit."""
     embedding: str = "model.embed_tokens"
-    """The checkpoint's name of the input embedding."""
+    """The input embedding's name in the checkpoint."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     generation: dict[str, Any] = field(default_factory=dict)
-    """Sampler parameters that its makers recommend, as the checkpoint has them: unchecked."""
+    """Sampler parameters that the model's makers recommend, unchecked, as in the checkpoint."""
 
     @property
     def experts(self) -> tuple[int, int] | None:
-        """How many a layer of experts has, and how many of them each token passes; None: there are
-        no such layers."""
+        """The number of experts of a layer and how many of them each token passes; None without
+        experts."""
         return None
 
     def within(self, max_model_len: int | None) -> Self:
-        """The same for texts of that length at most; None: of any that it can use.
+        """Return the configuration for texts of at most that length; None for any length.
 
-        LongRoPE has other divisors for models that serve longer texts than they were first trained
-        for, and all cached keys must have the same.
+        LongRoPE has other divisors for models that serve texts longer than the first training
+        length, and all cached keys must be computed with the same divisors.
         """
         scaling = self.rope_scaling or {}
         if max_model_len is None or scaling.get("rope_type") != "longrope":
@@ -69,8 +70,8 @@ class ModelConfig:
         return replace(self, max_position_embeddings=longest)
 
     def tensor_name(self, name: str) -> str:
-        """What the model calls a tensor of a safetensors file. Folders of a decoder alone, as of
-        sentence encoders, leave `model.` out."""
+        """Return the model's name for a tensor of a safetensors file. Folders with only a decoder,
+        such as those of sentence encoders, leave `model.` out."""
         return f"model.{name}" if name.startswith(_BARE_NAMES) else name
 
     @property
@@ -80,15 +81,15 @@ class ModelConfig:
 
     @property
     def layer_groups(self) -> tuple[LayerGroup, ...]:
-        """How layers share KV blocks."""
+        """The groups of layers that share KV blocks."""
         return group_layers(self.layer_windows)
 
     @property
     def group_windows(self) -> tuple[int | None, ...]:
-        """How far each group looks back."""
+        """The window of each group."""
         return tuple(group.window for group in self.layer_groups)
 
     def kv_bytes_per_token(self, kept: KvNumbers) -> int:
-        """Keys and values of one token in one of the `layer_groups`, as blocks have room for."""
+        """Bytes of one token's keys and values in the blocks of one of the `layer_groups`."""
         num_layers = max(len(group.layers) for group in self.layer_groups)
         return 2 * num_layers * self.num_key_value_heads * kept.head_bytes(self.head_dim)

@@ -1,8 +1,8 @@
-"""The decoder that most families are: pre-norm layers of grouped-query attention and a gated MLP.
+"""The decoder of most families: pre-norm layers of grouped-query attention and a gated MLP.
 
-Families call `pre_norm_decoder` with what sets them apart, or build a `Decoder` of layers of their
-own. Attributes are named as checkpoints name their tensors: loading is a lookup.
-Paper: Touvron et al. 2023, arXiv:2302.13971.
+Families call `pre_norm_decoder` with their differences, or build a `Decoder` from layers of their
+own. Attributes are named as checkpoints name their tensors, so loading is a lookup. Paper: Touvron
+et al. 2023, arXiv:2302.13971.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,19 +23,19 @@ from engine.models.layers.rotary import Rope, RotaryTable, Rotation
 from engine.models.layers.weight_slots import WeightOptions
 
 CreateLayer = Callable[[int], nn.Module]
-"""Builds the layer of a number. It is called as `DecoderLayer.forward` is."""
+"""A function that builds the layer of a number, which is called as `DecoderLayer.forward` is."""
 
 
 class Attention(nn.Module):
     """Projections around `PagedAttention`.
 
     Args:
-        layer: its number.
+        layer: the layer's number.
         qkv_bias, o_bias: whether the projections have biases.
-        head_norms: of query and key heads before they turn.
+        head_norms: norms of query and key heads before rotation.
         scale: factor of the scores; by default D**-0.5.
         soft_cap: see `PagedAttention`.
-        fused: the checkpoint has q, k and v in one tensor.
+        fused: whether the checkpoint has q, k and v in one tensor.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Attention(nn.Module):
         self.q_norm: RmsNorm | None
         self.k_norm: RmsNorm | None
         self.q_norm, self.k_norm = head_norms or (None, None)
-        for norm in head_norms or ():  # attention itself multiplies with their weights
+        for norm in head_norms or ():  # attention itself multiplies by their weights
             norm.takes_adapters = False
         self.attention = PagedAttention(
             layer,
@@ -86,7 +86,7 @@ class Attention(nn.Module):
         )
 
     def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
-        """[T, C] → [T, C]."""
+        """Map [T, C] to [T, C]."""
         qkv = self.qkv_proj(x, ctx)
         if self.q_norm is None or self.k_norm is None:
             return self.o_proj(self.attention(qkv, rotation, ctx), ctx)
@@ -97,7 +97,8 @@ class Attention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """A norm before attention and one before the MLP, which may be a mixture of experts."""
+    """A layer with a norm before attention and one before the MLP, which may be a mixture of
+    experts."""
 
     def __init__(
         self, config: ModelConfig, self_attn: Attention, mlp: GatedMlp | SparseMlp
@@ -111,8 +112,8 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, residual: Tensor, rotation: Rotation, ctx: ForwardContext
     ) -> Tensor:
-        """Both [T, C]; `x` is what the layer before adds to the residual stream, which is mutated.
-        Returns what this layer adds."""
+        """Run the layer. Both tensors are [T, C]; `x` is the previous layer's addition to the
+        residual stream, which is mutated. Return this layer's addition."""
         x = self.input_layernorm.add(x, residual, ctx)
         x = self.self_attn(x, rotation, ctx)
         return self.mlp(self.post_attention_layernorm.add(x, residual, ctx), ctx)
@@ -121,10 +122,10 @@ class DecoderLayer(nn.Module):
 
 
 class DecoderModel(nn.Module):
-    """Embedding, layers, last norm.
+    """Embedding, layers and last norm.
 
     Args:
-        ropes: of each layer; equal ones share a table.
+        ropes: the rope of each layer; equal ones share a table.
     """
 
     def __init__(
@@ -161,8 +162,8 @@ class Decoder(CausalLM):
 
     Args:
         create_layer: builds the layer of a number.
-        norm: the last one; by default a plain `RmsNorm`.
-        ropes: of each layer; by default the configuration's.
+        norm: the last norm; by default a plain `RmsNorm`.
+        ropes: the rope of each layer; by default the configuration's.
         embedding_scale, soft_cap: see `TokenEmbedding` and `LmHead`.
     """
 
@@ -207,11 +208,11 @@ def pre_norm_decoder(
     norms_heads: bool = False,
     fused: bool = False,
 ) -> Decoder:
-    """A decoder of `DecoderLayer`s.
+    """Build a decoder of `DecoderLayer`s.
 
     Args:
-        norms_heads: query and key heads are normalised before they turn.
-        fused: the checkpoint has q, k and v in one tensor, and gate and up.
+        norms_heads: whether query and key heads are normalised before rotation.
+        fused: whether the checkpoint has q, k and v in one tensor, and gate and up in one.
     """
 
     def head_norm() -> RmsNorm:
@@ -233,12 +234,12 @@ def pre_norm_decoder(
 
 
 def gated_mlp(config: ModelConfig, *, bias: bool = False, fused: bool = False) -> GatedMlp:
-    """Of the configuration's sizes and activation."""
+    """Build a gated MLP with the configuration's sizes and activation."""
     sizes = config.hidden_size, config.intermediate_size
     return GatedMlp(*sizes, config.hidden_act, bias=bias, fused=fused)
 
 
 def rope_of(config: ModelConfig) -> Rope:
-    """What the configuration says of positions."""
+    """Return the rope of the configuration."""
     dim = config.rotary_dim or config.head_dim
     return Rope(dim, config.rope_theta, config.max_position_embeddings, config.rope_scaling)

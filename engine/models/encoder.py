@@ -1,4 +1,4 @@
-"""What every encoder family offers: whole texts in, hidden states of all their tokens out."""
+"""The interface of every encoder family: whole texts in, hidden states of all their tokens out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -14,19 +14,19 @@ from engine.models.metadata_keys import MetadataKeys
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderConfig:
-    """An encoder's shape. Field names are those of Hugging Face's config.json."""
+    """An encoder's shape. Fields are named as in Hugging Face's config.json."""
 
     architecture: str
-    """As in `architectures[0]`, e.g. `BertModel`."""
+    """An entry of `architectures`, e.g. `BertModel`."""
     vocab_size: int
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
     max_position_embeddings: int
-    """Tokens of the longest text; the table of positions may have some more rows."""
+    """Tokens of the longest text; the table of positions may have a few more rows."""
     first_position: int = 0
-    """Row of that table which a text's first token has."""
+    """The row of the table of positions for a text's first token."""
     type_vocab_size: int
     layer_norm_eps: float
     hidden_act: str
@@ -38,16 +38,16 @@ class TextRun:
 
     num_texts: int
     num_tokens: int
-    """Of each."""
+    """Tokens of each text."""
 
 
 def text_runs(lengths: Iterable[int]) -> list[TextRun]:
-    """Texts of these lengths, in their order, as runs: the fewest if the lengths are sorted."""
+    """Combine texts of these lengths, in order, into runs. Sorted lengths give the fewest runs."""
     return [TextRun(len(list(equal)), length) for length, equal in groupby(lengths)]
 
 
 class Encoder(nn.Module, ABC):
-    """An encoder without what comes after its last layer. Weights come with `load_weights`."""
+    """An encoder up to its last layer. Weights come with `load_weights`."""
 
     def __init__(self, config: EncoderConfig, options: WeightOptions) -> None:
         super().__init__()
@@ -56,41 +56,41 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, token_ids: Tensor, positions: Tensor, runs: Sequence[TextRun]) -> Tensor:
-        """Each token of a text looks at all tokens of that text.
+        """Compute hidden states, where each token of a text sees all tokens of that text.
 
         Args:
             token_ids: [T] int64, text after text.
-            positions: [T] int64, in their text, from 0 on.
+            positions: [T] int64, within each text, from 0.
             runs: the texts; together they have T tokens.
 
         Returns:
             [T, C]. On a CPU with the native operations, or with `deterministic`, a text's rows have
-            the same bits whatever the other texts are.
+                the same bits whatever the other texts are.
         """
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[str]:
-        """Fill the encoder from (name without the family's prefix, tensor) pairs; returns the names
-        it ignored.
+        """Fill the encoder from pairs of a name without the family's prefix and a tensor; return
+        the names that it ignored.
 
         Raises:
             MissingWeight: the checkpoint lacks a tensor.
-            ShapeMismatch: a tensor has another shape than the configuration says.
+            ShapeMismatch: a tensor's shape differs from the configuration's.
         """
         return load_weights(self, weights, self.options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderFamily:
-    """One family of encoders. A module lists its own as `ENCODERS`."""
+    """A family of encoders. Each module lists its families as `ENCODERS`."""
 
     architectures: tuple[str, ...]
-    """As in `architectures` of config.json; no other family has them. Those of heads, such as
-    `BertForMaskedLM`, count as the encoder below."""
+    """The entries of `architectures` in config.json that belong to this family alone. Architectures
+    with heads, such as `BertForMaskedLM`, count as the encoder below them."""
     model_type: str
-    """As in `model_type` of config.json, for files that state no architecture."""
+    """The `model_type` in config.json, for files that state no architecture."""
     prefix: str
-    """Of the encoder's tensors where a head is beside it."""
+    """The prefix of the encoder's tensors in checkpoints that also have a head."""
     create: Callable[[EncoderConfig, WeightOptions], Encoder]
     """Builds an encoder without weights."""
     read_json: Callable[[MetadataKeys], EncoderConfig]
-    """The keys of config.json."""
+    """Reads the keys of config.json."""

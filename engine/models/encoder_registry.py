@@ -1,4 +1,4 @@
-"""Which encoder families there are, by the names that their modules state."""
+"""The encoder families, by the names that their modules state."""
 
 import functools
 import importlib
@@ -13,16 +13,16 @@ from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
 
 MODULES = ("bert",)
-"""Of `engine.models`, each with its `ENCODERS`; imported when the first encoder is looked for."""
+"""The modules of `engine.models` with `ENCODERS`, imported when the first encoder is looked up."""
 
 _OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))
-"""Of norms, as the first checkpoints of BERT have them."""
+"""Old names of norms' tensors, as in the first checkpoints of BERT, with the present ones."""
 _HEADS = ("pooler.", "cls.", "lm_head.", "embeddings.position_ids")
-"""Tensors beside the encoder, and tables that follow from its sizes."""
+"""Prefixes of tensors outside the encoder, and tables that follow from its sizes."""
 
 
 def encoder_family(keys: MetadataKeys) -> EncoderFamily | None:
-    """The family of a config.json; None if it is no encoder's that is known here."""
+    """Return the encoder family of a config.json, or None if no family is known for it."""
     names = keys.values.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     model_type = keys.values.get("model_type")
@@ -33,15 +33,17 @@ def encoder_family(keys: MetadataKeys) -> EncoderFamily | None:
 
 
 def supported_encoders() -> list[str]:
-    """An architecture of each family."""
+    """Return the architecture of each family."""
     return [family.architectures[0] for family in _families()]
 
 
 def read_encoder_config(keys: MetadataKeys) -> EncoderConfig:
-    """
+    """Read the configuration of an encoder from config.json's keys.
+
     Raises:
-        UnsupportedArchitecture: no encoder family covers it; names those that there are.
-        ModelLoadError: a key is missing or nonsense (named).
+        UnsupportedArchitecture: no encoder family has this architecture; the message lists those
+            there are.
+        ModelLoadError: a key is missing or nonsense; the message names it.
     """
     config = _family_of(keys).read_json(keys)
     if config.hidden_size % config.num_attention_heads:
@@ -71,7 +73,7 @@ def create_encoder(
 def encoder_weights(
     keys: MetadataKeys, tensors: Iterator[tuple[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """A checkpoint's tensors by the names that the encoder knows, without those of heads."""
+    """Rename a checkpoint's tensors to the encoder's names, leaving out those of heads."""
     prefix = _family_of(keys).prefix
     for stored, tensor in tensors:
         name = stored.removeprefix(prefix)
@@ -87,7 +89,8 @@ def _family_of(keys: MetadataKeys) -> EncoderFamily:
         supported = ", ".join(supported_encoders())
         stated = keys.values.get("architectures") or keys.values.get("model_type")
         raise UnsupportedArchitecture(
-            f"architecture {stated!r} is no encoder that is supported; supported are {supported}"
+            f"architecture {stated!r} is not a supported encoder; the supported ones are "
+            f"{supported}"
         )
     return family
 

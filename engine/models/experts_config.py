@@ -1,4 +1,4 @@
-"""What families with experts must know beside the others."""
+"""The additional configuration of families with experts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,21 +7,21 @@ from engine.models.config import ModelConfig
 from engine.models.gguf_keys import GgufKeys
 
 MAX_EXPERTS = 4096
-"""Of a layer; published models have up to 512."""
+"""The most experts of a layer; published models have up to 512."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertsConfig(ModelConfig):
-    """`intermediate_size` is that of layers without experts."""
+    """A configuration with experts. `intermediate_size` is that of layers without experts."""
 
     num_experts: int
     experts_per_token: int
     expert_size: int
     """Inner size of an expert."""
     normalised: bool
-    """The chosen experts' weights are scaled to the sum of 1."""
+    """Whether the chosen experts' weights are scaled to the sum of 1."""
     plain_layers: frozenset[int] = frozenset()
-    """Those without experts."""
+    """The layers without experts."""
 
     @property
     def experts(self) -> tuple[int, int]:
@@ -29,9 +29,9 @@ class ExpertsConfig(ModelConfig):
 
 
 def expert_row_counts(config: ModelConfig) -> tuple[int, ...]:
-    """Numbers of a step's rows from which a GPU cuts products over experts in another way
-    (`kernels/experts/triton_linear.py`): by all pairs of a row and an expert, and by those that an
-    expert has on average."""
+    """Row counts of a step at which a GPU changes how it divides products over experts
+    (`kernels/experts/triton_linear.py`): by the number of pairs of row and expert, and by the rows
+    per expert on average."""
     if config.experts is None:
         return ()
     number, per_token = config.experts
@@ -39,10 +39,10 @@ def expert_row_counts(config: ModelConfig) -> tuple[int, ...]:
 
 
 def gguf_expert_fields(keys: GgufKeys, expert_size: int) -> dict[str, Any]:
-    """Fields of `ExpertsConfig`.
+    """Read the fields of `ExpertsConfig`.
 
     Args:
-        expert_size: what a missing key means.
+        expert_size: the value of a missing key.
     """
     num_experts = keys.integer(keys.own("expert_count"), high=MAX_EXPERTS)
     return {

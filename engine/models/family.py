@@ -1,4 +1,5 @@
-"""What a module of a decoder family states of it: its names, its keys, how to build it."""
+"""The facts that a decoder family's module states: names, configuration keys, how to build the
+model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,22 +13,24 @@ from engine.models.metadata_keys import MetadataKeys
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """One architecture of `config.json`. A module lists its own as `FAMILIES`."""
+    """One architecture of `config.json`. Each module lists its families as `FAMILIES`."""
 
     architecture: str
-    """As in `architectures` of config.json, e.g. `LlamaForCausalLM`; no other family has it."""
+    """The entry of `architectures` in config.json, e.g. `LlamaForCausalLM`; no other family has
+    it."""
     model_type: str
-    """As in `model_type` of config.json, for files that state no architecture."""
+    """The `model_type` in config.json, for files that state no architecture."""
     create: Callable[[ModelConfig, WeightOptions], CausalLM]
     """Builds a model without weights from a configuration that one of the readers made."""
     read_json: Callable[[MetadataKeys], ModelConfig]
-    """The keys of config.json. What generation needs (stop tokens, sampling) is added by the
-    caller, here and below."""
+    """Reads the keys of config.json. The caller adds the keys for generation (stop tokens,
+    sampling), here and below."""
     gguf: str | None = None
-    """As in `general.architecture` of a GGUF file; None: there is none, or another family's."""
+    """The `general.architecture` of a GGUF file; None if there is none or it belongs to another
+    family."""
     read_gguf: Callable[[GgufKeys], ModelConfig] | None = None
-    """The keys of a GGUF file whose architecture is `gguf`."""
+    """Reads the keys of a GGUF file whose architecture is `gguf`."""
     gguf_tensors: Mapping[str, str] = field(default_factory=lambda: LAYER_TENSORS)
-    """A layer's tensors: GGUF's name → Hugging Face's, both without layer and suffix."""
+    """A layer's tensors: GGUF's name to Hugging Face's, both without layer and suffix."""
     gguf_pairs_rows: bool = False
-    """llama.cpp's converter puts the rows of q and k that are rotated together side by side."""
+    """Whether llama.cpp's converter puts rows of q and k that are rotated together side by side."""

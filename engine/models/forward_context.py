@@ -1,4 +1,4 @@
-"""What a forward pass must know beside its tokens. Passed as an argument, never kept."""
+"""The context of a forward pass beside its tokens. Passed as an argument, never kept."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,54 +15,57 @@ class GroupContext(NamedTuple):
     batch: PagedBatch
     """Block tables, context lengths and row offsets of the sequences."""
     slot_mapping: tuple[Tensor, Tensor]
-    """Where each row's key and value go: block ids and slots, each [T] int64."""
+    """The places of the rows' keys and values: block ids and slots, each [T] int64."""
 
 
 class RowAdapters(Protocol):
     """The adapters that some of the step's rows have beside the model's weights."""
 
     def add(self, path: str, x: Tensor, y: Tensor) -> None:
-        """Add what each row's adapter makes of its input in the linear layer at `path`.
+        """Add the changes of the rows' adapters to a linear layer's output.
 
         Args:
-            x: [T, in].
-            y: [T, out], what the layer itself makes of it. Mutated; rows without an adapter, or
-                whose adapter has nothing for this layer, keep their bits.
+            path: the layer's path.
+            x: [T, in], the layer's input.
+            y: [T, out], the layer's output. Mutated; rows without an adapter, or whose adapter does
+                not change this layer, keep their bits.
         """
         ...
 
     def add_looked_up(self, path: str, token_ids: Tensor, y: Tensor) -> None:
-        """The same for the embedding at `path`.
+        """Add the changes of the rows' adapters to an embedding's output.
 
         Args:
+            path: the embedding's path.
             token_ids: [T] int64.
-            y: [T, C], its rows. Mutated.
+            y: [T, C], the looked-up rows. Mutated.
         """
         ...
 
     def take_copies(self, path: str, y: Tensor, compute: Callable[[Any], Tensor]) -> None:
-        """Where a row's adapter brings a copy of the whole module at `path`, take what that gives.
+        """Replace the output of rows whose adapter brings a copy of the whole module at `path`.
 
         Args:
-            y: [T, C], what the module itself gives. Mutated.
-            compute: given what the module has made of a copy, [T, C] for all rows.
+            y: [T, C], the module's own output. Mutated.
+            compute: computes [T, C] for all rows from the module's form of a copy.
         """
         ...
 
     def add_to_logits(
         self, path: str, hidden: Tensor, logits: Tensor, compute: Callable[[Any, Tensor], Tensor]
     ) -> None:
-        """Both for the output layer at `path`. Reads which adapters there are: never recorded.
+        """Add the changes of the rows' adapters to the logits of the output layer at `path`. It
+        reads which adapters there are, so it is never recorded.
 
         Args:
             hidden: [R, C].
             logits: [R, V] fp32. Mutated.
-            compute: given what the layer has made of a copy and some of the rows, their logits.
+            compute: computes logits from the layer's form of a copy and some of the rows.
         """
         ...
 
     def at(self, rows: Tensor) -> "RowAdapters":
-        """Those of some rows, which may come more than once.
+        """Return the adapters of some rows, which may be repeated.
 
         Args:
             rows: [R] int64.
@@ -72,23 +75,25 @@ class RowAdapters(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardContext:
-    """One step's rows in the cache's terms. T rows: single decoded tokens first, then chunks."""
+    """A step's rows and their place in the cache. Rows of single decoded tokens come first, then
+    chunks."""
 
     groups: Sequence["GroupContext"]
-    """Per group of layers that share blocks."""
+    """The context of each group of layers that share blocks."""
     group_of_layer: Sequence[int]
     kv_caches: Sequence[Tensor]
-    """Per layer [N, 2, K, S, D]."""
+    """The cache [N, 2, K, S, D] of each layer."""
     kv_scales: Sequence[Tensor | None] = ()
-    """Per layer [N, 2, K, S] of packed caches, None of others; empty: none is packed."""
+    """The scales [N, 2, K, S] of each layer with a packed cache, None for others; empty if no cache
+    is packed."""
     adapters: RowAdapters | None = None
-    """None when no row has one."""
+    """The rows' adapters, or None when no row has one."""
 
     @property
     def longest_context(self) -> int:
-        """Of all sequences; new rows are at positions below it."""
+        """The longest context of all sequences; new rows are at positions below it."""
         return self.groups[0].batch.longest_context
 
 
 NO_CONTEXT = ForwardContext(groups=(), group_of_layer=(), kv_caches=())
-"""For models that keep nothing between steps, and layers that are called alone."""
+"""The context for models that keep nothing between steps, and for layers called on their own."""

@@ -1,9 +1,8 @@
-"""Gemma 3's text models: most layers look back a window only, every sixth at all.
+"""Gemma 3's text models, in which most layers have a window and every sixth sees the whole context.
 
-Against Llama: query and key heads are normalised, attention and MLP have a norm behind them, too,
-norms keep their weights minus 1, the embedding is scaled, and sliding layers turn by a base of
-their own.
-Paper: Gemma Team 2025, arXiv:2503.19786.
+Differences from Llama: query and key heads are normalised, attention and MLP are also followed by a
+norm, norms store their weights minus 1, the embedding is scaled, and sliding layers have a rotary
+base of their own. Paper: Gemma Team 2025, arXiv:2503.19786.
 """
 
 from dataclasses import dataclass
@@ -30,29 +29,31 @@ ARCHITECTURE = "Gemma3ForCausalLM"
 HEAD_DIM = 256
 WINDOW = 4096
 PERIOD = 6
-"""One in so many layers looks back at all."""
+"""One layer in this many sees the whole context."""
 GLOBAL_BASE, LOCAL_BASE = 1e6, 1e4
 ACTIVATION = "gelu_pytorch_tanh"
 LAYERS_OF_27B = 62
-"""The only size whose scores are scaled by something else than the head's size."""
+"""The number of layers of the 27B model, the only size whose scores are not scaled by the head
+size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gemma3Config(ModelConfig):
-    """The base class's rope is that of layers that look back at all."""
+    """Gemma 3's configuration. The base class's rope is that of layers that see the whole
+    context."""
 
     score_scale: float
     """Factor of attention scores."""
     local_rope_theta: float
     local_rope_scaling: dict[str, Any] | None = None
-    """Of sliding layers."""
+    """Scaling of the sliding layers' rope."""
     norm_offset: float
-    """What norm weights lack."""
+    """The value to add to norm weights."""
     logit_soft_cap: float | None = None
 
 
 class Gemma3Layer(nn.Module):
-    """A norm before and behind attention, and before and behind the MLP."""
+    """A layer with norms before and after attention, and before and after the MLP."""
 
     def __init__(self, config: Gemma3Config, options: WeightOptions, layer: int) -> None:
         super().__init__()
@@ -103,18 +104,19 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
 
 
 def read_json(keys: MetadataKeys) -> ModelConfig:
-    """
+    """Read the keys of config.json.
+
     Raises:
-        UnsupportedArchitecture: one that looks ahead, which encoders do.
+        UnsupportedArchitecture: the model's attention is bidirectional, as in encoders.
     """
     if keys.flag("use_bidirectional_attention", False):
-        raise UnsupportedArchitecture("a Gemma 3 with bidirectional attention is not supported")
+        raise UnsupportedArchitecture("Gemma 3 with bidirectional attention is not supported")
     sizes = json_keys.size_fields(keys, head_dim=HEAD_DIM, tied=True)
     num_layers = sizes["num_hidden_layers"]
     per_type = keys.values.get("rope_parameters") or {}
     if not isinstance(per_type, dict) or not _are_ropes_of_types(per_type):
-        raise keys.nonsense("rope_parameters", "an object with one for each type of layer")
-    # transformers 4 keeps both bases beside each other, and a scaling for the global one only.
+        raise keys.nonsense("rope_parameters", "an object with an entry for each type of layer")
+    # transformers 4 stores both bases at the top level, and a scaling only for the global one.
     whole = per_type.get(FULL) or keys.values.get("rope_scaling") or {}
     local = per_type.get(SLIDING) or {}
     if not isinstance(whole, dict):
@@ -145,7 +147,8 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
 
 
 def read_gguf(keys: GgufKeys) -> ModelConfig:
-    """llama.cpp's converter adds the 1 to the norms. What it leaves out, its loader knows."""
+    """Read the keys of a GGUF file. llama.cpp's converter has added the 1 to the norms; its loader
+    supplies the values that the file lacks."""
     sizes = gguf_keys.size_fields(keys)
     window = keys.integer(keys.own("attention.sliding_window"))
     scaled_by = sizes["head_dim"]
@@ -169,7 +172,8 @@ def read_gguf(keys: GgufKeys) -> ModelConfig:
 
 
 def _are_ropes_of_types(per_type: dict[str, Any]) -> bool:
-    """What tools such as GPTQModel write beside the types' own does not count."""
+    """Whether the dictionary has one rope per type. Other entries, which tools such as GPTQModel
+    add, are ignored."""
     known = [per_type[kind] for kind in (FULL, SLIDING) if kind in per_type]
     return bool(known or not per_type) and all(isinstance(one, dict) for one in known)
 
@@ -179,13 +183,15 @@ def _layer_types(num_layers: int, period: int) -> list[str]:
 
 
 def _gguf_layer_types(keys: GgufKeys, num_layers: int) -> list[str]:
-    """Files have no pattern, its period, or for each layer whether it slides."""
+    """Return each layer's type. Files have no pattern, its period, or a flag for each layer."""
     key = keys.own("attention.sliding_window_pattern")
     slides = keys.values.get(key)
     if not isinstance(slides, list):
         return _layer_types(num_layers, keys.integer(key, PERIOD))
     if len(slides) != num_layers or not all(isinstance(entry, bool) for entry in slides):
-        raise keys.nonsense(key, f"a period, or true or false for each of {num_layers} layers")
+        raise keys.nonsense(
+            key, f"a period, or a list of {num_layers} values true or false, one per layer"
+        )
     return [SLIDING if entry else FULL for entry in slides]
 
 

@@ -19,7 +19,7 @@ from engine.models.rope_keys import (
 ROPE_DIVISORS = "rope_freqs.weight"
 LONG_DIVISORS, SHORT_DIVISORS = "rope_factors_long.weight", "rope_factors_short.weight"
 NO_WEIGHTS = (ROPE_DIVISORS, LONG_DIVISORS, SHORT_DIVISORS)
-"""What each rotary frequency is divided by; LongRoPE has two lists."""
+"""The tensors with divisors of the rotary frequencies; LongRoPE has two lists."""
 LAYER_TENSORS = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -33,16 +33,16 @@ LAYER_TENSORS = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-"""What most families' layers have: GGUF's name → Hugging Face's."""
+"""The tensors of most families' layers: GGUF's name to Hugging Face's."""
 
 
 class GgufKeys(MetadataKeys):
-    """A file's metadata, with what its tensors say of the model.
+    """A GGUF file's metadata, with facts about its tensors.
 
     Args:
         values: metadata by key.
         source: the file's name.
-        shapes: of the tensors, by GGUF name.
+        shapes: shapes of the tensors, by GGUF name.
         divisors: the file's tensors of `NO_WEIGHTS`, each [D/2] fp32.
     """
 
@@ -59,23 +59,24 @@ class GgufKeys(MetadataKeys):
         self.divisors = divisors
 
     def own(self, name: str) -> str:
-        """The full name of one of the architecture's keys."""
+        """Return the full name of one of the architecture's keys."""
         return f"{self.architecture}.{name}"
 
 
 def size_fields(keys: GgufKeys, *, experts: bool = False) -> dict[str, Any]:
-    """Fields of `ModelConfig` that are sizes.
+    """Read the fields of `ModelConfig` that are sizes.
 
     Args:
-        experts: whether the family may have some.
+        experts: whether the family may have experts.
 
     Raises:
-        UnsupportedArchitecture: the model has experts, and the family has none.
+        UnsupportedArchitecture: the model has experts and the family has none.
     """
     own = keys.own
     if not experts and keys.integer(own("expert_count"), 0, low=0):
         raise UnsupportedArchitecture(
-            f"GGUF architecture {keys.architecture[:80]!r} (mixture of experts) is not supported"
+            f"GGUF architecture {keys.architecture[:80]!r} with a mixture of experts is not "
+            f"supported; use the safetensors of this model"
         )
     num_heads = keys.integer(own("attention.head_count"))
     return {
@@ -92,7 +93,7 @@ def size_fields(keys: GgufKeys, *, experts: bool = False) -> dict[str, Any]:
 
 
 def rope_fields(keys: GgufKeys) -> dict[str, Any]:
-    """Fields of `ModelConfig` about positions."""
+    """Read the fields of `ModelConfig` about positions."""
     trained = keys.integer(keys.own("context_length"), high=MAX_POSITIONS)
     theta = rope_base(keys, keys.own("rope.freq_base"))
     scaling = _rope_scaling(keys, trained)
@@ -110,7 +111,7 @@ def rope_fields(keys: GgufKeys) -> dict[str, Any]:
 
 
 def bias_fields(keys: GgufKeys) -> dict[str, Any]:
-    """Fields of `ModelConfig` that say which linear layers have biases."""
+    """Read the fields of `ModelConfig` that say which linear layers have biases."""
     return {
         "attention_bias": "blk.0.attn_q.bias" in keys.shapes,
         "mlp_bias": "blk.0.ffn_up.bias" in keys.shapes,
@@ -118,17 +119,19 @@ def bias_fields(keys: GgufKeys) -> dict[str, Any]:
 
 
 def layer_windows(keys: GgufKeys) -> tuple[int | None, ...]:
-    """`ModelConfig.windows` of a family whose layers all look back as far."""
+    """Return `ModelConfig.windows` of a family in which all layers have the same window."""
     window = keys.integer(keys.own("attention.sliding_window"), 0, low=0)
     num_layers: int = keys.integer(keys.own("block_count"), high=MAX_LAYERS)
     return (window,) * num_layers if window else ()
 
 
 def _vocab_size(keys: GgufKeys) -> int:
-    """Rows of the embedding. The token list may be shorter: some models pad."""
+    """Return the rows of the embedding. The token list may be shorter, since some models pad."""
     shape = keys.shapes.get("token_embd.weight")
     if shape is None:
-        raise MissingWeight("the GGUF file has no token_embd.weight; it holds no whole model")
+        raise MissingWeight(
+            "the GGUF file has no token_embd.weight; it does not hold a whole model"
+        )
     return shape[0]
 
 
@@ -145,8 +148,8 @@ def _head_dim(keys: GgufKeys, num_heads: int) -> int:
     head_dim: int = keys.integer(keys.own("attention.key_length"), hidden_size // num_heads)
     if head_dim % 2 or head_dim == 0:
         raise ModelLoadError(
-            f"{keys.source}: {hidden_size} hidden units and {num_heads} heads give a head of "
-            f"{head_dim}; rotary embeddings need it even"
+            f"{keys.source}: {hidden_size} hidden units and {num_heads} heads give a head size of "
+            f"{head_dim}; rotary embeddings need an even head size"
         )
     if keys.integer(keys.own("attention.value_length"), head_dim) != head_dim:
         raise keys.nonsense(keys.own("attention.value_length"), f"{head_dim}, the size of a head")
@@ -170,7 +173,7 @@ def _rope_scaling(keys: GgufKeys, trained: int) -> dict[str, Any] | None:
 def _llama3_scaling(
     keys: GgufKeys, stored: NDArray[np.float32], theta: float, head_dim: int
 ) -> dict[str, Any]:
-    """The parameters behind `rope_freqs.weight`, which holds a divisor for each frequency.
+    """Recover the parameters of `rope_freqs.weight`, which holds a divisor for each frequency.
 
     llama.cpp stores the result of Llama 3.1's rule instead of its parameters. All published models
     use the same three of them; only the factor differs, and it is the largest divisor.
@@ -189,14 +192,15 @@ def _llama3_scaling(
     expected = _llama3_divisors(theta, head_dim, factor)
     if stored.shape != expected.shape or not np.allclose(stored, expected, rtol=1e-3):
         raise ModelLoadError(
-            f"{keys.source}: {ROPE_DIVISORS} scales rotary frequencies in an unknown way; use the "
-            f"safetensors of this model"
+            f"{keys.source}: {ROPE_DIVISORS} scales rotary frequencies in an unsupported way; use "
+            f"the safetensors of this model"
         )
     return scaling
 
 
 def _llama3_divisors(theta: float, head_dim: int, factor: float) -> NDArray[np.float64]:
-    """[D/2] fp64. As in transformers' `_compute_llama3_parameters`, inverted."""
+    """Compute the divisors [D/2] in fp64, the inverse of transformers'
+    `_compute_llama3_parameters`."""
     wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     smooth = np.clip((8192 / wavelength - 1.0) / (4.0 - 1.0), 0.0, 1.0)
     return np.asarray(1.0 / ((1.0 - smooth) / factor + smooth))

@@ -1,7 +1,7 @@
 """Keys of config.json that several families read in the same way.
 
-Knows the layouts that transformers 4 and 5 write. What a family means by a key, or by its absence,
-is in the family's own module.
+This module knows the layouts that transformers 4 and 5 write. A family's own module knows what a
+key, or its absence, means in that family.
 """
 
 from typing import Any
@@ -19,17 +19,17 @@ from engine.models.rope_keys import (
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Entries of `layer_types`."""
 ROPE_SOURCE = "config.json: rope_parameters"
-"""What messages name."""
+"""The source that messages name."""
 
 
 def size_fields(
     keys: MetadataKeys, *, head_dim: int | None = None, tied: bool = False
 ) -> dict[str, Any]:
-    """Fields of `ModelConfig` that are sizes.
+    """Read the fields of `ModelConfig` that are sizes.
 
     Args:
-        head_dim: what a missing key means; None: the heads share the hidden size.
-        tied: what a missing `tie_word_embeddings` means.
+        head_dim: the value of a missing key; None: the heads share the hidden size.
+        tied: the value of a missing `tie_word_embeddings`.
     """
     num_heads = keys.integer("num_attention_heads")
     return {
@@ -46,16 +46,16 @@ def size_fields(
 
 
 def rope_fields(keys: MetadataKeys) -> dict[str, Any]:
-    """Fields of `ModelConfig` about positions.
+    """Read the fields of `ModelConfig` about positions.
 
-    transformers 5 keeps theta and scaling in `rope_parameters`, 4 beside each other.
+    transformers 5 stores theta and scaling in `rope_parameters`, transformers 4 in separate keys.
     """
     parameters, base = rope_parameters(keys), rope_base(keys, "rope_theta")
     return rope_fields_of(parameters, ROPE_SOURCE, trained_length(keys), base)
 
 
 def rope_parameters(keys: MetadataKeys) -> dict[str, Any]:
-    """What `rope_fields` reads, wherever the file has it; a copy."""
+    """Return a copy of the parameters that `rope_fields` reads, wherever the file has them."""
     parameters, scaling = (_object(keys, name) for name in ("rope_parameters", "rope_scaling"))
     merged = scaling | parameters
     merged.setdefault("partial_rotary_factor", keys.values.get("partial_rotary_factor"))
@@ -65,7 +65,8 @@ def rope_parameters(keys: MetadataKeys) -> dict[str, Any]:
 def rope_fields_of(
     parameters: dict[str, Any], source: str, trained: int, base: float
 ) -> dict[str, Any]:
-    """The same from one dictionary of transformers; `base` is meant if it states none."""
+    """Read the fields about positions from one dictionary of transformers; `base` is its default
+    theta."""
     theta = rope_base(MetadataKeys(parameters, source), "rope_theta", base)
     scaling = normalise_rope_scaling(parameters, trained, source)
     return {
@@ -76,27 +77,27 @@ def rope_fields_of(
 
 
 def trained_length(keys: MetadataKeys) -> int:
-    """Positions that the model was trained for."""
+    """Return the number of positions that the model was trained for."""
     length: int = keys.integer("max_position_embeddings", high=MAX_POSITIONS)
     return length
 
 
 def bias_fields(keys: MetadataKeys) -> dict[str, Any]:
-    """Fields of `ModelConfig` that say which linear layers have biases."""
+    """Read the fields of `ModelConfig` that say which linear layers have biases."""
     return {name: keys.flag(name, False) for name in ("attention_bias", "mlp_bias")}
 
 
 def layer_windows(
     keys: MetadataKeys, window: int | None, layer_types: list[str] | None = None
 ) -> tuple[int | None, ...]:
-    """`ModelConfig.windows`.
+    """Read `ModelConfig.windows`.
 
     Args:
-        window: of sliding layers; None: none slides.
-        layer_types: what a missing `layer_types` means; None: all layers slide.
+        window: the window of sliding layers; None if no layer slides.
+        layer_types: the value of a missing `layer_types`; None if all layers slide.
 
     Raises:
-        ModelLoadError: `layer_types` is no list of the two types, one per layer.
+        ModelLoadError: `layer_types` is not a list of the two types, one per layer.
     """
     if window is None:
         return ()
@@ -109,7 +110,9 @@ def layer_windows(
         or len(types) != num_layers
         or any(entry not in (FULL, SLIDING) for entry in types)
     ):
-        raise keys.nonsense("layer_types", f"{num_layers} entries out of {FULL} and {SLIDING}")
+        raise keys.nonsense(
+            "layer_types", f"a list of {num_layers} entries, each {FULL} or {SLIDING}"
+        )
     return tuple(window if entry == SLIDING else None for entry in types)
 
 
@@ -139,5 +142,5 @@ def _head_dim(keys: MetadataKeys, num_heads: int, default: int | None) -> int:
             )
         head_dim = hidden_size // num_heads
     if head_dim % 2:
-        raise ModelLoadError(f"config.json: head_dim is {head_dim}; rotary embeddings need it even")
+        raise ModelLoadError(f"config.json: head_dim is {head_dim}; it must be even")
     return int(head_dim)

@@ -1,4 +1,4 @@
-"""Llama, and what is built like it: SmolLM2, Yi, and Mistral, which may look back a window only.
+"""Llama and models built like it: SmolLM2, Yi, and Mistral, whose layers may have a window.
 
 Paper: Touvron et al. 2023, arXiv:2302.13971.
 """
@@ -16,13 +16,13 @@ LLAMA, MISTRAL = "LlamaForCausalLM", "MistralForCausalLM"
 
 
 def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
-    """Biases are where the configuration has them."""
+    """Build a Llama, with biases where the configuration has them."""
     bias = config.attention_bias
     return pre_norm_decoder(config, options, qkv_bias=bias, o_bias=bias, mlp_bias=config.mlp_bias)
 
 
 def read_llama(keys: MetadataKeys) -> ModelConfig:
-    """Llama has no windows, whatever its file says."""
+    """Read Llama's keys of config.json. Llama has no windows, whatever its file says."""
     return ModelConfig(
         architecture=LLAMA,
         **json_keys.size_fields(keys),
@@ -33,7 +33,8 @@ def read_llama(keys: MetadataKeys) -> ModelConfig:
 
 
 def read_mistral(keys: MetadataKeys) -> ModelConfig:
-    """A window is every layer's unless `layer_types` says otherwise."""
+    """Read Mistral's keys of config.json. A window applies to every layer unless `layer_types` says
+    otherwise."""
     return ModelConfig(
         architecture=MISTRAL,
         **json_keys.size_fields(keys),
@@ -45,7 +46,7 @@ def read_mistral(keys: MetadataKeys) -> ModelConfig:
 
 
 def read_gguf(keys: GgufKeys) -> ModelConfig:
-    """GGUF has one name for both, and for Mixtral."""
+    """Read the keys of a GGUF file, which has one name for Llama, Mistral and Mixtral."""
     if keys.integer(keys.own("expert_count"), 0, low=0):
         return mixtral.read_gguf(keys)
     return ModelConfig(

@@ -1,4 +1,4 @@
-"""Filling a model from a stream of named tensors, with every name and shape checked."""
+"""Fills a model from a stream of named tensors and checks every name and shape."""
 
 from collections.abc import Iterable, Iterator
 
@@ -12,18 +12,19 @@ from engine.models.layers.weight_slots import WeightOptions, WeightOwner, Weight
 log = structlog.get_logger(__name__)
 
 MAX_NAMED = 5
-"""Names that an error message lists."""
+"""The most names that an error message lists."""
 
 
 class Loader:
-    """Knows which layer waits for which tensor, and finishes layers as they become complete."""
+    """Passes tensors to the layers that wait for them, and finishes layers as they become
+    complete."""
 
     def __init__(self, model: nn.Module, options: WeightOptions) -> None:
         self._slots: dict[str, tuple[WeightSlot, WeightOwner]] = {}
         self._missing: dict[WeightOwner, set[str]] = {}
-        """Of owners that wait for tensors of their own."""
+        """The tensors that owners still wait for."""
         self._followers: list[WeightOwner] = []
-        """Owners that use what others load, such as a tied output layer."""
+        """Owners that use the tensors of others, such as a tied output layer."""
         for path, module in model.named_modules():
             if isinstance(module, WeightOwner):
                 slots = module.create_weights(path, options)
@@ -34,16 +35,16 @@ class Loader:
                     self._followers.append(module)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """What the checkpoint must have."""
+        """The shapes that the checkpoint must have."""
         return {name: slot.spec.shape for name, (slot, _) in self._slots.items()}
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> list[str]:
-        """Take all tensors; returns the names that no layer knows.
+        """Take all tensors and return the names that no layer knows.
 
         Raises:
-            MissingWeight: some layer did not get all it needs.
-            ShapeMismatch: a tensor's shape or dtype is not what the configuration says.
-            ModelLoadError: its numbers cannot be; names it.
+            MissingWeight: some layer did not get all its tensors.
+            ShapeMismatch: a tensor's shape or dtype differs from the configuration's.
+            ModelLoadError: a tensor's numbers are impossible; the message names it.
         """
         unexpected = []
         for name, tensor in weights:
@@ -54,8 +55,8 @@ class Loader:
         missing = [name for names in self._missing.values() for name in names]
         if missing:
             raise MissingWeight(
-                f"the checkpoint lacks {_listed(missing)}; it is incomplete or of another "
-                f"architecture than its configuration says"
+                f"the checkpoint lacks {_listed(missing)}; it is incomplete, or its configuration "
+                f"names the wrong architecture"
             )
         for module in self._followers:
             module.process_weights_after_loading()
@@ -75,10 +76,10 @@ class Loader:
 def load_weights(
     model: nn.Module, weights: Iterable[tuple[str, Tensor]], options: WeightOptions
 ) -> list[str]:
-    """Fill `model`; tensors that it does not know are logged and returned.
+    """Fill `model`; log and return the tensors that it does not know.
 
     Raises:
-        MissingWeight, ShapeMismatch: name the tensor.
+        MissingWeight, ShapeMismatch: the message names the tensor.
     """
     unexpected = Loader(model, options).load(weights)
     if unexpected:

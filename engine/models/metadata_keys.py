@@ -1,4 +1,4 @@
-"""Checked reading of a checkpoint's metadata: every complaint names the key."""
+"""Checked reading of a checkpoint's metadata, with errors that name the key."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ _MISSING: Any = object()
 class MetadataKeys:
     """A mapping from config.json or GGUF metadata, read with type and range checks.
 
-    A key whose value is null counts as missing. A missing key gives `default`, or ModelLoadError
-    where there is none.
+    A key whose value is null counts as missing. A missing key gives `default`, or raises
+    ModelLoadError where there is no default.
     """
 
     def __init__(self, values: Mapping[str, Any], source: str) -> None:
@@ -52,7 +52,7 @@ class MetadataKeys:
         return float(value)
 
     def numbers(self, key: str) -> tuple[float, ...]:
-        """A list of positive numbers."""
+        """Return a list of positive numbers."""
         value = self._value(key, _MISSING)
         if not isinstance(value, list | tuple) or not all(_is_number(n) and n > 0 for n in value):
             raise self.nonsense(key, "a list of positive numbers")
@@ -71,7 +71,7 @@ class MetadataKeys:
         return value
 
     def ids(self, key: str) -> tuple[int, ...]:
-        """A token id or a list of them; empty if missing."""
+        """Return a token id or a list of them as a tuple; empty if missing."""
         value = self.values.get(key)
         found = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
         ids = [] if value is None else list(found)
@@ -97,7 +97,8 @@ class MetadataKeys:
 
 
 def _is_number(value: object) -> bool:
-    """Finite, also as a float: an integer may have any number of digits."""
+    """Whether the value is a number that is finite as a float; an integer may have any number of
+    digits."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     try:

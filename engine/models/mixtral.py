@@ -25,11 +25,11 @@ from engine.models.metadata_keys import MetadataKeys
 ARCHITECTURE = "MixtralForCausalLM"
 NAMES = MlpNames(gate="w1", up="w3", down="w2")
 EXPERTS, CHOSEN = 8, 2
-"""What a file without their numbers means."""
+"""The numbers of experts and of chosen experts where a file lacks them."""
 
 
 class MixtralLayer(nn.Module):
-    """A norm before attention and one before the experts."""
+    """A layer with a norm before attention and one before the experts."""
 
     def __init__(self, config: ExpertsConfig, options: WeightOptions, layer: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
 
 
 def read_gguf(keys: GgufKeys) -> ModelConfig:
-    """GGUF has one name for it, Mistral and Llama."""
+    """Read the keys of a GGUF file, which has one name for Mixtral, Mistral and Llama."""
     sizes: dict[str, Any] = gguf_keys.size_fields(keys, experts=True)
     return ExpertsConfig(
         architecture=ARCHITECTURE,

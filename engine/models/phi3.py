@@ -1,7 +1,7 @@
-"""Phi-3, Phi-3.5 mini, Phi-4 and Phi-4 mini: Llama with q, k and v in one tensor, and gate and up.
+"""Phi-3, Phi-3.5 mini, Phi-4 and Phi-4 mini: Llama with fused q, k and v, and fused gate and up.
 
-Of Phi-4 mini's heads only a part turns. Models for long texts have LongRoPE.
-Paper: Abdin et al. 2024, arXiv:2404.14219.
+Phi-4 mini rotates only a part of each head. Models for long texts have LongRoPE. Paper: Abdin et
+al. 2024, arXiv:2404.14219.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from engine.models.rope_keys import MAX_POSITIONS, rope_base
 
 ARCHITECTURE = "Phi3ForCausalLM"
 ORIGINAL_LENGTH = 4096
-"""What a file without `original_max_position_embeddings` means."""
+"""The value of a missing `original_max_position_embeddings`."""
 
 
 def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
@@ -26,7 +26,8 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
 
 
 def read_json(keys: MetadataKeys) -> ModelConfig:
-    """Old files call LongRoPE `su` or, before it had a name of its own, `yarn`."""
+    """Read the keys of config.json. Old files call LongRoPE `su` or, before it had a name,
+    `yarn`."""
     sizes = json_keys.size_fields(keys)
     rope = json_keys.rope_parameters(keys)
     stated = MetadataKeys(dict(rope), json_keys.ROPE_SOURCE)
@@ -54,7 +55,8 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
 
 
 def read_gguf(keys: GgufKeys) -> ModelConfig:
-    """LongRoPE's lists are tensors; what scales attention is a key."""
+    """Read the keys of a GGUF file. LongRoPE's lists are tensors; the scale of attention is a
+    key."""
     sizes = gguf_keys.size_fields(keys)
     trained = keys.integer(keys.own("context_length"), high=MAX_POSITIONS)
     kind = keys.own("rope.scaling.type")
@@ -86,13 +88,15 @@ def read_gguf(keys: GgufKeys) -> ModelConfig:
 
 
 def _rotary_dim(keys: MetadataKeys, key: str, dim: int, head_dim: int) -> int | None:
-    """`ModelConfig.rotary_dim`.
+    """Return `ModelConfig.rotary_dim`.
 
     Raises:
-        ModelLoadError: it is odd or more than there is; names the key that it comes from.
+        ModelLoadError: the number is odd or larger than a head; the message names its key.
     """
     if dim % 2 or not 0 < dim <= head_dim:
-        raise keys.nonsense(key, f"such that an even part of a head's {head_dim} elements turns")
+        raise keys.nonsense(
+            key, f"such that the rotated part of a head is even and at most {head_dim}"
+        )
     return None if dim == head_dim else dim
 
 

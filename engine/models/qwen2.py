@@ -17,12 +17,13 @@ ARCHITECTURE = "Qwen2ForCausalLM"
 
 
 def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
-    """The biases are always there."""
+    """Build a Qwen2, which always has the biases."""
     return pre_norm_decoder(config, options, qkv_bias=True)
 
 
 def windows(keys: MetadataKeys) -> tuple[int | None, ...]:
-    """A window counts with `use_sliding_window` only, from layer `max_window_layers` on."""
+    """Return the windows. They apply only with `use_sliding_window`, from layer `max_window_layers`
+    on."""
     if not keys.flag("use_sliding_window", False):
         return json_keys.layer_windows(keys, None)
     num_layers = keys.integer("num_hidden_layers")

@@ -14,11 +14,11 @@ from engine.models.metadata_keys import MetadataKeys
 
 ARCHITECTURE = "Qwen3ForCausalLM"
 HEAD_DIM = 128
-"""What a file without `head_dim` means."""
+"""The value of a missing `head_dim`."""
 
 
 def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
-    """Biases are where the configuration has them, never in the MLP."""
+    """Build a Qwen3, with biases where the configuration has them, but never in the MLP."""
     bias = config.attention_bias
     return pre_norm_decoder(config, options, qkv_bias=bias, o_bias=bias, norms_heads=True)
 

@@ -19,7 +19,7 @@ from engine.models.metadata_keys import MetadataKeys
 
 ARCHITECTURE = "Qwen3MoeForCausalLM"
 EXPERTS, CHOSEN, EXPERT_SIZE = 128, 8, 768
-"""What a file without these numbers means."""
+"""The values of missing keys."""
 
 
 def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
@@ -47,7 +47,8 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
 
 
 def read_json(keys: MetadataKeys) -> ModelConfig:
-    """Unlike in Qwen3, heads share the hidden size in a file without `head_dim`."""
+    """Read the keys of config.json. Unlike in Qwen3, a missing `head_dim` means that heads share
+    the hidden size."""
     sizes = json_keys.size_fields(keys)
     num_experts = keys.integer("num_experts", None) or keys.integer(
         "num_local_experts", EXPERTS, high=MAX_EXPERTS
@@ -71,7 +72,8 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
 
 
 def read_gguf(keys: GgufKeys) -> ModelConfig:
-    """llama.cpp always scales the chosen experts' weights to the sum of 1."""
+    """Read the keys of a GGUF file. llama.cpp always scales the chosen experts' weights to the sum
+    of 1."""
     sizes: dict[str, Any] = gguf_keys.size_fields(keys, experts=True)
     return ExpertsConfig(
         architecture=ARCHITECTURE,
@@ -85,11 +87,12 @@ def read_gguf(keys: GgufKeys) -> ModelConfig:
 
 
 def _plain_layers(keys: MetadataKeys, num_layers: int) -> frozenset[int]:
-    """Every `decoder_sparse_step`-th layer has experts, unless `mlp_only_layers` names it."""
+    """Return the layers without experts. Every `decoder_sparse_step`-th layer has experts, unless
+    `mlp_only_layers` names it."""
     step = keys.integer("decoder_sparse_step", 1)
     named = keys.values.get("mlp_only_layers") or []
     if not isinstance(named, list) or not all(isinstance(layer, int) for layer in named):
-        raise keys.nonsense("mlp_only_layers", "a list of layers' numbers")
+        raise keys.nonsense("mlp_only_layers", "a list of layer numbers")
     between = (layer for layer in range(num_layers) if (layer + 1) % step)
     return frozenset(between) | frozenset(named)
 

@@ -1,4 +1,4 @@
-"""Which decoder families there are, by the names that their modules state."""
+"""The decoder families, by the names that their modules state."""
 
 import difflib
 import functools
@@ -17,7 +17,7 @@ from engine.models.layers.weight_slots import WeightOptions
 from engine.quantization.method import LinearMethod
 
 MODULES = ("gemma3", "llama", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe")
-"""Of `engine.models`, each with its `FAMILIES`; imported when the first model is looked for."""
+"""The modules of `engine.models` with `FAMILIES`, imported when the first model is looked up."""
 
 
 def create_model(
@@ -32,17 +32,19 @@ def create_model(
     """Build a model without weights.
 
     Args:
-        config: the checkpoint's.
-        dtype: of weights and activations.
-        device: where they live.
-        parallel: which share of the heads and the MLP this process has.
-        linear_method: checkpoint name of a linear layer → how its weights are kept; None: plain.
-        deterministic: a row's result has the same bits whatever shares the step. Weights on a CPU
-            have that anyway, as long as the native operations are there.
+        config: the checkpoint's configuration.
+        dtype: dtype of weights and activations.
+        device: the device of weights and activations.
+        parallel: this process's share of the heads and the MLP.
+        linear_method: the method of a linear layer's weights by its name in the checkpoint; None
+            for plain.
+        deterministic: whether a row's result has the same bits whatever shares the step. Weights on
+            a CPU have that anyway, as long as the native operations are available.
 
     Raises:
-        UnsupportedArchitecture: no family here covers it; the message names the nearest ones.
-        ModelLoadError: sizes that contradict each other.
+        UnsupportedArchitecture: no family has this architecture; the message names the nearest
+            ones.
+        ModelLoadError: sizes contradict each other.
     """
     family = family_of(config.architecture)
     _check_sizes(config)
@@ -58,19 +60,19 @@ def create_model(
 
 @functools.cache
 def families() -> dict[str, Family]:
-    """All of them, by architecture."""
+    """Return all families by architecture."""
     modules = (importlib.import_module(f"engine.models.{name}") for name in MODULES)
     found: list[Family] = [family for module in modules for family in module.FAMILIES]
     return _by_name((family.architecture, family) for family in found)
 
 
 def family_of(architecture: str) -> Family:
-    """The one that implements an architecture of config.json; that of a decoder alone, such as
-    `Qwen3Model`, counts as the one with its output layer. What only transformers implements comes
-    from `engine.models.fallback`.
+    """Return the family that implements an architecture of config.json. A decoder alone, such as
+    `Qwen3Model`, counts as the architecture with its output layer. `engine.models.fallback`
+    supplies architectures that only transformers implements.
 
     Raises:
-        UnsupportedArchitecture: none does.
+        UnsupportedArchitecture: no family does.
     """
     whole = f"{architecture.removesuffix('Model')}ForCausalLM"
     family = families().get(architecture) or families().get(whole) or _fallback(architecture)
@@ -79,30 +81,32 @@ def family_of(architecture: str) -> Family:
         supported = ", ".join(nearest or families())
         raise UnsupportedArchitecture(
             f"architecture {architecture!r} is not supported; "
-            f"{'the nearest supported ones are' if nearest else 'supported are'} {supported}"
+            f"{'the nearest supported ones are' if nearest else 'the supported ones are'} "
+            f"{supported}"
         )
     return family
 
 
 def _fallback(architecture: str) -> Family | None:
-    """By transformers' code; imported here, since models of our own families do without it."""
+    """Return a family that runs transformers' code, imported here because our own families do not
+    need it."""
     module = importlib.import_module("engine.models.fallback.family")
     found: Family | None = module.fallback_family(architecture)
     return found
 
 
 def family_of_model_type(model_type: str) -> Family | None:
-    """By config.json's `model_type`, if it is known."""
+    """Return the family of a `model_type` in config.json, or None if it is unknown."""
     return _by_name((family.model_type, family) for family in families().values()).get(model_type)
 
 
 def family_of_gguf(architecture: str) -> Family | None:
-    """By a GGUF file's `general.architecture`, if it is known."""
+    """Return the family of a GGUF file's `general.architecture`, or None if it is unknown."""
     return _by_gguf().get(architecture)
 
 
 def gguf_architectures() -> list[str]:
-    """What GGUF files may state."""
+    """List the architectures that GGUF files may state."""
     return list(_by_gguf())
 
 
@@ -122,9 +126,14 @@ def _by_name(named: Iterable[tuple[str, Family]]) -> dict[str, Family]:
 def _check_sizes(config: ModelConfig) -> None:
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     if heads % kv_heads:
-        raise ModelLoadError(f"{heads} attention heads cannot share {kv_heads} key/value heads")
+        raise ModelLoadError(
+            f"{heads} attention heads cannot share {kv_heads} key/value heads; the first number "
+            f"must be a multiple of the second"
+        )
     if config.head_dim % 2:
-        raise ModelLoadError(f"head_dim {config.head_dim} is odd; rotary embedding needs pairs")
+        raise ModelLoadError(
+            f"head_dim is {config.head_dim}; it must be even for rotary embeddings"
+        )
     if len(config.layer_windows) != config.num_hidden_layers:
         raise ModelLoadError(
             f"windows are given for {len(config.windows)} layers; num_hidden_layers is "

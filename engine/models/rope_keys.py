@@ -6,21 +6,23 @@ from typing import Any
 from engine.models.metadata_keys import MetadataKeys
 
 MAX_POSITIONS = 1 << 27
-"""Of a model; published ones reach 10 million."""
+"""The most positions of a model; published ones reach 10 million."""
 DEFAULT_BASE = 10000.0
 
 
 def rope_base(keys: MetadataKeys, key: str, default: float = DEFAULT_BASE) -> float:
-    """
+    """Read the base of a rotary embedding.
+
     Raises:
-        ModelLoadError: beyond what angles can be computed from; models use 1e4 to 1e10.
+        ModelLoadError: angles cannot be computed from the base; models use 1e4 to 1e10.
     """
     base: float = keys.number(key, default, low=2.0, high=1e15)
     return base
 
 
 def extended_length(trained: int, rope_scaling: dict[str, Any] | None) -> int:
-    """Positions that the model can use. Only YaRN's are more than `max_position_embeddings` says.
+    """Return the positions that the model can use, which only with YaRN exceed
+    `max_position_embeddings`.
 
     Paper: YaRN, Peng et al. 2023, arXiv:2309.00071.
     """
@@ -31,7 +33,7 @@ def extended_length(trained: int, rope_scaling: dict[str, Any] | None) -> int:
 
 
 def normalise_rope_scaling(raw: dict[str, Any], trained: int, source: str) -> dict[str, Any] | None:
-    """transformers 5's form of a scaling dictionary; None for plain RoPE.
+    """Convert a scaling dictionary to transformers 5's form; None for plain RoPE.
 
     Old files say `type` for `rope_type`, and YaRN's may lack the length it extends.
     """
@@ -40,7 +42,9 @@ def normalise_rope_scaling(raw: dict[str, Any], trained: int, source: str) -> di
     keys = MetadataKeys(raw, source)
     scaling["rope_type"] = keys.text("rope_type", None) or keys.text("type", "default")
     if keys.number("partial_rotary_factor", 1.0) != 1.0:
-        raise keys.nonsense("partial_rotary_factor", "1; partial rotary embeddings are unsupported")
+        raise keys.nonsense(
+            "partial_rotary_factor", "1, as partial rotary embeddings are not supported"
+        )
     if scaling["rope_type"] == "default":
         return None
     if scaling["rope_type"] in ("linear", "dynamic", "llama3", "yarn"):
@@ -61,14 +65,15 @@ def normalise_rope_scaling(raw: dict[str, Any], trained: int, source: str) -> di
 
 
 def _attention_factor(factor: float, original: int) -> float:
-    """LongRoPE's, of a model that can use `factor` times the `original` length."""
+    """Return LongRoPE's attention factor for a model that can use `factor` times the `original`
+    length."""
     if factor <= 1 or original <= 1:
         return 1.0
     return math.sqrt(1 + math.log(factor) / math.log(original))
 
 
 def _check_bends(keys: MetadataKeys, rope_type: str) -> None:
-    """The numbers that say where a scaling sets in; those that are there."""
+    """Check the numbers that state where a scaling begins, if they are present."""
     if rope_type == "llama3":
         low, high = (keys.number(f"{end}_freq_factor", None) for end in ("low", "high"))
         if low is not None and high is not None and low >= high:

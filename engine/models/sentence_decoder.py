@@ -11,11 +11,11 @@ from engine.models.whole_texts import WholeTexts
 
 
 class SentenceDecoder:
-    """A decoder, which needs no output layer, as an `engine.models.sentence_encoder.Embedder`.
+    """A decoder without an output layer as an `engine.models.sentence_encoder.Embedder`.
 
     Args:
-        max_tokens: of all texts of a call together.
-        max_texts: of a call.
+        max_tokens: the most tokens of all texts of a call together.
+        max_texts: the most texts of a call.
     """
 
     def __init__(

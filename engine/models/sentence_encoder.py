@@ -16,7 +16,7 @@ _POOL: Mapping[Pooling, Callable[[Tensor], Tensor]] = {
     "max": lambda hidden: hidden.amax(0),
     "last": lambda hidden: hidden[-1],
 }
-"""One text's hidden states, [L, C] in fp32 → [C]."""
+"""Functions that reduce one text's hidden states, [L, C] in fp32, to [C]."""
 POOLINGS: tuple[Pooling, ...] = tuple(_POOL)
 
 
@@ -24,19 +24,21 @@ class Embedder(Protocol):
     """A model that embeds texts."""
 
     def embed(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """
+        """Embed texts.
+
         Args:
             texts: token ids, none empty, none longer than the model takes.
 
         Returns:
-            [B, C] in fp32, in the order of the texts; of any length. Each depends on its text
-            alone, by rounding at most, and not at all where `Encoder.forward` promises it.
+            [B, C] in fp32, in the order of the texts, not normalised. Each embedding depends on its
+                own text alone, except for rounding, and exactly where `Encoder.forward` promises
+                it.
         """
         ...
 
 
 class SentenceEncoder:
-    """An encoder and how the states of a text's tokens become one."""
+    """An encoder with the pooling that reduces the states of a text's tokens to one."""
 
     def __init__(self, encoder: Encoder, pooling: Pooling) -> None:
         self.encoder = encoder
@@ -45,7 +47,7 @@ class SentenceEncoder:
     @torch.inference_mode()
     def embed(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """See `Embedder.embed`."""
-        # By length, since neighbours of one length are one call of the attention.
+        # Sorted by length, since neighbours of one length share a call of attention.
         order = sorted(range(len(texts)), key=lambda text: len(texts[text]))
         ordered = [texts[text] for text in order]
         lengths = [len(text) for text in ordered]
@@ -59,7 +61,7 @@ class SentenceEncoder:
 
 
 def pool(hidden: Tensor, lengths: Sequence[int], pooling: Pooling) -> Tensor:
-    """One state per text: [T, C], text after text → [B, C] in fp32. Text by text, so that the order
-    of a text's sums is its own."""
+    """Pool [T, C], text after text, to [B, C] in fp32, one text at a time so that the order of a
+    text's sums is its own."""
     one = _POOL[pooling]
     return torch.stack([one(states.float()) for states in torch.split(hidden, list(lengths))])

@@ -1,4 +1,4 @@
-"""Hidden states of texts that a decoder computes whole and forgets: no engine, no cache."""
+"""Hidden states of texts that a decoder computes whole and forgets, without engine or cache."""
 
 from collections.abc import Sequence
 
@@ -17,13 +17,13 @@ _BLOCK = 16
 class WholeTexts:
     """A decoder and the memory for one pass.
 
-    Keys and values of one layer at a time lie in blocks that the next layer overwrites.
+    The keys and values of one layer lie in blocks that the next layer overwrites.
 
     Args:
-        max_tokens: of all texts of a call together.
-        max_texts: of a call.
-        kv_dtype: that keys and values are kept in until they are read; None: the model's. int8 and
-            float8_e4m3fn as in a packed cache.
+        max_tokens: the most tokens of all texts of a call together.
+        max_texts: the most texts of a call.
+        kv_dtype: the dtype in which keys and values are kept until they are read; None for the
+            model's. int8 and float8_e4m3fn work as in a packed cache.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class WholeTexts:
         config, options = model.config, model.options
         self.model = model
         self._num_layers = config.num_hidden_layers
-        # Slots that no text has written hold finite numbers: attention multiplies them by zero.
+        # Unwritten slots must hold finite numbers, because attention multiplies them by zero.
         shape = (max_tokens // _BLOCK + max_texts, 2, config.num_key_value_heads, _BLOCK)
         self._scratch = torch.zeros(
             (*shape, config.head_dim), dtype=kv_dtype or options.dtype, device=options.device
@@ -46,9 +46,11 @@ class WholeTexts:
         self._scales = torch.zeros(shape, device=options.device) if is_packed else None
 
     def states(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """
+        """Compute hidden states.
+
         Args:
-            texts: token ids, as `PagedBatch` wants them: single rows first, then the longest.
+            texts: token ids in the order that `PagedBatch` requires: single rows first, then the
+                longest.
 
         Returns:
             [T, C], normalised, text after text.
@@ -58,14 +60,14 @@ class WholeTexts:
     def _lay_out(
         self, texts: Sequence[Sequence[int]], lengths: Sequence[int]
     ) -> tuple[Tensor, Tensor, ForwardContext]:
-        """Token ids and positions, [T] each, and where each text's keys and values lie: in blocks
-        of its own, one after the other."""
+        """Return token ids and positions, [T] each, and the context, with each text's keys and
+        values in blocks of its own, one after the other."""
         device = self._scratch.device
         num_blocks = [-(-length // _BLOCK) for length in lengths]
         first_blocks = np.cumsum([0, *num_blocks[:-1]])
         columns = np.arange(max(num_blocks))
         last = np.array(num_blocks)[:, np.newaxis] - 1
-        # Entries behind a text's last block repeat its first one.
+        # Entries after a text's last block repeat its first one.
         tables = first_blocks[:, np.newaxis] + np.where(columns <= last, columns, 0)
         offsets = np.zeros(len(texts) + 1, np.int32)
         np.cumsum(lengths, out=offsets[1:])

@@ -40,11 +40,11 @@ _KINDS = ("qweight", "qzeros", "scales")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AwqMethod(GroupedMethod[GroupedWeight | GroupPanels]):
-    """One product for neighbouring shards; groups are runs of inputs."""
+    """A method with one product for neighbouring shards, whose groups are runs of inputs."""
 
     @property
     def may_cut_groups(self) -> bool:
-        """Whether the last one may have fewer inputs than the others."""
+        """Whether the last group may have fewer inputs than the others."""
         return True
 
     def process(self, part: LinearPart) -> GroupedWeight | GroupPanels:
@@ -54,13 +54,13 @@ class AwqMethod(GroupedMethod[GroupedWeight | GroupPanels]):
         return self._weight(part).dequantised(part.dtype).to(part.device)
 
     def _weight(self, part: LinearPart) -> GroupedWeight:
-        """Of loaded tensors."""
+        """Build the weight from loaded tensors."""
         size = self.run_of(part.in_features)
         may_cut_groups = self.may_cut_groups and not part.is_part_of_inputs
         if part.in_features % PER_INT32 or (part.in_features % size and not may_cut_groups):
             raise ModelLoadError(
-                f"{part.name(0, 'qweight')}: {part.in_features} input features are not whole "
-                f"groups of {size}; use another format of this model, or a smaller "
+                f"{part.name(0, 'qweight')}: {part.in_features} input features cannot be divided "
+                f"into groups of {size}; use another format of this model, or a smaller "
                 f"tensor_parallel_size"
             )
         loaded = {kind: part.shards(kind) for kind in _KINDS}
@@ -79,7 +79,7 @@ class AwqMethod(GroupedMethod[GroupedWeight | GroupPanels]):
     def _in_kernels_layout(
         self, qweight: Tensor, qzeros: Tensor, scales: Tensor, *, groups: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`qweight`, zero points and scales of a shard in the layouts of `linear_w4a16`."""
+        """Convert `qweight`, zero points and scales of a shard to the layouts of `linear_w4a16`."""
 
     def apply(self, state: GroupedWeight | GroupPanels, x: Tensor) -> Tensor:
         return state.multiply(x)
@@ -120,7 +120,8 @@ class _Gemv(AwqMethod):
         return False
 
     def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
-        """Ranks cannot divide the inputs: zero points of several groups share an int32."""
+        """Return the tensor specs. Ranks cannot divide the inputs, since zero points of several
+        groups share an int32."""
         width = _zeros_width(in_features, self.run_of(in_features))
         int32 = (torch.int32,)
         specs = {
@@ -137,7 +138,7 @@ class _Gemv(AwqMethod):
     def _weight(self, part: LinearPart) -> GroupedWeight:
         if part.is_part_of_inputs:
             raise ModelLoadError(
-                f"{part.name(0, 'qweight')}: ranks cannot divide the inputs of AWQ's version gemv; "
+                f"{part.name(0, 'qweight')}: AWQ's version gemv cannot be divided between ranks; "
                 "use tensor_parallel_size 1, or the model in version gemm"
             )
         return super()._weight(part)
@@ -153,7 +154,7 @@ _VERSIONS = {"gemm": _Gemm, "gemv": _Gemv}
 
 
 class AwqFormat(StoredFormat):
-    """By `quant_method` of the configuration."""
+    """AWQ checkpoints, detected by `quant_method` of the configuration."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         _check_config(config)
@@ -168,7 +169,8 @@ class AwqFormat(StoredFormat):
         return is_slower_packed(layers.values(), dtype, is_symmetric=False)
 
     def layers(self, headers: Headers, device: str = "cpu") -> dict[str, QuantizedLayer]:
-        """`modules_to_not_convert` names the others, by parts."""
+        """Find the quantised layers; `modules_to_not_convert` names the others by parts of their
+        names."""
         return {name: self._layer(name, headers, device) for name in packed_layers(headers)}
 
     def _layer(self, name: str, headers: Headers, device: str) -> QuantizedLayer:
@@ -190,7 +192,7 @@ class AwqFormat(StoredFormat):
 
 
 def _zeros_width(in_features: int, group_size: int) -> int:
-    """Int32 numbers per output, as AutoAWQ's kernels want them aligned."""
+    """Return int32 numbers per output, aligned as AutoAWQ's kernels require."""
     multiple = {64: 2, 32: 4}.get(group_size, 1)
     words = math.ceil(in_features // group_size / PER_INT32)
     return math.ceil(words / multiple) * multiple
@@ -206,16 +208,17 @@ def _version(config: Mapping[str, Any]) -> Any:
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
-    """
+    """Check the keys of the configuration.
+
     Raises:
-        ModelLoadError: a key is missing, nonsense or not supported; names it.
+        ModelLoadError: a key is missing, nonsense or not supported; the message names it.
     """
     bits = config.get("bits", config.get("w_bit"))
     if bits != BITS or isinstance(bits, bool | float):
-        raise unsupported("AWQ", "bits", bits, f"{BITS} bits are")
+        raise unsupported("AWQ", "bits", bits, str(BITS))
     check_group_size("AWQ", _group_size(config))
     if config.get("zero_point", True) is not True:
-        raise unsupported("AWQ", "zero_point", config["zero_point"], "zero points are")
+        raise unsupported("AWQ", "zero_point", config["zero_point"], "true")
     version = _version(config)
     if not isinstance(version, str) or version not in _VERSIONS:
-        raise unsupported("AWQ", "version", version, f"{' and '.join(_VERSIONS)} are")
+        raise unsupported("AWQ", "version", version, f"{' or '.join(_VERSIONS)}")

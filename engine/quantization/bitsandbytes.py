@@ -1,12 +1,13 @@
-"""Weights of 4 and 8 bits as bitsandbytes has them: in checkpoints, or made of plain ones at load.
+"""Weights of 4 and 8 bits in bitsandbytes' formats, from checkpoints or made from plain ones at
+load.
 
 A layer of 4 bits has `weight` [N K / 2, 1], a stream of two numbers to a byte; `weight.absmax`, a
 magnitude for each `blocksize` weights of the stream; and `weight.quant_state.bitsandbytes__nf4` (or
-`fp4`), JSON with the shape. With nested quantisation magnitudes are codes of 8 bits: places in
+`fp4`), JSON with the shape. With nested quantisation, magnitudes are 8-bit codes: indices into
 `weight.nested_quant_map`, times one of `weight.nested_absmax`, plus an offset in the JSON. A layer
 of 8 bits has `weight` [N, K] (int8) and `SCB` [N], 127 times the scales. The library is not needed.
 
-In 8 bits the library rounds activations, too, all but large ones. Here they stay as they are.
+In 8 bits the library also rounds all but large activations. Here activations are not rounded.
 
 Papers: LLM.int8(), Dettmers et al. 2022, arXiv:2208.07339; QLoRA, Dettmers et al. 2023,
 arXiv:2305.14314.
@@ -34,7 +35,7 @@ from kernels.linear_panels.panels import BLOCK
 from kernels.shared import four_bit_numbers
 
 BLOCK_SIZE = 64
-"""Weights that share a magnitude, of those made here: the library's default."""
+"""Weights that share a magnitude in formats made here: the library's default."""
 _BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _MOST_STATE_BYTES = 4096
 _STATE = "quant_state.bitsandbytes__"
@@ -44,7 +45,7 @@ _STORAGE = {
     "BF16": torch.bfloat16,
     "F32": torch.float32,
 }
-"""Types that a stream of bytes may be stored as."""
+"""The dtypes that a stream of bytes may be stored in."""
 _BYTES = ("I8", "U8")
 _TABLES = {"nf4": four_bit_numbers.NF4, "fp4": four_bit_numbers.FP4}
 _INT8_MOST = 127
@@ -53,7 +54,7 @@ _LAYOUT_DTYPES = (torch.uint8, torch.int32, torch.int64)
 
 @dataclass(frozen=True, slots=True)
 class MadeFourBitMethod(FourBitMethod):
-    """Of plain weights."""
+    """4-bit weights made from plain ones."""
 
     def process(self, part: LinearPart) -> Product:
         bias = part.bias()
@@ -71,10 +72,10 @@ class MadeFourBitMethod(FourBitMethod):
 
 @dataclass(frozen=True, slots=True)
 class StoredFourBitMethod(FourBitMethod):
-    """Of a checkpoint's."""
+    """4-bit weights from a checkpoint."""
 
     nested_block_size: int | None
-    """Magnitudes that share one themselves; None: they are plain."""
+    """Magnitudes that share a magnitude of their own; None if magnitudes are not nested."""
     storage: torch.dtype
 
     @property
@@ -82,7 +83,8 @@ class StoredFourBitMethod(FourBitMethod):
         return False
 
     def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
-        """Ranks cannot divide them: blocks are runs of a stream."""
+        """Return the tensor specs. Ranks cannot divide the weights, since blocks are runs of a
+        stream."""
         count = in_features * out_features
         blocks = math.ceil(count / self.block_size)
         fp32, uint8 = (torch.float32,), (torch.uint8,)
@@ -112,23 +114,23 @@ class StoredFourBitMethod(FourBitMethod):
         return weight.to(part.device)
 
     def _shards(self, part: LinearPart) -> list[tuple[Tensor, Tensor]]:
-        """Packed weights and magnitudes, checked."""
+        """Check and return packed weights and magnitudes."""
         kinds = self.tensors(part.in_features, 1, False)
         loaded = {kind: part.shards(kind) for kind in kinds}
         shards = []
         for shard, out_features in enumerate(part.out_features):
             packed = loaded["weight"][shard].flatten().view(torch.uint8)
             size = math.ceil(part.in_features * out_features / 2)
-            # The last number of a wider type may have a byte to spare.
+            # The last number of a wider type may have a spare byte.
             if not 0 <= len(packed) - size < self.storage.itemsize or part.is_part_of_inputs:
                 raise ModelLoadError(
-                    f"{part.name(shard, 'weight')}: ranks cannot divide bitsandbytes' weights of "
-                    f"4 bits; use tensor_parallel_size 1"
+                    f"{part.name(shard, 'weight')}: bitsandbytes' weights of 4 bits cannot be "
+                    f"divided between ranks; use tensor_parallel_size 1"
                 )
             of_map = loaded["weight.quant_map"][shard]
             if not torch.allclose(of_map, torch.tensor(_TABLES[self.numbers]), atol=1e-4):
                 raise CorruptFile(
-                    f"{part.name(shard, 'weight.quant_map')} has other numbers than "
+                    f"{part.name(shard, 'weight.quant_map')} does not have the values of "
                     f"{self.numbers}; fetch the model again"
                 )
             shards.append((packed[:size], self._magnitudes(part, shard, loaded)))
@@ -137,7 +139,7 @@ class StoredFourBitMethod(FourBitMethod):
     def _magnitudes(
         self, part: LinearPart, shard: int, loaded: Mapping[str, list[Tensor]]
     ) -> Tensor:
-        """[blocks] fp32."""
+        """Return the magnitudes, [blocks] fp32."""
         absmax = loaded["weight.absmax"][shard]
         if self.nested_block_size is not None:
             name = part.name(shard, f"weight.{_STATE}{self.numbers}")
@@ -158,10 +160,10 @@ class StoredFourBitMethod(FourBitMethod):
 
 @dataclass(frozen=True, slots=True)
 class LlmInt8Method(ProductMethod):
-    """Bytes, of which an output's share a scale."""
+    """Weights of one byte, which share a scale per output."""
 
     device: str = "cpu"
-    """That keeps them; of those made at load what takes more memory."""
+    """The device of the weights; on some devices weights made at load take more memory."""
 
     def _product(
         self,
@@ -187,7 +189,7 @@ class LlmInt8Method(ProductMethod):
 
 @dataclass(frozen=True, slots=True)
 class MadeLlmInt8Method(LlmInt8Method):
-    """Of plain weights."""
+    """8-bit weights made from plain ones."""
 
     def process(self, part: LinearPart) -> Product:
         bias = part.bias()
@@ -208,10 +210,10 @@ class MadeLlmInt8Method(LlmInt8Method):
 
 @dataclass(frozen=True, slots=True)
 class StoredLlmInt8Method(LlmInt8Method):
-    """Of a checkpoint's."""
+    """8-bit weights from a checkpoint."""
 
     has_layout: bool = False
-    """With a word on how rows lie, `weight_format`."""
+    """Whether there is a tensor `weight_format` that states the layout of rows."""
 
     @property
     def takes_plain_weights(self) -> bool:
@@ -236,7 +238,7 @@ class StoredLlmInt8Method(LlmInt8Method):
         return _byte_weight(*self._loaded(part)).dequantised(part.dtype).to(part.device)
 
     def _loaded(self, part: LinearPart) -> tuple[Tensor, Tensor]:
-        """int8 [N, K] and scales [N], checked."""
+        """Check and return int8 [N, K] and scales [N]."""
         weight, scales = part.concatenated_as_loaded("weight"), part.shards("SCB")
         layouts = part.shards("weight_format") if self.has_layout else []
         for shard, its_scales in enumerate(scales):
@@ -244,15 +246,15 @@ class StoredLlmInt8Method(LlmInt8Method):
         for shard, layout in enumerate(layouts):
             if int(layout) != 0:
                 raise ModelLoadError(
-                    f"{part.name(shard, 'weight_format')} is {int(layout)}: weights that were "
-                    f"saved in a GPU's order are not supported; save the model again with a newer "
+                    f"{part.name(shard, 'weight_format')} is {int(layout)}: weights saved in "
+                    f"a GPU's own order are not supported; save the model again with a newer "
                     f"bitsandbytes"
                 )
         return weight, torch.cat(scales) / _INT8_MOST
 
 
 class BitsandbytesFormat(StoredFormat):
-    """By `quant_method` of the configuration; which layers have it is in their tensors."""
+    """Checkpoints of bitsandbytes, detected by `quant_method`; tensors tell which layers it has."""
 
     @classmethod
     def detect(cls, config: Mapping[str, Any], headers: Headers) -> Self | None:
@@ -272,7 +274,7 @@ class BitsandbytesFormat(StoredFormat):
             layer = name.removesuffix(".weight")
             if header.type in _BYTES and layer != name and layer not in found:
                 raise MissingWeight(
-                    f"the checkpoint lacks what {name} was quantised with; fetch the model again"
+                    f"the checkpoint lacks the quantisation state of {name}; fetch the model again"
                 )
         return found
 
@@ -285,7 +287,7 @@ class BitsandbytesFormat(StoredFormat):
 
 
 def _byte_weight(weight: Tensor, scales: Tensor) -> ByteWeight:
-    """int8 [N, K] and scales [N] as panels take them."""
+    """Convert int8 [N, K] and scales [N] to the form that panels take."""
     codes = weight.view(torch.uint8) ^ SYMMETRIC_ZERO
     return ByteWeight(codes, scales[:, None], None, weight.shape[1])
 
@@ -296,11 +298,13 @@ def _four_bit_layer(
     shape, block_size = state.get("shape"), state.get("blocksize")
     is_matrix = isinstance(shape, list) and len(shape) == 2
     if not is_matrix or not all(type(n) is int and 0 < n < 1 << 31 for n in shape):  # type: ignore[union-attr]
-        raise ShapeMismatch(f"{name}: bitsandbytes packed a weight whose shape is no matrix's")
+        raise ShapeMismatch(
+            f"{name}: the shape of a weight packed by bitsandbytes must have two dimensions"
+        )
     if type(block_size) is not int or block_size not in _BLOCK_SIZES:
         raise ModelLoadError(
-            f"{name}: blocks of {str(block_size)[:20]} weights; of bitsandbytes blocks of "
-            f"{', '.join(map(str, _BLOCK_SIZES))} are supported"
+            f"{name}: the block size is {str(block_size)[:20]}; it must be one of "
+            f"{', '.join(map(str, _BLOCK_SIZES))}"
         )
     nested = None
     if f"{name}.weight.nested_absmax" in headers:
@@ -312,15 +316,15 @@ def _four_bit_layer(
         raise MissingWeight(f"the checkpoint lacks {name}.weight; fetch the model again")
     if weight.type not in _STORAGE:
         raise ShapeMismatch(
-            f"{name}.weight holds {weight.type}; {', '.join(_STORAGE)} are supported"
+            f"{name}.weight has type {weight.type}; it must be one of {', '.join(_STORAGE)}"
         )
     out_features, in_features = shape  # type: ignore[misc]
     method = StoredFourBitMethod(numbers, block_size, nested, _STORAGE[weight.type])
     wanted = method.tensors(in_features, out_features, False)["weight"].shape
     if weight.shape != wanted:
         raise ShapeMismatch(
-            f"{name}.weight has shape {weight.shape}; in 4 bits {out_features} outputs of "
-            f"{in_features} inputs have {wanted}"
+            f"{name}.weight has shape {weight.shape}; 4-bit weights of {out_features} outputs and "
+            f"{in_features} inputs must have {wanted}"
         )
     return QuantizedLayer(method, out_features, in_features)
 
@@ -330,20 +334,21 @@ def _int8_layer(name: str, headers: Headers, device: str) -> QuantizedLayer:
     if weight is None:
         raise MissingWeight(f"the checkpoint lacks {name}.weight; fetch the model again")
     if not is_matrix(weight.shape):
-        raise ShapeMismatch(f"{name}.weight has shape {weight.shape} and is no matrix")
+        raise ShapeMismatch(f"{name}.weight has shape {weight.shape}; it must be a matrix")
     method = StoredLlmInt8Method(device, f"{name}.weight_format" in headers)
     return QuantizedLayer(method, *weight.shape)
 
 
 def _state(name: str, stated: bytes) -> dict[str, Any]:
-    """What is said of a layer of 4 bits."""
+    """Read the quantisation state of a 4-bit layer."""
     if not stated:
         raise CorruptFile(f"{name} is empty or too large; fetch the model again")
     return parse_json(stated, name)
 
 
 class _FourBitFormat(LoadFormat):
-    """For layers whose rows are whole blocks; the output layer stays plain, as with the library."""
+    """A format for layers whose rows are whole blocks; as in the library, the output layer stays
+    plain."""
 
     numbers: Numbers
 
@@ -356,19 +361,20 @@ class _FourBitFormat(LoadFormat):
 
 
 class Nf4Format(_FourBitFormat):
-    """Numbers that are spread as those of a normal distribution."""
+    """NF4: 4-bit numbers spaced like those of a normal distribution."""
 
     numbers = "nf4"
 
 
 class Fp4Format(_FourBitFormat):
-    """Floats of 4 bits."""
+    """FP4: floats of 4 bits."""
 
     numbers = "fp4"
 
 
 class LlmInt8Format(LoadFormat):
-    """For layers whose rows panels take; the output layer stays plain, as with the library."""
+    """LLM.int8() for layers that panels can hold; as in the library, the output layer stays
+    plain."""
 
     def method_for(self, out_features: int, in_features: int) -> MadeLlmInt8Method | None:
         return MadeLlmInt8Method() if in_features % BLOCK == 0 else None

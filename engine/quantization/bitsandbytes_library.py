@@ -1,4 +1,4 @@
-"""The library bitsandbytes: run where another one needs it and nowhere else, without its notices.
+"""The library bitsandbytes, imported only when another library needs it, and without its notices.
 
 Its formats are read and made without it (`bitsandbytes.py`). diffusers and transformers import it
 with their models wherever it is installed, which takes a second or two.
@@ -12,20 +12,20 @@ from typing import Any
 
 _NAME = "bitsandbytes"
 _NOTICES = (
-    # Asks to install Hugging Face's distribution `kernels`, for one kernel of 4-bit layers on a
+    # It asks to install Hugging Face's distribution `kernels`, for one kernel of 4-bit layers on a
     # CPU. Our own package has that name, and bitsandbytes works without.
     "bitsandbytes.backends.cpu.ops",
-    # Says at every call of an 8-bit layer that inputs become fp16. They do only to be rounded to 8
-    # bits; outliers, those beyond fp16 among them, and results keep the activations' dtype.
+    # It says at every call of an 8-bit layer that inputs become fp16. That is only for rounding to
+    # 8 bits; outliers (including those beyond fp16) and results keep the activations' dtype.
     "bitsandbytes.autograd._functions",
 )
-"""Loggers, each of one message."""
+"""Loggers that each write one message."""
 
 
 class _Deferred(ModuleType):
-    """A module whose code runs when something that it defines is first asked for.
+    """A module whose code runs when something that it defines is first used.
 
-    `importlib.util.LazyLoader` runs it for whatever is asked, such as the `__file__` that `inspect`
+    `importlib.util.LazyLoader` runs the code for any attribute, even `__file__`, which `inspect`
     reads of every module.
     """
 
@@ -43,8 +43,8 @@ class _Deferred(ModuleType):
 
 
 def defer_bitsandbytes() -> None:
-    """Let imports of bitsandbytes cost nothing from now on; does nothing where it is not
-    installed, or was imported before."""
+    """Make imports of bitsandbytes free from now on. Does nothing if it is not installed or already
+    imported."""
     for name in _NOTICES:
         logging.getLogger(name).setLevel(logging.ERROR)
     spec = None if _NAME in sys.modules else importlib.util.find_spec(_NAME)

@@ -1,8 +1,8 @@
-"""Weights of whole bytes that share a scale by groups of inputs, or all of an output's.
+"""Weights of whole bytes that share a scale per group of inputs, or per output.
 
-`weight = scale * (code - zero)` with codes of 0 ... 255. On a CPU they are brought into panels
+`weight = scale * (code - zero)` with codes of 0 ... 255. On a CPU they are rearranged into panels
 (`kernels.linear_panels`), which hold the same numbers; on a GPU they stay bytes where a kernel
-takes their scales, and are unpacked where none does.
+takes their scales, and are unpacked otherwise.
 """
 
 from collections.abc import Sequence
@@ -33,22 +33,22 @@ from kernels.linear_panels.quantize import INT8
 
 SYMMETRIC_ZERO = 128
 BLOCK_BITS = 8.5
-"""Of GGUF's Q8_0."""
+"""Bits per weight of GGUF's Q8_0."""
 
 
 @dataclass(frozen=True, slots=True)
 class ByteWeight:
-    """Of outputs whose inputs have the same groups."""
+    """Weights of outputs whose inputs have the same groups."""
 
     codes: Tensor
     """[N, K] uint8."""
     scales: Tensor
     """[N, G], any float dtype."""
     zeros: Tensor | None
-    """[N, G] uint8; None: 128 everywhere."""
+    """[N, G] uint8; None if all are 128."""
     group_size: int
     g_idx: Tensor | None = None
-    """[K]: the group of each input; None: they are runs."""
+    """[K], the group of each input; None if groups are runs of inputs."""
 
     @classmethod
     def of_shards(
@@ -59,7 +59,8 @@ class ByteWeight:
         group_size: int,
         g_idx: Tensor | None = None,
     ) -> "ByteWeight":
-        """Of neighbouring outputs' codes [N, K], scales and zero points [G, N]."""
+        """Build a weight from neighbouring outputs' codes [N, K], and scales and zero points [G,
+        N]."""
         all_zeros = torch.cat(list(zeros), 1).T.contiguous()
         is_symmetric = bool((all_zeros == SYMMETRIC_ZERO).all())
         return cls(
@@ -79,7 +80,7 @@ class ByteWeight:
         return self.codes.shape[1]
 
     def arranged(self, device: torch.device, dtype: torch.dtype, bias: Tensor | None) -> Product:
-        """The same where products are made of it, for activations in `dtype`."""
+        """Arrange the weight on the device of its products, for activations in `dtype`."""
         found = groups_of_blocks(self.in_features, self.group_size, self.g_idx)
         if found is not None and device.type == "cpu" and takes_panels():
             order, groups = found
@@ -100,7 +101,7 @@ class ByteWeight:
         return PlainProduct.of(self.dequantised(dtype).to(device), bias)
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
-        """[N, K], new memory; the bias is left out."""
+        """Compute the plain weight [N, K] in new memory, without the bias."""
         groups = self.g_idx
         if groups is None:
             groups = torch.arange(self.in_features) // self.group_size
@@ -127,7 +128,7 @@ class ByteWeight:
         return pack_in_parts(self.out_features, self.in_features, codes)
 
     def _blocks(self, scales: Tensor, order: Tensor | None) -> Tensor:
-        """[N, bytes] in GGUF's Q8_0, of fp16 scales [N, K / 32]."""
+        """Convert fp16 scales [N, K / 32] and the codes to GGUF's Q8_0, [N, bytes]."""
         codes = _ordered(self.codes, order) ^ SYMMETRIC_ZERO
         shape = (self.out_features, self.in_features // BLOCK, -1)
         of_scales = scales.contiguous().view(torch.uint8)
@@ -135,7 +136,8 @@ class ByteWeight:
 
 
 def panel_format(scale_dtype: torch.dtype, *, is_symmetric: bool) -> PanelFormat:
-    """Of weights with such scales, which in bf16 are ones that fp16 holds."""
+    """Return the panel format of weights with such scales; bf16 scales are ones that fp16 can
+    hold."""
     if not is_symmetric:
         return BYTES_WITH_MIN
     return INT8 if scale_dtype in FP16_SCALES else BYTES
@@ -150,11 +152,11 @@ def bits_of_bytes(
     *,
     is_symmetric: bool,
 ) -> float:
-    """Of a weight in memory, scales included.
+    """Return bits per weight in memory, scales included.
 
     Args:
         device: `cpu` or `cuda`.
-        dtype_bytes: of an activation.
+        dtype_bytes: bytes of an activation.
     """
     has_blocks = in_features % BLOCK == 0
     has_blocks &= group_size % BLOCK == 0 or group_size >= in_features

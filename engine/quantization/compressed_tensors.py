@@ -2,14 +2,14 @@
 
 - `pack-quantized`: `weight_packed` [N, K bits / 32] (int32, along the inputs), `weight_scale`
   [N, G], `weight_shape`, and where codes are not symmetric `weight_zero_point` [N bits / 32, G]
-  (int32, along the outputs); `weight_g_idx` [K] where inputs were taken by their activations.
+  (int32, along the outputs); `weight_g_idx` [K] where inputs were ordered by their activations.
 - `int-quantized`: `weight` [N, K] (int8) and `weight_scale` [N, G].
 - `float-quantized`: `weight` [N, K] (float8_e4m3fn) and `weight_scale`; see `fp8.py`.
 - `naive-quantized`: either of the last two.
 
-They stay packed. Activations keep their 16 bits, also where the checkpoint is meant for activations
-of 8 bits. Which layers are quantised is told by their tensors: the patterns of `config_groups` and
-`ignore` are not matched.
+Weights stay packed. Activations keep their 16 bits, even if the checkpoint is meant for 8-bit
+activations. Tensors tell which layers are quantised: the patterns of `config_groups` and `ignore`
+are not matched.
 """
 
 import math
@@ -48,30 +48,30 @@ _INT_SIZES = {"I64": "<2q", "I32": "<2i"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressedMethod(ProductMethod):
-    """Integers whose inputs share a scale by groups."""
+    """Integer weights whose inputs share a scale by groups."""
 
     bits: int
     is_packed: bool
-    """Into int32s; else they are bytes with a sign."""
+    """Whether codes are packed into int32s; otherwise they are signed bytes."""
     num_groups: int
     group_size: int
-    """The inputs of a group; 0: there is one."""
+    """Inputs of a group; 0 if there is one group."""
     has_zeros: bool
     has_g_idx: bool
     scale_dtype: torch.dtype
     scale_shape: tuple[int, ...] | None
-    """Where one scale is for the whole weight: how it is written. Else it is [N, G]."""
+    """The shape of a single scale for the whole weight; otherwise the shape is [N, G]."""
     left_out: tuple[tuple[str, tuple[int, ...]], ...]
     """Kinds and shapes of tensors that are not used."""
     device: str
-    """That keeps them: `cpu` or `cuda`."""
+    """The device of the weights, `cpu` or `cuda`."""
 
     @property
     def takes_plain_weights(self) -> bool:
         return False
 
     def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
-        """Ranks divide outputs alone, and only of symmetric codes."""
+        """Return the tensor specs. Ranks divide only outputs, and only of symmetric codes."""
         int32 = (torch.int32,)
         scale_axis = 0 if self.scale_shape is None else None
         specs = {
@@ -109,11 +109,11 @@ class CompressedMethod(ProductMethod):
         return self._weight(part).dequantised(part.dtype).to(part.device)
 
     def _weight(self, part: LinearPart) -> GroupedWeight | ByteWeight:
-        """Of loaded tensors, checked."""
+        """Check loaded tensors and build the weight."""
         if part.is_part_of_inputs:
             raise ModelLoadError(
-                f"{part.name(0, 'weight_scale')}: ranks cannot divide the inputs of this format; "
-                f"use tensor_parallel_size 1"
+                f"{part.name(0, 'weight_scale')}: the inputs of this layer cannot be divided "
+                f"between ranks; use tensor_parallel_size 1"
             )
         for kind, _ in self.left_out:
             part.shards(kind)
@@ -135,7 +135,7 @@ class CompressedMethod(ProductMethod):
         return ByteWeight.of_shards(codes, [one.T for one in scales], zeros, size, g_idx)
 
     def _zeros(self, part: LinearPart) -> list[Tensor]:
-        """[G, N] uint8 of each shard."""
+        """Return the zero points of each shard, [G, N] uint8."""
         middle = 1 << self.bits - 1
         if not self.has_zeros:
             return [
@@ -148,8 +148,8 @@ class CompressedMethod(ProductMethod):
             rows = math.ceil(outputs * self.bits / 32) if self.is_packed else outputs
             if its.shape[0] != rows:
                 raise ModelLoadError(
-                    f"{part.name(shard, 'weight_zero_point')}: ranks cannot divide zero points; "
-                    f"use tensor_parallel_size 1"
+                    f"{part.name(shard, 'weight_zero_point')}: zero points cannot be divided "
+                    f"between ranks; use tensor_parallel_size 1"
                 )
             if self.is_packed:
                 zeros = gptq_zeros(its.T.contiguous(), self.bits, minus_one=False)[:, :outputs]
@@ -159,22 +159,22 @@ class CompressedMethod(ProductMethod):
         return found
 
     def _g_idx(self, part: LinearPart) -> Tensor | None:
-        """The group of each input, which all shards must have alike; None: they are runs."""
+        """Return the group of each input, which all shards must share; None if groups are runs."""
         if not self.has_g_idx:
             return None
         first, *others = part.shards("weight_g_idx")
         name = part.name(0, "weight_g_idx")
         if any(not torch.equal(first, one) for one in others):
             raise ModelLoadError(
-                f"{name} and its neighbour's differ: they share their inputs and should not; use "
-                f"another variant of the model"
+                f"{name} differs from those of the layers with the same inputs, which is not "
+                f"supported; use another variant of the model"
             )
         if int(first.min()) < 0 or int(first.max()) >= self.num_groups:
-            # Written where there is no order.
+            # Tools write -1 where there is no order.
             if bool((first == -1).all()):
                 return None
             raise CorruptFile(
-                f"{name} names groups other than 0 to {self.num_groups - 1}; fetch the model again"
+                f"{name} must hold groups from 0 to {self.num_groups - 1}; fetch the model again"
             )
         runs = torch.arange(part.in_features) // (self.group_size or part.in_features)
         return None if torch.equal(first.long(), runs) else first.int()
@@ -183,7 +183,7 @@ class CompressedMethod(ProductMethod):
         return self._bits(1 << 20, dtype_bytes)
 
     def num_bytes(self, out_features: int, in_features: int, dtype_bytes: int) -> float:
-        """With the order of inputs, four bytes each."""
+        """Return the memory of a layer, including the order of inputs, four bytes each."""
         order = 4 * in_features if self.has_g_idx else 0
         return out_features * in_features * self._bits(in_features, dtype_bytes) / 8 + order
 
@@ -204,7 +204,7 @@ class CompressedMethod(ProductMethod):
 
 
 class CompressedTensorsFormat(StoredFormat):
-    """By `quant_method` of the configuration."""
+    """compressed-tensors checkpoints, detected by `quant_method` of the configuration."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         _check_config(config)
@@ -218,7 +218,7 @@ class CompressedTensorsFormat(StoredFormat):
             )
             if schemes and all(map(is_needed, schemes))
         )
-        """Kinds of tensors that all layers of integers have."""
+        """Kinds of tensors that every integer layer needs."""
 
     @classmethod
     def detect(cls, config: Mapping[str, Any], headers: Headers) -> Self | None:
@@ -239,7 +239,7 @@ class CompressedTensorsFormat(StoredFormat):
         for needed in self._needs:
             if f"{name}.{needed}" not in headers:
                 raise MissingWeight(
-                    f"the checkpoint lacks {name}.{needed}, which its configuration speaks of; "
+                    f"the checkpoint lacks {name}.{needed}, which its configuration needs; "
                     f"fetch the model again"
                 )
         return _integer_layer(name, headers, device)
@@ -255,9 +255,10 @@ class CompressedTensorsFormat(StoredFormat):
 
 
 def _integer_layer(name: str, headers: Headers, device: str) -> QuantizedLayer:
-    """
+    """Describe a layer of integer weights.
+
     Raises:
-        MissingWeight, ShapeMismatch: the tensors do not go together.
+        MissingWeight, ShapeMismatch: the tensors do not fit together.
     """
     is_packed = f"{name}.weight_packed" in headers
     weight = headers[f"{name}.weight_packed" if is_packed else f"{name}.weight"]
@@ -266,8 +267,8 @@ def _integer_layer(name: str, headers: Headers, device: str) -> QuantizedLayer:
         raise MissingWeight(f"the checkpoint lacks {name}.weight_scale; fetch the model again")
     if not is_matrix(weight.shape) or scale.type not in SCALE_DTYPES:
         raise ShapeMismatch(
-            f"{name} has weights of shape {weight.shape} and scales of {scale.type}; a matrix with "
-            f"scales of {', '.join(SCALE_DTYPES)} is supported"
+            f"{name} has weights of shape {weight.shape} and scales of type {scale.type}; it must "
+            f"be a matrix with scales of type {', '.join(SCALE_DTYPES)}"
         )
     out_features, in_features = weight.shape
     bits = 8
@@ -279,7 +280,7 @@ def _integer_layer(name: str, headers: Headers, device: str) -> QuantizedLayer:
         if weight.type != "I32" or not bits or in_features % 8:
             raise ShapeMismatch(
                 f"{name}.weight_packed is {weight.type} of shape {weight.shape} for {in_features} "
-                f"inputs; 4 and 8 bits in I32 are supported, and sizes that are multiples of 8"
+                f"inputs; it must be I32 with 4 or 8 bits, and sizes must be multiples of 8"
             )
     groups, whole = 1, None
     if math.prod(scale.shape) == 1:
@@ -288,11 +289,13 @@ def _integer_layer(name: str, headers: Headers, device: str) -> QuantizedLayer:
         groups = scale.shape[1]
     else:
         raise ShapeMismatch(
-            f"{name}.weight_scale has shape {scale.shape}; one scale, or some for each of the "
-            f"{out_features} outputs are supported"
+            f"{name}.weight_scale has shape {scale.shape}; it must be one scale, or one or more "
+            f"for each of the {out_features} outputs"
         )
     if in_features % groups:
-        raise ShapeMismatch(f"{name}.weight_scale has {groups} groups for {in_features} inputs")
+        raise ShapeMismatch(
+            f"{name}.weight_scale has {groups} groups, which do not divide {in_features} inputs"
+        )
     method = CompressedMethod(
         bits=bits,
         is_packed=is_packed,
@@ -309,37 +312,38 @@ def _integer_layer(name: str, headers: Headers, device: str) -> QuantizedLayer:
 
 
 def _packed_inputs(name: str, headers: Headers) -> int:
-    """How many inputs a packed layer has, which a tensor of two numbers says."""
+    """Return the number of inputs of a packed layer, which a tensor of two numbers states."""
     shape = headers.get(f"{name}.weight_shape")
     if shape is None:
         raise MissingWeight(f"the checkpoint lacks {name}.weight_shape; fetch the model again")
     content = b"" if shape.content is None else shape.content()
     form = _INT_SIZES.get(shape.type)
     if form is None or len(content) != struct.calcsize(form):
-        raise ShapeMismatch(f"{name}.weight_shape is {shape.type}; two integers are expected")
+        raise ShapeMismatch(f"{name}.weight_shape has type {shape.type}; it must be two integers")
     inputs: int = struct.unpack(form, content)[1]
     if not 0 < inputs < 1 << 31:
-        raise ShapeMismatch(f"{name}.weight_shape has {inputs} inputs")
+        raise ShapeMismatch(f"{name}.weight_shape has {inputs} inputs; it must be positive")
     return inputs
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
-    """
+    """Check the keys of the configuration.
+
     Raises:
-        ModelLoadError: a key is nonsense or not supported; names it.
+        ModelLoadError: a key is nonsense or not supported; the message names it.
     """
     kind = "compressed-tensors"
     found = config.get("format")
     if found not in _FORMATS:
-        raise unsupported(kind, "format", found, f"{', '.join(_FORMATS)} are")
+        raise unsupported(kind, "format", found, f"one of {', '.join(_FORMATS)}")
     sparsity = config.get("sparsity_config") or {}
     if not isinstance(sparsity, dict) or sparsity.get("format", "dense") != "dense":
-        raise unsupported(kind, "sparsity_config", sparsity, "dense weights are")
+        raise unsupported(kind, "sparsity_config", sparsity, "absent, or have format dense")
     if config.get("transform_config"):
-        raise unsupported(kind, "transform_config", config["transform_config"], "no transforms are")
+        raise unsupported(kind, "transform_config", config["transform_config"], "absent")
     groups = config.get("config_groups") or {}
     if not isinstance(groups, dict):
-        raise unsupported(kind, "config_groups", groups, "schemes by name are")
+        raise unsupported(kind, "config_groups", groups, "an object with schemes by name")
     for group in groups.values():
         _check_scheme(group if isinstance(group, dict) else {})
 
@@ -347,14 +351,16 @@ def _check_config(config: Mapping[str, Any]) -> None:
 def _check_scheme(group: Mapping[str, Any]) -> None:
     weights = group.get("weights")
     if not isinstance(weights, dict):
-        raise unsupported("compressed-tensors", "weights", weights, "a scheme is")
+        raise unsupported(
+            "compressed-tensors", "weights", weights, "an object with type and num_bits"
+        )
     number, bits = weights.get("type", "int"), weights.get("num_bits", 8)
     if (number, bits) not in (("int", 4), ("int", 8), ("float", 8)):
         raise unsupported(
             "compressed-tensors",
             "weights",
             {"type": number, "num_bits": bits},
-            "integers of 4 and 8 bits and floats of 8 are",
+            "int with 4 or 8 bits, or float with 8",
         )
 
 

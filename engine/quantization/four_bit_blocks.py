@@ -1,8 +1,8 @@
-"""Weights of bitsandbytes' 4-bit numbers, of which runs share a largest magnitude.
+"""Weights of bitsandbytes' 4-bit numbers, in which runs share a largest magnitude.
 
-`weight = magnitude * number`, the number one of 16 (`kernels.shared.four_bit_numbers`). On a CPU
-they are brought into panels (`kernels.linear_panels`), which hold the same numbers; on a GPU they
-stay as `kernels.linear_nf4` takes them.
+`weight = magnitude * number`, where the number is one of 16 (`kernels.shared.four_bit_numbers`). On
+a CPU they are rearranged into panels (`kernels.linear_panels`), which hold the same numbers; on a
+GPU they keep the form that `kernels.linear_nf4` takes.
 """
 
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ Numbers = Literal["nf4", "fp4"]
 _PANELS = {"nf4": NF4, "fp4": FP4}
 _NUMBERS = {"nf4": four_bit_numbers.NF4, "fp4": four_bit_numbers.FP4}
 _SMALLEST = 1e-38
-"""Magnitudes below it are divided by it."""
+"""Smaller magnitudes are replaced by this one as divisors."""
 
 
 @dataclass(frozen=True, slots=True)
 class FourBitWeight:
-    """[N, K] of which each row begins with a run."""
+    """Weights [N, K] in which each row begins with a new run."""
 
     packed: Tensor
     """[N, K / 2] uint8, two weights to a byte, the first in the upper half."""
@@ -48,7 +48,7 @@ class FourBitWeight:
         return self.shape[1] // self.absmax.shape[1]
 
     def arranged(self, device: torch.device, bias: Tensor | None) -> Product:
-        """The same where products are made of it; runs are a multiple of 32."""
+        """Arrange the weight on the device of its products; runs are a multiple of 32."""
         if device.type == "cpu" and takes_panels():
             panels = pack_in_parts(*self.shape, self._codes)
             return GroupPanels(PanelsState.of(panels, bias), None)
@@ -57,7 +57,7 @@ class FourBitWeight:
         )
 
     def multiply(self, x: Tensor) -> Tensor:
-        """[T, K] → [T, N]."""
+        """Multiply [T, K] → [T, N]."""
         return linear_nf4(
             x,
             self.packed,
@@ -82,18 +82,19 @@ class FourBitWeight:
 
 @dataclass(frozen=True, slots=True)
 class FourBitMethod(ProductMethod):
-    """Of weights whose rows divide into 32; others are unpacked."""
+    """A method for weights whose rows divide into 32; others are unpacked."""
 
     numbers: Numbers
     block_size: int
     """Weights that share a magnitude."""
 
     def run_of(self, in_features: int) -> int:
-        """Weights of a row that share one: a block that reaches into the next row is cut."""
+        """Return the weights of a row that share a magnitude: a block that reaches into the next
+        row is cut."""
         return self.block_size if in_features % self.block_size == 0 else BLOCK
 
     def bits_per_weight(self, dtype_bytes: int) -> float:
-        """On a GPU half a bit less."""
+        """Return the bits per weight; a GPU takes half a bit less."""
         if takes_panels():
             return _PANELS[self.numbers].bits_per_weight
         return 4 + 32 / self.block_size
@@ -114,7 +115,8 @@ class FourBitMethod(ProductMethod):
         device: torch.device,
         bias: Tensor | None,
     ) -> Product:
-        """
+        """Build the product of neighbouring outputs.
+
         Args:
             shards: packed weights and magnitudes of neighbouring outputs, by blocks that may reach
                 across rows.
@@ -135,10 +137,10 @@ class FourBitMethod(ProductMethod):
     def unpacked(
         self, shards: list[tuple[Tensor, Tensor]], in_features: int, dtype: torch.dtype
     ) -> Tensor:
-        """[N, K], new memory."""
+        """Unpack the weights to [N, K], in new memory."""
         parts = []
         for packed, absmax in shards:
-            # With an odd number of weights the last byte has one.
+            # With an odd number of weights the last byte holds only one.
             num_outputs = 2 * packed.numel() // in_features
             shape = (num_outputs, in_features)
             fp4 = self.numbers == "fp4"
@@ -147,7 +149,7 @@ class FourBitMethod(ProductMethod):
 
 
 def rounded_to_4_bits(weight: Tensor, numbers: Numbers, block_size: int) -> tuple[Tensor, Tensor]:
-    """As bitsandbytes does it, bit for bit.
+    """Round weights to 4 bits as bitsandbytes does, bit for bit.
 
     Args:
         weight: [N, K], any float dtype, K a multiple of `block_size`.

@@ -2,7 +2,7 @@
 
 A layer has `weight` [N, K] and either `weight_scale_inv`, a scale for each rectangle of
 `weight_block_size` (DeepSeek, Qwen), or `weight_scale`, one for the whole weight or for each
-output. How activations were to be rounded, `input_scale` for example, is left out: they keep their
+output. Settings for rounded activations, such as `input_scale`, are ignored: activations keep their
 16 bits.
 """
 
@@ -30,35 +30,35 @@ from kernels import GGUFType
 
 FP8_TYPE = "F8_E4M3"
 _METHODS = ("fp8", "fbgemm_fp8")
-"""`quant_method`."""
+"""The values of `quant_method`."""
 _SCALES = ("weight_scale_inv", "weight_scale")
 _NAN = 0x7F
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fp8Method(ProductMethod):
-    """Floats of 8 bits; a rectangle of them shares a scale."""
+    """Weights in 8-bit floats; a rectangle of them shares a scale."""
 
     height: int
-    """Outputs that share one; 0: all."""
+    """Outputs that share a scale; 0 for all."""
     width: int
-    """The same of inputs."""
+    """Inputs that share a scale; 0 for all."""
     scale: str
-    """Kind of the tensor."""
+    """The kind of the scales' tensor."""
     scale_shape: tuple[int, ...] | None
-    """Where one scale is for the whole weight: how it is written. Else it is a matrix."""
+    """The shape of a single scale for the whole weight; otherwise scales are a matrix."""
     scale_dtype: torch.dtype
     left_out: tuple[tuple[str, tuple[int, ...]], ...]
     """Kinds and shapes of tensors that are not used."""
     device: str
-    """That keeps them: `cpu` or `cuda`."""
+    """The device of the weights, `cpu` or `cuda`."""
 
     @property
     def takes_plain_weights(self) -> bool:
         return False
 
     def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
-        """Ranks cannot divide rectangles: each needs all scales."""
+        """Return the tensor specs. Ranks cannot divide rectangles, since each needs all scales."""
         shape = self.scale_shape
         if shape is None:
             height, width = self._rectangle(out_features, in_features)
@@ -86,12 +86,12 @@ class Fp8Method(ProductMethod):
         return self.height or out_features, self.width or in_features
 
     def _weight(self, part: LinearPart) -> Fp8Weight:
-        """Of loaded tensors, checked."""
+        """Check loaded tensors and build the weight."""
         numbers, scales = part.shards("weight"), part.shards(self.scale)
         for kind, _ in self.left_out:
             part.shards(kind)
         shards = []
-        # All of them have rectangles of one size but where a scale is for a whole weight.
+        # All shards have rectangles of one size, unless a scale is for a whole weight.
         height = self.height or max(part.out_features)
         width = self.width or part.in_features
         for shard, (its_numbers, its_scales) in enumerate(zip(numbers, scales, strict=True)):
@@ -109,7 +109,7 @@ class Fp8Method(ProductMethod):
             )
             if part.is_part_of_inputs or tuple(matrix.shape) != wanted:
                 raise ModelLoadError(
-                    f"{name}: ranks cannot divide weights that share scales; use "
+                    f"{name}: weights that share scales cannot be divided between ranks; use "
                     f"tensor_parallel_size 1"
                 )
             shards.append((its_numbers, matrix))
@@ -124,7 +124,7 @@ class Fp8Method(ProductMethod):
 
 
 class Fp8Format(StoredFormat):
-    """By `quant_method` of the configuration; which layers have it is in their tensors."""
+    """FP8 checkpoints, detected by `quant_method`; tensors tell which layers are quantised."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._block = _block_size(config)
@@ -144,7 +144,7 @@ class Fp8Format(StoredFormat):
 
 
 def fp8_layers(headers: Headers) -> list[str]:
-    """Names of layers whose weights are such floats."""
+    """Return the names of layers whose weights are such floats."""
     return [
         name.removesuffix(".weight")
         for name, header in headers.items()
@@ -159,23 +159,26 @@ def fp8_layer(
     block: tuple[int, int] | None,
     unused: tuple[str, ...],
 ) -> QuantizedLayer:
-    """
+    """Describe a layer of 8-bit floats.
+
     Args:
-        block: outputs and inputs that share a scale; None: what the scales' shape says.
-        unused: kinds of tensors that a layer may have beside.
+        block: outputs and inputs that share a scale; None takes it from the scales' shape.
+        unused: kinds of further tensors that a layer may have.
 
     Raises:
-        MissingWeight, ShapeMismatch: the tensors do not go together.
+        MissingWeight, ShapeMismatch: the tensors do not fit together.
     """
     shape = headers[f"{name}.weight"].shape
     kinds = [kind for kind in _SCALES if f"{name}.{kind}" in headers]
     if not kinds:
-        raise MissingWeight(f"the checkpoint lacks the scales of {name}.weight; fetch it again")
+        raise MissingWeight(
+            f"the checkpoint lacks the scales of {name}.weight; fetch the model again"
+        )
     scale = headers[f"{name}.{kinds[0]}"]
     if not is_matrix(shape) or scale.type not in SCALE_DTYPES:
         raise ShapeMismatch(
-            f"{name}.weight has shape {shape} and {kinds[0]} holds {scale.type}; a matrix with "
-            f"scales of {', '.join(SCALE_DTYPES)} is supported"
+            f"{name}.weight has shape {shape} and {kinds[0]} type {scale.type}; it must be a "
+            f"matrix with scales of type {', '.join(SCALE_DTYPES)}"
         )
     out_features, in_features = shape
     whole = None
@@ -191,8 +194,8 @@ def fp8_layer(
         height, width = block
     else:
         raise ShapeMismatch(
-            f"{name}.{kinds[0]} has shape {scale.shape}; one scale, one for each of the "
-            f"{out_features} outputs, or blocks that the configuration names are supported"
+            f"{name}.{kinds[0]} has shape {scale.shape}; it must be one scale, one for each of "
+            f"the {out_features} outputs, or one for each block that the configuration states"
         )
     method = Fp8Method(
         height=height,
@@ -209,31 +212,32 @@ def fp8_layer(
 def left_out(
     name: str, headers: Headers, kinds: tuple[str, ...]
 ) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Kinds and shapes of a layer's tensors that are taken and not used."""
+    """Return kinds and shapes of a layer's tensors that are taken and not used."""
     return tuple(
         (kind, headers[f"{name}.{kind}"].shape) for kind in kinds if f"{name}.{kind}" in headers
     )
 
 
 def _block_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
-    """
+    """Return the block size of the configuration.
+
     Raises:
-        ModelLoadError: it is nonsense, or the floats are others.
+        ModelLoadError: the size is nonsense, or the floats are of another type.
     """
     kind = config.get("fmt", "e4m3")
     if kind not in ("e4m3", "float8_e4m3fn"):
-        raise unsupported("FP8", "fmt", kind, "e4m3 is")
+        raise unsupported("FP8", "fmt", kind, "e4m3")
     block = config.get("weight_block_size")
     return None if block is None else stated_block("FP8", "weight_block_size", block)
 
 
 def stated_block(kind: str, key: str, block: Any) -> tuple[int, int]:
-    """Outputs and inputs that share a scale, as a configuration says.
+    """Return the outputs and inputs that share a scale, as the configuration states them.
 
     Raises:
-        ModelLoadError: that is nonsense.
+        ModelLoadError: they are nonsense.
     """
     are_sizes = isinstance(block, list) and all(type(n) is int and 0 < n < 1 << 31 for n in block)
     if not are_sizes or len(block) != 2:
-        raise unsupported(kind, key, block, "two positive numbers are")
+        raise unsupported(kind, key, block, "two positive numbers")
     return block[0], block[1]

@@ -1,6 +1,6 @@
 """Weights of 8-bit floats (float8_e4m3fn) that share scales by rectangles.
 
-`weight = number * scale`. On a CPU they are brought into panels (`kernels.linear_panels`), which
+`weight = number * scale`. On a CPU they are rearranged into panels (`kernels.linear_panels`), which
 hold the same numbers; activations keep their 16 bits. Elsewhere they are unpacked: products of
 8-bit floats, which newer GPUs have, are not used.
 """
@@ -19,7 +19,7 @@ from kernels.linear_panels.panels import BLOCK, Codes, chunks, pack_in_parts
 
 @dataclass(frozen=True, slots=True)
 class Fp8Weight:
-    """[N, K], with scales of each output."""
+    """Weights [N, K] with scales per output."""
 
     numbers: Tensor
     """[N, K] float8_e4m3fn."""
@@ -30,7 +30,8 @@ class Fp8Weight:
 
     @classmethod
     def of_shards(cls, shards: list[tuple[Tensor, Tensor]], height: int, width: int) -> "Fp8Weight":
-        """
+        """Build a weight from shards.
+
         Args:
             shards: numbers [N, K] and scales of neighbouring outputs, one for each rectangle of
                 `height` outputs and `width` inputs.
@@ -39,7 +40,7 @@ class Fp8Weight:
         return cls(torch.cat([numbers for numbers, _ in shards]), torch.cat(scales), width)
 
     def arranged(self, device: torch.device, dtype: torch.dtype, bias: Tensor | None) -> Product:
-        """The same where products are made of it, for activations in `dtype`."""
+        """Arrange the weight on the device of its products, for activations in `dtype`."""
         num_outputs, size = self.numbers.shape
         if device.type == "cpu" and takes_panels() and has_panels(size, self.width):
             panels = pack_in_parts(num_outputs, size, self._codes)
@@ -47,7 +48,7 @@ class Fp8Weight:
         return PlainProduct.of(self.dequantised(dtype).to(device), bias)
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
-        """[N, K], new memory; the bias is left out."""
+        """Compute the plain weight [N, K] in new memory, without the bias."""
         num_outputs, size = self.numbers.shape
         weight = torch.empty(num_outputs, size, dtype=dtype)
         places = torch.arange(size) // self.width
@@ -64,16 +65,16 @@ class Fp8Weight:
 
 
 def has_panels(in_features: int, width: int) -> bool:
-    """Whether 32 neighbours share a scale."""
+    """Whether 32 neighbours share a scale, which panels require."""
     return in_features % BLOCK == 0 and (width % BLOCK == 0 or width >= in_features)
 
 
 def bits_of_fp8(in_features: int, width: int, device: str, dtype_bytes: int) -> float:
-    """Of a weight in memory, scales included.
+    """Return bits per weight in memory, scales included.
 
     Args:
         device: `cpu` or `cuda`.
-        dtype_bytes: of an activation.
+        dtype_bytes: bytes of an activation.
     """
     packed = device == "cpu" and takes_panels() and has_panels(in_features, width)
     return FP8.bits_per_weight if packed else 8 * dtype_bytes

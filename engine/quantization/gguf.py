@@ -1,4 +1,4 @@
-"""Weights that stay as a GGUF file has them."""
+"""Weights that stay in the form that a GGUF file has them in."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -28,15 +28,16 @@ from kernels.linear_panels.lookup import row_lookup
 
 @dataclass(frozen=True, slots=True)
 class GgufMethod(LinearMethod[PanelsState | BlocksProduct]):
-    """On a CPU in panels, which hold the same numbers; on a GPU with the bytes of the file."""
+    """GGUF's weights, on a CPU in panels with the same numbers, on a GPU with the bytes of the
+    file."""
 
     quant_type: GGUFType
     int8_activations: bool = False
     device: str = "cpu"
-    """`cpu` or `cuda`: what memory is counted for."""
+    """The device, `cpu` or `cuda`, for which memory is counted."""
 
     def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
-        """The weight's shape is [N, bytes of a row]."""
+        """Return the tensor specs. The weight's shape is [N, bytes of a row]."""
         shape = (out_features, row_bytes(self.quant_type, in_features))
         weight = TensorSpec(shape=shape, out_axis=0, in_axis=1, dtypes=(torch.uint8,))
         return {"weight": weight} | bias_tensors(out_features, has_bias)
@@ -47,7 +48,7 @@ class GgufMethod(LinearMethod[PanelsState | BlocksProduct]):
     def keep(
         self, rows: Tensor, device: torch.device, bias: Tensor | None
     ) -> PanelsState | BlocksProduct:
-        """Rows as a file has them, for products on a device."""
+        """Arrange rows of a file for products on a device."""
         if device.type == "cpu":
             panels = panels_from_gguf(rows, self.quant_type)
             return PanelsState.of(panels, bias, int8_activations=self.int8_activations)
@@ -61,8 +62,8 @@ class GgufMethod(LinearMethod[PanelsState | BlocksProduct]):
     def _rows(self, part: LinearPart) -> Tensor:
         if part.in_features % BLOCKS[self.quant_type].num_weights:
             raise ModelLoadError(
-                f"a rank's {part.in_features} input features of type {self.quant_type.name} are "
-                f"not whole blocks; set quantization to none"
+                f"a rank's {part.in_features} input features of type {self.quant_type.name} cannot "
+                f"be divided into whole blocks; set quantization to none"
             )
         return part.concatenated_as_loaded("weight")
 
@@ -94,14 +95,14 @@ class GgufMethod(LinearMethod[PanelsState | BlocksProduct]):
 
 
 class GgufFormat(StoredFormat):
-    """Matrices of the types that the kernels multiply with; a reader unpacks the others."""
+    """GGUF matrices of the types that kernels can multiply; a reader unpacks the others."""
 
     unpacked_by_reader = True
     int8_activations: ClassVar[bool] = False
 
     @classmethod
     def detect(cls, config: Mapping[str, Any], headers: Headers) -> Self | None:
-        """By the tensors' types: such a file has no other sign."""
+        """Detect the format by the tensors' types, since such a file has no other sign."""
         found = cls()
         return found if found.layers(headers) else None
 
@@ -116,7 +117,7 @@ class GgufFormat(StoredFormat):
         }
 
     def is_slower_packed(self, layers: Mapping[str, QuantizedLayer], dtype: torch.dtype) -> bool:
-        """Measured unless it is known."""
+        """Whether plain weights are faster; measured unless it is known."""
         num_weights = Counter[GGUFType]()
         for layer in layers.values():
             assert isinstance(layer.method, GgufMethod)
@@ -125,6 +126,6 @@ class GgufFormat(StoredFormat):
 
 
 class GgufInt8Format(GgufFormat):
-    """The same, multiplied in 8-bit integers. For CPUs."""
+    """GGUF's weights with activations in 8-bit integers. For CPUs."""
 
     int8_activations = True

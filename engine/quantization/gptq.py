@@ -2,7 +2,7 @@
 
 A layer has `qweight` [K · bits / 32, N] and `qzeros` [G, N · bits / 32] (int32, a stream of numbers
 each), `scales` [G, N] and `g_idx` [K], the group of each input. Groups are runs of `group_size`
-inputs unless `desc_act` took inputs by their activations. In memory a number has 4 bits, or 8.
+inputs, unless `desc_act` ordered inputs by their activations. In memory a number has 4 or 8 bits.
 
 Paper: Frantar et al. 2022, arXiv:2210.17323.
 """
@@ -38,31 +38,32 @@ from kernels.linear_w4a16.layouts import gptq_bytes, gptq_weight, gptq_zeros, nu
 
 _STORED_BITS = (2, 3, 4, 8)
 _MINUS_ONE = {"gptq": True, "gptq_v2": False}
-"""`checkpoint_format` → whether zero points are stored less one."""
+"""Whether zero points are stored less one, by `checkpoint_format`."""
 _LEFT_OUT = "-:"
-"""What patterns of layers begin with that stay plain."""
+"""The beginning of patterns of layers that stay plain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GptqMethod(GroupedMethod[tuple[Product, ...]]):
-    """One product for neighbouring shards, or several where their inputs' groups differ."""
+    """A method with one product for neighbouring shards, or several where their groups differ."""
 
     bits: int
-    """Of a number in the file."""
+    """Bits of a number in the file."""
     desc_act: bool
-    """The inputs of a group may lie anywhere."""
+    """Whether the inputs of a group may lie anywhere."""
     zeros_minus_one: bool
-    """Zero points are stored less one."""
+    """Whether zero points are stored less one."""
     has_g_idx: bool
     sym: bool
-    """Zero points are in the middle: with 4 and 8 bits 8 and 128, and not kept."""
+    """Whether zero points are in the middle: 8 with 4 bits and 128 with 8 bits, where they are not
+    kept."""
 
     @property
     def is_symmetric(self) -> bool:
         return self.sym and self.bits >= BITS
 
     def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
-        """Groups are cut with the inputs where they are runs of them."""
+        """Return the tensor specs. Groups are divided with the inputs where they are runs."""
         groups = self.num_groups(in_features)
         group_axis = None if self.desc_act or groups == 1 else 0
         int32 = (torch.int32,)
@@ -105,7 +106,7 @@ class GptqMethod(GroupedMethod[tuple[Product, ...]]):
         return torch.cat(weights).to(part.device)
 
     def _weights(self, part: LinearPart) -> list[GroupedWeight | ByteWeight]:
-        """Loaded tensors, checked; shards with the same groups together."""
+        """Check loaded tensors and build the weights, one for shards with the same groups."""
         self._check_sizes(part)
         kinds = ("qweight", "qzeros", "scales", *(["g_idx"] if self.has_g_idx else []))
         loaded = {kind: part.shards(kind) for kind in kinds}
@@ -140,23 +141,23 @@ class GptqMethod(GroupedMethod[tuple[Product, ...]]):
         return GroupedWeight.of_shards(codes, scales, zeros, size, own_g_idx)
 
     def _check_sizes(self, part: LinearPart) -> None:
-        """What is left to check once the tensors have the shapes that the sizes ask for."""
+        """Check what remains to be checked once the tensors have the right shapes."""
         together = numbers_together(self.bits)
         if part.in_features % together:
             raise ModelLoadError(
-                f"{part.name(0, 'qweight')}: {part.in_features} input features are no multiple of "
-                f"{together}, which GPTQ packs together; use another format of this model"
+                f"{part.name(0, 'qweight')}: {part.in_features} input features are not a multiple "
+                f"of {together}, which GPTQ packs together; use another format of this model"
             )
         total = part.total_inputs or part.in_features
         are_cut = part.is_part_of_inputs and not self.desc_act and self.num_groups(total) > 1
         if are_cut and part.in_features % self.group_size:
             raise ModelLoadError(
-                f"{part.name(0, 'scales')}: a rank's {part.in_features} input features are not "
-                f"whole groups of {self.group_size}; use a smaller tensor_parallel_size"
+                f"{part.name(0, 'scales')}: a rank's {part.in_features} input features cannot be "
+                f"divided into groups of {self.group_size}; use a smaller tensor_parallel_size"
             )
 
     def _order(self, part: LinearPart, shard: int, g_idx: Tensor) -> Tensor | None:
-        """A shard's groups of inputs; None if they are runs.
+        """Return a shard's groups of inputs; None if they are runs.
 
         Raises:
             CorruptFile: there are no such groups.
@@ -179,8 +180,8 @@ class GptqMethod(GroupedMethod[tuple[Product, ...]]):
             return None
         if not self.desc_act and groups > 1:
             raise ModelLoadError(
-                f"{name} takes inputs in another order although desc_act is false; ranks cannot "
-                f"divide this layer: use tensor_parallel_size 1"
+                f"{name} reorders inputs although desc_act is false; the layer cannot be divided "
+                f"between ranks: use tensor_parallel_size 1"
             )
         return g_idx
 
@@ -191,7 +192,7 @@ class GptqMethod(GroupedMethod[tuple[Product, ...]]):
         return _joined([weight.multiply_in_fp32(x) for weight in state])
 
     def num_bytes(self, out_features: int, in_features: int, dtype_bytes: int) -> float:
-        """With the order of inputs, four bytes each."""
+        """Return the memory of a layer, including the order of inputs, four bytes each."""
         order = 4 * in_features if self.desc_act else 0
         bits = self._bits(in_features, dtype_bytes)
         return out_features * in_features * bits / 8 + order
@@ -211,7 +212,7 @@ class GptqMethod(GroupedMethod[tuple[Product, ...]]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Order:
-    """Groups of inputs, compared by their numbers."""
+    """The groups of inputs, compared by their numbers."""
 
     g_idx: Tensor | None
 
@@ -228,7 +229,8 @@ def _joined(products: list[Tensor]) -> Tensor:
 
 
 class GptqFormat(StoredFormat):
-    """By `quant_method` of the configuration, or an old tool's side file."""
+    """GPTQ checkpoints, detected by `quant_method` of the configuration or by an old tool's side
+    file."""
 
     side_file = "quantize_config.json"
 
@@ -278,8 +280,8 @@ class GptqFormat(StoredFormat):
         together = numbers_together(bits)
         if columns % together:
             raise ShapeMismatch(
-                f"{name}.qweight has {columns} outputs; GPTQ packs the zero points of "
-                f"{together} together"
+                f"{name}.qweight has {columns} outputs; it must be a multiple of "
+                f"{together}, whose zero points GPTQ packs together"
             )
         method = GptqMethod(
             bits=bits,
@@ -295,16 +297,17 @@ class GptqFormat(StoredFormat):
 
 
 def _own_bits_and_groups(name: str, headers: Headers, usual: int) -> tuple[int, int]:
-    """What a layer's tensors say, where the configuration has rules by name.
+    """Return a layer's bits and group size from its tensors, where the configuration has rules by
+    name.
 
-    The rules are patterns, which strangers could write so that matching never ends; what they come
-    to is in the shapes.
+    The rules are patterns, and a stranger's pattern could take endless time to match; the shapes
+    show the result of the rules.
 
     Args:
         usual: the group size of most layers.
 
     Raises:
-        ShapeMismatch: the tensors do not go together.
+        ShapeMismatch: the tensors do not fit together.
     """
     rows, columns = headers[f"{name}.qweight"].shape
     zeros, scales = headers[f"{name}.qzeros"].shape, headers[f"{name}.scales"].shape
@@ -317,44 +320,47 @@ def _own_bits_and_groups(name: str, headers: Headers, usual: int) -> tuple[int, 
         if in_features % groups == 0:
             return bits, in_features // groups
     raise ShapeMismatch(
-        f"{name}.qzeros has shape {zeros} and scales {scales}, which do not go with {columns} "
+        f"{name}.qzeros has shape {zeros} and scales {scales}, which do not fit {columns} "
         f"outputs of {', '.join(map(str, _STORED_BITS))} bits"
     )
 
 
 def _layout(config: Mapping[str, Any]) -> Any:
-    """How tensors are laid out; without a word as AutoGPTQ's first version did."""
+    """Return the layout of the tensors, by default that of AutoGPTQ's first version."""
     if config.get("is_marlin_format") is True:
         return "marlin"
     return config.get("checkpoint_format") or config.get("format") or "gptq"
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
-    """
+    """Check the keys of the configuration.
+
     Raises:
-        ModelLoadError: a key is missing, nonsense or not supported; names it.
+        ModelLoadError: a key is missing, nonsense or not supported; the message names it.
     """
     if config.get("bits") not in _STORED_BITS or isinstance(config.get("bits"), bool | float):
-        raise unsupported("GPTQ", "bits", config.get("bits"), "2, 3, 4 and 8 bits are")
+        raise unsupported("GPTQ", "bits", config.get("bits"), "2, 3, 4 or 8")
     check_group_size("GPTQ", config.get("group_size"))
     for key in ("desc_act", "sym"):
         if not isinstance(config.get(key, False), bool):
-            raise unsupported("GPTQ", key, config[key], "true and false are")
+            raise unsupported("GPTQ", key, config[key], "true or false")
     layout = _layout(config)
     if not isinstance(layout, str) or layout not in _MINUS_ONE:
-        raise unsupported("GPTQ", "checkpoint_format", layout, f"{' and '.join(_MINUS_ONE)} are")
+        raise unsupported("GPTQ", "checkpoint_format", layout, f"{' or '.join(_MINUS_ONE)}")
     if config.get("pack_dtype", "int32") != "int32":
-        raise unsupported("GPTQ", "pack_dtype", config["pack_dtype"], "int32 is")
+        raise unsupported("GPTQ", "pack_dtype", config["pack_dtype"], "int32")
     if not isinstance(_dynamic(config), dict):
-        raise unsupported("GPTQ", "dynamic", config["dynamic"], "rules by names of layers are")
+        raise unsupported(
+            "GPTQ", "dynamic", config["dynamic"], "an object with rules by layer name"
+        )
 
 
 def _dynamic(config: Mapping[str, Any]) -> Any:
-    """Rules for layers by patterns of their names."""
+    """Return the rules for layers by patterns of their names."""
     return config.get("dynamic") or {}
 
 
 def _rule(dynamic: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """What one of them changes."""
+    """Return the changes that one rule makes."""
     rule = dynamic[key]
     return rule if isinstance(rule, dict) else {}

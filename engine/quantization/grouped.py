@@ -14,14 +14,15 @@ from kernels import ExpertWeights, GgufRows, linear_experts
 
 @dataclass(frozen=True, slots=True)
 class GroupedState:
-    """What methods have made of the experts' tensors, together; nothing is copied."""
+    """The states of the experts' layers together; nothing is copied."""
 
     weights: ExpertWeights
     int8_activations: bool
 
     @classmethod
     def of(cls, states: Sequence[object]) -> "GroupedState | None":
-        """None where there is no product over experts for their form: each multiplies alone."""
+        """Combine states; None where no product over experts takes them, so each expert multiplies
+        alone."""
         found = [_without_bias(state) for state in states]
         weights = ExpertWeights.together([weight for weight, _ in found])
         kinds = {int8_activations for _, int8_activations in found}
@@ -33,7 +34,8 @@ class GroupedState:
 
 
 def _without_bias(state: object) -> tuple[object, bool]:
-    """A layer's weight, and whether it meets 8-bit integers; None: it is more than a weight."""
+    """Return a layer's weight, and whether activations are 8-bit integers; None if it is more than
+    a weight."""
     if isinstance(state, GroupPanels) and state.order is None:
         state = state.state
     if isinstance(state, BlocksProduct) and state.bias is None and state.order is None:

@@ -1,7 +1,7 @@
-"""4-bit weights whose inputs share a scale and a zero point by groups, as GPTQ and AWQ have them.
+"""4-bit weights whose inputs share a scale and a zero point by groups, as in GPTQ and AWQ.
 
-`weight = scale * (code - zero)`. On a GPU they stay as `kernels.linear_w4a16` takes them; on a CPU
-they are brought into panels (`kernels.linear_panels`), which hold the same numbers.
+`weight = scale * (code - zero)`. On a GPU they keep the form that `kernels.linear_w4a16` takes; on
+a CPU they are rearranged into panels (`kernels.linear_panels`), which hold the same numbers.
 """
 
 import math
@@ -23,22 +23,23 @@ from kernels.linear_w4a16.reference import SYMMETRIC_ZERO, dequantize
 
 BITS = 4
 SYMMETRIC = PanelFormat(bits=BITS, offset=SYMMETRIC_ZERO)
-"""For fp16 scales; as GGUF's Q4_0."""
+"""The panel format for fp16 scales, like GGUF's Q4_0."""
 ASYMMETRIC = PanelFormat(bits=BITS, scale_dtype=torch.float32, has_min=True)
-"""A minimum is a scale times a zero point, which fp32 holds exactly; as GGUF's Q4_K."""
+"""The panel format with minimums, like GGUF's Q4_K. A minimum is a scale times a zero point, which
+fp32 holds exactly."""
 FP16_SCALES = (torch.float16, torch.bfloat16)
 SCALE_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
 class GroupedWeight:
-    """What `kernels.linear_w4a16` takes beside activations, of outputs whose inputs have the same
+    """The weight arguments of `kernels.linear_w4a16`, for outputs whose inputs have the same
     groups."""
 
     qweight: Tensor
     scales: Tensor
     zeros: Tensor | None
-    """None: 8 everywhere."""
+    """The zero points; None if all are 8."""
     group_size: int
     g_idx: Tensor | None
     bias: Tensor | None = None
@@ -53,7 +54,7 @@ class GroupedWeight:
         group_size: int,
         g_idx: Tensor | None = None,
     ) -> "GroupedWeight":
-        """Of neighbouring outputs' tensors, in the kernel's layouts."""
+        """Build a weight from neighbouring outputs' tensors, in the kernel's layouts."""
         all_zeros = torch.cat(list(zeros), 1)
         is_symmetric = bool((all_zeros == SYMMETRIC_ZERO).all())
         return cls(
@@ -75,7 +76,7 @@ class GroupedWeight:
     def arranged(
         self, device: torch.device, dtype: torch.dtype, bias: Tensor | None
     ) -> "GroupedWeight | GroupPanels":
-        """The same where products are made of it, for activations in `dtype`."""
+        """Arrange the weight on the device of its products, for activations in `dtype`."""
         bias = None if bias is None else bias.float()
         if device.type == "cpu" and takes_panels():
             panels = GroupPanels.of(self, bias)
@@ -92,7 +93,7 @@ class GroupedWeight:
         )
 
     def multiply(self, x: Tensor) -> Tensor:
-        """[T, K] → [T, N]."""
+        """Multiply [T, K] → [T, N]."""
         return linear_w4a16(
             x, self.qweight, self.scales, self.zeros, self.group_size, self.g_idx, self.bias
         )
@@ -101,7 +102,7 @@ class GroupedWeight:
         return self.multiply(x.float())
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
-        """[N, K], new memory; the bias is left out."""
+        """Compute the plain weight [N, K] in new memory, without the bias."""
         shape = (self.out_features, self.in_features)
         weight = torch.empty(shape, dtype=dtype, device=self.qweight.device)
         for some in chunks(*shape):
@@ -118,11 +119,12 @@ class GroupPanels:
 
     state: PanelsState
     order: Tensor | None
-    """[K]: the input that lies at each place, where groups are no runs of inputs."""
+    """[K], the input that lies at each place; None if groups are runs of inputs."""
 
     @classmethod
     def of(cls, weight: GroupedWeight, bias: Tensor | None) -> "GroupPanels | None":
-        """None where 32 neighbours do not share a scale, whatever the order."""
+        """Arrange a weight in panels; None where no order of inputs lets each 32 neighbours share a
+        scale."""
         found = groups_of_blocks(weight.in_features, weight.group_size, weight.g_idx)
         if found is None:
             return None
@@ -130,7 +132,7 @@ class GroupPanels:
         return cls(PanelsState.of(_panels(weight, groups, order), bias), order)
 
     def multiply(self, x: Tensor) -> Tensor:
-        """[T, K] → [T, N]."""
+        """Multiply [T, K] → [T, N]."""
         return self.state.multiply(self._ordered(x))
 
     def multiply_in_fp32(self, x: Tensor) -> Tensor:
@@ -143,7 +145,7 @@ class GroupPanels:
 def is_slower_packed(
     layers: Iterable[QuantizedLayer], dtype: torch.dtype, *, is_symmetric: bool
 ) -> bool:
-    """On a CPU, than plain."""
+    """Whether packed products are slower than plain ones on this CPU."""
     like = GGUFType.Q4_0 if is_symmetric else GGUFType.Q4_K
     return is_slower_packed_like(layers, dtype, lambda _: like)
 
@@ -153,10 +155,11 @@ def is_slower_packed_like(
     dtype: torch.dtype,
     like: Callable[[QuantizedLayer], GGUFType],
 ) -> bool:
-    """On a CPU, than plain: without panels each product unpacks the weights anew.
+    """Whether packed products are slower than plain ones on this CPU. Without panels each product
+    unpacks the weights again.
 
     Args:
-        like: the GGUF type whose panels a layer's are like.
+        like: returns the GGUF type with the panels of a layer.
     """
     if not takes_panels():
         return True
@@ -169,11 +172,12 @@ def is_slower_packed_like(
 def groups_of_blocks(
     in_features: int, group_size: int, g_idx: Tensor | None
 ) -> tuple[Tensor | None, Tensor] | None:
-    """In which order 32 neighbours share a group, and the group of each 32; None: in none.
+    """Find an order of inputs in which each 32 neighbours share a group, and the group of each 32.
+    Return None if there is none.
 
     Args:
-        g_idx: the group of each input; None: they are runs of `group_size`, in their own order,
-            for which None stands.
+        g_idx: the group of each input; None if they are runs of `group_size` in their own order, in
+            which case the order returned is None too.
     """
     if in_features % BLOCK:
         return None
@@ -187,7 +191,8 @@ def groups_of_blocks(
 
 
 def scales_of_panels(scales: Tensor) -> Tensor:
-    """In fp16 if that holds them all, as it nearly always does those in bf16; else in fp32."""
+    """Convert scales to fp16 if that holds them all, which is nearly always so for bf16; else to
+    fp32."""
     if scales.dtype not in FP16_SCALES:
         return scales.float()
     half = scales.half()
@@ -195,19 +200,20 @@ def scales_of_panels(scales: Tensor) -> Tensor:
 
 
 def takes_panels() -> bool:
-    """Whether products on this CPU are made of panels; else they unpack the weights each time."""
+    """Whether products on this CPU use panels; otherwise they unpack the weights each time."""
     return native.library() is not None
 
 
 def panel_format(scale_dtype: torch.dtype, *, is_symmetric: bool) -> PanelFormat:
-    """Of weights with such scales, which in bf16 are ones that fp16 holds."""
+    """Return the panel format of weights with such scales; bf16 scales are ones that fp16 can
+    hold."""
     return SYMMETRIC if is_symmetric and scale_dtype in FP16_SCALES else ASYMMETRIC
 
 
 def bits_of_nibbles(
     in_features: int, group_size: int, scale_dtype: torch.dtype, device: str, *, is_symmetric: bool
 ) -> float:
-    """Of a weight in memory, scales included.
+    """Return bits per weight in memory, scales included.
 
     Args:
         device: `cpu` or `cuda`.
@@ -221,35 +227,35 @@ def bits_of_nibbles(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupedMethod(LinearMethod[State]):
-    """What such formats have in common: how many groups a layer has, and what it takes."""
+    """The common part of such formats: a layer's groups and its memory."""
 
     group_size: int
-    """Inputs that share a scale; -1: all."""
+    """Inputs that share a scale; -1 for all."""
     scale_dtype: torch.dtype
     device: str
-    """That keeps them: `cpu` or `cuda`."""
+    """The device of the weights, `cpu` or `cuda`."""
 
     @property
     def is_symmetric(self) -> bool:
-        """Zero points are 8, and not kept."""
+        """Whether zero points are 8 and not kept."""
         return False
 
     def run_of(self, in_features: int) -> int:
-        """Inputs of a group, where there are that many."""
+        """Return the inputs of a group, at most those of the layer."""
         return in_features if self.group_size == -1 else self.group_size
 
     def num_groups(self, in_features: int) -> int:
         return math.ceil(in_features / self.run_of(in_features))
 
     def bits_per_weight(self, dtype_bytes: int) -> float:
-        """Of a large layer."""
+        """Return the bits per weight of a large layer."""
         return self._bits(1 << 20)
 
     def num_bytes(self, out_features: int, in_features: int, dtype_bytes: int) -> float:
         return out_features * in_features * self._bits(in_features) / 8
 
     def _bits(self, in_features: int) -> float:
-        """Per weight."""
+        """Return the bits per weight."""
         return bits_of_nibbles(
             in_features,
             self.run_of(in_features),
@@ -264,81 +270,85 @@ class GroupedMethod(LinearMethod[State]):
 
 
 def packed_layers(headers: Headers) -> list[str]:
-    """Names of the layers that have a `qweight`: which are left out differs between models."""
+    """Return the names of layers that have a `qweight`; models differ in which layers they leave
+    out."""
     names = [name for name in headers if name.endswith(".qweight")]
     return [name.removesuffix(".qweight") for name in names]
 
 
 def packed_shape(kind: str, name: str, headers: Headers) -> tuple[int, int]:
-    """Of a layer's `qweight`.
+    """Return the shape of a layer's `qweight`.
 
     Raises:
-        ShapeMismatch: it is no matrix.
+        ShapeMismatch: it is not a matrix.
     """
     shape = headers[f"{name}.qweight"].shape
     if not is_matrix(shape):
-        raise ShapeMismatch(
-            f"{name}.qweight has shape {shape}; {kind} packs a matrix of two dimensions"
-        )
+        raise ShapeMismatch(f"{name}.qweight has shape {shape}; for {kind} it must be a matrix")
     return shape[0], shape[1]
 
 
 def is_matrix(shape: tuple[int, ...]) -> bool:
-    """With numbers in it."""
+    """Whether the shape is that of a matrix that is not empty."""
     return len(shape) == 2 and 0 not in shape
 
 
 def stored_scale_dtype(name: str, headers: Headers) -> torch.dtype:
-    """Of a layer's `scales`.
+    """Return the dtype of a layer's `scales`.
 
     Raises:
-        ShapeMismatch: one that is not supported.
+        ShapeMismatch: the dtype is not supported.
     """
     found = headers[f"{name}.scales"].type
     if found not in SCALE_DTYPES:
-        raise ShapeMismatch(f"{name}.scales holds {found}; {', '.join(SCALE_DTYPES)} are supported")
+        raise ShapeMismatch(
+            f"{name}.scales has type {found}; it must be one of {', '.join(SCALE_DTYPES)}"
+        )
     return SCALE_DTYPES[found]
 
 
 def check_group_size(kind: str, size: object) -> None:
-    """
+    """Check a configuration's group size.
+
     Raises:
-        ModelLoadError: no layer has such groups.
+        ModelLoadError: no layer can have such groups.
     """
     is_size = isinstance(size, int) and not isinstance(size, bool)
     if not is_size or not (size == -1 or 0 < size < 1 << 31):  # type: ignore[operator]
-        raise unsupported(kind, "group_size", size, "a positive number, and -1 for one group, are")
+        raise unsupported(kind, "group_size", size, "a positive number, or -1 for one group")
 
 
 def check_finite(name: str, scales: Tensor) -> None:
-    """
+    """Check that scales are finite.
+
     Raises:
-        CorruptFile: names the tensor.
+        CorruptFile: some are not; the message names the tensor.
     """
     if not torch.isfinite(scales).all():
         raise CorruptFile(f"{name} has values that are not numbers; fetch the model again")
 
 
 def unsupported(kind: str, key: str, value: object, what: str) -> ModelLoadError:
-    """What to say of a key of `quantization_config`.
+    """The error for a key of `quantization_config` with an unsupported value.
 
     Args:
-        kind: of checkpoint, such as GPTQ.
-        what: is supported, with its verb.
+        kind: the kind of checkpoint, such as GPTQ.
+        what: what the value must be.
     """
     shown = repr(value)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     return ModelLoadError(
-        f"quantization_config: {key} is {shown}; of {kind} {what} supported; use another variant "
+        f"quantization_config: {key} is {shown}; for {kind} it must be {what}; use another variant "
         f"of the model, or the unquantised one"
     )
 
 
 def _panels(weight: GroupedWeight, groups: Tensor, order: Tensor | None) -> Panels:
-    """
+    """Arrange a weight in panels.
+
     Args:
-        groups: of each 32 inputs.
-        order: of the inputs, if not their own.
+        groups: the group of each 32 inputs.
+        order: the order of the inputs, if it is not their own.
     """
     of_panels = scales_of_panels(weight.scales)
     form = panel_format(of_panels.dtype, is_symmetric=weight.zeros is None)

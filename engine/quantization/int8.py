@@ -1,4 +1,5 @@
-"""Plain weights, rounded to 8 bits when they are loaded, and activations as they come."""
+"""Plain weights rounded to 8 bits when they are loaded, with activations rounded at each
+product."""
 
 from dataclasses import dataclass
 
@@ -14,10 +15,10 @@ from kernels.linear_panels.quantize import INT8
 
 @dataclass(frozen=True, slots=True)
 class Int8Method(LinearMethod[PanelsState]):
-    """32 weights share a scale, and so do 32 activations. For CPUs."""
+    """A method in which 32 weights share a scale, and so do 32 activations. For CPUs."""
 
     def process(self, part: LinearPart) -> PanelsState:
-        # In the dtype they came in: rounding to the layer's first would round twice.
+        # In the dtype of the file: converting to the layer's dtype first would round twice.
         return self.arrange(part.concatenated_as_loaded("weight"), part.bias())
 
     def arrange(self, weight: Tensor, bias: Tensor | None = None) -> PanelsState:
@@ -34,7 +35,7 @@ class Int8Method(LinearMethod[PanelsState]):
 
 
 class Int8Format(LoadFormat):
-    """For layers whose rows divide into whole groups."""
+    """A format for layers whose rows divide into whole groups."""
 
     def method_for(self, out_features: int, in_features: int) -> Int8Method | None:
         return Int8Method() if in_features % BLOCK == 0 else None

@@ -1,4 +1,4 @@
-"""How a linear layer keeps its weights and multiplies by them."""
+"""The methods by which a linear layer keeps its weights and multiplies by them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,63 +13,65 @@ from engine.quantization.method_module import MethodModule
 
 State = TypeVar("State")
 RowLookup = Callable[[Tensor], Tensor]
-"""[T] int64 → [T, in], new memory in the layer's dtype."""
+"""A function that looks up rows: [T] int64 → [T, in], new memory in the layer's dtype."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
-    """One tensor of a layer as the checkpoint has it, before it is divided between ranks."""
+    """One tensor of a layer in the checkpoint, before it is divided between ranks."""
 
     shape: tuple[int, ...]
     out_axis: int | None = None
-    """Along which output features lie; None: every rank needs it whole."""
+    """The axis of output features; None if every rank needs the whole tensor."""
     in_axis: int | None = None
-    """The same for input features."""
+    """The axis of input features; None if every rank needs the whole tensor."""
     dtypes: tuple[torch.dtype, ...] | None = None
-    """That it may have; None: any."""
+    """The dtypes that the tensor may have; None for any."""
     is_added: bool = False
-    """Added to the product: where ranks' results are summed, one rank alone brings it."""
+    """Whether the tensor is added to the product: where ranks' results are summed, only one rank
+    adds it."""
     is_most: bool = False
-    """A vector may be shorter."""
+    """Whether a vector may be shorter than `shape`."""
 
     def check(self, name: str, tensor: Tensor) -> None:
-        """
+        """Check a loaded tensor.
+
         Raises:
-            ShapeMismatch: another shape or dtype; names the tensor.
+            ShapeMismatch: the shape or dtype is wrong; the message names the tensor.
         """
         fits = tuple(tensor.shape) == self.shape
         if self.is_most:
             fits = tensor.dim() == 1 and len(tensor) <= self.shape[0]
         if not fits:
             raise ShapeMismatch(
-                f"{name} has shape {tuple(tensor.shape)}; the configuration says {self.shape}"
+                f"{name} has shape {tuple(tensor.shape)}; the configuration needs {self.shape}"
             )
         if self.dtypes is not None and tensor.dtype not in self.dtypes:
             wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
             found = str(tensor.dtype).removeprefix("torch.")
-            raise ShapeMismatch(f"{name} holds {found}; the configuration says {wanted}")
+            raise ShapeMismatch(f"{name} has type {found}; the configuration needs {wanted}")
 
 
 @dataclass(slots=True, kw_only=True)
 class LinearPart:
-    """Loaded tensors of neighbouring output features that share a method, until it has them all.
+    """The loaded tensors of neighbouring output features that share a method, until all are there.
 
-    Sizes are this rank's.
+    Sizes are those of this rank.
     """
 
     names: tuple[str, ...]
-    """Of the shards' layers in the checkpoint."""
+    """The names of the shards' layers in the checkpoint."""
     in_features: int
     out_features: tuple[int, ...]
-    """Per shard."""
+    """The output features of each shard."""
     has_bias: bool
     dtype: torch.dtype
-    """Of activations."""
+    """The dtype of activations."""
     device: torch.device
     first_input: int = 0
-    """Input features before this rank's."""
+    """Input features of the ranks before this one."""
     total_inputs: int | None = None
-    """Of all ranks; None: `in_features`."""
+    """Input features of all ranks; None means `in_features`."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -82,15 +84,15 @@ class LinearPart:
         self.tensors[f"{shard}.{kind}"] = tensor
 
     def name(self, shard: int, kind: str) -> str:
-        """Of a tensor in the checkpoint."""
+        """Return the name of a shard's tensor in the checkpoint."""
         return f"{self.names[shard]}.{kind}"
 
     def shards(self, kind: str) -> list[Tensor]:
-        """The shards' loaded tensors, maybe of a file's memory; it forgets them."""
+        """Return the shards' loaded tensors, which may lie in a file's memory, and forget them."""
         return [self.tensors.pop(f"{shard}.{kind}") for shard in range(len(self.out_features))]
 
     def concatenated(self, kind: str) -> Tensor:
-        """The same as one new tensor in the layer's dtype, outputs first."""
+        """Concatenate the shards' tensors to a new one in the layer's dtype, outputs first."""
         shards = self.shards(kind)
         shape = (sum(self.out_features), *shards[0].shape[1:])
         result = torch.empty(shape, dtype=self.dtype, device=self.device)
@@ -99,81 +101,87 @@ class LinearPart:
         return result
 
     def concatenated_as_loaded(self, kind: str) -> Tensor:
-        """As one new tensor in the dtype and on the device that they came in, outputs first."""
+        """Concatenate the shards' tensors in the dtype and on the device that they came in, outputs
+        first."""
         return torch.cat(self.shards(kind))
 
     def bias(self) -> Tensor | None:
-        """[outputs] in the layer's dtype, if it has one."""
+        """Return the bias, [outputs] in the layer's dtype, if there is one."""
         return self.concatenated("bias") if self.has_bias else None
 
 
 class LinearMethod(ABC, Generic[State]):
-    """One weight format. Methods that are equal may serve neighbouring shards together.
+    """A format of weights. Equal methods may serve neighbouring shards together.
 
-    What a method makes of loaded tensors is its own: whoever has it hands it back to `apply`.
+    The state that a method makes from loaded tensors is private: its holder only passes it to
+    `apply`.
     """
 
     __slots__ = ()
 
     def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
-        """What the checkpoint has for one shard, by kind, the last part of a name (`weight` ...).
-        A plain weight, unless a format says otherwise."""
+        """Return the specs of a shard's tensors by kind, the last part of a name (`weight` ...). By
+        default there is a plain weight."""
         specs = {"weight": TensorSpec(shape=(out_features, in_features), out_axis=0, in_axis=1)}
         return specs | bias_tensors(out_features, has_bias)
 
     @abstractmethod
     def process(self, part: LinearPart) -> State:
-        """Bring the loaded tensors of a part into the form that `apply` uses.
+        """Convert the loaded tensors of a part to the state that `apply` uses.
 
         Raises:
-            ModelLoadError: numbers that cannot be; names the tensor.
+            ModelLoadError: impossible numbers; the message names the tensor.
         """
 
     @abstractmethod
     def apply(self, state: State, x: Tensor) -> Tensor:
-        """[T, in] → [T, sum of the part's out_features]."""
+        """Multiply [T, in] → [T, sum of the part's out_features]."""
 
     def apply_in_fp32(self, state: State, x: Tensor) -> Tensor:
-        """The same in fp32, as precisely as the method can: logits need more than bf16 gives."""
+        """Multiply in fp32, as precisely as the method can: logits need more precision than
+        bf16."""
         return self.apply(state, x).float()
 
     @abstractmethod
     def bits_per_weight(self, dtype_bytes: int) -> float:
-        """In memory, scales included; activations have numbers of `dtype_bytes`."""
+        """Return the bits per weight in memory, scales included, for activations of
+        `dtype_bytes`."""
 
     def num_bytes(self, out_features: int, in_features: int, dtype_bytes: int) -> float:
-        """A layer's memory, without its bias."""
+        """Return a layer's memory without its bias."""
         return out_features * in_features * self.bits_per_weight(dtype_bytes) / 8
 
     @property
     def takes_plain_weights(self) -> bool:
-        """Whether `arrange` makes what `apply` uses of a plain weight."""
+        """Whether `arrange` can make the state from a plain weight."""
         return True
 
     def arrange(self, weight: Tensor, bias: Tensor | None = None) -> State:
-        """Keep a plain weight [out, in], of another layer for example; a packed one is a copy."""
+        """Make the state from a plain weight [out, in], for example of another layer; a packed
+        state is a copy."""
         raise NotImplementedError
 
     def row_lookup(self, state: State, dtype: torch.dtype) -> RowLookup | None:
-        """What finds single rows of the weight, so that an embedding that is the output layer, too,
-        needs none of its own; None: rows of what `apply` uses are others, or hard to find."""
+        """Return a function that looks up rows of the weight, so that an embedding tied to this
+        layer needs no copy; None if the state has other numbers, or its rows are hard to find."""
         return None
 
     def lends_rows(self, device: str) -> bool:
-        """Whether `row_lookup` finds rows of what the checkpoint has packed, kept on a device."""
+        """Whether `row_lookup` can look up rows of the checkpoint's packed weights on a device."""
         return False
 
     def dequantised(self, part: LinearPart) -> Tensor:
-        """The plain weight [out, in] of loaded tensors, in new memory; the bias stays in `part`."""
+        """Compute the plain weight [out, in] from loaded tensors, in new memory; the bias stays in
+        `part`."""
         return part.concatenated("weight")
 
     def module(self, state: State, in_features: int, out_features: int) -> nn.Module:
-        """In the place of a `torch.nn.Linear`: [..., in] → [..., out]."""
+        """Make a replacement of `torch.nn.Linear`: [..., in] → [..., out]."""
         return MethodModule(self.apply, state, in_features, out_features)
 
 
 def bias_tensors(out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
-    """A layer's bias, if it has one."""
+    """Return the spec of a layer's bias, if it has one."""
     return (
         {"bias": TensorSpec(shape=(out_features,), out_axis=0, is_added=True)} if has_bias else {}
     )

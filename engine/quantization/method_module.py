@@ -1,4 +1,4 @@
-"""A module of torch around a format's product, for models that are put together of `nn.Linear`."""
+"""A module of torch around a format's product, for models that consist of `nn.Linear`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 
 class MethodModule(nn.Module):
-    """`torch.nn.Linear` but for its weights, which `product` has first: [T, in] → [T, out]."""
+    """A replacement of `torch.nn.Linear` whose `product` takes its state first: [T, in] → [T,
+    out]."""
 
     def __init__(
         self,
@@ -22,6 +23,6 @@ class MethodModule(nn.Module):
         self._product = product
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] → [..., out]."""
+        """Map [..., in] to [..., out]."""
         rows = self._product(self.state, x.reshape(-1, self.in_features))
         return rows.view(*x.shape[:-1], self.out_features)

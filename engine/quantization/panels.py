@@ -20,19 +20,19 @@ class PanelsState:
 
     panels: Panels
     bias: Tensor | None
-    """fp32: the kernel adds it to its sums."""
+    """The bias in fp32, which the kernel adds to its sums."""
     int8_activations: bool = False
-    """Multiplied in 8-bit integers."""
+    """Whether activations are rounded to 8-bit integers."""
 
     @classmethod
     def of(
         cls, panels: Panels, bias: Tensor | None, *, int8_activations: bool = False
     ) -> "PanelsState":
-        """With a bias of any float dtype."""
+        """Build the state with a bias of any float dtype."""
         return cls(panels, None if bias is None else bias.float(), int8_activations)
 
     def multiply(self, x: Tensor, *, fp32_out: bool = False) -> Tensor:
-        """[T, in] → [T, out]; see `kernels.linear_panels`."""
+        """Multiply [T, in] → [T, out]; see `kernels.linear_panels`."""
         return linear_panels(
             x, self.panels, self.bias, int8_activations=self.int8_activations, fp32_out=fp32_out
         )
@@ -43,12 +43,12 @@ def are_panels_slower(num_weights: Mapping[GGUFType, int], dtype: torch.dtype) -
     is known (`kernels.measured.self_benchmark`).
 
     Args:
-        num_weights: by the GGUF type whose panels theirs are like.
+        num_weights: numbers of weights by the GGUF type with the same panels.
     """
     ratio = mean_ratio(product_times(num_weights.keys(), dtype), num_weights)
     is_slower = prefers_plain(ratio)
     log.info(
-        "packed weights timed against plain ones",
+        "timed packed weights against plain ones",
         time_ratio=round(ratio, 2),
         types=[one.name for one in num_weights],
         keeps="plain" if is_slower else "packed",

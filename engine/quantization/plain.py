@@ -1,4 +1,4 @@
-"""Weights that are not quantised: as they are, or made plain from a checkpoint that has them so."""
+"""Weights that are not quantised, either from the checkpoint or unpacked from its format."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,19 +12,19 @@ from kernels import PackedWeight, linear, linear_packed, native
 
 @dataclass(frozen=True, slots=True)
 class PlainState:
-    """Packed weights replace the plain ones: memory is not doubled."""
+    """Plain or packed weights; packed ones replace the plain ones, so memory is not doubled."""
 
     weight: Tensor | PackedWeight
     bias: Tensor | None
-    """fp32 beside packed weights."""
+    """The bias; fp32 beside packed weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnquantizedMethod(LinearMethod[PlainState]):
     """Plain weights; on a CPU packed for the native kernel.
 
-    A row's result then has the same bits whatever shares the step. Weights that are not packed have
-    that if it is asked for.
+    With packed weights a row's result has the same bits whatever shares the step. Weights that are
+    not packed have this property on request.
     """
 
     invariant: bool = False
@@ -43,7 +43,8 @@ class UnquantizedMethod(LinearMethod[PlainState]):
         return linear(x, state.weight, state.bias, invariant=self.invariant)
 
     def apply_in_fp32(self, state: PlainState, x: Tensor) -> Tensor:
-        """bf16 logits between 16 and 32 are an eighth apart: the best tokens would tie."""
+        """Multiply in fp32, since bf16 logits between 16 and 32 are an eighth apart, so the best
+        tokens would tie."""
         weight, bias = state.weight, state.bias
         if isinstance(weight, PackedWeight):
             return linear_packed(x, weight, bias, fp32_out=True)
@@ -60,8 +61,8 @@ class UnquantizedMethod(LinearMethod[PlainState]):
 
 @dataclass(frozen=True, slots=True)
 class UnpackingMethod(LinearMethod[Any]):
-    """Takes what the checkpoint has in one format and keeps it by another method, layer by layer:
-    a layer's plain weight exists while it is loaded."""
+    """A method that takes the checkpoint's tensors of one format and keeps them by another method,
+    layer by layer; a layer's plain weight exists only while it is loaded."""
 
     stored: LinearMethod[Any]
     kept: LinearMethod[Any]
@@ -94,6 +95,6 @@ class UnpackingMethod(LinearMethod[Any]):
 
 
 def _keeps_sums(x: Tensor, weight: Tensor) -> bool:
-    """Whether a kernel gives the sums as they are; the reference would convert the weight."""
+    """Whether a kernel returns the sums unrounded; the reference would convert the weight."""
     kernel = linear.implementations().get("triton")
     return kernel is not None and kernel.supports(x, weight, fp32_out=True, invariant=True)

@@ -1,4 +1,4 @@
-"""Which layers of a checkpoint are kept by which method, and what all weights take in memory."""
+"""The plan of which layers of a checkpoint use which method, and the memory of all weights."""
 
 import math
 from collections.abc import Mapping
@@ -12,20 +12,20 @@ from engine.quantization.plain import UnpackingMethod, UnquantizedMethod
 from engine.quantization.registry import load_format
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""Checkpoint name → shape, of GGUF's blocks in numbers."""
+"""Shapes by checkpoint name; for GGUF's blocks in numbers."""
 Layers = Mapping[str, QuantizedLayer]
-"""By name, without a tensor's kind."""
+"""Layers by name, without a tensor's kind."""
 OUTPUT_LAYER = "lm_head"
-"""Of a text model."""
+"""The name of a text model's output layer."""
 
 log = structlog.get_logger(__name__)
 
 
 def made_at_load(name: str, headers: Headers) -> dict[str, QuantizedLayer]:
-    """All linear layers with plain weights that fit a format; the others are named in the log.
+    """Return all linear layers with plain weights that fit a format; the log names the others.
 
     Args:
-        headers: of linear layers' tensors.
+        headers: headers of linear layers' tensors.
     """
     chosen = load_format(name)
     layers, odd = {}, []
@@ -41,18 +41,22 @@ def made_at_load(name: str, headers: Headers) -> dict[str, QuantizedLayer]:
         elif not is_output:
             odd.append(layer)
     if odd:
-        log.info("layers whose sizes do not divide stay plain", format=name, names=sorted(odd))
+        log.info(
+            "layers whose sizes do not fit the format stay unquantised",
+            format=name,
+            names=sorted(odd),
+        )
     return layers
 
 
 def unpacked(
     stored: StoredFormat, headers: Headers, name: str, plain: UnquantizedMethod, device: str
 ) -> dict[str, QuantizedLayer]:
-    """Layers that a checkpoint has in one format, kept plain or in one that is made at load.
+    """Return layers of a checkpoint's format, kept plain or in a format that is made at load.
 
     Args:
-        name: of the format to keep, or `none`.
-        plain: how weights are kept that are not quantised.
+        name: the name of the format to keep, or `none`.
+        plain: the method of weights that are not quantised.
     """
     found = stored.layers(headers, device)
     owned = {f"{layer}.{kind}" for layer, one in found.items() for kind in one.owned_kinds()}
@@ -68,19 +72,19 @@ def unpacked(
 
 
 def kept_by(method: LinearMethod[Any], layer: QuantizedLayer) -> QuantizedLayer:
-    """A layer that the checkpoint has in another format."""
+    """Return a layer with another method than the checkpoint's."""
     unpacking = UnpackingMethod(layer.method, method)
     return QuantizedLayer(unpacking, layer.out_features, layer.in_features)
 
 
 def num_bytes(shapes: Shapes, layers: Layers, dtype_bytes: int) -> int:
-    """What the weights take in memory.
+    """Return the memory of all weights.
 
     Args:
-        shapes: of all tensors of the checkpoint.
-        layers: the quantised ones. One without tensors of its own, such as a tied output layer, is
-            a second copy.
-        dtype_bytes: of a number that is not quantised.
+        shapes: shapes of all tensors of the checkpoint.
+        layers: the quantised layers. A layer without tensors of its own, such as a tied output
+            layer, is a second copy.
+        dtype_bytes: bytes of a number that is not quantised.
     """
     owned = {f"{name}.{kind}" for name, layer in layers.items() for kind in layer.owned_kinds()}
     plain = sum(math.prod(shape) for name, shape in shapes.items() if name not in owned)

@@ -1,4 +1,4 @@
-"""What methods keep of a layer: weights of some form, which multiply."""
+"""The states that methods keep for a layer: weights of some form, which can multiply."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,15 +17,15 @@ class Product(Protocol):
     """Weights [N, K], with a bias if there is one."""
 
     def multiply(self, x: Tensor) -> Tensor:
-        """[T, K] → [T, N] in x's dtype."""
+        """Multiply [T, K] → [T, N] in x's dtype."""
 
     def multiply_in_fp32(self, x: Tensor) -> Tensor:
-        """The same in fp32, for logits."""
+        """Multiply in fp32, for logits."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProductMethod(LinearMethod[Product]):
-    """A method whose weights multiply by themselves."""
+    """A method whose state multiplies by itself."""
 
     def apply(self, state: Product, x: Tensor) -> Tensor:
         return state.multiply(x)
@@ -36,13 +36,13 @@ class ProductMethod(LinearMethod[Product]):
 
 @dataclass(frozen=True, slots=True)
 class PlainProduct:
-    """Weights of sizes that the kernels of their format do not take, unpacked."""
+    """Unpacked weights, of sizes that the kernels of their format do not take."""
 
     state: PlainState
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> "PlainProduct":
-        """Of a weight on its device, in the dtype of activations."""
+        """Build the product from a weight on its device, in the dtype of activations."""
         return cls(_PLAIN.arrange(weight, None if bias is None else bias.to(weight.dtype)))
 
     def multiply(self, x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class PlainProduct:
 
 @dataclass(frozen=True, slots=True)
 class RowScaledProduct:
-    """Bytes with one scale per output; see `kernels.linear_w8`."""
+    """Weights of one byte with one scale per output; see `kernels.linear_w8`."""
 
     weight: Tensor
     """[N, K] int8."""
@@ -71,14 +71,14 @@ class RowScaledProduct:
 
 @dataclass(frozen=True, slots=True)
 class BlocksProduct:
-    """Rows of one of GGUF's types, fields apart; see `kernels.linear_gguf`."""
+    """Rows of one of GGUF's types, with their fields apart; see `kernels.linear_gguf`."""
 
     rows: Tensor
     quant_type: GGUFType
     bias: Tensor | None
     """fp32."""
     order: Tensor | None = None
-    """[K]: the input that lies at each place, if not its own."""
+    """[K], the input that lies at each place; None if each lies at its own."""
 
     def multiply(self, x: Tensor) -> Tensor:
         ordered = x if self.order is None else x.index_select(1, self.order)
@@ -89,5 +89,5 @@ class BlocksProduct:
 
 
 def fp32_bias(bias: Tensor | None) -> Tensor | None:
-    """As kernels add it to their sums."""
+    """Convert a bias to fp32, in which kernels add it to their sums."""
     return None if bias is None else bias.to(torch.float32)

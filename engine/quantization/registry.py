@@ -1,4 +1,4 @@
-"""From names and checkpoints to formats."""
+"""Finds formats by their names and by checkpoints."""
 
 import importlib
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from engine.quantization.table import FORMATS
 
 
 def stated_in(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a component's config.json says of its quantization; empty if nothing.
+    """Return the quantization that a component's config.json states; empty if none.
 
     Raises:
-        ModelLoadError: it is no object.
+        ModelLoadError: it is not an object.
     """
     stated = config.get("quantization_config")
     if stated is not None and not isinstance(stated, dict):
@@ -22,14 +22,14 @@ def stated_in(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def detect(config: Mapping[str, Any], headers: Headers) -> tuple[str, StoredFormat] | None:
-    """The format that a checkpoint's linear layers have, with its name; None: none of ours.
+    """Return the format of a checkpoint's linear layers with its name; None if it is unknown.
 
     Args:
-        config: what the checkpoint says of its quantization; empty if nothing.
-        headers: of linear layers' tensors.
+        config: the quantization that the checkpoint states; empty if none.
+        headers: headers of linear layers' tensors.
 
     Raises:
-        ModelLoadError: one of ours in a way that is not supported.
+        ModelLoadError: the checkpoint uses an unsupported variant of a known format.
     """
     for name in stored_formats():
         found = stored_format(name, config, headers)
@@ -39,23 +39,24 @@ def detect(config: Mapping[str, Any], headers: Headers) -> tuple[str, StoredForm
 
 
 def stored_formats() -> list[str]:
-    """Names of the formats that checkpoints have."""
+    """Return the names of the formats that checkpoints have."""
     return [name for name, facts in FORMATS.items() if facts.stored_as == name]
 
 
 def stored_format(name: str, config: Mapping[str, Any], headers: Headers) -> StoredFormat | None:
-    """A format as `detect` knows it, or another way to keep the same weights."""
+    """Return the format that `detect` finds under this name, or another way to keep the same
+    weights."""
     found: StoredFormat | None = _class_of(name).detect(config, headers)
     return found
 
 
 def side_files() -> list[str]:
-    """Names of files beside config.json that may hold what it lacks."""
+    """Return the names of files beside config.json that may state a quantization."""
     return [file for name in stored_formats() if (file := _class_of(name).side_file) is not None]
 
 
 def load_format(name: str) -> LoadFormat:
-    """One that is made of plain weights."""
+    """Return a format that is made from plain weights."""
     made: LoadFormat = _class_of(name)()
     return made
 

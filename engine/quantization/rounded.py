@@ -1,9 +1,8 @@
-"""Plain weights, rounded to 8 or 4 bits in groups when they are loaded; activations stay as they
-are.
+"""Plain weights rounded to 8 or 4 bits in groups when they are loaded; activations are not rounded.
 
-Each 32 inputs of an output share what one of GGUF's blocks has: with 8 bits a scale (Q8_0), with 4
-a scale and a minimum (Q4_1). No data is looked at: formats that are made with some keep more of a
-model in 4 bits.
+Each 32 inputs of an output share the numbers of one of GGUF's blocks: with 8 bits a scale (Q8_0),
+with 4 bits a scale and a minimum (Q4_1). No data is used; formats fitted to data keep more of a
+model's quality in 4 bits.
 """
 
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from kernels.linear_panels.panels import BLOCK, chunks
 
 @dataclass(frozen=True, slots=True)
 class RoundedMethod(GgufMethod):
-    """Made of plain weights, then kept as those of a GGUF file."""
+    """Weights made from plain ones, then kept like those of a GGUF file."""
 
     def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
         return LinearMethod.tensors(self, in_features, out_features, has_bias)
@@ -41,22 +40,22 @@ class RoundedMethod(GgufMethod):
         return False
 
     def row_lookup(self, state: PanelsState | BlocksProduct, dtype: torch.dtype) -> None:
-        """None: the plain weight's rows are other numbers."""
+        """Return None, because the rounded rows differ from the plain weight's."""
 
     def _rows(self, part: LinearPart) -> Tensor:
-        # In the dtype they came in: rounding to the layer's first would round twice.
+        # In the dtype of the file: converting to the layer's dtype first would round twice.
         return rounded(part.concatenated_as_loaded("weight"), self.quant_type)
 
 
 class Int8WeightsFormat(LoadFormat):
-    """8 bits, for layers whose rows divide into whole groups."""
+    """A format of 8 bits, for layers whose rows divide into whole groups."""
 
     def method_for(self, out_features: int, in_features: int) -> RoundedMethod | None:
         return RoundedMethod(GGUFType.Q8_0) if in_features % BLOCK == 0 else None
 
 
 class Int4Format(LoadFormat):
-    """4 bits; a text model's output layer has 8."""
+    """A format of 4 bits; a text model's output layer has 8."""
 
     def method_for(self, out_features: int, in_features: int) -> RoundedMethod | None:
         return RoundedMethod(GGUFType.Q4_1) if in_features % BLOCK == 0 else None
@@ -66,7 +65,7 @@ class Int4Format(LoadFormat):
 
 
 def rounded(weight: Tensor, quant_type: GGUFType) -> Tensor:
-    """[N, K] of any float dtype → [N, bytes of a row] uint8, as llama.cpp rounds."""
+    """Round [N, K] of any float dtype to [N, bytes of a row] uint8, as llama.cpp rounds."""
     of_blocks = {GGUFType.Q8_0: _q8_0, GGUFType.Q4_1: _q4_1}[quant_type]
     parts = [
         of_blocks(weight[some].float().reshape(-1, BLOCK)).view(len(weight[some]), -1)
@@ -90,12 +89,12 @@ def _q4_1(blocks: Tensor) -> Tensor:
 
 
 def _inverse(scales: Tensor) -> Tensor:
-    """0 of 0."""
+    """Return reciprocals, with 0 for 0."""
     return torch.where(scales == 0, 0.0, scales.reciprocal())
 
 
 def _half_away(numbers: Tensor) -> Tensor:
-    """To the nearest integer, of two as near the one away from zero."""
+    """Round to the nearest integer, and halves away from zero."""
     return numbers.sign() * (numbers.abs() + 0.5).floor()
 
 

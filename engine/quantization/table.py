@@ -1,6 +1,6 @@
-"""All formats by their names in the settings. A new one is a row here and a module.
+"""All formats by their names in the settings. A new format is a row here and a module.
 
-Knows no tensors: configuration is resolved where there is no torch.
+This module does not use tensors, because configuration is resolved where there is no torch.
 """
 
 from dataclasses import dataclass
@@ -23,27 +23,31 @@ Quantization = Literal[
     "bnb-fp4",
     "bnb-int8",
 ]
-"""`--quantization`, of text models."""
+"""The values of `--quantization`, for text models."""
 ImageQuantization = Literal["none", "int8-weights", "int4", "bnb-nf4", "bnb-fp4", "bnb-int8"]
-"""`--image-quantization`: formats made of plain weights. Those that a file has need no setting."""
+"""The values of `--image-quantization`: formats made from plain weights. Formats of files need no
+setting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormatFacts:
-    """What can be said of a format without loading it."""
+    """The facts about a format that are known without loading it."""
 
     target: str
     """`module:class` of an `engine.quantization.format.StoredFormat` or `LoadFormat`, imported when
-    it is asked for."""
+    it is needed."""
     stored_as: str | None = None
-    """Name of the format that a checkpoint must have; None: made of plain weights at load."""
+    """The name of the format that a checkpoint must have; None if it is made from plain weights at
+    load."""
     described: str = ""
-    """Of one that a checkpoint has: `the model has no weights <described>`."""
+    """The end of the message for checkpoints without this format: `the model has no weights
+    <described>`."""
     kept_by_auto_on: tuple[Literal["cpu", "cuda"], ...] = ()
-    """Where a checkpoint's weights stay in it unless something else is asked for."""
+    """The devices where a checkpoint's weights stay in this format by default."""
     cpu_only: bool = False
     needs_native: bool = False
-    """On a CPU it needs the C++ operations; `auto` keeps it on a GPU only where Triton is."""
+    """Whether the format needs the C++ operations on a CPU; `auto` keeps it on a GPU only with
+    Triton."""
 
 
 FORMATS = {
@@ -64,31 +68,31 @@ FORMATS = {
     "gptq": FormatFacts(
         target="engine.quantization.gptq:GptqFormat",
         stored_as="gptq",
-        described="as GPTQ has them",
+        described="quantised by GPTQ",
         kept_by_auto_on=("cpu", "cuda"),
     ),
     "awq": FormatFacts(
         target="engine.quantization.awq:AwqFormat",
         stored_as="awq",
-        described="as AWQ has them",
+        described="quantised by AWQ",
         kept_by_auto_on=("cpu", "cuda"),
     ),
     "bitsandbytes": FormatFacts(
         target="engine.quantization.bitsandbytes:BitsandbytesFormat",
         stored_as="bitsandbytes",
-        described="as bitsandbytes has them",
+        described="quantised by bitsandbytes",
         kept_by_auto_on=("cpu", "cuda"),
     ),
     "compressed-tensors": FormatFacts(
         target="engine.quantization.compressed_tensors:CompressedTensorsFormat",
         stored_as="compressed-tensors",
-        described="as compressed-tensors has them",
+        described="in the format compressed-tensors",
         kept_by_auto_on=("cpu", "cuda"),
     ),
     "fp8": FormatFacts(
         target="engine.quantization.fp8:Fp8Format",
         stored_as="fp8",
-        described="in 8-bit floats, and none are made of plain ones: take int8-weights instead",
+        described="in 8-bit floats, and Tandem does not make them; use int8-weights",
         kept_by_auto_on=("cpu", "cuda"),
     ),
     "int8": FormatFacts(

@@ -1,5 +1,5 @@
-"""Checkpoints of fewer bits, made of plain ones: run by `tandem quantize`.
+"""Checkpoints of fewer bits, made from plain ones by `tandem quantize`.
 
-Writes what transformers, llama.cpp and others read, too, and never over something that is there.
-Start reading at `order.py`.
+They can be read by transformers, llama.cpp and others. Nothing that exists is overwritten. Start
+reading at `order.py`.
 """

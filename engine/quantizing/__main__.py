@@ -1,4 +1,5 @@
-"""`python -m engine.quantizing ORDER`: makes what a JSON object orders, for `tandem quantize`."""
+"""`python -m engine.quantizing ORDER`: makes the checkpoint that a JSON object orders, for `tandem
+quantize`."""
 
 import sys
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from engine.text.scores.sums import Tell
 
 
 def _made(order: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
-    # torch reads what was prepared when it is imported.
+    # torch reads the prepared environment when it is imported.
     from engine.quantizing.order import Order, carry_out
 
     wanted = Order(

@@ -1,5 +1,5 @@
-"""GGUF files of fewer bits, made of GGUF files: by llama.cpp's `llama-quantize` where it is on the
-PATH, else, in the simple types, by the gguf package.
+"""GGUF files of fewer bits, made from GGUF files by llama.cpp's `llama-quantize` if it is on the
+PATH, otherwise, for simple types, by the gguf package.
 
 Sources: https://github.com/ggml-org/llama.cpp/tree/master/tools/quantize,
 https://github.com/ggml-org/llama.cpp/tree/master/gguf-py
@@ -22,7 +22,7 @@ from engine.weights.source import Checkpoint
 
 TOOL = "llama-quantize"
 SIMPLE = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "BF16", "F16")
-"""That the gguf package makes."""
+"""The types that the gguf package can make."""
 _PLAIN = (
     gguf.GGMLQuantizationType.F32,
     gguf.GGMLQuantizationType.F16,
@@ -33,23 +33,23 @@ _FILE_TYPE = "general.file_type"
 
 
 def gguf_types() -> list[str]:
-    """Names of the types that a file may be made of."""
+    """Return the names of the types that a file may be made in."""
     names = [name.removeprefix("MOSTLY_") for name in gguf.LlamaFileType.__members__]
     return [name for name in names if re.fullmatch(r"I?Q\d\w*|B?F16", name)]
 
 
 def write_gguf(checkpoint: Checkpoint, file: Path, tell: Tell, quant_type: str) -> dict[str, Any]:
-    """Make `file` of another GGUF file. Made of one with few bits, as the built-in models are, it
-    loses more than made of one with 16; the report says so.
+    """Make `file` from another GGUF file. A source with few bits, such as the built-in models,
+    loses more than one with 16; the report says so.
 
     Raises:
-        UnsupportedFeature: the checkpoint is no such file, or who makes this type is missing.
+        UnsupportedFeature: the checkpoint is not a GGUF file, or the tool for this type is missing.
         ModelLoadError: `llama-quantize` fails.
     """
     if checkpoint.kind != "gguf":
         raise UnsupportedFeature(
-            f"{checkpoint.name} is no GGUF file; make one of it with llama.cpp's "
-            f"convert_hf_to_gguf.py and give that"
+            f"{checkpoint.name} is not a GGUF file; convert it with llama.cpp's "
+            f"convert_hf_to_gguf.py and give the result"
         )
     tool = shutil.which(TOOL)
     few_bits = {"few_bits_before": found} if (found := _packed_types(checkpoint.path)) else {}
@@ -63,14 +63,14 @@ def write_gguf(checkpoint: Checkpoint, file: Path, tell: Tell, quant_type: str) 
         )
     if len(part_names(checkpoint.path.name)) > 1:
         raise UnsupportedFeature(
-            f"{checkpoint.name} has several parts, which {TOOL} takes; install llama.cpp"
+            f"{checkpoint.name} has several parts, which only {TOOL} can read; install llama.cpp"
         )
     _rewrite(checkpoint.path, file, tell, quant_type)
     return {"made_by": "gguf", **few_bits}
 
 
 def _packed_types(path: Path) -> list[str]:
-    """Of the tensors that have fewer than 16 bits."""
+    """Return the types of the tensors that have fewer than 16 bits."""
     types = {tensor.tensor_type for tensor in gguf.GGUFReader(path).tensors}
     return sorted(one.name for one in types if one not in _PLAIN)
 
@@ -97,7 +97,8 @@ def _run_tool(tool: str, source: Path, file: Path, tell: Tell, quant_type: str) 
 
 
 def _rewrite(source: Path, file: Path, tell: Tell, quant_type: str) -> None:
-    """All of it as it is, but matrices in the wanted type where their rows are whole blocks."""
+    """Copy the file with matrices converted to the wanted type where their rows are whole
+    blocks."""
     reader = gguf.GGUFReader(source)
     wanted = gguf.GGMLQuantizationType[quant_type]
     architecture = reader.fields["general.architecture"].contents()
@@ -129,7 +130,7 @@ def _rewrite(source: Path, file: Path, tell: Tell, quant_type: str) -> None:
 
 
 def _type_of(tensor: gguf.ReaderTensor, wanted: gguf.GGMLQuantizationType) -> Any:
-    """Vectors and odd rows stay as they are."""
+    """Return the type of a tensor in the new file; vectors and odd rows keep theirs."""
     block, _ = gguf.GGML_QUANT_SIZES[wanted]
     is_matrix = len(tensor.shape) > 1 and int(tensor.shape[0]) % block == 0
     return wanted if is_matrix else tensor.tensor_type

@@ -1,4 +1,4 @@
-"""GPTQ and AWQ, made by GPTQModel: weights are fitted to what a text's activations need of them.
+"""GPTQ and AWQ, made by GPTQModel, which fits weights to the activations of a text.
 
 Papers: Frantar et al. 2022, arXiv:2210.17323; Lin et al. 2023, arXiv:2306.00978.
 """
@@ -17,11 +17,12 @@ from engine.weights.source import Checkpoint
 
 SAMPLE_TOKENS = 512
 NUM_SAMPLES = {"gptq": 128, "awq": 32}
-"""At most; fewer where the text is shorter. AWQ reads them again for every scale that it tries, and
-is content with fewer (its paper, section 5.3)."""
+"""The most samples; fewer where the text is shorter. AWQ reads the samples again for every scale
+that it tries, and needs fewer (its paper, section 5.3)."""
 _LEAST_SAMPLES = 8
 _LEAST_CORES = 3
-"""GPTQModel divides its work among threads that it keeps apart, and does not start with fewer."""
+"""The least number of threads among which GPTQModel divides its work; it does not start with
+fewer."""
 
 
 def write_with_gptqmodel(
@@ -38,7 +39,7 @@ def write_with_gptqmodel(
 
     Raises:
         ModelLoadError: GPTQModel is not installed, or fails.
-        UnsupportedFeature: the checkpoint is no folder with plain weights.
+        UnsupportedFeature: the checkpoint is not a folder with plain weights.
         InvalidParameter: the text is too short, or `wanted_group` does not divide the rows.
     """
     plain_config(checkpoint)
@@ -48,12 +49,12 @@ def write_with_gptqmodel(
     tell({"phase": "quantising", "progress": None, "detail": f"{method}: {len(samples)} samples"})
     source, made = checkpoint.path.absolute(), folder.absolute()
     try:
-        # It leaves logs where it runs.
+        # GPTQModel leaves logs in its working directory.
         with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
             model = library.GPTQModel.load(str(source), _config(library, method, bits, size))
             model.quantize(samples, batch_size=1, backend=_backend(library, method))
             model.save(str(made))
-    except Exception as error:  # whatever a library of its size raises
+    except Exception as error:  # the library may raise anything
         raise ModelLoadError(
             f"GPTQModel could not quantise {checkpoint.name}: {type(error).__name__}: {error}"
         ) from error
@@ -61,10 +62,10 @@ def write_with_gptqmodel(
 
 
 def calibration_samples(model: Path, calibration: Path, most: int) -> list[dict[str, list[int]]]:
-    """At most as many pieces of the text, of `SAMPLE_TOKENS` each.
+    """Return at most `most` pieces of the text, of `SAMPLE_TOKENS` each.
 
     Raises:
-        InvalidParameter: it cannot be read, or is too short.
+        InvalidParameter: the text cannot be read, or is too short.
     """
     try:
         text = calibration.read_text(encoding="utf-8")
@@ -75,11 +76,11 @@ def calibration_samples(model: Path, calibration: Path, most: int) -> list[dict[
     count = min(most, len(token_ids) // SAMPLE_TOKENS)
     if count < _LEAST_SAMPLES:
         raise InvalidParameter(
-            f"the calibration text has {len(token_ids)} tokens; at least "
-            f"{_LEAST_SAMPLES * SAMPLE_TOKENS} are needed, and {most * SAMPLE_TOKENS} used",
+            f"the calibration text has {len(token_ids)} tokens; it must have at least "
+            f"{_LEAST_SAMPLES * SAMPLE_TOKENS}, of which up to {most * SAMPLE_TOKENS} are used",
             param="calibration",
         )
-    # From all of the text, evenly.
+    # The pieces are spread evenly over the text.
     step = len(token_ids) // count
     pieces = [token_ids[at * step : at * step + SAMPLE_TOKENS] for at in range(count)]
     return [{"input_ids": piece, "attention_mask": [1] * len(piece)} for piece in pieces]
@@ -93,7 +94,7 @@ def _library(method: str) -> Any:
         import gptqmodel
     except ImportError as error:
         raise ModelLoadError(
-            f"{method} is made by GPTQModel, which is not installed; run pip install "
+            f"{method} needs GPTQModel, which is not installed; run pip install "
             f"'tandem-server[quantize]'"
         ) from error
     return gptqmodel
@@ -102,11 +103,11 @@ def _library(method: str) -> Any:
 def _config(library: Any, method: str, bits: int, size: int) -> Any:
     if method == "gptq":
         return library.QuantizeConfig(bits=bits, group_size=size)
-    # With zero points, as AutoAWQ writes it and all readers of AWQ expect it.
+    # AutoAWQ writes zero points, and all readers of AWQ expect them.
     return library.quantization.AWQConfig(bits=bits, group_size=size, sym=False)
 
 
 def _backend(library: Any, method: str) -> Any:
-    """Whose layers GPTQModel packs. Left to itself it takes for AWQ those of a CUDA extension,
-    which write the same as PyTorch's and need an NVIDIA GPU."""
+    """Return the backend whose layers GPTQModel packs. Its default for AWQ is a CUDA extension,
+    which writes the same as PyTorch's and needs an NVIDIA GPU."""
     return library.BACKEND.AUTO if method == "gptq" else library.BACKEND.AWQ_TORCH

@@ -1,4 +1,4 @@
-"""A whole order: find the model's files, choose who makes the checkpoint, put it in its place."""
+"""A whole order: find the model's files, choose the writer, and put the checkpoint in its place."""
 
 import os
 import shutil
@@ -17,22 +17,22 @@ from engine.types import Phase
 from engine.weights.source import Checkpoint, resolve_source
 
 GGUF = "gguf-"
-"""A method's name begins so; a type of llama.cpp's follows, such as q4_k_m."""
+"""The beginning of a method's name; one of llama.cpp's types follows, such as q4_k_m."""
 BITS = {"int4": 4, "int8": 8}
-"""Of the methods that round to the nearest."""
+"""Bits of the methods that round to nearest."""
 CALIBRATED_BITS = {"gptq": (2, 3, 4, 8), "awq": (4,)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What is to be made.
+    """An order for a checkpoint.
 
     Attributes:
         model: a reference (`engine.weights.source`).
         method: int4, int8, gptq, awq, or gguf- and a type.
         bits, group_size: None leaves them to the method.
         calibration: a text file that the weights are fitted to, for gptq and awq.
-        output: a folder, or for gguf a file, that is not there yet.
+        output: a folder, or a file for gguf, that does not exist yet.
     """
 
     model: str
@@ -46,20 +46,20 @@ class Order:
 
 
 def carry_out(order: Order, tell: Tell) -> dict[str, Any]:
-    """The report, as `tandem quantize --json` prints it.
+    """Carry out an order and return the report that `tandem quantize --json` prints.
 
     Raises:
-        EngineError: what was ordered is not possible; the message says why.
+        EngineError: the order is impossible; the message says why.
     """
     write = _writer(order)
     if os.path.lexists(order.output):
         raise InvalidParameter(
-            f"{order.output.name} is there already; nothing is overwritten: give another --output",
+            f"{order.output.name} exists already and is not overwritten; give another --output",
             param="output",
         )
     if not order.output.absolute().parent.is_dir():
         raise InvalidParameter(
-            f"the folder for {order.output.name} is not there; make it first", param="output"
+            f"the folder for {order.output.name} does not exist; create it first", param="output"
         )
     host = TellingHost(tell)
     checkpoint = resolve_source(
@@ -89,7 +89,7 @@ def carry_out(order: Order, tell: Tell) -> dict[str, Any]:
 
 
 def size_of(path: Path) -> int:
-    """Of a file, or of the weights in a folder."""
+    """Return the size of a file, or of the weights in a folder."""
     if not path.is_dir():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
@@ -99,15 +99,17 @@ Write = Callable[[Checkpoint, Path, Tell], dict[str, Any]]
 
 
 def _writer(order: Order) -> Write:
-    """
+    """Choose the writer of an order.
+
     Raises:
-        InvalidParameter: there is no such method, or it does not go together with the rest.
+        InvalidParameter: the method is unknown, or does not fit the other options.
     """
     method, bits, group_size = order.method, order.bits, order.group_size
     if method in CALIBRATED_BITS:
         if order.calibration is None:
             raise InvalidParameter(
-                f"{method} fits weights to a text; give one like your own with --calibration FILE",
+                f"{method} needs a calibration text; give one like your own with --calibration "
+                f"FILE",
                 param="calibration",
             )
         wanted, file = bits or 4, order.calibration
@@ -123,7 +125,8 @@ def _writer(order: Order) -> Write:
         )
     if order.calibration is not None:
         raise InvalidParameter(
-            f"{method} takes no calibration; gptq and awq do", param="calibration"
+            f"{method} does not use --calibration; leave it out (gptq and awq need it)",
+            param="calibration",
         )
     if method in BITS:
         _check_bits(method, bits or BITS[method], (BITS[method],))
@@ -136,8 +139,7 @@ def _writer(order: Order) -> Write:
         raise InvalidParameter(f"method is {method!r}; it must be one of {known}", param="method")
     if bits is not None or group_size is not None:
         raise InvalidParameter(
-            f"{method} says how many bits there are, in groups of its own; leave --bits and "
-            f"--group-size out",
+            f"{method} has fixed bits and group size; leave --bits and --group-size out",
             param="bits" if bits is not None else "group_size",
         )
     return lambda checkpoint, file, tell: write_gguf(checkpoint, file, tell, quant_type.upper())
@@ -146,7 +148,8 @@ def _writer(order: Order) -> Write:
 def _check_bits(method: str, bits: int, possible: tuple[int, ...]) -> None:
     if bits not in possible:
         raise InvalidParameter(
-            f"bits is {bits}; {method} has {' or '.join(map(str, possible))}", param="bits"
+            f"bits is {bits}; for {method} it must be {' or '.join(map(str, possible))}",
+            param="bits",
         )
 
 

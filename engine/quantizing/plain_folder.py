@@ -1,4 +1,4 @@
-"""A folder of a language model that is to be quantised: its config, and groups of its rows."""
+"""The folder of a language model to be quantised: its configuration, and groups of its rows."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,33 +10,35 @@ from engine.weights.safetensors import folder_headers
 from engine.weights.source import Checkpoint
 
 GROUP_SIZES = (128, 64, 32)
-"""The first that divides all rows is taken."""
+"""Group sizes; the first that divides all rows is used."""
 
 
 def plain_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Its config.json.
+    """Return the folder's config.json.
 
     Raises:
-        UnsupportedFeature: the checkpoint is no folder, or not plain.
+        UnsupportedFeature: the checkpoint is not a folder, or not plain.
     """
     if checkpoint.kind != "folder":
         fix = (
-            "choose a gguf- method, such as gguf-q4_0" if checkpoint.kind == "gguf" else "give one"
+            "choose a gguf- method, such as gguf-q4_0"
+            if checkpoint.kind == "gguf"
+            else "give such a folder"
         )
         raise UnsupportedFeature(
-            f"{checkpoint.name} is no folder of a language model with config.json and safetensors, "
-            f"which this method takes; {fix}"
+            f"{checkpoint.name} must be the folder of a language model, with config.json and "
+            f"safetensors; {fix}"
         )
     config = read_json(checkpoint.path / "config.json")
     if stated_in(config):
         raise UnsupportedFeature(
-            f"{checkpoint.name} is quantised already; give the model that it was made of"
+            f"{checkpoint.name} is already quantised; give the model that it was made from"
         )
     return config
 
 
 def block_matrices(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Shapes [N, K] of the blocks' matrices by their tensors' names, from the files' headers."""
+    """Return the shapes [N, K] of the blocks' matrices by tensor name, from the files' headers."""
     return {
         name: header.shape
         for name, header in folder_headers(checkpoint.path).items()
@@ -49,21 +51,21 @@ def is_of_a_block(name: str) -> bool:
 
 
 def group_size(wanted: int | None, shapes: Iterable[tuple[int, ...]]) -> int:
-    """How many weights of a row share a scale.
+    """Return the number of weights of a row that share a scale.
 
     Args:
         wanted: None takes the first of `GROUP_SIZES` that fits.
         shapes: [N, K] of all matrices.
 
     Raises:
-        InvalidParameter: rows are no whole groups.
+        InvalidParameter: rows cannot be divided into whole groups.
     """
     widths = sorted({shape[1] for shape in shapes})
     if wanted is not None:
         if wanted < 8 or any(width % wanted for width in widths):
             raise InvalidParameter(
-                f"group_size is {wanted}; the rows have {', '.join(map(str, widths))} weights, "
-                f"which must be whole groups of at least 8",
+                f"group_size is {wanted}; it must be at least 8 and divide the rows, which have "
+                f"{', '.join(map(str, widths))} weights",
                 param="group_size",
             )
         return wanted
@@ -71,8 +73,8 @@ def group_size(wanted: int | None, shapes: Iterable[tuple[int, ...]]) -> int:
     found = next(fitting, None)
     if found is None:
         raise InvalidParameter(
-            f"the rows have {', '.join(map(str, widths))} weights, which are no whole groups of "
-            f"32; give a --group-size that divides them",
+            f"the rows have {', '.join(map(str, widths))} weights, which cannot be divided into "
+            f"groups of 32; give a --group-size that divides them",
             param="group_size",
         )
     return found

@@ -1,7 +1,7 @@
 """Weights rounded to the nearest of 16 or 256 numbers, in GPTQ's layout, which many programs read.
 
-No text is needed and nothing is fitted to one: each group of a row's weights gets the scale that
-leaves the least squared error, among a few below the one that its largest weight asks for.
+No text is needed: each group of a row's weights gets the scale with the least squared error, among
+a few at or below the one that suits its largest weight.
 """
 
 import json
@@ -25,9 +25,9 @@ from engine.weights.safetensors import folder_headers, iter_tensors
 from engine.weights.source import Checkpoint
 
 SHARD_BYTES = 4 << 30
-"""Of a file of weights."""
+"""Size of a file of weights."""
 _SHRINKS = tuple(1 - step / 40 for step in range(13))
-"""Scales that are tried, as multiples of the largest one: 1 to 0.7."""
+"""The scales to try, as multiples of the largest one: 1 to 0.7."""
 _FLOATS = ("F32", "F16", "BF16")
 _INDEX = "model.safetensors.index.json"
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".gguf")
@@ -36,10 +36,10 @@ _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".gguf")
 def write_rounded(
     checkpoint: Checkpoint, folder: Path, tell: Tell, *, bits: int, wanted_group: int | None
 ) -> dict[str, Any]:
-    """Make `folder`, with the linear layers of all blocks rounded and everything else as it was.
+    """Make `folder`, with the linear layers of all blocks rounded and everything else unchanged.
 
     Raises:
-        UnsupportedFeature: the checkpoint is no folder with plain weights.
+        UnsupportedFeature: the checkpoint is not a folder with plain weights.
         InvalidParameter: `wanted_group` does not divide the rows.
         ModelLoadError: a file is damaged, or has numbers that are not finite.
     """
@@ -51,7 +51,7 @@ def write_rounded(
         if _is_linear(name, header.shape, bits) and header.type in _FLOATS
     }
     if not layers:
-        raise UnsupportedFeature(f"{checkpoint.name} has no linear layers in blocks to quantise")
+        raise UnsupportedFeature(f"{checkpoint.name} has no linear layers to quantise")
     size = group_size(wanted_group, layers.values())
     folder.mkdir()
     _copy_others(checkpoint.path, folder)
@@ -65,7 +65,9 @@ def write_rounded(
         if layer in layers and name != layer:
             tensors, error = rounded_layer(tensor, bits, size)
             if not math.isfinite(error):
-                raise ModelLoadError(f"{name} has numbers that are not finite; fetch it again")
+                raise ModelLoadError(
+                    f"{name} has numbers that are not finite; fetch the model again"
+                )
             errors.append(error)
             for kind, made in tensors.items():
                 shards.add(f"{layer}.{kind}", made)
@@ -83,7 +85,7 @@ def write_rounded(
 
 
 def quantization_config(bits: int, group_size: int, left_out: list[str]) -> dict[str, Any]:
-    """For config.json.
+    """Return the entry for config.json.
 
     Args:
         left_out: linear layers of the blocks that stay plain.
@@ -107,7 +109,8 @@ def quantization_config(bits: int, group_size: int, left_out: list[str]) -> dict
 
 
 def rounded_layer(weight: Tensor, bits: int, group_size: int) -> tuple[dict[str, Tensor], float]:
-    """A layer's tensors by kind, of a weight [N, K], and the root of their relative squared error.
+    """Round a weight [N, K]; return the layer's tensors by kind, and the root of their relative
+    squared error.
 
     Numbers are codes 0 … 2^bits - 1 around a zero point in the middle, times a scale for each
     output and each `group_size` inputs.
@@ -143,7 +146,7 @@ def _codes(groups: Tensor, scale: Tensor, middle: int) -> Tensor:
 
 
 def packed(numbers: Tensor, bits: int) -> Tensor:
-    """[K, N] of `bits` each → [K · bits / 32, N] int32; the first is in the lowest bits."""
+    """Pack [K, N] of `bits` each into [K · bits / 32, N] int32; the first is in the lowest bits."""
     together = 32 // bits
     rows = numbers.reshape(-1, together, numbers.shape[1])
     shifts = torch.arange(together).mul_(bits).view(1, -1, 1)
@@ -163,7 +166,7 @@ class Shards:
     _total: int = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """A tensor that is this object's now."""
+        """Add a tensor, which belongs to this object from now on."""
         if self._tensors and self._num_bytes + tensor.nbytes > SHARD_BYTES:
             self._write()
         self._tensors[name] = tensor.contiguous()
@@ -171,7 +174,7 @@ class Shards:
         self._total += tensor.nbytes
 
     def close(self) -> None:
-        """Write the rest, and give the files their names."""
+        """Write the rest and give the files their names."""
         self._write()
         count = len(self._files)
         if count == 1:
@@ -195,7 +198,8 @@ class Shards:
 
 
 def _is_linear(name: str, shape: tuple[int, ...], bits: int) -> bool:
-    """Whose numbers can be packed, too: whole int32 along both sides."""
+    """Whether the tensor is a linear layer of a block whose numbers fill whole int32s along both
+    sides."""
     is_linear = is_of_a_block(name) and name.endswith(".weight") and len(shape) == 2
     return is_linear and not any(size % (32 // bits) for size in shape)
 
@@ -206,7 +210,7 @@ def _left_out(headers: Mapping[str, Any], layers: Mapping[str, Any]) -> list[str
 
 
 def _copy_others(source: Path, folder: Path) -> None:
-    """Tokenizer, chat template, generation_config and what else is no weight."""
+    """Copy tokenizer, chat template, generation_config and other files that are not weights."""
     for path in _other_files(source):
         shutil.copyfile(path, folder / path.name)
 

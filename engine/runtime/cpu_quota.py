@@ -1,6 +1,6 @@
-"""How many cores' time the control groups of this process allow it: a container's limit.
+"""The number of cores whose time the control groups of this process allow: a container's limit.
 
-Linux shows it as a quota per period (kernel documentation, `cgroup-v2.rst`: `cpu.max`, and
+Linux shows the limit as a quota per period (kernel documentation, `cgroup-v2.rst`: `cpu.max`, and
 `sched-bwc.rst`: `cpu.cfs_quota_us`). A group's limit holds for all groups below it.
 """
 
@@ -9,23 +9,24 @@ from pathlib import Path, PurePosixPath
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """In cores, such as 1.5; None: there is no limit, or the system does not say.
+    """Return the quota in cores, such as 1.5; None if there is no limit, or the system states none.
 
     Args:
-        root: where `proc` and the mounted control groups are; for tests.
+        root: the folder of `proc` and the mounted control groups; for tests.
     """
     found = [_read(folder) for folder in _folders(root)]
     return min((quota for quota in found if quota is not None), default=None)
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    """Of this process's groups that may limit CPU time, and of those above them."""
+    """Yield the folders of this process's groups that may limit CPU time, and of the groups above
+    them."""
     own = _own_groups(root)
     for controllers, group, mount in _mounts(root):
         path = own.get(controllers)
         if path is None:
             continue
-        # A container sees its own group as the top, whatever the group's name is outside of it.
+        # A container sees its own group as the top, whatever the group is called outside.
         inside = PurePosixPath(path)
         below = inside.relative_to(group) if inside.is_relative_to(group) else PurePosixPath()
         top = root / mount.lstrip("/")
@@ -35,7 +36,7 @@ def _folders(root: Path) -> Iterator[Path]:
 
 
 def _own_groups(root: Path) -> dict[str, str]:
-    """This process's group by its hierarchy: `cpu` (version 1) and `` (version 2)."""
+    """Return this process's group by its hierarchy: `cpu` (version 1) and `` (version 2)."""
     groups = {}
     for line in _lines(root / "proc/self/cgroup"):
         _, _, rest = line.partition(":")
@@ -48,7 +49,7 @@ def _own_groups(root: Path) -> dict[str, str]:
 
 
 def _mounts(root: Path) -> Iterator[tuple[str, str, str]]:
-    """Hierarchy, the group at its top, and where it is mounted."""
+    """Yield the hierarchy, the group at its top, and the mount point of each mounted hierarchy."""
     for line in _lines(root / "proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
         fields, kinds = before.split(), after.split()
@@ -61,7 +62,7 @@ def _mounts(root: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _read(folder: Path) -> float | None:
-    """CPUs that one control group may use; None: it states no limit."""
+    """Return the CPUs that one control group may use; None if it states no limit."""
     both = _lines(folder / "cpu.max")
     if both:
         return _cores(both[0].split())
@@ -70,7 +71,7 @@ def _read(folder: Path) -> float | None:
 
 
 def _cores(quota_and_period: list[str]) -> float | None:
-    """Both in microseconds; `max` and -1 stand for no limit."""
+    """Convert quota and period, both in microseconds; `max` and -1 stand for no limit."""
     if len(quota_and_period) != 2 or not all(text.isdigit() for text in quota_and_period):
         return None
     quota, period = map(int, quota_and_period)

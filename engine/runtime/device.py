@@ -1,4 +1,4 @@
-"""Which device the model runs on, and what it offers."""
+"""The device that a model runs on, and its resources."""
 
 import os
 from typing import Literal
@@ -19,19 +19,20 @@ DTYPES = {
 }
 
 PACKED_KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-"""By `kv_cache_dtype`; under its other names the cache is in the model's dtype."""
+"""The dtypes of packed caches by `kv_cache_dtype`; other values keep the cache in the model's
+dtype."""
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """`bfloat16`, `float16` or `float32` as torch knows it."""
+    """Return torch's dtype for `bfloat16`, `float16` or `float32`."""
     return DTYPES[name]
 
 
 def machine_facts(wanted: Device) -> MachineFacts:
-    """What sizing needs to know of this machine.
+    """Return the facts about this machine that sizing needs.
 
     Raises:
-        ModelLoadError: `cuda` is asked for and there is none.
+        ModelLoadError: `cuda` is wanted and there is no GPU.
     """
     device = choose_device(wanted)
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else available_host_memory()
@@ -39,10 +40,10 @@ def machine_facts(wanted: Device) -> MachineFacts:
 
 
 def choose_cpu_isa(wanted: CpuIsa) -> None:
-    """Have the C++ operations compiled for it.
+    """Set the instruction set for which C++ operations are compiled.
 
     Raises:
-        ModelLoadError: this processor cannot run that.
+        ModelLoadError: this processor cannot run it.
     """
     try:
         isa.choose(wanted)
@@ -51,26 +52,26 @@ def choose_cpu_isa(wanted: CpuIsa) -> None:
 
 
 def num_usable_cores() -> int:
-    """Cores to compute on: those that this process may run on, within a container's quota."""
+    """Return the number of cores that this process may compute on, within a container's quota."""
     return cores_within(len(os.sched_getaffinity(0)), cpu_quota())
 
 
 def cores_within(cores: int, quota: float | None) -> int:
-    """Whole cores of a quota, without what HTTP gets. More threads than that would use the quota
+    """Return the whole cores of a quota, without the one for HTTP. More threads would use the quota
     up, and all would stand still until the next period."""
     return cores if quota is None else min(cores, cores_to_compute(max(1, int(quota))))
 
 
 def choose_device(wanted: Device) -> Literal["cpu", "cuda"]:
-    """The one that is wanted, or that there is. A worker sees no GPU but its own.
+    """Return the wanted device, or the available one. A worker sees no GPU but its own.
 
     Raises:
-        ModelLoadError: a GPU is asked for and there is none.
+        ModelLoadError: a GPU is wanted and there is none.
     """
     has_gpu = torch.cuda.is_available()
     if wanted.startswith("cuda") and not has_gpu:
         raise ModelLoadError(
-            f"device {wanted} was asked for and torch sees no such NVIDIA GPU; install a CUDA "
+            f"device is {wanted}, but torch finds no such NVIDIA GPU; install a CUDA "
             f"build of torch or use --device cpu"
         )
     return "cpu" if wanted == "cpu" or not has_gpu else "cuda"

@@ -1,4 +1,4 @@
-"""How much of a GPU's memory work takes, as torch and the driver count it."""
+"""The GPU memory that work takes, as torch and the driver count it."""
 
 from typing import Protocol
 
@@ -6,27 +6,29 @@ import torch
 
 
 class DeviceMemory(Protocol):
-    """What can be asked before and after work that is to be measured."""
+    """The measurements to take before and after work."""
 
     def settle(self) -> None:
-        """Wait for the device, give back what only the allocator keeps, and forget the peak."""
+        """Wait for the device, free the memory that only the allocator holds, and reset the
+        peak."""
         ...
 
     def reserved(self) -> int:
-        """Bytes that the allocator holds now, used or not."""
+        """Return the bytes that the allocator holds now, used or not."""
         ...
 
     def peak(self) -> int:
-        """Most bytes that it held since `settle`."""
+        """Return the most bytes that the allocator has held since `settle`."""
         ...
 
     def taken(self) -> int:
-        """Bytes of the device that are not free: what the driver keeps for graphs, too."""
+        """Return the bytes of the device that are not free, including the driver's memory for
+        graphs."""
         ...
 
 
 class CudaMemory:
-    """Of one GPU and this process; `taken` is of all processes."""
+    """The memory of one GPU for this process; `taken` counts all processes."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -14,14 +14,14 @@ from pathlib import Path
 HUGE_PAGE_BYTES = 2 << 20
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 MADV_COLLAPSE = 25
-"""Linux 6.1: move what is there to huge pages now. Python has no name for it yet."""
+"""A Linux 6.1 constant: move existing memory to huge pages now. Python has no name for it yet."""
 
 
 def use_huge_pages() -> int:
     """Ask the kernel to hold this process's large private memory in huge pages.
 
     Call it when the weights are loaded and before memory is mapped that should stay untouched.
-    Where the kernel cannot, nothing changes.
+    Where the kernel cannot do it, nothing changes.
 
     Returns:
         Bytes that were moved.
@@ -39,13 +39,13 @@ def use_huge_pages() -> int:
 
 
 def lazy_zeros(num_bytes: int, *, huge: bool = False) -> mmap.mmap:
-    """New memory that takes none before it is touched, so that it may be larger than the machine's.
+    """Map memory that is allocated only when it is touched, so it may be larger than the machine's.
 
     Args:
-        huge: in huge pages, where the kernel has them.
+        huge: whether to use huge pages where the kernel has them.
 
     Raises:
-        OSError: the process may not have so much address space.
+        OSError: the process may not have that much address space.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
     memory = mmap.mmap(-1, num_bytes, flags=flags)
@@ -56,7 +56,7 @@ def lazy_zeros(num_bytes: int, *, huge: bool = False) -> mmap.mmap:
 
 
 def _large_private_ranges() -> Iterator[tuple[int, int]]:
-    """(start, size) of whole huge pages inside anonymous writable mappings."""
+    """Yield (start, size) of whole huge pages inside anonymous writable mappings."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         place, permissions, *rest = line.split(maxsplit=5)
         name = rest[3] if len(rest) > 3 else ""

@@ -1,7 +1,7 @@
-"""The memory arbiter: memory is asked for, not taken.
+"""The memory arbiter, which grants memory before it is used.
 
 One arbiter lives in the server process and knows a budget per device; workers ask it through
-messages before they allocate, whether they load or serve. It grants or refuses.
+messages before they allocate, when they load and when they serve. It grants or refuses.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """`owner` holds `num_bytes` on `device` for `purpose`; `id` is the owner's number of it."""
+    """A reservation of `num_bytes` by `owner` on `device` for `purpose`; `id` is the owner's own
+    number for it."""
 
     owner: str
     id: int
@@ -24,9 +25,10 @@ class Reservation:
 
 
 class MemoryArbiter:
-    """Budgets per device, and who holds how much. Not thread-safe: one event loop owns it.
+    """Budgets per device, and the memory that each owner holds. Not thread-safe: one event loop
+    owns it.
 
-    Invariant: what is held on a device is at most its budget.
+    Invariant: the memory held on a device is at most its budget.
     """
 
     def __init__(self) -> None:
@@ -34,25 +36,25 @@ class MemoryArbiter:
         self._held: dict[tuple[str, int], Reservation] = {}
 
     def ensure_budget(self, device: str, capacity_bytes: int) -> None:
-        """Take what was seen to be free as the budget, unless somebody holds some of it already:
-        only who finds the device untouched sees all that there is."""
+        """Set the budget to the free memory that was seen, unless memory of the device is held
+        already: only before that is all of its memory seen."""
         if self.held(device) == 0:
             self._budgets[device] = capacity_bytes
 
     def held(self, device: str, owner: str | None = None) -> int:
-        """Bytes that are held on a device, by one owner or by all."""
+        """Return the bytes that are held on a device, by one owner or by all."""
         return sum(r.num_bytes for r in self._on(device) if owner in (None, r.owner))
 
     def free(self, device: str) -> int:
-        """Bytes of the budget that nobody holds."""
+        """Return the bytes of the budget that nobody holds."""
         return self._budgets.get(device, 0) - self.held(device)
 
     def reserve(self, owner: str, id: int, device: str, purpose: str, num_bytes: int) -> None:
-        """Grant memory to `owner`, who gives it back by the same id. What an owner holds at a time
-        has different ids.
+        """Grant memory to `owner`, who gives it back by the same id. The ids that an owner uses at
+        a time must differ.
 
         Raises:
-            InsufficientMemory: the message lists who holds what, and says how much is missing.
+            InsufficientMemory: the message lists all holders and says how much is missing.
         """
         free = self.free(device)
         if num_bytes > free:
@@ -60,8 +62,8 @@ class MemoryArbiter:
                 f"{r.owner} {r.purpose} {r.num_bytes // MIB} MiB" for r in self._on(device)
             )
             raise InsufficientMemory(
-                f"{owner} asks for {num_bytes // MIB} MiB for {purpose} on {device}, "
-                f"{max(0, free) // MIB} MiB are free (held: {holders or 'nothing'}); "
+                f"{owner} needs {num_bytes // MIB} MiB for {purpose} on {device}; "
+                f"{max(0, free) // MIB} MiB are free (in use: {holders or 'nothing'}); "
                 f"lower kv_cache_memory_gib or max_model_len, or serve fewer models"
             )
         self._held[owner, id] = Reservation(owner, id, device, purpose, num_bytes)
@@ -79,9 +81,10 @@ class MemoryArbiter:
 
 
 def available_host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes this process can still get: the kernel's estimate, capped by the control group's limit.
+    """Return the bytes that this process can still get: the kernel's estimate, capped by the
+    control group's limit.
 
-    Files that were read and are kept in memory count as free in both: the kernel drops them first.
+    Cached files count as free in both, since the kernel drops them first.
     """
     available = _meminfo_available()
     try:
@@ -95,7 +98,7 @@ def available_host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _cached_files(cgroup: Path) -> int:
-    """Bytes of files that nobody has used lately."""
+    """Return the bytes of files that have not been used lately."""
     for line in (cgroup / "memory.stat").read_text().splitlines():
         if line.startswith("inactive_file "):
             return int(line.split()[1])

@@ -1,4 +1,4 @@
-"""The C++ operations, ready before a model needs them."""
+"""Makes the C++ operations available before a model needs them."""
 
 import os
 import threading
@@ -12,11 +12,11 @@ from kernels import native
 
 _REPORT_S = 0.5
 _EARLY = 0.15
-"""A smaller share says little of how long the rest will take."""
+"""The share of the build below which the speed so far says little about the rest."""
 
 
 def build_operations(host: Host) -> None:
-    """Have them ready, which takes a while once per machine."""
+    """Build the operations if necessary, which takes a while once per machine."""
     if native.is_built():
         native.library()
         return
@@ -26,7 +26,7 @@ def build_operations(host: Host) -> None:
 
 @contextmanager
 def _told(host: Host) -> Iterator[None]:
-    """Tell how far the build is, whichever process does it."""
+    """Report the progress of the build, whichever process does it."""
     share_built, done = native.share_built(), threading.Event()
     first, begun_s = share_built(), time.monotonic()
 
@@ -47,15 +47,15 @@ def _told(host: Host) -> Iterator[None]:
 
 
 def estimated_s(first: float, share: float, elapsed_s: float) -> float:
-    """Until all is built: by how fast it went since `first`, or where that is too early to say by
-    what it takes elsewhere."""
+    """Estimate the time until all is built: by the speed since `first`, or where it is too early
+    for that, by the usual time of a build."""
     if share - first >= _EARLY:
         return elapsed_s * (1 - share) / (share - first)
     return max(0.0, native.BUILD_CORE_S * (1 - first) / (os.cpu_count() or 1) - elapsed_s)
 
 
 def in_words(seconds: float) -> str:
-    """Rounded as an estimate should be."""
+    """Put an estimate into words, rounded accordingly."""
     if seconds < 10:
         return "a few seconds"
     return f"about {5 * round(seconds / 5)} s" if seconds < 90 else f"{round(seconds / 60)} minutes"

@@ -1,4 +1,4 @@
-"""How long this process's threads have waited for a core although they could have run.
+"""The time that this process's threads have waited for a core although they could have run.
 
 Linux counts it for each thread: the second number of `/proc/self/task/<id>/schedstat`, in
 nanoseconds (kernel documentation, `sched-stats.rst`).
@@ -11,7 +11,7 @@ TASKS = Path("/proc/self/task")
 
 
 class RunQueue:
-    """Adds up what the threads waited. Not where the kernel does not count (`is_counted`).
+    """Adds up the threads' waiting time, if the kernel counts it (`is_counted`).
 
     Args:
         tasks: a folder per thread; for tests.
@@ -24,12 +24,12 @@ class RunQueue:
 
     @property
     def is_counted(self) -> bool:
-        """Whether this system counts it at all; some sandboxes have no such files."""
+        """Whether this system counts waiting time; some sandboxes have no such files."""
         return bool(self._seen)
 
     def waited_s(self) -> float:
-        """Seconds since the last call, of all threads together. Those that have ended since do not
-        count, and those that are waiting only once they run."""
+        """Return the seconds waited since the last call by all threads together. Threads that have
+        ended since do not count, and waiting threads count once they run."""
         now = dict(self._read())
         waited_ns = sum(waited - self._seen.get(task, 0) for task, waited in now.items())
         self._seen = now

@@ -1,7 +1,7 @@
-"""What threads of a worker do beside its steps, such as reading an adapter.
+"""The work of a worker's threads beside its steps, such as reading an adapter.
 
-A step whose threads take all cores is held up by one more: whichever of them has no core keeps a
-piece of each operation from being finished. So steps leave it one (`engine.runtime.threads`).
+An extra thread delays a step whose threads use all cores: whichever of them has no core delays the
+end of each operation. So steps leave a core to it (`engine.runtime.threads`).
 """
 
 import threading
@@ -13,10 +13,10 @@ Result = TypeVar("Result")
 
 
 class SideWork:
-    """Counts the threads that are at it. Thread-safe.
+    """Counts the threads that do side work. Thread-safe.
 
     Attributes:
-        begins: called in the thread that gives work away, before that may begin.
+        begins: called in the thread that submits work, before the work may begin.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class SideWork:
         return self._num_running
 
     def submit(self, executor: Executor, work: Callable[[], Result]) -> "Future[Result]":
-        """Have it done in one of the executor's threads."""
+        """Run the work in one of the executor's threads."""
         self._add(1)
         self.begins()
         try:
@@ -46,4 +46,4 @@ class SideWork:
 
 
 SIDE_WORK = SideWork()
-"""Of this process."""
+"""The side work of this process."""

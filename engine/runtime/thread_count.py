@@ -1,28 +1,28 @@
-"""Decides how many threads to compute with, from how long they wait for a core.
+"""Chooses the number of compute threads from the time that threads wait for a core.
 
-Threads that compute together wait for each other: one that another process keeps from its core
-holds up all. Beside as many busy processes as there are cores, two threads are slower than one.
+Threads that compute together wait for each other, so one that another process keeps from its core
+delays all. Beside as many busy processes as there are cores, two threads are slower than one.
 """
 
 WINDOW_S = 0.1
-"""Computing time that a judgement is based on; a scheduler's time slices are a few milliseconds."""
+"""Computing time on which a decision is based; a scheduler's time slices are a few milliseconds."""
 LASTING_S = 3.5 * WINDOW_S
-"""Computing time with too much waiting after which there are fewer."""
+"""Computing time with too much waiting after which the number is reduced."""
 CALM = 0.1
-"""Threads that wait on average, up to which more of them may be tried."""
+"""The average number of waiting threads up to which more threads may be tried."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.3, 10.0
-"""Between tries of more threads. It doubles each time that one fails."""
+"""Pauses between tries of more threads. The pause doubles each time that a try fails."""
 
 
 class ThreadCount:
-    """As many threads as allowed, fewer while others keep the cores busy. Pure logic: it is told
-    the time and what the threads waited.
+    """The number of threads: as many as allowed, fewer while others keep the cores busy. Pure
+    logic: the caller passes the time and the waiting of the threads.
 
-    Fewer when too many wait for some windows in a row: many requests that arrive together keep
-    the server process busy for two or three, and a thread less would last longer than that. More
-    only as a try, which the next window judges: at first one more, and twice as many each time
-    that it went well. How much waiting is too much depends on what a thread less would cost: of
-    two, half the speed; of many, little.
+    The number falls when too many threads wait for several windows in a row: many requests that
+    arrive together keep the server process busy for two or three windows, and a reduction would
+    last longer than that. It rises only as a try, which the next window judges: first by one, then
+    by twice as many after each success. The tolerated waiting depends on the cost of one thread
+    less, which is half the speed with two threads and little with many.
     """
 
     def __init__(self, most: int) -> None:
@@ -33,17 +33,17 @@ class ThreadCount:
         self._try_at_s = 0.0
         self._more = 1
         self._crowded_s = 0.0
-        """Computing time in which too many have waited without a break."""
+        """Computing time in which too many threads have waited without a break."""
         self._before: int | None = None
-        """How many there were before the try that is under way."""
+        """The number of threads before the current try."""
 
     @property
     def lasting(self) -> int:
-        """Without those that are only being tried."""
+        """The number of threads without those that are only being tried."""
         return self._before if self._before is not None else self.now
 
     def is_due(self, busy_s: float) -> bool:
-        """Whether, after so many more seconds of computing, it is time to `judge`."""
+        """Add seconds of computing; return whether it is time to `judge`."""
         self._busy_s += busy_s
         return self._busy_s >= WINDOW_S
 
@@ -52,11 +52,11 @@ class ThreadCount:
         self._busy_s = 0.0
 
     def judge(self, time_s: float, waited_s: float) -> int:
-        """How many threads to use from now on.
+        """Return the number of threads to use from now on.
 
         Args:
             time_s: a clock that never goes back.
-            waited_s: what all threads together have waited since the last judgement.
+            waited_s: waiting time of all threads together since the last judgement.
         """
         waiting = waited_s / self._busy_s
         is_crowded = self.now > 1 and waiting > _too_many(self.now)
@@ -94,5 +94,5 @@ class ThreadCount:
 
 
 def _too_many(threads: int) -> float:
-    """Threads that wait on average, above which one less is faster."""
+    """Return the average number of waiting threads above which one thread less is faster."""
     return max(1 / threads, CALM)

@@ -14,7 +14,7 @@ from engine.runtime.thread_count import ThreadCount
 SPIN_COUNT = 20_000
 """Iterations that an OpenMP thread spins at a barrier before it sleeps."""
 IDLE_S = 1.0
-"""Without a step, after which what was measured before no longer counts."""
+"""Seconds without a step after which earlier measurements no longer count."""
 MMAP_THRESHOLD_BYTES = 64 << 20
 TRIM_THRESHOLD_BYTES = 256 << 20
 
@@ -24,9 +24,9 @@ log = structlog.get_logger(__name__)
 
 
 def prepare_process() -> None:
-    """Set what OpenMP reads when torch is imported. Call it before that.
+    """Set the environment that OpenMP reads when torch is imported. Call it before that.
 
-    Threads of PyTorch's own operations that meet at a barrier spin, by default for milliseconds.
+    By default threads of PyTorch's own operations that meet at a barrier spin for milliseconds.
     With as many threads as cores and a server process beside them, a spinning thread keeps the one
     it waits for from running, and each parallel region takes a scheduler's time slice. With a short
     spin they sleep instead.
@@ -35,14 +35,15 @@ def prepare_process() -> None:
 
 
 def cores_to_compute(cores: int) -> int:
-    """Of so many: one less where there are more than two, which HTTP and tokenising get."""
+    """Return the number of cores to compute on: one less if there are more than two, which is left
+    to HTTP and tokenising."""
     return cores - 1 if cores > 2 else cores
 
 
 def leave_a_core() -> None:
     """Keep off the first core where HTTP gets it (`cores_to_compute`).
 
-    Threads that are started afterwards inherit that, and by default one computes on each core left.
+    Threads that are started afterwards inherit this, and by default one computes on each core left.
     """
     cores = sorted(os.sched_getaffinity(0))
     left = cores[-cores_to_compute(len(cores)) :]
@@ -61,15 +62,15 @@ def limit_threads(num_threads: int) -> None:
 class ComputeThreads:
     """The threads that a worker's steps compute with: fewer while others keep the cores busy.
 
-    For the thread that steps. What is computed does not depend on their number. Work that it gives
-    to others leaves its steps a thread less.
+    Used by the thread that steps. Results do not depend on the number of threads. Work that is
+    given to other threads leaves the steps a thread less.
 
     Args:
-        most: to use when the machine is free; as many are used now.
-        run_queue: what tells how long they wait for a core; None: their number stays.
-        use: has the next operations use so many.
+        most: the number to use when the machine is free, and at the start.
+        run_queue: measures how long threads wait for a core; None keeps the number fixed.
+        use: sets the number of threads of the next operations.
         clock: seconds, never going back.
-        side_work: of this process.
+        side_work: the side work of this process.
     """
 
     def __init__(
@@ -92,20 +93,21 @@ class ComputeThreads:
 
     @property
     def num_threads(self) -> int:
-        """Threads that steps use now."""
+        """The number of threads that steps use now."""
         return self._count.now
 
     def before_step(self) -> None:
-        """Note that a step begins; after a pause, start counting anew."""
+        """Note that a step begins; after a pause, start counting again."""
         ended_s, self._began_s = self._ended_s, self._clock()
         if self._run_queue is not None and self._began_s - ended_s > IDLE_S:
-            # What threads waited that had something to do in between is no sign.
+            # Waiting of threads that worked between the steps is no sign.
             self._run_queue.waited_s()
             self._count.start_window()
         self._leave_some()
 
     def after_step(self) -> None:
-        """It is over. Judges now and then, and changes the number for the next one."""
+        """Note that a step has ended. Now and then, judge and change the number for the next
+        step."""
         self._ended_s = self._clock()
         if self._run_queue is None or not self._count.is_due(self._ended_s - self._began_s):
             return
@@ -116,7 +118,7 @@ class ComputeThreads:
             log.info("number of threads changed", threads=self._logged, most=self._count.most)
 
     def _leave_some(self) -> None:
-        """To work beside the steps."""
+        """Leave threads for work beside the steps."""
         if self._run_queue is not None:
             self._take(max(1, self._count.now - self._side_work.num_running))
 
@@ -127,26 +129,28 @@ class ComputeThreads:
 
 
 def compute_threads(*, adaptive: bool) -> ComputeThreads:
-    """Of this process, as `limit_threads` left them. `adaptive`: their number follows what the
-    machine has left, where Linux says how long threads wait for a core."""
+    """Return the threads of this process as `limit_threads` set them. With `adaptive`, their number
+    follows the machine's load, if Linux says how long threads wait for a core."""
     import torch
 
     run_queue = RunQueue() if adaptive and torch.get_num_threads() > 1 else None
     if run_queue is not None and not run_queue.is_counted:
-        log.info("this system does not say how long threads wait for a core; their number is fixed")
+        log.info(
+            "this system does not report how long threads wait for a core; their number stays fixed"
+        )
         run_queue = None
     return ComputeThreads(torch.get_num_threads(), run_queue, torch.set_num_threads)
 
 
 def _keep_freed_memory() -> None:
-    """A step allocates and frees the same few megabytes; giving them back to the kernel each time
-    would cost a page fault per 4 KiB, more than the arithmetic on them."""
+    """Keep freed memory, since a step allocates and frees the same few megabytes; giving them back
+    to the kernel each time would cost a page fault per 4 KiB, more than the arithmetic on them."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
-        log.debug("no glibc here: its allocator is not tuned")
+        log.debug("glibc was not found; its allocator is not tuned")
         return
     mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
     mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
-    # Threads that come later would have memory of their own, which goes back when they free it.
+    # Later threads would have arenas of their own, which return memory when it is freed.
     mallopt(_M_ARENA_MAX, 1)

@@ -1,1 +1,1 @@
-"""Whose turn it is: the policy and the waiting queue of every engine."""
+"""The scheduling policies and waiting queues of every engine."""

@@ -1,4 +1,4 @@
-"""Who runs next: the order in which requests are served and who may take whose place."""
+"""The order in which requests are served, and who may take whose place."""
 
 from typing import Any, Protocol
 
@@ -11,25 +11,27 @@ AnyRequest = Request[Any]
 
 class SchedulingPolicy(Protocol):
     """A total order of requests. An engine serves the smallest rank first and, where it runs out of
-    what they hold, takes it from the largest."""
+    resources, takes them from the largest."""
 
     def priority(self, request: AnyRequest) -> int:
-        """The part of a request's `priority` that counts. Lower goes first."""
+        """Return the effective part of a request's `priority`. Lower goes first."""
         ...
 
     def rank(self, request: AnyRequest, arrival: int) -> tuple[int, ...]:
-        """`arrival` counts requests, or turns of theirs. No two ranks are equal."""
+        """Return the rank of a request; no two are equal. `arrival` counts requests or their
+        turns."""
         ...
 
     def may_displace(self, waiting: AnyRequest, running: AnyRequest) -> bool:
-        """Whether a newcomer may take the place of one that runs."""
+        """Whether a newcomer may take the place of a running request."""
         ...
 
     def create_queue(self) -> WaitingQueue[RankedT]: ...
 
 
 class FirstComeFirstServed:
-    """By arrival. Whoever runs stays, unless an older one needs its blocks to go on."""
+    """The order of arrival. A running request keeps its place, unless an older one needs its blocks
+    to go on."""
 
     def priority(self, request: AnyRequest) -> int:
         return 0
@@ -45,8 +47,8 @@ class FirstComeFirstServed:
 
 
 class PriorityFirst:
-    """By `priority`, lower values first, then by arrival. A newcomer takes the place of strictly
-    less important ones, so that two requests never displace each other in turn."""
+    """The order of `priority`, lower values first, then of arrival. A newcomer takes the place of
+    strictly less important requests only, so two requests never displace each other in turn."""
 
     def priority(self, request: AnyRequest) -> int:
         return request.priority

@@ -1,4 +1,4 @@
-"""What waits for its turn, in the order of its rank."""
+"""Queues of waiting requests in the order of their rank."""
 
 from bisect import bisect_left, insort
 from collections import deque
@@ -7,11 +7,11 @@ from typing import Protocol, TypeVar
 
 
 class Ranked(Protocol):
-    """What can wait."""
+    """An item that can wait in a queue."""
 
     @property
     def rank(self) -> tuple[int, ...]:
-        """Who goes first: the smaller. Unique in its queue."""
+        """The rank; the smallest goes first. Unique in its queue."""
         ...
 
 
@@ -25,14 +25,15 @@ class WaitingQueue(Protocol[RankedT]):
     def peek(self) -> RankedT: ...
     def pop(self) -> RankedT: ...
     def remove(self, item: RankedT) -> None:
-        """Of what is in the queue."""
+        """Remove an item that is in the queue."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[RankedT]: ...
 
 
 class ArrivalQueue(WaitingQueue[RankedT]):
-    """For ranks that rise with arrival: newcomers go to the end, preempted ones near the front."""
+    """A queue for ranks that rise with arrival: newcomers go to the end, preempted ones near the
+    front."""
 
     def __init__(self) -> None:
         self._items: deque[RankedT] = deque()
@@ -61,8 +62,8 @@ class ArrivalQueue(WaitingQueue[RankedT]):
 
 
 class RankQueue(WaitingQueue[RankedT]):
-    """For any ranks: a sorted list, since moving a thousand pointers is cheaper than a heap that
-    must remember what was removed."""
+    """A queue for any ranks, kept as a sorted list, since moving a thousand pointers is cheaper
+    than a heap that must remember removals."""
 
     def __init__(self) -> None:
         self._items: list[RankedT] = []

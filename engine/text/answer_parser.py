@@ -1,4 +1,4 @@
-"""The text of one answer as reasoning, content and calls."""
+"""Splits the text of one answer into reasoning, content and calls."""
 
 from engine.text.answer_pieces import Arguments, CallStart, Content, Piece
 from engine.text.reasoning import ReasoningReader
@@ -6,12 +6,12 @@ from engine.text.tool_calls.parser import ToolCallParser
 
 
 class AnswerParser:
-    """One per completion. Calls are looked for behind the reasoning only.
+    """Splits the text of one completion. Calls are expected only after the reasoning.
 
     Args:
-        reasoning: None where the model does not write any.
-        calls: None where calls are not looked for.
-        max_calls: calls after so many are left out.
+        reasoning: None if the model writes none.
+        calls: None if calls are not expected.
+        max_calls: the most calls; further ones are left out.
     """
 
     def __init__(
@@ -27,11 +27,12 @@ class AnswerParser:
 
     @property
     def reasoning_reach(self) -> int:
-        """Characters of the text that are certain to be reasoning, its markers among them."""
+        """Characters of the text that are certain to be reasoning, including its markers."""
         return 0 if self._reasoning is None else self._reasoning.reach
 
     def add(self, text: str, *, is_last: bool) -> list[Piece]:
-        """More text. Returns what it makes certain; with the last, all that was held back."""
+        """Take more text and return the pieces that are now certain; with the last text, all that
+        was held back."""
         if self._reasoning is None:
             pieces: list[Piece] = [Content(text)]
         else:

@@ -1,4 +1,4 @@
-"""What an answer is made of, in the order in which a model writes it."""
+"""The pieces of an answer, in the order in which a model writes them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Reasoning:
 
 @dataclass(frozen=True, slots=True)
 class CallStart:
-    """A call of a function begins; calls are numbered from 0."""
+    """The beginning of a function call; calls are numbered from 0."""
 
     index: int
     name: str
@@ -38,7 +38,7 @@ Piece = Content | Reasoning | CallStart | Arguments
 
 
 def joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """The same with neighbours of one kind made one, and none empty."""
+    """Merge neighbouring pieces of one kind and drop empty ones."""
     result: list[Piece] = []
     for piece in pieces:
         last = result[-1] if result else None

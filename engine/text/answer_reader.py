@@ -1,7 +1,7 @@
-"""Reads a text that arrives in parts with code that looks as if it were all there.
+"""Reads a text that arrives in parts with code that looks as if the whole text were there.
 
-A reader's `_read` is a generator. It waits for more text with `yield`, which its primitives do;
-what it has to say it adds to `self._said`. What it says never depends on how the text was cut.
+A reader's `_read` is a generator. Its primitives wait for more text with `yield`; it adds its
+results to `self._said`. The results never depend on how the text was cut.
 """
 
 from abc import ABC, abstractmethod
@@ -12,15 +12,15 @@ from engine.text.answer_pieces import Piece, joined
 
 T = TypeVar("T")
 Waiting = Generator[None, None, T]
-"""What reads on when there is more text, and then gives a T."""
+"""A generator that continues when there is more text and finally returns a T."""
 
 _PART_CHARS = 4096
-"""Longer texts are read in parts: markers are looked for in what is left of a part, again and
-again."""
+"""Texts longer than this are read in parts, since each search for a marker goes over the rest of a
+part."""
 
 
 class AnswerReader(ABC):
-    """From the text of one answer to its pieces, as soon as they are certain."""
+    """A reader that turns the text of one answer into pieces as soon as they are certain."""
 
     def __init__(self) -> None:
         self._text = ""
@@ -32,7 +32,7 @@ class AnswerReader(ABC):
         self._reading = self._read()
 
     def add(self, text: str) -> list[Piece]:
-        """More text. Returns what it makes certain."""
+        """Take more text and return the pieces that are now certain."""
         pieces: list[Piece] = []
         for start in range(0, len(text), _PART_CHARS):
             self._num_past += self._at
@@ -42,13 +42,13 @@ class AnswerReader(ABC):
         return joined(pieces)
 
     def finish(self) -> list[Piece]:
-        """The text has ended. Returns what was held back."""
+        """End the text and return the pieces that were held back."""
         self._is_whole = True
         return self._go_on()
 
     @abstractmethod
     def _read(self) -> Waiting[None]:
-        """Read everything."""
+        """Read the whole text."""
 
     def _go_on(self) -> list[Piece]:
         next(self._reading, None)
@@ -57,23 +57,23 @@ class AnswerReader(ABC):
 
     @property
     def _num_read(self) -> int:
-        """Characters of the text that are behind."""
+        """Number of characters that have been read."""
         return self._num_past + self._at
 
     def _take(self, num_chars: int) -> str:
-        """The next characters, which have come."""
+        """Return the next characters, which must have arrived."""
         text = self._text[self._at : self._at + num_chars]
         self._at += num_chars
         return text
 
     def _peek(self) -> Waiting[str]:
-        """The next character; none where the text ends."""
+        """Return the next character, or "" at the end of the text."""
         while self._at == len(self._text) and not self._is_whole:
             yield
         return self._text[self._at : self._at + 1]
 
     def _next_is(self, *markers: str) -> Waiting[str]:
-        """Which of the markers stands here, the longest of several; "" for none."""
+        """Return the marker at this place, the longest of several, or "" if there is none."""
         ordered = sorted(markers, key=len, reverse=True)
         while True:
             ahead = self._text[self._at : self._at + len(ordered[0])]
@@ -84,14 +84,14 @@ class AnswerReader(ABC):
             yield
 
     def _skip(self, *markers: str) -> Waiting[str]:
-        """The same, and go past it."""
+        """Return the marker at this place as `_next_is` does, and move past it."""
         marker = yield from self._next_is(*markers)
         self._take(len(marker))
         return marker
 
     def _part_before(self, *markers: str) -> str:
-        """What has come of the text before the first of the markers, taken; without the end of it
-        that may be the beginning of one."""
+        """Take the text before the first of the markers as far as it has arrived, without an end
+        that may be the beginning of a marker."""
         places = [place for m in markers if (place := self._text.find(m, self._at)) >= 0]
         end = min(places, default=len(self._text))
         if not places and not self._is_whole:
@@ -100,7 +100,7 @@ class AnswerReader(ABC):
 
 
 def length_of_beginning(text: str, start: int, markers: Sequence[str]) -> int:
-    """How long the longest end of the text, from `start` on, is that begins a marker."""
+    """Return the length of the longest end of the text, from `start` on, that begins a marker."""
     longest = max(map(len, markers), default=1) - 1
     for length in range(min(len(text) - start, longest), 0, -1):
         if any(marker.startswith(text[-length:]) for marker in markers):

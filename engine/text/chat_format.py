@@ -1,6 +1,7 @@
-"""What a model's chat template says of how it is talked to, beyond plain messages.
+"""The message format of a model's chat template beyond plain messages.
 
-Read from the template's text: the template itself is foreign code, and runs elsewhere.
+It is read from the template's text, because the template itself is foreign code that runs
+elsewhere.
 """
 
 import re
@@ -22,20 +23,20 @@ _CODE = re.compile(r"\{[{%](.*?)[}%]\}", re.DOTALL)
 _STRING = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _NAME = re.compile(r"(?<![.\w])[a-z_]\w*")
 _THINKING_SWITCHES = ("enable_thinking", "thinking")
-"""Variables that templates ask for whether to reason."""
+"""Variables by which templates let callers switch reasoning on or off."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """How calls and reasoning are written.
+    """The ways in which a template writes calls and reasoning.
 
     Attributes:
-        takes_tools: the template shows functions to the model.
-        takes_calls: it shows earlier calls and their results.
-        takes_system: it lets a system message stand first.
-        takes_effort: it knows `reasoning_effort`.
-        thinking_switch: its variable for whether to reason, if it has one.
-        short_call_ids: it takes calls' ids of 9 letters and digits only.
+        takes_tools: whether the template shows functions to the model.
+        takes_calls: whether it shows earlier calls and their results.
+        takes_system: whether the first message may be a system message.
+        takes_effort: whether it uses `reasoning_effort`.
+        thinking_switch: the variable that switches reasoning, if there is one.
+        short_call_ids: whether ids of calls must have 9 letters and digits.
     """
 
     tool_call_parser: ToolCallParserName
@@ -54,7 +55,7 @@ class ChatFormat:
         tool_call_parser: ToolCallParserSetting = "auto",
         reasoning_parser: ReasoningParserSetting = "auto",
     ) -> "ChatFormat":
-        """Of a template, where the operator has not said otherwise."""
+        """Find the format of a template, as far as the operator has not set it."""
         variables = _variables(template)
         takes_tools = "tools" in variables
         if tool_call_parser == "auto":
@@ -72,7 +73,7 @@ class ChatFormat:
 
 
 def _variables(template: str) -> frozenset[str]:
-    """Names that the template's code uses, without those of attributes."""
+    """Return the names that the template's code uses, except those of attributes."""
     code = " ".join(_CODE.findall(template))
     return frozenset(_NAME.findall(_STRING.sub("''", code)))
 

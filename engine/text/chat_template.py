@@ -1,6 +1,7 @@
-"""Conversations as the text that a model was trained on, by the checkpoint's Jinja template.
+"""Conversations as the text that a model was trained on, rendered by the checkpoint's Jinja
+template.
 
-Renders what transformers' `apply_chat_template` renders. Encode the result with
+The result equals that of transformers' `apply_chat_template`. Encode it with
 `add_special_tokens=False`: templates write begin-of-text themselves.
 """
 
@@ -19,20 +20,20 @@ from engine.text.content_parts import (
 from engine.text.template_sandbox import MAX_CHARS, create_environment
 
 _END_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
-"""transformers' own. The space shows whether the template trims messages."""
+"""The mark that transformers uses. Its space shows whether the template trims messages."""
 
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
-    """One model's template, compiled once. Thread-safe.
+    """A model's chat template, compiled once. Thread-safe.
 
     Args:
-        source: Jinja; of named templates, the one for plain chats.
+        source: Jinja; with named templates, the one for plain chats.
         special_tokens: `bos_token`, `eos_token` ... as the template names them.
 
     Raises:
-        CorruptFile: the template is no valid Jinja.
+        CorruptFile: the template is not valid Jinja.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
@@ -42,12 +43,13 @@ class ChatTemplate:
             self._template: Template = environment.from_string(source)
         except TemplateSyntaxError as error:
             raise CorruptFile(
-                f"the model's chat template is no valid Jinja: line {error.lineno}: {error.message}"
+                f"the model's chat template is not valid Jinja: line {error.lineno}: "
+                f"{error.message}"
             ) from error
         except RecursionError as error:
             raise CorruptFile("the model's chat template is nested too deeply") from error
         self.content_format = detect_content_format(tree)
-        """Whether the template wants a message's content as a string or as a list of parts."""
+        """The form of a message's content that the template takes: a string or a list of parts."""
         self._accepts_strings = self.content_format == "string" or accepts_strings(tree)
         self._knows_developer = "developer" in source
         self._special_tokens = dict(special_tokens)
@@ -62,19 +64,19 @@ class ChatTemplate:
         tools: list[dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> str:
-        """The prompt's text.
+        """Render a conversation as the prompt's text.
 
-        Content is given to the template in the form it wants: lists of text parts are joined, or
-        strings wrapped. The role `developer` is passed as `system` to a template that does not know
+        Content is given to the template in the form it takes: lists of text parts are joined, or
+        strings wrapped. The role `developer` is passed as `system` to a template that does not use
         it.
 
         Args:
-            add_generation_prompt: end with what begins the assistant's answer.
-            continue_final_message: end within the last message, for the model to go on with it.
+            add_generation_prompt: end with the beginning of the assistant's answer.
+            continue_final_message: end within the last message, so that the model continues it.
             kwargs: further variables of the template (`chat_template_kwargs`).
 
         Raises:
-            InvalidParameter: the template refuses the conversation, with its message; or it fails.
+            InvalidParameter: the template refuses the conversation, with its message, or fails.
         """
         _check_options(messages, add_generation_prompt, continue_final_message, kwargs)
         try:
@@ -92,7 +94,7 @@ class ChatTemplate:
         except EngineError:
             raise
         except Exception as error:
-            # Foreign code may fail in any way, and most often because of what it was given.
+            # Foreign code may fail in any way, most often because of its input.
             raise InvalidParameter(
                 f"the model's chat template refuses these messages: {_reason(error)}",
                 param="messages",
@@ -106,7 +108,8 @@ class ChatTemplate:
         return [self._adapt_fields(message) for message in adapted]
 
     def _adapt_fields(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """As transformers does: no nulls, which templates print as None; reasoning's aliases."""
+        """Adapt a message's fields as transformers does: no nulls, which templates print as None,
+        and all aliases of reasoning."""
         fields = {name: value for name, value in message.items() if value is not None}
         if fields.get("role") == "developer" and not self._knows_developer:
             fields["role"] = "system"
@@ -136,18 +139,19 @@ def _check_options(
         raise InvalidParameter("messages is empty; send at least one", param="messages")
     if add_generation_prompt and continue_final_message:
         raise InvalidParameter(
-            "continue_final_message and add_generation_prompt exclude each other; set "
+            "continue_final_message cannot be combined with add_generation_prompt; set "
             "add_generation_prompt to false",
             param="continue_final_message",
         )
     if "messages" in kwargs:
         raise InvalidParameter(
-            "chat_template_kwargs must not set messages", param="chat_template_kwargs"
+            "chat_template_kwargs must not contain messages; leave it out",
+            param="chat_template_kwargs",
         )
 
 
 def _mark_end(message: dict[str, Any]) -> str:
-    """Put the mark behind the message's text, and return that text."""
+    """Put the mark after the message's text and return that text."""
     content = message.get("content")
     if isinstance(content, str):
         message["content"] = content + _END_MARK
@@ -167,8 +171,8 @@ def _cut_at_mark(text: str, final_text: str) -> str:
     place = text.rfind(mark)
     if place < 0 or final_text.strip() not in text:
         raise InvalidParameter(
-            "the model's chat template does not show the whole last message, so it cannot be "
-            "continued",
+            "continue_final_message: the model's chat template does not show the whole last "
+            "message, so it cannot be continued",
             param="continue_final_message",
         )
     trims = not text.startswith(_END_MARK, place)
@@ -176,7 +180,8 @@ def _cut_at_mark(text: str, final_text: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A copy in JSON's own types: the sandbox knows no danger of others' methods."""
+    """Copy a value using only JSON's own types, since the sandbox cannot vouch for methods of
+    others."""
     match value:
         case None | bool():
             return value
@@ -190,7 +195,9 @@ def _plain(value: Any) -> Any:
             return {_plain(key): _plain(item) for key, item in value.items()}
         case list() | tuple():
             return [_plain(item) for item in value]
-    raise InvalidParameter(f"a {type(value).__name__} cannot be given to a chat template")
+    raise InvalidParameter(
+        f"a value of type {type(value).__name__} cannot be given to a chat template"
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,6 @@
-"""Message content as text or as a list of parts: what a chat template wants, and giving it that.
+"""Message content as text or as a list of parts, converted to the form that a chat template takes.
 
-Clients send both forms; older templates paste `message['content']` as a string, newer ones loop
+Clients send both forms; older templates insert `message['content']` as a string, newer ones loop
 over its parts.
 """
 
@@ -15,19 +15,19 @@ ContentFormat = Literal["string", "parts"]
 
 
 def detect_content_format(template: nodes.Template) -> ContentFormat:
-    """`parts` if the parsed template loops over a message's content, as vLLM decides it."""
+    """Return `parts` if the parsed template loops over a message's content, as vLLM decides it."""
     names = _content_names(template)
     loops = template.find_all(nodes.For)
     return "parts" if any(_is_content(loop.iter, names) for loop in loops) else "string"
 
 
 def accepts_strings(template: nodes.Template) -> bool:
-    """A template that loops over parts may also take a string; it then tests for one."""
+    """Whether a template that loops over parts also takes a string, for which it must test."""
     return any(test.name == "string" for test in template.find_all(nodes.Test))
 
 
 def flatten_content(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Copies of the messages with lists of text parts joined by newlines, as vLLM joins them.
+    """Copy the messages with lists of text parts joined by newlines, as vLLM joins them.
 
     Raises:
         UnsupportedFeature: a part is not text.
@@ -36,7 +36,7 @@ def flatten_content(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
 
 
 def split_content(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Copies of the messages with strings as lists of one text part."""
+    """Copy the messages with strings converted to lists of one text part."""
     return [
         {**m, "content": [{"type": "text", "text": m["content"]}]}
         if isinstance(m.get("content"), str)
@@ -56,7 +56,8 @@ def _joined(parts: list[Any]) -> str:
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             raise UnsupportedFeature(
-                f"content part of type {kind!r:.80} is not supported; this model takes text parts",
+                f"content part of type {kind!r:.80} is not supported; this model takes only text "
+                f"parts",
                 param="messages",
             )
         texts.append(text)
@@ -64,7 +65,8 @@ def _joined(parts: list[Any]) -> str:
 
 
 def _content_names(template: nodes.Template) -> frozenset[str]:
-    """Variables that stand for a message's content; macros call such an argument `content`."""
+    """Return the variables that stand for a message's content; macros call such an argument
+    `content`."""
     names = {
         argument.name
         for macro in template.find_all(nodes.Macro)
@@ -78,7 +80,8 @@ def _content_names(template: nodes.Template) -> frozenset[str]:
 
 
 def _is_content(node: nodes.Node | None, names: frozenset[str] | set[str]) -> bool:
-    """`message.content`, `message['content']`, a name for it, or a filter applied to these."""
+    """Whether a node is `message.content`, `message['content']`, a name for it, or a filter applied
+    to these."""
     match node:
         case nodes.Filter():
             return _is_content(node.node, names)

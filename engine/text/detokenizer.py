@@ -1,7 +1,8 @@
-"""Text of a growing sequence of tokens, handed out as soon as it is certain.
+"""Text of a growing sequence of tokens, returned as soon as it is certain.
 
-One `IncrementalDetokenizer` per completion, in the HTTP process. The pieces it returns join to what
-`Tokenizer.decode` says of all tokens at once, but for a character that is unfinished at the end.
+Each completion has an `IncrementalDetokenizer` in the HTTP process. The pieces that it returns join
+to the result of `Tokenizer.decode` for all tokens at once, except for an unfinished character at
+the end.
 """
 
 import codecs
@@ -12,22 +13,22 @@ from engine.text.tokenizer import Tokenizer
 
 _MAX_CHAR_BYTES = 4
 _NO_CHARACTER = "\ufffd"
-"""What decoders write in place of bytes that are none."""
+"""The character that decoders write for invalid bytes."""
 _WINDOW = 8
-"""Tokens of the prompt that can have a say in how the first new ones are written."""
+"""The most tokens of the prompt that can affect how the first new ones are written."""
 _MAX_UNFINISHED = 16
-"""Tokens without text or a whole character that are kept to see what becomes of them."""
+"""The most tokens without text or a whole character that are kept until their text is certain."""
 
 
 class IncrementalDetokenizer:
-    """Amortised constant time per token, whatever the tokens are.
+    """Turns tokens into text in amortised constant time per token, whatever the tokens are.
 
     Args:
-        prompt_token_ids: what stands before the first token. Its text is not part of the output,
-            but decides whether a leading space belongs to the output and may hold the beginning of
-            a character that the first tokens complete.
-        skip_special_tokens: special tokens have no text.
-        kept: but for these.
+        prompt_token_ids: the tokens before the first one. Their text is not part of the output, but
+            decides whether a leading space belongs to the output, and it may end with the beginning
+            of a character that the first tokens complete.
+        skip_special_tokens: whether special tokens have no text.
+        kept: special tokens that have text all the same.
     """
 
     def __init__(
@@ -46,16 +47,16 @@ class IncrementalDetokenizer:
             self._text = _WindowText(tokenizer, skipped, prompt_token_ids)
 
     def add(self, token_ids: Sequence[int]) -> str:
-        """The text that these tokens complete; empty while a character is unfinished."""
+        """Return the text that these tokens complete; empty while a character is unfinished."""
         return self._text.add(token_ids)
 
     def finish(self) -> str:
-        """What was held back. A character of which only the beginning came is left out."""
+        """Return the text that was held back. An unfinished character is left out."""
         return self._text.finish()
 
 
 class _ByteText:
-    """For tokens that stand for bytes: a UTF-8 decoder that keeps unfinished characters."""
+    """The text of tokens that stand for bytes: a UTF-8 decoder that keeps unfinished characters."""
 
     def __init__(
         self, pieces: TokenPieces, skipped: frozenset[int], prompt_token_ids: Sequence[int]
@@ -80,7 +81,7 @@ class _ByteText:
         return ""
 
     def _tail(self, token_ids: Sequence[int]) -> bytes:
-        """Enough of the end to hold an unfinished character."""
+        """Return enough of the end to hold an unfinished character."""
         tail = b""
         for token_id in reversed(token_ids):
             if len(tail) >= _MAX_CHAR_BYTES:
@@ -91,10 +92,11 @@ class _ByteText:
 
 
 class _WindowText:
-    """For decoders that look at neighbours: a few tokens are decoded with and without the new ones.
+    """The text for decoders that look at neighbours: a few tokens are decoded with and without the
+    new ones.
 
-    The method of text-generation-inference and vLLM. Exact as long as a token's text depends on no
-    more than the tokens handed out just before it.
+    This is the method of text-generation-inference and vLLM. It is exact as long as a token's text
+    depends only on the tokens returned just before it.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
-"""A GGUF file's metadata as a plain dictionary, and nothing of its tensors.
+"""A GGUF file's metadata as a plain dictionary, without its tensors.
 
 The `gguf` library needs seconds for a vocabulary, because it makes numpy views of every string; the
-HTTP process must answer within two. This one steps over a memory map and believes no number in it:
-every length is checked against the bytes that are left. Used for tokenizers and model configs.
+HTTP process must answer within two. This reader steps over a memory map and trusts no number in it:
+every length is checked against the bytes that are left. It is used for tokenizers and model
+configurations.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -22,10 +23,11 @@ _SCALARS = {
 _STRING, _ARRAY = 8, 9
 _LENGTH = struct.Struct("<Q")
 _MAX_DEPTH = 4
-"""Arrays in arrays. The format allows any depth; no known file has more than one."""
+"""The most levels of nested arrays. The format allows any depth; no known file has more than
+one."""
 
 _MAX_ITEMS = 1 << 24
-"""Of one array: a damaged count within the gigabytes of tensors must not become a list."""
+"""The most items of one array: a damaged count must not turn gigabytes of tensors into a list."""
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -50,12 +52,12 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise unreadable(path, error) from error
     except (struct.error, ValueError, KeyError, OverflowError) as error:
         raise CorruptFile(
-            f"{path.name} is not a whole GGUF file: its metadata is damaged; fetch it again"
+            f"{path.name} is not a complete GGUF file: its metadata is damaged; fetch it again"
         ) from error
 
 
 class _Cursor:
-    """A place in the mapped file. `struct.error` is the sign of running off its end."""
+    """A position in the mapped file. `struct.error` means that it ran past the end."""
 
     def __init__(self, data: mmap.mmap, name: str) -> None:
         self.data = data
@@ -68,15 +70,15 @@ class _Cursor:
             raise ValueError("magic")
         if version not in _VERSIONS:
             raise ModelLoadError(
-                f"{self.name} has GGUF version {version}; versions 2 and 3 in little-endian order "
-                f"are supported; convert it again with a current llama.cpp"
+                f"{self.name} has GGUF version {version}; it must be version 2 or 3 in "
+                f"little-endian order; convert it again with a current llama.cpp"
             )
         self._check_room(num_keys, 12)
         metadata: dict[str, Any] = {}
         for _ in range(num_keys):
             key = self._strings(1)[0]
             if key in metadata:
-                raise ValueError("a key comes twice")
+                raise ValueError("a key is repeated")
             (value_type,) = self._unpack("<I")
             metadata[key] = self._values(value_type, 1, 0)[0]
         return metadata
@@ -92,14 +94,15 @@ class _Cursor:
 
     def _array(self, depth: int) -> list[Any]:
         if depth == _MAX_DEPTH:
-            raise ValueError("arrays nest too deeply")
+            raise ValueError("arrays are nested too deeply")
         item_type, count = self._unpack("<IQ")
         if item_type == _ARRAY:
             self._check_room(count, 12)
         return self._values(item_type, count, depth + 1)
 
     def _strings(self, count: int) -> list[str]:
-        """Vocabularies and merges: hundreds of thousands, so a tight loop."""
+        """Read strings in a tight loop, since vocabularies and merges have hundreds of
+        thousands."""
         self._check_room(count, _LENGTH.size)
         data, position, size = self.data, self.position, len(self.data)
         read_length = _LENGTH.unpack_from
@@ -108,7 +111,7 @@ class _Cursor:
             start = position + 8
             position = start + read_length(data, position)[0]
             if position > size:
-                raise ValueError("a string runs off the end")
+                raise ValueError("a string ends after the file")
             strings.append(data[start:position].decode())
         self.position = position
         return strings
@@ -119,6 +122,6 @@ class _Cursor:
         return values
 
     def _check_room(self, count: int, item_bytes: int) -> None:
-        """Before anything is allocated for `count` items of at least `item_bytes`."""
+        """Check that `count` items of at least `item_bytes` fit, before anything is allocated."""
         if count > _MAX_ITEMS or count * item_bytes > len(self.data) - self.position:
-            raise ValueError("a count runs off the end")
+            raise ValueError("a count is larger than the file")

@@ -1,8 +1,8 @@
-r"""How byte-level BPE cuts text into words before it merges, by the name in `tokenizer.ggml.pre`.
+r"""The rules by which byte-level BPE cuts text into words, by the name in `tokenizer.ggml.pre`.
 
 The cuts are those that llama.cpp makes for the name, with the regular expressions of the models'
-own tokenizer.json. Every rule is checked against ids from llama.cpp in the tests. An unknown name
-is refused, not guessed: a wrong cut gives plausible ids and a worse model.
+own tokenizer.json. Tests check every rule against ids from llama.cpp. An unknown name is refused,
+because a wrong cut gives plausible ids and a worse model.
 """
 
 from dataclasses import dataclass
@@ -43,13 +43,13 @@ _THREE_DIGITS = "[0-9][0-9][0-9]"
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizerRule:
-    """Cuts, applied one after the other, and what else llama.cpp ties to the name."""
+    """Cuts, applied one after the other, and the other settings that llama.cpp ties to the name."""
 
     cuts: tuple[str, ...]
     ignore_merges: bool = False
-    """A word that is in the vocabulary is one token, whatever the merges make of it."""
+    """Whether a word that is in the vocabulary is one token regardless of the merges."""
     adds_bos: bool = False
-    """Unless the file says otherwise."""
+    """Whether a begin-of-text token is added, unless the file states it."""
 
     def create(self) -> PreTokenizer:
         cuts = [Split(Regex(cut), behavior="isolated") for cut in self.cuts]
@@ -82,18 +82,19 @@ _RULES = {
 }  # fmt: skip
 _BY_NAME = {name: rule for rule, names in _RULES.items() for name in names}
 KNOWN_CUTS = frozenset(cut for rule in _RULES for cut in rule.cuts)
-"""Every regular expression in them."""
+"""All regular expressions of the rules."""
 
 
 def pre_tokenizer_rule(name: str) -> PreTokenizerRule:
-    """
+    """Return the rule of a name.
+
     Raises:
         UnsupportedArchitecture: no rule has this name.
     """
     rule = _BY_NAME.get(name)
     if rule is None:
         raise UnsupportedArchitecture(
-            f"the GGUF file's pre-tokenizer is {name[:80]!r}; known are {', '.join(_BY_NAME)}; "
-            f"serve the model from a folder with its tokenizer.json"
+            f"the GGUF file's pre-tokenizer is {name[:80]!r}; it must be one of "
+            f"{', '.join(_BY_NAME)}; serve the model from a folder with its tokenizer.json"
         )
     return rule

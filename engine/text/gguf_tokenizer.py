@@ -1,7 +1,7 @@
 """A tokenizer from a GGUF file's metadata: byte-level BPE and SentencePiece.
 
-The ids are those of llama.cpp, for which the file was made, not those of transformers' conversion:
-that one cuts the digits of SmolLM2 in another way than the model was trained with.
+The ids are those of llama.cpp, for which the file was made. transformers' conversion differs: it
+cuts SmolLM2's digits in another way than in training.
 """
 
 from collections.abc import Mapping
@@ -38,25 +38,27 @@ END_TOKENS = frozenset(
         "</s>", "<end_of_turn>", "<end_of_utterance>", "<EOT>", "<\uff5cend▁of▁sentence\uff5c>",
     )
 )  # fmt: skip
-"""Control tokens that end an answer by their name: many files state only one of two ends."""
+"""Names of control tokens that end an answer; many files state only one of two ends."""
 
 _SPM_IDS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
-"""SentencePiece's own numbers, for files that do not state theirs."""
+"""SentencePiece's own ids, for files that do not state theirs."""
 
 T = TypeVar("T")
 
 
 def read_gguf_tokenizer(path: Path) -> TokenizerParts:
-    """
+    """Read a tokenizer from a GGUF file.
+
     Raises:
         CorruptFile: the file is damaged, or its vocabulary contradicts itself.
-        UnsupportedArchitecture: a tokenizer model or a pre-tokenizer that is not known (named).
+        UnsupportedArchitecture: the tokenizer model or pre-tokenizer is unknown; the message names
+            it.
     """
     return gguf_tokenizer_parts(read_metadata(path))
 
 
 def gguf_tokenizer_parts(metadata: Mapping[str, Any]) -> TokenizerParts:
-    """The same from metadata that is read already."""
+    """Build a tokenizer from metadata that has been read already."""
     keys = _Keys(metadata)
     kind = keys.get("ggml.model", str, "none")
     if kind == "gpt2":
@@ -64,8 +66,8 @@ def gguf_tokenizer_parts(metadata: Mapping[str, Any]) -> TokenizerParts:
     if kind == "llama":
         return _parts(keys, *_sentencepiece(keys))
     raise UnsupportedArchitecture(
-        f"the GGUF file's tokenizer is of model {kind[:80]!r}; supported are gpt2 (byte-level BPE) "
-        f"and llama (SentencePiece)"
+        f"the GGUF file's tokenizer has model {kind[:80]!r}; it must be gpt2 (byte-level BPE) or "
+        f"llama (SentencePiece)"
     )
 
 
@@ -129,7 +131,8 @@ def _vocabulary(keys: "_Keys") -> Vocabulary:
 
 
 def _pair(merge: str) -> tuple[str, str]:
-    """`Ġ t`; the first part may itself begin with a space where tokens are plain text."""
+    """Split a merge such as `Ġ t`; the first part may begin with a space where tokens are plain
+    text."""
     left, _, right = merge[1:].partition(" ")
     return merge[:1] + left, right
 
@@ -146,7 +149,7 @@ def _end_token_ids(keys: "_Keys", vocabulary: Vocabulary) -> tuple[int, ...]:
 
 
 class _Keys:
-    """The `tokenizer.` keys, checked for their types."""
+    """The `tokenizer.` keys, read with type checks."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self.metadata = metadata
@@ -155,14 +158,14 @@ class _Keys:
     def get(self, key: str, kind: type[T], default: T) -> T:
         value = self.metadata.get(f"tokenizer.{key}", default)
         if not isinstance(value, kind):
-            raise CorruptFile(f"the GGUF file's tokenizer.{key} is no {kind.__name__}")
+            raise CorruptFile(f"the GGUF file's tokenizer.{key} must be a {kind.__name__}")
         return value
 
     def list(self, key: str, kind: type[T]) -> list[T]:
-        """Empty where the file has no such key."""
+        """Return a list of values; empty if the file has no such key."""
         values = self.get(key, list, [])
         if not all(isinstance(value, kind) for value in values):
-            raise CorruptFile(f"the GGUF file's tokenizer.{key} does not hold {kind.__name__}s")
+            raise CorruptFile(f"the GGUF file's tokenizer.{key} must hold {kind.__name__}s")
         return values
 
     def token_id(self, key: str) -> int | None:

@@ -1,7 +1,7 @@
-"""Long texts as parts of bounded size, so that tokenising one takes bounded memory at a time.
+"""Long texts in parts of bounded size, so that tokenising takes bounded memory at a time.
 
-Tokenising takes about 300 bytes of memory a byte. Texts are cut where `SafeCuts` finds a place; the
-parts' token ids, one after the other, are those of the whole.
+Tokenising takes about 300 bytes of memory per byte. Texts are cut where `SafeCuts` finds a place;
+the parts' token ids joined are those of the whole.
 """
 
 from collections.abc import Iterator
@@ -12,28 +12,30 @@ from engine.text.token_bound import TokenBound
 from engine.text.tokenizer import Tokenizer
 
 PART_CHARS = 1 << 16
-"""About 20 ms of tokenising and 20 MB."""
+"""Characters of a part, which take about 20 ms and 20 MB to tokenise."""
 LONGEST_PART_CHARS = 1 << 20
 _CHARS_PER_TOKEN = 8
-"""More than in any language; so many a text without safe cuts may have for each token that fits."""
+"""More characters per token than any language has. A text without safe cuts may have this many for
+each token that fits."""
 _LEAST_TAIL_CHARS = 1 << 12
 
 
 class LongText:
-    """How one tokenizer's texts are bounded and cut. Thread-safe."""
+    """The bounds and cuts of one tokenizer's texts. Thread-safe."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.bound = TokenBound(tokenizer.raw)
         self.cuts = SafeCuts(tokenizer.raw)
         self.prefix, self.suffix = _boundary_ids(tokenizer)
-        """What `add_special_tokens` puts before and behind a text."""
+        """The tokens that `add_special_tokens` puts before and after a text."""
 
     def parts(self, text: str, max_tokens: int, start: int = 0) -> Iterator[str]:
-        """The text from `start` on, which must be 0 or a safe cut.
+        """Cut the text from `start` on, which must be 0 or a safe cut.
 
         Args:
-            max_tokens: what the model takes; a text that cannot be cut may be longer for more.
+            max_tokens: the most tokens that the model takes; with a higher limit, a text that
+                cannot be cut may be longer.
 
         Raises:
             InvalidParameter: a stretch without a safe cut is too long.
@@ -50,10 +52,11 @@ class LongText:
         yield self.cuts.part(text, start, len(text))
 
     def tails(self, text: str, num_tokens: int, max_tokens: int) -> Iterator[int]:
-        """Where to begin to get the last tokens: ever earlier safe cuts, and 0 at last.
+        """Yield places to start at for the last tokens: safe cuts, each earlier than the last, and
+        finally 0.
 
         Args:
-            max_tokens: as in `parts`.
+            max_tokens: see `parts`.
 
         Raises:
             InvalidParameter: a stretch without a safe cut is too long.
@@ -74,21 +77,21 @@ class LongText:
         yield 0
 
     def _longest(self, max_tokens: int) -> int:
-        """Most characters of a stretch that cannot be cut."""
+        """Return the most characters of a stretch that cannot be cut."""
         if self.cuts.exist:
             return LONGEST_PART_CHARS
         return max(LONGEST_PART_CHARS, _CHARS_PER_TOKEN * max_tokens)
 
     def encode(self, part: str) -> list[int]:
-        """Token ids of one part of a cut text, which may be encoded beside others."""
+        """Return the token ids of one part of a cut text, which may be encoded in parallel with
+        others."""
         return self._tokenizer.encode(part, add_special_tokens=False)
 
 
 def _uncut(num_chars: int, longest: int) -> InvalidParameter:
     return InvalidParameter(
-        f"{num_chars} characters of the text hold no place where this model's tokenizer could take "
-        f"a part of it, such as a space between two words; the limit for such a stretch is "
-        f"{longest} characters"
+        f"the text has a stretch of {num_chars} characters where this model's tokenizer cannot "
+        f"split it, for example at a space between two words; the limit is {longest} characters"
     )
 
 

@@ -1,4 +1,4 @@
-"""Splits what a model wrote to itself from its answer."""
+"""Separates a model's reasoning from its answer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +12,11 @@ ReasoningParserName = Literal["deepseek_r1", "qwen3", "mistral", "gemma4"]
 
 @dataclass(frozen=True, slots=True)
 class ReasoningMarkers:
-    """How a family of models writes its reasoning.
+    """The markers around the reasoning of a family of models.
 
     Attributes:
-        is_first: the answer begins with it even where nothing opens it, as in DeepSeek R1.
+        is_first: whether the answer begins with reasoning even without an opening marker, as in
+            DeepSeek R1.
     """
 
     opening: str
@@ -24,16 +25,16 @@ class ReasoningMarkers:
 
     @property
     def tokens(self) -> tuple[str, str]:
-        """What of them may be special tokens."""
+        """The parts of the markers that may be special tokens."""
         return (self.opening.removesuffix("thought"), self.closing)
 
     def is_open_after(self, prompt: str) -> bool:
-        """Whether an answer to this prompt, or to one that ends with this, begins within it."""
+        """Whether an answer to a prompt that ends with this text begins within reasoning."""
         end = prompt.rstrip()
         return end.endswith(self.opening) or (self.is_first and not end.endswith(self.closing))
 
     def is_open_within(self, text: str) -> bool:
-        """Whether the beginning of an answer is within it."""
+        """Whether an answer that begins with this text is within reasoning at its end."""
         opened, closed = text.rfind(self.opening), text.rfind(self.closing)
         return opened > closed or (self.is_first and closed < 0)
 
@@ -48,13 +49,13 @@ assert set(REASONING_MARKERS) == set(get_args(ReasoningParserName))
 
 
 class ReasoningReader(AnswerReader):
-    """Reasoning stands first, between its markers, or not at all.
+    """A reader that expects reasoning at the beginning, between its markers, or none.
 
-    Line breaks around it, and before what follows it, are left out, as chat templates do. Without
-    an end all of the text is reasoning.
+    Line breaks around the reasoning are left out, as in chat templates. Without a closing marker
+    all of the text is reasoning.
 
     Args:
-        is_open: it has begun in the prompt.
+        is_open: whether the reasoning has begun in the prompt.
     """
 
     def __init__(self, markers: ReasoningMarkers, *, is_open: bool) -> None:
@@ -66,7 +67,7 @@ class ReasoningReader(AnswerReader):
 
     @property
     def reach(self) -> int:
-        """Characters of the text that are certain to be reasoning, its markers among them."""
+        """Characters of the text that are certain to be reasoning, including its markers."""
         if self._end is not None:
             return self._end
         return self._num_read if self._has_begun else 0
@@ -87,7 +88,7 @@ class ReasoningReader(AnswerReader):
                 yield
 
     def _reasoning(self, begun: str) -> Waiting[None]:
-        """Up to its end, and past the line breaks behind that."""
+        """Read to the end of the reasoning and past the line breaks after it."""
         self._has_begun = True
         held = begun.lstrip("\n")
         if not held:

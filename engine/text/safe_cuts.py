@@ -1,9 +1,9 @@
 """Places where a text can be cut so that the parts' tokens are those of the whole.
 
 Between a letter and a single space (or line break, or Chinese comma or full stop) before another
-letter, every pattern known here ends one word and begins the next, whatever surrounds them; words
-are tokenised one by one. SentencePiece's BPE has no words; there the cut is safe because no token
-holds a space behind a letter. A tokenizer that is put together in another way has no safe cuts.
+letter, every pattern known here ends one word and begins the next, whatever surrounds them, and
+each word is tokenised separately. SentencePiece's BPE has no words; there the cut is safe because
+no token has a space after a letter. Tokenizers of other kinds have no safe cuts.
 """
 
 import re
@@ -19,15 +19,15 @@ _SPACE = "▁"
 _SEPARATORS = " \n\u3002\uff0c\u3001"
 """Space, line break, and the Chinese full stop, comma and enumeration comma."""
 _LOCAL_FORMS = frozenset(("NFC", "NFD", "NFKC", "NFKD"))
-"""Nothing is composed or reordered across a space, line break, comma or full stop."""
+"""Normalisations that compose or reorder nothing across a space, line break, comma or full stop."""
 _PROBES = (("alpha Beta", "Gamma delta"), ("Zoë said", "nothing 42"), ("你好", "世界"))
 
 
 class SafeCuts:
-    """For one tokenizer. Thread-safe.
+    """The safe cuts of one tokenizer's texts. Thread-safe.
 
     Attributes:
-        exist: it is of a kind whose texts can be cut.
+        exist: whether texts of this kind of tokenizer can be cut.
     """
 
     def __init__(self, raw: RawTokenizer) -> None:
@@ -37,12 +37,12 @@ class SafeCuts:
         self.exist = bool(separators) and self._holds(raw, separators)
 
     def first(self, text: str, start: int, end: int) -> int | None:
-        """The first place from `start` on and before `end`."""
+        """Return the first safe cut from `start` on and before `end`, or None."""
         match = self._pattern.search(text, start, end) if self.exist else None
         return match.start() if match else None
 
     def part(self, text: str, start: int, end: int) -> str:
-        """The text between two places as it has to be tokenised."""
+        """Return the text between two places in the form in which it must be tokenised."""
         if start and self._drops_space:
             start += 1
         return text[start:end]
@@ -58,12 +58,12 @@ class SafeCuts:
             return "" if not known else " " if adds_space else _SEPARATORS
         if not kinds <= {"Prepend", "Replace"} or not all(map(_is_metaspace, cutters)):
             return ""
-        # The normaliser puts a space before every text; then the part's own is left out.
+        # The normaliser puts a space before every text, so the part's own space is left out.
         self._drops_space = "Prepend" in kinds
         return " " if _keeps_spaces_in_front(raw) else ""
 
     def _holds(self, raw: RawTokenizer, separators: str) -> bool:
-        """A last look: a few texts, cut and whole."""
+        """Check with a few texts that cut and whole ones have the same tokens."""
         for before, after in _PROBES:
             for separator in separators:
                 text = before + separator + after
@@ -75,7 +75,7 @@ class SafeCuts:
 
 
 def _has_odd_tokens(raw: RawTokenizer) -> bool:
-    """Tokens that are matched whole and may lie across a cut, or swallow the space at one."""
+    """Whether tokens that are matched whole may lie across a cut or swallow the space at one."""
     edge = re.compile(f"^{_LETTER}|{_LETTER}$|{_LETTER}[{_SEPARATORS}]{_LETTER}")
     return any(edge.search(token.content) for token in raw.get_added_tokens_decoder().values())
 

@@ -1,19 +1,19 @@
-"""Whether two models mean the same by a token id."""
+"""Checks that two models mean the same by a token id."""
 
 from engine.errors import ModelLoadError
 from engine.text.tokenizer import Tokenizer
 
 
 def check_same_tokens(model: Tokenizer, draft: Tokenizer, num_tokens: int) -> None:
-    """That what a draft model guesses is what the model would read.
+    """Check that the model reads a draft model's tokens as the draft model meant them.
 
-    One may have tokens at the end that the other has not, as fine-tuned models do.
+    One model may have tokens at the end that the other lacks, as fine-tuned models do.
 
     Args:
-        num_tokens: ids that both models have.
+        num_tokens: number of ids that both models have.
 
     Raises:
-        ModelLoadError: an id is a different token in the two.
+        ModelLoadError: an id is a different token in the two models.
     """
     different = [
         token_id
@@ -26,8 +26,8 @@ def check_same_tokens(model: Tokenizer, draft: Tokenizer, num_tokens: int) -> No
         return
     first = different[0]
     raise ModelLoadError(
-        f"speculative_model has another vocabulary than the model: of {num_tokens} tokens that "
-        f"both have {len(different)} differ, such as {first}, {draft.token_text(first)!r} and "
-        f"{model.token_text(first)!r}; name a model with the same tokenizer",
+        f"speculative_model does not have the model's vocabulary: {len(different)} of {num_tokens} "
+        f"shared token ids differ, such as {first}, which is {draft.token_text(first)!r} there and "
+        f"{model.token_text(first)!r} in the model; use a model with the same tokenizer",
         param="speculative_model",
     )

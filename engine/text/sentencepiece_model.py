@@ -1,7 +1,7 @@
 """Reads SentencePiece's `tokenizer.model`, a protobuf message, for folders without tokenizer.json.
 
-Only what Llama's kind needs is taken from it: BPE, and text as it is. The families served use
-neither Unigram models nor SentencePiece's text normalisation.
+It reads only what Llama's kind of tokenizer needs: BPE without text normalisation. No served family
+uses Unigram models or SentencePiece's normalisation.
 
 Format: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
 """
@@ -27,28 +27,28 @@ _NAMED_IDS = {
     "eos_token": (42, 2),
     "pad_token": (43, -1),
 }
-"""Field of the trainer's settings, and what it is when the file leaves it out."""
+"""The field of the trainer's settings and its default, by token name."""
 _MAX_BYTES = 64 << 20
-"""Ten times what vocabularies of a quarter of a million pieces take."""
+"""The largest file, ten times the size of vocabularies of a quarter of a million pieces."""
 _CHARSMAP, _ADDS_PREFIX, _SQUEEZES_SPACES = 2, 3, 4
 
 
 def read_sentencepiece_model(path: Path, *, legacy: bool) -> tuple[RawTokenizer, dict[str, str]]:
-    """The tokenizer and its special tokens by name.
+    """Return the tokenizer and its special tokens by name.
 
     Args:
-        legacy: as in tokenizer_config.json: special tokens too are followed by a space.
+        legacy: as in tokenizer_config.json: whether special tokens are also followed by a space.
 
     Raises:
         CorruptFile: the file is damaged.
-        UnsupportedArchitecture: a Unigram model, or one that normalises text.
+        UnsupportedArchitecture: it is a Unigram model, or one that normalises text.
     """
     try:
         return _create(*_read(read_bounded(path, _MAX_BYTES)), legacy)
     except EngineError:
         raise
     except Exception as error:
-        # Whatever the damage leads to, here or in the library, which raises plain Exception.
+        # Damage can cause any error, here or in the library, which raises plain Exception.
         raise CorruptFile("tokenizer.model is damaged; fetch it again") from error
 
 
@@ -93,7 +93,7 @@ def _read(data: bytes) -> tuple[Vocabulary, dict[int, Any], dict[int, Any]]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Number and value of each field: an int, or bytes for everything that has a length."""
+    """Yield number and value of each field: an int, or bytes for everything that has a length."""
     position = 0
     while position < len(data):
         key, position = _varint(data, position)
@@ -107,7 +107,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
         else:
             size = {1: 8, 5: 4}.get(wire_type, len(data) + 1)
         if position + size > len(data):
-            raise ValueError("a field runs off the end")
+            raise ValueError("a field ends after the file")
         yield key >> 3, data[position : position + size]
         position += size
 
@@ -124,5 +124,5 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _signed(value: int) -> int:
-    """Negative numbers are written as 64 bits of two's complement."""
+    """Convert a number from two's complement of 64 bits, in which negative ones are written."""
     return value - (1 << 64) if value >> 63 else value

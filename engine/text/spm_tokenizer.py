@@ -1,8 +1,8 @@
 """SentencePiece BPE, rebuilt from tokens and scores for the `tokenizers` library.
 
-SentencePiece joins the neighbours whose union has the best score; `tokenizers` wants a ranked list
-of merges. The list is derived as transformers does it when it converts a checkpoint. Used for GGUF
-files of model `llama` and for folders that hold a `tokenizer.model` only.
+SentencePiece joins the neighbours whose union has the best score; `tokenizers` needs a ranked list
+of merges. The list is derived as in transformers' conversion of checkpoints. It is used for GGUF
+files of model `llama` and for folders that have only a `tokenizer.model`.
 """
 
 from typing import Literal
@@ -13,14 +13,14 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from engine.text.vocabulary import TokenType, Vocabulary
 
 SpacePrefix = Literal["none", "first", "every"]
-"""Where encoding puts a space: nowhere, before the text, or also after every special token."""
+"""Where encoding inserts a space: nowhere, before the text, or also after every special token."""
 
 _SPACE = "▁"
 _MERGED = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
 
 
 def build_spm_tokenizer(vocabulary: Vocabulary, *, prefix: SpacePrefix) -> RawTokenizer:
-    """A tokenizer without special tokens; the caller adds them."""
+    """Build a tokenizer without special tokens; the caller adds them."""
     unknown = vocabulary.of_type((TokenType.UNKNOWN,))
     model = models.BPE(
         vocab={token: i for i, token in enumerate(vocabulary.tokens)},
@@ -43,7 +43,8 @@ def build_spm_tokenizer(vocabulary: Vocabulary, *, prefix: SpacePrefix) -> RawTo
 
 
 def _derive_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """Every way to make a token of two others, best score first, longer left part first."""
+    """Return every way to make a token from two others, best score first, longer left part
+    first."""
     usable = {
         token: score
         for token, kind, score in zip(

@@ -1,6 +1,6 @@
-"""Stop strings in a growing text: finds the first, and never lets a part of one out.
+"""Stop strings in a growing text: finds the first one and never lets a part of one out.
 
-One `StopMatcher` per completion, between the detokenizer and the client.
+Each completion has a `StopMatcher` between the detokenizer and the client.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from engine.errors import InvalidParameter
 
 
 class StopMatcher:
-    """Hands text on, but for its end that could be the beginning of a stop string.
+    """Passes text on, except for an end that could be the beginning of a stop string.
 
     The stop string that is complete first wins; of several that end at the same character, the
     longest. The answer does not depend on how the text is cut into pieces.
@@ -35,10 +35,10 @@ class StopMatcher:
         self._include = include
         self._automata = [_Automaton(text) for text in dict.fromkeys(stop)]
         self._longest = self._automata[0] if stop else None
-        """The automaton that read furthest: what it read is held back."""
+        """The automaton that has matched furthest; its match is held back."""
 
     def add(self, text: str) -> str:
-        """More text. Returns what may go out now, the oldest first."""
+        """Take more text and return the text that may go out now, the oldest first."""
         if self._longest is None:
             return text
         if self.matched is not None:
@@ -54,11 +54,12 @@ class StopMatcher:
         else:
             self._longest = max(self._automata, key=_Automaton.progress)
             num_out = num_held + len(text) - self._longest.num_read
-        # At most what is handed out is copied, so that a long hold costs nothing per character.
+        # At most the returned text is copied, so a long hold costs nothing per character.
         return held_by.text[: min(num_out, num_held)] + text[: max(num_out - num_held, 0)]
 
     def finish(self) -> str:
-        """The text has ended: what was held back, as it is no stop string after all."""
+        """End the text and return the text that was held back, since it is not a stop string after
+        all."""
         if self._longest is None or self.matched is not None:
             return ""
         held = self._longest.text[: self._longest.num_read]
@@ -67,12 +68,13 @@ class StopMatcher:
         return held
 
     def _is_better(self, automaton: "_Automaton") -> bool:
-        """For matches that end at the same character."""
+        """Whether an automaton's match is preferred to another one that ends at the same
+        character."""
         return self.matched is None or len(automaton.text) > len(self.matched)
 
 
 class _Automaton:
-    """How much of the beginning of one stop string the text ends with."""
+    """Tracks how long a beginning of one stop string the text ends with."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -83,7 +85,7 @@ class _Automaton:
         return self.num_read
 
     def read(self, text: str, end: int) -> int | None:
-        """Take in `text[:end]`, or up to a match; returns the place right after the match."""
+        """Read `text[:end]`, or up to a match; return the place right after the match."""
         stop, borders = self.text, self._borders
         num_read, place = self.num_read, 0
         while place < end:

@@ -1,11 +1,11 @@
 """The process that renders one model's chat template, within limits of time and memory.
 
-`python -m engine.text.template_child CPU_SECONDS MEMORY_BYTES`, started by `TemplateProcess`. Its
-standard input is a socket that both sides write to. Templates are foreign code: what runs here for
-too long is ended by the kernel, and nobody else notices.
+`TemplateProcess` starts it as `python -m engine.text.template_child CPU_SECONDS MEMORY_BYTES`. Its
+standard input is a socket that both sides write to. Templates are foreign code: the kernel ends
+this process if it runs for too long, and nothing else is affected.
 
-It ends when the socket does. A template that is running when the server dies is ended by its
-processor time.
+The process ends when the socket does. If the server dies, a running template is ended by the limit
+of processor time.
 """
 
 import json
@@ -44,7 +44,7 @@ _OUT_OF_MEMORY = pack(
         is_last=True,
     )
 )
-"""Made beforehand: there is none left when it is needed."""
+"""The answer for lack of memory, made beforehand because there is none left then."""
 
 
 def main() -> None:
@@ -65,8 +65,8 @@ def main() -> None:
 
 
 class _Connection:
-    """Frames in, frames out. Answers wait a moment for others: every write wakes the server, which
-    may take the processor."""
+    """The frames of the socket. Answers are collected for a moment, because every write wakes the
+    server, which may take the processor."""
 
     def __init__(self) -> None:
         self._received = bytearray()
@@ -74,7 +74,7 @@ class _Connection:
         self._flushed_s = 0.0
 
     def read(self) -> bytes | None:
-        """The next frame's body, or None if the server has hung up."""
+        """Return the next frame's body, or None if the server has hung up."""
         while len(self._received) < HEADER_BYTES:
             if not self._fill():
                 return None
@@ -106,17 +106,17 @@ class _Connection:
 
 
 class Renderer:
-    """Knows its template once it was told to compile one."""
+    """Renders conversations with the template that it was told to compile."""
 
     def __init__(self, *, is_memory_limited: bool) -> None:
         self._is_memory_limited = is_memory_limited
         self._template: ChatTemplate | None = None
 
     def answer(self, body: bytes) -> bytes:
-        """The frame that answers one.
+        """Return the frame that answers one.
 
         Raises:
-            MemoryError: there is not enough.
+            MemoryError: there is not enough memory.
         """
         try:
             return pack(self._answer(unpack_question(body)))
@@ -125,7 +125,7 @@ class Renderer:
                 raise error.__cause__ from None
             return pack(Refused(Failure.of(error)))
         except UnicodeEncodeError:
-            return _refuse("the model's chat template writes half of a UTF-16 surrogate pair")
+            return _refuse("the model's chat template wrote half of a UTF-16 surrogate pair")
         except RecursionError:
             return _refuse("the messages are nested too deeply")
 
@@ -139,8 +139,8 @@ class Renderer:
 
 
 def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
-    """Templates print a call's arguments as JSON themselves, so they want the object, not its text.
-    Reading it may take seconds, so it is left to this process."""
+    """Parse the JSON of a call's arguments, which templates print themselves from the object.
+    Parsing may take seconds, so it is done in this process."""
     if not message.get("tool_calls"):
         return message
     return {**message, "tool_calls": [_with_object(call) for call in message["tool_calls"]]}

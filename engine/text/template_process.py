@@ -1,7 +1,7 @@
 """A model's chat template, rendered in a process of its own that can be killed.
 
-Templates come with checkpoints and are programs: one that loops or eats memory must cost nobody
-but itself anything. Each model has its own process, so that it holds up its own chats at most.
+Templates come with checkpoints and are programs: one that loops or fills memory must harm nothing
+but itself. Each model has its own process, so a template delays only its own model's chats.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ from engine.text.template_wire import (
 )
 
 MAX_SOURCE_CHARS = 1 << 20
-"""Of a template; the longest that models come with have a fiftieth of it."""
+"""The most characters of a template; the longest ones of known models have a fiftieth of it."""
 
 _READ_BYTES = 1 << 16
 _MAX_BATCH = 32
@@ -55,14 +55,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateLimits:
-    """What one rendering may take.
+    """The limits of one rendering.
 
     Attributes:
         cpu_s: processor time; the kernel rounds it up by less than a second.
-        wall_s: from the question to the answer.
-        start_s: the same for the start of the process, which a busy machine and a cold disk delay.
-        memory_bytes: address space of the process; it begins with about 30 MiB.
-        turn_s: how long a conversation waits for those before it.
+        wall_s: time from the question to the answer.
+        start_s: time for the process to start, which a busy machine and a cold disk delay.
+        memory_bytes: address space of the process, which begins with about 30 MiB.
+        turn_s: time that a conversation waits for those before it.
     """
 
     cpu_s: int = 2
@@ -73,16 +73,16 @@ class TemplateLimits:
 
 
 class TemplateProcess:
-    """Renders one model's conversations, in the order in which they come. One event loop only.
+    """Renders one model's conversations in the order of arrival. One event loop only.
 
-    Those that wait together are sent and answered together: on a busy machine it is the switch from
-    process to process that takes time.
+    Conversations that wait together are sent and answered together, because on a busy machine most
+    of the time goes into switching between processes.
 
     Args:
-        source, special_tokens: as `ChatTemplate` takes them.
+        source, special_tokens: see `ChatTemplate`.
 
     Raises:
-        CorruptFile: the template is longer than any template.
+        CorruptFile: the template is too long.
     """
 
     def __init__(
@@ -107,26 +107,28 @@ class TemplateProcess:
         """Start the process and let it compile the template, so that the first chat need not wait.
 
         Raises:
-            CorruptFile: the template is no valid Jinja, or takes too much time or memory.
+            CorruptFile: the template is not valid Jinja, or takes too much time or memory.
         """
         await self._do(None)
 
     async def render(
         self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
     ) -> str:
-        """The prompt's text; `options` are the keyword arguments of `ChatTemplate.render`.
+        """Return the prompt's text; `options` are the keyword arguments of `ChatTemplate.render`.
 
         Raises:
-            InvalidParameter: the template refuses the conversation, with its message; or it takes
-                more time or memory than it may.
-            ChatTemplateFailed: its process ended for another reason.
+            InvalidParameter: the template refuses the conversation, with its message, or exceeds a
+                limit of time or memory.
+            ChatTemplateFailed: the process ended for another reason.
             QueueFull: the conversations before it take too long.
         """
         answer = await self._do(_pack(Render(list(map(dict, messages)), dict(options))))
         if isinstance(answer, Refused):
             raise answer.failure.error()
         if not isinstance(answer, Rendered):
-            raise ChatTemplateFailed("the process of the model's chat template gave no text")
+            raise ChatTemplateFailed(
+                "the process of the model's chat template answered without a text"
+            )
         return answer.text
 
     def close(self) -> None:
@@ -155,7 +157,7 @@ class TemplateProcess:
             expiry.cancel()
 
     async def _serve(self) -> None:
-        """Send what waits to the child, a batch at a time, and hand out its answers."""
+        """Send waiting frames to the child, a batch at a time, and pass its answers on."""
         batch: list[_Job] = []
         try:
             while self._waiting:
@@ -163,10 +165,10 @@ class TemplateProcess:
                 batch = self._take_batch()
                 await self._answer(child, batch)
         except Exception as error:
-            # Of the start: without a process nobody can be served.
+            # Without a process no waiting conversation can be served.
             self._fail_all(error)
         finally:
-            if self._is_closed:  # what was being answered waits again
+            if self._is_closed:  # the current batch waits again
                 self._fail_all(_shutting_down())
 
     def _take_batch(self) -> "list[_Job]":
@@ -177,16 +179,16 @@ class TemplateProcess:
             job = self._waiting.popleft()
             if job.frame is None:
                 job.give(None)
-            elif not job.answer.done():  # whoever has left is left out
+            elif not job.answer.done():  # askers who have left are skipped
                 job.is_sent = True
                 batch.append(job)
         return batch
 
     async def _answer(self, child: "_Child", batch: "list[_Job]") -> None:
-        """Send a batch and hand out the answers.
+        """Send a batch and pass the answers on.
 
-        If the process ends over it, one of those without an answer is the cause: each of them is
-        then sent alone.
+        If the process ends during the batch, one of the frames without an answer is the cause: each
+        of them is then sent alone.
         """
         sending = asyncio.create_task(child.send(b"".join([job.frame or b"" for job in batch])))
         unanswered = deque(batch)
@@ -195,7 +197,7 @@ class TemplateProcess:
                 answer = await self._receive(child, self._limits.wall_s)
                 unanswered.popleft().give(answer)
                 if isinstance(answer, Refused) and answer.is_last:
-                    log.warning("chat template stopped", reason=answer.failure.message)
+                    log.warning("chat template was stopped", reason=answer.failure.message)
                     self._replace()
                     break
         except EngineError as error:
@@ -212,7 +214,7 @@ class TemplateProcess:
             self._waiting.extendleft(reversed(unanswered))
 
     async def _ready_child(self) -> "_Child":
-        """One that has compiled the template.
+        """Return a child that has compiled the template.
 
         Raises:
             CorruptFile: it cannot be compiled.
@@ -241,13 +243,13 @@ class TemplateProcess:
             raise answer.failure.error()
         child.has_template = True
         if isinstance(answer, Compiled) and not answer.is_memory_limited:
-            log.warning("this system cannot limit the memory of chat templates")
+            log.warning("this system cannot limit the memory that chat templates take")
 
     async def _receive(self, child: "_Child", wall_s: float) -> Answer:
-        """The next answer. A process that gives none in time is replaced.
+        """Return the next answer. A process that gives none in time is replaced.
 
         Raises:
-            InvalidParameter, ChatTemplateFailed: why it gave none.
+            InvalidParameter, ChatTemplateFailed: there is no answer; the message says why.
         """
         try:
             async with asyncio.timeout(wall_s):
@@ -276,10 +278,10 @@ class TemplateProcess:
             child.kill()
 
     def _replace(self) -> None:
-        """A new process, at work on its start while nobody waits."""
+        """Start a new process while nobody waits for it."""
         self._drop()
         if not self._is_closed:
-            with contextlib.suppress(EngineError):  # the next conversation tries again, and says so
+            with contextlib.suppress(EngineError):  # the next conversation tries again
                 self._spawn()
 
     def _fail_all(self, error: Exception) -> None:
@@ -290,13 +292,13 @@ class TemplateProcess:
         if exit_code == -signal.SIGXCPU:
             return self._too_long(f"{self._limits.cpu_s} s of processor time")
         cause = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
-        log.error("chat template's process ended", cause=cause)
+        log.error("the process of the chat template ended", cause=cause)
         return ChatTemplateFailed(
             "the process of the model's chat template ended while it rendered these messages"
         )
 
     def _too_long(self, time: str) -> InvalidParameter:
-        log.warning("chat template stopped", reason=f"more than {time}")
+        log.warning("chat template was stopped", reason=f"more than {time}")
         return InvalidParameter(
             f"the model's chat template took more than {time} and was stopped; shorten the "
             f"conversation, or serve the model with another template",
@@ -305,20 +307,20 @@ class TemplateProcess:
 
     def _too_large(self) -> CorruptFile:
         return CorruptFile(
-            f"the model's chat template took more time or memory to compile than it may, "
-            f"{self._limits.cpu_s} s and {self._limits.memory_bytes >> 20} MiB"
+            f"the model's chat template took too long or too much memory to compile; the limits "
+            f"are {self._limits.cpu_s} s and {self._limits.memory_bytes >> 20} MiB"
         )
 
 
 @dataclass(slots=True)
 class _Job:
-    """A frame on its way to an answer. Whoever asked may have left: then the answer is done."""
+    """A frame that waits for its answer. If the asker has left, the answer counts as done."""
 
     frame: bytes | None
     answer: asyncio.Future[Answer | None]
     is_sent: bool = False
     is_suspect: bool = False
-    """The process ended while this was among what it had to do."""
+    """Whether the process ended while this frame was part of its batch."""
 
     def give(self, answer: Answer | None) -> None:
         if not self.answer.done():
@@ -340,7 +342,7 @@ class _Job:
 
 
 class _Child:
-    """One process and the socket to it. Ends when nobody holds this any more."""
+    """A process and the socket to it. It ends when this object is no longer used."""
 
     def __init__(self, limits: TemplateLimits) -> None:
         ours, theirs = socket.socketpair()
@@ -366,14 +368,14 @@ class _Child:
         return self._process.poll() is None
 
     async def send(self, frames: bytes) -> None:
-        """Raises OSError if it has ended."""
+        """Send frames. Raises OSError if the process has ended."""
         await asyncio.get_running_loop().sock_sendall(self._socket, frames)
 
     async def receive(self) -> Answer:
-        """The next answer.
+        """Return the next answer.
 
         Raises:
-            OSError, EOFError, msgspec.DecodeError: it has ended, or talks nonsense.
+            OSError, EOFError, msgspec.DecodeError: the process has ended, or its answer is invalid.
         """
         await self._fill(HEADER_BYTES)
         end = HEADER_BYTES + frame_size(self._received)
@@ -393,7 +395,7 @@ class _Child:
             self._received += piece
 
     def kill(self) -> int:
-        """End it. Returns its exit code, or the negative signal. Idempotent."""
+        """End the process and return its exit code, or the negative signal. Idempotent."""
         self._end()
         return self._process.wait()
 
@@ -413,7 +415,7 @@ def _pack(question: Question) -> bytes:
         return pack(question)
     except (RecursionError, UnicodeEncodeError, TypeError) as error:
         raise InvalidParameter(
-            "the messages cannot be given to a chat template: they are nested too deeply, or not "
-            "valid Unicode",
+            "the messages cannot be given to a chat template: they are nested too deeply or are "
+            "not valid Unicode",
             param="messages",
         ) from error

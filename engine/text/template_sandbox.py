@@ -1,7 +1,7 @@
-"""The Jinja environment of chat templates, as transformers has it.
+"""The Jinja environment of chat templates, as in transformers.
 
 Templates come with checkpoints, so they are foreign code: they run in Jinja's immutable sandbox,
-and what could eat memory or time without end is bounded.
+and operations that could use memory or time without limit are bounded.
 """
 
 import json
@@ -17,13 +17,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 MAX_CHARS = 1 << 24
-"""Of a rendered conversation, and of any text that a template multiplies."""
+"""The most characters of a rendered conversation, and of any text that a template repeats."""
 
 _MAX_POWER_BITS = 1 << 12
 
 
 def create_environment() -> ImmutableSandboxedEnvironment:
-    """One per template: the environment keeps no state between renderings."""
+    """Create the environment of one template; it keeps no state between renderings."""
     environment = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
     )
@@ -41,14 +41,15 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if operator == "*":
             for sequence, times in ((left, right), (right, left)):
                 if hasattr(sequence, "__len__") and len(sequence) * times > MAX_CHARS:
-                    raise SecurityError("the template multiplies a text beyond all bounds")
+                    raise SecurityError("the template repeats a text too many times")
         elif not _is_small_power(left, right):
-            raise SecurityError("the template computes a power beyond all bounds")
+            raise SecurityError("the template computes too large a power")
         return super().call_binop(context, operator, left, right)
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}` marks the assistant's text for training; here it shows its content."""
+    """The tag `{% generation %}`, which marks the assistant's text for training; here it shows its
+    content."""
 
     tags = {"generation"}  # noqa: RUF012 - Jinja's declaration
 
@@ -59,7 +60,8 @@ class _GenerationTag(Extension):
 
 
 class _PublicNamespace(Namespace):
-    """No names with underscores, which could reach what the sandbox hides."""
+    """A namespace without names that begin with underscores, which could reach what the sandbox
+    hides."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *rest = args
@@ -81,7 +83,9 @@ def _is_small_power(base: Any, exponent: Any) -> bool:
 
 def _check_public(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"the template stores {name[:80]!r}; underscores are not allowed")
+        raise SecurityError(
+            f"the template assigns to {name[:80]!r}; names must not begin with an underscore"
+        )
 
 
 def _to_json(
@@ -91,7 +95,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes HTML, which no model was trained with."""
+    """Convert a value to JSON. Jinja's own filter escapes HTML, which no model was trained with."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

@@ -1,11 +1,12 @@
-"""How many tokens a text has at least, from its characters alone.
+"""The fewest tokens that a text can have, from its characters alone.
 
-A token stands for a stretch of the text, so a text of many letters needs at least as many tokens as
-its letters divided by the most letters that any token has; the same for digits, white space, other
-ASCII and the rest. Counting takes a nanosecond a character, tokenising a microsecond and 300 bytes.
+A token stands for a stretch of the text, so a text needs at least as many tokens as its letters
+divided by the most letters of any token; the same holds for digits, white space, other ASCII and
+the rest. Counting takes a nanosecond per character, tokenising a microsecond and 300 bytes.
 
-What a tokenizer may drop, or join without limit, is not counted: bytes that its vocabulary lacks,
-white space beside special tokens that swallow it. Where nothing can be relied on, the bound is 0.
+Characters that a tokenizer may drop, or join without limit, are not counted: bytes that its
+vocabulary lacks, and white space beside special tokens that swallow it. Where nothing is certain,
+the bound is 0.
 """
 
 import json
@@ -28,20 +29,21 @@ _EVERYTHING = bytes(range(256))
 
 _UNICODE_FORMS = frozenset(("NFC", "NFD", "NFKC", "NFKD", "Lowercase"))
 _SHRINKING = 4
-"""They leave ASCII as it is, and shorten other text to a quarter of its UTF-8 at most: a bold
-mathematical letter of 4 bytes is a plain one, three Hangul letters of 9 bytes a syllable of 3."""
+"""The most by which normalisations shorten text. They leave ASCII unchanged and shorten other text
+to a quarter of its UTF-8 at most: a bold mathematical letter of 4 bytes becomes a plain one, three
+Hangul letters of 9 bytes a syllable of 3."""
 _SPACE = "▁"
 _UNKNOWN_CHAR = b"\xff"
 _PIECE_CHARS = 1 << 18
-"""About a millisecond of counting."""
+"""Characters per piece, which take about a millisecond to count."""
 
 
 class TokenBound:
-    """For one tokenizer. Thread-safe.
+    """The token bound of one tokenizer. Thread-safe.
 
     Attributes:
-        is_known: there is a bound at all.
-        max_units: most bytes (with SentencePiece, characters) that a token stands for.
+        is_known: whether there is a bound.
+        max_units: the most bytes (with SentencePiece, characters) that a token stands for.
     """
 
     def __init__(self, raw: RawTokenizer) -> None:
@@ -56,15 +58,15 @@ class TokenBound:
         self.is_known = self.max_units > 0
 
     def at_least(self, text: str, enough: int) -> int:
-        """Tokens that the text has at least, added special tokens left out.
+        """Return the fewest tokens that the text can have, without added special tokens.
 
         Args:
-            enough: once it is certain that there are more than these, no more is read.
+            enough: no more is read once it is certain that there are more tokens than this.
         """
         return max(self.growing(text, enough), default=0)
 
     def growing(self, text: str, enough: int) -> Iterator[int]:
-        """The same, found a piece of the text at a time: what is certain after each."""
+        """Yield the bound after each piece of the text, as far as it is certain."""
         if not self.is_known:
             return
         shrinking = _SHRINKING if self._changes_unicode and not text.isascii() else 1
@@ -81,7 +83,7 @@ class TokenBound:
             )
 
     def _measure(self, raw: RawTokenizer) -> None:
-        """Find each class's most units in a token. The last class is everything."""
+        """Find the most units of each class in a token. The last class is everything."""
         added = raw.get_added_tokens_decoder().values()
         vocabulary = raw.get_vocab(with_added_tokens=False)
         countable = bytes(self._countable(vocabulary, raw.model.byte_fallback))
@@ -96,7 +98,7 @@ class TokenBound:
             self.max_units = most
 
     def _units(self, text: str) -> bytes:
-        """A byte for each byte, or for each character of SentencePiece."""
+        """Return one byte for each byte, or for each character with SentencePiece."""
         if self._is_byte_level:
             return text.encode(errors="surrogatepass")
         text = text.replace(_SPACE, " ")
@@ -112,7 +114,7 @@ class TokenBound:
             return token.encode()
 
     def _countable(self, vocabulary: dict[str, int], has_bytes: bool) -> Iterator[int]:
-        """Units that cannot vanish: each is a token of its own if it is merged with nothing."""
+        """Yield the units that cannot vanish: each is a token of its own if it is not merged."""
         if self._is_byte_level:
             yield from (byte for char, byte in BYTE_ALPHABET.items() if char in vocabulary)
             return
@@ -126,7 +128,8 @@ class TokenBound:
 
 
 def pipeline_steps(component: Any) -> list[dict[str, Any]]:
-    """A normaliser's or pre-tokenizer's parts, in order, as tokenizer.json describes them."""
+    """Return the parts of a normaliser or pre-tokenizer, in order, as tokenizer.json describes
+    them."""
     if component is None:
         return []
     return list(_flatten(json.loads(component.__getstate__())))
@@ -142,7 +145,7 @@ def _flatten(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _is_plain_bpe(raw: RawTokenizer) -> bool:
-    """Its tokens are stretches of the text. WordPiece makes one token of any unknown word."""
+    """Whether tokens are stretches of the text. WordPiece makes one token of any unknown word."""
     model = raw.model
     return (
         isinstance(model, models.BPE)
@@ -156,7 +159,7 @@ def _keeps_text(step: dict[str, Any], is_byte_level: bool) -> bool:
     """Whether a step of the pipeline neither drops nor joins characters."""
     match step:
         case {"type": "Split", "behavior": "Removed", "invert": True, "pattern": {"Regex": regex}}:
-            return regex in KNOWN_CUTS  # which match everything, and what matches is kept
+            return regex in KNOWN_CUTS  # they match everything and keep it
         case {"type": "Split" | "Punctuation", "behavior": "Removed"}:
             return False
         case {"type": "Split" | "Punctuation" | "Digits" | "ByteLevel" | "UnicodeScripts"}:

@@ -22,14 +22,16 @@ _MAX_ID = (1 << 32) - 1
 
 
 class TokenPieces(dict[int, bytes]):
-    """Token id → bytes, worked out when first asked for. Ids without a token have none."""
+    """The bytes of each token, computed when they are first needed. Ids without a token have
+    none."""
 
     def __init__(self, raw: RawTokenizer, to_bytes: ToBytes, *, strips_space: bool) -> None:
         super().__init__()
         self._raw = raw
         self._to_bytes = to_bytes
         self.strips_space = strips_space
-        """A space that begins the whole text is not part of it: encoding has put it there."""
+        """Whether a space that begins the whole text is left out, because encoding has put it
+        there."""
 
     def __missing__(self, token_id: int) -> bytes:
         token = self._raw.id_to_token(token_id) if 0 <= token_id <= _MAX_ID else None
@@ -40,7 +42,8 @@ class TokenPieces(dict[int, bytes]):
 
 
 def create_pieces(raw: RawTokenizer) -> TokenPieces | None:
-    """The table for this tokenizer, or None if its decoder looks at a token's neighbours."""
+    """Create the table for this tokenizer, or return None if its decoder looks at a token's
+    neighbours."""
     decoder = json.loads(raw.decoder.__getstate__()) if raw.decoder is not None else {}
     if decoder.get("type") == "ByteLevel":
         return TokenPieces(raw, _byte_level, strips_space=False)
@@ -76,10 +79,10 @@ def _plain_pieces(raw: RawTokenizer, steps: list[dict[str, Any]]) -> TokenPieces
 
 
 def spelled_pieces(entries: Sequence[str], text: str) -> list[bytes] | None:
-    """The bytes of a text's tokens, where only the vocabulary's spelling of them is known.
+    """Return the bytes of a text's tokens, where only the vocabulary's spelling of them is known.
 
     Returns:
-        None: read in neither of the two ways above do they make the text.
+        None if the tokens give the text in neither of the two ways above.
     """
     data = text.encode()
     for to_bytes in (_byte_level, _sentencepiece):
@@ -95,7 +98,8 @@ def _sentencepiece(token: str) -> bytes:
 
 
 def _byte_level(token: str) -> bytes:
-    """A token with any other character in it, such as an added one, stands for its own text."""
+    """Return the bytes of a token; one with any other character, such as an added one, stands for
+    its own text."""
     try:
         return bytes([BYTE_ALPHABET[char] for char in token])
     except KeyError:
@@ -103,7 +107,8 @@ def _byte_level(token: str) -> bytes:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins: visible Latin-1 as it is, the rest from U+0100 upwards."""
+    """Return GPT-2's printable stand-ins: visible Latin-1 unchanged, the rest from U+0100
+    upwards."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}

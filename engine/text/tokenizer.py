@@ -1,7 +1,7 @@
 """Text to token ids and back, for one model.
 
-Wraps the `tokenizers` library: the server needs no transformers and no torch. Made by
-`load_tokenizer` from a checkpoint folder or a GGUF file.
+This wraps the `tokenizers` library, so the server needs neither transformers nor torch.
+`load_tokenizer` makes a tokenizer from a checkpoint folder or a GGUF file.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,12 @@ from engine.text.tokenizer_parts import TokenizerParts
 
 
 class Tokenizer:
-    """Thread-safe once built; long texts are encoded without holding the interpreter's lock."""
+    """A model's tokenizer. Thread-safe once built; long texts are encoded without holding the
+    interpreter's lock."""
 
     def __init__(self, parts: TokenizerParts) -> None:
         raw = parts.raw
-        # What a checkpoint says of padding and truncation was meant for training.
+        # A checkpoint's settings for padding and truncation are meant for training.
         raw.no_padding()
         raw.no_truncation()
         added = raw.get_added_tokens_decoder()
@@ -30,22 +31,22 @@ class Tokenizer:
         self.chat_template = parts.chat_template
         self.special_tokens = dict(parts.special_tokens)
         self.special_token_ids = frozenset(i for i, token in added.items() if token.special)
-        """Left out of decoded text by `skip_special_tokens`."""
+        """The tokens that `skip_special_tokens` leaves out of decoded text."""
         self.vocab_size = max(
             raw.get_vocab_size(with_added_tokens=False), *(i + 1 for i in added), 0
         )
-        """One more than the largest token id. The model's output layer may be padded beyond."""
+        """One more than the largest token id. The model's output layer may be padded beyond it."""
         self.pieces = create_pieces(raw)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`. Special tokens written out in it count as such.
+        """Return the token ids of `text`. Special tokens written out in it count as special tokens.
 
         Args:
-            add_special_tokens: put begin-of-text and the like where the model wants them. Chat
-                templates write them out themselves: False for rendered conversations.
+            add_special_tokens: whether to add begin-of-text and the like as the model requires.
+                Chat templates write them out themselves, so it is False for rendered conversations.
 
         Raises:
-            InvalidParameter: the text holds half of a surrogate pair.
+            InvalidParameter: the text has half of a surrogate pair.
         """
         try:
             # Unlike encode(), this releases the interpreter's lock, and it computes no offsets.
@@ -54,16 +55,16 @@ class Tokenizer:
             if not isinstance(text, str):
                 raise
             raise InvalidParameter(
-                "the text holds half of a UTF-16 surrogate pair, which is no character; send valid "
-                "Unicode"
+                "the text has half of a UTF-16 surrogate pair, which is not a character; send "
+                "valid Unicode"
             ) from None
 
     def encode_literally(self, text: str) -> list[int]:
-        """Token ids of `text` alone. Special tokens written out in it are text like any other, as
-        for llama.cpp's programs. Not thread-safe, as `encode` is.
+        """Return the token ids of `text` alone. Special tokens written out in it are ordinary text,
+        as in llama.cpp's programs. Unlike `encode`, this is not thread-safe.
 
         Raises:
-            InvalidParameter: the text holds half of a surrogate pair.
+            InvalidParameter: the text has half of a surrogate pair.
         """
         self.raw.encode_special_tokens = True
         try:
@@ -72,11 +73,11 @@ class Tokenizer:
             self.raw.encode_special_tokens = False
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids; ids without a token have none.
+        """Return the text of token ids; ids without a token have none.
 
         Bytes that are not UTF-8 become U+FFFD as in Python. The `tokenizers` library does the same
-        for byte-level BPE; around an invalid byte token of SentencePiece it also replaces the valid
-        ones, which a stream has long sent.
+        for byte-level BPE; but with SentencePiece it also replaces the valid bytes around an
+        invalid one, which a stream has long sent.
         """
         if self.pieces is None:
             return self.raw.decode(list(ids), skip_special_tokens=skip_special_tokens)
@@ -87,25 +88,26 @@ class Tokenizer:
         return data.decode(errors="replace")
 
     def token_text(self, token_id: int) -> str:
-        """One token's text, special or not; U+FFFD where it is a part of a character."""
+        """Return one token's text, special or not; U+FFFD where it is a part of a character."""
         return self.token_bytes(token_id).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """One token's bytes: joined, those of a sequence are the UTF-8 of its text."""
+        """Return one token's bytes. Joined, the bytes of a sequence's tokens are the UTF-8 of its
+        text."""
         if self.pieces is None:
             return self.raw.decode([token_id], skip_special_tokens=False).encode()
         return self.pieces[token_id]
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint.
+    """Load the tokenizer of a checkpoint.
 
     Args:
         path: a folder in Hugging Face's layout, or a GGUF file.
 
     Raises:
         ModelNotFound: there is nothing at `path`, or the folder has no tokenizer.
-        UnsupportedArchitecture: a kind of tokenizer that is not known here (named).
+        UnsupportedArchitecture: the kind of tokenizer is unknown; the message names it.
         CorruptFile: a file is damaged.
     """
     if path.is_dir():

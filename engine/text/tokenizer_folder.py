@@ -1,8 +1,8 @@
 """A tokenizer from a checkpoint folder in Hugging Face's layout.
 
-`tokenizer.json` holds the tokenizer itself; what surrounds it is spread over
-`tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json`, `config.json` and
-`chat_template.jinja`, and not every folder has all of them.
+`tokenizer.json` holds the tokenizer itself; its settings are spread over `tokenizer_config.json`,
+`special_tokens_map.json`, `generation_config.json`, `config.json` and `chat_template.jinja`, and
+not every folder has all of them.
 """
 
 import io
@@ -28,14 +28,16 @@ _SPECIAL_NAMES = (
 _MAX_TOKENIZER_BYTES = 512 << 20
 _MAX_TEMPLATE_BYTES = 4 << 20
 _FLAGS = ("lstrip", "rstrip", "single_word", "special")
-"""Not `normalized`: SentencePiece's normaliser would put a space before the token's own text."""
+"""Flags of added tokens. `normalized` is left out, because SentencePiece's normaliser would put a
+space before the token's own text."""
 
 
 def read_tokenizer_folder(folder: Path) -> TokenizerParts:
-    """
+    """Read a tokenizer from a folder.
+
     Raises:
         ModelNotFound: the folder has no tokenizer that can be read.
-        UnsupportedArchitecture: it has one of a kind that is not supported (named).
+        UnsupportedArchitecture: the kind of tokenizer is not supported; the message names it.
         CorruptFile: a file is damaged.
     """
     config = read_optional_json(folder / "tokenizer_config.json")
@@ -58,7 +60,7 @@ def read_tokenizer_folder(folder: Path) -> TokenizerParts:
 
 
 def _read_raw(folder: Path, config: dict[str, Any]) -> tuple[RawTokenizer, dict[str, str]]:
-    """The tokenizer, and the special tokens that it names itself."""
+    """Return the tokenizer and the special tokens that it names itself."""
     fast, sentencepiece = folder / "tokenizer.json", folder / "tokenizer.model"
     if fast.exists():
         check_regular(fast, _MAX_TOKENIZER_BYTES)
@@ -77,7 +79,8 @@ def _read_raw(folder: Path, config: dict[str, Any]) -> tuple[RawTokenizer, dict[
 def _set_boundary_tokens(
     raw: RawTokenizer, config: dict[str, Any], special_tokens: dict[str, str]
 ) -> None:
-    """For a tokenizer.model. A tokenizer.json is right about them, whatever the flags say."""
+    """Set the boundary tokens of a tokenizer.model. A tokenizer.json has the right ones, whatever
+    the flags say."""
     adds_bos = config.get("add_bos_token", True)
     adds_eos = config.get("add_eos_token", False)
     set_boundary_tokens(
@@ -89,18 +92,20 @@ def _set_boundary_tokens(
 
 def _pairs(entries: Any) -> list[tuple[Any, Any]]:
     if not isinstance(entries, dict):
-        raise CorruptFile("the folder's list of added tokens is damaged")
+        raise CorruptFile("the folder's list of added tokens is damaged; fetch the model again")
     return list(entries.items())
 
 
 def _add_configured_tokens(raw: RawTokenizer, entries: list[tuple[Any, Any]]) -> None:
-    """Ids with their tokens. They repeat those of a tokenizer.json, but to a tokenizer.model they
-    add some."""
+    """Add tokens with their ids. A tokenizer.json has them already, a tokenizer.model lacks
+    some."""
     known = raw.get_added_tokens_decoder()
     try:
         ordered = sorted(((int(i), entry) for i, entry in entries), key=lambda e: e[0])
     except (TypeError, ValueError, OverflowError) as error:
-        raise CorruptFile("the folder's list of added tokens is damaged") from error
+        raise CorruptFile(
+            "the folder's list of added tokens is damaged; fetch the model again"
+        ) from error
     for token_id, entry in ordered:
         content = _content(entry)
         if content is not None and token_id not in known and _has_place(raw, token_id, content):
@@ -110,7 +115,7 @@ def _add_configured_tokens(raw: RawTokenizer, entries: list[tuple[Any, Any]]) ->
 
 
 def _has_place(raw: RawTokenizer, token_id: int, content: str) -> bool:
-    """It is in the vocabulary under this id, or would get it as the next one."""
+    """Whether the token has this id in the vocabulary, or would get it as the next one."""
     known_id = raw.token_to_id(content)
     return token_id == (raw.get_vocab_size() if known_id is None else known_id)
 
@@ -123,7 +128,7 @@ def _not_yet_special(raw: RawTokenizer, tokens: list[str]) -> list[str]:
 def _eos_token_ids(
     folder: Path, raw: RawTokenizer, special_tokens: dict[str, str]
 ) -> tuple[int, ...]:
-    """Those of generation_config.json (else config.json), and the tokenizer's own."""
+    """Return the ids in generation_config.json (otherwise config.json), and the tokenizer's own."""
     stated: Any = None
     for name in ("generation_config.json", "config.json"):
         stated = read_optional_json(folder / name).get("eos_token_id") if stated is None else stated
@@ -134,8 +139,8 @@ def _eos_token_ids(
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """A file of its own wins; of several named templates the one called `default`, with `tool_use`
-    where there are tools."""
+    """Return the chat template. A file of its own comes first; of several named templates the one
+    called `default`, with `tool_use` where there are tools."""
     try:
         source = read_bounded(folder / "chat_template.jinja", _MAX_TEMPLATE_BYTES).decode()
         return io.StringIO(source, newline=None).read()  # any end of line, as files are read
@@ -154,7 +159,9 @@ def _default_template(templates: list[Any]) -> str | None:
     try:
         named = {entry["name"]: entry["template"] for entry in templates}
     except (TypeError, KeyError) as error:
-        raise CorruptFile("tokenizer_config.json: chat_template is damaged") from error
+        raise CorruptFile(
+            "tokenizer_config.json: chat_template is damaged; fetch it again"
+        ) from error
     template = named.get("default", next(iter(named.values())) if len(named) == 1 else None)
     for_tools = named.get("tool_use")
     if "default" in named and isinstance(template, str) and isinstance(for_tools, str):
@@ -163,12 +170,14 @@ def _default_template(templates: list[Any]) -> str | None:
 
 
 def _content(value: Any) -> str | None:
-    """A token is written as its text, or as an object with flags around it."""
+    """Return the text of a token, which is written as its text or as an object with flags."""
     value = value.get("content") if isinstance(value, dict) else value
     if not isinstance(value, str) or not value:
         return None
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise CorruptFile("a special or added token is no valid Unicode; fetch it again") from error
+        raise CorruptFile(
+            "a special or added token is not valid Unicode; fetch the model again"
+        ) from error
     return value

@@ -1,4 +1,4 @@
-"""What a loader finds out about a tokenizer, and how it puts a begin-of-text token in place.
+"""The facts that a loader finds about a tokenizer, and functions to set its begin-of-text token.
 
 Made by `tokenizer_folder` and `gguf_tokenizer`; `Tokenizer` is built from it.
 """
@@ -16,19 +16,20 @@ class TokenizerParts:
 
     raw: RawTokenizer
     special_tokens: dict[str, str]
-    """`bos_token`, `eos_token` ... as chat templates name them; those that exist."""
+    """The special tokens that exist, by their names in chat templates: `bos_token`, `eos_token`
+    ..."""
     eos_token_ids: tuple[int, ...] = ()
     """Tokens that end an answer; several where turns and texts end differently."""
     chat_template: str | None = None
 
 
 def with_tool_template(template: str, for_tools: str) -> str:
-    """One chat template of two, as some checkpoints have one for chats with tools."""
+    """Combine two chat templates into one, as some checkpoints have one for chats with tools."""
     return f"{{% if tools %}}{for_tools}{{% else %}}{template}{{% endif %}}"
 
 
 def set_boundary_tokens(raw: RawTokenizer, bos: str | None, eos: str | None) -> None:
-    """Let `encode` put `bos` before and `eos` behind the text; None puts nothing there."""
+    """Make `encode` put `bos` before and `eos` after the text; None adds nothing."""
     tokens = [token for token in (bos, eos) if token is not None]
     raw.post_processor = TemplateProcessing(
         single=[*([bos] if bos else []), "$A", *([eos] if eos else [])],
@@ -38,5 +39,5 @@ def set_boundary_tokens(raw: RawTokenizer, bos: str | None, eos: str | None) -> 
 
 
 def mark_special(raw: RawTokenizer, tokens: list[str]) -> None:
-    """Match these whole in any text, and leave them out of the decoded text."""
+    """Match these tokens whole in any text, and leave them out of decoded text."""
     raw.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in tokens])

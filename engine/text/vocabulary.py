@@ -11,7 +11,7 @@ from engine.errors import CorruptFile
 
 
 class TokenType(IntEnum):
-    """SentencePiece's numbers, which GGUF uses too."""
+    """SentencePiece's numbers of token types, which GGUF uses too."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -23,7 +23,8 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Indexed by token id: `tokens` are distinct, `types` and `scores` as long as they."""
+    """A vocabulary indexed by token id: `tokens` are distinct; `types` and `scores` have the same
+    length."""
 
     tokens: list[str]
     types: list[int]
@@ -36,20 +37,20 @@ class Vocabulary:
                 f"{len(self.scores)} scores; fetch the file again"
             )
         if len(set(self.tokens)) != len(self.tokens):
-            raise CorruptFile("the vocabulary holds a token twice; fetch the file again")
+            raise CorruptFile("the vocabulary has a token twice; fetch the file again")
 
     def of_type(self, types: Container[int]) -> list[str]:
         return [t for t, kind in zip(self.tokens, self.types, strict=True) if kind in types]
 
     def token(self, token_id: int | None) -> str | None:
-        """None for an id that is missing or out of range, as files state for a token there is none
-        of."""
+        """Return a token, or None for an id that is missing or out of range, as files state it for
+        a token that does not exist."""
         if token_id is None or not 0 <= token_id < len(self.tokens):
             return None
         return self.tokens[token_id]
 
     def add_whole_tokens(self, raw: RawTokenizer, special: Container[str] = ()) -> None:
-        """Match control and user-defined tokens whole wherever they stand in a text.
+        """Match control and user-defined tokens whole wherever they are in a text.
 
         Args:
             special: user-defined tokens to treat like control tokens, which decoding leaves out.

@@ -1,7 +1,7 @@
-"""In which tokens a string can come: those that contain it, and those that begin it.
+"""Finds the tokens in which a string can occur: those that contain it, and those that begin it.
 
-For what must be found in token ids while they are drawn, where no text is at hand. The vocabulary
-is searched as one array of bytes; a string costs a few passes over it, some milliseconds.
+This serves searches in token ids while they are drawn, without text. The vocabulary is searched as
+one array of bytes; a string takes a few passes over it, some milliseconds.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,18 @@ from engine.sampling_params import TokenPattern
 from engine.text.tokenizer import Tokenizer
 
 MAX_TAIL = 20
-"""Tokens of a tail; of a longer one the first of them are looked for, as in llama.cpp."""
+"""The most tokens of a tail; only the first tokens of a longer one are compared, as in
+llama.cpp."""
 
 _BREAK = b"\xff"
-"""Between two tokens; no byte of a UTF-8 text."""
+"""The separator of two tokens, a byte that UTF-8 never contains."""
 
 Ids = NDArray[np.int32]
 
 
 class VocabularySearch:
-    """All tokens' bytes. Thread-safe; takes a third of a second for 150,000 tokens to make."""
+    """The bytes of all tokens. Thread-safe; takes a third of a second to make for 150,000
+    tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -31,13 +33,13 @@ class VocabularySearch:
         self._octets = np.frombuffer(_BREAK.join([*pieces, b""]), dtype=np.uint8)
 
     def patterns(self, strings: Sequence[str]) -> tuple[TokenPattern, ...]:
-        """All ways in which tokens can spell the strings, with whatever is before and behind.
+        """Return all ways in which tokens can spell the strings, with any text before and after.
 
             " world:"          contains ":", so it is a head without a tail
             "x\\n" "User"      ends with a beginning of "\\nUser": a head, with the rest as its tail
             "User" ":" "\\n"   as the tokenizer writes "User:\\n" by itself
 
-        Tails are what the tokenizer makes of the rest by itself; a text may hold others.
+        Tails are the tokens of the rest by itself; in a text the rest may have other tokens.
         """
         heads: dict[tuple[int, ...], list[Ids]] = {}
         for string in dict.fromkeys(strings):
@@ -59,20 +61,21 @@ class VocabularySearch:
                 ending = self._tokens_that_end(places + length)
                 if len(ending):
                     heads.setdefault(tuple(tail[:MAX_TAIL]), []).append(ending)
-            # The last byte of all is a break, so no place is beyond the end.
+            # The last byte is a separator, so no place is beyond the end.
             places = places[self._octets[places + length] == data[length]]
         if len(places):
             containing = np.searchsorted(self._ends, places).astype(np.int32)
             heads.setdefault((), []).append(containing)
 
     def _tokens_that_end(self, places: NDArray[np.int64]) -> Ids:
-        """Tokens whose last byte is just before one of the places."""
+        """Return the tokens whose last byte is just before one of the places."""
         owners = np.searchsorted(self._ends, places - 1)
         ending: Ids = owners[self._ends[owners] == places].astype(np.int32)
         return ending
 
     def _spelled(self, string: str) -> list[int]:
-        """Token ids of exactly this text; none if the tokenizer adds to whatever it gets.
+        """Return the token ids of exactly this text; none if the tokenizer adds to any text it
+        gets.
 
         SentencePiece puts a space before a text, but not before its second line.
         """

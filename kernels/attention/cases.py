@@ -10,7 +10,7 @@ from kernels.shared.work import Work, num_bytes
 
 TOLERANCE = {
     torch.float32: 2e-5,
-    # Weights are rounded before they meet the values, by up to 2^-8 of each.
+    # Weights are rounded before they are multiplied by the values, by up to 2^-8 of each.
     torch.bfloat16: 6e-3,
     torch.float16: 8e-4,
 }
@@ -27,7 +27,7 @@ class Case:
     num_keys: int
     head_dim: int
     interleaved: bool = True
-    """Heads are slices of the last dimension, as projections leave them."""
+    """Whether heads are slices of the last dimension, as projections leave them."""
     scale: float = 1.0
 
 

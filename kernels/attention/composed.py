@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def supports(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Takes every call."""
+    """Supports every call."""
     return True
 
 

@@ -15,11 +15,11 @@ using native::Lanes;
 constexpr int64_t kQueries = 4;  // Computed together, so that a packed vector is loaded once.
 // Vectors of values per pass: kQueries times as many accumulators, in 32 registers or 16.
 constexpr int64_t kMaxVectors = kLanes == 16 ? 6 : 3;
-constexpr int64_t kMinChunk = 64;  // Queries that make packing worth while.
+constexpr int64_t kMinChunk = 64;  // Queries that make packing worthwhile.
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// How the products of a dot product are taken: singly in fp32 ...
+// The products of a dot product are computed singly in fp32 ...
 struct Singles {
   using Element = float;
   static constexpr int64_t kDepth = 1;
@@ -32,7 +32,7 @@ struct Singles {
 };
 
 #if defined(__AVX512BF16__)
-// ... or by two in bf16, summed in fp32.
+// ... or in pairs of bf16 numbers, summed in fp32.
 struct Pairs {
   using Element = uint16_t;
   static constexpr int64_t kDepth = 2;
@@ -48,7 +48,7 @@ struct Pairs {
 };
 #endif
 
-// Which products a storage type gets.
+// The kind of products for a storage type.
 template <class T>
 struct ProductsOf {
   using Type = Singles;
@@ -90,8 +90,8 @@ class Head {
         weights_(kQueries * padded_keys()),
         scores_(kQueries * padded_keys()) {}
 
-  // keys_[block][dim group][lane][i]: key block·16 + lane, dimension group·depth + i.
-  // values_[key group][vector][lane][i]: key group·depth + i, dimension vector·16 + lane.
+  // keys_[block][dim group][lane][i]: key block·16 + lane, dimension group·depth + i. values_[key
+  // group][vector][lane][i]: key group·depth + i, dimension vector·16 + lane.
   void pack(const T* key, int64_t key_stride, const T* value, int64_t value_stride) {
     for (int64_t k = 0; k < num_keys_; ++k) {
       const T* from = key + k * key_stride;
@@ -106,7 +106,7 @@ class Head {
     }
   }
 
-  // Rows of `query` and `out` are strided; at most kQueries of them.
+  // Computes at most kQueries queries. Rows of `query` and `out` are strided.
   void attend(const T* query, int64_t query_stride, T* out, int64_t out_stride, int64_t count) {
     for (int64_t q = 0; q < kQueries; ++q)
       for (int64_t d = 0; d < head_dim_; ++d)
@@ -115,7 +115,7 @@ class Head {
     score();
     float sums[kQueries];
     for (int64_t q = 0; q < kQueries; ++q) sums[q] = weigh(q);
-    // Passes of about the same width: a narrow one would wait for its own sums.
+    // Passes have about equal widths: a narrow one would wait for its own sums.
     int64_t width = divide_up(vectors_, divide_up(vectors_, kMaxVectors));
     for (int64_t first = 0; first < vectors_; first += width)
       mix_some(first, std::min(width, vectors_ - first), sums, out, out_stride, count);
@@ -151,8 +151,8 @@ class Head {
         native::store(&scores_[q * padded_keys() + (first + b) * kLanes], sums[q][b]);
   }
 
-  // Turns a query's scores into weights that are not normalised yet; returns their sum. Those of
-  // padding are no more than 2^-125.
+  // Turns a query's scores into weights that are not normalised yet; returns their sum. Padding
+  // gets weights of at most 2^-125.
   float weigh(int64_t q) {
     float* scores = &scores_[q * padded_keys()];
     Element* weights = &weights_[q * padded_keys()];
@@ -195,7 +195,7 @@ class Head {
           mixed[q][v] = Products::multiply_add(mixed[q][v],
                                                packed + (k * vectors_ + v) * kLanes * kDepth,
                                                weights + q * padded_keys() + k * kDepth);
-    // Kept in registers: every loop over them is unrolled, and nothing takes their address.
+    // In registers, since every loop over them is unrolled and nothing takes their address.
 #pragma GCC unroll 4
     for (int64_t q = 0; q < kQueries; ++q)
 #pragma GCC unroll 6
@@ -208,7 +208,7 @@ class Head {
   }
 
   int64_t num_keys_, head_dim_, key_blocks_, key_groups_, dim_groups_, vectors_;
-  float scale_;  // For powers of two instead of e.
+  float scale_;  // Uses powers of two instead of e.
   // Padding stays zero.
   std::vector<Element> keys_, values_, queries_, weights_;
   std::vector<float> scores_;

@@ -1,4 +1,5 @@
-"""In C++: for the short sequences of small pictures PyTorch's takes up to three times as long."""
+"""Attention in C++: PyTorch's takes up to three times as long for the short sequences of small
+pictures."""
 
 import functools
 
@@ -9,11 +10,12 @@ from kernels import native
 
 MAX_HEAD_DIM = 256
 MAX_NUM_KEYS = 16_384
-"""Scores of a few queries and the packed keys and values of a head lie in a core's cache."""
+"""The most keys: scores of a few queries and the packed keys and values of a head fit a core's
+cache."""
 
 
 def supports(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """CPU tensors whose last dimension is contiguous, of moderate lengths."""
+    """Supports CPU tensors whose last dimension is contiguous, of moderate lengths."""
     return (
         native.runs_on(query, key, value)
         and query.shape[3] <= MAX_HEAD_DIM

@@ -9,10 +9,10 @@ from torch import Tensor
 from kernels.conv3x3.convolution import Convolution
 from kernels.shared.work import Work, num_bytes
 
-# The sums that patches and kernels are taken to are up to 10 times as large as the results, and
-# their roundings with them.
+# The transformed patches and kernels are up to 10 times as large as the results, and so are their
+# rounding errors.
 TOLERANCE = dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), 1e-4)
-"""Numbers are fp32, whatever the type that is asked for."""
+"""The tolerance; numbers are fp32 for every requested dtype."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Case:
     has_addend: bool = False
     has_slopes: bool = True
     is_channels_last: bool = True
-    """How the inputs lie."""
+    """Whether inputs are in channels-last layout."""
 
 
 CASES = (
@@ -80,7 +80,7 @@ def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
 
 
 def work(inputs: dict[str, Any]) -> Work:
-    """As the definition has it, of the weights as they were."""
+    """The work of the definition, with the original weights."""
     x, weight = inputs["x"], inputs["convolution"].weight
     cells = x[:, 0].numel()
     written = 4 * cells * len(weight)

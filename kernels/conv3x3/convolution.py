@@ -10,7 +10,7 @@ from torch import Tensor
 STRIP = 16
 """Outputs whose numbers lie side by side."""
 PLACES = 36
-"""Multiplications for 4x4 results."""
+"""Multiplications per 4x4 results."""
 _TRANSFORM = torch.tensor(
     [
         [1 / 4, 0, 0],
@@ -22,21 +22,23 @@ _TRANSFORM = torch.tensor(
     ],
     dtype=torch.float64,
 )
-"""G of Lavin and Gray's F(4, 3)."""
+"""The matrix G of Lavin and Gray's F(4, 3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
-    """Weights in fp32, and what follows the sums: `y < 0` is multiplied by its output's slope."""
+    """The weights in fp32 with bias and slopes: negative sums `y < 0` are multiplied by their
+    output's slope."""
 
     weight: Tensor
-    """[N, C, 3, 3], as it was."""
+    """[N, C, 3, 3], the original weight."""
     transformed: Tensor
-    """[36, N/16, C, 16], N and C padded with zeros to multiples of 16: four times the weight."""
+    """[36, N/16, C, 16], N and C padded with zeros to multiples of 16; four times the weight's
+    size."""
     bias: Tensor
-    """[N], padded as well."""
+    """[N], padded in the same way."""
     slopes: Tensor
-    """[N], padded as well; 1 where nothing follows."""
+    """[N], padded in the same way; 1 leaves sums unchanged."""
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor, slopes: Tensor | float = 1.0) -> "Convolution":
@@ -51,7 +53,7 @@ class Convolution:
 
     @staticmethod
     def num_bytes(outputs: int, inputs: int) -> int:
-        """What transformed weights take, without the weights themselves."""
+        """Return the memory of transformed weights, without the original weights."""
         padded = (-(-channels // STRIP) * STRIP for channels in (outputs, inputs))
         return PLACES * math.prod(padded) * torch.float32.itemsize
 

@@ -1,10 +1,11 @@
-// 3x3 convolution of channels-last maps in fp32, by Winograd's F(4x4, 3x3) (Winograd 1980; Lavin and
-// Gray 2015): patches of 6x6 cells, which overlap by two, and kernels are taken to 36 sums each, whose
-// products are those of 4x4 results: 36 multiplications where the definition has 144.
+// 3x3 convolution of channels-last maps in fp32, by Winograd's F(4x4, 3x3) (Winograd 1980; Lavin
+// and Gray 2015): patches of 6x6 cells, which overlap by two, and kernels are transformed to 36
+// sums each, whose products are those of 4x4 results: 36 multiplications where the definition has
+// 144.
 //
 // A piece of work is a block of tiles: their patches' sums, for each of the 36 places a product of
-// matrices (tiles times inputs times outputs), then the results with all that follows them. A result
-// depends on nothing but its map: sums go through the inputs in their order, whichever tiles share a
+// matrices (tiles times inputs times outputs), then the results with all operations that follow. A
+// result depends on its map alone: sums go through the inputs in order, whichever tiles share a
 // block.
 #include "pieces.h"
 #include "products.h"
@@ -22,9 +23,10 @@ constexpr int kTile = 4, kPatch = 6, kPlaces = kPatch * kPatch;
 constexpr int kStrip = 16;                        // outputs whose weights lie side by side
 constexpr int kParts = kStrip / kLanes;           // registers of a strip
 constexpr int kWide = kParts == 1 ? 2 : 1;        // strips of a product in registers
-constexpr int kRows = kParts == 1 ? 12 : 6;       // its tiles: sums take 24 of 32 registers, or 12 of 16
+constexpr int kRows = kParts == 1 ? 12 : 6;       // its tiles: sums take 24 or 12 registers
 constexpr int64_t kBlock = 24;                    // with 192 inputs 650 KB of sums
-// Between the numbers of two places: multiples of 4 KB would all want the same lines of a cache.
+// Distance between the numbers of two places: at multiples of 4 KB all would need the same lines of
+// a cache.
 constexpr int64_t kGap = 16;
 
 struct Problem {
@@ -43,12 +45,12 @@ struct Problem {
   int64_t tiles_across() const { return (width + kTile - 1) / kTile; }
   int64_t tiles() const { return maps * tiles_down() * tiles_across(); }
   int64_t padded_outputs() const { return strips * kStrip; }
-  // From place to place, of so many tiles.
+  // Distance from place to place for this number of tiles.
   int64_t sums_step(int64_t tiles) const { return tiles * padded_inputs + kGap; }
   int64_t products_step(int64_t tiles) const { return tiles * padded_outputs() + kGap; }
 };
 
-// Where a tile's results begin.
+// The place where a tile's results begin.
 struct Place {
   int64_t map, top, left;
 
@@ -63,7 +65,7 @@ struct Place {
   }
 };
 
-// Of six numbers the six sums.
+// Computes six sums from six numbers.
 ALWAYS_INLINE void take_apart(const Lanes (&d)[kPatch], Lanes (&sums)[kPatch]) {
   Lanes four = native::fill(4.0f), minus_five = native::fill(-5.0f);
   Lanes even = multiply_add(native::fill(-4.0f), d[2], d[4]);
@@ -77,7 +79,7 @@ ALWAYS_INLINE void take_apart(const Lanes (&d)[kPatch], Lanes (&sums)[kPatch]) {
   sums[5] = multiply_add(four, d[1], multiply_add(minus_five, d[3], d[5]));
 }
 
-// Of six products the four results.
+// Computes four results from six products.
 ALWAYS_INLINE void put_together(const Lanes (&m)[kPatch], Lanes (&results)[kTile]) {
   Lanes one = m[1] + m[2], other = m[1] - m[2];
   Lanes two = m[3] + m[4], half = m[3] - m[4];
@@ -103,7 +105,7 @@ class Patches {
   }
 
  private:
-  // The cells of a patch; outside of the map all is zero.
+  // Finds the cells of a patch; cells outside the map are zero.
   void find(const Place& place) {
     for (int y = 0; y < kPatch; ++y)
       for (int x = 0; x < kPatch; ++x) {
@@ -169,7 +171,7 @@ ALWAYS_INLINE void multiply(const float* x, const float* weight, int64_t inputs,
         native::store(to + r * to_stride + s * kStrip + part * kLanes, sums[r][s][part]);
 }
 
-// All tiles of a block times all outputs, at one of the 36 places.
+// Multiplies all tiles of a block by all outputs, at one of the 36 places.
 void multiply_block(const Problem& p, const float* x, int64_t tiles, const float* weight, float* to) {
   int64_t stride = p.padded_outputs(), parts = (tiles + kRows - 1) / kRows;
   for (int64_t s = 0; s < p.strips; s += kWide)
@@ -186,7 +188,7 @@ void multiply_block(const Problem& p, const float* x, int64_t tiles, const float
     }
 }
 
-// Products [36, tiles, strips, 16] as results, and what follows them.
+// Turns products [36, tiles, strips, 16] into results, with the operations that follow.
 class Results {
  public:
   Results(const Problem& p, const float* products) : p_(p), products_(products) {}
@@ -241,7 +243,7 @@ class Results {
   const float* products_;
 };
 
-// Memory of a thread, kept from call to call.
+// Memory of this thread, kept from call to call.
 float* scratch(int64_t count) {
   thread_local std::vector<float, native::AlignedAllocator<float>> memory;
   if (int64_t(memory.size()) < count) memory.resize(count);
@@ -252,7 +254,7 @@ void convolve(const Problem& p) {
   int64_t tiles = p.tiles();
   bool is_large = native::worth_threads(tiles * p.padded_inputs * kPlaces);
   int64_t threads = is_large ? native::num_threads() : 1;
-  // As many for each thread, so that all end together.
+  // As many tiles for each thread, so that all end together.
   int64_t rounds = (tiles + kBlock * threads - 1) / (kBlock * threads);
   int64_t blocks = std::min(tiles, rounds * threads);
   native::share_pieces(blocks, threads, [&](native::Pieces& pieces) {

@@ -1,4 +1,4 @@
-"""In C++, by Winograd's way: a quarter of the multiplications."""
+"""The convolution in C++ by Winograd's method, which needs a quarter of the multiplications."""
 
 import functools
 
@@ -16,8 +16,8 @@ def supports(
     scale: float = 1.0,
     out: Tensor | None = None,
 ) -> bool:
-    """Maps in fp32 on the CPU. Those that are written to or added have a cell's channels side by
-    side and cells evenly apart; inputs that do not are copied so."""
+    """Supports fp32 maps on the CPU. In written and added maps a cell's channels must lie side by
+    side and cells evenly apart; inputs in other layouts are copied."""
     others = [given for given in (addend, out) if given is not None]
     return (
         x.dtype is torch.float32
@@ -65,7 +65,8 @@ def conv3x3(
 
 
 def _cell_stride(x: Tensor) -> int | None:
-    """From cell to cell, also from a line's last to the next one's first; None: not the same."""
+    """Return the distance between cells if it is the same everywhere, also from line to line;
+    otherwise None."""
     rows, channels, height, width = x.shape
     of_row, of_channel, of_line, of_cell = x.stride()
     stride = of_cell if width > 1 else of_line if height > 1 else of_row if rows > 1 else channels

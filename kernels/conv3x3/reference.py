@@ -1,4 +1,4 @@
-"""The definition, from the weights as they were."""
+"""The definition, from the original weights."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Inputs for `copy_matrices`: sizes of adapters, odd ones, empty ones, turned ones."""
+"""Inputs for `copy_matrices`: sizes of adapters, odd ones, empty ones, transposed ones."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +13,15 @@ TOLERANCE = dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), 0.0)
 
 @dataclass(frozen=True)
 class Case:
-    """Shapes of sources, with as many rows more in their outs."""
+    """Shapes of sources, and the number of further rows in their outs."""
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
     more_rows: int = 0
     turned: bool = False
-    """The sources are, every second of them."""
+    """Whether every second source is transposed."""
     to: torch.dtype | None = None
-    """Of the outs. None: that of the sources."""
+    """The dtype of the outs; None for that of the sources."""
 
 
 _MANY = ((16, 576), (16, 1536), (5, 131), (1, 1), (3, 7), (7,), (16, 2049), (2500, 3))
@@ -59,7 +59,7 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
 
 
 def outputs(result: int, inputs: dict[str, Any]) -> tuple[object, ...]:
-    """Everything the op wrote, and what it says."""
+    """Everything the op wrote, and its return value."""
     return (*inputs["outs"], torch.tensor(result))
 
 

@@ -1,4 +1,4 @@
-// Hundreds of small matrices copied, converted and looked at in one call, on the caller's thread.
+// Copies, converts and checks hundreds of small matrices in one call, on the caller's thread.
 #include <algorithm>
 #include <type_traits>
 
@@ -8,19 +8,19 @@ namespace {
 
 using namespace native;
 
-// As the caller's table has it. `from` has `count` numbers; in rows of `columns` where the target has
-// these numbers turned, or 0 where it has them in the same order. `rest` zeros come after them.
+// A row of the caller's table. `from` has `count` numbers; `columns` is their row length if the
+// target has them transposed, or 0 if it has them in the same order. `rest` zeros follow.
 struct Copy {
   int64_t from_type, to_type;
   const char* from;
   char* to;
   int64_t count, columns, rest;
 };
-constexpr int64_t kBytes = -1;  // a type: nothing is converted or looked at
+constexpr int64_t kBytes = -1;  // a type whose numbers are neither converted nor checked
 
 constexpr int64_t kVec = 16;
 
-// Whether all are finite: of an infinity or no number all bits of the exponent are set.
+// Whether all numbers are finite: infinity and NaN have all bits of the exponent set.
 template <class From, class To>
 bool convert(const From* from, int64_t count, To* to) {
   Words most{};
@@ -43,7 +43,8 @@ bool convert(const From* from, int64_t count, To* to) {
   return true;
 }
 
-// Turned, some rows at a time: they stay in the first-level cache between being written and read.
+// Copies transposed rows, a few at a time, so that they stay in the first-level cache between being
+// written and read.
 template <class From, class To>
 bool convert_turned(const From* from, int64_t rows, int64_t columns, To* to) {
   constexpr int64_t kNumbers = 2048;
@@ -91,7 +92,7 @@ bool run(const Copy& copy) {
 
 }  // namespace
 
-// `first_wrong`: the first of the copies with a number that is not finite, or -1.
+// `first_wrong`: the index of the first copy with a number that is not finite, or -1.
 extern "C" void tandem_copy_matrices(const void* copies, int64_t count, int64_t* first_wrong) {
   *first_wrong = -1;
   for (int64_t i = 0; i < count; ++i)

@@ -1,4 +1,4 @@
-"""All in one call of C++, which takes one thread and leaves Python to others meanwhile."""
+"""All copies in one call of C++, which takes one thread and leaves Python to others meanwhile."""
 
 import ctypes
 import functools
@@ -10,12 +10,13 @@ from torch import Tensor
 from kernels import native
 
 _BYTES = -1
-"""A type: as in `cpu.cpp`, like the order of the table."""
+"""The code of bytes as a type, as in `cpu.cpp`; the order of the table is that of `cpu.cpp`,
+too."""
 _TYPES = {**native.DTYPES, torch.uint8: _BYTES}
 
 
 def supports(outs: Sequence[Tensor], sources: Sequence[Tensor]) -> bool:
-    """On the CPU; outs are contiguous, and sources or what they are turned."""
+    """Whether all are on the CPU, outs are contiguous, and sources or their transposes are."""
     return (
         native.library() is not None
         and len(outs) == len(sources)

@@ -1,4 +1,4 @@
-"""One matrix after the other."""
+"""The definition, one matrix after the other."""
 
 from collections.abc import Sequence
 

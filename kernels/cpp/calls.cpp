@@ -1,11 +1,11 @@
-// Calls of the operations' C functions one after the other, with no Python between them.
+// Calls of the operations' C functions in a row, with no Python between them.
 #include <cstddef>
 #include <cstdint>
 #include <utility>
 
 namespace {
 
-// As kernels/noted_calls.py makes them. Pointers are integers here.
+// As in kernels/noted_calls.py. Pointers are integers here.
 constexpr int kWhole = 24, kReal = 4;
 struct Call {
   int64_t function;
@@ -13,8 +13,8 @@ struct Call {
   float real[kReal];
 };
 
-// One type of function serves for all: x86-64 (System V) and AArch64 pass floats apart from integers,
-// and whoever calls may pass more of them than a function takes.
+// One function type serves for all: x86-64 (System V) and AArch64 pass floats separately from
+// integers, and a caller may pass more of them than a function takes.
 template <size_t... i, size_t... j>
 void make(const Call& call, std::index_sequence<i...>, std::index_sequence<j...>) {
   using Function = void (*)(decltype(int64_t(i))..., decltype(float(j))...);

@@ -12,7 +12,7 @@ struct Rows {
   int64_t stride;
 };
 
-// Kinds of memory: a thread uses all of them at once.
+// Kinds of memory; a thread uses all of them at the same time.
 template <class T>
 struct NumberOfRow {
   T x;
@@ -32,7 +32,7 @@ Rows<T> prepared(int64_t rows, int64_t stride, const Prepare& prepare) {
   return {data, stride};
 }
 
-// Plain rows. What is between them keeps rows of 2^n numbers out of the same places of a cache.
+// Plain rows. Gaps keep rows of 2^n numbers from using the same places of a cache.
 template <class X>
 Rows<float> plain_rows(const strips::Problem& p) {
   constexpr int64_t kBetween = 16;

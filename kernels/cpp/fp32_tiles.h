@@ -15,24 +15,24 @@
 namespace native::fp32 {
 
 constexpr int kParts = 16 / kLanes;  // registers that hold 16 outputs
-constexpr int kTileRows = 6;         // at most: 12 of 16 registers hold sums, or 24 of 32
-constexpr int64_t kGroup = 4;        // strips whose sums wait together
+constexpr int kTileRows = 6;         // the most: 12 of 16 registers hold sums, or 24 of 32
+constexpr int64_t kGroup = 4;        // strips whose sums are stored together
 constexpr int64_t kPieceStrips = kParts == 1 ? 4 : 1;
 
-// Strips of a tile: as many as registers hold; a row alone would wait for its own sums.
+// Strips of a tile: as many as registers hold; a single row would wait for its own sums.
 constexpr int tile_strips(int rows) {
   return kParts == 1 || rows == 1 ? 4 : rows == 2 ? 2 : 1;
 }
 
-// The same address. Compilers do not know that, so they load from it again instead of keeping what
-// they have no registers for.
+// Returns the same address. Compilers do not know that, so they load from it again instead of
+// keeping values for which there are no registers.
 template <class T>
 ALWAYS_INLINE T* anew(T* address) {
   asm("" : "+r"(address));
   return address;
 }
 
-// Of one input for the outputs of a strip.
+// The numbers of one input for the outputs of a strip.
 struct Numbers {
   Lanes of[kParts];
 };
@@ -60,8 +60,8 @@ struct Sums {
         for (int part = 0; part < kParts; ++part)
           native::store(to + (r * kGroup + s) * 16 + part * kLanes, of[r][s][part]);
   }
-  // Adds one input's products with the weights of a strip. Row by row: one of its numbers at a time
-  // takes a register.
+  // Adds one input's products with the weights of a strip, row by row, so that one of its numbers
+  // at a time takes a register.
   ALWAYS_INLINE void add(int s, const Numbers& weights, const float* x, int64_t x_stride) {
 #pragma GCC unroll 6
     for (int r = 0; r < rows; ++r) {
@@ -94,7 +94,7 @@ class Multiplication {
  private:
   void run_group(int64_t strip, int64_t strips) {
     std::fill_n(sums_, rows_ * kGroup * 16, 0.0f);
-    // Of the whole product: rows may have been prepared for one of the two.
+    // Depends on the whole product, since its rows were prepared for one of the two ways.
     if (p_.rows <= Weights::kFew)
       add_tiles<Weights::kFewAtOnce>(weights_.whole(strip), strips, sums_);
     else
@@ -109,8 +109,8 @@ class Multiplication {
         finish_(p_, first_ + r, strip + s, native::load(sums_ + (r * kGroup + s) * 16));
   }
 
-  // Whether a cache keeps a piece of the rows from strip to strip, but not the rows. Else a strip is
-  // walked along whole, as it lies in memory.
+  // Whether a cache holds a piece of the rows from strip to strip, but not all rows. Otherwise a
+  // strip is read as a whole, in the order of memory.
   bool rows_are_long() const { return rows_ * x_.stride * int64_t(sizeof(Element)) > 1 << 20; }
 
   void add_piece(int64_t strip, int64_t place, int64_t strips, int64_t first) {
@@ -119,7 +119,7 @@ class Multiplication {
                          sums_ + place * 16);
   }
 
-  // Tiles of about equal height: a low one reads as many weights as a full one.
+  // Tiles have about equal height, because a low one reads as many weights as a full one.
   template <int kMost, class Source>
   void add_tiles(const Source& source, int64_t strips, float* sums) const {
     int64_t tiles = (rows_ + kMost - 1) / kMost;

@@ -4,8 +4,8 @@
 
 namespace native {
 
-// As the arguments after the activation in kernels/shared/gated.py: `halves` has `stride` elements per row,
-// `size` of each half. The gate is the first half, or the second.
+// Takes the arguments after the activation in kernels/shared/gated.py: `halves` has `stride`
+// elements per row, `size` in each half. The gate is the first half or the second.
 template <bool gate_first, class Activation>
 inline void gated_mul(Activation activation, int64_t dtype, const void* halves, int64_t stride,
                       void* out, int64_t rows, int64_t size) {

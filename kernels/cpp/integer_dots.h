@@ -1,4 +1,4 @@
-// Dot products of integers, which are exact: every machine gets the same ones.
+// Dot products of integers, which are exact and so the same on every machine.
 #pragma once
 #include "products.h"
 
@@ -31,7 +31,7 @@ ALWAYS_INLINE IntLanes dot_quads(IntLanes sum, IntLanes w, IntLanes x) {
 #endif
 }
 
-// The same x in each lane.
+// The same with one x for all lanes.
 ALWAYS_INLINE IntLanes dot_pairs(IntLanes sum, IntLanes w, int32_t x) {
   return dot_pairs(sum, w, repeat_word(x));
 }

@@ -1,9 +1,9 @@
 // Floats in one register of this machine: 16 with AVX-512, else 8, which compilers split where
-// registers are shorter. How many there are decides the order of sums over lanes, so results are
-// equal on one machine, not between machines.
+// registers are shorter. Their number decides the order of sums over lanes, so results are equal on
+// one machine, not between machines.
 //
-// Products that are added go through `multiply_add`: written as `a * b + c` a compiler may fuse
-// them in one place and not in another, and copies of one loop would round differently.
+// Products that are added go through `multiply_add`: in `a * b + c` a compiler may fuse them in one
+// place and not in another, and copies of one loop would round differently.
 #pragma once
 #include "native.h"
 
@@ -46,7 +46,7 @@ inline Lanes load_lanes(const float* from) {
 
 inline void store(float* to, Lanes x) { std::memcpy(to, &x, sizeof x); }
 
-// Compilers take several instructions for the conversions of halves and bytes that are one.
+// Compilers take several instructions for conversions of halves and bytes that need only one.
 inline Lanes load_lanes(const BFloat16* from) {
 #if defined(__AVX512F__)
   IntLanes bits = (IntLanes)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
@@ -91,7 +91,7 @@ inline Lanes load_lanes(const int8_t* from) {
 
 inline Lanes load_lanes(const Float8* from) {
   IntLanes bits = widen((const int8_t*)from), magnitude = bits & 0x7f;
-  // Exponent and mantissa in their places, the exponent's bias not yet: 127 instead of 7.
+  // Exponent and mantissa are in their places, but the exponent's bias is still 7 instead of 127.
   Lanes number = (Lanes)((bits & 0x80) << 24 | magnitude << 20) * 0x1p120f;
   return magnitude == 0x7f ? fill(NAN) : number;
 }
@@ -150,9 +150,9 @@ inline Lanes larger(Lanes a, Lanes b) {
 
 // 2^x for x <= 0, within 2e-7; never below 2^-125.
 inline Lanes exp2_nonpositive(Lanes x) {
-  // Adding it rounds to an integer, which then is the sum's last bits.
+  // Adding this rounds to an integer, which is then in the sum's last bits.
   const Lanes rounder = fill(0x1.8p23f);
-  // The second of the two is taken if it is NaN.
+  // `larger` returns the second argument if it is NaN.
   x = larger(fill(-125.0f), x);
   Lanes shifted = x + rounder;
   Lanes r = x - (shifted - rounder);
@@ -195,7 +195,7 @@ inline Lanes swap_quarters(Lanes x) {
 }
 #endif
 
-// In each lane, whose order of combining is its own.
+// Combines the lanes of a register, in an order of their own.
 template <class Combine>
 inline Lanes combine_everywhere(Lanes x, Combine combine) {
   x = combine(x, swap_halves(x));
@@ -215,7 +215,8 @@ inline float sum(Lanes x) {
   return combine_lanes(x, [](Lanes a, Lanes b) { return a + b; });
 }
 
-// Lanes of two registers alternate, within each 128 bits: those of the lower or the upper half.
+// Interleaves the lanes of two registers within each 128 bits: those of the lower or the upper
+// half.
 #if defined(__AVX512F__)
 inline Lanes low_singles(Lanes a, Lanes b) {
   return (Lanes)_mm512_unpacklo_ps((__m512)a, (__m512)b);

@@ -1,6 +1,6 @@
 // The matrix unit of Intel's processors (AMX): 16 × 16 sums of products of bf16 pairs, eight tiles.
-// With TANDEM_EMULATE_MATRIX_TILES the few instructions are plain loops, so that code which uses
-// them can be tested on any machine.
+// With TANDEM_EMULATE_MATRIX_TILES the few instructions are plain loops, so that code with them can
+// be tested on any machine.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -18,7 +18,7 @@
 
 namespace native {
 
-// What `tile_configure` takes.
+// The argument of `tile_configure`.
 struct TileShapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {};
@@ -62,7 +62,7 @@ namespace native {
 
 #elif defined(TANDEM_MATRIX_TILES)
 
-// Macros: the instructions have their tiles' numbers built in.
+// Macros, because the instructions contain their tiles' numbers.
 #define tile_configure(shapes) _tile_loadconfig(shapes)
 #define tile_release() _tile_release()
 #define tile_zero(tile) _tile_zero(tile)
@@ -70,7 +70,7 @@ namespace native {
 #define tile_store(tile, data, stride) _tile_stored(tile, data, stride)
 #define tile_add_products(sums, a, b) _tile_dpbf16ps(sums, a, b)
 
-// The kernel keeps the unit's large state only for processes that asked for it.
+// The kernel saves the unit's large state only for processes that have asked for it.
 inline bool has_matrix_tiles() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   static const bool allowed = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;

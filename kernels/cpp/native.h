@@ -1,5 +1,5 @@
-// What the C++ operations share: storage types, conversions, a vectorisable exp, and a rule for
-// when threads pay. Plain C interface, no PyTorch headers: all operations compile in seconds.
+// The common code of the C++ operations: storage types, conversions, a vectorisable exp, and a rule
+// for when threads pay. Plain C interface, no PyTorch headers: all operations compile in seconds.
 #pragma once
 #include <omp.h>
 
@@ -61,7 +61,7 @@ inline float exp_nonpositive(float x) {
   return p * scale;
 }
 
-// exp(-|x|) never overflows; for negative x the quotient is written with it, too.
+// exp(-|x|) never overflows; the quotient for negative x uses it, too.
 inline float sigmoid(float x) {
   float e = exp_nonpositive(x < 0 ? x : -x);
   return (x < 0 ? e : 1.0f) / (1.0f + e);
@@ -70,7 +70,7 @@ inline float sigmoid(float x) {
 // A parallel region costs a few microseconds, and far more when the cores have other work.
 inline bool worth_threads(int64_t num_elements) { return num_elements >= 1 << 16; }
 
-// Threads of the next parallel region; torch.set_num_threads() sets it.
+// The number of threads of the next parallel region; torch.set_num_threads() sets it.
 inline int64_t num_threads() { return omp_get_max_threads(); }
 
 // Calls `function` with a null pointer of the storage type that `dtype` names.

@@ -1,9 +1,9 @@
 // Work that threads take piece by piece.
 //
-// OpenMP waits at the end of a loop for every thread of its team, also for one that had nothing to
-// do because something else keeps its core. Here the caller works, too, and waits for those alone
-// that hold a piece; whoever comes late finds nothing left. What a piece computes must not depend
-// on who takes it, nor on how many there are.
+// At the end of a loop OpenMP waits for every thread of its team, even for one that had nothing to
+// do because another process uses its core. Here the caller works, too, and waits only for threads
+// that hold a piece; late threads find nothing left. A piece's result must not depend on the thread
+// that takes it, nor on the number of threads.
 #pragma once
 #include <linux/futex.h>
 #include <sys/syscall.h>
@@ -21,12 +21,12 @@
 
 namespace native {
 
-// The pieces of one call that nobody has taken yet.
+// The pieces of one call that no thread has taken yet.
 class Pieces {
  public:
   explicit Pieces(int64_t count) : count_(count) {}
 
-  // Whether there is another one; `piece` is then its number.
+  // Whether there is another piece; `piece` is then its number.
   bool take(int64_t& piece) {
     piece = next_.fetch_add(1, std::memory_order_relaxed);
     return piece < count_;
@@ -37,7 +37,7 @@ class Pieces {
   std::atomic<int64_t> next_{0};
 };
 
-// A number that threads wait for: they spin for a while and sleep then.
+// A number that threads wait for: they spin for a while and then sleep.
 class Signal {
  public:
   uint32_t get() const { return value_.load(); }
@@ -47,7 +47,7 @@ class Signal {
   }
   std::atomic<uint32_t>& value() { return value_; }
 
-  // Returns when `done(value)`; whoever changes it calls `wake`.
+  // Returns when `done(value)`; code that changes the value calls `wake`.
   template <class Done>
   void wait(Done done) {
     if (spin(done)) return;
@@ -57,8 +57,8 @@ class Signal {
   }
 
  private:
-  // Longer than the gaps between a step's operations: waking a core that sleeps takes as long as
-  // some of them do.
+  // Longer than the gaps between a step's operations: waking a sleeping core takes as long as some
+  // operations do.
   static constexpr std::chrono::microseconds kSpin{400};
 
   template <class Done>
@@ -90,20 +90,21 @@ class Signal {
   std::atomic<int32_t> sleepers_{0};
 };
 
-// The helpers of all operations. One call at a time has them; they are started when first asked
-// for and live as long as the process.
+// The helper threads of all operations. One call at a time uses them; they are started when first
+// needed and live as long as the process.
 class Crew {
  public:
   using Work = void (*)(void* context, Pieces& pieces);
 
-  // One for all sources that are linked together. Never destroyed: helpers may wait in it.
+  // One crew for all sources that are linked together. Never destroyed, since helpers may wait in
+  // it.
   static Crew& get() {
     static Crew* crew = new Crew;
     return *crew;
   }
 
-  // Has `threads` threads, the caller among them, call `work` once each, or fewer if some are late
-  // or another call has them. Returns when none is in `work` any more.
+  // Lets `threads` threads, including the caller, call `work` once each, or fewer if some are late
+  // or another call uses them. Returns when no thread is in `work` any more.
   void run(int64_t threads, Pieces& pieces, Work work, void* context) {
     if (threads <= 1 || busy_.test_and_set(std::memory_order_acquire)) return work(context, pieces);
     int64_t seats = std::min<int64_t>(threads - 1, kMostHelpers);
@@ -113,7 +114,7 @@ class Crew {
     calls_.set(calls_.get() + 1);
     calls_.wake(seats);
     work(context, pieces);
-    // Nobody joins from here on.
+    // No thread joins from here on.
     if (places_.value().fetch_and(kInside) & kInside)
       places_.wait([](uint32_t places) { return places == 0; });
     busy_.clear(std::memory_order_release);
@@ -135,12 +136,12 @@ class Crew {
       seen = calls_.get();
       if (!join()) continue;
       work_(context_, *pieces_);
-      // After the last one has left there may be no call.
+      // After the last helper has left, the call may be gone.
       if (places_.value().fetch_sub(1) == 1) places_.wake(1);
     }
   }
 
-  // Takes a seat of whichever call is under way.
+  // Takes a seat of the present call, if there is one.
   bool join() {
     uint32_t places = places_.get();
     while (places >= kSeat)
@@ -149,7 +150,7 @@ class Crew {
   }
 
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
-  alignas(64) Signal calls_;   // how many there were
+  alignas(64) Signal calls_;   // how many calls there were
   alignas(64) Signal places_;  // upper half: free seats; lower half: helpers in `work_`
   Pieces* pieces_ = nullptr;
   Work work_ = nullptr;
@@ -157,8 +158,8 @@ class Crew {
   int64_t num_helpers_ = 0;
 };
 
-// Calls `work(pieces)` on up to `threads` threads, which take the `count` pieces between them, or not
-// at all if there are none. For work that keeps something from piece to piece.
+// Calls `work(pieces)` on up to `threads` threads, which divide the `count` pieces among them, or
+// not at all if there are none. For work that keeps state from piece to piece.
 template <class Work>
 void share_pieces(int64_t count, int64_t threads, Work work) {
   if (count == 0) return;
@@ -176,12 +177,13 @@ void for_pieces(int64_t count, int64_t threads, Work work) {
   });
 }
 
-// Neighbouring units of work in ranges for `threads` to take, as many for each: several, so that one
-// that is late holds up little, but none that is not worth taking. All but the last ones are a
-// multiple of `grain` long; what is left over is cut evenly, so that all threads end together.
+// Neighbouring units of work in ranges for `threads` to take, the same number for each: several, so
+// that a late thread delays little, but none that is too small to be worth taking. All ranges but
+// the last ones are a multiple of `grain` long; the rest is divided evenly, so that all threads end
+// together.
 class Ranges {
  public:
-  // `elements`: of the work altogether, as in `worth_threads`.
+  // `elements`: those of the whole work, as in `worth_threads`.
   Ranges(int64_t units, int64_t elements, int64_t grain, int64_t threads)
       : units_(units), threads_(std::max<int64_t>(1, std::min(threads, units))) {
     constexpr int64_t kSmallest = 1 << 14, kPerThread = 8;
@@ -203,8 +205,8 @@ class Ranges {
   int64_t units_, threads_, length_, num_full_;
 };
 
-// Calls `work(first, last)` for ranges that are units 0 .. units - 1 together; on threads if so many
-// elements are worth it.
+// Calls `work(first, last)` for ranges that are units 0 .. units - 1 together, on threads if the
+// number of elements is worth it.
 template <class Work>
 void for_ranges(int64_t units, int64_t elements, Work work) {
   int64_t threads = worth_threads(elements) ? num_threads() : 1;

@@ -1,14 +1,14 @@
-// How a matrix product's terms are multiplied and summed, in fp32: kDepth at a time.
+// Products of matrices in fp32: kDepth terms at a time are multiplied and summed.
 //
-// In registers of packed factors kDepth rows (of Elements) stand together in each lane; `repeat`
-// gives every lane the same kDepth factors of the other matrix. Sums are always taken in the order
-// of the rows, so a loop may be cut into blocks at will without changing a bit.
+// In registers of packed factors kDepth rows (of Elements) are together in each lane; `repeat`
+// gives every lane the same kDepth factors of the other matrix. Sums are always in the order of the
+// rows, so a loop may be cut into blocks without changing a bit.
 #pragma once
 #include <utility>
 
 #include "lanes.h"
 
-// Lambdas need it spelled out: they would stay calls, and what they capture would stay in memory.
+// Lambdas need this: otherwise they would remain calls, and their captures would stay in memory.
 #define INLINE_BODY __attribute__((always_inline))
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
@@ -23,7 +23,7 @@ inline void with_constant(int64_t n, Function function) {
 }
 
 // Calls `function` with the integral_constants 0 .. n - 1. Arrays with such indices are registers
-// from the start; those that a loop indexes may go through memory.
+// from the start; arrays that a loop indexes may go through memory.
 template <class Function, int... i>
 ALWAYS_INLINE void each(std::integer_sequence<int, i...>, Function function) {
   (function(std::integral_constant<int, i>{}), ...);
@@ -33,7 +33,7 @@ ALWAYS_INLINE void each(Function function) {
   each(std::make_integer_sequence<int, n>{}, function);
 }
 
-// One by one in fp32, from any storage type ...
+// Singly in fp32, from any storage type ...
 struct Singles {
   using Element = float;
   static constexpr int kDepth = 1;
@@ -45,7 +45,7 @@ struct Singles {
     return native::multiply_add(packed, repeated, sum);
   }
 
-  // As many as there are lanes, or the first `count` and zeros.
+  // A whole register of numbers, or the first `count` and zeros.
   template <class T>
   static Lanes load(const T* from, int64_t count) {
     return load_some(from, count);
@@ -65,7 +65,7 @@ struct Singles {
 };
 
 #if defined(__AVX512BF16__)
-// ... or two at a time, of bf16 numbers.
+// ... or two at a time, from bf16 numbers.
 struct Pairs {
   using Element = BFloat16;
   static constexpr int kDepth = 2;
@@ -81,19 +81,19 @@ struct Pairs {
     return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)packed, (__m512bh)repeated);
   }
 
-  // Thirty-two, or the first `count` and zeros.
+  // Thirty-two numbers, or the first `count` and zeros.
   static Lanes load(const BFloat16* from, int64_t count) {
     if (count >= 32) return (Lanes)_mm512_loadu_si512(from);
     return (Lanes)_mm512_maskz_loadu_epi16((1u << count) - 1, from);
   }
-  // Two rows become pairs. As the machine does it, the first register gets the first four of each
-  // eight columns and the second register the others.
+  // Combines two rows to pairs. As the instruction does it, the first register gets the first four
+  // of each eight columns and the second register the others.
   static void interleave(Lanes* rows) {
     __m512i even = (__m512i)rows[0], odd = (__m512i)rows[1];
     rows[0] = (Lanes)_mm512_unpacklo_epi16(even, odd);
     rows[1] = (Lanes)_mm512_unpackhi_epi16(even, odd);
   }
-  // The reverse for sums.
+  // The reverse, for sums.
   static void in_order(Lanes* sums, int64_t count) {
     const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
     const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
@@ -121,19 +121,20 @@ struct Pairs {
 };
 #endif
 
-// What `transpose` turns: registers of rows, in each lane kDims neighbouring numbers.
+// The input of `transpose`: registers of rows, with kDims neighbouring numbers in each lane.
 template <class Products, class T>
 struct Turned {
   static constexpr int kDims = Products::kDepth;
 
   static Lanes load(const T* from, int64_t count) { return Products::load(from, count); }
-  // `count` is as many dims of kLanes rows as are wanted.
+  // `count`: the number of dims to store, of kLanes rows.
   static void store(typename Products::Element* to, int64_t, int64_t, Lanes x) {
     Products::store_packed(to, x);
   }
 };
 
-// Two bf16 numbers travel as one fp32 number does: half the shuffles, and they become fp32 last.
+// Two bf16 numbers are moved as one fp32 number: half the shuffles, and conversion to fp32 comes
+// last.
 template <>
 struct Turned<Singles, BFloat16> {
   static constexpr int kDims = 2;
@@ -150,7 +151,7 @@ struct Turned<Singles, BFloat16> {
   }
 };
 
-// Which a storage type of queries gets.
+// The kind of products for a storage type of queries.
 template <class T>
 struct ProductsOf {
   using Type = Singles;

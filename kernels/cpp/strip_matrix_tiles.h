@@ -8,8 +8,8 @@
 namespace native::strips {
 
 #if defined(TANDEM_MATRIX_TILES)
-// As `Tiles` does. A strip's weights are its second operand as they are: 16 pairs of
-// inputs times 16 outputs. Sums in tiles 0 .. 3 (rows × strips), rows in 4 and 5, weights in 6 and 7.
+// Like `Tiles`. A strip's weights are the second operand without change: 16 pairs of inputs times
+// 16 outputs. Sums are in tiles 0 .. 3 (rows × strips), rows in 4 and 5, weights in 6 and 7.
 template <class Strips>
 class TileMultiplication {
   using Weights = Piece<BFloat16>;
@@ -20,8 +20,8 @@ class TileMultiplication {
   };
 
  public:
-  static constexpr int64_t kInputs = 32;  // of one instruction
-  static constexpr int64_t kFewRows = 32;  // that one set of tiles has sums for
+  static constexpr int64_t kInputs = 32;  // inputs of one instruction
+  static constexpr int64_t kFewRows = 32;  // rows that one set of tiles has sums for
 
   TileMultiplication(const Problem& problem, const Strips& strips) : p_(problem), strips_(strips) {}
 
@@ -46,8 +46,8 @@ class TileMultiplication {
     tile_release();
   }
 
-  // Few rows meet the weights of a block while these are in the first-level cache. They do so a block
-  // later: tiles wait long for what was stored just before.
+  // Multiplies few rows by the weights of a block while these are in the first-level cache, but one
+  // block later, because tiles wait long for numbers that were just stored.
   void run_blocks(int64_t row, int64_t rows, int64_t strip, int64_t strips) {
     constexpr int64_t kElements = 16 * kInputs, kSet = 4 * kElements;  // of a strip's block, of four
     fetch_outputs(row, rows, strip);
@@ -117,7 +117,7 @@ class TileMultiplication {
     for (int t = 0; t < 8; ++t) shapes.row_bytes[t] = 64;
     uint8_t upper = uint8_t(std::min<int64_t>(16, rows)), lower = uint8_t(rows - upper);
     for (int t : {0, 1, 4}) shapes.rows[t] = upper;
-    // A tile must have a row; with few rows the second one is not used, or has other strips.
+    // A tile must have a row; with few rows the second tile is not used, or has other strips.
     for (int t : {2, 3, 5}) shapes.rows[t] = lower ? lower : upper;
     for (int t : {6, 7}) shapes.rows[t] = 16;
     tile_configure(&shapes);
@@ -149,7 +149,7 @@ class TileMultiplication {
     tile_zero(3);
   }
 
-  // Reading sums that were just stored takes long: they are finished amid the next products.
+  // Reading sums that were just stored takes long, so they are finished during the next products.
   void store_sums(Area area) {
     waiting_ = area;
     tile_store(0, sums_[0], 64);
@@ -168,7 +168,7 @@ class TileMultiplication {
   Problem p_;
   Strips strips_;
   int64_t configured_ = 0;  // rows
-  Area waiting_;            // whose sums are
+  Area waiting_;            // whose sums are unfinished
   Vec sums_[4][16];
 };
 #endif

@@ -1,4 +1,4 @@
-// What a product by strips is given, and where its results go.
+// The arguments of a product by strips, and the place of its results.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -11,7 +11,7 @@ namespace native::strips {
 constexpr int kStrips = 4;  // of a tile
 
 // Memory of this thread for numbers of one kind, kept from call to call: new memory would have to
-// be found and cleared for every product.
+// be allocated and cleared for every product.
 template <class T>
 T* scratch(int64_t count) {
   thread_local std::vector<T, AlignedAllocator<T>> memory;
@@ -33,7 +33,7 @@ template <class X>
 struct Piece {
   const X* data;
   int64_t stride;
-  bool fetches;  // the next strips lie `strips * stride` further and are to be fetched
+  bool fetches;  // whether to fetch the next strips, which are `strips * stride` further
 };
 
 template <class T>
@@ -44,7 +44,7 @@ void write(T* out, Vec sums, const float* bias, int64_t columns) {
   for (int64_t c = 0; c < columns; ++c) out[c] = from_float<T>(sums[c]);
 }
 
-// One row's 16 sums of a strip are complete.
+// Finishes one row's 16 sums of a strip.
 template <class X>
 void finish(const Problem& p, int64_t row, int64_t strip, Vec sums) {
   int64_t at = strip * 16, columns = std::min<int64_t>(16, p.outputs - at);
@@ -55,7 +55,7 @@ void finish(const Problem& p, int64_t row, int64_t strip, Vec sums) {
 
 using Finish = void (*)(const Problem&, int64_t row, int64_t strip, Vec sums);
 
-// Results go to memory that nobody has read lately: it is on its way while they are computed.
+// Results go to memory that has not been read lately, so it is fetched while they are computed.
 template <class X, int strips>
 void fetch_output(const Problem& p, int64_t row, int64_t strip) {
   int64_t size = p.fp32_out ? sizeof(float) : sizeof(X);

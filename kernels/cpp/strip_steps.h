@@ -4,7 +4,7 @@
 #include "matrix_tiles.h"
 #include "vec.h"
 
-// Whether bf16 numbers are multiplied in pairs; else all arithmetic is fp32.
+// Whether bf16 numbers are multiplied in pairs; otherwise all arithmetic is fp32.
 #if defined(__AVX512BF16__) || defined(TANDEM_MATRIX_TILES)
 #define TANDEM_BF16_PAIRS 1
 #endif
@@ -40,7 +40,7 @@ struct Pairs {
   }
 
  private:
-  // To the nearest bf16, which are the upper halves; not for NaN.
+  // Rounds to the nearest bf16, which are the upper halves; not for NaN.
   static Words rounded(Vec x) {
     Words bits = (Words)x;
     return bits + 0x7fff + (bits >> 16 & 1);

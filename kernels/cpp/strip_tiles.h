@@ -15,8 +15,8 @@ class Tiles {
   using X = BFloat16;
 
  public:
-  // For rows first .. last - 1. Unless sums wait for a next piece all tiles use the same few, which
-  // stay in the cache.
+  // For rows first .. last - 1. All tiles use the same few sums, which stay in the cache, unless
+  // sums are kept for a next piece.
   Tiles(const Problem& problem, int64_t first, int64_t last)
       : p_(problem), first_(first), rows_(last - first) {}
 
@@ -32,7 +32,7 @@ class Tiles {
   }
 
  private:
-  // Part of a tile: where it is, and which steps along the inputs.
+  // Part of a tile: its place, and its steps along the inputs.
   struct Part {
     Piece<X> weights;
     int64_t row, place, strip, step, end;
@@ -43,7 +43,7 @@ class Tiles {
   void with_strips(int64_t count, Part part, bool waits) {
     if constexpr (V > 1)
       if (count < V) return with_strips<V - 1>(count, part, waits);
-    // Tiles of about equal height: a low one reads as many weights as a full one.
+    // Tiles have about equal height, because a low one reads as many weights as a full one.
     int64_t tiles = (rows_ + kRows - 1) / kRows;
     for (int64_t t = 0; t < tiles; ++t) {
       int64_t place = t * rows_ / tiles, next = (t + 1) * rows_ / tiles;
@@ -78,8 +78,8 @@ class Tiles {
         finish<X>(p_, at.row + r, at.strip + v, sums[r * V + v]);
   }
 
-  // Adds `steps` products to R rows times V strips of sums, which stay in registers meanwhile.
-  // The last tile of a strip fetches the next strips: their start is far from this one's end.
+  // Adds `steps` products to R rows times V strips of sums, which stay in registers meanwhile. The
+  // last tile of a strip fetches the next strips, whose start is far from this one's end.
   template <int R, int V, bool fetches>
   void walk(const X* x, Piece<X> given, int64_t steps, Vec* sums) const {
     const X* w = given.data;

@@ -1,13 +1,12 @@
 // Multiplication of rows by strips of 16 output features: y = x · Wᵀ + bias, the same bits whatever
-// the number of rows. This is how bf16 pairs are multiplied; fp32_tiles.h does it in fp32.
+// the number of rows. This file multiplies bf16 pairs; fp32_tiles.h multiplies in fp32.
 //
-// A tile keeps a few rows times a few strips of sums in registers and walks along the inputs in
-// their order, one sum per output. The inputs are cut into pieces that stay in a cache, and the sums
-// wait in memory as they are, so neither the tile nor the piece that a row falls into changes a bit
-// of its result.
+// A tile keeps a few rows times a few strips of sums in registers and goes along the inputs in
+// order, with one sum per output. The inputs are cut into pieces that stay in a cache, and sums are
+// stored without rounding, so neither the tile nor the piece of a row changes a bit of its result.
 //
-// Where the strips come from is a template parameter, `Strips`: memory, or weights of few bits that
-// are taken apart piece by piece.
+// The source of the strips is a template parameter, `Strips`: memory, or weights of few bits that
+// are unpacked piece by piece.
 #pragma once
 #include <algorithm>
 
@@ -19,17 +18,17 @@
 
 namespace native::strips {
 
-// Strips that lie in memory as they are multiplied, whole.
+// Strips that are stored in the form that is multiplied.
 class InMemory {
   using X = BFloat16;
 
  public:
-  static constexpr bool kInBlocks = false;  // they need not be taken apart
+  static constexpr bool kInBlocks = false;  // they need not be unpacked
 
   InMemory(const void* weight, int64_t inputs) : weight_((const X*)weight), inputs_(inputs) {}
 
-  // Inputs of one piece: all of them if only one tile reads it, else what a second-level cache
-  // keeps.
+  // Inputs of one piece: all of them if only one tile reads it, otherwise as many as a second-level
+  // cache holds.
   static int64_t piece_inputs(int64_t strips, bool one_tile) {
     return one_tile ? INT64_MAX : std::max<int64_t>(64, (256 << 10) / (strips * 16 * sizeof(X)));
   }
@@ -38,7 +37,7 @@ class InMemory {
     return {weight_ + (strip * inputs_ + first) * 16, 16 * inputs_, true};
   }
 
-  // Whether all was done, without pieces.
+  // Whether everything was done, without pieces.
   bool multiply_few(const Problem&, int64_t, int64_t, int64_t, int64_t) const { return false; }
 
  private:
@@ -72,7 +71,8 @@ class Multiplication {
 };
 #endif
 
-// Threads share the strips; where there are few of them, the rows, too, of which there must be some.
+// Divides the strips among threads; where there are few strips, also the rows, of which there must
+// be some.
 template <class Work>
 void share(const Problem& p, const Work& work) {
   int64_t elements = p.rows * p.inputs * p.outputs / 4;

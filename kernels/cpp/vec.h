@@ -1,5 +1,5 @@
 // Sixteen numbers at a time. Compilers split a Vec on machines with shorter registers: loops that
-// must be fast there use `Lanes`, which with AVX-512 are the same.
+// must be fast there use `Lanes`, which is the same with AVX-512.
 #pragma once
 #include <cstddef>
 #include <cstdlib>
@@ -56,8 +56,8 @@ inline Words load_words(const void* p) {
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 #endif
 inline void store(BFloat16* p, Vec v) {
-  // As `from_float`, in vectors. The sign of a difference tells NaNs: to compare them compilers take
-  // the numbers out of shorter registers one by one.
+  // Like `from_float`, in vectors. NaNs are found by the sign of a difference: to compare them
+  // compilers take the numbers out of shorter registers one by one.
   typedef uint16_t Halves __attribute__((vector_size(32)));
   typedef int32_t Signed __attribute__((vector_size(64)));
   Words bits = (Words)v;
@@ -96,13 +96,14 @@ inline Vec multiply_add(Vec a, Vec b, Vec c) {
 
 inline Vec broadcast(float x) { return x - Vec{}; }
 
-// Asks for `bytes` bytes that will be read soon, for the second-level cache.
+// Prefetches `bytes` bytes into the second-level cache.
 template <int bytes>
 inline void fetch(const void* p) {
   for (int at = 0; at < bytes; at += 64) __builtin_prefetch((const char*)p + at, 0, 2);
 }
 
-// std::vector's own allocator knows alignments of new only; this works for every compiler.
+// std::vector's own allocator supports only the alignments of new; this one works with every
+// compiler.
 template <class T>
 struct AlignedAllocator {
   using value_type = T;

@@ -1,5 +1,5 @@
-"""Mixtures of experts: which rows go to which expert, products with each one's own weights, and the
-sum of their answers."""
+"""Mixtures of experts: the routing of rows to experts, products with each expert's weights, and the
+sum of the results."""
 
 from torch import Tensor
 
@@ -21,14 +21,14 @@ __all__ = [
 
 @op(route_cases)
 def route_experts(logits: Tensor, top_k: int, *, normalised: bool) -> Routing:
-    """Choose each token's experts and sort what is to be computed by expert.
+    """Choose each token's experts and sort the pairs by expert.
 
     A token's weights are the softmax of its logits at the `top_k` largest; of equal ones the first
     is chosen first.
 
     Args:
         logits: [T, E] fp32, rows may be strided; E experts of which each token gets `top_k`.
-        normalised: the chosen ones' weights are scaled to the sum of 1.
+        normalised: whether the chosen experts' weights are scaled to the sum of 1.
 
     Returns:
         See `Routing`. A token's choice and weights depend on its logits alone.
@@ -47,32 +47,32 @@ def linear_experts(
     *,
     int8_activations: bool = False,
 ) -> Tensor:
-    """Multiply rows that are sorted by expert, each with the weight of its own.
+    """Multiply rows that are sorted by expert, each by the weight of its expert.
 
     Args:
         x: [T, K], fp32, bf16 or fp16; rows may be strided.
-        weights: of E experts, [N, K] each.
-        starts: [E + 1] int64: rows starts[e] ... starts[e + 1] - 1 of the result are expert e's;
-            the first is 0, the last the number of rows.
-        rows: [R] int64: which row of x each row of the result is made of; None: row by row.
-        int8_activations: as of `linear_panels`; for panels of GGUF's types.
+        weights: the weights of E experts, [N, K] each.
+        starts: [E + 1] int64: rows starts[e] ... starts[e + 1] - 1 of the result belong to expert
+            e; the first is 0, the last the number of rows.
+        rows: [R] int64: the row of x for each row of the result; None: row by row.
+        int8_activations: see `linear_panels`; for panels of GGUF's types.
 
     Returns:
-        [R, N], contiguous, x's dtype. A row is bit for bit what the product for this form of
-        weights (`linear_packed`, `linear_panels`, on a GPU `linear_gguf`) gives for it alone; of
-        plain weights on a GPU it depends on nothing but the row and the weight.
+        [R, N], contiguous, x's dtype. A row has the bits of the product for this form of weights
+            (`linear_packed`, `linear_panels`, on a GPU `linear_gguf`) for the row alone; with plain
+            weights on a GPU it depends on the row and the weight alone.
     """
     return reference.linear_experts(x, weights, starts, rows, int8_activations=int8_activations)
 
 
 @op(sum_cases)
 def sum_experts(answers: Tensor, weights: Tensor, places: Tensor) -> Tensor:
-    """Add up what the chosen experts say of each token, the first choice first.
+    """Add up the chosen experts' results for each token, the first choice first.
 
     Args:
         answers: [T·k, C], sorted by expert; any float dtype, contiguous.
         weights: [T, k] fp32.
-        places: [T, k] int64: where each token's answers are.
+        places: [T, k] int64: the rows of each token's answers.
 
     Returns:
         [T, C], contiguous, the answers' dtype; products and sums are rounded to fp32 one by one.

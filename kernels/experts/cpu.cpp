@@ -1,4 +1,4 @@
-// Mixtures of experts: choices sorted by expert, products with each one's weights, sums of answers.
+// Mixtures of experts: choices sorted by expert, products with each expert's weights, sums of results.
 // compile with -ffp-contract=off
 #include <algorithm>
 #include <vector>
@@ -9,12 +9,13 @@
 namespace native::experts {
 namespace {
 
-// One token's best `top_k` of `experts`, of equal ones the first, and their shares of the softmax.
+// Chooses the best `top_k` of `experts` for one token, the first of equal ones, with their shares
+// of the softmax.
 void choose(const float* logits, int64_t experts, int64_t top_k, bool normalised, float* weights,
             int64_t* chosen) {
   std::vector<char> taken(experts);
   for (int64_t rank = 0; rank < top_k; ++rank) {
-    // Whatever is in them, NaN included, these are `top_k` different ones.
+    // For any logits, including NaN, these are `top_k` different experts.
     int64_t best = -1;
     for (int64_t e = 0; e < experts; ++e)
       if (!taken[e] && (best < 0 || logits[e] > logits[best])) best = e;
@@ -53,7 +54,7 @@ extern "C" void tandem_route_experts(const float* logits, int64_t stride, int64_
                                      float* weights, int64_t* places, int64_t* rows,
                                      int64_t* starts) {
   using namespace native;
-  // Until they are sorted, places are the experts' numbers.
+  // Until pairs are sorted, places hold the experts' numbers.
   for_ranges(tokens, tokens * experts * top_k, [&](int64_t first, int64_t last) {
     for (int64_t t = first; t < last; ++t)
       experts::choose(logits + t * stride, experts, top_k, normalised, weights + t * top_k,

@@ -1,4 +1,4 @@
-"""In C++: experts share the threads, or all threads one expert, whichever there are more of."""
+"""Experts in C++: threads take whole experts, or share each expert if threads are more numerous."""
 
 import functools
 
@@ -21,7 +21,7 @@ _SIGNATURES = {
 
 
 def supports_route(logits: Tensor, top_k: int, *, normalised: bool) -> bool:
-    """fp32 on a CPU."""
+    """Supports fp32 logits on a CPU."""
     return logits.dtype == torch.float32 and logits.stride(1) == 1 and native.runs_on(logits)
 
 
@@ -57,7 +57,7 @@ def supports_linear(
     *,
     int8_activations: bool = False,
 ) -> bool:
-    """CPU tensors; rows of x whose elements are contiguous."""
+    """Supports CPU tensors with contiguous elements in rows of x."""
     first = weights.of[0]
     if isinstance(first, PackedWeight):
         fits = first.dtype == x.dtype and not int8_activations
@@ -115,7 +115,7 @@ def linear_experts(
 
 
 def supports_sum(answers: Tensor, weights: Tensor, places: Tensor) -> bool:
-    """Contiguous, on a CPU."""
+    """Supports contiguous tensors on a CPU."""
     return answers.is_contiguous() and native.runs_on(answers)
 
 

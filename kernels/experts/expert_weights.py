@@ -19,7 +19,7 @@ from kernels.linear_panels.panels import Panels, unpack
 
 @dataclass(frozen=True, slots=True)
 class GgufRows:
-    """[N, bytes of a row] uint8, fields apart (`kernels.linear_gguf`), for a GPU."""
+    """Rows [N, bytes of a row] uint8 with fields apart (`kernels.linear_gguf`), for a GPU."""
 
     data: Tensor
     quant_type: GGUFType
@@ -39,16 +39,16 @@ Weight = PackedWeight | Panels | GgufRows | Tensor
 
 @dataclass(frozen=True)
 class ExpertWeights:
-    """[N, K] of each expert: on a CPU packed or in panels, on a GPU plain or GGUF's blocks.
+    """Weights [N, K] of each expert: on a CPU packed or in panels, on a GPU plain or GGUF's blocks.
 
-    Each weight has memory of its own, as it was loaded: kernels find them in a table.
+    Each weight keeps the memory it was loaded into; kernels find the weights by a table.
     """
 
     of: tuple[Weight, ...]
 
     @classmethod
     def together(cls, weights: Sequence[object]) -> "ExpertWeights | None":
-        """None: they are not of one form that there is a product for."""
+        """Combine weights; None if they do not share a form that has a product."""
         found = tuple(
             weight for weight in weights if isinstance(weight, Weight) and _is_taken(weight)
         )
@@ -66,7 +66,7 @@ class ExpertWeights:
         return first.shape[1] if isinstance(first, Tensor) else first.in_features
 
     def plain(self, expert: int, dtype: torch.dtype) -> Tensor:
-        """[N, K] fp32 of numbers that are rounded to `dtype`."""
+        """Return [N, K] fp32, with numbers rounded to `dtype`."""
         weight = self.of[expert]
         if isinstance(weight, Tensor):
             return weight.float()
@@ -79,20 +79,20 @@ class ExpertWeights:
 
     @cached_property
     def addresses(self) -> NDArray[np.int64]:
-        """[E]: where each expert's numbers are."""
+        """[E], the address of each expert's numbers."""
         data = [weight if isinstance(weight, Tensor) else weight.data for weight in self.of]
         return np.array([one.data_ptr() for one in data], dtype=np.int64)
 
     @cached_property
     def table(self) -> Tensor:
-        """The same on the weights' device."""
+        """The addresses on the weights' device."""
         first = self.of[0]
         device = (first if isinstance(first, Tensor) else first.data).device
         return torch.tensor(self.addresses.tolist(), dtype=torch.int64, device=device)
 
 
 def _is_taken(weight: Weight) -> bool:
-    """Plain tensors and blocks only by Triton's kernel."""
+    """Whether a product takes the weight; plain tensors and blocks need Triton's kernel."""
     if isinstance(weight, PackedWeight | Panels):
         return True
     data = weight if isinstance(weight, Tensor) else weight.data
@@ -100,7 +100,7 @@ def _is_taken(weight: Weight) -> bool:
 
 
 def _form(weight: Weight) -> object:
-    """Equal for weights that one product takes together."""
+    """Return a value that is equal for weights that one product takes together."""
     if isinstance(weight, Panels):
         return weight.format
     if isinstance(weight, GgufRows):

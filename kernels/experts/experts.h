@@ -1,4 +1,4 @@
-// How the rows of a step are shared among experts, and experts among threads.
+// The division of a step's rows among experts, and of experts among threads.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -20,7 +20,8 @@ extern "C" void tandem_linear_panels(int64_t dtype, const void* x, int64_t x_str
 
 namespace native::experts {
 
-// What is multiplied: of x, [.., inputs] with `size` bytes a number, the rows of these numbers, or all.
+// The rows to multiply: rows of x, [.., inputs] with `size` bytes a number, by these indices, or
+// all.
 struct Rows {
   const char* x;
   int64_t stride;
@@ -30,14 +31,14 @@ struct Rows {
   const char* at(int64_t i) const { return x + (numbers ? numbers[i] : i) * stride * size; }
 };
 
-// One expert's: rows first .. first + rows - 1 of the result are made of `x`.
+// One expert's share: rows first .. first + rows - 1 of the result are made from `x`.
 struct Share {
   int64_t expert, first, rows;
   const void* x;
   int64_t x_stride;
 };
 
-// Its rows of x, side by side: `memory` is where they are copied to unless they already are.
+// Returns the expert's rows of x side by side, copied to `memory` unless they are so already.
 inline Share share_of(int64_t expert, const int64_t* starts, const Rows& rows,
                       std::vector<char>& memory) {
   int64_t first = starts[expert], count = starts[expert + 1] - first;
@@ -49,15 +50,15 @@ inline Share share_of(int64_t expert, const int64_t* starts, const Rows& rows,
   return {expert, first, count, memory.data(), rows.inputs};
 }
 
-// Calls `multiply(share)` for each expert that has rows. Where these are several for each thread, a
-// thread takes one at a time and multiplies alone: the others wait for nobody then. Else all threads
-// share each product.
+// Calls `multiply(share)` for each expert that has rows. If there are several experts for each
+// thread, a thread takes one at a time and multiplies alone, so that threads do not wait for each
+// other. Otherwise all threads share each product.
 template <class Multiply>
 void for_experts(const int64_t* starts, int64_t experts, const Rows& rows, Multiply multiply) {
   std::vector<int64_t> wanted;
   for (int64_t e = 0; e < experts; ++e)
     if (starts[e] < starts[e + 1]) wanted.push_back(e);
-  constexpr int64_t kEach = 4;  // for a thread: the last one is waited for
+  constexpr int64_t kEach = 4;  // experts per thread, since the last one is waited for
   int64_t count = int64_t(wanted.size()), threads = num_threads();
   auto work = [&](Pieces& pieces) {
     std::vector<char> memory;

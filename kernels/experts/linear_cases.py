@@ -30,21 +30,21 @@ class Case:
 
     name: str
     quant_type: GGUFType | None
-    """None: plain weights."""
+    """The type of the weights; None for plain weights."""
     experts: int
     top_k: int
     tokens: int
     outputs: int
     inputs: int
     gathered: bool = True
-    """Rows are copies of tokens, sorted by expert; else x has a row for each already."""
+    """Whether rows are copies of tokens, sorted by expert; otherwise x has them already."""
     int8_activations: bool = False
     strided: bool = False
-    """Rows of x are views of wider ones."""
+    """Whether rows of x are views of wider ones."""
     favourite: int | None = None
-    """All rows are this expert's."""
+    """The expert that gets all rows, if there is one."""
     for_gpu: bool = False
-    """Weights as a GPU has them, on whatever device."""
+    """Whether weights are in a GPU's form, on any device."""
 
 
 CASES = (
@@ -74,7 +74,8 @@ REFUSED = {
 }
 """Cases that an implementation leaves to the next."""
 _SIZES = {"gate_up": (1536, 2048), "down": (2048, 768)}
-"""Qwen3-30B-A3B's, of which this many experts are a quarter: as many as fit many machines."""
+"""The sizes of Qwen3-30B-A3B, of which these cases have a quarter of the experts, to fit many
+machines."""
 BENCHMARKS: dict[str, tuple[Case, ...]] = {
     "cpu": tuple(
         Case(f"qwen3_30b {layer} {tokens} {kind}", one, 32, 8, tokens, *_SIZES[layer])
@@ -148,7 +149,7 @@ def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
 
 
 def work(inputs: dict[str, Any]) -> Work:
-    """Weights that no row asks for are not read."""
+    """The work; weights without rows are not read."""
     weights, x = inputs["weights"], inputs["x"]
     wanted = int((inputs["starts"].diff() > 0).sum())
     rows = int(inputs["starts"][-1])

@@ -7,9 +7,9 @@ import torch
 from kernels.experts.routing import Routing
 
 TESTED_DTYPES = (torch.float32,)
-"""Of models: inputs are the same for others."""
+"""The dtypes of models to test; inputs are the same for others."""
 TOLERANCE = {
-    # An exponential and sums of up to 512 of them, in another order; weights are below 1.
+    # An exponential and sums of up to 512 of them in another order; weights are below 1.
     torch.float32: 2e-6,
     torch.bfloat16: 2e-6,
     torch.float16: 2e-6,
@@ -26,7 +26,7 @@ class Case:
     top_k: int
     normalised: bool = True
     levels: int | None = None
-    """So many different logits: most are equal to others."""
+    """The number of different logits, so that most are equal to others."""
     strided: bool = False
 
 

@@ -1,4 +1,4 @@
-"""Who computes what in a mixture of experts."""
+"""The assignment of rows to experts in a mixture of experts."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ class Routing:
     """Pairs of a token and one of its experts, sorted by expert and then by token."""
 
     weights: Tensor
-    """[T, k] fp32: of each token's experts, the best first."""
+    """[T, k] fp32, the weights of each token's experts, the best first."""
     places: Tensor
-    """[T, k] int64: where each of these pairs is among the sorted ones."""
+    """[T, k] int64, the place of each of these pairs among the sorted ones."""
     rows: Tensor
     """[T·k] int64: the token of each sorted pair."""
     starts: Tensor
@@ -21,7 +21,7 @@ class Routing:
 
     @classmethod
     def of(cls, choice: Tensor, weights: Tensor, num_experts: int) -> "Routing":
-        """Of each token's experts, [T, k] int64, and their weights."""
+        """Build the routing from each token's experts, [T, k] int64, and their weights."""
         chosen, order = choice.flatten().sort(stable=True)
         places = torch.empty_like(order)
         places[order] = torch.arange(len(order), device=order.device)

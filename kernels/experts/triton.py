@@ -1,8 +1,8 @@
-"""Choosing, sorting and adding up on a GPU. Nothing is asked of the host, so steps can be recorded.
+"""Choosing, sorting and adding up on a GPU. The host takes no decisions, so steps can be recorded.
 
-Sorting counts: a pair's place is the number of pairs whose expert comes before its own, and of
-those before it that have the same. A program compares some pairs with all, which for the pairs of a
-step takes less time than a sort of several launches.
+Sorting counts: a pair's place is the number of pairs of lower experts plus the number of earlier
+pairs of the same expert. A program compares some pairs with all, which for the pairs of a step
+takes less time than a sort of several launches.
 """
 
 import torch
@@ -13,18 +13,18 @@ from kernels._triton import tl, triton
 from kernels.experts.routing import Routing
 
 PAIRS = 128
-"""That a program sorts."""
+"""Pairs that a program sorts."""
 OTHERS = 32
-"""That it compares them with at a time: more would not fit registers."""
+"""Pairs that a program compares them with at a time: more would not fit registers."""
 SUM_BLOCK = 1024
 MOST_EXPERTS = 4096
 MOST_CHOSEN = 64
 _COUNTS = ("num_pairs",)
-"""No number of pairs may need a kernel of its own."""
+"""Arguments that must not specialise kernels, so that all numbers of pairs share one."""
 
 
 def supports_route(logits: Tensor, top_k: int, *, normalised: bool) -> bool:
-    """fp32 on a GPU; a row of logits fits registers."""
+    """Supports fp32 logits on a GPU, if a row fits the registers."""
     return (
         logits.dtype == torch.float32
         and logits.stride(1) == 1
@@ -90,7 +90,7 @@ def _choose_experts_kernel(
     rank = tl.arange(0, CHOSEN)
     is_one = number < NUM_EXPERTS
     logits = tl.load(logits_ptr + token * row_stride + number, mask=is_one, other=float("-inf"))
-    # NaN is chosen like the lowest number, so that different ones are whatever there is.
+    # NaN is chosen like the lowest number, so that the chosen experts always differ.
     keys = tl.where(logits == logits, logits, float("-inf"))
     left = is_one
     choice = tl.zeros((CHOSEN,), tl.int32)
@@ -150,7 +150,7 @@ def _sort_pairs_kernel(
 
 
 def supports_sum(answers: Tensor, weights: Tensor, places: Tensor) -> bool:
-    """Contiguous, on a GPU."""
+    """Supports contiguous tensors on a GPU."""
     return answers.is_contiguous() and _triton.runs_on(answers)
 
 

@@ -1,8 +1,8 @@
-"""One launch for all experts: a program finds on the device whose rows its tile has.
+"""Multiplies for all experts in a launch: a program finds on the device whose rows its tile has.
 
-Weights lie where they were loaded, and a table has their addresses. Sums are those of `linear` for
-plain weights and of `linear_gguf` for blocks, in their order, which depends on the weight's shape
-alone: a row has the same bits here and there.
+Weights keep the memory they were loaded into, and a table has their addresses. Sums are those of
+`linear` for plain weights and of `linear_gguf` for blocks, in the same order, which depends on the
+weight's shape alone: a row has the same bits in both.
 """
 
 from dataclasses import replace
@@ -23,7 +23,7 @@ from kernels.shared.triton_linear import FEW_ROWS, Output, Plan, plan
 
 TENSOR_CORES = ("_linear_experts_kernel",)
 PLAIN = -1
-"""In the place of a number of `GGUFType`."""
+"""Stands for plain weights in place of a number of `GGUFType`."""
 ALIGNMENT_BYTES = 16
 MOST_EXPERTS = 4096
 
@@ -36,7 +36,7 @@ def supports(
     *,
     int8_activations: bool = False,
 ) -> bool:
-    """On a GPU: GGUF blocks, or plain weights of x's dtype."""
+    """Supports GGUF blocks, or plain weights of x's dtype, on a GPU."""
     first = weights.of[0]
     if isinstance(first, Tensor):
         fits = first.dtype == x.dtype and first.is_contiguous()
@@ -108,8 +108,8 @@ def plan_experts(
     *,
     is_gguf: bool,
 ) -> Plan:
-    """Parts as for one weight of this shape; tiles for the rows that an expert has on average. With
-    few rows altogether a program sums one part."""
+    """Cut a product as for one weight of this shape, with tiles for the average rows per expert.
+    With few rows altogether a program sums one part."""
     each = triton.cdiv(num_rows, num_experts)
     if is_gguf:
         cut = plan(each, num_outputs, size, GGUF_TILE, dtype)
@@ -174,7 +174,7 @@ def _linear_experts_kernel(
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inner = tl.arange(0, UNIT)
     x_rows = x_ptr + x_row[:, None] * x_row_stride + inner[None, :]
-    # The last weight again, past the end: what comes of it is not stored.
+    # Past the end the last weight is read again; the result is not stored.
     column = tl.minimum(columns, N - 1).to(tl.int64)
     address = tl.load(table_ptr + expert)
     if TYPE < 0:

@@ -1,4 +1,4 @@
-"""One pass by the kernel that all gates share."""
+"""The gate in one pass, by the kernel that all gates share."""
 
 from torch import Tensor
 

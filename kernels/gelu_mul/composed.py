@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def supports(gate_up: Tensor) -> bool:
-    """Takes every call."""
+    """Supports every call."""
     return True
 
 

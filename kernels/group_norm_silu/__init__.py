@@ -11,7 +11,7 @@ from kernels.registry import op
 def group_norm_silu(
     x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = True
 ) -> Tensor:
-    """Normalise each group of channels over the whole map: zero mean, unit variance.
+    """Normalise each group of channels over the whole map to zero mean and unit variance.
 
     Args:
         x: [R, C, H, W], any float dtype, fastest in channels-last layout. Not changed.
@@ -22,7 +22,7 @@ def group_norm_silu(
 
     Returns:
         [R, C, H, W], x's dtype; in x's layout or channels-last. Computed in fp32, rounded once. In
-        the faster implementations a row's result depends on nothing but the row.
+            the faster implementations a row's result depends on the row alone.
 
     Papers: Wu and He 2018, arXiv:1803.08494; Elfwing et al. 2017, arXiv:1702.03118.
     """

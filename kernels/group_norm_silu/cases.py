@@ -12,7 +12,7 @@ TOLERANCE = {
     torch.float16: 2e-5,
 }
 SLACK = {
-    # PyTorch rounds the norm before the activation, which makes up to 1.25 of a relative error.
+    # PyTorch rounds the norm before the activation, which magnifies a relative error by up to 1.25.
     "composed": {torch.bfloat16: 5e-3, torch.float16: 6.3e-4},
 }
 

@@ -7,7 +7,7 @@ from torch import Tensor
 def supports(
     x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = True
 ) -> bool:
-    """All but maps without an element, which `F.group_norm` refuses."""
+    """Supports all maps except empty ones, which `F.group_norm` refuses."""
     return x.numel() > 0
 
 

@@ -1,8 +1,8 @@
 // Group normalisation of channels-last maps, with an optional SiLU.
 //
-// Means and squared deviations are taken per channel over short runs of cells and folded with
-// Chan's formula (Chan, Golub and LeVeque 1983): as exact as two passes over the map, and the
-// order of the sums depends on nothing but the map's size.
+// Means and squared deviations are computed per channel over short runs of cells and combined with
+// Chan's formula (Chan, Golub and LeVeque 1983): as exact as two passes over the map, and the order
+// of the sums depends on the map's size alone.
 #include "pieces.h"
 
 #include <algorithm>
@@ -18,7 +18,7 @@ struct Map {
   int64_t length(int64_t run) const { return std::min(kRun, cells - run * kRun); }
 };
 
-// Per channel over `cells` cells: the mean and the sum of squared deviations from it.
+// Computes the mean of each channel over `cells` cells, and the sum of squared deviations from it.
 template <class T>
 void measure(const T* x, int64_t cells, int64_t channels, float* mean, float* deviation) {
   std::fill_n(mean, channels, 0.0f);

@@ -1,4 +1,4 @@
-"""In C++: PyTorch's own takes most of its time for layout and type conversions."""
+"""The norm in C++: PyTorch's takes most of its time for layout and type conversions."""
 
 import functools
 
@@ -11,7 +11,7 @@ from kernels import native
 def supports(
     x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = True
 ) -> bool:
-    """CPU tensors; maps that do not lie channels-last are copied so."""
+    """Supports CPU tensors; maps in other layouts are copied to channels-last."""
     return native.runs_on(x, weight, bias) and weight.is_contiguous() and bias.is_contiguous()
 
 

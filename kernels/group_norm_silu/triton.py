@@ -1,8 +1,8 @@
 """Three passes over channels-last maps: statistics of runs of cells, their sum, the result.
 
-Means and squared deviations are taken per channel over short runs of cells and folded with Chan's
-formula (Chan, Golub and LeVeque 1983), as `cpu.cpp` does: as exact as two passes over the map, and
-the order of the sums depends on nothing but the map's size.
+Means and squared deviations are computed per channel over short runs of cells and combined with
+Chan's formula (Chan, Golub and LeVeque 1983), as `cpu.cpp` does: as exact as two passes over the
+map, and the order of the sums depends on the map's size alone.
 """
 
 import torch
@@ -12,13 +12,13 @@ from kernels import _triton
 from kernels._triton import tl, triton
 
 RUN = 128
-"""Cells whose statistics one program takes."""
+"""Cells whose statistics one program computes."""
 BLOCK_CHANNELS = 64
 BLOCK_RUNS = 64
 BLOCK_CELLS = 64
 
 
-# Clients choose the size of a map: none may need a kernel of its own.
+# Clients choose the size of a map, so sizes must not specialise kernels.
 @triton.jit(do_not_specialize=["num_cells"])
 def _group_norm_measure_kernel(
     x_ptr,
@@ -29,7 +29,7 @@ def _group_norm_measure_kernel(
     RUN: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """Per row, run and channel: the mean and the sum of squared deviations from it."""
+    """Compute the mean of each row, run and channel, and the sum of squared deviations from it."""
     run = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     channel = tl.program_id(2) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -63,7 +63,7 @@ def _group_norm_fold_kernel(
     BLOCK_RUNS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
-    """Turns the statistics of a row's group into a factor and a summand for each channel."""
+    """Turn the statistics of a row's group into a factor and a summand for each channel."""
     row = tl.program_id(1).to(tl.int64)
     column = tl.arange(0, BLOCK_WIDTH)
     has_channel = column < WIDTH
@@ -125,7 +125,7 @@ def _group_norm_apply_kernel(
 def supports(
     x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = True
 ) -> bool:
-    """CUDA tensors in channels-last layout."""
+    """Supports CUDA tensors in channels-last layout."""
     return (
         _triton.runs_on(x, weight, bias)
         and x.is_contiguous(memory_format=torch.channels_last)

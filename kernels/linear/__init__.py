@@ -16,16 +16,16 @@ def linear(
     fp32_out: bool = False,
     invariant: bool = False,
 ) -> Tensor:
-    """`x @ weight.T + bias`.
+    """Compute `x @ weight.T + bias`.
 
     Args:
         x: [M, K], fp32, bf16 or fp16; rows may be strided.
         weight: [N, K], x's dtype, contiguous.
         bias: [N], fp32 or x's dtype.
-        fp32_out: return the sums as they are. Logits need it: bf16 numbers between 16 and 32 are
-            an eighth apart.
+        fp32_out: return the unrounded sums. Logits need this: bf16 numbers between 16 and 32 are an
+            eighth apart.
         invariant: a row's result has the same bits whatever the other rows are. Vendors' libraries,
-            which run without it, choose the order of their sums by the number of rows.
+            which run otherwise, choose the order of their sums by the number of rows.
 
     Returns:
         [M, N], contiguous, x's dtype or fp32. Sums in fp32, rounded once.

@@ -33,7 +33,7 @@ class Case:
     fp32_out: bool = False
     invariant: bool = False
     strided: bool = False
-    """Rows are views of wider ones."""
+    """Whether rows are views of wider ones."""
 
 
 SIZES = (
@@ -95,5 +95,5 @@ def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
 
 
 def work(inputs: dict[str, Any]) -> Work:
-    """Read x, weight and bias, write y; two operations per product."""
+    """The work: x, weight and bias are read, y is written; two operations per product."""
     return product_work(inputs, len(inputs["weight"]))

@@ -12,7 +12,7 @@ def supports(
     fp32_out: bool = False,
     invariant: bool = False,
 ) -> bool:
-    """Neither an order of sums nor sums that are not rounded."""
+    """Supports calls that need neither a fixed order of sums nor unrounded sums."""
     return not invariant and not fp32_out
 
 

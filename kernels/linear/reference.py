@@ -14,8 +14,8 @@ def linear(
 ) -> Tensor:
     """See `kernels.linear`."""
     matrix = weight.float().T
-    # One row at a time where the number of rows must not matter, and each from a place of its own:
-    # the order of sums may also depend on the alignment of its first element.
+    # One row at a time where the number of rows must not matter, each from memory of its own: the
+    # order of sums may also depend on the alignment of a row's first element.
     pieces = torch.split(x.float(), 1) if invariant else (x.float(),)
     y = torch.cat([piece.clone() @ matrix for piece in pieces])
     if bias is not None:

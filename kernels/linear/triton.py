@@ -19,17 +19,18 @@ from kernels.shared.triton_linear import MAX_PARTS, parts_of
 
 FEW_ROWS = 64
 WANTED_PROGRAMS = 256
-"""Two for each of 128 processors. The same on all GPUs: it decides about the order of sums."""
+"""Two programs for each of 128 processors. The same on all GPUs, because it decides the order of
+sums."""
 BLOCK_K = 64
 TENSOR_CORES = ("_linear_kernel",)
-"""What must not run without them, in 8 and 16 bits."""
+"""Kernels that must not run without tensor cores, in 8 and 16 bits."""
 ADD_BLOCK = 512
 """Outputs whose parts a program adds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """The outputs of one program and how they are computed."""
+    """The tile of outputs of one program and the way it is computed."""
 
     rows: int
     columns: int
@@ -45,10 +46,10 @@ class Tile:
 FEW = Tile(64, 64, num_warps=4, num_stages=4)
 MANY = Tile(128, 128, num_warps=8, num_stages=3)
 FULL_PRECISION = Tile(32, 32, num_warps=4, num_stages=2)
-"""For fp32, which has no tensor cores; for tests more than for work."""
+"""The tile for fp32, which has no tensor cores; for tests more than for work."""
 
 
-# The batch decides: no number of rows may need a kernel of its own.
+# The batch decides the number of rows, so it must not specialise kernels.
 @triton.jit(do_not_specialize=["num_rows"])
 def _linear_kernel(
     x_ptr,
@@ -66,11 +67,11 @@ def _linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    # Rows fastest: programs that run together share tiles of the weight.
+    # Rows vary fastest, so that programs that run together share tiles of the weight.
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inner = tl.arange(0, BLOCK_K)
-    # What is computed past an end, from the last row or column once more, is not stored.
+    # Past an end the last row or column is computed again; the result is not stored.
     x_row = tl.minimum(row, num_rows - 1).to(tl.int64) * x_row_stride
     weight_row = tl.minimum(column, num_outputs - 1).to(tl.int64) * size
     x_at = x_ptr + x_row[:, None] + inner[None, :]
@@ -125,7 +126,7 @@ def supports(
     fp32_out: bool = False,
     invariant: bool = False,
 ) -> bool:
-    """Where the order of sums matters; else the vendor's library is faster."""
+    """Supports calls that need a fixed order of sums; otherwise the vendor's library is faster."""
     return (
         invariant
         and _triton.runs_on(x, weight)
@@ -180,13 +181,14 @@ def linear(
 
 
 def tile_of(num_rows: int, dtype: torch.dtype) -> Tile:
-    """For so many rows."""
+    """Return the tile for a number of rows."""
     if dtype is torch.float32:
         return FULL_PRECISION
     return FEW if num_rows <= FEW_ROWS else MANY
 
 
 def cut(num_outputs: int, size: int) -> tuple[int, int]:
-    """Parts of K, and the tiles of each but the last, for a [num_outputs, size] weight."""
+    """Return the parts of K, and the tiles of each but the last, for a [num_outputs, size]
+    weight."""
     wanted = WANTED_PROGRAMS // triton.cdiv(num_outputs, FEW.columns)
     return parts_of(triton.cdiv(size, BLOCK_K), min(wanted, MAX_PARTS))

@@ -15,7 +15,8 @@ TOLERANCE = {
     # Sums in fp32 of up to 14336 products in another order.
     torch.float32: 2e-5,
     # Weights are rounded to x's type before they are multiplied, by up to 2^-8 and 2^-11 of each.
-    # At random: an output near one is off by a thousandth, by ten at worst among ten thousand.
+    # Rounding errors are random: an output near one is off by a thousandth, by ten at worst among
+    # ten thousand.
     torch.bfloat16: 1.6e-2,
     torch.float16: 2e-3,
 }
@@ -32,7 +33,7 @@ class Case:
     inputs: int
     bias: bool = False
     strided: bool = False
-    """Rows of x are views of wider ones."""
+    """Whether rows of x are views of wider ones."""
     int8_activations: bool = False
 
 
@@ -119,7 +120,7 @@ def _weight(case: Case, device: torch.device) -> Tensor:
 
 
 def random_weight(quant_type: GGUFType, outputs: int, inputs: int) -> Tensor:
-    """[outputs, bytes] uint8 as in a file, on the CPU.
+    """Make a random weight [outputs, bytes] uint8 as in a file, on the CPU.
 
     Weights have all signs and a root mean square of 1 / sqrt(inputs). All bytes are random, then
     the scales are set: small ones are subnormal, as in real files.
@@ -146,6 +147,6 @@ def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
 
 
 def work(inputs: dict[str, Any]) -> Work:
-    """One product; the weight is read as it is packed."""
+    """The work of one product; the weight is read in its packed form."""
     weight = inputs["weight"]
     return product_work(inputs, weight.shape[0])

@@ -25,7 +25,7 @@ def supports(
     *,
     int8_activations: bool = False,
 ) -> bool:
-    """Takes every call."""
+    """Supports every call."""
     return True
 
 
@@ -40,7 +40,7 @@ def linear_gguf(
     """See `kernels.linear_gguf`."""
     y = x
     if int8_activations:
-        # Not x's dtype, which may not hold int8 times a scale.
+        # Not in x's dtype, which may not hold int8 times a scale.
         q, scale = round_to_int8(x, INT8_GROUP)
         y = (q * scale).reshape(x.shape)
     out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)

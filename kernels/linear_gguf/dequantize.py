@@ -1,8 +1,8 @@
-"""What the bytes of a GGUF block mean, written for reading.
+"""The meaning of a GGUF block's bytes, written to be read.
 
 Each function takes blocks [B, bytes] and returns [B, weights] fp32, in the order and with the
-roundings of ggml: bit for bit what `gguf.quants.dequantize` gives. `q` is the small integer of a
-weight; `low` and `high` are the bits that its block keeps apart.
+roundings of ggml, with the same bits as `gguf.quants.dequantize`. `q` is the small integer of a
+weight; `low` and `high` are the bits that its block stores separately.
 
 Layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 """
@@ -14,18 +14,18 @@ from kernels.linear_gguf.quant_type import BLOCKS, IQ4_NUMBERS, GGUFType
 
 
 def dequantize(weight: Tensor, quant_type: GGUFType) -> Tensor:
-    """[N, bytes] uint8, rows of blocks → [N, K] fp32."""
+    """Dequantise rows of blocks: [N, bytes] uint8 → [N, K] fp32."""
     blocks = weight.reshape(-1, BLOCKS[quant_type].num_bytes)
     return _FUNCTIONS[quant_type](blocks).reshape(weight.shape[0], -1)
 
 
 def fp16(blocks: Tensor, offset: int) -> Tensor:
-    """The fp16 number at a byte → [B, 1] fp32."""
+    """Read the fp16 number at a byte → [B, 1] fp32."""
     return blocks[:, offset : offset + 2].contiguous().view(torch.float16).float()
 
 
 def split(packed: Tensor, bits: int, span: int) -> Tensor:
-    """Take each `span` bytes apart: their lowest `bits` bits first, then the next ones.
+    """Split each `span` bytes into numbers: their lowest `bits` bits first, then the next ones.
 
     [B, bytes] → [B, bytes * 8 / bits]: `span` numbers, then `span` from the same bytes, and so on.
     """
@@ -35,13 +35,13 @@ def split(packed: Tensor, bits: int, span: int) -> Tensor:
 
 
 def bits_of(packed: Tensor) -> Tensor:
-    """Every bit of every byte, the lowest first: [B, bytes] → [B, bytes * 8]."""
+    """Return every bit of every byte, the lowest first: [B, bytes] → [B, bytes * 8]."""
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
     return ((packed[:, :, None] >> shifts) & 1).flatten(1)
 
 
 def _times(scales: Tensor, q: Tensor) -> Tensor:
-    """Multiply each run of weights with its scale: [B, runs] and [B, weights]."""
+    """Multiply each run of weights by its scale: [B, runs] and [B, weights]."""
     return q.float() * scales.repeat_interleave(q.shape[1] // scales.shape[1], dim=1)
 
 
@@ -132,8 +132,8 @@ def _iq4_nl(blocks: Tensor) -> Tensor:
 
 
 def iq4_xs_scales(blocks: Tensor) -> Tensor:
-    """[B, 8] of runs of 32 weights: a block's factor times integers of 6 bits around 32, whose high
-    two are kept apart."""
+    """Return the scales [B, 8] of runs of 32 weights: a block's factor times integers of 6 bits
+    around 32, whose high two bits are stored separately."""
     low, high = split(blocks[:, 4:8], bits=4, span=1), split(blocks[:, 2:4], bits=2, span=1)
     return fp16(blocks, 0) * ((low | high << 4).to(torch.int8) - 32).float()
 

@@ -1,8 +1,8 @@
 """The order in which a GPU reads GGUF blocks.
 
-A block has codes, scales and more side by side, and a size such as 34 or 210 bytes, so that hardly
-any of them starts where many bytes can be loaded at once. Apart, each kind starts at a multiple of
-its own size. No byte is added or changed.
+A block has codes, scales and more side by side, and a size such as 34 or 210 bytes, so hardly any
+block starts where many bytes can be loaded at once. In separate fields, each kind starts at a
+multiple of its own size. No byte is added or changed.
 """
 
 import torch
@@ -12,8 +12,8 @@ from kernels.linear_gguf.quant_type import BLOCKS, GGUFType
 
 
 def fields_apart(rows: Tensor, quant_type: GGUFType) -> Tensor:
-    """[N, bytes of a row] uint8, as in the file → the same bytes of each row: the first field
-    (`Block.fields`) of all its blocks, then the second of all, and so on."""
+    """Reorder [N, bytes of a row] uint8 of a file: the first field (`Block.fields`) of all blocks
+    of a row, then the second of all, and so on."""
     block = BLOCKS[quant_type]
     blocks = rows.view(len(rows), -1, block.num_bytes)
     parts = [blocks[:, :, first : first + size].flatten(1) for first, size in block.fields]

@@ -1,4 +1,5 @@
-"""The quantised tensor types of GGUF files that we multiply with, and how their blocks look."""
+"""The quantised tensor types of GGUF files that can be multiplied, and the layout of their
+blocks."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -28,13 +29,13 @@ class Block:
     num_weights: int
     num_bytes: int
     scale_offsets: tuple[int, ...]
-    """Bytes at which its fp16 factors start: the scale, then the minimum where there is one."""
+    """Byte offsets of the block's fp16 factors: the scale, then the minimum if there is one."""
     fields: tuple[tuple[int, int], ...]
-    """First byte and size of each of its parts, the largest part first; see `fields_apart`."""
+    """First byte and size of each part of a block, the largest part first; see `fields_apart`."""
 
     @property
     def bits_per_weight(self) -> float:
-        """With scales and minima."""
+        """Bits per weight, including scales and minima."""
         return 8 * self.num_bytes / self.num_weights
 
 
@@ -53,16 +54,18 @@ BLOCKS = {
     GGUFType.IQ4_XS: Block(256, 136, (0,), ((8, 128), (4, 4), (2, 2), (0, 2))),
 }
 IQ4_NUMBERS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-"""What the 4-bit codes of the IQ4 types stand for."""
+"""The values of the 4-bit codes of the IQ4 types."""
 
 
 def row_bytes(quant_type: GGUFType, size: int) -> int:
-    """Bytes of a row of `size` weights.
+    """Return the bytes of a row of `size` weights.
 
     Raises:
         ValueError: `size` is not a multiple of the block.
     """
     block = BLOCKS[quant_type]
     if size % block.num_weights:
-        raise ValueError(f"{size} weights are no whole {quant_type.name} blocks")
+        raise ValueError(
+            f"{size} weights cannot be divided into {quant_type.name} blocks of {block.num_weights}"
+        )
     return size // block.num_weights * block.num_bytes

@@ -1,7 +1,7 @@
 """Dequantises 32 weights of each output at a time in registers, then multiplies on tensor cores.
 
 The sum's order depends on the weight's shape alone (`kernels/shared/triton_linear.py`). Integer
-products with int8 activations are not here.
+products with int8 activations are not implemented here.
 """
 
 import struct
@@ -21,7 +21,7 @@ _SCALE_BYTES = 2
 _IQ4_0, _IQ4_4, _IQ4_8, _IQ4_12 = map(
     tl.constexpr, struct.unpack("<4i", struct.pack("<16b", *IQ4_NUMBERS))
 )
-"""Four numbers to a word, the first in its lowest byte."""
+"""The numbers of IQ4 codes, four to a word, the first in its lowest byte."""
 
 
 def supports(
@@ -32,7 +32,7 @@ def supports(
     *,
     int8_activations: bool = False,
 ) -> bool:
-    """GPU tensors whose last dimension is contiguous; fp16 scales can be loaded."""
+    """Supports GPU tensors whose last dimension is contiguous and whose fp16 scales are aligned."""
     return (
         _triton.runs_on(x, weight)
         and not int8_activations
@@ -100,7 +100,7 @@ def _linear_gguf_kernel(
     rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     inner = tl.arange(0, UNIT)
     x_rows = x_ptr + rows.to(tl.int64)[:, None] * x_row_stride + inner[None, :]
-    # The last weight again, past the end: what comes of it is not stored.
+    # Past the end the last weight is read again; the result is not stored.
     column = tl.minimum(columns, N - 1).to(tl.int64)
     weight_rows = weight_ptr + column[None, :] * weight_row_bytes
     num_blocks = K // BLOCK_WEIGHTS
@@ -118,14 +118,14 @@ def _linear_gguf_kernel(
     write(total, rows, columns, None, None, bias_ptr, out_ptr, M, N)
 
 
-# The functions below take pointers to rows, [1, BLOCK_N], of so many blocks, and places in a run of
-# 32 weights, [32, 1], and return the weights of a run in fp32, [32, BLOCK_N]. Fields lie as in
-# `BLOCKS`; `dequantize.py` says in words what they mean.
+# The functions below take pointers to rows, [1, BLOCK_N], the number of blocks, and places in a run
+# of 32 weights, [32, 1], and return the weights of a run in fp32, [32, BLOCK_N]. Fields are those
+# of `BLOCKS`; `dequantize.py` describes their meaning.
 
 
 @triton.jit
 def gguf_weights(row, num_blocks, unit, inner, TYPE: tl.constexpr):
-    """Weights 32 · unit ... of a type that `GGUFType` numbers."""
+    """Return weights 32 · unit ... of a type that `GGUFType` numbers."""
     if TYPE < 10 or TYPE == 20:
         weight = _legacy_weights(row, num_blocks, unit, inner, TYPE)
     else:
@@ -145,7 +145,8 @@ def _fp16(address):
 
 @triton.jit
 def _legacy_weights(row, num_blocks, block, inner, TYPE: tl.constexpr):
-    """A block of Q4_0 (2), Q4_1 (3), Q5_0 (6), Q5_1 (7), Q8_0 (8) or IQ4_NL (20)."""
+    """Return weights of a block of Q4_0 (2), Q4_1 (3), Q5_0 (6), Q5_1 (7), Q8_0 (8) or IQ4_NL
+    (20)."""
     HAS_MINIMUM: tl.constexpr = TYPE == 3 or TYPE == 7
     CODES: tl.constexpr = 32 if TYPE == 8 else 16
     HIGH_BITS: tl.constexpr = 4 if TYPE == 6 or TYPE == 7 else 0
@@ -169,7 +170,7 @@ def _legacy_weights(row, num_blocks, block, inner, TYPE: tl.constexpr):
 
 @triton.jit
 def _k_weights(row, num_blocks, block, run, inner, TYPE: tl.constexpr):
-    """Run `run` (0 ... 7) of a block of Q2_K (10) ... Q6_K (14) or IQ4_XS (23)."""
+    """Return run `run` (0 ... 7) of a block of Q2_K (10) ... Q6_K (14) or IQ4_XS (23)."""
     if TYPE == 10:
         q = _byte(row + block * 64 + run // 4 * 32 + inner) >> (run % 4 * 2) & 3
         # A byte for each 16 weights.
@@ -232,7 +233,7 @@ def _q3_scale(scales, run):
 
 @triton.jit
 def _iq4_number(code):
-    """What a code of 4 bits stands for."""
+    """Return the value of a 4-bit code."""
     first, second = tl.where(code < 4, _IQ4_0, _IQ4_4), tl.where(code < 12, _IQ4_8, _IQ4_12)
     word = tl.where(code < 8, first, second)
     return (word >> code % 4 * 8).to(tl.int8).to(tl.int32)

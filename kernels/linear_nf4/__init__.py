@@ -1,4 +1,4 @@
-"""Multiplication with a weight in bitsandbytes' 4-bit numbers: NormalFloat, or small floats."""
+"""Multiplication by a weight in bitsandbytes' 4-bit numbers: NormalFloat, or small floats."""
 
 from torch import Tensor
 
@@ -19,23 +19,23 @@ def linear_nf4(
     *,
     fp4: bool = False,
 ) -> Tensor:
-    """Multiply rows with an NF4 weight: `x @ dequantize(weight).T + bias`.
+    """Multiply rows by an NF4 weight: `x @ dequantize(weight).T + bias`.
 
     Args:
         x: [M, K], fp32, bf16 or fp16; rows may be strided.
-        weight: uint8, contiguous, in whatever shape it is stored: the weight's elements row by
-            row, two to a byte, the first in the high four bits; each an index into
+        weight: uint8, contiguous, in any shape: the weight's elements row by row, two to a byte,
+            the first in the high four bits; each an index into
             `kernels.shared.four_bit_numbers.NF4`.
-        absmax: [ceil(N K / block_size)] fp32, which each block's codes are multiplied with. Where
-            the checkpoint has quantised these too, `resolve_absmax` gives them.
+        absmax: [ceil(N K / block_size)] fp32, the factor of each block's numbers. Where the
+            checkpoint has quantised these too, `resolve_absmax` computes them.
         block_size: consecutive elements that share a magnitude; blocks may reach across rows.
         shape: (N, K).
         bias: [N], fp32 or x's dtype.
-        fp4: the indices are into `FP4`.
+        fp4: whether the indices are into `FP4`.
 
     Returns:
-        [M, N], contiguous, x's dtype; sums in fp32. An implementation on tensor cores may round
-        the dequantised weight to x's dtype first.
+        [M, N], contiguous, x's dtype; sums in fp32. An implementation on tensor cores may round the
+            dequantised weight to x's dtype first.
 
     Paper: Dettmers et al. 2023, arXiv:2305.14314, sections 3 and E.
     """

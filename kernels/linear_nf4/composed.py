@@ -23,7 +23,7 @@ def supports(
     *,
     fp4: bool = False,
 ) -> bool:
-    """Rows that start with a block, so that some of them can be dequantised alone."""
+    """Supports rows that start with a block, so that some of them can be dequantised alone."""
     return shape[1] % block_size == 0
 
 

@@ -25,9 +25,9 @@ def linear_nf4(
 def dequantize(
     weight: Tensor, absmax: Tensor, block_size: int, shape: tuple[int, int], *, fp4: bool = False
 ) -> Tensor:
-    """The weight, [N, K] fp32."""
+    """Dequantise the weight to [N, K] fp32."""
     packed = weight.flatten()
-    # A last byte may hold one weight only.
+    # A last byte may hold only one weight.
     index = torch.stack([packed >> 4, packed & 15], dim=1).flatten()[: shape[0] * shape[1]]
     values = torch.tensor(FP4 if fp4 else NF4, device=packed.device)[index.int()]
     return (values * absmax.repeat_interleave(block_size)[: len(values)]).view(shape)
@@ -40,13 +40,13 @@ def resolve_absmax(
     nested_block_size: int,
     offset: float,
 ) -> Tensor:
-    """Undo double quantisation: a block's fp32 magnitude from its 8-bit code.
+    """Undo double quantisation: compute a block's fp32 magnitude from its 8-bit code.
 
     Args:
         absmax: [blocks] uint8, indices into `nested_code`.
         nested_absmax: [blocks / nested_block_size, rounded up] fp32.
         nested_code: [256] fp32.
-        offset: what was subtracted before, the mean of all magnitudes.
+        offset: the mean of all magnitudes, which was subtracted before.
 
     Returns:
         [blocks] fp32.

@@ -27,7 +27,7 @@ def supports(
     *,
     fp4: bool = False,
 ) -> bool:
-    """GPU tensors whose last dimension is contiguous; rows that start with a byte."""
+    """Supports GPU tensors whose last dimension is contiguous and whose rows start with a byte."""
     return (
         _triton.runs_on(x, weight, absmax)
         and x.stride(1) == 1
@@ -107,7 +107,7 @@ def _linear_nf4_kernel(
     inner = tl.arange(0, BLOCK_K)
     pairs = tl.arange(0, BLOCK_K // 2)
     x_rows = x_ptr + rows.to(tl.int64)[:, None] * x_row_stride + inner[None, :]
-    # The last weight again, past the end: what comes of it is not stored.
+    # Past the end the last weight is read again; the result is not stored.
     column = tl.minimum(columns, N - 1).to(tl.int64)[None, :]
     weight_rows = weight_ptr + column * (K // 2) + pairs[:, None]
     num_tiles = tl.cdiv(K, BLOCK_K)
@@ -126,7 +126,7 @@ def _linear_nf4_kernel(
                 x = tl.load(x_rows + k, mask=(rows < M)[:, None] & in_k[None, :], other=0.0)
                 in_pairs = (pairs < (K - k) // 2)[:, None]
                 packed = tl.load(weight_rows + k // 2, mask=in_pairs, other=0)
-            # The first of a pair is in the high bits.
+            # The first weight of a pair is in the high bits.
             shifts = 4 - tl.arange(0, 2) * 4
             packed = packed.to(tl.int32)[:, None, :] >> shifts[None, :, None]
             q = tl.reshape(packed & 15, (BLOCK_K, BLOCK_N))

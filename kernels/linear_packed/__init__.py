@@ -1,4 +1,4 @@
-"""Multiplication by weights that were arranged for the CPU once, when they were loaded."""
+"""Multiplication by weights that were rearranged for the CPU once, when they were loaded."""
 
 from torch import Tensor
 
@@ -13,17 +13,17 @@ __all__ = ["PackedWeight", "linear_packed"]
 def linear_packed(
     x: Tensor, weight: PackedWeight, bias: Tensor | None = None, *, fp32_out: bool = False
 ) -> Tensor:
-    """`x @ W.T + bias`; a row's result has the same bits whatever the other rows are.
+    """Compute `x @ W.T + bias`; a row's result has the same bits whatever the other rows are.
 
-    Products are summed in fp32, one sum per output, in the order of the inputs (where the
-    processor multiplies bf16 pairs, pair by pair) and rounded once.
+    Products are summed in fp32, one sum per output, in the order of the inputs (where the processor
+    multiplies bf16 pairs, pair by pair) and rounded once.
 
     Args:
         x: [M, K], the weight's dtype; rows may be strided.
         weight: W, [N, K], packed; on the CPU.
         bias: [N] fp32.
-        fp32_out: return the sums as they are. Logits need it: bf16 numbers between 16 and 32 are
-            an eighth apart.
+        fp32_out: return the unrounded sums. Logits need this: bf16 numbers between 16 and 32 are an
+            eighth apart.
 
     Returns:
         [M, N], contiguous, x's dtype or fp32.

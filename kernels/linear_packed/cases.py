@@ -28,7 +28,7 @@ class Case:
     bias: bool = False
     fp32_out: bool = False
     strided: bool = False
-    """Rows are views of wider ones."""
+    """Whether rows are views of wider ones."""
 
 
 CASES = (
@@ -78,5 +78,5 @@ def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
 
 
 def work(inputs: dict[str, Any]) -> Work:
-    """One product; the weight is read with its padding."""
+    """The work of one product; the weight is read with its padding."""
     return product_work(inputs, inputs["weight"].out_features)

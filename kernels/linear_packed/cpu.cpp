@@ -1,4 +1,4 @@
-// Weights lie in strips of 16 output features (`PackedWeight`), which are multiplied as they are.
+// Products with weights in strips of 16 output features (`PackedWeight`).
 #include "rows_in_fp32.h"
 #include "weights_in_fp32.h"
 

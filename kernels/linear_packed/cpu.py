@@ -13,7 +13,7 @@ from kernels.linear_packed.packed_weight import PackedWeight
 def supports(
     x: Tensor, weight: PackedWeight, bias: Tensor | None = None, *, fp32_out: bool = False
 ) -> bool:
-    """Rows of contiguous numbers of the weight's dtype."""
+    """Supports rows of contiguous numbers of the weight's dtype."""
     return x.stride(1) == 1 and native.runs_on(x, weight.data)
 
 

@@ -21,7 +21,7 @@ class PackedWeight:
     """
 
     data: Tensor
-    """One run of memory; its shape is [strips, padded inputs · 16]."""
+    """The weights in one run of memory, of shape [strips, padded inputs · 16]."""
     out_features: int
     in_features: int
     group: int
@@ -44,13 +44,14 @@ class PackedWeight:
         return cls(strips.view(len(strips), -1), out_features, in_features, group, padded)
 
     def unpack(self) -> Tensor:
-        """[N, K], as it was."""
+        """Return [N, K] in the original order."""
         strips = self.data.view(len(self.data), -1, STRIP, self.group)
         rows = strips.transpose(1, 2).reshape(-1, self.padded_inputs)
         return rows[: self.out_features, : self.in_features]
 
     def row_lookup(self) -> Callable[[Tensor], Tensor]:
-        """What gives rows as they were: [T] int64 → [T, K], new memory."""
+        """Return a function that looks up rows of the original weight: [T] int64 → [T, K], new
+        memory."""
         numbers = self.data.view(torch.int32) if self.group == 2 else self.data
         find = StripRows(numbers, torch.arange(self.padded_inputs // self.group) * STRIP)
         return lambda rows: find(rows).view(self.dtype)[:, : self.in_features].contiguous()

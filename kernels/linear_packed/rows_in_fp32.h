@@ -1,7 +1,8 @@
-// Many rows in fp32, read where they are, times weights in fp32: no copies, and no sums that wait.
+// Many rows in fp32, read in place, times weights in fp32, without copies or stored sums.
 //
-// A tile takes many rows to few strips and walks along all inputs: its weights stay in the first-level
-// cache from tile to tile. Sums are those of fp32_tiles.h, bit for bit: the inputs in their order.
+// A tile multiplies many rows by few strips and goes along all inputs: its weights stay in the
+// first-level cache from tile to tile. Sums have the bits of those in fp32_tiles.h, with the inputs
+// in order.
 #pragma once
 #include "fp32_tiles.h"
 
@@ -15,8 +16,8 @@ class RowProducts {
  public:
   explicit RowProducts(const strips::Problem& p, const float* weight) : p_(p), weight_(weight) {}
 
-  // Whether tiles are high, weights of a tile stay in a cache, and so do rows: not where all want the same
-  // places of it.
+  // Whether tiles are high, weights of a tile stay in a cache, and so do rows: not if all rows need
+  // the same places of it.
   static bool suits(const strips::Problem& p) {
     return p.rows > kTileRows && p.inputs <= 2048 && p.x_stride % 1024 != 0;
   }
@@ -35,7 +36,7 @@ class RowProducts {
   }
 
  private:
-  // Tiles of about equal height.
+  // Tiles have about equal height.
   template <int strips>
   void add_tiles(int64_t first, int64_t last, int64_t strip) const {
     int64_t rows = last - first, tiles = (rows + kManyRows - 1) / kManyRows;

@@ -1,17 +1,18 @@
-// Plain weights of any storage type, made fp32 numbers where they are multiplied.
+// Plain weights of any storage type, converted to fp32 where they are multiplied.
 #pragma once
 #include "fp32_tiles.h"
 
 namespace native::fp32 {
 
-// What a tile reads, inputs first .. last - 1 of strips [inputs][16], or of bf16 [inputs / 2][16][2].
+// The weights that a tile reads, inputs first .. last - 1 of strips [inputs][16], or of bf16
+// [inputs / 2][16][2].
 template <class X>
 struct PlainSource {
   static constexpr int kStep = std::is_same_v<X, BFloat16> ? 2 : 1;
 
   const X* data;  // of the first strip's first input
   int64_t strip_size, first, last;
-  int64_t ahead;  // what is fetched for the next strips or pieces
+  int64_t ahead;  // distance of the next strips or pieces to fetch
 
   static constexpr int wide(int rows) { return tile_strips(rows); }
 
@@ -34,7 +35,7 @@ struct PlainSource {
   }
 
  private:
-  // Those of input `i` of a step.
+  // The weights of input `i` of a step.
   template <int i>
   static ALWAYS_INLINE Numbers numbers(const X* w) {
     Numbers result;
@@ -57,7 +58,7 @@ template <class X>
 class PlainWeights {
  public:
   using Element = float;
-  // Taking bf16 pairs apart needs registers.
+  // Splitting bf16 pairs needs registers.
   static constexpr int kRows = kParts == 1 || PlainSource<X>::kStep == 1 ? kTileRows : kTileRows - 1;
   static constexpr int kFew = kRows, kFewAtOnce = kRows;
   static constexpr int64_t kPieceInputs = kLanes == 16 ? 256 : 512;  // 16 or 32 KiB in bf16

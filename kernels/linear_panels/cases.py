@@ -30,17 +30,18 @@ class Case:
 
     name: str
     quant_type: GGUFType | None
-    """None: plain weights, rounded to 8 bits, or of the format `form`."""
+    """The type of the weights; None for plain weights that are rounded to 8 bits or have the format
+    `form`."""
     rows: int
     outputs: int
     inputs: int
     bias: bool = False
     strided: bool = False
-    """Rows of x are views of wider ones."""
+    """Whether rows of x are views of wider ones."""
     int8_activations: bool = False
     fp32_out: bool = False
     form: PanelFormat | None = None
-    """Of none of GGUF's types."""
+    """A format that is none of GGUF's types."""
 
 
 _WIDE = (
@@ -124,7 +125,7 @@ def _panels(case: Case) -> Panels:
 
 
 def random_codes(form: PanelFormat, outputs: int, inputs: int) -> Codes:
-    """Of a weight whose products with random rows are near one."""
+    """Make the codes of a weight whose products with random rows are near one."""
     codes = torch.randint(1 << form.bits, (outputs, inputs), dtype=torch.uint8)
     if form.meaning == Meaning.FP8:
         codes[codes & 127 == 127] = 0  # NaN
@@ -147,5 +148,5 @@ def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
 
 
 def work(inputs: dict[str, Any]) -> Work:
-    """One product; the weight is read with its padding."""
+    """The work of one product; the weight is read with its padding."""
     return product_work(inputs, inputs["panels"].out_features)

@@ -1,10 +1,11 @@
-// Rows times panels where arithmetic is fp32: codes become numbers and are multiplied as they are; a
-// group's scale and minimum meet its sums. Few rows take the codes out of their words in registers,
-// for many they are written to the cache first.
+// Rows times panels where arithmetic is fp32: codes are converted to numbers and multiplied, and a
+// group's scale and minimum are applied to its sums. Few rows unpack codes from their words in
+// registers; for many rows unpacked codes are written to the cache first.
 //
-// A code stays where it is in its word, which makes its number a power of two too large, exactly; rows
-// are prepared with the inverse. So a register of weights takes three instructions: and, convert,
-// multiply-add. Within a group products are summed in the order of the inputs, then groups are.
+// A code stays at its place in its word, which makes its number a power of two too large, exactly;
+// rows are prepared with the inverse. So a register of weights takes three instructions: and,
+// convert, multiply-add. Within a group products are summed in the order of the inputs, then groups
+// are.
 #include "fp32_tiles.h"
 #include "packed_codes.h"
 #include "product.h"
@@ -12,14 +13,14 @@
 namespace native::panels {
 namespace {
 
-// How a record's codes become numbers. Arguments are constants once loops are unrolled.
+// Converts a record's codes to numbers. Arguments are constants once loops are unrolled.
 template <bool is_nibble>
 struct Cut {
   static constexpr int width = is_nibble ? 4 : 8;
 
-  // Its first bit in the word.
+  // The code's first bit in the word.
   static constexpr int place(int half, int i) { return 8 * i + (is_nibble ? 4 * half : 0); }
-  // The uppermost code is shifted down: where it is the number might be negative.
+  // The uppermost code is shifted down, since its number might be negative at its place.
   static constexpr bool is_uppermost(int half, int i) { return place(half, i) + width == 32; }
   static constexpr float inverse(int half, int i) {
     return is_uppermost(half, i) ? 1.0f : 1.0f / float(1u << place(half, i));
@@ -43,8 +44,8 @@ ALWAYS_INLINE Lanes number_at(IntLanes words, int half, int i) {
     return number_of<R::meaning, Lanes>(words >> Own::place(half, i));
 }
 
-// Rows as blocks: 32 numbers times the inverse of their code's place, then for each group of weights
-// what belongs to its minimum or offset: the numbers' sum, or that times -offset.
+// Rows as blocks: 32 numbers times the inverse of their code's place, then for each group of
+// weights the factor of its minimum or offset: the numbers' sum, or that times -offset.
 template <int groups>
 constexpr int kRowBlock = kBlock + groups;
 
@@ -80,7 +81,7 @@ fp32::Rows<float> prepared_rows(const strips::Problem& p, const Format& format) 
   });
 }
 
-// A tile's sums of one group, and how they join the total.
+// A tile's sums of one group, and the way they are added to the total.
 template <bool has_min, int rows, int strips>
 struct GroupSums : fp32::Sums<rows, strips> {
   static constexpr int kRows = rows, kStrips = strips;
@@ -95,7 +96,8 @@ struct GroupSums : fp32::Sums<rows, strips> {
           this->of[r][s][part] = has_min ? Lanes{} : fill(of_group[r * x_stride]);
   }
   using fp32::Sums<rows, strips>::add;
-  // Adds one input's products with the weights of all strips, which registers hold beside the sums.
+  // Adds one input's products with the weights of all strips, which are in registers beside the
+  // sums.
   ALWAYS_INLINE void add(const fp32::Numbers (&weights)[strips], const float* x,
                          int64_t x_stride) {
 #pragma GCC unroll 6
@@ -109,7 +111,7 @@ struct GroupSums : fp32::Sums<rows, strips> {
     }
   }
 
-  // Of the outputs of one register of strip `s`.
+  // Adds the sums of the outputs of one register of strip `s`.
   ALWAYS_INLINE void join(fp32::Sums<rows, strips>& total, int s, int part, const float* of_group,
                           int64_t x_stride, Lanes scale, Lanes min) const {
 #pragma GCC unroll 6
@@ -119,7 +121,7 @@ struct GroupSums : fp32::Sums<rows, strips> {
       if (has_min) to = multiply_add(min, fill(of_group[r * x_stride]), to);
     }
   }
-  // The same where the total waits in memory, [rows][kGroup][16].
+  // The same for a total in memory, [rows][kGroup][16].
   ALWAYS_INLINE void join(float* total, int s, int part, const float* of_group, int64_t x_stride,
                           Lanes scale, Lanes min) const {
 #pragma GCC unroll 6
@@ -132,7 +134,7 @@ struct GroupSums : fp32::Sums<rows, strips> {
   }
 };
 
-// Records as they are in memory.
+// Records as they are stored.
 template <class R>
 struct InRegisters {
   const uint8_t* data;
@@ -248,7 +250,7 @@ struct InCache {
           weights[s].of[part] = load_lanes(numbers + s * strip + i * 16 + part * kLanes);
       sums.add(weights, x + g * inputs + i, x_stride);
     }
-    // Compilers would keep it on the stack, too.
+    // Otherwise compilers would keep it on the stack, too.
     total = fp32::anew(total);
 #pragma GCC unroll 4
     for (int s = 0; s < strips; ++s)
@@ -265,7 +267,7 @@ template <class R>
 struct Codes : PackedCodes<R, InRegisters<R>, InCache<R::groups, R::has_min>> {
   using Base = PackedCodes<R, InRegisters<R>, InCache<R::groups, R::has_min>>;
   using Base::Base;
-  // For so many rows, taking codes out for each four of them is faster than doing it once.
+  // Up to this many rows, unpacking codes for each four of them is faster than doing it once.
   static constexpr int kFew = 12, kFewAtOnce = 4, kRows = fp32::kTileRows;
   static constexpr int64_t kPieceInputs = (kLanes == 16 ? 2 : 8) * kBlock;  // about 17 KiB
 };

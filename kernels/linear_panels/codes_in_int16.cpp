@@ -1,10 +1,10 @@
-// Rows of 16-bit integers times panels, where their dot products take fewer instructions than those of
-// fp32 numbers: the sums of a group of weights are exact integers, its scale and minimum meet them in
-// fp32. Groups are added from the first to the last.
+// Rows of 16-bit integers times panels, where their dot products take fewer instructions than those
+// of fp32 numbers: the sums of a group of weights are exact integers, to which its scale and
+// minimum are applied in fp32. Groups are added from the first to the last.
 //
-// Few rows multiply codes as they come out of their words: with VNNI as the bytes they are, with the
-// rows' two digits; else as 16-bit numbers. For many, codes are written to the cache as 16-bit numbers,
-// piece by piece: no digits have to be joined then.
+// Few rows multiply codes as they are unpacked from their words: with VNNI as bytes, with the rows'
+// two digits; otherwise as 16-bit numbers. For many rows, codes are written to the cache as 16-bit
+// numbers, piece by piece, so no digits have to be joined.
 #include "fp32_tiles.h"
 #include "int16.h"
 #include "packed_codes.h"
@@ -22,7 +22,7 @@ constexpr bool kTakesDigits = true;
 constexpr bool kTakesDigits = false;
 #endif
 
-// For so many rows, taking codes out for each few of them is faster than doing it once.
+// Up to this many rows, unpacking codes for each few of them is faster than doing it once.
 constexpr int most_few(int64_t bits) {
   if (kTakesDigits) return bits == 4 ? 16 : 12;
   return bits == 5 || bits == 6 ? 3 : 8;
@@ -38,7 +38,7 @@ ALWAYS_INLINE void take_pairs(IntLanes words, int half, IntLanes (&pairs)[2]) {
   pairs[1] = (words >> 8) & kCode;
 }
 
-// Rows as blocks: words, the scale, then for each group of weights what belongs to its offset or
+// Rows as blocks: words, the scale, then for each group of weights the factor of its offset or
 // minimum: the integers' sum times -offset, or times the scale.
 template <int groups>
 constexpr int kRowBlock = kWords + 1 + groups;
@@ -65,7 +65,7 @@ fp32::Rows<int32_t> prepared_rows(const strips::Problem& p, const Format& format
   });
 }
 
-// What a tile knows of one block of its rows.
+// The numbers of one block of a tile's rows.
 template <int groups>
 struct RowBlock {
   const int32_t* at;
@@ -80,7 +80,7 @@ struct RowBlock {
   Lanes number(int r, int i) const { return (Lanes)(IntLanes{} + word(r, i)); }
 };
 
-// A tile's sums of one group. All its loops are unrolled, so that it is registers.
+// A tile's sums of one group, in registers because all loops are unrolled.
 template <int rows, int strips>
 struct Dots {
   IntLanes of[rows][strips][fp32::kParts];
@@ -98,8 +98,8 @@ ALWAYS_INLINE void for_tile(Function function) {
       for (int part = 0; part < fp32::kParts; ++part) function(r, s, part);
 }
 
-// Adds a group's sums to the totals, which wait in memory, [rows][kGroup][16]. `numbers(s, part, min)`
-// gives the group's scales or minima of some outputs, `dots(r, s, part)` its sums.
+// Adds a group's sums to the totals in memory, [rows][kGroup][16]. `numbers(s, part, min)` returns
+// the group's scales or minima of some outputs, `dots(r, s, part)` its sums.
 template <bool has_min, int rows, int strips, class Numbers, class Block, class Sums>
 ALWAYS_INLINE void join(float* totals, const Numbers& numbers, const Block& row, int g,
                         const Sums& dots) {
@@ -110,7 +110,7 @@ ALWAYS_INLINE void join(float* totals, const Numbers& numbers, const Block& row,
     of_strip[s][part].scale = numbers(s, part, false);
     if (has_min) of_strip[s][part].min = numbers(s, part, true);
   });
-  // Compilers would keep them on the stack as well.
+  // Otherwise compilers would keep them on the stack as well.
   totals = fp32::anew(totals);
 #pragma GCC unroll 6
   for (int r = 0; r < rows; ++r) {
@@ -126,13 +126,13 @@ ALWAYS_INLINE void join(float* totals, const Numbers& numbers, const Block& row,
   }
 }
 
-// Records as they are in memory.
+// Records as they are stored.
 template <class R>
 struct InRegisters {
   const uint8_t* data;
   int64_t blocks;
 
-  // With digits there are two sums for each.
+  // With digits there are two sums for each output.
   static constexpr int wide(int rows) {
     if (!kTakesDigits) return fp32::tile_strips(rows);
     return fp32::kParts == 2 ? (rows == 1 ? 2 : 1) : rows <= 3 ? 4 : 2;

@@ -1,8 +1,8 @@
 // Rows, rounded to 8 bits, times panels in integers.
 //
 // A tile is some rows times some panels of 16 outputs. Within a block of 32 inputs sums are exact
-// integers; blocks are added in fp32 from the first to the last, whatever the tile. So a row's
-// result does not depend on how many rows there are.
+// integers; blocks are added in fp32 from the first to the last in every tile. So a row's result
+// does not depend on the number of rows.
 #include <memory>
 
 #include "product.h"
@@ -14,7 +14,7 @@ namespace {
 
 using strips::Problem;
 
-// As many rows as registers hold sums for; the results do not depend on it.
+// As many rows as registers hold sums for; the results do not depend on this number.
 #if defined(__AVX512F__)
 constexpr int kTileRows = 8;
 #elif defined(__AVX2__)
@@ -23,7 +23,8 @@ constexpr int kTileRows = 2;
 constexpr int kTileRows = 1;
 #endif
 
-// The rows of a step in tiles of nearly equal height: a last one of a single row would be slow.
+// The rows of a step in tiles of nearly equal height, because a last tile of a single row would be
+// slow.
 struct RowTiles {
   int64_t rows, count;
 
@@ -31,9 +32,9 @@ struct RowTiles {
   int64_t first(int64_t tile) const { return rows * tile / count; }
 };
 
-// Activations as tiles read them. For each tile and block: codes [quads, rows] with four to an
-// element, scales [rows], then for each group of weights [rows] what belongs to its offset or
-// minimum: the codes' sum times -offset, or times the scale.
+// Activations in the order in which tiles read them. For each tile and block: codes [quads, rows]
+// with four to an element, scales [rows], then for each group of weights [rows] the factor of its
+// offset or minimum: the codes' sum times -offset, or times the scale.
 struct Activations {
   RowTiles tiles;
   int64_t blocks;
@@ -88,8 +89,8 @@ struct Activations {
   }
 };
 
-// Some rows times a panel. All loops but the one over blocks are unrolled; sums stay in registers.
-// The last rows that need a panel fetch the next one.
+// Multiplies some rows by a panel. All loops but the one over blocks are unrolled; sums stay in
+// registers. The last rows that need a panel fetch the next one.
 template <class R, int kRows>
 struct Tile {
   Vec sums[kRows] = {};

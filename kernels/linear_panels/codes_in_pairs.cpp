@@ -1,4 +1,4 @@
-// Panels taken apart into bf16 numbers, which are multiplied as plain weights are (`strips.h`).
+// Panels unpacked into bf16 numbers, which are multiplied like plain weights (`strips.h`).
 #include "product.h"
 #include "records.h"
 #include "strips.h"
@@ -7,14 +7,14 @@
 namespace native::panels {
 namespace {
 
-// The lowest bits of each word as a number.
+// Converts the lowest bits of each word to a number.
 template <class R>
 inline Vec low_bits(Words words) {
   constexpr int bits = R::bits;
   if constexpr (!is_integer(R::meaning)) return number_of<R::meaning, Vec>(words);
 #if defined(__AVX512F__)
   if constexpr (bits == 4) {
-    // Looked up, which is one instruction; it ignores the other bits.
+    // A table lookup in one instruction, which ignores the other bits.
     const __m512 numbers =
         _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     return (Vec)_mm512_permutexvar_ps((__m512i)words, numbers);
@@ -35,7 +35,7 @@ class Unpacking {
   }
 
   // Quad q of a half: four inputs of all outputs. A code times its scale is exact, and so is an
-  // offset's: what is added is rounded once.
+  // offset's product: the sum is rounded once.
   void numbers(int half, int q, Vec (&inputs)[4]) const {
     int group = R::groups == 1 ? 0 : half;
     Words codes;
@@ -57,9 +57,9 @@ class Unpacking {
 };
 
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
-// The same for memory: codes and scales are brought into the order of pairs before they are numbers,
-// which takes fewer permutations than pairs of numbers do. Register 0 has outputs 0 .. 7, two lanes
-// each, for a pair's two inputs, register 1 the others.
+// Writes numbers to memory: codes and scales are brought into the order of pairs before they are
+// converted, which takes fewer permutations than pairs of numbers do. Register 0 has outputs 0 ..
+// 7, two lanes each, for a pair's two inputs, register 1 the others.
 template <class R>
 class PairUnpacking {
  public:
@@ -103,7 +103,8 @@ class PairUnpacking {
                                       (__m512)x);
   }
 
-  // Where in `codes`, [16 outputs][4 inputs], the code of a lane is, for `number` 2 * pair + register.
+  // The place of a lane's code in `codes`, [16 outputs][4 inputs], for `number` 2 * pair +
+  // register.
   static constexpr char place(int lane, int number) {
     return char((lane / 2 + 8 * (number % 2)) * 4 + number / 2 * 2 + lane % 2);
   }
@@ -112,7 +113,7 @@ class PairUnpacking {
   static ALWAYS_INLINE void in_order(std::integer_sequence<int, at...>, U8x64 codes, int half,
                                      Vec (&numbers)[4]) {
     if constexpr (R::bits == 4) {
-      // Byte i of a lane is number i's.
+      // Byte i of a lane is that of number i.
       alignas(64) static constexpr char places[64] = {place(at / 4, at % 4)...};
       __m512i words = _mm512_permutexvar_epi8(_mm512_load_si512(places), (__m512i)codes);
 #pragma GCC unroll 4
@@ -152,7 +153,7 @@ class PairUnpacking : Unpacking<R> {
 };
 #endif
 
-// Strips that are taken out of panels: a piece at a time, or in registers if there are few rows.
+// Strips that are unpacked from panels: a piece at a time, or in registers if there are few rows.
 template <class R>
 class Unpacked {
   using X = BFloat16;

@@ -1,4 +1,4 @@
-"""In C++: fp32, pairs of bf16 from unpacked strips, or integers of 8 or 16 bits."""
+"""Panels in C++: fp32, pairs of bf16 from unpacked strips, or integers of 8 or 16 bits."""
 
 import functools
 
@@ -17,7 +17,7 @@ def supports(
     int8_activations: bool = False,
     fp32_out: bool = False,
 ) -> bool:
-    """CPU tensors; rows of x whose elements are contiguous."""
+    """Supports CPU tensors with contiguous elements in rows of x."""
     return (
         x.dim() == 2
         and (not int8_activations or panels.format.takes_int8_activations)

@@ -1,6 +1,7 @@
-"""Formats of panels beside those of GGUF files: whole bytes, and numbers of few bits.
+"""Formats of panels other than those of GGUF files: whole bytes, and numbers of few bits.
 
-Their scales are fp32: of what other tools write, each 32 inputs get the one that is theirs.
+Their scales are fp32: each 32 inputs get the scale that applies to them, whatever the groups of the
+tool that wrote the file.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Rows of a GGUF tensor → panels, exactly.
+"""Converts rows of a GGUF tensor to panels, exactly.
 
 The first types keep their fp16 scales. A `_K` type's scale is the product of an fp16 number and an
 integer of up to 8 bits, which fp32 holds exactly. Codes keep their bits; those of Q2_K and Q3_K get
@@ -13,7 +13,7 @@ from kernels.linear_gguf.quant_type import BLOCKS, GGUFType
 from kernels.linear_panels.panels import LANES, Codes, Meaning, PanelFormat, Panels, pack
 
 _CHUNK_WEIGHTS = 1 << 22
-"""Weights taken apart at a time."""
+"""Weights converted at a time."""
 
 _FP32 = torch.float32
 _IQ4 = PanelFormat(bits=4, scale_dtype=_FP32, offset=128, meaning=Meaning.IQ4)
@@ -34,7 +34,8 @@ FORMATS = {
 
 
 def panels_from_gguf(weight: Tensor, quant_type: GGUFType) -> Panels:
-    """
+    """Convert a GGUF tensor to panels.
+
     Args:
         weight: [N, bytes of a row] uint8, as in the file.
     """
@@ -51,7 +52,7 @@ def panels_from_gguf(weight: Tensor, quant_type: GGUFType) -> Panels:
 
 
 def gguf_codes(weight: Tensor, quant_type: GGUFType) -> Codes:
-    """[N, bytes] → [N, K] codes with their scales and minima."""
+    """Split [N, bytes] into [N, K] codes with their scales and minima."""
     form = FORMATS[quant_type]
     blocks = weight.reshape(-1, BLOCKS[quant_type].num_bytes)
     codes, scales, mins = _PARTS[quant_type](blocks)
@@ -65,7 +66,7 @@ def gguf_codes(weight: Tensor, quant_type: GGUFType) -> Codes:
 
 
 _Parts = tuple[Tensor, Tensor, Tensor | None]
-"""Of blocks: [B, weights] codes, [B, groups] scales and minima."""
+"""The parts of blocks: [B, weights] codes, [B, groups] scales and minima."""
 
 
 def _q4_0(blocks: Tensor) -> _Parts:

@@ -1,7 +1,7 @@
 // Activations as 16-bit integers, in blocks of 32.
 //
-// Rows are rounded as kernels/linear_panels/int16_activations.py says. With 32 codes up to 255 and
-// what belongs to their offset sums stay below 2^29.
+// Rows are rounded as defined in kernels/linear_panels/int16_activations.py. With 32 codes up to
+// 255 and the term of their offset, sums stay below 2^29.
 #pragma once
 #include "int16_numbers.h"
 #include "int8.h"
@@ -27,7 +27,7 @@ struct Int16Block {
     for (int i = 0; i < kRegisters; ++i) integers[i] = of_all.integers(numbers[i]);
   }
 
-  // Of a half of the block, which is whole registers or one.
+  // The sum of a half of the block, which is whole registers or one.
   float sum_of_half(int half) const {
     Lanes all{};
     for (int i = half * kRegisters / 2; i < (half + 1) * kRegisters / 2; ++i)
@@ -35,7 +35,7 @@ struct Int16Block {
     return sum(all);
   }
 
-  // Of each four neighbours the first and third make a word, then the second and fourth.
+  // Stores the first and third of each four neighbours as a word, then the second and fourth.
   ALWAYS_INLINE void store_pairs(int32_t* to) const {
     for (int i = 0; i < kRegisters; ++i, to += kLanes / 2) {
       Shorts in_order = lowest_shorts(integers[i]);
@@ -49,7 +49,7 @@ struct Int16Block {
     }
   }
 
-  // Upper digits of each four neighbours in a word, then the lower ones.
+  // Stores upper digits of each four neighbours in a word, then the lower ones.
   ALWAYS_INLINE void store_digits(int32_t* to) const {
     for (int i = 0; i < kRegisters; ++i, to += kLanes / 4) {
       Bytes upper = lowest_bytes((integers[i] + 128) >> 8), lower = lowest_bytes(integers[i]);

@@ -1,20 +1,20 @@
-"""How activations are rounded to 16-bit integers where processors have dot products of integers."""
+"""The rounding of activations to 16-bit integers for processors with dot products of integers."""
 
 import torch
 from torch import Tensor
 
 MOST = 127 * 256 + 127
-"""An integer is 256 times a signed byte plus another one, and so is its negative."""
+"""The largest integer: 256 times a signed byte plus another one, which can also be negated."""
 _SMALLEST_EXPONENT = -100
-"""Of a group's largest magnitude: below, its numbers become zeros little by little."""
+"""The least exponent of a group's largest magnitude; below it, numbers gradually become zeros."""
 
 
 def round_to_int16(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     """Round each `group_size` elements of a row by the largest magnitude among them.
 
     The scale is a power of two, the smallest for which no integer is beyond `MOST`. So a bf16
-    number that is not below 1/64 of the largest stays as it is; others lose at most half the
-    scale. Halves are rounded to even.
+    number that is at least 1/64 of the largest is exact; others lose at most half the scale. Halves
+    are rounded to even.
 
     Args:
         x: [M, K], any float dtype. K is a multiple of `group_size`.

@@ -1,8 +1,8 @@
 // Dot products of unsigned 8-bit weights with signed 8-bit activations, 16 outputs at a time, and
 // the activations themselves: rows quantised in blocks of 32.
 //
-// Written with GCC's vector extensions; only what they do not have names an instruction. Integer
-// sums are exact, so every machine gets the same ones.
+// Written with GCC's vector extensions; instructions are named only where the extensions lack them.
+// Integer sums are exact and so the same on every machine.
 #pragma once
 #include <algorithm>
 #include <limits>
@@ -32,7 +32,7 @@ inline U8x64 load_codes(const uint8_t* p) {
   return v;
 }
 
-// sum[o] += w[4o..4o+3] . four, which holds four signed bytes. Codes have at most so many bits.
+// sum[o] += w[4o..4o+3] · four, which holds four signed bytes. Codes have at most `bits` bits.
 template <int bits>
 ALWAYS_INLINE I32x16 dot4(I32x16 sum, U8x64 w, int32_t four) {
 #if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
@@ -74,7 +74,7 @@ ALWAYS_INLINE I32x16 dot4(I32x16 sum, U8x64 w, int32_t four) {
 #endif
 }
 
-// 32 activations as scale * code, rounded as kernels/shared/int8_activations.py says.
+// 32 activations as scale * code, rounded as defined in kernels/shared/int8_activations.py.
 struct Int8Block {
   int8_t codes[kBlock];
   float scale;
@@ -86,12 +86,12 @@ struct Int8Block {
     int32_t bits[kBlock], most_bits = 0, rounded[kBlock];
     for (int i = 0; i < kBlock; ++i) values[i] = to_float(x[i]);
     std::memcpy(bits, values, sizeof bits);
-    // Magnitudes order like their bits, and NaN comes out on top.
+    // Magnitudes have the order of their bits, and NaN is the largest.
     for (int i = 0; i < kBlock; ++i) most_bits = std::max(most_bits, bits[i] & 0x7fffffff);
     float most;
     std::memcpy(&most, &most_bits, 4);
     bool finite = most <= std::numeric_limits<float>::max();
-    // What is not finite stays so in the sum: NaN times zero.
+    // Numbers that are not finite remain so in the sum, since NaN times zero is NaN.
     scale = finite ? most / 127.0f : std::numeric_limits<float>::quiet_NaN();
     float inverse = finite ? 127.0f / std::max(most, kSmallest) : 0.0f;
     for (int i = 0; i < kBlock; ++i)

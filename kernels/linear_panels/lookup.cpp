@@ -1,6 +1,6 @@
-// Single rows of panels, dequantised, bit for bit as `panels.py::Codes.dequantised` has them.
+// Looks up single rows of panels, dequantised with the bits of `panels.py::Codes.dequantised`.
 //
-// Every operation is rounded by itself, as there:
+// Every operation is rounded separately, as there:
 // compile with -ffp-contract=off
 #include <algorithm>
 
@@ -18,7 +18,7 @@ struct Panels {
   int64_t panel_bytes, record_bytes, rows, inputs;
   int64_t bits, group;
   bool has_min;
-  const float* numbers;  // that codes stand for
+  const float* numbers;  // the numbers of the codes
 };
 
 template <class T, class Scale>
@@ -26,7 +26,7 @@ class Lookup {
  public:
   explicit Lookup(const Panels& panels) : p_(panels), groups_(kBlock / p_.group) {}
 
-  // A number beyond the last row would lead to somebody else's memory.
+  // A number beyond the last row would read memory outside the panels.
   void operator()(int64_t row, T* to) const {
     row = std::clamp<int64_t>(row, 0, p_.rows - 1);
     const uint8_t* record = p_.data + row / kLanes * p_.panel_bytes;
@@ -48,7 +48,7 @@ class Lookup {
     }
   }
 
-  // The codes of an output, whose first one is given.
+  // Unpacks the codes of an output from its first byte.
   void take_apart(const uint8_t* first, uint8_t* found) const {
     constexpr int64_t kStep = kLanes * kQuad, kHalf = kQuads / 2;  // from quad to quad
     bool is_whole = p_.bits == 8;

@@ -1,4 +1,4 @@
-"""Single rows of panels in one call: composed of PyTorch, a step's few rows take ten of them."""
+"""Looks up single rows of panels in one call; PyTorch would need ten for a step's few rows."""
 
 import functools
 from collections.abc import Callable
@@ -13,15 +13,16 @@ RowLookup = Callable[[Tensor], Tensor]
 
 
 def row_lookup(panels: Panels, dtype: torch.dtype) -> RowLookup:
-    """What `Panels.row_lookup` gives, to the bit, in that type: [T] int64 → [T, C], new memory.
+    """Return a function that looks up rows with the bits of `Panels.row_lookup` in the given dtype:
+    [T] int64 → [T, C], new memory.
 
-    On a CPU a number beyond the last row is taken for the last one's.
+    On a CPU a row number beyond the last row is read as the last one.
     """
     form, data = panels.format, panels.data
     if native.library() is None or not data.is_cpu or not data.is_contiguous():
         look_up = panels.row_lookup()
         return lambda rows: look_up(rows).to(dtype)
-    # Less the offset: rounded here as it would be for each weight.
+    # The offset is subtracted first: the numbers are rounded here as they would be for each weight.
     numbers = numbers_of(form).sub(form.offset)
     numbers_of_panels = (
         *(data.shape[1] * data.shape[2], form.record_bytes, panels.out_features),

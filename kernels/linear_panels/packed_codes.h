@@ -1,9 +1,9 @@
-// Records as the weights of a product, see fp32_tiles.h: few rows meet them as they are in memory,
-// `InRegisters`, many once they are unpacked into the cache, `InCache`, piece by piece.
+// Records as the weights of a product, see fp32_tiles.h: few rows use them as they are stored,
+// `InRegisters`, many after unpacking into the cache, `InCache`, piece by piece.
 //
-// A block in the cache is scales, and minima kMins behind them, [groups][16] in fp32, then from kCodes
-// on the codes, kSize elements in all. `put<R>(words, half, to)` writes the codes of four inputs, of the
-// outputs of one register, and returns where the next ones go.
+// A block in the cache is scales, and minima kMins after them, [groups][16] in fp32, then from
+// kCodes on the codes, kSize elements in all. `put<R>(words, half, to)` writes the codes of four
+// inputs, for the outputs of one register, and returns the next place.
 #pragma once
 #include "fp32_rows.h"
 #include "product.h"
@@ -60,8 +60,9 @@ class PackedCodes {
   int64_t blocks_;
 };
 
-// The whole product: `prepare(X*)` gives its rows of X as `fp32::Rows<Number>`, `Codes<R>` the weights.
-// Rows are prepared per storage type and multiplied per record, so that neither is compiled for both.
+// The whole product: `prepare(X*)` returns its rows of X as `fp32::Rows<Number>`, `Codes<R>` are
+// the weights. Rows are prepared per storage type and multiplied per record, so that neither is
+// compiled for both.
 template <class Number, template <class> class Codes, class Prepare>
 void multiply_packed(const Product& product, Prepare prepare) {
   const strips::Problem& p = product.problem;

@@ -1,7 +1,7 @@
 """Block-quantised weights in the order in which `cpu.cpp` reads them.
 
 A weight is `scale * (code - offset) + min`; scale and min belong to a group of 16 or 32 inputs of
-one output. What is stored of a code may be something else, see `Meaning`.
+one output. Stored codes may have another meaning, see `Meaning`.
 16 outputs make a panel, 32 inputs of a panel a record:
 
 - scales, [groups, 16 outputs], fp16 or fp32, then minima if the format has any;
@@ -30,31 +30,31 @@ _QUADS = BLOCK // 4
 
 
 class Meaning(IntEnum):
-    """What stored codes stand for, as `product.h` numbers it."""
+    """The meanings of stored codes, as `product.h` numbers them."""
 
     INTEGERS = 0
-    """Themselves."""
+    """Codes are integers."""
     IQ4 = 1
-    """The 4-bit types of GGUF files that have 16 integers of 8 bits; here plus 128."""
+    """Codes of GGUF's 4-bit types with 16 integers of 8 bits; here plus 128."""
     NF4 = 2
-    """bitsandbytes' 16 numbers."""
+    """Codes of bitsandbytes' 16 numbers."""
     FP4 = 3
     FP8 = 4
-    """Numbers of 8 bits, float8_e4m3fn, without NaN."""
+    """Codes are 8-bit floats, float8_e4m3fn, without NaN."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PanelFormat:
-    """How a weight is put together; `cpu.cpp` knows the ones that `gguf.py` uses."""
+    """The format of a weight; `cpu.cpp` knows the ones that `gguf.py` uses."""
 
     bits: int
-    """Of a code as it is stored: 4, 5, 6 or 8."""
+    """Bits of a stored code: 4, 5, 6 or 8."""
     group: int = BLOCK
     """Inputs that share a scale: 16 or 32."""
     scale_dtype: torch.dtype = torch.float16
     has_min: bool = False
     offset: int = 0
-    """Subtracted from codes."""
+    """The number that is subtracted from codes."""
     meaning: Meaning = Meaning.INTEGERS
 
     @property
@@ -64,19 +64,20 @@ class PanelFormat:
 
     @property
     def bits_per_weight(self) -> float:
-        """With scales and minima."""
+        """Bits per weight, including scales and minima."""
         return 8 * self.record_bytes / (BLOCK * LANES)
 
     @property
     def takes_int8_activations(self) -> bool:
-        """Whether there are products of integers of 8 bits: for what GGUF files have."""
+        """Whether there are products of 8-bit integers, which exist for the formats of GGUF
+        files."""
         is_wide = self.bits == 8 and self.scale_dtype == torch.float32
         return self.meaning <= Meaning.IQ4 and not is_wide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codes:
-    """Weights taken apart: [N, C] codes, [N, C / group] scales and minima."""
+    """An unpacked weight: [N, C] codes, [N, C / group] scales and minima."""
 
     format: PanelFormat
     codes: Tensor
@@ -85,7 +86,7 @@ class Codes:
     mins: Tensor | None = None
 
     def dequantised(self) -> Tensor:
-        """[N, C] fp32."""
+        """Compute the weight, [N, C] fp32."""
         group = self.format.group
         codes = self.codes
         if self.format.meaning != Meaning.INTEGERS:
@@ -98,7 +99,7 @@ class Codes:
 
 
 def numbers_of(form: PanelFormat) -> Tensor:
-    """[codes] fp32: what each stands for, before the offset."""
+    """Return [codes] fp32, the number of each code before the offset is subtracted."""
     if form.meaning == Meaning.INTEGERS:
         return torch.arange(1 << form.bits, dtype=torch.float32)
     return _numbers(form.meaning)
@@ -106,7 +107,7 @@ def numbers_of(form: PanelFormat) -> Tensor:
 
 @functools.cache
 def _numbers(meaning: Meaning) -> Tensor:
-    """What each code stands for."""
+    """Return the number of each code."""
     if meaning == Meaning.FP8:
         return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     tables = {Meaning.IQ4: [n + 128 for n in IQ4_NUMBERS], Meaning.NF4: NF4, Meaning.FP4: FP4}
@@ -124,13 +125,13 @@ class Panels:
     """[panels, records, bytes] uint8; outputs beyond the last are zero."""
 
     def row_lookup(self) -> Callable[[Tensor], Tensor]:
-        """What gives dequantised rows: [T] int64 → [T, C] fp32, new memory."""
+        """Return a function that looks up dequantised rows: [T] int64 → [T, C] fp32, new memory."""
         form = self.format
         groups = BLOCK // form.group
         num_scales = groups * (2 if form.has_min else 1)
         scale_bytes = form.scale_dtype.itemsize
         find_scales = self._finder(form.scale_dtype, 0, num_scales)
-        # As many words of 4 codes, or bits of them, as a code has bits.
+        # A record has as many words of 4 codes (or bits of them) as a code has bits.
         find_codes = self._finder(torch.int32, num_scales * LANES * scale_bytes // 4, form.bits)
 
         def look_up(rows: Tensor) -> Tensor:
@@ -146,10 +147,10 @@ class Panels:
         return look_up
 
     def _finder(self, dtype: torch.dtype, first: int, count: int) -> StripRows:
-        """Of so many numbers that every record has of an output.
+        """Return a finder of `count` numbers that every record has for an output.
 
         Args:
-            first: where a record has the first of them, in numbers.
+            first: the place of the first of them in a record, counted in numbers.
         """
         records = torch.arange(self.data.shape[1]).unsqueeze(1)
         starts = records * (self.format.record_bytes // dtype.itemsize) + first
@@ -158,10 +159,10 @@ class Panels:
 
 
 def pack_in_parts(out_features: int, in_features: int, codes: Callable[[slice], Codes]) -> Panels:
-    """Panels of a weight that is taken apart some outputs at a time.
+    """Make panels of a weight that is unpacked some outputs at a time.
 
     Args:
-        codes: of a range of outputs.
+        codes: returns the codes of a range of outputs.
     """
     parts = [pack(codes(some)) for some in chunks(out_features, in_features)]
     return Panels(
@@ -173,21 +174,21 @@ def pack_in_parts(out_features: int, in_features: int, codes: Callable[[slice], 
 
 
 def chunks(out_features: int, in_features: int) -> list[slice]:
-    """Of outputs, whole panels each, of about a million weights."""
+    """Divide outputs into slices of whole panels, of about a million weights each."""
     step = max(1, _CHUNK_WEIGHTS // max(1, in_features) // LANES) * LANES
     starts = range(0, out_features, step)
     return [slice(start, min(start + step, out_features)) for start in starts]
 
 
 def pack(weight: Codes) -> Panels:
-    """Bring codes into panels."""
+    """Arrange codes in panels."""
     form = weight.format
     rows, columns = weight.codes.shape
     padding = -rows % LANES
     parts = [_lanes_last(weight.scales, padding, BLOCK // form.group)]
     if weight.mins is not None:
         parts.append(_lanes_last(weight.mins, padding, BLOCK // form.group))
-    # In one line first: a matrix of one row may have any stride.
+    # Flattened first, since a matrix of one row may have any stride.
     words = weight.codes.reshape(-1).view(torch.int32).view(rows, columns // 4)
     quads = _lanes_last(words, padding, _QUADS)
     codes = quads.view(torch.uint8)
@@ -221,8 +222,8 @@ def unpack(panels: Panels) -> Codes:
 
 
 def _unpacked_codes(data: Tensor, bits: int, *, lanes: int) -> Tensor:
-    """[panels, records, bytes] → [panels, records, 8 quads * lanes * 4 inputs], of 16 outputs or
-    of one."""
+    """Unpack [panels, records, bytes] → [panels, records, 8 quads * lanes * 4 inputs], for 16
+    outputs or one."""
     if bits == 8:
         return data
     size = BLOCK * lanes // 2
@@ -236,7 +237,7 @@ def _unpacked_codes(data: Tensor, bits: int, *, lanes: int) -> Tensor:
 
 
 def _lanes_last(rows: Tensor, padding: int, per_record: int) -> Tensor:
-    """[N, records * per_record] → [panels, records, per_record, 16]."""
+    """Reorder [N, records * per_record] → [panels, records, per_record, 16]."""
     if padding:
         rows = torch.cat([rows, rows.new_zeros(padding, rows.shape[1])])
     shape = (-1, LANES, rows.shape[1] // per_record, per_record)
@@ -251,12 +252,13 @@ def _rows_first(lanes: Tensor, panels: Panels, per_record: int) -> Tensor:
 
 
 def _packed_upper_bits(codes: Tensor, upper: int) -> Tensor:
-    """[..., 8 quads, 64] → [..., upper, 64]: those above the nibbles, of 8 / upper quads a byte."""
+    """Pack the bits above the nibbles, [..., 8 quads, 64] → [..., upper, 64], of 8 / upper quads
+    per byte."""
     panels, records, quads, size = codes.shape
     bits = (codes >> 4).view(panels, records, upper, quads // upper, size) << _places(upper)
     return torch.sum(bits, -2, dtype=torch.uint8)
 
 
 def _places(upper: int) -> Tensor:
-    """[8 / upper, 1]: where the quads that share a byte have their upper bits."""
+    """Return [8 / upper, 1], the places of the upper bits of quads that share a byte."""
     return torch.arange(0, 8, upper, dtype=torch.uint8).unsqueeze(1)

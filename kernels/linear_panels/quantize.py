@@ -1,4 +1,4 @@
-"""Plain weights → 8-bit panels."""
+"""Converts plain weights to 8-bit panels."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from kernels.linear_panels.panels import BLOCK, LANES, Codes, PanelFormat, Panel
 
 _CHUNK_WEIGHTS = 1 << 22
 INT8 = PanelFormat(bits=8, offset=128)
-"""As GGUF's Q8_0."""
+"""The panel format for 8 bits, like GGUF's Q8_0."""
 
 
 def panels_from_floats(weight: Tensor) -> Panels:
@@ -24,7 +24,7 @@ def panels_from_floats(weight: Tensor) -> Panels:
 
 def _codes(weight: Tensor) -> Codes:
     groups = weight.float().reshape(len(weight), -1, BLOCK)
-    # The scale as it is stored: codes are chosen for it.
+    # Codes are chosen for the scale as it is stored.
     scales = (groups.abs().amax(2) / 127).to(torch.float16)
     inverse = scales.float().reciprocal().nan_to_num(posinf=0.0)
     codes = (groups * inverse.unsqueeze(2)).round_().clamp_(-127, 127).add_(128)

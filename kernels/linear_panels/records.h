@@ -1,5 +1,5 @@
-// Panels of block-quantised weights: for each 16 outputs one record per 32 inputs (`panels.py` says
-// how they are laid out).
+// Panels of block-quantised weights: for each 16 outputs one record per 32 inputs (`panels.py`
+// describes the layout).
 #pragma once
 #include "int8.h"
 #include "product.h"
@@ -8,14 +8,14 @@ namespace native::panels {
 
 constexpr int kVector = 64;  // bytes: four inputs of 16 outputs
 
-// Of a block.
+// Groups of a block.
 constexpr int groups_of(int64_t group) { return int(kBlock / group); }
 
 // The numbers of GGUF's IQ4 types plus 128.
 constexpr uint8_t kTable[16] = {1,   24,  45,  63,  79,  93,  106, 118,
                                 129, 141, 153, 166, 181, 197, 217, 241};
 
-// The numbers of bitsandbytes' 4-bit types, as kernels/shared/four_bit_numbers.py has them.
+// The numbers of bitsandbytes' 4-bit types, as in kernels/shared/four_bit_numbers.py.
 alignas(64) constexpr float kNf4[16] = {
     -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
     -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
@@ -26,12 +26,12 @@ alignas(64) constexpr float kFp4[16] = {
     0.1666666716337204f, 0.25f, 0.0f, -0.0052083334885537624f, -0.6666666865348816f, -1.0f,
     -0.3333333432674408f, -0.5f, -0.1666666716337204f, -0.25f};
 
-// The lowest bits of each word, a code that is no integer, as the number that it stands for; other bits
-// are ignored. `Numbers` and `Integers` are a register's, or as many as one with AVX-512 has.
+// Converts the lowest bits of each word, a code that is not an integer, to its number; other bits
+// are ignored. `Numbers` and `Integers` have the size of a register, or of a register with AVX-512.
 template <Meaning meaning, class Numbers, class Integers>
 ALWAYS_INLINE Numbers number_of(Integers codes) {
   if constexpr (meaning == Meaning::kFp8) {
-    // float8_e4m3fn: exponent and mantissa in their places, the exponent's bias not yet.
+    // float8_e4m3fn: exponent and mantissa are in their places, but the exponent has its old bias.
     Integers bits = (codes & 0x80) << 24 | (codes & 0x7f) << 20;
     return (Numbers)bits * 0x1p120f;
   } else {
@@ -44,7 +44,7 @@ ALWAYS_INLINE Numbers number_of(Integers codes) {
     __m256i parts[sizeof codes / 32];
     std::memcpy(parts, &codes, sizeof codes);
     for (__m256i& part : parts)
-      // The code's uppermost bit, as a sign, says which half.
+      // The code's uppermost bit, as a sign, selects the half.
       part = (__m256i)_mm256_blendv_ps(_mm256_permutevar8x32_ps(low, part),
                                        _mm256_permutevar8x32_ps(high, part),
                                        (__m256)_mm256_slli_epi32(part, 28));
@@ -58,7 +58,7 @@ ALWAYS_INLINE Numbers number_of(Integers codes) {
   }
 }
 
-// Places in the table, one to a byte → what it has there.
+// Looks up places in the table, one per byte.
 template <class Bytes>
 ALWAYS_INLINE Bytes looked_up(Bytes places) {
 #if defined(__AVX2__)
@@ -81,7 +81,7 @@ ALWAYS_INLINE Bytes looked_up(Bytes places) {
   return places;
 }
 
-// What a panel has for one block: scales, minima, then codes, or 4-bit places of 8-bit codes.
+// A panel's data for one block: scales, minima, then codes, or 4-bit places of 8-bit codes.
 template <int kBits, int kGroup, class S, bool kHasMin, Meaning kMeaning = Meaning::kIntegers>
 struct Record {
   static constexpr Meaning meaning = kMeaning;
@@ -100,14 +100,14 @@ struct Record {
   static Vec min(const uint8_t* record, int group) {
     return load((const Scale*)(record + scale_bytes) + group * kOutputs);
   }
-  // The same of outputs `part * kLanes` and following.
+  // The same for outputs `part * kLanes` and following.
   static Lanes scales(const uint8_t* record, int group, int part) {
     return load_lanes((const Scale*)record + group * kOutputs + part * kLanes);
   }
   static Lanes mins(const uint8_t* record, int group, int part) {
     return scales(record + scale_bytes, group, part);
   }
-  // Where the low four bits of quads q (in low halves of bytes) and q + 4 (in high ones) are.
+  // The place of the low four bits of quads q (in low halves of bytes) and q + 4 (in high ones).
   static const uint8_t* nibbles(const uint8_t* record, int q) {
     return record + codes_at + q * kVector;
   }
@@ -130,8 +130,8 @@ struct Record {
       high |= (U8x64)in_place(load_words(upper_bits(record, q + kQuads / 2)), q + kQuads / 2);
     }
   }
-  // The same, outputs `part * kLanes` and following of one quad: byte i of a word is input i's. With
-  // 4 bits it holds the other half's code, too.
+  // The same for outputs `part * kLanes` and following of one quad: byte i of a word is input i's.
+  // With 4 bits it holds the other half's code, too.
   static ALWAYS_INLINE IntLanes words(const uint8_t* record, int half, int q, int part) {
     int quad = q + half * kQuads / 2;
     auto from = [part](const uint8_t* at) { return load_ints(at + part * 4 * kLanes); };
@@ -149,7 +149,7 @@ struct Record {
   static const uint8_t* upper_bits(const uint8_t* record, int quad) {
     return record + codes_at + (kQuads / 2 + quad / quads_per_byte) * kVector;
   }
-  // A quad's upper bits, in each byte where they belong.
+  // A quad's upper bits, at their places in each byte.
   template <class Integers>
   static Integers in_place(Integers packed, int quad) {
     int place = quad % quads_per_byte * upper;
@@ -158,9 +158,9 @@ struct Record {
   }
 };
 
-// Calls `function` with each quad of a half, which is a constant where upper bits are looked for in their
-// bytes. Elsewhere the loop need not be unrolled: with many `rows` in `function` that gains nothing, and
-// compilers take long over them.
+// Calls `function` with each quad of a half, as a constant where upper bits must be found in their
+// bytes. Elsewhere the loop need not be unrolled: with many `rows` in `function` that gains
+// nothing, and compilers take long over it.
 template <class R, int rows, class Function>
 ALWAYS_INLINE void for_quads(Function function) {
   if constexpr (R::bits == 5 || R::bits == 6 || rows < 4) {
@@ -172,7 +172,7 @@ ALWAYS_INLINE void for_quads(Function function) {
   }
 }
 
-// The formats that `panels.py` makes: of GGUF files and of what is rounded like them,
+// The formats that `panels.py` makes: those of GGUF files and others that are rounded like them,
 template <class Function>
 void with_gguf_record(const Format& format, Function run) {
   int64_t bits = format.bits;

@@ -13,12 +13,13 @@ TOLERANCE = {
     # Sums in fp32 of up to 14336 products in another order.
     torch.float32: 2e-5,
     # Weights are rounded to x's type before they are multiplied, by up to 2^-8 and 2^-11 of each.
-    # At random: an output near one is off by a thousandth, by ten at worst among ten thousand.
+    # Rounding errors are random: an output near one is off by a thousandth, by ten at worst among
+    # ten thousand.
     torch.bfloat16: 1.6e-2,
     torch.float16: 2e-3,
 }
 SLACK = {
-    # Rounded before the bias, at up to 8.
+    # PyTorch rounds before it adds the bias, at up to 8.
     "composed": {torch.bfloat16: 1.6e-2, torch.float16: 2e-3},
 }
 
@@ -36,7 +37,7 @@ class Case:
     act_order: bool = False
     bias: bool = False
     strided: bool = False
-    """Rows of x are views of wider ones."""
+    """Whether rows of x are views of wider ones."""
 
 
 CASES = (
@@ -113,6 +114,6 @@ def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
 
 
 def work(inputs: dict[str, Any]) -> Work:
-    """One product; the weight is read as it is packed."""
+    """The work of one product; the weight is read in its packed form."""
     weight = inputs["qweight"]
     return product_work(inputs, weight.shape[1])

@@ -1,4 +1,4 @@
-"""Some columns of the weight at a time, for products that multiply with a plain one."""
+"""Dequantises some columns of the weight at a time, for products with plain weights."""
 
 from collections.abc import Iterator
 
@@ -16,12 +16,12 @@ def dequantized_columns(
     g_idx: Tensor | None,
     step: int,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Which outputs, at most `step`, and their weight, [K, step] fp32.
+    """Yield slices of at most `step` outputs, each with its weight, [K, step] fp32.
 
     Raises:
         NotRecordable: this thread is recording.
     """
-    refuse_recording("weights that are unpacked for one product would be kept by it")
+    refuse_recording("a recording would keep weights that are unpacked for one product")
     for start in range(0, qweight.shape[1], step):
         part = slice(start, start + step)
         zero = None if zeros is None else zeros[:, part]

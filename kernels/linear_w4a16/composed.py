@@ -21,7 +21,7 @@ def supports(
     g_idx: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> bool:
-    """All inputs."""
+    """Supports every call."""
     return True
 
 

@@ -1,7 +1,7 @@
-"""Some columns of the weight at a time are dequantised, arranged and multiplied in C++.
+"""Some columns of the weight at a time are dequantised, rearranged and multiplied in C++.
 
-A row's result has the same bits whatever the other rows are: those that `linear_packed` gives for
-the dequantised weight in x's dtype.
+A row's result has the same bits whatever the other rows are, those of `linear_packed` for the
+dequantised weight in x's dtype.
 """
 
 import torch
@@ -13,7 +13,7 @@ from kernels.linear_w4a16.columns import dequantized_columns
 from kernels.shared.strip_rows import STRIP
 
 CHUNK_WEIGHTS = 1 << 17
-"""Weights dequantised at a time: half a megabyte in fp32, which a cache holds."""
+"""Weights dequantised at a time: half a megabyte in fp32, which fits a cache."""
 
 
 def supports(
@@ -25,7 +25,7 @@ def supports(
     g_idx: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> bool:
-    """CPU tensors; rows of x whose elements are contiguous."""
+    """Supports CPU tensors with contiguous elements in rows of x."""
     return x.stride(1) == 1 and qweight.is_cpu and native.runs_on(x)
 
 

@@ -1,8 +1,8 @@
-"""The one layout of 4-bit weights that the op takes, and how checkpoints come to it.
+"""The layout of 4-bit weights that the op takes, and conversions of checkpoints to it.
 
-Ours is GPTQ's: an int32 holds the weights of eight consecutive inputs for one output, the first in
-its lowest four bits. Zero points are unpacked to a byte each: two bytes per group and output more
-would be a scale, so that packing them saves under 1 % at a group size of 128.
+The layout is GPTQ's: an int32 holds the weights of eight consecutive inputs for one output, the
+first in its lowest four bits. Zero points are unpacked to a byte each: a scale takes two bytes per
+group and output, so packing zero points would save under 1 % at a group size of 128.
 """
 
 import torch
@@ -10,32 +10,33 @@ from torch import Tensor
 
 PER_INT32 = 8
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""AWQ's int32 holds eight consecutive outputs; its nibble i is the output `AWQ_ORDER[i]`."""
+"""The order of the eight consecutive outputs in AWQ's int32: nibble i is the output
+`AWQ_ORDER[i]`."""
 
 
 def pack(q: Tensor) -> Tensor:
-    """[K, N] integers of 0 ... 15 → [K / 8, N] int32."""
+    """Pack [K, N] integers of 0 ... 15 into [K / 8, N] int32."""
     nibbles = q.reshape(-1, PER_INT32, q.shape[1]).to(torch.int32)
     return (nibbles << _shifts(q.device)[:, None]).sum(1, dtype=torch.int32)
 
 
 def unpack(qweight: Tensor) -> Tensor:
-    """[K / 8, N] int32 → [K, N] int32 of 0 ... 15."""
+    """Unpack [K / 8, N] int32 to [K, N] int32 of 0 ... 15."""
     return (qweight[:, None] >> _shifts(qweight.device)[:, None] & 15).flatten(0, 1)
 
 
 def numbers_together(bits: int) -> int:
-    """How many numbers GPTQ packs into whole int32s."""
+    """Return how many numbers GPTQ packs into whole int32s."""
     return 32 if 32 % bits else 32 // bits
 
 
 def gptq_weight(qweight: Tensor, bits: int = 4) -> Tensor:
-    """GPTQ's weights of up to 4 bits, [K * bits / 32, N] int32, in our layout."""
+    """Convert GPTQ's weights of up to 4 bits, [K * bits / 32, N] int32, to this layout."""
     return qweight if bits == 4 else pack(_unpack_stream(qweight, bits))
 
 
 def gptq_bytes(qweight: Tensor) -> Tensor:
-    """GPTQ's weights of 8 bits, [K / 4, N] int32 → [N, K] uint8."""
+    """Unpack GPTQ's weights of 8 bits, [K / 4, N] int32 → [N, K] uint8."""
     return qweight.unsqueeze(2).view(torch.uint8).transpose(0, 1).flatten(1)
 
 
@@ -56,7 +57,8 @@ def from_awq(qweight: Tensor, qzeros: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unpack_stream(words: Tensor, bits: int) -> Tensor:
-    """[R * bits / 32, N] int32, a stream of numbers from low to high bits → [R, N] int32."""
+    """Unpack [R * bits / 32, N] int32, a stream of numbers from low to high bits, to [R, N]
+    int32."""
     together = numbers_together(bits)
     num_words = together * bits // 32
     groups = words.reshape(-1, num_words, words.shape[1])
@@ -72,7 +74,7 @@ def _unpack_stream(words: Tensor, bits: int) -> Tensor:
 
 
 def _unpack_outputs(packed: Tensor, order: tuple[int, ...]) -> Tensor:
-    """[R, N / 8] int32 → [R, N] int32 of 0 ... 15, for an order of the nibbles."""
+    """Unpack [R, N / 8] int32 to [R, N] int32 of 0 ... 15, for an order of the nibbles."""
     nibbles = packed[:, :, None] >> _shifts(packed.device) & 15
     outputs = torch.empty_like(nibbles)
     outputs[:, :, list(order)] = nibbles

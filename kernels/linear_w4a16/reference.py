@@ -29,7 +29,7 @@ def dequantize(
     group_size: int,
     g_idx: Tensor | None,
 ) -> Tensor:
-    """The weight, [K, N] fp32."""
+    """Dequantise the weight to [K, N] fp32."""
     q = unpack(qweight)
     if g_idx is None:
         g_idx = torch.arange(q.shape[0], device=q.device) // group_size

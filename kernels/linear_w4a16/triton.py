@@ -25,7 +25,7 @@ def supports(
     g_idx: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> bool:
-    """GPU tensors whose last dimension is contiguous."""
+    """Supports GPU tensors whose last dimension is contiguous."""
     return (
         _triton.runs_on(x, qweight, scales)
         and x.stride(1) == 1

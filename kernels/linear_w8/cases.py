@@ -15,7 +15,7 @@ TOLERANCE = {
     torch.float16: 2e-5,
 }
 SLACK = {
-    # Rounded before the scale and before the bias, at up to 8.
+    # PyTorch rounds before it applies the scale and before it adds the bias, at up to 8.
     "composed": {torch.bfloat16: 1.6e-2, torch.float16: 2e-3},
 }
 
@@ -30,7 +30,7 @@ class Case:
     inputs: int
     bias: bool = False
     strided: bool = False
-    """Rows of x are views of wider ones."""
+    """Whether rows of x are views of wider ones."""
     int8_activations: bool = False
 
 
@@ -114,6 +114,6 @@ def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
 
 
 def work(inputs: dict[str, Any]) -> Work:
-    """One product; the weight is read as it is packed."""
+    """The work of one product; the weight is read in its packed form."""
     weight = inputs["weight"]
     return product_work(inputs, weight.shape[0])

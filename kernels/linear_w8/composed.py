@@ -1,6 +1,6 @@
-"""Exact sums of integers, or some rows of the weight converted at a time.
+"""Exact sums of integers, or products with some rows of the weight converted at a time.
 
-The order of the sums of the latter is that of `F.linear`, which may depend on the number of rows.
+The order of the latter sums is that of `F.linear`, which may depend on the number of rows.
 """
 
 import torch
@@ -12,7 +12,7 @@ from kernels.shared.int8_activations import round_to_int8
 CHUNK_WEIGHTS = 1 << 22
 """Weights converted at a time: 8 MB in bf16."""
 EXACT_TERMS = 1024
-"""So many products of int8 numbers sum up exactly in fp32, in any order."""
+"""The number of products of int8 numbers that fp32 sums up exactly in any order."""
 
 
 def supports(
@@ -23,7 +23,7 @@ def supports(
     *,
     int8_activations: bool = False,
 ) -> bool:
-    """Takes every call."""
+    """Supports every call."""
     return True
 
 
@@ -52,10 +52,10 @@ def linear_w8(
 
 
 def _integer_product(q: Tensor, weight: Tensor) -> Tensor:
-    """Exact `q @ weight.T` of int8 matrices.
+    """Compute `q @ weight.T` of int8 matrices exactly.
 
-    In floats: `torch._int_mm` saturates sums of two products to 16 bits on processors without VNNI,
-    and cuBLAS takes only some shapes of integers.
+    Floats are used, because `torch._int_mm` saturates sums of two products to 16 bits on processors
+    without VNNI, and cuBLAS takes only some shapes of integers.
     """
     sums = torch.zeros(q.shape[0], weight.shape[0], dtype=torch.int32, device=q.device)
     for start in range(0, q.shape[1], EXACT_TERMS):

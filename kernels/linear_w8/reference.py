@@ -1,4 +1,4 @@
-"""The definition: in fp32, and exact where both sides are integers."""
+"""The definition: in fp32, and exact if both sides are integers."""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Tensor cores on tiles of the weight, which is widened in registers or taken as int8.
+"""Tensor cores on tiles of the weight, which is widened in registers or multiplied as int8.
 
 The sum's order depends on the weight's shape alone (`kernels/shared/triton_linear.py`); with int8
 activations it is exact.
@@ -24,7 +24,7 @@ def supports(
     *,
     int8_activations: bool = False,
 ) -> bool:
-    """GPU tensors whose last dimension is contiguous."""
+    """Supports GPU tensors whose last dimension is contiguous."""
     return _triton.runs_on(x, weight, scale) and x.stride(1) == 1 and weight.is_contiguous()
 
 
@@ -65,7 +65,7 @@ def linear_w8(
 
 
 def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`int8_activations.round_to_int8` of whole rows: [M, K] int8 and [M] fp32."""
+    """Round whole rows by `int8_activations.round_to_int8`: [M, K] int8 and [M] fp32."""
     num_rows, size = x.shape
     q = torch.empty(num_rows, size, dtype=torch.int8, device=x.device)
     scale = torch.empty(num_rows, dtype=torch.float32, device=x.device)
@@ -101,10 +101,10 @@ def _part_sum(
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
-    """Sum of the tiles `first` ... `last` - 1 along K: [BLOCK_M, BLOCK_N]."""
+    """Sum the tiles `first` ... `last` - 1 along K: [BLOCK_M, BLOCK_N]."""
     inner = tl.arange(0, BLOCK_K)
     x_rows = x_ptr + rows.to(tl.int64)[:, None] * x_row_stride + inner[None, :]
-    # The last weight again, past the end: what comes of it is not stored.
+    # Past the end the last weight is read again; the result is not stored.
     weight_rows = weight_ptr + tl.minimum(columns, N - 1).to(tl.int64)[None, :] * K + inner[:, None]
     total = tl.zeros((BLOCK_M, BLOCK_N), SUM_TYPE)
     for tile in range(first, last):
@@ -170,7 +170,7 @@ def _linear_w8_kernel(
 def _round_rows_kernel(
     x_ptr, x_row_stride, q_ptr, scale_ptr, K, SMALLEST: tl.constexpr, BLOCK_SIZE: tl.constexpr
 ):
-    # Adding 1.5 * 2^23 leaves no bits below one: rounds halves to even.
+    # Adding 1.5 * 2^23 leaves no bits below one, which rounds halves to even.
     ROUNDER: tl.constexpr = 12582912.0
     row = tl.program_id(0).to(tl.int64)
     inner = tl.arange(0, BLOCK_SIZE)

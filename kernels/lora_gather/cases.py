@@ -24,7 +24,7 @@ SLACK = {
 
 @dataclass(frozen=True)
 class Case:
-    """`rows` with adapters at random; one more in `adapters` stands for none."""
+    """`rows` with random adapters; one number above `adapters` stands for none."""
 
     name: str
     rows: int
@@ -33,17 +33,18 @@ class Case:
     rank: int = 16
     adapters: int = 4
     strided: bool = False
-    """Rows of x and y are views of wider ones."""
+    """Whether rows of x and y are views of wider ones."""
     sorted: bool = False
-    """Rows of a request are together, as in a prefill."""
+    """Whether rows of a request are together, as in a prefill."""
     packed: bool = False
-    """Adapters are, in 8 bits."""
+    """Whether adapters are packed in 8 bits."""
     more: tuple[tuple[int, int], ...] = ()
-    """Outputs and rank of further shards. One output that none has is before each."""
+    """Outputs and rank of further shards. Before each there is an output without a shard."""
 
     @property
     def slack(self) -> float:
-        """CPUs round rows, and what A makes of them, to 16 bits where they meet packed numbers."""
+        """The added tolerance: CPUs round rows, and A's products with them, to 16 bits where
+        adapters are packed."""
         return 2e-3 if self.packed else 0.0
 
 
@@ -139,7 +140,7 @@ def outputs(result: None, inputs: dict[str, object]) -> tuple[object, ...]:
 
 
 def work(inputs: dict[str, Any]) -> Work:
-    """Two thin products for each row that has an adapter; each used adapter is read once."""
+    """The work: two thin products for each row with an adapter; each used adapter is read once."""
     y, x, shards, ids = (inputs[name] for name in ("y", "x", "shards", "adapter_ids"))
     used = ids[ids >= 0]
     num_used = torch.unique(used).numel()

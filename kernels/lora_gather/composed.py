@@ -1,7 +1,7 @@
 """Rows with the same adapter are multiplied together.
 
-Waits for the device, to learn which adapters there are; the sum's order is that of `F.linear`,
-which may depend on the number of rows.
+The host waits for the device, to learn which adapters there are; the sum's order is that of
+`F.linear`, which may depend on the number of rows.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from kernels.lora_gather.shard import LoraShard
 
 
 def supports(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: Tensor) -> bool:
-    """Takes every call."""
+    """Supports every call."""
     return True
 
 

@@ -1,9 +1,10 @@
-// Low-rank updates of rows with different adapters. An element's sum is one thread's, in one order,
-// whatever the tile: other rows do not change it.
+// Low-rank updates of rows with different adapters. One thread computes an element's sum, in one
+// order for every tile, so other rows do not change it.
 //
-// A row with an adapter of its own waits for memory: a step reads every adapter once and from front to
-// back, and asks for what comes four ranks later, be it the adapter's B or the next adapter, since the
-// processor sees no end of an array coming. Rows that share an adapter are multiplied together.
+// A row with an adapter of its own waits for memory: a step reads every adapter once, from front to
+// back, and prefetches the data of four ranks later, which may be the adapter's B or the next
+// adapter, since the processor cannot predict the end of an array. Rows that share an adapter are
+// multiplied together.
 #include <algorithm>
 #include <vector>
 
@@ -17,7 +18,7 @@ namespace {
 using namespace native;
 using namespace native::lora;
 
-// Kinds of memory: a thread uses all at once.
+// Kinds of memory; a thread uses all of them at the same time.
 struct Inner {
   float x;
 };
@@ -26,7 +27,7 @@ struct Copy {
   X x;
 };
 
-// Of the rows that have adapters. Layers of a step ask for the same again.
+// Groups of the rows that have adapters. Layers of a step use the same groups again.
 class Groups {
  public:
   static const std::vector<Group>& of(const int32_t* ids, int64_t rows) {
@@ -58,7 +59,7 @@ class Groups {
   std::vector<Group> groups_;
 };
 
-// All adapters' parts for neighbouring outputs, as the caller's table has them.
+// All adapters' parts for neighbouring outputs, a row of the caller's table.
 struct Shard {
   int64_t first, outputs, rank;  // rank: in units of Store::kRanks
   const void* a;
@@ -92,7 +93,7 @@ struct Update {
   }
 
  private:
-  // The rows of the group that a thread is at.
+  // The rows of a thread's present group.
   struct Numbers {
     const Group* group = nullptr;
     const Given* rows[kRows];
@@ -117,7 +118,7 @@ struct Update {
       numbers.rows[m] = Store::given(x + group.rows[m] * x_stride, size, copy + m * length);
   }
 
-  // A thread takes a piece before it has finished the one before, to fetch what comes next.
+  // A thread takes a piece before it has finished the previous one, to prefetch it.
   void run_pieces(const std::vector<Group>& groups, int64_t pieces, int64_t elements,
                   int64_t threads) const {
     Ranges ranges(pieces, elements, 1, threads);
@@ -141,7 +142,7 @@ struct Update {
     });
   }
 
-  // Fewer groups than threads: these share the ranks, then the outputs.
+  // With fewer groups than threads, threads share the ranks, then the outputs.
   void run_together(const std::vector<Group>& groups, const Shard& shard, int64_t elements) const {
     constexpr int64_t kTogether = Store::kTogether;
     int64_t length = kRows * inner_size(shard);
@@ -164,7 +165,7 @@ struct Update {
     });
   }
 
-  // inner[m] = a · x of the group's rows for ranks first .. last - 1, after which `then` is read.
+  // inner[m] = a · x of the group's rows for ranks first .. last - 1; `then` is read afterwards.
   void shrink(const Shard& shard, const Numbers& numbers, int64_t first, int64_t last, float* inner,
               const Ranks& then) const {
     Ranks ranks = a_of(shard, *numbers.group);
@@ -173,7 +174,7 @@ struct Update {
     });
   }
 
-  // y += scale · inner[m] · b for outputs first .. last - 1, after which `then` is read.
+  // y += scale · inner[m] · b for outputs first .. last - 1; `then` is read afterwards.
   void expand(const Shard& shard, const Group& group, int64_t first, int64_t last,
               const float* inner, const Ranks& then) const {
     T* outputs[kRows];
@@ -188,7 +189,7 @@ struct Update {
 
 }  // namespace
 
-// `packed`: whether adapters are, in 8 bits; else they are of the same type as the rows.
+// `packed`: whether adapters have 8 bits; otherwise they have the rows' type.
 extern "C" void tandem_lora_gather(int64_t dtype, int64_t packed, void* y, int64_t y_stride,
                                    const void* x, int64_t x_stride, const void* shards,
                                    int64_t num_shards, const int32_t* ids, int64_t rows,

@@ -1,4 +1,4 @@
-"""Adapters read once and from front to back, in C++: none of them is copied or widened before."""
+"""Adapters are read once, from front to back, in C++, without copying or widening them first."""
 
 import ctypes
 import functools
@@ -12,7 +12,7 @@ from kernels.lora_gather.shard import LoraShard
 
 
 def supports(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: Tensor) -> bool:
-    """CPU tensors whose last dimension is contiguous."""
+    """Supports CPU tensors whose last dimension is contiguous."""
     plain = [shard for shard in shards if not shard.is_packed]
     return (
         native.runs_on(y, x, *(one for shard in plain for one in (shard.a, shard.b)))
@@ -39,7 +39,7 @@ def lora_gather(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: 
         y.stride(0),
         x.data_ptr(),
         x.stride(0),
-        # A recording of the call keeps it.
+        # A recording of the call keeps the table.
         (ctypes.c_int64 * len(table))(*table),
         len(shards),
         adapter_ids.data_ptr(),

@@ -1,6 +1,6 @@
-// Twice as many numbers as a register has, converted half by half. Which half a number is in depends
-// on the storage type: two bf16 numbers that lie in 32 bits come apart by a shift and a mask, which is
-// cheaper than to widen neighbours. Everything that is multiplied or added is taken apart alike.
+// Twice as many numbers as a register has, converted half by half. The storage type decides which
+// half a number is in: two bf16 numbers in 32 bits are separated by a shift and a mask, which is
+// cheaper than widening neighbours. All factors and summands are separated in the same way.
 #pragma once
 #include <algorithm>
 #include <type_traits>
@@ -20,7 +20,7 @@ ALWAYS_INLINE Lanes load_half(const BFloat16* from) {
   return (Lanes)(half == 0 ? pairs << 16 : pairs & int32_t(0xffff0000));
 }
 
-// Rounds them; the reverse.
+// Rounds and stores them; the reverse.
 ALWAYS_INLINE void store_halves(float* to, Lanes first, Lanes second) {
   store(to, first);
   store(to + kLanes, second);
@@ -38,7 +38,7 @@ ALWAYS_INLINE void store_halves(Float16* to, Lanes first, Lanes second) {
   store_rounded(to, first);
   store_rounded(to + kLanes, second);
 }
-// As `from_float`; what is in the lower 16 bits is to be cut off.
+// Like `from_float`; the lower 16 bits are to be cut off.
 typedef uint32_t WordLanes __attribute__((vector_size(4 * kLanes)));
 ALWAYS_INLINE WordLanes rounded_bits(Lanes x) {
   WordLanes bits = (WordLanes)x;
@@ -57,7 +57,7 @@ ALWAYS_INLINE void store_halves(BFloat16* to, Lanes first, Lanes second) {
 #endif
 }
 
-// The same of neighbours.
+// The same for neighbours.
 template <class T>
 ALWAYS_INLINE void store_in_order(T* to, Lanes first, Lanes second) {
   store_halves(to, first, second);
@@ -71,12 +71,12 @@ ALWAYS_INLINE void store_in_order(BFloat16* to, Lanes first, Lanes second) {
 #endif
 }
 
-// One of the two: where its sums are beside the other's, and how its numbers are read.
+// One of the halves: the place of its sums beside the other's, and the way its numbers are read.
 template <int half, bool is_whole>
 struct Half {
   static constexpr bool is_first = half == 0;
   static constexpr int64_t place = half * kLanes;
-  int64_t count;  // numbers that there are of both
+  int64_t count;  // numbers that both halves have
 
   template <class T>
   ALWAYS_INLINE Lanes load(const T* from) const {
@@ -87,8 +87,8 @@ struct Half {
   }
 };
 
-// Calls `work(i, half)` for numbers i .. i + 2 * kLanes - 1 of `size`, twice. The last ones may be
-// missing: they are read as zeros.
+// Calls `work(i, half)` for numbers i .. i + 2 * kLanes - 1 of `size`, twice. The last numbers may
+// be missing: they are read as zeros.
 template <class Work>
 ALWAYS_INLINE void in_halves(int64_t size, Work work) {
   constexpr int64_t kStep = 2 * kLanes;

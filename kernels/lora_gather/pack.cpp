@@ -1,7 +1,7 @@
-// Adapters rounded to 8 bits, bit for bit as `kernels/lora_gather/packed.py::pack` has them, all of a
-// file in one call.
+// Rounds all adapters of a file to 8 bits in one call, with the bits of
+// `kernels/lora_gather/packed.py::pack`.
 //
-// Every operation is rounded by itself, as there:
+// Every operation is rounded separately, as there:
 // compile with -ffp-contract=off
 #include "packed.h"
 
@@ -9,7 +9,7 @@ namespace {
 
 using namespace native;
 
-// Sizes of the layout that the multiplication reads.
+// The layout's sizes, which the multiplication uses.
 using Layout = lora::Packed<float>;
 constexpr int kRanks = Layout::kRanks, kQuad = kRanks / 2;
 constexpr int kGroup = Layout::kGroup, kOctet = lora::kOctet;
@@ -19,7 +19,7 @@ static_assert(kVec == 2 * kOctet && kVec * kQuad == lora::kLine);
 constexpr int kMost = 126;  // exponent of factors, and of numbers that they are applied to
 constexpr float kLargest = 127.0f;
 
-// One layer's, as the caller's table has it.
+// One layer's update, a row of the caller's table.
 struct Update {
   const void* a;  // [rank, inputs]
   const void* b;  // [rank, outputs]
@@ -39,7 +39,7 @@ float of_bits(int32_t bits) {
   return x;
 }
 
-// Neighbouring numbers of a rank that share steps, zeros beyond their end.
+// Neighbouring numbers of a rank that share steps, with zeros beyond their end.
 struct Group {
   Vec numbers[kVecs] = {};
 
@@ -54,26 +54,26 @@ struct Group {
     }
     for (int v = 0; v < kVecs; ++v) numbers[v] = load(from + v * kVec);
   }
-  // Of a rank beyond the last one all are zeros.
+  // Ranks beyond the last one are all zeros.
   template <class T>
   Group(const T* all, int64_t rank, int64_t ranks, int64_t size, int64_t first) {
     if (rank < ranks) *this = Group(all + rank * size + first, size - first);
   }
 };
 
-// 2^exponent, of a normal number.
+// 2^exponent as a normal number.
 float power(int exponent) { return of_bits((exponent + 127) << 23); }
 
 Words magnitudes(Vec x) { return (Words)x & 0x7fffffffu; }
 Words larger_words(Words a, Words b) { return a > b ? a : b; }
-// Magnitudes order like their bits.
+// Magnitudes have the order of their bits.
 float largest(Words all, int first = 0, int count = kVec) {
   uint32_t most = 0;
   for (int i = first; i < first + count; ++i) most = std::max<uint32_t>(most, all[i]);
   return of_bits(int32_t(most));
 }
 
-// Of the power of two above a row's largest magnitude; zeros have 0.
+// The exponent of the power of two above a row's largest magnitude; 0 for zeros.
 template <class T>
 int exponent_above(const T* row, int64_t size) {
   Words most{};
@@ -89,19 +89,19 @@ float step_of(float largest) {
 }
 float inverse(float step) { return step >= power(-kMost) ? 1 / step : 0.0f; }
 
-// Numbers times `per_step`, or zero where that is not finite, to the nearest integer or the even one,
-// kMiddle more: what a sum's last bits are where one is the distance between neighbours.
+// Numbers times `per_step`, or zero where that is not finite, rounded to the nearest integer, ties
+// to even, plus kMiddle: the last bits of a sum in which neighbours are 1 apart.
 Words bytes_of(Vec numbers, Vec per_step) {
   Words is_finite = (Words)(magnitudes(per_step) < 0x7f800000u);
   Vec sum = numbers * (Vec)((Words)per_step & is_finite) + broadcast(0x1.8p23f);
   return ((Words)sum + Layout::kMiddle) & 0xffu;
 }
 
-// Where a chunk's steps and numbers are; what nobody writes of the steps' last line is zero.
+// The places of a chunk's steps and numbers; unused bytes of the steps' last line are zero.
 struct Chunk {
   BFloat16* steps;
   uint8_t* numbers;
-  int64_t end;  // of the inputs or outputs that it has numbers for
+  int64_t end;  // end of the inputs or outputs that the chunk has numbers for
 
   Chunk(uint8_t* all, int64_t chunk, int64_t size) {
     uint8_t* begin = all + chunk * Layout::stride(size);

@@ -1,9 +1,10 @@
-// Adapters in 8 bits (`kernels/lora_gather/packed.py`), multiplied by integers: of what comes from
-// memory there is half as much as in bf16, and each register of it takes two instructions.
+// Adapters in 8 bits (`kernels/lora_gather/packed.py`), multiplied by integers: half as many bytes
+// come from memory as in bf16, and each register of them takes two instructions.
 //
-// A row's numbers become 16-bit integers in groups of 64, and so does what A makes of it. Sums of a
-// group, or of a chunk of 8 ranks, are exact; in fp32 they are added in the order of groups and chunks,
-// on every machine alike. Bytes are unsigned, 128 too large, which the integers' sum undoes.
+// A row's numbers become 16-bit integers in groups of 64, and so do A's results for it. Sums of a
+// group, or of a chunk of 8 ranks, are exact; in fp32 they are added in the order of groups and
+// chunks, in the same way on every machine. Bytes are unsigned, 128 too large, which the integers'
+// sum corrects.
 #pragma once
 #include "halves.h"
 #include "int16_numbers.h"
@@ -13,12 +14,12 @@
 
 namespace native::lora {
 
-// Sixteen sums or factors: as many registers as that takes.
+// Registers for sixteen sums or factors.
 constexpr int kParts = 16 / kLanes;
 constexpr int64_t kOctet = 8, kLine = 64;
 
-// Eight integers that meet a line of bytes: upper digits and lower ones or, where there is no product of
-// bytes that fits, those at even places and at odd ones.
+// Eight integers to multiply by a line of bytes: upper digits and lower ones or, where there is no
+// suitable product of bytes, those at even places and at odd ones.
 struct Octet {
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
   static constexpr bool kDigits = true;
@@ -27,7 +28,7 @@ struct Octet {
 #endif
   int8_t bytes[2][8];
 
-  // Of a register of integers, which makes kLanes / kOctet of them.
+  // Stores a register of integers, which makes kLanes / kOctet octets.
   static ALWAYS_INLINE void store(IntLanes integers, Octet* to) {
     Shorts x = lowest_shorts(integers);
     if constexpr (kDigits) x = ((x + int16_t(128)) & int16_t(-256)) | (x & int16_t(255));
@@ -44,8 +45,8 @@ struct Octet {
   }
 
  private:
-  // Of each eight integers the second bytes, then the first ones; or the integers at even places and
-  // then those at odd ones.
+  // Returns the second bytes of each eight integers, then the first ones; or the integers at even
+  // places and then those at odd ones.
   static ALWAYS_INLINE Shorts apart(Shorts x) {
     typedef int8_t All __attribute__((vector_size(sizeof x)));
     All all = (All)x;
@@ -64,7 +65,7 @@ struct Octet {
   }
 };
 
-// Of one register of products.
+// The sums of one register of products.
 struct Dots {
   IntLanes first{}, second{};
 
@@ -85,21 +86,21 @@ struct Dots {
 
 template <class T>
 struct Packed {
-  static constexpr int kRanks = 8;  // of a chunk, the unit of all loops over ranks
+  static constexpr int kRanks = 8;  // ranks of a chunk, the unit of all loops over ranks
   static constexpr int kTogether = 1;
-  static constexpr int kFewRows = 2;  // with more, products take so long that nobody need ask ahead
+  static constexpr int kFewRows = 2;  // with more, products take so long that prefetching is not needed
   static constexpr int64_t kGroup = 64, kUnit = kGroup;
   static constexpr int kOctets = kGroup / kOctet;
 
-  // Numbers of a row as they meet A, and what undoes that its bytes are too large by kMiddle: for the
-  // first four of each octet and for the others.
+  // Numbers of a row in the form to multiply by A, and the correction for bytes that are too large
+  // by kMiddle: for the first four of each octet and for the others.
   static constexpr int32_t kMiddle = 128;
   struct Given {
     Octet octets[kOctets];
     int32_t offsets[2];
     float scale;
   };
-  // Of a chunk: steps up to a line's end, then numbers up to a multiple of sixteen.
+  // Bytes of a chunk: steps up to a line's end, then numbers up to a multiple of sixteen.
   static int64_t stride(int64_t size) { return steps_end(size) + (size + 15) / 16 * 16 * kRanks; }
   static int64_t steps_end(int64_t size) {
     int64_t steps = (size + kGroup - 1) / kGroup * kRanks * int64_t(sizeof(BFloat16));
@@ -174,7 +175,7 @@ struct Packed {
 
  private:
   static constexpr int64_t kPair = 2 * kLanes;  // outputs of two registers
-  // A chunk of what is read next, in as many parts as there are of the one that is read now.
+  // A chunk of the data that is read next, in as many parts as the present chunk has.
   class Ahead {
    public:
     Ahead(const Ranks& then, int64_t parts)
@@ -191,7 +192,7 @@ struct Packed {
     const int64_t lines_;
   };
 
-  // What a chunk of A has made of a row, as it meets B.
+  // The result of a chunk of A for a row, in the form to multiply by B.
   struct Factor {
     Octet octet;
     int32_t offset;
@@ -200,7 +201,7 @@ struct Packed {
     Factor x;
   };
 
-  // All chunks of a row; returns the scale, which they share.
+  // Rounds all chunks of a row; returns their common scale.
   static ALWAYS_INLINE float round(const float* inner, int64_t chunks, Factor* to) {
     Lanes most{};
     for (int64_t c = 0; c < chunks; ++c)
@@ -216,7 +217,7 @@ struct Packed {
     return scale.scale[0];
   }
 
-  // Outputs from `i` on of B, from `at` on of y; rounded once.
+  // Computes outputs from `i` on of B, from `at` on of y; rounded once.
   template <int rows, int registers>
   static ALWAYS_INLINE void expand_at(const Ranks& all, const Factor* factors, int64_t i,
                                       const float* scales, T* const* y, int64_t at,
@@ -250,11 +251,11 @@ struct Packed {
     });
   }
 
-  // In the lanes are ranks, each twice, for both halves of octets.
+  // Lanes hold ranks, each twice, for both halves of octets.
   template <int rows>
   static void shrink_chunk(const Given* const* numbers, int64_t size, const Ranks& all, int64_t from,
                           float* inner, const Ranks& then) {
-    constexpr int kSets = rows <= 2 ? 2 : 1;  // of sums, that products need not wait for each other
+    constexpr int kSets = rows <= 2 ? 2 : 1;  // sets of sums, so that products need not wait for each other
     const char* bytes = all.at(from);
     Ahead ahead(then, (size + kGroup - 1) / kGroup);
     Lanes sums[rows][kParts] = {};
@@ -307,7 +308,7 @@ struct Packed {
     return bytes;
   }
 
-  // Of all lanes that are in the same half of eight, in each of them.
+  // The sum of all lanes in the same half of eight, in each of them.
   static ALWAYS_INLINE IntLanes sum_of_fours(IntLanes x) {
 #if defined(__AVX512F__)
     x += __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
@@ -319,7 +320,7 @@ struct Packed {
 #endif
   }
 
-  // Those of a chunk's ranks, each twice.
+  // The steps of a chunk's ranks, each twice.
   static ALWAYS_INLINE void rank_steps(const char* from, Lanes* to) {
 #if defined(__AVX512F__)
     const __m512i twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
@@ -332,7 +333,7 @@ struct Packed {
     to[1] = __builtin_shufflevector(all, all, 4, 4, 5, 5, 6, 6, 7, 7);
 #endif
   }
-  // Those of a register of outputs, the same for eight neighbours.
+  // The steps of a register of outputs, the same for eight neighbours.
   static ALWAYS_INLINE Lanes output_steps(const char* from, int place) {
 #if defined(__AVX512F__)
     int32_t two;

@@ -1,7 +1,7 @@
 """A and B in 8 bits, laid out for products of integers.
 
-A chunk is what there is of 8 ranks: of 64 inputs each rank has a step in A, of 8 outputs all 8
-ranks share one in B. Steps are bf16 and numbers unsigned bytes, 128 times a step too large.
+A chunk holds 8 ranks. In A, each rank has a step (a scale) for 64 inputs; in B, all 8 ranks share
+one for 8 outputs. Steps are bf16 and numbers are unsigned bytes with an offset of 128 steps.
 """
 
 import torch
@@ -9,34 +9,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 RANKS = 8
-"""Of a chunk. As in `packed.h`, like all sizes here."""
+"""Ranks of a chunk. All sizes here are those of `packed.h`."""
 GROUP = 64
 """Numbers that share a step."""
 _LARGEST, _MIDDLE = 127, 128
 _SMALLEST_STEP = torch.finfo(torch.bfloat16).tiny
-"""What would need a smaller one is no more than zero."""
+"""The smallest step; groups that would need a smaller one become zeros."""
 _MOST = 126
-"""Exponent of factors, and of numbers that they are applied to."""
+"""The largest exponent of factors, and of the numbers that they are applied to."""
 _LINE_BYTES = 64
 _OCTET, _QUAD, _OUTPUTS = 8, 4, 16
-"""Inputs of a rank, and ranks and outputs, that lie together."""
+"""Inputs of a rank, ranks, and outputs that lie together."""
 
 
 def num_chunks(rank: int) -> int:
-    """That hold so many ranks."""
+    """Return the number of chunks that hold a rank."""
     return -(-rank // RANKS)
 
 
 def chunk_bytes(length: int) -> int:
-    """Of so many inputs or outputs."""
+    """Return the bytes of a chunk with this number of inputs or outputs."""
     return _steps_bytes(length) + _up_to(length, _OUTPUTS) * RANKS
 
 
 def pack(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Round A and B of finite numbers.
+    """Round A and B of finite numbers to 8 bits.
 
-    Each rank of B is brought to a size between 1/2 and 1 and that of A by the inverse power of two
-    first, so that ranks of all sizes can share steps.
+    First, each rank of B is scaled by a power of two to a size between 1/2 and 1, and that of A by
+    its inverse, so that ranks of all sizes can share steps.
 
     Args:
         a: [..., r, K].
@@ -44,15 +44,16 @@ def pack(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         [..., C, `chunk_bytes(K)`] and [..., C, `chunk_bytes(N)`] uint8, C being `num_chunks(r)`.
-        A number is off by half its group's step at most, which is 1/127 of the group's largest
-        number, rounded up to bf16.
+            The error of a number is at most half its group's step, which is 1/127 of the group's
+            largest number, rounded up to bf16.
     """
     exponent = _exponent(b).minimum(_MOST - _exponent(a)).clamp(-_MOST, _MOST)
     return _pack_a(a, torch.exp2(exponent)), _pack_b(b, torch.exp2(-exponent))
 
 
 def unpack(a: Tensor, b: Tensor, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
-    """[..., 8 C, inputs] and [..., 8 C, outputs] fp32, whose product is that of what was packed."""
+    """Unpack to [..., 8 C, inputs] and [..., 8 C, outputs] fp32, whose product is that of the
+    packed matrices."""
     steps, numbers = _parted(a, inputs)
     numbers = _cut(numbers, -1, RANKS, _OCTET).transpose(-3, -2).flatten(-2)
     steps = _cut(steps, -1, RANKS).mT.repeat_interleave(GROUP, -1)
@@ -66,12 +67,13 @@ def unpack(a: Tensor, b: Tensor, inputs: int, outputs: int) -> tuple[Tensor, Ten
 
 
 def _exponent(rows: Tensor) -> Tensor:
-    """[..., r, 1]: of the power of two above a row's largest magnitude; zeros have 0."""
+    """Return [..., r, 1], the exponent of the power of two above a row's largest magnitude; 0 for
+    zeros."""
     return torch.frexp(rows.abs().amax(-1, keepdim=True).float()).exponent
 
 
 def _pack_a(a: Tensor, factors: Tensor) -> Tensor:
-    """`a * factors`; these are [..., r, 1]."""
+    """Pack `a * factors`; factors are [..., r, 1]."""
     groups, factors = _cut(_in_chunks(a), -1, GROUP), _in_chunks(factors, 1)
     steps = _steps(groups.abs().amax(-1) * factors)
     numbers = _rounded(groups, (factors * _inverse(steps))[..., None]).flatten(-2)
@@ -80,7 +82,7 @@ def _pack_a(a: Tensor, factors: Tensor) -> Tensor:
 
 
 def _pack_b(b: Tensor, factors: Tensor) -> Tensor:
-    """`b * factors`; these are [..., r, 1]."""
+    """Pack `b * factors`; factors are [..., r, 1]."""
     groups, factors = _cut(_in_chunks(b), -1, GROUP // RANKS), _in_chunks(factors, 1)
     steps = _steps((groups.abs().amax(-1) * factors).amax(-2))
     per_step = factors * _inverse(steps)[..., None, :]
@@ -90,7 +92,7 @@ def _pack_b(b: Tensor, factors: Tensor) -> Tensor:
 
 
 def _in_chunks(rows: Tensor, multiple: int = GROUP) -> Tensor:
-    """[..., C, 8, n], n padded to a multiple."""
+    """Divide ranks into chunks: [..., C, 8, n], with n padded to a multiple."""
     more_ranks, more = -rows.shape[-2] % RANKS, -rows.shape[-1] % multiple
     if more_ranks or more:
         rows = F.pad(rows, (0, more, 0, more_ranks))
@@ -98,13 +100,13 @@ def _in_chunks(rows: Tensor, multiple: int = GROUP) -> Tensor:
 
 
 def _cut(x: Tensor, dim: int, *sizes: int) -> Tensor:
-    """A dimension becomes several, the last ones of these sizes."""
+    """Split a dimension into several, the last ones of these sizes."""
     end = x.dim() + dim + 1
     return x.reshape(*x.shape[: end - 1], -1, *sizes, *x.shape[end:])
 
 
 def _steps(largest: Tensor) -> Tensor:
-    """Rounded up, so that no number is beyond the largest integer."""
+    """Return steps, rounded up so that no number is beyond the largest integer."""
     steps = (largest / _LARGEST).view(torch.int32) + 0xFFFF & -0x10000
     return steps.view(torch.float32)
 
@@ -119,7 +121,7 @@ def _rounded(numbers: Tensor, per_step: Tensor) -> Tensor:
 
 
 def _joined(steps: Tensor, numbers: Tensor, length: int) -> Tensor:
-    """A chunk's bytes: its steps up to a line's end, its numbers up to a multiple of 16."""
+    """Return a chunk's bytes: its steps up to a line's end, its numbers up to a multiple of 16."""
     steps = F.pad(
         steps.to(torch.bfloat16).view(torch.uint8), (0, -2 * steps.shape[-1] % _LINE_BYTES)
     )
@@ -127,7 +129,7 @@ def _joined(steps: Tensor, numbers: Tensor, length: int) -> Tensor:
 
 
 def _parted(chunks: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The steps and numbers of `_joined`, in fp32."""
+    """Return the steps and numbers of `_joined`, in fp32."""
     steps = chunks[..., : _up_to(length, GROUP) // GROUP * RANKS * torch.bfloat16.itemsize]
     numbers = chunks[..., _steps_bytes(length) :]
     return steps.contiguous().view(torch.bfloat16).float(), numbers.float() - _MIDDLE

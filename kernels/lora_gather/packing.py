@@ -1,7 +1,7 @@
-"""Many adapters' matrices rounded to 8 bits in one call.
+"""Rounds the matrices of many adapters to 8 bits in one call.
 
-An adapter has hundreds of small ones, and each operation on a tensor from a second thread may have
-to wait until the first one lets go of Python.
+An adapter has hundreds of small matrices, and each operation on a tensor from a second thread may
+have to wait until the first thread releases Python.
 """
 
 import ctypes
@@ -15,14 +15,14 @@ from kernels import native
 from kernels.lora_gather.packed import chunk_bytes, num_chunks, pack
 
 MAX_RANK = 256
-"""As in `pack.cpp`."""
+"""The largest rank, as in `pack.cpp`."""
 
 Pair = tuple[Tensor, Tensor]
 """A, [r, K], and B, [r, N]; or both packed."""
 
 
 def pack_each(pairs: Sequence[Pair]) -> list[Pair]:
-    """What `pack` makes of each pair, to the bit. All are of one dtype."""
+    """Pack each pair with the same bits as `pack`. All pairs are of one dtype."""
     if not all(_is_supported(a, b, pairs[0][0].dtype) for a, b in pairs):
         return [pack(a, b) for a, b in pairs]
     packed: list[Pair] = []

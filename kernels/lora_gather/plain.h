@@ -1,4 +1,4 @@
-// Adapters in the type of the rows.
+// Adapters in the rows' type.
 #pragma once
 #include "halves.h"
 #include "strip_problem.h"
@@ -9,17 +9,17 @@ namespace native::lora {
 template <class T>
 struct Plain {
   using Given = T;
-  static constexpr int kRanks = 1;  // that loops take as one
-  // Of a tile: with AVX-512 there are twice as many registers.
+  static constexpr int kRanks = 1;  // ranks that loops take together
+  // Ranks of a tile: with AVX-512 there are twice as many registers.
   static constexpr int kTogether = kLanes == 16 ? 4 : 2;
-  static constexpr int64_t kAhead = 4;  // ranks between what is read and what is fetched
-  static constexpr int64_t kUnit = 2 * kLanes;  // of outputs that stay together
+  static constexpr int64_t kAhead = 4;  // ranks between the present read and the prefetch
+  static constexpr int64_t kUnit = 2 * kLanes;  // outputs that stay together
 
   static Ranks ranks(const char* adapter, int64_t rank, int64_t size, int64_t first) {
     return {adapter + first * int64_t(sizeof(T)), size * int64_t(sizeof(T)), rank};
   }
 
-  // What tiles are given of a row.
+  // The data of a row that tiles get.
   static int64_t given_size(int64_t) { return 0; }
   static const T* given(const T* row, int64_t, T*) { return row; }
 
@@ -52,13 +52,13 @@ struct Plain {
   }
 
  private:
-  static constexpr int64_t kSums = 1 << 12;  // that wait in the first-level cache, of all rows
+  static constexpr int64_t kSums = 1 << 12;  // sums of all rows that stay in the first-level cache
   struct Sum {
     float x;
   };
 
-  // Calls `tile(ranks, from)`, a constant and the first of the ranks. Few rows walk along one rank at
-  // a time, as it lies in memory: reading it takes longer than multiplying it.
+  // Calls `tile(ranks, from)`, a constant and the first of the ranks. Few rows go along one rank at
+  // a time, in the order of memory, since reading it takes longer than multiplying.
   template <int rows, class Tile>
   static void tiles(int64_t first, int64_t last, Tile tile) {
     constexpr int kMost = rows <= 2 ? 1 : kTogether;
@@ -138,7 +138,7 @@ struct Plain {
     store_halves(y, first, second);
   }
 
-  // Where the numbers of ranks from `from` on are, and what is fetched meanwhile.
+  // The places of the numbers of ranks from `from` on, and the data to prefetch meanwhile.
   template <int ranks>
   static ALWAYS_INLINE void begin(const Ranks& all, int64_t from, const Ranks& then,
                                   const T** factors, const T** ahead) {

@@ -1,11 +1,11 @@
 """Two launches a shard: shrink to the rank on tensor cores, then expand and add.
 
-A program takes 16 rows and one adapter of theirs after the other, each read once, whatever rows
-have it; of every product it keeps the rows of that adapter. Decoding with many adapters and
-prefilling with one are the same code. The inner product is cut along K by K alone: with few rows
-other programs sum other parts, with many a program sums all of them in the same order, so that a
-row's result does not depend on the others. The expansion is in fp32, not on tensor cores: at low
-ranks reading and writing y takes longer. Of ranks above 128 a program shrinks to 128 at a time.
+A program takes 16 rows and goes through their adapters, reading each once however many rows have
+it; from every product it keeps the rows of that adapter. Decoding with many adapters and prefilling
+with one are the same code. The inner product is cut along K by K alone: with few rows other
+programs sum other parts, with many a program sums all of them in the same order, so a row's result
+does not depend on other rows. The expansion is in fp32, not on tensor cores: at low ranks reading
+and writing y takes longer. Of ranks above 128 a program shrinks to 128 at a time.
 """
 
 from collections.abc import Sequence
@@ -23,19 +23,19 @@ BLOCK_T = 16
 BLOCK_K = 64
 BLOCK_N = 64
 EXPANDED_RANKS = 16
-"""Ranks that the expansion takes at a time: more of them need more registers than there are."""
+"""Ranks that the expansion takes at a time; more would need too many registers."""
 FEW_ROWS = 64
-"""Up to here a program sums one part of K."""
+"""The most rows for which a program sums one part of K."""
 MIN_TILES_PER_PART = 8
 MAX_BLOCK_R = 128
-"""Ranks that a program shrinks to."""
+"""The most ranks that a program shrinks to."""
 MAX_RANK = 256
 NO_ADAPTER = 1 << 30
-"""Larger than every adapter's number."""
+"""A number above every adapter's."""
 
 
 def supports(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: Tensor) -> bool:
-    """GPU tensors whose last dimension is contiguous."""
+    """Supports GPU tensors whose last dimension is contiguous."""
     return (
         _triton.runs_on(y, x, adapter_ids, *(one for shard in shards for one in shard.arrays))
         and x.stride(1) == y.stride(1) == 1
@@ -96,7 +96,7 @@ def _update(y: Tensor, x: Tensor, shard: LoraShard, adapter_ids: Tensor) -> None
 
 
 def _cut(size: int) -> tuple[int, int]:
-    """Parts of K, and tiles of a part."""
+    """Return the parts of K, and the tiles of a part."""
     num_tiles = triton.cdiv(size, BLOCK_K)
     return parts_of(num_tiles, min(MAX_PARTS, num_tiles // MIN_TILES_PER_PART))
 
@@ -105,7 +105,7 @@ def _block_r(rank: int) -> int:
     return min(MAX_BLOCK_R, max(16, int(triton.next_power_of_2(rank))))
 
 
-# The batch decides: no number of rows may need a kernel of its own.
+# The batch decides the number of rows, so it must not specialise kernels.
 @triton.jit(do_not_specialize=["T"])
 def _lora_shrink_kernel(
     x_ptr,
@@ -128,7 +128,7 @@ def _lora_shrink_kernel(
     along_k = tl.arange(0, BLOCK_K)
     ids = tl.load(adapter_ids_ptr + rows, mask=rows < T, other=-1)
     x_rows = x_ptr + rows.to(tl.int64)[:, None] * x_row_stride + along_k[None, :]
-    # The last rank again, past the end: what comes of it is not stored.
+    # Past the end the last rank is read again; the result is not stored.
     a_rows = a_ptr + tl.minimum(ranks, R - 1)[None, :] * K + along_k[:, None]
     num_tiles = tl.cdiv(K, BLOCK_K)
     inner = tl.zeros((BLOCK_T, BLOCK_R), tl.float32)
@@ -176,7 +176,7 @@ def _lora_expand_kernel(
     ranks = tl.arange(0, BLOCK_R)
     ids = tl.load(adapter_ids_ptr + rows, mask=rows < T, other=-1)
     inner_rows = inner_ptr + rows.to(tl.int64)[:, None] * R + ranks[None, :]
-    # The last output again, past the end: what comes of it is not stored.
+    # Past the end the last output is read again; the result is not stored.
     b_columns = b_ptr + tl.minimum(columns, N - 1)[None, :] + ranks.to(tl.int64)[:, None] * N
     update = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
     adapter = tl.min(tl.where(ids >= 0, ids, NO_ADAPTER), 0)
@@ -188,7 +188,7 @@ def _lora_expand_kernel(
             mask = mine & (ranks < R - r)[None, :]
             inner = tl.load(inner_rows + r, mask=mask, other=0.0)
             for part in range(1, PARTS):
-                # Parts are few rows long: no more than 32 bits.
+                # Parts are few rows long, so 32 bits suffice.
                 inner += tl.load(inner_rows + (part * T * R + r), mask=mask, other=0.0)
             b_tile = tl.load(b + r * N, mask=(ranks < R - r)[:, None], other=0.0).to(tl.float32)
             product = tl.dot(inner, b_tile, product, input_precision="ieee")

@@ -1,4 +1,4 @@
-"""Low-rank updates of rows of many positions, each row with adapters of its own, in one call."""
+"""Low-rank updates of rows of many positions, each row with its own adapters, in one call."""
 
 from collections.abc import Sequence
 
@@ -13,14 +13,14 @@ __all__ = ["RowUpdates", "lora_rows"]
 
 @op(cases)
 def lora_rows(y: Tensor, x: Tensor, updates: Sequence[RowUpdates]) -> None:
-    """Add `scale * (b @ (a @ x[row, p]))` to `y[row, p]`, of each update in turn.
+    """Add `scale * (b @ (a @ x[row, p]))` to `y[row, p]`, for each update in turn.
 
     Args:
         y: [R, P, N], fp32, contiguous. Mutated.
-        x: [R, P, K], likewise.
-        updates: of adapters of any ranks, each with its rows. A row may be in several.
+        x: [R, P, K], fp32, contiguous.
+        updates: updates of adapters of any ranks, each with its rows. A row may be in several.
 
-    In the faster implementation a row's result depends on nothing but the row and its updates.
+    In the faster implementation a row's result depends only on the row and its updates.
 
     Paper: Hu et al. 2021, arXiv:2106.09685.
     """

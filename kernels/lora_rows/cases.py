@@ -11,8 +11,8 @@ from kernels.lora_rows.updates import RowUpdates
 from kernels.shared.work import Work, num_bytes
 
 TOLERANCE = dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), 2e-5)
-"""Sums in fp32 of up to 1280 products in another order. Numbers are fp32, whatever the type that is
-asked for."""
+"""The tolerance for sums in fp32 of up to 1280 products in another order. Numbers are fp32 for
+every requested dtype."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Case:
     inputs: int
     ranks: tuple[int, ...] = (16,)
     share: float = 0.5
-    """Of the rows: how many an adapter has, about."""
+    """The approximate share of the rows that have an adapter."""
 
 
 CASES = (
@@ -75,7 +75,7 @@ def outputs(result: None, inputs: dict[str, object]) -> tuple[object, ...]:
 
 
 def work(inputs: dict[str, Any]) -> Work:
-    """Two thin products for each row and adapter; rows and adapters are read once."""
+    """The work: two thin products for each row and adapter; rows and adapters are read once."""
     y, x, updates = (inputs[name] for name in ("y", "x", "updates"))
     products = sum(len(one.rows) * (one.a.numel() + one.b.numel()) for one in updates)
     return Work(num_bytes((x, y, y, updates)), 2 * x.shape[1] * products)

@@ -1,6 +1,6 @@
-// Low-rank updates of rows of many positions, each row with adapters of its own. A thread takes a few
-// positions of a row through all of its adapters: what is between two products stays in the first-level
-// cache. An element's sums are one thread's, in one order, whatever the tile.
+// Low-rank updates of rows of many positions, each row with its own adapters. A thread takes a few
+// positions of a row through all of its adapters, so that intermediate results stay in the
+// first-level cache. One thread computes an element's sums, in one order for every tile.
 #include <algorithm>
 #include <vector>
 
@@ -12,9 +12,9 @@ namespace {
 
 using namespace native;
 
-constexpr int kPositions = 12;  // of a tile: as many sums as there are registers for, with AVX2
+constexpr int kPositions = 12;  // positions of a tile: as many sums as there are registers for, with AVX2
 
-// As the caller's table has them.
+// A row of the caller's table.
 struct Updates {
   int64_t rank, count;
   const float* a;  // [inputs, rank]
@@ -23,14 +23,14 @@ struct Updates {
   const float* scales;
 };
 
-// A row's share of them.
+// One row's share of an update.
 struct Own {
   int64_t row;
   const Updates* updates;
   float scale;
 };
 
-// Kinds of memory: a thread uses both at once.
+// Kinds of memory; a thread uses both at the same time.
 struct Inner {
   float x;
 };
@@ -40,22 +40,23 @@ struct Matrix {
   const float* data;
   int64_t depth, columns;
 
-  // Row k from a column on. Where fewer than a register's numbers are left in the row, those of the next
-  // one come with them, which nobody looks at.
+  // Row k from a column on. If less than a register of numbers is left in the row, numbers of the
+  // next row follow, which are ignored.
   ALWAYS_INLINE Lanes at(int64_t k, int64_t column) const {
     return load_lanes(data + k * columns + column);
   }
   Lanes at_end(int64_t k, int64_t column) const {
     return load_some(data + k * columns + column, (depth - k) * columns - column);
   }
-  // Of the rows for which `at` stays inside the matrix.
+  // The number of rows for which `at` stays inside the matrix.
   int64_t num_whole(int64_t column) const {
     int64_t last = depth * columns - column - kLanes;
     return last < 0 ? 0 : std::min(depth, last / columns + 1);
   }
 };
 
-// The sums of x[p, k] * matrix[k, column ..] over k for `positions` that are `stride` apart.
+// Computes the sums of x[p, k] * matrix[k, column ..] over k for `positions` that are `stride`
+// apart.
 template <int positions>
 struct Tile {
   Lanes sums[positions] = {};
@@ -99,7 +100,7 @@ struct Problem {
     for_ranges(num_rows * tiles, elements, [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) {
         int64_t row = unit / tiles, tile = unit % tiles;
-        // Of about equal height: a low one reads as many weights as a full one.
+        // Tiles have about equal height, because a low one reads as many weights as a full one.
         int64_t first = tile * positions / tiles, last = (tile + 1) * positions / tiles;
         with_constant<kPositions>(last - first, [&](auto count) {
           for (int64_t i = firsts[row]; i < firsts[row + 1]; ++i) add<count>(own[i], first);

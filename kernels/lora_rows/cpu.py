@@ -1,4 +1,4 @@
-"""In C++: the positions of all rows are shared among the threads."""
+"""Updates in C++, with the positions of all rows divided among the threads."""
 
 import ctypes
 import functools
@@ -17,7 +17,7 @@ _entries: "WeakKeyDictionary[RowUpdates, _Entry | None]" = WeakKeyDictionary()
 
 
 def supports(y: Tensor, x: Tensor, updates: Sequence[RowUpdates]) -> bool:
-    """Contiguous fp32 on the CPU, and weights that were turned."""
+    """Supports contiguous fp32 tensors on the CPU with transposed weights."""
     return (
         y.dtype is torch.float32
         and native.runs_on(y, x)
@@ -38,7 +38,7 @@ def lora_rows(y: Tensor, x: Tensor, updates: Sequence[RowUpdates]) -> None:
     _function()(
         y.data_ptr(),
         x.data_ptr(),
-        # A recording of the call keeps it.
+        # A recording of the call keeps the table.
         (ctypes.c_int64 * len(table))(*table),
         len(updates),
         num_rows,
@@ -49,8 +49,8 @@ def lora_rows(y: Tensor, x: Tensor, updates: Sequence[RowUpdates]) -> None:
 
 
 def _entry(updates: RowUpdates) -> _Entry | None:
-    """Its row of the table; None: it is not supported. Asking tensors takes as long as adding some
-    of their rows."""
+    """Return the row of the table for an update; None if it is not supported. Rows are kept,
+    because reading a tensor's properties takes as long as adding some of its rows."""
     if updates not in _entries:
         a, b, rows, scales = updates.a, updates.b, updates.rows, updates.scales
         weights = a.t(), b.t()

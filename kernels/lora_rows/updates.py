@@ -1,4 +1,4 @@
-"""What one adapter adds to the rows that have it."""
+"""The update that one adapter adds to its rows."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class RowUpdates:
-    """`scales[i] * b @ a` of the rows `rows[i]`, for one linear layer.
+    """The update `scales[i] * b @ a` of the rows `rows[i]`, for one linear layer.
 
-    Both weights are fastest in the order of memory in which they are read: turned. Whoever adds the
-    same in every step keeps the object: what is known of it is found again.
+    Both weights are fastest if they are transposed in memory, which is the order in which they are
+    read. Keep the object for repeated steps, since facts about it are cached.
     """
 
     a: Tensor
@@ -18,6 +18,6 @@ class RowUpdates:
     b: Tensor
     """[N, r]."""
     rows: Tensor
-    """[n] int64, each once."""
+    """[n] int64, each row once."""
     scales: Tensor
     """[n] fp32."""

@@ -1,4 +1,5 @@
-"""Which way to multiply is faster on this machine: timed once, kept between starts.
+"""Measurements of which way to multiply is faster on this machine: timed once, kept between starts.
 
-Stands above the operations that it times, and `engine` asks it. Start at `self_benchmark.py`.
+This folder imports the operations that it times, and `engine` uses it. Start at
+`self_benchmark.py`.
 """

@@ -1,4 +1,4 @@
-"""What was measured of products, kept between starts."""
+"""The file that keeps measured times of products between starts."""
 
 import contextlib
 import json
@@ -17,18 +17,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ProductTimesFile:
-    """A file beside the library that was measured, which its name tells.
+    """A file beside the measured library, whose name it shares.
 
-    A file that cannot be read, or is of another processor, counts as empty. Processes that write
-    at the same time may lose what one of them measured; it is then measured again.
+    A file that cannot be read, or is of another processor, counts as empty. If processes write at
+    the same time, some measurements may be lost and are then repeated.
     """
 
     path: Path
     processor: str
 
     def read(self) -> dict[str, ProductTimes]:
-        """What was measured, by the name of the type of weights; empty if nothing usable was
-        kept."""
+        """Return the measured times by the name of the type of weights; empty if the file is
+        unusable."""
         try:
             content = json.loads(self.path.read_bytes())
             if content["processor"] != self.processor:
@@ -37,20 +37,20 @@ class ProductTimesFile:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            log.info("%s cannot be read and is measured again: %r", self.path.name, error)
+            log.info("cannot read %s and will measure again: %r", self.path.name, error)
             return {}
 
     def add(self, times: Mapping[str, ProductTimes]) -> None:
-        """Keep these, too. Where nothing can be written they are lost, which costs a measurement
-        at the next start."""
+        """Keep more times. If the file cannot be written they are lost and measured again at the
+        next start."""
         merged = {name: one.as_json() for name, one in (self.read() | dict(times)).items()}
         try:
             self._replace({"processor": self.processor, "times": merged})
         except OSError as error:
-            log.info("what was measured is not kept: %s", error)
+            log.info("cannot store the measured times: %s", error)
 
     def _replace(self, content: Mapping[str, Any]) -> None:
-        """So that a reader finds the old file or the new one."""
+        """Replace the file atomically, so that a reader finds the old file or the new one."""
         descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=f"{self.path.name}-")
         try:
             with os.fdopen(descriptor, "w") as file:

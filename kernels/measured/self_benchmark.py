@@ -1,7 +1,7 @@
 """Times products with packed and with plain weights, once per machine and compiled library.
 
-What `--quantization auto` comes to on a CPU follows from it: whether the codes of a GGUF file are
-taken apart at every step or once, when they are loaded, depends on the instructions there are.
+`--quantization auto` uses the result on a CPU: the available instructions decide whether it is
+faster to unpack the codes of a GGUF file at every step or once, when they are loaded.
 """
 
 import itertools
@@ -23,22 +23,23 @@ from kernels.measured.product_times import ROWS, ProductTimes
 from kernels.measured.product_times_file import ProductTimesFile
 
 COMMON_TYPES = (GGUFType.Q4_0, GGUFType.Q4_1, GGUFType.Q4_K, GGUFType.Q6_K, GGUFType.Q8_0)
-"""Of most files."""
+"""The types that most files have."""
 
 TYPE_S = 0.35
-"""Processor time for one type: all common ones take two seconds, with what they are made from."""
+"""Processor time for one type: all common types take two seconds, including preparation."""
 MIN_ROUNDS, MAX_ROUNDS = 3, 25
 SIZE = 2048
 """Inputs and outputs of a product."""
 NUM_WEIGHTS = 1 << 26
-"""Used in turn, so that one row waits for memory as in a model. Half as many as the smallest model
-has."""
+"""Weights that are used in turn, so that one row waits for memory as in a model. They are half as
+many as the smallest model has."""
 _COPIES = NUM_WEIGHTS // SIZE**2
 _DIFFERENT_OUTPUTS = 64
-"""Packing takes longer than measuring: the others are copies of these."""
+"""Outputs that are really packed; the others are copies of these, since packing takes longer than
+measuring."""
 
 _Product = Callable[[Tensor, int], Tensor]
-"""Of rows and the copy with this number."""
+"""A product of rows with the copy of this number."""
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +47,12 @@ log = logging.getLogger(__name__)
 def product_times(
     types: Collection[GGUFType], dtype: torch.dtype
 ) -> Mapping[GGUFType, ProductTimes]:
-    """For activations of `dtype`: from the cache folder, else measured now and kept there.
+    """Return times for activations of `dtype`, from the cache folder, or measured now and kept
+    there.
 
-    One thread is timed, by the processor time that it gets: what else runs delays it and changes
-    little. All threads of a machine share its memory, so one row of packed weights gains more than
-    this shows.
+    One thread is timed by the processor time that it gets, so other processes delay it but hardly
+    change the result. All threads of a machine share its memory, so one row of packed weights gains
+    more than these times show.
 
     Raises:
         RuntimeError: there are no C++ operations.
@@ -63,7 +65,7 @@ def product_times(
     if missing:
         started_s = time.monotonic()
         measured = {_name(one, dtype): found for one, found in _measured(missing, dtype)}
-        log.info("products measured in %.1f s: %s", time.monotonic() - started_s, measured)
+        log.info("measured products in %.1f s: %s", time.monotonic() - started_s, measured)
         file.add(measured)
         known |= measured
     return {one: known[_name(one, dtype)] for one in types}
@@ -84,7 +86,8 @@ def _measured(
 
 
 def _times(packed: _Product, plain: _Product, inputs: list[Tensor]) -> ProductTimes:
-    """Median time of each call; they are called in turn, so that all meet the same disturbances."""
+    """Return the median time of each call; they are called in turn, so that disturbances affect all
+    alike."""
     seconds: dict[_Product, list[list[float]]] = {packed: [[] for _ in inputs]}
     seconds[plain] = [[] for _ in inputs]
     used_s, copies = 0.0, itertools.cycle(range(_COPIES))
@@ -97,7 +100,7 @@ def _times(packed: _Product, plain: _Product, inputs: list[Tensor]) -> ProductTi
                 start_s = time.thread_time()
                 product(x, copy)
                 took_s = time.thread_time() - start_s
-                if done >= 0:  # The first round has pages to map.
+                if done >= 0:  # the first round also maps pages
                     series[number].append(took_s)
                     used_s += took_s
     packed_s, plain_s = (
@@ -129,14 +132,14 @@ def _plain(data: Tensor) -> _Product:
 
 
 def _copied(few: Tensor) -> Tensor:
-    """The panels or strips of a few outputs → those of `NUM_WEIGHTS`, [copies, ...]."""
+    """Repeat the panels or strips of a few outputs to `NUM_WEIGHTS`, [copies, ...]."""
     times = SIZE // _DIFFERENT_OUTPUTS * _COPIES
     return few.repeat(times, *[1] * (few.dim() - 1)).view(_COPIES, -1, *few.shape[1:])
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The calling one, whose processor time can be told."""
+    """Compute in the calling thread only, so that its processor time can be measured."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -21,30 +21,30 @@ def paged_attention(
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
 ) -> Tensor:
-    """Causal attention of each new token over its sequence's cached keys and values.
+    """Compute causal attention of each new token over its sequence's cached keys and values.
 
     The keys and values of the new tokens themselves are in the cache already (`rope_store_kv`). A
-    sequence's queries are the last ones of its context: query i of Q sits at position
-    `context_len - Q + i` and sees the keys at positions up to its own.
+    sequence's queries are the last ones of its context: query i of Q is at position `context_len -
+    Q + i` and sees the keys at positions up to its own.
 
     Args:
         q: [T, H, D], fp32, bf16 or fp16; rows may be strided. Heads h·H/K .. share key head h.
         kv_cache: [N, 2, K, S, D], one layer; blocks may be strided, the rest is contiguous. q's
-            dtype, or int8 or float8_e4m3fn with `kv_scales`. Slots past a context's end, in a
-            block that belongs to it, get weight zero and must hold finite numbers.
-        batch: which rows belong to which sequence, and where its blocks are.
+            dtype, or int8 or float8_e4m3fn with `kv_scales`. Slots past a context's end, in a block
+            that belongs to it, get weight zero and must hold finite numbers.
+        batch: the rows of each sequence and the places of its blocks.
         scale: factor of the scores, usually D**-0.5.
-        window: positions each query looks back at, itself included; None is all.
-        soft_cap: c > 0 bends each scaled score x to c·tanh(x / c), before what a query must not
-            see is left out (Gemma 2); None leaves them as they are.
-        kv_scales: [N, 2, K, S] fp32, what the key or value in each slot and head is multiplied
-            by; finite wherever the cache must be. Blocks may be strided, the rest is contiguous.
+        window: positions that each query looks back at, its own included; None for all.
+        soft_cap: c > 0 bends each scaled score x to c·tanh(x / c), before hidden keys are left out
+            (Gemma 2); None leaves scores unchanged.
+        kv_scales: [N, 2, K, S] fp32, the factor of the key or value in each slot and head; finite
+            wherever the cache must be. Blocks may be strided, the rest is contiguous.
 
     Returns:
         [T, H·D], contiguous, q's dtype. Scores and weights in fp32.
 
-    Papers: PagedAttention, Kwon et al. 2023, arXiv:2309.06180; grouped-query attention, Ainslie
-    et al. 2023, arXiv:2305.13245; soft-capping, Gemma 2, 2024, arXiv:2408.00118.
+    Papers: PagedAttention, Kwon et al. 2023, arXiv:2309.06180; grouped-query attention, Ainslie et
+    al. 2023, arXiv:2305.13245; soft-capping, Gemma 2, 2024, arXiv:2408.00118.
     """
     return reference.paged_attention(
         q,

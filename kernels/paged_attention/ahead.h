@@ -1,4 +1,4 @@
-// Memory that will be read soon.
+// Prefetching of memory that will be read soon.
 #pragma once
 #include "task.h"
 
@@ -6,8 +6,8 @@ namespace {
 
 constexpr int kTurn = 4;  // Steps of a matrix product between two calls.
 
-// Asks for memory line by line while other work is done: a processor waits for few lines at a time,
-// and behind a burst of them that work would wait, too.
+// Prefetches memory line by line during other work: a processor waits for few lines at a time, and
+// that work would have to wait for a burst of them, too.
 class Ahead {
  public:
   void clear() {
@@ -20,7 +20,7 @@ class Ahead {
     lines_ += divide_up(size, kLine);
   }
 
-  // How often `fetch` will be called.
+  // Sets how often `fetch` will be called.
   void divide(int64_t turns) { share_ = divide_up(lines_, turns); }
 
   void fetch() {

@@ -12,7 +12,7 @@ from kernels.shared.work import Work, num_bytes
 
 TOLERANCE = {
     torch.float32: 2e-5,
-    # Weights are rounded before they meet the values, by up to 2^-8 of each.
+    # Weights are rounded before they are multiplied by the values, by up to 2^-8 of each.
     torch.bfloat16: 6e-3,
     torch.float16: 8e-4,
 }
@@ -31,7 +31,7 @@ class Case:
     window: int | None = None
     soft_cap: float | None = None
     kv_dtype: torch.dtype | None = None
-    """What the cache is packed to, with a scale per slot and head; None is q's dtype."""
+    """The dtype of a packed cache, with a scale per slot and head; None for q's dtype."""
     num_layers: int = 3
 
 
@@ -65,10 +65,10 @@ CASES = (
     Case("int8_window_soft_cap", ((1, 70), (9, 40)), window=13, soft_cap=5.0, kv_dtype=torch.int8),
 )
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-"""Where each packed type ends."""
+"""The largest number of each packed dtype."""
 _BENT_OR_PACKED = {c.name for c in CASES if c.soft_cap is not None or c.kv_dtype is not None}
 REFUSED = {"composed": _BENT_OR_PACKED}
-"""Implementation → cases that it leaves to others, all the rest it takes."""
+"""The cases that each implementation leaves to others; it takes all other cases."""
 _SMOLLM2 = (9, 3, 64)
 _LLAMA3 = (32, 8, 128)
 _LLAMA3_1B = (32, 8, 64)
@@ -114,7 +114,7 @@ COMPILED = (
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
-    """Keyword arguments of the op; slots past a context hold numbers that must not count."""
+    """Keyword arguments of the op; slots past a context hold numbers that must not matter."""
     num_blocks = [-(-context // case.block_size) for _, context in case.sequences]
     tables = _block_tables(num_blocks)
     shape = (case.num_kv_heads, case.block_size, case.head_dim)
@@ -156,7 +156,7 @@ def quantised(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _block_tables(num_blocks: list[int]) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
-    """Shuffled blocks, none shared; unused entries repeat the first one."""
+    """Make tables of shuffled blocks, none shared; unused entries repeat the first one."""
     ids = torch.randperm(sum(num_blocks) + 1).tolist()
     tables = np.empty((len(num_blocks), max(num_blocks, default=0)), dtype=np.int32)
     for row, used in zip(tables, num_blocks, strict=True):
@@ -171,7 +171,7 @@ def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
 
 
 def work(inputs: dict[str, Any]) -> Work:
-    """Each sequence's visible keys and values once; two products per visible pair."""
+    """The work: each sequence's visible keys and values once; two products per visible pair."""
     q, kv_cache, batch = inputs["q"], inputs["kv_cache"], inputs["batch"]
     window: int | None = inputs["window"]
     read = pairs = 0

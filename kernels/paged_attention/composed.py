@@ -1,8 +1,8 @@
 """Gathered blocks and PyTorch's fused attention.
 
 Decodes of similar context length share one call, with a sequence's heads of one key head as its
-query rows; a prompt chunk is one call. What to gather and what to mask is the same in all layers
-and is planned once per step.
+query rows; a prompt chunk is one call. Gathered rows and masks are the same in all layers and are
+planned once per step.
 """
 
 from collections.abc import Iterator
@@ -15,9 +15,10 @@ from torch import Tensor
 from kernels.paged_attention.paged_batch import PagedBatch
 
 MAX_WASTED_BLOCKS = 32
-"""Padding blocks that a group of decodes may gather: about what one more call costs on a CPU."""
+"""Padding blocks that a group of decodes may gather, which cost about as much as one more call on a
+CPU."""
 MAX_GROUP_BYTES = 64 << 20
-"""Gathered keys and values of a group; a single long sequence may need more."""
+"""Bytes of gathered keys and values of a group; a single long sequence may need more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,11 @@ class Group:
     num_queries: int
     """Rows per sequence: 1 for decodes."""
     length: int
-    """Keys that the call sees: X."""
+    """X, the keys that the call sees."""
     gather_rows: Tensor
     """[2 · G · K · M] int64: runs of S·D elements from the layer's first one: keys, then values."""
     mask: Tensor | None
-    """[G, 1, 1, X] or [Q, X], added to the scores; None is causal from position 0."""
+    """[G, 1, 1, X] or [Q, X], added to the scores; None for plain causality from position 0."""
 
 
 def supports(
@@ -46,7 +47,8 @@ def supports(
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
 ) -> bool:
-    """Caches of q's dtype whose blocks start at a multiple of a head's run of S·D elements.
+    """Supports caches of q's dtype whose blocks start at a multiple of a head's run of S·D
+    elements.
 
     PyTorch's fused attention cannot bend scores.
     """
@@ -81,14 +83,14 @@ def paged_attention(
 
 
 def _attend(q: Tensor, runs: Tensor, kv_cache: Tensor, group: Group, scale: float) -> Tensor:
-    """One group's queries [T, H, D] → [T, H·D]."""
+    """Compute attention for one group's queries, [T, H, D] → [T, H·D]."""
     num_rows, num_heads, head_dim = q.shape
     num_kv_heads = kv_cache.shape[2]
     kv = runs.index_select(0, group.gather_rows)
     kv = kv.view(2, group.num_sequences, num_kv_heads, -1, head_dim)
     k, v = kv.select(0, 0), kv.select(0, 1)
     if group.num_queries == 1:
-        # The heads that share a key head stand where a sequence's query rows would.
+        # The heads that share a key head take the place of a sequence's query rows.
         q = q.view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, scale=scale)
         return out.reshape(num_rows, -1)
@@ -105,7 +107,7 @@ def _attend(q: Tensor, runs: Tensor, kv_cache: Tensor, group: Group, scale: floa
 
 
 def _as_runs(kv_cache: Tensor) -> Tensor:
-    """The memory from the layer's first element on, as rows of S·D elements."""
+    """View the memory from the layer's first element on as rows of S·D elements."""
     num_blocks, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     run = block_size * head_dim
     num_runs = (num_blocks - 1) * (kv_cache.stride(0) // run) + 2 * num_kv_heads
@@ -115,7 +117,7 @@ def _as_runs(kv_cache: Tensor) -> Tensor:
 def _plan(
     batch: PagedBatch, kv_cache: Tensor, dtype: torch.dtype, window: int | None
 ) -> list[Group]:
-    """The step's groups, made by the first layer that asks."""
+    """Return the step's groups, which the first layer of the step makes."""
     key = (kv_cache.stride(0), kv_cache.shape[2:], dtype, window)
     plan: list[Group] | None = batch.plans.get(key)
     if plan is None:
@@ -174,7 +176,7 @@ def _group(
 
 
 def _gather_rows(block_tables: Tensor, kv_cache: Tensor) -> Tensor:
-    """Where each sequence, head and block has its run, in the order [2, G, K, M]."""
+    """Return the runs of each sequence, head and block, in the order [2, G, K, M]."""
     num_kv_heads, block_size, head_dim = kv_cache.shape[2:]
     runs_per_block = kv_cache.stride(0) // (block_size * head_dim)
     heads = torch.arange(2 * num_kv_heads, device=block_tables.device)
@@ -183,7 +185,7 @@ def _gather_rows(block_tables: Tensor, kv_cache: Tensor) -> Tensor:
 
 
 def _decode_mask(context_lens: Tensor, length: int, window: int | None) -> Tensor:
-    """[G, 1, 1, X] bool: each sequence's last token sees its context."""
+    """Return [G, 1, 1, X] bool: each sequence's last token sees its context."""
     key_at = torch.arange(length, device=context_lens.device)
     ends = context_lens[:, None, None, None]
     hidden = key_at >= ends
@@ -193,7 +195,7 @@ def _decode_mask(context_lens: Tensor, length: int, window: int | None) -> Tenso
 def _chunk_mask(
     num_queries: int, length: int, window: int | None, device: torch.device
 ) -> Tensor | None:
-    """[Q, X] bool; None when plain causality from position 0 says the same."""
+    """Return [Q, X] bool, or None if it equals plain causality from position 0."""
     if num_queries == length and (window is None or window >= length):
         return None
     key_at = torch.arange(length, device=device)
@@ -203,7 +205,7 @@ def _chunk_mask(
 
 
 def _scores_to_add(hidden: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A mask in the form that needs no conversion in every layer."""
+    """Convert a mask to the form that needs no conversion in every layer."""
     if hidden is None:
         return None
     mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)

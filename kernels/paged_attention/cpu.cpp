@@ -1,10 +1,10 @@
-// Attention over the paged cache, where the blocks lie: decodes, prompt chunks and mixtures.
+// Attention over the paged cache, with blocks read in place: decodes, prompt chunks and mixtures.
 //
 // A task is some rows of one sequence and one key head; a row is a query position and one of the
-// query heads that share the key head. It walks the keys in tiles of kTile, packs a tile once for
-// all its rows, and keeps a running maximum and sum (Milakov and Gimelshein 2018,
+// query heads that share the key head. The task goes over the keys in tiles of kTile, packs a tile
+// once for all its rows, and keeps a running maximum and sum (Milakov and Gimelshein 2018,
 // arXiv:1805.02867; Dao 2023, arXiv:2307.08691). Every kSegment keys the running result is merged
-// into what came before, so that few long sequences can occupy many threads.
+// into the earlier one, so that few long sequences can occupy many threads.
 //
 // Tiles and segments begin at positions divisible by their length, each score and each sum adds up
 // in one order, and keys that a row must not see change no bit of it. A row's result is therefore
@@ -30,7 +30,7 @@ void attend(const Arguments& a) {
     Worker<T> worker(a, plan.most_rows);
     for (int64_t i; pieces.take(i);) {
       const Task& task = plan.tasks[i];
-      // Most likely this thread's next one.
+      // Most likely this thread's next task.
       int64_t next = std::min(i + plan.num_threads, num_tasks - 1);
       worker.run(task, task.saved_at < 0 ? nullptr : saved.data() + task.saved_at,
                  plan.tasks[next]);

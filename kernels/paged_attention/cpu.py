@@ -1,7 +1,7 @@
-"""Reads the blocks where they lie, in C++: one kernel for decodes, prompt chunks and mixtures.
+"""Reads the blocks in place, in C++, with one kernel for decodes, prompt chunks and mixtures.
 
 A token's result has the same bits in every batch, chunk and step, and on any number of threads. It
-may differ between machines, whose registers are of different lengths.
+may differ between machines with registers of different lengths.
 """
 
 import functools
@@ -27,7 +27,7 @@ def supports(
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
 ) -> bool:
-    """CPU tensors as the contract says, whose query heads are contiguous."""
+    """Supports CPU tensors that keep to the contract and whose query heads are contiguous."""
     return (
         kv_cache.is_cpu
         and (kv_cache.dtype is q.dtype if kv_scales is None else kv_cache.dtype in FORMATS)

@@ -1,4 +1,5 @@
-"""A step's rows and their block tables, as attention needs them. Built once, read by all layers."""
+"""A step's rows and their block tables in the form that attention needs, built once for all
+layers."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,33 +18,33 @@ Int32Array = NDArray[np.int32]
 class PagedBatch:
     """B sequences of packed rows.
 
-    Each fact is there twice: as a tensor on the device for kernels, and as an array on the host
-    for planning without a device sync. On a CPU both share their memory.
+    Each fact is stored twice: as a tensor on the device for kernels, and as an array on the host
+    for planning without waiting for the device. On a CPU both share their memory.
 
     Invariants: the first `num_decodes` sequences have one row each, the longest context first;
     `context_lens[b] >= cu_seqlens_q[b + 1] - cu_seqlens_q[b] >= 1`; unused entries of a block table
     repeat its first block, so that reading them is harmless.
 
-    In a recorded step (a CUDA graph) the host's context lengths are upper bounds, for sizing
-    launches: what a row reads must follow from the tensors. All sequences are decodes then.
+    In a recorded step (a CUDA graph) the host's context lengths are upper bounds that size the
+    launches; the tensors alone must decide what a row reads. All sequences are decodes then.
     """
 
     block_tables: Tensor
     """[B, M] int32."""
     context_lens: Tensor
-    """[B] int32: cached tokens, this step's included."""
+    """[B] int32, cached tokens including this step's."""
     cu_seqlens_q: Tensor
-    """[B + 1] int32: row offsets; sequence b owns rows cu_seqlens_q[b] .. cu_seqlens_q[b + 1]."""
+    """[B + 1] int32, row offsets; sequence b owns rows cu_seqlens_q[b] .. cu_seqlens_q[b + 1]."""
     num_decodes: int
     host_block_tables: Int32Array
     host_context_lens: Int32Array
     host_cu_seqlens_q: Int32Array
     plans: dict[Any, Any] = field(default_factory=dict)
-    """What an implementation worked out for the first layer and wants to reuse in the others."""
+    """Results that an implementation computed for the first layer and reuses in the others."""
 
     @property
     def longest_context(self) -> int:
-        """Of all sequences; new rows are at positions below it."""
+        """The longest context of all sequences; new rows are at positions below it."""
         return int(self.host_context_lens.max(initial=0))
 
     @classmethod
@@ -68,7 +69,8 @@ class PagedBatch:
         num_decodes: int,
         device: torch.device,
     ) -> list["PagedBatch"]:
-        """The same rows in several groups of layers, whose block tables are [G, B, M]."""
+        """Make batches of the same rows for several groups of layers, whose block tables are [G, B,
+        M]."""
         *tables, lens, offsets = to_device([*block_tables, context_lens, cu_seqlens_q], device)
         return [
             cls(

@@ -1,4 +1,4 @@
-// How the work is divided among threads.
+// The division of the work among threads.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -9,7 +9,7 @@
 
 namespace {
 
-// Tasks of about equal size, the costliest first. If they are fewer than the threads deserve, long
+// Tasks of about equal size, the costliest first. If there are too few for the threads, long
 // contexts are cut into segments, whose results are merged afterwards.
 struct Plan {
   struct Merge {

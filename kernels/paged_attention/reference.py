@@ -45,7 +45,7 @@ def gather_context(
 def visible_keys(
     num_queries: int, context_len: int, window: int | None, device: torch.device
 ) -> Tensor:
-    """[Q, context_len] bool: which key each query sees."""
+    """Return [Q, context_len] bool: the keys that each query sees."""
     query_at = torch.arange(context_len - num_queries, context_len, device=device)[:, None]
     key_at = torch.arange(context_len, device=device)[None, :]
     visible = key_at <= query_at
@@ -55,7 +55,7 @@ def visible_keys(
 def attend(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, soft_cap: float | None
 ) -> Tensor:
-    """Softmax attention: q [Q, H, D], k and v [K, X, D] → [Q, H, D] fp32."""
+    """Compute softmax attention: q [Q, H, D], k and v [K, X, D] → [Q, H, D] fp32."""
     group = q.shape[1] // k.shape[0]
     k, v = k.float().repeat_interleave(group, 0), v.float().repeat_interleave(group, 0)
     scores = torch.einsum("qhd,hxd->hqx", q.float(), k) * scale

@@ -1,4 +1,4 @@
-// What is known of rows after some of their keys.
+// The state of rows after some of their keys.
 #pragma once
 #include <algorithm>
 #include <cfloat>
@@ -34,7 +34,7 @@ struct State {
     std::fill_n(peaks, rows, kNone);
   }
 
-  // Adds what later keys gave.
+  // Adds the results of later keys.
   __attribute__((noinline)) void merge(const State& later) {
     for (int64_t r = 0; r < rows; ++r) {
       float peak = std::max(peaks[r], later.peaks[r]);
@@ -43,8 +43,8 @@ struct State {
       peaks[r] = peak;
       auto add = [&](float* sum, const float* addend) {
         Lanes x = load_lanes(addend);
-        // Products of bf16 pairs take such numbers for zero: whether a row's last keys were
-        // skipped or had weight zero must not show.
+        // Products of bf16 pairs treat such numbers as zero: it must not show whether a row's last
+        // keys were skipped or had weight zero.
         x = native::larger(x, -x) < FLT_MIN ? Lanes{} : x;
         store(sum, native::multiply_add(load_lanes(sum), shrink, x * shrink_later));
       };

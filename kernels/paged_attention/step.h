@@ -16,8 +16,9 @@ using native::each;
 using native::with_constant;
 
 constexpr float kLog2E = 1.442695041f;
-// A step of the inner loops has registers for rows times columns sums, the fewer of rows and columns
-// that meet, and one more: of AVX2's sixteen a spilled one doubles the time.
+// A step of the inner loops has registers for rows times columns sums, for the smaller number of
+// rows or columns that are multiplied, and one more: with AVX2's sixteen, a spilled register
+// doubles the time.
 constexpr int kRows = 6;
 #if defined(__AVX512F__)
 constexpr int columns_for(int) { return 4; }
@@ -55,8 +56,9 @@ class Step {
     }
   }
 
-  // Row `row` of the task, row `r` of a step: its scores become weights. Lanes outside of what it
-  // sees may hold anything. One copy for all rows: copies could be compiled to round differently.
+  // Turns the scores of row `row` of the task, row `r` of a step, into weights. Lanes that it does
+  // not see may hold anything. One copy for all rows, because copies could be compiled to round
+  // differently.
   __attribute__((noinline)) void weigh(std::pair<int64_t, int64_t> seen, State& state,
                                        int64_t row, int64_t r) {
     typedef uint32_t Indices __attribute__((vector_size(4 * kLanes)));
@@ -84,14 +86,14 @@ class Step {
     Products::pack_weights(weights, packed);
     float* total = state.totals + row * kLanes;
     Lanes shrunk = load_lanes(total) * shrink;
-    // As rounded, so that the weights' sum is exactly one.
+    // After rounding, so that the weights' sum is exactly one.
     store(total, Products::template add_weights<kCount>(shrunk, packed));
     if (a.cache_format == kSame) return;
     for (int i = 0; i < kCount; ++i) weights[i] *= load_lanes(tile_.value_scales() + i * kLanes);
     Products::pack_weights(weights, packed);
   }
 
-  // Adds weighted values, read from where they lie.
+  // Adds weighted values, which are read in place.
   template <int rows>
   void mix_direct(float* to, int64_t begin, int64_t end) {
     constexpr int64_t kSome = columns_for(rows) * kLanes;
@@ -103,7 +105,7 @@ class Step {
     if (d < a.dim) mix_direct<rows, 1>(to, d, a.dim - d, begin, end);
   }
 
-  // The same, of packed values.
+  // The same for packed values.
   template <int rows>
   void mix_packed(float* to, int64_t begin, int64_t end) {
     constexpr int kColumns = columns_for(rows);
@@ -130,8 +132,8 @@ class Step {
     });
   }
 
-  // One step of a matrix product: every row's next factors times `columns` registers, of which
-  // `load(i, to)` gives the i-th kSome.
+  // One step of a matrix product: every row's next factors times `columns` registers; `load(i, to)`
+  // returns the i-th kSome of them.
   template <int kSome, int rows, int columns, class Load>
   ALWAYS_INLINE static void multiply_add(const Element* factors, int64_t stride, Load load,
                                          Lanes (&sums)[rows][columns]) {
@@ -169,7 +171,7 @@ class Step {
     multiply_add<1>(factors, stride, load, sums);
   }
 
-  // Products of queries and keys (of the tile's i-th kLanes) to scores, as powers of two.
+  // Converts products of queries and keys (of the tile's i-th kLanes) to scores, as powers of two.
   ALWAYS_INLINE Lanes bend(Lanes x, int i) const {
     if (a.cache_format != kSame) x *= load_lanes(tile_.key_scales() + i * kLanes);
     if (a.soft_cap > 0)

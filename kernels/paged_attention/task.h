@@ -1,4 +1,4 @@
-// What a call is given, and the parts that it is cut into.
+// The arguments of a call, and the parts into which it is cut.
 #pragma once
 #include <cstdint>
 
@@ -6,7 +6,7 @@ namespace {
 
 constexpr int64_t kTile = 64;      // Keys whose weights are computed at once.
 constexpr int64_t kSegment = 512;  // Keys between merges.
-constexpr int64_t kMaxRows = 96;   // Of a task: they repay its packing and fit in an L2 cache.
+constexpr int64_t kMaxRows = 96;   // Rows of a task: they repay its packing and fit in an L2 cache.
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
@@ -34,7 +34,7 @@ struct Task {
   int64_t sequence, head;
   int64_t first_row, num_rows;
   int64_t begin, end;
-  int64_t saved_at;  // Where the result of one segment waits to be merged; -1 if it does not.
+  int64_t saved_at;  // Place of a segment's result that is to be merged; -1 if it is not.
 };
 
 }  // namespace

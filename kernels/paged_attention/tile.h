@@ -1,4 +1,4 @@
-// The keys and values that are read at once.
+// The keys and values that are read together.
 #pragma once
 #include <algorithm>
 #include <type_traits>
@@ -11,7 +11,7 @@
 
 namespace {
 
-// Some keys and values of a head: where they lie, and packed for products. T is the storage type of
+// Some keys and values of a head: their places, and packed for products. T is the storage type of
 // caches that are not packed.
 template <class T>
 class Tile {
@@ -19,7 +19,7 @@ class Tile {
   using Turned = native::Turned<Products, T>;
   using Element = typename Products::Element;
   static constexpr int kDepth = Products::kDepth;
-  static constexpr int kWidth = kDepth * kLanes;  // Dims that are read at once.
+  static constexpr int kWidth = kDepth * kLanes;  // Dims that are read together.
 
  public:
   // Dims of packed values, and of packed keys and queries.
@@ -39,8 +39,8 @@ class Tile {
         value_scales_(scratch.take<float>(kTile)),
         unpacked_(scratch.take<T>(2 * kTile * a.dim)) {}
 
-  // The tile at `base` comes next, after one row's work with `keys` keys of this one. Blocks lie far
-  // apart: the processor cannot guess where the next is.
+  // Announces that the tile at `base` comes next, after one row's work with `keys` keys of this
+  // one. Blocks are far apart, so the processor cannot predict the next one.
   void will_read(const Task& task, int64_t base, int64_t keys) {
     ahead_.clear();
     int64_t end = std::min(base + kTile, task.end), last;
@@ -55,10 +55,10 @@ class Tile {
                   divide_up(q_width_, kDepth * kTurn) +
                   keys / (kDepth * kTurn) * divide_up(a.dim, kTile));
   }
-  // At each step of packing, every kTurn-th of scoring and mixing.
+  // Called at each step of packing, and at every kTurn-th step of scoring and mixing.
   void fetch_some() const { ahead_.fetch(); }
 
-  // Where keys begin .. end - 1 of a tile are. Behind the task's last key it is that one again.
+  // Finds keys begin .. end - 1 of a tile. After the task's last key that key is repeated.
   void find(const Task& task, int64_t base, int64_t begin, int64_t end) {
     int64_t known = std::min(end, task.end - base), size = row_size(), last;
     for (int64_t i = begin; i < known; i = last) {
@@ -108,18 +108,18 @@ class Tile {
   const Element* keys() const { return keys_; }
   const Element* values() const { return values_; }
 
-  // One per key; of packed caches only.
+  // One scale per key, with packed caches only.
   const float* key_scales() const { return key_scales_; }
   const float* value_scales() const { return value_scales_; }
 
-  // kDepth keys, kWidth dims.
+  // Loads kDepth keys, kWidth dims.
   ALWAYS_INLINE void load_values(int64_t key, int64_t d, int64_t count, Lanes* packed) const {
     for (int i = 0; i < kDepth; ++i) packed[i] = Products::load(value_at_[key + i] + d, count);
     Products::interleave(packed);
   }
 
  private:
-  // kLanes keys become lanes: `count` of their dims.
+  // Transposes kLanes keys to lanes, for `count` of their dims.
   template <class Count>
   ALWAYS_INLINE void turn(int64_t key, int64_t d, Count count) {
     fetch_some();
@@ -139,7 +139,7 @@ class Tile {
     if (d < a.dim) function(d, a.dim - d);
   }
 
-  // A sequence's block at this position; one head's keys are there first, its values further on.
+  // A sequence's block at this position; one head's keys come first, its values further on.
   struct Block {
     const char *keys, *values;
     const float *key_scales, *value_scales;
@@ -163,7 +163,7 @@ class Tile {
     }
   }
 
-  // A row of a packed cache, still without its scale: T holds such numbers exactly.
+  // Unpacks a row of a packed cache, without its scale: T holds such numbers exactly.
   const T* unpack(const char* row, T* to) const {
     if (a.cache_format == kInt8) unpack((const int8_t*)row, to);
     else unpack((const native::Float8*)row, to);

@@ -1,14 +1,14 @@
 """Split-KV decode and varlen prefill over the block table, for NVIDIA GPUs.
 
-A mixed batch takes three launches: decodes, the joining of their splits, prompt chunks. They are
-sized by the batch's host arrays; nothing waits for the device, and what a kernel does with a
-sequence follows from the device's arrays alone: a recorded CUDA graph of decodes serves all
-contexts up to those that it was recorded with.
+A mixed batch takes three launches: decodes, the joining of their splits, prompt chunks. The batch's
+host arrays size them; nothing waits for the device, and a kernel's reads of a sequence depend on
+the device's arrays alone: a recorded CUDA graph of decodes serves all contexts up to those that it
+was recorded with.
 
-A token's result has the same bits in every batch, chunk and step: see `triton_tile`. This needs
-the same matrix instructions for decodes and prompts. Up to sm_89 those are of one kind, whatever
-the tile. Later GPUs have another one for tiles of 64 rows and more, so there decodes fill up
-their tiles to 64 rows, which costs arithmetic but no memory traffic.
+A token's result has the same bits in every batch, chunk and step: see `triton_tile`. This needs the
+same matrix instructions for decodes and prompts. Up to sm_89 those are of one kind for every tile.
+Later GPUs have another one for tiles of 64 rows and more, so there decodes fill up their tiles to
+64 rows, which costs arithmetic but no memory traffic.
 """
 
 import functools
@@ -32,7 +32,7 @@ from kernels.shared.transfer import to_device
 
 TENSOR_CORES = ("_paged_attention_decode_kernel", "_paged_attention_prefill_kernel")
 SPLIT = 512
-"""Keys of a split, by position in the sequence. Part of the results: changes their last bits."""
+"""Keys of a split, by position in the sequence. Part of the results: it changes their last bits."""
 JOIN_UNROLL = 8
 MAX_HEAD_DIM = 256
 PACKED = (torch.int8, torch.float8_e4m3fn)
@@ -51,7 +51,7 @@ class Tiles:
     num_stages: int
 
     def stages_for(self, phase: str, kv_dtype: torch.dtype, rows: int) -> int:
-        """As measured on this GPU, or `num_stages`."""
+        """Return the number of stages measured on this GPU, or `num_stages`."""
         name = f"paged_attention {phase} {dtype_name(kv_dtype)} {rows}x{self.keys}x{self.dims}"
         return num_stages(name, self.num_stages)
 
@@ -66,7 +66,7 @@ def supports(
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
 ) -> bool:
-    """NVIDIA GPUs and head dims up to 256."""
+    """Supports head dims up to 256 on NVIDIA GPUs."""
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     run = block_size * head_dim
     tensors = (q, kv_cache) if kv_scales is None else (q, kv_cache, kv_scales)
@@ -116,7 +116,7 @@ def paged_attention(
         "context_lens_ptr": batch.context_lens,
         "out_ptr": out,
         "window": window,
-        # The weights are powers of two; a bent score is within ±1 until then.
+        # The weights are powers of two; until then a bent score is within ±1.
         "bend": None if soft_cap is None else 2 * scale / soft_cap * math.log2(math.e),
         "steepness": (scale if soft_cap is None else soft_cap) * math.log2(math.e),
     }
@@ -189,14 +189,15 @@ def _prefill(
 
 
 def _num_splits(longest: int, window: int | None) -> int:
-    """How many splits the sequence that sees most keys may touch."""
+    """Return the most splits that a sequence may touch."""
     num_splits = -(-longest // SPLIT)
     # A window may begin with a split's last key.
     return num_splits if window is None else min(num_splits, -(-(window - 1) // SPLIT) + 1)
 
 
 def _prefill_tiles(batch: PagedBatch, queries: int) -> Int32Array:
-    """[tiles, 2]: each tile's sequence and its first query there; those with most keys first."""
+    """Return [tiles, 2], each tile's sequence and its first query there; those with most keys come
+    first."""
     num_queries = np.diff(batch.host_cu_seqlens_q)[batch.num_decodes :]
     num_tiles = -(-num_queries // queries)
     sequences = np.repeat(np.arange(batch.num_decodes, len(batch.host_context_lens)), num_tiles)
@@ -209,15 +210,15 @@ def _prefill_tiles(batch: PagedBatch, queries: int) -> Int32Array:
 
 @functools.cache
 def _tiles(capability: int, head_dim: int, group: int, dtype: torch.dtype, packed: bool) -> Tiles:
-    """Fixed by hardware, model and dtype, never by the batch."""
+    """Return sizes that depend on hardware, model and dtype, never on the batch."""
     dims = max(16, _power_of_two(head_dim))
     group = _power_of_two(group)
     small = dims * dtype.itemsize <= 256
-    # Warps are added where a prompt's two sums of values would not fit into the registers.
+    # Warps are added where a prompt's two sums of values would not fit the registers.
     if not small:
         decode_warps = prefill_warps = 8
     elif 90 <= capability < 100:
-        # The shape of these GPUs' matrix instructions follows from the number of warps.
+        # On these GPUs the number of warps decides the shape of matrix instructions.
         decode_warps = prefill_warps = 8 if packed and dims > 64 else 4
     else:
         decode_warps, prefill_warps = 4, 8 if dims > 64 else 4

@@ -4,7 +4,7 @@ from kernels._triton import tl, triton
 from kernels.paged_attention.triton_tile import attend_split, averaged, joined
 
 
-# The batch decides about both: none of their values may need a kernel of its own.
+# The batch decides both, so their values must not specialise kernels.
 @triton.jit(do_not_specialize=["table_stride", "num_splits"])
 def _paged_attention_decode_kernel(
     q_ptr,
@@ -33,11 +33,11 @@ def _paged_attention_decode_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One key head's query heads, of one sequence, over one split.
+    """Compute one key head's query heads, of one sequence, over one split.
 
-    Grid: (K, sequences, num_splits): as many splits as the longest sequence has. A single one
-    writes `out` itself, several write [sequences, H, num_splits, D] values and [.., 2] sums and
-    highest scores.
+    Grid: (K, sequences, num_splits), with the splits of the longest sequence. A single one writes
+    `out` itself, several write [sequences, H, num_splits, D] values and [.., 2] sums and highest
+    scores.
     """
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     kv_head, sequence, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -113,7 +113,7 @@ def _paged_attention_join_kernel(
     BLOCK_D: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """The splits of one head of one sequence, in their order. Grid: (H, sequences)."""
+    """Join the splits of one head of one sequence, in their order. Grid: (H, sequences)."""
     NEVER: tl.constexpr = float("-inf")
     head, sequence = tl.program_id(0), tl.program_id(1)
     context_len = tl.load(context_lens_ptr + sequence)

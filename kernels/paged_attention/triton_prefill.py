@@ -4,7 +4,7 @@ from kernels._triton import tl, triton
 from kernels.paged_attention.triton_tile import attend_split, averaged, joined
 
 
-# The batch decides: none of its values may need a kernel of its own.
+# The batch decides the values, so they must not specialise kernels.
 @triton.jit(do_not_specialize=["table_stride"])
 def _paged_attention_prefill_kernel(
     q_ptr,
@@ -32,9 +32,10 @@ def _paged_attention_prefill_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """A tile's rows are consecutive queries of one sequence times the heads of one key head.
+    """Compute a tile, whose rows are consecutive queries of one sequence times the heads of one key
+    head.
 
-    Grid: (K, tiles). `tiles` [tiles, 2] has each one's sequence and first query in it.
+    Grid: (K, tiles). `tiles` [tiles, 2] has each tile's sequence and its first query there.
     """
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     QUERIES: tl.constexpr = BLOCK_M // GROUP

@@ -1,4 +1,4 @@
-"""What decode and prefill share: a tile of query rows that walks one split of the keys.
+"""The common part of decode and prefill: a tile of query rows that goes over one split of the keys.
 
 A split is SPLIT keys at fixed positions of the sequence, cut into tiles of BLOCK_N. Within a split
 a row's weights and sums grow tile by tile (Milakov and Gimelshein 2018, arXiv:1805.02867); the
@@ -6,13 +6,13 @@ splits' results are then joined in their order, by `joined`. Decodes do that in 
 prompt chunks in one, with the same operations on the same numbers, so a token gets the same bits
 alone or in a batch, decoded or in a chunk, whatever was cached before. For that:
 
-- a tile that shows a row nothing must leave the row as it is: weights are exactly 0 and the
+- a tile in which a row sees nothing must leave the row unchanged: weights are exactly 0 and the
   factor for earlier sums is exactly 1;
 - weights are summed by the tensor cores, as a product with ones. `tl.sum` adds in an order that
-  follows from how the tile lies in the threads;
+  depends on how the tile is distributed over threads;
 - compilers must not fuse multiplications and additions as they like: `enable_fp_fusion=False`.
 
-Tensor cores multiply fp32 inputs in three parts (tf32x3): as fp32 arithmetic, these kernels would
+Tensor cores multiply fp32 inputs in three parts (tf32x3): with fp32 arithmetic, these kernels would
 keep thousands of numbers per thread in memory.
 
 Papers: Flash-Decoding, Dao et al. 2023; FlashAttention-2, Dao 2023, arXiv:2307.08691.
@@ -42,11 +42,11 @@ def attend_split(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The keys from `begin` to `end` of one head, for rows at positions `query_at`.
+    """Process the keys from `begin` to `end` of one head, for rows at positions `query_at`.
 
     Pointers are to the sequence's block table and to the head's first slot in block 0. Returns
     weighted values [M, D], their weights' sum [M, 16] (equal columns) and the highest score [M];
-    weights are `2 ** (steepness * (score - highest))`. Packed values come PACKED_UNIT times too
+    weights are `2 ** (steepness * (score - highest))`. Packed values are PACKED_UNIT times too
     large.
     """
     NEVER: tl.constexpr = float("-inf")
@@ -57,7 +57,7 @@ def attend_split(
     ones = tl.full([BLOCK_N, 16], 1.0, q.dtype)
     for start in range(begin, end, BLOCK_N):
         key_at = start + tl.arange(0, BLOCK_N)
-        # Past the end the last key is read again, so that nothing unknown is.
+        # Past the end the last key is read again, so that no unknown memory is read.
         held = tl.minimum(key_at, end - 1)
         block = tl.load(table_ptr + held // BLOCK_SIZE).to(tl.int64)
         slot = held % BLOCK_SIZE
@@ -96,13 +96,14 @@ def attend_split(
 
 
 PACKED_UNIT = tl.constexpr(64.0)
-"""Keeps weights times scales among fp16's normal numbers: a scale is a head's largest value / 127
-or / 448. A power of two, so nothing is rounded."""
+"""A factor that keeps weights times scales among fp16's normal numbers: a scale is a head's largest
+value / 127 or / 448. It is a power of two, so nothing is rounded."""
 
 
 @triton.jit
 def joined(values, total, highest, more_values, more_total, more_highest, steepness):
-    """Results of earlier splits [R, D], [R, any], [R] and of the next one, in this order."""
+    """Join the results of earlier splits [R, D], [R, any], [R] with those of the next one, in this
+    order."""
     higher = tl.maximum(highest, more_highest)
     base = tl.where(higher == float("-inf"), 0.0, higher)
     old = tl.exp2((highest - base) * steepness)[:, None]
@@ -121,7 +122,7 @@ def averaged(values, total, PACKED: tl.constexpr):
 
 @triton.jit
 def load_rows(rows, dims, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[len(rows), BLOCK_D]; zeros from HEAD_DIM on."""
+    """Load [len(rows), BLOCK_D]; zeros from HEAD_DIM on."""
     if HEAD_DIM == BLOCK_D:
         return tl.load(rows[:, None] + dims[None, :])
     return tl.load(rows[:, None] + dims[None, :], mask=dims[None, :] < HEAD_DIM, other=0.0)
@@ -129,10 +130,10 @@ def load_rows(rows, dims, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def widened(x, dtype: tl.constexpr):
-    """Packed numbers as they are, in q's dtype: exact for int8 and float8_e4m3fn.
+    """Convert packed numbers to q's dtype, exactly for int8 and float8_e4m3fn.
 
-    uint8 are the bits of float8_e4m3fn on GPUs that do not know it. Shifted to where fp16 has
-    exponent and mantissa they are 2**8 too small, denormal ones included.
+    uint8 are the bits of float8_e4m3fn on GPUs without that type. Shifted to fp16's exponent and
+    mantissa they are 2**8 too small, including denormal ones.
     """
     if x.dtype == tl.uint8:
         bits = x.to(tl.uint16)

@@ -1,4 +1,4 @@
-// What a thread does with a task.
+// A thread's work on a task.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -35,7 +35,7 @@ class Worker {
         queries_(scratch_.take<Element>(rows * q_width_)) {}
   Worker(const Worker&) = delete;
 
-  // Rows' results, or with `saved` those of the task's only segment.
+  // Computes rows' results, or with `saved` those of the task's only segment.
   void run(const Task& task, float* saved, const Task& next) {
     begin(task);
     for (int64_t r = 0; r < task.num_rows; ++r)
@@ -53,7 +53,7 @@ class Worker {
       finish(task);
   }
 
-  // What `run` saved of a task's `count` segments, one after the other.
+  // Combines the results that `run` saved for a task's `count` segments, one after the other.
   void combine(const Task& task, float* saved, int64_t count) {
     begin(task);
     for (int64_t i = 0; i < count; ++i) {
@@ -112,7 +112,7 @@ class Worker {
       add_rows<false>(task, row, std::min(rows, task.num_rows - row), base);
   }
 
-  // At most kRows rows. `direct` reads the cache instead of packed keys and values.
+  // Computes at most kRows rows. `direct` reads the cache instead of packed keys and values.
   template <bool direct>
   void add_rows(const Task& task, int64_t row, int64_t count, int64_t base) {
     int64_t begin = visible(task, row, base).first / kLanes * kLanes;

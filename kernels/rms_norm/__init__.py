@@ -15,11 +15,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> T
         x: [..., C], any float dtype, any strides. Not changed.
         weight: [C]; fp32 or x's dtype.
         eps: added to the mean square.
-        offset: added to the weights; Gemma keeps them minus 1.
+        offset: added to the weights; Gemma stores them minus 1.
 
     Returns:
         [..., C], contiguous, x's dtype. Computed in fp32, rounded once. A row's result depends on
-        nothing but the row.
+            the row alone.
 
     Paper: Zhang and Sennrich 2019, arXiv:1910.07467, equation 4.
     """
@@ -33,14 +33,14 @@ def add_rms_norm(
     """Add a layer's output to the residual stream and normalise the sum.
 
     Args:
-        x: [T, C], what the layer brought. Not changed.
+        x: [T, C], the layer's output. Not changed.
         residual: [T, C], same dtype. Mutated: becomes `residual + x`, rounded to its dtype.
         weight: [C]; fp32 or x's dtype.
         eps: added to the mean square.
         offset: added to the weights.
 
     Returns:
-        [T, C]: `rms_norm` of the new residual, as rounded.
+        [T, C]: `rms_norm` of the new residual after rounding.
     """
     return reference.add_rms_norm(x, residual, weight, eps, offset=offset)
 

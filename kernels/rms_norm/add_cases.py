@@ -9,7 +9,7 @@ from kernels.rms_norm.cases import BENCHMARKS, CASES, COMPILED, Case
 __all__ = ["BENCHMARKS", "CASES", "COMPILED", "TOLERANCE", "make_inputs", "outputs"]
 
 TOLERANCE = cases.TOLERANCE | {
-    # The stream is rounded before it is normed, by up to 2^-8 and 2^-11 of each number.
+    # The stream is rounded before it is normalised, by up to 2^-8 and 2^-11 of each number.
     torch.bfloat16: 4.5e-3,
     torch.float16: 6e-4,
 }

@@ -1,4 +1,4 @@
-"""Inputs for `rms_norm`: model shapes, odd sizes, strided rows, nothing at all."""
+"""Inputs for `rms_norm`: model shapes, odd sizes, strided rows, no rows at all."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Case:
     rows: int
     size: int
     strided: bool = False
-    """Rows are views of wider ones."""
+    """Whether rows are views of wider ones."""
     scale: float = 1.0
     fp32_weight: bool = False
     offset: float = 0.0
@@ -74,7 +74,7 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
 
 
 def rows(case: Case, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[rows, size] normal numbers."""
+    """Make [rows, size] normal numbers."""
     width = case.size * 2 if case.strided else case.size
     x = torch.randn(case.rows, width, device=device) * case.scale
     return x.to(dtype)[:, : case.size]

@@ -1,4 +1,4 @@
-"""One pass over each row, in C++."""
+"""The norm in one pass over each row, in C++."""
 
 import functools
 
@@ -9,14 +9,14 @@ from kernels import native
 
 
 def supports(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> bool:
-    """CPU tensors of two dimensions whose last one is contiguous."""
+    """Supports CPU tensors of two dimensions whose last one is contiguous."""
     return x.dim() == 2 and x.stride(1) == 1 and native.runs_on(x) and weight.is_contiguous()
 
 
 def supports_add(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
 ) -> bool:
-    """The same, for both."""
+    """Supports the tensors that `supports` does, for both inputs."""
     return supports(x, weight, eps) and residual.stride(1) == 1 and native.runs_on(x, residual)
 
 

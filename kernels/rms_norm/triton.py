@@ -1,4 +1,4 @@
-"""A program has one row, all of it in registers."""
+"""The norm with one program per row, which keeps all of the row in registers."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from kernels import _triton
 from kernels._triton import tl, triton
 
 MAX_SIZE = 16384
-"""Elements of a row."""
+"""The most elements of a row."""
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def _rms_norm_kernel(
 
 
 def supports(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> bool:
-    """CUDA tensors of two dimensions whose last one is contiguous and not too long."""
+    """Supports CUDA tensors of two dimensions whose last one is contiguous and not too long."""
     return (
         _triton.runs_on(x, weight)
         and x.dim() == 2
@@ -53,7 +53,7 @@ def supports(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> b
 def supports_add(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
 ) -> bool:
-    """The same, for both."""
+    """Supports the tensors that `supports` does, for both inputs."""
     return supports(x, weight, eps) and _triton.runs_on(residual) and residual.stride(1) == 1
 
 
@@ -93,5 +93,6 @@ def _run(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, offset:
 
 
 def _num_warps(block_size: int) -> int:
-    """Eight elements per thread, 16 bytes of bf16, as far as a block can have the threads."""
+    """Return the warps for eight elements per thread, 16 bytes of bf16, up to the threads that a
+    block can have."""
     return min(max(block_size // 256, 1), 16)

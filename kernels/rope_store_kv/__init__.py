@@ -1,4 +1,5 @@
-"""Rotary embedding of a step's queries and keys; its keys and values into the paged cache."""
+"""Rotary embedding of a step's queries and keys, and storage of its keys and values in the paged
+cache."""
 
 from torch import Tensor
 

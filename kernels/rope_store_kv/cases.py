@@ -29,20 +29,20 @@ class Case:
     num_blocks: int = 9
     num_layers: int = 3
     rotary_dim: int | None = None
-    """None is the whole head."""
+    """The rotated elements of a head; None for all."""
     qk_norm: bool = False
     fp32_norms: bool = False
     tail: int = 0
     """Elements after each token's heads."""
     cache_dtype: torch.dtype | None = None
-    """None is the heads' own."""
+    """The cache's dtype; None for that of the heads."""
     zeros: bool = False
-    """Some heads are zero."""
+    """Whether some heads are zero."""
 
     @property
     def slack(self) -> float:
-        """Added to the tolerance: where fp32 differs in the last bit, a number on the border
-        between two steps of a quantised cache may become either."""
+        """The added tolerance: where fp32 differs in the last bit, a number between two steps of a
+        quantised cache may become either."""
         return {torch.int8: 0.1, torch.float8_e4m3fn: 0.13}.get(self.cache_dtype, 0.0)  # type: ignore[arg-type]
 
 
@@ -114,7 +114,7 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
 
 
 def _pool(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """One layer's cache, a view of all layers' that already holds something."""
+    """Make one layer's cache, a view of a pool of all layers that already holds numbers."""
     shape = (case.num_blocks, case.num_layers, 2, case.num_kv_heads, case.block_size, case.head_dim)
     layer = case.num_layers // 2
     if case.cache_dtype is None:
@@ -135,9 +135,9 @@ def _norm(case: Case, dtype: torch.dtype, device: torch.device) -> Tensor | None
 
 
 def outputs(result: None, inputs: dict[str, object]) -> tuple[object, ...]:
-    """The queries, what follows each token's heads, and the whole pool: what was written, and what
-    must not have been. Quantised caches as the numbers that they stand for, and an empty piece of
-    them to say that they may be written to."""
+    """The queries, the elements after each token's heads, and the whole pool: everything that was
+    written, or must not have been. Quantised caches are returned as the numbers that they stand
+    for, with an empty view to say that they may be written to."""
     heads, cache, num_heads = inputs["heads"], inputs["kv_cache"], inputs["num_heads"]
     assert isinstance(heads, Tensor) and isinstance(cache, Tensor) and isinstance(num_heads, int)
     written = (heads[:, :num_heads], _whole(heads)[:, heads.shape[1] * heads.shape[2] :])
@@ -149,13 +149,14 @@ def outputs(result: None, inputs: dict[str, object]) -> tuple[object, ...]:
 
 
 def _whole(view: Tensor) -> Tensor:
-    """What a view is part of, [rows, ...]."""
+    """Return the tensor that a view is part of, [rows, ...]."""
     base = view if view._base is None else view._base
     return base if base.dim() > 1 else base.view(len(view), -1)
 
 
 def work(inputs: dict[str, Any]) -> Work:
-    """All heads and their angles are read; queries, and one slot for each row, are written."""
+    """The work: all heads and their angles are read; queries, and one slot for each row, are
+    written."""
     heads, cache, num_heads = inputs["heads"], inputs["kv_cache"], inputs["num_heads"]
     slots = num_bytes(cache[0, :, :, 0])
     if "kv_scales" in inputs:

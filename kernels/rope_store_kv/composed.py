@@ -19,7 +19,7 @@ def supports(
     eps: float = 1e-6,
     kv_scales: Tensor | None = None,
 ) -> bool:
-    """Takes every call."""
+    """Supports every call."""
     return True
 
 
@@ -70,5 +70,5 @@ def rope_store_kv(
 
 
 def _bytes(x: Tensor) -> Tensor:
-    """PyTorch has no indexed write of 8-bit floats on all devices."""
+    """View 8-bit floats as bytes, since PyTorch has no indexed write of them on all devices."""
     return x.view(torch.uint8)

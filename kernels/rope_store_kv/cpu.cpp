@@ -1,5 +1,5 @@
-// Norm and rotation of a token's query and key heads, and the way of its keys and values into the
-// paged cache, as they are or quantised head by head.
+// Normalises and rotates a token's query and key heads, and stores its keys and values in the paged
+// cache, unchanged or quantised head by head.
 #include "pieces.h"
 
 #include <algorithm>
@@ -8,7 +8,7 @@ namespace {
 
 constexpr int64_t kMaxDim = 1024;  // kernels/rope_store_kv/cpu.py refuses more.
 
-// As kernels/rope_store_kv/cpu.py passes them.
+// As passed by kernels/rope_store_kv/cpu.py.
 enum CacheFormat : int { kSame = 0, kInt8 = 1, kFloat8 = 2 };
 
 template <class T>
@@ -50,7 +50,7 @@ void rotate(float* y, const float* cos_sin, int64_t rotary) {
   }
 }
 
-// The head at `x` in fp32, normed and rotated.
+// The head at `x` in fp32, normalised and rotated.
 template <class T>
 void prepare(const Heads<T>& heads, const T* x, const void* weight, const float* cos_sin,
              float* y) {
@@ -65,7 +65,7 @@ void round_to(const float* y, T* out, int64_t dim) {
   for (int64_t i = 0; i < dim; ++i) out[i] = native::from_float<T>(y[i]);
 }
 
-// The nearest of 4 exponent and 3 mantissa bits, ties to even; |x| is at most 448.
+// The nearest number of 4 exponent and 3 mantissa bits, ties to even; |x| is at most 448.
 inline uint8_t to_e4m3(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
@@ -102,7 +102,7 @@ void quantize(const float* y, void* out, float* scale, int64_t dim, int format) 
   }
 }
 
-// `y` is the head in fp32. `row` numbers the block's keys and values: (kv, head, slot).
+// `y` is the head in fp32. `row` is the index in the block's keys and values: (kv, head, slot).
 template <class T>
 void store(const Cache& cache, const float* y, int64_t block, int64_t row, int64_t dim) {
   int64_t at = block * cache.block_stride + row * dim;

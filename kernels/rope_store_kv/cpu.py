@@ -1,4 +1,4 @@
-"""One pass over each token's heads, in C++."""
+"""The op in one pass over each token's heads, in C++."""
 
 import functools
 
@@ -25,7 +25,7 @@ def supports(
     eps: float = 1e-6,
     kv_scales: Tensor | None = None,
 ) -> bool:
-    """CPU tensors whose heads are contiguous."""
+    """Supports CPU tensors whose heads are contiguous."""
     return (
         heads.stride(2) == 1
         and heads.shape[2] <= MAX_HEAD_DIM

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-"""What the largest magnitude of a head becomes, by the cache's dtype."""
+"""The number that the largest magnitude of a head becomes, by the cache's dtype."""
 
 
 def rope_store_kv(
@@ -44,7 +44,7 @@ def _normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 
 def _rotated(x: Tensor, cos_sin: Tensor) -> Tensor:
-    """[T, heads, D] by [T, 1, R]."""
+    """Rotate [T, heads, D] by [T, 1, R]."""
     half = cos_sin.shape[-1] // 2
     cos, sin = cos_sin[..., :half], cos_sin[..., half:]
     x1, x2, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
@@ -52,7 +52,7 @@ def _rotated(x: Tensor, cos_sin: Tensor) -> Tensor:
 
 
 def _quantized(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """[..., D] fp32 → the cache's numbers [..., D] and their scales [...]."""
+    """Quantise [..., D] fp32 to the cache's numbers [..., D] and their scales [...]."""
     scales = x.abs().amax(-1) / LARGEST[dtype]
     scaled = torch.where(scales[..., None] > 0, x / scales[..., None], 0)
     scaled = scaled.clamp(-LARGEST[dtype], LARGEST[dtype])

@@ -1,4 +1,4 @@
-"""A program takes some heads of one kind (query, key or value) of one token."""
+"""The op with one program for some heads of one kind (query, key or value) of one token."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from kernels._triton import tl, triton
 BLOCK_HEADS = 8
 NUM_WARPS = 2
 FORMATS = {torch.int8: 1, torch.float8_e4m3fn: 2}
-"""Of quantised caches; 0 is the heads' own dtype."""
+"""Codes of quantised caches; 0 is the heads' own dtype."""
 
 
-# Where a row of 8-byte numbers starts depends on the rows before it, and one number is read of it.
+# The start of a row of 8-byte numbers depends on the rows before it, and only one number is read.
 @triton.jit(do_not_specialize_on_alignment=["positions_ptr", "block_ids_ptr", "slots_ptr"])
 def _rope_store_kv_kernel(
     heads_ptr,
@@ -61,7 +61,7 @@ def _rope_store_kv_kernel(
         first_head = NUM_HEADS
         num_heads = NUM_KV_HEADS
 
-    # A head in three parts: the two halves that turn, and the rest.
+    # A head in three parts: the two halves that are rotated, and the rest.
     at = tl.arange(0, BLOCK_HALF)
     rest_at = tl.arange(0, BLOCK_REST)
     has_head = head[:, None] < num_heads
@@ -91,7 +91,7 @@ def _rope_store_kv_kernel(
         low = turned
 
     if is_query:
-        # Whatever thread stores an element has loaded it: nobody reads what was overwritten.
+        # The thread that stores an element has loaded it, so no thread reads overwritten numbers.
         _store(row, low, high, rest, mask, rest_mask, ROTARY_DIM)
     else:
         block_id = tl.load(block_ids_ptr + token)
@@ -107,7 +107,7 @@ def _rope_store_kv_kernel(
             scale = tl.maximum(most, tl.max(tl.abs(rest), 1)) / largest
             scale_at = scales_ptr + block_id * scales_block_stride + cache_row
             tl.store(scale_at, scale, head < num_heads)
-            # Where the scale is 0, the numbers are.
+            # Where the scale is 0, so are the numbers.
             scale = tl.where(scale > 0, scale, 1.0)[:, None]
             low_code = _code(low / scale, FORMAT)
             high_code = _code(high / scale, FORMAT)
@@ -132,12 +132,13 @@ def _weight(at_ptr, mask):
 
 @triton.jit
 def _code(x, FORMAT: tl.constexpr):
-    """The nearest int8 (FORMAT 1), or the bits of the nearest float8_e4m3fn, ties to even."""
+    """Return the nearest int8 (FORMAT 1), or the bits of the nearest float8_e4m3fn, ties to
+    even."""
     if FORMAT == 1:
         x = tl.minimum(tl.maximum(x, -127.0), 127.0)
-        # 1.5·2^23, from where on fp32 has no fractions.
+        # From 1.5·2^23 on fp32 has no fractions.
         return ((x + 12582912.0) - 12582912.0).to(tl.int32)
-    # By hand: GPUs before sm_89 have no such conversion.
+    # By hand, since GPUs before sm_89 have no such conversion.
     x = tl.minimum(tl.maximum(x, -448.0), 448.0)
     bits = x.to(tl.int32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
@@ -160,7 +161,7 @@ def supports(
     eps: float = 1e-6,
     kv_scales: Tensor | None = None,
 ) -> bool:
-    """CUDA tensors whose heads are contiguous."""
+    """Supports CUDA tensors whose heads are contiguous."""
     return _triton.runs_on(heads, kv_cache) and heads.stride(2) == 1
 
 

@@ -1,4 +1,4 @@
-"""From logits to one token per row, whatever each row's parameters are."""
+"""Draws one token per row from logits, with parameters of its own for each row."""
 
 from torch import Tensor
 

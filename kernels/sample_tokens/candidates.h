@@ -112,7 +112,7 @@ int64_t collect(const float* x, int64_t size, float bound, int32_t* ids) {
   return found;
 }
 
-// A value that at least k of the x reach: the k-th of the maxima of 4 * k disjoint groups or more.
+// A value that at least k of the x reach: the k-th of the maxima of at least 4 * k disjoint groups.
 float top_k_bound(const float* x, int64_t size, int64_t k, std::vector<float>& maxima) {
   constexpr int64_t kGroups = 64;
   int64_t group_size = std::min<int64_t>(64, size / (4 * k));

@@ -22,7 +22,7 @@ from kernels.sample_tokens.rows import (
 from kernels.shared.work import Work, num_bytes
 
 TOLERANCE = {
-    # Decisions, not numbers: every implementation makes the same ones.
+    # The results are decisions, not numbers: every implementation makes the same ones.
     torch.float32: 0.0,
     torch.bfloat16: 0.0,
     torch.float16: 0.0,
@@ -51,12 +51,13 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"xtc_probability": 1.0, "xtc_threshold": 0.0005},
     {"xtc_probability": 0.7, "xtc_threshold": 0.02, "min_p": 0.03, "temperature": 1.4},
 )
-"""Parameters of rows; rows of a case take them in turn."""
+"""Parameters of rows; the rows of a case use them in turn."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """`kinds` index `KINDS`; there are as many rows, and `num_random` with any parameters."""
+    """A case with one row for each of `kinds`, which index `KINDS`, and `num_random` rows with
+    random parameters."""
 
     name: str
     vocab_size: int
@@ -134,7 +135,7 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
 
 
 def work(inputs: dict[str, Any]) -> Work:
-    """Each logit is read once; the rest is small."""
+    """The work: each logit is read once; the rest is small."""
     return Work(num_bytes(inputs["logits"]))
 
 
@@ -152,7 +153,7 @@ def _on(device: torch.device, rows: SamplingRows) -> SamplingRows:
 
 
 def _random_kind(rng: np.random.Generator) -> dict[str, Any]:
-    """Made of the columns there are: a new one is compared without a line here."""
+    """Make random parameters from the columns, so that a new column is compared automatically."""
     kind = {"temperature": float(rng.uniform(0.2, 2.0))}
     for column in COLUMNS:
         if column.name in {*PARAMETERS, "least_probability"} and rng.random() < 0.5:
@@ -213,7 +214,7 @@ _LOGITS: dict[str, Callable[[np.random.Generator, int, int], Tensor]] = {
 
 
 def _edits(rng: np.random.Generator, num_rows: int, vocab_size: int) -> EditLists:
-    """Every kind of edit on some rows, in any order; one row with nothing left."""
+    """Make edits of every kind for some rows, in any order; one row has no token left."""
     edits = EditLists()
     for row in rng.permutation(num_rows).tolist():
         ids = rng.permutation(vocab_size)[: int(rng.integers(1, 300))].astype(np.int64)
@@ -241,7 +242,8 @@ def _edits(rng: np.random.Generator, num_rows: int, vocab_size: int) -> EditList
 
 
 def _mask(rng: np.random.Generator, vocab_size: int) -> NDArray[np.int64]:
-    """Of many tokens or few, in words that are full, empty or mixed; bits beyond the vocabulary."""
+    """Make a mask of many or few tokens, in words that are full, empty or mixed, with bits beyond
+    the vocabulary."""
     bits = rng.random((-(-vocab_size // 64), 64)) < rng.choice([0.05, 0.9])
     bits[rng.random(len(bits)) < 0.3] = True
     bits[rng.random(len(bits)) < 0.3] = False

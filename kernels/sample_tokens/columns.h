@@ -1,8 +1,8 @@
-// The one list of what a row's token is drawn with, and of the steps that act on it: C++ makes
-// `Knobs` and `Step` of these lines, and `columns.py` reads them for the reference and for Triton, so
-// that the three cannot differ.
+// The only list of a row's parameters and of the steps that act on it: C++ makes `Knobs` and `Step`
+// from these lines, and `columns.py` reads them for the reference and for Triton, so that the three
+// cannot differ.
 //
-// The columns of `SamplingRows.table`, 8 bytes each, in the order in which they lie.
+// The columns of `SamplingRows.table`, 8 bytes each, in their order.
 //
 #ifndef COLUMN
 #define COLUMN(type, name, neutral)

@@ -1,4 +1,4 @@
-"""The columns of `SamplingRows.table` and the steps of a row, as `columns.h` has them."""
+"""The columns of `SamplingRows.table` and the steps of a row, read from `columns.h`."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _NO_LINE = re.compile(r"//.*|#.*")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """8 bytes of a row: the bits of an fp64, or an int64."""
+    """A column of 8 bytes per row: the bits of an fp64, or an int64."""
 
     name: str
     is_float: bool
@@ -21,10 +21,10 @@ class Column:
 
 
 def read_columns(text: str) -> tuple[Column, ...]:
-    """The columns of a header.
+    """Return the columns of a header.
 
     Raises:
-        ValueError: a line of it is not understood, or there are two columns of a name.
+        ValueError: a line cannot be read, or two columns have the same name.
     """
     columns = tuple(
         Column(name, kind == "double", float(neutral))
@@ -35,10 +35,10 @@ def read_columns(text: str) -> tuple[Column, ...]:
 
 
 def read_steps(text: str) -> tuple[str, ...]:
-    """The steps of a header.
+    """Return the steps of a header.
 
     Raises:
-        ValueError: as of `read_columns`.
+        ValueError: see `read_columns`.
     """
     names = tuple(_STEP.findall(text))
     _check_each("STEP", names, text)
@@ -47,12 +47,14 @@ def read_steps(text: str) -> tuple[str, ...]:
 
 def _check_each(macro: str, names: Sequence[str], text: str) -> None:
     if not len(set(names)) == len(names) == _NO_LINE.sub("", text).count(f"{macro}("):
-        raise ValueError(f"columns.h: not every {macro}(...) is a line of its own, of its own name")
+        raise ValueError(
+            f"columns.h: each {macro}(...) must be on a line of its own and have a unique name"
+        )
 
 
 _TEXT = (Path(__file__).parent / "columns.h").read_text()
 COLUMNS = read_columns(_TEXT)
 COLUMN = {column.name: place for place, column in enumerate(COLUMNS)}
-"""Where each is in a row."""
+"""The place of each column in a row."""
 STEPS = read_steps(_TEXT)
-"""What leaves tokens out or scales what is left, in the usual order."""
+"""The steps that leave tokens out or scale the rest, in the usual order."""

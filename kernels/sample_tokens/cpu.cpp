@@ -1,8 +1,8 @@
 // One row per thread at a time: greedy rows are an argmax over the stored logits; the others become
-// fp32 in scratch memory, thresholds come from bisecting the order over few candidates, and of the
-// random race only those tokens are judged exactly that could win it.
+// fp32 in scratch memory, thresholds come from bisecting the order over few candidates, and in the
+// random race only tokens that could win it are judged exactly.
 //
-// The arithmetic that decides (noise.py, reference.py) is single fp32 operations; a fused
+// The arithmetic behind decisions (noise.py, reference.py) is single fp32 operations; a fused
 // multiply-add would change their bits:
 // compile with -ffp-contract=off
 #include <cmath>

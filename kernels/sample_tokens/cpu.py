@@ -1,4 +1,4 @@
-"""Rows over threads, in C++; the bits of every decision are the reference's."""
+"""Rows divided over threads, in C++; every decision has the bits of the reference's."""
 
 import functools
 
@@ -11,7 +11,7 @@ from kernels.shared.logit_rows import contiguous_rows
 
 
 def supports(logits: Tensor, rows: SamplingRows) -> bool:
-    """Logits on the CPU, if the C++ operations are there."""
+    """Supports logits on the CPU, if the C++ operations are available."""
     return logits.is_cpu and native.library() is not None
 
 
@@ -38,7 +38,7 @@ def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
 
 
 def edit_pointers(edits: LogitEdits | None) -> list[int | None]:
-    """Where the arrays of edits are, as the C++ operations take them."""
+    """Return the addresses of the arrays of edits for the C++ operations."""
     names = LogitEdits.__dataclass_fields__
     if edits is None:
         return [None] * len(names)

@@ -1,4 +1,4 @@
-// A row that is not greedy: which tokens are kept, and who of them wins.
+// A row that is not greedy: the tokens that are kept, and the one that wins.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -23,7 +23,7 @@ class Row {
     least_ = min_p_bound(knobs.min_p, exponent);
   }
 
-  // `masses` are the token's and all kept ones'.
+  // `masses` are those of the token and of all kept tokens.
   void draw(int64_t& token_id, int64_t& num_kept, int64_t* masses) {
     has_top_k_ = knobs_.top_k > 0 && knobs_.top_k < size_;
     bool tells = knobs_.least_probability > 0.0;
@@ -40,7 +40,7 @@ class Row {
   }
 
  private:
-  // All tokens of sufficient weight, without the top choices but the last.
+  // Judges all tokens of sufficient weight, without the top choices except the last.
   int64_t race_all() {
     int64_t first = last_choice_ < 0 ? peak_.first : last_choice_;
     race_.enter(first, float(int64_t(weighing_.weight(x_[first]))));
@@ -102,7 +102,7 @@ class Row {
       if (kept.ids[i] == race_.winner()) masses[0] = kept.masses[i];
   }
 
-  // See `reference.xtc`, where no other step leaves out more than those of little weight.
+  // See `reference.xtc`, for rows where no other step leaves out more than tokens of little weight.
   void find_top_choices() {
     Candidates some = scratch_.candidates(size_);
     float* weights = scratch_.weights.data();
@@ -119,7 +119,7 @@ class Row {
     if (last_choice_ >= 0) choice_ = bound;
   }
 
-  // All steps that leave tokens out, one after the other.
+  // Applies all steps that leave tokens out, one after the other.
   Candidates select() {
     Candidates some = scratch_.candidates(size_);
     int64_t total = -1;
@@ -146,7 +146,7 @@ class Row {
     return some;
   }
 
-  // Tokens that a nucleus may hold, and the mass of all.
+  // Collects tokens that a nucleus may hold; returns the mass of all.
   int64_t collect_heavy(Candidates& some) {
     float* weights = scratch_.weights.data();
     int64_t total = 0;

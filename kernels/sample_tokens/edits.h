@@ -1,4 +1,4 @@
-// `edits.py`: what penalties, biases and bans make of a row.
+// Applies penalties, biases and bans to a row, as `edits.py` does.
 #pragma once
 #include <algorithm>
 
@@ -8,14 +8,14 @@
 
 namespace {
 
-// fp32, kept finite, except that a token that was impossible stays so.
+// Converts to fp32 and keeps it finite, except that a token that was impossible stays impossible.
 inline float finite(double changed, float before) {
   constexpr double kMost = std::numeric_limits<float>::max();
   if (before == -kInfinity) return before;
   return float(changed > kMost ? kMost : changed < -kMost ? -kMost : changed);
 }
 
-// Of up to 64 tokens those whose bit is not set.
+// Makes those of up to 64 tokens impossible whose bit is not set.
 inline void exclude(float* x, uint64_t bits, int length) {
   if (bits == ~uint64_t(0)) return;
   uint32_t set[64];
@@ -25,15 +25,15 @@ inline void exclude(float* x, uint64_t bits, int length) {
   for (int j = 0; j < length; ++j) x[j] = set[j] ? x[j] : -kInfinity;
 }
 
-// The row's mask: a bit for each token that may be drawn. Null: it has none.
+// The row's mask: a bit for each token that may be drawn. Null if it has none.
 const uint64_t* mask_of(const Edits& edits, int64_t size, int64_t row, int64_t rows) {
   const int64_t* masked = edits.offsets + 3 * (rows + 1);
   if (masked[row] == masked[row + 1]) return nullptr;
   return edits.masks + masked[row] * ((size + 63) / 64);
 }
 
-// A row in fp32. What its mask forbids is impossible from the start, as no other edit changes that;
-// where it allows little, little of the row is read.
+// Converts a row to fp32. Tokens that its mask forbids are impossible from the start, as no other
+// edit changes that; where the mask allows few tokens, little of the row is read.
 template <class T>
 void copy(float* x, const T* logits, int64_t size, const uint64_t* mask) {
   for (int64_t start = 0; start < size; start += 64) {
@@ -48,7 +48,7 @@ void copy(float* x, const T* logits, int64_t size, const uint64_t* mask) {
   }
 }
 
-// All but the mask.
+// Applies all edits but the mask.
 void edit(float* x, const Edits& edits, int64_t row, int64_t rows) {
   const double* penalties = edits.penalties + row * 3;
   for (int64_t i = edits.offsets[row]; i < edits.offsets[row + 1]; ++i) {

@@ -1,4 +1,4 @@
-"""Logits with their edits, in PyTorch. Knows no single row: a few operations for all of them."""
+"""Applies edits to logits in PyTorch, with a few operations for all rows together."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,9 @@ _MAX_LOGIT = torch.finfo(torch.float32).max
 
 
 def edited(logits: Tensor, edits: LogitEdits | None) -> Tensor:
-    """A new fp32 [R, V] with the edits applied; without any, maybe `logits` itself.
+    """Return a new fp32 [R, V] with the edits applied; without edits, perhaps `logits` itself.
 
-    Does not wait for the device.
+    The host does not wait for the device.
     """
     if edits is None:
         return logits.float()
@@ -28,7 +28,8 @@ def edited(logits: Tensor, edits: LogitEdits | None) -> Tensor:
 
 
 def _excluded(masks: Tensor, num_tokens: int) -> Tensor:
-    """[M, V] bool: whose bit is not set. A byte per token on the way, as V may be large."""
+    """Return [M, V] bool: the tokens whose bit is not set. Uses a byte per token, as V may be
+    large."""
     octets = masks.view(torch.uint8)
     places = torch.arange(8, dtype=torch.uint8, device=masks.device)
     bits = (octets.unsqueeze(-1) >> places) & 1
@@ -45,12 +46,13 @@ def _penalise(work: Tensor, edits: LogitEdits) -> None:
 
 
 def _rows_of(offsets: Tensor, ids: Tensor) -> Tensor:
-    """Which row each entry belongs to."""
+    """Return the row that each entry belongs to."""
     rows = torch.arange(len(offsets) - 1, device=ids.device)
     return rows.repeat_interleave(offsets.diff(), output_size=len(ids))
 
 
 def _finite(changed: Tensor, before: Tensor) -> Tensor:
-    """fp32, kept finite, except that a token that was impossible stays so."""
+    """Convert to fp32 and keep it finite, except that a token that was impossible stays
+    impossible."""
     clamped = changed.clamp(-_MAX_LOGIT, _MAX_LOGIT).to(torch.float32)
     return clamped.masked_fill(before == -torch.inf, -torch.inf)

@@ -1,4 +1,4 @@
-// Floats as the bits they are made of: what orders them, and where integers lie between them.
+// The bits of floats: their order, and the integers between them.
 #pragma once
 #include <cmath>
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Rows whose steps come in an order of their own, one per thread at a time: what the steps leave is
-// found as in `cpu.cpp`, by bisecting the order over few candidates, step by step.
+// Rows whose steps have an order of their own, one per thread at a time: the tokens that the steps
+// leave are found as in `cpu.cpp`, by bisecting the order over few candidates, step by step.
 //
 // compile with -ffp-contract=off
 #include <cmath>

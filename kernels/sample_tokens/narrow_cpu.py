@@ -1,4 +1,4 @@
-"""Rows whose steps have an order of their own, in C++: a row per thread, and no sorting."""
+"""Rows whose steps have an order of their own, in C++: a row per thread, without sorting."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ _CODES = {name: code for code, name in enumerate(STEPS, 1)}
 
 
 def supports(logits: Tensor) -> bool:
-    """Logits on the CPU, if the C++ operations are there."""
+    """Supports logits on the CPU, if the C++ operations are available."""
     return logits.is_cpu and native.library() is not None
 
 

@@ -1,4 +1,4 @@
-// A row whose steps come in an order of its own: `ordered.narrowed`.
+// A row whose steps have an order of their own: `ordered.narrowed`.
 #pragma once
 #include <algorithm>
 #include <cfloat>
@@ -8,8 +8,8 @@
 
 namespace {
 
-// Which tokens are left, and what their values are multiplied by before the draw. The first step
-// that leaves tokens out reads the whole row, from then on there are candidates.
+// Finds the tokens that are left, and the factor of their values before the draw. The first step
+// that leaves tokens out reads the whole row; from then on there are candidates.
 class Narrowing {
  public:
   // x: [size] fp32, finite or -infinity; peak: the greatest of them, finite. May be changed.
@@ -65,7 +65,8 @@ class Narrowing {
     else some_.keep_if([&](int64_t i) { return values[i] > -kInfinity; });
   }
 
-  // Those below the last of the top go before masses are looked at: these are of what is left then.
+  // Tokens below the last of the top ones go before masses are computed, which are those of the
+  // remaining tokens.
   void keep_top() {
     int64_t k = knobs_.top_k;
     if (k > 0 && k < num_left()) {
@@ -91,8 +92,8 @@ class Narrowing {
     weigh([=](int64_t) { return bound; });
   }
 
-  // Find the masses of the tokens that are left, among these. Those below a bound, of at least 1,
-  // go: it may depend on the mass of all, which is returned.
+  // Finds the masses of the remaining tokens, among these. Tokens below a bound, of at least 1, go:
+  // the bound may depend on the mass of all, which is returned.
   template <class Function>
   int64_t weigh(Function bound_of) {
     float* values = gather();
@@ -126,8 +127,8 @@ class Narrowing {
 
   int64_t num_left() const { return is_whole_ ? num_left_ : some_.size; }
 
-  // The values of the candidates, in scratch memory, or those of the whole row. Brings `peak_` up
-  // to date, as XTC may have left the likeliest out.
+  // The values of the candidates, in scratch memory, or those of the whole row. Updates `peak_`, as
+  // XTC may have left the likeliest token out.
   float* gather() {
     if (is_whole_) return x_;
     float* values = scratch_.weights.data();
@@ -148,7 +149,7 @@ class Narrowing {
   Candidates some_;
   LateSteps late_;
   bool is_whole_ = true;
-  int64_t num_left_ = 0;  // of the whole row
+  int64_t num_left_ = 0;  // tokens left of the whole row
   Weighing weighing_{};
   float scale_ = 1.0f;
 };

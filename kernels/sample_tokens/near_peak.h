@@ -1,4 +1,4 @@
-// `reference.near_peak` and `reference.dynamic_scale`: what depends on all logits of a row.
+// `reference.near_peak` and `reference.dynamic_scale`, which depend on all logits of a row.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -14,8 +14,8 @@ inline int32_t unit_exponent(int64_t size) {
   return exponent;
 }
 
-// Tokens far below the peak become impossible, in place. `num_bits`: of a distance, half of those
-// that a total of the possible tokens has.
+// Makes tokens far below the peak impossible, in place. `num_bits`: bits of a distance, half of
+// those of a total over the possible tokens.
 inline void keep_near_peak(float* x, int64_t size, float peak, double num_sigmas,
                            int32_t num_bits) {
   float half = peak * 0.5f, largest = 0.0f;

@@ -1,13 +1,13 @@
 """Random numbers that are a pure function of (seed, index, position, token id).
 
-No generator state exists, so a draw cannot depend on who shares the batch, on preemption or on a
-restart. Token `t` of a row gets word `t % 64 // 16` of Philox block `t // 64 * 16 + t % 16`, so
+There is no generator state, so a draw cannot depend on the rest of the batch, preemption or
+restarts. Token `t` of a row gets word `t % 64 // 16` of Philox block `t // 64 * 16 + t % 16`, so
 that sixteen neighbouring lanes of a vector unit hold sixteen neighbouring tokens:
 
     key      seed, low and high word
     counter  (position, index, block, 0); with 1 as the last word it gives 32 bits more, which only
-             numbers below 2**-24 need. From 2 on the last word is for what a step of `reference.py`
-             draws for a row as a whole: each takes a word of its own and moves nobody's numbers
+             numbers below 2**-24 need. Last words from 2 on are for steps of `reference.py` that
+             draw one number per row: each uses its own word, so no other numbers change
 
 Everything is 32-bit integers and single fp32 additions and multiplications, no library function
 and no fused multiply-add, so that any IEEE machine computes the same bits.
@@ -37,7 +37,7 @@ _LOG_TERMS = (
 
 
 def philox4x32(counters: Tensor, keys: Tensor) -> Tensor:
-    """Ten rounds of Philox.
+    """Compute ten rounds of Philox.
 
     Args:
         counters: [N, 4] int64, each a 32-bit word.
@@ -64,7 +64,7 @@ def philox4x32(counters: Tensor, keys: Tensor) -> Tensor:
 def token_words(
     num_tokens: int, *, seed: int, index: int, position: int, more: int, device: torch.device
 ) -> Tensor:
-    """[num_tokens] int64: each token's 32 random bits; with `more` = 1 the next 32."""
+    """Return [num_tokens] int64, each token's 32 random bits; with `more` = 1 the next 32."""
     num_blocks = -(-num_tokens // 64) * 16
     counters = torch.zeros(num_blocks, 4, dtype=torch.int64, device=device)
     counters[:, 0] = position
@@ -79,7 +79,7 @@ def token_words(
 def exponentials(
     num_tokens: int, *, seed: int, index: int, position: int, device: torch.device
 ) -> Tensor:
-    """[num_tokens] fp32: each token's own exponentially distributed number, positive."""
+    """Return [num_tokens] fp32, a positive, exponentially distributed number for each token."""
     first, second = (
         token_words(num_tokens, seed=seed, index=index, position=position, more=more, device=device)
         for more in (0, 1)
@@ -88,10 +88,10 @@ def exponentials(
 
 
 def exponential(first: Tensor, second: Tensor) -> Tensor:
-    """`-log(1 - v)` in fp32, where v in (0, 1) has the bits `first` behind its point.
+    """Compute `-log(1 - v)` in fp32, where v in (0, 1) has the bits `first` after its point.
 
-    `second` refines the smallest v. Both ends are precise: v itself where it is small, 1 - v,
-    made from the complement of the bits, where it is not.
+    `second` refines the smallest v. Both ends are precise: v itself is used where it is small, and
+    1 - v, made from the complement of the bits, where it is not.
     """
     small = (first.float() + 0.5) * 2.0**-32
     smallest = first.float() * 2.0**-32 + (second.float() + 0.5) * 2.0**-64
@@ -110,7 +110,7 @@ def exponential(first: Tensor, second: Tensor) -> Tensor:
 
 
 def logarithm(x: Tensor) -> Tensor:
-    """Natural logarithm of positive, normal fp32."""
+    """Compute the natural logarithm of positive, normal fp32."""
     bits = x.view(torch.int32)
     exponent = ((bits >> 23) - 126).float()
     mantissa = ((bits & 0x7FFFFF) | 0x3F000000).view(torch.float32)
@@ -121,7 +121,7 @@ def logarithm(x: Tensor) -> Tensor:
 
 
 def _log(f: Tensor, exponent: Tensor) -> Tensor:
-    """`log((1 + f) * 2**exponent)`, f near 0."""
+    """Compute `log((1 + f) * 2**exponent)`, f near 0."""
     square = f * f
     series = torch.full_like(f, _LOG_TERMS[0])
     for term in _LOG_TERMS[1:]:
@@ -131,9 +131,9 @@ def _log(f: Tensor, exponent: Tensor) -> Tensor:
 
 
 def reciprocal(x: Tensor) -> Tensor:
-    """`1 / x` of positive fp32 within 2 units in the last place, by Newton's iteration.
+    """Compute `1 / x` of positive fp32 within 2 units in the last place, by Newton's iteration.
 
-    A division would round alike everywhere, too, but takes GPUs a call to a subroutine.
+    A division would also round alike everywhere, but on GPUs it calls a subroutine.
     """
     y = (0x7EF311C7 - x.view(torch.int32)).view(torch.float32)
     for _ in range(4):

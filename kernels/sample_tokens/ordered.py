@@ -1,9 +1,9 @@
-"""Rows whose steps come in an order of their own: what they leave is found before the draw.
+"""Rows whose steps have an order of their own: their results are found before the draw.
 
-Steps leave tokens out, and temperature scales what is left: so whatever the order, a row draws from
-some tokens at some temperature. Both are worked out here; then the row goes the way of all others,
-with no step of its own left to do. On a CPU that is done in C++; elsewhere row by row, as the
-definition does it, by sorting, which waits for the device: it is for the few who ask.
+Steps leave tokens out, and temperature scales the rest: so in any order, a row draws from some
+tokens at some temperature. Both are computed here; then the row is processed like all others,
+without any step of its own left. On a CPU this is done in C++; elsewhere row by row, as in the
+definition, by sorting, which waits for the device: it is for the few requests that use it.
 """
 
 import math
@@ -34,18 +34,18 @@ _NEUTRAL = np.array(
 def in_order(
     logits: Tensor, rows: SamplingRows, orders: Mapping[int, Sequence[str]]
 ) -> tuple[Tensor, SamplingRows]:
-    """What `sample_tokens` is to be given so that some rows' steps act in their orders.
+    """Return the arguments for `sample_tokens` with which some rows' steps act in their own orders.
 
     Args:
         logits: [R, V], as for `sample_tokens`. Not changed.
-        rows: with the parameters of the steps.
-        orders: row → names, of `columns.STEPS`, each at most once; steps that are not named do
-            not act. Greedy rows and bad ones (`SampledTokens.errors`) stay as they are.
+        rows: rows with the parameters of the steps.
+        orders: for each such row the names of steps, from `columns.STEPS`, each at most once; other
+            steps do not act. Greedy rows and bad ones (`SampledTokens.errors`) are unchanged.
 
     Returns:
-        Logits and rows in which all else is as it was.
+        Logits and rows; everything else in them is unchanged.
     """
-    # The edits leave -infinity alone, so they can be applied to what is left once more.
+    # Edits leave -infinity alone, so they can be applied again to the remaining tokens.
     find = narrow_cpu.narrow if narrow_cpu.supports(logits) else narrow
     left, scales = find(logits, rows, orders)
     table = rows.table.cpu().numpy().copy()
@@ -61,12 +61,12 @@ def in_order(
 def narrow(
     logits: Tensor, rows: SamplingRows, orders: Mapping[int, Sequence[str]]
 ) -> tuple[Tensor, NDArray[np.float64]]:
-    """The definition, of which `narrow_cpu` is another one.
+    """Apply the definition of the steps, for which `narrow_cpu` has a faster implementation.
 
     Returns:
-        New logits, in which the tokens that the steps of such a row leave out are impossible. Per
-        such row, in the order of `orders`, what its values are multiplied by before the draw; 0
-        where it stays as it is.
+        New logits, in which the tokens that the steps of such a row leave out are impossible. For
+            each such row, in the order of `orders`, the factor of its values before the draw; 0 if
+            it is unchanged.
     """
     all_knobs, work = rows.host_knobs(), edited(logits, rows.edits)
     logits = logits.clone()
@@ -83,14 +83,14 @@ def narrow(
 
 
 def narrowed(values: Tensor, knobs: dict[str, Any], order: Sequence[str]) -> tuple[Tensor, float]:
-    """One row's steps.
+    """Apply one row's steps.
 
     Args:
         values: [V] fp32, finite or -infinity, not all the latter.
 
     Returns:
-        The ids of the tokens that are left, and what their values are multiplied by before the
-        draw: the inverse of the temperature.
+        The ids of the tokens that are left, and the factor of their values before the draw: the
+            inverse of the temperature.
     """
     scale = 1.0
     ids = (values > -torch.inf).nonzero().flatten()
@@ -108,7 +108,7 @@ def narrowed(values: Tensor, knobs: dict[str, Any], order: Sequence[str]) -> tup
 
 
 def _left_by(name: str, values: Tensor, scale: float, knobs: dict[str, Any]) -> Tensor:
-    """Places of the values, all finite, that a step leaves."""
+    """Return the places of the values, all finite, that a step leaves."""
     if name == "top_n_sigma":
         return (reference.near_peak(values, knobs["top_n_sigma"]) > -torch.inf).nonzero().flatten()
     places = torch.arange(len(values), device=values.device)

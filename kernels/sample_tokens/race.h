@@ -9,7 +9,7 @@ class Race {
  public:
   explicit Race(const Knobs& knobs) : knobs_(knobs) {}
 
-  // Judge a token of integer-valued weight, of which the first word is known.
+  // Judges a token of integer-valued weight whose first word is known.
   void enter(int64_t id, float weight, uint32_t first) {
     float rate = weight * reciprocal(exponential(first, first < 256 ? word(id, 1) : 0));
     if (rate > best_ || (rate == best_ && id < winner_)) best_ = rate, winner_ = id;
@@ -18,7 +18,7 @@ class Race {
   // The same, looking the word up.
   void enter(int64_t id, float weight) { enter(id, weight, word(id, 0)); }
 
-  // No exponential is less than its v, nor any v than this by more than rounding.
+  // An exponential is never less than its v, and v never less than this by more than rounding.
   bool may_win(float weight, uint32_t first) const { return weight > best_ * bound(first); }
   static float bound(uint32_t first) { return float(first) * (0.9999f * 0x1p-32f); }
 

@@ -1,10 +1,10 @@
-"""The definition: one row at a time, by sorting; `STEPS` are what may leave tokens out.
+"""The definition: one row at a time, by sorting; `STEPS` are the steps that can leave tokens out.
 
-Probabilities are integers: `floor(exp((x - max) / temperature) * unit)`, the likeliest token's
-being `unit`. Sums of integers do not depend on the order of addition, so no implementation, batch
-size or thread count can move a threshold. `unit` is 2**62 over a power of two above the vocabulary
-size (2**46 for 49 152 tokens), so totals fit an int64; a token below `1 / unit` of the likeliest
-has weight 0 and is never drawn.
+Probabilities are integers: `floor(exp((x - max) / temperature) * unit)`, where the likeliest
+token's is `unit`. Sums of integers do not depend on the order of addition, so no implementation,
+batch size or thread count can move a threshold. `unit` is 2**62 over a power of two above the
+vocabulary size (2**46 for 49 152 tokens), so totals fit an int64; a token below `1 / unit` of the
+likeliest has weight 0 and is never drawn.
 """
 
 import math
@@ -25,7 +25,7 @@ from kernels.sample_tokens.rows import (
 )
 
 _XTC_WORD = 2
-"""Last word of the random counter of `xtc`."""
+"""The last word of the random counter of `xtc`."""
 _EXP_TERMS = (
     1.9875691500e-4,
     1.3981999507e-3,
@@ -46,7 +46,8 @@ def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
 
 
 def weights(logits: Tensor, rows: SamplingRows) -> Tensor:
-    """What `sample_tokens` draws from, [R, V] int64; a row that gets an error is all zeros."""
+    """Return the weights that `sample_tokens` draws from, [R, V] int64; a row with an error is all
+    zeros."""
     work = edited(logits, rows.edits)
     result = torch.zeros(work.shape, dtype=torch.int64, device=work.device)
     for i, knobs in enumerate(rows.host_knobs()):
@@ -56,7 +57,8 @@ def weights(logits: Tensor, rows: SamplingRows) -> Tensor:
 
 
 def _draw(logits: Tensor, work: Tensor, knobs: dict[str, Any]) -> tuple[int, int, int, int, int]:
-    """Token, error, number of tokens kept, and its mass and theirs, of one row."""
+    """Return the token, the error, the number of tokens kept, and the masses of the token and of
+    all kept ones, for one row."""
     error = _error(logits, work)
     if error != FINE:
         return 0, error, 0, 0, 0
@@ -79,11 +81,11 @@ def _error(logits: Tensor, work: Tensor) -> int:
 
 
 def kept_weights(values: Tensor, knobs: dict[str, Any]) -> Tensor:
-    """The tokens of one row that may be drawn: [V] int64, 0 for the others.
+    """Return the weights of the tokens of one row that may be drawn: [V] int64, 0 for the others.
 
     Args:
         values: [V] fp32, finite or -infinity, not all the latter.
-        knobs: of `SamplingRows.host_knobs`.
+        knobs: one entry of `SamplingRows.host_knobs`.
     """
     order = (values + 0.0).sort(descending=True, stable=True).indices
     if knobs["inverse_temperature"] == math.inf:
@@ -98,14 +100,14 @@ def kept_weights(values: Tensor, knobs: dict[str, Any]) -> Tensor:
 
 
 def near_peak(values: Tensor, num_sigmas: float) -> Tensor:
-    """Without tokens more than so many standard deviations of all logits below the greatest; 0:
-    all. Temperature changes nothing about who stays.
+    """Leave out tokens that are more than `num_sigmas` standard deviations of all logits below the
+    greatest; 0 leaves out none. Temperature does not affect which tokens stay.
 
     The distances become integers of half a total's bits, so that the sums of their squares do not
     depend on the order. They are halved before, as the whole ones may be beyond fp32.
 
-    Paper: Tang et al. 2024, arXiv:2411.07641, algorithm 1, as in llama.cpp: impossible tokens are
-    not among all.
+    Paper: Tang et al. 2024, arXiv:2411.07641, algorithm 1, as in llama.cpp, where impossible tokens
+    do not count.
     """
     if not num_sigmas > 0.0:
         return values
@@ -126,10 +128,10 @@ def near_peak(values: Tensor, num_sigmas: float) -> Tensor:
 
 
 def dynamic_scale(values: Tensor, knobs: dict[str, Any]) -> float:
-    """What scores are multiplied by: with dynatemp_range the inverse of a temperature within so
-    much of the row's own, the higher the less certain the model is.
+    """Return the factor of scores. With dynatemp_range it is the inverse of a temperature within
+    that distance of the row's own, the higher the less certain the model is.
 
-    That is measured by the entropy at temperature 1, divided by the greatest that so many possible
+    Uncertainty is the entropy at temperature 1, divided by the greatest that this many possible
     tokens can have, to the power of dynatemp_exponent. As in llama.cpp, by kalomaze.
     """
     num = (values > -torch.inf).sum()
@@ -153,13 +155,13 @@ def _fp32(value: float) -> Tensor:
 
 
 def top_k(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
-    """The k likeliest tokens; among equal logits those with the lowest ids."""
+    """Keep the k likeliest tokens; among equal logits those with the lowest ids."""
     if knobs["top_k"] > 0:
         kept[knobs["top_k"] :] = 0
 
 
 def top_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
-    """The shortest prefix of that order with at least p of the mass that top_k left.
+    """Keep the shortest prefix of that order with at least p of the mass that top_k left.
 
     Paper: Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
     """
@@ -169,7 +171,7 @@ def top_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
 
 
 def min_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
-    """Tokens with at least min_p of the likeliest token's probability.
+    """Keep tokens with at least min_p of the likeliest token's probability.
 
     Paper: Nguyen et al. 2024, arXiv:2407.01082, section 3.
     """
@@ -177,14 +179,15 @@ def min_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
 
 
 def _least_probability(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
-    """Tokens with at least so much of the mass that is left, and the likeliest anyway."""
+    """Keep tokens with at least this share of the mass that is left, and the likeliest in any
+    case."""
     if knobs["least_probability"] > 0.0:
         needed = needed_mass(knobs["least_probability"], int(kept.sum()))
         kept[kept < min(needed, weight_unit(len(kept)))] = 0
 
 
 def typical_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
-    """Tokens with information closest to the entropy, up to mass p; ties of the last one stay.
+    """Keep tokens with information closest to the entropy, up to mass p; ties of the last one stay.
 
     A token's information is the constant `log(total)` minus its score, and the entropy is that
     constant minus the mean score, so the distance between them is that of score and mean.
@@ -205,11 +208,11 @@ def typical_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
 
 
 def xtc(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
-    """Sometimes, with xtc_probability, without the top choices: those with at least xtc_threshold
-    of the mass that is left. The last one of them stays.
+    """Leave out the top choices (tokens with at least xtc_threshold of the mass that is left) with
+    probability xtc_probability. The last one of them stays.
 
-    Whether it happens is decided by a random number of the row's own, one per position, which is
-    none of the tokens' (`noise.py`). As in llama.cpp, by p-e-w, the step's inventor.
+    A random number of the row, one per position and separate from the tokens' (`noise.py`), decides
+    whether this happens. As in llama.cpp, by p-e-w, the step's inventor.
     """
     if not knobs["xtc_probability"] > 0.0 or knobs["xtc_threshold"] > 0.5:
         return
@@ -221,7 +224,7 @@ def xtc(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
 
 
 STEPS = (top_k, top_p, min_p, _least_probability, typical_p, xtc)
-"""What each leaves of the tokens, in this order, each on what the one before left.
+"""The steps that leave tokens out, in order, each applied to the result of the one before.
 
 A step gets the weights [V] int64, which it zeroes in place, and the scores [V] fp32, both from the
 likeliest token to the least likely, equals by id; and the row's knobs. It keeps at least one token.
@@ -229,33 +232,33 @@ likeliest token to the least likely, equals by id; and the row's knobs. It keeps
 
 
 def needed_mass(share: float, total: int) -> int:
-    """The mass to reach, at least that of one token."""
+    """Return the mass to reach, at least that of one token."""
     return max(1, min(total, math.ceil(share * float(total))))
 
 
 def unit_exponent(num_tokens: int) -> int:
-    """Base-2 logarithm of the likeliest token's weight."""
+    """Return the base-2 logarithm of the likeliest token's weight."""
     return 62 - num_tokens.bit_length()
 
 
 def weight_unit(num_tokens: int) -> int:
-    """Weight of the likeliest token."""
+    """Return the weight of the likeliest token."""
     return 1 << unit_exponent(num_tokens)
 
 
 def scaled_scores(values: Tensor, peak: Tensor, inverse_temperature: float) -> Tensor:
-    """fp32 logarithms of the probabilities up to a constant, at most 0."""
+    """Return fp32 logarithms of the probabilities up to a constant, at most 0."""
     scores = (values - peak) * inverse_temperature
     return torch.where(scores < -87.0, -87.0, scores)  # the weight is 0 long before
 
 
 def scaled_weights(scores: Tensor, num_tokens: int) -> Tensor:
-    """`floor(exp(scores) * unit)` as int64."""
+    """Return `floor(exp(scores) * unit)` as int64."""
     return _exp(scores, unit_exponent(num_tokens)).to(torch.int64)
 
 
 def _exp(scores: Tensor, more: int) -> Tensor:
-    """`exp(scores) * 2**more` of scores from -87 to 0.
+    """Compute `exp(scores) * 2**more` of scores from -87 to 0.
 
     Cephes' polynomial in single fp32 additions and multiplications, within 2 units in the last
     place; any IEEE machine computes the same bits.

@@ -1,4 +1,4 @@
-// What a row is drawn with, as `rows.py` lays it out, and what may be wrong with it.
+// The parameters of a row, in the layout of `rows.py`, and its possible errors.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -7,7 +7,7 @@ namespace {
 
 enum Error : int64_t { kFine, kNotFinite, kNoTokenLeft };
 
-// A step of a row, as `narrow_cpu.py` counts them; `end` ends a row's list.
+// A step of a row, with the numbers of `narrow_cpu.py`; `end` ends a row's list.
 enum class Step : int64_t {
   end,
 #define STEP(name) name,
@@ -21,7 +21,7 @@ struct Knobs {
 #include "columns.h"
 };
 
-// Python counts columns of 8 bytes.
+// Columns as Python counts them, of 8 bytes each.
 enum Column : size_t {
 #define COLUMN(type, name, neutral) k_##name,
 #include "columns.h"
@@ -31,7 +31,7 @@ enum Column : size_t {
 #include "columns.h"
 static_assert(sizeof(Knobs) == 8 * kNumColumns, "columns");
 
-// `LogitEdits`, all rows.
+// `LogitEdits` of all rows.
 struct Edits {
   const int64_t* offsets;
   const double* penalties;

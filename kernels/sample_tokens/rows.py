@@ -1,4 +1,4 @@
-"""What `sample_tokens` is told about each row, and what it answers."""
+"""The inputs of `sample_tokens` for each row, and its results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,14 +19,15 @@ FINE, NOT_FINITE, NO_TOKEN_LEFT = range(3)
 """Error codes of `SampledTokens`."""
 
 MIN_TEMPERATURE = 1e-5
-"""Lower ones are greedy: the two agree there up to near ties, and 1 / temperature stays sane."""
+"""Lower temperatures are greedy: there, both agree up to near ties, and 1 / temperature stays
+within range."""
 
 
 PARAMETERS = frozenset(
     {column.name for column in COLUMNS}
     - {"inverse_temperature", "least_probability", "seed", "index", "position"}
 )
-"""What `packed_row` takes beside the key of the random numbers and `least_probability`."""
+"""The parameters of `packed_row` besides the key of the random numbers and `least_probability`."""
 
 
 def packed_row(
@@ -37,15 +38,15 @@ def packed_row(
     position: int = 0,
     **parameters: float,
 ) -> Int64Array:
-    """One row of `SamplingRows.table`.
+    """Make one row of `SamplingRows.table`.
 
     Args:
         temperature: at least 0; below `MIN_TEMPERATURE` the row is greedy.
         seed: any integer; equal modulo 2**64 means equal.
-        index: which of a request's completions, below 2**32.
+        index: the number of a request's completion, below 2**32.
         position: tokens generated before this one, below 2**32.
-        parameters: of other columns, by name; `columns.h` has the values of those left out, and
-            the steps of `reference.py` say what they mean.
+        parameters: values of other columns, by name; `columns.h` has the values of those left out,
+            and the steps of `reference.py` define their meaning.
 
     Raises:
         TypeError: there is no column for a parameter.
@@ -67,7 +68,7 @@ def packed_row(
 
 
 def _inverse(temperature: float) -> float:
-    """What scores are multiplied by: an fp32 above 0, infinity for a greedy row."""
+    """Return the factor of scores: an fp32 above 0, infinity for a greedy row."""
     if temperature < MIN_TEMPERATURE:
         return float(np.inf)
     smallest = float(np.finfo(np.float32).tiny)  # with 0, -infinity * 0 would be NaN
@@ -76,7 +77,7 @@ def _inverse(temperature: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitEdits:
-    """What changes the logits of R rows before a token is chosen: three lists of (row, token), and
+    """Changes of the logits of R rows before a token is chosen: three lists of (row, token), and
     one of masks.
 
     Row r owns the entries offsets[r] .. offsets[r + 1] of a list. Within a list a token appears at
@@ -95,13 +96,13 @@ class LogitEdits:
     """
 
     offsets: Tensor
-    """[4, R + 1] int64: of the penalised, the biased, the forbidden, the masks."""
+    """[4, R + 1] int64: offsets of the penalised, the biased, the forbidden, the masks."""
     penalties: Tensor
     """[R, 3] fp64: repetition, frequency, presence."""
     penalised_ids: Tensor
     """[E] int64: tokens seen in the prompt or in the output."""
     counts: Tensor
-    """[E] int64: how often in the output."""
+    """[E] int64, the number of occurrences in the output."""
     biased_ids: Tensor
     """[E] int64."""
     biases: Tensor
@@ -115,12 +116,12 @@ class LogitEdits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingRows:
-    """How each of R rows chooses its token."""
+    """The parameters and edits by which R rows choose their tokens."""
 
     table: Tensor
-    """[R, columns] int64, as `columns.h` lays them out."""
+    """[R, columns] int64, in the layout of `columns.h`."""
     edits: LogitEdits | None = None
-    """None: the logits stay as they are."""
+    """The edits; None leaves the logits unchanged."""
 
     @classmethod
     def from_host(
@@ -133,8 +134,8 @@ class SamplingRows:
         """Move rows to the device in one transfer.
 
         Args:
-            packed: R rows of `packed_row`, whose positions do not count.
-            positions: R.
+            packed: R rows of `packed_row`, whose positions are ignored.
+            positions: R positions.
         """
         table = np.array(packed, dtype=np.int64).reshape(len(packed), len(COLUMNS))
         table[:, COLUMN["position"]] = positions
@@ -148,7 +149,7 @@ class SamplingRows:
         return cls(table=table_, edits=LogitEdits(**dict(zip(names, parts, strict=True))))
 
     def host_knobs(self) -> list[dict[str, Any]]:
-        """The table as numbers; waits for the device."""
+        """Return the table as numbers; the host waits for the device."""
         table = self.table.cpu()
         columns = [
             (values.contiguous().view(torch.float64) if column.is_float else values).tolist()
@@ -168,11 +169,11 @@ class EditLists:
     forbidden: list[tuple[int, Int64Array]] = field(default_factory=list)
     masks: dict[int, Int64Array] = field(default_factory=dict)
     least_probabilities: dict[int, float] = field(default_factory=dict)
-    """These go into `SamplingRows.table`."""
+    """The probabilities for `SamplingRows.table`, by row."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether the logits stay as they are."""
+        """Whether the logits stay unchanged."""
         return not (self.penalised or self.biased or self.forbidden or self.masks)
 
     def penalise(
@@ -185,11 +186,12 @@ class EditLists:
         frequency: float,
         presence: float,
     ) -> None:
-        """Penalise tokens for having come before; `counts` is how often in the output."""
+        """Penalise tokens for having occurred before; `counts` are the occurrences in the
+        output."""
         self.penalised.append((row, ids, counts, (repetition, frequency, presence)))
 
     def add(self, row: int, ids: Int64Array, biases: Float64Array) -> None:
-        """Add to logits. Where it is called again for a row, a token's biases add up."""
+        """Add to logits. In repeated calls for a row, a token's biases add up."""
         if row in self.biased:
             other_ids, other_biases = self.biased[row]
             ids, places = np.unique(np.concatenate((other_ids, ids)), return_inverse=True)
@@ -198,20 +200,20 @@ class EditLists:
         self.biased[row] = (ids, biases)
 
     def forbid(self, row: int, ids: Int64Array) -> None:
-        """Make tokens impossible; may be called again for a row."""
+        """Make tokens impossible; may be called repeatedly for a row."""
         self.forbidden.append((row, ids))
 
     def allow(self, row: int, mask: Int64Array) -> None:
-        """Make all tokens impossible whose bit is not set (`LogitEdits.masks`). Where it is called
-        again for a row, a token needs its bit in all masks."""
+        """Make all tokens impossible whose bit is not set (`LogitEdits.masks`). In repeated calls
+        for a row, a token needs its bit in all masks."""
         self.masks[row] = mask & self.masks[row] if row in self.masks else mask
 
     def leave_out_below(self, row: int, probability: float) -> None:
-        """Leave out tokens below a probability, above 0, and have the row's masses told."""
+        """Leave out tokens below a probability, above 0, and have the row's masses returned."""
         self.least_probabilities[row] = probability
 
     def arrays(self, num_rows: int) -> list[NDArray[Any]]:
-        """The fields of `LogitEdits`, in their order."""
+        """Return the fields of `LogitEdits`, in their order."""
         penalties = np.tile(np.array([1.0, 0.0, 0.0]), (num_rows, 1))
         for row, _, _, values in self.penalised:
             penalties[row] = values
@@ -243,15 +245,15 @@ class SampledTokens:
     """One token per row, on the logits' device."""
 
     token_ids: Tensor
-    """[R] int64. 0 where there is an error, so that it is always a valid index."""
+    """[R] int64; 0 where there is an error, so it is always a valid index."""
     errors: Tensor
-    """[R] int64: `FINE`, `NOT_FINITE` (NaN or +infinity among the logits, or nothing but -infinity)
-    or `NO_TOKEN_LEFT` (the edits made all tokens impossible)."""
+    """[R] int64: `FINE`, `NOT_FINITE` (NaN or +infinity among the logits, or only -infinity) or
+    `NO_TOKEN_LEFT` (the edits made all tokens impossible)."""
     num_kept: Tensor
-    """[R] int64: tokens that the row could have drawn; 0 with an error."""
+    """[R] int64, the number of tokens that the row could have drawn; 0 with an error."""
     masses: Tensor
-    """[R, 2] int64: weight of the token, and of all that the row could have drawn. 0 where there is
-    no `least_probability`, at temperature 0, and with an error."""
+    """[R, 2] int64, the weight of the token, and of all tokens that the row could have drawn. 0
+    without `least_probability`, at temperature 0, and with an error."""
 
 
 def _joined(parts: list[NDArray[Any]], dtype: type) -> NDArray[Any]:
@@ -259,7 +261,7 @@ def _joined(parts: list[NDArray[Any]], dtype: type) -> NDArray[Any]:
 
 
 def _moved(arrays: list[NDArray[Any]], device: torch.device) -> list[Tensor]:
-    """Arrays of 8-byte numbers as tensors, copied together."""
+    """Copy arrays of 8-byte numbers together and return them as tensors."""
     tensors = to_device([array.view(np.int64) for array in arrays], device)
     return [
         tensor.view(torch.float64) if array.dtype == np.float64 else tensor

@@ -1,5 +1,6 @@
-// Steps that leave tokens out of a row's candidates, which know their masses: `reference.STEPS`. The
-// late ones of `columns.h` are structs, which say for a row whether they act, and what they leave.
+// Steps that leave tokens out of a row's candidates, whose masses are known: `reference.STEPS`. The
+// late ones of `columns.h` are structs, which decide whether they act on a row, and which tokens
+// they leave.
 #pragma once
 #include <algorithm>
 #include <climits>
@@ -17,7 +18,7 @@ struct Scratch {
   std::vector<int32_t> ids, keys;
   std::vector<int64_t> masses;
 
-  // No candidates yet, with room for so many.
+  // Returns an empty list of candidates with room for `size`.
   Candidates candidates(int64_t size) {
     ids.resize(size);
     keys.resize(size);
@@ -27,19 +28,19 @@ struct Scratch {
   }
 };
 
-// The least mass of a token that a nucleus may hold. Those below (1 - p) / n of the mass of n
+// The least mass of a token that a nucleus may hold. Tokens below (1 - p) / n of the mass of n
 // tokens hold less than 1 - p together; half of that leaves room for rounding.
 inline int64_t nucleus_bound(double top_p, int64_t total, int64_t size) {
   double spared = top_p < 1.0 ? (1.0 - top_p) * double(total) : 0.0;
   return std::max<int64_t>(1, int64_t(spared) / size / 2 + 1);
 }
 
-// The least mass that min_p leaves.
+// The least mass that min_p keeps.
 inline int64_t min_p_bound(double min_p, int32_t exponent) {
   return std::max<int64_t>(1, int64_t(min_p * double(int64_t(1) << exponent)));
 }
 
-// The least likely of some tokens, of equals the last; -1 if there are none.
+// The least likely of some tokens, the last of equal ones; -1 if there are none.
 template <class Function>
 int64_t last_choice(const int32_t* ids, int64_t size, const float* x, Function is_choice) {
   int64_t last = -1;
@@ -86,7 +87,7 @@ struct xtc {
 
 }  // namespace late
 
-// Late steps that act on a row, a bit each.
+// The late steps that act on a row, one bit each.
 class LateSteps {
  public:
   explicit LateSteps(const Knobs& knobs) {
@@ -98,14 +99,14 @@ class LateSteps {
   bool has(Step step) const { return bits_ & bit(step); }
   bool has_others_than(Step step) const { return bits_ & ~bit(step); }
 
-  // Those that act, one after the other.
+  // Applies the steps that act, one after the other.
   void leave(Candidates& some, const float* x, const Weighing& weighing, const Knobs& knobs) const {
 #define LATE_STEP(name) \
   if (has(Step::name)) late::name::leave(some, x, weighing, knobs);
 #include "columns.h"
   }
 
-  // One of them, if it acts.
+  // Applies one of the steps, if it acts.
   void leave(Step step, Candidates& some, const float* x, const Weighing& weighing,
              const Knobs& knobs) const {
     LateSteps one = *this;

@@ -1,6 +1,6 @@
-"""A row per program, its vocabulary in tiles, several passes over it; nothing is sorted.
+"""A row per program, with its vocabulary in tiles and several passes over it, without sorting.
 
-Sums are of integers, so no order matters; the arithmetic that decides is single fp32 operations
+Sums are of integers, so no order matters; the arithmetic behind decisions is single fp32 operations
 (`noise.py`, `reference.py`) and is launched without fused multiply-adds. Tiles are never longer
 than a row's next power of two; results do not depend on them.
 """
@@ -26,7 +26,7 @@ from kernels.shared.triton_order import order_keys
 BLOCK_SIZE = 1024
 NUM_WARPS = 8
 _LEAST_KEY, _GREATEST_KEY = tl.constexpr(-(1 << 31)), tl.constexpr((1 << 31) - 1)
-"""No float has these."""
+"""Keys that no float has."""
 _FINE, _NOT_FINITE = tl.constexpr(FINE), tl.constexpr(NOT_FINITE)
 _NUM_COLUMNS = tl.constexpr(len(COLUMNS))
 _INVERSE_TEMPERATURE = tl.constexpr(COLUMN["inverse_temperature"])
@@ -47,14 +47,14 @@ _POSITION = tl.constexpr(COLUMN["position"])
 
 
 def supports(logits: Tensor, rows: SamplingRows) -> bool:
-    """GPU logits."""
+    """Supports GPU logits."""
     return _triton.runs_on(logits, rows.table)
 
 
 def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
     """See `kernels.sample_tokens`."""
     num_rows, num_tokens = logits.shape
-    # Edits are few and sparse: some PyTorch operations for all rows.
+    # Edits are few and sparse, so some PyTorch operations apply them for all rows.
     work = contiguous_rows(logits) if rows.edits is None else edited(logits, rows.edits)
     token_ids, errors, num_kept = (
         torch.empty(num_rows, dtype=torch.int64, device=logits.device) for _ in range(3)
@@ -121,19 +121,19 @@ def _sample_tokens_kernel(
 
 @triton.jit
 def _float(ptr):
-    """A column of the table that holds an fp64."""
+    """Read a column of the table that holds an fp64."""
     return tl.load(ptr).to(tl.float64, bitcast=True)
 
 
 @triton.jit
 def _logits(x_ptr, ids, num_tokens):
-    """fp32, -infinity beyond the row."""
+    """Load fp32 logits, -infinity beyond the row."""
     return tl.load(x_ptr + ids, mask=ids < num_tokens, other=float("-inf")).to(tl.float32)
 
 
 @triton.jit
 def _peak(x_ptr, num_tokens, BLOCK_SIZE: tl.constexpr):
-    """Maximum, its first index, and whether the maximum is no number."""
+    """Return the maximum, its first index, and whether the maximum is not a number."""
     peaks = tl.full((BLOCK_SIZE,), float("-inf"), tl.float32)
     firsts = tl.arange(0, BLOCK_SIZE)
     is_bad = tl.zeros((BLOCK_SIZE,), tl.int32)
@@ -150,20 +150,20 @@ def _peak(x_ptr, num_tokens, BLOCK_SIZE: tl.constexpr):
 
 @triton.jit
 def _scores(x, peak, scale):
-    """`reference.scaled_scores`."""
+    """Compute `reference.scaled_scores`."""
     scores = (x - peak) * scale
     return tl.where(scores < -87.0, -87.0, scores)
 
 
 @triton.jit
 def _masses(x, peak, scale, unit_exponent):
-    """`reference.scaled_weights`."""
+    """Compute `reference.scaled_weights`."""
     return _exp(_scores(x, peak, scale), unit_exponent).to(tl.int64)
 
 
 @triton.jit
 def _exp(scores, more):
-    """`reference._exp`."""
+    """Compute `reference._exp`."""
     exponent = tl.floor(scores * 1.44269504 + 0.5)
     r = scores - exponent * 0.693359375 + exponent * 2.12194440e-4
     p = r * 1.9875691500e-4 + 1.3981999507e-3
@@ -178,7 +178,7 @@ def _exp(scores, more):
 
 @triton.jit
 def _needed(share, total):
-    """`reference.needed_mass`."""
+    """Compute `reference.needed_mass`."""
     whole = total.to(tl.float64)
     needed = tl.minimum(tl.ceil(share * whole), whole)
     return tl.maximum(tl.minimum(needed.to(tl.int64), total), 1)
@@ -186,7 +186,7 @@ def _needed(share, total):
 
 @triton.jit
 def _distance_keys(scores, mean):
-    """Greatest for the score nearest to the mean."""
+    """Return keys that are greatest for the score nearest to the mean."""
     return -tl.abs(-scores - mean).to(tl.int32, bitcast=True)
 
 
@@ -195,7 +195,8 @@ def _keys_and_masses(
     x_ptr, ids, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
     BY_COUNT: tl.constexpr, BY_DISTANCE: tl.constexpr,
 ):  # fmt: skip
-    """What `_cut` compares and adds up: of tokens no longer kept, the least key and nothing."""
+    """Return the keys and masses that `_cut` compares and adds up; dropped tokens have the least
+    key and no mass."""
     x = _logits(x_ptr, ids, num_tokens)
     keys = order_keys(x)
     kept = (ids < num_tokens) & ((keys > key) | ((keys == key) & (ids <= last_id)))
@@ -281,7 +282,8 @@ def _total(
     x_ptr, peak, scale, num_tokens, unit_exponent, key, last_id, least,
     TIMES_SCORE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Mass of the tokens that are kept; with `TIMES_SCORE` each by its negative score."""
+    """Return the mass of the tokens that are kept; with `TIMES_SCORE` each times its negative
+    score."""
     totals = tl.zeros((BLOCK_SIZE,), tl.int64)
     for start in range(0, num_tokens, BLOCK_SIZE):
         ids = start + tl.arange(0, BLOCK_SIZE)
@@ -297,7 +299,8 @@ def _total(
 
 @triton.jit
 def _places(x, peak, power):
-    """Distances from the peak in steps of `reference.near_peak`, and who has one."""
+    """Return distances from the peak in steps of `reference.near_peak`, and which tokens have
+    one."""
     possible = x > float("-inf")
     distances = tl.where(possible, peak * 0.5 - x * 0.5, 0.0)
     return (distances * power).to(tl.int64), possible
@@ -305,7 +308,8 @@ def _places(x, peak, power):
 
 @triton.jit
 def _near_peak(x_ptr, peak, num_sigmas, num_tokens, unit_exponent, BLOCK_SIZE: tl.constexpr):
-    """`reference.near_peak`: the order key of the last token that stays, and how many do."""
+    """Compute `reference.near_peak`: the order key of the last token that stays, and the number
+    that stay."""
     largest = tl.zeros((BLOCK_SIZE,), tl.float32)
     for start in range(0, num_tokens, BLOCK_SIZE):
         x = _logits(x_ptr, start + tl.arange(0, BLOCK_SIZE), num_tokens)
@@ -348,7 +352,7 @@ def _near_peak(x_ptr, peak, num_sigmas, num_tokens, unit_exponent, BLOCK_SIZE: t
 def _dynamic_scale(
     x_ptr, peak, scale, knobs_ptr, num_tokens, unit_exponent, key, BLOCK_SIZE: tl.constexpr
 ):  # fmt: skip
-    """`reference.dynamic_scale`, of tokens down to an order key."""
+    """Compute `reference.dynamic_scale` over tokens down to an order key."""
     nums = tl.zeros((BLOCK_SIZE,), tl.int64)
     totals = tl.zeros((BLOCK_SIZE,), tl.int64)
     weighted = tl.zeros((BLOCK_SIZE,), tl.int64)
@@ -380,7 +384,8 @@ def _dynamic_scale(
 def _drawn(
     x_ptr, peak, scale, knobs_ptr, num_tokens, unit_exponent, BLOCK_SIZE: tl.constexpr
 ):  # fmt: skip
-    """The token of a row that is not greedy, how many it could have been, and the masses."""
+    """Draw the token of a row that is not greedy; return it with the number of candidates and the
+    masses."""
     key = tl.full((), _LEAST_KEY, tl.int32)
     last_id = tl.full((), 0, tl.int32) + num_tokens
     least = tl.full((), 0, tl.int64)
@@ -450,7 +455,7 @@ def _drawable(
     x_ptr, ids, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
     typical_key, is_typical,
 ):  # fmt: skip
-    """Order keys, and masses of the tokens that all steps up to typical_p keep."""
+    """Return order keys, and masses of the tokens that all steps up to typical_p keep."""
     keys, masses, x = _keys_and_masses(
         x_ptr, ids, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
         False, False,
@@ -463,7 +468,7 @@ def _drawable(
 
 @triton.jit
 def _excludes_top_choices(knobs_ptr):
-    """Whether `reference.xtc` does something to this row at this position."""
+    """Whether `reference.xtc` acts on this row at this position."""
     probability = _float(knobs_ptr + _XTC_PROBABILITY)
     is_xtc = (probability > 0.0) & (_float(knobs_ptr + _XTC_THRESHOLD) <= 0.5)
     if is_xtc:
@@ -480,7 +485,8 @@ def _top_choices(
     x_ptr, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
     typical_key, is_typical, share, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """The mass from which on a token is a top choice, and the last one of them, which stays."""
+    """Return the mass from which on a token is a top choice, and the last one of them, which
+    stays."""
     totals = tl.zeros((BLOCK_SIZE,), tl.int64)
     for start in range(0, num_tokens, BLOCK_SIZE):
         _, masses = _drawable(
@@ -508,7 +514,8 @@ def _raced(
     x_ptr, peak, scale, knobs_ptr, num_tokens, unit_exponent, key, last_id, least, mean,
     typical_key, is_typical, bound, last_choice, is_xtc, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """`noise.py`: sixteen neighbouring tokens have the same word of neighbouring Philox blocks."""
+    """Draw by `noise.py`: sixteen neighbouring tokens have the same word of neighbouring Philox
+    blocks."""
     seed = tl.load(knobs_ptr + _SEED)
     position = tl.load(knobs_ptr + _POSITION).to(tl.uint32)
     index = tl.load(knobs_ptr + _INDEX).to(tl.uint32)
@@ -547,7 +554,7 @@ def _raced(
 
 @triton.jit
 def _exponentials(first, second):
-    """`noise.exponential`."""
+    """Compute `noise.exponential`."""
     v = (first.to(tl.float32) + 0.5) * 2.3283064365386963e-10
     smallest = first.to(tl.float32) * 2.3283064365386963e-10
     smallest += (second.to(tl.float32) + 0.5) * 5.421010862427522e-20
@@ -560,14 +567,14 @@ def _exponentials(first, second):
 
 @triton.jit
 def _logarithm(x):
-    """`noise.logarithm`."""
+    """Compute `noise.logarithm`."""
     f, exponent = _parts(x)
     return _log(f, exponent)
 
 
 @triton.jit
 def _parts(x):
-    """Of `(1 + f) * 2**exponent`."""
+    """Split a number into f and exponent of `(1 + f) * 2**exponent`."""
     bits = x.to(tl.int32, bitcast=True)
     exponent = ((bits >> 23) - 126).to(tl.float32)
     mantissa = ((bits & 0x7FFFFF) | 0x3F000000).to(tl.float32, bitcast=True)
@@ -578,7 +585,7 @@ def _parts(x):
 
 @triton.jit
 def _log(f, exponent):
-    """`noise._log`."""
+    """Compute `noise._log`."""
     square = f * f
     p = f * 7.0376836292e-2 + -1.1514610310e-1
     p = p * f + 1.1676998740e-1
@@ -594,7 +601,7 @@ def _log(f, exponent):
 
 @triton.jit
 def _reciprocal(x):
-    """`noise.reciprocal`."""
+    """Compute `noise.reciprocal`."""
     y = (0x7EF311C7 - x.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
     y = y * (2.0 - x * y)
     y = y * (2.0 - x * y)

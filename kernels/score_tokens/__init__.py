@@ -1,4 +1,4 @@
-"""Log-probabilities that clients see: of given tokens and of the best alternatives."""
+"""Log-probabilities for clients: of given tokens and of the best alternatives."""
 
 from torch import Tensor
 
@@ -12,10 +12,12 @@ __all__ = ["TokenScores", "score_tokens"]
 
 @op(cases)
 def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> TokenScores:
-    """Log-softmax of one token per row, its rank, the likeliest tokens, and the row's entropy.
+    """Compute the log-softmax of one token per row, its rank, the likeliest tokens, and the row's
+    entropy.
 
     Ranks and alternatives follow the logits, so that no rounding of a logarithm decides: equal
-    logits have equal ranks, and of equals the lower id comes first. Does not wait for the device.
+    logits have equal ranks, and of equals the lower id comes first. The host does not wait for the
+    device.
 
     Args:
         logits: [R, V], any float dtype, any strides. Not changed.
@@ -23,7 +25,7 @@ def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> TokenScores
         num_top: alternatives per row; more than V means V.
 
     Returns:
-        fp32 numbers; those of a row with NaN, +infinity or nothing but -infinity mean nothing.
+        fp32 numbers; those of a row with NaN, +infinity or only -infinity are meaningless.
     """
     return reference.score_tokens(logits, token_ids, num_top)
 

@@ -49,7 +49,7 @@ CASES = (
     Case("bad_rows_in_parts", 6, 4500, 4, kind="bad"),
 )
 REFUSED = {"triton": ("many", "all_tokens", "ties", "mostly_impossible")}
-"""More than 32 alternatives."""
+"""Cases with more than 32 alternatives."""
 BENCHMARKS = {
     "cpu": (Case("smollm2 top 5 32", 32, 49152, 5),),
     "cuda": (Case("llama3_8b top 5 64", 64, 128256, 5),),
@@ -62,7 +62,7 @@ COMPILED = (
 )
 """Launches that `kernels.tools.compile` compiles ahead of time."""
 COMPILED_DTYPES = (torch.bfloat16, torch.float32)
-"""Heads give either."""
+"""The dtypes that output layers give."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
@@ -97,7 +97,7 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
 
 
 def outputs(result: TokenScores, inputs: dict[str, object]) -> tuple[object, ...]:
-    """Everything the op wrote, without the numbers that mean nothing."""
+    """Everything the op wrote, without meaningless numbers."""
     fine = result.is_finite
     return (
         fine,

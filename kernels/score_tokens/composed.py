@@ -7,11 +7,12 @@ from kernels.score_tokens.ranking import first_ids
 from kernels.score_tokens.token_scores import TokenScores
 
 LEAST_DISTANCE = -87.0
-"""Of a logit from the greatest: farther ones have no share in a mean."""
+"""The largest distance of a logit from the greatest; logits farther away have no share in a
+mean."""
 
 
 def supports(logits: Tensor, token_ids: Tensor, num_top: int) -> bool:
-    """Takes every call."""
+    """Supports every call."""
     return True
 
 

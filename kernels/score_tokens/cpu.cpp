@@ -1,5 +1,5 @@
-// Three passes over a row where it lies: maximum, sums of exponentials, and the rank together with
-// the likeliest tokens, which a short sorted list collects.
+// Three passes over a row in place: maximum, sums of exponentials, and the rank together with the
+// likeliest tokens, which are collected in a short sorted list.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -25,7 +25,7 @@ float peak_of(const T* x, int64_t size, bool& is_finite) {
   return peak;
 }
 
-// Of e^d, d * e^d and d^2 * e^d, where d is a logit's distance from the greatest.
+// Sums of e^d, d * e^d and d^2 * e^d, where d is a logit's distance from the greatest.
 struct Sums {
   double mass = 0, first = 0, second = 0;
 
@@ -57,7 +57,7 @@ Sums sums_of(const T* x, int64_t size, float peak) {
   return sums;
 }
 
-// The likeliest tokens so far, the best first; of equals the one that came first.
+// The likeliest tokens so far, the best first; the earlier one of equal tokens comes first.
 struct Best {
   int64_t* ids;
   float* values;

@@ -1,4 +1,4 @@
-"""Rows over threads, in C++."""
+"""Rows divided over threads, in C++."""
 
 import functools
 
@@ -10,11 +10,11 @@ from kernels.score_tokens.token_scores import TokenScores
 from kernels.shared.logit_rows import contiguous_rows
 
 MAX_TOP = 256
-"""A sorted list of the likeliest tokens pays up to about here."""
+"""The most alternatives, up to which a sorted list of the likeliest tokens is worthwhile."""
 
 
 def supports(logits: Tensor, token_ids: Tensor, num_top: int) -> bool:
-    """CPU logits, and few alternatives."""
+    """Supports CPU logits and few alternatives."""
     few = min(num_top, logits.shape[1]) <= MAX_TOP
     return few and logits.is_cpu and native.library() is not None
 

@@ -1,7 +1,7 @@
-"""The one order of tokens: by value, highest first; among equals the lower id first.
+"""The order of tokens: by value, highest first; among equals the lower id first.
 
 Greedy choice, top-k, top-p and the reported alternatives all take a prefix of this order, so ties
-(common in bf16) resolve the same way everywhere and on every device. Here it is for PyTorch.
+(common in bf16) resolve the same way everywhere and on every device. This is the order for PyTorch.
 """
 
 import torch
@@ -13,7 +13,7 @@ _BLOCK_SIZE = 32
 
 
 def order_keys(values: Tensor, ids: Tensor) -> Tensor:
-    """Integers that sort as the order does, all different within a row.
+    """Return integers that sort as the order does, all different within a row.
 
     Args:
         values: [..., C] fp32, no NaN.
@@ -28,12 +28,12 @@ def order_keys(values: Tensor, ids: Tensor) -> Tensor:
 
 
 def key_ids(keys: Tensor) -> Tensor:
-    """The ids that went into `order_keys`."""
+    """Return the ids that went into `order_keys`."""
     return _ID_SPAN - 1 - (keys & (_ID_SPAN - 1))
 
 
 def first_ids(values: Tensor, k: int) -> Tensor:
-    """First `k` ids of each row in the order.
+    """Return the first `k` ids of each row in the order.
 
         values   [ block 0 | block 1 | ... ]     32 neighbouring ids per block
         maxima   [    m0   |    m1   | ... ]     the k first of these, in the same order of

@@ -15,7 +15,7 @@ def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> TokenScores
     spreads = (surprises - entropies.unsqueeze(1)).square()
     logprobs = exact.float()
     target = token_ids.unsqueeze(1)
-    # + 0.0 makes one zero of the two; NaN would come first, and its rows mean nothing.
+    # + 0.0 makes both zeros equal; NaN would come first, but its rows are meaningless anyway.
     order = (values + 0.0).sort(dim=-1, descending=True, stable=True).indices
     top_ids = order[:, : min(num_top, logits.shape[1])].contiguous()
     return TokenScores(

@@ -1,4 +1,4 @@
-"""What `score_tokens` answers."""
+"""The results of `score_tokens`."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenScores:
-    """R rows, on the logits' device; n alternatives each."""
+    """The scores of R rows, on the logits' device; n alternatives each."""
 
     logprobs: Tensor
     """[R] fp32."""
@@ -18,8 +18,8 @@ class TokenScores:
     top_logprobs: Tensor
     """[R, n] fp32."""
     entropies: Tensor
-    """[R] fp32, in nats: what a token of the row's distribution tells on average, -log p."""
+    """[R] fp32, the entropy in nats: the mean of -log p over the row's distribution."""
     varentropies: Tensor
-    """[R] fp32, in squared nats: the variance of that."""
+    """[R] fp32, the variance of -log p in squared nats."""
     is_finite: Tensor
-    """[R] bool: the logits are numbers or -infinity, and not all the latter."""
+    """[R] bool: whether the logits are numbers or -infinity, and not all the latter."""

@@ -1,16 +1,17 @@
-"""Two kernels: every split of every row, then what a row's splits gave; nothing is sorted.
+"""Two kernels, one for every split of every row and one that joins a row's splits, without sorting.
 
     row      [ split                  | split                  | ...     4096 ids, a program each
              [ block | block | ...    | block | block | ...              64 ids
 
-A split gives its maximum, the sums of exponentials relative to it and of these times the distance
-from it and its square, and how many logits are above the chosen one's; if alternatives are wanted,
-also each block's maximum. A row's program adds that up in one order. As in `ranking.first_ids`, the
-likeliest n tokens are in the n blocks whose maxima are the greatest; both choices take the greatest
-key n times.
+A split gives its maximum; the sums of exponentials relative to the maximum, of these times the
+distance from it, and of these times the square; and the number of logits above the chosen one's; if
+alternatives are wanted, also each block's maximum. A row's program adds all that up in one order.
+As in `ranking.first_ids`, the likeliest n tokens are in the n blocks with the greatest maxima; both
+choices take the greatest key n times.
 
-Splits depend on the vocabulary alone, and nothing is fused, which might differ with and without
-alternatives: a row's bits do not depend on its neighbours, nor on what else they ask for.
+Splits depend on the vocabulary alone, and multiplications and additions are not fused, since fusing
+might differ with and without alternatives: a row's bits do not depend on other rows or on the
+number of alternatives.
 """
 
 import torch
@@ -23,14 +24,14 @@ from kernels.shared.logit_rows import contiguous_rows
 from kernels.shared.triton_order import order_keys
 
 MAX_TOP = 32
-"""Alternatives, more than a client may ask for; their blocks are a tile in registers."""
+"""The most alternatives, more than a client may ask for; their blocks are a tile in registers."""
 MAX_TOKENS = 1 << 19
-"""Of a vocabulary: the maxima of its blocks, too."""
+"""The most tokens of a vocabulary: the maxima of its blocks are a tile, too."""
 BLOCK_SIZE = 64
 BLOCKS_PER_SPLIT = 64
 SPLIT_SIZE = BLOCKS_PER_SPLIT * BLOCK_SIZE
 LEAST_MAX_SPLITS = 16
-"""Small vocabularies share a kernel."""
+"""The least maximum of splits, so that small vocabularies share a kernel."""
 NUM_PARTS = 5
 """Numbers of a split."""
 NUM_WARPS = 8
@@ -39,14 +40,15 @@ _MAX_TOP, _BLOCK_SIZE = tl.constexpr(MAX_TOP), tl.constexpr(BLOCK_SIZE)
 _BLOCKS_PER_SPLIT, _SPLIT_SIZE = tl.constexpr(BLOCKS_PER_SPLIT), tl.constexpr(SPLIT_SIZE)
 _NUM_PARTS = tl.constexpr(NUM_PARTS)
 _LEAST_DISTANCE = tl.constexpr(-87.0)
-"""Of a logit from the greatest: farther ones have no share in a mean."""
+"""The largest distance of a logit from the greatest; logits farther away have no share in a
+mean."""
 _MOST_ID = tl.constexpr((1 << 31) - 1)
 _LEAST_KEY = tl.constexpr(-(1 << 63))
-"""Less than any token's."""
+"""A key that is less than any token's."""
 
 
 def supports(logits: Tensor, token_ids: Tensor, num_top: int) -> bool:
-    """GPU logits, few alternatives, no giant vocabulary."""
+    """Supports GPU logits, few alternatives, and vocabularies that are not too large."""
     num_tokens = logits.shape[1]
     few = min(num_top, num_tokens) <= MAX_TOP and num_tokens <= MAX_TOKENS
     return few and _triton.runs_on(logits, token_ids)
@@ -151,11 +153,11 @@ def _score_split_kernel(
 
 @triton.jit
 def _sum(x):
-    """Of a tile of two dimensions."""
+    """Sum a tile of two dimensions."""
     return tl.sum(tl.sum(x, 1), 0)
 
 
-# Clients choose `num_top`: none of its values may need a kernel of its own.
+# Clients choose `num_top`, so its values must not specialise kernels.
 @triton.jit(do_not_specialize=["num_top"])
 def _score_row_kernel(
     logits_ptr,
@@ -186,12 +188,12 @@ def _score_row_kernel(
     seconds = tl.load(part_ptr + 4 * num_splits, mask=splits < num_splits, other=0.0)
     peak = tl.max(peaks, 0)
     is_fine = (peak < float("inf")) & (peak > float("-inf"))
-    # Numbers of a bad row mean nothing; these are in range.
+    # Numbers of a bad row are meaningless; these are in range.
     peak = tl.where(is_fine, peak, 0.0)
     peaks = tl.where(is_fine, peaks, 0.0)
     total = tl.where(is_fine, tl.sum(sums * tl.exp(peaks - peak), 0), 1.0)
     log_sum = tl.log(total)
-    # A split's distances, taken from the row's peak: each is farther by the same.
+    # The distances of a split are taken from the row's peak: each grows by the same amount.
     farther = tl.maximum(peaks - peak, _LEAST_DISTANCE)
     shares = tl.exp(farther)
     mean = tl.sum(shares * (firsts + farther * sums), 0) / total
@@ -221,27 +223,27 @@ def _score_row_kernel(
 
 @triton.jit
 def _keys(values, ids, exists):
-    """Integers that sort as `ranking.order_keys` do."""
+    """Return integers that sort as those of `ranking.order_keys`."""
     keys = (order_keys(values).to(tl.int64) << 32) + (ids ^ _MOST_ID)
     return tl.where(exists, keys, _LEAST_KEY)
 
 
 @triton.jit
 def _ids(keys):
-    """What went into `_keys`."""
+    """Return the ids that went into `_keys`."""
     return keys.to(tl.int32) ^ _MOST_ID
 
 
 @triton.jit
 def _values(keys):
-    """The same; of the two zeros the positive one."""
+    """Return the values that went into `_keys`; both zeros become the positive one."""
     ordered = (keys >> 32).to(tl.int32)
     return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _greatest(keys, count):
-    """The `count` greatest keys, in order; where there are no more, and behind them, the least."""
+    """Return the `count` greatest keys, in order; if there are fewer, the least key follows."""
     slots = tl.arange(0, _MAX_TOP)
     found = tl.full((_MAX_TOP,), _LEAST_KEY, tl.int64)
     for slot in range(count):

@@ -1,4 +1,4 @@
-"""What several operations use, in Python and in Triton: loops, layouts, and parts of their cases.
+"""Python and Triton code that several operations use: loops, layouts, and parts of their cases.
 
-What one operation uses is in its own folder; the C++ headers are in `kernels/cpp/`.
+Code for a single operation is in its own folder; the C++ headers are in `kernels/cpp/`.
 """

@@ -1,4 +1,4 @@
-"""bitsandbytes' two types of 4-bit numbers: what each code stands for, between -1 and 1."""
+"""Two types of 4-bit numbers of bitsandbytes: the value of each code, between -1 and 1."""
 
 NF4 = (
     -1.0,
@@ -22,4 +22,5 @@ NF4 = (
 
 _FP4_POSITIVE = tuple(twelfths / 12 for twelfths in (0, 0.0625, 8, 12, 4, 6, 2, 3))
 FP4 = _FP4_POSITIVE + tuple(0.0 - number for number in _FP4_POSITIVE)
-"""A sign, two bits of exponent and one of mantissa, as bitsandbytes orders and scales them."""
+"""Floats with a sign, two bits of exponent and one of mantissa, ordered and scaled as in
+bitsandbytes."""

@@ -1,4 +1,4 @@
-"""What the inputs of gates share. `make_inputs` is the language models': the gate half first."""
+"""The common inputs of gates. `make_inputs` is for language models, with the gate half first."""
 
 from dataclasses import dataclass
 

@@ -1,10 +1,10 @@
-"""How activations are rounded to int8, the same in every op and implementation that does it."""
+"""The rounding of activations to int8, the same in every op and implementation that uses it."""
 
 import torch
 from torch import Tensor
 
 SMALLEST = 1e-30
-"""A group whose largest magnitude is below becomes zeros, so that 127 / amax stays finite."""
+"""A group whose largest magnitude is below this becomes zeros, so that 127 / amax stays finite."""
 
 
 def round_to_int8(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
@@ -22,6 +22,7 @@ def round_to_int8(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     """
     groups = x.float().reshape(x.shape[0], x.shape[1] // group_size, group_size)
     largest = groups.abs().amax(-1, keepdim=True)
-    # A number divided by a tensor is its reciprocal times the number in PyTorch: rounded twice.
+    # PyTorch computes a number divided by a tensor as the number times a reciprocal, which rounds
+    # twice.
     inverse = torch.full_like(largest, 127) / largest.clamp(min=SMALLEST)
     return (groups * inverse).round().to(torch.int8), largest / 127

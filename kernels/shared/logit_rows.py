@@ -1,4 +1,4 @@
-"""Logits as the ops on whole rows of them read memory."""
+"""Logits in the memory layout that ops on whole rows read."""
 
 from torch import Tensor
 
@@ -6,7 +6,8 @@ from kernels import native
 
 
 def contiguous_rows(logits: Tensor) -> Tensor:
-    """[R, V] with V contiguous, of a type that kernels read; if it is so, the same tensor."""
+    """Return [R, V] with V contiguous, of a type that kernels read, or the same tensor if it is so
+    already."""
     if logits.dtype not in native.DTYPES:
         logits = logits.float()
     return logits if logits.stride(1) == 1 else logits.contiguous()

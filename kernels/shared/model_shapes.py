@@ -19,7 +19,8 @@ class ModelShape:
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
-        """(output, input) features of a layer's matrices, packed as the engine packs them."""
+        """Return the (output, input) features of a layer's matrices, packed as the engine packs
+        them."""
         heads = self.num_attention_heads * self.head_dim
         kv = self.num_key_value_heads * self.head_dim
         return {

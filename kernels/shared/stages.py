@@ -1,4 +1,4 @@
-"""In how many stages kernels load ahead, as measured on this machine's GPU.
+"""The number of stages in which kernels load ahead, as measured on this machine's GPU.
 
 Stages decide when data is loaded, never what is computed from it: results keep their bits. Tiles
 and warps are not chosen here, since they are part of an order of sums or choose instructions.
@@ -24,11 +24,12 @@ _tried: dict[str, int] = {}
 
 
 def num_stages(launch: str, default: int) -> int:
-    """For a kind of launch, such as `linear_w8 bfloat16 64x64`: all that decides how much shared
-    memory a stage takes, so that what was measured fits wherever it is used.
+    """Return the stages for a kind of launch, such as `linear_w8 bfloat16 64x64`. The name includes
+    everything that decides how much shared memory a stage takes, so a measured number fits wherever
+    it is used.
 
     Args:
-        default: the kernel's own choice, for GPUs on which nothing was measured.
+        default: the kernel's own choice, for GPUs without measurements.
     """
     _asked[launch] = default
     measured = _measured() if _triton.pretended_gpu is None else {}
@@ -36,20 +37,20 @@ def num_stages(launch: str, default: int) -> int:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`bfloat16`, for names of launches."""
+    """Return the dtype's part of launch names, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 
 @contextlib.contextmanager
 def observed() -> Iterator[dict[str, int]]:
-    """Note which launches ask meanwhile: name → default."""
+    """Note the launches that ask for stages in this context: name → default."""
     _asked.clear()
     yield _asked
 
 
 @contextlib.contextmanager
 def trying(launch: str, stages: int) -> Iterator[None]:
-    """Answer so for the time being."""
+    """Return these stages for a launch within this context."""
     _tried[launch] = stages
     try:
         yield
@@ -58,7 +59,7 @@ def trying(launch: str, stages: int) -> Iterator[None]:
 
 
 def save(found: dict[str, int]) -> Path:
-    """Keep what was measured here, beside what is known of other GPUs and compilers."""
+    """Keep measurements of this GPU, beside those of other GPUs and compilers."""
     path = _file()
     everything = _read(path)
     everything[_place()] = everything.get(_place(), {}) | found
@@ -78,7 +79,8 @@ def _file() -> Path:
 
 
 def _read(path: Path) -> dict[str, dict[str, int]]:
-    """A file that is missing or broken says nothing; it can be measured again."""
+    """Read measurements; a file that is missing or broken counts as empty, since it can be measured
+    again."""
     try:
         content: dict[str, dict[str, int]] = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -88,7 +90,8 @@ def _read(path: Path) -> dict[str, dict[str, int]]:
 
 @functools.cache
 def _place() -> str:
-    """What numbers are valid for: the GPU's architecture and the compiler; empty without a GPU."""
+    """Return the GPU's architecture and the compiler, for which measurements are valid; empty
+    without a GPU."""
     if not torch.cuda.is_available() or not _triton.AVAILABLE:
         return ""
     major, minor = torch.cuda.get_device_capability()

@@ -1,4 +1,4 @@
-"""Single rows of a weight that is kept in strips of 16 outputs, whose numbers lie side by side."""
+"""Looks up single rows of a weight in strips of 16 outputs, whose numbers lie side by side."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,8 @@ STRIP = 16
 
 @dataclass(frozen=True, slots=True)
 class StripRows:
-    """Finds rows by where a strip has the numbers of its first one; the next one's follow each.
+    """Finds rows by the places of a strip's first row; the number of the next row follows each of
+    them.
 
     Attributes:
         numbers: [strips, numbers of a strip], one run of memory.

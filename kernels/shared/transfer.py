@@ -1,4 +1,4 @@
-"""Between the host's arrays and the device's tensors, without waiting for the device."""
+"""Copies between the host's arrays and the device's tensors, without waiting for the device."""
 
 import math
 from collections.abc import Sequence
@@ -9,15 +9,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 ALIGNMENT_BYTES = 16
-"""Of each tensor's start: Triton compiles a kernel anew for pointers that are aligned less well."""
+"""Alignment of each tensor's start; Triton compiles a separate kernel for pointers that are less
+aligned."""
 
 
 def to_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
-    """Tensors of host arrays, which must not change afterwards.
+    """Make tensors of host arrays, which must not change afterwards.
 
     On a CPU they share the arrays' memory. Elsewhere all arrays go through one pinned buffer in one
     copy, so that the host does not wait: a copy from pageable memory, or `torch.tensor(list,
-    device=…)`, waits for everything that the device still has to do.
+    device=…)`, waits for all queued work of the device.
 
     Args:
         arrays: contiguous, of one dtype.
@@ -25,13 +26,13 @@ def to_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tens
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
     buffer, starts = _packed(arrays, pin=device.type == "cuda")
-    # torch keeps a pinned buffer from being used again until its copies are done.
+    # torch does not reuse a pinned buffer until its copies are done.
     whole = buffer.to(device, non_blocking=True)
     return _split(whole, arrays, starts)
 
 
 class Milestone:
-    """A point in a device's queue of work: now. On a CPU it is passed at once."""
+    """The present point in a device's queue of work. On a CPU it is passed at once."""
 
     def __init__(self, device: torch.device) -> None:
         self._event: torch.cuda.Event | None = None
@@ -40,13 +41,13 @@ class Milestone:
             self._event.record()
 
     def wait(self) -> None:
-        """Wait for what was queued before; not for what was queued since."""
+        """Wait for the work queued before this point, and not for later work."""
         if self._event is not None:
             self._event.synchronize()
 
 
 class HostCopy:
-    """A tensor on its way to the host. On a CPU it is there already: not copied."""
+    """A tensor on its way to the host. A CPU tensor is there already and is not copied."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._host = tensor
@@ -56,13 +57,13 @@ class HostCopy:
         self._copied = Milestone(tensor.device)
 
     def wait(self) -> Tensor:
-        """What the tensor held when the copy was ordered."""
+        """Return the contents that the tensor had when the copy was ordered."""
         self._copied.wait()
         return self._host
 
 
 def _packed(arrays: Sequence[NDArray[Any]], pin: bool) -> tuple[Tensor, list[int]]:
-    """The arrays one after the other, and where each starts."""
+    """Return the arrays one after the other, and the start of each."""
     unit = ALIGNMENT_BYTES // arrays[0].itemsize
     starts, end = [], 0
     for array in arrays:

@@ -1,4 +1,4 @@
-"""What the Triton gates share: one kernel, which is elementwise, with three activations."""
+"""The common part of the Triton gates: one elementwise kernel with three activations."""
 
 from torch import Tensor
 
@@ -43,12 +43,12 @@ def _sigmoid(x):
 
 
 def supports(halves: Tensor) -> bool:
-    """CUDA tensors of two dimensions whose last one is contiguous."""
+    """Supports CUDA tensors of two dimensions whose last one is contiguous."""
     return _triton.runs_on(halves) and halves.dim() == 2 and halves.stride(1) == 1
 
 
 def run(halves: Tensor, activation: str, *, gate_first: bool = True) -> Tensor:
-    """[T, 2·I] to [T, I], contiguous. `activation`: `silu`, `gelu_tanh` or `gelu`."""
+    """Run a gate: [T, 2·I] to [T, I], contiguous. `activation`: `silu`, `gelu_tanh` or `gelu`."""
     rows, size = halves.shape[0], halves.shape[1] // 2
     out = halves.new_empty(rows, size)
     if out.numel():

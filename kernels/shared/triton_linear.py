@@ -1,13 +1,13 @@
-"""What the Triton kernels of the quantised linears share: tiles, and sums over parts of K.
+"""The common part of the Triton kernels of quantised products: tiles, and sums over parts of K.
 
-The tiles along K, and the parts of so many tiles that it is cut into, depend on the weight's shape
+The tiles along K, and the parts of several tiles that it is cut into, depend on the weight's shape
 alone. With few rows the weight's bandwidth is the limit: a program sums one part, so that there are
-enough of them, and `_sum_parts_kernel` adds the parts in order. With many rows a program sums all
+enough programs, and `_sum_parts_kernel` adds the parts in order. With many rows a program sums all
 parts, one after the other, and adds them in the same order. So a row's result does not depend on
-how many rows there are, as far as a `tl.dot` of more rows adds up like one of fewer. On sm_80 they
-are the same instruction. On sm_90 and sm_100 up to 16 rows take another one than more rows do; that
-both add up alike is not known until the tests have run there. If not, `plan` must give few rows the
-64-row tile.
+the number of rows, if a `tl.dot` of more rows adds up like one of fewer. On sm_80 they are the same
+instruction. On sm_90 and sm_100 up to 16 rows use another one than more rows do; that both add up
+alike is not known until the tests have run there. If not, `plan` must give few rows the 64-row
+tile.
 """
 
 from dataclasses import dataclass
@@ -19,21 +19,22 @@ from kernels._triton import tl, triton
 from kernels.shared.stages import dtype_name, num_stages
 
 FEW_ROWS = 64
-"""Up to here a program sums one part of K."""
+"""The most rows for which a program sums one part of K."""
 WANTED_PROGRAMS = 512
-"""Some for each of 132 processors. The same on every GPU: it decides about the order of sums."""
+"""The number of programs to reach, some for each of 132 processors. The same on every GPU, because
+it decides the order of sums."""
 MAX_PARTS = 8
 MIN_TILES_PER_PART = 4
 ROW_COUNT = ("M",)
-"""Not specialised: no number of rows, such as 1 or 16, may need a kernel of its own. Costs nothing:
-only masks and the offsets of whole parts depend on it."""
+"""Arguments that are not specialised, so that all numbers of rows, such as 1 or 16, share a kernel.
+This costs nothing: only masks and the offsets of whole parts depend on it."""
 SUM_BLOCK = 256
 """Outputs whose parts a program adds up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a [M, K] times [K, N] product is cut."""
+    """The division of a [M, K] times [K, N] product."""
 
     block_m: int
     block_n: int
@@ -44,7 +45,8 @@ class Plan:
     num_stages: int
 
     def grid(self, num_rows: int, num_outputs: int) -> tuple[int, int, int]:
-        """Programs: outputs fastest, so that those that run together read the same rows of x."""
+        """Return the grid of programs: outputs vary fastest, so that programs that run together
+        read the same rows of x."""
         return (
             triton.cdiv(num_outputs, self.block_n),
             triton.cdiv(num_rows, self.block_m),
@@ -58,7 +60,7 @@ class Plan:
 
     @property
     def constants(self) -> dict[str, int]:
-        """Compile-time arguments that every kernel here takes."""
+        """Compile-time arguments of every kernel here."""
         return {
             "PARTS": self.parts_per_program,
             "BLOCK_M": self.block_m,
@@ -67,22 +69,23 @@ class Plan:
 
     @property
     def options(self) -> dict[str, int]:
-        """Launch options that every kernel here takes."""
+        """Launch options of every kernel here."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
     def tuned_options(self, kernel: str, dtype: torch.dtype) -> dict[str, int]:
-        """The same, with the stages that were measured for a kernel and a type of x."""
+        """Return the launch options with the stages that were measured for a kernel and a type of
+        x."""
         launch = f"{kernel} {dtype_name(dtype)} {self.block_m}x{self.block_n}"
         return self.options | {"num_stages": num_stages(launch, self.num_stages)}
 
 
 def plan(num_rows: int, num_outputs: int, size: int, block_k: int, dtype: torch.dtype) -> Plan:
-    """Cut a product of `num_rows` rows with a [num_outputs, size] weight."""
+    """Divide a product of `num_rows` rows with a [num_outputs, size] weight."""
     wanted = WANTED_PROGRAMS // triton.cdiv(num_outputs, 32)
     num_parts, tiles_per_part = parts_of(triton.cdiv(size, block_k), min(wanted, MAX_PARTS))
     few = num_rows <= FEW_ROWS
     if dtype is torch.float32:
-        # Not on tensor cores; for tests more than for work.
+        # Without tensor cores; for tests more than for work.
         block_m, block_n, num_warps, stages = (16 if num_rows <= 16 else 32), 32, 4, 2
     elif num_rows <= 16:
         block_m, block_n, num_warps, stages = 16, 32, 4, 4
@@ -102,18 +105,19 @@ def plan(num_rows: int, num_outputs: int, size: int, block_k: int, dtype: torch.
 
 
 def parts_of(num_tiles: int, most: int) -> tuple[int, int]:
-    """Cut the tiles along K into at most so many parts: their number, and the tiles of each but
-    the last."""
+    """Divide the tiles along K into at most `most` parts; return their number, and the tiles of
+    each but the last."""
     num_parts = max(1, min(most, num_tiles // MIN_TILES_PER_PART))
     tiles_per_part = triton.cdiv(num_tiles, num_parts)
-    # Rounding up may leave the last ones without a tile.
+    # Rounding up may leave the last parts without a tile.
     return triton.cdiv(num_tiles, tiles_per_part), tiles_per_part
 
 
 def runs_of(length: int, block_k: int) -> int:
-    """Runs of `length` weights with one scale that a tile of `block_k` has; 0 if they do not fit.
+    """Return the runs of `length` weights with one scale in a tile of `block_k`; 0 if they do not
+    fit.
 
-    One if a run has several tiles.
+    The result is 1 if a run has several tiles.
     """
     if length % block_k == 0:
         return 1
@@ -144,7 +148,7 @@ class Output:
     def added_up(
         self, row_scale: Tensor | None, scale: Tensor | None, bias: Tensor | None
     ) -> Tensor:
-        """The result, once the kernel was launched. The arguments are those of `write`."""
+        """Return the result, once the kernel was launched. The arguments are those of `write`."""
         num_rows, num_outputs = self.result.shape
         if self._in_parts and num_rows:
             _sum_parts_kernel[(triton.cdiv(num_outputs, SUM_BLOCK), num_rows)](
@@ -163,7 +167,7 @@ class Output:
 
 @triton.jit
 def spread(values, BLOCK_K: tl.constexpr):
-    """Repeat each row of [runs, BLOCK_N], so that there are `BLOCK_K`; one run is left as it is."""
+    """Repeat each row of [runs, BLOCK_N] to get `BLOCK_K` rows; a single run is not repeated."""
     RUNS: tl.constexpr = values.shape[0]
     BLOCK_N: tl.constexpr = values.shape[1]
     if RUNS > 1 and RUNS < BLOCK_K:
@@ -174,7 +178,7 @@ def spread(values, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def finished(total, rows, columns, row_scale_ptr, scale_ptr, bias_ptr, M, N):
-    """Scales and bias, each None where there is none: a [rows, columns] tile in fp32."""
+    """Apply scales and bias, each None if there is none, to a [rows, columns] tile in fp32."""
     value = total.to(tl.float32)
     if row_scale_ptr is not None:
         value *= tl.load(row_scale_ptr + rows, mask=rows < M, other=0.0)[:, None]
@@ -188,7 +192,7 @@ def finished(total, rows, columns, row_scale_ptr, scale_ptr, bias_ptr, M, N):
 
 @triton.jit
 def write(total, rows, columns, row_scale_ptr, scale_ptr, bias_ptr, out_ptr, M, N):
-    """Store a tile: a part's sum as it is if there are more parts, else the result."""
+    """Store a tile: a part's sum if there are more parts, otherwise the result."""
     mask = (rows < M)[:, None] & (columns < N)[None, :]
     at = rows.to(tl.int64)[:, None] * N + columns[None, :]
     if tl.num_programs(2) > 1:

@@ -1,4 +1,4 @@
-"""What a call has to do at least, whoever does it: the numerator of every rate."""
+"""The least work of a call in any implementation: the numerator of every rate."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -12,16 +12,17 @@ from kernels.registry import Op
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one call has to move and to compute."""
+    """The data to move and the arithmetic of one call."""
 
     bytes: int
-    """Read from memory and written to it, each number once."""
+    """Bytes read from memory and written to it, each number once."""
     flops: int = 0
     """Multiplications and additions; 0 where memory alone limits the op."""
 
 
 def work_of(op: Op[..., Any], inputs: dict[str, object], outputs: Iterable[Tensor]) -> Work:
-    """As the op's `cases.work(inputs)` says, else: all inputs are read and all outputs written."""
+    """Return the work by the op's `cases.work(inputs)`, or by default that of reading all inputs
+    and writing all outputs."""
     stated = getattr(op.cases, "work", None)
     if stated is not None:
         found: Work = stated(inputs)
@@ -30,7 +31,7 @@ def work_of(op: Op[..., Any], inputs: dict[str, object], outputs: Iterable[Tenso
 
 
 def num_bytes(value: object) -> int:
-    """Bytes of all tensors in a value, however nested."""
+    """Return the bytes of all tensors in a value, however nested."""
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(value))
 
 
@@ -47,8 +48,8 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 
 def product_work(inputs: dict[str, Any], num_outputs: int) -> Work:
-    """The work of rows `x` times a weight [num_outputs, ...]; whatever stands for the weight is
-    read."""
+    """Return the work of rows `x` times a weight [num_outputs, ...], which is read in its stored
+    form."""
     x = inputs["x"]
     rows, num_inputs = x.shape
     written = rows * num_outputs * (4 if inputs.get("fp32_out") else x.element_size())

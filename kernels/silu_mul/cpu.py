@@ -1,4 +1,4 @@
-"""One pass, in C++."""
+"""The gate in one pass, in C++."""
 
 import functools
 

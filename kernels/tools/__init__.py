@@ -1,4 +1,5 @@
-"""Programs about the operations: `check`, `bench`, `compile` and `tune`, and what they are made of.
+"""Programs about the operations (`check`, `bench`, `compile` and `tune`) and their parts.
 
-For contributors and tests: no operation imports them, and serving runs none. Start at `bench.py`.
+They are for contributors and tests: no operation imports them, and serving runs none. Start at
+`bench.py`.
 """

@@ -1,12 +1,12 @@
 """Times every op's implementations on real models' shapes, against what the machine can do.
 
-`python -m kernels.tools.bench [OP ...]` first checks what it is about to time against the
-reference: an op with a wrong implementation is not timed, and the exit code is 1. Nothing else
-should run beside.
+`python -m kernels.tools.bench [OP ...]` first checks the implementations against the reference: an
+op with a wrong implementation is not timed, and the exit code is 1. Nothing else should run at the
+same time.
 
-The inputs of a call that moves more than `IN_CACHE_BYTES` take turns with copies of theirs, in all
-twice what the last cache holds, as the layers of a model do. Smaller ones stay in the cache, as
-they would.
+The inputs of a call that moves more than `IN_CACHE_BYTES` are used in turn with copies, in all
+twice the size of the last cache, as with the layers of a model. Smaller inputs stay in the cache,
+as they would in a model.
 """
 
 import argparse
@@ -35,7 +35,7 @@ SECTION = "measured"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0: all was timed; 1: a check was red."""
+    """Run the program; exit with 1 if a check failed."""
     options = _parser().parse_args(arguments)
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
     start = time.monotonic()
@@ -73,10 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check_op(op: Op[..., Any], dtype: torch.dtype, device: torch.device) -> None:
-    """Check all that will be timed.
+    """Check everything that will be timed.
 
     Raises:
-        Mismatch: an implementation computes something else than the reference.
+        Mismatch: the results of an implementation differ from the reference's.
     """
     for case in op.cases.BENCHMARKS[device.type]:
         inputs = op.cases.make_inputs(case, dtype, device)
@@ -85,7 +85,7 @@ def check_op(op: Op[..., Any], dtype: torch.dtype, device: torch.device) -> None
 
 
 def timings_of(op: Op[..., Any], dtype: torch.dtype, device: torch.device) -> Iterator[Timing]:
-    """Each implementation that takes a case; the reference last."""
+    """Time each implementation that takes a case; the reference comes last."""
     for case in op.cases.BENCHMARKS[device.type]:
         inputs = op.cases.make_inputs(case, dtype, device)
         work = work_of(op, inputs, op.cases.outputs(op.reference(**inputs), inputs))

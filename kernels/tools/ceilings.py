@@ -1,4 +1,4 @@
-"""What this machine reaches at best, measured: the denominator of every share."""
+"""The best rates of this machine, measured: the denominator of every share."""
 
 from dataclasses import dataclass
 
@@ -14,30 +14,30 @@ GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceilings:
-    """In GB/s (read and written bytes both count) and GFLOP/s."""
+    """Rates in GB/s (read and written bytes both count) and GFLOP/s."""
 
     copy_one_thread: float
-    """On a GPU: the same as with all."""
+    """The rate of copies with one thread; on a GPU the same as with all."""
     copy: float
     read: float
-    """Above `copy` where a write costs more than a read."""
+    """The rate of reads, above `copy` where a write costs more than a read."""
     gemm_fp32: float
     gemm_bf16: float
 
     def gemm(self, dtype: torch.dtype) -> float:
-        """The ceiling of matrix products of this type, GFLOP/s."""
+        """Return the ceiling of matrix products of this type, in GFLOP/s."""
         return self.gemm_fp32 if dtype is torch.float32 else self.gemm_bf16
 
 
 def cache_bytes(device: torch.device) -> int:
-    """The last-level cache of the device."""
+    """Return the size of the device's last-level cache."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
     return machine.last_level_cache_bytes()
 
 
 def measure(device: torch.device) -> Ceilings:
-    """Takes a few seconds; nothing else should run."""
+    """Measure the ceilings, which takes a few seconds; nothing else should run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -73,7 +73,7 @@ def _gemm(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _buffer(device: torch.device) -> Tensor:
-    """Eight times what the last cache holds."""
+    """Make a buffer of eight times the size of the last cache."""
     size = GPU_COPY_BYTES if device.type == "cuda" else 8 * cache_bytes(device)
     return torch.ones(size // 4, device=device)
 

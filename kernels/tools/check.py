@@ -1,4 +1,5 @@
-"""One implementation of an op against the op's reference in fp32; tests and benchmarks use it."""
+"""Checks one implementation of an op against the op's reference in fp32, for tests and
+benchmarks."""
 
 from typing import Any
 
@@ -10,14 +11,14 @@ from kernels.tools.guarded_memory import GuardedMemory
 
 
 class Mismatch(AssertionError):
-    """An implementation that refuses its case, computes something else, or writes elsewhere."""
+    """An implementation refuses its case, computes something else, or writes elsewhere."""
 
 
 def check(op: Op[..., Any], name: str, case: Any, dtype: torch.dtype, device: torch.device) -> None:
-    """Run it once on new random inputs, with guards around all memory.
+    """Run an implementation once on new random inputs, with guards around all memory.
 
     Raises:
-        Mismatch: op, implementation, case and what is wrong with which output.
+        Mismatch: names op, implementation, case and the error of which output.
     """
     inputs = op.cases.make_inputs(case, dtype, device)
     exact = GuardedMemory().copied(inputs, torch.float32)
@@ -61,17 +62,17 @@ def _difference(got: Tensor, want: Tensor, tolerance: float) -> str | None:
 
 
 def _excess(got: Tensor, want: Tensor) -> Tensor:
-    """Each element's error beyond one rounding to its own type; relative above 1."""
+    """Return each element's error beyond one rounding to its own type; relative above 1."""
     unit = half_unit(got, want) if got.dtype.is_floating_point else 0.0
     got, want = got.double(), want.double()
     error = ((got - want).abs() - unit) / want.abs().clamp(min=1.0)
-    # Infinities that agree, such as those of masked log-probabilities, are no error.
+    # Infinities that agree, such as those of masked log-probabilities, are not errors.
     return error.masked_fill(got == want, 0.0).nan_to_num(nan=torch.inf)
 
 
 def half_unit(got: Tensor, want: Tensor) -> Tensor:
-    """Half the distance between neighbours in `got`'s type, there or at `want`: what one rounding
-    to the nearest may be away from what was rounded."""
+    """Return half the distance between neighbours in `got`'s type, there or at `want`: the largest
+    error of one rounding to the nearest."""
     limits = torch.finfo(got.dtype)
     size = torch.maximum(got.double().abs(), want.double().abs()).clamp(min=limits.tiny)
     exponent = torch.frexp(size).exponent - 1

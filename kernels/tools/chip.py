@@ -21,9 +21,10 @@ class Chip:
         return f"sm_{self.capability}"
 
     def resident_warps(self, *, registers: int, shared_bytes: int, num_warps: int) -> int:
-        """Warps that run at a time, by registers a thread and shared memory a block; an estimate.
+        """Estimate the warps that run at a time, from registers per thread and shared memory per
+        block.
 
-        Registers come in units of 256 a warp, from one of four files; shared memory in units of
+        Registers come in units of 256 per warp, from one of four files; shared memory in units of
         128 bytes, and the driver takes 1 KiB of it for each block.
         """
         registers_per_warp = _rounded_up(max(registers, 1) * 32, 256)

@@ -1,10 +1,10 @@
 """Compiles every Triton kernel for NVIDIA's chips, on a machine that may have none.
 
-`python -m kernels.tools.compile` records what each op launches for the cases that its `cases.py`
-lists (`COMPILED`, by default the benchmarks of GPUs), compiles what it has not compiled before, and
-writes what that needs to docs/kernels.md. It fails if a kernel does not compile, spills registers,
-needs more shared memory than a block has, or was to use tensor cores and does not. With `--check`
-nothing is compiled if the page was written from the same sources, launches and chips.
+`python -m kernels.tools.compile` records each op's launches for the cases that its `cases.py` lists
+(`COMPILED`, by default the benchmarks of GPUs), compiles those that are new, and writes their needs
+to docs/kernels.md. It fails if a kernel does not compile, spills registers, needs more shared
+memory than a block has, or should use tensor cores and does not. With `--check` nothing is compiled
+if the page was written from the same sources, launches and chips.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from kernels.tools.document import Section, table
 from kernels.tools.launches import Launch, recorded
 
 MAX_KERNELS = 150
-"""Per chip: what compiles in some minutes on two cores."""
+"""The most kernels per chip, which compile in some minutes on two cores."""
 SECTION = "compiled"
 META = torch.device("meta")
 
@@ -42,32 +42,32 @@ class Job:
 
     op: str
     case: str
-    """The first that launches it."""
+    """The first case that launches it."""
     launch: Launch
     chip: Chip
     uses_tensor_cores: bool
 
     @property
     def name(self) -> str:
-        """How messages name the job."""
+        """The job's name in messages."""
         return f"{self.op} {self.launch.name} ({self.case}) on {self.chip.name}"
 
     def faults(self, kernel: CompiledKernel) -> list[str]:
-        """What is wrong with what it became."""
+        """Describe the faults of the compiled kernel."""
         found = kernel.faults(self.chip, uses_tensor_cores=self.uses_tensor_cores)
         return [f"{self.name}: {fault}" for fault in found]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0: all is well; 1: a kernel is at fault; 2: there is nothing to compile with."""
+    """Run the program; exit with 1 if a kernel is at fault, and with 2 if Triton cannot compile."""
     options = _parser().parse_args(arguments)
     if not _triton.AVAILABLE or _triton.triton.knobs.runtime.interpret:
-        sys.stderr.write("kernels.tools.compile needs Triton, and its interpreter switched off\n")
+        sys.stderr.write("kernels.tools.compile needs Triton with its interpreter switched off\n")
         return 2
     start = time.monotonic()
     jobs = list(all_jobs([op for op in kernels.OPS if not options.op or op.name in options.op]))
     if options.check and not options.op and is_current(jobs, Section(SECTION)):
-        sys.stdout.write("docs/kernels.md was written from what there is: nothing is compiled\n")
+        sys.stdout.write("docs/kernels.md is current; nothing is compiled\n")
         return 0
     results, faults = _run(jobs, options.jobs)
     faults += too_many(jobs) + same_name(jobs)
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def all_jobs(ops: Iterable[Op[..., Any]]) -> Iterator[Job]:
-    """Each launch of these ops that no earlier one shares its code with, for each chip."""
+    """Yield each launch of these ops that shares its code with no earlier one, for each chip."""
     for chip in CHIPS:
         seen: set[str] = set()
         for op in ops:
@@ -102,7 +102,7 @@ def all_jobs(ops: Iterable[Op[..., Any]]) -> Iterator[Job]:
 
 
 def _launches(op: Op[..., Any], chip: Chip) -> Iterator[tuple[str, Launch]]:
-    """Name of a case and what it launches."""
+    """Yield the names of cases with their launches."""
     implementation = op.implementations()["triton"]
     dtypes = getattr(op.cases, "COMPILED_DTYPES", (torch.bfloat16,))
     for case in getattr(op.cases, "COMPILED", op.cases.BENCHMARKS["cuda"]):
@@ -117,17 +117,17 @@ def _launches(op: Op[..., Any], chip: Chip) -> Iterator[tuple[str, Launch]]:
 
 
 def too_many(jobs: list[Job]) -> list[str]:
-    """A message for each chip that has more kernels than it may."""
+    """Return a message for each chip that has more kernels than allowed."""
     counts = {chip.name: sum(job.chip is chip for job in jobs) for chip in CHIPS}
     return [
-        f"{name} has {count} kernels, at most {MAX_KERNELS} are allowed"
+        f"{name} has {count} kernels; the limit is {MAX_KERNELS}"
         for name, count in counts.items()
         if count > MAX_KERNELS
     ]
 
 
 def same_name(jobs: list[Job]) -> list[str]:
-    """A message for each pair of jobs that the page could not tell apart."""
+    """Return a message for each pair of jobs that the page could not tell apart."""
     counts = collections.Counter(job.name for job in jobs)
     return [f"{name}: two kernels have this name" for name, n in counts.items() if n > 1]
 
@@ -138,7 +138,8 @@ def is_current(jobs: list[Job], section: Section) -> bool:
 
 
 def _origin(jobs: list[Job]) -> str:
-    """The section's last line, by all that decides what kernels become and what is a fault."""
+    """Return the section's last line, a hash of everything that decides what kernels become and
+    what is a fault."""
     facts = [
         (job.name, cache_path(job.launch, job.chip).name, job.chip, job.uses_tensor_cores)
         for job in jobs
@@ -147,10 +148,10 @@ def _origin(jobs: list[Job]) -> str:
 
 
 def compiled_table(jobs: list[Job], results: dict[str, CompiledKernel]) -> str:
-    """What each kernel needs on each chip, as the page shows it."""
+    """Return the table of each kernel's needs on each chip, as the page shows it."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for job in jobs:
-        # A name may stand for another tile on another chip.
+        # On another chip the same name may stand for another tile.
         key = (job.op, job.launch.name.strip("_"), job.case)
         row = rows.setdefault(key, [*key, *["-"] * len(CHIPS)])
         row[len(key) + CHIPS.index(job.chip)] = _cell(results[job.name], job.chip)
@@ -176,7 +177,7 @@ def _cell(kernel: CompiledKernel, chip: Chip) -> str:
 def _documented(
     jobs: list[Job], results: dict[str, CompiledKernel], *, only_check: bool
 ) -> list[str]:
-    """Write the page's section, or say whether it is another."""
+    """Write the page's section, or say whether it is out of date."""
     section = Section(SECTION)
     version = f"Triton {_triton.triton.__version__}"
     text = f"\n{version}.\n\n{compiled_table(jobs, results)}"
@@ -184,16 +185,17 @@ def _documented(
         section.write(text + _origin(jobs))
         return []
     if f"\n{version}.\n" not in section.read():
-        sys.stdout.write(f"docs/kernels.md is of another release than {version}: not compared\n")
+        sys.stdout.write(f"docs/kernels.md is of another release than {version}; not compared\n")
         return []
-    # Comments move the lines of kernels: they are of another origin then, and become the same.
+    # Comments move the lines of kernels, so the origin differs although the compiled kernels do
+    # not.
     if section.read().partition("\nFrom ")[0].rstrip("\n") != text.rstrip("\n"):
         return ["docs/kernels.md is not current: run `make kernels-compile`"]
     return []
 
 
 def _run(jobs: list[Job], num_processes: int) -> tuple[dict[str, CompiledKernel], list[str]]:
-    """Results by name of the job, and what could not be compiled."""
+    """Return results by the job's name, and messages about jobs that could not be compiled."""
     results = {job.name: found for job in jobs if (found := cached(job.launch, job.chip))}
     missing = [job for job in jobs if job.name not in results]
     faults: list[str] = []
@@ -224,12 +226,19 @@ def _compile(launch: Launch, chip: int) -> tuple[CompiledKernel, float]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m kernels.tools.compile", description=__doc__)
-    parser.add_argument("op", nargs="*", help="names; by default all, and the page is written")
     parser.add_argument(
-        "--check", action="store_true", help="do not write docs/kernels.md, say if it is current"
+        "op", nargs="*", help="names of operations; by default all, and the page is written"
     )
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count(), help="processes; by default one per core"
+        "--check",
+        action="store_true",
+        help="do not write docs/kernels.md; say whether it is current",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count(),
+        help="number of processes; by default one per core",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""One launch compiled for one chip, and what its machine code needs; no GPU involved."""
+"""One launch compiled for one chip, and the needs of its machine code, found without a GPU."""
 
 import dataclasses
 import hashlib
@@ -17,40 +17,41 @@ from kernels.tools.chip import KIB, Chip
 from kernels.tools.launches import Launch, target
 
 FORMAT = 2
-"""Of the cached files; goes up when a field changes its meaning."""
+"""The version of the cached files; it goes up when a field changes its meaning."""
 
 _TENSOR_CORES = re.compile(r"\b([HIBDQOF]G?MMA|UTC[A-Z]*MMA)\b")
-"""Machine instructions: `HMMA` (sm_80), `HGMMA` (sm_90), `UTCHMMA` (sm_100) and their kin."""
+"""Machine instructions of tensor cores: `HMMA` (sm_80), `HGMMA` (sm_90), `UTCHMMA` (sm_100) and
+relatives."""
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledKernel:
-    """What a launch needs, read from the cubin."""
+    """The needs of a launch, read from the cubin."""
 
     registers: int
-    """Per thread."""
+    """Registers per thread."""
     spilled_bytes: int
-    """Per thread, in memory because registers did not suffice."""
+    """Bytes per thread in memory, because registers did not suffice."""
     shared_bytes: int
-    """Per block."""
+    """Bytes of shared memory per block."""
     num_warps: int
-    """Per block."""
+    """Warps per block."""
     tensor_cores: str = ""
-    """Name of the instructions that use them; empty: none does."""
+    """Names of the instructions that use tensor cores; empty if none does."""
 
     def faults(self, chip: Chip, *, uses_tensor_cores: bool) -> list[str]:
-        """What would make it slow or impossible to launch.
+        """Describe faults that would make the kernel slow or impossible to launch.
 
         Args:
-            uses_tensor_cores: code without their instructions is a fault.
+            uses_tensor_cores: whether code without their instructions is a fault.
         """
         found = []
         if self.spilled_bytes:
             found.append(f"spills {self.spilled_bytes} bytes of registers per thread")
         if self.shared_bytes > chip.max_shared_bytes_per_block:
             found.append(
-                f"needs {self.shared_bytes / KIB:.1f} KiB of shared memory, a block has "
+                f"needs {self.shared_bytes / KIB:.1f} KiB of shared memory; a block has "
                 f"{chip.max_shared_bytes_per_block // KIB}"
             )
         if uses_tensor_cores and not self.tensor_cores:
@@ -59,7 +60,7 @@ class CompiledKernel:
 
 
 def cache_path(launch: Launch, chip: Chip) -> Path:
-    """Where the result is kept; another path as soon as anything it depends on changes."""
+    """Return the path of the cached result, which changes with everything that it depends on."""
     parts = [
         FORMAT,
         _triton.triton.__version__,
@@ -72,7 +73,7 @@ def cache_path(launch: Launch, chip: Chip) -> Path:
 
 
 def cached(launch: Launch, chip: Chip) -> CompiledKernel | None:
-    """The result of an earlier run."""
+    """Return the result of an earlier run, or None."""
     try:
         return CompiledKernel(**json.loads(cache_path(launch, chip).read_text()))
     except FileNotFoundError:
@@ -80,13 +81,13 @@ def cached(launch: Launch, chip: Chip) -> CompiledKernel | None:
 
 
 def compiled(launch: Launch, chip: Chip) -> CompiledKernel:
-    """Compile it and keep the result.
+    """Compile a launch and keep the result.
 
     Raises:
-        Exception: whatever Triton raises for code it cannot compile.
+        Exception: any error that Triton raises for code that it cannot compile.
     """
     with tempfile.TemporaryDirectory() as folder:
-        # Triton keeps six files per kernel; of interest are five numbers.
+        # Triton keeps six files per kernel; only five numbers are of interest.
         _triton.triton.knobs.cache.dir = folder
         kernel = _triton.triton.compile(
             launch.source(), target=target(chip.capability), options=dict(launch.options)

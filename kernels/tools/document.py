@@ -13,11 +13,11 @@ class Section:
         self._path = path
 
     def read(self) -> str:
-        """The section's text as it is now."""
+        """Return the section's present text."""
         return self._split()[1]
 
     def write(self, text: str) -> None:
-        """Put `text` there; the rest of the page stays."""
+        """Put `text` there; the rest of the page stays unchanged."""
         before, _, after = self._split()
         self._path.write_text(before + text + after)
 
@@ -29,7 +29,7 @@ class Section:
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; names of columns that end in `:` are right-aligned."""
+    """Return a Markdown table; columns whose names end in `:` are right-aligned."""
     rule = ["--:" if column.endswith(":") else "---" for column in columns]
     lines = [[column.removesuffix(":") for column in columns], rule, *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

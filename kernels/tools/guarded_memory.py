@@ -1,4 +1,4 @@
-"""Memory that shows what an op did to it: outputs left unwritten, writes past an end."""
+"""Memory that shows an op's errors: outputs left unwritten, writes past an end."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 GUARD_BYTES = 4096
-"""On either side of a storage; a multiple of any alignment that a kernel may count on."""
+"""Bytes on either side of a storage; a multiple of any alignment that a kernel may rely on."""
 POISON = 0xFF
-"""Each byte of a guard and of what an op allocates: NaN in every float type, -1 as an integer."""
+"""The value of each byte of a guard and of allocated memory: NaN in every float type, -1 as an
+integer."""
 
 _ALLOCATIONS = {
     torch.ops.aten.empty,
@@ -30,32 +31,33 @@ T = TypeVar("T")
 @dataclasses.dataclass
 class _Storage:
     whole: Tensor
-    """Bytes, the guards included."""
+    """The bytes, including the guards."""
     before: Tensor
-    """A copy of what was in it."""
+    """A copy of the original contents."""
     outside: Tensor
     """Bytes that no view of the inputs covers."""
 
 
 class GuardedMemory:
-    """Copies of an op's inputs, and what the op allocates, all between guards."""
+    """Copies of an op's inputs, and memory that the op allocates, all between guards."""
 
     def __init__(self) -> None:
         self._copies: dict[int, _Storage] = {}
         self._allocated: list[Tensor] = []
 
     def copied(self, value: T, dtype: torch.dtype | None = None) -> T:
-        """A deep copy with the same strides and the same sharing; floats in `dtype`, if given."""
+        """Make a deep copy with the same strides and the same sharing; floats in `dtype`, if
+        given."""
         return self._copied(value, dtype)  # type: ignore[no-any-return]
 
     @contextmanager
     def holding_allocations(self) -> Iterator[None]:
-        """Tensors that are allocated inside are poisoned and guarded."""
+        """Poison and guard tensors that are allocated in this context."""
         with _Allocations(self):
             yield
 
     def damage(self, outputs: Iterable[Tensor]) -> str | None:
-        """What was written that must not be, in words.
+        """Describe the first forbidden write, or return None.
 
         Inputs may only change where they are (or share a storage with) one of the `outputs`, and
         there only in elements that the op was given.
@@ -70,11 +72,11 @@ class GuardedMemory:
         for whole in self._allocated:
             guards = torch.cat((whole[:GUARD_BYTES], whole[-GUARD_BYTES:]))
             if bool((guards != POISON).any()):
-                return f"a write beyond the {len(whole) - 2 * GUARD_BYTES} bytes of an output"
+                return f"wrote beyond the {len(whole) - 2 * GUARD_BYTES} bytes of an output"
         return None
 
     def allocated(self, like: Tensor) -> Tensor:
-        """Poisoned memory with the layout of `like`."""
+        """Return poisoned memory with the layout of `like`."""
         size = like.untyped_storage().nbytes()
         whole = torch.full((size + 2 * GUARD_BYTES,), POISON, dtype=torch.uint8, device=like.device)
         self._allocated.append(whole)
@@ -124,7 +126,7 @@ class GuardedMemory:
 
 
 class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Gives guarded memory for every tensor that is allocated."""
+    """A mode that gives guarded memory to every tensor that is allocated."""
 
     def __init__(self, memory: GuardedMemory) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -140,7 +142,7 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _view(whole: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor of its own, not a view: what `like` is, with its bytes between the guards."""
+    """Return a tensor of its own, not a view, like `like`, with its bytes between the guards."""
     offset = like.storage_offset() + GUARD_BYTES // dtype.itemsize
     result = torch.empty(0, dtype=dtype, device=whole.device)
     return result.set_(whole.untyped_storage(), offset, like.shape, like.stride())

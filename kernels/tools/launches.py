@@ -1,9 +1,9 @@
-"""What Triton would compile for a launch, recorded on a machine that may have no GPU.
+"""The code that Triton would compile for a launch, recorded on a machine that may have no GPU.
 
-Triton makes a kernel anew for integers that are 1 and for those and pointers that are divisible by
-16. Its own code decides about that here: kernels are launched as ever, for a GPU that is only
-pretended, and the JIT's hook tells what it is about to compile. Nothing is compiled or run, so
-tensors may lie on the `meta` device.
+Triton makes a separate kernel for integers that are 1 and for those and pointers that are divisible
+by 16. Its own code decides about that here: kernels are launched as usual, for a pretended GPU, and
+the JIT's hook tells what it is about to compile. Nothing is compiled or run, so tensors may be on
+the `meta` device.
 """
 
 import contextlib
@@ -15,24 +15,24 @@ from typing import Any
 from kernels import _triton
 
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
-"""Of a launch: what else decides about the compiled code."""
+"""Options of a launch that also decide the compiled code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """A kernel as one of its launches specialises it. Can be sent to other processes.
 
-    Arguments are named by paths, as Triton does: `(3,)` is the fourth.
+    Arguments are named by paths, as in Triton: `(3,)` is the fourth.
     """
 
     module: str
     name: str
     signature: Mapping[str, str]
-    """Argument → its type: `*bf16`, `i32`, `constexpr` ..."""
+    """The type of each argument: `*bf16`, `i32`, `constexpr` ..."""
     constants: Mapping[tuple[int, ...], Any]
-    """Value of each `constexpr`, be it declared or found to be 1 or None."""
+    """The value of each `constexpr`, whether it was declared or found to be 1 or None."""
     attributes: Mapping[tuple[int, ...], Any]
-    """What is known of the others: divisible by 16, or nothing."""
+    """Known facts about the others: divisible by 16, or nothing."""
     options: Mapping[str, Any]
 
     @property
@@ -42,12 +42,12 @@ class Launch:
 
     @property
     def key(self) -> str:
-        """Equal for launches that share what is compiled."""
+        """A key that is equal for launches that share compiled code."""
         return f"{self.module}.{self.name}{self.arguments}{dict(self.options)}"
 
     @property
     def arguments(self) -> dict[str, str]:
-        """Each one's constant or type, `/16` behind it if that divides it."""
+        """Return each argument's constant or type, with `/16` if it is divisible by 16."""
         names = list(self.signature)
         words = dict(self.signature)
         words |= {names[path[0]]: repr(value) for path, value in self.constants.items()}
@@ -57,7 +57,7 @@ class Launch:
         return words
 
     def source(self) -> Any:
-        """What Triton's compiler takes."""
+        """Return the source in the form that Triton's compiler takes."""
         return _triton.triton.compiler.ASTSource(
             self.kernel, dict(self.signature), dict(self.constants), dict(self.attributes)
         )
@@ -65,14 +65,14 @@ class Launch:
 
 @contextlib.contextmanager
 def recorded(capability: int) -> Iterator[list[Launch]]:
-    """What is launched inside, as if on a GPU of this compute capability.
+    """Record the launches in this context, as if on a GPU of this compute capability.
 
     Raises:
         RuntimeError: kernels are interpreted in this process.
     """
     triton = _triton.triton
     if not _triton.AVAILABLE or triton.knobs.runtime.interpret:
-        raise RuntimeError("launches are recorded where Triton is there and not interpreting")
+        raise RuntimeError("recording launches needs Triton with its interpreter switched off")
     launches: list[Launch] = []
 
     def about_to_compile(*, fn: Any, compile: Mapping[str, Any], **_: Any) -> bool:
@@ -86,7 +86,7 @@ def recorded(capability: int) -> Iterator[list[Launch]]:
                 options={name: compile[name] for name in OPTIONS},
             )
         )
-        return True  # somebody else has compiled it: there is nothing to run
+        return True  # tells Triton that the kernel is compiled already, so nothing is run
 
     driver, runtime = triton.runtime.driver, triton.knobs.runtime
     before = driver._active, runtime.jit_cache_hook
@@ -102,12 +102,13 @@ def recorded(capability: int) -> Iterator[list[Launch]]:
 
 @dataclass(frozen=True, slots=True)
 class _PretendedDriver:
-    """All that the JIT asks a driver before it compiles."""
+    """The questions that the JIT asks a driver before it compiles."""
 
     capability: int
 
     def get_current_device(self) -> str:
-        """No number, so that it never is a real device's, whose kernels Triton keeps."""
+        """Return a device that is not a number, so that it never is a real device's, whose kernels
+        Triton keeps."""
         return f"pretended sm_{self.capability}"
 
     def get_current_stream(self, device: str) -> int:
@@ -118,5 +119,5 @@ class _PretendedDriver:
 
 
 def target(capability: int) -> Any:
-    """The GPU in Triton's terms."""
+    """Return the GPU in Triton's terms."""
     return _triton.triton.backends.compiler.GPUTarget("cuda", capability, 32)

@@ -9,20 +9,20 @@ from typing import Any
 import torch
 
 ROUND_S = 0.01
-"""A round is so many calls that it lasts about this long."""
+"""Approximate duration of a round, from which the number of calls follows."""
 TOTAL_S = 0.3
-"""Rounds are timed for so long, and at least `MIN_ROUNDS`."""
+"""Least total time of the rounds, of which there are at least `MIN_ROUNDS`."""
 MIN_ROUNDS = 5
 GPU_HEAD_START_CYCLES = 20_000_000
-"""The GPU waits about 10 ms at first, so that it finds all launches of a round queued."""
+"""About 10 ms that the GPU waits at first, so that it finds all launches of a round queued."""
 
 
 def median_seconds(
     call: Callable[..., Any], inputs: Sequence[dict[str, Any]], device: torch.device
 ) -> float:
-    """Of one call, in turn with each of the `inputs`.
+    """Return the median time of a call, in turn with each of the `inputs`.
 
-    They are all used once before, so that everything is built and each cache is as full as it gets.
+    All inputs are used once before, so that everything is built and caches are full.
     """
     for one in inputs:
         call(**one)
@@ -44,7 +44,7 @@ def _cpu_round(call: Callable[..., Any], inputs: Iterable[dict[str, Any]]) -> fl
 
 
 def _gpu_round(call: Callable[..., Any], inputs: Iterable[dict[str, Any]]) -> float:
-    """Between two events on the GPU: what launching costs on the host is not part of it."""
+    """Time a round between two events on the GPU, which excludes the host's cost of launching."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda._sleep(GPU_HEAD_START_CYCLES)  # type: ignore[no-untyped-call]
     begin.record()

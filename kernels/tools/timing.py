@@ -1,4 +1,4 @@
-"""How fast one implementation ran one case, and how that reads."""
+"""The speed of one implementation on one case, and its presentation."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ COLUMNS = ["op", "case", "runs on", "time:", "GB/s:", "of copy:", "GFLOP/s:", "o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """How long the median call of one implementation took, and what it had to do."""
+    """The median time of one implementation's call, and its work."""
 
     op: str
     case: str
@@ -26,7 +26,7 @@ class Timing:
     flops: int
 
     def cells(self, ceilings: Ceilings, dtype: torch.dtype) -> list[str]:
-        """The table's cells, one per column."""
+        """Return the table's cells, one per column."""
         memory = self.bytes / self.seconds / 1e9
         arithmetic = self.flops / self.seconds / 1e9
         return [
@@ -43,7 +43,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All timings of one run and what to hold them against."""
+    """All timings of one run and the ceilings to compare them with."""
 
     device: str
     dtype: torch.dtype
@@ -52,7 +52,7 @@ class Report:
     timings: Sequence[Timing]
 
     def markdown(self) -> str:
-        """The section of docs/kernels.md."""
+        """Return the section of docs/kernels.md."""
         c = self.ceilings
         place = machine.gpu_name() if self.device == "cuda" else machine.facts()["CPU"]
         rows = [timing.cells(c, self.dtype) for timing in self.timings]
@@ -65,7 +65,7 @@ class Report:
         )
 
     def json(self) -> str:
-        """Everything, for later comparisons."""
+        """Return everything, for later comparisons."""
         content: dict[str, Any] = {
             "machine": machine.facts(),
             "device": self.device,

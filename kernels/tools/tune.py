@@ -1,7 +1,8 @@
-"""`python -m kernels.tools.tune [OP ...]`: measure how many stages suit this GPU, and remember it.
+"""`python -m kernels.tools.tune [OP ...]`: measures how many stages suit this GPU and keeps the
+result.
 
-Runs each op's benchmark cases with each number of stages and keeps the fastest per kind of launch
-(`kernels.shared.stages`). Nothing else should run beside.
+It runs each op's benchmark cases with each number of stages and keeps the fastest per kind of
+launch (`kernels.shared.stages`). Nothing else should run at the same time.
 """
 
 import argparse
@@ -24,7 +25,7 @@ Run = Callable[[], Any]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 2: there is nothing to measure on."""
+    """Tune the operations; exit with 2 if there is no GPU to measure on."""
     parser = argparse.ArgumentParser(prog="python -m kernels.tools.tune", description=__doc__)
     names = [op.name for op in kernels.OPS]
     parser.add_argument("op", nargs="*", help=f"by default all of {', '.join(names)}")
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def runs_of(op: Op[..., Any]) -> list[Run]:
-    """The op's benchmark cases that its Triton implementation takes, on the GPU in bf16."""
+    """Return the op's benchmark cases that its Triton implementation takes, on the GPU in bf16."""
     implementation = op.implementations().get("triton")
     if implementation is None:
         return []
@@ -58,10 +59,11 @@ def runs_of(op: Op[..., Any]) -> list[Run]:
 
 
 def tune(runs: Sequence[Run], seconds: Callable[[Run], float]) -> dict[str, int]:
-    """The fastest number of stages per kind of launch, over the runs that make such launches.
+    """Return the fastest number of stages per kind of launch, over the runs that make such
+    launches.
 
     Args:
-        seconds: what a run takes; infinity if it cannot be launched so.
+        seconds: returns the time of a run; infinity if it cannot be launched.
     """
     runs_by_launch: dict[str, list[Run]] = {}
     defaults: dict[str, int] = {}
@@ -80,7 +82,7 @@ def tune(runs: Sequence[Run], seconds: Callable[[Run], float]) -> dict[str, int]
 def _fastest(
     launch: str, default: int, runs: Sequence[Run], seconds: Callable[[Run], float]
 ) -> int:
-    """The number of stages with the least time; among equal ones the default."""
+    """Return the number of stages with the least time; among equal ones the default."""
     times: dict[int, float] = {}
     for candidate in sorted(CANDIDATES, key=lambda c: c != default):
         with stages.trying(launch, candidate):

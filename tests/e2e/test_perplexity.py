@@ -37,7 +37,7 @@ def test_served_and_loaded_measure_alike(server, tiny_llama, tmp_path):
 def test_what_cannot_be_measured_ends_with_code_2(server, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("too short")
-    assert "a passage has 512" in perplexity("--model", "smollm2", "--text", text, code=2)
+    assert "at least one passage of 512" in perplexity("--model", "smollm2", "--text", text, code=2)
     images = ("--model", "tandem-shapes", "--text", text)
     assert "makes images" in perplexity(*images, code=2)
     assert "tandem-shapes" in perplexity("--url", server.url, *images, code=2)

@@ -170,7 +170,7 @@ async def test_two_loads_of_one_name(start):
     ("ref", "check", "error", "words"),
     [
         ("broken", good_text, CorruptFile, "the checkpoint is truncated"),
-        ("huge", good_text, InsufficientMemory, "are free (held: a weights"),
+        ("huge", good_text, InsufficientMemory, "are free (in use: a weights"),
         ("dies", good_text, EngineDead, "ended while it loaded the model: signal 9"),
         ("y", broken_text, CorruptFile, "the chat template is damaged"),
         ("slow", broken_text, CorruptFile, "the chat template is damaged"),

@@ -60,7 +60,7 @@ def test_it_says_what_is_lost_without_a_compiler(capsys, monkeypatch):
     runs, others = rows(capsys)["rms_norm"]
     assert runs == "composed"
     assert "cpu: no C++ compiler" in others
-    assert machine.facts()["C++"] == "no C++ compiler: slower PyTorch operations run instead"
+    assert machine.facts()["C++"] == "no C++ compiler; slower PyTorch operations run instead"
 
 
 def test_facts_of_this_machine(monkeypatch):

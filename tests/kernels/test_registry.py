@@ -31,7 +31,7 @@ def test_first_supporting_implementation_in_order_runs():
     assert double(50) == ("composed", 50)
     assert double(500) == 1000
     assert double.choice(5) == ("cpu", {})
-    unfit = "does not take these arguments"
+    unfit = "does not support these arguments"
     assert double.choice(50) == ("composed", {"cpu": unfit})
     assert double.choice(500) == ("reference", {"cpu": unfit, "composed": unfit})
 
@@ -58,7 +58,7 @@ def test_a_refusal_names_what_the_machine_lacks(monkeypatch):
 @pytest.mark.parametrize("names", [["fastest"], ["cpu", "cpu"]])
 def test_unknown_and_doubled_names_are_refused(names):
     double = make_op()
-    with pytest.raises(ValueError, match="unknown or already there"):
+    with pytest.raises(ValueError, match="unknown or already registered"):
         for name in names:
             double.implementation(name, supports=lambda x: True)(lambda x: x)
     assert double(1) in (1, 2)

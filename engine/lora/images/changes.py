@@ -1,4 +1,5 @@
-"""What an adapter adds to a layer's output, computed beside the layer and never merged into it."""
+"""The change that an adapter makes to a layer's output, computed beside the layer and never
+merged."""
 
 import math
 from collections.abc import Sequence
@@ -14,19 +15,19 @@ from kernels import RowUpdates, lora_rows, native
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A linear layer, or a convolution, as far as an adapter must fit it."""
+    """A linear layer or convolution, as far as an adapter must fit it."""
 
     out_features: int
     in_features: int
     kernel: tuple[int, ...] | None = None
-    """Of a convolution; None: it is linear."""
+    """The kernel of a convolution; None for a linear layer."""
     stride: tuple[int, ...] = (1, 1)
     padding: tuple[int, ...] = (0, 0)
     dilation: tuple[int, ...] = (1, 1)
 
     @classmethod
     def of(cls, module: nn.Module) -> "Layer | None":
-        """None: it is of a kind that no adapter changes."""
+        """Return the layer of a module, or None if adapters cannot change this kind of module."""
         if isinstance(module, nn.Conv2d):
             if module.groups != 1 or isinstance(module.padding, str):
                 return None
@@ -46,36 +47,38 @@ class Layer:
 
     @property
     def is_map(self) -> bool:
-        """Whether its inputs are `[R, C, h, w]`; else they are `[R, ..., C]`."""
+        """Whether inputs are `[R, C, h, w]`; otherwise they are `[R, ..., C]`."""
         return self.kernel is not None
 
     @property
     def num_cells(self) -> int:
-        """Of the kernel."""
+        """Number of cells of the kernel."""
         cells = 1
         for side in self.kernel or ():
             cells *= side
         return cells
 
     def convolved(self, x: Tensor, weight: Tensor) -> Tensor:
-        """`[R, C, h, w]` by a kernel of this layer's size, moved as this layer is."""
+        """Convolve `[R, C, h, w]` with a kernel of this layer's size, with its stride and
+        padding."""
         return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation)
 
 
 class Change(Protocol):
-    """Of one layer, by one adapter. Loop thread only."""
+    """The change that one adapter makes to one layer. Loop thread only."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Its weights."""
+        """The weights of the change."""
         ...
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Self:
-        """The same with its weights there, in the order of memory that they are used in."""
+        """Return the change with its weights on a device, in the order of memory in which they are
+        used."""
         ...
 
     def __call__(self, x: Tensor, scales: Tensor) -> Tensor:
-        """What it adds to the layer's output.
+        """Compute the addition to the layer's output.
 
         Args:
             x: the layer's input for the rows that have the adapter, `[n, ..., in]`, or
@@ -85,22 +88,22 @@ class Change(Protocol):
         ...
 
     def part(self, first: int, num_outputs: int) -> "Change":
-        """The same for neighbouring outputs alone."""
+        """Return the change for neighbouring outputs alone."""
         ...
 
     def matrix(self) -> Tensor:
-        """[out, in], or [out, in, k, k], fp32: the whole update put together."""
+        """The whole update as one fp32 matrix, [out, in] or [out, in, k, k]."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One weight after the other: `B·A`, a Tucker product of three, or a whole update alone.
+    """A product of weights: `B·A`, a Tucker product of three, or a whole update alone.
 
     Attributes:
-        weights: the first is applied first. `[out, in]` mixes channels, `[out, in, k, k]` is
-            convolved as the layer is. The adapter's own scale is in the last one.
-        is_turned: whether these are two as `RowUpdates` has them, to be added by `add_by_rows`.
+        weights: in the order in which they are applied. `[out, in]` mixes channels; `[out, in, k,
+            k]` is convolved as the layer is. The last one includes the adapter's own scale.
+        is_turned: whether these are two in the form of `RowUpdates`, to be added by `add_by_rows`.
     """
 
     layer: Layer
@@ -150,10 +153,10 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class KroneckerProduct:
-    """`kron(left, right)`, which is never put together.
+    """`kron(left, right)`, which is never computed as a whole.
 
     Attributes:
-        left: `[o1, i1]`, with the adapter's own scale in it.
+        left: `[o1, i1]`, including the adapter's own scale.
         right: `[o2, i2]`, or `[o2, i2, k, k]`.
     """
 
@@ -197,7 +200,7 @@ def add_by_rows(updates: Sequence[RowUpdates], x: Tensor, y: Tensor, *, is_map: 
     """Add several products to a layer's output, each to its rows, in one call.
 
     Args:
-        x, y: what goes into the layer and comes out, fp32; `[R, ..., C]`, or `[R, C, h, w]` of a
+        x, y: the layer's input and output, fp32; `[R, ..., C]`, or `[R, C, h, w]` for a
             convolution.
     """
     if is_map:
@@ -209,17 +212,17 @@ def add_by_rows(updates: Sequence[RowUpdates], x: Tensor, y: Tensor, *, is_map: 
 
 
 def scaled(x: Tensor, scales: Tensor) -> Tensor:
-    """Each row by its own scale."""
+    """Multiply each row by its own scale."""
     return x * scales.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
 
 def _positions(x: Tensor) -> Tensor:
-    """`[R, P, C]` of `[R, ..., C]`."""
+    """View `[R, ..., C]` as `[R, P, C]`."""
     return x.view(len(x), math.prod(x.shape[1:-1]), x.shape[-1])
 
 
 def _placed(weight: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     placed = weight.to(device=device, dtype=dtype)
-    if placed.ndim == 4:  # as the maps that it meets
+    if placed.ndim == 4:  # the layer's output is a map too
         return placed.contiguous(memory_format=torch.channels_last)
     return placed.contiguous()

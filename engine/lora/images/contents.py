@@ -1,4 +1,4 @@
-"""The tensors of an adapter's file, by the layers that they are for: from its header alone."""
+"""The tensors of an adapter's file, grouped by layer, as the file's header lists them."""
 
 import math
 import re
@@ -37,11 +37,11 @@ class Contents:
     shapes: dict[str, dict[str, Shape]] = field(default_factory=dict)
     alphas: dict[str, str] = field(default_factory=dict)
     lengths: dict[str, tuple[str, Shape]] = field(default_factory=dict)
-    """DoRA's, by module: the tensor, and its shape."""
+    """DoRA's magnitudes by module: the tensor and its shape."""
 
 
 def find_file(place: Path) -> Path:
-    """The file with the weights.
+    """Find the file with the weights.
 
     Raises:
         ModelLoadError: there is none, or several.
@@ -58,37 +58,42 @@ def find_file(place: Path) -> Path:
     files = sorted(place.glob("*.safetensors"))
     if len(files) != 1:
         pickles = [file.name for file in sorted(place.iterdir()) if file.suffix in _PICKLES]
-        because = f", and {_pickled(pickles[0])}" if pickles and not files else ""
+        because = f" ({_pickled(pickles[0])})" if pickles and not files else ""
         raise ModelLoadError(
-            f"the folder has {len(files)} .safetensors files{because}; one it can be, or {WEIGHTS}"
+            f"the folder has {len(files)} .safetensors files{because}; it must have exactly one, "
+            f"or a {WEIGHTS}"
         )
     return files[0]
 
 
 def _pickled(name: str) -> str:
-    return f"{shortened(name)} may run anything when it is read"
+    return f"{shortened(name)} is a pickle, which can run any code when it is read"
 
 
 def read_contents(file: Path) -> Contents:
-    """All tensors of a file.
+    """List all tensors of a file.
 
     Raises:
-        ModelLoadError: it has one that means nothing here, or of an unsupported type.
-        CorruptFile: it has one twice, or without its others.
+        ModelLoadError: a tensor is unknown or of an unsupported type.
+        CorruptFile: a tensor is repeated or incomplete.
     """
     found = Contents()
     for key, header in file_headers(file, max_header_bytes=MAX_HEADER_BYTES).items():
         match = _PART.fullmatch(key) if len(key) <= MAX_NAME else None
         if match is None:
-            raise ModelLoadError(f"it has {shortened(key)}, which is not supported here")
+            raise ModelLoadError(
+                f"the adapter has a tensor {shortened(key)}, which is not supported"
+            )
         if header.type not in DTYPES:
             raise ModelLoadError(
-                f"{shortened(key)} holds {header.type}; {', '.join(DTYPES)} it can be"
+                f"{shortened(key)} has type {header.type}; it must be one of {', '.join(DTYPES)}"
             )
         name, part = match["module"], _part_of(match)
         if part == _ALPHA:
             if math.prod(header.shape) != 1:
-                raise CorruptFile(f"{shortened(key)} is no single number")
+                raise CorruptFile(
+                    f"{shortened(key)} must be a single number; fetch the adapter again"
+                )
             found.alphas[name] = key
             continue
         if match["lengths"]:
@@ -102,7 +107,9 @@ def read_contents(file: Path) -> Contents:
         parts[part] = key
         found.shapes.setdefault(name, {})[part] = header.shape
     if alone := found.lengths.keys() - found.parts.keys():
-        raise CorruptFile(f"{shortened(min(alone))} has lengths of rows and nothing else")
+        raise CorruptFile(
+            f"{shortened(min(alone))} has DoRA magnitudes without weights; fetch the adapter again"
+        )
     return found
 
 

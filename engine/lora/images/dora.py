@@ -1,7 +1,7 @@
-"""DoRA in image models: changes that also set how long the rows of the updated weights are.
+"""DoRA in image models: changes that also set the lengths of the rows of the updated weights.
 
-`y = g · (W + Δ) x + bias` with `g = m / ‖W + Δ‖` for each output, Δ with alpha in it. With a
-request's scale s that is `s` of the way from the base: 0 is the base, 1 what PEFT computes.
+`y = g · (W + Δ) x + bias` with `g = m / ‖W + Δ‖` for each output; Δ includes alpha. With a
+request's scale s, the result is `s` of the way from the base: 0 is the base, 1 is PEFT's result.
 
 Paper: Liu et al. 2024, arXiv:2402.09353.
 """
@@ -16,24 +16,24 @@ from engine.errors import ModelLoadError
 from engine.lora.images.changes import Change, Layer, scaled
 
 INPUTS_AT_ONCE = 256
-"""Of a packed layer, whose weights are looked at between two steps."""
+"""Inputs of a packed layer whose weights are examined between two steps."""
 _HOT = 256.0
 """A power of two, large enough that a bias of some size does not drown the weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class GatedChange:
-    """Of one module: a change of its output, and what its whole output is multiplied by."""
+    """A change of one module's output with the factors for the whole output."""
 
     layer: Layer
     change: Change
     less_one: Tensor
     """[out] fp32: the factors, less one."""
     bias: Tensor | None
-    """[out] fp32, the module's own, which is not multiplied."""
+    """[out] fp32, the module's own bias, which is not multiplied."""
 
     def with_output(self, x: Tensor, y: Tensor, scales: Tensor) -> Tensor:
-        """What it adds to the module's output y.
+        """Compute the addition to the module's output y.
 
         Args:
             x, scales: see `Change.__call__`.
@@ -50,14 +50,15 @@ class GatedChange:
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """Of a layer that several modules may be: the model's and its fine-tunes."""
+    """The gated changes of a layer that several modules may implement: the model's and its
+    fine-tunes."""
 
     changes: tuple[GatedChange, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """A change with the lengths that the rows of the updated weights shall have."""
+    """A change with the lengths that the rows of the updated weights must have."""
 
     name: str
     layer: Layer
@@ -66,22 +67,22 @@ class Lengths:
     """[out] fp32."""
 
     def gated(self, modules: Sequence[nn.Module]) -> Gated:
-        """What that comes to with modules that have plain weights.
+        """Compute the gated change for modules that have plain weights.
 
         Raises:
-            ModelLoadError: a row has no length.
+            ModelLoadError: a row has length 0.
         """
         return Gated(tuple(self._of_plain(module) for module in modules))
 
     def gating(self, modules: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[Gated | None]:
-        """The same with any modules, which are asked what they make of single inputs. Pauses with
-        None where a step may be taken; the last is the outcome.
+        """Compute the gated change for any modules, from their outputs for single inputs. Yields
+        None where the engine may take a step; the last value is the result.
 
         Args:
-            dtype: of their inputs.
+            dtype: the dtype of the modules' inputs.
 
         Raises:
-            ModelLoadError: a row has no length.
+            ModelLoadError: a row has length 0.
         """
         found: list[GatedChange] = []
         update = self.change.matrix().flatten(1)
@@ -112,24 +113,26 @@ class Lengths:
     def _with_norms(self, norms: Tensor, bias: Tensor | None) -> GatedChange:
         gate = self.magnitude.to(norms.device) / norms
         if not gate.isfinite().all():
-            raise ModelLoadError(f"{self.name} has a row of weights without a length")
+            raise ModelLoadError(
+                f"{self.name} has a row of weights with length 0; DoRA cannot scale it"
+            )
         return GatedChange(self.layer, self.change, gate - 1, bias)
 
     def to(self, dtype: torch.dtype, device: torch.device) -> "Lengths":
-        """Its change there; lengths stay in fp32."""
+        """Return the same with the change on a device; lengths stay in fp32."""
         return replace(
             self, change=self.change.to(dtype, device), magnitude=self.magnitude.to(device)
         )
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether its weights can be read."""
+    """Whether the module's weights can be read."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.is_floating_point() and not weight.is_meta
 
 
 @torch.no_grad()
 def _made(module: nn.Module, rows: Tensor) -> Tensor:
-    """[n, out] fp32."""
+    """Compute the module's outputs for the rows, as [n, out] in fp32."""
     made: Tensor = module(rows)
     return made.float()

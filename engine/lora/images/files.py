@@ -1,7 +1,7 @@
-"""What the file of an image adapter holds: found out and checked by its header, then read.
+"""The file of an image adapter: examined and checked by its header, then read.
 
-A trainer's single file (kohya, LyCORIS, diffusers of any age), a folder as diffusers saves it, or
-PEFT's folder of a denoiser or a text encoder with its configuration.
+It may be a trainer's single file (kohya, LyCORIS, diffusers of any age), a folder as diffusers
+saves it, or PEFT's folder of a denoiser or a text encoder with its configuration.
 """
 
 import json
@@ -40,24 +40,24 @@ from engine.weights.safetensors import read_file_metadata, read_tensors
 
 _LENGTHS = "lengths"
 _METADATA = "lora_adapter_metadata"
-"""diffusers' own, in a file's header: what PEFT has in a configuration, by component."""
+"""diffusers' key in a file's header that holds PEFT's configuration by component."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Module:
-    """What a file has of a layer of the model, or of several that the file holds as one."""
+    """The part of a file for one layer of the model, or for several that the file holds as one."""
 
     name: str
-    """In the file."""
+    """The name in the file."""
     target: Target
     layers: tuple[Layer, ...]
     form: Form
     keys: Mapping[str, str]
-    """Tensors by their parts."""
+    """The tensors by part."""
     rank: int | None
     num_weights: int
     lengths: str | None = None
-    """DoRA's tensor."""
+    """The tensor with DoRA's magnitudes."""
 
     @property
     def whole(self) -> Layer:
@@ -66,14 +66,14 @@ class _Module:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A file that fits the model, and that `read` has still to read."""
+    """A file that fits the model and can be passed to `read_changes`."""
 
     file: Path
     modules: tuple[_Module, ...]
     alphas: Mapping[str, str]
-    """Tensors with a module's alpha, by module."""
+    """The tensors with modules' alphas, by module."""
     config: Mapping[str, Any]
-    """PEFT's, of all modules; or each component's, by diffusers' names of its keys."""
+    """PEFT's configuration of all modules, or of each component by diffusers' names of its keys."""
     left_out: tuple[str, ...]
 
     @property
@@ -82,7 +82,7 @@ class Plan:
 
     @property
     def report(self) -> AdapterReport:
-        """For whoever has asked for it."""
+        """The report for whoever asked for the adapter."""
         ranks = {module.rank for module in self.modules} - {None}
         return AdapterReport(
             num_layers=len({place for module in self.modules for place in module.target}),
@@ -93,15 +93,15 @@ class Plan:
 
 
 def plan_adapter(place: Path, names: Mapping[str, Target], layers: Mapping[Place, Layer]) -> Plan:
-    """Look at an adapter's header.
+    """Examine an adapter's header.
 
     Args:
         place: a file, or a folder with one.
-        names: of the layers, as files spell them.
+        names: the layers by the names that files use.
 
     Raises:
-        ModelLoadError: what is wrong, in words that hold no path. CorruptFile: the file is damaged;
-            ShapeMismatch: it was made for another model.
+        ModelLoadError: the adapter cannot be used; the message holds no path. CorruptFile: the file
+            is damaged; ShapeMismatch: the adapter was made for another model.
     """
     file = find_file(place)
     config = read_optional_json(file.parent / CONFIG) if file.name == WEIGHTS else {}
@@ -134,7 +134,9 @@ def plan_adapter(place: Path, names: Mapping[str, Target], layers: Mapping[Place
             lengths = _checked_lengths(name, *found.lengths[name], _joined(own))
             count += 4 * _joined(own).out_features  # factors and biases, in fp32
         elif config.get("use_dora"):
-            raise CorruptFile(f"{shortened(name)} has no lora_magnitude_vector, and is DoRA")
+            raise CorruptFile(
+                f"{shortened(name)} has no lora_magnitude_vector, which DoRA (use_dora) needs"
+            )
         modules.append(_Module(name, target, own, form, parts, rank, count, lengths))
     if wrong:
         others = f"; {len(wrong) - 1} more of its layers do not fit" if len(wrong) > 1 else ""
@@ -142,8 +144,8 @@ def plan_adapter(place: Path, names: Mapping[str, Target], layers: Mapping[Place
     if not modules:
         some = f" ({listed(left_out)})" if left_out else ""
         raise ModelLoadError(
-            f"none of its {len(left_out)} layers is one of the model's{some}: it was made for "
-            f"another model"
+            f"none of the adapter's {len(left_out)} layers exists in the model{some}: the adapter "
+            f"was made for another model"
         )
     return Plan(file, tuple(modules), found.alphas, config, tuple(sorted(left_out)))
 
@@ -151,13 +153,13 @@ def plan_adapter(place: Path, names: Mapping[str, Target], layers: Mapping[Place
 def read_changes(
     plan: Plan, dtype: torch.dtype, device: torch.device
 ) -> dict[Place, Change | Lengths]:
-    """Read the numbers, into memory of their own.
+    """Read the numbers into memory of their own.
 
     Args:
-        dtype: of the model, in which they must be finite.
+        dtype: the model's dtype, in which the numbers must be finite.
 
     Raises:
-        ModelLoadError: they are not. CorruptFile: the file is damaged.
+        ModelLoadError: some are not finite. CorruptFile: the file is damaged.
     """
     owners = {key: (one, part) for one in plan.modules for part, key in one.keys.items()}
     owners |= {one.lengths: (one, _LENGTHS) for one in plan.modules if one.lengths is not None}
@@ -192,7 +194,7 @@ def read_changes(
 
 
 def _module_name(name: str) -> str:
-    """Old diffusers put attention's adapters into processors."""
+    """Undo old diffusers' naming, which puts attention's adapters into processors."""
     return name.replace(".processor.", ".")
 
 
@@ -203,21 +205,23 @@ def _form_of(name: str, parts: Mapping[str, str]) -> Form:
             if lacking is not None:
                 raise CorruptFile(f"{shortened(name)} has no {lacking}; fetch the adapter again")
             return form
-    raise CorruptFile(f"{shortened(name)} is written in two ways at once; fetch the adapter again")
+    raise CorruptFile(
+        f"{shortened(name)} has weights of two adapter types; fetch the adapter again"
+    )
 
 
 def _check_free(name: str, target: Target, taken: dict[Place, str]) -> None:
     for place in target:
         if place in taken:
             raise CorruptFile(
-                f"{shortened(name)} and {shortened(taken[place])} are the same layer; fetch the "
+                f"{shortened(name)} and {shortened(taken[place])} name the same layer; fetch the "
                 f"adapter again"
             )
         taken[place] = name
 
 
 def _joined(layers: tuple[Layer, ...]) -> Layer:
-    """One layer with all the outputs."""
+    """Combine layers into one layer with all their outputs."""
     if len(layers) == 1:
         return layers[0]
     return Layer(sum(layer.out_features for layer in layers), layers[0].in_features)
@@ -237,14 +241,14 @@ def _metadata(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise CorruptFile(f"{file.name} has a {_METADATA} that is no JSON") from error
+        raise CorruptFile(f"{file.name}: {_METADATA} must be JSON") from error
     if not isinstance(value, dict):
-        raise CorruptFile(f"{file.name} has a {_METADATA} that is no object")
+        raise CorruptFile(f"{file.name}: {_METADATA} must be a JSON object")
     return value
 
 
 def _scale(module: _Module, alpha: float | None, config: Mapping[str, Any]) -> float:
-    """Alpha over the rank; 1 where a file does not say, as in diffusers."""
+    """Alpha divided by the rank, or 1 where a file does not give it, as in diffusers."""
     component, path = module.target[0]
     kind = config.get("peft_type")
     if kind in ("LOHA", "LOKR"):
@@ -253,7 +257,9 @@ def _scale(module: _Module, alpha: float | None, config: Mapping[str, Any]) -> f
         return 1.0
     if alpha is not None:
         if not math.isfinite(alpha):
-            raise ModelLoadError(f"{shortened(module.name)} has an alpha that is not finite")
+            raise ModelLoadError(
+                f"{shortened(module.name)} has an alpha that is not finite; fetch the adapter again"
+            )
         return alpha / module.rank
     if kind is None:
         prefix = f"{component}."
@@ -264,18 +270,20 @@ def _scale(module: _Module, alpha: float | None, config: Mapping[str, Any]) -> f
 
 
 def _peft_scale(config: Mapping[str, Any], path: str) -> float:
-    """Of PEFT's LoHa and LoKr, whose configuration has other names, and a rank in any case."""
+    """Return the scale of PEFT's LoHa and LoKr, whose configuration has other names and always a
+    rank."""
     rank = by_pattern(config, "rank_pattern", path, config.get("r"))
     if not isinstance(rank, int) or rank < 1:
-        raise CorruptFile(f"{CONFIG} has no usable r for {path}")
+        raise CorruptFile(f"{CONFIG}: r for {path} must be a positive integer")
     own = {"lora_alpha": config.get("alpha", 8), "alpha_pattern": config.get("alpha_pattern")}
     return stated_scale(own, path, rank)
 
 
 def _checked_lengths(name: str, key: str, shape: Shape, layer: Layer) -> str:
-    """
+    """Check the tensor with DoRA's magnitudes and return its key.
+
     Raises:
-        ModelLoadError: they are of inputs. ShapeMismatch: they do not fit.
+        ModelLoadError: it has magnitudes per input. ShapeMismatch: it does not fit.
     """
     sides = [side for side in shape if side != 1] or [1]
     is_first = shape[:1] == (layer.out_features,)
@@ -284,8 +292,8 @@ def _checked_lengths(name: str, key: str, shape: Shape, layer: Layer) -> str:
         return key
     if sides == [layer.in_features]:
         raise ModelLoadError(
-            f"{shortened(name)} has DoRA's lengths of inputs, which is not supported here; train "
-            f"with lengths of outputs (wd_on_output)"
+            f"{shortened(name)} has DoRA magnitudes per input, which are not supported; train with "
+            f"magnitudes per output (wd_on_output)"
         )
     raise misfit(name, {_LENGTHS: shape}, layer)
 
@@ -294,12 +302,12 @@ def _with_lengths(
     name: str, layer: Layer, change: Change, lengths: Tensor, device: torch.device
 ) -> Lengths:
     if not lengths.isfinite().all():
-        raise ModelLoadError(f"{shortened(name)} holds numbers that are not finite")
+        raise ModelLoadError(f"{shortened(name)} has numbers that are not finite")
     return Lengths(shortened(name), layer, change, lengths.to(device))
 
 
 def _placed(name: str, change: Change, dtype: torch.dtype, device: torch.device) -> Change:
     placed = change.to(dtype, device)
     if not all(bool(weight.isfinite().all()) for weight in placed.tensors):
-        raise ModelLoadError(f"{shortened(name)} holds numbers that are not finite in {dtype}")
+        raise ModelLoadError(f"{shortened(name)} has numbers that are not finite in {dtype}")
     return placed

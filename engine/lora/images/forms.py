@@ -1,4 +1,4 @@
-"""All ways to write a change that are served."""
+"""All supported ways to write a change."""
 
 from engine.lora.images.form import Form
 from engine.lora.images.hadamard import Hadamard

@@ -1,7 +1,7 @@
-"""LoHa: `(W1a·W1b) ∘ (W2a·W2b)`, an elementwise product of two of low rank.
+"""LoHa: `(W1a·W1b) ∘ (W2a·W2b)`, an elementwise product of two low-rank matrices.
 
-It is one of low rank itself, of the ranks' product, by which it is computed where that is less work
-than the whole update.
+The result has low rank itself, at most the product of both ranks, and is computed from its factors
+where that is less work than the whole update.
 
 Paper: Hyeon-Woo et al. 2021 (FedPara), arXiv:2108.06098.
 """
@@ -67,12 +67,12 @@ class Hadamard:
 
 
 def _rebuilt(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """`[out, in, k, k]` of a Tucker product."""
+    """Compute `[out, in, k, k]` from a Tucker product."""
     return torch.einsum("ijkl,jr,ip->prkl", core, b, a)
 
 
 def _shaped(weight: Tensor, layer: Layer) -> Tensor:
-    """`[n, in · cells]` as it is multiplied by."""
+    """View a weight as the matrix `[n, in · cells]` that inputs are multiplied by."""
     if layer.num_cells == 1:
         return weight.flatten(1)
     return weight.view(len(weight), layer.in_features, *(layer.kernel or ()))

@@ -1,4 +1,4 @@
-"""LoKr: `kron(W1, W2)`, each whole or of low rank.
+"""LoKr: `kron(W1, W2)`, where each factor is whole or of low rank.
 
 Paper: Yeh et al. 2023 (LyCORIS), arXiv:2309.14859.
 """
@@ -60,14 +60,14 @@ class Kronecker:
         return KroneckerProduct(layer, left * scale, mixing(right))
 
     def _left(self, shapes: Mapping[str, Shape]) -> Shape | None:
-        """`[o1, i1]`; None: its parts do not go together."""
+        """The shape `[o1, i1]`, or None if the parts do not fit together."""
         if LEFT in shapes:
             is_alone = shapes.keys().isdisjoint(LEFT_FACTORS)
             return shapes[LEFT] if is_alone and len(shapes[LEFT]) == 2 else None
         return _product(*(shapes[part] for part in LEFT_FACTORS))
 
     def _right(self, shapes: Mapping[str, Shape], layer: Layer) -> Shape | None:
-        """`[o2, i2]`, or `[o2, i2, k, k]`."""
+        """The shape `[o2, i2]` or `[o2, i2, k, k]`, or None if the parts do not fit together."""
         if RIGHT in shapes:
             is_alone = shapes.keys().isdisjoint((*RIGHT_FACTORS, CORE))
             return shapes[RIGHT] if is_alone and len(shapes[RIGHT]) in (2, 4) else None

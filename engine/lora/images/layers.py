@@ -1,8 +1,8 @@
-"""A model's layers, to whose outputs adapters add what they change, each row its own.
+"""A model's layers, to whose outputs adapters add their changes, row by row.
 
-A layer is watched (by a forward hook of torch) only while an adapter changes it, and computes what
-it always does: whatever its weights are kept in, a row without an adapter has the bits that it has
-without any, and nothing is left of an adapter that is gone.
+A layer has a forward hook of torch only while an adapter changes it, and the layer itself always
+computes the same: whatever its weights are stored in, a row without an adapter has the bits that it
+has in a model without adapters, and an unloaded adapter leaves nothing behind.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,23 +19,23 @@ from engine.lora.images.dora import Gated, GatedChange
 from kernels import RowUpdates
 
 Uses = tuple[LoraUse, ...]
-"""Of a row: its adapters by their keys. Scale 0 is left out."""
+"""The adapters of a row, by key. Those with scale 0 are left out."""
 Place = tuple[str, str]
-"""A component, by its name in model_index.json, and a path in it."""
+"""A component, by its name in model_index.json, and a path in the component."""
 
 _ALIGNMENT = 64
-"""Bytes."""
+"""Alignment in bytes."""
 TEXT_ENCODER = "text_encoder"
-"""What the names of components that read prompts begin with."""
+"""The beginning of the names of components that read prompts."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The rows that have an adapter.
+    """The rows of a step that have one adapter.
 
     Attributes:
         rows: `[n]` int64.
-        is_all: whether there are no others.
+        is_all: whether the step has no other rows.
         scales: `[n]` fp32.
     """
 
@@ -45,10 +45,11 @@ class _Group:
     scales: Tensor
 
     def add(self, change: Change | GatedChange, x: Tensor, own: Tensor, y: Tensor) -> None:
-        """
+        """Add a change to the rows of y.
+
         Args:
-            own: what the layer makes of x.
-            y: the same, and what others have added.
+            own: the layer's output for x.
+            y: that output with the additions of other adapters.
         """
         if x.is_cpu and x.dtype is torch.float32:
             self._add_each(change, x, own, y)
@@ -66,7 +67,7 @@ class _Group:
             y.index_add_(0, self.rows, update)
 
     def _add_each(self, change: Change | GatedChange, x: Tensor, own: Tensor, y: Tensor) -> None:
-        """Row by row: the sums of libraries depend on how many there are."""
+        """Add the change row by row, because libraries' sums depend on the number of rows."""
         for place, row in enumerate(self.rows.tolist()):
             x_row, scale = _row(x, row), self.scales[place : place + 1]
             if isinstance(change, GatedChange):
@@ -77,7 +78,7 @@ class _Group:
 
 
 class _Watch:
-    """One layer's hook."""
+    """The hook of one layer."""
 
     def __init__(self, module: nn.Module, step: "_Step") -> None:
         self._changes: dict[str, Change | GatedChange] = {}
@@ -90,7 +91,7 @@ class _Watch:
         self._known = None
 
     def drop(self, key: str) -> bool:
-        """Whether no adapter changes the layer now."""
+        """Forget the changes of an adapter; return whether none are left."""
         self._changes.pop(key, None)
         self._known = None
         return not self._changes
@@ -101,7 +102,7 @@ class _Watch:
     def _add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         x, groups = inputs[0], self._step.groups
         acting = self._known
-        # Steps repeat them.
+        # The same groups come in many steps.
         if acting is None or acting.groups is not groups or acting.dtype is not x.dtype:
             acting = self._known = self._sort(groups, x.dtype)
         if not acting.by_rows and not acting.others:
@@ -130,10 +131,10 @@ class _Watch:
 
 @dataclass(frozen=True, slots=True)
 class _Sorted:
-    """What changes a layer in a step with these groups, whose inputs have that type.
+    """The changes of a layer in a step with these groups, for inputs of one dtype.
 
-    First what is added by rows: the order in which a row gets what it has must not depend on other
-    rows' adapters.
+    Additions by rows come first: the order in which a row gets its additions must not depend on the
+    adapters of other rows.
     """
 
     groups: Sequence[_Group]
@@ -141,11 +142,11 @@ class _Sorted:
     by_rows: Sequence[RowUpdates]
     others: Sequence[tuple[_Group, Change | GatedChange]]
     needs_own: bool
-    """Whether one of several looks at what the layer itself makes."""
+    """Whether one of several changes needs the layer's own output."""
 
 
 class _Step:
-    """Whose rows the model computes now."""
+    """The rows that the model computes now."""
 
     def __init__(self) -> None:
         self.groups: Sequence[_Group] = ()
@@ -153,15 +154,15 @@ class _Step:
 
 
 class AdaptedLayers:
-    """Loop thread only.
+    """The layers of a model that adapters can change. Loop thread only.
 
     Args:
-        components: the model's parts by their names. A list holds fine-tunes of one another (the
-            UNets of several tasks): adapters are for the first, and act in the others where their
-            layers have the same sizes.
-        aliases: of a component's paths, other names: each for one layer, or for several whose
+        components: the model's parts by name. A list holds fine-tunes of one another (the UNets of
+            several tasks): adapters are for the first, and change the others where their layers
+            have the same sizes.
+        aliases: other names of a component's paths, each for one layer, or for several whose
             outputs lie one after the other in the original release.
-        device: of the rows.
+        device: the device of the rows.
     """
 
     def __init__(
@@ -184,11 +185,11 @@ class AdaptedLayers:
         self._known: tuple[tuple[Uses, ...], Sequence[_Group]] = ((), ())
 
     def modules(self, place: Place) -> Sequence[nn.Module]:
-        """The layer, and that of each fine-tune in which it has the same sizes."""
+        """The layer's module, and that of each fine-tune in which it has the same sizes."""
         return self._modules[place]
 
     def put(self, key: str, changes: Mapping[Place, Change | Gated]) -> None:
-        """Have rows with that adapter change."""
+        """Add the changes of an adapter."""
         for place, change in changes.items():
             for number, module in enumerate(self._modules[place]):
                 if module not in self._watches:
@@ -208,14 +209,14 @@ class AdaptedLayers:
                 del self._watches[module]
 
     def of_prompts(self, uses: Uses) -> Uses:
-        """Those of a row that change what becomes of its prompts."""
+        """Return those of a row's adapters that change text encoders."""
         return tuple(use for use in uses if use.name in self._of_text)
 
     @contextmanager
     def rows(self, uses: Iterable[Uses]) -> Iterator[None]:
-        """Within it the model computes rows that have these adapters."""
+        """Set the adapters of the rows that the model computes within this context."""
         each = tuple(uses)
-        if self._known[0] != each:  # steps repeat them
+        if self._known[0] != each:  # the same rows come in many steps
             self._known = each, _grouped(each, self.device)
         self._step.groups, self._step.num_rows = self._known[1], len(each)
         try:
@@ -236,7 +237,7 @@ class AdaptedLayers:
 
 
 def text_encoders(models: Iterable[nn.Module | None]) -> dict[str, list[nn.Module]]:
-    """Components by diffusers' names for the first text encoder, the second and so on."""
+    """Return components under diffusers' names for the first text encoder, the second and so on."""
     return {
         f"{TEXT_ENCODER}{f'_{number}' if number > 1 else ''}": [model]
         for number, model in enumerate(models, 1)
@@ -245,14 +246,14 @@ def text_encoders(models: Iterable[nn.Module | None]) -> dict[str, list[nn.Modul
 
 
 def _row(x: Tensor, row: int) -> Tensor:
-    """`[1, ...]`, as memory of its own would begin."""
+    """Copy one row, `[1, ...]`, to aligned memory of its own."""
     found = x[row : row + 1]
     return found.clone() if found.data_ptr() % _ALIGNMENT else found
 
 
 def _grouped(each: Sequence[Uses], device: torch.device) -> list[_Group]:
-    """By adapter, in an order that does not depend on which rows come together: a row's sum has one
-    order then."""
+    """Group rows by adapter in an order that is independent of which rows share the step, so that
+    the order of a row's sum is fixed."""
     members: dict[str, dict[int, float]] = {}
     for row, uses in enumerate(each):
         for use in uses:

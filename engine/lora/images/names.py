@@ -1,8 +1,8 @@
-"""By which names files call a model's layers.
+"""The names by which files call a model's layers.
 
-All spellings are made from the layers that the model has, so that underscores need not be guessed
-apart: kohya's `lora_unet_down_blocks_0_...`, diffusers' and PEFT's `unet.down_blocks.0...`,
-ComfyUI's `diffusion_model....`, and the names of the original releases.
+All spellings are made from the layers that the model has, so underscores need not be guessed apart:
+kohya's `lora_unet_down_blocks_0_...`, diffusers' and PEFT's `unet.down_blocks.0...`, ComfyUI's
+`diffusion_model....`, and the names of the original releases.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from engine.lora.images.layers import TEXT_ENCODER, AdaptedLayers, Place
 
 Target = tuple[Place, ...]
-"""One layer, or several whose outputs lie one after the other in what the file has."""
+"""One layer, or several whose outputs lie one after the other in the file."""
 
 _BARE = ("base_model.model.", "base_model.", "")
 _DENOISER = (
@@ -26,7 +26,8 @@ _T5_BLOCK = "encoder.block."
 
 
 def layer_names(adapted: AdaptedLayers) -> dict[str, Target]:
-    """Every spelling of every layer. Where two are spelt alike, the denoiser's comes first."""
+    """Return every spelling of every layer. Where two are spelt alike, the denoiser's comes
+    first."""
     names: dict[str, Target] = {}
     paths: dict[str, list[str]] = {}
     for component, path in adapted.layers:
@@ -47,7 +48,7 @@ def layer_names(adapted: AdaptedLayers) -> dict[str, Target]:
 
 
 def _prefixes(component: str, paths: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Of dotted names, and of those whose dots are underscores."""
+    """The prefixes of dotted names, and of names with underscores for dots."""
     if not component.startswith(TEXT_ENCODER):
         return _DENOISER
     flat = _TEXT.get(component, ())
@@ -66,7 +67,7 @@ def _spellings(
         if path.endswith(".to_out.0"):
             yield path.removesuffix(".0"), target
         if component.startswith(TEXT_ENCODER):
-            # transformers 5 did away with CLIP's wrapper, which files name.
+            # transformers 5 removed CLIP's wrapper, which files still name.
             yield f"text_model.{path}", target
             yield path.removeprefix("text_model."), target
     for alias, several in aliases.items():

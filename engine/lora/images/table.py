@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 class _Read(NamedTuple):
-    """An adapter that is whole, in memory that was lent for it."""
+    """An adapter that has been read completely, in borrowed memory."""
 
     source: Source
     plan: Plan
@@ -37,11 +37,11 @@ class _Read(NamedTuple):
 
 
 class ImageAdapterTable(Shelf[int, Grant]):
-    """An adapter has weights of its own, whose memory is lent to it for as long as it is in place.
-    One that comes back is read from its files again.
+    """The adapters of an image model, each with weights in memory that is borrowed while it is in
+    place. An adapter that comes back is read from its files again.
 
     Args:
-        dtype: of the model.
+        dtype: the model's dtype.
     """
 
     asked_by = "loras"
@@ -57,7 +57,7 @@ class ImageAdapterTable(Shelf[int, Grant]):
 
     def load_first(self, places: Mapping[str, str]) -> None:
         """Load the adapters that the model begins with. One that cannot be loaded is left out, with
-        the reason; the model and the others are as if it had not been asked for."""
+        the reason, and affects neither the model nor the others."""
         for name, place in places.items():
             try:
                 steps = self._steps(AdapterOrder(name=name, folder=place))
@@ -68,7 +68,7 @@ class ImageAdapterTable(Shelf[int, Grant]):
                         break
                     if awaited is not None:
                         awaited.exception()
-            except Exception as error:  # whatever a stranger's file can do, the model is served
+            except Exception as error:  # a bad file must not stop the model
                 reason = self.failed[name] = cause_of(error, name).message
                 log.error("adapter failed to load", adapter=name, folder=place, reason=reason)
 
@@ -78,7 +78,7 @@ class ImageAdapterTable(Shelf[int, Grant]):
         key, _ = self._keep(order.name, source, self._size(plan), plan.report)
         if has_room:
             self._enter(key, changes, grant)
-        else:  # it was read to know that it can be
+        else:  # it was read only to check it
             self._host.give_back(grant)
         return replace(plan.report, digest=source.digest)
 
@@ -116,7 +116,7 @@ class ImageAdapterTable(Shelf[int, Grant]):
     def _gating(
         self, changes: Mapping[Place, Change | Lengths]
     ) -> Generator["Future[Any] | None", None, dict[Place, Change | Gated]]:
-        """Find out what DoRA's lengths come to: with plain weights in the thread, with packed ones
+        """Compute the gates from DoRA's lengths: with plain weights in the thread, with packed ones
         between steps."""
         done: dict[Place, Change | Gated] = {
             place: one for place, one in changes.items() if not isinstance(one, Lengths)
@@ -149,7 +149,7 @@ class ImageAdapterTable(Shelf[int, Grant]):
         return plan.num_weights * self._dtype.itemsize
 
     def _plan(self, place: str, is_new: bool) -> tuple[Source, Plan]:
-        """Of a new one the files' digest is made, too."""
+        """Examine an adapter's file; for a new adapter, also compute the files' digest."""
         path = Path(os.path.expanduser(place))
         file = find_file(path)
         source = _source(place, file)
@@ -162,7 +162,7 @@ class ImageAdapterTable(Shelf[int, Grant]):
     def _read(self, source: Source, plan: Plan) -> dict[Place, Change | Lengths]:
         try:
             return read_changes(plan, self._dtype, self._adapted.device)
-        finally:  # whatever has come of it then
+        finally:  # also after a failure
             source.check_unchanged(_source(source.folder, plan.file), since="reading them began")
 
     def _borrow(self, num_bytes: int) -> Grant:
@@ -178,7 +178,7 @@ class ImageAdapterTable(Shelf[int, Grant]):
         self._host.give_back(place)
 
     def _forget(self, key: str) -> None:
-        """Nothing is kept beside the places."""
+        """Do nothing, since nothing is kept beside the places."""
 
 
 def _source(place: str, file: Path) -> Source:
@@ -193,8 +193,8 @@ def load_image_adapters(
     *,
     dtype: torch.dtype,
 ) -> "ImageAdapterTable | NoAdapters":
-    """The adapters that a model begins with, by the names under which they will be served, and room
-    for more."""
+    """Load the adapters that a model begins with, by the names under which they will be served, and
+    make room for more."""
     if not limits.max_adapters:
         return NoAdapters()
     table = ImageAdapterTable(adapted, host, limits, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Which classes of transformers there are, and their configurations."""
+"""The causal classes of transformers and their configurations."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,21 +23,21 @@ NOT_OURS = (
     "return_dict",
     "use_cache",
 )
-"""Keys of config.json that choose code to run, or outputs that nobody here reads."""
+"""Keys of config.json that choose code to run, or outputs that are not used here."""
 _OTHER_STATES = ("linear", "mamba", "conv", "recurrent", "ssm")
-"""Parts of the names of layers' types."""
+"""Substrings of the types of layers that keep other states than keys and values."""
 _MOVING_ROPES = ("dynamic", "longrope")
 
 
 def causal_class(architecture: str) -> Any | None:
-    """transformers' class of that name, if it is a causal language model."""
+    """Return transformers' class of that name if it is a causal language model."""
     if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         return None
     return getattr(transformers, architecture, None)
 
 
 def read_config(architecture: str, values: Mapping[str, Any]) -> Any:
-    """transformers' configuration of the class, from config.json's keys.
+    """Build transformers' configuration of the class from config.json's keys.
 
     Raises:
         UnsupportedArchitecture: the model is of a kind that cannot run on a paged cache.
@@ -48,9 +48,9 @@ def read_config(architecture: str, values: Mapping[str, Any]) -> Any:
         config = causal_class(architecture).config_class.from_dict(kept)  # type: ignore[union-attr]
         num_layers, vocab_size = config.num_hidden_layers, config.vocab_size
         max_positions = config.max_position_embeddings
-    except Exception as error:  # whatever a class of transformers makes of a stranger's file
+    except Exception as error:  # transformers' classes may fail in any way on a stranger's file
         raise ModelLoadError(
-            f"config.json is not one of {architecture}'s: {type(error).__name__}: "
+            f"config.json is not valid for {architecture}: {type(error).__name__}: "
             f"{str(error)[:300]}"
         ) from error
     for name, value, least, most in (
@@ -66,24 +66,24 @@ def read_config(architecture: str, values: Mapping[str, Any]) -> Any:
 
 def _check_kind(architecture: str, config: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
-        raise refusal(architecture, "it is the decoder of an encoder-decoder model")
+        raise refusal(architecture, "it is an encoder-decoder model")
     types = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     others = [str(one) for one in types or () if any(part in str(one) for part in _OTHER_STATES)]
     if others:
         raise refusal(
-            architecture, f"it has layers of type {others[0]}, whose state is not keys and values"
+            architecture, f"its layers of type {others[0]} keep a state that is not keys and values"
         )
     moving = sorted(set(_rope_types(getattr(config, "rope_parameters", None))) & {*_MOVING_ROPES})
     if moving:
         raise refusal(
             architecture,
             f"its rotary embedding ({moving[0]}) depends on the longest text of a step, so texts "
-            f"would change each other",
+            f"in one step would change each other",
         )
 
 
 def _rope_types(parameters: Any) -> list[str]:
-    """Of one dictionary, or of one for each type of layer."""
+    """List the rope types of one dictionary, or of one dictionary per type of layer."""
     if not isinstance(parameters, dict):
         return []
     nested = [entry for entry in parameters.values() if isinstance(entry, dict)]
@@ -93,6 +93,6 @@ def _rope_types(parameters: Any) -> list[str]:
 def refusal(architecture: str, reason: str) -> UnsupportedArchitecture:
     """Why transformers' code for it cannot be served."""
     return UnsupportedArchitecture(
-        f"architecture {architecture!r} has no family here, and transformers' code for it cannot "
-        f"run on the paged KV cache: {reason}"
+        f"architecture {architecture!r} is not supported, and transformers' code for it cannot run "
+        f"on the paged KV cache: {reason}"
     )

@@ -12,7 +12,8 @@ from engine.models.fallback.step import current_context
 from kernels import paged_attention, rope_store_kv
 
 PAGED = "tandem_paged"
-"""As a configuration names it. It has no masks: transformers then makes none."""
+"""The name of the function in configurations. It has no mask function, so transformers makes no
+masks."""
 
 
 def attend(
@@ -28,13 +29,13 @@ def attend(
     """Store the step's keys and values, and attend to everything cached.
 
     Args:
-        module: whose `layer_idx` says which cache, and whose `tandem_window` how far it looks back.
+        module: the attention module; `layer_idx` gives its cache and `tandem_window` its window.
         query: [1, H, T, D].
-        key, value: [1, K, T, D] and [1, K, T, ≤ D]: values of fewer elements are padded.
-        others: what `engine.models.fallback.trace` has found to mean nothing here.
+        key, value: [1, K, T, D] and [1, K, T, ≤ D]; shorter values are padded.
+        others: arguments that `engine.models.fallback.trace` has found to be without effect here.
 
     Returns:
-        [1, T, H, as many as values have].
+        [1, T, H, size of a value].
     """
     ctx = current_context()
     layer: int = module.layer_idx  # type: ignore[assignment]
@@ -68,7 +69,7 @@ def attend(
 
 @functools.cache
 def _no_rotation(device: torch.device) -> Tensor:
-    """[1, 2]: an angle of zero. The heads come rotated; by this one they stay as they are."""
+    """Return [1, 2], a rotation by zero, since the heads come rotated already."""
     return torch.tensor([[1.0, 0.0]], device=device)
 
 

@@ -23,17 +23,17 @@ from engine.quantization.method import TensorSpec
 
 HEAD = "lm_head"
 _LEFT_EMPTY = (torch.empty, torch.rand, torch.randn)
-"""What layers make weights with; buffers are computed by other functions."""
+"""The functions with which layers create weights; buffers are created by others."""
 
 
 def create_class(
     architecture: str, values: Mapping[str, Any], *, attention: str, experts: str
 ) -> Any:
-    """An instance as transformers builds it.
+    """Create an instance as transformers builds it.
 
     Args:
-        values: of config.json.
-        attention, experts: which of transformers' implementations of them run.
+        values: the values of config.json.
+        attention, experts: the implementations of transformers that run.
 
     Raises:
         ModelLoadError: see `read_config`.
@@ -53,22 +53,22 @@ def build(
     embedding: str,
     experts: Collection[str],
 ) -> Any:
-    """The class with our layers in it, whose owners of weights are at the checkpoint's names.
+    """Build the class with our layers in it. Owners of weights are at the checkpoint's names.
 
     Args:
-        windows: per layer.
+        windows: the window of each layer.
         embedding: path of the input embedding.
-        experts: paths of those that become ours.
+        experts: paths of the experts that our layers replace.
 
     Raises:
-        UnsupportedArchitecture: parts of it cannot be replaced.
+        UnsupportedArchitecture: parts of the class cannot be replaced.
     """
     with _default_dtype(options.dtype), _NoWeights():
         causal = create_class(architecture, values, attention=PAGED, experts="eager")
     causal.eval().requires_grad_(False)
     empty = [name for name, buffer in causal.named_buffers() if buffer.is_meta]
     if empty:
-        raise refusal(architecture, f"it fills {empty[0]} in a way of its own")
+        raise refusal(architecture, f"it needs code of its own to fill {empty[0]}")
     tied = bool(causal.config.tie_word_embeddings)
     places: dict[str, nn.Module] = {}
     words: nn.Embedding = causal.get_submodule(embedding)
@@ -97,11 +97,11 @@ def build(
 
 
 class OtherTensors(nn.Module, WeightOwner):
-    """The weights of a model that no layer of ours has: norms, position embeddings, experts."""
+    """The weights of a model that none of our layers owns: norms, position embeddings, experts."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        # In a tuple so that the model does not become a part of itself.
+        # Kept in a tuple so that the model does not become its own submodule.
         self._model = (model,)
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
@@ -117,7 +117,7 @@ class OtherTensors(nn.Module, WeightOwner):
     def _fill(self, name: str, dtype: torch.dtype, device: torch.device, tensor: Tensor) -> None:
         path, _, last = name.rpartition(".")
         module = self._model[0].get_submodule(path)
-        # Always new memory: what comes may be a mapped file.
+        # Always new memory, since the tensor may be a mapped file.
         value = tensor.to(device=device, dtype=dtype, copy=True)
         if last in module._parameters:
             module._parameters[last] = nn.Parameter(value, requires_grad=False)
@@ -126,7 +126,7 @@ class OtherTensors(nn.Module, WeightOwner):
 
 
 class _NoWeights(TorchFunctionMode):
-    """While it is on, new weights have no memory."""
+    """A mode in which new weights have no memory."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -139,7 +139,7 @@ class _NoWeights(TorchFunctionMode):
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Buffers have the model's type, as where transformers loads a model."""
+    """Give buffers the model's dtype, as transformers does when it loads a model."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -1,8 +1,9 @@
-"""A text through the paged cache, in pieces and in company, beside transformers' own attention.
+"""Compares a text on the paged cache, in pieces and beside others, with transformers' own
+attention.
 
-What a model's code asks for has been examined without numbers (`trace.py`). This is the proof with
-them: a model that keeps other state between steps, or means something else by a mask or a position,
-comes out different.
+`trace.py` examines the model's code without numbers; this comparison is the proof with numbers: a
+model that keeps other state between steps, or uses masks or positions differently, gives different
+results.
 """
 
 from dataclasses import dataclass
@@ -20,11 +21,11 @@ from kernels import PagedBatch
 _BLOCK = 16
 _SHORTEST, _LONGEST = 24, 160
 _COMPANY = 7
-"""Tokens of the text beside it."""
+"""Tokens of the text beside the compared one."""
 
 
 class Compared(Protocol):
-    """A model that can do it both ways."""
+    """A model that can compute both ways."""
 
     config: ModelConfig
     options: WeightOptions
@@ -34,25 +35,25 @@ class Compared(Protocol):
         ...
 
     def forward_in_their_way(self, token_ids: Tensor, ctx: ForwardContext) -> Tensor:
-        """[T] of one whole text → [T, C]."""
+        """Compute [T, C] from [T] token ids of one whole text."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What came out."""
+    """The result of a comparison."""
 
     difference: float
-    """Median over the text's tokens of how far states are off, relative to their length. Routers
-    may choose other experts for single tokens, since sums are rounded in another order."""
+    """Median over the text's tokens of the error of states relative to their length. Routers may
+    choose other experts for single tokens, since sums are rounded in another order."""
     states: Tensor
-    """Of the text, [T, C]."""
+    """The text's states, [T, C]."""
     same_bits: bool
-    """Whether the text alone has the same bits as in pieces and in company."""
+    """Whether the text alone has the same bits as in pieces and beside others."""
 
 
 def compare(model: Compared) -> Comparison:
-    """Long enough, within reason, that a text leaves the shortest window."""
+    """Compare with a text that is long enough, within reason, to leave the shortest window."""
     config, device = model.config, model.options.device
     window = min((w for w in config.layer_windows if w is not None), default=0)
     longest = min(_LONGEST, config.max_position_embeddings)
@@ -74,7 +75,7 @@ def compare(model: Compared) -> Comparison:
 
 
 class _Cache:
-    """Two texts' keys and values: text t has the blocks from t times the blocks of a text on."""
+    """Two texts' keys and values. Text t has the blocks from t times the blocks per text."""
 
     def __init__(self, model: Compared) -> None:
         self._model = model
@@ -88,7 +89,7 @@ class _Cache:
         ]
 
     def run(self, pieces: list[tuple[Tensor, int]]) -> list[Tensor]:
-        """The next tokens of some texts, with where they begin → their states."""
+        """Compute the states of some texts' next tokens, given with their start positions."""
         sizes = [len(tokens) for tokens, _ in pieces]
         starts = [start for _, start in pieces]
         device = self._layers[0].device
@@ -99,12 +100,12 @@ class _Cache:
         return list(torch.split(states, sizes))
 
     def context(self, sizes: list[int], starts: list[int]) -> ForwardContext:
-        """Of texts 0, 1, … with so many tokens each, from there on."""
+        """The context of texts 0, 1, … with these numbers of tokens from these positions."""
         tables = np.arange(len(sizes) * self._width, dtype=np.int32).reshape(len(sizes), -1)
         device = self._layers[0].device
         lengths = np.array(starts, np.int32) + np.array(sizes, np.int32)
         offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int32)
-        # Single tokens come first, as batches want it: only steps of nothing else have them.
+        # Single tokens come first as batches require; only steps of single tokens have them.
         num_decodes = len(sizes) if max(sizes) == 1 else 0
         batch = PagedBatch.from_host(tables, lengths, offsets, num_decodes, device)
         rows = [

@@ -1,4 +1,4 @@
-"""The family of models that have none."""
+"""The family for models without a family of their own."""
 
 import functools
 from collections.abc import Mapping
@@ -21,7 +21,8 @@ from engine.models.metadata_keys import MetadataKeys
 
 @functools.cache
 def fallback_family(architecture: str) -> Family | None:
-    """Of a causal language model that transformers has; None: it has none of that name."""
+    """Return the family for a causal language model of transformers, or None if transformers has
+    none of that name."""
     if causal_class(architecture) is None:
         return None
     return Family(
@@ -38,15 +39,16 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
 
 
 def read_json(keys: MetadataKeys, *, architecture: str) -> ModelConfig:
-    """
+    """Examine a model and read its configuration.
+
     Raises:
-        UnsupportedArchitecture: it cannot run on a paged cache, and why.
+        UnsupportedArchitecture: the model cannot run on a paged cache; the message says why.
         ModelLoadError: transformers refuses the file.
     """
     model = _without_memory(architecture, keys.values)
     config, layers = model.config, trace_layers(architecture, model)
     if len({(one.num_heads, one.num_kv_heads, one.head_dim) for one in layers}) > 1:
-        raise refusal(architecture, "its layers' keys and values are of different sizes")
+        raise refusal(architecture, "the sizes of keys and values differ between its layers")
     paths = {id(module): path for path, module in model.named_modules()}
     if paths.get(id(model.get_output_embeddings())) != HEAD:
         raise refusal(architecture, f"its output layer is not called {HEAD}")
@@ -70,18 +72,18 @@ def read_json(keys: MetadataKeys, *, architecture: str) -> ModelConfig:
 
 
 def _without_memory(architecture: str, values: Mapping[str, Any]) -> Any:
-    """To be examined.
+    """Build the model without memory, to be examined.
 
     Raises:
         ModelLoadError: transformers refuses the file.
     """
     try:
-        # Of the ways to multiply with experts the one that does not ask which of them are used.
+        # The implementation of experts that does not depend on which of them are used.
         with torch.device("meta"):
             model = create_class(architecture, values, attention=TRACED, experts="batched_mm")
     except ModelLoadError:
         raise
-    except Exception as error:  # whatever transformers' code makes of a stranger's sizes
+    except Exception as error:  # transformers' code may fail in any way on strange sizes
         raise refusal(
             architecture, f"it cannot be built: {type(error).__name__}: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""Our layers in the places of transformers': packed weights, and bits that no neighbour changes."""
+"""Our layers in place of transformers', with packed weights and bits independent of other rows."""
 
 import inspect
 from collections.abc import Callable
@@ -23,17 +23,17 @@ from kernels import Routing
 
 
 class FallbackLinear(Linear):
-    """In the place of `nn.Linear`.
+    """The replacement of `nn.Linear`.
 
     Args:
-        name: the last part of its path.
+        name: the last part of the layer's path.
     """
 
     def __init__(self, name: str, in_features: int, out_features: int, *, bias: bool) -> None:
         super().__init__(in_features, (Shard(name, out_features),), bias=bias)
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
-        """[..., in] → [..., out]."""
+        """Map [..., in] to [..., out]."""
         rows = super().forward(x.reshape(-1, self.in_features), ctx or current_context())
         return rows.view(*x.shape[:-1], rows.shape[-1])
 
@@ -41,17 +41,18 @@ class FallbackLinear(Linear):
 
 
 class TransposedLinear(FallbackLinear):
-    """In the place of transformers' `Conv1D`, whose weight is [in, out] in checkpoints."""
+    """The replacement of transformers' `Conv1D`, whose weight is [in, out] in checkpoints."""
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
-        """
+        """Name the layer's tensors.
+
         Raises:
             ModelLoadError: weights are to be quantised, which was planned for the other shape.
         """
         if not isinstance(options.method_for(path), UnquantizedMethod):
             raise ModelLoadError(
-                f"{path} has its weight transposed and cannot be quantised; set quantization to "
-                f"none"
+                f"{path} stores its weight transposed, which cannot be quantised; set quantization "
+                f"to none"
             )
         slots = super().create_weights(path, options)
         weight = slots[f"{path}.weight"]
@@ -60,12 +61,12 @@ class TransposedLinear(FallbackLinear):
 
 
 class BiasedHead(FallbackLinear):
-    """An output layer with a bias: logits in fp32."""
+    """An output layer with a bias, with fp32 logits."""
 
     takes_adapters = False
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
-        """[..., in] → [..., out] fp32."""
+        """Map [..., in] to [..., out] in fp32."""
         rows = self.in_fp32(x.reshape(-1, self.in_features))
         return rows.view(*x.shape[:-1], rows.shape[-1])
 
@@ -73,10 +74,10 @@ class BiasedHead(FallbackLinear):
 
 
 class Head(LmHead):
-    """An output layer without a bias: logits in fp32."""
+    """An output layer without a bias, with fp32 logits."""
 
     def forward(self, hidden: Tensor, adapters: RowAdapters | None = None) -> Tensor:
-        """[..., C] → [..., V] fp32."""
+        """Map [..., C] to [..., V] in fp32."""
         logits = super().forward(hidden.reshape(-1, hidden.shape[-1]))
         return logits.view(*hidden.shape[:-1], logits.shape[-1])
 
@@ -84,43 +85,45 @@ class Head(LmHead):
 
 
 class OwnEmbedding(TokenEmbedding):
-    """Has its rows for itself: the model's code may look at them."""
+    """An embedding that keeps its own rows, because the model's code may read them."""
 
     def borrow(self, rows: RowLookup) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class KeptEmbedding(OwnEmbedding):
-    """An embedding of the model's own kind, such as one that scales, as an output layer sees it."""
+    """The model's own kind of embedding, such as one that scales, in the form an output layer
+    needs."""
 
     def __init__(self, module: nn.Embedding) -> None:
         super().__init__(module.num_embeddings, module.embedding_dim)
-        # In a tuple so that it does not become a submodule twice.
+        # Kept in a tuple so that it does not become a submodule twice.
         self._module = (module,)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """[V, C], once it is loaded."""
+        """The weight [V, C], once it is loaded."""
         return self._module[0].weight
 
 
 class Activation(nn.Module):
-    """One of `engine.models.layers.activation` as a module."""
+    """A module for one of the functions of `engine.models.layers.activation`."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self._function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., I] → [..., I]."""
+        """Map [..., I] to [..., I]."""
         return self._function(x.reshape(-1, x.shape[-1])).view(x.shape)
 
 
 class RotaryTable(nn.Module):
-    """What a rotary module gives for each position, computed once and looked up.
+    """A rotary module's outputs by position, computed once and looked up.
 
-    Cosines of a step's positions would differ by their places in the vector. The table grows by
-    pieces of a fixed size, so a position's numbers do not depend on when it was first needed.
+    The bits of a cosine depend on its place in a vector, so cosines are not computed step by step.
+    The table grows by pieces of a fixed size, so a position's numbers do not depend on when it was
+    first needed.
     """
 
     PIECE = 1024
@@ -131,7 +134,7 @@ class RotaryTable(nn.Module):
         self._tables: dict[Any, tuple[Tensor, ...]] = {}
 
     def forward(self, x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As the module's own, for position ids [1, T]."""
+        """Return the module's own result for position ids [1, T]."""
         key = (x.dtype, args, tuple(sorted(kwargs.items())))
         longest = current_context().longest_context
         table = self._tables.get(key, ())
@@ -144,7 +147,7 @@ class RotaryTable(nn.Module):
         return found if len(found) > 1 else found[0]
 
     def _piece(self, start: int, x: Tensor, args: Any, kwargs: Any) -> tuple[Tensor, ...]:
-        """Each [PIECE, ...]."""
+        """Compute a piece of the table, each tensor [PIECE, ...]."""
         positions = torch.arange(start, start + self.PIECE, device=x.device)[None]
         values = self._module(x[:, :1], positions, *args, **kwargs)
         return tuple(part[0] for part in (values if isinstance(values, tuple) else (values,)))
@@ -158,10 +161,10 @@ class RotaryTable(nn.Module):
 
 
 class FallbackExperts(Experts):
-    """In the place of a mixture's experts, which checkpoints have one by one."""
+    """The replacement of a mixture's experts, which checkpoints store one by one."""
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """[..., C], and for each of its T rows k experts and their weights → [..., C]."""
+        """Map [..., C], with k experts and their weights for each of its T rows, to [..., C]."""
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
         choice, weights = (one.reshape(len(rows), -1) for one in (top_k_index, top_k_weights))
         routing = Routing.of(choice, weights.float(), len(self))
@@ -169,13 +172,14 @@ class FallbackExperts(Experts):
 
     @classmethod
     def replacing(cls, module: Any) -> "FallbackExperts":
-        """Those of a module of transformers that has an `activation_of`."""
+        """Create the replacement of a module of transformers that has an `activation_of`."""
         num_experts, hidden, inner = module.down_proj.shape
         return cls(num_experts, hidden, inner, cls.activation_of(module) or "")
 
     @staticmethod
     def activation_of(module: Any) -> str | None:
-        """Of transformers' experts, if these compute the same; None: they, or it, are others."""
+        """Return the activation of transformers' experts if these compute the same as ours; None
+        otherwise."""
         gate = getattr(type(module), "_apply_gate", None)
         if getattr(gate, "__name__", "") != "_default_apply_gate":
             return None
@@ -196,7 +200,8 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
 
 
 def replacement(path: str, module: Any) -> nn.Module | None:
-    """Ours for a module that computes what one of ours does; None: it stays."""
+    """Return our replacement of a module that one of our layers can compute; None keeps the
+    module."""
     name = path.rpartition(".")[2]
     if type(module) is nn.Linear:
         has_bias = module.bias is not None
@@ -215,14 +220,17 @@ def _activation(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 
 def replacement_for_head(head: Any, embedding: TokenEmbedding, *, tied: bool) -> nn.Module:
-    """Ours for the output layer.
+    """Return our replacement of the output layer.
 
     Raises:
-        ModelLoadError: it is none of the kinds that there are.
+        ModelLoadError: the layer is of an unsupported kind.
     """
     has_bias = getattr(head, "bias", None) is not None
     if type(head) is not nn.Linear or (tied and has_bias):
-        raise ModelLoadError("the model's output layer is of an unusual kind")
+        raise ModelLoadError(
+            "the model's output layer is not supported: it must be a plain nn.Linear, without a "
+            "bias where it shares the token embeddings"
+        )
     if has_bias:
         return BiasedHead("lm_head", head.in_features, head.out_features, bias=True)
     if not tied:

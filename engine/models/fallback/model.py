@@ -1,4 +1,4 @@
-"""A model of transformers as one of ours."""
+"""A model of transformers in the form of ours."""
 
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -28,25 +28,26 @@ from engine.models.loading import load_dummy_weights, load_weights
 from kernels import native
 
 LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}
-"""Of hidden states from those of transformers' own attention, relative to these."""
+"""The largest difference of hidden states from those of transformers' own attention, relative to
+the latter."""
 _NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""What configurations call it."""
+"""Names that configurations have for the number of experts."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FallbackConfig(ModelConfig):
-    """What the model's own code was found to ask for."""
+    """A configuration with the findings about the model's own code."""
 
     borrows_rows: ClassVar[bool] = False
     values: dict[str, Any]
-    """Of config.json."""
+    """The values of config.json."""
     names: TensorNames
 
     @property
     def experts(self) -> tuple[int, int] | None:
-        """See `ModelConfig.experts`: of those that are computed by ours."""
+        """See `ModelConfig.experts`; counts only experts that our layers compute."""
         counts = [self.values.get(key) for key in _NUM_EXPERTS]
         number = next((count for count in counts if isinstance(count, int)), None)
         chosen = self.values.get("num_experts_per_tok")
@@ -60,7 +61,7 @@ class FallbackConfig(ModelConfig):
 
 
 class FallbackModel(CausalLM):
-    """transformers' code, in which linear layers, activations and attention are ours.
+    """A model that runs transformers' code with our linear layers, activations and attention.
 
     Every forward pass runs that code in Python: steps are not recorded.
     """
@@ -69,8 +70,8 @@ class FallbackModel(CausalLM):
         super().__init__(config, options)
         if options.parallel.size > 1:
             raise ModelLoadError(
-                f"{config.architecture} runs by transformers' code, which is not divided between "
-                f"ranks; use a tensor_parallel_size of 1"
+                f"{config.architecture} runs on transformers' code, which cannot be divided "
+                f"between ranks; use a tensor_parallel_size of 1"
             )
         self.causal: Any = build(
             config.architecture,
@@ -82,7 +83,7 @@ class FallbackModel(CausalLM):
         )
         is_ours = options.device.type == "cpu" and native.missing() is None
         self._rows_apart = RowsApart() if is_ours else None
-        # In a tuple so that its parts do not become submodules twice.
+        # Kept in a tuple so that its parts do not become submodules twice.
         self._head = (_head_of(self.causal),)
 
     @property
@@ -97,7 +98,8 @@ class FallbackModel(CausalLM):
         return states[0]
 
     def forward_in_their_way(self, token_ids: Tensor, ctx: ForwardContext) -> Tensor:
-        """[T] of one whole text → [T, C], by transformers' own attention and masks."""
+        """Compute [T, C] from [T] token ids of one whole text with transformers' own attention and
+        masks."""
         config = self.causal.config
         config._attn_implementation = "eager"
         try:
@@ -115,13 +117,14 @@ class FallbackModel(CausalLM):
         return states[0]
 
     def leave_out_head(self) -> None:
-        """
+        """Refuse, since embeddings need a family of our own.
+
         Raises:
-            UnsupportedArchitecture: it cannot; only families of our own embed texts.
+            UnsupportedArchitecture: always.
         """
         raise UnsupportedArchitecture(
-            f"{self.config.architecture} runs by transformers' code, which makes texts and no "
-            f"embeddings here"
+            f"{self.config.architecture} runs on transformers' code, which is supported for "
+            f"generating text and not for embeddings"
         )
 
     def compute_logits(self, hidden: Tensor, adapters: RowAdapters | None = None) -> Tensor:
@@ -134,7 +137,7 @@ class FallbackModel(CausalLM):
         """See `CausalLM.load_weights`.
 
         Raises:
-            UnsupportedArchitecture: what it computes on the paged cache is not what it computes by
+            UnsupportedArchitecture: the results on the paged cache differ from those of
                 transformers' own attention.
         """
         unexpected = load_weights(self.causal, weights, self.options)
@@ -150,29 +153,29 @@ class FallbackModel(CausalLM):
         try:
             found = compare(self)
             self.compute_logits(found.states)
-        except Exception as error:  # whatever transformers' code does among our layers
+        except Exception as error:  # transformers' code may fail in any way
             if is_out_of_memory(error):
                 raise
             raise refusal(
-                self.config.architecture, f"a trial failed: {type(error).__name__}: {error}"
+                self.config.architecture, f"a trial run failed: {type(error).__name__}: {error}"
             ) from error
         if self._rows_apart is not None and not self._rows_apart.was_needed:
             self._rows_apart = None
         if found.difference > LARGEST_DIFFERENCE[self.options.dtype]:
             raise refusal(
                 self.config.architecture,
-                f"there it computes something else than with transformers' own attention: states "
-                f"differ by {found.difference:.1%}",
+                f"its states differ by {found.difference:.1%} from those with transformers' own "
+                f"attention",
             )
         if self.options.deterministic and not found.same_bits:
             raise ModelLoadError(
-                f"{self.config.architecture} runs by transformers' code, in which the bits of a "
-                f"text depend on what shares its steps; leave deterministic off"
+                f"{self.config.architecture} runs on transformers' code, in which the bits of a "
+                f"text depend on the other texts of its steps; turn deterministic off"
             )
         log.warning(
-            "no family here has this architecture: transformers' code runs it, between our "
-            "products and our attention; steps are not recorded, so each takes longer by what "
-            "that code takes in Python and by operations that families of our own have fused",
+            "this architecture has no implementation in Tandem and runs on transformers' code: "
+            "matrix products and attention are Tandem's, but steps are not recorded and other "
+            "operations are not fused, so each step is slower",
             architecture=self.config.architecture,
             difference=f"{found.difference:.1e}",
             same_bits_in_any_company=found.same_bits,
@@ -180,18 +183,19 @@ class FallbackModel(CausalLM):
 
 
 def _head_of(causal: Any) -> Any:
-    """The same model with `GivenStates` for a body."""
+    """Copy the model with `GivenStates` for a body."""
     head = copy(causal)
     head._modules = causal._modules | {causal.base_model_prefix: GivenStates()}
     return head
 
 
 class GivenStates(nn.Module):
-    """In the place of a body, for a class that goes on from its states: what it is given."""
+    """A body that returns the states it is given, for classes that continue from a body's
+    states."""
 
     @property
     def decoder(self) -> nn.Module:
-        """Some classes ask a part of the body."""
+        """The body itself, for classes that ask for a part of it."""
         return self
 
     def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> Any:
@@ -199,7 +203,7 @@ class GivenStates(nn.Module):
 
 
 class _Output(SimpleNamespace):
-    """Of a body: it has nothing but states, whatever it is asked for."""
+    """A body's output, which has states and no other values."""
 
     def __getattr__(self, name: str) -> None:
         return None

@@ -1,4 +1,4 @@
-"""What a model of transformers calls a checkpoint's tensors.
+"""The names that a model of transformers has for a checkpoint's tensors.
 
 Files keep the names that they were written with. transformers renames them while it loads, by
 tables of its own.
@@ -20,18 +20,18 @@ from engine.models.fallback.layers import FallbackExperts
 
 _EXPERTS_PART = re.compile(r"(.*\.experts)(\.\d+\.)(gate_proj|up_proj|down_proj|w1|w2|w3)(\..+)")
 _PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
-"""Of Mixtral's experts, and those like it → of others'."""
+"""Names of tensors of experts as in Mixtral, with their usual names."""
 
 
 class TensorNames:
-    """Of one architecture.
+    """The tensor names of one architecture.
 
     Args:
-        model: an instance, without memory.
+        model: an instance without memory.
 
     Attributes:
-        experts: paths of the experts that are ours: their tensors come one by one, and transformers
-            would merge them.
+        experts: paths of the experts that our layers compute; their tensors come one by one, and
+            transformers would merge them.
     """
 
     def __init__(self, architecture: str, model: Any) -> None:
@@ -48,9 +48,10 @@ class TensorNames:
         )
 
     def of(self, name: str) -> str:
-        """
+        """Return the model's name for a tensor of a checkpoint.
+
         Raises:
-            UnsupportedArchitecture: the tensor is one of several that become one, or the like.
+            UnsupportedArchitecture: transformers would merge or change the tensor.
         """
         part = _EXPERTS_PART.fullmatch(apply_renamings(name, self._renamings))
         if part is not None and part[1] in self.experts:
@@ -61,6 +62,6 @@ class TensorNames:
         if converter is not None and name not in self._known:
             raise refusal(
                 self._architecture,
-                f"tensors such as {name[:80]!r} are rearranged while transformers loads them",
+                f"transformers rearranges tensors such as {name[:80]!r} when it loads them",
             )
         return str(found)

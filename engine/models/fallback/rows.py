@@ -1,7 +1,7 @@
-"""Rows of a step kept apart in what transformers' code computes by itself on a CPU.
+"""Keeps rows of a step apart in the operations that transformers' code computes itself on a CPU.
 
-Products, attention, experts and activations are ours wherever a module of theirs can be replaced.
-What is left is written out between the modules: routers multiply by a weight of their own, gates
+Our layers replace products, attention, experts and activations wherever they are modules of their
+own. The rest is written out between the modules: routers multiply by a weight of their own, gates
 take a sigmoid. Libraries choose the order of their sums by the number of rows, and compute an
 element by its place in a vector.
 """
@@ -21,11 +21,11 @@ _MEET = frozenset(
         *(torch.sigmoid, Tensor.sigmoid, F.sigmoid, F.silu, F.gelu),
     }
 )
-"""Functions in which rows of their first argument meet."""
+"""Functions whose result for a row of the first argument can depend on other rows."""
 
 
 class RowsApart(TorchFunctionMode):
-    """While it is on, these functions are called for each row by itself.
+    """A mode in which these functions are called for each row separately.
 
     Attributes:
         was_needed: whether one has been called.
@@ -43,14 +43,14 @@ class RowsApart(TorchFunctionMode):
             return func(*args, **kwargs)
         self.was_needed = True
         x, *others = args
-        # Each from memory of its own: sums may also depend on where a row begins.
+        # Each row gets memory of its own, since sums may also depend on where a row begins.
         rows = torch.split(x.reshape(-1, x.shape[-1]), 1)
         found = torch.cat([func(row.clone(), *others, **kwargs) for row in rows])
         return found.view(*x.shape[:-1], found.shape[-1])
 
 
 def _has_rows(args: Any) -> bool:
-    """Whether rows come first, and what they are multiplied by, if anything, is for all of them."""
+    """Whether the first argument has rows first and the other arguments apply to all rows."""
     if not args or not isinstance(args[0], Tensor):
         return False
     x, *others = args

@@ -1,4 +1,4 @@
-"""The step that a model of transformers computes: its code does not pass our context on."""
+"""The current step of a model of transformers, whose code does not pass our context on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +10,13 @@ _current: ContextVar[ForwardContext] = ContextVar("step", default=NO_CONTEXT)
 
 
 def current_context() -> ForwardContext:
-    """Of the forward pass that runs in this thread; `NO_CONTEXT` outside of one."""
+    """Return the context of the forward pass in this thread, or `NO_CONTEXT` outside one."""
     return _current.get()
 
 
 @contextmanager
 def in_step(ctx: ForwardContext) -> Iterator[None]:
-    """While a forward pass runs."""
+    """Set the context while a forward pass runs."""
     token = _current.set(ctx)
     try:
         yield

@@ -1,8 +1,8 @@
-"""What a model's layers ask of attention: found by running its code without weights or numbers.
+"""Finds how a model's layers use attention by running its code without weights or numbers.
 
-Keys of config.json would tell it for known architectures only. The code itself says it for all: a
-forward pass over meta tensors reports what each layer hands to the attention interface, and which
-keys its mask lets a query see.
+Keys of config.json would tell this for known architectures only. The code itself tells it for all:
+a forward pass over meta tensors reports what each layer passes to the attention interface, and
+which keys its mask lets a query see.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from engine.models.fallback.architecture import refusal
 TRACED = "tandem_traced"
 _NUM_TOKENS = 4
 _MAX_WINDOW = 1 << 17
-"""A window is looked for within so many positions; a longer one counts as none."""
+"""The most positions within which a window is looked for; a longer one counts as none."""
 _WITHOUT_MEANING = (
     "cache",
     "cache_position",
@@ -38,20 +38,21 @@ _WITHOUT_MEANING = (
     "sliding_window",
     "use_cache",
 )
-"""What models pass to their attention that the paged cache knows better, or that is for others."""
+"""Arguments of attention that the paged cache replaces or that have no effect here."""
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(batch, head, query position, key position) → whether the query sees the key."""
+"""A function of (batch, head, query position, key position) that says whether the query sees the
+key."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerFacts:
-    """What one layer keeps and looks at."""
+    """The sizes and the window of one layer's attention."""
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    """Of queries and keys."""
+    """Size of a query and of a key."""
     window: int | None
 
 
@@ -61,7 +62,7 @@ class _Trace:
     longest: int
     layers: dict[int, LayerFacts] = field(default_factory=dict)
     masks: dict[int, tuple[Tensor, int | None]] = field(default_factory=dict)
-    """By the identity of what transformers passes on as a mask: it, and the window it means."""
+    """The masks that transformers passes on, by identity, each with the window that it means."""
 
     def refuse(self, reason: str) -> UnsupportedArchitecture:
         return refusal(self.architecture, reason)
@@ -71,13 +72,13 @@ _current: ContextVar[_Trace] = ContextVar("trace")
 
 
 def trace_layers(architecture: str, model: Any) -> list[LayerFacts]:
-    """What the layers of a model ask for, in their order.
+    """Examine the layers of a model and return their facts in order.
 
     Args:
-        model: of transformers, on the meta device, with the attention called `TRACED`.
+        model: a model of transformers on the meta device, with the attention called `TRACED`.
 
     Raises:
-        UnsupportedArchitecture: it cannot run on a paged cache, and why.
+        UnsupportedArchitecture: the model cannot run on a paged cache; the message says why.
     """
     config = model.config
     trace = _Trace(architecture, min(config.max_position_embeddings, _MAX_WINDOW))
@@ -92,15 +93,15 @@ def trace_layers(architecture: str, model: Any) -> list[LayerFacts]:
             )
     except UnsupportedArchitecture:
         raise
-    except Exception as error:  # whatever transformers' code makes of a stranger's sizes
+    except Exception as error:  # transformers' code may fail in any way on strange sizes
         raise trace.refuse(f"it cannot be examined: {type(error).__name__}: {error}") from error
     finally:
         _current.reset(token)
     num_layers = config.num_hidden_layers
     if sorted(trace.layers) != list(range(num_layers)):
         raise trace.refuse(
-            f"{len(trace.layers)} of its {num_layers} layers attend by transformers' attention "
-            f"interface; others keep a state of another kind, or have code of their own"
+            f"only {len(trace.layers)} of its {num_layers} layers use transformers' attention "
+            f"interface; the others keep another kind of state or have attention code of their own"
         )
     return [trace.layers[layer] for layer in range(num_layers)]
 
@@ -115,25 +116,25 @@ def _note_attention(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """In the place of attention."""
+    """Stand in for attention and note its arguments."""
     trace = _current.get()
     layer = getattr(module, "layer_idx", None)
     if not isinstance(layer, int) or layer in trace.layers:
-        raise trace.refuse("its layers are not numbered as their caches would be")
+        raise trace.refuse("the numbers of its attention layers are missing or repeated")
     unknown = [
         name
         for name, given in others.items()
         if name not in _WITHOUT_MEANING and given is not None and given is not False
     ]
     if unknown:
-        raise trace.refuse(f"its attention takes {', '.join(sorted(unknown))}")
+        raise trace.refuse(f"its attention takes the arguments {', '.join(sorted(unknown))}")
     if others.get("is_causal", getattr(module, "is_causal", True)) is False:
-        raise trace.refuse("its layers look ahead")
+        raise trace.refuse("its attention is not causal")
     batch, heads, num_tokens, dim = query.shape
     if batch != 1 or num_tokens != _NUM_TOKENS or key.shape[2] != num_tokens:
-        raise trace.refuse("its layers do not attend token by token")
+        raise trace.refuse("its attention does not have one query and one key per token")
     if key.shape[3] != dim or value.shape[1] != key.shape[1] or value.shape[3] > dim:
-        raise trace.refuse("its queries, keys and values are of different sizes")
+        raise trace.refuse("its queries, keys and values differ in size")
     window = others.get("sliding_window")
     if attention_mask is not None:
         if id(attention_mask) not in trace.masks:
@@ -144,23 +145,23 @@ def _note_attention(
 
 
 def _note_mask(*, mask_function: MaskFunction, **others: Any) -> Tensor:
-    """In the place of a mask: a tensor by which `_note_attention` knows it again."""
+    """Stand in for a mask with a tensor by which `_note_attention` recognises it."""
     trace = _current.get()
     try:
         with torch.device("cpu"):
             window = _window_of(mask_function, trace.longest)
     except Exception as error:
-        raise trace.refuse("its attention sees keys in a pattern that is no window") from error
+        raise trace.refuse("its attention mask is neither causal nor a sliding window") from error
     mask = torch.empty(1, 1, _NUM_TOKENS, _NUM_TOKENS, dtype=torch.bool)
     trace.masks[id(mask)] = mask, window
     return mask
 
 
 def _window_of(sees: MaskFunction, longest: int) -> int | None:
-    """How far queries look back, themselves included; None: at all.
+    """Return the window of the queries, themselves included; None if there is none.
 
     Raises:
-        ValueError: not every query sees exactly the keys of such a window.
+        ValueError: the mask is not that of a window.
     """
 
     def seen(query: int) -> Tensor:

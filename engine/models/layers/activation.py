@@ -1,7 +1,7 @@
-"""Activations whose result for a row has the same bits however many rows there are.
+"""Activations whose result for a row has the same bits for any number of rows.
 
-PyTorch's own compute an element by its place in a vector, so bits would depend on how many rows
-there are. The gated operations do not; the other factor is 1.
+PyTorch's own activations compute an element by its place in a vector, so their bits depend on the
+number of rows. The gated operations do not; here the other factor is 1.
 """
 
 from collections.abc import Callable
@@ -13,17 +13,17 @@ from kernels import geglu, gelu_mul, silu_mul
 
 
 def gelu(x: Tensor) -> Tensor:
-    """The exact one, with the error function: [T, I] → [T, I]."""
+    """Apply the exact GELU, with the error function: [T, I] → [T, I]."""
     return geglu(torch.cat((torch.ones_like(x), x), -1))
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """The approximation by tanh: [T, I] → [T, I]."""
+    """Apply the tanh approximation of GELU: [T, I] → [T, I]."""
     return gelu_mul(torch.cat((x, torch.ones_like(x)), -1))
 
 
 def silu(x: Tensor) -> Tensor:
-    """[T, I] → [T, I]."""
+    """Apply SiLU: [T, I] → [T, I]."""
     return silu_mul(torch.cat((x, torch.ones_like(x)), -1))
 
 
@@ -34,4 +34,4 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "silu": silu,
 }
-"""By Hugging Face's `hidden_act`."""
+"""The activations by Hugging Face's `hidden_act`."""

@@ -11,15 +11,15 @@ from kernels import paged_attention, rope_store_kv
 class PagedAttention(nn.Module):
     """Rotates the heads, stores the new keys and values, then attends to everything cached.
 
-    Has no weights.
+    It has no weights.
 
     Args:
-        layer: whose cache it is.
-        num_heads, num_kv_heads: of the model; those of one key/value head stay together.
+        layer: the layer whose cache is used.
+        num_heads, num_kv_heads: the model's numbers; heads of one key/value head stay together.
         scale: factor of the scores.
-        window: positions each query looks back at, itself included; None is all.
+        window: positions that each query looks back at, its own included; None for all.
         soft_cap: bends the scores, see `kernels.paged_attention`; None leaves them.
-        norm_eps: of the norms whose weights `forward` gets.
+        norm_eps: epsilon of the norms whose weights `forward` gets.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class PagedAttention(nn.Module):
         q_norm: Tensor | None = None,
         k_norm: Tensor | None = None,
     ) -> Tensor:
-        """[T, (H + 2·K)·D], each row's query, key and value heads → [T, H·D].
+        """Map [T, (H + 2·K)·D], each row's query, key and value heads, to [T, H·D].
 
         `q_norm` and `k_norm` are the weights of RMS norms before the rotation, [D].
         """

@@ -1,7 +1,7 @@
-"""Token ids in, logits out: the two ends of a decoder, which often share one matrix.
+"""Token embedding and output layer, the two ends of a decoder, which often share one matrix.
 
-On a CPU the output layer's weights are arranged for products, and rows for the embedding can be
-looked up in them all the same: a tied matrix is there once.
+On a CPU the output layer's weights are arranged for products, and the embedding can still look its
+rows up in them, so a tied matrix is stored once.
 """
 
 from functools import partial
@@ -19,15 +19,15 @@ from engine.quantization.plan import OUTPUT_LAYER
 
 
 class TokenEmbedding(nn.Module, WeightOwner):
-    """[V, C]; on every rank whole, and plain whatever the checkpoint has: rows are looked up. A
-    tied output layer may lend its own.
+    """The embedding [V, C], whole on every rank, and unquantised for any checkpoint, since rows are
+    looked up. A tied output layer may lend its rows.
 
     Args:
-        scale: factor of what is looked up, rounded to the weights' dtype.
+        scale: factor of looked-up rows, rounded to the weights' dtype.
 
     Attributes:
-        is_tied: there is an output layer with the same matrix.
-        weight: not while rows are lent.
+        is_tied: whether there is an output layer with the same matrix.
+        weight: the matrix; absent while rows are lent.
     """
 
     weight: Tensor
@@ -38,13 +38,13 @@ class TokenEmbedding(nn.Module, WeightOwner):
         self.is_tied = False
         self.scale = scale
         self.path = ""
-        """Its place in the model, known from `create_weights` on."""
+        """The path in the model, set by `create_weights`."""
         self._options: WeightOptions
         self._loading: tuple[LinearMethod[Any], LinearPart]
         self._lent: RowLookup | None = None
 
     def forward(self, token_ids: Tensor, ctx: ForwardContext = NO_CONTEXT) -> Tensor:
-        """[T] int64 → [T, C], new memory, with what the rows' adapters change."""
+        """Look up [T, C] for [T] int64, in new memory, with the changes of the rows' adapters."""
         lent = self._lent
         found = F.embedding(token_ids, self.weight) if lent is None else lent(token_ids)
         rows = self._scaled(found)
@@ -54,7 +54,7 @@ class TokenEmbedding(nn.Module, WeightOwner):
         return rows
 
     def own_copy(self, tensor: Tensor) -> Tensor:
-        """What an adapter brings in the weight's place, as it is looked up."""
+        """Convert an adapter's replacement of the weight to the form in which it is looked up."""
         return tensor.to(self._options.device, self._options.dtype)
 
     def _look_up(self, token_ids: Tensor, weight: Tensor) -> Tensor:
@@ -79,17 +79,17 @@ class TokenEmbedding(nn.Module, WeightOwner):
             self.weight = method.dequantised(part)
 
     def borrow(self, rows: RowLookup) -> None:
-        """Look up there from now on, and give up what is its own."""
+        """Look rows up in another layer from now on, and free the embedding's own."""
         self._lent = rows
         self.__dict__.pop("weight", None)
 
 
 class LmHead(nn.Module, WeightOwner):
-    """The output layer. A tied one uses the embedding's matrix, or lends it its own.
+    """The output layer. A tied one uses the embedding's matrix, or lends its own.
 
-    On a CPU that packs weights, a tied head packs the embedding's: plain rows multiply at two
-    thirds of the speed. A method whose weights come packed asks the checkpoint for the embedding's.
-    Where it rounds them, the embedding keeps its rows as they were.
+    On a CPU that packs weights, a tied head packs the embedding's, because plain rows multiply at
+    two thirds of the speed. A method for packed checkpoints takes the embedding's tensor from the
+    checkpoint. Where it rounds weights, the embedding keeps its rows as they were.
 
     Args:
         soft_cap: c bends each logit x to c·tanh(x / c); None leaves them as they are.
@@ -101,7 +101,7 @@ class LmHead(nn.Module, WeightOwner):
         super().__init__()
         self.shape = embedding.shape
         self._soft_cap = soft_cap
-        # In a tuple so that the embedding does not become a submodule twice.
+        # Kept in a tuple so that the embedding does not become a submodule twice.
         self._tied: tuple[TokenEmbedding, ...] = (embedding,) if tied else ()
         embedding.is_tied = tied
         self.path = ""
@@ -113,7 +113,7 @@ class LmHead(nn.Module, WeightOwner):
         self._state: Any = None
 
     def forward(self, hidden: Tensor, adapters: RowAdapters | None = None) -> Tensor:
-        """[R, C] → [R, V], logits in fp32, with what the rows' adapters change."""
+        """Map [R, C] to fp32 logits [R, V], with the changes of the rows' adapters."""
         logits = self.in_fp32(hidden)
         if adapters is not None:
             adapters.add_to_logits(self.path, hidden, logits, self._plain.apply_in_fp32)
@@ -125,20 +125,20 @@ class LmHead(nn.Module, WeightOwner):
 
     @property
     def places(self) -> dict[str, slice]:
-        """As of a `Linear`."""
+        """The outputs by path, as in `Linear`."""
         return {self.path: slice(0, self.shape[0])}
 
     @property
     def shard_paths(self) -> list[str]:
-        """As of a `Linear`."""
+        """The paths of the shards, as in `Linear`."""
         return [self.path]
 
     def in_fp32(self, hidden: Tensor) -> Tensor:
-        """[R, C] → [R, V] fp32: the product alone."""
+        """Compute the product alone: [R, C] → [R, V] fp32."""
         return self._method.apply_in_fp32(self._state, hidden)
 
     def own_copy(self, tensor: Tensor) -> Any:
-        """What an adapter brings in the weight's place, arranged as plain weights are."""
+        """Convert an adapter's replacement of the weight to the arrangement of plain weights."""
         return self._plain.arrange(tensor.to(self._part.device, self._part.dtype))
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
@@ -150,7 +150,7 @@ class LmHead(nn.Module, WeightOwner):
         return {} if self._arranges_embedding() else _slots(self._method, self._part)
 
     def part_from_embedding(self) -> None:
-        """Before weights are loaded: the embedding needs its own."""
+        """Separate the embedding, which needs its own weights, before weights are loaded."""
         for embedding in self._tied:
             embedding.is_tied = False
 
@@ -179,7 +179,7 @@ def _part(path: str, shape: tuple[int, int], options: WeightOptions) -> LinearPa
 
 
 def _slots(method: LinearMethod[Any], part: LinearPart) -> dict[str, WeightSlot]:
-    """Of all tensors that a method needs of one matrix."""
+    """The slots of all tensors that a method needs for one matrix."""
     specs = method.tensors(part.in_features, part.out_features[0], part.has_bias)
 
     def slot(kind: str) -> WeightSlot:

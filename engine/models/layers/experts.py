@@ -1,10 +1,10 @@
-"""Mixtures of experts: a router chooses some MLPs for each token, and their answers are added up.
+"""Mixtures of experts: a router chooses some MLPs for each token, and their results are added.
 
-Tokens are sorted by expert. Where all experts keep their weights in one form that
-`kernels.linear_experts` takes, one call multiplies with those of all; else each expert that is
-wanted multiplies its own rows. A token's result has the same bits either way and whoever shares its
-experts: products give a row the same bits among any others, and a token's answers are added in the
-order of its router's choice.
+Tokens are sorted by expert. If all experts keep their weights in one format that
+`kernels.linear_experts` takes, one call multiplies by the weights of all; otherwise each expert
+that is needed multiplies its own rows. A token's result has the same bits either way and whichever
+tokens share its experts: products give a row the same bits among any others, and a token's results
+are added in the order of its router's choice.
 
 Paper: Switch Transformers, Fedus et al. 2021, arXiv:2101.03961; Mixtral, Jiang et al. 2024,
 arXiv:2401.04088.
@@ -26,12 +26,12 @@ from kernels.native_recording import refuse_recording
 
 
 class Router(Linear):
-    """Chooses each token's experts, in fp32.
+    """A router, which chooses each token's experts in fp32.
 
     Args:
-        name: the last part of its path.
+        name: the last part of the layer's path.
         top_k: experts per token.
-        normalised: the chosen ones' weights are scaled to the sum of 1.
+        normalised: whether the chosen experts' weights are scaled to the sum of 1.
     """
 
     takes_adapters = False
@@ -44,11 +44,12 @@ class Router(Linear):
         self._normalised = normalised
 
     def choose(self, x: Tensor) -> Routing:
-        """[T, C] → who computes what."""
+        """Choose the experts of the rows [T, C]."""
         return route_experts(self.in_fp32(x), self._top_k, normalised=self._normalised)
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
-        """Plain unless the checkpoint has few bits: choices hang on these weights."""
+        """Name the layer's tensors. Weights stay plain, since choices depend on them, unless the
+        checkpoint has them in few bits."""
         if options.method_for(path).takes_plain_weights:
             options = replace(options, linear_method=None)
         return super().create_weights(path, options)
@@ -56,7 +57,7 @@ class Router(Linear):
 
 @dataclass(frozen=True, slots=True)
 class _Grouped:
-    """All experts' layers."""
+    """The layers of all experts together."""
 
     gate_up: GroupedState
     down: GroupedState
@@ -66,9 +67,9 @@ class Experts(nn.ModuleList):
     """MLPs of one shape, by number.
 
     Args:
-        hidden, inner: sizes of what goes in and comes out, and of what lies between.
-        act: their activation.
-        names: of their layers.
+        hidden, inner: sizes of the inputs and outputs, and of the activations between.
+        act: the experts' activation.
+        names: the names of the experts' layers.
     """
 
     def __init__(
@@ -79,8 +80,8 @@ class Experts(nn.ModuleList):
         self._mlps = tuple(mlps)
 
     def mix(self, x: Tensor, routing: Routing, ctx: ForwardContext) -> Tensor:
-        """[T, C] → [T, C]: the sum of the chosen experts' answers, each times its weight, in fp32,
-        in the order of the choice, rounded once."""
+        """Map [T, C] to [T, C], the sum of the chosen experts' outputs times their weights, added
+        in fp32 in the order of the choice and rounded once."""
         grouped = self._grouped if ctx.adapters is None else None
         if grouped is None:
             answers = self._one_by_one(x, routing, ctx)
@@ -91,7 +92,8 @@ class Experts(nn.ModuleList):
 
     @property
     def can_be_recorded(self) -> bool:
-        """Whether nothing is asked of the host; known once weights are loaded."""
+        """Whether the host takes no decision during the computation; known once weights are
+        loaded."""
         return self._grouped is not None
 
     @cached_property
@@ -101,8 +103,9 @@ class Experts(nn.ModuleList):
         return None if gate_up is None or down is None else _Grouped(gate_up, down)
 
     def _one_by_one(self, x: Tensor, routing: Routing, ctx: ForwardContext) -> Tensor:
-        """[T·k, C], sorted by expert. Where experts change is needed on the host: a GPU waits for
-        the router here, and a recording would keep what it has chosen."""
+        """Compute [T·k, C], sorted by expert, one expert at a time. The host must know where
+        experts change, so a GPU waits for the router here, and a recording would keep that
+        choice."""
         refuse_recording("each expert multiplies rows that were chosen for this step")
         answers = x.new_empty(len(routing.rows), x.shape[1])
         for number, (first, last) in enumerate(itertools.pairwise(routing.starts.tolist())):
@@ -116,9 +119,9 @@ class SparseMlp(nn.Module):
     """A router and its experts.
 
     Args:
-        hidden, inner: sizes of what goes in and comes out, and of what lies between in an expert.
+        hidden, inner: sizes of the inputs and outputs, and of the activations in an expert.
         act: the experts' activation.
-        names: of the experts' layers.
+        names: the names of the experts' layers.
     """
 
     def __init__(
@@ -137,14 +140,14 @@ class SparseMlp(nn.Module):
         self.experts = Experts(num_experts, hidden, inner, act, names=names)
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        """[T, C] → [T, C]."""
+        """Map [T, C] to [T, C]."""
         return self.experts.mix(x, self.gate.choose(x), ctx)
 
     __call__ = forward
 
 
 def _context_of(rows: Tensor, ctx: ForwardContext) -> ForwardContext:
-    """Of some of the step's rows, as far as linear layers are concerned."""
+    """Return the context of some of the step's rows, as far as linear layers need it."""
     if ctx.adapters is None:
         return ctx
     return replace(ctx, adapters=ctx.adapters.at(rows))

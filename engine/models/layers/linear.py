@@ -14,35 +14,37 @@ from engine.models.layers.weight_slots import WeightOptions, WeightOwner, Weight
 from engine.quantization.method import LinearMethod, LinearPart, TensorSpec
 
 Partition = Literal["outputs", "inputs", "none"]
-"""What tensor-parallel ranks divide: output features, input features (results are summed)."""
+"""The dimension that tensor-parallel ranks divide: output features, or input features, whose
+results are summed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Output features that one checkpoint tensor brings, before they are divided between ranks."""
+    """The output features of one checkpoint tensor, before they are divided between ranks."""
 
     name: str
-    """The checkpoint's name beside this layer, such as `q_proj`."""
+    """The tensor's last name in the checkpoint, such as `q_proj`."""
     out_features: int
     pieces: tuple[int, ...] = ()
-    """Of a tensor that is several in one, such as `qkv_proj`: their output features, each divided
-    between ranks. Empty: it is one."""
+    """The parts of a tensor that combines several, such as `qkv_proj`: their output features, each
+    divided between ranks. Empty for a single one."""
 
 
 def fused_shard(name: str, shards: Sequence[Shard]) -> Shard:
-    """Several that the checkpoint has in one tensor, in their order."""
+    """Combine shards that the checkpoint has in one tensor, in their order."""
     pieces = tuple(shard.out_features for shard in shards)
     return Shard(name, sum(pieces), pieces)
 
 
 class Linear(nn.Module, WeightOwner):
-    """`x @ weight.T + bias`. Packed layers (q, k, v; gate, up) list their shards in order.
+    """A layer that computes `x @ weight.T + bias`. Combined layers (q, k, v; gate, up) list their
+    shards in order.
 
     Neighbouring shards of the same linear method become one multiplication.
     """
 
     takes_adapters: ClassVar[bool] = True
-    """Whether `forward` adds what rows' adapters have for it."""
+    """Whether `forward` adds the changes of the rows' adapters."""
 
     def __init__(
         self,
@@ -58,14 +60,14 @@ class Linear(nn.Module, WeightOwner):
         self.bias = bias
         self.partition = partition
         self.path = ""
-        """Its place in the model, known from `create_weights` on."""
+        """The path in the model, set by `create_weights`."""
         self._parallel = SINGLE
         self._loading: list[tuple[LinearMethod[Any], LinearPart]] = []
         self._parts: list[tuple[LinearMethod[Any], Any]] = []
-        """Each with what its method made of its shards' tensors."""
+        """The methods, each with its state for some shards."""
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        """[T, in] → [T, out], with what the rows' adapters add."""
+        """Map [T, in] to [T, out], with the changes of the rows' adapters."""
         method, state = self._parts[0]
         y: Tensor = method.apply(state, x)
         if len(self._parts) > 1:
@@ -78,13 +80,13 @@ class Linear(nn.Module, WeightOwner):
 
     @property
     def shard_paths(self) -> list[str]:
-        """The checkpoint's names of its shards' layers, such as `model.layers.0.mlp.up_proj`."""
+        """The checkpoint's names of the shards' layers, such as `model.layers.0.mlp.up_proj`."""
         neighbours = self.path.rpartition(".")[0]
         return [f"{neighbours}.{shard.name}".lstrip(".") for shard in self.shards]
 
     @property
     def places(self) -> dict[str, slice]:
-        """Where each shard's outputs are, by the checkpoint's name of its layer."""
+        """The slice of each shard's outputs, by the checkpoint's name of its layer."""
         found, first = {}, 0
         for path, shard in zip(self.shard_paths, self.shards, strict=True):
             found[path] = slice(first, first + shard.out_features)
@@ -93,14 +95,15 @@ class Linear(nn.Module, WeightOwner):
 
     @property
     def state(self) -> object:
-        """What its method has made of its tensors; None: it is divided between ranks, or its shards
-        have several methods."""
+        """The state of the layer's method; None if the layer is divided between ranks or has
+        several methods."""
         if self._parallel.size > 1 or len(self._parts) > 1:
             return None
         return self._parts[0][1]
 
     def in_fp32(self, x: Tensor) -> Tensor:
-        """[T, in] → [T, out] fp32: its own product, as precisely as the weights' form allows."""
+        """Compute [T, in] → [T, out] without adapters, as precisely as the weights' format
+        allows."""
         parts = [method.apply_in_fp32(state, x) for method, state in self._parts]
         return torch.cat(parts, -1)
 
@@ -128,7 +131,7 @@ class Linear(nn.Module, WeightOwner):
     def _create_part(
         self, shards: Sequence[Shard], names: Sequence[str], options: WeightOptions
     ) -> LinearPart:
-        """The sizes this rank has of some shards."""
+        """Create the part for some shards, with the sizes that this rank has of them."""
         in_features = self.in_features
         out_features = tuple(shard.out_features for shard in shards)
         first_input = 0
@@ -155,7 +158,7 @@ class Linear(nn.Module, WeightOwner):
         return lambda tensor: part.take(index, kind, self._own(tensor, spec, name, shard.pieces))
 
     def _own(self, tensor: Tensor, spec: TensorSpec, name: str, pieces: Sequence[int]) -> Tensor:
-        """This rank's part of a checkpoint tensor."""
+        """Cut this rank's part out of a checkpoint tensor."""
         parallel = self._parallel
         if parallel.size == 1 or self.partition == "none":
             return tensor

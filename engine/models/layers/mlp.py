@@ -15,11 +15,11 @@ _GATES = {
     "gelu_pytorch_tanh": gelu_mul,
     "gelu_tanh": gelu_mul,
 }
-"""Hugging Face's `hidden_act` → the product of the activated gate and the rest."""
+"""The product of activated gate and up projection, by Hugging Face's `hidden_act`."""
 
 
 class MlpNames(NamedTuple):
-    """What a checkpoint calls the layers of an MLP."""
+    """The checkpoint's names for the layers of an MLP."""
 
     gate: str
     up: str
@@ -30,16 +30,16 @@ MLP_NAMES = MlpNames("gate_proj", "up_proj", "down_proj")
 
 
 class GatedMlp(nn.Module):
-    """`down(act(gate(x)) * up(x))`.
+    """An MLP that computes `down(act(gate(x)) * up(x))`.
 
     Args:
-        hidden, inner: sizes of what goes in and comes out, and of what lies between.
+        hidden, inner: sizes of the inputs and outputs, and of the activations between.
         act: the activation, by Hugging Face's name.
-        fused: the checkpoint has gate and up in one tensor.
-        names: of the layers.
+        fused: whether the checkpoint has gate and up in one tensor.
+        names: the names of the layers.
 
     Raises:
-        UnsupportedArchitecture: an activation that is not known here.
+        UnsupportedArchitecture: the activation is unknown.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class GatedMlp(nn.Module):
         super().__init__()
         if act not in _GATES:
             raise UnsupportedArchitecture(
-                f"hidden_act {act!r} is not supported; supported are {', '.join(_GATES)}"
+                f"hidden_act {act!r} is not supported; it must be one of {', '.join(_GATES)}"
             )
         self.gate = _GATES[act]
-        """[T, 2·I] → [T, I]."""
+        """The gated activation, [T, 2·I] → [T, I]."""
         shards = (Shard(names.gate, inner), Shard(names.up, inner))
         self.gate_up_proj = Linear(
             hidden,
@@ -69,7 +69,7 @@ class GatedMlp(nn.Module):
         self.down_proj = Linear(inner, (Shard(names.down, hidden),), bias=bias, partition="inputs")
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        """[T, C] → [T, C]."""
+        """Map [T, C] to [T, C]."""
         return self.down_proj(self.gate(self.gate_up_proj(x, ctx)), ctx)
 
     __call__ = forward

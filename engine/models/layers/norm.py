@@ -1,4 +1,4 @@
-"""Normalisation with its learned scale."""
+"""Normalisations with learned scales."""
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,10 @@ from kernels import add_rms_norm, rms_norm
 
 
 class RmsNorm(nn.Module, WeightOwner):
-    """Over the last dimension, of `size` elements.
+    """RMS norm over the last dimension, of `size` elements.
 
     Args:
-        offset: added to the checkpoint's weights: some families keep them minus 1.
+        offset: added to the checkpoint's weights, which some families store minus 1.
     """
 
     weight: Tensor
@@ -25,22 +25,23 @@ class RmsNorm(nn.Module, WeightOwner):
         self.eps = eps
         self.offset = offset
         self.takes_adapters = True
-        """Whether it is called with a step's context."""
+        """Whether the norm is called with a step's context."""
         self.path = ""
-        """Its place in the model, known from `create_weights` on."""
+        """The path in the model, set by `create_weights`."""
 
     def forward(self, x: Tensor, ctx: ForwardContext = NO_CONTEXT) -> Tensor:
-        """[..., C] → [..., C], contiguous. Of a step: by the rows' adapters where they have one."""
+        """Map [..., C] to contiguous [..., C], with the rows' own norms where their adapters bring
+        one."""
         return self._adapted(rms_norm(x, self.weight, self.eps), x, ctx)
 
     __call__ = forward
 
     def add(self, x: Tensor, residual: Tensor, ctx: ForwardContext = NO_CONTEXT) -> Tensor:
-        """Add `x` to the residual stream, in place, and normalise the sum. Both [T, C]."""
+        """Add `x` to the residual stream, in place, and normalise the sum. Both are [T, C]."""
         return self._adapted(add_rms_norm(x, residual, self.weight, self.eps), residual, ctx)
 
     def own_copy(self, tensor: Tensor) -> Tensor:
-        """What an adapter brings in the weight's place."""
+        """Convert an adapter's replacement of the weight."""
         copy = tensor.to(self.weight.device, self.weight.dtype)
         return copy + self.offset if self.offset else copy
 
@@ -51,8 +52,9 @@ class RmsNorm(nn.Module, WeightOwner):
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
         self.path = path
-        # On a CPU in fp32, as the kernel computes: other dtypes would be converted in every call.
-        # With an offset everywhere: a sum of 16 bits would lose the last bits of its small part.
+        # On a CPU weights are fp32, in which the kernel computes: others would be converted in each
+        # call. With an offset they are fp32 everywhere, since a 16-bit sum would lose bits of its
+        # small part.
         is_fp32 = options.device.type == "cpu" or self.offset != 0.0
         dtype = torch.float32 if is_fp32 else options.dtype
         self.weight = torch.empty(self.size, dtype=dtype, device=options.device)
@@ -65,9 +67,9 @@ class RmsNorm(nn.Module, WeightOwner):
 
 
 class LayerNorm(nn.Module, WeightOwner):
-    """Over the last dimension, of `size` elements, with a learned shift.
+    """Layer norm over the last dimension, of `size` elements, with a learned shift.
 
-    PyTorch's: it computes each row by itself, in an order that follows from `size`.
+    PyTorch's implementation computes each row separately, in an order that follows from `size`.
     """
 
     weight: Tensor
@@ -79,7 +81,7 @@ class LayerNorm(nn.Module, WeightOwner):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., C] → [..., C]."""
+        """Map [..., C] to [..., C]."""
         return F.layer_norm(x, (self.size,), self.weight, self.bias, self.eps)
 
     __call__ = forward

@@ -1,4 +1,4 @@
-"""This process's place among the tensor-parallel ranks of a model."""
+"""The tensor-parallel ranks of a model, and this process's place among them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,15 +10,16 @@ from engine.errors import ModelLoadError
 
 @dataclass(frozen=True, slots=True)
 class TensorParallel:
-    """Heads and MLP columns are divided between `size` ranks; the rest is on every rank."""
+    """A rank of `size`: heads and MLP columns are divided between ranks; the rest is on every
+    rank."""
 
     rank: int = 0
     size: int = 1
     all_reduce: Callable[[Tensor], Tensor] | None = None
-    """Sums a tensor over the ranks; needed when there are several."""
+    """Sums a tensor over the ranks; required when there are several."""
 
     def share(self, total: int, what: str) -> int:
-        """This rank's part of `total` equal things.
+        """Return this rank's part of `total` equal things.
 
         Raises:
             ModelLoadError: they cannot be divided evenly.
@@ -31,14 +32,14 @@ class TensorParallel:
         return total // self.size
 
     def cut(self, tensor: Tensor, axis: int, name: str) -> Tensor:
-        """This rank's part of a checkpoint tensor along an axis; a view.
+        """Return a view of this rank's part of a checkpoint tensor along an axis.
 
         Raises:
-            ModelLoadError: it cannot be divided evenly.
+            ModelLoadError: the tensor cannot be divided evenly.
         """
         if tensor.shape[axis] % self.size:
             raise ModelLoadError(
-                f"{name}, of shape {tuple(tensor.shape)}, cannot be divided between {self.size} "
+                f"{name} of shape {tuple(tensor.shape)} cannot be divided between {self.size} "
                 f"ranks; use a smaller tensor_parallel_size"
             )
         return tensor.chunk(self.size, axis)[self.rank]

@@ -1,7 +1,7 @@
 """Rotary angles with Hugging Face's scaling schemes.
 
-`inv_freq` functions take a `Rope` and return ([D/2] fp32, factor of cosine and sine); they are
-rows of one table by `rope_type`.
+The `inv_freq` functions take a `Rope` and return ([D/2] fp32, factor of cosine and sine); one table
+lists them by `rope_type`.
 """
 
 import math
@@ -18,36 +18,36 @@ from kernels.native_recording import computed_once
 Frequencies = tuple[Tensor, float]
 
 CHUNK = 1024
-"""Positions that the table grows by."""
+"""The number of positions by which the table grows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """How heads turn with their position."""
+    """The parameters of a rotary embedding."""
 
     dim: int
-    """Elements of a head that turn, the first ones."""
+    """Elements of a head that are rotated, the first ones."""
     theta: float
     """The base of the wavelengths."""
     max_positions: int
     """The length that the model can use."""
     scaling: dict[str, Any] | None = None
-    """Hugging Face's dictionary; None is plain."""
+    """Hugging Face's dictionary; None for no scaling."""
 
 
 class Rotation(NamedTuple):
-    """What turns the query and key heads of one step's rows, in all layers."""
+    """The rotation of the query and key heads of one step's rows, for all layers."""
 
     positions: Tensor
     """[T] int64."""
     cos_sin: Tensor
-    """[P, R] fp32, P above all positions: a position's R/2 cosines, then its R/2 sines."""
+    """[P, R] fp32 with P above all positions: a position's R/2 cosines, then its R/2 sines."""
 
 
 class RotaryTable:
-    """Cosines and sines by position; on a CPU computed when a position is first met.
+    """Cosines and sines by position; on a CPU they are computed when a position is first needed.
 
-    Grows by whole chunks, so that the bits of a position never depend on what shares a step.
+    The table grows by whole chunks, so the bits of a position never depend on what shares a step.
     """
 
     def __init__(self, rope: Rope, device: torch.device) -> None:
@@ -58,16 +58,16 @@ class RotaryTable:
         self._inv_freq = inv_freq.to(device)
         self._cos_sin = torch.empty(0, 2 * len(inv_freq), device=device)
         self._outgrown: list[Tensor] = []
-        """Smaller tables: recorded steps of shorter contexts hold their addresses."""
+        """Smaller tables that recorded steps of shorter contexts still refer to."""
         self._num_positions = 0
         if device.type != "cpu":
-            # Another thread records steps there, and may not make the table grow.
+            # Another thread records steps on a GPU and must not make the table grow.
             self._reach(rope.max_positions)
 
     def at(self, positions: Tensor, longest: int) -> Rotation:
-        """The rotation of rows at [T] positions below `longest`, which the host must know.
+        """Return the rotation of rows at [T] positions below `longest`, which the host must know.
 
-        The table keeps its place in memory unless `longest` is beyond all that were asked for.
+        The table keeps its place in memory unless `longest` is above all earlier values.
         """
         self._reach(longest)
         return Rotation(positions, self._cos_sin)
@@ -91,9 +91,9 @@ class RotaryTable:
         self._num_positions = end
 
     def _inv_freq_at(self, at: Tensor) -> Tensor:
-        """Dynamic NTK: a position past the trained length stretches the base as if the text ended
-        there. That is what transformers does while it decodes; unlike its prefill it does not
-        depend on how a prompt is cut into chunks, so cached keys stay valid."""
+        """Compute dynamic NTK's frequencies: a position past the trained length stretches the base
+        as if the text ended there. transformers does this while it decodes. Unlike its prefill,
+        this does not depend on how a prompt is cut into chunks, so cached keys stay valid."""
         rope, dim = self._rope, self._rope.dim
         trained = rope.max_positions
         factor = _scaling(rope, "factor")
@@ -103,16 +103,16 @@ class RotaryTable:
 
 
 def rope_type(rope: Rope) -> str:
-    """The scaling scheme's name.
+    """Return the scaling scheme's name.
 
     Raises:
-        UnsupportedArchitecture: unknown here.
+        UnsupportedArchitecture: the scheme is unknown.
     """
     scaling = rope.scaling or {}
     name = str(scaling.get("rope_type") or scaling.get("type") or "default")
     if name not in _SCHEMES:
         raise UnsupportedArchitecture(
-            f"rope_type {name!r} is not supported; supported are {', '.join(_SCHEMES)}"
+            f"rope_type {name!r} is not supported; it must be one of {', '.join(_SCHEMES)}"
         )
     return name
 
@@ -133,7 +133,7 @@ def _linear(rope: Rope) -> Frequencies:
 
 
 def _llama3(rope: Rope) -> Frequencies:
-    """Llama 3.1: long waves are stretched, short ones kept, those between blended."""
+    """Llama 3.1: long waves are stretched, short ones kept, and those between blended."""
     inv_freq, _ = _default(rope)
     factor = _scaling(rope, "factor")
     low, high = _scaling(rope, "low_freq_factor"), _scaling(rope, "high_freq_factor")
@@ -150,7 +150,7 @@ def _yarn(rope: Rope) -> Frequencies:
     factor = scaling.get("factor") or rope.max_positions / trained
 
     def dimension_of(rotations: float) -> float:
-        """The dimension that turns this often within the trained length."""
+        """Return the dimension that turns this often within the trained length."""
         turns = trained / (rotations * 2 * math.pi)
         return dim * math.log(turns) / (2 * math.log(rope.theta))
 
@@ -166,7 +166,7 @@ def _yarn(rope: Rope) -> Frequencies:
 
 
 def _yarn_factor(scaling: dict[str, Any], factor: float) -> float:
-    """The attention temperature, folded into cosine and sine."""
+    """Return the attention temperature, which is folded into cosine and sine."""
     given = scaling.get("attention_factor")
     if given is not None:
         return float(given)
@@ -182,15 +182,15 @@ def _yarn_factor(scaling: dict[str, Any], factor: float) -> float:
 
 def _longrope(rope: Rope) -> Frequencies:
     """LongRoPE, Ding et al. 2024, arXiv:2402.13753: a divisor for each frequency, in one list for
-    models of the length that was trained first and another for longer ones. transformers takes the
-    list by the length of each text, which makes cached keys useless when a text grows beyond it."""
+    models of the first training length and another for longer ones. transformers chooses the list
+    by the length of each text, which makes cached keys useless when a text grows beyond it."""
     is_longer = rope.max_positions > _scaling(rope, "original_max_position_embeddings")
     name = "long_factor" if is_longer else "short_factor"
     divisors = (rope.scaling or {}).get(name) or ()
     if len(divisors) != rope.dim // 2:
         raise ModelLoadError(
-            f"rope_scaling has {len(divisors)} numbers in {name}; heads have {rope.dim // 2} "
-            f"frequencies"
+            f"rope_scaling has {len(divisors)} numbers in {name}; it must have {rope.dim // 2}, "
+            f"one per frequency"
         )
     inv_freq, _ = _default(rope)
     return inv_freq / torch.tensor(divisors), _scaling(rope, "attention_factor")
@@ -199,7 +199,7 @@ def _longrope(rope: Rope) -> Frequencies:
 def _scaling(rope: Rope, key: str) -> float:
     value = (rope.scaling or {}).get(key)
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ModelLoadError(f"rope_scaling needs a number {key!r}")
+        raise ModelLoadError(f"rope_scaling: {key} must be a number")
     return float(value)
 
 

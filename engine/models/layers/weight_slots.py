@@ -1,8 +1,8 @@
-"""Where a checkpoint's tensors go.
+"""The places of a checkpoint's tensors in a model.
 
 A layer with weights is a `WeightOwner`: it names the tensors it needs, takes each as it arrives and
 brings them into their final form once it has them all. Nothing is allocated before its tensor is
-there, and at no time exist two copies of more than one layer.
+there, and at no time do two copies of more than one layer exist.
 """
 
 from abc import ABC, abstractmethod
@@ -23,31 +23,31 @@ class WeightSlot:
     """One tensor that a layer waits for."""
 
     spec: TensorSpec
-    """As it is in the checkpoint, not divided between ranks."""
+    """The tensor's form in the checkpoint, before it is divided between ranks."""
     load: Callable[[Tensor], None]
-    """Takes the tensor. Its memory may be a mapped file: whoever keeps it makes a copy."""
+    """Takes the tensor. Its memory may be a mapped file, so an owner that keeps it makes a copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightOptions:
-    """How weights are kept."""
+    """The options for storing weights."""
 
     dtype: torch.dtype
     device: torch.device
     parallel: TensorParallel = SINGLE
     linear_method: Callable[[str], LinearMethod[Any] | None] | None = None
-    """Checkpoint name of a linear layer, such as `model.layers.0.mlp.up_proj` → its method, or None
-    where weights stay plain."""
+    """The method of a linear layer by its name in the checkpoint, such as
+    `model.layers.0.mlp.up_proj`, or None where weights stay plain."""
     deterministic: bool = False
-    """A row's result has the same bits whatever shares the step."""
+    """Whether a row's result must have the same bits whatever shares the step."""
 
     def method_for(self, name: str) -> LinearMethod[Any]:
-        """How a linear layer keeps its weights."""
+        """Return the method for a linear layer's weights."""
         found = self.linear_method(name) if self.linear_method else None
         return found or self.plain_method()
 
     def plain_method(self) -> UnquantizedMethod:
-        """How unquantised weights are kept."""
+        """Return the method for unquantised weights."""
         return UnquantizedMethod(invariant=self.deterministic)
 
 
@@ -56,7 +56,7 @@ class WeightOwner(ABC):
 
     @abstractmethod
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
-        """Name what the module at `path` needs, by checkpoint name."""
+        """Name the tensors that the module at `path` needs, by their names in the checkpoint."""
 
     def process_weights_after_loading(self) -> None:  # noqa: B027 - most owners have nothing to do
-        """Called once all slots are filled."""
+        """Finish the weights once all slots are filled."""

@@ -1,5 +1,5 @@
-"""How well a model expects a text: which tokens are scored, what they are, what it comes to.
+"""Scores of how well a model expects a text: the scored tokens, their classes and their sums.
 
-Owns no model: scores come from `engine.quality` or from a server. Knows no tensors. Start reading
-at `passages.py`.
+The scores themselves come from `engine.quality` or from a server; this folder uses no tensors.
+Start reading at `passages.py`.
 """

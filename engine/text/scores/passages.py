@@ -1,11 +1,11 @@
-"""A text as llama.cpp's `llama-perplexity` takes it, so that numbers compare.
+"""A text cut as llama.cpp's `llama-perplexity` cuts it, so that results can be compared.
 
     text       [ passage 0 | passage 1 | … | rest, left out ]
     passage    [ start token in place of the first | read only | scored       ]
                  0                                   1 … n/2     n/2 + 1 … n-1
 
-The start token is what the model's tokenizer puts before a text, if anything. What is scored has at
-least half a passage before it.
+The start token is what the model's tokenizer puts before a text, if anything. Each scored token has
+at least half a passage before it.
 
 Source: https://github.com/ggml-org/llama.cpp/tree/master/tools/perplexity
 """
@@ -21,24 +21,24 @@ from engine.text.scores.token_classes import TokenClass, token_classes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredFile:
-    """A text, and what of it is scored."""
+    """A text file and the part of it that is scored."""
 
     path: Path
     context: int
     """Tokens of a passage."""
     passages: int | None = None
-    """Only the first so many."""
+    """The number of passages from the start that are scored; None for all."""
 
     def read(self) -> str:
-        """The text without the line end behind its last line.
+        """Read the text without the line end after its last line.
 
         Raises:
-            InvalidParameter: it cannot be read, is no UTF-8 or empty.
+            InvalidParameter: the file cannot be read, is not UTF-8 or is empty.
         """
         try:
             text = self.path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise InvalidParameter("the text is not UTF-8; convert it") from None
+            raise InvalidParameter("the text is not UTF-8; convert it to UTF-8") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
             raise InvalidParameter(f"the text cannot be read: {reason}") from None
@@ -48,7 +48,7 @@ class ScoredFile:
 
 
 class TokenFacts(NamedTuple):
-    """What is known of a scored token before any model scores it."""
+    """The facts about a scored token that are independent of any model."""
 
     num_bytes: int
     token_class: TokenClass
@@ -56,20 +56,21 @@ class TokenFacts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """`token_ids` are what the model reads; `facts` are those of the scored ones, None where the
-    tokens' bytes are not known."""
+    """A passage. `token_ids` are the tokens that the model reads; `facts` are those of the scored
+    tokens, or None where the tokens' bytes are unknown."""
 
     token_ids: list[int]
     facts: list[TokenFacts] | None
 
 
 def first_scored(size: int) -> int:
-    """Of a passage's tokens; all behind it are scored, too."""
+    """Return the index of the first scored token of a passage; all later ones are scored, too."""
     return size // 2 + 1
 
 
 def start_token(with_special: Sequence[int], without: Sequence[int]) -> int | None:
-    """The token that a tokenizer puts before texts, from those of one text; None: it puts none."""
+    """Return the token that a tokenizer puts before texts, found from the tokens of one text; None
+    without one."""
     has_start = list(with_special[1 : len(without) + 1]) == list(without)
     return with_special[0] if has_start and len(with_special) > len(without) else None
 
@@ -81,25 +82,25 @@ def cut_passages(
     start: int | None,
     file: ScoredFile,
 ) -> list[Passage]:
-    """The passages of a text.
+    """Cut a text into passages.
 
     Args:
-        token_ids: of the whole text, without what tokenizers add.
-        pieces: their bytes; None: not known.
+        token_ids: token ids of the whole text, without added special tokens.
+        pieces: their bytes; None if unknown.
         start: the start token.
-        file: which says how long and how many they are.
+        file: gives the length and number of passages.
 
     Raises:
         InvalidParameter: the text is shorter than one passage.
     """
-    # As llama.cpp does it: the start token is a token of the text, too.
+    # As in llama.cpp, the start token also counts as a token of the text.
     before = [] if start is None else [start]
     tokens, size = [*before, *token_ids], file.context
     count = min(len(tokens) // size, file.passages or len(tokens))
     if count == 0:
         raise InvalidParameter(
-            f"the text has {len(tokens)} tokens; a passage has {size}; give a longer text or a "
-            f"smaller --context"
+            f"the text has {len(tokens)} tokens and must have at least one passage of {size}; give "
+            f"a longer text or a smaller --context"
         )
     facts = None
     if pieces is not None:

@@ -1,4 +1,4 @@
-"""From scores of single tokens to what is reported of a text."""
+"""Sums of the scores of single tokens, for the report about a text."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,29 +9,29 @@ from engine.text.scores.passages import Passage
 from engine.text.scores.token_classes import TOKEN_CLASSES, TokenClass
 
 LEAST_LOGPROB = -9999.0
-"""Stands for probability zero, as in answers over HTTP."""
+"""Stands for the logarithm of probability zero, as in answers over HTTP."""
 Tell = Callable[[Mapping[str, Any]], None]
-"""Takes what is to be shown of the progress: `phase`, `progress` and `detail` while a model is
-loaded, then `passage`, `of` and the `perplexity` so far."""
+"""A function that takes progress to show: `phase`, `progress` and `detail` while a model is loaded,
+then `passage`, `of` and the `perplexity` so far."""
 _LARGEST_MEAN = 700.0
-"""Of surprises: e to the power of more is no float."""
+"""The largest mean of surprises; e to a larger power overflows a float."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The same token as another model, the original, expects it."""
+    """The comparison with another model's score of the same token, that of the original."""
 
     surprise: float
     """Minus ln p, in nats."""
     divergence: float
     """Kullback-Leibler divergence of the model's distribution from the original's, in nats."""
     agrees: bool
-    """Both have the same likeliest token."""
+    """Whether both models have the same likeliest token."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScore:
-    """How a model expects a token."""
+    """The score of one token."""
 
     surprise: float
     """Minus ln p, in nats."""
@@ -40,7 +40,7 @@ class TokenScore:
 
 @dataclass(slots=True)
 class _Mean:
-    """Of numbers, with the standard error."""
+    """A mean of numbers with its standard error."""
 
     count: int = 0
     total: float = 0.0
@@ -57,17 +57,17 @@ class _Mean:
 
     @property
     def error(self) -> float:
-        """0 of a single number, of which nobody knows."""
+        """The standard error; 0 for a single number, whose error is unknown."""
         variance = self.squares / self.count - self.mean**2
         return math.sqrt(max(0.0, variance) / (self.count - 1)) if self.count > 1 else 0.0
 
 
 @dataclass(slots=True)
 class ScoreSums:
-    """Of some tokens of a text."""
+    """Sums of scores over some tokens of a text."""
 
     num_bytes: int | None = 0
-    """None once a token's bytes are not known."""
+    """Bytes of the tokens; None once the bytes of a token are unknown."""
     surprise: _Mean = field(default_factory=_Mean)
     original: _Mean = field(default_factory=_Mean)
     divergence: _Mean = field(default_factory=_Mean)
@@ -88,7 +88,8 @@ class ScoreSums:
         return _perplexity(self.surprise)
 
     def report(self) -> dict[str, Any]:
-        """By the names of `tandem perplexity --json`; without an original, nothing of one."""
+        """The results by the names of `tandem perplexity --json`; without an original, those about
+        it are left out."""
         found: dict[str, Any] = {
             "tokens": self.surprise.count,
             "perplexity": self.perplexity,
@@ -125,7 +126,8 @@ class TextScores:
             self._classes.setdefault(name, ScoreSums()).add(score, num_bytes)
 
     def report(self) -> dict[str, Any]:
-        """`ScoreSums.report` of all, and `classes` with one for each class that there is."""
+        """The results of `ScoreSums.report` for all tokens, and under `classes` those of each
+        class."""
         classes = {
             name: self._classes[name].report() for name in TOKEN_CLASSES if name in self._classes
         }
@@ -135,7 +137,8 @@ class TextScores:
 def text_report(
     passages: Sequence[Passage], score: Callable[[Passage], Iterable[TokenScore]], tell: Tell
 ) -> dict[str, Any]:
-    """Score passages one by one: `TextScores.report` of them, and how many there are how long."""
+    """Score passages one by one; return `TextScores.report` with the number and length of the
+    passages."""
     scores = TextScores()
     for number, passage in enumerate(passages, 1):
         scores.add(passage, score(passage))

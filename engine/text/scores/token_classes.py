@@ -1,6 +1,6 @@
 """Kinds of tokens that coarse weights harm unevenly, which an average over a text hides.
 
-Told by the tokens' own characters, so that they are the same for every model with a tokenizer:
+The tokens' characters decide, so the classes are the same for all models with a tokenizer:
 
     other languages   a letter that is not one of A to Z
     digits            a digit
@@ -19,7 +19,7 @@ from typing import Literal, get_args
 
 TokenClass = Literal["digits", "code", "rare words", "other languages", "rest"]
 TOKEN_CLASSES: tuple[TokenClass, ...] = get_args(TokenClass)
-"""In the order in which they are shown."""
+"""The classes in the order in which they are shown."""
 
 _FOREIGN = re.compile(r"[^\W\d_a-zA-Z]")
 _DIGIT = re.compile(r"\d")
@@ -36,7 +36,7 @@ def token_classes(pieces: Sequence[bytes]) -> list[TokenClass]:
     classes: list[TokenClass] = ["rest"] * len(pieces)
     text = b"".join(pieces).decode(errors="surrogateescape")
     ends = list(accumulate(map(len, pieces)))
-    # From the last of the order above to the first, which thus wins.
+    # From the last class of the list above to the first, so that earlier classes win.
     for first, last in _places(_WORD, text, ends):
         if last > first:
             classes[first : last + 1] = ["rare words"] * (last - first + 1)
@@ -52,7 +52,7 @@ def token_classes(pieces: Sequence[bytes]) -> list[TokenClass]:
 
 
 def _places(pattern: re.Pattern[str], text: str, ends: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """The first and the last token of each match, from where the tokens end in bytes."""
+    """Return the first and last token of each match, given the byte offsets where tokens end."""
     chars = bytes_before = 0
     for match in pattern.finditer(text):
         start, end = match.span()

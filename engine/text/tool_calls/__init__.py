@@ -1,6 +1,6 @@
-"""Calls of functions in the text that models write, one file for each family's way to write them.
+"""Function calls in the text that models write, with one file for each family's notation.
 
-Owns how calls are read out of a text that arrives in parts. Knows no wire format: what is read
-comes out as `engine.text.answer_pieces`. Start reading at `parser.py`; `table.py` says which
-parsers there are, and `engine.text.chat_format` which one a chat template asks for.
+The parsers read calls out of a text that arrives in parts. They know no wire format: the results
+are `engine.text.answer_pieces`. Start reading at `parser.py`; `table.py` lists the parsers, and
+`engine.text.chat_format` finds the one that a chat template needs.
 """

@@ -10,19 +10,20 @@ _OTHER_KEYS = ("name", "id", "type", "index")
 
 
 class CallObjectParser(ToolCallParser):
-    """Reads such objects; what frames them is the families'."""
+    """Reads such objects; the families define the frames around them."""
 
     def __init__(self, schemas: Schemas, *, must_call: bool = False) -> None:
         super().__init__(schemas, must_call=must_call)
         self._known_only = True
-        """Take no object for a call that names a function nobody offered. Where a marker says that
-        a call follows, it is one: the client can tell the model that there is no such function."""
+        """Whether an object must name an offered function to count as a call. After a marker for
+        calls any name counts, because the client can tell the model that there is no such
+        function."""
 
     def _call_objects(self, *ends: str) -> Waiting[None]:
-        """One call or more: objects one behind the other, or in arrays.
+        """Read one or more calls: objects one after the other, or in arrays.
 
         Raises:
-            NotACall: something else stands here. Calls before it have been announced.
+            NotACall: the text is something else. Calls before it have been announced.
         """
         yield from self._skip_space()
         while True:
@@ -43,9 +44,10 @@ class CallObjectParser(ToolCallParser):
                 return
 
     def _call_object(self, *ends: str) -> Waiting[None]:
-        """
+        """Read one call.
+
         Raises:
-            NotACall: this is no call.
+            NotACall: the text is not a call.
         """
         name, arguments, is_announced = "", "", False
         if not (yield from self._skip_held("{")):
@@ -97,10 +99,10 @@ class CallObjectParser(ToolCallParser):
 
 
 def _as_arguments(value: str) -> str:
-    """The same JSON value as the text of arguments.
+    """Return a JSON value as the text of arguments.
 
     Raises:
-        NotACall: it cannot be that.
+        NotACall: the value cannot be arguments.
     """
     if value.startswith('"'):
         text: str = json.loads(value)

@@ -15,7 +15,8 @@ _MAX_BARE_CHARS = 65_536
 
 
 class FunctionGemmaParser(ToolCallParser):
-    """Calls between two tokens, anywhere in the text. Arguments become JSON as they come."""
+    """Reads calls between two tokens, anywhere in the text, and converts arguments to JSON as they
+    come."""
 
     opening: ClassVar[str] = "<start_function_call>"
     closing: ClassVar[str] = "<end_function_call>"
@@ -77,7 +78,7 @@ class FunctionGemmaParser(ToolCallParser):
         self._put(index, "]")
 
     def _open(self, index: int, depth: int) -> Waiting[None]:
-        if depth > MAX_DEPTH // 4:  # each level is a few frames of ours
+        if depth > MAX_DEPTH // 4:  # each level takes a few stack frames
             raise NotACall
         self._put(index, self._take(1))
         yield from self._pass_space()
@@ -115,7 +116,7 @@ class FunctionGemmaParser(ToolCallParser):
         self._put(index, '"')
 
     def _bare(self, ends: str) -> Waiting[str]:
-        """Text without quotes up to one of the characters; held until that has come."""
+        """Return unquoted text up to one of the characters, which is held back until then."""
         text = ""
         while (char := (yield from self._peek())) not in ends:
             if len(text) == _MAX_BARE_CHARS or (yield from self._next_is(self.closing)):
@@ -129,7 +130,7 @@ class FunctionGemmaParser(ToolCallParser):
 
 
 class Gemma4Parser(FunctionGemmaParser):
-    """The same with other tokens."""
+    """Reads calls as the base class does, with Gemma 4's tokens."""
 
     opening: ClassVar[str] = "<|tool_call>"
     closing: ClassVar[str] = "<tool_call|>"

@@ -13,7 +13,8 @@ _OPENING, _CLOSING = "<tool_call>", "</tool_call>"
 
 
 class HermesParser(CallObjectParser):
-    """Objects between tags, anywhere in the text. Without its closing tag a call is one, too."""
+    """Reads objects between tags, anywhere in the text. A call without its closing tag counts,
+    too."""
 
     markers = (_OPENING, _CLOSING)
     syntax = CallSyntax(

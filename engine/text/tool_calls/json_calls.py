@@ -1,4 +1,4 @@
-"""For models that were told to write calls as JSON, by our own prompt or by their template.
+"""Calls of models that are told to write them as JSON, by our own prompt or by their template.
 
     {"name": "get_weather", "arguments": {"city": "Paris"}}
 
@@ -15,7 +15,7 @@ _FRAMES = {"<tool_call>": "</tool_call>", "```json": "```", "```": "```"}
 
 
 class JsonCallsParser(CallObjectParser):
-    """Objects of known functions, where the answer begins or in a frame."""
+    """Reads objects of known functions, at the beginning of the answer or in a frame."""
 
     markers = ("<tool_call>", "</tool_call>")
     syntax = CallSyntax(

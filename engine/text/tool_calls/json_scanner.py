@@ -1,4 +1,4 @@
-"""Where a JSON value ends, in a text that arrives in parts."""
+"""Finds the end of a JSON value in a text that arrives in parts."""
 
 import re
 
@@ -10,15 +10,16 @@ _ESCAPES = frozenset('"\\/bfnrtu')
 _HEX = frozenset("0123456789abcdefABCDEF")
 _MAX_SCALAR_CHARS = 1024
 MAX_DEPTH = 128
-"""Deeper than any function's arguments, and less than what JSON libraries recurse to."""
+"""The most levels of nesting: more than any function's arguments, and fewer than JSON libraries
+allow."""
 
 
 class JsonScanner:
-    """Reads one value by the grammar of RFC 8259, part by part; linear in the text.
+    """Reads one value by the grammar of RFC 8259, part by part, in linear time.
 
     Attributes:
-        is_done: the value has ended. A number ends with the character behind it.
-        is_bad: the text is no JSON, from where `read` stopped.
+        is_done: whether the value has ended. A number ends with the character after it.
+        is_bad: whether the text is not JSON from the place where `read` stopped.
     """
 
     def __init__(self) -> None:
@@ -27,11 +28,11 @@ class JsonScanner:
         self._closers: list[str] = []
         self._expected = "value"  # or: first key, key, colon, comma, first item
         self._in_string = False
-        self._escape = 0  # -1: its letter comes next; else so many hex digits
+        self._escape = 0  # -1: its letter comes next; otherwise the number of hex digits left
         self._scalar = ""
 
     def read(self, text: str, start: int) -> int:
-        """Go on at `start`. Returns the place right after what was read."""
+        """Continue at `start` and return the place right after the text that was read."""
         at = start
         while at < len(text) and not (self.is_done or self.is_bad):
             if self._in_string:
@@ -43,7 +44,7 @@ class JsonScanner:
         return at
 
     def finish(self) -> bool:
-        """The text has ended: whether that was a whole value."""
+        """End the text; return whether it was a whole value."""
         self._end_scalar()
         return self.is_done
 

@@ -1,19 +1,19 @@
-"""Values as JSON text, of families that do not write JSON."""
+"""Values as JSON text, for families that do not write JSON."""
 
 import json
 from typing import Any
 
 _SPELLED = {"None": "null", "True": "true", "False": "false"}
-"""Python's words for them, which models confuse."""
+"""Python's words, which models confuse with JSON's."""
 
 
 def quoted(text: str) -> str:
-    """A text as a JSON string."""
+    """Return a text as a JSON string."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def bare_value(text: str) -> str:
-    """What stands without quotes: as it is if it is JSON, else as a string."""
+    """Return an unquoted value unchanged if it is JSON, otherwise as a string."""
     text = _SPELLED.get(text, text)
     try:
         json.loads(text, parse_constant=_refuse)
@@ -23,4 +23,4 @@ def bare_value(text: str) -> str:
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(constant)  # NaN and Infinity are no JSON
+    raise ValueError(constant)  # NaN and Infinity are not JSON

@@ -1,4 +1,4 @@
-"""Llama 3.1 to 3.3: the whole answer is a call, or several, perhaps behind a special token.
+"""Llama 3.1 to 3.3: the whole answer is one or more calls, perhaps after a special token.
 
 <|python_tag|>{"name": "get_weather", "parameters": {"city": "Paris"}}; {"name": ...}
 """
@@ -13,8 +13,8 @@ _TAG = "<|python_tag|>"
 
 
 class Llama3JsonParser(CallObjectParser):
-    """Objects where the answer begins, and behind each tag; those without a tag must name a known
-    function, as any answer may be JSON."""
+    """Reads objects at the beginning of the answer and after each tag; those without a tag must
+    name a known function, because any answer may be JSON."""
 
     markers = (_TAG,)
     syntax = CallSyntax(

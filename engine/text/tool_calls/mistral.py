@@ -1,4 +1,4 @@
-"""Mistral: an array behind a special token, in newer models each call behind one.
+"""Mistral: an array after a special token; in newer models each call has its own.
 
 [TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Paris"}, "id": "a1b2c3d4e"}]
 [TOOL_CALLS]get_weather[CALL_ID]a1b2c3d4e[ARGS]{"city": "Paris"}
@@ -14,7 +14,7 @@ _MAX_ID_CHARS = 64
 
 
 class MistralParser(CallObjectParser):
-    """Whatever follows the token, if it is one of these. The models' ids are left out."""
+    """Reads any of these notations after the token. The models' ids are left out."""
 
     markers = (_CALLS, _ID, _ARGUMENTS)
     syntax = CallSyntax(

@@ -1,8 +1,9 @@
-"""What the ways to write a call have in common.
+"""The common parts of the parsers of calls.
 
-A call is announced once its name is known and its arguments begin; from there they go out as they
-come. What looked like a call before and is none is plain text. After that a call stays one: if its
-arguments then are no JSON, or the text ends within them, they are what the model wrote.
+A call is announced once its name is known and its arguments begin; from then on arguments are
+passed on as they come. Text that looked like a call before that and is none is plain text. After
+that, a call remains one: if its arguments are not valid JSON, or the text ends within them, they
+are passed on as the model wrote them.
 """
 
 import json
@@ -22,17 +23,18 @@ Schemas = Mapping[str, Mapping[str, Any]]
 
 
 class NotACall(Exception):
-    """What was read is none; it is still held."""
+    """Raised when the text is not a call; it is still held."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallSyntax:
-    """How a call is written where the model is made to: text around the JSON of its arguments.
+    """The notation of a call that the model is made to write: the text around the JSON of its
+    arguments.
 
     Attributes:
-        begin: `{name}` stands for the function's name.
+        begin: the text before the arguments; `{name}` stands for the function's name.
         trigger: the beginning of `begin` that free text does not have.
-        separator: between two calls.
+        separator: the text between two calls.
     """
 
     begin: str
@@ -42,17 +44,18 @@ class CallSyntax:
 
 
 class ToolCallParser(AnswerReader):
-    """From the text of an answer to plain text and calls.
+    """Separates plain text and calls in the text of an answer.
 
     White space around calls is left out.
 
     Args:
-        must_call: the text has to hold a call, so at its end the beginning of a call, or of what
-            closes one, was cut off. It is left out, for it is no text for a reader.
+        must_call: whether the text must hold a call. If so, an unfinished beginning of a call, or
+            of its end, at the end of the text was cut off; it is left out because it is not text
+            for a reader.
 
     Attributes:
         markers: texts that may be special tokens and must not be left out of the text.
-        syntax: None where arguments are not JSON.
+        syntax: the notation, or None where arguments are not JSON.
     """
 
     markers: ClassVar[tuple[str, ...]] = ()
@@ -69,7 +72,7 @@ class ToolCallParser(AnswerReader):
 
     @abstractmethod
     def _calls(self) -> Waiting[None]:
-        """Read all of the text."""
+        """Read the whole text."""
 
     def _read(self) -> Waiting[None]:
         yield from self._calls()
@@ -79,7 +82,8 @@ class ToolCallParser(AnswerReader):
             self._said.append(Content(self._space))
 
     def _plain_text(self, *markers: str) -> Waiting[str]:
-        """Hand on text up to the first of the markers, which is then held. "" at the text's end."""
+        """Pass text on up to the first of the markers, which is then held. Return it, or "" at the
+        end of the text."""
         while True:
             text = self._part_before(*markers)
             if self._is_cut_off:
@@ -105,14 +109,14 @@ class ToolCallParser(AnswerReader):
             self._said.append(Content(shown))
 
     def _say_held(self) -> None:
-        """What was held is plain text after all."""
+        """Pass the held text on, since it is plain text after all."""
         if not self._is_cut_off:
             self._say("".join(self._held))
         self._held = []
 
     @property
     def _is_cut_off(self) -> bool:
-        """What has been read last was cut off."""
+        """Whether the last thing that was read was cut off."""
         return self._must_call and self._is_whole and self._at == len(self._text)
 
     def _hold(self, text: str) -> None:
@@ -132,11 +136,11 @@ class ToolCallParser(AnswerReader):
             self._take(1)
 
     def _put(self, index: int, text: str) -> None:
-        """Hand on more of a call's arguments."""
+        """Pass on more of a call's arguments."""
         self._said.append(Arguments(index, text))
 
     def _announce(self, name: str) -> int:
-        """Begin a call; what was held belongs to it."""
+        """Begin a call and return its number; the held text belongs to it."""
         self._held = []
         self._space = ""
         self._num_calls += 1
@@ -144,7 +148,7 @@ class ToolCallParser(AnswerReader):
         return self._num_calls - 1
 
     def _json_value(self, found: Callable[[str], None]) -> Waiting[bool]:
-        """Hand a JSON value on as it comes. False where it stops being one."""
+        """Pass a JSON value on as it comes. Return False if it stops being valid."""
         scanner = JsonScanner()
         while True:
             end = scanner.read(self._text, self._at)
@@ -156,9 +160,10 @@ class ToolCallParser(AnswerReader):
             yield
 
     def _json_string(self) -> Waiting[str]:
-        """
+        """Read a JSON string and return its value.
+
         Raises:
-            NotACall: there is none.
+            NotACall: there is no string.
         """
         if (yield from self._peek()) != '"':
             raise NotACall
@@ -166,10 +171,10 @@ class ToolCallParser(AnswerReader):
         return value
 
     def _json_text(self) -> Waiting[str]:
-        """What a JSON value is written as.
+        """Read a JSON value and return its text.
 
         Raises:
-            NotACall: there is none.
+            NotACall: there is no value.
         """
         parts: list[str] = []
 
@@ -182,13 +187,13 @@ class ToolCallParser(AnswerReader):
         return "".join(parts)
 
     def _json_arguments(self, name: str, *ends: str) -> Waiting[None]:
-        """Announce a call and hand its arguments on.
+        """Announce a call and pass its arguments on.
 
         Args:
-            ends: what the rest of them ends before, if they are no JSON.
+            ends: markers before which arguments that are not valid JSON end.
 
         Raises:
-            NotACall: nothing that can be arguments stands here.
+            NotACall: the text cannot be arguments.
         """
         match (yield from self._peek()):
             case "{":
@@ -208,7 +213,8 @@ class ToolCallParser(AnswerReader):
         self._put(self._announce(name), "{}")
 
     def _rest_of_arguments(self, index: int, *ends: str) -> Waiting[None]:
-        """As the model wrote them, up to one of the ends or to the end of the text."""
+        """Pass arguments on as the model wrote them, up to one of the ends or the end of the
+        text."""
         while True:
             self._put(index, self._part_before(*ends))
             if ends and (yield from self._next_is(*ends)):

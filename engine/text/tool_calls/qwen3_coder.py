@@ -19,8 +19,8 @@ _PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
 
 
 class Qwen3CoderParser(ToolCallParser):
-    """Calls anywhere in the text, with or without the outer tag. Arguments become JSON as they
-    come: strings where the function's schema says so, else whatever JSON they are."""
+    """Reads calls anywhere in the text, with or without the outer tag. Arguments become JSON as
+    they come: strings where the function's schema says so, otherwise the JSON that they are."""
 
     markers = (_OPENING, _CLOSING)
 

@@ -1,4 +1,4 @@
-"""Which parsers there are, and which one a chat template asks for."""
+"""The parsers of calls, and the choice of one for a chat template."""
 
 from collections.abc import Mapping
 from typing import Literal, get_args
@@ -14,7 +14,7 @@ from engine.text.tool_calls.qwen3_coder import Qwen3CoderParser
 ToolCallParserName = Literal[
     "hermes", "qwen3_coder", "llama3_json", "mistral", "gemma4", "functiongemma", "json"
 ]
-"""vLLM's names, where it has the parser."""
+"""Names of the parsers, the same as vLLM's where vLLM has the parser."""
 
 TOOL_CALL_PARSERS: Mapping[ToolCallParserName, type[ToolCallParser]] = {
     "hermes": HermesParser,
@@ -36,9 +36,10 @@ _SIGNS: tuple[tuple[str, ToolCallParserName], ...] = (
     ("<|python_tag|>", "llama3_json"),
     ("<|start_header_id|>", "llama3_json"),
 )
-"""Texts in a template that knows tools; the first one found decides."""
+"""Signs in the text of a template that shows tools; the first one found decides."""
 
 
 def parser_of_template(template: str) -> ToolCallParserName:
-    """The parser for what a model with this chat template writes; `json` if nothing tells."""
+    """Return the parser for models with this chat template; `json` if there is no sign of
+    another."""
     return next((name for sign, name in _SIGNS if sign in template), "json")

@@ -170,13 +170,13 @@ def test_a_fault_ends_the_input_that_it_belongs_to() -> None:
 @pytest.mark.parametrize(
     ("request_", "words", "param"),
     [
-        (ask("r", [1], []), r"input\[1\] has 0 tokens; this model takes 1 to 20", "input"),
+        (ask("r", [1], []), r"input\[1\] has 0 tokens; it must have from 1 to 20", "input"),
         (ask("r", [1] * 21), r"input\[0\] has 21 tokens", "input"),
-        (ask("r", [1], [100]), r"input\[1\] .* vocabulary, which ends at 99", "input"),
+        (ask("r", [1], [100]), r"input\[1\] .* vocabulary; ids go from 0 to 99", "input"),
         (ask("r", [-1]), r"input\[0\] .* vocabulary", "input"),
         (
             ask("r", [1], dimensions=4),
-            "dimensions is 4; this model's embeddings have 3",
+            "dimensions is 4; it must be from 1 to 3",
             "dimensions",
         ),
         (ask("r", [1], dimensions=0), "dimensions is 0", "dimensions"),

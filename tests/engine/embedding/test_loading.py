@@ -185,7 +185,7 @@ def test_weights_that_give_no_numbers_are_found_at_the_start(tmp_path: Path) -> 
     [
         (
             {"architectures": ["DistilBertModel"], "model_type": "x"},
-            r"'DistilBertModel' is not supported; .*; encoders: BertModel, RobertaModel",
+            r"'DistilBertModel' is not supported; .*; supported encoders are BertModel, Roberta",
         ),
         ({"hidden_act": "mish"}, "hidden_act 'mish'"),
         ({"intermediate_size": 81}, "has shape"),

@@ -127,5 +127,5 @@ def test_another_format_may_be_made_of_them(engines, write):
 
 
 def test_fp8_is_not_made_of_plain_weights(engines, tiny_llama):
-    with pytest.raises(ModelLoadError, match="none are made of plain ones: take int8-weights"):
+    with pytest.raises(ModelLoadError, match="Tandem does not make them; use int8-weights"):
         engines.make(tiny_llama(), quantization="fp8")

@@ -101,12 +101,12 @@ def test_scales(folder, changes, scale):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"peft_type": "LOHA"}, "peft_type LOHA"),
-        ({"peft_type": None}, "peft_type None"),
+        ({"peft_type": "LOHA"}, "peft_type is LOHA"),
+        ({"peft_type": None}, "peft_type is None"),
         ({"use_dora": True}, "has no lora_magnitude_vector"),
-        ({"modules_to_save": ["lm_head", "embed_tokens"]}, "lm_head in modules_to_save, and"),
-        ({"modules_to_save": "lm_head"}, "no list of names"),
-        ({"modules_to_save": [7]}, "no list of names"),
+        ({"modules_to_save": ["lm_head", "embed_tokens"]}, "lists lm_head in modules_to_save, but"),
+        ({"modules_to_save": "lm_head"}, "must be a list of names"),
+        ({"modules_to_save": [7]}, "must be a list of names"),
         ({"ensure_weight_tying": True}, "ensure_weight_tying"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"lora_bias": True}, "lora_bias"),
@@ -114,13 +114,13 @@ def test_scales(folder, changes, scale):
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"alora_invocation_tokens": [1]}, "aLoRA"),
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base"),
-        ({"lora_alpha": "8"}, "no usable lora_alpha"),
-        ({"lora_alpha": float("nan")}, "no usable lora_alpha"),
-        ({"lora_alpha": True}, "no usable lora_alpha"),
-        ({"lora_alpha": 10**400}, "no usable lora_alpha"),
-        ({"lora_alpha": 1e39}, "no usable lora_alpha"),
+        ({"lora_alpha": "8"}, "must be a finite number"),
+        ({"lora_alpha": float("nan")}, "must be a finite number"),
+        ({"lora_alpha": True}, "must be a finite number"),
+        ({"lora_alpha": 10**400}, "must be a finite number"),
+        ({"lora_alpha": 1e39}, "must be a finite number"),
         ({"alpha_pattern": {"(a+)+$": 1}}, "regular expression"),
-        ({"alpha_pattern": [1]}, "no object"),
+        ({"alpha_pattern": [1]}, "must be an object"),
         ({"rank_pattern": {f"layer{n}": 4 for n in range(5000)}}, "has 5000 patterns in rank_pat"),
         ({"r": 5}, "rank 4; adapter_config.json says 5"),
         ({"rank_pattern": {"q_proj": "x" * 9999}}, "says x"),
@@ -187,7 +187,7 @@ def magnitudes(tensors):
         (torch.ones(95), r"has \[95\] magnitudes"),
         (torch.ones(96, 1), r"has \[96, 1\] magnitudes"),
         (torch.full((96,), torch.inf), "not finite"),
-        (torch.ones(96, dtype=torch.int32), "holds I32"),
+        (torch.ones(96, dtype=torch.int32), "has type I32"),
     ],
 )
 def test_magnitudes_of_dora(folder, magnitudes, reason):
@@ -243,17 +243,17 @@ def nothing(tensors):
         (half, "q_proj has no lora_B"),
         (transposed, "made for another model"),
         (wide, "made for another model; 13 more of its layers do not fit"),
-        (deep, "no linear layers model.layers.7.self_attn.q_proj"),
+        (deep, r"linear layers \(model.layers.7.self_attn.q_proj"),
         (huge, "rank 4096; the limit is 256"),
         (flat, "made for another model"),
         (no_rank, "made for another model"),
         (magnitudes, "lora_magnitude_vector, which is not supported"),
-        (embedding, "it changes model.embed_tokens"),
-        (head, "it changes lm_head"),
-        (integers, "holds I32"),
-        (strangers, "it has 0 of the adapter's"),
+        (embedding, "the adapter changes model.embed_tokens"),
+        (head, "the adapter changes lm_head"),
+        (integers, "has type I32"),
+        (strangers, "has 0: the adapter was made"),
         (twice, "lora_A of model.layers.0.self_attn.q_proj twice"),
-        (nothing, "it has 0 of the adapter's"),
+        (nothing, "has 0: the adapter was made"),
     ],
 )
 def test_tensors_that_are_refused(folder, change, reason):
@@ -408,12 +408,12 @@ def infinite_norm(tensors):
         (other_table, "made for another model"),
         (resized, "base_layer.weight, which is not supported"),
         (half_table, "has no lora_embedding_B"),
-        (both, "both updates lm_head and brings it whole"),
-        (mixed, "it has lora_A of model.embed_tokens"),
-        (whole_layer, "it brings model.layers.0.self_attn.q_proj whole"),
-        (head_norm, "it brings model.layers.0.self_attn.q_norm whole"),
+        (both, "both an update and a replacement of lm_head"),
+        (mixed, "the adapter has lora_A of model.embed_tokens"),
+        (whole_layer, "the adapter replaces model.layers.0.self_attn.q_proj"),
+        (head_norm, "the adapter replaces model.layers.0.self_attn.q_norm"),
         (copy_twice, "lm_head twice"),
-        (infinite_norm, "model.norm holds numbers that are not finite"),
+        (infinite_norm, "model.norm has numbers that are not finite"),
     ],
 )
 def test_ends_that_are_refused(folder, change, reason):
@@ -431,7 +431,7 @@ def test_dora_is_for_linear_layers(folder):
 
     rewrite(folder, only_table)
     configure(folder, use_dora=True)
-    with pytest.raises(ModelLoadError, match=r"DoRA of model\.embed_tokens"):
+    with pytest.raises(ModelLoadError, match=r"DoRA for model\.embed_tokens"):
         plan_adapter(folder, WHOLE, torch.float32).read()
 
 

@@ -83,7 +83,7 @@ def test_a_row_without_a_length_is_refused(tmp_path):
     opposite = {f"{side}A.weight": -weight[:1], f"{side}B.weight": torch.eye(len(weight), 1)}
     save_file(load_file(file) | opposite, file)
     failed = load(ours, {"a": tmp_path}).failed
-    assert failed == {"a": f"{layer} has a row of weights without a length"}
+    assert failed == {"a": f"{layer} has a row of weights with length 0; DoRA cannot scale it"}
 
 
 @pytest.fixture(scope="module", params=[MIXED, MIXED_ENDS], ids=["layers", "ends"])

@@ -311,7 +311,7 @@ def test_memory_of_a_load_that_fails_later_is_given_back(model, folders, monkeyp
     table = load(model, {"a": folders["a"]}, host, room=1)
     monkeypatch.setattr(table, "_filled", lambda *_: 1 / 0)
     answer = ask(table, "b", folders["b"])
-    assert answer.message == "ZeroDivisionError while it was loaded"
+    assert answer.message == "ZeroDivisionError while the adapter was loaded"
     assert sum(host.lent.values()) == table.num_bytes
 
 
@@ -436,8 +436,10 @@ def test_what_nobody_thought_of_harms_no_model(model, folders, monkeypatch):
         raise ZeroDivisionError
 
     monkeypatch.setattr(table_module, "plan_adapter", fail)
-    assert ask(table, "b", "/nowhere").message == "ZeroDivisionError while it was loaded"
-    assert load(model, {"a": "/nowhere"}).failed == {"a": "ZeroDivisionError while it was loaded"}
+    assert ask(table, "b", "/nowhere").message == "ZeroDivisionError while the adapter was loaded"
+    assert load(model, {"a": "/nowhere"}).failed == {
+        "a": "ZeroDivisionError while the adapter was loaded"
+    }
 
 
 def test_names_that_are_not_there(model, folders):
@@ -548,7 +550,7 @@ def test_one_that_is_written_to_while_it_is_read_is_refused(
     monkeypatch.setattr(table_module, "plan_adapter", planned)
     answer = ask(table, "b", place)
     assert isinstance(answer, ModelLoadError)
-    assert "its files have changed since reading them began" in answer.message
+    assert "the adapter's files have changed since reading them began" in answer.message
     assert (table.names, host.lent) == (("a",), lent)
     check_same(table, model, "a", folders["a"])
 

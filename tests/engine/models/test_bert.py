@@ -121,7 +121,10 @@ def test_what_is_read_of_config_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architectures": ["DebertaModel"]}, "DebertaModel.* supported are BertModel, Roberta"),
+        (
+            {"architectures": ["DebertaModel"]},
+            "DebertaModel.* supported ones are BertModel, Roberta",
+        ),
         ({"hidden_act": "mish"}, "hidden_act 'mish' is not supported"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"num_attention_heads": 5}, "a multiple of num_attention_heads, which is 5"),

@@ -62,7 +62,7 @@ def test_unlike_anything_lists_all(architecture):
     ("overrides", "message"),
     [
         ({"num_key_value_heads": 4}, "6 attention heads cannot share 4"),
-        ({"head_dim": 15}, "head_dim 15 is odd"),
+        ({"head_dim": 15}, "head_dim is 15; it must be even"),
         ({"windows": (None,)}, "windows are given for 1 layers; num_hidden_layers is 2"),
     ],
 )

@@ -180,14 +180,14 @@ def test_longrope_with_other_than_a_number_for_each_frequency_is_refused(name):
     }
     RotaryTable(with_scaling(scaling), CPU)
     for wrong in ([1.0] * 31, [], None):
-        with pytest.raises(ModelLoadError, match=f"numbers in {name}; heads have 32"):
+        with pytest.raises(ModelLoadError, match=f"numbers in {name}; it must have 32"):
             RotaryTable(with_scaling(scaling | {name: wrong}), CPU)
 
 
 @pytest.mark.parametrize("factor", [None, "8", True])
 def test_scheme_without_its_numbers_is_refused(factor):
     scaling = {"rope_type": "linear", "factor": factor}
-    with pytest.raises(ModelLoadError, match="needs a number 'factor'"):
+    with pytest.raises(ModelLoadError, match="factor must be a number"):
         RotaryTable(with_scaling(scaling), CPU)
 
 

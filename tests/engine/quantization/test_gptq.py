@@ -325,7 +325,7 @@ def test_numbers_of_another_type(kind):
 
     caught = spoilt(change)
     assert caught.type is ShapeMismatch
-    assert f"a.q.{kind} holds" in str(caught.value)
+    assert f"a.q.{kind} has type" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["qzeros", "scales", "g_idx"])

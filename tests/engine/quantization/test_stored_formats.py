@@ -252,9 +252,9 @@ def test_an_order_that_is_none_takes_nothing(stated):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda its: its.clamp_(min=1).sub_(2), "groups other than 0 to 5"),
-        (lambda its: its.clamp_(min=1).add_(1), "groups other than 0 to 5"),
-        (lambda its: its.copy_(its.roll(1)), "and its neighbour's differ"),
+        (lambda its: its.clamp_(min=1).sub_(2), "must hold groups from 0 to 5"),
+        (lambda its: its.clamp_(min=1).add_(1), "must hold groups from 0 to 5"),
+        (lambda its: its.copy_(its.roll(1)), "differs from those of the layers"),
     ],
 )
 def test_orders_that_cannot_be(change, reason):
@@ -288,15 +288,15 @@ STATE = "a.q.weight.quant_state.bitsandbytes__nf4"
         ({"nested_offset": None}, "has no nested_offset"),
         ({"nested_offset": "0.5"}, "has no nested_offset"),
         ({"nested_offset": True}, "has no nested_offset"),
-        ({"shape": [2048]}, "whose shape is no matrix's"),
-        ({"shape": "32"}, "whose shape is no matrix's"),
-        ({"shape": [32.0, 64]}, "whose shape is no matrix's"),
-        ({"shape": [0, 64]}, "whose shape is no matrix's"),
-        ({"shape": [1 << 31, 64]}, "whose shape is no matrix's"),
-        ({"shape": [32, 32]}, r"32 outputs of 32 inputs have \(512, 1\)"),
-        ({"blocksize": 48}, "blocks of 48 weights"),
-        ({"blocksize": 64.0}, "blocks of 64.0 weights"),
-        ({"blocksize": None}, "blocks of None weights"),
+        ({"shape": [2048]}, "must have two dimensions"),
+        ({"shape": "32"}, "must have two dimensions"),
+        ({"shape": [32.0, 64]}, "must have two dimensions"),
+        ({"shape": [0, 64]}, "must have two dimensions"),
+        ({"shape": [1 << 31, 64]}, "must have two dimensions"),
+        ({"shape": [32, 32]}, r"32 outputs and 32 inputs must have \(512, 1\)"),
+        ({"blocksize": 48}, "block size is 48"),
+        ({"blocksize": 64.0}, "block size is 64.0"),
+        ({"blocksize": None}, "block size is None"),
     ],
     ids=str,
 )
@@ -333,7 +333,7 @@ def test_tensors_that_a_configuration_speaks_of_are_missed(given):
 )
 def test_configurations_that_are_not_supported_are_refused_by_key(key, value):
     changes = value if key == "weights" else {key: value}
-    with pytest.raises(ModelLoadError, match=rf"quantization_config: {key} is .*of compressed-te"):
+    with pytest.raises(ModelLoadError, match=rf"quantization_config: {key} is .*for compressed-te"):
         detect(ct_config("pack-quantized") | changes, {})
 
 

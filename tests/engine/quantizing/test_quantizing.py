@@ -160,17 +160,17 @@ def test_large_models_come_in_several_files(model, tmp_path, monkeypatch):
         ({"method": "int5"}, "method is 'int5'; it must be one of int4, int8, gptq, awq, gguf-"),
         ({"method": "gguf-q9_9"}, "must be one of"),
         ({"method": "gguf-"}, "must be one of"),
-        ({"method": "int4", "bits": 8}, "int4 has 4"),
-        ({"method": "awq", "calibration": "t", "bits": 3}, "awq has 4"),
+        ({"method": "int4", "bits": 8}, "for int4 it must be 4"),
+        ({"method": "awq", "calibration": "t", "bits": 3}, "for awq it must be 4"),
         ({"method": "gptq"}, "--calibration FILE"),
-        ({"method": "int8", "calibration": "t"}, "takes no calibration"),
+        ({"method": "int8", "calibration": "t"}, "does not use --calibration"),
         ({"method": "gguf-q8_0", "bits": 8}, "leave --bits"),
         ({"group_size": 48}, "group_size is 48"),
         ({"method": "gptq", "calibration": "short", "group_size": 48}, "group_size is 48"),
         ({"group_size": 4}, "at least 8"),
         ({"method": "gptq", "calibration": "nothing"}, "cannot be read"),
         ({"method": "gptq", "calibration": "short"}, "at least 4096"),
-        ({"method": "gguf-q8_0"}, "is no GGUF file"),
+        ({"method": "gguf-q8_0"}, "is not a GGUF file"),
     ],
 )
 def test_what_cannot_be_made_leaves_nothing_behind(model, tmp_path, changes, words):
@@ -192,10 +192,10 @@ def test_nothing_is_overwritten(model, tmp_path):
                 path.mkdir()
             case "dangling":
                 path.symlink_to(tmp_path / "nowhere")
-        with pytest.raises(InvalidParameter, match="is there already"):
+        with pytest.raises(InvalidParameter, match="exists already"):
             made(model, path)
     assert (tmp_path / "file").read_text() == "mine"
-    with pytest.raises(InvalidParameter, match="make it first"):
+    with pytest.raises(InvalidParameter, match="create it first"):
         made(model, tmp_path / "no" / "folder")
 
 

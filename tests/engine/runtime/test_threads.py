@@ -151,7 +151,7 @@ def test_where_linux_does_not_count_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(threads_module, "RunQueue", lambda: RunQueue(tmp_path))
     with capture_logs() as logs:
         threads = compute_threads(adaptive=True)
-    assert "number is fixed" in logs[0]["event"]
+    assert "number stays fixed" in logs[0]["event"]
     threads.before_step()
     threads.after_step()
     assert threads.num_threads == 2

@@ -89,8 +89,8 @@ def key(name: bytes, value_type: int, value: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        (b"", CorruptFile, "not a whole GGUF file"),
-        (b"PK\x03\x04" + bytes(60), CorruptFile, "not a whole GGUF file"),
+        (b"", CorruptFile, "not a complete GGUF file"),
+        (b"PK\x03\x04" + bytes(60), CorruptFile, "not a complete GGUF file"),
         (header(1, 0, b""), ModelLoadError, "version 1;"),
         (header(3, 0, b"", order=">"), ModelLoadError, "little-endian"),
         (header(3, 2**63, bytes(64)), CorruptFile, "damaged"),

@@ -80,7 +80,7 @@ def test_what_a_file_says_of_sampling_comes_before_what_is_known_of_its_model(
         ("llama.embedding_length", "big", "llama.embedding_length is 'big'"),
         ("llama.attention.head_count", [4, 4, 4], r"llama.attention.head_count is \[4, 4, 4\]"),
         ("llama.attention.head_count_kv", 3, "llama.attention.head_count_kv is 3"),
-        ("llama.attention.key_length", 15, "needs? it even"),
+        ("llama.attention.key_length", 15, "needs? an even head size"),
         ("llama.attention.value_length", 8, "llama.attention.value_length is 8"),
         ("llama.rope.dimension_count", 8, "llama.rope.dimension_count is 8"),
         ("llama.rope.freq_base", float("nan"), "llama.rope.freq_base is nan"),
@@ -157,7 +157,7 @@ def test_llama3_scaling_is_recovered_from_its_divisors(
     assert config.rope_scaling["factor"] == pytest.approx(factor, rel=1e-5)
 
     options["extra"] = {"rope_freqs.weight": np.linspace(1, factor, 64, dtype=np.float32)}
-    with pytest.raises(ModelLoadError, match="unknown way"):
+    with pytest.raises(ModelLoadError, match="unsupported way"):
         gguf_config(make_gguf(folder, "llama", **options))
 
 

@@ -122,7 +122,7 @@ def test_reads_what_older_files_say(name: str, tiny_phi3: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"partial_rotary_factor": 0.2}, "partial_rotary_factor is 0.2; .* even part"),
+        ({"partial_rotary_factor": 0.2}, "partial_rotary_factor is 0.2; .* is even"),
         ({"partial_rotary_factor": 0}, "partial_rotary_factor is 0"),
         ({"partial_rotary_factor": 2}, "partial_rotary_factor is 2"),
         ({"rope_type": 7}, "rope_type is 7"),

@@ -104,7 +104,7 @@ def test_a_folder_that_cannot_be_written_is_no_failure(caplog):
     file = ProductTimesFile(native.Path("/proc/times.json"), "this")
     with caplog.at_level(logging.INFO):
         file.add({"first": times(1, 1, 1)})
-    assert "what was measured is not kept" in caplog.text
+    assert "cannot store the measured times" in caplog.text
     assert file.read() == {}
 
 

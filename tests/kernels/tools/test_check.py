@@ -119,7 +119,7 @@ def test_a_write_beside_an_output_is_found(where):
         out.as_strided((1,), (1,), out.storage_offset() + where).fill_(1.0)
         return out
 
-    with pytest.raises(Mismatch, match="a write beyond the 24 bytes of an output"):
+    with pytest.raises(Mismatch, match="wrote beyond the 24 bytes of an output"):
         checked(function)
 
 

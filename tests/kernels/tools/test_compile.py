@@ -67,7 +67,7 @@ def faults():
         ("any number of rows", None),
         ("many rows", None),
         ("spills", "bytes of registers per thread"),
-        ("too much shared memory", "KiB of shared memory, a block has"),
+        ("too much shared memory", "KiB of shared memory; a block has"),
         ("no tensor cores", "has no tensor-core instruction"),
         ("single row", "no attribute 'to'"),
     ],
@@ -103,7 +103,7 @@ def test_a_chip_may_have_so_many_kernels_and_no_more():
     many = jobs(*map(str, range(150)))
     assert compile_command.too_many(many) == []
     assert compile_command.too_many(many + jobs("one more", chips=CHIPS[1:2])) == [
-        "sm_90 has 151 kernels, at most 150 are allowed"
+        "sm_90 has 151 kernels; the limit is 150"
     ]
 
 

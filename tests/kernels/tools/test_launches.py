@@ -75,7 +75,7 @@ def test_launches_that_share_their_code_have_the_same_key(arguments):
 
 
 def test_nothing_is_recorded_where_kernels_are_interpreted():
-    with pytest.raises(RuntimeError, match="not interpreting"), recorded(80):
+    with pytest.raises(RuntimeError, match="interpreter switched off"), recorded(80):
         pass
 
 

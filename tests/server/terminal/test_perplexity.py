@@ -182,7 +182,7 @@ def test_a_text_that_is_none(server, tmp_path, monkeypatch, given, content, word
 def test_a_text_shorter_than_a_passage(server, text):
     code, _, error = invoke("--text", text, "--url", "http://s")
     assert code == 2
-    assert "a passage has 512" in error
+    assert "at least one passage of 512" in error
 
 
 REPORT = {

@@ -51,8 +51,8 @@ def test_of_few_bits_it_is_said_that_sixteen_would_be_better(child):
 
 
 def test_what_is_refused(child):
-    child["lines"], child["code"] = [{"problem": "made is there already"}], 2
+    child["lines"], child["code"] = [{"problem": "made exists already"}], 2
     code, output, error = invoke("--model", "a", "--method", "int4", "--output", "/x/made")
-    assert (code, output, error) == (2, "", "tandem: made is there already\n")
+    assert (code, output, error) == (2, "", "tandem: made exists already\n")
     for arguments in (("--model", "a", "--method", "int4"), ("--model", "a", "--output", "/x")):
         assert invoke(*arguments)[0] == 2

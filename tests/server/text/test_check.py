@@ -66,7 +66,7 @@ async def test_templates_that_cannot_be_rendered(folder: Path, template: str, wo
 
 
 async def test_files_that_cannot_be_read(folder: Path) -> None:
-    with pytest.raises(CorruptFile, match="no valid Jinja"):
+    with pytest.raises(CorruptFile, match="not valid Jinja"):
         await check(folder, "{% if %}")
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(CorruptFile, match=r"tokenizer\.json"):

@@ -118,7 +118,7 @@ def test_what_is_wrong_is_named(toy: Path) -> None:
     cases: list[tuple[dict[str, torch.Tensor], type[ModelLoadError], str]] = [
         (rest, MissingWeight, f"{layer}.weight"),
         (rest | {name: tensors[name][:-1].contiguous()}, ShapeMismatch, layer),
-        (rest | {name: tensors[name].float()}, ShapeMismatch, f"{name} holds float32"),
+        (rest | {name: tensors[name].float()}, ShapeMismatch, f"{name} has type float32"),
         (tensors | {"a.codes": tensors[name].clone()}, ShapeMismatch, "a, which is no layer"),
         (tensors | {"b": tensors[name].clone()}, ShapeMismatch, "tensor b "),
     ]

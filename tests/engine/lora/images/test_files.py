@@ -251,14 +251,14 @@ DAMAGES = {
     "no up": (without("lora_up.weight"), CorruptFile, "has no up"),
     "no down": (without("lora_down.weight"), CorruptFile, "has no down"),
     "not a number": (nan, ModelLoadError, "not finite"),
-    "another model's": (renamed_all, ModelLoadError, "none of its 8 layers"),
+    "another model's": (renamed_all, ModelLoadError, "none of the adapter's 8 layers"),
     "another size": (changed("lora_down.weight", torch.ones(3, 9)), ShapeMismatch, "8 inputs"),
     "another rank": (changed("lora_up.weight", torch.ones(8, 4)), ShapeMismatch, "another model"),
     "no axis": (changed("lora_down.weight", torch.tensor(1.0)), ShapeMismatch, "another model"),
     "a kernel": (changed("lora_down.weight", torch.ones(3, 8, 3, 3)), ShapeMismatch, "another"),
     "no rank": (changed("lora_down.weight", torch.ones(0, 8)), ShapeMismatch, "another model"),
-    "integers": (changed("alpha", torch.tensor(1)), ModelLoadError, "holds I64"),
-    "many alphas": (changed("alpha", torch.ones(2)), CorruptFile, "no single number"),
+    "integers": (changed("alpha", torch.tensor(1)), ModelLoadError, "has type I64"),
+    "many alphas": (changed("alpha", torch.ones(2)), CorruptFile, "must be a single number"),
     "endless alpha": (
         changed("alpha", torch.tensor(float("inf"))),
         ModelLoadError,
@@ -266,17 +266,17 @@ DAMAGES = {
     ),
     "twice": (twice, CorruptFile, "twice"),
     "spelt twice": (both_spellings, CorruptFile, "the same layer"),
-    "two ways": (two_ways, CorruptFile, "two ways"),
+    "two ways": (two_ways, CorruptFile, "two adapter types"),
     "lengths alone": (
         lambda t: t.update({"unet.attn_blocks.9.to_q.dora_scale": torch.ones(8, 1)}),
         CorruptFile,
-        "lengths of rows and nothing else",
+        "DoRA magnitudes without weights",
     ),
-    "lengths of inputs": (lengths(torch.ones(1, 8)), ModelLoadError, "of inputs"),
+    "lengths of inputs": (lengths(torch.ones(1, 8)), ModelLoadError, "per input"),
     "lengths of another": (lengths(torch.ones(7, 1)), ShapeMismatch, "another model"),
     "endless lengths": (lengths(torch.full((8, 1), torch.inf)), ModelLoadError, "not finite"),
     "a long name": (lambda t: t.update({"x" * 600 + ".alpha": torch.ones(())}), ModelLoadError, ""),
-    "nothing": (dict.clear, ModelLoadError, "none of its 0 layers"),
+    "nothing": (dict.clear, ModelLoadError, "none of the adapter's 0 layers"),
 }
 
 
@@ -344,7 +344,7 @@ def test_pickles_are_never_opened(layers, tmp_path, name):
     torch.save({"x": Trap()}, tmp_path / name)
     for place in (tmp_path / name, tmp_path):
         error = load(table_of(layers), "a", place)
-        assert isinstance(error, ModelLoadError) and "may run anything" in error.message
+        assert isinstance(error, ModelLoadError) and "can run any code" in error.message
     assert not (tmp_path / "sprung").exists()
 
 
@@ -416,7 +416,9 @@ def test_one_whose_file_has_changed_does_not_come_back(layers, model, tmp_path):
     while table._loads:
         table.wait(5)
         table.advance(set, [(key,)])
-    assert "its files have changed since it was loaded" in table.failure_of((key,)).message
+    assert (
+        "the adapter's files have changed since it was loaded" in table.failure_of((key,)).message
+    )
     assert (table.take((key,)), host.lent) == (False, {})
 
 

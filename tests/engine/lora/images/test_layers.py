@@ -137,7 +137,7 @@ def test_lengths_of_weights_that_cannot_be_read():
     without = Lengths("a", nothing.layer, nothing, lengths.magnitude)
     other.weight[3] = 0
     for module in (other, Sealed(other)):
-        with pytest.raises(ModelLoadError, match="a has a row of weights without a length"):
+        with pytest.raises(ModelLoadError, match="a has a row of weights with length 0"):
             list(without.gating([module], torch.float32))
 
 

@@ -178,15 +178,15 @@ def read(architecture, **values):
     ("architecture", "values", "reason"),
     [
         ("BartForCausalLM", {"is_encoder_decoder": True}, "encoder-decoder"),
-        ("Mamba2ForCausalLM", {"layer_types": None}, "state is not keys and values|Mamba2"),
+        ("Mamba2ForCausalLM", {"layer_types": None}, "state that is not keys and values|Mamba2"),
         ("Qwen3NextForCausalLM", {}, "layers of type linear_attention"),
         ("RwkvForCausalLM", {}, "0 of its 2 layers"),
-        ("BloomForCausalLM", {}, "attend by transformers' attention interface"),
-        ("GptOssForCausalLM", {"head_dim": 16}, "its attention takes s_aux"),
-        ("Llama4ForCausalLM", {}, "in a pattern that is no window"),
-        ("BertLMHeadModel", {}, "in a pattern that is no window"),
+        ("BloomForCausalLM", {}, "use transformers' attention interface"),
+        ("GptOssForCausalLM", {"head_dim": 16}, "its attention takes the arguments s_aux"),
+        ("Llama4ForCausalLM", {}, "neither causal nor a sliding window"),
+        ("BertLMHeadModel", {}, "neither causal nor a sliding window"),
         ("DogeForCausalLM", {}, "changes the mask"),
-        ("GotOcr2ForConditionalGeneration", {}, "layers attend"),
+        ("GotOcr2ForConditionalGeneration", {}, "layers use"),
     ],
 )
 def test_what_cannot_run_is_refused_with_its_reason(architecture, values, reason):
@@ -237,7 +237,7 @@ def test_ranks_are_refused():
 def test_the_log_says_that_transformers_runs():
     with structlog.testing.capture_logs() as logs:
         create_pair("Olmo2", 1, **SHARED)
-    [entry] = [one for one in logs if "transformers' code runs it" in one["event"]]
+    [entry] = [one for one in logs if "runs on transformers' code" in one["event"]]
     assert entry["architecture"] == "Olmo2ForCausalLM"
     assert entry["same_bits_in_any_company"] is True
 
@@ -246,7 +246,7 @@ def test_a_model_that_means_something_else_on_the_cache_is_refused():
     """As one whose masks say more than was seen: here its windows are left out."""
     _, theirs, config = create_pair("Starcoder2", 1, **MODELS["starcoder2"][1])
     ours = create_model(replace(config, windows=()), dtype=torch.float32)
-    with pytest.raises(UnsupportedArchitecture, match="something else than with transformers'"):
+    with pytest.raises(UnsupportedArchitecture, match="from those with transformers' own"):
         ours.load_weights(named_weights(theirs))
 
 
@@ -254,7 +254,7 @@ def test_a_model_that_fails_among_our_layers_is_refused(monkeypatch):
     _, theirs, config = create_pair("Olmo2", 1, **SHARED)
     ours = create_model(config, dtype=torch.float32)
     monkeypatch.delattr(type(ours.causal.model.layers[0].mlp.act_fn), "forward")
-    with pytest.raises(UnsupportedArchitecture, match="a trial failed: NotImplementedError"):
+    with pytest.raises(UnsupportedArchitecture, match="a trial run failed: NotImplementedError"):
         ours.load_weights(named_weights(theirs))
 
 
@@ -263,5 +263,5 @@ def test_deterministic_is_refused_where_bits_depend_on_company(monkeypatch):
     ours = create_model(config, dtype=torch.float32, deterministic=True)
     found = comparison.Comparison(0.0, torch.zeros(1, config.hidden_size), same_bits=False)
     monkeypatch.setattr("engine.models.fallback.model.compare", lambda model: found)
-    with pytest.raises(ModelLoadError, match="leave deterministic off"):
+    with pytest.raises(ModelLoadError, match="turn deterministic off"):
         ours.load_weights(named_weights(theirs))

@@ -44,7 +44,7 @@ def test_without_bytes_there_are_no_facts(tmp_path):
 
 def test_a_text_of_less_than_a_passage_is_refused(tmp_path):
     file = ScoredFile(path=tmp_path, context=5)
-    with pytest.raises(InvalidParameter, match="4 tokens; a passage has 5"):
+    with pytest.raises(InvalidParameter, match="4 tokens and must have at least one passage of 5"):
         cut_passages([1, 2, 3], None, start=0, file=file)
     assert len(cut_passages([1, 2, 3, 4], None, start=0, file=file)) == 1
 
