@@ -1,9 +1,11 @@
-"""How a request wants its tokens chosen, and the one table of what shapes a distribution.
+"""How a request wants its tokens chosen, with the one table of parameters that shape a
+distribution.
 
 `SamplingParams` is that table: a field made by `_parameter` states its bounds, its neutral value,
 its names on the wire, where it acts and what it means. A request's validation and OpenAPI schema,
-the defaults, the table in docs/API.md and the rows of `kernels.sample_tokens` are made from it, so
-a new parameter is a field here and the code that acts on it. Free of torch and of wire libraries.
+the defaults, the table in docs/API.md and the rows of `kernels.sample_tokens` are made from it. So
+a new parameter needs only a field here and the code that acts on it. This module imports neither
+torch nor wire libraries.
 """
 
 import dataclasses
@@ -14,77 +16,79 @@ from typing import Any, Literal, get_type_hints
 from engine.structure import Structure
 
 MAX_COUNT = (1 << 31) - 1
-"""Largest whole number that a parameter takes."""
+"""The largest whole number that a parameter takes."""
 MAX_BEAM_WIDTH, MAX_BEAM_ENDS = 16, 16
-"""Beams of a request, and tokens that can end one: the likeliest tokens of a row that a step brings
-back are at most as many as both."""
+"""The most beams of a request, and the most tokens that can end one. A step returns at most as many
+of a row's likeliest tokens as both together."""
 MIN_CANDIDATES, MAX_CANDIDATES = 2, 16
-"""Tokens that contrastive search tries."""
+"""The fewest and the most tokens that contrastive search tries."""
 MAX_STRINGS, MAX_STRING_CHARS = 16, 40
-"""What a parameter takes that is strings: looking for them takes time, before the engine's steps
-and in them."""
+"""The most strings that a parameter takes, and their greatest length: searching for them takes time
+before and in the engine's steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPattern:
-    """A string as tokens that spell it: one of `heads`, then the tokens of `tail`."""
+    """The tokens that spell a string: one of `heads`, then those of `tail`."""
 
     heads: bytes
-    """Little-endian int32, ascending: there may be as many as the vocabulary has tokens."""
+    """The token ids as little-endian int32, ascending; there may be as many as in the
+    vocabulary."""
     tail: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepetitionDetection:
-    """When a text repeats itself: once a pattern of so many tokens stands there so many times in a
-    row."""
+    """When a text counts as repeating itself: once a pattern of a size within these limits occurs
+    `min_count` times in a row."""
 
     min_pattern_size: int
     max_pattern_size: int
     min_count: int
     ends_text: bool = True
-    """Or it is only told of."""
+    """Whether the repetition ends the text; otherwise it is only reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerParameter:
-    """One parameter, as everyone who reads requests, documents them or acts on them sees it."""
+    """One sampler parameter, with all that code needs to know to read, document or apply it."""
 
     name: str = ""
-    """Field of `SamplingParams` and of a request."""
+    """The name of the field in `SamplingParams` and in a request."""
     kind: Any = float
-    """int or float; or `Patterns`: a request has strings, the server finds their tokens."""
+    """`int`, `float` or `Patterns`. For patterns a request has strings, and the server finds their
+    tokens."""
     neutral: Any
-    """The value that changes nothing, and the default; of patterns those of no string."""
+    """The value that changes nothing, which is the default; for patterns, none."""
     text: str
     """What it does, in a sentence or two."""
     ge: float | None = None
     gt: float | None = None
     le: float | None = None
-    """Bounds of what a request may say."""
+    """The bounds of values in a request."""
     choices: tuple[int, ...] = ()
-    """In place of bounds: all that it may say."""
+    """All allowed values, in place of bounds."""
     other_names: tuple[str, ...] = ()
-    """Fields of a request that mean the same, such as llama.cpp's name for it."""
+    """Other fields of a request with the same meaning, such as llama.cpp's name for it."""
     on_host: bool = False
-    """Acts as a processor of `engine.llm.logits_processors`; else as the parameter of this name of
-    `kernels.sample_tokens.packed_row`."""
+    """Whether it acts as a processor of `engine.llm.logits_processors`; otherwise it is the
+    parameter of the same name of `kernels.sample_tokens.packed_row`."""
     reads_text: bool = False
-    """Unless it is neutral, what may be drawn depends on the tokens before, which the host must
-    know by then: no step is launched ahead."""
+    """Whether, unless it is neutral, the draw depends on the tokens before, so that no step is
+    launched before the host knows them."""
     in_generation_config: bool = False
-    """A checkpoint's generation_config.json may give another default under this name."""
+    """Whether a checkpoint's generation_config.json may give another default under this name."""
     gguf_key: str | None = None
-    """What follows `general.sampling.` where a GGUF file gives one."""
+    """The name after `general.sampling.` of the default in a GGUF file."""
     strings: tuple[str, ...] = ()
-    """Default strings of patterns."""
+    """The default strings of patterns."""
     acts_with: str | None = None
     """The parameter without which this one does nothing."""
     sampler: str | None = None
-    """What a request that says in which order samplers act calls it, by itself or with others; the
-    sampler does nothing where all of them are neutral."""
+    """The name of the sampler that it belongs to, perhaps with others, in a request's order of
+    samplers. The sampler does nothing if all its parameters are neutral."""
     settled: Callable[[Any], Any] | None = None
-    """What the engine gets for a value within the bounds; None: the value itself."""
+    """Converts a value within the bounds for the engine; None leaves it as it is."""
 
     @property
     def in_checkpoints(self) -> bool:
@@ -93,7 +97,7 @@ class SamplerParameter:
 
     @property
     def bounds(self) -> str:
-        """Such as `0 to 2`."""
+        """The bounds in words, such as `0 to 2`."""
         if self.kind == Patterns:
             return f"at most {MAX_STRINGS}, each of 1 to {MAX_STRING_CHARS} characters"
         if self.choices:
@@ -105,34 +109,35 @@ class SamplerParameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeamParams:
-    """Beam search: no token is drawn, the likeliest texts are looked for."""
+    """Beam search: looks for the likeliest texts instead of drawing tokens."""
 
     width: int
-    """Texts that are gone on with after each token."""
+    """The number of texts that continue after each token."""
     length_penalty: float = 1.0
-    """A text's score is its log-probability / (number of its tokens ^ this)."""
+    """The exponent in a text's score: log-probability / (number of tokens ^ this)."""
     early_stopping: bool | Literal["never"] = False
-    """When the search is over, once as many texts as `width` have ended: True: at once; False: if
-    the best text that goes on, as long as it is, would score no higher than they; "never": if it
-    could not score higher at any length."""
+    """When the search ends, once `width` texts have ended. True: at once. False: if the best
+    continuing text, at its present length, would score no higher than they. "never": if it could
+    score no higher at any length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContrastParams:
-    """Contrastive search: of the likeliest tokens the one with the best (1 - alpha) * probability
-    - alpha * similarity to the text before is taken."""
+    """Contrastive search: takes, of the likeliest tokens, the one with the highest (1 - alpha) *
+    probability - alpha * similarity to the text before."""
 
     alpha: float
     width: int
-    """Tokens that are tried."""
+    """The number of tokens that are tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuidanceParams:
-    """Classifier-free guidance: tokens are drawn away from what a negative prompt makes likely."""
+    """Classifier-free guidance: draws tokens away from what a negative prompt makes likely."""
 
     scale: float
-    """Times the difference of the log-probabilities behind both prompts; 1 is no guidance."""
+    """The factor on the difference between the log-probabilities after both prompts; 1 is no
+    guidance."""
     negative_token_ids: tuple[int, ...]
 
 
@@ -144,7 +149,7 @@ _GREEDY_BELOW = 1e-5
 
 
 def _parameter(neutral: Any, text: str, **facts: Any) -> Any:
-    """A field of `SamplingParams` with what `SamplerParameter` says about it."""
+    """Make a field of `SamplingParams` with its `SamplerParameter`."""
     parameter = SamplerParameter(neutral=neutral, text=text, **facts)
     return field(default=neutral, metadata={_KEY: parameter})
 
@@ -155,24 +160,25 @@ def _at_least_a_little(share: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen. Values are already checked; see `engine.llm.sampling` for the maths.
+    """How tokens are chosen. Values are already checked; `engine.llm.sampling` has the maths.
 
-    Order: the processors of `engine.llm.sampling.Sampler` on the logits → temperature → the steps
-    of `kernels.sample_tokens` → draw.
+    The order is: the processors of `engine.llm.sampling.Sampler` on the logits → temperature → the
+    steps of `kernels.sample_tokens` → draw.
     """
 
     max_tokens: int = 16
-    """Upper bound on generated tokens; 0 only scores the prompt."""
+    """The most generated tokens; 0 only scores the prompt."""
     min_tokens: int = 0
-    """End-of-sequence and `stop_token_ids` cannot be sampled before this many tokens."""
+    """The number of tokens before which end-of-sequence and `stop_token_ids` cannot be drawn."""
     n: int = 1
-    """Completions per prompt; they share the prompt's KV blocks."""
+    """The number of completions per prompt; they share the prompt's KV blocks."""
     seed: int | None = None
-    """Any int64. None draws a fresh one in the engine."""
+    """Any int64; None lets the engine draw one."""
 
     repetition_penalty: float = _parameter(
         1.0,
-        "Divides the logits of tokens in prompt and text so far.",
+        "Divides the logits of tokens in the prompt and the text so far; above 1 they get less "
+        "likely.",
         ge=0.01,
         le=100,
         other_names=("repeat_penalty",),
@@ -184,7 +190,7 @@ class SamplingParams:
     )
     frequency_penalty: float = _parameter(
         0.0,
-        "Subtracted per earlier generation of a token.",
+        "Subtracted from a token's logit for each time that it was generated before.",
         ge=-2,
         le=2,
         on_host=True,
@@ -193,7 +199,7 @@ class SamplingParams:
     )
     presence_penalty: float = _parameter(
         0.0,
-        "Subtracted once from tokens that were generated before.",
+        "Subtracted once from the logits of tokens that were generated before.",
         ge=-2,
         le=2,
         on_host=True,
@@ -202,8 +208,8 @@ class SamplingParams:
     )
     repeat_last_n: int = _parameter(
         -1,
-        "The three penalties above look at so many of the last tokens of prompt and text; -1: at "
-        "all, 0: at none.",
+        "How many of the last tokens of prompt and text the three penalties above look at; -1: "
+        "all, 0: none.",
         ge=-1,
         le=MAX_COUNT,
         on_host=True,
@@ -211,8 +217,8 @@ class SamplingParams:
     )
     dry_multiplier: float = _parameter(
         0.0,
-        "DRY, don't repeat yourself: a token that would continue a repetition of some length "
-        "loses dry_multiplier * dry_base^(length - dry_allowed_length). 0 is off.",
+        "DRY (don't repeat yourself): the logit of a token that would continue a repetition is "
+        "lowered by dry_multiplier * dry_base^(length - dry_allowed_length). 0 turns it off.",
         ge=0,
         le=100,
         on_host=True,
@@ -221,7 +227,7 @@ class SamplingParams:
     )
     dry_base: float = _parameter(
         1.75,
-        "What each further token of a repetition multiplies the loss by.",
+        "The factor by which each further token of a repetition raises the DRY penalty.",
         ge=1,
         le=100,
         on_host=True,
@@ -229,7 +235,7 @@ class SamplingParams:
     )
     dry_allowed_length: int = _parameter(
         2,
-        "Shorter repetitions cost nothing.",
+        "Shorter repetitions are not penalised.",
         ge=1,
         le=MAX_COUNT,
         on_host=True,
@@ -237,7 +243,7 @@ class SamplingParams:
     )
     dry_penalty_last_n: int = _parameter(
         -1,
-        "So many tokens of prompt and text are looked at; -1: all, 0: none.",
+        "How many of the last tokens of prompt and text DRY looks at; -1: all, 0: none.",
         ge=-1,
         le=MAX_COUNT,
         on_host=True,
@@ -245,7 +251,7 @@ class SamplingParams:
     )
     dry_sequence_breakers: Patterns = _parameter(
         (),
-        "Strings that no repetition reaches across. Tokens that contain one are never penalised.",
+        "Strings that end a repetition. Tokens that contain one are never penalised.",
         strings=("\n", ":", '"', "*"),
         acts_with="dry_multiplier",
         on_host=True,
@@ -261,26 +267,26 @@ class SamplingParams:
     )
     temperature: float = _parameter(
         1.0,
-        "0 takes the most likely token.",
+        "Higher values make the text more random; 0 always takes the most likely token.",
         ge=0,
         le=2,
         in_generation_config=True,
         gguf_key="temp",
-        # Dividing by less overflows; the draw would be greedy anyway, as in vLLM.
+        # Dividing by less would overflow. The draw would be greedy anyway, and vLLM does the same.
         settled=lambda value: 0.0 if value < _GREEDY_BELOW else value,
         sampler="temperature",
     )
     dynatemp_range: float = _parameter(
         0.0,
-        "Dynamic temperature: between so much below the temperature and so much above it, the "
-        "higher the less certain the model is. 0 is off.",
+        "Dynamic temperature: the temperature goes up or down by at most this, up where the model "
+        "is less certain. 0 turns it off.",
         ge=0,
         le=2,
         sampler="temperature",
     )
     dynatemp_exponent: float = _parameter(
         1.0,
-        "The model's uncertainty, from 0 to 1, to this power says where in that range the "
+        "The model's uncertainty (0 to 1), raised to this power, sets where in that range the "
         "temperature is.",
         ge=0,
         le=100,
@@ -288,7 +294,7 @@ class SamplingParams:
     )
     top_k: int = _parameter(
         0,
-        "Keep this many tokens; 0 or -1 keeps all.",
+        "Keep this many of the likeliest tokens; 0 or -1 keeps all.",
         ge=-1,
         le=MAX_COUNT,
         in_generation_config=True,
@@ -298,7 +304,7 @@ class SamplingParams:
     )
     top_p: float = _parameter(
         1.0,
-        "Keep the likeliest tokens of this total probability.",
+        "Keep the likeliest tokens that together have this probability.",
         ge=0,
         le=1,
         in_generation_config=True,
@@ -317,7 +323,8 @@ class SamplingParams:
     )
     typical_p: float = _parameter(
         1.0,
-        "Locally typical sampling.",
+        "Locally typical sampling: keep the most typical tokens that together have this "
+        "probability.",
         gt=0,
         le=1,
         settled=_at_least_a_little,
@@ -325,7 +332,8 @@ class SamplingParams:
     )
     xtc_probability: float = _parameter(
         0.0,
-        "XTC, exclude top choices: how often a token is drawn without them. The seed decides when.",
+        "XTC (exclude top choices): how often a token is drawn without the top choices. The seed "
+        "decides when.",
         ge=0,
         le=1,
         gguf_key="xtc_probability",
@@ -333,8 +341,8 @@ class SamplingParams:
     )
     xtc_threshold: float = _parameter(
         0.1,
-        "A top choice has at least this probability; the least likely of them stays. Above 0.5 XTC "
-        "is off, since there cannot be two.",
+        "A top choice has at least this probability. The least likely of them is kept, so XTC does "
+        "nothing above 0.5, where there cannot be two.",
         ge=0,
         le=1,
         gguf_key="xtc_threshold",
@@ -343,16 +351,16 @@ class SamplingParams:
 
     mirostat: int = _parameter(
         0,
-        "2: Mirostat 2 leaves out unlikely tokens so that the surprise of those that are drawn "
-        "comes near mirostat_tau. The steps that leave tokens out then do nothing: top_n_sigma, "
-        "top_k, top_p, min_p, typical_p and XTC. 0 is off.",
+        "2: Mirostat 2 leaves out unlikely tokens so that the surprise of the drawn ones stays "
+        "near mirostat_tau. top_n_sigma, top_k, top_p, min_p, typical_p and XTC then do nothing. "
+        "0 turns it off.",
         choices=(0, 2),
         on_host=True,
         reads_text=True,
     )
     mirostat_tau: float = _parameter(
         5.0,
-        "The surprise to come near, in bits per token.",
+        "The surprise that Mirostat aims at, in bits per token.",
         ge=0,
         le=100,
         on_host=True,
@@ -360,7 +368,7 @@ class SamplingParams:
     )
     mirostat_eta: float = _parameter(
         0.1,
-        "How fast it gets there: this share of the error per token.",
+        "How fast Mirostat adapts: the share of the error that each token corrects.",
         ge=0,
         le=1,
         on_host=True,
@@ -368,33 +376,34 @@ class SamplingParams:
     )
 
     order: tuple[str, ...] | None = None
-    """Samplers that act, where they do in another order than that of the fields above
-    (`engine.sampler_order`); none where tokens are not drawn."""
+    """The samplers that act, if in another order than that of the fields above
+    (`engine.sampler_order`); always None if tokens are not drawn."""
     logit_bias: dict[int, float] = field(default_factory=dict)
     allowed_token_ids: bytes | None = None
-    """The only tokens that may be drawn: little-endian int32, at least one, since there may be as
-    many as the vocabulary has tokens. None: any."""
+    """The only tokens that may be drawn, as little-endian int32; there may be as many as in the
+    vocabulary, and there is at least one. None allows any."""
     bad_words: tuple[tuple[int, ...], ...] = ()
-    """Token ids in a row, none empty, that the text must not contain."""
+    """Sequences of token ids, none empty, that the text must not contain."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
-    """Alternatives per generated token, from the unmodified logits. None: none at all; 0: only the
-    chosen token's own."""
+    """The number of alternatives per generated token, from the unmodified logits. None reports no
+    log-probabilities; 0 only that of the chosen token."""
     prompt_logprobs: int | None = None
-    """The same for prompt tokens."""
+    """The same as `logprobs`, for prompt tokens."""
     structure: Structure | None = None
-    """What the text must look like."""
+    """The form that the text must have."""
     repetition_detection: RepetitionDetection | None = None
     beams: BeamParams | None = None
-    """Look for the `n` best texts instead of drawing; all that shapes a draw is neutral then."""
+    """Beam search for the `n` best texts instead of drawing; everything that shapes a draw is then
+    neutral."""
     guidance: GuidanceParams | None = None
     contrast: ContrastParams | None = None
-    """Tokens are not drawn: all that shapes a draw is neutral then."""
+    """Contrastive search instead of drawing; everything that shapes a draw is then neutral."""
 
     @property
     def num_together(self) -> int:
-        """Sequences that run as one; of independent ones 1."""
+        """The number of sequences that run as one; 1 if they are independent."""
         if self.beams is not None:
             return self.beams.width
         if self.contrast is not None:
@@ -403,7 +412,7 @@ class SamplingParams:
 
     @property
     def num_sequences(self) -> int:
-        """Texts in the making at a time."""
+        """The number of texts that are written at a time."""
         searches = self.beams is not None or self.contrast is not None
         return self.num_together * (1 if searches else self.n)
 
@@ -428,5 +437,5 @@ def _parameters() -> Mapping[str, SamplerParameter]:
 
 
 SAMPLER_PARAMETERS = _parameters()
-"""By name, in the order in which they act."""
+"""All sampler parameters by name, in the order in which they act."""
 _READS_TEXT = [one for one in SAMPLER_PARAMETERS.values() if one.reads_text]

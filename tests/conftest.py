@@ -1,5 +1,5 @@
-"""What all tests share: the order they run in, what their processors may do, and models, the real
-SmolLM2 and tiny random ones made on the spot."""
+"""Shared by all tests: their order, limits of their processors, and models (the real SmolLM2, and
+tiny random ones made on the spot)."""
 
 import contextlib
 import os
@@ -17,7 +17,8 @@ from server.settings import load_settings
 pytest_plugins = ["draws"]
 
 CPU_ISA = load_settings({}).cpu_isa
-"""TANDEM_CPU_ISA, for the servers that tests start and for the tests' own process alike."""
+"""The value of TANDEM_CPU_ISA, for servers that tests start and for the tests' own process
+alike."""
 
 _AVX2 = {
     "ATEN_CPU_CAPABILITY": "avx2",
@@ -44,21 +45,21 @@ LIBRARIES_HELD_TO = {
         "OPENBLAS_CORETYPE": "Cooperlake",
     },
 }
-"""By rung: what the libraries beside our own operations must be told to keep to it, too. Benchmarks
-hold all programs by CPUID instead (`loadtest/peers/held.sh`)."""
+"""For each rung, the settings that hold other libraries to it. Benchmarks hold all programs by
+CPUID instead (`loadtest/peers/held.sh`)."""
 
-# Before torch is imported, as in a worker: else two busy cores make every test crawl.
+# Before torch is imported, as in a worker; otherwise two busy cores slow every test down.
 prepare_process()
 os.environ |= LIBRARIES_HELD_TO.get(CPU_ISA, {})
-# Servers that tests start inherit the mark by which they are found.
+# Servers that tests start inherit a mark by which they are found.
 leftovers.watch()
 
 import torch  # noqa: E402
 
 if not torch.cuda.is_available():
-    # Kernels are then interpreted, on CPU tensors. That is decided when a kernel is defined:
-    # Triton's own (`tl.sum`) while it is imported, ours later. Servers that tests start must not
-    # inherit it.
+    # Kernels are then interpreted, on CPU tensors. This is decided when a kernel is defined:
+    # Triton's own (`tl.sum`) during its import, ours later. Servers that tests start must not
+    # inherit the setting.
     os.environ["TRITON_INTERPRET"] = "1"
     with contextlib.suppress(ImportError):
         import triton
@@ -77,8 +78,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of quick tests come first, those that start servers last. GPU tests are left out where
-    there is no GPU; everything else always runs."""
+    """Run files of quick tests first and those that start servers last. GPU tests are skipped
+    without a GPU; everything else always runs."""
     cost: dict[Path, int] = {}
     for item in items:
         is_slow, is_e2e = (item.get_closest_marker(name) for name in ("slow", "e2e"))
@@ -124,7 +125,7 @@ def minilm_checkpoint() -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def smollm2_reference(smollm2_checkpoint: Checkpoint) -> Any:
-    """The same as transformers reads it, dequantised to fp32. Not to be changed."""
+    """SmolLM2 as transformers reads it, dequantised to fp32; not to be changed."""
     import torch
     import transformers
 
@@ -140,7 +141,8 @@ def smollm2_reference(smollm2_checkpoint: Checkpoint) -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """`tiny_llama(seed=0, dtype="float32", **config)` → a new random model's folder."""
+    """`tiny_llama(seed=0, dtype="float32", **config)` makes a random model and returns its
+    folder."""
     return _tiny_factory(tmp_path_factory, "Llama")
 
 
@@ -166,7 +168,7 @@ def tiny_mixtral(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 @pytest.fixture(scope="session")
 def tiny_qwen3_moe(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """The second layer has no experts."""
+    """A mixture of experts whose second layer has none."""
     return _tiny_factory(
         tmp_path_factory,
         "Qwen3Moe",
@@ -181,19 +183,19 @@ def tiny_qwen3_moe(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 @pytest.fixture(scope="session")
 def tiny_gpt_neox(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """One without a family here, whose checkpoint has other names than its modules."""
+    """A model without a family here, whose checkpoint has other names than its modules."""
     return _tiny_factory(tmp_path_factory, "GPTNeoX")
 
 
 @pytest.fixture(scope="session")
 def tiny_olmo2(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """Another without a family here."""
+    """Another model without a family here."""
     return _tiny_factory(tmp_path_factory, "Olmo2")
 
 
 @pytest.fixture(scope="session")
 def tiny_qwen2_moe(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """A mixture without a family here."""
+    """A mixture of experts without a family here."""
     return _tiny_factory(
         tmp_path_factory,
         "Qwen2Moe",
@@ -206,7 +208,7 @@ def tiny_qwen2_moe(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 @pytest.fixture(scope="session")
 def tiny_gemma3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """Every second layer looks back 24 tokens only."""
+    """A model in which every second layer looks back only 24 tokens."""
     return _tiny_factory(
         tmp_path_factory,
         "Gemma3",
@@ -238,7 +240,7 @@ def _tiny_factory(
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": None,
-            # Large enough that the next token is not a coin toss between equals.
+            # Large enough that the next token is clear.
             "initializer_range": 0.15,
         }
         if family == "Qwen3":
@@ -257,7 +259,8 @@ def _tiny_factory(
 
 
 def _randomise_vectors(model: Any) -> None:
-    """transformers starts norms at 1 and biases at 0, which would hide that they are ignored."""
+    """Randomise norms and biases. transformers starts them at 1 and 0, which would hide that they
+    are ignored."""
     import torch
 
     with torch.no_grad():
@@ -267,7 +270,7 @@ def _randomise_vectors(model: Any) -> None:
 
 
 def _tiny_tokenizer() -> Any:
-    """Byte-level BPE over 500 tokens, so that any text round-trips."""
+    """Make a byte-level BPE over 500 tokens, so that any text round-trips."""
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

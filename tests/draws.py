@@ -1,9 +1,9 @@
-"""One seed for all random draws of a run: a fresh one, or TEST_SEED from the environment.
+"""Seeds all random draws of a run: with a fresh seed, or with TEST_SEED from the environment.
 
-The global generators of `random`, NumPy and torch are seeded for each test, and for each file that
-is collected, from the run's seed and the test's name: a test draws the same whatever ran before it,
-alone too. Tests draw from these generators, or from others that they seed by them. Hypothesis has
-one of its own, which starts from the same seed.
+The global generators of `random`, NumPy and torch are seeded for each test, and for each collected
+file, from the run's seed and the test's name. So a test draws the same numbers alone and after any
+other test. Tests draw from these generators, or seed others from them. Hypothesis has its own
+generator, which starts from the same seed.
 """
 
 import os
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 VARIABLE = "TEST_SEED"
-"""In the environment, which the processes that share the files inherit."""
+"""The environment variable, which the processes that share the files inherit."""
 
 
 def pytest_configure() -> None:
@@ -37,12 +37,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def seed_generators(name: str) -> None:
-    """Seed the global generators for what has this name."""
+    """Seed the global generators for the test or file of this name."""
     import torch  # not before tests/conftest.py has prepared the process for it
 
     seed = zlib.crc32(f"{os.environ[VARIABLE]} {name}".encode())
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    if "hypothesis" in sys.modules:  # as soon as a file is collected that uses it
+    if "hypothesis" in sys.modules:  # once a collected file uses it
         sys.modules["hypothesis"].core.global_force_seed = seed

@@ -1,7 +1,9 @@
-"""Ends what a test process started once that has ended: by itself, by Ctrl-C, by SIGKILL (Linux).
+"""Ends processes that a test process started once that process has ended: by itself, by Ctrl-C or
+by SIGKILL (Linux).
 
-`watch()` marks this process's environment, which whatever it starts inherits, and starts a watcher:
-`python leftovers.py MARK`, whose standard input closes when nobody is left to hold the other end.
+`watch()` marks this process's environment, which its children inherit, and starts a watcher:
+`python leftovers.py MARK`. The watcher's standard input closes when nobody holds the other end any
+more.
 """
 
 import contextlib
@@ -18,16 +20,16 @@ LONGEST_S = 10.0
 
 
 def watch() -> None:
-    """Call it once. Without a /proc to find processes by it does nothing."""
+    """Start the watcher; to be called once. Without /proc it does nothing."""
     if not PROC.is_dir():
         return
     mark = f"{os.getpid()}-{uuid.uuid4().hex}"
-    # The end to write to stays open, and here alone, until this process ends.
+    # Only this process holds the writing end, until it ends.
     reading, _ = os.pipe()
     os.posix_spawn(
         sys.executable,
         [sys.executable, "-IS", __file__, mark],
-        # Without the mark of a test process that started this one and may end first.
+        # Without the mark of a parent test process, which may end first.
         {name: value for name, value in os.environ.items() if name != VARIABLE},
         file_actions=[
             (os.POSIX_SPAWN_DUP2, reading, 0),
@@ -41,7 +43,7 @@ def watch() -> None:
 
 
 def marked(mark: str) -> list[int]:
-    """Processes that were started with this mark, by whomever."""
+    """Return the processes that were started with this mark, by any process."""
     wanted = f"{VARIABLE}={mark}".encode()
     found = []
     for folder in PROC.glob("[0-9]*"):
@@ -52,7 +54,8 @@ def marked(mark: str) -> list[int]:
 
 
 def end(mark: str) -> None:
-    """Kill them; again, as long as there are any: one may have started another meanwhile."""
+    """Kill all processes with this mark, again and again until none is left: one may have started
+    another meanwhile."""
     deadline_s = time.monotonic() + LONGEST_S
     while (pids := marked(mark)) and time.monotonic() < deadline_s:
         for pid in pids:

@@ -1,4 +1,5 @@
-"""Requests made to take long where everybody waits, by what is long in them: path and body."""
+"""Requests that are made to take long where everybody waits, by what is long in them: path and
+body."""
 
 import json
 import random
@@ -23,7 +24,7 @@ def many(pattern: str, num: int) -> list[str]:
 
 
 def calling(arguments: Any, num_calls: int = 1) -> Body:
-    """A conversation in which a function was called with these arguments."""
+    """Make a conversation in which a function was called with these arguments."""
     function = {"name": "f", "arguments": arguments}
     ids = many("call_%d", num_calls)
     calls = [{"id": id, "type": "function", "function": function} for id in ids]
@@ -36,7 +37,8 @@ def nested(depth: int, begin: str, end: str) -> str:
 
 
 def long_text() -> str:
-    """More than any model here reads: of words, one letter, digits, or bytes beyond ASCII."""
+    """Make a text longer than any model here reads: of words, one letter, digits, or bytes beyond
+    ASCII."""
     return random.choice(
         [f"the {letters()} " * 2 * MEGA, letters()[0] * 20 * MEGA, "7" * 20 * MEGA, "世" * 4 * MEGA]
     )

@@ -1,4 +1,5 @@
-"""Tries whatever a client or an operator can ask for, with some packages as if not installed.
+"""Tries everything that a client or an operator can ask for, as if some packages were not
+installed.
 
     python runtime_probe.py '["scipy", …]' FOLDER_OF_A_TEXT_MODEL '{"bitsandbytes": FOLDER, …}'
     python runtime_probe.py '["scipy", …]'
@@ -142,7 +143,7 @@ def run_schedule(schedule: Any) -> None:
 
 class Host:
     def report(self, *args: object, **kwargs: object) -> None:
-        """Nobody listens."""
+        """Ignore reports."""
 
     def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
         return capacity_bytes

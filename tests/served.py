@@ -1,4 +1,4 @@
-"""The installed command on a free port, watched for stalls (`stalls`)."""
+"""Runs the installed command on a free port, watched for stalls (`stalls`)."""
 
 import contextlib
 import json
@@ -20,9 +20,9 @@ import stalls
 
 START_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 120
-"""Longer than any drain that a test asks for."""
+"""The time to wait for a stop, longer than any drain that a test asks for."""
 _PROGRAM = str(Path(__file__).with_name("watched_server.py"))
-# What says that no text is asked for and no block held.
+# The gauges that show that no text is being written and no block is held.
 TEXT_WORK = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_ratio")
 
 
@@ -84,7 +84,7 @@ class Server:
         ]
 
     def metric(self, name: str, **labels: str) -> float:
-        """Sum of a metric's samples that carry these labels."""
+        """Sum a metric's samples that carry these labels."""
         text = httpx.get(f"{self.url}/metrics", timeout=10).text
         total = 0.0
         for line in text.splitlines():
@@ -94,7 +94,7 @@ class Server:
         return total
 
     def wait_idle(self, timeout_s: float, names: Sequence[str] = TEXT_WORK) -> float:
-        """Wait until these gauges stand at zero; returns the seconds it took."""
+        """Wait until these gauges are zero. Returns the seconds it took."""
         start_s = time.monotonic()
         while any(self.metric(f"tandem_{name}") for name in names):
             assert time.monotonic() - start_s < timeout_s, f"still busy after {timeout_s} s"
@@ -109,7 +109,7 @@ class Server:
             time.sleep(0.02)
 
     def new_stalls(self) -> list[str]:
-        """What has held others up since this was asked last."""
+        """Return the stalls found since the last call."""
         found = stalls.findings(self._stalls_path)
         new, self._num_stalls = found[self._num_stalls :], len(found)
         return new

@@ -1,9 +1,10 @@
-"""Finds what keeps others waiting: work on an event loop, or in a worker between two steps, that
-takes a thread longer than it may.
+"""Finds work that keeps others waiting: on an event loop, or in a worker between two steps, longer
+than a limit.
 
-What counts is the processor time of that thread, so a busy machine is not mistaken for slow code;
-collections of garbage count by themselves. Another thread looks where it is once half of the limit
-is over. What other threads do is not seen, even if they keep the interpreter's lock for long.
+Only the thread's processor time counts, so that a busy machine is not mistaken for slow code.
+Garbage collections count separately. Once half of the limit is over, another thread records where
+the work is. The work of other threads is not seen, even if they hold the interpreter's lock for
+long.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 VARIABLE = "TEST_STALLS"
-"""In the environment of a server: the file that findings are added to."""
+"""The environment variable with the file to which a server adds its findings."""
 
 _LOOK_S = 0.01
 _FRAMES = 12
@@ -32,12 +33,13 @@ _LOOP_METHODS = {
     "add_reader": 1,
     "add_writer": 1,
 }
-"""By which an event loop gets callbacks, and where among their arguments."""
+"""The methods that give callbacks to an event loop, with the callback's position in their
+arguments."""
 
 
 def _slowness() -> float:
-    """How many times as long as on the processor that the limit was chosen on (an AMD EPYC of
-    generation 5) Python takes here; 1 on a faster one."""
+    """How many times longer Python takes here than on the processor for which the limit was chosen
+    (an AMD EPYC of generation 5); 1 on a faster one."""
     times = []
     for _ in range(3):
         begun_s = time.thread_time()
@@ -47,14 +49,14 @@ def _slowness() -> float:
 
 
 LIMIT_S = 0.05 * _slowness()
-"""Of a thread's processor time."""
+"""The longest processor time of a thread that is not a stall."""
 
 
 class StallWatch:
     """Watches the thread that makes it.
 
     Args:
-        process: what this process is called in findings.
+        process: the name of this process in findings.
     """
 
     def __init__(self, process: str) -> None:
@@ -75,7 +77,7 @@ class StallWatch:
             setattr(owner, name, self._watched(getattr(owner, name), f"{owner.__name__}.{name}"))
 
     def loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Watch the callbacks that an event loop is given from here on."""
+        """Watch the callbacks that an event loop gets from now on."""
         for name, place in _LOOP_METHODS.items():
             setattr(loop, name, self._giving(getattr(loop, name), place))
 
@@ -124,7 +126,7 @@ class StallWatch:
             file.write(json.dumps(finding) + "\n")
 
     def _look(self) -> None:
-        """In a thread of its own."""
+        """Record where long work is, in a thread of its own."""
         clock = time.pthread_getcpuclockid(self._thread)
         while True:
             time.sleep(_LOOK_S)
@@ -142,7 +144,7 @@ def _frames_of(frame: FrameType | None) -> list[str]:
 
 
 def _place_of(callback: Callable[..., Any]) -> str:
-    """What a callback is: of a task's step, how far its coroutine has come."""
+    """Name a callback; for a step of a task, say how far its coroutine has come."""
     owner = getattr(callback, "__self__", None)
     if not isinstance(owner, asyncio.Task):
         return getattr(callback, "__qualname__", repr(callback))
@@ -158,7 +160,7 @@ def _place_of(callback: Callable[..., Any]) -> str:
 
 
 def findings(path: Path) -> list[str]:
-    """What was found, a line each."""
+    """Read the findings, one line each."""
     if not path.exists():
         return []
     found = []
@@ -170,7 +172,7 @@ def findings(path: Path) -> list[str]:
 
 
 def watch_loaded(process: str, methods: Mapping[str, Sequence[str]]) -> None:
-    """Watch methods of those of these classes, `module.Class`, whose modules have been imported."""
+    """Watch methods of classes, given as `module.Class`, whose modules have been imported."""
     watch = StallWatch(process)
     for name, some in methods.items():
         module, _, owner = name.rpartition(".")

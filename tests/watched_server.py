@@ -1,4 +1,4 @@
-"""`tandem` with a watch over its event loop and over its workers' steps. Started as a program."""
+"""Runs `tandem` with a watch over its event loop and its workers' steps. Started as a program."""
 
 import asyncio
 import sys
@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Else `tests/engine` would be taken for the package, beside an editable installation.
+# Otherwise `tests/engine` would be taken for the package, beside an editable installation.
 sys.path.insert(1, str(Path(__file__).parents[1]))
 
 from stalls import StallWatch
@@ -21,14 +21,14 @@ _WORKER = str(Path(__file__).with_name("watched_worker.py"))
 
 def watch_server() -> None:
     watch = StallWatch("server")
-    watch.is_on = False  # until it listens: nobody waits before
+    watch.is_on = False  # until it listens, as nobody waits before
     startup = serve.DrainingServer.startup
 
     async def watched_startup(self: Any, *args: Any, **options: Any) -> None:
         await startup(self, *args, **options)
         asyncio.get_running_loop().call_soon(setattr, watch, "is_on", True)
 
-    # uvloop calls it past the methods by which callbacks are given.
+    # uvloop calls it directly, past the methods that give callbacks.
     watch.methods(ClientConnection, "data_received")
 
     class WatchedRunner(asyncio.Runner):

@@ -1,4 +1,4 @@
-"""`engine.loop` with a watch over what it does between two steps. Started as a program."""
+"""Runs `engine.loop` with a watch over its work between two steps. Started as a program."""
 
 import runpy
 import sys
@@ -22,7 +22,7 @@ _BETWEEN_STEPS = {
 
 
 def watch_worker() -> None:
-    """Once the model is loaded and the loop begins, watch it."""
+    """Watch the loop once the model is loaded and the loop begins."""
     send_pulses = engine.pulse.send_pulses
 
     def begin(*args: Any, **options: Any) -> None:

@@ -1,9 +1,9 @@
-"""From a decision to the arrays of one forward pass. NumPy throughout: a few array calls per step.
+"""Turns a decision into the arrays of one forward pass, with a few NumPy calls per step.
 
 Rows are ordered for the kernels, not as the decision lists them. They form spans, which attention
 takes as sequences: single rows come first, the longest context first, then prompt chunks. A decode
-with drafts is a span per row, each over the keys of those before it: a step of decodes then has the
-shape of any other with as many rows, recorded or not.
+with drafts has a span per row, each over the keys of the rows before it. A step of decodes thus has
+the same shape as any other with as many rows, recorded or not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,8 @@ Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 
 TOKEN_IDS, POSITIONS, SLOTS, BLOCK_IDS = range(4)
-"""What `StepRows.inputs` holds of each row, in this order: from `BLOCK_IDS` on there is one per
-layer group."""
+"""The order of what `StepRows.inputs` holds for each row; from `BLOCK_IDS` on, one entry per layer
+group."""
 
 _NO_SLOTS: Mapping[int, int] = {}
 
@@ -37,10 +37,10 @@ class Span(NamedTuple):
 
     sequence: ScheduledSequence
     first: int
-    """Which of its rows is the first."""
+    """The index of the span's first row among its sequence's rows."""
     num_rows: int
     context_len: int
-    """Tokens that its last row looks at."""
+    """The number of tokens that the span's last row attends to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,29 +48,31 @@ class StepRows:
     """One step's T rows in B spans, on the host."""
 
     spans: list[Span]
-    """In row order."""
+    """The spans, in row order."""
     num_decodes: int
-    """Spans of a single row: the first ones, the longest context first."""
+    """The number of spans with a single row; they come first, the longest context first."""
     inputs: Int64Array
-    """[3 + G, T]: token id (`PENDING_TOKEN_ID` in pending rows), position in the text, slot that
-    key and value go to, and its block in each layer group."""
+    """Shape [3 + G, T]: token id (`PENDING_TOKEN_ID` in pending rows), position in the text, the
+    slot for key and value, and the block of that slot in each layer group."""
     block_tables: Int32Array
-    """[G, B, M], unused entries repeating a sequence's first block, or the first that its window
+    """Shape [G, B, M]; unused entries repeat a sequence's first block, or the first that its window
     has not passed."""
     context_lens: Int32Array
-    """[B]: cached tokens, the span's included."""
+    """Shape [B]: cached tokens, the span's included."""
     cu_seqlens_q: Int32Array
-    """[B + 1]: span b has the rows cu_seqlens_q[b] .. cu_seqlens_q[b + 1]."""
+    """Shape [B + 1]: span b has the rows cu_seqlens_q[b] .. cu_seqlens_q[b + 1]."""
     entered_block_ids: list[int]
-    """Blocks whose first slot is written now, without those that one span fills up."""
+    """Blocks whose first slot is written in this step, without those that one span fills up."""
     pending_rows: list[int]
-    """Single rows, whose token the step before draws: row i is that of span i."""
+    """Single rows whose token the previous step draws; row i belongs to span i."""
     drawing_rows: list[int]
-    """Rows from whose logits a token is drawn: those of one sequence together, in its order."""
+    """Rows from whose logits a token is drawn; those of one sequence stand together, in its
+    order."""
     draws: list[SampleRow]
-    """What is drawn from each of these."""
+    """The draw of each drawing row."""
     adapter_slots: Int32Array | None
-    """[T]: where each row's adapter is, `NO_ADAPTER` without one; None when no row has one."""
+    """Shape [T]: the slot of each row's adapter, `NO_ADAPTER` for rows without one; None when no
+    row has an adapter."""
 
     @property
     def num_rows(self) -> int:
@@ -78,7 +80,7 @@ class StepRows:
 
     @property
     def first_rows(self) -> list[int]:
-        """Per span the offset of its first row."""
+        """The offset of each span's first row."""
         starts: list[int] = self.cu_seqlens_q[:-1].tolist()
         return starts
 
@@ -88,13 +90,13 @@ class Batch:
     """What the model reads of a step, on its device."""
 
     token_ids: Tensor
-    """[T] int64; pending rows are filled in later."""
+    """Shape [T], int64; pending rows are filled in later."""
     positions: Tensor
-    """[T] int64."""
+    """Shape [T], int64."""
     groups: list[GroupContext]
-    """Per layer group."""
+    """One context per layer group."""
     adapter_slots: Tensor | None = None
-    """[T] int32, as in `StepRows`."""
+    """Shape [T], int32, as in `StepRows`."""
 
     @classmethod
     def on(cls, device: torch.device, rows: StepRows) -> "Batch":
@@ -119,10 +121,10 @@ def lay_out(
     block_size: int,
     adapter_slots: Mapping[int, int] = _NO_SLOTS,
 ) -> StepRows:
-    """Order a step's rows. `scheduled` is not empty and each sequence has at least one token.
+    """Order a step's rows. `scheduled` is not empty, and each sequence has at least one token.
 
     Args:
-        adapter_slots: by sequence id where the adapters are of those that have one.
+        adapter_slots: the adapter's slot by sequence id, for sequences that have one.
     """
     spans = sorted((span for s in scheduled for span in _spans(s)), key=_row_order)
     lengths = np.array([span.num_rows for span in spans], dtype=np.int64)
@@ -169,7 +171,7 @@ def _row_order(span: Span) -> tuple[bool, int]:
 
 
 def _draws(spans: Sequence[Span], first_rows: Sequence[int]) -> tuple[list[int], list[SampleRow]]:
-    """See `StepRows.drawing_rows`."""
+    """Return `StepRows.drawing_rows` and `StepRows.draws`."""
     rows: list[int] = []
     draws: list[SampleRow] = []
     has_drafts = False
@@ -185,7 +187,7 @@ def _draws(spans: Sequence[Span], first_rows: Sequence[int]) -> tuple[list[int],
             draft = sequence.token_ids[at] if nth else None
             rows.append(first_row + at - first)
             draws.append(SampleRow(sequence.seq_id, sequence.num_output_tokens + nth, draft))
-    if has_drafts:  # rows of one sequence are mixed with others'
+    if has_drafts:  # rows of different sequences are mixed
         order = sorted(range(len(draws)), key=lambda i: (draws[i].seq_id, draws[i].position))
         return [rows[i] for i in order], [draws[i] for i in order]
     return rows, draws
@@ -194,7 +196,7 @@ def _draws(spans: Sequence[Span], first_rows: Sequence[int]) -> tuple[list[int],
 def _adapter_slots(
     spans: Sequence[Span], slots: Mapping[int, int], span_of_row: Int64Array
 ) -> Int32Array | None:
-    """See `StepRows.adapter_slots`."""
+    """Return `StepRows.adapter_slots`."""
     if not slots or not any(span.sequence.seq_id in slots for span in spans):
         return None
     of_spans = [slots.get(span.sequence.seq_id, NO_ADAPTER) for span in spans]
@@ -202,7 +204,7 @@ def _adapter_slots(
 
 
 def _block_tables(spans: Sequence[Span], num_blocks: Int64Array) -> Int32Array:
-    """See `StepRows.block_tables`."""
+    """Return `StepRows.block_tables`."""
     num_groups = len(spans[0].sequence.blocks)
     tables = np.empty((num_groups, len(spans), int(num_blocks.max())), dtype=np.int32)
     for group, rows in enumerate(tables):

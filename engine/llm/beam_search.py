@@ -1,13 +1,13 @@
-"""Beam search by numbers: which texts are gone on with, which have ended and how they score.
+"""Beam search in numbers: decides which texts continue, which have ended and how they score.
 
     beams, best first      what may follow                 beams of the next step
     A   -1.2               A x  -1.9     A y  -2.3         A x   -1.9
     B   -1.5               B </s> -2.1   B x  -2.6         A y   -2.3      B </s> has ended
 
-It decides as transformers' `generate(num_beams=…)` does, whose sums are fp32 too: of all beams'
-tokens the likeliest texts go on, as many as the width. One that would be among them but ends is
-kept by its score, its log-probability / length ^ length_penalty; so are those that are among them
-when the last token has come. Knows no sequences and no blocks (`engine.llm.beams`).
+It decides as transformers' `generate(num_beams=…)` does, whose sums are fp32 too. Among all
+continuations of all beams, the likeliest continue, as many as the width. One that is among them but
+ends is kept with its score: log-probability / length ^ length_penalty. At the last token, all that
+are among them are kept. This module knows neither sequences nor blocks; `engine.llm.beams` does.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -21,25 +21,26 @@ from engine.types import TokenLogprob
 
 
 class Continuation(NamedTuple):
-    """A beam of the next step: one of this step's and a token."""
+    """A beam of the next step: one of this step's beams and the token that follows it."""
 
     beam: int
     token_id: int
 
 
 class _Text(NamedTuple):
-    """Tokens of a beam, the last one first: beams share what they have in common."""
+    """The tokens of a beam, linked from the last to the first, so that beams share their common
+    beginning."""
 
     before: "_Text | None"
     row: TokenLogprob
     place: int
-    """Which of the row's likeliest tokens it is."""
+    """The index of the token among the row's likeliest."""
 
 
 class _Beam(NamedTuple):
     text: _Text | None
     logprob: float
-    """Of its tokens together; as a fp32 number has it."""
+    """The log-probability of all its tokens together, rounded to fp32."""
 
 
 class _Ended(NamedTuple):
@@ -48,12 +49,12 @@ class _Ended(NamedTuple):
 
 
 class BeamSearch:
-    """One prompt's search.
+    """The search for one prompt.
 
     Args:
-        max_tokens: length at which all texts end.
-        min_tokens: length up to which none of `ends` can follow.
-        ends: tokens that end a text, and are part of it.
+        max_tokens: the length at which all texts end.
+        min_tokens: the length up to which none of `ends` can follow.
+        ends: the tokens that end a text and are part of it.
     """
 
     def __init__(
@@ -65,24 +66,25 @@ class BeamSearch:
         self._ends = frozenset(ends)
         self._beams = [_Beam(None, 0.0)]
         self._ended: list[_Ended] = []
-        """The best first, at most as many as the width."""
+        """Ended texts, the best first, at most as many as the width."""
         self._num_tokens = 0
 
     @property
     def num_candidates(self) -> int:
-        """Likeliest tokens that are asked of each row: so that the width can go on if all that
-        can end a text are among them."""
+        """How many of its likeliest tokens each row must bring: enough to fill the width even if
+        all end tokens are among them."""
         return self._params.width + len(self._ends)
 
     def advance(self, rows: Sequence[TokenLogprob]) -> list[Continuation]:
-        """Take in what may follow.
+        """Take in what may follow each beam.
 
         Args:
-            rows: per beam, in the order in which they were returned, its likeliest tokens: equally
-                many, `num_candidates` or more. Before the first call there is one beam, the prompt.
+            rows: the likeliest tokens of each beam, in the order in which the beams were returned;
+                the same number for each, at least `num_candidates`. Before the first call the
+                prompt is the only beam.
 
         Returns:
-            The beams that are gone on with, best first; none once the search is over.
+            The beams that continue, best first; none once the search is over.
         """
         width = self._params.width
         self._num_tokens += 1
@@ -103,12 +105,12 @@ class BeamSearch:
         return [] if self._is_over() else [continuation for continuation, _ in going_on]
 
     def best(self, num: int) -> list[list[TokenLogprob]]:
-        """The tokens of the best texts, best first, once the search is over."""
+        """Return the tokens of the best texts, best first, once the search is over."""
         return [_tokens(ended.text) for ended in self._ended[:num]]
 
     def _likeliest(self, rows: Sequence[TokenLogprob]) -> Iterator[tuple[int, int, float]]:
-        """Beam, place in its row and log-probability of each text there could be, likeliest first.
-        Of equals those of the better beam come first, then those of the more likely token."""
+        """Yield beam, place in its row and log-probability of each possible text, the likeliest
+        first. Among equals, the better beam comes first, then the likelier token."""
         before = np.array([beam.logprob for beam in self._beams], dtype=np.float32)
         logprobs = np.array([row.top_logprobs for row in rows], dtype=np.float32)
         logprobs += before[:, None]

@@ -1,9 +1,9 @@
-"""The sequences of a request with beam search: a `Group`, in which each runs one beam's text.
+"""Runs beam search on a request's sequences: a `Group` in which each sequence runs one beam's text.
 
-A step computes one row per beam, and brings its likeliest tokens: log-probabilities that clients
-may ask for, too, so that the executor knows nothing of beams. `engine.llm.beam_search` says how the
-texts go on; where two go on from one, the second takes the place of a sequence whose text nobody
-goes on with, and shares the blocks of the first, which are copied when one of them writes.
+A step computes one row per beam and returns its likeliest tokens. Those are the log-probabilities
+that clients may also ask for, so the executor need not know of beams. `engine.llm.beam_search`
+decides how the texts continue. Where two texts continue from one, the second takes over a sequence
+whose text is dropped. It shares the blocks of the first, which are copied when either writes.
 """
 
 from dataclasses import replace
@@ -17,10 +17,10 @@ from engine.types import FinishReason, SamplingParams, TokenEvent, TokenLogprob
 
 
 class Beams:
-    """Beams of one request.
+    """The beams of one request.
 
     Args:
-        owner: whose sequences there are, as many as the beams.
+        owner: the request; it has one sequence per beam.
     """
 
     def __init__(self, owner: ActiveRequest, params: BeamParams) -> None:
@@ -42,14 +42,14 @@ class Beams:
             beams=params,
         )
         self._beams = [first]
-        """Those that have a text, best first."""
+        """The sequences that have a text, best first."""
         self._rows: dict[Sequence, TokenLogprob] = {}
-        """Of beams for which the step is over: what may follow."""
+        """What may follow each beam whose row has been computed in this step."""
         self._prompt_scores: list[TokenLogprob | None] | None = None
         self._wanted = set(range(asked.n))
-        """Completions."""
+        """Indexes of the completions that the client still waits for."""
         self._is_told_of = False
-        """Clients know that it has begun."""
+        """Whether clients have been told that the text has begun."""
         for sequence in owner.sequences[1:]:
             sequence.token_ids = []
 
@@ -68,7 +68,7 @@ class Beams:
         if not result.token_ids:
             return False
         if not result.logprobs:
-            raise InvariantViolation("a beam's row brought no likeliest tokens")
+            raise InvariantViolation("a beam's row has no list of likeliest tokens")
         self._rows[sequence] = result.logprobs[0]
         self._prompt_scores = self._prompt_scores or sequence.take_scores()
         return len(self._rows) == len(self._beams)
@@ -98,8 +98,8 @@ class Beams:
         return [self._owner.sequences[index].fail(error) for index in sorted(self._wanted)]
 
     def _assign(self, continuations: list[Continuation]) -> list[Sequence]:
-        """Give each text that goes on a sequence that has it. The first of those that go on from
-        one text stays where that is."""
+        """Give each continuing text a sequence. The first text that continues a beam keeps that
+        beam's sequence."""
         parents = [self._beams[continuation.beam] for continuation in continuations]
         spare = [s for s in self._owner.sequences if s not in parents]
         for sequence in spare:
@@ -114,7 +114,7 @@ class Beams:
         return assigned
 
     def _beginning(self) -> list[TokenEvent]:
-        """News without a token, once."""
+        """Tell the client once, without a token, that the text has begun."""
         if self._is_told_of or 0 not in self._wanted:
             return []
         self._is_told_of = True
@@ -149,31 +149,33 @@ def _cut(token: TokenLogprob, num_top: int) -> TokenLogprob:
 def check_beams(
     sampling: SamplingParams, params: BeamParams, num_ends: int, max_num_running: int, num_ids: int
 ) -> None:
-    """Refuse a search that cannot be made. The server checks first, and the engine does not trust
-    it.
+    """Refuse a search that cannot run. The server checks it too, but the engine does not rely on
+    that.
 
     Args:
-        num_ends: tokens that end a text.
-        max_num_running: sequences that can run at a time.
-        num_ids: of the vocabulary.
+        num_ends: how many tokens end a text.
+        max_num_running: how many sequences can run at a time.
+        num_ids: how many token ids the vocabulary has.
 
     Raises:
-        InvalidParameter: names the field, and the limit.
+        InvalidParameter: the error names the field and the limit.
     """
     width, most = params.width, min(MAX_BEAM_WIDTH, max_num_running)
     if not sampling.n <= width <= most:
         raise InvalidParameter(
-            f"{width} beams were asked for; there can be {sampling.n} (n) to {most}",
+            f"the number of beams is {width}; it must be {sampling.n} (n) to {most}",
             param="best_of",
         )
     if num_ends > MAX_BEAM_ENDS:
         raise InvalidParameter(
-            f"{num_ends} tokens end the text; with beam search it can be {MAX_BEAM_ENDS}",
+            f"{num_ends} tokens can end the text; with beam search at most {MAX_BEAM_ENDS} can: "
+            f"send fewer stop_token_ids",
             param="stop_token_ids",
         )
     if width + num_ends > num_ids:
         raise InvalidParameter(
-            f"the model's {num_ids} tokens are too few for {width} beams", param="best_of"
+            f"the model has only {num_ids} tokens, too few for {width} beams; ask for fewer beams",
+            param="best_of",
         )
     if sampling.max_tokens < 1:
         raise InvalidParameter("beam search needs max_tokens of at least 1", param="max_tokens")

@@ -1,5 +1,5 @@
-"""What of a text is computed already, by others or before it was preempted: a new sequence starts
-from there, and offers what it computes itself."""
+"""Finds how much of a new sequence's text is computed already, by other sequences or before it was
+preempted, and offers what the sequence computes to others."""
 
 from engine.config import ResolvedConfig
 from engine.llm.kv_cache import BlockPool
@@ -8,28 +8,29 @@ from engine.llm.sequence_blocks import SequenceBlocks, find_cached, offer_cached
 
 
 class ComputedPrefixes:
-    """The cache of prefixes as sequences meet it, and how often it had something for them.
+    """The prefix cache as sequences use it, with counts of its hits.
 
     Args:
-        pool: its blocks; another takes its place when the scheduler starts over.
+        pool: the pool of blocks; it is replaced when the scheduler starts over.
     """
 
     def __init__(self, config: ResolvedConfig, pool: BlockPool) -> None:
         self.pool = pool
         self.num_queries = 0
-        """Prompt tokens that were looked up."""
+        """The number of prompt tokens that were looked up."""
         self.num_hits = 0
-        """Prompt tokens that were found."""
+        """The number of prompt tokens that were found."""
         self._is_enabled = config.enable_prefix_caching
 
     def find(self, sequence: Sequence) -> SequenceBlocks:
-        """Blocks short of the last token: its logits are needed."""
+        """Find computed blocks for a sequence, except for its last token, whose logits are
+        needed."""
         chain: list[bytes] = []
         if self._counts(sequence):
             chain = sequence.extend_chain(self.pool.block_size)
         most = max(0, len(sequence.token_ids) - 1)
         if sequence.group is not None:
-            most -= most % self.pool.block_size  # what they share is then never copied
+            most -= most % self.pool.block_size  # so that shared blocks are never copied
         cached = find_cached(self.pool, chain, most)
         donor = None if sequence.group is not None else sequence.owner.donor()
         num_forked = sequence.owner.prompt_len - 1
@@ -42,7 +43,7 @@ class ComputedPrefixes:
         return SequenceBlocks(self.pool).adopt(cached)
 
     def note_first_start(self, sequence: Sequence, table: SequenceBlocks) -> None:
-        """The first sequence of a request starts with `table`."""
+        """Note that the first sequence of a request starts with `table`."""
         for sibling in sequence.owner.sequences:
             sibling.num_cached_tokens = table.num_tokens
         if self._counts(sequence):
@@ -50,8 +51,8 @@ class ComputedPrefixes:
             self.num_hits += table.num_tokens
 
     def note_computed(self, sequence: Sequence, start: int) -> None:
-        """From token `start` on more of its text is computed than was: offer the blocks that this
-        filled to others, and give back those that its windows have passed."""
+        """Note that more of a sequence's text is computed, from token `start` on: offer the newly
+        filled blocks to others, and give back those that the windows have passed."""
         filled = self.pool.filled_by(start, sequence.num_computed)
         if filled and self._is_enabled:
             chain = sequence.extend_chain(self.pool.block_size)

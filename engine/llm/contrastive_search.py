@@ -1,15 +1,15 @@
-"""The sequences of a request with contrastive search: a `Group`.
+"""Runs contrastive search on the sequences of a request, as a `Group`.
 
     text so far     what may follow    a row each                     taken
     A B C           x   p = 0.5        similar to the text: 0.9
                     y   p = 0.3        similar to the text: 0.4       y
                     z   p = 0.1        similar to the text: 0.5
 
-The likeliest tokens behind a text are its candidates. Each is computed in a sequence of its own, in
-a step of as many rows; the executor says how similar its hidden state is to those of the text
-(`engine.llm.text_states`), and the one with the best score is taken. Its row says what may follow
-it, so no text is computed twice. The first sequence has the text that is accepted; the others
-share its blocks, and copy the one that they write to.
+The likeliest next tokens of a text are its candidates. Each is computed in a sequence of its own,
+all in one step. The executor compares its hidden state with those of the text
+(`engine.llm.text_states`), and the candidate with the best score is taken. Its row already tells
+what may follow it, so no text is computed twice. The first sequence has the accepted text; the
+others share its blocks and copy the one that they write to.
 
 Paper: Su et al. 2022, arXiv:2202.06417, equation 5, as transformers' contrastive search has it.
 """
@@ -26,23 +26,23 @@ from engine.sampling_params import MAX_CANDIDATES, MIN_CANDIDATES, ContrastParam
 from engine.types import GenerateRequest, SamplingParams, TokenEvent, TokenLogprob
 
 MAX_COMPARED_TOKENS = 65_536
-"""Of all texts of an engine together: their hidden states are kept, 4 bytes a number, beside the KV
-pool. A gibibyte for a hidden size of 4096."""
+"""The most tokens that all texts of an engine with contrastive search have together. Their hidden
+states are kept beside the KV pool with 4 bytes a number: a gibibyte at a hidden size of 4096."""
 
 
 class _Row(NamedTuple):
-    """What a step has brought a sequence."""
+    """The outcome of a step for one sequence."""
 
     offer: TokenLogprob
-    """What may follow its text."""
+    """What may follow the sequence's text."""
     similarity: float
 
 
 class Candidates:
-    """Those of one request.
+    """The candidates of one request.
 
     Args:
-        owner: whose sequences there are, as many as tokens are tried.
+        owner: the request; it has one sequence per token that is tried.
     """
 
     def __init__(self, owner: ActiveRequest, params: ContrastParams) -> None:
@@ -58,18 +58,19 @@ class Candidates:
             contrast=params,
         )
         self._offer: TokenLogprob | None = None
-        """What may follow the text; None while that itself is computed, by the first sequence."""
+        """What may follow the text; None while the first sequence is still computing the text
+        itself."""
         self._has_accepted = False
-        """The last step brought a token."""
+        """Whether the last step brought a token."""
         self._rows: dict[Sequence, _Row] = {}
-        """Of sequences for which the step is over."""
+        """The outcome of each sequence whose row has been computed in this step."""
         for sequence in self.sequences[1:]:
             sequence.token_ids = []
 
     @property
     def keeps_outcome(self) -> bool:
-        """See `Group`. Candidates of a text that was computed again are none: what a step fails for
-        may come with theirs."""
+        """See `Group`. False while a text is computed again without candidates: what makes a step
+        fail may only come back with them."""
         return self._has_accepted
 
     def waits(self, sequence: Sequence) -> bool:
@@ -82,7 +83,7 @@ class Candidates:
         if not result.token_ids:
             return False
         if not result.logprobs or (self._offer is not None and result.similarity is None):
-            raise InvariantViolation("a candidate's row brought no scores")
+            raise InvariantViolation("a candidate's row has no scores")
         self._rows[sequence] = _Row(result.logprobs[0], result.similarity or 0.0)
         return len(self._rows) == (1 if self._offer is None else len(self.sequences))
 
@@ -102,8 +103,8 @@ class Candidates:
         return [news]
 
     def restart(self) -> None:
-        """See `Group`. The text, without candidates, is computed again from its beginning; whoever
-        calls has seen to the blocks."""
+        """See `Group`. The text is computed again from its beginning, without candidates. The
+        caller has already freed the blocks."""
         self._rows.clear()
         if self._offer is None:
             return
@@ -124,7 +125,7 @@ class Candidates:
         return [self._first.fail(error)]
 
     def _best(self, offer: TokenLogprob, similarities: list[float]) -> int:
-        """The place of the candidate that is taken; of equals the likeliest."""
+        """The place of the best candidate; among equals, of the likeliest."""
         alpha = self._params.alpha
         scores = [
             (1.0 - alpha) * math.exp(logprob) - alpha * similarity
@@ -133,7 +134,7 @@ class Candidates:
         return scores.index(max(scores))
 
     def _accept(self, best: Sequence, token: TokenLogprob) -> TokenEvent:
-        """Make a candidate's text the first sequence's, and tell of its token."""
+        """Give the first sequence a candidate's text, and report its token."""
         first = self._first
         if best is not first:
             first.swap_text(best)
@@ -148,10 +149,10 @@ class Candidates:
         )
 
     def _try(self, best: Sequence, offer: TokenLogprob) -> None:
-        """Give each sequence the text, which the first one has, and a token that may follow.
+        """Give each sequence the first one's text and one token that may follow.
 
         Args:
-            best: whose row computed the text's last token.
+            best: the sequence whose row computed the text's last token.
         """
         self._offer = offer
         for sequence in self.sequences[1:]:
@@ -182,39 +183,41 @@ def check_contrast(
     *,
     beside: Iterable[GenerateRequest],
 ) -> None:
-    """Refuse a search that cannot be made. The server checks first, and the engine does not trust
-    it.
+    """Refuse a search that cannot run. The server checks it too, but the engine does not rely on
+    that.
 
     Args:
-        num_ids: of the vocabulary.
-        beside: requests that have not ended.
+        num_ids: how many token ids the vocabulary has.
+        beside: the other unfinished requests.
 
     Raises:
-        InvalidParameter: names the field, and the limit.
-        QueueFull: there is no room for the hidden states of one text more.
+        InvalidParameter: the error names the field and the limit.
+        QueueFull: the hidden states of one more text do not fit.
     """
     sampling = request.sampling
     most = min(MAX_CANDIDATES, max_num_running, num_ids)
     if not MIN_CANDIDATES <= params.width <= most:
         raise InvalidParameter(
-            f"{params.width} tokens were to be tried; with penalty_alpha top_k can be "
-            f"{MIN_CANDIDATES} to {most}",
+            f"top_k is {params.width}; with penalty_alpha it must be {MIN_CANDIDATES} to {most}",
             param="top_k",
         )
     if not 0.0 < params.alpha <= 1.0:
         raise InvalidParameter(
-            "penalty_alpha must be above 0, and 1 at most", param="penalty_alpha"
+            f"penalty_alpha is {params.alpha:g}; it must be above 0 and at most 1",
+            param="penalty_alpha",
         )
     for name, neutral in (("n", 1), ("beams", None), ("min_tokens", 0), ("structure", None)):
         if getattr(sampling, name) != neutral:
-            raise InvalidParameter(f"{name} cannot be combined with penalty_alpha", param=name)
+            raise InvalidParameter(
+                f"{name} cannot be combined with penalty_alpha; leave one of them out", param=name
+            )
     if sampling.max_tokens < 1:
         raise InvalidParameter("penalty_alpha needs max_tokens of at least 1", param="max_tokens")
     asked = _num_compared(request, max_model_len)
     if asked > MAX_COMPARED_TOKENS:
         raise InvalidParameter(
-            f"with penalty_alpha prompt and max_tokens can be {MAX_COMPARED_TOKENS} tokens, and "
-            f"are {asked}",
+            f"prompt and max_tokens are {asked} tokens together; with penalty_alpha the limit is "
+            f"{MAX_COMPARED_TOKENS}: lower max_tokens, or shorten the prompt",
             param="max_tokens",
         )
     taken = sum(
@@ -224,8 +227,8 @@ def check_contrast(
     )
     if taken + asked > MAX_COMPARED_TOKENS:
         raise QueueFull(
-            f"texts with penalty_alpha may have {MAX_COMPARED_TOKENS} tokens together, and have "
-            f"{taken}; retry later, or ask for fewer max_tokens"
+            f"other requests with penalty_alpha hold {taken} tokens and this one needs {asked}; "
+            f"together they can have {MAX_COMPARED_TOKENS}: retry later, or lower max_tokens"
         )
 
 

@@ -1,4 +1,4 @@
-"""Records decode steps as CUDA graphs: `engine.llm.step_graph.Recorder`."""
+"""Records decode steps as CUDA graphs, as an `engine.llm.step_graph.Recorder`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ class CudaRecorder:
 
     All graphs share one memory pool: they never run at the same time.
 
-    cuBLAS works in memory that belongs to a thread's stream, and a graph keeps writing to that of
-    the stream it was recorded on, wherever it is replayed. So nothing may ever run on that stream:
-    what runs for real, perhaps while a graph is replayed, has another one.
+    cuBLAS uses a workspace that belongs to a thread's stream. A graph keeps writing to the
+    workspace of the stream that it was recorded on, wherever it is replayed. So nothing may ever
+    run on that stream: real runs, perhaps beside a replay, use another one.
     """
 
     is_cheap = False
@@ -38,26 +38,27 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def padded(self, num_rows: int) -> int:
-        """1, 2, 4, 8, 16, 24, … : the next of these."""
+        """Round up to the next of 1, 2, 4, 8, 16, 24 and so on."""
         if num_rows <= 8:
             return 1 << (num_rows - 1).bit_length()
         return -(-num_rows // 8) * 8
 
     def padded_with_prompts(self, num_rows: int) -> int | None:
-        """None: attention chooses its programs by the lengths of prompts."""
+        """None, because attention chooses its programs by the lengths of prompts."""
         return None
 
     def record(self, run: Callable[[], Tensor]) -> CudaRecording:
         """Capture `run`, after running it once for real; see `Recorder.record`."""
         self._rehearsing.wait_stream(torch.cuda.current_stream(self._rehearsing.device))
         with torch.cuda.stream(self._rehearsing):
-            # For real first: it compiles kernels and sets libraries up for this thread, which a
-            # recording must not.
+            # A real run first compiles kernels and sets up libraries for this thread, which a
+            # recording must not do.
             run()
         self._rehearsing.synchronize()
         with torch.cuda.stream(self._recording):
             graph = torch.cuda.CUDAGraph()
-            # Only this thread is kept from what would break the recording, such as allocations.
+            # Only this thread is barred from calls that would break the recording, such as
+            # allocations.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 output = run()

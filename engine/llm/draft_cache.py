@@ -1,4 +1,4 @@
-"""What a draft model has read of each text: block tables in a pool of its own."""
+"""Keeps what a draft model has read of each text, in block tables with a pool of their own."""
 
 from collections.abc import Container
 from dataclasses import dataclass, field
@@ -21,13 +21,13 @@ class ReadText:
 
     table: SequenceBlocks
     num_read: int
-    """Tokens of the text that were known when it was read last."""
+    """The number of the text's tokens that were known when it was last read."""
     guesses: list[int] = field(default_factory=list)
-    """What was expected behind them; the table has some of it."""
+    """The tokens that were expected to follow; the table has computed some of them."""
 
     def rewind(self, token_ids: list[int]) -> int:
-        """Keep what the text has turned out to be, short of its last token, whose logits are
-        needed. Returns how many tokens are to be computed, at least one."""
+        """Keep what was guessed right, except for the text's last token, whose logits are needed.
+        Returns how many tokens must be computed, at least one."""
         num_right = 0
         for guess, token_id in zip(self.guesses, token_ids[self.num_read :], strict=False):
             if guess != token_id:
@@ -40,7 +40,7 @@ class ReadText:
         return len(token_ids) - kept
 
     def blocks(self, num_blocks: int) -> list[GroupBlocks]:
-        """Its first blocks, for a step."""
+        """The table's first blocks, for a step."""
         return [
             GroupBlocks(one.block_ids[: num_blocks - one.num_passed], one.num_passed)
             for one in self.table.tables
@@ -48,8 +48,8 @@ class ReadText:
 
 
 class DraftCache:
-    """The texts that a draft model has read, unfinished ones only; those that were not drafted for
-    lately give way to others. They are read again if need be."""
+    """The unfinished texts that a draft model has read. Those that were not drafted for lately give
+    way to others, and are read again if needed."""
 
     def __init__(self, config: ResolvedConfig, windows: tuple[int | None, ...]) -> None:
         self._config = config
@@ -57,20 +57,21 @@ class DraftCache:
         layout = config.kv_layout(windows)
         self._pool = BlockPool(config.num_kv_blocks, config.block_size, cache, layout)
         self._texts: dict[int, ReadText] = {}
-        """By sequence id, the longest unused first."""
+        """Texts by sequence id, the longest unused first."""
 
     @property
     def num_blocks_used(self) -> int:
         return self._pool.num_held
 
     def open(self, sequence: Sequence) -> ReadText:
-        """What there is of a text, perhaps of another one that begins alike."""
+        """Return what has been read of a text, perhaps for another text with the same beginning."""
         text = self._texts.pop(sequence.seq_id, None) or self._started(sequence)
         self._texts[sequence.seq_id] = text
         return text
 
     def reserve(self, text: ReadText, num_tokens: int, kept: Container[int]) -> bool:
-        """Make slots up to that token writable, at the cost of others' texts but not of `kept`."""
+        """Make the slots up to `num_tokens` writable, if necessary by dropping other texts, but
+        none of `kept`."""
         if num_tokens > self._pool.num_slots:
             return False
         while not text.table.reserve(num_tokens):
@@ -85,8 +86,8 @@ class DraftCache:
         return self._pool.take_copies()
 
     def note_computed(self, sequence: Sequence, start: int) -> None:
-        """From token `start` on more of a text was computed: others may have full blocks of it, and
-        those that windows have passed are given back."""
+        """Note that more of a text was computed, from token `start` on. Its full blocks are offered
+        to other texts, and blocks that the windows have passed are given back."""
         text = self._texts[sequence.seq_id]
         num_tokens = min(text.table.num_tokens, len(sequence.token_ids))
         filled = self._pool.filled_by(start, num_tokens)
@@ -97,13 +98,13 @@ class DraftCache:
             text.table.leave(num_tokens)
 
     def close(self, seq_id: int) -> None:
-        """Give back what a text holds; unknown ones are fine."""
+        """Give back what a text holds; unknown ids are ignored."""
         text = self._texts.pop(seq_id, None)
         if text is not None:
             text.table.clear()
 
     def check_invariants(self) -> None:
-        """Slow recount, between two steps.
+        """Recount everything slowly, between two steps.
 
         Raises:
             InvariantViolation: a block is lost, owned twice, or miscounted.

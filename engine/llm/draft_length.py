@@ -1,8 +1,9 @@
-"""How many tokens are worth drafting, by how often drafts were right and what each takes.
+"""Computes how many tokens are worth drafting, from how often drafts were right and what each
+costs.
 
-The n-th token of a draft counts if all before it are right, too: with the probability a that one
-is right, a draft of n brings a + a² + … + aⁿ tokens beside the one that the step brings anyway. If
-each takes p times as long as that one, n is to make (1 + a + … + aⁿ) / (1 + n p) as large as can be
+The n-th token of a draft counts only if all tokens before it are right. If one is right with
+probability a, a draft of n brings a + a² + … + aⁿ tokens beside the one that the step brings
+anyway. If each costs p times as long as that one, the best n maximises (1 + a + … + aⁿ) / (1 + n p)
 (Leviathan et al. 2023, arXiv:2211.17192, theorem 3.8).
 """
 
@@ -10,35 +11,35 @@ from collections.abc import Iterable
 from itertools import repeat
 
 FIRST_RATE = 0.8
-"""Of right tokens, as long as nothing is known."""
+"""The share of right tokens that is assumed at first."""
 _MEMORY = 16
-"""Tokens found right or wrong after which an old one weighs 1 / e."""
+"""The number of judged tokens after which an old one weighs 1 / e."""
 
 
 class AcceptanceRate:
-    """The share of drafted tokens that were right of late, void ones left out.
+    """The share of recently drafted tokens that were right, void ones left out.
 
     Attributes:
-        value: from 0 to 1.
+        value: the share, from 0 to 1.
     """
 
     def __init__(self, value: float = FIRST_RATE) -> None:
         self.value = value
 
     def learn(self, num_drafts: int, num_accepted: int) -> None:
-        """Of so many drafted tokens, at least one, so many were right; what follows the first wrong
-        one is void."""
+        """Learn that `num_accepted` of `num_drafts` drafted tokens were right. At least one was
+        drafted, and tokens after the first wrong one are void."""
         num_judged = num_accepted + (num_accepted < num_drafts)
         keep = (1.0 - 1.0 / _MEMORY) ** num_judged
         self.value = keep * self.value + (1.0 - keep) * num_accepted / num_judged
 
 
 def best_length(rate: float, price: float, most: int) -> int:
-    """The number of tokens to draft, at most so many; 0 if none is worth its price.
+    """The number of tokens to draft, at most `most`; 0 if none is worth its price.
 
     Args:
-        rate: how many of the tokens are right.
-        price: of one, in tokens that would have come in the same time.
+        rate: the share of tokens that are right.
+        price: the price of one token, in tokens that would have come in the same time.
     """
     return best_length_by(repeat(rate, most), price)
 
@@ -46,13 +47,14 @@ def best_length(rate: float, price: float, most: int) -> int:
 def best_length_by(
     rates: Iterable[float], price: float, *, num_given: int = 0, least_gain: float = 1.0
 ) -> int:
-    """The same where each token has a probability of its own to be right if those before it are.
+    """The same as `best_length`, with a separate probability for each token to be right if those
+    before it are.
 
     Args:
-        rates: of as many tokens as could be drafted, behind those that are given.
-        num_given: tokens that the step computes anyway: nobody knows yet what they are, and the
-            draft is for nothing if they are others.
-        least_gain: what is not worth so many times its price is not drafted.
+        rates: the probabilities, first of the given tokens, then of those that could be drafted.
+        num_given: the number of tokens that the step computes anyway but that are not known yet;
+            the draft is useless if they differ from those that were expected.
+        least_gain: a draft must be worth at least this many times its price.
     """
     best, best_gain = 0, least_gain
     expected, likely = 1.0, 1.0

@@ -1,4 +1,4 @@
-"""A draft model (`engine.llm.draft_model`), loaded beside the model that it guesses for."""
+"""Loads a draft model (`engine.llm.draft_model`) beside the model that it guesses for."""
 
 from dataclasses import dataclass, replace
 
@@ -23,21 +23,21 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LoadedDraft:
-    """Its weights, and how its cache is to be kept."""
+    """A draft model's weights, and the plan for its cache."""
 
     plan: DraftPlan
     model: CausalLM
 
     def runner(self, config: ResolvedConfig, model_config: ModelConfig) -> ModelRunner:
-        """With a cache beside the model's.
+        """Create a runner with a cache beside the model's.
 
         Args:
-            config, model_config: of the model that it guesses for.
+            config, model_config: those of the model that it guesses for.
         """
         return create_runner(self.model, self.plan.config, self._config(config, model_config))
 
     def drafter(self, config: ResolvedConfig, model_config: ModelConfig) -> DraftModel:
-        """Ready to draft. Same arguments."""
+        """Create a drafter that is ready to draft, with the arguments of `runner`."""
         runner = self.runner(config, model_config)
         runner.warm_up()
         return DraftModel(
@@ -58,7 +58,7 @@ class LoadedDraft:
 
 
 def load_draft(plan: DraftPlan, config: ResolvedConfig, host: Host) -> LoadedDraft:
-    """Read its weights, whose memory is reserved.
+    """Read a draft model's weights, for which memory is already reserved.
 
     Raises:
         ModelLoadError: one of its kinds.

@@ -1,11 +1,11 @@
-"""A second model that guesses how texts go on (Leviathan et al. 2023, arXiv:2211.17192).
+"""A second model that guesses how texts continue (Leviathan et al. 2023, arXiv:2211.17192).
 
-It reads what it has not seen of a text yet, then takes a decode step for each token that it
-guesses, for all sequences that draft at once. It has blocks of its own, and a sequence's sampling
-parameters and random numbers are the model's: a token is drawn with its position's, so the two draw
-the same one wherever they agree well enough, at any temperature (coupled sampling, Daliri et al.
-2024, arXiv:2408.07978). What depends on the text or names tokens (penalties, biases, structures) it
-knows nothing of: there the model refuses what it may not say.
+It reads what it has not seen of a text yet, then takes a decode step per guessed token, for all
+drafting sequences together. It has its own blocks, but a sequence's sampling parameters and random
+numbers are those of the main model. A token is drawn with its position's random number, so both
+models draw the same one wherever they agree well enough, at any temperature (coupled sampling,
+Daliri et al. 2024, arXiv:2408.07978). Settings that depend on the text or name tokens (penalties,
+biases, structures) do not apply to it: there the main model rejects wrong guesses.
 
     text        [ read before | read now ]                        the last known token included
     step 1                      ───────── → d1
@@ -30,43 +30,45 @@ from engine.llm.step_budget import LEAST_TOKENS, Price
 from engine.llm.step_cost import StepWork
 
 HIGHEST_ROW_PRICE = 0.25
-"""Of a row of the model, in accepted tokens, as for looked up drafts."""
+"""The highest price of a row of the main model at which anyone drafts, in accepted tokens, as for
+lookup drafts."""
 HIGHEST_PRICE = 0.5
-"""Of a drafted token, its row included: nobody drafts where it is higher."""
+"""The highest price of a drafted token, its row included, at which anyone drafts."""
 FEW_TOKENS = 8
-"""Unread tokens that are computed as decodes are; more are read like a prompt."""
+"""Up to this many unread tokens are computed like decodes; more are read like a prompt."""
 LONGEST_READING = 0.25
-"""What reading an unread text may cost, as a share of the tokens that may still come."""
+"""The most that reading an unread text may cost, as a share of the tokens that may still come."""
 RETRY_AFTER = 32
-"""Steps without drafts, for what they are not worth, after which one is tried."""
+"""The number of steps in which drafts are not worth their price, after which one is tried
+anyway."""
 FAILURE_PAUSE = 256
-"""Steps without drafts after an error."""
+"""The number of steps without drafts after an error."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
 class _Record:
-    """How a sequence's drafts went."""
+    """A record of how a sequence's drafts went."""
 
     rate: AcceptanceRate
     num_idle: int = 0
-    """Steps in which a draft would not have been worth its price."""
+    """The number of steps in which a draft would not have been worth its price."""
     is_given_up: bool = False
-    """The draft model cannot read it."""
+    """Whether the draft model cannot read the text."""
 
 
 @dataclass(slots=True)
 class _Draft:
-    """One in the making."""
+    """A draft in the making."""
 
     sequence: RunningSequence
     text: ReadText
     num_wanted: int
-    """Draws, those of pending tokens included."""
+    """The number of draws, those of pending tokens included."""
     drawn: list[int] = field(default_factory=list)
     is_over: bool = False
-    """Nothing can follow what was drawn."""
+    """Whether nothing can follow what was drawn."""
 
     @property
     def goes_on(self) -> bool:
@@ -74,14 +76,14 @@ class _Draft:
 
 
 class DraftModel:
-    """An `engine.llm.drafter.Drafter`.
+    """The `engine.llm.drafter.Drafter` that guesses with a draft model.
 
     Args:
-        config: the model's, but for the draft model's own cache and longest text.
-        executor: of the draft model.
+        config: the main model's configuration, with the draft model's own cache and longest text.
+        executor: the draft model's executor.
         windows: how far each group of its layers looks back.
-        vocab_size: it cannot read token ids at or above it.
-        target_vocab_size: nor the model those.
+        vocab_size: the draft model cannot read token ids at or above this.
+        target_vocab_size: the main model cannot read token ids at or above this.
         clock: `time.perf_counter`, or a test's own.
     """
 
@@ -103,7 +105,7 @@ class DraftModel:
         self._cache = DraftCache(config, windows)
         self._records: dict[int, _Record] = {}
         self._rate = AcceptanceRate()
-        """Of all sequences; where new ones begin."""
+        """The rate over all sequences; new sequences start with it."""
         self._pause = 0
 
     @property
@@ -118,7 +120,8 @@ class DraftModel:
     def draft(
         self, decodes: Sequence[RunningSequence], num_rows: int, price: Price
     ) -> list[tuple[RunningSequence, list[int]]]:
-        """See `Drafter`. An error of the draft model is nobody's: it costs a while without drafts.
+        """See `Drafter`. An error of the draft model fails no request; it only stops drafts for a
+        while.
 
         Raises:
             Exception: the device is poisoned.
@@ -130,7 +133,9 @@ class DraftModel:
             found = self._draft(decodes, num_rows, price)
         except Exception as error:
             raise_if_poisoned(error)
-            log.exception("the draft model failed; texts go on without it", steps=FAILURE_PAUSE)
+            log.exception(
+                "the draft model failed; the next steps run without drafts", steps=FAILURE_PAUSE
+            )
             self._start_over()
             return []
         if self._config.debug_invariants:
@@ -174,7 +179,7 @@ class DraftModel:
     def _lengths(
         self, decodes: Sequence[RunningSequence], num_rows: int, price: Price
     ) -> dict[RunningSequence, int]:
-        """Who is to draft how many tokens, at least one."""
+        """The number of tokens to draft, at least one, for each sequence that is to draft."""
         able = [sequence for sequence in decodes if self._can_draft(sequence)]
         if not able or price.row > HIGHEST_ROW_PRICE:
             return {}
@@ -196,7 +201,8 @@ class DraftModel:
     def _best_lengths(
         self, able: list[RunningSequence], price: Price
     ) -> dict[RunningSequence, int]:
-        """Of those for whom drafts are worth it, if only they share the draft's steps."""
+        """The best draft lengths of those sequences for which drafting pays if only they share the
+        draft model's steps."""
         most = self._config.num_speculative_tokens
         while able and (each := self._each(able, price)) <= HIGHEST_PRICE:
             rates = {sequence: self._record_of(sequence).rate.value for sequence in able}
@@ -208,16 +214,16 @@ class DraftModel:
         return {}
 
     def _each(self, able: Sequence[RunningSequence], price: Price) -> float:
-        """What a drafted token costs where so many draft: its row, and its part of a draft step,
-        which holds up everybody."""
+        """The price of a drafted token if these sequences draft: its row, and its part of a draft
+        step, which delays everybody."""
         if not self._steps.cost.is_known:
             return price.row
         step_s = self._steps.cost.predict(StepWork.of_decodes(one.num_known for one in able))
         return price.row + step_s * price.second / len(able)
 
     def _read(self, wanted: dict[RunningSequence, int], price: Price) -> list[_Draft]:
-        """Catch up with texts, as far as that takes no longer than the step that waits for it.
-        Returns the drafts of those that are read to the end, with a first token each."""
+        """Read what is new in the texts, as far as that takes no longer than the step that waits
+        for it. Returns the drafts of fully read texts, with a first token each."""
         kept = {sequence.seq_id for sequence in wanted}
         room = LEAST_TOKENS
         if self._steps.cost.is_known:
@@ -260,7 +266,7 @@ class DraftModel:
         return seconds * price.second <= LONGEST_READING * sequence.num_draftable
 
     def _guess(self, drafts: Sequence[_Draft]) -> None:
-        """A token more for each."""
+        """Draw one more token for each draft."""
         shares = [
             self._share(one.sequence, one.text, one.drawn[-1:], len(one.drawn)) for one in drafts
         ]
@@ -288,7 +294,8 @@ class DraftModel:
         *,
         draws: bool = True,
     ) -> ScheduledSequence:
-        """Of a step, whose blocks are reserved. Counts as computed then."""
+        """Make a sequence's share of a step. Its blocks are reserved, and its tokens count as
+        computed from now on."""
         start = text.table.num_tokens
         end = start + len(token_ids)
         share = ScheduledSequence(

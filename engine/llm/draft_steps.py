@@ -1,4 +1,5 @@
-"""The steps of a draft model: what its executor is told of sequences, and what steps take."""
+"""Runs a draft model's steps: tells its executor about sequences, and learns how long steps
+take."""
 
 from collections.abc import Callable
 from time import perf_counter
@@ -22,7 +23,7 @@ class _Step(Protocol):
 
 
 class DraftExecutor(Protocol):
-    """As much as is needed of `engine.llm.executor.Executor`."""
+    """The part of `engine.llm.executor.Executor` that a draft model needs."""
 
     def launch(self, decision: ScheduleDecision) -> _Step:
         """Begin a step."""
@@ -30,7 +31,7 @@ class DraftExecutor(Protocol):
 
 
 class DraftSteps:
-    """Taken one after the other, to their ends.
+    """Steps that are run one after the other, each to its end.
 
     Args:
         clock: `time.perf_counter`, or a test's own.
@@ -46,37 +47,37 @@ class DraftSteps:
         self._announced: set[int] = set()
         self._new: list[NewSequence] = []
         self._finished: list[int] = []
-        """For the next step."""
+        """Ids of ended sequences, to be sent with the next step."""
 
     @property
     def num_sequences(self) -> int:
-        """That the executor knows, and that have not ended."""
+        """The number of unfinished sequences that the executor knows."""
         return len(self._announced)
 
     def announce(self, sequence: Sequence) -> None:
-        """It is in the next step; once more is fine."""
+        """Announce a sequence with the next step, unless it is announced already."""
         if sequence.seq_id not in self._announced:
             self._announced.add(sequence.seq_id)
             self._new.append(announcement(sequence))
 
     def forget(self, seq_id: int) -> None:
-        """It has ended; unknown ones are fine."""
+        """Forget an ended sequence; unknown ids are ignored."""
         if seq_id in self._announced:
             self._announced.remove(seq_id)
             self._finished.append(seq_id)
 
     def start_over(self) -> None:
-        """A step has failed: the executor is to forget all sequences, should it know them."""
+        """Have the executor forget all sequences after a failed step, should it know them."""
         self._finished += self._announced
         self._announced, self._new = set(), []
 
     def run(
         self, shares: list[ScheduledSequence], copies: list[tuple[int, int]]
     ) -> dict[int, SequenceOutput]:
-        """Take a step; none if nothing is shared.
+        """Take a step, unless there are no shares.
 
         Returns:
-            What came of it, by sequence id.
+            The outcome of each sequence, by its id.
         """
         if not shares:
             return {}
@@ -91,8 +92,8 @@ class DraftSteps:
 
 
 def announcement(sequence: Sequence) -> NewSequence:
-    """What a draft model is told of a sequence: how tokens are drawn, and nothing that depends on
-    the text or names tokens."""
+    """Tell a draft model how a sequence's tokens are drawn, without what depends on the text or
+    names tokens."""
     sampling, owner = sequence.owner.request.sampling, sequence.owner
     names = [name for name, one in SAMPLER_PARAMETERS.items() if not one.on_host]
     params = {name: getattr(sampling, name) for name in names}

@@ -1,27 +1,28 @@
-"""What rows of drafts cost beyond what rows cost, learned from the steps that had some.
+"""Learns how much more a row of a draft costs than another row, from the steps that had some.
 
-A step with drafts may have a size that is not recorded yet, share caches less well, or take longer
-in ways that a sum over its rows does not show. So its time is compared with that of the same step
-without drafts, as expected, and rows of drafts are as much dearer as that says.
+A step with drafts may have a size that is not recorded yet, use caches less well, or take longer in
+ways that a sum over its rows does not show. So its time is compared with the expected time of the
+same step without drafts, and the difference is charged to the rows of drafts.
 """
 
 _PRIOR = 0.2
-"""Of a step's time, spent as expected: where learning begins."""
+"""The weight of the start value, as a share of a step's time that was spent as expected."""
 _MEMORY = 32
-"""Steps with drafts after which an old one weighs 1 / e."""
+"""The number of steps with drafts after which an old one weighs 1 / e."""
 _PATIENCE = 256
-"""Steps without, after which so does everything: what was too dear gets another chance in time."""
+"""The number of steps without drafts after which everything weighs 1 / e, so that drafts that were
+too dear get another chance."""
 _LEAST, _MOST = 0.5, 20.0
 _FARTHEST = 3.0
-"""A step that took so many times longer than expected was late for other reasons."""
+"""Excess time beyond this many times the plain duration has other causes, and is not counted."""
 
 
 class DraftSurcharge:
-    """The factor of a row's price. Times are in seconds."""
+    """The factor by which a draft row's price is higher. Times are in seconds."""
 
     def __init__(self) -> None:
         self._expected = self._taken = 0.0
-        """Of drafts, in times of the steps without them."""
+        """Time for drafts, expected and taken, in units of the steps without them."""
 
     @property
     def factor(self) -> float:
@@ -29,14 +30,15 @@ class DraftSurcharge:
         return min(max(factor, _LEAST), _MOST)
 
     def learn(self, plain_s: float, expected_s: float, taken_s: float) -> None:
-        """A step took so long, which was expected to take so long, and so long without drafts."""
+        """Learn from a step with drafts: its expected time without drafts, its expected time, and
+        the time that it took."""
         taken = min(max(taken_s / plain_s - 1.0, -1.0), _FARTHEST)
         self._fade(_MEMORY)
         self._expected += expected_s / plain_s - 1.0
         self._taken += taken
 
     def pass_by(self) -> None:
-        """A step had no drafts."""
+        """Note that a step had no drafts."""
         self._fade(_PATIENCE)
 
     def _fade(self, memory: int) -> None:

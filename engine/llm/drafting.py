@@ -1,4 +1,4 @@
-"""Has a step's decodes drafted for, where it has nothing else to do, and counts how that went."""
+"""Gets drafts for a step's decodes if the step has nothing else to do, and counts how they went."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -12,11 +12,11 @@ from engine.types import DraftCounts, DrafterName
 
 
 class Drafting:
-    """The drafters of one scheduler. Each is asked for the sequences that those before it have
-    nothing for.
+    """The drafters of one scheduler. Each is asked for the sequences that earlier ones had nothing
+    for.
 
     Args:
-        drafters: in the order in which they are asked.
+        drafters: the drafters by name, in the order in which they are asked.
     """
 
     def __init__(self, config: ResolvedConfig, drafters: Mapping[DrafterName, Drafter]) -> None:
@@ -24,22 +24,23 @@ class Drafting:
         self._drafters = dict(drafters)
         self._counts = {name: DraftCounts() for name in drafters}
         self._authors: dict[int, DrafterName] = {}
-        """Of the last drafts of unfinished sequences."""
+        """Who made the last draft of each unfinished sequence."""
 
     @property
     def counts(self) -> dict[str, DraftCounts]:
-        """By drafter."""
+        """The draft counts by drafter."""
         return {name.value: counts for name, counts in self._counts.items()}
 
     def of(
         self, scheduled: Iterable[Sequence], num_rows: int, budget: StepBudget
     ) -> Iterator[tuple[Sequence, list[int]]]:
-        """Drafts for some sequences of a step; none beside prompts, and none in groups.
+        """Yield drafts for some sequences of a step: none in steps with prompts, and none in
+        groups.
 
         Args:
             scheduled: the step's sequences.
-            num_rows: the step may have so many rows more.
-            budget: knows what they cost.
+            num_rows: how many more rows the step may have.
+            budget: tells what rows cost.
         """
         everybody = list(scheduled)
         num_rows = min(num_rows, self._most_rows - len(everybody))
@@ -62,7 +63,7 @@ class Drafting:
                 return
 
     def learn(self, sequence: Sequence, num_drafts: int, num_accepted: int) -> None:
-        """How a draft went: see `Drafter.learn`."""
+        """Learn how a draft went; see `Drafter.learn`."""
         name = self._authors[sequence.seq_id]
         before = self._counts[name]
         self._counts[name] = replace(
@@ -74,7 +75,7 @@ class Drafting:
         self._drafters[name].learn(sequence, num_drafts, num_accepted)
 
     def forget(self, sequence: Sequence) -> None:
-        """It has ended."""
+        """Forget a sequence that has ended."""
         self._authors.pop(sequence.seq_id, None)
         for drafter in self._drafters.values():
             drafter.forget(sequence)

@@ -1,9 +1,10 @@
-"""DRY ("don't repeat yourself"): what would continue a repetition gets less likely with its length.
+"""DRY ("don't repeat yourself"): a token that would continue a repetition gets less likely with the
+repetition's length.
 
-The tokens before the next one may have stood in the text before. Whatever followed them there would
-make the repetition longer, and is penalised by `multiplier * base ** (length - allowed_length)`. A
-repetition goes back to a sequence breaker at most. Names and meaning are llama.cpp's; the sampler
-is by p-e-w (text-generation-webui, pull request 5677).
+The text's last tokens may have occurred earlier in it. Whatever followed them there would lengthen
+the repetition and is penalised by `multiplier * base ** (length - allowed_length)`. A repetition
+never reaches across a sequence breaker. Names and meaning are llama.cpp's; the sampler was invented
+by p-e-w (text-generation-webui, pull request 5677).
 """
 
 import functools
@@ -24,16 +25,18 @@ Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 
 _LARGEST_LOG = 88.0
-"""A power above e**88 is no fp32; no penalty needs to be greater."""
+"""The largest logarithm of a power: above e**88 it does not fit fp32, and no penalty needs to be
+greater."""
 MAX_PLACES = 4096
-"""Of more places at which the last token stood before, the latest count: a step's bound."""
+"""The most earlier places of the last token that are looked at, the latest ones, to bound the time
+of a step."""
 _FEW = 8
 _NO_IDS = np.empty(0, dtype=np.int64)
 _NO_PENALTIES = np.empty(0)
 
 
 class Dry:
-    """The processor (`engine.llm.logits_processors.LogitsProcessor`)."""
+    """The DRY processor (`engine.llm.logits_processors.LogitsProcessor`)."""
 
     needs_host_tokens: ClassVar[bool] = True
 
@@ -69,15 +72,15 @@ class Dry:
 
 
 class _RepeatingText:
-    """A sequence's tokens, and where their end stands among them before.
+    """A sequence's tokens, and the earlier places where their end occurs.
 
         tokens   a b c c b c y a b c
         lengths      3 1   2            how far back the text that ends here equals the text's end
                          ↑ the next token being c would make it 4
 
-    `append` costs one look at the window for its token, and what it does with `MAX_PLACES` places.
-    Only the first time, and when tokens are taken back, all is compared anew, in time in proportion
-    to the window; completions of one prompt share the first time.
+    `append` scans the window once for its token and handles at most `MAX_PLACES` places. Everything
+    is compared anew only at first and when tokens are taken back, in time proportional to the
+    window. Completions of one prompt share the first comparison.
     """
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int]) -> None:
@@ -86,17 +89,17 @@ class _RepeatingText:
         self._num_prompt = self._size = len(prompt)
         self._tokens = np.empty(max(64, 2 * len(prompt)), dtype=np.int32)
         self._tokens[: len(prompt)] = prompt
-        # Of the place before: the first entry stays 0.
+        # Entry i + 1 belongs to place i; the first entry stays 0.
         self._lengths = np.zeros(len(self._tokens) + 1, dtype=np.int32)
         self._places = np.empty(0, dtype=np.int64)
         self._longest = 0
-        """Of the lengths of these places, or more."""
+        """An upper bound of the lengths at these places."""
         self._start = 0
-        """Where what came after the last breaker begins."""
+        """The place behind the last breaker."""
         self._compare_all()
 
     def has(self, position: int, token_id: int) -> bool:
-        """Whether this is the generated token of that number."""
+        """Whether `token_id` is the generated token at `position`."""
         place = self._num_prompt + position
         return place < self._size and int(self._tokens[place]) == token_id
 
@@ -123,7 +126,7 @@ class _RepeatingText:
             self._start = self._size
 
     def rewind(self, num_outputs: int) -> None:
-        """Go back to the first `num_outputs` generated tokens; nothing to do if that is all."""
+        """Go back to the first `num_outputs` generated tokens, if there are more."""
         size = self._num_prompt + num_outputs
         if size > self._size:
             raise InvariantViolation(
@@ -135,10 +138,10 @@ class _RepeatingText:
             self._compare_all()
 
     def penalties(self) -> tuple[Int64Array, NDArray[np.float64]]:
-        """Distinct token ids that would continue a repetition, and what that costs them."""
+        """Return the distinct token ids that would continue a repetition, and their penalties."""
         params, begin = self._params, self._begin()
         longest = self._size - max(begin, self._start)
-        if min(self._longest, longest) < params.dry_allowed_length:  # so it is in most steps
+        if min(self._longest, longest) < params.dry_allowed_length:  # the case in most steps
             return _NO_IDS, _NO_PENALTIES
         lengths = self._lengths[self._places + 1]
         lengths = np.minimum(lengths, np.minimum(self._places - begin + 1, longest))
@@ -156,7 +159,7 @@ class _RepeatingText:
         return ids[is_longest], params.dry_multiplier * params.dry_base**powers
 
     def _begin(self) -> int:
-        """First place of the window."""
+        """The first place of the window."""
         last_n = self._params.dry_penalty_last_n
         return 0 if last_n < 0 else max(0, self._size - last_n)
 
@@ -173,7 +176,8 @@ class _RepeatingText:
 
 @functools.lru_cache(maxsize=8)
 def _compared(tokens: bytes, begin: int, patterns: Patterns) -> tuple[Int64Array, Int32Array, int]:
-    """Places and lengths of repeats in the window from `begin` on, and the last breaker's end."""
+    """Return places and lengths of repeats in the window from `begin` on, and the end of the last
+    breaker."""
     text = np.frombuffer(tokens, dtype=np.int32)
     places, lengths = _repeats(text[begin:])
     start = _breakers_of(patterns).last_end(text)
@@ -181,11 +185,11 @@ def _compared(tokens: bytes, begin: int, patterns: Patterns) -> tuple[Int64Array
 
 
 def _repeats(tokens: Int32Array) -> tuple[Int64Array, Int32Array]:
-    """Earlier places of the last token, ascending, and how far back the text that ends there
-    equals the text's end.
+    """Return the earlier places of the last token, ascending, and for each how far back the text
+    that ends there equals the text's end.
 
-    Some steps that look at all places leave few of them in most texts; else the Z-algorithm, from
-    the end to the start, is linear, whatever the text.
+    In most texts, comparing a few tokens at all places leaves few of them. Otherwise the
+    Z-algorithm, run from the end to the start, is linear for any text.
     """
     places = np.flatnonzero(tokens[:-1] == tokens[-1:])
     lengths = np.ones(len(places), dtype=np.int32)
@@ -216,7 +220,8 @@ def _lengths_by_z(tokens: Int32Array, places: Int64Array) -> Int32Array:
 
 
 class _Breakers:
-    """Patterns by their tails read backwards, so that a token costs no more with many of them."""
+    """Patterns in a tree of their tails, read backwards, so that many patterns cost a token no more
+    than one."""
 
     def __init__(self, patterns: Patterns) -> None:
         self._root = _Node()
@@ -244,7 +249,8 @@ class _Breakers:
         return self._last_end(self._root, tokens, np.arange(len(tokens)), 0)
 
     def _last_end(self, node: "_Node", tokens: Int32Array, places: Int64Array, depth: int) -> int:
-        """Of breakers whose last `depth` tokens are this node's; `places` are before these."""
+        """Find the last end among breakers whose last `depth` tokens lead to this node; `places`
+        are those before these tokens."""
         at = tokens[places]
         heads = places[np.isin(at, node.heads)] if len(node.heads) else places[:0]
         last = int(heads[-1]) + depth + 1 if len(heads) else 0
@@ -256,7 +262,7 @@ class _Breakers:
         return last
 
     def are_single(self, ids: Int64Array) -> NDArray[np.bool_]:
-        """Which tokens are breakers by themselves: they are never penalised."""
+        """Tell which tokens are breakers by themselves; those are never penalised."""
         heads = self._root.heads
         if not len(heads):
             return np.zeros(len(ids), dtype=np.bool_)
@@ -266,7 +272,8 @@ class _Breakers:
 
 @functools.lru_cache(maxsize=32)
 def _breakers_of(patterns: Patterns) -> _Breakers:
-    """Most requests have the same ones, and all completions of a request."""
+    """Share breakers between requests: most have the same ones, and all completions of a request
+    do."""
     return _Breakers(patterns)
 
 
@@ -276,6 +283,6 @@ class _Node:
     def __init__(self) -> None:
         self.before: dict[int, _Node] = {}
         self.heads: Int32Array = np.empty(0, dtype=np.int32)
-        """Ascending."""
+        """Tokens that complete a pattern here, ascending."""
         self.known: frozenset[int] = frozenset()
-        """The same."""
+        """The same tokens as `heads`, as a set."""

@@ -1,8 +1,8 @@
 """One model's text engine: schedule → launch → collect → commit, once per step.
 
-Owned by the worker's loop (`engine.loop`), used from its thread alone. With asynchronous scheduling
-the next step is decided and launched before this one is collected, so that the device always has
-one to go on with:
+The worker's loop (`engine.loop`) owns it, and only that thread uses it. With asynchronous
+scheduling, the next step is decided and launched before this one is collected, so that the device
+is never idle:
 
     host    launch 1, launch 2 │ collect 1, commit 1, publish, launch 3 │ collect 2, …
     device                 step 1           │              step 2            │ step 3
@@ -30,16 +30,16 @@ if TYPE_CHECKING:  # the executor brings torch, which the engine itself does wit
 
 
 NAP_S = 0.005
-"""While there is nothing to do but to wait for a grammar or an adapter. Messages wait as long,
-too."""
+"""How long to wait for a grammar or an adapter when there is nothing else to do. Messages wait as
+long, too."""
 
 
 class LLMEngine:
     """Turns queued requests into token events.
 
     Args:
-        adapters: those that the executor has, which may come and go; None: it never has any.
-        clock: `time.perf_counter`, or a test's own; only how prompts are cut depends on it.
+        adapters: the executor's adapters, which may come and go; None if it never has any.
+        clock: `time.perf_counter`, or a test's own; only the cutting of prompts depends on it.
     """
 
     def __init__(
@@ -60,23 +60,25 @@ class LLMEngine:
         self._checks_invariants = config.debug_invariants
         self._max_launched = 2 if config.async_scheduling else 1
         self._launched: deque[tuple[ScheduleDecision, LaunchedStep, float]] = deque()
-        """With the time of the launch, oldest first."""
+        """Launched steps with the time of their launch, the oldest first."""
         self._collected_s = 0.0
         """When the last step ended."""
         self._current: ScheduleDecision | None = None
-        """What is being carried out; None while a step is being decided."""
+        """The decision that is being carried out; None while a step is being decided."""
 
     def add(self, request: GenerateRequest) -> None:
         """Queue a request.
 
         Raises:
-            RequestError, CapacityError: it cannot be taken; nothing was changed. What is found out
-                about its structure or its adapter later is told by an event.
+            RequestError, CapacityError: it cannot be taken; nothing was changed. Problems with its
+                structure or adapter that show later are reported by an event.
         """
         if request.request_id in self._without_adapter:
-            raise InvalidParameter("a request with this id is running", param="request_id")
+            raise InvalidParameter(
+                "a request with this request_id is running already", param="request_id"
+            )
         if request.adapter is not None:
-            # Its name may mean another one before the request ends, in caches as well.
+            # The name may stand for another adapter before the request ends, also in caches.
             request = replace(request, adapter=self._adapters.key_of(request.adapter))
             self._adapters.check(request.adapter_names)
             if not self._adapters.take(request.adapter_names):
@@ -98,10 +100,12 @@ class LLMEngine:
         """Refuse at once what could not be queued later."""
         self._scheduler.check(request)
         if request.request_id in self._preparation:
-            raise InvalidParameter("a request with this id is running", param="request_id")
+            raise InvalidParameter(
+                "a request with this request_id is running already", param="request_id"
+            )
 
     def abort(self, request_id: str, index: int | None = None) -> None:
-        """End a request, or one of its completions, and free its blocks now. Unknown ones are
+        """End a request, or one of its completions, and free its blocks now. Unknown ids are
         ignored; no event follows."""
         if index is None:
             self._preparation.forget(request_id)
@@ -110,11 +114,12 @@ class LLMEngine:
         self._put_in_order()
 
     def load_adapter(self, order: AdapterOrder, answer: Answer) -> None:
-        """Begin to load an adapter, beside the steps; it is there once that is answered."""
+        """Begin to load an adapter beside the steps; `answer` is called once it is there."""
         self._adapters.load(order, answer)
 
     def unload_adapter(self, name: str, answer: Answer) -> None:
-        """Take no more requests for an adapter. It goes, and that is answered, when it has none."""
+        """Take no more requests for an adapter. Once no request uses it, it is removed and `answer`
+        is called."""
         self._adapters.unload(name, answer)
 
     def has_work(self) -> bool:
@@ -125,14 +130,14 @@ class LLMEngine:
         )
 
     def step(self) -> tuple[list[TokenEvent], EngineStats]:
-        """Bring one step to its end and tell what came of it.
+        """Bring one step to its end and return its events.
 
-        Whatever goes wrong in it ends the request that it went wrong for, with an event; the others
-        get what they would have got (`Scheduler.recover`).
+        An error in the step ends only the request that caused it, with an event; the others get the
+        same results as without it (`Scheduler.recover`).
 
         Raises:
             Exception: the device is poisoned, or a check of invariants failed. The engine must not
-                be used again: its process ends, the supervisor starts a new one and tells the
+                be used again: its process ends, and the supervisor starts a new one and tells the
                 clients.
         """
         refused = self._advance_adapters()
@@ -152,8 +157,8 @@ class LLMEngine:
         return self._executor.use_idle_time()
 
     def _advance_adapters(self) -> list[TokenEvent]:
-        """Put those in place that have been read, and let those go that nobody uses; returns the
-        ends of requests whose adapters cannot be had."""
+        """Put adapters in place that have been read, and remove those that nobody uses. Returns the
+        last events of requests whose adapters cannot be had."""
         if not self._without_adapter.has_work():
             return []
         self._without_adapter.advance(self._adapters_in_use)
@@ -170,12 +175,13 @@ class LLMEngine:
         return refused
 
     def _adapters_in_use(self) -> set[str]:
-        """Keys of adapters that unfinished requests have which are in place."""
+        """The keys of adapters that are in place and used by unfinished requests."""
         requests = (*self._scheduler.requests(), *self._preparation.requests())
         return {request.adapter for request in requests if request.adapter is not None}
 
     def _admit_prepared(self) -> list[TokenEvent]:
-        """Queue those whose structure is ready; returns the ends of those that have none."""
+        """Queue requests whose structure is ready. Returns the last events of those whose structure
+        is refused."""
         if self._preparation and not (self._launched or self._scheduler.has_work()):
             self._preparation.wait(NAP_S)
         refused: list[TokenEvent] = []
@@ -207,7 +213,7 @@ class LLMEngine:
         return events, stats
 
     def stats(self) -> EngineStats:
-        """The statistics as of now, between two steps: no tokens, no times."""
+        """The statistics between two steps, without tokens and times."""
         return replace(self._stats(), step_tokens=0)
 
     def _stats(self) -> EngineStats:
@@ -219,7 +225,8 @@ class LLMEngine:
         )
 
     def _launch_steps(self) -> float:
-        """Give the executor as many steps as it may have at a time; returns the time to decide."""
+        """Give the executor as many steps as it may have at a time. Returns the time that the
+        decisions took."""
         schedule_time_s = 0.0
         while len(self._launched) < self._max_launched:
             if self._launched and self._launched[-1][0].blocks_next:

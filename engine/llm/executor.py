@@ -1,4 +1,4 @@
-"""Who carries decisions out: the seam between the scheduler and devices or machines."""
+"""The interface between the scheduler and the devices or machines that carry out its decisions."""
 
 from concurrent.futures import Future
 from typing import Protocol
@@ -9,34 +9,34 @@ from engine.structure import Structure
 
 
 class LaunchedStep(Protocol):
-    """A step that the device has been given and that may still run."""
+    """A step that was given to the device and may still run."""
 
     def collect(self) -> StepOutput:
-        """Wait for its end; the answer has one entry per scheduled sequence, in order."""
+        """Wait for its end. The answer has one entry per scheduled sequence, in order."""
         ...
 
 
 class Executor(Protocol):
-    """Carries out one decision after the other. Called by one thread."""
+    """Carries out one decision after the other, called by one thread."""
 
     def launch(self, decision: ScheduleDecision) -> LaunchedStep:
-        """Begin a step. Each is to be collected once, in the order of the launches, or dropped
-        with all that were launched after it.
+        """Begin a step. Each step must be collected once, in the order of the launches, or dropped
+        together with all later ones.
 
-        When this or `collect` raises, the decision counts for nothing, except that its finished
-        sequences stay forgotten: what was new in it is announced again, in the place of what the
-        executor may know of it, and all that ran is computed anew.
+        When this or `collect` raises, the decision is void, except that its finished sequences stay
+        forgotten. Its new sequences are announced again and replace what the executor may know of
+        them, and everything that ran is computed again.
 
-        The one before may not be collected yet, but those before that are. What happens between
-        launch and collect is the executor's choice: on a GPU the step runs meanwhile.
+        The previous step may not be collected yet, but all earlier ones are. The executor decides
+        what happens between launch and collect: on a GPU the step runs meanwhile.
         """
         ...
 
     def prepare(self, structure: Structure, client: str) -> "Future[object]":
-        """Make ahead, beside the steps, what sequences with this structure need. While somebody
-        holds the result, announcing one takes no time. Clients take turns at it.
+        """Prepare, beside the steps, what sequences with this structure need. While somebody holds
+        the result, announcing such a sequence takes no time. Clients take turns.
 
-        The future's exception is an EngineError where the structure cannot be honoured.
+        The future's exception is an EngineError if the structure cannot be honoured.
         """
         ...
 
@@ -45,13 +45,13 @@ class Executor(Protocol):
         ...
 
     def use_idle_time(self) -> bool:
-        """Do something short that makes later steps faster, while there are none. False: there is
-        nothing left."""
+        """Do some short work that makes later steps faster, while there are no steps. Returns False
+        if nothing is left to do."""
         ...
 
     @property
     def kv_bytes_committed(self) -> int:
-        """Physical memory that the KV pool takes so far."""
+        """The physical memory that the KV pool takes so far."""
         ...
 
     def shutdown(self) -> None:
@@ -60,7 +60,7 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """One model runner in this process."""
+    """An executor with one model runner in this process."""
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
@@ -82,4 +82,4 @@ class LocalExecutor:
         return self._runner.kv_bytes_committed
 
     def shutdown(self) -> None:
-        """Nothing outlives the process."""
+        """Do nothing, as nothing outlives the process."""

@@ -1,4 +1,4 @@
-"""Processors for what a request does not want to read: tokens, and words of several tokens."""
+"""Processors that forbid what a request does not want: tokens, and words of several tokens."""
 
 import functools
 from typing import ClassVar
@@ -16,7 +16,7 @@ Words = tuple[tuple[int, ...], ...]
 
 
 class ForbiddenTokens:
-    """All tokens but `allowed_token_ids`, and the bad words that are one token."""
+    """Forbids all tokens but `allowed_token_ids`, and bad words that are a single token."""
 
     needs_host_tokens: ClassVar[bool] = False
 
@@ -46,13 +46,13 @@ class ForbiddenTokens:
             edits.allow(place, mask)
 
     def advance(self, row: SampleRow, token_id: int) -> None:
-        """They are the same everywhere."""
+        """Do nothing: the forbidden tokens are the same at every position."""
 
 
 class BadWords:
-    """Forbids the last token of a bad word where the text ends with its others.
+    """Forbids the last token of a bad word where the text ends with the word's other tokens.
 
-    As in vLLM only generated tokens count: the prompt's end does not begin a word.
+    As in vLLM, only generated tokens count: no word begins in the prompt.
     """
 
     needs_host_tokens: ClassVar[bool] = True
@@ -89,7 +89,7 @@ class BadWords:
             self._outputs_before(row).append(token_id)
 
     def _outputs_before(self, row: SampleRow) -> list[int]:
-        """The sequence's tokens, of which those from the row's on are forgotten."""
+        """The sequence's generated tokens before the row; later ones are forgotten."""
         outputs = self._outputs[row.seq_id]
         if row.position > len(outputs):
             raise InvariantViolation(
@@ -102,7 +102,7 @@ class BadWords:
 
 @functools.lru_cache(maxsize=32)
 def _mask(token_ids: bytes, vocab_size: int) -> Int64Array:
-    """Of `LogitEdits.masks`; completions of a request share it."""
+    """Make a mask of `LogitEdits.masks`, which the completions of a request share."""
     ids = np.frombuffer(token_ids, dtype="<i4")
     bits = np.zeros(-(-vocab_size // 64) * 64, dtype=np.bool_)
     bits[ids[(ids >= 0) & (ids < vocab_size)]] = True
@@ -111,7 +111,7 @@ def _mask(token_ids: bytes, vocab_size: int) -> Int64Array:
 
 @functools.lru_cache(maxsize=32)
 def _long_words(words: Words, vocab_size: int) -> dict[int, Words]:
-    """Those of several tokens by the last but one of them."""
+    """Group words of several tokens by their last token but one."""
     found: dict[int, list[tuple[int, ...]]] = {}
     for word in words:
         if len(word) > 1 and 0 <= word[-1] < vocab_size:

@@ -1,7 +1,7 @@
-"""Tokens that a structure leaves no choice about, run as drafts: no step is taken for each.
+"""Runs tokens that a structure forces as drafts, so that they take no steps of their own.
 
-The executor tells with a step's outcome what must follow (`SequenceOutput.forced`). Such a draft is
-right for certain, as its row allows no other token, and costs a row.
+The executor reports with a step's outcome which tokens must follow (`SequenceOutput.forced`). Such
+a draft is always right, as its row allows no other token, and costs a row.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,11 +10,11 @@ from engine.llm.request import Sequence as RunningSequence
 from engine.llm.step_budget import Price
 
 HIGHEST_PRICE = 1.0
-"""Of a row, in tokens: it brings one."""
+"""The highest price of a row, in tokens: a row brings one."""
 
 
 class ForcedDrafts:
-    """An `engine.llm.drafter.Drafter`, to be asked before those that guess."""
+    """An `engine.llm.drafter.Drafter` that is asked before those that guess."""
 
     def may_draft(self, decodes: Iterable[RunningSequence]) -> bool:
         """See `Drafter`."""
@@ -23,7 +23,7 @@ class ForcedDrafts:
     def draft(
         self, decodes: Sequence[RunningSequence], num_rows: int, price: Price
     ) -> Iterator[tuple[RunningSequence, list[int]]]:
-        """See `Drafter`. Where rows are few, the first sequences get them."""
+        """See `Drafter`. If rows are scarce, the first sequences get them."""
         if price.row >= HIGHEST_PRICE:
             return
         for sequence in decodes:
@@ -33,7 +33,7 @@ class ForcedDrafts:
                 yield sequence, drafts
 
     def learn(self, sequence: RunningSequence, num_drafts: int, num_accepted: int) -> None:
-        """See `Drafter`: of what was forced there is nothing to learn."""
+        """See `Drafter`. There is nothing to learn from forced tokens."""
 
     def forget(self, sequence: RunningSequence) -> None:
-        """See `Drafter`: it keeps nothing."""
+        """See `Drafter`. It keeps no state."""

@@ -1,10 +1,11 @@
-"""Classifier-free guidance of text: two rows' logits become those that a token is drawn from.
+"""Classifier-free guidance of text: combines the logits of two rows into those that a token is
+drawn from.
 
     log p = log p(token | negative) + scale * (log p(token | prompt) - log p(token | negative))
 
-A row whose partner is not computed in the same step is kept until that one comes, in whatever step:
-only its logits matter, and those have the same bits. Paper: Sanchez et al. 2023, arXiv:2306.17806,
-equation 7, as in transformers' `UnbatchedClassifierFreeGuidanceLogitsProcessor`.
+A row whose partner is not computed in the same step is kept until the partner comes, in whichever
+step. Only the logits matter, and their bits do not depend on the step. Paper: Sanchez et al. 2023,
+arXiv:2306.17806, equation 7, as in transformers' `UnbatchedClassifierFreeGuidanceLogitsProcessor`.
 """
 
 from dataclasses import dataclass, field
@@ -16,43 +17,44 @@ from engine.llm.decision import NewSequence
 from engine.llm.logits_processors import SampleRow
 
 _LEAST = -1e9
-"""Log-probability, in place of minus infinity, of which there is no multiple."""
+"""The log-probability that stands for minus infinity, which cannot be scaled."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadyRows:
-    """Rows that a token can be drawn from."""
+    """Rows from which a token can be drawn."""
 
     logits: Tensor
-    """[R, V]."""
+    """Shape [R, V]."""
     rows: list[SampleRow]
     receivers: list[int]
-    """By row the sequence whose outcome the token is."""
+    """For each row, the sequence whose outcome is the token."""
     waiting: list[int] = field(default_factory=list)
-    """Sequences whose row draws nothing: the token will be its partner's outcome."""
+    """Sequences whose row draws nothing; the token will be their partner's outcome."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Half:
-    """A row whose partner has not come."""
+    """A row whose partner has not been computed yet."""
 
     row: SampleRow
     logits: Tensor
 
 
 class Guidance:
-    """The guided sequences of one model. Loop thread only; waits for no device."""
+    """The guided sequences of one model, used by the loop thread only. It never waits for the
+    device."""
 
     def __init__(self) -> None:
         self._main_of: dict[int, int] = {}
-        """Of both of a pair the one that has the prompt."""
+        """For both sequences of a pair, the one that has the prompt."""
         self._scales: dict[int, float] = {}
-        """By that one."""
+        """The guidance scale, by the sequence that has the prompt."""
         self._halves: dict[int, _Half] = {}
-        """The same."""
+        """Rows that wait for their partner, by the sequence that has the prompt."""
 
     def add(self, sequence: NewSequence) -> None:
-        """Know a sequence, guided or not; what was kept of one that comes again goes."""
+        """Register a sequence, guided or not. A row kept for the same id is dropped."""
         params = sequence.sampling.guidance
         if params is None:
             return
@@ -64,16 +66,16 @@ class Guidance:
             del self._halves[main]
 
     def remove(self, seq_id: int) -> None:
-        """Forget it; unknown ids are fine."""
+        """Forget a sequence; unknown ids are ignored."""
         if self._main_of.pop(seq_id, None) == seq_id:
             self._scales.pop(seq_id, None)
             self._halves.pop(seq_id, None)
 
     def ready(self, logits: Tensor, rows: list[SampleRow]) -> ReadyRows:
-        """Put guided rows together.
+        """Combine guided rows with their partners.
 
         Args:
-            logits: [R, V], of these rows.
+            logits: the logits of these rows, [R, V].
         """
         plain = [i for i, row in enumerate(rows) if row.seq_id not in self._main_of]
         receivers = [rows[i].seq_id for i in plain]
@@ -85,7 +87,7 @@ class Guidance:
             if main is None:
                 continue
             other = self._halves.pop(main, None)
-            # What is kept of a step that was in vain may be of the same sequence, or be too old.
+            # A row kept from a void step may belong to the same sequence, or be too old.
             fits = other is not None and other.row.seq_id != row.seq_id
             if other is None or not fits or other.row.position != row.position:
                 self._halves[main] = _Half(row, values.clone())
@@ -101,13 +103,13 @@ class Guidance:
 
 
 def guided(logits: Tensor, negative: Tensor, scale: float) -> Tensor:
-    """The logits of a token that is guided away from a negative prompt: [V] fp32.
+    """Compute the logits of a token that is guided away from a negative prompt: [V], fp32.
 
-    Row by row, so that their bits depend on no other row.
+    One row at a time, so that its bits depend on no other row.
 
     Args:
-        logits, negative: [V] of any float dtype.
-        scale: 1 is the prompt's own distribution.
+        logits, negative: shape [V], any float dtype.
+        scale: 1 gives the prompt's own distribution.
     """
     own = logits.float().log_softmax(-1)
     other = negative.float().log_softmax(-1).clamp(min=_LEAST)

@@ -1,9 +1,8 @@
-"""The two sequences of a text with classifier-free guidance: a `Group`.
+"""Runs the two sequences of a text with classifier-free guidance, as a `Group`.
 
-The first has the prompt, the second (the guide) the negative prompt; both have the same text behind
-it. What is drawn depends on the logits of both, which the executor puts together
-(`engine.llm.guidance`): of the outcomes that the two bring for a token, one is that token and the
-other says that it was not known yet.
+The first sequence has the prompt, the second (the guide) the negative prompt; the same text follows
+both. The executor combines the logits of both to draw a token (`engine.llm.guidance`). One of the
+two outcomes then is that token, and the other says that it was not known yet.
 """
 
 from engine.errors import ContextLengthExceeded, EngineError, InvalidParameter, InvariantViolation
@@ -14,11 +13,11 @@ from engine.types import SamplingParams, TokenEvent
 
 
 class GuidedPair:
-    """Of one completion.
+    """The pair of one completion.
 
     Args:
-        main, guide: those of its index.
-        max_model_len: tokens that either may have.
+        main, guide: the completion's two sequences.
+        max_model_len: the most tokens that either may have.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class GuidedPair:
         drawn = [one for one in self._outcomes.values() if one.token_ids != [PENDING_TOKEN_ID]]
         self._outcomes.clear()
         if len(drawn) != 1:
-            raise InvariantViolation(f"of two guided rows {len(drawn)} brought a token")
+            raise InvariantViolation(f"{len(drawn)} of the two guided rows brought a token")
         (result,), main = drawn, self._main
         _, reason = main.accept(result.token_ids)
         self._guide.token_ids += result.token_ids
@@ -99,28 +98,30 @@ def check_guidance(
     max_model_len: int,
     vocab_size: int,
 ) -> None:
-    """Refuse guidance that cannot be given. The server checks first, and the engine does not trust
-    it.
+    """Refuse guidance that cannot run. The server checks it too, but the engine does not rely on
+    that.
 
     Raises:
-        InvalidParameter, ContextLengthExceeded: names the field, and the limit.
+        InvalidParameter, ContextLengthExceeded: the error names the field and the limit.
     """
     if sampling.beams is not None or sampling.contrast is not None:
         raise InvalidParameter(
-            "guidance_scale is for texts that are drawn; leave beam search and penalty_alpha out",
+            "guidance_scale cannot be combined with beam search or penalty_alpha; leave one out",
             param="guidance_scale",
         )
     if max_num_running < 2:
         raise InvalidParameter(
-            "guidance_scale takes two places, and the model runs one sequence at a time "
-            "(max_num_seqs)",
+            "guidance_scale takes two places, and this model runs one sequence at a time: leave "
+            "guidance_scale out, or raise max_num_seqs",
             param="guidance_scale",
         )
     if sampling.max_tokens < 1:
         raise InvalidParameter("guidance_scale needs max_tokens of at least 1", param="max_tokens")
     num_tokens = len(params.negative_token_ids)
     if num_tokens < 1:
-        raise InvalidParameter("the negative prompt has no tokens", param="negative_prompt")
+        raise InvalidParameter(
+            "the negative prompt is empty; send at least one token", param="negative_prompt"
+        )
     check_token_ids(params.negative_token_ids, vocab_size, "negative_prompt")
     if num_tokens >= max_model_len:
         raise ContextLengthExceeded.beyond(

@@ -1,4 +1,5 @@
-"""What was measured of a model that is about to be served (`engine.weights.quality_record`)."""
+"""Checks the measured quality of a model that is about to be served
+(`engine.weights.quality_record`)."""
 
 from dataclasses import asdict
 
@@ -10,7 +11,7 @@ from engine.weights.quality_record import Kept, MeasuredQuality, measured_qualit
 from engine.weights.source import Checkpoint
 
 MUCH_KL = 0.1
-"""Nats, beyond which a model is warned of: two or three of ten first choices are others
+"""The divergence in nats above which a warning is logged: two or three of ten first choices differ
 (docs/quantization.md)."""
 
 log = structlog.get_logger(__name__)
@@ -19,10 +20,11 @@ log = structlog.get_logger(__name__)
 def checked_quality(
     checkpoint: Checkpoint, config: ResolvedConfig, max_kl: float | None
 ) -> MeasuredQuality | None:
-    """What was measured of the model as it is kept; the log says what an operator should know.
+    """Return what was measured of the model in its served format, and log what an operator should
+    know.
 
     Raises:
-        ModelLoadError: it is farther from its original than `max_kl`.
+        ModelLoadError: the model diverges from its original by more than `max_kl`.
     """
     kept = Kept(
         quantization=config.quantization,
@@ -33,16 +35,16 @@ def checked_quality(
     if found is None:
         if max_kl is not None:
             log.warning(
-                "max_kl is given and nobody has measured this model as it is kept; tandem "
-                "perplexity --against ORIGINAL --save does",
+                "max_kl is set but has no effect: nobody has measured this model in this format; "
+                "tandem perplexity --against ORIGINAL --save measures it",
                 **asdict(kept),
             )
         return None
     if max_kl is not None and found.kl_divergence > max_kl:
         raise ModelLoadError(
-            f"the model's KL divergence from {found.against} was measured to be "
-            f"{found.kl_divergence:.4f} nats; max_kl is {max_kl:g}; serve it in another format, or "
-            f"raise max_kl",
+            f"the model's measured KL divergence from {found.against} is "
+            f"{found.kl_divergence:.4f} nats; max_kl is {max_kl:g}: serve the model in another "
+            f"format, or raise max_kl",
             param="max_kl",
         )
     if found.kl_divergence > MUCH_KL:

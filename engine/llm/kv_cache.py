@@ -1,13 +1,13 @@
-"""Who holds which KV block: the pool of block ids and the tables of them.
+"""Keeps track of who holds which KV block: the pool of block ids, and the tables of blocks.
 
-Ids only; their contents live in the model runner. Physical memory is committed when a block is
-first written, so the pool hands out used blocks before untouched ones.
+It handles ids only; the contents live in the model runner. Physical memory is committed when a
+block is first written, so the pool hands out used blocks before untouched ones.
 
     table            block_ids  [ 7 | 3 | 9 ]            block_size 4
     tokens           [ 0 1 2 3 | 4 5 6 7 | 8 . . . ]     num_tokens 9: three slots are unused
 
-A model whose layers look back differently far has several groups of them, and a sequence a table
-per group (`engine.llm.sequence_blocks`).
+A model whose layers look back over different distances has several layer groups, and each sequence
+has a table per group (`engine.llm.sequence_blocks`).
 """
 
 from collections import Counter
@@ -20,9 +20,9 @@ from engine.llm.prefix_cache import PrefixCache
 
 
 class BlockPool:
-    """Fixed number of blocks with reference counts.
+    """A fixed number of blocks with reference counts.
 
-    Each block is in exactly one state; `ref_counts` is 0 in all but the last:
+    Each block is in exactly one state; its entry in `ref_counts` is above 0 only while it is held:
 
         untouched → free ⇄ held by tables, or as the source of a copy ordered in this step
                       ↖ idle in the prefix cache ⇄ ↗
@@ -44,8 +44,8 @@ class BlockPool:
         self.ref_counts = [0] * num_blocks
         self.num_held = 0
         self.num_slots_written = 0
-        """Slots with a token, over all held blocks; a shared block counts once, and a token once
-        per group."""
+        """The number of slots with a token in all held blocks. A shared block counts once, and a
+        token once per group."""
         self._num_touched = 0
         self._free: list[int] = []
         self._num_written = [0] * num_blocks
@@ -53,23 +53,24 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        """Blocks that `allocate` can give, idle cached ones included."""
+        """The number of blocks that `allocate` can give, idle cached ones included."""
         return self.num_blocks - self.num_held
 
     @property
     def num_slots_unused(self) -> int:
-        """Slots in held blocks without a token."""
+        """The number of slots without a token in held blocks."""
         return self.num_held * self.block_size - self.num_slots_written
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
     def filled_by(self, start: int, end: int) -> range:
-        """Indexes of the blocks that tokens `start .. end` fill up."""
+        """The indexes of the blocks that tokens `start .. end` fill up."""
         return range(start // self.block_size, end // self.block_size)
 
     def allocate(self) -> int:
-        """Take a block: the last freed, else the next untouched, else the longest idle.
+        """Take a block: the one freed last, else the next untouched one, else the one idle for
+        longest.
 
         Raises:
             OutOfBlocks: every block is held.
@@ -89,7 +90,7 @@ class BlockPool:
         return block_id
 
     def hold(self, block_id: int) -> None:
-        """One more reference to a held or idle block."""
+        """Add a reference to a held or idle block."""
         if self.ref_counts[block_id] == 0:
             self.cache.revive(block_id)
             self.num_held += 1
@@ -97,7 +98,7 @@ class BlockPool:
         self.ref_counts[block_id] += 1
 
     def release(self, block_id: int) -> None:
-        """One reference less. Without any, the block is idle if it is cached, and free if not."""
+        """Drop a reference. A block without references is idle if it is cached, and free if not."""
         self.ref_counts[block_id] -= 1
         if self.ref_counts[block_id] > 0:
             return
@@ -112,19 +113,20 @@ class BlockPool:
             self._free.append(block_id)
 
     def is_shared(self, block_id: int) -> bool:
-        """More than one table has it. A copy that is yet to be made reads it before any write."""
+        """Whether more than one table holds the block. A pending copy does not count: it reads the
+        block before any write."""
         num_references = self.ref_counts[block_id]
         if num_references > 1 and self._copy_sources:
             num_references -= list(self._copy_sources.values()).count(block_id)
         return num_references > 1
 
     def set_written(self, block_id: int, num_slots: int) -> None:
-        """Of a held block: how many of its slots have a token now."""
+        """Set how many slots of a held block have a token now."""
         self.num_slots_written += num_slots - self._num_written[block_id]
         self._num_written[block_id] = num_slots
 
     def copy_on_write(self, block_id: int, num_slots: int) -> int:
-        """Swap one reference to a shared block for a private copy of its first `num_slots`.
+        """Replace one reference to a shared block by a private copy of its first `num_slots`.
 
         The copy holds a reference to its source until `take_copies`, so that no block is both
         source and destination within a step, and the order of the copies does not matter.
@@ -138,7 +140,8 @@ class BlockPool:
         return copy_id
 
     def take_copies(self) -> list[tuple[int, int]]:
-        """(source, destination) of this step's copies, to be made before the next `allocate`."""
+        """Return this step's copies as (source, destination), to be made before the next
+        `allocate`."""
         copies = [(source, copy_id) for copy_id, source in self._copy_sources.items()]
         self._copy_sources.clear()
         for source, _ in copies:
@@ -146,7 +149,7 @@ class BlockPool:
         return copies
 
     def check_invariants(self, tables: Sequence["BlockTable"]) -> None:
-        """Slow recount from the tables that hold blocks, between two steps.
+        """Recount everything slowly from the tables that hold blocks, between two steps.
 
         Raises:
             InvariantViolation: a block is lost, owned twice, or miscounted.
@@ -175,9 +178,9 @@ class BlockPool:
 class BlockTable:
     """One sequence's blocks of one layer group, in the order of its tokens.
 
-    The first `num_tokens` slots hold the sequence's keys and values, but those of the first
-    `num_passed` blocks, which a window has passed, are gone. Blocks that are shared or cached are
-    full there or are replaced by `reserve` before they are written.
+    The first `num_tokens` slots hold the sequence's keys and values, except for the first
+    `num_passed` blocks, which a window has passed. Shared or cached blocks are full, or `reserve`
+    replaces them before they are written.
     """
 
     __slots__ = ("_pool", "block_ids", "num_passed", "num_tokens", "window")
@@ -186,13 +189,13 @@ class BlockTable:
         self._pool = pool
         self.window = window
         self.block_ids: list[int] = []
-        """From block number `num_passed` of the text on."""
+        """The blocks from number `num_passed` of the text on."""
         self.num_passed = 0
         self.num_tokens = 0
 
     def adopt(self, block_ids: Sequence[int], num_tokens: int, num_passed: int = 0) -> Self:
-        """Share blocks with the first `num_tokens` slots of this sequence, from block number
-        `num_passed` on; the table is empty."""
+        """Fill this empty table with shared blocks for the first `num_tokens` slots, from block
+        number `num_passed` on."""
         for block_id in block_ids:
             self._pool.hold(block_id)
         self.block_ids = list(block_ids)
@@ -201,18 +204,19 @@ class BlockTable:
         return self
 
     def fork(self, num_tokens: int) -> "BlockTable":
-        """A second table that shares this one's first `num_tokens` tokens."""
+        """Make a second table that shares this one's first `num_tokens` tokens."""
         shared = self.block_ids[: self._pool.blocks_for(num_tokens) - self.num_passed]
         return BlockTable(self._pool, self.window).adopt(shared, num_tokens, self.num_passed)
 
     def can_fork(self, num_tokens: int) -> bool:
-        """Whether the blocks that the token after these looks at are still there."""
+        """Whether the blocks that the token after these attends to are still there."""
         return self.num_passed <= self._pool.layout.num_unseen(self.window, num_tokens)
 
     def truncate(self, num_tokens: int) -> None:
         """Keep the first `num_tokens` tokens and give back the blocks behind them."""
         num_blocks = max(0, self._pool.blocks_for(num_tokens) - self.num_passed)
-        # The deepest first: it is then evicted before the blocks without which it is useless.
+        # The deepest block is released first, so that it is evicted before those that it depends
+        # on.
         while len(self.block_ids) > num_blocks:
             self._pool.release(self.block_ids.pop())
         if num_tokens == 0:
@@ -226,8 +230,8 @@ class BlockTable:
         self.truncate(0)
 
     def leave(self, num_tokens: int) -> None:
-        """Give back the blocks that the window has passed once `num_tokens` tokens, at most those
-        of the table, are computed."""
+        """Give back the blocks that the window has passed once the first `num_tokens` tokens of the
+        table are computed."""
         num_passed = self._pool.layout.num_passed(self.window, num_tokens)
         num_left = num_passed - self.num_passed
         if num_left > 0:
@@ -237,13 +241,13 @@ class BlockTable:
             self.num_passed = num_passed
 
     def blocks_to_reach(self, num_tokens: int) -> int:
-        """Free blocks that `reserve(num_tokens)` takes, a copy included."""
+        """The number of free blocks that `reserve(num_tokens)` takes, a copy included."""
         missing = self._pool.blocks_for(num_tokens) - self.num_passed - len(self.block_ids)
         return max(missing, 0) + self.num_copies
 
     def blocks_lacking(self, num_tokens: int) -> int:
-        """Free blocks that it takes at most at a time, without copies, to grow to so many tokens by
-        steps within `KvLayout.max_in_flight`."""
+        """The most free blocks, without copies, that the table takes at a time while it grows to
+        `num_tokens` tokens in steps within `KvLayout.max_in_flight`."""
         missing = self._pool.blocks_for(num_tokens) - self.num_passed
         if self.window is not None:
             missing = min(missing, self._pool.layout.most_in_window(self.window))
@@ -251,7 +255,7 @@ class BlockTable:
 
     @property
     def num_copies(self) -> int:
-        """Blocks that are copied before anything is written."""
+        """The number of blocks that must be copied before anything is written."""
         index, tail = divmod(self.num_tokens, self._pool.block_size)
         return 1 if tail and self._pool.is_shared(self.block_ids[index - self.num_passed]) else 0
 
@@ -278,7 +282,8 @@ class BlockTable:
         return True
 
     def advance(self, num_tokens: int) -> None:
-        """The slots before `num_tokens` are computed now, or will be by a launched step."""
+        """Note that the slots before `num_tokens` are computed now, or will be by a launched
+        step."""
         pool, size = self._pool, self._pool.block_size
         first = self.num_tokens // size
         for index in range(first, pool.blocks_for(num_tokens)):
@@ -290,7 +295,7 @@ class BlockTable:
         return self._pool.is_shared(block_id) or block_id in self._pool.cache
 
     def _unfreeze(self, index: int, tail: int) -> None:
-        """Copy a shared block; a cached one without other owners only leaves the cache."""
+        """Copy a shared block, or take an unshared one out of the cache."""
         block_id = self.block_ids[index]
         if self._pool.is_shared(block_id):
             self.block_ids[index] = self._pool.copy_on_write(block_id, tail)
@@ -300,9 +305,10 @@ class BlockTable:
 
 
 def check(holds: bool, message: str) -> None:
-    """
+    """Raise an error unless an invariant holds.
+
     Raises:
-        InvariantViolation: it does not hold.
+        InvariantViolation: the invariant does not hold.
     """
     if not holds:
         raise InvariantViolation(message)

@@ -1,4 +1,4 @@
-"""The memory behind KV blocks. Which block belongs to whom is the scheduler's business."""
+"""The memory behind KV blocks. The scheduler decides which block belongs to whom."""
 
 import contextlib
 import ctypes
@@ -15,21 +15,21 @@ from torch import Tensor
 from engine.kv_numbers import SCALE_BYTES
 
 COMMITTED_AHEAD_BYTES = 256 << 20
-"""Memory of the lowest blocks that is committed before it is written, on a CPU."""
+"""The memory of the lowest blocks that is committed on a CPU before it is written."""
 _MADV_POPULATE_WRITE = 23
 
 
 class KvStorage:
-    """All layers' keys and values: one tensor [N, L, 2, K, S, D], a block's bytes side by side,
-    behind them in a packed cache its scales [L, 2, K, S].
+    """The keys and values of all layers in one tensor [N, L, 2, K, S, D]. A block's bytes lie side
+    by side; in a packed cache its scales [L, 2, K, S] follow them.
 
-    L are the layers of a group (`engine.kv_layout`), or of the largest one. A block is thus one run
-    of memory: copying it (or moving it elsewhere) is one copy, and on a CPU memory is committed
-    block by block as blocks are first written, whatever their order. Within a block each head's
-    keys are one run of S·D elements, which is what a core reads at a time.
+    L is the number of layers in a group (`engine.kv_layout`), or in the largest one. A block is
+    thus one run of memory: it is copied or moved at once, and on a CPU memory is committed block by
+    block, in the order in which blocks are first written. Within a block each head's keys are one
+    run of S·D elements, which a core reads at a time.
 
     Invariant: slots that nobody wrote since their block got its owner hold finite numbers, because
-    attention multiplies them by zero; `clear` sees to it.
+    attention multiplies them by zero. `clear` ensures this.
     """
 
     def __init__(
@@ -43,10 +43,11 @@ class KvStorage:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """
+        """Allocate the memory.
+
         Args:
             layer_groups: the layers of each group; every layer is in one.
-            dtype: of the numbers; int8 and float8_e4m3fn have a scale for each slot and head.
+            dtype: the numbers' dtype; int8 and float8_e4m3fn have a scale for each slot and head.
         """
         layers_per_block = max(map(len, layer_groups))
         shape = (layers_per_block, 2, num_kv_heads, block_size, head_dim)
@@ -72,23 +73,23 @@ class KvStorage:
         }
         self.group_of_layer = [places[layer][0] for layer in range(len(places))]
         self.layers: list[Tensor] = [shares[places[layer][1]] for layer in range(len(places))]
-        """Per layer [N, 2, K, S, D]: what the kernels take as `kv_cache`. Layers of different
-        groups may share it: their blocks are different ones."""
+        """One view per layer, [N, 2, K, S, D], which the kernels take as `kv_cache`. Layers of
+        different groups may share one: their blocks differ."""
         self.scales = [scales[places[layer][1]] for layer in range(len(places))]
-        """Per layer [N, 2, K, S] fp32: what the kernels take as `kv_scales`; None of a cache that
-        is not packed."""
+        """One view per layer, [N, 2, K, S] fp32, which the kernels take as `kv_scales`; None if the
+        cache is not packed."""
 
     @property
     def bytes_committed(self) -> int:
-        """Physical memory of the blocks that were ever written (on a GPU: all)."""
+        """The physical memory of all blocks that were ever written; on a GPU, of all blocks."""
         num = len(self._written) if self._always_committed else np.count_nonzero(self._written)
         return int(num) * self._block_bytes
 
     def commit_ahead(self) -> threading.Thread | None:
-        """Have the system prepare the memory that the first requests will write, in a thread.
+        """Have a thread prepare the memory that the first requests will write.
 
-        A first write waits for pages to be found and cleared, in virtual machines often for longer
-        than a step takes. Where the system cannot do it (Linux before 5.14), steps wait.
+        A first write waits until pages are found and cleared, in virtual machines often for longer
+        than a step. Where the system cannot prepare memory (Linux before 5.14), steps wait.
         """
         if self._always_committed:
             return None
@@ -104,7 +105,7 @@ class KvStorage:
         self._written[block_ids] = True
 
     def clear(self, block_ids: Sequence[int]) -> None:
-        """Make blocks that get a new owner free of what the last one left. Untouched ones are."""
+        """Clear blocks that get a new owner. Blocks that were never written are clear."""
         for block_id in block_ids:
             if self._written[block_id]:
                 self._pool[block_id].zero_()
@@ -117,14 +118,14 @@ class KvStorage:
 
 
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros. On a CPU fresh anonymous pages, which are zero without being touched; an allocator
-    might hand out used memory, and zeroing would commit all of it."""
+    """Allocate zeros. On a CPU these are fresh anonymous pages, which are zero without being
+    touched: an allocator might reuse memory, and zeroing would commit all of it."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     num_bytes = max(1, math.prod(shape) * dtype.itemsize)
     pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    # A layer's share of a block is a few small pages, far from the next block's: with 4 KiB pages
-    # every step would miss the TLB for each of them. Memory is then committed 2 MiB at a time.
+    # A layer's share of a block is a few small pages, far from those of the next block. With 4 KiB
+    # pages every step would miss the TLB for each. Huge pages are committed 2 MiB at a time.
     with contextlib.suppress(AttributeError, OSError):
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype, count=math.prod(shape)).view(shape)

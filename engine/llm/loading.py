@@ -1,4 +1,4 @@
-"""From a checkpoint to an engine that can step: size, load, warm up."""
+"""Turns a checkpoint into a running engine: sizes it, loads it and warms it up."""
 
 import time
 from dataclasses import asdict, dataclass, replace
@@ -100,8 +100,8 @@ def load_engine(
 
 
 def started_grammars(checkpoint: Checkpoint, model_config: ModelConfig) -> Grammars:
-    """They get ready while the weights are read, so that no request waits for what structures
-    need."""
+    """Start to prepare grammars while the weights are read, so that no request waits for what
+    structures need."""
     tokens = (checkpoint.path, model_config.vocab_size, model_config.eos_token_ids)
     reader = ReaderProcess(*tokens)
     grammars = Grammars(partial(load_token_table, *tokens), reader.read)
@@ -112,7 +112,7 @@ def started_grammars(checkpoint: Checkpoint, model_config: ModelConfig) -> Gramm
 
 @dataclass(frozen=True, slots=True)
 class LoadedWeights:
-    """Everything of a served model that is read from files."""
+    """Everything that is read from files for a served model."""
 
     model: CausalLM
     draft: LoadedDraft | None
@@ -126,7 +126,8 @@ def load_weights(
     sizing: Sizing,
     host: Host,
 ) -> LoadedWeights:
-    """
+    """Read the model, its draft model and its adapters.
+
     Raises:
         ModelLoadError: one of its kinds.
     """
@@ -155,7 +156,7 @@ def load_weights(
 def sized_pool(
     weights: LoadedWeights, model_config: ModelConfig, sizing: Sizing, host: Host
 ) -> ResolvedConfig:
-    """The configuration of a GPU, once its steps are measured; the pool's memory is asked for."""
+    """Measure the steps on a GPU, size the KV pool and ask for its memory."""
     loaded_bytes = 0 if weights.adapters is None else weights.adapters.num_bytes
     memory = sizing.memory.beside(max(0, loaded_bytes - sizing.adapter_bytes))
     config = measured(weights.model, model_config, memory, host, weights.adapters, weights.draft)
@@ -176,7 +177,7 @@ def warn_of_few_bits(plan: WeightPlan) -> None:
 def drafters(
     config: ResolvedConfig, model_config: ModelConfig, draft: LoadedDraft | None
 ) -> dict[DrafterName, Drafter]:
-    """Those that are sure first, then those that cost least."""
+    """Create the drafters: those that are certain first, then the cheapest ones."""
     found: dict[DrafterName, Drafter] = {DrafterName.FORCED: ForcedDrafts()}
     if config.num_speculative_tokens:
         found[DrafterName.LOOKUP] = Speculation(config)
@@ -192,7 +193,8 @@ def model_info(
     config: ResolvedConfig,
     sampling: dict[str, float],
 ) -> ModelInfo:
-    """What the server checks requests against and shows to clients."""
+    """Describe the model for the server, which checks requests against this and shows it to
+    clients."""
     return ModelInfo(
         model=model_id,
         path=str(checkpoint.path),

@@ -1,7 +1,7 @@
-"""What changes logits before a token is chosen: penalties, biases, forbidden tokens.
+"""Changes logits before a token is chosen: penalties, biases, forbidden tokens.
 
-A processor serves all sequences that asked for it and touches no other row: it says which logits
-are to change (`kernels.EditLists`), and the op that samples changes them. Its state is sparse (the
+A processor serves the sequences that asked for it and touches no other row. It lists which logits
+must change (`kernels.EditLists`), and the sampling operation changes them. Its state is sparse (the
 ids a sequence has seen), lives from `add` to `remove`, and survives preemption. The sampler owns
 one chain and calls it on the loop thread.
 """
@@ -21,43 +21,44 @@ from kernels import EditLists
 
 @dataclass(slots=True, frozen=True)
 class SampleRow:
-    """Whose logits a row holds."""
+    """Identifies whose logits a row holds."""
 
     seq_id: int
     position: int
-    """Tokens generated so far; the one to be drawn gets this index."""
+    """The number of tokens generated so far, which is the index of the token to be drawn."""
     draft: int | None = None
-    """The token before, if it is a draft (`engine.llm.decision.ScheduledSequence`): the row before
-    is the same sequence's, and unless this token is drawn there, this row is void."""
+    """The previous token, if it is a draft (`engine.llm.decision.ScheduledSequence`). The row
+    before is then the same sequence's, and this row is void unless that row draws this token."""
 
 
 class LogitsProcessor(Protocol):
-    """One kind of change.
+    """One kind of change to logits.
 
-    With `needs_host_tokens` the change at a position depends on the tokens before it, so `advance`
-    must have brought them, as Python integers, before `edit`. A runner that prepares a step while
-    the last one still computes can ask only the others early.
+    With `needs_host_tokens`, the change at a position depends on the tokens before it, so `advance`
+    must have brought them, as Python integers, before `edit`. Only other processors can be asked
+    early, while the last step still computes.
     """
 
     needs_host_tokens: ClassVar[bool]
 
     def add(self, sequence: NewSequence) -> bool:
-        """Take a sequence if its parameters ask for this processor; says whether it did."""
+        """Take a sequence if its parameters ask for this processor. Returns whether it did."""
 
     def remove(self, seq_id: int) -> None:
-        """Forget a sequence; unknown ones are fine."""
+        """Forget a sequence; unknown ids are ignored."""
 
     def edit(self, edits: EditLists, place: int, row: SampleRow) -> None:
-        """Add what is to change in a row of a sequence that was taken: number `place` of the
-        call's. What it knows of tokens from the row's position on is void."""
+        """Add the changes for one row of a sequence that was taken, number `place` of the call's
+        rows. Anything known about tokens from the row's position on is void."""
 
     def advance(self, row: SampleRow, token_id: int) -> None:
-        """The sequence's token at `row.position` is `token_id`, or supposed to be for the sake of
-        the rows behind it: told again, perhaps of another one, once it is drawn."""
+        """Note that the sequence's token at `row.position` is `token_id`, or is assumed to be for
+        the rows behind it. Once the token is drawn this is called again, perhaps with another
+        one."""
 
 
 class ProcessorChain:
-    """The processors, and who needs which."""
+    """The processors, and which sequence needs which."""
 
     def __init__(self, processors: Sequence[LogitsProcessor]) -> None:
         self._processors = tuple(processors)
@@ -73,7 +74,7 @@ class ProcessorChain:
             processor.remove(seq_id)
 
     def edit(self, edits: EditLists, rows: Sequence[SampleRow]) -> None:
-        """Add what is to change in all rows; those of one sequence are in order."""
+        """Add the changes for all rows; the rows of one sequence are in order."""
         for place, row in enumerate(rows):
             takers = self._by_sequence.get(row.seq_id)
             if takers is None:
@@ -92,8 +93,9 @@ class ProcessorChain:
 class Penalties:
     """Repetition, frequency and presence penalties, with vLLM's arithmetic.
 
-    The first concerns tokens of the prompt, too; `kernels.sample_tokens.rows.LogitEdits` says how.
-    `repeat_last_n` is llama.cpp's window, in which the other two, too, count generated tokens only.
+    The repetition penalty also counts tokens of the prompt; `kernels.sample_tokens.rows.LogitEdits`
+    has the formulas. `repeat_last_n` is llama.cpp's window; within it the other two still count
+    generated tokens only.
     """
 
     needs_host_tokens: ClassVar[bool] = True
@@ -120,7 +122,7 @@ class Penalties:
         history.rewind(row.position)
         edits.penalise(
             place,
-            # Copied: rows behind this one may go on from drafts.
+            # Copied, as later rows may continue from drafts.
             history.ids.copy(),
             history.counts.copy(),
             repetition=history.params.repetition_penalty,
@@ -138,7 +140,7 @@ class Penalties:
 class LogitBias:
     """Adds the request's biases: −100 practically bans a token, 100 practically forces it.
 
-    As in vLLM and OpenAI's description it is plain addition, so it composes with the penalties.
+    As in vLLM and OpenAI's description, biases are plainly added, so they combine with penalties.
     """
 
     needs_host_tokens: ClassVar[bool] = False
@@ -166,12 +168,12 @@ class LogitBias:
         edits.add(place, *self._biases[row.seq_id])
 
     def advance(self, row: SampleRow, token_id: int) -> None:
-        """Biases do not depend on the text."""
+        """Do nothing: biases do not depend on the text."""
 
 
 class MinTokens:
-    """Forbids the tokens that would end a sequence before it has `min_tokens` tokens. Those with a
-    structure end where it ends: `engine.llm.structure.mask` sees to it."""
+    """Forbids tokens that would end a sequence before it has `min_tokens` tokens. For sequences
+    with a structure, `engine.llm.structure.mask` does this."""
 
     needs_host_tokens: ClassVar[bool] = False
 
@@ -195,16 +197,17 @@ class MinTokens:
             edits.forbid(place, ids)
 
     def advance(self, row: SampleRow, token_id: int) -> None:
-        """The position alone decides."""
+        """Do nothing: only the position matters."""
 
 
 class _History:
-    """Distinct token ids among the last tokens of one sequence, and how often each was generated.
+    """The distinct token ids among the last tokens of one sequence, and how often each was
+    generated.
 
-    The window holds the last `repeat_last_n` tokens of prompt and text, so every token that comes
-    may push one out; `rewind` undoes tokens that were generated but not kept, so a step that is run
-    again sees what it saw the first time. Both take constant time per token. The prompt's tokens
-    count only for the repetition penalty.
+    The window holds the last `repeat_last_n` tokens of prompt and text, so each new token may push
+    one out. `rewind` undoes tokens that were generated but not kept, so that a repeated step sees
+    the same window. Both take constant time per token. The prompt's tokens count only for the
+    repetition penalty.
     """
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int], vocab_size: int) -> None:
@@ -220,7 +223,8 @@ class _History:
         ids, times = ids[known], times[known]
         size = max(16, 2 * len(ids))
         self._ids, self._counts, self._uses = np.zeros((3, size), dtype=np.int64)
-        """By slot: a token, how often it was generated in the window, how often it is there."""
+        """By slot: a token, how often it was generated in the window, and how often it occurs
+        there."""
         self._ids[: len(ids)], self._uses[: len(ids)] = ids, times
         self._slots = {token_id: slot for slot, token_id in enumerate(ids.tolist())}
 
@@ -233,7 +237,7 @@ class _History:
         return self._counts[: len(self._slots)]
 
     def has(self, position: int, token_id: int) -> bool:
-        """Whether this is the generated token of that number."""
+        """Whether `token_id` is the generated token at `position`."""
         return position < len(self._outputs) and self._outputs[position] == token_id
 
     def append(self, token_id: int) -> None:
@@ -242,7 +246,7 @@ class _History:
         self._count(self._start() - 1, -1)
 
     def rewind(self, num_outputs: int) -> None:
-        """Go back to the first `num_outputs` generated tokens; nothing to do if that is all."""
+        """Go back to the first `num_outputs` generated tokens, if there are more."""
         if num_outputs > len(self._outputs):
             raise InvariantViolation(
                 f"sampling at position {num_outputs}, but only {len(self._outputs)} tokens of the "
@@ -254,12 +258,12 @@ class _History:
             self._outputs.pop()
 
     def _start(self) -> int:
-        """Place of the window's first token."""
+        """The place of the window's first token."""
         size, last_n = len(self._prompt) + len(self._outputs), self.params.repeat_last_n
         return 0 if last_n < 0 else max(0, size - last_n)
 
     def _count(self, place: int, step: int) -> None:
-        """The token of a place, if there is one, enters the window or leaves it."""
+        """Count the token at a place, if there is one, as entering the window or leaving it."""
         place -= len(self._prompt)
         if place >= 0:
             token_id = self._outputs[place]
@@ -282,7 +286,7 @@ class _History:
             self._drop(slot)
 
     def _drop(self, slot: int) -> None:
-        """Free a slot for the last one, as those in use stand together."""
+        """Free a slot and move the last one there, so that the slots in use stay together."""
         last = len(self._slots) - 1
         del self._slots[int(self._ids[slot])]
         if slot < last:
@@ -292,6 +296,7 @@ class _History:
 
 
 def _in_vocabulary(ids: Sequence[int], vocab_size: int) -> NDArray[np.int64]:
-    """Distinct ids that have a logit, ascending. Others can be neither drawn nor changed."""
+    """Return the distinct ids that have a logit, ascending. Other ids can be neither drawn nor
+    changed."""
     unique = np.unique(np.array(ids, dtype=np.int64))
     return unique[(unique >= 0) & (unique < vocab_size)]

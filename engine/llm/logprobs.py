@@ -1,4 +1,5 @@
-"""Log-probabilities that clients see: of the unmodified logits, before penalties and temperature.
+"""The log-probabilities that clients see: those of the unmodified logits, before penalties and
+temperature.
 
 `kernels.score_tokens` computes them; here they become what an event holds.
 """
@@ -14,9 +15,9 @@ from kernels import score_tokens
 from kernels.shared.transfer import HostCopy, to_device
 
 LEAST_LOGPROB = -9999.0
-"""Stands for probability zero, as with OpenAI: JSON has no infinity."""
+"""The value that stands for probability zero, as with OpenAI: JSON has no infinity."""
 _ROWS_PER_CHUNK = 32
-"""Bounds the scratch memory when a long prompt is scored."""
+"""The number of rows scored at a time, which bounds the memory that scoring a long prompt takes."""
 
 
 def token_logprobs(
@@ -25,9 +26,9 @@ def token_logprobs(
     """Score one token per row.
 
     Args:
-        logits: [R, V] of any float dtype.
+        logits: shape [R, V], any float dtype.
         targets: R token ids.
-        num_top: how many alternatives each row reports; more than V means all.
+        num_top: how many alternatives each row reports; more than V stands for all.
 
     Raises:
         InternalError: a row holds NaN or infinity, or only −infinity.
@@ -41,7 +42,7 @@ def token_logprobs(
 
 
 def launch_logprobs(logits: Tensor, targets: Tensor, num_top: Sequence[int]) -> "LaunchedScores":
-    """The same for tokens that are on the device: [R] int64. Does not wait for it."""
+    """Start to score tokens that are on the device, [R] int64, without waiting for it."""
     return LaunchedScores(
         [
             _Chunk(logits[at : at + _ROWS_PER_CHUNK], targets[at : at + _ROWS_PER_CHUNK], some)
@@ -58,12 +59,12 @@ class LaunchedScores:
         self._chunks = chunks
 
     def collect(self) -> list[TokenLogprob | None]:
-        """One per row; None where the logits are not finite."""
+        """Wait for the scores, one per row; None where the logits are not finite."""
         return [score for chunk in self._chunks for score in chunk.collect()]
 
 
 class _Chunk:
-    """Scores of rows that were launched together, on their way to the host."""
+    """The scores of rows that were launched together, on their way to the host."""
 
     def __init__(self, logits: Tensor, targets: Tensor, num_top: Sequence[int]) -> None:
         self._num_top = num_top

@@ -1,8 +1,9 @@
-"""Mirostat 2: how unlikely a token may be, so that the surprise of a text comes near a target.
+"""Mirostat 2: bounds how unlikely a token may be, so that the surprise of a text comes near a
+target.
 
-Paper: Basu et al. 2021, arXiv:2007.14966, as llama.cpp's second version has it: a bound `mu` of the
-surprise, `-log2 p`, begins at twice the target and goes down by `eta` times what a token's surprise
-among those that were kept is above it.
+Paper: Basu et al. 2021, arXiv:2007.14966, in llama.cpp's second version. The bound `mu` of the
+surprise, `-log2 p`, starts at twice the target. Each token lowers it by `eta` times the excess of
+the token's surprise, among the kept tokens, over the target.
 """
 
 import math
@@ -16,20 +17,21 @@ from engine.types import SamplingParams
 from kernels import EditLists
 
 _STEPS = 2.0**20
-"""`mu` is a whole number of such parts, so that no library's last bit decides."""
+"""The number of parts that a unit of `mu` is rounded to, so that no library's last bit decides."""
 _MOST = 1000.0
-"""`2 ** -mu` is above 0."""
+"""The largest `mu`, for which `2 ** -mu` is still above 0."""
 
 
 @dataclass(slots=True)
 class _Bounds:
     params: SamplingParams
     mus: list[float] = field(default_factory=list)
-    """Before each token, the next one's included."""
+    """The value of `mu` before each token, the next one's included."""
 
 
 class Mirostat:
-    """The processor. Its sequences have no drafts: a draft does not tell how likely it was."""
+    """The Mirostat processor. Its sequences have no drafts, as a draft does not tell how likely it
+    was."""
 
     needs_host_tokens: ClassVar[bool] = True
 
@@ -57,15 +59,15 @@ class Mirostat:
         edits.leave_out_below(place, 2.0 ** -min(max(mus[-1], 0.0), _MOST))
 
     def advance(self, row: SampleRow, token_id: int) -> None:
-        """What counts is how likely it was: `observe`."""
+        """Do nothing: `observe` learns how likely the token was."""
 
     def reads(self, row: SampleRow) -> bool:
-        """Whether `observe` wants to know of the row's token."""
+        """Whether `observe` needs the row's token."""
         return row.seq_id in self._bounds
 
     def observe(self, row: SampleRow, mass: int, total: int) -> None:
-        """The token that was drawn, by its weight and that of all that could have been; 0 and 0 at
-        temperature 0, where nothing can surprise."""
+        """Learn from a drawn token, given its weight and that of all tokens that could have been
+        drawn. Both are 0 at temperature 0, where nothing can surprise."""
         bounds = self._bounds[row.seq_id]
         surprise = math.log2(total / mass) if mass else 0.0
         error = surprise - bounds.params.mirostat_tau

@@ -1,6 +1,7 @@
 """Carries decisions out on one device: rows → forward pass → logits where needed → tokens.
 
-Owns the model, the KV pool's memory and the sampling state; knows no queues. Loop thread only.
+It owns the model, the KV pool's memory and the sampling state, and knows no queues. Only the loop
+thread uses it.
 """
 
 from collections.abc import Callable
@@ -43,25 +44,26 @@ from engine.types import TokenLogprob
 from kernels.shared.transfer import HostCopy, Milestone, to_device
 
 SCORED_ROWS = 128
-"""Prompt rows whose logits exist at one time."""
+"""The most prompt rows whose logits exist at one time."""
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchedStep:
-    """A step on its way: `engine.llm.executor.LaunchedStep`."""
+    """A step that may still run, as an `engine.llm.executor.LaunchedStep`."""
 
     outputs: dict[int, SequenceOutput]
-    """By sequence id, in the decision's order; tokens are added when they are collected."""
+    """The outputs by sequence id, in the decision's order; tokens are added when they are
+    collected."""
     drawn: "DrawnTokens | None" = None
     similarities: dict[int, HostCopy] = field(default_factory=dict)
-    """See `TextStates.compare`."""
+    """The result of `TextStates.compare`."""
     end: Milestone | None = None
     prepare_time_s: float = 0.0
     forward_time_s: float = 0.0
     sample_time_s: float = 0.0
 
     def collect(self) -> StepOutput:
-        """Wait for the end. That counts as the forward pass's time, most of which it is."""
+        """Wait for the step's end. The wait counts as forward time, since most of it is."""
         started = perf_counter()
         if self.end is not None:
             self.end.wait()
@@ -80,20 +82,21 @@ class LaunchedStep:
 
 @dataclass(frozen=True, slots=True)
 class DrawnTokens:
-    """What a step draws. The next one may start from it while it is still on the device."""
+    """The tokens that a step draws. The next step may start from them while they are still on the
+    device."""
 
     draw: LaunchedDraw
     rows: list[SampleRow]
     receivers: list[int]
-    """By row the sequence whose outcome the token is."""
+    """For each row, the sequence whose outcome is the token."""
 
     @property
     def places(self) -> dict[int, int]:
-        """By sequence id the place of its first token among the drawn ones."""
+        """The place of each sequence's first token among the drawn ones, by sequence id."""
         return {row.seq_id: i for i, row in enumerate(self.rows) if row.draft is None}
 
     def add_to(self, outputs: dict[int, SequenceOutput]) -> None:
-        """Wait for the tokens and tell each sequence those that follow its text."""
+        """Wait for the tokens and add to each sequence's output those that follow its text."""
         tokens = self.draw.collect()
         for row, seq_id, token in zip(self.rows, self.receivers, tokens, strict=True):
             output = outputs[seq_id]
@@ -115,10 +118,10 @@ class ModelRunner:
     """Executes decisions one after the other.
 
     Args:
-        adapters: those that sequences may have; None: there are none.
-        recorder: records decode steps; None runs all steps eagerly.
-        background: where it does; by default a thread.
-        grammars: what structures need.
+        adapters: those that sequences may have; None if there are none.
+        recorder: records decode steps; with None all steps run eagerly.
+        background: where steps are recorded; by default a thread.
+        grammars: the grammars of structures.
     """
 
     def __init__(
@@ -140,9 +143,9 @@ class ModelRunner:
         self._vocab_size = model_config.vocab_size
         self._adapters = adapters
         self._adapter_slots: dict[int, int] = {}
-        """Of the sequences that have an adapter."""
+        """The adapter's slot, for each sequence that has an adapter."""
         self._recorded_version = 0
-        """Of the adapters that steps were recorded with; 0: of none."""
+        """The version of the adapters with which steps were recorded; 0 if none was."""
         self._num_groups = len(model_config.layer_groups)
         self._expert_rows = expert_row_counts(model_config)
         self._kv = KvStorage(
@@ -173,13 +176,13 @@ class ModelRunner:
         self._guidance = Guidance()
         self._states = TextStates()
         self._scored: dict[int, NewSequence] = {}
-        """Sequences whose prompt is to be scored: the targets come from it."""
+        """Sequences whose prompt is scored, to look up the target tokens."""
         self._drawn: DrawnTokens | None = None
-        """By the last step."""
+        """The tokens that the last step draws."""
 
     @property
     def kv_bytes_committed(self) -> int:
-        """Physical memory that the KV pool takes so far."""
+        """The physical memory that the KV pool takes so far."""
         return self._kv.bytes_committed
 
     def prepare(self, structure: Structure, client: str) -> "Future[object]":
@@ -189,7 +192,7 @@ class ModelRunner:
             InvariantViolation: this runner has no tokenizer to make grammars with.
         """
         if self._grammars is None:
-            raise InvariantViolation("this runner knows no grammars")
+            raise InvariantViolation("this runner has no grammars")
         return self._grammars.prepare(structure, client)  # type: ignore[return-value]
 
     def execute(self, decision: ScheduleDecision) -> StepOutput:
@@ -198,12 +201,12 @@ class ModelRunner:
 
     @torch.inference_mode()
     def launch(self, decision: ScheduleDecision) -> LaunchedStep:
-        """Begin a step, whose tokens may be those that the last one draws. On a CPU all of it is
-        done then.
+        """Begin a step, which may start from tokens that the last one draws. On a CPU the whole
+        step runs now.
 
-        A sequence whose logits are not finite gets an error, the others are unaffected. Exceptions
-        pass through; the sampling state is then as after the step before, minus the decision's
-        finished sequences and plus any of its new ones, which may be announced again.
+        A sequence whose logits are not finite gets an error; others are not affected. After an
+        exception the sampling state is that of the previous step, without the decision's finished
+        sequences and with any of its new ones, which may be announced again.
         """
         started = perf_counter()
         self._apply_changes(decision)
@@ -231,9 +234,9 @@ class ModelRunner:
         )
 
     def warm_up(self) -> None:
-        """Take steps of every kind once, so that no request is slow. Changes no state.
+        """Run a step of every kind once, so that no request is slow. Changes no state.
 
-        Writes to block 0, which has no owner yet.
+        It writes to block 0, which has no owner yet.
 
         Raises:
             ModelLoadError: the model gives no finite numbers, or the steps need too much memory.
@@ -254,8 +257,8 @@ class ModelRunner:
             self.run_once(step)
 
     def run_once(self, step: WarmUpStep) -> None:
-        """Take a step that belongs to no request, eagerly; see `warm_up`. Where there are adapters,
-        once more as one of which some row has one.
+        """Run a step that belongs to no request, eagerly; see `warm_up`. If there are adapters, run
+        it again as a step in which a row has one.
 
         Raises:
             ModelLoadError: the model gives no finite numbers.
@@ -265,7 +268,7 @@ class ModelRunner:
         try:
             output = self.execute(decided)
             if self._adapters is not None:
-                # None at all, as far as the numbers go: an adapter's cannot fail the model.
+                # No adapter's numbers take part, so that none can fail the model.
                 self._adapter_slots[decided.new[0].seq_id] = NO_ADAPTER
                 self.execute(replace(decided, new=[]))
             self.execute(ScheduleDecision(finished=[new.seq_id for new in decided.new]))
@@ -274,19 +277,19 @@ class ModelRunner:
         problem = next((row.error for row in output.outputs if row.error is not None), None)
         if problem is not None:
             raise ModelLoadError(
-                f"a trial step failed: {problem}; its weights are damaged, or too large for "
+                f"a trial step failed: {problem}; the weights are damaged, or too large for "
                 f"{self._config.dtype}: fetch the model again, or set another dtype"
             )
 
     @property
     def graph_sizes(self) -> list[GraphSize]:
-        """All that may be recorded, the largest first; none if steps are not recorded."""
+        """All sizes that may be recorded, the largest first; empty if steps are not recorded."""
         return self._graphs.sizes if self._graphs is not None else []
 
     def record(self, size: GraphSize) -> StepGraph:
-        """Record a decode step that is not kept for later ones; for measuring."""
+        """Record a decode step without keeping it for later ones, to measure it."""
         if self._graphs is None:
-            raise InvariantViolation("this runner records nothing")
+            raise InvariantViolation("this runner does not record steps")
         return self._graphs.record(size)
 
     def record_ahead(self) -> bool:
@@ -316,11 +319,12 @@ class ModelRunner:
 
     def _slot_of(self, adapter: str) -> int:
         if self._adapters is None:
-            raise InvariantViolation("a sequence has an adapter, and this runner has none")
+            raise InvariantViolation("a sequence has an adapter, but this runner has no adapters")
         return self._adapters.slot_of(adapter)
 
     def _prepare(self, rows: StepRows, before: DrawnTokens | None) -> Callable[[], Tensor]:
-        """Bring the step's inputs in place; what is returned computes its hidden states, [T, C]."""
+        """Put the step's inputs in place. Returns a function that computes its hidden states, [T,
+        C]."""
         self._kv.clear(rows.entered_block_ids)
         self._kv.will_write(rows.inputs[BLOCK_IDS:])
         graph = self._find_graph(rows)
@@ -355,7 +359,7 @@ class ModelRunner:
         return self._model.forward(batch.token_ids, batch.positions, ctx)
 
     def _logits_to_sample(self, rows: StepRows, hidden: Tensor) -> Tensor:
-        """Logits of the rows that draw, in the order of `StepRows.draws`."""
+        """Compute the logits of the rows that draw, in the order of `StepRows.draws`."""
         places = rows.drawing_rows
         slots = rows.adapter_slots
         if len(places) < len(hidden) or places != sorted(places):
@@ -364,7 +368,7 @@ class ModelRunner:
         return self._model.compute_logits(hidden, self._of_logits(slots))
 
     def _of_logits(self, slots: Int32Array | None) -> RowAdapters | None:
-        """The adapters of rows whose logits are to be computed, if they change those."""
+        """The adapters of rows whose logits are computed, if they change logits."""
         if slots is None or self._adapters is None or not self._adapters.change_logits:
             return None
         return self._adapters.of_rows(to_device([slots], self._device)[0])
@@ -396,7 +400,8 @@ class ModelRunner:
                 output.error = error.message
 
     def _score(self, sequence: ScheduledSequence, rows: Tensor) -> list[TokenLogprob]:
-        """Judge the prompt tokens that follow this chunk's, in pieces that bound the memory."""
+        """Score the prompt tokens that follow this chunk's tokens, in pieces that bound the
+        memory."""
         new = self._scored[sequence.seq_id]
         next_at = sequence.start + 1
         targets = new.prompt_token_ids[next_at : next_at + len(rows)]
@@ -405,7 +410,7 @@ class ModelRunner:
         scores: list[TokenLogprob] = []
         for start in range(0, len(targets), SCORED_ROWS):
             piece = targets[start : start + SCORED_ROWS]
-            # Copied, since a kernel is compiled anew for rows that start at an odd address.
+            # Copied, because rows at an unaligned address would make a kernel compile again.
             of_rows = None if slot is None else np.full(len(piece), slot, dtype=np.int32)
             logits = self._model.compute_logits(
                 rows[start : start + len(piece)].clone(), self._of_logits(of_rows)
@@ -415,11 +420,11 @@ class ModelRunner:
 
 
 def _fill_in(token_ids: Tensor, rows: StepRows, before: DrawnTokens | None) -> None:
-    """Put the tokens of the step before where the decision could not name them."""
+    """Fill in the previous step's tokens, which the decision could not name."""
     if not rows.pending_rows:
         return
     if before is None:
-        raise InvariantViolation("a step goes on from tokens that no step before it draws")
+        raise InvariantViolation("a step continues from tokens that no earlier step draws")
     places = before.places
     sources = [places[rows.spans[row].sequence.seq_id] for row in rows.pending_rows]
     moves = to_device([np.array([rows.pending_rows, sources])], token_ids.device)[0]

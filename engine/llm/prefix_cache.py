@@ -1,8 +1,9 @@
-"""Which computed blocks can serve another prompt with the same beginning.
+"""Finds computed blocks that can serve another prompt with the same beginning.
 
 Blocks are found by a chained hash: a block's hash covers its own token ids and the hash of the
 block before it, so equal hashes mean equal text from the first token on. The chain starts from salt
-and adapter. The hash is BLAKE2b with 256 bits: nobody can craft a prompt that meets another's.
+and adapter. The hash is BLAKE2b with 256 bits, so nobody can craft a prompt whose hash equals
+another's.
 
 The pool (`engine.llm.kv_cache`) says when a block loses its last owner or gets one again.
 """
@@ -18,7 +19,8 @@ _DIGEST_BYTES = 32
 
 
 def chain_root(salt: str | None, adapter: str | None) -> bytes:
-    """Parent of the first block: requests of another salt or adapter share nothing."""
+    """The parent of a text's first block. Requests with different salts or adapters share
+    nothing."""
     return _digest(repr((salt, adapter)).encode())
 
 
@@ -35,17 +37,17 @@ def extend_chain(
 
 
 class PrefixCache:
-    """Index from block hash to block, and the idle blocks from the longest unused to the latest.
+    """An index from block hash to block, and the idle blocks from the longest unused to the latest.
 
-    A cached block is held by sequences or idle; its contents are complete and never change while
-    the index has it. Of two blocks with the same contents, the first one is indexed. Layer groups
-    have blocks of their own: what is found is one group's.
+    A cached block is held by sequences or idle. Its contents are complete and do not change while
+    it is indexed. Of two blocks with the same contents, the first is indexed. Each layer group has
+    its own blocks, so a search is for one group.
     """
 
     def __init__(self, max_idle: int) -> None:
         self._max_idle = max_idle
         self._block_of: dict[tuple[int, bytes], int] = {}
-        """By layer group and hash."""
+        """The block by layer group and hash."""
         self._key_of: dict[int, tuple[int, bytes]] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
 
@@ -54,11 +56,11 @@ class PrefixCache:
 
     @property
     def idle(self) -> Iterable[int]:
-        """Cached blocks that nobody holds, the next to be evicted first."""
+        """The cached blocks that nobody holds, the next to be evicted first."""
         return self._idle.keys()
 
     def find(self, chain: Sequence[bytes], group: int = 0) -> list[int]:
-        """Blocks of the longest prefix of which all are cached."""
+        """Find the blocks of the longest prefix that is cached without a gap."""
         blocks = []
         for block_hash in chain:
             block_id = self._block_of.get((group, block_hash))
@@ -72,28 +74,29 @@ class PrefixCache:
         return (group, block_hash) in self._block_of
 
     def register(self, block_id: int, block_hash: bytes, group: int = 0) -> None:
-        """Offer a block whose slots are all computed; a no-op if its text is indexed already."""
+        """Offer a block whose slots are all computed; does nothing if its text is indexed
+        already."""
         key = group, block_hash
         if self._block_of.setdefault(key, block_id) == block_id:
             self._key_of[block_id] = key
 
     def forget(self, block_id: int) -> None:
-        """Take a held block out of the index, if it is there: it is about to be written."""
+        """Take a held block out of the index, if it is there, because it is about to be written."""
         key = self._key_of.pop(block_id, None)
         if key is not None:
             del self._block_of[key]
 
     def park(self, block_id: int) -> list[int]:
-        """A cached block has lost its last owner.
+        """Make a cached block idle: it has lost its last owner.
 
         Returns:
-            Blocks that had to go because more are idle than allowed; they are free now.
+            Blocks that were evicted because too many are idle; they are free now.
         """
         self._idle[block_id] = None
         return [self.evict() for _ in range(len(self._idle) - self._max_idle)]
 
     def revive(self, block_id: int) -> None:
-        """An idle block has an owner again."""
+        """Note that an idle block has an owner again."""
         del self._idle[block_id]
 
     def evict(self) -> int:
@@ -109,7 +112,8 @@ class PrefixCache:
         return block_id
 
     def check_invariants(self) -> None:
-        """
+        """Check that the two indexes agree and not too many blocks are idle.
+
         Raises:
             InvariantViolation: index and reverse index disagree, or too many blocks are idle.
         """

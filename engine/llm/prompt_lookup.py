@@ -1,32 +1,33 @@
-"""Where a text's last tokens stood before: what followed them there may follow again.
+"""Finds where a text's last tokens occurred before: what followed them there may follow again.
 
-Answers repeat what they are about: code that is edited, passages that are quoted, names. The last
-n tokens of a text (an n-gram) are looked for in all of it, and what came after them is the guess
-(prompt lookup decoding, Saxena 2023; vLLM's `ngram`, transformers' `prompt_lookup_num_tokens`).
+Answers repeat their subject: edited code, quoted passages, names. The last n tokens of a text (an
+n-gram) are looked for in all of it, and the tokens that followed them are the guess (prompt lookup
+decoding, Saxena 2023; vLLM's `ngram`, transformers' `prompt_lookup_num_tokens`).
 """
 
 from array import array
 from collections.abc import Sequence
 
 MAX_CANDIDATES = 16
-"""Places that a search looks at, the latest first."""
+"""The number of places that a search looks at, the latest first."""
 _MOST_HEADS = 1 << 16
 
 
 class PromptLookup:
-    """An index of one text's n-grams that grows with it: chains of places by hash, as in zlib.
+    """An index of one text's n-grams that grows with the text: chains of places by hash, as in
+    zlib.
 
         heads    hash of the last n tokens before a place → the latest such place
         chain    place → the latest place before it with the same hash
 
-    Memory: 4 bytes per token and 4 per head. Adding a token costs a hash, a search at most
-    `MAX_CANDIDATES` comparisons of `longest` tokens, whatever the text.
+    It takes 4 bytes per token and 4 per head. For any text, adding a token costs a hash, and a
+    search at most `MAX_CANDIDATES` comparisons of `longest` tokens.
 
     Args:
-        shortest: tokens that must have stood there.
-        longest: tokens that are compared. The place where most are equal is taken, of several the
-            latest.
-        num_tokens: how long the text is expected to get; longer ones have longer chains.
+        shortest: the number of tokens that must match.
+        longest: the number of tokens that are compared. The place where most match is taken; of
+            several, the latest.
+        num_tokens: how long the text is expected to get; longer texts have longer chains.
     """
 
     def __init__(self, shortest: int, longest: int, num_tokens: int) -> None:
@@ -39,14 +40,14 @@ class PromptLookup:
 
     @property
     def num_indexed(self) -> int:
-        """Places in the index: those before the tokens of these numbers."""
+        """The number of places in the index; each is the place before the token of its number."""
         return len(self._chain)
 
     def extend(self, token_ids: Sequence[int], num_places: int) -> int:
-        """Take the places before the next tokens of the text into the index, at most so many.
+        """Add the places before the text's next tokens to the index, at most `num_places`.
 
         Returns:
-            How many it took: fewer than `num_places` if all but the text's end is in the index.
+            How many were added: fewer than `num_places` if the text ends before.
         """
         heads, chain, first = self._heads, self._chain, len(self._chain)
         last = min(first + num_places, len(token_ids))
@@ -60,11 +61,10 @@ class PromptLookup:
         return max(0, last - first)
 
     def find(self, token_ids: Sequence[int], num_tokens: int) -> list[int]:
-        """What may come after the text, all of whose tokens but the last ones are in the index.
+        """Guess what follows the text, whose tokens are all in the index.
 
         Returns:
-            As many as are wanted, or none. Where the text repeats itself, it is expected to go on
-            so.
+            `num_tokens` tokens, or none. A text that repeats itself is expected to go on repeating.
         """
         place = self._best_place(token_ids)
         if place < 0:
@@ -87,7 +87,7 @@ class PromptLookup:
         return best
 
     def _num_equal(self, token_ids: Sequence[int], place: int) -> int:
-        """Tokens before `place` that are equal to the text's last ones, `longest` at most."""
+        """Count the tokens before `place` that equal the text's last ones, at most `longest`."""
         end = len(token_ids)
         for n in range(min(self._longest, place)):
             if token_ids[place - 1 - n] != token_ids[end - 1 - n]:

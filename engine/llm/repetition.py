@@ -1,15 +1,16 @@
-"""Sees that a text has begun to say the same tokens over and over."""
+"""Detects that a text has begun to repeat the same tokens over and over."""
 
 from engine.sampling_params import RepetitionDetection
 from engine.types import Repetition
 
 
 class RepetitionDetector:
-    """Of one text. A token costs the same wherever it is: a look back at each size of a pattern.
+    """Detects repetitions in one text. Every token costs the same: one comparison per pattern size.
 
     Attributes:
-        ends_text: the text is to end where it repeats itself.
-        longest: repetition so far; of several of a length the first, with the smallest pattern.
+        ends_text: whether the text must end where it repeats itself.
+        longest: the longest repetition so far; of several of equal length the first, with the
+            smallest pattern.
     """
 
     def __init__(self, wanted: RepetitionDetection) -> None:
@@ -18,13 +19,15 @@ class RepetitionDetector:
         self.ends_text = wanted.ends_text
         self.longest: Repetition | None = None
         self._last: list[int] = [-1] * wanted.max_pattern_size
-        """The last tokens, each in the place of its number modulo the length."""
+        """The last tokens, each at its number modulo the list's length."""
         self._num_tokens = 0
         self._num_same = [0] * (wanted.max_pattern_size + 1)
-        """By size: so many of the last tokens were each what stood so far before it."""
+        """By pattern size, how many of the last tokens each equal the token that many places
+        before."""
 
     def append(self, token_id: int) -> bool:
-        """Take the text's next token; whether it completes `min_count` times one pattern."""
+        """Take the text's next token. Returns whether it completes `min_count` repetitions of a
+        pattern."""
         last, num_same, is_found = self._last, self._num_same, False
         length, most = len(last), self.longest.num_tokens if self.longest is not None else 0
         for size in self._sizes:

@@ -1,4 +1,4 @@
-"""Whether waiting sequences have room to start, and who has to go for them."""
+"""Decides whether waiting sequences have room to start, and who must make room for them."""
 
 from engine.llm.kv_cache import BlockPool
 from engine.llm.request import Sequence
@@ -8,10 +8,10 @@ from engine.scheduling.policy import SchedulingPolicy
 
 
 class Room:
-    """Free blocks, less what those that run are still to need.
+    """The free blocks, less those that running sequences still need.
 
     Args:
-        pool: another takes its place when the scheduler starts over.
+        pool: the pool of blocks; it is replaced when the scheduler starts over.
     """
 
     def __init__(self, pool: BlockPool, roster: Roster, policy: SchedulingPolicy) -> None:
@@ -20,14 +20,15 @@ class Room:
         self._policy = policy
 
     def fits(self, sequences: list[Sequence], tables: list[SequenceBlocks]) -> bool:
-        """Whether all known tokens of waiting sequences that start together, with `tables`, fit."""
+        """Whether all known tokens of waiting sequences fit if these start together with
+        `tables`."""
         return self._num_lacking(sequences, tables) <= 0
 
     def victims(
         self, sequences: list[Sequence], tables: list[SequenceBlocks]
     ) -> list[Sequence] | None:
-        """Whose blocks they would need: running sequences that the policy lets them displace, the
-        largest rank first. None: they have no room even so."""
+        """The running sequences whose blocks the waiting ones need and which the policy lets them
+        displace, the largest rank first. None if they have no room even then."""
         victims: list[Sequence] = []
         lacking = self._num_lacking(sequences, tables)
         asks = sequences[0].owner.request
@@ -44,7 +45,8 @@ class Room:
         return num_needed - self._num_spare()
 
     def _num_spare(self) -> int:
-        """Free blocks beyond what running prompts miss and one per table to grow."""
+        """The number of free blocks beyond what running prompts still need and one per table to
+        grow."""
         num_promised = len(self._roster.running) * len(self.pool.layout.windows)
         for sequence in self._roster.running:
             if sequence.num_missing > 1:

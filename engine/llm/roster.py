@@ -1,4 +1,5 @@
-"""Where every unfinished sequence is: held back, waiting or running. Moves them, counts them.
+"""Keeps every unfinished sequence in its place (held back, waiting or running), moves and counts
+them.
 
 add ─► waiting ◄──── release ◄─ held back (further completions, until the prompt is computed)
          │  ▲
@@ -22,15 +23,16 @@ from engine.types import GenerateRequest
 
 
 class Roster:
-    """Every unfinished sequence is in exactly one place; only running ones hold blocks."""
+    """The places of all unfinished sequences. Each is in exactly one, and only running ones hold
+    blocks."""
 
     def __init__(self, policy: SchedulingPolicy, pool: BlockPool) -> None:
         self.waiting: WaitingQueue[Sequence] = policy.create_queue()
         self.running: list[Sequence] = []
-        """By rank."""
+        """Running sequences, by rank."""
         self.num_held_back = 0
         self.num_new_requests = 0
-        """Requests of which no sequence was ever started."""
+        """The number of requests of which no sequence was ever started."""
         self._policy = policy
         self._pool = pool
         self._requests: dict[str, ActiveRequest] = {}
@@ -42,7 +44,7 @@ class Roster:
         return request_id in self._requests
 
     def requests(self) -> list[GenerateRequest]:
-        """Those that are unfinished."""
+        """The unfinished requests."""
         return [owner.request for owner in self._requests.values()]
 
     def find_request(self, request_id: str) -> ActiveRequest | None:
@@ -52,8 +54,8 @@ class Roster:
         return self._sequences.get(seq_id)
 
     def add(self, owner: ActiveRequest, max_model_len: int) -> None:
-        """Create the request's sequences. The first one waits, the others wait for it; those of a
-        group wait together."""
+        """Create the request's sequences. The first one waits in the queue, and the others wait for
+        it; those of a group wait in the queue together."""
         request = owner.request
         rank = self._policy.rank(request, owner.arrival)
         max_num_tokens = min(owner.prompt_len + request.sampling.max_tokens, max_model_len)
@@ -64,7 +66,7 @@ class Roster:
             sequence = Sequence(
                 seq_id=self._num_sequences_ever,
                 owner=owner,
-                # A negative prompt's sequence has the index of the text that it is there for.
+                # A sequence with a negative prompt has the index of the text that it guides.
                 index=number if sampling.guidance is None else number // 2,
                 rank=(*rank, number),
                 table=SequenceBlocks(self._pool),
@@ -81,7 +83,7 @@ class Roster:
         for group in owner.groups:
             for sequence in group.sequences:
                 sequence.group = group
-        # Nothing is entered before all of it is made.
+        # Nothing is registered before everything is created.
         owner.num_unfinished = len(owner.sequences)
         owner.holds_back = len(owner.sequences) > len(owner.sequences[0].together)
         self._requests[request.request_id] = owner
@@ -92,7 +94,7 @@ class Roster:
             self._release(sequence)
 
     def release_siblings(self, owner: ActiveRequest) -> None:
-        """Let further completions start once the first has computed the prompt, or is gone."""
+        """Let further completions start once the first has computed the prompt or has ended."""
         if not owner.holds_back:
             return
         first = owner.sequences[0]
@@ -103,7 +105,8 @@ class Roster:
                     self._release(sibling)
 
     def start(self, sequence: Sequence, table: SequenceBlocks) -> None:
-        """Move one of the queue into the batch, with the blocks it starts from."""
+        """Move a sequence from the queue to the running ones, with the blocks that it starts
+        from."""
         self.waiting.remove(sequence)
         sequence.table = table
         sequence.status = Status.RUNNING
@@ -112,7 +115,7 @@ class Roster:
         sequence.owner.was_started = True
 
     def preempt(self, sequence: Sequence) -> None:
-        """Free the blocks of a running sequence, and of those that it runs together with, and put
+        """Free the blocks of a running sequence and of those that run together with it, and put
         them back in the queue."""
         for each in sequence.together:
             self.running.remove(each)
@@ -121,8 +124,8 @@ class Roster:
             self.waiting.push(each)
 
     def finish(self, sequence: Sequence) -> None:
-        """Forget a sequence and free what it holds, wherever it is. One that is forgotten already
-        is ignored."""
+        """Forget a sequence and free what it holds, wherever it is. A sequence that is forgotten
+        already is ignored."""
         match self.forget(sequence):
             case Status.HELD_BACK:
                 self.num_held_back -= 1
@@ -133,7 +136,7 @@ class Roster:
         sequence.table.clear()
 
     def forget(self, sequence: Sequence) -> Status:
-        """Take a sequence out of the books, but not out of its place: returns which one that is."""
+        """Remove a sequence from the index, but not from its place. Returns its status before."""
         place, sequence.status = sequence.status, Status.FINISHED
         if self._sequences.pop(sequence.seq_id, None) is None:
             return Status.FINISHED
@@ -147,9 +150,9 @@ class Roster:
         return place
 
     def start_over(self, pool: BlockPool) -> None:
-        """Let everything that runs wait to be computed again, in blocks of `pool`.
+        """Put everything that runs back in the queue, to be computed again in blocks of `pool`.
 
-        Only the unfinished sequences are believed; places and counts follow from them anew.
+        Only the set of unfinished sequences is trusted; places and counts are derived from it anew.
         """
         is_kept, self._pool = pool is self._pool, pool
         self.running = []
@@ -167,12 +170,12 @@ class Roster:
             self.release_siblings(owner)
 
     def take_finished(self) -> list[int]:
-        """Sequences that ended since the last call and that the executor knows."""
+        """The sequences that ended since the last call and that the executor knows."""
         finished, self._finished = self._finished, []
         return finished
 
     def check_invariants(self) -> None:
-        """Slow recount, between two steps.
+        """Recount everything slowly, between two steps.
 
         Raises:
             InvariantViolation: a sequence is lost or in two places, or a counter is wrong.
@@ -193,10 +196,12 @@ class Roster:
         check(not any(s.table.num_blocks for s in idle), "a sequence holds blocks but does not run")
         for sequence in self.running:
             has_more = sequence.num_missing >= 1 or sequence.num_in_flight >= 1
-            check(has_more or sequence.waits_for_others, "a running sequence misses nothing")
+            check(
+                has_more or sequence.waits_for_others, "a running sequence has nothing left to run"
+            )
         for sequence in (*self.running, *waiting):
             one = all(other.status is sequence.status for other in sequence.together)
-            check(one, "a group is torn apart")
+            check(one, "the sequences of a group differ in status")
         owners = {s.owner.request.request_id: s.owner for s in self._sequences.values()}
         check(owners == self._requests, "requests and their unfinished sequences disagree")
         num_new = sum(not owner.was_started for owner in owners.values())

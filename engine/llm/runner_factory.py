@@ -1,4 +1,4 @@
-"""A model runner as a configuration has it."""
+"""Creates a model runner from a configuration."""
 
 import torch
 
@@ -21,11 +21,11 @@ def create_runner(
     adapters: Adapters | None = None,
     grammars: Grammars | None = None,
 ) -> ModelRunner:
-    """With a KV pool of the configuration's size."""
+    """Create a runner with a KV pool of the configuration's size."""
     device = torch.device(config.device)
     records = config.record_steps and model.can_be_recorded
     recorder = _recorder(device) if records else None
-    # On a CPU a recording is a step more, and the operations serve one thread at a time.
+    # On a CPU a recording costs one more step, and the operations serve one thread at a time.
     background = AtOnce() if config.device == "cpu" else None
     return ModelRunner(
         model,
@@ -42,5 +42,5 @@ def create_runner(
 def _recorder(device: torch.device) -> Recorder | None:
     if device.type == "cuda":
         return CudaRecorder(device)
-    # What is composed of PyTorch may plan by the host's numbers, which a recording would keep.
+    # Code composed of PyTorch may plan by numbers on the host, which a recording would freeze.
     return NativeRecorder() if native.library() is not None else None

@@ -1,8 +1,8 @@
-"""The sampler: from a step's logits to one token per row.
+"""The sampler: turns a step's logits into one token per row.
 
-Owns the per-sequence sampling state; the model runner calls it on the loop thread. Rows of one call
-belong to different requests with different parameters, and a row's token depends on nothing but its
-own logits, history and random key:
+It owns the sampling state of each sequence; the model runner calls it on the loop thread. The rows
+of one call belong to different requests with different parameters. A row's token depends only on
+its own logits, history and random key:
 
     processors → edits ┐
     parameters, key ───┴→ kernels.sample_tokens(logits) → tokens → kernels.score_tokens(logits)
@@ -41,12 +41,12 @@ from kernels.shared.transfer import HostCopy, to_device
 __all__ = ["LaunchedDraw", "SampleRow", "SampledToken", "Sampler"]
 
 _NO_TOKEN_LEFT = (
-    "after what was written so far the request leaves no token to go on with: allowed_token_ids, "
-    "bad_words, min_tokens and the form of the text exclude each other; ask for less of them"
+    "no token may follow the text so far: together, the request's allowed_token_ids, bad_words, "
+    "min_tokens and structured output forbid them all; relax one of them"
 )
 
 _BESIDE_MIROSTAT = without_unlisted({}, ("penalties", "dry", "temperature"))
-"""Values with which no step leaves tokens out."""
+"""Parameter values with which no sampling step leaves tokens out."""
 _IN_ROWS = frozenset(name for name, one in SAMPLER_PARAMETERS.items() if not one.on_host)
 if unlike := _IN_ROWS ^ PARAMETERS:
     raise InvariantViolation(f"the sampler's table and its kernels differ in {sorted(unlike)}")
@@ -57,29 +57,29 @@ class SampledToken:
     """One row's outcome: a token, or why there is none."""
 
     token_id: int
-    """-1 with an error."""
+    """The token id, or -1 with an error."""
     logprob: TokenLogprob | None = None
-    """When the request asks for log-probabilities."""
+    """The token's log-probabilities, if the request asks for them."""
     forced: list[int] = field(default_factory=list)
-    """Tokens that follow it for certain."""
+    """Tokens that are certain to follow."""
     error: EngineError | str | None = None
-    """The request's own fault as an error, anything else in words."""
+    """Why there is no token: an error if it is the request's own fault, otherwise words."""
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchedDraw:
-    """One call's tokens: on the device at once, on the host when they are collected."""
+    """The tokens of one call: on the device at once, on the host when they are collected."""
 
     token_ids: Tensor
-    """[R] int64, all in the vocabulary: 0 where a row failed."""
+    """Shape [R], int64, all in the vocabulary; 0 where a row failed."""
     finish: Callable[[], list[SampledToken | None]]
 
     def collect(self) -> list[SampledToken | None]:
-        """Wait for the tokens and take them into the rows' histories; to be called once.
+        """Wait for the tokens and add them to the rows' histories. To be called once.
 
         Returns:
-            Per row its token, or None for a void row: one behind a draft that was not drawn, or
-            one whose structure is not ready; it is to be computed again.
+            For each row its token, or None for a void row. A row is void if it follows a draft that
+            was not drawn, or if its structure is not ready; it must be computed again.
         """
         return self.finish()
 
@@ -87,14 +87,15 @@ class LaunchedDraw:
 @dataclass(slots=True)
 class _State:
     knobs: NDArray[np.int64]
-    """`packed_row`."""
+    """The parameters, packed by `packed_row`."""
     logprobs: int | None
     order: tuple[str, ...] | None
-    """Of its steps, if it is not the usual one."""
+    """The order of its sampling steps, if it is not the usual one."""
 
 
 class Sampler:
-    """Chooses tokens for all sequences of one model. Loop thread only; keeps no random state."""
+    """Chooses tokens for all sequences of one model, on the loop thread only. It keeps no random
+    state."""
 
     def __init__(
         self, vocab_size: int, device: torch.device, grammars: Grammars | None = None
@@ -118,7 +119,7 @@ class Sampler:
         )
 
     def add(self, sequence: NewSequence) -> None:
-        """Start a sequence's state; an old one under the same id is replaced."""
+        """Create a sequence's state; an old one under the same id is replaced."""
         self.remove(sequence.seq_id)
         params = sequence.sampling
         values = {name: getattr(params, name) for name in _IN_ROWS}
@@ -129,7 +130,7 @@ class Sampler:
         self._processors.add(sequence)
 
     def remove(self, seq_id: int) -> None:
-        """Drop a sequence's state; unknown ids are fine."""
+        """Drop a sequence's state; unknown ids are ignored."""
         self._states.pop(seq_id, None)
         self._processors.remove(seq_id)
 
@@ -139,15 +140,15 @@ class Sampler:
 
     @torch.inference_mode()
     def launch(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> LaunchedDraw:
-        """Draw each row's token at its position; `collect` takes it into the row's history.
+        """Draw each row's token at its position; `collect` adds it to the row's history.
 
-        A row whose logits hold NaN or +infinity, or that has no possible token, gets an error; the
-        others are unaffected. Sampling a position again forgets the tokens from there on.
+        A row whose logits hold NaN or +infinity, or that has no possible token, gets an error;
+        other rows are not affected. Sampling a position again forgets the tokens from there on.
 
         Args:
-            logits: [R, V] of any float dtype and layout. Not changed.
-            rows: R rows, at least one, of sequences that were added; several of one sequence
-                stand together, at one position after the other, the later ones with their drafts.
+            logits: shape [R, V], any float dtype and layout; not changed.
+            rows: R rows, at least one, of sequences that were added. Rows of one sequence stand
+                together at consecutive positions, the later ones with their drafts.
 
         Raises:
             InvariantViolation: an unknown sequence, a position beyond its history, a wrong shape.
@@ -187,10 +188,11 @@ class Sampler:
 
     @torch.inference_mode()
     def probabilities(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
-        """What `sample` draws from, [R, V] fp64, by the op's reference; for tests.
+        """Compute the probabilities that `sample` draws from, [R, V] fp64, by the operation's
+        reference; for tests.
 
-        A row that would get an error is all zeros. Same arguments as `sample`. Changes no history,
-        except that it forgets tokens at and after a row's position as `sample` does.
+        A row that would get an error is all zeros. The arguments are those of `sample`. No history
+        changes, except that tokens at and after a row's position are forgotten, as in `sample`.
         """
         to_draw = self._to_draw(logits, self._states_of(logits, rows), rows)
         weights = reference.weights(*to_draw).to(torch.float64)
@@ -198,12 +200,12 @@ class Sampler:
 
     @torch.inference_mode()
     def score(self, logits: torch.Tensor, targets: list[int], num_top: int) -> list[TokenLogprob]:
-        """Log-probabilities of given tokens, such as a prompt's.
+        """Compute the log-probabilities of given tokens, such as a prompt's.
 
         Args:
-            logits: [P, V] of any float dtype; row i judges targets[i].
+            logits: shape [P, V], any float dtype; row i scores targets[i].
             targets: P token ids.
-            num_top: alternatives per token.
+            num_top: the number of alternatives per token.
 
         Raises:
             InternalError: non-finite logits.
@@ -245,7 +247,7 @@ class Sampler:
     def _to_draw(
         self, logits: Tensor, states: Sequence[_State], rows: Sequence[SampleRow]
     ) -> tuple[Tensor, SamplingRows]:
-        """Arguments of `sample_tokens`."""
+        """Make the arguments of `sample_tokens`."""
         edits = EditLists()
         self._processors.edit(edits, rows)
         knobs, positions = [state.knobs for state in states], [row.position for row in rows]
@@ -256,7 +258,7 @@ class Sampler:
     def _launch_logprobs(
         self, logits: Tensor, tokens: Tensor, states: Sequence[_State], rows: list[int]
     ) -> LaunchedScores:
-        """Start to score the tokens of these rows, which alone are asked for."""
+        """Start to score the tokens of these rows; no others are asked for."""
         if len(rows) < len(logits):
             places = to_device([np.array(rows, dtype=np.int64)], self._device)[0]
             logits, tokens = logits[places], tokens[places]
@@ -266,7 +268,7 @@ class Sampler:
 def _without_void(
     rows: Sequence[SampleRow], sampled: Sequence[SampledToken | None]
 ) -> list[SampledToken | None]:
-    """None in place of what was drawn behind a draft that was not drawn itself."""
+    """Replace by None what was drawn after a draft that was not drawn itself."""
     kept: list[SampledToken | None] = []
     for row, token in zip(rows, sampled, strict=True):
         before = kept[-1] if row.draft is not None else None

@@ -1,30 +1,30 @@
-"""Who runs next: turns waiting and running sequences into one step's decision, and its outcome
-into events. Knows no tensors; called by `LLMEngine` alone, from one thread.
+"""Decides who runs next: turns waiting and running sequences into one step's decision, and its
+outcome into events. Knows no tensors; only `LLMEngine` calls it, from one thread.
 
-One rule instead of phases: each step moves `computed` towards `known` tokens under a token budget
-(`max_num_batched_tokens`) and a number of places (`max_num_seqs`). The budget goes
+There is one rule instead of phases: each step moves `computed` towards `known` tokens, within a
+token budget (`max_num_batched_tokens`) and a number of places (`max_num_seqs`). The budget goes
 
-1. to running sequences that miss one token, so that no prompt ever holds up a decode; beside them
+1. to running sequences that miss one token, so that no prompt ever delays a decode; beside them
    prompts get what `StepBudget` allows, so that none makes a step much longer either;
 2. to running sequences that miss more, then to waiting ones, by rank. One that cannot finish its
    prompt in this step leaves a quarter of what is left to those behind it, so that a long prompt
    slows short ones down but does not shut them out;
 3. what then remains goes back to the unfinished prompts, by rank.
 
-In a step of decodes alone, rows that are left may go to drafts: tokens that a `Drafter` expects to
-follow. They take no blocks from anybody, since what they need is given back by the commit.
+In a step of decodes alone, spare rows may go to drafts: tokens that a `Drafter` expects to follow.
+They take no blocks from other sequences, since the commit gives back what they need.
 
 When blocks run out, the running sequence of the largest rank is preempted: its blocks are freed and
-it is computed again later, output included. The smallest rank is never preempted, so it advances
-in every step, and by induction everything finishes. A waiting sequence is admitted only if its
-whole text fits beside what the running ones still miss, with a block to grow for each of them. Of a
-group (`engine.llm.request.Group`) all sequences are admitted at once and preempted at once, so that
-none holds blocks while it waits for one that has no room.
+it is computed again later, output included. The smallest rank is never preempted, so it advances in
+every step, and by induction everything finishes. A waiting sequence is admitted only if its whole
+text fits beside what the running ones still miss, with a block to grow for each of them. All
+sequences of a group (`engine.llm.request.Group`) are admitted and preempted at once, so that none
+holds blocks while it waits for one that has no room.
 
-A decision may be made while the one before is still executed, as if that went well: what it draws
-is a token to go on from, whose id the executor fills in. Rows of a sequence that turns out to have
-ended are computed for nothing and dropped by `commit`. Nobody is preempted meanwhile, and a
-decision says when the next one has to wait for its outcome (`blocks_next`).
+A decision may be made while the previous one is still executed, on the assumption that it goes
+well: what it draws counts as a token, whose id the executor fills in. Rows of a sequence that turns
+out to have ended are wasted, and `commit` drops them. Nobody is preempted meanwhile, and a decision
+says when the next one must wait for its outcome (`blocks_next`).
 """
 
 import random
@@ -63,7 +63,7 @@ from engine.scheduling.policy import create_policy
 from engine.types import DrafterName, EngineStats, GenerateRequest, SamplingParams, TokenEvent
 
 _PARTS_OF_BUDGET = 4
-"""A long prompt leaves one of this many parts to those behind it."""
+"""A long prompt leaves one of this many parts of the budget to those behind it."""
 
 log = structlog.get_logger(__name__)
 
@@ -74,13 +74,13 @@ class _Step:
 
     budget: int
     chunks: dict[Sequence, int] = field(default_factory=dict)
-    """Tokens given to each sequence, in the order in which they will run."""
+    """The number of tokens given to each sequence, in the order in which they will run."""
     is_short: bool = False
-    """Somebody lacks blocks and could preempt others, but steps are in flight."""
+    """Whether a sequence lacks blocks and could preempt others, but steps are in flight."""
     is_trial: bool = False
-    """Of one sequence, after a step that failed."""
+    """Whether the step tries one sequence alone, after a step that failed."""
     drafts: dict[Sequence, list[int]] = field(default_factory=dict)
-    """What may follow the last known token, of some sequences that get to it."""
+    """What may follow the last known token of some sequences that reach it."""
 
     def give(self, sequence: Sequence, num_tokens: int) -> None:
         self.chunks[sequence] = self.chunks.get(sequence, 0) + num_tokens
@@ -91,14 +91,15 @@ class _Step:
 
 
 class Scheduler:
-    """Queues, budget and cache of one model. Decisions are committed in the order they were made;
-    one may be made ahead, unless the last one `blocks_next`.
+    """The queues, budget and cache of one model. Decisions are committed in the order they were
+    made; one may be made ahead, unless the last one sets `blocks_next`.
 
     Args:
-        eos_token_ids: end a sequence unless its request ignores them.
+        eos_token_ids: tokens that end a sequence unless its request ignores them.
         vocab_size: token ids at or above it are refused.
         windows: how far each group of the model's layers looks back (`engine.kv_layout`).
-        drafters: guess tokens, in this order; without any, every step brings a text one token.
+        drafters: those that guess tokens, in this order; without any, every step brings a text one
+            token.
         clock: `time.time`, or a test's own; only queue times depend on it.
     """
 
@@ -126,10 +127,11 @@ class Scheduler:
         self._trial = Trial(self._roster)
         self._budget = StepBudget(config, drafts=bool(drafters))
         self._events: list[TokenEvent] = []
-        """Of a commit that was not completed."""
+        """The events of a commit that was not completed."""
         self.is_doubtful = False
-        """An exception may have left the books half written: `start_over`."""
-        # Every running sequence is to get a token per step, so no more can run than the budget.
+        """Whether an exception may have left the state inconsistent, so that `start_over` is
+        needed."""
+        # Every running sequence must get a token per step, so no more can run than the budget has.
         self._max_num_running = min(config.max_num_seqs, config.max_num_batched_tokens)
         self._seeds = random.Random(config.seed)
         self._num_arrivals = 0
@@ -139,7 +141,7 @@ class Scheduler:
         self._num_step_tokens = 0
 
     def check(self, request: GenerateRequest) -> None:
-        """Refuse what can never run.
+        """Refuse a request that can never run.
 
         Raises:
             InvalidParameter, ContextLengthExceeded, OutOfBlocks
@@ -166,25 +168,27 @@ class Scheduler:
                 sampling, sampling.guidance, self._max_num_running, longest, self._vocab_size
             )
         if request.request_id in self._roster:
-            raise InvalidParameter("a request with this id is running", param="request_id")
+            raise InvalidParameter(
+                "a request with this request_id is running already", param="request_id"
+            )
 
     def add(self, request: GenerateRequest, prepared: object = None) -> None:
         """Put a request in the queue.
 
         Args:
-            prepared: kept for the executor until the request has ended.
+            prepared: what the executor has prepared, kept until the request has ended.
 
         Raises:
             InvalidParameter, ContextLengthExceeded: it can never run.
             OutOfBlocks: its prompt is larger than the pool.
-            QueueFull: `max_num_queued` requests wait already, beyond those that find a place.
+            QueueFull: `max_num_queued` requests wait already, not counting those that find a place.
         """
         self.check(request)
         num_places = self._max_num_running - len(self._roster.running)
         if self._roster.num_new_requests - num_places >= self._config.max_num_queued:
             raise QueueFull(
-                f"{self._config.max_num_queued} requests wait already; retry later, or raise "
-                f"max_num_queued"
+                f"the queue is full: {self._config.max_num_queued} requests wait already; retry "
+                f"later, or raise max_num_queued"
             )
         sampling = request.sampling
         owner = ActiveRequest(
@@ -201,10 +205,10 @@ class Scheduler:
         self._roster.add(owner, self._config.max_model_len)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
-        """End a request, or its completion of that index, at once, whatever it is doing; no event
-        follows. Unknown ones are ignored.
+        """End a request, or only its completion `index`, at once, whatever it is doing. No event
+        follows, and unknown ids are ignored.
 
-        Between `schedule` and `commit` too: its outcomes are then dropped.
+        This works between `schedule` and `commit`, too: its outcomes are then dropped.
         """
         owner = self._roster.find_request(request_id)
         if owner is None:
@@ -214,7 +218,7 @@ class Scheduler:
         self._roster.release_siblings(owner)
 
     def requests(self) -> list[GenerateRequest]:
-        """Those that are unfinished."""
+        """The unfinished requests."""
         return self._roster.requests()
 
     def has_work(self) -> bool:
@@ -245,7 +249,7 @@ class Scheduler:
                 self._continue(sequence, num_tokens, step)
 
     def _bound_prompts(self, step: _Step) -> None:
-        """Keep what comes on top of the decodes from holding them up."""
+        """Limit the prompt tokens so that they do not delay the decodes."""
         running = self._roster.running
         num_soon = min(self._max_num_running, len(running) + len(self._roster.waiting))
         first = next((s for s in running if s.num_missing > 1), None)
@@ -260,15 +264,15 @@ class Scheduler:
         step.budget = min(step.budget, num_tokens)
 
     def note_time(self, decision: ScheduleDecision, seconds: float) -> None:
-        """How long a decided step took, from its launch or the end of the one before."""
+        """Note how long a decided step took, from its launch or the end of the previous one."""
         self._budget.observe(StepWork.of(decision), seconds)
 
     def commit(self, decision: ScheduleDecision, output: StepOutput) -> list[TokenEvent]:
-        """Take in what the executor made of `decision`. A sequence for which that fails ends with
-        an error, and `is_doubtful` is set.
+        """Take in the outcome of `decision`. A sequence for which that fails ends with an error,
+        and `is_doubtful` is set.
 
         Raises:
-            InvariantViolation: the output is not that of the decision.
+            InvariantViolation: the output does not match the decision.
         """
         if [o.seq_id for o in output.outputs] != [s.seq_id for s in decision.scheduled]:
             raise InvariantViolation("the executor's output does not match the decision")
@@ -292,22 +296,23 @@ class Scheduler:
                 self.is_doubtful = True
                 self._fail(sequence, self._blame(sequence, error), self._events)
         for sequence in waiting:
-            # Not before all have landed: those that it runs together with start again, too.
+            # Only now that all have landed, because the sequences of its group start again, too.
             if sequence.status is Status.RUNNING:
                 self._roster.preempt(sequence)
         events, self._events = self._events, []
         return events
 
     def recover(self, error: Exception, decision: ScheduleDecision | None) -> list[TokenEvent]:
-        """A step failed while it was decided (None), launched, collected or committed, and with it
-        all later ones in flight: nothing of them counts. Everything that runs is to be computed
-        again; who is to blame ends with an error, and if that is not clear, all are tried alone.
+        """Recover from a step that failed while it was decided (None), launched, collected or
+        committed. That step and all later ones in flight are void, and everything that runs is
+        computed again. The culprit ends with an error; if it is not known, all sequences are tried
+        alone.
 
         Returns:
-            What clients are to know.
+            The events for clients.
 
         Raises:
-            Exception: the error itself, when the device is poisoned.
+            Exception: the error itself, if the device is poisoned.
         """
         raise_if_poisoned(error)
         culprit = self._trial.judge(error, decision)
@@ -321,8 +326,8 @@ class Scheduler:
         """Have everything that runs computed again. No step may be in flight any more.
 
         Args:
-            keeps_blocks: whether the pool is known to be right; if not, an empty one replaces it,
-                and what was cached is lost.
+            keeps_blocks: whether the pool is known to be consistent; if not, an empty one replaces
+                it, and cached blocks are lost.
         """
         if not keeps_blocks:
             self._pool = self._prefixes.pool = self._room.pool = self._empty_pool()
@@ -342,7 +347,7 @@ class Scheduler:
             num_tokens = min(sequence.num_missing, step.budget)
             if num_tokens:
                 reached = sequence.table.num_tokens + num_tokens
-                check(sequence.table.reserve(reached), "a sequence alone has no room")
+                check(sequence.table.reserve(reached), "a sequence does not fit even alone")
                 step.give(sequence, num_tokens)
 
     def _start(self, sequences: list[Sequence], tables: list[SequenceBlocks]) -> None:
@@ -354,7 +359,7 @@ class Scheduler:
             self._roster.start(sequence, table)
 
     def stats(self) -> EngineStats:
-        """The scheduler's and the cache's share of a step's statistics; constant time."""
+        """The statistics of scheduler and cache, in constant time."""
         return EngineStats(
             num_running=len(self._roster.running),
             num_waiting=len(self._roster.waiting) + self._roster.num_held_back,
@@ -374,7 +379,7 @@ class Scheduler:
         )
 
     def check_invariants(self) -> None:
-        """Slow recount of everything that is kept up to date by increments, between two steps.
+        """Recount slowly everything that is kept up to date by increments, between two steps.
 
         Raises:
             InvariantViolation: a block leaked or has a false owner, a sequence is in two places,
@@ -388,7 +393,7 @@ class Scheduler:
         check(self._num_step_tokens <= budget, f"a step had {self._num_step_tokens} tokens")
 
     def _continue(self, sequence: Sequence, num_missing: int, step: _Step) -> None:
-        """Give a running sequence its tokens, preempting larger ranks for blocks."""
+        """Give a running sequence its tokens, preempting larger ranks if it needs their blocks."""
         if step.budget == 0 or sequence.status is not Status.RUNNING:
             return
         num_tokens = self._share(num_missing, step)
@@ -432,13 +437,14 @@ class Scheduler:
                 num_tokens = self._share(sequence.num_missing, step)
                 if num_tokens:
                     reached = table.num_tokens + num_tokens
-                    check(table.reserve(reached), "an admitted sequence has no room")
+                    check(table.reserve(reached), "an admitted sequence does not fit")
                     step.give(sequence, num_tokens)
 
     def _make_room(
         self, sequences: list[Sequence], tables: list[SequenceBlocks], step: _Step
     ) -> bool:
-        """Whether waiting sequences that start together fit, if need be instead of others."""
+        """Whether waiting sequences that start together fit, if necessary after preempting
+        others."""
         victims = self._room.victims(sequences, tables)
         if victims is None:
             return False
@@ -458,7 +464,7 @@ class Scheduler:
                 step.give(sequence, more)
 
     def _add_drafts(self, step: _Step) -> None:
-        """Have decodes try what may come next, where the step has nothing else to do."""
+        """Add drafts to decodes if the step has nothing else to do."""
         for sequence, drafts in self._drafting.of(step.chunks, step.budget, self._budget):
             if sequence.table.reserve(sequence.table.num_tokens + 1 + len(drafts)):
                 step.drafts[sequence] = drafts
@@ -501,7 +507,7 @@ class Scheduler:
             return
         num_drawn, num_draws = len(result.token_ids), scheduled.num_draws
         fits = min(num_draws, 1) <= num_drawn <= num_draws
-        check(fits, f"{num_drawn} tokens came of {num_draws} draws")
+        check(fits, f"{num_draws} draws brought {num_drawn} tokens")
         if num_draws > 1:
             self._drafting.learn(sequence, num_draws - 1, num_drawn - 1)
         if sequence.group is not None:
@@ -514,7 +520,7 @@ class Scheduler:
             return
         if event.finish_reason is not None:
             self._end(sequence)
-        # Its last event is told once only, whatever goes wrong above.
+        # Its last event is sent only once, whatever goes wrong above.
         events.append(event)
         if event.finish_reason is None:
             failure = _outgrows(sequence) or failure
@@ -549,9 +555,9 @@ class Scheduler:
             self._drafting.forget(sequence)
             self._roster.finish(sequence)
         except Exception:
-            # Its end is told all the same; what it held is found again by starting over.
+            # Its end is reported anyway; starting over recovers what it held.
             log.exception(
-                "a request was not ended cleanly", request_id=sequence.owner.request.request_id
+                "a request could not be ended cleanly", request_id=sequence.owner.request.request_id
             )
             self._roster.forget(sequence)
             self.is_doubtful = True
@@ -564,7 +570,7 @@ class Scheduler:
         self._roster.release_siblings(sequence.owner)
 
     def _num_slots(self, sampling: SamplingParams) -> int:
-        """Tokens that the pool has room for in each of the sequences that run together."""
+        """The number of tokens that the pool holds for each of the sequences that run together."""
         if sampling.num_together == 1:
             return self._pool.num_slots
         return self._layout.most_tokens(self._pool.num_blocks // max(1, sampling.num_together))
@@ -575,11 +581,11 @@ class Scheduler:
 
 
 def _outgrows(sequence: Sequence) -> OutOfBlocks | None:
-    """What ends a sequence that the pool has no room for, with nothing else in it."""
+    """The error that ends a sequence which does not fit even into an empty pool."""
     num_tokens, num_slots = len(sequence.token_ids), sequence.owner.num_slots
     if num_tokens <= num_slots:
         return None
     return OutOfBlocks(
-        f"prompt and output have {num_tokens} tokens; the KV pool holds {num_slots}; lower "
-        "max_tokens or raise kv_cache_memory_gib"
+        f"prompt and output have {num_tokens} tokens; the KV cache holds {num_slots}: lower "
+        "max_tokens, or raise kv_cache_memory_gib"
     )

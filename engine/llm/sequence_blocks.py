@@ -1,4 +1,5 @@
-"""One sequence's KV blocks in all layer groups (`engine.kv_layout`), and what it can start from."""
+"""A sequence's KV blocks in all layer groups (`engine.kv_layout`), and the cached blocks that it
+can start from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +14,13 @@ class CachedPrefix:
 
     num_tokens: int
     block_ids: list[list[int]]
-    """Per layer group."""
+    """The cached blocks of each layer group."""
     num_passed: list[int]
-    """Per layer group the blocks of the text before them."""
+    """For each layer group, the number of the text's blocks before them."""
 
 
 class SequenceBlocks:
-    """One sequence's blocks: a table per layer group, all of the same tokens."""
+    """One sequence's blocks: a table per layer group, all for the same tokens."""
 
     __slots__ = ("_pool", "num_tokens", "tables")
 
@@ -27,15 +28,15 @@ class SequenceBlocks:
         self._pool = pool
         self.tables = [BlockTable(pool, window) for window in pool.layout.windows]
         self.num_tokens = 0
-        """Those whose keys and values are there, or will be by a launched step."""
+        """The number of tokens whose keys and values are there, or will be by a launched step."""
 
     @property
     def num_blocks(self) -> int:
-        """Blocks held, shared ones included."""
+        """The number of blocks held, shared ones included."""
         return sum(len(table.block_ids) for table in self.tables)
 
     def adopt(self, cached: CachedPrefix) -> Self:
-        """Share the blocks of a cached prefix; there are none yet."""
+        """Share the blocks of a cached prefix; there must be none yet."""
         for table, blocks, first in zip(
             self.tables, cached.block_ids, cached.num_passed, strict=True
         ):
@@ -44,19 +45,19 @@ class SequenceBlocks:
         return self
 
     def fork(self, num_tokens: int) -> "SequenceBlocks":
-        """Second tables that share the first `num_tokens` tokens."""
+        """Make second tables that share the first `num_tokens` tokens."""
         forked = SequenceBlocks(self._pool)
         forked.tables = [table.fork(num_tokens) for table in self.tables]
         forked.num_tokens = num_tokens
         return forked
 
     def can_fork(self, num_tokens: int) -> bool:
-        """Whether all that the token after these looks at is still there."""
+        """Whether everything that the token after these attends to is still there."""
         return all(table.can_fork(num_tokens) for table in self.tables)
 
     def truncate(self, num_tokens: int) -> None:
-        """Keep the first `num_tokens` tokens, of which no window may have passed those that the
-        next one looks at."""
+        """Keep the first `num_tokens` tokens. No window may have passed what the next token attends
+        to."""
         for table in self.tables:
             table.truncate(num_tokens)
         self.num_tokens = num_tokens
@@ -65,12 +66,12 @@ class SequenceBlocks:
         self.truncate(0)
 
     def blocks_to_reach(self, num_tokens: int) -> int:
-        """Free blocks that it takes at most at a time, copies included, to grow to so many tokens,
-        by steps within `KvLayout.max_in_flight`."""
+        """The most free blocks, copies included, that it takes at a time while it grows to
+        `num_tokens` tokens in steps within `KvLayout.max_in_flight`."""
         return self.blocks_lacking(num_tokens) + sum(table.num_copies for table in self.tables)
 
     def blocks_lacking(self, num_tokens: int) -> int:
-        """The same without copies."""
+        """The same as `blocks_to_reach`, without copies."""
         return sum(table.blocks_lacking(num_tokens) for table in self.tables)
 
     def reserve(self, num_tokens: int) -> bool:
@@ -80,7 +81,7 @@ class SequenceBlocks:
             False, with nothing changed, if too few blocks are free.
         """
         tables = self.tables
-        if len(tables) > 1:  # else the table sees to it
+        if len(tables) > 1:  # else the table checks it
             num_blocks = sum(table.blocks_to_reach(num_tokens) for table in tables)
             if num_blocks > self._pool.num_free:
                 return False
@@ -88,14 +89,15 @@ class SequenceBlocks:
         return all(reserved)
 
     def advance(self, num_tokens: int) -> None:
-        """The slots before `num_tokens` are computed now, or will be by a launched step."""
+        """Note that the slots before `num_tokens` are computed now, or will be by a launched
+        step."""
         for table in self.tables:
             table.advance(num_tokens)
         self.num_tokens = num_tokens
 
     def leave(self, num_tokens: int) -> None:
-        """Give back what no token after the first `num_tokens` looks at; those are computed, and
-        no step that is not committed reads before them."""
+        """Give back blocks that no token after the first `num_tokens` attends to. Those tokens are
+        computed, and no uncommitted step reads before them."""
         for table in self.tables:
             table.leave(num_tokens)
 
@@ -106,8 +108,8 @@ def offer_cached(
     """Let other sequences find blocks that are full of a text's tokens.
 
     Args:
-        chain: hashes of the text's full blocks.
-        filled: numbers of such blocks.
+        chain: the hashes of the text's full blocks.
+        filled: the numbers of the blocks to offer.
     """
     for group, blocks in enumerate(table.tables):
         for index in filled:
@@ -115,11 +117,12 @@ def offer_cached(
 
 
 def find_cached(pool: BlockPool, chain: Sequence[bytes], most: int) -> CachedPrefix:
-    """The longest beginning of a text whose blocks are cached, as far back as its next token looks.
+    """Find the longest beginning of a text whose blocks are cached as far back as its next token
+    attends.
 
     Args:
         chain: hashes of the text's full blocks.
-        most: tokens that may be found.
+        most: the most tokens to find.
     """
     layout, cache = pool.layout, pool.cache
     num_blocks = len(chain)

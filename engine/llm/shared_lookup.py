@@ -1,9 +1,8 @@
-"""What texts that have ended said after the tokens that a text ends in now, for others to
-guess by.
+"""Finds what ended texts said after the tokens in which a text ends now, as guesses for that text.
 
-Requests come again with the same prompts, templates and data, so what was answered to one may be
-what another gets: suffix decoding (Oliaro et al. 2024, arXiv:2411.04975) with a table of
-n-grams in place of a tree. A key that texts share keeps those of others out.
+Requests repeat prompts, templates and data, so the answer to one may be the answer to another. This
+is suffix decoding (Oliaro et al. 2024, arXiv:2411.04975) with a table of n-grams in place of a
+tree. Only texts with the same key learn from each other.
 """
 
 from collections import deque
@@ -16,22 +15,24 @@ class _Text:
     key: bytes
     token_ids: Sequence[int]
     heads: list[int] = field(default_factory=list)
-    """Hash of the n-gram before each place that is in the table."""
+    """The hash of the n-gram before each place that is in the table."""
 
     @property
     def is_whole(self) -> bool:
-        """All of it is in the table."""
+        """Whether all of the text is in the table."""
         return len(self.heads) >= len(self.token_ids)
 
 
 class SharedLookup:
-    """The newest texts, as many as hold so many tokens; the newest place of an n-gram counts.
+    """A table of the newest texts within a number of tokens. For each n-gram, its newest place
+    counts.
 
-    Memory: about 200 bytes per token. A token costs a hash when it is taken and when it goes.
+    It takes about 200 bytes per token. A token costs a hash when it is added and when it is
+    dropped.
 
     Args:
-        num_tokens: kept at most, of all texts together.
-        size: tokens of an n-gram.
+        num_tokens: the most tokens kept, of all texts together.
+        size: the number of tokens in an n-gram.
     """
 
     def __init__(self, num_tokens: int, size: int) -> None:
@@ -40,13 +41,13 @@ class SharedLookup:
         self._num_tokens = 0
         self._unread: deque[_Text] = deque()
         self._places: dict[int, tuple[_Text, int]] = {}
-        """By hash of key and n-gram."""
+        """The newest place by the hash of key and n-gram."""
 
     def add(self, key: bytes, token_ids: Sequence[int]) -> None:
-        """Take a text that has ended; `read` brings it into the table.
+        """Take a text that has ended; `read` adds it to the table.
 
         Args:
-            key: of texts that may know of it.
+            key: the key of the texts that may learn from it.
         """
         if not self._size < len(token_ids) <= self._most:
             return
@@ -58,7 +59,7 @@ class SharedLookup:
             self._drop(self._texts.popleft())
 
     def read(self, num_places: int) -> int:
-        """Bring places of the newest texts into the table, at most so many; says how many."""
+        """Add up to `num_places` places of waiting texts to the table. Returns how many."""
         num_left = num_places
         while num_left > 0 and self._unread:
             text = self._unread[0]
@@ -74,7 +75,8 @@ class SharedLookup:
         return num_places - num_left
 
     def find(self, key: bytes, token_ids: Sequence[int], num_tokens: int) -> list[int]:
-        """What may come after a text, as `PromptLookup.find`, but perhaps fewer tokens."""
+        """Guess what may follow a text, as `PromptLookup.find` does, but perhaps with fewer
+        tokens."""
         end = len(token_ids)
         if end < self._size:
             return []

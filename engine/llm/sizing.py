@@ -1,4 +1,4 @@
-"""What a text model takes of its device: its weights, what comes beside them, and the KV pool."""
+"""Sizes a text model for its device: its weights, what comes beside them, and the KV pool."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,16 +28,16 @@ from kernels import native, paged_attention
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizing:
-    """What is decided before a weight is read."""
+    """What is decided before any weight is read."""
 
     plan: WeightPlan
     draft: DraftPlan | None
     memory: MemoryPlan
     machine: MachineFacts
     adapter_bytes: int
-    """Left free for adapters, which ask for it as they come."""
+    """The memory left free for adapters, which ask for it as they are loaded."""
     config: ResolvedConfig
-    """Of a GPU it holds until its steps are measured."""
+    """The configuration; on a GPU it holds only until the steps are measured."""
 
 
 def sized(
@@ -47,7 +47,7 @@ def sized(
     machine: MachineFacts,
     host: Host,
 ) -> Sizing:
-    """Ask for the weights' memory, and on a CPU for the KV pool's.
+    """Ask for the weights' memory, and on a CPU also for the KV pool's.
 
     Raises:
         ModelLoadError: one of its kinds.
@@ -78,9 +78,9 @@ def sized(
 def explained_shortage(
     checkpoint: Checkpoint, model_config: ModelConfig, intent: EngineConfig, machine: MachineFacts
 ) -> Iterator[None]:
-    """Tell the operator of a model that does not fit which ways to keep it would.
+    """If a model does not fit, tell the operator which formats of it would.
 
-    What other models hold is not free, but it is not known here: the message says who they are.
+    How much memory other models hold is not known here; the message names those models.
     """
     try:
         yield
@@ -92,9 +92,10 @@ def explained_shortage(
 
 
 def check_kv_cache_dtype(config: ResolvedConfig) -> None:
-    """
+    """Refuse a packed KV cache that only the reference code could read.
+
     Raises:
-        ModelLoadError: nothing here reads a packed cache, but what is written for reading.
+        ModelLoadError: no fast operation on this machine reads a packed cache.
     """
     if not KvNumbers(config.kv_cache_dtype).is_packed:
         return
@@ -104,8 +105,8 @@ def check_kv_cache_dtype(config: ResolvedConfig) -> None:
         is_possible, missing = native.library() is not None, "the C++ operations"
     if not is_possible:
         raise ModelLoadError(
-            f"kv_cache_dtype {config.kv_cache_dtype} was asked for: it needs {missing}, which this "
-            f"machine does not have; use auto",
+            f"kv_cache_dtype {config.kv_cache_dtype} needs {missing}, which this machine does not "
+            f"have; set kv_cache_dtype to auto",
             param="kv_cache_dtype",
         )
 
@@ -117,7 +118,7 @@ def planned(
     machine: MachineFacts,
     host: Host,
 ) -> tuple[WeightPlan, MemoryPlan]:
-    """How weights are kept, with the memory for it.
+    """Plan how weights are kept, and the memory for them.
 
     Raises:
         ModelLoadError: one of its kinds.
@@ -138,7 +139,7 @@ def reserve_weights(
     machine: MachineFacts,
     host: Host,
 ) -> MemoryPlan:
-    """Ask for the weights' memory; the rest is planned by what is left."""
+    """Ask for the weights' memory; what is left decides the rest of the plan."""
     model = text_facts(plan, model_config, intent)
     weights = model.weight_bytes
     free = host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
@@ -157,10 +158,11 @@ def measured(
     adapters: Adapters | None = None,
     draft: LoadedDraft | None = None,
 ) -> ResolvedConfig:
-    """The configuration of a GPU, whose pool leaves the largest step the memory that it takes."""
+    """Measure the steps on a GPU, and return the configuration whose pool leaves the largest step
+    enough memory."""
     config = memory.resolved()
     device = CudaMemory(torch.device(config.device))
-    # Its steps use one block for everything.
+    # The measured steps use one block for everything.
     smallest = replace(config, num_kv_blocks=1)
     runner = create_runner(model, model_config, smallest, adapters)
     steps = measure_step_memory(runner, device, config).total

@@ -1,13 +1,12 @@
-"""Speculation by lookup, in the text itself and in those that have ended: whose next tokens are
-guessed, and how many of them.
+"""Speculation by lookup, in the text itself and in ended ones: decides whose next tokens are
+guessed, and how many.
 
-A row more is cheap as long as a step's time is that of reading the weights, and a loss once it is
-that of computing rows. So a draft has a price: its rows, in tokens that the step would have
-brought in the same time, as `engine.llm.step_budget` has learned it. What it is expected to bring
-is what guesses like it have brought to all texts of the worker (`engine.llm.guess_rates`), and its
-length is what is worth most at that price. A guess that is worth nothing is compared with what
-comes all the same, which costs no row: so nothing is drafted to try it out, and a text that begins
-to copy is drafted for after a token or two.
+One more row is cheap while reading the weights takes most of a step, and a loss once computing rows
+does. So a draft has a price: its rows, in tokens that the step would have brought in the same time,
+as learned by `engine.llm.step_budget`. Its expected gain is what similar guesses have brought to
+all texts of the worker (`engine.llm.guess_rates`), and its length is the best at that price. A
+guess that is not worth drafting is still compared with the real text, which costs no row. So
+nothing is drafted as a trial, and a text that begins to copy gets drafts after a token or two.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,37 +21,39 @@ from engine.llm.shared_lookup import SharedLookup
 from engine.llm.step_budget import Price
 
 HIGHEST_PRICE = 0.25
-"""Of a row, in accepted tokens: where it is higher, nobody drafts, and nothing is looked up."""
+"""The highest price of a row, in accepted tokens; above it nobody drafts and nothing is looked
+up."""
 LEAST_GAIN = 1.02
-"""Times the tokens of a step without drafts in the same time: neither price nor rates are exact."""
+"""A draft must bring at least this many times the tokens that steps without drafts bring in the
+same time, because prices and rates are not exact."""
 INDEXED_PER_STEP = 1024
-"""Places that all sequences' indexes grow by in a step: about half a millisecond."""
+"""The number of places that all indexes together grow by in a step: about half a millisecond."""
 
 
 @dataclass(slots=True)
 class _Record:
-    """What has been guessed of a sequence."""
+    """What has been guessed for a sequence."""
 
     lookup: PromptLookup
     rates: GuessRates
-    """Of guesses like the last one."""
+    """The rates of guesses like the last one."""
     guess: Sequence[int] = ()
     """The tokens that were expected to follow."""
     start: int = 0
-    """Tokens that the text had then."""
+    """The number of tokens that the text had then."""
     num_right: int = 0
-    """Guessed tokens in a row."""
+    """The number of right guesses in a row."""
 
 
 class Speculation:
-    """Drafts for the sequences of one engine: an `engine.llm.drafter.Drafter`. A sequence's own
-    text comes first; where that says nothing, those of others may."""
+    """Drafts for the sequences of one engine, as an `engine.llm.drafter.Drafter`. A sequence's own
+    text is searched first, then those of others."""
 
     def __init__(self, config: ResolvedConfig) -> None:
         self._config = config
         self._most_drafts = config.num_speculative_tokens
         self._records: dict[int, _Record] = {}
-        """By sequence id."""
+        """Records by sequence id."""
         self._own_rates, self._shared_rates = GuessRates(), GuessRates()
         self._shared: SharedLookup | None = None
         if config.shared_lookup_tokens:
@@ -65,7 +66,7 @@ class Speculation:
     def draft(
         self, decodes: Sequence[RunningSequence], num_rows: int, price: Price
     ) -> Iterator[tuple[RunningSequence, list[int]]]:
-        """See `Drafter`. Where rows are few, the first sequences get them."""
+        """See `Drafter`. If rows are scarce, the first sequences get them."""
         if price.row > HIGHEST_PRICE:
             return
         num_places = INDEXED_PER_STEP
@@ -84,10 +85,10 @@ class Speculation:
                 yield sequence, drafts
 
     def learn(self, sequence: RunningSequence, num_drafts: int, num_accepted: int) -> None:
-        """See `Drafter`: the text that comes says it, too."""
+        """See `Drafter`. Nothing is learned here, because the text shows it anyway."""
 
     def forget(self, sequence: RunningSequence) -> None:
-        """See `Drafter`. What it has written may come again."""
+        """See `Drafter`. The text is kept, as it may occur again."""
         record = self._records.pop(sequence.seq_id, None)
         if record is not None:
             _judge(record, sequence.token_ids)
@@ -96,7 +97,7 @@ class Speculation:
             self._shared.add(sequence.owner.chain_root, sequence.token_ids[first:])
 
     def _guess(self, record: _Record, sequence: RunningSequence) -> None:
-        """Look up what may follow the known tokens: a token more than could be drafted."""
+        """Look up what may follow the known tokens, one token more than could be drafted."""
         token_ids = sequence.token_ids
         record.start, record.guess = len(token_ids), ()
         if record.lookup.num_indexed < len(token_ids):
@@ -111,7 +112,7 @@ class Speculation:
     def _worth(
         self, record: _Record, sequence: RunningSequence, num_rows: int, price: Price
     ) -> list[int]:
-        """As much of a guess as is worth its price."""
+        """Return as much of a guess as is worth its price."""
         num_given = sequence.num_pending
         most = num_given + min(self._most_drafts, sequence.num_draftable, num_rows)
         rates = (record.rates.after(record.num_right + i) for i in range(len(record.guess[:most])))
@@ -131,7 +132,7 @@ class Speculation:
 
 
 def _judge(record: _Record, token_ids: Sequence[int]) -> None:
-    """Compare the last guess with what has come since."""
+    """Compare the last guess with the tokens that have come since."""
     come = token_ids[record.start :]
     if not come:
         return

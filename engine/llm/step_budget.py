@@ -1,13 +1,13 @@
-"""How many prompt tokens a step takes beside sequences that wait for their next token.
+"""Decides how many prompt tokens a step takes beside sequences that wait for their next token.
 
-A long chunk of a prompt holds up everybody who is being answered. So a step that has both is
-to take no longer than a target, and prompts get what that leaves them (as in Sarathi-Serve,
-Agrawal et al. 2024, arXiv:2403.02310, but by measured times instead of a number of tokens). A step
-that holds up nobody takes as many tokens as it may.
+A long chunk of a prompt delays everybody who is being answered. So a step with both must take no
+longer than a target, and prompts get the time that is left (as in Sarathi-Serve, Agrawal et al.
+2024, arXiv:2403.02310, but by measured times instead of a number of tokens). A step that delays
+nobody takes as many tokens as it may.
 
 The target is `max_step_ms`, or `max_step_ratio` times the step that the same sequences will take
-once all of them decode: what everybody gets soon, whatever prompts do, is the measure of how much
-waiting is noticed. Such a target does not depend on how fast the machine is.
+once all of them decode. Everybody will soon see that pace, so it is the measure of how much waiting
+is noticed. Such a target does not depend on the machine's speed.
 """
 
 import math
@@ -18,49 +18,50 @@ from engine.llm.draft_surcharge import DraftSurcharge
 from engine.llm.step_cost import StepCost, StepWork
 
 LEAST_TOKENS = 16
-"""Prompts always get so many."""
+"""The least number of tokens that prompts get."""
 _ROUND_ROWS = 8
-"""Steps of so many rows, or two, three, … times as many, are recorded; others are padded
+"""Steps with a multiple of this many rows are recorded; others are padded
 (`kernels.native_recording.PROMPT_ROWS`, whose module imports torch)."""
 _LEAST_SHARE = 0.25
-"""Nor do they get less time than this share of the decodes', however long those take."""
+"""The least time that prompts get, as a share of the decodes' time, however long those take."""
 _LEAST_TARGET_S = 0.025
-"""Of a target that follows from `max_step_ratio`: 40 tokens a second are more than anyone reads."""
+"""The shortest target in seconds that follows from `max_step_ratio`: 40 tokens a second are more
+than anyone reads."""
 
 
 class Price(NamedTuple):
-    """What is done beside a step of decodes is paid for with its time."""
+    """The price of work beside a step of decodes, paid for with the step's time."""
 
     row: float
-    """What one more row costs, in tokens that the step would have brought in that time."""
+    """The price of one more row, in tokens that the step would have brought in that time."""
     step_s: float
-    """Seconds that the step takes as it is."""
+    """The seconds that the step takes as it is."""
     num_tokens: int
-    """That it brings as it is."""
+    """The tokens that the step brings as it is."""
     surcharge: float = 1.0
-    """How many times as much a row of drafts has cost of late."""
+    """How many times as much as another row a row of drafts has recently cost."""
 
     @property
     def draft_row(self) -> float:
-        """What a row costs that is there for a draft."""
+        """The price of a row that is there for a draft."""
         return self.row * self.surcharge
 
     @property
     def second(self) -> float:
-        """What a second costs, in tokens."""
+        """The price of a second, in tokens."""
         return self.num_tokens / self.step_s
 
 
 class StepBudget:
-    """Bounds the prompt tokens of the next step, and learns from those that were taken.
+    """Limits the prompt tokens of the next step, and learns from the steps that were taken.
 
     Args:
-        drafts: whether it will be asked for `price`.
+        drafts: whether `price` will be called.
 
     Attributes:
-        num_tokens: what the last decided step could have had, decodes included.
-        predicted_s: of the last observed step, as was expected before it was.
-        measured_s: how long that took. 0 until one was observed, and when nobody asks.
+        num_tokens: the most tokens that the last decided step could have, decodes included.
+        predicted_s: the predicted time of the last observed step.
+        measured_s: how long that step took; 0 until one was observed, and if nothing needs it.
     """
 
     def __init__(self, config: ResolvedConfig, *, drafts: bool = False) -> None:
@@ -80,12 +81,12 @@ class StepBudget:
         return self._target_s > 0.0 or self._ratio > 0.0
 
     def beside(self, decodes: StepWork, batch: StepWork, start: int) -> int:
-        """The most prompt tokens of a step.
+        """Return the most prompt tokens that a step may take.
 
         Args:
-            decodes: the step without them.
-            batch: a step in which all sequences decode that run or soon will.
-            start: where the first prompt goes on.
+            decodes: the step without prompt tokens.
+            batch: a step in which all sequences that run, or soon will, decode.
+            start: the position where the first prompt continues.
         """
         self.num_tokens = self._most
         room = self._most - decodes.num_decodes
@@ -104,13 +105,13 @@ class StepBudget:
         return max(_LEAST_TARGET_S, self._ratio * self._cost.predict(batch))
 
     def price(self, decodes: StepWork) -> Price:
-        """Of a step of decodes, at least one."""
+        """Compute prices beside a step of decodes, at least one."""
         row = decodes.num_decodes * self._cost.row_share(decodes)
         step_s = self._cost.predict(decodes)
         return Price(row, step_s, decodes.num_decodes, self._surcharge.factor)
 
     def observe(self, work: StepWork, seconds: float) -> None:
-        """A step with this work took so long."""
+        """Learn that a step with this work took `seconds`."""
         if not self._learns:
             return
         self.predicted_s = self._cost.predict(work) if self._cost.is_known else seconds

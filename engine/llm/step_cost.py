@@ -1,16 +1,17 @@
-"""How long a step takes, learned from the steps that were taken. Pure arithmetic: no clock, no
-tensors; `engine.llm.step_budget` asks, before it gives prompts their share of a step.
+"""Predicts how long a step takes, as learned from earlier steps. It is pure arithmetic without
+clock and tensors; `engine.llm.step_budget` asks before it gives prompts their share of a step.
 
-Two things are learned apart. The *shape* says how the parts of a step compare: it belongs to model
-and kernels and hardly changes. The *pace* says how fast the machine is just now: it follows other
-processes' load within a few steps, and a single late step does not move it.
+Two things are learned separately. The *shape* says how the parts of a step compare; it depends on
+model and kernels and hardly changes. The *pace* says how fast the machine is right now; it follows
+the load of other processes within a few steps, and a single late step does not change it.
 
     seconds  ≈  pace · Σ multiple[i] · TYPICAL[i] · size[i]
 
-The multiples are those that fit best by least squares of relative errors. Their sums forget old
-steps, those of decodes alone and those with prompts apart: an hour of the one does not wipe out
-what is known of the other. Nor may it shift their ratio: what all steps have in common is the
-pace's, so errors are taken relative to their mean, and what no step shows to the scale of the rest.
+The multiples are fitted by least squares of relative errors. Old steps fade from the sums. Steps of
+decodes alone and steps with prompts are summed separately, so that an hour of one kind does not
+erase what is known of the other. Nor may it shift their ratio: what all steps have in common
+belongs to the pace, so errors are relative to their mean, and parts that no step shows follow the
+scale of the rest.
 """
 
 import math
@@ -23,18 +24,18 @@ from typing import Self
 from engine.llm.decision import ScheduleDecision
 
 TYPICAL = (12e-3, 1.7e-3, 0.9e-6, 1.15e-3, 0.5e-6)
-"""Seconds of a step itself and of each unit of its work, in the order of `StepWork.sizes`: a model
-of 135 million parameters on one core. Where learning begins; only the ratios count."""
+"""The seconds of a step itself and of each unit of its work, in the order of `StepWork.sizes`, for
+a model of 135 million parameters on one core. Learning begins here; only the ratios matter."""
 
 _MEMORY = 64
-"""Steps of one kind after which an old one weighs 1 / e."""
+"""The number of steps of one kind after which an old one weighs 1 / e."""
 _RECENT = 7
-"""Steps whose median is the pace."""
+"""The number of recent steps whose median is the pace."""
 _FARTHEST = 2.0
-"""A step that took so many times longer or shorter than predicted teaches the shape no more than
+"""A step that deviates from its prediction by more than this factor teaches the shape no more than
 that."""
 _PRIOR = 0.02
-"""Weight of `TYPICAL`'s shape, in steps: it decides only what no step has shown."""
+"""The weight of `TYPICAL`'s shape, in steps; it matters only for what no step has shown."""
 _NUM_SWEEPS = 4
 
 _Row = list[float]
@@ -45,19 +46,20 @@ class StepWork:
     """What a step computes, as far as it costs time."""
 
     num_decodes: int = 0
-    """Rows that are computed by themselves, one of each sequence that decodes or several."""
+    """The number of rows that are computed by themselves, one or several for each sequence that
+    decodes."""
     decode_context: int = 0
-    """Cached tokens that these read, all together."""
+    """The number of cached tokens that all these rows read together."""
     num_prompt_tokens: int = 0
-    """Rows of the other sequences."""
+    """The number of rows of other sequences."""
     num_pairs: float = 0.0
-    """Pairs of such a row and a token that it attends to."""
+    """The number of pairs of such a row and a token that it attends to."""
     num_drafts: int = 0
-    """Rows among those of decodes that are there for drafts."""
+    """The number of decode rows that are there for drafts."""
 
     @classmethod
     def of(cls, decision: ScheduleDecision) -> Self:
-        """The work of a step that has been decided."""
+        """The work of a decided step."""
         parts = [(s.is_decode, s.start, len(s.token_ids)) for s in decision.scheduled]
         decodes = [(start, num_rows) for is_decode, start, num_rows in parts if is_decode]
         chunks = [(start, length) for is_decode, start, length in parts if not is_decode]
@@ -71,13 +73,13 @@ class StepWork:
 
     @classmethod
     def of_decodes(cls, contexts: Iterable[int]) -> Self:
-        """That of a step of one row per context."""
+        """The work of a step with one decode per context."""
         lengths = list(contexts)
         return cls(num_decodes=len(lengths), decode_context=sum(lengths))
 
     @property
     def without_drafts(self) -> Self:
-        """The same step with the rows that it would have had anyway."""
+        """The same step without its rows of drafts."""
         num_rows = self.num_decodes - self.num_drafts
         context = self.decode_context * num_rows // max(1, self.num_decodes)
         return replace(self, num_decodes=num_rows, decode_context=context, num_drafts=0)
@@ -95,13 +97,13 @@ class StepWork:
 
 @dataclass(slots=True)
 class _Sums:
-    """Normal equations of weighted least squares, one row per part of a step."""
+    """The normal equations of weighted least squares, with one row per part of a step."""
 
     products: list[_Row] = field(default_factory=lambda: [[0.0] * len(TYPICAL) for _ in TYPICAL])
     targets: _Row = field(default_factory=lambda: [0.0] * len(TYPICAL))
 
     def add(self, row: _Row, target: float) -> None:
-        """A step whose parts `row` should add up to `target`; older ones fade."""
+        """Add a step whose parts `row` should sum to `target`; older ones fade."""
         keep = 1.0 - 1.0 / _MEMORY
         for i, value in enumerate(row):
             self.targets[i] = keep * self.targets[i] + target * value
@@ -111,32 +113,33 @@ class _Sums:
 
 
 class StepCost:
-    """Predicts steps, and learns from each."""
+    """Predicts the time of steps, and learns from each."""
 
     def __init__(self) -> None:
         self._multiples = [1.0] * len(TYPICAL)
         self._ratios: deque[float] = deque(maxlen=_RECENT)
-        """Of recent steps: seconds per unit of the shape."""
+        """The seconds per unit of the shape of recent steps."""
         self._mean_surprise = 1.0
-        """Of late. The pace is a median, and the fit is one of means."""
+        """The recent mean of measured over predicted time. It is needed because the pace is a
+        median, but the fit uses means."""
         self._sums = {has_prompt: _Sums() for has_prompt in (False, True)}
 
     @property
     def is_known(self) -> bool:
-        """Whether any step was observed: predictions mean nothing before."""
+        """Whether any step was observed; predictions mean nothing before."""
         return bool(self._ratios)
 
     @property
     def pace(self) -> float:
-        """Seconds per unit of the shape, of late."""
+        """The recent seconds per unit of the shape."""
         return median(self._ratios) if self._ratios else 1.0
 
     def predict(self, work: StepWork) -> float:
-        """Seconds that a step with this work takes."""
+        """Predict the seconds that a step with this work takes."""
         return self.pace * self._units(work)
 
     def observe(self, work: StepWork, seconds: float) -> None:
-        """Learn from a step that took so long."""
+        """Learn from a step that took `seconds`."""
         if not 0.0 < seconds < math.inf:
             return
         parts = [typical * size for typical, size in zip(TYPICAL, work.sizes, strict=True)]
@@ -149,7 +152,7 @@ class StepCost:
         self._fit(units / sum(parts))
 
     def row_share(self, work: StepWork) -> float:
-        """The part of a step of decodes that one more row of a mean context adds to its time."""
+        """The share by which one more row with a mean context lengthens a step of decodes."""
         rows = work.num_decodes
         more = replace(
             work,
@@ -160,7 +163,7 @@ class StepCost:
         return (self._units(more) - units) / units
 
     def prompt_tokens_in(self, seconds: float, start: int) -> int:
-        """How many tokens of a prompt, from position `start` on, take so long.
+        """The number of tokens of a prompt, from position `start` on, that take `seconds`.
 
         n tokens cost `each` n and, for attention, `pair` n (start + n / 2).
         """
@@ -177,8 +180,9 @@ class StepCost:
         return sum(multiple * typical * size for multiple, typical, size in parts)
 
     def _fit(self, scale: float) -> None:
-        """Least squares over both kinds of steps, no part below a hundredth of what is typical:
-        coordinate by coordinate, from the last solution on. What is not shown goes to `scale`."""
+        """Fit least squares over both kinds of steps, coordinate by coordinate from the last
+        solution. No part falls below a hundredth of its typical value, and parts that were not
+        shown follow `scale`."""
         kinds = tuple(self._sums.values())
         for _ in range(_NUM_SWEEPS):
             for i in range(len(TYPICAL)):

@@ -1,15 +1,15 @@
-"""Recorded steps: one launch instead of a few hundred on a GPU, calls of C++ with no Python between
-them on a CPU.
+"""Recorded steps: on a GPU one launch instead of a few hundred, on a CPU calls of C++ with no
+Python between them.
 
 A graph computes a fixed number of rows from inputs at fixed addresses. Steps of decodes, with or
-without drafts, are padded to the next size that has a graph, and on a CPU, whose attention reads
-the rows of a span where it is called, so are steps with pieces of prompts; others run eagerly.
-Nothing is recorded at start-up. Where a recording is dear, a size is recorded once it has been met
-a few times, and runs eagerly until then. Where it is cheap, a size is recorded when it is first
-met, and likely ones before, while there is nothing else to do.
+without drafts, are padded to the next size that has a graph. On a CPU, where attention reads the
+rows of a span when it is called, steps with pieces of prompts are padded, too. Other steps run
+eagerly. Nothing is recorded at start-up. If recordings are expensive, a size runs eagerly until it
+has occurred a few times, and is then recorded. If they are cheap, a size is recorded when it first
+occurs, and likely sizes before that, in idle time.
 
-The recorder is all that knows the device (`engine/llm/cuda_recorder.py`,
-`kernels/native_recording.py`); tests put one in its place that runs the same code again.
+Only the recorder knows the device (`engine/llm/cuda_recorder.py`, `kernels/native_recording.py`);
+tests replace it by one that runs the same code again.
 """
 
 from collections import Counter
@@ -35,21 +35,21 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 EAGER_STEPS = 3
-"""Steps of a size that run eagerly before it is worth a recording that is not cheap."""
+"""How many steps of a size run eagerly before it gets a recording that is not cheap."""
 MOST_ROWS_AHEAD = 256
-"""Steps of more rows are not recorded before they are met."""
+"""The most rows of steps that are recorded before they occur."""
 AHEAD_S = 3.0
-"""Seconds of a processor that recording ahead may take in all, and once more with adapters whenever
-they are somewhere else."""
+"""The processor seconds that recording ahead may take in all, and again with adapters whenever
+these have moved."""
 SHORTEST_CONTEXT = 1024
-"""Attention is recorded with programs for so many keys, or 4, 16, … times as many: most of a grid
-for the longest context would find nothing to do."""
+"""The fewest keys for which attention is recorded; further sizes are 4, 16, … times as many. In a
+grid for the longest context most programs would have nothing to do."""
 
 log = structlog.get_logger(__name__)
 
 
 class AtOnce(Executor):
-    """A background that is none: what it is given is done before it returns."""
+    """An executor that does its work before `submit` returns."""
 
     def submit(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """See `Executor.submit`."""
@@ -65,30 +65,30 @@ class Recording(Protocol):
     """Work whose launches are recorded."""
 
     def replay(self) -> Tensor:
-        """Do it again with what its inputs hold now; the result's memory is used again by the next
-        replay of any recording."""
+        """Do the work again with the current inputs. The next replay of any recording reuses the
+        result's memory."""
         ...
 
 
 class Recorder(Protocol):
-    """Records what a function launches. Called where `StepGraphs.background` works."""
+    """Records what a function launches. It is called where `StepGraphs.background` works."""
 
     @property
     def is_cheap(self) -> bool:
-        """Whether a recording takes hardly more than a step that runs eagerly."""
+        """Whether a recording takes hardly longer than a step that runs eagerly."""
         ...
 
     def padded(self, num_rows: int) -> int:
-        """The number of rows to record for steps of so many: as many, or more."""
+        """The number of rows to record for steps of `num_rows` rows: at least as many."""
         ...
 
     def padded_with_prompts(self, num_rows: int) -> int | None:
-        """The same for steps whose spans may have several rows; None: they are not recorded."""
+        """The same for steps whose spans may have several rows; None if these are not recorded."""
         ...
 
     def record(self, run: Callable[[], Tensor]) -> Recording:
-        """`run` is called once or more often, perhaps not for real: what it computes then means
-        nothing. Raises whatever goes wrong."""
+        """Record what `run` launches. It is called once or several times, perhaps not for real, so
+        what it computes then means nothing. Any error is raised."""
         ...
 
 
@@ -101,25 +101,26 @@ class StepKind(NamedTuple):
 
 @dataclass(frozen=True, slots=True, order=True)
 class GraphSize:
-    """What a graph is recorded for."""
+    """The size for which a graph is recorded."""
 
     num_rows: int
     max_context_len: int
     has_adapters: bool = False
-    """For steps of which some row has one: the others do without what adapters take."""
+    """Whether the graph is for steps in which some row has an adapter; other steps do without their
+    cost."""
     has_prompts: bool = False
-    """For steps with spans of several rows, as many rows in all."""
+    """Whether the graph is for steps with spans of several rows."""
 
     @property
     def kind(self) -> StepKind:
-        """What makes its calls others than those of another size."""
+        """The kind of step, by which calls differ."""
         return StepKind(self.has_adapters, self.has_prompts)
 
 
 class StepGraph:
-    """A recorded step and its inputs. Rows behind those of a step are padding: they decode token 0
-    at the start of the scratch block, which belongs to no sequence, without an adapter. There are
-    as many spans as rows; those that are left over where spans have several have none."""
+    """A recorded step and its inputs. Rows behind those of a step are padding: they decode token 0,
+    without an adapter, at the start of the scratch block, which belongs to no sequence. There are
+    as many spans as rows; where some spans have several rows, the spare spans are empty."""
 
     def __init__(
         self,
@@ -156,11 +157,12 @@ class StepGraph:
 
     @property
     def token_ids(self) -> Tensor:
-        """[num_rows] int64: of the step that was loaded last, then of padding."""
+        """Shape [num_rows], int64: the tokens of the step that was loaded last, then padding."""
         return self._inputs[TOKEN_IDS]
 
     def load(self, rows: StepRows) -> None:
-        """Put a step into the inputs. The copies are queued behind replays of the step before."""
+        """Load a step into the inputs. The copies are queued behind replays of the previous
+        step."""
         count, num_rows = rows.num_rows, self._inputs.shape[1]
         num_groups, num_spans, width = rows.block_tables.shape
         inputs = np.zeros((len(self._inputs), num_rows), dtype=np.int64)
@@ -177,7 +179,7 @@ class StepGraph:
             table[:, :width].copy_(new_table)
         self._context_lens.copy_(new_context_lens)
         if self._has_prompts:
-            # Each row of padding is a span, and then there are no rows.
+            # Each row of padding is a span; the remaining spans are empty.
             ends = np.arange(num_rows + 1, dtype=np.int32) + (count - num_spans)
             ends[: num_spans + 1] = rows.cu_seqlens_q
             self._cu_seqlens_q.copy_(to_device([np.minimum(ends, num_rows)], device)[0])
@@ -187,12 +189,12 @@ class StepGraph:
             self._adapter_slots.copy_(to_device([slots], device)[0])
 
     def replay(self) -> Tensor:
-        """[num_rows, C]: what the forward pass makes of the inputs."""
+        """Run the step. Returns the hidden states, [num_rows, C]."""
         return self._recording.replay()
 
     def _batch(self) -> Batch:
-        """The inputs. Kernels size their grids by the host's context lengths, so those are the
-        longest that fit; how far a row really reads is on the device."""
+        """Make a batch of the inputs. Kernels size their grids by the host's context lengths, so
+        those are the longest that fit; the device knows how far a row really reads."""
         return Batch(
             token_ids=self._inputs[TOKEN_IDS],
             positions=self._inputs[POSITIONS],
@@ -217,13 +219,14 @@ class StepGraph:
 
 
 class StepGraphs:
-    """The graphs of one model, by size. Loop thread only, but for making recordings.
+    """The graphs of one model, by size. Only the loop thread uses them, except for making
+    recordings.
 
     Args:
-        forward: the model over a batch, [T, C]; reads nothing else that changes.
-        scratch_block: for the padding's keys and values.
-        num_groups: of the model's layers (`engine.kv_layout`).
-        adapters: whether rows may have some.
+        forward: computes the model on a batch, [T, C]; reads nothing else that changes.
+        scratch_block: the block for the padding's keys and values.
+        num_groups: the number of the model's layer groups (`engine.kv_layout`).
+        adapters: whether rows may have adapters.
         background: where recordings are made; by default a thread.
     """
 
@@ -252,16 +255,16 @@ class StepGraphs:
         self._adapters = adapters
         self._background = background or ThreadPoolExecutor(1, "record-graphs")
         self._ahead = {False: self._sizes_ahead(has_adapters=False), True: iter(())}
-        """Of steps without adapters and with."""
+        """Recording ahead of steps without adapters and with them."""
         self._had_adapters = False
-        """Whether the last step had some."""
+        """Whether the last step had adapters."""
         self._uses: Counter[GraphSize] = Counter()
         self._graphs: dict[GraphSize, Future[StepGraph]] = {}
         self._broken: set[StepKind] = set()
-        """Kinds of sizes of which one could not be recorded."""
+        """The kinds of steps of which one could not be recorded."""
 
     def find(self, rows: StepRows) -> StepGraph | None:
-        """The graph that can run this step, if there is one by now."""
+        """Find the graph that can run this step, if there is one already."""
         self._had_adapters = rows.adapter_slots is not None
         size = self._size_for(rows)
         if size is None or size.kind in self._broken:
@@ -274,8 +277,8 @@ class StepGraphs:
         return self._recorded(size)
 
     def record_ahead(self) -> bool:
-        """Record one of the sizes that are likely to be asked for, those like the last step first.
-        False: that is not worth it, or done."""
+        """Record one of the sizes that are likely to be needed, those like the last step first.
+        Returns False if it is not worth it or all is done."""
         first = self._had_adapters
         return next(self._ahead[first], False) or next(self._ahead[not first], False)
 
@@ -283,7 +286,7 @@ class StepGraphs:
         self._graphs[size] = self._background.submit(self.record, size)
 
     def _recorded(self, size: GraphSize) -> StepGraph | None:
-        """The graph of a size that was begun; None if it is not done yet, or could not be."""
+        """The graph of a size whose recording has begun; None if it is not done yet, or failed."""
         recorded = self._graphs[size]
         if not recorded.done():
             return None
@@ -301,7 +304,7 @@ class StepGraphs:
         return recorded.result()
 
     def _sizes_ahead(self, *, has_adapters: bool) -> Iterator[bool]:
-        """Record a likely size for each True."""
+        """Record one likely size for each True."""
         spent_s = 0.0
         for size in self._likely_sizes(has_adapters) if self._recorder.is_cheap else ():
             if spent_s >= AHEAD_S:
@@ -316,7 +319,7 @@ class StepGraphs:
             yield True
 
     def renew_adapters(self) -> None:
-        """Record steps with adapters anew: what they read is there now, or somewhere else."""
+        """Have steps with adapters recorded anew, because the adapters are new or have moved."""
         for known in (self._uses, self._graphs):
             for size in [size for size in known if size.has_adapters]:
                 del known[size]
@@ -325,7 +328,7 @@ class StepGraphs:
 
     @property
     def sizes(self) -> list[GraphSize]:
-        """All that a step of decodes can ask for, the largest first."""
+        """All sizes that a step of decodes can need, the largest first."""
         rows = {self._padded(n) for n in range(1, self._max_num_rows + 1)}
         contexts = [self._context_for(1)]
         while contexts[-1] < self._max_model_len:
@@ -335,7 +338,7 @@ class StepGraphs:
         return sorted(found, reverse=True)
 
     def _likely_sizes(self, has_adapters: bool) -> list[GraphSize]:
-        """Of short texts, small ones first."""
+        """The likely sizes, which are those of short texts, small ones first."""
         context = self._context_for(1)
         decodes = {self._padded(n) for n in range(1, min(MOST_ROWS_AHEAD, self._max_num_rows) + 1)}
         prompts = {self._recorder.padded_with_prompts(n) for n in range(1, MOST_ROWS_AHEAD + 1)}
@@ -373,7 +376,7 @@ class StepGraphs:
 
     @torch.inference_mode()
     def record(self, size: GraphSize) -> StepGraph:
-        """Here and now; it is kept by whoever asked."""
+        """Record a graph right now; only the caller keeps it."""
         return StepGraph(
             size,
             self._forward,

@@ -1,8 +1,8 @@
-"""What steps take of a GPU's memory beside weights and KV: measured, before the KV pool is sized.
+"""Measures the GPU memory that steps take beside weights and KV, before the KV pool is sized.
 
-A runner with next to no KV pool takes the largest steps that there can be, and records two graphs:
-the largest one, whose memory all graphs share, and one more, for what each adds. The pool then gets
-what is left. Without that it would take the memory that the first long prompt needs.
+A runner with a minimal KV pool runs the largest possible steps and records two graphs: the largest
+one, whose memory all graphs share, and one more, to see what each adds. The pool then gets what is
+left. Otherwise it would take the memory that the first long prompt needs.
 """
 
 from collections.abc import Sequence
@@ -25,32 +25,32 @@ class Measurable(Protocol):
     """The part of a model runner that is measured."""
 
     def run_once(self, step: WarmUpStep) -> None:
-        """Take a step that belongs to no request."""
+        """Run a step that belongs to no request."""
         ...
 
     @property
     def graph_sizes(self) -> Sequence[GraphSize]:
-        """All that may be recorded, the largest first; none if steps are not recorded."""
+        """All sizes that may be recorded, the largest first; empty if steps are not recorded."""
         ...
 
     def record(self, size: GraphSize) -> object:
-        """Record a graph, which is kept as long as what is returned."""
+        """Record a graph, which lives as long as the returned object."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class StepMemory:
-    """What steps were measured to need, in bytes."""
+    """The memory that steps were measured to need, in bytes."""
 
     activations: int
-    """At the peak of the largest step, rounded up as the allocator rounds."""
+    """The peak of the largest step, rounded up as the allocator rounds."""
     first_graph: int = 0
     further_graph: int = 0
     num_graphs: int = 0
 
     @property
     def total(self) -> int:
-        """Of a step that runs while all graphs are there."""
+        """The memory of a step while all graphs are there."""
         further = max(0, self.num_graphs - 1) * self.further_graph
         return self.activations + self.first_graph + further
 
@@ -58,12 +58,12 @@ class StepMemory:
 def measure_step_memory(
     runner: Measurable, memory: DeviceMemory, config: ResolvedConfig
 ) -> StepMemory:
-    """Run the largest steps of this configuration and see what they take.
+    """Run the largest steps of this configuration and measure their memory.
 
     Raises:
-        InsufficientMemory: they do not even fit without a KV pool.
+        InsufficientMemory: the steps do not fit even without a KV pool.
     """
-    # Once unmeasured: what is loaded at its first use stays, and is no part of a step.
+    # First without measuring: what is loaded at its first use stays, and is not part of a step.
     _run_largest(runner, config)
     memory.settle()
     before = memory.reserved()
@@ -89,12 +89,13 @@ def _run_largest(runner: Measurable, config: ResolvedConfig) -> None:
                 raise
             raise InsufficientMemory(
                 f"a step of {sum(text.num_tokens for text in step)} tokens does not fit beside "
-                f"the weights; lower max_num_batched_tokens or max_num_seqs, or use a smaller model"
+                f"the weights: lower max_num_batched_tokens or max_num_seqs, or use a smaller model"
             ) from error
 
 
 def _graphs(runner: Measurable, memory: DeviceMemory) -> tuple[int, int, int]:
-    """Bytes of the first graph and of a further one, and how many there may be."""
+    """Measure the bytes of the first graph and of a further one. Also returns how many there may
+    be."""
     sizes = runner.graph_sizes
     kept, taken = [], []
     for size in sizes[:2]:

@@ -1,8 +1,8 @@
-"""The hidden states of texts with contrastive search, which candidates for a token are compared
-with.
+"""Keeps the hidden states of texts with contrastive search, with which candidates for a token are
+compared.
 
-Kept by position, normalised, in fp32, for as long as the text's sequences are there. A candidate's
-own state is kept beside them and becomes the text's where the next step follows it
+They are kept by position, normalised, in fp32, as long as the text's sequences exist. A candidate's
+own state is kept beside them and joins the text's when the next step follows the candidate
 (`engine.llm.decision.ScheduledSequence.follows`).
 """
 
@@ -16,37 +16,39 @@ from kernels.shared.transfer import HostCopy
 
 _FIRST_CAPACITY = 256
 _ROWS_AT_A_TIME = 1024
-"""Of a text, whose products with a candidate's state are in memory together."""
+"""The number of a text's states whose products with a candidate's state are in memory together."""
 
 
 class TextStates:
-    """Of one model. Loop thread only; waits for no device."""
+    """The states of one model's texts, used by the loop thread only. It never waits for the
+    device."""
 
     def __init__(self) -> None:
         self._texts: dict[int, _Text | None] = {}
-        """By sequence, of which candidates of one text share theirs; None before its first row."""
+        """The text of each sequence, shared by candidates of one text; None before its first
+        row."""
         self._last: dict[int, Tensor] = {}
-        """By candidate its own state, [C]."""
+        """The state of each candidate, [C]."""
 
     def add(self, sequence: NewSequence) -> None:
-        """Know a sequence, if it is compared; what was kept of one that comes again goes."""
+        """Register a sequence if it is compared. Anything kept for the same id is dropped."""
         self.remove(sequence.seq_id)
         if sequence.sampling.contrast is not None:
             self._texts[sequence.seq_id] = None
 
     def remove(self, seq_id: int) -> None:
-        """Forget it; unknown ids are fine."""
+        """Forget a sequence; unknown ids are ignored."""
         self._texts.pop(seq_id, None)
         self._last.pop(seq_id, None)
 
     def compare(self, rows: StepRows, hidden: Tensor) -> dict[int, HostCopy]:
-        """Keep the states of texts, and compare those of candidates.
+        """Keep the states of texts, and compare those of candidates with them.
 
         Args:
-            hidden: [T, C], of these rows. Not kept.
+            hidden: the hidden states of these rows, [T, C]; not kept.
 
         Returns:
-            By candidate the greatest cosine to a state of the text before it, [1] fp32.
+            For each candidate, the greatest cosine to a state of the text before it, [1] fp32.
         """
         found: dict[int, HostCopy] = {}
         if not self._texts:
@@ -67,7 +69,7 @@ class TextStates:
         return found
 
     def _text_of(self, seq_id: int, start: int) -> "_Text":
-        """Whose rows from `start` on are computed now."""
+        """The text whose rows from `start` on are computed now."""
         text = self._texts[seq_id] if start else _Text()
         if text is None:
             raise InvariantViolation("the states of a text's beginning are not there")
@@ -75,7 +77,7 @@ class TextStates:
         return text
 
     def _followed(self, seq_id: int, length: int) -> "_Text":
-        """The text of that length that ends in the last row of a sequence."""
+        """The text of `length` tokens that ends in the last row of a sequence."""
         text = self._texts.get(seq_id)
         if text is not None and text.length == length - 1 and seq_id in self._last:
             text.put(length - 1, self._last[seq_id].unsqueeze(0))
@@ -85,15 +87,15 @@ class TextStates:
 
 
 class _Text:
-    """States of positions 0 .. length."""
+    """The states of positions 0 .. length."""
 
     def __init__(self) -> None:
         self.length = 0
         self._states: Tensor | None = None
-        """[capacity, C]."""
+        """Shape [capacity, C]."""
 
     def put(self, start: int, states: Tensor) -> None:
-        """What was there from `start` on goes."""
+        """Store states from position `start` on and drop later ones."""
         if start > self.length:
             raise InvariantViolation("states of a text are missing")
         end = start + len(states)
@@ -109,10 +111,10 @@ class _Text:
         self.length = end
 
     def similarity(self, state: Tensor) -> Tensor:
-        """[1]: the greatest cosine. Each is summed by itself: how many threads there are, and what
-        else is computed, changes no bit."""
+        """The greatest cosine, [1]. Each is summed by itself, so that neither the number of threads
+        nor other work changes a bit."""
         if self._states is None:
-            raise InvariantViolation("a text without states")
+            raise InvariantViolation("a text has no states")
         cosines = [
             (self._states[at : min(at + _ROWS_AT_A_TIME, self.length)] * state).sum(-1)
             for at in range(0, self.length, _ROWS_AT_A_TIME)
@@ -121,6 +123,6 @@ class _Text:
 
 
 def _normalised(hidden: Tensor) -> Tensor:
-    """[R, C] fp32, rows of length 1. Copies."""
+    """Copy rows as [R, C] fp32, scaled to length 1."""
     states = hidden.float()
     return states / (states * states).sum(-1, keepdim=True).sqrt()

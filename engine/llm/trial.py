@@ -1,8 +1,9 @@
-"""Who is to blame for a step that failed: its sequences run one at a time until that is known,
-those of a group together.
+"""Finds the sequence that made a step fail: the step's sequences run one at a time until it is
+known, those of a group together.
 
-One that fails alone is the culprit and ends. One that gets its next token, or ends, is cleared; so
-every trial moves its sequence on, and a fault that shows in company only cannot stop the engine.
+A sequence that fails alone is the culprit and ends. One that gets its next token, or ends, is
+cleared. So every trial advances its sequence, and a fault that shows only in company cannot stop
+the engine.
 """
 
 import structlog
@@ -22,7 +23,7 @@ class Trial:
         self._suspects: dict[int, None] = {}
 
     def next(self) -> Sequence | None:
-        """Whose turn it is, if there is anybody left. The aborted are forgotten."""
+        """Return the next suspect, if any is left. Aborted ones are forgotten."""
         while self._suspects:
             seq_id = next(iter(self._suspects))
             sequence = self._roster.find(seq_id)
@@ -32,18 +33,18 @@ class Trial:
         return None
 
     def judge(self, error: Exception, decision: ScheduleDecision | None) -> Sequence | None:
-        """Who failed a step, if nothing else was in it; else all of its sequences become suspects.
-        Drafts are something else: a trial does without.
+        """Return the culprit if a failed step had nothing else in it; otherwise make all of its
+        sequences suspects. Drafts count as something else: a trial does without them.
 
         Args:
-            decision: None if it could not even be made.
+            decision: the step's decision; None if it could not even be made.
         """
         members = self._members(decision)
         firsts = dict.fromkeys(sequence.together[0] for sequence in members)
         if len(firsts) == 1 and (decision is None or _is_of(members, decision)):
             return members[0]
         log.warning(
-            "a step failed; its sequences are tried one at a time",
+            "a step failed; its sequences run one at a time until the cause is found",
             error=type(error).__name__,
             num_sequences=len(members),
         )
@@ -51,8 +52,8 @@ class Trial:
         return None
 
     def clear(self, sequence: Sequence) -> None:
-        """A step of it was good and brought a token, or its end. The next one needs its blocks: it
-        goes on once all are tried."""
+        """Clear a sequence whose step went well and brought a token or its end. A former suspect is
+        preempted, because the next one needs its blocks; it continues once all are tried."""
         first = sequence.together[0]
         if self._suspects.pop(first.seq_id, 0) is None and first.status is Status.RUNNING:
             self._roster.preempt(sequence)
@@ -64,13 +65,13 @@ class Trial:
         suspect = self.next()
         if suspect is not None:
             return [suspect]
-        # Of those who wait, only the first can have been looked at without running by now.
+        # Of the waiting ones, only the first can have been looked at without running by now.
         waiting = self._roster.waiting
         return [*self._roster.running, *([waiting.peek()] if waiting else [])]
 
 
 def _is_of(members: list[Sequence], decision: ScheduleDecision) -> bool:
-    """Whether nothing but these was in a step."""
+    """Whether a step had nothing but these sequences."""
     return len(decision.scheduled) == len(members) and not any(
         scheduled.drafts for scheduled in decision.scheduled
     )

@@ -1,9 +1,10 @@
-"""The steps that a runner takes before it serves, so that no request pays for what happens once.
+"""The steps that a runner runs before it serves, so that no request pays for what happens only
+once.
 
-On a CPU they fill caches and load what is loaded at its first use. On a GPU every kernel that a
-later step may launch is compiled by then. Kernels differ by little that a batch decides (their row
-counts are not specialised): whether there are at most 16, at most 64 or more rows, in the layers,
-in the head and among scored tokens; whether a context is longer than one split of the keys; whether
+On a CPU they fill caches and load what is loaded at its first use. On a GPU they compile every
+kernel that a later step may launch. Kernels are not specialised by row count and differ by few
+properties of a batch: whether there are at most 16, at most 64 or more rows, in the layers, in the
+head and among scored tokens; whether a context is longer than one split of the keys; and whether
 rows have alternatives and edits.
 """
 
@@ -15,34 +16,35 @@ from engine.llm.decision import GroupBlocks, NewSequence, ScheduleDecision, Sche
 from engine.types import SamplingParams
 
 CPU_ROWS = (1, 16, 32)
-"""Sizes of decode steps."""
+"""The sizes of decode steps on a CPU."""
 GPU_ROWS = (1, 2, 17, 65)
-"""One of each kind; a chunk of two tokens is the smallest that is no decode."""
+"""The sizes of steps on a GPU, one of each kind; a chunk of two tokens is the smallest that is not
+a decode."""
 FIRST_SPLIT = 512
-"""Keys that attention on a GPU walks in one piece."""
+"""The number of keys that attention on a GPU processes in one piece."""
 GREEDY = SamplingParams(temperature=0.0, max_tokens=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Of tokens 0, all in the first block, whose owner comes later."""
+    """A text of zero tokens, all in the first block, which has no owner yet."""
 
     num_tokens: int
-    """In this step."""
+    """The number of tokens in this step."""
     num_cached: int = 0
-    """Before it."""
+    """The number of tokens before this step."""
     sampling: SamplingParams = GREEDY
-    """With `prompt_logprobs` all tokens of the step are scored."""
+    """The sampling parameters; with `prompt_logprobs` all tokens of the step are scored."""
 
 
 WarmUpStep = list[Text]
 
 
 def warm_up_steps(config: ResolvedConfig, more_rows: Iterable[int] = ()) -> list[WarmUpStep]:
-    """In the order they are to be taken.
+    """Return the warm-up steps, in the order in which they must run.
 
     Args:
-        more_rows: on a GPU, sizes of chunks for which a model has kernels beside `GPU_ROWS`.
+        more_rows: on a GPU, further chunk sizes, beside `GPU_ROWS`, for which a model has kernels.
     """
     if config.device == "cpu":
         most = config.max_decode_rows
@@ -53,8 +55,9 @@ def warm_up_steps(config: ResolvedConfig, more_rows: Iterable[int] = ()) -> list
 
 
 def largest_steps(config: ResolvedConfig) -> list[WarmUpStep]:
-    """What takes most memory: a chunk that fills the budget, its tokens scored, and as many decodes
-    as there may be, with the longest contexts and a list of alternatives each."""
+    """Return the steps that take most memory: a chunk that fills the budget, with all its tokens
+    scored, and as many decodes as possible, with the longest contexts and a list of alternatives
+    each."""
     chunk = _most_tokens(config)
     decode = Text(1, config.max_model_len - 1, SamplingParams(max_tokens=1, logprobs=20))
     return [
@@ -64,8 +67,8 @@ def largest_steps(config: ResolvedConfig) -> list[WarmUpStep]:
 
 
 def decision(texts: WarmUpStep, block_size: int, num_groups: int = 1) -> ScheduleDecision:
-    """The step as a scheduler would decide it for a model with so many groups of layers. Its
-    sequences have negative ids."""
+    """Make the decision that a scheduler would make for such a step and `num_groups` layer groups.
+    Its sequences have negative ids."""
     return ScheduleDecision(
         new=[_sequence(-1 - i, text) for i, text in enumerate(texts)],
         scheduled=[
@@ -80,7 +83,7 @@ def _most_tokens(config: ResolvedConfig) -> int:
 
 
 def _decodes(config: ResolvedConfig) -> list[WarmUpStep]:
-    """Steps of one token per text, for all ways to choose it."""
+    """Make steps of one token per text, for all ways to choose the token."""
     most = config.max_decode_rows
     steps: list[WarmUpStep] = [[Text(1)] * rows for rows in GPU_ROWS if rows <= most]
     for sampling in (
@@ -95,7 +98,7 @@ def _decodes(config: ResolvedConfig) -> list[WarmUpStep]:
 
 
 def _chunks(config: ResolvedConfig, sizes: Iterable[int]) -> list[WarmUpStep]:
-    """Of prompts whose tokens are scored: the head then has as many rows."""
+    """Make steps of prompts whose tokens are scored, so that the head has as many rows."""
     return [
         [Text(rows, sampling=SamplingParams(max_tokens=1, prompt_logprobs=num_top))]
         for rows in sorted(sizes)
@@ -105,7 +108,7 @@ def _chunks(config: ResolvedConfig, sizes: Iterable[int]) -> list[WarmUpStep]:
 
 
 def _sequence(seq_id: int, text: Text) -> NewSequence:
-    # One more, so that the last one scores something, too.
+    # One token more, so that the last one is scored, too.
     prompt = [0] * (text.num_cached + text.num_tokens + 1)
     return NewSequence(seq_id, prompt, text.sampling, 0, 0, ())
 

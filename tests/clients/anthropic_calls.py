@@ -1,7 +1,7 @@
 # /// script
 # dependencies = ["anthropic", "pytest"]
 # ///
-"""Anthropic's own client: https://platform.claude.com/docs/en/api/sdks/python
+"""Calls Anthropic's own client (https://platform.claude.com/docs/en/api/sdks/python).
 
 Messages, their streams and counts of tokens are in tests/e2e/test_anthropic_client.py.
 """

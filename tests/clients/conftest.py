@@ -1,17 +1,18 @@
-"""A server for client libraries as their users install them: `make clients`."""
+"""A server for client libraries as their users install them (`make clients`)."""
 
 import pytest
 from served import Server
 
 
 def pytest_ignore_collect(config):
-    """They need the extra `clients`, and registries of packages."""
+    """Ignore the clients' tests unless asked for: they need the extra `clients`, and package
+    registries."""
     return None if config.getoption("--clients") else True
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory, smollm2_checkpoint):
-    """The default model, an embedding model and an image model."""
+    """A server of the default model, an embedding model and an image model."""
     models = ("smollm2-135m-instruct", "all-minilm-l6-v2", "tandem-shapes")
     options = [option for model in models for option in ("--model", model)]
     server = Server(tmp_path_factory.mktemp("server") / "log", *options)
@@ -22,7 +23,8 @@ def server(tmp_path_factory, smollm2_checkpoint):
 
 @pytest.fixture
 def environment(server, monkeypatch):
-    """What the clients' documentation has in the environment; and none of them calls home."""
+    """Set the environment that the clients' documentation asks for, and keep clients from calling
+    home."""
     monkeypatch.setenv("SERVER_URL", server.url)
     monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
     monkeypatch.setenv("OPENAI_API_KEY", "unused")

@@ -34,7 +34,7 @@ WEATHER = {
 
 @pytest.fixture
 def client():
-    """Address and key are in the environment."""
+    """A client that takes address and key from the environment."""
     with OpenAI(max_retries=0) as client:
         yield client
 

@@ -13,7 +13,8 @@ from PIL import Image, ImageChops
 SERVER = urlsplit(os.environ["SERVER_URL"])
 MODEL = "tandem-shapes"
 SIZE = {"width": 64, "height": 64}
-"""The default model draws at most 256x256; the client asks for 512x512."""
+"""The size to ask for: the default model draws at most 256x256, but the client's default is
+512x512."""
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ IMAGE_MODEL = "tandem-shapes"
 
 @pytest.fixture(scope="session")
 def model_cache(smollm2_checkpoint) -> None:
-    """The default model is in the cache before a server is timed."""
+    """Put the default model into the cache before a server is timed."""
 
 
 @pytest.fixture
 def start_server(tmp_path, model_cache):
-    """`start_server(*args)`: a server of one's own, ended with the test."""
+    """`start_server(*args)` starts a server that ends with the test."""
     logs = (tmp_path / f"server-{number}.log" for number in itertools.count())
     with contextlib.ExitStack() as stack:
 
@@ -33,7 +33,7 @@ def start_server(tmp_path, model_cache):
 
 @pytest.fixture(scope="module")
 def start_shared_server(tmp_path_factory, model_cache):
-    """`start_shared_server(*args)`: a server for the tests of one file."""
+    """`start_shared_server(*args)` starts a server for the tests of one file."""
     servers: list[Server] = []
 
     def start(*args: str) -> Server:

@@ -1,4 +1,4 @@
-"""A third kind of model, of a test's own: it answers texts with themselves, in capitals.
+"""A third kind of model, only for tests: it answers texts with themselves, in capitals.
 
 As a program it is the worker of such a model: the real loop, and one more row in the table of
 kinds.

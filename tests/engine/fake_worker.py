@@ -120,9 +120,9 @@ def main() -> int:
 
 GRANTS = []
 unanswered = {}
-"""Adapters of requests that are never answered, by request."""
+"""The adapters of requests that are never answered, by request."""
 leaving = []
-"""Adapters that are to go."""
+"""The adapters that are being unloaded."""
 
 
 def let_go(link):

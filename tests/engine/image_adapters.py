@@ -1,4 +1,5 @@
-"""Adapters of image models with random numbers, in every way to write them, and what they come to.
+"""Makes adapters of image models with random numbers, in every file format, and the updates that
+they stand for.
 
 The updates are put together here, from the papers' formulas, so that whoever applies them otherwise
 has something to be compared with.
@@ -162,7 +163,7 @@ def write(
 
 
 def dora(module, update, lengths, g):
-    """Lengths of the updated weights' rows, and what the update comes to with them."""
+    """Return the lengths of the updated weights' rows, and the update with these lengths."""
     weight = module.weight.detach()
     whole = weight + update
     norms = whole.flatten(1).norm(dim=1)
@@ -175,14 +176,14 @@ def dora(module, update, lengths, g):
 
 
 def merge(model, updates, scale=1.0):
-    """Into the weights of a model of diffusers or transformers, in place."""
+    """Add updates to the weights of a model of diffusers or transformers, in place."""
     with torch.no_grad():
         for path, update in updates.items():
             model.get_submodule(path).weight += scale * update
 
 
 def layer_paths(model, *, kinds=(nn.Linear, nn.Conv2d)):
-    """Of all layers that adapters may change."""
+    """Return the paths of all layers that adapters may change."""
     return [path for path, module in model.named_modules() if isinstance(module, kinds)]
 
 
@@ -195,13 +196,13 @@ def dotted(prefix):
 
 
 def table_of(adapted, *, room=8, host=None, **limits):
-    """An empty table of a model's layers."""
+    """Make an empty table of a model's layers."""
     most = limits_of(room, **limits)
     return ImageAdapterTable(adapted, host or Host(), most, dtype=torch.float32)
 
 
 def settle(table, in_use=()):
-    """Let all that was ordered come to its end."""
+    """Wait until all orders are done."""
     while table._loads:
         table.wait(5)
         table.advance(lambda: set(in_use))
@@ -209,7 +210,7 @@ def settle(table, in_use=()):
 
 
 def load(table, name, place, *, replaces=False, in_use=()):
-    """Load an adapter; returns the answer."""
+    """Load an adapter and return the answer."""
     answers = []
     table.load(AdapterOrder(name=name, folder=str(place), replaces=replaces), answers.append)
     settle(table, in_use)

@@ -1,4 +1,4 @@
-"""Adapters that PEFT has made, and memory for them."""
+"""Makes adapters with PEFT, and a host that grants memory for them."""
 
 import warnings
 from itertools import count
@@ -24,7 +24,7 @@ class Host:
         self.capacity = capacity
         self.reserved: list[tuple[str, str, int]] = []
         self.lent: dict[int, int] = {}
-        """Bytes that were not given back, by grant."""
+        """The bytes that were not given back, by grant."""
         self._ids = count()
 
     def report(self, *_: Any) -> None:
@@ -47,7 +47,7 @@ class Host:
 
 
 def limits_of(num_adapters: int, **given: Any) -> AdapterLimits:
-    """As many in place, unless told otherwise."""
+    """Make limits for this many adapters, all in place unless told otherwise."""
     most = {"max_adapters": num_adapters, "max_slots": num_adapters, "capacity_bytes": 1}
     return AdapterLimits(**(most | given))
 
@@ -61,7 +61,7 @@ def load(
     is_packed: bool = False,
     **limits: Any,
 ) -> Any:
-    """A table with these adapters, and room for more."""
+    """Load a table with these adapters and room for more."""
     most = limits_of(len(folders) + room, **limits)
     table = AdapterTable(model, host or Host(), most, is_packed=is_packed)
     table.load_first({name: str(folder) for name, folder in folders.items()})

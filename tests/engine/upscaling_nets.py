@@ -26,7 +26,7 @@ _numbers = itertools.count()
 
 
 class PlainNet(nn.Module):
-    """Any function of images as a network. It keeps the shapes that it saw."""
+    """Any function of images as a network. It records the shapes that it saw."""
 
     def __init__(
         self, compute: Callable[[Tensor], Tensor], scale: int = 1, radius: int | None = 0
@@ -59,7 +59,7 @@ def nearest(scale: int) -> PlainNet:
 
 
 def drawn(net: Any) -> Any:
-    """A network with weights large enough for each pixel to matter to its neighbours."""
+    """Draw a network with weights large enough for each pixel to matter to its neighbours."""
     for parameter in net.parameters():
         fan = parameter[0].numel() if parameter.ndim > 1 else 16
         parameter.data.normal_(0.0, 1.0 / fan**0.5)
@@ -116,7 +116,7 @@ def upscaling_engine(net: Any, **changes: Any) -> UpscalingEngine:
 
 
 def run(engine: UpscalingEngine) -> dict[str, list[UpscaleEvent]]:
-    """All events, by request."""
+    """Run until all is done and return the events by request."""
     found: dict[str, list[UpscaleEvent]] = {}
     while engine.has_work():
         events, _ = engine.step()
@@ -126,7 +126,7 @@ def run(engine: UpscalingEngine) -> dict[str, list[UpscaleEvent]]:
 
 
 def result_of(request: UpscaleRequest, events: list[UpscaleEvent]) -> Image:
-    """The rows, which must come whole and in order."""
+    """Join a result's rows, which must come whole and in order."""
     stride = request.width * request.image.channels
     data = b""
     for event in events:
@@ -138,7 +138,7 @@ def result_of(request: UpscaleRequest, events: list[UpscaleEvent]) -> Image:
 
 
 def upscaled(image: Image, net: Any, **changes: Any) -> Image:
-    """A request's result, alone in an engine."""
+    """Run a request alone in an engine and return its result."""
     request = upscale_request(image, net, **changes)
     engine = upscaling_engine(net)
     engine.add(request)
@@ -146,7 +146,7 @@ def upscaled(image: Image, net: Any, **changes: Any) -> Image:
 
 
 def untiled(image: Image, net: Any) -> Image:
-    """What the network makes of the whole image, mirrored beyond its borders."""
+    """Run the network on the whole image, mirrored beyond its borders."""
     height, width, _ = image.shape
     scale, multiple = net.facts.scale, net.facts.size_multiple
     border = -(-BORDER // multiple) * multiple

@@ -1,4 +1,4 @@
-"""C++ operations compiled for other processors than this one."""
+"""Fixtures that compile the C++ operations for other processors than this one."""
 
 import sys
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def run_build(monkeypatch: pytest.MonkeyPatch) -> "Callable[[str], None]":
 
 @pytest.fixture(scope="session")
 def other_builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is compiled here once, for all tests."""
+    """The operations that are compiled once for all tests."""
     return tmp_path_factory.mktemp("other_builds")
 
 

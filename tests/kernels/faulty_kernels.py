@@ -15,7 +15,7 @@ def _good_kernel(x_ptr, out_ptr, size, BLOCK_SIZE: tl.constexpr):
 
 @triton.jit
 def _spilling_kernel(x_ptr, out_ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Two tiles of which each element is needed until the end."""
+    """A kernel with two tiles of which each element is needed until the end."""
     at = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     x = tl.load(x_ptr + at)
     y = tl.load(x_ptr + ROWS * COLUMNS + at)
@@ -25,7 +25,7 @@ def _spilling_kernel(x_ptr, out_ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _product_kernel(a_ptr, b_ptr, out_ptr, inner, TILE: tl.constexpr, USE_DOT: tl.constexpr):
-    """[TILE, inner] times [inner, TILE]."""
+    """A kernel that multiplies [TILE, inner] by [inner, TILE]."""
     side, depth = tl.arange(0, TILE), tl.arange(0, 64)
     total = tl.zeros((TILE, TILE), tl.float32)
     for start in range(0, inner, 64):
@@ -40,7 +40,7 @@ def _product_kernel(a_ptr, b_ptr, out_ptr, inner, TILE: tl.constexpr, USE_DOT: t
 
 @triton.jit
 def _converting_kernel(out_ptr, num_rows):
-    """Cannot be compiled for a single row."""
+    """A kernel that cannot be compiled for a single row."""
     tl.store(out_ptr, num_rows.to(tl.int64))
 
 
@@ -50,12 +50,12 @@ def _general_kernel(out_ptr, num_rows):
 
 
 def tensor(dtype: torch.dtype, offset: int = 0) -> torch.Tensor:
-    """Without memory; starts `offset` elements behind an aligned address."""
+    """Make a tensor without memory that starts `offset` elements behind an aligned address."""
     return torch.empty(1 << 20, dtype=dtype, device="meta")[offset:]
 
 
 def good(size: int = 1000, offset: int = 0) -> None:
-    """Launches a kernel that has no fault."""
+    """Launch a kernel that has no fault."""
     x, out = tensor(torch.bfloat16, offset), tensor(torch.bfloat16)
     _good_kernel[(1,)](x, out, size, BLOCK_SIZE=1024)
 
@@ -80,11 +80,11 @@ CALLS = {
     "no tensor cores": lambda: product(16, use_dot=False),
     "single row": lambda: _converting_kernel[(1,)](tensor(torch.int64), 1),
 }
-"""By what they are to show."""
+"""The launches, by what they show."""
 
 
 def launch(name: str, capability: int = 80) -> Launch:
-    """What one of the calls launches."""
+    """Record what one of the calls launches."""
     with recorded(capability) as launches:
         CALLS[name]()
     (found,) = launches

@@ -22,7 +22,9 @@ META = torch.device("meta")
 
 
 def launches() -> dict[str, tuple[str, Launch]]:
-    """One for each specialisation: which arguments there are, of what types, and which are 1.
+    """Return one launch for each specialisation: which arguments there are, of what types, and
+    which are 1. Values of declared constants, such as tiles, make no difference to what can be
+    read.
 
     Values of declared constants, such as tiles, make no difference to what can be read.
     """
@@ -52,7 +54,7 @@ def launches_of(op: Op[..., Any]) -> Iterator[tuple[str, Launch]]:
 
 
 def lower(launch: Launch) -> None:
-    """Raises whatever Triton raises for code that it cannot make sense of."""
+    """Lower a launch. Raises whatever Triton raises for code that it cannot read."""
     chip = target(CAPABILITY)
     backend, context = make_backend(chip), ir.context()
     ir.load_dialects(context)

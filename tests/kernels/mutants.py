@@ -15,19 +15,19 @@ from pathlib import Path
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 SURVIVED, KILLED = 0, 1
-"""Exit codes of a check."""
+"""The exit codes of a check."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """What is wrong with it, where, and whose checks must find it."""
+    """A mutant: its fault, where it is, and the operation whose checks must find it."""
 
     name: str
     op: str
     path: str
-    """Under `kernels`."""
+    """The path of the file under `kernels`."""
     old: str
-    """Is there once."""
+    """The line to replace, which must occur exactly once."""
     new: str
 
     def text(self) -> str:
@@ -150,7 +150,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run(mutant: Mutant) -> tuple[int, str]:
-    """Exit code of its check, and the last line of what it says."""
+    """Run a mutant's check. Returns its exit code and the last line of its output."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "kernels"
         shutil.copytree(KERNELS, copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -168,7 +168,7 @@ def run(mutant: Mutant) -> tuple[int, str]:
 
 
 def check_op(name: str) -> int:
-    """All cases of an op in bf16, then in fp32, until one fails."""
+    """Check all cases of an op in bf16, then in fp32, until one fails."""
     import torch
 
     import kernels

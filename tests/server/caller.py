@@ -1,4 +1,4 @@
-"""A request whose connection may end before its answer."""
+"""Sends a request whose connection may end before its answer."""
 
 import asyncio
 from typing import Any
@@ -11,7 +11,7 @@ class Caller:
     """Sends one POST request to an app.
 
     Attributes:
-        status, answer: once they have come; of the answer the beginning.
+        status, answer: the status and the beginning of the answer, once they have come.
 
     Args:
         fields: as httpx takes them.
@@ -25,7 +25,7 @@ class Caller:
         self.answer = b""
 
     async def send(self, leaving: asyncio.Event) -> None:
-        """Until it is answered; the client leaves when it is told to."""
+        """Send the request and wait for the answer; the client leaves when it is told to."""
         messages = [{"type": "http.request", "body": self._content, "more_body": False}]
 
         async def receive() -> dict[str, Any]:

@@ -14,8 +14,7 @@ from server.images.picture_processes import PictureProcesses
 
 @pytest.fixture(autouse=True)
 def logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    """What the test logged, in place of output. structlog's own console would print the local
-    values of tracebacks, which takes seconds."""
+    """Collect what the test logs, in place of output."""
     with structlog.testing.capture_logs() as lines:
         yield lines
 
@@ -29,14 +28,14 @@ def picture_processes() -> Iterator[PictureProcesses]:
 
 class _SharedProcesses(PictureProcesses):
     def close(self) -> None:
-        """They are for the next app, too."""
+        """Do nothing: the next app uses the processes, too."""
 
 
 @pytest.fixture(autouse=True)
 def shared_picture_processes(
     picture_processes: PictureProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All apps have the same: a start of each would take half a second."""
+    """Share the picture processes between all apps, as starting them takes half a second."""
     monkeypatch.setattr(app, "PictureProcesses", lambda max_pixels: picture_processes)
 
 

@@ -30,7 +30,7 @@ class EmbeddingServer:
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
 
     def ids(self, text: str) -> list[int]:
-        """With the token that the tokenizer adds in front."""
+        """Encode a text, with the token that the tokenizer adds in front."""
         ids: list[int] = self.tokenizer.encode(text).ids
         return ids
 
@@ -38,7 +38,7 @@ class EmbeddingServer:
         return await self.client.post("/v1/embeddings", json={"input": "the fox"} | body)
 
     async def refused(self, status: int = 400, **body: Any) -> dict[str, Any]:
-        """The error, which must have the one shape."""
+        """Return the error, which must have the usual shape."""
         response = await self.embed(**body)
         assert response.status_code == status, response.text
         assert response.json().keys() == {"error"}
@@ -47,7 +47,7 @@ class EmbeddingServer:
         return error
 
     async def in_flight(self, path: str, **body: Any) -> "asyncio.Task[httpx.Response]":
-        """A request that the engine has and, on hold, does not answer."""
+        """Send a request and wait until the engine has it; on hold, the engine does not answer."""
         before = len(self.engine.embedding_requests)
         task = asyncio.create_task(self.client.post(path, json=body))
         await until(lambda: len(self.engine.embedding_requests) > before)

@@ -28,7 +28,7 @@ DIMENSIONS = 8
 
 
 def embedding_info(model: str = "embedder", **changes: object) -> EmbeddingModelInfo:
-    """What a small ready embedding model says of itself; `changes` replaces fields."""
+    """Make the facts of a small ready embedding model; `changes` replaces fields."""
     info = EmbeddingModelInfo(
         model=model,
         path="/nonexistent",
@@ -45,16 +45,16 @@ def embedding_info(model: str = "embedder", **changes: object) -> EmbeddingModel
 
 
 def vector(token_ids: Sequence[int], dimensions: int | None = None) -> list[float]:
-    """Numbers that 32 bits hold exactly."""
+    """Make an embedding of numbers that 32 bits hold exactly."""
     numbers = [(sum(token_ids) * (i + 3) % 97) / 64 - len(token_ids) for i in range(DIMENSIONS)]
     return numbers[:dimensions]
 
 
 class FakeEmbeddingEngine(FakeEngineClient):
-    """Text models as before, and embedding models.
+    """A fake engine with text models as before, and embedding models.
 
     Attributes:
-        embedding_requests: what was asked for.
+        embedding_requests: the requests so far.
         open: streams not yet ended, by request id.
     """
 
@@ -85,7 +85,7 @@ class FakeEmbeddingEngine(FakeEngineClient):
         return stream
 
     def kill_embedding_worker(self) -> None:
-        """The worker process ends with its requests in it."""
+        """End the worker process with its requests in it."""
         for stream in self.open.values():
             stream.put(EngineDead("the engine process ended unexpectedly"))
         self.open.clear()

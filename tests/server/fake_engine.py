@@ -43,11 +43,12 @@ from engine.types import (
 )
 
 Reply = Callable[[GenerateRequest, int], Sequence[int]]
-"""(request, completion index) → the tokens that the model would write, end-of-sequence excluded."""
+"""Maps (request, completion index) to the tokens that the model would write, end-of-sequence
+excluded."""
 
 
 def model_info(model: str = "fake", **changes: object) -> ModelInfo:
-    """What a small ready model says of itself; `changes` replaces fields."""
+    """Make the facts of a small ready model; `changes` replaces fields."""
     info = ModelInfo(
         model=model,
         path="/nonexistent",
@@ -65,7 +66,8 @@ def model_info(model: str = "fake", **changes: object) -> ModelInfo:
 
 
 def pure_reply(request: GenerateRequest, index: int) -> list[int]:
-    """Endless in practice: as many tokens as may be asked for, none of them special."""
+    """Write a practically endless reply: as many tokens as may be asked for, none of them
+    special."""
     seed = request.sampling.seed or 0
     key = zlib.crc32(repr((request.prompt_token_ids, index, seed)).encode())
     return [3 + (key + 7919 * i) % 900 for i in range(request.sampling.max_tokens)]
@@ -73,7 +75,7 @@ def pure_reply(request: GenerateRequest, index: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """End a completion with finish reason `error` after so many tokens."""
+    """Ends a completion with finish reason `error` after a number of tokens."""
 
     after: int = 0
     code: str = "out_of_kv_blocks"
@@ -319,7 +321,7 @@ class FakeEngineClient:
     # What a test does to it.
 
     def serve(self, info: Info) -> None:
-        """One more model, which is ready."""
+        """Serve one more model, which is ready."""
         self.served[info.model] = info
         self._statuses[info.model] = ModelStatus(model=info.model, phase=Phase.READY)
 
@@ -336,7 +338,7 @@ class FakeEngineClient:
         self._may_write.set()
 
     def die(self, model: str | None = None) -> None:
-        """The worker process ends: live streams raise EngineDead, the model restarts."""
+        """End the worker process: live streams raise EngineDead, and the model restarts."""
         self._end_all("the engine process ended unexpectedly", model)
         for name, status in list(self._statuses.items()):
             if model in (None, name):
@@ -473,7 +475,8 @@ class _EventWriter:
         return [None, *(self._logprob(token, num_top) for token in rest)]
 
     def _logprob(self, token: int, num_top: int) -> TokenLogprob:
-        """The token is the most likely one; the next ids are the alternatives."""
+        """Make log-probabilities: the token is the most likely one, and the next ids are the
+        alternatives."""
         vocab_size = self.engine.served[self.request.model].vocab_size
         top_ids = [(token + i) % vocab_size for i in range(num_top)]
         top_logprobs = [-0.5 - i for i in range(num_top)]

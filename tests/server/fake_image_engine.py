@@ -36,7 +36,7 @@ DENOISING = DenoisingFacts(
 
 
 def image_info(model: str = "painter", **changes: object) -> ImageModelInfo:
-    """What a small ready image model says of itself; `changes` replaces fields."""
+    """Make the facts of a small ready image model; `changes` replaces fields."""
     info = ImageModelInfo(
         model=model,
         path="/nonexistent",
@@ -55,7 +55,7 @@ def image_info(model: str = "painter", **changes: object) -> ImageModelInfo:
 
 
 def picture(request: ImageRequest, index: int) -> Pixels:
-    """Colour noise with a phase of its own."""
+    """Make a picture of colour noise, which depends on prompt, seed and size."""
     params, loras = request.params, setting_of(request, index)
     key = zlib.crc32(repr((request.prompt, seed_of(request, index), loras)).encode())
     width, height = params.result_size
@@ -66,12 +66,12 @@ def picture(request: ImageRequest, index: int) -> Pixels:
 
 
 def seed_of(request: ImageRequest, index: int) -> int:
-    """Settings of adapters have the same ones."""
+    """Return an image's seed; all settings of adapters share the same seeds."""
     return request.params.seed + index % (request.params.n // request.num_settings)
 
 
 def setting_of(request: ImageRequest, index: int) -> list[tuple[str, float]]:
-    """The adapters that an image is drawn with."""
+    """Return the adapters that an image is drawn with."""
     if not request.loras:
         return []
     setting = request.loras[index * request.num_settings // request.params.n]
@@ -114,14 +114,14 @@ class ImageStream:
 
 
 class FakeImageEngine(FakeEngineClient):
-    """Text models as before, and image models.
+    """A fake engine with text models as before, and image models.
 
     Attributes:
-        image_requests: what was asked for.
+        image_requests: the requests so far.
         live_images: streams not yet ended, by request id.
         draw: makes the picture of an image.
-        warnings: that come with every picture.
-        step_s: time of a step. `hold` and `release` stop and go as for text.
+        warnings: warnings that come with every picture.
+        step_s: the time of a step. `hold` and `release` work as for text.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class FakeImageEngine(FakeEngineClient):
         super().set_status(model, phase, **{"kind": kind, **changes})
 
     def kill_image_worker(self) -> None:
-        """The worker process ends with its requests in it."""
+        """End the worker process with its requests in it."""
         for request_id, stream in list(self.live_images.items()):
             if stream.task is not None:
                 stream.task.cancel()

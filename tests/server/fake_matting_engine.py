@@ -1,4 +1,4 @@
-"""A fake engine that takes backgrounds away, beside `fake_image_engine`'s models.
+"""A fake engine that removes backgrounds, beside `fake_image_engine`'s models.
 
 Alpha is 0 in the picture's left half and 255 in its right one; colours stay.
 """
@@ -28,7 +28,7 @@ from engine.types import FinishReason, Info, ModelStatus, Phase
 
 
 def matting_info(model: str = "cutter", **changes: object) -> MattingModelInfo:
-    """What a small ready model says of itself; `changes` replaces fields."""
+    """Make the facts of a small ready model; `changes` replaces fields."""
     info = MattingModelInfo(
         model=model,
         path="/nonexistent",
@@ -41,10 +41,10 @@ def matting_info(model: str = "cutter", **changes: object) -> MattingModelInfo:
 
 
 class FakeMattingEngine(FakeImageEngine):
-    """Text and image models as before, and models that take backgrounds away.
+    """A fake engine with text and image models as before, and models that remove backgrounds.
 
     Attributes:
-        matting_requests: what was asked for.
+        matting_requests: the requests so far.
         open: streams not yet ended, by request id.
     """
 
@@ -114,7 +114,7 @@ class FakeMattingEngine(FakeImageEngine):
 
 
 def cut(request: MattingRequest) -> Pixels:
-    """The result."""
+    """Make the result."""
     image = request.image
     shape = (image.height, image.width, image.channels)
     colours = np.frombuffer(image.data, np.uint8).reshape(shape)[..., :3]

@@ -72,14 +72,14 @@ class ImageServer:
 
 
 def png(width: int = 64, height: int = 48, mode: str = "RGB") -> bytes:
-    """A file with a gradient."""
+    """Make a PNG file with a gradient."""
     ramp = np.add.outer(np.arange(height), np.arange(width)).astype(np.uint8)
     image = Image.fromarray(ramp).convert(mode)
     return saved(image)
 
 
 def mask_png(width: int = 64, height: int = 48, *, marked: bool = True) -> bytes:
-    """A mask in OpenAI's notation: its left half is transparent."""
+    """Make a mask in OpenAI's notation: its left half is transparent."""
     alpha = np.full((height, width), 255, np.uint8)
     if marked:
         alpha[:, : width // 2] = 0
@@ -103,7 +103,7 @@ def opened(b64: str) -> Image.Image:
 
 
 def error_of(response: httpx.Response, status: int = 400) -> dict[str, Any]:
-    """The error of a refused request, which must have the one shape."""
+    """Return the error of a refused request, which must have the usual shape."""
     assert response.status_code == status, response.text
     body = response.json()
     assert body.keys() == {"error"}
@@ -113,7 +113,7 @@ def error_of(response: httpx.Response, status: int = 400) -> dict[str, Any]:
 
 
 def named_events(text: str) -> list[tuple[str, Any]]:
-    """(name, data) of a stream's events, which must be well-formed and end with [DONE]."""
+    """Return (name, data) of a stream's events, which must be well-formed and end with [DONE]."""
     blocks = [block for block in text.split("\n\n") if block and not block.startswith(":")]
     assert blocks[-1] == "data: [DONE]"
     events = []

@@ -1,4 +1,4 @@
-"""A server over an engine that takes backgrounds away, for the tests of its routes."""
+"""A server over an engine that removes backgrounds, for the tests of its routes."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ MATTE = "/v1/images/matte"
 
 
 class MattingServer(ImageServer):
-    """An app over a model that takes backgrounds away, and others if they are given."""
+    """An app over a model that removes backgrounds, and others if they are given."""
 
     def __init__(self, *infos: Any, **settings: Any) -> None:
         super().__init__(**settings)

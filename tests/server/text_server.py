@@ -24,7 +24,7 @@ from server.settings import Settings
 MODEL = "org/tiny"
 MAX_MODEL_LEN = 256
 VOCAB_SIZE = 420
-"""More than the tokenizer has, as in models that pad their output layer."""
+"""The vocabulary's size, more than the tokenizer has, as in models that pad their output layer."""
 BOS, EOS = 0, 1
 
 _TEMPLATE = (
@@ -38,7 +38,7 @@ _CORPUS = "the quick brown fox jumps over the lazy dog while seven wizards make 
 
 
 def write_tokenizer(folder: Path, *, chat_template: str | None = _TEMPLATE) -> Path:
-    """Byte-level BPE of 400 tokens that puts `<|s|>` before a plain prompt."""
+    """Write a byte-level BPE of 400 tokens that puts `<|s|>` before a plain prompt."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -77,7 +77,7 @@ class TextServer:
         return ids
 
     def say(self, *texts: str) -> None:
-        """From now on completion i of any prompt is text i (or the last), then it ends."""
+        """Answer any prompt from now on with text i (or the last) as completion i."""
         replies = [self.encode(text) for text in texts]
         self.engine.reply = lambda request, index: replies[min(index, len(replies) - 1)]
 
@@ -96,7 +96,7 @@ class TextServer:
         return await self.post("/v1/completions", **body)
 
     async def aclose(self) -> None:
-        """Without a lifespan nobody else ends the processes of chat templates."""
+        """End the processes of chat templates, as no lifespan ends them."""
         await self.app.state.tandem.texts.aclose()
         await self.client.aclose()
 
@@ -130,13 +130,14 @@ def text_info(folder: Path, model: str = MODEL, **changes: Any) -> ModelInfo:
 
 
 def babble(request: GenerateRequest, index: int) -> list[int]:
-    """Random tokens, multi-byte characters cut anywhere; the same for the same request."""
+    """Write random tokens, with multi-byte characters cut anywhere; the same for the same
+    request."""
     rng = random.Random(repr((request.prompt_token_ids, index, request.sampling.seed)))
     return [rng.randrange(2, 400) for _ in range(request.sampling.max_tokens)]
 
 
 def events_of(response: httpx.Response) -> list[Any]:
-    """The parsed events of a stream, which must be well-formed and end with [DONE]."""
+    """Parse the events of a stream, which must be well-formed and end with [DONE]."""
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/event-stream")
     blocks = [block for block in response.text.split("\n\n") if block]
@@ -148,7 +149,7 @@ def events_of(response: httpx.Response) -> list[Any]:
 
 
 def encoding_threads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Filled as texts are tokenised: whether that happened outside of this thread."""
+    """Record, for each tokenised text, whether that happened outside this thread."""
     outside: list[bool] = []
     encode = ModelTokenizer.encode
     here = threading.get_ident()

@@ -47,10 +47,12 @@ def repeated(images: torch.Tensor) -> torch.Tensor:
 
 
 class FakeUpscaleEngine(FakeEngineClient):
-    """Attributes:
-    upscale_requests: what was asked for.
-    open: streams not yet ended, by request id.
-    fault: raised by the network, if any.
+    """The engine behind the server, stepped in the event loop.
+
+    Attributes:
+        upscale_requests: the requests so far.
+        open: streams not yet ended, by request id.
+        fault: raised by the network, if any.
     """
 
     def __init__(self, *infos: UpscaleModelInfo) -> None:
@@ -126,7 +128,7 @@ class UpscalingServer:
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
 
     async def send(self, image: bytes | None = None, **fields: str) -> httpx.Response:
-        """As a form."""
+        """Send a request as a form."""
         files = {"image": ("a.png", png() if image is None else image, "image/png")}
         return await self.client.post(UPSCALE_PATH, files=files, data=fields)
 

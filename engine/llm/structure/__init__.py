@@ -1,4 +1,4 @@
-"""Texts of a given form: a grammar is made once, a mask before each token.
+"""Structured output: a grammar is made once per structure, and a mask before each token.
 
-Start at `engine/llm/structure/grammars.py::Grammars`. The grammars are llguidance's.
+Start at `engine/llm/structure/grammars.py::Grammars`. The grammars are those of llguidance.
 """

@@ -1,8 +1,8 @@
-"""Objects whose schema lists properties have no others, unless it says so itself.
+"""Closes objects: those whose schema lists properties get no others, unless the schema says so
+itself.
 
-JSON Schema leaves objects open. Whoever writes down what a model should answer hardly means that,
-and a small model then invents properties until its budget ends. vLLM, llama.cpp and Ollama close
-objects as well.
+JSON Schema leaves objects open. Few authors of a schema for answers mean that, and a small model
+then invents properties until its budget ends. vLLM, llama.cpp and Ollama close objects as well.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _ALTERNATIVES = ("anyOf", "oneOf")
 _SAYS_SO = frozenset(
     ("additionalProperties", "patternProperties", "unevaluatedProperties", "const", "enum")
 )
-"""Keywords by which a schema itself says what else an object may have."""
+"""Keywords with which a schema itself says what else an object may have."""
 _OF_OBJECTS = frozenset(("properties", "required", *_SAYS_SO))
 _HOLDS_SCHEMAS = ("properties", "patternProperties")
 _HOLDS_SCHEMA = ("additionalProperties", "items", "prefixItems", "contains")
@@ -24,9 +24,9 @@ _HOLDS_SCHEMA = ("additionalProperties", "items", "prefixItems", "contains")
 def close_objects(schema: Any) -> None:
     """Close the objects of a schema, in place.
 
-    Several schemas may speak of one object, by `allOf` or beside a `$ref`. It can have the
-    properties that any of them lists, so none of these is closed alone. What is both used alone and
-    together with others stays open.
+    Several schemas may describe one object, by `allOf` or beside a `$ref`. It can have the
+    properties that any of them lists, so none of them is closed alone. A schema that is used both
+    alone and together with others stays open.
     """
     closing = _Closing(schema)
     closing.look_at_all()
@@ -37,14 +37,14 @@ class _Closing:
     def __init__(self, root: Any) -> None:
         self._root = root
         self._alone: dict[int, tuple[_Node, list[Any]]] = {}
-        """Schemas that are the only ones to list the properties of their object, and these."""
+        """Schemas that alone list the properties of their object, with these properties."""
         self._together: dict[int, set[int]] = {}
-        """Of the others, which schemas they are parts of."""
+        """For other schemas, the schemas that they are part of."""
         self._wholes: list[tuple[_Node, list[Any]]] = []
-        """Those schemas, and all properties that their parts list."""
+        """The schemas with several parts, and all properties that these list."""
 
     def look_at_all(self) -> None:
-        """Every schema that something in the text has to fit."""
+        """Look at every schema that something in the text must fit."""
         seen: set[int] = set()
         left = [self._root]
         while left:
@@ -62,7 +62,8 @@ class _Closing:
                 _close(schema, names)
 
     def _look_at(self, schema: _Node) -> list[Any]:
-        """Gives the schemas of what is in it; and alternatives, where these say all there is."""
+        """Sort a schema's parts. Returns the schemas of what is in it, and its alternatives if
+        these describe the whole value."""
         parts = list(self._parts(schema))
         choosing = [part for part in parts if part.keys() & set(_ALTERNATIVES)]
         left = []
@@ -86,7 +87,7 @@ class _Closing:
             self._wholes += [] if is_open else [(schema, names)]
 
     def _parts(self, schema: _Node, *keywords: str) -> Iterator[_Node]:
-        """All schemas that speak of the same value as this one, and itself."""
+        """Yield all schemas that describe the same value as this one, and the schema itself."""
         seen: set[int] = set()
         left: list[Any] = [schema]
         while left:
@@ -100,7 +101,7 @@ class _Closing:
                 left.append(self._target(part["$ref"]))
 
     def _target(self, reference: Any) -> Any:
-        """None: it is not within this schema, or not by its place."""
+        """Find what a reference points to; None unless it is a place within this schema."""
         if not isinstance(reference, str) or not reference.startswith("#"):
             return None
         target = self._root

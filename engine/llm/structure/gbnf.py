@@ -1,4 +1,4 @@
-"""llama.cpp's grammars, GBNF: read into rules.
+"""Reads GBNF, the language of llama.cpp's grammars, into rules.
 
 https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md describes the language.
 """
@@ -20,19 +20,19 @@ _TIMES = re.compile(r"\{\s*([0-9]{1,9})\s*(,?)\s*([0-9]{0,9})\s*\}")
 
 @dataclass(frozen=True, slots=True)
 class Characters:
-    """One character, of these ranges or of all others."""
+    """One character in these ranges, or outside them."""
 
     ranges: tuple[tuple[int, int], ...]
-    """First and last of each."""
+    """The first and last character of each range."""
     is_negated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token, or any other one. What its text is does not count.
+    """One token or, if negated, any other one. The token's text does not matter.
 
     Attributes:
-        name: as it stands there: `<[1000]>`, or the token's text, such as `<think>`.
+        name: the name as written: `<[1000]>`, or the token's text, such as `<think>`.
     """
 
     name: str
@@ -41,31 +41,31 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What the rule of that name stands for."""
+    """A reference to the rule of that name."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """One behind the other; of none, the empty text."""
+    """Parts one after the other; without parts, the empty text."""
 
     parts: "tuple[Node, ...]"
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of them."""
+    """A choice of one of several ways."""
 
     ways: "tuple[Node, ...]"
 
 
 @dataclass(frozen=True, slots=True)
 class Repeated:
-    """Several times in a row.
+    """A part repeated several times in a row.
 
     Attributes:
-        most: None is any number.
+        most: the most repetitions; None for any number.
     """
 
     part: "Node"
@@ -75,10 +75,11 @@ class Repeated:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """What another node was that names no rule: see `gbnf_lark.py`. None is read, some are made.
+    """A regular expression that replaces a node without rule names (`gbnf_lark.py`). It is made,
+    never read.
 
     Attributes:
-        first: what it begins with.
+        first: the characters with which it can begin.
     """
 
     expression: str
@@ -89,23 +90,23 @@ Node = Characters | Token | Rule | Sequence | Choice | Repeated | Stretch
 
 
 def read_gbnf(text: str) -> dict[str, Node]:
-    """The rules by name. All that are named are there, and `root`, where a text begins.
+    """Read the rules, by name. All named rules exist, and so does `root`, where every text begins.
 
     Raises:
-        ValueError: it is no GBNF; says what is wrong and in which line.
-        RecursionError: it is nested too deeply.
+        ValueError: the text is not valid GBNF; the error says what is wrong in which line.
+        RecursionError: the text is nested too deeply.
     """
     rules = _Parser(text).rules()
     for leaf in {one for node in rules.values() for one in leaves_of(node)}:
         if isinstance(leaf, Rule) and leaf.name not in rules:
-            raise ValueError(f"there is no rule {leaf.name}")
+            raise ValueError(f"the rule {leaf.name} is used, but not defined")
     if "root" not in rules:
-        raise ValueError("there is no rule root, which is where a text begins")
+        raise ValueError("the rule root is missing; every text begins with it")
     return rules
 
 
 def leaves_of(node: Node) -> Iterator[Node]:
-    """What it is made of in the end, each as often as it stands there; rules are not followed."""
+    """Yield a node's leaves, each as often as it occurs; rules are not followed."""
     left = [node]
     while left:
         match left.pop():
@@ -123,7 +124,7 @@ class _Parser:
         self._at = 0
 
     def rules(self) -> dict[str, Node]:
-        """By name. Of rules of one name the last counts, as in llama.cpp."""
+        """Read the rules, by name. If several have one name, the last counts, as in llama.cpp."""
         rules = {}
         self._skip(_SPACE_AND_LINES)
         while self._at < len(self._text):
@@ -148,7 +149,8 @@ class _Parser:
         return ways[0] if len(ways) == 1 else Choice(tuple(ways))
 
     def _goes_on(self) -> bool:
-        """With another way, which may stand in a line of its own."""
+        """Skip to the next way of a choice, which may stand on a line of its own. Returns whether
+        there is one."""
         found = _SPACE_AND_LINES.match(self._text, self._at)
         if found is not None and self._text.startswith("|", found.end()):
             self._at = found.end()
@@ -191,7 +193,7 @@ class _Parser:
     def _token(self) -> Node:
         found = _TOKEN.match(self._text, self._at)
         if found is None:
-            raise self._error("a token is written <[1000]>, or as its text between < and >, not so")
+            raise self._error("a token must be written as <[1000]>, or as its text between < and >")
         self._at = found.end()
         return Token(found[2], is_negated=bool(found[1]))
 
@@ -206,11 +208,11 @@ class _Parser:
                 self._at += 1
                 last = self._character()
             if last < first:
-                raise self._error("a range of characters goes backwards")
+                raise self._error("the last character of a range comes before its first")
             ranges.append((ord(first), ord(last)))
         self._at += 1
         if not ranges:
-            raise self._error("a class of no characters")
+            raise self._error("a character class is empty")
         return Characters(tuple(ranges), is_negated)
 
     def _characters(self, end: str) -> Iterator[str]:
@@ -221,7 +223,7 @@ class _Parser:
     def _character(self) -> str:
         one = self._here
         if not one:
-            raise self._error("the end is missing")
+            raise self._error("a closing quote or bracket is missing")
         self._at += 1
         if one != "\\":
             return one
@@ -236,7 +238,7 @@ class _Parser:
                     return chr(number)
         elif kind and kind in _ESCAPES:
             return _ESCAPES[kind]
-        raise self._error(f"\\{kind} stands for no character")
+        raise self._error(f"\\{kind} is not a valid escape")
 
     def _times(self) -> tuple[int, int | None]:
         if self._here != "{":
@@ -244,11 +246,11 @@ class _Parser:
             return _TIMES_OF_SIGNS[self._text[self._at - 1]]
         found = _TIMES.match(self._text, self._at)
         if found is None:
-            raise self._error("{ is not followed by numbers and }")
+            raise self._error("{ must be followed by one or two numbers and }")
         self._at = found.end()
         least, comma, most = found.groups()
         if most and (not comma or int(most) < int(least)):
-            raise self._error(f"{found[0]} is no number of times")
+            raise self._error(f"{found[0]} is not a valid number of repetitions")
         return int(least), int(most or least) if most or not comma else None
 
     def _name(self) -> str:

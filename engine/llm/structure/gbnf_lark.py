@@ -1,13 +1,13 @@
-"""GBNF for llguidance, with the same texts.
+"""Translates GBNF for llguidance, so that the same texts are allowed.
 
-GBNF knows characters, llguidance lexemes, each as long as it can be. So what is rewritten rule by
-rule takes fewer texts: of `w "ing"` with `w ::= [a-z]*` not one, for w has eaten the end. A grammar
-whose rules do not lead back to themselves becomes one regular expression. Of others each character
-is a lexeme, but where that changes nothing a stretch is one, such as a string of JSON, since rows
-of one character cost time: where everything else in the grammar begins otherwise, and no text of
-the stretch is the beginning of another. Tokens that a grammar names stand between lexemes, so a
-grammar with some is never one expression. Where a token may follow by its name and by its
-characters, it is taken by its name alone.
+GBNF matches characters; llguidance matches lexemes, each as long as possible. So a translation rule
+by rule would allow fewer texts: `w "ing"` with `w ::= [a-z]*` would match nothing, because w
+consumes the end. A grammar whose rules are not recursive becomes one regular expression. In other
+grammars each character is a lexeme. Single characters cost time, so a stretch, such as a string of
+JSON, becomes one lexeme where that changes nothing: where everything else in the grammar begins
+differently, and no text of the stretch is the beginning of another. Named tokens stand between
+lexemes, so a grammar with named tokens is never one expression. If a token may follow both by its
+name and by its characters, only its name is used.
 """
 
 from collections import Counter
@@ -33,18 +33,20 @@ from engine.llm.structure.gbnf import (
 from engine.llm.structure.token_names import TokenNames
 
 MAX_EXPRESSION_CHARS = 200_000
-"""Of the one regular expression: rules that are used twice stand in it twice."""
+"""The longest regular expression that replaces a grammar. A rule that is used twice occurs in it
+twice."""
 
 
 def lark_of_gbnf(text: str, tokens: TokenNames) -> str:
-    """The same language for llguidance.
+    """Translate a grammar to the same language for llguidance.
 
     Args:
-        tokens: what those that it names are.
+        tokens: the names of the model's tokens.
 
     Raises:
-        ValueError: it is no GBNF; says what is wrong and in which line. Or a token is none.
-        RecursionError: it is nested too deeply.
+        ValueError: the text is not valid GBNF, and the error says what is wrong in which line; or
+            it names an unknown token.
+        RecursionError: the text is nested too deeply.
     """
     rules = read_gbnf(text)
     expression = _one_expression(rules)
@@ -52,7 +54,7 @@ def lark_of_gbnf(text: str, tokens: TokenNames) -> str:
         return f"start: /{expression}/"
     if any(isinstance(one, Token) for node in rules.values() for one in leaves_of(node)):
         rules = {**rules, "root": _between_tokens(rules)}
-    for _ in range(2):  # The second time fewer lexemes are in the way.
+    for _ in range(2):  # A second pass finds more, as fewer lexemes are in the way.
         rules = _with_stretches(rules)
     names = {name: f"r{number}" for number, name in enumerate(rules)}
     bodies = [f"{names[name]}: {_lark(node, names, tokens)}" for name, node in rules.items()]
@@ -60,7 +62,7 @@ def lark_of_gbnf(text: str, tokens: TokenNames) -> str:
 
 
 class _NoExpressionError(Exception):
-    """A rule leads back to itself or names a token, or too much would have to be written."""
+    """A rule refers to itself or names a token, or the expression would be too long."""
 
 
 def _one_expression(rules: Mapping[str, Node]) -> str | None:
@@ -71,7 +73,7 @@ def _one_expression(rules: Mapping[str, Node]) -> str | None:
 
 
 def _expressions(rules: Mapping[str, Node]) -> Callable[[str], str]:
-    """By the names of rules; raises where there is none."""
+    """Return a function that gives a rule's expression by its name, or raises if it has none."""
     written: dict[str, str | None] = {}
 
     def rule(name: str) -> str:
@@ -153,7 +155,7 @@ def _times(node: Repeated) -> str:
 
 
 def _between_tokens(rules: Mapping[str, Node]) -> Node:
-    """The same as `root`; what stands alone between named tokens, or between one and an end, is a
+    """Rewrite `root`: what stands alone between named tokens, or between one and an end, becomes a
     stretch, since nothing there depends on where a lexeme ends."""
     rule = _expressions(rules)
 
@@ -183,7 +185,7 @@ def _between_tokens(rules: Mapping[str, Node]) -> Node:
 
 
 def _is_tokens(node: Node, rules: Mapping[str, Node], within: tuple[str, ...]) -> bool:
-    """Whether all that it can be is tokens that are named."""
+    """Whether a node can only be named tokens."""
     match node:
         case Token():
             return True
@@ -197,7 +199,7 @@ def _is_tokens(node: Node, rules: Mapping[str, Node], within: tuple[str, ...]) -
 
 
 def _with_stretches(rules: Mapping[str, Node]) -> dict[str, Node]:
-    """The same rules; of their sequences, what may be one lexeme is a stretch."""
+    """Rewrite the rules: parts of sequences that may be one lexeme become stretches."""
     lexemes = Counter(one for node in rules.values() for one in _lexemes(node))
 
     def rewritten(node: Node) -> Node:
@@ -217,7 +219,7 @@ def _with_stretches(rules: Mapping[str, Node]) -> dict[str, Node]:
             if end > at + 1 and is_apart(whole := Sequence(parts[at:end])):
                 yield Stretch(_expression(whole), Characters(tuple(_first(whole))))
             elif all(isinstance(part, Characters) for part in parts[at:]):
-                yield from parts[at:]  # A long text between quotes is tried once.
+                yield from parts[at:]  # So a long quoted text is tried only once.
                 return
             else:
                 end = at + 1
@@ -243,8 +245,9 @@ def _lexemes(node: Node) -> Iterator[Node]:
 
 
 def _has_definite_end(node: Node) -> bool:
-    """Whether it names no rule, and none of its texts is empty or the beginning of another: where a
-    part of it may go on or end, the next character says which. False if that is not seen."""
+    """Whether the end of a node is definite: it names no rule, none of its texts is empty or the
+    beginning of another, and wherever it may continue or end, the next character decides. False
+    also if this cannot be shown."""
     match node:
         case Characters() | Stretch():
             return True
@@ -260,11 +263,11 @@ def _has_definite_end(node: Node) -> bool:
 
 
 def _definite_end(parts: Seq[Node], begin: int) -> int:
-    """Up to where the sequence from there on, as long as it can be, has a definite end; else
-    `begin`."""
+    """Find the longest run of parts from `begin` on that has a definite end, and return where it
+    ends; `begin` if there is none."""
     end = begin
     may_go_on: list[tuple[int, int]] = []
-    """What a part that may have ended goes on with otherwise."""
+    """The characters with which a part that may have ended could also continue."""
     for number in range(begin, len(parts)):
         part = parts[number]
         if _meet(may_go_on, _first(part)):
@@ -290,7 +293,7 @@ def _is_optional(node: Node) -> bool:
 
 
 def _first(node: Node) -> list[tuple[int, int]]:
-    """Ranges of the characters that begin its texts; of rules nothing is known."""
+    """Return the ranges of characters that can begin a node's texts; for rules nothing is known."""
     match node:
         case Characters(ranges, is_negated):
             return list(_all_but(ranges) if is_negated else ranges)

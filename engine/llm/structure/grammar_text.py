@@ -1,4 +1,4 @@
-"""From a structure to the text of its grammar, as llguidance reads it.
+"""Turns a structure into the text of its grammar, as llguidance reads it.
 
 https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md describes the language.
 """
@@ -17,23 +17,24 @@ from engine.llm.structure.token_names import TokenNames
 from engine.structure import Structure, StructureKind
 
 WHITESPACE = r"[ \n\t]{0,20}"
-"""Between JSON's tokens: enough for an indentation, and nobody can go on with it for ever."""
+"""The whitespace between JSON's tokens: enough for indentation, but bounded."""
 _SPACED = {"whitespace_pattern": WHITESPACE}
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _LARK = re.compile(
     r"^\s*(?:%(?:llguidance|import|ignore)\b|[?!]?start\b(?:\[[^]\n]*\])?\s*:(?!:=))", re.MULTILINE
 )
-"""What only llguidance's language has, so it is no GBNF."""
+"""Matches what only llguidance's language has, so that the text is not GBNF."""
 _FREE_TEXT = "TEXT: /(.|\\n)*/"
 
 
 def grammar_text(structure: Structure, tokens: TokenNames) -> str:
-    """
+    """Write the grammar of a structure.
+
     Args:
-        tokens: what those that grammars and tags name are.
+        tokens: the names of the model's tokens, for grammars and tags.
 
     Raises:
-        InvalidParameter: it is too large, or not of its kind's form.
+        InvalidParameter: the structure is too large, or not valid for its kind.
     """
     structure.check_size()
     try:
@@ -44,7 +45,7 @@ def grammar_text(structure: Structure, tokens: TokenNames) -> str:
         ) from error
     except RecursionError:
         raise InvalidParameter(
-            f"{structure.param} is nested too deeply; flatten it", param=structure.param
+            f"{structure.param} is nested too deeply; nest it less", param=structure.param
         ) from None
 
 
@@ -73,12 +74,12 @@ def _text(structure: Structure, tokens: TokenNames) -> str:
 
 def _alternatives(choices: Sequence[str]) -> str:
     if not choices:
-        raise ValueError("there is nothing to choose from")
+        raise ValueError("the list of choices is empty")
     return " | ".join(map(json.dumps, choices))
 
 
 def _with_options(schema: Any, options: Mapping[str, Any] = _SPACED) -> dict[str, Any]:
-    """Only an object can carry options."""
+    """Add options to a schema, first as an object, since only an object can carry them."""
     if isinstance(schema, bool):
         schema = {"allOf": [schema]}
     return {**schema, "x-guidance": options}
@@ -93,12 +94,12 @@ class _TagGrammar:
         self._cuts = re.compile("|".join(map(re.escape, names))) if names else None
 
     def text(self, tags: Mapping[str, Any]) -> str:
-        """Of the tags as `Tags.structure` has written them."""
+        """Write the grammar of tags in the form of `Tags.structure`."""
         return "\n".join(["%llguidance {}", *self._rules(tags), ""])
 
     def _rules(self, tags: Mapping[str, Any]) -> list[str]:
         if not tags["tags"]:
-            raise ValueError("it has no tags")
+            raise ValueError("the list of tags is empty")
         if tags["has_text"]:
             return self._rules_with_text(tags)
         bodies = [self._body(self._parts(tag["begin"]), tag) for tag in tags["tags"]]
@@ -110,7 +111,8 @@ class _TagGrammar:
         return [f"start: {start}", *rules]
 
     def _rules_with_text(self, tags: Mapping[str, Any]) -> list[str]:
-        """A trigger is a lexeme that ends where it has been written, or a special token."""
+        """Write the rules of tags in free text. A trigger is a special token, or a lexeme that ends
+        as soon as it is written."""
         rules, alternatives, first_ids = [], [], set()
         for number, trigger in enumerate(tags["triggers"]):
             begun = [tag for tag in tags["tags"] if tag["begin"].startswith(trigger)]
@@ -118,7 +120,9 @@ class _TagGrammar:
                 raise ValueError(f"no tag begins with the trigger {trigger!r}")
             first, *rest = self._parts(trigger)
             if rest:
-                raise ValueError(f"the trigger {trigger!r} is not one special token, or text alone")
+                raise ValueError(
+                    f"the trigger {trigger!r} must be one special token, or text without any"
+                )
             bodies = [self._body(self._parts(tag["begin"][len(trigger) :]), tag) for tag in begun]
             if first.startswith("<["):
                 first_ids.add(first)
@@ -139,14 +143,14 @@ class _TagGrammar:
     def _check_triggers(self, tags: Mapping[str, Any]) -> None:
         for tag in tags["tags"]:
             if not any(tag["begin"].startswith(trigger) for trigger in tags["triggers"]):
-                raise ValueError(f"no trigger begins the tag {tag['begin']!r}")
+                raise ValueError(f"the tag {tag['begin']!r} begins with no trigger")
 
     def _body(self, begin: Sequence[str], tag: Mapping[str, Any]) -> str:
         schema = json.dumps(_with_options(tag["schema"]))
         return " ".join([*begin, f"%json {schema}", *self._parts(tag["end"])])
 
     def _parts(self, text: str) -> list[str]:
-        """A text as strings and special tokens."""
+        """Split a text into strings and special tokens."""
         parts, at = [], 0
         for found in self._cuts.finditer(text) if self._cuts is not None else ():
             parts += [json.dumps(text[at : found.start()])] if found.start() > at else []

@@ -1,4 +1,4 @@
-"""Grammars of the structures that requests ask for: made in threads, kept while there is room."""
+"""Makes the grammars of requested structures in threads, and keeps them while there is room."""
 
 import contextlib
 import threading
@@ -19,42 +19,44 @@ from engine.llm.structure.turns import Turns
 from engine.structure import Structure
 
 MAX_KEPT_BYTES = 512 << 20
-"""Of grammars that are kept for requests to come, if each has grown as large as it may."""
+"""The most bytes of grammars that are kept for later requests, each counted as large as it may
+grow."""
 MAX_HELD_BYTES = 1 << 30
-"""Of all grammars, kept or held by requests, without what texts have added to them."""
+"""The most bytes of all grammars, kept or held by requests, without what texts have added to
+them."""
 _GROWN_BYTES = 16 << 20
-"""What the states of a lexer take, at most, which are added as texts need them."""
+"""The most bytes that a lexer's states take; they are added as texts need them."""
 
 T = TypeVar("T")
 
 
 class Grammar:
-    """One structure's grammar. Texts of one share a lexer, whose states become too many some day:
-    then it gets another `start`."""
+    """One structure's grammar. Its texts share a lexer. When the lexer has too many states, the
+    grammar gets another `start`."""
 
     def __init__(self, structure: Structure, reading: Reading, start: LLMatcher) -> None:
         self.structure = structure
         self.reading = reading
         self.start = start
-        """At the beginning of a text; not to be moved from there."""
+        """A matcher at the beginning of a text; it must stay there."""
         self.coming: Future[LLMatcher] | None = None
         """The start that is being made to replace this one."""
 
     @property
     def num_bytes(self) -> int:
-        """What it may take: above all that were measured."""
+        """The bytes that it may take, an upper bound of all that were measured."""
         return _GROWN_BYTES + self.reading.num_bytes + 64 * len(self.structure.text)
 
 
 class Grammars:
-    """Those of one model.
+    """The grammars of one model.
 
-    Structures that are read within `QUICK_SECONDS` pass by those that are not: each of the two has
-    a thread, and in each of these clients take turns.
+    Structures that are read within `QUICK_SECONDS` overtake slower ones: there is a thread for each
+    of the two kinds, and in each thread clients take turns.
 
     Args:
-        load_tokens: makes the model's table of tokens; called once, in a thread.
-        read: `ReaderProcess.read`, or what stands in for it; in a thread.
+        load_tokens: makes the model's table of tokens; called only once, in a thread.
+        read: `ReaderProcess.read` or a substitute; called in a thread.
     """
 
     def __init__(self, load_tokens: Callable[[], TokenTable], read: Read) -> None:
@@ -65,23 +67,22 @@ class Grammars:
         self._quick = Turns("grammars")
         self._slow = Turns("large-grammars")
         self._lock = threading.Lock()
-        """Of what follows; nothing is made while it is held."""
+        """Guards the fields below; nothing is made while it is held."""
         self._known: WeakValueDictionary[Structure, Grammar] = WeakValueDictionary()
-        """Kept, or held by somebody."""
+        """The grammars that are kept or held by somebody."""
         self._kept: OrderedDict[Structure, Grammar] = OrderedDict()
-        """The one that was asked for last is the last."""
+        """The kept grammars; the one that was requested last is the last."""
         self._num_kept_bytes = 0
 
     def warm_up(self) -> None:
-        """Have the table of tokens made. If that cannot be, structures are refused with the
-        reason."""
+        """Have the table of tokens made. If that fails, structures are refused with the reason."""
         self._quick.take_turn("", 0, partial(_settle, Future[TokenTable](), self._known_tokens))
 
     def prepare(self, structure: Structure, client: str = "") -> "Future[Grammar]":
-        """Make a grammar, unless it is there. Whoever holds it finds it by `held` at once.
+        """Make a grammar, unless it exists. While somebody holds it, `held` finds it at once.
 
-        The future's exception is an EngineError where the structure cannot be honoured. One that
-        is cancelled before its turn is not read.
+        The future's exception is an EngineError if the structure cannot be honoured. A structure
+        whose future is cancelled before its turn is not read.
         """
         grammar: Future[Grammar] = Future()
         known = self._known.get(structure)
@@ -94,7 +95,7 @@ class Grammars:
         return grammar
 
     def held(self, structure: Structure) -> Grammar:
-        """A grammar that somebody holds. Nothing is made, since steps wait for this.
+        """Find a grammar that somebody holds. Nothing is made, since steps wait for this.
 
         Raises:
             InvariantViolation: there is none.
@@ -105,8 +106,8 @@ class Grammars:
         return grammar
 
     def renewed(self, grammar: Grammar, worn: LLMatcher) -> "Future[LLMatcher]":
-        """Another start of a grammar, in place of one whose lexer is used up. It is made beside
-        the steps, once for all that ask."""
+        """Make another start of a grammar whose lexer is used up, beside the steps and once for all
+        that ask."""
         with self._lock:
             if grammar.start is not worn:
                 done: Future[LLMatcher] = Future()
@@ -116,7 +117,7 @@ class Grammars:
                 return grammar.coming
             coming = grammar.coming = Future[LLMatcher]()
         turns = self._quick if grammar.reading.seconds <= QUICK_SECONDS else self._slow
-        # No client takes its turn: texts of several may wait for it.
+        # The turn is the structure's own, as texts of several clients may wait for it.
         name = grammar.structure.digest
         turns.take_turn(name, 0, partial(_settle, coming, partial(self._renew, grammar)))
         return coming
@@ -133,7 +134,8 @@ class Grammars:
     def _quickly(
         self, structure: Structure, client: str, made: "Future[Grammar]"
     ) -> Grammar | None:
-        """None: it takes longer, and a turn among those that do."""
+        """Make a grammar if that is quick. Otherwise queue it among the slow ones and return
+        None."""
         grammar = self._find(structure, QUICK_SECONDS)
         if grammar is None:
             make = partial(self._patiently, structure)
@@ -147,7 +149,7 @@ class Grammars:
         return grammar
 
     def _find(self, structure: Structure, cpu_s: float) -> Grammar | None:
-        """A grammar, made now if it is not there; None: reading it takes longer than that."""
+        """Find or make a grammar; None if reading it takes longer than `cpu_s`."""
         grammar = self._known.get(structure)
         if grammar is None:
             reading = self._read(structure, cpu_s)
@@ -165,9 +167,9 @@ class Grammars:
             held = sum(one.reading.num_bytes for one in self._known.values())
         if held + reading.num_bytes > MAX_HELD_BYTES:
             raise QueueFull(
-                f"{structure.param} takes {reading.num_bytes >> 20} MB, and those of other "
-                f"requests take {held >> 20} MB; the limit is {MAX_HELD_BYTES >> 20} MB; try again "
-                "later, or make it smaller",
+                f"the grammar of {structure.param} takes {reading.num_bytes >> 20} MB and those of "
+                f"other requests {held >> 20} MB; the limit for all is {MAX_HELD_BYTES >> 20} MB: "
+                "try again later, or make it smaller",
                 param=structure.param,
             )
 
@@ -191,7 +193,8 @@ class Grammars:
 
 
 def _settle(outcome: "Future[T]", make: Callable[[], T | None]) -> None:
-    """Give a future what is made, unless it was cancelled; None: it is settled elsewhere."""
+    """Settle a future with what is made, unless it was cancelled; None means that it is settled
+    elsewhere."""
     if outcome.cancelled():
         return
     with contextlib.suppress(InvalidStateError):  # cancelled meanwhile

@@ -1,7 +1,7 @@
-"""What is made of a JSON Schema before llguidance reads it.
+"""Checks and adapts a JSON Schema before llguidance reads it.
 
-llguidance refuses the keywords that it does not honour, by name. Here is what remains: what would
-take it too much, and the few places where it would allow more than the schema does, which the
+llguidance refuses by name the keywords that it does not honour. This module handles the rest: what
+would cost it too much, and the few places where it would allow more than the schema does, as the
 official test suite shows (`tests/engine/llm/structure/test_json_schema.py`).
 """
 
@@ -12,17 +12,19 @@ from engine.errors import InvalidParameter
 from engine.llm.structure.closed_objects import close_objects
 
 MAX_PROPERTIES = 2000
-"""Of all objects together."""
+"""The most properties of all objects together."""
 MAX_VALUES = 10_000
-"""Of all enums together."""
+"""The most values of all enums together."""
 MAX_MULTIPLE = 10_000
-"""Sum of all `multipleOf`, or of their reciprocals: each is an automaton of that many states."""
+"""The largest sum of all `multipleOf`, or of their reciprocals: each is an automaton of that many
+states."""
 MAX_EXACT = 1 << 53
-"""llguidance reads numbers as floats: a whole one beyond this may be taken for its neighbour."""
+"""The largest exact whole number. llguidance reads numbers as floats, so one beyond this may be
+taken for its neighbour."""
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
 _DATA = frozenset(("const", "enum", "default", "example", "examples"))
-"""Keywords whose value is no schema."""
+"""Keywords whose value is not a schema."""
 _LEAP_YEAR = "(?:(?:[02468][048]|[13579][26])00|[0-9]{2}(?:0[48]|[2468][048]|[13579][26]))"
 _DATE = (
     f"^(?:{_LEAP_YEAR}-02-29|[0-9]{{4}}-(?:0[13-9]|1[0-2])-[0-9]{{2}}"
@@ -30,18 +32,20 @@ _DATE = (
 )
 _TIME = "[0-9]{2}:[0-9]{2}:[0-5]"
 _PATTERNS = {"date": _DATE, "time": f"^{_TIME}", "date-time": f"{_DATE}[Tt]{_TIME}"}
-"""What holds of formats, too: February has 29 days in leap years only, and there is no leap second,
-which few readers take."""
+"""Further rules of formats: February has 29 days only in leap years, and there is no leap second,
+which few readers accept."""
 
 
 def readable_schema(schema: Any, param: str) -> Any:
-    """The schema as llguidance is to read it.
+    """Return the schema as llguidance must read it.
 
     Raises:
-        InvalidParameter: it cannot be honoured; names the keyword.
+        InvalidParameter: the schema cannot be honoured; the error names the keyword.
     """
     if not isinstance(schema, Mapping | bool):
-        raise InvalidParameter(f"{param}: a JSON Schema is an object or a boolean", param=param)
+        raise InvalidParameter(
+            f"{param} must be an object or a boolean, as any JSON Schema", param=param
+        )
     _check(schema, param)
     readable = _with_exact_dates(schema)
     close_objects(readable)
@@ -53,7 +57,9 @@ def _check(schema: Any, param: str) -> None:
     multiples = 0.0
     for node in _objects(schema):
         if "x-guidance" in node:
-            raise InvalidParameter(f"{param}: x-guidance is not supported", param=param)
+            raise InvalidParameter(
+                f"{param} has x-guidance, which is not supported; leave it out", param=param
+            )
         _check_numbers(node, param)
         num_properties += _size(node.get("properties"))
         num_values += _size(node.get("enum"))
@@ -62,12 +68,12 @@ def _check(schema: Any, param: str) -> None:
             multiples += max(multiple, 1 / multiple)
     for number, most, what in (
         (num_properties, MAX_PROPERTIES, "properties"),
-        (num_values, MAX_VALUES, "values of enum"),
+        (num_values, MAX_VALUES, "enum values"),
         (multiples, MAX_MULTIPLE, "as the sum of multipleOf, or of 1 / multipleOf"),
     ):
         if number > most:
             raise InvalidParameter(
-                f"{param} has {number:g} {what}; the limit is {most}", param=param
+                f"{param} has {number:g} {what}; the limit is {most}: make it smaller", param=param
             )
 
 
@@ -79,8 +85,8 @@ def _check_numbers(node: Mapping[str, Any], param: str) -> None:
     for keyword, number in numbers:
         if abs(number) > MAX_EXACT - keyword.startswith("exclusive"):
             raise InvalidParameter(
-                f"{param} has the {keyword} {str(number)[:24]}; those beyond {MAX_EXACT} "
-                "cannot be told from their neighbours; make them strings, or leave them out",
+                f"{param} has the {keyword} {str(number)[:24]}; numbers beyond {MAX_EXACT} lose "
+                "their last digits: make them strings, or leave them out",
                 param=param,
             )
 
@@ -120,7 +126,7 @@ def _size(value: Any) -> int:
 
 
 def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """All objects in it, whatever their place means."""
+    """Yield all objects in a schema, whatever they stand for."""
     left = [schema]
     while left:
         node = left.pop()

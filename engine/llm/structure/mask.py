@@ -1,4 +1,4 @@
-"""Lets a sequence draw only what its structure allows: a processor of logits."""
+"""A logits processor that lets a sequence draw only what its structure allows."""
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -18,40 +18,40 @@ from engine.structure import Structure
 from kernels import EditLists
 
 MOST_FORCED = 16
-"""Tokens that are told ahead."""
+"""The most forced tokens that are reported ahead."""
 SECONDS_AT_FIRST = 0.5
 SECONDS_PER_TOKEN = 0.005
-"""What the masks of a text may take in all. A usual one takes a hundredth of it."""
+"""The seconds that the masks of a text may take in all. Usual texts take a hundredth of them."""
 
 
 @dataclass(slots=True)
 class _Progress:
-    """Where a sequence's text is in its grammar."""
+    """The position of a sequence's text in its grammar."""
 
     structure: Structure
-    """Its own request's: equal ones of other fields share the grammar."""
+    """The request's own structure; equal ones from other fields share the grammar."""
     grammar: Grammar
     start: LLMatcher
-    """The grammar's that the matcher began as."""
+    """The start of the grammar that the matcher was copied from."""
     matcher: LLMatcher
     min_tokens: int
     ends: NDArray[np.int64]
-    """Tokens that are not to be drawn before that."""
+    """Tokens that must not be drawn before `min_tokens` tokens."""
     tokens: list[int] = field(default_factory=list)
     num_matched: int = 0
-    """Tokens up to the first that the grammar does not allow, which is a draft."""
+    """The number of tokens before the first that the grammar does not allow, which is a draft."""
     left_s: float = SECONDS_AT_FIRST
     renewed: "Future[LLMatcher] | None" = None
-    """A start in place of the first one, whose lexer is used up. The text waits for it."""
+    """A new start in place of the first one, whose lexer is used up. The text waits for it."""
     has_new_start: bool = False
-    """It follows that one."""
+    """Whether the text follows a new start."""
     waits_at: int | None = None
-    """Position whose token is not drawn in this step, since the start is not there yet."""
+    """The position whose token is not drawn in this step, because the new start is not ready."""
     error: EngineError | None = None
 
     @property
     def is_lost(self) -> bool:
-        """Nothing that is drawn here counts."""
+        """Whether the text has left the grammar, so that nothing drawn here counts."""
         return self.num_matched < len(self.tokens)
 
     def rewind(self, position: int) -> None:
@@ -75,20 +75,20 @@ class _Progress:
             self.append(token_id)
 
     def wait(self, position: int) -> None:
-        """Draw nothing here. What stands behind it in the same step is void then."""
+        """Draw nothing at this position; later rows of the same step are then void."""
         if self.waits_at is None or position < self.waits_at:
             self.waits_at = position
 
     def fail(self, reason: str) -> None:
-        """Its request is to end: its structure is to blame."""
+        """Let the request end with an error about its structure."""
         self.error = refusal(self.structure, reason)
 
 
 class StructureMask:
-    """Masks of all sequences with a structure.
+    """The masks of all sequences with a structure.
 
-    Where the grammar leaves one way to go on there is one token that may be drawn: the first of
-    those that the model's tokenizer makes of it.
+    Where the grammar allows only one continuation, only one token may be drawn: the first of those
+    into which the model's tokenizer splits it.
     """
 
     needs_host_tokens: ClassVar[bool] = True
@@ -103,7 +103,7 @@ class StructureMask:
         if structure is None:
             return False
         if self._grammars is None:
-            raise InvariantViolation("a structure was asked for, and there are no grammars")
+            raise InvariantViolation("a sequence has a structure, but there are no grammars")
         grammar = self._grammars.held(structure)
         start = grammar.start
         ends = np.array(sequence.suppressed_token_ids, dtype=np.int64)
@@ -147,26 +147,26 @@ class StructureMask:
         return progress.error if progress is not None else None
 
     def waits(self, row: SampleRow) -> bool:
-        """Whether nothing is to be drawn for this row, but in a later step: the grammar is being
-        renewed."""
+        """Whether this row must be drawn in a later step, because the grammar is being renewed."""
         progress = self._progress.get(row.seq_id)
         return progress is not None and progress.waits_at == row.position
 
     def forced(self, row: SampleRow) -> list[int]:
-        """What must follow the token that was drawn for this row, some of it."""
+        """Some of the tokens that must follow the one that was drawn for this row."""
         progress = self._progress.get(row.seq_id)
         if progress is None or progress.num_matched != row.position + 1 or progress.is_lost:
             return []
         return progress.matcher.compute_ff_tokens()[:MOST_FORCED]
 
     def _bits(self, progress: _Progress, position: int) -> bytes | None:
-        """Which tokens may follow; None where nothing counts, with an error, or while it waits."""
+        """The tokens that may follow; None if nothing drawn counts, after an error, or while the
+        text waits."""
         if progress.error is not None or not self._is_ready(progress, position):
             return None
         started_s = perf_counter()
         bits = _allowed(progress)
         if progress.matcher.is_error() and not progress.has_new_start:
-            # Texts share a lexer: others may be to blame.
+            # Texts share a lexer, so others may be to blame.
             progress.renewed = self._renewed(progress)
             if not self._is_ready(progress, position):
                 return None
@@ -175,11 +175,12 @@ class StructureMask:
         if progress.matcher.is_error():
             progress.fail(progress.matcher.get_error())
         elif progress.left_s < 0.0:
-            progress.fail("it takes too long to follow")
+            progress.fail("following it takes too long")
         return bits if progress.error is None else None
 
     def _is_ready(self, progress: _Progress, position: int) -> bool:
-        """Go on from a start that has come, if it was waited for."""
+        """Whether a mask can be made. If a new start was awaited and has come, the text continues
+        from it."""
         if progress.renewed is None:
             return True
         if not progress.renewed.done():
@@ -207,7 +208,7 @@ def _allowed(progress: _Progress) -> bytes | None:
 
 
 def _forbid(octets: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
-    """Take these tokens out, unless no other is left."""
+    """Forbid these tokens, unless no other is left."""
     before = octets.copy()
     np.bitwise_and.at(octets, ends >> 3, ~(1 << (ends & 7)).astype(np.uint8))
     if not octets.any():

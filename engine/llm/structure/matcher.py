@@ -1,4 +1,4 @@
-"""llguidance's matcher of a structure: compiled within limits, or the reason why there is none."""
+"""Compiles a structure into llguidance's matcher within limits, or says why it cannot be."""
 
 import re
 
@@ -16,29 +16,29 @@ LIMITS = LLParserLimits(
     max_grammar_size=100_000,
     verbose_errors=False,
 )
-"""What making a grammar, and a mask of it, may take. A request that needs more ends with an error.
-docs/decisions/014-structured-output.md has what that comes to."""
+"""The limits of making a grammar and a mask of it. A request that exceeds them ends with an error;
+docs/decisions/014-structured-output.md says what they amount to."""
 
 _ONE_OF = (
-    "more than one branch of a oneOf may hold; use anyOf, or require a property in each branch "
-    "whose const is a string of its own"
+    "more than one branch of a oneOf can match; use anyOf, or give each branch a required property "
+    "with a different string as its const"
 )
-"""Instead of the library's words, which name an option that is not the client's."""
-_NO_TEXT = "no text fits it: something in it needs itself without end, or it is too large to follow"
-"""Instead of the library's `NoExtensionBias`."""
+"""Replaces the library's words, which name an option that clients do not have."""
+_NO_TEXT = "no text fits it: it refers to itself without end, or it is too large"
+"""Replaces the library's `NoExtensionBias`."""
 _TOO_MANY = re.compile(r"Current row has \d+ items|Too many items")
 _TOO_MANY_WAYS = (
-    "there are too many ways to go on from one place, such as values of an enum that begin alike, "
-    "hundreds of optional properties, or rules that are ambiguous"
+    "there are too many ways to continue at one place, as with enum values that begin alike, "
+    "hundreds of optional properties, or ambiguous rules"
 )
-"""Instead of the library's advice, which is for grammars alone."""
+"""Replaces the library's advice, which fits only grammars."""
 
 
 def matcher_of(structure: Structure, text: str, tokens: LLTokenizer) -> LLMatcher:
     """Compile a structure's grammar.
 
     Args:
-        text: the grammar's.
+        text: the text of the grammar.
 
     Raises:
         InvalidParameter: the structure cannot be honoured.
@@ -50,10 +50,10 @@ def matcher_of(structure: Structure, text: str, tokens: LLTokenizer) -> LLMatche
 
 
 def refusal(structure: Structure, reason: str) -> InvalidParameter:
-    """What a client is told of a structure that cannot be honoured."""
+    """Make the error for a structure that cannot be honoured."""
     lines = reason.replace("<non-verbose/>", "").split("\n")
     if structure.kind is StructureKind.TAGS:
-        # What follows is the grammar, which the client has not written.
+        # The following lines are the grammar, which the client did not write.
         lines = [re.sub(r"^at \d+\(\d+\): ", "", lines[0])]
     said = " ".join(line.strip() for line in lines if line.strip())[:400]
     if "coerce_one_of" in said:

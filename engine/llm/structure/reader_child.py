@@ -1,11 +1,10 @@
-"""The process that reads one model's structures first, each in a child that has limits of its own.
+"""The process that reads one model's structures first, each in a child with limits of its own.
 
 `python -m engine.llm.structure.reader_child PATH VOCAB_SIZE [EOS_TOKEN_ID ...]`, started by
-`engine.llm.structure.reader_process`. Its standard input is a socket on which another socket comes
-for each structure. A forked child takes the question from that one and writes the answer there;
-then this process adds the child's exit code. So an answer can reach nobody but who asked, and
-whatever a structure takes too much of ends its own child and nothing else. The process ends when
-its standard input does.
+`engine.llm.structure.reader_process`. Its standard input is a socket that passes another socket for
+each structure. A forked child reads the question from that socket and writes the answer to it; then
+this process adds the child's exit code. So an answer can only reach whoever asked, and a structure
+that takes too much ends only its own child. The process ends when its standard input does.
 """
 
 import contextlib
@@ -33,12 +32,13 @@ from engine.process_limits import address_space, ignore_group_signals, limit_mor
 from engine.structure import Structure, StructureKind
 
 WALL_SECONDS = 30.0
-"""For one structure, on a busy machine."""
+"""The wall time for one structure, even on a busy machine."""
 MEMORY_BYTES = 256 << 20
-"""Of address space for one structure, beside what the process has before. Those that are taken need
-35 MB at most, as far as was measured."""
+"""The address space for one structure, beyond what the process has before. Accepted structures were
+measured to need at most 35 MB."""
 STACK_BYTES = 4 << 20
-"""Half of what the worker's threads have: what is too deep for those is too deep here first."""
+"""The stack of a child, half of what the worker's threads have: what is too deep for them fails
+here first."""
 
 _READ_BYTES = 1 << 16
 
@@ -52,7 +52,7 @@ def main() -> None:
         table = load_token_table(Path(path), int(vocab_size), tuple(map(int, ends)))
     except EngineError as error:
         table = error
-    # What is there now is shared with the children, as long as nothing writes to it.
+    # Children share this memory as long as nothing writes to it.
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=sys.stdin.fileno()) as orders:
@@ -65,14 +65,14 @@ class _Reading:
 
     process_id: int
     connection: socket.socket
-    """To whoever asked."""
+    """The connection to whoever asked."""
 
 
 class Reader:
-    """Forks a child for each structure, and waits for the ends of all.
+    """Forks a child for each structure, and waits until each has ended.
 
     Args:
-        orders: brings the socket of each structure.
+        orders: passes the socket of each structure.
         table: the model's tokens, or why they cannot be used.
     """
 
@@ -80,10 +80,10 @@ class Reader:
         self._orders = orders
         self._table = table
         self._readings: dict[int, _Reading] = {}
-        """By the end of a pipe that is closed when the child ends."""
+        """What children are reading, by the end of a pipe that closes when the child ends."""
 
     def run(self) -> None:
-        """Until nobody can bring an order any more."""
+        """Serve until nobody can send an order any more."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._orders, selectors.EVENT_READ)
             while True:
@@ -102,7 +102,7 @@ class Reader:
         return socket.socket(fileno=descriptors[0]) if octet and descriptors else None
 
     def _begin(self, connection: socket.socket) -> int:
-        """Returns what can be read from when the child has ended."""
+        """Fork a child. Returns a descriptor that becomes readable when the child has ended."""
         end, held = os.pipe()
         process_id = os.fork()
         if process_id == 0:
@@ -124,21 +124,21 @@ class Reader:
 
 
 def _read_and_exit(connection: socket.socket, table: TokenTable | EngineError) -> None:
-    """What a child does."""
+    """Read a structure and exit, in a child."""
     exit_code, errors = 1, os.dup(sys.stderr.fileno())
     try:
-        # Rust says there how it runs out of memory, which the exit code says, too.
+        # Rust writes there that it runs out of memory, which the exit code shows anyway.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         _limit_stack()
         limit_more_memory(MEMORY_BYTES)
-        # Their signals end the process, wherever it is.
+        # The timers' signals end the process wherever it is.
         signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
         question = json.loads(b"".join(iter(lambda: connection.recv(_READ_BYTES), b"")))
         signal.setitimer(signal.ITIMER_PROF, question["cpu_s"])
         connection.sendall(_line(answer(question["structure"], table)))
         exit_code = 0
     except (OSError, MemoryError):
-        pass  # whoever asked has gone, or is told by the exit code
+        pass  # whoever asked is gone, or learns it from the exit code
     except BaseException:
         os.dup2(errors, sys.stderr.fileno())
         traceback.print_exc()
@@ -147,8 +147,8 @@ def _read_and_exit(connection: socket.socket, table: TokenTable | EngineError) -
 
 
 def answer(asked: Mapping[str, Any], table: TokenTable | EngineError) -> dict[str, Any]:
-    """What became of a structure, beside the digest of what was read: the grammar's text, tried
-    out, and what it took, or why there is none.
+    """Read a structure and return its digest with either the grammar's text, tried out, and its
+    cost, or why it is refused.
 
     Args:
         table: the model's tokens, or why they cannot be used.
@@ -177,7 +177,7 @@ def _reading(structure: Structure, table: TokenTable | EngineError) -> dict[str,
 
 
 def _limit_stack() -> None:
-    """As far as this system has such a limit."""
+    """Limit the stack, if this system has such a limit."""
     with contextlib.suppress(ValueError, OSError):
         _, hard = resource.getrlimit(resource.RLIMIT_STACK)
         resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, hard))

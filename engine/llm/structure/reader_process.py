@@ -1,8 +1,8 @@
-"""Has structures read by a process of its own before the worker compiles them.
+"""Has structures read by a separate process before the worker compiles them.
 
-A grammar is a small program from outside: some make its compiler run for minutes, take gigabytes or
-overflow its stack. So each is tried out in a child that has little of all that, and an answer comes
-back on a socket that belongs to this one question (`engine.llm.structure.reader_child`).
+A grammar is a small program from outside: some make the compiler run for minutes, take gigabytes or
+overflow its stack. So each is tried out in a child with tight limits, and the answer comes back on
+a socket that belongs to this one question (`engine.llm.structure.reader_child`).
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from engine.own_packages import module_command
 from engine.structure import Structure
 
 PATIENCE_SECONDS = 2 * WALL_SECONDS
-"""The first structure waits for the process's start, too."""
+"""How long to wait for an answer; the first structure also waits for the process to start."""
 
 _READ_BYTES = 1 << 16
 
@@ -33,11 +33,11 @@ log = structlog.get_logger(__name__)
 
 
 class ReaderProcess:
-    """Of one model; any thread may ask. Started when it is first needed, or before, and again when
-    it is lost.
+    """The reading process of one model, which any thread may ask. It is started ahead or when first
+    needed, and again when it is lost.
 
     Args:
-        path, vocab_size, eos_token_ids: as `load_token_table` takes them.
+        path, vocab_size, eos_token_ids: the arguments of `load_token_table`.
     """
 
     def __init__(self, path: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
@@ -45,41 +45,42 @@ class ReaderProcess:
         self._command = module_command("engine.llm.structure.reader_child", *arguments)
         self._running: _Running | None = None
         self._lock = threading.Lock()
-        """Held while a question is handed over, not while it is answered."""
+        """Held while a question is handed over, but not while it is answered."""
 
     def start(self) -> None:
-        """Have it read the model's tokens, which takes longer than most structures do."""
+        """Start the process, so that it reads the model's tokens, which takes longer than most
+        structures."""
         try:
             with self._lock:
                 self._started()
         except CapacityError:
-            log.warning("the process that reads structures is not there yet", exc_info=True)
+            log.warning("the process that reads structures could not be started yet", exc_info=True)
 
     def read(self, structure: Structure, cpu_s: float = CPU_SECONDS) -> Reading | None:
-        """What is known of a structure; None: it takes more processor time than that.
+        """Read a structure. Returns None if it takes more processor time than `cpu_s`.
 
         Raises:
-            InvalidParameter: it cannot be honoured, or takes too much of something else.
+            InvalidParameter: it cannot be honoured, or exceeds another limit.
             CapacityError: the process was lost, twice, or cannot be started.
         """
         for _ in range(2):
             answer = self._ask(structure, cpu_s)
             if answer:
                 return _reading(structure, answer)
-        log.warning("the process that reads structures was lost", field=structure.param)
+        log.warning("the process that reads structures failed twice", field=structure.param)
         raise CapacityError(
-            f"{structure.param} could not be read now: the process that does it was lost; send the "
-            "request again",
+            f"{structure.param} could not be read because the process that reads it failed; send "
+            "the request again",
             param=structure.param,
         )
 
     def close(self) -> None:
-        """End the process, if there is one."""
+        """End the process, if it runs."""
         with self._lock:
             self._drop(self._running)
 
     def _ask(self, structure: Structure, cpu_s: float) -> dict[str, Any]:
-        """What the child and then the process have to say; nothing if they were lost."""
+        """Return the answers of the child and the process; empty if they were lost."""
         question = {"structure": dataclasses.asdict(structure), "cpu_s": cpu_s}
         ours, theirs = socket.socketpair()
         with ours:
@@ -106,7 +107,7 @@ class ReaderProcess:
         return self._running
 
     def _drop(self, running: "_Running | None") -> None:
-        """Use this one no more; another one may be there already."""
+        """Stop using this process; another one may run already."""
         if running is not None:
             running.close()
         if running is self._running:
@@ -114,7 +115,7 @@ class ReaderProcess:
 
 
 class _Running:
-    """One process and the socket that orders go by. Ends when nobody holds this any more."""
+    """One process and the socket for its orders. It ends when nobody holds this object any more."""
 
     def __init__(self, command: tuple[str, ...]) -> None:
         self.orders, theirs = socket.socketpair()
@@ -130,7 +131,7 @@ class _Running:
                 ) from error
         self.process_id = process.pid
         self.close = weakref.finalize(self, _end, process, self.orders)
-        """Idempotent."""
+        """Ends the process; may be called again."""
 
 
 def _end(process: "subprocess.Popen[bytes]", orders: socket.socket) -> None:
@@ -140,7 +141,7 @@ def _end(process: "subprocess.Popen[bytes]", orders: socket.socket) -> None:
 
 
 def _all_of(connection: socket.socket) -> bytes:
-    """What comes until the other side is closed, or for as long as we are patient."""
+    """Receive until the other side is closed or the time is up."""
     received = bytearray()
     with contextlib.suppress(ConnectionResetError, TimeoutError):
         while piece := connection.recv(_READ_BYTES):
@@ -150,7 +151,7 @@ def _all_of(connection: socket.socket) -> bytes:
 
 def _reading(structure: Structure, answer: dict[str, Any]) -> Reading | None:
     if "digest" in answer and answer["digest"] != structure.digest:
-        raise InvariantViolation("an answer about one structure came for another one")
+        raise InvariantViolation("the answer to one structure came for another one")
     if "refusal" in answer:
         raise InvalidParameter(answer["refusal"], param=structure.param)
     if "text" in answer:
@@ -159,6 +160,6 @@ def _reading(structure: Structure, answer: dict[str, Any]) -> Reading | None:
     if exit_code == -signal.SIGPROF:
         return None
     is_slow = exit_code == -signal.SIGALRM
-    what = f"more than {WALL_SECONDS:.0f} s" if is_slow else "more memory, or a deeper stack, than"
+    what = f"more than {WALL_SECONDS:.0f} s" if is_slow else "too much memory or too deep a stack"
     log.warning("a structure could not be read", field=structure.param, exit_code=exit_code)
-    raise too_much(structure, what if is_slow else f"{what} it may")
+    raise too_much(structure, what)

@@ -1,4 +1,4 @@
-"""What is known of a structure that has been read, before its grammar is made."""
+"""What is known of a structure once it is read, before its grammar is made."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,31 +7,31 @@ from engine.errors import InvalidParameter
 from engine.structure import Structure
 
 QUICK_SECONDS = 0.1
-"""Of processor time: what is read within it passes by what takes longer."""
+"""Processor time; structures that are read within it overtake slower ones."""
 CPU_SECONDS = 3.0
-"""Of processor time, for any structure."""
+"""The most processor time for any structure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A structure that can be honoured."""
+    """The reading of a structure that can be honoured."""
 
     text: str
-    """Of its grammar, which is known to compile."""
+    """The text of the grammar, which is known to compile."""
     num_bytes: int = 0
-    """What the grammar took."""
+    """The memory that the grammar took."""
     seconds: float = 0.0
-    """Of processor time."""
+    """The processor time that reading took."""
 
 
 Read = Callable[[Structure, float], Reading | None]
-"""Reads a structure in so many seconds of processor time, or raises an EngineError; None: it takes
-longer."""
+"""Reads a structure within a number of processor seconds, or raises an EngineError. Returns None if
+it takes longer."""
 
 
 def too_much(structure: Structure, what: str) -> InvalidParameter:
-    """What a client is told of a structure that takes too much."""
+    """Make the error for a structure that takes too much."""
     return InvalidParameter(
-        f"{structure.param} takes {what} to read; make it smaller, or nest it less",
+        f"reading {structure.param} takes {what}; make it smaller, or nest it less",
         param=structure.param,
     )

@@ -1,4 +1,4 @@
-"""Tokens that a grammar names: `<think>`, `<[1000]>`, or any token but that one."""
+"""The names of tokens in grammars: `<think>`, `<[1000]>`, or any token but that one."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -7,13 +7,14 @@ from itertools import pairwise
 
 @dataclass(frozen=True, slots=True)
 class TokenNames:
-    """What a model's tokens are called.
+    """The names of a model's tokens.
 
     Attributes:
-        special: ids of the tokens that no text is cut into, those left out that end a text.
-        cut: token ids of a text.
-        num_tokens: logits per row.
-        never: ids that no grammar may ask for: of ends of a text, and those without a token.
+        special: the ids of special tokens, which no text is cut into, without those that end a
+            text.
+        cut: splits a text into token ids.
+        num_tokens: the number of logits per row.
+        never: ids that no grammar may name: ends of a text, and ids without a token.
     """
 
     special: Mapping[str, int] = field(default_factory=dict)
@@ -22,28 +23,33 @@ class TokenNames:
     never: frozenset[int] = frozenset()
 
     def id_of(self, name: str) -> int:
-        """
+        """Return the id of a named token.
+
         Args:
             name: `<[1000]>`, or a token's own text.
 
         Raises:
-            ValueError: it is no token that a grammar may ask for.
+            ValueError: the name is not that of a token which a grammar may name.
         """
         if name.startswith("<[") and name.endswith("]>"):
             token_id = int(name[2:-2])
         else:
             ids = [self.special[name]] if name in self.special else self.cut(name)
             if len(ids) != 1:
-                raise ValueError(f"{name} is no token of this model")
+                raise ValueError(f"{name} is not a token of this model")
             [token_id] = ids
         if token_id >= self.num_tokens:
-            raise ValueError(f"{name} is no token: the vocabulary ends at {self.num_tokens - 1}")
+            raise ValueError(
+                f"{name} is not a token: this model's ids end at {self.num_tokens - 1}"
+            )
         if token_id in self.never:
-            raise ValueError(f"{name} ends a text, or is none; a text ends where the grammar does")
+            raise ValueError(
+                f"{name} ends a text or has no text; leave it out, the text ends with the grammar"
+            )
         return token_id
 
     def all_but(self, token_id: int) -> str:
-        """The ids of the other tokens that a grammar may ask for, as llguidance reads ranges."""
+        """The ids of all other tokens that a grammar may name, written as llguidance's ranges."""
         return ",".join(_ranges_between({*self.never, token_id}, self.num_tokens))
 
 

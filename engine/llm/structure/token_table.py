@@ -1,4 +1,5 @@
-"""What llguidance knows of a model's tokens: the bytes of each, and how a text is cut into them."""
+"""What llguidance needs to know of a model's tokens: the bytes of each, and how a text is cut into
+them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,32 +13,32 @@ from engine.text.tokenizer import Tokenizer, load_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """A model's tokens."""
+    """A model's tokens and their names."""
 
     tokens: LLTokenizer
     names: TokenNames
 
 
 def load_token_table(path: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> TokenTable:
-    """The table of a checkpoint.
+    """Load the token table of a checkpoint.
 
     Args:
-        vocab_size: logits per row; ids without a token are never allowed.
-        eos_token_ids: where a text of the given form may end, one of these is allowed.
+        vocab_size: the number of logits per row; ids without a token are never allowed.
+        eos_token_ids: the tokens that are allowed where a structured text may end.
 
     Raises:
-        UnsupportedFeature: the tokens of this model have no bytes of their own, or none is an end.
+        UnsupportedFeature: this model's tokens have no bytes of their own, or no token ends a text.
     """
     if not eos_token_ids:
         raise UnsupportedFeature(
-            "this model has no end-of-sequence token, so its texts cannot be held to a form; leave "
-            "the form out, or use another model"
+            "this model has no end-of-sequence token, so it cannot give structured output; leave "
+            "the structure out, or use another model"
         )
     tokenizer = load_tokenizer(path)
     if tokenizer.pieces is None:
         raise UnsupportedFeature(
-            "this model's tokenizer writes a token differently beside different neighbours, so its "
-            "texts cannot be held to a form; leave the form out, or use another model"
+            "this model's tokenizer decodes a token differently beside different neighbours, so it "
+            "cannot give structured output; leave the structure out, or use another model"
         )
     ends = list(eos_token_ids)
     tokens = _Tokens(tokenizer, max(vocab_size, *(end + 1 for end in ends)), ends[0])
@@ -54,7 +55,7 @@ def load_token_table(path: Path, vocab_size: int, eos_token_ids: tuple[int, ...]
 
 
 class _Tokens:
-    """What `TokenizerWrapper` asks for."""
+    """The tokenizer interface that `TokenizerWrapper` needs."""
 
     def __init__(self, tokenizer: Tokenizer, num_tokens: int, eos_token_id: int) -> None:
         self._tokenizer = tokenizer
@@ -64,7 +65,7 @@ class _Tokens:
         self.special_token_ids = sorted(i for i in tokenizer.special_token_ids if i < num_tokens)
 
     def __call__(self, text: bytes) -> list[int]:
-        """The tokens of a forced text, as the model would have been given it."""
+        """The tokens of a forced text, as the model's tokenizer makes them."""
         ids = self._tokenizer.encode(text.decode(), add_special_tokens=False)
         written = b"".join([self.tokens[i] for i in ids])
         if written != text and written == b" " + text:

@@ -1,8 +1,8 @@
-"""Tries a grammar out by the beginnings of some texts that it allows.
+"""Tries a grammar out on the beginnings of some texts that it allows.
 
-Many structures compile and then cannot be followed: a thousand objects that begin alike, or
-hundreds of optional properties, are more than llguidance keeps track of. Most show it within
-a few tokens.
+Many structures compile but then cannot be followed: a thousand objects that begin alike, or
+hundreds of optional properties, are more than llguidance can track. Most show it within a few
+tokens.
 """
 
 import random
@@ -12,19 +12,19 @@ from llguidance import LLMatcher, LLTokenizer
 
 NUM_TEXTS = 4
 NUM_TOKENS = 16
-"""Of each text, if it does not end before."""
+"""The number of tokens of each text, if it does not end before."""
 TOKEN_SECONDS = 0.1
-"""Of processor time, for one token: in a step of the worker others would wait."""
+"""The most processor time for one token: in a step of the worker others would wait."""
 SECONDS = 0.03
-"""Of processor time, after which no further token is tried."""
+"""The processor time after which no further token is tried."""
 _NUM_GUESSES = 8
 
 
 def problem_of(start: LLMatcher, tokens: LLTokenizer, seed: str) -> str | None:
-    """Why texts could not be held to a grammar; None: no reason was found.
+    """Find out why texts cannot follow a grammar; None if no reason was found.
 
     Args:
-        start: at the beginning of a text; stays there.
+        start: a matcher at the beginning of a text; stays there.
         seed: decides which tokens are tried.
     """
     rng = random.Random(seed)
@@ -41,7 +41,7 @@ def problem_of(start: LLMatcher, tokens: LLTokenizer, seed: str) -> str | None:
 
 
 def _next_token(text: LLMatcher, tokens: LLTokenizer, rng: random.Random) -> str | None:
-    """Write one more token. Returns what is wrong with that, if anything is."""
+    """Write one more token. Returns the problem, if there is one."""
     started_s = time.process_time()
     allowed = text.compute_bitmask()
     text.compute_ff_tokens()
@@ -50,11 +50,12 @@ def _next_token(text: LLMatcher, tokens: LLTokenizer, rng: random.Random) -> str
     if text.is_error():
         return text.get_error()
     too_long = time.process_time() - started_s > TOKEN_SECONDS
-    return "it takes too long to follow" if too_long else None
+    return "following it takes too long" if too_long else None
 
 
 def _some_token(allowed: bytes, tokens: LLTokenizer, rng: random.Random) -> int:
-    """One of the allowed, and none of spaces alone if that is easily had: these lead nowhere."""
+    """Choose an allowed token, if easily possible not one of whitespace alone, which shows
+    nothing."""
     token_id = 0
     for _ in range(_NUM_GUESSES):
         token_id = _some_bit(allowed, rng)

@@ -1,4 +1,4 @@
-"""A thread for work that clients take turns at."""
+"""A thread whose work is shared out to clients in turns."""
 
 import heapq
 import itertools
@@ -8,12 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 STACK_BYTES = 16 << 20
-"""Of the thread, whatever the system's default is."""
+"""The thread's stack, whatever the system's default is."""
 
 
 class Turns:
-    """Does one thing of each client in turn, the shortest of that client's, so that nobody waits
-    for all that another one asked.
+    """Does one piece of work of each client in turn, the shortest first, so that nobody waits for
+    everything that another client asked for.
 
     The thread starts when it is first needed, and ends when nobody holds this any more.
     """
@@ -23,12 +23,11 @@ class Turns:
         self._thread: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._waiting: OrderedDict[str, list[tuple[int, int, Callable[[], None]]]] = OrderedDict()
-        """By client, whose turn is next is the first: a heap of lengths, arrivals, and what is to
-        be done."""
+        """By client, the next one first: a heap of lengths, arrivals and pieces of work."""
         self._arrivals = itertools.count()
 
     def take_turn(self, client: str, length: int, work: Callable[[], None]) -> None:
-        """Have something done, which raises nothing, when this client's turn has come."""
+        """Queue work, which must raise nothing, until it is this client's turn."""
         with self._lock:
             works = self._waiting.setdefault(client, [])
             heapq.heappush(works, (length, next(self._arrivals), work))

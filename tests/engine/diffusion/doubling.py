@@ -1,4 +1,5 @@
-"""A second kind of stage, of a test's own: it doubles a picture, some rows of it in each step.
+"""A second kind of stage, only for tests: it doubles a picture, some rows of it in each step. Its
+groups are called as the toy family's, so that only the engine keeps the two apart.
 
 Its groups are called as the toy family's, so that only the engine keeps the two apart.
 """

@@ -1,10 +1,10 @@
-"""Stepping an image engine by hand, and what came of it."""
+"""Steps an image engine by hand and collects its results."""
 
 import numpy as np
 
 
 def run(engine, requests=(), *, arrivals=None, aborts=None):
-    """Step until idle. `arrivals[i]`: the step before which request i comes; returns all events."""
+    """Step until idle and return all events. Request i comes before step `arrivals[i]`."""
     events = []
     arrivals = dict(zip(map(id, requests), arrivals or [0] * len(requests), strict=True))
     waiting, step = list(requests), 0

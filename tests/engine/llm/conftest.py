@@ -1,4 +1,4 @@
-"""Whole engines over small models, stepped by hand."""
+"""Fixtures of whole engines over small models, stepped by hand."""
 
 import random
 from collections import defaultdict
@@ -45,7 +45,8 @@ class Completion:
 
 
 def make_engine(ref, *, cache_dir="", **knobs):
-    """An fp32 engine on one thread, its invariants checked after every step, unless told else."""
+    """Make an fp32 engine on one thread, whose invariants are checked after every step unless told
+    otherwise."""
     defaults = {
         "dtype": "float32",
         "device": "cpu",
@@ -98,12 +99,12 @@ def run(engine, requests, *, arrivals=None, aborts=None):
 
 
 def told(done):
-    """Of what `run` returns all that must not depend on who shared the engine."""
+    """Return the part of what `run` returns that must not depend on who shared the engine."""
     return {key: replace(completion, num_cached_tokens=0) for key, completion in done.items()}
 
 
 def run_alone(ref, requests):
-    """What each request is `told` by an engine of its own, which caches nothing."""
+    """Run each request in an engine of its own without caches, and return what it is `told`."""
     done = {}
     for request in requests:
         done |= run(make_engine(ref, enable_prefix_caching=False), [request])
@@ -125,7 +126,7 @@ def make_request(request_id, prompt, **sampling):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Small tensors gain nothing from more threads."""
+    """Use one thread: small tensors gain nothing from more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -134,7 +135,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def engines():
-    """The functions above, for test modules."""
+    """Give test modules the functions above."""
     return SimpleNamespace(
         make=make_engine, run=run, run_alone=run_alone, told=told, request=make_request
     )
@@ -150,6 +151,6 @@ def rng(record_property):
 
 @pytest.fixture
 def cheap_rows(monkeypatch):
-    """Whoever drafts what must not depend on how busy the machine is."""
+    """Make rows cheap, so that drafts do not depend on how busy the machine is."""
     price = Price(row=0.02, step_s=1000.0, num_tokens=1)
     monkeypatch.setattr(StepBudget, "price", lambda budget, decodes: price)

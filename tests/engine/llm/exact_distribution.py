@@ -1,4 +1,5 @@
-"""What a request's next token should follow: one row, by sorting, in double precision.
+"""Computes the distribution that a request's next token should follow: one row, by sorting, in
+double precision.
 
 Shares no code with the sampler. Returns the whole distribution, so that a test can compare both the
 tokens that may be drawn and how often they should be.
@@ -25,10 +26,10 @@ def distribution(
 
     Args:
         logits: [V], finite or −infinity.
-        params: of the request.
+        params: the request's parameters.
         prompt_ids: its prompt.
-        output_ids: what it generated so far.
-        suppressed_ids: what must not come before `params.min_tokens`.
+        output_ids: the tokens generated so far.
+        suppressed_ids: tokens that must not come before `params.min_tokens`.
     """
     logits = penalised(logits, params, prompt_ids, output_ids)
     if len(output_ids) < params.min_tokens:
@@ -46,7 +47,7 @@ def distribution(
 def penalised(
     logits: Floats, params: SamplingParams, prompt_ids: Sequence[int], output_ids: Sequence[int]
 ) -> Floats:
-    """A copy with penalties and bias."""
+    """Copy the logits and apply penalties and bias."""
     logits = logits.copy()
     if params.repeat_last_n >= 0:
         from_prompt = max(0, params.repeat_last_n - len(output_ids))
@@ -65,13 +66,14 @@ def penalised(
 
 
 def keep_near_peak(logits: Floats, num_sigmas: float) -> Floats:
-    """Keep those at most so many standard deviations of the possible ones below the greatest."""
+    """Keep tokens whose logit is at most `num_sigmas` standard deviations of the possible ones
+    below the greatest."""
     sigma = logits[np.isfinite(logits)].std()
     return np.where(logits >= logits.max() - num_sigmas * sigma, logits, -np.inf)
 
 
 def temperature_of(logits: Floats, params: SamplingParams) -> float:
-    """The dynamic one, if it is asked for."""
+    """Return the temperature, the dynamic one if the request has one."""
     num_possible = int(np.isfinite(logits).sum())
     if not params.dynatemp_range or num_possible < 2:
         return params.temperature
@@ -91,14 +93,14 @@ def softmax(scores: Floats) -> Floats:
 
 
 def keep_top_k(probabilities: Floats, logits: Floats, params: SamplingParams) -> Floats:
-    """Keep the k likeliest; of equally likely ones those with the lowest ids."""
+    """Keep the k likeliest tokens; of equally likely ones those with the lowest ids."""
     if params.top_k <= 0:
         return probabilities
     return _only(probabilities, _by_logit(logits)[: params.top_k])
 
 
 def keep_top_p(probabilities: Floats, logits: Floats, params: SamplingParams) -> Floats:
-    """Keep the likeliest until they have p of the mass; at least one."""
+    """Keep the likeliest tokens until they have p of the mass; at least one."""
     if params.top_p >= 1:
         return probabilities
     order = _by_logit(logits)
@@ -106,13 +108,13 @@ def keep_top_p(probabilities: Floats, logits: Floats, params: SamplingParams) ->
 
 
 def keep_min_p(probabilities: Floats, logits: Floats, params: SamplingParams) -> Floats:
-    """Keep those with at least min_p of the likeliest one's probability."""
+    """Keep tokens with at least min_p of the likeliest one's probability."""
     bound = params.min_p * probabilities.max()
     return _only(probabilities, np.flatnonzero(probabilities >= bound))
 
 
 def keep_typical(probabilities: Floats, logits: Floats, params: SamplingParams) -> Floats:
-    """Keep those whose information is closest to the entropy until they have p of the mass."""
+    """Keep tokens whose information is closest to the entropy until they have p of the mass."""
     if params.typical_p >= 1:
         return probabilities
     possible = np.flatnonzero(probabilities)
@@ -125,7 +127,7 @@ def keep_typical(probabilities: Floats, logits: Floats, params: SamplingParams) 
 
 
 def exclude_top_choices(probabilities: Floats, logits: Floats, params: SamplingParams) -> Floats:
-    """Of those with at least this probability keep the least likely one."""
+    """Drop tokens with at least `xtc_threshold` of probability, except the least likely of them."""
     if not params.xtc_probability or params.xtc_threshold > 0.5:
         return probabilities
     assert params.xtc_probability == 1, "whether it happens is not known here"
@@ -141,18 +143,18 @@ STEPS = {
     "typical_p": keep_typical,
     "xtc": exclude_top_choices,
 }
-"""What leaves tokens out by their probabilities, in the usual order."""
+"""The steps that leave tokens out by their probabilities, in the usual order."""
 SHARES = [name for name in STEPS if name not in ("top_k", "xtc")]
-"""Parameters of steps that are shares of a probability."""
+"""The parameters of steps that are shares of a probability."""
 
 
 def _by_logit(logits: Floats) -> NDArray[np.int64]:
-    """Ids from the highest logit to the lowest, equals by id."""
+    """Sort ids from the highest logit to the lowest, equals by id."""
     return np.argsort(-logits, kind="stable")
 
 
 def _num_until(probabilities: Floats, mass: float) -> int:
-    """How many of them, from the first on, it takes to reach the mass; at least one."""
+    """Count how many, from the first on, it takes to reach the mass; at least one."""
     return min(len(probabilities), int((np.cumsum(probabilities) < mass).sum()) + 1)
 
 

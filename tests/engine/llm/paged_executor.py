@@ -39,7 +39,7 @@ from engine.types import (
 VOCAB_SIZE = 50
 EOS = 0
 Windows = tuple[int | None, ...]
-"""How far each layer group looks back: at least at the token before."""
+"""How far each layer group looks back: at least to the token before."""
 
 
 def make_config(**changes: object) -> ResolvedConfig:
@@ -99,7 +99,7 @@ def make_request(
     adapter: str | None = None,
     **sampling: object,
 ) -> GenerateRequest:
-    """A prompt given by its length holds tokens that depend on the request's id."""
+    """Make a request. A prompt given by its length holds tokens that depend on the request's id."""
     if isinstance(prompt, int):
         prompt = [(crc32(request_id.encode()) + 7 * i + i * i) % VOCAB_SIZE for i in range(prompt)]
     return GenerateRequest(
@@ -115,7 +115,7 @@ def make_request(
 
 
 def digests(token_ids: list[int], adapter: str | None) -> list[int]:
-    """What the slots of this text must hold."""
+    """Compute what the slots of this text must hold."""
     values, value = [], _root(adapter)
     for token_id in token_ids:
         value = hash((value, token_id))
@@ -124,7 +124,7 @@ def digests(token_ids: list[int], adapter: str | None) -> list[int]:
 
 
 def draw(new: NewSequence, digest: int, num_output_tokens: int) -> int:
-    """The model: next token after the text with this digest."""
+    """Act as the model: return the next token after the text with this digest."""
     token_id = hash((new.seed, new.index, digest)) % VOCAB_SIZE
     if num_output_tokens < new.sampling.min_tokens:
         while token_id in new.suppressed_token_ids:
@@ -134,7 +134,7 @@ def draw(new: NewSequence, digest: int, num_output_tokens: int) -> int:
 
 @dataclass
 class Guesser:
-    """A drafter that is right about so many of its tokens: it knows the model."""
+    """A drafter that is right about a given share of its tokens, because it knows the model."""
 
     rng: random.Random
     is_right: float
@@ -173,7 +173,7 @@ class Guesser:
         self.num_accepted += num_accepted
 
     def forget(self, sequence: RunningSequence) -> None:
-        """It keeps nothing."""
+        """Do nothing: it keeps no state."""
 
 
 def score(digest: int, target: int) -> TokenLogprob:
@@ -181,8 +181,8 @@ def score(digest: int, target: int) -> TokenLogprob:
 
 
 def likeliest(digest: int, num_top: int) -> TokenLogprob:
-    """The tokens that may follow the text with this digest, as a beam's row has them. Few different
-    numbers, so that there are ties, and such whose sums are exact."""
+    """Return the tokens that may follow the text with this digest, as a beam's row has them. There
+    are few different numbers, so that there are ties and exact sums."""
     logprobs = [-float(hash((digest, token_id)) % 512) / 64 for token_id in range(VOCAB_SIZE)]
     ids = sorted(range(VOCAB_SIZE), key=lambda token_id: -logprobs[token_id])[:num_top]
     tops = [logprobs[token_id] for token_id in ids]
@@ -190,7 +190,8 @@ def likeliest(digest: int, num_top: int) -> TokenLogprob:
 
 
 def similarity(digest: int) -> float:
-    """Of the last token's state to those before it. Few different numbers."""
+    """Return the similarity of the last token's state to those before it, one of few different
+    numbers."""
     return (hash((digest, 2)) % 32) / 32
 
 
@@ -204,12 +205,13 @@ class _State:
     new: NewSequence
     history: list[int]
     is_gone: bool = False
-    """A beam that was aborted since it was scheduled: what came of it does not count."""
+    """Whether it is a beam that was aborted since it was scheduled, so that its outcome does not
+    count."""
 
 
 @dataclass
 class PagedStep:
-    """What the executor makes of a decision is made at launch and seen when it is collected."""
+    """A step whose outcome is computed at launch and seen when it is collected."""
 
     output: StepOutput
     is_collected: bool = False
@@ -231,16 +233,16 @@ class PagedExecutor:
     num_copies: int = 0
     num_pending: int = 0
     drew: set[int] = field(default_factory=set)
-    """Sequences that the last step drew a token for."""
+    """Sequences for which the last step drew a token."""
     sequences: dict[int, _State] = field(default_factory=dict)
     slots: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
-    """By block and offset: the layer group that wrote it, and the digest."""
+    """The layer group that wrote a slot, and the digest, by block and offset."""
     states: dict[int, list[int]] = field(default_factory=dict)
-    """By sequence with contrastive search: whose hidden states its text's are known to be."""
+    """For each sequence with contrastive search, the text whose hidden states are known."""
     last_states: dict[int, int] = field(default_factory=dict)
-    """By candidate: its own."""
+    """The state of each candidate."""
     scheduler: Scheduler | None = None
-    """Who knows the texts of groups, which an executor does not see change."""
+    """Knows the texts of groups, whose changes an executor does not see."""
 
     def launch(self, decision: ScheduleDecision) -> "PagedStep":
         return PagedStep(self.execute(decision))
@@ -396,13 +398,13 @@ class PagedExecutor:
 
 
 def _is_searched(sampling: SamplingParams) -> bool:
-    """Its sequences' texts are a group's, which nothing is drawn for."""
+    """Whether a sequence belongs to a search, for which nothing is drawn."""
     return sampling.beams is not None or sampling.contrast is not None
 
 
 @dataclass
 class Answer:
-    """What one completion's events add up to."""
+    """The sum of one completion's events."""
 
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -440,7 +442,8 @@ def answer_alone(
     error_rate: int = 0,
     windows: Windows = (None,),
 ) -> Answer:
-    """What the request must get whatever shares the batch: the rules, written down once more."""
+    """Compute what the request must get whatever shares the batch, with the rules written down once
+    more."""
     sampling, prompt = request.sampling, request.prompt_token_ids
     if sampling.beams is not None:
         return beams_alone(request, config, error_rate, windows)[index]
@@ -480,7 +483,8 @@ def answer_alone(
 def beams_alone(
     request: GenerateRequest, config: ResolvedConfig, error_rate: int, windows: Windows
 ) -> list[Answer]:
-    """The same for beam search: over whole vocabularies and texts, as transformers does it."""
+    """Compute the same for beam search, over whole vocabularies and texts, as transformers does
+    it."""
     sampling, prompt, beams = request.sampling, request.prompt_token_ids, request.sampling.beams
     assert beams is not None
     width, eos = beams.width, () if sampling.ignore_eos else (EOS,)
@@ -542,7 +546,7 @@ def beams_alone(
 def contrast_alone(
     request: GenerateRequest, config: ResolvedConfig, error_rate: int, windows: Windows
 ) -> Answer:
-    """The same for contrastive search."""
+    """Compute the same for contrastive search."""
     sampling, contrast = request.sampling, request.sampling.contrast
     assert contrast is not None
     text, answer = list(request.prompt_token_ids), Answer()
@@ -585,7 +589,7 @@ def contrast_alone(
 
 
 def run_step(scheduler: Scheduler, executor: PagedExecutor, answers: Answers) -> ScheduleDecision:
-    """One step, its invariants checked and its events added to `answers`."""
+    """Run one step, check its invariants and add its events to `answers`."""
     decision = scheduler.schedule()
     assert decision.scheduled, "there was work, but no progress"
     for event in scheduler.commit(decision, executor.execute(decision)):

@@ -91,7 +91,7 @@ CONFIG = ResolvedConfig(
 
 @dataclass(frozen=True)
 class Recording:
-    """What was run, once."""
+    """The output of the one run."""
 
     output: torch.Tensor
 
@@ -100,7 +100,7 @@ class Recording:
 
 
 class Recorder:
-    """Runs what it is to record."""
+    """A recorder that just runs the function."""
 
     is_cheap = False
     padded = CudaRecorder.padded
@@ -111,7 +111,7 @@ class Recorder:
 
 
 def pretend_memory() -> None:
-    """Copies to the host are zeros, and there is nothing to wait for."""
+    """Make copies to the host zeros, without anything to wait for."""
 
     def copied(self: Any, tensor: torch.Tensor) -> None:
         fine = tensor.dtype == torch.bool
@@ -133,7 +133,7 @@ def make_runner(model_config: ModelConfig, config: ResolvedConfig) -> ModelRunne
 
 
 def random_step(config: ResolvedConfig, first_id: int) -> ScheduleDecision:
-    """New sequences of all lengths and contexts, with all that clients may ask for."""
+    """Make new sequences of all lengths and contexts, with everything that clients may ask for."""
     budget = random.choice([1, 15, 16, 17, 33, 64, 65, 100, config.max_num_batched_tokens])
     budget = min(budget, config.max_num_batched_tokens)
     decision = ScheduleDecision()
@@ -163,7 +163,7 @@ def random_step(config: ResolvedConfig, first_id: int) -> ScheduleDecision:
 
 
 def prompt_step(config: ResolvedConfig, num_tokens: int) -> ScheduleDecision:
-    """One new sequence, whole."""
+    """Make one whole new sequence."""
     blocks = [0] * -(-num_tokens // config.block_size)
     tokens = [0] * num_tokens
     return ScheduleDecision(
@@ -195,7 +195,7 @@ def specialise_row_counts() -> None:
 
 
 def stalls(model: str, facts: dict[str, Any], num_steps: int) -> dict[str, Any]:
-    """Kernels that warming up compiles, and those that serving has to compile after it."""
+    """Return the kernels that warming up compiles, and those that serving must compile after it."""
     config = replace(CONFIG, **facts)
     capability = 90
     with recorded(capability) as warmed:
@@ -221,7 +221,7 @@ def stalls(model: str, facts: dict[str, Any], num_steps: int) -> dict[str, Any]:
 
 
 def serve_decodes(runner: ModelRunner, config: ResolvedConfig, rows: int) -> None:
-    """Often enough for a recording, which is then replayed."""
+    """Serve decodes often enough for a recording, which is then replayed."""
     for _ in range(5):
         blocks = [1] * -(-1025 // config.block_size)
         context = random.choice([700, 1024]) if config.max_model_len > 1024 else 1
@@ -239,7 +239,7 @@ def serve_decodes(runner: ModelRunner, config: ResolvedConfig, rows: int) -> Non
 
 
 def main() -> None:
-    """Arguments: seed, steps, a JSON list of [model, facts], maybe `specialised`."""
+    """Read the arguments: seed, steps, a JSON list of [model, facts], maybe `specialised`."""
     seed, num_steps, cases, *specialised = sys.argv[1:]
     if specialised:
         specialise_row_counts()

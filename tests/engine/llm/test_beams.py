@@ -179,7 +179,7 @@ def test_a_search_that_outgrows_the_pool_fails_whoever_runs_beside_it():
     request = make_request("r", 9, 40, n=1, seed=0, **beams(4))
     for others in ((), (make_request("x", 9, 20, seed=1),)):
         bench = Bench(num_kv_blocks=16, block_size=2)  # 4 blocks per beam: 8 tokens
-        with pytest.raises(OutOfBlocks, match="the KV pool holds 8"):
+        with pytest.raises(OutOfBlocks, match="the KV cache holds 8"):
             bench.scheduler.add(request)
         shorter = replace(request, prompt_token_ids=request.prompt_token_ids[:4])
         answer = bench.run(*others, shorter)["r", 0]

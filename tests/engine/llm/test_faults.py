@@ -275,7 +275,7 @@ def test_an_end_that_fails_loses_no_answer(engines, folder, requests, expected, 
     injection.install(monkeypatch, Roster, "finish")
     done, failures, logs = run(engines, engine, requests)
     assert injection.num_raised == 1 and not failures
-    assert [entry["event"] for entry in logs] == ["a request was not ended cleanly"]
+    assert [entry["event"] for entry in logs] == ["a request could not be ended cleanly"]
     assert {k: c.token_ids for k, c in done.items()} == {
         k: c.token_ids for k, c in expected.items()
     }

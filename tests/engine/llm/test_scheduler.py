@@ -881,7 +881,7 @@ class TestAdmission:
             ([1], {"min_tokens": -1}, InvalidParameter, "min_tokens is -1"),
             ([1] * 16, {}, ContextLengthExceeded, "is 16 tokens.* 16 tokens .*max_model_len"),
             ([1] * 17, {"max_tokens": 0}, ContextLengthExceeded, "17 tokens"),
-            ([1] * 13, {}, OutOfBlocks, "13 tokens; the KV pool holds 12"),
+            ([1] * 13, {}, OutOfBlocks, "13 tokens; the KV cache holds 12"),
         ],
     )
     def test_what_can_never_run_is_refused(

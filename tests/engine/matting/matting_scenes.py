@@ -30,8 +30,8 @@ class Scene:
 
 
 def scene(height: int = 120, width: int = 160, band: int = 5) -> Scene:
-    """A warm disc with hairs, before a cool background; both with colours that change slowly. Drawn
-    from the `random` module."""
+    """Compose a warm disc with hairs before a cool background; both have slowly changing colours.
+    Drawn from the `random` module."""
     front = field(height, width, warm=True)
     back = field(height, width, warm=False)
     alpha = np.zeros((height, width), np.float32)
@@ -52,7 +52,7 @@ def scene(height: int = 120, width: int = 160, band: int = 5) -> Scene:
 
 
 def field(height: int, width: int, *, warm: bool) -> Floats:
-    """Colours that change slowly, around orange or around blue."""
+    """Make slowly changing colours, around orange or around blue."""
     base = np.array([0.85, 0.55, 0.25] if warm else [0.15, 0.3, 0.6], np.float32)
     corners = np.array(
         [[base + [random.uniform(-0.1, 0.1) for _ in range(3)] for _ in range(3)] for _ in range(3)]
@@ -63,7 +63,7 @@ def field(height: int, width: int, *, warm: bool) -> Floats:
 
 
 def finished(work: Generator[Any, None, T]) -> T:
-    """What comes of work with pauses."""
+    """Run work with pauses to its end and return its result."""
     while True:
         try:
             next(work)
@@ -72,7 +72,7 @@ def finished(work: Generator[Any, None, T]) -> T:
 
 
 def load(name: str, mode: str = "RGB") -> Bytes:
-    """A picture of tests/data."""
+    """Load a picture of tests/data."""
     return np.asarray(Image.open(DATA / name).convert(mode))
 
 
@@ -83,7 +83,7 @@ def lemur() -> tuple[Bytes, Trimap, Floats]:
 
 
 def rms(difference: Any, where: Bools | None = None) -> float:
-    """Of the numbers there."""
+    """Compute the root mean square of the numbers where `where` holds."""
     values = difference if where is None else difference[where]
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
 

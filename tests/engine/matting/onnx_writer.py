@@ -1,4 +1,4 @@
-"""ONNX files from nothing, by the protobuf format: small networks, and broken ones."""
+"""Writes ONNX files in the protobuf format by hand: small networks, and broken ones."""
 
 import struct
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ def brightness_network(
     extra: bytes = b"",
     weights: bytes | None = None,
 ) -> bytes:
-    """Finds what is bright: the sum of its normalised colours, as logits."""
+    """Make a network that finds bright pixels: the sum of their normalised colours, as logits."""
     stored = weights or tensor("w", [1, channels, 1, 1], [10.0] * channels)
     graph = field(1, node("Conv", ["image", "w"], ["mask"]))
     graph += field(2, "bright") + field(5, stored)

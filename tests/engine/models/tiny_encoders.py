@@ -1,4 +1,4 @@
-"""Random sentence encoders as folders, and what transformers makes of the same texts."""
+"""Makes folders of random sentence encoders, and embeds the same texts by transformers."""
 
 import json
 import random
@@ -86,7 +86,7 @@ def write_wordpiece(folder: Path) -> None:
 def add_sentence_layout(
     folder: Path, pooling: str, *, normalizes: bool = True, max_tokens: int | None = None
 ) -> Path:
-    """As sentence-transformers writes it."""
+    """Add the files that sentence-transformers writes."""
     steps = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -106,7 +106,7 @@ def add_sentence_layout(
 def load_encoder(
     folder: Path, pooling: Pooling = "mean", dtype: torch.dtype = torch.float32
 ) -> SentenceEncoder:
-    """Ours of a folder."""
+    """Load our encoder from a folder."""
     keys = MetadataKeys(read_json(folder / "config.json"), "config.json")
     encoder = create_encoder(keys, dtype=dtype)
     assert encoder.load_weights(encoder_weights(keys, iter_tensors(folder))) == []

@@ -34,7 +34,7 @@ SIZES: dict[str, Any] = {
 
 
 def config_of(family: str, hf: Any) -> ModelConfig:
-    """What our family reads in a Hugging Face configuration."""
+    """Read a Hugging Face configuration as our family does."""
     keys = MetadataKeys(hf.to_dict(), "config.json")
     return family_of(_architecture(family)).read_json(keys)
 
@@ -44,7 +44,7 @@ def _architecture(family: str) -> str:
 
 
 def create_pair(family: str, seed: int, **overrides: Any) -> tuple[CausalLM, Any, ModelConfig]:
-    """Our model and Hugging Face's with the same random weights, in fp32."""
+    """Make our model and Hugging Face's with the same random weights, in fp32."""
     torch.manual_seed(seed)
     model_class = getattr(transformers, _architecture(family))
     hf_config = model_class.config_class(**({"pad_token_id": None} | SIZES | overrides))
@@ -62,7 +62,7 @@ def create_pair(family: str, seed: int, **overrides: Any) -> tuple[CausalLM, Any
 
 
 def named_weights(theirs: Any) -> list[tuple[str, torch.Tensor]]:
-    """What a checkpoint would hold: a tied output layer is left out, experts come one by one."""
+    """Return what a checkpoint would hold: without a tied output layer, with experts one by one."""
     weights = theirs.state_dict()
     if theirs.config.tie_word_embeddings:
         weights.pop("lm_head.weight")
@@ -86,7 +86,7 @@ def named_weights(theirs: Any) -> list[tuple[str, torch.Tensor]]:
 
 @torch.no_grad()
 def their_logits(theirs: Any, token_ids: list[int]) -> torch.Tensor:
-    """[T, V] of the whole text at once."""
+    """Compute the Hugging Face model's logits of the whole text at once, [T, V]."""
     return theirs(torch.tensor([token_ids])).logits[0]
 
 
@@ -133,7 +133,8 @@ class PagedTexts:
 
     @torch.inference_mode()
     def step(self, pieces: dict[int, int]) -> dict[int, torch.Tensor]:
-        """Compute the next `pieces[text_id]` tokens of some texts; their logits [n, V]."""
+        """Compute the next `pieces[text_id]` tokens of some texts and return their logits, [n,
+        V]."""
         scheduled = [
             ScheduledSequence(
                 text_id,
@@ -164,7 +165,8 @@ class PagedTexts:
         return result
 
     def _blocks_in_sight(self, text_id: int) -> list[GroupBlocks]:
-        """Without those that the layers' windows have passed, as in the engine."""
+        """Return a text's blocks without those that the layers' windows have passed, as in the
+        engine."""
         windows = self.config.group_windows
         layout = KvLayout(block_size=self.block_size, windows=windows)
         unseen = [layout.num_unseen(window, self.computed[text_id]) for window in windows]
@@ -172,5 +174,5 @@ class PagedTexts:
         return [GroupBlocks(block_ids[first:], first) for block_ids, first in groups]
 
     def run(self, text_id: int, sizes: list[int]) -> torch.Tensor:
-        """One text alone in pieces of these sizes, [T, V]."""
+        """Run one text alone in pieces of these sizes and return its logits, [T, V]."""
         return torch.cat([self.step({text_id: size})[text_id] for size in sizes])

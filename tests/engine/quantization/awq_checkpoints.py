@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""AutoAWQ's: which of eight outputs each nibble holds."""
+"""AutoAWQ's order: which of eight outputs each nibble holds."""
 GEMV_MULTIPLES = {64: 2, 32: 4}
 
 
@@ -31,7 +31,8 @@ def packed(q, order):
 
 
 def quantised(outputs, size, version="gemm", group_size=32, dtype=torch.float16):
-    """A layer's tensors by kind, and the weight [N, K] fp32 that they stand for."""
+    """Quantise a layer. Returns its tensors by kind, and the weight [N, K] fp32 that they stand
+    for."""
     run = size if group_size == -1 else group_size
     groups = math.ceil(size / run)
     q = torch.randint(0, 16, (size, outputs))
@@ -56,7 +57,7 @@ def quantised(outputs, size, version="gemm", group_size=32, dtype=torch.float16)
 
 
 def write_awq(original: Path, folder: Path) -> Path:
-    """A model folder whose linear layers are random ones in AWQ's layout."""
+    """Write a model folder whose linear layers are random ones in AWQ's layout."""
     target = shutil.copytree(original, folder / "awq")
     tensors = {}
     for name, tensor in load_file(original / "model.safetensors").items():

@@ -27,7 +27,7 @@ TYPES = {
 
 
 def headers_of(tensors: Mapping[str, Tensor]) -> dict[str, TensorHeader]:
-    """As a file has them."""
+    """Make the headers that a file would have."""
     return {
         name: TensorHeader(
             tuple(one.shape), TYPES[one.dtype], lambda one=one: one.numpy().tobytes()
@@ -41,7 +41,7 @@ def headers_of(tensors: Mapping[str, Tensor]) -> dict[str, TensorHeader]:
 def layers_of(
     tensors: Mapping[str, Tensor], config: dict[str, Any], device: str = "cpu"
 ) -> dict[str, QuantizedLayer]:
-    """The layers that are told by themselves."""
+    """Find the quantised layers by their tensors."""
     found = detect(config, headers_of(tensors))
     assert found is not None
     return found[1].layers(headers_of(tensors), device)
@@ -54,7 +54,7 @@ def random_layer(
     *,
     bias: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tensors by checkpoint name, and the weights by shard."""
+    """Make a random layer: tensors by checkpoint name, and the weights by shard."""
     tensors, weights = {}, {}
     for name, outputs in shards.items():
         made, weights[name] = quantise(torch.randn(outputs, size) / size**0.5)
@@ -73,7 +73,7 @@ def filled(
     may_have_others: bool = False,
     **options: Any,
 ) -> Linear:
-    """A `Linear` that has taken them, in any order."""
+    """Make a `Linear` that has loaded the tensors, in any order."""
     layer = Linear(
         next(iter(weights.values())).shape[1],
         [Shard(name, len(weight)) for name, weight in weights.items()],
@@ -99,6 +99,6 @@ def loaded(
     dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> Linear:
-    """The same, by the methods of the format that is told from the tensors."""
+    """Make the same with the methods of the format that the tensors have."""
     methods = {name: one.method for name, one in layers_of(tensors, config).items()}
     return filled(tensors, weights, methods, dtype, **options)

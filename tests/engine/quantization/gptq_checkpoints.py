@@ -18,22 +18,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """How a checkpoint has its quantised layers."""
+    """How a checkpoint stores its quantised layers."""
 
     bits: int = 4
     group_size: int = 32
     desc_act: bool = False
     sym: bool = False
     version: str = "gptq"
-    """`checkpoint_format`."""
+    """The value of `checkpoint_format`."""
     scale_dtype: torch.dtype = torch.float16
     writes_g_idx: bool = True
     lm_head: bool = False
     side_file: bool = False
-    """`quantize_config.json` in place of a key of config.json."""
+    """Whether `quantize_config.json` replaces a key of config.json."""
 
     def config(self) -> dict[str, Any]:
-        """`quantization_config`."""
+        """The value of `quantization_config`."""
         found = {
             "bits": self.bits,
             "group_size": self.group_size,

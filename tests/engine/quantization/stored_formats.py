@@ -1,4 +1,4 @@
-"""Weights as other tools' checkpoints have them, with the plain ones that they stand for.
+"""Makes weights as other tools' checkpoints have them, with the plain ones that they stand for.
 
 bitsandbytes' are written by its own package. The others are packed number by number, by code that
 shares nothing with what reads it.
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 Made = tuple[dict[str, Tensor], Tensor]
-"""Tensors by kind, and the weight [N, K] fp32."""
+"""The tensors by kind, and the weight [N, K] fp32."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Variety:
     """A way to quantise."""
 
     config: dict[str, Any]
-    """`quantization_config`."""
+    """The value of `quantization_config`."""
     quantise: Callable[[Tensor], Made]
-    """Of a weight [N, K]."""
+    """Quantises a weight [N, K]."""
     bits: float
-    """Of a weight in panels."""
+    """The bits of a weight in panels."""
     name: str
-    """In the table of formats."""
+    """The name in the table of formats."""
 
 
 def bnb_4bit(
@@ -70,7 +70,7 @@ def bnb_int8(weight: Tensor, *, layout: bool = True) -> Made:
 
 
 def grouped(weight: Tensor, bits: int, size: int | None, *, symmetric: bool) -> tuple[Tensor, ...]:
-    """Codes as signed integers, scales and zero points [N, G] of runs of inputs."""
+    """Round runs of inputs to codes (signed integers), scales and zero points [N, G]."""
     groups = weight.float().unflatten(1, (-1, size or weight.shape[1]))
     most = 2 ** (bits - 1)
     if symmetric:
@@ -109,7 +109,8 @@ def ct_packed(
 
 
 def ct_ordered(weight: Tensor, size: int = 32) -> Made:
-    """Inputs of a group lie anywhere: in the same places for all weights as wide."""
+    """Order inputs so that those of a group lie anywhere, in the same places for all weights of one
+    width."""
     order = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(1))
     place = order.argsort()
     codes, scales, zeros = grouped(weight[:, order], 4, size, symmetric=True)
@@ -137,7 +138,7 @@ def ct_int8(weight: Tensor, *, whole: bool = False, symmetric: bool = True) -> M
 
 
 def fp8(weight: Tensor, kind: str, block: tuple[int, int] | None, shape: Any = None) -> Made:
-    """With a scale per block, or per output and matrix (`block` of 0 for all)."""
+    """Quantise to fp8 with a scale per block, or per output or matrix (`block` of 0 for all)."""
     height, width = (one or size for one, size in zip(block or (0, 0), weight.shape, strict=True))
     numbers, plain = torch.empty(weight.shape, dtype=torch.float8_e4m3fn), torch.empty(weight.shape)
     rows = []
@@ -234,7 +235,8 @@ VARIETIES = {
 
 
 def write_checkpoint(original: Path, folder: Path, variety: Variety) -> tuple[Path, Path]:
-    """A model folder whose blocks' linear layers are quantised, and its twin with plain weights."""
+    """Write a model folder whose blocks' linear layers are quantised, and its twin with plain
+    weights."""
     packed, twin = folder / "packed", folder / "twin"
     for copy in (packed, twin):
         shutil.copytree(original, copy)

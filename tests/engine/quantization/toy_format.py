@@ -1,4 +1,4 @@
-"""A stored format of its own: a byte per weight and a scale per output, transposed."""
+"""A stored format only for tests: a byte per weight and a scale per output, transposed."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class ToyState:
 
 @dataclass(frozen=True)
 class ToyMethod(LinearMethod[ToyState]):
-    """Counts how often it has multiplied."""
+    """A method that counts how often it has multiplied."""
 
     def tensors(self, in_features, out_features, has_bias):
         specs = {
@@ -65,7 +65,7 @@ class ToyFormat(StoredFormat):
 
 
 def register(monkeypatch):
-    """All that a format needs beside its module, for one test."""
+    """Register the format for one test: everything that it needs beside its module."""
     facts = FormatFacts(
         target="toy_format:ToyFormat",
         stored_as="toy",

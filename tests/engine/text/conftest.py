@@ -1,4 +1,4 @@
-"""Tokenizers to try things on: two tiny ones made on the spot and the real SmolLM2."""
+"""Tokenizers for tests: two tiny ones made on the spot and the real SmolLM2."""
 
 import argparse
 import json

@@ -1,5 +1,6 @@
 # ruff: noqa: E501, RUF001
-"""Tokenizers of every kind that a text can be bounded or cut for, and of some that it cannot."""
+"""Makes tokenizers of every kind for which a text can be bounded or cut, and of some for which it
+cannot."""
 
 import random
 from collections.abc import Callable
@@ -23,7 +24,8 @@ def byte_level(
     alphabet: int = 256,
     tokens: tuple[AddedToken, ...] = (),
 ) -> RawTokenizer:
-    """Byte-level BPE whose words are cut as `rule` says. It may lack some bytes, as real ones do."""
+    """Make a byte-level BPE whose words are cut as `rule` says. It may lack some bytes, as real
+    ones do."""
     raw = RawTokenizer(BPE())
     raw.pre_tokenizer = pre_tokenizer_rule(rule).create()
     if normalizer is not None:
@@ -40,7 +42,7 @@ def byte_level(
 
 
 def sentencepiece(prefix: SpacePrefix, *, has_bytes: bool = True) -> RawTokenizer:
-    """SentencePiece's BPE over a vocabulary of syllables, words and runs of spaces."""
+    """Make SentencePiece's BPE over a vocabulary of syllables, words and runs of spaces."""
     letters = list("abcdefghijklmnopqrstuvwxyz0123456789.,\n▁你好")
     words = ["▁the", "▁fox", "the", "fox", "▁th", "th", "he", "▁▁", "▁▁▁▁", "▁▁▁▁▁▁▁▁", "ox", "12"]
     octets = [f"<0x{byte:02X}>" for byte in range(256)] if has_bytes else []
@@ -113,7 +115,8 @@ _GAPS = ["", "", " ", " ", " ", "  ", "   ", "\n", "\n\n", "\t", " \n", "\r\n", 
 
 
 def random_text(rng: random.Random, num_atoms: int) -> str:
-    """Words, digits, scripts, marks and spaces in any order, sometimes the same again and again."""
+    """Draw words, digits, scripts, marks and spaces in any order, sometimes the same again and
+    again."""
     atoms = rng.choices(_ATOMS, k=num_atoms)
     if rng.random() < 0.3:
         atoms = rng.choices(rng.choices(_ATOMS, k=2), k=num_atoms)

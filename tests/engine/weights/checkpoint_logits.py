@@ -1,4 +1,4 @@
-"""What a checkpoint computes once it is loaded, without an engine."""
+"""Computes with a loaded checkpoint, without an engine."""
 
 import torch
 
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 @torch.inference_mode()
 def logits(checkpoint: Checkpoint, token_ids: list[int]) -> torch.Tensor:
-    """Ours of a whole text, in fp32: [T, V]."""
+    """Compute our logits of a whole text in fp32, [T, V]."""
     config = load_model_config(checkpoint)
     model = create_model(config, dtype=torch.float32)
     assert model.load_weights(iter_weights(checkpoint, config)) == []

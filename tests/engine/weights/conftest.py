@@ -23,15 +23,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class FileServer:
-    """Answers of a server by path, what was asked, and how it misbehaves."""
+    """A server of files: its answers by path, what was asked, and how it misbehaves."""
 
     port: int = 0
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
-    """(method, path, Range header)."""
+    """The requests, as (method, path, Range header)."""
     break_after: dict[str, int] = field(default_factory=dict)
-    """Path → bytes after which the connection drops, once."""
+    """By path, the bytes after which the connection drops, once."""
     stall_after: dict[str, int] = field(default_factory=dict)
-    """Path → bytes after which the body stops coming, until `stalled` is set."""
+    """By path, the bytes after which the body stops coming, until `stalled` is set."""
     stalled: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -42,7 +42,7 @@ class FileServer:
         raise NotImplementedError
 
     def asked(self, method: str, ending: str) -> list[str | None]:
-        """Range headers of the requests for paths with that ending."""
+        """Return the Range headers of requests for paths with this ending."""
         return [r for m, path, r in self.requests if m == method and path.endswith(ending)]
 
 
@@ -128,13 +128,13 @@ class TinyWheels:
 
     @property
     def wheel_name(self) -> str:
-        """The only wheel's."""
+        """The name of the only wheel."""
         [wheel] = self.model.wheels
         return wheel.file_name
 
     @property
     def wheel(self) -> bytes:
-        """What it holds."""
+        """The content of the wheel."""
         return self.index.wheels[self.wheel_name]
 
 
@@ -147,7 +147,7 @@ def tiny_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tiny
 
 @pytest.fixture
 def tiny_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyWheels]:
-    """The same in three wheels."""
+    """The same model in three wheels."""
     names = [f"tiny-model-part{part}" for part in (1, 2, 3)]
     with _served_wheels(tmp_path, monkeypatch, names) as wheels:
         yield wheels
@@ -221,7 +221,7 @@ class Hub(FileServer):
     gated: set[str] = field(default_factory=set)
     revisions: set[str] = field(default_factory=lambda: {"main", "v1", COMMIT})
     status: int | None = None
-    """Answer everything with this."""
+    """The status of every answer, if set."""
 
     def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
         if self.status is not None:

@@ -1,4 +1,4 @@
-"""How much there is in a checkpoint."""
+"""Counts a checkpoint's weights."""
 
 import math
 
@@ -7,6 +7,6 @@ from engine.weights.source import Checkpoint
 
 
 def num_weights(checkpoint: Checkpoint) -> int:
-    """Numbers in all tensors, by their headers."""
+    """Count the numbers in all tensors, by their headers."""
     headers = weight_headers(checkpoint, load_model_config(checkpoint))
     return sum(math.prod(header.shape) for header in headers.values())

@@ -9,7 +9,7 @@ from embedding_server import EmbeddingServer
 
 @pytest.fixture
 async def server(tokenizer_folder: Path) -> AsyncIterator[EmbeddingServer]:
-    """Of one model, `embedder`."""
+    """A server of one model, `embedder`."""
     server = EmbeddingServer(tokenizer_folder)
     yield server
     await server.aclose()
@@ -17,7 +17,7 @@ async def server(tokenizer_folder: Path) -> AsyncIterator[EmbeddingServer]:
 
 @pytest.fixture
 async def both(tokenizer_folder: Path) -> AsyncIterator[EmbeddingServer]:
-    """Beside a text model, `writer`."""
+    """A server of `embedder` beside a text model, `writer`."""
     server = EmbeddingServer(tokenizer_folder, with_text=True)
     yield server
     await server.aclose()

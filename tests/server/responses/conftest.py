@@ -1,4 +1,4 @@
-"""The official client in front of the server in memory."""
+"""OpenAI's own client in front of the server in memory."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from text_server import TextServer
 
 @pytest.fixture
 def client(server: TextServer) -> Iterator[openai.AsyncOpenAI]:
-    """Closing it would close the server's own client, which is the server's to close."""
+    """OpenAI's client. It is not closed here, because that would close the server's client."""
     yield openai.AsyncOpenAI(
         base_url="http://test/v1", api_key="unused", max_retries=0, http_client=server.client
     )

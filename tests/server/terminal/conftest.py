@@ -1,4 +1,4 @@
-"""What the tests of commands share that start a process of their own."""
+"""Fixtures for tests of commands that start a process of their own."""
 
 import json
 import sys

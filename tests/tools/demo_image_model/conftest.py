@@ -14,7 +14,7 @@ from tools.demo_image_model.train_vae import build_vae
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With `unet_edit` beside the other parts."""
+    """A model with `unet_edit` beside the other parts."""
     folder = tmp_path_factory.mktemp("base")
     with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
         torch.manual_seed(0)

@@ -1,4 +1,5 @@
-"""The smallest loop that draws with a family: what the engine does, for samples of one step each.
+"""The smallest loop that draws with a family: it does what the engine does, for samples of one step
+each.
 
 Steps are taken timestep by timestep; `draw_together` puts the rows of several jobs, each at a
 timestep of its own, into shared calls.
@@ -17,7 +18,7 @@ from engine.diffusion.prompt.text import PromptText
 from engine.image_types import ImageTask
 
 TOLERANCE = 1e-4
-"""fp32 over a few steps; sums are taken in another order with channels last."""
+"""Tolerances of fp32 over a few steps; with channels last, sums are taken in another order."""
 
 
 @dataclass
@@ -25,8 +26,8 @@ class Job:
     """One image to draw.
 
     Attributes:
-        image_latents: of the conditional rows.
-        start: index of the first timestep.
+        image_latents: the latents of the conditional rows.
+        start: the index of the first timestep.
     """
 
     prompt: str
@@ -46,12 +47,12 @@ class Job:
 
 
 def draw(family: Any, job: Job) -> torch.Tensor:
-    """Final latents."""
+    """Return the final latents."""
     return draw_together(family, [job], [0])[0]
 
 
 def draw_together(family: Any, jobs: Sequence[Job], joins: Sequence[int]) -> list[torch.Tensor]:
-    """Final latents of jobs that join at some step and leave when they are done."""
+    """Return the final latents of jobs that join at some step and leave when they are done."""
     states = [_Running(family, job) for job in jobs]
     step = 0
     while not all(state.done for state in states):
@@ -125,7 +126,8 @@ class _Running:
 
 
 def assert_same(ours: torch.Tensor, theirs: torch.Tensor, case: object) -> None:
-    """Equal up to rounding. Some samplers take random weights to latents far above 1."""
+    """Check that values are equal up to rounding. Some samplers take random weights to latents far
+    above 1."""
     worst = (ours - theirs).abs().max().item()
     scale = max(1.0, theirs.abs().max().item())
     assert worst < TOLERANCE * scale, f"{case}: {worst} at latents up to {scale}"

@@ -10,13 +10,14 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
 _BLOCK = 32
-"""Columns of a quantised block."""
+"""The columns of a quantised block."""
 
 
 def write_gguf(
     path: Path, state: Mapping[str, torch.Tensor], type_: GGMLQuantizationType
 ) -> dict[str, torch.Tensor]:
-    """Matrices of whole blocks in `type_`, the rest in fp32. Returns what it holds, expanded."""
+    """Write matrices of whole blocks in `type_` and the rest in fp32. Returns what the file holds,
+    expanded."""
     writer = gguf.GGUFWriter(str(path), arch="flux")
     read_back = {}
     for name, tensor in state.items():

@@ -1,4 +1,4 @@
-"""Components' weights under the names of the original Stable Diffusion code."""
+"""Gives components' weights the names of the original Stable Diffusion code."""
 
 import re
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ _OPEN_CLIP = [
 
 
 def unet_tensors(unet: nn.Module) -> Tensors:
-    """Under `model.diffusion_model.`."""
+    """Name the UNet's tensors, under `model.diffusion_model.`."""
     layers = int(unet.config.layers_per_block) + 1  # type: ignore[union-attr, arg-type, operator]
     return {
         f"model.diffusion_model.{_unet_name(name, layers, unet)}": tensor
@@ -64,7 +64,8 @@ def unet_tensors(unet: nn.Module) -> Tensors:
 
 
 def vae_tensors(vae: nn.Module) -> Tensors:
-    """Under `first_stage_model.`; attention's projections are 1x1 convolutions there."""
+    """Name the VAE's tensors, under `first_stage_model.`. Attention's projections are 1x1
+    convolutions there."""
     last = len(vae.config.block_out_channels) - 1  # type: ignore[union-attr, arg-type]
     tensors = {}
     for name, tensor in vae.state_dict().items():
@@ -86,7 +87,8 @@ def clip_tensors(encoder: nn.Module, prefix: str) -> Tensors:
 
 
 def open_clip_tensors(encoder: nn.Module, prefix: str) -> Tensors:
-    """Queries, keys and values are one projection there."""
+    """Name a text encoder's tensors as OpenCLIP does; queries, keys and values are one projection
+    there."""
     state = encoder.state_dict()
     tensors: Tensors = {}
     for name, tensor in state.items():
@@ -124,7 +126,7 @@ def _unet_name(name: str, layers: int, unet: nn.Module) -> str:
 
 
 def _inner(rest: str) -> str:
-    """Within a residual block; transformer blocks are named alike."""
+    """Name a tensor within a residual block; transformer blocks have the same names in both."""
     part, dot, end = rest.removeprefix(".").partition(".")
     return f".{_RESNET.get(part, part)}{dot}{end}"
 

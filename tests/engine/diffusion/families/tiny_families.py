@@ -16,9 +16,9 @@ from engine.diffusion.prompt.t5 import T5PromptEncoder
 
 FAMILIES = ("sd", "sdxl", "sd3", "flux")
 UPSCALER = "upscaler"
-"""The family that draws no pictures of texts alone."""
+"""The family that does not draw from a text alone."""
 T5_TOKENS = 24
-"""Of FLUX."""
+"""The number of T5's tokens in a prompt of FLUX."""
 CPU = torch.device("cpu")
 
 

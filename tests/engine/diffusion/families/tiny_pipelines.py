@@ -20,12 +20,12 @@ from engine.diffusion.families.stable_diffusion_xl import StableDiffusionXLFamil
 
 CPU = torch.device("cpu")
 FACTOR = 2
-"""Pixels per latent cell of the VAE."""
+"""The pixels per latent cell of the VAE."""
 
 
 @dataclass
 class Parts:
-    """Components under the names that pipelines take."""
+    """The components under the names that pipelines take."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -41,7 +41,7 @@ class Parts:
         return self.text_encoder_2 is not None
 
     def family(self, **options: Any) -> StableDiffusionFamily:
-        """Ours, over copies of the same weights."""
+        """Make our family over copies of the same weights."""
         vae = copy.deepcopy(self.vae)
         pairs = [(self.tokenizer, self.text_encoder)]
         if self.is_xl:
@@ -63,7 +63,7 @@ class Parts:
         )
 
     def pipeline(self, pipeline_class: type, **options: Any) -> Any:
-        """The oracle, silent."""
+        """Make the diffusers pipeline to compare with, without progress output."""
         parts = {
             "unet": self.unet,
             "vae": self.vae,
@@ -92,7 +92,8 @@ def tiny_parts(
     xl: bool = False,
     scheduler: dict[str, Any] | None = None,
 ) -> Parts:
-    """Random weights, larger than at initialisation, so that prompts and time matter."""
+    """Make components with random weights, larger than at initialisation, so that prompts and time
+    matter."""
     torch.manual_seed(seed)
     tokenizer = clip_tokenizer()
     parts = Parts(
@@ -159,7 +160,7 @@ def tiny_vae() -> AutoencoderKL:
 
 
 def clip_tokenizer(*, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
-    """Characters only: every word is spelt."""
+    """Make a tokenizer of characters, which spells every word."""
     letters = string.ascii_lowercase + string.digits + ",.'!"
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]

@@ -22,14 +22,14 @@ from transformers import (
 )
 
 WIDTH = 64
-"""Of T5 and of the transformers: the least that four-bit weights need."""
+"""The sizes of T5 and of the transformers, the least that four-bit weights need."""
 CHANNELS = 16
 FACTOR = 4
-"""Pixels per latent cell of `vae`."""
+"""The pixels per latent cell of `vae`."""
 
 
 def clip_tokenizer(max_length: int = 77) -> CLIPTokenizer:
-    """Characters only: every word is spelt."""
+    """Make a tokenizer of characters, which spells every word."""
     letters = string.ascii_lowercase + string.digits + ",.'!"
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
@@ -118,7 +118,7 @@ def flux_transformer(**overrides: Any) -> FluxTransformer2DModel:
 
 @dataclass
 class Sd3Parts:
-    """As StableDiffusion3Pipeline names them."""
+    """The components, as StableDiffusion3Pipeline names them."""
 
     scheduler: Any
     vae: AutoencoderKL
@@ -133,7 +133,7 @@ class Sd3Parts:
 
 @dataclass
 class FluxParts:
-    """As FluxPipeline names them."""
+    """The components, as FluxPipeline names them."""
 
     scheduler: Any
     vae: AutoencoderKL
@@ -173,7 +173,7 @@ def flux_parts(seed: int, transformer: dict[str, Any] | None = None, **scheduler
 
 
 def draw(pipeline: Any, **arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Final latents and picture, in [-1, 1], of one run of a diffusers pipeline."""
+    """Run a diffusers pipeline once and return the final latents and the picture, in [-1, 1]."""
     steps: list[torch.Tensor] = []
 
     def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def draw(pipeline: Any, **arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def stirred(model: Any) -> Any:
-    """Zero-initialised weights made random, so that every part of the input has an effect."""
+    """Make zero-initialised weights random, so that every part of the input has an effect."""
     with torch.no_grad():
         for parameter in model.parameters():
             if not parameter.any():

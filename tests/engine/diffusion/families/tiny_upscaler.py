@@ -14,8 +14,8 @@ NUM_LEVELS = 100
 
 
 def upscaler_parts(seed: int = 11) -> Parts:
-    """Of the real model's shape: a level of noise as an input, layers that attend to the prompt
-    alone, a VAE of factor 4."""
+    """Make components of the real model's shape: a level of noise as an input, layers that attend
+    to the prompt alone, a VAE of factor 4."""
     torch.manual_seed(seed)
     parts = tiny_parts(seed, prediction_type="v_prediction")
     parts.unet = tiny_unet(7, num_class_embeds=NUM_LEVELS, only_cross_attention=(False, True))
@@ -34,12 +34,12 @@ def upscaler_parts(seed: int = 11) -> Parts:
 
 
 def low_res_scheduler() -> DDPMScheduler:
-    """Of the small picture's noise."""
+    """Make the scheduler of the small picture's noise."""
     return DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.0001, beta_end=0.02)
 
 
 def upscaler_of(parts: Parts) -> StableDiffusionUpscaleFamily:
-    """Ours, over copies of the same weights."""
+    """Make our family over copies of the same weights."""
     vae = copy.deepcopy(parts.vae)
     return StableDiffusionUpscaleFamily(
         unets={"unet": copy.deepcopy(parts.unet)},

@@ -209,7 +209,7 @@ def test_large_ones_are_refused_while_others_hold_the_room(table, monkeypatch):
     monkeypatch.setattr(module, "MAX_HELD_BYTES", 1000)
     monkeypatch.setattr(module, "MAX_KEPT_BYTES", 0)
     large = made(grammars, structure("regex", "large"))
-    with pytest.raises(QueueFull, match="structure takes"):
+    with pytest.raises(QueueFull, match="grammar of structure takes"):
         made(grammars, structure("regex", "larger"))
     assert made(grammars, structure("regex", "small")) is not large
     del large
