@@ -1,6 +1,7 @@
 """`create_app` puts the server together. No globals: each app has its own state.
 
-The engine starts and stops with the app's lifespan; it is handed in, so that tests bring their own.
+The engine starts and stops with the app's lifespan; it is passed in so that tests can bring their
+own.
 """
 
 from collections.abc import AsyncIterator
@@ -57,7 +58,7 @@ _ROUTERS = (
     metrics.router,
     docs.router,
     *(dialect.router for dialect in DIALECTS),
-    models.router,  # behind a dialect that answers its own clients on these paths
+    models.router,  # last: a dialect answers its own clients on these paths
 )
 _RESPONSES_FAILURES = dict.fromkeys(("/v1/responses", "/responses"), responses_error_shape)
 
@@ -74,7 +75,7 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
         version=__version__,
         lifespan=_lifespan,
         openapi_url=None,  # FastAPI makes it on the event loop
-        docs_url=None,  # and its page loads scripts from elsewhere
+        docs_url=None,  # its page loads scripts from other sites
         redoc_url=None,
     )
     app.state.tandem = state
@@ -88,8 +89,8 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
 
 
 def build_routes(app: FastAPI) -> None:
-    """Make the validators of all routes now. FastAPI makes those of a router when a request first
-    looks for a route in it, which takes a tenth of a second, in which no stream goes on."""
+    """Make the validators of all routes now. FastAPI makes a router's validators when a request
+    first looks for a route in it; that takes a tenth of a second, during which all streams stop."""
     scope = {"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": []}
     for route in app.routes:
         route.matches(scope)
@@ -132,7 +133,7 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
 
 
 def _forget(state: AppState, model: str, text_path: str | None) -> None:
-    """A model is gone for good, and with it the last one of that text side, if a path is given."""
+    """Forget a removed model, and the text side at `text_path`, given if no other model uses it."""
     state.metrics.forget(model)
     if text_path is not None:
         state.texts.forget(text_path)

@@ -1,4 +1,4 @@
-"""Which served model a request means."""
+"""Finds the served model that a request means."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,20 +19,19 @@ from server.kinds import SERVED
 
 
 def find_model(engine: EngineClient, name: str | None) -> ModelInfo:
-    """The ready text model of that id. Without an id it is the one text model, if only one is
-    served.
+    """The ready text model with this id. Without an id, the only text model, if one is served.
 
     Raises:
         InvalidParameter: no id was given and several models are served, or it is of another kind.
         UnknownModel: no such model is served; names those that are.
         ModelNotReady: it is loading, restarting or failed.
-        ModelUnloading: it is on its way out.
+        ModelUnloading: it is being unloaded.
     """
     return find_of_kind(engine, TEXT, name)
 
 
 def find_default_model(engine: EngineClient, name: str | None) -> ModelInfo:
-    """The same, but without an id it is the first of the text models, where any will do.
+    """Like `find_model`, but without an id the first text model: for requests where any will do.
 
     Raises:
         InvalidParameter, UnknownModel, ModelNotReady, ModelUnloading: as in `find_model`.
@@ -42,12 +41,12 @@ def find_default_model(engine: EngineClient, name: str | None) -> ModelInfo:
 
 
 def find_image_model(engine: EngineClient, name: str | None) -> ImageModelInfo:
-    """The ready image model of that id, as `find_model` finds a text model."""
+    """The ready image model with this id, found as `find_model` finds a text model."""
     return find_of_kind(engine, IMAGE, name)
 
 
 def find_any_model(engine: EngineClient, name: str) -> Info:
-    """The ready model of that id, whatever its kind.
+    """The ready model with this id, whatever its kind.
 
     Raises:
         UnknownModel, ModelNotReady, ModelUnloading: as in `find_model`.
@@ -67,7 +66,7 @@ def config_of(engine: EngineClient, model: str) -> EngineConfig:
     """The configuration of a model that was found.
 
     Raises:
-        UnknownModel: it is gone since.
+        UnknownModel: it has been unloaded since.
     """
     config = engine.config(model)
     if config is None:
@@ -76,8 +75,8 @@ def config_of(engine: EngineClient, model: str) -> EngineConfig:
 
 
 def served_names(engine: EngineClient, kind: AnyKind) -> list[str]:
-    """Ids of the models of that kind, and of those whose kind is not known yet, but for those that
-    could not be loaded, leave, or have not served yet while others did."""
+    """Ids of the models of this kind, or of a kind that is not known yet. Leaves out those that
+    failed to load, are being unloaded, or joined a running server and have not served yet."""
     return [
         status.model
         for status in _of_kind(engine, kind)
@@ -86,8 +85,8 @@ def served_names(engine: EngineClient, kind: AnyKind) -> list[str]:
 
 
 def unknown_model(engine: EngineClient, name: str) -> UnknownModel:
-    """What to say of a model that is not configured: names those that serve now, of any kind. An
-    adapter that could not be loaded gets the reason."""
+    """The error for a model that is not configured. It names the models that serve now, of any
+    kind; for an adapter that could not be loaded, it gives the reason."""
     infos = [info for kind in KINDS.values() for info in engine.infos(kind)]
     for info in infos:
         if isinstance(info, AdaptableInfo) and name in info.failed_adapters:
@@ -110,7 +109,7 @@ def find_of_kind(engine: EngineClient, kind: Kind[Any, Any, InfoT], name: str | 
     """The ready model of that kind and id, as `find_model` finds a text model."""
     served = served_names(engine, kind)
     if not name:
-        # Where all have failed, the reason of the only one helps more than that none is served.
+        # If the only model failed to load, its reason helps more than "none is served".
         meant = served or [status.model for status in _of_kind(engine, kind)]
         if len(meant) != 1:
             raise InvalidParameter(f"model is required; {_use(served, kind)}", param="model")
@@ -125,7 +124,9 @@ def find_of_kind(engine: EngineClient, kind: Kind[Any, Any, InfoT], name: str | 
         if own is not None and own is not kind:
             does, routes = SERVED[own].deed, SERVED[own].routes
             raise InvalidParameter(
-                f"model {name} {does}; ask it with {routes}; {_use(served, kind)}", param="model"
+                f"model {name} {does}; send requests for it to {routes}; for this route "
+                f"{_use(served, kind)}",
+                param="model",
             )
         raise _not_ready(status)
     _check_not_awaited(engine, _of_kind(engine, kind), name)
@@ -133,9 +134,10 @@ def find_of_kind(engine: EngineClient, kind: Kind[Any, Any, InfoT], name: str | 
 
 
 def _check_not_awaited(engine: EngineClient, statuses: Sequence[ModelStatus], adapter: str) -> None:
-    """
+    """Raise if the name is that of an adapter whose model does not serve now.
+
     Raises:
-        ModelNotReady, ModelUnloading: it is an adapter of a model that does not serve now.
+        ModelNotReady, ModelUnloading: its model is not ready, or is being unloaded.
     """
     for status in statuses:
         config = engine.config(status.model)
@@ -144,18 +146,18 @@ def _check_not_awaited(engine: EngineClient, statuses: Sequence[ModelStatus], ad
 
 
 def _named(infos: Sequence[InfoT], name: str) -> InfoT | None:
-    """What a request for `name` is answered by: a model's id comes before what others call it."""
+    """The model that answers requests for `name`: a model's own id comes before other names."""
     found = [named for info in infos if (named := info.named(name)) is not None]
     return min(found, key=lambda info: info.model != name, default=None)
 
 
 def _of_kind(engine: EngineClient, kind: AnyKind) -> list[ModelStatus]:
-    """All configured models that are of that kind, or may be."""
+    """All configured models of this kind, or of a kind that is not known yet."""
     return [s for s in engine.statuses() if _kind(engine, s) in (kind, None)]
 
 
 def _kind(engine: EngineClient, status: ModelStatus) -> AnyKind | None:
-    """A model that serves shows its kind by where it is listed."""
+    """The model's kind, if it is known: a model that serves shows it by where it is listed."""
     for kind in KINDS.values():
         if any(info.model == status.model for info in engine.infos(kind)):
             return kind

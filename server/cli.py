@@ -32,7 +32,9 @@ app = typer.Typer(
 Url = Annotated[str | None, typer.Option(help="Address of the server. [TANDEM_URL]")]
 ApiKey = Annotated[str | None, typer.Option(help="Key to send. [TANDEM_API_KEY]", metavar="KEY")]
 ImageFile = Annotated[Path, typer.Argument(help="The picture: PNG, JPEG or WebP.")]
-PictureModel = Annotated[str | None, typer.Option(help="Model id; by default the only one for it.")]
+PictureModel = Annotated[
+    str | None, typer.Option(help="Model id. Default: the only one that can do this.")
+]
 _OUTPUT = typer.Option("--output", "-o", help="File to write: .png, .jpg or .webp.")
 
 
@@ -44,7 +46,7 @@ def main() -> None:
 def _serve(**values: Any) -> None:
     """Serve models over HTTP.
 
-    These are the most used options; --help-all shows every one. Each can also be set by an
+    These are the most used options; --help-all shows them all. Each can also be set by an
     environment variable, such as TANDEM_PORT, or in the YAML file of --config; the command line
     wins, then the environment, then the file.
     """
@@ -63,15 +65,19 @@ app.command("serve")(_serve)
 @app.command()
 def chat(
     question: Annotated[
-        str | None, typer.Argument(help="Ask only this; without it, a conversation begins.")
+        str | None, typer.Argument(help="Ask this one question; without it, start a conversation.")
     ] = None,
     url: Url = None,
     api_key: ApiKey = None,
-    model: Annotated[str | None, typer.Option(help="Model id; by default the first.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model id. Default: the first.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is greedy.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.")
+    ] = None,
     top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer, in tokens.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes answers repeatable.")] = None,
 ) -> None:
     """Talk to a running server. Ctrl-C stops an answer."""
@@ -87,11 +93,15 @@ def draw(
     prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
     output: Annotated[Path, _OUTPUT] = Path("image.png"),
     size: Annotated[
-        str | None, typer.Option(help="Such as 128x128; by default the model's.")
+        str | None, typer.Option(help="Width and height, such as 128x128. Default: the model's.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same one draws the same picture.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="By default the model's.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What it must not show.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed draws the same picture.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Number of steps. Default: the model's.")
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What the picture must not show.")
+    ] = None,
     model: PictureModel = None,
     url: Url = None,
     api_key: ApiKey = None,
@@ -113,13 +123,14 @@ def upscale(
     image: ImageFile,
     output: Annotated[Path | None, _OUTPUT] = None,
     scale: Annotated[
-        float | None, typer.Option(help="How many times as large; by default the model's, 4.")
+        float | None, typer.Option(help="How many times as large. Default: the model's, 4.")
     ] = None,
     model: PictureModel = None,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Have a running server enlarge a picture. The first time, it fetches the model for that."""
+    """Have a running server enlarge a picture. The first time, the server fetches a model for
+    it."""
     fields = _given(scale=scale, model=model)
     output = output or image.with_name(f"{image.stem}-large.png")
     _fetch_picture("/v1/images/upscale", fields, image, output, "enlarging", url, api_key)
@@ -136,8 +147,8 @@ def cutout(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Have a running server take a picture's background away. The first time, it fetches the model
-    for that."""
+    """Have a running server remove a picture's background. The first time, the server fetches a
+    model for it."""
     fields = _given(background_color=background, model=model)
     output = output or image.with_name(f"{image.stem}-cutout.png")
     _fetch_picture("/v1/images/matte", fields, image, output, "cutting out", url, api_key)
@@ -171,7 +182,7 @@ def perplexity(
     text: Annotated[Path, typer.Option(help="File with the text to score, UTF-8.")],
     model: Annotated[
         str | None,
-        typer.Option(help="Model to load here, as of serve; with --url the id of one it serves."),
+        typer.Option(help="Model to load here, as in serve; with --url, the id of a served model."),
     ] = None,
     against: Annotated[
         str | None,
@@ -181,27 +192,29 @@ def perplexity(
         str | None, typer.Option(help="Measure a model of the server at this address instead.")
     ] = None,
     api_key: ApiKey = None,
-    context: Annotated[int, typer.Option(min=4, help="Tokens of a passage.")] = 512,
-    passages: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
-    device: Annotated[str | None, typer.Option(help="As of serve.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="As of serve.")] = None,
+    context: Annotated[int, typer.Option(min=4, help="Tokens per passage.")] = 512,
+    passages: Annotated[
+        int | None, typer.Option(min=1, help="Score only this many passages.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="As in serve.")] = None,
     quantization: Annotated[
-        str | None, typer.Option(help="As of serve; the original's is none.")
+        str | None, typer.Option(help="As in serve; the original uses none.")
     ] = None,
     kv_cache_dtype: Annotated[
-        str | None, typer.Option(help="As of serve; the original's is auto.")
+        str | None, typer.Option(help="As in serve; the original uses auto.")
     ] = None,
-    num_threads: Annotated[str | None, typer.Option(help="As of serve.")] = None,
+    num_threads: Annotated[str | None, typer.Option(help="As in serve.")] = None,
     max_kl: Annotated[
         float | None, typer.Option(min=0.0, help="Exit with code 1 if the divergence is larger.")
     ] = None,
     save: Annotated[
         bool,
-        typer.Option("--save", help="Write the result down beside the model, for serve --max-kl."),
+        typer.Option("--save", help="Save the result beside the model, for serve --max-kl."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure how well a model expects a text, as llama-perplexity does; with --against also how
+    """Measure how well a model predicts a text, as llama-perplexity does; with --against, also how
     far its distributions are from the original's."""
     from engine.text.scores.passages import ScoredFile
     from server.terminal import perplexity as measuring
@@ -216,7 +229,10 @@ def perplexity(
     file = ScoredFile(path=text, context=context, passages=passages)
     compares = against is not None
     if not compares and (max_kl is not None or save):
-        raise _fail(f"{'--save' if max_kl is None else '--max-kl'} needs --against")
+        raise _fail(
+            f"{'--save' if max_kl is None else '--max-kl'} needs --against, the model to compare "
+            "with"
+        )
     _check_where(url, model, loads=compares or bool(engine))
     with _told_in_a_line():
         if url is not None:
@@ -231,52 +247,59 @@ def perplexity(
 
 @app.command("lora-train")
 def lora_train(
-    task: Annotated[Literal["text", "image"], typer.Option(help="What the model makes.")],
-    model: Annotated[str, typer.Option(help="Model to adapt, as of serve.")] = "",
+    task: Annotated[
+        Literal["text", "image"], typer.Option(help="What the model makes: text or images.")
+    ],
+    model: Annotated[str, typer.Option(help="Model to adapt, as in serve.")] = "",
     data: Annotated[
         Path | None,
         typer.Option(help="Texts: a JSONL file. Images: a folder of pictures with captions."),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for everything that is made.")] = None,
-    rank: Annotated[int, typer.Option(help="Of the update; 1 to 256.")] = 8,
+    output: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+    rank: Annotated[int, typer.Option(help="Rank of the update, 1 to 256.")] = 8,
     alpha: Annotated[
-        float | None, typer.Option(help="The update counts alpha/rank times. [the rank]")
+        float | None, typer.Option(help="Scale: the update is multiplied by alpha/rank. [the rank]")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Batches to learn from.")] = 300,
-    batch_size: Annotated[int, typer.Option(help="Examples of a step.")] = 4,
-    learning_rate: Annotated[float, typer.Option(help="At its highest.")] = 2e-4,
+    steps: Annotated[int, typer.Option(help="Number of training steps.")] = 300,
+    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 4,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-4,
     optimizer: Annotated[Literal["adamw", "sgd"], typer.Option()] = "adamw",
     precision: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Of the frozen weights.")
+        Literal["float32", "bfloat16"], typer.Option(help="Precision of the frozen weights.")
     ] = "float32",
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help="Name of layers to adapt, such as q_proj; repeat it. [all that are usual]"
+            help="Layers to adapt by name, such as q_proj; may be repeated. [the usual ones]"
         ),
     ] = None,
-    max_length: Annotated[int, typer.Option(help="Tokens of a text; the rest is cut.")] = 256,
+    max_length: Annotated[
+        int, typer.Option(help="Longest text, in tokens; the rest is cut.")
+    ] = 256,
     size: Annotated[int, typer.Option(help="Width and height of pictures.")] = 64,
     caption_dropout: Annotated[
-        float, typer.Option(help="How often an image learns without its caption.")
+        float, typer.Option(help="How often an image is learned without its caption.")
     ] = 0.1,
-    seed: Annotated[int, typer.Option(help="The same one trains the same adapter.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed trains the same adapter.")] = 0,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: none.")] = 100,
     sample_every: Annotated[int, typer.Option(help="Steps between samples; 0: none.")] = 0,
     sample_prompt: Annotated[
-        list[str] | None, typer.Option(help="What samples are made of; repeat it.")
+        list[str] | None, typer.Option(help="Prompt for samples; may be repeated.")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the output's last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Continue from the last checkpoint in --output.")
+    ] = False,
     estimate: Annotated[
         str | None,
         typer.Option(
-            help="Only say what memory training such a model takes: llama-3-8b, sd-1.5, sdxl, flux."
+            help="Only estimate the memory for training such a model: llama-3-8b, sd-1.5, sdxl, "
+            "flux."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Train a LoRA adapter, on the CPU, that this server, PEFT and diffusers load. Needs the extra
-    train."""
+    """Train a LoRA adapter on the CPU that this server, PEFT and diffusers can load. Needs the
+    extra `train`."""
     from server.terminal.lora_train import lora_train_command
 
     if estimate is None and not (model and data and output):
@@ -311,29 +334,31 @@ def lora_train(
 
 @app.command()
 def plan(
-    model: Annotated[str, typer.Option(help="Model to plan, as of serve.")],
+    model: Annotated[str, typer.Option(help="Model to plan for, as in serve.")],
     gpu: Annotated[
         str | None,
-        typer.Option(help="h100, a100, l4, 4090, …; by default this machine's device."),
+        typer.Option(help="h100, a100, l4, 4090, …. Default: this machine's device."),
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Texts, or pictures, at a time.")] = 1,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Texts or pictures at the same time.")
+    ] = 1,
     context: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of each text; by default the most.")
+        int | None, typer.Option(min=1, help="Tokens per text. Default: the most possible.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="As of serve.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="As of serve.")] = None,
-    kv_cache_dtype: Annotated[str | None, typer.Option(help="As of serve.")] = None,
-    max_num_batched_tokens: Annotated[str | None, typer.Option(help="As of serve.")] = None,
-    lora: Annotated[list[str] | None, typer.Option(help="As of serve.")] = None,
-    max_loras: Annotated[str | None, typer.Option(help="As of serve.")] = None,
-    max_cpu_loras: Annotated[str | None, typer.Option(help="As of serve.")] = None,
-    lora_memory_gib: Annotated[str | None, typer.Option(help="As of serve.")] = None,
-    lora_dtype: Annotated[str | None, typer.Option(help="As of serve.")] = None,
-    loras_dir: Annotated[Path | None, typer.Option(help="As of serve.")] = None,
+    device: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    kv_cache_dtype: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    max_num_batched_tokens: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="As in serve.")] = None,
+    max_loras: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    max_cpu_loras: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    lora_memory_gib: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    lora_dtype: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    loras_dir: Annotated[Path | None, typer.Option(help="As in serve.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a model takes of a device, in each format, and how fast it can be at most. Reads the
-    headers of its files only."""
+    """Show how much memory a model needs in each format, and how fast it can be at most. Reads only
+    the headers of its files."""
     from server.terminal.plan import plan_command
 
     engine = _given(
@@ -363,21 +388,22 @@ def plan(
 
 @app.command()
 def quantize(
-    model: Annotated[str, typer.Option(help="Model to make it of, as of serve.")],
+    model: Annotated[str, typer.Option(help="Model to quantize, as in serve.")],
     method: Annotated[
-        str, typer.Option(help="int8, int4, gptq, awq, or gguf- and a type: gguf-q4_k_m.")
+        str, typer.Option(help="int8, int4, gptq, awq, or gguf- and a type, such as gguf-q4_k_m.")
     ],
-    output: Annotated[Path, typer.Option(help="Folder, or GGUF file, to make.")],
-    bits: Annotated[int | None, typer.Option(min=1, help="Of gptq: 2, 3, 4 or 8.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder or GGUF file to write.")],
+    bits: Annotated[int | None, typer.Option(min=1, help="Bits for gptq: 2, 3, 4 or 8.")] = None,
     group_size: Annotated[
-        int | None, typer.Option(min=1, help="Weights that share a scale.")
+        int | None, typer.Option(min=1, help="Number of weights that share a scale.")
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="Text that gptq and awq fit the weights to.")
+        Path | None, typer.Option(help="Text file to calibrate gptq and awq with.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Make a checkpoint of fewer bits, which transformers (llama.cpp, for gguf-) reads, too."""
+    """Make a checkpoint with fewer bits per weight. transformers can also read it; llama.cpp reads
+    the gguf- types."""
     from server.terminal.quantize import quantize_command
 
     with _told_in_a_line():
@@ -398,7 +424,7 @@ def quantize(
 @app.command()
 def kernels(
     cpu_isa: Annotated[
-        str | None, typer.Option(help="As of serve. [TANDEM_CPU_ISA]", metavar="ISA")
+        str | None, typer.Option(help="As in serve. [TANDEM_CPU_ISA]", metavar="ISA")
     ] = None,
 ) -> None:
     """Show which implementation of each operation runs on this machine, and why."""
@@ -433,14 +459,15 @@ def version() -> None:
 
 
 def _check_packages() -> None:
-    """Files of another distribution among ours end in errors that nobody understands."""
+    """Stop if another distribution has written into our package: nobody would understand the errors
+    that follow."""
     foreign = foreign_distributions()
     if foreign:
         names = " ".join(foreign)
         raise _fail(
-            f"the distribution {names} writes into the same folders as Tandem ({HOME}), which is "
-            f"broken by it; run `pip uninstall {names}`, then "
-            f"`pip install --force-reinstall --no-deps tandem-server`"
+            f"the distribution {names} has written files into Tandem's own folders ({HOME}) and "
+            f"broken it; run `pip uninstall {names}`, then `pip install --force-reinstall "
+            "--no-deps tandem-server`"
         )
 
 
@@ -450,24 +477,27 @@ def _client_settings(url: str | None, api_key: str | None) -> ClientSettings:
 
 
 def _check_where(url: str | None, model: str | None, *, loads: bool) -> None:
-    """Whether it is said where a model is measured: of a running server, or loaded here."""
+    """Check that the options say where to measure: at a running server, or with a model loaded
+    here."""
     if url is not None and loads:
         raise _fail(
-            "--url measures a model as the server has it; --against and the engine's options are "
-            "for a --model that is loaded here, without --url"
+            "--url measures a model as the server runs it, so --against and engine options "
+            "cannot go with it; leave out --url to load --model here"
         )
     if url is None and model is None:
-        raise _fail("give --model to load one here, or --url of a running server")
+        raise _fail(
+            "give --model to load a model here, or --url to measure one at a running server"
+        )
 
 
 def _given(**options: Any) -> dict[str, Any]:
-    """Those that were given."""
+    """The options that were given."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 @contextlib.contextmanager
 def _told_in_a_line() -> Iterator[None]:
-    """What is wrong with settings or names of models ends the command, in one line."""
+    """End the command with one line if settings or names of models are wrong."""
     try:
         yield
     except (SettingsProblem, EngineError) as problem:

@@ -35,29 +35,31 @@ class EngineCollector(Collector):
 
 
 class _Gauges:
-    """One answer to Prometheus."""
+    """The gauges of one answer to Prometheus."""
 
     def __init__(self) -> None:
         self.running = _gauge("num_requests_running", "Sequences in the running batch.")
-        self.waiting = _gauge("num_requests_waiting", "Sequences waiting for a place in it.")
+        self.waiting = _gauge(
+            "num_requests_waiting", "Sequences waiting for a place in the running batch."
+        )
         self.kv_usage = _gauge("kv_cache_usage_ratio", "Blocks held by requests over all blocks.")
         self.kv_waste = _gauge("kv_cache_waste_ratio", "Unused slots over slots in held blocks.")
         self.kv_committed = _gauge("kv_bytes_committed", "Memory that the KV pool has touched.")
         self.threads = _gauge("num_threads", "CPU threads that a model's steps use now.")
-        self.budget = _gauge("step_token_budget", "Tokens that the last step could have had.")
+        self.budget = _gauge("step_token_budget", "Token budget of the last step.")
         self.predicted = _gauge("step_predicted_seconds", "Expected time of the last step.")
-        self.measured = _gauge("step_measured_seconds", "Time that it took.")
+        self.measured = _gauge("step_measured_seconds", "Measured time of the last step.")
         self.quality_kl = _gauge(
             "model_quality_kl",
             "Measured KL divergence from the model's original, in nats, if it is known.",
         )
         self.ready = _gauge("model_ready", "1 while the model takes requests.")
         self.restarts = CounterMetricFamily(
-            "tandem_engine_restarts", "Worker processes started anew.", labels=["model_name"]
+            "tandem_engine_restarts", "Worker processes restarted.", labels=["model_name"]
         )
         self.stalls = CounterMetricFamily(
             "tandem_engine_stalls",
-            "Worker processes ended because they had stopped.",
+            "Worker processes ended because they stopped responding.",
             labels=["model_name"],
         )
         self.build = GaugeMetricFamily("tandem_build_info", "Always 1.", labels=["version"])

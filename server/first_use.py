@@ -1,8 +1,8 @@
-"""Models that are loaded when somebody first asks for what they do: `FirstUse`.
+"""Models that are loaded by the first request that needs them: `FirstUse`.
 
-A fresh server offers more than anybody may ever ask of it. What a kind of request has for a default
-model (`server.http.served_kind.ServedKind.default_model`) is fetched and loaded by its first
-request, which waits for it; the server's start does not.
+A fresh server offers more than most people ever use. So the default model of a kind
+(`server.http.served_kind.ServedKind.default_model`) is fetched and loaded by the first request that
+needs it. That request waits; the server's start does not.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ from server.kinds import SERVED
 from server.settings import Settings
 
 RETRY_S = 30.0
-"""A load that failed is not tried again for so long: each try may ask a package index."""
+"""Seconds before a failed load is tried again: each try may ask a package index."""
 
 
 class FirstUse:
-    """One app's. Event loop only."""
+    """Loads the models of one app on first use. Event loop only."""
 
     def __init__(
         self,
@@ -38,25 +38,25 @@ class FirstUse:
         self._clock = clock
         self._loads: dict[str, asyncio.Task[Info]] = {}
         self._begun: set[str] = set()
-        """What was loaded here and not by the operator."""
+        """Models that were loaded here and not by the operator."""
         self._failures: dict[str, tuple[float, EngineError]] = {}
 
     def offered(self, kind: AnyKind) -> list[str]:
-        """What is loaded when a request means it, the kind's default model first."""
+        """Models of this kind that a request may load, the kind's default model first."""
         served = SERVED[kind]
         if not self._settings.load_on_first_use or served.default_model is None:
             return []
         return [served.default_model, *served.other_models]
 
     async def find(self, kind: Kind[Any, Any, InfoT], name: str | None) -> InfoT:
-        """The ready model of that kind and id, as `server.catalog.find_of_kind`; the kind's default
-        one, or another that it loads by name, is loaded first, if it is meant. Whoever waits may be
-        cancelled: the load goes on.
+        """The ready model of that kind and id, as `server.catalog.find_of_kind` finds it. A model
+        that is offered on first use is loaded first. A waiting request may be cancelled: the load
+        goes on.
 
         Raises:
             ModelNotReady: the default model could not be loaded, and why.
-            TooManyModels: as many models are there as may be.
-            UnknownModel: also names what would be loaded.
+            TooManyModels: as many models are loaded as `models_max` allows.
+            UnknownModel: the message also names models that would be loaded.
             EngineError: as in `find_of_kind`.
         """
         meant = name or self._meant(kind)
@@ -68,13 +68,13 @@ class FirstUse:
         except UnknownModel as error:
             if not (offered := self.offered(kind)):
                 raise
-            also = f"{error.message}; loaded when asked for: {', '.join(offered)}"
+            also = f"{error.message}; these are loaded on first use: {', '.join(offered)}"
             raise UnknownModel(also, param=error.param) from None
 
     def _meant(self, kind: AnyKind) -> str | None:
-        """What a request without a name means: the only model that the operator serves, or the
-        default one where that is none; never what others happen to have asked for. None: there is
-        a choice, or nothing to be loaded."""
+        """The model that a request without a name means: the only model that the operator serves
+        or, if there is none, the default one; never one that another request has loaded. None:
+        there is a choice, or nothing to load."""
         ready = {info.model for info in self._engine.infos(kind)}
         served = [
             status.model
@@ -108,8 +108,8 @@ class FirstUse:
         others = [status.model for status in self._engine.statuses() if status.model != model]
         if len(others) >= self._settings.models_max:
             raise TooManyModels(
-                f"{model} is loaded when it is first asked for, but {len(others)} models are there "
-                f"and models_max is {self._settings.models_max}; raise it",
+                f"{model} is loaded on first use, but {len(others)} models are loaded already and "
+                f"models_max is {self._settings.models_max}; unload one, or raise models_max",
                 param="model",
             )
         load = self._engine.load(self._settings.complete(ModelSpec.create(model)))
@@ -126,9 +126,9 @@ class FirstUse:
 
 
 def _not_loaded(model: str, error: EngineError) -> ModelNotReady:
-    """The reason without its hint, which is for the operator."""
+    """The error for a failed load: the reason without its hint, which is for the operator."""
     failed = ModelNotReady(
-        f"model {model}, which is loaded when it is first asked for, could not be: {error.message}",
+        f"model {model} is loaded on first use, and loading it failed: {error.message}",
         param="model",
     )
     failed.retry_after_s = int(RETRY_S)

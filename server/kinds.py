@@ -1,4 +1,4 @@
-"""The kinds of model that are served: a row each, from the folder of the kind."""
+"""The kinds of model that the server serves: one row each, from the folder of the kind."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ SERVED: dict[AnyKind, ServedKind[Any, Any]] = {
     SERVED_UPSCALING.kind: SERVED_UPSCALING,
     SERVED_MATTING.kind: SERVED_MATTING,
 }
-"""In the order in which models are listed."""
+"""All kinds, in the order in which models are listed."""
 
 AnyCard = ModelCard | ImageModelCard | EmbeddingModelCard | UpscaleModelCard | MattingModelCard
-"""What `GET /v1/models` may list."""
+"""A model card that `GET /v1/models` may list."""

@@ -1,7 +1,7 @@
 """The server's Prometheus metrics, in one registry per app.
 
-Those of requests and connections are here; each kind of model brings its own, and what the engine
-knows is read from it when Prometheus asks (`server/engine_collector.py`).
+Metrics of requests and connections are here. Each kind of model brings its own. The engine's
+numbers are read when Prometheus asks (`server/engine_collector.py`).
 """
 
 import time
@@ -50,23 +50,24 @@ class ServerMetrics:
         )
 
     def of(self, served: ServedKind[Any, MetricsT]) -> MetricsT:
-        """Those of one kind of model."""
+        """The metrics of one kind of model."""
         return cast(MetricsT, self._of[served.kind])
 
     def forget(self, model: str) -> None:
-        """The model is gone, and its numbers with it."""
+        """Remove the metrics of a model that is gone."""
         for metrics in self._of.values():
             metrics.forget(model)
 
     def forget_adapter(self, model: str, adapter: str) -> None:
-        """The adapter is gone, and its numbers with it."""
+        """Remove the metrics of an adapter that is gone."""
         for metrics in self._of.values():
             metrics.forget_adapter(model, adapter)
 
     def count_http(self, method: str, route: str, status: int) -> None:
-        """`route` is a route's template, not a path: paths are the client's to choose."""
+        """Count an answered request. `route` is a route's template, not a path: clients choose
+        paths."""
         self._http_requests.labels(method, route, str(status)).inc()
 
     def count_cut(self, reason: str) -> None:
-        """A connection was ended for what its client sent, or did not send or read."""
+        """Count a connection that was ended for what its client sent, or did not send or read."""
         self._connections_cut.labels(reason).inc()

@@ -1,6 +1,6 @@
-"""The OpenAPI document, with what only a running server knows: served ids and their limits.
+"""The OpenAPI document, with facts that only a running server knows: served ids and their limits.
 
-So the document says which models may be named, how many tokens they take, which token ids and
+The document says which models may be named, how many tokens they take, which token ids and
 which schedulers exist, rather than just a string and an integer.
 """
 
@@ -32,7 +32,7 @@ def install(app: FastAPI, engine: EngineClient, more: Mapping[type[BaseModel], A
     """Make `/openapi.json` and `/docs` show the served models' facts.
 
     Args:
-        more: bodies beside those of the kinds themselves, and the kind of model that they name.
+        more: further bodies, each with the kind of model that it names.
     """
     kinds = _KINDS | {body.__name__: SERVED[kind] for body, kind in more.items()}
 
@@ -71,7 +71,7 @@ def _tell_facts(
 
 
 def _drop_unused_422(document: dict[str, Any]) -> None:
-    """FastAPI documents its own answer to a bad body; here that is a 400."""
+    """Remove the 422 that FastAPI documents for a bad body: this server answers 400."""
     for path in document["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)
@@ -80,7 +80,8 @@ def _drop_unused_422(document: dict[str, Any]) -> None:
 
 
 def _name_models(schema: dict[str, Any], served: Sequence[str], adapters: Sequence[str]) -> None:
-    """Required where there is a choice; where there is none it may be left out or empty."""
+    """Name the served models in a body's schema. With several, `model` is required; otherwise it
+    may be left out or empty."""
     if not served:
         return
     model = schema["properties"]["model"]

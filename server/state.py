@@ -1,4 +1,5 @@
-"""What one running app holds. Built by `create_app`, kept at `app.state.tandem`; no globals."""
+"""The state of one running app. `create_app` builds it and keeps it at `app.state.tandem`; there
+are no globals."""
 
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from server.text.texts import TextRegistry
 
 @dataclass(frozen=True, slots=True)
 class AppState:
-    """Handed to every route by `server.routes.deps.StateDep`."""
+    """The parts of an app, which `server.routes.deps.StateDep` hands to every route."""
 
     settings: Settings
     engine: EngineClient

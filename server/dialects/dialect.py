@@ -1,4 +1,5 @@
-"""What the server must know of a dialect, and how its bodies become those of our own routes."""
+"""The facts about a dialect that the server needs, and the conversion of its bodies to those of our
+own routes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ class Dialect:
     """A row of `server/dialects/table.py`.
 
     Attributes:
-        failures: how all of its paths begin, and no others, and what writes every failure under
-            these, also those of middleware. None: failures are OpenAI's.
-        bodies: requests that name a model in `model`, and of which kind it is.
+        failures: the beginning of all its paths and of no others, and the function that writes
+            every failure under these, including middleware's. None if failures are in OpenAI's
+            form.
+        bodies: requests that name a model in `model` → the kind of that model.
     """
 
     router: APIRouter
@@ -32,7 +34,7 @@ class Dialect:
 def responses(
     example: Any, failure: Mapping[str, Any], *, stream_type: str | None = None
 ) -> dict[int | str, dict[str, Any]]:
-    """FastAPI's `responses` of a route, by examples.
+    """FastAPI's `responses` for a route, from examples.
 
     Args:
         stream_type: media type of a stream, if it may answer with one.
@@ -46,10 +48,10 @@ def responses(
 
 
 def openai_body(model: type[BodyT], fields: Mapping[str, Any]) -> BodyT:
-    """The body of our own route with these fields, null ones left out.
+    """The body of our own route with these fields; null ones are left out.
 
     Raises:
-        RequestValidationError, EngineError: what the route itself would refuse.
+        RequestValidationError, EngineError: the route itself would refuse the body.
     """
     try:
         return model.model_validate({k: v for k, v in fields.items() if v is not None})

@@ -1,4 +1,4 @@
-"""The dialects that are spoken: a row each, from the folder of the dialect."""
+"""The dialects that this server speaks: one row each, from the folder of the dialect."""
 
 from server.dialects.a1111.routes import A1111
 from server.dialects.anthropic.routes import ANTHROPIC

@@ -2,5 +2,5 @@ SwaggerUIBundle({
   url: "openapi.json",
   dom_id: "#swagger-ui",
   deepLinking: true,
-  validatorUrl: null, // a foreign service
+  validatorUrl: null, // it would be another site
 });

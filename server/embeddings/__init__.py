@@ -1,1 +1,1 @@
-"""Embeddings: bodies to token ids, vectors to OpenAI's answers."""
+"""Embeddings: converts bodies to token ids, and vectors to OpenAI's answers."""

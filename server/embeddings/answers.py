@@ -1,4 +1,5 @@
-"""From embeddings to the JSON of each route; others get their turn while a long one is written."""
+"""Writes embeddings as the JSON of each route; others get their turn while a long answer is
+written."""
 
 import time
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from server.protocol.scores import (
 
 
 async def embeddings_answer(body: EmbeddingsRequest, embedded: Embedded) -> bytes:
-    """Of `/v1/embeddings`."""
+    """The answer of `/v1/embeddings`."""
     data = await _entries(
         body, embedded, lambda index, written: Embedding(index=index, embedding=written)
     )
@@ -42,7 +43,7 @@ async def embeddings_answer(body: EmbeddingsRequest, embedded: Embedded) -> byte
 
 
 async def pooling_answer(body: PoolingRequest, embedded: Embedded) -> bytes:
-    """Of `/pooling`."""
+    """The answer of `/pooling`."""
     answer = PoolingAnswer(
         id=_id("pool", embedded),
         created=int(time.time()),
@@ -56,7 +57,7 @@ async def pooling_answer(body: PoolingRequest, embedded: Embedded) -> bytes:
 
 
 async def score_answer(body: ScoreRequest, embedded: Embedded) -> bytes:
-    """Of `/v1/score`: those of the first side came first."""
+    """The answer of `/v1/score`; embeddings of the first side came first."""
     vectors = [event.embedding for event in embedded.events]
     first, second = vectors[: len(body.first)], vectors[len(body.first) :]
     pairs = zip(first * len(second) if len(first) == 1 else first, second, strict=True)
@@ -72,7 +73,8 @@ async def score_answer(body: ScoreRequest, embedded: Embedded) -> bytes:
 
 
 async def rerank_answer(body: RerankRequest, embedded: Embedded) -> bytes:
-    """Of `/v1/rerank`: the query came first. The best are first, equal ones in their order."""
+    """The answer of `/v1/rerank`; the query's embedding came first. The best documents are first,
+    equal ones in their order."""
     query, *documents = (event.embedding for event in embedded.events)
     scores = await in_turns(lambda document: cosine(query, document), documents)
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
@@ -100,7 +102,7 @@ async def rerank_answer(body: RerankRequest, embedded: Embedded) -> bytes:
 
 
 async def plain_embeddings(embedded: Embedded) -> list[msgspec.Raw]:
-    """Arrays of numbers, encoded."""
+    """Embeddings as JSON arrays of numbers."""
     return await in_turns(
         lambda event: msgspec.Raw(msgspec.json.encode(as_numbers(event.embedding))),
         embedded.events,
@@ -110,7 +112,7 @@ async def plain_embeddings(embedded: Embedded) -> list[msgspec.Raw]:
 async def _entries(
     body: EmbeddingFields, embedded: Embedded, entry: Callable[[int, list[float] | str], Any]
 ) -> list[Any]:
-    """One entry per embedding, encoded, with its numbers as they were asked for."""
+    """One JSON entry per embedding, with its numbers in the requested encoding."""
 
     def encoded(numbered: tuple[int, EmbeddingEvent]) -> msgspec.Raw:
         index, numbers = numbered[0], numbered[1].embedding

@@ -1,4 +1,4 @@
-"""From texts to the engine's request, and from its events to vectors; the same for all routes."""
+"""Converts texts to the engine's request, and its events to vectors; the same for all routes."""
 
 import base64
 import struct
@@ -15,38 +15,39 @@ from server.text.prompt_limit import PromptLimit, max_total_tokens
 from server.text.texts import ModelText
 
 MAX_CHARS_PER_TOKEN = 64
-"""Of an input, on average. WordPiece makes one token of any unknown word, and none of white space,
-so characters alone bound no number of tokens; text in any language has a tenth of this."""
+"""The most characters per token of an input, on average. WordPiece makes one token of any unknown
+word, and none of white space, so characters alone do not bound the number of tokens; text in any
+language has a tenth of this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A request and, in the order of its inputs, what the engine made of them."""
+    """A request and its events, in the order of its inputs."""
 
     request: EmbeddingRequest
     events: Sequence[EmbeddingEvent]
 
     @property
     def num_tokens(self) -> int:
-        """Of all inputs."""
+        """Number of tokens of all inputs."""
         return sum(map(len, self.request.inputs))
 
 
 def check_inputs(
     inputs: Inputs, info: EmbeddingModelInfo, dimensions: int | None, keep: int | None = None
 ) -> None:
-    """Refuse what can be seen to be too much, before anything is tokenised.
+    """Refuse inputs that are visibly too large, before anything is tokenised.
 
     Args:
-        keep: tokens of an input that are kept; None: an input that is too long is refused.
+        keep: number of an input's tokens that are kept; None: an input that is too long is refused.
 
     Raises:
-        InvalidParameter: names the field, and which of the inputs it is.
+        InvalidParameter: names the field and the input.
     """
     if dimensions is not None and dimensions > info.dimensions:
         raise InvalidParameter(
             f"dimensions is {dimensions}; embeddings of {info.model} have {info.dimensions} "
-            f"numbers; ask for at most that",
+            "numbers; ask for at most that many",
             param="dimensions",
         )
     if keep is not None:
@@ -56,8 +57,8 @@ def check_inputs(
     for index, text in enumerate(inputs):
         if isinstance(text, str) and len(text) > most:
             raise InvalidParameter(
-                f"{inputs.name(index)} has {len(text)} characters; {info.model} takes "
-                f"{info.max_model_len} tokens, and at most {most} characters; send it in parts",
+                f"{inputs.name(index)} has {len(text)} characters; {info.model} takes at most "
+                f"{info.max_model_len} tokens and {most} characters; send it in parts",
                 param=inputs.field(index),
             )
 
@@ -65,15 +66,16 @@ def check_inputs(
 async def token_ids(
     inputs: Inputs, info: EmbeddingModelInfo, text: ModelText, keep: int | None = None
 ) -> list[list[int]]:
-    """Each input's.
+    """The token ids of each input.
 
     Args:
-        keep: only the first so many of each, -1: as many as the model takes; what the tokenizer
-            puts behind a text stays. None: all.
+        keep: number of tokens to keep at the beginning of each input; tokens that the tokenizer
+            puts after a text stay. -1 keeps as many as the model takes, None all.
 
     Raises:
-        ContextLengthExceeded: an input has more tokens than the model takes; says which.
-        InvalidParameter: all together have too many, or one has none, or one beyond the vocabulary.
+        ContextLengthExceeded: an input has more tokens than the model takes; the message names it.
+        InvalidParameter: all inputs together have too many tokens, or one has none or one outside
+            the vocabulary.
         QueueFull: too many long texts are being tokenised.
     """
     keep = info.max_model_len if keep == -1 else keep
@@ -88,7 +90,9 @@ async def token_ids(
     for index, ids in enumerate(ids_of):
         field = inputs.field(index)
         if not ids:
-            raise InvalidParameter(f"{inputs.name(index)} has no tokens", param=field)
+            raise InvalidParameter(
+                f"{inputs.name(index)} has no tokens; send some text", param=field
+            )
         if len(ids) > info.max_model_len:
             raise _too_long(inputs, info, index, f"{len(ids)}")
         check_token_ids(ids, info, field)
@@ -129,18 +133,18 @@ def as_numbers(numbers: bytes) -> list[float]:
 def _check_kept(keep: int, info: EmbeddingModelInfo) -> None:
     if keep == 0 or keep > info.max_model_len:
         raise InvalidParameter(
-            f"truncate_prompt_tokens is {keep}; {info.model} takes 1 to {info.max_model_len} "
-            f"tokens, and -1 is as many as it takes",
+            f"truncate_prompt_tokens is {keep}; it can be 1 to {info.max_model_len} for "
+            f"{info.model}, or -1 for as many as the model takes",
             param="truncate_prompt_tokens",
         )
 
 
 def _check_room(keep: int | None, text: ModelText) -> None:
-    """What is kept must hold more than the tokenizer adds."""
+    """Refuse to keep so few tokens that only those remain that the tokenizer adds."""
     if keep is not None and keep <= text.num_added_tokens:
         raise InvalidParameter(
-            f"truncate_prompt_tokens is {keep}, and the tokenizer itself adds "
-            f"{text.num_added_tokens}; it must be at least {text.num_added_tokens + 1}",
+            f"truncate_prompt_tokens is {keep}, but the tokenizer itself adds "
+            f"{text.num_added_tokens} tokens; it must be at least {text.num_added_tokens + 1}",
             param="truncate_prompt_tokens",
         )
 

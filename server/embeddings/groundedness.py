@@ -1,9 +1,10 @@
-"""Whether an answer says what given passages say: by embeddings of sentences, and by their words.
+"""Judges whether an answer says what given passages say, by embeddings of sentences and by their
+words.
 
-Two ways to be ungrounded are told apart (Ji et al. 2023, arXiv:2202.03629, section 2.2): an
+Two ways to be ungrounded are distinguished (Ji et al. 2023, arXiv:2202.03629, section 2.2): an
 intrinsic hallucination contradicts the passages, an extrinsic one cannot be checked against them.
-Neither is decided here. What can be seen cheaply is that a sentence speaks of what a passage says
-with other details, and that nothing in the passages is like it.
+This module decides neither. It finds two cheap signs: a sentence is like one of a passage but has
+other details, or nothing in the passages is like it.
 """
 
 import time
@@ -37,10 +38,10 @@ _LEAST_NORM = 1e-8
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """An answer's sentences beside those of the passages, before they are embedded.
+    """An answer's sentences and those of the passages, before they are embedded.
 
-    Splitting and comparing the longest texts that are taken is about a second of work, so both are
-    done in threads.
+    Splitting and comparing the longest accepted texts takes about a second, so both are done in
+    threads.
     """
 
     body: GroundednessRequest
@@ -49,10 +50,11 @@ class Comparison:
 
     @classmethod
     async def of(cls, body: GroundednessRequest, pool: EncodingPool) -> "Comparison":
-        """
+        """Split the answer and the passages into sentences.
+
         Raises:
-            InvalidParameter: there are too many sentences, or none.
-            QueueFull: too many long texts are in work.
+            InvalidParameter: the answer or the passages have too many sentences, or none.
+            QueueFull: too many long texts are being processed.
         """
         with pool.place():
             return await pool.run(partial(cls._split, body))
@@ -63,7 +65,8 @@ class Comparison:
         if not 1 <= len(answer) <= MAX_SENTENCES:
             found = f"more than {MAX_SENTENCES}" if answer else "no"
             raise InvalidParameter(
-                f"answer has {found} sentences; it can have 1 to {MAX_SENTENCES}; send it in parts",
+                f"answer has {found} sentences; it must have 1 to {MAX_SENTENCES}; send a long "
+                "answer in parts",
                 param="answer",
             )
         most = MAX_PROMPTS - len(answer)
@@ -75,14 +78,14 @@ class Comparison:
         if not 1 <= num_sources <= most:
             found = f"more than {most}" if num_sources else "no"
             raise InvalidParameter(
-                f"passages have {found} sentences; beside this answer they can have 1 to {most}; "
-                f"send fewer at once",
+                f"passages have {found} sentences; with this answer they must have 1 to {most} in "
+                "total; send fewer at once",
                 param="passages",
             )
         return cls(body, answer, passages)
 
     def inputs(self) -> Inputs:
-        """What is to be embedded."""
+        """The texts to embed."""
         parts = {"answer": [sentence.text for sentence in self.answer]}
         for number, passage in enumerate(self.passages):
             parts[f"passages[{number}]"] = [sentence.text for sentence in passage]
@@ -115,7 +118,7 @@ class Comparison:
 
 
 class _Sources:
-    """The passages, ready to be compared with.
+    """The passages, ready for comparison.
 
     Args:
         vectors: [sentences of all passages, dimensions] fp64, of length 1.
@@ -134,7 +137,7 @@ class _Sources:
         self._all_words = frozenset[str]().union(*self._words)
 
     def judge(self, sentence: Sentence, vector: NDArray[np.float64]) -> GroundedSentence:
-        # Row by row, in 64 bits: it does not depend on what else a request asks for.
+        # Row by row and in 64 bits, so that the result does not depend on the rest of the request.
         cosines = (self._vectors * vector).sum(1)
         nearest = int(cosines.argmax())
         similarity = min(1.0, max(0.0, float(cosines[nearest])))

@@ -1,16 +1,16 @@
-"""The texts of a request that are embedded, by the names that its client knows."""
+"""The texts that a request wants embedded, with the names that its client knows."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 Given = Sequence[str] | Sequence[list[int]]
-"""Texts, written out or as token ids."""
+"""Texts, as strings or as token ids."""
 
 
 class Inputs:
-    """All texts of one request, one after the other. All of a field are text or all are ids.
+    """All texts of one request, one after another. A field holds either only strings or only ids.
 
     Args:
-        fields: name of a field → its texts.
+        fields: texts by name of their field.
     """
 
     def __init__(self, fields: Mapping[str, Given]) -> None:
@@ -22,17 +22,17 @@ class Inputs:
             yield from given
 
     def name(self, index: int) -> str:
-        """How the client may call one of them: `input`, or `documents[3]` of several."""
+        """The client's name for an input: `input`, or `documents[3]` if the field has several."""
         field, position = self._place(index)
         return field if len(self._fields[field]) == 1 else f"{field}[{position}]"
 
     def field(self, index: int) -> str:
-        """Which field holds it."""
+        """The field that holds an input."""
         return self._place(index)[0]
 
     @property
     def last_field(self) -> str:
-        """The one to shorten where all together are too many."""
+        """The field to shorten if all inputs together are too long."""
         return list(self._fields)[-1]
 
     def _place(self, index: int) -> tuple[str, int]:

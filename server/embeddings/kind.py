@@ -1,4 +1,4 @@
-"""Embedding models, as the server knows them beside their routes."""
+"""The embedding kind: what the server knows of embedding models, besides their routes."""
 
 from collections.abc import Sequence
 from functools import partial

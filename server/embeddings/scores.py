@@ -1,4 +1,4 @@
-"""How alike two embeddings are."""
+"""Measures how alike two embeddings are."""
 
 import numpy as np
 
@@ -9,10 +9,11 @@ _LEAST_NORM = 1e-8
 def cosine(one: bytes, other: bytes) -> float:
     """Cosine of the angle between two embeddings, -1 to 1, as torch.nn.CosineSimilarity defines it.
 
-    In 64 bits and pair by pair: the result does not depend on what else a request asks for.
+    It is computed in 64 bits and pair by pair, so that the result does not depend on the rest of
+    the request.
 
     Args:
-        one, other: numbers of 32 bits, little-endian, equally many.
+        one, other: 32-bit numbers, little-endian, the same number of them.
     """
     a, b = (np.frombuffer(numbers, "<f4").astype(np.float64) for numbers in (one, other))
     norms = float(np.sqrt((a * a).sum() * (b * b).sum()))

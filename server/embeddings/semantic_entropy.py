@@ -1,9 +1,9 @@
-"""Semantic entropy: how many things several answers to one question say.
+"""Semantic entropy: how many different things several answers to one question say.
 
-Answers are put together by meaning, and the entropy is that of the groups' shares (Farquhar et al.
-2024, doi:10.1038/s41586-024-07421-0, the discrete form; Kuhn et al. 2023, arXiv:2302.09664,
-algorithm 1). Whether two mean the same is said there by a model of entailment, and here by the
-cosine of their embeddings.
+Answers are grouped by meaning, and the entropy is that of the groups' shares (Farquhar et al. 2024,
+doi:10.1038/s41586-024-07421-0, the discrete form; Kuhn et al. 2023, arXiv:2302.09664, algorithm 1).
+There, a model of entailment decides whether two answers mean the same; here, the cosine of their
+embeddings does.
 """
 
 import math
@@ -16,11 +16,12 @@ from server.embeddings.scores import cosine
 def clusters_of(
     texts: Sequence[str], embeddings: Mapping[str, bytes], threshold: float
 ) -> list[int]:
-    """The cluster of each text, numbered in the order in which they begin: that of the first text
-    of a cluster which is equal, or at least as similar as the threshold; else a new one.
+    """The cluster of each text, numbered in the order in which clusters begin. A text joins the
+    first cluster whose first text equals it or is at least as similar as the threshold; otherwise
+    it begins a new one.
 
     Args:
-        embeddings: of the texts, but for those that have none: they are equal to nothing else.
+        embeddings: embeddings by text. A text without one is only similar to itself.
     """
     firsts: list[str] = []
     cluster_of: dict[str, int] = {}
@@ -43,6 +44,7 @@ def clusters_of(
 
 
 def entropy_of(clusters: Sequence[int]) -> float:
-    """Of the clusters' shares, in nats: 0 where all say one thing, ln n where n say n."""
+    """The entropy of the clusters' shares, in nats: 0 if all texts say one thing, ln n if they say
+    n things equally often."""
     num = len(clusters)
     return math.fsum(-count / num * math.log(count / num) for count in Counter(clusters).values())

@@ -1,4 +1,5 @@
-"""A text's sentences and what they are about, by their letters alone: good enough to compare."""
+"""Finds a text's sentences and what they are about, by their letters alone, which is good enough
+for comparisons."""
 
 import re
 import unicodedata
@@ -6,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from typing import NamedTuple
 
-# Possessive, so that a text of nothing but marks is read once.
+# Possessive quantifiers, so that a text of nothing but marks is read once.
 _END = re.compile(
     r"(?<![.!?])[.!?]++[\"')\]”\u2019]*+(?=\s|$)|(?<![。\uff01\uff1f])[。\uff01\uff1f]++[”\u2019」』\uff09]*+"
 )
@@ -20,7 +21,7 @@ _LETTER = rf"[^\W{_UNSPACED}]"
 _WORD = re.compile(rf"(?P<unspaced>[{_UNSPACED}]+)|{_LETTER}+(?:['\u2019.,\-]{_LETTER}+)*")
 _NEGATIONS = frozenset({"no", "not", "never", "none", "nor", "neither", "without", "cannot"})
 _SHORTEST_TERM = 4
-"""Letters; shorter words are mostly those that any text has."""
+"""Number of letters; most shorter words occur in any text."""
 
 
 class Sentence(NamedTuple):
@@ -35,18 +36,18 @@ class Sentence(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What a text says, as far as its words tell."""
+    """The terms of a text, as far as its words show them."""
 
     content: dict[str, None]
-    """Longer words and numbers, in their order, all in lower case; of a script without spaces each
-    two letters side by side."""
+    """Longer words and numbers in their order, in lower case; for scripts without spaces, each pair
+    of adjacent letters."""
     details: dict[str, None]
     """Numbers, and words that begin with a capital inside a sentence."""
     is_negated: bool
 
 
 def sentences_of(text: str) -> Iterator[Sentence]:
-    """Those of each line, without the white space around them; none is empty."""
+    """The sentences of each line, without surrounding white space; none is empty."""
     at = 0
     for line in text.splitlines(keepends=True):
         ends = (match.end() for match in _END.finditer(line))
@@ -60,8 +61,8 @@ def sentences_of(text: str) -> Iterator[Sentence]:
 
 
 def terms_of(sentence: str) -> Terms:
-    """The terms of a sentence, or of a passage: all words of its sentences' beginnings count as
-    details only if they hold a digit."""
+    """The terms of a sentence, or of a passage: the first word of a text counts as a detail only if
+    it holds a digit."""
     content: dict[str, None] = {}
     details: dict[str, None] = {}
     is_negated = False
@@ -81,19 +82,19 @@ def terms_of(sentence: str) -> Terms:
 
 
 def words_of(text: str) -> frozenset[str]:
-    """All words, as terms are written."""
+    """All words of a text, in the form of terms."""
     matches = _WORD.finditer(text)
     words = (_pairs(m[0]) if m["unspaced"] else (_normal(m[0]),) for m in matches)
     return frozenset(chain.from_iterable(words))
 
 
 def _pairs(run: str) -> Sequence[str]:
-    """Each two letters side by side, which are as good as words where nothing divides these."""
+    """Each pair of adjacent letters, which stand for words in scripts without spaces."""
     return [run[at : at + 2] for at in range(max(1, len(run) - 1))]
 
 
 def _normal(word: str) -> str:
-    # Digits and Latin letters of full width are what they look like.
+    # Full-width digits and Latin letters count as the normal ones.
     word = word if word.isascii() else unicodedata.normalize("NFKC", word)
     word = word.casefold().removesuffix("'s").removesuffix("\u2019s")
     return word.replace(",", "") if word[0].isdigit() else word

@@ -1,4 +1,4 @@
-"""Whether a request came with an admin key: noted by the middleware that reads keys."""
+"""Whether a request came with an admin key; the middleware that reads keys notes it."""
 
 from starlette.types import Scope
 
@@ -6,10 +6,10 @@ _KEY = "has_admin_key"
 
 
 def note_admin_key(scope: Scope) -> None:
-    """The request came with one."""
+    """Note that the request came with an admin key."""
     scope.setdefault("state", {})[_KEY] = True
 
 
 def has_admin_key(scope: Scope) -> bool:
-    """Whether it did."""
+    """Whether the request came with an admin key."""
     return bool(scope.get("state", {}).get(_KEY))

@@ -1,7 +1,7 @@
-"""Who may enter: bounds what is in flight per model, refuses while draining.
+"""Admits requests: bounds what is in flight per model, and refuses while draining.
 
-Called by routes before anything expensive. A refused request gets `QueueFull` (429) or `Draining`
-(503) with a time to come back. The engine's own limits stay behind this one.
+Routes call this before anything expensive. A refused request gets `QueueFull` (429) or `Draining`
+(503) with a time to retry after. The engine's own limits come behind this one.
 """
 
 import asyncio
@@ -22,10 +22,10 @@ _LOOK_AGAIN_S = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """How much each model of a kind may have in flight."""
+    """How many requests or items each model of a kind may have in flight."""
 
     what: str
-    """What takes a place, such as `sequences`."""
+    """Name of the things that take places, such as `sequences`."""
     num_running: int
     num_waiting: int
 
@@ -58,13 +58,13 @@ class Lease:
 
 
 class Admission:
-    """Counts the places that are taken at each model, by what waits or runs. Event loop only.
+    """Counts the places taken at each model by what waits or runs. Event loop only.
 
     Invariant: `num_in_flight(model)` is the sum of `num_places` over the model's live leases, and
     at most the model's limit, unless a single request asks for more than that.
 
     Args:
-        places: of a model, given its kind and id.
+        places: returns a model's places, given its kind and id.
     """
 
     def __init__(
@@ -79,17 +79,17 @@ class Admission:
         self._clock = clock
         self._in_flight: dict[str, int] = {}
         self.num_requests = 0
-        """Requests that hold places, whatever number."""
+        """Number of requests that hold places, however many."""
         self._departures: deque[tuple[float, str, int]] = deque(maxlen=256)
 
     def num_in_flight(self, model: str | None = None) -> int:
-        """Places taken at one model, or at all."""
+        """Number of places taken at one model, or at all models."""
         return sum(self._in_flight.values()) if model is None else self._in_flight.get(model, 0)
 
     def admit(self, kind: AnyKind, model: str, num_more: int = 1) -> Lease:
         """Take places for a request to a model of that kind.
 
-        A request for more places than exist enters once it is alone.
+        A request for more places than the limit enters once nothing else is in flight.
 
         Raises:
             Draining: the server is shutting down.
@@ -103,9 +103,9 @@ class Admission:
         in_flight = self.num_in_flight(model)
         if in_flight and in_flight + num_more > places.limit:
             full = QueueFull(
-                f"{in_flight} {places.what} are running or waiting "
-                f"and {num_more} more were asked for; "
-                f"the limit is {places.limit} ({places.num_waiting} waiting); try again later"
+                f"{in_flight} {places.what} are running or waiting and {num_more} more were asked "
+                f"for; the limit is {places.limit} ({places.num_running} running and "
+                f"{places.num_waiting} waiting); try again later"
             )
             full.retry_after_s = self._retry_after_s(model, in_flight + num_more - places.limit)
             raise full
@@ -114,11 +114,11 @@ class Admission:
     async def admit_later(
         self, kind: AnyKind, model: str, num_more: int, patience_s: float
     ) -> Lease:
-        """As `admit`, for work that follows some that is done: wait while too much is in flight.
+        """Like `admit`, for work that follows other work: wait while too much is in flight.
 
         Raises:
             Draining: the server is shutting down.
-            QueueFull: it still is after so many seconds.
+            QueueFull: too much is still in flight after `patience_s`.
         """
         end = self._clock() + patience_s
         while True:
@@ -143,7 +143,8 @@ class Admission:
         self._departures.append((self._clock(), model, num_places))
 
     def _retry_after_s(self, model: str, num_missing: int) -> int:
-        """Seconds until so many places are free, if they become free as they lately did."""
+        """Seconds until `num_missing` places are free, if requests go on ending at the recent
+        rate."""
         now = self._clock()
         recent = [
             (at, num)

@@ -1,8 +1,8 @@
-"""One client's connection: what it may send and how long it may take, before any key is seen.
+"""A client's connection: what it may send and how long it may take, before any key is seen.
 
-uvicorn's own protocol keeps headers without end and waits for ever. This one answers 431, 414 or
+uvicorn's own protocol keeps headers of any size and waits for ever. This one answers 431, 414 or
 408 and closes; it ends connections whose reader has stopped, which cancels their request. `check`
-is to be called about once a second. Bodies are bounded by `BodyLimitMiddleware` and
+must be called about once a second. Bodies are bounded by `BodyLimitMiddleware` and
 `SlowBodyMiddleware`.
 """
 
@@ -25,13 +25,16 @@ from server.http.errors import INVALID_REQUEST, RATE_LIMIT, ErrorFacts, openai_s
 from server.settings import Settings
 
 KEEP_ALIVE_S = 75
-"""Longer than clients keep pooled connections: the side that closes first should be theirs."""
+"""Seconds to keep an idle connection: longer than clients keep theirs in a pool, so that the client
+closes first."""
 MAX_NUM_HEADERS = 256
 MAX_URL_BYTES = 16 << 10
 MAX_PIPELINED = 16
-"""Requests of one connection that wait for their turn; each costs 200 times its bytes."""
+"""Requests of one connection that may wait for their turn; each takes 200 times its bytes in
+memory."""
 LINGER_S = 5.0
-"""A client that is still sending when we close would see a reset in place of the answer."""
+"""Seconds to wait for the client at the end: one that is still sending when we close would see a
+reset in place of the answer."""
 
 _UNUSED_S = 1.0
 _PROBES = (b"/health", b"/ping", b"/ready")
@@ -41,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What the operator allows; the settings of the same names."""
+    """The operator's limits, from the settings of the same names."""
 
     max_header_bytes: int
     max_connections: int
@@ -61,7 +64,7 @@ class ConnectionLimits:
 
 
 class Refusal(Exception):
-    """Ends the parsing, and with it the connection. `code` is also the metric's reason."""
+    """Ends the parsing, and with it the connection. The metric uses `code` as its reason."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -71,21 +74,21 @@ class Refusal(Exception):
 
 
 class _Phase(enum.Enum):
-    """What is expected of the client."""
+    """What the connection expects from the client."""
 
     IDLE = enum.auto()
-    """A further request, if it likes."""
+    """A new request, if the client wants one."""
     HEAD = enum.auto()
     """The rest of a request line and its headers."""
     BODY = enum.auto()
     """The rest of a body, and its trailers."""
     CLOSE = enum.auto()
-    """That it reads our last answer. What it sends is dropped."""
+    """Reading of our last answer. What the client sends is dropped."""
 
 
 class _OldCycle(RequestResponseCycle):
-    """An answer to a client of HTTP/1.0, which knows no chunks: where its length is not known
-    before, it ends with the connection."""
+    """An answer to an HTTP/1.0 client, which does not know chunks: an answer of unknown length ends
+    with the connection."""
 
     _ends_with_connection = False
 
@@ -101,12 +104,15 @@ class _OldCycle(RequestResponseCycle):
 
 
 class ClientConnection(HttpToolsProtocol):
-    """Invariant: what one connection makes us keep, without a body, is at most `max_header_bytes`
+    """Invariant: without bodies, one connection makes us keep at most `max_header_bytes` and one
+    read from the socket, times `MAX_PIPELINED`.
+
+    Invariant: what one connection makes us keep, without a body, is at most `max_header_bytes`
     and one read from the socket, times `MAX_PIPELINED`.
 
     Args:
         count_cut: called with the reason when the connection ends for what the client did.
-        uvicorn_arguments: those of uvicorn's protocols.
+        uvicorn_arguments: the arguments of uvicorn's protocols.
     """
 
     def __init__(
@@ -127,7 +133,8 @@ class ClientConnection(HttpToolsProtocol):
         self._enter(_Phase.IDLE)
 
     def may_make_room(self) -> bool:
-        """Whether it has not been used for a moment; clients expect idle connections to end."""
+        """Whether the connection has been unused for a moment; clients expect idle connections to
+        end."""
         return (
             self._phase is _Phase.IDLE
             and not self._unanswered
@@ -150,9 +157,9 @@ class ClientConnection(HttpToolsProtocol):
             message = f"the headers did not arrive within {allowed_s} s; send them faster"
             self._refuse(Refusal(408, "headers_timeout", message))
         elif self._phase is _Phase.BODY and waited_s > self._limits.body_timeout_s:
-            self._cut("body_timeout")  # it was answered long ago
+            self._cut("body_timeout")  # the request was answered long ago
 
-    # What uvicorn's server and the transport call.
+    # Called by uvicorn's server and the transport.
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -172,7 +179,14 @@ class ClientConnection(HttpToolsProtocol):
         except httptools.HttpParserUpgrade:
             pass  # the request is answered as if it had not asked for another protocol
         except httptools.HttpParserError:
-            self._refuse(self._refusal or Refusal(400, "malformed_http", "this is not valid HTTP"))
+            self._refuse(
+                self._refusal
+                or Refusal(
+                    400,
+                    "malformed_http",
+                    "the request is not valid HTTP; check what the client sends",
+                )
+            )
         except Refusal as refusal:
             self._refuse(refusal)
 
@@ -189,11 +203,15 @@ class ClientConnection(HttpToolsProtocol):
         self._since_s = self.loop.time()
         super().on_response_complete()
 
-    # What the parser calls. An exception stops it and comes out of `feed_data` as its own.
+    # Called by the parser. An exception stops the parser and comes out of `feed_data` as a parser
+    # error.
 
     def on_message_begin(self) -> None:
         if len(self._unanswered) > MAX_PIPELINED:
-            message = f"more than {MAX_PIPELINED} requests wait on one connection; send them later"
+            message = (
+                f"more than {MAX_PIPELINED} requests wait on one connection; wait for answers "
+                "before sending more"
+            )
             self._stop_parsing(429, "too_many_pipelined", message)
         super().on_message_begin()
         self._enter(_Phase.HEAD)
@@ -244,7 +262,7 @@ class ClientConnection(HttpToolsProtocol):
             self._stop_parsing(431, "headers_too_large", self._too_large())
 
     def _count_unparsed(self, num_bytes: int) -> None:
-        """The parser itself keeps what it was given of an unfinished header, and says nothing."""
+        """Count bytes of an unfinished header, which the parser keeps without calling us."""
         self._num_unparsed_bytes += num_bytes
         if self._heard_something:
             self._num_unparsed_bytes = 0
@@ -253,17 +271,17 @@ class ClientConnection(HttpToolsProtocol):
 
     def _too_large(self) -> str:
         limit = self._limits.max_header_bytes
-        return f"the headers have more than {limit} bytes in all; send fewer or shorter ones"
+        return f"the headers have more than {limit} bytes in total; send fewer or shorter ones"
 
     def _refuse_crowded(self) -> None:
-        """Probes pass: a server that is full is not one to be restarted."""
+        """Refuse the request, unless it is a probe: a full server must not be restarted."""
         if not httptools.parse_url(self.url).path.endswith(_PROBES):
             limit = self._limits.max_connections
-            message = f"{limit} connections are open, which is the limit; try again later"
+            message = f"{limit} connections are open, which is this server's limit; try again later"
             self._stop_parsing(503, "too_many_connections", message)
 
     def _check_reader(self, now_s: float) -> None:
-        """A transport that waits for its reader, also one that is to close, must get on."""
+        """Cut the connection if its client has stopped reading, even if it is about to close."""
         num_unsent = self.transport.get_write_buffer_size()
         if num_unsent == 0 or num_unsent < self._num_unsent_bytes:
             self._progress_s = now_s
@@ -277,7 +295,7 @@ class ClientConnection(HttpToolsProtocol):
     def _num_connections(self) -> int:
         return len(self.connections)
 
-    # Ends.
+    # Ways to end a connection.
 
     def _enter(self, phase: _Phase) -> None:
         self._phase = phase
@@ -294,7 +312,8 @@ class ClientConnection(HttpToolsProtocol):
         self.transport.abort()
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer, unless the connection owes answers to complete requests: then end after them."""
+        """Answer with the refusal. If complete requests still wait for answers, end after those
+        instead."""
         log.debug("connection refused", status=refusal.status, reason=refusal.code)
         self._count_cut(refusal.code)
         is_in_body = self._phase is _Phase.BODY
@@ -311,7 +330,7 @@ class ClientConnection(HttpToolsProtocol):
             self.transport.close()
 
     def _disconnect_requests(self) -> None:
-        """uvicorn would tell only the newest of them that its client has left."""
+        """Tell all requests that the client has left: uvicorn would tell only the newest."""
         for cycle in self._unanswered:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -334,7 +353,7 @@ class ClientConnection(HttpToolsProtocol):
 
 
 def check_connections(connections: Iterable[Any], now_s: float) -> None:
-    """`ClientConnection.check` of each."""
+    """Call `ClientConnection.check` for each connection."""
     for connection in list(connections):
         connection.check(now_s)
 

@@ -1,4 +1,4 @@
-"""The engine's side of one HTTP request, whatever is asked for: places, streams, failures, the end.
+"""The engine's side of an HTTP request of any kind: places, streams, failures, the end.
 
 Each kind of model has its own run on top of `EngineRun`, which says what it submits and counts.
 """
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Held(Protocol):
-    """What a request holds while it is there."""
+    """Something that a request holds while it runs."""
 
     def release(self) -> None:
         """Give it back. Idempotent."""
@@ -30,14 +30,14 @@ class Held(Protocol):
 
 
 class EngineRun(ABC):
-    """One request from its admission on.
+    """A request from its admission on.
 
-    Enter it for the time until a reply owns it: an error within the block closes it, else whoever
-    sends the reply calls `aclose`.
+    Use it as a context manager until a reply owns it: an error within the block closes the run.
+    After that, whoever sends the reply calls `aclose`.
 
     Attributes:
-        label: what it is listed by, where it is (`server.http.live_requests`).
-        is_open: nobody has closed it.
+        label: how it is listed, if it is (`server.http.live_requests`).
+        is_open: whether nobody has closed it.
     """
 
     def __init__(self, lease: Lease) -> None:
@@ -48,15 +48,15 @@ class EngineRun(ABC):
         self._preparation: asyncio.Task[Any] | None = None
 
     def hold(self, held: Iterable[Held]) -> None:
-        """Give these back as well at the end, such as places at other models that take part."""
+        """Release these at the end, too, such as places at other models that take part."""
         self._held.extend(held)
 
     async def prepare(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-        """The result of what comes before the engine; it ends when the client leaves, or when
+        """The result of work that comes before the engine. The work ends when the client leaves or
         somebody cancels the request.
 
         Raises:
-            RequestAborted: it ended so.
+            RequestAborted: the client left, or the request was cancelled.
         """
         self._preparation = preparation = asyncio.ensure_future(work)
         try:
@@ -67,10 +67,10 @@ class EngineRun(ABC):
         finally:
             preparation.cancel()
             self._preparation = None
-            del preparation  # its error would hold this frame, and this frame the error
+            del preparation  # its error would hold this frame, and this frame would hold the error
 
     def stop_preparing(self) -> None:
-        """End what comes before the engine, if it is still on its way."""
+        """End the work that comes before the engine, if it is still running."""
         if self._preparation is not None:
             self._preparation.cancel()
 
@@ -105,7 +105,7 @@ async def _wait_for(task: asyncio.Task[Any]) -> None:
 
 
 async def read_events(stream: RequestEvents[EventT]) -> AsyncGenerator[EventT, None]:
-    """A stream's events. Leaving it, at whatever event, aborts what is unfinished."""
+    """A stream's events. Leaving the iteration at any event aborts what is unfinished."""
     events = aiter(stream)
     try:
         async for event in events:
@@ -118,10 +118,11 @@ async def read_events(stream: RequestEvents[EventT]) -> AsyncGenerator[EventT, N
 
 
 def check_event(event: Event) -> None:
-    """
+    """Raise the failure that an event reports.
+
     Raises:
-        EngineError: what the event says went wrong. No local name holds it: its frames would hold
-            the name, and pictures with it.
+        EngineError: the failure of the event. No local variable holds it: its frames would keep the
+            variable alive, and pictures with it.
     """
     if event.failure is not None:
         raise event.failure.error()
@@ -130,10 +131,10 @@ def check_event(event: Event) -> None:
 
 
 def cancelled() -> RequestAborted:
-    """What a reply ends with when somebody has cancelled its request."""
+    """The error that ends a reply whose request somebody has cancelled."""
     return RequestAborted("the request was cancelled by its id")
 
 
 def cut_short() -> Draining:
-    """The engine ended a request that nobody here had cancelled."""
+    """The error for a request that the engine ended although nobody here had cancelled it."""
     return Draining("the server ended the request before it was complete; send it again")

@@ -1,9 +1,9 @@
-"""What every failure looks like over HTTP: `{"error": {message, type, param, code}}`, or as the
-dialect says whose path it is.
+"""Failures as HTTP answers: `{"error": {message, type, param, code}}`, or the shape of the dialect
+that the path belongs to.
 
 `STATUS_TABLE` is the only place that knows which `EngineError` becomes which HTTP status. Routes
-raise; `install` registers the handlers that answer. Nothing here shows a stack trace, a path or a
-prompt: the text of our own faults stays in the log.
+raise errors; `install` registers the handlers that answer. Nothing here shows a stack trace, a path
+or a prompt: messages of our own faults stay in the log.
 """
 
 import re
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StatusRow:
-    """How one error type is answered.
+    """How to answer one type of error.
 
     Attributes:
         status: HTTP status code.
@@ -70,13 +70,15 @@ STATUS_TABLE: Mapping[type[errors.EngineError], StatusRow] = {
     errors.QueueFull: StatusRow(429, RATE_LIMIT, retry_after_s=1),
     errors.Draining: _UNAVAILABLE,
     errors.ModelNotReady: _UNAVAILABLE,
-    # Here it will not come back by itself, but perhaps behind the same address.
+    # This server will not have the model again by itself, but another one behind the same address
+    # may.
     errors.ModelUnloading: _UNAVAILABLE,
     errors.TooManyModels: _CONFLICT,
     errors.TooManyAdapters: _CONFLICT,
-    # Not retryable: the same request never fits this pool, so it is the request that must change.
+    # Not retryable: the same request never fits this pool, so the request must change.
     errors.OutOfBlocks: _CALLER,
-    # What proxies log for a client that left; an image request cancelled by its id reads it.
+    # The status that proxies log when a client left; also the answer to an image request cancelled
+    # by id.
     errors.RequestAborted: StatusRow(499, INVALID_REQUEST),
     errors.ModelLoadError: _LOAD,
     errors.ModelNotFound: _LOAD,
@@ -87,9 +89,9 @@ STATUS_TABLE: Mapping[type[errors.EngineError], StatusRow] = {
     errors.InsufficientMemory: _LOAD,
     errors.InternalError: _FAULT,
     errors.EngineDead: _UNAVAILABLE,
-    # Logged where it happened; its message is the reference to that line.
+    # Logged where it happened; the message refers to that log line.
     errors.RequestFailed: StatusRow(500, SERVER_ERROR),
-    # The checkpoint's fault, and nothing of ours is in its message.
+    # The checkpoint's fault; the message holds nothing of ours.
     errors.ChatTemplateFailed: StatusRow(500, SERVER_ERROR),
     errors.InvariantViolation: _FAULT,
 }
@@ -99,8 +101,8 @@ LOAD_STATUS_TABLE: Mapping[type[errors.EngineError], StatusRow] = {
     errors.ModelNotFound: _UNKNOWN,
     errors.InsufficientMemory: _LOAD,
 }
-"""The same for who has asked for the load: a model that cannot be loaded is not the server's
-failure."""
+"""The statuses for the client that asked for a load: a model that cannot be loaded is not the
+server's failure."""
 
 _NO_SHAPES: Mapping[str, "ErrorShape"] = {}
 
@@ -121,18 +123,18 @@ def status_row(
     error: errors.EngineError,
     table: Mapping[type[errors.EngineError], StatusRow] = STATUS_TABLE,
 ) -> StatusRow:
-    """The table's row for an error: its own type's, or that of the nearest ancestor."""
+    """The table's row for an error's type, or for its nearest ancestor."""
     return next(table[t] for t in type(error).__mro__ if t in table)
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorFacts:
-    """What a client may know of a failure.
+    """The facts about a failure that a client may know.
 
     Attributes:
-        status: HTTP status code, also of a failure within a stream.
+        status: HTTP status code, set for a failure within a stream, too.
         type: OpenAI's `error.type`.
-        overflow: of a prompt that does not fit.
+        overflow: the numbers of a prompt that does not fit.
     """
 
     status: int
@@ -144,11 +146,11 @@ class ErrorFacts:
 
 
 ErrorShape = Callable[[ErrorFacts], bytes]
-"""Writes the JSON of a failure."""
+"""Writes a failure as JSON."""
 
 
 def openai_shape(facts: ErrorFacts) -> bytes:
-    """The JSON that failed requests get, also as an event within a stream."""
+    """The JSON of a failed request, also used as an event within a stream."""
     content = {
         "message": facts.message,
         "type": facts.type,
@@ -159,7 +161,8 @@ def openai_shape(facts: ErrorFacts) -> bytes:
 
 
 def renamed(facts: ErrorFacts, names: Mapping[str, str]) -> ErrorFacts:
-    """A failure in the words of another API: OpenAI's names of fields in chats → its own."""
+    """A failure in the words of another API: `names` maps OpenAI's names of chat fields to its
+    own."""
 
     def own_name(match: re.Match[str]) -> str:
         return names[match[0]]
@@ -170,7 +173,7 @@ def renamed(facts: ErrorFacts, names: Mapping[str, str]) -> ErrorFacts:
 
 
 class ErrorResponse(Response):
-    """A failure as answer, in the shape of the path that was asked for."""
+    """The answer to a failed request, in the shape of the requested path."""
 
     media_type = "application/json"
 
@@ -187,8 +190,8 @@ class ErrorResponse(Response):
 
 
 def _shape_of(scope: Scope) -> ErrorShape | None:
-    """What `install` was told of the path's beginning."""
-    if "app" not in scope:  # middleware by itself
+    """The shape that `install` was given for the beginning of this path."""
+    if "app" not in scope:  # middleware on its own
         return None
     shapes: Mapping[str, ErrorShape] = scope["app"].state.error_shapes
     path = get_path(scope)
@@ -204,12 +207,12 @@ def error_response(
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """An error answer; middleware uses it for what it refuses itself."""
+    """An error answer, for what middleware refuses itself."""
     return ErrorResponse(ErrorFacts(status, message, type, param, code), headers)
 
 
 def error_facts(error: BaseException) -> ErrorFacts:
-    """Of any exception; one that is not an `EngineError` shows nothing of itself."""
+    """The facts of any exception; one that is not an `EngineError` shows nothing of itself."""
     if not isinstance(error, errors.EngineError):
         code = errors.InternalError.code
         return ErrorFacts(_FAULT.status, _HIDDEN_MESSAGE, SERVER_ERROR, code=code)
@@ -229,7 +232,7 @@ def engine_error_response(error: BaseException) -> Response:
 
 
 def load_error_response(error: errors.ModelLoadError) -> Response:
-    """The HTTP answer to who asked for a model that cannot be loaded."""
+    """The HTTP answer to a client that asked for a model that cannot be loaded."""
     row = status_row(error, LOAD_STATUS_TABLE)
     return error_response(
         row.status,
@@ -242,7 +245,7 @@ def load_error_response(error: errors.ModelLoadError) -> Response:
 
 
 def log_unexpected(error: BaseException) -> None:
-    """Record a fault of ours; called exactly once, where it is turned into an answer."""
+    """Log a fault of ours; called exactly once, where it becomes an answer."""
     if not isinstance(error, errors.EngineError):
         log.error("request failed", error=type(error).__name__, exc_info=error)
     elif not status_row(error).show_message:
@@ -258,10 +261,10 @@ def field_path(location: Sequence[int | str]) -> str:
 
 
 def install(app: FastAPI, shapes: Mapping[str, ErrorShape] = _NO_SHAPES) -> None:
-    """Register the handlers on an app. What nobody expected is left to `RecoverMiddleware`.
+    """Register the handlers on an app. `RecoverMiddleware` handles unexpected errors.
 
     Args:
-        shapes: how failures are written where a path begins so; OpenAI's shape elsewhere.
+        shapes: by the beginning of a path, how its failures are written; OpenAI's shape elsewhere.
     """
     app.state.error_shapes = shapes
     app.add_exception_handler(errors.EngineError, _on_engine_error)
@@ -282,7 +285,7 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 
 
 def explained(error: Mapping[str, Any], location: Sequence[int | str]) -> tuple[str | None, str]:
-    """The field of one of pydantic's errors, and what is wrong with it."""
+    """The field that one of pydantic's errors is about, and a message that says what is wrong."""
     param = _sanitised(field_path([p for p in location if p != "[key]"])) or None
     return param, f"{param or 'the body'}: {_explain(error)}"
 
@@ -293,7 +296,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     fallback = SERVER_ERROR if status >= 500 else INVALID_REQUEST
     message = {
         404: not_found(get_path(request.scope)),
-        405: f"this route does not answer {request.method}",
+        405: f"this route does not accept {request.method}; see /docs",
     }.get(status, str(error.detail))
     code = _HTTP_CODES.get(status)
     return error_response(status, message, fallback, code=code, headers=error.headers)
@@ -311,14 +314,15 @@ _JSON_TYPES = {
 
 
 def _explain(error: Mapping[str, Any]) -> str:
-    """What is allowed and what kind of thing was given; never the given value itself."""
+    """The explanation of a pydantic error: what is allowed and which type was given; never the
+    given value itself."""
     kind, limits = error["type"], error.get("ctx", {})
     if kind == "missing":
         return "this field is required"
     if kind in ("too_short", "too_long"):
         bound = "at least" if kind == "too_short" else "at most"
         return f"must have {bound} {limits.get('min_length', limits.get('max_length'))} items"
-    # pydantic's words are Python's; the client speaks JSON and knows no model names.
+    # pydantic speaks of Python's types; the client speaks JSON and knows no model names.
     allowed = str(error["msg"]).replace("Input should be", "must be")
     allowed = re.sub(r"a valid dictionary( or (instance of|object to) .*)?$", "an object", allowed)
     allowed = allowed.replace("a valid list", "an array").replace("String should", "must")
@@ -327,6 +331,7 @@ def _explain(error: Mapping[str, Any]) -> str:
 
 
 def _sanitised(path: str) -> str:
-    """Keys come from the client: only plain characters and a sane length go back."""
+    """A path for a message. Keys come from the client, so only plain characters and a limited
+    length are returned."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "_.-[]") else "?" for c in path)
     return kept[:128]

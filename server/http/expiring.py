@@ -1,4 +1,4 @@
-"""What is kept for a while: bounded in number, in bytes and in time."""
+"""A table of values that are kept for a while: bounded in number, bytes and time."""
 
 import time
 from collections import OrderedDict
@@ -9,15 +9,15 @@ T = TypeVar("T")
 
 
 class ExpiringTable(Generic[T]):
-    """Values by name. Event loop only.
+    """Values by name, each of which expires. Event loop only.
 
-    Invariant: at most `max_items` of at most `max_bytes` together. The oldest make room for new
-    ones; what is renewed is as new.
+    Invariant: at most `max_items` values of at most `max_bytes` together. The oldest make room for
+    new ones; a renewed value counts as new.
 
     Args:
         max_items: None sets no bound.
         max_bytes: None sets no bound.
-        ttl_s: seconds from the last `put` or `renew` on.
+        ttl_s: seconds that a value lives after its last `put` or `renew`.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class ExpiringTable(Generic[T]):
         return len(self._entries)
 
     def put(self, name: str, value: T, num_bytes: int = 0) -> bool:
-        """Keep a value, in place of one of that name. Returns whether there is room for it."""
+        """Keep a value, replacing one of the same name. Returns whether there was room for it."""
         self.pop(name)
         self._drop_expired()
         if self._max_bytes is not None and num_bytes > self._max_bytes:
@@ -51,7 +51,7 @@ class ExpiringTable(Generic[T]):
         return True
 
     def get(self, name: str) -> T | None:
-        """The value of that name; None if there is none, or none any more."""
+        """The value of that name; None if there is none, or it has expired."""
         self._drop_expired()
         entry = self._entries.get(name)
         return None if entry is None else entry[0]

@@ -1,4 +1,4 @@
-"""Routes that take a JSON body or a form: whichever the client declares."""
+"""Routes that take a JSON body or a form, as the client declares."""
 
 from typing import Any
 
@@ -24,7 +24,9 @@ class FormRoute(JsonRoute):
                 return await handle_json(request)
             if not _is_form(content_type):
                 raise HTTPException(
-                    415, "the body must be multipart/form-data or application/json; declare it so"
+                    415,
+                    "the body must be multipart/form-data or application/json; set "
+                    "Content-Type to one of these",
                 )
             form = await read_form(content_type, request.stream())
             return await handle_form(_FormRequest(request, form))
@@ -33,8 +35,8 @@ class FormRoute(JsonRoute):
 
 
 class _FormRequest(Request):
-    """A request whose form has been read. FastAPI takes it for JSON, so that the same model checks
-    both."""
+    """A request whose form has been read. It is passed to FastAPI as JSON, so that the same model
+    checks both."""
 
     def __init__(self, request: Request, form: Form) -> None:
         super().__init__(declared_json(request.scope), request.receive)

@@ -1,7 +1,7 @@
-"""Form fields are text; this reads them as the types that a request model declares.
+"""Reads form fields, which are text, as the types that a request model declares.
 
-Strict: what JSON would not take as the field's type is refused here too. An empty value of a field
-that is not free text means null, as clients write it.
+The reading is strict: what JSON would not accept as the field's type is refused here too. An empty
+value of a field that is not free text means null, as clients write it.
 """
 
 import json
@@ -28,7 +28,7 @@ def read_fields(form: Form, model: type[BaseModel], skip: Sequence[str]) -> dict
     may also hold JSON. Fields that the model does not know stay text.
 
     Args:
-        skip: names that the caller reads itself.
+        skip: names of fields that the caller reads itself.
 
     Raises:
         InvalidParameter: a value is not of its field's type, or a field is given twice.
@@ -51,7 +51,7 @@ def read_fields(form: Form, model: type[BaseModel], skip: Sequence[str]) -> dict
 
 
 def read_value(name: str, text: str, kind: Any) -> Any:
-    """A text as `kind`: bool, int, float, str, a model or a list as JSON, or a `Literal` of
+    """A text read as `kind`: bool, int, float, str, a model or a list as JSON, or a `Literal` of
     strings."""
     if kind is str:
         return text
@@ -83,14 +83,15 @@ def _single(parts: Sequence[Part]) -> Part:
 
 
 def _given_twice(name: str) -> InvalidParameter:
-    return InvalidParameter(f"{name} is given more than once", param=name)
+    return InvalidParameter(f"{name} is given more than once; give it once", param=name)
 
 
 def _read_object(name: str, text: str) -> Mapping[str, Any]:
     value = _parsed(text)
     if not isinstance(value, dict):
         raise InvalidParameter(
-            f"{name} must be a JSON object, or one field for each value: {name}[...]", param=name
+            f"{name} must be a JSON object, or one form field per value, such as {name}[key]",
+            param=name,
         )
     return value
 
@@ -110,7 +111,7 @@ def _parsed(text: str) -> Any:
 
 
 def _kind(model: type[BaseModel], name: str) -> Any:
-    """A field's type without its being optional; text for an unknown field."""
+    """A field's type, without being optional; text for an unknown field."""
     field = model.model_fields.get(name)
     return str if field is None else _plain(field.annotation)
 

@@ -1,7 +1,7 @@
 """Prometheus metrics of a kind whose requests hold items, each answered whole by one event.
 
-What such kinds have in common is measured alike; what is particular to one follows from fields of
-its statistics, which its `ItemNames` list. Rates are for Prometheus to make.
+All such kinds are measured alike. What is particular to a kind follows from the fields of its
+statistics, which its `ItemNames` lists. Prometheus computes rates.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,36 +32,37 @@ _SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemNames:
-    """What a kind's metrics are called and made of."""
+    """The names and sources of a kind's metrics."""
 
     subsystem: str
-    """Part of all names: `tandem_<subsystem>_…`."""
+    """Part of all metric names: `tandem_<subsystem>_…`."""
     items: str
-    """What is asked for, in the plural."""
+    """Plural name of the requested items."""
     totals: Mapping[str, str]
-    """Fields of its statistics that are sums since the worker started → what they count. A
-    counter's name is the field's, without `num_`."""
+    """Statistics fields that are sums since the worker started → help text. A counter has the
+    field's name without `num_`."""
     step_sizes: Mapping[str, str]
-    """Fields that say how large the newest step was → what they count; histograms of that name."""
+    """Statistics fields with the size of the newest step → help text; each becomes a histogram of
+    that name."""
     step_time: str
-    """The field with the seconds that the newest step took."""
+    """Statistics field with the seconds that the newest step took."""
 
 
 class ItemMeter(OutcomeMeter):
-    """Made by `ItemMetrics.meter`."""
+    """Measures one request; made by `ItemMetrics.meter`."""
 
     def __init__(self, model: "_ModelMetrics", clock: Callable[[], float]) -> None:
         super().__init__(model.items, model.latency, clock)
         self._model = model
 
     def on_event(self, event: Event) -> None:
-        """Time in the queue."""
+        """Record the time in the queue."""
         if event.queue_time_s is not None:
             self._model.queue_time.observe(event.queue_time_s)
 
 
 class ItemMetrics(KindMetrics["_ModelMetrics"]):
-    """One app's, of one kind of model. Event loop only."""
+    """Metrics of one kind of model in one app. Event loop only."""
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class ItemMetrics(KindMetrics["_ModelMetrics"]):
         engine.steps.add(kind, self.on_step)
 
     def meter(self, model: str) -> ItemMeter:
-        """Start measuring a request. `model` is a served model's id, never a client's word."""
+        """Start measuring a request. `model` is a served model's id, never text from a client."""
         return ItemMeter(self._of(model), self._clock)
 
 
@@ -118,7 +119,7 @@ class _Metrics:
 
 
 class _ModelMetrics:
-    """One model's, looked up once because `labels()` is not free."""
+    """The metrics of one model, looked up once because `labels()` is not free."""
 
     def __init__(self, name: str, metrics: _Metrics) -> None:
         self._names = metrics.names

@@ -15,7 +15,7 @@ from server.http.model_metrics import Outcome
 
 
 class ItemRun(EngineRun):
-    """One such request, measured from its admission on; closed when its block is left."""
+    """A request of several items, measured from its admission on; closed when its block is left."""
 
     def __init__(self, engine: EngineClient, meter: ItemMeter, lease: Lease) -> None:
         super().__init__(lease)
@@ -36,7 +36,8 @@ class ItemRun(EngineRun):
         await self.aclose()
 
     async def answers(self, request: Request[EventT]) -> list[EventT]:
-        """Send the request to the engine and wait for all its items; their events, in order.
+        """Send the request to the engine and wait for all its items. Returns their last events in
+        order.
 
         Raises:
             EngineError: the engine refused or failed the request, or died.
@@ -57,12 +58,12 @@ class ItemRun(EngineRun):
         return [found[index] for index in range(request.num_completions)]
 
     def on_event(self, event: Event) -> None:
-        """The engine has brought something."""
+        """Record an event from the engine."""
         self._is_begun = True
         self._meter.on_event(event)
 
     def progress(self) -> Progress:
-        """How far it is."""
+        """How far the request is."""
         num_results = self._lease.num_places
         return Progress(
             is_begun=self._is_begun,
@@ -71,7 +72,7 @@ class ItemRun(EngineRun):
         )
 
     async def cancel(self) -> None:
-        """Have it end: `prepare` or `answers` raises `RequestAborted` then. Idempotent."""
+        """End the request: `prepare` or `answers` then raises `RequestAborted`. Idempotent."""
         self._is_cancelled = True
         self.stop_preparing()
         if self._stream is not None:
@@ -84,7 +85,7 @@ class ItemRun(EngineRun):
             if outcome is not None:
                 self._meter.complete(outcome, self._num_open)
             self._num_open = 0
-        self._error = None  # its frames would hold this, and this the error
+        self._error = None  # its frames would hold this run, and this run the error
         self._meter.close()
         if self._stream is not None:
             await self._stream.aclose()

@@ -1,7 +1,7 @@
-"""Whether this server takes requests: one answer for `/ready`, admission and shutdown.
+"""Whether this server takes requests: the single answer for `/ready`, admission and shutdown.
 
-The engine knows what each model is doing; this adds whether the server as a whole is draining.
-A drain starts once and never ends: a draining process is on its way out.
+The engine knows what each model is doing; this adds whether the server as a whole is draining. A
+drain starts once and never ends, except with the process.
 """
 
 import time
@@ -36,8 +36,8 @@ class Readiness:
 
 
 class Lifecycle:
-    """Drain state. Event loop only, except what signal handlers call: `begin_drain`,
-    `cut_drain_short`."""
+    """Whether the server drains. Event loop only, except for what signal handlers call:
+    `begin_drain` and `cut_drain_short`."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Lifecycle:
         self._clock = clock
         self._drain_deadline: float | None = None
         self.cut_short = False
-        """Somebody is tired of waiting: nothing is ended politely any more."""
+        """Somebody does not want to wait: the server ends without finishing anything."""
 
     @property
     def draining(self) -> bool:
@@ -63,12 +63,12 @@ class Lifecycle:
             self._drain_deadline = self._clock() + self.drain_timeout_s
 
     def cut_drain_short(self) -> None:
-        """End the drain now; running requests break off."""
+        """End the drain now and break off running requests."""
         self.begin_drain()
         self.cut_short = True
 
     def remaining_drain_s(self) -> float:
-        """How much longer running requests may take; the whole time-out before a drain."""
+        """Seconds that running requests may still take; before a drain, the whole time-out."""
         if self._drain_deadline is None:
             return self.drain_timeout_s
         return 0.0 if self.cut_short else max(0.0, self._drain_deadline - self._clock())
@@ -76,9 +76,9 @@ class Lifecycle:
     def readiness(self, statuses: Sequence[ModelStatus]) -> Readiness:
         """One phase for all models: that of the one furthest from serving.
 
-        Models that failed to load count only where all of them are required, or nothing is left:
-        waiting would not bring them. One that is loaded or unloaded while others serve does not
-        count: the server goes on as it was.
+        Models that failed to load count only if all models are required, or if no others are left:
+        waiting would not bring them. A model that is loaded or unloaded while others serve does not
+        count: the server goes on as before.
         """
         if self.draining:
             return Readiness(Phase.DRAINING)

@@ -1,5 +1,5 @@
-"""Requests in flight that can be listed and cancelled, by the id of their answer or by the
-`X-Request-Id` that they came with.
+"""Requests in flight that can be listed and cancelled, by the id of their answer or by their
+`X-Request-Id`.
 """
 
 import time
@@ -15,10 +15,10 @@ from server.http.owner import Owner, owner_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a request is. What its kind does not count is None.
+    """How far a request is. None stands for what its kind does not count.
 
     Attributes:
-        fraction: of the work, 0 to 1.
+        fraction: share of the work that is done, 0 to 1.
     """
 
     is_begun: bool
@@ -30,17 +30,17 @@ class Progress:
 
     @property
     def is_over(self) -> bool:
-        """Only its answer is still on its way."""
+        """Whether only the answer is still to be sent."""
         return self.num_finished == self.num_results
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Label:
-    """What a request is found and shown by.
+    """How a request is found and shown.
 
     Attributes:
-        id: of its answer.
-        request_id: its `X-Request-Id`, which others may have, too.
+        id: the id of its answer.
+        request_id: its `X-Request-Id`, which other requests may have, too.
     """
 
     id: str
@@ -52,31 +52,32 @@ class Label:
 
 
 class LiveRun(Protocol):
-    """The engine's side of such a request. `label` is there once it was added."""
+    """The engine's side of such a request. `label` is set once the request was added."""
 
     label: Label | None
 
     @property
     def is_open(self) -> bool:
-        """Nobody has closed it."""
+        """Whether nobody has closed the run."""
         ...
 
     def progress(self) -> Progress: ...
 
     async def cancel(self) -> None:
-        """Have it end in the engine; its reply ends with `RequestAborted`. Idempotent."""
+        """End the request in the engine; its reply ends with `RequestAborted`. Idempotent."""
         ...
 
 
 class LiveRequests:
-    """Those of all models. Whoever runs one holds it: if that is dropped without an end, as when a
-    client leaves before its response starts, it is forgotten here, too. Event loop only."""
+    """The live requests of all models. Whoever runs a request holds it: if that is dropped without
+    an end, as when a client leaves before its response starts, it is forgotten here, too. Event
+    loop only."""
 
     def __init__(self) -> None:
         self._runs: WeakValueDictionary[str, LiveRun] = WeakValueDictionary()
 
     def add(self, run: LiveRun, request: Request, *, id: str, kind: AnyKind, model: str) -> None:
-        """List a request that the engine has."""
+        """List a request that the engine has received."""
         run.label = Label(
             id=id,
             request_id=request.state.request_id,
@@ -88,7 +89,7 @@ class LiveRequests:
         self._runs[id] = run
 
     def of(self, owner: Owner | None, name: str | None = None) -> list[tuple[Label, LiveRun]]:
-        """An owner's requests, the oldest first: all, or those of that id or `X-Request-Id`."""
+        """An owner's requests, the oldest first: all, or those with that id or `X-Request-Id`."""
         return [
             (run.label, run)
             for run in list(self._runs.values())

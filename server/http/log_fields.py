@@ -1,4 +1,4 @@
-"""What routes add to their request's line of the access log."""
+"""The fields that routes add to their request's line of the access log."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ _KEY = "log_fields"
 
 
 def annotate(connection: HTTPConnection, **fields: Any) -> None:
-    """Add fields to this request's line. Prompts only if the operator asked for them."""
+    """Add fields to this request's line. They hold prompts only if the operator asked for that."""
     connection.scope["state"].setdefault(_KEY, {}).update(fields)
 
 
 def log_fields(scope: Scope) -> dict[str, Any]:
-    """All that was added so far."""
+    """All fields added so far."""
     fields: dict[str, Any] = scope.get("state", {}).get(_KEY, {})
     return fields

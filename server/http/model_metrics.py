@@ -1,6 +1,6 @@
-"""What the metrics of every kind of model are made of: a label per model, counters of a worker.
+"""Building blocks for the metrics of every kind of model: a label per model, counters of a worker.
 
-Each kind has its own metrics on top, in the registry of the app (`server/metrics.py`).
+Each kind has its own metrics on top, in the app's registry (`server/metrics.py`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +19,11 @@ from engine.types import AdaptableInfo
 MODEL = "model_name"
 """The first label of each metric, as in vLLM."""
 ADAPTER = "lora_name"
-"""Label of the metrics of adapters."""
+"""The label of adapters in metrics."""
 
 
 class Outcome(StrEnum):
-    """How an image, or another thing that was asked for, ended."""
+    """How an image, or another requested item, ended."""
 
     COMPLETED = "completed"
     CANCELLED = "cancelled"
@@ -31,8 +31,8 @@ class Outcome(StrEnum):
 
     @classmethod
     def of_unfinished(cls, error: BaseException) -> "Outcome | None":
-        """What to count for things whose request ended by this error; None: nothing, as a request
-        that was refused asked for none."""
+        """The outcome to count for items whose request ended with this error. None: count nothing,
+        because a refused request asked for nothing."""
         if isinstance(error, RequestError):
             return None
         failed = isinstance(error, Exception) and not isinstance(error, RequestAborted)
@@ -48,8 +48,8 @@ class MetricFactory:
         self._created: list[tuple[Counter | Histogram, tuple[str, ...]]] = []
 
     def forget(self, model: str, **labelled: str) -> None:
-        """Show a model's numbers no more, or only those with certain labels. Who still counts for
-        it counts for nobody."""
+        """Remove a model's numbers, or only those with certain labels. Whoever still counts for it
+        counts for nobody."""
         wanted = {MODEL: model, **labelled}.items()
         for metric, labels in self._created:
             samples = [sample for family in metric.collect() for sample in family.samples]
@@ -79,11 +79,12 @@ class MetricFactory:
 
 
 class QueueGauges(Collector):
-    """How much runs and waits in a kind's models, read from the engine when Prometheus asks.
+    """Gauges of the running and waiting items of a kind's models, read from the engine when
+    Prometheus asks.
 
     Args:
         subsystem: the kind's part of the names.
-        running, waiting: what is counted.
+        running, waiting: help texts that say what is counted.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class QueueGauges(Collector):
 
 
 class OutcomeMeter:
-    """Measures one request from its arrival, and counts how what it asked for ended."""
+    """Measures a request from its arrival, and counts how its items ended."""
 
     def __init__(
         self,
@@ -134,22 +135,21 @@ class OutcomeMeter:
         self._closed = False
 
     def complete(self, outcome: Outcome, count: int = 1) -> None:
-        """So many things ended this way."""
+        """Count items that ended this way."""
         self._outcomes[outcome].inc(count)
 
     def close(self) -> None:
-        """The request is over. Only the first call counts."""
+        """End the measurement. Only the first call counts."""
         if not self._closed:
             self._closed = True
             self._latency.observe(self._clock() - self._started_s)
 
 
 class OneModelsMetrics(Protocol):
-    """A kind's metrics with a model's name filled in: looked up once because `labels()` is not
-    free."""
+    """A kind's metrics for one model, looked up once because `labels()` is not free."""
 
     def on_step(self, stats: Any) -> None:
-        """Take a step's report."""
+        """Record a step's report."""
         ...
 
 
@@ -163,10 +163,10 @@ AdaptableT = TypeVar("AdaptableT", bound=AdaptableInfo)
 
 
 class AdapterMetrics(Generic[SeriesT, AdaptableT]):
-    """What the requests for adapters of a kind's models count, in addition to their model's.
+    """Metrics of the adapters of a kind's models, counted in addition to the model's own.
 
     Args:
-        create: given the names of a model and an adapter, the latter's metrics.
+        create: returns an adapter's metrics, given the names of its model and itself.
     """
 
     def __init__(
@@ -181,7 +181,8 @@ class AdapterMetrics(Generic[SeriesT, AdaptableT]):
         self._found: dict[tuple[str, str], SeriesT] = {}
 
     def of(self, model: str, adapter: str) -> SeriesT | None:
-        """None: it has gone since the request came, and shall leave no numbers behind."""
+        """An adapter's metrics. None: the adapter has gone since the request came, and must leave
+        no numbers behind."""
         found = self._found.get((model, adapter))
         infos = self._engine.infos(self._kind)
         if found is None and any(i.model == model and adapter in i.adapters for i in infos):
@@ -189,7 +190,8 @@ class AdapterMetrics(Generic[SeriesT, AdaptableT]):
         return found
 
     def forget(self, model: str, adapter: str | None = None) -> bool:
-        """Count for an adapter no more, or for none of the model's; whether one had counted."""
+        """Stop counting for an adapter, or for all of the model's. Returns whether one had
+        counted."""
         gone = [key for key in self._found if key[0] == model and adapter in (None, key[1])]
         for key in gone:
             del self._found[key]
@@ -197,11 +199,11 @@ class AdapterMetrics(Generic[SeriesT, AdaptableT]):
 
 
 class KindMetrics(Generic[MetricsT]):
-    """One app's, of one kind of model. Event loop only.
+    """Metrics of one kind of model in one app. Event loop only.
 
     Args:
-        create: given a model's name, its metrics.
-        adapters: None: models of this kind have none.
+        create: returns a model's metrics, given its name.
+        adapters: None if models of this kind have no adapters.
     """
 
     def __init__(
@@ -218,18 +220,18 @@ class KindMetrics(Generic[MetricsT]):
         self._models: dict[str, MetricsT] = {}
 
     def on_step(self, model: str, stats: Any) -> None:
-        """Take a step's report."""
+        """Record a step's report."""
         self._of(model).on_step(stats)
 
     def forget(self, model: str) -> None:
-        """The model is gone, and its numbers with it."""
+        """Remove the metrics of a model that is gone."""
         if self._of_adapters is not None:
             self._of_adapters.forget(model)
         if self._models.pop(model, None) is not None:
             self._factory.forget(model)
 
     def forget_adapter(self, model: str, adapter: str) -> None:
-        """The adapter is gone, and its numbers with it."""
+        """Remove the metrics of an adapter that is gone."""
         if self._of_adapters is not None and self._of_adapters.forget(model, adapter):
             self._factory.forget(model, **{ADAPTER: adapter})
 
@@ -241,7 +243,7 @@ class KindMetrics(Generic[MetricsT]):
 
 
 class WorkerTotals:
-    """Counters that follow numbers which a worker sums up, and which start anew when it does.
+    """Counters that follow numbers which a worker sums up, and which restart with the worker.
 
     Args:
         counters: one per number of a report; None for a number that is not shown.

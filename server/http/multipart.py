@@ -1,7 +1,8 @@
 """Reads `multipart/form-data` bodies into memory, with bounds on everything a client chooses.
 
 Nothing is written to disk and a part's file name is not even kept. The whole body is bounded by
-`BodyLimitMiddleware`; here the number of parts and the size of names, headers and text are.
+`BodyLimitMiddleware`; this module bounds the number of parts and the size of names, headers and
+text.
 """
 
 import logging
@@ -17,7 +18,7 @@ from engine.errors import InvalidParameter
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-# Its warnings are about what a client sent, and the client reads them as an error.
+# The parser warns about what a client sent, which the client reads as an error.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 MAX_PARTS = 128
@@ -33,7 +34,8 @@ class Part:
     name: str = ""
     is_file: bool = False
     has_file_name: bool = False
-    """Browsers send a file field that nobody chose a file for with an empty name."""
+    """Whether the part names a file: browsers send a file field without a chosen file with an empty
+    name."""
     data: bytearray = field(default_factory=bytearray)
 
     def text(self) -> str:
@@ -44,22 +46,25 @@ class Part:
         """
         if self.is_file:
             raise InvalidParameter(
-                f"{self.name} must be a plain field of the form, not a file", param=self.name
+                f"{self.name} must be a plain form field, not a file; send it without a file name",
+                param=self.name,
             )
         if len(self.data) > MAX_TEXT_BYTES:
             raise InvalidParameter(
-                f"{self.name} has {len(self.data)} bytes; a text field has at most "
-                f"{MAX_TEXT_BYTES}",
+                f"{self.name} has {len(self.data)} bytes; a text field may have at most "
+                f"{MAX_TEXT_BYTES}; send less",
                 param=self.name,
             )
         try:
             return self.data.decode()
         except UnicodeDecodeError:
-            raise InvalidParameter(f"{self.name} is not UTF-8 text", param=self.name) from None
+            raise InvalidParameter(
+                f"{self.name} is not UTF-8 text; encode it as UTF-8", param=self.name
+            ) from None
 
 
 class Form(dict[str, list[Part]]):
-    """Parts by field name, those of one name in the order they were sent."""
+    """Parts by field name; parts of one name are in the order they were sent."""
 
 
 async def read_form(content_type: str, chunks: AsyncIterator[bytes]) -> Form:
@@ -69,11 +74,11 @@ async def read_form(content_type: str, chunks: AsyncIterator[bytes]) -> Form:
         content_type: the request's header, with the boundary.
 
     Raises:
-        InvalidParameter: the body is no well-formed form, or a part is over the bounds.
+        InvalidParameter: the body is not a well-formed form, or a part exceeds a limit.
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
-        raise InvalidParameter("the Content-Type multipart/form-data names no boundary")
+        raise InvalidParameter("the Content-Type multipart/form-data has no boundary; add one")
     reader = _Reader()
     try:
         parser = MultipartParser(boundary, reader.callbacks())

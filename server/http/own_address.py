@@ -1,7 +1,7 @@
-"""Under which address clients find this server: for urls of what it keeps for them.
+"""The address under which clients find this server, for urls of what it keeps for them.
 
-A `Host` header holds whatever its sender likes. A url with a stranger's name in it, kept or passed
-on by somebody, would lead elsewhere; so a name counts only if it is one of ours.
+A `Host` header holds whatever its sender likes. A url with a foreign name in it, kept or passed on,
+would lead to another server; so a name counts only if it is one of ours.
 """
 
 import ipaddress
@@ -14,7 +14,7 @@ from fastapi import Request
 from engine.errors import InvalidParameter
 
 TRUSTED_NAME = "tandem.trusted_name"
-"""In a request's scope: the name that a trusted proxy was asked for."""
+"""Key in a request's scope for the name that a trusted proxy was asked for."""
 
 _NAME = re.compile(r"(?P<name>\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?P<port>:[0-9]{1,5})?")
 
@@ -23,11 +23,11 @@ def own_url(request: Request, path: str, *, public_url: str | None, host: str) -
     """The url of one of our paths, for the client that asks.
 
     Args:
-        public_url: what all urls begin with, whatever name was asked for.
+        public_url: the beginning of all urls, whatever name was asked for.
         host: the name or address that the server was told to listen on.
 
     Raises:
-        InvalidParameter: nothing says that the name which was asked for is ours.
+        InvalidParameter: the requested name is not known to be ours.
     """
     if public_url is not None:
         return f"{public_url}{path}"
@@ -36,8 +36,8 @@ def own_url(request: Request, path: str, *, public_url: str | None, host: str) -
     found = _NAME.fullmatch(asked)
     if found is None or (trusted is None and not _is_ours(found["name"], request, host)):
         raise InvalidParameter(
-            "the name in the Host header is not known as this server's own, so no url can be made "
-            "of it; use response_format b64_json, or start the server with --public-url",
+            "the Host header does not name this server, so no url can be made for the client; "
+            "use response_format b64_json, or start the server with --public-url",
             param="response_format",
         )
     prefix = request.scope.get("root_path", "")
@@ -59,6 +59,6 @@ def _is_loopback(name: str) -> bool:
 
 @cache
 def _machine_names() -> tuple[str, ...]:
-    """Without asking a name server."""
+    """Names of this machine, found without a name server."""
     name = socket.gethostname().lower()
     return name, name.partition(".")[0]

@@ -1,6 +1,6 @@
-"""Whose a request is: noted by the middleware that reads API keys, by the key that it came with.
+"""The owner of a request: noted by the middleware that reads API keys, from the request's key.
 
-Where clients only have to be told apart, and there are no keys, the address stands for the client.
+Without keys, the client's address tells clients apart.
 """
 
 import hashlib
@@ -14,29 +14,30 @@ _KEY = "owner"
 _client: ContextVar[str] = ContextVar("client", default="")
 
 Owner = NewType("Owner", bytes)
-"""A digest of the key."""
+"""A digest of an API key."""
 
 
 def note_owner(scope: Scope, key: bytes) -> None:
-    """The request came with that key, which is a valid one."""
+    """Note that the request came with that key, which is valid."""
     owner = Owner(hashlib.sha256(key).digest())
     scope.setdefault("state", {})[_KEY] = owner
     _client.set(owner.hex())
 
 
 def note_address(scope: Scope) -> None:
-    """The request came from that address, for what is done in its context."""
+    """Note the address that the request came from, for work in its context."""
     address = scope.get("client")
     _client.set(address[0] if address else "")
 
 
 def current_client() -> str:
-    """Who sent the request that is being answered, so that clients can take turns: one key is one
-    client, and without keys one address."""
+    """The sender of the current request, so that clients can take turns: one API key is one client,
+    or one address if there are no keys."""
     return _client.get()
 
 
 def owner_of(connection: HTTPConnection) -> Owner | None:
-    """Of a request; None where no keys are asked for: then everything is everybody's."""
+    """The owner of a request; None if no keys are required: then everything belongs to
+    everybody."""
     owner: Owner | None = connection.scope.get("state", {}).get(_KEY)
     return owner

@@ -1,4 +1,5 @@
-"""The field `priority` of every kind of request: whether it can act, and what the document says."""
+"""The field `priority` of every kind of request: whether it has an effect, and what the OpenAPI
+document says."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +10,10 @@ from server.http.schemas import variant
 
 
 def acting_priority(asked: int | None, config: EngineConfig) -> int:
-    """What a request to a model of that configuration asked for; null is 0.
+    """The priority of a request to a model of that configuration; null is 0.
 
     Raises:
-        UnsupportedFeature: another one than 0, where all are served in the order of arrival.
+        UnsupportedFeature: it is not 0, and requests are served in the order of arrival.
     """
     if asked and config.scheduling_policy != "priority":
         raise UnsupportedFeature(
@@ -24,7 +25,7 @@ def acting_priority(asked: int | None, config: EngineConfig) -> int:
 
 
 def describe_priority(properties: dict[str, Any], configs: Sequence[EngineConfig]) -> None:
-    """Say in the schema of a body's fields that it must be 0, if no model of these heeds it."""
+    """Say in a body's schema that priority must be 0, if none of these models uses it."""
     heeded = any(config.scheduling_policy == "priority" for config in configs)
     if "priority" in properties and not heeded:
         variant(properties["priority"], "integer")["enum"] = [0]

@@ -1,7 +1,6 @@
-"""How a run's answer is sent, whatever its kind: whole or as a stream, closed when the client
-leaves.
+"""Sends a run's answer of any kind: whole or as a stream, closed when the client leaves.
 
-Each kind of model has its own replies on top of `Reply`, which know the shapes of its answers.
+Each kind of model has its own subclasses of `Reply`, which know the shapes of its answers.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +17,7 @@ from server.http.sse import EventStream, until_disconnect
 
 
 class Reply(ABC):
-    """A run in the shape of its endpoint. Either `whole` or `events` is called, once."""
+    """A run in the shape of its endpoint. Call either `whole` or `events`, once."""
 
     def __init__(self, run: EngineRun, shape: Shape | None = None) -> None:
         self._run = run
@@ -26,20 +25,20 @@ class Reply(ABC):
 
     @abstractmethod
     async def whole(self) -> bytes:
-        """Everything at once."""
+        """The whole answer."""
 
     @abstractmethod
     def events(self) -> AsyncGenerator[bytes, None]:
-        """Framed events as the results arrive, without what comes last."""
+        """Framed events as the results arrive, without the final event."""
 
     def log_fields(self) -> dict[str, Any]:
-        """What the access log tells of the reply, once it is over."""
+        """Fields about the reply for the access log, once the reply is over."""
         return {}
 
     @property
     def may_be_refused(self) -> bool:
-        """Whether the engine finds out only later what is wrong with the request: a stream then
-        begins with its first event, so that an error has a status of its own."""
+        """Whether the engine may find a fault in the request only later. A stream then begins with
+        its first event, so that an error gets a status of its own."""
         return False
 
     async def send(

@@ -1,4 +1,4 @@
-"""Looking into the JSON schemas that pydantic makes of fields."""
+"""Looks into the JSON schemas that pydantic makes of fields."""
 
 from typing import Any
 

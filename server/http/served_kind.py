@@ -1,4 +1,5 @@
-"""What the server must know to serve a kind of model, beside its routes: `server/kinds.py` has all.
+"""The facts about a kind of model that the server needs, besides its routes. `server/kinds.py`
+lists all kinds.
 
 The engine's side of a kind is its row in `engine/kinds.py`.
 """
@@ -20,24 +21,24 @@ from server.settings import Settings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstQuestion:
-    """What the operator may ask a model that is ready, by a line for the shell."""
+    """A first request for a ready model, which the operator gets as a line for the shell."""
 
     words: tuple[str, ...] = ()
-    """Of the command `tandem`; none: no command asks this kind of model."""
+    """Arguments for the command `tandem`; empty if no command reaches this kind of model."""
     path: str = ""
-    """Asked with curl where there are no words, or the command does not reach the server."""
+    """Path for curl, if there are no words or the command cannot reach the server."""
     fields: dict[str, Any] = field(default_factory=dict)
 
 
 class KindMetrics(Protocol):
-    """Those of all models of a kind."""
+    """The metrics of all models of a kind."""
 
     def forget(self, model: str) -> None:
-        """The model is gone, and its numbers with it."""
+        """Remove the metrics of a model that is gone."""
         ...
 
     def forget_adapter(self, model: str, adapter: str) -> None:
-        """The adapter is gone, and its numbers with it."""
+        """Remove the metrics of an adapter that is gone."""
         ...
 
 
@@ -46,7 +47,7 @@ MadeT = TypeVar("MadeT", bound=KindMetrics, covariant=True)
 
 
 class MakesMetrics(Protocol[MadeT]):
-    """Registers a kind's metrics, such as the class of them."""
+    """Registers a kind's metrics, as their class does."""
 
     def __call__(
         self, registry: CollectorRegistry, engine: EngineClient, *, clock: Callable[[], float]
@@ -55,30 +56,31 @@ class MakesMetrics(Protocol[MadeT]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedKind(Generic[InfoT, MetricsT]):
-    """How models of one kind are spoken of, admitted and described."""
+    """How the server speaks of models of one kind, admits their requests and describes them."""
 
     kind: Kind[Any, Any, InfoT]
     deed: str
-    """What such a model does, after its name."""
+    """What such a model does, to follow its name in a sentence."""
     routes: str
-    """Those to ask it with."""
+    """The routes that take requests for it."""
     routers: tuple[str, ...]
-    """`module:name` of what has its routes. Named and not imported: routes look kinds up."""
+    """Its routers as `module:name`. They are named and not imported, because routes look kinds
+    up."""
     nothing_served: str
-    """What to say where there is none."""
+    """The message if no such model is served."""
     bodies: tuple[type[BaseModel], ...]
-    """Of the requests that name such a model."""
+    """Bodies of the requests that name such a model."""
     places: Callable[[Settings, EngineConfig], Places]
-    """How many requests may be in flight at a model of that configuration."""
+    """Number of requests that may be in flight at a model of that configuration."""
     fill_in: Callable[[dict[str, Any], Sequence[InfoT]], None]
-    """Put what is known of the models that are ready into the schema of a body's fields."""
+    """Puts facts about the ready models into the schema of a body's fields."""
     card: Callable[[InfoT], Any]
-    """What `GET /v1/models` shows, of a type among `server.kinds.AnyCard`."""
+    """A model's card in `GET /v1/models`; its type is one of `server.kinds.AnyCard`."""
     metrics: MakesMetrics[MetricsT]
-    """Those of its models, in the registry of an app."""
+    """Creates the metrics of its models in an app's registry."""
     first_question: Callable[[str], FirstQuestion]
-    """To the model of that id."""
+    """The first question for the model of that id."""
     default_model: str | None = None
-    """What is loaded when somebody asks for the kind and no model of it is served."""
+    """The model that is loaded when a request needs this kind and no such model is served."""
     other_models: tuple[str, ...] = ()
-    """What is loaded as well when somebody asks for it by name."""
+    """Further models that are loaded when a request names them."""

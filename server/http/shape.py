@@ -1,7 +1,6 @@
-"""How a reply is written: in OpenAI's shape, or a dialect's.
+"""The form of a reply: OpenAI's, or a dialect's.
 
-A reply makes OpenAI's answer, or chunks of it, whoever asked; what they become on the wire is its
-shape's to say.
+A reply makes OpenAI's answer, or chunks of it, for every client; its shape decides what is sent.
 """
 
 from typing import Any
@@ -14,18 +13,18 @@ encode = msgspec.json.Encoder().encode
 
 
 class Shape:
-    """OpenAI's. A dialect overrides what it writes otherwise. One object serves one reply, so it
-    may remember what it has seen of a stream."""
+    """OpenAI's form. A dialect overrides what it writes differently. One object serves one reply,
+    so it may remember what it has seen of a stream."""
 
     framing: Framing = OPENAI_FRAMING
 
     def begin(self) -> None:
-        """The first of a text is there; not called for images."""
+        """Called when the first piece of a text is there; not called for images."""
 
     def whole(self, answer: Any) -> bytes:
-        """An answer that is sent at once."""
+        """The bytes of an answer that is sent at once."""
         return encode(answer)
 
     def chunk(self, chunk: Any) -> bytes:
-        """A part of a stream; may be empty, where the dialect says nothing there."""
+        """The bytes of a part of a stream; may be empty if the dialect sends nothing there."""
         return event(encode(chunk))

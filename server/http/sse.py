@@ -1,6 +1,6 @@
-"""Answers that outlast a single write: streams, and work that ends when the client leaves.
+"""Answers that take more than one write: streams, and work that ends when the client leaves.
 
-`EventStream` owns what feeds it: however the connection ends, the source is closed, which aborts
+`EventStream` owns its source: however the connection ends, the source is closed, which aborts
 the request in the engine.
 """
 
@@ -20,34 +20,34 @@ DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 
 _SLOW_CLIENT_WAIT_S = 0.05
-"""How often to look again while a write waits for a client that reads slowly."""
+"""Seconds between looks while a write waits for a client that reads slowly."""
 
 T = TypeVar("T")
 
 
 def event(data: bytes) -> bytes:
-    """One server-sent event; `data` is JSON and so holds no line break."""
+    """A server-sent event; `data` is JSON and so holds no line break."""
     return b"data: " + data + b"\n\n"
 
 
 def named_event(name: str, data: bytes) -> bytes:
-    """One server-sent event with a name."""
+    """A server-sent event with a name."""
     return b"event: " + name.encode() + b"\n" + event(data)
 
 
 def failure_event(error: BaseException) -> bytes:
-    """The event that ends a stream which failed."""
+    """The event that ends a failed stream."""
     return event(openai_shape(error_facts(error)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Framing:
-    """How a stream is written, whatever its events say.
+    """How a stream is written, whatever its events contain.
 
     Attributes:
-        done: comes last, also after a failure.
-        ping: what silence is broken with; empty where nothing may be said.
-        failure: the event of an exception.
+        done: sent last, also after a failure.
+        ping: sent after silence; empty if nothing may be sent.
+        failure: makes the event for an exception.
     """
 
     media_type: str
@@ -94,10 +94,10 @@ class EventStream(Response):
         self._sending = False
 
     async def begin(self, wait_s: float) -> None:
-        """Wait for the first event before anything is sent, but not longer than that.
+        """Wait for the first event before anything is sent, but not longer than `wait_s`.
 
         Raises:
-            Exception: the events failed; nothing is to be sent. It is closed then.
+            Exception: the events failed. The stream is closed, and nothing may be sent.
         """
         self._first = asyncio.create_task(_next(self._events))
         try:
@@ -109,7 +109,7 @@ class EventStream(Response):
             raise
 
     async def aclose(self) -> None:
-        """End the source, which aborts what is unfinished."""
+        """Close the source, which aborts what is unfinished."""
         try:
             if self._first is not None:
                 await _cancel(self._first)
@@ -149,7 +149,7 @@ class EventStream(Response):
             yield self._framing.done
 
     async def _watch(self, receive: Receive, send: Send) -> None:
-        """Ends when the client leaves; pings while there is silence."""
+        """Return when the client leaves; ping while there is silence."""
         leaving = asyncio.create_task(_disconnected(receive))
         try:
             while not leaving.done():
@@ -174,7 +174,7 @@ async def _next(events: AsyncGenerator[bytes, None]) -> bytes | None:
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled if the client leaves before.
+    """The result of `work`, which is cancelled if the client leaves earlier.
 
     Raises:
         RequestAborted: the client left.
@@ -186,7 +186,7 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
             raise RequestAborted("the client closed the connection")
         return task.result()
     finally:
-        del task  # its error would hold this frame, and this frame the error
+        del task  # its error would hold this frame, and this frame would hold the error
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -195,7 +195,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def _first_to_end(*tasks: asyncio.Task[Any]) -> None:
-    """Wait for one of them and cancel the others; none is running afterwards."""
+    """Wait for the first task to end and cancel the others; none is running afterwards."""
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

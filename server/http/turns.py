@@ -1,4 +1,4 @@
-"""Long work on the event loop in short pieces, between which everybody else is served."""
+"""Does long work on the event loop in short pieces, so that others are served in between."""
 
 import asyncio
 import time
@@ -12,20 +12,20 @@ U = TypeVar("U")
 
 
 class Turns:
-    """Of one piece of work, from its begin on."""
+    """The turns of one piece of work, counted from its creation."""
 
     def __init__(self) -> None:
         self._begun_s = time.perf_counter()
 
     async def give(self) -> None:
-        """Let others have one, if this work has had the event loop for some milliseconds."""
+        """Give others a turn, if this work has held the event loop for some milliseconds."""
         if time.perf_counter() - self._begun_s > TURN_S:
             await asyncio.sleep(0)
             self._begun_s = time.perf_counter()
 
 
 async def in_turns(work: Callable[[T], U], items: Iterable[T]) -> list[U]:
-    """`work` on each item; others have turns in between."""
+    """The results of `work` on each item; others get turns in between."""
     results: list[U] = []
     turns = Turns()
     for item in items:

@@ -1,1 +1,1 @@
-"""One image request on the server's side: read its files, convert it, run it, answer it."""
+"""The server's side of an image request: read its files, convert it, run it, answer it."""

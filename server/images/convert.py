@@ -1,7 +1,7 @@
-"""From an image request's body to what the engine takes: defaults and limits.
+"""Converts an image request's body to the engine's order: defaults and limits.
 
-Pure functions. What pydantic can check alone is in `server/protocol/images.py`; here is what
-depends on the served model and on the input images.
+All functions are pure. `server/protocol/images.py` has the checks that pydantic can make alone;
+this module has those that depend on the served model and on the input images.
 """
 
 import math
@@ -52,7 +52,7 @@ from server.settings import Settings
 VARIATION_STRENGTH = 0.7
 DEFAULT_STRENGTH, FAITHFUL_STRENGTH = 0.8, 0.5
 DEFAULT_IMAGE_GUIDANCE, FAITHFUL_IMAGE_GUIDANCE = 1.5, 2.0
-"""Without and with `input_fidelity` high."""
+"""Defaults without and with `input_fidelity` high."""
 
 _QUALITY_STEPS: Mapping[str, float] = {
     "auto": 1.0,
@@ -72,7 +72,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What the operator allows one request."""
+    """The operator's limits for one request."""
 
     max_megapixel_steps: float
     max_input_pixels: int
@@ -87,14 +87,14 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class ImageOrder:
-    """A request for the engine, and what its answer says besides."""
+    """A request for the engine, and the other facts for its answer."""
 
     request: ImageRequest
     quality: str
     scheduler: str
     warnings: tuple[str, ...]
     made_with: Mapping[str, Any] = field(default_factory=dict)
-    """The files that draw it (`server.images.made_with`)."""
+    """Digests of the files that draw the image (`server.images.made_with`)."""
 
 
 def image_order(
@@ -118,7 +118,9 @@ def image_order(
     """
     denoising = info.denoising
     if denoising is None:
-        raise UnsupportedFeature(f"{info.model} cannot do {task.value}", param="model")
+        raise UnsupportedFeature(
+            f"{info.model} cannot do {task.value}; name a model that can", param="model"
+        )
     params = _params(body, task, inputs, info, denoising, limits)
     prompt = _prompt_text(body)
     tags: dict[str, float] = {}
@@ -158,7 +160,7 @@ def _params(
     denoising: DenoisingFacts,
     limits: ImageLimits,
 ) -> ImageParams:
-    # With several input images each is edited n times, and with each setting of adapters.
+    # Each input image is edited n times, and with each setting of adapters.
     per_setting = _or(body.n, 1) * max(1, len(inputs.images))
     n = per_setting * body.num_settings
     width, height = _size(body, task, inputs, info, limits)
@@ -234,7 +236,8 @@ def _size(
     outpaint = outpaint_of(body.outpaint)
     if inputs.mask is not None and inputs.mask_is_empty and outpaint is None:
         raise InvalidParameter(
-            "the mask marks nothing: levels below one half count only with soft_mask",
+            "the mask marks nothing: without soft_mask, only levels of at least one half count; "
+            "mark something, or set soft_mask",
             param="mask",
         )
     return painted_size(
@@ -248,7 +251,8 @@ def _size(
 
 
 def _check_one_size(inputs: ImageInputs) -> None:
-    """The results of a request have one size, so several images need one, too, unless asked for."""
+    """Refuse images of different sizes without a requested size: all results of a request have one
+    size."""
     sizes = dict.fromkeys(f"{image.width}x{image.height}" for image in inputs.images)
     if len(sizes) > 1:
         raise InvalidParameter(
@@ -259,7 +263,7 @@ def _check_one_size(inputs: ImageInputs) -> None:
 
 
 def _passes(params: ImageParams, info: ImageModelInfo) -> list[tuple[int, int]]:
-    """Pixels and steps of each."""
+    """Pixels and steps of each pass."""
     if params.second_pass is None:
         return [(_worked_pixels(params, info), steps_to_run(params))]
     first = replace(params, hires=None)
@@ -279,7 +283,7 @@ def _num_steps(body: ImageFields, denoising: DenoisingFacts) -> int:
 
 
 def new_seed() -> int:
-    """A random one, short enough to be typed."""
+    """A random seed, short enough to type."""
     return secrets.randbelow(1 << 32)
 
 
@@ -288,7 +292,8 @@ def _seed(body: ImageFields, n: int) -> int:
         return new_seed()
     if body.seed + n - 1 > INT64_MAX:
         raise InvalidParameter(
-            f"image i uses seed + i, and seed + {n - 1} is above {INT64_MAX}; use a smaller seed",
+            f"image i uses seed + i, and seed + {n - 1} is above the limit, {INT64_MAX}; use a "
+            "smaller seed",
             param="seed",
         )
     return body.seed
@@ -328,7 +333,8 @@ def _prompt_text(body: ImageFields) -> str:
 def _without_idle_guidance(
     body: ImageFields, params: ImageParams, prompt: str, denoising: DenoisingFacts
 ) -> ImageParams:
-    """Two empty prompts are one: guidance between them changes nothing and costs a second row."""
+    """The parameters without guidance between two empty prompts: it changes nothing and costs a
+    second row."""
     idle = not prompt and not params.negative_prompt and body.guidance_scale is None
     if not idle or denoising.guidance is not GuidanceKind.CLASSIFIER_FREE:
         return params
@@ -338,7 +344,8 @@ def _without_idle_guidance(
 def _warnings(
     body: ImageFields, request: ImageRequest, info: ImageModelInfo, denoising: DenoisingFacts
 ) -> list[str]:
-    """What was asked for and cannot act; the engine adds what it finds, as a negative prompt."""
+    """Warnings about fields that have no effect; the engine adds others, such as for a negative
+    prompt."""
     warnings = []
     if denoising.guidance is GuidanceKind.NONE and body.guidance_scale not in (None, 1):
         warnings.append(f"guidance_scale has no effect: {request.model} is not guided")
@@ -348,8 +355,8 @@ def _warnings(
         warnings += _edit_warnings(body, request.params.task, denoising.guidance)
         if (num_images := len(request.images)) > 1:
             warnings.append(
-                f"{request.model} sees one image at a time: each of the {num_images} was edited by "
-                "itself, and the results follow their order"
+                f"{request.model} takes one image at a time: each of the {num_images} images was "
+                "edited separately, and the results are in their order"
             )
     return warnings
 
@@ -368,11 +375,11 @@ def _edit_warnings(body: ImageEditRequest, task: ImageTask, guidance: GuidanceKi
         idle.append("crop_padding")
     if body.mask_content == "fill" and _strength(body, task) == 1.0 and not body.soft_mask:
         idle.append("mask_content")
-    return [f"{name} has no effect on {task.value} as asked for" for name in idle]
+    return [f"{name} has no effect on this request ({task.value})" for name in idle]
 
 
 def _has_own_fidelity(body: ImageEditRequest, task: ImageTask, guidance: GuidanceKind) -> bool:
-    """Whether something else decides how closely the image is kept."""
+    """Whether another field decides how closely the image is kept."""
     if task is ImageTask.EDIT:
         is_guided = guidance is GuidanceKind.CLASSIFIER_FREE
         return body.image_guidance_scale is not None or not is_guided
@@ -380,5 +387,5 @@ def _has_own_fidelity(body: ImageEditRequest, task: ImageTask, guidance: Guidanc
 
 
 def _or(value: T | None, default: T) -> T:
-    """Null means the default; 0 and false do not."""
+    """The value, or the default for null; 0 and false are kept."""
     return default if value is None else value

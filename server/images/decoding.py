@@ -1,7 +1,7 @@
-"""Pictures from the files that clients upload, everything about them taken from their content.
+"""Decodes the picture files that clients upload; everything about them is taken from their content.
 
-Whatever a file makes the libraries do happens where it is called: `server.images.pictures` has it
-called in processes that may be lost.
+The libraries run where these functions are called: `server.images.pictures` calls them in processes
+that may be lost.
 """
 
 import io
@@ -21,8 +21,8 @@ Array = npt.NDArray[np.uint8]
 MaskMode = Literal["auto", "alpha", "luminance"]
 
 _MAX_TEXT = 1 << 20
-"""Characters beside a file's pixels: compressed, there may be a thousand times as many as it has
-bytes."""
+"""The most characters of text in a file: compressed, there may be a thousand times as many as the
+file has bytes."""
 _ORIENTATION = 0x0112
 
 _UPRIGHT: Mapping[int, Callable[[Array], Array]] = {
@@ -34,13 +34,14 @@ _UPRIGHT: Mapping[int, Callable[[Array], Array]] = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a, 1),
 }
-"""What undoes each EXIF orientation (of 2 to 8; 1 is upright)."""
+"""Undoes each EXIF orientation (2 to 8; 1 is upright)."""
 
 _LOW_BIT_STEP = {"1": 1, "L;2": 85, "L;4": 17}
-"""Pillow stretches few-bit greys to 8 bits, but not the value that marks them transparent."""
+"""Factors by which Pillow stretches few-bit greys to 8 bits; it does not stretch the value that
+marks them transparent."""
 
 
-# What is too large is refused by the limits that the caller names.
+# The caller's limits refuse pictures that are too large.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -53,8 +54,8 @@ class _Planes:
 
 
 def decode_image(data: bytes, *, param: str, max_pixels: int, max_side: int) -> Array:
-    """A PNG, JPEG or WebP file as `[H, W, 3]` of RGB, or `[H, W, 4]` of RGBA where it has any
-    transparency to tell.
+    """A PNG, JPEG or WebP file as `[H, W, 3]` RGB, or as `[H, W, 4]` RGBA if it declares any
+    transparency.
 
     EXIF rotation is applied. Colours become sRGB by an embedded ICC profile; a broken or
     mismatched profile, and PNG's gAMA and cHRM, are ignored. CMYK becomes RGB, 16 bits become 8.
@@ -64,7 +65,8 @@ def decode_image(data: bytes, *, param: str, max_pixels: int, max_side: int) -> 
         max_pixels, max_side: compared with the header, before anything is decoded.
 
     Raises:
-        InvalidParameter: not such a file, truncated or broken, animated, or too large.
+        InvalidParameter: the file has another format, or is truncated, broken, animated or too
+            large.
     """
     image = _opened(data, param, max_pixels, max_side)
     planes = _decoded(image, param, use_profile=True)
@@ -74,8 +76,8 @@ def decode_image(data: bytes, *, param: str, max_pixels: int, max_side: int) -> 
 
 
 def texts_of(data: bytes, *, param: str, max_pixels: int, max_side: int) -> dict[str, str]:
-    """What is written in a file beside its pixels, by its names; of EXIF data the user's comment
-    alone, as `exif comment`. Nothing is decoded.
+    """The texts in a file, by their names; of EXIF data only the user's comment, as `exif comment`.
+    Nothing is decoded.
 
     Raises:
         InvalidParameter: as for `decode_image`, as far as the header shows it; or there is too much
@@ -89,7 +91,8 @@ def texts_of(data: bytes, *, param: str, max_pixels: int, max_side: int) -> dict
     length = sum(map(len, found.values()))
     if length > _MAX_TEXT:
         raise InvalidParameter(
-            f"{param} has {length} characters of text in it; at most {_MAX_TEXT} are read",
+            f"{param} contains {length} characters of text; at most {_MAX_TEXT} are read; remove "
+            "some of it",
             param=param,
         )
     return found
@@ -104,24 +107,24 @@ def decode_mask(
     max_pixels: int,
     max_side: int,
 ) -> Array:
-    """A mask file as `[H, W, 1]`, 255 where to edit.
+    """A mask file as `[H, W, 1]`, with 255 for pixels to edit.
 
     Args:
-        mode: `alpha`: transparent is edited, as OpenAI defines it. `luminance`: white is edited,
-            what is transparent counts as black. `auto`: alpha where the file has any transparency,
-            else luminance.
-        inverts: what that marks is kept, and all else is edited.
+        mode: with `alpha`, transparent pixels are edited, as OpenAI defines it. With `luminance`,
+            white pixels are edited, and transparent ones count as black. `auto` means alpha if the
+            file has any transparency, else luminance.
+        inverts: marked pixels are kept, and all others are edited.
 
     Raises:
-        InvalidParameter: as for `decode_image`; no alpha channel with mode `alpha`; or nothing is
-            to be edited.
+        InvalidParameter: as for `decode_image`; it has no alpha channel with mode `alpha`; or no
+            pixel is marked.
     """
     image = _opened(data, param, max_pixels, max_side)
     planes = _decoded(image, param, use_profile=False)
     is_transparent = planes.alpha is not None and bool((planes.alpha < 255).any())
     if mode == "alpha" and planes.alpha is None:
         raise InvalidParameter(
-            f"{param} has no alpha channel, and transparent pixels mark what to edit; "
+            f"{param} has no alpha channel, whose transparent pixels would mark what to edit; "
             "send a file with one, or set mask_mode to luminance",
             param=param,
         )
@@ -132,18 +135,21 @@ def decode_mask(
         meaning = "transparent or white" if mode == "auto" else "white"
     if inverts and levels.min() == 255:
         raise InvalidParameter(
-            f"{param} marks everything, and with invert_mask nothing is left to edit", param=param
+            f"{param} marks everything, so with invert_mask nothing is left to edit; leave out "
+            "invert_mask, or mark less",
+            param=param,
         )
     levels = 255 - levels if inverts else levels
     if not levels.any():
         raise InvalidParameter(
-            f"{param} is empty: it has no {meaning} pixels, which mark what to edit", param=param
+            f"{param} is empty: it has no {meaning} pixels, which mark what to edit; mark some",
+            param=param,
         )
     return levels[..., None]
 
 
 def decode_grey(data: bytes, *, param: str, max_pixels: int, max_side: int) -> Array:
-    """A file as `[H, W, 1]`: luminance, where what is transparent counts as black.
+    """A file as `[H, W, 1]` of luminance; transparent pixels count as black.
 
     Raises:
         InvalidParameter: as for `decode_image`.
@@ -157,11 +163,11 @@ def _opened(data: bytes, param: str, max_pixels: int, max_side: int) -> Image.Im
     header = read_header(data, param=param, max_pixels=max_pixels, max_side=max_side)
     try:
         image = Image.open(io.BytesIO(data), formats=[header.format])
-    except Exception as error:  # Pillow lets through whatever its parsers trip over.
+    except Exception as error:  # Pillow lets through any error of its parsers.
         raise broken(param, header.format) from error
     if image.size != (header.width, header.height):
         raise broken(param, header.format)
-    # JPEG files with several pictures (MPO) are stills: cameras hide previews and depth there.
+    # JPEG files with several pictures (MPO) are stills: cameras store previews and depth there.
     if header.format != "JPEG" and getattr(image, "is_animated", False):
         raise InvalidParameter(f"{param} is animated; send a single picture", param=param)
     return image
@@ -176,12 +182,12 @@ def _decoded(image: Image.Image, param: str, *, use_profile: bool) -> _Planes:
         colour, alpha = _separated(image, raw_mode)
         profile = image.info.get("icc_profile") if use_profile else None
         rgb = np.asarray(_in_srgb(colour, profile))
-        # Only now: of a PNG file EXIF may come last, so asking for it reads the whole file.
+        # Only now: in a PNG file EXIF may come last, so asking for it reads the whole file.
         orientation = _orientation(image)
         return _Planes(
             _upright(rgb, orientation), None if alpha is None else _upright(alpha, orientation)
         )
-    except Exception as error:  # As above; the header was fine, the rest is not.
+    except Exception as error:  # As above; the header was fine, but the rest is not.
         raise broken(param, format) from error
 
 
@@ -204,7 +210,7 @@ def _separated(image: Image.Image, raw_mode: str) -> tuple[Image.Image, Array | 
     levels = np.asarray(colour)
     if colour.mode == "L":
         return colour, _opaque_except(levels != key * _LOW_BIT_STEP.get(raw_mode, 1))
-    # Of 16-bit colours Pillow keeps the upper byte, which is all that can be compared.
+    # Pillow keeps the upper byte of 16-bit colours, so only that can be compared.
     key = [value >> 8 if raw_mode == "RGB;16B" else value for value in key]
     return colour, _opaque_except((levels != np.array(key)).any(axis=2))
 
@@ -214,7 +220,8 @@ def _opaque_except(is_opaque: npt.NDArray[np.bool_]) -> Array:
 
 
 def _in_srgb(colour: Image.Image, profile: bytes | None) -> Image.Image:
-    """Mode RGB. Without a usable profile of the image's own kind the values are taken as sRGB."""
+    """The image in mode RGB. Without a usable profile for the image's own mode, its values are
+    taken as sRGB."""
     space = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}.get(colour.mode)
     if profile and space:
         try:

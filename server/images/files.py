@@ -1,5 +1,5 @@
-"""The image files that clients download. Pure functions for a thread: they take as long as a codec
-takes."""
+"""Writes the image files that clients download. Pure functions for a thread: they take as long as
+their codec."""
 
 import io
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ Colour = tuple[int, int, int]
 
 _WHITE: Colour = (255, 255, 255)
 _MAX_SIDE = {"webp": 16383, "jpeg": 65500}
-"""Pixels a side that an encoder takes."""
+"""The most pixels per side that an encoder takes."""
 _FULL_CHROMA_FROM = 90
-"""JPEG quality from which colour is not subsampled."""
+"""JPEG quality from which on colour is not subsampled."""
 
 
 def encode_image(
@@ -35,9 +35,9 @@ def encode_image(
         pixels: grey, RGB or RGBA. JPEG has no alpha: RGBA is laid over `background`.
         compression: OpenAI's `output_compression`, in effect the quality: 0 is the smallest file,
             100 the best picture. WebP is lossless at 100; PNG always is and ignores it.
-        metadata: how the picture was made, by the names of the HTTP API. In PNG a text chunk
-            `parameters` in A1111's notation and `tandem` with the JSON; in JPEG and WebP the EXIF
-            fields UserComment and ImageDescription, left out where they exceed EXIF's 64 KiB.
+        metadata: how the picture was made, by the names of the HTTP API. PNG gets two text chunks:
+            `parameters` in A1111's notation, and `tandem` with the JSON. JPEG and WebP get the EXIF
+            fields UserComment and ImageDescription, unless these exceed EXIF's 64 KiB.
 
     Raises:
         InvalidParameter: the format cannot hold a picture of this size.
@@ -61,14 +61,15 @@ def encode_image(
 
 
 def check_sides(format: ImageFormat, width: int, height: int) -> None:
-    """
+    """Check that the format can hold a picture of this size.
+
     Raises:
         InvalidParameter: the format cannot hold a picture of this size.
     """
     limit = _MAX_SIDE.get(format)
     if limit is not None and max(width, height) > limit:
         raise InvalidParameter(
-            f"{format} holds at most {limit} pixels a side, and the picture is {width}x{height}; "
+            f"the picture is {width}x{height}, and {format} holds at most {limit} pixels a side; "
             "use png",
             param="output_format",
         )

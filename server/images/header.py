@@ -1,7 +1,7 @@
-"""What the first bytes of a picture file say: its format and size, and how much there is to decode.
+"""Reads the first bytes of a picture file: its format and size, and how much there is to decode.
 
-Read here, in a few steps of Python, so that what is too large is refused before any library sees
-it. Decoding compares: a file whose size is another one then is broken.
+It takes a few steps of Python, so that pictures which are too large are refused before any library
+sees them. Decoding compares the sizes: a file whose size then differs is broken.
 """
 
 import struct
@@ -12,11 +12,12 @@ from typing import Literal
 from engine.errors import InvalidParameter
 
 MAX_SCANS = 500
-"""Of a JPEG file. Encoders write about ten; each goes over the whole picture once more."""
+"""The most scans in a JPEG file. Encoders write about ten; each goes over the whole picture once
+more."""
 MAX_SEGMENTS = 4096
-"""Of a JPEG file before its first scan."""
+"""The most segments in a JPEG file before its first scan."""
 MAX_CHUNKS = 1 << 15
-"""Of a PNG file. Encoders write one for every 8 KiB or more."""
+"""The most chunks in a PNG file. Encoders write one for every 8 KiB or more."""
 
 Format = Literal["PNG", "JPEG", "WEBP"]
 
@@ -32,14 +33,15 @@ _REFUSED_FORMATS = (
 
 _START_OF_SCAN = 0xDA
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-"""Markers of JPEG segments that tell the size."""
+"""Markers of JPEG segments that contain the size."""
 _BARE = {0x00, 0x01, *range(0xD0, 0xD9)}
-"""Markers without a segment behind them, and what is no marker."""
+"""Markers without a segment, and bytes that are not markers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """As the file says; if its orientation turns the picture, width and height are exchanged."""
+    """The size in a file's header. If its orientation turns the picture, width and height are
+    exchanged."""
 
     format: Format
     width: int
@@ -47,16 +49,18 @@ class Header:
 
 
 class _Broken(Exception):
-    """It cannot be read on."""
+    """The file cannot be read any further."""
 
 
 def read_header(data: bytes, *, param: str, max_pixels: int, max_side: int) -> Header:
-    """
+    """The checked header of a picture file.
+
     Args:
         param: the field that messages name.
 
     Raises:
-        InvalidParameter: no PNG, JPEG or WebP file, broken at its beginning, or too large.
+        InvalidParameter: the file is not PNG, JPEG or WebP, is broken at its beginning, or too
+            large.
     """
     format = _format(data, param)
     read = {"PNG": _png_size, "JPEG": _jpeg_size, "WEBP": _webp_size}[format]
@@ -66,37 +70,40 @@ def read_header(data: bytes, *, param: str, max_pixels: int, max_side: int) -> H
         raise broken(param, format) from None
     if width * height > max_pixels or max(width, height) > max_side:
         raise InvalidParameter(
-            f"{param} is {width}x{height} px; at most {max_pixels} pixels and {max_side} a side "
-            "are allowed; scale it down",
+            f"{param} is {width}x{height} pixels; at most {max_pixels} pixels in total and "
+            f"{max_side} a side are allowed; scale it down",
             param=param,
         )
-    # Within a scan the encoder puts a zero behind such a byte, so this counts too many only
-    # where other segments hold pictures.
+    # In a scan the encoder puts a zero after such a byte, so this counts too many only if other
+    # segments hold pictures.
     num_scans = data.count(b"\xff\xda") if format == "JPEG" else 0
     if num_scans > MAX_SCANS:
         raise InvalidParameter(
-            f"{param} is a JPEG file of {num_scans} scans; at most {MAX_SCANS} are decoded; save "
-            "the picture anew",
+            f"{param} is a JPEG file with {num_scans} scans; at most {MAX_SCANS} are decoded; "
+            "save the picture again",
             param=param,
         )
     if format == "PNG" and _has_many_chunks(data):
         raise InvalidParameter(
-            f"{param} is a PNG file of more than {MAX_CHUNKS} chunks; save the picture anew",
+            f"{param} is a PNG file with more than {MAX_CHUNKS} chunks, the limit; save the "
+            "picture again",
             param=param,
         )
     return Header(format, width, height)
 
 
 def broken(param: str, format: str) -> InvalidParameter:
-    """What to raise about a file that cannot be decoded."""
+    """The error for a file that cannot be decoded."""
     return InvalidParameter(
-        f"{param} cannot be decoded: the {format} file is truncated or broken", param=param
+        f"{param} cannot be decoded: the {format} file is truncated or broken; save the picture "
+        "again",
+        param=param,
     )
 
 
 def _format(data: bytes, param: str) -> Format:
     if not data:
-        raise InvalidParameter(f"{param} is empty (0 bytes)", param=param)
+        raise InvalidParameter(f"{param} is empty (0 bytes); send PNG, JPEG or WebP", param=param)
     if data.startswith(_PNG_MAGIC):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):
@@ -139,7 +146,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """As libraries have it, the last size before the first scan counts."""
+    """The size of a JPEG file: as in libraries, the last one before the first scan counts."""
     size: tuple[int, int] | None = None
     for marker, start in _jpeg_segments(data):
         if marker == _START_OF_SCAN:
@@ -153,7 +160,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Markers, and where their segments begin, with two bytes that tell how long they are."""
+    """Markers, and the position of their segments, which begin with their length in two bytes."""
     at = 2
     for _ in range(MAX_SEGMENTS):
         at = data.find(b"\xff", at)

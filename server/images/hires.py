@@ -1,4 +1,4 @@
-"""The second pass of a request to draw: from its fields to what the engine takes, and back."""
+"""The second pass of a request to draw: converts its fields to the engine's, and back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -37,19 +37,19 @@ def hires_pass(
     info: ImageModelInfo,
     denoising: DenoisingFacts,
 ) -> HiresPass:
-    """The pass that follows on the first.
+    """The pass that follows the first.
 
     Args:
-        prompt: the first pass's, without tags.
+        prompt: the prompt of the first pass, without tags.
 
     Raises:
         InvalidParameter: a value does not fit the model or the first pass.
-        UnsupportedFeature: the model starts from no image.
+        UnsupportedFeature: the model cannot start from an image.
     """
     if ImageTask.IMAGE_TO_IMAGE not in info.tasks:
         raise UnsupportedFeature(
-            f"{info.model} cannot do {ImageTask.IMAGE_TO_IMAGE.value}, which the second pass is; "
-            "leave hires out",
+            f"{info.model} cannot do {ImageTask.IMAGE_TO_IMAGE.value}, which the second pass "
+            "needs; leave hires out",
             param="hires",
         )
     width, height = _size(fields, (first.width, first.height), info)
@@ -75,10 +75,10 @@ def hires_pass(
 
 
 def hires_fields(hires: HiresPass, first: ImageParams, prompt: str) -> dict[str, Any]:
-    """The fields that ask for it again.
+    """The fields that request this pass again.
 
     Args:
-        prompt: the first pass's.
+        prompt: the prompt of the first pass.
     """
     fields: dict[str, Any] = {
         "size": f"{hires.width}x{hires.height}",
@@ -108,7 +108,8 @@ def _size(fields: HiresFields, first: Size, info: ImageModelInfo) -> Size:
 
 
 def enlarging_of(label: str) -> Enlarging | None:
-    """Of A1111's name, in whatever case, or ours; None: there is none of that name."""
+    """The way of enlarging with A1111's name, in any case, or with ours; None if there is none of
+    that name."""
     wanted = label.lower()
     for enlarging, name in LABELS.items():
         if wanted in (name.lower(), enlarging.value):
@@ -117,12 +118,13 @@ def enlarging_of(label: str) -> Enlarging | None:
 
 
 def check_same_adapters(tags: Mapping[str, float], of_hires: Mapping[str, float]) -> None:
-    """
+    """Refuse adapters of the second pass that differ from the first one's.
+
     Raises:
-        UnsupportedFeature: the second pass's prompt names other adapters than the first one's.
+        UnsupportedFeature: they differ.
     """
     if of_hires and of_hires != tags:
         raise UnsupportedFeature(
-            "both passes have the adapters of prompt; name the same in hires.prompt, or none",
+            "both passes use the adapters of prompt; name the same ones in hires.prompt, or none",
             param="hires.prompt",
         )

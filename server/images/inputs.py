@@ -1,4 +1,4 @@
-"""Input images of a request, from what the client sent to pixels."""
+"""Reads the input images of a request: from what the client sent to pixels."""
 
 from dataclasses import dataclass, field
 
@@ -14,12 +14,12 @@ from server.protocol.images import ImageEditRequest, ImageInputFields
 
 @dataclass(frozen=True, slots=True)
 class ImageInputs:
-    """The decoded images, the first of which the mask belongs to."""
+    """The decoded images; the mask belongs to the first."""
 
     images: list[Pixels] = field(default_factory=list)
     mask: Pixels | None = None
     mask_is_empty: bool = False
-    """Nothing is marked strongly enough."""
+    """Whether the mask marks nothing strongly enough."""
 
 
 async def read_inputs(
@@ -31,13 +31,13 @@ async def read_inputs(
     model: str,
     priority: int,
 ) -> ImageInputs:
-    """Decode everything, once there is room for it.
+    """Decode all files, once there is room for them.
 
     Args:
-        max_pixels: of all images together, so that many small files cannot fill the memory.
+        max_pixels: limit of all images together, so that many small files cannot fill the memory.
 
     Raises:
-        InvalidParameter: a file cannot be used, or the mask has another size than the image.
+        InvalidParameter: a file cannot be used, or the mask's size differs from the image's.
         UnsupportedFeature: a link or a file id.
     """
     files = await _open_images(body, pictures, max_pixels)
@@ -80,7 +80,7 @@ def _check_same_size(mask: Pixels, image: Pixels) -> None:
     if (mask.width, mask.height) != (image.width, image.height):
         raise InvalidParameter(
             f"the mask has {mask.width}x{mask.height} pixels and the image "
-            f"{image.width}x{image.height}; they must have the same size",
+            f"{image.width}x{image.height}; send a mask of the image's size",
             param="mask",
         )
 

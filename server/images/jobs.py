@@ -1,7 +1,7 @@
-"""What is known of each image request by its id: progress while it runs, the outcome afterwards.
+"""The state of each image request by its id: progress while it runs, the outcome afterwards.
 
-The reply that runs a job feeds it; `GET` and `DELETE /v1/images/{id}` read and cancel it. Ids are
-unguessable: whoever knows one may ask. Event loop only.
+The reply that runs a job updates it; `GET` and `DELETE /v1/images/{id}` read and cancel it. Ids
+cannot be guessed: whoever knows one may ask. Event loop only.
 """
 
 import secrets
@@ -28,7 +28,7 @@ def new_image_id() -> str:
 
 
 class ImageJob:
-    """How far one request is. `abort` ends it in the engine."""
+    """The progress of one request. `abort` ends it in the engine."""
 
     def __init__(self, request: ImageRequest, abort: Callable[[], Awaitable[None]]) -> None:
         self.id = request.request_id
@@ -48,7 +48,7 @@ class ImageJob:
         return self.status in _LIVE
 
     def on_event(self, event: ImageEvent) -> None:
-        """Take over how far an image is."""
+        """Record the progress of an image."""
         if not self.is_live:
             return
         self.status = JobStatus.RUNNING
@@ -60,10 +60,11 @@ class ImageJob:
             self._num_finished += 1
 
     def end(self, error: BaseException | None) -> None:
-        """The request is over: with its answer, or for that reason. The first end counts."""
+        """Record that the request is over, with its answer or for that reason. The first end
+        counts."""
         if not self.is_live:
             return
-        self._abort = None  # it would hold the reply, pictures and all, as long as this is known
+        self._abort = None  # it would hold the reply and its pictures as long as this job is known
         if error is None:
             self.status = JobStatus.COMPLETED
         elif isinstance(error, RequestAborted):
@@ -74,14 +75,14 @@ class ImageJob:
             self._error = str(error) if shown else "internal error"
 
     async def cancel(self) -> None:
-        """End it in the engine; its reply ends with `RequestAborted`."""
+        """End the request in the engine; its reply ends with `RequestAborted`."""
         abort = self._abort
         if abort is not None:
             self.end(RequestAborted("the request was cancelled"))
             await abort()
 
     def progress(self) -> Progress:
-        """The job as one of all requests in flight."""
+        """The job's progress, in the form of all requests in flight."""
         return Progress(
             is_begun=self.status is not JobStatus.QUEUED,
             num_results=len(self._steps),
@@ -113,9 +114,9 @@ class ImageJob:
 
 
 class ImageJobs:
-    """All live jobs, and the ended ones for a while. A live one is held by the reply that runs it:
-    if that is dropped without an end, as when a client leaves before its response starts, the job
-    is forgotten with it."""
+    """All live jobs, and ended ones for a while. The reply that runs a job holds it: if that is
+    dropped without an end, as when a client leaves before its response starts, the job is forgotten
+    with it."""
 
     def __init__(self) -> None:
         self._live: WeakValueDictionary[str, ImageJob] = WeakValueDictionary()
@@ -127,18 +128,18 @@ class ImageJobs:
         self._live[job.id] = job
 
     def end(self, job: ImageJob, error: BaseException | None) -> None:
-        """Settle a job's outcome. Idempotent."""
+        """Record a job's outcome. Idempotent."""
         job.end(error)
         if self._live.pop(job.id, None) is not None:
             self._ended.put(job.id, job)
 
     def answer(self, image_id: str) -> ImageJobAnswer | None:
-        """The state of a job; None if there is none of that id, or none any more."""
+        """The state of a job; None if there is none of that id, or it has expired."""
         job = self.get(image_id)
         return None if job is None else job.answer(self._queue_position(job))
 
     def live(self) -> list[ImageJobAnswer]:
-        """Those that are not over, the oldest first."""
+        """The jobs that are not over, the oldest first."""
         return [job.answer(self._queue_position(job)) for job in list(self._live.values())]
 
     def get(self, image_id: str) -> ImageJob | None:

@@ -1,4 +1,4 @@
-"""Image models, as the server knows them beside their routes."""
+"""The image kind: what the server knows of models that draw images, besides their routes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ from server.settings import Settings
 
 
 def image_places(settings: Settings, config: EngineConfig) -> Places:
-    """Of every kind of model whose requests are for images."""
+    """The places at a model of any kind whose requests are for images."""
     return Places(
         what="images",
         num_running=config.max_num_images,

@@ -1,6 +1,6 @@
-"""Sizes and budgets of image requests: which result size is meant, and what is too much.
+"""Sizes and budgets of image requests: finds the size of the result, and refuses what is too large.
 
-Pure functions; messages carry the computed numbers.
+All functions are pure; messages contain the computed numbers.
 """
 
 import math
@@ -18,10 +18,10 @@ Size = tuple[int, int]
 
 
 def parse_size(text: str | None, *, param: str = "size") -> Size | None:
-    """`WIDTHxHEIGHT`; None for auto, or where nothing is asked for.
+    """The size in `WIDTHxHEIGHT`; None for auto, or if there is none.
 
     Raises:
-        InvalidParameter: it is neither.
+        InvalidParameter: the text is neither a size nor auto.
     """
     if text is None or text == "auto":
         return None
@@ -34,29 +34,29 @@ def parse_size(text: str | None, *, param: str = "size") -> Size | None:
 
 
 def drawing_size(asked: Size | None, info: ImageModelInfo, *, param: str = "size") -> Size:
-    """The size of an image that is drawn from nothing.
+    """The size of an image that is drawn without an input image.
 
     Raises:
-        InvalidParameter: outside the model's limits or off its grid.
+        InvalidParameter: it is outside the model's limits or off its grid.
     """
     width, height = asked or (info.default_width, info.default_height)
     _check_limits(width, height, info, param=param)
     multiple = info.size_multiple
     if width % multiple or height % multiple:
         raise InvalidParameter(
-            f"size {width}x{height} is off the grid of {info.model}: both sides must be multiples "
-            f"of {multiple}, such as {_near(width, height, info)}",
+            f"size {width}x{height} does not fit {info.model}: both sides must be multiples of "
+            f"{multiple}, such as {_near(width, height, info)}",
             param=param,
         )
     return width, height
 
 
 def edited_size(asked: Size | None, image: Pixels, info: ImageModelInfo) -> Size:
-    """The size of a result that follows an input image: the asked one, or the image's own, scaled
-    into the model's limits with its aspect ratio.
+    """The size of a result that follows an input image: the requested one, or the image's own,
+    scaled to the model's limits with its aspect ratio.
 
     Raises:
-        InvalidParameter: outside the model's limits, or no scale brings it inside.
+        InvalidParameter: it is outside the model's limits, and no scale brings it inside.
     """
     if asked is not None:
         _check_limits(*asked, info)
@@ -72,9 +72,9 @@ def edited_size(asked: Size | None, image: Pixels, info: ImageModelInfo) -> Size
     width, height = (max(1, int(s * scale / multiple)) * multiple for s in (width, height))
     if min(width, height) < info.min_side or width * height > info.max_pixels:
         raise InvalidParameter(
-            f"the image has {image.width}x{image.height} pixels; no scale brings it to sides of at "
-            f"least {info.min_side} and at most {info.max_pixels} pixels in all, as {info.model} "
-            "takes; cut it to a less extreme shape",
+            f"the image has {image.width}x{image.height} pixels, and {info.model} needs sides of "
+            f"at least {info.min_side} and at most {info.max_pixels} pixels in total, which no "
+            "scale gives it; cut it to a less extreme shape",
             param="image",
         )
     return width, height
@@ -89,15 +89,15 @@ def painted_size(
     crop: bool,
     max_pixels: int,
 ) -> Size:
-    """The size of an inpainted result: the asked one, or the image's, grown by `outpaint`. Nothing
-    is scaled unasked, as what is outside the mask shall come back unchanged.
+    """The size of an inpainted result: the requested one, or the image's, grown by `outpaint`.
+    Nothing is scaled without request, because pixels outside the mask must come back unchanged.
 
     Args:
-        crop: only the mask's surroundings go through the model, so its limits do not apply.
-        max_pixels: what the server takes at all.
+        crop: only the mask's surroundings go through the model, so the model's limits do not apply.
+        max_pixels: the server's own limit.
 
     Raises:
-        InvalidParameter: outside the limits.
+        InvalidParameter: the size is outside the limits.
     """
     grow = outpaint or Outpaint()
     canvas = (image.width + grow.left + grow.right, image.height + grow.top + grow.bottom)
@@ -105,24 +105,27 @@ def painted_size(
     for side_x, side_y in {canvas, (width, height)}:
         if side_x * side_y > max_pixels:
             raise InvalidParameter(
-                f"the canvas of {side_x}x{side_y} is {side_x * side_y} pixels; the limit is "
-                f"{max_pixels}",
+                f"the canvas of {side_x}x{side_y} has {side_x * side_y} pixels; the limit is "
+                f"{max_pixels}; ask for a smaller one",
                 param="outpaint" if outpaint else "size",
             )
     if min(width, height) < 1:
-        raise InvalidParameter(f"size {width}x{height} is empty", param="size")
+        raise InvalidParameter(
+            f"size {width}x{height} is empty; both sides must be at least 1", param="size"
+        )
     if not crop and worked_pixels(width, height, info) > info.max_pixels:
         raise InvalidParameter(
-            f"the canvas of {width}x{height} is {worked_pixels(width, height, info)} pixels to "
-            f"{info.model}, which takes at most {info.max_pixels}; scale the image, give a "
-            "size, or use crop_to_mask",
+            f"the canvas of {width}x{height} takes {worked_pixels(width, height, info)} pixels in "
+            f"{info.model}, whose limit is {info.max_pixels}; scale the image down, give a size, "
+            "or use crop_to_mask",
             param="size" if asked is not None else "outpaint" if outpaint else "image",
         )
     return width, height
 
 
 def worked_pixels(width: int, height: int, info: ImageModelInfo) -> int:
-    """Pixels that the model works on: with an input image the engine pads to the model's grid."""
+    """The pixels that the model works on: with an input image, the engine pads to the model's
+    grid."""
     multiple = info.size_multiple
     width, height = (
         math.ceil(max(side, info.min_side) / multiple) * multiple for side in (width, height)
@@ -143,15 +146,14 @@ def check_budget(passes: Sequence[tuple[int, int]], n: int, max_megapixel_steps:
     if cost > max_megapixel_steps:
         work = " and ".join(f"{num_pixels} pixels x {steps} steps" for num_pixels, steps in passes)
         raise InvalidParameter(
-            f"{work} x {n} images are {cost:.1f} megapixel-steps; "
-            f"this server takes {max_megapixel_steps:g} per request; lower size, "
-            "num_inference_steps or n",
+            f"{work} x {n} images are {cost:.1f} megapixel-steps; the limit is "
+            f"{max_megapixel_steps:g} per request; lower size, num_inference_steps or n",
             param="size",
         )
 
 
 def steps_to_run(params: ImageParams) -> int:
-    """Denoising steps that one image takes, in all passes, as diffusers counts them."""
+    """Denoising steps of one image in all passes, as diffusers counts them."""
     if params.second_pass is not None:
         return params.num_inference_steps + steps_to_run(params.second_pass)
     if params.task not in _PARTIAL_TASKS:
@@ -160,19 +162,20 @@ def steps_to_run(params: ImageParams) -> int:
 
 
 def partial_steps(num_steps: int, strength: float) -> int:
-    """Steps that are run on an input image."""
+    """Number of steps that run on an input image."""
     return min(int(num_steps * strength), num_steps)
 
 
 def check_steps(num_steps: int, strength: float, *, param: str = "strength") -> None:
-    """
+    """Check that the strength leaves a step to run.
+
     Raises:
-        InvalidParameter: a strength leaves none of the steps.
+        InvalidParameter: no step is left.
     """
     if partial_steps(num_steps, strength) == 0:
         raise InvalidParameter(
-            f"strength {strength:g} of {num_steps} steps runs none of them; raise strength to at "
-            f"least {_rounded_up(1 / num_steps)}",
+            f"strength {strength:g} with {num_steps} steps runs none of them; raise strength to "
+            f"at least {_rounded_up(1 / num_steps)}",
             param=param,
         )
 
@@ -180,10 +183,10 @@ def check_steps(num_steps: int, strength: float, *, param: str = "strength") -> 
 def offered_scheduler(
     name: str | None, model: str, offered: Sequence[str], *, param: str = "scheduler"
 ) -> str | None:
-    """The same name.
+    """Check that the model offers a scheduler, and return its name.
 
     Raises:
-        InvalidParameter: the model has none of that name.
+        InvalidParameter: the model has no such scheduler.
     """
     if name is None or name in offered:
         return name
@@ -193,33 +196,33 @@ def offered_scheduler(
 
 
 def _rounded_up(value: float) -> float:
-    """To two digits that one can type."""
+    """The value, rounded up to three decimals, which one can type."""
     return math.ceil(value * 1000) / 1000
 
 
 def _check_limits(width: int, height: int, info: ImageModelInfo, *, param: str = "size") -> None:
     if min(width, height) < info.min_side:
         raise InvalidParameter(
-            f"size {width}x{height} is too small: sides of at least {info.min_side} are needed for "
-            f"{info.model}, such as {_near(width, height, info)}",
+            f"size {width}x{height} is too small for {info.model}: both sides must be at least "
+            f"{info.min_side}, such as {_near(width, height, info)}",
             param=param,
         )
     num_pixels = worked_pixels(width, height, info)
     if num_pixels > info.max_pixels:
         raise InvalidParameter(
-            f"size {width}x{height} is {num_pixels} pixels to {info.model}, which takes at most "
-            f"{info.max_pixels}, such as {_near(width, height, info)}",
+            f"size {width}x{height} takes {num_pixels} pixels in {info.model}, whose limit is "
+            f"{info.max_pixels}; use a smaller size, such as {_near(width, height, info)}",
             param=param,
         )
 
 
 def _near(width: int, height: int, info: ImageModelInfo) -> str:
-    """A size that the model takes, as like the given one as its grid and limits allow."""
+    """A size that the model takes, as close to the given one as its grid and limits allow."""
     multiple = info.size_multiple
     least = math.ceil(info.min_side / multiple) * multiple
     scale = min(1.0, math.sqrt(info.max_pixels / max(1, width * height)))
     width, height = (max(least, int(s * scale) // multiple * multiple) for s in (width, height))
-    # The shorter side may have grown to the least one.
+    # The shorter side may have grown to the smallest allowed.
     if width * height > info.max_pixels:
         longest = info.max_pixels // min(width, height) // multiple * multiple
         width, height = min(width, longest), min(height, longest)

@@ -1,4 +1,4 @@
-"""Which LoRA adapters an image request means, by its field and by tags within its prompt."""
+"""Finds the LoRA adapters of an image request, in its field and in tags of its prompt."""
 
 import re
 
@@ -10,15 +10,15 @@ from server.protocol.loras import MAX_LORAS, MAX_SCALE
 _TAG = re.compile(r"<(?:lora|lyco):([^<>:]{1,256})(?::([^<>:]*))?(:[^<>]*)?>", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?(?:\d{1,9}(?:\.\d{0,20})?|\.\d{1,20})")
 _MAX_NAMED = 8
-"""Adapters that a message lists."""
+"""The most adapters that a message lists."""
 
 
 def take_tags(prompt: str) -> tuple[str, dict[str, float]]:
     """The prompt without `<lora:NAME:SCALE>` and `<lyco:...>`, and the scales, 1 by default.
 
     Raises:
-        InvalidParameter: a scale is no number, too large, or an adapter is named twice.
-        UnsupportedFeature: separate scales for text encoder and denoiser.
+        InvalidParameter: a scale is not a number or too large, or an adapter is named twice.
+        UnsupportedFeature: a tag has separate scales for text encoder and denoiser.
     """
     scales: dict[str, float] = {}
     for match in _TAG.finditer(prompt):
@@ -26,19 +26,26 @@ def take_tags(prompt: str) -> tuple[str, dict[str, float]]:
         name = name.strip()
         if more or "=" in (text or ""):
             raise UnsupportedFeature(
-                f"<lora:{name}:...> takes one scale, for text encoder and denoiser alike",
+                f"<lora:{name}:...> takes a single scale for both text encoder and denoiser; give "
+                "one number",
                 param="prompt",
             )
         if text and not _NUMBER.fullmatch(text.strip()):
-            raise InvalidParameter(f"the scale of <lora:{name}:...> is no number", param="prompt")
+            raise InvalidParameter(
+                f"the scale of <lora:{name}:...> is not a number; write a number such as 0.8",
+                param="prompt",
+            )
         scale = float(text) if text else 1.0
         if abs(scale) > MAX_SCALE:
             raise InvalidParameter(
-                f"<lora:{name}:{scale:g}> is beyond {MAX_SCALE:g}, the largest scale",
+                f"the scale in <lora:{name}:{scale:g}> is too large; it can be {-MAX_SCALE:g} to "
+                f"{MAX_SCALE:g}",
                 param="prompt",
             )
         if name in scales:
-            raise InvalidParameter(f"the prompt has <lora:{name}:...> twice", param="prompt")
+            raise InvalidParameter(
+                f"the prompt has <lora:{name}:...> twice; keep one of them", param="prompt"
+            )
         scales[name] = scale
     return _TAG.sub("", prompt).strip() if scales else prompt, scales
 
@@ -46,19 +53,20 @@ def take_tags(prompt: str) -> tuple[str, dict[str, float]]:
 def lora_settings(
     body: ImageFields, tags: dict[str, float], info: ImageModelInfo
 ) -> list[list[LoraUse]]:
-    """The adapters of each share of the images; empty: there are none.
+    """The adapters of each share of the images; empty if there are none.
 
-    The one that was asked for as a model acts with scale 1, unless it has another one.
+    An adapter that was requested as a model has scale 1, unless the request gives another scale.
 
     Raises:
-        InvalidParameter: too many, or one both in the prompt and in `loras`.
-        UnknownAdapter: the model has none of that name.
+        InvalidParameter: there are too many adapters, or one is both in the prompt and in `loras`.
+        UnknownAdapter: the model has no adapter of that name.
     """
     scales = {name: [scale] for name, scale in tags.items()}
     for lora in body.loras or ():
         if lora.name in scales:
             raise InvalidParameter(
-                f"adapter {lora.name!r} is named in the prompt and in loras", param="loras"
+                f"adapter {lora.name!r} is named both in the prompt and in loras; keep one of them",
+                param="loras",
             )
         scales[lora.name] = lora.scales
     if info.adapter is not None and info.adapter not in scales:
@@ -67,7 +75,9 @@ def lora_settings(
         return []
     if len(scales) > MAX_LORAS:
         raise InvalidParameter(
-            f"{len(scales)} adapters are asked for; an image can have {MAX_LORAS}", param="loras"
+            f"{len(scales)} adapters were requested; an image can have at most {MAX_LORAS}; name "
+            "fewer",
+            param="loras",
         )
     for name in scales:
         _check_known(name, info, param="prompt" if name in tags else "loras")

@@ -1,5 +1,5 @@
-"""The files that draw an image, by the first digits of their SHA-256 digests: what an image's own
-metadata says of them, and what to say of settings that were used with others."""
+"""The files that draw an image, by the first digits of their SHA-256 digests: for the image's
+metadata, and for warnings about settings that were used with other files."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ _NUM_DIGITS = 16
 
 
 def made_with(info: ImageModelInfo, adapters: Collection[str]) -> dict[str, Any]:
-    """`MadeWith` of an image; empty where the engine names no digests."""
+    """The `MadeWith` of an image; empty if the engine names no digests."""
     found: dict[str, Any] = {}
     if info.digest:
         found["model"] = info.digest[:_NUM_DIGITS]
@@ -22,14 +22,14 @@ def made_with(info: ImageModelInfo, adapters: Collection[str]) -> dict[str, Any]
 
 
 def of_adapters(known: Mapping[str, Any], adapters: Collection[str]) -> dict[str, Any]:
-    """The same, for an image that has some of the adapters only."""
+    """The same facts for an image that has only some of the adapters."""
     own = {name: one for name, one in known.get("adapters", {}).items() if name in adapters}
     rest = {name: one for name, one in known.items() if name != "adapters"}
     return rest | ({"adapters": own} if own else {})
 
 
 def changed_since(then: MadeWith, info: ImageModelInfo, adapters: Collection[str]) -> list[str]:
-    """A sentence for each of the model and `adapters` that is made of other files now."""
+    """A warning for the model and each of `adapters` whose files are not those of `then`."""
     changed = [_changed(f"model {info.model!r}", then.model, info.digest)]
     for name in adapters:
         was, now = (then.adapters or {}).get(name), info.adapter_digests.get(name)
@@ -41,6 +41,6 @@ def _changed(what: str, then: str | None, now: str | None) -> str | None:
     if not then or not now or now.startswith(then.lower()):
         return None
     return (
-        f"made_with: {what} is made of other files now ({now[: len(then)]}) than these settings "
-        f"were used with ({then.lower()}): this is another image"
+        f"made_with: the files of {what} have changed: they are {now[: len(then)]} now, and these "
+        f"settings were used with {then.lower()}; the image will differ"
     )

@@ -1,6 +1,7 @@
-"""How a picture was made, written into its file: A1111's text for people's tools, JSON to replay.
+"""Writes into a picture's file how it was made: A1111's text for people's tools, and JSON to
+replay.
 
-The JSON is the metadata as it is given, by the names of the HTTP API, so that it can be sent again.
+The JSON holds the metadata as given, by the names of the HTTP API, so that it can be sent again.
 """
 
 import json
@@ -22,10 +23,10 @@ JSON_CHUNK = "tandem"
 
 _IMAGE_DESCRIPTION = 0x010E
 _MAX_EXIF_BYTES = 65_500
-"""A JPEG segment holds 65,533 bytes."""
+"""The most bytes of EXIF data; a JPEG segment holds 65,533 bytes."""
 
 _LEAST_SETTINGS, _MOST_SETTINGS = 3, 200
-"""That a last line of settings has, as A1111 has it."""
+"""The fewest and the most settings in a last line that counts as settings, as in A1111."""
 _NAME = re.compile(r"\s*(\w[\w /-]{1,63}):\s*")
 _VALUE = re.compile(r'("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _NEGATIVE = "Negative prompt:"
@@ -59,13 +60,13 @@ def parameters_text(metadata: Mapping[str, Any]) -> str:
     if hires := metadata.get("hires"):
         settings |= {"Denoising strength": hires["strength"], **hires_settings(metadata)}
     lines.append(", ".join(f"{k}: {_quoted(v)}" for k, v in settings.items() if v is not None))
-    # A text chunk ends at the first NUL; half a surrogate pair has no UTF-8.
+    # A text chunk ends at the first NUL, and half a surrogate pair cannot be written in UTF-8.
     text = "\n".join(lines).replace("\0", "")
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def hires_settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A1111's settings of a second pass, as far as it differs from the first."""
+    """A1111's settings of a second pass, as far as they differ from the first."""
     hires = metadata["hires"]
     first, second = parse_size(metadata.get("size")), parse_size(hires["size"])
     assert first is not None and second is not None
@@ -89,8 +90,8 @@ def hires_settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_parameters(text: str) -> dict[str, str]:
-    """What `parameters_text`, or A1111, has written: settings by A1111's names, sizes in two parts,
-    with `Prompt` and `Negative prompt`. Of any other text all is the prompt."""
+    """The contents of a text that `parameters_text`, or A1111, has written: settings by A1111's
+    names, sizes in two parts, with `Prompt` and `Negative prompt`. Any other text is all prompt."""
     *lines, last = text.strip().split("\n")
     settings = _read_settings(last)
     if len(settings) < _LEAST_SETTINGS:
@@ -105,7 +106,7 @@ def read_parameters(text: str) -> dict[str, str]:
 
 
 def png_chunks(metadata: Mapping[str, Any]) -> PngInfo:
-    """Text chunks `parameters` and `tandem`."""
+    """The text chunks `parameters` and `tandem`."""
     chunks = PngInfo()
     chunks.add_text(PARAMETERS_CHUNK, parameters_text(metadata))
     chunks.add_text(JSON_CHUNK, json.dumps(metadata))
@@ -113,8 +114,8 @@ def png_chunks(metadata: Mapping[str, Any]) -> PngInfo:
 
 
 def exif_bytes(metadata: Mapping[str, Any]) -> bytes | None:
-    """EXIF with the text as UserComment and the JSON as ImageDescription; None if it is too long
-    for a JPEG file."""
+    """EXIF data with the text as UserComment and the JSON as ImageDescription; None if they are too
+    long for a JPEG file."""
     exif = Image.Exif()
     exif[_IMAGE_DESCRIPTION] = json.dumps(metadata)
     write_comment(exif, parameters_text(metadata))
@@ -123,7 +124,7 @@ def exif_bytes(metadata: Mapping[str, Any]) -> bytes | None:
 
 
 def _read_settings(line: str) -> dict[str, str]:
-    """Empty: it is no line of settings."""
+    """The settings in a line; empty if it is not a line of settings."""
     found: dict[str, str] = {}
     at = 0
     while at < len(line):
@@ -153,7 +154,7 @@ def _sampler(name: str | None) -> dict[str, str]:
 
 
 def _hashes(made_with: Mapping[str, Any]) -> dict[str, str]:
-    """A1111's settings, which name files by the first digits of their digests."""
+    """A1111's settings that name files by the first digits of their digests."""
     found = {}
     if model := made_with.get("model"):
         found[MODEL_HASH] = short_hash(model)
@@ -164,12 +165,12 @@ def _hashes(made_with: Mapping[str, Any]) -> dict[str, str]:
 
 
 def short_hash(digest: str) -> str:
-    """As many digits as A1111 shows."""
+    """The digits of a digest that A1111 shows."""
     return digest[:_HASH_DIGITS]
 
 
 def read_hashes(settings: Mapping[str, str]) -> dict[str, Any]:
-    """`made_with`, as far as the settings of `read_parameters` say it."""
+    """The `made_with` that the settings of `read_parameters` contain."""
     model = settings.get(MODEL_HASH, "")
     pairs = (pair.rpartition(":") for pair in settings.get(LORA_HASHES, "").split(","))
     named = ((name.strip(), digest.strip()) for name, _, digest in pairs)

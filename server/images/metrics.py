@@ -1,8 +1,8 @@
 """Prometheus metrics of image models: `tandem_image_*`, in the app's registry.
 
-Fed from two sides: runs measure each request with an `ImageMeter`; the engine's step reports arrive
-through `on_step`. Rates are for Prometheus to make: steps/s and megapixel-steps/s are `rate()` of
-the counters.
+The numbers come from two sides: runs measure each request with an `ImageMeter`; the engine's step
+reports arrive through `on_step`. Prometheus computes rates: steps/s and megapixel-steps/s are
+`rate()` of the counters.
 """
 
 import time
@@ -33,17 +33,17 @@ _REQUEST_BUCKETS_S = (
     *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0),
     *(160.0, 300.0, 600.0),
 )
-# Queue, encode and file are milliseconds where an image waits for nothing.
+# Queue, encode and file take milliseconds if an image waits for nothing.
 _PHASE_BUCKETS_S = (0.001, 0.002, 0.003, 0.004, 0.006, 0.008, *_REQUEST_BUCKETS_S)
 _ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
 
 PHASES = ("queue", "encode", "denoise", "decode", "file")
-"""Shown from the start; the name of another stage follows once an image has been through it. `file`
-is the encoding of the picture as PNG, JPEG or WebP."""
+"""Phases that are shown from the start; another stage's name is added once an image has been
+through it. `file` is the encoding of the picture as PNG, JPEG or WebP."""
 
 
 class ImageMeter(OutcomeMeter):
-    """Made by `ImageMetrics.meter`."""
+    """Measures one request; made by `ImageMetrics.meter`."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class ImageMeter(OutcomeMeter):
         self._request: ImageRequest | None = None
 
     def begin(self, request: ImageRequest) -> None:
-        """The engine has the request; its adapters count from here on."""
+        """Record that the engine has the request; its adapters count from here on."""
         self._request = request
         found = {name: self._adapter_of(name) for name in request.adapter_names}
         self._adapters = {name: one for name, one in found.items() if one is not None}
@@ -66,7 +66,7 @@ class ImageMeter(OutcomeMeter):
             adapter.requests.inc()
 
     def on_event(self, event: ImageEvent) -> None:
-        """Time in the queue, previews, and the phases of a finished image."""
+        """Record the time in the queue, previews, and the phases of a finished image."""
         phase = self._model.phase
         if event.queue_time_s is not None:
             phase("queue").observe(event.queue_time_s)
@@ -79,7 +79,7 @@ class ImageMeter(OutcomeMeter):
             self._count_adapters(event.index)
 
     def on_file(self, seconds: float) -> None:
-        """Count the time that encoding a picture as a file took."""
+        """Record the time that encoding a picture as a file took."""
         self._model.phase("file").observe(seconds)
 
     def _count_adapters(self, index: int) -> None:
@@ -107,14 +107,14 @@ class ImageMetrics(KindMetrics["_ModelMetrics"]):
                 engine,
                 IMAGE,
                 "image",
-                running="Images in work: in a stage or being decoded.",
+                running="Images in a stage or being decoded.",
                 waiting="Images waiting for their first step.",
             )
         )
         engine.steps.add(IMAGE, self.on_step)
 
     def meter(self, model: str) -> ImageMeter:
-        """Start measuring a request. `model` is a served model's id, never a client's word."""
+        """Start measuring a request. `model` is a served model's id, never text from a client."""
         return ImageMeter(self._of(model), self._clock, partial(self._adapters.of, model))
 
 
@@ -131,7 +131,9 @@ class _Metrics:
             "lora_images", "Images drawn with a LoRA adapter that had an effect.", ADAPTER
         )
         self.latency = create.histogram(
-            "request_latency_seconds", "Arrival to end of a request.", _REQUEST_BUCKETS_S
+            "request_latency_seconds",
+            "Time from arrival to the end of a request.",
+            _REQUEST_BUCKETS_S,
         )
         self.phase = create.histogram(
             "phase_seconds", "Time of an image, by phase.", _PHASE_BUCKETS_S, "phase"
@@ -145,15 +147,15 @@ class _Metrics:
             create.counter("rows", "Rows of all steps."),
             create.counter("image_steps", "Steps summed over images."),
             create.counter("megapixel_steps", "Steps times megapixels, summed over images."),
-            create.counter("cancelled_steps", "Steps that cancelled images did not take any more."),
-            create.counter("throttle_seconds", "Slept to leave the device to text."),
+            create.counter("cancelled_steps", "Steps that cancelled images no longer took."),
+            create.counter("throttle_seconds", "Seconds slept to leave the device to text."),
             create.counter("prompt_cache_queries", "Prompts looked up in the prompt cache."),
             create.counter("prompt_cache_hits", "Prompts found in the prompt cache."),
         )
 
 
 class _OneAdapter:
-    """One adapter's, in addition to what its requests count for the model."""
+    """The metrics of one adapter, in addition to what its requests count for the model."""
 
     def __init__(self, model: str, adapter: str, metrics: _Metrics) -> None:
         self.requests = metrics.lora_requests.labels(model, adapter)
@@ -161,7 +163,7 @@ class _OneAdapter:
 
 
 class _ModelMetrics:
-    """One model's, looked up once because `labels()` is not free."""
+    """The metrics of one model, looked up once because `labels()` is not free."""
 
     def __init__(self, name: str, metrics: _Metrics) -> None:
         self.images = {outcome: metrics.images.labels(name, outcome) for outcome in Outcome}
@@ -174,7 +176,7 @@ class _ModelMetrics:
         self._totals = WorkerTotals([counter.labels(name) for counter in metrics.totals])
 
     def phase(self, phase: str) -> Histogram:
-        """Times of a phase, or of the stage of that name."""
+        """The histogram of a phase, or of the stage of that name."""
         if phase not in self._phases:
             self._phases[phase] = self._phase.labels(self._name, phase)
         return self._phases[phase]
@@ -187,7 +189,7 @@ class _ModelMetrics:
 
 
 def _totals(stats: ImageStats) -> tuple[float, ...]:
-    """In the order of `_Metrics.totals`."""
+    """The totals in the order of `_Metrics.totals`."""
     return (
         stats.num_steps,
         stats.num_rows,

@@ -1,8 +1,8 @@
-"""One bound on the memory that decoded pictures take, those of all requests together.
+"""A limit on the memory that decoded pictures take, for all requests together.
 
-A small file may decode to a thousand times its bytes. A request takes what its pictures need before
-they are decoded, and gives it back when it is over; until there is room it waits, its pictures
-still encoded.
+A small file may decode to a thousand times its size. A request takes the memory for its pictures
+before they are decoded, and gives it back when it is over; until there is room it waits, with its
+pictures still encoded.
 """
 
 import asyncio
@@ -12,13 +12,13 @@ from engine.errors import InvalidParameter
 
 
 class PictureBudget:
-    """Event loop only.
+    """Hands out memory for decoded pictures. Event loop only.
 
-    Invariant: what is taken is at most `max_bytes`. One model's requests have at most half of it,
-    or a single one of them more: those of others need not wait for all of them.
+    Invariant: at most `max_bytes` are taken. The requests of one model have at most half of it, or
+    a single one of them more, so that requests of other models need not wait for all of them.
 
     Args:
-        max_bytes: of the decoded pictures of all requests.
+        max_bytes: limit for the decoded pictures of all requests.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -29,17 +29,16 @@ class PictureBudget:
         self._num_asked = 0
 
     async def take(self, model: str, num_bytes: int, priority: int = 0) -> "PictureShare":
-        """Wait for room: a model's requests get it by priority, then in the order in which they
-        come.
+        """Wait for room: a model's requests get it by priority, then in the order of arrival.
 
         Raises:
-            InvalidParameter: there never is so much.
+            InvalidParameter: there is never so much room.
         """
         if num_bytes > self._max_bytes:
             raise InvalidParameter(
-                f"the pictures of the request take {num_bytes} bytes once decoded, and the server "
-                f"has {self._max_bytes} for those of all requests (max_decoded_image_bytes); send "
-                "fewer or smaller ones"
+                f"the pictures of the request take {num_bytes} bytes once decoded; the limit for "
+                f"all requests is {self._max_bytes} bytes (max_decoded_image_bytes); send fewer "
+                "or smaller pictures"
             )
         self._num_asked += 1
         waiter = _Waiter(
@@ -68,7 +67,7 @@ class PictureBudget:
                 blocked.add(waiter.model)
                 continue
             if self.num_taken + waiter.num_bytes > self._max_bytes:
-                return  # whoever comes later would take what this one waits for
+                return  # a later request would take what this one waits for
             self._waiting.remove(waiter)
             self._add(waiter.model, waiter.num_bytes)
             waiter.granted.set_result(None)
@@ -92,8 +91,8 @@ class PictureBudget:
 
 
 class PictureShare:
-    """What one request has taken. Given back once, however the request ends, also when it is
-    dropped."""
+    """The memory that one request has taken. It is given back once, however the request ends, even
+    if the share is dropped."""
 
     def __init__(self, budget: PictureBudget, model: str, num_bytes: int) -> None:
         self._budget: PictureBudget | None = budget
@@ -101,14 +100,14 @@ class PictureShare:
         self._num_bytes = num_bytes
 
     def shrink(self, num_bytes: int) -> None:
-        """Keep only so much: the pictures turned out to be smaller."""
+        """Keep only this much: the pictures turned out to be smaller."""
         less = self._num_bytes - num_bytes
         if self._budget is not None and less > 0:
             self._num_bytes = num_bytes
             self._budget._give_back(self._model, less)
 
     def release(self) -> None:
-        """Give it back. Idempotent."""
+        """Give the memory back. Idempotent."""
         budget, self._budget = self._budget, None
         if budget is not None:
             budget._give_back(self._model, self._num_bytes)

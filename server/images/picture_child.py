@@ -1,7 +1,7 @@
-"""The process that reads strangers' pictures, within limits of time and memory.
+"""The process that decodes clients' pictures, within limits of time and memory.
 
-`python -m server.images.picture_child MEMORY_BYTES`, started by `server.images.pictures`. What
-takes too much ends this process and nothing else.
+`server.images.pictures` starts it as `python -m server.images.picture_child MEMORY_BYTES`. A
+picture that takes too much ends this process and nothing else.
 """
 
 import sys
@@ -20,7 +20,7 @@ _read_question = msgspec.json.Decoder(Question).decode
 
 
 def main() -> None:
-    """Answer until nobody asks any more."""
+    """Answer questions until nobody asks any more."""
     ignore_group_signals()
     limit_more_memory(int(sys.argv[1]))
     questions, answers = own_pipes()
@@ -52,10 +52,11 @@ def _answer(question: Question, data: bytes) -> tuple[Answer, Bytes]:
 
 
 def _read(question: Question, data: bytes) -> tuple[Answer, Bytes]:
-    """
+    """Read a file as the question says.
+
     Raises:
         EngineError: the file cannot be used.
-        MemoryError: it takes more than it may.
+        MemoryError: it takes more memory than it may.
     """
     bounds: dict[str, Any] = {
         "param": question.param,

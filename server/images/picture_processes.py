@@ -1,4 +1,4 @@
-"""The processes that read strangers' pictures, a few at once."""
+"""The processes that decode clients' pictures, a few at a time."""
 
 import asyncio
 import os
@@ -17,13 +17,15 @@ from server.images.picture_wire import Answer, Decoded, Question, Refused, Texts
 
 _MOST_PROCESSES = 4
 _BASE_MEMORY_BYTES = 256 << 20
-"""Beside what its pixels take: a file is there once or twice."""
+"""Memory besides that of the pixels: the file is there once or twice."""
 _BYTES_PER_PIXEL = 32
-"""That decoding takes at most: of 16 bits a channel, with a profile and transparency."""
+"""The most memory that decoding takes per pixel: with 16 bits a channel, a profile and
+transparency."""
 _WALL_PER_CPU = 5
-"""How many times as long as its processor time an answer may take: the machine may be busy."""
+"""Seconds that an answer may take per second of processor time: the machine may be busy."""
 _GRACE_S = 1.0
-"""For the picture of a client that has left. To end it at once would cost the next one a start."""
+"""Seconds to finish the picture of a client that has left. Ending it at once would cost the next
+picture a process start."""
 
 _read_answer = msgspec.json.Decoder(Answer).decode
 
@@ -31,28 +33,29 @@ log = structlog.get_logger(__name__)
 
 
 class PictureProcesses:
-    """Each of them is started when all others are at work, and stays. `read` for event loops only,
-    of which there may be several.
+    """A pool of processes. A process is started when all others are busy, and stays. `read` is for
+    event loops only, of which there may be several.
 
     Args:
-        max_pixels: of a picture; the memory of a process depends on it.
+        max_pixels: limit of a picture; the memory of a process depends on it.
     """
 
     def __init__(self, max_pixels: int) -> None:
-        # Half of the processors at most, but two: one file must not hold up all others.
+        # At most half of the processors, but at least two processes: one file must not hold up all
+        # others.
         num = max(2, min(_MOST_PROCESSES, (os.cpu_count() or 1) // 2))
         memory_bytes = _BASE_MEMORY_BYTES + max_pixels * _BYTES_PER_PIXEL
         command = module_command("server.images.picture_child", str(memory_bytes))
         self._threads = ThreadPoolExecutor(num, thread_name_prefix="pictures")
-        # The one that was used last comes first.
+        # The process that was used last comes first.
         self._idle: queue.LifoQueue[HelperProcess] = queue.LifoQueue()
         self._processes = [HelperProcess(command) for _ in range(num)]
         for process in self._processes:
             self._idle.put(process)
 
     async def read(self, question: Question, data: bytes) -> tuple[Decoded | Texts, bytes]:
-        """What the file is, and the pixels that follow. Whoever waits may be cancelled: work that
-        has not begun is dropped then, other work ends within a second.
+        """The facts about a file, and its pixels. The caller may be cancelled: work that has not
+        begun is dropped then, other work ends within a second.
 
         Raises:
             InvalidParameter: the file cannot be used, or takes too much time or memory.
@@ -67,14 +70,14 @@ class PictureProcesses:
             raise
 
     def close(self) -> None:
-        """End the processes, also those at work."""
+        """End the processes, including busy ones."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in self._processes:
             process.kill()
 
 
 class _Job:
-    """One question on its way to an answer."""
+    """A question on its way to an answer."""
 
     def __init__(
         self, idle: "queue.LifoQueue[HelperProcess]", question: Question, data: bytes
@@ -84,16 +87,16 @@ class _Job:
         self._data = data
         self._process: HelperProcess | None = None
         self._lock = threading.Lock()
-        """So that no process is ended over a job that it has just been given."""
+        """Keeps `kill` from ending a process that has moved on to another job."""
 
     def kill(self) -> None:
-        """End the process that works on it, if one does."""
+        """End the process that works on this job, if there is one."""
         with self._lock:
             if self._process is not None:
                 self._process.kill()
 
     def run(self) -> tuple[Decoded | Texts, bytes]:
-        """In a thread of the pool."""
+        """Answer the question; runs in a thread of the pool."""
         self._process = process = self._idle.get()
         try:
             return self._ask(process)
@@ -111,7 +114,9 @@ class _Job:
             raise _explain(question, lost) from None
         except msgspec.DecodeError:
             process.close()
-            raise InternalError("the process that reads pictures gave no answer") from None
+            raise InternalError(
+                "the process that reads pictures gave no valid answer; send the request again"
+            ) from None
         if isinstance(answer, Refused):
             raise answer.failure.error()
         return answer, pixels
@@ -131,12 +136,12 @@ def _explain(question: Question, lost: HelperLost) -> EngineError:
             else f"{question.cpu_s} s of processor time"
         )
         return InvalidParameter(
-            f"{question.param} takes more than {limit} to decode; save the picture anew, or scale "
-            "it down",
+            f"{question.param} takes more than {limit} to decode, the limit; save the picture "
+            "again, or scale it down",
             param=question.param,
         )
     return InvalidParameter(
-        f"{question.param} cannot be decoded: the library that reads such files failed over it; "
-        "save the picture anew",
+        f"{question.param} cannot be decoded: the library for such files failed on it; save the "
+        "picture again",
         param=question.param,
     )

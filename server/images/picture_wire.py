@@ -1,4 +1,4 @@
-"""What goes between the server and a process that reads pictures, as heads of its frames.
+"""The messages between the server and a process that decodes pictures, as heads of their frames.
 
 server → process   Question, followed by the file
 process → server   Decoded, followed by the pixels; Texts; or Refused
@@ -13,7 +13,7 @@ from server.images.decoding import MaskMode
 
 
 class Reading(StrEnum):
-    """What a file is read as."""
+    """How a file is read."""
 
     IMAGE = "image"
     MASK = "mask"
@@ -22,7 +22,7 @@ class Reading(StrEnum):
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """What to read, and within which limits; see `server.images.decoding`."""
+    """The file to read, and the limits; see `server.images.decoding`."""
 
     reading: Reading
     param: str
@@ -34,7 +34,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decoded(msgspec.Struct, tag=True, frozen=True):
-    """The picture's pixels follow."""
+    """The file was decoded; its pixels follow."""
 
     width: int
     height: int
@@ -42,7 +42,7 @@ class Decoded(msgspec.Struct, tag=True, frozen=True):
 
 
 class Texts(msgspec.Struct, tag=True, frozen=True):
-    """What is written in the file beside its pixels."""
+    """The texts in a file."""
 
     texts: dict[str, str]
 

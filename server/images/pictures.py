@@ -1,4 +1,4 @@
-"""Strangers' pictures, from what they send to pixels: `Pictures`.
+"""Clients' pictures, from the files that they send to pixels: `Pictures`.
 
 Every file is decoded in a process that may be lost, and only once there is room for its pixels.
 """
@@ -22,16 +22,16 @@ MAX_INPUT_SIDE = 16_384
 
 _CPU_S = 3
 _PIXELS_PER_CPU_S = 1 << 21
-"""What the slowest honest files take on a slow machine."""
+"""Speed of decoding the slowest ordinary files on a slow machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedPicture:
-    """A file that was sent, with the size that its header tells.
+    """A file from a client, with the size in its header.
 
     Attributes:
         param: the field that messages name.
-        reading: what it is to be decoded as. `mask_mode` and `inverts` are for masks.
+        reading: how to decode it. `mask_mode` and `inverts` are for masks.
     """
 
     param: str
@@ -44,12 +44,12 @@ class EncodedPicture:
 
     @property
     def num_bytes(self) -> int:
-        """That its pixels take at most."""
+        """The most bytes that its pixels take."""
         channels = 4 if self.reading is Reading.IMAGE else 1
         return self.width * self.height * channels
 
     def question(self) -> Question:
-        """What the process is asked."""
+        """The question for the process."""
         num_pixels = self.width * self.height
         return Question(
             reading=self.reading,
@@ -63,10 +63,10 @@ class EncodedPicture:
 
 
 class Pictures:
-    """Those of one app. Event loop only.
+    """The pictures of one app. Event loop only.
 
     Attributes:
-        budget: what bounds the memory of all of them.
+        budget: the limit on the memory of all of them.
     """
 
     def __init__(self, processes: PictureProcesses, budget: PictureBudget) -> None:
@@ -83,10 +83,10 @@ class Pictures:
         mask_mode: MaskMode = "auto",
         inverts: bool = False,
     ) -> EncodedPicture:
-        """The file, its header read.
+        """The file, after reading its header.
 
         Raises:
-            InvalidParameter: it cannot be used, as far as the header shows it.
+            InvalidParameter: the header shows that it cannot be used.
             UnsupportedFeature: a link or a file id.
         """
 
@@ -108,11 +108,12 @@ class Pictures:
     async def decode(
         self, pictures: Sequence[EncodedPicture], run: EngineRun, model: str, priority: int
     ) -> list[Pixels]:
-        """Their pixels, once there is room for all of them; the run holds the room to its end.
+        """The pictures' pixels, once there is room for all of them; the run holds the room until it
+        ends.
 
         Raises:
-            InvalidParameter: a file cannot be used, or there is never so much room.
-            InternalError: it is nobody's fault but ours.
+            InvalidParameter: a file cannot be used, or there is never enough room.
+            InternalError: the fault is ours.
         """
         num_bytes = sum(picture.num_bytes for picture in pictures)
         share = await self.budget.take(model, num_bytes, priority)
@@ -122,10 +123,10 @@ class Pictures:
         return found
 
     async def texts(self, reference: ImageReference, param: str, *, max_pixels: int) -> Texts:
-        """What is written in a file beside its pixels, of which nothing is decoded.
+        """The texts in a file; none of its pixels are decoded.
 
         Raises:
-            As `open` and `decode`.
+            as `open` and `decode`.
         """
         picture = await self.open(reference, param, max_pixels=max_pixels, reading=Reading.TEXTS)
         answer, _ = await self._processes.read(picture.question(), picture.data)

@@ -1,6 +1,6 @@
-"""A PNG file written row by row, so that a large picture is never in memory whole.
+"""A PNG file written row by row, so that a large picture is never in memory as a whole.
 
-As libpng does by default, each row is filtered in the one of the five ways whose differences are
+As libpng does by default, each row is filtered in the one of five ways whose differences are
 smallest (PNG specification, third edition, sections 9 and 12.8).
 """
 
@@ -11,18 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 _COLOUR_TYPES = {1: 0, 3: 2, 4: 6}
-"""Of grey, RGB and RGBA."""
+"""PNG's colour types of grey, RGB and RGBA."""
 _AT_ONCE = 1 << 20
-"""Bytes of rows that are filtered together; they are in memory some ten times meanwhile."""
+"""Bytes of rows that are filtered together; during that, they are in memory about ten times."""
 
 _Bytes = npt.NDArray[np.uint8]
 
 
 class PngRows:
-    """Takes rows from the top down, then gives the file. Not for several threads at once.
+    """Takes rows from the top down, then gives the file. Not safe for several threads at once.
 
     Args:
-        width, height: of the picture, in pixels.
+        width, height: the picture's size in pixels.
         channels: 1, 3 or 4, of 8 bits each.
     """
 
@@ -35,7 +35,7 @@ class PngRows:
         self._parts = [b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", head)]
 
     def add(self, rows: bytes) -> None:
-        """Whole rows, any number of them."""
+        """Add whole rows, any number of them."""
         pixels = np.frombuffer(rows, np.uint8).reshape(-1, self._stride)
         num_rows = max(1, _AT_ONCE // self._stride)
         for start in range(0, len(pixels), num_rows):
@@ -46,16 +46,16 @@ class PngRows:
             self._above = block[-1:].copy()
 
     def file(self) -> bytes:
-        """All of it, once all rows have come."""
+        """The whole file, once all rows have come."""
         return b"".join([*self._parts, _chunk(b"IDAT", self._packer.flush()), _chunk(b"IEND", b"")])
 
 
 def _filtered(block: _Bytes, step: int) -> _Bytes:
-    """Rows `[n, 1 + stride]` with the number of their filter, of a block that begins with the row
-    above them.
+    """Filtered rows `[n, 1 + stride]`, each preceded by the number of its filter. The block begins
+    with the row above them.
 
     Args:
-        step: bytes of a pixel.
+        step: bytes per pixel.
     """
     shifted = np.zeros_like(block)
     shifted[:, step:] = block[:, :-step]
@@ -71,7 +71,7 @@ def _filtered(block: _Bytes, step: int) -> _Bytes:
 
 
 def _paeth(left: _Bytes, up: _Bytes, corner: _Bytes) -> _Bytes:
-    """Of the three neighbours the one that is closest to left + up - corner."""
+    """The one of three neighbours that is closest to left + up - corner."""
     a, b, c = (side.astype(np.int16) for side in (left, up, corner))
     to_left, to_up, to_corner = np.abs(b - c), np.abs(a - c), np.abs(a + b - 2 * c)
     is_left = (to_left <= to_up) & (to_left <= to_corner)

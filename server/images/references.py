@@ -1,6 +1,6 @@
-"""What a client sent of a picture: a file of a form, or base64 in JSON.
+"""Reads a picture from a request: a file of a form, or base64 in JSON.
 
-Links are refused, never fetched: a server that follows them reaches what its clients cannot.
+Links are refused, never fetched: a server that follows them can reach what its clients cannot.
 """
 
 import binascii
@@ -11,15 +11,15 @@ from server.protocol.image_inputs import ImageReference, UploadedImage
 
 _DATA_URL = re.compile(r"data:[a-z0-9/+.-]{0,64}(;[a-z0-9=-]{1,64})*;base64,", re.IGNORECASE)
 _WHITESPACE = b" \t\r\n"
-"""As in MIME's base64, which tools write in lines; none of it is data."""
+"""White space as in MIME's base64, which tools write in lines; it is not data."""
 
 
 def file_of(reference: ImageReference, param: str) -> bytes:
     """The file's bytes. Blocking: call it in a thread.
 
     Raises:
-        InvalidParameter: no data URL.
-        UnsupportedFeature: a link or a file id.
+        InvalidParameter: it is not a data URL.
+        UnsupportedFeature: it is a link or a file id.
     """
     if isinstance(reference, UploadedImage):
         return reference.data
@@ -29,13 +29,13 @@ def file_of(reference: ImageReference, param: str) -> bytes:
         )
     url = reference.image_url
     if url is None:
-        raise InvalidParameter(f"{param} needs image_url", param=param)
+        raise InvalidParameter(f"{param} needs image_url with the image as a data URL", param=param)
     if not url:
         raise InvalidParameter(f"{param} is empty; send the image as base64", param=param)
     if url[:8].lower().startswith(("http:", "https:")):
         raise UnsupportedFeature(
-            "links are not fetched by this server; send the image as a data URL, or as a file of "
-            "a multipart form",
+            "this server does not fetch links; send the image as a data URL, or as a file of a "
+            "multipart form",
             param=param,
         )
     return _data_of(url, param)
@@ -48,8 +48,8 @@ def _data_of(url: str, param: str) -> bytes:
         return binascii.a2b_base64(encoded, strict_mode=True)
     except (binascii.Error, UnicodeEncodeError):
         raise InvalidParameter(
-            f"{param}: the data URL is not valid base64"
+            f"{param}: the data URL does not contain valid base64; encode the file as base64"
             if head
-            else f"{param} must be a data URL, data:image/png;base64,..., or its base64 alone",
+            else f"{param} must be a data URL, data:image/png;base64,..., or only its base64",
             param=param,
         ) from None

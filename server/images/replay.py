@@ -1,4 +1,5 @@
-"""The request that makes one image again, by the names of the HTTP API; written into its file."""
+"""The request that makes one image again, by the names of the HTTP API; it is written into the
+image's file."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -28,7 +29,7 @@ _UNLESS_DEFAULT: Mapping[str, Any] = {
 
 
 def replay_fields(order: ImageOrder, seed: int, index: int = 0) -> dict[str, Any]:
-    """A body for the same route and the same input images, for this image alone."""
+    """A body that makes this image alone, for the same route and the same input images."""
     request, params = order.request, order.request.params
     fields: dict[str, Any] = {
         "model": request.model,

@@ -1,4 +1,4 @@
-"""The images of a request in OpenAI's shapes, whole or as server-sent events."""
+"""The images of a request in OpenAI's form, whole or as server-sent events."""
 
 import asyncio
 import base64
@@ -26,14 +26,14 @@ from server.protocol.image_answers import (
 
 
 class ImageReply(Reply):
-    """The images of a run.
+    """The reply with the images of a run.
 
     Attributes:
-        id: of the request.
+        id: the request's id.
 
     Args:
         event_prefix: `image_generation` or `image_edit`.
-        block: side in pixels of what counts as one image token.
+        block: side in pixels of the square that counts as one image token.
         inputs: width and height of the input images.
         keep: stores a finished image; None answers with the image itself.
     """
@@ -161,7 +161,7 @@ class ImageReply(Reply):
         )
 
     def _written(self, answer: ImagesAnswer, files: list[bytes]) -> bytes:
-        """In a thread: files are megabytes."""
+        """The JSON of the answer. Runs in a thread, as files are megabytes."""
         for image, file in zip(answer.data, files, strict=False):
             image.b64_json = _base64(file)
         return self._shape.whole(answer)
@@ -172,7 +172,7 @@ class ImageReply(Reply):
         return self._submitted.order.request.params.seed + event.index
 
     def _usage(self, event: ImageEvent) -> ImageUsage:
-        """One image's share. The input counts once, with the image that ends first."""
+        """The usage of one image. The input counts once, with the image that ends first."""
         assert event.image is not None
         text = image = 0
         if not self._input_counted:

@@ -1,6 +1,6 @@
 """The engine's side of one image request: submit, read, count, close.
 
-The request is a job, too, that can be asked for and cancelled by its id.
+The request is also a job, which can be looked up and cancelled by its id.
 """
 
 import asyncio
@@ -27,17 +27,17 @@ from server.protocol.image_answers import BackgroundName, OutputFormatName
 
 @dataclass(frozen=True, slots=True)
 class FileOptions:
-    """How results are written."""
+    """How to write the results."""
 
     output_format: OutputFormatName
     compression: int
     with_metadata: bool
     background: BackgroundName = "opaque"
-    """Of the finished pictures."""
+    """The background of the finished pictures."""
 
 
 Finish = Callable[[Pixels], Awaitable[tuple[Pixels, tuple[str, ...]]]]
-"""Changes a drawn picture before it is answered with; gives warnings, too."""
+"""Changes a drawn picture before it is sent; may add warnings."""
 
 
 class SubmittedOrder:
@@ -63,7 +63,7 @@ class SubmittedOrder:
         jobs.add(self.job)
 
     async def events(self) -> AsyncGenerator[ImageEvent, None]:
-        """What the engine brings, until every image has ended.
+        """The engine's events, until every image has ended.
 
         Raises:
             RequestAborted: the job was cancelled by its id.
@@ -82,16 +82,17 @@ class SubmittedOrder:
             self._error = error
             raise
         finally:
-            # Here, so that a client that has read the end finds the job ended.
+            # Here, so that the job has ended when a client has read the end.
             self._settle()
 
     async def encode(
         self, pixels: Pixels, options: FileOptions, seed: int | None, index: int = 0
     ) -> bytes:
-        """A picture as a file, in a thread. Without a seed it is a preview, without metadata.
+        """A picture as a file, encoded in a thread. A picture without a seed is a preview and gets
+        no metadata.
 
         Args:
-            index: of the image within the request.
+            index: the image's number within the request.
         """
         metadata = None
         if options.with_metadata and seed is not None:
@@ -132,7 +133,7 @@ class SubmittedOrder:
         await self._stream.aclose()
 
     def _settle(self) -> None:
-        """Count what did not end by itself."""
+        """Count the images that did not end by themselves."""
         if self._num_open:
             self._error = self._error or RequestAborted("the client closed the connection")
             outcome = Outcome.of_unfinished(self._error)
@@ -141,7 +142,7 @@ class SubmittedOrder:
             self._num_open = 0
         self._meter.close()
         self._jobs.end(self.job, self._error)
-        self._error = None  # its frames would hold this, and this the error
+        self._error = None  # its frames would hold this order, and this order the error
 
     def _take(self, event: ImageEvent) -> None:
         if event.finish_reason is FinishReason.ABORT:
@@ -163,7 +164,7 @@ class ImageRun(EngineRun):
     """One image request, measured from its admission on.
 
     Attributes:
-        id: of the request, its job and its answer.
+        id: the id of the request, its job and its answer.
     """
 
     def __init__(
@@ -180,13 +181,13 @@ class ImageRun(EngineRun):
         """Send the request to the engine; its id is this run's.
 
         Args:
-            finish: what becomes of each picture before it is answered with.
+            finish: changes each picture before it is sent.
 
         Raises:
             Draining, UnknownModel, ModelNotReady: close this.
         """
         stream = self._engine.submit(order.request)
-        # The engine has the pictures; here they would wait in memory as long as the request does.
+        # The engine has the pictures; here they would stay in memory as long as the request.
         order = replace(order, request=replace(order.request, images=[], mask=None))
         self._meter.begin(order.request)
         self._submitted = SubmittedOrder(order, stream, self._meter, self._jobs, finish)
@@ -198,7 +199,7 @@ class ImageRun(EngineRun):
         return self._submitted.job.progress()
 
     async def cancel(self) -> None:
-        """End the job, as whoever knows its id may do, too."""
+        """End the job, as anyone who knows its id may."""
         self.stop_preparing()
         if self._submitted is not None:
             await self._submitted.job.cancel()

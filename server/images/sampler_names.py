@@ -1,4 +1,4 @@
-"""What A1111 calls our noise schedules: a sampler and, since its version 1.9, a schedule type."""
+"""A1111's names of our noise schedules: a sampler and, since its version 1.9, a schedule type."""
 
 from collections.abc import Iterable
 
@@ -20,13 +20,13 @@ _SAMPLERS = {
 }
 _SCHEDULE_TYPES = {"_karras": "Karras", "_exponential": "Exponential"}
 SCHEDULE_TYPES = tuple(_SCHEDULE_TYPES.values())
-"""Those that A1111 has names for, beside what a sampler does by itself."""
+"""A1111's schedule types, apart from a sampler's own default."""
 _PLAIN_TYPES = ("", "automatic", "uniform")
 
 
 def names_of(scheduler: str) -> tuple[str, str]:
-    """Sampler and schedule type of ours; the type is empty where there is nothing to say. A name
-    that A1111 does not have stays as it is."""
+    """Sampler and schedule type of one of our schedulers; the type is empty for the sampler's
+    default. A name that A1111 does not have is unchanged."""
     for suffix, schedule_type in _SCHEDULE_TYPES.items():
         if scheduler.endswith(suffix):
             base = scheduler.removesuffix(suffix)
@@ -35,10 +35,11 @@ def names_of(scheduler: str) -> tuple[str, str]:
 
 
 def scheduler_of(sampler: str, schedule_type: str, offered: Iterable[str]) -> str | None:
-    """Ours of these names, in whatever case; None if it is not among those offered.
+    """Our scheduler with these names, in any case; None if it is not offered.
 
     Args:
-        sampler: as `DPM++ 2M`, as older versions have it, `DPM++ 2M Karras`, or our own name.
+        sampler: a name such as `DPM++ 2M`, or `DPM++ 2M Karras` as in older versions, or our own
+            name.
     """
     wanted = sampler.lower()
     kind = schedule_type.lower()

@@ -1,6 +1,6 @@
-"""Results that were asked for by `url`: in memory, bounded in bytes and in time.
+"""Keeps results that were requested with `url`: in memory, bounded in bytes and in time.
 
-The name is the secret: 192 random bits, served without an API key. Event loop only.
+A file's name is the secret: it has 192 random bits and works without an API key. Event loop only.
 """
 
 import secrets
@@ -17,14 +17,17 @@ Keep = Callable[[bytes], str]
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """A file as it was encoded."""
+    """An encoded file."""
 
     data: bytes
     media_type: str
 
 
 class ImageStore:
-    """Invariant: the files together have at most `max_bytes`. The oldest make room for new ones.
+    """Stored files. Invariant: together they have at most `max_bytes`. The oldest make room for new
+    ones.
+
+    Invariant: the files together have at most `max_bytes`. The oldest make room for new ones.
 
     Args:
         max_bytes: 0 switches the store off.
@@ -46,32 +49,33 @@ class ImageStore:
         return self._files.num_bytes
 
     def check_room(self, num_images: int, num_pixels: int) -> None:
-        """Refuse what might not fit, before it is drawn. Assumes that nothing compresses.
+        """Refuse images that might not fit, before they are drawn. Assumes that nothing compresses.
 
         Raises:
             InvalidParameter: the store is off, or too small for one request's images.
         """
         if self.max_bytes == 0:
             raise InvalidParameter(
-                "this server keeps no images; use response_format b64_json",
+                "this server stores no images; use response_format b64_json",
                 param="response_format",
             )
         needed = num_images * num_pixels * 4
         if needed > self.max_bytes:
             raise InvalidParameter(
                 f"{num_images} images of {num_pixels} pixels may take {needed} bytes; this server "
-                f"keeps {self.max_bytes}; use response_format b64_json, or ask for less",
+                f"stores at most {self.max_bytes} bytes; use response_format b64_json, or ask for "
+                "fewer or smaller images",
                 param="response_format",
             )
 
     def put(self, data: bytes, output_format: str) -> str:
-        """Keep a file; returns its name."""
+        """Keep a file and return its name."""
         name = f"{secrets.token_hex(24)}.{output_format}"
         self._files.put(name, StoredImage(data, f"image/{output_format}"), len(data))
         return name
 
     def get(self, name: str) -> StoredImage | None:
-        """The file of that name, or None if there is none, or none any more."""
+        """The file of that name, or None if there is none, or it has expired."""
         return self._files.get(name)
 
     def seconds_left(self, name: str) -> int:

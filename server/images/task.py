@@ -1,4 +1,4 @@
-"""What an image request asks the model to do: drawing, redrawing, following an instruction."""
+"""Chooses the task of an image request: drawing, redrawing, following an instruction."""
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from engine.image_types import ImageModelInfo, ImageTask, Outpaint
@@ -13,10 +13,10 @@ from server.protocol.images import (
 
 
 def choose_task(body: ImageFields, info: ImageModelInfo) -> ImageTask:
-    """What to do with the input image, if there is one.
+    """The task for a request, with or without input images.
 
     Raises:
-        InvalidParameter: the fields contradict the task that was asked for.
+        InvalidParameter: the fields contradict the requested task.
         UnsupportedFeature: the model cannot do it.
     """
     if isinstance(body, ImageEditRequest):
@@ -27,9 +27,10 @@ def choose_task(body: ImageFields, info: ImageModelInfo) -> ImageTask:
     else:
         task, param = ImageTask.TEXT_TO_IMAGE, "model"
     if task not in info.tasks:
-        does = ", ".join(known.value for known in info.tasks) or "other things to images"
+        does = ", ".join(known.value for known in info.tasks) or "other tasks"
         raise UnsupportedFeature(
-            f"{info.model} cannot do {task.value}; it does {does}",
+            f"{info.model} cannot do {task.value}; it can do {does}; choose one of these, or "
+            "another model",
             param=param,
         )
     if isinstance(body, ImageInputFields) and len(body.images) > 1:
@@ -39,18 +40,20 @@ def choose_task(body: ImageFields, info: ImageModelInfo) -> ImageTask:
 
 def _check_several(body: ImageInputFields, num_images: int) -> None:
     if not isinstance(body, ImageEditRequest):
-        raise InvalidParameter(f"{num_images} images were sent; variations take one", param="image")
+        raise InvalidParameter(
+            f"{num_images} images were sent; a variation takes one; send one", param="image"
+        )
     if body.mask is not None:
         raise InvalidParameter(
-            f"{num_images} images were sent with a mask, which marks places of one; send one "
+            f"{num_images} images were sent with a mask, which applies to one image; send one "
             "image, or leave the mask out",
             param="mask",
         )
     num_results = num_images * (body.n or 1)
     if num_results > MAX_INPUT_IMAGES:
         raise InvalidParameter(
-            f"{num_images} images times n {body.n or 1} are {num_results} results; a request makes "
-            f"at most {MAX_INPUT_IMAGES}",
+            f"{num_images} images times n {body.n or 1} make {num_results} results; the limit is "
+            f"{MAX_INPUT_IMAGES} per request; send fewer images, or lower n",
             param="n",
         )
 
@@ -64,17 +67,20 @@ def _edit_task(body: ImageEditRequest, info: ImageModelInfo) -> ImageTask:
             return ImageTask.IMAGE_TO_IMAGE
         return ImageTask.EDIT
     if body.task == "inpaint" and not paints:
-        raise InvalidParameter("task inpaint needs a mask or outpaint", param="task")
+        raise InvalidParameter(
+            "task inpaint needs a mask or outpaint; send one of them", param="task"
+        )
     if body.task != "inpaint" and paints:
         raise InvalidParameter(
-            f"mask and outpaint cannot act with task {body.task}; leave them out, or the task",
+            f"mask and outpaint do not work with task {body.task}; leave them out, or leave out "
+            "task",
             param="task",
         )
     return ImageTask(body.task)
 
 
 def outpaint_of(fields: OutpaintFields | None) -> Outpaint | None:
-    """By how much the canvas grows; None if it does not."""
+    """How far the canvas grows on each side; None if it does not."""
     if fields is None:
         return None
     outpaint = Outpaint(

@@ -1,4 +1,4 @@
-"""From a body to the engine's request, and from its event to the answer."""
+"""Converts a body to the engine's request, and its event to the answer."""
 
 import base64
 import time
@@ -21,7 +21,7 @@ from server.protocol.matting import MatteAnswer, MatteData, MatteRequest
 
 
 def new_matte_id() -> str:
-    """Of a request and its answer."""
+    """A new id for a request and its answer."""
     return f"matte-{uuid.uuid4().hex}"
 
 
@@ -35,10 +35,10 @@ async def matting_request(
     max_pixels: int,
     priority: int,
 ) -> MattingRequest:
-    """Decode everything, once there is room for it.
+    """Decode all pictures, once there is room for them.
 
     Args:
-        max_pixels: of each picture.
+        max_pixels: limit of each picture.
 
     Raises:
         InvalidParameter: a file cannot be used.
@@ -73,7 +73,7 @@ async def matting_request(
 
 
 def drop_files(body: MatteRequest) -> None:
-    """What was decoded would wait in memory as long as the request does."""
+    """Drop the files of the body, which would stay in memory as long as the request."""
     for reference in (body.image, body.trimap, body.background_image):
         if isinstance(reference, UploadedImage):
             reference.data = b""

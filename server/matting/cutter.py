@@ -1,4 +1,4 @@
-"""Takes the background of pictures that an image model has drawn: `Cutter`."""
+"""Removes the background of pictures that an image model has drawn: `Cutter`."""
 
 import time
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from server.matting.convert import new_matte_id
 from server.matting.run import MatteRun
 
 _UNCERTAIN = 0.5
-"""From this `uncertain_fraction` on an answer says so."""
+"""Answers warn from this `uncertain_fraction` on."""
 
 
 @dataclass(slots=True)
 class Cutter:
-    """For the pictures of one request, each of which has a place at the matting model. The request
-    holds the places, too: some of its pictures may never come."""
+    """Cuts out the pictures of one request, each of which has a place at the matting model. The
+    request holds the places, too, since some of its pictures may never come."""
 
     engine: EngineClient
     metrics: ItemMetrics
@@ -30,7 +30,7 @@ class Cutter:
         """The picture with alpha, and warnings.
 
         Raises:
-            EngineError: the matting model's.
+            EngineError: the matting model failed.
         """
         lease = self.places.pop()
         async with MatteRun(self.engine, self.metrics.meter(self.model), lease) as run:
@@ -48,7 +48,7 @@ class Cutter:
         if event.uncertain_fraction >= _UNCERTAIN:
             warnings = (
                 *warnings,
-                f"of the subject's border {event.uncertain_fraction:.0%} came out neither opaque "
-                f"nor transparent; look at it",
+                f"{event.uncertain_fraction:.0%} of the subject's border came out neither opaque "
+                "nor transparent; check it",
             )
         return event.image, warnings

@@ -1,4 +1,5 @@
-"""Models that take backgrounds away, as the server knows them beside their routes."""
+"""The matting kind: what the server knows of models that remove backgrounds, besides their
+routes."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,7 +19,7 @@ _METRICS = ItemNames(
     items="images",
     totals={
         "num_pixels": "Pixels of all images finished.",
-        "num_unknown_pixels": "Pixels of these that a trimap had left open.",
+        "num_unknown_pixels": "Pixels of these images that a trimap left unknown.",
     },
     step_sizes={},
     step_time="step_time_s",
@@ -26,7 +27,7 @@ _METRICS = ItemNames(
 
 
 def _fill_in(properties: dict[str, Any], infos: Sequence[MattingModelInfo]) -> None:
-    """Nothing of a body depends on the model."""
+    """Fill in nothing: no field of the body depends on the model."""
 
 
 def _card(info: MattingModelInfo) -> MattingModelCard:
@@ -42,7 +43,7 @@ def _card(info: MattingModelInfo) -> MattingModelCard:
 
 SERVED_MATTING = ServedKind(
     kind=MATTING,
-    deed="takes backgrounds away",
+    deed="removes backgrounds",
     routes="/v1/images/matte",
     routers=("server.routes.matting:router",),
     nothing_served="no model for background removal is served here; start the server with one, "

@@ -9,7 +9,7 @@ from server.http.live_requests import Progress
 
 
 class MatteRun(ItemRun):
-    """One request, of one picture."""
+    """One matting request, of one picture."""
 
     _fraction = 0.0
 

@@ -1,9 +1,10 @@
-"""What every request passes on its way to a route and back. Pure ASGI: streams pass untouched.
+"""The middleware that every request passes on its way to a route and back. It is pure ASGI, so
+streams pass untouched.
 
     forwarded → HEAD → root path → request id → access log → CORS → recover → auth → body limit
     → slow body → routes
 
-Refusals of the inner ones carry the request id and CORS headers and are logged.
+Refusals by the inner ones carry the request id and CORS headers and are logged.
 """
 
 from fastapi import FastAPI
@@ -25,7 +26,7 @@ _EXPOSED_HEADERS = ("X-Request-Id", "X-Ignored-Fields", "X-Image-Id", "Retry-Aft
 
 
 def install(app: FastAPI, settings: Settings, metrics: ServerMetrics) -> None:
-    """Add all of them; Starlette puts what is added last outermost."""
+    """Add all middleware. Starlette puts what is added last outermost."""
     app.add_middleware(
         SlowBodyMiddleware,
         timeout_s=settings.body_timeout_s,

@@ -12,7 +12,7 @@ from server.http.log_fields import log_fields
 from server.metrics import ServerMetrics
 
 CLIENT_LEFT = 499
-"""What proxies log when the client closed the connection before an answer."""
+"""The status that proxies log when the client closed the connection before an answer."""
 
 _METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
@@ -43,7 +43,7 @@ class AccessLogMiddleware:
             self._record(scope, status, time.perf_counter() - start_s)
 
     def _record(self, scope: Scope, status: int, duration_s: float) -> None:
-        # Methods and paths are the client's to choose; labels must stay few.
+        # Clients choose methods and paths; labels must stay few.
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         route = getattr(scope.get("route"), "path", "unmatched")
         self._metrics.count_http(method, route, status)

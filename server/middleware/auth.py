@@ -66,7 +66,7 @@ class AuthMiddleware:
 
 
 def _is_one_of(given: bytes | None, keys: Sequence[bytes]) -> bool:
-    # Every key is compared, in constant time: how long it takes says nothing about them.
+    # Every key is compared, in constant time, so that timing says nothing about the keys.
     matches = [hmac.compare_digest(given or b"", key) for key in keys]
     return any(matches)
 
@@ -81,8 +81,9 @@ def _is_open(scope: Scope) -> bool:
 
 
 def _is_page(scope: Scope) -> bool:
-    """What a browser opens for a person, whom it can ask for the key. Programs, and what the page
-    itself fetches, are not told of basic authentication: a browser would ask again and again."""
+    """Whether a browser opens the page for a person, whom it can ask for the key. Programs, and
+    requests of the page itself, are not told of basic authentication: a browser would ask again and
+    again."""
     is_read = scope["type"] == "http" and scope["method"] == "GET" and get_path(scope) == PAGE
     return is_read and b"text/html" in (get_header(scope, b"accept") or b"")
 
@@ -98,7 +99,7 @@ def _given_key(scope: Scope) -> bytes | None:
 
 
 def _password(credentials: bytes) -> bytes | None:
-    """Of `user:password` in base64, whoever the user is."""
+    """The password of `user:password` in base64, whoever the user is."""
     try:
         return base64.b64decode(credentials.strip(), validate=True).partition(b":")[2]
     except binascii.Error:

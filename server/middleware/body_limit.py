@@ -14,7 +14,7 @@ from server.http.scope import get_header
 
 _LINGER_S = 5.0
 _LINGER_FACTOR = 4
-"""At most so many times the limit is read and dropped."""
+"""How many times the limit is read and dropped at most."""
 
 
 class BodyTooLarge(HTTPException):

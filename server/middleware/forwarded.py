@@ -1,5 +1,5 @@
-"""What a proxy in front says about its client: the address, the scheme, and the name by which the
-client asked for the server."""
+"""Reads what a proxy in front says about its client: the address, the scheme, and the name by which
+the client asked for the server."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ _HOST, _FORWARDED_HOST, _FORWARDED = b"host", b"x-forwarded-host", b"x-forwarded
 
 
 class ForwardedMiddleware:
-    """uvicorn's own, with the name beside what it reads. Who is let at our Unix socket is a proxy
-    for the name."""
+    """uvicorn's own middleware, which here also notes the name. Whoever can reach our Unix socket
+    counts as a proxy."""
 
     def __init__(self, app: ASGIApp, proxies: Sequence[str]) -> None:
         self._inner = ProxyHeadersMiddleware(app, list(proxies))  # type: ignore[arg-type]

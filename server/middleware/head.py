@@ -4,8 +4,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class HeadMiddleware:
-    """The server itself leaves out the body, by the scope that it keeps: the one that is handed on
-    is a copy. Metrics and the access log count a GET."""
+    """Turns HEAD into GET. The web server leaves out the body by its own scope, as the one that is
+    handed on is a copy. Metrics and the access log count a GET."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -2,7 +2,7 @@
 
 The id is in `request.state.request_id`, in every log line of the request, and in the answer's
 `X-Request-Id`. Clients may repeat one, so it does not serve as the engine's request id. Where the
-request came from is noted here, too, as everything else is done within this.
+request came from is noted here, too, because everything else runs inside this middleware.
 """
 
 import re

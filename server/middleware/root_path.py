@@ -4,8 +4,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class RootPathMiddleware:
-    """uvicorn's own `root_path` puts the prefix before every path, so that only a proxy that
-    strips it would work."""
+    """Sets `root_path`. uvicorn's own option puts the prefix before every path, so that only a
+    proxy that strips it would work."""
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
         self.app = app

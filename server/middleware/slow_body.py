@@ -27,7 +27,7 @@ class SlowBodyMiddleware:
 
         async def receive_in_time() -> Message:
             nonlocal deadline_s, num_bytes, has_ended
-            if has_ended:  # what is left to receive is that the client leaves
+            if has_ended:  # only the client's leaving can still come
                 return await receive()
             if deadline_s is None:
                 deadline_s = loop.time() + self._timeout_s
@@ -45,10 +45,12 @@ class SlowBodyMiddleware:
         await self.app(scope, receive_in_time, send)
 
     def _refusal(self, num_bytes: int) -> HTTPException:
-        """FastAPI lets HTTP exceptions through that come from `receive`."""
+        """The refusal, as an HTTP exception: FastAPI lets those through that come from
+        `receive`."""
         return HTTPException(
             408,
-            f"{num_bytes} bytes of the body came in time, and not its end; it may take "
-            f"{self._timeout_s:g} s and one more for every {self._min_bytes_per_s} bytes",
+            f"only {num_bytes} bytes of the body came in time; a body may take "
+            f"{self._timeout_s:g} s, and one second more for every {self._min_bytes_per_s} bytes; "
+            "send it faster, or send less",
             {"Connection": "close"},
         )

@@ -1,4 +1,5 @@
-"""Models that come and go while the server runs: which may, and who loads and unloads them.
+"""Models that are loaded and unloaded while the server runs: which ones may be, and who loads and
+unloads them.
 
-Start at `library.py`. What a model is asked for once it serves is in the folder of its kind.
+Start at `library.py`. Requests to a model that serves are handled in the folder of its kind.
 """

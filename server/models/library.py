@@ -1,7 +1,7 @@
-"""Loads and unloads models when clients ask for it, as far as the operator allows it.
+"""Loads and unloads models for clients, as far as the operator allows it.
 
-The engine does the work (`engine/client.py`); this says what may be loaded and how much, and
-remembers why the last loads failed.
+The engine does the work (`engine/client.py`); this module decides what and how much may be loaded,
+and remembers why the latest loads failed.
 """
 
 import asyncio
@@ -35,12 +35,12 @@ _KEPT_FAILURES = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOrder:
-    """What a client wants to have loaded.
+    """A client's order to load a model.
 
     Attributes:
-        model: the name to serve it under; without `ref` also what to load.
-        ref: what to load.
-        device, settings: in place of those that the operator's entry has.
+        model: the name to serve it under; without `ref` also the model to load.
+        ref: the model to load.
+        device, settings: these replace those of the operator's entry.
     """
 
     model: str
@@ -51,13 +51,13 @@ class LoadOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LibraryEntry:
-    """A model that is there, or may be loaded.
+    """A model that is loaded, or may be loaded.
 
     Attributes:
-        settings: of its own, and the device.
-        status: None while it is not there.
-        info: once it serves.
-        failure: why the last load of it failed.
+        settings: the model's own settings, and its device.
+        status: None while it is not loaded.
+        info: facts about it, once it serves.
+        failure: why its latest load failed.
     """
 
     name: str
@@ -69,7 +69,7 @@ class LibraryEntry:
 
 
 class ModelLibrary:
-    """One app's. Event loop only."""
+    """The models of one app. Event loop only."""
 
     def __init__(self, settings: Settings, engine: EngineClient, lifecycle: Lifecycle) -> None:
         self._settings = settings
@@ -78,7 +78,7 @@ class ModelLibrary:
         self._loadable = LoadableModels(settings)
         self._loadable_adapters = LoadableAdapters(settings)
         self._failures: dict[str, Failure] = {}
-        # Apart from other work, which a slow network shall not hold up.
+        # Separate from other work, which a slow network must not hold up.
         self._fetching = ThreadPoolExecutor(1, "fetch-adapters")
 
     async def load(self, order: LoadOrder) -> tuple[str, asyncio.Task[Info]]:
@@ -90,9 +90,9 @@ class ModelLibrary:
         Raises:
             NotAllowed: the operator has not enabled it.
             Draining: the server is shutting down.
-            UnknownModel: it is none of those that may be loaded.
-            InvalidParameter: a bad setting.
-            TooManyModels: as many models are there as may be.
+            UnknownModel: the operator does not allow this model.
+            InvalidParameter: a setting is wrong.
+            TooManyModels: as many models are loaded as `models_max` allows.
             EngineError: as in `EngineClient.load`.
         """
         self.check_open()
@@ -106,8 +106,8 @@ class ModelLibrary:
         return spec.name, load
 
     def unload(self, model: str, drain_timeout_s: float | None = None) -> asyncio.Task[None]:
-        """Begin to unload a model. Its requests have the server's time for draining unless another
-        one is given.
+        """Begin to unload a model. Its requests may take the server's drain time-out, unless
+        another time is given.
 
         Raises:
             NotAllowed, Draining: as in `load`.
@@ -123,16 +123,17 @@ class ModelLibrary:
         """Begin to load a LoRA adapter.
 
         Args:
-            place: which of those that may be loaded, by its name or folder; None: that of `name`.
+            place: the name or folder of an adapter that may be loaded; None for the one called
+                `name`.
 
         Returns:
-            What `EngineClient.load_adapter` does.
+            What `EngineClient.load_adapter` returns.
 
         Raises:
             NotAllowed, Draining: as in `load`.
-            UnknownAdapter: it is none of those that may be loaded.
+            UnknownAdapter: the operator does not allow this adapter.
             ModelLoadError: it cannot be fetched from the hub.
-            InvalidParameter: nothing can be asked for by such a name.
+            InvalidParameter: the name cannot be used in requests.
             EngineError: as in `EngineClient.load_adapter`.
         """
         self.check_open()
@@ -152,7 +153,7 @@ class ModelLibrary:
         )
 
     def unload_adapter(self, model: str, name: str) -> asyncio.Future[None]:
-        """Begin to unload a LoRA adapter, whose requests have the server's time for draining.
+        """Begin to unload a LoRA adapter. Its requests may take the server's drain time-out.
 
         Raises:
             NotAllowed, Draining: as in `load`.
@@ -162,8 +163,8 @@ class ModelLibrary:
         return self._engine.unload_adapter(model, name, self._settings.drain_timeout_s)
 
     async def entries(self) -> list[LibraryEntry]:
-        """The models that are there, then those that may be loaded, then other loads that failed
-        lately."""
+        """The models that are loaded, then those that may be loaded, then other loads that failed
+        recently."""
         specs: dict[str, ModelSpec] = {}
         if self._settings.enable_runtime_loading:
             specs = {s.name: s for s in await asyncio.to_thread(self._loadable.specs)}
@@ -182,19 +183,20 @@ class ModelLibrary:
         ]
 
     async def entry(self, name: str) -> LibraryEntry:
-        """That of one model, which may be gone."""
+        """The entry of one model, which may be gone."""
         entries = {entry.name: entry for entry in await self.entries()}
         return entries.get(name) or LibraryEntry(name=name, is_loadable=False, settings={})
 
     def check_open(self) -> None:
-        """
+        """Check that models may be loaded and unloaded now.
+
         Raises:
-            NotAllowed, Draining: nothing may come or go, or not any more.
+            NotAllowed, Draining: the operator does not allow it, or the server is shutting down.
         """
         if not self._settings.enable_runtime_loading:
             raise NotAllowed(
-                "nothing can be loaded or unloaded while this server runs; start it with "
-                "--enable-runtime-loading"
+                "this server does not load or unload anything while it runs; start it with "
+                "--enable-runtime-loading to allow that"
             )
         if self._lifecycle.draining:
             raise Draining("the server is shutting down; send the request to another one")
@@ -203,7 +205,7 @@ class ModelLibrary:
         others = [status.model for status in self._engine.statuses() if status.model != name]
         if len(others) >= self._settings.models_max:
             raise TooManyModels(
-                f"{len(others)} models are there and models_max is {self._settings.models_max}; "
+                f"{len(others)} models are loaded and models_max is {self._settings.models_max}; "
                 f"unload one of {', '.join(others)}, or raise models_max",
                 param="model",
             )
@@ -213,8 +215,8 @@ class ModelLibrary:
         for key in order.settings or {}:
             if key in settings_of_models() and key not in settings_of_clients():
                 raise InvalidParameter(
-                    f"{key} names files of the server's machine, which is its operator's to do: "
-                    f"leave it out",
+                    f"{key} names files on the server's machine, so only its operator may set it; "
+                    "leave it out",
                     param=key,
                 )
         return ModelSpec.create(
@@ -225,7 +227,7 @@ class ModelLibrary:
         )
 
     def _own_settings(self, name: str) -> dict[str, Any]:
-        """In which a model that is there differs from the server's."""
+        """The settings in which a loaded model differs from the server's."""
         config = self._engine.config(name)
         if config is None:
             return {}

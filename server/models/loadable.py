@@ -1,4 +1,4 @@
-"""Which models clients may have loaded: those that the operator has named, and nothing else."""
+"""Finds the models that clients may load: those that the operator has named, and nothing else."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -14,14 +14,14 @@ from server.settings import ANY_MODEL, Settings
 _FILES = (".gguf", ".safetensors", ".pth", ".param")
 _CONFIGURATIONS = ("config.json", "model_index.json")
 _MOST_ENTRIES = 4096
-"""Of the folder; the rest is not looked at."""
+"""The most entries of the folder that are read."""
 
 log = structlog.get_logger(__name__)
 
 
 class LoadableModels:
-    """The models of the settings, by name: those served from the start, `loadable_models`, and what
-    lies in `models_dir`, in this order where a name is taken twice."""
+    """The models of the settings, by name: those served from the start, `loadable_models`, and
+    those in `models_dir`. If a name is used twice, the first in this order counts."""
 
     def __init__(self, settings: Settings) -> None:
         listed = [text for text in settings.loadable_models if text != ANY_MODEL]
@@ -32,20 +32,20 @@ class LoadableModels:
         self._is_any_allowed = ANY_MODEL in settings.loadable_models
 
     def specs(self) -> list[ModelSpec]:
-        """All that have a name. Reads the folder: to be called in a thread."""
+        """All models that have a name. Reads the folder: call it in a thread."""
         found = {} if self._folder is None else _models_in(self._folder)
         return list({**self._named, **found, **self._named}.values())
 
     def find(self, model: str, ref: str | None = None) -> ModelSpec:
-        """What to load as `model`: the entry of that name, or the one that `ref` names or refers
-        to. Reads the folder: to be called in a thread.
+        """The model to load as `model`: the entry of that name, or the one that `ref` names or
+        refers to. Reads the folder: call it in a thread.
 
-        What a client sends is compared with the list and never made a path, unless the operator
-        allows whatever is asked for.
+        A client's text is only compared with the list and never becomes a path, unless the operator
+        allows any model.
 
         Raises:
             UnknownModel: it is not in the list.
-            InvalidParameter: any may be loaded, and it cannot be the name of one.
+            InvalidParameter: any model may be loaded, but the text cannot be the name of one.
         """
         wanted = model if ref is None else ref
         specs = self.specs()
@@ -58,7 +58,8 @@ class LoadableModels:
         if self._is_any_allowed:
             return ModelSpec.create(wanted, name=None if ref is None else model)
         raise UnknownModel(
-            f"model {wanted[:80]!r} is not one of those that may be loaded; GET /models lists them",
+            f"model {wanted[:80]!r} is not one of the models that may be loaded; GET /models "
+            "lists those",
             param="model" if ref is None else "ref",
         )
 
@@ -71,7 +72,7 @@ def _models_in(folder: Path) -> dict[str, ModelSpec]:
         log.warning("models_dir cannot be read", reason=error.strerror)
         return {}
     for entry in filter(_is_model, entries):
-        # A file beside a folder of its name keeps its ending.
+        # A file beside a folder of the same name keeps its ending.
         names = [entry.name] if entry.is_dir() else [model_name(entry.name), entry.name]
         for spec in _specs(entry, names):
             if spec.name not in found:
@@ -84,7 +85,7 @@ def _specs(entry: Path, names: list[str]) -> Iterator[ModelSpec]:
     for name in names:
         try:
             yield ModelSpec.create(str(entry.absolute()), name=name)
-        except InvalidParameter:  # a name that nobody can ask for
+        except InvalidParameter:  # a name that cannot be used in requests
             continue
 
 

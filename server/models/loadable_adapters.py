@@ -1,4 +1,5 @@
-"""Which LoRA adapters clients may have loaded: those that the operator has named, no others."""
+"""Finds the LoRA adapters that clients may load: those that the operator has named, and nothing
+else."""
 
 import os
 from itertools import islice
@@ -15,16 +16,16 @@ _CONFIGURATION = "adapter_config.json"
 _WEIGHTS = ".safetensors"
 _DIFFUSERS = "pytorch_lora_weights.safetensors"
 _MOST_ENTRIES = 4096
-"""Of the folder; the rest is not looked at."""
+"""The most entries of the folder that are read."""
 _MAX_NAMED = 8
-"""Adapters that a message lists."""
+"""The most adapters that a message lists."""
 
 log = structlog.get_logger(__name__)
 
 
 class LoadableAdapters:
     """The adapters of the settings, by name: those served from the start, `loadable_loras`, and
-    what lies in `loras_dir`, in this order where a name is taken twice."""
+    those in `loras_dir`. If a name is used twice, the first in this order counts."""
 
     def __init__(self, settings: Settings) -> None:
         self._named: dict[str, str] = {}
@@ -37,14 +38,14 @@ class LoadableAdapters:
 
     def find(self, name: str, place: str | None = None) -> str:
         """The folder or file to load as `name`: that of the entry of this name, or of the one that
-        `place` names or whose folder it is. Reads `loras_dir`: to be called in a thread.
+        `place` names or whose folder it is. Reads `loras_dir`: call it in a thread.
 
-        What a client sends is compared with the list and never made a path, unless the operator
-        allows whatever is asked for.
+        A client's text is only compared with the list and never becomes a path, unless the operator
+        allows any adapter.
 
         Raises:
             UnknownAdapter: it is not in the list.
-            InvalidParameter: nothing can be asked for by such a name.
+            InvalidParameter: the name cannot be used in requests.
         """
         check_adapter(name, "any", param="lora_name")
         wanted = name if place is None else place
@@ -59,14 +60,14 @@ class LoadableAdapters:
             return place
         names = ", ".join(sorted(folders)[:_MAX_NAMED])
         raise UnknownAdapter(
-            f"adapter {wanted[:80]!r} is not one of those that may be loaded"
-            f"{f' ({names})' if names else ''}; put it into loras_dir, or name it in "
-            f"loadable_loras",
+            f"adapter {wanted[:80]!r} is not one of the adapters that may be "
+            f"loaded{f' ({names})' if names else ''}; put it into loras_dir, or name it in "
+            "loadable_loras",
             param="lora_name" if place is None else "lora_path",
         )
 
     def _found(self) -> dict[str, str]:
-        """What lies in the folder."""
+        """The adapters in the folder."""
         if self._folder is None:
             return {}
         found: dict[str, str] = {}
@@ -79,14 +80,14 @@ class LoadableAdapters:
             name = entry.name.removesuffix(_WEIGHTS)
             try:
                 check_adapter(name, str(entry.absolute()))
-            except InvalidParameter:  # a name that nobody can ask for
+            except InvalidParameter:  # a name that cannot be used in requests
                 continue
             found.setdefault(name, str(entry.absolute()))
         return found
 
 
 def _is_adapter(entry: Path) -> bool:
-    """PEFT's folder, diffusers', or a file of an image adapter."""
+    """Whether an entry is a folder of PEFT's or diffusers', or a file of an image adapter."""
     if entry.name.startswith("."):
         return False
     try:

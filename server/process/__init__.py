@@ -1,4 +1,4 @@
-"""The process and who runs it: options, socket, start, what a terminal shows, orderly end.
+"""The process and its operator: options, socket, start, the terminal's output, an orderly end.
 
-Above the app, which does not know it. Start at `serve.py`.
+This folder is above the app, which does not know it. Start at `serve.py`.
 """

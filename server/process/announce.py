@@ -1,4 +1,4 @@
-"""Tells the operator how loading goes and, once it is over, how to ask the first questions."""
+"""Tells the operator how loading goes and, once it is over, how to send first requests."""
 
 import asyncio
 import contextlib
@@ -36,8 +36,8 @@ log = structlog.get_logger(__name__)
 class Announcer:
     """Watches the models until each is ready or has failed.
 
-    With a screen, progress is shown there and not logged, and `tell` writes for people what can be
-    asked first.
+    With a screen, progress is shown there and not logged, and `tell` writes first requests for
+    people.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class Announcer:
         self._screen = screen
         self._told: dict[str, tuple[ModelStatus, float]] = {}
         self.nothing_serves = False
-        """Loading is over, and every model has failed."""
+        """Whether loading is over and every model has failed."""
 
     async def run(self) -> None:
-        """Report until loading is over, then say what can be asked."""
+        """Report until loading is over, then show first requests."""
         log.info("listening", url=str(self._listener.uds or self._listener.url))
         with self._screen or contextlib.nullcontext():
             statuses = await self._watch(
@@ -76,10 +76,10 @@ class Announcer:
             self._tell("\nReady. Try:\n\n" + "".join(f"  {line}\n" for line in lines) + page)
 
     async def _watch(self, report: Callable[[ModelStatus], None]) -> list[ModelStatus]:
-        """Report until every model has come to an end of loading."""
+        """Report until every model has finished loading or failed."""
         seen: set[str] = set()
         while True:
-            # Who loads one meanwhile hears of it.
+            # Whoever loads a model later is told by the request.
             statuses = [status for status in self._engine.statuses() if not status.joining]
             for name in seen - {status.model for status in statuses}:
                 report(ModelStatus(model=name, phase=Phase.STOPPED))
@@ -91,7 +91,7 @@ class Announcer:
             await asyncio.sleep(_POLL_S)
 
     def _first_questions(self) -> list[str]:
-        """One for the first model of each kind, as far as there are."""
+        """Shell lines for the first model of each kind, as far as there are models."""
         with_key = bool(self._settings.read_api_keys())
         questions = [
             served.first_question(info.model)
@@ -102,7 +102,7 @@ class Announcer:
         return [line for line in lines if line is not None]
 
     def _report(self, status: ModelStatus) -> None:
-        """One line per phase, per tenth of its progress, and per news after some silence."""
+        """Log one line per phase, per tenth of its progress, and per change after some silence."""
         now = time.monotonic()
         before, told_s = self._told.get(status.model, (None, 0.0))
         if before is not None and not _is_news(before, status, now - told_s):
@@ -133,8 +133,8 @@ def _is_news(before: ModelStatus, after: ModelStatus, silence_s: float) -> bool:
 
 
 def shell_line(listener: Listener, question: FirstQuestion, *, with_key: bool) -> str | None:
-    """A first question that can be pasted into a shell in this folder; None: it cannot be asked in
-    a line."""
+    """A first question that can be pasted into a shell in this folder; None if no single line can
+    ask it."""
     if question.words and listener.uds is None:
         return _own_line(listener, question, with_key=with_key)
     return _curl_line(listener, question, with_key=with_key) if question.path else None
@@ -158,14 +158,14 @@ def _curl_line(listener: Listener, question: FirstQuestion, *, with_key: bool) -
 
 
 def _quoted(word: str) -> str:
-    """In double quotes where nothing in it means anything there: they are easier to read."""
+    """The word, in double quotes if they are safe, because these are easier to read."""
     if re.fullmatch(r"[\w .,?-]*", word) and " " in word:
         return f'"{word}"'
     return shlex.quote(word)
 
 
 def own_command() -> str:
-    """How a shell in this folder calls `tandem`."""
+    """The command by which a shell in this folder calls `tandem`."""
     own = Path(sys.executable).with_name("tandem")
     if not own.exists():
         return f"{shlex.quote(sys.executable)} -m server"

@@ -1,6 +1,5 @@
-"""What `tandem serve --help` shows: the few settings that most people need, and with `--help-all`
-every one of them, in groups.
-"""
+"""The text of `tandem serve --help`: the few settings that most people need, and with `--help-all`
+all of them, in groups."""
 
 import shutil
 import textwrap
@@ -86,26 +85,26 @@ def _described(row: SettingRow, width: int) -> list[str]:
 
 
 def _whole_text(row: SettingRow) -> str:
-    """What it is, then how else it can be set, and its default."""
+    """The description of a setting, the other ways to set it, and its default."""
     repeatable = " May be given several times." if row.is_list else ""
     default = f"; default {row.default_text}" if row.default_text else ""
     return f"{row.help}{repeatable} [{row.variable}{default}]"
 
 
 def short_text(row: SettingRow) -> str:
-    """What it is in a sentence, and its default."""
+    """The first sentence about a setting, and its default."""
     default = f" [{row.default_text}]" if row.default_text else ""
     return f"{row.help.partition('. ')[0].removesuffix('.')}.{default}"
 
 
 def short_form(row: SettingRow) -> str:
-    """What may be given, as far as there is room."""
+    """The allowed values, as far as there is room."""
     form = row.kind_name
     return form if len(form) <= _MAX_FORM else f"{form[: form.rindex('|', 0, _MAX_FORM)]}|…"
 
 
 def show_all(wanted: bool) -> None:
-    """Of `--help-all`: print and leave."""
+    """Print all options and exit, for `--help-all`."""
     if wanted:
         typer.echo(full_help(shutil.get_terminal_size().columns))
         raise typer.Exit

@@ -1,4 +1,5 @@
-"""The socket that the server listens on, taken before anything slow, and its address for people."""
+"""The socket that the server listens on, opened before anything slow, and its address for
+people."""
 
 import contextlib
 import errno
@@ -12,11 +13,11 @@ from server.settings import Settings
 
 _BACKLOG = 2048
 _MAX_UNSENT_BYTES = 128 << 10
-"""What the kernel keeps of a stream beside what is on its way: else it takes megabytes, minutes of
-tokens, before a reader that has stopped is noticed."""
+"""Bytes of a stream that the kernel keeps besides those on their way. Without this limit it takes
+megabytes, which is minutes of tokens, before a reader that has stopped is noticed."""
 _NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # Linux and macOS
 _OTHER_FILES = 256
-"""Libraries, pipes and sockets of the workers, files of models."""
+"""File descriptors for libraries, pipes and sockets of the workers, and files of models."""
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -30,7 +31,7 @@ class Listener:
 
     socket: socket.socket
     url: str
-    """Where a client on this machine finds the server."""
+    """The address at which a client on this machine finds the server."""
     uds: Path | None = None
 
     def close(self) -> None:
@@ -43,7 +44,7 @@ def open_listener(settings: Settings) -> Listener:
     """Bind and listen.
 
     Raises:
-        ListenProblem: in use, not allowed, or no such address.
+        ListenProblem: the address is in use, not allowed, or does not exist.
     """
     scheme = "https" if settings.ssl_certfile else "http"
     if settings.uds is not None:
@@ -55,8 +56,8 @@ def open_listener(settings: Settings) -> Listener:
 
 
 def allow_open_files(num_connections: int) -> int:
-    """Let the process open so many connections beside what else it opens, if the system may be
-    asked for that. Returns how many connections it can have."""
+    """Let the process open this many connections besides its other files, if the system allows it.
+    Returns how many connections it can have."""
     wanted = num_connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -71,7 +72,10 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (socket.gaierror, UnicodeError):
-        raise ListenProblem(f"--host {host} is not an address of this machine") from None
+        raise ListenProblem(
+            f"--host {host} is not an address of this machine; use one of its "
+            "addresses, or 0.0.0.0 for all"
+        ) from None
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -89,18 +93,26 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
 
 def _explain(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} is in use on {host}; stop the program that has it or choose --port"
+        return (
+            f"port {port} is in use on {host}; stop the program that uses it, or choose "
+            "another --port"
+        )
     if error.errno == errno.EACCES:
-        return f"port {port} needs more rights than this user has; choose --port above 1023"
+        return f"this user may not listen on port {port}; choose a --port above 1023"
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"--host {host} is not an address of this machine"
+        return (
+            f"--host {host} is not an address of this machine; use one of its addresses, or "
+            "0.0.0.0 for all"
+        )
     return f"cannot listen on {host} port {port}: {error.strerror}"
 
 
 def _listen_unix(path: Path) -> socket.socket:
     if path.is_socket():
         if _answers(path):
-            raise ListenProblem(f"--uds {path} is in use; stop the program that has it")
+            raise ListenProblem(
+                f"--uds {path} is in use; stop the program that uses it, or choose another path"
+            )
         path.unlink()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -113,7 +125,7 @@ def _listen_unix(path: Path) -> socket.socket:
 
 
 def _answers(path: Path) -> bool:
-    """Whether somebody listens: a socket file outlives a server that was killed."""
+    """Whether somebody listens on a socket: its file outlives a server that was killed."""
     with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
         probe.settimeout(1.0)
         return probe.connect_ex(os.fspath(path)) == 0

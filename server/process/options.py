@@ -1,6 +1,7 @@
-"""`tandem serve`'s options, made from the settings: one place says what each is and allows.
+"""The options of `tandem serve`, made from the settings, so that each setting is described in one
+place.
 
-Values go to `server.settings` as they were typed. It checks them, whichever source they come from.
+Values go to `server.settings` as they were typed. It checks values from all sources.
 """
 
 import inspect
@@ -15,7 +16,8 @@ from server.settings.reference import SettingRow, setting_rows
 
 
 def serve_signature() -> inspect.Signature:
-    """Models as arguments, then one option per setting and per engine knob; None is not given."""
+    """Models as arguments, then one option per setting and per engine setting; None means not
+    given."""
     models = typer.Argument(metavar="MODEL", help="The same as --model.", show_default=False)
     options = [_option(row) for row in setting_rows()]
     every = typer.Option(
@@ -35,7 +37,7 @@ def serve_signature() -> inspect.Signature:
 
 
 def given_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given, in the shape of `Settings`."""
+    """The values that were given, in the form of `Settings`."""
     given = {name: value for name, value in values.items() if value not in (None, [])}
     given.pop("help_all", None)
     models = [*given.pop("model_arguments", []), *given.pop("models", [])]

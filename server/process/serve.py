@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from server.process.start_screen import StartScreen, Terminal
 
 _LAST_WORDS_S = 5
-"""For connections to finish once the engine has stopped."""
+"""Seconds for connections to finish once the engine has stopped."""
 
 CreateEngine = Callable[[Settings], EngineClient]
 
@@ -81,7 +81,11 @@ def _run(
         try:
             config.load()
         except (OSError, ssl.SSLError):
-            typer.echo("tandem: ssl_certfile or ssl_keyfile holds no usable TLS key", err=True)
+            typer.echo(
+                "ssl_certfile and ssl_keyfile contain no usable TLS certificate and key; "
+                "check both files",
+                err=True,
+            )
             return 2
         screen = (
             None if terminal is None else terminal.start_screen(str(listener.uds or listener.url))
@@ -89,8 +93,8 @@ def _run(
         server = DrainingServer(config, app, listener, screen)
         _log_start(settings)
         _allow_connections(settings.max_connections)
-        # What is there for good: a body of many objects would have all of it looked at again and
-        # again while it is decoded, which takes ten times as long as decoding.
+        # These objects stay for good. Decoding a body of many objects would look at them again and
+        # again, which takes ten times as long as decoding.
         gc.collect()
         gc.freeze()
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -99,14 +103,14 @@ def _run(
 
 
 def least_level(settings: Settings) -> str:
-    """Of what is logged beside a start screen, which tells the rest."""
+    """The least severe level to log next to a start screen, which shows the rest."""
     return "warning" if settings.log_level == "info" else settings.log_level
 
 
 def create_process_engine(
     settings: Settings, *, terminal: "Terminal | None" = None
 ) -> EngineClient:
-    """The engine of production: a worker process per model."""
+    """The engine for production: a worker process per model."""
     options = WorkerOptions(
         config=settings.engine_config,
         cache_dir=settings.cache_path,
@@ -121,7 +125,8 @@ def create_process_engine(
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn, but it keeps listening while it drains, so that refusals reach the clients."""
+    """uvicorn's server, but it keeps listening while it drains, so that refusals reach the
+    clients."""
 
     def __init__(
         self,
@@ -138,10 +143,11 @@ class DrainingServer(uvicorn.Server):
         self._on_terminal = screen is not None
         self._is_draining_told = False
         self.has_failed = False
-        """No model could be loaded, and the operator has been told why."""
+        """Whether no model could be loaded, and the operator has been told why."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Runs in a signal handler, between any two instructions of the loop: only sets flags."""
+        """Handle a signal. This runs in a signal handler, between any two instructions of the loop,
+        so it only sets flags."""
         if self._state.lifecycle.draining:
             self._state.lifecycle.cut_drain_short()
             self.force_exit = True
@@ -150,13 +156,13 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         await super().startup(sockets)
-        build_routes(self._app)  # by now workers are being started, which takes longer
+        build_routes(self._app)  # workers are being started meanwhile, which takes longer
         self._announcement = asyncio.create_task(self._announce())
 
     async def _announce(self) -> None:
         await self._announcer.run()
-        # What models have brought stays, too: a full collection, about one a minute under load,
-        # took a tenth of a second to walk everything, in which no stream went on.
+        # The models' objects stay, too: a full collection, about one a minute under load, took a
+        # tenth of a second to walk them all, during which all streams stopped.
         gc.freeze()
 
     async def on_tick(self, counter: int) -> bool:
@@ -176,14 +182,14 @@ class DrainingServer(uvicorn.Server):
         return self._state.admission.num_in_flight() == 0 or lifecycle.remaining_drain_s() == 0
 
     def _tell_of_draining(self) -> None:
-        """Once, if there is something to wait for."""
+        """Tell the operator about draining, once, if there is something to wait for."""
         if self._is_draining_told:
             return
         self._is_draining_told = True
         left = self._state.admission.num_requests
         if left and self._on_terminal:
             requests = "1 request" if left == 1 else f"{left} requests"
-            typer.echo(f"Finishing {requests}; again to stop now.", err=True)
+            typer.echo(f"Finishing {requests}; press Ctrl-C again to stop now.", err=True)
         elif left:
             log.info("draining", num_requests=left)
 
@@ -196,14 +202,14 @@ class DrainingServer(uvicorn.Server):
         while not stop.done() and not self.force_exit:
             await asyncio.wait({stop}, timeout=0.1)
         await super().shutdown(sockets)
-        if self.force_exit:  # uvicorn leaves the lifespan hanging then
-            # Requests are cut off because the operator says so: no fault, and no traceback.
+        if self.force_exit:  # uvicorn then leaves the lifespan hanging
+            # Requests are cut off because the operator wants that: no fault, and no traceback.
             logging.getLogger("uvicorn.error").disabled = True
             await self.lifespan.shutdown()
 
 
 def uvicorn_config(settings: Settings, app: FastAPI) -> uvicorn.Config:
-    """How uvicorn is run: our connections, our logs, no banner."""
+    """The configuration of uvicorn: our connections, our logs, no banner."""
     count_cut = app.state.tandem.metrics.count_cut
     protocol = partial(ClientConnection, ConnectionLimits.of(settings), count_cut)
     return uvicorn.Config(
@@ -214,7 +220,7 @@ def uvicorn_config(settings: Settings, app: FastAPI) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # ours reads them
+        proxy_headers=False,  # our own middleware reads them
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=_LAST_WORDS_S,
         ssl_certfile=settings.ssl_certfile,
@@ -225,19 +231,25 @@ def uvicorn_config(settings: Settings, app: FastAPI) -> uvicorn.Config:
 def _log_start(settings: Settings) -> None:
     log.info("starting", version=__version__, models=[spec.name for spec in settings.model_specs])
     for name in unknown_variables():
-        log.warning("this environment variable is not a setting", name=name)
+        log.warning("this environment variable is not a setting; check its spelling", name=name)
     is_open = not settings.read_api_keys() and settings.uds is None
     if is_open and not _is_loopback(settings.host):
-        log.warning("anybody who reaches this host can use the server; set api_keys")
+        log.warning(
+            "anybody who can reach this host can use the server; set api_keys to prevent that"
+        )
         if settings.enable_runtime_loading and not settings.admin_keys:
-            log.warning("and can load and unload its models; set admin_keys")
+            log.warning(
+                "anybody who may use the server can load and unload its models; set "
+                "admin_keys to prevent that"
+            )
 
 
 def _allow_connections(max_connections: int) -> None:
     possible = allow_open_files(max_connections)
     if possible < max_connections:
         log.warning(
-            "the system allows fewer open files than max_connections needs; raise ulimit -n",
+            "the system allows fewer open files than max_connections needs; raise the limit with "
+            "ulimit -n",
             max_connections=max_connections,
             possible=possible,
         )

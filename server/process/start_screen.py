@@ -1,6 +1,6 @@
-"""What a terminal shows while models load: a bar for each, and why one failed.
+"""The terminal's output while models load: a bar for each model, and the reason if one failed.
 
-Logs, the workers' too, are printed above the bars as long as these move.
+Logs, including those of the workers, are printed above the bars while these move.
 """
 
 import os
@@ -21,16 +21,17 @@ _WORDS = {
     Phase.DOWNLOADING: "fetching",
     Phase.LOADING: "loading",
     Phase.WARMING_UP: "warming up",
-    Phase.RESTARTING: "starting again",
+    Phase.RESTARTING: "restarting",
 }
 
 
 class StartScreen:
-    """A context: the bars stay as they are when it ends. Why a model failed is said at once.
+    """A context that shows the bars; they stay as they are when it ends. The reason of a failure is
+    printed at once.
 
     Args:
         title: printed above the bars.
-        console: of standard error. Colours are rich's business: none where NO_COLOR is set.
+        console: rich's console for standard error. It uses no colours if NO_COLOR is set.
     """
 
     def __init__(self, title: str, console: Console) -> None:
@@ -61,7 +62,7 @@ class StartScreen:
         self._progress.stop()
 
     def show(self, status: ModelStatus) -> None:
-        """Move the model's bar to how far loading is."""
+        """Show how far a model's loading is."""
         task = self._tasks.get(status.model)
         if task is None:
             task = self._tasks[status.model] = self._progress.add_task(
@@ -82,12 +83,13 @@ class StartScreen:
             self._progress.update(
                 task,
                 total=None if status.progress is None else 1,
-                completed=min(status.progress or 0, 0.99),  # the clock stops at the whole
+                completed=min(status.progress or 0, 0.99),  # the clock stops at 1
                 note=note if status.detail is None else status.detail,
             )
 
     def _explain(self, status: ModelStatus) -> None:
-        """At once and once, above the bars: others may take minutes yet."""
+        """Print the reason of a failure, once and at once, above the bars: other models may still
+        take minutes."""
         if status.model in self._explained:
             return
         self._explained.add(status.model)
@@ -99,13 +101,13 @@ class StartScreen:
 
 
 class Terminal:
-    """A context around the server's run: standard error shared by bars, our logs and the workers.
+    """A context for the server's run: bars, our logs and the workers share standard error.
 
     Attributes:
-        stderr: for our own logs. Standard error as it is when it is written to: while bars move,
-            rich stands in for it.
+        stderr: stream for our own logs. It writes to the current standard error, which rich
+            replaces while bars move.
         workers_stderr: file descriptor for the workers, a pipe that a thread reads.
-        has_colors: whether log lines are to be coloured.
+        has_colors: whether to colour log lines.
     """
 
     def __init__(self) -> None:
@@ -116,7 +118,7 @@ class Terminal:
         self._thread = threading.Thread(target=self._copy, name="worker-output", daemon=True)
 
     def start_screen(self, address: str) -> StartScreen:
-        """Bars under one line that names the server."""
+        """Bars under a line that names the server."""
         return StartScreen(f"Tandem {__version__} on {address}", self._console)
 
     def __enter__(self) -> "Terminal":
@@ -124,7 +126,7 @@ class Terminal:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """The workers have ended, or will not be waited for: show what they wrote last."""
+        """Show the last output of the workers, which have ended or will not be waited for."""
         os.close(self.workers_stderr)
         self._thread.join(timeout=1.0)
 

@@ -1,1 +1,2 @@
-"""The wire format: one module of bodies per route family. No logic beyond validation."""
+"""The bodies that clients send and get, one module per family of routes. They hold no logic except
+validation."""

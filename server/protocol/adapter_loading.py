@@ -1,4 +1,5 @@
-"""Bodies of `POST /v1/load_lora_adapter` and `POST /v1/unload_lora_adapter`: vLLM's and `model`."""
+"""Bodies of `POST /v1/load_lora_adapter` and `POST /v1/unload_lora_adapter`: vLLM's, with `model`
+added."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,29 +9,30 @@ from pydantic import ConfigDict, Field
 from server.protocol.model_loading import ChangeOrder
 
 _MODEL = (
-    "The text or image model that it belongs to. Default: the text model, if it is the only one."
+    "The text or image model that the adapter belongs to. Default: the text model, if there is "
+    "only one."
 )
 
 
 class LoadAdapterRequest(ChangeOrder):
-    """Load a LoRA adapter. Every field but `lora_name` may be null: the default."""
+    """Load a LoRA adapter. Every field except `lora_name` may be null, which means its default."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"lora_name": "poet"}})
 
     lora_name: str = Field(
-        min_length=1, max_length=256, description="The name by which requests ask for it as model."
+        min_length=1, max_length=256, description="The name that requests use as their model."
     )
     lora_path: str | None = Field(
         None,
         min_length=1,
         max_length=4096,
-        description="Which of the adapters that the server allows: its name there, or its folder "
-        "or file. By default the one of that name.",
+        description="The adapter to load, one of those that the server allows: its name there, "
+        "or its folder or file. Default: the one named lora_name.",
     )
     load_inplace: bool | None = Field(
         None,
-        description="Take the place of the adapter of that name, whose running requests go on with "
-        "what they have. Default false: 409 if there is one.",
+        description="Replace an adapter of that name, whose running requests keep the old one. "
+        "Default false: 409 if there is one.",
     )
     model: str | None = Field(None, min_length=1, max_length=256, description=_MODEL)
 
@@ -50,25 +52,25 @@ class UnloadAdapterRequest(ChangeOrder):
 
 @dataclass(slots=True, kw_only=True)
 class LoadedAdapter:
-    """An adapter that requests can ask for now, and what was found in its files."""
+    """An adapter that requests can use now, and the facts about its files."""
 
     object: Literal["lora_adapter"] = "lora_adapter"
     lora_name: str
     model: str
-    """That it belongs to."""
+    """The model that it belongs to."""
     num_layers: int
-    """Of the model, that it changes."""
+    """Number of the model's layers that it changes."""
     ranks: list[int]
-    """Those that its layers have."""
+    """The ranks of its layers."""
     num_left_out: int
-    """Its layers that the model has not, and that nobody will miss."""
+    """Number of its layers that the model does not have and that have no effect."""
     left_out: list[str]
-    """The first of them."""
+    """The first of these layers."""
 
 
 @dataclass(slots=True, kw_only=True)
 class UnloadedAdapter:
-    """An adapter that is gone."""
+    """An adapter that has been unloaded."""
 
     object: Literal["lora_adapter.deleted"] = "lora_adapter.deleted"
     lora_name: str

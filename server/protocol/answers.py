@@ -1,6 +1,6 @@
-"""What the answers of several routes share.
+"""Parts of answers that several routes share.
 
-Dataclasses, which FastAPI documents and msgspec encodes.
+They are dataclasses, which FastAPI documents and msgspec encodes.
 """
 
 from dataclasses import dataclass, field
@@ -16,14 +16,14 @@ class PromptTokensDetails:
 
 @dataclass(slots=True)
 class CompletionTokensDetails:
-    """What the answers' tokens are."""
+    """The kinds of tokens in an answer."""
 
     reasoning_tokens: int = 0
 
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens that a request took."""
+    """The tokens of a request."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -36,7 +36,7 @@ class Usage:
 
 @dataclass(slots=True, kw_only=True)
 class InputTokens:
-    """Tokens that a conversation comes to."""
+    """The number of tokens in a conversation."""
 
     object: Literal["response.input_tokens"] = "response.input_tokens"
     input_tokens: int
@@ -44,7 +44,7 @@ class InputTokens:
 
 @dataclass(slots=True, kw_only=True)
 class StoredList:
-    """A list of what is stored, where nothing is."""
+    """An empty list of stored objects, from a server that stores none."""
 
     object: Literal["list"] = "list"
     data: list[Any] = field(default_factory=list)
@@ -55,7 +55,7 @@ class StoredList:
 
 @dataclass(slots=True)
 class PromptLogprob:
-    """One candidate for a prompt position, as vLLM writes it."""
+    """A candidate for a prompt position, as vLLM writes it."""
 
     logprob: float
     rank: int
@@ -64,11 +64,11 @@ class PromptLogprob:
 
 @dataclass(slots=True)
 class TextSpan:
-    """Tokens of a text that were unlikely, one after the other.
+    """Consecutive tokens of a text that were unlikely.
 
     Attributes:
-        tokens: the first one's number, and that of the one behind the last.
-        characters: the same of the text that was written.
+        tokens: index of the first token, and of the token after the last.
+        characters: the same range in characters of the text.
     """
 
     tokens: list[int]
@@ -89,12 +89,13 @@ class Uncertainty:
 
 @dataclass(slots=True, kw_only=True)
 class SemanticEntropy:
-    """How many things the answers of a request say.
+    """How many different things the answers of a request say.
 
     Attributes:
-        entropy: of the clusters' shares, in nats.
-        clusters: of each choice the number of its cluster.
-        error: why the answers could not be compared: these three are null then.
+        entropy: the entropy of the clusters' shares, in nats.
+        clusters: the cluster's number for each choice.
+        error: why the answers could not be compared; `entropy`, `num_clusters` and `clusters` are
+            null then.
     """
 
     entropy: float | None
@@ -107,8 +108,7 @@ class SemanticEntropy:
 
 @dataclass(slots=True)
 class RepetitionReport:
-    """The longest stretch of a text that says the same tokens over and over; ranges as in
-    `TextSpan`."""
+    """The longest stretch of a text that repeats the same tokens; ranges as in `TextSpan`."""
 
     pattern_size: int
     tokens: list[int]
@@ -120,7 +120,7 @@ PromptLogprobs = list[dict[int, PromptLogprob] | None]
 
 @dataclass(slots=True)
 class ErrorDetail:
-    """What went wrong."""
+    """The cause of a failure."""
 
     message: str
     type: str
@@ -130,13 +130,13 @@ class ErrorDetail:
 
 @dataclass(slots=True)
 class ErrorAnswer:
-    """The body of every answer other than 2xx."""
+    """The body of every answer with a status other than 2xx."""
 
     error: ErrorDetail
 
 
 _ERRORS = {
-    400: "A field has a bad value, or the prompt does not fit the context.",
+    400: "A field has a wrong value, or the prompt does not fit the context.",
     401: "The API key is missing or wrong.",
     404: "No such model is served.",
     413: "The body is too large.",
@@ -148,13 +148,13 @@ _ERRORS = {
 
 
 def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """FastAPI's `responses` for the failures of a route; without arguments all of them."""
+    """FastAPI's `responses` for a route's failures; without arguments, for all of them."""
     return {s: {"model": ErrorAnswer, "description": _ERRORS[s]} for s in statuses or _ERRORS}
 
 
 def stream_answer(whole: type, chunk: str, *, done: bool = True) -> dict[str, Any]:
-    """FastAPI's `responses` entry of a route that answers whole or as a stream of chunks, then
-    `[DONE]` if `done`."""
+    """FastAPI's `responses` entry of a route that answers whole or as a stream of chunks, which
+    ends with `[DONE]` if `done`."""
     events = {
         # One event, as FastAPI documents its own streams; `schema` would be read as the whole body.
         "itemSchema": {

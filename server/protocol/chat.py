@@ -27,13 +27,14 @@ from server.protocol.common import (
 from server.protocol.signal_fields import MeaningFields, check_meanings
 from server.protocol.tools import AnswerToolCall, ToolCallDelta, ToolOptions, ToolUse
 
-_TEXT_PART_TYPES = ("text", "refusal")  # each also names the key that holds the text
-_REFUSED_PART_TYPES = ("image", "input_", "audio", "video", "file")  # how their names begin
+_TEXT_PART_TYPES = ("text", "refusal")  # each is also the key that holds the text
+_REFUSED_PART_TYPES = ("image", "input_", "audio", "video", "file")  # beginnings of their names
 _MAX_MESSAGES = 4096
 _MAX_CALLS = 4096
 _MAX_ARGUMENT_VALUES = 1 << 18
-"""In the arguments of all calls, counted by their commas. Texts with more are longer than models
-read, and other conversations would wait while the template's process parses them."""
+"""The most values in the arguments of all calls, counted by their commas. Texts with more are
+longer than models read, and other conversations would wait while the template's process parses
+them."""
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
@@ -46,14 +47,15 @@ class TextPart(WireModel):
 
 
 class RefusalPart(WireModel):
-    """An earlier refusal of the assistant, taken as text."""
+    """An earlier refusal of the assistant, treated as text."""
 
     type: Literal["refusal"]
     refusal: str
 
 
 def _read_content(value: Any) -> str | list[dict[str, str]] | None:
-    """Text, or parts of text; one pass, with one message for all that can be wrong."""
+    """The content as text or parts of text. It is read in one pass, with one message for all
+    possible mistakes."""
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list):
@@ -65,7 +67,7 @@ def _read_content(value: Any) -> str | list[dict[str, str]] | None:
         if not isinstance(text, str):
             raise PydanticCustomError(
                 "content_part",
-                "part {index} must have type text and a text that is a string",
+                "part {index} must have type text, and a string as its text",
                 {"index": index},
             )
         parts.append({"type": "text", "text": text})
@@ -87,7 +89,7 @@ class FunctionCall(WireModel):
     """A call that the assistant made."""
 
     name: str = Field(max_length=256)
-    arguments: str | dict[str, Any] = Field(description="JSON, as text or as it is.")
+    arguments: str | dict[str, Any] = Field(description="JSON, as text or as an object.")
 
 
 class ToolCall(WireModel):
@@ -99,7 +101,7 @@ class ToolCall(WireModel):
 
 
 class ChatMessage(WireModel):
-    """One message. Fields that are not listed reach the template."""
+    """A message. Fields that are not listed are passed to the template."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -128,12 +130,14 @@ class ChatMessage(WireModel):
         from_assistant = self.role == "assistant" and (self.tool_calls or self.refusal)
         if self.content is None and not from_assistant:
             raise PydanticCustomError(
-                "content", "content is required; only an assistant's tool calls go without"
+                "content",
+                "content is required; only an assistant's message with tool calls may omit it",
             )
         return self
 
     def text(self) -> str:
-        """The message's text; parts are joined by line breaks, as templates for text get them."""
+        """The message's text; parts are joined by line breaks, as in templates that take only
+        text."""
         if isinstance(self.content, list):
             return "\n".join(part["text"] for part in self.content)
         return self.content or self.refusal or ""
@@ -143,7 +147,7 @@ Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=_MAX_MESS
 
 
 def check_parts(messages: Any) -> None:
-    """Refuse images, audio and files within messages, and more than can be read at once.
+    """Refuse images, audio and files in messages, and more parts than can be read at once.
 
     Raises:
         InvalidParameter: there are too many parts or calls, or too much in their arguments.
@@ -157,14 +161,15 @@ def check_parts(messages: Any) -> None:
         num_calls += len(calls) if isinstance(calls, list) else 0
         if num_calls > _MAX_CALLS:
             raise InvalidParameter(
-                f"the messages have more than {_MAX_CALLS} tool calls in all; leave some out",
+                f"the messages have more than {_MAX_CALLS} tool calls in total, the limit; leave "
+                "some out",
                 param=f"messages[{i}].tool_calls",
             )
         num_values += sum(map(_num_values, calls)) if isinstance(calls, list) else 0
         if num_values > _MAX_ARGUMENT_VALUES:
             raise InvalidParameter(
-                f"the arguments of tool calls hold more than {_MAX_ARGUMENT_VALUES} values in all; "
-                "leave some out",
+                f"the arguments of tool calls hold more than {_MAX_ARGUMENT_VALUES} values in "
+                "total, the limit; leave some out",
                 param=f"messages[{i}].tool_calls",
             )
         content = message.get("content")
@@ -182,7 +187,7 @@ def check_parts(messages: Any) -> None:
 
 
 def _num_values(call: Any) -> int:
-    """At least so many; of what is no call none."""
+    """A lower bound of the values in a call's arguments; 0 for anything that is not a call."""
     match call:
         case {"function": {"arguments": str(arguments)}}:
             return arguments.count(",")
@@ -200,8 +205,8 @@ class ChatTemplateOptions(ToolOptions):
 
     add_generation_prompt: bool | None = Field(
         None,
-        description="End the prompt where the assistant begins. Default true, or false with "
-        "continue_final_message.",
+        description="End the prompt where the assistant's answer begins. Default true, or false "
+        "with continue_final_message.",
     )
     continue_final_message: bool | None = Field(
         None, description="Continue the last message instead of answering it. Default false."
@@ -211,15 +216,17 @@ class ChatTemplateOptions(ToolOptions):
     )
     reasoning_effort: ReasoningEffort | None = Field(
         None,
-        description="How much to reason, for models whose template knows that; where it knows only "
-        "whether to, none switches it off and the others on.",
+        description="How much to reason, for models whose template has this option. If the "
+        "template can only switch reasoning on or off, none switches it off and all "
+        "others on.",
     )
 
     @model_validator(mode="after")
     def _check_ending(self) -> Self:
         if self.add_generation_prompt and self.continue_final_message:
             raise InvalidParameter(
-                "add_generation_prompt and continue_final_message cannot both be true",
+                "add_generation_prompt and continue_final_message cannot both be true; leave one "
+                "out",
                 param="continue_final_message",
             )
         return self
@@ -242,7 +249,8 @@ class ChatCompletionRequest(SamplingRequest, ChatTemplateOptions, ToolUse, Meani
     messages: Messages
     max_tokens: TokenLimit | None = Field(
         None,
-        description="Most tokens to generate. Default, and -1: what the context has room for.",
+        description="Most tokens to generate. Default, and -1: as many as the context has room "
+        "for.",
     )
     n_predict: TokenLimit | None = Field(None, description="llama.cpp's name for max_tokens.")
     logprobs: bool | None = Field(
@@ -253,7 +261,7 @@ class ChatCompletionRequest(SamplingRequest, ChatTemplateOptions, ToolUse, Meani
         description="Alternatives per token; only with logprobs.",
     )
     echo: bool | None = Field(
-        None, description="Put the last message before the answer, if it is the assistant's."
+        None, description="Put the last message before the answer if the assistant wrote it."
     )
 
     @model_validator(mode="before")
@@ -266,16 +274,14 @@ class ChatCompletionRequest(SamplingRequest, ChatTemplateOptions, ToolUse, Meani
     @model_validator(mode="after")
     def _check_logprobs(self) -> Self:
         if self.top_logprobs and not self.logprobs:
-            raise InvalidParameter(
-                "top_logprobs is only allowed with logprobs: true", param="top_logprobs"
-            )
+            raise InvalidParameter("top_logprobs needs logprobs: true", param="top_logprobs")
         check_meanings(self, self.num_choices, is_stream=bool(self.stream))
         return self
 
 
 @dataclass(slots=True)
 class TopLogprob:
-    """One candidate at a position."""
+    """A candidate at a position."""
 
     token: str
     logprob: float
@@ -284,7 +290,7 @@ class TopLogprob:
 
 @dataclass(slots=True)
 class TokenLogprobEntry:
-    """A token of the text beside the likeliest candidates."""
+    """A token of the text, with the likeliest candidates."""
 
     token: str
     logprob: float
@@ -294,7 +300,7 @@ class TokenLogprobEntry:
 
 @dataclass(slots=True)
 class ChatLogprobs:
-    """One entry per token."""
+    """Log-probabilities, one entry per token."""
 
     content: list[TokenLogprobEntry]
     refusal: None = None
@@ -302,11 +308,11 @@ class ChatLogprobs:
 
 @dataclass(slots=True, kw_only=True)
 class AnswerMessage:
-    """What the assistant said.
+    """The message that the assistant wrote.
 
     Attributes:
-        content: null beside calls, or reasoning, that have no text with them.
-        reasoning: the same as `reasoning_content`, as vLLM calls it now.
+        content: null if there are only calls or reasoning and no text.
+        reasoning: the same as `reasoning_content`, by vLLM's newer name.
     """
 
     role: Literal["assistant"] = "assistant"
@@ -348,7 +354,7 @@ class ChatCompletion:
 
 
 class MessageDelta(msgspec.Struct, omit_defaults=True):
-    """What a chunk adds to the message."""
+    """The part that a chunk adds to the message."""
 
     role: str | None = None
     content: str | msgspec.UnsetType | None = msgspec.UNSET
@@ -371,7 +377,7 @@ class ChatChunkChoice(msgspec.Struct):
 
 
 class ChatChunk(msgspec.Struct, kw_only=True):
-    """One `data:` line of a stream."""
+    """A `data:` line of a stream."""
 
     id: str
     object: str = "chat.completion.chunk"

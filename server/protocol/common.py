@@ -1,7 +1,7 @@
-"""What the request bodies of several routes share, and how unknown fields are treated.
+"""Fields that the request bodies of several routes share, and the treatment of unknown fields.
 
-Pydantic models, strict about types: an explicit null means the default, and a field that is in no
-table here is tolerated and reported.
+The models are pydantic's and strict about types: an explicit null means the default, and a field
+that is in no table here is accepted and reported.
 """
 
 from collections.abc import Container, Mapping
@@ -32,27 +32,29 @@ from server.protocol.signal_fields import SignalFields, check_signals
 from server.protocol.structure_fields import StructureFields
 
 MAX_FIELDS, MAX_INNER_FIELDS = 1024, 64
-"""Of a body, and of an object in it whose fields are known: checking each takes microseconds, in
-which nobody else is served."""
+"""The most fields of a body, and of an object in it whose fields are known: checking each field
+takes microseconds, during which no other request is served."""
 MAX_PARTS = 16_384
-"""Of all messages of a conversation."""
+"""The most parts of all messages of a conversation."""
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 MAX_TOKEN_COUNT = (1 << 31) - 1
 MAX_PROMPT_TOKENS = 1 << 20
-"""More than models take; reading so many holds up other requests for a tenth of a second."""
+"""More tokens than models take; reading this many holds up other requests for a tenth of a
+second."""
 MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
 MAX_ALLOWED_TOKENS = 1 << 18
-"""As many as the largest vocabularies have."""
+"""The most allowed tokens: as many as the largest vocabularies have."""
 MAX_BAD_WORDS = 512
 MAX_PATTERN_SIZE = 128
-"""Looking for patterns takes time per token of an answer and size of a pattern."""
+"""The longest pattern: looking for patterns takes time per token of an answer and size of a
+pattern."""
 
 NO_MODEL_READS = (
-    "no model that Tandem serves reads images, audio or files in messages; send text, and change "
-    "pictures with /v1/images/edits"
+    "no model served here reads images, audio or files in messages; send text, and edit pictures "
+    "with /v1/images/edits"
 )
-"""What to say of a message's parts that are not text."""
+"""The message about parts of a message that are not text."""
 
 NO_EFFECT_FIELDS: Mapping[str, str] = {
     "user": "names the end user to OpenAI's abuse monitoring",
@@ -62,10 +64,10 @@ NO_EFFECT_FIELDS: Mapping[str, str] = {
     "service_tier": "chooses OpenAI's price and latency tier",
     "prompt_cache_key": "steers OpenAI's cache routing; prefix caching here needs no hint",
     "prompt_cache_retention": "steers how long OpenAI keeps a cached prefix",
-    "guided_decoding_backend": "chooses the library that vLLM holds a text to a form with",
+    "guided_decoding_backend": "chooses vLLM's library for structured outputs",
     "prediction": "a hint that makes OpenAI's decoding faster, without changing its result",
 }
-"""OpenAI fields that are accepted and, by what they mean, change no answer of this server."""
+"""OpenAI fields that are accepted and, by their meaning, change no answer of this server."""
 
 UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "tools": ([],),
@@ -114,8 +116,8 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "temperature_last": (False,),
     "adaptive_target": (-1, -0.01),
 }
-"""Known fields that are refused, with the values that ask for nothing and pass. Null passes too.
-A route that has a field of that name takes it."""
+"""Known fields that are refused, with the values that ask for nothing and pass. Null passes too. A
+route with a field of that name accepts it."""
 
 INSTEAD = {
     "functions": "functions is deprecated and not supported here; send tools instead, each as "
@@ -139,21 +141,22 @@ INSTEAD = {
         "typical": "typical_p",
     }.items()
 }
-"""What to do about those that have a successor, or another name here."""
+"""Advice about refused fields that have a successor, or another name here."""
 
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_COUNT)]
 
 
 def integral(value: Any) -> Any:
-    """JSON has one kind of number: 5.0 is an integer there, though not in Python."""
+    """The value, as an integer if it is a whole number: 5.0 is an integer in JSON, though not in
+    Python."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def read_ids(value: Any) -> list[int] | None:
-    """The token ids that an array holds, at most `MAX_PROMPT_TOKENS`; None: it holds none, or
-    something else. A million take 50 ms, half of what pydantic takes. True and false are integers
-    to Python too, and none here."""
+    """The token ids in an array, at most `MAX_PROMPT_TOKENS`; None if the value is anything else. A
+    million ids take 50 ms, half of pydantic's time. True and false are integers in Python, but not
+    here."""
     if not isinstance(value, list) or not 0 < len(value) <= MAX_PROMPT_TOKENS:
         return None
     types = set(map(type, value))
@@ -165,7 +168,7 @@ def read_ids(value: Any) -> list[int] | None:
 
 
 def _read_ids(value: Any, explain: ValidatorFunctionWrapHandler) -> Any:
-    """`explain` finds what is wrong with an array that is no list of ids, or empty."""
+    """The ids in an array. `explain` finds the mistake in anything else, or in an empty array."""
     if isinstance(value, list) and len(value) > MAX_PROMPT_TOKENS:
         sizes = {"max_length": MAX_PROMPT_TOKENS, "actual_length": len(value)}
         raise PydanticKnownError("too_long", {"field_type": "List", **sizes})
@@ -178,14 +181,15 @@ def _read_ids(value: Any, explain: ValidatorFunctionWrapHandler) -> Any:
 def _not_zero(limit: int) -> int:
     if limit == 0:
         raise PydanticCustomError(
-            "token_limit", "must be at least 1, or -1 for as many as the context has room for"
+            "token_limit",
+            "must be at least 1, or -1 for as many tokens as the context has room for",
         )
     return limit
 
 
 NumAlternatives = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 TokenLimitOrZero = Annotated[int, Field(ge=-1, le=MAX_TOKEN_COUNT)]
-"""Most tokens to generate; -1 is as many as the context has room for."""
+"""Most tokens to generate; -1 means as many as the context has room for."""
 TokenLimit = Annotated[
     TokenLimitOrZero, AfterValidator(_not_zero), Field(json_schema_extra={"not": {"const": 0}})
 ]
@@ -198,8 +202,8 @@ Priority = Annotated[
     Field(
         ge=-(1 << 31),
         le=(1 << 31) - 1,
-        description="Lower runs first, then by arrival. Other than 0 needs --scheduling-policy "
-        "priority. Default 0.",
+        description="Lower values run first, then by arrival. Values other than 0 need "
+        "--scheduling-policy priority. Default 0.",
     ),
 ]
 
@@ -220,7 +224,7 @@ StopStrings = Annotated[
 
 
 class WireModel(BaseModel):
-    """Base of everything a client sends: strict types, unknown fields kept aside."""
+    """Base of everything that a client sends: strict types; unknown fields are kept aside."""
 
     model_config = ConfigDict(
         strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=()
@@ -232,21 +236,21 @@ class WireModel(BaseModel):
     def _check_num_fields(cls, data: Any) -> Any:
         if isinstance(data, dict) and len(data) > cls._max_fields:
             raise InvalidParameter(
-                f"an object has {len(data)} fields; it can have {cls._max_fields}; send fewer"
+                f"an object has {len(data)} fields; the limit is {cls._max_fields}; send fewer"
             )
         return data
 
 
 class RequestBody(WireModel):
-    """What a client sends. Routes of another kind than text have tables of their own."""
+    """The body of a request. Routes of other kinds than text have their own tables."""
 
     _max_fields: ClassVar[int] = MAX_FIELDS
     _no_effect: ClassVar[Mapping[str, str]] = NO_EFFECT_FIELDS
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_FIELDS
     _instead: ClassVar[Mapping[str, str]] = INSTEAD
-    """What is said of refused fields that can be done without."""
+    """Advice about refused fields."""
     _not_here: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Fields that it inherits and refuses, with the values that ask for nothing and pass."""
+    """Inherited fields that this body refuses, with the values that ask for nothing and pass."""
 
     @model_validator(mode="before")
     @classmethod
@@ -269,7 +273,7 @@ class RequestBody(WireModel):
         return schema
 
     def ignored_fields(self) -> list[str]:
-        """Names of the fields that the client sent and nobody knows."""
+        """Names of the fields that the client sent and this server does not know."""
         known = self._no_effect.keys() | self._unsupported.keys()
         return [name for name in self.model_extra or {} if name not in known]
 
@@ -280,7 +284,7 @@ class ModelRequest(RequestBody):
     model: str | None = Field(
         None,
         max_length=256,
-        description="Id of a served model. May be left out where exactly one is served.",
+        description="Id of a served model. May be left out if exactly one is served.",
     )
 
 
@@ -296,21 +300,22 @@ class StreamOptions(WireModel):
 
 
 class RepetitionDetectionField(WireModel):
-    """vLLM's: when a text repeats itself; and what comes of it."""
+    """vLLM's field: when a text counts as repeating itself, and what to do then."""
 
     max_pattern_size: int = Field(
-        ge=0, le=MAX_PATTERN_SIZE, description="Most tokens of a pattern; 0: none is looked for."
+        ge=0, le=MAX_PATTERN_SIZE, description="Most tokens of a pattern; 0 looks for none."
     )
     min_pattern_size: int | None = Field(
         None, ge=0, le=MAX_PATTERN_SIZE, description="Fewest tokens of a pattern. Default 1."
     )
     min_count: int = Field(
-        ge=2, le=MAX_TOKEN_COUNT, description="How often in a row a pattern must stand there."
+        ge=2, le=MAX_TOKEN_COUNT, description="How often in a row a pattern must occur."
     )
     action: (
         Annotated[Literal["stop", "report"], Field(json_schema_extra={"maxLength": 6})] | None
     ) = Field(
-        None, description="End the text there, or only say where it repeats itself. Default stop."
+        None,
+        description="End the text there, or only report where it repeats itself. Default stop.",
     )
 
     @model_validator(mode="after")
@@ -333,17 +338,18 @@ class SamplingRequest(
     ContrastFields,
     ModelRequest,
 ):
-    """What chat and plain completions have in common. Every field may be null: the default."""
+    """The common fields of chat and plain completions. Every field may be null, which means its
+    default."""
 
     prompt_field: ClassVar[str] = "prompt"
-    """Where the client has put what is to be answered."""
+    """The field that holds the prompt."""
     limit_field: ClassVar[str] = "max_tokens"
-    """Where it says how long the answer may be."""
+    """The field that limits the length of the answer."""
     _other_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "n_predict": ("max_completion_tokens", "max_tokens"),
         **OTHER_NAMES,
     }
-    """llama.cpp's names for what has another one here."""
+    """llama.cpp's names of fields that have another name here."""
 
     max_completion_tokens: TokenLimit | None = Field(
         None, description="Most tokens to generate; wins over max_tokens."
@@ -352,8 +358,8 @@ class SamplingRequest(
         None,
         ge=0,
         le=MAX_TOKEN_COUNT,
-        description="Neither end-of-sequence, stop_token_ids nor stop end the text before this "
-        "many tokens.",
+        description="Do not end the text before this many tokens, whether by end-of-sequence, "
+        "stop_token_ids or stop.",
     )
     seed: int | None = Field(
         None,
@@ -368,12 +374,12 @@ class SamplingRequest(
         None, max_length=256, description="Tokens that end the text."
     )
     include_stop_str_in_output: bool | None = Field(
-        None, description="Keep what ended the text. Default false."
+        None, description="Keep the string or token that ended the text. Default false."
     )
     repetition_detection: RepetitionDetectionField | None = Field(
         None,
-        description="End the text, with finish_reason repetition, once it says the same tokens "
-        "over and over, or only say where it does.",
+        description="End the text, with finish_reason repetition, once it keeps repeating the "
+        "same tokens, or only report where it does.",
     )
     ignore_eos: bool | None = Field(
         None, description="Go on after end-of-sequence, up to max_tokens. Default false."
@@ -383,21 +389,22 @@ class SamplingRequest(
     )
     logit_bias: LogitBias | None = Field(
         None,
-        description="Added to the logits of these token ids. As pairs also [text, bias], for each "
-        "token of a text, and false in place of a bias: never.",
+        description="Values added to the logits of these token ids. In the form of pairs, [text, "
+        "bias] applies to each token of a text, and false as a bias forbids the "
+        "token.",
     )
     allowed_token_ids: TokenIds | None = Field(
         None,
         min_length=1,
         max_length=MAX_ALLOWED_TOKENS,
-        description="The only tokens that may be drawn. End-of-sequence is one of them only where "
-        "it is listed.",
+        description="The only tokens that may be drawn. End-of-sequence must be listed to be "
+        "drawn.",
     )
     bad_words: list[Word] | None = Field(
         None,
         max_length=MAX_BAD_WORDS,
         description="Words that the text must not contain, as the tokenizer writes each of them "
-        "by itself and behind a space.",
+        "on its own and after a space.",
     )
     prompt_logprobs: NumAlternatives | None = Field(
         None,
@@ -417,32 +424,33 @@ class SamplingRequest(
         None,
         ge=-1,
         le=MAX_TOKEN_COUNT,
-        description="Keep only the prompt's last tokens; -1 keeps as many as fit beside "
-        "max_tokens.",
+        description="Keep only this many of the prompt's last tokens; -1 keeps as many as fit "
+        "together with max_tokens.",
         json_schema_extra={"not": {"const": 0}},
     )
     add_special_tokens: bool | None = Field(
         None,
-        description="Let the tokenizer add its own, such as begin-of-sequence. Default: true "
-        "for a plain prompt, false in chat, where the template writes them.",
+        description="Let the tokenizer add its special tokens, such as begin-of-sequence. "
+        "Default: true for a plain prompt, false in chat, where the template writes "
+        "them.",
     )
     return_tokens_as_token_ids: bool | None = Field(
         None, description="Write `token_id:<id>` for each token in log-probabilities."
     )
     return_token_ids: bool | None = Field(
-        None, description="Return the token ids of prompt and text."
+        None, description="Return the token ids of the prompt and the text."
     )
 
     @property
     def num_places(self) -> int:
-        """Sequences that run at a time for a prompt."""
+        """Number of sequences that run at a time for a prompt."""
         if self.contrast is not None:
             return self.contrast.width
         return self.num_sequences * (2 if self.is_guided else 1)
 
     @property
     def contrast(self) -> ContrastParams | None:
-        """None: no contrastive search."""
+        """The parameters of contrastive search; None without it."""
         if not self.penalty_alpha:
             return None
         return ContrastParams(alpha=float(self.penalty_alpha), width=self.top_k or 0)
@@ -463,18 +471,17 @@ class SamplingRequest(
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise InvalidParameter(
-                "stream_options is only allowed with stream: true", param="stream_options"
-            )
+            raise InvalidParameter("stream_options needs stream: true", param="stream_options")
         if self.stream and self.prompt_logprobs is not None:
             raise InvalidParameter(
-                "prompt_logprobs is not available with stream: true", param="prompt_logprobs"
+                "prompt_logprobs is not available with stream: true; leave one of them out",
+                param="prompt_logprobs",
             )
         structure = self.structure
         if structure is not None and self.ignore_eos:
             raise InvalidParameter(
-                f"ignore_eos cannot be combined with {structure.param}, whose text ends where it "
-                "is complete; leave one of them out",
+                f"ignore_eos cannot be combined with {structure.param}, because such a text ends "
+                "when it is complete; leave one of them out",
                 param="ignore_eos",
             )
         check_search(self)
@@ -489,13 +496,15 @@ class SamplingRequest(
 
 
 def check_num_parts(num_parts: int, param: str) -> None:
-    """
+    """Check the number of a conversation's parts up to this field.
+
     Raises:
-        InvalidParameter: the conversation has more up to this field than there can be in all.
+        InvalidParameter: there are more than a conversation may have.
     """
     if num_parts > MAX_PARTS:
         raise InvalidParameter(
-            f"{param}: with it the conversation has more than {MAX_PARTS} parts; put some together",
+            f"{param}: up to here the conversation has more than {MAX_PARTS} parts, the limit; "
+            "join some of them",
             param=param,
         )
 

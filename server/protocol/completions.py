@@ -23,8 +23,8 @@ class CompletionRequest(SamplingRequest):
     )
     max_tokens: TokenLimitOrZero | None = Field(
         None,
-        description="Most tokens to generate; 0 only scores the prompt, with echo; -1 is what the "
-        "context has room for. Default 16.",
+        description="Most tokens to generate; 0 with echo only scores the prompt; -1 means as "
+        "many as the context has room for. Default 16.",
     )
     n_predict: TokenLimitOrZero | None = Field(None, description="llama.cpp's name for max_tokens.")
     logprobs: NumAlternatives | None = Field(
@@ -38,7 +38,7 @@ class CompletionRequest(SamplingRequest):
 
 @dataclass(slots=True)
 class CompletionLogprobs:
-    """OpenAI's older shape: parallel lists, one entry per token."""
+    """OpenAI's older form: parallel lists, one entry per token."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -48,7 +48,7 @@ class CompletionLogprobs:
 
 @dataclass(slots=True)
 class CompletionChoice:
-    """Completion j of prompt i is choice i*n + j."""
+    """One completion: completion j of prompt i is choice i*n + j."""
 
     index: int
     text: str
@@ -90,7 +90,7 @@ class CompletionChunkChoice(msgspec.Struct):
 
 
 class CompletionChunk(msgspec.Struct, kw_only=True):
-    """One `data:` line of a stream."""
+    """A `data:` line of a stream."""
 
     id: str
     object: str = "text_completion"

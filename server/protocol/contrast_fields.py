@@ -1,4 +1,4 @@
-"""The field of a request for contrastive search, beside the sampler parameter `top_k`."""
+"""The field of a request for contrastive search, which also uses the sampler parameter `top_k`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,20 +11,22 @@ from server.protocol.search_fields import OF_DRAWS, check_neutral
 
 
 class ContrastFields(BaseModel):
-    """Away from what the text is like already."""
+    """Contrastive search, which steers away from repeating the text."""
 
     penalty_alpha: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Contrastive search in place of drawing tokens: of the top_k likeliest ones, "
-        f"{MIN_CANDIDATES} to {MAX_CANDIDATES}, the one with the highest (1 - penalty_alpha) * "
-        "probability - penalty_alpha * similarity to the text before it. 0, the default, is off.",
+        description="Contrastive search instead of drawing tokens: of the top_k likeliest "
+        f"tokens, {MIN_CANDIDATES} to {MAX_CANDIDATES}, take the one with the highest "
+        "(1 - penalty_alpha) * probability - penalty_alpha * similarity to the text "
+        "before it. 0, the default, is off.",
     )
 
 
 def check_contrast(request: ContrastFields, top_k: int | None) -> None:
-    """
+    """Refuse fields that cannot be combined with contrastive search.
+
     Raises:
         InvalidParameter: names the field.
     """
@@ -32,8 +34,8 @@ def check_contrast(request: ContrastFields, top_k: int | None) -> None:
         return
     if top_k is None or not MIN_CANDIDATES <= top_k <= MAX_CANDIDATES:
         raise InvalidParameter(
-            f"with penalty_alpha top_k says how many tokens are tried, {MIN_CANDIDATES} to "
-            f"{MAX_CANDIDATES}",
+            f"with penalty_alpha, top_k must be the number of candidate tokens, {MIN_CANDIDATES} "
+            f"to {MAX_CANDIDATES}",
             param="top_k",
         )
     check_neutral(request, _NOT_BESIDE, "cannot be combined with penalty_alpha; leave it out")

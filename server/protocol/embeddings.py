@@ -1,4 +1,4 @@
-"""Bodies of `POST /v1/embeddings` and `POST /pooling`, and the card of a model for them."""
+"""Bodies of `POST /v1/embeddings` and `POST /pooling`, and the card of an embedding model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,47 +25,48 @@ UNSUPPORTED_POOLING_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "embed_dtype": ("float32",),
     "endianness": ("native", "little"),
 }
-"""The same for vLLM's `/pooling`; what is done anyway passes."""
+"""The refused fields of vLLM's `/pooling`; values that describe what is done anyway pass."""
 
 
 class EmbeddingModelRequest(ModelRequest):
-    """What all routes of embedding models share."""
+    """The common fields of all routes of embedding models."""
 
     priority: Priority = None
 
 
 class CutRequest(EmbeddingModelRequest):
-    """Whose texts may be cut."""
+    """A request whose texts may be cut."""
 
     truncate_prompt_tokens: int | None = Field(
         None,
         ge=-1,
         le=MAX_TOKEN_COUNT,
-        description="Keep only the first so many tokens of each text, among them those that the "
-        "tokenizer adds; -1 keeps as many as the model takes. Default: a longer one is refused.",
+        description="Keep only this many tokens at the beginning of each text, including those "
+        "that the tokenizer adds; -1 keeps as many as the model takes. Default: a "
+        "text that is too long is refused.",
         json_schema_extra={"not": {"const": 0}},
     )
 
 
 class EmbeddingFields(CutRequest):
-    """Texts, and how their embeddings are written."""
+    """Texts, and the form of their embeddings."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"input": ["The sky is blue."]}})
 
     input: Prompts = Field(
-        description="Text, token ids, or a list of either; each gets an embedding of its own. "
-        "Token ids are taken as they are: none are added."
+        description="Text, token ids, or a list of either; each gets its own embedding. Token "
+        "ids are used as they are: none are added."
     )
     encoding_format: Literal["float", "base64"] | None = Field(
         None,
-        description="base64 is of the numbers as 32 bits each, little-endian. Default float.",
+        description="base64 encodes the numbers as 32 bits each, little-endian. Default float.",
     )
     dimensions: int | None = Field(
         None,
         ge=1,
         le=MAX_TOKEN_COUNT,
-        description="Only the first so many numbers, made of length 1 again where the model's "
-        "embeddings are. Default: all.",
+        description="Return only this many numbers of each embedding, scaled to length 1 again "
+        "if the model's embeddings have length 1. Default: all.",
     )
 
 
@@ -76,14 +77,14 @@ class EmbeddingsRequest(EmbeddingFields):
 
 
 class PoolingRequest(EmbeddingFields):
-    """vLLM's request for what a model pools of each text: here its embedding."""
+    """vLLM's request for the pooled result of each text, which here is its embedding."""
 
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_POOLING_FIELDS
 
 
 @dataclass(slots=True, kw_only=True)
 class Embedding:
-    """Of the input of that number."""
+    """The embedding of the input with this index."""
 
     object: Literal["embedding"] = "embedding"
     index: int
@@ -93,7 +94,7 @@ class Embedding:
 
 @dataclass(slots=True)
 class EmbeddingUsage:
-    """Tokens of all inputs."""
+    """Number of tokens of all inputs."""
 
     prompt_tokens: int
     total_tokens: int
@@ -101,7 +102,7 @@ class EmbeddingUsage:
 
 @dataclass(slots=True, kw_only=True)
 class EmbeddingsAnswer:
-    """One embedding per input, in their order."""
+    """One embedding per input, in the order of the inputs."""
 
     object: Literal["list"] = "list"
     data: list[Embedding]
@@ -111,7 +112,7 @@ class EmbeddingsAnswer:
 
 @dataclass(slots=True, kw_only=True)
 class Pooled:
-    """Of the input of that number."""
+    """The pooled result of the input with this index."""
 
     index: int
     object: Literal["pooling"] = "pooling"
@@ -121,7 +122,7 @@ class Pooled:
 
 @dataclass(slots=True, kw_only=True)
 class PoolingAnswer:
-    """What was pooled of each input, in their order."""
+    """The pooled result of each input, in the order of the inputs."""
 
     id: str
     object: Literal["list"] = "list"
@@ -133,13 +134,13 @@ class PoolingAnswer:
 
 @dataclass(slots=True, kw_only=True)
 class EmbeddingModelCard:
-    """A served embedding model; what comes after `parent` says what it takes and gives."""
+    """A served embedding model. The fields after `parent` say what it takes and returns."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     max_model_len: int
-    """Tokens of the longest input."""
+    """Tokens of the longest possible input."""
     root: str
     owned_by: str = "tandem"
     parent: str | None = None
@@ -148,4 +149,4 @@ class EmbeddingModelCard:
     pooling: str
     normalized: bool
     max_inputs: int
-    """Of a request."""
+    """The most inputs of a request."""

@@ -1,4 +1,4 @@
-"""How an image route writes its result: fields that the bodies of all of them have."""
+"""The fields of all image routes that say how to write the result."""
 
 from typing import Literal, Self
 
@@ -19,26 +19,25 @@ class FileFields(ModelRequest):
     )
     response_format: Literal["b64_json", "url"] | None = Field(
         None,
-        description="url keeps the image on this server for a while; previews of a stream are "
-        "b64_json all the same. Default b64_json.",
+        description="url stores the image on this server for a while; previews in a stream are "
+        "always b64_json. Default b64_json.",
     )
 
     @model_validator(mode="after")
     def _check_compression(self) -> Self:
         if self.output_compression not in (None, 100) and self.output_format in (None, "png"):
             raise InvalidParameter(
-                "png is compressed without loss; output_compression below 100 needs output_format "
-                "jpeg or webp",
+                "png is lossless; output_compression below 100 needs output_format jpeg or webp",
                 param="output_compression",
             )
         return self
 
     @property
     def file_format(self) -> OutputFormat:
-        """The format that is meant."""
+        """The requested format, or the default."""
         return self.output_format or "png"
 
     @property
     def file_quality(self) -> int:
-        """The quality that is meant, in percent."""
+        """The requested quality in percent, or the default."""
         return 100 if self.output_compression is None else self.output_compression

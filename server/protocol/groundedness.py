@@ -12,16 +12,17 @@ from server.protocol.scores import UNSUPPORTED_SCORE_FIELDS, Text
 
 MAX_PASSAGES = 256
 MAX_SENTENCES = 128
-"""Of an answer: each is compared with each of the passages'."""
+"""The most sentences of an answer: each is compared with each sentence of the passages."""
 MAX_ANSWER_CHARS = 1 << 16
 MAX_PASSAGE_CHARS = 1 << 20
-"""Of all passages together: about a quarter of a second of splitting and comparing words."""
+"""The most characters of all passages together: splitting and comparing them takes about a quarter
+of a second."""
 
 Risk = Literal["intrinsic", "extrinsic"]
 
 
 class GroundednessRequest(EmbeddingModelRequest):
-    """An answer, and what it should rest on."""
+    """An answer, and the passages that it should rest on."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -40,11 +41,11 @@ class GroundednessRequest(EmbeddingModelRequest):
         max_length=MAX_ANSWER_CHARS, description=f"At most {MAX_SENTENCES} sentences."
     )
     passages: Annotated[list[Text], Field(min_length=1, max_length=MAX_PASSAGES)] = Field(
-        description="Texts that the answer should say nothing beyond: at most "
-        f"{MAX_PASSAGE_CHARS} characters together."
+        description=f"The texts that the answer should be based on: at most {MAX_PASSAGE_CHARS} "
+        "characters together."
     )
     risk_threshold: float | None = Field(
-        None, ge=0, le=1, description="From which on a risk is named. Default 0.5."
+        None, ge=0, le=1, description="Name a risk from this value on. Default 0.5."
     )
 
     @model_validator(mode="after")
@@ -64,9 +65,9 @@ class GroundedSentence:
     """A sentence of the answer.
 
     Attributes:
-        characters: of the answer: the first one's number, and that of the one behind the last.
-        passage: the one with the most similar sentence.
-        missing_terms: its terms that stand in no passage.
+        characters: index of its first character in the answer, and of the character after its last.
+        passage: index of the passage with the most similar sentence.
+        missing_terms: its terms that occur in no passage.
         conflicts: numbers, names and negations in which it differs from that passage.
     """
 
@@ -83,7 +84,7 @@ class GroundedSentence:
 
 @dataclass(slots=True, kw_only=True)
 class GroundednessAnswer:
-    """Of the whole answer: the mean over its sentences, and their highest risks."""
+    """The result for the whole answer: the mean over its sentences, and their highest risks."""
 
     id: str
     object: Literal["groundedness"] = "groundedness"

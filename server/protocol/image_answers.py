@@ -1,4 +1,4 @@
-"""Bodies that the image routes answer with. Dataclasses, which FastAPI documents and msgspec
+"""The answers of the image routes. They are dataclasses, which FastAPI documents and msgspec
 encodes; fields that OpenAI does not have come after its own."""
 
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ BackgroundName = Literal["opaque", "transparent"]
 
 
 class JobStatus(StrEnum):
-    """Where the work on a request is."""
+    """The state of the work on a request."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -21,7 +21,7 @@ class JobStatus(StrEnum):
 
 @dataclass(slots=True)
 class ImageTokens:
-    """Tokens by what they stand for."""
+    """Token counts by what the tokens stand for."""
 
     text_tokens: int
     image_tokens: int
@@ -29,7 +29,7 @@ class ImageTokens:
 
 @dataclass(slots=True)
 class ImageUsage:
-    """What a request took. An image's tokens are its blocks of the model's `size_multiple`."""
+    """The tokens of a request. An image's tokens are its blocks of the model's `size_multiple`."""
 
     input_tokens: int
     input_tokens_details: ImageTokens
@@ -49,10 +49,11 @@ class ImageData:
 
 @dataclass(slots=True, kw_only=True)
 class HiresAnswer:
-    """The second pass, by the names of the request. Prompts are null where they are the first's."""
+    """The second pass, by the names of the request. Prompts are null if they are those of the first
+    pass."""
 
     first_size: str
-    """Of the first pass."""
+    """Size of the first pass."""
     size: str
     upscaler: str
     strength: float
@@ -77,22 +78,22 @@ class ImagesAnswer:
     id: str
     model: str
     seed: int
-    """Of the first image."""
+    """Seed of the first image."""
     task: str
     num_inference_steps: int
     guidance_scale: float
     scheduler: str
     hires: HiresAnswer | None = None
-    """Of a request with a second pass; `size` is its, too."""
+    """The second pass, if the request has one; `size` is then that of the second pass."""
     made_with: dict[str, Any] = field(default_factory=dict)
-    """Digests of the files that drew it, as a request takes them."""
+    """Digests of the files that drew the images, in the form that requests take."""
     warnings: list[str] = field(default_factory=list)
-    """What was asked for and cannot act."""
+    """Requested options that have no effect."""
 
 
 @dataclass(slots=True, kw_only=True)
 class PartialImageEvent:
-    """A preview within a stream."""
+    """A preview in a stream."""
 
     type: str
     b64_json: str
@@ -104,15 +105,15 @@ class PartialImageEvent:
     size: str
     id: str
     index: int
-    """Which of the `n` images."""
+    """Index of the image among the `n`."""
     step: int
     num_steps: int
 
 
 @dataclass(slots=True, kw_only=True)
 class CompletedImageEvent:
-    """A finished image within a stream: `b64_json` or `url`. The usages of a request's events add
-    up to its usage."""
+    """A finished image in a stream: `b64_json` or `url`. The usages of a request's events add up to
+    its usage."""
 
     type: str
     b64_json: str | None
@@ -132,7 +133,7 @@ class CompletedImageEvent:
 
 @dataclass(slots=True, kw_only=True)
 class ImageJobAnswer:
-    """How far the work on a request is. Steps are summed over its `n` images."""
+    """The progress of a request. Steps are summed over its `n` images."""
 
     id: str
     object: Literal["image.job"] = "image.job"
@@ -144,8 +145,9 @@ class ImageJobAnswer:
     step: int
     num_steps: int
     progress: float
-    """0 to 1."""
+    """The share of the work that is done, 0 to 1."""
     queue_position: int | None
-    """1 is next; null unless queued. An estimate: the engine weighs sizes and priorities."""
+    """Place in the queue: 1 is next; null unless queued. It is an estimate, because the engine
+    weighs sizes and priorities."""
     seed: int
     error: str | None

@@ -1,4 +1,4 @@
-"""Input images and canvas sizes within the bodies of the image routes."""
+"""Input images and canvas sizes in the bodies of the image routes."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ class ImageReference(WireModel):
 
     image_url: str | None = Field(
         None,
-        description="A data URL, `data:image/png;base64,...`, or its base64 alone. Links are not "
+        description="A data URL, `data:image/png;base64,...`, or only its base64. Links are not "
         "fetched.",
     )
     file_id: str | None = Field(
@@ -34,21 +34,22 @@ class ImageReference(WireModel):
 
 
 class UploadedImage(ImageReference):
-    """An input image that came as a part of a form. Never made from JSON."""
+    """An input image that came as a part of a form. It is never made from JSON."""
 
     data: bytes = Field(exclude=True)
 
 
 def uploaded(part: Part) -> UploadedImage:
-    """The file moves over: its request may wait for long, and once is enough in memory.
+    """The file of a part, as an image. The file is moved: its request may wait for long, and one
+    copy in memory is enough.
 
     Raises:
-        InvalidParameter: the part is text and not a file sent without its name.
+        InvalidParameter: the part is text, not a file that was sent without its name.
     """
     if not part.is_file and part.data.isascii():
         raise InvalidParameter(
-            f"{part.name} is text and must be a file of the form (in curl: -F {part.name}=@in.png);"
-            " data URLs go into a JSON body",
+            f"{part.name} is text; send it as a file of the form (in curl: -F "
+            f"{part.name}=@in.png), or as a data URL in a JSON body",
             param=part.name,
         )
     data, part.data = bytes(part.data), bytearray()
@@ -59,10 +60,10 @@ def read_image_form(form: Form, model: type[BaseModel], files: Sequence[str]) ->
     """A form as the object that a JSON body of `model` would be; an empty field is null.
 
     Args:
-        files: fields that are images. The first one is required.
+        files: names of the fields that are images. The first one is required.
 
     Raises:
-        InvalidParameter: what is wrong with which field.
+        InvalidParameter: names the field and the mistake.
     """
     values = read_fields(form, model, skip=files)
     for name in values.keys() & model.model_fields.keys():
@@ -71,7 +72,7 @@ def read_image_form(form: Form, model: type[BaseModel], files: Sequence[str]) ->
     for name in files:
         parts = form.get(name, [])
         if len(parts) > 1:
-            raise InvalidParameter(f"{name} is given more than once", param=name)
+            raise InvalidParameter(f"{name} is given more than once; send it once", param=name)
         if not parts or (not parts[0].data and not parts[0].has_file_name):
             continue
         if not parts[0].data:
@@ -94,7 +95,8 @@ def image_form_body(model: type[BaseModel], files: Sequence[str]) -> dict[str, A
 
 
 class OutpaintFields(WireModel):
-    """Pixels by which the canvas grows on each side. A misspelt side would silently not grow."""
+    """Pixels by which the canvas grows on each side. Misspelt sides are refused, because they would
+    silently not grow."""
 
     left: OutpaintPixels | None = None
     right: OutpaintPixels | None = None
@@ -106,7 +108,7 @@ class OutpaintFields(WireModel):
     def _check_sides(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.keys() - cls.model_fields.keys():
             raise InvalidParameter(
-                f"outpaint has the sides {', '.join(cls.model_fields)} and no others",
+                f"outpaint has only the sides {', '.join(cls.model_fields)}; leave out all others",
                 param="outpaint",
             )
         return data

@@ -1,4 +1,4 @@
-"""What others call fields of the image routes: Together, fal, diffusers."""
+"""Other names of fields of the image routes: those of Together, fal and diffusers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,14 +16,15 @@ OTHER_NAMES: Mapping[str, str] = {
     "num_images": "n",
     "num_images_per_prompt": "n",
 }
-"""Fields that mean the same as another one, and which. Beside them, `width` and `height` are
+"""Fields that are other names of a field → that field. In addition, `width` and `height` stand for
 `size`."""
 
 _OTHERS = (*OTHER_NAMES, "width", "height")
 
 
 class OtherNames(ModelRequest):
-    """The fields. `read_other_names` moves them before anything is checked, so they stay empty."""
+    """The other names. `read_other_names` renames these fields before anything is checked, so they
+    stay empty."""
 
     steps: int | None = Field(None, description="The same as num_inference_steps.")
     cfg_scale: float | None = Field(None, description="The same as guidance_scale.")
@@ -34,11 +35,11 @@ class OtherNames(ModelRequest):
 
 
 def read_other_names(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The body by our names.
+    """The body with our names.
 
     Raises:
-        InvalidParameter: one value is given by two names, or with different values, or
-            a side without the other.
+        InvalidParameter: a field has different values by two names, or one side is given without
+            the other.
     """
     body = {name: value for name, value in data.items() if name not in _OTHERS}
     given = {name: data[name] for name in _OTHERS if data.get(name) is not None}
@@ -54,7 +55,7 @@ def read_other_names(data: Mapping[str, Any]) -> dict[str, Any]:
 def _set(body: dict[str, Any], name: str, value: Any, other: str) -> None:
     if body.get(name) not in (None, value):
         raise InvalidParameter(
-            f"{other} and {name} are the same and have different values; give one of them",
+            f"{other} and {name} mean the same and have different values; send one of them",
             param=other,
         )
     body[name] = value
@@ -64,7 +65,8 @@ def _side(given: Mapping[str, Any], name: str) -> int:
     value = integral(given.get(name))
     if type(value) is not int or not 1 <= value <= MAX_SIDE:
         raise InvalidParameter(
-            f"width and height go together, both integers from 1 to {MAX_SIDE}; or give size",
+            f"width and height must be sent together, both integers from 1 to {MAX_SIDE}; or send "
+            "size",
             param=name,
         )
     return value

@@ -1,6 +1,6 @@
 """Bodies of `POST /v1/images/generations`, `/edits` and `/variations`.
 
-An explicit null is the default. What needs the model, as the size does, is checked in
+An explicit null means the default. Checks that need the model, such as that of the size, are in
 `server/images/convert.py`.
 """
 
@@ -43,7 +43,7 @@ NO_EFFECT_FIELDS: Mapping[str, str] = {
     "metadata": "labels a stored answer",
     "store": "keeps the answer in OpenAI's account",
 }
-"""OpenAI fields that are accepted and, by what they mean, change no picture of this server."""
+"""OpenAI fields that are accepted and, by their meaning, change no picture of this server."""
 
 UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "svg": (),
@@ -62,7 +62,7 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
 """Known fields that are refused, with the values that ask for nothing and pass. Null passes too."""
 
 _NEVER_EMPTY = frozenset(("model", "size", "scheduler"))
-"""Texts of which an empty one can only be a form's field that was left blank."""
+"""Texts that can only be empty if a form's field was left blank."""
 _FILE_FIELD = re.compile(r"images?(\[[0-9]{0,2}\])?")
 _INPUT_NAMES = ("images", "image", "image[]")
 
@@ -73,7 +73,7 @@ Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 
 
 class ImageFields(OtherNames, FileFields):
-    """What all image routes share."""
+    """The common fields of all image routes."""
 
     n: int | None = Field(
         None,
@@ -89,20 +89,21 @@ class ImageFields(OtherNames, FileFields):
     )
     quality: Quality | None = Field(
         None,
-        description="Sets the number of steps where num_inference_steps does not: auto and medium "
-        "are the model's, low half as many, high 1.5 times, xhigh twice, max three times.",
+        description="Sets the number of steps if num_inference_steps does not: auto and medium "
+        "take the model's, low half of that, high 1.5 times, xhigh twice, max three "
+        "times.",
     )
     background: Literal["auto", "opaque", "transparent"] | None = Field(
         None,
-        description="transparent: the drawn image's background is taken away, as "
-        "/v1/images/matte does; previews keep theirs. Not as jpeg. Default opaque.",
+        description="transparent removes the drawn image's background, as /v1/images/matte does; "
+        "previews keep theirs. Not with jpeg. Default opaque.",
     )
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     partial_images: int | None = Field(
         None, ge=0, le=3, description="Previews per image. Only with stream."
     )
     negative_prompt: Prompt | None = Field(
-        None, description="What to steer away from. Acts only with guidance_scale above 1."
+        None, description="What to steer away from. Has an effect only with guidance_scale above 1."
     )
     num_inference_steps: int | None = Field(
         None, ge=1, le=MAX_STEPS, description="Denoising steps. Default: the model's."
@@ -111,20 +112,20 @@ class ImageFields(OtherNames, FileFields):
         None, ge=0, le=100, description="1 is off. Default: the model's."
     )
     guidance_rescale: float | None = Field(
-        None, ge=0, le=1, description="Against overexposure at high scales; 0 is off."
+        None, ge=0, le=1, description="Reduces overexposure at high scales; 0 is off."
     )
     guidance_start: float | None = Field(
-        None, ge=0, le=1, description="Guidance acts from this share of the steps on. Default 0."
+        None, ge=0, le=1, description="Guidance begins after this share of the steps. Default 0."
     )
     guidance_end: float | None = Field(
-        None, ge=0, le=1, description="Guidance acts up to this share of the steps. Default 1."
+        None, ge=0, le=1, description="Guidance ends after this share of the steps. Default 1."
     )
     seed: int | None = Field(
         None,
         ge=0,
         le=INT64_MAX,
         description="The same seed gives the same image, whatever else the server does. Default: "
-        "a random one, which the answer names.",
+        "a random one, which the answer contains.",
     )
     scheduler: str | None = Field(
         None, max_length=64, description="Noise schedule; `/v1/models` lists the model's."
@@ -133,7 +134,7 @@ class ImageFields(OtherNames, FileFields):
         None, description="How weights are written in the prompt. Default plain: not at all."
     )
     clip_skip: int | None = Field(
-        None, ge=0, le=11, description="Layers of the CLIP text encoder to leave out at its end."
+        None, ge=0, le=11, description="Number of the CLIP text encoder's last layers to leave out."
     )
     loras: list[LoraField] | None = Field(
         None,
@@ -143,7 +144,7 @@ class ImageFields(OtherNames, FileFields):
     made_with: MadeWith | None = Field(
         None,
         description="Digests of the files that these settings were used with, from an image's "
-        "metadata. Where the model or an adapter is made of others now, a warning says so.",
+        "metadata. If the model or an adapter has other files now, a warning says so.",
     )
     priority: Priority = None
 
@@ -174,11 +175,13 @@ class ImageFields(OtherNames, FileFields):
             values[name] = values[name] or None
         files = [part for name in names for part in form[name] if _is_given(part)]
         if not files:
-            raise InvalidParameter("image is required, as a file of the form", param="image")
+            raise InvalidParameter(
+                "image is required; send it as a file of the form", param="image"
+            )
         values["images"] = [uploaded(part) for part in files]
         masks = form.get("mask", [])
         if len(masks) > 1:
-            raise InvalidParameter("mask is given more than once", param="mask")
+            raise InvalidParameter("mask is given more than once; send it once", param="mask")
         if masks and _is_given(masks[0]):
             values["mask"] = uploaded(masks[0])
         return values
@@ -186,13 +189,11 @@ class ImageFields(OtherNames, FileFields):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.partial_images and not self.stream:
-            raise InvalidParameter(
-                "partial_images is only allowed with stream: true", param="partial_images"
-            )
+            raise InvalidParameter("partial_images needs stream: true", param="partial_images")
         if self.background == "transparent" and self.output_format == "jpeg":
             raise InvalidParameter(
-                "jpeg cannot be transparent; with background transparent use output_format png or "
-                "webp",
+                "jpeg cannot be transparent; with background transparent, use output_format png "
+                "or webp",
                 param="output_format",
             )
         if _or(self.guidance_start, 0.0) > _or(self.guidance_end, 1.0):
@@ -206,7 +207,7 @@ class ImageFields(OtherNames, FileFields):
 
     @property
     def num_settings(self) -> int:
-        """How many sets of scales of adapters images are made with, `n` with each."""
+        """Number of settings of adapters: each makes `n` images."""
         return num_settings(self.loras)
 
 
@@ -216,25 +217,29 @@ class ImageGenerationRequest(ImageFields):
     prompt: Prompt = Field(description="What to draw.")
     hires: HiresFields | None = Field(
         None,
-        description="A second pass: what was drawn is enlarged and redrawn in part. Default none.",
+        description="A second pass, which enlarges the drawn image and partly redraws it. "
+        "Default none.",
     )
 
 
 class ImageInputFields(ImageFields):
-    """What the routes with input images share."""
+    """The common fields of the routes with input images."""
 
     _accepts_inputs: ClassVar[bool] = True
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {**UNSUPPORTED_FIELDS, "hires": ()}
     _instead: ClassVar[Mapping[str, str]] = {
-        "hires": "hires is for images that are drawn from a prompt alone; an input image is "
-        "enlarged by size, and redrawn in part by strength"
+        "hires": (
+            "hires is for images that are drawn from a prompt alone; to enlarge an input "
+            "image, send size, and to redraw part of it, strength"
+        )
     }
 
     images: list[ImageReference] = Field(
         min_length=1,
         max_length=MAX_INPUT_IMAGES,
         description="Input images. In a form they are files named `image` or `image[]`; JSON "
-        "bodies may call them that, too. Of several, for edits only, each is edited by itself.",
+        "bodies may use these names, too. Several images are for edits only, and "
+        "each is edited separately.",
     )
 
 
@@ -249,7 +254,7 @@ class ImageEditRequest(ImageInputFields):
     task: Literal["image_to_image", "inpaint", "edit"] | None = Field(
         None,
         description="Default: inpaint with a mask or outpaint; image_to_image with strength, or "
-        "where the model follows no instructions; edit otherwise.",
+        "if the model does not follow instructions; otherwise edit.",
     )
     strength: float | None = Field(
         None,
@@ -263,46 +268,56 @@ class ImageEditRequest(ImageInputFields):
     )
     input_fidelity: Literal["low", "high"] | None = Field(
         None,
-        description="high keeps closer to the image where nothing else says how close: "
+        description="high keeps closer to the image, unless another field decides that: it sets "
         "image_guidance_scale 2, or strength 0.5. Default low.",
     )
     mask_mode: MaskMode | None = Field(
         None,
-        description="alpha: edit where the mask is transparent, as OpenAI does. luminance: where "
-        "it is white. Default auto: alpha where the file has any transparency, else luminance.",
+        description="alpha: edit where the mask is transparent, as OpenAI does. luminance: edit "
+        "where it is white. Default auto: alpha if the file has any transparency, "
+        "else luminance.",
     )
     invert_mask: bool | None = Field(
-        None, description="Edit where the mask does not say so. Default false."
+        None, description="Edit where the mask does not mark. Default false."
     )
     mask_content: MaskContentName | None = Field(
         None,
-        description="What stands under the mask before it is redrawn with a strength below 1: the "
-        "original, or fill: the colours around it. Default original.",
+        description="What is under the mask before it is redrawn with a strength below 1: the "
+        "original, or with fill the colours around it. Default original.",
     )
     feather: int | None = Field(
         None, ge=0, le=256, description="Pixels over which the mask's edge is blended. Default 4."
     )
     soft_mask: bool | None = Field(
-        None, description="The mask's grey levels say how much may change. Default false."
+        None, description="The mask's grey levels set how much may change. Default false."
     )
     crop_to_mask: bool | None = Field(
         None,
-        description="Work on the mask's surroundings at the model's full size. Default false.",
+        description="Work only on the mask's surroundings, at the model's full size. Default "
+        "false.",
     )
     crop_padding: int | None = Field(
-        None, ge=0, le=4096, description="Surroundings to keep with crop_to_mask. Default 32."
+        None,
+        ge=0,
+        le=4096,
+        description="Pixels of surroundings to keep with crop_to_mask. Default 32.",
     )
     outpaint: OutpaintFields | None = Field(
-        None, description="Extend the canvas by so many pixels on each side."
+        None, description="Extend the canvas by this many pixels on each side."
     )
 
     @model_validator(mode="after")
     def _check_mask_fields(self) -> Self:
         for name in ("mask_mode", "soft_mask", "invert_mask", "mask_content"):
             if getattr(self, name) and self.mask is None:
-                raise InvalidParameter(f"{name} needs a mask", param=name)
+                raise InvalidParameter(
+                    f"{name} needs a mask; send one, or leave {name} out", param=name
+                )
         if self.crop_to_mask and self.mask is None and self.outpaint is None:
-            raise InvalidParameter("crop_to_mask needs a mask or outpaint", param="crop_to_mask")
+            raise InvalidParameter(
+                "crop_to_mask needs a mask or outpaint; send one, or leave crop_to_mask out",
+                param="crop_to_mask",
+            )
         return self
 
 
@@ -328,11 +343,11 @@ def form_body(model: type[ImageFields]) -> dict[str, Any]:
 
 
 def _collect_inputs(data: dict[str, Any]) -> dict[str, Any]:
-    """Read what forms call `image`, one or a list, as `images`."""
+    """The body with its input images as `images`: forms call them `image`, one or a list."""
     given = {name: data[name] for name in _INPUT_NAMES if data.get(name) is not None}
     if len(given) > 1:
         raise InvalidParameter(
-            f"{' and '.join(given)} are the same field; give one of them", param=next(iter(given))
+            f"{' and '.join(given)} mean the same; send one of them", param=next(iter(given))
         )
     rest = {name: value for name, value in data.items() if name not in _INPUT_NAMES}
     for value in given.values():
@@ -341,11 +356,11 @@ def _collect_inputs(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_given(part: Part) -> bool:
-    """Whether a part stands for a file. A blank field does not; an empty file of some name does,
-    and is refused.
+    """Whether a part holds a file. A blank field does not; an empty file with a name does, and is
+    refused.
 
     Raises:
-        InvalidParameter: a file without content.
+        InvalidParameter: the file has no content.
     """
     if not part.data and part.has_file_name:
         raise InvalidParameter(
@@ -360,8 +375,8 @@ def _check_no_inputs(data: Mapping[str, Any]) -> None:
     for name in (*_INPUT_NAMES, *sorted(with_image - NO_EFFECT_FIELDS.keys())):
         if data.get(name) not in (None, [], False):
             raise InvalidParameter(
-                f"{name} is not a field of this route, where there is no input image; send it with "
-                "one to /v1/images/edits",
+                f"{name} needs an input image, which this route does not take; send both to "
+                "/v1/images/edits",
                 param=name,
             )
 

@@ -1,4 +1,4 @@
-"""What `/v1/requests` answers with."""
+"""The answers of `/v1/requests`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,13 +6,13 @@ from typing import Literal
 
 @dataclass(slots=True, kw_only=True)
 class LiveRequest:
-    """A request in flight. Texts count tokens, images have a `progress` from 0 to 1."""
+    """A request in flight. Texts count tokens; images have a `progress` from 0 to 1."""
 
     id: str
-    """Of its answer: `chatcmpl-…`, `cmpl-…`, `img-…`, `upscale-…` or `matte-…`."""
+    """Id of its answer: `chatcmpl-…`, `cmpl-…`, `img-…`, `upscale-…` or `matte-…`."""
     object: Literal["request"] = "request"
     request_id: str
-    """The `X-Request-Id` that it came with or was given."""
+    """The `X-Request-Id` that the request came with or was given."""
     kind: str
     model: str
     created: int
@@ -26,7 +26,7 @@ class LiveRequest:
 
 @dataclass(slots=True, kw_only=True)
 class LiveRequestList:
-    """The oldest first."""
+    """Requests in flight, the oldest first."""
 
     object: Literal["list"] = "list"
     data: list[LiveRequest]

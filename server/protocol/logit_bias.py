@@ -1,4 +1,5 @@
-"""`logit_bias`: OpenAI's object of token ids, or llama-server's pairs, in which texts may stand."""
+"""`logit_bias`: OpenAI's object of token ids, or llama-server's pairs, which may also contain
+texts."""
 
 from typing import Annotated, Any
 
@@ -7,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 MAX_BIASES = 1024
 MAX_WORD_CHARS = 64
-"""Of a string that is tokenised for the sampler."""
+"""The most characters of a string that is tokenised for the sampler."""
 MAX_TOKEN_ID = (1 << 31) - 1
 
 Word = Annotated[str, Field(min_length=1, max_length=MAX_WORD_CHARS)]
@@ -16,7 +17,7 @@ Word = Annotated[str, Field(min_length=1, max_length=MAX_WORD_CHARS)]
 def _is_key(value: Any) -> bool:
     if isinstance(value, str):
         return 1 <= len(value) <= MAX_WORD_CHARS
-    # Not `in range(…)`, which would count up to a float.
+    # `in range(…)` would count up to a float.
     is_number = type(value) in (int, float)
     return is_number and 0 <= value <= MAX_TOKEN_ID and value == int(value)
 
@@ -61,7 +62,7 @@ _PAIRS: TypeAdapter[list[list[Any]]] = TypeAdapter(_Pairs)
 
 def _read(value: Any) -> list[list[Any]]:
     if isinstance(value, dict) and len(value) > MAX_BIASES:
-        # Before each of them is judged.
+        # Checked before the single values.
         raise PydanticCustomError("logit_bias", f"must have at most {MAX_BIASES} items")
     if isinstance(value, list):
         return _PAIRS.validate_python(value, strict=True)
@@ -72,4 +73,4 @@ def _read(value: Any) -> list[list[Any]]:
 LogitBias = Annotated[
     list[list[Any]], BeforeValidator(_read, json_schema_input_type=_Object | _Pairs)
 ]
-"""Pairs of a token id or a text, and a bias or false: never."""
+"""Pairs of a token id or a text, and its bias; false means never."""

@@ -1,4 +1,4 @@
-"""Which files drew an image, within bodies of the image routes: copied from an image's metadata."""
+"""The files that drew an image, in bodies of the image routes: copied from an image's metadata."""
 
 from typing import Annotated
 
@@ -16,7 +16,9 @@ class MadeWith(WireModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: Digest | None = Field(None, description="Of the model's files.")
+    model: Digest | None = Field(None, description="Digest of the model's files.")
     adapters: dict[_Name, Digest] | None = Field(
-        None, max_length=_MAX_ADAPTERS, description="Of the files of adapters, by their names."
+        None,
+        max_length=_MAX_ADAPTERS,
+        description="Digests of the adapters' files, by the adapters' names.",
     )

@@ -1,7 +1,7 @@
 """Body and answer of `POST /v1/images/matte`, and the card of a model for it.
 
-An explicit null is the default. What needs the decoded image, as the marks do, is checked in the
-engine.
+An explicit null means the default. Checks that need the decoded image, such as those of marks, are
+in the engine.
 """
 
 import re
@@ -32,49 +32,52 @@ Coordinate = Annotated[int, Field(ge=0, le=MAX_COORDINATE)]
 
 
 class PointFields(WireModel):
-    """A pixel, counted from the upper left, and whose it is."""
+    """A pixel, counted from the upper left, and whether it belongs to the subject."""
 
     x: Coordinate
     y: Coordinate
-    label: Literal[0, 1] = Field(1, description="1: of the subject; 0: of the background.")
+    label: Literal[0, 1] = Field(1, description="1: a pixel of the subject; 0: of the background.")
 
 
 class MatteRequest(FileFields):
-    """Take a picture's background away."""
+    """Remove a picture's background."""
 
     image: ImageReference = Field(
         description="The picture: PNG, JPEG or WebP. In a form it is a file."
     )
     trimap: ImageReference | None = Field(
         None,
-        description="Of the image's size: white where the subject is, black where the background "
-        "is, grey where alpha is to be found. Without one a network finds the subject.",
+        description="An image of the same size: white where the subject is, black where the "
+        "background is, grey where alpha is unknown. Without one, a network finds "
+        "the subject.",
     )
     box: list[Coordinate] | None = Field(
         None,
         min_length=4,
         max_length=4,
-        description="The subject is inside: left, top, right, bottom in pixels.",
+        description="A box around the subject: left, top, right, bottom in pixels.",
     )
     points: list[PointFields] | None = Field(
         None, max_length=MAX_POINTS, description="Pixels of the subject, or of the background."
     )
     method: MethodName | None = Field(
-        None, description="How alpha is found where it is open. Default closed_form."
+        None, description="How alpha is computed where it is unknown. Default closed_form."
     )
     output: OutputName | None = Field(
         None,
-        description="cutout: the subject with alpha; alpha: that alone, as grey; trimap: the one "
-        "that was used; composite: the subject over background_color or background_image, which is "
-        "the default where one of them is given. Default cutout.",
+        description="cutout: the subject with alpha; alpha: only alpha, as grey; trimap: the "
+        "trimap that was used; composite: the subject over background_color or "
+        "background_image, which is the default if one of them is given. Otherwise "
+        "the default is cutout.",
     )
     background_color: str | None = Field(
         None,
-        description="Of a composite, and of a cut-out as jpeg: #rgb or #rrggbb. Default #ffffff.",
+        description="Background of a composite, and of a cut-out as jpeg: #rgb or #rrggbb. "
+        "Default #ffffff.",
         json_schema_extra={"pattern": f"^{_COLOUR.pattern}$"},
     )
     background_image: ImageReference | None = Field(
-        None, description="Of a composite; scaled to cover the image, and cut."
+        None, description="Background of a composite; it is scaled to cover the image, and cut."
     )
     priority: Priority = None
 
@@ -101,36 +104,35 @@ class MatteRequest(FileFields):
             for name in ("box", "points"):
                 if getattr(self, name):
                     raise InvalidParameter(
-                        f"{name} says where the subject is, and so does the trimap; send one of "
-                        "them",
+                        f"{name} and trimap both say where the subject is; send one of them",
                         param=name,
                     )
         if self.background_color is not None and self.background_image is not None:
             raise InvalidParameter(
-                "background_color and background_image exclude each other; send one of them",
+                "background_color and background_image cannot be combined; send one of them",
                 param="background_color",
             )
         if self.background_image is not None and self.result != "composite":
             raise InvalidParameter(
-                f"background_image cannot act with output {self.output}; leave one of them out",
+                f"background_image has no effect with output {self.output}; leave one of them out",
                 param="background_image",
             )
         return self
 
     @property
     def result(self) -> OutputName:
-        """The output that is meant."""
+        """The requested output, or the default."""
         if self.output is not None:
             return self.output
         if self.background_image is not None:
             return "composite"
-        # A jpeg has its colour anyway.
+        # A jpeg always has a background colour.
         is_over_colour = self.background_color is not None and self.output_format != "jpeg"
         return "composite" if is_over_colour else "cutout"
 
     @property
     def colour(self) -> tuple[int, int, int]:
-        """`background_color` as numbers."""
+        """`background_color` as three numbers."""
         digits = (self.background_color or "#ffffff")[1:]
         if len(digits) == 3:
             digits = "".join(2 * digit for digit in digits)
@@ -147,7 +149,7 @@ class MatteData:
 
 @dataclass(slots=True, kw_only=True)
 class MatteAnswer:
-    """In the shape of OpenAI's image answers, whose `data` holds one here."""
+    """The answer in the form of OpenAI's image answers; its `data` holds one result."""
 
     created: int
     data: list[MatteData]
@@ -158,23 +160,23 @@ class MatteAnswer:
     model: str
     output: OutputName
     source: Literal["trimap", "network"]
-    """Who said where the subject is."""
+    """Whether the network or the trimap found the subject."""
     method: MattingMethod
     unknown_fraction: float
-    """Share of the picture's pixels that the trimap left open."""
+    """Share of the picture's pixels that the trimap left unknown."""
     uncertain_fraction: float
-    """Share of these whose alpha came out between 0.1 and 0.9: hair, glass, blur, or a subject that
-    looks like its background. High: look at the result."""
+    """Share of the unknown pixels whose alpha is between 0.1 and 0.9: hair, glass, blur, or a
+    subject that looks like its background. If it is high, check the result."""
     solved_size: str | None
-    """Of the picture that alpha was solved at; null for a trimap."""
+    """Size of the picture at which alpha was computed; null for a trimap."""
     foreground_size: str | None
-    """Of the one that the subject's colours were estimated at; null where none were."""
+    """Size of the picture at which the subject's colours were estimated; null if they were not."""
     warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True, kw_only=True)
 class MattingModelCard:
-    """A served model that takes backgrounds away."""
+    """A served model that removes backgrounds."""
 
     id: str
     object: Literal["model"] = "model"
@@ -184,7 +186,7 @@ class MattingModelCard:
     parent: str | None = None
     architecture: str
     side: int
-    """Pixels a side of what its network sees."""
+    """Side in pixels of the picture that its network takes."""
     methods: list[MattingMethod]
 
 

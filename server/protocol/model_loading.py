@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ChangeOrder(BaseModel):
-    """Whoever changes what is served hears of fields that mean nothing."""
+    """Base of orders that change what is served. Unknown fields are refused."""
 
     model_config = ConfigDict(
         strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
@@ -16,67 +16,71 @@ class ChangeOrder(BaseModel):
 
 
 class LoadModelRequest(ChangeOrder):
-    """Load one more model. Every field but `model` may be null: the default."""
+    """Load one more model. Every field except `model` may be null, which means its default."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"model": "small"}})
 
     model: str = Field(
         min_length=1,
         max_length=4096,
-        description="Name of a model that GET /models lists. With ref, the name to serve it under.",
+        description="Name of a model that GET /models lists. With ref, the name to serve the "
+        "model under.",
     )
     ref: str | None = Field(
         None,
         min_length=1,
         max_length=4096,
-        description="What to load under that name: the name of a listed model or, as far as the "
+        description="The model to load under that name: the name of a listed model or, if the "
         "server allows it, a hub id, folder or file.",
     )
     device: str | None = Field(
-        None, max_length=32, description="Where it runs, as --device. By default as the server."
+        None,
+        max_length=32,
+        description="Where the model runs, as --device says it. Default: the server's own.",
     )
     settings: dict[str, Any] | None = Field(
         None,
         max_length=64,
-        description="Settings of its own, by the names that `engine` has in a configuration file.",
+        description="The model's own settings, by the names under `engine` in a configuration "
+        "file.",
     )
     wait: bool | None = Field(
         None,
-        description="Answer once it serves or could not be loaded. False: at once, with 202; "
-        "GET /models tells how it goes. Default true.",
+        description="Answer once the model serves or could not be loaded. False: answer at once "
+        "with 202; GET /models shows the progress. Default true.",
     )
 
 
 class UnloadModelRequest(ChangeOrder):
-    """Unload a model. Every field but `model` may be null: the default."""
+    """Unload a model. Every field except `model` may be null, which means its default."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"model": "small"}})
 
     model: str = Field(
-        min_length=1, max_length=256, description="Id of a model that is there, whatever it does."
+        min_length=1, max_length=256, description="Id of a model that is loaded or loading."
     )
     drain_timeout_s: float | None = Field(
         None,
         ge=0,
         le=86_400,
-        description="How long its requests may take to finish, in seconds; then they end with an "
-        "error. By default as the server's own drain.",
+        description="Seconds that its requests may take to finish; then they end with an error. "
+        "Default: the server's own drain time-out.",
     )
     wait: bool | None = Field(
         None,
-        description="Answer once it is gone. False: at once, with 202. Default true.",
+        description="Answer once the model is gone. False: answer at once with 202. Default true.",
     )
 
 
 @dataclass(slots=True, kw_only=True)
 class LoadStatus:
-    """What a model is doing. `value` and `failed` are llama-server's."""
+    """The state of a model. `value` and `failed` are llama-server's."""
 
     value: Literal["loaded", "loading", "downloading", "unloading", "unloaded"]
     failed: bool
-    """It is not there because it could not be loaded."""
+    """The model is not loaded because loading it failed."""
     phase: str | None
-    """As in `GET /ready`; null while it is not there."""
+    """The phase, as in `GET /ready`; null if the model is not loaded."""
     progress: float | None
     detail: str | None
     error_code: str | None
@@ -84,25 +88,25 @@ class LoadStatus:
 
 @dataclass(slots=True, kw_only=True)
 class LoadableCard:
-    """A model that is there, or may be loaded."""
+    """A model that is loaded, or may be loaded."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
-    """Unix time at which it became ready; 0 while it is not."""
+    """Unix time at which it became ready; 0 if it is not ready."""
     owned_by: str = "tandem"
     kind: str | None
-    """text or image, once that is known."""
+    """The kind of model, such as text or image, once known."""
     loadable: bool
-    """It may be loaded by its id."""
+    """The model may be loaded by its id."""
     settings: dict[str, Any]
-    """Those of its own."""
+    """The model's own settings."""
     status: LoadStatus
 
 
 @dataclass(slots=True, kw_only=True)
 class LoadableList:
-    """All models that are there or may be loaded."""
+    """All models that are loaded or may be loaded."""
 
     object: Literal["list"] = "list"
     data: list[LoadableCard]
@@ -110,9 +114,9 @@ class LoadableList:
 
 @dataclass(slots=True, kw_only=True)
 class ModelChange:
-    """A load or unload that was done, or with 202 has begun."""
+    """A load or unload that is done or, with 202, has begun."""
 
     success: bool = True
     model: str
-    """Its id."""
+    """The model's id."""
     status: LoadStatus

@@ -1,4 +1,4 @@
-"""What `GET /v1/models` shows of text and image models."""
+"""The entries of `GET /v1/models` for text and image models."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,9 +8,9 @@ from engine.image_types import GuidanceKind, ImageTask
 
 @dataclass(slots=True, kw_only=True)
 class ModelCard:
-    """A served model, or an adapter, whose `parent` and `root` are the model it belongs to.
-    `max_model_len` is vLLM's addition. `default_sampling` has the sampler parameters of requests
-    that say nothing of them."""
+    """A served text model, or an adapter, whose `parent` and `root` are the model it belongs to.
+    `max_model_len` is vLLM's addition. `default_sampling` holds the sampler parameters of requests
+    that do not set them."""
 
     id: str
     object: Literal["model"] = "model"
@@ -24,9 +24,9 @@ class ModelCard:
 
 @dataclass(slots=True, kw_only=True)
 class ImageModelCard:
-    """A served image model, or an adapter, whose `parent` and `root` are the model it belongs to;
-    what comes after `parent` says what its routes take. What a model is denoised by is null where
-    it does other things only."""
+    """A served image model, or an adapter, whose `parent` and `root` are the model it belongs to.
+    The fields after `parent` say what its routes take. Fields about denoising are null for a model
+    that only does other things."""
 
     id: str
     object: Literal["model"] = "model"

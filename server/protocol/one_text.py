@@ -1,4 +1,4 @@
-"""What a chat's fields are in dialects that answer with one text and have no place for more."""
+"""Chat fields in dialects whose answer is a single text without further data."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
@@ -30,19 +30,19 @@ _OF_CHATS: Mapping[str, tuple[Any, ...]] = {
     "semantic_threshold": (),
     "embedding_model": (),
 }
-"""What only chats have, with the values that ask for nothing and pass."""
+"""Fields that only chats have, with the values that ask for nothing and pass."""
 
 TEXT_FIELDS = frozenset(SamplingRequest.model_fields) - {
     *_NOT_HERE,
     *("model", "stream", "stream_options"),
 }
-"""What can be said in any dialect of how a text is written."""
+"""Fields that any dialect accepts about how to write a text."""
 _CHAT_FIELDS = frozenset(("chat_template_kwargs", "reasoning_effort", "parallel_tool_calls"))
 
 
 class OneTextRequest(SamplingRequest):
-    """Every field that shapes a text means what it does in a chat. What asks for more texts, or
-    for more to be told of one, is refused by name."""
+    """A request for one text. Fields that shape the text mean the same as in a chat. Fields that
+    ask for more texts, or for more data about one, are refused by name."""
 
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {**UNSUPPORTED_FIELDS, **_OF_CHATS}
     _not_here: ClassVar[Mapping[str, tuple[Any, ...]]] = _NOT_HERE
@@ -57,7 +57,7 @@ class OneTextRequest(SamplingRequest):
         None, max_length=64, description="More variables for the chat template."
     )
     reasoning_effort: ReasoningEffort | None = Field(
-        None, description="As in a chat; wins over the field that says it here."
+        None, description="As in a chat; wins over the dialect's own field for it."
     )
     parallel_tool_calls: bool | None = Field(
         None, description="Let an answer have more than one call. Default true."
@@ -73,13 +73,14 @@ class OneTextRequest(SamplingRequest):
         return self
 
     def text_fields(self, form: dict[str, Any] | None, form_field: str) -> dict[str, Any]:
-        """Those that a chat takes as they are, with the form that the dialect's own field asks for.
+        """The fields that a chat takes unchanged, with the form that the dialect's own field
+        requests.
 
         Args:
-            form: as `response_format`.
+            form: the form as a `response_format`.
 
         Raises:
-            InvalidParameter: `response_format` asks for one as well.
+            InvalidParameter: `response_format` requests a form as well.
         """
         names = (TEXT_FIELDS | _CHAT_FIELDS) & self.model_fields_set
         fields = {name: value for name in names if (value := getattr(self, name)) is not None}
@@ -87,8 +88,7 @@ class OneTextRequest(SamplingRequest):
             return fields
         if "response_format" in fields:
             raise InvalidParameter(
-                f"response_format and {form_field} both say what the text must look like; send one "
-                "of them",
+                f"response_format and {form_field} both set the form of the text; send one of them",
                 param="response_format",
             )
         return {**fields, "response_format": form}

@@ -1,4 +1,4 @@
-"""Texts as OpenAI's older routes take them: written out or as token ids, one or several."""
+"""Prompts of OpenAI's older routes: texts or token ids, one or several."""
 
 from itertools import takewhile
 from typing import Annotated, Any
@@ -20,7 +20,8 @@ _PromptIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_
 
 
 def _read_prompts(value: Any) -> list[str] | list[list[int]]:
-    """One pass over what can be megabytes; a pydantic union would try each member in turn."""
+    """The prompts of a body. One pass over the value, which may be megabytes: a pydantic union
+    would try each member in turn."""
     ids = read_ids(value)
     if ids is not None:
         return [ids]
@@ -37,10 +38,11 @@ def _read_prompts(value: Any) -> list[str] | list[list[int]]:
 
 
 def _too_many(prompts: list[Any]) -> str:
-    """What is neither texts nor lists was meant as the ids of one prompt."""
+    """The message about too many prompts. A list that holds neither texts nor lists was meant as
+    the ids of one prompt."""
     if isinstance(prompts[0], str | list):
-        return f"has {len(prompts)} texts; {MAX_PROMPTS} can be sent at once"
-    return f"{_PROMPT_HELP}; a prompt has at most {MAX_PROMPT_TOKENS} token ids"
+        return f"has {len(prompts)} texts; at most {MAX_PROMPTS} can be sent at once"
+    return f"{_PROMPT_HELP}; a prompt can have at most {MAX_PROMPT_TOKENS} token ids"
 
 
 Prompts = Annotated[
@@ -53,4 +55,4 @@ Prompts = Annotated[
         | Annotated[list[_PromptIds], Field(min_length=1, max_length=MAX_PROMPTS)],
     ),
 ]
-"""One entry per prompt, all text or all token ids."""
+"""One entry per prompt, all texts or all token ids."""

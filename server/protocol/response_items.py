@@ -1,4 +1,4 @@
-"""Items of OpenAI's Responses API: what a conversation is made of, as clients send it."""
+"""Items of OpenAI's Responses API: the parts of a conversation that clients send."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -17,21 +17,21 @@ Id = Annotated[str, Field(max_length=_MAX_ID_CHARS)]
 
 
 class InputText(WireModel):
-    """Text that the model reads."""
+    """A text that the model reads."""
 
     type: Literal["input_text", "text"]
     text: str
 
 
 class OutputText(WireModel):
-    """Text that it wrote before."""
+    """A text that the model wrote earlier."""
 
     type: Literal["output_text"]
     text: str
 
 
 class Refusal(WireModel):
-    """A refusal that it wrote before, taken as text."""
+    """A refusal that the model wrote earlier, treated as text."""
 
     type: Literal["refusal"]
     refusal: str
@@ -71,7 +71,7 @@ def _is_content(value: Any) -> Any:
 
 
 Content = Annotated[Any, PlainValidator(_is_content, json_schema_input_type=str | _ContentParts)]
-"""Read further by `part_texts`."""
+"""Content, whose parts `part_texts` reads."""
 
 
 class MessageItem(WireModel):
@@ -96,7 +96,7 @@ class FunctionCallItem(WireModel):
 
 
 class FunctionCallOutputItem(WireModel):
-    """What the called function returned."""
+    """The result of a called function."""
 
     type: Literal["function_call_output"]
     call_id: Id
@@ -113,7 +113,7 @@ class ReasoningText(WireModel):
 
 
 class ReasoningItem(WireModel):
-    """What the model wrote to itself before. Summaries are not read."""
+    """Reasoning that the model wrote earlier. Summaries are not read."""
 
     type: Literal["reasoning"]
     id: Id | None = None
@@ -134,7 +134,7 @@ _ITEMS: Mapping[str, type[Item]] = {
 
 
 def read_items(value: Any) -> list[Item]:
-    """The items of an `input`; a text alone is the user's message.
+    """The items of an `input`; a bare text is the user's message.
 
     Raises:
         InvalidParameter, UnsupportedFeature: names the item.
@@ -146,9 +146,11 @@ def read_items(value: Any) -> list[Item]:
             "items", "must be a string or an array of 1 to {most} items", {"most": MAX_ITEMS}
         )
     refused = {
-        "item_reference": "references to items are not supported here; send the item itself, or "
-        "previous_response_id",
-        "": "this type of item is not supported here; items may be: " + ", ".join(_ITEMS),
+        "item_reference": (
+            "references to items are not supported here; send the item itself, or "
+            "previous_response_id"
+        ),
+        "": "this type of item is not supported here; the types are: " + ", ".join(_ITEMS),
     }
     items: list[Item] = []
     num_parts = 0
@@ -172,4 +174,4 @@ Items = Annotated[
         json_schema_input_type=str | Annotated[list[Item], Field(min_length=1, max_length=64)],
     ),
 ]
-"""A conversation, or what is new of it."""
+"""A conversation, or its new items."""

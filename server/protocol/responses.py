@@ -1,4 +1,4 @@
-"""Bodies of `POST /v1/responses` and what it answers."""
+"""Bodies of `POST /v1/responses`, and its answers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ Metadata = Annotated[
 
 
 class TextFormat(WireModel):
-    """What the text must be."""
+    """The requested form of the text."""
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = Field(None, max_length=64)
@@ -59,14 +59,15 @@ class TextFormat(WireModel):
 
 
 class TextOptions(WireModel):
-    """About the text of the answer."""
+    """Options for the text of the answer."""
 
     format: TextFormat | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
 class ReasoningOptions(WireModel):
-    """About reasoning. Nothing is summarised: what a model writes to itself is given as it is."""
+    """Options for reasoning. There are no summaries: the model's reasoning is returned
+    unchanged."""
 
     effort: str | None = Field(None, max_length=16)
     summary: str | None = Field(None, max_length=16)
@@ -74,7 +75,7 @@ class ReasoningOptions(WireModel):
 
 
 class ResponseRequest(OneTextRequest):
-    """OpenAI's request for a response, with the fields of chats that it does not have."""
+    """OpenAI's request for a response, with fields of chats that OpenAI's request lacks."""
 
     model_config = ConfigDict(
         json_schema_extra={"example": {"input": "Say hello.", "max_output_tokens": 16}}
@@ -86,7 +87,7 @@ class ResponseRequest(OneTextRequest):
     prompt_field: ClassVar[str] = "input"
     limit_field: ClassVar[str] = "max_output_tokens"
 
-    input: Items = Field(description="A text, or items: messages, calls, what they returned.")
+    input: Items = Field(description="A text, or items: messages, calls, and results of calls.")
     instructions: str | None = Field(
         None, description="A system message before the conversation, for this response only."
     )
@@ -96,16 +97,16 @@ class ResponseRequest(OneTextRequest):
     store: bool | None = Field(
         None,
         description="Keep the response for a while, to be continued or read again. Default true, "
-        "where the server keeps any.",
+        "if the server keeps responses.",
     )
     background: bool | None = Field(
-        None, description="Answer at once, and be asked for the response later by its id."
+        None, description="Answer at once, and let the client fetch the response later by its id."
     )
     max_output_tokens: int | None = Field(
         None,
         ge=1,
         le=MAX_TOKEN_COUNT,
-        description="Most tokens to generate. Default: what the context has room for.",
+        description="Most tokens to generate. Default: as many as the context has room for.",
     )
     text: TextOptions | None = Field(None, description="Format of the text.")
     reasoning: ReasoningOptions | None = Field(None, description="How much to reason.")
@@ -117,12 +118,12 @@ class ResponseRequest(OneTextRequest):
     tool_choice: str | dict[str, Any] | None = Field(
         None, description="auto, none, required, or a function that must be called."
     )
-    metadata: Metadata | None = Field(None, description="Given back with the response.")
+    metadata: Metadata | None = Field(None, description="Returned with the response.")
     include: list[Annotated[str, Field(max_length=64)]] | None = Field(
         None,
         max_length=16,
-        description=f"`{_LOGPROBS}` has the tokens' log-probabilities returned; what else OpenAI "
-        "could include does not exist here.",
+        description=f"`{_LOGPROBS}` returns the tokens' log-probabilities; OpenAI's other values "
+        "have nothing to include here.",
     )
     top_logprobs: NumAlternatives | None = Field(
         None, description=f"Alternatives per token; only with {_LOGPROBS}."
@@ -138,26 +139,25 @@ class ResponseRequest(OneTextRequest):
 
     @property
     def returns_logprobs(self) -> bool:
-        """Whether log-probabilities are to be returned."""
+        """Whether the client wants log-probabilities."""
         return _LOGPROBS in (self.include or ())
 
     @model_validator(mode="after")
     def _check_response(self) -> Self:
         if self.background and self.stream:
             raise UnsupportedFeature(
-                "a background response cannot be streamed here; leave stream out and ask for it "
-                "by its id",
+                "a background response cannot be streamed here; leave stream out, and fetch the "
+                "response by its id",
                 param="stream",
             )
         if self.background and self.store is False:
             raise InvalidParameter(
-                "a background response is asked for by its id, so it must be stored; leave store "
-                "out",
+                "a background response is fetched by its id, so it must be stored; leave store out",
                 param="store",
             )
         if self.top_logprobs and not self.returns_logprobs:
             raise InvalidParameter(
-                f"top_logprobs is only allowed with include: [{_LOGPROBS!r}]",
+                f"top_logprobs needs include: [{_LOGPROBS!r}]",
                 param="top_logprobs",
             )
         return self
@@ -198,7 +198,7 @@ class OutputMessage:
 
 @dataclass(slots=True)
 class ReasoningTextPart:
-    """Text that the model wrote to itself."""
+    """A part of the model's reasoning."""
 
     text: str
     type: Literal["reasoning_text"] = "reasoning_text"
@@ -206,7 +206,7 @@ class ReasoningTextPart:
 
 @dataclass(slots=True, kw_only=True)
 class OutputReasoning:
-    """What the model wrote to itself before it answered."""
+    """The model's reasoning before its answer."""
 
     id: str
     type: Literal["reasoning"] = "reasoning"
@@ -240,14 +240,14 @@ class InputTokensDetails:
 
 @dataclass(slots=True)
 class OutputTokensDetails:
-    """What the output's tokens are."""
+    """The kinds of tokens in the output."""
 
     reasoning_tokens: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
 class ResponseUsage:
-    """Tokens that a response took."""
+    """The tokens of a response."""
 
     input_tokens: int
     input_tokens_details: InputTokensDetails

@@ -1,5 +1,5 @@
-"""The fields of a request that shape the distribution of its next token: the engine's table, and in
-which order what is in it acts."""
+"""The fields of a request that shape the distribution of its next token: the engine's table, and
+the order in which its samplers act."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from engine.sampling_params import (
 OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     other: (name,) for name, one in SAMPLER_PARAMETERS.items() for other in one.other_names
 }
-"""Fields that mean the same as another one, and which."""
+"""Fields that are other names of a field → that field."""
 
 
 _Strings = list[Annotated[str, Field(min_length=1, max_length=MAX_STRING_CHARS)]]
@@ -44,8 +44,8 @@ def _fields() -> dict[str, Any]:
             _Samplers | None,
             Field(
                 None,
-                description="The samplers that act, in their order, as llama-server has it; one "
-                "that is not listed does nothing. penalties and dry come first. Default: "
+                description="The samplers to use, in their order, as in llama-server; a sampler "
+                "that is not listed is off. penalties and dry come first. Default: "
                 f"{json.dumps(list(SAMPLERS))}.",
             ),
         )

@@ -1,5 +1,5 @@
-"""Bodies of `POST /v1/rerank` (as Cohere, Jina and vLLM have it, and as TEI has it) and
-`POST /v1/score` (vLLM's)."""
+"""Bodies of `POST /v1/rerank` (Cohere's, Jina's and vLLM's form, and TEI's) and of `POST /v1/score`
+(vLLM's form)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class DocumentFields(WireModel):
-    """A document as an object; what is beside its text does not count."""
+    """A document as an object; everything except its text is ignored."""
 
     text: Text
 
 
 def _text_of(value: Any) -> Any:
-    """A document's text, also where it came as `{"text": ...}`."""
+    """A document's text, also if it came as `{"text": ...}`."""
     return value["text"] if isinstance(value, dict) and "text" in value else value
 
 
@@ -53,7 +53,7 @@ Texts = Annotated[_Texts, BeforeValidator(_as_list, json_schema_input_type=Text 
 
 
 def either_of(*forms: tuple[str, ...]) -> dict[str, Any]:
-    """`check_either` in words of JSON Schema."""
+    """The rule of `check_either` as JSON Schema."""
     names = dict.fromkeys(name for form in forms for name in form)
     given, left_out = {"type": ["string", "array"]}, {"type": "null"}
     return {
@@ -77,7 +77,7 @@ _SIDES = (
 
 
 class RerankRequest(CutRequest):
-    """Documents to put in the order of how well they answer a query."""
+    """Documents to sort by how well they answer a query."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -90,22 +90,25 @@ class RerankRequest(CutRequest):
     )
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_SCORE_FIELDS
 
-    query: Text = Field(description="What the documents are compared with.")
+    query: Text = Field(description="The text that the documents are compared with.")
     documents: _Documents | None = Field(None, description='Texts, or objects `{"text": ...}`.')
     texts: _Documents | None = Field(
-        None, description="TEI's name for documents. With it the answer is an array, as TEI's is."
+        None, description="TEI's name for documents. The answer is then an array, as in TEI."
     )
     top_n: int | None = Field(
-        None, ge=0, le=MAX_TOKEN_COUNT, description="Only so many, the best. Default, and 0: all."
+        None,
+        ge=0,
+        le=MAX_TOKEN_COUNT,
+        description="Return only this many documents, the best. Default, and 0: all.",
     )
     return_documents: bool | None = Field(
         None, description="Repeat each document's text in the answer. Default true."
     )
     return_text: bool | None = Field(
-        None, description="With texts: repeat each one in the answer. Default false."
+        None, description="With texts: repeat each text in the answer. Default false."
     )
     raw_scores: bool | None = Field(
-        None, description="With texts: scores are cosines, with true and with false."
+        None, description="With texts: accepted; scores are cosines with true and with false."
     )
     truncate: bool | None = Field(
         None, description="With texts: keep as many tokens of each text as the model takes."
@@ -118,25 +121,27 @@ class RerankRequest(CutRequest):
             for name in ("return_text", "raw_scores", "truncate"):
                 if getattr(self, name) is not None:
                     raise InvalidParameter(
-                        f"{name} is only allowed with texts, in place of documents", param=name
+                        f"{name} needs texts in place of documents; send texts, or leave {name} "
+                        "out",
+                        param=name,
                     )
         return self
 
     @property
     def ranked(self) -> list[str]:
-        """What is to be put in order."""
+        """The documents to sort."""
         return self.documents or self.texts or []
 
     @property
     def kept_tokens(self) -> int | None:
-        """Of each text, as `truncate_prompt_tokens` says it."""
+        """Tokens to keep of each text, as in `truncate_prompt_tokens`."""
         if self.truncate_prompt_tokens is None and self.truncate:
             return -1
         return self.truncate_prompt_tokens
 
 
 class ScoreRequest(CutRequest):
-    """Pairs of texts: one with each of the others, or each with the one of the same number."""
+    """Pairs of texts: one text with each of the others, or texts with the same index."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -148,11 +153,13 @@ class ScoreRequest(CutRequest):
 
     text_1: Texts | None = Field(None, description="A text, or as many as text_2 has.")
     text_2: Texts | None = Field(None, description="A text or several.")
-    queries: Texts | None = Field(None, description="text_1 by vLLM's newer name.")
-    documents: Texts | None = Field(None, description="text_2 by the name beside queries.")
-    items: Texts | None = Field(None, description="documents by another name.")
-    data_1: Texts | None = Field(None, description="text_1 by another name.")
-    data_2: Texts | None = Field(None, description="text_2 by another name.")
+    queries: Texts | None = Field(None, description="vLLM's newer name for text_1.")
+    documents: Texts | None = Field(
+        None, description="vLLM's newer name for text_2, together with queries."
+    )
+    items: Texts | None = Field(None, description="Another name for documents.")
+    data_1: Texts | None = Field(None, description="Another name for text_1.")
+    data_2: Texts | None = Field(None, description="Another name for text_2.")
 
     @model_validator(mode="after")
     def _check_pairs(self) -> Self:
@@ -160,63 +167,63 @@ class ScoreRequest(CutRequest):
         num_first, num_second = len(self.first), len(self.second)
         if num_first not in (1, num_second):
             raise InvalidParameter(
-                f"{one} has {num_first} texts and {other} has {num_second}; {one} must have one, "
-                f"or as many as {other}",
+                f"{one} has {num_first} texts and {other} has {num_second}; {one} must have one "
+                f"text, or as many as {other}",
                 param=one,
             )
         return self
 
     @property
     def sides(self) -> tuple[str, str]:
-        """By which names the texts came.
+        """The names by which the texts came.
 
         Raises:
-            InvalidParameter: they came by none, or by several.
+            InvalidParameter: there are none, or several.
         """
         one, other = check_either(self, *_SIDES)
         return one, other
 
     @property
     def first(self) -> list[str]:
-        """A text, or as many as `second` has."""
+        """One text, or as many as `second` has."""
         return getattr(self, self.sides[0]) or []
 
     @property
     def second(self) -> list[str]:
-        """What is compared with it."""
+        """The texts that `first` is compared with."""
         return getattr(self, self.sides[1]) or []
 
 
 def check_either(body: BaseModel, *forms: tuple[str, ...]) -> tuple[str, ...]:
-    """The one of these groups of fields that was sent.
+    """The group of fields that was sent.
 
     Raises:
-        InvalidParameter: a field is missing, or one is there that is of another group.
+        InvalidParameter: a field of the group is missing, or a field of another group was sent too.
     """
     names = dict.fromkeys(name for form in forms for name in form)
     sent = {name for name in names if getattr(body, name) is not None}
-    form = max(forms, key=lambda form: len(sent & set(form)))  # Of equal ones the first.
+    form = max(forms, key=lambda form: len(sent & set(form)))  # the first of equal ones
     for name in form:
         if name not in sent:
             raise InvalidParameter(f"{name}: this field is required", param=name)
     for name in names:
         if name in sent and name not in form:
             raise InvalidParameter(
-                f"{name} means what {' or '.join(form)} does; send one of them", param=name
+                f"{name} means the same as {' or '.join(form)}; send one of them", param=name
             )
     return form
 
 
 @dataclass(slots=True)
 class Document:
-    """What was ranked."""
+    """A ranked document."""
 
     text: str
 
 
 @dataclass(slots=True, kw_only=True)
 class Ranked:
-    """A document's number in the request, and how well it fits."""
+    """A document's index in the request, and how well it fits."""
 
     index: int
     document: Document | None
@@ -224,7 +231,7 @@ class Ranked:
 
 
 class RankedText(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """The same as TEI writes it; `text` where it was asked for."""
+    """A ranked document in TEI's form; `text` is there if requested."""
 
     index: int
     score: float
@@ -233,7 +240,7 @@ class RankedText(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 @dataclass(slots=True, kw_only=True)
 class RerankAnswer:
-    """The best document first."""
+    """The ranked documents, the best first."""
 
     id: str
     model: str
@@ -243,7 +250,7 @@ class RerankAnswer:
 
 @dataclass(slots=True, kw_only=True)
 class Score:
-    """Of the pair of that number."""
+    """The score of the pair with this index."""
 
     index: int
     object: Literal["score"] = "score"

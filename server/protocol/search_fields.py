@@ -1,4 +1,5 @@
-"""The fields of a request that say how many texts are made of a prompt, and which are answered."""
+"""The fields of a request that set how many texts are made of a prompt, and which ones are
+returned."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ Never = Annotated[Literal["never"], Field(json_schema_extra={"maxLength": 5})]
 
 
 class SearchFields(BaseModel):
-    """The texts, and beam search in place of drawing them."""
+    """The number of texts, and beam search instead of drawing tokens."""
 
     n: int | None = Field(
         None, ge=1, le=MAX_COMPLETIONS, description="Completions per prompt. Default 1."
@@ -26,13 +27,14 @@ class SearchFields(BaseModel):
         None,
         ge=1,
         le=MAX_COMPLETIONS,
-        description="Make so many texts and answer with the n whose tokens are likeliest on "
-        "average, all at the end. With use_beam_search: the number of beams. Default n.",
+        description="Make this many texts and return the n whose tokens are likeliest on "
+        "average, all at the end. With use_beam_search: the number of beams. Default "
+        "n.",
     )
     use_beam_search: bool | None = Field(
         None,
-        description="Look for the likeliest texts instead of drawing tokens. They come at the end, "
-        "best first. Default false.",
+        description="Search for the likeliest texts instead of drawing tokens. They come at the "
+        "end, best first. Default false.",
     )
     beam_width: int | None = Field(
         None,
@@ -49,37 +51,38 @@ class SearchFields(BaseModel):
     )
     early_stopping: bool | Never | None = Field(
         None,
-        description="With use_beam_search, when it is over, once as many texts as beams have "
-        "ended: true: at once; false: if the best one that goes on scores no better by now; never: "
-        "if it could not at any length. Default false.",
+        description="With use_beam_search: when to stop, once as many texts as there are beams "
+        "have ended. true: at once; false: if the best unfinished text scores no "
+        "better now; never: if it could score no better at any length. Default false.",
     )
 
     @property
     def num_choices(self) -> int:
-        """Texts of a prompt that are answered."""
+        """Number of a prompt's texts that are returned."""
         return self.n or 1
 
     @property
     def num_sequences(self) -> int:
-        """Texts of a prompt that are made at a time."""
+        """Number of a prompt's texts that are made at a time."""
         return self.beam_width or self.best_of or self.num_choices
 
     @property
     def width_field(self) -> str:
-        """Where `num_sequences` comes from."""
+        """The field that sets `num_sequences`."""
         if self.beam_width is not None:
             return "beam_width"
         return "n" if self.best_of is None else "best_of"
 
     @property
     def num_best(self) -> int | None:
-        """Of texts that are drawn so many are answered; None: all."""
+        """How many of the drawn texts are returned; None: all."""
         is_choice = not self.use_beam_search and self.num_sequences > self.num_choices
         return self.num_choices if is_choice else None
 
     @property
     def beams(self) -> BeamParams | None:
-        """None: tokens are drawn. A search of one beam takes the likeliest token each time."""
+        """The parameters of beam search; None if tokens are drawn. A search with one beam takes the
+        likeliest token each time."""
         if not self.use_beam_search or self.num_sequences == 1:
             return None
         return BeamParams(
@@ -90,7 +93,8 @@ class SearchFields(BaseModel):
 
 
 def check_search(request: SearchFields) -> None:
-    """Refuse what contradicts itself, and beside beam search what says how tokens are drawn.
+    """Refuse fields that contradict each other and, with beam search, fields that say how to draw
+    tokens.
 
     Raises:
         InvalidParameter: names the field.
@@ -103,16 +107,17 @@ def check_search(request: SearchFields) -> None:
         )
     if request.num_sequences < request.num_choices:
         raise InvalidParameter(
-            f"{request.width_field} is {request.num_sequences} and n is {request.n}; it must be at "
-            "least n",
+            f"{request.width_field} is {request.num_sequences} and n is {request.n}; "
+            f"{request.width_field} must be at least n; raise it, or lower n",
             param=request.width_field,
         )
     if not request.use_beam_search:
-        check_neutral(request, _OF_BEAMS, "is only allowed with use_beam_search: true")
+        check_neutral(request, _OF_BEAMS, "needs use_beam_search: true")
         return
     if request.num_sequences > MAX_BEAM_WIDTH:
         raise InvalidParameter(
-            f"{request.num_sequences} beams were asked for; there can be {MAX_BEAM_WIDTH}",
+            f"{request.num_sequences} beams were requested; the limit is {MAX_BEAM_WIDTH}; ask "
+            "for fewer",
             param=request.width_field,
         )
     check_neutral(request, OF_DRAWS, "cannot be combined with use_beam_search; leave it out")
@@ -139,11 +144,12 @@ OF_DRAWS: Mapping[str, tuple[Any, ...]] = {
     "repetition_detection": (),
     "structure": (),
 }
-"""Fields, or what they amount to, and values that ask for nothing."""
+"""Fields, or properties computed from them → values that ask for nothing."""
 
 
 def check_neutral(request: BaseModel, table: Mapping[str, tuple[Any, ...]], why: str) -> None:
-    """
+    """Refuse fields of the table that ask for something.
+
     Raises:
         InvalidParameter: a field of the table asks for something.
     """

@@ -1,7 +1,7 @@
-"""The fields of a request that say what form the text must have, in three dialects.
+"""The fields of a request that set the form of its text, in three dialects.
 
-OpenAI's `response_format`, vLLM's `structured_outputs` (and `guided_…`, as it was before),
-llama.cpp's `grammar` and `json_schema`: all become one `engine.structure.Structure`.
+OpenAI's `response_format`, vLLM's `structured_outputs` (and its older `guided_…`), and llama.cpp's
+`grammar` and `json_schema` all become one `engine.structure.Structure`.
 """
 
 import json
@@ -23,13 +23,14 @@ _ANY_OBJECT = {"type": "object"}
 
 
 class StructureFields(BaseModel):
-    """At most one form is asked for; the same one may have an old name and a new one."""
+    """The form of the text. Only one may be requested, but by an old and a new name at once."""
 
     response_format: _Object | None = Field(
         None,
         description='OpenAI\'s: `{"type": "json_object"}`, or `{"type": "json_schema", '
-        '"json_schema": {"name": …, "schema": …}}`. With strict or without, the text is held to '
-        "the schema, and one that cannot be honoured is refused. Default: free text.",
+        '"json_schema": {"name": …, "schema": …}}`. With or without strict, '
+        "the text follows the schema, and a schema that cannot be enforced is "
+        "refused. Default: free text.",
         examples=[
             {"type": "json_object"},
             {"type": "json_schema", "json_schema": {"name": "list", "schema": {"type": "array"}}},
@@ -45,7 +46,7 @@ class StructureFields(BaseModel):
     grammar: str | None = Field(
         None,
         max_length=MAX_CHARS,
-        description="llama.cpp's: a grammar in GBNF, whose rule `root` is the text.",
+        description="llama.cpp's: a grammar in GBNF; its rule `root` describes the text.",
         examples=['root ::= "yes" | "no"'],
     )
     json_schema: _Object | bool | None = Field(
@@ -55,13 +56,19 @@ class StructureFields(BaseModel):
     )
 
     guided_json: _Object | bool | _Text | None = Field(
-        None, description="vLLM's name, of before, for `structured_outputs` with `json`."
+        None, description="vLLM's older name for `structured_outputs` with `json`."
     )
-    guided_regex: _Text | None = Field(None, description="The same with `regex`.")
+    guided_regex: _Text | None = Field(
+        None, description="vLLM's older name for `structured_outputs` with `regex`."
+    )
     guided_choice: list[_Text] | None = Field(
-        None, max_length=MAX_CHOICES, description="The same with `choice`."
+        None,
+        max_length=MAX_CHOICES,
+        description="vLLM's older name for `structured_outputs` with `choice`.",
     )
-    guided_grammar: _Text | None = Field(None, description="The same with `grammar`.")
+    guided_grammar: _Text | None = Field(
+        None, description="vLLM's older name for `structured_outputs` with `grammar`."
+    )
 
     @model_validator(mode="after")
     def _check_structure(self) -> Self:
@@ -70,7 +77,7 @@ class StructureFields(BaseModel):
 
     @cached_property
     def structure(self) -> Structure | None:
-        """What the text must look like.
+        """The form that the text must have.
 
         Raises:
             InvalidParameter, UnsupportedFeature: names the field.
@@ -88,8 +95,8 @@ class StructureFields(BaseModel):
         ]
         if len(set(asked)) > 1:
             raise InvalidParameter(
-                f"{asked[0].param} and {asked[1].param} both say what the text must look like; "
-                "send one of them",
+                f"{asked[0].param} and {asked[1].param} both set the form of the text; send one "
+                "of them",
                 param=asked[1].param,
             )
         return asked[0] if asked else None
@@ -112,7 +119,7 @@ def _of_response_format(value: Mapping[str, Any] | None) -> Structure | None:
         case {"type": "structural_tag"}:
             return _of_tags(value, param)
     raise InvalidParameter(
-        "response_format has type text, json_object, json_schema or structural_tag",
+        "response_format must have type text, json_object, json_schema or structural_tag",
         param=f"{param}.type",
     )
 
@@ -135,7 +142,7 @@ def _of_structured_outputs(value: Mapping[str, Any] | None) -> Structure | None:
     for name, one in asked.items():
         structure: Structure = _KINDS[name](one, f"{param}.{name}")
         return replace(structure, is_compact=is_compact)
-    raise InvalidParameter(f"{param} is one of {', '.join(_KINDS)}", param=param)
+    raise InvalidParameter(f"{param} must have one of {', '.join(_KINDS)}", param=param)
 
 
 def _of_schema(schema: Any, param: str) -> Structure | None:
@@ -145,16 +152,16 @@ def _of_schema(schema: Any, param: str) -> Structure | None:
         try:
             schema = json.loads(schema)
         except (ValueError, RecursionError):
-            raise InvalidParameter(f"{param} is no JSON", param=param) from None
+            raise InvalidParameter(f"{param} is not valid JSON", param=param) from None
     if not isinstance(schema, Mapping | bool):
-        raise InvalidParameter("a JSON Schema is an object or a boolean", param=param)
+        raise InvalidParameter("a JSON Schema must be an object or a boolean", param=param)
     _check_amount(schema, param)
     return _bounded(Structure.of_schema(schema, param=param))
 
 
 def _of_json_object(value: Any, param: str) -> Structure:
     if value is not True:
-        raise InvalidParameter("json_object is true, or left out", param=param)
+        raise InvalidParameter("json_object must be true, or left out", param=param)
     return Structure.of_schema(_ANY_OBJECT, param=param)
 
 
@@ -170,20 +177,23 @@ def _of_grammar(value: Any, param: str = "grammar") -> Structure | None:
 
 def _of_choice(value: Any, param: str) -> Structure:
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_CHOICES:
-        raise InvalidParameter(f"choice is an array of 1 to {MAX_CHOICES} strings", param=param)
+        raise InvalidParameter(
+            f"choice must be an array of 1 to {MAX_CHOICES} strings", param=param
+        )
     choices = [_string(one, param) for one in value]
     if "" in choices:
-        raise InvalidParameter("no choice can be empty", param=param)
+        raise InvalidParameter("a choice cannot be empty; leave it out", param=param)
     return _bounded(Structure.of_choice(choices, param=param))
 
 
 def _of_tags(value: Any, param: str) -> Structure:
-    """vLLM's and SGLang's `structures` and `triggers`, or xgrammar's `format`."""
+    """The structure of tags: vLLM's and SGLang's `structures` and `triggers`, or xgrammar's
+    `format`."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise InvalidParameter(f"{param} is no JSON", param=param) from None
+            raise InvalidParameter(f"{param} is not valid JSON", param=param) from None
     match value:
         case {"structures": list(tags), "triggers": list(triggers)}:
             return _tags(tags, triggers, param)
@@ -197,8 +207,8 @@ def _of_tags(value: Any, param: str) -> Structure:
                 at_most_one=more.get("stop_after_first") is True,
             )
     raise InvalidParameter(
-        "a structural tag has structures and triggers, or a format of type triggered_tags with "
-        "tags and triggers",
+        "a structural tag must have structures and triggers, or a format of type triggered_tags "
+        "with tags and triggers",
         param=param,
     )
 
@@ -231,7 +241,7 @@ def _tag(tag: Any, param: str) -> Tag:
             return Tag(begin, schema, end)
         case {"begin": str(begin), "end": str(end), "schema": dict() | bool() as schema}:
             return Tag(begin, schema, end)
-    raise InvalidParameter("a tag has begin, schema and end", param=param)
+    raise InvalidParameter("a tag must have begin, schema and end", param=param)
 
 
 _KINDS: Mapping[str, Any] = {
@@ -242,7 +252,7 @@ _KINDS: Mapping[str, Any] = {
     "grammar": _of_grammar,
     "structural_tag": _of_tags,
 }
-"""What `structured_outputs` may hold, and who reads it."""
+"""The entries of `structured_outputs`, and the functions that read them."""
 
 
 _GUIDED = ("json", "regex", "choice", "grammar")
@@ -262,7 +272,7 @@ def _string(value: Any, param: str) -> str:
 
 
 def num_json_bytes(value: Any) -> int:
-    """As it would be written; 0 where it is too deep for that."""
+    """Number of bytes as JSON; 0 if the value is nested too deeply to be written."""
     try:
         return len(msgspec.json.encode(value))
     except RecursionError:
@@ -270,15 +280,17 @@ def num_json_bytes(value: Any) -> int:
 
 
 def _check_amount(value: Any, param: str) -> None:
-    """Refuse what cannot be short enough as a text, ten times as fast as by writing that.
+    """Refuse a value whose JSON is too long, ten times as fast as by writing it as text.
 
     Raises:
-        InvalidParameter: it has too many characters, of at most 4 bytes each.
+        InvalidParameter: it has too many characters, which have at most 4 bytes each.
     """
     least = num_json_bytes(value) // 4
     if least > MAX_CHARS:
         raise InvalidParameter(
-            f"{param} has at least {least} characters; the limit is {MAX_CHARS}", param=param
+            f"{param} has at least {least} characters; the limit is {MAX_CHARS}; send a smaller "
+            "one",
+            param=param,
         )
 
 

@@ -1,4 +1,4 @@
-"""Bodies of `/tokenize` and `/detokenize`, and what `/tokenizer_info` tells; shapes are vLLM's."""
+"""Bodies of `/tokenize` and `/detokenize`, and the answer of `/tokenizer_info`, in vLLM's form."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _Texts = str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
 
 
 class TokenizeRequest(ModelRequest, ChatTemplateOptions):
-    """Either prompts or messages."""
+    """A request to tokenise either prompts or messages."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -37,23 +37,28 @@ class TokenizeRequest(ModelRequest, ChatTemplateOptions):
     )
 
     prompt: _Texts | None = Field(
-        None, description="Plain text. Of several texts the answer has a list each."
+        None,
+        description="Plain text, or several texts; for several, the answer has a list for each.",
     )
-    messages: Messages | None = Field(None, description="A chat, put through the template.")
+    messages: Messages | None = Field(None, description="A chat, rendered by the template.")
     content: _Texts | None = Field(
-        None, description="llama-server's name of prompt; add_special is then false by default."
+        None, description="llama-server's name for prompt; add_special is then false by default."
     )
     add_special_tokens: bool | None = Field(
         None,
-        description="Let the tokenizer add its own, such as begin-of-sequence. Default: true "
-        "for a prompt, false for messages.",
+        description="Let the tokenizer add its special tokens, such as begin-of-sequence. "
+        "Default: true for a prompt, false for messages.",
     )
-    add_special: bool | None = Field(None, description="llama-server's name of add_special_tokens.")
+    add_special: bool | None = Field(
+        None, description="llama-server's name for add_special_tokens."
+    )
     with_pieces: bool | None = Field(
-        None, description="As llama-server: each of tokens is an id and its text. Default false."
+        None,
+        description="As in llama-server: each entry of tokens is an id and its text. "
+        "Default false.",
     )
     return_token_strs: bool | None = Field(
-        None, description="Return the vocabulary's entry of each token. Default false."
+        None, description="Return the vocabulary's entry for each token. Default false."
     )
 
     @model_validator(mode="before")
@@ -67,21 +72,21 @@ class TokenizeRequest(ModelRequest, ChatTemplateOptions):
     def _check_source(self) -> Self:
         if None not in (self.prompt, self.content) and self.prompt != self.content:
             raise InvalidParameter(
-                "prompt and content differ; they mean the same, so send one of them",
+                "prompt and content mean the same and differ; send one of them",
                 param="content",
             )
         if (self.text is None) == (self.messages is None):
-            raise InvalidParameter("give either prompt or messages", param="prompt")
+            raise InvalidParameter("send either prompt or messages", param="prompt")
         return self
 
     @property
     def text(self) -> str | list[str] | None:
-        """What is to be tokenised as it is."""
+        """The text to tokenise as it is."""
         return self.content if self.prompt is None else self.prompt
 
     @property
     def adds_special_tokens(self) -> bool:
-        """What the tokenizer adds is there."""
+        """Whether the tokenizer adds its special tokens."""
         for asked in (self.add_special_tokens, self.add_special):
             if asked is not None:
                 return asked
@@ -101,7 +106,7 @@ class Piece:
     """A token, as llama-server shows it.
 
     Attributes:
-        piece: its text; its bytes where these are no text.
+        piece: its text, or its bytes if they are not text.
     """
 
     id: int
@@ -110,7 +115,8 @@ class Piece:
 
 @dataclass(slots=True)
 class Tokenized:
-    """The prompt's tokens and how many the model takes. Of several prompts a list each."""
+    """The prompt's tokens and the model's context length. For several prompts, there is a list for
+    each."""
 
     count: int | list[int]
     max_model_len: int
@@ -123,7 +129,7 @@ class Detokenized:
     """The text of the tokens.
 
     Attributes:
-        content: llama-server's name of it.
+        content: the same text by llama-server's name.
     """
 
     prompt: str
@@ -132,7 +138,7 @@ class Detokenized:
 
 @dataclass(slots=True)
 class AddedToken:
-    """A token beside those that were learned, as transformers describes it."""
+    """A token that was added to those that the tokenizer learned, as transformers describes it."""
 
     content: str
     special: bool
@@ -144,7 +150,7 @@ class AddedToken:
 
 @dataclass(slots=True, kw_only=True)
 class TokenizerInfo:
-    """How a model's text becomes tokens; names are those of tokenizer_config.json."""
+    """How a model's text becomes tokens, by the names of tokenizer_config.json."""
 
     tokenizer_class: str
     """BPE, Unigram, WordPiece or WordLevel."""
@@ -155,5 +161,5 @@ class TokenizerInfo:
     unk_token: str | None
     pad_token: str | None
     added_tokens_decoder: dict[int, AddedToken]
-    """By token id."""
+    """Added tokens by token id."""
     chat_template: str | None

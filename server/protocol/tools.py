@@ -21,15 +21,16 @@ _MODES = ("none", "auto", "required")
 
 
 class FunctionDefinition(WireModel):
-    """What the model is told of a function. Fields that are not listed reach the template."""
+    """The description of a function for the model. Fields that are not listed are passed to the
+    template."""
 
     name: str = Field(pattern=_NAME_PATTERN, max_length=64)
     description: str | None = Field(None, max_length=_MAX_DESCRIPTION_CHARS)
     parameters: dict[str, Any] | None = Field(
-        None, max_length=1024, description="JSON schema of the arguments, an object."
+        None, max_length=1024, description="JSON schema of the arguments, which are an object."
     )
     strict: bool | None = Field(
-        None, description="Have the arguments follow the schema exactly. Default false."
+        None, description="Make the arguments follow the schema exactly. Default false."
     )
 
 
@@ -42,14 +43,14 @@ class FunctionTool(WireModel):
 
 @dataclass(frozen=True, slots=True)
 class NamedToolChoice:
-    """The function that must be called."""
+    """The name of the function that must be called."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class AllowedTools:
-    """The functions that may, or of which one must, be called: `auto` or `required`."""
+    """The functions that may be called (`auto`), or of which one must be called (`required`)."""
 
     mode: str
     names: Sequence[str]
@@ -80,7 +81,7 @@ def _read_tool_choice(value: Any) -> str | NamedToolChoice | AllowedTools | None
 
 
 def _named(tool: Any) -> str | None:
-    """The name of a function that is meant by it."""
+    """The name of the function that a reference to a tool means."""
     match tool:
         case {"type": "function", "function": {"name": str(name)}}:
             return name
@@ -140,12 +141,12 @@ ToolChoice = Annotated[
 
 
 class ToolOptions(WireModel):
-    """Which functions a prompt shows; shared with `/tokenize`."""
+    """The functions that a prompt shows; shared with `/tokenize`."""
 
     tools: list[FunctionTool] | None = Field(
         None,
         max_length=MAX_TOOLS,
-        description="Functions that the model may call, with different names.",
+        description="Functions that the model may call, each with a different name.",
     )
 
     @model_validator(mode="after")
@@ -162,7 +163,7 @@ class ToolOptions(WireModel):
             seen.add(function.name)
             if (function.parameters or {}).get("type", "object") != "object":
                 raise InvalidParameter(
-                    "arguments are an object: parameters must have type object",
+                    "arguments are always an object; set type object in parameters",
                     param=f"{param}.parameters.type",
                 )
             fields = dict(function)
@@ -182,21 +183,21 @@ class ToolOptions(WireModel):
 
 
 class ToolUse(ToolOptions):
-    """Which functions a model may call, and whether it must."""
+    """The functions that a model may call, and whether it must call one."""
 
     tool_choice: ToolChoice = Field(
         None,
-        description="Whether the model may (auto, the default with tools), must (required, or a "
-        "named function) or may not call tools, or which of them (allowed_tools). Other than none "
-        "and auto needs tools.",
+        description="Whether the model may call tools (auto, the default with tools), must "
+        "(required, or a named function) or may not (none), or which ones it may "
+        "call (allowed_tools). Values other than none and auto need tools.",
     )
     parallel_tool_calls: bool | None = Field(
-        None, description="Let an answer have more than one call. Default true."
+        None, description="Allow more than one call in an answer. Default true."
     )
 
     @property
     def must_call(self) -> bool:
-        """The answer has to have a call."""
+        """Whether the answer must contain a call."""
         return self.tool_choice == "required" or isinstance(self.tool_choice, NamedToolChoice)
 
     @model_validator(mode="after")
@@ -206,7 +207,7 @@ class ToolUse(ToolOptions):
                 self._check_known([name])
             case AllowedTools(mode, names):
                 self._check_known(names)
-                # Those that are left out are as if they had not been sent.
+                # The other tools are treated as if they had not been sent.
                 self.tools = [tool for tool in self.tools or () if tool.function.name in names]
                 self.tool_choice = mode
             case "required" if not self.tools:
@@ -217,38 +218,40 @@ class ToolUse(ToolOptions):
         return self
 
     def _check_known(self, chosen: Sequence[str]) -> None:
-        """
+        """Check that the chosen functions are among the tools.
+
         Raises:
-            InvalidParameter: there is no tool of one of these names.
+            InvalidParameter: no tool has one of these names.
         """
         names = [tool.function.name for tool in self.tools or ()]
         for name in chosen:
             if name not in names:
                 offered = ", ".join(names[:16]) if names else "none"
                 raise InvalidParameter(
-                    f"tool_choice names the function {name[:64]!r}; the tools are: {offered}",
+                    f"tool_choice names the function {name[:64]!r}, which is not among the tools: "
+                    f"{offered}",
                     param="tool_choice",
                 )
 
 
 def is_of_type(tool: Mapping[str, Any], own: str) -> bool:
-    """Whether the client runs it. Other types name tools that run on a vendor's servers; clients
-    offer those to any server, so they are left out.
+    """Whether the client runs the tool. Tools of other types run on a vendor's servers; clients
+    offer them to any server, so they are left out.
 
     Args:
-        own: the type of the client's tools, and of those that do not say.
+        own: the type of the client's own tools, and of tools without a type.
     """
     return tool.get("type") in (own, None)
 
 
 def left_out_tools(tools: Sequence[Mapping[str, Any]] | None, own: str) -> list[str]:
-    """The types of the others, as names of ignored fields."""
+    """The types of the tools that are left out, as names of ignored fields."""
     types = [f"tools.{tool.get('type')}" for tool in tools or () if not is_of_type(tool, own)]
     return list(dict.fromkeys(types))
 
 
 def _is_deeper(value: Any, limit: int) -> bool:
-    """Whether containers in it are nested deeper than that. Needs no recursion."""
+    """Whether a value's containers are nested deeper than the limit. Needs no recursion."""
     level: Iterable[Any] = [value]
     for _ in range(limit):
         level = [item for container in level for item in _containers(container)]
@@ -264,7 +267,7 @@ def _containers(value: Any) -> list[Any]:
 
 @dataclass(slots=True)
 class CalledFunction:
-    """The function and its arguments, as JSON text that the model wrote."""
+    """The function, and its arguments as JSON text that the model wrote."""
 
     name: str
     arguments: str
@@ -280,14 +283,14 @@ class AnswerToolCall:
 
 
 class FunctionDelta(msgspec.Struct, omit_defaults=True):
-    """The name in a call's first chunk, more of its arguments in any."""
+    """The function's name in a call's first chunk, and more of its arguments in any chunk."""
 
     name: str | None = None
     arguments: str | None = None
 
 
 class ToolCallDelta(msgspec.Struct, omit_defaults=True):
-    """What a chunk adds to a call; id and type are in its first one."""
+    """The part that a chunk adds to a call; id and type are in the first chunk."""
 
     index: int
     id: str | None = None

@@ -1,6 +1,6 @@
 """Body and answer of `POST /v1/images/upscale`, and the card of a model for it.
 
-An explicit null is the default. What needs the model or the image is checked in
+An explicit null means the default. Checks that need the model or the image are in
 `server/upscaling/convert.py`.
 """
 
@@ -36,49 +36,54 @@ class UpscaleImageRequest(FileFields):
         None,
         ge=1,
         le=MAX_SCALE,
-        description="How many times as large each side becomes. Default, and at most, what the "
-        "model makes; less is scaled down from that.",
+        description="How many times as large each side becomes. The default and the maximum is "
+        "the model's own scale; for less, the result is scaled down.",
     )
     tile: int | None = Field(
         None,
         ge=MIN_TILE,
         le=MAX_TILE,
-        description="Side of what the network sees at once, in pixels of the image. Default: the "
-        "model's.",
+        description="Side of the tiles that the network takes, in pixels of the image. Default: "
+        "the model's.",
     )
     overlap: int | None = Field(
         None,
         ge=0,
         le=MAX_TILE,
-        description="By how many pixels of the image tiles overlap at least. Default: the model's.",
+        description="How many pixels of the image tiles overlap at least. Default: the model's.",
     )
     exact: bool | None = Field(
         None,
-        description="Tiles overlap by as much as it takes for every pixel to be what it would be "
-        "without tiles. Default: where the model's card says so.",
+        description="Make tiles overlap by so much that every pixel is as it would be without "
+        "tiles. Default: as the model's card says.",
     )
     prompt: Prompt | None = Field(
-        None, description="What the image shows. For models that draw; others refuse it."
+        None, description="What the image shows. Only for models that draw; others refuse it."
     )
-    negative_prompt: Prompt | None = Field(None, description="What to steer away from; as prompt.")
+    negative_prompt: Prompt | None = Field(
+        None, description="What to steer away from. Only for models that draw."
+    )
     denoise: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="How much of the image is taken for noise, and so may be made up anew. For "
-        "models that draw.",
+        description="How much of the image counts as noise, which the model may draw "
+        "differently. Only for models that draw.",
     )
     num_inference_steps: int | None = Field(
-        None, ge=1, le=MAX_STEPS, description="Of models that draw. Default: the model's."
+        None,
+        ge=1,
+        le=MAX_STEPS,
+        description="Number of steps of models that draw. Default: the model's.",
     )
     guidance_scale: float | None = Field(
-        None, ge=0, le=100, description="Of models that draw. Default: the model's."
+        None, ge=0, le=100, description="Guidance scale of models that draw. Default: the model's."
     )
     scheduler: str | None = Field(
         None, max_length=64, description="Noise schedule of models that draw."
     )
     seed: int | None = Field(
-        None, ge=0, le=INT64_MAX, description="Of models that draw. Default: a random one."
+        None, ge=0, le=INT64_MAX, description="Seed of models that draw. Default: a random one."
     )
     fidelity: float | None = Field(
         None,
@@ -91,11 +96,11 @@ class UpscaleImageRequest(FileFields):
         None,
         ge=0,
         le=1,
-        description="By how much faces are drawn towards the image plainly enlarged. Default 0.",
+        description="How far faces are drawn towards the plainly enlarged image. Default 0.",
     )
     heat_map: bool | None = Field(
         None,
-        description="Answer with a picture of where detail was added, and where the result "
+        description="Return a picture of where detail was added, and where the result "
         "contradicts the image. Default false.",
     )
     stream: bool | None = Field(
@@ -119,12 +124,12 @@ class UpscaleImageRequest(FileFields):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.partial_images and not self.stream:
-            raise InvalidParameter(
-                "partial_images is only allowed with stream: true", param="partial_images"
-            )
+            raise InvalidParameter("partial_images needs stream: true", param="partial_images")
         if self.exact and self.overlap is not None:
             raise InvalidParameter(
-                "exact says how much tiles overlap; leave overlap out, or exact", param="overlap"
+                "exact sets how much tiles overlap, so it cannot be combined with overlap; leave "
+                "one of them out",
+                param="overlap",
             )
         return self
 
@@ -139,32 +144,32 @@ class UpscaledImage:
 
 @dataclass(slots=True, kw_only=True)
 class UpscaleFacts:
-    """What answers and events say of a request."""
+    """The facts about a request in answers and events."""
 
     id: str
     model: str
     size: str
-    """Of the result, `WIDTHxHEIGHT`."""
+    """Size of the result, `WIDTHxHEIGHT`."""
     scale: float
     tile: int
     overlap: int
     exact: bool
-    """Every pixel is what it would be without tiles."""
+    """Every pixel is as it would be without tiles."""
     num_tiles: int
     consistency: Consistency | None
-    """Of the result, made smaller again, with the image."""
+    """Consistency of the image with the result, made smaller again."""
     num_faces: int | None = None
-    """That face_guard found; null without it."""
+    """Number of faces that face_guard found; null without it."""
     seed: int | None = None
-    """Of a model that draws."""
+    """Seed of a model that draws."""
     heat_map: str | None = None
-    """A PNG of the image's size, in base64: blue where detail was added, red where the result
+    """A PNG of the image's size in base64: blue where detail was added, red where the result
     contradicts the image."""
 
 
 @dataclass(slots=True, kw_only=True)
 class UpscaleAnswer(UpscaleFacts):
-    """In the shape of OpenAI's image answers, whose `data` holds one here."""
+    """The answer in the form of OpenAI's image answers; its `data` holds one result."""
 
     created: int
     data: list[UpscaledImage]
@@ -174,20 +179,20 @@ class UpscaleAnswer(UpscaleFacts):
 
 @dataclass(slots=True, kw_only=True)
 class UpscaleProgressEvent:
-    """A tile is done."""
+    """The event that a tile is done."""
 
     type: Literal["image_upscale.progress"] = "image_upscale.progress"
     id: str
     tile: int
-    """How many are done."""
+    """Number of tiles that are done."""
     num_tiles: int
     progress: float
-    """0 to 1."""
+    """The share of the work that is done, 0 to 1."""
 
 
 @dataclass(slots=True, kw_only=True)
 class PartialUpscaleEvent:
-    """A small picture of what there is so far, over the image as it was."""
+    """A small picture of the result so far, over the original image."""
 
     type: Literal["image_upscale.partial_image"] = "image_upscale.partial_image"
     id: str
@@ -196,14 +201,14 @@ class PartialUpscaleEvent:
     output_format: OutputFormatName
     partial_image_index: int
     size: str
-    """Of the preview."""
+    """Size of the preview."""
     tile: int
     num_tiles: int
 
 
 @dataclass(slots=True, kw_only=True)
 class CompletedUpscaleEvent(UpscaleFacts):
-    """The finished image: `b64_json` or `url`."""
+    """The finished image in a stream: `b64_json` or `url`."""
 
     type: Literal["image_upscale.completed"] = "image_upscale.completed"
     b64_json: str | None
@@ -229,7 +234,7 @@ class UpscaleModelCard:
     default_overlap: int
     exact_by_default: bool
     exact_overlap: int | None
-    """What `exact` takes; null where it cannot be told."""
+    """Overlap in pixels with `exact`; null if it is not known."""
     max_tile: int
 
 

@@ -1,6 +1,6 @@
-"""Objects whose `type` says which fields they have, as other APIs write messages and parts of them.
+"""Objects whose `type` decides their fields, as other APIs write messages and their parts.
 
-Pydantic's unions would put their own names into the path of an error, and know no advice.
+Pydantic's unions would put their own names into the path of an error, and could not give advice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,14 @@ def read_variant(
     """An object as the model of its `type`.
 
     Args:
-        path: where it stands in the body.
-        default: the type of one that does not say.
-        refused: how the names of known types begin that this server cannot honour, and why.
+        path: its place in the body.
+        default: the type of an object without one.
+        refused: beginnings of the names of known types that this server does not support → the
+            message.
 
     Raises:
-        InvalidParameter: it is none of the variants; names the field.
-        UnsupportedFeature: it is one of `refused`.
+        InvalidParameter: the type is unknown; names the field.
+        UnsupportedFeature: the type is one of `refused`.
     """
     kind = value.get("type", default) if isinstance(value, dict) else None
     model = variants.get(kind) if isinstance(kind, str) else None
@@ -48,10 +49,10 @@ def read_variant(
 
 
 def read_model(model: type[ModelT], value: Any, path: Sequence[int | str]) -> ModelT:
-    """The value as that model.
+    """The value as an object of that model.
 
     Raises:
-        InvalidParameter: as `read_variant`.
+        InvalidParameter: as in `read_variant`.
     """
     try:
         return model.model_validate(value)

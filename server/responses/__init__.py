@@ -1,5 +1,5 @@
-"""OpenAI's Responses API as a dialect: items to the messages of a chat, a chat's answer to items,
-and the responses that are kept.
+"""OpenAI's Responses API as a dialect: converts items to the messages of a chat, and a chat's
+answer to items, and stores responses.
 
-Owns no way into the engine: that is chat's. Start reading at `convert.py`.
+It has no way of its own into the engine: the chat's way is used. Start reading at `convert.py`.
 """

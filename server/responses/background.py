@@ -1,4 +1,4 @@
-"""Responses that nobody waits for: they are asked for and cancelled by their ids."""
+"""Responses that nobody waits for: clients fetch and cancel them by their ids."""
 
 import asyncio
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(eq=False, slots=True)
 class BackgroundJob:
-    """A response in the making. Its end stores it."""
+    """A response in the making, which is stored at its end."""
 
     shape: ResponseShape
     reply: ChatReply
@@ -25,7 +25,7 @@ class BackgroundJob:
     task: "asyncio.Task[None] | None" = None
 
     def response(self) -> Response:
-        """As far as it is: queued until something has been written."""
+        """The response so far: queued until something has been written."""
         response = replace(self.shape.response)
         if response.status == "in_progress" and not self.reply.generation.usage().completion_tokens:
             response.status = "queued"
@@ -33,33 +33,33 @@ class BackgroundJob:
 
 
 class BackgroundJobs:
-    """Those that run, by id. Event loop only."""
+    """The background responses that are running, by id. Event loop only."""
 
     def __init__(self) -> None:
         self._live: dict[str, BackgroundJob] = {}
 
     def start(self, shape: ResponseShape, reply: ChatReply, owner: Owner | None) -> BackgroundJob:
-        """Have the reply written; it is closed at its end."""
+        """Start writing the reply; it is closed at its end."""
         job = BackgroundJob(shape, reply, owner)
         self._live[shape.response.id] = job
         job.task = asyncio.create_task(self._run(job))
         return job
 
     def get(self, response_id: str, owner: Owner | None) -> BackgroundJob | None:
-        """The job of that id, if it runs and is that owner's."""
+        """The job of that id, if it is running and belongs to that owner."""
         job = self._live.get(response_id)
         return job if job is not None and job.owner == owner else None
 
     async def cancel(self, job: BackgroundJob) -> None:
-        """End a job; whoever asks for it then finds it cancelled. Idempotent."""
+        """End a job; later lookups find it cancelled. Idempotent."""
         assert job.task is not None
         job.task.cancel()
         await asyncio.wait({job.task})
-        # A task that had not begun has not ended its job.
+        # A task that had not begun did not end its job.
         await self._end(job, RequestAborted("the response was cancelled"))
 
     async def aclose(self) -> None:
-        """End all."""
+        """End all jobs."""
         await asyncio.gather(*(self.cancel(job) for job in list(self._live.values())))
 
     async def _run(self, job: BackgroundJob) -> None:

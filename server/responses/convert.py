@@ -1,4 +1,4 @@
-"""From a request for a response to the chat that it asks for."""
+"""Converts a request for a response to the chat that it stands for."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
@@ -26,11 +26,11 @@ OWN_NAMES: Mapping[str, str] = {
     "function.parameters": "parameters",
     "function.strict": "strict",
 }
-"""Names of fields in chats → those in responses, for what is said of them."""
+"""Names of chat fields → names of response fields, for messages."""
 
 
 class ResponseChat(ChatCompletionRequest):
-    """The chat of a response; errors name the fields that the client knows."""
+    """The chat for a response; errors name the fields that the client knows."""
 
     prompt_field: ClassVar[str] = "input"
     limit_field: ClassVar[str] = "max_output_tokens"
@@ -43,7 +43,7 @@ def chat_of(body: ResponseRequest, before: Sequence[Item]) -> ResponseChat:
         before: the conversation that it continues.
 
     Raises:
-        InvalidParameter: what is allowed as a response is not as a chat.
+        InvalidParameter: a value that is allowed in a response is not allowed in a chat.
     """
     messages = chat_messages([*before, *body.input])
     if body.instructions is not None:
@@ -65,7 +65,8 @@ def chat_of(body: ResponseRequest, before: Sequence[Item]) -> ResponseChat:
 
 
 def chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Items as messages: what the assistant reasoned, said and called in a row is one message."""
+    """Items as messages: consecutive reasoning, text and calls of the assistant become one
+    message."""
     messages: list[dict[str, Any]] = []
     for item in items:
         match item:
@@ -88,7 +89,7 @@ def chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
                 messages.append({**message, "content": _content(item.output)})
     for message in messages:
         if not message.keys() & {"content", "tool_calls"}:
-            message["content"] = ""  # reasoned, and was cut off
+            message["content"] = ""  # reasoning that was cut off
     return messages
 
 
@@ -100,10 +101,10 @@ def _tool_fields(body: ResponseRequest) -> dict[str, Any]:
 
 
 def _tool_choice(choice: Any) -> Any:
-    """What is none is left as it is, to be refused.
+    """The chat's `tool_choice`. Anything that is not one stays as it is, to be refused later.
 
     Raises:
-        UnsupportedFeature: it demands a tool that OpenAI runs.
+        UnsupportedFeature: it requires a tool that OpenAI runs.
     """
     if not isinstance(choice, dict) or choice.get("type") != "allowed_tools":
         return _named_tool(choice)
@@ -119,7 +120,7 @@ def _tool_choice(choice: Any) -> Any:
 def _named_tool(tool: Any) -> Any:
     if _is_foreign(tool):
         raise UnsupportedFeature(
-            "tool_choice asks for a tool that is not of type function, and this server runs no "
+            "tool_choice requires a tool that is not of type function, and this server runs no "
             "others; name a function, or leave tool_choice out",
             param="tool_choice",
         )
@@ -147,8 +148,8 @@ def _response_format(format: TextFormat | None) -> dict[str, Any] | None:
 
 
 def _assistant(messages: list[dict[str, Any]], ends_with: Collection[str] = ()) -> dict[str, Any]:
-    """The assistant's message that is being put together: the last, or a new one if that has any
-    of these fields already."""
+    """The unfinished message of the assistant: the last message, or a new one if that already has
+    one of these fields."""
     if (
         messages
         and messages[-1]["role"] == "assistant"

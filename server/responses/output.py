@@ -1,4 +1,4 @@
-"""The items of a response as they are written, and the events that tell of them."""
+"""The items of a response while they are written, and the events about them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,14 +14,14 @@ from server.protocol.responses import (
 )
 
 Event = dict[str, Any]
-"""Without its sequence number. What it shows of an item is how that was then."""
+"""An event without its sequence number. An item in it is shown in its state at that time."""
 
 
 class Output:
     """Items in the order in which the model writes them; at most the last is open.
 
     Args:
-        unique: what makes the items' ids unique.
+        unique: the text that makes the items' ids unique.
     """
 
     def __init__(self, unique: str) -> None:
@@ -30,15 +30,15 @@ class Output:
         self._open: _OpenText | _OpenCall | None = None
 
     def add_reasoning(self, text: str) -> list[Event]:
-        """More of what the model writes to itself."""
+        """Add text to the reasoning."""
         return self._add_text(OutputReasoning, text, ())
 
     def add_text(self, text: str, logprobs: Sequence[Any] = ()) -> list[Event]:
-        """More of a message."""
+        """Add text to a message."""
         return self._add_text(OutputMessage, text, logprobs)
 
     def add_call(self, call_id: str, name: str) -> list[Event]:
-        """A call begins."""
+        """Begin a call."""
         events = self.close()
         item = OutputFunctionCall(
             id=self._new_id("fc"), call_id=call_id, name=name, status="in_progress"
@@ -48,17 +48,17 @@ class Output:
         return [*events, self._open.added()]
 
     def add_arguments(self, text: str) -> list[Event]:
-        """More of the arguments of the call that began last."""
+        """Add text to the arguments of the latest call."""
         assert isinstance(self._open, _OpenCall)
         return [self._open.add(text)]
 
     def finish(self, status: str) -> list[Event]:
-        """The answer has ended; one without anything is an empty message."""
+        """End the answer; an answer without items becomes an empty message."""
         events = [] if self.items else self.add_text("")
         return [*events, *self.close(status)]
 
     def close(self, status: str = "completed") -> list[Event]:
-        """The open item, if there is one, has ended."""
+        """End the open item, if there is one."""
         if self._open is None:
             return []
         ended, self._open = self._open, None
@@ -82,7 +82,7 @@ class Output:
 
 
 class _OpenText:
-    """A message or reasoning in the making, of one part."""
+    """A message, or reasoning, in the making; it has one part."""
 
     def __init__(self, item: OutputMessage | OutputReasoning, index: int) -> None:
         self.item = item

@@ -1,4 +1,4 @@
-"""A chat's answer as a response: whole, or as the events of a stream."""
+"""Writes a chat's answer as a response: whole, or as the events of a stream."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -25,20 +25,20 @@ from server.responses.output import Event, Output
 
 
 def error_shape(facts: ErrorFacts) -> bytes:
-    """OpenAI's, about the fields that a request for a response has."""
+    """A failure in OpenAI's form, with the field names of a request for a response."""
     return openai_shape(renamed(facts, OWN_NAMES))
 
 
 class ResponseShape(Shape):
-    """Of one response.
+    """The form of one response.
 
     Attributes:
-        response: as far as it is.
+        response: the response so far.
 
     Args:
-        unique: what makes its ids unique.
-        stores: whether it will be kept.
-        on_end: told when the response has reached its last state, before the client is.
+        unique: the text that makes its ids unique.
+        stores: whether it will be stored.
+        on_end: called when the response has reached its last state, before the client learns of it.
     """
 
     def __init__(
@@ -88,8 +88,7 @@ class ResponseShape(Shape):
         return self._written(events)
 
     def _added(self, delta: MessageDelta, logprobs: Sequence[Any]) -> list[Event]:
-        """What a chunk adds: more of the call that is being written comes before all else, new
-        calls behind it."""
+        """The events of a chunk. More of an unfinished call comes first, new calls come last."""
         events = []
         calls = delta.tool_calls or ()
         for call in calls:
@@ -107,7 +106,7 @@ class ResponseShape(Shape):
         return events
 
     def fail(self, error: BaseException) -> None:
-        """The response ends with a failure, or because it was cancelled."""
+        """End the response with a failure, or as cancelled."""
         if isinstance(error, RequestAborted):
             self._end("cancelled")
             return
@@ -166,7 +165,7 @@ class ResponseShape(Shape):
 
 
 def _begun(body: ResponseRequest, response_id: str, model: str, stores: bool) -> Response:
-    """A response of which nothing has been written."""
+    """A response before anything is written."""
     reasoning = body.reasoning
     text = body.text and body.text.format
     sampling = body.model_dump(include={"temperature", "top_p"})

@@ -1,7 +1,7 @@
-"""Responses that are kept to be continued or read again: see docs/decisions for the bounds.
+"""Stores responses so that they can be continued or read again: see docs/decisions for the bounds.
 
-Each has what was sent for it and what came of it; a conversation is a chain of them. In memory,
-and its owner's alone. Event loop only.
+Each stored response has its input and its output; a conversation is a chain of them. They are in
+memory, and only their owner can read them. Event loop only.
 """
 
 import time
@@ -19,18 +19,20 @@ from server.protocol.response_items import MAX_ITEMS, Item, MessageItem, part_te
 from server.protocol.responses import Response
 
 _OVERHEAD_BYTES = 1024
-"""Of the objects around a response's bytes."""
+"""Memory for the objects around a response's bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """Invariant: `response` is in its last state.
+    """A stored response. Invariant: `response` is in its last state.
+
+    Invariant: `response` is in its last state.
 
     Attributes:
-        items: JSON of the items that were sent for it.
-        response: JSON of all of it.
+        items: JSON of the items in its request.
+        response: JSON of the whole response.
         previous: id of the response that it continues.
-        num_items: those sent and those that came.
+        num_items: number of items in the request and in the response.
     """
 
     owner: Owner | None
@@ -46,9 +48,11 @@ class StoredResponse:
 
 
 class ResponseStore:
-    """Args:
-    max_bytes: of all responses together; 0 switches the store off.
-    max_conversation_bytes: of a chain of responses that is read as one.
+    """The stored responses of one app.
+
+    Args:
+        max_bytes: limit of all responses together; 0 switches the store off.
+        max_conversation_bytes: limit of a chain of responses that is read as one.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class ResponseStore:
         return self._responses.num_bytes
 
     def add(self, response: Response, items: Sequence[Item], owner: Owner | None) -> None:
-        """Keep a response that has ended. The least recently used make room."""
+        """Store a response that has ended. The least recently used ones make room."""
         stored = StoredResponse(
             owner=owner,
             items=encode([_shown(item, response.id, i) for i, item in enumerate(items)]),
@@ -86,9 +90,10 @@ class ResponseStore:
         self._responses.put(response.id, stored, stored.num_bytes)
 
     def get(self, response_id: str, owner: Owner | None) -> StoredResponse:
-        """
+        """The stored response of that id.
+
         Raises:
-            UnknownResponse: there is none, or none any more, or it is somebody else's.
+            UnknownResponse: there is none, it has expired, or it belongs to somebody else.
         """
         stored = self._responses.get(response_id)
         if stored is None or stored.owner != owner:
@@ -96,7 +101,8 @@ class ResponseStore:
         return stored
 
     def delete(self, response_id: str, owner: Owner | None) -> None:
-        """
+        """Delete the response of that id.
+
         Raises:
             UnknownResponse: as in `get`.
         """
@@ -104,18 +110,18 @@ class ResponseStore:
         self._responses.pop(response_id)
 
     def conversation(self, response_id: str | None, owner: Owner | None) -> list[Item]:
-        """All items up to a response's last, oldest first; none without a response. All that it
-        is made of is as if it had just been stored.
+        """All items up to a response's last, oldest first; none without a response. All responses
+        of the conversation count as newly stored.
 
         Raises:
-            UnknownResponse: a response of the chain is not there.
-            InvalidParameter: it is too long.
+            UnknownResponse: a response of the chain is missing.
+            InvalidParameter: the conversation is too long.
         """
         items = [item for part in self._chain(response_id, owner) for item in part]
         return read_items(items) if items else []
 
     def input_items(self, response_id: str, owner: Owner | None) -> list[dict[str, Any]]:
-        """What the model read for a response, oldest first.
+        """The items that the model read for a response, oldest first.
 
         Raises:
             UnknownResponse, InvalidParameter: as in `conversation`.
@@ -138,11 +144,11 @@ class ResponseStore:
             if num_bytes > self._max_conversation_bytes or num_items > MAX_ITEMS:
                 raise InvalidParameter(
                     f"the conversation is longer than {self._max_conversation_bytes} bytes or "
-                    f"{MAX_ITEMS} items; begin a new one",
+                    f"{MAX_ITEMS} items, the limits; begin a new one",
                     param="previous_response_id",
                 )
             response_id = stored.previous
-        # The newest last: what makes room is a conversation's beginning, and then the rest of it.
+        # The newest last: a conversation's beginning is dropped first, then the rest of it.
         for name, _ in reversed(chain):
             self._responses.renew(name)
         return [
@@ -152,10 +158,10 @@ class ResponseStore:
 
 
 def unknown_response(param: str = "response_id") -> UnknownResponse:
-    """What to say of an id that stands for nothing, or for something of somebody else's."""
+    """The error for an id that is unknown, or belongs to somebody else."""
     return UnknownResponse(
-        "there is no response of that id here; it was not stored, is deleted, or was kept long "
-        "enough",
+        "no response with this id is stored here: it was not stored, was deleted, or has "
+        "expired; send the whole conversation as input",
         param=param,
     )
 
@@ -164,14 +170,14 @@ def _broken(*, is_first: bool) -> UnknownResponse:
     if is_first:
         return unknown_response("previous_response_id")
     return UnknownResponse(
-        "the beginning of that response's conversation is deleted or was kept long enough; send "
-        "the whole conversation as input",
+        "the beginning of that response's conversation was deleted or has expired; send the "
+        "whole conversation as input",
         param="previous_response_id",
     )
 
 
 def _shown(item: Item, response_id: str, index: int) -> dict[str, Any]:
-    """An item as the API lists it: with an id and a state, its text in parts."""
+    """An item as the API lists it: with an id and a status, its text in parts."""
     shown = item.model_dump(exclude_none=True)
     shown.setdefault("id", f"item_{response_id.removeprefix('resp_')}{index:04x}")
     shown.setdefault("status", "completed")

@@ -1,1 +1,2 @@
-"""One module per route family: parse, ask the engine, answer. Each exports `router`."""
+"""Routes, one module per family: each parses a body, asks the engine and answers. Each exports
+`router`."""

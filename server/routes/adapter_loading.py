@@ -23,8 +23,11 @@ from server.routes.model_loading import check_admin
 router = APIRouter(route_class=JsonRoute, tags=["models"], dependencies=[Depends(check_admin)])
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
-    403: {"model": ErrorAnswer, "description": "The server does not allow it."},
-    409: {"model": ErrorAnswer, "description": "What is served does not allow it."},
+    403: {"model": ErrorAnswer, "description": "The server does not allow this."},
+    409: {
+        "model": ErrorAnswer,
+        "description": ("The models and adapters that are served do not allow this."),
+    },
     **error_answers(400, 401, 404, 413, 415, 503),
 }
 
@@ -36,8 +39,8 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     responses=_ANSWERS,
 )
 async def load_adapter(body: LoadAdapterRequest, request: Request, state: StateDep) -> Any:
-    """Answers once it can be asked for, or says why it cannot; then nothing has changed. Streams go
-    on meanwhile. A client that leaves does not end the load."""
+    """Answers once requests can use the adapter, or with the reason why they cannot; then nothing
+    has changed. Streams go on meanwhile. The load also goes on if the client leaves."""
     state.library.check_open()
     if body.model:
         model = find_any_model(state.engine, body.model).model
@@ -68,14 +71,16 @@ async def load_adapter(body: LoadAdapterRequest, request: Request, state: StateD
     responses=_ANSWERS,
 )
 async def unload_adapter(body: UnloadAdapterRequest, request: Request, state: StateDep) -> Any:
-    """From here on it takes no requests. Answers once those that it has have ended and its place is
-    free."""
+    """The adapter takes no new requests from now on. Answers once its running requests have ended
+    and its place is free."""
     state.library.check_open()
     model = find_any_model(state.engine, body.lora_name).model
     annotate(request, model=model)
     if body.model not in (None, model):
         raise UnknownAdapter(
-            f"adapter {body.lora_name!r} belongs to model {model!r}", param="lora_name"
+            f"adapter {body.lora_name!r} belongs to model {model!r}, not to the named one; name "
+            "that model, or leave model out",
+            param="lora_name",
         )
     unload = state.library.unload_adapter(model, body.lora_name)
     unload.add_done_callback(lambda _: state.metrics.forget_adapter(model, body.lora_name))

@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`, and how long its prompt is."""
+"""`POST /v1/chat/completions`, and the token count of a conversation."""
 
 from typing import Any
 
@@ -44,13 +44,13 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 async def create_chat_completion(
     body: ChatCompletionRequest, request: Request, state: StateDep
 ) -> Response:
-    """Whole, or as server-sent events with `stream`."""
+    """Answers whole, or with server-sent events if `stream` is set."""
     return await answer_chat(body, request, state)
 
 
 @router.get("/v1/chat/completions", summary="List stored answers", responses=error_answers(401))
 async def list_chat_completions() -> StoredList:
-    """Always none: `store` has no effect here. Responses are kept, by `/v1/responses`."""
+    """The list is always empty: `store` has no effect here. `/v1/responses` stores responses."""
     return StoredList()
 
 
@@ -62,11 +62,11 @@ async def answer_chat(
     sent: RequestBody | None = None,
     shape: Shape | None = None,
 ) -> Response:
-    """Admit, convert, submit, reply; for whoever asks in OpenAI's words or in a dialect's.
+    """Admit, convert, submit and reply, for OpenAI's API and for dialects.
 
     Args:
-        sent: what the client sent, if `body` has been made of it.
-        shape: of the reply. Default: OpenAI's.
+        sent: what the client sent, if `body` was made from it.
+        shape: form of the reply. Default: OpenAI's.
 
     Raises:
         EngineError: the request is refused, or fails before the first byte.
@@ -89,7 +89,7 @@ async def answer_chat(
 async def count_chat_tokens(
     body: ChatCompletionRequest, request: Request, state: StateDep
 ) -> Response:
-    """As the model's chat template writes it."""
+    """Counts the tokens of the conversation as the model's chat template writes it."""
     return await answer_with_count(body, request, state)
 
 
@@ -100,10 +100,10 @@ async def answer_with_count(
     *,
     sent: RequestBody | None = None,
 ) -> Response:
-    """How many tokens the prompt of a chat has, which may be more than the model takes.
+    """The number of tokens in a chat's prompt, which may be more than the model takes.
 
     Args:
-        sent: what the client sent, if `body` has been made of it.
+        sent: what the client sent, if `body` was made from it.
 
     Raises:
         EngineError: the request is refused.
@@ -122,7 +122,7 @@ async def answer_with_count(
 async def _negative_ids(
     body: ChatCompletionRequest, text: ModelText, chat_format: ChatFormat, info: ModelInfo
 ) -> list[int] | None:
-    """The conversation with another system message."""
+    """Token ids of the conversation with the negative prompt as its system message."""
     if body.negative_prompt is None:
         return None
     others = [one for one in body.messages if one.role not in ("system", "developer")]
@@ -145,10 +145,10 @@ async def _encode(
 async def start_chat(
     body: ChatCompletionRequest, request: Request, state: AppState, shape: Shape | None = None
 ) -> ChatReply:
-    """The reply to a conversation that the engine has. Whoever gets it sends or closes it.
+    """The reply to a conversation that the engine has. The caller must send or close it.
 
     Raises:
-        EngineError: as in `answer_chat`; nothing is left to be closed.
+        EngineError: as in `answer_chat`; nothing is left to close.
     """
     settings = state.settings
     info = find_model(state.engine, body.model)
@@ -180,7 +180,7 @@ async def start_chat(
         )
         options = text_options(
             body,
-            offsets=answers.reasoning is not None,  # its tokens are counted
+            offsets=answers.reasoning is not None,  # reasoning tokens are counted by them
             keep_text=settings.log_prompts,
             kept_special_tokens=text.special_ids(answers.special_texts()),
         )

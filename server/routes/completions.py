@@ -38,7 +38,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 @router.post("/v1/completions", summary="Continue text", responses=_RESPONSES)
 async def create_completion(body: CompletionRequest, request: Request, state: StateDep) -> Response:
-    """Whole, or as server-sent events with `stream`."""
+    """Answers whole, or with server-sent events if `stream` is set."""
     return await answer_completion(body, request, state)
 
 
@@ -50,7 +50,7 @@ async def answer_completion(
     sent: RequestBody | None = None,
     shape: Shape | None = None,
 ) -> Response:
-    """As `server.routes.chat.answer_chat`, for text that no template is put around."""
+    """Like `server.routes.chat.answer_chat`, for text without a template."""
     settings = state.settings
     headers = report_ignored_fields(request, sent or body)
     info = find_model(state.engine, body.model)
@@ -119,7 +119,7 @@ async def _echoes(
     prompts: Sequence[list[int]],
     requests: Sequence[GenerateRequest],
 ) -> list[str]:
-    """Each prompt's text: as it was sent, or from the token ids that are left of it."""
+    """Each prompt's text: as it was sent, or from its remaining token ids."""
     if not body.echo:
         return [""] * len(requests)
     echoes = []

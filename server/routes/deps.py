@@ -1,4 +1,5 @@
-"""What routes may ask for. Async on purpose: FastAPI would run a plain function in a thread."""
+"""The dependencies of routes. They are async on purpose: FastAPI would run a plain function in a
+thread."""
 
 from typing import Annotated, cast
 

@@ -1,4 +1,4 @@
-"""The page that describes the API, and its files. The browser may load nothing from elsewhere."""
+"""The page that describes the API, and its files. The browser may load nothing from other sites."""
 
 import gzip
 from functools import cache
@@ -13,7 +13,7 @@ CONTENT_TYPES = {
     "swagger-ui.css": "text/css",
     "start.js": "text/javascript",
 }
-"""The files of the page; large ones are kept packed."""
+"""The files of the page; large ones are stored packed."""
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "

@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings` and `POST /pooling`, and how any route has texts embedded."""
+"""`POST /v1/embeddings` and `POST /pooling`, and the embedding of texts for other routes."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -34,23 +34,23 @@ from server.state import AppState
 router = APIRouter(route_class=JsonRoute, tags=["embeddings"])
 
 Write = Callable[[Embedded], Awaitable[bytes]]
-"""Makes the answer's JSON."""
+"""Writes the answer's JSON."""
 
 
 def answers_with(model: type) -> dict[int | str, dict[str, Any]]:
-    """FastAPI's `responses` of a route that has texts embedded."""
+    """FastAPI's `responses` for a route that has texts embedded."""
     return {200: {"model": model}, **error_answers()}
 
 
 @router.post("/v1/embeddings", summary="Embed texts", responses=answers_with(EmbeddingsAnswer))
 async def create_embeddings(body: EmbeddingsRequest, request: Request, state: StateDep) -> Response:
-    """One embedding per input, in their order."""
+    """Returns one embedding per input, in the order of the inputs."""
     return await _embed_fields(body, partial(embeddings_answer, body), request, state)
 
 
 @router.post("/pooling", summary="Pool texts", responses=answers_with(PoolingAnswer))
 async def create_pooling(body: PoolingRequest, request: Request, state: StateDep) -> Response:
-    """The same as embeddings, in vLLM's shape."""
+    """Returns embeddings in vLLM's form."""
     return await _embed_fields(body, partial(pooling_answer, body), request, state)
 
 
@@ -79,11 +79,11 @@ async def embed(
     dimensions: int | None = None,
     keep: int | None = None,
 ) -> Response:
-    """Admit the inputs, have them embedded, and answer with what `write` makes of that.
+    """Admit the inputs, have them embedded, and answer with what `write` makes of the embeddings.
 
     Args:
-        sent: what the client sent, if `body` has been made of it.
-        keep: tokens of each text that are kept, as `truncate_prompt_tokens` says.
+        sent: what the client sent, if `body` was made from it.
+        keep: tokens to keep of each text, as in `truncate_prompt_tokens`.
 
     Raises:
         EngineError: the request is refused or fails.

@@ -1,4 +1,4 @@
-"""Probes and identity: is the process alive, does it serve, which version is it."""
+"""Probes and identity: whether the process lives and serves, and its version."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,38 +17,38 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/", include_in_schema=False)
 async def root() -> Response:
-    """For who opens the address in a browser, and for clients that ask here whether there is a
-    server, as Ollama's do."""
+    """Greets people who open the address in a browser, and clients that look here for a server, as
+    Ollama's do."""
     return Response("Tandem is running; /docs describes its API.\n", media_type="text/plain")
 
 
 @router.get("/v1/health", include_in_schema=False)
 @router.get("/health")
 async def get_health() -> dict[str, str]:
-    """200 while the process lives, whatever the models do."""
+    """Answers 200 while the process lives, whatever the models do."""
     return {"status": "ok"}
 
 
 @router.api_route("/ping", methods=["GET", "POST"], include_in_schema=False)
 async def ping() -> Response:
-    """`/health` by the name that SageMaker and vLLM have for it, with no body."""
+    """`/health` without a body, by the name that SageMaker and vLLM use."""
     return Response()
 
 
 @router.get("/load", summary="Requests in flight", responses=error_answers(401))
 async def get_load(state: StateDep) -> dict[str, int]:
-    """How many requests wait or run, at all models together: vLLM's `server_load`."""
+    """Returns how many requests wait or run at all models together, as vLLM's `server_load`."""
     return {"server_load": state.admission.num_requests}
 
 
 @router.get(
     "/ready",
-    responses={503: {"description": "Loading, restarting, draining, or nothing could be loaded."}},
+    responses={503: {"description": "Loading, restarting, draining, or no model could be loaded."}},
 )
 async def get_ready(state: StateDep, response: Response) -> dict[str, Any]:
-    """200 while every model that could be loaded is served, 503 with the phase and progress
-    otherwise. `failed` names those that could not; with `--require-all` they make it 503. Models
-    that are loaded or unloaded meanwhile do not count while others serve."""
+    """Answers 200 while every model that could be loaded is served, otherwise 503 with the phase
+    and progress. `failed` names the models that could not be loaded; with `--require-all` they make
+    it 503. Models that are loaded or unloaded later do not count while others serve."""
     statuses = state.engine.statuses()
     readiness = state.lifecycle.readiness(statuses)
     _set_head(response, ready=readiness.serving)
@@ -66,8 +66,8 @@ async def get_ready(state: StateDep, response: Response) -> dict[str, Any]:
     | {503: {"description": "Loading, failed, restarting or draining."}},
 )
 async def get_model_ready(model_id: ModelId, state: StateDep, response: Response) -> dict[str, Any]:
-    """200 while this model is served, 503 with its phase, and the reason if it failed. Ids may
-    contain slashes."""
+    """Answers 200 while this model is served, otherwise 503 with its phase, and with the reason if
+    it failed. Ids may contain slashes."""
     statuses = state.engine.statuses()
     status = next((status for status in statuses if status.model == model_id), None)
     if status is None:
@@ -89,7 +89,7 @@ def _set_head(response: Response, *, ready: bool) -> None:
 
 
 def _state_of(status: ModelStatus) -> dict[str, Any]:
-    """Field by field: the hint is not for clients."""
+    """A model's state, field by field, because the hint is not for clients."""
     return {
         "model": status.model,
         "phase": status.phase,

@@ -1,4 +1,4 @@
-"""Tells a client, and the access log, which of its fields nobody knows."""
+"""Tells a client, and the access log, which of its fields are unknown here."""
 
 import re
 
@@ -13,7 +13,7 @@ _HEADER = "X-Ignored-Fields"
 
 
 def report_ignored_fields(request: Request, body: RequestBody) -> dict[str, str]:
-    """The answer's headers about them; the line of the access log names them, too."""
+    """The answer's header about ignored fields; the line of the access log names them, too."""
     header = ignored_fields_header(body)
     if header:
         annotate(request, ignored_fields=header[_HEADER])
@@ -21,7 +21,8 @@ def report_ignored_fields(request: Request, body: RequestBody) -> dict[str, str]
 
 
 def ignored_fields_header(body: RequestBody) -> dict[str, str]:
-    """`X-Ignored-Fields`: what the client sent and nobody knows. Names are its own words, so only
-    plain characters go into a header, and not too many of them."""
+    """`X-Ignored-Fields`: the fields that the client sent and that are unknown here. Their names
+    come from the client, so only plain characters go into the header, and only a limited number of
+    names."""
     names = [_UNSAFE_IN_HEADER.sub("?", name)[:64] for name in body.ignored_fields()]
     return {_HEADER: ", ".join(names[:_MAX_NAMED_FIELDS])} if names else {}

@@ -1,4 +1,5 @@
-"""`/v1/images`: draw, edit, vary; ask for and cancel a request by its id; stored results."""
+"""`/v1/images`: draw, edit and vary images; look up and cancel a request by its id; stored
+results."""
 
 import math
 from typing import Annotated, Any
@@ -41,7 +42,7 @@ router = APIRouter(route_class=JsonRoute, tags=["images"])
 form_router = APIRouter(route_class=FormRoute, tags=["images"])
 
 _POST_ONLY = ("generations", "edits", "variations", "upscale", "matte")
-"""Names under /v1/images that are no ids: who gets them has mistaken the method."""
+"""Names under /v1/images that are not ids: a client that asks for one uses the wrong method."""
 _WRONG_METHOD = {"model": ErrorAnswer, "description": "The id is the name of a route for POST."}
 
 ImageId = Annotated[str, Path(description="The answer's `X-Image-Id`.")]
@@ -60,7 +61,7 @@ def _responses(prefix: str) -> dict[int | str, dict[str, Any]]:
     responses=_responses("image_generation"),
 )
 async def create_image(body: ImageGenerationRequest, request: Request, state: StateDep) -> Response:
-    """Whole, or as server-sent events with `stream`."""
+    """Answers whole, or with server-sent events if `stream` is set."""
     return await answer_images(body, request, state, "image_generation")
 
 
@@ -71,7 +72,7 @@ async def create_image(body: ImageGenerationRequest, request: Request, state: St
     openapi_extra=form_body(ImageEditRequest),
 )
 async def edit_image(body: ImageEditRequest, request: Request, state: StateDep) -> Response:
-    """As a form with the files `image` and `mask`, or as JSON with data URLs."""
+    """Takes a form with the files `image` and `mask`, or JSON with data URLs."""
     return await answer_images(body, request, state, "image_edit")
 
 
@@ -82,7 +83,7 @@ async def edit_image(body: ImageEditRequest, request: Request, state: StateDep) 
     openapi_extra=form_body(ImageVariationRequest),
 )
 async def vary_image(body: ImageVariationRequest, request: Request, state: StateDep) -> Response:
-    """As a form with the file `image`, or as JSON with a data URL."""
+    """Takes a form with the file `image`, or JSON with a data URL."""
     return await answer_images(body, request, state, "image_edit")
 
 
@@ -93,7 +94,7 @@ async def vary_image(body: ImageVariationRequest, request: Request, state: State
     response_model=ImageJobAnswer,
 )
 async def get_image_job(image_id: ImageId, state: StateDep) -> ImageJobAnswer | Response:
-    """Known while it runs and for an hour after its end."""
+    """Returns the progress of a request, while it runs and for an hour after its end."""
     return state.image_jobs.answer(image_id) or _no_such_image(image_id)
 
 
@@ -104,7 +105,7 @@ async def get_image_job(image_id: ImageId, state: StateDep) -> ImageJobAnswer | 
     response_model=ImageJobAnswer,
 )
 async def cancel_image_job(image_id: ImageId, state: StateDep) -> ImageJobAnswer | Response:
-    """It ends before its next step. A request that is over already stays as it is."""
+    """Ends the request before its next step. A request that is already over does not change."""
     job = state.image_jobs.get(image_id)
     if job is None:
         return _no_such_image(image_id)
@@ -119,12 +120,12 @@ async def cancel_image_job(image_id: ImageId, state: StateDep) -> ImageJobAnswer
     responses={200: {"content": {"image/*": {}}}, **error_answers(404)},
 )
 async def get_image_file(name: FileName, state: StateDep) -> Response:
-    """Needs no API key: the name is the secret."""
+    """Returns a stored image. This needs no API key: the name is the secret."""
     stored = state.image_store.get(name)
     if stored is None:
         return error_response(
             404,
-            "there is no such image, or it has expired",
+            "there is no such image, or it has expired; ask for the image again",
             INVALID_REQUEST,
             code="image_not_found",
         )
@@ -144,11 +145,11 @@ async def answer_images(
     sent: RequestBody | None = None,
     shape: Shape | None = None,
 ) -> Response:
-    """Admit, decode, convert, submit, reply. The run is closed when the client leaves.
+    """Admit, decode, convert, submit and reply. The run is closed when the client leaves.
 
     Args:
-        sent: what the client sent, if `body` has been made of it.
-        shape: of the reply. Default: OpenAI's.
+        sent: what the client sent, if `body` was made from it.
+        shape: form of the reply. Default: OpenAI's.
 
     Raises:
         EngineError: the request is refused, or fails before the first byte.
@@ -166,10 +167,10 @@ async def answer_images(
 async def _start_images(
     body: ImageFields, request: Request, state: AppState, event_prefix: str, shape: Shape | None
 ) -> ImageReply:
-    """The reply to a request that the engine has. Whoever gets it sends or closes it.
+    """The reply to a request that the engine has. The caller must send or close it.
 
     Raises:
-        EngineError: as in `answer_images`; nothing is left to be closed.
+        EngineError: as in `answer_images`; nothing is left to close.
     """
     settings = state.settings
     info = find_image_model(state.engine, body.model)
@@ -194,7 +195,7 @@ async def _start_images(
                 priority=priority,
             )
             inputs = await run.prepare(request.receive, read)
-            # The files would wait in memory as long as the request does.
+            # The files would stay in memory as long as the request.
             body.images.clear()
         order = image_order(body, task, inputs, info, limits, request_id=run.id, priority=priority)
         if settings.log_prompts:
@@ -236,7 +237,7 @@ def _no_such_image(image_id: str) -> Response:
         raise HTTPException(405, headers={"Allow": "POST"})
     return error_response(
         404,
-        "there is no request of that id here, or it ended too long ago",
+        "no request with this id is known here; requests are forgotten an hour after their end",
         INVALID_REQUEST,
         param="image_id",
         code="image_not_found",

@@ -1,4 +1,4 @@
-"""Results that are asked for by url: stored for a while, and answered with where they are."""
+"""Results that are requested by url: they are stored for a while, and the answer says where."""
 
 from fastapi import Request
 
@@ -13,10 +13,11 @@ _FOLDER = "/v1/images/files/"
 def keeper(
     body: FileFields, request: Request, state: AppState, *, num_pixels: int, num_images: int = 1
 ) -> Keep | None:
-    """What stores results of at most so many pixels; None: they are in the answer itself.
+    """A function that stores results with at most this many pixels; None if the answer itself
+    contains them.
 
     Raises:
-        InvalidParameter: they might not fit, or nobody knows what their urls would be.
+        InvalidParameter: they might not fit, or the server's own address is not known.
     """
     if body.response_format != "url":
         return None

@@ -1,4 +1,4 @@
-"""`/v1/requests`: what is in flight, and its end."""
+"""`/v1/requests`: lists and cancels requests in flight."""
 
 from typing import Annotated
 
@@ -23,10 +23,12 @@ async def list_requests(
     request: Request,
     state: StateDep,
     id: Annotated[
-        str | None, Query(max_length=256, description="Only those of this id or `X-Request-Id`.")
+        str | None,
+        Query(max_length=256, description="Only requests with this id or `X-Request-Id`."),
     ] = None,
 ) -> LiveRequestList:
-    """Those for text and images, of the API key that asks, or of all where there are no keys."""
+    """Lists the requests for text and images of the API key that asks, or all requests if there are
+    no keys."""
     found = state.live_requests.of(owner_of(request), id)
     return LiveRequestList(data=[_shown(label, run) for label, run in found])
 
@@ -40,13 +42,13 @@ async def list_requests(
 async def cancel_request(
     request_id: RequestId, request: Request, state: StateDep
 ) -> LiveRequestList | Response:
-    """It ends in the engine at once, and its own answer with an error. An `X-Request-Id` that
-    several requests came with cancels them all."""
+    """Ends the request in the engine at once, and its answer with an error. An `X-Request-Id` that
+    several requests share cancels them all."""
     found = state.live_requests.of(owner_of(request), request_id)
     if not found:
         return error_response(
             404,
-            "no request of that id is in flight here; GET /v1/requests lists those that are",
+            "no request with this id is in flight here; GET /v1/requests lists those that are",
             INVALID_REQUEST,
             param="request_id",
             code="request_not_found",

@@ -1,4 +1,4 @@
-"""`POST /v1/images/matte`, and the background of drawn images."""
+"""`POST /v1/images/matte`, and the removal of backgrounds from drawn images."""
 
 import asyncio
 from functools import partial
@@ -28,25 +28,25 @@ router = APIRouter(route_class=FormRoute, tags=["images"])
 
 @router.post(
     "/v1/images/matte",
-    summary="Take the background away",
+    summary="Remove the background",
     responses={200: {"model": MatteAnswer}, **error_answers()},
     openapi_extra=form_body(),
 )
 async def matte_image(body: MatteRequest, request: Request, state: StateDep) -> Response:
-    """As a form with the file `image`, or as JSON with a data URL. The first request may wait for
-    the model to be fetched."""
+    """Takes a form with the file `image`, or JSON with a data URL. The first request may wait until
+    the model is fetched."""
     headers = report_ignored_fields(request, body)
     return await until_disconnect(request.receive, _answer(body, request, state, headers))
 
 
 async def create_cutter(state: AppState, num_images: int, priority: int) -> Cutter:
-    """What takes the background of so many images, once they are drawn.
+    """Prepare to remove the background of this many images, once they are drawn.
 
     Args:
-        priority: as it acts where they are drawn.
+        priority: the priority with which they are drawn.
 
     Raises:
-        EngineError: there is no model for it, or no place.
+        EngineError: there is no matting model, or no place.
     """
     info = await state.first_use.find(MATTING, None)
     places = [state.admission.admit(MATTING, info.model) for _ in range(num_images)]

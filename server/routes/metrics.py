@@ -1,4 +1,4 @@
-"""`GET /metrics` for Prometheus, in whichever text format it asks for."""
+"""`GET /metrics` for Prometheus, in the text format that it asks for."""
 
 import asyncio
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ router = APIRouter(tags=["operations"])
 
 
 class _Collected(Collector):
-    """What was read of a registry."""
+    """The metrics that were read from a registry."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._metrics = metrics
@@ -28,8 +28,8 @@ class _Collected(Collector):
 
 @router.get("/metrics", response_class=Response)
 async def get_metrics(request: Request, state: StateDep) -> Response:
-    """Read on the event loop, where numbers change, and written in a thread: the page of many
-    models takes a tenth of a second."""
+    """Returns the metrics. They are read on the event loop, where numbers change, and written in a
+    thread: the page of many models takes a tenth of a second."""
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     metrics = await in_turns(lambda metric: metric, state.metrics.registry.collect())
     collected = cast(CollectorRegistry, _Collected(metrics))

@@ -1,4 +1,4 @@
-"""`GET /get_model_info`: what SGLang's clients ask of a server with one model."""
+"""`GET /get_model_info`: facts that SGLang's clients ask of a server with one model."""
 
 from dataclasses import dataclass
 
@@ -18,11 +18,11 @@ class AskedModel:
     """A model by SGLang's names."""
 
     model_path: str
-    """Its id: paths of this machine are nobody's business."""
+    """The model's id; paths of this machine stay private."""
     tokenizer_path: str
     is_generation: bool
     weight_version: str
-    """Digest of its files."""
+    """Digest of the model's files."""
 
 
 @router.get(
@@ -30,7 +30,7 @@ class AskedModel:
 )
 @router.get("/model_info", include_in_schema=False)
 async def get_model_info(state: StateDep, model: ModelName = None) -> AskedModel:
-    """In SGLang's words; `?model=` names one where several are served."""
+    """Describes a model with SGLang's names; `?model=` names one if several are served."""
     info = find_any_model(state.engine, model) if model else find_model(state.engine, None)
     return AskedModel(
         model_path=info.name,

@@ -1,7 +1,7 @@
 """`GET /models`, `POST /models/load`, `POST /models/unload`, as llama-server's router has them.
 
-The API key guards them as it does all routes; where there are admin keys, the two that change
-something ask for one of those.
+The API key guards them like all routes. If there are admin keys, the two routes that change
+something require one of those.
 """
 
 import asyncio
@@ -36,16 +36,17 @@ _VALUES = {
     Phase.FAILED: "unloaded",
     Phase.STOPPED: "unloaded",
 }
-"""llama-server's words, where it has one; all other phases are its `loading`."""
+"""llama-server's names of phases; all other phases are its `loading`."""
 
 
 async def check_admin(request: Request, state: StateDep) -> None:
-    """
+    """Require an admin key, if the server has any.
+
     Raises:
-        NotAllowed: there are admin keys, and the request came without one.
+        NotAllowed: the server has admin keys, and the request came without one.
     """
     if state.settings.admin_keys and not has_admin_key(request.scope):
-        raise NotAllowed("this takes an admin key; send one as Authorization: Bearer KEY")
+        raise NotAllowed("this needs an admin key; send one as Authorization: Bearer KEY")
 
 
 _ADMIN = [Depends(check_admin)]
@@ -54,15 +55,15 @@ _ADMIN = [Depends(check_admin)]
 def _answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {
         202: {"model": ModelChange, "description": "Begun, with `wait` false."},
-        403: {"model": ErrorAnswer, "description": "The server does not allow it."},
-        409: {"model": ErrorAnswer, "description": "What the models are doing does not allow it."},
+        403: {"model": ErrorAnswer, "description": "The server does not allow this."},
+        409: {"model": ErrorAnswer, "description": "The state of the models does not allow this."},
         **error_answers(*statuses),
     }
 
 
 @router.get("/models", summary="List the models that may be loaded", responses=error_answers(401))
 async def list_loadable_models(state: StateDep) -> LoadableList:
-    """Those that are there, in whatever state, and those that may be loaded."""
+    """Lists the models that are loaded, in any state, and those that may be loaded."""
     return LoadableList(data=[_card(entry) for entry in await state.library.entries()])
 
 
@@ -76,8 +77,8 @@ async def list_loadable_models(state: StateDep) -> LoadableList:
 async def load_model(
     body: LoadModelRequest, request: Request, state: StateDep, response: Response
 ) -> Any:
-    """Answers once the model serves, or says why it cannot; then nothing is left of it. A client
-    that leaves does not end the load: unload the model to do so."""
+    """Answers once the model serves, or with the reason why it cannot; then nothing of it is left.
+    The load goes on if the client leaves: unload the model to end it."""
     order = LoadOrder(model=body.model, ref=body.ref, device=body.device, settings=body.settings)
     name, load = await state.library.load(order)
     annotate(request, model=name)
@@ -101,8 +102,8 @@ async def load_model(
 async def unload_model(
     body: UnloadModelRequest, request: Request, state: StateDep, response: Response
 ) -> Any:
-    """From here on the model takes no requests. Answers once those that it has have ended, its
-    process has, and its memory is free. A model that is still being loaded goes at once."""
+    """The model takes no new requests from now on. Answers once its requests and its process have
+    ended and its memory is free. A model that is still being loaded is removed at once."""
     annotate(request, model=body.model)
     unload = state.library.unload(body.model, body.drain_timeout_s)
     if body.wait is False:

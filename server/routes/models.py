@@ -19,7 +19,7 @@ ModelId = Annotated[str, Path(min_length=1, max_length=256, description="Id of a
 
 @dataclass(slots=True, kw_only=True)
 class ModelList:
-    """The models that can be asked now."""
+    """The models that requests can use now."""
 
     object: Literal["list"] = "list"
     data: list[AnyCard]
@@ -27,7 +27,7 @@ class ModelList:
 
 @router.get("/v1/models", summary="List the models", responses=error_answers(401))
 async def list_models(state: StateDep) -> ModelList:
-    """Those that can be asked now; `/ready` also shows the ones that load."""
+    """Lists the models that requests can use now; `/ready` also shows models that are loading."""
     infos = [info for kind in SERVED for info in state.engine.infos(kind)]
     named = [info.named(name) for info in infos for name in info.names]
     return ModelList(data=[_card(info) for info in named if info is not None])
@@ -39,7 +39,7 @@ async def list_models(state: StateDep) -> ModelList:
     responses=error_answers(400, 401, 404, 503),
 )
 async def get_model(model_id: ModelId, state: StateDep) -> AnyCard:
-    """One model's card. Ids may contain slashes."""
+    """Returns one model's card. Ids may contain slashes."""
     return _card(find_any_model(state.engine, model_id))
 
 

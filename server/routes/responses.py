@@ -1,4 +1,4 @@
-"""`/v1/responses`: answer in items, read again, cancel, delete."""
+"""`/v1/responses`: create a response, read it again, cancel it, delete it."""
 
 import asyncio
 import uuid
@@ -24,7 +24,7 @@ from server.state import AppState
 
 router = APIRouter(route_class=JsonRoute, tags=["text"])
 bare_router = APIRouter(tags=["text"])
-"""Of requests without a body."""
+"""Router of requests without a body."""
 
 ResponseId = Annotated[str, Path(max_length=256, description="The response's `id`.")]
 
@@ -37,8 +37,8 @@ _KNOWN = error_answers(401, 404)
     responses={200: stream_answer(Response, "`response.*`", done=False), **error_answers()},
 )
 async def create_response(body: ResponseRequest, request: Request, state: StateDep) -> HttpResponse:
-    """Whole, as server-sent events with `stream`, or later with `background`."""
-    await asyncio.sleep(0)  # reading a long body has taken a while, as converting it will
+    """Answers whole, with server-sent events if `stream` is set, or later with `background`."""
+    await asyncio.sleep(0)  # reading a long body took a while, and so will converting it
     store, owner = state.responses, owner_of(request)
     model = find_model(state.engine, body.model).name
     stores = _stores(body, state)
@@ -67,7 +67,8 @@ async def create_response(body: ResponseRequest, request: Request, state: StateD
 async def count_input_tokens(
     body: ResponseRequest, request: Request, state: StateDep
 ) -> HttpResponse:
-    """As the model's chat template writes them, with the conversation that it continues."""
+    """Counts the tokens of the input and of the conversation that it continues, as the model's chat
+    template writes them."""
     await asyncio.sleep(0)
     before = state.responses.conversation(body.previous_response_id, owner_of(request))
     return await answer_with_count(chat_of(body, before), request, state, sent=body)
@@ -84,10 +85,11 @@ async def get_response(
     state: StateDep,
     stream: Annotated[bool, Query(description="Not supported.")] = False,
 ) -> HttpResponse:
-    """Kept for a while, or being written in the background."""
+    """Returns a response that is stored, or is being written in the background."""
     if stream:
         raise UnsupportedFeature(
-            "stored responses are not streamed; leave stream out and ask again until it has ended",
+            "stored responses cannot be streamed; leave stream out, and ask again until the "
+            "response has ended",
             param="stream",
         )
     return _answer(response_id, request, state)
@@ -101,7 +103,8 @@ async def get_response(
 async def delete_response(
     response_id: ResponseId, request: Request, state: StateDep
 ) -> HttpResponse:
-    """One that is being written is cancelled before. What continues it cannot be continued."""
+    """Deletes a response. One that is being written is cancelled first. Responses that continue it
+    cannot be continued any more."""
     job = state.background_responses.get(response_id, owner_of(request))
     if job is not None:
         await state.background_responses.cancel(job)
@@ -117,14 +120,14 @@ async def delete_response(
 async def cancel_response(
     response_id: ResponseId, request: Request, state: StateDep
 ) -> HttpResponse:
-    """One that has ended already stays as it is."""
+    """Cancels a background response. One that has already ended does not change."""
     job = state.background_responses.get(response_id, owner_of(request))
     if job is not None:
         await state.background_responses.cancel(job)
         return _json(job.response())
     if not state.responses.get(response_id, owner_of(request)).background:
         raise InvalidParameter(
-            "only a response that was asked for with background: true can be cancelled",
+            "only a response that was requested with background: true can be cancelled",
             param="response_id",
         )
     return _answer(response_id, request, state)
@@ -143,7 +146,7 @@ async def list_input_items(
     order: Annotated[Literal["asc", "desc"], Query()] = "desc",
     after: Annotated[str | None, Query(max_length=256)] = None,
 ) -> HttpResponse:
-    """Its conversation, with the items of the responses that it continues."""
+    """Lists the conversation of a response, with the items of the responses that it continues."""
     if state.background_responses.get(response_id, owner_of(request)) is not None:
         raise InvalidParameter(
             "the response is still being written; ask again when it has ended",
@@ -155,7 +158,10 @@ async def list_input_items(
     ids = [item["id"] for item in items]
     if after is not None:
         if after not in ids:
-            raise InvalidParameter("after is no item of this response", param="after")
+            raise InvalidParameter(
+                "after is not an item of this response; use an id from an earlier page",
+                param="after",
+            )
         items = items[ids.index(after) + 1 :]
     page = items[:limit]
     return _json(
@@ -169,17 +175,17 @@ async def list_input_items(
 
 
 def _stores(body: ResponseRequest, state: AppState) -> bool:
-    """Whether the response will be kept.
+    """Whether the response will be stored.
 
     Raises:
-        InvalidParameter: it must be, and this server keeps none.
+        InvalidParameter: the request needs that, and this server stores no responses.
     """
     if state.responses.is_on:
         return body.store is not False
     for name in ("previous_response_id", "background", "store"):
         if getattr(body, name):
             raise InvalidParameter(
-                f"this server keeps no responses, which {name} needs; leave it out, and send the "
+                f"this server stores no responses, which {name} needs; leave it out, and send the "
                 "whole conversation as input",
                 param=name,
             )

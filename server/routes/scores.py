@@ -1,4 +1,4 @@
-"""`POST /v1/rerank`, `POST /v1/score` and `POST /v1/groundedness`: how alike texts are, by their
+"""`POST /v1/rerank`, `POST /v1/score` and `POST /v1/groundedness`: compare texts by their
 embeddings."""
 
 from functools import partial
@@ -19,7 +19,7 @@ router = APIRouter(route_class=JsonRoute, tags=["embeddings"])
 
 @router.post(
     "/v1/rerank",
-    summary="Order documents by how well they fit",
+    summary="Sort documents by how well they fit",
     responses=answers_with(RerankAnswer),
 )
 @router.post("/rerank", include_in_schema=False)
@@ -27,7 +27,7 @@ router = APIRouter(route_class=JsonRoute, tags=["embeddings"])
 @router.post("/reranking", include_in_schema=False)
 @router.post("/v1/reranking", include_in_schema=False)
 async def rerank(body: RerankRequest, request: Request, state: StateDep) -> Response:
-    """By the cosine between the query's embedding and each document's."""
+    """Sorts documents by the cosine between the query's embedding and each document's."""
     field = "documents" if body.texts is None else "texts"
     inputs = Inputs({"query": [body.query], field: body.ranked})
     write = partial(rerank_answer, body)
@@ -37,7 +37,7 @@ async def rerank(body: RerankRequest, request: Request, state: StateDep) -> Resp
 @router.post("/v1/score", summary="Compare texts", responses=answers_with(ScoreAnswer))
 @router.post("/score", include_in_schema=False)
 async def score(body: ScoreRequest, request: Request, state: StateDep) -> Response:
-    """The cosine between the embeddings of each pair."""
+    """Returns the cosine between the embeddings of each pair."""
     inputs = Inputs(dict(zip(body.sides, (body.first, body.second), strict=True)))
     write = partial(score_answer, body)
     return await embed(body, inputs, write, request, state, keep=body.truncate_prompt_tokens)
@@ -49,7 +49,7 @@ async def score(body: ScoreRequest, request: Request, state: StateDep) -> Respon
     responses=answers_with(GroundednessAnswer),
 )
 async def groundedness(body: GroundednessRequest, request: Request, state: StateDep) -> Response:
-    """Find the sentences of an answer that the passages do not support, or contradict."""
+    """Finds the sentences of an answer that the passages do not support, or contradict."""
     pool = state.encoding_pool
     comparison = await Comparison.of(body, pool)
     write = partial(comparison.written, pool)

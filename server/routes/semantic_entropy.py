@@ -1,4 +1,4 @@
-"""How a chat's answers are compared by meaning, once they are written."""
+"""Compares a chat's answers by meaning, once they are written."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -17,20 +17,20 @@ from server.protocol.chat import ChatCompletionRequest
 from server.state import AppState
 
 PATIENCE_S = 30.0
-"""Written answers wait so long for room at the embedding model."""
+"""Seconds that written answers wait for room at the embedding model."""
 _ALL_THAT_FIT = -1
-"""Tokens of an answer that are embedded: what is behind them is left out."""
+"""Value of `keep` for as many tokens of an answer as the model takes; later ones are left out."""
 
 Judge = Callable[[Sequence[str]], Awaitable[SemanticEntropy]]
-"""From the answers' texts."""
+"""Computes the entropy of the answers' texts."""
 
 
 def semantic_judge(body: ChatCompletionRequest, state: AppState) -> Judge | None:
-    """None: the request does not ask for it.
+    """A function that compares the answers; None if the request does not ask for it.
 
     Raises:
-        InvalidParameter: no embedding model serves, or it is not clear which is meant.
-        ModelNotReady, ModelUnloading: it does not serve now.
+        InvalidParameter: no embedding model serves, or it is not clear which one is meant.
+        ModelNotReady, ModelUnloading: the embedding model does not serve now.
     """
     if not body.semantic_entropy:
         return None
@@ -43,7 +43,7 @@ def semantic_judge(body: ChatCompletionRequest, state: AppState) -> Judge | None
         except RequestAborted:
             raise
         except EngineError as error:
-            # The answers are there, and cost more than their comparison.
+            # The answers are there, and cost more than comparing them.
             return SemanticEntropy(
                 entropy=None,
                 num_clusters=None,
@@ -53,7 +53,7 @@ def semantic_judge(body: ChatCompletionRequest, state: AppState) -> Judge | None
                 error=error.message,
             )
         known = dict(zip(distinct, embeddings, strict=True))
-        # A hundred texts are five thousand pairs.
+        # A hundred texts make five thousand pairs.
         clusters = await state.encoding_pool.run(partial(clusters_of, texts, known, threshold))
         return SemanticEntropy(
             entropy=entropy_of(clusters),
@@ -71,7 +71,7 @@ def _find(body: ChatCompletionRequest, state: AppState) -> EmbeddingModelInfo:
         return find_of_kind(state.engine, EMBEDDING, body.embedding_model)
     except RequestError as error:
         raise InvalidParameter(
-            f"semantic_entropy compares answers by an embedding model: {error.message}",
+            f"semantic_entropy needs an embedding model to compare answers: {error.message}",
             param="embedding_model",
         ) from error
 

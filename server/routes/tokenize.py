@@ -46,8 +46,8 @@ def _answers(model: type) -> dict[int | str, dict[str, Any]]:
 @router.post("/tokenize", summary="Text or messages to token ids", responses=_answers(Tokenized))
 @router.post("/v1/tokenize", include_in_schema=False)
 async def tokenize(body: TokenizeRequest, request: Request, state: StateDep) -> Response:
-    """What a prompt or a conversation comes to. It may be longer than the model takes, up to four
-    times (or 65,536 tokens)."""
+    """Returns the token ids of a prompt or a conversation, which may be up to four times as long as
+    the model takes (or 65,536 tokens)."""
     info = find_default_model(state.engine, body.model)
     text = await state.texts.get(info)
     each = await _asked_ids(body, request, state, info, text)
@@ -67,7 +67,7 @@ async def tokenize(body: TokenizeRequest, request: Request, state: StateDep) -> 
 @router.post("/detokenize", summary="Token ids to text", responses=_answers(Detokenized))
 @router.post("/v1/detokenize", include_in_schema=False)
 async def detokenize(body: DetokenizeRequest, request: Request, state: StateDep) -> Response:
-    """The tokens' text, special ones included."""
+    """Returns the tokens' text, including special tokens."""
     info = find_default_model(state.engine, body.model)
     check_num_tokens(body.tokens, info)
     check_token_ids(body.tokens, info, "tokens")
@@ -84,21 +84,21 @@ async def detokenize(body: DetokenizeRequest, request: Request, state: StateDep)
     response_model=TokenizerInfo,
 )
 async def get_tokenizer_info(state: StateDep, model: ModelName = None) -> TokenizerInfo:
-    """Its special tokens and chat template."""
+    """Returns the tokenizer's special tokens and the chat template."""
     info = find_model(state.engine, model)
     text = await state.texts.get(info)
     return tokenizer_info(text.tokenizer, info)
 
 
 async def token_ids(body: TokenizeRequest, request: Request, state: AppState) -> list[int]:
-    """What a prompt or a conversation comes to, for whoever asks.
+    """Token ids of a prompt or a conversation, for other routes.
 
     Raises:
-        EngineError: it is refused, or too long.
+        EngineError: the text is refused, or too long.
     """
     info = find_model(state.engine, body.model)
     if isinstance(body.text, list):
-        raise InvalidParameter("prompt must be one text here", param="prompt")
+        raise InvalidParameter("prompt must be a single text here; send one string", param="prompt")
     [tokens] = await _asked_ids(body, request, state, info, await state.texts.get(info))
     return tokens
 
@@ -142,7 +142,8 @@ def _pieces(tokens: list[int], text: ModelText) -> list[Piece]:
 
 
 def _respond(answer: Tokenized | Detokenized, body: ModelRequest) -> Response:
-    """Encoded here: FastAPI walks over every token of what a handler returns."""
+    """The response, encoded here because FastAPI would walk over every token of what a handler
+    returns."""
     return Response(
         msgspec.json.encode(answer),
         media_type="application/json",

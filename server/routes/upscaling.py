@@ -59,8 +59,8 @@ _NOTHING = Pixels(width=0, height=0, channels=3, data=b"")
     openapi_extra=form_body(),
 )
 async def upscale_image(body: UpscaleImageRequest, request: Request, state: StateDep) -> Response:
-    """As a form with the file `image`, or as JSON with a data URL. The first request may wait for
-    the model to be fetched."""
+    """Takes a form with the file `image`, or JSON with a data URL. The first request may wait until
+    the model is fetched."""
     return await answer_upscaling(body, request, state)
 
 
@@ -72,7 +72,7 @@ async def answer_upscaling(
     sent: RequestBody | None = None,
     shape: Shape | None = None,
 ) -> Response:
-    """As `server.routes.images.answer_images`, for an image to enlarge."""
+    """Like `server.routes.images.answer_images`, for an image to enlarge."""
     headers = report_ignored_fields(request, sent or body)
     drawing = drawing_model(state.engine, body.model)
     if drawing is not None:
@@ -93,7 +93,7 @@ async def answer_upscaling(
         order = upscale_request(body, image, info, cut, request_id=run.id, priority=priority)
         keep = keeper(body, request, state, num_pixels=order.width * order.height)
         run.submit(order)
-        # The engine has the image; here it would wait in memory as long as the request does.
+        # The engine has the image; here it would stay in memory as long as the request.
         order = replace(order, image=_NOTHING)
         body.image = ImageReference(image_url=None, file_id=None)
         del image, read
@@ -124,7 +124,7 @@ async def _draw(
     headers: dict[str, str],
     shape: Shape | None,
 ) -> Response:
-    """By a model that draws: an image request, answered as one for enlargement."""
+    """Enlarge with a model that draws: an image request, answered like one for enlargement."""
     annotate(request, model=info.model, stream=bool(body.stream), num_images=1)
     priority = acting_priority(body.priority, config_of(state.engine, info.model))
     settings = state.settings
@@ -145,7 +145,7 @@ async def _draw(
         keep = keeper(body, request, state, num_pixels=params.width * params.height)
         submitted = run.submit(order)
         channels = image.channels
-        # As above.
+        # As above: the engine has the image.
         order = submitted.order
         body.image = ImageReference(image_url=None, file_id=None)
         del image, read

@@ -1,6 +1,6 @@
-"""What the operator sets: read once, checked, explained where it is wrong, and listed as rows.
+"""The operator's settings: read once, checked, explained if they are wrong, and listed as rows.
 
-Everybody else takes these names from here. Start at `settings.py`.
+Other modules import these names from here. Start at `settings.py`.
 """
 
 from server.settings.problem import SettingsProblem

@@ -1,4 +1,4 @@
-"""Turns a bad setting into one line that says what is wrong and where it was written."""
+"""Turns a wrong setting into one line that says what is wrong and where it was written."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -25,7 +25,7 @@ class SettingsProblem(Exception):
 
 
 def option_name(field_name: str) -> str:
-    """The command-line option of a setting; a list's option takes one element at a time."""
+    """The command-line option of a setting; the option of a list takes one element at a time."""
     return "--" + _SINGULAR.get(field_name, field_name).replace("_", "-")
 
 
@@ -36,11 +36,11 @@ def variable_name(field_name: str, *, engine: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Origins:
-    """Who gave what.
+    """The sources of settings.
 
     Attributes:
-        given: the command line's values.
-        variables: names of all environment variables, upper case.
+        given: values from the command line.
+        variables: names of all environment variables, in upper case.
         known: names of all settings.
     """
 
@@ -49,7 +49,7 @@ class Origins:
     known: Sequence[str]
 
     def problem(self, error: ErrorDetails) -> SettingsProblem:
-        """The line for a value that validation refused."""
+        """The line about a value that validation refused."""
         location = tuple(str(part) for part in error["loc"] if not isinstance(part, int))
         if error["type"] == "extra_forbidden":
             name = ".".join(location)
@@ -63,14 +63,14 @@ class Origins:
         return SettingsProblem(one_line(f"{subject}: {message}" if subject else message))
 
     def engine_problem(self, location: tuple[str, ...], message: str) -> SettingsProblem:
-        """The line for a value that the engine's own check refused; its message repeats the
-        name."""
+        """The line about a value that the engine's own check refused; the check's message repeats
+        the name."""
         message = message.removeprefix(f"{location[-1]} is ")
         verb = " is " if message[:1].isdigit() or message[:1] == "-" else ": "
         return SettingsProblem(one_line(f"{self._origin(location)}{verb}{message}"))
 
     def _origin(self, location: tuple[str, ...]) -> str:
-        """A setting's name as its giver wrote it: an option, a variable, a line in the file."""
+        """A setting's name as it was written: an option, a variable, or a name in the file."""
         if not location:
             return ""
         head = location[0]

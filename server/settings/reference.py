@@ -1,6 +1,6 @@
 """All settings as rows: the command line's options, `configs/default.yaml` and the docs' table.
 
-`python -m server.settings.reference yaml > configs/default.yaml` rewrites the file, `table` prints
+`python -m server.settings.reference yaml > configs/default.yaml` rewrites the file; `table` prints
 the table for the docs.
 """
 
@@ -37,8 +37,8 @@ _YAML_HEAD = """\
 
 @dataclass(frozen=True, slots=True)
 class SettingRow:
-    """One setting. `kind` is its plain type, a list's element type; `form` says what may be given
-    where the type does not."""
+    """A setting. `kind` is its plain type, or a list's element type; `form` says which values are
+    allowed if the type does not."""
 
     name: str
     kind: Any
@@ -58,7 +58,7 @@ class SettingRow:
 
     @property
     def kind_name(self) -> str:
-        """What may be given, in the help's words."""
+        """The allowed values, as the help shows them."""
         if self.form is not None:
             return self.form
         if get_origin(self.kind) is Literal:
@@ -67,7 +67,7 @@ class SettingRow:
 
     @property
     def default_text(self) -> str:
-        """The default as one would write it; empty for none."""
+        """The default as one would write it; empty if there is none."""
         if isinstance(self.default, bool):
             return "on" if self.default else "off"
         if isinstance(self.default, tuple):
@@ -108,7 +108,7 @@ def _row(
 
 
 def _plain_type(annotation: Any) -> Any:
-    """Without `None` and without what `Annotated` adds."""
+    """The type without `None` and without the additions of `Annotated`."""
     if get_origin(annotation) is Annotated:
         return _plain_type(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -117,7 +117,8 @@ def _plain_type(annotation: Any) -> Any:
 
 
 def default_yaml() -> str:
-    """The text of `configs/default.yaml`: a file cannot name another, so without `config`."""
+    """The text of `configs/default.yaml`. A file cannot name another file, so `config` is left
+    out."""
     rows = [row for row in setting_rows() if row.name != "config"]
     server = [_yaml_item(row, "") for row in rows if not row.is_engine]
     engine = [_yaml_item(row, "  ") for row in rows if row.is_engine]
@@ -128,7 +129,7 @@ def _yaml_item(row: SettingRow, indent: str) -> str:
     prefix = f"{indent}# "
     comment = textwrap.fill(row.help, 98, initial_indent=prefix, subsequent_indent=prefix)
     value = list(row.default) if row.is_list else row.default
-    # A flow sequence keeps the value on its name's line; its brackets are cut off.
+    # A flow sequence keeps the value on its name's line; its brackets are removed.
     text = yaml.safe_dump([value], default_flow_style=True, width=1000).strip()[1:-1]
     return f"{comment}\n{indent}{row.name}: {text}\n"
 

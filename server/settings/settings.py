@@ -1,8 +1,8 @@
-"""What the operator can set, and the only reader of environment variables and YAML.
+"""The operator's settings, and the only reader of environment variables and YAML.
 
 Precedence: command line → environment (`TANDEM_PORT`, nested `TANDEM_ENGINE__MAX_NUM_SEQS`) → YAML
-(`--config file`) → defaults. Nothing is read at import; `load_settings` does it once, and a bad
-value becomes one line (`SettingsProblem`) that names where it came from.
+(`--config file`) → defaults. Nothing is read at import; `load_settings` reads once, and a wrong
+value becomes one line (`SettingsProblem`) that names its source.
 """
 
 import json
@@ -47,12 +47,12 @@ from server.settings.problem import (
 )
 
 ANY_MODEL = "*"
-"""In `loadable_models` and `loadable_loras`: whatever is asked for."""
+"""Stands for any model or adapter in `loadable_models` and `loadable_loras`."""
 MAX_LORAS = 16
-"""Of a model, where clients may load some and `max_loras` is not set."""
+"""The most adapters of a model, if clients may load some and `max_loras` is not set."""
 
 DERIVED_ENGINE_FIELDS = {"max_num_queued": "max_queued_requests"}
-"""Engine fields that follow from a setting of ours and cannot be set themselves."""
+"""Engine fields that follow from a setting of the server and cannot be set themselves."""
 
 _ENGINE_OBJECTS = ("override_generation_config",)
 """Engine fields that are JSON objects."""
@@ -64,7 +64,8 @@ def engine_knobs() -> list[str]:
 
 
 def _split_commas(value: object) -> object:
-    """Environment variables hold lists as `a,b` or in JSON; other sources bring real ones."""
+    """The elements of a list: environment variables hold lists as `a,b` or in JSON, other sources
+    as lists."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -75,19 +76,22 @@ def _split_commas(value: object) -> object:
 
 
 def _check_engine_keys(value: object) -> object:
-    """A dataclass would drop keys that it does not know. Lists and objects may come as text."""
+    """Check the names of engine settings, as a dataclass would drop unknown ones. Lists and objects
+    may come as text."""
     if isinstance(value, Mapping):
         lists = [f.name for f in fields(EngineConfig) if isinstance(f.default, tuple)]
         value = {k: _split_commas(v) if k in lists else v for k, v in value.items()}
         value = {k: _read_object(v) if k in _ENGINE_OBJECTS else v for k, v in value.items()}
         for key in value:
             if key in DERIVED_ENGINE_FIELDS:
-                raise ValueError(f"{key} follows from {DERIVED_ENGINE_FIELDS[key]}; set that")
+                raise ValueError(
+                    f"{key} follows from {DERIVED_ENGINE_FIELDS[key]}; set that instead"
+                )
             if key not in engine_knobs():
                 raise ValueError(
                     f"there is no setting {key}{did_you_mean(str(key), engine_knobs())}"
                 )
-    return {} if value is None else value  # `engine:` with every line below commented out
+    return {} if value is None else value  # `engine:` with every line under it commented out
 
 
 def _read_object(value: object) -> object:
@@ -107,13 +111,13 @@ def _check_key(key: SecretStr) -> SecretStr:
 
 
 def _check_model(value: object) -> object:
-    """A model's text. An object, as YAML has it, becomes JSON."""
+    """The text of a model. An object, as YAML has it, becomes JSON."""
     text, of_whom = value, ""
     if isinstance(value, Mapping):
         text = json.dumps(value, default=str)
         of_whom = f"model {value.get('name') or value.get('ref')}: "
     if not isinstance(text, str):
-        return text  # is refused as no string
+        return text  # refused later, as it is not a string
     try:
         ModelSpec.parse(text)
     except InvalidParameter as error:
@@ -148,7 +152,9 @@ def _check_root_path(path: str) -> str:
 
 def _check_public_url(url: str | None) -> str | None:
     if url is not None and not re.fullmatch(r"https?://[^/?#\s@]+(/[^/?#\s]+)*/?", url):
-        raise ValueError("must be http:// or https:// and a name, perhaps with a port and a path")
+        raise ValueError(
+            "must be http:// or https:// and a host name, optionally with a port and a path"
+        )
     return None if url is None else url.rstrip("/")
 
 
@@ -177,10 +183,10 @@ ExistingFolder = Annotated[Path, AfterValidator(_check_is_folder)]
 class _EnvSource(EnvSettingsSource):
     def __call__(self) -> dict[str, Any]:
         data = super().__call__()
-        # Kubernetes sets TANDEM_PORT=tcp://… in every pod beside a service named tandem.
+        # Kubernetes sets TANDEM_PORT=tcp://… in every pod next to a service named tandem.
         if str(data.get("port", "")).startswith(("tcp://", "udp://")):
             del data["port"]
-        # The clients' variable; whoever sets it for the server does not mean an open one.
+        # The clients' variable; whoever sets it for the server does not mean an open server.
         key = os.environ.get(variable_name("api_key"))
         if key is not None:
             data.setdefault("api_keys", [key])
@@ -188,7 +194,8 @@ class _EnvSource(EnvSettingsSource):
 
 
 class Settings(BaseSettings):
-    """Frozen; unknown names are refused. The descriptions are the text of `serve --help-all`."""
+    """All settings of the server. Frozen; unknown names are refused. The descriptions are the text
+    of `serve --help-all`."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -261,8 +268,8 @@ class Settings(BaseSettings):
     )
     public_url: Annotated[str | None, AfterValidator(_check_public_url)] = Field(
         None,
-        description="Where clients find this server, such as https://ai.example.com/llm; the URLs "
-        "of stored images begin with it.",
+        description="Address where clients find this server, such as https://ai.example.com/llm; "
+        "the URLs of stored images begin with it.",
     )
     ssl_certfile: ExistingFile | None = Field(
         None, description="PEM file with the TLS certificate chain; serves HTTPS."
@@ -369,8 +376,8 @@ class Settings(BaseSettings):
         512 << 20,
         ge=1,
         le=1 << 40,
-        description="Memory for the decoded input images of all requests together. Requests "
-        "that find none left wait; their images stay encoded meanwhile.",
+        description="Memory for the decoded input images of all requests together. Requests that "
+        "find no room wait, with their images still encoded.",
     )
     max_upscaled_pixels: int = Field(
         1 << 26,
@@ -382,8 +389,8 @@ class Settings(BaseSettings):
         256 << 20,
         ge=0,
         le=1 << 40,
-        description="Memory for images requested by url; the oldest make room. 0 keeps none "
-        "and refuses such requests.",
+        description="Memory for images requested by url; the oldest make room. 0 stores none and "
+        "refuses such requests.",
     )
     image_url_ttl_s: float = Field(
         3600.0, ge=1, le=604_800, description="How long an image's url works, in seconds."
@@ -392,8 +399,8 @@ class Settings(BaseSettings):
         64 << 20,
         ge=0,
         le=1 << 40,
-        description="Memory for responses of /v1/responses that may be continued or read "
-        "again; the least recently used make room. 0 keeps none.",
+        description="Memory for responses of /v1/responses that may be continued or read again; "
+        "the least recently used make room. 0 stores none.",
     )
     max_stored_responses: int = Field(
         10_000, ge=1, le=10_000_000, description="Most stored responses."
@@ -406,8 +413,8 @@ class Settings(BaseSettings):
     )
     image_metadata: bool = Field(
         True,
-        description="Write prompt, seed and parameters into image files, so that they can be "
-        "made again.",
+        description="Write prompt, seed and parameters into image files, so that the images can "
+        "be made again.",
     )
     drain_timeout_s: float = Field(
         30.0,
@@ -439,7 +446,7 @@ class Settings(BaseSettings):
     )
     cache_dir: Path | None = Field(
         None,
-        description="Where downloads and compiled operations are kept; by default tandem in the "
+        description="Folder for downloads and compiled operations; by default tandem in the "
         "user's cache folder.",
     )
     offline: bool = Field(False, description="Never use the network; serve what is in the cache.")
@@ -451,7 +458,7 @@ class Settings(BaseSettings):
         "VNNI), AMX (with both).",
     )
     engine: Annotated[EngineConfig, BeforeValidator(_check_engine_keys)] = Field(
-        default_factory=EngineConfig, description="The engine's knobs."
+        default_factory=EngineConfig, description="The engine's settings."
     )
 
     @classmethod
@@ -475,7 +482,8 @@ class Settings(BaseSettings):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(
-                    f"two models would be served as {name}; name one of them with NAME=REF"
+                    f"two models would be served as {name}; give one of them another name with "
+                    "NAME=REF"
                 )
         return models
 
@@ -484,7 +492,7 @@ class Settings(BaseSettings):
     def _check_file_has_keys(cls, path: Path | None) -> Path | None:
         # An empty file must not open the server to everybody.
         if path is not None and not _read_keys(path):
-            raise ValueError("the file holds no key")
+            raise ValueError("the file contains no key; write one per line")
         return path
 
     @model_validator(mode="after")
@@ -492,14 +500,16 @@ class Settings(BaseSettings):
         of_loading = ("models_dir", "loadable_models", "loras_dir", "loadable_loras", "admin_keys")
         for name in of_loading:
             if getattr(self, name) and not self.enable_runtime_loading:
-                raise ValueError(f"{name} is given without enable_runtime_loading; give both")
+                raise ValueError(
+                    f"{name} needs enable_runtime_loading; set both, or leave {name} out"
+                )
         served = {spec.name: spec.ref for spec in map(ModelSpec.parse, self.models)}
         for text in self.loadable_models:
             spec = ModelSpec.parse(text)
             if served.get(spec.name, spec.ref) != spec.ref:
                 raise ValueError(
-                    f"another model of loadable_models would be served as {spec.name}; name one of "
-                    f"them with NAME=REF"
+                    f"two models of models and loadable_models would be served as {spec.name}; "
+                    "give one of them another name with NAME=REF"
                 )
         return self
 
@@ -510,25 +520,25 @@ class Settings(BaseSettings):
             for name in spec.config(self.engine).adapters:
                 if name in [other.name for other in specs]:
                     raise ValueError(
-                        f"an adapter and a model would be served as {name}; name one of them "
-                        f"otherwise"
+                        f"an adapter and a model would be served as {name}; give one of them "
+                        "another name"
                     )
         return self
 
     @model_validator(mode="after")
     def _check_tls(self) -> Self:
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
-            raise ValueError("ssl_keyfile is given without ssl_certfile; give both")
+            raise ValueError("ssl_keyfile needs ssl_certfile; set both")
         return self
 
     @property
     def model_specs(self) -> list[ModelSpec]:
-        """Those to serve from the start."""
+        """The models to serve from the start."""
         return [self.complete(ModelSpec.parse(text)) for text in self.models]
 
     @property
     def engine_config(self) -> EngineConfig:
-        """The engine's knobs, with those that follow from the server's."""
+        """The engine's settings, with those that follow from the server's."""
         return replace(
             self.engine,
             max_num_queued=self._max_num_queued(self.engine),
@@ -541,8 +551,8 @@ class Settings(BaseSettings):
         return replace(spec, settings={**spec.settings, "max_num_queued": max_num_queued})
 
     def _max_num_queued(self, config: EngineConfig) -> int:
-        """Admission is the one gate, so the engine's own queue must be able to hold whatever it
-        lets in."""
+        """Length of the engine's own queue. Admission is the only gate, so this queue must hold
+        everything that admission lets in."""
         sequences = config.max_num_seqs + self.max_queued_requests
         images = config.max_num_images + self.max_queued_images
         return max(sequences, images)
@@ -563,22 +573,22 @@ class Settings(BaseSettings):
 
     @property
     def visible_gpus(self) -> tuple[str, ...] | None:
-        """CUDA's names of the GPUs that the server may use; None: all there are."""
+        """CUDA's names of the GPUs that the server may use; None means all."""
         names = os.environ.get(VARIABLE)
         return None if names is None else tuple(n.strip() for n in names.split(",") if n.strip())
 
     def read_api_keys(self) -> tuple[str, ...]:
-        """All keys: the given ones and those of the file."""
+        """All API keys: the given ones and those in the file."""
         given = tuple(key.get_secret_value() for key in self.api_keys)
         return given + (_read_keys(self.api_key_file) if self.api_key_file else ())
 
     def read_admin_keys(self) -> tuple[str, ...]:
-        """Those that may load and unload models, if only they may."""
+        """The keys that may load and unload models. If there are any, only they may."""
         return tuple(key.get_secret_value() for key in self.admin_keys)
 
 
 class ClientSettings(BaseSettings):
-    """Defaults of the commands that talk to a running server."""
+    """Settings of the commands that talk to a running server."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
 
@@ -589,10 +599,10 @@ class ClientSettings(BaseSettings):
 
 
 def load_settings(given: Mapping[str, Any]) -> Settings:
-    """Join what the command line gave with environment, YAML and defaults.
+    """Join the command line's values with environment, YAML and defaults.
 
     Raises:
-        SettingsProblem: the first thing wrong, in one line.
+        SettingsProblem: the first wrong setting, in one line.
     """
     origins = _origins(given, Settings)
     try:
@@ -608,10 +618,10 @@ def load_settings(given: Mapping[str, Any]) -> Settings:
 
 
 def unknown_variables() -> list[str]:
-    """Environment variables with our prefix that are no setting: most likely typing mistakes."""
+    """Environment variables with our prefix that are not settings: probably typing mistakes."""
     known = {variable_name(name) for name in (*Settings.model_fields, *ClientSettings.model_fields)}
     known |= {variable_name(name, engine=True) for name in engine_knobs()}
-    # What Kubernetes sets in every pod beside a service named tandem.
+    # Kubernetes sets these in every pod next to a service named tandem.
     injected = (f"{ENV_PREFIX}SERVICE_", f"{ENV_PREFIX}PORT_")
     return sorted(
         name
@@ -623,7 +633,8 @@ def unknown_variables() -> list[str]:
 
 
 def load_client_settings(given: Mapping[str, Any]) -> ClientSettings:
-    """The same for the commands that talk to a server; None is not given."""
+    """The settings of commands that talk to a server; None stands for values that were not
+    given."""
     given = {name: value for name, value in given.items() if value is not None}
     try:
         return ClientSettings(**given)
@@ -648,7 +659,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise SettingsProblem(f"--config {path}: expected `name: value` lines at the top level")
     if "config" in data:
-        raise SettingsProblem(f"--config {path}: a file cannot name a further config file")
+        raise SettingsProblem(
+            f"--config {path}: a config file cannot name another one; leave config out"
+        )
     return {str(key): value for key, value in data.items()}
 
 
@@ -656,6 +669,6 @@ def _read_keys(path: Path) -> tuple[str, ...]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError):
-        raise ValueError("the file cannot be read as text") from None
+        raise ValueError("the file cannot be read as UTF-8 text") from None
     keys = [line for line in lines if line and not line.startswith("#")]
     return tuple(_check_key(SecretStr(key)).get_secret_value() for key in keys)

@@ -1,4 +1,5 @@
-"""`tandem chat`, `models`, `perplexity`: commands that ask a running server, as any client would.
+"""Commands of `tandem` besides `serve`, such as `chat` and `perplexity`. They ask a running server,
+as any client would.
 
-The last one also measures models that it has loaded by a process of its own, `engine.quality`.
+Some have the work done by a separate process, such as `engine.quality`.
 """

@@ -1,4 +1,4 @@
-"""`tandem chat`: a conversation with a running server, over HTTP as any client would have it."""
+"""`tandem chat`: a conversation with a running server, over HTTP like any client."""
 
 import contextlib
 import shutil
@@ -16,7 +16,8 @@ from server.terminal.word_wrap import WordWrap
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
 _LOOPS = {"max_pattern_size": 48, "min_count": 8}
-"""Small models may repeat themselves to the end of their context; nobody wants to read that."""
+"""The rule for answers that repeat themselves: small models may do so to the end of their context,
+and nobody wants to read that."""
 
 
 def chat_command(
@@ -27,7 +28,7 @@ def chat_command(
     system: str | None,
     sampling: dict[str, Any],
 ) -> int:
-    """One answer, or a conversation on a terminal. Returns the exit code."""
+    """Print one answer, or hold a conversation on a terminal. Returns the exit code."""
     if question is None and not sys.stdin.isatty():
         question = sys.stdin.read().strip()
     with open_client(settings) as client:
@@ -47,7 +48,7 @@ def chat_command(
 
 
 class Conversation:
-    """The messages so far, and how to ask for the next one."""
+    """The messages so far, and the options for the next answer."""
 
     def __init__(
         self, client: httpx.Client, model: str, system: str | None, sampling: dict[str, Any]
@@ -58,18 +59,18 @@ class Conversation:
         self._sampling = sampling
         self.messages: list[dict[str, str]] = []
         self.repeats_itself = False
-        """The last answer, which was ended for that."""
+        """Whether the last answer was ended because it repeated itself."""
         self.reset()
 
     def reset(self) -> None:
         self.messages = [*self._system]
 
     def ask(self, question: str) -> Generator[str, None, None]:
-        """Pieces of the answer as they come. What was said of it stays, also when stopped early;
-        a question that failed does not.
+        """Pieces of the answer as they come. The part that was received stays in the conversation,
+        even if the answer is stopped early; a question that failed does not.
 
         Raises:
-            ServerProblem: the server refused or broke off.
+            ServerProblem: the server refused the question, or the connection broke.
         """
         self.messages.append({"role": "user", "content": question})
         body = {
@@ -106,7 +107,7 @@ def _answer(conversation: Conversation, question: str) -> None:
                 typer.echo(wrap.flush(), nl=False)
     typer.echo()
     if conversation.repeats_itself:
-        typer.echo("[The answer repeats itself and was ended.]", err=True)
+        typer.echo("[The answer repeated itself and was stopped.]", err=True)
 
 
 def _terminal_width() -> int:
@@ -127,7 +128,7 @@ def _converse(conversation: Conversation) -> None:
             return
         if line == "/reset":
             conversation.reset()
-            typer.echo("Forgotten.")
+            typer.echo("The conversation is forgotten.")
         elif line.startswith("/"):
             typer.echo(_HELP)
         elif line:

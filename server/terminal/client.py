@@ -1,4 +1,4 @@
-"""HTTP for the commands that talk to a running server: one client, errors as one line."""
+"""HTTP for the commands that talk to a running server: one client, and errors as one line."""
 
 import json
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ import httpx
 from server.settings import ClientSettings
 
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
-"""Silence within an answer; the server's heartbeat is far shorter."""
+"""Seconds of silence in an answer; the server's heartbeat is far shorter."""
 
 
 class ServerProblem(Exception):
-    """No answer, or a refusal. `str(problem)` is one line."""
+    """The server did not answer, or refused. `str(problem)` is one line."""
 
 
 def open_client(settings: ClientSettings) -> httpx.Client:
@@ -24,19 +24,22 @@ def open_client(settings: ClientSettings) -> httpx.Client:
 
 
 def fetch_text_models(client: httpx.Client) -> list[str]:
-    """Ids of the text models that are ready; cards of other kinds name an `architecture`, too."""
+    """Ids of the text models that are ready; cards of other kinds also have an `architecture`."""
     cards = fetch(client, "/v1/models")["data"]
     return [card["id"] for card in cards if "architecture" not in card]
 
 
 def first_text_model(client: httpx.Client) -> str:
-    """
+    """The id of the first text model that is ready.
+
     Raises:
-        ServerProblem: no server, or none is ready.
+        ServerProblem: no server answers, or no text model is ready.
     """
     models = fetch_text_models(client)
     if not models:
-        raise ServerProblem("the server has no text model ready; try again later")
+        raise ServerProblem(
+            "no text model is ready on this server; try again later, or see `tandem models`"
+        )
     return models[0]
 
 
@@ -47,10 +50,10 @@ def fetch(
     *,
     accept: tuple[int, ...] = (200,),
 ) -> Any:
-    """The JSON that answers a GET, or the POST of a body.
+    """The JSON answer to a GET, or to the POST of a body.
 
     Raises:
-        ServerProblem: no server, or another status than those accepted.
+        ServerProblem: no server answers, or the status is not an accepted one.
     """
     try:
         response = client.get(path) if body is None else client.post(path, json=body)
@@ -62,24 +65,26 @@ def fetch(
 def answer_of(
     client: httpx.Client, response: httpx.Response, *, accept: tuple[int, ...] = (200,)
 ) -> Any:
-    """Its JSON.
+    """The JSON of a response.
 
     Raises:
-        ServerProblem: another status than those accepted, or no JSON.
+        ServerProblem: the status is not an accepted one, or the body is not JSON.
     """
     if response.status_code not in accept:
         raise ServerProblem(_refusal(response))
     try:
         return response.json()
     except ValueError:
-        raise ServerProblem(f"{client.base_url} is not a Tandem server") from None
+        raise ServerProblem(
+            f"{client.base_url} does not answer like a Tandem server; check --url"
+        ) from None
 
 
 def read_events(client: httpx.Client, path: str, body: dict[str, Any]) -> Iterator[Any]:
-    """POST and yield each server-sent event's JSON until `[DONE]`.
+    """POST a body and yield the JSON of each server-sent event until `[DONE]`.
 
     Raises:
-        ServerProblem: no server, a refusal, or an error event.
+        ServerProblem: no server answers, it refuses, or it sends an error event.
     """
     try:
         with client.stream("POST", path, json=body) as response:
@@ -101,10 +106,15 @@ def read_events(client: httpx.Client, path: str, body: dict[str, Any]) -> Iterat
 
 
 def unreachable(client: httpx.Client, error: httpx.HTTPError) -> ServerProblem:
-    """What to say of a request that got no answer."""
+    """The problem of a request that got no answer."""
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return ServerProblem(f"no server answers at {client.base_url}; start it or give --url")
-    return ServerProblem(f"the connection to {client.base_url} broke: {type(error).__name__}")
+        return ServerProblem(
+            f"no server answers at {client.base_url}; start one with `tandem "
+            "serve`, or give its address with --url"
+        )
+    return ServerProblem(
+        f"the connection to {client.base_url} broke ({type(error).__name__}); try again"
+    )
 
 
 def _refusal(response: httpx.Response) -> str:

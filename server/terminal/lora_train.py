@@ -1,4 +1,4 @@
-"""`tandem lora-train`: an adapter, trained by a process of its own: `engine.training`."""
+"""`tandem lora-train`: trains an adapter in a separate process, `engine.training`."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -21,11 +21,11 @@ _PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "total"
 def lora_train_command(
     order: Mapping[str, Any], settings: Settings, *, as_json: bool = False
 ) -> int:
-    """Train, and print what came of it. Returns the exit code: 2 if it cannot be done.
+    """Train, and print the result. Returns the exit code: 2 if it cannot be done.
 
     Args:
-        order: fields of `engine.training.order.TrainingOrder`, and `estimate`: a shape whose
-            training is only estimated.
+        order: fields of `engine.training.order.TrainingOrder`, and `estimate`, the name of a model
+            shape whose training is only estimated.
     """
     console = Console(stderr=True, markup=False, highlight=False)
     try:
@@ -54,7 +54,7 @@ def lora_train_command(
 
 
 def estimate_table(estimate: Mapping[str, int]) -> Table:
-    """What a training takes, for people."""
+    """A table of the memory that a training takes."""
     table = Table(show_header=False)
     table.add_row("trained numbers", f"{estimate['num_trained']:,}")
     for part in _PARTS:
@@ -64,7 +64,7 @@ def estimate_table(estimate: Mapping[str, int]) -> Table:
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A line on a terminal's standard error; what stays is printed above it."""
+    """A progress line on a terminal's standard error; lasting lines are printed above it."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("starting", total=None)
 

@@ -1,4 +1,4 @@
-"""`tandem models`: what a running server serves and may load, and the built-in names."""
+"""`tandem models`: the models that a running server serves and may load, and the built-in names."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def models_command(settings: ClientSettings) -> int:
     try:
         with open_client(settings) as client:
             states = fetch(client, "/ready", accept=(200, 503))["models"]
-            cards = fetch(client, "/models")["data"]  # asks for the key, as the state does not
+            cards = fetch(client, "/models")["data"]  # this needs the key, unlike /ready
     except ServerProblem as problem:
         typer.echo(f"tandem: {problem}", err=True)
         return 1

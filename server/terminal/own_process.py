@@ -1,4 +1,4 @@
-"""What a process of its own finds out, since this one does without torch."""
+"""Runs work in a separate process, because this one does without torch."""
 
 import json
 import subprocess
@@ -14,19 +14,20 @@ from server.settings import Settings
 
 
 class OrderProblem(Exception):
-    """What was asked for cannot be done. `str(problem)` is one line, and perhaps a table."""
+    """The order cannot be carried out. `str(problem)` is one line, perhaps followed by a table."""
 
 
 def report_of(
     module: str, settings: Settings, config: EngineConfig, order: Mapping[str, Any], tell: Tell
 ) -> dict[str, Any]:
-    """What `python -m module` reports of an order; the settings that all of them need are added.
+    """The report of `python -m module` about an order; the settings that all such modules need are
+    added.
 
     Args:
-        config: how the model is kept, and where.
+        config: how and where to load the model.
 
     Raises:
-        OrderProblem: it cannot be done, or the process has ended without a result.
+        OrderProblem: it cannot be done, or the process ended without a result.
     """
     whole = {
         **order,
@@ -44,7 +45,7 @@ def _result(command: list[str], tell: Tell) -> dict[str, Any]:
         assert process.stdout is not None
         try:
             for line in process.stdout:
-                if not line.startswith("{"):  # what some library prints
+                if not line.startswith("{"):  # output of some library
                     continue
                 message = json.loads(line)
                 if "problem" in message:
@@ -56,6 +57,7 @@ def _result(command: list[str], tell: Tell) -> dict[str, Any]:
         finally:
             process.kill()
     raise OrderProblem(
-        f"the process has ended with exit code {process.returncode} and no result; what it wrote "
-        f"above says why, if anything; killed (-9) it needed more memory than there is"
+        f"the process ended with exit code {process.returncode} and no result; its output above "
+        "may say why; exit code -9 means that it was killed, usually because the machine ran out "
+        "of memory"
     )

@@ -1,4 +1,4 @@
-"""`tandem perplexity`: how well a model expects a text, here or on a running server."""
+"""`tandem perplexity`: how well a model predicts a text, here or on a running server."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from server.terminal.quality_table import quality_table
 from server.terminal.served_measurement import served_report
 
 Measure = Callable[[Tell], dict[str, Any]]
-"""Gives the report, with `model` and `against`."""
+"""Makes the report, with `model` and `against`."""
 
 
 def local(
@@ -31,15 +31,15 @@ def local(
     *,
     save: bool = False,
 ) -> Measure:
-    """Of a model that is loaded here, as the settings say.
+    """The measurement of a model that is loaded here, as the settings say.
 
     Args:
-        save: the result, beside the model's weights.
+        save: save the result beside the model's weights.
     """
     other = None if against is None else against.name
 
     def measure(tell: Tell) -> dict[str, Any]:
-        file.read()  # what is wrong with it is said before anything is loaded
+        file.read()  # problems with the file are reported before anything is loaded
         order = {
             "model": model.ref,
             "against": None if against is None else against.ref,
@@ -54,7 +54,7 @@ def local(
 
 
 def served(settings: ClientSettings, model: str | None, file: ScoredFile) -> Measure:
-    """Of a server's model, by default its first one."""
+    """The measurement of a server's model, by default its first one."""
 
     def measure(tell: Tell) -> dict[str, Any]:
         text = file.read()
@@ -83,6 +83,6 @@ def perplexity_command(measure: Measure, *, as_json: bool, max_kl: float | None)
         Console(markup=False, highlight=False).print(quality_table(report))
     if max_kl is not None and report["kl_divergence"] > max_kl:
         found = f"{report['kl_divergence']:.6f}"
-        typer.echo(f"tandem: the KL divergence is {found}; --max-kl is {max_kl}", err=True)
+        typer.echo(f"the KL divergence is {found}, above --max-kl {max_kl}", err=True)
         return 1
     return 0

@@ -1,4 +1,4 @@
-"""`tandem draw`, `upscale`, `cutout`: a picture from a running server, written to a file."""
+"""`tandem draw`, `upscale` and `cutout`: write a picture from a running server to a file."""
 
 import base64
 import contextlib
@@ -18,14 +18,14 @@ from server.settings import ClientSettings
 from server.terminal.client import ServerProblem, answer_of, open_client, unreachable
 
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-"""By the endings of files."""
+"""Image formats by the ending of the file's name."""
 _POLL_S = 0.2
 _PATIENCE = httpx.Timeout(None, connect=5.0)
-"""A large picture takes minutes, and is answered whole; how far it is shows that the server works
-on it."""
+"""Time-outs of requests. A large picture takes minutes and is answered whole; its progress shows
+that the server works on it."""
 
 Tell = Callable[[float | None, str], None]
-"""Is called with the share that is done, or None, and a line that says of what."""
+"""Called with the share that is done, or None, and a line about the work."""
 
 
 class FileProblem(Exception):
@@ -34,14 +34,14 @@ class FileProblem(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureOrder:
-    """What is to be asked of a server.
+    """A request to a server.
 
     Attributes:
         path: the route.
-        fields: of the body.
+        fields: fields of the body.
         image: the file that is sent along, if the route takes one.
-        output: the file to write; its ending says in which format.
-        doing: what the server does meanwhile, in a word.
+        output: the file to write; its ending sets the format.
+        doing: a word for the server's work.
     """
 
     path: str
@@ -52,8 +52,8 @@ class PictureOrder:
 
 
 def picture_command(settings: ClientSettings, order: PictureOrder) -> int:
-    """Ask, wait and write. Returns the exit code: 2 if a file cannot be used, 1 if the server
-    gives no picture."""
+    """Send the request, wait and write the file. Returns the exit code: 2 if a file cannot be used,
+    1 if the server gives no picture."""
     request_id = uuid.uuid4().hex
     with open_client(settings) as client:
         try:
@@ -78,12 +78,11 @@ def picture_command(settings: ClientSettings, order: PictureOrder) -> int:
 
 
 def _body(order: PictureOrder) -> dict[str, Any]:
-    """The arguments of a POST."""
+    """The arguments of the POST."""
     ending = order.output.suffix.lower()
     if ending not in FORMATS:
         raise FileProblem(
-            f"{order.output} is to be written, and its ending says no format; use one of "
-            f"{', '.join(FORMATS)}"
+            f"the ending of {order.output} names no image format; use one of {', '.join(FORMATS)}"
         )
     fields = {**order.fields, "output_format": FORMATS[ending]}
     if order.image is None:
@@ -98,10 +97,10 @@ def _body(order: PictureOrder) -> dict[str, Any]:
 def _wait(
     client: httpx.Client, order: PictureOrder, body: Mapping[str, Any], request_id: str, tell: Tell
 ) -> Any:
-    """The answer, while it is told how far the server is.
+    """The answer. While it is awaited, the server's progress is shown.
 
     Raises:
-        ServerProblem: no server, or a refusal.
+        ServerProblem: no server answers, or it refuses.
     """
     outcome: list[httpx.Response | httpx.HTTPError] = []
 
@@ -124,7 +123,7 @@ def _wait(
 
 
 def _progress_of(client: httpx.Client, request_id: str, doing: str) -> tuple[float | None, str]:
-    """Of the request; before it has begun, of a model that is loaded for it."""
+    """The progress of the request or, before it begins, of a model that is loaded for it."""
     found = client.get("/v1/requests", params={"id": request_id}).json()["data"]
     if found:
         is_queued = found[0]["status"] == "queued"
@@ -137,7 +136,7 @@ def _progress_of(client: httpx.Client, request_id: str, doing: str) -> tuple[flo
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Tell]:
-    """A bar on a terminal's standard error, gone when it is over."""
+    """A bar on a terminal's standard error, which disappears at the end."""
     console = Console(stderr=True, markup=False, highlight=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(24), TimeElapsedColumn())
     with Progress(
@@ -156,7 +155,9 @@ def _write(path: Path, data: bytes) -> None:
     try:
         path.write_bytes(data)
     except OSError as error:
-        raise FileProblem(f"{path} cannot be written: {error.strerror}") from None
+        raise FileProblem(
+            f"{path} cannot be written: {error.strerror}; choose another --output"
+        ) from None
 
 
 def _told(path: Path, answer: Mapping[str, Any]) -> str:

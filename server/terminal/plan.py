@@ -1,4 +1,4 @@
-"""`tandem plan`: what a model will take of a device, and how fast it can be there."""
+"""`tandem plan`: how much memory a model needs on a device, and how fast it can be there."""
 
 import json
 
@@ -21,7 +21,7 @@ def plan_command(
     context: int | None,
     as_json: bool,
 ) -> int:
-    """Plan and print. Returns the exit code: 1 if nothing fits, 2 if nothing can be planned."""
+    """Plan and print. Returns the exit code: 1 if nothing fits, 2 if planning is not possible."""
     order = {"model": model.ref, "gpu": gpu, "concurrency": concurrency, "context": context}
     try:
         with progress_line() as tell:

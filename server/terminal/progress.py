@@ -1,4 +1,4 @@
-"""How far a process of ours is: a line on a terminal's standard error."""
+"""The progress of a separate process: a line on a terminal's standard error."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +12,8 @@ from engine.text.scores.sums import Tell
 
 @contextmanager
 def progress_line() -> Iterator[Tell]:
-    """Takes what is to be shown: `phase`, `progress` and `detail` while a model is found or loaded,
-    then `passage`, `of` and the `perplexity` so far."""
+    """A function that shows messages: `phase`, `progress` and `detail` while a model is found or
+    loaded, then `passage`, `of` and the `perplexity` so far."""
     console = Console(stderr=True, markup=False, highlight=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("starting", total=None)

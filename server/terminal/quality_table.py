@@ -1,4 +1,4 @@
-"""A measured perplexity for people."""
+"""A measured perplexity as tables for people."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ MIB = 1 << 20
 
 
 def quality_table(report: Mapping[str, Any]) -> Group:
-    """What was measured, then the same by class of token."""
+    """The measured numbers, then the same by class of token."""
     table = Table(show_header=False)
     for name, value in _rows(report):
         table.add_row(name, value)

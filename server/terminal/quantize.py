@@ -1,4 +1,4 @@
-"""`tandem quantize`: a checkpoint of fewer bits."""
+"""`tandem quantize`: makes a checkpoint with fewer bits per weight."""
 
 import json
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def quantize_command(
     calibration: Path | None,
     as_json: bool,
 ) -> int:
-    """Make it, and say what it is. Returns the exit code: 2 if it cannot be made."""
+    """Make the checkpoint and describe it. Returns the exit code: 2 if it cannot be made."""
     order = {
         "model": model,
         "method": method.lower(),
@@ -56,10 +56,11 @@ def _told(report: Mapping[str, Any]) -> str:
         )
     if "few_bits_before" in report:
         lines.append(
-            f"The weights had few bits already ({', '.join(report['few_bits_before'])}); made of a "
-            f"file with 16 bits, it would be closer to the original"
+            "The original already has few bits per weight "
+            f"({', '.join(report['few_bits_before'])}); a checkpoint made from 16-bit weights "
+            "would be more accurate"
         )
     measure = (
         f"tandem perplexity --model {report['output']} --against {report['model']} --text FILE"
     )
-    return "\n".join([*lines, f"What it costs: {measure}"])
+    return "\n".join([*lines, f"Measure the loss of quality: {measure}"])

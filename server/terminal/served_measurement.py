@@ -1,6 +1,6 @@
-"""Perplexity of a model that a running server has: over HTTP, as any client could measure it.
+"""Measures the perplexity of a running server's model over HTTP, as any client could.
 
-Needs `/tokenize`, and of `/v1/completions` the scores of a prompt: `echo`, `logprobs` and
+It needs `/tokenize`, and the scores of a prompt from `/v1/completions`: `echo`, `logprobs` and
 `max_tokens: 0`. vLLM has both, too.
 """
 
@@ -24,10 +24,10 @@ from server.terminal.client import ServerProblem, fetch
 def served_report(
     client: httpx.Client, model: str, text: str, file: ScoredFile, tell: Tell
 ) -> dict[str, Any]:
-    """As `engine.quality.measurement.measure` reports it, without the memory of weights.
+    """A report like that of `engine.quality.measurement.measure`, without the memory of weights.
 
     Raises:
-        ServerProblem: no server, or it does not give what is needed.
+        ServerProblem: no server answers, or it lacks what is needed.
         InvalidParameter: the text is shorter than a passage.
     """
     cut = _passages(client, model, text, file)
@@ -55,7 +55,10 @@ def _tokenized(client: httpx.Client, model: str, text: str, special: bool) -> di
     }
     answer = fetch(client, "/tokenize", body)
     if not isinstance(answer, dict) or not isinstance(answer.get("tokens"), list):
-        raise ServerProblem("the server's /tokenize gives no token ids; measure it with --model")
+        raise ServerProblem(
+            "/tokenize of this server returns no token ids; load the model here "
+            "with --model and without --url"
+        )
     return answer
 
 
@@ -77,7 +80,7 @@ def _scores(client: httpx.Client, model: str, passage: Passage) -> list[TokenSco
         scores = []
     if len(scores) != len(passage.token_ids) - first_scored(len(passage.token_ids)):
         raise ServerProblem(
-            "the server gives no log-probabilities of a prompt (/v1/completions with echo, "
-            "logprobs and max_tokens 0); measure the model with --model"
+            "this server returns no log-probabilities of a prompt (/v1/completions with echo, "
+            "logprobs and max_tokens 0); load the model here with --model and without --url"
         )
     return scores

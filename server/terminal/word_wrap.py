@@ -1,6 +1,6 @@
-"""Breaks lines between words while the text still streams in.
+"""Breaks lines between words while a text streams in.
 
-A word is held back until it is whole, which is a token or two. Blocks of code keep their lines.
+A word is held back until it is complete, for a token or two. Blocks of code keep their lines.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,10 +11,11 @@ _FENCE = "```"
 
 
 class WordWrap:
-    """One text's.
+    """The line breaks of one text.
 
     Args:
-        width: cells of a line, asked anew for each word: a window changes its size.
+        width: returns the cells of a line. It is called for each word, because a window can change
+            its size.
     """
 
     def __init__(self, width: Callable[[], int]) -> None:
@@ -23,11 +24,11 @@ class WordWrap:
         self._spaces = ""
         self._word = ""
         self._line = ""
-        """As it came, to see a fence."""
+        """The current line as it came, to recognise a fence."""
         self._is_code = False
 
     def feed(self, piece: str) -> str:
-        """What of the text can be shown now."""
+        """The part of the text that can be shown now."""
         return "".join(part for character in piece for part in self._take(character))
 
     def flush(self) -> str:

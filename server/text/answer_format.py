@@ -1,4 +1,4 @@
-"""How the text of a chat's answers is read: which reasoning and which calls are looked for."""
+"""How to read the text of a chat's answers: which reasoning and which calls to look for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ from server.text.chat_prompt import offered_tools, parameters_of
 
 @dataclass(frozen=True, slots=True)
 class AnswerFormat:
-    """Of one request; a parser for each of its completions.
+    """The answer format of one request; it makes a parser for each completion.
 
     Attributes:
-        reasoning: None where none is split off.
+        reasoning: its markers; None if no reasoning is split off.
         is_open: the answer begins within the reasoning.
-        may_reason: it is to reason before it answers: the prompt has begun that, or the template
-            can switch it off and has not.
-        calls: None where no tools are offered.
-        tools: those that are.
-        max_calls: in one answer; None is any number.
-        must_call: the answer has to have a call.
+        may_reason: the model may reason before it answers: the prompt has begun the reasoning, or
+            the template could have switched it off and has not.
+        calls: their parser; None if no tools are offered.
+        tools: the tools that are offered.
+        max_calls: the most calls in one answer; None sets no limit.
+        must_call: the answer must contain a call.
     """
 
     reasoning: ReasoningMarkers | None = None
@@ -43,7 +43,7 @@ class AnswerFormat:
     def of(
         cls, body: ChatCompletionRequest, chat_format: ChatFormat, prompt_end: str
     ) -> "AnswerFormat":
-        """Of a chat.
+        """The answer format of a chat.
 
         Args:
             prompt_end: the prompt's last characters.
@@ -71,16 +71,16 @@ class AnswerFormat:
         )
 
     def syntax(self, param: str = "tools") -> CallSyntax:
-        """How a call is written.
+        """The syntax of a call.
 
         Raises:
-            UnsupportedFeature: in a notation whose arguments cannot be held to a schema.
+            UnsupportedFeature: the notation's arguments cannot be held to a schema.
         """
         assert self.calls is not None
         if self.calls.syntax is None:
             raise UnsupportedFeature(
-                "this model writes calls in a notation of its own, which cannot be held to a "
-                "schema; leave strict out, set tool_choice to required, or start the server with "
+                "this model writes calls in its own notation, which cannot be held to a schema; "
+                "leave strict out, set tool_choice to required, or start the server with "
                 "--tool-call-parser json",
                 param=param,
             )
@@ -88,16 +88,16 @@ class AnswerFormat:
 
     @property
     def is_plain(self) -> bool:
-        """The whole text is content."""
+        """Whether the whole text is content."""
         return self.reasoning is None and self.calls is None
 
     def special_texts(self) -> Sequence[str]:
-        """What marks parts of an answer and may be written by special tokens."""
+        """Markers of parts of an answer that special tokens may write."""
         texts = [] if self.reasoning is None else [*self.reasoning.tokens]
         return texts if self.calls is None else [*texts, *self.calls.markers]
 
     def parser(self) -> AnswerParser:
-        """For one completion."""
+        """A parser for one completion."""
         reasoning, calls = None, None
         if self.reasoning is not None:
             reasoning = ReasoningReader(self.reasoning, is_open=self.is_open)
@@ -110,7 +110,8 @@ class AnswerFormat:
 def _reasoning_markers(
     body: ChatCompletionRequest, chat_format: ChatFormat
 ) -> ReasoningMarkers | None:
-    """None also where the form of the answer leaves no room for it."""
+    """The markers of the reasoning; None also if the form of the answer leaves no room for
+    reasoning."""
     form = None if body.must_call else body.structure
     if form is not None and (form.kind is not StructureKind.JSON_SCHEMA or offered_tools(body)):
         return None

@@ -1,5 +1,5 @@
-"""The form that a chat's answer is held to: the one asked for, and that of calls that must come or
-must follow a schema."""
+"""The form that a chat's answer must have: the requested one, and that of calls that are required
+or must follow a schema."""
 
 import json
 from typing import Any
@@ -14,17 +14,17 @@ from server.text.chat_prompt import parameters_of
 
 _ANY_OBJECT = {"type": "object"}
 _BREAK = "\n\n"
-"""Between reasoning and an answer of a given form."""
+"""Separates reasoning from an answer of a given form."""
 
 
 def answer_structure(body: ChatCompletionRequest, answers: AnswerFormat) -> Structure | None:
-    """None where the model may write what it likes.
+    """The structure of an answer; None if the model may write freely.
 
-    Calls that must come have arguments by their schemas; of others only those of strict functions.
-    Reasoning may come before calls, and before JSON alone.
+    The arguments of required calls follow their schemas; of other calls, only those of strict
+    functions do. Reasoning may come before calls, and before plain JSON.
 
     Raises:
-        InvalidParameter, UnsupportedFeature: names the field that asks for what cannot be.
+        InvalidParameter, UnsupportedFeature: names the field that asks for something impossible.
     """
     structure = _structure(body, answers)
     if structure is None:
@@ -32,8 +32,8 @@ def answer_structure(body: ChatCompletionRequest, answers: AnswerFormat) -> Stru
     structure.check_size()
     if body.ignore_eos:
         raise InvalidParameter(
-            "ignore_eos cannot be combined with calls of a given form, whose text ends where they "
-            "are complete; leave it out",
+            "ignore_eos cannot be combined with calls of a given form, because such a text "
+            "ends when the calls are complete; leave ignore_eos out",
             param="ignore_eos",
         )
     return structure
@@ -59,9 +59,10 @@ def _calls(
     *,
     answer: Any = None,
 ) -> Structure:
-    """
+    """The structure of a text with calls.
+
     Args:
-        answer: schema of JSON that may stand in place of calls.
+        answer: schema of JSON that may be written in place of calls.
     """
     name = body.tool_choice.name if isinstance(body.tool_choice, NamedToolChoice) else None
     has_text = answers.may_reason if body.must_call else answer is None
@@ -97,14 +98,15 @@ def _behind_reasoning(structure: Structure, answers: AnswerFormat) -> Structure:
 
 
 def _schema(structure: Structure) -> Any:
-    """
+    """The JSON schema of a requested structure.
+
     Raises:
-        UnsupportedFeature: it is no JSON.
+        UnsupportedFeature: the structure is not JSON.
     """
     if structure.kind is not StructureKind.JSON_SCHEMA:
         raise UnsupportedFeature(
-            f"{structure.param} cannot be combined with tools, as it is not JSON; set tool_choice "
-            "to none, or leave one of them out",
+            f"{structure.param} cannot be combined with tools, because it does not ask for JSON; "
+            "set tool_choice to none, or leave one of them out",
             param=structure.param,
         )
     return json.loads(structure.text)

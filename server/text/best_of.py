@@ -1,4 +1,4 @@
-"""`best_of` without beam search: of texts that were drawn those that the model thinks most of."""
+"""`best_of` without beam search: returns the drawn texts that the model finds likeliest."""
 
 from collections import defaultdict
 from collections.abc import AsyncGenerator
@@ -11,11 +11,11 @@ from server.text.output import Delta, DeltaSum
 async def best_of(
     deltas: AsyncGenerator[Delta, None], num_best: int
 ) -> AsyncGenerator[Delta, None]:
-    """The completions of one prompt whose tokens have the highest log-probability on average, a
-    delta each, once all have ended: the best first, with the lowest indexes.
+    """The completions of one prompt with the highest mean log-probability, as one delta each, once
+    all have ended: the best first, with the lowest indexes.
 
     Args:
-        deltas: of all completions, with a log-probability per token.
+        deltas: the deltas of all completions, with a log-probability per token.
     """
     sums: defaultdict[int, DeltaSum] = defaultdict(DeltaSum)
     async with aclosing(deltas):

@@ -1,4 +1,4 @@
-"""Pieces of an answer as OpenAI's message, whole or as what a chunk adds to it."""
+"""Turns pieces of an answer into OpenAI's message, whole or as a chunk's delta."""
 
 import uuid
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from server.protocol.tools import AnswerToolCall, CalledFunction, FunctionDelta,
 
 
 def new_call_id() -> str:
-    """OpenAI's form of it."""
+    """A new call id in OpenAI's form."""
     return f"call_{uuid.uuid4().hex[:24]}"
 
 
@@ -38,7 +38,7 @@ def whole_message(pieces: Sequence[Piece], prefix: str) -> AnswerMessage:
 
 
 def message_delta(pieces: Sequence[Piece]) -> MessageDelta:
-    """What these pieces add."""
+    """The message delta that these pieces add."""
     content = "".join([piece.text for piece in pieces if isinstance(piece, Content)])
     reasoning = "".join([piece.text for piece in pieces if isinstance(piece, Reasoning)])
     calls: dict[int, ToolCallDelta] = {}

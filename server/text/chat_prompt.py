@@ -1,4 +1,4 @@
-"""From a chat's body to what the model's chat template renders."""
+"""Converts a chat's body to the arguments of the model's chat template."""
 
 import hashlib
 import re
@@ -20,7 +20,7 @@ _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """Arguments of `ChatTemplate.render`."""
+    """The arguments of `ChatTemplate.render`."""
 
     messages: list[dict[str, Any]]
     options: dict[str, Any]
@@ -29,12 +29,12 @@ class ChatPrompt:
 def chat_prompt(
     body: ChatTemplateOptions, messages: list[ChatMessage], chat_format: ChatFormat
 ) -> ChatPrompt:
-    """Messages and options in the form that templates expect. What the model's does not know of
-    calls becomes text.
+    """Messages and options in the form that templates expect. Parts of calls that the model's
+    template does not know become text.
 
     Raises:
-        InvalidParameter: `chat_template_kwargs` sets what has a field of its own, or the template
-            knows nothing of `reasoning_effort`.
+        InvalidParameter: `chat_template_kwargs` sets something that has its own field, or the
+            template does not know `reasoning_effort`.
     """
     prepared = [_template_message(message) for message in messages]
     tools = [_template_tool(tool) for tool in offered_tools(body)]
@@ -62,7 +62,9 @@ def _template_options(body: ChatTemplateOptions, chat_format: ChatFormat) -> dic
     extra = body.chat_template_kwargs or {}
     if taken := sorted(_RESERVED_NAMES & extra.keys()):
         raise InvalidParameter(
-            f"chat_template_kwargs cannot set {taken[0]}", param="chat_template_kwargs"
+            f"chat_template_kwargs cannot set {taken[0]}, which the server sets itself; leave it "
+            "out",
+            param="chat_template_kwargs",
         )
     continued = bool(body.continue_final_message)
     begins = body.add_generation_prompt
@@ -75,9 +77,10 @@ def _template_options(body: ChatTemplateOptions, chat_format: ChatFormat) -> dic
 
 
 def _reasoning_options(effort: str | None, chat_format: ChatFormat) -> dict[str, Any]:
-    """
+    """The template's options for a reasoning effort.
+
     Raises:
-        InvalidParameter: the template knows nothing of it.
+        InvalidParameter: the template has no such option.
     """
     if effort is None:
         return {}
@@ -88,14 +91,15 @@ def _reasoning_options(effort: str | None, chat_format: ChatFormat) -> dict[str,
         options[chat_format.thinking_switch] = effort != "none"
     if not options and effort != "none":
         raise InvalidParameter(
-            "this model's chat template knows no reasoning effort; leave reasoning_effort out",
+            "this model's chat template has no option for reasoning effort; leave "
+            "reasoning_effort out",
             param="reasoning_effort",
         )
     return options
 
 
 def _template_tool(tool: FunctionTool) -> dict[str, Any]:
-    """As transformers makes them of functions."""
+    """A function in the form that transformers gives to templates."""
     function = tool.function.model_dump(exclude_none=True, exclude={"strict"})
     return {"type": "function", "function": {**function, "parameters": parameters_of(tool)}}
 
@@ -115,7 +119,7 @@ def _template_message(message: ChatMessage) -> dict[str, Any]:
 
 
 def _with_short_ids(message: dict[str, Any]) -> dict[str, Any]:
-    """Mistral's templates refuse the ids that everybody else has."""
+    """The message with short call ids: Mistral's templates refuse the ids that others use."""
     if "tool_call_id" in message:
         message = {**message, "tool_call_id": _short_id(message["tool_call_id"])}
     if "tool_calls" in message:

@@ -41,10 +41,10 @@ from server.text.texts import ModelText
 
 
 class ChatReply(TextReply):
-    """One prompt, `n` answers.
+    """The reply to a chat: one prompt, `n` answers.
 
     Args:
-        judge: compares the answers by meaning; None: that was not asked for.
+        judge: compares the answers by meaning; None if that was not requested.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ChatReply(TextReply):
         self._prefix = _echoed_text(request)
         self._judge = judge
         self._entries: defaultdict[int, list[Any]] = defaultdict(list)
-        """Log-probabilities of each choice so far, written."""
+        """Log-probabilities of each choice so far, as JSON."""
 
     async def _answer(self, wholes: list[Delta]) -> ChatCompletion:
         return ChatCompletion(
@@ -113,8 +113,10 @@ class ChatReply(TextReply):
         )
 
     def _opening(self, index: int) -> list[ChatChunk]:
-        """The role; then the message that is being continued, if asked for."""
-        content = "" if self._answers.is_plain else None  # calls and reasoning may go without
+        """The chunk with the role, then the message that is continued, if the request asks for
+        it."""
+        # Calls and reasoning may come without content.
+        content = "" if self._answers.is_plain else None
         first = self._chunk(ChatChunkChoice(index, MessageDelta(role="assistant", content=content)))
         if self._request.return_token_ids:
             first.prompt_token_ids = self._prompt_run.request.prompt_token_ids
@@ -148,7 +150,7 @@ class ChatReply(TextReply):
         return chunks
 
     def _finish_reason(self, last: Delta) -> str:
-        """A call that was cut off by the length keeps that reason."""
+        """The finish reason: a call that was cut off by the length keeps that reason."""
         if last.finish_reason is FinishReason.STOP and self._parsers[last.index].num_calls:
             return "tool_calls"
         return str(last.finish_reason)

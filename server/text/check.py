@@ -10,17 +10,17 @@ _CONVERSATIONS: tuple[list[dict[str, Any]], ...] = (
     [{"role": "user", "content": _HELLO}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": _HELLO}],
 )
-"""Some templates ask for a system message. One of the two is enough."""
+"""Two conversations, of which one must work: some templates require a system message."""
 
 
 async def check_text(texts: TextRegistry, path: str) -> int:
     """Load a model's text side and try it; one that does not work is not kept.
 
     Args:
-        path: of the checkpoint.
+        path: the checkpoint's path.
 
     Returns:
-        The highest token id met.
+        The highest token id in the prompt.
 
     Raises:
         ModelLoadError: prompts for this model cannot be made.
@@ -40,12 +40,12 @@ async def try_out(text: ModelText) -> int:
         The highest token id in it, which the model must know.
 
     Raises:
-        ModelLoadError: it cannot be done; says what to mend.
+        ModelLoadError: it cannot be done; the message says what to repair.
     """
     token_ids = await _prompt(text)
     if not token_ids:
         raise ModelLoadError(
-            "the tokenizer makes no tokens of a greeting: its vocabulary is empty or damaged; "
+            "the tokenizer turns a greeting into no tokens: its vocabulary is empty or damaged; "
             "fetch the tokenizer's files again"
         )
     try:
@@ -59,7 +59,7 @@ async def try_out(text: ModelText) -> int:
 
 
 async def _prompt(text: ModelText) -> list[int]:
-    """Token ids of a conversation, or of plain text where there is no chat template."""
+    """Token ids of a conversation, or of plain text if there is no chat template."""
     if not text.has_chat_template:
         [token_ids] = await text.encode_all([_HELLO], add_special_tokens=True)
         return token_ids
@@ -70,6 +70,6 @@ async def _prompt(text: ModelText) -> list[int]:
         except EngineError as error:
             problems.append(error)
     raise ModelLoadError(
-        f"not even one greeting can be made a prompt: {problems[0].message}; mend the checkpoint's "
-        f"chat template, or remove it to serve /v1/completions only"
+        f"the chat template cannot turn even a greeting into a prompt: {problems[0].message}; "
+        "repair the checkpoint's chat template, or remove it to serve /v1/completions only"
     ) from problems[0]

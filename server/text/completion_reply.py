@@ -31,10 +31,11 @@ from server.text.texts import ModelText
 
 
 class CompletionReply(TextReply):
-    """Several prompts with `n` completions each; completion j of prompt i is choice i*n + j.
+    """The reply to several prompts with `n` completions each; completion j of prompt i is choice
+    i*n + j.
 
     Args:
-        echoes: each prompt's text as it goes before its choices: empty without `echo`.
+        echoes: each prompt's text, which precedes its choices: empty without `echo`.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class CompletionReply(TextReply):
         )
 
     def _opening(self, index: int) -> list[CompletionChunk]:
-        """The prompt, if there is anything to tell of it."""
+        """The chunk with the prompt, if the request asks for it."""
         prompt = self._prompt_of(index)
         if not (self._request.echo or self._request.return_token_ids):
             return []
@@ -154,7 +155,7 @@ class CompletionReply(TextReply):
 
 
 class _Prompt:
-    """What an answer tells of one prompt, made once for all its completions.
+    """The parts of an answer that describe one prompt, made once for all its completions.
 
     Attributes:
         wire_logprobs: vLLM's `prompt_logprobs`.
@@ -180,14 +181,14 @@ class _Prompt:
         self._echoed: CompletionLogprobs | None = None
 
     def before(self, logprobs: CompletionLogprobs | None) -> CompletionLogprobs | None:
-        """A completion's `logprobs` with those of the prompt before them, if it is repeated; its
-        first token is without a value."""
+        """A completion's `logprobs`, preceded by those of the prompt if it is echoed. The prompt's
+        first token has no value."""
         if self._echoed is None or logprobs is None:
             return logprobs
         return join_completion_logprobs(self._echoed, logprobs)
 
     async def prepare(self) -> None:
-        """Make what is told of it, once; its log-probabilities have come by now."""
+        """Prepare these parts, once; the prompt's log-probabilities have arrived by now."""
         if self._is_prepared:
             return
         self._is_prepared = True

@@ -1,7 +1,8 @@
-"""From what a client wrote to what the engine takes: values resolved, bounds that need the model.
+"""Converts a client's request to the engine's: resolves values, and checks bounds that need the
+model.
 
-Pure functions. What pydantic can check alone is in `server/protocol`; here is what depends on the
-served model: its defaults, its vocabulary, its context length.
+All functions are pure. `server/protocol` has the checks that pydantic can make alone; this module
+has those that depend on the served model: its defaults, its vocabulary, its context length.
 """
 
 import time
@@ -36,7 +37,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 MAX_CHOICES = 4096
 
 _TO_THE_END = -1
-"""As many tokens as the context has room for."""
+"""Stands for as many tokens as the context has room for."""
 
 _NO_TOKENS = SamplerTokens()
 
@@ -50,7 +51,7 @@ def text_options(
     keep_text: bool = False,
     kept_special_tokens: frozenset[int] = frozenset(),
 ) -> TextOptions:
-    """The request's wishes about its text."""
+    """The request's options for its text."""
     return TextOptions(
         stop=tuple(request.stop or ()),
         include_stop=_or(request.include_stop_str_in_output, False),
@@ -79,7 +80,7 @@ def chat_request(
     """The engine's request for a chat whose prompt has been tokenised.
 
     Args:
-        tokens: of its strings for the sampler.
+        tokens: the tokens of its strings for the sampler.
         negative: the negative prompt's tokens, if it has one.
         structure: what the text must look like (`answer_structure`).
 
@@ -115,7 +116,7 @@ async def completion_requests(
     """The engine's requests, one per prompt; their ids are `request_id` and the prompt's number.
 
     Args:
-        tokens: of its strings for the sampler.
+        tokens: the tokens of its strings for the sampler.
         negative: the negative prompt's tokens, if it has one.
 
     Raises:
@@ -124,8 +125,8 @@ async def completion_requests(
     num_sequences = len(prompts) * request.num_sequences
     if num_sequences > MAX_CHOICES:
         raise InvalidParameter(
-            f"{len(prompts)} prompts with {request.num_sequences} texts each are {num_sequences}; "
-            f"the limit is {MAX_CHOICES}; send fewer at once",
+            f"{len(prompts)} prompts with {request.num_sequences} texts each make {num_sequences} "
+            f"texts; the limit is {MAX_CHOICES}; send fewer prompts, or ask for fewer texts",
             param="prompt",
         )
     wanted = [request.prompt_logprobs, request.logprobs if request.echo else None]
@@ -154,7 +155,7 @@ async def completion_requests(
 def prompt_limit(
     request: ChatCompletionRequest | CompletionRequest, info: ModelInfo
 ) -> PromptLimit:
-    """What can be said of a request's prompts before they are token ids."""
+    """The limits of a request's prompts, before they are tokenised."""
     param = request.prompt_field
     asked = _asked_tokens(request)
     asked = None if asked == _TO_THE_END else asked
@@ -169,7 +170,7 @@ def prompt_limit(
         max_total_tokens=max_total_tokens(info.max_model_len),
         exceeded=exceeded,
         param=param,
-        # Whoever keeps more than fits does not get around the refusal.
+        # Keeping more than fits does not avoid the refusal.
         keep_last=None if keep is None or keep > most else keep,
     )
 
@@ -182,16 +183,17 @@ def check_token_ids(token_ids: Collection[int], info: Info, param: str) -> None:
     """
     if token_ids and info.vocab_size is not None and max(token_ids) >= info.vocab_size:
         raise InvalidParameter(
-            f"{param} has token id {max(token_ids)}; the vocabulary ends at {info.vocab_size - 1}",
+            f"{param} has token id {max(token_ids)}; this model's token ids end at "
+            f"{info.vocab_size - 1}; leave larger ones out",
             param=param,
         )
 
 
 def check_num_tokens(token_ids: Sequence[int], info: ModelInfo) -> None:
-    """Refuse more ids than `/tokenize` gives.
+    """Refuse more token ids than `/tokenize` returns.
 
     Raises:
-        InvalidParameter: says how many there are and may be.
+        InvalidParameter: names the number and the limit.
     """
     most = max_counted_tokens(info)
     if len(token_ids) > most:
@@ -219,16 +221,16 @@ def _generate_request(
     """Join the request's fields with the model's defaults and limits.
 
     Raises:
-        InvalidParameter: an empty prompt, a token id outside the vocabulary, or min_tokens above
-            max_tokens.
-        ContextLengthExceeded: prompt and requested tokens are more than the model takes.
+        InvalidParameter: the prompt is empty, a token id is outside the vocabulary, or min_tokens
+            is above max_tokens.
+        ContextLengthExceeded: prompt and requested tokens exceed the model's context.
     """
     if max_tokens == _TO_THE_END:
         max_tokens, default_max_tokens = None, info.max_model_len
     param = request.prompt_field
     prompt = _truncated(prompt, request.truncate_prompt_tokens, info, _or(max_tokens, 1))
     if not prompt:
-        raise InvalidParameter("the prompt has no tokens", param=param)
+        raise InvalidParameter("{param} has no tokens; send at least one", param=param)
     check_token_ids(prompt, info, param)
     max_tokens = _fitting_max_tokens(len(prompt), max_tokens, default_max_tokens, info, request)
     return GenerateRequest(
@@ -285,9 +287,10 @@ def _does_not_fit(
     *,
     is_exact: bool = True,
 ) -> ContextLengthExceeded:
-    """
+    """The error for a prompt that does not fit.
+
     Args:
-        is_exact: the prompt's tokens have been counted, not only estimated from below.
+        is_exact: the number of prompt tokens is exact, not a lower bound.
     """
     room = info.max_model_len - num_prompt_tokens
     however = _what_does_not_fit(num_prompt_tokens, asked, room, request, is_exact)
@@ -299,7 +302,7 @@ def _does_not_fit(
 def _what_does_not_fit(
     num_prompt_tokens: int, asked: int | None, room: int, request: SamplingRequest, is_exact: bool
 ) -> str:
-    """OpenAI's words for it, and what would fit."""
+    """A message in OpenAI's words that also says what would fit."""
     param = request.prompt_field
     about = "" if is_exact else "at least "
     if not asked:
@@ -328,8 +331,8 @@ def _sampling_params(
     min_tokens = _or(request.min_tokens, 0)
     if min_tokens > max_tokens:
         raise InvalidParameter(
-            f"min_tokens is {min_tokens}; it must be at most {request.limit_field}, here "
-            f"{max_tokens}",
+            f"min_tokens is {min_tokens}; it can be at most {request.limit_field}, here "
+            f"{max_tokens}; ask for less",
             param="min_tokens",
         )
     stop_token_ids = tuple(dict.fromkeys(request.stop_token_ids or ()))
@@ -384,7 +387,10 @@ def _guidance(
         )
     token_ids = prompt[-1:] if negative is None else negative
     if not token_ids:
-        raise InvalidParameter("negative_prompt has no tokens", param="negative_prompt")
+        raise InvalidParameter(
+            "negative_prompt has no tokens; send some text, or leave it out",
+            param="negative_prompt",
+        )
     if len(token_ids) >= info.max_model_len:
         raise ContextLengthExceeded.beyond(
             info.max_model_len,
@@ -411,28 +417,29 @@ def _as_bytes(token_ids: list[int] | None) -> bytes | None:
 
 
 def check_width(request: SamplingRequest, config: EngineConfig) -> None:
-    """Refuse more sequences that run as one than a model of that configuration runs at a time.
+    """Refuse a request that needs more sequences at a time than a model of this configuration can
+    run.
 
     Raises:
-        InvalidParameter: says how many can be.
+        InvalidParameter: names the limit.
     """
     most = min(config.max_num_seqs, config.max_num_batched_tokens)
     if request.is_guided and most < 2:
         raise InvalidParameter(
-            "guidance_scale takes two places, and the model runs one sequence at a time "
-            "(max_num_seqs)",
+            "guidance_scale needs two sequences at a time, and the model runs only one "
+            "(max_num_seqs); leave guidance_scale out",
             param="guidance_scale",
         )
     if request.beams is not None and request.beams.width > most:
         raise InvalidParameter(
-            f"{request.beams.width} beams were asked for; the model runs at most {most} at a time "
-            "(max_num_seqs)",
+            f"{request.beams.width} beams were requested; the model runs at most {most} sequences "
+            "at a time (max_num_seqs); ask for fewer",
             param=request.width_field,
         )
     if request.contrast is not None and request.contrast.width > most:
         raise InvalidParameter(
-            f"top_k is {request.contrast.width}; with penalty_alpha each token that is tried takes "
-            f"a place, and the model has {most} (max_num_seqs)",
+            f"top_k is {request.contrast.width}; with penalty_alpha each candidate token needs a "
+            f"sequence, and the model runs at most {most} at a time (max_num_seqs); ask for less",
             param="top_k",
         )
 
@@ -440,9 +447,10 @@ def check_width(request: SamplingRequest, config: EngineConfig) -> None:
 def _check_search(
     request: SamplingRequest, info: ModelInfo, max_tokens: int, structure: Structure | None
 ) -> None:
-    """
+    """Refuse fields that cannot be combined with a search, which draws no tokens.
+
     Raises:
-        InvalidParameter: names the field that does not go with a search in place of draws.
+        InvalidParameter: names the field.
     """
     search = "use_beam_search" if request.use_beam_search else "penalty_alpha"
     if structure is not None:
@@ -461,8 +469,8 @@ def _check_search(
     ends = {*(request.stop_token_ids or ()), *(() if request.ignore_eos else info.eos_token_ids)}
     if len(ends) > MAX_BEAM_ENDS:
         raise InvalidParameter(
-            f"{len(ends)} tokens end the text, end-of-sequence among them; with use_beam_search "
-            f"there can be {MAX_BEAM_ENDS}",
+            f"{len(ends)} tokens end the text, including end-of-sequence; with use_beam_search "
+            f"there can be at most {MAX_BEAM_ENDS}; send fewer stop_token_ids",
             param="stop_token_ids",
         )
 
@@ -470,7 +478,8 @@ def _check_search(
 def _sampler_values(
     request: SamplingRequest, model: Mapping[str, float], patterns: Mapping[str, Patterns]
 ) -> dict[str, Any]:
-    """Of each sampler parameter: what the request says, else the model's default, else neutral."""
+    """The value of each sampler parameter: the request's, else the model's default, else the
+    neutral one."""
     values: dict[str, Any] = {}
     for name, one in SAMPLER_PARAMETERS.items():
         if one.kind == Patterns:
@@ -483,7 +492,7 @@ def _sampler_values(
 
 
 def _or(value: T | None, default: T) -> T:
-    """Null means the default; 0 and false do not."""
+    """The value, or the default for null; 0 and false are kept."""
     return default if value is None else value
 
 

@@ -1,7 +1,7 @@
-"""Threads of their own for long texts, so that short ones and everybody else's streams go on.
+"""Threads for tokenising long texts, so that short texts and other streams go on.
 
 A text is tokenised part by part. Its next part queues behind the others' parts, so that long texts
-share the threads fairly; when its client has left, no further part is begun.
+share the threads fairly. When a client has left, no further part of its text is begun.
 """
 
 import asyncio
@@ -20,30 +20,30 @@ T = TypeVar("T")
 
 
 class EncodingPool:
-    """Event loop only.
+    """Runs the work on long texts in threads. Event loop only.
 
     Args:
-        max_texts: requests with long texts that may be in here at once.
+        max_texts: number of requests with long texts that may be here at once.
     """
 
     def __init__(self, max_texts: int) -> None:
         self._max_texts = max_texts
         self._num_texts = 0
-        # Half of the processors at most: the event loop and the workers need theirs.
+        # At most half of the processors: the event loop and the workers need the others.
         num_threads = max(1, min(_MAX_THREADS, (os.cpu_count() or 1) // 2))
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="encode")
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
-        """Hold a place while a request's texts are worked on.
+        """Hold a place while a request's texts are processed.
 
         Raises:
-            QueueFull: there is none.
+            QueueFull: no place is free.
         """
         if self._num_texts >= self._max_texts:
             full = QueueFull(
-                f"{self._num_texts} long texts are being tokenised, and that is the limit; try "
-                f"again later"
+                f"{self._num_texts} requests with long texts are being tokenised, which is the "
+                "limit; try again later"
             )
             full.retry_after_s = _RETRY_AFTER_S
             raise full
@@ -54,7 +54,7 @@ class EncodingPool:
             self._num_texts -= 1
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Do it in a thread, unless whoever waits is cancelled before it begins."""
+        """Do the work in a thread, unless the caller is cancelled before it begins."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def close(self) -> None:

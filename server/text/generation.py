@@ -24,7 +24,8 @@ from server.text.output import ChoiceOutput, Delta, TextOptions
 
 @dataclass(slots=True)
 class Tally:
-    """Tokens of all prompts of a request so far; kept up as they come, as streams may ask often."""
+    """Token counts of all prompts of a request so far, updated as tokens come, because streams ask
+    often."""
 
     is_begun: bool = False
     num_prompt_tokens: int = 0
@@ -33,10 +34,10 @@ class Tally:
 
 
 class PromptRun:
-    """One prompt in the engine, with its completions.
+    """A prompt in the engine, with its completions.
 
     Attributes:
-        prompt_logprobs: known from the first delta on, where they were asked for.
+        prompt_logprobs: known from the first delta on, if requested.
     """
 
     def __init__(
@@ -61,10 +62,10 @@ class PromptRun:
         tally.num_prompt_tokens += len(request.prompt_token_ids)
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
-        """What the engine's events bring, until every completion has ended.
+        """The deltas of the engine's events, until every completion has ended.
 
         Raises:
-            RequestAborted: it was closed meanwhile.
+            RequestAborted: the run was closed in the meantime.
             EngineError: the engine failed the request, or died.
         """
         held: list[TokenEvent] = []
@@ -108,7 +109,7 @@ class PromptRun:
             self._num_open -= 1
             self._meter.complete(delta.finish_reason)
             self._meter.on_scores(choice.uncertainty)
-            # After a stop string the engine, which knows none, would write on.
+            # The engine does not know stop strings and would write on.
             self._stream.end(event.index)
         return delta
 
@@ -129,8 +130,8 @@ class Generation(EngineRun):
     """All prompts of one HTTP request.
 
     Attributes:
-        num_choices: texts that are answered, of all prompts together.
-        keeps_text: the choices have their whole text, to be logged.
+        num_choices: number of texts in the answer, of all prompts together.
+        keeps_text: the choices keep their whole text for the log.
     """
 
     def __init__(self, engine: EngineClient, metrics: TextMetrics, lease: Lease) -> None:
@@ -153,11 +154,12 @@ class Generation(EngineRun):
         """Send the prompts to the engine.
 
         Args:
-            num_best: answer so many of each prompt's completions, which have log-probabilities; by
-                default all.
+            num_best: answer with this many of each prompt's completions, which have
+                log-probabilities; by default all.
 
         Raises:
-            Draining, UnknownModel, ModelNotReady: some may have been sent before; close this.
+            Draining, UnknownModel, ModelNotReady: some prompts may have been sent already; close
+                this.
         """
         self.keeps_text = options.keep_text
         self._num_best = num_best
@@ -176,11 +178,11 @@ class Generation(EngineRun):
 
     @property
     def has_structure(self) -> bool:
-        """Some text is to have a form, which the engine has still to read."""
+        """Whether a text must have a form, which the engine has still to read."""
         return any(run.request.sampling.structure is not None for run in self.runs)
 
     def usage(self) -> Usage:
-        """Tokens so far. A stop string's last token counts, what came after it does not."""
+        """Tokens so far. A stop string's last token counts; later tokens do not."""
         tally = self._tally
         return Usage(
             prompt_tokens=tally.num_prompt_tokens,

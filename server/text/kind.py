@@ -1,4 +1,4 @@
-"""Text models, as the server knows them beside their routes."""
+"""The text kind: what the server knows of text models, besides their routes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -79,7 +79,7 @@ SERVED_TEXT = ServedKind(
         "server.routes.responses:bare_router",
         "server.routes.tokenize:router",
     ),
-    nothing_served="no text model is served here",
+    nothing_served="no text model is served here; start the server with one, such as --model tiny",
     bodies=(
         ChatCompletionRequest,
         CompletionRequest,

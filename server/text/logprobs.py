@@ -1,4 +1,4 @@
-"""Log-probabilities on the wire: OpenAI's chat shape, its older completion shape, and vLLM's."""
+"""Log-probabilities as JSON: OpenAI's chat form, its older completion form, and vLLM's."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
@@ -15,13 +15,13 @@ from server.protocol.completions import CompletionLogprobs
 from server.text.texts import ModelText
 
 LOWEST_LOGPROB = -9999.0
-"""JSON has no infinity; OpenAI writes this for what cannot happen."""
+"""Stands for minus infinity, which JSON lacks; OpenAI writes it for impossible tokens."""
 
 TokenNames = Callable[[int], str]
 
 
 def token_names(text: ModelText, *, as_ids: bool | None) -> TokenNames:
-    """How tokens are written: by their text or as `token_id:<id>`."""
+    """Returns how tokens are written: as their text or as `token_id:<id>`."""
     return (lambda token_id: f"token_id:{token_id}") if as_ids else text.token_text
 
 
@@ -60,7 +60,7 @@ def completion_logprobs(
     names: TokenNames,
     num_top: int,
 ) -> CompletionLogprobs:
-    """OpenAI's older shape."""
+    """OpenAI's older form of a completion's log-probabilities."""
     return CompletionLogprobs(
         tokens=[names(token_id) for token_id in token_ids],
         token_logprobs=[_finite(entry.logprob) for entry in entries],
@@ -70,7 +70,7 @@ def completion_logprobs(
 
 
 def extend_completion_logprobs(first: CompletionLogprobs, more: CompletionLogprobs) -> None:
-    """Put what follows behind it."""
+    """Append log-probabilities to others."""
     first.tokens += more.tokens
     first.token_logprobs += more.token_logprobs
     first.top_logprobs += more.top_logprobs
@@ -80,7 +80,7 @@ def extend_completion_logprobs(first: CompletionLogprobs, more: CompletionLogpro
 def join_completion_logprobs(
     first: CompletionLogprobs, more: CompletionLogprobs
 ) -> CompletionLogprobs:
-    """A new one, in which `more` follows."""
+    """New log-probabilities, in which `more` follows `first`."""
     joined = CompletionLogprobs([], [], [], [])
     extend_completion_logprobs(joined, first)
     extend_completion_logprobs(joined, more)
@@ -105,7 +105,7 @@ async def echoed_logprobs(
     *,
     skip_special_tokens: bool,
 ) -> CompletionLogprobs:
-    """A prompt's part of `completion_logprobs`."""
+    """The prompt's part of `completion_logprobs`."""
     offsets = await _prompt_offsets(text, token_ids, skip_special_tokens=skip_special_tokens)
     top = await in_turns(
         lambda e: None if e is None else _written(_named_top(e, names, num_top)), entries
@@ -129,7 +129,8 @@ async def _prompt_offsets(
 
 
 def _written(entry: Any) -> Any:
-    """What is written at once need not be kept as objects, nor be written in one piece at last."""
+    """The entry as JSON, written at once: it need not be kept as objects, nor be written with all
+    others at the end."""
     return msgspec.Raw(msgspec.json.encode(entry))
 
 
@@ -138,13 +139,13 @@ def _finite(logprob: float) -> float:
 
 
 def _top(entry: TokenLogprob, num_top: int) -> list[tuple[int, float]]:
-    """The engine may hold more candidates than this shape was asked for."""
+    """The best candidates. The engine may hold more of them than this request asked for."""
     return list(zip(entry.top_ids[:num_top], entry.top_logprobs[:num_top], strict=True))
 
 
 def _named_top(entry: TokenLogprob, names: TokenNames, num_top: int) -> dict[str, float]:
-    """The likeliest first; the chosen token is always there. Tokens that look alike (parts of
-    characters) share a key, which keeps the highest value."""
+    """The likeliest tokens first; the chosen token is always included. Tokens that look alike
+    (parts of characters) share a key, which keeps the highest value."""
     top: dict[str, float] = {}
     for token_id, logprob in [*_top(entry, num_top), (entry.token_id, entry.logprob)]:
         top.setdefault(names(token_id), _finite(logprob))

@@ -1,8 +1,9 @@
 """Prometheus metrics of text models, in the app's registry.
 
-Fed from two sides: generations measure each prompt with a `RequestMeter`; the engine's step reports
-arrive through `on_step`. What can be read at scrape time is in `server/engine_collector.py`.
-`prompt_tokens_total` and `generation_tokens_total` are the sums of the `usage` of all requests.
+The numbers come from two sides: generations measure each prompt with a `RequestMeter`; the engine's
+step reports arrive through `on_step`. Numbers that are read at scrape time are in
+`server/engine_collector.py`. `prompt_tokens_total` and `generation_tokens_total` are the sums of
+the `usage` of all requests.
 """
 
 import time
@@ -27,7 +28,7 @@ _TTFT_BUCKETS_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
     *(1.0, 1.5, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 600.0),
 )
-# Most tokens come every 10 to 100 ms: there a bucket is at most a quarter wide.
+# Most tokens come every 10 to 100 ms; there each bucket is at most a quarter wide.
 _ITL_BUCKETS_S = (
     *(0.001, 0.0025, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.0175, 0.02, 0.025, 0.03, 0.035, 0.04),
     *(0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.125, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
@@ -37,7 +38,7 @@ _REQUEST_BUCKETS_S = (
     *(0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 7.5, 10.0),
     *(15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 90.0, 120.0, 180.0, 240.0, 300.0, 450.0, 600.0),
 )
-# A free place is taken at the next step, within milliseconds; a full batch is waited for.
+# A free place is taken at the next step, within milliseconds; a full batch takes longer.
 _QUEUE_BUCKETS_S = (
     *(0.0005, 0.001, 0.0015, 0.002, 0.0025, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.015, 0.02),
     *(0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0),
@@ -47,18 +48,18 @@ _STEP_BUCKETS_S = (
     *(1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
-# Measured over predicted: 1 is right, above it a step was late.
+# Measured over predicted: 1 is right; above 1, a step was late.
 _PREDICTION_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0, 5.0, 10.0)
 _STEP_TOKENS_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
-# A model that is well suited to its text has means around 1.
+# A model that suits its text well has means around 1.
 _NATS_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 
 _STEP_PARTS = ("schedule", "prepare", "forward", "sample", "publish")
 
 
 DRAFTER = "drafter"
-"""Label of the metrics of guesses."""
+"""The label of drafters in metrics."""
 
 
 class RequestMeter:
@@ -82,7 +83,8 @@ class RequestMeter:
         self._closed = False
 
     def on_event(self, event: TokenEvent) -> None:
-        """Time to first token, time between events with tokens, and time in the queue."""
+        """Record the time to the first token, the time between events with tokens, and the time in
+        the queue."""
         if event.queue_time_s is not None:
             self._model.queue_time.observe(event.queue_time_s)
         if not event.token_ids:
@@ -96,17 +98,19 @@ class RequestMeter:
         self._last_s[event.index] = now
 
     def complete(self, reason: FinishReason) -> None:
-        """One completion ended: by the engine, by a stop string, or because the client left."""
+        """Count a completion that ended: by the engine, by a stop string, or because the client
+        left."""
         self._model.request_success[reason].inc()
 
     def on_scores(self, text: TokenUncertainty) -> None:
-        """Of a completion that has ended; those without log-probabilities do not count."""
+        """Record the scores of a completion that has ended, if it has log-probabilities."""
         if text.num_tokens:
             self._model.surprise.observe(-text.mean_logprob)
             self._model.entropy.observe(text.mean_entropy)
 
     def close(self, *, num_prompt_tokens: int, num_generation_tokens: int) -> None:
-        """The request is over; the numbers are those of its `usage`. Only the first call counts."""
+        """End the measurement; the numbers are those of the request's `usage`. Only the first call
+        counts."""
         if self._closed:
             return
         self._closed = True
@@ -135,18 +139,18 @@ class TextMetrics(KindMetrics["_ModelMetrics"]):
         create = partial(_ModelMetrics, metrics=self._metrics)
         super().__init__(factory, create, clock, self._adapters)
         for status in engine.statuses():
-            if status.kind in (TEXT.name, None):  # not known before a model is loaded
+            if status.kind in (TEXT.name, None):  # the kind is not known before a model is loaded
                 self._of(status.model)
         engine.steps.add(TEXT, self.on_step)
 
     def meter(self, model: str, adapter: str | None = None) -> RequestMeter:
-        """Start measuring a request. `model` is a served model's id, never a client's word."""
+        """Start measuring a request. `model` is a served model's id, never text from a client."""
         measured = None if adapter is None else self._adapters.of(model, adapter)
         return RequestMeter(self._of(model), self._clock, measured)
 
 
 class _AdapterCounters:
-    """What is counted of each LoRA adapter, in addition to its model."""
+    """Counters of LoRA adapters, in addition to those of their models."""
 
     def __init__(self, create: MetricFactory) -> None:
         self.requests = create.counter(
@@ -161,13 +165,13 @@ class _AdapterCounters:
 
 
 def _draft_counters(create: MetricFactory) -> tuple[Counter, ...]:
-    """By drafter, as vLLM calls them: drafts, their tokens, and those of them that were drawn."""
+    """Counters per drafter with vLLM's names: drafts, their tokens, and the accepted ones."""
     return tuple(
         create.counter(f"spec_decode_num_{name}", help, DRAFTER)
         for name, help in (
-            ("drafts", "Times that a sequence's next tokens were guessed."),
-            ("draft_tokens", "Tokens that were guessed."),
-            ("accepted_tokens", "Guessed tokens that were drawn."),
+            ("drafts", "Drafts: guesses of a sequence's next tokens."),
+            ("draft_tokens", "Tokens that drafters guessed."),
+            ("accepted_tokens", "Guessed tokens that were also drawn."),
         )
     )
 
@@ -192,28 +196,32 @@ class _Metrics:
             "prefix_cache_hits", "Prompt tokens found in the prefix cache."
         )
         self.num_preemptions = create.counter(
-            "num_preemptions", "Sequences set back because blocks ran out."
+            "num_preemptions", "Sequences preempted because blocks ran out."
         )
         self.time_to_first_token = create.histogram(
-            "time_to_first_token_seconds", "Arrival to first token.", _TTFT_BUCKETS_S
+            "time_to_first_token_seconds", "Time from arrival to the first token.", _TTFT_BUCKETS_S
         )
         self.inter_token_latency = create.histogram(
-            "inter_token_latency_seconds", "Between two token events.", _ITL_BUCKETS_S
+            "inter_token_latency_seconds", "Time between two token events.", _ITL_BUCKETS_S
         )
         self.e2e_latency = create.histogram(
-            "e2e_request_latency_seconds", "Arrival to end of a request.", _REQUEST_BUCKETS_S
+            "e2e_request_latency_seconds",
+            "Time from arrival to the end of a request.",
+            _REQUEST_BUCKETS_S,
         )
         self.queue_time = create.histogram(
-            "request_queue_time_seconds", "Arrival to first scheduling.", _QUEUE_BUCKETS_S
+            "request_queue_time_seconds",
+            "Time from arrival to the first scheduling.",
+            _QUEUE_BUCKETS_S,
         )
         self.surprise = create.histogram(
             "mean_token_surprise_nats",
-            "Mean of -ln p over a completion's tokens, where requests ask for log-probabilities.",
+            "Mean of -ln p over a completion's tokens, for requests with log-probabilities.",
             _NATS_BUCKETS,
         )
         self.entropy = create.histogram(
             "mean_token_entropy_nats",
-            "Mean of the entropy over a completion's tokens, of the same completions.",
+            "Mean entropy over a completion's tokens, for requests with log-probabilities.",
             _NATS_BUCKETS,
         )
         self.iteration_tokens = create.histogram(
@@ -224,13 +232,13 @@ class _Metrics:
         )
         self.step_prediction = create.histogram(
             "step_prediction_ratio",
-            "Time of a step over what was predicted, where steps have a target.",
+            "Measured over predicted time of a step, for steps with a target.",
             _PREDICTION_BUCKETS,
         )
 
 
 class _OneAdapter:
-    """One adapter's, in addition to what its requests count for the model."""
+    """The metrics of one adapter, in addition to what its requests count for the model."""
 
     def __init__(self, model: str, adapter: str, metrics: _Metrics) -> None:
         counters = metrics.adapters
@@ -240,7 +248,7 @@ class _OneAdapter:
 
 
 class _ModelMetrics:
-    """One model's, looked up once because `labels()` is not free."""
+    """The metrics of one model, looked up once because `labels()` is not free."""
 
     def __init__(self, name: str, metrics: _Metrics) -> None:
         self.request_success = {
@@ -292,14 +300,14 @@ class _ModelMetrics:
 
 
 def _draft_totals(stats: EngineStats) -> Iterator[int]:
-    """In the order of the counters."""
+    """The totals in the order of the counters."""
     for drafter in DrafterName:
         counts = stats.drafts.get(drafter.value, DraftCounts())
         yield from (counts.num_drafts, counts.num_draft_tokens, counts.num_accepted_tokens)
 
 
 def _step_seconds(stats: EngineStats) -> tuple[float, ...]:
-    """In the order of `_STEP_PARTS`."""
+    """The times in the order of `_STEP_PARTS`."""
     return (
         stats.schedule_time_s,
         stats.prepare_time_s,

@@ -1,6 +1,6 @@
-"""From a completion's tokens to its text: detokenise, find stop strings, count, finish.
+"""Turns a completion's tokens into its text: detokenises, finds stop strings, counts, finishes.
 
-One `ChoiceOutput` per completion. It knows nothing of HTTP or of the engine's process, and the
+There is one `ChoiceOutput` per completion. It knows neither HTTP nor the engine's process, and the
 deltas it returns concatenate to the same text whether they are streamed or not.
 """
 
@@ -17,48 +17,48 @@ from server.text.uncertainty import TokenUncertainty
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextOptions:
-    """What a request says about its text."""
+    """A request's options for its text."""
 
     stop: tuple[str, ...] = ()
     include_stop: bool = False
     skip_special_tokens: bool = True
     kept_special_tokens: frozenset[int] = frozenset()
-    """Those that are not left out all the same, as they mark parts of the answer."""
+    """Special tokens that are kept, because they mark parts of the answer."""
     min_tokens: int = 0
-    """Stop strings are looked for in the text after so many tokens."""
+    """Look for stop strings only after this many tokens."""
     offsets: bool = False
     """Say where in the text each token begins."""
     uncertain_below: float | None = None
     """Say at the end how sure the model was, and where tokens had a lower probability."""
     tells_ranges: bool = False
-    """Characters will be told of ranges of tokens."""
+    """Report ranges of tokens by their characters, too."""
     keep_text: bool = False
     """Keep the whole text in `ChoiceOutput.text`, for the log."""
 
 
 @dataclass(slots=True)
 class Delta:
-    """What one event added to one completion."""
+    """The part that one event added to one completion."""
 
     index: int
     text: str
     token_ids: list[int]
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    """One per token id, or none at all."""
+    """One entry per token id, or none at all."""
     offsets: list[int] = field(default_factory=list)
-    """Characters of text before each token, when asked for."""
+    """Characters of text before each token, if requested."""
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
-    """The stop string or the token of `stop_token_ids` that ended it, as in vLLM."""
+    """The stop string or the token of `stop_token_ids` that ended the text, as in vLLM."""
     uncertainty: Uncertainty | None = None
-    """Of the whole text, in the last delta, when asked for."""
+    """Uncertainty of the whole text, in the last delta, if requested."""
     repetition: RepetitionReport | None = None
-    """The same, if there is any."""
+    """Repetition in the whole text, in the last delta, if requested and found."""
 
 
 class DeltaSum:
-    """All deltas of one completion as one. Many long texts have a million of them; kept as objects,
-    they would be walked again and again by the garbage collector."""
+    """All deltas of one completion as one. Many long texts have a million deltas; as objects, the
+    garbage collector would walk them again and again."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
@@ -75,7 +75,7 @@ class DeltaSum:
         self._last = delta
 
     def whole(self) -> Delta:
-        """From the first to the last, of which there is one at least."""
+        """All deltas as one; there must be at least one."""
         assert self._last is not None
         return replace(
             self._last,
@@ -87,10 +87,10 @@ class DeltaSum:
 
 
 class ChoiceOutput:
-    """One completion in the making.
+    """A completion in the making.
 
     Attributes:
-        uncertainty: of its tokens as far as they have log-probabilities.
+        uncertainty: that of its tokens, as far as they have log-probabilities.
 
     Args:
         index: its place among the answer's choices.
@@ -121,16 +121,16 @@ class ChoiceOutput:
         self._token_by_token = bool(options.stop) or options.offsets or options.tells_ranges
         self._num_chars = 0
         self._starts: list[int] = []
-        """Characters before each token, where ranges will be told; at the end those of all."""
+        """Characters before each token, if ranges will be reported; at the end, all characters."""
         self._num_shown = 0
-        """Characters of all deltas."""
+        """Number of characters in all deltas so far."""
 
     def add(self, event: TokenEvent) -> Delta:
-        """Take an event in; a stop string in its text ends the completion here and now."""
+        """Take an event; a stop string in its text ends the completion at once."""
         delta = Delta(self.index, "", event.token_ids, event.logprobs or [])
         num_shown = len(event.token_ids)
         if event.finish_reason is FinishReason.STOP and not self._options.include_stop:
-            # The engine stops at a token only: end-of-sequence or one of stop_token_ids.
+            # The engine stops only at a token: end-of-sequence or one of stop_token_ids.
             num_shown -= 1
         if self._token_by_token:
             self._add_one_by_one(delta, num_shown)
@@ -164,7 +164,7 @@ class ChoiceOutput:
                 return
 
     def _checked(self, text: str) -> str:
-        """What of new text may go out: none of it that could be part of a stop string."""
+        """The part of new text that may go out: nothing that could be part of a stop string."""
         self._num_chars += len(text)
         return text if self.num_tokens <= self._options.min_tokens else self._stop.add(text)
 
@@ -189,7 +189,7 @@ class ChoiceOutput:
             )
 
     def _characters(self, first: int, end: int) -> list[int]:
-        """Where tokens of a range stand in the text, as far as that is shown."""
+        """The position of a range of tokens in the text, as far as the text is shown."""
         return [min(self._starts[place], self._num_shown) for place in (first, end)]
 
     def _end(self, delta: Delta, reason: FinishReason, cause: str | int | None) -> None:

@@ -1,4 +1,4 @@
-"""How long a prompt may be, asked before it is tokenised and while it is."""
+"""Limits of a prompt's length, checked before and while it is tokenised."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ _LEAST_TOTAL = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class PromptLimit:
-    """For the texts of one request.
+    """The limits for the texts of one request.
 
     Attributes:
-        max_tokens: of each text; one that has more is refused.
-        keep_last: leave out what is before so many last tokens, in place of refusing.
-        cuts_end: leave out what is behind `max_tokens`, but for what ends every text, in place of
-            refusing.
-        max_total_tokens: of all texts together.
-        exceeded: the refusal of a text, from its number of tokens as far as that is known, `at
-            least 9000`, and which of the texts it is.
+        max_tokens: limit of each text; a longer one is refused.
+        keep_last: keep only this many last tokens of a long text instead of refusing it.
+        cuts_end: cut a long text after `max_tokens` instead of refusing it, but keep the tokens
+            that end every text.
+        max_total_tokens: limit of all texts together.
+        exceeded: makes the refusal of a text, given a lower bound of its tokens and its index among
+            the texts.
         param: the field that holds the texts.
     """
 
@@ -35,19 +35,20 @@ class PromptLimit:
     def total_exceeded(self, num_tokens: int) -> InvalidParameter:
         return InvalidParameter(
             f"the prompts have at least {num_tokens} tokens together; the limit is "
-            f"{self.max_total_tokens}; send fewer at once",
+            f"{self.max_total_tokens}; send fewer or shorter prompts",
             param=self.param,
         )
 
 
 def counting_limit(info: ModelInfo, param: str = "prompt") -> PromptLimit:
-    """For texts that are only counted: more than fits, so that a client sees how much too long."""
+    """The limit for texts that are only counted. It is above what fits the model, so that a client
+    sees by how much a text is too long."""
     most = max_counted_tokens(info)
 
     def exceeded(num_tokens: int, index: int) -> InvalidParameter:
         return InvalidParameter(
-            f"the text has at least {num_tokens} tokens; {most} can be counted at once, and "
-            f"{info.model} takes {info.max_model_len}; send it in parts",
+            f"the text has at least {num_tokens} tokens; at most {most} can be counted at once "
+            f"({info.model} takes {info.max_model_len}); send the text in parts",
             param=param,
         )
 
@@ -55,10 +56,10 @@ def counting_limit(info: ModelInfo, param: str = "prompt") -> PromptLimit:
 
 
 def max_counted_tokens(info: ModelInfo) -> int:
-    """Tokens that `/tokenize` gives and `/detokenize` takes."""
+    """The most tokens that `/tokenize` returns and `/detokenize` takes."""
     return max(4 * info.max_model_len, _LEAST_TOKENIZED)
 
 
 def max_total_tokens(max_model_len: int) -> int:
-    """Tokens of all texts of a request to a model that takes so many of each."""
+    """The most tokens in all texts of a request to a model with this context length."""
     return max(16 * max_model_len, _LEAST_TOTAL)

@@ -1,4 +1,4 @@
-"""How many of an answer's tokens are reasoning."""
+"""Counts the tokens of an answer that are reasoning."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -7,11 +7,11 @@ from engine.text.answer_parser import AnswerParser
 
 
 class ReasoningCount:
-    """Of one completion: tokens that begin before the reasoning's end, whose markers are part of
-    it. The same however the text comes in parts.
+    """Counts one completion's tokens that begin before the end of the reasoning, whose markers are
+    part of it. The count does not depend on the parts in which the text comes.
 
     Attributes:
-        num_tokens: so far; exact once the parser has the whole text.
+        num_tokens: count so far; exact once the parser has the whole text.
     """
 
     def __init__(self, parser: AnswerParser) -> None:
@@ -20,10 +20,10 @@ class ReasoningCount:
         self._starts: deque[int] = deque()
 
     def add(self, starts: Iterable[int]) -> None:
-        """Tokens whose text the parser has been given.
+        """Add tokens whose text the parser has been given.
 
         Args:
-            starts: characters of the text before each.
+            starts: number of characters of the text before each token.
         """
         self._starts.extend(starts)
         reach = self._parser.reasoning_reach

@@ -1,4 +1,4 @@
-"""What chat and completion replies share: identity, and the course of a stream."""
+"""The common part of chat and completion replies: identity, and the course of a stream."""
 
 import hashlib
 import time
@@ -24,8 +24,8 @@ from server.text.output import Delta, DeltaSum
 
 @lru_cache(maxsize=256)
 def system_fingerprint(model: str, config_hash: str, *digests: str) -> str:
-    """Changes with the server's version, the model's name, the engine's configuration and the files
-    of the model and of the adapter that is asked for."""
+    """A fingerprint that changes with the server's version, the model's name, the engine's
+    configuration, and the files of the model and of the requested adapter."""
     text = "|".join((__version__, model, config_hash, *digests))
     return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -41,7 +41,7 @@ class ReplyHead:
 
     @classmethod
     def create(cls, prefix: str, info: ModelInfo) -> "ReplyHead":
-        """A new reply of a model; `prefix` is OpenAI's for the kind of reply."""
+        """A new reply of a model; `prefix` is OpenAI's id prefix for this kind of reply."""
         fingerprint = system_fingerprint(info.name, info.config_hash, *info.all_digests)
         return cls(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), info.name, fingerprint)
 
@@ -109,18 +109,19 @@ class TextReply(Reply):
 
     @abstractmethod
     def _take_logprobs(self, delta: Delta) -> None:
-        """Keep a delta's log-probabilities as a whole reply has them, and take them out of it."""
+        """Keep a delta's log-probabilities in the form of a whole reply, and remove them from the
+        delta."""
 
     @abstractmethod
     async def _answer(self, wholes: list[Delta]) -> Any:
-        """The body of a whole reply, from what each choice's deltas come to."""
+        """The body of a whole reply, made from each choice's joined deltas."""
 
     async def _complete(self, answer: Any) -> Any:
-        """The body, with what is found out when all of it is there."""
+        """The body, completed with what can only be computed from all of it."""
         return answer
 
     async def _prepare(self, index: int) -> None:
-        """Before a choice's first chunk or its whole text is made."""
+        """Prepare for a choice's first chunk or its whole text."""
         return
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The tokens of what a request names by strings for its sampler: the engine sees only these."""
+"""The tokens of strings that a request gives to its sampler: the engine sees only tokens."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,15 +10,15 @@ from server.text.texts import ModelText
 
 @dataclass(frozen=True, slots=True)
 class SamplerTokens:
-    """Of one request, by the strings that it has sent."""
+    """The tokens of one request's strings."""
 
     patterns: Mapping[str, Patterns] = field(default_factory=dict)
-    """By parameter, of `sampler_strings`."""
+    """Patterns of `sampler_strings`, by parameter."""
     words: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """By string, of `sampler_words`."""
+    """Token ids of `sampler_words`, by string."""
 
     def logit_bias(self, request: SamplingRequest) -> dict[int, float]:
-        """By token id; of several for a token the last one."""
+        """The bias of each token id; if a token has several, the last one."""
         return {
             token_id: bias
             for token_ids, bias in self._biases(request)
@@ -27,7 +27,8 @@ class SamplerTokens:
         }
 
     def bad_words(self, request: SamplingRequest) -> tuple[tuple[int, ...], ...]:
-        """With the tokens whose bias is false: words of one token."""
+        """The words that may not be written, including tokens with a bias of false as words of one
+        token."""
         words = [self.words[one] for word in request.bad_words or () for one in _spellings(word)]
         for token_ids, bias in self._biases(request):
             words += [(token_id,) for token_id in token_ids if bias is False]
@@ -39,9 +40,10 @@ class SamplerTokens:
 
 
 async def find_tokens(request: SamplingRequest, text: ModelText) -> SamplerTokens:
-    """
+    """The tokens of a request's strings for its sampler.
+
     Raises:
-        QueueFull: too many long texts are in work.
+        QueueFull: too many long texts are being processed.
     """
     return SamplerTokens(
         await text.patterns(sampler_strings(request)), await text.words(sampler_words(request))
@@ -49,7 +51,8 @@ async def find_tokens(request: SamplingRequest, text: ModelText) -> SamplerToken
 
 
 def sampler_strings(request: SamplingRequest) -> dict[str, tuple[str, ...]]:
-    """The strings whose tokens the engine needs, by parameter: none of what does not act."""
+    """The strings whose tokens the engine needs, by parameter, without those that have no
+    effect."""
     strings = {}
     for name, one in SAMPLER_PARAMETERS.items():
         if one.kind == Patterns and _acts(request, one.acts_with):
@@ -59,13 +62,13 @@ def sampler_strings(request: SamplingRequest) -> dict[str, tuple[str, ...]]:
 
 
 def sampler_words(request: SamplingRequest) -> list[str]:
-    """What is to be tokenised by itself."""
+    """The words that must be tokenised on their own."""
     words = [spelling for word in request.bad_words or () for spelling in _spellings(word)]
     return words + [key for key, _ in request.logit_bias or () if isinstance(key, str)]
 
 
 def _spellings(word: str) -> Sequence[str]:
-    """At a text's beginning and within it, as in vLLM, and as it was sent."""
+    """A word at a text's beginning and within it, as in vLLM, and as it was sent."""
     bare = word.lstrip()
     return (word, bare, f" {bare}") if bare else (word,)
 

@@ -1,8 +1,8 @@
 """The text side of each served model: its tokenizer and chat template, loaded once.
 
-Small inputs are handled at once. Long ones are refused by their characters if they cannot fit, and
-else tokenised part by part in threads, so that a book-sized prompt does not hold up every other
-stream of the process. Chat templates run in processes of their own.
+Small inputs are handled at once. Long ones are refused by their characters if they cannot fit;
+otherwise they are tokenised part by part in threads, so that a book-sized prompt does not hold up
+every other stream of the process. Chat templates run in processes of their own.
 """
 
 import asyncio
@@ -28,30 +28,33 @@ from server.text.encoding_pool import EncodingPool
 from server.text.prompt_limit import PromptLimit
 
 THREAD_THRESHOLD_CHARS = 16_384
-"""About 2 ms of tokenising; a thread costs 0.1 ms."""
+"""Texts from this length on are tokenised in a thread. That many characters take about 2 ms; a
+thread costs 0.1 ms."""
 
 _CHARS_PER_TOKEN = 4
 _KEPT_PATTERNS = 32
 _WORD_CHARS = 100
-"""That could be tokenised in the time that a word takes by itself."""
+"""Characters that take as long to tokenise as a word on its own."""
 _TEMPLATE_LEAVES = 4
 _PROMPT_END_TOKENS = 16
 _COUNTED_CHARS = 4096
-"""Shorter texts are tokenised whatever comes out, so that an error can give the exact number."""
+"""Shorter texts are tokenised whatever their limit, so that an error can give the exact number."""
 
 _SMALL = PromptLimit(
     4096,
     4096,
-    lambda num_tokens, _: InvalidParameter(f"the text has {num_tokens} tokens; the limit is 4096"),
+    lambda num_tokens, _: InvalidParameter(
+        f"the text has {num_tokens} tokens; the limit is 4096; send a shorter text"
+    ),
     "prompt",
 )
-"""For callers that have no request."""
+"""The limit for callers without a request."""
 
 log = structlog.get_logger(__name__)
 
 
 class ModelText:
-    """Tokenizer and chat template of one model."""
+    """The tokenizer and the chat template of one model."""
 
     def __init__(self, tokenizer: Tokenizer, pool: EncodingPool) -> None:
         self.tokenizer = tokenizer
@@ -74,8 +77,8 @@ class ModelText:
         """
         text = await asyncio.to_thread(lambda: cls(load_tokenizer(path), pool))
         if not text._long.bound.is_known:
-            # Nothing that an operator could change, and embedding models have a bound of their own.
-            log.debug("this tokenizer gives no bound of a text's tokens by its characters")
+            # The operator cannot change this, and embedding models have a bound of their own.
+            log.debug("this tokenizer gives no limit for a text's tokens by its characters")
         if text._template is not None:
             try:
                 await text._template.start()
@@ -85,7 +88,7 @@ class ModelText:
         return text
 
     def close(self) -> None:
-        """End what belongs to it outside of this process. Idempotent."""
+        """End the processes that belong to this text side. Idempotent."""
         if self._template is not None:
             self._template.close()
 
@@ -95,16 +98,16 @@ class ModelText:
 
     @property
     def num_added_tokens(self) -> int:
-        """Those that `add_special_tokens` puts around a text."""
+        """Number of tokens that `add_special_tokens` puts around a text."""
         return len(self._long.prefix) + len(self._long.suffix)
 
     @property
     def tokens_before(self) -> Sequence[int]:
-        """Those of them that stand before it, such as begin-of-text."""
+        """The tokens that it puts before a text, such as begin-of-text."""
         return self._long.prefix
 
     def chat_format(self, config: EngineConfig) -> ChatFormat:
-        """How calls and reasoning are written, by the template and what the operator has set."""
+        """The syntax of calls and reasoning, from the template and the operator's settings."""
         key = (config.tool_call_parser, config.reasoning_parser)
         if key not in self._formats:
             self._formats[key] = ChatFormat.of(self.tokenizer.chat_template or "", *key)
@@ -115,7 +118,7 @@ class ModelText:
         return self.tokenizer.decode(prompt[-_PROMPT_END_TOKENS:], skip_special_tokens=False)
 
     def special_ids(self, texts: Sequence[str]) -> frozenset[int]:
-        """Which special tokens are spelled like one of these."""
+        """Ids of the special tokens that are spelled like one of these texts."""
         ids = {self.tokenizer.raw.token_to_id(text) for text in texts}
         return self.tokenizer.special_token_ids & ids
 
@@ -126,11 +129,11 @@ class ModelText:
         add_special_tokens: bool,
         limit: PromptLimit | None = None,
     ) -> list[list[int]]:
-        """Token ids of each text; with `keep_last` as they are or the last ones, with `cuts_end`
-        the first ones.
+        """Token ids of each text. With `keep_last` only its last ones are kept, with `cuts_end`
+        only its first ones.
 
         Raises:
-            EngineError: a text, or all of them, are too long, as `limit` puts it.
+            EngineError: a text, or all of them together, are too long; `limit` makes the error.
             InvalidParameter: a text has a stretch that is too long to tokenise in parts.
             QueueFull: too many long texts are being tokenised.
         """
@@ -182,10 +185,10 @@ class ModelText:
         return prompt
 
     async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        """Text of whole token ids; for streams there is `IncrementalDetokenizer`.
+        """The text of complete token ids; for streams there is `IncrementalDetokenizer`.
 
         Raises:
-            QueueFull: too many long texts are in work.
+            QueueFull: too many long texts are being processed.
         """
 
         def decode() -> str:
@@ -197,10 +200,10 @@ class ModelText:
             return await self._pool.run(decode)
 
     async def patterns(self, strings: Mapping[str, tuple[str, ...]]) -> dict[str, Patterns]:
-        """How tokens spell each entry's strings. Those asked for last are kept.
+        """The patterns of tokens that spell each entry's strings. The latest ones are kept.
 
         Raises:
-            QueueFull: too many long texts are in work.
+            QueueFull: too many long texts are being processed.
         """
         found = {}
         for name, some in strings.items():
@@ -214,10 +217,10 @@ class ModelText:
         return found
 
     async def words(self, words: Sequence[str]) -> dict[str, tuple[int, ...]]:
-        """The token ids of each word by itself: none of those that the tokenizer drops.
+        """The token ids of each word on its own, without those that the tokenizer drops.
 
         Raises:
-            QueueFull: too many long texts are in work.
+            QueueFull: too many long texts are being processed.
         """
 
         def encode() -> dict[str, tuple[int, ...]]:
@@ -232,13 +235,13 @@ class ModelText:
             return await self._pool.run(encode)
 
     def _find_patterns(self, strings: tuple[str, ...]) -> Patterns:
-        """In a thread."""
+        """Search the vocabulary; runs in a thread."""
         if self._search is None:
             self._search = VocabularySearch(self.tokenizer)
         return self._search.patterns(strings)
 
     async def _check_lengths(self, texts: Sequence[str], limit: PromptLimit) -> None:
-        """Refuse what cannot fit, before anything of it is tokenised."""
+        """Refuse texts that cannot fit, before any of them is tokenised."""
         if limit.keep_last is not None or limit.cuts_end:
             return
         num_tokens = 0
@@ -255,8 +258,8 @@ class ModelText:
     async def _check_conversation(
         self, messages: list[dict[str, Any]], tools: Any, limit: PromptLimit
     ) -> None:
-        """The same for messages and tools. A template may leave some out, but hardly three
-        quarters."""
+        """Refuse messages and tools that cannot fit. A template may leave some of them out, but
+        hardly three quarters."""
         if limit.keep_last is None and self._long.bound.is_known:
             most = _TEMPLATE_LEAVES * limit.max_tokens
             text = "".join([text for message in messages for text in _texts(message)])
@@ -295,18 +298,19 @@ class ModelText:
         return [*prefix, *token_ids, *suffix][-limit.keep_last :]
 
     def vocabulary_entries(self, token_ids: Sequence[int]) -> list[str]:
-        """How the vocabulary spells each token; empty for ids that only the model has."""
+        """The vocabulary's spelling of each token; empty for ids that only the model has."""
         return [self.tokenizer.raw.id_to_token(token_id) or "" for token_id in token_ids]
 
     def token_text(self, token_id: int) -> str:
-        """Text of one token alone. Kept, since log-probabilities ask for the same few often."""
+        """The text of a single token. It is kept, because log-probabilities often ask for the same
+        few tokens."""
         text = self._token_texts.get(token_id)
         if text is None:
             text = self._token_texts[token_id] = self.tokenizer.token_text(token_id)
         return text
 
     def token_bytes(self, token_id: int) -> list[int]:
-        """Its bytes, as JSON writes them."""
+        """A token's bytes, as JSON writes them."""
         octets = self._token_bytes.get(token_id)
         if octets is None:
             octets = self._token_bytes[token_id] = list(self.tokenizer.token_bytes(token_id))
@@ -314,7 +318,7 @@ class ModelText:
 
 
 class TextRegistry:
-    """Loads the text side of a model when it is first asked for. Event loop only."""
+    """Loads the text side of a model on its first use. Event loop only."""
 
     def __init__(self, pool: EncodingPool) -> None:
         self._pool = pool
@@ -329,7 +333,7 @@ class TextRegistry:
         return await self.load(info.path)
 
     async def load(self, path: str) -> ModelText:
-        """The same for a model that is not ready yet, by the place of its checkpoint."""
+        """The text side of a model that is not ready yet, by the path of its checkpoint."""
         load = self._loads.get(path)
         if load is None:
             load = asyncio.create_task(ModelText.load(Path(path), self._pool))
@@ -337,7 +341,7 @@ class TextRegistry:
         if load.done() and load.exception() is None:
             return load.result()
         try:
-            # Shielded: a client that leaves must not cancel the load for those who wait with it.
+            # Shielded: a client that leaves must not cancel the load for other waiting clients.
             return await asyncio.shield(load)
         except Exception:
             self._loads.pop(path, None)
@@ -349,15 +353,15 @@ class TextRegistry:
         text.close()
 
     def forget(self, path: str) -> None:
-        """The model is gone: end what its text side has outside of this process, also if it is
-        still being loaded."""
+        """Forget a text side and end its processes, even if it is still being loaded: its model is
+        gone."""
         load = self._loads.pop(path, None)
         if load is not None:
             load.add_done_callback(_close_loaded)
             load.cancel()
 
     async def aclose(self) -> None:
-        """End what the models' texts have outside of this process. Idempotent."""
+        """End the processes of all text sides. Idempotent."""
         loads = list(self._loads.values())
         self._loads.clear()
         for load in loads:

@@ -1,4 +1,4 @@
-"""A tokenizer, described by the names of tokenizer_config.json."""
+"""Describes a tokenizer with the names of tokenizer_config.json."""
 
 from engine.text.tokenizer import Tokenizer
 from engine.types import ModelInfo
@@ -6,7 +6,7 @@ from server.protocol.tokenize import AddedToken, TokenizerInfo
 
 
 def tokenizer_info(tokenizer: Tokenizer, info: ModelInfo) -> TokenizerInfo:
-    """What a client may know of it: all but the vocabulary."""
+    """The facts about a tokenizer that a client may know: all but the vocabulary."""
     special = tokenizer.special_tokens
     return TokenizerInfo(
         tokenizer_class=type(tokenizer.raw.model).__name__,

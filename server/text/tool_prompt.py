@@ -1,8 +1,8 @@
-"""Calls in plain text, for models whose chat template knows nothing of them.
+"""Writes calls as plain text, for models whose chat template does not know calls.
 
-The functions, and how to call them, are told in the system message; earlier calls stand in the
-assistant's messages as such a model is to write them, and their results in the user's. The parser
-`json` reads what comes back.
+The system message lists the functions and says how to call them. Earlier calls become text of the
+assistant, in the form that the model must write, and their results become text of the user. The
+parser `json` reads the model's answer.
 """
 
 import json
@@ -30,11 +30,12 @@ Where no function is needed, answer in plain text."""
 def with_tool_prompt(
     messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], *, takes_system: bool
 ) -> list[dict[str, Any]]:
-    """The conversation with the functions told in its system message.
+    """The conversation with the functions listed in its system message.
 
     Args:
-        tools: in transformers' form.
-        takes_system: whether the template has system messages; else the first message tells them.
+        tools: the tools in transformers' form.
+        takes_system: whether the template has system messages; otherwise the first message lists
+            the functions.
     """
     functions = "\n".join(_json(tool["function"]) for tool in tools)
     prompt = TOOL_PROMPT.format(functions=functions)
@@ -45,7 +46,7 @@ def with_tool_prompt(
 
 
 def with_plain_calls(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The conversation with calls and their results as text of assistant and user."""
+    """The conversation with calls and their results as text of the assistant and the user."""
     names: dict[str, str] = {}
     result: list[dict[str, Any]] = []
     after_result = False
@@ -68,12 +69,13 @@ def with_plain_calls(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def _call(function: dict[str, Any]) -> str:
-    """As JSON in one line."""
+    """A call as JSON in one line."""
     return f'{{"name": {_json(function["name"])}, "arguments": {_arguments(function)}}}'
 
 
 def _arguments(function: dict[str, Any]) -> str:
-    """An object's text is taken as it is: it may be too long to be read here and written again."""
+    """A call's arguments as JSON. An object's text is taken unchanged: it may be too long to be
+    parsed and written again."""
     given = function["arguments"]
     if isinstance(given, str) and given.lstrip().startswith("{") and _is_json(given):
         return given.strip().replace("\r", " ").replace("\n", " ")
@@ -81,7 +83,7 @@ def _arguments(function: dict[str, Any]) -> str:
 
 
 def _is_json(text: str) -> bool:
-    """Looked over without being decoded, which takes a hundredth of the time."""
+    """Whether a text is JSON. It is not decoded, which makes this a hundred times faster."""
     try:
         msgspec.json.decode(text, type=msgspec.Raw)
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
@@ -103,5 +105,5 @@ def _json(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
     except RecursionError:
         raise InvalidParameter(
-            "a call's arguments are nested too deeply", param="messages"
+            "the arguments of a call are nested too deeply; nest them less deeply", param="messages"
         ) from None

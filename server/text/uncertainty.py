@@ -1,7 +1,8 @@
-"""How sure a model was of a text, from what it thought of each token: sums that grow with it.
+"""Measures how sure a model was of a text, from its scores of each token: sums that grow with the
+text.
 
-All numbers are of the model's own distribution, as log-probabilities are: before penalties,
-temperature and whatever leaves tokens out. In nats, the end-of-sequence token included.
+All numbers describe the model's own distribution, as log-probabilities do: before penalties,
+temperature and whatever leaves tokens out. They are in nats and include the end-of-sequence token.
 """
 
 import math
@@ -11,14 +12,15 @@ from engine.types import TokenLogprob
 from server.protocol.answers import TextSpan, Uncertainty
 
 CharacterRange = Callable[[int, int], list[int]]
-"""From a range of tokens to that of their characters."""
+"""Maps a range of tokens to that of their characters."""
 
 
 class TokenUncertainty:
-    """Of one text. Tokens are added in their order, so a stream has the numbers of the whole.
+    """Sums over one text. Tokens are added in their order, so a stream gets the same numbers as a
+    whole text.
 
     Args:
-        threshold: probability below which a token belongs to a span; None: there are no spans.
+        threshold: probability below which a token belongs to a span; None for no spans.
     """
 
     def __init__(self, threshold: float | None) -> None:
@@ -26,7 +28,7 @@ class TokenUncertainty:
         self._logprobs = self._entropies = self._varentropies = 0.0
         self._least = -math.inf if not threshold else math.log(threshold)
         self._spans: list[tuple[int, int, float]] = []
-        """First token, token behind the last one, lowest log-probability."""
+        """First token, token after the last one, lowest log-probability."""
 
     @property
     def mean_logprob(self) -> float:
@@ -37,7 +39,7 @@ class TokenUncertainty:
         return self._entropies / self.num_tokens
 
     def add(self, tokens: Sequence[TokenLogprob]) -> None:
-        """Take the text's next tokens."""
+        """Add the text's next tokens."""
         for token in tokens:
             self._logprobs += token.logprob
             self._entropies += token.entropy
@@ -47,7 +49,7 @@ class TokenUncertainty:
             self.num_tokens += 1
 
     def answer(self, characters: CharacterRange) -> Uncertainty:
-        """For the client."""
+        """The numbers in the form that the client gets."""
         num = self.num_tokens
         return Uncertainty(
             num_tokens=num,

@@ -1,4 +1,4 @@
-"""From the body of an upscaling request to what the engine takes: sizes, tiles, limits."""
+"""Converts the body of an upscaling request to the engine's request: sizes, tiles, limits."""
 
 import time
 from dataclasses import dataclass
@@ -24,13 +24,14 @@ _DRAWING_FIELDS = (
 )
 EXACT_CORE = 64
 EXACT_CORE_SHARE = 4
-"""Pixels a side that a tile with exact overlap is of use for: at least so many, and at least this
-part of the overlap. With less each pixel of the image would be computed a hundred times."""
+"""Pixels per side that a tile must add when its overlap is exact: at least `EXACT_CORE`, and at
+least the overlap divided by `EXACT_CORE_SHARE`. With fewer, each pixel of the image would be
+computed a hundred times."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpscaleLimits:
-    """What the operator allows one request."""
+    """The operator's limits for one request."""
 
     max_input_pixels: int
     max_output_pixels: int
@@ -45,7 +46,7 @@ class UpscaleLimits:
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How an image is to be cut, in its pixels."""
+    """How an image is cut into tiles, in its pixels."""
 
     tile: int
     overlap: int
@@ -60,7 +61,7 @@ async def read_image(
     run: EngineRun,
     priority: int,
 ) -> Pixels:
-    """Decode the image, if the result may be as large.
+    """Decode the image, if the result is within the limits.
 
     Raises:
         InvalidParameter: the file cannot be used, or it or the result is too large.
@@ -71,8 +72,8 @@ async def read_image(
     width, height = result_size(file.width, file.height, body, info)
     if width * height > limits.max_output_pixels:
         raise InvalidParameter(
-            f"scale {scale_of(body, info):g} makes {width}x{height}, {width * height} pixels; this "
-            f"server makes at most {limits.max_output_pixels}; ask for a smaller scale",
+            f"scale {scale_of(body, info):g} makes {width}x{height} ({width * height} pixels); "
+            f"this server makes at most {limits.max_output_pixels} pixels; ask for a smaller scale",
             param="scale",
         )
     check_sides(body.file_format, width, height)
@@ -81,29 +82,31 @@ async def read_image(
 
 
 def _check_fields(body: UpscaleImageRequest, info: UpscaleModelInfo) -> None:
-    """
+    """Refuse fields that are only for models that draw.
+
     Raises:
-        UnsupportedFeature: a field of models that draw.
+        UnsupportedFeature: there is such a field.
     """
     for name in _DRAWING_FIELDS:
         if getattr(body, name):
             raise UnsupportedFeature(
-                f"{name} is for models that draw; {info.model} knows nothing but the image: leave "
-                f"it out, or name such a model",
+                f"{name} is for models that draw, and {info.model} only enlarges; leave it out, "
+                "or name a model that draws",
                 param=name,
             )
 
 
 def scale_of(body: UpscaleImageRequest, info: UpscaleModelInfo) -> float:
-    """
+    """The scale to enlarge by: the request's, else the model's.
+
     Raises:
-        InvalidParameter: more than the model makes.
+        InvalidParameter: the request asks for more than the model's scale.
     """
     scale = float(info.scale) if body.scale is None else body.scale
     if scale > info.scale:
         raise InvalidParameter(
-            f"scale is {scale:g}; {info.model} makes images {info.scale} times as large at most; "
-            f"ask for that, and enlarge the result once more",
+            f"scale is {scale:g}; {info.model} enlarges at most {info.scale} times; ask for that, "
+            "and enlarge the result again",
             param="scale",
         )
     return scale
@@ -112,21 +115,23 @@ def scale_of(body: UpscaleImageRequest, info: UpscaleModelInfo) -> float:
 def result_size(
     width: int, height: int, body: UpscaleImageRequest, info: UpscaleModelInfo
 ) -> tuple[int, int]:
-    """Width and height."""
+    """Width and height of the result."""
     scale = scale_of(body, info)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def tiling(body: UpscaleImageRequest, info: UpscaleModelInfo) -> Tiling:
-    """
+    """The tiles to cut the image into.
+
     Raises:
-        InvalidParameter: a tile that is too large for the model, or too small for the overlap.
-        UnsupportedFeature: exact tiles of a network of which it is not known what they take.
+        InvalidParameter: the tile is too large for the model, or too small for the overlap.
+        UnsupportedFeature: tiles cannot be exact, as the network's receptive radius is not known.
     """
     tile = info.default_tile if body.tile is None else body.tile
     if tile > info.max_tile:
         raise InvalidParameter(
-            f"tile is {tile}; {info.model} sees at most {info.max_tile} pixels a side at once here",
+            f"tile is {tile}; {info.model} takes tiles of at most {info.max_tile} pixels a side "
+            "here; ask for a smaller one",
             param="tile",
         )
     if body.exact:
@@ -138,8 +143,9 @@ def tiling(body: UpscaleImageRequest, info: UpscaleModelInfo) -> Tiling:
         return Tiling(tile, min(overlap, tile // 4), exact=False)
     if body.overlap > tile // 2:
         raise InvalidParameter(
-            f"overlap is {body.overlap}; of a tile of {tile} pixels it may be half, as more "
-            f"computes each pixel many times; give less, or a larger tile",
+            f"overlap is {body.overlap}; it can be at most half a tile, here {tile // 2} of "
+            f"{tile} pixels, because more would compute each pixel many times; give less, or a "
+            "larger tile",
             param="overlap",
         )
     return Tiling(tile, body.overlap, exact=False)
@@ -148,8 +154,8 @@ def tiling(body: UpscaleImageRequest, info: UpscaleModelInfo) -> Tiling:
 def _exact(body: UpscaleImageRequest, info: UpscaleModelInfo, tile: int) -> Tiling:
     if info.receptive_radius is None:
         raise UnsupportedFeature(
-            f"exact tiles are not possible with {info.model}: how far its network sees is not "
-            f"known; give overlap in pixels",
+            f"exact tiles are not possible with {info.model}, because its network's receptive "
+            "radius is not known; leave out exact, and give overlap in pixels",
             param="exact",
         )
     overlap = 2 * info.receptive_radius
@@ -158,12 +164,13 @@ def _exact(body: UpscaleImageRequest, info: UpscaleModelInfo, tile: int) -> Tili
         tile = max(tile, needed)
     if tile < needed or tile > info.max_tile:
         raise InvalidParameter(
-            f"exact takes tiles of at least {needed} pixels with {info.model}, whose "
-            f"network sees {info.receptive_radius} pixels far; "
+            f"exact needs tiles of at least {needed} pixels with {info.model}, whose network sees "
+            f"{info.receptive_radius} pixels in each direction; "
             + (
-                f"at most {info.max_tile} are possible here; give overlap in pixels"
+                f"at most {info.max_tile} are possible here; leave out exact, and give overlap in "
+                "pixels"
                 if needed > info.max_tile
-                else "give a larger tile, or none"
+                else "give a larger tile, or leave it out"
             ),
             param="exact" if needed > info.max_tile else "tile",
         )
@@ -171,7 +178,7 @@ def _exact(body: UpscaleImageRequest, info: UpscaleModelInfo, tile: int) -> Tili
 
 
 def faithfulness(body: UpscaleImageRequest) -> Faithfulness:
-    """How closely the result is to keep to the image."""
+    """How closely the result must keep to the image."""
     return Faithfulness(
         fidelity=body.fidelity or 0.0,
         face_guard=body.face_guard or 0.0,

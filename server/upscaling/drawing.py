@@ -1,4 +1,5 @@
-"""Enlarging by models that draw: a body to their order, and their events to those of upscalers.
+"""Enlarging by models that draw: converts bodies to image orders, and their events to those of
+upscalers.
 
 Models with the task `upscale` were trained for it; those with `restore` redraw the image, enlarged,
 in tiles.
@@ -52,8 +53,7 @@ async def read_small(
     run: EngineRun,
     priority: int,
 ) -> tuple[Pixels, float]:
-    """Decode the image, if the model can make it as large as is asked for, and say how many times
-    larger.
+    """Decode the image, if the model can make the result, and return it with the scale.
 
     Raises:
         InvalidParameter: the file cannot be used, or it or the result is too large.
@@ -62,7 +62,7 @@ async def read_small(
     for name in _TILING_FIELDS:
         if getattr(body, name) is not None:
             raise UnsupportedFeature(
-                f"{name} is not a field of {info.model}, which chooses its tiles; leave it out",
+                f"{name} cannot be set for {info.model}, which chooses its own tiles; leave it out",
                 param=name,
             )
     scale = _scale(body, info)
@@ -109,8 +109,9 @@ def drawing_order(
     steps = steps_to_run(params)
     if steps == 0 and params.strength > 0:
         raise InvalidParameter(
-            f"denoise {params.strength:g} of {params.num_inference_steps} steps runs none of them; "
-            f"raise either, or ask for denoise 0, which only enlarges",
+            f"denoise {params.strength:g} with {params.num_inference_steps} steps runs none of "
+            "them; raise denoise or num_inference_steps, or ask for denoise 0, which only "
+            "enlarges",
             param="denoise",
         )
     check_budget([(width * height, steps)], 1, limits.max_megapixel_steps)
@@ -129,7 +130,7 @@ def drawing_order(
 
 
 def as_upscaling(order: ImageOrder) -> UpscaleRequest:
-    """What answers say of a request, without its image."""
+    """The request as answers describe it, without its image."""
     request, params = order.request, order.request.params
     return UpscaleRequest(
         request_id=request.request_id,
@@ -143,10 +144,10 @@ def as_upscaling(order: ImageOrder) -> UpscaleRequest:
 
 
 async def upscale_events(submitted: SubmittedOrder) -> AsyncGenerator[UpscaleEvent, None]:
-    """An image's events, steps in place of tiles.
+    """An image's events, with steps in place of tiles.
 
     Raises:
-        RequestAborted, EngineError: as `SubmittedOrder.events`.
+        RequestAborted, EngineError: as in `SubmittedOrder.events`.
     """
     step = 0
     async with aclosing(submitted.events()) as events:
@@ -168,7 +169,7 @@ async def upscale_events(submitted: SubmittedOrder) -> AsyncGenerator[UpscaleEve
 
 
 def _tasks(info: ImageModelInfo) -> list[ImageTask]:
-    """Of those that enlarge, what the model does."""
+    """The model's tasks that enlarge images."""
     return [task for task in (ImageTask.UPSCALE, ImageTask.RESTORE) if task in info.tasks]
 
 
@@ -182,8 +183,8 @@ def _scale(body: UpscaleImageRequest, info: ImageModelInfo) -> float:
     scale = float(info.upscaling.scale) if body.scale is None else body.scale
     if scale > info.upscaling.scale:
         raise InvalidParameter(
-            f"scale is {scale:g}; {info.model} makes images {info.upscaling.scale} times as large "
-            f"at most; ask for that, and enlarge the result once more",
+            f"scale is {scale:g}; {info.model} enlarges at most {info.upscaling.scale} times; ask "
+            "for that, and enlarge the result again",
             param="scale",
         )
     return scale
@@ -200,19 +201,20 @@ def _check_size(
     width, height = _enlarged(small, scale)
     drawn, most = width * height, min(info.max_restored_pixels, limits.max_output_pixels)
     if info.upscaling is not None and _upscales(info):
-        # It draws at its own scale, whatever becomes of that.
+        # It always draws at its own scale; the result is resized afterwards.
         drawn = small[0] * small[1] * info.upscaling.scale**2
         most = min(info.max_pixels, limits.max_output_pixels)
     if drawn > most:
         raise InvalidParameter(
-            f"an image of {small[0]}x{small[1]} makes {drawn} pixels with {info.model}, which may "
-            f"make at most {most} here; send a smaller image, or ask for a smaller scale",
+            f"an image of {small[0]}x{small[1]} makes {drawn} pixels with {info.model}; at most "
+            f"{most} are allowed here; send a smaller image, or ask for a smaller scale",
             param="image",
         )
 
 
 def _guidance(body: UpscaleImageRequest, denoising: DenoisingFacts) -> float:
-    """Two empty prompts are one: guidance between them changes nothing and costs a second row."""
+    """The guidance scale. Without prompts it is 1: guidance between two empty prompts changes
+    nothing and costs a second row."""
     if body.guidance_scale is not None:
         return body.guidance_scale
     idle = not body.prompt and not body.negative_prompt
@@ -222,7 +224,7 @@ def _guidance(body: UpscaleImageRequest, denoising: DenoisingFacts) -> float:
 
 
 def _unused(body: UpscaleImageRequest) -> tuple[str, ...]:
-    """What cannot act where no step is run."""
+    """Warnings about fields that have no effect because no step is run."""
     given = [name for name in _DRAWING_FIELDS if getattr(body, name)]
     return tuple(f"{name} has no effect: denoise 0 only enlarges" for name in given)
 

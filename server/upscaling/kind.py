@@ -1,4 +1,4 @@
-"""Models that enlarge images, as the server knows them beside their routes."""
+"""The upscaling kind: what the server knows of models that enlarge images, besides their routes."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -28,12 +28,12 @@ from server.upscaling.result import ResultFile
 
 
 class UpscaleReply(Reply):
-    """The image of a run.
+    """The reply with the enlarged image of a run.
 
     Args:
-        events: what the engine brings, to the last.
+        events: the engine's events, to the last one.
         request: without its image, which the engine has.
-        scale: as it was asked for.
+        scale: as the client asked for it.
         keep: stores the finished image; None answers with the image itself.
     """
 

@@ -1,4 +1,4 @@
-"""The file of a result whose rows come one after the other."""
+"""The file of a result whose rows come one after another."""
 
 from engine.image_types import Pixels
 from server.images.files import encode_image
@@ -7,8 +7,8 @@ from server.protocol.image_answers import OutputFormatName
 
 
 class ResultFile:
-    """PNG is written as rows come; other formats are made of all of them at the end. Both calls
-    block: make them in a thread, one at a time."""
+    """Builds the file. PNG is written as rows come; other formats are made from all rows at the
+    end. Both methods block: call them in a thread, one at a time."""
 
     def __init__(
         self, width: int, height: int, channels: int, form: OutputFormatName, compression: int
@@ -20,14 +20,14 @@ class ResultFile:
         self._rows: list[bytes] = []
 
     def add(self, rows: bytes) -> None:
-        """The next rows, perhaps none."""
+        """Add the next rows, perhaps none."""
         if self._png is None:
             self._rows.append(rows)
         elif rows:
             self._png.add(rows)
 
     def file(self) -> bytes:
-        """All of it."""
+        """The whole file."""
         if self._png is not None:
             return self._png.file()
         width, height, channels = self._size

@@ -15,10 +15,10 @@ from server.http.model_metrics import Outcome
 
 
 class UpscaleRun(EngineRun):
-    """One request, measured from its admission on.
+    """One upscaling request, measured from its admission on.
 
     Attributes:
-        id: of the request and its answer.
+        id: the id of the request and its answer.
     """
 
     def __init__(self, engine: EngineClient, meter: ItemMeter, lease: Lease) -> None:
@@ -40,10 +40,10 @@ class UpscaleRun(EngineRun):
         self._stream = self._engine.submit(request)
 
     async def events(self) -> AsyncGenerator[UpscaleEvent, None]:
-        """What the engine brings, to the last tile.
+        """The engine's events, to the last tile.
 
         Raises:
-            RequestAborted: it was cancelled by its id.
+            RequestAborted: the request was cancelled by its id.
             EngineError: the engine failed the request, or died.
         """
         assert self._stream is not None
@@ -70,7 +70,7 @@ class UpscaleRun(EngineRun):
         )
 
     async def cancel(self) -> None:
-        """End it in the engine, as whoever knows its id may do, too."""
+        """End the request in the engine, as anyone who knows its id may."""
         self._is_cancelled = True
         self.stop_preparing()
         if self._stream is not None:

@@ -72,7 +72,7 @@ def test_claims_are_compared_with_a_passage(server):
 
 
 def test_each_model_has_its_routes(client):
-    with pytest.raises(openai.BadRequestError, match="ask it with /v1/embeddings"):
+    with pytest.raises(openai.BadRequestError, match="send requests for it to /v1/embeddings"):
         client.chat.completions.create(
             model=MINILM, messages=[{"role": "user", "content": "hi"}], max_tokens=1
         )

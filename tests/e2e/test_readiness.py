@@ -29,7 +29,7 @@ def test_models_that_cannot_answer_fail_and_the_others_serve(start_server, spoil
     assert (
         "not finite" in body["models"][1]["detail"] or "non-finite" in body["models"][1]["detail"]
     )
-    assert "mend the checkpoint's chat template" in body["models"][2]["detail"]
+    assert "repair the checkpoint's chat template" in body["models"][2]["detail"]
     assert server.get("/ready/good")[0] == 200
     assert server.get("/ready/numbers")[0] == 503
     status, body = server.get("/ready/nope")

@@ -71,7 +71,7 @@ async def test_what_has_no_default_is_never_loaded() -> None:
 
 async def test_who_asks_for_an_unknown_one_hears_what_there_would_be() -> None:
     first_use, _, _ = make(matting_info("cutter"))
-    with pytest.raises(UnknownModel, match=r"cutter.*; loaded when asked for: u2netp"):
+    with pytest.raises(UnknownModel, match=r"cutter.*; these are loaded on first use: u2netp"):
         await first_use.find(MATTING, "scissors")
     first_use, _, _ = make(matting_info("cutter"), load_on_first_use=False)
     with pytest.raises(UnknownModel, match="cutter") as caught:

@@ -256,5 +256,5 @@ def test_an_old_and_a_new_name_may_ask_for_the_same(fields: dict[str, Any]) -> N
     asked = structure_of(**fields)
     assert asked is not None and asked == structure_of(**{last: fields[last]})
     different = {**fields, "structured_outputs": {"regex": "something else"}}
-    with pytest.raises(InvalidParameter, match="both say what the text must look like"):
+    with pytest.raises(InvalidParameter, match="both set the form of the text"):
         structure_of(**different)

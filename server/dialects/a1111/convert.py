@@ -1,4 +1,4 @@
-"""From A1111's bodies to those of our image routes. Pure functions."""
+"""Converts A1111's bodies to those of our image routes. All functions are pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -38,36 +38,39 @@ OWN_NAMES: Mapping[str, str] = {
     "invert_mask": "inpainting_mask_invert",
     "mask_content": "inpainting_fill",
 }
-"""Our names of fields → A1111's, for what is said of them."""
+"""Our names of fields → A1111's, for messages."""
 
 _DEFAULT_RESIZE = 2.0
 _MASK_CONTENTS = {0: "fill", 1: "original"}
 _ETAS = {"ddim": 0, "euler_ancestral": 1, "dpmpp_2m_sde": 1, "dpmpp_2m_sde_karras": 1}
-"""What the samplers whose fresh noise A1111 lets a request scale scale it by here."""
+"""The share of fresh noise that samplers use here. A1111 lets a request set it for these
+samplers."""
 _SENT_ANYWAY = (0, 1)
-"""Values of eta that clients send whatever the sampler is."""
+"""Values of eta that clients send for any sampler."""
 _CHECKPOINT, _CLIP_LAYERS = "sd_model_checkpoint", "CLIP_stop_at_last_layers"
 
 
 def model_of(body: DrawingFields) -> str | None:
-    """The id of the model that is asked for.
+    """The id of the requested model.
 
     Raises:
-        InvalidParameter, UnsupportedFeature: a setting that cannot be one request's own.
+        InvalidParameter, UnsupportedFeature: a setting cannot be set for a single request.
     """
     title = _title(body)
     return read_title(title)[0] if title else None
 
 
 def _title(body: DrawingFields) -> str | None:
-    """
+    """The requested title of a model.
+
     Raises:
-        InvalidParameter, UnsupportedFeature: a setting that cannot be one request's own.
+        InvalidParameter, UnsupportedFeature: a setting cannot be set for a single request.
     """
     settings = body.override_settings or {}
     if settings.keys() - {_CHECKPOINT, _CLIP_LAYERS}:
         raise UnsupportedFeature(
-            f"override_settings takes {_CHECKPOINT} and {_CLIP_LAYERS} here; leave others out",
+            f"override_settings can contain only {_CHECKPOINT} and {_CLIP_LAYERS} here; leave out "
+            "others",
             param="override_settings",
         )
     model = settings.get(_CHECKPOINT)
@@ -77,8 +80,8 @@ def _title(body: DrawingFields) -> str | None:
 
 
 def strength_of(body: DrawingFields) -> float | None:
-    """The share of the steps that is run on an input image, or in the second pass; None: there is
-    neither, whatever is said."""
+    """The share of the steps that is run on an input image, or in the second pass; None if there is
+    neither, whatever the body says."""
     if isinstance(body, Txt2ImgRequest) and not body.enable_hr:
         return None
     return body.strength
@@ -88,7 +91,7 @@ def drawing_body(body: Txt2ImgRequest, info: ImageModelInfo) -> ImageGenerationR
     """The body of `/v1/images/generations`.
 
     Raises:
-        RequestValidationError, EngineError: what is refused.
+        RequestValidationError, EngineError: the request is refused.
     """
     fields = _fields(body, info) | {"n": _num_images(body)}
     if body.enable_hr:
@@ -100,7 +103,7 @@ def redrawing_body(body: Img2ImgRequest, info: ImageModelInfo) -> ImageEditReque
     """The body of `/v1/images/edits`.
 
     Raises:
-        RequestValidationError, EngineError: what is refused.
+        RequestValidationError, EngineError: the request is refused.
     """
     fields = _fields(body, info) | {
         "n": _num_images(body),
@@ -125,11 +128,12 @@ def upscaling_body(body: ExtraSingleImageRequest) -> UpscaleImageRequest:
     """The body of `/v1/images/upscale`.
 
     Raises:
-        RequestValidationError, EngineError: what is refused.
+        RequestValidationError, EngineError: the request is refused.
     """
     if body.upscaler_1 == "None":
         raise UnsupportedFeature(
-            "upscaler_1 None only scales; name one of /sdapi/v1/upscalers, or leave it out",
+            "upscaler_1 None only scales the picture, which this server does not do; name one of "
+            "/sdapi/v1/upscalers, or leave upscaler_1 out",
             param="upscaler_1",
         )
     scale = _DEFAULT_RESIZE if body.upscaling_resize is None else body.upscaling_resize
@@ -138,45 +142,47 @@ def upscaling_body(body: ExtraSingleImageRequest) -> UpscaleImageRequest:
 
 
 def eta_warnings(eta: float | None, scheduler: str) -> list[str]:
-    """What to say of an eta that would act in A1111 and does not here."""
+    """A warning about an eta that would have an effect in A1111 and has none here."""
     own = _ETAS.get(scheduler)
     if eta is None or own is None or eta == own:
         return []
-    return [f"eta has no effect: {shown(scheduler)} has {own} here"]
+    return [f"eta has no effect: {shown(scheduler)} always uses {own} here"]
 
 
 def idle_warnings(body: DrawingFields) -> list[str]:
-    """What to say of fields that ask for something beside the picture."""
+    """Warnings about fields that ask for something besides the picture."""
     if not (body.model_extra or {}).get("save_images"):
         return []
     return ["save_images has no effect: nothing is written to disk; images are in the answer"]
 
 
 def _mask_content(fill: int | None) -> str | None:
-    """
+    """Our name of what is under the mask.
+
     Raises:
-        UnsupportedFeature: noise under the mask.
+        UnsupportedFeature: noise is requested under the mask.
     """
     if fill is None:
         return None
     if fill not in _MASK_CONTENTS:
         raise UnsupportedFeature(
-            f"inpainting_fill {fill} is not supported by this server; use 0 or 1, or "
-            "denoising_strength 1, which keeps nothing of what is under the mask",
+            f"inpainting_fill {fill} is not supported here; use 0 or 1, or denoising_strength 1, "
+            "which keeps nothing under the mask",
             param="inpainting_fill",
         )
     return _MASK_CONTENTS[fill]
 
 
 def _check_eta(body: DrawingFields, scheduler: str | None, info: ImageModelInfo) -> None:
-    """
+    """Refuse a share of fresh noise that differs from the sampler's.
+
     Raises:
-        UnsupportedFeature: another share of fresh noise than the sampler has.
+        UnsupportedFeature: the shares differ.
     """
     name = scheduler or (info.denoising.default_scheduler if info.denoising else "")
     if body.eta not in _SENT_ANYWAY and eta_warnings(body.eta, name):
         raise UnsupportedFeature(
-            f"eta of {shown(name)} is {_ETAS[name]} here; leave it out", param="eta"
+            f"eta of {shown(name)} is always {_ETAS[name]} here; leave eta out", param="eta"
         )
 
 
@@ -200,19 +206,21 @@ def _fields(body: DrawingFields, info: ImageModelInfo) -> dict[str, Any]:
 
 
 def _num_images(body: DrawingFields) -> int:
-    """Several input images are a batch: each is redrawn once per iteration."""
+    """Number of images. Several input images are a batch: each is redrawn once per iteration."""
     num_inputs = len(body.init_images) if isinstance(body, Img2ImgRequest) else 1
     batch_size, n_iter = body.batch_size or 1, body.n_iter or 1
     if num_inputs > 1:
         if batch_size not in (1, num_inputs):
             raise InvalidParameter(
-                f"batch_size is {batch_size} with {num_inputs} init_images; leave it out",
+                f"batch_size is {batch_size} with {num_inputs} init_images, which are the batch; "
+                "leave batch_size out",
                 param="batch_size",
             )
         batch_size = 1
     if batch_size * n_iter > MAX_IMAGES:
         raise InvalidParameter(
-            f"batch_size times n_iter is {batch_size * n_iter}; the limit is {MAX_IMAGES}",
+            f"batch_size times n_iter is {batch_size * n_iter}; the limit is {MAX_IMAGES}; lower "
+            "one of them",
             param="batch_size",
         )
     return batch_size * n_iter
@@ -230,7 +238,7 @@ def _size(body: DrawingFields, info: ImageModelInfo) -> str | None:
 
 
 def _clip_skip(body: DrawingFields) -> int | None:
-    """A1111 counts from 1, which leaves nothing out."""
+    """Our `clip_skip`. A1111 counts from 1, which leaves nothing out."""
     layers = integral((body.override_settings or {}).get(_CLIP_LAYERS))
     if layers is None:
         return None

@@ -1,4 +1,4 @@
-"""A1111's "hires fix": from its fields to `hires` of our route. Pure functions."""
+"""A1111's "hires fix": converts its fields to `hires` of our route. All functions are pure."""
 
 import math
 from typing import Any
@@ -22,7 +22,7 @@ def hires_body(body: Txt2ImgRequest, info: ImageModelInfo) -> dict[str, Any]:
     """The fields of the second pass.
 
     Raises:
-        InvalidParameter, UnsupportedFeature: what is refused.
+        InvalidParameter, UnsupportedFeature: a field is refused.
     """
     _check_first_pass(body)
     fields = {
@@ -39,14 +39,16 @@ def hires_body(body: Txt2ImgRequest, info: ImageModelInfo) -> dict[str, Any]:
 
 
 def _check_first_pass(body: Txt2ImgRequest) -> None:
-    """
+    """Refuse fields of the first pass that are not supported.
+
     Raises:
-        UnsupportedFeature: a checkpoint of its own, or the first size by its oldest names.
+        UnsupportedFeature: the second pass has its own checkpoint, or the first size has its oldest
+            names.
     """
     if (body.hr_checkpoint_name or "") not in _SAME_CHECKPOINT:
         raise UnsupportedFeature(
-            "hr_checkpoint_name is not supported here: both passes have one model; send the image "
-            "to img2img with that checkpoint",
+            "hr_checkpoint_name is not supported here, because both passes use one model; send "
+            "the image to img2img with that checkpoint",
             param="hr_checkpoint_name",
         )
     if body.firstphase_width or body.firstphase_height:
@@ -65,26 +67,27 @@ def _upscaler(name: str | None) -> str | None:
     found = enlarging_of(name)
     if found is None:
         raise UnsupportedFeature(
-            f"hr_upscaler is one of {', '.join(LABELS.values())} here; to use another one send the "
-            "image to extra-single-image and what comes of it to img2img",
+            f"hr_upscaler must be one of {', '.join(LABELS.values())} here; for another upscaler, "
+            "send the image to extra-single-image and its result to img2img",
             param="hr_upscaler",
         )
     return found.value
 
 
 def _num_steps(body: Txt2ImgRequest, info: ImageModelInfo) -> int | None:
-    """Of the whole schedule, of which A1111's number is what is run."""
+    """Number of steps of the whole schedule; A1111's number counts only the steps that are run."""
     strength = body.strength
     default = info.denoising.default_steps if info.denoising else 1
     wanted = body.hr_second_pass_steps or body.steps or default
     if not 0 < strength <= 1 or wanted < 1:
         return None  # refused by name, whatever the number
     num_steps = math.ceil(wanted / strength)
-    num_steps += partial_steps(num_steps, strength) < wanted  # a product just below
+    num_steps += partial_steps(num_steps, strength) < wanted  # the product is just below an integer
     if num_steps > MAX_STEPS:
         raise InvalidParameter(
-            f"{wanted} steps with denoising_strength {strength:g} are the last of {num_steps}; the "
-            f"limit is {MAX_STEPS}: raise denoising_strength, or lower hr_second_pass_steps",
+            f"{wanted} steps with denoising_strength {strength:g} need a schedule of {num_steps} "
+            f"steps; the limit is {MAX_STEPS}; raise denoising_strength, or lower "
+            "hr_second_pass_steps",
             param="hr_second_pass_steps",
         )
     return num_steps
@@ -103,7 +106,8 @@ def _scheduler(body: Txt2ImgRequest, info: ImageModelInfo) -> str | None:
 
 
 def _size(body: Txt2ImgRequest, info: ImageModelInfo) -> dict[str, Any]:
-    """Down to the model's grid, as A1111 goes down to whole latents."""
+    """The result's size, rounded down to the model's grid, as A1111 rounds down to whole
+    latents."""
     x, y = body.hr_resize_x or 0, body.hr_resize_y or 0
     if not x and not y:
         return {"scale": body.hr_scale}

@@ -1,4 +1,4 @@
-"""What A1111's clients ask for to fill their menus, `/sdapi/v1/...`: lists, some always empty."""
+"""Lists for the menus of A1111's clients, `/sdapi/v1/...`; some are always empty."""
 
 from typing import Any
 
@@ -28,15 +28,16 @@ _EMPTY: dict[str, Any] = {
     "scripts": {"txt2img": [], "img2img": []},
     "sd-vae": [],
 }
-"""What there is none of here."""
+"""Lists of things that this server does not have."""
 
 _REFRESHED = ("checkpoints", "embeddings", "loras", "vae")
-"""Menus that clients have read anew from folders. Here they always are what is served."""
+"""Menus that clients have read again from folders. Here they always list what is served."""
 
 
 @router.get("/sdapi/v1/samplers", summary="List the samplers", responses=answers([]))
 async def samplers(state: StateDep) -> list[dict[str, Any]]:
-    """Of all image models, with their schedule types; aliases are our own names."""
+    """Lists the samplers of all image models, with their schedule types; aliases are our own
+    names."""
     facts = [info.denoising for info in state.engine.infos(IMAGE)]
     names = {name: None for one in facts if one is not None for name in one.schedulers}
     return [
@@ -47,8 +48,8 @@ async def samplers(state: StateDep) -> list[dict[str, Any]]:
 
 @router.get("/sdapi/v1/sd-models", summary="List the image models", responses=answers([]))
 async def sd_models(state: StateDep) -> list[dict[str, Any]]:
-    """Those that can be asked now. There are no paths. The digest is of the model's one file, or of
-    the list of its files."""
+    """Lists the image models that requests can use now, without paths. The digest is that of the
+    model's one file, or of the list of its files."""
     return [
         {
             "title": title_of(info),
@@ -64,7 +65,8 @@ async def sd_models(state: StateDep) -> list[dict[str, Any]]:
 
 @router.get("/sdapi/v1/loras", summary="List the LoRA adapters", responses=answers([]))
 async def loras(state: StateDep) -> list[dict[str, Any]]:
-    """Of all image models: what prompts ask for by `<lora:NAME:SCALE>`. There are no paths."""
+    """Lists the adapters of all image models, which prompts name as `<lora:NAME:SCALE>`, without
+    paths."""
     return [
         {"name": name, "alias": name, "path": "", "metadata": {"model": info.model}}
         for info in state.engine.infos(IMAGE)
@@ -74,7 +76,8 @@ async def loras(state: StateDep) -> list[dict[str, Any]]:
 
 @router.get("/sdapi/v1/schedulers", summary="List the schedule types", responses=answers([]))
 async def schedulers() -> list[dict[str, Any]]:
-    """Which of them goes with a sampler is the model's to say: see `samplers`."""
+    """Lists all schedule types. Which of them a sampler can use depends on the model: see
+    `samplers`."""
     return [
         {
             "name": label.lower(),
@@ -89,18 +92,17 @@ async def schedulers() -> list[dict[str, Any]]:
 
 @router.get(
     "/sdapi/v1/latent-upscale-modes",
-    summary="List what enlarges between two passes",
+    summary="List the ways to enlarge between two passes",
     responses=answers([]),
 )
 async def latent_upscale_modes() -> list[dict[str, Any]]:
-    """`hr_upscaler` may be these, of which the last ones enlarge the picture itself."""
+    """Lists values of `hr_upscaler`; the last ones enlarge the picture itself."""
     return [{"name": label} for label in LABELS.values()]
 
 
 @router.get("/sdapi/v1/upscalers", summary="List the upscalers", responses=answers([]))
 async def upscalers(state: StateDep) -> list[dict[str, Any]]:
-    """Those that serve now, and those that are loaded when they are asked for. There are no
-    paths."""
+    """Lists the upscalers that serve now, and those that are loaded on first use, without paths."""
     scales: dict[str, int | None] = dict.fromkeys(state.first_use.offered(UPSCALE))
     scales |= {info.model: info.scale for info in state.engine.infos(UPSCALE)}
     return [

@@ -1,4 +1,4 @@
-"""Bodies of A1111's routes. What becomes a field of our image routes is checked there."""
+"""Bodies of A1111's routes. Values that become fields of our image routes are checked there."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -32,7 +32,8 @@ _NO_EFFECT: Mapping[str, str] = {
     "force_task_id": "names a task to A1111's own page",
     "mask_round": "grey levels of a mask are rounded",
 }
-"""Fields that change no picture of this server, and why: where a field is named, it is refused."""
+"""Fields that change no picture of this server → why. If another field is named, that one is
+refused."""
 
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "styles": ([],),
@@ -52,17 +53,22 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 """Known fields that are refused, with the values that ask for nothing and pass. Null passes too."""
 
 _INSTEAD = {
-    "enable_hr": "enable_hr is for txt2img; img2img enlarges by width and height and redraws by "
-    "denoising_strength",
-    "styles": "styles is not supported here, where there are none; write their words into prompt "
-    "and negative_prompt",
-    "tiling": "tiling is not supported here: no model draws pictures whose borders meet",
+    "enable_hr": (
+        "enable_hr is only for txt2img; img2img enlarges with width and height, and "
+        "redraws with denoising_strength"
+    ),
+    "styles": "styles are not supported here; write their words into prompt and negative_prompt",
+    "tiling": (
+        "tiling is not supported here: no model draws pictures whose borders match; leave it out"
+    ),
     "refiner_checkpoint": "refiner_checkpoint is not supported here; send the image to img2img "
     "with that checkpoint and a small denoising_strength",
-    "resize_mode": "resize_mode is not supported here: images are scaled to width and height; "
-    "crop or pad the image before, or leave these out",
+    "resize_mode": (
+        "resize_mode is not supported here: images are scaled to width and height; "
+        "crop or pad the image first, or leave both out"
+    ),
 }
-"""What to do about those that can be done otherwise."""
+"""Advice about refused fields that have an alternative."""
 
 _UNSUPPORTED_WITH_IMAGE: Mapping[str, tuple[Any, ...]] = {
     **_UNSUPPORTED,
@@ -76,7 +82,8 @@ _UNSUPPORTED_WITH_IMAGE: Mapping[str, tuple[Any, ...]] = {
 
 
 class DrawingFields(RequestBody):
-    """What `/txt2img` and `/img2img` share. What is left out or null is the model's default."""
+    """The common fields of `/txt2img` and `/img2img`. A field that is left out or null means the
+    model's default."""
 
     _no_effect: ClassVar[Mapping[str, str]] = _NO_EFFECT
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = _UNSUPPORTED
@@ -84,7 +91,7 @@ class DrawingFields(RequestBody):
 
     prompt: str | None = Field(None, description="What to draw, with A1111's weights.")
     negative_prompt: str | None = None
-    seed: int | None = Field(None, ge=-1, description="-1 is a random one.")
+    seed: int | None = Field(None, ge=-1, description="-1 means a random one.")
     batch_size: int | None = Field(None, ge=1, description="Images, times n_iter. Default 1.")
     n_iter: int | None = Field(None, ge=1, description="Default 1.")
     steps: int | None = None
@@ -93,7 +100,7 @@ class DrawingFields(RequestBody):
     height: int | None = Field(None, ge=1, le=1 << 16)
     sampler_name: str | None = Field(None, max_length=64, description="See `samplers`.")
     sampler_index: str | None = Field(
-        None, max_length=64, description="Older clients' name for it."
+        None, max_length=64, description="Older clients' name for sampler_name."
     )
     scheduler: str | None = Field(
         None, max_length=64, description="Schedule type: Automatic, Uniform, Karras, Exponential."
@@ -102,8 +109,9 @@ class DrawingFields(RequestBody):
         None,
         ge=0,
         le=1,
-        description="Share of fresh noise in samplers that add some: 1 here, or 0 in DDIM. 0 and 1 "
-        "pass with all samplers, as clients send them, and have no effect.",
+        description="Share of fresh noise in samplers that add some: always 1 here, or 0 in "
+        "DDIM. 0 and 1 are accepted for all samplers, because clients send them, and "
+        "have no effect.",
     )
     denoising_strength: float | None = Field(
         None,
@@ -113,14 +121,15 @@ class DrawingFields(RequestBody):
     override_settings: dict[str, Any] | None = Field(
         None,
         max_length=64,
-        description="`sd_model_checkpoint`: id or title of a served model; where a title's hash is "
-        "not that of its files now, a warning says so. `CLIP_stop_at_last_layers`.",
+        description="`sd_model_checkpoint`: id or title of a served model; if the hash in a "
+        "title does not match its files, a warning says so. "
+        "`CLIP_stop_at_last_layers`.",
     )
     send_images: bool | None = Field(None, description="Default true.")
 
     @property
     def strength(self) -> float:
-        """The share of the steps that is run on an image, where there is one."""
+        """Share of the steps that is run on an image, if there is one."""
         return _STRENGTH if self.denoising_strength is None else self.denoising_strength
 
 
@@ -130,18 +139,20 @@ class Txt2ImgRequest(DrawingFields):
     model_config = ConfigDict(json_schema_extra={"example": {"prompt": "a red circle"}})
 
     enable_hr: bool | None = Field(
-        None, description="Enlarge what was drawn and redraw it in part. Default false."
+        None, description="Enlarge the drawn image and partly redraw it. Default false."
     )
     hr_scale: float | None = Field(None, description="Default 2.")
     hr_resize_x: int | None = Field(
-        None, ge=0, le=1 << 16, description="Width, in place of hr_scale; 0 is none."
+        None, ge=0, le=1 << 16, description="Width, in place of hr_scale; 0 means none."
     )
     hr_resize_y: int | None = Field(None, ge=0, le=1 << 16)
     hr_upscaler: str | None = Field(
         None, max_length=256, description="See `latent-upscale-modes`; or Lanczos, Nearest, None."
     )
     hr_second_pass_steps: int | None = Field(
-        None, ge=0, description="Steps that are run in the second pass. 0, the default: as steps."
+        None,
+        ge=0,
+        description="Steps to run in the second pass. 0, the default, means as many as in steps.",
     )
     hr_sampler_name: str | None = Field(None, max_length=64)
     hr_scheduler: str | None = Field(None, max_length=64)
@@ -163,10 +174,10 @@ class Img2ImgRequest(DrawingFields):
     )
     mask: str | None = Field(None, description="White is redrawn.")
     mask_blur: int | None = Field(
-        None, description="Pixels over which the edge is blended, all of them under the mask."
+        None, description="Pixels over which the edge is blended, all of them inside the mask."
     )
     inpaint_full_res: bool | Literal[0, 1] | None = Field(
-        None, description="Work on the mask's surroundings only. Default true."
+        None, description="Work only on the mask's surroundings. Default true."
     )
     inpaint_full_res_padding: int | None = Field(None, description="Default 32.")
     inpainting_fill: Literal[0, 1, 2, 3] | None = Field(
@@ -188,7 +199,7 @@ class ExtraSingleImageRequest(RequestBody):
         "codeformer_weight": "with codeformer_visibility",
         "extras_upscaler_2_visibility": "with upscaler_2",
         "show_extras_results": "shows the result on A1111's own page",
-        "upscale_first": "orders what is done beside upscaling",
+        "upscale_first": "orders the other steps of A1111's enlarging",
     }
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "resize_mode": (0,),
@@ -216,7 +227,7 @@ class PngInfoRequest(RequestBody):
 
 
 class OptionsRequest(RequestBody):
-    """Settings to change. Only what they are anyway can be asked for."""
+    """Settings to change. Only their current values are accepted."""
 
     _no_effect: ClassVar[Mapping[str, str]] = {}
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}

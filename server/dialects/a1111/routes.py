@@ -1,4 +1,4 @@
-"""A1111's routes, `/sdapi/v1/...`, but for those that only list things (`listings.py`)."""
+"""A1111's routes, `/sdapi/v1/...`, except those that only list things (`listings.py`)."""
 
 import asyncio
 import time
@@ -42,14 +42,14 @@ from server.state import AppState
 
 router = APIRouter(route_class=JsonRoute, tags=["A1111"])
 bare_router = APIRouter(tags=["A1111"])
-"""Of requests without a body."""
+"""Router of requests without a body."""
 
 _IMAGES = answers({"images": ["..."], "parameters": {}, "info": "{}"})
 
 
 @router.post("/sdapi/v1/txt2img", summary="Draw images", responses=_IMAGES)
 async def txt2img(body: Txt2ImgRequest, request: Request, state: StateDep) -> Response:
-    """From a prompt."""
+    """Draws images from a prompt."""
     openai = drawing_body(body, find_image_model(state.engine, model_of(body)))
     shape = A1111Shape(body)
     return await answer_images(openai, request, state, "image_generation", sent=body, shape=shape)
@@ -57,7 +57,7 @@ async def txt2img(body: Txt2ImgRequest, request: Request, state: StateDep) -> Re
 
 @router.post("/sdapi/v1/img2img", summary="Redraw an image", responses=_IMAGES)
 async def img2img(body: Img2ImgRequest, request: Request, state: StateDep) -> Response:
-    """All of it, or what a mask marks."""
+    """Redraws a whole image, or the part that a mask marks."""
     openai = redrawing_body(body, find_image_model(state.engine, model_of(body)))
     shape = A1111Shape(body)
     body.init_images, body.mask = [], None
@@ -72,7 +72,7 @@ async def img2img(body: Img2ImgRequest, request: Request, state: StateDep) -> Re
 async def extra_single_image(
     body: ExtraSingleImageRequest, request: Request, state: StateDep
 ) -> Response:
-    """By the upscaler that is named; faces are not restored."""
+    """Enlarges an image with the named upscaler; faces are not restored."""
     openai = upscaling_body(body)
     body.image = ""
     return await answer_upscaling(openai, request, state, sent=body, shape=EnlargedShape())
@@ -84,8 +84,8 @@ async def extra_single_image(
     responses=answers({"info": "...", "items": {}, "parameters": {}, "warnings": []}),
 )
 async def png_info(body: PngInfoRequest, request: Request, state: StateDep) -> dict[str, Any]:
-    """What this server, or A1111, has written into its file. `warnings` say where the model or an
-    adapter of that name is made of other files here."""
+    """Returns what this server, or A1111, has written into an image's file. `warnings` say if the
+    model or an adapter with that name has other files here."""
     max_pixels = state.settings.max_image_input_pixels
     read = state.pictures.texts(body.image, "image", max_pixels=max_pixels)
     found = await until_disconnect(request.receive, read)
@@ -94,8 +94,8 @@ async def png_info(body: PngInfoRequest, request: Request, state: StateDep) -> d
 
 @router.get("/sdapi/v1/progress", summary="Progress", responses=answers({"progress": 0.5}))
 async def progress(state: StateDep) -> dict[str, Any]:
-    """Of the oldest request that is not over, whoever sent it; `GET /v1/images/{id}` tells of any
-    one."""
+    """Returns the progress of the oldest unfinished request, whoever sent it; `GET /v1/images/{id}`
+    returns that of any request."""
     job = next(iter(state.image_jobs.live()), None)
     done = job.progress if job else 0.0
     elapsed_s = time.time() - job.created if job else 0.0
@@ -122,8 +122,8 @@ async def progress(state: StateDep) -> dict[str, Any]:
 
 @bare_router.post("/sdapi/v1/interrupt", summary="Cancel a request", responses=answers({}))
 async def interrupt(request: Request, state: StateDep) -> dict[str, Any]:
-    """The oldest image request that is not over, of the key that asks. Its client gets a failure,
-    not what there is of the image; `DELETE /v1/requests/{id}` cancels any one."""
+    """Cancels the oldest unfinished image request of the asking key. Its client gets a failure, not
+    the unfinished image; `DELETE /v1/requests/{id}` cancels any request."""
     found = state.live_requests.of(owner_of(request))
     oldest = next((run for label, run in found if label.kind == IMAGE.name), None)
     if oldest is not None:
@@ -133,18 +133,19 @@ async def interrupt(request: Request, state: StateDep) -> dict[str, Any]:
 
 @router.get("/sdapi/v1/options", summary="Settings", responses=answers({"samples_format": "png"}))
 async def get_options(state: StateDep) -> dict[str, Any]:
-    """What holds for a request that does not say otherwise."""
+    """Returns the values for requests that do not set their own."""
     return _options(state)
 
 
 @router.post("/sdapi/v1/options", summary="Change settings", responses=answers(None))
 async def set_options(body: OptionsRequest, state: StateDep) -> None:
-    """Only to what they are: one client's settings would be every other's too."""
+    """Accepts only the current values: one client's settings would apply to all others."""
     settings = _options(state)
     for name, value in (body.model_extra or {}).items():
         if name not in settings or value != settings[name]:
             raise UnsupportedFeature(
-                "settings cannot be changed for all clients; send override_settings with a request",
+                "settings cannot be changed for all clients; send override_settings with a "
+                "request instead",
                 param="options",
             )
 

@@ -1,4 +1,4 @@
-"""Our noise schedules by A1111's names, of a model."""
+"""Finds a model's noise schedules by A1111's names."""
 
 from engine.errors import InvalidParameter
 from engine.image_types import ImageModelInfo
@@ -8,7 +8,7 @@ from server.images.sampler_names import names_of, scheduler_of
 def find_scheduler(
     sampler: str | None, schedule_type: str | None, info: ImageModelInfo, *, param: str
 ) -> str | None:
-    """Ours; None: nothing is asked for.
+    """Our scheduler; None if the request asks for none.
 
     Raises:
         InvalidParameter: the model does not offer it.
@@ -23,12 +23,12 @@ def find_scheduler(
     if found is None:
         names = ", ".join(map(shown, offered))
         raise InvalidParameter(
-            f"that sampler and schedule type are not offered for {info.model}; use one of {names}",
+            f"{info.model} does not offer this sampler with this schedule type; use one of {names}",
             param=param,
         )
     return found
 
 
 def shown(scheduler: str) -> str:
-    """The name by which A1111 shows ours."""
+    """A1111's name for one of our schedulers."""
     return " ".join(names_of(scheduler)).strip()

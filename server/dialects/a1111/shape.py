@@ -1,4 +1,4 @@
-"""Answers as A1111 writes them."""
+"""Answers in A1111's form."""
 
 import json
 import time
@@ -34,21 +34,22 @@ from server.protocol.made_with import MadeWith
 from server.protocol.upscaling import UpscaleAnswer
 
 answers = partial(responses, failure={"error": "...", "detail": "...", "body": "", "errors": "..."})
-"""FastAPI's `responses` of a route."""
+"""FastAPI's `responses` for a route."""
 
 
 def error_shape(facts: ErrorFacts) -> bytes:
-    """Clients read `detail`, or `errors`."""
+    """A failure in A1111's form; clients read `detail`, or `errors`."""
     message = renamed(facts, OWN_NAMES).message
     return encode({"error": facts.code, "detail": message, "body": "", "errors": message})
 
 
 class A1111Shape(Shape):
-    """Of one reply: `images`, `parameters` (the request's) and `info` (JSON within a string)."""
+    """The form of one reply: `images`, `parameters` (those of the request) and `info` (JSON in a
+    string)."""
 
     def __init__(self, body: DrawingFields) -> None:
         self._body = body
-        # The pictures would wait in memory as long as the request does.
+        # The pictures would stay in memory as long as the request.
         self._parameters = body.model_dump(exclude={"init_images", "mask"})
 
     def whole(self, answer: Any) -> bytes:
@@ -122,20 +123,20 @@ class A1111Shape(Shape):
 
 
 def _first_size(answer: ImagesAnswer) -> str:
-    """That which the picture was drawn at, before a second pass enlarged it."""
+    """The size at which the picture was drawn, before a second pass enlarged it."""
     return answer.size if answer.hires is None else answer.hires.first_size
 
 
 class EnlargedShape(Shape):
-    """Of an enlarged image: `image` and `html_info`."""
+    """The form of an enlarged image: `image` and `html_info`."""
 
     def whole(self, answer: UpscaleAnswer) -> bytes:
         return encode({"html_info": "", "image": answer.data[0].b64_json})
 
 
 def read_texts(texts: Mapping[str, str], models: Sequence[ImageModelInfo]) -> dict[str, Any]:
-    """The answer of `png-info` to what is written in a file, with warnings where the model that it
-    names is made of other files now."""
+    """The answer of `png-info` about the texts in a file, with warnings if the model that they name
+    has other files now."""
     items = dict(texts)
     info = items.pop(PARAMETERS_CHUNK, None) or items.get(EXIF_COMMENT, "")
     settings = read_parameters(info) if info else {}

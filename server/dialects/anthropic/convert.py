@@ -1,4 +1,4 @@
-"""From Anthropic's bodies to OpenAI's. Pure functions."""
+"""Converts Anthropic's bodies to OpenAI's. All functions are pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ OWN_NAMES: Mapping[str, str] = {
     "function.parameters": "input_schema",
     "function.strict": "strict",
 }
-"""OpenAI's names of fields → Anthropic's, for what is said of them."""
+"""OpenAI's names of fields → Anthropic's, for messages."""
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
@@ -38,7 +38,7 @@ def chat_body(body: MessagesRequest) -> ChatCompletionRequest:
     """OpenAI's body for a message.
 
     Raises:
-        RequestValidationError, EngineError: what is refused.
+        RequestValidationError, EngineError: the request is refused.
     """
     fields: dict[str, Any] = {
         **_conversation(body),
@@ -55,7 +55,7 @@ def chat_body(body: MessagesRequest) -> ChatCompletionRequest:
 
 
 def count_body(body: ConversationFields) -> TokenizeRequest:
-    """The same for one that is only counted."""
+    """OpenAI's body for a conversation that is only counted."""
     return openai_body(TokenizeRequest, _conversation(body))
 
 
@@ -75,7 +75,8 @@ def _conversation(body: ConversationFields) -> dict[str, Any]:
 
 
 def _messages(message: Message) -> list[dict[str, Any]]:
-    """What tools returned comes first: it belongs to the calls before."""
+    """OpenAI's messages for one of Anthropic's. Results of tools come first, because they belong to
+    the calls before."""
     blocks: Sequence[Block] = message.content
     if message.role == "assistant":
         return [_assistant(blocks)]
@@ -115,7 +116,7 @@ def _assistant(blocks: Sequence[Block]) -> dict[str, Any]:
 
 
 def _merged(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Neighbours that are one turn, as one message."""
+    """The messages with neighbours of the same role joined."""
     merged: list[dict[str, Any]] = []
     for message in messages:
         last = merged[-1] if merged else {}
@@ -152,7 +153,9 @@ def _tool_choice(body: MessagesRequest) -> Any:
         return None
     if choice.type == "tool":
         if choice.name is None:
-            raise InvalidParameter("tool_choice of type tool needs a name", param="tool_choice")
+            raise InvalidParameter(
+                "tool_choice of type tool needs a name; name one of the tools", param="tool_choice"
+            )
         return {"type": "function", "function": {"name": choice.name}}
     return _CHOICES[choice.type]
 
@@ -172,7 +175,7 @@ def _response_format(format: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _effort(body: ConversationFields) -> str | None:
-    """How much to think, for models that can be told."""
+    """The reasoning effort, for models that have this option."""
     if body.thinking is not None and body.thinking.type == "disabled":
         return "none"
     if body.output_config is not None and body.output_config.effort is not None:

@@ -1,4 +1,4 @@
-"""Served models as Anthropic lists them, to whoever asks as its clients do."""
+"""Served models in Anthropic's form, for clients that ask as Anthropic's do."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +17,8 @@ from server.state import AppState
 
 
 class _AnthropicsRoute(APIRoute):
-    """OpenAI has the same path; Anthropic's clients tell its version in a header."""
+    """A route only for Anthropic's clients, which send a version in a header: OpenAI has the same
+    path."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         if not any(name == b"anthropic-version" for name, _ in scope.get("headers", ())):
@@ -30,7 +31,7 @@ router = APIRouter(route_class=_AnthropicsRoute, include_in_schema=False)
 
 @router.get("/v1/models")
 async def list_models(state: StateDep) -> dict[str, Any]:
-    """All on one page."""
+    """Lists all models on one page."""
     models = [_described(info) for info in _infos(state)]
     ids = [model["id"] for model in models]
     ends = {"first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None}
@@ -39,12 +40,12 @@ async def list_models(state: StateDep) -> dict[str, Any]:
 
 @router.get("/v1/models/{model_id:path}")
 async def get_model(model_id: ModelId, state: StateDep) -> dict[str, Any]:
-    """One of them."""
+    """Describes one model."""
     return _described(find_model(state.engine, model_id))
 
 
 def _infos(state: AppState) -> list[ModelInfo]:
-    """One for each name that can be asked for."""
+    """One entry for each name that requests can use."""
     named = [info.named(name) for info in state.engine.infos(TEXT) for name in info.names]
     return [info for info in named if info is not None]
 

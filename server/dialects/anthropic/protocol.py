@@ -1,4 +1,4 @@
-"""Bodies of Anthropic's routes. What becomes a field of OpenAI's is checked there."""
+"""Bodies of Anthropic's routes. Values that become fields of OpenAI's bodies are checked there."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -40,13 +40,15 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 _REFUSED_BLOCKS = {
     "image": NO_MODEL_READS,
     "document": NO_MODEL_READS,
-    "": "this type of block is not supported here; blocks may be text, tool_use, tool_result and "
-    "thinking",
+    "": (
+        "this type of block is not supported here; blocks can be text, tool_use, tool_result or "
+        "thinking"
+    ),
 }
 
 
 class TextBlock(WireModel):
-    """Text."""
+    """A block of text."""
 
     type: Literal["text"]
     text: str
@@ -62,7 +64,7 @@ class ToolUseBlock(WireModel):
 
 
 class ThinkingBlock(WireModel):
-    """What the assistant wrote to itself."""
+    """The assistant's reasoning."""
 
     type: Literal["thinking"]
     thinking: str
@@ -70,7 +72,7 @@ class ThinkingBlock(WireModel):
 
 
 class RedactedThinkingBlock(WireModel):
-    """The same, which only Anthropic can read: left out."""
+    """Reasoning that only Anthropic can read; it is left out."""
 
     type: Literal["redacted_thinking"]
 
@@ -90,7 +92,7 @@ _TextBlocks = Annotated[list[TextBlock], Field(max_length=64)]
 
 
 class ToolResultBlock(WireModel):
-    """What a called tool returned."""
+    """The result of a called tool."""
 
     type: Literal["tool_result"]
     tool_use_id: str = Field(max_length=256)
@@ -118,7 +120,7 @@ _BLOCKS: Mapping[str, Mapping[str, type[Block]]] = {
 
 
 class Message(WireModel):
-    """One turn."""
+    """A turn of the conversation."""
 
     role: Literal["user", "assistant"]
     content: Annotated[
@@ -169,7 +171,7 @@ class ToolChoice(WireModel):
 
 
 class Thinking(WireModel):
-    """Whether a model that can think does. How long is its own to say."""
+    """Whether a model that can reason does so. How long it reasons is up to the model."""
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = Field(None, ge=1, le=MAX_TOKEN_COUNT)
@@ -177,14 +179,14 @@ class Thinking(WireModel):
 
 
 class OutputConfig(WireModel):
-    """The form of the text, and how much effort to take."""
+    """The form of the text, and the effort."""
 
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: dict[str, Any] | None = Field(None, max_length=64)
 
 
 class ConversationFields(ModelRequest):
-    """What a message is written for; shared with `/v1/messages/count_tokens`."""
+    """The conversation before a message; shared with `/v1/messages/count_tokens`."""
 
     _no_effect: ClassVar[Mapping[str, str]] = _NO_EFFECT
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = _UNSUPPORTED
@@ -196,8 +198,8 @@ class ConversationFields(ModelRequest):
             json_schema_input_type=Annotated[list[Message], Field(min_length=1, max_length=64)],
         ),
     ] = Field(
-        description="Turns; neighbours of one role are one turn. An assistant's at the end "
-        "is continued."
+        description="Turns; neighbours with the same role count as one turn. If the last turn is "
+        "the assistant's, it is continued."
     )
     system: Annotated[
         str | list[TextBlock] | None,
@@ -209,28 +211,27 @@ class ConversationFields(ModelRequest):
     tools: list[dict[str, Any]] | None = Field(
         None,
         max_length=4096,
-        description="Tools that the model may call. Those that Anthropic defines are left out.",
+        description="Tools that the model may call. Tools that Anthropic defines are left out.",
     )
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     output_format: dict[str, Any] | None = Field(
-        None, max_length=64, description="Older clients' `output_config.format`."
+        None, max_length=64, description="Older clients' name for `output_config.format`."
     )
 
     @model_validator(mode="after")
     def _check_format(self) -> Self:
         if self.output_format not in (None, self.form):
             raise InvalidParameter(
-                "output_format and output_config.format differ; they mean the same, so send one of "
-                "them",
+                "output_format and output_config.format mean the same and differ; send one of them",
                 param="output_format",
             )
         return self
 
     @property
     def form(self) -> dict[str, Any] | None:
-        """What the text must look like."""
+        """The requested form of the text."""
         form = None if self.output_config is None else self.output_config.format
         return self.output_format if form is None else form
 
@@ -244,7 +245,7 @@ class ConversationFields(ModelRequest):
 
 
 class CountTokensRequest(ConversationFields):
-    """A conversation to count the tokens of."""
+    """A conversation whose tokens are counted."""
 
     model_config = ConfigDict(
         json_schema_extra={"example": {"messages": [{"role": "user", "content": "Say hello."}]}}
@@ -252,7 +253,7 @@ class CountTokensRequest(ConversationFields):
 
 
 class MessagesRequest(ConversationFields, OneTextRequest):
-    """A conversation to write the next message of."""
+    """A conversation whose next message is written."""
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -33,7 +33,7 @@ _answers = partial(responses, failure=_FAILURE)
     ),
 )
 async def create_message(body: MessagesRequest, request: Request, state: StateDep) -> Response:
-    """Whole, or as server-sent events with `stream`."""
+    """Answers whole, or with server-sent events if `stream` is set."""
     return await answer_chat(chat_body(body), request, state, sent=body, shape=MessageShape())
 
 
@@ -45,7 +45,7 @@ async def create_message(body: MessagesRequest, request: Request, state: StateDe
 async def count_message_tokens(
     body: CountTokensRequest, request: Request, state: StateDep
 ) -> Response:
-    """As the model's chat template writes them."""
+    """Counts the tokens of a conversation as the model's chat template writes it."""
     headers = report_ignored_fields(request, body)
     tokens = await token_ids(count_body(body), request, state)
     counted = encode({"input_tokens": len(tokens)})

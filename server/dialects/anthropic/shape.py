@@ -1,4 +1,4 @@
-"""Answers as Anthropic writes them: a message of blocks, or events that build it."""
+"""Answers in Anthropic's form: a message of blocks, or events that build it."""
 
 import json
 from typing import Any
@@ -25,20 +25,21 @@ Block = dict[str, Any]
 
 
 def error_shape(facts: ErrorFacts) -> bytes:
-    """`{"type": "error", "error": {type, message}}`."""
+    """A failure in Anthropic's form: `{"type": "error", "error": {type, message}}`."""
     fallback = "api_error" if facts.status >= 500 else "invalid_request_error"
     error: Block = {
         "type": _TYPES.get(facts.status, fallback),
         "message": _too_long(facts.overflow) or renamed(facts, OWN_NAMES).message,
     }
     if facts.param == "thread":
-        # By this Anthropic's client knows to send whole conversations.
+        # Anthropic's client reads this and then sends whole conversations.
         error["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
     return encode({"type": "error", "error": error})
 
 
 def _too_long(overflow: Overflow | None) -> str:
-    """Anthropic's words: clients read its numbers and shorten the conversation by them."""
+    """The message about a prompt that is too long, in Anthropic's words: clients read its numbers
+    and shorten the conversation by them."""
     if overflow is None:
         return ""
     num_tokens, most = overflow.num_prompt_tokens, overflow.max_model_len
@@ -59,7 +60,7 @@ FRAMING = Framing(
 
 
 class MessageShape(Shape):
-    """Of one message."""
+    """The form of one message."""
 
     framing = FRAMING
 
@@ -106,8 +107,7 @@ class MessageShape(Shape):
         return data
 
     def _added(self, delta: MessageDelta) -> bytes:
-        """What a chunk adds: more of the call that is being written comes before all else, new
-        calls behind it."""
+        """The events of a chunk. More of an unfinished call comes first, new calls come last."""
         data = b""
         calls = [(call, call.function) for call in delta.tool_calls or () if call.function]
         for call, function in calls:
@@ -165,7 +165,7 @@ def _message(answer: Any, content: list[Block]) -> Block:
 
 
 def _block(kind: str) -> Block:
-    """A block before anything is in it."""
+    """An empty block."""
     match kind:
         case "text":
             return {"type": kind, "text": ""}
@@ -175,7 +175,7 @@ def _block(kind: str) -> Block:
 
 
 def _usage(usage: Usage) -> dict[str, int]:
-    """Anthropic counts cached tokens beside the others, OpenAI among them."""
+    """Anthropic's usage, which counts cached tokens separately; OpenAI includes them."""
     cached = usage.prompt_tokens_details.cached_tokens
     return {
         "input_tokens": usage.prompt_tokens - cached,
@@ -193,7 +193,8 @@ def _end_of(finish_reason: str, stop_reason: Any) -> Block:
 
 
 def _input(arguments: str) -> dict[str, Any]:
-    """Anthropic has arguments as an object, OpenAI as its text; text that is cut off is none."""
+    """The arguments of a call as an object, as in Anthropic's API; empty if their text was cut
+    off."""
     try:
         parsed = json.loads(arguments or "{}")
     except (ValueError, RecursionError):

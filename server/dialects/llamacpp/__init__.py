@@ -1,2 +1,2 @@
-"""llama-server's own API. Start reading at `routes.py`; bodies are those of `/v1/completions`, by
-its names."""
+"""llama-server's own API. Start reading at `routes.py`; its bodies are those of `/v1/completions`
+with other names."""

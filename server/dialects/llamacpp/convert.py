@@ -1,4 +1,4 @@
-"""From llama-server's bodies to ours. Pure functions."""
+"""Converts llama-server's bodies to ours. All functions are pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ def completion_body(body: LlamaCompletionRequest) -> CompletionRequest:
     """Our body for a prompt to continue.
 
     Raises:
-        RequestValidationError, EngineError: what is refused.
+        RequestValidationError, EngineError: the request is refused.
     """
     return openai_body(CompletionRequest, {**_fields(body), "prompt": body.prompt[0]})
 
@@ -31,10 +31,10 @@ def infill_body(
     """Our body for a gap to fill.
 
     Args:
-        prompt: as `infill_prompt` makes it.
+        prompt: token ids from `infill_prompt`.
 
     Raises:
-        RequestValidationError, EngineError: what is refused.
+        RequestValidationError, EngineError: the request is refused.
     """
     ends = [*(body.stop_token_ids or ()), *tokens.ends]
     fields = {**_fields(body), "prompt": prompt, "stop_token_ids": ends}

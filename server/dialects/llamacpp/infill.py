@@ -1,4 +1,4 @@
-"""The prompt of a gap, as llama-server's `format_prompt_infill` makes it.
+"""The prompt for a gap, in the form of llama-server's `format_prompt_infill`.
 
 https://github.com/ggml-org/llama.cpp/blob/master/tools/server/server-common.cpp
 """
@@ -10,7 +10,7 @@ from engine.errors import UnsupportedFeature
 from server.dialects.llamacpp.protocol import LlamaInfillRequest
 
 IdOf = Callable[[str], int | None]
-"""A token's id by its text, if the vocabulary has it."""
+"""Returns a token's id by its text, if the vocabulary has it."""
 
 _GAPS = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
@@ -22,7 +22,7 @@ _GAPS = (
     ("<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"),
     ("<|prefix|>", "<|suffix|>", "<|middle|>"),
 )
-"""Tokens before the prefix, the suffix and what fills the gap: Qwen's and Gemma's, StarCoder's,
+"""Tokens before the prefix, the suffix and the filling of a gap: Qwen's and Gemma's, StarCoder's,
 Granite's, DeepSeek's, Code Llama's (twice), GLM's, Falcon's."""
 _REPOSITORIES = ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>")
 _FILES = ("<|file_sep|>",)
@@ -34,7 +34,7 @@ _SNIPPET = "\n\n--- snippet ---\n\n"
 
 @dataclass(frozen=True, slots=True)
 class GapTokens:
-    """By which tokens a model knows a gap, and other files beside it."""
+    """The tokens by which a model knows a gap, and other files."""
 
     before: int
     behind: int
@@ -45,9 +45,10 @@ class GapTokens:
 
     @classmethod
     def of(cls, id_of: IdOf) -> "GapTokens":
-        """
+        """The tokens for gaps in a vocabulary.
+
         Raises:
-            UnsupportedFeature: the vocabulary has none for that.
+            UnsupportedFeature: the vocabulary has no such tokens.
         """
         for names in _GAPS:
             before, behind, gap = (id_of(name) for name in names)
@@ -55,20 +56,20 @@ class GapTokens:
                 others = (_first(names, id_of) for names in (_REPOSITORIES, _FILES, _PADS))
                 return cls(before, behind, gap, *others)
         raise UnsupportedFeature(
-            "this model has no tokens that mark a gap (such as <|fim_prefix|>), so it cannot fill "
-            "one; use a model for code that has them, or /v1/completions",
+            "this model has no tokens that mark a gap (such as <|fim_prefix|>), so it cannot "
+            "fill one; use a code model that has them, or /v1/completions",
             param="input_prefix",
         )
 
     @property
     def ends(self) -> list[int]:
-        """What the text that fills a gap ends with."""
+        """The tokens that end the text in a gap."""
         others = (self.repository, self.file, self.pad)
         return [self.before, self.behind, self.gap, *(id for id in others if id is not None)]
 
 
 def texts_of(body: LlamaInfillRequest) -> list[str]:
-    """All texts that `infill_prompt` may need tokens of, once each."""
+    """All texts whose tokens `infill_prompt` may need, once each."""
     texts = [body.input_prefix, body.input_suffix, body.prompt or "", _PROJECT, _FILE, _SNIPPET]
     for chunk in body.input_extra or ():
         texts += [f"{chunk.filename or 'tmp'}\n", chunk.text]
@@ -81,10 +82,11 @@ def infill_prompt(
     ids_of: Mapping[str, list[int]],
     begin: Iterable[int] = (),
 ) -> list[int]:
-    """
+    """The token ids of the prompt for a gap.
+
     Args:
-        ids_of: token ids of each of `texts_of(body)`, without any that are added.
-        begin: what the tokenizer puts before a text.
+        ids_of: token ids of each of `texts_of(body)`, without added special tokens.
+        begin: tokens that the tokenizer puts before a text.
     """
     prompt = [] if tokens.repository is None else [tokens.repository, *ids_of[_PROJECT]]
     for chunk in body.input_extra or ():

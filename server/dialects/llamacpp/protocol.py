@@ -1,4 +1,4 @@
-"""Bodies of llama-server's own routes. Most of its names are ours; here is what is not."""
+"""Bodies of llama-server's own routes. Most of its names are ours; this module has the others."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
@@ -22,7 +22,7 @@ from server.protocol.scores import check_either, either_of
 
 MAX_EXTRA_FILES = 256
 _MAX_UNKNOWN = 32
-"""Samplers that are reported."""
+"""The most unknown samplers that are reported."""
 
 _NO_EFFECT: Mapping[str, str] = {
     **NO_EFFECT_FIELDS,
@@ -30,11 +30,11 @@ _NO_EFFECT: Mapping[str, str] = {
     "id_slot": "there are no slots to choose from; blocks of the cache are shared",
     "n_keep": "a text ends where the context does, and nothing is shifted",
     "n_discard": "a text ends where the context does, and nothing is shifted",
-    "n_cache_reuse": "steers what of the cache is reused, which changes no text",
-    "return_progress": "tells how far the prompt has come",
-    "return_tokens": "answers have their tokens in any case",
-    "timings_per_token": "answers have their timings, parts of a stream have none",
-    "sse_ping_interval": "silence is broken as everywhere here",
+    "n_cache_reuse": "sets how much of the cache is reused, which changes no text",
+    "return_progress": "reports how far the prompt has been read",
+    "return_tokens": "answers always contain their tokens",
+    "timings_per_token": "answers have timings; parts of a stream have none",
+    "sse_ping_interval": "the server sends its own comments during silence",
     "response_fields": "answers have all fields",
     "speculative.n_min": "the operator chooses how texts are drafted, which changes none",
     "speculative.n_max": "the operator chooses how texts are drafted, which changes none",
@@ -53,8 +53,8 @@ _TEMPERATURE_LAST = [*(name for name in SAMPLERS if name != "temperature"), "tem
 
 
 def _with_known_samplers(data: dict[str, Any]) -> dict[str, Any]:
-    """Without samplers that nobody knows, which are reported as ignored fields are, and without the
-    other name of one that is there by its own."""
+    """The body without unknown samplers, which are reported as ignored fields, and without a
+    sampler's other name if its own name is there, too."""
     names = data.get("samplers")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return data
@@ -65,25 +65,28 @@ def _with_known_samplers(data: dict[str, Any]) -> dict[str, Any]:
 
 
 class LlamaTextRequest(SamplingRequest):
-    """What is said of the text to be written."""
+    """The common fields of requests for a text."""
 
     _no_effect: ClassVar[Mapping[str, str]] = _NO_EFFECT
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = _UNSUPPORTED
     limit_field: ClassVar[str] = "n_predict"
 
     n_predict: TokenLimitOrZero | None = Field(
-        None, description="Most tokens to generate; -1, the default, is what the context has."
+        None,
+        description="Most tokens to generate; -1, the default, means as many as the "
+        "context has room for.",
     )
-    max_tokens: TokenLimitOrZero | None = Field(None, description="OpenAI's name of n_predict.")
+    max_tokens: TokenLimitOrZero | None = Field(None, description="OpenAI's name for n_predict.")
     n_probs: NumAlternatives | None = Field(
         None,
-        description="Return each token's log-probability and so many alternatives.",
+        description="Return each token's log-probability and this many alternatives.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _read_frontends(cls, data: Any) -> Any:
-        """What frontends for several servers send to each of them, where it can mean one thing."""
+        """The body without fields that frontends send to any server, if these have only one
+        possible meaning."""
         if not isinstance(data, dict):
             return data
         data = dict(data)
@@ -99,7 +102,7 @@ class LlamaTextRequest(SamplingRequest):
     def _check_num_texts(self) -> Self:
         if self.num_choices > 1:
             raise UnsupportedFeature(
-                "this route writes one text; ask /v1/completions for several", param="n"
+                "this route writes one text; for several, use /v1/completions", param="n"
             )
         return self
 
@@ -117,7 +120,7 @@ class LlamaCompletionRequest(LlamaTextRequest):
     def _check_num_prompts(self) -> Self:
         if len(self.prompt) > 1:
             raise UnsupportedFeature(
-                "this route continues one prompt; ask /v1/completions for several", param="prompt"
+                "this route continues one prompt; for several, use /v1/completions", param="prompt"
             )
         return self
 
@@ -138,7 +141,7 @@ class LlamaEmbeddingRequest(EmbeddingModelRequest):
     }
 
     content: Prompts | None = Field(None, description="Text, token ids, or a list of either.")
-    input: Prompts | None = Field(None, description="OpenAI's name of content.")
+    input: Prompts | None = Field(None, description="OpenAI's name for content.")
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
@@ -159,7 +162,7 @@ class ExtraFile(WireModel):
 
 
 class LlamaInfillRequest(LlamaTextRequest):
-    """What stands before and behind a gap that is to be filled."""
+    """The text before and after a gap to fill."""
 
     model_config = ConfigDict(
         json_schema_extra={"example": {"input_prefix": "def f(", "input_suffix": "return a"}}
@@ -167,7 +170,7 @@ class LlamaInfillRequest(LlamaTextRequest):
 
     input_prefix: str
     input_suffix: str
-    prompt: str | None = Field(None, description="How what fills the gap begins.")
+    prompt: str | None = Field(None, description="The beginning of the text that fills the gap.")
     input_extra: list[ExtraFile] | None = Field(
-        None, max_length=MAX_EXTRA_FILES, description="Other files, which come before it."
+        None, max_length=MAX_EXTRA_FILES, description="Other files, which come before the gap."
     )

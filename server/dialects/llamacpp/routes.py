@@ -1,5 +1,5 @@
-"""llama-server's own routes. `/tokenize`, `/detokenize`, `/rerank` and `/models` are ours, too, and
-stand there."""
+"""llama-server's own routes. `/tokenize`, `/detokenize`, `/rerank` and `/models` are also ours, and
+are in our own modules."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -53,20 +53,20 @@ _text_answers = partial(
 )
 _PROMPTS = {"prompt", "input_prefix", "input_suffix", "input_extra"}
 Flag = Annotated[
-    str, Query(max_length=16, description="Anything: answer 503 while all slots are busy.")
+    str, Query(max_length=16, description="Any value: answer 503 while all slots are busy.")
 ]
 
 
 @router.post("/completion", summary="Continue a prompt", responses=_text_answers())
 @router.post("/completions", include_in_schema=False)
 async def complete(body: LlamaCompletionRequest, request: Request, state: StateDep) -> Response:
-    """Whole, or as server-sent events with `stream`."""
+    """Answers whole, or with server-sent events if `stream` is set."""
     return await _answer(completion_body(body), body, request, state)
 
 
 @router.post("/infill", summary="Fill a gap", responses=_text_answers())
 async def infill(body: LlamaInfillRequest, request: Request, state: StateDep) -> Response:
-    """With models that have tokens for that."""
+    """Fills a gap in a text. The model must have tokens for gaps."""
     info = find_model(state.engine, body.model)
     text = await state.texts.get(info)
     tokens = GapTokens.of(text.tokenizer.raw.token_to_id)
@@ -86,7 +86,7 @@ async def infill(body: LlamaInfillRequest, request: Request, state: StateDep) ->
 )
 @router.post("/embeddings", include_in_schema=False)
 async def embed_texts(body: LlamaEmbeddingRequest, request: Request, state: StateDep) -> Response:
-    """One embedding per text, in their order, each in an array of its own."""
+    """Returns one embedding per text, in the order of the texts, each in an array of its own."""
     return await embed(body, body.texts, embeddings_answer, request, state)
 
 
@@ -96,7 +96,7 @@ async def embed_texts(body: LlamaEmbeddingRequest, request: Request, state: Stat
 async def apply_template(
     body: TokenizeRequest, request: Request, state: StateDep
 ) -> dict[str, str]:
-    """As the model sees it."""
+    """Returns the conversation as the model sees it."""
     tokens = await token_ids(body, request, state)
     text = await state.texts.get(find_model(state.engine, body.model))
     return {"prompt": await text.decode(tokens, skip_special_tokens=False)}
@@ -104,7 +104,8 @@ async def apply_template(
 
 @router.get("/props", summary="A model and its settings", responses=_answers({"total_slots": 64}))
 async def props(state: StateDep, model: ModelName = None) -> dict[str, Any]:
-    """What clients of llama-server ask before they begin. A slot is a text that runs."""
+    """Returns what clients of llama-server ask before they begin. A slot is a text that is being
+    written."""
     info = find_model(state.engine, model)
     tokenizer = (await state.texts.get(info)).tokenizer
     return {
@@ -128,13 +129,14 @@ async def props(state: StateDep, model: ModelName = None) -> dict[str, Any]:
 async def slots(
     request: Request, state: StateDep, model: ModelName = None, fail_on_no_slot: Flag = ""
 ) -> list[dict[str, Any]]:
-    """As many as may run at a time; with API keys only those of the key that asks are busy."""
+    """Lists as many slots as texts can run at a time; with API keys, only slots of the asking key
+    are shown as busy."""
     info = find_model(state.engine, model)
     busy = _running(info, request, state)
     free = {"n_ctx": info.max_model_len, "speculative": False, "is_processing": False}
     total = config_of(state.engine, info.model).max_num_seqs
     if fail_on_no_slot and len(busy) >= total:
-        raise CapacityError(f"all {total} slots of {info.model} are busy; ask again later")
+        raise CapacityError(f"all {total} slots of {info.model} are busy; try again later")
     shown = [free | one for one in busy[:total]]
     return [{"id": number, **one} for number, one in enumerate([*shown, *[free] * total][:total])]
 

@@ -23,16 +23,17 @@ _ID = "token_id:"
 
 
 async def embeddings_answer(embedded: Embedded) -> bytes:
-    """Of `/embedding`, where a text has an array of embeddings: one here, as there with pooling."""
+    """The answer of `/embedding`. Each text has an array of embeddings: one here, as in
+    llama-server with pooling."""
     written = await plain_embeddings(embedded)
     return encode([{"index": index, "embedding": [one]} for index, one in enumerate(written)])
 
 
 class LlamaShape(Shape):
-    """Of one reply.
+    """The form of one reply.
 
     Args:
-        asked: fields of the request, which are told again.
+        asked: fields of the request, which the answer repeats.
     """
 
     framing = replace(OPENAI_FRAMING, done=b"")
@@ -113,7 +114,8 @@ class LlamaShape(Shape):
         }
 
     def _timings(self, usage: Usage) -> dict[str, float]:
-        """As llama-server names them: of the prompt, what was not in the cache."""
+        """Times by llama-server's names; for the prompt, only tokens that were not in the cache
+        count."""
         num_cached = usage.prompt_tokens_details.cached_tokens
         num_read, num_written = usage.prompt_tokens - num_cached, usage.completion_tokens
         prompt_ms = (self._first_s - self._start_s) * 1e3

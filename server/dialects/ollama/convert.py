@@ -1,4 +1,4 @@
-"""From Ollama's bodies to OpenAI's. Pure functions."""
+"""Converts Ollama's bodies to OpenAI's. All functions are pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,11 +27,12 @@ OWN_NAMES: Mapping[str, str] = {
     "response_format": "format",
     "reasoning_effort": "think",
 }
-"""OpenAI's names of fields → Ollama's, for what is said of them."""
+"""OpenAI's names of fields → Ollama's, for messages."""
 
 
 def served_name(engine: EngineClient, name: str | None) -> str | None:
-    """The id that a client means: Ollama's `name:latest` is `name`, unless it is served so."""
+    """The id that a client means: Ollama's `name:latest` means `name`, unless a model has the
+    longer name."""
     served = {status.model for status in engine.statuses()}
     infos: list[Info] = [*engine.infos(TEXT), *engine.infos(EMBEDDING)]
     served |= {each for info in infos for each in info.names}
@@ -43,7 +44,7 @@ def chat_body(body: OllamaChatRequest, model: str | None) -> ChatCompletionReque
     """OpenAI's body for a conversation.
 
     Raises:
-        RequestValidationError, EngineError: what is refused.
+        RequestValidationError, EngineError: the request is refused.
     """
     messages = [_message(message, index) for index, message in enumerate(body.messages or ())]
     return openai_body(
@@ -53,7 +54,7 @@ def chat_body(body: OllamaChatRequest, model: str | None) -> ChatCompletionReque
 
 
 def generate_chat_body(body: OllamaGenerateRequest, model: str | None) -> ChatCompletionRequest:
-    """OpenAI's body for a prompt that the chat template is put around."""
+    """OpenAI's body for a prompt with the chat template."""
     messages = [{"role": "user", "content": body.prompt or ""}]
     if body.system:
         messages.insert(0, {"role": "system", "content": body.system})
@@ -61,16 +62,16 @@ def generate_chat_body(body: OllamaGenerateRequest, model: str | None) -> ChatCo
 
 
 def raw_body(body: OllamaGenerateRequest, model: str | None) -> CompletionRequest:
-    """OpenAI's body for a prompt as it is.
+    """OpenAI's body for a prompt without a template.
 
     Raises:
-        UnsupportedFeature: it asks for what needs a chat.
+        UnsupportedFeature: the body has a field that needs a chat.
     """
     fields = _text_fields(body, model)
     for name in ("system", "think", "logprobs"):
         if getattr(body, name):
             raise UnsupportedFeature(
-                f"{name} does not go with a prompt that no chat template is put around; leave it "
+                f"{name} needs the chat template, which is not used for this prompt; leave {name} "
                 "out",
                 param=name,
             )

@@ -1,4 +1,4 @@
-"""Served models as Ollama lists and describes them."""
+"""Served models in Ollama's form: lists and descriptions."""
 
 import hashlib
 import re
@@ -10,7 +10,7 @@ from engine.types import ModelInfo
 from server.dialects.ollama.shape import timestamp
 
 AnyTextInfo = ModelInfo | EmbeddingModelInfo
-"""Of models that Ollama's routes can ask."""
+"""Facts about a model that Ollama's routes can use."""
 
 
 def listed(info: AnyTextInfo) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def listed(info: AnyTextInfo) -> dict[str, Any]:
 
 
 def running(info: AnyTextInfo) -> dict[str, Any]:
-    """An entry of `/api/ps`: nothing expires."""
+    """An entry of `/api/ps`; models never expire here."""
     return {
         **listed(info),
         "expires_at": "9999-12-31T23:59:59Z",
@@ -41,7 +41,7 @@ def described(
     """The answer of `/api/show`.
 
     Args:
-        chat_format: None where there is no chat.
+        chat_format: None if the model has no chat.
     """
     name = _family(info)
     facts: dict[str, Any] = {
@@ -63,7 +63,7 @@ def described(
 
 
 def _parameters(info: AnyTextInfo) -> str:
-    """How its tokens are chosen unless a request says otherwise, in a Modelfile's words."""
+    """The sampler parameters of requests that set none, in the words of a Modelfile."""
     if isinstance(info, EmbeddingModelInfo):
         return ""
     others = {"repetition_penalty": "repeat_penalty"}
@@ -72,7 +72,7 @@ def _parameters(info: AnyTextInfo) -> str:
 
 
 def _capabilities(info: AnyTextInfo, chat_format: ChatFormat | None) -> list[str]:
-    """By Ollama's names. Clients offer tools only where these are among them."""
+    """What the model can do, by Ollama's names. Clients offer tools only to models with `tools`."""
     if isinstance(info, EmbeddingModelInfo):
         return ["embedding"]
     if chat_format is None:
@@ -82,7 +82,8 @@ def _capabilities(info: AnyTextInfo, chat_format: ChatFormat | None) -> list[str
 
 
 def _digest(info: AnyTextInfo) -> str:
-    """Of the files that answer under this name; an adapter's own with its model's."""
+    """Digest of the files that answer under this name; for an adapter, of its own and its model's
+    files."""
     digests = info.all_digests
     return (
         digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -102,12 +103,13 @@ def _details(info: AnyTextInfo) -> dict[str, Any]:
 
 
 def _family(info: AnyTextInfo) -> str:
-    """llama.cpp's name, that of transformers' class without its end: `llama`, `qwen3moe`."""
+    """llama.cpp's name of the architecture: the name of transformers' class without its ending,
+    such as `llama` or `qwen3moe`."""
     return re.sub(r"(For[A-Z]\w*|(LM)?(Head)?Model)$", "", info.architecture).lower()
 
 
 def _rounded(num_weights: int) -> str:
-    """As Ollama writes it: 134.5M, 8.0B."""
+    """A number of weights as Ollama writes it: 134.5M, 8.0B."""
     for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
         if num_weights >= size:
             return f"{num_weights / size:.1f}{letter}"

@@ -1,4 +1,4 @@
-"""What each of Ollama's `options` becomes."""
+"""Converts Ollama's `options`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,22 +15,22 @@ _NO_EFFECT_OPTIONS = frozenset(
         "embedding_only",
     )
 )
-"""How Ollama loads and runs a model."""
+"""Options about how Ollama loads and runs a model."""
 _UNSUPPORTED_OPTIONS: Mapping[str, tuple[Any, ...]] = {
     "tfs_z": (1,),
     "penalize_newline": (True,),
 }
-"""With the values that ask for nothing and pass."""
+"""Options that are refused, with the values that ask for nothing and pass."""
 
 
 def ignored_options(options: Mapping[str, Any]) -> list[str]:
-    """Those that nobody knows."""
+    """The options that are unknown here."""
     known = TEXT_FIELDS | _READ_OPTIONS | _NO_EFFECT_OPTIONS | _UNSUPPORTED_OPTIONS.keys()
     return [f"options.{name}" for name in options if name not in known]
 
 
 def option_fields(options: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenAI's fields for them.
+    """OpenAI's fields for the options.
 
     Raises:
         InvalidParameter, UnsupportedFeature: names the option.
@@ -38,7 +38,7 @@ def option_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     for name, neutral in _UNSUPPORTED_OPTIONS.items():
         if options.get(name) not in (None, *neutral):
             raise UnsupportedFeature(
-                f"options.{name} is not supported by this server; leave it out",
+                f"options.{name} is not supported here; leave it out",
                 param=f"options.{name}",
             )
     fields = {name: integral(options[name]) for name in options.keys() & TEXT_FIELDS}
@@ -48,7 +48,8 @@ def option_fields(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _max_tokens(num_predict: Any) -> int:
-    """Zero and below are to the context's end, and so is nothing."""
+    """The number of tokens to generate. A missing value, zero and negative values mean up to the
+    context's end."""
     asked = integral(num_predict)
     if asked is None:
         return -1

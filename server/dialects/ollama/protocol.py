@@ -1,4 +1,4 @@
-"""Bodies of Ollama's routes. What becomes a field of OpenAI's is checked there."""
+"""Bodies of Ollama's routes. Values that become fields of OpenAI's bodies are checked there."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -32,7 +32,7 @@ Options = dict[str, Any]
 
 
 class OllamaRequest(ModelRequest):
-    """What all routes share."""
+    """The common fields of all routes."""
 
     _no_effect: ClassVar[Mapping[str, str]] = _NO_EFFECT
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = _UNSUPPORTED
@@ -40,8 +40,8 @@ class OllamaRequest(ModelRequest):
     options: Options | None = Field(
         None,
         max_length=128,
-        description="num_predict, stop, seed and the sampler parameters. Those of the model's "
-        "loading, such as num_ctx, have no effect.",
+        description="num_predict, stop, seed and the sampler parameters. Options for loading the "
+        "model, such as num_ctx, have no effect.",
     )
 
     def ignored_fields(self) -> list[str]:
@@ -49,21 +49,21 @@ class OllamaRequest(ModelRequest):
 
 
 class TextFields(OllamaRequest):
-    """What `/api/chat` and `/api/generate` share."""
+    """The common fields of `/api/chat` and `/api/generate`."""
 
     stream: bool | None = Field(None, description="Answer line by line. Default true.")
     format: Literal["", "json"] | dict[str, Any] | None = Field(
         None, description="`json`, or a JSON schema that the answer follows."
     )
     think: bool | Literal["low", "medium", "high", "max"] | None = Field(
-        None, description="Whether a model that can think does."
+        None, description="Whether a model that can reason does so."
     )
     logprobs: bool | None = Field(None, description="Return the log-probability of each token.")
     top_logprobs: int | None = Field(None, description="Alternatives per token.")
 
 
 class OllamaMessage(WireModel):
-    """One message."""
+    """A message of a conversation."""
 
     role: str = Field(max_length=64)
     content: str | None = None
@@ -74,7 +74,7 @@ class OllamaMessage(WireModel):
 
 
 class OllamaChatRequest(TextFields):
-    """A conversation to answer. Without messages it only asks whether the model is there."""
+    """A conversation to answer. Without messages, it only asks whether the model is loaded."""
 
     model_config = ConfigDict(
         json_schema_extra={"example": {"messages": [{"role": "user", "content": "Say hello."}]}}
@@ -87,14 +87,14 @@ class OllamaChatRequest(TextFields):
 
 
 class OllamaGenerateRequest(TextFields):
-    """A prompt to answer, or with `raw` to continue. Without one it only asks whether the model is
-    there."""
+    """A prompt to answer or, with `raw`, to continue. Without one, it only asks whether the model
+    is loaded."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"prompt": "Say hello."}})
 
     prompt: str | None = None
     system: str | None = Field(None, description="Comes before the prompt in the chat template.")
-    raw: bool | None = Field(None, description="Put no chat template around the prompt.")
+    raw: bool | None = Field(None, description="Use no chat template for the prompt.")
 
 
 class OllamaEmbedRequest(OllamaRequest):
@@ -104,15 +104,18 @@ class OllamaEmbedRequest(OllamaRequest):
 
     input: Texts
     truncate: bool | None = Field(
-        None, description="Cut a text that is too long at its end. Default true, as in Ollama."
+        None, description="Cut the end of a text that is too long. Default true, as in Ollama."
     )
     dimensions: int | None = Field(
-        None, ge=1, le=MAX_TOKEN_COUNT, description="Only the first so many numbers."
+        None,
+        ge=1,
+        le=MAX_TOKEN_COUNT,
+        description="Return only this many numbers of each embedding.",
     )
 
 
 class OllamaEmbeddingsRequest(OllamaRequest):
-    """A text to embed, as clients asked before `/api/embed`."""
+    """A text to embed, in the form that clients used before `/api/embed`."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"prompt": "The sky is blue."}})
 
@@ -120,15 +123,15 @@ class OllamaEmbeddingsRequest(OllamaRequest):
 
 
 class OllamaShowRequest(WireModel):
-    """A model to describe, of either kind."""
+    """A model to describe, for text or embeddings."""
 
     model_config = ConfigDict(extra="ignore")
 
     model: str | None = Field(None, max_length=256, description="Id of a served model.")
-    name: str | None = Field(None, max_length=256, description="Older clients' `model`.")
+    name: str | None = Field(None, max_length=256, description="Older clients' name for `model`.")
 
 
 class OllamaPullRequest(OllamaShowRequest):
-    """A model to be there."""
+    """A model that should be available."""
 
     stream: bool | None = Field(None, description="Answer line by line. Default true.")

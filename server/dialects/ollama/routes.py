@@ -41,9 +41,9 @@ from server.state import AppState
 
 
 class _Route(JsonRoute):
-    """Ollama never looks how a body is declared, so its examples for curl and some clients do not
-    declare JSON. Pages of other sites need not either, but a browser says in the headers that it
-    was a page which asked."""
+    """Routes that accept undeclared bodies. Ollama never checks a body's declared type, so its
+    examples for curl and some clients do not declare JSON. Pages of other sites need not either,
+    but a browser's headers show that a page asked."""
 
     def check_declared(self, request: Request) -> None:
         is_by_page = any(name in request.headers for name in _SENT_BY_BROWSERS)
@@ -58,7 +58,7 @@ _OLLAMA_VERSION = "0.12.11"
 _ALL_THAT_FIT = -1
 _SENT_BY_BROWSERS = ("origin", "referer", "sec-fetch-site")
 _UNDECLARED = ("", "application/x-www-form-urlencoded", "application/octet-stream")
-"""What curl, and aiohttp in LiteLLM, send for a body whose type they were not told."""
+"""Types that curl, and aiohttp in LiteLLM, send for a body without a set type."""
 _answers = partial(responses, failure={"error": "..."})
 
 
@@ -70,7 +70,7 @@ _answers = partial(responses, failure={"error": "..."})
     ),
 )
 async def chat(body: OllamaChatRequest, request: Request, state: StateDep) -> Response:
-    """Line by line, or whole with `stream: false`."""
+    """Answers line by line, or whole with `stream: false`."""
     model = served_name(state.engine, body.model)
     if not body.messages:
         info = find_model(state.engine, model)
@@ -85,7 +85,7 @@ async def chat(body: OllamaChatRequest, request: Request, state: StateDep) -> Re
     responses=_answers({"response": "..."}, stream_type=LINES.media_type),
 )
 async def generate(body: OllamaGenerateRequest, request: Request, state: StateDep) -> Response:
-    """Line by line, or whole with `stream: false`."""
+    """Answers line by line, or whole with `stream: false`."""
     model = served_name(state.engine, body.model)
     info = find_model(state.engine, model)
     if not body.prompt:
@@ -100,7 +100,7 @@ async def generate(body: OllamaGenerateRequest, request: Request, state: StateDe
 
 @router.post("/api/embed", summary="Embed texts", responses=_answers({"embeddings": [[0.1, 0.2]]}))
 async def embed_texts(body: OllamaEmbedRequest, request: Request, state: StateDep) -> Response:
-    """One embedding per text, in their order."""
+    """Returns one embedding per text, in the order of the texts."""
     start_ns = time.perf_counter_ns()
     model = served_name(state.engine, body.model)
 
@@ -133,7 +133,7 @@ async def embed_texts(body: OllamaEmbedRequest, request: Request, state: StateDe
     "/api/embeddings", summary="Embed a text", responses=_answers({"embedding": [0.1, 0.2]})
 )
 async def embed_text(body: OllamaEmbeddingsRequest, request: Request, state: StateDep) -> Response:
-    """As clients asked before `/api/embed`."""
+    """Returns the embedding of one text, for clients that do not use `/api/embed`."""
     model = served_name(state.engine, body.model)
 
     async def write(embedded: Embedded) -> bytes:
@@ -147,23 +147,25 @@ async def embed_text(body: OllamaEmbeddingsRequest, request: Request, state: Sta
 
 @router.get("/api/tags", summary="List the models", responses=_answers({"models": []}))
 async def tags(state: StateDep) -> dict[str, Any]:
-    """Those that can be asked now for text or embeddings."""
+    """Lists the models that requests can use now for text or embeddings."""
     return {"models": [listed(info) for info in _infos(state)]}
 
 
 @router.get("/api/ps", summary="List the loaded models", responses=_answers({"models": []}))
 async def ps(state: StateDep) -> dict[str, Any]:
-    """The same models: here they are loaded."""
+    """Lists the same models as `/api/tags`: here they are all loaded."""
     return {"models": [running(info) for info in _infos(state)]}
 
 
 @router.post("/api/show", summary="Describe a model", responses=_answers({"model_info": {}}))
 async def show(body: OllamaShowRequest, state: StateDep) -> dict[str, Any]:
-    """Its chat template, context length and what it can do."""
+    """Returns a model's chat template, its context length and what it can do."""
     name = served_name(state.engine, body.model or body.name)
     info = find_any_model(state.engine, name) if name else find_model(state.engine, None)
     if not isinstance(info, AnyTextInfo):
-        raise InvalidParameter(f"{info.model} is no model for text or embeddings", param="model")
+        raise InvalidParameter(
+            f"{info.model} is not a model for text or embeddings; name one that is", param="model"
+        )
     text = await state.texts.get(info)
     template = text.tokenizer.chat_template
     chat_format = text.chat_format(config_of(state.engine, info.model)) if template else None
@@ -176,10 +178,10 @@ async def show(body: OllamaShowRequest, state: StateDep) -> dict[str, Any]:
     responses=_answers({"status": "success"}, stream_type=LINES.media_type),
 )
 async def pull(body: OllamaPullRequest, state: StateDep) -> Response:
-    """Nothing is fetched: one that is served is there, another one is a 404."""
+    """Fetches nothing: a served model counts as fetched, any other is a 404."""
     name = served_name(state.engine, body.model or body.name)
     if not name:
-        raise InvalidParameter("model is required", param="model")
+        raise InvalidParameter("model is required; name a served model", param="model")
     find_any_model(state.engine, name)
     done = encode({"status": "success"})
     if body.stream is False:
@@ -189,13 +191,13 @@ async def pull(body: OllamaPullRequest, state: StateDep) -> Response:
 
 @router.get("/api/version", summary="The server's version", responses=_answers({"version": "1.0"}))
 async def version() -> dict[str, str]:
-    """That of the Ollama whose fields these routes have, by which clients decide what to send;
-    `tandem` is our own."""
+    """Returns the version of Ollama whose fields these routes have, by which clients decide what to
+    send; `tandem` is our own version."""
     return {"version": _OLLAMA_VERSION, "tandem": __version__}
 
 
 def _infos(state: AppState) -> list[AnyTextInfo]:
-    """One for each name that can be asked for."""
+    """One entry for each name that requests can use."""
     infos: list[AnyTextInfo] = [*state.engine.infos(TEXT), *state.engine.infos(EMBEDDING)]
     named = [info.named(name) for info in infos for name in info.names]
     return [info for info in named if info is not None]

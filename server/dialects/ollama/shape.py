@@ -1,4 +1,4 @@
-"""Answers as Ollama writes them: a JSON object, or a line for each part of it."""
+"""Answers in Ollama's form: a JSON object, or a line for each part of it."""
 
 import json
 import time
@@ -24,12 +24,12 @@ from server.protocol.tools import ToolCallDelta
 
 
 def error_shape(facts: ErrorFacts) -> bytes:
-    """`{"error": "..."}`."""
+    """A failure in Ollama's form: `{"error": "..."}`."""
     return encode({"error": renamed(facts, OWN_NAMES).message})
 
 
 def line(answer: Any) -> bytes:
-    """One of a stream."""
+    """A line of a stream."""
     return encode(answer) + b"\n"
 
 
@@ -42,7 +42,7 @@ LINES = Framing(
 
 
 class Message(msgspec.Struct, omit_defaults=True):
-    """What the assistant said, or a part of it."""
+    """The assistant's message, or a part of it."""
 
     content: str
     thinking: str | None = None
@@ -51,7 +51,8 @@ class Message(msgspec.Struct, omit_defaults=True):
 
 
 class Part(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """A line of a stream. Of `message` and `response` there is the route's; the rest comes last."""
+    """A line of a stream. It has either `message` or `response`, depending on the route; the other
+    fields are in the last line."""
 
     model: str
     created_at: str
@@ -62,7 +63,7 @@ class Part(msgspec.Struct, omit_defaults=True, kw_only=True):
     done: bool
     done_reason: str | None = None
     total_duration: int | None = None
-    """All durations are nanoseconds."""
+    """Nanoseconds, as in all durations."""
     load_duration: int | None = None
     prompt_eval_count: int | None = None
     prompt_eval_duration: int | None = None
@@ -71,10 +72,10 @@ class Part(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 
 class OllamaShape(Shape):
-    """Of one reply to `/api/chat` (`message`) or `/api/generate` (`response`).
+    """The form of one reply to `/api/chat` (`message`) or `/api/generate` (`response`).
 
     Args:
-        model: as the client called it.
+        model: the model's name as the client wrote it.
     """
 
     framing = LINES
@@ -151,7 +152,7 @@ class OllamaShape(Shape):
         return part
 
     def _collect(self, piece: ToolCallDelta) -> None:
-        """Ollama has calls whole; OpenAI's come in pieces."""
+        """Collect a call, which Ollama sends whole; OpenAI's come in pieces."""
         name, arguments = self._called.get(piece.index, ("", ""))
         if piece.function is not None:
             name += piece.function.name or ""
@@ -160,7 +161,7 @@ class OllamaShape(Shape):
 
 
 def loaded(model: str, holds: Literal["message", "response"]) -> bytes:
-    """What Ollama answers to a request that has only a model loaded."""
+    """Ollama's answer to a request that only asks whether a model is loaded."""
     part = Part(model=model, created_at=now(), done=True, done_reason="load")
     if holds == "message":
         part.message = Message("")
@@ -174,12 +175,13 @@ def now() -> str:
 
 
 def timestamp(unix_s: float) -> str:
-    """RFC 3339, UTC."""
+    """A time in the form of RFC 3339, in UTC."""
     return datetime.fromtimestamp(unix_s, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _calls(pieces: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Ollama has arguments as an object, OpenAI as its text. One that was cut off is left out."""
+    """Calls with their arguments as objects, as in Ollama's API. A call whose arguments were cut
+    off is left out."""
     calls = []
     for name, text in pieces:
         try:

@@ -185,9 +185,9 @@ async def test_an_eta_that_cannot_act_is_told_of() -> None:
     names = ("ddim", "euler_ancestral", "euler", "dpmpp_2m_sde_karras")
     server = ImageServer(image_info(denoising=replace(DENOISING, schedulers=names)))
     for sampler, eta, said in (
-        (None, 1, ["eta has no effect: DDIM has 0 here"]),
+        (None, 1, ["eta has no effect: DDIM always uses 0 here"]),
         ("DDIM", 0, []),
-        ("Euler a", 0, ["eta has no effect: Euler a has 1 here"]),
+        ("Euler a", 0, ["eta has no effect: Euler a always uses 1 here"]),
         ("DPM++ 2M SDE Karras", 1, []),
         ("Euler", 0.5, []),
     ):
@@ -266,8 +266,8 @@ async def test_masks_may_be_black_and_what_is_under_them_filled() -> None:
 @pytest.mark.parametrize(
     ("path", "body", "said"),
     [
-        (TXT2IMG, {"prompt": "a", "styles": ["x"]}, "styles is not supported"),
-        (IMG2IMG, {"init_images": ["AAAA"], "enable_hr": True}, "enable_hr is for txt2img"),
+        (TXT2IMG, {"prompt": "a", "styles": ["x"]}, "styles are not supported"),
+        (IMG2IMG, {"init_images": ["AAAA"], "enable_hr": True}, "enable_hr is only for txt2img"),
         (TXT2IMG, {"prompt": "a", "tiling": True}, "tiling is not supported"),
         (TXT2IMG, {"prompt": "a", "alwayson_scripts": {"x": {}}}, "alwayson_scripts is not"),
         (TXT2IMG, {"prompt": "a", "steps": 0}, "steps: must be"),
@@ -278,7 +278,11 @@ async def test_masks_may_be_black_and_what_is_under_them_filled() -> None:
         (TXT2IMG, {"prompt": "a", "width": 1001}, "size 1001x64"),
         (TXT2IMG, {"prompt": "a", "sampler_name": "Restart"}, "use one of DDIM, Euler, DPM++ 2M"),
         (TXT2IMG, {"prompt": "a", "scheduler": "karras"}, "use one of DDIM"),
-        (TXT2IMG, {"prompt": "a", "override_settings": {"x": 1}}, "override_settings takes"),
+        (
+            TXT2IMG,
+            {"prompt": "a", "override_settings": {"x": 1}},
+            "override_settings can contain only",
+        ),
         (
             TXT2IMG,
             {"prompt": "a", "override_settings": {"CLIP_stop_at_last_layers": 0}},
@@ -289,14 +293,14 @@ async def test_masks_may_be_black_and_what_is_under_them_filled() -> None:
         (IMG2IMG, {"prompt": "a"}, "init_images: this field is required"),
         (IMG2IMG, {"init_images": []}, "init_images: must have at least 1"),
         (IMG2IMG, {"init_images": ["!"]}, "base64"),
-        (IMG2IMG, {"init_images": ["http://x/a.png"]}, "links are not fetched"),
+        (IMG2IMG, {"init_images": ["http://x/a.png"]}, "does not fetch links"),
         (IMG2IMG, {"init_images": ["AAAA"], "resize_mode": 1}, "resize_mode is not supported"),
         (
             IMG2IMG,
             {"init_images": ["AAAA"], "mask": "AAAA", "inpainting_fill": 2},
             "inpainting_fill 2 is not supported",
         ),
-        (TXT2IMG, {"prompt": "a", "eta": 0.5}, "eta of DDIM is 0 here"),
+        (TXT2IMG, {"prompt": "a", "eta": 0.5}, "eta of DDIM is always 0 here"),
         (TXT2IMG, {"prompt": "a", "eta": 2}, "eta: must be"),
         (IMG2IMG, {"init_images": ["AAAA"], "denoising_strength": 0}, "denoising_strength: must"),
         (IMG2IMG, {"init_images": ["AAAA"] * 2, "batch_size": 3}, "batch_size is 3 with 2"),
@@ -377,7 +381,7 @@ async def test_an_image_is_enlarged() -> None:
         ({"resize_mode": 1}, "resize_mode is not supported"),
         ({"gfpgan_visibility": 1}, "gfpgan_visibility is not supported"),
         ({"upscaling_resize": 17}, "scale: must be"),
-        ({"upscaling_resize": 3}, "scale is 3; enlarger makes images 2 times"),
+        ({"upscaling_resize": 3}, "scale is 3; enlarger enlarges at most 2 times"),
     ):
         assert said in refusal_of(await server.client.post(EXTRA, json=body | wrong))
     await server.client.aclose()
@@ -465,7 +469,7 @@ async def test_other_files_than_a_picture_was_drawn_with_bring_warnings() -> Non
     said = [(warning.split("'")[1], digests[2][:10] in warning) for warning in read["warnings"]]
     assert said == [("painter", True), ("ink", True)]
     [warning] = (await answered(swapped, TXT2IMG, **body))["info"]["warnings"]
-    assert "model 'painter' is made of other files now" in warning
+    assert "the files of model 'painter' have changed" in warning
     # A stranger's picture may name anything.
     chunks = PngInfo()
     many = ", ".join(f"{'x' * 300}{n}: 0123456789" for n in range(40))
@@ -631,18 +635,18 @@ async def test_steps_of_a_second_pass_are_those_that_run() -> None:
         ({"hr_upscaler": "R-ESRGAN 4x+"}, "send the image to extra-single-image"),
         ({"hr_scale": 64}, "hr_scale: must be"),
         ({"hr_scale": 0.5}, "hr_scale: must be"),
-        ({"hr_scale": 9}, "takes at most 16384"),
-        ({"hr_resize_x": 60000, "hr_resize_y": 60000}, "takes at most 16384"),
+        ({"hr_scale": 9}, "whose limit is 16384"),
+        ({"hr_resize_x": 60000, "hr_resize_y": 60000}, "whose limit is 16384"),
         ({"hr_resize_x": 1}, "too small"),
-        ({"hr_second_pass_steps": 900, "denoising_strength": 0.5}, "the last of 1800"),
+        ({"hr_second_pass_steps": 900, "denoising_strength": 0.5}, "a schedule of 1800"),
         ({"hr_second_pass_steps": -1}, "hr_second_pass_steps: must be"),
         ({"denoising_strength": 0}, "denoising_strength: must be"),
         ({"denoising_strength": 1.5}, "denoising_strength: must be"),
         ({"hr_cfg": 1000}, "hr_cfg: must be"),
         ({"hr_sampler_name": "Restart"}, "use one of DDIM"),
-        ({"hr_checkpoint_name": "other"}, "both passes have one model"),
+        ({"hr_checkpoint_name": "other"}, "both passes use one model"),
         ({"firstphase_width": 32}, "as width and height"),
-        ({"hr_prompt": "b <lora:x:1>"}, "both passes have the adapters of prompt"),
+        ({"hr_prompt": "b <lora:x:1>"}, "both passes use the adapters of prompt"),
         ({"hr_prompt": "x" * 4001}, "hr_prompt: must"),
         ({"steps": 1000, "batch_size": 10}, "4096 pixels x 1000 steps and 16384 pixels x 1000"),
     ],

@@ -83,7 +83,7 @@ async def test_a_model_without_a_template_continues_the_prompt(tmp_path: Path) -
     await server.post("/api/generate", prompt="hi", options={"num_predict": 1})
     assert server.last_request.prompt_token_ids == [0, *server.encode("hi")]
     response = await server.post("/api/generate", prompt="hi", system="be")
-    assert "system does not go with" in refusal_of(response)
+    assert "system needs the chat template" in refusal_of(response)
     shown = (await server.client.post("/api/show", json={"model": MODEL})).json()
     assert shown["capabilities"] == ["completion"]
     await server.aclose()
@@ -267,7 +267,7 @@ async def test_log_probabilities(server: TextServer) -> None:
         ("/api/generate", {"prompt": "x", "suffix": "y"}, "suffix is not supported"),
         ("/api/generate", {"prompt": "x", "context": [1, 2]}, "context is not supported"),
         ("/api/generate", {"prompt": "x", "images": ["x"]}, "images is not supported"),
-        ("/api/generate", {"prompt": "x", "raw": True, "system": "y"}, "system does not go"),
+        ("/api/generate", {"prompt": "x", "raw": True, "system": "y"}, "system needs the chat"),
         ("/api/generate", {"prompt": 7}, "prompt: must be a valid string"),
         ("/api/show", {"name": 7}, "name: must be a valid string"),
     ],

@@ -128,12 +128,13 @@ async def test_texts_are_cut_where_that_is_asked_for(server: EmbeddingServer) ->
         assert response.status_code == 200, response.text
         assert server.engine.embedding_requests[-1].inputs[0] == ids[:MAX_MODEL_LEN]
     for keep, said in (
-        (0, "1 to 64 tokens"),
-        (MAX_MODEL_LEN + 1, "1 to 64 tokens"),
+        (0, "it can be 1 to 64"),
+        (MAX_MODEL_LEN + 1, "it can be 1 to 64"),
         (1, "must be at least 2"),
         (-2, "must be"),
     ):
         error = await server.refused(truncate_prompt_tokens=keep)
+        assert error["param"] == "truncate_prompt_tokens"
         assert error["param"] == "truncate_prompt_tokens"
         assert said in error["message"]
 
@@ -147,7 +148,7 @@ async def test_token_ids_are_bounded(server: EmbeddingServer) -> None:
     error = await server.refused(input=[[1], [2] * (MAX_MODEL_LEN + 1)])
     assert f"input[1] has {MAX_MODEL_LEN + 1} tokens" in error["message"]
     error = await server.refused(input=[[1], [420]])
-    assert "token id 420; the vocabulary ends at 419" in error["message"]
+    assert "token id 420; this model's token ids end at 419" in error["message"]
     assert (await server.embed(input=[2] * MAX_MODEL_LEN)).status_code == 200
 
 
@@ -176,14 +177,14 @@ async def test_what_is_refused_and_what_is_tolerated(server: EmbeddingServer) ->
 async def test_models_of_another_kind_say_what_to_do(both: EmbeddingServer) -> None:
     error = await both.refused(model="writer")
     assert error["param"] == "model"
-    assert "model writer writes text; ask it with /v1/chat/completions" in error["message"]
+    assert "writer writes text; send requests for it to /v1/chat/completions" in error["message"]
     assert "use one of: embedder" in error["message"]
     messages = [{"role": "user", "content": "hi"}]
     body = {"model": "embedder", "messages": messages}
     response = await both.client.post("/v1/chat/completions", json=body)
     assert response.status_code == 400
     message = response.json()["error"]["message"]
-    assert "model embedder makes embeddings; ask it with /v1/embeddings" in message
+    assert "model embedder makes embeddings; send requests for it to /v1/embeddings" in message
     # Each route's only model needs no name.
     assert (await both.embed()).status_code == 200
     response = await both.client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})

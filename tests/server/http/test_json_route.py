@@ -42,7 +42,7 @@ def test_numbers_beyond_a_double_are_refused(text: str) -> None:
 def test_numbers_that_are_no_integers_are_few() -> None:
     fits = b"[" + b",".join([b"1e300"] * MAX_FLOATS) + b"]"
     assert len(json_route._decode(fits)) == MAX_FLOATS
-    with pytest.raises(InvalidParameter, match=f"more than {MAX_FLOATS} numbers that are no int"):
+    with pytest.raises(InvalidParameter, match=f"more than {MAX_FLOATS} numbers with a point or"):
         json_route._decode(fits[:-1] + b",1.0]")
 
 
@@ -51,7 +51,7 @@ def test_long_numbers_count_as_several() -> None:
     long = b"0." + b"7" * 1000
     num = MAX_FLOATS // (1 + len(long) // 24)
     assert len(json_route._decode(b"[" + b",".join([long] * num) + b"]")) == num
-    with pytest.raises(InvalidParameter, match="numbers that are no integers"):
+    with pytest.raises(InvalidParameter, match="numbers with a point oregers"):
         json_route._decode(b"[" + b",".join([long] * (num + 2)) + b"]")
 
 

@@ -236,8 +236,8 @@ async def test_bad_files_are_the_clients_fault(name: str) -> None:
 
 
 REFERENCES: list[tuple[Any, str, str]] = [
-    ({"image_url": "https://example.com/a.png"}, "image", "not fetched"),
-    ({"image_url": "HTTP://169.254.169.254/"}, "image", "not fetched"),
+    ({"image_url": "https://example.com/a.png"}, "image", "does not fetch"),
+    ({"image_url": "HTTP://169.254.169.254/"}, "image", "does not fetch"),
     ({"image_url": "file:///etc/passwd"}, "image", "data URL"),
     ({"image_url": "data:image/png,abc"}, "image", "data URL"),
     ({"image_url": "data:image/png;base64,###"}, "image", "base64"),
@@ -279,7 +279,7 @@ async def test_each_of_several_images_is_edited_by_itself() -> None:
     assert (len(request.images), request.params.n) == (3, 6)
     assert [image["seed"] for image in answer["data"]] == [5, 6, 7, 8, 9, 10]
     (warning,) = answer["warnings"]
-    assert "each of the 3 was edited by itself" in warning
+    assert "each of the 3 images was edited separately" in warning
     single = (await server.edit(seed="5", n="1")).json()["usage"]
     assert answer["usage"]["input_tokens_details"]["image_tokens"] == (
         3 * single["input_tokens_details"]["image_tokens"]
@@ -316,7 +316,7 @@ async def test_several_images_are_bounded() -> None:
     error = error_of(await server.client.post(EDITS, files=masked, data={"prompt": "x"}))
     assert (error["param"], "2 images" in error["message"]) == ("mask", True)
     error = error_of(await server.client.post(VARIATIONS, files=files))
-    assert "variations take one" in error["message"]
+    assert "a variation takes one" in error["message"]
     assert server.engine.image_requests == []
     response = await server.client.post(EDITS, json={"prompt": "x", "images": []})
     assert error_of(response)["param"] == "images"

@@ -192,11 +192,11 @@ async def test_a_replay_with_other_files_warns_by_name() -> None:
     assert await warnings(info) == []
     assert await warnings(replace(info, adapter_digests=adapters | {"neon": "f" * 64})) == []
     [other_model] = await warnings(replace(info, digest="0" * 64))
-    assert "model 'painter' is made of other files now (0000000000000000)" in other_model
+    assert "the files of model 'painter' have changed: they are 0000000000000000 now" in other_model
     assert digests["painter"][:16] in other_model
     swapped = replace(info, digest="0" * 64, adapter_digests=adapters | {"ink": "f" * 64})
     [_, other_adapter] = await warnings(swapped)
-    assert "adapter 'ink' is made of other files now (ffffffffffffffff)" in other_adapter
+    assert "the files of adapter 'ink' have changed: they are ffffffffffffffff now" in other_adapter
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"size": "64x60"}, "size", "multiples of 8"),
     ({"size": "0x0"}, "size", "at least 32"),
     ({"size": "24x64"}, "size", "at least 32"),
-    ({"size": "999999x999999"}, "size", "at most 16384"),
+    ({"size": "999999x999999"}, "size", "limit is 16384"),
     ({"size": "136x128"}, "size", "17408 pixels"),
     ({"n": 0}, "n", "greater than or equal to 1"),
     ({"n": 11}, "n", "less than or equal to 10"),
@@ -305,14 +305,14 @@ async def test_the_budget_is_computed_for_the_client() -> None:
     assert (await server.generate(size="64x64", num_inference_steps=244)).status_code == 200
     error = error_of(await server.generate(size="64x64", num_inference_steps=123, n=2))
     assert "4096 pixels x 123 steps x 2 images are 1.0 megapixel-steps" in error["message"]
-    assert "takes 1 per request" in error["message"]
+    assert "the limit is 1 per request" in error["message"]
 
 
 async def test_a_task_that_the_model_cannot_do() -> None:
     server = ImageServer(image_info(tasks=(ImageTask.EDIT,)))
     error = error_of(await server.generate())
     assert error["code"] == "unsupported_feature"
-    assert "cannot do text_to_image; it does edit" in error["message"]
+    assert "cannot do text_to_image; it can do edit" in error["message"]
 
 
 async def test_text_and_image_models_keep_to_their_routes() -> None:

@@ -60,7 +60,10 @@ ROUTES: dict[str, tuple[str, Body]] = {
 FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "scans": (lambda: jpeg_of_scans(random.randint(MAX_SCANS + 1, 30_000)), "scans; at most"),
     "segments": (lambda: jpeg_of_segments(MAX_SEGMENTS + random.randrange(9999)), "broken"),
-    "chunks": (lambda: png_of_chunks(MAX_CHUNKS + random.randrange(9999)), "chunks; save"),
+    "chunks": (
+        lambda: png_of_chunks(MAX_CHUNKS + random.randrange(9999)),
+        "chunks, the limit; save",
+    ),
     "size": (lambda: png_of_size(random.randint(4097, 1 << 31), 4096), "scale it down"),
     "sides": (lambda: png_of_size(16_385, random.randint(1, 99)), "scale it down"),
     "gif": (lambda: frames("GIF", random.randint(2, 60)), "GIF"),
@@ -150,7 +153,7 @@ async def test_a_crash_is_an_error_and_the_next_picture_is_read(
     reading = asyncio.create_task(processes.read(question(1 << 22), slow_file()))
     await until(lambda: bool(at_work(before)))
     os.kill(at_work(before)[0].pid, signal.SIGSEGV)
-    with pytest.raises(InvalidParameter, match="the library that reads such files failed"):
+    with pytest.raises(InvalidParameter, match="the library for such files failed"):
         await reading
     _, pixels = await processes.read(question(64 * 48), png())
     assert len(pixels) == 64 * 48 * 3

@@ -174,7 +174,8 @@ async def test_the_queue_counts_images() -> None:
     refused = await server.generate(n=2)
     error = error_of(refused, 429)
     assert error["message"].startswith(
-        "4 images are running or waiting and 2 more were asked for; the limit is 5 (2 waiting)"
+        "4 images are running or waiting and 2 more were asked for; "
+        "the limit is 5 (3 running and 2 waiting)"
     )
     assert int(refused.headers["Retry-After"]) >= 1
     second, _ = await started(server, n=1)

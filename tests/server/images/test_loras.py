@@ -121,14 +121,14 @@ async def test_tags_in_the_syntax_that_has_them(server: ImageServer) -> None:
 @pytest.mark.parametrize(
     ("tag", "words", "param", "status"),
     [
-        ("<lora:ink:much>", "no number", "prompt", 400),
-        ("<lora:ink:nan>", "no number", "prompt", 400),
-        ("<lora:ink:11>", "largest scale", "prompt", 400),
-        ("<lora:ink:1:0.5>", "one scale", "prompt", 400),
-        ("<lora:ink:te=0.5>", "one scale", "prompt", 400),
+        ("<lora:ink:much>", "is not a number", "prompt", 400),
+        ("<lora:ink:nan>", "is not a number", "prompt", 400),
+        ("<lora:ink:11>", "is too large", "prompt", 400),
+        ("<lora:ink:1:0.5>", "a single scale", "prompt", 400),
+        ("<lora:ink:te=0.5>", "a single scale", "prompt", 400),
         ("<lora:ink:1> <lora:ink:1>", "twice", "prompt", 400),
         ("<lora:nobody:1>", "has no adapter 'nobody'; it has ink, neon", "prompt", 404),
-        ("<lora:neon:1>", "in the prompt and in loras", "loras", 400),
+        ("<lora:neon:1>", "both in the prompt and in loras", "loras", 400),
     ],
 )
 async def test_tags_that_mean_nothing(
@@ -144,7 +144,7 @@ REFUSED: list[tuple[Any, str, int]] = [
     ([{"name": "nobody"}], "has no adapter 'nobody'", 404),
     ([{"name": "broken"}], "not served: it is cut off", 404),
     ([{"name": "ink"}, {"name": "ink"}], "twice", 400),
-    ([{"name": "ink", "weight": 1}], "a name and a scale", 400),
+    ([{"name": "ink", "weight": 1}], "only name and scale", 400),
     ([{"scale": 1}], "required", 400),
     ([{"name": ""}], "1 character", 400),
     ([{"name": "x" * 257}], "256", 400),
@@ -175,7 +175,7 @@ async def test_refusals_name_the_limit(
 async def test_sweeps_count_as_so_many_images(server: ImageServer) -> None:
     sweep = [{"name": "ink", "scale": [0, 0.5, 1]}]
     error = error_of(await server.generate(loras=sweep, n=4))
-    assert "is 12 images; the limit is 10" in error["message"]
+    assert "makes 12 images; the limit is 10" in error["message"]
     small = ImageServer(info(), max_image_megapixel_steps=0.04)
     assert (await small.generate(n=2)).status_code == 200
     assert "3 images" in error_of(await small.generate(loras=sweep))["message"]

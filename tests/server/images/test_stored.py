@@ -150,13 +150,13 @@ async def test_a_stream_by_url_ends_each_image_with_its_link() -> None:
 async def test_a_stream_that_cannot_be_kept_is_refused_before_it_is_drawn() -> None:
     server = ImageServer(image_store_bytes=0)
     error = error_of(await server.generate(stream=True, response_format="url"))
-    assert error["param"] == "response_format" and "keeps no images" in error["message"]
+    assert error["param"] == "response_format" and "stores no images" in error["message"]
     assert server.engine.image_requests == []
 
 
 async def test_what_cannot_be_kept_is_refused_before_it_is_drawn() -> None:
     for settings, words in (
-        ({"image_store_bytes": 0}, "keeps no images"),
+        ({"image_store_bytes": 0}, "stores no images"),
         ({"image_store_bytes": 3 * 64 * 64 * 4 - 1}, "49152 bytes"),
     ):
         server = ImageServer(**settings)

@@ -125,7 +125,7 @@ async def test_by_url(server: MattingServer) -> None:
     ("body", "param", "text"),
     [
         ({"image": None}, "image", ""),
-        ({"image": "https://example.com/a.png"}, "image", "not fetched"),
+        ({"image": "https://example.com/a.png"}, "image", "does not fetch"),
         ({"image": data_url(b"GIF89a")}, "image", "GIF"),
         ({"image": data_url(png()[:60])}, "image", "truncated"),
         ({"image": data_url(png(300, 300))}, "image", "at most"),

@@ -180,7 +180,7 @@ def test_an_interrupt_says_what_is_waited_for_and_how_not_to(
         server = DrainingServer(uvicorn_config(settings, app), app, listener, screen)
         for _ in range(3):
             server._tell_of_draining()
-    assert capsys.readouterr().err == (f"{told}again to stop now.\n" if told else "")
+    assert capsys.readouterr().err == (f"{told}press Ctrl-C again to stop now.\n" if told else "")
 
 
 @pytest.mark.e2e

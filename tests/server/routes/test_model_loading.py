@@ -327,7 +327,7 @@ async def test_a_models_own_limits_are_those_of_admission(start: Start) -> None:
     asking = [asyncio.create_task(server.chat(model="large", max_tokens=2)) for _ in range(2)]
     await until(lambda: len(server.engine.live) == 2)
     error = error_of(await server.chat(model="large"), 429)
-    assert "the limit is 2 (0 waiting)" in error["message"]
+    assert "the limit is 2 (2 running and 0 waiting)" in error["message"]
     other = asyncio.create_task(server.chat(model=MODEL, max_tokens=2))
     await until(lambda: len(server.engine.live) == 3)
     server.engine.release()

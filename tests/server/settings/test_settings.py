@@ -106,7 +106,7 @@ def test_an_empty_key_does_not_open_the_server(monkeypatch, tmp_path):
     monkeypatch.delenv("TANDEM_API_KEYS")
     empty = tmp_path / "keys"
     empty.write_text("# none yet\n\n")
-    assert "holds no key" in problem({"api_key_file": str(empty)})
+    assert "contains no key" in problem({"api_key_file": str(empty)})
 
 
 def test_the_clients_key_variable_does_not_leave_the_server_open(monkeypatch):

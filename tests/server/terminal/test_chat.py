@@ -100,7 +100,7 @@ def test_an_answer_that_was_ended_since_it_repeats_itself_says_so(server, capsys
     assert command() == 0
     captured = capsys.readouterr()
     assert captured.out == "la la la\n"
-    assert captured.err == "[The answer repeats itself and was ended.]\n"
+    assert captured.err == "[The answer repeated itself and was stopped.]\n"
 
 
 def test_a_terminal_gets_lines_broken_between_words(server, monkeypatch, capsys):
@@ -164,7 +164,7 @@ def test_the_prompt_loop(server, monkeypatch, capsys):
     assert command(None, model="second") == 0
     captured = capsys.readouterr()
     assert "one\n" in captured.out
-    assert "Forgotten." in captured.out
+    assert "The conversation is forgotten." in captured.out
     assert "500" in captured.err
     assert [len(body["messages"]) for body in server.bodies] == [1, 1, 3]
     assert {body["model"] for body in server.bodies} == {"second"}

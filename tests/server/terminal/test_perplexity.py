@@ -118,7 +118,7 @@ def test_a_server_that_does_not_spell_its_tokens(server, text):
         ("/v1/models", httpx.Response(200, json={"data": []}), "no text model"),
         ("/tokenize", httpx.Response(404, json={"detail": "Not Found"}), "404"),
         ("/tokenize", httpx.Response(200, json={"count": 3}), "no token ids"),
-        ("/tokenize", httpx.Response(200, text="<html>"), "not a Tandem server"),
+        ("/tokenize", httpx.Response(200, text="<html>"), "not answer like a Tandem server"),
         (
             "/v1/completions",
             httpx.Response(400, json={"error": {"message": "echo is not supported"}}),
@@ -150,7 +150,7 @@ def test_a_server_that_does_not_play_along(server, text, path, answer, words):
     [
         ((), "--model"),
         (("--url", "http://s", "--against", "m"), "--against"),
-        (("--url", "http://s", "--dtype", "float32"), "engine's options"),
+        (("--url", "http://s", "--dtype", "float32"), "engine options"),
         (("--url", "nonsense"), "--url"),
         (("--model", "m", "--max-kl", "0.1"), "--max-kl needs --against"),
         (("--model", "m", "--dtype", "int3"), "--dtype"),

@@ -123,7 +123,7 @@ def test_files_that_cannot_be_used(
     ("answer", "words"),
     [
         (httpx.Response(400, json={"error": {"message": "no image model"}}), "no image model"),
-        (httpx.Response(200, text="<html>"), "is not a Tandem server"),
+        (httpx.Response(200, text="<html>"), "does not answer like a Tandem server"),
         (httpx.ConnectError("refused"), "no server answers at http://server"),
     ],
 )

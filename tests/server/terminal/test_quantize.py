@@ -47,7 +47,7 @@ def test_of_few_bits_it_is_said_that_sixteen_would_be_better(child):
     report = {**REPORT, "few_bits_before": ["Q4_1", "Q8_0"]}
     child["lines"] = [{"report": report}]
     _, output, _ = invoke("--model", "smollm2", "--method", "gguf-q4_0", "--output", "/x/made")
-    assert "had few bits already (Q4_1, Q8_0)" in output
+    assert "already has few bits per weight (Q4_1, Q8_0)" in output
 
 
 def test_what_is_refused(child):

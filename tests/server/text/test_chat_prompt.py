@@ -193,5 +193,5 @@ def test_reasoning_effort_becomes_what_the_template_knows() -> None:
     assert options("", reasoning_effort="none") == {}
     kwargs = {"enable_thinking": False}
     assert options(switch, reasoning_effort="high", chat_template_kwargs=kwargs) == kwargs
-    with pytest.raises(InvalidParameter, match="knows no reasoning effort"):
+    with pytest.raises(InvalidParameter, match="has no option for reasoning effort"):
         options("", reasoning_effort="low")

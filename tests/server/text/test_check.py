@@ -54,10 +54,10 @@ async def test_a_template_may_ask_for_a_system_message(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        ("{{ 1 / 0 }}", "not even one greeting"),
-        ("{{ messages[0].content.nothing.at.all }}", "not even one greeting"),
-        ("{{ raise_exception('never') }}", "never.*mend the checkpoint's chat template"),
-        ("", "no tokens of a greeting"),
+        ("{{ 1 / 0 }}", "even a greeting"),
+        ("{{ messages[0].content.nothing.at.all }}", "even a greeting"),
+        ("{{ raise_exception('never') }}", "never.*repair the checkpoint's chat template"),
+        ("", "a greeting into no tokens"),
     ],
 )
 async def test_templates_that_cannot_be_rendered(folder: Path, template: str, words: str) -> None:

@@ -44,7 +44,7 @@ async def test_each_token_that_is_tried_takes_a_place(tokenizer_folder: Path) ->
     response = await server.complete(**SEARCH | {"top_k": 5})
     assert response.status_code == 400
     error = response.json()["error"]
-    assert error["param"] == "top_k" and "the model has 4" in error["message"]
+    assert error["param"] == "top_k" and "the model runs at most 4" in error["message"]
     await server.aclose()
 
 

@@ -204,7 +204,7 @@ def test_each_prompt_is_a_request() -> None:
     assert [r.request_id for r in requests] == ["r-0", "r-1"]
     assert [r.prompt_token_ids for r in requests] == [[1], [2, 3]]
     assert {r.sampling.n for r in requests} == {2}
-    with pytest.raises(InvalidParameter, match="4128; the limit is 4096"):
+    with pytest.raises(InvalidParameter, match="4128 texts; the limit is 4096"):
         complete(*[[1]] * 129, n=32)
 
 
