@@ -1,5 +1,5 @@
 """A load generator that speaks HTTP only and works against any OpenAI-compatible server.
 
 Owns: workloads, the client, the measurements, their tables and plots, the comparison of servers.
-Knows nothing of the project's server, engine or kernels. Start reading at `cli.py`.
+Imports nothing from the project's server, engine or kernels. Start reading at `cli.py`.
 """

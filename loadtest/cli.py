@@ -30,7 +30,7 @@ from loadtest.interrupt import Interrupt
 from loadtest.launch import described
 from loadtest.machine import provenance
 from loadtest.plan import ComparisonPlan, load_plan, parse_overrides
-from loadtest.report import comparison_section, render_page, starts_section
+from loadtest.report import COMMAND, comparison_section, render_page, starts_section
 from loadtest.results import COMPARISON_FORMAT, STARTS_FORMAT, save_result
 
 app = typer.Typer(
@@ -57,7 +57,7 @@ _PAGE = Path("docs/benchmarks.md")
 
 
 def main() -> None:
-    """The entry point: what a user may get wrong ends in one line, not in a stack trace."""
+    """Run the app. A user's mistake ends in a one-line message, not in a stack trace."""
     try:
         app()
     except (ValueError, RuntimeError, OSError) as error:
@@ -75,21 +75,23 @@ def compare(
     variables: Variables = None,
     repeats: Repeats = None,
     concurrency: Annotated[
-        list[int] | None, typer.Option("--concurrency", "-c", min=1, help="Repeatable.")
+        list[int] | None,
+        typer.Option("--concurrency", "-c", min=1, help="Clients at once. Repeatable."),
     ] = None,
     prompt_words: Annotated[
-        list[int] | None, typer.Option(min=1, help="Of a prompt. Repeatable. Default: the plan's.")
+        list[int] | None,
+        typer.Option(min=1, help="Words of a prompt. Repeatable. Default: the plan's."),
     ] = None,
     num_requests: Annotated[
         int | None,
-        typer.Option("--num-requests", "-n", min=1, help="In a run. Default: the plan's."),
+        typer.Option("--num-requests", "-n", min=1, help="Requests of a run. Default: the plan's."),
     ] = None,
     together: Annotated[
         bool,
         typer.Option(
             "--together",
-            help="Run all servers at once and ask them in turn: for those that are idle meanwhile, "
-            "on a machine whose speed changes.",
+            help="Run all servers at once and ask them in turn. For servers that do nothing while "
+            "idle, on a machine whose speed changes.",
         ),
     ] = False,
     max_noise: MaxNoise = 0.04,
@@ -161,17 +163,18 @@ def starts(
 @app.command()
 def report(
     raw: Annotated[Path, typer.Option(help="Folder of raw results.", exists=True)] = _RAW,
-    page: Annotated[Path, typer.Option(help="The page to write.")] = _PAGE,
+    page: Annotated[Path, typer.Option(help="The page to update.", exists=True)] = _PAGE,
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; fail if it differs.")
+        bool, typer.Option("--check", help="Write nothing; fail if the page is out of date.")
     ] = False,
 ) -> None:
-    """Write the benchmark page from the raw results."""
-    text = render_page(raw)
+    """Write the tables of the benchmark page from the raw results."""
+    before = page.read_text()
+    after = render_page(before, raw)
     if not check:
-        page.write_text(text)
-    elif not page.exists() or page.read_text() != text:
-        errors.print(f"{page} is not what the raw results give: run python -m loadtest report")
+        page.write_text(after)
+    elif after != before:
+        errors.print(f"{page} does not match its raw results: run {COMMAND}")
         raise typer.Exit(EXIT_OUTDATED)
 
 

@@ -1,4 +1,4 @@
-"""`python -m loadtest decoding`: what decoding features cost, beside plain sampling."""
+"""`python -m loadtest decoding`: what decoding features cost, compared with plain sampling."""
 
 import asyncio
 from pathlib import Path
@@ -26,7 +26,8 @@ def decoding(
         typer.Argument(metavar="PLAN", help="A YAML file like loadtest/scenarios/decoding.yaml"),
     ] = _PLAN,
     only: Annotated[
-        list[str] | None, typer.Option("--only", help="A case of the plan. Repeatable.")
+        list[str] | None,
+        typer.Option("--only", help="Measure only this case of the plan. Repeatable."),
     ] = None,
     variables: Variables = None,
     repeats: Repeats = None,
@@ -35,7 +36,7 @@ def decoding(
     log_dir: LogDir = LOGS,
     label: Label = None,
 ) -> None:
-    """Start the plan's servers together and measure its cases by turns.
+    """Start the plan's servers together and measure its cases in turn.
 
     Ctrl-C stops the servers and keeps the runs that are complete.
     """

@@ -1,4 +1,4 @@
-"""`python -m loadtest images`: image servers, and text beside images, compared."""
+"""`python -m loadtest images`: compare image servers, and text with and without images."""
 
 import asyncio
 from pathlib import Path
@@ -38,13 +38,13 @@ def images(
     ] = _PLAN,
     scenario: Annotated[
         list[str] | None,
-        typer.Option("--scenario", "-s", help="A scenario of the plan. Repeatable."),
+        typer.Option("--scenario", "-s", help="Run only this scenario of the plan. Repeatable."),
     ] = None,
     only: Only = None,
     variables: Variables = None,
     repeats: Repeats = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Tiny runs that show that all of it works.")
+        bool, typer.Option("--quick", help="Tiny runs that only show that everything works.")
     ] = False,
     max_noise: MaxNoise = 0.04,
     max_attempts: MaxAttempts = 4,

@@ -132,7 +132,7 @@ async def _run(
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[RequestRecord], None] | None]:
-    """A bar on a terminal; nothing elsewhere. Redrawn twice a second, to stay cheap."""
+    """Show a progress bar if the output is a terminal. Redrawn twice a second, to stay cheap."""
     if not errors.is_terminal:
         yield None
         return

@@ -1,4 +1,4 @@
-"""Sessions of commands: their lines go to the terminal, their results into a file."""
+"""Sessions of commands: lines of progress go to the terminal, results into a file."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ _console = Console(highlight=False)
 def session_of(
     document: dict[str, Any], output: Path | None, *, seed: int | None, log_dir: Path
 ) -> Session:
-    """That of a command whose result is `document`, and goes to `output`, if that is given."""
+    """The session of a command that fills `document` and saves it as `output`, if given."""
     return Session(
         seed=random_seed() if seed is None else seed,
         log_dir=log_dir,
@@ -25,5 +25,5 @@ def session_of(
 
 
 def say(line: str) -> None:
-    """Show a line as it is."""
+    """Print a line without markup."""
     _console.print(line, markup=False, soft_wrap=True)

@@ -1,6 +1,6 @@
 """A streaming client of `/completions` and `/chat/completions` that times every chunk.
 
-Also `send_timed`, one timed exchange, which the client of images shares.
+Also has `send_timed`, one timed exchange, which the image client shares.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ class Target:
     """The server under test and how its requests are made.
 
     `url` is the API's base (`http://127.0.0.1:8000/v1`); `extra_body` is merged into every request.
-    Requests ask for `models` in turn, or, without any, for `model`.
+    Requests name `models` in turn, or `model` if there are none.
     """
 
     url: str
@@ -77,7 +77,7 @@ class CompletionClient:
             self._headers["Authorization"] = f"Bearer {target.api_key}"
 
     def encode(self, planned: PlannedRequest) -> bytes:
-        """The bytes that `send` will write; made ahead of a run to keep it cheap."""
+        """The bytes that `send` will write, encoded before the run to keep the run cheap."""
         body = json.dumps(self.target.body(planned)).encode()
         return self._connector.origin.request("POST", self.target.path, self._headers, body)
 
@@ -99,7 +99,7 @@ class CompletionClient:
 
 
 class TimedRecord(Protocol):
-    """What every exchange leaves behind; see `RequestRecord`."""
+    """The fields that every exchange fills in; see `RequestRecord`."""
 
     end_s: float | None
     status: int | None
@@ -107,14 +107,14 @@ class TimedRecord(Protocol):
 
 
 class AnswerReader(Protocol):
-    """Reads the body of an answer as it comes. `error`: what the server said went wrong."""
+    """Reads the body of an answer as it arrives. `error` is the server's own error message."""
 
     error: str | None
 
     def on_body(self, status: int, piece: bytes, at: float) -> None: ...
 
     def problem(self, status: int) -> str | None:
-        """Why a complete HTTP answer is not what was asked for; None when it is."""
+        """Why a complete HTTP answer is not what was asked for, or None if it is."""
 
 
 async def send_timed(
@@ -125,9 +125,9 @@ async def send_timed(
     sent: float,
     timeout_s: float,
 ) -> None:
-    """One exchange, its end and its failure written into `record`; only cancellation is raised.
+    """Send a request and write its end or failure into `record`; only cancellation is raised.
 
-    `sent` is now, on `time.perf_counter()`.
+    `sent` is the current time on `time.perf_counter()`.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -137,7 +137,7 @@ async def send_timed(
     except TimeoutError:
         record.error = f"timeout after {timeout_s:g} s"
     except ExchangeError as error:
-        # Why the server ended a stream is worth more than that the connection went away.
+        # The server's reason for ending a stream says more than the lost connection.
         record.error = answer.error or str(error)
     except asyncio.CancelledError:
         record.error = INTERRUPTED
@@ -167,7 +167,7 @@ class _Answer:
             self._on_event(payload, at)
 
     def problem(self, status: int) -> str | None:
-        """Why a complete HTTP answer is not a complete completion; None when it is one."""
+        """Why a complete HTTP answer is not a complete completion, or None if it is."""
         if status != 200:
             return f"HTTP {status}: {error_text(self._other)}"
         if self.error is None and not self._done:
@@ -200,7 +200,7 @@ class _Answer:
 
 
 def _choice_text(choice: dict[str, Any]) -> Any:
-    """What a reader would see of a chunk; the role-only first delta of a chat has nothing."""
+    """The text of a chunk; empty for the first delta of a chat, which only has the role."""
     delta = choice.get("delta")
     if delta is None:
         return choice.get("text") or ""

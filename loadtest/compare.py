@@ -1,12 +1,12 @@
-"""Several servers, one machine: started in turn, measured at every concurrency, stopped again.
+"""Compares servers on one machine: starts each in turn, measures it, and stops it again.
 
-One server runs at a time: an idle one still holds memory, and some of them poll. The order is
-rotated from repeat to repeat, so that no server always gets the machine's better minutes, and all
-of them get the same prompts in the same repeat.
+One server runs at a time, because an idle one still holds memory and may poll. The order is
+rotated from repeat to repeat, so that no server always gets the machine's better minutes. In one
+repeat all servers get the same prompts.
 
-A machine may change its speed within such a visit. Servers that do nothing while nobody asks can
-all run at once instead (`ComparisonPlan.together`): they are asked in turn at each concurrency, so
-seconds lie between what is compared.
+A machine's speed may change between two servers' turns. Servers that do nothing while idle can all
+run at once instead (`ComparisonPlan.together`). They are then asked in turn at each concurrency, so
+that compared runs are only seconds apart.
 """
 
 import asyncio
@@ -31,10 +31,10 @@ from loadtest.workload import peers_workload
 
 @dataclass(frozen=True, slots=True)
 class NoiseLimit:
-    """A run counts when all other processes together used at most this share of the machine.
+    """A run counts if all other processes together used at most this share of the machine.
 
-    Others are repeated with new prompts, up to `max_attempts` in all; the last one is kept, and
-    marked, when none was quiet enough.
+    A noisier run is repeated with new prompts, up to `max_attempts` runs in total. If none was
+    quiet enough, the last one is kept and marked.
     """
 
     max_others: float = 0.04
@@ -43,7 +43,7 @@ class NoiseLimit:
 
 @dataclass(frozen=True, slots=True)
 class _Visited:
-    """A server that runs, and who asks it."""
+    """A running server and its client."""
 
     name: str
     client: CompletionClient
@@ -51,7 +51,7 @@ class _Visited:
 
 
 class Comparison:
-    """Runs a plan. `document` holds what has been measured so far, at any moment."""
+    """Runs a plan. `document` always holds what has been measured so far."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Comparison:
         }
 
     async def run(self, interrupt: Interrupt) -> None:
-        """Measure everything, saving after every visit; `partial` stays true when cut short."""
+        """Measure everything, saving after every server; `partial` stays true if cut short."""
         with self._session.measuring(self.document):
             if self._plan.together:
                 await self._ask_in_turn(interrupt)
@@ -98,7 +98,7 @@ class Comparison:
                     self._session.save(self.document)
 
     async def _ask_in_turn(self, interrupt: Interrupt) -> None:
-        """All servers run until the end."""
+        """Measure all servers while all of them run until the end."""
         async with contextlib.AsyncExitStack() as visits:
             visited = {
                 server.name: await visits.enter_async_context(self._visit(server, 0))
@@ -118,7 +118,7 @@ class Comparison:
         return servers[shift:] + servers[:shift]
 
     def _loads(self) -> list[tuple[int, int]]:
-        """Words of a prompt, and how many clients ask at once."""
+        """Pairs of the words of a prompt and the number of clients."""
         return list(product(self._plan.prompt_words, self._plan.concurrencies))
 
     @contextlib.asynccontextmanager
@@ -141,7 +141,7 @@ class Comparison:
         concurrency: int,
         interrupt: Interrupt,
     ) -> None:
-        """One run that counts, after as many discarded ones as the machine's noise asks for."""
+        """Measure one point, repeating runs that were too noisy."""
         plan, client = self._plan, visited.client
         where = {
             "server": visited.name,
@@ -167,7 +167,7 @@ class Comparison:
         self.document["runs"].append(where | {"quiet": quiet} | run)
 
     def _point_seed(self, *which: int) -> int:
-        """The same for every server; different for every other run of the comparison."""
+        """A seed that all servers share and no other run of the comparison has."""
         return random.Random(f"{self._session.seed} {which}").randrange(2**40)
 
 
@@ -192,9 +192,9 @@ async def time_starts(
 
 
 async def _idle_share(pid: int, duration_s: float) -> float:
-    """The share of the machine that a server takes while nobody asks anything of it.
+    """The share of the machine that an idle server takes.
 
-    After a pause of the same length: threads spin for a while after their last work.
+    Measured after a pause of the same length, because threads spin for a while after work.
     """
     await asyncio.sleep(duration_s)
     before = CpuTimes.read([pid])

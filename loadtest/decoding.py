@@ -1,11 +1,11 @@
-"""What decoding features cost: one server or several of one kind, asked for them by turns.
+"""Measures what decoding features cost, on one server or several of one kind.
 
-All servers of a plan run at a time, so that each case is measured shortly before or after the one
-that it is compared with; one of them has work at a time. In each repeat the cases come in another
-order, and those with one task get the same prompts.
+All servers of a plan run at once, so that each case is measured shortly before or after the case it
+is compared with; only one server has work at a time. Each repeat runs the cases in another order,
+and cases with the same task get the same prompts.
 
-What a server has done before is not to decide: each case has a prefix cache to itself, and before
-anything is measured all servers do about as many runs, as steps get faster once they are recorded.
+A server's earlier work must not affect the result. So each case has its own prefix cache, and all
+servers do about equally many runs before the measurement, because recorded steps are faster.
 """
 
 import asyncio
@@ -25,18 +25,18 @@ from loadtest.session import Session
 from loadtest.workload import PlannedRequest, Workload
 
 _WARM_UP = -1
-"""The repeat that is not measured; its further runs count down from here."""
+"""The number of the unmeasured repeat; its further runs count down from here."""
 
 
 class DecodingComparison:
-    """Runs a plan. `document` holds what has been measured so far, at any moment."""
+    """Runs a plan. `document` always holds what has been measured so far."""
 
     def __init__(self, plan: DecodingPlan, session: Session) -> None:
         self._plan = plan
         self._session = session
         self._pids: list[int] = []
         self._clients: dict[str, CompletionClient] = {}
-        """By case."""
+        """The client of each case."""
         self.document: dict[str, Any] = {
             "rung": plan.rung,
             "num_requests": {str(key): value for key, value in plan.num_requests.items()},
@@ -54,7 +54,7 @@ class DecodingComparison:
         }
 
     async def run(self, interrupt: Interrupt) -> None:
-        """Measure everything, saving after every repeat; `partial` stays true when cut short."""
+        """Measure everything, saving after every repeat; `partial` stays true if cut short."""
         with self._session.measuring(self.document):
             async with AsyncExitStack() as stack:
                 for server in self._plan.servers:
@@ -111,7 +111,7 @@ class DecodingComparison:
         is_again = case.task == "again"
         which = f"{case.task} {0 if is_again else repeat} {concurrency}"
         rng = random.Random(f"{self._session.seed} {which}")
-        # Texts that are to come again must have come whole.
+        # Texts that are to be repeated must be complete.
         is_short = repeat <= _WARM_UP and not is_again
         max_tokens = self._plan.warmup_tokens if is_short else self._plan.output_tokens
         requests = [
@@ -126,5 +126,5 @@ def _body(case: DecodingCase) -> dict[str, Any]:
 
 
 def _row(record: RequestRecord) -> dict[str, Any]:
-    """Without the time of each token: there is none where a text comes at its end."""
+    """The record as a row, without times of tokens: some texts arrive all at once."""
     return {key: value for key, value in record.to_row().items() if key != "gaps_ms"}

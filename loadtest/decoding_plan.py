@@ -1,4 +1,4 @@
-"""What is measured of decoding features, as a YAML file: servers, and cases to compare."""
+"""A comparison of decoding features as a YAML file: its servers and cases."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -28,22 +28,22 @@ _SERVER_KEYS = {*_REQUIRED_SERVER_KEYS, "version_command"}
 _CASE_KEYS = {"name", "server", "task", "body", "against"}
 
 NUM_WORDS = 20
-"""Of a story: short, so that prompts take little of the time."""
+"""Words of a story's prompt: few, so that prompts take little of the time."""
 
 TASKS: dict[str, Callable[[int], str]] = {
     "story": partial(story_prompt, num_words=NUM_WORDS),
     "copy": copy_prompt,
     "again": partial(story_prompt, num_words=NUM_WORDS),
 }
-"""From a seed to a prompt. The prompts of `again` are the same in all repeats."""
+"""Makes a prompt from a seed, by task. The prompts of `again` are the same in all repeats."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodingCase:
     """Requests of one kind, sent to one of the servers.
 
-    `body` is merged into every request. Its time is divided by that of the case `against`, which
-    may be None.
+    `body` is merged into every request. Its time is divided by that of the case `against`, if there
+    is one.
     """
 
     name: str
@@ -55,8 +55,10 @@ class DecodingCase:
 
 @dataclass(frozen=True, slots=True)
 class DecodingPlan:
-    """`num_requests` has the requests of a run by the number of clients; `warmup_tokens` is what
-    each writes in the unmeasured round before."""
+    """What to measure.
+
+    `num_requests` are the requests of a run, by the number of clients. Each request of the
+    unmeasured first round writes `warmup_tokens` tokens."""
 
     servers: tuple[ServerCommand, ...]
     cases: tuple[DecodingCase, ...]
@@ -68,7 +70,7 @@ class DecodingPlan:
     rung: str = NATIVE_RUNG
 
     def only(self, names: list[str]) -> "DecodingPlan":
-        """With some of the cases, those that they are compared with, and the servers of both.
+        """A copy with some of the cases, those they are compared with, and the servers of both.
 
         Raises ValueError for a name that the plan does not have.
         """
@@ -81,7 +83,7 @@ class DecodingPlan:
         )
 
     def having(self, *, repeats: int | None = None) -> "DecodingPlan":
-        """With what is given here in place of the file's."""
+        """A copy with the given values in place of the file's."""
         return replace(self, repeats=repeats or self.repeats)
 
 

@@ -1,21 +1,19 @@
-"""The section of the benchmark page on what decoding features cost, from the raw results."""
+"""The table of what decoding features cost, computed from the rows of the requests."""
 
-import json
 from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
-from loadtest.markdown import commands, heading, number, table
+from loadtest.markdown import number, origin, table, versions, with_range
 
 _NOTE = """\
-**ms**: what a client waits per token of its text: the time of a request / {tokens} tokens, prompt
-included; of a run the median over its requests, of the {repeats} repeats the median. **factor**:
-that time over the one of the case that it is compared with, in the same repeat: median (lowest to
-highest). Cases are measured by turns, in another order in each repeat, {counts} requests at
-{clients} clients; one unmeasured round comes first. Tasks: *story*: as in a comparison, with 20
-words, new in each repeat; *copy*: 80 random words twice and the first four once more, which the
-model goes on to copy; *again*: stories whose prompts, and so answers, have come before.
-`ignore_eos` is in every request."""
+**ms**: time of a request / {tokens} tokens, prompt included; the median over the requests of a run,
+then over the {repeats} repeats. **factor**: this time divided by that of the case in the column
+"compared with", in the same repeat. Cases take turns, in another order in each repeat; requests by
+the number of clients: {counts}. An unmeasured round comes first. Tasks: *story*: the prompt of the
+comparisons with 20 words, new in each repeat; *copy*: 80 random words twice and the first four once
+more, which the model continues by copying; *again*: stories whose prompts, and therefore answers,
+were seen before. All requests have `ignore_eos`."""
 
 
 def decoding_section(document: dict[str, Any]) -> str:
@@ -36,19 +34,18 @@ def decoding_section(document: dict[str, Any]) -> str:
     note = _NOTE.format(
         tokens=document["output_tokens"],
         repeats=document["repeats"],
-        counts=" and ".join(map(str, document["num_requests"].values())),
-        clients=" and ".join(document["num_requests"]),
+        counts=", ".join(f"{count} at {n}" for n, count in document["num_requests"].items()),
     )
     parts = [
-        heading(document),
+        origin(document),
         note.replace("\n", " "),
         table([*heads, "failed"], rows, num_text_columns=3),
     ]
-    return "\n\n".join([*parts, _bodies(document), _noise(document), commands(document)])
+    return "\n\n".join([*parts, f"{_noise(document)} {versions(document)}".rstrip()])
 
 
 def _times(runs: list[dict[str, Any]]) -> dict[tuple[str | None, int], dict[int, float]]:
-    """By case and clients, the ms per token of each repeat."""
+    """The ms per token of each repeat, by case and number of clients."""
     found: dict[tuple[str | None, int], dict[int, float]] = {}
     for run in runs:
         good = [row for row in run["requests"] if "error" not in row and "end_ms" in row]
@@ -60,9 +57,7 @@ def _times(runs: list[dict[str, Any]]) -> dict[tuple[str | None, int], dict[int,
 
 def _factor(own: dict[int, float], base: dict[int, float]) -> str:
     factors = [own[repeat] / base[repeat] for repeat in own if repeat in base]
-    if not factors:
-        return "-"
-    return f"{median(factors):.2f} ({min(factors):.2f}-{max(factors):.2f})"
+    return with_range(factors, 2)
 
 
 def _median(values: Iterable[float]) -> float | None:
@@ -74,19 +69,11 @@ def _num_failed(runs: list[dict[str, Any]], case: str) -> int:
     return sum("error" in row for run in runs if run["case"] == case for row in run["requests"])
 
 
-def _bodies(document: dict[str, Any]) -> str:
-    lines = [
-        f"- {case['name']} ({case['server']}): `{json.dumps(case['body'], ensure_ascii=False)}`"
-        for case in document["cases"]
-    ]
-    return "\n".join(["What is sent to which server:", "", *lines])
-
-
 def _noise(document: dict[str, Any]) -> str:
     others = [run["cpu"]["others"] for run in document["runs"]]
     if not others:
         return "Nothing was measured."
     return (
-        f"Others took {median(others):.1%} of the CPU in a run, the median over all, and at most "
-        f"{max(others):.1%}; no run was repeated for it."
+        f"Other processes took {median(others):.1%} of the CPU in the median run and at most "
+        f"{max(others):.1%}; no run was repeated."
     )

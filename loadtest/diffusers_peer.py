@@ -1,9 +1,9 @@
-"""diffusers behind `POST /v1/images/generations`: what the comparison of images runs against.
+"""Serves diffusers at `POST /v1/images/generations`, for the comparison of images.
 
     python -m loadtest.diffusers_peer FOLDER --port 8111 --threads 2 --dtype bfloat16
 
-One request at a time, as a pipeline draws: those that come meanwhile wait in the listen queue. It
-takes the fields that `image_client.py` sends and no others.
+Draws one request at a time, as a pipeline does; others wait in the listen queue. Accepts the fields
+that `image_client.py` sends and no others.
 """
 
 import argparse
@@ -61,7 +61,7 @@ class DiffusersPainter:
 
 
 class PeerServer(HTTPServer):
-    """One request at a time, on the thread that calls `serve_forever`."""
+    """Handles one request at a time, on the thread that calls `serve_forever`."""
 
     request_queue_size = _QUEUE
 
@@ -95,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Silent: a line per request would be part of the latency."""
+        """Do nothing: printing a line per request would add to the latency."""
 
 
 def _error(message: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Drives a workload of texts or images against a client: closed loop or open loop."""
+"""Sends a workload of texts or images through a client, in a closed or an open loop."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ from loadtest.workload import (
 
 
 class Timed(Protocol):
-    """A request that knows when to be sent; see `PlannedRequest`."""
+    """A request with the time to send it; see `PlannedRequest`."""
 
     @property
     def at_s(self) -> float | None: ...
@@ -33,7 +33,7 @@ Record = TypeVar("Record")
 
 
 class Requests(Protocol[PlannedCo]):
-    """A workload, as far as driving it goes; see `Workload`."""
+    """The part of a workload that driving needs; see `Workload`."""
 
     @property
     def requests(self) -> Sequence[PlannedCo]: ...
@@ -43,7 +43,7 @@ class Requests(Protocol[PlannedCo]):
 
 
 class Client(Protocol[PlannedContra, Record]):
-    """What is driven; see `CompletionClient`."""
+    """Sends requests; see `CompletionClient`."""
 
     def encode(self, planned: PlannedContra) -> bytes: ...
 
@@ -54,7 +54,7 @@ class Client(Protocol[PlannedContra, Record]):
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[Record]):
-    """Everything that was sent, in the order it was planned; `interrupted` when some was not."""
+    """The records of all sent requests, in planned order; `interrupted` if some were not sent."""
 
     records: list[Record]
     wall_s: float
@@ -111,7 +111,7 @@ async def _closed_loop(
     concurrency: int,
     send: Callable[[_Job[Planned, Record]], Coroutine[Any, Any, None]],
 ) -> None:
-    """All clients start together; each takes the next request when its last one has ended."""
+    """Start all clients together; each sends its next request when its last one has ended."""
 
     async def client_loop(remaining: Iterator[_Job[Planned, Record]]) -> None:
         for job in remaining:
@@ -128,7 +128,7 @@ async def _open_loop(
     started: float,
     send: Callable[[_Job[Planned, Record]], Coroutine[Any, Any, None]],
 ) -> None:
-    """Every request at its own time, however many are still unanswered."""
+    """Send every request at its own time, however many are still unanswered."""
     async with asyncio.TaskGroup() as group:
         for job in jobs:
             assert job.planned.at_s is not None
@@ -145,9 +145,9 @@ async def warm_up(
     num_words: int = PEERS_NUM_WORDS,
     output_tokens: int = PEERS_OUTPUT_TOKENS,
 ) -> None:
-    """A few unmeasured requests, by default of the standard workload.
+    """Send a few unmeasured requests, by default of the standard workload.
 
-    Raises RuntimeError with the server's own words when one fails: nothing worth measuring follows.
+    Raises RuntimeError with the server's own message if one fails.
     """
     prompts = [story_prompt(seed + WARMUP_STRIDE * (i + 1), num_words) for i in range(num_requests)]
     requests = [PlannedRequest(i, prompt, output_tokens) for i, prompt in enumerate(prompts)]
@@ -158,7 +158,7 @@ async def warm_up(
 
 
 async def probe_tokens(client: CompletionClient, seed: int) -> TokenEstimate:
-    """Ask the server what prompts of 20 and 120 words cost.
+    """Ask the server how many tokens prompts of 20 and 120 words have.
 
     Raises RuntimeError when a probe fails, ValueError when the server reports no usage.
     """

@@ -1,7 +1,7 @@
-"""One HTTP/1.1 POST over asyncio, cheap enough to share two cores with the server under test.
+"""Sends one HTTP/1.1 POST over asyncio, so cheaply that the server under test can share the cores.
 
-Owns connections and response framing (httptools does the parsing). Knows nothing of JSON or of
-server-sent events: the body goes to a callback, piece by piece, with the time it arrived.
+Owns connections and response framing (httptools does the parsing). Does not interpret bodies: they
+go to a callback, piece by piece, with the time of arrival.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ class ExchangeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where to connect, from a base URL such as `http://127.0.0.1:8000/v1`."""
+    """The address of a server, from a base URL such as `http://127.0.0.1:8000/v1`."""
 
     host: str
     port: int
@@ -51,7 +51,7 @@ class Origin:
 
 
 class Connection(asyncio.Protocol):
-    """One connection; one request at a time.
+    """A connection that sends one request at a time.
 
     Also the callback object of its httptools parser (the `on_*` methods without a time).
     """
@@ -146,7 +146,7 @@ class Connector:
         self._tls = ssl.create_default_context() if origin.tls else None
 
     async def send(self, request: bytes, on_body: OnBody) -> int:
-        """One exchange on a new connection, or on an idle one when they are kept.
+        """Send a request and read the answer, on a new connection or an idle one that was kept.
 
         Raises ExchangeError; never repeats a request by itself, so that failures are seen.
         """
@@ -187,6 +187,6 @@ class Connector:
             ssl=self._tls,
             server_hostname=self.origin.host if self._tls else None,
         )
-        # The name is looked up once: a lookup runs in a thread and would be part of the latency.
+        # The name is looked up only once, because a lookup would add to the latency.
         self._address = transport.get_extra_info("peername")[0]
         return connection

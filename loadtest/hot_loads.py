@@ -1,4 +1,4 @@
-"""Adapters loaded while texts stream: how long a load takes, and what the streams notice."""
+"""Loads adapters while texts stream, and measures the loads and the gaps in the streams."""
 
 import asyncio
 import json
@@ -27,13 +27,15 @@ _PLAN_KEYS |= {"max_tokens", "lead_s", "pause_s"}
 _SERVER_KEYS = {"name", "command", "url", "model", "version_command"}
 _REQUIRED_KEYS = {"server", "folder", "adapters"}
 _BEFORE_S = 0.5
-"""Of the time before the first load that is looked at: prompts were being read before that."""
+"""Seconds before the first load that count: prompts were being read before that."""
 _HEADERS = {"Content-Type": "application/json", "Connection": "close"}
 
 
 @dataclass(frozen=True, slots=True)
 class HotLoadPlan:
-    """Once `clients` texts of the base, of `max_tokens` at most, have streamed for `lead_s`,
+    """What to measure.
+
+    Once `clients` texts of the base model, of at most `max_tokens`, have streamed for `lead_s`,
     adapters `folder`/name are loaded one by one, `pause_s` apart. Then all of them are unloaded."""
 
     server: ServerCommand
@@ -48,7 +50,7 @@ class HotLoadPlan:
     pause_s: float = 0.3
 
     def having(self, *, repeats: int | None = None) -> "HotLoadPlan":
-        """With what is given here in place of the file's."""
+        """A copy with the given values in place of the file's."""
         return replace(self, repeats=repeats or self.repeats)
 
 
@@ -83,7 +85,7 @@ async def measure_hot_loads(
     interrupt: Interrupt,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """One entry per repeat and number of clients.
+    """Run the plan; returns one entry per repeat and number of clients.
 
     Raises RuntimeError when an adapter is refused or a stream ends too early, CancelledError after
     an interrupt.
@@ -105,7 +107,7 @@ async def measure_hot_loads(
 
 async def _run(plan: HotLoadPlan, clients: int, rng: random.Random) -> dict[str, Any]:
     client = CompletionClient(Target(plan.server.url, plan.server.model))
-    # What a server does at its first texts, such as recording steps, is no load's fault.
+    # Work that a server does for its first texts, such as recording steps, must not count.
     await warm_up(client, 2 * clients, clients, rng.randrange(2**40))
     started = time.perf_counter()
     orders = _Orders(plan.server.url, started)
@@ -117,7 +119,7 @@ async def _run(plan: HotLoadPlan, clients: int, rng: random.Random) -> dict[str,
         tasks.append(asyncio.create_task(sending))
     try:
         loads = []
-        await asyncio.sleep(plan.lead_s)  # by then all prompts have been read
+        await asyncio.sleep(plan.lead_s)  # all prompts have been read by then
         for name in plan.adapters:
             path = f"{plan.folder}/{name}"
             loads.append(await orders.post("load", {"lora_name": name, "lora_path": path}))
@@ -136,14 +138,17 @@ async def _run(plan: HotLoadPlan, clients: int, rng: random.Random) -> dict[str,
 
 
 class _Orders:
-    """A client of vLLM's two routes."""
+    """A client of vLLM's two routes for loading and unloading adapters."""
 
     def __init__(self, url: str, started: float) -> None:
         self._connector = Connector(Origin.parse(url))
         self._started = started
 
     async def post(self, verb: str, body: dict[str, str]) -> dict[str, Any]:
-        """When it was sent and answered, in seconds. Raises RuntimeError when it is refused."""
+        """Send an order. Returns when it was sent and answered, in seconds.
+
+        Raises RuntimeError if it is refused.
+        """
         answer = bytearray()
         path = f"/{verb}_lora_adapter"
         request = self._connector.origin.request("POST", path, _HEADERS, json.dumps(body).encode())
@@ -158,15 +163,15 @@ class _Orders:
 
 @dataclass(frozen=True, slots=True)
 class Gaps:
-    """Between neighbouring texts of a stream, in milliseconds, of all streams of a run."""
+    """Gaps between neighbouring chunks of a stream, in ms, over all streams of a run."""
 
     during: list[float]
-    """Those that a load shares time with."""
+    """Gaps that overlap a load."""
     others: list[float]
 
     @classmethod
     def of(cls, run: dict[str, Any]) -> "Gaps":
-        """From the rows."""
+        """The gaps of a run, computed from its rows."""
         windows = [(load["begin_s"], load["end_s"]) for load in run["loads"]]
         found = cls([], [])
         for record in map(RequestRecord.from_row, run["requests"]):

@@ -1,4 +1,4 @@
-"""A client of `/images/generations` that times an answer and looks whether it is the picture."""
+"""A client of `/images/generations` that times answers and checks the pictures."""
 
 import base64
 import binascii
@@ -22,7 +22,7 @@ _PNG_SIZE = struct.Struct(">II")
 
 @dataclass(frozen=True, slots=True)
 class ImageTarget:
-    """The server under test. Requests ask for `models` in turn, or, without any, for `model`."""
+    """The server under test. Requests name `models` in turn, or `model` if none."""
 
     url: str
     model: str
@@ -45,7 +45,7 @@ class ImageTarget:
 
 
 class ImageClient:
-    """Sends planned pictures to one target, each on a connection of its own."""
+    """Sends planned requests to one target, each on a connection of its own."""
 
     def __init__(self, target: ImageTarget) -> None:
         self.target = target
@@ -53,7 +53,7 @@ class ImageClient:
         self._headers = {"Content-Type": "application/json", "Connection": "close"}
 
     def encode(self, planned: PlannedImage) -> bytes:
-        """The bytes that `send` will write; made ahead of a run to keep it cheap."""
+        """The bytes that `send` will write, encoded before the run to keep the run cheap."""
         body = json.dumps(self.target.body(planned)).encode()
         return self._connector.origin.request("POST", PATH, self._headers, body)
 
@@ -74,7 +74,7 @@ class ImageClient:
 
 
 class _Answer:
-    """Collects one answer; the picture is looked at once it is whole."""
+    """Collects one answer; the picture is checked once it is complete."""
 
     def __init__(self, record: ImageRecord) -> None:
         self._record = record
@@ -86,7 +86,7 @@ class _Answer:
             self._body += piece
 
     def problem(self, status: int) -> str | None:
-        """Why a complete HTTP answer is not the picture that was asked for; None when it is."""
+        """Why a complete HTTP answer is not the picture that was asked for, or None if it is."""
         body = bytes(self._body)
         if status != 200:
             return f"HTTP {status}: {error_text(body)}"

@@ -1,7 +1,7 @@
-"""Several image servers, one machine: the variants tried, then all measured in turn.
+"""Compares image servers on one machine: tries their variants, then measures all in turn.
 
-As for text (`compare.py`) one server runs at a time, the order is rotated from repeat to repeat,
-and all of them get the same prompts, seeds and steps in the same repeat.
+As for text (`compare.py`), one server runs at a time, the order is rotated from repeat to repeat,
+and all servers get the same prompts, seeds and steps in the same repeat.
 """
 
 import random
@@ -17,7 +17,7 @@ from loadtest.session import Session
 
 
 class ImageComparison:
-    """Runs a plan. `document` holds what has been measured so far, at any moment."""
+    """Runs a plan. `document` always holds what has been measured so far."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class ImageComparison:
         }
 
     async def run(self, interrupt: Interrupt) -> None:
-        """Measure everything, saving after every server; `partial` stays true when cut short."""
+        """Measure everything, saving after every server; `partial` stays true if cut short."""
         servers = self._plan.servers
         with self._session.measuring(self.document):
             for server in servers:
@@ -56,7 +56,7 @@ class ImageComparison:
                     self._session.save(self.document)
 
     async def _choose(self, server: ImageServer, interrupt: Interrupt) -> None:
-        """A short run of every variant in every scenario; the fastest is the one compared."""
+        """Choose the fastest variant for each scenario by a short run of every variant."""
         scenarios = self._plan.scenarios_of(server)
         for scenario in scenarios:
             like = (server.same_variant_as or "", scenario.name)
@@ -76,7 +76,7 @@ class ImageComparison:
             self._chosen[server.name, name] = max(rate_of, key=rate_of.__getitem__)
 
     async def _visit(self, server: ImageServer, repeat: int, interrupt: Interrupt) -> None:
-        """All scenarios of a server, one launch for those that run the same variant."""
+        """Run all scenarios of a server, with one launch for those with the same variant."""
         for variant in server.variants:
             scenarios = [
                 scenario
@@ -116,7 +116,7 @@ class ImageComparison:
     async def _quiet_run(
         self, running: Running, scenario: ImageScenario, round_name: str
     ) -> dict[str, Any]:
-        """One run that counts, after as many discarded ones as the machine's noise asks for."""
+        """Measure one scenario, repeating runs that were too noisy."""
         for attempt in range(self._noise.max_attempts):
             seed = self._run_seed(scenario, round_name, attempt)
             run = await measure_scenario(running, scenario, seed)
@@ -132,6 +132,6 @@ class ImageComparison:
         return {"quiet": quiet} | run
 
     def _run_seed(self, scenario: ImageScenario, round_name: str, attempt: int) -> int:
-        """The same for every server; different for every other run of the comparison."""
+        """A seed that all servers share and no other run of the comparison has."""
         key = f"{self._session.seed} {scenario.name} {round_name} {attempt}"
         return random.Random(key).randrange(2**40)

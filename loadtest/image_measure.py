@@ -1,6 +1,6 @@
-"""The three kinds of measured runs on an image server that is up, as result documents.
+"""The three kinds of measured runs on a running image server, as result documents.
 
-Each gives phases: a phase is one drive of one workload with the machine watched meanwhile.
+Each consists of phases: in a phase one workload is sent while the machine is watched.
 """
 
 import asyncio
@@ -29,12 +29,12 @@ from loadtest.workload import WARMUP_STRIDE, peers_workload
 
 _WARMUP_STEPS = StepRange(4, 4)
 _PROBE_STEPS = StepRange(2, 2)
-_BACKGROUND_IMAGES = 2000  # more than any server draws while the text is measured
+_BACKGROUND_IMAGES = 2000  # more than any server can draw while text is measured
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that is up. `pid` is the root of its processes."""
+    """A running server. `pid` is the root of its processes."""
 
     server: ServerCommand
     pid: int
@@ -47,7 +47,7 @@ class Running:
 
 
 def image_probe(server: ServerCommand, settings: ImageSettings) -> Probe:
-    """One picture of two steps."""
+    """A probe that asks for one picture of two steps."""
     client = ImageClient(ImageTarget(server.url, server.model))
     probing = ImageSettings(settings.size, _PROBE_STEPS, settings.guidance)
     (planned,) = closed_images(probing, 1, 1, seed=0).requests
@@ -62,7 +62,7 @@ def image_probe(server: ServerCommand, settings: ImageSettings) -> Probe:
 
 
 async def measure_scenario(running: Running, scenario: ImageScenario, seed: int) -> dict[str, Any]:
-    """Warm up, then measure: `{"phases": {name: phase}}`.
+    """Warm up, then measure; returns `{"phases": {name: phase}}`.
 
     Raises RuntimeError when a warm-up request fails and CancelledError after an interrupt.
     """
@@ -77,13 +77,13 @@ async def measure_scenario(running: Running, scenario: ImageScenario, seed: int)
 
 
 def worst_cpu(run: dict[str, Any]) -> dict[str, float]:
-    """The machine's load in the phase that others disturbed most."""
+    """The machine's load in the phase that other processes disturbed most."""
     loads: list[dict[str, float]] = [phase["cpu"] for phase in run["phases"].values()]
     return max(loads, key=lambda cpu: cpu["others"])
 
 
 async def _warm_up(running: Running, scenario: ImageScenario, seed: int) -> None:
-    """At the concurrency that follows, so that no size of a batch is met for the first time."""
+    """Warm up at the scenario's concurrency, so that no batch size is new to the server."""
     if not scenario.warmup:
         return
     settings = ImageSettings(scenario.settings.size, _WARMUP_STEPS, scenario.settings.guidance)
@@ -152,7 +152,7 @@ async def _text_phase(
 
 @dataclass(slots=True)
 class _Meanwhile:
-    """The pictures that ended, in the order they did, each with `time.perf_counter()` then."""
+    """The finished pictures in the order of their ends, each with its `time.perf_counter()`."""
 
     ended: list[tuple[float, ImageRecord]] = field(default_factory=list)
 
@@ -160,13 +160,13 @@ class _Meanwhile:
         self.ended.append((time.perf_counter(), record))
 
     def check(self) -> None:
-        """Raises RuntimeError when a picture has failed: the load was not what it should be."""
+        """Raises RuntimeError if a picture failed, because the load was then too low."""
         for _, record in self.ended:
             if record.error is not None:
                 raise RuntimeError(f"a picture beside the text failed: {record.error}")
 
     def to_json(self, began: float, ended: float) -> dict[str, Any]:
-        """Those that ended between the two times."""
+        """The pictures that ended between the two times, as JSON."""
         records = [record for at, record in self.ended if began <= at <= ended]
         return {
             "summary": summarise_images(records, ended - began, len(records)),
@@ -178,7 +178,7 @@ class _Meanwhile:
 async def _images_meanwhile(
     running: Running, scenario: ImageScenario, seed: int
 ) -> AsyncIterator[_Meanwhile]:
-    """Clients ask for pictures until the block ends; what is in flight then is given up."""
+    """Keep clients asking for pictures until the block ends, then cancel what is in flight."""
     meanwhile = _Meanwhile()
     workload = closed_images(scenario.settings, scenario.clients, _BACKGROUND_IMAGES, seed)
     task = asyncio.create_task(_drive_all(running.client, workload, meanwhile))

@@ -1,4 +1,4 @@
-"""A comparison of image servers as a YAML file: which servers, in which scenarios, how often."""
+"""A comparison of image servers as a YAML file: its servers, scenarios and repeats."""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -26,7 +26,7 @@ _SERVER_KEYS = {
 _REQUIRED_SERVER_KEYS = {"name", "command", "url", "model"}
 
 VARIANT = "VARIANT"
-"""The environment variable that tells a server's command which of its variants to run."""
+"""The environment variable that tells a server's command which variant to run."""
 
 
 class ScenarioKind(StrEnum):
@@ -37,15 +37,15 @@ class ScenarioKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ImageScenario:
-    """What is measured on each of `servers`; the first one is compared with the others.
+    """A measurement of `servers`; the first one is compared with the others.
 
     images: `clients` keep one request each in flight until `num_requests` are done.
-    behind: one request alone, `num_requests` times; then as often behind `num_long` requests of
-        `long_steps` that were sent `delay_s` earlier.
+    behind: one request alone, `num_requests` times; then equally often after `num_long` requests
+        of `long_steps` that were sent `delay_s` earlier.
     text: `num_requests` completions by `text_model`, one at a time; then the same beside `clients`
-        that ask for pictures all the while.
+        that keep asking for pictures.
 
-    `warmup` pictures come first, unmeasured. `trial_requests` decide between a server's variants.
+    `warmup` unmeasured pictures come first. `trial_requests` choose between a server's variants.
     """
 
     name: str
@@ -63,7 +63,7 @@ class ImageScenario:
     lead_s: float = 2.0
 
     def as_trial(self) -> "ImageScenario":
-        """The short run that tells variants of a server apart."""
+        """The short run that chooses between the variants of a server."""
         return replace(self, num_requests=self.trial_requests)
 
     def to_json(self) -> dict[str, Any]:
@@ -93,9 +93,9 @@ _REQUIRED_KEYS = {"name", "kind", "servers", "size", "steps", "num_requests"}
 
 @dataclass(frozen=True, slots=True)
 class ImageServer:
-    """A server, and the variants of it (values of `$VARIANT`) of which the fastest is compared.
+    """A server and its variants (values of `$VARIANT`), of which the fastest is compared.
 
-    With `same_variant_as`, the one that is chosen for that server, which comes before it.
+    With `same_variant_as`, it runs the variant that was chosen for that earlier server.
     """
 
     command: ServerCommand
@@ -118,13 +118,13 @@ class ImagePlan:
     repeats: int
     label: str
     rung: str = NATIVE_RUNG
-    """The instructions that all servers are held to; `NATIVE_RUNG` holds none."""
+    """The instructions that all servers are restricted to; `NATIVE_RUNG` is no restriction."""
 
     def scenarios_of(self, server: ImageServer) -> list[ImageScenario]:
         return [scenario for scenario in self.scenarios if server.name in scenario.servers]
 
     def only(self, servers: list[str], scenarios: list[str]) -> "ImagePlan":
-        """With some servers and some scenarios (all when empty) and what is left of both.
+        """A copy with these servers and scenarios (all if empty), as far as they belong together.
 
         A server whose `same_variant_as` is left out chooses for itself.
 
@@ -154,11 +154,11 @@ class ImagePlan:
         )
 
     def having(self, *, repeats: int | None = None) -> "ImagePlan":
-        """With what is given here in place of the file's."""
+        """A copy with the given values in place of the file's."""
         return replace(self, repeats=repeats or self.repeats)
 
     def quick(self) -> "ImagePlan":
-        """The same in tiny: it shows that everything works, and its numbers mean nothing."""
+        """A tiny copy that shows that everything works; its numbers mean nothing."""
         few = StepRange(4, 4)
         scenarios = tuple(
             replace(
@@ -219,7 +219,7 @@ def _server(entry: Any, variables: dict[str, str], earlier: tuple[ImageServer, .
 
 
 def _check_variants(plan: ImagePlan) -> None:
-    """Only the images scenario has one number by which the fastest variant can be told."""
+    """Raises ValueError for a server with variants in a scenario that cannot tell the fastest."""
     for server in plan.servers:
         kinds = {scenario.kind for scenario in plan.scenarios_of(server)}
         if len(server.variants) > 1 and kinds - {ScenarioKind.IMAGES}:

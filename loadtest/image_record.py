@@ -1,4 +1,4 @@
-"""What happened to one image request, the row it becomes, and the summary of many."""
+"""The record of one image request, its row in a result file, and the summary of many."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class ImageRecord:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "ImageRecord":
-        """The inverse of `to_row`, to the precision of its rounding; without the status."""
+        """The inverse of `to_row`, up to its rounding and without the status."""
         return cls(
             index=row["i"],
             size=row["size"],
@@ -67,8 +67,8 @@ def summarise_images(
 ) -> dict[str, Any]:
     """The numbers of a run, as they are stored.
 
-    Rates and latencies are those of the pictures that came; the others are counted, and their time
-    is in `wall_s`, so failures never flatter a rate.
+    Rates and latencies are those of the pictures that arrived. Failures are counted, and their time
+    is part of `wall_s`, so they never improve a rate.
     """
     succeeded = [record for record in records if record.error is None]
     megapixel_steps = sum(record.megapixel_steps for record in succeeded)

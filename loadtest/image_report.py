@@ -1,26 +1,27 @@
-"""The section of an image comparison on the benchmark page, computed from the requests' rows."""
+"""The tables of an image comparison, computed from the rows of its requests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import median
 from typing import Any
 
 from loadtest.image_record import ImageRecord, summarise_images
-from loadtest.markdown import commands, heading, noise_note, number, ratio, table
+from loadtest.markdown import noise_note, number, origin, ratio, table, versions, with_range
 from loadtest.metrics import summarise
 from loadtest.record import RequestRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One server in one scenario: its repeats."""
+    """The repeats of one server in one scenario."""
 
     server: str
     runs: tuple[dict[str, Any], ...]
 
     @property
     def label(self) -> str:
-        """With a mark when a run never got quiet."""
+        """The server's name, with a mark if a run never got quiet."""
         return self.server if all(run["quiet"] for run in self.runs) else f"{self.server} †"
 
     def values(self, value: "Value") -> list[float]:
@@ -30,31 +31,25 @@ class Point:
         values = self.values(value)
         return median(values) if values else None
 
-    def with_range(self, value: "Value", digits: int = 2) -> str:
-        values = self.values(value)
-        if not values:
-            return "-"
-        low, high = (number(v, digits) for v in (min(values), max(values)))
-        return f"{number(median(values), digits)} ({low}-{high})"
-
 
 Value = Callable[[dict[str, Any]], float | None]
 
 
 def images_section(document: dict[str, Any]) -> str:
-    """All scenarios of a comparison."""
-    parts = [heading(document)]
+    """The tables of all scenarios."""
+    parts = [origin(document)]
     for scenario in document["scenarios"]:
         points = _points(document, scenario)
         if points:
-            parts += [f"### {scenario['name']}", *_KINDS[scenario["kind"]](document, points)]
+            text, *rest = _KINDS[scenario["kind"]](document, points)
+            parts += [f"**{scenario['name']}**: {text}", *rest]
     cpus = [phase["cpu"] for run in document["runs"] for phase in run["phases"].values()]
-    parts += [noise_note(document, cpus), commands(document)]
-    return "\n\n".join(parts)
+    note = f"{noise_note(document, cpus)} {versions(document)}".rstrip()
+    return "\n\n".join([*parts, note])
 
 
 def _points(document: dict[str, Any], scenario: dict[str, Any]) -> list[Point]:
-    """In the order of the scenario's servers; without those that nobody measured."""
+    """The measured servers, in the order of the scenario."""
     found = []
     for server in scenario["servers"]:
         runs = tuple(
@@ -101,7 +96,7 @@ def _images_parts(document: dict[str, Any], points: list[Point]) -> list[str]:
         [
             point.label,
             _variants(point),
-            point.with_range(images_rate),
+            with_range(point.values(images_rate), 2),
             " / ".join(number(point.median_of(latency(q)), 0) for q in ("p50", "p90", "p99")),
             number(point.median_of(megapixel_steps_rate), 2),
             number(point.median_of(_peak_memory), 0),
@@ -118,35 +113,27 @@ def _images_parts(document: dict[str, Any], points: list[Point]) -> list[str]:
         table(heads, rows, num_text_columns=2),
     ]
     if len(points) > 1:
-        parts += ["Row over column (medians; above 1 is more):", _ratios(points)]
+        parts.append(_ratios(points))
     return parts + _trials(document, scenario)
 
 
 def _ratios(points: list[Point]) -> str:
-    """Each server over those after it, so that gains which multiply show apart."""
+    """Each server's medians divided by those of each server after it."""
     rows = []
-    for i, ours in enumerate(points[:-1]):
-        cells = [ours.server]
-        for value in (images_rate, latency("p50")):
-            for j, theirs in enumerate(points[1:], start=1):
-                known = ratio(ours.median_of(value), theirs.median_of(value))
-                cells.append(known if j > i else "")
-        rows.append(cells)
-    names = [point.server for point in points[1:]]
-    heads = [f"{what}: {name}" for what in ("images/s", "latency p50") for name in names]
-    return table(["", *heads], rows, num_text_columns=1)
+    for ours, theirs in combinations(points, 2):
+        values = (images_rate, latency("p50"))
+        ratios = [ratio(ours.median_of(value), theirs.median_of(value)) for value in values]
+        rows.append([f"{ours.server} / {theirs.server}", *ratios])
+    return table(["ratio of medians", "images/s", "latency p50"], rows, num_text_columns=1)
 
 
 def _trials(document: dict[str, Any], scenario: dict[str, Any]) -> list[str]:
-    rows = [
-        [trial["server"], f"`{trial['variant']}`", number(images_rate(trial), 2)]
+    tried = [
+        f"{trial['server']} `{trial['variant']}` {number(images_rate(trial), 2)}"
         for trial in document["trials"]
         if trial["scenario"] == scenario["name"]
     ]
-    if not rows:
-        return []
-    heads = ["server", "variant", "images/s"]
-    return ["All variants, in one short run each:", table(heads, rows, num_text_columns=2)]
+    return [f"Images/s of all variants in one short run each: {', '.join(tried)}."] if tried else []
 
 
 def solo_ms(run: dict[str, Any]) -> float | None:
@@ -181,13 +168,13 @@ def behind_ratio(run: dict[str, Any]) -> float | None:
 
 
 def worst_behind_ratio(run: dict[str, Any]) -> float | None:
-    """The longest of the waits over the median time alone."""
+    """The longest latency behind long requests, divided by the median latency alone."""
     solo, latencies = solo_ms(run), _behind_latencies(run)
     return max(latencies) / solo if solo and latencies else None
 
 
 def least_still_running(run: dict[str, Any]) -> float | None:
-    """How many long requests ended after the short one, in the round with the fewest."""
+    """The number of long requests that ended after the short one, in the round with the fewest."""
     counts = []
     for records in _behind_rows(run):
         ends = {True: [0.0], False: [0.0]}
@@ -202,9 +189,9 @@ def _behind_parts(document: dict[str, Any], points: list[Point]) -> list[str]:
     rows = [
         [
             point.label,
-            point.with_range(solo_ms, 0),
-            point.with_range(behind_ms, 0),
-            point.with_range(behind_ratio),
+            with_range(point.values(solo_ms), 0),
+            with_range(point.values(behind_ms), 0),
+            with_range(point.values(behind_ratio), 2),
             number(max(point.values(worst_behind_ratio), default=None), 2),
             number(min(point.values(least_still_running), default=None), 0),
             _failures(point),
@@ -214,9 +201,9 @@ def _behind_parts(document: dict[str, Any], points: list[Point]) -> list[str]:
     heads = ["server", "solo ms (range)", "behind ms (range)", "behind / solo (range)"]
     heads += ["worst", "still running", "failed"]
     text = (
-        f"{_settings(scenario)}; behind {scenario['num_long']} requests of "
-        f"{scenario['long_steps']} steps, {scenario['delay_s'] * 1000:.0f} ms after them; "
-        f"{scenario['num_requests']} times each."
+        f"{_settings(scenario)}; sent {scenario['delay_s'] * 1000:.0f} ms after "
+        f"{scenario['num_long']} requests of {scenario['long_steps']} steps, "
+        f"{scenario['num_requests']} times."
     )
     return [text, table(heads, rows, num_text_columns=1)]
 
@@ -249,7 +236,7 @@ def _text_parts(document: dict[str, Any], points: list[Point]) -> list[str]:
             cells.append(number(point.median_of(_text_latency(phase, "ttft_ms", "p50"))))
         for phase in ("alone", "beside"):
             cells.append(number(point.median_of(_text_rate(phase))))
-        cells += [point.with_range(images_beside), _failures(point)]
+        cells += [with_range(point.values(images_beside), 2), _failures(point)]
         rows.append(cells)
     heads = ["server", "ITL ms p50 / p99 alone", "beside images", "TTFT ms p50 alone"]
     heads += ["beside images", "out tok/s alone", "beside images", "images/s (range)", "failed"]

@@ -1,10 +1,10 @@
-"""What a person reads of an image run while a comparison goes on."""
+"""The lines that describe an image run while a comparison goes on."""
 
 from typing import Any
 
 
 def phase_lines(run: dict[str, Any]) -> list[str]:
-    """One line per phase."""
+    """One line for each phase of a run."""
     return [f"{name}, {_line(phase)}" for name, phase in run["phases"].items()]
 
 

@@ -1,4 +1,4 @@
-"""Image workloads: which pictures are asked for, with how many steps. Made before the run."""
+"""Image workloads: the pictures to ask for and their steps. Made before the run."""
 
 import random
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ _SEEDS = 2**31
 
 @dataclass(frozen=True, slots=True)
 class ImageSettings:
-    """What the pictures of a workload share. `size` is the side in pixels."""
+    """The settings that all pictures of a workload share. `size` is the side in pixels."""
 
     size: int
     steps: StepRange
@@ -32,9 +32,9 @@ class ImageSettings:
 
 @dataclass(frozen=True, slots=True)
 class PlannedImage:
-    """One picture. `at_s` is the arrival after the start, None in a closed loop.
+    """A picture to ask for. `at_s` is its time after the start, None in a closed loop.
 
-    `role` tells apart the requests of a workload that are not alike.
+    `role` distinguishes the kinds of requests of a workload.
     """
 
     index: int
@@ -49,9 +49,9 @@ class PlannedImage:
 
 @dataclass(frozen=True, slots=True)
 class ImageWorkload:
-    """Pictures and how they are asked for: by `concurrency` clients, or (None) at their times.
+    """Pictures to be asked for by `concurrency` clients or, if that is None, at their own times.
 
-    `parameters` are all that is needed to make the same workload again.
+    `parameters` are enough to make the same workload again.
     """
 
     name: str
@@ -61,7 +61,7 @@ class ImageWorkload:
 
 
 def scene_prompt(rng: random.Random) -> str:
-    """A caption of two coloured shapes, at most 75 tokens even if every letter were one."""
+    """A caption of two coloured shapes, at most 75 tokens even if every letter is a token."""
     first, second = (
         f"a {rng.choice(SIZES)}{colour} {shape}"
         for colour, shape in zip(rng.sample(COLOURS, 2), rng.sample(SHAPES, 2), strict=True)
@@ -72,7 +72,7 @@ def scene_prompt(rng: random.Random) -> str:
 def closed_images(
     settings: ImageSettings, concurrency: int, num_requests: int, seed: int
 ) -> ImageWorkload:
-    """`concurrency` clients, each asking for its next picture when it has the last one.
+    """A workload of `concurrency` clients that ask for the next picture when they have the last.
 
     The step counts are spread evenly over the range and then shuffled, so that every run has the
     same amount of work whatever its seed.
@@ -86,7 +86,7 @@ def closed_images(
 
 
 def spread(steps: StepRange, count: int) -> list[int]:
-    """`count` step counts at equal distances over the range; the middle of it for one."""
+    """`count` step counts spread evenly over the range; its middle if there is only one."""
     if count == 1:
         return [(steps.low + steps.high) // 2]
     span = steps.high - steps.low

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the innermost interruptible work is cancelled, its results are kept."""
+"""Ctrl-C and SIGTERM cancel the innermost interruptible work and keep its results."""
 
 import asyncio
 import contextlib
@@ -13,8 +13,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupt:
     """Inside `async with`, a signal cancels the innermost `run`, or else the surrounding task.
 
-    So a measurement ends early with what it has, and everything else unwinds (stopping servers on
-    its way) as for any cancellation.
+    A measurement then ends early with the results so far, and everything else unwinds (which stops
+    the servers) as for any cancellation.
     """
 
     def __init__(self) -> None:
@@ -42,13 +42,13 @@ class Interrupt:
                 asyncio.get_running_loop().remove_signal_handler(number)
 
     def fire(self) -> None:
-        """What a signal does. A second one does nothing: stopping servers takes its time."""
+        """Handle a signal. A second one does nothing, because stopping servers takes time."""
         if self._tasks and not self.requested:
             self._tasks[-1].cancel()
         self.requested = True
 
     async def run(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Await `work`; true when a signal ended it early."""
+        """Await `work`. Returns true if a signal ended it early."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.append(task)
         try:

@@ -23,12 +23,12 @@ _LOG_TAIL_CHARS = 2000
 
 @dataclass(frozen=True, slots=True)
 class ServerCommand:
-    """How to start one server. `command` and `version_command` are given to `/bin/sh -c`.
+    """A server's start. `command` and `version_command` are given to `/bin/sh -c`.
 
     `variables` are added to their environment, so the commands can be kept, and stored with
     results, without the paths of one machine. Servers are compared with others of their `groups`.
-    `extra_body` is merged into every request that is measured. These ask for `models` in turn, such
-    as adapters of `model`, or, without any, for `model`.
+    `extra_body` is merged into every measured request. Requests name `models` in turn, such as
+    adapters of `model`, or `model` if there are none.
     """
 
     name: str
@@ -42,12 +42,12 @@ class ServerCommand:
     extra_body: dict[str, Any] = field(default_factory=dict)
 
     def log_path(self, folder: Path) -> Path:
-        """Where its output goes within `folder`."""
+        """The file in `folder` for the server's output."""
         return folder / f"{self.name.replace('/', '-').replace(' ', '-')}.log"
 
 
 Probe: TypeAlias = Callable[[], Awaitable[TimedRecord]]
-"""Sends the smallest request there is and returns what became of it."""
+"""Sends the smallest possible request and returns its record."""
 
 
 @dataclass(slots=True)
@@ -116,7 +116,7 @@ async def launched(
 
 
 async def described(server: ServerCommand) -> dict[str, Any]:
-    """A server as results store it: its command with variables, never their values.
+    """A server as results store it: its command with the names of variables, not their values.
 
     Raises RuntimeError when its version command fails.
     """
@@ -155,7 +155,7 @@ async def version_of(server: ServerCommand) -> str | None:
 
 
 def text_probe(server: ServerCommand, model: str | None = None) -> Probe:
-    """A completion of one token by `model`, by default the server's."""
+    """A probe that asks for one token of `model`, by default the server's."""
     client = CompletionClient(Target(server.url, model or server.model))
     request = client.encode(PlannedRequest(0, story_prompt(0, 1), 1))
 

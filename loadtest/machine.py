@@ -1,4 +1,4 @@
-"""Facts about the machine and the checkout that a result needs to be believed."""
+"""Facts about the machine and the checkout that belong to a result."""
 
 import os
 import platform
@@ -63,7 +63,7 @@ def _now() -> str:
 
 
 def provenance(label: str, module: str = "loadtest") -> dict[str, Any]:
-    """What a reader needs to repeat the run: command, time, commit, machine."""
+    """The facts needed to repeat a run: command, time, commit and machine."""
     return {
         "label": label,
         "command": command_line(sys.argv[1:], module),

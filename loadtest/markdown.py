@@ -1,64 +1,88 @@
-"""The pieces of Markdown that the sections of the benchmark page share."""
+"""Pieces of Markdown that generated pages share."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from loadtest.plan import NATIVE_RUNG
 
 
-def heading(document: dict[str, Any]) -> str:
-    """Title, date, commit, machine and command of a result.
+def begin_mark(name: str, command: str) -> str:
+    return f"<!-- {name}: written by {command} -->\n"
 
-    The title says so when all servers were held to fewer instructions than the processor has.
+
+END_MARK = "<!-- end -->\n"
+
+
+def page_with(page: str, texts: Mapping[str, str], command: str) -> str:
+    """The page with each text between the two marks of its name.
+
+    Raises ValueError if the page has no marks of that name and command.
     """
+    for name, text in texts.items():
+        before, mark, rest = page.partition(begin_mark(name, command))
+        _, end, after = rest.partition(END_MARK)
+        if not end:
+            lines = f"{begin_mark(name, command)}{END_MARK}"
+            raise ValueError(f"the page has no place for {name}: add these lines to it\n\n{lines}")
+        page = f"{before}{mark}\n{text}\n\n{end}{after}"
+    return page
+
+
+def origin(document: dict[str, Any]) -> str:
+    """Command, label, date, commit and machine of a result, and the rung if it was restricted."""
     machine = document["machine"]
     state = " with uncommitted changes" if document["uncommitted_changes"] else ""
     commit = (document["commit"] or "unknown")[:12]
     notes = " Cut short: not every repeat was measured." if document.get("partial") else ""
     if document.get("quick"):
         notes += " A quick run: these numbers mean nothing."
+    label = f"{document['label']}. " if document["label"] else ""
     rung = document.get("rung", NATIVE_RUNG)
-    held = "" if rung == NATIVE_RUNG else f", forced to {rung}"
+    held = "" if rung == NATIVE_RUNG else f", restricted to {rung}"
     return (
-        f"## {document['label'] or 'Unnamed'}{held}\n\n"
-        f"{document['started_at'][:10]}, commit {commit}{state}, {machine['cores']} cores of "
-        f"{machine['cpu']} (family/model {machine['cpu_family_model']}; {machine['cpu_flags']}), "
-        f"{machine['memory_gib']} GiB, {machine['system']}, Python {machine['python']}.{notes}\n\n"
-        f"    {document['command']}"
+        f"    {document['command']}\n\n"
+        f"{label}{document['started_at'][:10]}, commit {commit}{state}, {machine['cores']} cores "
+        f"of {machine['cpu']} (family/model {machine['cpu_family_model']}){held}.{notes}"
     )
 
 
-def commands(comparison: dict[str, Any]) -> str:
-    """How each server was started."""
-    parts = []
+def versions(comparison: dict[str, Any]) -> str:
+    """A sentence with each version and the first server that has it; empty without versions."""
+    first: dict[str, str] = {}
     for server in comparison["servers"]:
-        version = f" ({server['version']})" if server.get("version") else ""
-        body = json.dumps(server["extra_body"]) if server.get("extra_body") else ""
-        with_body = f", with `{body}` in every request" if body else ""
-        models = ", ".join(f"`{name}`" for name in server.get("models", ()))
-        asked_for = f", asked for {models} in turn" if models else ""
-        parts.append(
-            f"{server['name']}{version}{with_body}{asked_for}:\n\n```sh\n{server['command']}\n```"
-        )
-    return "\n\n".join(parts)
+        if version := server.get("version"):
+            first.setdefault(version, server["name"])
+    named = ", ".join(f"{name} ({version})" for version, name in first.items())
+    return f"Versions: {named}." if named else ""
 
 
 def noise_note(document: dict[str, Any], cpus: Sequence[dict[str, float]]) -> str:
-    """How much of the CPU others took meanwhile; `cpus` are the shares of each run shown."""
+    """A note on the CPU that other processes took; `cpus` are the shares of each run shown."""
     if not cpus:
         return "Nothing was measured."
     worst = {key: max(cpu[key] for cpu in cpus) for key in ("others", "loadtest", "steal")}
+    repeats, discarded = document["repeats"], len(document["discarded"])
+    again = f"; noisier runs that were repeated: {discarded}" if discarded else ""
     return (
-        f"{document['repeats']} repeats; others took at most {worst['others']:.1%} of the CPU in a "
-        f"run shown here (limit {document['max_others']:.0%}; {len(document['discarded'])} noisier "
-        f"runs were repeated), the load generator at most {worst['loadtest']:.1%}, the hypervisor "
-        f"{worst['steal']:.1%}."
+        f"{repeats} repeat{'s' * (repeats > 1)}. Other processes took at most "
+        f"{worst['others']:.1%} of the CPU in a run (limit {document['max_others']:.0%}{again}), "
+        f"the load generator {worst['loadtest']:.1%}, the hypervisor {worst['steal']:.1%}."
     )
 
 
+def with_range(values: Sequence[float], digits: int | None = None) -> str:
+    """The median, with the lowest and the highest value if there are several."""
+    if not values:
+        return "-"
+    middle = number(median(values), digits)
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({number(min(values), digits)}-{number(max(values), digits)})"
+
+
 def number(value: float | None, digits: int | None = None) -> str:
-    """Three digits or so, unless told otherwise."""
+    """About three digits unless `digits` says how many decimals."""
     if value is None:
         return "-"
     if digits is None:
@@ -67,7 +91,7 @@ def number(value: float | None, digits: int | None = None) -> str:
 
 
 def ratio(ours: float | None, theirs: float | None) -> str:
-    """Two digits; a dash where there is nothing to divide."""
+    """Two decimals; a dash where there is nothing to divide."""
     return "-" if ours is None or not theirs else f"{ours / theirs:.2f}"
 
 

@@ -1,11 +1,11 @@
-"""Background removal beside pymatting's own functions and rembg, in turns.
+"""Compares background removal with pymatting's own functions and with rembg, in turns.
 
     python -m loadtest.matting --image photo.png --trimap trimap.png
 
-Starts a server and asks it over HTTP for a cut-out, with the trimap and without; beside it
-`pymatting` makes one of the same picture and trimap (closed-form alpha and multi-level foreground,
-whole picture) and `rembg` one without (u2netp and alpha matting). Each library runs in a process of
-its own (`loadtest/matting_peer.py`), so that none pays for imports. All of them decode the picture
+Starts a server and asks it over HTTP for a cut-out, with the trimap and without. `pymatting` makes
+one from the same picture and trimap (closed-form alpha and multi-level foreground, whole picture)
+and `rembg` one without a trimap (u2netp and alpha matting). Each library runs in a process of its
+own (`loadtest/matting_peer.py`), so that no time includes imports. All of them decode the picture
 and encode a PNG; the server does so over HTTP.
 Needs pymatting. `--rembg-python` is the interpreter of an environment that has rembg.
 """
@@ -35,7 +35,7 @@ from loadtest.turns import Turn, take_turns, turns_section
 _PORT = 8765
 _URL = f"http://127.0.0.1:{_PORT}"
 _NETWORKS = Path.home() / ".cache" / "tandem" / "models" / "u2netp"
-"""Where the server keeps u2netp.onnx; rembg is to run the same file, and not to fetch it."""
+"""The folder where the server keeps u2netp.onnx; rembg uses the same file, without a download."""
 _SERVER = ServerCommand(
     name="tandem",
     command=f"{sys.executable} -m server serve --model u2netp --port {_PORT}",
@@ -48,7 +48,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtest.matting")
     parser.add_argument("--image", type=Path, required=True)
     parser.add_argument("--trimap", type=Path, required=True)
-    parser.add_argument("--megapixels", type=float, default=1.0, help="both are scaled to that")
+    parser.add_argument(
+        "--megapixels", type=float, default=1.0, help="scale image and trimap to this size"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rembg-python", type=Path)
     parser.add_argument("--output", type=Path)
@@ -71,7 +73,7 @@ def main() -> None:
 
 
 def _scaled(path: Path, megapixels: float, to: Path) -> Path:
-    """A trimap keeps its three levels."""
+    """The picture scaled to that size. A trimap keeps its three levels."""
     image = Image.open(path)
     factor = (1e6 * megapixels / (image.width * image.height)) ** 0.5
     size = round(image.width * factor), round(image.height * factor)
@@ -122,7 +124,7 @@ def _ask(**files: bytes) -> Callable[[], None]:
 
 
 def _probe(files: dict[str, bytes]) -> Any:
-    """Whether the server makes a cut-out."""
+    """A probe that asks the server for a cut-out."""
 
     async def probe() -> RequestRecord:
         record = RequestRecord(0, 1)
@@ -140,7 +142,7 @@ def _probe(files: dict[str, bytes]) -> Any:
 
 
 def _peak_mib(pid: int) -> int:
-    """Of resident memory; 0 of a process that is gone."""
+    """Peak of a process's resident memory; 0 if the process is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -149,7 +151,7 @@ def _peak_mib(pid: int) -> int:
 
 
 class _Peer:
-    """A library in a process of its own."""
+    """A library that runs in a process of its own."""
 
     def __init__(self, name: str, python: Path, files: dict[str, Path]) -> None:
         program = Path(__file__).with_name("matting_peer.py")
@@ -159,17 +161,17 @@ class _Peer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # The project's folder has modules of its own, such as `kernels`.
+            # Keep the project's own modules, such as `kernels`, off the library's path.
             env={"U2NET_HOME": str(_NETWORKS)}
             | {key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
         )
         self.pid = self._process.pid
 
     def run(self) -> float:
-        """Once; the seconds that it took.
+        """Do the work once. Returns the seconds that it took.
 
         Raises:
-            RuntimeError: it has ended.
+            RuntimeError: the process has ended.
         """
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
@@ -177,7 +179,7 @@ class _Peer:
         return float(self._line())
 
     def close(self) -> int:
-        """Its peak of resident memory, in MiB."""
+        """End the process. Returns its peak of resident memory in MiB."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         peak = int(self._line())
@@ -188,7 +190,7 @@ class _Peer:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("the library's process ended; what it wrote says why")
+            raise RuntimeError("the library's process ended; its output above says why")
         return line
 
 

@@ -1,10 +1,10 @@
-"""A library that takes backgrounds away, in a process of its own: `loadtest.matting` starts it.
+"""Runs a background-removal library in a process of its own, which `loadtest.matting` starts.
 
     python loadtest/matting_peer.py pymatting|rembg IMAGE TRIMAP
 
 For each line on its standard input it does the work once and prints the seconds that it took; at
-the end of the input it prints its peak of resident memory in MiB. It may run in another environment
-than this project's, which needs the library alone.
+the end of the input it prints its peak of resident memory in MiB. Its environment needs only the
+library, not this project.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def pymatting(image: bytes, trimap: bytes) -> Callable[[], object]:
 
 
 def rembg(image: bytes, trimap: bytes) -> Callable[[], object]:
-    """By the network alone, then alpha matting: rembg's own recipe."""
+    """The network, then alpha matting, as rembg does by itself."""
     from rembg import new_session, remove
 
     session = new_session("u2netp")

@@ -1,4 +1,4 @@
-"""One measured run: the workload driven, with memory and CPU watched, as a result document."""
+"""Drives a workload while watching memory and CPU, and describes the run as a document."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,7 +55,7 @@ async def drive_watched(
     pids: Sequence[int],
     on_end: Callable[[Record], None] | None = None,
 ) -> tuple[Outcome[Record], dict[str, Any]]:
-    """Drive `workload`; also `cpu` and `memory` of the machine and the watched trees meanwhile."""
+    """Drive `workload`. Also returns `cpu` and `memory` of the machine and the watched trees."""
     memory = MemoryWatch(tuple(pids))
     async with memory.watching():
         before = CpuTimes.read(pids)

@@ -10,8 +10,7 @@ from loadtest.record import RequestRecord
 
 PERCENTILES = (50, 90, 99)
 ITL_LIMITS_MS = (50, 100, 200)
-"""Limits of the time between tokens at which every run's goodput is told: what reads as fluent, as
-quick, and as slow."""
+"""Limits of the time between tokens for every run's goodput: fluent, quick and slow to read."""
 
 
 def percentile(ordered: Sequence[float], q: float) -> float:
@@ -47,7 +46,7 @@ class Slo:
 
     @classmethod
     def parse(cls, text: str) -> "Slo":
-        """From `ttft=2000,itl=100`. Raises ValueError."""
+        """Parse limits such as `ttft=2000,itl=100`. Raises ValueError."""
         limits = {}
         for part in text.split(","):
             name, _, value = part.strip().partition("=")
@@ -62,7 +61,7 @@ class Slo:
         return cls(limits)
 
     def is_met(self, record: RequestRecord) -> bool:
-        """A failed request never meets it; a value that does not exist (no second token) does."""
+        """Whether a request keeps the limits: a failed one never, a missing value always."""
         if record.error is not None:
             return False
         values = {name: _SLO_VALUES[name](record) for name in self.limits_ms}
@@ -89,8 +88,8 @@ def summarise(
 ) -> dict[str, Any]:
     """The numbers of a run, as they are stored.
 
-    Latencies and tokens are those of the requests that succeeded; the others are counted in
-    `num_failed` and `errors`, and their time is in `wall_s`, so failures never flatter a rate.
+    Latencies and tokens are those of the requests that succeeded. Failures are counted in
+    `num_failed` and `errors`, and their time is part of `wall_s`, so they never improve a rate.
     """
     succeeded = [record for record in records if record.error is None]
     output_tokens = sum(record.num_tokens for record in succeeded)
@@ -132,13 +131,13 @@ def summarise(
 
 
 def _goodput(slo: Slo, records: Sequence[RequestRecord], wall_s: float) -> float:
-    """Requests a second that meet it."""
+    """Requests a second that keep the limits."""
     num_met = sum(slo.is_met(record) for record in records)
     return round(num_met / wall_s, 4) if wall_s else 0.0
 
 
 class Sent(Protocol):
-    """When a request was sent, and how long after that it ended."""
+    """A request with its time of sending and its duration."""
 
     @property
     def sent_s(self) -> float: ...

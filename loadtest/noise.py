@@ -1,4 +1,4 @@
-"""A noise meter: how much CPU was taken by processes that are neither the server nor this one."""
+"""Measures how much CPU processes other than the server and this one take."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from loadtest.processes import PROC, process_trees
 
 @dataclass(frozen=True, slots=True)
 class CpuTimes:
-    """CPU seconds since boot: all of the machine, idle, taken by the hypervisor; and of a tree."""
+    """CPU seconds since boot: of the machine, idle, taken by the hypervisor, and of some trees."""
 
     at_s: float
     total_s: float
@@ -39,8 +39,8 @@ class CpuTimes:
 def cpu_shares(before: CpuTimes, after: CpuTimes) -> dict[str, float]:
     """Shares of the whole machine (1 = every core busy) between two readings.
 
-    `others` is everything busy that is neither watched nor this process; without watched processes
-    the server is part of it. `steal` is what the hypervisor gave to somebody else.
+    `others` is the busy time of processes that are neither watched nor this one; without watched
+    processes it includes the server. `steal` is the time that the hypervisor gave to others.
     """
     total = after.total_s - before.total_s
     if total <= 0:

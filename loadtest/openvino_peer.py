@@ -1,13 +1,13 @@
-"""OpenVINO GenAI behind `POST /v1/completions`: what text is compared with.
+"""Serves OpenVINO GenAI at `POST /v1/completions`, for the comparison of text.
 
     $PEERS_DIR/openvino/bin/python -m loadtest.openvino_peer MODEL.gguf --port 8107 --threads 2
 
-OpenVINO's own server is a separate C++ program that is on no package index; this is its pipeline
-with continuous batching behind as little HTTP as there can be: streamed answers, greedy, one
-request a connection, and no other fields than `client.py` sends. The standard library and
-openvino_genai are all it needs.
+OpenVINO's own server is a separate C++ program that is on no package index. This one puts its
+pipeline with continuous batching behind minimal HTTP: streamed, greedy answers, one request per
+connection, and only the fields that `client.py` sends. It needs nothing but the standard library
+and openvino_genai.
 
-One thread steps the pipeline and turns tokens into text, another, an event loop, has the sockets:
+One thread steps the pipeline and turns tokens into text; another runs an event loop for HTTP:
 
     handler → ask() → │ inbox │ → Stepper: add, step, decode → │ one call │ → queues → sockets
 """
@@ -26,7 +26,7 @@ PATH = "/v1/completions"
 
 _MAX_REQUEST_BYTES = 2**20
 _LONGEST_SENDING_S = 1.0
-"""A loop that is being stopped sends nothing any more."""
+"""How long to wait for the event loop to send: a stopping loop sends nothing."""
 _REPLACEMENT = "\ufffd"
 _ASSUMED: dict[str, Any] = {"stream": True, "temperature": 0, "ignore_eos": True}
 _HEAD = (
@@ -36,7 +36,7 @@ _HEAD = (
 
 
 class Pipeline(Protocol):
-    """What is stepped. Used by one thread; a request is known by its number."""
+    """Computes tokens step by step, on one thread. A number identifies each request."""
 
     def add(self, number: int, prompt: str, max_tokens: int) -> int:
         """Begin a request; returns the tokens of its prompt. Raises ValueError for a bad one."""
@@ -103,7 +103,7 @@ class OpenVinoPipeline:
 
 @dataclass(slots=True)
 class Piece:
-    """What a token adds to an answer; the last one has its usage. Or why there is no answer."""
+    """The text that a token adds to an answer, with the usage at its end; or an error."""
 
     text: str = ""
     usage: dict[str, int] | None = None
@@ -118,8 +118,8 @@ class Piece:
 class _Answer:
     """A request in the pipeline, and how far its text has been sent.
 
-    A token may be a part of a character, and its text may depend on what precedes it. So text is
-    what decoding `tokens[start:]` gives more than decoding `tokens[start:sent]`.
+    A token may be part of a character, and its text may depend on the tokens before it. So the new
+    text is what `tokens[start:]` decodes to beyond `tokens[start:sent]`.
     """
 
     deliver: Callable[[Piece], None]
@@ -130,7 +130,7 @@ class _Answer:
     sent: int = 0
 
     def new_text(self, before: str, now: str, *, done: bool) -> str:
-        """What is to be sent; nothing while the end is a part of a character."""
+        """The text to send; empty while the text ends within a character."""
         if len(now) <= len(before) or (now.endswith(_REPLACEMENT) and not done):
             return ""
         self.start, self.sent = self.sent, len(self.tokens)
@@ -170,11 +170,11 @@ class Stepper(threading.Thread):
     def ask(
         self, number: int, prompt: str, max_tokens: int, deliver: Callable[[Piece], None]
     ) -> None:
-        """From any thread; `deliver` is called on the stepper's."""
+        """Begin a request, from any thread; `deliver` is called on the stepper's thread."""
         self._inbox.put(_Ask(number, prompt, max_tokens, deliver))
 
     def drop(self, number: int) -> None:
-        """From any thread: nobody waits for this answer any more."""
+        """Give up an answer that nobody waits for, from any thread."""
         self._inbox.put(number)
 
     def stop(self) -> None:
@@ -191,7 +191,7 @@ class Stepper(threading.Thread):
             self._flush()
 
     def _take_in(self) -> bool:
-        """Everything that has come; waits when there is nothing else to do. False at the end."""
+        """Take in new requests, waiting if there is no other work. Returns False at the end."""
         wait = not self._answers
         while wait or not self._inbox.empty():
             wait = False
@@ -213,7 +213,7 @@ class Stepper(threading.Thread):
         self._answers[ask.number] = _Answer(ask.deliver, ask.max_tokens, count)
 
     def _deliver(self, tokens: dict[int, list[int]]) -> None:
-        """A round decodes one token of each answer, all in one call; most steps are one round."""
+        """Deliver new tokens in rounds of one token per answer; most steps are one round."""
         left = {number: list(new) for number, new in tokens.items() if number in self._answers}
         while left:
             answers = {number: self._answers[number] for number in left}
@@ -236,7 +236,7 @@ class Stepper(threading.Thread):
         answer.deliver(piece)
 
     def _fail(self, error: Exception) -> None:
-        """A step that failed ends all answers: which one it was about is not known."""
+        """End all answers after a failed step, because the cause could be any of them."""
         for number, answer in self._answers.items():
             answer.deliver(Piece(error=f"{type(error).__name__}: {error}"))
             self._pipeline.drop(number)
@@ -244,7 +244,7 @@ class Stepper(threading.Thread):
 
 
 class PeerServer:
-    """The sockets. `start` and `stop` on an event loop; the stepper is a thread of its own."""
+    """Serves HTTP on an event loop; the stepper has a thread of its own."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._stepper = Stepper(pipeline, self._flush)
@@ -260,10 +260,10 @@ class PeerServer:
         self._stepper.stop()
 
     def _flush(self) -> None:
-        """On the stepper's thread: wakes the loop once a step, not once a token, and lets it send.
+        """Wake the loop once a step, not once a token, and wait while it sends.
 
-        OpenVINO keeps Python's lock while it steps: without waiting, the sockets would be served
-        every few steps only.
+        Called on the stepper's thread. OpenVINO keeps Python's lock while it steps, so without
+        waiting the sockets would be served only every few steps.
         """
         if self._delivered:
             sent = threading.Event()
@@ -276,7 +276,7 @@ class PeerServer:
     ) -> None:
         for pieces, piece in delivered:
             pieces.put_nowait(piece)
-        # Behind the handlers that the pieces have just woken.
+        # Runs after the handlers that the pieces have just woken.
         self._loop.call_soon(sent.set)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -289,7 +289,7 @@ class PeerServer:
         except ValueError as error:
             writer.write(_refusal(400, str(error)))
         except (OSError, asyncio.IncompleteReadError):
-            pass  # the client left; nobody is there to be told
+            pass  # the client left
         finally:
             writer.close()
 
@@ -320,7 +320,7 @@ class PeerServer:
 
 
 async def _read_request(reader: asyncio.StreamReader) -> tuple[str, bytes]:
-    """Path and body. Raises ValueError for what is no request, OSError when the client leaves."""
+    """Read a path and a body. Raises ValueError for bad input, OSError if the client leaves."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     request_line, *lines = head.strip().split("\r\n")
     headers = {name.strip().lower(): value for name, _, value in (s.partition(":") for s in lines)}
@@ -331,7 +331,7 @@ async def _read_request(reader: asyncio.StreamReader) -> tuple[str, bytes]:
 
 
 def _checked(body: bytes) -> dict[str, Any]:
-    """The request. Raises ValueError for what this server does not do."""
+    """The parsed request. Raises ValueError for fields that this server does not support."""
     request = json.loads(body)
     if not isinstance(request, dict) or not isinstance(request.get("prompt"), str):
         raise ValueError("the request must be an object with a text as its prompt")
@@ -344,7 +344,7 @@ def _checked(body: bytes) -> dict[str, Any]:
 
 
 def _event(piece: Piece) -> bytes:
-    """A chunk; the last one has the usage, and the end of the stream follows."""
+    """A piece as an event; the last one has the usage and is followed by the stream's end."""
     if piece.error is not None:
         return _data({"error": {"message": piece.error}})
     finish = "length" if piece.is_last else None

@@ -1,4 +1,4 @@
-"""A comparison as a YAML file: which servers, at which concurrencies, how often."""
+"""A comparison as a YAML file: its servers, concurrencies and repeats."""
 
 import os
 import re
@@ -26,11 +26,11 @@ NATIVE_RUNG = "native"
 
 @dataclass(frozen=True, slots=True)
 class ComparisonPlan:
-    """The first server of a group is the one that its others are compared with.
+    """What to measure. The first server of a group is compared with the others of the group.
 
-    `rung` names the instructions that all servers are held to; `NATIVE_RUNG` holds none.
+    `rung` names the instructions that all servers are restricted to, if not `NATIVE_RUNG`.
     `prompt_words` are the lengths of prompts, each measured at every concurrency.
-    `num_requests` has the requests of a run by concurrency, where not the usual number.
+    `num_requests` are the requests of a run by concurrency, if not the usual number.
     `together`: all servers run at once and are asked in turn.
     """
 
@@ -46,7 +46,7 @@ class ComparisonPlan:
     together: bool = False
 
     def only(self, names: list[str]) -> "ComparisonPlan":
-        """With some of the servers. Raises ValueError for a name that the plan does not have."""
+        """A copy with some of the servers. Raises ValueError for a name not in the plan."""
         check_known("server", names, [server.name for server in self.servers])
         return replace(self, servers=tuple(s for s in self.servers if s.name in names))
 
@@ -59,7 +59,7 @@ class ComparisonPlan:
         num_requests: int | None = None,
         together: bool = False,
     ) -> "ComparisonPlan":
-        """With what is given here in place of the file's."""
+        """A copy with the given values in place of the file's."""
         concurrencies = concurrencies or self.concurrencies
         return replace(
             self,
@@ -82,10 +82,10 @@ def parse_overrides(texts: list[str] | None) -> dict[str, str]:
 
 
 def load_plan(path: Path, overrides: dict[str, str] | None = None) -> ComparisonPlan:
-    """Read a plan. `${NAME}` in a URL, model, label, rung or variable means one of its variables.
+    """Read a plan. `${NAME}` in a URL, model, label, rung or variable is replaced.
 
-    A variable's value is that of `overrides`, else of the environment, else of the file. Commands
-    are left as written: the shell that runs them has the variables in its environment.
+    A variable's value comes from `overrides`, else from the environment, else from the file.
+    Commands are left as written, because the shell that runs them has the variables.
 
     Raises ValueError for unknown or missing keys and unknown variables.
     """
@@ -122,7 +122,7 @@ def _server(entry: Any, variables: dict[str, str]) -> ServerCommand:
 
 
 def server_command(entry: dict[str, Any], variables: dict[str, str]) -> ServerCommand:
-    """From an entry whose keys have been checked."""
+    """The server that a plan's entry describes. Its keys must have been checked."""
     return ServerCommand(
         name=entry["name"],
         command=entry["command"].strip(),
@@ -137,7 +137,7 @@ def server_command(entry: dict[str, Any], variables: dict[str, str]) -> ServerCo
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raises ValueError when two are the same."""
+    """Raises ValueError if two names are the same."""
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"two in the plan have the same name: {repeated[0]!r}")
 
@@ -160,7 +160,7 @@ def check_keys(what: str, entry: Any, known: set[str], required: set[str]) -> No
 
 
 def expand(text: str, variables: dict[str, str]) -> str:
-    """`text` with the values of its `${NAME}`. Raises ValueError for one that there is not."""
+    """`text` with the values of its `${NAME}`. Raises ValueError for an unknown one."""
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in variables:

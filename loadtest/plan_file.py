@@ -1,4 +1,4 @@
-"""Reading YAML so that a range such as `10:40` stays what it looks like."""
+"""Reads YAML in which a range such as `10:40` stays a string."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `10:40` as the number 640, in base 60; YAML 1.2 does not, nor does this."""
+    """A loader that reads `10:40` as YAML 1.2 does, and not as 640 in base 60 as YAML 1.1 does."""
 
 
 _INT_TAG = "tag:yaml.org,2002:int"

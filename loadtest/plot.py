@@ -1,4 +1,4 @@
-"""A picture of one run: latency distributions, token rate, and the life of every request."""
+"""A plot of one run: latency distributions, token rate, and a timeline of all requests."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ def plot_run(run: dict[str, Any], path: Path, title: str) -> None:
 
 
 def _plot_cumulative(axes: "Axes", values: list[float], label: str) -> None:
-    """The share of values at or below x: percentiles can be read off, no bins to choose."""
+    """Plot the share of values at or below x, from which percentiles can be read."""
     axes.set_xlabel(label)
     axes.set_ylabel("share")
     axes.set_ylim(0, 1)
@@ -48,7 +48,7 @@ def _plot_cumulative(axes: "Axes", values: list[float], label: str) -> None:
 
 
 def _plot_rate(axes: "Axes", records: list[RequestRecord], wall_s: float) -> None:
-    """Text chunks per second over the run, in up to 60 equal slices of it."""
+    """Plot text chunks per second, in up to 60 equal slices of the run."""
     arrivals = [record.sent_s + at for record in records for at in record.text_s]
     num_slices = max(1, min(60, int(wall_s * 2)))
     width_s = max(wall_s / num_slices, 1e-9)
@@ -59,7 +59,7 @@ def _plot_rate(axes: "Axes", records: list[RequestRecord], wall_s: float) -> Non
 
 
 def _plot_timeline(axes: "Axes", records: list[RequestRecord]) -> None:
-    """A line per request: grey until its first text, blue while it streams, red when it failed."""
+    """Plot a line per request: grey until its first text, then blue, and red if it failed."""
     waits, streams, failures = [], [], []
     for row, record in enumerate(records):
         end = record.sent_s + (record.end_s or 0.0)

@@ -1,6 +1,6 @@
-"""One server at one concurrency and prompt length, and the numbers that tables tell of it.
+"""The points of a comparison and the numbers that tables show of them.
 
-All are computed from the per-request rows again, not read from stored summaries.
+All are computed from the rows of the requests, not read from stored summaries.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from loadtest.workload import PEERS_NUM_WORDS
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One server at one concurrency and length of prompts: the summaries of its repeats."""
+    """The repeats of one server at one concurrency and prompt length, with their summaries."""
 
     server: str
     prompt_words: int
@@ -25,24 +25,20 @@ class Point:
 
     @property
     def load(self) -> tuple[int, int]:
-        """What all servers are measured at: words of a prompt, and clients."""
+        """The words of a prompt and the number of clients, which all servers share."""
         return self.prompt_words, self.concurrency
 
     def by_repeat(self, value: "Metric") -> dict[int, float]:
-        """Of the repeats that have it."""
+        """The value of each repeat that has it."""
         pairs = zip(self.runs, self.summaries, strict=True)
         every = {run["repeat"]: value(run, summary) for run, summary in pairs}
         return {repeat: found for repeat, found in every.items() if found is not None}
 
     def median_of(self, value: "Metric") -> float | None:
-        values = self._values(value)
+        values = self.values(value)
         return median(values) if values else None
 
-    def range_of(self, value: "Metric") -> tuple[float, float] | None:
-        values = self._values(value)
-        return (min(values), max(values)) if values else None
-
-    def _values(self, value: "Metric") -> list[float]:
+    def values(self, value: "Metric") -> list[float]:
         pairs = zip(self.runs, self.summaries, strict=True)
         return [v for run, summary in pairs if (v := value(run, summary)) is not None]
 
@@ -64,13 +60,13 @@ def throughput(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
 
 
 def unevenness(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
-    """How much longer the longest gaps between tokens are than the usual one."""
+    """The 99th percentile of the gaps between tokens, divided by the median."""
     itl = summary["itl_ms"]
     return itl["p99"] / itl["p50"] if itl and itl["p50"] else None
 
 
 def goodput(limit_ms: int) -> Metric:
-    """Requests a second that kept this time between tokens."""
+    """A metric: requests a second that kept 99 % of their gaps between tokens within the limit."""
 
     def value(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
         return float(summary["itl_goodput_request_s"][str(limit_ms)])
@@ -87,12 +83,12 @@ def memory(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
 
 
 def prompt_tokens(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
-    """Of a request, by the server's own usage."""
+    """Prompt tokens per request, by the server's own usage."""
     return summary["prompt_tokens"] / summary["num_ok"] if summary["num_ok"] else None
 
 
 def points(comparison: dict[str, Any]) -> list[Point]:
-    """In the order of the servers, then of the loads; without points nobody measured."""
+    """All measured points, ordered by server and then by load."""
     runs: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
     for run in comparison["runs"]:
         num_words = run.get("prompt_words", PEERS_NUM_WORDS)

@@ -1,4 +1,4 @@
-"""Process trees and what they use, read from /proc (Linux)."""
+"""Process trees and their CPU time and memory, read from /proc (Linux)."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class ProcessStat:
-    """One line of /proc/PID/stat. CPU seconds include those of children already waited for."""
+    """A line of /proc/PID/stat. CPU seconds include those of children already waited for."""
 
     pid: int
     parent: int
@@ -24,7 +24,7 @@ class ProcessStat:
 
     @classmethod
     def read(cls, pid: int) -> "ProcessStat | None":
-        """None when the process is gone."""
+        """Read a process's line; None if the process is gone."""
         try:
             text = (PROC / str(pid) / "stat").read_text(errors="replace")
         except (FileNotFoundError, ProcessLookupError):
@@ -35,7 +35,7 @@ class ProcessStat:
 
 
 def process_trees(roots: Iterable[int]) -> list[ProcessStat]:
-    """The roots, their descendants, and whatever shares a session that a root leads.
+    """The roots, their descendants, and all processes in a session that a root leads.
 
     The session catches children that outlived their parent and were handed to init.
     """
@@ -72,7 +72,7 @@ def tree_pss_bytes(roots: Iterable[int]) -> int:
 
 @dataclass(slots=True)
 class MemoryWatch:
-    """Largest PSS seen of some process trees, and the last one."""
+    """Measures the PSS of some process trees repeatedly; keeps the largest and the last."""
 
     roots: tuple[int, ...]
     peak_bytes: int = 0
@@ -90,9 +90,9 @@ class MemoryWatch:
 
         Raises ValueError for a root that does not exist, before anything is measured.
 
-        The kernel walks the page tables of every process for it, some ten milliseconds per GiB:
-        hence in a thread, so that no time stamp is late, and seldom enough to take less than 1 % of
-        a core, so that a server with more memory is not slowed more than another.
+        The kernel walks the page tables of every process for this, about ten milliseconds per GiB.
+        So it runs in a thread, to delay no time stamp, and seldom enough to take less than 1 % of a
+        core, so that servers with much memory are not slowed more than others.
         """
         for pid in self.roots:
             if ProcessStat.read(pid) is None:

@@ -1,4 +1,4 @@
-"""Prompts: random common nouns, new in every run, so that no prefix cache helps."""
+"""Prompts of random common nouns, new in every run, so that no prefix cache helps."""
 
 import random
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ def story_prompt(seed: int, num_words: int = 100) -> str:
 
 
 def copy_prompt(seed: int, num_words: int = 80) -> str:
-    """Words twice, and the first of them once more: what follows is known from the text."""
+    """Words twice and the first of them once more, so that the text tells what follows."""
     rng = random.Random(seed)
     words = [rng.choice(WORDS) for _ in range(num_words)]
     return f"{' '.join(words)}\n\n{' '.join(words)}\n\n{' '.join(words[:4])}"
@@ -28,10 +28,10 @@ def copy_prompt(seed: int, num_words: int = 80) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TokenEstimate:
-    """How many tokens a prompt of `num_words` has: a straight line fitted to the server's usage.
+    """Estimates the tokens of a prompt by a straight line fitted to the server's usage.
 
-    A load generator has no tokenizer of its own: it learns from two probes what a prompt costs,
-    chat template included.
+    A load generator has no tokenizer of its own, so it learns from two probes how many tokens a
+    prompt has, chat template included.
     """
 
     fixed: float
@@ -39,7 +39,7 @@ class TokenEstimate:
 
     @classmethod
     def fit(cls, probes: list[tuple[int, int]]) -> "TokenEstimate":
-        """From two (words, prompt tokens) pairs. Raises ValueError when they do not give a line."""
+        """Fit two (words, prompt tokens) pairs. Raises ValueError if they do not give a line."""
         (few, few_tokens), (many, many_tokens) = sorted(probes)
         if many == few or many_tokens <= few_tokens:
             raise ValueError(f"prompts of {few} and {many} words gave no token counts to fit")
@@ -47,5 +47,5 @@ class TokenEstimate:
         return cls(few_tokens - per_word * few, per_word)
 
     def num_words(self, num_tokens: int) -> int:
-        """Words for a prompt of about `num_tokens`; at least one."""
+        """The number of words for a prompt of about `num_tokens`; at least one."""
         return max(1, round((num_tokens - self.fixed) / self.per_word))

@@ -3,8 +3,8 @@
     python -m loadtest.random_adapters FOLDER --base model.safetensors --layers q_proj,v_proj
 
 FOLDER/a00, a01, … are adapters of all matrices of the base, a text model or a denoiser, whose name
-ends with one of the layers'. Numbers are normal, and so small that an answer stays by and large
-what the base would say. The same seed gives the same bytes.
+ends with one of the layers'. Numbers are normal, and small enough that answers stay much like the
+base's. The same seed gives the same bytes.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 _PREFIX = "base_model.model."
 _SIZE = struct.Struct("<Q")
 _UPDATE_DEVIATION = 0.002
-"""Of an element of `B · A`; weights of a model have ten times as much or more."""
+"""Standard deviation of an element of `B · A`; a model's weights have ten times that or more."""
 
 
 def layer_shapes(base: Path, layers: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -75,7 +75,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtest.random_adapters")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--base", type=Path, required=True, help="the model's safetensors file")
-    parser.add_argument("--layers", required=True, help="ends of their names, with commas between")
+    parser.add_argument(
+        "--layers", required=True, help="ends of the layers' names, separated by commas"
+    )
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)

@@ -2,13 +2,14 @@
 
     python -m loadtest.random_llama FOLDER --tokenizer smollm2-q4_1.gguf --quantize llama-quantize
 
-The shape is that of Llama 3.2 1B: 2048 wide, 16 layers, 32 heads over 8 of keys and values, 8192
-inside, input and output embedding one. Its tokenizer is another file's, and with it the size of
-the vocabulary. `llama-1b-bf16.gguf` is the same bytes for the same seed; with `--quantize`, the
-program of llama.cpp, it becomes `llama-1b-q4_0.gguf`, `-q4_k_m` and `-q8_0`.
+The shape is that of Llama 3.2 1B: width 2048, 16 layers, 32 query heads and 8 of keys and values,
+8192 inside the MLP, one matrix as both embedding and output layer. The tokenizer is copied from
+another file, and sets the size of the vocabulary. `llama-1b-bf16.gguf` has the same bytes for the
+same seed; llama.cpp's program, given as `--quantize`, makes `llama-1b-q4_0.gguf`, `-q4_k_m` and
+`-q8_0` from it.
 
-Weights are normal and as large as keeps activations at their size from layer to layer; logits
-have a deviation of 3, so that a text is not decided by rounding. It is no language, of course.
+Weights are normal, and scaled so that activations keep their size from layer to layer. Logits have
+a deviation of 3, so that rounding does not decide the text, which is of course meaningless.
 """
 
 import argparse
@@ -62,7 +63,7 @@ SHAPES = {
 
 @dataclass(frozen=True, slots=True)
 class RandomTensor:
-    """Normal numbers, or ones where `deviation` is None. `shape` is that of the array in memory."""
+    """Normal numbers, or ones if `deviation` is None. `shape` is that of the array in memory."""
 
     name: str
     shape: tuple[int, ...]
@@ -73,7 +74,7 @@ def llama_tensors(shape: LlamaShape, vocab_size: int) -> Iterator[RandomTensor]:
     """All tensors of the file. A matrix is `[outputs, inputs]`."""
     width, inside = shape.hidden_size, shape.intermediate_size
     kv_width = shape.num_key_value_heads * shape.head_dim
-    # What a layer adds to the residual is smaller where there are more layers (GPT-2's rule).
+    # The more layers, the less each one adds to the residual (GPT-2's rule).
     added = 1 / math.sqrt(2 * shape.num_hidden_layers)
     # The last norm's output has size 1 in each of `width` places.
     yield RandomTensor(
@@ -163,7 +164,7 @@ def _add_sizes(writer: Any, shape: LlamaShape, vocab_size: int, name: str) -> No
 
 
 def quantized(source: Path, to: Path, kind: str, program: Path) -> None:
-    """Make `to` of `source` with llama.cpp's `llama-quantize`, whose libraries lie beside it.
+    """Make `to` from `source` with llama.cpp's `llama-quantize`, whose libraries lie beside it.
 
     Raises RuntimeError with the end of its output when it fails.
     """
@@ -183,7 +184,9 @@ def quantized(source: Path, to: Path, kind: str, program: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtest.random_llama")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--tokenizer", type=Path, required=True, help="a GGUF file that has one")
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="a GGUF file whose tokenizer is copied"
+    )
     parser.add_argument("--size", choices=sorted(SHAPES), default="1b")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quantize", type=Path, help="llama.cpp's llama-quantize")

@@ -4,7 +4,7 @@
 
 `sd15` has the shape of Stable Diffusion 1.5 (a UNet of 860 M parameters, CLIP ViT-L's text encoder,
 the factor-8 autoencoder): 2.1 GB in float16. `tiny` is for trying things out. The tokenizer spells
-every word, so that no vocabulary is needed; texts are padded to 77 tokens as ever.
+every word, so that no vocabulary is needed; texts are padded to 77 tokens as usual.
 """
 
 import argparse
@@ -18,7 +18,7 @@ _MAX_TOKENS = 77
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What differs between the sizes; everything else is that of Stable Diffusion 1.x."""
+    """The values that differ between sizes; everything else is as in Stable Diffusion 1.x."""
 
     unet_channels: tuple[int, ...]
     unet_layers: int
@@ -39,7 +39,7 @@ SHAPES = {
 
 
 def write_random_model(folder: Path, size: str, *, dtype: str) -> None:
-    """Make the components at once in `dtype` and save them as a diffusers folder.
+    """Make the components directly in `dtype` and save them as a diffusers folder.
 
     Raises ValueError for a size that is not in `SHAPES`.
     """

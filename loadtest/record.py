@@ -1,4 +1,4 @@
-"""What happened to one request, and the row it becomes in a result file."""
+"""The record of one request, and its row in a result file."""
 
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -39,7 +39,7 @@ class RequestRecord:
 
     @property
     def num_tokens(self) -> int:
-        """Output tokens; the number of chunks for a server that reports no usage."""
+        """Output tokens, or the number of chunks if the server reports no usage."""
         return len(self.text_s) if self.output_tokens is None else self.output_tokens
 
     @property
@@ -69,7 +69,7 @@ class RequestRecord:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "RequestRecord":
-        """The inverse of `to_row`, to the precision of its rounding."""
+        """The inverse of `to_row`, up to its rounding."""
         text_ms = [row["ttft_ms"]] if "ttft_ms" in row else []
         for gap in row.get("gaps_ms", ()):
             text_ms.append(text_ms[-1] + gap)

@@ -29,7 +29,7 @@ def save_result(document: dict[str, Any], path: Path) -> None:
 
 
 def keeping(document: dict[str, Any], path: Path | None) -> Callable[[dict[str, Any]], None]:
-    """A function that adds to a result what has been measured, and writes it if it has a file."""
+    """A function that adds measurements to a result, and writes it if `path` is given."""
 
     def save(measured: dict[str, Any]) -> None:
         document.update(measured)
@@ -40,7 +40,7 @@ def keeping(document: dict[str, Any], path: Path | None) -> Callable[[dict[str, 
 
 
 def load_any_result(path: Path) -> dict[str, Any]:
-    """Raises ValueError when the file is not a result of one of the formats above."""
+    """Load a result. Raises ValueError if the file does not have one of the formats above."""
     try:
         document = json.loads(path.read_text())
     except ValueError as error:
@@ -51,7 +51,7 @@ def load_any_result(path: Path) -> dict[str, Any]:
 
 
 def render_json(value: Any, indent: str = "", *, one_line: bool = False) -> str:
-    """Indented JSON in which what fits on a line stays on it, and a request always does."""
+    """Indented JSON in which values that fit on a line, and all requests, take one line."""
     compact = json.dumps(value, ensure_ascii=False)
     if one_line or not isinstance(value, dict | list) or not value:
         return compact

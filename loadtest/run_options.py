@@ -1,4 +1,4 @@
-"""Options of `loadtest run`: what is asked of which server, and what becomes of the results."""
+"""Options of `loadtest run`: the workload, the server and the outputs."""
 
 import json
 from collections.abc import Callable
@@ -46,18 +46,21 @@ Url = Annotated[str, typer.Option(help="Base URL of the API.")]
 WhichScenario = Annotated[
     Scenario,
     typer.Option(
-        help="peers: the workload engines are compared on (100 random words in, 64 tokens "
+        help="peers: the workload of the comparisons (100 random words in, 64 tokens "
         "out). closed: N clients. poisson: random arrivals. trace: replay of a recorded file."
     ),
 ]
 Concurrency = Annotated[int, typer.Option("--concurrency", "-c", min=1)]
 NumRequests = Annotated[
-    int | None, typer.Option("--num-requests", "-n", min=1, help="Default: by scenario.")
+    int | None,
+    typer.Option("--num-requests", "-n", min=1, help="Default: depends on the scenario."),
 ]
 Rate = Annotated[float, typer.Option(min=0.001, help="poisson: requests per second.")]
 Lengths = Annotated[
     TokenRange,
-    typer.Option(parser=_parsed(TokenRange.parse), metavar="N|LOW:HIGH", help="closed, poisson"),
+    typer.Option(
+        parser=_parsed(TokenRange.parse), metavar="N|LOW:HIGH", help="closed, poisson: tokens."
+    ),
 ]
 Trace = Annotated[
     Path | None, typer.Option(help="CSV: TIMESTAMP,ContextTokens,GeneratedTokens.", exists=True)
@@ -72,7 +75,7 @@ MaxContext = Annotated[
 NewSeed = Annotated[
     int | None, typer.Option(min=0, help="Default: random, so every prompt is new.")
 ]
-WarmUp = Annotated[int, typer.Option(min=0, help="Unmeasured requests first.")]
+WarmUp = Annotated[int, typer.Option(min=0, help="Unmeasured requests before the run.")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds per request.")]
 KeepAlive = Annotated[
     bool,
@@ -97,7 +100,7 @@ Limits = Annotated[
 ]
 Pids = Annotated[
     list[int] | None,
-    typer.Option(help="Root of a server process tree, for memory and CPU. Repeatable."),
+    typer.Option(help="Root of the server's process tree, to measure memory and CPU. Repeatable."),
 ]
 Name = Annotated[str, typer.Option(help="A name for the results.")]
 JsonPath = Annotated[Path | None, typer.Option("--json", help="Write all results here.")]

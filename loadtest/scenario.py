@@ -1,4 +1,4 @@
-"""From the options of one run to its workload."""
+"""Turns the options of one run into its workload."""
 
 import random
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Scenario(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ScenarioOptions:
-    """What a user may say about a workload; each scenario uses its part of it.
+    """The options of a workload; each scenario uses some of them.
 
     peers: concurrency, num_requests. closed: these and both token ranges. poisson: rate,
     num_requests, both token ranges. trace: trace, scale, num_requests.
@@ -46,7 +46,7 @@ class ScenarioOptions:
 
 
 async def create_workload(options: ScenarioOptions, client: CompletionClient) -> Workload:
-    """Make the workload; unless it is the fixed one, first ask the server what its tokens are.
+    """Make the workload. Unless it is the fixed one, first learn how the server counts tokens.
 
     Raises ValueError for options that do not fit together, RuntimeError when the server fails.
     """
@@ -69,5 +69,5 @@ async def create_workload(options: ScenarioOptions, client: CompletionClient) ->
 
 
 def random_seed() -> int:
-    """A seed for a run that was given none: new prompts every time, and it is in the results."""
+    """A random seed for a run without one, so that prompts are new. The results name it."""
     return random.SystemRandom().randrange(1_000_000)

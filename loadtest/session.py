@@ -1,5 +1,4 @@
-"""What is common to everything that measures by a plan: where its random choices, lines of progress
-and results come from and go to."""
+"""What all measurements of a plan share: their seed, progress lines and saved results."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,12 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """One measurement of a plan.
+    """The measurement of one plan.
 
     Attributes:
-        log_dir: where the servers' own output goes.
-        say: shows a line of progress.
-        save: keeps what has been measured so far.
+        log_dir: folder for the servers' own output.
+        say: prints a line of progress.
+        save: saves what has been measured so far.
     """
 
     seed: int
@@ -25,8 +24,7 @@ class Session:
 
     @contextmanager
     def measuring(self, document: dict[str, Any]) -> Iterator[None]:
-        """Save the document at the end, whatever happens; `partial` stays true if it is cut
-        short."""
+        """Save the document at the end in any case; `partial` stays true if it was cut short."""
         try:
             yield
             document["partial"] = False

@@ -1,4 +1,4 @@
-"""Server-sent events: bytes in, `data` payloads out, however the network splits them."""
+"""Parses server-sent events into their `data` payloads, however the network splits them."""
 
 
 class EventParser:

@@ -1,4 +1,4 @@
-"""The tables people read in a terminal."""
+"""The tables for the terminal."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ def _latencies(summary: dict[str, Any]) -> Table:
 
 
 def warnings(run: dict[str, Any]) -> list[str]:
-    """What a reader must know before trusting the numbers."""
+    """Warnings about anything that makes the numbers doubtful."""
     summary = run["summary"]
     found = []
     if run["partial"]:

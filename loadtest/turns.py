@@ -1,4 +1,4 @@
-"""Programs that do the same work in turns, and the section of the benchmark page on them."""
+"""Programs that do the same work in turns, and the table of their times."""
 
 import os
 import time
@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from loadtest.markdown import heading, number, ratio, table
+from loadtest.markdown import number, origin, ratio, table, with_range
 from loadtest.noise import CpuTimes, cpu_shares
 
 Work = Callable[[], float | None]
-"""Does it once; returns the seconds that it took, if it measures them itself."""
+"""Does the work once. Returns the seconds it took if it measures them itself."""
 
 
 @dataclass(slots=True)
 class Turn:
-    """One program.
+    """One program and its measured runs.
 
     Attributes:
-        seconds: of each run.
-        peak_mib: memory at most, if that is known.
+        seconds: duration of each run.
+        peak_mib: peak memory, if known.
     """
 
     name: str
@@ -40,13 +40,13 @@ class Turn:
 
 
 def take_turns(turns: Sequence[Turn], rounds: int, roots: Sequence[int] = ()) -> dict[str, float]:
-    """Run each once, as that is what loads and warms up, then `rounds` times in turns.
+    """Run each program once to load and warm up, then `rounds` times in turns.
 
     Args:
-        roots: processes that belong to it, beside this one.
+        roots: other processes that take part in the work.
 
     Returns:
-        The shares of the CPU meanwhile, of `loadtest.noise`.
+        The shares of the CPU during the measured rounds (see `loadtest.noise`).
     """
     for turn in turns:
         turn.run()
@@ -58,25 +58,25 @@ def take_turns(turns: Sequence[Turn], rounds: int, roots: Sequence[int] = ()) ->
 
 
 def turns_section(document: dict[str, Any]) -> str:
-    """All tasks; the first program of a task is what the others are compared with."""
+    """A table of all tasks; the first program of a task has the relative time 1."""
     rows = []
     for task in document["tasks"]:
         ours = median(task["runs"][0]["seconds"])
         for place, run in enumerate(task["runs"]):
             milliseconds = [1000 * seconds for seconds in run["seconds"]]
-            low, high = (number(bound(milliseconds)) for bound in (min, max))
             rows.append(
                 [
                     task["name"] if place == 0 else "",
                     run["name"],
-                    f"{number(median(milliseconds))} ({low}-{high})",
+                    with_range(milliseconds),
                     ratio(median(run["seconds"]), ours),
                     number(run.get("peak_mib"), 0),
                 ]
             )
-    heads = ["task", "program", "ms (range)", "times the first's", "peak memory MiB"]
+    heads = ["task", "program", "ms (range)", "relative time", "peak memory MiB"]
     others = max(task["cpu"]["others"] for task in document["tasks"])
     note = (
-        f"Medians of {document['rounds']} runs each; others took at most {others:.1%} of the CPU."
+        f"Medians of {document['rounds']} runs each; other processes took at most {others:.1%} of "
+        "the CPU in a task."
     )
-    return "\n\n".join([heading(document), table(heads, rows, num_text_columns=2), note])
+    return "\n\n".join([origin(document), table(heads, rows, num_text_columns=2), note])

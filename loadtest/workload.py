@@ -1,4 +1,4 @@
-"""Workloads: which requests are sent, and when. Made before the run, so sending costs little."""
+"""Workloads: the requests and when to send them. Made before the run, to send cheaply."""
 
 import csv
 import random
@@ -14,14 +14,14 @@ PEERS_NUM_REQUESTS = {1: 12, 16: 32, 32: 64}
 PEERS_NUM_WORDS = 100
 PEERS_OUTPUT_TOKENS = 64
 WARMUP_STRIDE = 7_000_000_007
-"""Between the seeds of warm-up and measured prompts, so that they are never equal."""
+"""Distance between the seeds of warm-up and measured prompts, which are thus never equal."""
 
-_SEED_STRIDE = 100_003  # more than the requests of any run, so two seeds share no prompt
+_SEED_STRIDE = 100_003  # more than the requests of any run, so that two seeds share no prompt
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRequest:
-    """`at_s` is the arrival, in seconds after the start; None in a closed loop."""
+    """A request to send. `at_s` is its time after the start, None in a closed loop."""
 
     index: int
     prompt: str
@@ -31,9 +31,9 @@ class PlannedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Requests and how they arrive: by `concurrency` clients, or (None) at their own times.
+    """Requests, sent by `concurrency` clients or, if that is None, at their own times.
 
-    `parameters` are all that is needed to make the same workload again.
+    `parameters` are enough to make the same workload again.
     """
 
     name: str
@@ -51,7 +51,7 @@ class TokenRange:
 
     @classmethod
     def parse(cls, text: str) -> "TokenRange":
-        """`128` or `64:256`. Raises ValueError."""
+        """Parse a range such as `128` or `64:256`. Raises ValueError."""
         low, _, high = text.partition(":")
         try:
             parsed = cls(int(low), int(high or low))
@@ -78,7 +78,7 @@ def peers_workload(
 ) -> Workload:
     """The workload that all engines are compared on: 100 random words in, 64 tokens out.
 
-    Other lengths are for models too slow for it, and for long prompts. Words are counted, not
+    Other lengths are for slower models and for long prompts. Words are counted, not
     tokens, so that every server gets the same prompts.
     """
     if num_requests is None:
@@ -101,7 +101,7 @@ def closed_workload(
     seed: int,
     estimate: TokenEstimate,
 ) -> Workload:
-    """`concurrency` clients, each sending its next request when the last one is answered."""
+    """A workload of `concurrency` clients that send the next request after each answer."""
     rng = random.Random(seed)
     lengths = [(prompt_tokens.draw(rng), output_tokens.draw(rng)) for _ in range(num_requests)]
     parameters = {
@@ -121,7 +121,7 @@ def poisson_workload(
     seed: int,
     estimate: TokenEstimate,
 ) -> Workload:
-    """Arrivals at `rate` per second with exponential gaps, whether or not the server keeps up."""
+    """A workload that sends `rate` requests per second, with exponential gaps, in any case."""
     rng = random.Random(seed)
     lengths = [(prompt_tokens.draw(rng), output_tokens.draw(rng)) for _ in range(num_requests)]
     arrivals, now = [], 0.0
@@ -139,7 +139,7 @@ def poisson_workload(
 
 @dataclass(frozen=True, slots=True)
 class TraceRow:
-    """One recorded request: seconds after the first one, and its lengths."""
+    """A recorded request: its seconds after the first one, and its lengths."""
 
     at_s: float
     prompt_tokens: int
@@ -171,10 +171,10 @@ def load_trace(path: Path) -> list[TraceRow]:
 
 @dataclass(frozen=True, slots=True)
 class TraceScale:
-    """How a recorded trace is fitted to the server under test.
+    """Scales that fit a recorded trace to the server under test.
 
-    `speed` 2 replays twice as fast; `length` multiplies both token counts, after which a request
-    longer than `max_context` loses prompt first, then output.
+    `speed` 2 replays twice as fast. `length` multiplies both token counts; a request that is then
+    longer than `max_context` first gets a shorter prompt, then a shorter output.
     """
 
     speed: float = 1.0
@@ -194,7 +194,7 @@ def trace_workload(
     estimate: TokenEstimate,
     name: str = "",
 ) -> Workload:
-    """Replay of arrival times and lengths; the texts are made up, the trace has none."""
+    """A workload with a trace's arrival times and lengths. Its texts are made up."""
     lengths = [scale.lengths(row) for row in rows]
     arrivals = [(row.at_s - rows[0].at_s) / scale.speed for row in rows]
     parameters = {

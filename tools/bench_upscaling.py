@@ -1,8 +1,7 @@
-"""Times upscalers beside a plain PyTorch network and the ncnn package: the same weights and tile,
-in turns.
+"""Compares upscalers with plain PyTorch and the ncnn package on the same weights and tile.
 
-    python -m tools.bench_upscaling --output docs/benchmarks/raw/upscaling-native.json
-    loadtest/peers/held.sh x86-64-v3 python -m tools.bench_upscaling --cpu-isa x86-64-v3
+python -m tools.bench_upscaling --output docs/benchmarks/raw/upscaling-native.json
+loadtest/peers/held.sh x86-64-v3 python -m tools.bench_upscaling --cpu-isa x86-64-v3
 """
 
 import argparse
@@ -12,7 +11,7 @@ from typing import Any
 
 from engine.runtime.threads import prepare_process
 
-# Before torch is imported, as in a worker.
+# Set before torch is imported, as in a worker.
 prepare_process()
 
 import numpy as np  # noqa: E402
@@ -28,13 +27,15 @@ from loadtest.turns import Turn, take_turns, turns_section  # noqa: E402
 
 CPU = torch.device("cpu")
 TILES = {"realesr-animevideov3": 128, "realesrgan-x4plus-anime": 96, "realesrgan-x4plus": 64}
-"""Pixels a side, for about a second of the slowest."""
+"""Side of the tile in pixels, chosen so that the slowest program takes about a second."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", default=list(TILES), help="names or files, as --model")
-    parser.add_argument("--tile", type=int, help="pixels a side; default: by model")
+    parser.add_argument(
+        "models", nargs="*", default=list(TILES), help="names or files, as for --model"
+    )
+    parser.add_argument("--tile", type=int, help="side in pixels; default: by model")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="*", default=[1, torch.get_num_threads()])
     parser.add_argument("--cache-dir", type=Path, default=Path.home() / ".cache" / "tandem")
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 def turns_of(model: str, side: int, threads: int, cache_dir: Path) -> list[Turn]:
-    """Ours, as it is served; PyTorch's; and ncnn's of weights in its format."""
+    """Tandem's upscaler as it is served, PyTorch's, and ncnn's for weights in its format."""
     checkpoint = resolve_source(model, cache_dir=cache_dir, on_progress=lambda *_: None)
     plain = load_network(checkpoint)
     ours, dtype = served_network(load_network(checkpoint), "auto", CPU)

@@ -1,10 +1,10 @@
-"""Draws the pictures of docs/fidelity.md: what a server makes of a photograph made small.
+"""Draws the pictures of docs/fidelity.md: a photograph, shrunk and enlarged by a server.
 
     python -m tools.fidelity_gallery astronaut.png --crop 96,24,128 --out docs/img/fidelity-face.jpg
 
-From left to right: the photograph, the small image enlarged by a bicubic filter, by the server, by
-it with `fidelity` 1 and with `face_guard` 1, and the map of the first of the three. The answers'
-numbers are printed.
+From left to right: the photograph; the small image enlarged by a bicubic filter, by the server,
+by the server with `fidelity` 1, and with `face_guard` 1; and the map of the server's first result.
+Also prints the answers' numbers.
 """
 
 import argparse
@@ -24,7 +24,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photograph", type=Path)
     parser.add_argument("--crop", required=True, help="left,top,side in pixels")
-    parser.add_argument("--shrink", type=int, default=2, help="how many times smaller it is sent")
+    parser.add_argument(
+        "--shrink", type=int, default=2, help="how many times to shrink it before sending"
+    )
     parser.add_argument("--model", default="realesrgan-x4plus")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--out", type=Path, required=True)
@@ -51,7 +53,7 @@ def main() -> None:
 
 
 def ask(image: Image.Image, url: str, model: str, **fields: str) -> dict[str, Any]:
-    """The server's answer."""
+    """Ask the server to enlarge the image; returns its answer."""
     file = io.BytesIO()
     image.save(file, "PNG")
     response = httpx.post(
@@ -66,7 +68,7 @@ def ask(image: Image.Image, url: str, model: str, **fields: str) -> dict[str, An
 
 
 def opened(encoded: str) -> Image.Image:
-    """A picture of an answer."""
+    """The decoded picture of an answer."""
     return Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
 
 

@@ -1,9 +1,9 @@
-"""`make serve`, `make test`: the packages, installed with pip, which is told and timed meanwhile.
+"""Installs the packages for `make serve` and `make test` with pip, and shows its progress.
 
 python tools/install.py '.[dev]'        # in the environment whose python runs it
 
-Without an NVIDIA driver torch is taken without CUDA, which is a quarter of the size. Needs nothing
-but Python: it runs before anything is installed.
+Without an NVIDIA driver it takes torch without CUDA, which is a quarter of the size. Needs nothing
+but Python, because it runs before anything is installed.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ from pathlib import Path
 HOME = Path(__file__).parents[1]
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 DISK_GB = {"cpu": 1.7, "cuda": 6.3}
-"""What all packages take, by the build of torch."""
+"""Disk space of all packages, by the build of torch."""
 _REACH_S = 5.0
 _DRY_RUN_S = 60.0
 _TORCH = re.compile(r'"(torch>=[^"]+)"')
@@ -30,16 +30,16 @@ _PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
 
 def main(wanted: str) -> int:
-    """Install what `.[extras]` names. Returns pip's exit code; 1 where the disk is too small."""
+    """Install what `.[extras]` names. Returns pip's exit code, or 1 if the disk is too small."""
     build = "cpu" if _is_there("torch") or not _has_driver() else "cuda"
     index = [] if _is_there("torch") or build == "cuda" else cpu_index()
     if index is None:
         build = "cuda"
-        _say("PyTorch's index of builds without CUDA cannot be reached; taking the one with CUDA")
+        _say("PyTorch's index of builds without CUDA cannot be reached; taking the build with CUDA")
     if not _is_there("torch"):
         free_gb, needed_gb = shutil.disk_usage(sys.prefix).free / 1e9, DISK_GB[build]
         if free_gb < needed_gb:
-            _say(f"the packages take {needed_gb} GB and the disk has {free_gb:.1f} GB: free some")
+            _say(f"the packages need {needed_gb} GB; the disk has only {free_gb:.1f} GB: free some")
             return 1
         _say(f"installing packages: {needed_gb} GB on disk, a few minutes the first time")
     if index:
@@ -50,18 +50,18 @@ def main(wanted: str) -> int:
 
 
 def cpu_index() -> list[str] | None:
-    """The index to take torch from: none where the usual one has it without CUDA; None: only with.
+    """The index of torch without CUDA, or [] for pip's own; None if only the CUDA build exists.
 
     pip is asked first: behind a mirror PyTorch's own index may be out of reach, and the mirror may
-    have a choice of its own.
+    offer another build.
     """
     asked = [*_PIP, "install", "--dry-run", "--no-deps", "--quiet", "--report", "-", _torch()]
-    _say("asking which build of torch there is")
+    _say("asking which builds of torch there are")
     try:
         done = subprocess.run(asked, capture_output=True, timeout=_DRY_RUN_S, check=True)
         needs = json.loads(done.stdout)["install"][0]["metadata"].get("requires_dist", [])
     except (subprocess.SubprocessError, ValueError, LookupError):
-        return []  # whatever is wrong, the installation itself says it
+        return []  # the installation itself will report the error
     if not any(need.startswith(("nvidia-", "cuda-", "triton")) for need in needs):
         return []
     try:
@@ -72,7 +72,7 @@ def cpu_index() -> list[str] | None:
 
 
 def _has_driver() -> bool:
-    """Of NVIDIA's. Builds for other systems than Linux have no CUDA anyway."""
+    """Whether there is an NVIDIA driver. Builds for other systems than Linux have no CUDA."""
     return Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi") is not None
 
 
@@ -87,7 +87,7 @@ def _torch() -> str:
 
 
 def _run_pip(arguments: list[str]) -> int:
-    """Show what it does in a line; all that it said where it fails."""
+    """Run pip with one line of progress, and print the end of its output if it fails."""
     command = [*_PIP, *arguments, "--progress-bar", "off"]
     said: list[str] = []
     line = StatusLine()
@@ -107,7 +107,7 @@ def _run_pip(arguments: list[str]) -> int:
 
 
 def steps(text: str) -> Iterator[str]:
-    """What a line of pip's is worth telling, if anything."""
+    """The progress to show for a line of pip's output, if any."""
     fetching = _FETCHING.search(text)
     if fetching is not None:
         yield f"fetching {fetching[1]} {fetching[2]} ({fetching[3]})"
@@ -118,7 +118,7 @@ def steps(text: str) -> Iterator[str]:
 
 
 class StatusLine:
-    """A context: on a terminal one line with a clock, elsewhere a line for what takes long."""
+    """A context that shows one line with a clock on a terminal, or else a line per long step."""
 
     def __init__(self) -> None:
         self._begun_s = time.monotonic()

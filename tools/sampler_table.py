@@ -15,7 +15,7 @@ END = "<!-- end of sampler parameters -->\n"
 
 
 def table() -> str:
-    """Its lines of Markdown, in the order in which the parameters act; then the samplers."""
+    """The table in Markdown, in the order in which the parameters act, and a line of samplers."""
     rows = [_row(one) for one in SAMPLER_PARAMETERS.values()]
     names = ", ".join(f"`{name}`" for name in SAMPLERS)
     return "".join(
@@ -28,7 +28,7 @@ def table() -> str:
 
 
 def page_with(table: str) -> str:
-    """The page with this table in the place of its own."""
+    """The page with this table in place of its old one."""
     page = PAGE.read_text()
     start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
     return page[:start] + table + page[end:]

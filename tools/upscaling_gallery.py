@@ -1,9 +1,9 @@
-"""Draws the pictures of docs/upscaling.md: a photograph made small, and what a server makes of it.
+"""Draws the pictures of docs/upscaling.md: a photograph, shrunk and enlarged by a server.
 
     python -m tools.upscaling_gallery astronaut.png --crop 96,16,128 --out face.jpg
 
-From left to right: the small image with its pixels repeated, enlarged by a bicubic filter and by
-the server, and the photograph itself.
+From left to right: the small image enlarged by repeating pixels, by a bicubic filter and by the
+server, and the photograph itself.
 """
 
 import argparse
@@ -22,7 +22,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photograph", type=Path)
     parser.add_argument("--crop", required=True, help="left,top,side in pixels")
-    parser.add_argument("--shrink", type=int, default=2, help="how many times smaller it is sent")
+    parser.add_argument(
+        "--shrink", type=int, default=2, help="how many times to shrink it before sending"
+    )
     parser.add_argument("--model", default="realesrgan-x4plus")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--out", type=Path, required=True)
@@ -46,7 +48,7 @@ def main() -> None:
 
 
 def ask(image: Image.Image, url: str, model: str) -> Image.Image:
-    """What the server makes of it."""
+    """The image, enlarged by the server."""
     file = io.BytesIO()
     image.save(file, "PNG")
     answer = httpx.post(

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Runs a program that sees the instructions of RUNG only; see hold_cpuid.c, which it compiles.
+# Runs a program that sees only the instructions of RUNG; compiles and uses hold_cpuid.c.
 #
 #   [PRELOAD=library.so] loadtest/peers/held.sh native|x86-64-v3|x86-64-v4|… PROGRAM [ARGUMENT…]
 #
-# "native" holds nothing. PRELOAD is what LD_PRELOAD would be for the program itself.
+# "native" is no restriction. PRELOAD is the LD_PRELOAD of the program itself.
 set -eu
 
 rung=$1

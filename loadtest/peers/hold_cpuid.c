@@ -1,20 +1,20 @@
-/* Holds a program to fewer instructions than the processor has, whatever it asks: for forced rungs.
+/* Restricts a program to fewer instructions than the processor has.
  *
  *   cc -O2 -shared -fPIC -o hold_cpuid.so hold_cpuid.c -ldl
  *   HOLD_CPUID=x86-64-v3 LD_PRELOAD=$PWD/hold_cpuid.so program …
  *
- * Libraries choose their code when they start, by the CPUID instruction, and each has another
- * variable to be told otherwise, or none. Here CPUID itself answers that there is no AVX-512, no
- * VNNI and so on: Linux lets a process have it trapped (arch_prctl(ARCH_SET_CPUID, 0)), and the
- * handler of that trap takes bits out of the answer. Child processes are held as well, compilers
- * that are asked for -march=native among them. It costs nothing where no CPUID is executed.
+ * Libraries choose their code when they start, by the CPUID instruction. Each has a different
+ * variable to override this, or none. Here CPUID itself answers that there is no AVX-512, no VNNI and
+ * so on: Linux lets a process trap it (arch_prctl(ARCH_SET_CPUID, 0)), and the trap's handler removes
+ * bits from the answer. Child processes are restricted as well, including compilers that are asked
+ * for -march=native. Code that does not execute CPUID runs at full speed.
  *
  * HOLD_CPUID is x86-64-v3 (AVX2, FMA), x86-64-v3-vnni (with AVX-VNNI), x86-64-v4 (with AVX-512 F, CD,
- * DQ, BW, VL), x86-64-v4-vnni or x86-64-v4-bf16 (with VNNI, and both). Ends the program with status 3 when the kernel or the
- * processor cannot trap CPUID: a rung that is not held must not be measured as one.
+ * DQ, BW, VL), x86-64-v4-vnni or x86-64-v4-bf16 (with VNNI, and both). Ends the program with status 3 if the kernel or the
+ * processor cannot trap CPUID, so that an unrestricted program is never measured by mistake.
  *
- * What it cannot do: /proc/cpuinfo still tells the truth, and an instruction that is not asked for
- * still works. glibc chooses its memcpy before this is loaded.
+ * Limits: /proc/cpuinfo still lists all instructions, and code that does not check still uses them.
+ * glibc chooses its memcpy before this is loaded.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -29,7 +29,7 @@
 
 enum { ARCH_SET_CPUID = 0x1012 };
 
-/* Of leaf 7: subleaf 0's EBX, ECX and EDX, subleaf 1's EAX and EDX. */
+/* Bits of leaf 7: EBX, ECX and EDX of subleaf 0, EAX and EDX of subleaf 1. */
 typedef struct {
     uint32_t ebx, ecx, edx, eax_1, edx_1;
 } Features;
@@ -60,7 +60,7 @@ static const struct {
 };
 
 static Features hidden;
-static struct sigaction next; /* what the program wants done with its own SIGSEGV */
+static struct sigaction next; /* the program's own handler of SIGSEGV */
 static int (*real_sigaction)(int, const struct sigaction *, struct sigaction *);
 
 static void hide(const Features *more) {
@@ -94,8 +94,8 @@ static void answer_cpuid(greg_t *regs) {
 
 static void on_segv(int number, siginfo_t *info, void *context) {
     greg_t *regs = ((ucontext_t *)context)->uc_mcontext.gregs;
-    /* A trapped CPUID is a general protection fault, which has no address; a jump into nowhere has,
-     * and its code must not be read. */
+    /* A trapped CPUID is a general protection fault, which has no address. A jump to a bad address
+     * has one, and the code there must not be read. */
     if (info->si_code == SI_KERNEL) {
         const uint8_t *code = (const uint8_t *)regs[REG_RIP];
         if (code[0] == 0x0f && code[1] == 0xa2) {
@@ -107,7 +107,7 @@ static void on_segv(int number, siginfo_t *info, void *context) {
         next.sa_sigaction(number, info, context);
     } else if (next.sa_handler != SIG_DFL && next.sa_handler != SIG_IGN) {
         next.sa_handler(number);
-    } else { /* let the fault happen again, with nobody to catch it */
+    } else { /* let the fault happen again, without a handler */
         struct sigaction none = {.sa_handler = SIG_DFL};
         real_sigaction(SIGSEGV, &none, NULL);
     }
@@ -119,7 +119,7 @@ static void find_real_sigaction(void) {
             RTLD_NEXT, "sigaction");
 }
 
-/* A program that handles SIGSEGV itself (a crash reporter) gets it after us, not instead of us. */
+/* A program's own handler of SIGSEGV (a crash reporter) is called after ours, not instead. */
 int sigaction(int number, const struct sigaction *wanted, struct sigaction *old) {
     find_real_sigaction();
     if (number != SIGSEGV)
@@ -132,7 +132,7 @@ int sigaction(int number, const struct sigaction *wanted, struct sigaction *old)
     return 0;
 }
 
-/* glibc's own signal() does not come by the function above. */
+/* glibc's own signal() does not call the function above. */
 void (*signal(int number, void (*handler)(int)))(int) {
     struct sigaction wanted = {.sa_handler = handler, .sa_flags = SA_RESTART}, old;
     return sigaction(number, &wanted, &old) ? SIG_ERR : old.sa_handler;
@@ -146,7 +146,7 @@ __attribute__((constructor)) static void hold(void) {
     while (i < count && strcmp(rung, RUNGS[i].name))
         i++;
     if (i == count) {
-        fprintf(stderr, "HOLD_CPUID=%s is not a rung that is known here\n", rung);
+        fprintf(stderr, "HOLD_CPUID=%s is not a known rung\n", rung);
         _exit(3);
     }
     hide(&OTHERS);

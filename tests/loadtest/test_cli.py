@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from loadtest.cli import app
 from loadtest.machine import command_line
+from loadtest.markdown import END_MARK, begin_mark
+from loadtest.report import COMMAND
 from loadtest.results import load_any_result
 
 ROOT = Path(__file__).parents[2]
@@ -142,11 +144,14 @@ def test_keys_are_not_stored() -> None:
 
 def test_the_page_is_checked(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    arguments = ["report", "--raw", str(tmp_path), "--page", str(page)]
+    raw = ROOT / "docs" / "benchmarks" / "raw"
+    marks = [begin_mark(path.stem, COMMAND) + END_MARK for path in raw.glob("*.json")]
+    page.write_text("".join(marks))
+    arguments = ["report", "--raw", str(raw), "--page", str(page)]
     assert CliRunner().invoke(app, [*arguments, "--check"]).exit_code == 1
     assert CliRunner().invoke(app, arguments).exit_code == 0
     assert CliRunner().invoke(app, [*arguments, "--check"]).exit_code == 0
-    page.write_text(page.read_text() + "typed by hand")
+    page.write_text(page.read_text().replace(END_MARK, f"typed by hand{END_MARK}", 1))
     assert CliRunner().invoke(app, [*arguments, "--check"]).exit_code == 1
 
 

@@ -108,7 +108,7 @@ async def test_short_behind_long_and_text_beside_pictures(server: Any, tmp_path:
     assert "images" not in read["phases"]["alone"]
     assert isinstance(beside["images"]["requests"], list)
     page = images_section(document | HEAD)
-    assert "### wait" in page and "### read" in page
+    assert "**wait**" in page and "**read**" in page
 
 
 async def test_noisy_runs_are_repeated(server: Any, tmp_path: Path) -> None:

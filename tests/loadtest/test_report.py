@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from loadtest.markdown import END_MARK, begin_mark
 from loadtest.metrics import Slo, summarise
 from loadtest.record import RequestRecord
-from loadtest.report import render_page
+from loadtest.report import COMMAND, comparison_section, render_page, run_section, starts_section
 from loadtest.results import COMPARISON_FORMAT, RUN_FORMAT, STARTS_FORMAT, save_result
 
 MACHINE = {
@@ -74,33 +75,45 @@ def comparison() -> dict[str, Any]:
     }
 
 
-def test_a_comparison_becomes_tables(tmp_path: Path) -> None:
-    save_result(comparison(), tmp_path / "a.json")
-    page = render_page(tmp_path)
-    assert "## A comparison\n\n2026-01-01, commit 0123456789ab, 2 cores of Some CPU" in page
+def ratios_of(page: str) -> list[str]:
+    """The rows of a comparison's table of ratios."""
+    return page.split("| ratio of medians |")[1].split("\n\n")[0].splitlines()[2:]
+
+
+def test_a_comparison_becomes_tables() -> None:
+    page = comparison_section(comparison())
+    assert "A comparison. 2026-01-01, commit 0123456789ab, 2 cores of Some CPU" in page
     # 6 tokens in 1, 3 and 2 seconds: 6, 2 and 3 tok/s.
-    assert "| ours | 3.0 | 1 | 3 (2-6) | 100 / 100 | 10.0 / 10.0 | 500 | 0 |" in page
-    assert "| theirs | 60.0 | 1 | 2 (1-3) † | 100 / 100 | 20.0 / 20.0 | 500 | 0 |" in page
-    assert "| theirs | 1 | 2.00 | 1.00 | 0.50 | 0.50 | 1.00 |" in page
-    assert "forced" not in page.split("## A comparison")[1]
-    # 2 requests in 1, 3 and 2 seconds, all of whose gaps are 10 ms; theirs take twice as long.
-    assert "| ours | 1 | 1.0 | 1.00 | 1.00 | 1.00 | 1.00 |" in page
-    assert "| theirs | 1 | 1.0 | 0.50 | 0.50 | 0.50 | 0.50 |" in page
-    assert "others took at most 2.1% of the CPU" in page
-    assert "theirs (theirs 1.0):\n\n```sh\nexec theirs\n```" in page
+    assert "| ours | 3.0 | 1 | 3 (2-6) | 100 / 100 | 10.0 / 10.0 | 1.00 / 1.00 | 500 | 0 |" in page
+    assert (
+        "| theirs | 60.0 | 1 | 2 (1-3) † | 100 / 100 | 20.0 / 20.0 | 0.50 / 0.50 | 500 | 0 |"
+        in page
+    )
+    assert "| ours / theirs | 1 | 2.00 | 1.00 | 0.50 | 0.50 | 1.00 |" in page
+    assert "restricted" not in page
+    assert "Other processes took at most 2.1% of the CPU" in page
+    assert "Versions: ours (ours 1.0), theirs (theirs 1.0)." in page
 
 
-def test_servers_that_ran_together_are_compared_repeat_by_repeat(tmp_path: Path) -> None:
+def test_only_smooth_requests_count_as_smooth() -> None:
+    document = comparison()
+    # Ours have one gap above the limit in 1, 3 and 2 seconds.
+    document["runs"][:3] = [
+        old | run(0.15, old["summary"]["wall_s"], 500) for old in document["runs"][:3]
+    ]
+    assert "| 100 / 100 | 150 / 150 | 0.00 / 1.00 |" in comparison_section(document)
+
+
+def test_servers_that_ran_together_are_compared_repeat_by_repeat() -> None:
     document = comparison() | {"together": True}
     # The machine was slow in the last repeat, for one of them more.
     document["runs"][-1] = document["runs"][-1] | run(0.02, 5.0, 500)
-    save_result(document, tmp_path / "a.json")
-    page = render_page(tmp_path)
-    assert "all ran at once" in page
-    assert "| theirs | 1 | 2.00 (2.00-2.50) | 1.00 (1.00-1.00) | 0.50 (0.50-0.50) |" in page
+    page = comparison_section(document)
+    assert "median of the repeats' ratios (range)" in page
+    assert "| ours / theirs | 1 | 2.00 (2.00-2.50) | 1.00 (1.00-1.00) | 0.50 (0.50-0.50) |" in page
 
 
-def test_a_rung_lengths_and_groups(tmp_path: Path) -> None:
+def test_a_rung_lengths_and_groups() -> None:
     document = comparison() | {
         "rung": "x86-64-v3",
         "prompt_words": [503, 2039],
@@ -121,49 +134,43 @@ def test_a_rung_lengths_and_groups(tmp_path: Path) -> None:
         for num_words in (503, 2039)
         for measured in document["runs"]
     ]
-    save_result(document | {"servers": servers, "runs": runs}, tmp_path / "a.json")
-    page = render_page(tmp_path)
-    assert "## A comparison, forced to x86-64-v3\n" in page
+    page = comparison_section(document | {"servers": servers, "runs": runs})
+    assert ", restricted to x86-64-v3." in page
     assert (
         "Prompts of 503, 2039 random words, 32 output tokens; requests by the number of clients: "
-        "2 at 1. Warm-up requests of this kind before each run: 1."
+        "2 at 1. Warm-up requests before each run: 1."
     ) in page
-    assert "| ours A |  | 512 | 1 | 3 (2-6) | 100 / 100 | 10.0 / 10.0 | 500 | 0 |" in page
-    assert "|  |  | 2048 | 1 | 3 (2-6) | 100 / 100 | 10.0 / 10.0 | 500 | 0 |" in page
-    assert "ours A (ours 1.0), asked for `x`, `y` in turn:\n\n```sh" in page
-    assert "| ours B | 512 | 1 | 1.0 | 1.00 | 1.00 | 1.00 | 1.00 |" in page
-    for group in ("A", "B"):
-        table = page.split(f"ours {group} against the others")[1].split("\n\n")[1]
-        assert table.splitlines()[2:] == [
-            f"| theirs {group} | 512 | 1 | 2.00 | 1.00 | 0.50 | 0.50 | 1.00 |",
-            f"| theirs {group} | 2048 | 1 | 2.00 | 1.00 | 0.50 | 0.50 | 1.00 |",
-        ]
+    assert (
+        "| ours A |  | 512 | 1 | 3 (2-6) | 100 / 100 | 10.0 / 10.0 | 1.00 / 1.00 | 500 | 0 |"
+        in page
+    )
+    assert "|  |  | 2048 | 1 | 3 (2-6) | 100 / 100 | 10.0 / 10.0 | 1.00 / 1.00 | 500 | 0 |" in page
+    assert ratios_of(page) == [
+        f"| ours {group} / theirs {group} | {tokens} | 1 | 2.00 | 1.00 | 0.50 | 0.50 | 1.00 |"
+        for group in ("A", "B")
+        for tokens in (512, 2048)
+    ]
 
 
-def test_a_server_may_be_compared_in_several_groups(tmp_path: Path) -> None:
+def test_a_server_may_be_compared_in_several_groups() -> None:
     document = comparison()
     base = document["servers"][1] | {"groups": ["A", "B"]}
     subjects = [document["servers"][0] | {"name": f"ours {g}", "groups": [g]} for g in ("A", "B")]
     runs = [run | {"server": f"ours {g}"} for g in ("A", "B") for run in document["runs"][:3]]
-    save_result(
-        document | {"servers": [*subjects, base], "runs": runs + document["runs"][3:]},
-        tmp_path / "a.json",
-    )
-    page = render_page(tmp_path)
-    for group in ("A", "B"):
-        table = page.split(f"ours {group} against the others")[1].split("\n\n")[1]
-        assert table.splitlines()[2:] == ["| theirs | 1 | 2.00 | 1.00 | 0.50 | 0.50 | 1.00 |"]
+    both = {"servers": [*subjects, base], "runs": runs + document["runs"][3:]}
+    assert ratios_of(comparison_section(document | both)) == [
+        f"| ours {group} / theirs | 1 | 2.00 | 1.00 | 0.50 | 0.50 | 1.00 |" for group in ("A", "B")
+    ]
 
 
-def test_numbers_come_from_the_rows_not_from_the_summary(tmp_path: Path) -> None:
+def test_numbers_come_from_the_rows_not_from_the_summary() -> None:
     document = comparison()
     for measured in document["runs"]:
         measured["summary"]["output_tok_s"] = 999.0
-    save_result(document, tmp_path / "a.json")
-    assert "999" not in render_page(tmp_path)
+    assert "999" not in comparison_section(document)
 
 
-def test_newest_first_and_other_formats(tmp_path: Path) -> None:
+def test_other_formats() -> None:
     starts = {
         **provenance(STARTS_FORMAT, "Starts", day=3),
         "servers": comparison()["servers"],
@@ -172,22 +179,34 @@ def test_newest_first_and_other_formats(tmp_path: Path) -> None:
             for ready_s in (3.0, 2.0, 9.0)
         ],
     }
-    save_result(starts, tmp_path / "a.json")
-    save_result(comparison() | {"partial": True}, tmp_path / "b.json")
+    assert "| ours | 3 | 0.50 (0.50-0.50) | 3.00 (2.00-9.00) | 0.10 (0.10-0.10) |" in (
+        starts_section(starts)
+    )
+    assert "Cut short" in comparison_section(comparison() | {"partial": True})
     single = provenance(RUN_FORMAT, "Trace", day=2) | run(0.01, 1.5, 700)
-    save_result(single | {"uncommitted_changes": True}, tmp_path / "c.json")
-    page = render_page(tmp_path)
-    assert page.index("## Starts") < page.index("## Trace") < page.index("## A comparison")
-    assert "| ours | 3 | 0.50 (0.50-0.50) | 3.00 (2.00-9.00) | 0.10 (0.10-0.10) |" in page
+    page = run_section(single | {"uncommitted_changes": True})
     assert "| peers | 1 | 2 / 0 | 4.0 | 100 / 100 / 100 | 10 / 10 / 10 | 1000 / 1000 / 1000" in page
     assert "Goodput (ttft at most 100 ms): 1.33 requests/s, 100.0% of all." in page
     assert "within 50 ms: 1.33, 100 ms: 1.33, 200 ms: 1.33." in page
     assert "with uncommitted changes" in page
-    assert "Cut short" in page
 
 
-def test_without_results(tmp_path: Path) -> None:
-    assert "No results have been committed yet." in render_page(tmp_path)
+def test_results_are_written_between_their_marks(tmp_path: Path) -> None:
+    save_result(comparison(), tmp_path / "one.json")
+    save_result(comparison() | {"label": "Another"}, tmp_path / "two.json")
+    places = [begin_mark(name, COMMAND) + END_MARK for name in ("two", "one")]
+    page = render_page(f"# Title\n\n{places[0]}\nWhat follows.\n\n{places[1]}", tmp_path)
+    assert page.startswith("# Title\n\n<!-- two:")
+    order = ["# Title", "Another. 2026", "What follows.", "A comparison. 2026"]
+    assert sorted(order, key=page.index) == order
+    assert render_page(page, tmp_path) == page, "writing twice changes nothing"
+    with pytest.raises(ValueError, match="no place for one: add these lines"):
+        render_page(places[0], tmp_path)
+    with pytest.raises(ValueError, match=r"does not hold: three\.json"):
+        render_page(page + begin_mark("three", COMMAND) + END_MARK, tmp_path)
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"format": "other"}))
     with pytest.raises(ValueError, match=r"x\.json"):
-        render_page(tmp_path)
+        render_page("", tmp_path)

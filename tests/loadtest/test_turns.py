@@ -1,4 +1,4 @@
-"""Programs in turns: who runs when, and what the page says of it."""
+"""Programs in turns: the order of their runs, and the table of their times."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,8 @@ from PIL import Image
 
 from loadtest.machine import provenance
 from loadtest.matting import _scaled
-from loadtest.report import render_page
 from loadtest.results import TURNS_FORMAT, save_result
-from loadtest.turns import Turn, take_turns
+from loadtest.turns import Turn, take_turns, turns_section
 
 
 def test_they_warm_up_and_take_turns() -> None:
@@ -44,12 +43,12 @@ def test_the_page_compares_with_the_first(tmp_path: Path) -> None:
     }
     save_result(document, tmp_path / "turns.json")
     assert json.loads((tmp_path / "turns.json").read_text()) == document
-    page = render_page(tmp_path)
-    assert "## Turns, forced to x86-64-v3" in page
+    page = turns_section(document)
+    assert "Turns. 2" in page and ", restricted to x86-64-v3." in page
     assert "    python -m tools.some_bench" in page
     assert "| a task | ours | 200 (100-400) | 1.00 | 300 |" in page
     assert "|  | theirs | 300 (300-300) | 1.50 | - |" in page
-    assert "Medians of 3 runs each; others took at most 3.1% of the CPU." in page
+    assert "Medians of 3 runs each; other processes took at most 3.1% of the CPU" in page
 
 
 def test_a_scaled_trimap_keeps_its_levels(tmp_path: Path) -> None:

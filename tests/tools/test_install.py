@@ -122,7 +122,7 @@ def test_a_full_disk_is_said_before_anything_is_fetched(
     machine.has_driver, machine.free_gb = has_driver, needed - 0.1
     assert install.main(".[dev]") == 1
     assert machine.runs == []
-    assert f"take {needed} GB and the disk has {needed - 0.1:.1f} GB" in capsys.readouterr().err
+    assert f"need {needed} GB; the disk has only {needed - 0.1:.1f} GB" in capsys.readouterr().err
     machine.has_torch = True
     assert install.main(".[dev]") == 0, "what is there already needs no room"
 

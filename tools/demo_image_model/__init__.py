@@ -1,1 +1,1 @@
-"""How the built-in image model is made: data, training, evaluation. See docs/image_model.md."""
+"""Makes the built-in image model: data, training, evaluation. See docs/image_model.md."""

@@ -1,4 +1,4 @@
-"""What is said about a scene. Captions leave things out, so that words act alone too.
+"""Captions for scenes. They leave things out, so that the model learns each word alone, too.
 
 Every word that a caption or an instruction can hold is in `vocabulary()`.
 """
@@ -18,27 +18,27 @@ from tools.demo_image_model.scenes import CENTER, Item, Scene, pick
 EMPTY_SHARE = 0.10
 KEYWORD_SHARE = 0.12
 SIZE_SHARE, COLOUR_SHARE = 0.4, 0.92
-"""Of the objects in captions, those whose size and whose colour is said."""
+"""The shares of objects whose size and whose colour a caption states."""
 PLACE_SHARE, CENTER_SAID_SHARE = 0.97, 0.2
-"""Of single objects, those whose place is said: the centre needs saying less than the others do.
+"""The shares of single objects whose place a caption states: elsewhere, and in the centre.
 
-So an object asked for without a place lies in the centre most of the time. With all places equally
-likely and guidance on top, too many samples put the object in two of them at once.
+The centre is stated less often, so an object asked for without a place mostly lies there. If all
+places were equally likely, guidance would make too many samples draw the object in two of them.
 """
 BARE_SHARE = 0.1
-"""Of places and backgrounds, those that follow a comma without their small words."""
+"""The share of places and backgrounds that follow a comma without their small words."""
 OPENINGS = ("a picture of", "an image of", "a drawing of", "a photo of", "draw")
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
 BACKGROUND_WORDS = {name: (name,) for name in BACKGROUNDS} | {"gray": ("gray", "grey")}
 SIDE_BY_SIDE = ("and", "and", "next to", "beside")
-"""Between two objects of which no relation is said."""
+"""Words between two objects whose relation is not stated."""
 OWN_PLACES = {
     "left": ("on the left", "on the right"),
     "right": ("on the right", "on the left"),
     "above": ("at the top", "at the bottom"),
     "below": ("at the bottom", "at the top"),
 }
-"""Where the first and the second of two objects lie, said of each."""
+"""The places of the first and the second of two objects, by their relation."""
 EXTRA_WORDS = (
     "make the turn into add remove delete change replace with move to background color colour "
     "shape it one object and then on in at of . ,"
@@ -56,7 +56,7 @@ STARTS_AS = {
     "then": "and",
     "side": "one",
 }
-"""Words that older weights do not know, and the known word whose embedding each starts from."""
+"""Words that older weights do not know, with the known word whose embedding each starts from."""
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -64,7 +64,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     luck = rng.random()
     if luck < EMPTY_SHARE:
         return ""
-    # Of two objects none is said alone: whoever asks for "red circle" wants no second object.
+    # A caption of two objects names both: a prompt "red circle" asks for no second object.
     if luck < EMPTY_SHARE + KEYWORD_SHARE and len(scene.items) == 1:
         return _keywords(scene, rng)
     text = _body(scene, rng)

@@ -1,4 +1,4 @@
-"""Training state on disk: everything needed to go on, replaced atomically."""
+"""Training state on disk: everything needed to continue, replaced atomically."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write `state`; a killed run leaves the older file whole."""
+    """Write `state`. If the run is killed meanwhile, the older file stays intact."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(state, partial)

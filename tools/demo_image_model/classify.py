@@ -1,7 +1,7 @@
-"""Objects to words: the shape, size and place of each.
+"""Names the shape, size and place of each object.
 
-A shape is found by drawing: each shape of the palette is rendered with the object's centre and
-area, sharp and blurred, and the one that overlaps it best gives the name.
+Each shape of the palette is rendered with the object's centre and area, sharp and blurred, and the
+one that overlaps the object best gives the name.
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from tools.demo_image_model.render import coverage
 from tools.demo_image_model.segment import Blob, segment
 
 MIN_OVERLAP = 0.70
-"""Intersection over union below which an object has no shape's name."""
+"""Intersection over union below which an object gets no shape's name."""
 BLURS = (0.0, 0.01, 0.02)
 """Standard deviations, in image widths, with which a shape is tried: decoders soften edges."""
 UNIT_RADIUS, UNIT_PIXELS = 0.4, 256
 DIRECTIONS = 72
-"""From an object's centre, in which its radius is measured."""
+"""Directions from an object's centre in which its radius is measured."""
 RAY_STEP = 0.25
-"""Pixels between two looks along a direction."""
+"""Pixels between two samples along a direction."""
 MAX_PLACE_DISTANCE = 0.12
-"""Farther from every named place, in image widths, an object is at none; places lie 0.25 apart."""
+"""Largest distance from a named place, in image widths; places lie 0.25 apart."""
 
 
 def _unit_areas() -> dict[str, float]:
@@ -38,11 +38,11 @@ AREAS = _unit_areas()
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One object as it was found. `x`, `y` (down) and `radius` are in image widths.
+    """An object found in a picture. `x`, `y` (down) and `radius` are in image widths.
 
     `shape` and `colour` are None when no name fits. `overlap` is the intersection over union with
-    the drawing of the shape that fits best; `unevenness` is the difference of the longest and the
-    shortest radius in all directions, relative to the mean one: 0 of a circle.
+    the drawing of the shape that fits best. `unevenness` is the difference between the longest and
+    the shortest radius, relative to the mean radius; a circle has 0.
     """
 
     shape: str | None
@@ -71,7 +71,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """All that is known of a picture."""
+    """The objects and the background found in a picture."""
 
     background: str | None
     objects: tuple[Seen, ...]
@@ -103,7 +103,7 @@ def look(blob: Blob) -> Seen:
 
 
 def _unevenness(alpha: np.ndarray, x: float, y: float) -> float:
-    """Of an object around (x, y), in pixels."""
+    """The unevenness of an object around (x, y), in pixels."""
     angles = 2 * np.pi * np.arange(DIRECTIONS)[:, None] / DIRECTIONS
     far = np.arange(0, alpha.shape[0], RAY_STEP)[None, :]
     rows, columns = y - 0.5 + far * np.sin(angles), x - 0.5 + far * np.cos(angles)
@@ -112,7 +112,7 @@ def _unevenness(alpha: np.ndarray, x: float, y: float) -> float:
 
 
 def _window(alpha: np.ndarray, x: float, y: float, reach: float) -> tuple[np.ndarray, int, int]:
-    """A square part of `alpha` around (x, y), and its left and top: less to draw and compare."""
+    """A square part of `alpha` around (x, y), and its left and top, to compare fewer pixels."""
     size = alpha.shape[0]
     side = min(size, 2 * int(np.ceil((reach + 2 * BLURS[-1]) * size)))
     left, top = (int(np.clip(round(c * size - side / 2), 0, size - side)) for c in (x, y))

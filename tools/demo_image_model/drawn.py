@@ -1,11 +1,11 @@
-"""Pictures that the model drew and what it meant by them: what its decoder is trained on.
+"""Collects pictures that the model drew and the scenes it meant, to train its decoder.
 
     python -m tools.demo_image_model.drawn MODEL --size 128 --num 2000 --out runs/drawn_128.pt
 
-The UNets' latents miss those of a clean picture by a little: an outline has bumps, a faint smudge
-lies beside an object, a colour is half a shade off. So prompts and edits like those of training are
-drawn as users have them drawn, the pictures are read, and the scene that each comes close to is
-kept beside its latents. A picture that comes close to none is left out.
+The UNets' latents differ slightly from those of a clean picture: an outline has bumps, a faint
+smudge lies beside an object, a colour is half a shade off. So this draws prompts and edits like
+those of training, as users would, reads the pictures, and stores the nearest scene beside each
+picture's latents. A picture that is near no scene is left out.
 """
 
 import argparse
@@ -29,9 +29,9 @@ from tools.demo_image_model.scenes import GRID, Item, Scene, draw_scene, scene_r
 
 SEED = 12
 FINE_GRID = 2 * GRID
-"""Half of the objects lie between two corners of `GRID`: so they did in older training."""
+"""A finer grid: as in older training, half of the objects lie between corners of `GRID`."""
 MAX_SHIFT = 0.03
-"""Farther from a corner, in image widths, an object is at none; corners lie 0.0625 apart."""
+"""Largest distance of an object from its corner, in image widths; corners lie 0.0625 apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,12 @@ class Drawn:
     scenes: list[Scene]
 
     def sample(self, count: int, generator: torch.Generator) -> "Drawn":
-        """Random rows."""
+        """Draw `count` random rows."""
         rows = torch.randint(len(self.scenes), (count,), generator=generator)
         return Drawn(self.latents[rows], [self.scenes[row] for row in rows.tolist()])
 
     def save(self, path: Path) -> None:
-        """Write what `load_drawn` reads."""
+        """Write the file that `load_drawn` reads."""
         save_state(path, {"latents": self.latents, "scenes": [asdict(s) for s in self.scenes]})
 
 
@@ -67,7 +67,7 @@ def load_drawn(paths: Sequence[Path]) -> dict[int, Drawn]:
 
 
 def meant(reading: Reading) -> Scene | None:
-    """The scene on the grid that a picture comes close to, or None."""
+    """The scene on the grid that is near the picture, or None."""
     items = [_meant(seen) for seen in reading.objects]
     found = [item for item in items if item is not None]
     if reading.background is None or len(found) < len(items) or len(found) not in (1, 2):
@@ -85,7 +85,7 @@ def _meant(seen: Seen) -> Item | None:
 
 
 def _draw(folder: Path, size: int, num: int) -> Iterator[torch.Tensor]:
-    """Latents of captions, a batch at a time."""
+    """Yield the latents of captions, a batch at a time."""
     sampler = Sampler(folder, size=size)
     for numbers in _batches(num):
         rngs = [scene_rng(SEED + size, number) for number in numbers]
@@ -98,7 +98,7 @@ def _draw(folder: Path, size: int, num: int) -> Iterator[torch.Tensor]:
 
 
 def _edit(folder: Path, size: int, num: int) -> Iterator[torch.Tensor]:
-    """Latents of edits."""
+    """Yield the latents of edits, a batch at a time."""
     sampler = EditSampler(folder)
     for numbers in _batches(num):
         edits = [draw_training_edit(SEED + size, number) for number in numbers]
@@ -140,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="diffusers folder")
     parser.add_argument("--out", type=Path, required=True, help="file for latents and scenes")
-    parser.add_argument("--size", type=int, default=128, help="pixels")
+    parser.add_argument("--size", type=int, default=128, help="size in pixels")
     parser.add_argument("--num", type=int, default=2000, help="pictures to draw")
     parser.add_argument("--edits", action="store_true", help="edits instead of prompts")
     parser.add_argument("--threads", type=int, default=2)

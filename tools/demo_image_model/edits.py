@@ -1,7 +1,7 @@
-"""Editing pairs: a scene, an instruction, and the scene that follows from it, drawn by index.
+"""Editing pairs: a scene, an instruction, and the resulting scene, drawn by index.
 
-An instruction names its object so that only one fits, no scene holds a held-out pair, and every
-word is one that the tokenizer knows. There are three streams: `draw_edit` over all scenes,
+An instruction names its object so that only one fits, no scene holds a held-out pair, and the
+tokenizer knows every word. There are three streams: `draw_edit` over all scenes,
 `draw_contrast_edit` over two objects of which one is small and the other large, and
 `draw_double_edit` over two edits in one sentence.
 """
@@ -40,14 +40,14 @@ from tools.demo_image_model.scenes import (
 GAP = 0.01
 """Least free space between two objects after an edit, in image widths."""
 EMPTY_SHARE = 0.2
-"""Of the scenes that something is added to, those that hold nothing before."""
+"""The share of scenes without objects among those that something is added to."""
 
 DOUBLE_SHARE = 0.35
-"""Of the training pairs, those with two edits in one sentence."""
+"""The share of training pairs with two edits in one sentence."""
 CONTRAST_SHARE, SMALL_SHARE = 0.5, 0.67
-"""Of the others, those about a small and a large object; of these, about the small one."""
+"""The share of a small and a large object among the others, and of the small one among these."""
 SNAPPED_SHARE = 0.5
-"""Of the training pairs, those whose objects lie as in the pictures that the model draws."""
+"""The share of training pairs whose objects lie as in the pictures that the model draws."""
 
 MOVES: dict[str, tuple[float | None, float | None]] = {
     "to the left": (0.25, None),
@@ -60,7 +60,7 @@ MOVES: dict[str, tuple[float | None, float | None]] = {
     "to the bottom left corner": (0.25, 0.75),
     "to the bottom right corner": (0.75, 0.75),
 }
-"""Where an object's centre goes; None: that coordinate stays."""
+"""The new centre of an object; a coordinate that is None stays."""
 
 
 def move_phrases(way: str) -> list[str]:
@@ -76,7 +76,7 @@ def move_phrases(way: str) -> list[str]:
 
 
 AND = ("and", "and", "and", ", then", "and then")
-"""Between two edits."""
+"""Words between two edits."""
 CHANGED_BY = {
     "recolour": {"colour"},
     "reshape": {"shape"},
@@ -84,16 +84,16 @@ CHANGED_BY = {
     "resize": {"size"},
     "move": {"place"},
 }
-"""What each kind changes of an object. One sentence changes nothing twice."""
+"""The properties that each kind changes. A sentence changes no property twice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One pair.
+    """A pair of scenes and the instruction between them.
 
-    `changed` is the index of the target's item that is new or other than before, None when there
-    is no such item. Of an added item only what the instruction says is certain: its pair, its
-    size if `size_said`, and the target's `place` or `relation` if set.
+    `changed` is the index of the target's new or changed item, or None. An added item is judged
+    only by what the instruction says: its pair, its size if `size_said`, and the target's `place`
+    or `relation` if set.
     """
 
     kind: str
@@ -105,7 +105,7 @@ class Edit:
 
 
 class Subject(Protocol):
-    """Which object an edit is about and what it is called."""
+    """Chooses the object of an edit and names it."""
 
     def choose(self, rng: np.random.Generator) -> tuple[Scene, int]:
         """A scene and the index of the object in it."""
@@ -129,7 +129,7 @@ class AnySubject:
 
 @dataclass(frozen=True, slots=True)
 class ContrastSubject:
-    """One of two objects, a small and a large one, named by what `naming` says."""
+    """The small or the large of two objects, named by the property `naming`."""
 
     naming: str
     size: str
@@ -150,7 +150,7 @@ def draw_edit(seed: int, index: int) -> Edit:
 def draw_contrast_edit(seed: int, index: int, naming: str, *, size: str = "small") -> Edit:
     """Pair `index` of a stream where the object of this size lies beside one of the other.
 
-    `naming` is one of `NAMINGS`: by what the object is told from the other.
+    `naming` is one of `NAMINGS`: the property that distinguishes the object from the other.
     """
     rng = scene_rng(seed, index)
     subject = ContrastSubject(naming, size)
@@ -159,7 +159,7 @@ def draw_contrast_edit(seed: int, index: int, naming: str, *, size: str = "small
 
 @dataclass(frozen=True, slots=True)
 class FixedSubject:
-    """This object of this scene, called that."""
+    """A given object of a given scene, with a given name."""
 
     scene: Scene
     index: int
@@ -180,8 +180,8 @@ def draw_double_edit(seed: int, index: int) -> Edit:
 def draw_training_edit(seed: int, index: int) -> Edit:
     """Pair `index` of the training stream: a mixture of both, and `HARD_KINDS` twice as often.
 
-    Without so many scenes of contrast the model learns to change what is large: of the plain
-    stream's pairs one in eleven asks for a small object that lies beside a large one.
+    Without many contrast scenes the model learns to change large objects: only one in eleven of the
+    plain stream's pairs asks for a small object that lies beside a large one.
     """
     rng = scene_rng(seed, index)
     edit = _draw_training(rng)
@@ -232,7 +232,7 @@ def _and(first: Edit, rng: np.random.Generator) -> Edit | None:
 
 
 def _add_and(first: Edit, rng: np.random.Generator) -> Edit | None:
-    """An object more and an edit of what was there, said in either order."""
+    """An added object and an edit of an old one, in either order."""
     second = _background(rng, first.target)
     if len(first.target.items) == 2 and rng.random() < 0.75:
         name = _name_in_both(Scene("", first.source.items), first.target, 1, rng, before=0)
@@ -243,7 +243,7 @@ def _add_and(first: Edit, rng: np.random.Generator) -> Edit | None:
     if second is None:
         return None
     texts = first.instruction, second.instruction
-    # `left of the circle` is said before the circle changes.
+    # `left of the circle` comes before the circle changes.
     if first.target.relation is None and rng.random() < 0.5:
         texts = texts[::-1]
     edit = _joined(first, second, texts, 0, rng)
@@ -270,12 +270,12 @@ def _joined(
 
 
 def _settled(scene: Scene) -> Scene:
-    """The scene without what was said of it."""
+    """The scene without its stated place and relation."""
     return replace(scene, place=None, relation=None)
 
 
 def _snapped(edit: Edit) -> Edit:
-    """The edit between snapped scenes; as it is if objects would touch then, or nothing change."""
+    """The edit between snapped scenes, or unchanged if objects would touch or nothing change."""
     snap = replace(edit, source=snapped(edit.source), target=snapped(edit.target))
     return snap if _apart(snap.target) and snap.source != snap.target else edit
 
@@ -283,7 +283,7 @@ def _snapped(edit: Edit) -> Edit:
 def _name_in_both(
     source: Scene, target: Scene, index: int, rng: np.random.Generator, *, before: int | None = None
 ) -> str | None:
-    """Words that fit this object of the target, before and after what was changed beside it."""
+    """Words that fit this object of the target before and after the change beside it."""
     item = target.items[index]
     if before is None:
         before = source.items.index(item) if item in source.items else None
@@ -383,7 +383,7 @@ def _add(rng: np.random.Generator, _: Subject) -> Edit | None:
             return None
         text += f" {pick(rng, PLACE_PHRASES[place])}"
     source = Scene(target.background, others)
-    # The relation is that of the first to the second, so the added item goes first.
+    # The relation is the first item's to the second, so the added item goes first.
     after = Scene(target.background, (item, *others), place, relation)
     return Edit("add", source, after, text, 0, size_said)
 
@@ -420,11 +420,11 @@ KINDS: dict[str, Callable[[np.random.Generator, Subject], Edit | None]] = {
     "add": _add,
     "background": _any_background,
 }
-"""All equally likely. Each draws one edit, or None when the draw allows none."""
+"""The kinds of edits, equally likely. Each draws an edit, or None if the draw allows none."""
 CONTRAST_KINDS = ("recolour", "reshape", "replace", "resize", "move", "remove")
-"""Those that name an object of the scene."""
+"""Kinds that name an object of the scene."""
 HARD_KINDS = ("move", "recolour", "reshape", "background")
-"""Those that are learned last: they keep the most of the picture and change the rest exactly."""
+"""Kinds that are learned last: they keep most of the picture and change the rest exactly."""
 
 
 def _changed(
@@ -449,7 +449,7 @@ def _apart(scene: Scene) -> bool:
 
 
 def _name(scene: Scene, index: int, rng: np.random.Generator, *, it: bool = True) -> str:
-    """`the circle`, `the red circle`, `the red one` or `it`: whatever fits one object only."""
+    """A name that fits only this object: `the circle`, `the red circle`, `the red one` or `it`."""
     return pick(rng, [name for name in _names(scene, index) if it or name != "it"])
 
 
@@ -489,7 +489,7 @@ NAMINGS: dict[str, Callable[[Scene, int], list[str]]] = {
     "place": _by_place,
     "size": _by_size,
 }
-"""What one of two objects, that share no colour and no shape, can be called."""
+"""Names for one of two objects that share no colour and no shape."""
 PLACE_WORDS = {
     "left": "on the left",
     "right": "on the right",

@@ -1,10 +1,10 @@
-"""Ask the model for fresh prompts and seeds, read its pictures, count what came true.
+"""Asks the model for fresh prompts and seeds, reads its pictures, and counts what is right.
 
     python -m tools.demo_image_model.evaluate MODEL --num 500 --json docs/image_model.json
 
-Shares are kept as (right, asked). Each part is written to the JSON file as soon as it is known, and
-what is not measured again stays as it is, so delete the file for a new model. With `--parts` only
-those are measured. `docs/image_model.md` says how pictures are read.
+Shares are stored as (right, asked). Each part is written to the JSON file as soon as it is known,
+and parts that are not measured again stay, so delete the file for a new model. `--parts` measures
+only those parts. `docs/image_model.md` says how pictures are read.
 """
 
 import argparse
@@ -44,11 +44,11 @@ PARTS = ("autoencoder", *SUITES, "circles", "phrases", "negative", "diversity")
 CURVE_SUITES = ("single", "double", "held_out")
 
 Counts = dict[str, tuple[int, int]]
-"""(right, asked) by what was judged."""
+"""Pairs of (right, asked), by what was judged."""
 
 
 class Evaluation:
-    """One model at one size."""
+    """The evaluation of one model at one size."""
 
     def __init__(self, sampler: Sampler, *, guidance: float, steps: int) -> None:
         self.sampler = sampler
@@ -58,7 +58,7 @@ class Evaluation:
     def suite(
         self, name: str, num: int, *, guidance: float | None = None, steps: int | None = None
     ) -> Counts:
-        """Shares over `num` questions of the suite."""
+        """Counts over `num` questions of the suite."""
         questions = [SUITES[name](i) for i in range(num)]
         readings = self._read(questions, guidance=guidance, steps=steps)
         return tally([judge(q, r) for q, r in zip(questions, readings, strict=True)])
@@ -66,13 +66,13 @@ class Evaluation:
     def curve_point(
         self, num: int, *, guidance: float | None = None, steps: int | None = None
     ) -> dict[str, Counts]:
-        """The suites that curves show, with one setting changed."""
+        """Counts of the suites that the curves show, with one setting changed."""
         return {
             name: self.suite(name, num, guidance=guidance, steps=steps) for name in CURVE_SUITES
         }
 
     def autoencoder(self, num: int) -> Counts:
-        """Scenes that are still read rightly after encoding and decoding; no prompt can do better.
+        """Scenes that are read correctly after encoding and decoding, the limit for any prompt.
 
         `small` and `large`: those with one object of that size.
         """
@@ -88,7 +88,7 @@ class Evaluation:
         return tally(verdicts)
 
     def circles(self, num: int) -> Counts:
-        """Circles asked for alone: those that are seen as one, and those that are `round`."""
+        """Circles asked for alone: those recognised as a circle, and those that are `round`."""
         questions = [circle(i) for i in range(num)]
         verdicts = []
         for question, reading in zip(questions, self._read(questions), strict=True):
@@ -98,7 +98,7 @@ class Evaluation:
         return tally(verdicts)
 
     def phrases(self, num: int) -> Counts:
-        """Single objects at the place that was said, by the kind of phrase that said it."""
+        """Single objects at the stated place, by the kind of phrase."""
         questions, phrases = zip(*(placed(i) for i in range(num)), strict=True)
         return tally(
             [
@@ -110,7 +110,7 @@ class Evaluation:
         )
 
     def negative(self, num: int) -> Counts:
-        """How often the negated colour is seen, with and without the negative prompt."""
+        """Counts of the negated colour, with and without the negative prompt."""
         questions, colours = zip(*(negated(i) for i in range(num)), strict=True)
         plain = [Question(q.prompt, q.seed, ()) for q in questions]
         return {
@@ -119,7 +119,7 @@ class Evaluation:
         }
 
     def diversity(self, num: int) -> dict[str, float]:
-        """How evenly what a prompt leaves open is spread over seeds; 1 is evenly, 0 always one.
+        """The evenness over seeds of what a prompt leaves open, from 0 (always one) to 1 (even).
 
         `pixels` is the mean difference, of 255, between pictures of neighbouring seeds of one
         prompt. At least two seeds.
@@ -168,7 +168,7 @@ class Evaluation:
 
 
 def tally(verdicts: Sequence[dict[str, bool]]) -> Counts:
-    """Sum up verdicts; what was not said is not asked."""
+    """Sum up verdicts; parts that a prompt does not state are not counted."""
     counts: Counts = {}
     for verdict in verdicts:
         for name, right in verdict.items():
@@ -178,7 +178,7 @@ def tally(verdicts: Sequence[dict[str, bool]]) -> Counts:
 
 
 def evenness(names: Sequence[str | None], num_options: int) -> float:
-    """Entropy of the named ones over the largest possible."""
+    """The entropy of the names, divided by the largest possible."""
     _, counts = np.unique([name for name in names if name is not None], return_counts=True)
     if not counts.size:
         return 0.0
@@ -194,7 +194,7 @@ def _colour_hits(readings: Sequence[Reading], colours: Sequence[str]) -> int:
 
 
 class Report:
-    """The results so far, kept in a JSON file under one key."""
+    """The results so far, stored in a JSON file under one key."""
 
     def __init__(self, path: Path | None, key: str, settings: dict[str, Any]) -> None:
         self._path = path
@@ -202,7 +202,7 @@ class Report:
         self._results = dict(settings)
 
     def add(self, name: str, value: Any) -> None:
-        """Keep and print one result."""
+        """Store and print one result."""
         self._results[name] = value
         print(name, json.dumps(value), flush=True)
         if self._path is None:
@@ -213,7 +213,7 @@ class Report:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Everything the arguments ask for."""
+    """Measure everything that the arguments ask for."""
     started_s = time.monotonic()
     sampler = Sampler(args.model, size=args.size)
     evaluation = Evaluation(sampler, guidance=args.guidance, steps=args.steps)
@@ -248,11 +248,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="pixels")
     parser.add_argument("--num", type=int, default=500, help="questions of each suite")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
-    parser.add_argument("--curve-num", type=int, default=0, help="of each point of the curves")
+    parser.add_argument(
+        "--curve-num", type=int, default=0, help="questions for each point of the curves"
+    )
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="file to keep the results in")
+    parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     evaluate(args)

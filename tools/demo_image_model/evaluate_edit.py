@@ -1,4 +1,4 @@
-"""Give the editing UNet fresh pictures and instructions, and see whether just that was done.
+"""Gives the editing UNet fresh pictures and instructions, and checks that it did just that.
 
     python -m tools.demo_image_model.evaluate_edit MODEL --num 500 --json docs/image_model.json
 
@@ -6,8 +6,8 @@
 the picture has everything of the target scene and nothing else: each object's pair of colour and
 shape, objects that were not to change at their place and of their size, and the background.
 
-With `--contrast-num` also so many edits of a small object beside a large one for each way of naming
-it, and with `--double-num` so many sentences of two edits.
+`--contrast-num` adds that many edits of a small object beside a large one for each way of naming
+it, and `--double-num` that many sentences with two edits.
 """
 
 import argparse
@@ -37,21 +37,20 @@ GUIDANCE, IMAGE_GUIDANCE, STEPS = 2.0, 1.5, 20
 GUIDANCE_GRID = (1.5, 2.0, 3.0, 4.0, 6.0)
 IMAGE_GUIDANCE_GRID = (1.0, 1.2, 1.5, 2.0)
 GRID_FIRST = 500
-"""The grid's edits of the stream start here at the earliest."""
+"""The lowest index in the stream of the grid's edits."""
 MAX_SHIFT = 0.06
-"""Farther from where it should be, in image widths, an object has moved."""
+"""Distance from the right place, in image widths, above which an object has moved."""
 MAX_GROWTH = 1.2
-"""Ratio of radii above which an object's size is another; large to small is 1.29 at least."""
+"""Ratio of radii above which an object's size has changed; large to small is at least 1.29."""
 EDIT_SEED, CONTRAST_SEED, DOUBLE_SEED = SEED + 100, SEED + 200, SEED + 300
 
 
 def judge_edit(edit: Edit, reading: Reading) -> dict[str, bool]:
-    """Which parts of the edit came true.
+    """Judge the parts of an edit.
 
-    `edited`: what the instruction says is there. `kept`: all else is as it was. `success`: both.
-    Of two edits in one sentence only `success` is told.
-    A picture with more or fewer objects than the target, or with other pairs, has neither edited
-    nor kept them.
+    `edited`: the instructed change is there. `kept`: everything else is as it was. `success`: both.
+    For two edits in one sentence only `success` is judged. A picture with more or fewer objects
+    than the target, or with other pairs, fails both.
     """
     target = edit.target
     asks = tuple(Ask(item.colour, item.shape) for item in target.items)
@@ -95,7 +94,7 @@ def pictures(edits: Sequence[Edit], size: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class EditEvaluation:
-    """One editing UNet at one size and its settings."""
+    """The evaluation of one editing UNet at one size, with its settings."""
 
     sampler: EditSampler
     size: int
@@ -104,7 +103,7 @@ class EditEvaluation:
     steps: int
 
     def kinds(self, num: int, *, first: int = 0) -> dict[str, Counts]:
-        """(right, asked) of all edits together, `all`, and of each kind."""
+        """Counts of all edits together (`all`) and of each kind."""
         numbers = range(first, first + num)
         edits = [draw_edit(EDIT_SEED, i) for i in numbers]
         verdicts = self._judge(edits, [EDIT_SEED + i for i in numbers])
@@ -115,7 +114,7 @@ class EditEvaluation:
         return counts
 
     def contrast(self, num: int) -> dict[str, Counts]:
-        """Of a small object beside a large one, `num` for each way of naming it."""
+        """Counts for a small object beside a large one, `num` for each way of naming it."""
         return {
             naming: tally(
                 self._judge(
@@ -127,7 +126,7 @@ class EditEvaluation:
         }
 
     def double(self, num: int) -> Counts:
-        """Of sentences that ask for two edits."""
+        """Counts for sentences that ask for two edits."""
         edits = [draw_double_edit(DOUBLE_SEED, i) for i in range(num)]
         return tally(self._judge(edits, [DOUBLE_SEED + i for i in range(num)]))
 
@@ -144,7 +143,7 @@ class EditEvaluation:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Everything the arguments ask for."""
+    """Measure everything that the arguments ask for."""
     started_s = time.monotonic()
     sampler = EditSampler(args.model, unet=args.unet)
     settings = {
@@ -162,7 +161,7 @@ def run(args: argparse.Namespace) -> None:
     if args.double_num:
         report.add("double", evaluation.double(args.double_num))
     if args.grid_num:
-        # Other edits: whoever chooses by the grid is not judged by what it shows.
+        # Use other edits, so that settings chosen by the grid are not judged on the same ones.
         grid = {
             f"{guidance:g}": {
                 f"{image_guidance:g}": replace(
@@ -183,15 +182,20 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="pixels")
     parser.add_argument("--num", type=int, default=500, help="edits")
     parser.add_argument(
-        "--contrast-num", type=int, default=0, help="small objects for each way of naming them"
+        "--contrast-num",
+        type=int,
+        default=0,
+        help="edits of small objects for each way of naming them",
     )
-    parser.add_argument("--double-num", type=int, default=0, help="sentences of two edits")
-    parser.add_argument("--grid-num", type=int, default=0, help="edits of each pair of guidances")
+    parser.add_argument("--double-num", type=int, default=0, help="sentences with two edits")
+    parser.add_argument(
+        "--grid-num", type=int, default=0, help="edits for each pair of guidance scales"
+    )
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--image-guidance", type=float, default=IMAGE_GUIDANCE)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="file to keep the results in")
+    parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     run(args)

@@ -1,10 +1,10 @@
-"""Put a trained base and its editing UNet together as the folder that the package ships.
+"""Puts a trained base and its editing UNet together as the folder that the package ships.
 
     python -m tools.demo_image_model.export runs/base/pipeline \\
         --unet runs/edit/unet_edit --out engine/data/shapes
 
-The folder is the base's with `unet_edit` beside `unet`. The index names both, the values that
-requests get which do not say, and the words that the model knows.
+The folder is the base's with `unet_edit` beside `unet`. The index names both, the default values
+for requests, and the words that the model knows.
 """
 
 import argparse
@@ -22,7 +22,7 @@ DEFAULTS = {
     "guidance_scale": evaluate.GUIDANCE,
     "edit_guidance_scale": evaluate_edit.GUIDANCE,
 }
-"""What the model is judged with."""
+"""The settings that the evaluation uses."""
 MAX_BYTES = 30_000_000
 
 
@@ -56,7 +56,7 @@ def export(base: Path, edit_unet: Path, out: Path) -> None:
 
 
 def _forget_origin(config_path: Path) -> None:
-    """Libraries note the folder that a part was loaded from, which means nothing elsewhere."""
+    """Remove the folder that a part was loaded from, which libraries note in its configuration."""
     config = json.loads(config_path.read_text())
     config.pop("_name_or_path", None)
     config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""Make the pictures of docs/images.md through a running server's HTTP API.
+"""Makes the pictures of docs/images.md through a running server's HTTP API.
 
     tandem serve --model tandem-shapes &
     python -m tools.demo_image_model.gallery --url http://127.0.0.1:8000 --out docs/img
@@ -48,7 +48,7 @@ class Painter:
         return _picture(self._http.post("/v1/images/edits", data=form, files=files))
 
     def previews(self, prompt: str, count: int) -> list[Image.Image]:
-        """The partial images of a stream, and the result."""
+        """The partial images of a stream and its result."""
         body = {"model": MODEL, "prompt": prompt, "size": self._size, "seed": 1}
         body |= {"stream": True, "partial_images": count}
         pictures: list[Image.Image] = []
@@ -61,7 +61,7 @@ class Painter:
 
 
 def strip(pictures: list[Image.Image]) -> Image.Image:
-    """Side by side, enlarged, on white."""
+    """The pictures side by side, enlarged, on white."""
     large = [
         p.resize((p.width * ZOOM, p.height * ZOOM), Image.Resampling.NEAREST) for p in pictures
     ]
@@ -75,7 +75,7 @@ def strip(pictures: list[Image.Image]) -> Image.Image:
 
 
 def half_mask(image: Image.Image) -> Image.Image:
-    """Right half transparent: where OpenAI draws."""
+    """A mask whose right half is transparent: OpenAI's API draws there."""
     alpha = np.full((image.height, image.width), 255, np.uint8)
     alpha[:, image.width // 2 :] = 0
     return Image.fromarray(np.dstack([np.asarray(image.convert("RGB")), alpha]))

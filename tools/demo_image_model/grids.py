@@ -1,4 +1,4 @@
-"""Sheets of labelled samples for the documentation.
+"""Draws sheets of labelled samples for the documentation.
 
     python -m tools.demo_image_model.grids MODEL --out docs/images
     python -m tools.demo_image_model.grids MODEL --out docs/images --edits
@@ -52,7 +52,7 @@ NEGATIVES = (("a circle", ""), ("a circle", "red"), ("a circle", "blue"), ("a st
 
 
 def sheet(rows: Sequence[tuple[str, np.ndarray]], headings: Sequence[str] = ()) -> Image.Image:
-    """One row of pictures per (label, `[N, H, W, 3]` uint8), labels at the left."""
+    """A sheet with a row for each (label, `[N, H, W, 3]` uint8), labels at the left."""
     left = 170
     width = left + TILE * max(len(images) for _, images in rows)
     top = LABEL_HEIGHT if headings else 0
@@ -124,7 +124,7 @@ def negatives_sheet(sampler: Sampler, seeds: int) -> Image.Image:
 
 
 def edits_sheet(sampler: EditSampler, size: int) -> Image.Image:
-    """The first two edits of each kind: what was given, and what three seeds make of it."""
+    """The first two edits of each kind: the input picture, and the results of three seeds."""
     found = [draw_edit(EDIT_SEED, i) for i in range(200)]
     chosen = [edit for kind in KINDS for edit in [e for e in found if e.kind == kind][:2]]
     sources = pictures(chosen, size)

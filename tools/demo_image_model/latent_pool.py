@@ -23,13 +23,13 @@ def batch_at(batch: int, size: int) -> int:
 
 
 def num_steps_at(size: int, turns: Sequence[int], steps: int) -> int:
-    """How many of the first `steps` steps are at `size`, where sizes take these turns."""
+    """The number of steps at `size` among the first `steps`, when sizes take these turns."""
     rounds, rest = divmod(steps, len(turns))
     return rounds * turns.count(size) + turns[:rest].count(size)
 
 
 class LatentPools(Generic[S]):
-    """One pool per picture size. Sizes take turns; one that is named twice takes two of them."""
+    """A pool for each picture size. Sizes take turns; a size that is named twice takes two."""
 
     def __init__(
         self,
@@ -42,13 +42,14 @@ class LatentPools(Generic[S]):
         refresh: int,
         step: int,
     ) -> None:
-        """
+        """Fill the pools as they are after `step` steps.
+
         Args:
-            draw: scene from (picture size, index).
-            encode: tensors, one row per scene, from (picture size, scenes).
+            draw: makes a scene from (picture size, index).
+            encode: makes tensors from (picture size, scenes), one row per scene.
             batch, refresh: rows of a batch and rows replaced after it, at `BASE_SIZE` pixels;
-                fewer of larger pictures.
-            step: the steps that are done.
+                larger pictures have fewer.
+            step: the number of finished steps.
         """
         self._turns, self._batch, self._refresh = list(sizes), batch, refresh
         self._pools = {
@@ -93,7 +94,7 @@ class LatentPool(Generic[S]):
             scenes = [draw(i) for i in range(start, min(start + ENCODE_BATCH, first + size))]
             self._scenes += scenes
             rows.append(encode(scenes).half())
-        # Scene i lies in row i mod size, as it would had the pool rolled until here.
+        # Scene i lies in row i mod size, as if the pool had rolled until here.
         self._oldest = first % size
         self._scenes = self._scenes[-self._oldest :] + self._scenes[: -self._oldest]
         self._latents = torch.cat(rows).roll(self._oldest, dims=0)

@@ -1,10 +1,10 @@
-"""Average the UNets of two diffusers folders of which one was trained on from the other.
+"""Averages the UNets of two diffusers folders, one of which was trained further from the other.
 
     python -m tools.demo_image_model.mix runs/more/pipeline engine/data/shapes \\
         --share 0.7 --out runs/mixed
 
-What training on has made worse comes back, and most of what it has made better stays (Wortsman et
-al. 2022, arXiv 2203.05482). All but the UNet is the first folder's.
+This restores what further training made worse and keeps most of what it improved (Wortsman et al.
+2022, arXiv 2203.05482). Everything but the UNet comes from the first folder.
 """
 
 import argparse
@@ -21,10 +21,10 @@ def mix(first: Path, second: Path, share: float, out: Path) -> None:
     averaged in fp32 and kept in the first one's dtype.
 
     Raises:
-        ValueError: the two are not of one shape, or the share is none.
+        ValueError: the UNets differ in shape, or `share` is not between 0 and 1.
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"the share is {share}; it must be within 0 and 1")
+        raise ValueError(f"the share is {share}; it must be from 0 to 1")
     ours, theirs = load_file(first / UNET), load_file(second / UNET)
     shapes = [{name: tensor.shape for name, tensor in one.items()} for one in (ours, theirs)]
     if shapes[0] != shapes[1]:
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("first", type=Path, help="diffusers folder")
     parser.add_argument("second", type=Path, help="diffusers folder")
-    parser.add_argument("--share", type=float, required=True, help="of the first")
+    parser.add_argument("--share", type=float, required=True, help="share of the first")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     args = parser.parse_args()
     mix(args.first, args.second, args.share, args.out)

@@ -1,4 +1,4 @@
-"""The parts of the built-in model, and how they are laid out in a diffusers folder."""
+"""The parts of the built-in model, and their layout in a diffusers folder."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ TEXT_WIDTH = 128
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """0.7 M parameters: three causal layers over at most 32 tokens."""
+    """A text encoder of 0.7 M parameters: three causal layers over at most 32 tokens."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -34,7 +34,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_unet(in_channels: int = LATENT_CHANNELS) -> UNet2DConditionModel:
-    """4.3 M parameters, cross-attention at both resolutions."""
+    """A UNet of 4.3 M parameters with cross-attention at both resolutions."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=in_channels,
@@ -50,7 +50,7 @@ def build_unet(in_channels: int = LATENT_CHANNELS) -> UNet2DConditionModel:
 
 
 def build_noise_schedule() -> DDIMScheduler:
-    """v-prediction on a schedule that ends in pure noise (Lin et al. 2023, arXiv 2305.08891)."""
+    """A v-prediction schedule that ends in pure noise (Lin et al. 2023, arXiv 2305.08891)."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -65,14 +65,14 @@ def build_noise_schedule() -> DDIMScheduler:
 
 
 def ready_for_training(module: torch.nn.Module) -> torch.nn.Module:
-    """Channels last; for the UNet plain attention, whose backward pass is far faster on a CPU."""
+    """Use channels last and, in the UNet, plain attention, which trains far faster on a CPU."""
     if isinstance(module, UNet2DConditionModel):
         module.set_attn_processor(AttnProcessor())
     return module.to(memory_format=torch.channels_last)
 
 
 def mixed_precision() -> torch.autocast:
-    """Products of bf16 numbers where the processor has instructions for them, else fp32."""
+    """A context with bf16 products if the processor has instructions for them, else fp32."""
     return torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bf16())
 
 

@@ -1,6 +1,6 @@
-"""How much each cell of the latents counts in the loss: those of objects more than the others.
+"""The weight of each cell of the latents in the loss, which is higher for cells of objects.
 
-A small object covers a fifteenth of the picture, and so would be a fifteenth of the loss: the model
+A small object covers a fifteenth of the picture. If it made up a fifteenth of the loss, the model
 would learn the background and large objects first.
 """
 
@@ -13,15 +13,15 @@ from tools.demo_image_model.palette import SIZES
 from tools.demo_image_model.scenes import Item
 
 OBJECT_WEIGHT = 3.0
-"""What a cell of the largest object counts above a cell of the background, which counts 1."""
+"""Extra weight of a cell of the largest object; a cell of the background has weight 1."""
 LARGEST = SIZES["large"][1]
 
 
 def object_weight(rows: Sequence[Sequence[Item]], cells: int) -> torch.Tensor:
-    """`[N, 1, cells, cells]`: what each cell counts above the background, from a row's objects.
+    """The extra weight of each cell, `[N, 1, cells, cells]`, from each row's objects.
 
-    Cells of an object count the more the smaller it is, so that all objects count alike. An
-    object's cells are those within its radius and half a cell.
+    Smaller objects have heavier cells, so that all objects weigh the same. An object's cells are
+    those within its radius plus half a cell.
     """
     grid = (torch.arange(cells) + 0.5) / cells
     weights = torch.zeros(len(rows), 1, cells, cells)
@@ -35,7 +35,7 @@ def object_weight(rows: Sequence[Sequence[Item]], cells: int) -> torch.Tensor:
 
 
 def weighted_mse(output: torch.Tensor, target: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
-    """Mean squared error where cells count 1 + `above`; each row counts the same in all.
+    """Mean squared error in which cells weigh 1 + `above`, and all rows weigh the same.
 
     Args:
         output, target: `[N, C, H, W]`.

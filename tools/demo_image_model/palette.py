@@ -16,7 +16,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (130, 50, 170),
     "pink": (250, 130, 190),
 }
-"""Of objects, sRGB."""
+"""The colours of objects, sRGB."""
 
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
@@ -72,7 +72,7 @@ PLACE_PHRASES: dict[str, tuple[str, ...]] = {
     "in the bottom left corner": _corner("bottom", "lower", "left"),
     "in the bottom right corner": _corner("bottom", "lower", "right"),
 }
-"""The ways to say each place."""
+"""Phrases for each place."""
 assert set(PLACE_PHRASES) == set(PLACES)
 
 RELATIONS: dict[str, tuple[str, ...]] = {
@@ -81,7 +81,7 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "above": ("above", "over"),
     "below": ("below", "under", "beneath"),
 }
-"""How the first object lies to the second, and the ways to say it."""
+"""Relations of the first object to the second, with phrases for each."""
 
 HELD_OUT: frozenset[tuple[str, str]] = frozenset(
     (colour, shape)

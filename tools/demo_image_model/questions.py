@@ -1,7 +1,7 @@
-"""What the evaluation asks for, and whether a picture answers it.
+"""The questions of the evaluation, and the judgement of pictures.
 
-A question is a prompt and a seed, drawn by index from streams that no training run uses; what the
-prompt says is kept beside it, and only that is judged.
+A question is a prompt and a seed, drawn by index from streams that no training run uses. It also
+holds what the prompt says, and only that is judged.
 """
 
 import re
@@ -22,18 +22,18 @@ from tools.demo_image_model.palette import (
 from tools.demo_image_model.scenes import draw_pair, pick, relation_of, scene_rng
 
 SEED = 900_001
-"""Of the evaluation's streams; training uses small ones."""
+"""Seed of the evaluation's streams; training uses small seeds."""
 
 SIZE_SHARE, PLACE_SHARE, BACKGROUND_SHARE, OPENING_SHARE = 0.4, 0.5, 0.4, 0.15
 RELATION_SHARE = 0.75
 ROUND = 0.05
-"""Greatest unevenness of what a person calls round: of 28 pixels of radius 1.4 more in one
-direction than in another. An ellipse of axes 19:20 has as much; renders of circles have 0.01."""
+"""Greatest unevenness that looks round to a person: at a radius of 28 pixels, 1.4 pixels more in
+one direction than in another. An ellipse with axes 19:20 has this much; rendered circles 0.01."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One object of a prompt; `size` is None when nothing is said of it."""
+    """An object of a prompt; `size` is None if the prompt does not state it."""
 
     colour: str
     shape: str
@@ -42,7 +42,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt, the seed to draw it with, and what it says. None: not said."""
+    """A prompt, the seed to draw it with, and what it states; None means not stated."""
 
     prompt: str
     seed: int
@@ -54,13 +54,13 @@ class Question:
 
 
 def single(index: int) -> Question:
-    """One object whose pair of colour and shape training has shown."""
+    """A question for one object with a pair of colour and shape from the training."""
     rng = scene_rng(SEED, index)
     return _phrase(rng, [draw_pair(rng)])
 
 
 def double(index: int) -> Question:
-    """Two objects, of pairs that training has shown."""
+    """A question for two objects with pairs from the training."""
     rng = scene_rng(SEED + 1, index)
     first = second = draw_pair(rng)
     while second == first:
@@ -69,21 +69,21 @@ def double(index: int) -> Question:
 
 
 def held_out(index: int) -> Question:
-    """One object of a pair that training has not shown."""
+    """A question for one object with a pair that training has never shown."""
     rng = scene_rng(SEED + 2, index)
     pairs = sorted(HELD_OUT)
     return _phrase(rng, [pairs[rng.integers(len(pairs))]])
 
 
 def held_out_double(index: int) -> Question:
-    """Two objects; training has not shown the pair of one of them."""
+    """A question for two objects, one of them with a pair that training has never shown."""
     rng = scene_rng(SEED + 3, index)
     pairs = [sorted(HELD_OUT)[rng.integers(len(HELD_OUT))], draw_pair(rng)]
     return _phrase(rng, [pairs[i] for i in rng.permutation(2)])
 
 
 def negated(index: int) -> tuple[Question, str]:
-    """A shape with a colour as the negative prompt, and that colour. Asks for nothing else."""
+    """A question for a shape with a colour as the negative prompt, and that colour."""
     rng = scene_rng(SEED + 4, index)
     colour, shape = draw_pair(rng)
     question = Question(f"a {shape}", _seed(rng), (), negative_prompt=colour)
@@ -91,7 +91,7 @@ def negated(index: int) -> tuple[Question, str]:
 
 
 def circle(index: int) -> Question:
-    """One circle of a pair that training has shown."""
+    """A question for one circle with a pair from the training."""
     rng = scene_rng(SEED + 6, index)
     while True:
         colour, shape = draw_pair(rng)
@@ -100,7 +100,7 @@ def circle(index: int) -> Question:
 
 
 def placed(index: int) -> tuple[Question, str]:
-    """One object at a place, and the phrase that says the place: all phrases in turn."""
+    """A question for one object at a place, and the phrase for the place; phrases take turns."""
     rng = scene_rng(SEED + 7, index)
     phrases = [(phrase, place) for place, ways in PLACE_PHRASES.items() for phrase in ways]
     phrase, place = phrases[index % len(phrases)]
@@ -110,7 +110,7 @@ def placed(index: int) -> tuple[Question, str]:
 
 
 def kind_of_phrase(phrase: str) -> str:
-    """`at the [top] [right]`: the same for phrases that differ in their directions alone."""
+    """A phrase without its directions, such as `at the [top] [right]`."""
     kind = re.sub(r"top|bottom", "[top]", phrase)
     return re.sub(r"left|right", "[left]", re.sub(r"upper|lower", "[upper]", kind))
 
@@ -124,7 +124,7 @@ SUITES = {
 
 
 def judge(question: Question, reading: Reading) -> dict[str, bool]:
-    """Which parts of what was said came true; parts that were not said are left out.
+    """Judge the parts of a prompt; parts that it does not state are left out.
 
     `objects`: exactly the objects asked for, each with its own colour and shape. `place`, `size`
     and `relation` can only be right together with it. `all`: everything that was said.
@@ -152,7 +152,7 @@ def judge(question: Question, reading: Reading) -> dict[str, bool]:
 
 
 def match(asks: tuple[Ask, ...], seen: tuple[Seen, ...]) -> list[Seen] | None:
-    """The objects in the order of `asks`, or None unless each is there and nothing else."""
+    """The objects in the order of `asks`, or None unless exactly these are there."""
     by_pair = {(found.colour, found.shape): found for found in seen}
     matched = [by_pair.get((ask.colour, ask.shape)) for ask in asks]
     if len(seen) != len(asks) or len(by_pair) != len(asks):

@@ -1,4 +1,4 @@
-"""Scenes to pixels: signed distances, anti-aliased over one pixel, at any resolution."""
+"""Renders scenes from signed distances, anti-aliased over one pixel, at any resolution."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,11 +11,11 @@ from tools.demo_image_model.scenes import Scene
 SQUARE_HALF = 0.80
 CROSS_ARM = 0.30
 STAR_INNER = 0.45
-"""In radii: half side of the square, half width of a cross's arm, inner corners of the star."""
+"""Half side of a square, half width of a cross's arm, inner corners of a star, in radii."""
 
 
 def render(scenes: Sequence[Scene], size: int) -> torch.Tensor:
-    """`[N, 3, size, size]` fp32 in [-1, 1]."""
+    """The pictures of the scenes, `[N, 3, size, size]` fp32 in [-1, 1]."""
     background = torch.tensor([BACKGROUNDS[s.background] for s in scenes], dtype=torch.float32)
     canvas = background[:, :, None, None].expand(-1, -1, size, size).clone()
     for layer in range(max(len(scene.items) for scene in scenes) if scenes else 0):
@@ -28,7 +28,7 @@ def render(scenes: Sequence[Scene], size: int) -> torch.Tensor:
 
 
 def coverage(items: Sequence[tuple[str, float, float, float]], size: int) -> torch.Tensor:
-    """Share of each pixel that (shape, x, y, radius) covers: `[N, size, size]` in [0, 1]."""
+    """The share of each pixel that (shape, x, y, radius) covers, `[N, size, size]` in [0, 1]."""
     shapes = [shape for shape, *_ in items]
     centre = torch.tensor([[x, y, r] for _, x, y, r in items], dtype=torch.float32)
     grid = (torch.arange(size, dtype=torch.float32) + 0.5) / size

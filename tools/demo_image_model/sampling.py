@@ -1,6 +1,6 @@
-"""Pictures from a saved folder, by diffusers' own pipelines: what the evaluation looks at.
+"""Draws the pictures for the evaluation from a saved folder, with diffusers' own pipelines.
 
-Nothing but the model makes the pixels. One generator per picture, so a batch changes no picture's
+Only the model makes the pixels. Each picture has its own generator, so a batch changes no picture's
 noise.
 """
 
@@ -22,7 +22,7 @@ EDIT_UNET = "unet_edit"
 
 
 class Sampler:
-    """Text to pictures, in fp32."""
+    """Draws pictures from text, in fp32."""
 
     def __init__(self, folder: Path, *, size: int) -> None:
         self.size = size
@@ -37,7 +37,7 @@ class Sampler:
         steps: int,
         negatives: Sequence[str] | None = None,
     ) -> np.ndarray:
-        """`[N, size, size, 3]` uint8, one picture per prompt and seed; at least one."""
+        """Draw a picture for each of one or more prompts and seeds, `[N, size, size, 3]` uint8."""
         latents = self.denoise(prompts, seeds, guidance=guidance, steps=steps, negatives=negatives)
         return decode(self._pipeline.vae, latents)
 
@@ -68,7 +68,7 @@ class Sampler:
 
     @torch.no_grad()
     def reconstruct(self, images: torch.Tensor) -> np.ndarray:
-        """Through the autoencoder and back: what is lost without any denoising.
+        """Encode and decode pictures, to show the loss without any denoising.
 
         Args:
             images: `[N, 3, H, W]` fp32 in [-1, 1], at least one. Returns `[N, H, W, 3]` uint8.
@@ -78,10 +78,10 @@ class Sampler:
 
 
 class EditSampler:
-    """Picture and instruction to picture, in fp32, with the folder's `unet_edit`."""
+    """Edits pictures by instructions, in fp32, with the folder's `unet_edit`."""
 
     def __init__(self, folder: Path, *, unet: Path | None = None) -> None:
-        """`unet`: another folder to take the editing UNet from."""
+        """Load the folder; `unet` is another folder for the editing UNet."""
         weights = unet if unet is not None else folder / EDIT_UNET
         load: Any = UNet2DConditionModel.from_pretrained
         self._pipeline = _load(
@@ -100,7 +100,7 @@ class EditSampler:
         image_guidance: float,
         steps: int,
     ) -> np.ndarray:
-        """Edited `sources`, both `[N, size, size, 3]` uint8; at least one."""
+        """Edit `sources` (at least one); both are `[N, size, size, 3]` uint8."""
         latents = self.denoise(
             sources,
             instructions,
@@ -148,7 +148,7 @@ def decode(vae: Any, latents: torch.Tensor) -> np.ndarray:
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """From [0, 1]; same shape."""
+    """Convert pictures from [0, 1] to uint8."""
     return (images * 255).round().clip(0, 255).astype(np.uint8)
 
 

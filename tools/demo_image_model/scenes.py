@@ -1,7 +1,7 @@
 """Scenes: one or two coloured shapes on a plain background, drawn at random by index.
 
 The same (seed, index) is always the same scene. A scene never holds a held-out pair of colour and
-shape, unless it is asked for by name.
+shape, unless the pair is asked for.
 """
 
 from collections.abc import Iterable
@@ -23,16 +23,16 @@ from tools.demo_image_model.palette import (
 SINGLE_SHARE = 0.45
 CENTER = "in the center"
 CENTER_SHARE = 0.25
-"""Of single objects, those put in the centre on purpose; the others lie in any place."""
+"""The share of single objects put in the centre on purpose; the others lie anywhere."""
 MARGIN = 0.02
 """Free space between an object and the border, in image widths."""
 GRID = 8
-"""Cells across the latents of 64 pixels; what is `snapped` lies on their corners."""
+"""Cells across the latents of 64 pixels; `snapped` objects lie on their corners."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One object. `x`, `y` (down) and `radius` are in image widths."""
+    """An object of a scene. `x`, `y` (down) and `radius` are in image widths."""
 
     shape: str
     colour: str
@@ -44,7 +44,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """`place` is set for one object, `relation` (of the first to the second) for two."""
+    """A picture's contents. `place` is set for one object, `relation` (first to second) for two."""
 
     background: str
     items: tuple[Item, ...]
@@ -58,7 +58,7 @@ def scene_rng(seed: int, index: int) -> np.random.Generator:
 
 
 def draw_scene(rng: np.random.Generator, *, single_share: float = SINGLE_SHARE) -> Scene:
-    """One object in `single_share` of the draws, else two."""
+    """A scene of one object in `single_share` of the draws, else of two."""
     background = pick(rng, BACKGROUNDS)
     if rng.random() < single_share:
         return single_scene(rng, background, *draw_pair(rng))
@@ -78,7 +78,7 @@ def draw_pair(rng: np.random.Generator) -> tuple[str, str]:
 
 
 def single_scene(rng: np.random.Generator, background: str, colour: str, shape: str) -> Scene:
-    """One object of this colour and shape at a random place."""
+    """A scene of one object with this colour and shape at a random place."""
     place = CENTER if rng.random() < CENTER_SHARE else pick(rng, PLACES)
     x, y = (c + rng.uniform(-0.04, 0.04) for c in PLACES[place])
     return Scene(background, (_item(rng, colour, shape, x, y),), place=place)
@@ -91,7 +91,7 @@ def double_scene(
     second: tuple[str, str],
     relation: str,
 ) -> Scene:
-    """Two objects, (colour, shape) each, the first lying `relation` of the second."""
+    """A scene of two (colour, shape) objects, the first lying `relation` of the second."""
     # Far enough apart that two large objects do not touch.
     near, far = 0.255 + rng.uniform(-0.02, 0.02), 0.745 + rng.uniform(-0.02, 0.02)
     side_first, side_second = 0.5 + rng.uniform(-0.14, 0.14, size=2)
@@ -107,14 +107,14 @@ def double_scene(
 def snapped(scene: Scene, *, grid: int = GRID) -> Scene:
     """The scene with its objects on the corners of a grid and one radius for each size.
 
-    An outline then meets the cells of the latents in few ways. Where it may lie anywhere, a model
-    this small draws parts of it for one place or radius and parts for another.
+    An outline then meets the cells of the latents in few ways. If it could lie anywhere, a model
+    this small would draw parts of it for one place or radius and parts for another.
     """
     return replace(scene, items=tuple(_snapped(item, grid) for item in scene.items))
 
 
 def contrast_scene(rng: np.random.Generator, size: str) -> Scene:
-    """Two objects that share no colour and no shape: the first of this size, the other not."""
+    """A scene of two objects without a common colour or shape; only the first has this size."""
     while True:
         first, second = draw_pair(rng), draw_pair(rng)
         if first[0] == second[0] or first[1] == second[1]:
@@ -141,7 +141,7 @@ class Placed(Protocol):
 
 
 def relation_of(first: Placed, second: Placed) -> str:
-    """How the first lies to the second: the direction of the larger distance."""
+    """The relation of the first to the second: the direction of the larger distance."""
     across, down = first.x - second.x, first.y - second.y
     if abs(across) >= abs(down):
         return "left" if across < 0 else "right"

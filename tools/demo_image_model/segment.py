@@ -1,7 +1,7 @@
-"""Pictures to objects: which pixels belong to which, and what colour each has.
+"""Finds the objects of a picture: their pixels and their colours.
 
-Knows the palette, but nothing about the model: it reads any picture, a generator's render or a
-sample, and finds whatever differs from the plain background around the border.
+Uses the palette, but not the model. It reads any picture, rendered or drawn by the model, and finds
+whatever differs from the plain background around the border.
 """
 
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ from scipy import ndimage  # type: ignore[import-untyped]
 from tools.demo_image_model.palette import BACKGROUNDS, COLOURS
 
 FOREGROUND_DISTANCE = 50.0
-"""Distance from the background, of the 0-255 cube, above which a pixel belongs to an object: half
-of the least contrast that the palette has (green on gray, 110)."""
+"""Distance from the background, in the 0-255 cube, above which a pixel belongs to an object: half
+of the palette's least contrast (green on gray, 110)."""
 MIN_AREA = 0.005
-"""Smaller specks are not objects, share of the picture; the smallest star covers 0.026."""
+"""Smallest object, as a share of the picture; the smallest star covers 0.026."""
 MAX_COLOUR_DISTANCE = 60.0
-"""A colour farther from every colour of the palette has no name."""
+"""Largest distance of a colour from the palette's colour that gives its name."""
 SEED_SHARE = 0.2
-"""A second colour splits a blob when it has this share of the blob's inner pixels."""
+"""The share of a blob's inner pixels from which a second colour splits it."""
 INNER_DEPTH = 0.6
-"""An object's colour is that of its pixels at least so deep, relative to the deepest."""
+"""Depth of the pixels that give an object's colour, relative to the deepest pixel."""
 EDGE_REACH = 1 / 32
-"""How far a blurred edge reaches beyond the foreground, in image widths."""
+"""Reach of a blurred edge beyond the foreground, in image widths."""
 EIGHT = np.ones((3, 3), dtype=bool)
 
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """One object. `colour` is None when no name of the palette fits.
+    """An object of a picture. `colour` is None if no name of the palette fits.
 
     `alpha` is the share of each pixel that the object covers, `[H, W]` fp32 in [0, 1].
     """
@@ -40,7 +40,7 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class Segmentation:
-    """What a picture holds. `background` is None when no name of the palette fits."""
+    """The contents of a picture. `background` is None if no name of the palette fits."""
 
     background: str | None
     blobs: tuple[Blob, ...]
@@ -79,13 +79,13 @@ def _border_colour(picture: np.ndarray) -> np.ndarray:
 
 
 def _split(picture: np.ndarray, blob: np.ndarray) -> list[np.ndarray]:
-    """Parts of one connected blob that have colours of their own, as for touching objects."""
+    """The parts of a connected blob with different colours, such as touching objects."""
     core = _core(blob)
     palette = np.array(list(COLOURS.values()), dtype=np.float32)
     labels = np.linalg.norm(picture[:, :, None] - palette, axis=-1).argmin(axis=-1)
     seeds = np.full(blob.shape, -1)
     for label in np.unique(labels[core]):
-        # Eroded, because the mixed pixels along an edge pass through foreign colours.
+        # Eroded, because mixed pixels along an edge may have the colours of other objects.
         inner = ndimage.binary_erosion(core & (labels == label))
         if inner.sum() >= max(3, SEED_SHARE * ndimage.binary_erosion(core).sum()):
             seeds[inner] = label
@@ -100,7 +100,7 @@ def _split(picture: np.ndarray, blob: np.ndarray) -> list[np.ndarray]:
 
 
 def _core(mask: np.ndarray) -> np.ndarray:
-    """The mask without its border, or all of it when nothing else would be left."""
+    """The mask without its border, or the whole mask if nothing would be left."""
     core: np.ndarray = ndimage.binary_erosion(mask)
     return core if core.sum() >= 3 else mask
 
@@ -112,7 +112,7 @@ def _measure(
     colour = np.median(picture[depth >= INNER_DEPTH * depth.max()], axis=0)
     contrast = colour - behind
     alpha = (picture - behind) @ contrast / max(float(contrast @ contrast), 1.0)
-    # The pixels around the part that it covers a little count too, unless another object has them.
+    # Pixels around it that it covers slightly count too, unless they belong to another object.
     reach = max(1, round(EDGE_REACH * part.shape[0]))
     near = part | (ndimage.binary_dilation(part, structure=EIGHT, iterations=reach) & ~foreground)
     alpha = np.where(near, alpha.clip(0, 1), 0).astype(np.float32)

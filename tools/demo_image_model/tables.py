@@ -1,8 +1,8 @@
-"""Measured results as Markdown: fills the part of the page between two marks.
+"""Writes measured results as Markdown between two marks of a page.
 
     python -m tools.demo_image_model.tables docs/image_model.json docs/image_model.md
 
-Numbers come from the JSON file that `evaluate` and `evaluate_edit` write, and from nowhere else.
+All numbers come from the JSON file that `evaluate` and `evaluate_edit` write.
 """
 
 import argparse
@@ -26,7 +26,7 @@ PARTS = ("objects", "colours", "shapes", "size", "place", "relation", "backgroun
 
 
 def share(counts: Iterable[int]) -> str:
-    """`96.4 % (94.3-97.7)`: the share and its 95 % Wilson interval; `-` of nothing asked."""
+    """A share and its 95 % Wilson interval, `96.4 % (94.3-97.7)`, or `-` without questions."""
     right, asked = counts
     if not asked:
         return "-"

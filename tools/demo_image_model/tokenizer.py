@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 from tools.demo_image_model.captions import vocabulary
 
 MAX_LENGTH = 32
-"""Tokens of a prompt with its begin and end; longer prompts go in chunks."""
+"""Tokens of a prompt with its begin and end tokens; longer prompts are read in chunks."""
 
 
 def learn_merges(words: list[str]) -> list[tuple[str, str]]:

@@ -1,12 +1,11 @@
-"""Train text encoder and UNet together on scenes and their captions.
+"""Trains the text encoder and the UNet together on scenes and their captions.
 
     python -m tools.demo_image_model.train --run runs/base --vae runs/vae/vae --steps 60000
 
-Deterministic by seed and step, resumable: the run goes on where its last save stopped, or, with
-`--init`, from the fp16 weights of an earlier one (the optimiser then starts anew). The learning
-rate is constant after the warm-up and falls over the last `--decay` steps. Of several sizes each
-takes every so many-th step. Each save also writes the averaged weights as a diffusers folder,
-`RUN/pipeline`.
+Deterministic by seed and step, and resumable: a run continues from its last save or, with `--init`,
+from the fp16 weights of an earlier run (the optimiser then starts anew). The learning rate is
+constant after the warm-up and falls over the last `--decay` steps. Several sizes take turns, one
+per step. Each save also writes the averaged weights as a diffusers folder, `RUN/pipeline`.
 """
 
 import argparse
@@ -67,10 +66,10 @@ def noised(
 def draw_timesteps(
     count: int, num_timesteps: int, generator: torch.Generator, *, shift: float = 1.0
 ) -> torch.Tensor:
-    """`[count]` int64, one in each of as many parts of the schedule, for less variance.
+    """Draw timesteps, `[count]` int64, one from each of `count` parts of the schedule.
 
-    The parts are equal at `shift` 1; above it there are `shift` times as many draws at the noisy
-    end and as many times fewer at the other (the timestep shift of Esser et al. 2024).
+    The parts reduce variance. They are equal at `shift` 1; above it there are `shift` times as
+    many draws at the noisy end and `shift` times fewer at the other (Esser et al. 2024).
     """
     spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     spread = shift * spread / (1 + (shift - 1) * spread)
@@ -78,7 +77,7 @@ def draw_timesteps(
 
 
 class Trainer:
-    """One run with its data."""
+    """A training run with its data."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._shift: float = args.shift
@@ -111,7 +110,7 @@ class Trainer:
         )
 
     def train(self) -> None:
-        """Up to `--steps`."""
+        """Train up to `--steps`."""
         self.run.train(self._loss, self._save)
 
     @torch.no_grad()
@@ -140,8 +139,8 @@ class Trainer:
             states = self.model.text_encoder(tokens).last_hidden_state
             inputs = inputs.to(memory_format=torch.channels_last)
             output = self.model.unet(inputs, steps, states).sample
-        # Not at the noisy end: where an object may lie anywhere, weights by where it does lie would
-        # have the model draw it everywhere.
+        # Not at the noisy end: an object may lie anywhere there, and weighting the cells where it
+        # does lie would make the model draw it everywhere.
         above = object_weight([scene.items for scene in scenes], target.shape[-1])
         above = above * self._alphas[steps][:, None, None, None]
         return weighted_mse(output.float(), target, above)
@@ -156,7 +155,7 @@ class Trainer:
 
 
 def load_weights(model: Model, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Take both parts from a saved diffusers folder, which may know fewer words."""
+    """Load both parts from a saved diffusers folder, which may know fewer words."""
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
     text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32)
     known = CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab()
@@ -182,21 +181,28 @@ def main() -> None:
         action="store_true",
         help="keep the text encoder as it is, so that other UNets can share it",
     )
-    parser.add_argument("--size", type=int, nargs="+", default=[64], help="pixels of pictures")
+    parser.add_argument(
+        "--size", type=int, nargs="+", default=[64], help="sizes of the pictures in pixels"
+    )
     parser.add_argument(
         "--single-share",
         type=float,
         default=0.3,
-        help="of the scenes, those of one object; two are harder to learn",
+        help="share of scenes with one object; two are harder to learn",
     )
     parser.add_argument(
         "--shift",
         type=float,
         default=2.0,
-        help="so many times as many of the noisiest timesteps, which settle where objects go and "
-        "how many there are; below 1 more of the quietest, which settle their outlines",
+        help="factor on the draws of the noisiest timesteps, which settle where and how many "
+        "objects there are; below 1, the quietest are drawn more often, which settle outlines",
     )
-    parser.add_argument("--batch", type=int, default=64, help="of 64 pixels; fewer larger ones")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=64,
+        help="pictures of 64 pixels in a batch; larger ones are fewer",
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     Trainer(args).train()

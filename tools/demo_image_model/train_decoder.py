@@ -1,11 +1,11 @@
-"""Teach the autoencoder's decoder to draw clean outlines of what the UNets make.
+"""Teaches the autoencoder's decoder to draw clean outlines from the UNets' latents.
 
     python -m tools.demo_image_model.train_decoder --vae runs/vae/vae --run runs/decoder \\
         --drawn runs/drawn/128.pt runs/drawn/64.pt
 
-The UNets' latents miss those of a clean picture by a little, and a decoder that has only seen
-encoded pictures draws that as bumps and smudges. So it is trained on latents that were drawn
-(`drawn.py`), and its target is the clean picture that each was meant to be. A quarter of each batch
+The UNets' latents differ slightly from those of a clean picture, and a decoder that has only seen
+encoded pictures draws the difference as bumps and smudges. So it is trained on latents that were
+drawn (`drawn.py`), and its target is the clean picture that each one means. A quarter of each batch
 are encoded scenes with objects anywhere, so that other pictures are decoded as before. The encoder
 stays as it is, so latents mean the same to every UNet. Resumable; each save writes the averaged
 autoencoder as fp16, `RUN/vae`.
@@ -30,14 +30,14 @@ from tools.demo_image_model.training_run import TrainingRun, add_arguments
 SEED = 11
 RATE = 6e-4
 DRAWN_BATCH, ENCODED_BATCH, REFRESH = 12, 4, 2
-"""Drawn and encoded rows of a batch, and encoded rows replaced after it; these numbers are
-for 64 pixels, larger pictures have fewer."""
+"""Drawn and encoded rows of a batch, and encoded rows replaced after it, for 64 pixels; larger
+pictures have fewer."""
 EMA_DECAY = 0.995
 SAVE_EVERY = 100
 
 
 class DecoderTrainer:
-    """One run with its data. Trained are the decoder and the convolution before it."""
+    """A training run of the decoder and the convolution before it, with its data."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._folder: Path = args.run
@@ -64,7 +64,7 @@ class DecoderTrainer:
         )
 
     def train(self) -> None:
-        """Up to `--steps`."""
+        """Train up to `--steps`."""
         self.run.train(self._loss, self._save)
 
     @torch.no_grad()
@@ -74,7 +74,7 @@ class DecoderTrainer:
         return latents
 
     def _batch(self, step: int) -> tuple[list[Scene], torch.Tensor]:
-        """Scenes and unscaled latents, encoded and drawn."""
+        """A batch of scenes and unscaled latents, encoded and drawn."""
         generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
         encoded, latents = self.pools.sample(step, generator)
         self.pools.refresh(step)

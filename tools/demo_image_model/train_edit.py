@@ -1,12 +1,11 @@
-"""Train the editing UNet: it sees the picture to change in four more channels.
+"""Trains the editing UNet, which sees the picture to change in four more channels.
 
     python -m tools.demo_image_model.train_edit --run runs/edit --base runs/base/pipeline
 
-InstructPix2Pix (Brooks et al. 2023, arXiv 2211.09800): the new input channels start at zero, the
-text encoder is the base model's and stays as it is, and for each row alone the instruction, the
-picture or both are dropped, 5 % each, so that guidance can weigh the two. Deterministic by seed and
-step and resumable like the base training. Each save writes the averaged UNet as fp16,
-`RUN/unet_edit`.
+InstructPix2Pix (Brooks et al. 2023, arXiv 2211.09800): the new input channels start at zero, and
+the base model's text encoder stays unchanged. Each row loses the instruction, the picture or both,
+with a probability of 5 % each, so that guidance can weigh the two. Deterministic by seed and step,
+and resumable like the base training. Each save writes the averaged UNet as fp16, `RUN/unet_edit`.
 """
 
 import argparse
@@ -38,7 +37,7 @@ RATE = 3e-4
 REFRESH = 8
 EMA_DECAY = 0.9992
 DROP = 0.05
-"""Share of rows without the instruction, without either, and without the picture."""
+"""The share of rows without the instruction, without both, and without the picture, each."""
 
 
 def build_edit_unet(base: torch.nn.Module) -> Any:
@@ -52,9 +51,9 @@ def build_edit_unet(base: torch.nn.Module) -> Any:
 
 
 def drop_conditions(luck: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which rows lose the instruction and which the picture, from uniform `luck`, `[N]` each.
+    """Choose the rows that lose the instruction and those that lose the picture by uniform `luck`.
 
-    In thirds of 3 · DROP: instruction only, both, picture only.
+    A third of 3 · DROP each: instruction only, both, picture only.
     """
     return luck < 2 * DROP, (luck >= DROP) & (luck < 3 * DROP)
 
@@ -65,7 +64,7 @@ def _load_unet(folder: Path) -> Any:
 
 
 class EditTrainer:
-    """One run with its data."""
+    """A training run with its data."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._folder: Path = args.run
@@ -75,7 +74,7 @@ class EditTrainer:
             args.base / "text_encoder", dtype=torch.float32
         )
         self._text_encoder.requires_grad_(False).eval()
-        # From an earlier editing UNet, or else from the base.
+        # Start from an earlier editing UNet, or else from the base.
         if args.init is not None:
             unet = _load_unet(args.init)
         else:
@@ -97,7 +96,7 @@ class EditTrainer:
         )
 
     def train(self) -> None:
-        """Up to `--steps`."""
+        """Train up to `--steps`."""
         self.run.train(self._loss, self._save)
 
     @torch.no_grad()
@@ -146,8 +145,15 @@ def main() -> None:
     add_arguments(parser, steps=20_000, warm_up=500, decay=3000, pool=32_768)
     parser.add_argument("--base", type=Path, required=True, help="diffusers folder of the base")
     parser.add_argument("--init", type=Path, help="an earlier run's `unet_edit` to start from")
-    parser.add_argument("--size", type=int, nargs="+", default=[64], help="pixels of pictures")
-    parser.add_argument("--batch", type=int, default=64, help="of 64 pixels; fewer larger ones")
+    parser.add_argument(
+        "--size", type=int, nargs="+", default=[64], help="sizes of the pictures in pixels"
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=64,
+        help="pictures of 64 pixels in a batch; larger ones are fewer",
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     EditTrainer(args).train()

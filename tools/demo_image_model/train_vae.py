@@ -1,4 +1,4 @@
-"""Train the autoencoder: 8 × 8 pixels become one cell of a 4-channel latent.
+"""Trains the autoencoder: 8 × 8 pixels become one cell of a 4-channel latent.
 
     python -m tools.demo_image_model.train_vae --run runs/vae --steps 8000
 
@@ -27,12 +27,12 @@ LEARNING_RATE = 1.5e-3
 WARM_UP = 200
 KL_WEIGHT = 1e-6
 OBJECT_WEIGHT = 6.0
-"""How much more a pixel in or next to an object counts than one of the background."""
+"""Weight of a pixel in or next to an object, relative to one of the background."""
 SAVE_EVERY = 500
 
 
 def build_vae() -> AutoencoderKL:
-    """0.7 M parameters, convolutions only: no attention, so any size decodes alike."""
+    """An autoencoder of 0.7 M parameters without attention, so that all sizes decode alike."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -48,7 +48,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def draw_batch(step: int) -> torch.Tensor:
-    """Pictures of training step `step`: `[BATCH, 3, 64, 64]`."""
+    """The pictures of training step `step`, `[BATCH, 3, 64, 64]`."""
     scenes = [draw_scene(scene_rng(SEED, step * BATCH + i)) for i in range(BATCH)]
     half = BATCH // 2
     large = render(scenes[half:], 128)
@@ -58,7 +58,7 @@ def draw_batch(step: int) -> torch.Tensor:
 
 
 def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """L1 and L2 of pixels and L1 of their differences to the right and below, weighted."""
+    """Weighted L1 and L2 of pixels, and L1 of their differences to the right and below."""
     weight = object_weight(target)
     error = output - target
     loss = (weight * (error.abs() + 2 * error.pow(2))).mean()
@@ -67,7 +67,7 @@ def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Ten
 
 
 def object_weight(target: torch.Tensor) -> torch.Tensor:
-    """`[N, 1, H, W]`: `OBJECT_WEIGHT` in objects and three pixels around them, else 1."""
+    """`OBJECT_WEIGHT` in objects and three pixels around them, else 1; `[N, 1, H, W]`."""
     # The background is the picture's median colour: objects never cover half of it.
     background = target.flatten(2).median(dim=2).values[:, :, None, None]
     differs = ((target - background).abs().amax(dim=1, keepdim=True) > 0.05).float()
@@ -75,7 +75,7 @@ def object_weight(target: torch.Tensor) -> torch.Tensor:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then cosine to a twentieth."""
+    """The learning rate: a linear warm-up, then a cosine to a twentieth."""
     if step < WARM_UP:
         return LEARNING_RATE * (step + 1) / WARM_UP
     progress = torch.tensor((step - WARM_UP) / max(1, steps - WARM_UP)).clamp(0, 1)
@@ -84,7 +84,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def measure_scaling_factor(vae: AutoencoderKL) -> float:
-    """1 over the standard deviation of the latents' means."""
+    """The inverse standard deviation of the latents' means."""
     scenes = [draw_scene(scene_rng(SEED + 2, i)) for i in range(512)]
     latents = [
         vae.encode(render(scenes[i : i + 64], 64)).latent_dist.mode() for i in range(0, 512, 64)
@@ -93,7 +93,7 @@ def measure_scaling_factor(vae: AutoencoderKL) -> float:
 
 
 def train(run: Path, steps: int) -> None:
-    """Train up to `steps`, going on where `run` stopped; write `run/vae` at the end."""
+    """Train up to `steps`, continuing where `run` stopped; write `run/vae` at the end."""
     torch.manual_seed(SEED)
     vae = build_vae().to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, weight_decay=0.0)

@@ -15,7 +15,7 @@ M = TypeVar("M", bound=torch.nn.Module)
 
 
 def rate_factor(step: int, args: argparse.Namespace) -> float:
-    """Warm up, stay, fall linearly to a fiftieth."""
+    """The factor of the learning rate: warm up, stay, fall linearly to a fiftieth."""
     if step < args.warm_up:
         return float((step + 1) / args.warm_up)
     left = float((args.steps - step) / max(1, args.decay))
@@ -23,10 +23,10 @@ def rate_factor(step: int, args: argparse.Namespace) -> float:
 
 
 class TrainingRun(Generic[M]):
-    """One module in training, with its optimiser and averaged weights.
+    """A module in training, with its optimiser and averaged weights.
 
     Attributes:
-        step: the number of updates so far, those of resumed runs included.
+        step: the number of updates so far, including those before a resumption.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class TrainingRun(Generic[M]):
         weight_decay: float = 0.01,
         save_every: int = 200,
     ) -> None:
-        """Resume what `args.run` holds.
+        """Resume the run in the folder `args.run`, if it holds one.
 
         Args:
-            args: what `add_arguments` has parsed.
+            args: the options that `add_arguments` defines.
             rates: the parts that change and their learning rates, before `args.rate`.
         """
         self.step = 0
@@ -103,13 +103,13 @@ class TrainingRun(Generic[M]):
 def add_arguments(
     parser: argparse.ArgumentParser, *, steps: int, warm_up: int, decay: int, pool: int
 ) -> None:
-    """The options of every trainer, with the defaults of this one."""
+    """Add the options that all trainers share, with the defaults of this one."""
     parser.add_argument("--run", type=Path, required=True, help="folder for state and result")
-    parser.add_argument("--steps", type=int, default=steps, help="updates in all")
+    parser.add_argument("--steps", type=int, default=steps, help="total number of updates")
     parser.add_argument(
-        "--warm-up", type=int, default=warm_up, help="first steps, with a rising rate"
+        "--warm-up", type=int, default=warm_up, help="first steps, at a rising rate"
     )
-    parser.add_argument("--decay", type=int, default=decay, help="last steps, with a falling rate")
+    parser.add_argument("--decay", type=int, default=decay, help="last steps, at a falling rate")
     parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
     parser.add_argument("--pool", type=int, default=pool, help="encoded scenes kept in memory")
     parser.add_argument("--threads", type=int, default=2)

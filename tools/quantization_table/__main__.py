@@ -1,4 +1,4 @@
-"""The tables of docs/quantization.md, measured and written.
+"""Measures and writes the tables of docs/quantization.md.
 
     python -m tools.quantization_table prepare FOLDER --text TEXT --llama BIN [--gptq-python PYTHON]
     python -m tools.quantization_table quality FOLDER --text TEXT --llama BIN
@@ -6,9 +6,9 @@
     python -m tools.quantization_table speed FOLDER
     python -m tools.quantization_table page
 
-`prepare` makes the files, by llama.cpp's programs (in BIN) and, with a Python that has it, by
-GPTQModel; `quality` takes minutes and may be interrupted: it goes on where it was; `memory` looks
-at those models whose files are in the folder, also at those of `loadtest.random_llama`. Only
+`prepare` makes the files with llama.cpp's programs (in BIN) and, given a Python that has it, with
+GPTQModel. `quality` takes minutes and may be interrupted; it continues where it stopped. `memory`
+measures the models whose files are in the folder, including those of `loadtest.random_llama`. Only
 `speed` needs a quiet machine. All write docs/quantization.json, and `page` writes the page from it.
 """
 
@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.machine import provenance
+from loadtest.markdown import page_with
 from tools.quantization_table.formats import ALL_MODELS, MODELS, RESIDENT, Model
-from tools.quantization_table.page import DATA, PAGE, page_with, sections
+from tools.quantization_table.page import COMMAND, DATA, PAGE, sections
 
 LOGS = Path("/tmp/quantization-table")
 
@@ -52,12 +53,12 @@ def main() -> None:
     one.add_argument("--gptq-python")
     one = step(quality, "folder", "model", "text")
     one.add_argument("--passages", type=int, default=16)
-    one.add_argument("--again", action="store_true", help="what was measured, too")
+    one.add_argument("--again", action="store_true", help="repeat finished measurements, too")
     step(memory, "folder")
     one = step(speed, "folder", "model")
-    one.add_argument("--seconds", type=float, default=590.0, help="for all of it")
-    one.add_argument("--rounds", type=int, default=5, help="at most")
-    one.add_argument("--only", action="append", help="formats, by their names; default: all")
+    one.add_argument("--seconds", type=float, default=590.0, help="limit for the whole step")
+    one.add_argument("--rounds", type=int, default=5, help="most rounds")
+    one.add_argument("--only", action="append", help="names of formats; default: all")
     step(page)
     options = parser.parse_args()
     options.work(options)
@@ -136,7 +137,7 @@ def speed(options: argparse.Namespace) -> None:
 
 
 def page(options: argparse.Namespace) -> None:
-    PAGE.write_text(page_with(PAGE.read_text(), sections(_data())))
+    PAGE.write_text(page_with(PAGE.read_text(), sections(_data()), COMMAND))
 
 
 def _models(options: argparse.Namespace) -> list[Model]:
@@ -148,7 +149,7 @@ def _data() -> dict[str, Any]:
 
 
 def _save(step: str, found: dict[str, Any]) -> None:
-    """Beside what other steps have found."""
+    """Save a step's results beside those of other steps."""
     DATA.write_text(json.dumps(_data() | {step: found}, indent=1) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""The models that are measured, in which formats, and the files that both are in."""
+"""The models and formats that are measured, and their files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ class Format:
     """A row of a table.
 
     Attributes:
-        name: in the table and in the results.
-        ending: of its file's, or folder's, name; a model's name and a dash come before it.
-        quantization: of `tandem serve`.
+        name: the name in the table and in the results.
+        ending: end of the file's or folder's name, after the model's name and a dash.
+        quantization: the value for `tandem serve --quantization`.
     """
 
     name: str
@@ -25,12 +25,12 @@ class Format:
 
 
 GGUF_TYPES = ("Q8_0", "Q6_K", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
-"""That llama.cpp's `llama-quantize` makes of the original."""
+"""The types that llama.cpp's `llama-quantize` makes from the original."""
 RESIDENT = ("BF16", "Q8_0", "Q4_K_M", "Q4_0")
-"""Whose memory is looked at more closely."""
+"""The formats in the table of memory."""
 PLAIN = "bf16.gguf"
 FITTED = {"gptq-4": ("gptq", 4), "gptq-3": ("gptq", 3), "awq-4": ("awq", 4)}
-"""Folders that GPTQModel makes: method and bits."""
+"""The folders that GPTQModel makes, with method and bits."""
 ORIGINAL = Format("BF16", PLAIN, "none")
 FORMATS = (
     ORIGINAL,
@@ -51,10 +51,10 @@ class Model:
     """A model of the tables.
 
     Attributes:
-        name: of its files and in the results.
-        title: in the tables.
-        ref: what it is fetched by (`engine.weights.source`); None: its files must be there.
-        stored: how its only weights that there are were rounded before.
+        name: start of its files' names, and the name in the results.
+        title: the name in the tables.
+        ref: its reference (`engine.weights.source`); without one its files must be there.
+        stored: the format in which its only available weights were stored.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Model:
         return folder / f"{self.name}-{ending}"
 
     def formats(self, folder: Path) -> Iterator[tuple[Format, Path]]:
-        """Those whose files are there."""
+        """The formats whose files exist, with their paths."""
         for one in FORMATS:
             if (path := self.path(folder, one.ending)).exists():
                 yield one, path
@@ -77,5 +77,5 @@ MODELS = (
     Model("gemma3", "Gemma-3-270M", "gemma-3-270m", "Q4_K_M"),
 )
 LARGE = Model("llama-1b", "a random Llama of 1 B parameters")
-"""Only its memory is measured: `loadtest.random_llama` writes its files."""
+"""A model of which only the memory is measured; `loadtest.random_llama` writes its files."""
 ALL_MODELS = (*MODELS, LARGE)

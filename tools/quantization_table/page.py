@@ -1,4 +1,4 @@
-"""From docs/quantization.json to the parts of docs/quantization.md between marks."""
+"""Renders docs/quantization.json as the parts of docs/quantization.md between marks."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,29 +20,14 @@ from tools.quantization_table.formats import (
 DOCS = Path(__file__).parents[2] / "docs"
 DATA = DOCS / "quantization.json"
 PAGE = DOCS / "quantization.md"
+COMMAND = "python -m tools.quantization_table page"
 MIB = 1 << 20
 SHOWN_CLASSES = ("Q8_0", "Q4_K_M", "Q3_K_M", "Q2_K", "GPTQ, 4 bits", "GPTQ, 3 bits", "AWQ, 4 bits")
 SHARE_OF_4_BITS = 0.4
-"""Of the file in 16 bits, that such weights should take."""
+"""The share of the 16-bit file that weights in 4 bits should take."""
 WARNED = ("Q2_K", "GPTQ, 3 bits")
 
 Rows = Mapping[str, Mapping[str, Any]]
-
-
-def begin_of(name: str) -> str:
-    return f"<!-- {name}: written by python -m tools.quantization_table page -->\n"
-
-
-END = "<!-- end -->\n"
-
-
-def page_with(page: str, texts: Mapping[str, str]) -> str:
-    """The page with each text between its marks."""
-    for name, text in texts.items():
-        start = page.index(begin_of(name)) + len(begin_of(name))
-        end = page.index(END, start)
-        page = f"{page[:start]}\n{text}\n\n{page[end:]}"
-    return page
 
 
 def sections(data: Mapping[str, Any]) -> dict[str, str]:
@@ -56,7 +41,7 @@ def sections(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def formats(data: Mapping[str, Any]) -> str:
-    """A table for each model, and what goes for all of it."""
+    """A table for each model, and notes on all of them."""
     parts = []
     for model, quality, speed in _measured(data):
         heads = (
@@ -82,7 +67,7 @@ def classes(data: Mapping[str, Any]) -> str:
 
 
 def memory(data: Mapping[str, Any]) -> str:
-    """What of a 4-bit model is resident, against the size in 16 bits."""
+    """The memory of a 4-bit model, compared with the size in 16 bits."""
     rows, overheads, apart, shares, fixed = [], [], [], [], []
     for title, found in _resident(data):
         whole = found[ORIGINAL.name]["file_bytes"]
@@ -113,22 +98,22 @@ def memory(data: Mapping[str, Any]) -> str:
     of_4_bits = ""
     if shares:
         of_4_bits = (
-            f"In 4 bits a process takes at most {SHARE_OF_4_BITS} of BF16's file and "
-            f"{max(fixed) / MIB:.0f} MiB beside; its weights are {min(shares):.2f} to "
-            f"{max(shares):.2f} of that file. "
+            f"In 4 bits a process takes at most {SHARE_OF_4_BITS} times BF16's file plus "
+            f"{max(fixed) / MIB:.0f} MiB; its weights take {min(shares):.2f} to "
+            f"{max(shares):.2f} times that file. "
         )
     return "\n\n".join(
         [
             table(heads, rows, num_text_columns=1),
-            f"{of_4_bits}Beside its weights a process has {min(overheads) / MIB:.0f} to "
+            f"{of_4_bits}Everything but the weights takes {min(overheads) / MIB:.0f} to "
             f"{max(overheads) / MIB:.0f} MiB here, 102 of them for keys and values. `tandem plan` "
-            f"had said so to within {100 * max(apart):.0f} %.",
+            f"predicted the whole process to within {100 * max(apart):.0f} %.",
         ]
     )
 
 
 def warnings(data: Mapping[str, Any]) -> str:
-    """Lines of the servers' logs."""
+    """The warnings in the servers' logs."""
     lines = []
     for model, _, speed in _measured(data):
         for name in WARNED:
@@ -142,7 +127,7 @@ _NOT_SHOWN = ("timestamp", "model", "process", "pid")
 
 
 def _measured(data: Mapping[str, Any]) -> Iterator[tuple[Model, Rows, Rows]]:
-    """Models with what is known of their formats' quality and speed."""
+    """Each model with the quality and the speed of its formats, as far as measured."""
     for model in MODELS:
         quality = data.get("quality", {}).get("models", {}).get(model.name)
         if quality:
@@ -150,7 +135,7 @@ def _measured(data: Mapping[str, Any]) -> Iterator[tuple[Model, Rows, Rows]]:
 
 
 def _resident(data: Mapping[str, Any]) -> Iterator[tuple[str, Rows]]:
-    """All that is known of formats' memory, by the model's title."""
+    """The memory of each model's formats, with the model's title."""
     for model in ALL_MODELS:
         found: dict[str, dict[str, Any]] = {}
         for step in ("quality", "speed"):
@@ -183,7 +168,7 @@ def _row(one: Format, quality: Mapping[str, Any], speed: Mapping[str, Any] | Non
 
 
 def _title(name: str, types: Mapping[str, int]) -> str:
-    """With what the types of its matrices are, if that is not what it is called."""
+    """The format's name, with the types of its matrices if they differ."""
     if len(types) < 2:
         return name
     return f"{name} ({', '.join(f'{count} {kind}' for kind, count in types.items())})"
@@ -221,7 +206,7 @@ def _notes(data: Mapping[str, Any]) -> Iterator[str]:
                 gaps[name == ORIGINAL.name].append(apart)
     if gaps[True] and gaps[False]:
         yield (
-            f"llama.cpp's perplexities are at most {_percent(gaps[False])} away, those of BF16 "
+            f"llama.cpp's perplexities differ by at most {_percent(gaps[False])}, for BF16 by "
             f"{_percent(gaps[True])}: with packed weights llama.cpp rounds activations to 8 bits."
         )
     if "speed" in data:
@@ -260,7 +245,7 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _percent(shares: Iterable[float]) -> str:
-    """The largest."""
+    """The largest share, in percent."""
     return f"{100 * max(shares):.2g} %"
 
 

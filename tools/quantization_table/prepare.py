@@ -1,4 +1,4 @@
-"""Makes the files of all formats. What is there already stays."""
+"""Makes the files of all formats, except those that exist already."""
 
 import os
 import subprocess
@@ -10,16 +10,16 @@ from tools.quantization_table.formats import FITTED, GGUF_TYPES, PLAIN, Model
 
 CACHE = Path("~/.cache/tandem").expanduser()
 FOLDER = "hf"
-"""The original for programs that read folders: GPTQModel does."""
+"""The original as a folder, which GPTQModel reads."""
 
 
 def prepare(folder: Path, model: Model, llama: Path, gptq_python: str | None, text: Path) -> None:
-    """Fetch the model and make the rest of it.
+    """Fetch the model and make its other formats.
 
     Args:
         llama: where llama.cpp's programs are.
-        gptq_python: a Python that has GPTQModel; None makes no GPTQ and no AWQ.
-        text: what these are fitted to: its second half. Perplexity is measured on the beginning.
+        gptq_python: a Python that has GPTQModel; without one, no GPTQ and AWQ files are made.
+        text: GPTQ and AWQ are fitted to its second half; perplexity is measured on its beginning.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plain = model.path(folder, PLAIN)
@@ -40,10 +40,10 @@ def prepare(folder: Path, model: Model, llama: Path, gptq_python: str | None, te
 
 
 def run_llama(folder: Path, program: str, *arguments: str) -> str:
-    """What one of llama.cpp's programs prints.
+    """Run one of llama.cpp's programs and return its output.
 
     Raises:
-        RuntimeError: it fails.
+        RuntimeError: the program fails.
     """
     done = subprocess.run(
         [folder / program, *arguments],
@@ -66,7 +66,7 @@ def _quantize(llama: Path, source: Path, path: Path, name: str) -> None:
 
 
 def _write_folder(plain: Path, folder: Path) -> None:
-    """The same numbers as the GGUF file's."""
+    """Write a folder with the numbers of the GGUF file."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -74,7 +74,7 @@ def _write_folder(plain: Path, folder: Path) -> None:
     source = {"pretrained_model_name_or_path": plain.parent, "gguf_file": plain.name}
     part = folder.with_suffix(".part")
     read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
-    # transformers saves nothing that it has read from a GGUF file.
+    # transformers cannot save a model that it has read from a GGUF file.
     written = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**source))
     written.to(torch.bfloat16).load_state_dict(read.state_dict())
     written.save_pretrained(part)

@@ -1,7 +1,7 @@
-"""What rounding costs: perplexity and divergence of each format, and what it takes in memory.
+"""Measures the perplexity, the divergence and the memory of each format.
 
-The original reads each passage once for all formats; apart from that it is what `tandem perplexity
---against` measures. Nothing here depends on what else the machine does.
+The original reads each passage once for all formats; otherwise this measures what `tandem
+perplexity --against` does. Other work on the machine does not affect the results.
 """
 
 import re
@@ -30,12 +30,12 @@ from tools.quantization_table.prepare import CACHE, run_llama
 
 CONTEXT = 512
 POOL_GIB = 0.1
-"""Of keys and values, in the worker whose memory is planned and measured."""
+"""Size of the KV cache of the worker whose memory is planned and measured."""
 _ESTIMATE = re.compile(r"Final estimate: PPL = ([\d.]+)")
 
 
 class Remembered:
-    """A model whose states of passages that it has read before are at hand."""
+    """A model that remembers the states of passages it has read."""
 
     def __init__(self, model: ScoredModel) -> None:
         self.device = model.device
@@ -55,11 +55,11 @@ class Remembered:
 def measure_quality(
     folder: Path, model: Model, text: Path, passages: int, done: Sequence[str] = ()
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(Format's name, its report), one by one. Each is also noted beside the weights, so that a
-    server knows what it serves.
+    """Yield each format's name and report. Each report is also saved beside the weights, so that a
+    server knows the quality of what it serves.
 
     Args:
-        done: formats that are not wanted any more.
+        done: formats to skip.
     """
     use_cache_folder(CACHE / "kernels")
     file = ScoredFile(path=text, context=CONTEXT, passages=passages)
@@ -74,7 +74,7 @@ def measure_quality(
             original = Remembered(scored)
         report = text_report(
             found.passages(file.read(), file),
-            # Read before the next model is loaded.
+            # Read the passages before the next model is loaded.
             lambda passage: passage_scores(scored, passage.token_ids, original),  # noqa: B023
             lambda message: None,
         )
@@ -87,7 +87,7 @@ def measure_quality(
 
 
 def sizes(one: Format, path: Path) -> dict[str, Any]:
-    """Of a format, in its file and in memory: as a plan says, without any weight being read."""
+    """The sizes of a format in its file and in memory, as planned without reading weights."""
     config = config_of(one)
     found = find_model(str(path), config, TellingHost(lambda message: None), CACHE, True)
     kept = plan_weights(found.checkpoint, found.config, config, machine_facts("cpu"))
@@ -121,7 +121,7 @@ def config_of(one: Format) -> EngineConfig:
 
 
 def tensor_types(path: Path) -> dict[str, int]:
-    """How many matrices of a GGUF file's blocks have which type."""
+    """The number of matrices of each type in a GGUF file's blocks."""
     if path.suffix != ".gguf":
         return {}
     tensors = gguf.GGUFReader(path).tensors
@@ -130,8 +130,8 @@ def tensor_types(path: Path) -> dict[str, int]:
 
 
 def llama_perplexity(llama: Path, path: Path, text: Path, passages: int) -> float:
-    """llama.cpp's own figure of the same passages. By one thread: two wait for each other all the
-    time where anything else computes."""
+    """llama.cpp's own perplexity for the same passages. It runs on one thread, because two threads
+    keep waiting for each other when anything else computes."""
     printed = run_llama(
         *(llama, "llama-perplexity", "-m", str(path), "-f", str(text)),
         *("-c", str(CONTEXT), "--chunks", str(passages), "-t", "1"),

@@ -1,7 +1,7 @@
-"""How fast served formats are, and what their workers take in memory.
+"""Measures the speed of served formats and the memory of their workers.
 
-All servers of a model are up at once and idle but for one, so that formats can take turns every few
-seconds: the machine's better and worse minutes come to all of them.
+All servers of a model run at once, and all but one are idle, so that formats can take turns every
+few seconds. The machine's better and worse minutes thus affect all of them.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from tools.quantization_table.formats import Format
 from tools.quantization_table.quality import POOL_GIB
 
 NUM_REQUESTS = {1: 3, 16: 16}
-"""By how many clients send them."""
+"""The number of requests, by the number of clients."""
 FIRST_PORT = 8240
 _WARMUP_TOKENS = 4
 _SETTLED_BYTES = 1 << 20
@@ -47,7 +47,7 @@ class Served:
             await warm_up(self.client, clients, clients, seed, output_tokens=_WARMUP_TOKENS)
 
     async def run(self, clients: int, seed: int) -> dict[str, float]:
-        """Tokens a second, and the share of the machine that others took meanwhile.
+        """Measure tokens a second and the share of the machine that other processes took.
 
         Raises:
             RuntimeError: a request fails.
@@ -62,7 +62,7 @@ class Served:
         return {"tokens_per_s": summary["output_tok_s"], "others": shares["others"]}
 
     def warnings(self) -> list[dict[str, Any]]:
-        """Of the server's log, so far."""
+        """The warnings in the server's log so far."""
         lines = self.log.read_text(errors="replace").splitlines()
         events = (json.loads(line) for line in lines if line.startswith("{"))
         return [event for event in events if event.get("level") == "warning"]
@@ -78,7 +78,7 @@ class Served:
         return found
 
     async def settled_memory(self) -> dict[str, int]:
-        """Once no memory is being committed any more."""
+        """The memory once it has stopped growing."""
         before = 0
         while abs((now := self.memory())["worker_bytes"] - before) > _SETTLED_BYTES:
             before = now["worker_bytes"]
@@ -87,8 +87,8 @@ class Served:
 
 
 def process_bytes(pid: int) -> int:
-    """PSS, but the pages of mapped files whole: as of a process that shares its libraries with no
-    other, which many servers at once do."""
+    """A process's PSS, but with all pages of mapped files counted in full, as if it shared its
+    libraries with no other process. Many servers at once do share them."""
     text = (PROC / str(pid) / "smaps_rollup").read_text()
     kib = {name: int(value) for name, value in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
     return 1024 * (kib["Pss_Anon"] + kib["Pss_Shmem"] + kib["Rss"] - kib["Anonymous"])
@@ -103,12 +103,12 @@ async def measure_speed(
     logs: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """By the formats' names: tokens a second of every round, memory, and what the server warned of.
+    """Measure tokens a second of every round, memory and warnings, by the formats' names.
 
     Args:
-        seconds: within which all is done, starts and stops included; rounds after the first that
-            would take longer are left out.
-        rounds: most of them.
+        seconds: limit for everything, starts and stops included; rounds after the first that
+            would exceed it are left out.
+        rounds: the most rounds.
     """
     started = time.monotonic()
     async with AsyncExitStack() as stack:
@@ -143,7 +143,7 @@ async def measure_speed(
 async def measure_memory(
     formats: Sequence[tuple[Format, Path]], *, logs: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """By the formats' names: bytes of the processes, one server after the other."""
+    """Measure the bytes of the processes, one server after the other, by the formats' names."""
     found = {}
     for one, path in formats:
         async with AsyncExitStack() as stack:

@@ -1,1 +1,1 @@
-"""What temperatures, samplers and signals do on a served model, measured: docs/sampling.md."""
+"""Measures what temperatures, samplers and signals do on a served model, for docs/sampling.md."""

@@ -1,6 +1,6 @@
-"""`python -m tools.sampling_study [MEASUREMENT …]`: ask a server, keep numbers, draw plots.
+"""`python -m tools.sampling_study [MEASUREMENT …]`: ask a server, save numbers, draw plots.
 
-It serves both models: `tandem serve --model smollm2-135m-instruct --model all-minilm-l6-v2`.
+Needs both models: `tandem serve --model smollm2-135m-instruct --model all-minilm-l6-v2`.
 """
 
 import argparse
@@ -19,7 +19,9 @@ DATA = DOCS / "sampling.json"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.sampling_study")
     parser.add_argument(
-        "measurements", nargs="*", help=f"of {', '.join(MEASUREMENTS)}; none: plots"
+        "measurements",
+        nargs="*",
+        help=f"any of {', '.join(MEASUREMENTS)}; without one, only draw the plots",
     )
     parser.add_argument("--url", default="http://localhost:8000")
     parser.add_argument("--model", default="smollm2-135m-instruct")

@@ -1,4 +1,4 @@
-"""What the models are asked: openings to go on from, questions of fact, claims to check."""
+"""The material for the models: openings to continue, questions of fact, claims to check."""
 
 from typing import Literal, NamedTuple
 
@@ -31,7 +31,7 @@ OPENINGS = (
 
 
 class Question(NamedTuple):
-    """A question of fact, and words of which a right answer has one."""
+    """A question of fact, and words of which a right answer contains one."""
 
     text: str
     answers: tuple[str, ...]
@@ -95,7 +95,7 @@ PASSAGES = (
 
 
 class Claim(NamedTuple):
-    """A sentence about one of the passages, and how it stands to it."""
+    """A sentence about one of the passages, and whether the passage supports it."""
 
     text: str
     passage: int

@@ -1,4 +1,4 @@
-"""The measurements: each returns what is kept in docs/sampling.json under its name."""
+"""The measurements. Each returns what docs/sampling.json holds under its name."""
 
 import itertools
 import re
@@ -42,21 +42,21 @@ SHOWN_THRESHOLD = 0.7
 
 
 async def temperature(server: Server) -> dict[str, Any]:
-    """Texts at each temperature, and how expected texts are that people wrote."""
+    """Texts at each temperature, and how expected texts by people are to the model."""
     rows = [await _row(server, temperature=t) | {"temperature": t} for t in TEMPERATURES]
     written = await together(server.surprise_of(opening) for opening in OPENINGS)
     return {"rows": rows, "written_surprise": fmean(written)}
 
 
 async def hot(server: Server) -> dict[str, Any]:
-    """Samplers at a temperature that is too high without one."""
+    """Samplers at a temperature that is too high without them."""
     return {
         name: await _row(server, temperature=HOT, **fields) for name, fields in HOT_SAMPLERS.items()
     }
 
 
 async def cold(server: Server) -> dict[str, Any]:
-    """What is said against loops at a low temperature."""
+    """Remedies against loops at a low temperature."""
     return {
         name: await _row(server, temperature=COLD, **fields)
         for name, fields in COLD_SAMPLERS.items()
@@ -64,7 +64,7 @@ async def cold(server: Server) -> dict[str, Any]:
 
 
 async def signals(server: Server) -> dict[str, Any]:
-    """How well each signal tells wrong answers from right ones: the area under the ROC curve."""
+    """The area under the ROC curve of each signal, as a test for wrong answers."""
     spread = {t: await _entropies(server, t) for t in MEANING_THRESHOLDS}
     greedy = await together(server.answers(q.text, 1, temperature=0.0) for q in QUESTIONS)
     firsts = [answer["choices"][0] for answer in greedy]
@@ -98,7 +98,7 @@ async def signals(server: Server) -> dict[str, Any]:
 
 
 async def groundedness(server: Server) -> dict[str, Any]:
-    """Claims whose truth is known: which risk is named."""
+    """The risk named for each claim whose truth is known."""
     found = await together(server.groundedness(c.text, PASSAGES[c.passage]) for c in CLAIMS)
     named = [
         (claim.truth, one["risk"] or "grounded") for claim, one in zip(CLAIMS, found, strict=True)
@@ -150,7 +150,7 @@ async def _row(server: Server, **sampling: Any) -> dict[str, Any]:
 
 
 def _distinct(texts: Sequence[Written]) -> float:
-    """The share of pairs of words that are there once, within each text."""
+    """The mean share of distinct word pairs in a text."""
     shares = []
     for written in texts:
         words = re.findall(r"\w+", written.text.lower())
@@ -166,7 +166,7 @@ def _is_right(question: Question, answer: str) -> bool:
 
 
 def _auroc(values: Sequence[float], is_wrong: Sequence[bool]) -> float:
-    """How often a wrong answer has the higher value than a right one, of all such pairs."""
+    """The share of pairs of a wrong and a right answer in which the wrong one has more."""
     wrong = [value for value, bad in zip(values, is_wrong, strict=True) if bad]
     right = [value for value, bad in zip(values, is_wrong, strict=True) if not bad]
     wins = sum((w > r) + 0.5 * (w == r) for w in wrong for r in right)

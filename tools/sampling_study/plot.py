@@ -13,7 +13,7 @@ _BLUE, _RED, _GREEN, _GREY = "#3b6fb6", "#c0504d", "#5b9a4b", "#8a8a8a"
 
 
 def plot_all(data: Mapping[str, Any], folder: Path) -> None:
-    """Write those that there are numbers for."""
+    """Write the plots that have numbers."""
     plt.rcParams.update({"font.size": 9, "svg.hashsalt": "tandem", "svg.fonttype": "none"})
     if "temperature" in data:
         _temperature(data["temperature"], folder / "sampling-temperature.svg")

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Written:
-    """A text, and what the server tells of it."""
+    """A text, and what the server reports about it."""
 
     text: str
     surprise: float
@@ -29,7 +29,7 @@ class Written:
 
 
 class Server:
-    """Asks for texts, embeddings' scores and groundedness.
+    """Asks the server for texts, similarity scores and groundedness.
 
     Args:
         model, embedder: ids of the two served models.
@@ -42,7 +42,7 @@ class Server:
         self._places = asyncio.Semaphore(_AT_ONCE)
 
     async def go_on(self, opening: str, **sampling: Any) -> Written:
-        """What the model makes of an opening, seeded by it."""
+        """The model's continuation of an opening, with a seed made from the opening."""
         extra = {"return_uncertainty": True, "repetition_detection": _DETECTION} | sampling
         async with self._places:
             answer = await self._client.completions.create(
@@ -65,7 +65,7 @@ class Server:
         )
 
     async def surprise_of(self, text: str) -> float:
-        """The model's, of a given text without its first token."""
+        """The model's surprise at a given text, without its first token."""
         answer = await self._client.completions.create(
             model=self._model, prompt=text, max_tokens=0, echo=True, logprobs=0
         )
@@ -91,8 +91,8 @@ class Server:
         return answer.model_dump()
 
     async def similarity(self, one: str, other: str) -> float:
-        """The cosine of two texts' embeddings, of their beginnings."""
-        for most in (600, 200):  # characters that no tokenizer knows take a token each
+        """The cosine of the embeddings of two texts' beginnings."""
+        for most in (600, 200):  # in the worst case each character takes a token
             body = {"model": self._embedder, "text_1": one[:most], "text_2": other[:most] or "."}
             answer = await self._http.post("/v1/score", json=body)
             if answer.is_success:
@@ -101,7 +101,7 @@ class Server:
         return answer.json()["data"][0]["score"]
 
     async def groundedness(self, answer: str, passage: str) -> dict[str, Any]:
-        """Of a single sentence."""
+        """The groundedness of a single sentence."""
         body = {"model": self._embedder, "answer": answer, "passages": [passage]}
         found = await self._http.post("/v1/groundedness", json=body)
         found.raise_for_status()
@@ -109,5 +109,5 @@ class Server:
 
 
 async def together(work: Iterable[Awaitable[T]]) -> list[T]:
-    """All of it at a time."""
+    """Await everything at once; returns the results in order."""
     return list(await asyncio.gather(*work))

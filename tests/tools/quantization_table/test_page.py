@@ -5,8 +5,9 @@ import re
 
 import pytest
 
+from loadtest.markdown import page_with
 from tools.quantization_table.formats import FORMATS, LARGE, MODELS
-from tools.quantization_table.page import DATA, PAGE, page_with, sections
+from tools.quantization_table.page import COMMAND, DATA, PAGE, sections
 
 MIB = 1 << 20
 
@@ -94,7 +95,7 @@ def test_a_row_says_what_was_measured(data):
 
 def test_notes_tell_the_worst(data):
     text = sections(data)["formats"]
-    assert "at most 0.99 % away, those of BF16 0.1 %" in text
+    assert "differ by at most 0.99 %, for BF16 by 0.1 %" in text
     assert "medians of 3 rounds" in text and "commit 0123456789ab, 2 cores" in text
     assert "all within 18 %. Other programs took at most 1.3 %" in text
     data["speed"]["uncommitted_changes"] = True
@@ -122,8 +123,8 @@ def test_memory_of_models_that_are_not_compared(data):
     }
     text = sections(data)["memory"]
     assert cells(text, f"{LARGE.title}, Q4_0")[2:] == ["37", "0.37", "714", "700", "677"]
-    assert "at most 0.4 of BF16's file and 674 MiB beside" in text
-    assert "its weights are 0.37 to 0.37 of that file. Beside its weights" in text
+    assert "at most 0.4 times BF16's file plus 674 MiB;" in text
+    assert "its weights take 0.37 to 0.37 times that file. Everything but" in text
     assert "614 to 677 MiB here" in text
 
 
@@ -134,14 +135,14 @@ def test_nothing_is_said_of_what_was_not_measured():
 
 def test_only_what_is_between_the_marks_is_written():
     page = PAGE.read_text()
-    marked = page_with(page, dict.fromkeys(sections({}), "new"))
+    marked = page_with(page, dict.fromkeys(sections({}), "new"), COMMAND)
     assert marked.count("\n\nnew\n\n<!-- end -->\n") == len(sections({}))
-    assert page_with(marked, sections(json.loads(DATA.read_text()))) == page
+    assert page_with(marked, sections(json.loads(DATA.read_text())), COMMAND) == page
 
 
 def test_the_page_has_the_numbers_of_its_data():
     page = PAGE.read_text()
-    written = page_with(page, sections(json.loads(DATA.read_text())))
+    written = page_with(page, sections(json.loads(DATA.read_text())), COMMAND)
     assert written == page, "run: python -m tools.quantization_table page"
 
 
