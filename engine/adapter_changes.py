@@ -11,10 +11,10 @@ from engine.errors import EngineError
 
 
 class AdapterChanges:
-    """One supervisor's. Event loop only.
+    """The unanswered orders of one supervisor. Used on the event loop only.
 
     Args:
-        send: to the worker that runs now.
+        send: sends a message to the running worker.
     """
 
     def __init__(self, send: Callable[[messages.ToWorker], None]) -> None:
@@ -24,12 +24,12 @@ class AdapterChanges:
         self._unloads: dict[int, tuple[str, asyncio.Future[None]]] = {}
 
     def __contains__(self, name: str) -> bool:
-        """Whether an adapter of that name is about to come or to go."""
+        """Whether an adapter of that name is being loaded or unloaded."""
         coming = [order.name for order, _ in self._loads.values()]
         return name in coming or name in [going for going, _ in self._unloads.values()]
 
     def load(self, order: AdapterOrder) -> asyncio.Future[AdapterReport]:
-        """Order a load. The future's exception is why it could not be done."""
+        """Order a load. The future's exception says why it failed."""
         id = next(self._ids)
         future: asyncio.Future[AdapterReport] = asyncio.get_running_loop().create_future()
         future.add_done_callback(_note_seen)
@@ -38,7 +38,7 @@ class AdapterChanges:
         return future
 
     def unload(self, name: str) -> asyncio.Future[None]:
-        """Order that an adapter takes no more requests. The future is done when it has none."""
+        """Order that an adapter takes no more requests. The future is done when none is left."""
         id = next(self._ids)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unloads[id] = (name, future)
@@ -46,7 +46,7 @@ class AdapterChanges:
         return future
 
     def end(self, answer: messages.AdapterChanged) -> AdapterOrder | None:
-        """Take the worker's answer; returns the order if it has loaded an adapter."""
+        """Take in the worker's answer; returns the order if an adapter was loaded."""
         error = None if answer.failure is None else answer.failure.error()
         if answer.id in self._unloads:
             _settle(self._unloads.pop(answer.id)[1], None, error)
@@ -56,7 +56,7 @@ class AdapterChanges:
         return order if error is None else None
 
     def end_all(self, error: EngineError) -> None:
-        """The worker is gone: nothing more will be loaded, and whatever was to go has."""
+        """End all orders after the worker's end: loads fail with `error`, and unloads are done."""
         for _, loaded in self._loads.values():
             _settle(loaded, None, error)
         for _, gone in self._unloads.values():
@@ -65,7 +65,7 @@ class AdapterChanges:
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: EngineError | None) -> None:
-    """Tell whoever waits, if somebody still does."""
+    """Give a future its result or error, if it is still pending."""
     if future.done():
         return
     if error is None:
@@ -75,6 +75,6 @@ def _settle(future: asyncio.Future[Any], result: Any, error: EngineError | None)
 
 
 def _note_seen(future: asyncio.Future[Any]) -> None:
-    """Whoever has ordered it may have left."""
+    """Mark a future's exception as seen, since the caller may have left."""
     if not future.cancelled():
         future.exception()

@@ -1,5 +1,5 @@
-"""Adapters that come and go while a model serves: what is ordered, and what an engine asks of
-whoever keeps them (`engine.lora.table`). No torch, no wire library.
+"""Orders to load and unload adapters while a model serves, and the interface of an adapter shelf
+(`engine.lora.table` has one). Imports neither torch nor a wire library.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,13 +12,12 @@ from engine.errors import EngineError, TooManyAdapters, UnknownAdapter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterOrder:
-    """Load the adapter in a folder, to be asked for by `name`."""
+    """An order to load the adapter in a folder, under the name `name`."""
 
     name: str
     folder: str
     replaces: bool = False
-    """It takes the place of the one of that name, whose running requests go on with what they
-    have."""
+    """Whether it replaces the adapter of that name; running requests keep the old one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,80 +25,83 @@ class AdapterReport:
     """What was found in the files of an adapter that is loaded."""
 
     num_layers: int
-    """Of the model, that it changes."""
+    """The number of the model's layers that the adapter changes."""
     ranks: tuple[int, ...]
-    """Those that its layers have, in order."""
+    """The ranks of its layers, in order."""
     num_left_out: int = 0
-    """Its layers that the model has not, such as those of images."""
+    """The number of its layers that the model does not have, such as those for images."""
     left_out: tuple[str, ...] = ()
-    """The first of them."""
+    """The names of the first few of those layers."""
     digest: str = ""
-    """Of its files (`engine.weights.digest`)."""
+    """The digest of its files (`engine.weights.digest`)."""
 
 
 Answer = Callable[[AdapterReport | EngineError | None], None]
-"""Told how an order ended: what was loaded, why it could not be, or None once one is gone."""
+"""Called when an order ends, with the report of a load, with an error, or with None after an
+unload."""
 
 
 class AdapterShelf(Protocol):
-    """The adapters that a model has now. Between two steps only.
+    """The adapters that a model has now. Used between two steps only.
 
-    A name may mean another adapter later, so whatever outlasts a step goes by a key instead, which
-    no other adapter will ever have.
+    A name may mean another adapter later, so whatever outlasts a step uses a key instead, which
+    never belongs to another adapter.
     """
 
     def key_of(self, name: str) -> str:
-        """
+        """The key of the adapter that has this name now.
+
         Raises:
-            UnknownAdapter: there is none of that name.
+            UnknownAdapter: there is no adapter of that name.
         """
         ...
 
     def check(self, keys: Collection[str]) -> None:
-        """
+        """Check that these adapters can be in place at the same time.
+
         Raises:
-            InvalidParameter: they cannot be in place all at once.
+            InvalidParameter: they cannot.
         """
         ...
 
     def take(self, keys: Collection[str]) -> bool:
-        """Whether they are in place for a request that begins now; True: it does begin."""
+        """Whether the adapters are in place for a request that begins now. If so, it begins."""
         ...
 
     def failure_of(self, keys: Collection[str]) -> EngineError | None:
-        """Why one of them could not be brought in place since `advance` began."""
+        """The reason why one of the adapters could not be put in place since `advance` began."""
         ...
 
     def load(self, order: AdapterOrder, answer: Answer) -> None:
-        """Begin to load one, beside the steps."""
+        """Begin to load an adapter while steps go on."""
         ...
 
     def unload(self, name: str, answer: Answer) -> None:
-        """Take a name away now, and the adapter once nobody uses it."""
+        """Remove a name now, and its adapter once no request uses it."""
         ...
 
     def has_work(self) -> bool:
-        """Whether `advance` has something to do, or will have."""
+        """Whether `advance` has work now or will have some."""
         ...
 
     def advance(
         self, in_use: Callable[[], Collection[str]], waiting: Sequence[Collection[str]] = ()
     ) -> None:
-        """Bring forward what can be without waiting.
+        """Do what can be done without waiting.
 
         Args:
-            in_use: the keys that requests have which have begun.
-            waiting: those of each request that has not, because `take` said no, first come first.
+            in_use: the keys of the requests that have begun.
+            waiting: the keys of each request that `take` has refused, in the order of arrival.
         """
         ...
 
     def wait(self, seconds: float) -> None:
-        """Until `advance` can go on, but not longer."""
+        """Wait until `advance` can do more, for at most this time."""
         ...
 
 
 class NoAdapters:
-    """The `AdapterShelf` of a model that may have none."""
+    """The `AdapterShelf` of a model that is served without adapters."""
 
     names: tuple[str, ...] = ()
     failed: Mapping[str, str] = MappingProxyType({})
@@ -111,7 +113,7 @@ class NoAdapters:
     def load(self, order: AdapterOrder, answer: Answer) -> None:
         answer(
             TooManyAdapters(
-                "the model may have no adapters; set max_loras to as many as it shall have",
+                "the model has no room for adapters; serve it with max_loras of at least 1",
                 param="lora_name",
             )
         )
@@ -120,13 +122,13 @@ class NoAdapters:
         answer(UnknownAdapter(f"the model has no adapter {name!r}", param="lora_name"))
 
     def check(self, keys: Collection[str]) -> None:
-        """There are none to ask for."""
+        """Do nothing: no request can have keys."""
 
     def take(self, keys: Collection[str]) -> bool:
         return not keys
 
     def failure_of(self, keys: Collection[str]) -> None:
-        """Nothing is ever brought."""
+        """None, as nothing is ever put in place."""
 
     def has_work(self) -> bool:
         return False
@@ -134,15 +136,15 @@ class NoAdapters:
     def advance(
         self, in_use: Callable[[], Collection[str]], waiting: Sequence[Collection[str]] = ()
     ) -> None:
-        """There is nothing to do."""
+        """Do nothing."""
 
     def wait(self, seconds: float) -> None:
-        """There is nothing to wait for."""
+        """Do nothing."""
 
 
 @runtime_checkable
 class AdaptableEngine(Protocol):
-    """An engine whose adapters come and go."""
+    """An engine that loads and unloads adapters while it serves."""
 
     def load_adapter(self, order: AdapterOrder, answer: Answer) -> None:
         """See `AdapterShelf.load`."""

@@ -1,4 +1,4 @@
-"""Requests whose adapters are not in place yet, while others are stepped. No torch."""
+"""Requests that wait for their adapters while others are stepped. Imports no torch."""
 
 from collections.abc import Callable, Collection
 from typing import Any, Generic, TypeVar
@@ -11,11 +11,11 @@ RequestT = TypeVar("RequestT", bound=Request[Any])
 
 
 class AdapterQueue(Generic[RequestT]):
-    """First come, first served: adapters are brought for the first one alone, and whoever finds its
-    own in place meanwhile goes on. One that has waited for others' adapters to be free of requests
-    is so never overtaken for ever (`AdapterShelf.advance`).
+    """Waiting requests, first come, first served.
 
-    Requests name adapters by their keys here.
+    Adapters are loaded for the first request only. A later request goes ahead if its own adapters
+    are already in place. So a request that waits for adapters to become free is not overtaken for
+    ever (`AdapterShelf.advance`). Requests name adapters by their keys here.
     """
 
     def __init__(self, shelf: AdapterShelf) -> None:
@@ -29,34 +29,34 @@ class AdapterQueue(Generic[RequestT]):
         return request_id in self._waiting
 
     def requests(self) -> list[RequestT]:
-        """All of them."""
+        """All waiting requests."""
         return list(self._waiting.values())
 
     def add(self, request: RequestT) -> None:
-        """Have a request wait."""
+        """Add a request that waits."""
         self._waiting[request.request_id] = request
 
     def forget(self, request_id: str) -> None:
-        """It has been aborted; unknown ids are ignored."""
+        """Remove an aborted request; unknown ids are ignored."""
         self._waiting.pop(request_id, None)
 
     def has_work(self) -> bool:
-        """Whether `advance` has something to do, or will have."""
+        """Whether `advance` has work now or will have some."""
         return bool(self._waiting) or self._shelf.has_work()
 
     def advance(self, in_use: Callable[[], Collection[str]]) -> None:
-        """Bring adapters forward, without waiting.
+        """Move the loading of adapters on, without waiting.
 
         Args:
-            in_use: the keys that requests have which are not in this queue.
+            in_use: the keys of requests that are not in this queue.
         """
         waiting = [request.adapter_names for request in self._waiting.values()]
         if waiting or self._shelf.has_work():
             self._shelf.advance(in_use, waiting)
 
     def take_ready(self) -> list[tuple[RequestT, EngineError | None]]:
-        """Those that wait no longer, in the order of their arrival, each with the reason if its
-        adapters cannot be had."""
+        """Remove the requests that need not wait any longer, in the order of arrival, each with an
+        error if its adapters cannot be loaded."""
         ready: list[tuple[RequestT, EngineError | None]] = []
         for request in self.requests():
             keys = request.adapter_names

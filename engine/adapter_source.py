@@ -1,4 +1,4 @@
-"""Where a LoRA adapter's files are: a folder, a file, or a repository of the hub. No torch."""
+"""Finds a LoRA adapter's files in a folder, a file or a hub repository. Imports no torch."""
 
 import os
 from collections.abc import Callable
@@ -15,15 +15,16 @@ log = structlog.get_logger(__name__)
 
 
 def needs_hub(ref: str) -> bool:
-    """Whether it is a hub id, and no folder or file of this machine."""
+    """Whether `ref` is a hub id and not a folder or file of this machine."""
     return hub_id_of(ref) is not None and not os.path.exists(os.path.expanduser(ref))
 
 
 def resolve_adapter(
     ref: str, *, cache_dir: Path, on_progress: Progress, offline: bool = False
 ) -> str:
-    """The folder or file of the LoRA adapter that `ref` names, fetched if it is a hub id and not
-    here yet. What is neither there nor a hub id is returned as it is: who reads it says so.
+    """The folder or file of the LoRA adapter that `ref` names. A hub id that is not here yet is
+    fetched. What is neither a file nor a hub id is returned unchanged: its reader reports the
+    error.
 
     Args:
         ref: a folder, a file, or a hub id: `org/name`, `org/name@revision`,
@@ -31,7 +32,7 @@ def resolve_adapter(
         cache_dir, offline: as in `engine.weights.source.resolve_source`.
 
     Raises:
-        ModelNotFound, ModelLoadError: as there.
+        ModelNotFound, ModelLoadError: as in `resolve_source`.
     """
     hub_id = hub_id_of(ref)
     if hub_id is None or not needs_hub(ref):
@@ -50,11 +51,11 @@ def resolve_adapter(
 def with_adapters_here(
     config: EngineConfig, fetch: Callable[[str], str]
 ) -> tuple[EngineConfig, dict[str, str]]:
-    """A model's settings with its adapters' hub ids replaced by folders of this machine; and those
-    that cannot be had, with the reason.
+    """A model's settings with its adapters' hub ids replaced by local folders, and the reasons for
+    the adapters that cannot be fetched.
 
     Args:
-        fetch: `resolve_adapter`, told where to.
+        fetch: `resolve_adapter` with its other arguments given.
     """
     if not any(map(needs_hub, config.adapters.values())):
         return config, {}
@@ -63,7 +64,7 @@ def with_adapters_here(
     for name, ref in config.adapters.items():
         try:
             found[name] = fetch(ref)
-        except ModelLoadError as error:  # the model is served without it
+        except ModelLoadError as error:  # the model is served without this adapter
             failed[name] = error.message
             log.error("adapter failed to load", adapter=name, ref=ref, reason=error.message)
     return config.with_adapters(found), failed

@@ -1,4 +1,4 @@
-"""The models that can be served by a name alone, for people: `engine.weights.source` finds them."""
+"""Descriptions of the built-in models for people; `engine.weights.source` finds their files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class BuiltIn:
-    """What one does, and what is downloaded for it; 0: it comes with the program."""
+    """What a built-in model does, and the size of its download; 0 if the program contains it."""
 
     deed: str
     megabytes: int

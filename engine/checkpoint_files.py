@@ -1,8 +1,8 @@
-"""The files of a checkpoint, opened as what they are: written by strangers.
+"""Opens the files of a checkpoint as the work of strangers.
 
-A pipe in place of a weight file would hold the opener for ever, a device give bytes without end,
-and JSON that is nested deeply enough break whoever walks it. What reads a checkpoint opens its
-files here, and has those that a library opens by itself checked here first.
+A pipe in place of a weight file would block its reader for ever, a device could deliver bytes
+without end, and deeply nested JSON could crash its reader. Code that reads a checkpoint opens its
+files here, and checks here the files that a library will open by itself.
 """
 
 import contextlib
@@ -16,9 +16,10 @@ from typing import Any, BinaryIO
 from engine.errors import CorruptFile, ModelLoadError
 
 MAX_JSON_BYTES = 64 << 20
-"""The largest in use are lists of a model's weights, and vocabularies: some ten MB."""
+"""The most bytes of a JSON file. The largest in use, lists of weights and vocabularies, have some
+10 MB."""
 MAX_JSON_DEPTH = 64
-"""Objects and arrays within each other. Configurations in use stay below ten."""
+"""The most levels of nested objects and arrays. Configurations in use have fewer than ten."""
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -30,11 +31,11 @@ _KINDS = (
 
 
 def check_regular(path: Path, max_bytes: int | None = None) -> None:
-    """For files that a library will open by their names.
+    """Check a file that a library will open by its name.
 
     Raises:
-        FileNotFoundError: there is nothing.
-        CorruptFile: it is a folder, a pipe, a socket or a device, or larger than that.
+        FileNotFoundError: there is no such file.
+        CorruptFile: it is a folder, a pipe, a socket or a device, or larger than `max_bytes`.
         ModelLoadError: it cannot be looked at.
     """
     try:
@@ -49,14 +50,14 @@ def check_regular(path: Path, max_bytes: int | None = None) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open for reading, without waiting for whatever may be there instead of a file.
+    """Open a file for reading; never waits if something else is in its place.
 
     Raises:
-        FileNotFoundError: there is nothing.
+        FileNotFoundError: there is no such file.
         CorruptFile: it is a folder, a pipe, a socket or a device.
         ModelLoadError: it cannot be opened.
     """
-    check_regular(path)  # before: opening a device can already do something
+    check_regular(path)  # before opening, which can already have an effect on a device
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -65,7 +66,7 @@ def open_regular(path: Path) -> BinaryIO:
         raise unreadable(path, error) from error
     file = open(descriptor, "rb")  # noqa: SIM115  (handed to the caller)
     try:
-        # After: it may have been replaced since. A pipe opens at once with O_NONBLOCK.
+        # Checked again, as the file may have been replaced. O_NONBLOCK keeps a pipe from blocking.
         _check_mode(path, os.fstat(descriptor).st_mode)
     except ModelLoadError:
         file.close()
@@ -74,11 +75,11 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """All of a small file.
+    """All bytes of a small file.
 
     Raises:
-        FileNotFoundError: there is nothing.
-        CorruptFile: no regular file, or larger than that.
+        FileNotFoundError: there is no such file.
+        CorruptFile: it is not a regular file, or larger than `max_bytes`.
         ModelLoadError: it cannot be read.
     """
     try:
@@ -97,7 +98,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        CorruptFile: not a regular file, too large, no JSON, nested too deeply, or no object.
+        CorruptFile: it is not a regular file, too large, not JSON, nested too deeply, or not an
+            object.
         ModelLoadError: there is no such file, or it cannot be read.
     """
     try:
@@ -107,7 +109,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:
-    """The same; empty where there is no such file."""
+    """The JSON object in a file, as `read_json` reads it; empty if there is no such file."""
     try:
         return parse_json(read_bounded(path, MAX_JSON_BYTES), path.name)
     except FileNotFoundError:
@@ -115,10 +117,10 @@ def read_optional_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
-    """A JSON object out of the file `name`.
+    """Parse a JSON object from the bytes of the file `name`.
 
     Raises:
-        CorruptFile: no JSON, nested too deeply, or no object.
+        CorruptFile: the bytes are not JSON, nested too deeply, or not an object.
     """
     value = _parse(data, name)
     if not isinstance(value, dict):
@@ -127,10 +129,10 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
 
 
 def parse_json_list(data: bytes, name: str) -> list[Any]:
-    """A JSON array out of the file `name`.
+    """Parse a JSON array from the bytes of the file `name`.
 
     Raises:
-        CorruptFile: no JSON, nested too deeply, or no array.
+        CorruptFile: the bytes are not JSON, nested too deeply, or not an array.
     """
     value = _parse(data, name)
     if not isinstance(value, list):
@@ -139,11 +141,11 @@ def parse_json_list(data: bytes, name: str) -> list[Any]:
 
 
 def check_folder(folder: Path) -> None:
-    """Before a library reads whatever it likes in a folder: regular files and folders only, and
-    JSON that can be read.
+    """Check a folder before a library reads any of its files: it must hold only regular files,
+    folders and valid JSON.
 
     Raises:
-        CorruptFile: names the file.
+        CorruptFile: a file is not valid; the message names it.
         ModelLoadError: the folder cannot be read.
     """
     try:
@@ -151,7 +153,7 @@ def check_folder(folder: Path) -> None:
     except OSError as error:
         raise unreadable(folder, error) from error
     for path in paths:
-        with contextlib.suppress(FileNotFoundError):  # a link to nothing is as good as nothing
+        with contextlib.suppress(FileNotFoundError):  # a broken link counts as no file
             if not path.is_dir():
                 check_regular(path)
             if path.suffix == ".json":
@@ -159,7 +161,7 @@ def check_folder(folder: Path) -> None:
 
 
 def unreadable(path: Path, error: OSError) -> ModelLoadError:
-    """What to say of a file that the system does not give."""
+    """The error for a file that the system does not let us read."""
     return ModelLoadError(f"{path.name} cannot be read: {error.strerror or type(error).__name__}")
 
 
@@ -183,7 +185,8 @@ def _too_deep(name: str) -> CorruptFile:
 
 
 def _is_deep(value: Any) -> bool:
-    """Level by level, as a recursion would meet the very limit that this is about."""
+    """Whether JSON is nested too deeply. Goes level by level, as recursion would reach its own
+    limit."""
     level: list[Any] = [value]
     for _ in range(MAX_JSON_DEPTH + 1):
         level = [child for parent in level for child in _children(parent)]
@@ -208,4 +211,4 @@ def _check_mode(path: Path, mode: int) -> None:
     if stat.S_ISREG(mode):
         return
     kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "no file")
-    raise CorruptFile(f"{path.name} is {kind} where a regular file belongs; fetch it again")
+    raise CorruptFile(f"{path.name} is {kind} and must be a regular file; fetch it again")

@@ -1,4 +1,4 @@
-"""The server's only door to the engine: submit requests, read events, ask for states.
+"""The server's only way to the engine: it submits requests, reads events and asks for states.
 
 `ProcessEngineClient` runs a supervised worker process per model.
 """
@@ -59,17 +59,17 @@ ResultT = TypeVar("ResultT")
 
 
 class RequestEvents(Protocol[AnyEventT]):
-    """Async iterator over a request's events; ends after the last one of each completion or
+    """An async iterator over a request's events. It ends after the last event of each completion or
     image."""
 
     def __aiter__(self) -> AsyncIterator[AnyEventT]: ...
 
     def end(self, index: int) -> None:
-        """Abort one completion in the engine, if it has not finished: nobody reads it on."""
+        """Abort one unfinished completion in the engine, because nobody reads it any more."""
         ...
 
     async def aclose(self) -> None:
-        """Abort in the engine if not finished. Idempotent."""
+        """Abort the unfinished part of the request in the engine. Idempotent."""
         ...
 
 
@@ -78,121 +78,121 @@ ImageStream = RequestEvents[ImageEvent]
 
 
 class EngineClient(Protocol):
-    """What the server needs of an engine."""
+    """The interface of the engine to the server."""
 
     steps: StepListeners
-    """Told of every step that an engine reports."""
+    """Listeners for every step that an engine reports."""
     check_text: TextCheck | None
-    """Awaited with the place of each checkpoint that has a text side before its model is ready;
-    what it raises is why the model failed. To be set before the start."""
+    """Awaited with the path of each checkpoint that has a text side, before its model is ready; an
+    exception that it raises becomes the reason of the model's failure. Set before `start`."""
     on_gone: OnGone | None
-    """Called when a model is gone for good, with its id, and with the place of its checkpoint if
-    that has a text side and no other model's is there."""
+    """Called when a model is gone for good, with its id and, if no other model uses the same
+    checkpoint's text side, with that checkpoint's path."""
 
     def submit(self, request: Request[EventT]) -> RequestEvents[EventT]:
         """Queue a request.
 
-        The iterator raises `EngineDead` when the worker dies under it; other late failures come as
-        events with finish reason `error`.
+        The iterator raises `EngineDead` when the worker dies; other late failures arrive as events
+        with finish reason `error`.
 
         Raises:
             UnknownModel: no model of that id is configured.
             InvalidParameter: the model is of another kind.
             ModelNotReady: it is loading, restarting or failed.
-            ModelUnloading: it is on its way out.
+            ModelUnloading: the model is being unloaded.
             Draining: the client is being stopped.
         """
         ...
 
     def load(self, spec: ModelSpec) -> "asyncio.Task[Info]":
-        """Begin to load one more model, or again one that failed.
+        """Begin to load another model, or one that failed before.
 
         Returns:
-            The model once it serves. Raises what became of it otherwise: ModelLoadError,
-            EngineDead, or ModelConflict and Draining if it was unloaded or all stopped meanwhile;
-            then nothing is left of it. The load goes on whether or not somebody waits; who does and
-            may be cancelled shields it.
+            The model once it serves. Otherwise raises ModelLoadError or EngineDead, or
+            ModelConflict and Draining if it was unloaded or everything stopped meanwhile; then
+            nothing is left of it. The load goes on even if nobody waits; a caller that may be
+            cancelled must shield it.
 
         Raises:
-            ModelConflict: a model of that name is there.
+            ModelConflict: a model of that name exists.
             InvalidParameter: its settings do not fit the server's.
             Draining: the client is being stopped.
-            UnsupportedFeature: this client's models do not come and go.
+            UnsupportedFeature: this client cannot load models at run time.
         """
         ...
 
     def unload(self, model: str, drain_timeout_s: float) -> "asyncio.Task[None]":
-        """Begin to unload a model, whatever it is doing: from here on it takes no requests.
+        """Begin to unload a model in any state; from now on it takes no requests.
 
-        Running requests may finish for so long, and end with `ModelUnloading` then.
+        Running requests may finish within `drain_timeout_s`, and then end with `ModelUnloading`.
 
         Returns:
-            Done when its worker has ended and nobody holds its memory. As in `load`, it goes on
-            by itself.
+            Done when the worker has ended and its memory is free. Like a load, it goes on by
+            itself.
 
         Raises:
-            UnknownModel: there is none of that id.
-            ModelConflict: it is being unloaded already.
+            UnknownModel: there is no model of that id.
+            ModelConflict: the model is already being unloaded.
             Draining, UnsupportedFeature: as in `load`.
         """
         ...
 
     def load_adapter(self, model: str, order: AdapterOrder) -> "asyncio.Future[AdapterReport]":
-        """Begin to load a LoRA adapter, which is asked for by its name from then on, also after the
-        worker was started anew.
+        """Begin to load a LoRA adapter. Requests can then use it by name, also after a restart of
+        the worker.
 
         Returns:
-            What was loaded. Raises why it could not be: ModelLoadError, TooManyAdapters,
-            ModelConflict, EngineDead; then all is as before. As in `load`, it goes on by itself.
+            What was loaded. Otherwise raises ModelLoadError, TooManyAdapters, ModelConflict or
+            EngineDead, and nothing has changed. Like a load of a model, it goes on by itself.
 
         Raises:
-            ModelConflict: a model or an adapter of that name is there, comes or goes.
+            ModelConflict: a model or an adapter of that name exists, or is being loaded or
+                unloaded.
             UnknownModel, UnsupportedFeature, ModelNotReady, ModelUnloading, Draining: the model
-                cannot have it, or not now.
+                cannot have the adapter, or not now.
         """
         ...
 
     def unload_adapter(
         self, model: str, name: str, drain_timeout_s: float
     ) -> "asyncio.Future[None]":
-        """Begin to unload an adapter: from here on it takes no requests. Running ones end as in
+        """Begin to unload an adapter; from now on it takes no requests. Running requests end as in
         `unload`.
 
         Raises:
-            UnknownAdapter: the model has none of that name.
-            ModelConflict: it is being replaced.
+            UnknownAdapter: the model has no adapter of that name.
+            ModelConflict: the adapter is being replaced.
             UnknownModel, ModelNotReady, ModelUnloading, Draining: as in `load_adapter`.
         """
         ...
 
     def config(self, model: str) -> EngineConfig | None:
-        """The configuration of that model, its own settings included; None if there is none of that
-        id."""
+        """The model's configuration with its own settings; None if there is no model of that id."""
         ...
 
     def infos(self, kind: Kind[Any, Any, InfoT]) -> list[InfoT]:
-        """The models of that kind that are ready."""
+        """The ready models of that kind."""
         ...
 
     def statuses(self) -> list[ModelStatus]:
-        """All models: those that serve, load, leave or have failed."""
+        """The status of every model: ready, loading, unloading or failed."""
         ...
 
     def stats(self, model: str) -> Stats | None:
-        """The newest report of that model's engine, of its kind's type."""
+        """The newest statistics of that model's engine, in its kind's type."""
         ...
 
     async def start(self) -> None:
-        """Return at once; models load in the background."""
+        """Begin to load the models in the background and return at once."""
         ...
 
     async def stop(self, drain_timeout_s: float) -> None:
-        """Refuse new requests, let the running ones finish for so long, then end the workers."""
+        """Refuse new requests, let running ones finish within the timeout, then end the workers."""
         ...
 
 
 class ProcessEngineClient:
-    """One supervised worker process per model, routed by model id."""
+    """A client with one supervised worker process per model; requests are routed by model id."""
 
     def __init__(self, specs: Sequence[ModelSpec], options: WorkerOptions) -> None:
         self.steps = StepListeners()
@@ -223,13 +223,13 @@ class ProcessEngineClient:
         if before is not None:
             if before.is_leaving:
                 raise ModelConflict(
-                    f"model {name!r} is being unloaded; load it again once it is gone",
+                    f"model {name!r} is being unloaded; load it again once that is done",
                     param="model",
                 )
             if before.status.phase is not Phase.FAILED:
                 doing = "is loaded" if before.info is not None else "is being loaded"
                 raise ModelConflict(
-                    f"a model {name!r} {doing} already; unload it first, or use another name",
+                    f"a model {name!r} {doing} already; unload it first or use another name",
                     param="model",
                 )
         supervisor = self._supervisor(spec, on_demand=True)
@@ -246,7 +246,7 @@ class ProcessEngineClient:
         if supervisor is None:
             raise self._unknown(model)
         if supervisor.is_leaving:
-            raise ModelConflict(f"model {model!r} is being unloaded already", param="model")
+            raise ModelConflict(f"model {model!r} is already being unloaded", param="model")
         supervisor.leave()
         return self._change(self._finish_unload(supervisor, drain_timeout_s))
 
@@ -307,9 +307,10 @@ class ProcessEngineClient:
         return supervisor
 
     def _check_adapter_name(self, owner: Supervisor, order: AdapterOrder) -> None:
-        """
+        """Check that no other model or adapter has or will have that name.
+
         Raises:
-            ModelConflict: something else is or will be asked for by that name.
+            ModelConflict: one has or will have it.
         """
         name = order.name
         for supervisor in self._supervisors.values():
@@ -323,7 +324,7 @@ class ProcessEngineClient:
                 names = []
             if name in [supervisor.spec.name, *names]:
                 raise ModelConflict(
-                    f"{name!r} is served already; unload it first, or use another name",
+                    f"{name!r} is served already; unload it first or use another name",
                     param="lora_name",
                 )
 
@@ -339,7 +340,7 @@ class ProcessEngineClient:
     def _end_change(self, task: asyncio.Task[Any]) -> None:
         self._changes.discard(task)
         if not task.cancelled():
-            task.exception()  # perhaps nobody waited for it
+            task.exception()  # marks it as seen, in case nobody waited
 
     async def _finish_load(self, supervisor: Supervisor) -> Info:
         await supervisor.wait_until_settled()
@@ -367,7 +368,7 @@ class ProcessEngineClient:
         log.info("model unloaded", model=supervisor.spec.name, seconds=seconds)
 
     def _remove(self, supervisor: Supervisor) -> None:
-        """Take a model whose worker is gone out of the table."""
+        """Remove a model from the table once its worker has ended."""
         name = supervisor.spec.name
         if self._supervisors.get(name) is supervisor:
             del self._supervisors[name]
@@ -386,7 +387,9 @@ class ProcessEngineClient:
             raise Draining("the server is shutting down; send the request to another one")
 
     def _unknown(self, model: str) -> UnknownModel:
-        names = ", ".join(info.model for info in self._ready()) or "those that GET /ready names"
+        names = (
+            ", ".join(info.model for info in self._ready()) or "the models that GET /ready lists"
+        )
         return UnknownModel(f"model {model!r} is not served; use one of {names}", param="model")
 
     def _ready(self) -> list[Info]:
@@ -401,7 +404,7 @@ class ProcessEngineClient:
         self.steps.tell(model, stats)
 
     def _note_idle(self, model: str) -> None:
-        """Its worker is gone: nobody need leave time to it."""
+        """Note that a model's worker has ended and needs no share of the time any more."""
         self._image_share.note(model, busy=False)
 
     def _throttle(self, share: float | None) -> None:

@@ -1,6 +1,6 @@
-"""What the operator asked for (`EngineConfig`) and what that comes to here (`ResolvedConfig`).
+"""The operator's settings (`EngineConfig`) and their resolution on this machine (`ResolvedConfig`).
 
-`resolve()` joins them and is a pure function: the machine's facts come in as arguments. Nothing
+`resolve()` is a pure function of both: the machine's facts come in as arguments. Nothing
 here reads the environment; `server/settings/settings.py` does, and builds an `EngineConfig`.
 """
 
@@ -37,28 +37,29 @@ CpuIsa = Literal[
 
 GIB = 1 << 30
 MAX_ADAPTER_NAME = 256
-"""Characters."""
+"""The most characters of an adapter's name."""
 AUTO_STEP_RATIO = 2.0
-"""How much longer prompts may make a step unless `max_step_ms` says otherwise."""
+"""How many times longer prompts may make a step unless `max_step_ms` is set."""
 
 
 def split_adapter(entry: str) -> tuple[str, str]:
-    """Name and folder, or file, of `NAME=PATH`."""
+    """The name and the folder or file of `NAME=PATH`."""
     name, _, folder = entry.partition("=")
     return name.strip(), folder.strip()
 
 
 def check_adapter(name: str, folder: str, *, param: str = "lora") -> None:
-    """
+    """Check that name and folder can be written as `NAME=PATH`.
+
     Raises:
-        InvalidParameter: they could not be written as `NAME=PATH`.
+        InvalidParameter: they cannot.
     """
     is_printable = name.isprintable() and folder.isprintable() and "=" not in name
     is_stripped = name == name.strip() and folder == folder.strip()
     if not folder or not 0 < len(name) <= MAX_ADAPTER_NAME or not (is_printable and is_stripped):
         raise InvalidParameter(
-            f"an adapter must be NAME=PATH in printable characters, with up to "
-            f"{MAX_ADAPTER_NAME} in the name and no = there",
+            f"an adapter must be NAME=PATH in printable characters; NAME has at most "
+            f"{MAX_ADAPTER_NAME} characters and no =",
             param=param,
         )
 
@@ -72,16 +73,19 @@ def knob(
     form: str | None = None,
     names_files: bool = False,
 ) -> Any:
-    """A documented, bounded dataclass field. The text feeds `--help` and the docs' table; `form`
-    says there what may be given, where the type does not. What `names_files` of this machine is
-    the operator's alone: clients neither set nor see it."""
+    """A dataclass field with a help text and bounds.
+
+    The text feeds `--help` and the docs' table. `form` describes the possible values where the type
+    does not. Fields with `names_files` hold paths of this machine: clients neither set nor see
+    them."""
     metadata = {"help": help, "ge": ge, "le": le, "form": form, "names_files": names_files}
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """The operator's intent for one engine; `auto` and None leave it to model and machine."""
+    """The operator's settings of one engine; `auto` and None leave the choice to model and
+    machine."""
 
     device: Device = knob(
         "auto",
@@ -138,7 +142,7 @@ class EngineConfig:
     )
     override_generation_config: dict[str, float] | None = knob(
         None,
-        "Default sampling parameters that replace those, as a JSON object: "
+        "Default sampling parameters that replace those of generation_config, as a JSON object: "
         '{"temperature": 0.5, "top_p": 0.9}.',
         form="JSON",
     )
@@ -185,8 +189,8 @@ class EngineConfig:
     )
     scheduling_policy: Policy = knob(
         "fcfs",
-        "Who is next, for models of every kind: first come, first served; or by the requests' "
-        "priority, then by arrival.",
+        "Whose turn is next, for models of every kind: first come, first served; or by the "
+        "requests' priority, then by arrival.",
     )
     max_num_queued: int = knob(1024, "Requests that may wait for a place in the batch.", ge=1)
     num_threads: int | None = knob(
@@ -203,7 +207,7 @@ class EngineConfig:
     seed: int | None = knob(None, "Seed for requests that send none.")
     async_scheduling: AsyncScheduling = knob(
         "auto",
-        "Decide and launch the next step while the device runs this one; auto is on for a GPU.",
+        "Decide and launch the next step while the device runs this one; auto: only on a GPU.",
     )
     record_steps: bool = knob(
         True,
@@ -228,16 +232,18 @@ class EngineConfig:
         names_files=True,
     )
     speculative_quantization: Quantization = knob(
-        "auto", "How the linear layers of speculative_model keep their weights, as quantization."
+        "auto",
+        "How the linear layers of speculative_model keep their weights; as quantization.",
     )
     prompt_lookup_min: int = knob(
         3,
-        "How many tokens must have occurred together before for the next ones to be guessed.",
+        "How many of the last tokens must have occurred before, so that prompt lookup guesses what "
+        "followed them.",
         ge=1,
         le=64,
     )
     prompt_lookup_max: int = knob(
-        8, "How many tokens are compared to choose between several such places.", ge=1, le=64
+        8, "How many tokens are compared to choose between several earlier places.", ge=1, le=64
     )
     shared_lookup_tokens: int = knob(
         0,
@@ -249,8 +255,8 @@ class EngineConfig:
     )
     worker_timeout_s: float = knob(
         60.0,
-        "Restart a worker after this many seconds without a sign of life, or with requests "
-        "waiting while its loop neither advances nor computes.",
+        "Restart a worker after this many seconds without a sign of life, or with its loop "
+        "blocked while requests wait.",
         ge=0.1,
         le=86_400,
     )
@@ -327,7 +333,7 @@ class EngineConfig:
     )
     deterministic: bool = knob(
         False,
-        "Bit-equal answers whatever runs beside them, even where that is slower: images on a GPU "
+        "Give bit-equal answers whatever else runs, even where that is slower: images on a GPU "
         "or in bfloat16 are not batched, and text on a GPU uses slower matrix products. Image "
         "models keep a fixed number of threads.",
     )
@@ -344,11 +350,11 @@ class EngineConfig:
         except InvalidParameter as error:
             raise InvalidParameter(error.message, param="override_generation_config") from None
         if len(self.adapters) < len(self.lora):
-            raise InvalidParameter("lora names two adapters alike", param="lora")
+            raise InvalidParameter("two adapters of lora have the same name", param="lora")
         if len(self.lora) > self.max_adapters:
             raise InvalidParameter(
                 f"lora names {len(self.lora)} adapters and max_cpu_loras is {self.max_cpu_loras}; "
-                f"raise it",
+                f"raise max_cpu_loras",
                 param="max_cpu_loras",
             )
         if not min(1, self.max_adapters) <= self.max_adapter_slots <= self.max_adapters:
@@ -371,110 +377,110 @@ class EngineConfig:
 
     @property
     def adapters(self) -> dict[str, str]:
-        """Folders or files of the adapters by their names."""
+        """The folders or files of the adapters, by name."""
         return dict(map(split_adapter, self.lora))
 
     @property
     def max_adapters(self) -> int:
-        """How many a model may have."""
+        """The most adapters of a model."""
         if self.max_cpu_loras is not None:
             return self.max_cpu_loras
         return max(len(self.lora), self.max_loras or 0)
 
     @property
     def max_adapter_slots(self) -> int:
-        """How many its steps may have at once."""
+        """The most adapters that one step can use."""
         return self.max_adapters if self.max_loras is None else self.max_loras
 
     @property
     def adapter_bytes(self) -> int | None:
-        """That they may take. None: there is no limit."""
+        """The most bytes of adapters; None is no limit."""
         return None if self.lora_memory_gib is None else int(self.lora_memory_gib * GIB)
 
     def has_packed_adapters(self, device: str, quantization: str) -> bool:
-        """Whether adapters of a text model are kept in 8 bits.
+        """Whether a text model's adapters are kept in 8 bits.
 
         Args:
             device: cpu or cuda.
-            quantization: of the model's weights, as they are kept.
+            quantization: how the model's weights are kept.
 
         Raises:
-            ModelLoadError: it was asked for, and is not for this device.
+            ModelLoadError: 8 bits were asked for on a device that cannot keep them.
         """
         if self.lora_dtype == "auto":
             is_exact = self.model_dtype == "float32" or quantization == "none"
             return device == "cpu" and not is_exact
         if self.lora_dtype == "int8" and device != "cpu":
             raise ModelLoadError(
-                f"lora_dtype is int8 and the model is on {device}; only a CPU keeps adapters so: "
+                f"lora_dtype is int8, which works only on a CPU, and the model is on {device}; "
                 f"use auto",
                 param="lora_dtype",
             )
         return self.lora_dtype == "int8"
 
     def with_adapters(self, adapters: Mapping[str, str]) -> "EngineConfig":
-        """The same with these adapters, and with as many at most."""
+        """A copy with these adapters and room for exactly them."""
         lora = tuple(f"{name}={folder}" for name, folder in adapters.items())
         most, slots = self.max_adapters, self.max_adapter_slots
         return replace(self, lora=lora, max_cpu_loras=most, max_loras=slots)
 
     @property
     def resolved_kv_cache_dtype(self) -> Literal["bfloat16", "float16", "float32", "int8", "fp8"]:
-        """How keys and values are kept; `auto` is as weights and activations are."""
+        """The type of keys and values in the cache; `auto` is that of weights and activations."""
         return self.model_dtype if self.kv_cache_dtype == "auto" else self.kv_cache_dtype
 
     @property
     def model_dtype(self) -> Literal["bfloat16", "float16", "float32"]:
-        """The type that weights are kept in and computed with; `auto` is bfloat16."""
+        """The type of weights and activations; `auto` is bfloat16."""
         return "bfloat16" if self.dtype == "auto" else self.dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What sizing needs to know of a checkpoint, before its weights are read."""
+    """The facts about a checkpoint that sizing needs, before its weights are read."""
 
     max_position_embeddings: int
     kv_bytes_per_token: int
-    """Keys and values of a group of layers that share blocks, as the cache keeps them."""
+    """The bytes of a token's keys and values in one layer group of the cache."""
     weight_bytes: int
     step_bytes: int = 0
-    """Activations and graphs of the largest step; 0 until they are measured, and on a CPU."""
+    """The bytes of activations and graphs of the largest step; 0 until measured, and on a CPU."""
     kv_windows: tuple[int | None, ...] = (None,)
-    """How far each of these groups looks back (`engine.kv_layout`)."""
+    """The window of each layer group (`engine.kv_layout`)."""
     draft_kv_bytes_per_token: int = 0
-    """What a draft model's cache takes for each token that a group has room for."""
+    """The bytes that a draft model's cache takes per token of a layer group."""
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """Both caches, for a token of one group of the model's own."""
+        """The bytes of both caches per token of one layer group of the model."""
         return self.kv_bytes_per_token + self.draft_kv_bytes_per_token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineFacts:
-    """What sizing needs to know of the machine."""
+    """The facts about the machine that sizing needs."""
 
     device: Literal["cpu", "cuda"]
     num_cores: int
     free_memory_bytes: int
-    """Of the device that holds the KV pool, weights not yet loaded."""
+    """The free memory of the device that holds the KV pool, before weights are loaded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedConfig:
-    """Facts the engine runs by; no `auto`, no None."""
+    """The settings that the engine runs with, without `auto` and None."""
 
     device: Literal["cpu", "cuda"]
     dtype: Literal["bfloat16", "float16", "float32"]
     quantization: str
-    """A name of `FORMATS`, or none."""
+    """A name of `FORMATS`, or `none`."""
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
     max_step_ms: float
-    """Target for a step that holds up somebody; 0 is none."""
+    """The target for a step with prompts while others wait for tokens; 0 is none."""
     max_step_ratio: float
-    """Another one: how much longer it may take than one of decodes alone; 0 is none."""
+    """The most times that such a step may take longer than one of decodes alone; 0 is no limit."""
     block_size: int
     num_kv_blocks: int
     kv_cache_dtype: Literal["bfloat16", "float16", "float32", "int8", "fp8"]
@@ -488,7 +494,7 @@ class ResolvedConfig:
     async_scheduling: bool
     record_steps: bool
     num_speculative_tokens: int
-    """Longest draft; 0 is no speculation."""
+    """The most tokens of a draft; 0 turns speculation off."""
     prompt_lookup_min: int
     prompt_lookup_max: int
     shared_lookup_tokens: int
@@ -497,13 +503,13 @@ class ResolvedConfig:
 
     @property
     def max_decode_rows(self) -> int:
-        """Rows that the decodes of a step may have, drafts included: always enough for one that
-        drafts as much as it may, within the budget."""
+        """The most rows of a step's decodes, drafts included. Within the budget there is always
+        room for one decode with the longest draft."""
         most = max(self.max_num_seqs, 1 + self.num_speculative_tokens)
         return min(most, self.max_num_batched_tokens)
 
     def kv_layout(self, windows: tuple[int | None, ...]) -> KvLayout:
-        """How texts take blocks, for a model whose groups of layers look back so far."""
+        """The KV layout for a model with these windows."""
         return _kv_layout(
             windows,
             block_size=self.block_size,
@@ -512,19 +518,20 @@ class ResolvedConfig:
         )
 
     def fingerprint(self) -> str:
-        """Short hash of what shapes the answers, without what follows from free memory."""
+        """A short hash of what shapes answers, without values that follow from free memory."""
         values = asdict(self)
         del values["num_kv_blocks"], values["max_idle_cached_blocks"]
         return fingerprint(sorted(values.items()))
 
 
 def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> ResolvedConfig:
-    """Turn intent into facts.
+    """Turn the operator's settings into those that the engine runs with.
 
     Raises:
-        InvalidParameter: `max_model_len` is more than the model was trained for, or
-            `prompt_lookup_min` more than `prompt_lookup_max`, or a draft model may guess nothing.
-        InsufficientMemory: the pool would not hold one request of `max_model_len`.
+        InvalidParameter: `max_model_len` is more than the model was trained for,
+            `prompt_lookup_min` is more than `prompt_lookup_max`, or a draft model has no tokens to
+            guess.
+        InsufficientMemory: the pool has no room for one request of `max_model_len`.
     """
     wanted_len = _wanted_len(intent, model)
     _check_speculation(intent)
@@ -575,14 +582,14 @@ def _wanted_len(intent: EngineConfig, model: ModelFacts) -> int:
 def _check_speculation(intent: EngineConfig) -> None:
     if intent.prompt_lookup_min > intent.prompt_lookup_max:
         raise InvalidParameter(
-            f"prompt_lookup_min is {intent.prompt_lookup_min} and prompt_lookup_max "
-            f"{intent.prompt_lookup_max}; raise the one or lower the other",
+            f"prompt_lookup_min is {intent.prompt_lookup_min}; it must be at most "
+            f"prompt_lookup_max, which is {intent.prompt_lookup_max}",
             param="prompt_lookup_min",
         )
     if intent.speculative_model is not None and not intent.num_speculative_tokens:
         raise InvalidParameter(
-            "speculative_model is to guess, and num_speculative_tokens is 0; set it to 8, say, or "
-            "leave speculative_model out",
+            "speculative_model is set and num_speculative_tokens is 0; set num_speculative_tokens, "
+            "for example to 8, or leave speculative_model out",
             param="num_speculative_tokens",
         )
 
@@ -594,8 +601,8 @@ def _len_within(
     model: ModelFacts,
     machine: MachineFacts,
 ) -> int:
-    """The longest request that a pool holds, up to what is wanted: less only where nobody asked
-    for that."""
+    """The longest request that fits into the pool, at most `wanted_len`. It is shorter only if the
+    operator did not ask for a length."""
     layout = kv_layout_of(intent, model, machine)
     needed = layout.most_blocks(wanted_len)
     if needed <= num_kv_blocks:
@@ -610,16 +617,16 @@ def _len_within(
         )
     if most == 0:
         raise InsufficientMemory(
-            f"weights take {model.weight_bytes / GIB:.2f} GiB and steps "
-            f"{model.step_bytes / GIB:.2f} GiB of {machine.free_memory_bytes / GIB:.2f} GiB "
-            f"free; nothing is left for the KV cache; use a smaller model, lower "
-            f"max_num_batched_tokens or free memory"
+            f"{machine.free_memory_bytes / GIB:.2f} GiB are free; weights take "
+            f"{model.weight_bytes / GIB:.2f} GiB and steps {model.step_bytes / GIB:.2f} GiB, which "
+            f"leaves nothing for the KV cache; use a smaller model, lower max_num_batched_tokens "
+            f"or free memory"
         )
     return most
 
 
 def kv_layout_of(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> KvLayout:
-    """How texts will take blocks."""
+    """The KV layout that texts will have."""
     return _kv_layout(
         model.kv_windows,
         block_size=intent.block_size,
@@ -644,18 +651,18 @@ def resolve_quantization(
     has_native: bool,
     prefers_plain: bool = False,
 ) -> str:
-    """What `auto` stands for, and anything else as it is if it is possible: a name of `FORMATS`,
-    or `none`.
+    """How linear layers are kept: a name of `FORMATS`, or `none`. `auto` is resolved, and any other
+    choice is checked.
 
     Args:
-        wanted: how linear layers are to be kept.
-        stored: the format that the checkpoint has them in, one that the kernels multiply with.
+        wanted: the operator's choice.
+        stored: the checkpoint's format, if the kernels can multiply with it.
         has_native: whether the device's own operations are available: C++ on a CPU, Triton on a
             GPU.
-        prefers_plain: whether packed weights, though possible, would be slower than plain ones.
+        prefers_plain: whether packed weights would be slower than plain ones.
 
     Raises:
-        ModelLoadError: what was asked for is not possible here.
+        ModelLoadError: the choice is not possible here.
     """
     if wanted == "auto":
         return stored if stored and _is_kept(stored, device, has_native, prefers_plain) else "none"
@@ -672,7 +679,7 @@ def resolve_quantization(
 
 
 def _is_kept(stored: str, device: str, has_native: bool, prefers_plain: bool) -> bool:
-    """Whether a checkpoint's format is kept if nothing is asked for."""
+    """Whether `auto` keeps a checkpoint's format."""
     facts = FORMATS[stored]
     has_operations = has_native or not facts.needs_native
     return device in facts.kept_by_auto_on and has_operations and not prefers_plain
@@ -680,29 +687,31 @@ def _is_kept(stored: str, device: str, has_native: bool, prefers_plain: bool) ->
 
 def _impossible(wanted: str, reason: str) -> ModelLoadError:
     return ModelLoadError(
-        f"quantization {wanted} was asked for: {reason}; use none", param="quantization"
+        f"quantization {wanted} cannot be used: {reason}; use none", param="quantization"
     )
 
 
 def _wants_async_scheduling(intent: EngineConfig, machine: MachineFacts) -> bool:
-    """On a CPU a step is over when it is launched: there is nothing to overlap with."""
+    """Whether steps overlap. On a CPU they cannot: a step is over when its launch returns."""
     if intent.async_scheduling == "auto":
         return machine.device == "cuda"
     return intent.async_scheduling == "on"
 
 
 def _max_step_ratio(intent: EngineConfig, machine: MachineFacts) -> float:
-    """With 2 prompts get as much of a step's time as answers do.
+    """The limit on how much longer prompts may make a step. With 2, prompts get as much of a step's
+    time as answers do.
 
-    None on a GPU unless asked for: no step with prompts was timed there, and without
-    `deterministic` the last bits of a text depend on the size of its chunks, thus on the clock.
+    There is none on a GPU unless asked for: steps with prompts were not timed there, and without
+    `deterministic` the last bits of a text depend on the size of its chunks and so on the clock.
     """
     is_auto = intent.max_step_ms is None
     return AUTO_STEP_RATIO if is_auto and machine.device == "cpu" else 0.0
 
 
 def pool_bytes(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> int:
-    """The pool's limit. On a CPU at most 4 GiB unless asked for: memory is shared with others."""
+    """The most bytes of the pool. On a CPU at most 4 GiB by default, as others use the memory,
+    too."""
     if intent.kv_cache_memory_gib is not None:
         return int(intent.kv_cache_memory_gib * GIB)
     if machine.device == "cuda":

@@ -1,7 +1,6 @@
-"""How tokens are chosen where a request says nothing: what the model's makers recommend, or what
-the operator says instead.
+"""Default sampling parameters: those that the model's makers recommend, or the operator's own.
 
-Free of torch and of wire libraries.
+Imports neither torch nor wire libraries.
 """
 
 from collections.abc import Mapping
@@ -20,17 +19,17 @@ _NUMBERS = {name: one for name, one in SAMPLER_PARAMETERS.items() if one.kind !=
 def default_sampling(
     of_model: Mapping[str, Any], source: str, override: Mapping[str, Any] | None
 ) -> dict[str, float]:
-    """Values of sampler parameters by their names.
+    """The values of sampler parameters by their names.
 
     Args:
-        of_model: what the checkpoint recommends, as it is written there.
-        source: `generation_config` of the configuration.
-        override: `override_generation_config`.
+        of_model: the checkpoint's recommendation, as written there.
+        source: the setting `generation_config`.
+        override: the setting `override_generation_config`.
 
     Raises:
-        ModelNotFound: the named generation_config.json is not there.
+        ModelNotFound: the named generation_config.json does not exist.
         CorruptFile: it is not JSON.
-        ModelLoadError: a value in it, or in the checkpoint, is out of its bounds.
+        ModelLoadError: one of its values, or of the checkpoint's, is out of bounds.
     """
     given = of_model
     if source == "none":
@@ -47,7 +46,7 @@ def default_sampling(
 
 
 def recommended(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a generation_config.json says of sampling, among much else."""
+    """The sampler parameters among the many values of a generation_config.json."""
     return {
         name: generation_config[name]
         for name in _RECOMMENDED
@@ -56,14 +55,16 @@ def recommended(generation_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked(values: Mapping[str, Any]) -> dict[str, float]:
-    """
+    """Check the names and values of sampler parameters.
+
     Raises:
-        InvalidParameter: there is no such sampler parameter, or its value is out of its bounds.
+        InvalidParameter: there is no such parameter, or its value is out of bounds.
     """
     for name in values:
         if name not in _NUMBERS:
             raise InvalidParameter(
-                f"there is no sampler parameter {str(name)[:80]!r}; there are {', '.join(_NUMBERS)}"
+                f"there is no sampler parameter {str(name)[:80]!r}; use some of "
+                f"{', '.join(_NUMBERS)}"
             )
     return {name: _checked(_NUMBERS[name], value) for name, value in values.items()}
 
@@ -79,7 +80,7 @@ def _checked(one: SamplerParameter, value: Any) -> float:
 
 
 def _is_within(one: SamplerParameter, value: float) -> bool:
-    """Also of an integer of any number of digits, and of no number at all (NaN)."""
+    """Whether a value is within its bounds; works for integers of any length and for NaN."""
     if one.kind is int and value % 1 != 0:
         return False
     if one.choices:
@@ -92,5 +93,8 @@ def _is_within(one: SamplerParameter, value: float) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
-        raise ModelNotFound(f"generation_config names no folder with {FILE_NAME}, nor such a file")
+        raise ModelNotFound(
+            f"generation_config must be auto, none, a {FILE_NAME} file or a folder with one; there "
+            f"is no such file or folder"
+        )
     return read_json(file)

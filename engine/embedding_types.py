@@ -1,4 +1,4 @@
-"""What is asked of a model that makes embeddings, and what comes back; `engine.types` for texts."""
+"""Requests to models that make embeddings, and their events; `engine.types` has those of texts."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from engine.types import Event, Info, Request, Stats
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingRequest(Request["EmbeddingEvent"]):
-    """Texts to embed, each by itself."""
+    """Texts that are embedded separately."""
 
     inputs: list[list[int]]
-    """Token ids of each, none empty, none longer than `EmbeddingModelInfo.max_model_len`."""
+    """The token ids of each text: at least one, at most `EmbeddingModelInfo.max_model_len`."""
     dimensions: int | None = None
-    """Only the first so many numbers of each embedding; None: all."""
+    """How many of the first numbers of each embedding to return; None is all."""
 
     @property
     def num_completions(self) -> int:
@@ -24,35 +24,35 @@ class EmbeddingEvent(Event):
     """The embedding of one input: its first and last event."""
 
     embedding: bytes = b""
-    """Numbers of 32 bits, little-endian."""
+    """Little-endian 32-bit numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingStats(Stats):
-    """Those of an embedding engine: `num_running` counts the inputs of the newest step while there
-    is more to do, `num_waiting` inputs without a step."""
+    """Statistics of an embedding engine: `num_running` counts the inputs of the newest step while
+    others are left, `num_waiting` the inputs that no step has taken."""
 
     step_inputs: int = 0
     step_tokens: int = 0
     step_time_s: float = 0.0
-    """Of the newest step."""
+    """The duration of the newest step."""
     num_tokens: int = 0
-    """Of all inputs embedded."""
+    """The number of tokens of all embedded inputs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingModelInfo(Info):
-    """Of a model that makes embeddings, whose `path` holds its tokenizer."""
+    """Facts about a model that makes embeddings; its `path` holds the tokenizer."""
 
     max_model_len: int
-    """Tokens of the longest input."""
+    """The most tokens of an input."""
     vocab_size: int
     dimensions: int
-    """Numbers of an embedding."""
+    """The number of numbers in an embedding."""
     pooling: str
-    """How the states of an input's tokens become one."""
+    """How the states of an input's tokens become one embedding."""
     normalized: bool
-    """Embeddings have length 1."""
+    """Whether embeddings have length 1."""
 
     @property
     def log_fields(self) -> dict[str, object]:

@@ -7,16 +7,16 @@
     │  ├─ UnknownModel              no such model is served
     │  ├─ UnknownAdapter            no such LoRA adapter is loaded
     │  ├─ UnknownResponse           no such response is kept
-    │  ├─ ModelConflict             a load or unload that what the model is doing does not allow
-    │  ├─ NotAllowed                the operator has not allowed it
+    │  ├─ ModelConflict             the model's state does not allow this load or unload
+    │  ├─ NotAllowed                the operator does not allow it
     │  └─ UnsupportedFeature        a known field that this server does not support
     ├─ CapacityError                try later
-    │  ├─ QueueFull                 as many requests wait as are allowed to
+    │  ├─ QueueFull                 the queue of requests is full
     │  ├─ Draining                  the server is shutting down
     │  ├─ ModelNotReady             the model is still loading, or failed to load
-    │  ├─ ModelUnloading            the model is on its way out
-    │  ├─ TooManyModels             as many models are loaded as may be
-    │  ├─ TooManyAdapters           as many LoRA adapters are loaded as may be
+    │  ├─ ModelUnloading            the model is being unloaded
+    │  ├─ TooManyModels             no more models may be loaded
+    │  ├─ TooManyAdapters           no more LoRA adapters may be loaded
     │  └─ OutOfBlocks               one request needs more KV blocks than the pool has
     ├─ RequestAborted               the client left, or asked for the abort
     ├─ ModelLoadError               start-up
@@ -42,14 +42,15 @@ from typing import Self
 
 
 class EngineError(Exception):
-    """Base of the tree. `code` is stable and machine-readable; `str(error)` is for people."""
+    """The base of all errors here. `code` is stable and machine-readable; `str(error)` is for
+    people."""
 
     code: str = "engine_error"
     retryable: bool = False
     retry_after_s: int | None = None
-    """When to try again, where whoever raised it can tell."""
+    """When to try again, if that is known."""
     hint: str | None = None
-    """What the operator may read besides, on the terminal and in the log: it may name paths."""
+    """More for the operator, on the terminal and in the log; it may name paths."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -67,7 +68,7 @@ class InvalidParameter(RequestError):
 
 @dataclass(frozen=True, slots=True)
 class Overflow:
-    """By how much a request exceeds a context; the prompt has at least so many tokens."""
+    """How far a request exceeds a context; the prompt's number of tokens may be a lower bound."""
 
     num_prompt_tokens: int
     num_asked_tokens: int
@@ -77,13 +78,13 @@ class Overflow:
 class ContextLengthExceeded(RequestError):
     code = "context_length_exceeded"
     overflow: Overflow | None = None
-    """Of a prompt and its answer, for dialects with words of their own."""
+    """The numbers of prompt and answer, for dialects that write their own message."""
 
     @classmethod
     def beyond(cls, max_model_len: int, however: str, *, param: str) -> Self:
-        """Clients that fall back to a model that takes more know this error by its text: LiteLLM
-        by OpenAI's opening words, LangChain by the code. `however` goes on from them, and says
-        the fix."""
+        """An error that clients recognise by its text in order to fall back to another model:
+        LiteLLM by OpenAI's opening words, LangChain by the code. `however` continues the text and
+        names the fix."""
         limit = f"This model's maximum context length is {max_model_len} tokens."
         return cls(f"{limit} However, {however} ({cls.code})", param=param)
 
@@ -204,7 +205,7 @@ class InvariantViolation(InternalError):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error as a value: how it crosses process borders, in events and messages."""
+    """An error as a value, in which form it crosses process borders in events and messages."""
 
     code: str
     message: str
@@ -216,14 +217,14 @@ class Failure:
         return cls(error.code, error.message, error.param, error.hint)
 
     def error(self) -> EngineError:
-        """The error that it was; one with an unknown code is our fault."""
+        """The error that this value was made from; an unknown code becomes an `InternalError`."""
         error = _BY_CODE.get(self.code, InternalError)(self.message, param=self.param)
         error.hint = self.hint
         return error
 
 
 def all_error_types(root: type[EngineError] = EngineError) -> list[type[EngineError]]:
-    """The whole tree, parents before children."""
+    """All error types, parents before children."""
     types = [root]
     for child in root.__subclasses__():
         types += all_error_types(child)

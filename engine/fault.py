@@ -1,8 +1,8 @@
-"""What becomes of an exception that nobody expected while a request was served.
+"""Handles unexpected exceptions during a request.
 
-It is logged once, under a reference that the client gets as well, and ends that request alone. The
-one exception is a poisoned device: after some CUDA errors every later call fails, so the worker has
-to end and be started again.
+Such an exception is logged once, under a reference that the client also gets, and ends only that
+request. A poisoned device is different: after some CUDA errors every later call fails, so the
+worker must end and be restarted.
 """
 
 import contextlib
@@ -30,15 +30,15 @@ log = structlog.get_logger(__name__)
 
 
 class Unusable(Exception):
-    """What a request came to cannot be given to the client; the text says why, and is fit for
+    """A request's result cannot be given to the client; the text says why and may be shown to
     clients."""
 
 
 def answer_for(error: BaseException, request_id: str) -> EngineError:
-    """What the client of the request that failed is told.
+    """The error that the client of a failed request gets.
 
-    What the request itself is to blame for, or a lack of room, is an answer already. Anything else
-    is logged with its traceback.
+    Errors that the request caused, or a lack of room, are returned unchanged. Anything else is
+    logged with its traceback.
 
     Raises:
         BaseException: the error itself, when the device is poisoned.
@@ -66,7 +66,7 @@ def answer_for(error: BaseException, request_id: str) -> EngineError:
 
 
 def failed_row(reason: str, request_id: str) -> EngineError:
-    """The same for a request whose result was found unusable, without an exception."""
+    """The error for a request whose result is unusable although nothing was raised."""
     reference = secrets.token_hex(6)
     log.error("a request failed", reference=reference, request_id=request_id, error=reason)
     return failure(reference, reason)
@@ -77,30 +77,30 @@ def failure(reference: str, reason: str = "an internal error ended this request"
 
 
 def raise_if_poisoned(error: BaseException) -> None:
-    """
+    """Raise a device's error again if the device does not answer any more.
+
     Raises:
-        BaseException: the error itself, if it comes from the device and the device does not answer
-            any more.
+        BaseException: the error itself.
     """
     if names_device(error) and not _device_answers():
         raise error
 
 
 def names_device(error: BaseException) -> bool:
-    """Whether it is an error that CUDA or a library above it reported."""
+    """Whether CUDA or a library on top of it reported the error."""
     is_accelerator = any(kind.__name__ == "AcceleratorError" for kind in type(error).__mro__)
     return is_accelerator or bool(_DEVICE_ERRORS.search(str(error)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; torch has no type of its own for that on a CPU."""
+    """Whether an allocation failed; on a CPU torch has no error type for that."""
     is_torch = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
     return is_torch or isinstance(error, MemoryError) or "allocate memory" in str(error)
 
 
 @contextlib.contextmanager
 def sizes_within_memory() -> Iterator[None]:
-    """Where a model is built and filled by the sizes of its configuration.
+    """A context in which a model is built and filled with the sizes of its configuration.
 
     Raises:
         InsufficientMemory: an allocation failed.
@@ -111,15 +111,15 @@ def sizes_within_memory() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise InsufficientMemory(
-            "the sizes in the model's configuration need more memory than there is; use a smaller "
-            "model, or fetch its configuration again if its files are small"
+            "the sizes in the model's configuration need more memory than this machine has; use a "
+            "smaller model, or fetch its configuration again if its files are small"
         ) from error
 
 
 def _device_answers() -> bool:
-    """Whether a GPU still computes. Most errors that poison it fail every later call; some, such as
-    a launch with bad arguments, harm nothing."""
-    # Not imported: this module serves processes without torch, and there is no device in those.
+    """Whether a GPU still computes. Most errors that poison it make every later call fail; some,
+    such as a launch with bad arguments, do no harm."""
+    # Not imported, as this module also serves processes without torch, which have no device.
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return False

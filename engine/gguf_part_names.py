@@ -1,6 +1,6 @@
 """Names of the files of a split GGUF model: `NAME-00002-of-00003.gguf` is the second of three.
 
-llama.cpp's tools write this form, and its loader knows no other:
+llama.cpp's tools write this form, and its loader accepts no other:
 https://github.com/ggml-org/llama.cpp/tree/master/tools/gguf-split
 """
 
@@ -11,10 +11,10 @@ _PART = re.compile(r"(?P<model>.*[^/])-(?P<number>\d{5})-of-(?P<count>\d{5})\.gg
 
 
 def part_names(name: str) -> list[str]:
-    """All files of the model that `name` is a part of, in order; of another file, its own name.
+    """The names of all parts of the model that `name` is a part of; of other files, just `name`.
 
     Args:
-        name: of a file, with or without folders before it.
+        name: a file's name, with or without folders.
     """
     part = _match(name)
     if part is None:
@@ -24,18 +24,18 @@ def part_names(name: str) -> list[str]:
 
 
 def first_part(name: str) -> str:
-    """The file that a split model is known by; of another file, its own name."""
+    """The name of a split model's first part; of other files, just `name`."""
     part = _match(name)
     return name if part is None else f"{part['model']}-00001-of-{part['count']}.gguf"
 
 
 def model_name(name: str) -> str:
-    """A model file's name without folders, without its ending and without a part's number."""
+    """A model file's name without folders, ending and part number."""
     part = _match(name)
     return PurePath(name).stem if part is None else PurePath(part["model"]).name
 
 
 def _match(name: str) -> re.Match[str] | None:
-    """None also for a number that its own count excludes."""
+    """The parts of a name; None also if the number is not within its count."""
     part = _PART.fullmatch(name)
     return part if part is not None and 1 <= int(part["number"]) <= int(part["count"]) else None

@@ -1,14 +1,14 @@
-"""Which GPU a worker gets: `cuda:1` is the second of those that the server may use.
+"""Chooses a worker's GPU: `cuda:1` is the second of those that the server may use.
 
-A worker sees only its own GPU, so that whatever it runs there, in any thread and library, needs no
-index: inside, each is `cuda`.
+A worker sees only its own GPU, so that no thread or library in it needs an index: inside, the GPU
+is always `cuda`.
 """
 
 import re
 from collections.abc import Sequence
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
-"""Of the environment: CUDA's own list of the GPUs that a process may use."""
+"""The environment variable with CUDA's list of the GPUs that a process may use."""
 
 _NAME = re.compile(r"auto|cpu|cuda(?::([0-9]{1,3}))?")
 
@@ -28,8 +28,8 @@ def command_on(device: str, visible: Sequence[str] | None, command: Sequence[str
     """A worker's command line, with its GPU in the environment.
 
     Args:
-        visible: the server's own list of GPUs; None: all there are. With an index beyond it the
-            worker sees none, and says so.
+        visible: the server's own list of GPUs; None is all. With an index beyond it, the worker
+            sees no GPU and says so.
     """
     index = gpu_index(device)
     if index is None:
@@ -41,10 +41,10 @@ def command_on(device: str, visible: Sequence[str] | None, command: Sequence[str
 
 
 def device_of_account(seen: str, wanted: str) -> str:
-    """The arbiter's name of a device: a GPU with its index among the server's.
+    """The arbiter's name of a device, which gives a GPU its index among the server's GPUs.
 
     Args:
-        seen: as the worker calls it.
-        wanted: as its configuration does.
+        seen: the worker's name of the device.
+        wanted: the device in the worker's configuration.
     """
     return f"cuda:{gpu_index(wanted) or 0}" if seen == "cuda" else seen

@@ -1,11 +1,11 @@
-"""A process that answers one question after the other, and may be lost over any of them.
+"""A process that answers questions one after the other and may die over any of them.
 
-What comes from strangers, such as picture files, can make a library loop, grow or crash. It is
-handed to such a process, which limits itself (`engine.process_limits`) and can be killed: nothing
-else goes with it, and the next question starts a new one.
+Files from strangers, such as pictures, can make a library loop, grow or crash. Such a process
+limits itself (`engine.process_limits`) and can be killed without harm to anything else; the next
+question starts a new one.
 
 Questions and answers are frames on its standard input and output: a head in JSON, and bytes that
-nobody copies on their way. It ends when its input does.
+are never copied on the way. The process ends when its input does.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import msgspec
 from engine.errors import InternalError
 
 _SIZES = struct.Struct("<IQ")
-"""Bytes of a frame's head, and of what follows it."""
+"""The sizes in bytes of a frame's head and body."""
 _PIPE_BYTES = 1 << 20
 _OUTPUT, _ERRORS = 1, 2
 
@@ -31,10 +31,10 @@ Bytes = bytes | bytearray | memoryview
 
 
 class HelperLost(Exception):
-    """The process ended over a question.
+    """The process ended while it worked on a question.
 
     Attributes:
-        exit_code: its own, or the negative signal.
+        exit_code: the process's exit code, or its negative signal.
         is_late: it was killed because the answer took too long.
     """
 
@@ -45,8 +45,8 @@ class HelperLost(Exception):
 
 
 class HelperProcess:
-    """Started by the first question, and again by the one after it was lost. One thread at a time
-    asks and closes; any thread may kill. Ends when nobody holds this any more."""
+    """A process that is started by the first question, and again after a loss. One thread at a time
+    may ask and close; any thread may kill. It ends when this object is garbage."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
@@ -54,11 +54,11 @@ class HelperProcess:
         self._end: Callable[[], None] = lambda: None
 
     def ask(self, head: Any, body: Bytes, wall_s: float) -> tuple[bytes, bytes]:
-        """The answer's head, in JSON, and what follows it.
+        """Ask a question; returns the answer's head, in JSON, and its body.
 
         Raises:
-            HelperLost: it ended, or gave no answer in time and was killed.
-            InternalError: it cannot be started.
+            HelperLost: the process ended, or was killed because it did not answer in time.
+            InternalError: the process cannot be started.
         """
         process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None
@@ -80,13 +80,13 @@ class HelperProcess:
             timer.cancel()
 
     def kill(self) -> None:
-        """Whoever waits for an answer gets none: `ask` raises `HelperLost`."""
+        """Kill the process: a waiting `ask` raises `HelperLost`."""
         process = self._process
         if process is not None:
             process.kill()
 
     def close(self) -> None:
-        """End the process, if there is one. Idempotent."""
+        """End the process if it runs. Idempotent."""
         self._process = None
         self._end()
 
@@ -111,19 +111,19 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
-        with contextlib.suppress(OSError):  # of what could not be written any more
+        with contextlib.suppress(OSError):  # from data that could not be written any more
             pipe.close()
 
 
 def write_frame(file: IO[bytes], head: bytes, body: Bytes) -> None:
-    """Raises OSError if nobody reads."""
+    """Write a frame. Raises OSError if nobody reads."""
     file.write(_SIZES.pack(len(head), len(body)) + head)
     file.write(body)
     file.flush()
 
 
 def read_frame(file: IO[bytes]) -> tuple[bytes, bytes]:
-    """The next frame's head and what follows it. Raises EOFError if there is none."""
+    """Read the next frame's head and body. Raises EOFError if there is none."""
     head_bytes, body_bytes = _SIZES.unpack(_read(file, _SIZES.size))
     return _read(file, head_bytes), _read(file, body_bytes)
 
@@ -136,8 +136,8 @@ def _read(file: IO[bytes], num_bytes: int) -> bytes:
 
 
 def own_pipes() -> tuple[IO[bytes], IO[bytes]]:
-    """In the process: where its questions come from and its answers go. What libraries print goes
-    to standard error from now on."""
+    """The helper process's pipes for questions and answers. From now on, what libraries print goes
+    to standard error."""
     output = os.fdopen(os.dup(_OUTPUT), "wb")
     os.dup2(_ERRORS, _OUTPUT)
     return sys.stdin.buffer, output

@@ -1,4 +1,4 @@
-"""Whom an engine deals with while it loads: a worker, in tests a stand-in."""
+"""The interface of a loading engine to its worker, or to a stand-in in tests."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,16 +12,16 @@ class Grant:
 
     id: int
     free_bytes: int
-    """Left on the device after it."""
+    """The free bytes of the device after this grant."""
 
 
 class Host(Protocol):
-    """Whom a loading engine reports to and asks for memory."""
+    """What a loading engine reports to and asks for memory."""
 
     def report(
         self, phase: Phase, progress: float | None = None, detail: str | None = None
     ) -> None:
-        """Tell the operator how loading goes."""
+        """Report the progress of loading to the operator."""
         ...
 
     def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
@@ -33,5 +33,5 @@ class Host(Protocol):
         ...
 
     def give_back(self, grant: Grant) -> None:
-        """Return what was borrowed."""
+        """Return borrowed memory."""
         ...

@@ -1,8 +1,8 @@
-"""Keeps image work from starving text: while text has work, image steps take a share of the time.
+"""Limits the time of image steps while text is being generated.
 
-More exactly: the kinds of model that yield leave time to those that do not (`engine.kinds`). The
-server process knows from the step reports whether a model of the latter has work, and tells the
-workers of the former when that changes; a throttled worker sleeps between its steps
+More exactly, the kinds of model that yield leave time to those that do not (`engine.kinds`). The
+server process knows from the step reports whether a model that does not yield has work, and tells
+the workers of the others when that changes; a throttled worker sleeps between its steps
 (`engine.loop`).
 """
 
@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 
 class ImageShare:
-    """Watches the models that yield to nobody. Event loop only.
+    """Watches the models that do not yield. Used on the event loop only.
 
     Args:
-        share: of the time that the others' steps may take while one of them has work.
-        tell: called with the share, or None, whenever the bound changes.
+        share: the share of time that steps of yielding models may take while another model has
+            work.
+        tell: called with the share, or None, whenever the limit changes.
     """
 
     def __init__(self, share: float, tell: Callable[[float | None], None]) -> None:
@@ -24,11 +25,11 @@ class ImageShare:
 
     @property
     def bound(self) -> float | None:
-        """The share that holds now; None: there is no bound."""
+        """The share that applies now; None is no limit."""
         return self._share if self._busy else None
 
     def note(self, model: str, *, busy: bool) -> None:
-        """Note whether a model that yields to nobody has work."""
+        """Note whether a model that does not yield has work."""
         was_busy = bool(self._busy)
         if busy:
             self._busy.add(model)

@@ -1,6 +1,6 @@
-"""The vocabulary of image requests: what is asked for and what comes back.
+"""The types of image requests and of their answers.
 
-Plain frozen dataclasses like those of `engine.types`, free of torch and of wire libraries.
+Plain frozen dataclasses like those of `engine.types`, without torch and wire libraries.
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,27 +10,28 @@ from engine.types import AdaptableInfo, Event, Request, Stats
 
 
 class ImageTask(StrEnum):
-    """What a request does with its input image, if it has one."""
+    """How a request uses its input image, if it has one."""
 
     TEXT_TO_IMAGE = "text_to_image"
     IMAGE_TO_IMAGE = "image_to_image"
     """Noise the image part of the way (`strength`) and denoise it towards the prompt."""
     INPAINT = "inpaint"
-    """Redraw under the mask; also outpainting, where the mask is the new part of the canvas."""
+    """Redraw under the mask. Outpainting is the same, with the new part of the canvas as the
+    mask."""
     EDIT = "edit"
-    """Follow an instruction: InstructPix2Pix, Kontext."""
+    """Follow an instruction, as InstructPix2Pix and Kontext do."""
     UPSCALE = "upscale"
-    """Draw the image larger, with the detail that its size could not hold."""
+    """Draw the image larger, with detail that its size could not show."""
     RESTORE = "restore"
-    """Enlarge the image and redraw it in part, in tiles, pulled towards what it was."""
+    """Enlarge the image and redraw part of it in tiles, keeping it close to the original."""
 
 
 class MaskContent(StrEnum):
-    """What stands under a mask before it is redrawn. It shows through at a strength below 1."""
+    """What fills the mask's area before it is redrawn. It shows through at a strength below 1."""
 
     ORIGINAL = "original"
     FILL = "fill"
-    """The colours around the mask, smoothly continued."""
+    """The colours around the mask, continued smoothly."""
 
 
 class PromptSyntax(StrEnum):
@@ -43,20 +44,20 @@ class PromptSyntax(StrEnum):
 
 
 class GuidanceKind(StrEnum):
-    """How a model is guided, which decides whether a negative prompt can act."""
+    """How a model is guided, which decides whether a negative prompt has an effect."""
 
     CLASSIFIER_FREE = "classifier_free"
     DISTILLED = "distilled"
-    """The scale is an input of the denoiser (FLUX dev): one row, no negative prompt."""
+    """The scale is an input of the denoiser (FLUX dev): one row and no negative prompt."""
     NONE = "none"
-    """Few-step models without any guidance (FLUX schnell)."""
+    """A few-step model without guidance (FLUX schnell)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pixels:
-    """An 8-bit image: rows from the top, channels interleaved, no padding.
+    """An 8-bit image with rows from the top, interleaved channels and no padding.
 
-    `channels` is 1 (mask or luminance), 3 (RGB) or 4 (RGB and straight alpha), all sRGB.
+    `channels` is 1 (mask or luminance), 3 (RGB) or 4 (RGB and straight alpha), always in sRGB.
     """
 
     width: int
@@ -67,43 +68,43 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faithfulness:
-    """How closely an enlarged picture is to keep to its input, and what is to be said of that."""
+    """How closely an enlarged picture keeps to its input, and what to report about that."""
 
     fidelity: float = 0.0
-    """Share of its contradictions to the input that is taken back, 0 to 1."""
+    """The share of its contradictions to the input that is removed, 0 to 1."""
     face_guard: float = 0.0
-    """By how much faces are drawn towards the input's, plainly enlarged, 0 to 1."""
+    """How far faces are drawn back to those of the plainly enlarged input, 0 to 1."""
     heat_map: bool = False
-    """Whether a picture is wanted of where detail was added."""
+    """Whether to make a picture that shows where detail was added."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consistency:
-    """Of an enlarged picture, made smaller again, with its input, over pixels and channels of the
-    input's size."""
+    """How well an enlarged picture, reduced again, agrees with its input, over the input's pixels
+    and channels."""
 
     psnr_db: float
-    """Peak signal to error, in decibels: higher is closer."""
+    """The peak signal-to-noise ratio in decibels: higher is closer."""
     rms_error: float
-    """Root of the mean square of the error, in levels of 255."""
+    """The root of the mean squared error, in levels of 255."""
     share_changed: float
-    """Of the input's pixels, those that come back visibly off in some channel."""
+    """The share of the input's pixels that differ visibly in some channel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examination:
-    """What is said of an enlarged picture."""
+    """The findings about an enlarged picture."""
 
     consistency: Consistency
     num_faces: int | None = None
-    """That were guarded; None: they were not to be."""
+    """The number of guarded faces; None if faces were not guarded."""
     heat_map: Pixels | None = None
-    """RGB, of the input's size."""
+    """The heat map in RGB, of the input's size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """An enlarged picture, and what is said of it."""
+    """An enlarged picture and the findings about it."""
 
     pixels: Pixels
     examination: Examination
@@ -111,7 +112,7 @@ class Examined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outpaint:
-    """Pixels by which the canvas grows on each side."""
+    """The pixels by which the canvas grows on each side."""
 
     left: int = 0
     right: int = 0
@@ -120,19 +121,19 @@ class Outpaint:
 
 
 class Enlarging(StrEnum):
-    """How what a first pass has drawn becomes as large as the second one's picture."""
+    """How the first pass's result is enlarged for the second pass."""
 
     LATENT = "latent"
-    """Its latents, between the nearest four."""
+    """Enlarge the latents, interpolating between the nearest four."""
     LATENT_ANTIALIASED = "latent-antialiased"
     LATENT_BICUBIC = "latent-bicubic"
     LATENT_BICUBIC_ANTIALIASED = "latent-bicubic-antialiased"
     LATENT_NEAREST = "latent-nearest"
     LATENT_NEAREST_EXACT = "latent-nearest-exact"
     LANCZOS = "lanczos"
-    """The picture, which is decoded before and encoded again."""
+    """Decode the picture, enlarge it and encode it again."""
     NEAREST = "nearest"
-    """The picture, each pixel as a block."""
+    """Enlarge the picture with each pixel as a block."""
 
     @property
     def is_of_latents(self) -> bool:
@@ -141,12 +142,12 @@ class Enlarging(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HiresPass:
-    """A second pass: what the first one has drawn is enlarged and redrawn in part, as an input
-    image of IMAGE_TO_IMAGE is. What it does not say is as in the first."""
+    """A second pass, which enlarges the first one's result and redraws part of it, like an input
+    image of IMAGE_TO_IMAGE. Values that it does not give are those of the first pass."""
 
     width: int
-    """Of the result, in pixels; a multiple of the model's `size_multiple`, as `height` is. Where
-    its shape is another one than the first pass's, the middle is kept."""
+    """The width of the result in pixels; like `height` a multiple of the model's `size_multiple`.
+    If the two passes have different aspect ratios, the middle of the picture is kept."""
     height: int
     enlarging: Enlarging
     num_inference_steps: int
@@ -159,68 +160,68 @@ class HiresPass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageParams:
-    """How an image is made. Values are checked and defaults filled in by the server."""
+    """How an image is made. The server has checked the values and filled in defaults."""
 
     task: ImageTask
     width: int
-    """Of the result, or of the first of two passes, in pixels; a multiple of the model's
-    `size_multiple` for TEXT_TO_IMAGE. With an input image any size: the engine pads to the multiple
-    and cuts back."""
+    """The width of the result, or of the first of two passes, in pixels. For TEXT_TO_IMAGE a
+    multiple of the model's `size_multiple`; with an input image any size, which the engine pads to
+    the multiple and cuts back."""
     height: int
     num_inference_steps: int = 1
-    """Of denoising; other stages count their own."""
+    """The number of denoising steps; other stages have their own counts."""
     seed: int
-    """Image i of the request uses seed + i; of several settings of adapters, image i of each."""
+    """Image i of the request uses seed + i; with several adapter settings, image i of each does."""
     n: int = 1
     negative_prompt: str = ""
     guidance_scale: float = 7.5
-    """1 is off: the unconditional row is not computed."""
+    """The strength of guidance; 1 is off, and the unconditional row is not computed."""
     image_guidance_scale: float = 1.5
-    """Of InstructPix2Pix-like editing."""
+    """The strength of image guidance in editing as with InstructPix2Pix."""
     guidance_rescale: float = 0.0
-    """phi of Lin et al. 2023 (arXiv 2305.08891), section 3.4."""
+    """The value phi of Lin et al. 2023 (arXiv 2305.08891), section 3.4."""
     guidance_start: float = 0.0
     guidance_end: float = 1.0
-    """Guidance acts on the steps within this share of the schedule, as diffusers' guiders count."""
+    """Guidance acts on steps up to this share of the schedule, counted as diffusers' guiders do."""
     scheduler: str | None = None
-    """One of the model's `schedulers`; None is its own."""
+    """One of the model's `schedulers`; None is the model's own."""
     strength: float = 0.8
-    """Of IMAGE_TO_IMAGE, INPAINT and RESTORE: share of the schedule that is run; 1 starts from
+    """The share of the schedule that is run for IMAGE_TO_IMAGE, INPAINT and RESTORE; 1 starts from
     noise."""
     restoration: float = 2.0
-    """Of RESTORE: the pull towards the input falls with this power of the noise."""
+    """The power of the noise with which RESTORE's pull towards the input falls."""
     noise_level: int = 0
-    """Of UPSCALE: how much of the input is taken for noise, at most the model's
-    `max_noise_level`."""
+    """How much of the input UPSCALE treats as noise, up to the model's `max_noise_level`."""
     clip_skip: int = 0
-    """Layers of the CLIP text encoder to leave out at its end."""
+    """The number of last layers of the CLIP text encoder to leave out."""
     prompt_syntax: PromptSyntax = PromptSyntax.PLAIN
     feather: int = 4
-    """Pixels over which the edge of what is drawn is blended, all of them within the mask or the
-    new part of the canvas."""
+    """The width in pixels over which the edge of the drawn part is blended; they lie within the
+    mask or the new part of the canvas."""
     soft_mask: bool = False
-    """Differential diffusion: a mask's grey levels say how much may change (arXiv 2306.00950)."""
+    """Differential diffusion: grey levels of a mask say how much may change (arXiv 2306.00950)."""
     mask_content: MaskContent = MaskContent.ORIGINAL
     crop_to_mask: bool = False
-    """Work on the mask's surroundings only, at the model's full size, and paste the result."""
+    """Whether to work only on the mask's surroundings, at the model's full size, and paste the
+    result."""
     crop_padding: int = 32
     outpaint: Outpaint | None = None
     num_previews: int = 0
-    """Previews per image, at equally spaced steps."""
+    """The number of previews per image, at equally spaced steps."""
     faithfulness: Faithfulness | None = None
-    """Of UPSCALE and RESTORE; None: nothing is to be said of the result."""
+    """Faithfulness of UPSCALE and RESTORE; None reports nothing about the result."""
     hires: HiresPass | None = None
-    """Of TEXT_TO_IMAGE; None: one pass is all."""
+    """The second pass of TEXT_TO_IMAGE; None is a single pass."""
 
     @property
     def result_size(self) -> tuple[int, int]:
-        """Width and height of the picture that is answered with."""
+        """The width and height of the final picture."""
         last = self.hires or self
         return last.width, last.height
 
     @property
     def second_pass(self) -> "ImageParams | None":
-        """How an image is made of what the first pass has drawn; None: it is not."""
+        """The parameters of the second pass; None if there is none."""
         hires = self.hires
         if hires is None:
             return None
@@ -240,7 +241,7 @@ class ImageParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraUse:
-    """A LoRA adapter of the model, and how strongly it acts; 0 is not at all."""
+    """A LoRA adapter of the model and its strength; 0 is no effect."""
 
     name: str
     scale: float = 1.0
@@ -248,18 +249,18 @@ class LoraUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRequest(Request["ImageEvent"]):
-    """One prompt to draw, `params.n` times."""
+    """A prompt to draw `params.n` times."""
 
     prompt: str
     params: ImageParams
     images: list[Pixels] = field(default_factory=list)
-    """Input images, RGB or RGBA. Of several, `params.n` divided by their number is drawn from each,
-    in their order; a mask needs one alone."""
+    """The input images, RGB or RGBA. With several, each is used for an equal share of `params.n`
+    images, in order. A mask needs exactly one."""
     mask: Pixels | None = None
-    """One channel, 255 where to edit, of the first image's size."""
+    """A one-channel mask of the first image's size, 255 where to edit."""
     loras: list[list[LoraUse]] = field(default_factory=list)
-    """Adapters to draw with. Of several settings, `params.n` divided by their number is drawn with
-    each, in their order, with the same seeds and from the same input images."""
+    """The adapter settings. With several, each draws an equal share of `params.n` images, in order,
+    with the same seeds and from the same input images."""
 
     @property
     def num_completions(self) -> int:
@@ -267,11 +268,11 @@ class ImageRequest(Request["ImageEvent"]):
 
     @property
     def num_settings(self) -> int:
-        """At least one: without adapters."""
+        """The number of adapter settings; 1 if there are no adapters."""
         return max(1, len(self.loras))
 
     def setting_of(self, index: int) -> list[LoraUse]:
-        """The adapters that an image is drawn with."""
+        """The adapters of the image with this index."""
         return self.loras[index * self.num_settings // self.params.n] if self.loras else []
 
     @property
@@ -281,45 +282,46 @@ class ImageRequest(Request["ImageEvent"]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageEvent(Event):
-    """What a step brought one image."""
+    """What a step did for one image."""
 
     stage: str = ""
-    """What is done to it, such as `denoise`."""
+    """The name of its stage, such as `denoise`."""
     step: int = 0
-    """Steps done."""
+    """The number of steps done."""
     num_steps: int = 0
     preview: Pixels | None = None
     preview_index: int = 0
     image: Pixels | None = None
-    """The result, with finish reason `stop`."""
+    """The result, if the finish reason is `stop`."""
     examination: Examination | None = None
-    """Of the result, where one was asked for."""
+    """The findings about the result, if they were asked for."""
     seed: int | None = None
     num_prompt_tokens: int = 0
     warnings: tuple[str, ...] = ()
-    """What was asked for and cannot act, with the result."""
+    """With the result: parts of the request that had no effect."""
     encode_time_s: float = 0.0
     stage_time_s: float = 0.0
     decode_time_s: float = 0.0
-    """Spent on this image so far; a step's time counts for every image in it."""
+    """The time spent on this image so far; the time of a shared step counts for every image in
+    it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageStats(Stats):
-    """Those of an image engine: images that are in a stage or being decoded, images that wait, and
-    calls of stages for `num_steps`."""
+    """Statistics of an image engine: images in a stage or being decoded, images that wait, and
+    calls of stages as `num_steps`."""
 
     step_rows: int = 0
-    """Rows (images times guidance branches) of the newest step."""
+    """The rows (images times guidance branches) of the newest step."""
     step_time_s: float = 0.0
     num_rows: int = 0
     num_image_steps: int = 0
-    """Steps summed over images."""
+    """The number of steps, summed over images."""
     megapixel_steps: float = 0.0
     num_images: int = 0
-    """Images finished."""
+    """The number of finished images."""
     num_cancelled_steps: int = 0
-    """Steps that cancelled images did not take any more."""
+    """The number of steps that cancelled images skipped."""
     encode_time_s: float = 0.0
     stage_time_s: float = 0.0
     decode_time_s: float = 0.0
@@ -329,15 +331,15 @@ class ImageStats(Stats):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenoisingFacts:
-    """What a model that denoises is asked by."""
+    """The facts about a model that denoises."""
 
     guidance: GuidanceKind
     schedulers: tuple[str, ...]
-    """Offered names, the model's own first."""
+    """The names of the schedulers on offer, the model's own first."""
     default_steps: int
     default_guidance_scale: float
     default_edit_guidance_scale: float | None = None
-    """Of instructions; None: as for prompts."""
+    """The default guidance scale of instructions; None is the one of prompts."""
 
     @property
     def default_scheduler(self) -> str:
@@ -346,29 +348,29 @@ class DenoisingFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpscalingFacts:
-    """What a model that draws images larger is asked by."""
+    """The facts about a model that draws images larger."""
 
     scale: int
-    """How many times it makes their sides."""
+    """The factor by which it enlarges each side."""
     default_noise_level: int
     max_noise_level: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageModelInfo(AdaptableInfo):
-    """Of an image model; `architecture` is the name of its family, such as `flux`."""
+    """The facts about an image model; `architecture` is the name of its family, such as `flux`."""
 
     tasks: tuple[ImageTask, ...]
     default_width: int
     default_height: int
     size_multiple: int
-    """Width and height of a text-to-image result are multiples of it."""
+    """The number that divides width and height of a text-to-image result."""
     min_side: int
     max_pixels: int
-    """Width times height at most."""
+    """The most pixels, width times height."""
     denoising: DenoisingFacts | None
-    """None: it does other things to images only."""
+    """Facts for denoising; None if the model does not draw from prompts."""
     upscaling: UpscalingFacts | None = None
-    """Of one that does UPSCALE."""
+    """Facts for UPSCALE; None if the model does not do it."""
     max_restored_pixels: int = 0
-    """Width times height at most, of RESTORE."""
+    """The most pixels of a RESTORE result, width times height."""

@@ -1,8 +1,8 @@
-"""The table of the kinds of model: what each is asked for, answers with, and is loaded by.
+"""The table of the kinds of model, with the requests, answers and loader of each.
 
 Client, supervisor, messages and the worker's loop read it and name no kind. A new kind is a row
-here and a folder of its own; `docs/ADDING_A_KIND.md` says the rest. Engines are named and not
-imported, as the server process reads this table, too, and does without torch.
+here and a folder of its own; `docs/ADDING_A_KIND.md` has the rest. Engines are named and not
+imported, as the server process reads this table, too, and has no torch.
 """
 
 from collections.abc import Callable
@@ -45,37 +45,38 @@ if TYPE_CHECKING:  # for workers only
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Kind(Generic[EventT, StatsT, InfoT]):
-    """One kind of model. Its four types are its own: they tell which kind a value is of."""
+    """One kind of model. Its four types belong to no other kind and identify it."""
 
     name: str
     makes: str
-    """Ends the sentence of what such a model makes."""
+    """What such a model makes, as the end of a sentence."""
     request: type[Request[EventT]]
     event: type[EventT]
     stats: type[StatsT]
     info: type[InfoT]
     layouts: tuple[str, ...]
-    """Of the checkpoints that may be of this kind (`engine.weights.source.Checkpoint.kind`)."""
+    """The layouts of checkpoints that may be of this kind
+    (`engine.weights.source.Checkpoint.kind`)."""
     recognise: str | None = None
-    """`module:function` that says of such a checkpoint, and of the kind that is wanted, whether
-    it is of this kind. None: it is, if no other kind recognises it."""
+    """`module:function` that says, given such a checkpoint and the wanted kind, whether the
+    checkpoint is of this kind. None: it is if no other kind recognises it."""
     loader: str
-    """`module:function` that makes an engine and its info of a checkpoint, a model id, an
-    `EngineConfig` and a host, which it reports to and asks for memory."""
+    """`module:function` that makes an engine and its info from a checkpoint, a model id, an
+    `EngineConfig` and a host."""
     planner: str | None = None
-    """`module:function` that makes an `engine.planning.report.PlanReport` of a checkpoint, an
-    `EngineConfig` and a `Target`, for `tandem plan`. None: such models are not planned."""
+    """`module:function` that makes an `engine.planning.report.PlanReport` from a checkpoint, an
+    `EngineConfig` and a `Target`, for `tandem plan`. None: this kind is not planned."""
     further_models: tuple[str, ...] = ()
-    """Fields of `EngineConfig` that name models which are fetched with it."""
+    """The fields of `EngineConfig` that name further models to fetch."""
     has_text_side: bool
-    """Its tokenizer is the server's to use, and is tried before the model is ready."""
+    """Whether the server uses its tokenizer, which is then tried before the model is ready."""
     yields: bool
-    """Its steps leave time to the kinds that do not yield (`image_share`)."""
+    """Whether its steps leave time to kinds that do not yield (`image_share`)."""
     threads_change_bits: bool
-    """Its libraries may sum in another order with another number of threads."""
+    """Whether another number of threads can change the order of sums in its libraries."""
 
     def own_stats(self, stats: Stats | None) -> StatsT | None:
-        """`stats`, if they are of this kind."""
+        """`stats` if they are of this kind, else None."""
         return stats if isinstance(stats, self.stats) else None
 
 
@@ -153,14 +154,14 @@ UPSCALE = Kind(
 
 AnyKind = Kind[Any, Any, Any]
 KINDS: dict[str, AnyKind] = {kind.name: kind for kind in (TEXT, IMAGE, EMBEDDING, UPSCALE, MATTING)}
-"""By name, in the order in which models are listed."""
+"""The kinds by name, in the order in which models are listed."""
 
 
 def kind_of(value: Request[Any] | Stats | Info) -> AnyKind:
     """The kind that a request, statistics or an info belongs to.
 
     Raises:
-        InternalError: its type is in no row.
+        InternalError: no kind has this type.
     """
     for kind in KINDS.values():
         if type(value) in (kind.request, kind.stats, kind.info):
@@ -169,8 +170,8 @@ def kind_of(value: Request[Any] | Stats | Info) -> AnyKind:
 
 
 def kind_of_checkpoint(checkpoint: "Checkpoint", wanted: WantedKind = "auto") -> AnyKind:
-    """The kind that a checkpoint is of, or is wanted to be. For workers: it may import what
-    recognises one."""
+    """The kind of a checkpoint, given the wanted one. For workers only: it may import the module
+    that recognises a kind."""
     fitting = [kind for kind in KINDS.values() if checkpoint.kind in kind.layouts]
     for kind in fitting:
         if kind.recognise is not None and imported(kind.recognise)(checkpoint, wanted):
@@ -181,7 +182,7 @@ def kind_of_checkpoint(checkpoint: "Checkpoint", wanted: WantedKind = "auto") ->
 def with_fetched(
     config: EngineConfig, kind: AnyKind, fetch: Callable[[str], "Checkpoint"]
 ) -> EngineConfig:
-    """The configuration with the further models that it names as paths of this machine."""
+    """The configuration with further models replaced by their local paths."""
     named = {name: getattr(config, name) for name in kind.further_models}
     found: dict[str, Any] = {
         name: str(fetch(ref).path.absolute()) for name, ref in named.items() if ref is not None
@@ -190,6 +191,6 @@ def with_fetched(
 
 
 def imported(name: str) -> Any:
-    """What `module:name` is, the module imported if it is not yet."""
+    """The value of `module:name`; imports the module."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)

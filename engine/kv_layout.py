@@ -1,10 +1,10 @@
-"""How a model's layers share the blocks of the KV pool, and how many blocks a text takes.
+"""How a model's layers share the blocks of the KV pool, and how many blocks a text needs.
 
 Layers that look back equally far form groups of equal size. A block holds the keys and values of
 one group, so that all blocks have the same size and one pool serves every group. Each sequence has
 a block table per group; a group that slides gives back the blocks that its window has passed:
 
-    18 layers, every sixth looks back at all: 6 groups of 3 layers
+    18 layers, every sixth looks back without limit: 6 groups of 3 layers
 
     layers 5 11 17, all          [ 7 | 3 | 9 | 12 ]
     layers 0 1 2, window 8       [ . | . | 4 | 15 ]      block_size 4, 15 tokens
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_GROUPS = 8
-"""Block tables that a sequence may have: each costs time in every step."""
+"""The most block tables of a sequence: each costs time in every step."""
 _MOST_TOKENS = 1 << 31
 
 
@@ -27,17 +27,17 @@ class LayerGroup:
 
     layers: tuple[int, ...]
     window: int | None = None
-    """Positions each looks back at, itself included; None is all."""
+    """How many positions each layer looks back, its own included; None is all."""
 
 
 def group_layers(windows: Sequence[int | None]) -> tuple[LayerGroup, ...]:
-    """Cut layers into groups of one window each, all as large as the first or smaller.
+    """Divide layers into groups with one window each, none larger than the first.
 
-    The size is the one that leaves least of a block unused: first in the groups that look back
-    farthest, which have most blocks, then in all.
+    The size is chosen to leave the least of a block unused, first in the groups that look back
+    farthest, which have most blocks, then in all groups.
 
     Args:
-        windows: per layer.
+        windows: the window of each layer.
     """
     kinds = {window: [i for i, w in enumerate(windows) if w == window] for window in windows}
     farthest = max(kinds, key=lambda window: _MOST_TOKENS if window is None else window)
@@ -50,7 +50,7 @@ def group_layers(windows: Sequence[int | None]) -> tuple[LayerGroup, ...]:
         return sum(-(-len(layers) // size) for layers in kinds.values())
 
     sizes = range(1, len(windows) + 1)
-    # With more kinds than that each has one group.
+    # With more kinds of layers than that, each kind is one group.
     few = [size for size in sizes if num_groups(size) <= max(MAX_GROUPS, len(kinds))]
     size = min(few, key=unused)
     return tuple(
@@ -62,33 +62,33 @@ def group_layers(windows: Sequence[int | None]) -> tuple[LayerGroup, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvLayout:
-    """The groups of a model, as far as blocks are concerned."""
+    """The layer groups of a model and the blocks that they need."""
 
     block_size: int
     windows: tuple[int | None, ...] = (None,)
-    """Per group."""
+    """The window of each group."""
     max_in_flight: int = 0
-    """Tokens of one sequence in steps that are not committed: a window moves with the commit."""
+    """The tokens of one sequence in uncommitted steps; a window moves when a step is committed."""
 
     @property
     def slides(self) -> bool:
-        """Whether there are blocks to give back."""
+        """Whether some group gives blocks back."""
         return any(window is not None for window in self.windows)
 
     def num_passed(self, window: int | None, num_tokens: int) -> int:
-        """Blocks that a group has no use for once `num_tokens` tokens are computed.
+        """The number of blocks that a group no longer needs after `num_tokens` tokens.
 
-        One token more than the next one sees is kept, so that a text can be gone on with one token
-        short: its last one is computed again where logits are missing.
+        One more token than the next one sees is kept, so that a text can be continued from one
+        token earlier: its last token is computed again if its logits are missing.
         """
         return 0 if window is None else max(0, num_tokens - window) // self.block_size
 
     def num_unseen(self, window: int | None, num_tokens: int) -> int:
-        """Blocks that the token after `num_tokens` tokens, and those after it, do not look at."""
+        """The number of blocks that tokens after the first `num_tokens` do not look at."""
         return 0 if window is None else max(0, num_tokens + 1 - window) // self.block_size
 
     def most_blocks(self, num_tokens: int) -> int:
-        """Blocks that a text takes at most at a time while it grows to `num_tokens` tokens."""
+        """The most blocks that a text holds at any time while it grows to `num_tokens` tokens."""
         whole = -(-num_tokens // self.block_size)
         return sum(
             whole if window is None else min(whole, self.most_in_window(window))
@@ -100,5 +100,6 @@ class KvLayout:
         return bisect_right(range(_MOST_TOKENS), num_blocks, key=self.most_blocks) - 1
 
     def most_in_window(self, window: int) -> int:
-        """Wherever a block begins: the window, what is computed on top of it, and a block cut."""
+        """The most blocks of a window, for any start of a block: the window, the tokens in flight,
+        and one partial block."""
         return -(-(window + self.max_in_flight) // self.block_size) + 1

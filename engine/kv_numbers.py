@@ -1,20 +1,20 @@
-"""What a key or a value takes in the KV cache."""
+"""The size of a key or a value in the KV cache."""
 
 from dataclasses import dataclass
 
 SCALE_BYTES = 4
-"""A scale is an fp32 number."""
+"""The bytes of a scale, which is an fp32 number."""
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "fp8": 1}
 PACKED = ("int8", "fp8")
-"""With a scale for each token and key/value head: the largest magnitude of a head's key, or of its
-value, becomes 127 or 448. Channels of keys that stand out, token by token, thus share a scale with
-their own head only, and writing a token changes no other one's numbers."""
+"""The types with a scale for each token and key/value head: the largest magnitude of a head's key
+or value becomes 127 or 448. Outlier channels thus share a scale only with their own head, and
+writing a token changes no other token's numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class KvNumbers:
-    """How the cache keeps numbers: `ResolvedConfig.kv_cache_dtype`."""
+    """How the cache stores numbers: `ResolvedConfig.kv_cache_dtype`."""
 
     dtype: str
 
@@ -24,5 +24,5 @@ class KvNumbers:
         return self.dtype in PACKED
 
     def head_bytes(self, head_dim: int) -> int:
-        """Of one token's key, or value, in one head."""
+        """The bytes of one token's key or value in one head."""
         return head_dim * _ITEM_BYTES[self.dtype] + (SCALE_BYTES if self.is_packed else 0)

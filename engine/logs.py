@@ -1,7 +1,7 @@
 """One log format for all processes: structlog events and standard-library records alike.
 
 The server and each worker call `configure_logging` once, at the start. Everything goes to standard
-error, one line per event, as JSON or for a console. Tracebacks show code, never local values: those
+error, one line per event, as JSON or for a console. Tracebacks show code but no local values, which
 hold prompts and keys.
 """
 
@@ -30,10 +30,10 @@ def configure_logging(
 
     Args:
         log_format: `json`, `console`, or `auto`: console on a terminal, JSON otherwise.
-        log_level: `debug`, `info`, `warning` or `error`. Other people's packages log from warning
-            up whatever it is.
-        fields: added to every line, such as which process writes it.
-        colors: of console lines; by default on a terminal.
+        log_level: `debug`, `info`, `warning` or `error`. Third-party packages always log from
+            `warning` up.
+        fields: added to every line, such as the name of the process.
+        colors: whether console lines have colours; by default on a terminal.
     """
     stream = stream or sys.stderr
     level = _LEVELS[log_level]
@@ -59,7 +59,7 @@ def configure_logging(
     logging.captureWarnings(True)
     structlog.configure(
         processors=[*before, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        # Levels below the wanted one cost one no-op call.
+        # A call below the wanted level costs only one empty function call.
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
@@ -103,6 +103,6 @@ def _renderers(log_format: str, *, colors: bool) -> list[Any]:
 
 
 def _put_first(logger: object, method: str, event: Fields) -> Fields:
-    """What everybody looks for first comes first in a JSON line."""
+    """Put what people look for first at the beginning of a JSON line."""
     head = {name: event.pop(name) for name in ("timestamp", "level", "logger") if name in event}
     return {**head, "message": event.pop("event", None), **event}

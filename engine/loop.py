@@ -1,7 +1,7 @@
 """A worker process: loads one model, then drains its inbox, steps the engine, publishes events.
 
-Started by `engine.supervisor` as the module `engine.loop`. It ends when told to, when the server
-goes away (its standard input closes), or when something fails; the supervisor decides what then.
+`engine.supervisor` starts it as the module `engine.loop`. It ends on request, when the server goes
+away (its standard input closes), or when something fails; the supervisor then decides what to do.
 """
 
 import faulthandler
@@ -49,18 +49,19 @@ from engine.types import AdaptableInfo, Event, Info, Phase, Request, Stats
 
 _LONGEST_NAP_S = 0.5
 _IDLE_S = 0.5
-"""Without messages, until the engine is asked to prepare: not between two requests of a client."""
+"""The time without messages before the engine may prepare: longer than between two requests of a
+client."""
 
 log = structlog.get_logger(__name__)
 
 
 class Link:
-    """The worker's end of the socket. One thread uses it."""
+    """The worker's end of the socket. Used by one thread."""
 
     def __init__(self, address: str) -> None:
         self._ids = count()
         self._early: deque[messages.ToWorker] = deque()
-        """What came while an answer was waited for, and is still to be received."""
+        """Messages that arrived while an answer was awaited and are still to be received."""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.set_hwm(0)
@@ -82,13 +83,13 @@ class Link:
         self.send(messages.Refused(request_id, Failure.of(error)))
 
     def has_message(self, wait_s: float = 0.0) -> bool:
-        """Whether there is a message, waiting so long for one."""
+        """Whether there is a message, after waiting up to `wait_s` for one."""
         if self._early:
             return True
         return self._socket.poll(timeout=round(1000 * wait_s), flags=zmq.POLLIN) != 0
 
     def close(self) -> None:
-        """Deliver what was sent, for a second at most, and close."""
+        """Deliver the sent messages, for at most a second, and close."""
         self._socket.close()
         self._context.term()
 
@@ -99,22 +100,22 @@ class Link:
         detail: str | None = None,
         kind: str | None = None,
     ) -> None:
-        """Tell the server what the worker is doing, and what its model makes once that is known."""
+        """Tell the server what the worker is doing and, once known, which kind its model is."""
         self.send(messages.Progress(phase, progress, detail, kind))
 
     def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
-        """Ask the arbiter for memory to keep; returns what is free on the device after it.
+        """Ask the arbiter for memory to keep; returns the device's free bytes after it.
 
         Raises:
-            InsufficientMemory: refused; the message says who holds the memory.
+            InsufficientMemory: it was refused; the message says who holds the memory.
         """
         return self.borrow(device, purpose, num_bytes, capacity_bytes).free_bytes
 
     def borrow(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> Grant:
-        """Ask the arbiter for memory, also while serving: other messages wait in their order.
+        """Ask the arbiter for memory, also while serving; other messages keep their order.
 
         Raises:
-            InsufficientMemory: as `reserve` does.
+            InsufficientMemory: as in `reserve`.
         """
         id = next(self._ids)
         self.send(messages.Reserve(id, device, purpose, num_bytes, capacity_bytes))
@@ -127,14 +128,14 @@ class Link:
             self._early.append(answer)
 
     def give_back(self, grant: Grant) -> None:
-        """Return what was borrowed."""
+        """Return borrowed memory."""
         self.send(messages.Release(grant.id))
 
 
 class Loop:
-    """Steps the engine while there is work, sleeps on the socket while there is none.
+    """Steps the engine while there is work, and otherwise sleeps on the socket.
 
-    While throttled to a share of the time it sleeps after each step, listening for messages.
+    A throttled loop sleeps after each step and listens for messages meanwhile.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class Loop:
         self._resume_s = 0.0
 
     def run(self) -> None:
-        """Serve until told to shut down."""
+        """Serve until the order to shut down."""
         while self._drain_inbox():
             self._pulse.num_turns += 1
             if self._engine.has_work() and not self._yielding():
@@ -179,12 +180,13 @@ class Loop:
             self._resume_s = now_s + (now_s - started_s) * (1.0 - self._share) / self._share
 
     def _yielding(self) -> bool:
-        """Sleep out the pause, unless a message comes; whether there is some of it left."""
+        """Sleep through the pause unless a message comes; returns whether some of the pause is
+        left."""
         left_s = self._resume_s - time.monotonic()
         if self._share is None or left_s <= 0:
             return False
         started_s = time.monotonic()
-        # Not below a millisecond, the poll's resolution, and not so long that it looks dead.
+        # At least a millisecond, the poll's resolution, and not so long that the loop looks dead.
         wait_s = min(max(left_s, 0.001), _LONGEST_NAP_S)
         interrupted = self._link.has_message(wait_s)
         self._throttle_time_s += time.monotonic() - started_s
@@ -192,7 +194,7 @@ class Loop:
         return interrupted or wait_s < left_s
 
     def _drain_inbox(self) -> bool:
-        """Take in what has arrived; wait when there is nothing to do. False: shut down."""
+        """Handle messages that have arrived; waits if there is no work. False: shut down."""
         while self._link.has_message() or not self._engine.has_work():
             self._prepare_until_message()
             match self._link.receive():
@@ -211,14 +213,14 @@ class Loop:
         return True
 
     def _prepare_until_message(self) -> None:
-        """Let an engine without work make ready for what may come."""
+        """Let an idle engine prepare for requests that may come."""
         wait_s = _IDLE_S
         while self._can_prepare and not self._link.has_message(wait_s):
             self._can_prepare = cast(PreparingEngine, self._engine).use_idle_time()
             wait_s = 0.0
 
     def _change_adapter(self, change: messages.LoadAdapter | messages.UnloadAdapter) -> None:
-        """Pass an order on, which is answered once it is carried out, between two steps."""
+        """Pass on an order. It is answered when it has been carried out, between two steps."""
 
         def answer(outcome: AdapterReport | EngineError | None) -> None:
             failure = Failure.of(outcome) if isinstance(outcome, EngineError) else None
@@ -227,14 +229,18 @@ class Loop:
 
         engine = self._engine
         if not isinstance(engine, AdaptableEngine):
-            answer(UnsupportedFeature("this kind of model takes no LoRA adapters"))
+            answer(
+                UnsupportedFeature(
+                    "this kind of model takes no LoRA adapters; text and image models do"
+                )
+            )
         elif isinstance(change, messages.LoadAdapter):
             engine.load_adapter(change.order, answer)
         else:
             engine.unload_adapter(change.name, answer)
 
     def _submit(self, submit: messages.Submit) -> None:
-        """Take a request in. One that cannot be read is refused."""
+        """Take in a request. One that cannot be read is refused."""
         try:
             request = submit.read()
         except Exception as error:
@@ -270,7 +276,8 @@ class Loop:
         return messages.Step.of(events, timed)
 
     def _publish_apart(self, events: Sequence[Event], stats: Stats) -> None:
-        """Some event cannot be written: its request ends, the others' events go out."""
+        """Publish events one by one after one of them could not be written: only its request
+        ends."""
         for event in events:
             try:
                 self._link.send(self._report([event], stats))
@@ -281,7 +288,7 @@ class Loop:
 
 def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     """Fetch and load the model, reporting each phase."""
-    # torch takes a second to import: the server hears "starting" before that.
+    # Importing torch takes a second, so the server is told "starting" before that.
     from engine.adapter_source import with_adapters_here
     from engine.fetchers import Fetchers
     from engine.runtime.device import choose_cpu_isa
@@ -318,7 +325,7 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
 
 
 def serve(spec: messages.WorkerSpec) -> int:
-    """The whole life of a worker. Returns its exit code."""
+    """Run a worker from start to end. Returns its exit code."""
     pulse = Pulse()
     send_pulses(pulse, spec.pulse_fd)
     link = Link(spec.address)
@@ -326,19 +333,21 @@ def serve(spec: messages.WorkerSpec) -> int:
         link.report(Phase.STARTING)
         engine, info = load(spec, link)
         link.send(messages.Ready.of(info))
-        # What is loaded stays: without this every full collection would walk all of it.
+        # Loaded objects stay: without this every full garbage collection would walk all of them.
         gc.collect()
         gc.freeze()
         Loop(engine, link, _threads(spec.config, info), pulse).run()
         engine.shutdown()
     except EngineError as error:
-        # The server says it, once.
+        # Only logged for debugging, as the server logs this error itself.
         log.debug("worker failed", code=error.code, reason=error.message)
         link.send(messages.Failed(Failure.of(error)))
         return 1
     except Exception as error:
         log.exception("worker failed")
-        reason = InternalError(f"{type(error).__name__} in the engine")
+        reason = InternalError(
+            f"an internal error ended the worker ({type(error).__name__}); see the server's log"
+        )
         link.send(messages.Failed(Failure.of(reason)))
         return 1
     finally:
@@ -347,7 +356,7 @@ def serve(spec: messages.WorkerSpec) -> int:
 
 
 def _threads(config: EngineConfig, info: Info) -> ComputeThreads:
-    """Of the loaded engine."""
+    """The compute threads for the loaded engine."""
     from engine.runtime.device import choose_device
 
     adaptive = config.adaptive_threads and choose_device(config.device) == "cpu"
@@ -357,7 +366,7 @@ def _threads(config: EngineConfig, info: Info) -> ComputeThreads:
 
 
 def read_spec() -> messages.WorkerSpec:
-    """The length-prefixed specification on standard input."""
+    """Read the length-prefixed specification from standard input."""
     size = int.from_bytes(_read_exactly(4), "little")
     return messages.decode_worker_spec(_read_exactly(size))
 
@@ -367,22 +376,24 @@ def _read_exactly(size: int) -> bytes:
     while len(data) < size:
         piece = os.read(0, size - len(data))
         if not piece:
-            raise InternalError("standard input ended before the worker knew what to do")
+            raise InternalError("standard input ended before the worker had read what to load")
         data += piece
     return data
 
 
 def end_with_the_server(address: str) -> None:
-    """Exit at once when standard input closes: the server is gone, nobody waits for answers.
+    """Exit at once when standard input closes: the server is gone and nobody waits for answers.
 
-    Nothing is left behind: neither the socket's folder nor what runs in this process's group, such
-    as a compiler. The group is this process's own from here on. A session of its own would do, too,
-    but Linux shares the cores between sessions, and the server's threads would be in another.
+    Nothing stays behind, neither the socket's folder nor other processes of this process's group,
+    such as a compiler. From now on the group is this process's own. A session of its own would work
+    as well, but Linux shares the cores between sessions, and the server's threads would be in
+    another one.
     """
     os.setpgid(0, 0)
 
     def watch() -> None:
-        # Not through sys.stdin: a thread inside its lock would abort the interpreter's shutdown.
+        # Not through sys.stdin, as a thread that holds its lock would abort the interpreter's
+        # shutdown.
         while os.read(0, 4096):
             pass
         remove_socket(address)
@@ -392,11 +403,12 @@ def end_with_the_server(address: str) -> None:
 
 
 def main() -> int:
-    """Entry point of the process."""
+    """Run a worker as a process of its own."""
     faulthandler.enable()
-    # The server asks with it where each thread is before it ends a worker that has stopped.
+    # The server sends this signal to learn where each thread is, before it ends a worker that
+    # hangs.
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    # Whoever signals the whole group means the server; it drains first and then ends its workers.
+    # A signal to the whole group is meant for the server, which drains and then ends its workers.
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     spec = read_spec()
@@ -412,5 +424,6 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # All is sent and closed; what libraries do when the interpreter ends takes time and complains.
+    # Everything is sent and closed; a normal exit of the interpreter takes time and prints
+    # complaints.
     os._exit(code)

@@ -1,8 +1,7 @@
-"""What is asked of a model that takes backgrounds away, and what comes back; `engine.types` for
-mattes.
+"""Requests to models that remove backgrounds, and their events; `engine.types` has those of texts.
 
 A picture is `I = alpha F + (1 - alpha) B` in every pixel. A matte is alpha; a cut-out has the
-colours F of the subject alone.
+colours F of the subject.
 """
 
 from dataclasses import dataclass, field
@@ -12,11 +11,11 @@ from engine.image_types import Pixels
 from engine.types import Event, Info, Request, Stats
 
 Box = tuple[int, int, int, int]
-"""Left, top, right, bottom in pixels; right and bottom are the first that are outside."""
+"""Left, top, right and bottom in pixels; right and bottom are the first pixels outside."""
 
 
 class MattingMethod(StrEnum):
-    """How alpha is estimated where the trimap leaves it open; see `engine.matting.systems`."""
+    """How alpha is estimated where the trimap does not decide it; see `engine.matting.systems`."""
 
     CLOSED_FORM = "closed_form"
     KNN = "knn"
@@ -24,20 +23,20 @@ class MattingMethod(StrEnum):
 
 
 class MattingOutput(StrEnum):
-    """What is made of alpha and the foreground's colours."""
+    """What to make from alpha and the foreground's colours."""
 
     CUTOUT = "cutout"
-    """The subject alone: its colours, and straight alpha."""
+    """The subject alone, as its colours and straight alpha."""
     ALPHA = "alpha"
     TRIMAP = "trimap"
-    """The one that was used: 0 background, 128 unknown, 255 subject."""
+    """The trimap that was used: 0 background, 128 unknown, 255 subject."""
     COMPOSITE = "composite"
-    """The subject over a colour or another picture."""
+    """The subject in front of a colour or another picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A pixel of which somebody says whether it belongs to the subject."""
+    """A pixel that the client marks as subject or background."""
 
     x: int
     y: int
@@ -46,67 +45,67 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MattingRequest(Request["MattingEvent"]):
-    """One picture whose background goes."""
+    """A picture whose background is to be removed."""
 
     image: Pixels
-    """RGB or RGBA. Alpha that it has already is kept: the result's is at most that."""
+    """The picture, RGB or RGBA. The result's alpha is at most the picture's own."""
     trimap: Pixels | None = None
-    """One channel, of the image's size: from 230 up subject, down from 25 background, else unknown.
+    """One channel of the image's size: from 230 up subject, up to 25 background, else unknown.
     None: the network finds the subject."""
     box: Box | None = None
-    """The subject is inside. Without a trimap only, as `points`."""
+    """A box around the subject. Like `points` it is used only without a trimap."""
     points: list[Point] = field(default_factory=list)
     method: MattingMethod = MattingMethod.CLOSED_FORM
     output: MattingOutput = MattingOutput.CUTOUT
     colour: tuple[int, int, int] = (255, 255, 255)
-    """Of COMPOSITE without a background."""
+    """The background colour of COMPOSITE without a background picture."""
     background: Pixels | None = None
-    """Of COMPOSITE: scaled to cover the image, and cut."""
+    """The background picture of COMPOSITE: scaled to cover the image, and cropped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MattingEvent(Event):
-    """What a step brought: how far the request is, or with finish reason `stop` the result."""
+    """What a step did: the request's progress or, with finish reason `stop`, its result."""
 
     stage: str = ""
-    """What is done now, such as `solve`."""
+    """The current stage, such as `solve`."""
     progress: float = 0.0
-    """0 to 1."""
+    """The progress from 0 to 1."""
     image: Pixels | None = None
-    """RGBA of a cut-out, RGB of a composition, else one channel."""
+    """The result: RGBA for a cut-out, RGB for a composite, otherwise one channel."""
     unknown_fraction: float = 0.0
-    """Share of the picture's pixels that the trimap left open."""
+    """The share of the picture's pixels that the trimap does not decide."""
     uncertain_fraction: float = 0.0
-    """Share of these whose alpha came out between 0.1 and 0.9: neither subject nor background."""
+    """The share of these pixels with an alpha from 0.1 to 0.9, neither subject nor background."""
     width: int = 0
-    """Of the picture that alpha was solved at; smaller than the image where that is large."""
+    """The width at which alpha was solved; smaller than the image's if that is large."""
     height: int = 0
     foreground_width: int = 0
-    """Of the one that the foreground's colours were estimated at."""
+    """The width at which the foreground's colours were estimated."""
     foreground_height: int = 0
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MattingStats(Stats):
-    """Those of a matting engine: pictures in work, and pictures that wait."""
+    """Statistics of a matting engine, with the numbers of pictures in progress and waiting."""
 
     step_time_s: float = 0.0
-    """Of the newest step."""
+    """The duration of the newest step."""
     num_images: int = 0
-    """Finished."""
+    """The number of finished pictures."""
     num_pixels: int = 0
-    """Of these."""
+    """The number of pixels of the finished pictures."""
     num_unknown_pixels: int = 0
-    """That alpha was solved for."""
+    """The number of pixels that alpha was solved for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MattingModelInfo(Info):
-    """Of a model that takes backgrounds away; `architecture` is the class of its network."""
+    """The facts about a model that removes backgrounds; `architecture` is its network's class."""
 
     side: int
-    """Pixels a side of what the network sees."""
+    """The side in pixels of the network's input."""
     methods: tuple[MattingMethod, ...] = tuple(MattingMethod)
 
     @property

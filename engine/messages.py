@@ -1,10 +1,9 @@
-"""What crosses the border between the server process and a worker process.
+"""The messages between the server process and a worker process.
 
-msgspec structs with a tag each, in MessagePack. Those that carry a kind's own types (`Submit`,
-`Ready`, `Step`) are made by `of`, and name the kind beside a body. Where such a message arrives the
-body is still encoded: `read` checks it against the types in the kind's row (`engine.kinds`). A
-worker first reads one `WorkerSpec` from its standard input; everything else goes over one zmq PAIR
-socket.
+They are msgspec structs with a tag, in MessagePack. Those that carry a kind's own types (`Submit`,
+`Ready`, `Step`) are made by `of` and name the kind beside a body. The receiver gets the body still
+encoded, and `read` checks it against the types in the kind's row (`engine.kinds`). A worker first
+reads one `WorkerSpec` from its standard input; everything else goes over one zmq PAIR socket.
 """
 
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ encode = msgspec.msgpack.Encoder().encode
 
 
 def _body(value: Any) -> msgspec.Raw:
-    """A body that its message encodes: encoded before it, pictures would be copied once more."""
+    """A body that is encoded with its message; encoding it before would copy pictures once more."""
     body: msgspec.Raw = value
     return body
 
@@ -46,7 +45,7 @@ def _step_decoder(kind: AnyKind) -> msgspec.msgpack.Decoder[tuple[list[Event], S
 
 
 class WorkerSpec(msgspec.Struct, frozen=True):
-    """All a worker needs to start. Sent once, before the socket exists."""
+    """Everything that a worker needs to start. Sent once, before the socket exists."""
 
     address: str
     ref: str
@@ -58,11 +57,11 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     log_format: str
     log_level: str
     pulse_fd: int
-    """Where it writes its signs of life: `engine.pulse`."""
+    """The descriptor for its signs of life (`engine.pulse`)."""
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):
-    """A request."""
+    """Starts a request."""
 
     kind: str
     body: msgspec.Raw
@@ -75,13 +74,13 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
         """The request.
 
         Raises:
-            ValidationError, DecodeError: it is not one of its kind.
+            ValidationError, DecodeError: the body is not a request of its kind.
             KeyError: there is no such kind.
         """
         return _request_decoder(KINDS[self.kind]).decode(self.body)
 
     def request_id(self) -> str | None:
-        """Whose request it is, if that can be told of one that cannot be read."""
+        """The request's id, if it can be found in a body that cannot be read."""
         try:
             found = msgspec.msgpack.decode(self.body)["request_id"]
         except (msgspec.DecodeError, KeyError, TypeError):
@@ -92,39 +91,40 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
 class Abort(msgspec.Struct, tag="abort", frozen=True):
     request_id: str
     index: int | None = None
-    """Of the completion that nobody reads on. None: of the whole request."""
+    """The index of the completion that nobody reads any more. None is the whole request."""
 
 
 class Granted(msgspec.Struct, tag="granted", frozen=True):
-    """Answer to the `Reserve` of that id: what is still free on the device after it."""
+    """Grants the `Reserve` of that id, with the device's free bytes after it."""
 
     id: int
     free_bytes: int
 
 
 class Denied(msgspec.Struct, tag="denied", frozen=True):
-    """Answer to the `Reserve` of that id: who holds the memory."""
+    """Denies the `Reserve` of that id, and says who holds the memory."""
 
     id: int
     failure: Failure
 
 
 class Throttle(msgspec.Struct, tag="throttle", frozen=True):
-    """Leave time to others: sleep so that steps take at most this share. None: no longer."""
+    """Orders the worker to sleep so that steps take at most this share of the time. None ends
+    that."""
 
     share: float | None
 
 
 class LoadAdapter(msgspec.Struct, tag="load_adapter", frozen=True):
-    """Load a LoRA adapter; `AdapterChanged` answers."""
+    """Orders the load of a LoRA adapter; `AdapterChanged` answers."""
 
     id: int
-    """The server's own number of it."""
+    """The server's number of this order."""
     order: AdapterOrder
 
 
 class UnloadAdapter(msgspec.Struct, tag="unload_adapter", frozen=True):
-    """Take no more requests for an adapter; `AdapterChanged` answers once it has none."""
+    """Orders that an adapter takes no more requests; `AdapterChanged` answers once it has none."""
 
     id: int
     name: str
@@ -139,36 +139,37 @@ class Progress(msgspec.Struct, tag="progress", frozen=True):
     progress: float | None = None
     detail: str | None = None
     kind: str | None = None
-    """Name of the model's kind, once that is known."""
+    """The name of the model's kind, once known."""
 
 
 class Reserve(msgspec.Struct, tag="reserve", frozen=True):
-    """Ask the arbiter for memory, at any time; `Granted` or `Denied` answers, perhaps behind other
+    """Asks the arbiter for memory, at any time; `Granted` or `Denied` answers, possibly after other
     messages."""
 
     id: int
-    """The worker's own number of it."""
+    """The worker's number of this message."""
     device: str
     purpose: str
     num_bytes: int
     capacity_bytes: int
-    """What the device had free when the worker looked: the budget, if it is not known yet."""
+    """The device's free bytes when the worker looked, which become the budget if none is known
+    yet."""
 
 
 class Release(msgspec.Struct, tag="release", frozen=True):
-    """Give back what the `Reserve` of that id was granted. A worker's end gives back all."""
+    """Returns what the `Reserve` of that id was granted. A worker's end returns everything."""
 
     id: int
 
 
 class Found(msgspec.Struct, tag="found", frozen=True):
-    """A checkpoint with a text side is on this machine: that side can be tried."""
+    """Says that a checkpoint with a text side is on this machine, so that side can be tried."""
 
     path: str
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
-    """The model is loaded; with its info."""
+    """Says that the model is loaded, with its info."""
 
     kind: str
     body: msgspec.Raw
@@ -183,13 +184,13 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
 
 
 class Failed(msgspec.Struct, tag="failed", frozen=True):
-    """The worker gives up; its log has the details."""
+    """Says that the worker gives up; its log has the details."""
 
     failure: Failure
 
 
 class Step(msgspec.Struct, tag="step", frozen=True):
-    """One step's events and statistics."""
+    """Carries one step's events and statistics."""
 
     kind: str
     body: msgspec.Raw
@@ -199,20 +200,20 @@ class Step(msgspec.Struct, tag="step", frozen=True):
         return cls(kind_of(stats).name, _body((events, stats)))
 
     def read(self) -> tuple[list[Event], Stats]:
-        """Events and statistics. Raises as `Submit.read` does."""
+        """The events and statistics. Raises as `Submit.read` does."""
         return _step_decoder(KINDS[self.kind]).decode(self.body)
 
 
 class Refused(msgspec.Struct, tag="refused", frozen=True):
-    """A request ends with this error: it could not be read, or its events could not be written."""
+    """Ends a request with an error: it could not be read, or its events could not be written."""
 
     request_id: str
     failure: Failure
 
 
 class AdapterChanged(msgspec.Struct, tag="adapter_changed", frozen=True):
-    """Answer to the `LoadAdapter` or `UnloadAdapter` of that id, with what was loaded, or why it
-    could not be done."""
+    """Answers the `LoadAdapter` or `UnloadAdapter` of that id with what was loaded, or with an
+    error."""
 
     id: int
     report: AdapterReport | None = None

@@ -1,4 +1,4 @@
-"""Which checkpoint to serve, under which id, where, and with which settings of its own."""
+"""Which checkpoint to serve, under which name, on which device, and with which own settings."""
 
 import difflib
 import math
@@ -14,34 +14,34 @@ from engine.errors import InvalidParameter
 from engine.gguf_part_names import model_name
 
 DEFAULT_MODELS = ("smollm2-135m-instruct", "tandem-shapes")
-"""What a fresh machine serves: text from a wheel, images from a model that we ship."""
+"""What a fresh machine serves: a text model from a wheel and an image model that we ship."""
 
 MAX_NAME_CHARS = 256
 MAX_REF_CHARS = 4096
 
 NOT_OF_A_MODEL = {
-    "device": "say it beside settings, not in them",
+    "device": "give it beside settings, not in them",
     "max_num_queued": "it follows from max_queued_requests",
     "max_kl": "it is the server's guard; set it for the server",
     "image_share": "it is for all models together; set it for the server",
 }
-"""Fields of `EngineConfig` that a model's settings cannot have, and what to do."""
+"""The fields of `EngineConfig` that a model's settings cannot have, and what to do instead."""
 
 _FORM = (
-    "it is not REF, NAME=REF or a JSON object with ref and, if wanted, name, device and settings; "
-    "give a hub id, a folder or a file"
+    "a model must be REF, NAME=REF or a JSON object with ref and optionally name, device and "
+    "settings; REF is a built-in name, a hub id, a folder or a file"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """One model to serve. Made by `create` and `parse`, which check it.
+    """One model to serve. `create` and `parse` make it and check it.
 
     Attributes:
-        ref: a built-in alias, a hub id, a folder, or a `.gguf` or `.safetensors` file.
+        ref: a built-in name, a hub id, a folder, or a `.gguf` or `.safetensors` file.
         name: the id under which it is served.
         device: as in `EngineConfig`; None is the server's.
-        settings: fields of `EngineConfig` in which it differs from the server's.
+        settings: the fields of `EngineConfig` that differ from the server's.
     """
 
     ref: str
@@ -58,11 +58,11 @@ class ModelSpec:
         device: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> "ModelSpec":
-        """A checked one. Without a name, a folder or file is served under its base name and a hub
-        id or alias under itself.
+        """Make a checked spec. Without a name, a folder or file is served under its base name, and
+        a hub id or built-in name as it is.
 
         Raises:
-            InvalidParameter: an empty or unusable name or reference, or a setting that does not
+            InvalidParameter: the name or reference is empty or unusable, or a setting does not
                 exist, cannot be a model's own or has a bad value; `param` is its name.
         """
         ref = ref.strip()
@@ -71,8 +71,8 @@ class ModelSpec:
             raise InvalidParameter("name and ref must not be empty", param="model")
         if len(name) > MAX_NAME_CHARS or not name.isprintable():
             raise InvalidParameter(
-                f"a model's name must have 1 to {MAX_NAME_CHARS} printable characters; give it "
-                f"another one",
+                f"a model's name must have 1 to {MAX_NAME_CHARS} printable characters; choose "
+                f"another name",
                 param="model",
             )
         if len(ref) > MAX_REF_CHARS:
@@ -89,7 +89,7 @@ class ModelSpec:
         """Read `REF`, `NAME=REF`, or a JSON object with `ref`, `name`, `device`, `settings`.
 
         Raises:
-            InvalidParameter: as `create` does, or it is none of these.
+            InvalidParameter: as in `create`, or the text is none of these.
         """
         if text.lstrip().startswith("{"):
             return cls.create(**_read_object(text))
@@ -101,22 +101,22 @@ class ModelSpec:
         return cls.create(ref, name=name)
 
     def config(self, of_server: EngineConfig) -> EngineConfig:
-        """The model's configuration: the server's, with its own settings.
+        """The model's configuration: the server's with the model's own settings.
 
         Raises:
-            InvalidParameter: the two together are not possible.
+            InvalidParameter: the two do not go together.
         """
         device = {} if self.device is None else {"device": self.device}
         return replace(of_server, **{**self.settings, **device})
 
 
 def settings_of_models() -> list[str]:
-    """Names of the settings that a model can have of its own."""
+    """The names of the settings that a model can have of its own."""
     return [f.name for f in fields(EngineConfig) if f.name not in NOT_OF_A_MODEL]
 
 
 def settings_of_clients() -> list[str]:
-    """Those of them that clients may give when they have a model loaded, and that they see."""
+    """The names of the model settings that clients may set when they load a model, and can see."""
     private = {f.name for f in fields(EngineConfig) if f.metadata["names_files"]}
     return [name for name in settings_of_models() if name not in private]
 
@@ -130,7 +130,7 @@ def _read_object(text: str) -> dict[str, Any]:
     for key in given:
         if key not in known:
             raise InvalidParameter(
-                f"a model has no {key}{_meant(key, known)}; it has {', '.join(known)}",
+                f"a model has no key {key}{_meant(key, known)}; its keys are {', '.join(known)}",
                 param="models",
             )
     if not isinstance(given.get("ref"), str):
@@ -144,7 +144,7 @@ def _read_object(text: str) -> dict[str, Any]:
 
 
 def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with their types, each allowed to be a model's own."""
+    """The settings with their types, after a check that each can be a model's own."""
     for key in settings:
         if key in NOT_OF_A_MODEL:
             raise InvalidParameter(
@@ -161,9 +161,10 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _convert(values: dict[str, Any]) -> EngineConfig:
-    """
+    """Check settings and convert them to their types.
+
     Raises:
-        InvalidParameter: a value is of another type, or out of its bounds.
+        InvalidParameter: a value has another type or is out of bounds.
     """
     try:
         return msgspec.convert(values, EngineConfig)

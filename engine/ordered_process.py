@@ -1,8 +1,8 @@
-"""A process that the command line starts for one order, since it does without torch itself.
+"""A process that the command line starts for a single order, because it does without torch itself.
 
-The order is a JSON object, the only argument. What the process writes are JSON objects, one a line:
-progress, then `report`, or `problem` and exit code 2. What libraries print goes to standard error:
-some print objects, too.
+The order is a JSON object, the only argument. The process writes one JSON object per line:
+progress, then `report`, or `problem` with exit code 2. What libraries print, which may also be
+JSON, goes to standard error.
 """
 
 import json
@@ -20,7 +20,7 @@ _OUTPUT, _ERRORS = 1, 2
 
 
 def run_ordered(carry_out: Callable[[Mapping[str, Any], Tell], Mapping[str, Any]]) -> int:
-    """Do what the argument orders, and tell the report. Returns the exit code."""
+    """Carry out the order in the argument and write the report. Returns the exit code."""
     configure_logging("console", "warning")
     prepare_process()
     tell = _tell_alone()
@@ -30,13 +30,13 @@ def run_ordered(carry_out: Callable[[Mapping[str, Any], Tell], Mapping[str, Any]
         hint = f"; {error.hint}" if error.hint else ""
         tell({"problem": f"{error.message}{hint}"})
         return 2
-    except KeyboardInterrupt:  # whoever started this is told, too
+    except KeyboardInterrupt:  # whoever started this process gets it, too
         return 130
     return 0
 
 
 def _tell_alone() -> Tell:
-    """The only way to standard output from now on."""
+    """Make a function that alone writes to standard output from now on."""
     output = os.fdopen(os.dup(_OUTPUT), "w", encoding="utf-8")
     os.dup2(_ERRORS, _OUTPUT)
 

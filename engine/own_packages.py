@@ -1,7 +1,7 @@
-"""Tandem's packages among others: where they are, and how one of them is run as a program.
+"""Finds Tandem's own packages and runs one of them as a program.
 
-Their names are common words. Another distribution of such a name, or a folder of the user's, must
-not be taken for them (docs/decisions/007-package-names.md).
+Their names are common words, so another distribution or a folder of the user may have the same
+name; it must not be taken for them (docs/decisions/007-package-names.md).
 """
 
 import importlib.metadata
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 HOME = Path(__file__).parents[1]
-"""The folder that holds them all."""
+"""The folder that holds all the packages."""
 NAMES = ("server", "engine", "kernels", "loadtest")
 
 _RUN = """import runpy, sys
@@ -19,13 +19,14 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)"""
 
 
 def module_command(module: str, *arguments: str) -> tuple[str, ...]:
-    """Like `python -m module arguments`, but ours, whatever the working folder has of that name."""
+    """Like `python -m module arguments`, but always with our module, whatever the working folder
+    contains."""
     code = _RUN.format(home=str(HOME), module=module)
     return (sys.executable, "-P", "-c", code, *arguments)
 
 
 def foreign_distributions(home: Path = HOME) -> list[str]:
-    """Installed distributions that are named like our packages and write into the same folders."""
+    """Other installed distributions with our packages' names, which write into the same folders."""
     found = []
     for name in NAMES:
         for distribution in importlib.metadata.distributions(name=name, path=[str(home)]):

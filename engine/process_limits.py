@@ -1,6 +1,6 @@
-"""What a process that works on foreign input does to itself first: limits that the kernel enforces.
+"""Limits, enforced by the kernel, that a process sets on itself before it works on foreign input.
 
-Whatever takes more ends that process, and nobody else notices.
+Exceeding a limit ends that process, and no other is affected.
 """
 
 import contextlib
@@ -12,32 +12,32 @@ from pathlib import Path
 
 
 def ignore_group_signals() -> None:
-    """Terminals and service managers signal the whole process group. They mean the server, which
-    drains before it ends this process."""
+    """Ignore signals to the whole process group, which terminals and service managers send. They
+    are meant for the server, which drains before it ends this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def limit_memory(num_bytes: int) -> bool:
-    """Bound the address space, and write no core files. False where the system has no such
+    """Limit the address space, and write no core files. Returns False if the system has no such
     limit."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
-        # macOS takes the call and keeps no such limit.
+        # macOS accepts the call and does not enforce the limit.
         return sys.platform != "darwin"
     return False
 
 
 def limit_more_memory(num_bytes: int) -> bool:
-    """As `limit_memory`, in addition to what the process has by now."""
+    """Limit the address space like `limit_memory`, but in addition to what the process has now."""
     space = address_space()
     return space > 0 and limit_memory(space + num_bytes)
 
 
 def address_space() -> int:
-    """Bytes that this process has now; 0 where the system does not say. Libraries reserve a lot on
-    machines with many processors, and use none of it."""
+    """The bytes of this process's address space; 0 if the system does not say. Libraries reserve
+    much of it on machines with many processors, without using it."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
     except OSError:
@@ -46,7 +46,7 @@ def address_space() -> int:
 
 
 def limit_time(cpu_s: int) -> None:
-    """Allow so much processor time from now on; the kernel counts whole seconds since the start."""
+    """Allow this much more processor time; the kernel counts whole seconds since the start."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     used_s = math.ceil(usage.ru_utime + usage.ru_stime)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)

@@ -1,4 +1,4 @@
-"""How a request that cannot be served is answered: one event per completion or image."""
+"""Answers a request that cannot be served with one event per completion or image."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,7 @@ from engine.types import EventT, FinishReason, Request
 def rejection(
     request: Request[EventT], error: EngineError, indexes: Iterable[int] | None = None
 ) -> list[EventT]:
-    """The events that end completions of `request` with `error`: all, or those of `indexes`."""
+    """The events that end all completions of `request`, or those of `indexes`, with `error`."""
     failure = Failure.of(error)
     event: Any = kind_of(request).event
     return [

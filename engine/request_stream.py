@@ -1,4 +1,4 @@
-"""Events of requests in flight, from whoever steps the engine to whoever awaits them."""
+"""Carries the events of running requests from the engine to whoever awaits them."""
 
 import asyncio
 from collections import deque
@@ -9,11 +9,12 @@ from engine.errors import EngineError
 from engine.types import Event, EventT, Request
 
 Abort = Callable[[str, int | None], None]
-"""Tells the engine to end the request of that id, or only its completion of that index."""
+"""Tells the engine to end a request, given its id, or only one of its completions, given its
+index."""
 
 
 class RequestStream(Generic[EventT]):
-    """Events of one request, in order. Ends after each of its completions has finished."""
+    """The events of one request, in order. It ends after each of its completions has finished."""
 
     def __init__(self, request: Request[EventT], table: "StreamTable") -> None:
         self.request_id = request.request_id
@@ -26,7 +27,7 @@ class RequestStream(Generic[EventT]):
 
     @property
     def finished(self) -> bool:
-        """Every completion has had its last event, or was ended here."""
+        """Whether every completion has had its last event or was ended here."""
         return not self._unfinished
 
     def put(self, item: EventT | EngineError) -> None:
@@ -34,7 +35,7 @@ class RequestStream(Generic[EventT]):
         if isinstance(item, EngineError):
             self._unfinished.clear()
         elif item.index not in self._unfinished:
-            return  # on its way when the completion was ended
+            return  # it was sent before the completion was ended
         elif item.finish_reason is not None:
             self._unfinished.remove(item.index)
         self._events.append(item)
@@ -53,14 +54,14 @@ class RequestStream(Generic[EventT]):
             await self._arrived.wait()
 
     def end(self, index: int) -> None:
-        """Abort one completion in the engine, if it has not finished: nobody reads it on."""
+        """Abort one unfinished completion in the engine, because nobody reads it any more."""
         if index in self._unfinished:
             self._unfinished.remove(index)
             self._arrived.set()
             self._table.end(self, index)
 
     async def aclose(self) -> None:
-        """Abort in the engine what has not finished. Idempotent."""
+        """Abort the unfinished completions in the engine. Idempotent."""
         if not self._closed:
             self._closed = True
             self._arrived.set()
@@ -91,7 +92,7 @@ class StreamTable:
         await self._empty.wait()
 
     def deliver(self, events: Iterable[Event]) -> None:
-        """Hand each event to its stream; those of aborted requests have none any more."""
+        """Hand each event to its stream; events of aborted requests are dropped."""
         for event in events:
             stream = self._streams.get(event.request_id)
             if stream is None:
@@ -101,7 +102,7 @@ class StreamTable:
                 self._drop(stream)
 
     def fail(self, request_id: str, error: EngineError) -> None:
-        """End one stream, if it is open, with `error`."""
+        """End one stream with `error`, if it is open."""
         stream = self._streams.get(request_id)
         if stream is not None:
             stream.put(error)
@@ -114,14 +115,14 @@ class StreamTable:
             self._drop(stream)
 
     def end_adapter(self, adapter: str, error: EngineError) -> None:
-        """End the open streams of requests for an adapter with `error`, in the engine as well."""
+        """End the open streams that use an adapter with `error`, in the engine as well."""
         for stream in list(self._streams.values()):
             if adapter in stream.adapter_names:
                 self.fail(stream.request_id, error)
                 self._abort(stream.request_id, None)
 
     def end(self, stream: RequestStream[Any], index: int) -> None:
-        """Abort one completion of an open stream, which may have been its last."""
+        """Abort one completion of an open stream, possibly its last."""
         self._abort(stream.request_id, index)
         if stream.finished:
             self._drop(stream)

@@ -1,6 +1,6 @@
-"""In which order the samplers act, where a request says so: llama.cpp's names and meaning.
+"""The order in which samplers act, if a request gives one; names and meaning are llama.cpp's.
 
-Free of torch and of wire libraries.
+Imports neither torch nor wire libraries.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,18 @@ def _samplers() -> Mapping[str, tuple[str, ...]]:
 
 
 SAMPLERS = _samplers()
-"""Each with the parameters that are neutral where it does nothing, in the order in which they
-act unless asked otherwise."""
+"""The samplers in their usual order, each with its parameters; a sampler whose parameters are all
+neutral does nothing."""
 OTHER_SAMPLER_NAMES: Mapping[str, str] = {"typ_p": "typical_p"}
 _FIRST = ("penalties", "dry")
-"""They change logits by the text before; all others leave tokens out, or scale what is left."""
+"""Samplers that change logits by the preceding text; all others remove tokens or scale the rest."""
 
 
 def check_order(samplers: Sequence[str]) -> None:
-    """
+    """Check a list of samplers.
+
     Raises:
-        InvalidParameter: there is no such sampler, one is there twice, or behind one that must come
-            after it.
+        InvalidParameter: one does not exist, is there twice, or is not in front as it must be.
     """
     unknown = [name for name in samplers if name not in SAMPLERS]
     if unknown:
@@ -38,17 +38,19 @@ def check_order(samplers: Sequence[str]) -> None:
         )
     if len(set(samplers)) < len(samplers):
         twice = next(name for name in samplers if samplers.count(name) > 1)
-        raise InvalidParameter(f"samplers has {twice} twice; name each once", param="samplers")
+        raise InvalidParameter(
+            f"samplers lists {twice} twice; list each sampler once", param="samplers"
+        )
     first = [name for name in samplers if name in _FIRST]
     if first != list(samplers[: len(first)]) or first != sorted(first, key=_FIRST.index):
         raise InvalidParameter(
-            "penalties and dry act before all others here, in this order; put them first",
+            "penalties and dry always act first, in this order; put them first in samplers",
             param="samplers",
         )
 
 
 def without_unlisted(values: Mapping[str, Any], samplers: Sequence[str]) -> dict[str, Any]:
-    """Values of parameters, where samplers that are not listed do nothing."""
+    """Parameter values with which samplers that are not listed do nothing."""
     neutral = {
         name: SAMPLER_PARAMETERS[name].neutral
         for sampler, names in SAMPLERS.items()
@@ -59,10 +61,10 @@ def without_unlisted(values: Mapping[str, Any], samplers: Sequence[str]) -> dict
 
 
 def acting_order(values: Mapping[str, Any], samplers: Sequence[str]) -> tuple[str, ...] | None:
-    """Those that do something, in the order that was asked for; None: it is the usual one.
+    """The samplers that do something, in the requested order; None is the usual order.
 
-    Where tokens are not drawn (temperature 0), or Mirostat leaves them out, there is nothing to
-    put in order.
+    There is no order to choose if tokens are not drawn (temperature 0), or if Mirostat decides
+    which tokens are left out.
     """
     if values["temperature"] == 0.0 or values["mirostat"]:
         return None

@@ -61,7 +61,7 @@ class SamplerParameter:
     neutral: Any
     """The value that changes nothing, which is the default; for patterns, none."""
     text: str
-    """What it does, in a sentence or two."""
+    """Its effect, in one or two sentences."""
     ge: float | None = None
     gt: float | None = None
     le: float | None = None
@@ -83,7 +83,7 @@ class SamplerParameter:
     strings: tuple[str, ...] = ()
     """The default strings of patterns."""
     acts_with: str | None = None
-    """The parameter without which this one does nothing."""
+    """Another parameter, without which this one has no effect."""
     sampler: str | None = None
     """The name of the sampler that it belongs to, perhaps with others, in a request's order of
     samplers. The sampler does nothing if all its parameters are neutral."""
@@ -418,7 +418,7 @@ class SamplingParams:
 
     @property
     def reads_text(self) -> bool:
-        """Whether what may be drawn depends on the tokens before."""
+        """Whether the draw depends on the preceding tokens."""
         in_groups = (self.beams, self.guidance, self.contrast)
         if self.structure is not None or any(one is not None for one in in_groups):
             return True

@@ -1,4 +1,4 @@
-"""Who hears of the steps that engines report."""
+"""Passes the steps that engines report on to listeners."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,17 +8,17 @@ from engine.types import Stats, StatsT
 
 
 class StepListeners:
-    """Those of one client. Event loop only."""
+    """The listeners of one client. Used on the event loop only."""
 
     def __init__(self) -> None:
         self._listeners: list[tuple[AnyKind, Callable[[str, Any], None]]] = []
 
     def add(self, kind: Kind[Any, StatsT, Any], listener: Callable[[str, StatsT], None]) -> None:
-        """Have `listener` called with (model, stats) of every step of a model of that kind."""
+        """Call `listener` with (model, stats) after every step of a model of that kind."""
         self._listeners.append((kind, listener))
 
     def tell(self, model: str, stats: Stats) -> None:
-        """A step of that model was reported."""
+        """Report a step of that model to its listeners."""
         kind = kind_of(stats)
         for heard, listener in self._listeners:
             if heard is kind:

@@ -1,4 +1,4 @@
-"""What an engine must offer to be stepped by a worker's loop or by a thread."""
+"""The interface of an engine to the loop or thread that steps it."""
 
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -10,22 +10,22 @@ StatsT = TypeVar("StatsT", bound=Stats, covariant=True)
 
 
 class SteppingEngine(Protocol[RequestT, EventT, StatsT]):
-    """All calls come from the thread that owns the device."""
+    """An engine that is stepped. All calls come from the thread that owns the device."""
 
     def add(self, request: RequestT) -> None:
-        """Queue a request. Raises RequestError or CapacityError when it cannot be taken."""
+        """Queue a request. Raises RequestError or CapacityError if it cannot be taken."""
         ...
 
     def abort(self, request_id: str, index: int | None = None) -> None:
-        """Drop a request at once, or only its completion of that index; unknown ones are ignored.
+        """Drop a request at once, or only one of its completions; unknown ones are ignored.
 
-        No event follows of what was dropped. An engine may go on with a completion that it cannot
-        end alone.
+        No event follows for what was dropped. An engine that cannot end a completion alone may
+        continue it.
         """
         ...
 
     def has_work(self) -> bool:
-        """Whether a step would do anything."""
+        """Whether a step would do something."""
         ...
 
     def step(self) -> tuple[list[EventT], StatsT]:
@@ -33,11 +33,11 @@ class SteppingEngine(Protocol[RequestT, EventT, StatsT]):
         ...
 
     def stats(self) -> StatsT:
-        """Statistics as of now."""
+        """The current statistics."""
         ...
 
     def shutdown(self) -> None:
-        """End threads and give the device's memory back."""
+        """End threads and release the device's memory."""
         ...
 
 
@@ -46,9 +46,10 @@ class PreparingEngine(Protocol):
     """An engine that can prepare for requests while it has none."""
 
     def use_idle_time(self) -> bool:
-        """Prepare for some milliseconds, in which a request would wait. False: all is prepared."""
+        """Prepare for some milliseconds, while requests would wait. Returns False if nothing is
+        left."""
         ...
 
 
 AnyEngine = SteppingEngine[Any, Any, Any]
-"""One of some kind (`engine.kinds`), such as `engine.llm.engine.LLMEngine`."""
+"""An engine of any kind (`engine.kinds`), such as `engine.llm.engine.LLMEngine`."""

@@ -1,7 +1,7 @@
-"""The form that a text must have: what is asked for, not yet what enforces it.
+"""The form that a text must have, as the request states it.
 
-A request carries a `Structure` in its sampling parameters; the engine makes a grammar of it
-(`engine.llm.structure`) and lets no token be drawn that does not fit. Free of torch and of wire
+A request carries a `Structure` in its sampling parameters. The engine turns it into a grammar
+(`engine.llm.structure`), which lets only fitting tokens be drawn. Imports neither torch nor wire
 libraries.
 """
 
@@ -15,49 +15,50 @@ from typing import Any, Self
 from engine.errors import InvalidParameter
 
 MAX_CHARS = 1 << 17
-"""Of a structure's text: a schema of some thousand fields."""
+"""The most characters of a structure's text, enough for a schema with some thousand fields."""
 
 
 class StructureKind(StrEnum):
-    """What a `Structure`'s text is."""
+    """The language of a `Structure`'s text."""
 
     JSON_SCHEMA = "json_schema"
-    """A JSON Schema; `{}` stands for any JSON, `{"type": "object"}` for any object."""
+    """A JSON Schema; `{}` allows any JSON, `{"type": "object"}` any object."""
     REGEX = "regex"
-    """A regular expression that the whole text matches."""
+    """A regular expression that must match the whole text."""
     CHOICE = "choice"
-    """A JSON array of strings, one of which is the text."""
+    """A JSON array of strings; the text must be one of them."""
     GRAMMAR = "grammar"
-    """llama.cpp's GBNF, or llguidance's Lark."""
+    """A grammar in llama.cpp's GBNF or llguidance's Lark."""
     TAGS = "tags"
-    """`Tags` as JSON."""
+    """A `Tags` object as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """What a text must look like from its first token to its last. Equal ones share a grammar.
+    """The form of a text from its first token to its last. Equal structures share a grammar.
 
-    The text then ends where the form is complete: with an end-of-sequence token, which can be drawn
-    nowhere else. `max_tokens` and stop strings may cut it off before.
+    The text ends when the form is complete, with an end-of-sequence token, which cannot be drawn
+    earlier. `max_tokens` and stop strings may cut it off before.
     """
 
     kind: StructureKind
     text: str
     is_compact: bool = False
-    """JSON has no optional spaces, only one behind each comma and colon."""
+    """Whether JSON has no optional spaces except one after each comma and colon."""
     param: str = field(default="structure", compare=False)
-    """The field of the client's request that asked for it; errors name it."""
+    """The field of the client's request that holds it; errors name this field."""
 
     @property
     def digest(self) -> str:
-        """Names what is asked for, and not who asks: equal structures have equal digests."""
+        """A digest of the form alone: equal structures have equal digests, whoever asks."""
         asked = json.dumps([self.kind, self.text, self.is_compact])
         return hashlib.sha256(asked.encode()).hexdigest()
 
     def check_size(self) -> None:
-        """
+        """Check the length of the text.
+
         Raises:
-            InvalidParameter: the text is too long.
+            InvalidParameter: it is too long.
         """
         if len(self.text) > MAX_CHARS:
             raise InvalidParameter(
@@ -73,22 +74,22 @@ class Structure:
         is_compact: bool = False,
         param: str = "structure",
     ) -> Self:
-        """JSON that the schema allows.
+        """A structure for JSON that the schema allows.
 
         Raises:
-            InvalidParameter: it cannot be written down.
+            InvalidParameter: the schema is nested too deeply to be written as JSON.
         """
         return cls(StructureKind.JSON_SCHEMA, _written(schema, param), is_compact, param)
 
     @classmethod
     def of_choice(cls, choices: Sequence[str], *, param: str = "structure") -> Self:
-        """One of these strings."""
+        """A structure for one of these strings."""
         return cls(StructureKind.CHOICE, json.dumps(list(choices)), param=param)
 
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """A piece of text of a given form: `begin`, JSON that the schema allows, `end`.
+    """A piece of text made of `begin`, JSON that the schema allows, and `end`.
 
     Special tokens may be written out in `begin` and `end`, such as `<|python_tag|>`.
     """
@@ -100,31 +101,31 @@ class Tag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tags:
-    """Text in which tags may stand, as tool calls do.
+    """Text that may contain tags, such as tool calls.
 
-    Free text goes on until it has written a trigger; what follows must be a tag that begins with
-    this trigger, and then the text is free again. Every tag begins with one of the triggers, each
-    of which is a special token, or a text that holds none.
+    After a trigger in free text, a tag that begins with this trigger must follow; then the text is
+    free again. Every tag begins with one of the triggers. A trigger is a special token, or a text
+    without special tokens.
     """
 
     tags: Sequence[Tag]
     triggers: Sequence[str]
     has_text: bool = True
-    """Whether there is free text. Without it there is nothing but tags, one at least."""
+    """Whether there is free text. Without it there are only tags, at least one."""
     at_least_one: bool = False
-    """The text cannot end before there was one."""
+    """Whether the text must contain a tag."""
     at_most_one: bool = False
-    """The text ends behind the first tag."""
+    """Whether the text ends after the first tag."""
     separator: str = ""
-    """Between two tags, where there is no free text."""
+    """The text between two tags if there is no free text."""
     answer: Mapping[str, Any] | bool | None = None
-    """Schema of JSON that may stand in place of tags, where there is no free text."""
+    """A schema of JSON that may replace the tags if there is no free text."""
 
     def structure(self, *, param: str = "structure") -> Structure:
-        """As a request carries it.
+        """These tags as a structure for a request.
 
         Raises:
-            InvalidParameter: a schema cannot be written down.
+            InvalidParameter: a schema is nested too deeply to be written as JSON.
         """
         tags = [{"begin": tag.begin, "schema": tag.schema, "end": tag.end} for tag in self.tags]
         facts = {one.name: getattr(self, one.name) for one in fields(self)}

@@ -1,8 +1,9 @@
 """Keeps one model's worker process alive and carries its requests.
 
-Runs on the server's event loop. A worker that dies ends its requests with `EngineDead` and is
-started again with growing pauses; one that says it cannot load stays down, with the reason. A model
-that leaves takes no more requests, finishes those that it has, and then its worker ends for good.
+Runs on the server's event loop. When a worker dies, its requests end with `EngineDead` and a new
+one is started, after growing pauses; a worker that says it cannot load stays down, with the reason.
+A model that is unloaded takes no more requests, finishes those that it has, and then its worker
+ends.
 """
 
 import asyncio
@@ -41,7 +42,7 @@ from engine.worker_process import WorkerProcess
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 HEALTHY_AFTER_S = 60.0
-"""A worker that lived this long restarts without a pause again."""
+"""A worker that lived for this time is restarted without a pause."""
 STOP_GRACE_S = 5.0
 
 log = structlog.get_logger(__name__)
@@ -49,36 +50,36 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
-    """What every worker is told beside its model."""
+    """What every worker is told in addition to its model."""
 
     config: EngineConfig
-    """The server's; a model may have settings of its own."""
+    """The server's configuration; a model may have settings of its own."""
     cache_dir: Path
     offline: bool = False
     cpu_isa: CpuIsa = "auto"
     log_format: str = "console"
     log_level: str = "info"
     stderr: int | None = None
-    """File descriptor that workers get as standard error; None: ours."""
+    """The file descriptor that workers get as standard error; None is the server's."""
     command: tuple[str, ...] = module_command("engine.loop")
     visible_gpus: tuple[str, ...] | None = None
-    """CUDA's names of the GPUs that the server may use; None: all there are."""
+    """CUDA's names of the GPUs that the server may use; None is all."""
 
 
 class Supervisor:
-    """One model's worker: starts it, watches it, restarts it, talks to it.
+    """Starts, watches and restarts one model's worker, and talks to it.
 
     Args:
-        on_stats: told of each step's report.
-        on_lost: told when a worker is gone, and its requests with it.
-        on_demand: it is loaded while the server runs. A worker that ends before its model was ready
-            is not started again then: whoever asked for it hears why.
+        on_stats: called with each step's report.
+        on_lost: called when a worker and its requests are gone.
+        on_demand: the model is loaded while the server runs. A worker that ends before its model
+            was ready is then not restarted: the caller of the load is told why.
 
     Attributes:
-        config: the model's own, with the adapters that its next worker will have.
-        stats: of the newest step of the worker that runs now, if there is one.
-        adapter_changes: those that the worker has not answered yet.
-        text_path: of the checkpoint, if it has a text side and was found.
+        config: the model's own configuration, with the adapters that its next worker will have.
+        stats: the statistics of the running worker's newest step, if there is one.
+        adapter_changes: the orders that the worker has not answered yet.
+        text_path: the path of the checkpoint, once found and if it has a text side.
     """
 
     def __init__(
@@ -113,74 +114,79 @@ class Supervisor:
         self._restarts = 0
         self._stalls = 0
         self._stall: str | None = None
-        """Why the worker was ended, if it had stopped."""
+        """The reason for ending a worker that hung."""
         self._exit_cause: str | None = None
-        """How the last worker ended, if not as it should."""
+        """How the last worker ended, if unexpectedly."""
         self._kind: str | None = None
         self._share: float | None = None
         self._is_loaded = False
-        """The worker that runs now has its model."""
+        """Whether the running worker has loaded its model."""
         self._left = asyncio.Event()
         self._settled = asyncio.Event()
         self._stopping: asyncio.Task[None] | None = None
 
     @property
     def is_ready(self) -> bool:
-        """It takes requests."""
+        """Whether the model takes requests."""
         return self.status.phase is Phase.READY
 
     @property
     def is_leaving(self) -> bool:
-        """It takes none any more, and its worker will end."""
+        """Whether the model takes no more requests and its worker will end."""
         return self._left.is_set()
 
     @property
     def kind(self) -> AnyKind | None:
-        """What kind of model it is; None until it was ready for the first time."""
+        """The model's kind; None until it was ready for the first time."""
         return None if self.info is None else kind_of(self.info)
 
     def start(self) -> None:
-        """Begin to supervise, in a task of its own. It outlives the request that may have asked for
-        it, whose name its log lines must not carry."""
+        """Begin to supervise, in a task of its own. The task outlives the request that may have
+        started it, so its log lines must not carry that request's id."""
         self._task = asyncio.create_task(
             self._supervise(), name=f"supervise {self.spec.name}", context=Context()
         )
 
     def submit(self, request: Request[EventT]) -> RequestStream[EventT]:
-        """Send a request to the worker, which must be of the request's kind.
+        """Send a request to the worker.
 
         Raises:
-            InvalidParameter: the model makes something else.
-            ModelUnloading: it is on its way out.
-            ModelNotReady: there is no worker that could take it now.
+            InvalidParameter: the model is of another kind than the request.
+            ModelUnloading: the model is being unloaded.
+            ModelNotReady: there is no worker that could take the request now.
         """
         info = self._ready_info()
         kind = kind_of(info)
         if kind_of(request) is not kind:
-            raise InvalidParameter(f"model {self.spec.name!r} makes {kind.makes}", param="model")
+            raise InvalidParameter(
+                f"model {self.spec.name!r} makes {kind.makes}; choose a model that makes what this "
+                f"request asks for",
+                param="model",
+            )
         data = messages.encode(messages.Submit.of(request))
-        # Not before it could be written: a stream without a request would never end.
+        # Opened only after the message could be written: a stream without a request would never
+        # end.
         stream = self._streams.open(request)
         self._send_encoded(data)
         return stream
 
     def load_adapter(self, order: AdapterOrder) -> "asyncio.Future[AdapterReport]":
-        """Have the worker load an adapter, and those that follow it as well. It is the caller's to
-        see to it that the name is free.
+        """Have this worker and its successors load an adapter. The caller must make sure that the
+        name is free.
 
         Raises:
-            UnsupportedFeature: models of this kind have none.
+            UnsupportedFeature: models of this kind have no adapters.
             ModelUnloading, ModelNotReady: as in `submit`.
         """
         self._ready_info().with_adapter(order.name)
         return self.adapter_changes.load(order)
 
     def unload_adapter(self, name: str, drain_timeout_s: float) -> "asyncio.Task[None]":
-        """Take no more requests for an adapter from now on, let the running ones finish for so
-        long, and end them then with `ModelUnloading`.
+        """Take no more requests for an adapter from now on. Running ones may finish within the
+        timeout and then end with `ModelUnloading`.
 
         Raises:
-            UnknownAdapter: there is none of that name.
+            UnknownAdapter: there is no adapter of that name.
             ModelUnloading, ModelNotReady: as in `submit`.
         """
         info = self._ready_info()
@@ -207,9 +213,10 @@ class Supervisor:
         await gone
 
     def _ready_info(self) -> Info:
-        """
+        """The info of a model that can take requests.
+
         Raises:
-            ModelUnloading: it is on its way out.
+            ModelUnloading: the model is being unloaded.
             ModelNotReady: there is no worker that could do something now.
         """
         if self.is_leaving:
@@ -223,27 +230,28 @@ class Supervisor:
         return self.info
 
     def throttle(self, share: float | None) -> None:
-        """Bound the share of time that the worker's steps take; None lifts the bound."""
+        """Limit the share of time that the worker's steps take; None removes the limit."""
         self._share = share
         if self._is_loaded:
             self._send(messages.Throttle(share))
 
     async def wait_until_idle(self) -> None:
-        """Return once the worker owes no request an event."""
+        """Return once no request of the worker is unfinished."""
         await self._streams.wait_until_empty()
 
     async def wait_until_settled(self) -> None:
-        """Return once the model serves, has failed, or leaves."""
+        """Return once the model serves, has failed, or is being unloaded."""
         await self._settled.wait()
 
     def leave(self) -> None:
-        """Take no more requests from now on, and start no worker any more."""
+        """Take no more requests from now on, and start no more workers."""
         self._left.set()
         self._set_phase(Phase.DRAINING, "it is being unloaded")
         self._settled.set()
 
     async def unload(self, drain_timeout_s: float) -> None:
-        """After `leave`: let the running requests finish for so long, then end them and the worker.
+        """After `leave`: let running requests finish within the timeout, then end them and the
+        worker.
 
         Requests that do not finish end with `ModelUnloading`.
         """
@@ -259,8 +267,8 @@ class Supervisor:
         await self.stop()
 
     async def stop(self) -> None:
-        """End the worker: politely, then firmly; one that still loads cannot hear and is killed.
-        Requests in it end with `EngineDead`. Idempotent."""
+        """End the worker: by a message, then by force. A worker that is still loading cannot read
+        messages and is killed. Its requests end with `EngineDead`. Idempotent."""
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._stop(), name=f"stop {self.spec.name}")
         await asyncio.shield(self._stopping)
@@ -274,7 +282,7 @@ class Supervisor:
                 await worker.wait(STOP_GRACE_S)
             worker.kill()
         if self._task is not None:
-            await self._task  # not cancelled: it closes what belongs to the worker
+            await self._task  # not cancelled, as it closes what belongs to the worker
         self._set_phase(Phase.STOPPED)
         self._settled.set()
 
@@ -287,9 +295,12 @@ class Supervisor:
             try:
                 await self._run_worker()
             except Exception:
-                # Such as a message that nobody understands: without its worker the model would be
-                # down for ever, so a new one is started as after its death.
-                log.exception("the worker cannot be served", model=self.spec.name)
+                # For example a message that cannot be decoded. The model must not stay without a
+                # worker, so a new one is started, as after a worker's death.
+                log.exception(
+                    "the server cannot handle what a worker sent; the worker is restarted",
+                    model=self.spec.name,
+                )
             finally:
                 self._lose_worker()
             if self._left.is_set():
@@ -303,7 +314,7 @@ class Supervisor:
             if loop.time() - started_s > HEALTHY_AFTER_S:
                 pause_s = FIRST_PAUSE_S
             self._restarts += 1
-            self._set_phase(Phase.RESTARTING, f"the worker ended; next start in {pause_s:g} s")
+            self._set_phase(Phase.RESTARTING, f"the worker ended; it is restarted in {pause_s:g} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._left.wait(), pause_s)
                 return
@@ -344,7 +355,7 @@ class Supervisor:
         )
 
     async def _watch(self, worker: WorkerProcess) -> None:
-        """End the worker when it has stopped; `_run_worker` notices that it is gone."""
+        """End a worker that hangs; `_run_worker` notices its end."""
         config, clock = self.config, asyncio.get_running_loop().time
         watchdog = Watchdog(config.worker_timeout_s, config.step_timeout_s)
         ticked_s = clock()
@@ -359,8 +370,8 @@ class Supervisor:
                 is_busy=len(self._streams) > 0,
             )
         self._stalls += 1
-        log.error("worker has stopped; it is ended", model=self.spec.name, reason=self._stall)
-        self._set_phase(Phase.RESTARTING, "the worker had stopped and is started anew")
+        log.error("a worker hangs and is restarted", model=self.spec.name, reason=self._stall)
+        self._set_phase(Phase.RESTARTING, "the worker hung and is being restarted")
         await worker.kill_with_last_words()
 
     def _receive(self, message: messages.FromWorker) -> None:
@@ -397,7 +408,7 @@ class Supervisor:
             self._serve_adapters(self.info.with_adapter(loaded.name, digest), folders)
 
     def _serve_adapters(self, info: Info, folders: Mapping[str, str]) -> None:
-        """Take requests for the adapters of `info`, which the next worker shall have, too."""
+        """Take requests for the adapters of `info`, and give them to the next worker, too."""
         self.info = info
         served = {name: folder for name, folder in folders.items() if name in info.names}
         self.config = self.config.with_adapters(served)
@@ -417,7 +428,7 @@ class Supervisor:
         log.info("model ready", model=self.spec.name, **info.log_fields)
 
     def _give_up(self, failure: Failure) -> None:
-        """End a worker whose model cannot be served, however far it is."""
+        """End a worker whose model cannot be served, in whatever state it is."""
         self._failure = failure
         if self._worker is not None:
             self._worker.kill()
@@ -427,12 +438,12 @@ class Supervisor:
         self._settled.set()
 
     def _death(self) -> Failure:
-        """Of a worker that said nothing about it."""
-        cause = self._stall or self._exit_cause or "for no known reason"
+        """The failure of a worker that ended without giving a reason."""
+        cause = self._stall or self._exit_cause or "the cause is unknown"
         return Failure(
             EngineDead.code,
-            f"the worker of model {self.spec.name!r} ended while it loaded the model: {cause}; the "
-            f"server's log may say more",
+            f"the worker of model {self.spec.name!r} ended while it loaded the model: {cause}; see "
+            f"the server's log",
         )
 
     def _reserve(self, ask: messages.Reserve) -> None:
@@ -452,20 +463,20 @@ class Supervisor:
             self._worker.send_encoded(data)
 
     def _note_end(self, code: int | None) -> None:
-        """Log how a worker ended, if it was not to."""
+        """Log how a worker ended, if its end was unexpected."""
         if not code or (self.is_leaving and not self._is_loaded):
             return
         cause = self._exit_cause = f"signal {-code}" if code < 0 else f"exit code {code}"
         if self._failure is not None:
             cause = self._failure.message
-        if self._failure is None or self.info is not None:  # else the status tells it
+        if self._failure is None or self.info is not None:  # otherwise the status says it
             log.error("worker ended", model=self.spec.name, cause=cause)
 
     def _lose_worker(self) -> None:
-        """The worker is gone: so are its requests and its memory."""
+        """Clean up after a worker's end, which also ended its requests and freed its memory."""
         self._worker = None
         self._is_loaded = False
-        self.stats = None  # the next one reports no step before it has a request
+        self.stats = None  # the next worker reports no step before it has a request
         self._gate.close()
         self._arbiter.release_all(self.spec.name)
         self._set_phase(Phase.RESTARTING)
@@ -486,7 +497,7 @@ class Supervisor:
         failure: Failure | None = None,
     ) -> None:
         if self.is_leaving and phase not in (Phase.DRAINING, Phase.STOPPED):
-            return  # whatever its worker does meanwhile
+            return  # a model that is being unloaded stays so, whatever its worker does
         self.status = ModelStatus(
             model=self.spec.name,
             phase=phase,

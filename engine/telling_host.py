@@ -1,4 +1,4 @@
-"""Whom a model deals with that is loaded or planned without a server."""
+"""The host of a model that is loaded or planned without a server."""
 
 from engine.config import GIB
 from engine.errors import InsufficientMemory
@@ -8,7 +8,7 @@ from engine.types import Phase
 
 
 class TellingHost:
-    """Tells how loading goes, and grants what memory there is."""
+    """A host that reports the progress of loading and grants memory up to the capacity."""
 
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
@@ -30,4 +30,4 @@ class TellingHost:
         return Grant(0, self.reserve(device, purpose, num_bytes, capacity_bytes))
 
     def give_back(self, grant: Grant) -> None:
-        """Nobody keeps an account."""
+        """Do nothing, as no grants are recorded."""

@@ -1,7 +1,7 @@
-"""Holds a model with a text side back until that was seen to work.
+"""Holds back a model with a text side until that side is known to work.
 
-The server tries tokenizer and chat template while the worker still loads weights: they are the
-server's to use, and what is wrong with them is known before the weights are in.
+The server tries tokenizer and chat template while the worker still loads weights, because the
+server uses them; their faults are known before the weights are loaded.
 """
 
 import asyncio
@@ -13,22 +13,22 @@ from engine.errors import EngineError, Failure, ModelLoadError
 from engine.types import Info
 
 TextCheck = Callable[[str], Awaitable[int]]
-"""Given the place of a checkpoint, tries its text side, and returns the highest token id met.
+"""Tries the text side of a checkpoint, given its path, and returns the highest token id found.
 
-Raises ModelLoadError when prompts for this model cannot be made.
+Raises ModelLoadError if prompts for this model cannot be made.
 """
 
 log = structlog.get_logger(__name__)
 
 
 class TextGate:
-    """One worker's. The model passes once it is loaded and its text side, if it has one, has been
-    tried.
+    """The gate of one worker. The model passes when it is loaded and its text side, if it has one,
+    has been tried.
 
     Args:
         check: tries the text side.
-        on_pass: called with the model that may now be served.
-        on_failure: called at most once, with what is wrong, perhaps before the model is loaded.
+        on_pass: called with the model that may be served now.
+        on_failure: called at most once, with the failure, possibly before the model is loaded.
     """
 
     def __init__(
@@ -44,17 +44,17 @@ class TextGate:
         self._info: Info | None = None
 
     def found(self, path: str) -> None:
-        """The checkpoint is on this machine."""
+        """Note that the checkpoint is on this machine."""
         self._task = asyncio.ensure_future(self._check(path))
         self._task.add_done_callback(self._end_check)
 
     def loaded(self, info: Info) -> None:
-        """Take note that the worker has loaded its model."""
+        """Note that the worker has loaded its model."""
         self._info = info
         self._try_to_pass()
 
     def close(self) -> None:
-        """The worker is gone: nothing is called any more."""
+        """Call nothing any more, as the worker is gone."""
         if self._task is not None:
             self._task.remove_done_callback(self._end_check)
             self._task.cancel()
@@ -68,7 +68,7 @@ class TextGate:
         elif isinstance(error, EngineError):
             self._on_failure(Failure.of(error))
         else:
-            log.error("the text side cannot be read", exc_info=error)
+            log.error("the tokenizer's files cannot be read", exc_info=error)
             reason = (
                 f"the tokenizer's files cannot be read ({type(error).__name__}); fetch them again"
             )
@@ -83,8 +83,8 @@ class TextGate:
             self._on_pass(info)
             return
         reason = (
-            f"the tokenizer gives token id {highest}, the model ends at {info.vocab_size - 1}: "
-            f"they do not belong together; fetch the tokenizer's files of this model"
+            f"the tokenizer has token id {highest} and the model's highest is "
+            f"{info.vocab_size - 1}: they do not belong together; fetch this model's tokenizer"
         )
         self._on_failure(Failure(ModelLoadError.code, reason))
 

@@ -1,12 +1,12 @@
-"""Where tiles begin along a side of an image, for all engines that cut images up."""
+"""Where tiles begin along a side of an image, for all engines that divide images."""
 
 
 def spread(length: int, tile: int, overlap: int) -> list[int]:
-    """Places of as few tiles as overlap enough, the first at 0 and the last at the end. They are
-    spread evenly: none is smaller than the others, so all see as much around them.
+    """The positions of as few tiles as give the overlap, the first at 0 and the last at the end.
+    They are spread evenly, so that all tiles overlap their neighbours about equally.
 
     Args:
-        overlap: of neighbours, at least; no more than `tile - 1` can be had.
+        overlap: the least overlap of neighbours; at most `tile - 1`.
     """
     if length <= tile:
         return [0]

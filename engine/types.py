@@ -1,10 +1,10 @@
-"""The engine's vocabulary: what a request asks for and what comes back.
+"""The types of requests to an engine and of its answers.
 
-Plain frozen dataclasses, free of torch and of wire libraries, so that the scheduler's tests, the
-server and the worker process share them. `engine.messages` wraps them for the process border.
+Plain frozen dataclasses without torch and wire libraries, so that the scheduler's tests, the server
+and the worker process share them. `engine.messages` wraps them for the process border.
 
-`Request`, `Event`, `Stats` and `Info` are what is alike in every kind of model (`engine.kinds`);
-those of text follow below, those of images are in `engine.image_types`.
+`Request`, `Event`, `Stats` and `Info` are the parts that all kinds of model share (`engine.kinds`);
+the types of text follow below, those of images are in `engine.image_types`.
 """
 
 from dataclasses import dataclass, field, replace
@@ -16,18 +16,18 @@ from engine.sampling_params import SamplingParams as SamplingParams
 
 
 class FinishReason(StrEnum):
-    """Why a request ended, in OpenAI's words where OpenAI has one."""
+    """Why a request ended, with OpenAI's word if there is one."""
 
     STOP = "stop"
     LENGTH = "length"
     REPETITION = "repetition"
-    """As asked for by `SamplingParams.repetition_detection`; vLLM's word."""
+    """A repetition that `SamplingParams.repetition_detection` ends; vLLM's word."""
     ABORT = "abort"
     ERROR = "error"
 
 
 class Phase(StrEnum):
-    """What a served model is doing."""
+    """The state of a served model."""
 
     STARTING = "starting"
     DOWNLOADING = "downloading"
@@ -42,16 +42,16 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """What one step brought one completion of a request. The last one has a finish reason."""
+    """What one step did for one completion of a request. The last event has a finish reason."""
 
     request_id: str
     index: int = 0
-    """Which of the request's completions."""
+    """The number of the completion within its request."""
     finish_reason: FinishReason | None = None
     failure: Failure | None = None
-    """With finish reason `error`."""
+    """The error, if the finish reason is `error`."""
     queue_time_s: float | None = None
-    """From arrival to the first step; in the first event only."""
+    """The time from arrival to the first step; in the first event only."""
 
 
 EventT = TypeVar("EventT", bound=Event)
@@ -59,25 +59,25 @@ EventT = TypeVar("EventT", bound=Event)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request(Generic[EventT]):
-    """What is asked of a model; answered by events of one type."""
+    """A request to a model; it is answered by events of one type."""
 
     request_id: str
     model: str
     priority: int = 0
-    """Lower runs first, under the priority policy only."""
+    """Lower values run first, under the priority policy only."""
     arrival_time_s: float = 0.0
-    """`time.time()` when the server accepted it."""
+    """The value of `time.time()` when the server accepted the request."""
     adapter: str | None = None
-    """Name of the model's LoRA adapter that it asks for."""
+    """The name of the LoRA adapter to use."""
 
     @property
     def num_completions(self) -> int:
-        """Completions that will end with an event each."""
+        """The number of completions, each of which ends with an event."""
         return 1
 
     @property
     def adapter_names(self) -> tuple[str, ...]:
-        """All adapters without which it cannot be answered."""
+        """The adapters that the request needs."""
         return () if self.adapter is None else (self.adapter,)
 
 
@@ -90,11 +90,11 @@ class Stats:
     num_waiting: int = 0
     num_steps: int = 0
     publish_time_s: float = 0.0
-    """Publishing of the previous step, since this one's is not over yet."""
+    """The time of publishing the previous step, as this one's is not over yet."""
     throttle_time_s: float = 0.0
-    """Slept to leave the device to other models (`image_share`)."""
+    """The time slept to leave the device to other models (`image_share`)."""
     num_threads: int = 0
-    """CPU threads that steps use now (`adaptive_threads`)."""
+    """The number of CPU threads that steps use now (`adaptive_threads`)."""
 
 
 StatsT = TypeVar("StatsT", bound=Stats)
@@ -102,64 +102,64 @@ StatsT = TypeVar("StatsT", bound=Stats)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Info:
-    """What the server must know of a loaded model. Made by the worker, sent once it can serve."""
+    """What the server must know about a loaded model. The worker sends it once it can serve."""
 
     model: str
     path: str
-    """Local folder or file of the checkpoint. Never shown to clients."""
+    """The local folder or file of the checkpoint. Never shown to clients."""
     architecture: str
     dtype: str
     created: int
-    """Unix time at which it became ready."""
+    """The Unix time at which the model became ready."""
     config_hash: str = ""
-    """Short hash of the resolved configuration; part of `system_fingerprint`."""
+    """A short hash of the resolved configuration; part of `system_fingerprint`."""
     digest: str = ""
-    """SHA-256 of the checkpoint's files (`engine.weights.digest`)."""
+    """The SHA-256 of the checkpoint's files (`engine.weights.digest`)."""
     file_format: str = ""
-    """Of the files that hold the weights, such as gguf or safetensors."""
+    """The format of the weight files, such as gguf or safetensors."""
     file_bytes: int = 0
-    """Of all files that the digest is of."""
+    """The size of all files that the digest covers."""
     num_weights: int = 0
-    """Numbers in all of its matrices; 0: not known."""
+    """The number of weights in all matrices; 0 if unknown."""
     weight_type: str = ""
-    """That most of them have in the files, such as Q8_0 or BF16."""
+    """The type of most weights in the files, such as Q8_0 or BF16."""
     vocab_size: int | None = None
-    """Token ids at or above it are refused. None: requests bring no token ids."""
+    """The number of valid token ids; larger ids are refused. None: requests carry no token ids."""
 
     @property
     def name(self) -> str:
-        """As a request asked for it."""
+        """The name by which a request asked for the model."""
         return self.model
 
     @property
     def names(self) -> list[str]:
-        """All that it can be asked for by."""
+        """All names by which requests can ask for the model."""
         return [self.model]
 
     def named(self, name: str) -> Self | None:
-        """The info that a request for `name` is answered by; None: that is no name of it."""
+        """The info that answers a request for `name`; None if the model has no such name."""
         return self if name == self.model else None
 
     @property
     def all_digests(self) -> tuple[str, ...]:
-        """Of whatever is read from files to answer a request for `name`."""
+        """The digests of all files that answers under this name depend on."""
         return (self.digest,)
 
     def with_adapter(self, name: str, digest: str = "") -> Self:
-        """The same with one more adapter, or with another version of one.
+        """A copy with one more adapter, or with another version of one.
 
         Raises:
-            UnsupportedFeature: its kind has none.
+            UnsupportedFeature: this kind of model has no adapters.
         """
         raise UnsupportedFeature(f"{self.model} takes no LoRA adapters; text and image models do")
 
     def without_adapter(self, name: str) -> Self:
-        """The same without an adapter."""
+        """A copy without an adapter."""
         return self
 
     @property
     def log_fields(self) -> dict[str, object]:
-        """What the log says of a model that begins to serve."""
+        """What the log says about a model that begins to serve."""
         return {"family": self.architecture}
 
 
@@ -168,16 +168,16 @@ InfoT = TypeVar("InfoT", bound=Info)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptableInfo(Info):
-    """Of a model that may have LoRA adapters."""
+    """The info of a model that may have LoRA adapters."""
 
     adapters: tuple[str, ...] = ()
-    """Those that it has, each asked for as a model of that name."""
+    """The model's adapters; requests use their names as models."""
     failed_adapters: dict[str, str] = field(default_factory=dict)
-    """Those that it was to have, and why it has not."""
+    """The adapters that could not be loaded, with the reasons."""
     adapter_digests: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of the files of each adapter."""
+    """The SHA-256 of each adapter's files."""
     adapter: str | None = None
-    """The one that a request asked for, in the info that the request is answered by."""
+    """The adapter that the answered request asked for."""
 
     @property
     def name(self) -> str:
@@ -215,14 +215,14 @@ class AdaptableInfo(Info):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest(Request["TokenEvent"]):
-    """One prompt to continue. Stop strings and text are the server's business, not the engine's."""
+    """A prompt to continue. Stop strings and text belong to the server, not to the engine."""
 
     prompt_token_ids: list[int]
     sampling: SamplingParams
     cache_salt: str | None = None
-    """Requests share cached prefixes only with requests of the same salt."""
+    """Requests share cached prefixes only with requests that have the same salt."""
     client: str = ""
-    """Who asks, as far as the server can tell; clients take turns where structures are read."""
+    """The client, as far as the server can tell; clients take turns when structures are read."""
 
     @property
     def num_completions(self) -> int:
@@ -231,11 +231,11 @@ class GenerateRequest(Request["TokenEvent"]):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One token's log-probability beside the best alternatives at its position.
+    """One token's log-probability and the best alternatives at its position.
 
-    `top_ids` and `top_logprobs` are sorted from the most to the least likely and need not hold the
-    token itself. `rank` is 1 for the most likely token. `entropy` and `varentropy` are mean and
-    variance of -log p over all tokens at its position, in nats: how uncertain the model was.
+    `top_ids` and `top_logprobs` are sorted from the most to the least likely and need not contain
+    the token itself. `rank` is 1 for the most likely token. `entropy` and `varentropy` are the mean
+    and variance of -log p over all tokens at the position, in nats: how uncertain the model was.
     """
 
     token_id: int
@@ -249,34 +249,34 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """A stretch of a text that says the same tokens over and over."""
+    """A stretch of a text that repeats the same tokens."""
 
     pattern_size: int
-    """Tokens after which it begins anew."""
+    """The number of tokens after which it begins anew."""
     start: int
-    """Generated tokens before it."""
+    """The number of generated tokens before it."""
     num_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenEvent(Event):
-    """What one step brought one completion of a text."""
+    """What one step did for one completion of a text."""
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] | None = None
-    """One per token id, when asked for."""
+    """One entry per token id, if asked for."""
     prompt_logprobs: list[TokenLogprob | None] | None = None
-    """One per prompt token, in the first event of completion 0; the first prompt token has None."""
+    """One entry per prompt token, in the first event of completion 0; the first entry is None."""
     stop_token_id: int | None = None
-    """The token of `stop_token_ids` that ended it; None after end-of-sequence."""
+    """The token of `stop_token_ids` that ended the text; None after end-of-sequence."""
     repetition: Repetition | None = None
-    """The longest so far, where they are looked for."""
+    """The longest repetition so far, if the request looks for them."""
     num_cached_tokens: int = 0
-    """Prompt tokens taken from the prefix cache."""
+    """The number of prompt tokens taken from the prefix cache."""
 
 
 class DrafterName(StrEnum):
-    """Who guesses tokens."""
+    """The names of what can guess tokens."""
 
     FORCED = "forced"
     LOOKUP = "lookup"
@@ -285,43 +285,43 @@ class DrafterName(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftCounts:
-    """What a drafter has guessed, and how that went."""
+    """How many tokens a drafter has guessed, and how many rightly."""
 
     num_drafts: int = 0
-    """Times that the next tokens of a sequence were guessed."""
+    """The number of guesses of a sequence's next tokens."""
     num_draft_tokens: int = 0
-    """The guessed tokens."""
+    """The number of guessed tokens."""
     num_accepted_tokens: int = 0
-    """Those of them that were drawn, too."""
+    """The number of guessed tokens that were also drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats(Stats):
-    """Those of a text engine: `num_running` and `num_waiting` count sequences."""
+    """The statistics of a text engine; `num_running` and `num_waiting` count sequences."""
 
     kv_blocks_total: int = 0
     kv_blocks_used: int = 0
-    """Blocks held by requests; cached blocks that nobody holds are free."""
+    """The number of blocks that requests hold; cached blocks that nobody holds are free."""
     kv_slots_unused: int = 0
-    """Allocated but empty slots in held blocks, a shared block counted once."""
+    """The number of allocated but empty slots in held blocks; a shared block counts once."""
     kv_block_size: int = 0
     kv_bytes_committed: int = 0
-    """Physical memory that the pool has touched."""
+    """The physical memory that the pool has touched."""
     prefix_cache_queries: int = 0
-    """Prompt tokens looked up."""
+    """The number of prompt tokens looked up."""
     prefix_cache_hits: int = 0
-    """Prompt tokens found."""
+    """The number of prompt tokens found."""
     num_preemptions: int = 0
     drafts: dict[str, DraftCounts] = field(default_factory=dict)
-    """By `DrafterName`."""
+    """The counts of each drafter, by `DrafterName`."""
     step_tokens: int = 0
-    """Tokens computed in this step."""
+    """The number of tokens computed in this step."""
     step_token_budget: int = 0
-    """Tokens that the last decided step could have had."""
+    """The most tokens that the last decided step could have had."""
     step_predicted_s: float = 0.0
-    """How long the last step was expected to take; 0 if nobody asks that."""
+    """The expected duration of the last step; 0 if none was computed."""
     step_measured_s: float = 0.0
-    """How long it took."""
+    """The measured duration of the last step."""
     schedule_time_s: float = 0.0
     prepare_time_s: float = 0.0
     forward_time_s: float = 0.0
@@ -329,7 +329,7 @@ class EngineStats(Stats):
 
     @property
     def num_drafts(self) -> int:
-        """Of all drafters, as the next two."""
+        """The total of all drafters, like the next two."""
         return sum(counts.num_drafts for counts in self.drafts.values())
 
     @property
@@ -343,19 +343,19 @@ class EngineStats(Stats):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo(AdaptableInfo):
-    """Of a text model, whose `path` holds tokenizer and chat template."""
+    """The info of a text model; its `path` holds tokenizer and chat template."""
 
     max_model_len: int
     vocab_size: int
-    """Rows of the output layer."""
+    """The number of rows of the output layer."""
     num_kv_blocks: int
     kv_block_size: int
     eos_token_ids: tuple[int, ...] = ()
     default_sampling: dict[str, float] = field(default_factory=dict)
-    """Sampler parameters where a request says nothing (`engine.default_sampling`); those that are
-    not here are neutral then."""
+    """The sampler parameters of requests that give none (`engine.default_sampling`); parameters
+    that are missing here are neutral."""
     quality_kl: float | None = None
-    """Measured KL divergence of its distributions from its original's, in nats, if it is known."""
+    """The measured KL divergence from the original's distributions in nats, if known."""
 
     @property
     def log_fields(self) -> dict[str, object]:
@@ -364,26 +364,27 @@ class ModelInfo(AdaptableInfo):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatus:
-    """Whether a model is ready, and if not, why; `GET /ready` shows it."""
+    """Whether a model is ready and, if not, why; `GET /ready` shows it."""
 
     model: str
     phase: Phase
     progress: float | None = None
-    """0 to 1 within the phase, where it is known."""
+    """The progress within the phase from 0 to 1, if known."""
     detail: str | None = None
-    """One sanitised line: what is going on."""
+    """The current activity, as one sanitised line."""
     failure: Failure | None = None
-    """Why it could not be loaded. Its hint is for the operator and never shown to clients: it may
-    name paths."""
+    """The reason why the model could not be loaded. Its hint may name paths; it is for the operator
+    and never shown to clients."""
     restarts: int = 0
     stalls: int = 0
-    """Workers that were ended because they had stopped."""
+    """The number of workers that were ended because they hung."""
     kind: str | None = None
-    """Name of a row of `engine.kinds`; None until the checkpoint has been found."""
+    """The name of its kind in `engine.kinds`; None until the checkpoint has been found."""
     joining: bool = False
-    """It is loaded while the server runs, and has not served yet: nobody waits for it."""
+    """Whether it is being loaded while the server runs, so that the server's readiness does not
+    depend on it."""
 
     @property
     def news(self) -> str | None:
-        """One line for clients: why it failed, or what is going on."""
+        """One line for clients: the reason of the failure, or the current activity."""
         return self.detail if self.failure is None else self.failure.message

@@ -1,4 +1,4 @@
-"""What is asked of a model that enlarges images, and what comes back; `engine.types` for texts."""
+"""Requests to models that enlarge images, and their events; `engine.types` has those of texts."""
 
 from dataclasses import dataclass
 
@@ -11,61 +11,62 @@ class UpscaleRequest(Request["UpscaleEvent"]):
     """An image to enlarge."""
 
     image: Pixels
-    """RGB or RGBA."""
+    """The image, RGB or RGBA."""
     width: int
-    """Of the result, in pixels: from the image's own to the model's `scale` times that."""
+    """The width of the result in pixels: from the image's own to the model's `scale` times that."""
     height: int
     tile: int
-    """Side of what the network sees at once, in pixels of the image; smaller images are seen
-    whole."""
+    """The side of a tile that the network sees at once, in pixels of the image; a smaller image is
+    one tile."""
     overlap: int
-    """By how many pixels of the image two tiles overlap at least; less than `tile`."""
+    """The least overlap of two tiles in pixels of the image; less than `tile`."""
     exact: bool = False
-    """Every pixel is what it would be without tiles: needs an overlap of two receptive radii."""
+    """Whether every pixel must be as without tiles; this needs an overlap of two receptive
+    radii."""
     num_previews: int = 0
     faithfulness: Faithfulness = Faithfulness()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpscaleEvent(Event):
-    """What the step of one tile brought. Rows come from the top down, each once."""
+    """What the step of one tile produced. Rows come from the top down, each once."""
 
     tile: int = 0
-    """How many are done."""
+    """The number of finished tiles."""
     num_tiles: int = 0
     first_row: int = 0
     rows: bytes = b""
-    """Finished ones, as in `Pixels.data`, with the channels of the image. With `fidelity` all of
-    them come at the end."""
+    """Finished rows, as in `Pixels.data`, with the channels of the image. With `fidelity` all rows
+    come at the end."""
     preview: Pixels | None = None
     preview_index: int = 0
     examination: Examination | None = None
-    """Of the result, with the last tile."""
+    """The findings about the result, with the last tile."""
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpscaleStats(Stats):
-    """Those of an upscaling engine: `num_running` counts images of which tiles are done,
-    `num_waiting` those before their first."""
+    """The statistics of an upscaling engine: `num_running` counts images with finished tiles,
+    `num_waiting` those before their first tile."""
 
     step_tiles: int = 0
     step_time_s: float = 0.0
-    """Of the newest step."""
+    """The duration of the newest step."""
     num_tiles: int = 0
     output_megapixels: float = 0.0
-    """Of all results."""
+    """The megapixels of all results."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpscaleModelInfo(Info):
-    """Of a model that enlarges images."""
+    """The info of a model that enlarges images."""
 
     scale: int
-    """How many times the sides of an image its network makes them."""
+    """The factor by which the network enlarges each side."""
     receptive_radius: int | None
-    """How far away, in pixels of the image, a pixel can matter to another; None: any distance, or
-    not known."""
+    """The largest distance, in pixels of the image, at which one pixel can affect another; None if
+    it is unlimited or unknown."""
     default_tile: int
     default_overlap: int
     exact_by_default: bool

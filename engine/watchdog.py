@@ -1,28 +1,29 @@
-"""Notices a worker that has stopped: by a signal, in a dead-lock, or in a step without an end.
+"""Notices a worker that hangs: stopped by a signal, in a dead-lock, or in an endless step.
 
-Three kinds of patience, each counted while its cause lasts:
+Three times are measured, each while its cause lasts:
 
-- no pulse at all: the process is stopped, or no thread of it can run;
-- requests wait, and the loop neither goes round nor uses any CPU time: it waits for something that
-  does not come. A step that takes minutes is not meant, as the loop's thread takes part in it;
-- requests wait, and no step brings anything, however busy the loop is.
+- no pulse comes: the process is stopped, or none of its threads can run;
+- requests wait, and the loop neither advances nor uses CPU time: it waits for something that never
+  comes. A step that takes minutes does not count, as it uses CPU time of the loop's thread;
+- requests wait, and no step has a result, however busy the loop is.
 
-Time is the server's own and waking: it is added up from ticks, none of which counts for more than
-two. After the server itself was stopped, or the machine slept, nobody is judged by that time.
+Time is added up from the server's own ticks, none of which counts for more than two. So time in
+which the server itself was stopped or the machine slept is not held against a worker.
 """
 
 from engine.pulse import PERIOD_S, Pulse
 
 LOADING_PATIENCE_S = 300.0
-"""Without a pulse until the model serves: importing or compiling may keep all threads waiting."""
+"""The patience without a pulse until the model serves: importing or compiling may block all
+threads."""
 
 
 class Watchdog:
     """Watches one worker, from its start to its end.
 
     Args:
-        worker_timeout_s: patience with a process or a loop that stands still.
-        step_timeout_s: patience with steps that bring nothing.
+        worker_timeout_s: how long a process or a loop may stand still.
+        step_timeout_s: how long steps may have no result.
     """
 
     def __init__(self, worker_timeout_s: float, step_timeout_s: float) -> None:
@@ -44,12 +45,12 @@ class Watchdog:
             self._fruitless_s = 0.0
 
     def tick(self, elapsed_s: float, *, is_ready: bool, is_busy: bool) -> str | None:
-        """Let time pass. Returns why the worker is to be ended, if it is.
+        """Let time pass. Returns the reason to end the worker, if there is one.
 
         Args:
-            elapsed_s: since the last tick, which was to be `period_s` ago.
-            is_ready: the model is loaded.
-            is_busy: the worker owes a request its end.
+            elapsed_s: the time since the last tick, which should be `period_s`.
+            is_ready: whether the model is loaded.
+            is_busy: whether a request is unfinished.
         """
         passed_s = min(elapsed_s, 2 * self.period_s)
         self._silent_s += passed_s
@@ -59,7 +60,7 @@ class Watchdog:
         if self._silent_s >= (patience_s if is_ready else max(patience_s, LOADING_PATIENCE_S)):
             return f"it gave no sign of life for {self._silent_s:.0f} s"
         if self._still_s >= patience_s:
-            return f"requests wait and its loop stands still since {self._still_s:.0f} s"
+            return f"its loop has been blocked for {self._still_s:.0f} s while requests wait"
         if self._fruitless_s >= self._step_timeout_s:
-            return f"requests wait and no step has ended for {self._fruitless_s:.0f} s"
+            return f"no step has ended for {self._fruitless_s:.0f} s while requests wait"
         return None

@@ -1,6 +1,7 @@
-"""One run of a worker: its process, the socket to it, its signs of life.
+"""One run of a worker: its process, its socket and its signs of life.
 
-Carries messages and does not know what they mean; `engine.supervisor` does, and starts the next.
+Carries messages without knowing their meaning; `engine.supervisor` knows it and starts the next
+run.
 """
 
 import asyncio
@@ -19,11 +20,11 @@ from engine.socket_folder import new_socket, remove_socket
 _LAST_WORDS_S = 0.3
 
 Describe = Callable[[str, int], messages.WorkerSpec]
-"""Given the socket's address and the descriptor for pulses, says what the worker is to be."""
+"""Makes a worker's spec from the socket's address and the descriptor for pulses."""
 
 
 class WorkerProcess:
-    """Started once, then read to its end. Whoever makes it calls `end`, however far it came."""
+    """A worker that is started once and read to its end. Its owner must call `end` in any case."""
 
     def __init__(self) -> None:
         self._address = new_socket()
@@ -35,17 +36,17 @@ class WorkerProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Its process runs."""
+        """Whether the process runs."""
         return self._process is not None and self._process.returncode is None
 
     async def start(self, command: Sequence[str], stderr: int | None, describe: Describe) -> None:
-        """Start the process and tell it what it is."""
+        """Start the process and send it its spec."""
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.set_hwm(0)
         self._socket.linger = 0
         self._socket.bind(self._address)
         # Standard input stays open: its end tells the worker that the server is gone. The worker
-        # makes a process group of its own, so that what it has started can be ended with it.
+        # makes a process group of its own, so that the processes it starts can be ended with it.
         self._process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.PIPE,
@@ -60,7 +61,7 @@ class WorkerProcess:
             self.kill()
 
     def send(self, message: messages.ToWorker) -> None:
-        """Send a message; to one that has ended it goes nowhere."""
+        """Send a message. It is lost if the worker has ended."""
         self.send_encoded(messages.encode(message))
 
     def send_encoded(self, data: bytes) -> None:
@@ -69,11 +70,11 @@ class WorkerProcess:
             self._socket.send(data)
 
     def pulse(self) -> Pulse | None:
-        """Its newest sign of life, if one came since the last call."""
+        """The newest sign of life, if one has come since the last call."""
         return self._pulses.read()
 
     async def received(self) -> AsyncGenerator[messages.FromWorker, None]:
-        """Its messages, until it has ended; then its last words."""
+        """Yield the worker's messages until it has ended, including the last ones."""
         assert self._process is not None and self._socket is not None
         ended = asyncio.create_task(self._process.wait())
         is_connected = False
@@ -84,11 +85,11 @@ class WorkerProcess:
                 if not message.done():
                     message.cancel()
                     break
-                if not is_connected:  # a socket needs no name any more that could be left behind
+                if not is_connected:  # the socket's name is not needed any more, nor left behind
                     remove_socket(self._address)
                     is_connected = True
                 yield messages.decode_from_worker(message.result())
-            # What a worker said just before its end is the reason of it.
+            # The last message before a worker's end gives the reason for it.
             with contextlib.suppress(zmq.Again):
                 while True:
                     data = await self._socket.recv(flags=zmq.NOBLOCK)
@@ -97,20 +98,20 @@ class WorkerProcess:
             ended.cancel()
 
     async def wait(self, timeout_s: float) -> None:
-        """Return once it has ended, or the time is over."""
+        """Return when the process has ended or the time is over."""
         if self._process is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), timeout_s)
 
     def kill(self) -> None:
-        """End its process, also one that is only about to start."""
+        """End the process, even if it is only being started."""
         self._is_unwanted = True
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
     async def kill_with_last_words(self) -> None:
-        """The same; before, its log shows where its threads are."""
+        """End the process after its log has shown where its threads are."""
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGUSR1)
@@ -118,7 +119,7 @@ class WorkerProcess:
         self.kill()
 
     async def end(self) -> int | None:
-        """End the process and whatever it has started, and close what belongs to it.
+        """End the process and all processes that it started, and close what belongs to it.
 
         Returns:
             The exit code, or the negative signal; None if there was no process.
@@ -140,5 +141,5 @@ class WorkerProcess:
         self.kill()
         code = await process.wait()
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # what it started: compilers, downloads
+            os.killpg(process.pid, signal.SIGKILL)  # processes that it started, such as compilers
         return code

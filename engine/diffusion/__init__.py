@@ -1,1 +1,1 @@
-"""Images: requests join and leave the running batch between two denoising steps."""
+"""The image engine, in which requests join and leave the running batch between denoising steps."""

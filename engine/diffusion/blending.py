@@ -1,9 +1,9 @@
-"""Inpainting in the space of the finished picture: what the mask protects is the input's own.
+"""Inpainting within the schedule, which keeps the protected part of the input exactly as it is.
 
 At every step the model sees, outside the mask, the input with as much noise as the latents have,
-and its prediction there is replaced by the one that leads to the input. So every noise schedule
-stays right, those that remember earlier predictions too; blending after the step, as diffusers'
-pipelines do, leaves unblended ones in their memory.
+and its prediction there is replaced by the one that leads to the input. This is right for every
+noise schedule, also for those that remember earlier predictions; diffusers' pipelines blend after
+the step and so leave unblended predictions in that memory.
 """
 
 import torch
@@ -12,16 +12,16 @@ from engine.diffusion.noise_schedule import NoiseSchedule
 
 
 class LatentBlend:
-    """One image's protected part. Stateless: every method may be called any number of times.
+    """The protected part of one image. Stateless: every method may be called any number of times.
 
-    With the mask m of a step, z0 the input's latents and n its noise, the latents become
-    `x·m + noised(z0, n)·(1-m)`, and the picture that a prediction implies `x0·m + z0·(1-m)`. As
-    predictions are affine in x0, the latter is done on predictions, exact under m = 1. The noise is
-    fixed, so that a prediction of noise outside the mask is the same at every step.
+    With the mask m of a step, the input's latents z0 and its noise n, the latents become `x·m +
+    noised(z0, n)·(1-m)`, and the picture that a prediction implies `x0·m + z0·(1-m)`. As
+    predictions are affine in x0, the latter is applied to predictions, exactly under m = 1. The
+    noise is fixed, so that a prediction of noise outside the mask is the same at every step.
 
-    A hard mask protects the cells of level 0. A soft one moves (differential diffusion, Levin and
-    Fried 2023, arXiv 2306.00950): a cell of level c joins what is redrawn once the share of steps
-    done reaches 1 - c, so that little of its input is lost at small c.
+    A hard mask protects the cells of level 0. A soft mask grows (differential diffusion, Levin and
+    Fried 2023, arXiv 2306.00950): a cell of level c is redrawn once the share of finished steps
+    reaches 1 - c, so little of its input is lost at small c.
 
     Args:
         mask: `[N or 1, 1, h, w]` in [0, 1], 1 where to redraw.
@@ -48,7 +48,7 @@ class LatentBlend:
         self._redrawn = mask > 0
 
     def input(self, latents: torch.Tensor, schedule: NoiseSchedule, index: int) -> torch.Tensor:
-        """The latents as the schedule and the denoiser are to see it at this timestep."""
+        """The latents as the schedule and the denoiser should see them at this timestep."""
         protected = schedule.noised(self._image, self._noise, index)
         return torch.where(self._mask(schedule, index), latents, protected)
 
@@ -59,7 +59,7 @@ class LatentBlend:
         schedule: NoiseSchedule,
         index: int,
     ) -> torch.Tensor:
-        """A prediction on `input`'s latents that leads to the input outside the mask."""
+        """A prediction for `input`'s latents that leads to the input outside the mask."""
         sigma = schedule.scales(index)[1]
         if sigma == 0:
             # The latents are the finished picture, which no prediction of noise can change.
@@ -68,7 +68,7 @@ class LatentBlend:
         return torch.where(self._mask(schedule, index), prediction, protected)
 
     def result(self, latents: torch.Tensor) -> torch.Tensor:
-        """The finished latents, exactly the input's where nothing was to change."""
+        """The finished latents, which are exactly the input's where nothing should change."""
         return torch.where(self._redrawn, latents, self._image)
 
     def _mask(self, schedule: NoiseSchedule, index: int) -> torch.Tensor:

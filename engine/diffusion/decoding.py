@@ -1,4 +1,4 @@
-"""From latents to pictures, in a thread beside the denoising loop."""
+"""Decodes latents into pictures, in a thread beside the denoising loop."""
 
 import queue
 import threading
@@ -16,7 +16,7 @@ Work = Callable[[], Pixels | Examined]
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What came of a piece of work: a picture, or the exception that it ended with."""
+    """The result of a piece of work: a picture, or the exception that ended it."""
 
     key: tuple[int, int]
     picture: Pixels | Examined | None
@@ -25,21 +25,21 @@ class Decoded:
 
 
 def finite(values: torch.Tensor, what: str) -> torch.Tensor:
-    """The values, if all of them are numbers: a picture of others would be black or noise.
+    """Return the values if all are numbers; other values would give a black or noisy picture.
 
     Raises:
         Unusable: some are infinite or not numbers.
     """
     if not bool(torch.isfinite(values).all()):
-        raise Unusable(f"the model gave {what} with values that are not finite numbers")
+        raise Unusable(f"the model produced {what} with values that are not finite numbers")
     return values
 
 
 class DecodeThread:
-    """Runs pieces of work one after the other; results are collected by the engine's thread.
+    """Runs pieces of work one after the other; the engine's thread collects the results.
 
-    A key is (drawing id, preview index or -1 for the result). On a CPU the thread works with one
-    core, so that the denoiser keeps the others.
+    A key is (drawing id, preview index or -1 for the result). On a CPU the thread uses one core, so
+    that the denoiser keeps the others.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class DecodeThread:
 
     @property
     def num_pending(self) -> int:
-        """Pieces submitted and not collected yet."""
+        """The number of submitted pieces that are not collected yet."""
         return self._pending
 
     def submit(self, key: tuple[int, int], work: Work) -> None:
@@ -59,7 +59,7 @@ class DecodeThread:
         self._inbox.put((key, work))
 
     def collect(self, wait_s: float = 0.0) -> list[Decoded]:
-        """What is finished; waits up to `wait_s` for the first."""
+        """The finished results; waits up to `wait_s` for the first."""
         results: list[Decoded] = []
         try:
             results.append(self._done.get(block=wait_s > 0, timeout=wait_s or None))
@@ -71,7 +71,7 @@ class DecodeThread:
         return results
 
     def close(self) -> None:
-        """Finish what is queued and end the thread."""
+        """Finish queued work and end the thread."""
         self._inbox.put(None)
         self._thread.join()
 

@@ -1,4 +1,4 @@
-"""Denoising of one image, a step after the other towards its prompt: a `Stage`."""
+"""The stage that denoises one image, step by step, towards its prompt."""
 
 import itertools
 from collections.abc import Callable, Hashable, Sequence
@@ -25,12 +25,12 @@ Finished = TypeVar("Finished")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branches:
-    """What the denoiser may be asked, `[1, K, h, w]` image latents beside each prompt.
+    """The denoiser's possible inputs: prompts, with `[1, K, h, w]` image latents beside them.
 
     Attributes:
         full: prompt and image; always computed.
         image_only: negative prompt and image; for dual guidance.
-        unconditional: negative prompt without image; None when guidance is off.
+        unconditional: negative prompt without image; None if guidance is off.
     """
 
     full: tuple[PromptCourse, torch.Tensor | None]
@@ -40,16 +40,16 @@ class Branches:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Denoising:
-    """Where one image is in its noise schedule.
+    """The state of one image within its noise schedule.
 
     Attributes:
-        family: whose denoiser and decoder it uses; the same for all.
+        family: the family whose denoiser and decoder it uses; the same for all images.
         latents: `[1, C, h, w]` fp32 at the schedule's `timestep_index`.
-        timestep_index, first_timestep_index: within `schedule.timesteps`.
-        noise_level: of the image beside the latents.
+        timestep_index, first_timestep_index: indexes into `schedule.timesteps`.
+        noise_level: the noise level of the image beside the latents.
         keeps_x0: whether previews were asked for.
         x0: the picture that the newest prediction implies; previews show it.
-        adapters: that the denoiser has in each of its rows.
+        adapters: the adapters that the denoiser uses in each of its rows.
     """
 
     family: Family
@@ -74,12 +74,12 @@ class Denoising:
 
     @property
     def num_steps(self) -> int:
-        """Denoiser calls from start to end."""
+        """The number of denoiser calls from start to end."""
         return self.schedule.num_timesteps - self.first_timestep_index
 
     @property
     def step(self) -> int:
-        """Denoiser calls done."""
+        """The number of finished denoiser calls."""
         return self.timestep_index - self.first_timestep_index
 
     @property
@@ -88,7 +88,7 @@ class Denoising:
 
     @property
     def num_rows(self) -> int:
-        """How many rows the next step has: one per guidance branch that acts in it."""
+        """The rows of the next step: one for each guidance branch that acts in it."""
         return len(self._active())
 
     @property
@@ -96,7 +96,7 @@ class Denoising:
         return self.preparation.width * self.preparation.height
 
     def compute(self, stages: Sequence["Denoising"]) -> list[list[torch.Tensor]]:
-        """What the denoiser says to the rows of each."""
+        """The denoiser's predictions for the rows of each stage."""
         rows = [stage.rows() for stage in stages]
         return denoise_rows(self.family, self.denoiser_key, rows)
 
@@ -121,7 +121,7 @@ class Denoising:
         ]
 
     def advance(self, outcome: Sequence[torch.Tensor]) -> None:
-        """Take the step that these predictions (`[1, C, h, w]` each) lead to."""
+        """Take the step given by these predictions, `[1, C, h, w]` each."""
         latents = self._input()
         prediction = self._combine(outcome)
         if self.blend is not None:
@@ -142,7 +142,7 @@ class Denoising:
         return partial(_decode, self.family.preview, self.x0, self.preparation.show)
 
     def final(self) -> torch.Tensor:
-        """The finished latents; what the mask protects is the input's own."""
+        """The finished latents, with the protected part taken from the input."""
         return self.latents if self.blend is None else self.blend.result(self.latents)
 
     def _input(self) -> torch.Tensor:
@@ -179,7 +179,7 @@ class Denoising:
 def denoise_rows(
     family: Family, denoiser_key: Hashable, rows: Sequence[Sequence[Row]]
 ) -> list[list[torch.Tensor]]:
-    """Rows of several images in one call, and the predictions of each."""
+    """Compute the rows of several images in one call; returns the predictions of each image."""
     flat = [row for each in rows for row in each]
     predictions = iter(torch.split(family.denoise(denoiser_key, flat), 1))
     return [list(itertools.islice(predictions, len(each))) for each in rows]
@@ -195,5 +195,5 @@ def _decode(
 
 
 def needs_unconditional(guidance: Guidance, *, dual: bool) -> bool:
-    """Whether any branch beside the full one has an effect."""
+    """Whether any branch besides the full one has an effect."""
     return not (is_off(guidance.scale) and (not dual or is_off(guidance.image_scale)))

@@ -1,4 +1,4 @@
-"""One image being made, whatever is done to it."""
+"""One image in progress, through all its stages."""
 
 import itertools
 from collections.abc import Hashable
@@ -13,11 +13,11 @@ _next_id = itertools.count().__next__
 
 
 class NextPass(Protocol):
-    """What goes on with what a stage has drawn, in a stage of its own."""
+    """A stage of its own that continues with what a stage has drawn."""
 
     @property
     def num_steps(self) -> int:
-        """Of that stage."""
+        """The number of that stage's steps."""
         ...
 
     @property
@@ -26,7 +26,7 @@ class NextPass(Protocol):
         ...
 
     def begin(self, stage: Stage, picture: Pixels | None) -> Stage:
-        """The stage before its first step, from the one before after its last."""
+        """The new stage before its first step, made from the previous one after its last."""
         ...
 
 
@@ -35,11 +35,11 @@ class Drawing:
     """Image `index` of a request.
 
     Attributes:
-        stage: what is done to it, and how far that is.
-        next_pass: what follows on that; None: it is the last.
-        num_steps_before: of the stages before it.
-        stage_time_s: of the calls that it took part in.
-        preview_steps: the step at each preview that was taken; a preview's index is its place here.
+        stage: the current stage with its progress.
+        next_pass: the pass that follows; None if this is the last.
+        num_steps_before: the number of steps of earlier stages.
+        stage_time_s: the time of the calls that it took part in.
+        preview_steps: the step of each preview, by the preview's index.
     """
 
     request: ImageRequest
@@ -57,25 +57,25 @@ class Drawing:
 
     @property
     def finished(self) -> bool:
-        """Whether its stage has taken its last step."""
+        """Whether the stage has taken its last step."""
         return self.stage.step >= self.stage.num_steps
 
     @property
     def step(self) -> int:
-        """Steps done, of all stages."""
+        """The number of finished steps of all stages."""
         return self.num_steps_before + self.stage.step
 
     @property
     def num_steps(self) -> int:
-        """Of all stages."""
+        """The number of steps of all stages."""
         to_come = self.next_pass.num_steps if self.next_pass is not None else 0
         return self.num_steps_before + self.stage.num_steps + to_come
 
     def go_on(self, picture: Pixels | None) -> None:
-        """Begin the next pass, which there is.
+        """Begin the next pass, which must exist.
 
         Args:
-            picture: what the stage has drawn, where that is needed.
+            picture: the decoded picture of the stage, if the pass needs it.
         """
         assert self.next_pass is not None
         stage = self.next_pass.begin(self.stage, picture)
@@ -88,7 +88,7 @@ class Drawing:
         return (type(self.stage), self.stage.group)
 
     def preview_due(self) -> bool:
-        """Whether the step just taken is one of the equally spaced ones that are shown."""
+        """Whether the step just taken is one of the equally spaced ones with a preview."""
         wanted = self.request.params.num_previews
         num_shown = len(self.preview_steps)
         if num_shown >= wanted or self.finished:
@@ -97,17 +97,17 @@ class Drawing:
 
 
 class DrawingSource(Protocol):
-    """What a model's requests become drawings by."""
+    """Turns a model's requests into drawings."""
 
     @property
     def lookups(self) -> Lookups:
-        """Of prompts in a cache; zero where none are read."""
+        """How often prompts were looked up in a cache; zero if there is none."""
         ...
 
     def create(self, request: ImageRequest) -> list[Drawing]:
-        """One drawing per image of the request, each before its first step.
+        """Make one drawing per image of the request, each before its first step.
 
         Raises:
-            InvalidParameter: the request does not fit the model or itself.
+            InvalidParameter: the request does not fit the model or contradicts itself.
         """
         ...

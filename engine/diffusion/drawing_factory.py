@@ -1,4 +1,4 @@
-"""From a request to its drawings: prompts encoded, each with its start and its stage."""
+"""Turns a request into drawings: encodes prompts and gives each image its start and stage."""
 
 import time
 from dataclasses import dataclass, replace
@@ -26,14 +26,14 @@ from engine.lora.images.layers import Uses
 
 UNUSED_NEGATIVE = "negative_prompt has no effect: {reason}"
 UNUSED_GUIDANCE = (
-    "guidance_scale has no effect: of {num_steps} steps none is between guidance_start {start:g} "
-    "and guidance_end {end:g}"
+    "guidance_scale has no effect: none of the {num_steps} steps lies between guidance_start "
+    "{start:g} and guidance_end {end:g}"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pass:
-    """What one pass over an image of a request is, whatever its seed."""
+    """One pass over an image of a request, without its seed."""
 
     request: ImageRequest
     guidance: Guidance
@@ -42,7 +42,7 @@ class _Pass:
 
 
 class DrawingFactory:
-    """A `DrawingSource` of models that denoise."""
+    """The `DrawingSource` of models that denoise."""
 
     def __init__(self, family: Family) -> None:
         self._family = family
@@ -53,10 +53,10 @@ class DrawingFactory:
         return self._prompts.lookups
 
     def create(self, request: ImageRequest) -> list[Drawing]:
-        """One drawing per image of the request; several input images take equal shares of them.
+        """Make one drawing per image of the request; several input images get equal shares of them.
 
         Raises:
-            InvalidParameter: the request does not fit the model or itself.
+            InvalidParameter: the request does not fit the model or contradicts itself.
         """
         started_s, params = time.perf_counter(), request.params
         n = params.n // request.num_settings
@@ -78,7 +78,7 @@ class DrawingFactory:
         return drawings
 
     def _prepare(self, request: ImageRequest) -> list[Preparation]:
-        """One for each input image, or one without any."""
+        """The preparation of each input image, or one preparation if there is no input image."""
         facts = self._family.facts
         if len(request.images) <= 1:
             return [prepare(request, facts)]
@@ -101,9 +101,9 @@ class DrawingFactory:
     def _encode(
         self, prompt: str, params: ImageParams, guidance: Guidance, uses: Uses
     ) -> tuple[PromptCourse, PromptCourse | None]:
-        """States of the prompt and, where it has an effect, of the negative prompt.
+        """Encode the prompt and, if it has an effect, the negative prompt.
 
-        As in diffusers' pipelines, `clip_skip` is for the prompt alone.
+        As in diffusers' pipelines, `clip_skip` applies only to the prompt.
         """
         syntax = params.prompt_syntax
         adapters = self._family.adapted.of_prompts(uses) if uses else ()
@@ -165,7 +165,7 @@ class DrawingFactory:
         )
 
     def _add_pass(self, drawing: Drawing, wanted: _Pass) -> None:
-        """Have a drawing go on with another pass."""
+        """Add a second pass to a drawing."""
         hires = drawing.request.params.hires
         assert hires is not None
         denoise = partial(self._denoising, wanted)
@@ -177,7 +177,7 @@ class DrawingFactory:
     def _blend(
         self, params: ImageParams, preparation: Preparation, start: DrawingStart
     ) -> LatentBlend:
-        """What keeps the input under the mask."""
+        """The blend that keeps the input outside the mask."""
         assert start.clean is not None and preparation.latent_mask is not None
         return LatentBlend(
             preparation.latent_mask.to(self._family.device),
@@ -215,7 +215,7 @@ class DrawingFactory:
         if not params.negative_prompt:
             return ()
         if self._family.facts.denoising.guidance is not GuidanceKind.CLASSIFIER_FREE:
-            reason = "this model works without classifier-free guidance"
+            reason = "this model does not use classifier-free guidance"
         elif is_off(params.guidance_scale):
             reason = "guidance_scale is 1; raise it"
         else:
@@ -224,7 +224,8 @@ class DrawingFactory:
 
 
 def _second_request(request: ImageRequest) -> ImageRequest | None:
-    """What the second pass would be by itself, without its image."""
+    """The second pass as a request of its own, without its image; None if there is no second
+    pass."""
     hires, params = request.params.hires, request.params.second_pass
     if hires is None or params is None:
         return None
@@ -232,13 +233,13 @@ def _second_request(request: ImageRequest) -> ImageRequest | None:
 
 
 def _settings(request: ImageRequest) -> list[Uses]:
-    """The adapters of each: those that act."""
+    """The acting adapters of each setting."""
     settings = [tuple(use for use in one if use.scale != 0) for one in request.loras]
     return settings or [()]
 
 
 def _texts(prompt: str, params: ImageParams) -> tuple[str, ...]:
-    """Of each step that is run, or one for all."""
+    """The text for each step that is run, or a single text for all."""
     if params.prompt_syntax is not PromptSyntax.A1111:
         return (prompt,)
     num_steps = params.num_inference_steps

@@ -1,8 +1,8 @@
-"""What an image is drawn from: its noise schedule, first noise, and input image in latent space.
+"""The start of an image: its noise schedule, first noise, and input image in latent space.
 
-Each image has one CPU generator seeded seed + index, and draws from it in diffusers' order: the
-posterior of the input image where the latents need it, the first noise, the posterior of the image
-beside the latents, then whatever the noise schedule needs. Upscaling draws the noise of the image
+Each image has one CPU generator seeded with seed + index, and draws from it in diffusers' order:
+the posterior of the input image if the latents need it, the first noise, the posterior of the image
+beside the latents, then what the noise schedule needs. Upscaling draws the noise of the image
 beside the latents before the first noise.
 """
 
@@ -18,11 +18,11 @@ from engine.diffusion.tiling import Tiling, tile
 from engine.image_types import ImageParams, ImageTask
 
 if TYPE_CHECKING:
-    # It imports diffusers, which takes seconds.
+    # Imported only for types: it imports diffusers, which takes seconds.
     from engine.diffusion.noise_schedule import NoiseSchedule
 
 _PARTIAL_TASKS = (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT, ImageTask.RESTORE)
-"""Of which `strength` is the share of the steps that is run."""
+"""The tasks in which `strength` is the share of the steps that is run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,19 +30,19 @@ class DrawingStart:
     """A drawing before its first step. Latents are [1, C, H, W]."""
 
     generator: torch.Generator
-    """For what the schedule still draws."""
+    """The source of noise that the schedule still draws."""
     schedule: "NoiseSchedule"
     timestep_index: int
-    """Of the first step."""
+    """The index of the first step."""
     latents: Tensor
     noise: Tensor
-    """The first; in `latents` as far as the first step wants it."""
+    """The first noise; `latents` contain as much of it as the first step needs."""
     clean: Tensor | None
-    """The input image, where it is started from or kept under a mask."""
+    """The input image's latents, if the drawing starts from them or keeps them outside a mask."""
     condition: Tensor | None
-    """What the denoiser sees beside the latents, of tasks that have it."""
+    """What the denoiser sees beside the latents, in tasks that have it."""
     tiling: Tiling | None
-    """Of an image that is redrawn in tiles."""
+    """The tiles of an image that is redrawn in tiles."""
 
 
 def start_of(
@@ -53,13 +53,13 @@ def start_of(
     *,
     clean: Tensor | None = None,
 ) -> DrawingStart:
-    """Draw what an image begins with.
+    """Draw the start of an image.
 
     Args:
-        seed: the image's own.
-        clean: latents in place of an input image, of whose posterior nothing is drawn then.
+        seed: the image's own seed.
+        clean: latents that replace an input image; its posterior is then not drawn.
     """
-    generator = torch.Generator("cpu").manual_seed(seed % (1 << 64))  # torch takes no others
+    generator = torch.Generator("cpu").manual_seed(seed % (1 << 64))  # torch takes no other seeds
     tiling = _tiling(family, preparation) if params.task is ImageTask.RESTORE else None
     schedule = _schedule(family, params, preparation, tiling)
     if clean is None:
@@ -87,12 +87,12 @@ def start_of(
 
 
 def starts_later(params: ImageParams) -> bool:
-    """Whether only some of the steps are run."""
+    """Whether only the last steps are run."""
     return params.strength < 1.0 and params.task in _PARTIAL_TASKS
 
 
 def _tiling(family: Family, preparation: Preparation) -> Tiling:
-    """Of the latents, in tiles of the size that the model draws best."""
+    """Divide the latents into tiles of the size that the model draws best."""
     facts = family.facts
     sides = (
         preparation.height,
@@ -107,7 +107,7 @@ def _tiling(family: Family, preparation: Preparation) -> Tiling:
 def _schedule(
     family: Family, params: ImageParams, preparation: Preparation, tiling: Tiling | None
 ) -> "NoiseSchedule":
-    """For the size that the denoiser sees at once."""
+    """The schedule for the size that the denoiser sees at once."""
     height, width = preparation.height, preparation.width
     if tiling is not None:
         height, width = (side * family.facts.vae_factor for side in tiling.tile_size)
@@ -124,7 +124,7 @@ def _clean(
 
 
 def _needs_input(family: Family, params: ImageParams) -> bool:
-    """Whether the input's latents are needed: to start from, or to keep under the mask."""
+    """Whether the input's latents are needed, as a start or to be kept outside the mask."""
     if params.strength >= 1.0 and params.task in family.facts.image_free_at_full_strength:
         return False
     return params.task in (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT)

@@ -1,7 +1,8 @@
-"""The image engine: admit, compute one step, hand what is finished to the decode thread, publish.
+"""The image engine. Each iteration admits requests, computes one step, and publishes results.
 
-One iteration is one call over the rows of the drawings that the scheduler picked, all in stages of
-one kind, such as denoising. Between two iterations requests join, leave and are cancelled.
+An iteration is one call over the rows of the drawings that the scheduler picked, all in stages of
+one kind, such as denoising. Finished latents go to the decode thread. Between two iterations
+requests join, leave and are cancelled.
 """
 
 import itertools
@@ -27,29 +28,30 @@ from engine.scheduling.queue import WaitingQueue
 from engine.types import FinishReason
 
 _RESULT, _BETWEEN = -1, -2
-"""In a decode key: the finished picture, or one that another pass goes on with, not a preview."""
+"""Markers in decode keys in place of a preview's index: the finished picture, and the picture that
+another pass continues from."""
 _DECODE_WAIT_S = 0.02
 _ADMIT_S, _ADMIT_SHARE_OF_STEP = 0.02, 0.25
-"""Time for preparing requests between two steps: the larger of the two, and one request in any
-case. Preparing may take a text encoder of billions of weights, or a few milliseconds."""
+"""The time for preparing requests between two steps is the larger of these; one request is always
+prepared. This can take a text encoder with billions of weights, or a few milliseconds."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffusionLimits:
-    """What an image engine runs by."""
+    """The limits that an image engine runs with."""
 
     max_num_rows: int
     max_batch_pixels: int
-    """Rows times pixels of a call."""
+    """The most pixels of a call, summed over its rows."""
     max_num_images: int
-    """Images in a stage or being decoded at once; further requests wait."""
+    """The most images in a stage or being decoded; further requests wait."""
     max_num_queued: int
     scheduling_policy: Policy = "fcfs"
     deterministic: bool = False
-    """Each drawing in calls of its own: bit-equal to running alone also where the model's rows
-    are not, without the gain of batching."""
+    """Whether each drawing has calls of its own. It is then bit-equal to running alone even if the
+    model's rows depend on each other's company, without the gain of batching."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +74,7 @@ class _Totals:
 
 
 class DiffusionEngine:
-    """A `SteppingEngine` for images. All calls come from one thread."""
+    """The `SteppingEngine` of images. All calls come from one thread."""
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class DiffusionEngine:
         self._waiting: WaitingQueue[_Waiting] = self._policy.create_queue()
         self._arrivals = itertools.count()
         self._drawings: dict[int, Drawing] = {}
-        """In a stage or being decoded."""
+        """The drawings in a stage or being decoded."""
         self._totals = _Totals()
         self._step_rows = 0
         self._step_time_s = 0.0
@@ -100,7 +102,7 @@ class DiffusionEngine:
 
         Raises:
             QueueFull: too many wait already.
-            UnknownAdapter: the model has not, or no more, what it asks for.
+            UnknownAdapter: the model does not have an adapter that the request names.
         """
         num_waiting = len(self._waiting) + len(self._without_adapters)
         if num_waiting >= self._limits.max_num_queued:
@@ -108,7 +110,7 @@ class DiffusionEngine:
                 f"{num_waiting} image requests wait; the limit is "
                 f"{self._limits.max_num_queued}; try again later"
             )
-        # Their names may mean other ones before the request ends.
+        # The names may mean other adapters before the request ends.
         keyed = [
             [replace(use, name=self._adapters.key_of(use.name)) for use in setting]
             for setting in request.loras
@@ -121,12 +123,12 @@ class DiffusionEngine:
             self._without_adapters.add(request)
 
     def _queue(self, request: ImageRequest) -> None:
-        """Have a request wait for its turn, whose adapters are in place."""
+        """Queue a request whose adapters are in place."""
         rank = self._policy.rank(request, next(self._arrivals))
         self._waiting.push(_Waiting(rank, request))
 
     def abort(self, request_id: str, index: int | None = None) -> None:
-        """Drop a request at once; unknown ids are ignored, and who asks for one image alone."""
+        """Drop a request at once. Ignores unknown ids and aborts of a single image."""
         if index is not None:
             return
         self._without_adapters.forget(request_id)
@@ -138,32 +140,33 @@ class DiffusionEngine:
                 self._drop(drawing)
 
     def has_work(self) -> bool:
-        """Whether a step would do anything."""
+        """Whether a step would do something."""
         return self._has_requests() or self._without_adapters.has_work()
 
     def load_adapter(self, order: AdapterOrder, answer: Answer) -> None:
-        """Begin to load an adapter, beside the steps; it is there once that is answered."""
+        """Begin to load an adapter while steps go on; the answer says when it is there."""
         self._adapters.load(order, answer)
 
     def unload_adapter(self, name: str, answer: Answer) -> None:
-        """Take no more requests for an adapter. It goes, and that is answered, when it has none."""
+        """Take no more requests for an adapter. When it has none left it is removed and
+        answered."""
         self._adapters.unload(name, answer)
 
     @torch.inference_mode()
     def step(self) -> tuple[list[ImageEvent], ImageStats]:
-        """Admit requests, compute one call, collect what was decoded."""
+        """Admit requests, compute one call and collect decoded pictures."""
         events = self._advance_adapters()
         events += self._admit()
         decision, failures = self._decide()
         events += failures
         if decision is not None:
             events += self._run(decision)
-        # With nothing to compute this waits for the decoder rather than spin.
+        # With nothing to compute this waits for the decoder instead of spinning.
         events += self._collect(0.0 if decision is not None or events else _DECODE_WAIT_S)
         return events, self.stats()
 
     def stats(self) -> ImageStats:
-        """The statistics as of now."""
+        """The current statistics."""
         return ImageStats(
             num_running=len(self._drawings),
             num_waiting=sum(request.params.n for request in self._waiting_requests()),
@@ -183,7 +186,7 @@ class DiffusionEngine:
         )
 
     def reset_totals(self) -> None:
-        """Forget what was done so far: a warm-up is nobody's request."""
+        """Reset all totals after the warm-up, which is not a client's request."""
         self._totals = _Totals()
         self._source.lookups.num_queries = self._source.lookups.num_hits = 0
 
@@ -198,8 +201,8 @@ class DiffusionEngine:
         return [*(one.request for one in self._waiting), *self._without_adapters.requests()]
 
     def _advance_adapters(self) -> list[ImageEvent]:
-        """Put those in place that have been read, and let those go that nobody uses; returns the
-        ends of requests whose adapters cannot be had."""
+        """Put adapters in place that have been read, and remove those that nobody uses; returns the
+        final events of requests whose adapters cannot be loaded."""
         if not self._without_adapters.has_work():
             return []
         self._without_adapters.advance(self._adapters_in_use)
@@ -214,14 +217,14 @@ class DiffusionEngine:
         return refused
 
     def _adapters_in_use(self) -> set[str]:
-        """Keys of adapters that unfinished requests have which are in place."""
+        """The keys of the adapters in place that unfinished requests use."""
         requests = [waiting.request for waiting in self._waiting]
         requests += [drawing.request for drawing in self._drawings.values()]
         return {name for request in requests for name in request.adapter_names}
 
     def _admit(self) -> list[ImageEvent]:
-        """Prepare waiting requests, whose turn comes first, as long as there is room and for so
-        short a time that those which run do not stand still for long."""
+        """Prepare waiting requests in their order, as long as there is room, and only for so short
+        a time that running ones are not held up for long."""
         events: list[ImageEvent] = []
         most_s = max(_ADMIT_S, _ADMIT_SHARE_OF_STEP * self._step_time_s)
         until_s = time.perf_counter() + most_s
@@ -259,11 +262,11 @@ class DiffusionEngine:
             raise_if_poisoned(error)
             drawings = [drawing for drawing in self._drawings.values() if not drawing.finished]
             events = self._each(drawings, self._check_schedulable)
-            # Nobody alone is to blame: then all are, rather than try for ever.
+            # No single drawing is to blame, so all fail instead of being tried for ever.
             return None, events or self._fail_each(drawings, error)
 
     def _run(self, decision: StepDecision) -> list[ImageEvent]:
-        """One call and what follows from it for each drawing."""
+        """Run one call; returns the events of each of its drawings."""
         drawings = [self._drawings[drawing_id] for drawing_id in decision.drawing_ids]
         started_s = time.perf_counter()
         most_at_once = 1 if self._limits.deterministic else len(drawings)
@@ -280,8 +283,8 @@ class DiffusionEngine:
         return events + [self._event(s) for s in drawings if s.drawing_id in self._drawings]
 
     def _compute(self, drawings: Sequence[Drawing]) -> list[ImageEvent]:
-        """One call, and the step of each drawing; if the call fails, one for each half, down to the
-        drawings that fail it alone. The events are theirs."""
+        """Run one call and advance each drawing. If the call fails, each half is tried again, down
+        to the drawings that fail alone. Returns the events of failed drawings."""
         try:
             stages = [drawing.stage for drawing in drawings]
             outcomes = stages[0].compute(stages)
@@ -292,7 +295,7 @@ class DiffusionEngine:
                 return self._fail_each(drawings, error)
             raise_if_poisoned(error)
             log.warning(
-                "a step failed; its images are tried apart",
+                "a step failed; its images are tried again in smaller groups",
                 stage=stages[0].name,
                 error=type(error).__name__,
                 num_images=len(drawings),
@@ -306,7 +309,7 @@ class DiffusionEngine:
     def _each(
         self, drawings: Sequence[Drawing], work: Callable[[Drawing], object]
     ) -> list[ImageEvent]:
-        """Do something with each drawing. Whichever it fails for ends: the events are theirs."""
+        """Do something with each drawing. Drawings for which it fails end; returns their events."""
         events: list[ImageEvent] = []
         for drawing in drawings:
             try:
@@ -332,7 +335,7 @@ class DiffusionEngine:
             self._decoder.submit((drawing.drawing_id, index), work)
 
     def _end_stage(self, drawing: Drawing) -> None:
-        """Have the picture decoded, or go on with what was drawn."""
+        """Have the picture decoded, or continue with what was drawn."""
         if drawing.next_pass is not None and not drawing.next_pass.needs_picture:
             self._go_on(drawing, None)
         else:
@@ -340,7 +343,7 @@ class DiffusionEngine:
             self._decoder.submit((drawing.drawing_id, key), drawing.stage.result())
 
     def _go_on(self, drawing: Drawing, picture: Pixels | None) -> None:
-        """Begin a drawing's next pass, which takes its turns like any other drawing's."""
+        """Begin a drawing's next pass, which takes turns like any other drawing."""
         started_s = time.perf_counter()
         drawing.go_on(picture)
         elapsed_s = time.perf_counter() - started_s
@@ -354,12 +357,12 @@ class DiffusionEngine:
             for decoded in self._decoder.collect(wait_s):
                 self._totals.decode_time_s += decoded.elapsed_s
                 drawing = self._drawings.get(decoded.key[0])
-                if drawing is not None:  # those of cancelled drawings have no event
+                if drawing is not None:  # decoded pictures of cancelled drawings have no event
                     events += self._take(drawing, decoded)
         return events
 
     def _take(self, drawing: Drawing, decoded: Decoded) -> list[ImageEvent]:
-        """The event of one decoded picture."""
+        """Make the event of one decoded picture."""
         try:
             if decoded.error is not None:
                 raise decoded.error
@@ -378,7 +381,7 @@ class DiffusionEngine:
             self._go_on(drawing, decoded.picture)
             return self._event(drawing)
         if index != _RESULT:
-            # The drawing has gone on since.
+            # The drawing has taken more steps since.
             step = drawing.preview_steps[index]
             return self._event(drawing, step=step, preview=decoded.picture, preview_index=index)
         found = decoded.picture
@@ -392,7 +395,7 @@ class DiffusionEngine:
         )
 
     def _fail_each(self, drawings: Sequence[Drawing], error: Exception) -> list[ImageEvent]:
-        """End drawings, each with a reference of its own to what is logged."""
+        """End drawings with an error, each with its own reference to the log."""
         events: list[ImageEvent] = []
         for drawing in drawings:
             self._drop(drawing)

@@ -1,7 +1,7 @@
-"""How the predictions of a drawing's branches become one.
+"""Combines the predictions of a drawing's branches into one.
 
 Predictions may be of noise, v, flow or x0: at fixed latents these are affine in each other with
-equal coefficients for all branches, so the linear combinations below mean the same in each space.
+equal coefficients for all branches, so the linear combinations below are the same in each space.
 All tensors are `[1, C, h, w]` fp32.
 """
 
@@ -13,10 +13,10 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guidance:
-    """A request's guidance.
+    """The guidance of a request.
 
-    `start` and `end` are shares of the steps, counted as diffusers' guiders count them: of N steps
-    those from int(start * N) on, and before int(end * N), are guided. So equal shares guide none.
+    `start` and `end` are shares of the steps, counted as diffusers' guiders count them: of N steps,
+    those from int(start * N) on and before int(end * N) are guided. With equal shares, none is.
     """
 
     scale: float = 1.0
@@ -26,12 +26,12 @@ class Guidance:
     end: float = 1.0
 
     def acts_at(self, step: int, num_steps: int) -> bool:
-        """Whether this step, counted from 0, is in the interval."""
+        """Whether this step, counted from 0, is guided."""
         first, end = self._interval(num_steps)
         return first <= step < end
 
     def acts_within(self, num_steps: int) -> bool:
-        """Whether any of the steps is in the interval."""
+        """Whether any of the steps is guided."""
         first, end = self._interval(num_steps)
         return first < end
 
@@ -40,7 +40,8 @@ class Guidance:
 
 
 def is_off(scale: float) -> bool:
-    """At scale 1 the unconditional branch has no effect and is not computed."""
+    """Whether guidance is off: at scale 1 the unconditional branch has no effect and is not
+    computed."""
     return math.isclose(scale, 1.0)
 
 
@@ -68,7 +69,7 @@ def combine_dual(
 
 
 def rescaled(guided: torch.Tensor, conditional: torch.Tensor, phi: float) -> torch.Tensor:
-    """Bring back the conditional prediction's standard deviation (Lin et al. 2023, section 3.4)."""
+    """Restore the conditional prediction's standard deviation (Lin et al. 2023, section 3.4)."""
     dims = tuple(range(1, guided.ndim))
     ratio = conditional.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True)
     return phi * guided * ratio + (1 - phi) * guided

@@ -1,8 +1,8 @@
-"""The second pass over an image: what the first one has drawn, enlarged, and redrawn in part.
+"""The second pass over an image, which enlarges the first pass's result and redraws part of it.
 
-It is an image-to-image request's drawing in all but where its image comes from: it begins with the
-seed's own noise of the new size, so that a client who sends the enlarged picture back gets the same
-result. The first pass need not be known any more, and it shares steps with whatever has its size.
+It draws like an image-to-image request, but gets its image from the first pass. It begins with the
+seed's own noise of the new size, so a client that sends the enlarged picture back gets the same
+result. It does not need the first pass any more, and shares steps with other drawings of its size.
 """
 
 from collections.abc import Callable
@@ -18,18 +18,18 @@ from engine.errors import InvalidParameter
 from engine.image_types import Enlarging, ImageRequest, ImageTask, Pixels
 
 Denoise = Callable[[Preparation, DrawingStart], Denoising]
-"""What makes the stage of what it begins with."""
+"""Makes a stage from its start."""
 
 
 class Redrawing:
-    """A `NextPass` of one image.
+    """The second pass (`NextPass`) of one image.
 
     Args:
-        request: that the second pass alone would be, without its image.
-        seed: the image's own.
+        request: the second pass as a request of its own, without its image.
+        seed: the image's own seed.
 
     Raises:
-        InvalidParameter: the model has not that size, or the schedule not so many steps.
+        InvalidParameter: the model cannot draw that size, or the schedule has fewer steps.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Redrawing:
         return not self._enlarging.is_of_latents
 
     def begin(self, stage: Stage, picture: Pixels | None) -> Denoising:
-        """From the first pass's latents, or its picture."""
+        """The stage, begun from the first pass's latents or its picture."""
         params, clean = self._request.params, None
         preparation = self._without_image
         if picture is None:

@@ -1,4 +1,4 @@
-"""From an image checkpoint to an engine that can step: size, load, warm up."""
+"""Loads an image checkpoint into an engine: sizes it, loads the weights and warms up."""
 
 import time
 from dataclasses import asdict, replace
@@ -26,10 +26,11 @@ from engine.types import Phase
 from engine.weights.source import Checkpoint
 
 ACTIVATION_BYTES_PER_PIXEL = 1024
-"""Rough bound of one row's activations, the VAE's largest layer included; for the arbiter."""
+"""A rough bound of one row's activations for the arbiter; it includes the VAE's largest layer."""
 
 _WARM_UP_SIDE = 256
-"""Pixels. A large model's own size would take a CPU most of a minute."""
+"""The side of the warm-up picture in pixels. At a large model's own size a CPU would need most of a
+minute."""
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +41,7 @@ def load_engine(
     """Load a checkpoint and serve it as `model_id`.
 
     Raises:
-        ModelLoadError: one of its kinds; the message is fit for clients.
+        ModelLoadError: the checkpoint cannot be served; the message may be shown to clients.
     """
     started_s = time.monotonic()
     machine = machine_facts(intent.device)
@@ -100,17 +101,17 @@ def load_engine(
 
 
 def image_dtype(intent: EngineConfig, device: str) -> str:
-    """What `auto` stands for, and anything else as it is."""
+    """The dtype of an image model, with `auto` resolved."""
     if intent.image_dtype != "auto":
         return intent.image_dtype
     return "float32" if device == "cpu" else "bfloat16"
 
 
 def warm_up(engine: DiffusionEngine, trial: ImageRequest) -> None:
-    """Make a small picture, so that the first request does not pay for lazy set-up.
+    """Make a small picture, so that the first request does not wait for lazy set-up.
 
     Raises:
-        ModelLoadError: there is no picture at its end, or one that is not of finite numbers.
+        ModelLoadError: the picture cannot be made, or has values that are not finite.
     """
     engine.add(trial)
     while engine.has_work():
@@ -118,14 +119,16 @@ def warm_up(engine: DiffusionEngine, trial: ImageRequest) -> None:
         for event in events:
             if event.failure is not None:
                 raise ModelLoadError(
-                    f"a trial picture failed: {event.failure.message}; the weights are damaged, or "
-                    f"overflow in their dtype: fetch the model again, or set another image_dtype"
+                    f"drawing a trial picture failed: {event.failure.message}; the weights are "
+                    f"damaged or overflow in their dtype: fetch the model again or set another "
+                    f"image_dtype"
                 )
     engine.reset_totals()
 
 
 def trial_request(facts: FamilyFacts) -> ImageRequest:
-    """A small picture of the first task that the family has, of a grey one where it needs one."""
+    """A request for a small picture, for the first of the family's tasks; the input image is
+    grey."""
     task = next(task for task in ImageTask if task in facts.tasks)
     scale = 1
     if task is ImageTask.UPSCALE and facts.upscaling is not None:

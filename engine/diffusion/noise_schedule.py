@@ -1,7 +1,7 @@
-"""Noise schedules: the field's named samplers over diffusers' schedulers, one object per image.
+"""Noise schedules: the well-known samplers on diffusers' schedulers, with one object per image.
 
-The word *scheduler* means two things: what a client picks by name here (`euler`, `ddim` ...), and
-who runs next (`engine.diffusion.scheduler`). In code the first is a noise schedule.
+The word *scheduler* has two meanings: what a client picks by name here (`euler`, `ddim` ...), and
+what decides who runs next (`engine.diffusion.scheduler`). In code the first is a noise schedule.
 """
 
 import copy
@@ -19,7 +19,7 @@ from engine.errors import InvalidParameter
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A name that clients use: diffusers' class, and what differs from the model's own config."""
+    """A schedule's name: diffusers' class, and the options that differ from the model's config."""
 
     class_name: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Named:
 
 _ZERO_SNR = "rescale_betas_zero_snr"
 _SPACING_PREFIX = "use_"
-"""Of the options that choose other sigmas than those of the timesteps."""
+"""The prefix of options that choose other sigmas than those of the timesteps."""
 
 _KARRAS = {"use_karras_sigmas": True}
 _EXPONENTIAL = {"use_exponential_sigmas": True}
@@ -54,16 +54,16 @@ DIFFUSION_SCHEDULES: Mapping[str, Named] = {
     "lcm": Named("LCMScheduler"),
     "tcd": Named("TCDScheduler"),
 }
-"""For models that predict noise, v or the picture."""
+"""The schedules for models that predict noise, v or the picture."""
 
 FLOW_SCHEDULES: Mapping[str, Named] = {
     "euler": Named("FlowMatchEulerDiscreteScheduler"),
     "heun": Named("FlowMatchHeunDiscreteScheduler"),
 }
-"""For rectified-flow models."""
+"""The schedules for rectified-flow models."""
 
 _NO_SAMPLE_PREDICTION = frozenset(("EulerAncestralDiscreteScheduler", "PNDMScheduler"))
-"""Classes of diffusers that refuse to step by a predicted picture."""
+"""Diffusers' classes that cannot step with a predicted picture."""
 
 _SPACES_ONE_MORE = frozenset(
     (
@@ -73,7 +73,8 @@ _SPACES_ONE_MORE = frozenset(
         "UniPCMultistepScheduler",
     )
 )
-"""They space one timestep more than there are steps, unless from the last one down."""
+"""Classes that space one timestep more than there are steps, unless they space down from the
+last."""
 
 _VARIANCE_EXPLODING = frozenset(
     (
@@ -83,18 +84,18 @@ _VARIANCE_EXPLODING = frozenset(
         "HeunDiscreteScheduler",
     )
 )
-"""Their latents are x0 + sigma·noise; the others keep unit variance."""
+"""Classes whose latents are x0 + sigma·noise; the others keep unit variance."""
 
 
 class NoiseSchedule:
-    """One image's way from noise to picture.
+    """One image's schedule from noise to picture.
 
     Index `i` counts entries of `timesteps`; second-order samplers have about two per step. Latents
-    at index i are `signal·x0 + sigma·noise`, see `scales`.
+    at index i are `signal·x0 + sigma·noise` (see `scales`).
 
     Attributes:
         timesteps: `[num_timesteps]`.
-        init_noise_sigma: what unit noise is multiplied with to start at index 0.
+        init_noise_sigma: the factor for unit noise to start at index 0.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -114,17 +115,17 @@ class NoiseSchedule:
         return len(self.timesteps)
 
     def start_of(self, strength: float, num_steps: int) -> int:
-        """Index of the first timestep that a strength runs, as diffusers counts; tells the schedule
-        so."""
+        """The index of the first timestep that is run at a strength, counted as in diffusers; also
+        tells the schedule."""
         run = min(num_steps * strength, num_steps)
-        # Flow pipelines round the steps left out down, the others the steps run.
+        # Flow pipelines round the number of skipped steps down, the others the number of run steps.
         skipped = int(num_steps - run) if self._is_flow else num_steps - int(run)
         begin = min(skipped * int(getattr(self._scheduler, "order", 1)), self.num_timesteps)
         self._set_begin(begin)
         return begin
 
     def scale(self, latents: torch.Tensor, index: int) -> torch.Tensor:
-        """The latents as the denoiser wants them at this timestep."""
+        """The latents as the denoiser needs them at this timestep."""
         if not hasattr(self._scheduler, "scale_model_input"):
             return latents
         scaled: torch.Tensor = self._scheduler.scale_model_input(latents, self.timesteps[index])
@@ -137,7 +138,7 @@ class NoiseSchedule:
         latents: torch.Tensor,
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """The latents at the next timestep. Fresh noise, if any, comes from `generator`."""
+        """The latents at the next timestep. Fresh noise, if needed, comes from `generator`."""
         options = {"generator": generator} if "generator" in self._step_options else {}
         timestep = self.timesteps[index]
         advanced: torch.Tensor = self._scheduler.step(
@@ -146,7 +147,7 @@ class NoiseSchedule:
         return advanced
 
     def scales(self, index: int) -> tuple[float, float]:
-        """(signal, sigma): latents at this timestep are `signal·x0 + sigma·noise`."""
+        """The pair (signal, sigma): latents at this timestep are `signal·x0 + sigma·noise`."""
         if index >= self.num_timesteps:
             return 1.0, 0.0
         scheduler = self._scheduler
@@ -175,7 +176,7 @@ class NoiseSchedule:
         if self._prediction == "flow":
             return latents - sigma * prediction
         if self._prediction == "epsilon":
-            # Schedules that end in pure noise have no signal to divide by: the last timestep alone.
+            # Only the last timestep of schedules that end in pure noise has no signal to divide by.
             return (latents - sigma * prediction) / max(signal, 1e-6)
         if self._kind in _VARIANCE_EXPLODING:
             total = sigma * sigma + 1.0
@@ -202,15 +203,15 @@ class NoiseSchedule:
 
 
 class NoiseSchedules:
-    """Makes schedules for one model, from its own scheduler config.
+    """Makes schedules for one model from its own scheduler config.
 
     A model that was trained to start from pure noise (zero terminal SNR, Lin et al. 2023, arXiv
-    2305.08891) is offered the samplers that can start there, see `starts_from_pure_noise`; one that
-    predicts the picture those that step by it.
+    2305.08891) gets the samplers that can start there (`starts_from_pure_noise`); a model that
+    predicts the picture gets those that can step with it.
 
     Args:
-        config: of the model's `scheduler/scheduler_config.json`, with `_class_name`.
-        named: the table of names for its kind of model.
+        config: the model's `scheduler/scheduler_config.json`, with `_class_name`.
+        named: the table of names for this kind of model.
     """
 
     def __init__(self, config: Mapping[str, Any], named: Mapping[str, Named]) -> None:
@@ -225,7 +226,7 @@ class NoiseSchedules:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Offered names, the model's own first."""
+        """The names on offer, the model's own first."""
         return (self.default, *(n for n in self._named if n != self.default))
 
     def create(
@@ -236,17 +237,18 @@ class NoiseSchedules:
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
     ) -> NoiseSchedule:
-        """A fresh schedule with its timesteps set.
+        """A new schedule with its timesteps set.
 
         Args:
             name: one of `names`; None is the model's own.
-            sigmas: of flow schedules that take them, before shifting.
-            mu: resolution-dependent shift of flow schedules.
+            sigmas: the sigmas before shifting, for flow schedules that take them.
+            mu: the resolution-dependent shift of flow schedules.
 
         Raises:
-            InvalidParameter: no such name, or more steps than the model's timesteps give it.
+            InvalidParameter: there is no such name, or the model has fewer timesteps than steps are
+                wanted.
         """
-        # A copy costs a fifth of building one: betas and alphas are already there.
+        # A copy takes a fifth of the time of a new one, as betas and alphas exist already.
         scheduler = copy.deepcopy(self._prototype(name or self.default))
         _check_steps(scheduler, name or self.default, num_steps)
         options: dict[str, Any] = {}
@@ -281,7 +283,7 @@ class NoiseSchedules:
         return getattr(diffusers, entry.class_name).from_config(config, **entry.overrides)
 
     def _default_name(self, named: Mapping[str, Named]) -> str:
-        """The name whose class, and whose overrides as far as set, are the model's own."""
+        """The name with the model's own class and, as far as they are set, its own options."""
         same_class = [
             name for name, entry in named.items() if entry.class_name == self._config["_class_name"]
         ]
@@ -291,23 +293,23 @@ class NoiseSchedules:
             if all(self._option(k) == v for k, v in named[name].overrides.items())
         ]
         if not fits:
-            # An algorithm without a name stays the model's own; other options are ours to choose.
+            # An algorithm without a name here stays the model's own; we may choose other options.
             has_algorithm = self._option("algorithm_type") is not None
             return same_class[0] if same_class and not has_algorithm else "default"
         return max(fits, key=lambda name: len(named[name].overrides))
 
     def _option(self, name: str) -> Any:
-        """Of the model's own scheduler, as set or by its class's default."""
+        """An option of the model's own scheduler, as set or by its class's default."""
         parameters = inspect.signature(getattr(diffusers, self._config["_class_name"])).parameters
         default = parameters[name].default if name in parameters else None
         return self._config.get(name, default)
 
 
 def most_steps(scheduler: Any) -> int | None:
-    """Steps up to which a scheduler's timesteps are distinct and within those that the model was
-    trained on; None where there is no such limit, as flow's are points of a line.
+    """The most steps for which a scheduler's timesteps are distinct and among those that the model
+    was trained on; None if there is no limit, as for flow, whose timesteps are points on a line.
 
-    Distilled samplers choose theirs from a fixed few.
+    Distilled samplers choose from a few fixed timesteps.
     """
     config = scheduler.config
     if type(scheduler).__name__.startswith("FlowMatch"):
@@ -339,11 +341,11 @@ def _suits(entry: Named, config: Mapping[str, Any]) -> bool:
 
 
 def starts_from_pure_noise(entry: Named) -> bool:
-    """Whether a sampler can start where a model of zero terminal SNR does.
+    """Whether a sampler can start where a model with zero terminal SNR does.
 
-    One that does not know the option starts from less noise than the model expects. One that
-    spaces its sigmas from the largest, as Karras' do, finds a stand-in for infinity there, and
-    spends most of its steps where there is nothing but noise.
+    A sampler without the option starts from less noise than the model expects. One that spaces
+    sigmas from the largest, such as Karras', replaces infinity there by a finite value, and spends
+    most of its steps where there is only noise.
     """
     options = inspect.signature(getattr(diffusers, entry.class_name).__init__).parameters
     respaces = any(name.startswith(_SPACING_PREFIX) for name in entry.overrides)

@@ -1,4 +1,4 @@
-"""What an image model will take of a device, from the headers of its files."""
+"""Plans an image model's memory from the headers of its files."""
 
 import math
 import os
@@ -19,14 +19,14 @@ from engine.weights.source import Checkpoint
 
 _DENOISERS = ("unet", "transformer")
 _USUAL_SIDE = 1024
-"""Pixels, where the files do not tell."""
+"""The side of pictures in pixels, if the files do not say it."""
 
 
 def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanReport:
-    """For pictures of the model's usual size. What steps take is a rough bound.
+    """Plan for pictures of the model's usual size. The memory of steps is a rough bound.
 
     Raises:
-        ModelLoadError: its files cannot be used.
+        ModelLoadError: the files cannot be used.
     """
     device = target.machine.device
     dtype = torch_dtype(image_dtype(intent, device))
@@ -63,8 +63,8 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
 
 
 def adapter_facts(intent: EngineConfig, dtype_bytes: int) -> AdapterFacts | None:
-    """What LoRA adapters take: the numbers of their files, in the model's type. None: the model may
-    have none."""
+    """The memory of LoRA adapters: the numbers of their files in the model's type. None: the model
+    may have no adapters."""
     if not intent.max_adapters:
         return None
     sizes: list[int] = []
@@ -72,7 +72,7 @@ def adapter_facts(intent: EngineConfig, dtype_bytes: int) -> AdapterFacts | None
     for name, place in intent.adapters.items():
         try:
             shapes = read_contents(find_file(Path(os.path.expanduser(place)))).shapes
-        except Exception as error:  # whatever a stranger's file can do, the model is planned
+        except Exception as error:  # whatever is wrong with a file, the model is still planned
             failed[name] = cause_of(error, name).message
             continue
         numbers = sum(math.prod(shape) for one in shapes.values() for shape in one.values())
@@ -91,7 +91,7 @@ def adapter_facts(intent: EngineConfig, dtype_bytes: int) -> AdapterFacts | None
 
 
 def _usual_side(checkpoint: Checkpoint) -> int:
-    """Pixels of a side of the pictures that the model was trained on."""
+    """The side in pixels of the pictures that the model was trained on."""
     if checkpoint.kind != "diffusers":
         return _USUAL_SIDE
     denoisers = (read_optional_json(checkpoint.path / n / "config.json") for n in _DENOISERS)

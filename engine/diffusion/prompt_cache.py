@@ -1,4 +1,4 @@
-"""Encoded prompts of recent requests, keyed with everything that changes them."""
+"""A cache of encoded prompts, keyed with everything that changes them."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.text import PromptText
 
 CAPACITY = 64
-"""Prompts kept. The states of a 77-token prompt take 0.2 MB (SD 1) to 5 MB (FLUX with T5)."""
+"""The number of prompts kept. A 77-token prompt takes 0.2 MB (SD 1) to 5 MB (FLUX with T5)."""
 
 
 @dataclass(slots=True)
 class Lookups:
-    """How often a cache was asked, and knew."""
+    """How often a cache was asked, and how often it had the answer."""
 
     num_queries: int = 0
     num_hits: int = 0
 
 
 class PromptCache:
-    """Least recently used. One model's prompts, so the key need not hold the model."""
+    """A least-recently-used cache of one model's prompts; keys do not include the model."""
 
     def __init__(self, family: Family) -> None:
         self._family = family
@@ -29,7 +29,7 @@ class PromptCache:
         self.lookups = Lookups()
 
     def encode(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
-        """States of each prompt, in order; those not known yet are encoded together."""
+        """The states of each prompt, in order; missing ones are encoded together."""
         self.lookups.num_queries += len(prompts)
         self.lookups.num_hits += sum(prompt in self._states for prompt in prompts)
         missing = list(dict.fromkeys(p for p in prompts if p not in self._states))

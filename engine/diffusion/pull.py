@@ -1,8 +1,8 @@
-"""Restoration guidance: what is drawn is pulled towards the input while there is much noise.
+"""Restoration guidance, which pulls the drawing towards the input while there is much noise.
 
-As in SUPIR (Yu et al. 2024, arXiv:2401.13627, section 3.3): the picture that a prediction implies
-moves to the input's by a share that falls with the noise. So the input decides the coarse, which is
-settled first, and the model the fine.
+As in SUPIR (Yu et al. 2024, arXiv:2401.13627, section 3.3), the picture that a prediction implies
+moves towards the input by a share that falls with the noise. So the input decides the coarse
+structure, which is settled first, and the model the fine detail.
 """
 
 import torch
@@ -10,19 +10,19 @@ import torch
 from engine.diffusion.noise_schedule import NoiseSchedule
 
 _MOST_NOISE = 14.6146
-"""Of latents of unit signal, where Stable Diffusion's schedules start; above it more makes no
-difference."""
+"""The noise, for latents of unit signal, at which Stable Diffusion's schedules start; larger values
+count as this one."""
 _LEAST_NOISE = 0.05
-"""Steps that end below it are free."""
+"""The noise below which steps are not pulled."""
 
 
 class LatentPull:
-    """One image's pull; in place of a `blending.LatentBlend`. Stateless.
+    """The pull of one image, used in place of a `blending.LatentBlend`. Stateless.
 
     Args:
-        image_latents: of the input, `[N, C, h, w]`.
-        exponent: the share is the noise of a step, relative to the first step's, to this power.
-        first_timestep_index: where the schedule starts to run.
+        image_latents: the input's latents, `[N, C, h, w]`.
+        exponent: the share is a step's noise relative to the first step's, to this power.
+        first_timestep_index: the index at which the schedule starts.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class LatentPull:
         self._first = first_timestep_index
 
     def input(self, latents: torch.Tensor, schedule: NoiseSchedule, index: int) -> torch.Tensor:
-        """The latents as they are."""
+        """The latents unchanged."""
         return latents
 
     def prediction(
@@ -43,7 +43,7 @@ class LatentPull:
         schedule: NoiseSchedule,
         index: int,
     ) -> torch.Tensor:
-        """The prediction whose picture is nearer to the input's."""
+        """A prediction whose picture is nearer to the input."""
         if noise_of(schedule, index) == 0 or noise_of(schedule, index + 1) < _LEAST_NOISE:
             return prediction
         share = (noise_of(schedule, index) / noise_of(schedule, self._first)) ** self._exponent
@@ -52,11 +52,11 @@ class LatentPull:
         return schedule.from_x0(pulled, latents, index)
 
     def result(self, latents: torch.Tensor) -> torch.Tensor:
-        """The finished latents as they are."""
+        """The finished latents unchanged."""
         return latents
 
 
 def noise_of(schedule: NoiseSchedule, index: int) -> float:
-    """At a timestep, of latents scaled to unit signal; at most `_MOST_NOISE`."""
+    """The noise at a timestep, for latents scaled to unit signal; at most `_MOST_NOISE`."""
     signal, sigma = schedule.scales(index)
     return min(_MOST_NOISE, sigma / signal) if signal > 0 else _MOST_NOISE

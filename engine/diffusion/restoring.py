@@ -1,9 +1,9 @@
-"""Redrawing a large image tile by tile: a `Stage` around the denoising of the whole.
+"""The stage that redraws a large image tile by tile, around the denoising of the whole.
 
-All tiles are windows on one canvas of latents, with one noise. First the image is encoded, a few
-tiles at a time. Then in each timestep they are denoised, a few at a time, and the mean of their
-predictions, where they overlap, takes the canvas a step on (MultiDiffusion, Bar-Tal et al. 2023,
-arXiv:2302.08113): so there are no seams between them.
+All tiles are windows on one canvas of latents with one noise. First the image is encoded, a few
+tiles at a time. Then in each timestep the tiles are denoised, a few at a time, and the canvas takes
+a step with the mean of their predictions where they overlap (MultiDiffusion, Bar-Tal et al. 2023,
+arXiv:2302.08113), so there are no seams between them.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -21,23 +21,25 @@ from engine.diffusion.tiling import Tiling, Window
 from engine.image_types import Examined, Pixels
 
 _TILES_PER_STEP = 4
-"""Others wait no longer than that for their turn."""
+"""The number of tiles in a step, which limits how long others wait for their turn."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Restoring:
-    """Where one image is.
+    """The state of one image.
 
     Attributes:
         canvas: the denoising of the whole, which never computes by itself.
-        tiling: of its latents.
-        image: `[1, 3, H, W]` in [-1, 1]; its latents are the modes of what the autoencoder says, as
-            noise would not agree where tiles overlap.
-        noise: that the canvas is to begin with beside the image; None: it begins as it is.
-        pull: `LatentPull`'s exponent.
-        num_done: tiles of the present pass that are done. The first pass encodes, the others are
-            timesteps.
-        sums: of what these gave, weighted: latents, or predictions, one for each guidance branch.
+        tiling: the tiles of its latents.
+        image: `[1, 3, H, W]` in [-1, 1]; its latents are the modes of the autoencoder's
+            distribution, since random draws would not agree where tiles overlap.
+        noise: the noise that is added to the image at the start; None: the canvas starts without
+            it.
+        pull: the exponent of the `LatentPull`.
+        num_done: the number of finished tiles of the present pass. The first pass encodes, the
+            others are timesteps.
+        sums: the weighted sums of the tiles' latents, or of their predictions for each guidance
+            branch.
     """
 
     canvas: Denoising
@@ -75,14 +77,15 @@ class Restoring:
         return passes * self._steps_of_pass + self.num_done // _TILES_PER_STEP
 
     def compute(self, stages: Sequence["Restoring"]) -> list[list[torch.Tensor]]:
-        """What the denoiser says to the rows of each, or the autoencoder to its tiles."""
+        """The denoiser's predictions for each stage's rows, or the autoencoder's latents of its
+        tiles."""
         rows = [stage.rows() for stage in stages if stage._is_encoded]
         family, key = self.canvas.family, self.canvas.denoiser_key
         predictions = iter(denoise_rows(family, key, rows) if rows else [])
         return [next(predictions) if stage._is_encoded else stage._encode() for stage in stages]
 
     def rows(self) -> list[Row]:
-        """The next tiles', all guidance branches of one after the other."""
+        """The rows of the next tiles, with all guidance branches of a tile together."""
         height, width = self._tile_pixels()
         whole = self.canvas.rows()
         return [
@@ -92,7 +95,7 @@ class Restoring:
         ]
 
     def advance(self, outcome: Sequence[torch.Tensor]) -> None:
-        """Take in latents or predictions; after the last tile's, take the canvas a step on."""
+        """Take in latents or predictions; after the last tile, advance the canvas by one step."""
         windows = self._windows()
         num_branches = len(outcome) // len(windows)
         if not self.sums:
@@ -128,14 +131,14 @@ class Restoring:
         return -(-len(self.tiling.windows) // _TILES_PER_STEP)
 
     def _encode(self) -> list[torch.Tensor]:
-        """Latents of the next tiles."""
+        """Encode the next tiles."""
         family = self.canvas.family
         windows = self.tiling.scaled(family.facts.vae_factor).windows
         chosen = windows[self.num_done : self.num_done + _TILES_PER_STEP]
         return [family.encode_image(self.image[(..., *window)], None) for window in chosen]
 
     def _begin(self, clean: torch.Tensor) -> None:
-        """Have the canvas begin with the image's latents."""
+        """Begin the canvas with the image's latents."""
         canvas, first = self.canvas, self.canvas.first_timestep_index
         if self.noise is not None:
             canvas.latents = canvas.schedule.noised(clean, self.noise, first)

@@ -1,50 +1,50 @@
-"""Who runs next: fair shares of device time between shapes, and an express lane for short drawings.
+"""Decides which drawings run next: fair shares for shapes, and an express lane for short drawings.
 
 Drawings of one group (kind of stage, weights, shape) can share a call. Groups are served by
 start-time fair queueing, which is deficit round-robin without a quantum to tune: every group has a
-virtual time that grows by the seconds it was served over its weight, and the group furthest behind
-runs.
+virtual time that grows by the seconds it was served, divided by its weight, and the group that is
+furthest behind runs next.
 
-**Express.** A batch of nine takes longer per step than one drawing alone, so a short drawing that
-joins a long-running batch would wait for all of them at each step. Drawings whose whole work is
-less than a third of the others' mean also get calls without the others. These take at most half of
-the group's time in the long run, and may run ahead by the time of `EXPRESS_LEAD` steps of the whole
-batch, enough for a short drawing to run through at once. With a solo step of t1 and a full one of
-t9, ten steps that arrive while a full step runs are done after at most t9 + 10·t1: within twice
+**Express.** A step of nine drawings takes longer than a step of one, so a short drawing that joins
+a long-running batch would wait for all of them at each step. Therefore drawings whose whole work is
+less than a third of the others' mean also get calls without the others. These calls take at most
+half of the group's time in the long run, and may run ahead by the time of `EXPRESS_LEAD` steps of
+the whole batch, enough to finish a short drawing at once. With a solo step of t1 and a full step of
+t9, ten steps that arrive during a full step are done after at most t9 + 10·t1. That is within twice
 their solo time if nine drawings together take no longer than nine alone.
 
-The whole work counts, not what is left of it: every drawing is nearly done at some time, and calls
+The whole work counts, not the remaining work: every drawing is nearly done at some time, and calls
 of its own would then cost a batch of mixed lengths half of its throughput.
 
-No tensors here: a drawing is an id, a group, its rows and its steps.
+There are no tensors here: a drawing is an id, a group, its rows and its steps.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 EXPRESS_SHARE_OF_MEAN = 1 / 3
-"""Drawings with less than this part of the others' mean work ride the express lane."""
+"""Drawings with less work than this share of the others' mean get express calls."""
 EXPRESS_LEAD = 4
-"""Steps of the whole batch whose time express calls may take before the batch's next step."""
+"""Express calls may take the time of this many steps of the whole batch before its next step."""
 _MAX_WEIGHT_EXPONENT = 8
 
 
 @dataclass(slots=True, kw_only=True)
 class Entry:
-    """A drawing as the scheduler sees it."""
+    """The scheduler's view of a drawing."""
 
     drawing_id: int
     group: Hashable
     num_rows: int
-    """Rows of its next step."""
+    """The number of rows of its next step."""
     num_pixels: int
-    """Of a row: what its cost and its activations grow with."""
+    """The pixels of a row, to which its cost and its activations are proportional."""
     num_steps: int
-    """From its first step to its last."""
+    """The number of steps from first to last."""
     priority: int = 0
-    """Lower runs first within a group, and gives its group a greater share."""
+    """Lower values run first within a group, and give the group a larger share."""
     last_call: int = -1
-    """Number of the newest call that it took part in."""
+    """The number of the newest call that it took part in."""
 
     @property
     def work(self) -> int:
@@ -53,7 +53,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class StepDecision:
-    """One call: these drawings, all of one group."""
+    """One call for these drawings, all of one group."""
 
     group: Hashable
     drawing_ids: tuple[int, ...]
@@ -63,19 +63,20 @@ class StepDecision:
 
 @dataclass(slots=True)
 class _Account:
-    """What a group was served. `credit_s` is the time that express calls may still take."""
+    """The service that a group has had. `credit_s` is the time that express calls may still
+    take."""
 
     virtual_time_s: float
     credit_s: float | None = None
-    """None until the first call; a group that begins with a shared one has full credit."""
+    """None before the first call; a group whose first call is shared has full credit."""
 
 
 class StepScheduler:
     """Decides, one call at a time.
 
     Args:
-        max_num_rows: bounds the rows of a call.
-        max_pixels: bounds the pixels of all its rows together.
+        max_num_rows: the most rows of a call.
+        max_pixels: the most pixels of all its rows together.
     """
 
     def __init__(self, max_num_rows: int, max_pixels: int) -> None:
@@ -89,26 +90,26 @@ class StepScheduler:
         return len(self._entries)
 
     def add(self, entry: Entry) -> None:
-        """Take in a drawing that is ready for its first step."""
+        """Add a drawing that is ready for its first step."""
         self._entries[entry.drawing_id] = entry
 
     def remove(self, drawing_id: int) -> None:
-        """Forget a drawing that is finished or cancelled; unknown ids are ignored."""
+        """Remove a drawing that is finished or cancelled; unknown ids are ignored."""
         self._entries.pop(drawing_id, None)
 
     def update(self, drawing_id: int, *, num_rows: int) -> None:
-        """Note how wide a drawing's next step is."""
+        """Note the number of rows of a drawing's next step."""
         self._entries[drawing_id].num_rows = num_rows
 
     def schedule(self) -> StepDecision | None:
-        """The next call, or None when no drawing waits."""
+        """The next call, or None if no drawing waits."""
         groups: dict[Hashable, list[Entry]] = {}
         for entry in self._entries.values():
             groups.setdefault(entry.group, []).append(entry)
         if not groups:
             return None
         self._keep_accounts(groups)
-        # Ties go to the group that came first: dicts keep their order.
+        # Among equals the group that came first is served, as dicts keep their order.
         group = min(groups, key=lambda name: self._accounts[name].virtual_time_s)
         return self._decide(group, groups[group], self._accounts[group])
 
@@ -140,13 +141,14 @@ class StepScheduler:
         return StepDecision(group, drawing_ids, num_rows, is_express)
 
     def _keep_accounts(self, groups: Iterable[Hashable]) -> None:
-        """Open accounts for newcomers at the present virtual time: idling earns no credit."""
+        """Open accounts for new groups at the present virtual time, so that idle time earns no
+        credit."""
         known = [self._accounts[name].virtual_time_s for name in groups if name in self._accounts]
         now_s = min(known, default=0.0)
         self._accounts = {name: self._accounts.get(name) or _Account(now_s) for name in groups}
 
     def _fill(self, entries: Iterable[Entry]) -> list[Entry]:
-        """As many as fit; at least one. By priority, then who has waited longest."""
+        """As many drawings as fit, at least one: by priority, then by how long they have waited."""
         chosen: list[Entry] = []
         num_rows = 0
         for entry in sorted(entries, key=lambda entry: (entry.priority, entry.last_call)):
@@ -159,7 +161,7 @@ class StepScheduler:
 
 
 def _express(members: Sequence[Entry]) -> list[Entry]:
-    """The drawings of a group that are short beside the others."""
+    """The drawings of a group that are short compared with the others."""
     if len(members) < 2:
         return []
     total = sum(entry.work for entry in members)
@@ -168,6 +170,6 @@ def _express(members: Sequence[Entry]) -> list[Entry]:
 
 
 def _weight(entries: Sequence[Entry]) -> float:
-    """Each step of priority doubles a group's share."""
+    """A group's share of the time, which each level of priority doubles."""
     best = min((entry.priority for entry in entries), default=0)
     return float(2.0 ** -max(-_MAX_WEIGHT_EXPONENT, min(_MAX_WEIGHT_EXPONENT, best)))

@@ -1,7 +1,7 @@
-"""What is done to an image in steps, as far as the engine has to know it.
+"""The interface of a stage, in which an image is processed in steps.
 
 Denoising is one kind of stage (`engine.diffusion.denoising`). The engine steps images in stages of
-any kind side by side: each has its turns, is cancelled, fails and is released in the same way.
+any kind side by side: all take turns, are cancelled, fail and are released in the same way.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -11,55 +11,57 @@ from engine.image_types import Examined, Pixels
 
 
 class Stage(Protocol):
-    """One image between two steps: all its state, so that nothing of it depends on what shares a
-    call. All methods run without gradients on the engine's thread."""
+    """One image between two steps, with all its state, so that the image does not depend on what
+    shares a call. All methods run without gradients on the engine's thread."""
 
     @property
     def name(self) -> str:
-        """Of its kind, such as `denoise`; metrics tell times by it."""
+        """The name of the kind, such as `denoise`; metrics group times by it."""
         ...
 
     @property
     def group(self) -> Hashable:
-        """Stages of one class and equal group can share a call."""
+        """A key: stages of one class with equal groups can share a call."""
         ...
 
     @property
     def num_rows(self) -> int:
-        """What it brings to the call of its next step."""
+        """The rows that it adds to the call of its next step."""
         ...
 
     @property
     def num_pixels(self) -> int:
-        """Of a row: what its cost and its activations grow with."""
+        """The pixels of a row, to which its cost and its activations are proportional."""
         ...
 
     @property
     def num_steps(self) -> int:
-        """From its first step to its last."""
+        """The number of steps from first to last."""
         ...
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """The number of finished steps."""
         ...
 
     def compute(self, stages: Sequence[Self]) -> Sequence[Any]:
-        """One call for the next step of all `stages`, which can share it and this one is among.
+        """Compute the next step of all `stages`, this one among them, in one call.
 
-        Returns what it gives to each, in their order. Changes none of them: if it fails, it is
-        tried again for fewer.
+        Returns the outcome for each, in their order. Changes no stage: after a failure it is called
+        again with fewer stages.
         """
         ...
 
     def advance(self, outcome: Any) -> None:
-        """Take the step to which `compute` gave that."""
+        """Take the step for which `compute` gave this outcome."""
         ...
 
     def result(self) -> Callable[[], Pixels | Examined]:
-        """What makes the finished picture, in another thread. It holds no more than it needs."""
+        """A function that makes the finished picture in another thread. It holds only what it
+        needs."""
         ...
 
     def preview(self) -> Callable[[], Pixels] | None:
-        """The same of the unfinished picture; None: there is nothing to show."""
+        """A function that makes a preview of the unfinished picture; None if there is nothing to
+        show."""
         ...

@@ -1,4 +1,4 @@
-"""A large picture, or its latents, as tiles of equal size that overlap."""
+"""Divides a large picture, or its latents, into overlapping tiles of equal size."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,20 +8,21 @@ import torch
 from engine.tile_places import spread
 
 Window = tuple[slice, slice]
-"""Rows and columns."""
+"""The rows and the columns of a tile."""
 
 _OVERLAP_SHARE = 4
-"""Of a tile's side, a quarter at least is shared with the next one."""
+"""At least a quarter of a tile's side is shared with the next tile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """Where the tiles of a picture are, and how they are merged.
+    """The positions of a picture's tiles, and how tiles are merged.
 
     Attributes:
-        height, width: of the picture.
-        windows: of the tiles, row by row; all of one size, spread evenly.
-        weights: `[h, w]` of a tile, falling off towards its edges, never to zero.
+        height, width: the size of the picture.
+        windows: the windows of the tiles, row by row; all of one size, spread evenly.
+        weights: `[h, w]`, the weights within a tile, which fall towards its edges but never to
+            zero.
     """
 
     height: int
@@ -31,13 +32,13 @@ class Tiling:
 
     @property
     def tile_size(self) -> tuple[int, int]:
-        """Height and width."""
+        """The height and width of a tile."""
         height, width = self.weights.shape
         return height, width
 
     def merged(self, tiles: Iterable[torch.Tensor]) -> torch.Tensor:
-        """Tiles `[N, C, h, w]` in the order of the windows as one picture `[N, C, H, W]`, their
-        weighted mean where they overlap."""
+        """Merge tiles `[N, C, h, w]`, in the order of the windows, into a picture `[N, C, H, W]`,
+        with the weighted mean where they overlap."""
         total: torch.Tensor | None = None
         for window, tile in zip(self.windows, tiles, strict=True):
             if total is None:
@@ -47,18 +48,18 @@ class Tiling:
         return total / self.total_weights(total)
 
     def add(self, total: torch.Tensor, window: Window, tile: torch.Tensor) -> None:
-        """A tile, weighted, onto the sum `[N, C, H, W]` of all."""
+        """Add a weighted tile to the sum `[N, C, H, W]` of all."""
         total[(..., *window)] += tile * self.weights.to(tile.device)
 
     def total_weights(self, like: torch.Tensor) -> torch.Tensor:
-        """What a sum of all tiles is to be divided by: `[H, W]`."""
+        """The weights `[H, W]` by which the sum of all tiles must be divided."""
         total = torch.zeros((self.height, self.width), device=like.device)
         for window in self.windows:
             total[window] += self.weights.to(like.device)
         return total
 
     def scaled(self, factor: int) -> "Tiling":
-        """The same tiles of a picture so many times larger."""
+        """The tiles of the same picture enlarged by a factor."""
         return _tiling(
             self.height * factor,
             self.width * factor,
@@ -69,10 +70,10 @@ class Tiling:
 
 
 def tile(height: int, width: int, tile_height: int, tile_width: int, unit: int = 1) -> Tiling:
-    """Tiles of that size, or of the picture's where that is smaller.
+    """Divide a picture into tiles of that size, or of the picture's if it is smaller.
 
     Args:
-        unit: of which all numbers, and all places of tiles, are multiples.
+        unit: a divisor of all sizes and positions.
     """
     rows = _spread(height, min(height, tile_height), unit)
     columns = _spread(width, min(width, tile_width), unit)
@@ -80,7 +81,7 @@ def tile(height: int, width: int, tile_height: int, tile_width: int, unit: int =
 
 
 def _spread(length: int, side: int, unit: int) -> list[slice]:
-    """Tiles along a side, as few as overlap enough."""
+    """The tiles along a side, as few as give enough overlap."""
     overlap = min(side // unit - 1, -(-side // unit // _OVERLAP_SHARE))
     starts = spread(length // unit, side // unit, overlap)
     return [slice(start * unit, start * unit + side) for start in starts]
@@ -93,8 +94,8 @@ def _tiling(height: int, width: int, windows: tuple[Window, ...]) -> Tiling:
 
 
 def _ramp(side: int) -> torch.Tensor:
-    """Rises to the middle and falls behind it: however much tiles of a few cells overlap, what an
-    edge adds is a small part of what is there."""
+    """Weights that rise to the middle and fall after it, so that a tile's edge adds little to the
+    sum even if tiles of a few cells overlap by most of their size."""
     places = torch.arange(side, dtype=torch.float32)
     from_edge = torch.minimum(places, side - 1 - places) + 0.5
     return from_edge / (side / 2)

@@ -1,6 +1,6 @@
-"""How closely a larger picture keeps to the one that it was made of, and ways to bring it back.
+"""Measures how closely an enlarged picture keeps to its input, and brings it closer.
 
-Owns: the comparison of a result with its input, and what brings the result closer to it. Does not
-own: how results are made. Arrays of numpy only, in bands of rows, so that pictures of 8K need
-little beside themselves. Start reading at `consistency.py`.
+It compares a result with its input and corrects it; it does not make results. It works on numpy
+arrays in bands of rows, so that 8K pictures need little extra memory. Start reading at
+`consistency.py`.
 """

@@ -1,4 +1,4 @@
-"""What becomes of an enlarged picture before it goes out, and what is said of it then."""
+"""Corrects an enlarged picture before it is sent, and reports on it."""
 
 import numpy as np
 
@@ -11,12 +11,12 @@ from engine.image_types import Examination, Faithfulness, Pixels
 
 
 class Aftercare:
-    """Takes the rows of a result from the top down and gives them on. Where `fidelity` is asked
-    for they wait for the last one, as what is changed depends on all of them.
+    """Takes the rows of a result from the top down and passes them on. With `fidelity` they wait
+    for the last row, as the correction depends on all of them.
 
     Args:
-        original: `[h, w, C]`, the input.
-        height, width: of the result.
+        original: the input, `[h, w, C]`.
+        height, width: the size of the result.
     """
 
     def __init__(self, original: Bytes, height: int, width: int, wanted: Faithfulness) -> None:
@@ -36,7 +36,7 @@ class Aftercare:
             self._held = np.empty((height, width, original.shape[2]), np.uint8)
 
     def take(self, rows: Bytes) -> Bytes:
-        """The next rows `[B, W, C]` of the result; those that can go out by now."""
+        """Take the next rows `[B, W, C]` of the result; returns those that can be sent by now."""
         if self._guard is not None:
             rows = self._guarded(rows, self._guard)
         if self._held is None:
@@ -47,7 +47,7 @@ class Aftercare:
         return rows if self._held is None else rows[:0]
 
     def end(self) -> tuple[Bytes, Examination]:
-        """After the last row: those that still waited, and what is said of all."""
+        """After the last row: the rows that still waited, and the findings about the result."""
         assert self._num_taken == self._size[0], "rows are missing"
         held = np.empty((0, self._size[1], self._original.shape[2]), np.uint8)
         if self._held is not None:

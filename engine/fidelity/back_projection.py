@@ -1,10 +1,9 @@
-"""Bring a result back to what its input says, and leave the rest of it as it is.
+"""Removes a result's contradictions to its input, and leaves the rest of it unchanged.
 
-The error of the shrunk result is spread over the result by the transpose of the shrinking, again
-and again (back-projection, Irani and Peleg 1991). With D for the shrinking and y for the input,
-`x ← x + t·Dᵀ(y - D·x)` is gradient descent on `‖y - D·x‖²`: with t below 2/‖D·Dᵀ‖ the error falls
-in every iteration. All of them happen at the input's size, as what they add up to is Dᵀz for some
-z of that size.
+The error of the reduced result is spread over the result by the transpose of the reduction, several
+times (back-projection, Irani and Peleg 1991). With D for the reduction and y for the input, `x ← x
++ t·Dᵀ(y - D·x)` is gradient descent on `‖y - D·x‖²`: with t below 2/‖D·Dᵀ‖ the error falls in every
+iteration. All iterations run at the input's size, because their sum is Dᵀz for some z of that size.
 """
 
 import numpy as np
@@ -13,20 +12,20 @@ from engine.fidelity.planes import Bytes, Planes, bands, bytes_of, planes_of
 from engine.fidelity.resampling import Matrix, Resampling, shrunk
 
 NUM_ITERATIONS = 10
-"""Of the finest errors about a hundredth is left by then. An even number, so that what is left has
-the sign of the error, and taking back a larger share of it leaves less."""
+"""The number of iterations, after which about a hundredth of the finest errors is left. It is even,
+so that the rest has the sign of the error, and removing a larger share of the error leaves less."""
 _STEP = 1.8
-"""In units of 1/‖D·Dᵀ‖."""
+"""The step size in units of 1/‖D·Dᵀ‖."""
 
 
 def back_project(result: Bytes, original: Bytes, fidelity: float) -> None:
-    """Take the result's contradictions to the original back, in place.
+    """Remove the result's contradictions to the original, in place.
 
     Detail finer than the original's pixels stays, unless a level would leave 0 to 255.
 
     Args:
         result, original: `[H, W, C]` and `[h, w, C]` of equal C.
-        fidelity: share of the error to take back, 0 to 1.
+        fidelity: the share of the error to remove, 0 to 1.
     """
     size, small = result.shape[:2], original.shape[:2]
     shrink = Resampling.between(size, small)
@@ -39,7 +38,7 @@ def back_project(result: Bytes, original: Bytes, fidelity: float) -> None:
 
 
 def correction(error: Planes, shrink: Resampling, num_iterations: int) -> Planes:
-    """z of the module's text, `[h, w, C]`.
+    """The correction `[h, w, C]`, which is z in the module's description.
 
     Args:
         error: y - D·x, `[h, w, C]`.
@@ -55,5 +54,5 @@ def correction(error: Planes, shrink: Resampling, num_iterations: int) -> Planes
 
 
 def _norm_bound(matrix: Matrix) -> float:
-    """Of a symmetric matrix: no eigenvalue is above the largest sum of a line (Gershgorin)."""
+    """An upper bound of a symmetric matrix's eigenvalues: the largest sum of a row (Gershgorin)."""
     return float(abs(matrix).sum(axis=1).max())

@@ -1,7 +1,7 @@
-"""Whether a result, made smaller again, is the picture that it was made of.
+"""Measures whether a result, reduced again, is the picture from which it was made.
 
-Says how far it contradicts its input. It does not say whether what was added is true, as the input
-holds nothing about detail finer than its own pixels: see docs/fidelity.md.
+This shows how far the result contradicts its input. It does not show whether added detail is true,
+as the input contains no detail finer than its pixels: see docs/fidelity.md.
 """
 
 import math
@@ -13,20 +13,21 @@ from engine.fidelity.resampling import Resampling
 from engine.image_types import Consistency
 
 MAX_PSNR_DB = 99.0
-"""Reported where there is no error."""
+"""The value that is reported if there is no error."""
 VISIBLE_LEVELS = 8
-"""Of 255; a change of an input pixel's colour that is seen where the two are shown in turn."""
+"""The change of an input pixel's colour, of 255 levels, that is visible when the two pictures are
+shown in turn."""
 
 
 class Comparison:
-    """Of a result with its input, while rows of the result come.
+    """The comparison of a result with its input, while rows of the result come.
 
     Args:
-        original: `[h, w, C]`, the input.
-        height, width: of the result.
+        original: the input, `[h, w, C]`.
+        height, width: the size of the result.
 
     Attributes:
-        seen: the result shrunk to the input's size, in levels, as far as its rows have come.
+        seen: the result so far, reduced to the input's size, in levels.
     """
 
     def __init__(self, original: Bytes, height: int, width: int) -> None:
@@ -35,12 +36,12 @@ class Comparison:
         self.seen: Planes = np.zeros(original.shape, np.float32)
 
     def add(self, rows: Bytes, first: int) -> None:
-        """Rows `[B, W, C]` from that one on, each once; in bands, as several times their memory is
-        needed."""
+        """Add rows `[B, W, C]` that begin at row `first`, each row once. Works in bands, as it
+        needs several times their memory."""
         self._shrink.accumulate(self.seen, planes_of(rows), first)
 
     def consistency(self) -> Consistency:
-        """Once all rows have come."""
+        """The consistency, once all rows have come."""
         squares, num_changed = 0.0, 0
         height, width = self.seen.shape[:2]
         for first, end in bands(height, width):
@@ -56,7 +57,7 @@ class Comparison:
 
 
 def measure(result: Bytes, original: Bytes) -> Consistency:
-    """Compare the result, shrunk to the original's size, with it.
+    """Compare a result, reduced to the original's size, with the original.
 
     Args:
         result, original: `[H, W, C]` and `[h, w, C]` of equal C.

@@ -1,7 +1,7 @@
-"""Less invention in faces: there people see, and mind, what a network made up.
+"""Limits invented detail in faces, where people notice it most.
 
-Faces are found by the cascade that comes with OpenCV (Viola and Jones 2001), which knows upright
-faces that look at the camera, misses others, and sometimes takes something else for one.
+Faces are found by the cascade that comes with OpenCV (Viola and Jones 2001). It finds upright faces
+that look at the camera, misses others, and sometimes takes something else for a face.
 """
 
 import math
@@ -16,19 +16,20 @@ from engine.fidelity.planes import Bytes, Planes, bytes_of, planes_of
 from engine.fidelity.resampling import Resampling
 
 _LONGEST_SIDE = 1280
-"""Pixels at which faces are looked for: larger pictures are shrunk, which bounds the time."""
+"""The longest side in pixels at which faces are sought: larger pictures are reduced to save
+time."""
 _SMALLEST_FACE = 24
-"""Pixels, the side of the cascade's window."""
+"""The side of the cascade's window in pixels."""
 _NUM_NEIGHBOURS = 5
-"""Overlapping finds that make a face."""
+"""The number of overlapping finds that make a face."""
 _FULL, _NONE = 0.6, 1.0
-"""Distances from a face's middle, in sides of its box: up to where it is guarded in full, and where
-that has faded to nothing."""
+"""Two distances from a face's middle, in sides of its box: a face is fully guarded up to the first,
+and not at all from the second on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """A square around a face, its corner and side as shares of the picture's width and height."""
+    """A square around a face; corner and side are shares of the picture's width and height."""
 
     left: float
     top: float
@@ -37,7 +38,7 @@ class Face:
 
 
 def find_faces(picture: Bytes) -> list[Face]:
-    """Faces in a picture `[H, W, C]`, from the top left."""
+    """Find the faces in a picture `[H, W, C]`, from the top left."""
     height, width = picture.shape[:2]
     grey = cv2.cvtColor(np.rint(planes_of(picture)[..., :3]).astype(np.uint8), cv2.COLOR_RGB2GRAY)
     scale = min(1.0, _LONGEST_SIDE / max(height, width))
@@ -56,13 +57,13 @@ def find_faces(picture: Bytes) -> list[Face]:
 
 
 class FaceGuard:
-    """Draws faces of a result towards those of its input, enlarged.
+    """Draws faces of a result back towards those of its enlarged input.
 
     Args:
-        original: `[h, w, C]`, the input.
-        faces: of the input.
-        height, width: of the result.
-        strength: 0 leaves the faces as they are, 1 gives them the original's pixels alone.
+        original: the input, `[h, w, C]`.
+        faces: the faces of the input.
+        height, width: the size of the result.
+        strength: 0 leaves the faces as they are, 1 replaces them by the enlarged original.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class FaceGuard:
         self._enlarge = Resampling.between(original.shape[:2], self._size)
 
     def guarded(self, rows: Bytes, first: int) -> Bytes:
-        """Rows `[B, W, C]` of the result from that one on; where there is no face, as they are."""
+        """Guard rows `[B, W, C]` that begin at row `first`; rows without a face are unchanged."""
         end = first + len(rows)
         weights = self._strength * face_weights(self._faces, self._size, first, end)[..., None]
         if not weights.any():
@@ -85,8 +86,8 @@ class FaceGuard:
 
 
 def face_weights(faces: Sequence[Face], size: tuple[int, ...], first: int, end: int) -> Planes:
-    """The soft mask of these rows of a picture of `size` (height, width): `[end - first, W]` in
-    [0, 1], 1 in the middle of faces, 0 away from them."""
+    """The soft mask of some rows of a picture of `size` (height, width): `[end - first, W]` in [0,
+    1], 1 in the middle of faces and 0 away from them."""
     height, width = size
     rows = (np.arange(first, end, dtype=np.float32)[:, None] + 0.5) / height
     columns = (np.arange(width, dtype=np.float32)[None, :] + 0.5) / width
@@ -100,6 +101,6 @@ def face_weights(faces: Sequence[Face], size: tuple[int, ...], first: int, end: 
 
 
 def _cascade() -> cv2.CascadeClassifier:
-    """A new one each time: it is not safe to share between threads, and loads in milliseconds."""
+    """A new cascade, since it is not safe to share between threads; it loads in milliseconds."""
     folder = Path(cv2.__file__).parent / "data"
     return cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_default.xml"))

@@ -1,7 +1,8 @@
-"""A picture of where a result holds detail that its input did not.
+"""Makes a picture that shows where a result has detail that its input did not.
 
-Of the input's size, its greys dimmed. Blue: detail finer than the input's pixels, which nothing in
-the input confirms. Red: the result, made smaller again, contradicts the input.
+The picture has the input's size and its greys, dimmed. Blue marks detail finer than the input's
+pixels, which nothing in the input confirms. Red marks where the reduced result contradicts the
+input.
 """
 
 import numpy as np
@@ -11,8 +12,8 @@ from engine.fidelity.planes import Bytes, Planes, bands, planes_of
 from engine.fidelity.resampling import Resampling
 
 FULL_LEVELS = 24
-"""Levels of 255 at which a colour is at its brightest: of an error in some channel, or of the
-detail's root mean square."""
+"""The levels of 255 at which a colour is brightest: of an error in some channel, or of the root
+mean square of detail."""
 
 _DIM = 0.4
 _BLUE = np.array([30, 130, 255], np.float32)
@@ -20,11 +21,11 @@ _RED = np.array([255, 40, 0], np.float32)
 
 
 class HeatMap:
-    """Drawn while rows of the result come.
+    """A heat map that is drawn while rows of the result come.
 
     Args:
-        original: `[h, w, C]`, the input.
-        height, width: of the result.
+        original: the input, `[h, w, C]`.
+        height, width: the size of the result.
     """
 
     def __init__(self, original: Bytes, height: int, width: int) -> None:
@@ -35,19 +36,19 @@ class HeatMap:
         self._squares: Planes = np.zeros((*small, 1), np.float32)
 
     def add(self, rows: Bytes, first: int) -> None:
-        """Rows `[B, W, C]` from that one on, each once."""
+        """Add rows `[B, W, C]` that begin at row `first`, each row once."""
         plain = self._enlarge.band(self._plain, first, first + len(rows))
         squares = _mean_square(planes_of(rows) - plain)
         self._pool.accumulate(self._squares, squares, first)
 
     def picture(self, seen: Planes) -> Bytes:
-        """RGB `[h, w, 3]`, once all rows have come.
+        """The heat map as RGB `[h, w, 3]`, once all rows have come.
 
         Args:
-            seen: the result shrunk to the input's size, of a `Comparison`.
+            seen: the result reduced to the input's size, from a `Comparison`.
         """
         errors = seen - self._plain
-        # What was added is the finer part alone: detail and contradiction add up by their squares.
+        # Only the finer part was added: the squares of detail and contradiction add up.
         detail = np.sqrt(np.maximum(self._squares - _mean_square(errors), 0))
         contradiction = np.abs(errors).max(axis=2, keepdims=True)
         greys = self._plain[..., :3].mean(axis=2, keepdims=True)
@@ -60,7 +61,7 @@ class HeatMap:
 
 
 def heat_map(result: Bytes, original: Bytes) -> Bytes:
-    """RGB `[h, w, 3]`.
+    """The heat map of a whole result, as RGB `[h, w, 3]`.
 
     Args:
         result, original: `[H, W, C]` and `[h, w, C]` of equal C.

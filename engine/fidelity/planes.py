@@ -1,4 +1,4 @@
-"""Pictures as bytes, and as numbers that may be averaged."""
+"""Pictures as bytes, and as numbers that can be averaged."""
 
 from collections.abc import Iterator
 
@@ -6,23 +6,23 @@ import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
-"""`[H, W, C]` sRGB; C is 3, or 4 with straight alpha."""
+"""A picture `[H, W, C]` in sRGB; C is 3, or 4 with straight alpha."""
 Planes = npt.NDArray[np.float32]
-"""`[H, W, C]` in levels, 0 to 255 for pictures; of RGBA premultiplied, as what is invisible must
-not count."""
+"""A picture `[H, W, C]` in levels from 0 to 255. RGBA is premultiplied, so that invisible colours
+do not count."""
 
 _BAND_PIXELS = 1 << 17
 
 
 def bands(height: int, width: int) -> Iterator[tuple[int, int]]:
-    """First row and end of each of the bands in which a large picture is worked on."""
+    """The first row and the end of each band in which a large picture is processed."""
     rows = max(1, _BAND_PIXELS // width)
     for first in range(0, height, rows):
         yield first, min(first + rows, height)
 
 
 def planes_of(picture: Bytes) -> Planes:
-    """The numbers of a picture, or of some of its rows."""
+    """The numbers of a picture or of some of its rows."""
     planes = picture.astype(np.float32)
     if picture.shape[2] == 4:
         planes[..., :3] *= planes[..., 3:] / 255
@@ -30,10 +30,10 @@ def planes_of(picture: Bytes) -> Planes:
 
 
 def bytes_of(planes: Planes, invisible: Bytes) -> Bytes:
-    """The inverse of `planes_of`: rounded and clipped.
+    """The bytes of numbers, rounded and clipped: the inverse of `planes_of`.
 
     Args:
-        invisible: of the same shape; gives colour to what is fully transparent.
+        invisible: a picture of the same shape with the colours of fully transparent pixels.
     """
     levels = np.clip(planes, 0, 255)
     if levels.shape[2] == 4:

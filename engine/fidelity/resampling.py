@@ -1,8 +1,8 @@
 """Bicubic resampling as linear operators that take a band of rows at a time.
 
-Shrinking is antialiased: the kernel grows with the factor. It is what Pillow, MATLAB's imresize
-and torch with `antialias` do (Keys 1981, a = -0.5), and the camera that most training of upscalers
-assumes. Matrices are sparse, so transposes, which back-projection needs, are exact.
+Reduction is antialiased: the kernel grows with the factor. This is the method of Pillow, of
+MATLAB's imresize and of torch with `antialias` (Keys 1981, a = -0.5), and the camera that most
+training of upscalers assumes. Matrices are sparse, so the transposes for back-projection are exact.
 """
 
 from typing import TypeAlias
@@ -14,17 +14,17 @@ from scipy import sparse
 from engine.fidelity.planes import Bytes, Planes, bands, planes_of
 
 Matrix: TypeAlias = sparse.csr_array
-"""fp32, one row per output line; rows sum to 1."""
+"""An fp32 matrix with one row per output line; each row sums to 1."""
 
 _CUBIC_REACH = 2.0
 _TRIANGLE_REACH = 1.0
 
 
 class Resampling:
-    """From pictures of one size to another.
+    """Resamples pictures from one size to another.
 
     Args:
-        rows: `[after, before]`, what is done to every column of pixels.
+        rows: `[after, before]`, applied to every column of pixels.
         columns: the same for every row of pixels.
     """
 
@@ -37,10 +37,10 @@ class Resampling:
     def between(
         cls, before: tuple[int, ...], after: tuple[int, ...], *, smooth: bool = False
     ) -> "Resampling":
-        """From one height and width to another.
+        """Make the resampling from one height and width to another.
 
         Args:
-            smooth: a triangle in place of the cubic kernel: blurs more, and never undershoots.
+            smooth: use a triangle instead of the cubic kernel; it blurs more and never undershoots.
         """
         rows, columns = (
             kernel_matrix(*sides, smooth=smooth) for sides in zip(before, after, strict=True)
@@ -48,31 +48,32 @@ class Resampling:
         return cls(rows, columns)
 
     def accumulate(self, total: Planes, band: Planes, first: int) -> None:
-        """Add what the rows from `first` on, `[B, W, C]`, give to the result `[h, w, C]`."""
+        """Add the contribution of `[B, W, C]` rows that begin at row `first` to the result `[h, w,
+        C]`."""
         matrix = self._rows_transposed[first : first + len(band)]
         top, end = int(matrix.indices.min()), int(matrix.indices.max()) + 1
         narrow = _along_columns(self.columns, band)
         total[top:end] += _along_rows(matrix[:, top:end].T.tocsr(), narrow)
 
     def narrowed(self, band: Planes) -> Planes:
-        """Any rows, `[B, W, C]`, in the result's width."""
+        """Resample any rows `[B, W, C]` to the result's width."""
         return _along_columns(self.columns, band)
 
     def rows_between(self, narrow: Planes, top: int, first: int, end: int) -> Planes:
-        """These rows of the result, of rows from `top` on that have its width already."""
+        """Some rows of the result, from rows that begin at `top` and already have its width."""
         return _along_rows(self.rows[first:end, top : top + len(narrow)], narrow)
 
     def band(self, picture: Planes, first: int, end: int) -> Planes:
-        """These rows of the result, of the whole picture `[H, W, C]`."""
+        """Some rows of the result, from the whole picture `[H, W, C]`."""
         return _rows_of(self.rows[first:end], self.columns, picture)
 
     def transposed_band(self, result: Planes, first: int, end: int) -> Planes:
-        """These rows of the transpose's result, of the whole `[h, w, C]`."""
+        """Some rows of the transpose's result, from the whole `[h, w, C]`."""
         return _rows_of(self._rows_transposed[first:end], self._columns_transposed, result)
 
 
 def shrunk(picture: Bytes, height: int, width: int) -> Planes:
-    """A picture in another size, `[height, width, C]`; memory for a band and the result."""
+    """A picture in another size, `[height, width, C]`; takes memory for a band and the result."""
     resampling = Resampling.between(picture.shape[:2], (height, width))
     total = np.zeros((height, width, picture.shape[2]), np.float32)
     for first, end in bands(*picture.shape[:2]):
@@ -81,8 +82,8 @@ def shrunk(picture: Bytes, height: int, width: int) -> Planes:
 
 
 def kernel_matrix(before: int, after: int, *, smooth: bool = False) -> Matrix:
-    """`[after, before]`: each output sample as a mean of inputs around it, at edges of those that
-    there are."""
+    """The matrix `[after, before]`, in which each output sample is a weighted mean of inputs around
+    it, at edges of those that exist."""
     scale = before / after
     stretch = max(scale, 1.0)
     reach = (_TRIANGLE_REACH if smooth else _CUBIC_REACH) * stretch

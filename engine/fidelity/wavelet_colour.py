@@ -1,9 +1,9 @@
-"""The input's colours for a result that drifted from them: low bands are exchanged.
+"""Restores the input's colours in a result that has drifted from them, by exchanging low bands.
 
 As in StableSR (Wang et al. 2023, arXiv:2305.07015) and SUPIR (Yu et al. 2024, arXiv:2401.13627):
-an à-trous wavelet of five levels splits both pictures; the answer has the result's detail and the
-lowest band of the input, enlarged. As the wavelet is linear, that is the result plus the lowest
-band of the difference.
+an à-trous wavelet with five levels splits both pictures; the answer has the result's detail and the
+enlarged lowest band of the input. As the wavelet is linear, that is the result plus the lowest band
+of the difference.
 """
 
 import numpy as np
@@ -13,11 +13,11 @@ from engine.fidelity.resampling import Resampling
 
 NUM_LEVELS = 5
 REACH = 2**NUM_LEVELS - 1
-"""Pixels to each side that a pixel's lowest band depends on."""
+"""The distance in pixels up to which other pixels affect a pixel's lowest band."""
 
 
 def wavelet_colour(result: Bytes, original: Bytes) -> Bytes:
-    """The result in the original's colours, a new array.
+    """The result in the original's colours, as a new array.
 
     Args:
         result, original: `[H, W, C]` and `[h, w, C]` of equal C.
@@ -36,7 +36,7 @@ def wavelet_colour(result: Bytes, original: Bytes) -> Bytes:
 
 
 def lowest_band(planes: Planes) -> Planes:
-    """What is left of `[H, W, C]` after all levels; edges are repeated outwards at each."""
+    """The rest of `[H, W, C]` after all levels; each level repeats edge pixels outwards."""
     for level in range(NUM_LEVELS):
         for axis in (0, 1):
             planes = _blurred(planes, 2**level, axis)
@@ -44,7 +44,7 @@ def lowest_band(planes: Planes) -> Planes:
 
 
 def _blurred(planes: Planes, distance: int, axis: int) -> Planes:
-    """A quarter of each neighbour that far away, and half of the pixel itself."""
+    """A quarter of each neighbour at that distance, and half of the pixel itself."""
     padding = [(0, 0)] * 3
     padding[axis] = (distance, distance)
     padded = np.moveaxis(np.pad(planes, padding, mode="edge"), axis, 0)

@@ -1,1 +1,1 @@
-"""Takes backgrounds away: a network finds the subject, matting its soft edge. Start at `job.py`."""
+"""Removes backgrounds: a network finds the subject, matting its soft edge. Start at `job.py`."""

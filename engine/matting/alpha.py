@@ -1,4 +1,4 @@
-"""Alpha from a picture and its trimap, within bounds of memory and time: `estimate_alpha`."""
+"""Estimates alpha from a picture and its trimap within limits of memory and time."""
 
 import math
 from collections.abc import Generator
@@ -15,19 +15,19 @@ from engine.matting.trimap import Trimap
 from engine.matting_types import MattingMethod
 
 MAX_UNKNOWNS = 250_000
-"""Pixels that are solved for, at nearly two kilobytes each. Above, alpha is solved for a smaller
-picture and brought to the large one by its edges (`guided.py`)."""
+"""The most pixels to solve for, at nearly two kilobytes each. Above, alpha is solved for a smaller
+picture and enlarged along the large picture's edges (`guided.py`)."""
 MAX_KNN_PIXELS = 150_000
-"""Pixels of the band's surroundings, all of which KNN matting pairs with thirty others."""
+"""The most pixels around the band, all of which KNN matting pairs with thirty others."""
 NOT_CONVERGED = (
-    "alpha was not found to full precision within the steps allowed: the colours of subject and "
-    "background may be too alike there"
+    "alpha did not reach full precision within the allowed number of steps; the colours of subject "
+    "and background may be too alike"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Matte:
-    """Alpha [H, W] from 0 to 1, and the size of the picture that it was solved at."""
+    """Alpha [H, W] from 0 to 1, and the size of the picture for which it was solved."""
 
     alpha: Floats
     width: int
@@ -38,8 +38,8 @@ class Matte:
 def estimate_alpha(
     image: Bytes, trimap: Trimap, method: MattingMethod = MattingMethod.CLOSED_FORM
 ) -> Generator[None, None, Matte]:
-    """Of a picture [H, W, 3]. Pauses where others may have their turn; what comes out is the same
-    whether they do."""
+    """Estimate the alpha of a picture [H, W, 3]. Pauses so that others can have their turn, which
+    does not change the result."""
     height, width = trimap.is_unknown.shape
     if not trimap.num_unknown:
         return Matte(trimap.is_subject.astype(np.float32), width, height)
@@ -53,8 +53,8 @@ def estimate_alpha(
 
 
 def _within_bounds(trimap: Trimap, method: MattingMethod) -> Trimap:
-    """The trimap, or one as much smaller as it takes. A smaller one leaves more open than its share
-    where open pixels are scattered, so that one try may not be enough."""
+    """The trimap, reduced as far as necessary. Reducing can leave more open pixels than expected if
+    they are scattered, so one try may not be enough."""
     height, width = trimap.is_unknown.shape
     scale, small = 1.0, trimap
     while (excess := _excess(small, method)) > 1.0:
@@ -64,7 +64,7 @@ def _within_bounds(trimap: Trimap, method: MattingMethod) -> Trimap:
 
 
 def _excess(trimap: Trimap, method: MattingMethod) -> float:
-    """How many times the bound it is."""
+    """The trimap's size as a multiple of the limit."""
     if method is not MattingMethod.KNN or not trimap.num_unknown:
         return trimap.num_unknown / MAX_UNKNOWNS
     area = surroundings(trimap.is_unknown, KNN_MARGIN)
@@ -74,7 +74,7 @@ def _excess(trimap: Trimap, method: MattingMethod) -> float:
 def _solved(
     image: Bytes, trimap: Trimap, method: MattingMethod
 ) -> Generator[None, None, tuple[Floats, bool]]:
-    """Alpha at this very size."""
+    """Alpha at exactly this size."""
     alpha = trimap.is_subject.astype(np.float32)
     if not trimap.num_unknown:
         return alpha, True

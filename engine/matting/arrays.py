@@ -1,6 +1,6 @@
-"""Pictures as arrays, rows first, and back to `Pixels`.
+"""Conversions between `Pixels` and arrays with rows first.
 
-Shapes: `H W` are a picture's rows and columns.
+`H W` in shapes are a picture's rows and columns.
 """
 
 import numpy as np
@@ -14,36 +14,36 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 STRIP_PIXELS = 1 << 17
-"""Large pictures are worked on in strips of rows of about so many: what is made on the way, at
-dozens of numbers a pixel, exists for one strip at a time."""
+"""The approximate pixels of a strip. Large pictures are processed in strips of rows, because
+intermediate results take dozens of numbers per pixel and then exist for one strip only."""
 
 
 def array_of(pixels: Pixels) -> Bytes:
-    """[H, W, channels], or [H, W] of a single one. Shares the memory, read-only."""
+    """The array [H, W, channels], or [H, W] for one channel. Shares the memory, read-only."""
     shape = (pixels.height, pixels.width, pixels.channels)[: 2 if pixels.channels == 1 else 3]
     return np.frombuffer(pixels.data, np.uint8).reshape(shape)
 
 
 def pixels_of(array: Bytes) -> Pixels:
-    """The inverse."""
+    """The picture of an array: the inverse of `array_of`."""
     height, width = array.shape[:2]
     channels = 1 if array.ndim == 2 else array.shape[2]
     return Pixels(width=width, height=height, channels=channels, data=array.tobytes())
 
 
 def unit(levels: Bytes) -> Floats:
-    """From 0 to 1, of 0 to 255."""
+    """Levels from 0 to 255 as numbers from 0 to 1."""
     return np.divide(levels, 255, dtype=np.float32)
 
 
 def strips(height: int, width: int) -> list[slice]:
-    """Rows of a picture in parts."""
+    """The rows of a picture, divided into strips."""
     rows = max(1, STRIP_PIXELS // width)
     return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
 def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
-    """(height, width), at least one pixel a side; scales of 1 and above change nothing."""
+    """The scaled (height, width), at least one pixel each; scales of 1 and above change nothing."""
     if scale >= 1.0:
         return height, width
     return max(1, round(height * scale)), max(1, round(width * scale))

@@ -1,4 +1,4 @@
-"""Answers of alpha and the subject's colours: cut-outs and compositions."""
+"""Makes cut-outs and composites from alpha and the subject's colours."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,7 @@ from engine.matting.arrays import Bytes, Floats, strips
 
 
 def alpha_levels(alpha: Floats, own_alpha: Bytes | None = None) -> Bytes:
-    """[H, W] from 0 to 255; nowhere more than what the picture had of its own."""
+    """Alpha levels [H, W] from 0 to 255, nowhere above the picture's own alpha."""
     levels = np.empty(alpha.shape, np.uint8)
     for rows in strips(*alpha.shape):
         values = alpha[rows] * np.float32(255)
@@ -18,7 +18,7 @@ def alpha_levels(alpha: Floats, own_alpha: Bytes | None = None) -> Bytes:
 
 
 def over(colours: Bytes, levels: Bytes, background: Bytes | tuple[int, int, int]) -> Bytes:
-    """The subject [H, W, 3] over a picture or a colour, RGB."""
+    """The subject [H, W, 3] over a picture or a colour, as RGB."""
     result = np.empty_like(colours)
     for rows in strips(*levels.shape):
         alpha = (levels[rows] / np.float32(255))[..., None]
@@ -29,7 +29,7 @@ def over(colours: Bytes, levels: Bytes, background: Bytes | tuple[int, int, int]
 
 
 def covering(picture: Bytes, height: int, width: int) -> Bytes:
-    """A picture's middle, scaled to that size: RGB, its own alpha over white."""
+    """A picture's middle part, scaled to that size, as RGB with its own alpha over white."""
     if picture.ndim == 2:
         picture = np.dstack([picture] * 3)
     if picture.shape[2] == 4:

@@ -1,7 +1,7 @@
-"""Solves a matting system, with pauses.
+"""Solves a matting system with pauses.
 
-pymatting's own solver (`pymatting.cg`) has none: a request could not be cancelled, nor another one
-have its turn, before it is done. The steps are the same.
+pymatting's own solver (`pymatting.cg`) does not pause, so a request could not be cancelled, and no
+other could have its turn, until it is done. The steps are the same.
 """
 
 import time
@@ -13,10 +13,10 @@ import numpy as np
 from engine.matting.arrays import Doubles
 
 TOLERANCE = 1e-7
-"""Of the residual, beside the right-hand side: pymatting's."""
+"""The tolerance of the residual relative to the right-hand side; pymatting's value."""
 MAX_STEPS = 1000
 SLICE_S = 0.05
-"""Between two pauses; what comes out does not depend on it."""
+"""The time between two pauses, which does not change the result."""
 
 
 def solve(
@@ -26,12 +26,12 @@ def solve(
     *,
     max_steps: int = MAX_STEPS,
 ) -> Generator[None, None, tuple[Doubles, bool]]:
-    """`x` with `matrix x = rhs`, and whether it is within the tolerance: the preconditioned method
-    of conjugate gradients (Hestenes and Stiefel 1952).
+    """Solve `matrix x = rhs`; returns `x` and whether it is within the tolerance. The method is
+    that of preconditioned conjugate gradients (Hestenes and Stiefel 1952).
 
     Args:
         matrix: symmetric and positive definite.
-        precondition: what multiplies by about the inverse of `matrix`.
+        precondition: multiplies a vector by roughly the inverse of `matrix`.
     """
     x = np.zeros_like(rhs)
     residual = rhs.copy()

@@ -1,8 +1,8 @@
-"""Steps over pictures in work: `MattingEngine`.
+"""The matting engine, which steps over pictures in progress.
 
-A step takes one picture from one pause of its work to the next: tenths of a second, seconds in the
-worst case. Pictures in work share the time, so that a small one does not wait for a large one;
-those that would not fit into the memory wait.
+A step advances one picture from one pause to the next: tenths of a second, seconds in the worst
+case. Pictures in progress share the time, so that a small one does not wait for a large one.
+Pictures that do not fit into the memory wait.
 """
 
 import itertools
@@ -23,36 +23,36 @@ from engine.scheduling.policy import create_policy
 from engine.scheduling.queue import WaitingQueue
 
 WORK_BYTES = 1 << 30
-"""What all pictures in work may take together, unless a single one takes more."""
+"""The most memory of all pictures in progress, unless a single picture takes more."""
 BYTES_PER_PIXEL = 48
-"""Of a large picture: itself, its trimap, alpha, colours and the answer."""
+"""The bytes per pixel of a large picture: itself, its trimap, alpha, colours and the answer."""
 SOLVER_BYTES = 450 << 20
 SOLVER_PIXELS = 1_000_000
-"""A picture of so many pixels or more may need all of `SOLVER_BYTES`."""
+"""A picture with this many pixels or more may need all of `SOLVER_BYTES`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MattingLimits:
-    """What the engine keeps to."""
+    """The limits of the engine."""
 
     max_num_images: int
-    """In work at once."""
+    """The most pictures in progress at once."""
     max_num_queued: int
     scheduling_policy: Policy = "fcfs"
 
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """A request that waits, or is in work."""
+    """A request that waits or is in progress."""
 
     rank: tuple[int, ...]
-    """Of its next turn."""
+    """The rank of its next turn."""
     request: MattingRequest
     job: Job | None = None
     used_s: float = 0.0
-    """Time of its turns, counted from what the others had when its work began."""
+    """The time of its turns, counted from the time that the others had when its work began."""
     shown_stage: str = ""
-    """The newest that an event has told of."""
+    """The newest stage that an event has reported."""
 
     @property
     def num_bytes(self) -> int:
@@ -60,13 +60,13 @@ class _Place:
 
 
 def work_bytes(num_pixels: int) -> int:
-    """What a picture of so many pixels takes while it is in work, about."""
+    """The approximate memory of a picture in progress, given its number of pixels."""
     solver = SOLVER_BYTES * min(1.0, num_pixels / SOLVER_PIXELS)
     return int(BYTES_PER_PIXEL * num_pixels + solver)
 
 
 class MattingEngine:
-    """A `engine.stepping.SteppingEngine` for mattes."""
+    """An `engine.stepping.SteppingEngine` for mattes."""
 
     def __init__(
         self,
@@ -88,8 +88,8 @@ class MattingEngine:
         """Queue a request.
 
         Raises:
-            InvalidParameter: a trimap that leaves nothing to go by, or marks that are outside.
-            QueueFull: as many pictures wait as may.
+            InvalidParameter: the trimap lacks subject or background, or a box or point is outside.
+            QueueFull: too many pictures wait already.
         """
         _check(request)
         if len(self._waiting) >= self._limits.max_num_queued:
@@ -101,7 +101,7 @@ class MattingEngine:
         self._waiting.push(_Place(rank, request))
 
     def abort(self, request_id: str, index: int | None = None) -> None:
-        """Drop a request, between two of its pauses if it is in work; unknown ids are ignored."""
+        """Drop a request, between two pauses if it is in progress; unknown ids are ignored."""
         for queue in (self._waiting, self._working):
             for place in [p for p in queue if p.request.request_id == request_id]:
                 queue.remove(place)
@@ -109,11 +109,11 @@ class MattingEngine:
                     place.job.work.close()
 
     def has_work(self) -> bool:
-        """Whether pictures wait or are in work."""
+        """Whether pictures wait or are in progress."""
         return bool(self._waiting) or bool(self._working)
 
     def step(self) -> tuple[list[MattingEvent], MattingStats]:
-        """Bring the picture whose turn it is to its next pause."""
+        """Advance the picture whose turn it is to its next pause."""
         started_s = self._clock()
         events = self._begin_what_fits()
         if self._working:
@@ -126,18 +126,19 @@ class MattingEngine:
         return events, self.stats()
 
     def stats(self) -> MattingStats:
-        """Statistics as of now."""
+        """The current statistics."""
         return replace(self._stats, num_running=len(self._working), num_waiting=len(self._waiting))
 
     def reset_totals(self) -> None:
-        """Forget the steps so far, such as a trial's."""
+        """Reset the totals, for example after a trial."""
         self._stats = MattingStats()
 
     def shutdown(self) -> None:
-        """Nothing is held beside the network."""
+        """Do nothing, as only the network is held."""
 
     def _queue_for_turn(self, place: _Place) -> None:
-        """Whoever had least goes first; of equal ones the first to come."""
+        """Queue a picture for a turn: the one with least time goes first, among equals the first to
+        come."""
         microseconds = round(1e6 * place.used_s)
         place.rank = self._policy.rank(place.request, microseconds << 64 | next(self._arrivals))
         self._working.push(place)
@@ -164,7 +165,7 @@ class MattingEngine:
         return events
 
     def _advance(self, place: _Place) -> list[MattingEvent]:
-        """One turn; afterwards it arrives anew, or is over."""
+        """Give a picture one turn; then it is queued again, or is finished."""
         job = place.job
         assert job is not None
         started_s = self._clock()
@@ -204,7 +205,7 @@ def _check(request: MattingRequest) -> None:
         if (request.trimap.width, request.trimap.height) != (image.width, image.height):
             raise InvalidParameter(
                 f"the trimap has {request.trimap.width}x{request.trimap.height} pixels and the "
-                f"image {image.width}x{image.height}; they must have the same size",
+                f"image has {image.width}x{image.height}; they must have the same size",
                 param="trimap",
             )
         check_trimap(Trimap.of(array_of(request.trimap)))
@@ -212,14 +213,14 @@ def _check(request: MattingRequest) -> None:
         left, top, right, bottom = request.box
         if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
             raise InvalidParameter(
-                f"box {list(request.box)} is not left, top, right, bottom within the image's "
-                f"{image.width}x{image.height} pixels",
+                f"box is {list(request.box)}; it must be [left, top, right, bottom] within the "
+                f"image's {image.width}x{image.height} pixels",
                 param="box",
             )
     for point in request.points:
         if not (0 <= point.x < image.width and 0 <= point.y < image.height):
             raise InvalidParameter(
-                f"the point {point.x}, {point.y} is outside of the image's "
+                f"the point {point.x}, {point.y} is outside the image's "
                 f"{image.width}x{image.height} pixels",
                 param="points",
             )

@@ -1,6 +1,7 @@
-"""The subject's own colours where it mixes with its background: `estimate_foreground`.
+"""Estimates the subject's own colours where it mixes with the background.
 
-Multi-level estimation (Germer et al. 2020, "Fast Multi-Level Foreground Estimation"), by pymatting.
+The method is pymatting's multi-level estimation (Germer et al. 2020, "Fast Multi-Level Foreground
+Estimation").
 """
 
 import math
@@ -15,16 +16,17 @@ from engine.matting.resampling import enlarged_rows, shrink
 from engine.matting.systems import surroundings
 
 MAX_PIXELS = 2_000_000
-"""Of the picture that colours are estimated at. Those of a larger one are made of it, pixel by
-pixel, so that `I = alpha F + (1 - alpha) B` holds as nearly as it can."""
+"""The most pixels of a picture at which colours are estimated. For a larger picture they are
+derived from these, pixel by pixel, so that `I = alpha F + (1 - alpha) B` holds as nearly as
+possible."""
 MARGIN = 16
-"""Pixels around the subject that get its colours, too: whoever scales the cut-out without regard to
-alpha finds no others there. All beyond is black."""
+"""The width of a margin around the subject that also gets its colours, since scaling a cut-out
+without regard to alpha mixes them in. Everything beyond is black."""
 
 
 @dataclass(frozen=True, slots=True)
 class Foreground:
-    """Colours [H, W, 3], and the size of the picture that they were estimated at."""
+    """Colours [H, W, 3], and the size of the picture at which they were estimated."""
 
     colours: Bytes
     width: int
@@ -32,7 +34,8 @@ class Foreground:
 
 
 def estimate_foreground(image: Bytes, alpha: Floats) -> Generator[None, None, Foreground]:
-    """Of a picture [H, W, 3] and its alpha [H, W]. Pauses where others may have their turn."""
+    """Estimate the foreground's colours from a picture [H, W, 3] and its alpha [H, W]. Pauses so
+    that others can have their turn."""
     colours = np.zeros_like(image)
     if not alpha.any():
         return Foreground(colours, 0, 0)
@@ -42,7 +45,7 @@ def estimate_foreground(image: Bytes, alpha: Floats) -> Generator[None, None, Fo
     low = scaled_size(height, width, math.sqrt(MAX_PIXELS / part_alpha.size))
     small = unit(np.ascontiguousarray(shrink(part, *low)))
     small_alpha = np.ascontiguousarray(shrink(part_alpha, *low))
-    # It goes from one pixel to more, so there must be more.
+    # The method starts from a single pixel and doubles, so the picture must have more than one.
     padding = [(0, max(0, 2 - side)) for side in low]
     padded = np.pad(small, [*padding, (0, 0)], mode="edge")
     both = pymatting("estimate_foreground_ml")(
@@ -68,7 +71,7 @@ def estimate_foreground(image: Bytes, alpha: Floats) -> Generator[None, None, Fo
 
 
 def _consistent(image: Floats, alpha: Floats, front: Floats, back: Floats) -> Floats:
-    """Of all pairs of colours that mix to the picture's, the one nearest to (front, back)."""
+    """The pair of colours nearest to (front, back) among those that mix to the picture's colour."""
     rest = image - alpha * front - (1 - alpha) * back
     return np.asarray(front + alpha * rest / (alpha * alpha + (1 - alpha) * (1 - alpha)))
 

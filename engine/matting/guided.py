@@ -1,8 +1,8 @@
-"""Alpha of a large picture from that of a smaller one, along the large one's edges.
+"""Enlarges a small picture's alpha along the edges of the large picture.
 
-The guided filter (He, Sun and Tang 2013, "Guided Image Filtering"), in its fast form (He and Sun
-2015): around each pixel of the small picture alpha is a linear function of the colours, and the
-same function then gives alpha of the large picture's pixels there.
+This is the guided filter (He, Sun and Tang 2013, "Guided Image Filtering") in its fast form (He and
+Sun 2015): around each pixel of the small picture alpha is a linear function of the colours, and the
+same function gives alpha of the large picture's pixels there.
 """
 
 from collections.abc import Generator
@@ -15,16 +15,16 @@ from engine.matting.resampling import enlarged_rows
 from engine.matting.trimap import Trimap
 
 RADIUS = 2
-"""Pixels of the small picture around one that share a function."""
+"""The radius in pixels of the small picture around a pixel that share a function."""
 EPSILON = 1e-5
-"""Keeps functions flat where colours hardly differ."""
+"""The regularisation that keeps functions flat where colours hardly differ."""
 
 
 def upsample(
     small: Bytes, small_alpha: Floats, image: Bytes, trimap: Trimap
 ) -> Generator[None, None, Floats]:
-    """Alpha [H, W] of a picture [H, W, 3], given alpha [h, w] of the picture [h, w, 3] that it was
-    shrunk to. What the trimap knows of the large one stays."""
+    """Alpha [H, W] of a picture [H, W, 3], given the alpha [h, w] of a reduced picture [h, w, 3].
+    Pixels that the large picture's trimap decides stay as they are."""
     functions = yield from _functions(small, small_alpha)
     height, width = image.shape[:2]
     alpha = trimap.is_subject.astype(np.float32)
@@ -41,7 +41,7 @@ def upsample(
 
 
 def _functions(image: Bytes, alpha: Floats) -> Generator[None, None, Floats]:
-    """[h, w, 4]: three factors for colours from 0 to 1, and a constant."""
+    """Functions [h, w, 4]: three factors for colours from 0 to 1, and a constant."""
     height, width = alpha.shape
     functions = np.empty((height, width, 4), np.float32)
     halo = 2 * RADIUS
@@ -62,7 +62,7 @@ def _strip_functions(guide: Floats, alpha: Floats) -> Floats:
         _mean(x * x) - m * m + np.float32(EPSILON) for x, m in ((r, mr), (g, mg), (b, mb))
     )
     rg, rb, gb = _mean(r * g) - mr * mg, _mean(r * b) - mr * mb, _mean(g * b) - mg * mb
-    # The inverse of the colours' covariance, by cofactors.
+    # The inverse of the colours' covariance matrix, by cofactors.
     c00, c01, c02 = gg * bb - gb * gb, rb * gb - rg * bb, rg * gb - rb * gg
     c11, c12, c22 = rr * bb - rb * rb, rg * rb - rr * gb, rr * gg - rg * rg
     determinant = rr * c00 + rg * c01 + rb * c02
@@ -83,6 +83,6 @@ def _strip_functions(guide: Floats, alpha: Floats) -> Floats:
 
 
 def _mean(values: Floats) -> Floats:
-    """Of the pixels around each."""
+    """The mean of the pixels around each pixel."""
     side = 2 * RADIUS + 1
     return np.asarray(cv2.blur(values, (side, side), borderType=cv2.BORDER_REFLECT))

@@ -1,6 +1,7 @@
-"""One request from its picture to its answer, in stages: `Job`.
+"""Takes one request from its picture to its answer, in stages.
 
-segment → steer → trimap → solve → foreground → compose; with a trimap it begins at solve.
+The stages are segment → steer → trimap → solve → foreground → compose; with a trimap from the
+client the first is solve.
 """
 
 from collections.abc import Generator
@@ -22,7 +23,7 @@ from engine.matting_types import MattingEvent, MattingOutput, MattingRequest
 from engine.types import FinishReason
 
 MASK_SIDE = 1024
-"""Most pixels of the longer side of the picture that an automatic trimap is made at."""
+"""The most pixels of the longer side of the picture from which an automatic trimap is made."""
 NO_SUBJECT = (
     "no subject was found, so everything is background; mark it with box or points, or send a "
     "trimap"
@@ -35,16 +36,16 @@ _PROGRESS = {
     "foreground": 0.75,
     "compose": 0.95,
 }
-"""How far a request is when a stage begins, by the times that they usually take."""
+"""The progress when a stage begins, from the times that stages usually take."""
 
 
 @dataclass(slots=True)
 class Job:
-    """A request in work.
+    """A request in progress.
 
     Attributes:
-        stage: what `work` is at.
-        work: does it; to be advanced until it ends with the last event, or closed.
+        stage: the current stage of `work`.
+        work: a generator to be advanced until it ends with the last event, or closed.
     """
 
     request: MattingRequest
@@ -125,7 +126,7 @@ class Job:
         return Trimap(nothing, nothing)
 
     def _mask(self, image: Bytes) -> Floats:
-        """Of the network, which looks at the box alone, if there is one."""
+        """The network's mask; with a box the network sees only the part inside."""
         box = self.request.box
         if box is None:
             return self.network.mask(image)
@@ -135,7 +136,7 @@ class Job:
         rows = slice(max(0, top - down), min(height, bottom + down))
         columns = slice(max(0, left - across), min(width, right + across))
         part = self.network.mask(np.ascontiguousarray(image[rows, columns]))
-        # At a size that is enough for the mask of the whole.
+        # At this size the mask of the whole picture is detailed enough.
         scale = min(1.0, MASK_SIDE / max(height, width))
         low = scaled_size(height, width, scale)
         mask = np.zeros(low, np.float32)
@@ -158,7 +159,7 @@ class Job:
 
 
 def _uncertain(matte: Matte, trimap: Trimap) -> float:
-    """Share of the open pixels that are neither subject nor background after all."""
+    """The share of the open pixels whose alpha is neither subject nor background."""
     if not trimap.num_unknown:
         return 0.0
     alpha = matte.alpha[trimap.is_unknown]

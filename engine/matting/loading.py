@@ -1,4 +1,4 @@
-"""From a network's file to an engine that takes backgrounds away: check, load, warm up."""
+"""Loads a network's file into an engine that removes backgrounds: checks, loads and warms up."""
 
 import time
 
@@ -22,7 +22,7 @@ from engine.types import Phase
 from engine.weights.source import Checkpoint
 
 _WEIGHT_COPIES = 2
-"""onnxruntime keeps weights in its own layout beside the file's."""
+"""The number of copies of the weights: onnxruntime keeps its own layout beside the file's."""
 
 log = structlog.get_logger(__name__)
 
@@ -30,22 +30,22 @@ log = structlog.get_logger(__name__)
 def load_engine(
     checkpoint: Checkpoint, model_id: str, intent: EngineConfig, host: Host
 ) -> tuple[MattingEngine, MattingModelInfo]:
-    """Load a network and serve it as `model_id`. All runs on the CPU, whatever `intent` says.
+    """Load a network and serve it as `model_id`. It runs on the CPU, whatever `intent` says.
 
     Raises:
-        ModelLoadError: one of its kinds; the message is fit for clients.
+        ModelLoadError: the checkpoint cannot be served; the message may be shown to clients.
     """
     started_s = time.monotonic()
     facts = read_facts(checkpoint.path)
     capacity = available_host_memory()
     weights = _WEIGHT_COPIES * checkpoint.path.stat().st_size
     host.reserve("cpu", "weights", weights, capacity)
-    host.reserve("cpu", "pictures in work", WORK_BYTES, capacity)
+    host.reserve("cpu", "pictures being processed", WORK_BYTES, capacity)
     num_threads = intent.num_threads or num_usable_cores()
     limit_threads(num_threads)
     cv2.setNumThreads(num_threads)
     network = load_network(checkpoint.path, facts, num_threads)
-    host.report(Phase.WARMING_UP, None, "compiling what solves for alpha, unless it is cached")
+    host.report(Phase.WARMING_UP, None, "compiling the alpha solver, unless it is cached")
     engine = MattingEngine(
         network,
         MattingLimits(
@@ -71,8 +71,8 @@ def load_engine(
 
 
 def warm_up(engine: MattingEngine) -> None:
-    """A small picture, so that the first request does not pay for lazy set-up. What the methods
-    beside closed-form matting need is imported by the first request for each.
+    """Process a small picture, so that the first request does not wait for lazy set-up. What
+    methods other than closed-form matting need is imported by the first request for each.
 
     Raises:
         ModelLoadError: it fails.
@@ -94,7 +94,7 @@ def warm_up(engine: MattingEngine) -> None:
         for event in engine.step()[0]:
             if event.failure is not None:
                 raise ModelLoadError(
-                    f"a trial picture failed: {event.failure.message}; the network is damaged, or "
-                    f"not one that finds subjects"
+                    f"a trial picture failed: {event.failure.message}; the network is damaged or "
+                    f"does not find subjects: fetch it again or serve another one"
                 )
     engine.reset_totals()

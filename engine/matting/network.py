@@ -13,20 +13,21 @@ from engine.matting.network_files import NetworkFacts
 from engine.matting.resampling import resize, shrink
 
 LEAST_SPREAD = 0.3
-"""A mask whose numbers lie closer together shows no subject: stretched, it would show noise."""
+"""The least range of a mask's numbers; a mask with less shows no subject, only noise."""
 
 
 class Network(Protocol):
     """Finds the subject of a picture."""
 
     def mask(self, image: Bytes) -> Floats:
-        """Of a picture [H, W, 3]: [side, side], from 0 for background to 1 for the subject."""
+        """The mask [side, side] of a picture [H, W, 3], from 0 for background to 1 for the
+        subject."""
         ...
 
 
 @dataclass(slots=True)
 class OnnxNetwork:
-    """A loaded one; made by `load_network`."""
+    """A loaded ONNX network, made by `load_network`."""
 
     session: Any
     facts: NetworkFacts
@@ -48,12 +49,12 @@ class OnnxNetwork:
 
 
 def load_network(path: Path, facts: NetworkFacts, num_threads: int) -> OnnxNetwork:
-    """Make a checked file run (`engine.matting.network_files.read_facts`). No library of custom
-    operations is loaded for it, so nothing but onnxruntime's own is run.
+    """Load a checked file (`engine.matting.network_files.read_facts`). No library of custom
+    operations is loaded, so only onnxruntime's own code runs.
 
     Raises:
-        UnsupportedArchitecture: it has operations that onnxruntime does not know, or takes or gives
-            something else than pictures.
+        UnsupportedArchitecture: it has operations that onnxruntime does not know, or its inputs or
+            outputs are not pictures.
         ModelLoadError: onnxruntime cannot load it.
     """
     import onnxruntime
@@ -62,7 +63,7 @@ def load_network(path: Path, facts: NetworkFacts, num_threads: int) -> OnnxNetwo
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    # What it allocates for a picture goes back afterwards: the equations for alpha need it next.
+    # Memory for a picture is released afterwards, as the equations for alpha need it next.
     options.enable_cpu_mem_arena = False
     # Threads that spin between two pictures would take the cores from other models.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -74,30 +75,32 @@ def load_network(path: Path, facts: NetworkFacts, num_threads: int) -> OnnxNetwo
         reason = str(error)
         if "is not a registered function/op" in reason or "No opset import" in reason:
             raise UnsupportedArchitecture(
-                f"{path.name!r} has operations that onnxruntime does not have"
+                f"{path.name!r} has operations that onnxruntime does not have; export it with "
+                f"standard ONNX operations"
             ) from error
         raise ModelLoadError(
-            f"onnxruntime cannot load {path.name!r}; it is damaged, or made for another version"
+            f"onnxruntime cannot load {path.name!r}, which is damaged or made for another version; "
+            f"fetch it again"
         ) from error
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
         raise UnsupportedArchitecture(
-            f"{path.name!r} does not take a picture alone, of 32-bit numbers; U²-Net, IS-Net and "
-            f"BiRefNet do"
+            f"{path.name!r} must take one picture of 32-bit numbers and nothing else; use U²-Net, "
+            f"IS-Net or BiRefNet"
         )
     facts = facts.with_shapes(inputs[0].name, inputs[0].shape, outputs[0].name)
     return OnnxNetwork(session, facts)
 
 
 def _probabilities(mask: Floats) -> Floats:
-    """From 0 to 1: U²-Net's numbers are, BiRefNet's become so by the logistic function. Then
-    stretched, as rembg does, if there is anything to see.
+    """The mask as numbers from 0 to 1. U²-Net's already are; BiRefNet's become so by the logistic
+    function. The mask is then stretched, as in rembg, if it shows a subject.
 
     Raises:
-        Unusable: some are infinite or not numbers.
+        Unusable: some numbers are infinite or NaN.
     """
     if not np.isfinite(mask).all():
-        raise Unusable("the network gave numbers that are not finite")
+        raise Unusable("the network produced numbers that are not finite")
     low, high = float(mask.min()), float(mask.max())
     if low < -1e-3 or high > 1.0 + 1e-3:
         mask = 1.0 / (1.0 + np.exp(-mask.clip(-30.0, 30.0)))

@@ -1,8 +1,8 @@
-"""ONNX files as what they are, written by strangers: what may be loaded, and what it expects.
+"""Checks ONNX files as the work of strangers: what may be loaded, and which pictures it takes.
 
 An ONNX file is a protobuf message that may name further files for its tensors. onnxruntime would
-read those; here each is checked before to lie beside the model. The message is walked field by
-field, by the numbers of `onnx.proto3`; nothing of it is run.
+read any of them, so each is checked first to lie beside the model. The message is walked field by
+field, with the numbers of `onnx.proto3`; none of it is run.
 """
 
 import mmap
@@ -15,11 +15,11 @@ from engine.checkpoint_files import check_regular, open_regular, read_optional_j
 from engine.errors import CorruptFile, ModelLoadError, UnsupportedArchitecture
 
 MAX_FILE_BYTES = 2 << 30
-"""The most that a protobuf message can have; the largest in use (BiRefNet) have 0.9 GB."""
+"""The largest possible protobuf message; the largest in use (BiRefNet) have 0.9 GB."""
 MAX_DEPTH = 64
-"""Graphs within nodes within graphs."""
+"""The most levels of graphs within nodes within graphs."""
 MAX_FIELDS = 4_000_000
-"""Of a message and those in it, but for the numbers of tensors. BiRefNet's have 100,000."""
+"""The most fields of nested messages, without the numbers of tensors. BiRefNet has 100,000."""
 MAX_SIDE = 2048
 PREPROCESSOR = "preprocessor_config.json"
 
@@ -27,7 +27,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _ISNET_NAMES = ("isnet", "is-net", "is_net", "rmbg-1", "rmbg1")
 
 _TENSORS = {
-    # Message → (fields that hold tensors, fields that hold other messages with such).
+    # Message → (fields that hold tensors, fields that hold messages which may hold tensors).
     "model": ({}, {7: "graph", 20: "training", 25: "function"}),
     "training": ({}, {1: "graph", 2: "graph"}),
     "graph": ({5: "tensor", 15: "sparse"}, {1: "node"}),
@@ -43,18 +43,19 @@ _GRAPH = 7
 _VARINT, _WITH_LENGTH = 0, 2
 _FIXED_BYTES = {1: 8, 5: 4}
 _EXTERNAL_DATA = 13
-"""Of a tensor: pairs of texts, of which `location` is a file's name."""
+"""The field of a tensor with pairs of texts, of which `location` is a file's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkFacts:
-    """What a network expects.
+    """The facts about a network's input.
 
     Attributes:
-        architecture: its class: `U2Net`, `ISNet` or `BiRefNet`.
-        side: of its square picture; 0 until it is known.
-        mean, std: of its normalised colours, from 0 to 1.
-        scales_by_brightest: 1 is the brightest of the picture's numbers and not 255.
+        architecture: the network's class: `U2Net`, `ISNet` or `BiRefNet`.
+        side: the side of its square picture; 0 until it is known.
+        mean, std: the normalisation of colours, which are from 0 to 1.
+        scales_by_brightest: whether colours are divided by the picture's largest number, not by
+            255.
     """
 
     architecture: str
@@ -66,21 +67,23 @@ class NetworkFacts:
     output: str = ""
 
     def with_shapes(self, input: str, shape: Sequence[Any], output: str) -> "NetworkFacts":
-        """With what the loaded network says of itself: its input's shape [1, 3, side, side].
+        """The facts completed by the loaded network's input shape, [1, 3, side, side].
 
         Raises:
-            UnsupportedArchitecture: it is no network for square pictures in colour.
+            UnsupportedArchitecture: the network does not take square pictures in colour.
         """
         batch, channels, height, width = shape
-        # Names in place of numbers are sizes that are free.
+        # Dimensions that are names and not numbers can have any size.
         sides = {side for side in (height, width) if isinstance(side, int)}
         side = sides.pop() if sides else self.side or 1024
         if sides or (batch not in (1, None) and isinstance(batch, int)):
-            raise UnsupportedArchitecture("the network takes no single square pictures")
+            raise UnsupportedArchitecture(
+                "the network must take one square picture at a time; use U²-Net, IS-Net or BiRefNet"
+            )
         if (isinstance(channels, int) and channels != 3) or not 16 <= side <= MAX_SIDE:
             raise UnsupportedArchitecture(
-                f"the network takes pictures of {channels} x {side} x {side}; 3 colours and 16 to "
-                f"{MAX_SIDE} pixels a side can be served"
+                f"the network takes pictures of {channels} x {side} x {side}; it must take 3 "
+                f"colours and 16 to {MAX_SIDE} pixels a side"
             )
         found = replace(self, side=side, input=input, output=output)
         if side == 320 and self.architecture == "BiRefNet":
@@ -89,21 +92,21 @@ class NetworkFacts:
 
 
 def read_facts(path: Path) -> NetworkFacts:
-    """Check a network's file and those that it names, and find out what it expects: by its
-    `preprocessor_config.json`, else by its name and, later, by its size.
+    """Check a network's file and the files that it names, and find the facts about its input: from
+    its `preprocessor_config.json`, or else from its name and later its size.
 
     Raises:
-        CorruptFile: no ONNX file, truncated, or nested too deeply.
-        ModelLoadError: it names files elsewhere, or has too much of something.
+        CorruptFile: it is not an ONNX file, is truncated, or is nested too deeply.
+        ModelLoadError: it names files elsewhere, or exceeds a limit.
     """
     check_regular(path, MAX_FILE_BYTES)
     with open_regular(path) as file:
-        # Not read: onnxruntime will, and once is enough for a gigabyte.
+        # Mapped and not read, as onnxruntime will read the gigabyte anyway.
         try:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as error:
             raise CorruptFile(f"{path.name!r} is empty; fetch it again") from error
-    # Not closed: the parts that an error's traceback holds would not let go of it.
+    # Not closed, as an error's traceback may still hold parts of it.
     locations = _Walk(path.name).external_files(memoryview(mapped))
     for location in locations:
         _check_beside(path, location)
@@ -122,7 +125,7 @@ def read_facts(path: Path) -> NetworkFacts:
 
 
 def _described(keys: dict[str, Any], name: str) -> NetworkFacts:
-    """As transformers' image processors write it."""
+    """The facts in a transformers image processor's configuration."""
     size = keys.get("size")
     side = size.get("height", size.get("shortest_edge")) if isinstance(size, dict) else size
     mean, std = keys.get("image_mean", IMAGENET_MEAN), keys.get("image_std", IMAGENET_STD)
@@ -133,7 +136,9 @@ def _described(keys: dict[str, Any], name: str) -> NetworkFacts:
         for values in (mean, std)
     )
     if not is_triple or min(std) <= 0 or not (side is None or isinstance(side, int)):
-        raise CorruptFile(f"{PREPROCESSOR} has no usable size, image_mean or image_std")
+        raise CorruptFile(
+            f"{PREPROCESSOR} has no usable size, image_mean or image_std; fetch it again"
+        )
     is_isnet = any(part in name for part in _ISNET_NAMES)
     return NetworkFacts(
         architecture="ISNet" if is_isnet else "BiRefNet", side=side or 0, mean=mean, std=std
@@ -141,32 +146,33 @@ def _described(keys: dict[str, Any], name: str) -> NetworkFacts:
 
 
 def _check_beside(path: Path, location: str) -> None:
-    """
+    """Check that a location names a regular file in the model's folder.
+
     Raises:
-        ModelLoadError: it is not the name of a file in the model's folder.
+        ModelLoadError: it does not.
     """
     file = path.parent / location
     is_name = location not in ("", ".", "..") and "/" not in location and "\\" not in location
     if not is_name or "\0" in location or file.is_symlink() or not file.is_file():
         raise ModelLoadError(
-            f"{path.name!r} keeps weights in a file {location[:80]!r}; only files beside it, and "
-            f"no links, are read; export it as one file"
+            f"{path.name!r} keeps weights in {location[:80]!r}; only regular files beside it are "
+            f"read, not links; export it as one file"
         )
     check_regular(file)
 
 
 class _Walk:
-    """Through one message."""
+    """A walk through one message."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._fields_left = MAX_FIELDS
 
     def external_files(self, data: memoryview) -> set[str]:
-        """Names of the files that its tensors refer to.
+        """The names of the files that its tensors refer to.
 
         Raises:
-            CorruptFile: it is no ONNX model, or more than a model in use could need.
+            CorruptFile: it is not an ONNX model, or has more fields than any model in use.
         """
         found: set[str] = set()
         to_do: list[tuple[str, memoryview, int]] = [("model", data, 0)]
@@ -175,7 +181,9 @@ class _Walk:
             while to_do:
                 kind, message, depth = to_do.pop()
                 if depth > MAX_DEPTH:
-                    raise CorruptFile(f"{self._name!r} nests graphs more than {MAX_DEPTH} deep")
+                    raise CorruptFile(
+                        f"{self._name!r} nests graphs more than {MAX_DEPTH} levels deep"
+                    )
                 tensors, others = _TENSORS[kind]
                 for number, value in self._fields(message):
                     has_graph |= kind == "model" and number == _GRAPH
@@ -185,7 +193,7 @@ class _Walk:
                         to_do.append((inner, value, depth + 1))
         except (IndexError, ValueError) as error:
             raise CorruptFile(
-                f"{self._name!r} is not an ONNX file, or truncated; fetch it again"
+                f"{self._name!r} is truncated or not an ONNX file; fetch it again"
             ) from error
         if not has_graph:
             raise CorruptFile(f"{self._name!r} is not an ONNX file: it holds no graph")
@@ -201,10 +209,10 @@ class _Walk:
         return found
 
     def _fields(self, message: memoryview) -> Iterator[tuple[int, memoryview]]:
-        """(number, content) of the fields that have a length; others are passed over.
+        """The (number, content) of fields that have a length; other fields are skipped.
 
         Raises:
-            IndexError, ValueError: it is no message.
+            IndexError, ValueError: it is not a message.
         """
         at, end = 0, len(message)
         while at < end:
@@ -230,7 +238,7 @@ class _Walk:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """A number and the place behind it."""
+    """A number and the position after it."""
     value = shift = 0
     while True:
         byte = message[at]

@@ -1,9 +1,10 @@
-"""pymatting's functions, each imported when it is first needed.
+"""Gives access to pymatting's functions; each module is imported when it is first needed.
 
-numba compiles them when their module is imported, half a minute for the whole package, and keeps
-the result. So its modules are imported one by one, past the packages that would import them all:
-closed-form matting takes about eight seconds the first time on a machine, and one afterwards. What
-was compiled is kept in the server's cache folder, as the installation may not be writable.
+numba compiles them when their module is imported, which takes half a minute for the whole package,
+and caches the result. So modules are imported one by one, bypassing the packages that would import
+them all: closed-form matting takes about eight seconds the first time on a machine, and one second
+afterwards. Compiled code is kept in the server's cache folder, as the installation may not be
+writable.
 """
 
 import contextlib
@@ -32,20 +33,20 @@ _PLACES = {
 
 @cache
 def pymatting(name: str) -> Callable[..., Any]:
-    """The function of that name; see its documentation (pymatting.github.io)."""
+    """The pymatting function of that name, as documented at pymatting.github.io."""
     function: Callable[..., Any] = getattr(pymatting_module(_PLACES[name]), name)
     return function
 
 
 def pymatting_module(name: str) -> ModuleType:
-    """One of its modules, such as `laplacian.cf_laplacian`."""
+    """A module of pymatting, such as `laplacian.cf_laplacian`."""
     if "pymatting" not in sys.modules:
         _open_packages()
     return importlib.import_module(f"pymatting.{name}")
 
 
 def _open_packages() -> None:
-    """Let its modules be found without those beside them."""
+    """Make pymatting's modules importable without the packages' own imports."""
     import numba
 
     numba.config.CACHE_DIR = str(cache_folder() / "numba")
@@ -61,6 +62,6 @@ def _open_packages() -> None:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """It prints where a preconditioner needs a second try."""
+    """Suppress pymatting's messages about a preconditioner's second try."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

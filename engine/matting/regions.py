@@ -1,9 +1,9 @@
-"""Which part of a picture somebody points at: `Regions`.
+"""Finds the region of a picture that a point marks.
 
 Mean shift (Comaniciu and Meer 2002, by OpenCV) flattens texture and keeps edges. A flood from the
-point over like colours then fills what the point lies in, and of the floods with ever larger steps
-from pixel to pixel the one is taken that would hardly grow with a larger step: it has come to edges
-on all sides (the idea of maximally stable regions, Matas et al. 2002).
+point over similar colours then fills the region around it. Floods with ever larger steps between
+pixels are tried, and the one is chosen that would hardly grow with a larger step, since it has
+reached edges on all sides (the idea of maximally stable regions, Matas et al. 2002).
 """
 
 import math
@@ -17,35 +17,35 @@ import numpy as np
 from engine.matting.arrays import Bools, Bytes
 
 SPATIAL_RADIUS, COLOUR_RADIUS = 8, 16
-"""Of mean shift, in pixels and in levels of Lab's channels."""
+"""The radii of mean shift, in pixels and in levels of Lab's channels."""
 STEPS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 18, 22, 27)
-"""Levels between neighbouring pixels that a flood goes over, each tried."""
+"""The tried steps of floods: the largest difference in levels between neighbouring pixels."""
 REACH = 5
-"""So many steps from the point's own colour a flood ends."""
+"""A flood ends at this many steps from the point's own colour."""
 STABLE = 1.1
-"""Growth from one step to the next up to which a flood has come to edges."""
+"""A flood has reached edges if the next step makes it at most this many times larger."""
 LEAST = 0.0005
-"""Of the picture: what is smaller is texture and no region."""
+"""The share of the picture below which an area is texture and not a region."""
 HOLE = 0.02
-"""Of a region: smaller holes in it, such as highlights, are of it."""
+"""The share of a region up to which a hole, such as a highlight, belongs to it."""
 _AROUND = 4 | cv2.FLOODFILL_MASK_ONLY | (1 << 8)
 
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """Those of one picture. Places are (x, y)."""
+    """The regions of one picture. Places are (x, y)."""
 
     flat: Bytes
     """The picture without its texture, in Lab."""
 
     @classmethod
     def of(cls, image: Bytes) -> Self:
-        """Of a picture [h, w, 3] of a few hundred pixels a side."""
+        """Prepare a picture [h, w, 3] with a few hundred pixels a side."""
         lab = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2LAB)
         return cls(np.asarray(cv2.pyrMeanShiftFiltering(lab, SPATIAL_RADIUS, COLOUR_RADIUS)))
 
     def at(self, place: tuple[int, int], within: Bools) -> Bools:
-        """The region around a place, inside of `within` [h, w], which the place is in."""
+        """The region around a place, within `within` [h, w], which contains the place."""
         floods = [self._flood(place, within, step) for step in STEPS]
         areas = [np.count_nonzero(flood) for flood in floods]
         least = max(1.0, LEAST * within.size)
@@ -56,7 +56,7 @@ class Regions:
         chosen = int(np.argmin(growths)) if min(growths) < math.inf else len(STEPS) - 1
         stable = [number for number, growth in enumerate(growths) if growth <= STABLE]
         if stable:
-            # The end of the first plateau: what lies beyond it is something else.
+            # The end of the first plateau, as everything beyond it is another object.
             chosen = stable[0]
             while chosen < len(growths) and growths[chosen] <= STABLE:
                 chosen += 1
@@ -72,7 +72,7 @@ class Regions:
 
 
 def _filled(region: Bools) -> Bools:
-    """With its small holes."""
+    """The region with its small holes filled."""
     count, parts, facts, _ = cv2.connectedComponentsWithStats(
         (~region).astype(np.uint8), connectivity=4
     )

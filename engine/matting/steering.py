@@ -1,8 +1,8 @@
-"""What a caller says of the subject, by a box or points: `steer` corrects the network's mask.
+"""Corrects the network's mask by the box or points with which a client marks the subject.
 
-A box has the network look at that part alone (`engine.matting.job`), and nothing outside it stays.
-A point that the mask agrees with changes nothing, except that of several parts only those that are
-pointed at stay. A point that the mask contradicts adds or removes the region that it lies in
+With a box the network sees only that part (`engine.matting.job`), and nothing outside it stays.
+A point that the mask agrees with changes nothing, except that of several parts only those with a
+point stay. A point that the mask contradicts adds or removes the region around it
 (`engine.matting.regions`), and nothing else.
 """
 
@@ -20,29 +20,29 @@ from engine.matting.trimap import SURE, Trimap
 from engine.matting_types import Box, Point
 
 MAX_PIXELS = 200_000
-"""Of the picture that regions are looked for in: the trimap's band is wider than one of its
-pixels."""
+"""The most pixels of the picture in which regions are sought; the trimap's band is wider than one
+of its pixels."""
 GRABCUT_ROUNDS = 5
 POINT = 0.012
-"""Radius of what a point marks, as a share of the root of the picture's area."""
+"""The radius of the area that a point marks, as a share of the root of the picture's area."""
 POINT_LEVELS = 24
-"""From the pixel's own colour as far as which the pixels around it are marked with it."""
+"""The largest difference in levels from the point's own pixel for pixels marked with it."""
 LINKED = 1.0 - SURE
-"""Of a mask: parts that are linked by more than background are one."""
+"""The least mask value that links two parts into one."""
 RIM = 2
-"""Half the width, in pixels, of what is left of an object at the border of a removed region."""
+"""Half the width in pixels of what remains of an object at the border of a removed region."""
 MOST_OF_PART = 0.7
-"""A region with so much of a part of the mask means all of the part."""
+"""A region that covers this share of a part of the mask stands for the whole part."""
 MIN_PIXELS = 16
-"""Of either side, for colours to be learned from."""
+"""The least number of pixels of subject and background from which colours can be learned."""
 
 
 def steer(image: Bytes, mask: Floats, box: Box | None, points: Sequence[Point]) -> Floats:
-    """The mask [h, w] of numbers from 0 to 1 for a picture [H, W, 3], corrected.
+    """Correct the mask [h, w], with numbers from 0 to 1, of a picture [H, W, 3].
 
     Args:
-        mask: the network's, of any size.
-        box, points: in the picture's pixels.
+        mask: the network's mask, of any size.
+        box, points: the marks, in the picture's pixels.
     """
     size = image.shape[:2]
     if box is not None:
@@ -56,8 +56,8 @@ def steer(image: Bytes, mask: Floats, box: Box | None, points: Sequence[Point]) 
 
 
 def with_points(image: Bytes, trimap: Trimap, points: Sequence[Point]) -> Trimap:
-    """What points say is known, however small it is: where it was not, also of the pixels of like
-    colour close to the point."""
+    """Add the points to a trimap as known pixels, however small they are. If a point was not known
+    before, pixels of similar colour near it become known, too."""
     levels = trimap.levels()
     radius = max(1, round(POINT * math.sqrt(levels.size)))
     for point in points:
@@ -76,13 +76,13 @@ def with_points(image: Bytes, trimap: Trimap, points: Sequence[Point]) -> Trimap
 
 
 def _place(point: Point, size: tuple[int, ...], of: tuple[int, ...]) -> tuple[int, int]:
-    """(row, column) of a point of a picture in another one of the same."""
+    """The (row, column) of a point in a picture of another size."""
     return point.y * of[0] // size[0], point.x * of[1] // size[1]
 
 
 def _boxed(image: Bytes, mask: Floats, box: Box) -> Floats:
-    """The mask without what is outside of the box. If nothing is left the network saw something
-    else: GrabCut (Rother, Kolmogorov and Blake 2004, by OpenCV) then learns the colours inside and
+    """The mask without what is outside the box. If nothing is left, the network saw something else:
+    GrabCut (Rother, Kolmogorov and Blake 2004, by OpenCV) then learns the colours inside and
     outside, and a cut between them follows the picture's edges."""
     height, width = image.shape[:2]
     down, across = mask.shape[0] / height, mask.shape[1] / width
@@ -100,7 +100,7 @@ def _boxed(image: Bytes, mask: Floats, box: Box) -> Floats:
     if min(np.count_nonzero(subject), np.count_nonzero(~subject)) < MIN_PIXELS:
         return resize(subject.astype(np.float32), *mask.shape)
     cv2.setRNGSeed(0)
-    with contextlib.suppress(cv2.error):  # no model fits a picture of one colour
+    with contextlib.suppress(cv2.error):  # no model fits a picture with a single colour
         cv2.grabCut(
             np.ascontiguousarray(shrink(image, *low)[..., ::-1]),
             marks,
@@ -116,7 +116,7 @@ def _boxed(image: Bytes, mask: Floats, box: Box) -> Floats:
 def _with_regions(
     image: Bytes, mask: Floats, wrong: Sequence[Point], points: Sequence[Point]
 ) -> Floats:
-    """The mask with the regions of these points added or removed, at the regions' size."""
+    """The mask with these points' regions added or removed, at the size of the regions."""
     height, width = image.shape[:2]
     low = scaled_size(height, width, math.sqrt(MAX_PIXELS / (height * width)))
     regions = Regions.of(shrink(image, *low))
@@ -124,7 +124,7 @@ def _with_regions(
     for point in wrong:
         row, column = _place(point, (height, width), low)
         if subject[row, column] == point.is_subject:
-            continue  # a region before has it
+            continue  # an earlier region has it
         others = [p for p in points if p.is_subject != point.is_subject]
         opposed = _discs(low, [_place(p, (height, width), low) for p in others])
         mark = _discs(low, [(row, column)])
@@ -137,8 +137,8 @@ def _with_regions(
 
 
 def _without(subject: Bools, region: Bools, kept: Bools) -> Bools:
-    """A subject without a region, nor the rim of the region's object, nor the whole part of the
-    subject where the region has most of it and nothing there is `kept`."""
+    """A subject without a region and the rim of the region's object. A part of the subject goes as
+    a whole if the region has most of it and nothing in it is `kept`."""
     _, parts = cv2.connectedComponents(subject.astype(np.uint8))
     for part in np.unique(parts[region & subject]):
         whole = parts == part
@@ -154,7 +154,7 @@ def _without(subject: Bools, region: Bools, kept: Bools) -> Bools:
 
 
 def _discs(shape: tuple[int, int], places: Sequence[tuple[int, int]]) -> Bools:
-    """What points mark at these rows and columns."""
+    """The areas that points mark at these rows and columns."""
     discs = np.zeros(shape, np.uint8)
     radius = max(1, round(POINT * math.sqrt(shape[0] * shape[1])))
     for row, column in places:
@@ -163,13 +163,13 @@ def _discs(shape: tuple[int, int], places: Sequence[tuple[int, int]]) -> Bools:
 
 
 def _soft(region: Bools, shape: tuple[int, ...]) -> Floats:
-    """As a mask, with a border that is soft, so that the trimap's band lies around it."""
+    """The region as a mask with a soft border, so that the trimap's band lies around it."""
     blurred = cv2.GaussianBlur(region.astype(np.float32), (0, 0), 1.0)
     return resize(np.asarray(blurred), *shape[:2])
 
 
 def _pointed_at(mask: Floats, size: tuple[int, ...], points: Sequence[Point]) -> Floats:
-    """Only the parts that these points are in."""
+    """The mask with only the parts that contain these points."""
     count, parts = cv2.connectedComponents((mask >= LINKED).astype(np.uint8))
     kept = {int(parts[_place(point, size, mask.shape)]) for point in points}
     if len(kept) == count - 1:

@@ -1,12 +1,12 @@
-"""Equations for alpha in a trimap's open band, by pymatting's Laplacians.
+"""The equations for alpha in a trimap's open band, from pymatting's Laplacians.
 
-A Laplacian L says how alpha of neighbouring pixels goes together; with the known pixels put in,
-`L_UU x = -L_UK alpha_K` remains for the unknown ones (U). Closed-form matting (Levin et al. 2008,
-"A Closed-Form Solution to Natural Image Matting") and learning-based matting (Zheng and Kambhamettu
-2009, "Learning Based Digital Matting") sum L over windows of 3x3 pixels. Windows without an unknown
-pixel add nothing to L_UU or L_UK, and the others may be summed in any parts: so memory goes by the
-band and not by the picture. KNN matting (Chen et al. 2013) pairs pixels of like colour wherever
-they are: its picture is cut to the band's surroundings.
+A Laplacian L describes how the alphas of neighbouring pixels are related; with the known pixels
+inserted, `L_UU x = -L_UK alpha_K` remains for the unknown ones (U). Closed-form matting (Levin et
+al. 2008, "A Closed-Form Solution to Natural Image Matting") and learning-based matting (Zheng and
+Kambhamettu 2009, "Learning Based Digital Matting") sum L over windows of 3x3 pixels. Windows
+without an unknown pixel add nothing to L_UU or L_UK, and the others may be summed in any order: so
+memory depends on the band and not on the picture. KNN matting (Chen et al. 2013) pairs pixels of
+similar colour anywhere in the picture, which is therefore cut to the band's surroundings.
 """
 
 import contextlib
@@ -23,24 +23,25 @@ from engine.matting.trimap import Trimap
 from engine.matting_types import MattingMethod
 
 LEAST_SIDE = 5
-"""Pixels of a picture: windows have three, and KNN matting needs twenty neighbours."""
+"""The least side of a picture: windows have three pixels, and KNN matting needs twenty
+neighbours."""
 FACTOR_THRESHOLDS = (1e-4, 1e-2)
-"""Smaller numbers of a preconditioner's factor are left out. The first is pymatting's."""
+"""Numbers of a preconditioner's factor below this are left out. The first value is pymatting's."""
 FACTOR_NUMBERS = 96
-"""That a factor may have for each unknown pixel; at the first threshold most have 60 to 70."""
+"""The most numbers of a factor per unknown pixel; at the first threshold most have 60 to 70."""
 KNOWN_WEIGHT = 100.0
-"""How firmly KNN matting holds known pixels: pymatting's."""
+"""The weight with which KNN matting holds known pixels; pymatting's value."""
 KNN_MARGIN = 24
-"""Pixels around the band from which KNN matting takes colours."""
+"""The width in pixels around the band from which KNN matting takes colours."""
 
 Laplacian = Callable[[Doubles, Bools], Any]
-"""Of a picture [h, w, 3] from 0 to 1, and of which pixels are known: a sparse [h w, h w] matrix."""
+"""Makes a sparse [h w, h w] matrix of a picture [h, w, 3] from 0 to 1 and its known pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """`matrix x = rhs`, with what makes solving it quick; alpha of the unknown pixels, row by row,
-    is `x[places]`."""
+    """The equations `matrix x = rhs` with a preconditioner; the alpha of the unknown pixels, row by
+    row, is `x[places]`."""
 
     matrix: Any
     rhs: Doubles
@@ -51,8 +52,8 @@ class System:
 def band_system(
     image: Bytes, trimap: Trimap, method: MattingMethod
 ) -> Generator[None, None, System]:
-    """The equations for a picture [H, W, 3] of at least `LEAST_SIDE` pixels a side. Pauses where
-    others may have their turn."""
+    """Make the equations for a picture [H, W, 3] of at least `LEAST_SIDE` pixels a side. Pauses so
+    that others can have their turn."""
     if method is MattingMethod.KNN:
         return (yield from _knn_system(image, trimap))
     if method is MattingMethod.LEARNING_BASED:
@@ -66,7 +67,7 @@ def band_system(
 
 
 def _preconditioner(matrix: Any) -> Callable[[Doubles], Doubles]:
-    """An incomplete Cholesky factor, a sparser one where that has too much, or the diagonal."""
+    """An incomplete Cholesky factor, a sparser one if that is too large, or else the diagonal."""
     most = FACTOR_NUMBERS * matrix.shape[0] + 1024
     for threshold in FACTOR_THRESHOLDS:
         with contextlib.suppress(ValueError), silent():
@@ -81,7 +82,7 @@ def _preconditioner(matrix: Any) -> Callable[[Doubles], Doubles]:
 def _window_sums(
     image: Bytes, trimap: Trimap, laplacian: Laplacian
 ) -> Generator[None, None, tuple[Any, Doubles]]:
-    """L_UU and -L_UK alpha_K. Each strip has the windows around the pixels of its rows."""
+    """Sum up L_UU and -L_UK alpha_K. Each strip has the windows around the pixels of its rows."""
     is_unknown = trimap.is_unknown
     height, width = is_unknown.shape
     num_unknown = trimap.num_unknown
@@ -123,7 +124,7 @@ def _learning_based(image: Doubles, is_known: Bools) -> Any:
 
 
 def _knn_system(image: Bytes, trimap: Trimap) -> Generator[None, None, System]:
-    """As pymatting poses it: known pixels stay among the unknowns, held by a weight."""
+    """Make the equations as pymatting does: known pixels remain unknowns, held by a weight."""
     area = surroundings(trimap.is_unknown, KNN_MARGIN)
     laplacian = pymatting("knn_laplacian")(image[area] / 255.0)
     yield
@@ -137,7 +138,7 @@ def _knn_system(image: Bytes, trimap: Trimap) -> Generator[None, None, System]:
 
 
 def surroundings(region: Bools, margin: int) -> tuple[slice, slice]:
-    """Rows and columns of a region that is not empty, and so many more on each side."""
+    """The rows and columns of a region that is not empty, with a margin on each side."""
     sides = []
     for axis in (0, 1):
         inside = np.flatnonzero(region.any(axis=1 - axis))

@@ -1,4 +1,4 @@
-"""What is known before alpha is estimated: `Trimap`, and one made of a subject's mask."""
+"""What is known before alpha is estimated, as given by a client or made from a subject's mask."""
 
 import math
 from dataclasses import dataclass
@@ -13,30 +13,30 @@ from engine.matting.resampling import nearest, shrink
 
 SUBJECT_FROM = 230
 BACKGROUND_TO = 25
-"""Levels of a trimap, as pymatting splits one: 0.9 and 0.1 of white."""
+"""The levels that divide a trimap, as in pymatting: 0.9 and 0.1 of white."""
 UNKNOWN = 128
 
 BAND = 0.018
 """Half the width of an automatic trimap's band, as a share of the root of the picture's area."""
 SURE = 0.95
-"""Of a mask: a pixel is subject from here on, and background from 1 - SURE down."""
+"""The mask value from which a pixel is subject; it is background up to 1 - SURE."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trimap:
-    """Which pixels are the subject's and which are open; the rest is background. Both [H, W]."""
+    """The subject's pixels and the open ones; the rest is background. Both are [H, W]."""
 
     is_subject: Bools
     is_unknown: Bools
 
     @classmethod
     def of(cls, levels: Bytes) -> Self:
-        """Of grey levels [H, W]."""
+        """Make a trimap from grey levels [H, W]."""
         is_subject = levels >= SUBJECT_FROM
         return cls(is_subject, ~is_subject & (levels > BACKGROUND_TO))
 
     def levels(self) -> Bytes:
-        """0, 128 and 255."""
+        """The trimap as levels 0, 128 and 255."""
         levels = np.zeros(self.is_subject.shape, np.uint8)
         levels[self.is_subject] = 255
         levels[self.is_unknown] = UNKNOWN
@@ -47,21 +47,23 @@ class Trimap:
         return int(np.count_nonzero(self.is_unknown))
 
     def scaled(self, height: int, width: int) -> "Trimap":
-        """A smaller one, which knows a pixel only where all that become it are known alike."""
+        """A smaller trimap. A pixel is known only if all pixels that it replaces are known
+        alike."""
         if self.is_subject.shape == (height, width):
             return self
         subject = shrink(self.is_subject.astype(np.float32), height, width)
         known = subject + shrink((~self.is_unknown).astype(np.float32), height, width)
-        # 2: all subject; 1: all background; between: some of either, or unknown ones.
+        # 2 is all subject and 1 all background; between are mixed or unknown pixels.
         is_subject = known > 2.0 - 1e-3
         is_background = (subject < 1e-3) & (known > 1.0 - 1e-3)
         return Trimap(is_subject, ~is_subject & ~is_background)
 
 
 def check_trimap(trimap: Trimap) -> None:
-    """
+    """Check that a trimap has both subject and background.
+
     Raises:
-        InvalidParameter: there is no subject or no background in it.
+        InvalidParameter: one of them is missing.
     """
     if not trimap.is_subject.any():
         raise InvalidParameter(
@@ -76,10 +78,10 @@ def check_trimap(trimap: Trimap) -> None:
 
 
 def trimap_of_mask(mask: Floats, height: int, width: int) -> Trimap:
-    """Of a mask [h, w] of numbers from 0 to 1, for a picture of that size.
+    """Make the trimap of a picture from a mask [h, w] with numbers from 0 to 1.
 
-    Its border is open, by a band that grows with the picture, and so is what the mask is not sure
-    of. A subject that is thinner than the band keeps its middle.
+    A band along the mask's border is open, whose width grows with the picture, and so is every
+    pixel of which the mask is unsure. A subject that is thinner than the band keeps its middle.
     """
     radius = max(1, round(BAND * math.sqrt(mask.shape[0] * mask.shape[1])))
     subject, background = mask >= SURE, mask <= 1.0 - SURE
@@ -94,13 +96,13 @@ def trimap_of_mask(mask: Floats, height: int, width: int) -> Trimap:
 
 
 def _eroded(region: Bools, radius: int) -> Bools:
-    """Without the pixels near its border; the picture's own border is none."""
+    """The region without pixels near its border; the picture's own border does not count."""
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     return np.asarray(cv2.erode(region.astype(np.uint8), disc)) > 0
 
 
 def _middle(region: Bools) -> Bools:
-    """The half of a region that is farthest from its border; nothing of an empty one."""
+    """The half of a region that is farthest from its border; empty for an empty region."""
     if not region.any():
         return region
     depth = cv2.distanceTransform(region.astype(np.uint8), cv2.DIST_L2, 3)

@@ -1,6 +1,6 @@
-"""What a model will take of a device, and how fast it can be there: from headers, before any weight
-is read. `tandem plan` prints it, and an engine that finds too little memory says it.
+"""Plans a model's memory and speed on a device from headers, before any weight is read. `tandem
+plan` prints the plan, and an engine that finds too little memory shows it.
 
-Owns the arithmetic, not the decision: `engine.config.resolve` sizes what is then served, with the
-same numbers. Start reading at `text.py`.
+It contains the arithmetic and not the decision: `engine.config.resolve` sizes what is served, with
+the same numbers. Start reading at `text.py`.
 """

@@ -1,4 +1,4 @@
-"""`python -m engine.planning ORDER`: plans what a JSON object orders, for `tandem plan`."""
+"""Runs as `python -m engine.planning ORDER`, which makes the plan that a JSON object orders."""
 
 import sys
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from engine.text.scores.sums import Tell
 
 
 def _planned(order: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
-    # torch reads what was prepared when it is imported.
+    # torch reads its settings when it is imported, so they are prepared before.
     from engine.planning.planner import Order, make_plan
     from engine.runtime.device import choose_cpu_isa
     from kernels.cache_folder import use_cache_folder

@@ -1,4 +1,4 @@
-"""What LoRA adapters take beside a text model's weights, from the headers of their files."""
+"""Plans the memory of a text model's LoRA adapters from the headers of their files."""
 
 import os
 from heapq import nlargest
@@ -19,16 +19,16 @@ from kernels.lora_gather.packed import RANKS
 
 
 class AdaptersRead(NamedTuple):
-    """What the headers of a model's adapters say."""
+    """The contents of the headers of a model's adapters."""
 
     shapes: ModelShapes
     sizes: list[AdapterSize]
     failed: dict[str, str]
-    """Those that cannot be used, by name, and why."""
+    """The names of adapters that cannot be used, with the reasons."""
 
 
 def read_adapters(kept: WeightPlan, config: ModelConfig, intent: EngineConfig) -> AdaptersRead:
-    """Those of the intent. What the weights are kept as changes nothing."""
+    """Read the headers of the configured adapters. The format of the weights does not matter."""
     dtype = torch_dtype(intent.model_dtype)
     shapes = model_shapes(kept, config)
     sizes: list[AdapterSize] = []
@@ -36,7 +36,7 @@ def read_adapters(kept: WeightPlan, config: ModelConfig, intent: EngineConfig) -
     for name, folder in intent.adapters.items():
         try:
             sizes.append(plan_adapter(Path(os.path.expanduser(folder)), shapes, dtype).size)
-        except Exception as error:  # whatever a stranger's file can do, the model is planned
+        except Exception as error:  # whatever is wrong with a file, the model is still planned
             failed[name] = cause_of(error, name).message
     return AdaptersRead(shapes, sizes, failed)
 
@@ -44,13 +44,13 @@ def read_adapters(kept: WeightPlan, config: ModelConfig, intent: EngineConfig) -
 def adapter_facts(
     read: AdaptersRead, intent: EngineConfig, device: str, quantization: str
 ) -> AdapterFacts | None:
-    """With weights that are kept so. None: the model may have no adapters."""
+    """The memory of adapters for weights in this format. None: the model may have no adapters."""
     if not intent.max_adapters:
         return None
     shapes, sizes, failed = read
     is_packed = intent.has_packed_adapters(device, quantization)
     numbers = AdapterNumbers(torch_dtype(intent.model_dtype), is_packed)
-    # As many as have places, the largest of each kind among them.
+    # As many adapters as can be used at once, with the largest of each kind among them.
     count = min(len(sizes), intent.max_adapter_slots)
     arrays = Room.of(count, [size.needs for size in sizes]).num_bytes(shapes, numbers)
     own = nlargest(count, (size.copy_bytes for size in sizes))
@@ -79,7 +79,7 @@ def adapter_facts(
 
 
 def model_shapes(kept: WeightPlan, config: ModelConfig) -> ModelShapes:
-    """What adapters may change, as a checkpoint's headers have it."""
+    """The layers that adapters may change, from a checkpoint's headers."""
     shapes: dict[str, tuple[int, ...]] = {
         name.removesuffix(".weight"): shape
         for name, shape in kept.shapes.items()

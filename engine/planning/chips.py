@@ -1,7 +1,7 @@
-"""GPUs by their names: memory, bandwidth, and how fast they multiply. Knows no tensors.
+"""GPUs by name, with their memory, bandwidth and arithmetic. Imports no torch.
 
-Sources: the makers' data sheets. Numbers of products are of bf16 with sums in fp32 and without
-sparsity, which data sheets of GPUs since Ampere often show doubled.
+The sources are the makers' data sheets. The arithmetic is that of bf16 with fp32 sums and without
+sparsity; data sheets of GPUs since Ampere often show twice as much.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ GIGA, TERA = 10**9, 10**12
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """What bounds a model's speed."""
+    """The properties of a processor that limit a model's speed."""
 
     title: str
     memory_bytes: int
     bytes_per_s: float
-    """That its memory gives at most."""
+    """The highest bandwidth of its memory."""
     flops: float
-    """Multiplications and additions a second, two for a pair."""
+    """Multiplications and additions per second; a pair counts as two."""
 
 
 def _gpu(title: str, mib: int, gb_per_s: int, tflops: float) -> Chip:
@@ -43,13 +43,14 @@ CHIPS = {
     "4090": _gpu("NVIDIA GeForce RTX 4090", 24564, 1008, 165.2),
     "3090": _gpu("NVIDIA GeForce RTX 3090", 24576, 936, 71),
 }
-"""By what `--gpu` takes. Memory is what nvidia-smi shows."""
+"""The chips by the names that `--gpu` takes. Their memory is what nvidia-smi shows."""
 
 
 def chip_named(name: str) -> Chip:
-    """
+    """The chip of a name.
+
     Raises:
-        InvalidParameter: there is no such GPU in the table; names those that are.
+        InvalidParameter: the table has no such GPU; the message names those that it has.
     """
     chip = CHIPS.get(name.lower())
     if chip is None:

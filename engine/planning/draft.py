@@ -1,4 +1,4 @@
-"""A draft model beside a text model: whether it can guess for it, and what it takes."""
+"""Plans a draft model for a text model: whether it can guess for it, and its memory."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +24,10 @@ class DraftPlan:
     facts: ModelFacts
 
     def beside(self, model: ModelFacts) -> ModelFacts:
-        """The facts of a model that has this one beside it.
+        """A model's facts with those of this draft model added.
 
-        Its cache has room for as many tokens as the model's own. Blocks are of a group of layers,
-        so there are more of them, or fewer, as it has groups.
+        The draft model's cache has room for as many tokens as the model's own. Its number of blocks
+        depends on its own number of layer groups.
         """
         num_groups, num_own = len(model.kv_windows), len(self.facts.kv_windows)
         per_token = -(-self.facts.kv_bytes_per_token * num_own // num_groups)
@@ -38,19 +38,20 @@ class DraftPlan:
         )
 
     def with_cache(self, intent: EngineConfig) -> "DraftPlan":
-        """The same with the kind of KV cache that a configuration asks for."""
+        """A copy with the kind of KV cache that a configuration asks for."""
         return replace(self, facts=text_facts(self.weights, self.config, intent))
 
     def num_kv_blocks(self, num_blocks: int, model_config: ModelConfig) -> int:
-        """Of its own cache, beside so many of the model's."""
+        """The blocks of its own cache, given the number of the model's blocks."""
         num_groups, num_own = len(model_config.layer_groups), len(self.config.layer_groups)
         return max(1, num_blocks * num_own // num_groups)
 
 
 def _found(ref: str) -> Checkpoint:
-    """
+    """Find the draft model's checkpoint.
+
     Raises:
-        ModelLoadError: it cannot be used; the message says that it is about this setting.
+        ModelLoadError: it cannot be used; the message names this setting.
     """
     try:
         return resolve_source(
@@ -59,8 +60,8 @@ def _found(ref: str) -> Checkpoint:
     except ModelNotFound as error:
         name = ref.rstrip("/").rpartition("/")[2][:80]
         raise ModelNotFound(
-            f"speculative_model is {name!r}, and there is no such folder or .gguf file on this "
-            f"machine, nor such a model in the hub's cache",
+            f"speculative_model is {name!r}; there is no such folder or .gguf file on this machine "
+            f"and no such model in the hub's cache",
             param="speculative_model",
         ) from error
     except ModelLoadError as error:
@@ -71,19 +72,19 @@ def _found(ref: str) -> Checkpoint:
 def plan_draft(
     checkpoint: Checkpoint, model_config: ModelConfig, intent: EngineConfig, machine: MachineFacts
 ) -> DraftPlan | None:
-    """What `speculative_model` of a model's configuration comes to, if it names one: a file or a
-    folder of this machine.
+    """The plan for the model that `speculative_model` names, a file or folder of this machine; None
+    if the setting is not used.
 
     Raises:
-        ModelLoadError: it cannot be used, or not for this model.
+        ModelLoadError: it cannot be used at all, or not for this model.
     """
     if intent.speculative_model is None:
         return None
     found = _found(intent.speculative_model)
     if found.kind not in ("folder", "gguf"):
         raise ModelLoadError(
-            f"speculative_model {found.name!r} is no text model; name one with the same tokens as "
-            f"{checkpoint.name!r}",
+            f"speculative_model {found.name!r} is not a text model; name one with the same tokens "
+            f"as {checkpoint.name!r}",
             param="speculative_model",
         )
     config = load_model_config(found).within(intent.max_model_len)

@@ -1,4 +1,4 @@
-"""What a text model's memory is sized by."""
+"""The facts from which a text model's memory is sized."""
 
 from engine.config import EngineConfig, ModelFacts
 from engine.kv_numbers import KvNumbers
@@ -8,7 +8,7 @@ from engine.weights.weight_plan import WeightPlan
 
 
 def text_facts(plan: WeightPlan, config: ModelConfig, intent: EngineConfig) -> ModelFacts:
-    """In a plan, and when the model is loaded."""
+    """The facts of a weight plan, for plans and for loaded models."""
     return ModelFacts(
         max_position_embeddings=config.max_position_embeddings,
         kv_bytes_per_token=config.kv_bytes_per_token(KvNumbers(intent.resolved_kv_cache_dtype)),

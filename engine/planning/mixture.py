@@ -1,4 +1,4 @@
-"""What a mixture's tokens take of its experts."""
+"""The part of a mixture's experts that its tokens use."""
 
 from dataclasses import dataclass
 
@@ -9,19 +9,19 @@ from engine.weights.weight_plan import WeightPlan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixture:
-    """A model without experts has one for all tokens, of no weights."""
+    """The experts of a model. A model without experts counts as having one, without weights."""
 
     num_experts: int
-    """Of a layer."""
+    """The number of experts in a layer."""
     per_token: int
     parameters: int
-    """All numbers of the model's weights."""
+    """The number of all weights of the model."""
     expert_parameters: int
-    """Those of experts among them."""
+    """The number of weights in experts."""
 
     @classmethod
     def of(cls, kept: WeightPlan, config: ModelConfig) -> "Mixture":
-        """From a checkpoint's headers."""
+        """Count a model's experts from a checkpoint's headers."""
         sizes = kept.layer_weights()
         ends = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
         num_experts, per_token = config.experts or (1, 1)
@@ -34,18 +34,18 @@ class Mixture:
 
     @property
     def active_parameters(self) -> int:
-        """Those that each token meets, its embedding's included."""
+        """The number of weights that each token uses, its embedding included."""
         unused = self.expert_parameters * (self.num_experts - self.per_token)
         return self.parameters - unused // self.num_experts
 
     def expected_experts(self, tokens: int) -> float:
-        """Different experts of a layer that so many tokens choose, where a router likes all of them
-        equally well; one that prefers some needs fewer."""
+        """The expected number of different experts of a layer that this many tokens choose, if the
+        router has no preference; with preferences it is smaller."""
         return self.num_experts * (1 - (1 - self.per_token / self.num_experts) ** tokens)
 
 
 def expert_bytes(kept: WeightPlan, dtype_bytes: int) -> int:
-    """What all experts take in memory as they are kept."""
+    """The memory of all experts in their planned format."""
     shapes = {name: shape for name, shape in kept.shapes.items() if _is_experts(name)}
     layers = {name: layer for name, layer in kept.layers.items() if _is_experts(name)}
     return num_bytes(shapes, layers, dtype_bytes)

@@ -1,4 +1,4 @@
-"""A whole plan: find the model's files, say what device it is for, ask the model's kind."""
+"""Makes a whole plan: finds the model's files, describes the device and asks the model's kind."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,11 +26,11 @@ from engine.types import Phase
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What is to be planned.
+    """What should be planned.
 
     Attributes:
         model: a reference (`engine.weights.source`).
-        gpu: a name of `CHIPS`; None: this machine's device.
+        gpu: a name of `CHIPS`; None is this machine's device.
         concurrency, context: see `Target`.
     """
 
@@ -44,10 +44,10 @@ class Order:
 
 
 def make_plan(order: Order, tell: Tell) -> dict[str, Any]:
-    """The report, as `tandem plan --json` prints it.
+    """The plan, as `tandem plan --json` prints it.
 
     Raises:
-        EngineError: what was ordered is not possible; the message says why.
+        EngineError: the plan is not possible; the message says why.
     """
     chip = None if order.gpu is None else chip_named(order.gpu)
     host = TellingHost(tell)
@@ -58,8 +58,8 @@ def make_plan(order: Order, tell: Tell) -> dict[str, Any]:
     if kind.planner is None:
         planned = [one.makes for one in KINDS.values() if one.planner is not None]
         raise UnsupportedFeature(
-            f"{checkpoint.name} makes {kind.makes}; models that make {' and '.join(planned)} are "
-            f"planned"
+            f"{checkpoint.name} makes {kind.makes}; plans exist only for models that make "
+            f"{' and '.join(planned)}"
         )
     target = _for_chip(chip, order) if chip is not None else _here(kind, order, host)
     config, failed = with_adapters_here(order.config, fetch.adapter)

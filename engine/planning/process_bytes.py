@@ -1,11 +1,11 @@
-"""What a worker takes before it reads a weight."""
+"""The memory of a worker before it reads a weight."""
 
 MIB = 1 << 20
 
 HOST_BYTES = {"text": 480 * MIB, "image": 550 * MIB}
-"""Of a process on a CPU, by the kind of its model: Python, torch and its libraries, what a model's
-code and tokenizer take, and what loading leaves behind. As a worker that shares its libraries with
-no other process has them: their files' pages count whole. Measured of the built-in models, of text
-models 440 to 520."""
+"""The memory of a process on a CPU, by the kind of its model: Python, torch and its libraries, the
+model's code and tokenizer, and what loading leaves behind. The pages of libraries' files count
+whole, as for a worker that shares them with no other process. Measured with the built-in models;
+text models took 440 to 520."""
 CONTEXT_BYTES = 600 * MIB
-"""On a GPU: CUDA's context and its libraries' code, which is on the device."""
+"""The memory of a GPU's CUDA context and of its libraries' code on the device."""

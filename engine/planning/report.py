@@ -1,4 +1,4 @@
-"""A plan: what is asked of a device, and what each way to keep the model comes to. No tensors."""
+"""A plan: what a device must do, and the memory and speed of each way to keep the model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,20 +10,20 @@ from engine.planning.chips import Chip
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What a model is planned for."""
+    """The device and the load for which a model is planned."""
 
     machine: MachineFacts
-    """Its free memory is what a worker finds that has just started."""
+    """The machine; its free memory is what a worker finds just after its start."""
     process_bytes: int
-    """What that worker has taken by then: Python, libraries, a GPU's context."""
+    """The memory of such a worker: Python, libraries and a GPU's context."""
     device: str
-    """In words."""
+    """The device in words."""
     chip: Chip | None = None
-    """None: speeds are not known."""
+    """The chip; None if its speed is not known."""
     concurrency: int = 1
-    """Texts, or pictures, at a time."""
+    """The number of texts or pictures at the same time."""
     context: int | None = None
-    """Tokens of each text; None: as many as the model takes."""
+    """The tokens of each text; None is as many as the model takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,79 +32,80 @@ class PlanRow:
 
     quantization: str
     is_stored: bool
-    """The checkpoint has its weights so."""
+    """Whether the checkpoint has its weights in this format."""
     kv_cache_dtype: str | None = None
     weight_bytes: int
     read_bytes: int | None = None
-    """Of these, by a step that decodes so many texts as were asked for."""
+    """The weights that a decode step for the wanted number of texts reads."""
     kv_bytes: int = 0
-    """Of so many texts with so many tokens as were asked for."""
+    """The KV cache of the wanted number of texts with the wanted tokens."""
     adapter_bytes: int = 0
-    """Left to adapters: `AdapterFacts.held_bytes`."""
+    """The memory left for adapters: `AdapterFacts.held_bytes`."""
     step_bytes: int
-    """Activations of the largest step."""
+    """The activations of the largest step."""
     process_bytes: int
     fits: bool
-    """All of it is there, the process's own apart, which has been taken already."""
+    """Whether everything fits. The process's own memory does not count, as it is already taken."""
     max_tokens: int | None = None
-    """The most tokens that texts of that length can have together, in the memory there is."""
+    """The most tokens of all texts together, for texts of that length, in the available memory."""
     decode_tokens_per_s: float | None = None
-    """Of all texts together, if only the memory's bandwidth and the products' speed bound it."""
+    """The speed of all texts together, if only bandwidth and arithmetic limit it."""
     prefill_tokens_per_s: float | None = None
-    """Of a prompt of that length, in the same sense."""
+    """The speed of a prompt of that length, with the same limits."""
     flags: list[str] = field(default_factory=list)
-    """Of `tandem serve`, to have it so."""
+    """The flags of `tandem serve` for this way."""
 
     @property
     def total_bytes(self) -> int:
-        """Of the worker while it does what was asked for."""
+        """The memory of the worker under the planned load."""
         held = self.weight_bytes + self.kv_bytes + self.adapter_bytes
         return self.process_bytes + held + self.step_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertFacts:
-    """Of a mixture."""
+    """The experts of a mixture."""
 
     per_layer: int
     per_token: int
     per_step: float
-    """Different ones of a layer that a step which decodes all texts is expected to read, where the
-    router likes all equally well. One that prefers some reads fewer."""
+    """The expected number of different experts of a layer that a decode step for all texts reads,
+    if the router has no preference; with preferences it is smaller."""
     parameters: int
-    """Of the whole model."""
+    """The number of weights of the whole model."""
     active_parameters: int
-    """That each token meets."""
+    """The number of weights that each token uses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterFacts:
-    """Of the LoRA adapters that a model may have."""
+    """The LoRA adapters that a model may have."""
 
     max_adapters: int
     max_slots: int
-    """That steps have at a time."""
+    """The most adapters in a step."""
     num_read: int
-    """Of those that are named: their headers fit the model."""
+    """The number of named adapters whose headers fit the model."""
     ranks: Sequence[int] = ()
-    """Theirs."""
+    """The ranks of these adapters."""
     place_bytes: int
-    """Of as many of these as steps have at a time."""
+    """The memory of as many of these as a step can use."""
     copy_bytes: int = 0
-    """Of copies of them, kept where they take turns and as long as there is memory."""
+    """The memory of their copies, kept if they take turns and while there is memory."""
     rank_bytes: int | None = None
-    """Of one rank of all linear layers of the blocks, in one place; None: of no interest."""
+    """The memory of one rank of an adapter for all linear layers of the blocks; None if not
+    relevant."""
     limit_bytes: int | None = None
-    """That the operator has set for all of it."""
+    """The operator's limit on all memory of adapters."""
     held_bytes: int
-    """That the plan leaves to them."""
+    """The memory that the plan leaves to adapters."""
     failed: Mapping[str, str] = field(default_factory=dict)
-    """Those that would not be served, by name, and why."""
+    """The names of adapters that cannot be served, with the reasons."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanReport:
-    """Every way, in the order of the formats' table."""
+    """All ways to keep a model, in the order of the formats' table."""
 
     model: str
     kind: str
@@ -117,6 +118,6 @@ class PlanReport:
     rows: Sequence[PlanRow]
 
     def as_json(self) -> dict[str, Any]:
-        """As `tandem plan --json` prints it."""
+        """The plan as `tandem plan --json` prints it."""
         rows = [{**asdict(row), "total_bytes": row.total_bytes} for row in self.rows]
         return {**asdict(self), "rows": rows}

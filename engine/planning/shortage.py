@@ -1,4 +1,4 @@
-"""What to tell an operator whose model does not fit: the plan, and the flags that would."""
+"""Tells the operator of a model that does not fit the plan and the flags that would fit."""
 
 from engine.config import EngineConfig, MachineFacts
 from engine.errors import EngineError
@@ -9,16 +9,16 @@ from engine.planning.text import plan
 from engine.weights.source import Checkpoint
 
 _CONTEXT = 2048
-"""Tokens of a text, where the operator does not say how long one may be."""
+"""The tokens of a text if the operator gives no length."""
 
 
 def shortage_hint(
     checkpoint: Checkpoint, intent: EngineConfig, machine: MachineFacts, longest: int
 ) -> str | None:
-    """Of a text model, for one text at a time; None if its files tell nothing.
+    """The plan of a text model for one text at a time; None if it cannot be made.
 
     Args:
-        longest: text that the model takes.
+        longest: the longest text that the model takes.
     """
     is_cpu = machine.device == "cpu"
     target = Target(

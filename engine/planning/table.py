@@ -1,18 +1,18 @@
-"""A plan for people, in plain text: terminals and logs show the same."""
+"""Shows a plan as plain text, for terminals and logs."""
 
 from collections.abc import Mapping
 from typing import Any
 
 GIB, MIB = 1 << 30, 1 << 20
 MAX_ADVICE = 4
-"""Ways that fit which are spelled out as flags."""
+"""The most fitting ways that are listed as flags."""
 
 _Plan = Mapping[str, Any]
-"""`PlanReport.as_json`."""
+"""A plan as `PlanReport.as_json` gives it."""
 
 
 def plan_table(plan: _Plan) -> str:
-    """What is asked for, a line for each way to keep the model, and the flags of those that fit."""
+    """The load, a line for each way to keep the model, and the flags of the ways that fit."""
     columns = _text_columns(plan) if plan["kind"] == "text" else _image_columns(plan)
     lines = [_title(plan), *_experts(plan), *_adapters(plan), "", *_aligned(columns), ""]
     return "\n".join([*lines, *_advice(plan)])
@@ -27,44 +27,44 @@ def _title(plan: _Plan) -> str:
 
 
 def _experts(plan: _Plan) -> list[str]:
-    """Of a mixture: what its tokens take of it."""
+    """Lines about the part of a mixture that its tokens use."""
     experts = plan.get("experts")
     if experts is None:
         return []
     texts = plan["concurrency"]
     return [
-        f"{_count(experts['parameters'])} parameters, of which each token meets "
+        f"{_count(experts['parameters'])} parameters, of which each token uses "
         f"{_count(experts['active_parameters'])}: {experts['per_token']} of "
-        f"{experts['per_layer']} experts in a layer.",
-        f"A step of {texts} text{'s' if texts > 1 else ''} is expected to read "
-        f"{experts['per_step']:.1f} of them (fewer, where the router prefers some).",
+        f"{experts['per_layer']} experts in each layer.",
+        f"A step with {texts} text{'s' if texts > 1 else ''} is expected to read "
+        f"{experts['per_step']:.1f} of them (fewer if the router prefers some).",
     ]
 
 
 def _adapters(plan: _Plan) -> list[str]:
-    """What LoRA adapters may take."""
+    """Lines about the memory of LoRA adapters."""
     found = plan.get("adapters")
     if found is None:
         return []
     places, names = found["max_slots"], found["max_adapters"]
-    turns = "" if names == places else f" of {names}, which take turns"
-    lines = [f"LoRA adapters: {places} in steps at a time{turns}."]
+    turns = "" if names == places else f" of {names}"
+    lines = [f"LoRA adapters: {places}{turns} can be used in one step."]
     if found["num_read"]:
-        copies = f", their copies {_size(found['copy_bytes'])}" if found["copy_bytes"] else ""
+        copies = f" and {_size(found['copy_bytes'])} as copies" if found["copy_bytes"] else ""
         ranks = f" (rank {', '.join(map(str, found['ranks']))})" if found["ranks"] else ""
         lines.append(
-            f"Those that are named, {found['num_read']}{ranks}, take "
-            f"{_size(found['place_bytes'])} in steps{copies}."
+            f"The named adapters, {found['num_read']}{ranks}, take "
+            f"{_size(found['place_bytes'])} in use{copies}."
         )
     if found["rank_bytes"] is not None:
         lines.append(
-            f"Each rank of all linear layers takes {_size(found['rank_bytes'])} in a place: with "
-            f"rank 16, {places} take {_size(16 * places * found['rank_bytes'])}."
+            f"Each rank of an adapter for all linear layers takes {_size(found['rank_bytes'])}: "
+            f"with rank 16, {places} take {_size(16 * places * found['rank_bytes'])}."
         )
     if found["limit_bytes"] is not None:
-        lines.append(f"--lora-memory-gib leaves them {_size(found['limit_bytes'])}.")
+        lines.append(f"--lora-memory-gib limits them to {_size(found['limit_bytes'])}.")
     failed = found["failed"].items()
-    return [*lines, *(f"{name} would not be served: {reason}" for name, reason in failed)]
+    return [*lines, *(f"{name} cannot be served: {reason}" for name, reason in failed)]
 
 
 def _text_columns(plan: _Plan) -> list[list[str]]:
@@ -120,7 +120,7 @@ def _size(num_bytes: int) -> str:
 
 
 def _aligned(columns: list[list[str]]) -> list[str]:
-    """Rows of text: the first column to the left, numbers to the right."""
+    """The rows of a table: text in the first column is aligned left, numbers are aligned right."""
     widths = [max(map(len, column)) for column in columns]
     lines = []
     for cells in zip(*columns, strict=True):
@@ -140,14 +140,14 @@ def _advice(plan: _Plan) -> list[str]:
         shorter = [row for row in plan["rows"] if row["max_tokens"]]
         if not shorter:
             return [
-                f"Nothing fits: {_size(max(0, lacking))} more are needed at least; use a smaller "
+                f"Nothing fits: at least {_size(max(0, lacking))} more are needed; use a smaller "
                 f"model or free memory."
             ]
         roomiest = max(shorter, key=lambda row: row["max_tokens"])
         length = roomiest["max_tokens"] // plan["concurrency"]
         flags = [flag for flag in roomiest["flags"] if not flag.startswith("--kv-cache-memory")]
         return [
-            "Nothing fits as it was asked for. Shorter texts would:",
+            "Nothing fits with texts this long. Shorter texts fit:",
             f"  {' '.join([f'--max-model-len {max(1, length)}', *flags])}",
         ]
     lines = [

@@ -1,8 +1,8 @@
-"""Text models: memory and bounds of speed of each way to keep the weights and the KV cache.
+"""Plans text models: memory and speed limits of each format of weights and KV cache.
 
 A step of decodes reads all weights that it multiplies with and every text's keys and values, and a
-prompt multiplies each token with all weights of the layers; nothing can be faster than the memory
-and the products are. Real steps take longer: 60 to 90 % of these bounds are usual on GPUs.
+prompt multiplies each token with all weights of the layers; memory bandwidth and arithmetic limit
+the speed of both. Real steps take longer: 60 to 90 % of these limits are usual on GPUs.
 
 Source: Pope et al. 2022, Efficiently Scaling Transformer Inference, arXiv:2211.05102.
 """
@@ -36,22 +36,22 @@ from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import WeightPlan, plan_weights
 
 CACHES: tuple[KvCacheDType, ...] = ("auto", "int8")
-"""That are compared; fp8 takes what int8 does."""
+"""The compared kinds of cache; fp8 takes as much memory as int8."""
 
 
 def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanReport:
-    """Of a text model.
+    """Plan a text model.
 
     Raises:
         ModelLoadError: its files cannot be used.
-        InvalidParameter: texts are to be longer than the model takes.
+        InvalidParameter: texts would be longer than the model takes.
     """
     config = load_model_config(checkpoint).within(intent.max_model_len)
     longest = intent.max_model_len or config.max_position_embeddings
     context = longest if target.context is None else target.context
     if context > config.max_position_embeddings:
         raise InvalidParameter(
-            f"context is {context}; the model takes {config.max_position_embeddings} tokens",
+            f"context is {context}; it may be at most {config.max_position_embeddings}",
             param="context",
         )
     draft = plan_draft(checkpoint, config, intent, target.machine)
@@ -66,12 +66,12 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
         of_format = replace(intent, quantization=name)
         try:
             kept = plan_weights(checkpoint, config, of_format, target.machine)
-        except ModelLoadError as error:  # not of this checkpoint, or not here
+        except ModelLoadError as error:  # this format does not fit the checkpoint or the device
             problem = error
             continue
         read = read or read_adapters(kept, config, intent)
         facts = adapter_facts(read, intent, target.machine.device, kept.quantization)
-        # Of the format that the checkpoint has, if it has one of ours.
+        # Adapters are planned for the checkpoint's own format, if it is one of ours.
         if adapters is None or kept.quantization == kept.stored:
             adapters = facts
         adapter_bytes = 0 if facts is None else facts.held_bytes
@@ -93,7 +93,7 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
 
 
 def _expert_facts(mixture: Mixture, texts: int) -> ExpertFacts | None:
-    """None: the model has no experts."""
+    """The experts of the plan; None if the model has none."""
     if mixture.num_experts == 1:
         return None
     return ExpertFacts(
@@ -114,7 +114,7 @@ def _rows(
     draft: DraftPlan | None,
     adapter_bytes: int,
 ) -> Iterator[PlanRow]:
-    """Of one format of weights, for each kind of KV cache."""
+    """The rows of one format of weights, one for each kind of KV cache."""
     for cache in dict.fromkeys((intent.kv_cache_dtype, *CACHES)):
         of_cache = replace(intent, kv_cache_dtype=cache)
         yield _row(kept, config, of_cache, target, context, draft, adapter_bytes)
@@ -146,7 +146,7 @@ def _row(
     block_bytes = facts.cache_bytes_per_token * intent.block_size
     blocks_of_text = kv_layout_of(intent, facts, machine).most_blocks(context)
     kv = target.concurrency * blocks_of_text * block_bytes
-    # As an engine sets the pool's size.
+    # Adapters count as weights, as when an engine sizes the pool.
     held = replace(facts, weight_bytes=facts.weight_bytes + adapter_bytes)
     left = usable - held.weight_bytes - step
     flags = []
@@ -179,7 +179,7 @@ def _row(
 
 
 class Speeds:
-    """What bounds a model's steps."""
+    """The speed limits of a model's steps."""
 
     def __init__(self, kept: WeightPlan, config: ModelConfig, intent: EngineConfig) -> None:
         dtype_bytes = torch_dtype(intent.model_dtype).itemsize
@@ -194,14 +194,14 @@ class Speeds:
         self._expert_bytes = expert_bytes(kept, dtype_bytes)
 
     def read_bytes(self, texts: int) -> int:
-        """Of weights, by a step of decodes: without experts that none of its tokens is expected to
-        choose."""
+        """The weights that a step of decodes reads, without the experts that none of its tokens is
+        expected to choose."""
         mixture = self._mixture
         share = mixture.expected_experts(texts) / mixture.num_experts
         return math.ceil(self._weight_bytes - self._expert_bytes * (1 - share))
 
     def decode(self, chip: Chip, concurrency: int, context: int) -> float:
-        """Tokens a second of so many texts, each with so many tokens."""
+        """The tokens per second of this many texts with this many tokens each."""
         config = self._config
         seen = sum(min(context, window or context) for window in config.layer_windows)
         kv = 2 * seen * config.num_key_value_heads * self._head_bytes
@@ -212,7 +212,7 @@ class Speeds:
         return concurrency / max(reading_s, computing_s)
 
     def prefill(self, chip: Chip, context: int) -> float:
-        """Tokens a second of a prompt with so many."""
+        """The tokens per second of a prompt with this many tokens."""
         config = self._config
         seen = sum(min(context / 2, window or context) for window in config.layer_windows)
         attention = 4 * seen * config.num_attention_heads * config.head_dim

@@ -1,5 +1,5 @@
-"""This machine's processor as a chip: how fast it reads memory and multiplies, measured in half a
-second."""
+"""Describes this machine's processor as a chip; half a second measures its memory bandwidth and
+arithmetic."""
 
 import time
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from kernels import PackedWeight, linear, linear_packed, machine, native
 
 _READ_BYTES = 128 << 20
 _SIZE = 1024
-"""Inputs and outputs of the product."""
+"""The number of inputs and outputs of the measured product."""
 _ROWS = 256
 _ROUNDS = 5
 
 
 @torch.inference_mode()
 def this_cpu(free_bytes: int) -> Chip:
-    """With all threads that torch uses; other processes' load shows."""
+    """Measure with all of torch's threads; the load of other processes shows in the result."""
     reading_s = _least_s(torch.ones(_READ_BYTES // 8, dtype=torch.int64).sum)
     weight, rows = (torch.randn(n, _SIZE).bfloat16() for n in (_SIZE, _ROWS))
     if native.library() is None:
@@ -35,7 +35,7 @@ def this_cpu(free_bytes: int) -> Chip:
 
 
 def _least_s(run: Callable[[], object]) -> float:
-    """Of several times, after one for what happens once."""
+    """The shortest of several times, after a first run for set-up."""
     run()
     times = []
     for _ in range(_ROUNDS):

@@ -1,4 +1,4 @@
-"""`python -m engine.quality ORDER`: measures what a JSON object orders, for `tandem perplexity`."""
+"""Runs as `python -m engine.quality ORDER`, which measures what a JSON object orders."""
 
 import sys
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from engine.text.scores.sums import Tell
 
 
 def _measured(order: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
-    # torch reads what was prepared when it is imported.
+    # torch reads its settings when it is imported, so they are prepared before.
     from engine.quality.measurement import Order, measure
     from engine.runtime.device import choose_cpu_isa
     from kernels.cache_folder import use_cache_folder

@@ -1,4 +1,4 @@
-"""A whole measurement: find the models, cut the text, load, score passage by passage."""
+"""Makes a whole measurement: finds the models, divides the text, loads and scores each passage."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +16,13 @@ from engine.weights.quality_record import MeasuredQuality, save_quality
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What is to be measured.
+    """What should be measured.
 
     Attributes:
         model, against: references (`engine.weights.source`); `against` is the original that the
             model is compared with, if any.
-        cache_dir: where fetched models are.
-        save: write the result down beside the model's weights; there is an original.
+        cache_dir: the folder for fetched models.
+        save: write the result beside the model's weights; needs an original.
     """
 
     model: str
@@ -38,7 +38,7 @@ def measure(order: Order, tell: Tell) -> dict[str, Any]:
     """The report, as `tandem perplexity --json` prints it.
 
     Raises:
-        EngineError: what was ordered is not possible; the message says why.
+        EngineError: the measurement is not possible; the message says why.
     """
     text = order.file.read()
     host = TellingHost(tell)
@@ -47,7 +47,7 @@ def measure(order: Order, tell: Tell) -> dict[str, Any]:
     original: ScoredModel | None = None
     original_name = ""
     if order.against is not None:
-        # Plain, as nothing comes closer to what it was trained to be.
+        # The original is kept plain, which is closest to how it was trained.
         config = replace(order.config, quantization="none", kv_cache_dtype="auto")
         other = find_model(order.against, config, host, order.cache_dir, order.offline)
         original_name = other.checkpoint.name
@@ -72,16 +72,16 @@ def measure(order: Order, tell: Tell) -> dict[str, Any]:
 def _check_alike(
     found: FoundModel, other: FoundModel, passages: list[Passage], others: list[Passage]
 ) -> None:
-    """Only distributions over the same tokens can be compared.
+    """Check that both models have the same tokens, as only then distributions can be compared.
 
     Raises:
-        InvalidParameter: they are over different ones.
+        InvalidParameter: the tokens differ.
     """
     sizes = found.config.vocab_size, other.config.vocab_size
     if sizes[0] != sizes[1]:
         raise InvalidParameter(
-            f"the model has {sizes[0]} tokens and the original {sizes[1]}; give the same model in "
-            f"another format"
+            f"the model knows {sizes[0]} tokens and the original {sizes[1]}; give the same model "
+            f"in another format"
         )
     if others != passages:
         raise InvalidParameter(

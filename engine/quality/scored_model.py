@@ -32,23 +32,23 @@ from kernels.shared.transfer import Milestone
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """A text model of which no weight has been read yet."""
+    """A text model whose weights have not been read yet."""
 
     checkpoint: Checkpoint
     config: ModelConfig
     tokenizer: Tokenizer
 
     def passages(self, text: str, file: ScoredFile) -> list[Passage]:
-        """Of the file's text.
+        """The passages of the file's text.
 
         Raises:
-            InvalidParameter: the text is shorter than a passage, or a passage is longer than what
-                the model takes.
+            InvalidParameter: the text is shorter than a passage, or a passage is longer than the
+                model takes.
         """
         longest = self.config.max_position_embeddings
         if file.context > longest:
             raise InvalidParameter(
-                f"a passage has {file.context} tokens; the model takes {longest}; give a "
+                f"a passage has {file.context} tokens; the model takes at most {longest}; give a "
                 f"smaller --context"
             )
         token_ids = self.tokenizer.encode_literally(text)
@@ -63,8 +63,8 @@ def find_model(
     """Find a text model's files, or fetch them.
 
     Raises:
-        ModelLoadError: one of its kinds.
-        UnsupportedFeature: it makes something else than text.
+        ModelLoadError: the model cannot be found or read.
+        UnsupportedFeature: it does not make text.
     """
     checkpoint = resolve_source(
         ref,
@@ -75,14 +75,14 @@ def find_model(
     kind = kind_of_checkpoint(checkpoint, config.kind)
     if kind is not TEXT:
         raise UnsupportedFeature(
-            f"{checkpoint.name} makes {kind.makes}; perplexity is measured of text models"
+            f"{checkpoint.name} makes {kind.makes}; only text models have a perplexity"
         )
     tokenizer = load_tokenizer(checkpoint.path)
     return FoundModel(checkpoint, load_model_config(checkpoint), tokenizer)
 
 
 class ScoredModel:
-    """One that is loaded. Its time counts, that of whoever looks at the result does not."""
+    """A loaded text model. Counts the model's own time, not that of comparing results."""
 
     def __init__(self, model: CausalLM, kept: Kept, weight_bytes: int, max_tokens: int) -> None:
         self.kept = kept
@@ -98,14 +98,14 @@ class ScoredModel:
         )
 
     def states(self, token_ids: Sequence[int]) -> Tensor:
-        """[T, C]: row i is what the model knows after token i."""
+        """The states [T, C]; row i is that after token i."""
         start = time.perf_counter()
         return self._counted(self._texts.states([token_ids]), start)
 
     def logits(self, states: Tensor) -> Tensor:
-        """[R, C] → [R, V] in fp32."""
+        """The logits [R, V] in fp32 of states [R, C]."""
         start = time.perf_counter()
-        # Copied, since a kernel is compiled anew for rows that start at an odd address.
+        # Copied, as a kernel would be compiled again for rows that start at an odd address.
         return self._counted(self._model.compute_logits(states.clone()), start)
 
     def _counted(self, result: Tensor, start: float) -> Tensor:
@@ -115,13 +115,13 @@ class ScoredModel:
 
 
 def load_model(found: FoundModel, intent: EngineConfig, host: Host, max_tokens: int) -> ScoredModel:
-    """Read the weights and keep them as an engine would.
+    """Load a model with its weights kept as in an engine.
 
     Args:
-        max_tokens: of a passage.
+        max_tokens: the most tokens of a passage.
 
     Raises:
-        ModelLoadError: one of its kinds.
+        ModelLoadError: the model cannot be loaded.
     """
     machine = machine_facts(intent.device)
     if machine.device == "cpu":

@@ -1,5 +1,5 @@
-"""Scores of a passage's tokens, by one model or compared with another's. One passage at a time;
-logits of a few rows exist at once."""
+"""Scores a passage's tokens with one model, or compares it with another. Passages come one at a
+time, and only the logits of a few rows exist at once."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,22 +14,22 @@ from engine.text.scores.sums import LEAST_LOGPROB, Comparison, TokenScore
 from kernels import score_tokens
 
 ROWS = 128
-"""Whose logits exist at one time."""
+"""The number of rows whose logits exist at one time."""
 
 
 @torch.inference_mode()
 def passage_scores(
     model: ScoredModel, token_ids: Sequence[int], original: ScoredModel | None = None
 ) -> list[TokenScore]:
-    """Of the passage's scored tokens, in their order.
+    """The scores of the passage's scored tokens, in order.
 
     Args:
-        original: the model to compare with, of the same vocabulary.
+        original: a model with the same vocabulary to compare with.
 
     Raises:
         ModelLoadError: the logits are not finite.
     """
-    # A token is expected by the row before it.
+    # A token's distribution is that of the row before it.
     before = first_scored(len(token_ids)) - 1
     targets = torch.tensor(token_ids[before + 1 :], device=model.device)
     states = model.states(token_ids)[before:-1]
@@ -51,8 +51,8 @@ def _surprises(logits: Tensor, targets: Tensor) -> list[float]:
     scores = score_tokens(logits, targets, 0)
     if not bool(scores.is_finite.all()):
         raise ModelLoadError(
-            "the model gives numbers that are not finite; its weights are damaged, or too large "
-            "for their dtype: fetch it again, or set another dtype"
+            "the model produces numbers that are not finite; its weights are damaged or too large "
+            "for their dtype: fetch it again or set another dtype"
         )
     values: list[float] = (-scores.logprobs.clamp(min=LEAST_LOGPROB)).tolist()
     return values
@@ -65,13 +65,13 @@ def _compared(logits: Tensor, theirs: Tensor, targets: Tensor) -> Iterator[Compa
 
 
 def divergence(logits: Tensor, original: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of each row's distribution from the original's, in nats.
+    """The Kullback-Leibler divergence of each row's distribution from the original's, in nats.
 
     Args:
         logits, original: [R, V] fp32.
 
     Returns:
-        [R]: the mean of ln p − ln q where the original has p and the other one q.
+        The mean [R] of ln p − ln q, where p is the original's distribution and q the other one.
 
     Source: Kullback and Leibler 1951, doi:10.1214/aoms/1177729694.
     """

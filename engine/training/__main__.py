@@ -1,4 +1,4 @@
-"""`python -m engine.training ORDER`: trains what a JSON object orders, for `tandem lora-train`."""
+"""Runs as `python -m engine.training ORDER`, which trains what a JSON object orders."""
 
 import logging
 import sys
@@ -12,16 +12,17 @@ from engine.text.scores.sums import Tell
 from engine.training.order import TrainingOrder
 
 _OF_OTHER_ORDERS = ("estimate", "config", "cpu_isa")
-"""The last two are of our own operations, which do not run here."""
+"""Keys of an order that are not part of a `TrainingOrder`; the last two are for operations of our
+own, which are not used here."""
 
 
 def _trained(order: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
-    # torch reads what was prepared when it is imported.
+    # torch reads its settings when it is imported, so they are prepared before.
     from engine.runtime.device import machine_facts
     from engine.runtime.threads import limit_threads
     from engine.training.run import check_packages, run
 
-    # What libraries plan to change, and that `kernels` is not what one of them means by it.
+    # Libraries announce changes, and mistake our package `kernels` for another one.
     warnings.simplefilter("ignore", FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     fields = {name: value for name, value in order.items() if name not in _OF_OTHER_ORDERS}

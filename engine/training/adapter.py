@@ -1,4 +1,4 @@
-"""The adapter that is trained: PEFT's, which makes and reads the files."""
+"""The trained adapter, which is PEFT's, as are the files that it writes and reads."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,25 +12,25 @@ from engine.training.order import TrainingOrder
 
 
 def peft_config(order: TrainingOrder, usual: str | Sequence[str], **options: Any) -> Any:
-    """What PEFT is to add to a model.
+    """PEFT's configuration of the adapter.
 
     Args:
-        usual: the layers that get an update where the order names none.
+        usual: the layers that get an update if the order names none.
     """
     import peft
 
     targets = list(order.targets) or usual
-    # PEFT computes with fractions of alpha, too, whatever its annotation says.
+    # PEFT also computes with fractional alpha, whatever its annotation says.
     scale: dict[str, Any] = {"r": order.rank, "lora_alpha": order.alpha, "target_modules": targets}
     return peft.LoraConfig(**scale, **options)
 
 
 @contextmanager
 def targets_found() -> Iterator[None]:
-    """While PEFT looks for the layers.
+    """A context in which PEFT looks for the layers.
 
     Raises:
-        InvalidParameter: it has found none.
+        InvalidParameter: it finds none.
     """
     try:
         yield
@@ -38,7 +38,8 @@ def targets_found() -> Iterator[None]:
         if "arget modules" not in str(error):
             raise
         raise InvalidParameter(
-            "no linear layer of the model has such a name; give ends of names, such as q_proj",
+            "targets match no linear layer of the model; give the ends of layer names, such as "
+            "q_proj",
             param="targets",
         ) from error
 
@@ -49,13 +50,13 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def restore_adapter(model: nn.Module, file: Path, *, prefix: str = "") -> None:
-    """Set an adapter to what was saved of it.
+    """Load an adapter's saved weights.
 
     Args:
-        prefix: before the names in the file.
+        prefix: the prefix of the names in the file.
 
     Raises:
-        ShapeMismatch: it was trained with another rank, or other layers.
+        ShapeMismatch: it was trained with another rank or other layers.
     """
     import peft
     from safetensors.torch import load_file
@@ -65,8 +66,10 @@ def restore_adapter(model: nn.Module, file: Path, *, prefix: str = "") -> None:
         outcome: Any = peft.set_peft_model_state_dict(model, tensors)
     except RuntimeError as error:
         raise ShapeMismatch(
-            "the checkpoint to go on from has another rank than what is asked for"
+            "the checkpoint to resume from has another rank; give the rank that it was made with"
         ) from error
     missing = [name for name in outcome.missing_keys if "lora_" in name]
     if missing or outcome.unexpected_keys:
-        raise ShapeMismatch("the checkpoint to go on from has other layers than the adapter")
+        raise ShapeMismatch(
+            "the checkpoint to resume from has other layers; give the targets that it was made with"
+        )

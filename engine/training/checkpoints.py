@@ -1,7 +1,7 @@
-"""Where a training stands, on disk: the adapter so far and the optimizer's state.
+"""Keeps the state of a training on disk: the adapter so far and the optimizer's state.
 
-output/checkpoints/step-00000100/{adapter/, optimizer.pt}. Written beside and renamed, so that a
-checkpoint is whole or not there; the ones before it go afterwards.
+The files are output/checkpoints/step-00000100/{adapter/, optimizer.pt}. They are written elsewhere
+and renamed, so that a checkpoint is complete or absent; earlier ones are then deleted.
 """
 
 import shutil
@@ -21,13 +21,13 @@ _OPTIMIZER = "optimizer.pt"
 
 @dataclass(frozen=True, slots=True)
 class TrainingCheckpoint:
-    """One that is whole."""
+    """A complete checkpoint."""
 
     folder: Path
 
     @property
     def step(self) -> int:
-        """That was done last, counted from one."""
+        """The number of finished steps."""
         return int(self.folder.name.removeprefix(_PREFIX))
 
     @property
@@ -35,25 +35,26 @@ class TrainingCheckpoint:
         return self.folder / _ADAPTER
 
     def optimizer_state(self) -> dict[str, Any]:
-        """
+        """Load the optimizer's state.
+
         Raises:
             CorruptFile: the file is damaged.
         """
         try:
             state: dict[str, Any] = torch.load(self.folder / _OPTIMIZER, weights_only=True)
-        except Exception as error:  # whatever a damaged file does to the reader
+        except Exception as error:  # a damaged file can make the reader fail in many ways
             raise CorruptFile(
-                f"the checkpoint of step {self.step} is damaged; delete it to go on from an "
+                f"the checkpoint of step {self.step} is damaged; delete it to resume from an "
                 f"earlier one, or train without --resume"
             ) from error
         return state
 
 
 class TrainingCheckpoints:
-    """Those of one training.
+    """The checkpoints of one training.
 
     Args:
-        output: its folder.
+        output: the training's folder.
     """
 
     def __init__(self, output: Path) -> None:
@@ -65,7 +66,7 @@ class TrainingCheckpoints:
     def write(
         self, step: int, save: Callable[[Path], None], optimizer: torch.optim.Optimizer
     ) -> None:
-        """Keep this one alone.
+        """Write a checkpoint and delete all others.
 
         Args:
             save: writes the adapter into a folder.

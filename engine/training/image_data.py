@@ -1,7 +1,7 @@
-"""Pictures with captions, from a folder.
+"""Reads pictures with captions from a folder.
 
-`NAME.png` (or .jpg, .jpeg, .webp) with its caption in `NAME.txt`, or `metadata.jsonl` with a line
-`{"file_name": "NAME.png", "text": "…"}` for each, as `datasets` has it.
+A picture is `NAME.png` (or .jpg, .jpeg, .webp) with its caption in `NAME.txt`. Or the folder has a
+`metadata.jsonl` with a line `{"file_name": "NAME.png", "text": "…"}` for each, as for `datasets`.
 """
 
 import json
@@ -17,48 +17,50 @@ from engine.errors import InvalidParameter
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 MAX_PIXELS = 64_000_000
-"""Of a file's picture."""
+"""The most pixels of a picture."""
 
 
 @dataclass(frozen=True, slots=True)
 class Captioned:
-    """A picture's file and what it shows."""
+    """A picture's file and its caption."""
 
     path: Path
     caption: str
 
 
 def find_pictures(folder: Path) -> list[Captioned]:
-    """All of a folder, in the order of their names.
+    """Find all pictures of a folder, in the order of their names.
 
     Raises:
         InvalidParameter: there are none, or one has no caption.
     """
     if not folder.is_dir():
-        raise InvalidParameter("the data is no folder; give one of pictures with captions")
+        raise InvalidParameter("the data is not a folder; give a folder of pictures with captions")
     metadata = folder / "metadata.jsonl"
     found = list(_listed(folder, metadata) if metadata.exists() else _with_text_files(folder))
     if not found:
-        raise InvalidParameter(f"the folder has no picture that ends in {', '.join(ENDINGS)}")
+        raise InvalidParameter(
+            f"the folder has no pictures; their names must end in one of {', '.join(ENDINGS)}"
+        )
     return found
 
 
 def read_picture(path: Path, size: int) -> npt.NDArray[np.float32]:
-    """The middle square of a picture, scaled: [3, size, size] in -1…1.
+    """Read the middle square of a picture, scaled, as [3, size, size] in -1…1.
 
     Raises:
-        InvalidParameter: it is no picture, or too large.
+        InvalidParameter: the file is not a picture, or the picture is too large.
     """
     try:
         with Image.open(path) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise InvalidParameter(
-                    f"{path.name} has {picture.width}x{picture.height} pixels; "
-                    f"{MAX_PIXELS} in all is the limit"
+                    f"{path.name} has {picture.width}x{picture.height} pixels; the limit is "
+                    f"{MAX_PIXELS} in total; make it smaller"
                 )
             upright = ImageOps.exif_transpose(picture).convert("RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise InvalidParameter(f"{path.name} is no picture that can be read: {error}") from None
+        raise InvalidParameter(f"{path.name} cannot be read as a picture: {error}") from None
     square = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
     return (np.asarray(square, np.float32) / 127.5 - 1.0).transpose(2, 0, 1)
 
@@ -84,7 +86,7 @@ def _listed(folder: Path, metadata: Path) -> Iterator[Captioned]:
             path, caption = folder, None
         if not isinstance(caption, str) or not path.is_file():
             raise InvalidParameter(
-                f"line {number} of metadata.jsonl needs file_name, of a picture in the folder, and "
-                f"text"
+                f"line {number} of metadata.jsonl needs text and the file_name of a picture in the "
+                f"folder"
             )
         yield Captioned(path, caption)

@@ -1,7 +1,7 @@
-"""A Stable Diffusion model that learns pictures: diffusers' pipeline, whose UNet gets PEFT's LoRA.
+"""Trains a Stable Diffusion model on pictures: diffusers' pipeline with PEFT's LoRA in its UNet.
 
 The loss is that of the denoiser's own training (Ho et al. 2020, arXiv:2006.11239, eq. 14): the mean
-square of what is missing in its prediction, at a noise level that is drawn.
+squared error of its prediction at a random noise level.
 """
 
 import json
@@ -22,7 +22,7 @@ from engine.training.order import TrainingOrder
 from engine.weights.source import Checkpoint
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-"""The projections of attention, as diffusers' own scripts have them."""
+"""The projections of attention, as in diffusers' own scripts."""
 PIPELINE = "StableDiffusionPipeline"
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 3.0
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -30,18 +30,19 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """What the autoencoder makes of a picture: [1, 4, size/8, size/8] each."""
+    """The autoencoder's distribution for a picture: mean and deviation, [1, 4, size/8, size/8]
+    each."""
 
     mean: Tensor
     std: Tensor
 
 
 class ImageLearner:
-    """See `engine.training.loop.Learner`.
+    """The learner of image models (`engine.training.loop.Learner`).
 
     Args:
-        pipeline: diffusers' `StableDiffusionPipeline`, with an adapter in its UNet.
-        pictures, captions: [N, ...] prompt states; the last one is that of no caption.
+        pipeline: diffusers' `StableDiffusionPipeline` with an adapter in its UNet.
+        pictures, captions: encoded pictures, and [N, ...] prompt states, the last for no caption.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class ImageLearner:
         return trainable(self._unet)
 
     def loss(self, draws: torch.Generator) -> Tensor:
-        """Mean square, of a batch."""
+        """The mean squared error of a batch."""
         size = self._order.batch_size
         picked = torch.randint(len(self._pictures), (size,), generator=draws).tolist()
         latents = torch.cat([self._latents(self._pictures[i], draws) for i in picked])
@@ -81,7 +82,8 @@ class ImageLearner:
         return mse_loss(found.float(), self._wanted(latents, noise, timesteps))
 
     def save(self, folder: Path) -> None:
-        """As diffusers' `load_lora_weights` reads it, with its own record of rank and alpha."""
+        """Write the adapter for diffusers' `load_lora_weights`, with its record of rank and
+        alpha."""
         from peft import get_peft_model_state_dict
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,7 @@ class ImageLearner:
         restore_adapter(self._unet, folder / WEIGHTS, prefix="unet.")
 
     def sample(self, folder: Path, step: int) -> None:
-        """A picture of each prompt, from the same noise every time."""
+        """Draw a picture for each prompt, always from the same noise."""
         folder.mkdir(parents=True, exist_ok=True)
         self._unet.eval()
         for number, prompt in enumerate(self._order.sample_prompts):
@@ -126,7 +128,8 @@ class ImageLearner:
 
 
 def load_image_learner(checkpoint: Checkpoint, order: TrainingOrder) -> ImageLearner:
-    """All pictures are encoded here, once, and stay in memory as latents.
+    """Load an image model for training. All pictures are encoded once and stay in memory as
+    latents.
 
     Raises:
         InvalidParameter: the data is wrong. UnsupportedFeature: the model cannot be trained here.
@@ -136,11 +139,11 @@ def load_image_learner(checkpoint: Checkpoint, order: TrainingOrder) -> ImageLea
     from diffusers.utils import logging
 
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # it warns of what our model_index.json has besides
+    logging.set_verbosity_error()  # it would warn of other keys in our model_index.json
     found = find_pictures(order.data)
     dtype = getattr(torch, order.precision)
     with warnings.catch_warnings():
-        # It would rather have the schedules of the first Stable Diffusion.
+        # diffusers would prefer the first Stable Diffusion's noise schedules.
         warnings.simplefilter("ignore", FutureWarning)
         pipeline = StableDiffusionPipeline.from_pretrained(
             checkpoint.path, dtype=dtype, local_files_only=True
@@ -166,24 +169,25 @@ def _moments(vae: Any, picture: Any) -> Moments:
 
 
 def _states(pipeline: Any, text: str) -> Tensor:
-    """[1, 77, C]"""
+    """The prompt's states [1, 77, C]."""
     states: Tensor
     states, _ = pipeline.encode_prompt(text, "cpu", 1, do_classifier_free_guidance=False)
     return states
 
 
 def check_family(checkpoint: Checkpoint) -> None:
-    """
+    """Check that an image model can be trained here.
+
     Raises:
-        UnsupportedFeature: images are not trained for such a model here.
+        UnsupportedFeature: it cannot.
     """
     if checkpoint.kind != "diffusers":
         raise UnsupportedFeature(
-            "images are trained from a diffusers folder; give one with model_index.json"
+            "image models are trained only from a diffusers folder; give one with model_index.json"
         )
     index = json.loads((checkpoint.path / "model_index.json").read_text(encoding="utf-8"))
     if index.get("_class_name") != PIPELINE:
         raise UnsupportedFeature(
-            f"the model is a {index.get('_class_name')}; images are trained for {PIPELINE} "
+            f"the model is a {index.get('_class_name')}; only {PIPELINE} is trained "
             f"(SD 1.x and 2.x); use diffusers' scripts for others, and serve the result here"
         )

@@ -1,7 +1,7 @@
-"""The steps of a training, whatever is trained: draw, loss, gradient, update; write and save.
+"""The steps of any training: draw, loss, gradient, update; write and save.
 
-Step i draws from a generator that is seeded by the order's seed and i alone, so that a training
-that was interrupted and resumed has the same numbers as one that was not.
+Step i draws from a generator that is seeded only by the order's seed and i, so that an interrupted
+and resumed training has the same numbers as an uninterrupted one.
 """
 
 import math
@@ -21,42 +21,42 @@ from engine.training.order import TrainingOrder
 
 Tell = Callable[[Mapping[str, Any]], None]
 WARM_UP_STEPS = 50
-"""At most; a tenth of all at most."""
+"""The most steps of the warm-up, which is also at most a tenth of all steps."""
 LEAST_RATE = 0.1
-"""Of the learning rate, at the end."""
+"""The share of the learning rate that is left at the end."""
 MAX_GRADIENT_NORM = 1.0
 _SEEDS_APART = 1_000_003
 
 
 class Learner(Protocol):
-    """A model with an adapter that learns."""
+    """A model with an adapter that is trained."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The adapter's own, always in the same order."""
+        """The adapter's parameters, always in the same order."""
 
     def loss(self, draws: torch.Generator) -> Tensor:
-        """Of one batch, which is drawn: a scalar with a gradient."""
+        """The loss of a batch drawn with `draws`: a scalar with a gradient."""
 
     def save(self, folder: Path) -> None:
-        """Write the adapter as it is served."""
+        """Write the adapter in the form in which it is served."""
 
     def restore(self, folder: Path) -> None:
-        """Set the adapter to what `save` wrote."""
+        """Load the adapter that `save` wrote."""
 
     def sample(self, folder: Path, step: int) -> None:
-        """Write what it makes of the order's prompts by now."""
+        """Write the model's present answers to the order's prompts."""
 
 
 def train(learner: Learner, order: TrainingOrder, tell: Tell) -> dict[str, Any]:
-    """All steps that are still to do. Returns the report.
+    """Run all remaining steps. Returns the report.
 
     Args:
-        tell: is told of each step.
+        tell: called with each step.
 
     Raises:
         InvalidParameter: the loss is not finite at this learning rate; the last checkpoint stays.
-        CorruptFile: the checkpoint to go on from is damaged.
+        CorruptFile: the checkpoint to resume from is damaged.
     """
     checkpoints = TrainingCheckpoints(order.output)
     parameters = learner.parameters
@@ -104,7 +104,8 @@ def train(learner: Learner, order: TrainingOrder, tell: Tell) -> dict[str, Any]:
 
 
 def learning_rate_factor(step: int, num_steps: int) -> float:
-    """Rises linearly, then falls along a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+    """A factor that rises linearly, then falls along a cosine (Loshchilov and Hutter 2017,
+    arXiv:1608.03983)."""
     warm_up = min(WARM_UP_STEPS, num_steps // 10)
     if step < warm_up:
         return (step + 1) / (warm_up + 1)
@@ -140,6 +141,6 @@ def _optimizer(order: TrainingOrder, parameters: list[nn.Parameter]) -> torch.op
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Samples are drawn without gradients, and move no generator."""
+    """A context without gradients that restores the state of all generators."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         yield

@@ -1,19 +1,19 @@
-"""The loss of each step: kept, written as a table, drawn as a curve."""
+"""Keeps the loss of each step, and writes it as a table and a curve."""
 
 import csv
 from pathlib import Path
 from statistics import fmean
 
 WINDOW = 20
-"""Steps whose mean tells how a training goes: single batches differ too much."""
+"""The number of steps whose mean loss is shown, as single batches differ too much."""
 _FIELDS = ("step", "loss", "learning_rate")
 
 
 class Losses:
-    """Of one training.
+    """The losses of one training.
 
     Args:
-        output: its folder, which gets `loss.csv` and `loss.png`.
+        output: the training's folder, which gets `loss.csv` and `loss.png`.
     """
 
     def __init__(self, output: Path) -> None:
@@ -22,7 +22,7 @@ class Losses:
         self._rows: list[tuple[int, float, float]] = []
 
     def resume(self, step: int) -> None:
-        """Take over what was written, up to a step."""
+        """Read the losses that were written, up to a step."""
         if not self._table.exists():
             return
         with self._table.open(newline="") as file:
@@ -40,7 +40,7 @@ class Losses:
         return fmean(loss for _, loss, _ in self._rows[-WINDOW:])
 
     def write(self) -> None:
-        """Table and picture."""
+        """Write the table and the curve."""
         with self._table.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(_FIELDS)

@@ -1,8 +1,8 @@
-"""What a training will take, from a model's configuration alone.
+"""Estimates the memory of a training from a model's configuration alone.
 
-The model is built of tensors without numbers and one forward pass is run on them: what autograd
-would keep for the backward pass is counted exactly, whatever the architecture. The rest is
-arithmetic: an adapter of rank r has r (in + out) numbers per layer, each of 4 bytes, with as much
+The model is built of tensors without numbers and one forward pass is run on them. So the tensors
+that autograd would keep for the backward pass are counted exactly, for any architecture. The rest
+is arithmetic: an adapter of rank r has r (in + out) numbers of 4 bytes per layer, the same again
 for its gradient and twice that for Adam's two means (Kingma and Ba 2015, arXiv:1412.6980).
 """
 
@@ -17,14 +17,15 @@ from engine.training.order import Optimizer
 
 _ADAPTER_BYTES = 4
 _OPTIMIZER_BYTES: Mapping[Optimizer, int] = {"adamw": 8, "sgd": 4}
-"""Per trained number."""
+"""The bytes per trained number."""
 _WORKSPACES = 2
-"""Of the size of the largest kept tensor: its gradient, and one more on the way there."""
+"""The number of extra tensors as large as the largest kept one: its gradient and an intermediate
+result."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes, and how many numbers are trained."""
+    """The bytes of each part, and the number of trained parameters."""
 
     num_trained: int
     weights: int
@@ -54,11 +55,11 @@ def estimate(
     loss: Callable[[nn.Module], Tensor],
     optimizer: Optimizer,
 ) -> MemoryEstimate:
-    """Of a training that does this.
+    """Estimate the memory of a training.
 
     Args:
-        build: makes the model, its adapter included.
-        loss: one forward pass of a batch.
+        build: makes the model with its adapter.
+        loss: runs a forward pass of a batch.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -68,7 +69,7 @@ def estimate(
     num_trained = sum(parameter.numel() for parameter in trained)
     frozen = sum(map(_num_bytes, step.parameters())) - sum(map(_num_bytes, trained))
     frozen += sum(map(_num_bytes, step.buffers()))
-    # Of the CPU, whose attention keeps other tensors than that of no device.
+    # On the CPU device, as attention on the meta device keeps other tensors.
     with FakeTensorMode():
         tensors = {
             name: torch.empty(one.shape, dtype=one.dtype, requires_grad=one.requires_grad)
@@ -88,7 +89,7 @@ def estimate(
 
 
 class _Step(nn.Module):
-    """A model and what is done with it, so that its tensors can be replaced."""
+    """A model and its loss in one module, so that its tensors can be replaced."""
 
     def __init__(self, model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> None:
         super().__init__()
@@ -104,7 +105,7 @@ def _num_bytes(tensor: Tensor) -> int:
 
 
 def _kept_bytes(forward: Callable[[], Tensor], weights: Iterable[Tensor]) -> int:
-    """That a backward pass needs, the weights left out."""
+    """The bytes that a backward pass needs, without the weights."""
     known = {_storage(weight) for weight in weights}
     kept: dict[int, int] = {}
 
@@ -116,7 +117,7 @@ def _kept_bytes(forward: Callable[[], Tensor], weights: Iterable[Tensor]) -> int
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = forward()
-    # The graph has kept them until here, so that no address was used twice.
+    # The graph has kept the tensors until here, so that no address was used twice.
     del loss
     return sum(kept.values()) + _WORKSPACES * max(kept.values(), default=0)
 

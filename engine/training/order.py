@@ -1,4 +1,4 @@
-"""What `tandem lora-train` is asked to do."""
+"""An order to `tandem lora-train`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,28 +12,28 @@ Optimizer = Literal["adamw", "sgd"]
 Precision = Literal["float32", "bfloat16"]
 
 MAX_RANK = 256
-"""What the server loads."""
+"""The highest rank that the server loads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingOrder:
-    """An adapter to be trained.
+    """An order to train an adapter.
 
     Attributes:
         model: a reference (`engine.weights.source`).
-        data: of a text model a JSONL file, of an image model a folder of pictures with captions.
-        output: the folder that everything is written to.
-        alpha: the update counts `alpha / rank` times.
-        targets: ends of the names of layers that get an update; empty: all that are usual.
-        batch_size: examples of a step.
-        max_length: tokens of a text; what is longer is cut.
-        size: width and height of pictures, which are cut to a square.
-        caption_dropout: so often an image learns without its caption, which guidance needs.
-        precision: of the frozen weights. The adapter itself is always trained in float32.
-        save_every, sample_every: steps; 0: at the end only, and never.
-        sample_prompts: what samples are made of.
-        resume: go on from the last checkpoint in `output`.
-        offline: never touch the network.
+        data: a JSONL file for a text model, a folder of pictures with captions for an image model.
+        output: the folder for everything that is written.
+        alpha: the update is multiplied by `alpha / rank`.
+        targets: the ends of the names of layers that get an update; empty: all usual ones.
+        batch_size: the examples of a step.
+        max_length: the tokens of a text; longer ones are cut.
+        size: the width and height of pictures, which are cut to a square.
+        caption_dropout: the share of pictures learned without their caption, which guidance needs.
+        precision: the precision of the frozen weights. The adapter is always trained in float32.
+        save_every, sample_every: numbers of steps; 0: only at the end, and never.
+        sample_prompts: the prompts of samples.
+        resume: whether to continue from the last checkpoint in `output`.
+        offline: whether to use no network at all.
     """
 
     task: Task
@@ -60,9 +60,10 @@ class TrainingOrder:
     cache_dir: Path = Path("~/.cache/tandem")
 
     def check(self) -> None:
-        """
+        """Check the numbers.
+
         Raises:
-            InvalidParameter: a number makes no sense; the message says which do.
+            InvalidParameter: a number is out of bounds; the message gives them.
         """
         limits = {
             "rank": (self.rank, 1, MAX_RANK),
@@ -77,11 +78,13 @@ class TrainingOrder:
             "sample_every": (self.sample_every, 0, 1_000_000),
         }
         for name, (value, least, most) in limits.items():
-            if not least <= value <= most:  # neither is NaN
-                raise InvalidParameter(f"{name} is {value}; give {least} to {most}", param=name)
+            if not least <= value <= most:  # also true of NaN
+                raise InvalidParameter(
+                    f"{name} is {value}; it must be {least} to {most}", param=name
+                )
         if self.size % 8:
-            raise InvalidParameter(f"size is {self.size}; give a multiple of 8", param="size")
+            raise InvalidParameter(f"size is {self.size}; it must be a multiple of 8", param="size")
         if self.sample_every and not self.sample_prompts:
             raise InvalidParameter(
-                "samples are asked for, but of nothing; give --sample-prompt", param="sample_every"
+                "samples need a prompt; give --sample-prompt", param="sample_every"
             )

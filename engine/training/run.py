@@ -1,4 +1,4 @@
-"""A whole training: find the model, say what it takes, load it, train it."""
+"""Runs a whole training: finds the model, estimates the memory, loads and trains."""
 
 import importlib.util
 import json
@@ -19,14 +19,14 @@ GIB = 1 << 30
 
 
 def run(order: TrainingOrder, free_bytes: int, tell: Tell) -> dict[str, Any]:
-    """Train what is ordered. Returns the report, with the memory estimate.
+    """Carry out a training. Returns the report, with the memory estimate.
 
     Args:
-        free_bytes: memory that may be used.
-        tell: is told of downloads, the estimate and each step.
+        free_bytes: the memory that may be used.
+        tell: called with downloads, the estimate and each step.
 
     Raises:
-        EngineError: it is not possible; the message says why, and what would be.
+        EngineError: the training is not possible; the message says why and what to change.
     """
     order.check()
     check_packages()
@@ -36,8 +36,8 @@ def run(order: TrainingOrder, free_bytes: int, tell: Tell) -> dict[str, Any]:
     tell({"estimate": taken.report()})
     if taken.total > free_bytes:
         raise InsufficientMemory(
-            f"training takes about {taken.total / GIB:.1f} GiB, of which activations "
-            f"{taken.activations / GIB:.1f}; {free_bytes / GIB:.1f} GiB are free; lower "
+            f"training takes about {taken.total / GIB:.1f} GiB, {taken.activations / GIB:.1f} of "
+            f"them for activations; {free_bytes / GIB:.1f} GiB are free; lower "
             f"--batch-size, --max-length or --size, or use --precision bfloat16"
         )
     order.output.mkdir(parents=True, exist_ok=True)
@@ -46,9 +46,10 @@ def run(order: TrainingOrder, free_bytes: int, tell: Tell) -> dict[str, Any]:
 
 
 def check_packages() -> None:
-    """
+    """Check that the packages for training are installed.
+
     Raises:
-        UnsupportedFeature: some are not installed.
+        UnsupportedFeature: some are not.
     """
     missing = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
     if missing:
@@ -62,7 +63,7 @@ def _check_output(order: TrainingOrder) -> None:
         return
     if not order.output.is_dir() or any(order.output.iterdir()):
         raise InvalidParameter(
-            "the output is not an empty folder; give another one, or --resume to go on with the "
+            "the output is not an empty folder; give another one, or --resume to continue the "
             "training in it",
             param="output",
         )
@@ -82,7 +83,7 @@ def _text_learner(checkpoint: Checkpoint, order: TrainingOrder, tell: Tell) -> L
 
     learner, num_cut = load_text_learner(checkpoint, order)
     if num_cut:
-        tell({"warning": f"{num_cut} texts are longer than {order.max_length} tokens and are cut"})
+        tell({"warning": f"texts longer than {order.max_length} tokens are cut: {num_cut}"})
     return learner
 
 

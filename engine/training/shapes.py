@@ -1,4 +1,4 @@
-"""Models of known shapes, built from their configurations alone, to tell what training them takes:
+"""Builds known models from their configurations alone, to estimate the memory of training them for
 `tandem lora-train --estimate NAME`.
 """
 
@@ -27,18 +27,18 @@ _LLAMA_3_8B = {
     "num_key_value_heads": 8,
 }
 _PROMPT = 77
-"""Tokens that CLIP has, and states that a UNet sees."""
+"""The number of CLIP's tokens, and of the states that a UNet sees."""
 _T5_PROMPT = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is trained of a model: its denoiser, or all of a language model.
+    """The trained part of a model: a denoiser, or a whole language model.
 
     Attributes:
-        build: the model, without an adapter.
-        loss: of a batch: a forward pass.
-        targets: layers that get an update, where the order names none.
+        build: makes the model without an adapter.
+        loss: runs a forward pass of a batch.
+        targets: the layers that get an update if the order names none.
     """
 
     build: Callable[[], nn.Module]
@@ -47,19 +47,19 @@ class Shape:
 
 
 def estimate_shape(name: str, order: TrainingOrder) -> MemoryEstimate:
-    """Of training one of `SHAPES` as ordered. The text encoder and the autoencoder of an image
-    model are left out: they run once, before.
+    """Estimate the training of one of `SHAPES`. An image model's text encoder and autoencoder are
+    left out, as they run once before.
 
     Raises:
         InvalidParameter: there is no such shape.
     """
     if name not in SHAPES:
-        raise InvalidParameter(f"no shape is called {name!r}; give one of {', '.join(SHAPES)}")
+        raise InvalidParameter(f"there is no shape {name!r}; give one of {', '.join(SHAPES)}")
     return estimate_training(SHAPES[name](), order)
 
 
 def estimate_training(shape: Shape, order: TrainingOrder) -> MemoryEstimate:
-    """Of training a model of any shape as ordered."""
+    """Estimate the training of a model of any shape."""
     import peft
 
     from engine.training.adapter import peft_config, targets_found
@@ -76,7 +76,7 @@ def estimate_training(shape: Shape, order: TrainingOrder) -> MemoryEstimate:
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Tensors without numbers cannot be cast once they are a model's."""
+    """A context for the type of new tensors; without numbers they cannot be cast afterwards."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -86,7 +86,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def text_shape(config: Any) -> Shape:
-    """Of a configuration of transformers."""
+    """The shape of a transformers configuration."""
 
     def build() -> nn.Module:
         import transformers
@@ -98,7 +98,7 @@ def text_shape(config: Any) -> Shape:
 
 
 def unet_shape(config: Mapping[str, Any]) -> Shape:
-    """Of a configuration of diffusers' `UNet2DConditionModel`."""
+    """The shape of a configuration of diffusers' `UNet2DConditionModel`."""
 
     def build() -> nn.Module:
         from diffusers import UNet2DConditionModel

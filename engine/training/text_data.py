@@ -1,11 +1,11 @@
-"""Examples of texts from a JSONL file, one object a line:
+"""Reads examples of texts from a JSONL file, with one object per line in one of these forms:
 
     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
     {"prompt": "…", "completion": "…"}
     {"text": "…"}
 
-Of messages the last one, which is the assistant's, is learned; of the second form the completion;
-of the third everything. What comes before is read and not learned.
+Of messages the last one, which must be the assistant's, is learned; in the second form it is the
+completion, in the third everything. What comes before is read but not learned.
 """
 
 import json
@@ -19,12 +19,12 @@ from engine.text.chat_template import ChatTemplate
 from engine.text.tokenizer import Tokenizer
 
 MAX_BYTES = 1 << 30
-"""Of the file: all examples stay in memory."""
+"""The most bytes of the file, as all examples stay in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextExample:
-    """Tokens, of which those from `first_learned` on are learned (at least one)."""
+    """A text's tokens; those from `first_learned` on, at least one, are learned."""
 
     token_ids: list[int]
     first_learned: int
@@ -32,7 +32,7 @@ class TextExample:
 
 @dataclass(frozen=True, slots=True)
 class TextExamples:
-    """Those of a file, and how many of them were longer than what is kept."""
+    """The examples of a file, and the number of those that were cut."""
 
     examples: list[TextExample]
     num_cut: int
@@ -42,7 +42,7 @@ class TextReader:
     """Turns lines into tokens as the served model would.
 
     Args:
-        max_length: tokens; what follows is cut.
+        max_length: the most tokens of an example; the rest is cut.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
@@ -52,10 +52,11 @@ class TextReader:
         self._template = template and ChatTemplate(template, tokenizer.special_tokens)
 
     def read(self, path: Path) -> TextExamples:
-        """All examples of a file.
+        """Read all examples of a file.
 
         Raises:
-            InvalidParameter: the file cannot be read, or a line (named) is no example.
+            InvalidParameter: the file cannot be read, or a line is not an example; the message
+                names it.
         """
         examples = []
         num_cut = 0
@@ -68,18 +69,19 @@ class TextReader:
                 raise InvalidParameter(f"line {number} of the data: {error.message}") from None
             if whole.first_learned >= self._max_length:
                 raise InvalidParameter(
-                    f"line {number} of the data: what is to be learned begins at token "
-                    f"{whole.first_learned}; raise --max-length, which is {self._max_length}"
+                    f"line {number} of the data: the text to learn begins at token "
+                    f"{whole.first_learned}, beyond --max-length, which is {self._max_length}; "
+                    f"raise it or shorten the prompt"
                 )
             num_cut += len(whole.token_ids) > self._max_length
             kept = whole.token_ids[: self._max_length]
             examples.append(TextExample(kept, whole.first_learned))
         if not examples:
-            raise InvalidParameter("the data has no example; give one JSON object a line")
+            raise InvalidParameter("the data has no examples; give one JSON object per line")
         return TextExamples(examples, num_cut)
 
     def example(self, fields: Mapping[str, Any]) -> TextExample:
-        """Of one line, however long.
+        """The example of one line, of any length.
 
         Raises:
             InvalidParameter: it has none of the forms.
@@ -92,12 +94,12 @@ class TextReader:
             case {"text": str(text)} if text:
                 return self._of_parts([], text)
         raise InvalidParameter(
-            "needs messages, or prompt and completion, or text; its keys are "
-            f"{', '.join(list(fields)[:8]) or 'none'}"
+            "an example needs messages, or prompt and completion, or text; this one has "
+            f"{', '.join(list(fields)[:8]) or 'no keys'}"
         )
 
     def question(self, text: str) -> list[int]:
-        """A prompt whose answer is sampled: a user's message where the model has a template."""
+        """The tokens of a sample's prompt: a user's message if the model has a chat template."""
         if not self._template:
             return self._encode(text)
         rendered = self._template.render([{"role": "user", "content": text}])
@@ -109,9 +111,11 @@ class TextReader:
                 "the model has no chat template; give prompt and completion instead of messages"
             )
         if not all(isinstance(message, dict) for message in messages):
-            raise InvalidParameter("each message is an object with role and content")
+            raise InvalidParameter("each message must be an object with role and content")
         if messages[-1].get("role") != "assistant":
-            raise InvalidParameter("the last message is what is learned: its role is assistant")
+            raise InvalidParameter(
+                "the last message is the one to learn; its role must be assistant"
+            )
         before = self._template.render(messages[:-1]) if messages[1:] else ""
         whole = self._template.render(messages, add_generation_prompt=False)
         if not before or not whole.startswith(before):
@@ -123,20 +127,23 @@ class TextReader:
         return self._of_parts(prompt, whole[len(before) :], ends=True)
 
     def _of_parts(self, prompt: list[int], learned: str, *, ends: bool = False) -> TextExample:
-        """
+        """Make an example of a prompt and the text to learn.
+
         Args:
-            ends: the text has its own end.
+            ends: whether the text has its own end.
         """
         if prompt:
             answer = self._encode(learned, add_special_tokens=False)
         else:
             answer = self._encode(learned)
         end = [] if ends else list(self._tokenizer.eos_token_ids[:1])
-        # The very first token of a text is expected by nothing.
+        # The first token of a text is not learned, as no token predicts it.
         first = max(1, len(prompt))
         token_ids = [*prompt, *answer, *end]
         if len(token_ids) <= first:
-            raise InvalidParameter("there is nothing to learn: the text is a single token")
+            raise InvalidParameter(
+                "there is nothing to learn: the text is a single token; give a longer one"
+            )
         return TextExample(token_ids, first)
 
     def _encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -153,7 +160,7 @@ def _lines(path: Path) -> list[str]:
             )
         return path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError:
-        raise InvalidParameter("the data is not UTF-8; convert it") from None
+        raise InvalidParameter("the data is not UTF-8; convert it to UTF-8") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise InvalidParameter(f"the data cannot be read: {reason}") from None
@@ -165,5 +172,5 @@ def _object(line: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
-        raise InvalidParameter("is no JSON object")
+        raise InvalidParameter("an example must be a JSON object")
     return fields

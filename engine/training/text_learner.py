@@ -1,4 +1,4 @@
-"""A language model that learns to go on with texts: transformers' class of it, with PEFT's LoRA."""
+"""Trains a language model on texts: transformers' class of it with PEFT's LoRA."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,16 +16,16 @@ from engine.training.text_data import TextExample, TextReader
 from engine.weights.source import Checkpoint
 
 IGNORED = -100
-"""transformers' label of what is not learned."""
+"""transformers' label of tokens that are not learned."""
 SAMPLE_TOKENS = 64
 
 
 class TextLearner:
-    """See `engine.training.loop.Learner`.
+    """The learner of text models (`engine.training.loop.Learner`).
 
     Args:
-        model: with an adapter of PEFT.
-        examples: of which each step draws some.
+        model: a model with an adapter of PEFT.
+        examples: the examples from which each step draws some.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class TextLearner:
         return trainable(self._model)
 
     def loss(self, draws: torch.Generator) -> Tensor:
-        """Mean surprise of the learned tokens, in nats."""
+        """The mean surprise of the learned tokens, in nats."""
         picked = torch.randint(len(self._examples), (self._order.batch_size,), generator=draws)
         token_ids, labels, mask = padded([self._examples[i] for i in picked.tolist()])
         self._model.train()
@@ -54,16 +54,16 @@ class TextLearner:
 
     def save(self, folder: Path) -> None:
         self._model.peft_config["default"].base_model_name_or_path = self._order.model
-        # Else it looks for the base's configuration on the hub.
+        # Without this argument PEFT looks for the base's configuration on the hub.
         self._model.save_pretrained(folder, save_embedding_layers=False)
-        # PEFT's model card is a form that nobody has filled in.
+        # PEFT's model card is an empty form.
         (folder / "README.md").unlink(missing_ok=True)
 
     def restore(self, folder: Path) -> None:
         restore_adapter(self._model, folder / "adapter_model.safetensors")
 
     def sample(self, folder: Path, step: int) -> None:
-        """Greedy answers, in a text file."""
+        """Write greedy answers into a text file."""
         folder.mkdir(parents=True, exist_ok=True)
         self._model.eval()
         lines = []
@@ -83,7 +83,7 @@ class TextLearner:
 
 
 def padded(examples: Sequence[TextExample]) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, labels and mask, each [B, T] int64: texts side by side, filled up on the right."""
+    """Token ids, labels and mask, [B, T] int64 each, of texts that are padded on the right."""
     longest = max(len(example.token_ids) for example in examples)
     token_ids = torch.zeros(len(examples), longest, dtype=torch.long)
     labels = torch.full_like(token_ids, IGNORED)
@@ -110,7 +110,7 @@ def text_config(checkpoint: Checkpoint) -> Any:
 
 
 def load_text_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
-    """transformers' model, unpacked.
+    """transformers' model with unpacked weights.
 
     Raises:
         UnsupportedFeature: transformers cannot read it.
@@ -129,7 +129,7 @@ def load_text_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
 
 
 def _place(checkpoint: Checkpoint) -> tuple[Path, dict[str, Any]]:
-    """Where transformers finds a checkpoint."""
+    """The path and options with which transformers loads a checkpoint."""
     path = checkpoint.path
     options: dict[str, Any] = {"local_files_only": True}
     if path.is_file():
@@ -143,13 +143,13 @@ def _understood() -> Iterator[None]:
         yield
     except (ValueError, KeyError, OSError, ImportError) as error:
         raise UnsupportedFeature(
-            f"transformers cannot load the model to train it: {error}; give it as a folder of "
-            f"plain safetensors"
+            f"transformers cannot load the model for training: {error}; give a folder of plain "
+            f"safetensors"
         ) from error
 
 
 def load_text_learner(checkpoint: Checkpoint, order: TrainingOrder) -> tuple[TextLearner, int]:
-    """A learner and how many of its examples were cut.
+    """Load a text model for training; returns the learner and the number of cut examples.
 
     Raises:
         InvalidParameter: the data is wrong. UnsupportedFeature: the model cannot be trained.

@@ -1,1 +1,1 @@
-"""Enlarging images, tile by tile: networks, their files, tiles and seams, the engine."""
+"""Enlarges images tile by tile: networks, their files, tiles and seams, and the engine."""

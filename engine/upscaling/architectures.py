@@ -1,4 +1,4 @@
-"""Which network a file's weights are for: ours, told by names and shapes, or one of spandrel's."""
+"""Finds the network that a file's weights belong to: ours, by names and shapes, or spandrel's."""
 
 import re
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from engine.upscaling.state_dict import StateDict
 
 INSTALL_SPANDREL = "pip install 'tandem-server[upscalers]'"
 _MAX_SIZE = 1 << 16
-"""Of anything that a file's shapes say a network has."""
+"""The largest size that a file's shapes may give any part of a network."""
 
 _OLD_NAMES = (
     (r"model\.0\.", "conv_first."),
@@ -27,10 +27,10 @@ _OLD_NAMES = (
     (r"upconv(\d)\.", r"conv_up\1."),
     (r"HRconv\.", "conv_hr."),
 )
-"""ESRGAN's first two ways to name what Real-ESRGAN's files have. Behind the blocks the first one
-only counts layers."""
+"""ESRGAN's two older naming schemes, for what Real-ESRGAN's files have. After the blocks, the first
+scheme only counts layers."""
 _BYTES_PER_OUTPUT_PIXEL = 1024
-"""Of a network that we do not know: some layers of 64 channels."""
+"""The memory of an unknown network, as for some layers of 64 channels."""
 _COMPACT_MARKS = {"body.0.weight", "body.1.weight"}
 _RRDB_MARKS = {"conv_first.weight", "body.0.rdb1.conv1.weight"}
 _MARKS = (
@@ -43,7 +43,7 @@ _COUNTED = re.compile(r"model\.(\d+)\.(weight|bias)")
 
 
 def has_own_names(names: Iterable[str]) -> bool:
-    """Whether weights are named as those of one of our networks, in any of the ways."""
+    """Whether weights have the names of one of our networks, in any naming scheme."""
     known = set(names)
     return any(marks <= known for marks in _MARKS)
 
@@ -52,7 +52,7 @@ def network_of(weights: StateDict) -> Network:
     """The network with its weights, in float32.
 
     Raises:
-        UnsupportedArchitecture: none of ours, nor of spandrel's, or spandrel is not installed.
+        UnsupportedArchitecture: it is neither ours nor spandrel's, or spandrel is not installed.
         CorruptFile, ShapeMismatch: the weights do not fit each other.
     """
     if weights.keys() >= _COMPACT_MARKS:
@@ -86,12 +86,14 @@ def _rrdb(weights: StateDict) -> RrdbNet:
             shuffle=shuffle,
         )
     if net.facts.scale < 1:
-        raise UnsupportedArchitecture("an ESRGAN that makes images smaller is not served")
+        raise UnsupportedArchitecture(
+            "this ESRGAN makes images smaller; serve one that makes them larger"
+        )
     return net
 
 
 def _numbers(weights: StateDict, pattern: str) -> list[int]:
-    """Those in names; none is larger than there are names, in a network that is whole."""
+    """The numbers in names. In a complete network none is larger than the number of names."""
     found = [int(match[1]) for name in weights if (match := re.match(pattern, name))]
     if max(found, default=0) >= len(weights):
         raise CorruptFile("the weights are numbered with gaps; fetch the model again")
@@ -106,7 +108,7 @@ def _size(weights: StateDict, name: str, dimension: int) -> int:
 
 
 def _filled(net: Any, weights: StateDict) -> Network:
-    """A network without memory, given that of the weights."""
+    """Give a network without memory the weights' memory."""
     wanted: dict[str, Tensor] = net.state_dict()
     for name, parameter in wanted.items():
         if name not in weights:
@@ -119,7 +121,7 @@ def _filled(net: Any, weights: StateDict) -> Network:
     unknown = weights.keys() - wanted.keys()
     if unknown:
         raise UnsupportedArchitecture(
-            f"the weights have {min(unknown)[:80]!r}, which {net.facts.architecture} has not"
+            f"the weights have {min(unknown)[:80]!r}, which {net.facts.architecture} does not have"
         )
     net.load_state_dict({name: weights[name].float() for name in wanted}, assign=True)
     network: Network = net.eval().requires_grad_(False)
@@ -134,7 +136,7 @@ def _with_new_names(weights: StateDict) -> StateDict:
             if is_found:
                 break
         named[name] = tensor
-    # What is left of the first way: an enlargement of two every three layers, then two more.
+    # The rest of the first scheme: every three layers one enlargement by two, then two more layers.
     counted = sorted({int(found[1]) for name in named if (found := _COUNTED.fullmatch(name))})
     *ups, hr, last = counted if len(counted) >= 2 else [None, None]
     places = {at: f"conv_up{number}" for number, at in enumerate(ups, 1)}
@@ -146,7 +148,7 @@ def _with_new_names(weights: StateDict) -> StateDict:
 
 
 class _SpandrelNetwork(nn.Module):
-    """A model of spandrel's as ours."""
+    """A network of spandrel's with our interface."""
 
     def __init__(self, descriptor: Any) -> None:
         super().__init__()
@@ -171,22 +173,23 @@ class _SpandrelNetwork(nn.Module):
 def _of_spandrel(weights: StateDict) -> Network:
     try:
         spandrel = import_module("spandrel")
-    except Exception as error:  # torchvision for another build of torch fails in its own ways
+    except Exception as error:  # torchvision for another build of torch can fail in many ways
         raise UnsupportedArchitecture(
-            "the weights are of none of the networks that are built in (ESRGAN, Real-ESRGAN and "
-            f"its compact one); install spandrel, which knows some forty others: "
+            "the weights belong to none of the built-in networks (ESRGAN, Real-ESRGAN and its "
+            f"compact one); install spandrel, which knows about forty others: "
             f"{INSTALL_SPANDREL}, with torchvision from the index that torch came from"
         ) from error
     try:
         descriptor = spandrel.ModelLoader().load_from_state_dict(weights)
     except Exception as error:
         raise UnsupportedArchitecture(
-            "the weights are of no network that spandrel knows; convert them to one that it does"
+            "the weights belong to no network that spandrel knows; serve another upscaler"
         ) from error
     is_upscaler = isinstance(descriptor, spandrel.ImageModelDescriptor)
     if not is_upscaler or (descriptor.input_channels, descriptor.output_channels) != (3, 3):
         raise UnsupportedArchitecture(
-            f"{descriptor.architecture.name} does not take and make an image of three colours alone"
+            f"{descriptor.architecture.name} does not turn one three-colour image into another; "
+            f"serve another upscaler"
         )
     net: Any = _SpandrelNetwork(descriptor)
     network: Network = net.float().eval().requires_grad_(False)

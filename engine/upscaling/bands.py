@@ -1,4 +1,4 @@
-"""Tiles laid over each other from the top down: rows that no further tile touches are finished."""
+"""Merges tiles from the top down; rows that no further tile touches are finished."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from engine.upscaling.tiling import Side
 
 
 class Bands:
-    """What is in memory of a result is one row of tiles: width times tile, whatever its height.
+    """A result in progress, of which only one row of tiles is in memory.
 
     Args:
-        across, down: where the tiles lie.
+        across, down: the positions of the tiles.
     """
 
     def __init__(self, across: Side, down: Side, channels: int, scale: int) -> None:
@@ -18,10 +18,10 @@ class Bands:
         self._sum = torch.zeros(channels, down.tile * scale, across.length * scale)
 
     def add(self, number: int, tile: Tensor) -> Tensor | None:
-        """Lay one on, `[channels, tile, tile]` in the result's pixels; row by row, in order.
+        """Add the next tile, `[channels, tile, tile]` in the result's pixels, row by row.
 
         Returns:
-            The rows that this has finished, `[channels, rows, width]`, if any.
+            The rows that are now finished, `[channels, rows, width]`, if any.
         """
         row, column = divmod(number, len(self._across.starts))
         start = self._across.starts[column] * self._scale

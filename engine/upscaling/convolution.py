@@ -1,4 +1,4 @@
-"""The convolutions of networks of our own: PyTorch's, or on a CPU in fp32 our own."""
+"""The convolutions of our own networks: PyTorch's, or on a CPU in fp32 our own."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from kernels import Convolution, conv3x3
 
 
 class Conv3x3(nn.Conv2d):
-    """3x3, of a map that goes on as zeros, with a leaky activation behind it.
+    """A 3x3 convolution with zero padding, followed by a leaky activation.
 
     Attributes:
-        slope: of what is negative; 1: none.
-        arranged: weights as our own operation reads them; with them it takes and makes fp32.
+        slope: the factor of negative values; 1 is no activation.
+        arranged: the weights in our own operation's layout, which then takes and returns fp32.
     """
 
     def __init__(self, inputs: int, outputs: int, slope: float = 1.0) -> None:
@@ -22,18 +22,18 @@ class Conv3x3(nn.Conv2d):
         self.arranged: Convolution | None = None
 
     def arrange(self, slopes: Tensor | None = None) -> None:
-        """Have our own operation run from now on.
+        """Use our own operation from now on.
 
         Args:
-            slopes: of every output, in place of one for all.
+            slopes: a slope for every output, instead of one for all.
         """
         assert self.bias is not None
         given = self.slope if slopes is None else slopes.data
         self.arranged = Convolution.of(self.weight.data, self.bias.data, given)
 
     def forward(self, x: Tensor, addend: Tensor | None = None, scale: float = 1.0) -> Tensor:
-        """In the type of its weights; `addend + scale * convolved` in the addend's, if there is
-        one."""
+        """The convolution in the type of its weights, or `addend + scale * convolved` in the
+        addend's type if there is one."""
         if self.arranged is not None:
             return conv3x3(x, self.arranged, addend, scale)
         made = super().forward(x.to(self.weight.dtype))
@@ -44,13 +44,14 @@ class Conv3x3(nn.Conv2d):
     def write(
         self, x: Tensor, out: Tensor, addend: Tensor | None = None, scale: float = 1.0
     ) -> None:
-        """The same to `out`, which may be channels of the map that x is of; only if arranged."""
+        """Write the result to `out`, which may be channels of the map that contains x; only if
+        arranged."""
         assert self.arranged is not None
         conv3x3(x, self.arranged, addend, scale, out)
 
 
 def num_arranged_bytes(network: Any) -> int:
-    """Memory that a network's weights take a second time, for our own operation."""
+    """The memory of the second copy of a network's weights that our own operation uses."""
     modules = network.modules() if isinstance(network, nn.Module) else ()
     return sum(
         module.arranged.transformed.nbytes

@@ -1,8 +1,9 @@
-"""Steps over tiles of images: `UpscalingEngine`.
+"""The upscaling engine, which steps over tiles of images.
 
-A step takes tiles of one size, a tile of each request in turn, as many as its budget of arithmetic
-allows, and runs the network over them at once. After its turn a request arrives anew: one of a
-thousand tiles does not hold up one of a single tile. Rows go out as soon as they are finished.
+A step takes tiles of one size, one of each request in turn, as many as its budget of arithmetic
+allows, and runs the network over them at once. After its turn a request is queued anew, so an image
+of a thousand tiles does not hold up one of a single tile. Rows are sent as soon as they are
+finished.
 """
 
 import itertools
@@ -26,21 +27,22 @@ from engine.upscaling.picture import Picture, rim_of
 from engine.upscaling.runner import TileRunner
 
 _SMALL_SHARE = 16
-"""What takes this part of the memory or less is begun at once, however many large ones wait."""
+"""A result that takes at most this part of the memory begins at once, however many large ones
+wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpscalingLimits:
-    """What the engine keeps to."""
+    """The limits of the engine."""
 
     max_step_flops: float
-    """Arithmetic of a step, unless a single tile has more."""
+    """The most arithmetic of a step, unless a single tile has more."""
     max_num_rows: int
-    """Tiles of a step; with alpha they count twice."""
+    """The most tiles of a step; tiles with alpha count twice."""
     max_work_bytes: int
-    """Memory of the results under construction, unless a single one needs more."""
+    """The most memory of unfinished results, unless a single one needs more."""
     max_num_images: int
-    """Images in work at once."""
+    """The most images in progress at once."""
     max_num_queued: int
     max_tile: int
     scheduling_policy: Policy = "fcfs"
@@ -51,18 +53,18 @@ class _Turn:
     """A request with tiles left."""
 
     rank: tuple[int, ...]
-    """Of its next tile."""
+    """The rank of its next tile."""
     picture: Picture
     num_previews: int = 0
-    """That were sent."""
+    """The number of previews sent."""
 
     @property
     def request(self) -> UpscaleRequest:
         return self.picture.request
 
     def is_preview_due(self) -> bool:
-        """Whether the tile that was laid last is to be followed by a preview. They are spread
-        evenly over the tiles before the last one."""
+        """Whether a preview should follow the tile that was added last. Previews are spread evenly
+        over the tiles before the last one."""
         picture, shares = self.picture, self.request.num_previews + 1
         passed = shares * picture.num_laid // picture.num_tiles
         before = shares * (picture.num_laid - 1) // picture.num_tiles
@@ -83,7 +85,7 @@ class _Tile:
 
 
 class UpscalingEngine:
-    """A `engine.stepping.SteppingEngine` that enlarges images."""
+    """An `engine.stepping.SteppingEngine` that enlarges images."""
 
     def __init__(self, runner: TileRunner, facts: NetworkFacts, limits: UpscalingLimits) -> None:
         self._runner = runner
@@ -98,8 +100,8 @@ class UpscalingEngine:
         """Queue a request.
 
         Raises:
-            InvalidParameter: sizes that the network cannot make, or tiles that cannot be.
-            QueueFull: as many images wait as may.
+            InvalidParameter: the network cannot make that size, or the tiles are not possible.
+            QueueFull: too many images wait already.
         """
         self._check(request)
         num_waiting = sum(not turn.picture.is_begun for turn in self._turns)
@@ -141,16 +143,16 @@ class UpscalingEngine:
         return events, self.stats()
 
     def stats(self) -> UpscaleStats:
-        """Statistics as of now."""
+        """The current statistics."""
         num_begun = sum(turn.picture.is_begun for turn in self._turns)
         return replace(self._stats, num_running=num_begun, num_waiting=len(self._turns) - num_begun)
 
     def reset_totals(self) -> None:
-        """Forget the steps so far, such as a trial's."""
+        """Reset the totals, for example after a trial."""
         self._stats = UpscaleStats()
 
     def shutdown(self) -> None:
-        """Nothing is held beside the network."""
+        """Do nothing, as only the network is held."""
 
     def _next_rank(self, request: UpscaleRequest) -> tuple[int, ...]:
         return self._policy.rank(request, next(self._arrivals))
@@ -163,8 +165,8 @@ class UpscalingEngine:
         ):
             if not 1 <= side <= most:
                 raise InvalidParameter(
-                    f"{name} {side} cannot be made of an image whose {name} the network makes "
-                    f"{most}; ask for at most that",
+                    f"{name} is {side}; it must be 1 to {most}, the most that the network makes of "
+                    f"this image",
                     param="scale",
                 )
         if not 0 <= request.overlap < request.tile <= self._limits.max_tile:
@@ -175,12 +177,14 @@ class UpscalingEngine:
             )
         if request.exact and request.overlap < 2 * rim_of(request, self._facts):
             raise InvalidParameter(
-                f"exact needs an overlap of {2 * rim_of(request, self._facts)}", param="overlap"
+                f"overlap is {request.overlap}; exact needs at least "
+                f"{2 * rim_of(request, self._facts)}",
+                param="overlap",
             )
 
     def _schedule(self) -> list[_Tile]:
-        """Tiles of the next step: of one size, a tile of each request in turn, those of a less
-        important one behind all others."""
+        """Choose the next step's tiles: all of one size, one of each request in turn, less
+        important requests last."""
         chosen: list[_Tile] = []
         while (turn := self._next_turn(chosen)) is not None:
             self._turns.remove(turn)
@@ -191,8 +195,8 @@ class UpscalingEngine:
         return chosen
 
     def _next_turn(self, chosen: list[_Tile]) -> _Turn | None:
-        """Whose tile comes next in a step with those. A large result that has no room yet keeps
-        later ones from taking it."""
+        """The request whose tile comes next in a step with the chosen ones. A large result that has
+        no room yet keeps later ones from taking it."""
         is_large_waiting = False
         for turn in self._turns:
             if not turn.picture.is_begun and not self._may_begin(turn, is_large_waiting):
@@ -231,8 +235,8 @@ class UpscalingEngine:
         return _Tile(turn, turn.picture.claim(), queue_time_s)
 
     def _answer(self, tiles: list[_Tile]) -> list[UpscaleEvent]:
-        """An event per tile. Where tiles fail together they are tried one by one, so that each
-        answers for itself alone."""
+        """Compute tiles; returns an event for each. Tiles that fail together are tried again one by
+        one, so that each fails only by itself."""
         try:
             outputs = self._run(tiles)
         except Exception as error:
@@ -246,9 +250,9 @@ class UpscalingEngine:
         ]
 
     def _run(self, tiles: list[_Tile]) -> list[Tensor]:
-        """What the network makes of each."""
+        """The network's output for each tile."""
         inputs = [tile.turn.picture.tile(tile.number) for tile in tiles]
-        # Smaller tiles, should memory run out, need the largest overlap of all.
+        # If memory runs out, smaller tiles are used, which need the largest overlap of all.
         widest = max((tile.request for tile in tiles), key=lambda request: request.overlap)
         rim = max(rim_of(tile.request, self._facts) for tile in tiles)
         outputs = self._runner.run(torch.cat(inputs), max(widest.overlap, 2 * rim), rim)
@@ -260,7 +264,7 @@ class UpscalingEngine:
             return []
         try:
             if not output.isfinite().all():
-                raise Unusable("the network made numbers that are not finite")
+                raise Unusable("the network produced numbers that are not finite")
             first, rows = picture.lay(output)
             preview = picture.preview() if tile.turn.is_preview_due() else None
         except Exception as error:
@@ -284,7 +288,7 @@ class UpscalingEngine:
         ]
 
     def _failed(self, tile: _Tile, error: Exception) -> list[UpscaleEvent]:
-        """The end of its request, unless that has come already."""
+        """The final event of the tile's request, unless it was sent already."""
         if tile.turn.picture.is_dropped:
             return []
         tile.turn.picture.is_dropped = True

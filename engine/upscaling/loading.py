@@ -1,4 +1,4 @@
-"""From an upscaler's checkpoint to an engine: load, warm up, tell the server."""
+"""Loads an upscaler's checkpoint into an engine and warms it up."""
 
 import math
 import time
@@ -37,16 +37,16 @@ from engine.weights.source import Checkpoint
 MAX_SCALE = 16
 MAX_TILE = 2048
 EXACT_UP_TO = 24
-"""Receptive radius, in pixels, of networks that are exact unless asked otherwise: tiles with so
-much around them cost a fifth more."""
+"""The largest receptive radius in pixels of networks that are exact by default: the tiles' larger
+overlap then costs a fifth more."""
 FAST_OVERLAP = 32
 _TILE_FLOPS = {"cpu": 6e11, "cuda": 5e13}
-"""Of a tile, unless asked otherwise: a few seconds of a small CPU, a second of a large GPU. So long
-others wait for their turn."""
+"""The arithmetic of a default tile: a few seconds of a small CPU, a second of a large GPU, which is
+how long others wait for their turn."""
 _STEP_FLOPS = {"cpu": 2e11, "cuda": 5e13}
-"""Up to which tiles share a step: small ones gain by it."""
+"""The most arithmetic of tiles that share a step, which helps small tiles."""
 _TILE_SHARE = 0.5
-"""Of the memory that is free, for the largest tile that may be asked for."""
+"""The share of the free memory that the largest allowed tile may take."""
 _WORK_BYTES = 1 << 30
 _TRIAL_SIDE = 32
 _TILES = (384, 256, 192, 128, 96, 64)
@@ -55,8 +55,8 @@ log = structlog.get_logger(__name__)
 
 
 def is_upscaler(checkpoint: Checkpoint, wanted: WantedKind) -> bool:
-    """Whether that is wanted, or the file is of a kind that nothing else is read from, or its
-    weights are named as those of our own networks.
+    """Whether an upscaler is wanted, or the file is in a format that only upscalers have, or its
+    weights have the names of our own networks.
 
     Raises:
         CorruptFile: the header of a safetensors file is damaged.
@@ -72,7 +72,7 @@ def load_engine(
     """Load a checkpoint and serve it as `model_id`.
 
     Raises:
-        ModelLoadError: one of its kinds; the message is fit for clients.
+        ModelLoadError: the checkpoint cannot be served; the message may be shown to clients.
     """
     started_s = time.monotonic()
     machine = machine_facts(intent.device)
@@ -87,7 +87,7 @@ def load_engine(
     facts = network.facts
     if not 1 <= facts.scale <= MAX_SCALE:
         raise UnsupportedArchitecture(
-            f"the network makes images {facts.scale} times as large; at most {MAX_SCALE} is served"
+            f"the network enlarges images {facts.scale} times; it must be 1 to {MAX_SCALE} times"
         )
     tiles = reserved_tiles(facts, machine, host)
     device = torch.device(machine.device)
@@ -131,21 +131,21 @@ def load_engine(
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """How images are cut unless a request says otherwise, in pixels of the image."""
+    """How images are divided by default, in pixels of the image."""
 
     usual: int
     most: int
-    """The largest that may be asked for."""
+    """The largest tile that requests may ask for."""
     overlap: int
     are_exact: bool
-    """They overlap by as much as it takes for every pixel to be what it would be without them."""
+    """Whether tiles overlap enough for every pixel to be as without tiles."""
 
 
 def reserved_tiles(facts: NetworkFacts, machine: MachineFacts, host: Host) -> Tiles:
-    """Ask for the memory of the usual tile; what is free beside it bounds the largest.
+    """Reserve memory for the default tile; the largest allowed tile follows from what is free then.
 
     Raises:
-        InsufficientMemory: there is not even room for that.
+        InsufficientMemory: there is no room for the default tile.
     """
     usual = default_tile(facts, machine.device)
     free = host.reserve(
@@ -162,7 +162,7 @@ def load_network(checkpoint: Checkpoint) -> Network:
     """The network of a checkpoint, on the CPU.
 
     Raises:
-        ModelLoadError: one of its kinds.
+        ModelLoadError: the network cannot be loaded.
     """
     if checkpoint.kind != "ncnn":
         return network_of(read_state_dict(checkpoint.path))
@@ -173,23 +173,23 @@ def load_network(checkpoint: Checkpoint) -> Network:
 
 
 def on_device(network: Any, device: torch.device) -> Network:
-    """The network where it will run, its weights laid out as convolutions read them."""
+    """Move the network to its device, with weights in the layout that convolutions read."""
     moved: Network = network.to(device=device, memory_format=torch.channels_last)
     return moved
 
 
 def default_tile(facts: NetworkFacts, device: str) -> int:
-    """The largest tile that a step has time for."""
+    """The largest tile for which a step has time."""
     most = math.sqrt(_TILE_FLOPS[device] / facts.flops_per_pixel)
     tile = next((tile for tile in _TILES if tile <= most), _TILES[-1])
     return max(tile, facts.min_side)
 
 
 def warm_up(engine: UpscalingEngine, facts: NetworkFacts) -> None:
-    """Enlarge a small grey image, so that the first request does not pay for lazy set-up.
+    """Enlarge a small grey image, so that the first request does not wait for lazy set-up.
 
     Raises:
-        ModelLoadError: that fails, or makes numbers that are not finite.
+        ModelLoadError: it fails, or the result has numbers that are not finite.
     """
     side = _TRIAL_SIDE
     grey = Pixels(width=side, height=side, channels=3, data=b"\x80" * (3 * side**2))
@@ -209,7 +209,7 @@ def warm_up(engine: UpscalingEngine, facts: NetworkFacts) -> None:
         for event in events:
             if event.failure is not None:
                 raise ModelLoadError(
-                    f"a trial image failed: {event.failure.message}; the weights are damaged: "
-                    f"fetch the model again"
+                    f"upscaling a trial image failed: {event.failure.message}; the weights are "
+                    f"damaged: fetch the model again"
                 )
     engine.reset_totals()

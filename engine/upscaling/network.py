@@ -1,4 +1,4 @@
-"""What a network must be to enlarge images: any module with these facts."""
+"""The interface of a network that enlarges images: any module with these facts."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,24 +8,25 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkFacts:
-    """What tiling must know of a network."""
+    """The facts about a network that tiling needs."""
 
     architecture: str
     scale: int
     receptive_radius: int | None
-    """How far away, in pixels of the input, one can matter to an output pixel; None: any distance,
-    or not known."""
+    """The largest distance, in pixels of the input, at which a pixel can affect an output pixel;
+    None if it is unlimited or unknown."""
     size_multiple: int = 1
-    """Of the sides of what it takes."""
+    """A number that divides the sides of its input."""
     min_side: int = 1
     flops_per_pixel: float
-    """Multiplications and additions for a pixel of the input, about."""
+    """The approximate multiplications and additions per pixel of the input."""
     bytes_per_pixel: int
-    """Memory for a pixel of the input while it runs, about."""
+    """The approximate memory per pixel of the input while it runs."""
 
 
 class Network(Protocol):
-    """Takes RGB in [0, 1], `[B, 3, H, W]`, and gives it `scale` times as large, unclipped."""
+    """A network that takes RGB in [0, 1], `[B, 3, H, W]`, and returns it `scale` times as large,
+    not clipped to [0, 1]."""
 
     facts: NetworkFacts
 

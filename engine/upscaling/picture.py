@@ -1,4 +1,4 @@
-"""One image on its way: cut into tiles, and put together from the top down."""
+"""One image in progress: divided into tiles, and put together from the top down."""
 
 import numpy as np
 import numpy.typing as npt
@@ -16,22 +16,22 @@ from engine.upscaling.resampling import RowResampler
 from engine.upscaling.tiling import mirrored, plan_side
 
 BORDER = 10
-"""Pixels that an image goes on for, as in a mirror, beyond each of its borders. Networks pad with
-zeros, which shows as a rim."""
+"""The pixels by which an image is mirrored beyond its borders. Networks pad with zeros, which would
+show at the edges."""
 _CARE_BYTES = 24
-"""For each number of the image, of what compares the result with it."""
+"""The bytes per number of the image for comparing the result with it."""
 _LEAST_ALPHA = 1 / 510
-"""Below it a pixel is fully transparent in 8 bits, and its colour cannot be found by division."""
+"""The least alpha at which a pixel shows in 8 bits and its colour can be found by division."""
 
 
 class Picture:
-    """A request's image and result. Tiles are claimed, and laid, in the order of their numbers.
+    """A request's image and result. Tiles are claimed and added in the order of their numbers.
 
     Attributes:
-        num_tiles: all there are.
-        num_claimed, num_laid: those whose turn has come, and those in their place.
-        is_dropped: it has failed, and nothing more is wanted of it.
-        examination: of the result, once the last tile is in its place.
+        num_tiles: the number of all tiles.
+        num_claimed, num_laid: the numbers of tiles that were claimed, and that were added.
+        is_dropped: whether it has failed, so that nothing more is wanted.
+        examination: the findings about the result, once the last tile is added.
     """
 
     def __init__(self, request: UpscaleRequest, facts: NetworkFacts) -> None:
@@ -63,7 +63,7 @@ class Picture:
         )
         self._bands: Bands | None = None
         self._native_row = -self._border * facts.scale
-        """Which of the network's rows is finished next; those of the border come before 0."""
+        """The next row of the network that will be finished; those of the border come before 0."""
         self._result_row = 0
         self._sent_row = 0
         self._care: Aftercare | None = None
@@ -72,18 +72,18 @@ class Picture:
 
     @property
     def rows(self) -> int:
-        """How many images of three channels a tile is to the network: two where alpha shows."""
+        """The number of three-channel images per tile: two if there is visible alpha."""
         return 2 if self._has_alpha else 1
 
     @property
     def tile_size(self) -> tuple[int, int]:
-        """Height and width of what the network sees, in pixels."""
+        """The height and width of a tile in pixels."""
         return self._down.tile, self._across.tile
 
     @property
     def memory_bytes(self) -> int:
-        """What it holds while it is in work, beside its image: rows under construction, and
-        finished ones until they have been sent."""
+        """The bytes that it holds while in progress, besides its image: unfinished rows, and
+        finished rows until they have been sent."""
         pixels = self._down.tile * self._across.length * self._facts.scale**2
         request, channels = self.request, self.request.image.channels
         held = request.width * request.height if request.faithfulness.fidelity > 0 else 0
@@ -94,13 +94,13 @@ class Picture:
         return self.num_claimed > 0
 
     def claim(self) -> int:
-        """Number of the next tile, whose turn has come."""
+        """Claim the next tile; returns its number."""
         self.num_claimed += 1
         return self.num_claimed - 1
 
     def tile(self, number: int) -> Tensor:
-        """What the network is to see, `[rows, 3, height, width]`: RGB in [0, 1], multiplied by
-        alpha where there is any, followed by alpha as grey."""
+        """A tile for the network, `[rows, 3, height, width]`: RGB in [0, 1], multiplied by alpha if
+        there is any, followed by alpha as grey."""
         row, column = divmod(number, len(self._across.starts))
         top = self._down.starts[row] - self._border
         left = self._across.starts[column] - self._border
@@ -113,10 +113,10 @@ class Picture:
         return torch.stack([tile[:3] * tile[3:], tile[3:].expand(3, -1, -1)])
 
     def lay(self, output: Tensor) -> tuple[int, bytes]:
-        """Put what the network made of the next tile in its place.
+        """Add the network's output for the next tile.
 
         Returns:
-            The rows of the result that this has finished, perhaps none, and the first one's number.
+            The number of the first row that is now finished, and the finished rows, possibly none.
         """
         tile = output[0]
         if self._has_alpha:
@@ -134,7 +134,8 @@ class Picture:
         return self._cared_for(rows)
 
     def preview(self) -> Pixels:
-        """What there is so far, over the image itself, at most `PreviewCanvas.MAX_SIDE` a side."""
+        """The result so far, over the image itself, with at most `PreviewCanvas.MAX_SIDE` a
+        side."""
         return self._drawn().pixels()
 
     def _drawn(self) -> PreviewCanvas:
@@ -164,7 +165,7 @@ class Picture:
         return rows[:, above:below, left : left + width]
 
     def _cared_for(self, rows: Bytes) -> tuple[int, bytes]:
-        """What can be sent after these rows have come, and the first one's number."""
+        """The rows that can be sent after these have come, and the number of the first."""
         request, first = self.request, self._sent_row
         if self._care is None:
             self._care = Aftercare(self._given, request.height, request.width, request.faithfulness)
@@ -176,7 +177,7 @@ class Picture:
         return first, b"".join(part.tobytes() for part in parts)
 
     def _levels(self, rows: Tensor, first: int) -> Bytes:
-        """`[rows, width, channels]` with the channels of the image."""
+        """Levels `[rows, width, channels]` with the channels of the image."""
         rows = rows.clamp_(0, 1)
         if self._has_alpha:
             rows[:3] = self._straight(rows, first)
@@ -187,7 +188,8 @@ class Picture:
         return interleaved
 
     def _straight(self, rows: Tensor, first: int) -> Tensor:
-        """Colours that are not multiplied by alpha any more; where nothing shows, the image's."""
+        """Colours that are no longer multiplied by alpha; where nothing shows, those of the
+        image."""
         height, width = self._given.shape[:2]
         at = ((np.arange(first, first + rows.shape[1]) + 0.5) * height / self.request.height) // 1
         columns = ((np.arange(rows.shape[2]) + 0.5) * width / self.request.width) // 1
@@ -197,12 +199,12 @@ class Picture:
 
 
 def rim_of(request: UpscaleRequest, facts: NetworkFacts) -> int:
-    """What a tile is of no use for, at each end that has a neighbour, in pixels of the image."""
+    """The width of a tile's unusable edge next to a neighbour, in pixels of the image."""
     if request.exact and facts.receptive_radius is not None:
         return facts.receptive_radius
     return request.overlap // 4
 
 
 def _planes(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    """`[H, W, C]` in 0 to 255 as `[C, H, W]` in [0, 1]."""
+    """Convert `[H, W, C]` from 0 to 255 into `[C, H, W]` from 0 to 1."""
     return torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255)

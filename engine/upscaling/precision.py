@@ -1,7 +1,7 @@
-"""bfloat16 where it is fast and does not show.
+"""Uses bfloat16 where it is fast and makes no visible difference.
 
-Convolutions take and make 16 bits; what is carried around them, and the last convolution, whose
-numbers are the image, stay at 32.
+Convolutions take and return 16 bits. Values that bypass them, and the last convolution, whose
+output is the image, keep 32 bits.
 """
 
 import copy
@@ -16,8 +16,8 @@ from engine.upscaling.network import Network
 from kernels import isa, native
 
 LEAST_DECIBELS = 50.0
-"""Peak signal to noise ratio to 32 bits, from which on 16 do not show: an error of less than one
-of 255 levels."""
+"""The peak signal-to-noise ratio to 32 bits from which 16 bits make no visible difference: the
+error is below one of 255 levels."""
 _TRIAL_SIDE = 48
 
 
@@ -25,7 +25,8 @@ def served_network(network: Network, wanted: DType, device: torch.device) -> tup
     """The network in the type in which it is served, and the type's name.
 
     Args:
-        wanted: auto is bfloat16 where the device multiplies it and a trial image comes out alike.
+        wanted: the setting; auto is bfloat16 if the device multiplies it and a trial image looks
+            alike.
     """
     is_fast = device.type != "cpu" or isa.multiplies_bf16()
     if wanted == "float32" or (wanted == "auto" and not is_fast):
@@ -37,8 +38,8 @@ def served_network(network: Network, wanted: DType, device: torch.device) -> tup
 
 
 def arranged(network: Any, device: torch.device) -> Network:
-    """The network itself; one of ours computes in fp32 with our own operation from now on, on a CPU
-    that has it."""
+    """The network itself. On a CPU that can run it, one of ours uses our own operation in fp32 from
+    now on."""
     if device.type == "cpu" and hasattr(network, "arrange") and native.missing() is None:
         network.arrange()
     served: Network = network
@@ -46,7 +47,7 @@ def arranged(network: Any, device: torch.device) -> Network:
 
 
 def narrowed(network: Any) -> Network | None:
-    """A copy in bfloat16; None of networks that are not ours, which may not take it."""
+    """A copy in bfloat16; None for networks that are not ours, which may not support it."""
     last = getattr(network, "last_convolution", None)
     if last is None:
         return None
@@ -59,7 +60,7 @@ def narrowed(network: Any) -> Network | None:
 
 
 def decibels(network: Network, other: Network) -> float:
-    """How alike two networks are on an image of edges, slopes and noise."""
+    """The similarity of two networks' results for an image with edges, slopes and noise."""
     trial = trial_image()
     with torch.inference_mode():
         error = (network(trial).clamp(0, 1) - other(trial).clamp(0, 1)).square().mean().item()
@@ -67,7 +68,7 @@ def decibels(network: Network, other: Network) -> float:
 
 
 def trial_image() -> Tensor:
-    """`[1, 3, side, side]`, always the same."""
+    """The trial image `[1, 3, side, side]`, always the same."""
     seeded = torch.Generator().manual_seed(0)
     ramp = torch.linspace(0, 1, _TRIAL_SIDE)
     slopes = torch.stack([ramp.expand(_TRIAL_SIDE, -1), ramp[:, None].expand(-1, _TRIAL_SIDE)])

@@ -1,4 +1,4 @@
-"""A small picture of how far a large one is."""
+"""A small picture that shows the progress of a large one."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,11 @@ from engine.image_types import Pixels
 
 
 class PreviewCanvas:
-    """The image without its details at first; tiles are drawn over it.
+    """A picture that begins as the image without new details; tiles are drawn over it.
 
     Args:
         image: `[channels, height, width]` in [0, 1], alpha straight.
-        size: width and height of the result.
+        size: the result's width and height.
     """
 
     MAX_SIDE = 1024
@@ -23,11 +23,11 @@ class PreviewCanvas:
         self._picture = _resized(image, (height, width))
 
     def lay(self, tile: Tensor, top: float, left: float, whole: tuple[int, int]) -> None:
-        """Draw a tile, `[channels, h, w]`, multiplied by alpha where there is any.
+        """Draw a tile, `[channels, h, w]`, which is multiplied by alpha if there is any.
 
         Args:
-            top, left: where it begins, as shares of the result; less than 0 is beyond its border.
-            whole: height and width of the result in the tile's pixels.
+            top, left: the tile's position, as shares of the result; below 0 is beyond its border.
+            whole: the result's height and width in the tile's pixels.
         """
         _, height, width = self._picture.shape
         y, rows = _place(top, tile.shape[1] / whole[0], height)
@@ -47,14 +47,14 @@ class PreviewCanvas:
 
 
 def _place(start: float, length: float, side: int) -> tuple[int, int]:
-    """First pixel and number of pixels, at least one."""
+    """The first pixel and the number of pixels, at least one."""
     first = round(start * side)
     return first, max(1, round((start + length) * side) - first)
 
 
 def _resized(planes: Tensor, size: tuple[int, int]) -> Tensor:
     if size[1] == 1 < size[0]:
-        # torch 2 gives all rows of a column that it shrinks to the first one's values.
+        # When torch 2 shrinks a column, it gives all its rows the first row's values.
         return _resized(planes.mT.contiguous(), size[::-1]).mT
     return functional.interpolate(
         planes[None], size, mode="bilinear", antialias=True, align_corners=False

@@ -1,5 +1,5 @@
-"""Another size than the network's, made of its rows as they come: bicubic, smoothed where it
-shrinks, as Pillow's."""
+"""Resizes the network's rows as they come to another size: bicubic, and smoothed when shrinking,
+like Pillow."""
 
 import numpy as np
 import torch
@@ -10,10 +10,10 @@ from engine.fidelity.resampling import Matrix, Resampling
 
 
 class RowResampler:
-    """Of an image that comes from the top down.
+    """Resizes an image whose rows come from the top down.
 
     Args:
-        given, wanted: sizes, (width, height).
+        given, wanted: the sizes as (width, height).
     """
 
     def __init__(self, given: tuple[int, int], wanted: tuple[int, int]) -> None:
@@ -26,8 +26,8 @@ class RowResampler:
         self._first_kept = 0
 
     def add(self, rows: Tensor) -> Tensor:
-        """The next rows, `[channels, rows, width]`; returns those of the result that follow, which
-        may be none."""
+        """Add the next rows, `[channels, rows, width]`; returns the rows of the result that are
+        finished now, possibly none."""
         if self._resampling is None:
             return rows
         if rows.shape[1] == 0:
@@ -53,6 +53,6 @@ class RowResampler:
 
 
 def _sources(matrix: Matrix, row: int) -> tuple[int, int]:
-    """The first row that one of the result is made of, and the end of them."""
+    """The first row from which a row of the result is made, and the end of these rows."""
     places = matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]]
     return int(places.min()), int(places.max()) + 1

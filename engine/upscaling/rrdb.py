@@ -14,7 +14,7 @@ from engine.upscaling.network import NetworkFacts
 _RESIDUAL_SCALE = 0.2
 _SLOPE = 0.2
 _CONVS_OF_BLOCK = 15
-"""3 dense blocks of 5 convolutions one after the other."""
+"""The number of consecutive convolutions: 3 dense blocks of 5."""
 
 
 def _twice(x: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def _twice(x: Tensor) -> Tensor:
 
 
 class DenseBlock(nn.Module):
-    """Five convolutions, each of all that came before it."""
+    """Five convolutions, each of which reads the input and all earlier outputs."""
 
     def __init__(self, features: int, growth: int) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ class DenseBlock(nn.Module):
         return made
 
     def write(self, wide: Tensor, out: Tensor) -> None:
-        """The same without copies: x is the first channels of `wide`, which has room for all that
-        is computed of it. Only if arranged."""
+        """Compute the block without copies: x is the first channels of `wide`, which has room for
+        all that is computed from it. Only if arranged."""
         features, growth = self.conv1.in_channels, self.conv1.out_channels
         num_known = features
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
@@ -51,7 +51,7 @@ class DenseBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Three dense blocks around which the input goes once more."""
+    """Three dense blocks with a bypass for the input."""
 
     def __init__(self, features: int, growth: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class ResidualBlock(nn.Module):
         return torch.add(x, self.rdb3(self.rdb2(self.rdb1(x))), alpha=_RESIDUAL_SCALE)
 
     def replace(self, wide: Sequence[Tensor]) -> None:
-        """The same in place, in the first channels of the first of three wide maps."""
+        """Compute the block in place, in the first channels of the first of three wide maps."""
         x, once, twice = (whole[:, : self.rdb1.conv1.in_channels] for whole in wide)
         self.rdb1.write(wide[0], once)
         self.rdb2.write(wide[1], twice)
@@ -72,12 +72,12 @@ class ResidualBlock(nn.Module):
 
 
 class RrdbNet(nn.Module):
-    """A `engine.upscaling.network.Network`; parameters are named as in Real-ESRGAN's files.
+    """An `engine.upscaling.network.Network`; parameters have the names of Real-ESRGAN's files.
 
     Args:
-        num_doublings: of the sides, behind the blocks.
-        shuffle: of so many pixels a side channels are made in front of them, so that it enlarges
-            `2 ** num_doublings / shuffle` times.
+        num_doublings: how often the sides are doubled after the blocks.
+        shuffle: the side in pixels of the squares that become channels before the blocks. The
+            network enlarges `2 ** num_doublings / shuffle` times.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class RrdbNet(nn.Module):
             receptive_radius=shuffle * _radius(num_blocks, num_doublings),
             size_multiple=shuffle,
             flops_per_pixel=self._flops_per_pixel(),
-            # Behind the last doubling a convolution's input, output and workspace.
+            # After the last doubling: a convolution's input, output and workspace.
             bytes_per_pixel=4 * 3 * features * 4**num_doublings // shuffle**2,
         )
 
@@ -122,7 +122,7 @@ class RrdbNet(nn.Module):
         return made
 
     def arrange(self) -> None:
-        """Have our own operation compute all convolutions from now on: on a CPU, in fp32."""
+        """Use our own operation for all convolutions from now on, on a CPU in fp32."""
         for module in self.modules():
             if isinstance(module, Conv3x3):
                 module.arrange()
@@ -147,7 +147,7 @@ class RrdbNet(nn.Module):
         return [self.get_submodule(f"conv_up{number}") for number in numbers]  # type: ignore[misc]
 
     def _flops_per_pixel(self) -> float:
-        """Each weight counts once per pixel at the size at which its convolution works."""
+        """The arithmetic, where each weight counts once per pixel at its convolution's size."""
         total = 0.0
         for name, parameter in self.named_parameters():
             times = 4**self._num_doublings if name.startswith(("conv_hr", "conv_last")) else 1
@@ -158,8 +158,8 @@ class RrdbNet(nn.Module):
 
 
 def _radius(num_blocks: int, num_doublings: int) -> int:
-    """In pixels of what the first convolution sees. Behind the blocks two convolutions work on the
-    largest size, and one on each size that a doubling made."""
+    """The receptive radius in pixels of the first convolution's input. After the blocks two
+    convolutions work at the largest size, and one at each size that a doubling makes."""
     left, right = -2, 1
     for _ in range(num_doublings):
         left, right = (left - 1) // 2, (right + 1) // 2

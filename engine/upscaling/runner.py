@@ -1,4 +1,4 @@
-"""Runs a network over tiles, in smaller ones where memory runs out."""
+"""Runs a network over tiles, and over smaller ones if memory runs out."""
 
 import structlog
 import torch
@@ -10,16 +10,16 @@ from engine.upscaling.network import Network
 from engine.upscaling.tiling import plan_side
 
 _LEAST_TILE = 32
-"""Pixels a side below which memory is short for other reasons."""
+"""The side in pixels below which a smaller tile would not help."""
 
 log = structlog.get_logger(__name__)
 
 
 class TileRunner:
-    """All tiles of an engine go through it. Results are on the CPU, in float32.
+    """Runs all tiles of an engine. Results are on the CPU, in float32.
 
     Attributes:
-        largest: side of the largest tile that is run whole, once memory has run out.
+        largest: the side of the largest tile that is run whole, once memory has run out.
     """
 
     def __init__(self, network: Network, device: torch.device) -> None:
@@ -29,14 +29,14 @@ class TileRunner:
 
     @torch.inference_mode()
     def run(self, tiles: Tensor, overlap: int, rim: int) -> Tensor:
-        """What the network makes of tiles, `[B, 3, H, W]`.
+        """The network's output for tiles, `[B, 3, H, W]`.
 
         Args:
-            overlap, rim: of smaller tiles, should it come to that.
+            overlap, rim: of smaller tiles, if they become necessary.
 
         Raises:
             RuntimeError, MemoryError: memory runs out even for the smallest tiles that the overlap
-                leaves room for.
+                allows.
         """
         if self.largest is None or max(tiles.shape[2:]) <= self.largest or self.largest <= overlap:
             try:
@@ -51,7 +51,7 @@ class TileRunner:
         return self._in_parts(tiles, overlap, rim)
 
     def forget(self) -> None:
-        """Memory may be there again."""
+        """Use large tiles again, as memory may be free now."""
         self.largest = None
 
     def _whole(self, tiles: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class TileRunner:
         smaller = -(-side // 2 // multiple) * multiple
         if smaller < max(_LEAST_TILE, self._network.facts.min_side) or smaller <= overlap:
             raise error
-        log.warning("memory ran out for a tile; using smaller ones", side=side, then=smaller)
+        log.warning("out of memory for a tile; using smaller tiles", side=side, then=smaller)
         self.largest = smaller
 
     def _in_parts(self, tile: Tensor, overlap: int, rim: int) -> Tensor:

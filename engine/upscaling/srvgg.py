@@ -1,5 +1,5 @@
-"""Real-ESRGAN's compact network: plain convolutions at the input's size, then a pixel shuffle
-(`SRVGGNetCompact` of arXiv 2107.10833's code)."""
+"""Real-ESRGAN's compact network: convolutions at the input's size, then a pixel shuffle
+(`SRVGGNetCompact` in the code of arXiv 2107.10833)."""
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -9,9 +9,9 @@ from engine.upscaling.network import NetworkFacts
 
 
 class CompactNet(nn.Module):
-    """A `engine.upscaling.network.Network`; parameters are named as in Real-ESRGAN's files.
+    """An `engine.upscaling.network.Network`; parameters have the names of Real-ESRGAN's files.
 
-    It adds details to the image enlarged without any.
+    It adds details to the plainly enlarged image.
     """
 
     def __init__(self, *, features: int = 64, num_convs: int = 16, scale: int = 4) -> None:
@@ -40,8 +40,8 @@ class CompactNet(nn.Module):
         return details + functional.interpolate(images, scale_factor=float(scale), mode="nearest")
 
     def arrange(self) -> None:
-        """Have our own operation compute all convolutions, and what follows them, from now on: on a
-        CPU, in fp32."""
+        """Use our own operation for all convolutions and their activations from now on, on a CPU in
+        fp32."""
         activations = [module for module in self.body if isinstance(module, nn.PReLU)]
         for conv, activation in zip(self._convolutions, [*activations, None], strict=True):
             conv.arrange(None if activation is None else activation.weight)

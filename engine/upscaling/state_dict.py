@@ -1,7 +1,7 @@
-"""The weights of an upscaler's file by their names: `.safetensors`, or what torch saved.
+"""Reads the weights of an upscaler's file by name: from `.safetensors`, or as torch saves them.
 
-A pickle is read for its tensors only: torch's `weights_only` makes nothing else of it. Before that,
-the archive's own list says that it holds no more than the file does.
+Of a pickle only tensors are read: torch's `weights_only` makes nothing else from it. Before that,
+the archive's own list must show that it holds no more bytes than the file.
 """
 
 import zipfile
@@ -17,18 +17,20 @@ from engine.weights.safetensors import iter_file_tensors
 
 _MAX_BYTES = 4 << 30
 _MAX_PICKLE_BYTES = 16 << 20
-"""Of what is in an archive beside tensors."""
+"""The most bytes of a pickle in an archive, without tensors."""
 _WRAPPERS = ("params_ema", "params", "state_dict", "model")
-"""Under these training programs keep the weights, the best ones first."""
+"""The names under which training programs keep the weights, the best weights first."""
 _PREFIXES = ("module.", "netG.", "generator.")
 
 StateDict = dict[str, Tensor]
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """
+    """Read the weights of a file by their names.
+
     Raises:
-        CorruptFile: it is damaged, holds no weights, or more than a file of its size can.
+        CorruptFile: it is damaged, holds no weights, or claims more than a file of its size can
+            hold.
         ModelLoadError: it cannot be read.
     """
     if path.suffix == ".safetensors":
@@ -39,23 +41,24 @@ def read_state_dict(path: Path) -> StateDict:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except ModelLoadError:
         raise
-    except Exception as error:  # whatever torch's reader trips over
+    except Exception as error:  # torch's reader can fail in many ways
         raise CorruptFile(
-            f"{path.name} cannot be read as weights alone; a file of more than tensors is not "
-            f"opened: convert it to safetensors"
+            f"{path.name} is damaged or holds more than tensors, which could run code; convert it "
+            f"to safetensors"
         ) from error
     return _weights(saved, path)
 
 
 def _check_archive(path: Path) -> None:
-    """
+    """Check an archive's list of entries.
+
     Raises:
-        CorruptFile: it would take more memory than its size tells, or is cut off.
+        CorruptFile: it would take more memory than its size, or is cut off.
     """
     with open_regular(path) as file:
         is_archive = file.read(4) == b"PK\x03\x04"
     if not is_archive:
-        return  # torch's format of before 2020, whose sizes torch compares with the file
+        return  # torch's format before 2020; torch itself compares its sizes with the file
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -65,9 +68,11 @@ def _check_archive(path: Path) -> None:
         is_packed = entry.compress_type != zipfile.ZIP_STORED
         is_pickle = entry.filename.endswith(".pkl")
         if is_packed or (is_pickle and entry.file_size > _MAX_PICKLE_BYTES):
-            raise CorruptFile(f"{path.name} is not as torch saves weights; fetch it again")
+            raise CorruptFile(
+                f"{path.name} is not a file of weights as torch saves them; fetch it again"
+            )
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise CorruptFile(f"{path.name} tells of more than it holds; fetch it again")
+        raise CorruptFile(f"{path.name} claims to hold more bytes than it has; fetch it again")
 
 
 def _weights(saved: object, path: Path) -> StateDict:
@@ -84,10 +89,10 @@ def _weights(saved: object, path: Path) -> StateDict:
     if not found:
         raise CorruptFile(f"{path.name} holds no weights by their names")
     for name, tensor in found.items():
-        # A view of few numbers may claim to have many.
+        # A view of a few numbers may claim to have many.
         is_whole = tensor.layout is torch.strided and not tensor.is_quantized
         if not is_whole or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
-            raise CorruptFile(f"{path.name}: {name[:80]!r} is no plain tensor")
+            raise CorruptFile(f"{path.name}: {name[:80]!r} is not a plain tensor")
     return found
 
 

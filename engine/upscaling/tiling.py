@@ -1,9 +1,9 @@
-"""Where tiles lie along a side of an image, and how much of each pixel is whose.
+"""Where tiles lie along a side of an image, and their shares of each pixel.
 
-Tiles are all of one size and spread evenly. Next to a neighbour a tile's rim is of no use: the
-network saw nothing beyond it. It counts nothing there, then rises to all of a pixel over what is
-left of the overlap, and the shares of each pixel add up to 1, so that what all tiles agree on comes
-out as it is.
+All tiles have one size and are spread evenly. Next to a neighbour a tile's rim is of no use,
+because the network saw nothing beyond it. The tile's share is zero in the rim, then rises to one
+over the rest of the overlap. The shares of each pixel add up to 1, so values on which all tiles
+agree are unchanged.
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Side:
     """The tiles along one side of an image, in its pixels.
 
     Attributes:
-        tile: how long each is.
-        starts: where each begins, rising.
-        shares: of each, how much of every pixel of the result is its: `tile * scale` numbers.
+        tile: the length of each tile.
+        starts: the ascending positions of the tiles.
+        shares: each tile's share of every pixel of the result, as `tile * scale` numbers.
     """
 
     tile: int
@@ -36,13 +36,13 @@ class Side:
 def plan_side(
     length: int, tile: int, overlap: int, *, rim: int, scale: int, multiple: int = 1
 ) -> Side:
-    """Lay tiles along a side.
+    """Place tiles along a side.
 
     Args:
-        length: of the side; a multiple of `multiple`.
-        tile: how long a tile is at most, rounded down to the multiple.
-        overlap: of neighbours, at least; less than `tile`, and at least twice the rim.
-        rim: what a tile is of no use for, at each end that has a neighbour.
+        length: the length of the side; a multiple of `multiple`.
+        tile: the most length of a tile, rounded down to the multiple.
+        overlap: the least overlap of neighbours; less than `tile`, and at least twice the rim.
+        rim: the unusable length at each end of a tile that has a neighbour.
     """
     tile = min(length, tile // multiple * multiple)
     starts = spread(length // multiple, tile // multiple, -(-overlap // multiple))
@@ -51,8 +51,8 @@ def plan_side(
 
 
 def mirrored(length: int, start: int, stop: int) -> npt.NDArray[np.intp]:
-    """Positions `start` to `stop` of a side that goes on beyond both ends as in a mirror, however
-    far; its outermost pixels are not doubled."""
+    """The pixels at positions `start` to `stop` of a side that is mirrored beyond both ends,
+    however far; its outermost pixels are not doubled."""
     period = max(1, 2 * (length - 1))
     at = np.arange(start, stop) % period
     return np.minimum(at, period - at).astype(np.intp)
@@ -78,7 +78,7 @@ def _shares(
 
 
 def _rise(shared: int, tile: int, rim: int, scale: int) -> npt.NDArray[np.float64]:
-    """From a tile's beginning on, of which its neighbour has `shared` pixels, too."""
+    """The rise of a share from a tile's beginning, where its neighbour has `shared` pixels, too."""
     blended = (shared - 2 * rim) * scale
     at = np.arange(tile * scale) - rim * scale
     return np.clip((at + 1) / (blended + 1), 0.0, 1.0)

@@ -1,1 +1,1 @@
-"""Where checkpoints come from and how their tensors are read. Start at `source.py`."""
+"""Finds checkpoints, fetches them and reads their tensors. Start at `source.py`."""

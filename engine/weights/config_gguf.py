@@ -1,4 +1,4 @@
-"""A GGUF file's metadata as a `ModelConfig`."""
+"""Reads a GGUF file's metadata as a `ModelConfig`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +24,12 @@ _SAMPLING = {one.name: one.gguf_key for one in SAMPLER_PARAMETERS.values() if on
 
 
 def read_gguf_config(path: Path) -> ModelConfig:
-    """
+    """Read the configuration in a GGUF file.
+
     Raises:
         CorruptFile: the file is damaged.
-        UnsupportedArchitecture: no family here covers it.
-        ModelLoadError: a key is missing or nonsense (named).
+        UnsupportedArchitecture: no family here has this architecture.
+        ModelLoadError: a key is missing or has an impossible value; the message names it.
     """
     tensors = read_tensors(path)
     keys = GgufKeys(
@@ -52,7 +53,8 @@ def read_gguf_config(path: Path) -> ModelConfig:
 
 
 def _stop_tokens(keys: GgufKeys) -> tuple[int, ...]:
-    """End of sequence, of turn and of message, stated or known by name: many files state one."""
+    """The tokens that end a sequence, turn or message, stated or known by name; many files state
+    only one."""
     ids = [i for name in _STOP_TOKENS for i in keys.ids(f"tokenizer.ggml.{name}_token_id")]
     tokens = keys.values.get("tokenizer.ggml.tokens", ())
     types = keys.values.get("tokenizer.ggml.token_type", ())

@@ -1,4 +1,4 @@
-"""A model folder's config.json and generation_config.json as a `ModelConfig`."""
+"""Reads a model folder's config.json and generation_config.json as a `ModelConfig`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +13,17 @@ from engine.models.registry import family_of, family_of_model_type
 
 
 def read_config_json(folder: Path) -> ModelConfig:
-    """
+    """Read the configuration of a model folder.
+
     Raises:
         CorruptFile: a file is not JSON.
-        UnsupportedArchitecture: no family here covers it; names the nearest.
-        ModelLoadError: a key is missing or nonsense (named).
+        UnsupportedArchitecture: no family here has this architecture; the message names the
+            nearest.
+        ModelLoadError: a key is missing or has an impossible value; the message names it.
     """
     keys = MetadataKeys(read_json(folder / "config.json"), "config.json")
     generation = MetadataKeys(read_optional_json(folder / FILE_NAME), FILE_NAME)
-    # Before other families' missing keys are complained of.
+    # The family is found first, so that an unknown one is not reported as having missing keys.
     family = _family(keys)
     return replace(
         family.read_json(keys),
@@ -36,7 +38,9 @@ def _family(keys: MetadataKeys) -> Family:
     if names is None:
         family = family_of_model_type(keys.text("model_type", ""))
         if family is None:
-            raise ModelLoadError("config.json has no architectures; is it a language model?")
+            raise ModelLoadError(
+                "config.json names no architectures; give the folder of a language model"
+            )
         return family
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise keys.nonsense("architectures", "a list of names")

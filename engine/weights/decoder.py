@@ -1,4 +1,4 @@
-"""A decoder of a checkpoint, with its weights kept as was planned."""
+"""Loads a checkpoint's decoder with its weights kept as planned."""
 
 import math
 import time
@@ -36,13 +36,14 @@ def load_decoder(
     deterministic: bool,
     with_head: bool = True,
 ) -> CausalLM:
-    """Build the model and fill its weights, reporting how far it is.
+    """Build the model and fill in its weights, reporting the progress.
 
     Args:
-        with_head: with the output layer; a model that only embeds texts has no use for it.
+        with_head: whether to load the output layer, which a model that only embeds texts does not
+            need.
 
     Raises:
-        ModelLoadError: one of its kinds.
+        ModelLoadError: the model cannot be loaded.
     """
     if device.type == "cuda" and deterministic:
         check_determinism()
@@ -68,9 +69,10 @@ def load_decoder(
 
 
 def check_determinism() -> None:
-    """
+    """Check that attention on this GPU can be deterministic.
+
     Raises:
-        ModelLoadError: this GPU would run attention whose bits depend on the batch.
+        ModelLoadError: its bits would depend on the batch.
     """
     if "triton" not in paged_attention.implementations():
         raise ModelLoadError(
@@ -82,7 +84,7 @@ def check_determinism() -> None:
 def counted(
     weights: Iterator[tuple[str, torch.Tensor]], shapes: Shapes, host: Host
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Pass the weights on and report the share of numbers that went by."""
+    """Pass the weights on and report the share of numbers that have passed."""
     total = sum(map(math.prod, shapes.values()))
     seen, reported_s = 0, 0.0
     for name, tensor in weights:

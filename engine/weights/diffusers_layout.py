@@ -1,6 +1,6 @@
-"""Which files of a diffusers folder, or repository, hold the weights of a component.
+"""Finds the files that hold the weights of a component in a diffusers folder or repository.
 
-Repositories often keep the same weights several times: in full and in half precision, as pickles,
+Repositories often hold the same weights several times: in full and half precision, as pickles, and
 for other frameworks. Everything here works on file names alone.
 """
 
@@ -19,11 +19,11 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def choose_weights(names: Iterable[str], variants: Sequence[str]) -> tuple[str, list[str]]:
-    """One complete set of safetensors among a component's files.
+    """Choose one complete set of safetensors among a component's files.
 
     Returns:
-        Its variant and its files, shards in order, the shards' index not among them; ("", []) if
-        there is none.
+        The set's variant and its files, with shards in order and without the shards' index; ("",
+        []) if there is none.
     """
     present = set(names)
     for variant in variants:
@@ -38,12 +38,13 @@ def choose_weights(names: Iterable[str], variants: Sequence[str]) -> tuple[str, 
 
 
 def has_pickles(names: Iterable[str]) -> bool:
-    """Whether weights are there in a form that is not read."""
+    """Whether there are weights in a format that is not read."""
     return any(name.endswith(_PICKLES) for name in names)
 
 
 def _shards(base: str, variant: str, present: set[str]) -> list[str]:
-    """Two spellings are in use: `model.fp16-00001-of-00002` and `model-00001-of-00002.fp16`."""
+    """The shards of a variant, in either spelling: `model.fp16-00001-of-00002` or
+    `model-00001-of-00002.fp16`."""
     number = r"-\d{5}-of-(\d{5})"
     suffix = re.escape(f".{variant}") if variant else ""
     for pattern in (

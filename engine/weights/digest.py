@@ -1,8 +1,8 @@
-"""One SHA-256 for the files that a model or an adapter is made of: of all their bytes, so other
-weights have another one.
+"""Makes one SHA-256 of all files of a model or an adapter, which changes with every change of the
+weights.
 
-Of one file it is what `sha256sum FILE` prints, of several what `sha256sum FILES | sha256sum` does,
-by their names within the model's folder, in order of these.
+For one file it is what `sha256sum FILE` prints; for several, what `sha256sum FILES | sha256sum`
+prints, with their names within the model's folder and in the order of these names.
 """
 
 import contextlib
@@ -29,17 +29,18 @@ from engine.weights.verified_file import write_whole
 
 _PIECE_BYTES = 4 << 20
 _LARGE_BYTES = 64 << 20
-"""Files from this size on are not hashed again while they stay as they are."""
+"""Files from this size on are not hashed again while they are unchanged."""
 _SETTLED_NS = 2_000_000_000
-"""Two writes that follow each other faster may leave the same time on a file."""
+"""Two writes within this time may leave the same time stamp on a file."""
 _TEXTS = (".json", ".jinja", ".txt", ".model")
-"""Endings of what says how weights are used: configurations, vocabularies, templates."""
+"""The endings of files that affect how weights are used: configurations, vocabularies,
+templates."""
 _RECORDS = ("tandem_quality.json",)
-"""Texts in a model's folder that are written about it later."""
+"""Files in a model's folder that are written about the model later and do not count."""
 
 
 class PendingDigest:
-    """The digest of a model's files, made in a thread of its own while they are loaded.
+    """The digest of a model's files, which a thread makes while they are loaded.
 
     Args:
         memory: a folder that keeps the digests of large files between starts.
@@ -49,12 +50,12 @@ class PendingDigest:
         self._files = model_files(checkpoint)
         self._marks = self._marks_now()
         self._digest: Future[str] = Future()
-        # A load that fails ends the process, which must not wait for this.
+        # A daemon, as a failed load ends the process, which must not wait for this thread.
         threading.Thread(target=self._run, args=(memory,), name="digest", daemon=True).start()
 
     @property
     def num_bytes(self) -> int:
-        """Of all files."""
+        """The size of all files."""
         return sum(mark[2] for mark in self._marks if mark is not None)
 
     @property
@@ -63,10 +64,10 @@ class PendingDigest:
         return self._digest.done()
 
     def result(self) -> str:
-        """Wait for it.
+        """Wait for the digest.
 
         Raises:
-            ModelLoadError: a file cannot be read, or was written to since this began.
+            ModelLoadError: a file cannot be read, or was changed meanwhile.
         """
         digest = self._digest.result()
         if self._marks_now() != self._marks:
@@ -84,10 +85,10 @@ class PendingDigest:
 
 
 def model_files(checkpoint: Checkpoint) -> dict[str, Path]:
-    """What is read of a model, by names that do not change when it is moved or renamed.
+    """The files that a model is read from, by names that stay the same if it is moved or renamed.
 
     Raises:
-        ModelLoadError: its folder cannot be read.
+        ModelLoadError: the folder cannot be read.
     """
     path = checkpoint.path
     match checkpoint.kind:
@@ -115,12 +116,13 @@ def _in_folder(checkpoint: Checkpoint) -> list[Path]:
 
 
 def digest_of(files: Mapping[str, Path], memory: Path | None = None) -> str:
-    """
+    """The digest of some files.
+
     Args:
-        files: by the names that count; those that are not there are left out.
+        files: the files by the names that enter the digest; missing files are left out.
 
     Raises:
-        CorruptFile, ModelLoadError: one cannot be read.
+        CorruptFile, ModelLoadError: a file cannot be read.
     """
     digests = {}
     for name, path in sorted(files.items()):
@@ -145,7 +147,7 @@ def _file_digest(path: Path, memory: Path | None) -> str:
             return str(known["sha256"])
     digest = _hashed(path)
     if time.time_ns() - max(mark[3:]) > _SETTLED_NS and _mark(path) == mark:
-        with contextlib.suppress(OSError):  # it is hashed again then
+        with contextlib.suppress(OSError):  # the file is then hashed again next time
             memory.mkdir(parents=True, exist_ok=True)
             write_whole(record, [json.dumps({"mark": mark, "sha256": digest}).encode()])
     return digest
@@ -166,13 +168,13 @@ def _hashed(path: Path) -> str:
 
 
 def _texts(folder: Path) -> list[Path]:
-    """Those that are not too large for anybody to read."""
+    """The text files of a folder that are small enough to be read."""
     named = [f for f in folder.iterdir() if f.suffix in _TEXTS and f.name not in _RECORDS]
     return [file for file in named if file.is_file() and file.stat().st_size <= MAX_JSON_BYTES]
 
 
 def _mark(path: Path) -> list[int] | None:
-    """What changes with every write: nobody sets the time of an inode's change at will."""
+    """Values that change with every write; nobody can set the time of an inode's change at will."""
     try:
         found = path.stat()
     except OSError:

@@ -1,8 +1,8 @@
-"""Tensors of a GGUF file under Hugging Face names, dequantised or as they are.
+"""Reads the tensors of a GGUF file under Hugging Face names, dequantised or packed.
 
 Every type that the `gguf` library can dequantise is read; blocks become fp32, and F32, F16 and BF16
-tensors keep the type they are stored in. Weights of types that the kernels multiply with may be had
-packed. Called by `loader.py`.
+tensors keep their type. Weights can stay packed if the kernels can multiply with their type. Called
+by `loader.py`.
 """
 
 import os
@@ -30,7 +30,7 @@ _PLAIN = {
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
 EXPERT = "*"
-"""In a name of `Family.gguf_tensors`: the tensor holds all experts', one after the other."""
+"""A marker in names of `Family.gguf_tensors`: the tensor holds all experts' weights in turn."""
 _EMBEDDING, _HEAD = _TOP["token_embd"], _TOP["output"]
 
 _MAX_AHEAD_BYTES = 128 << 20
@@ -43,7 +43,7 @@ def hugging_face_name(name: str, in_layer: Mapping[str, str]) -> str | None:
     """`blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`; None if unknown.
 
     Args:
-        in_layer: names within a layer, `Family.gguf_tensors`.
+        in_layer: the names within a layer (`Family.gguf_tensors`).
     """
     stem, _, suffix = name.rpartition(".")
     if suffix not in ("weight", "bias"):
@@ -58,11 +58,11 @@ def hugging_face_name(name: str, in_layer: Mapping[str, str]) -> str | None:
 
 
 def named_tensors(path: Path, config: ModelConfig) -> dict[str, GGUFTensor]:
-    """The directory under Hugging Face names, in the order of the file or of its parts.
+    """The tensors by Hugging Face names, in the order of the file or of its parts.
 
     Raises:
         CorruptFile: the file is damaged.
-        ModelLoadError: a tensor that no supported family has, or a type that cannot be read.
+        ModelLoadError: no supported family has some tensor, or its type cannot be read.
     """
     named = {}
     in_layer = family_of(config.architecture).gguf_tensors
@@ -91,11 +91,11 @@ def iter_gguf_weights(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (Hugging Face name, tensor), converting a little ahead of the consumer.
 
-    Weights of the layers in `packed` come as [rows, bytes of a row] uint8; if it has the output
-    layer of a model that ties it to the embedding, that follows the others.
+    Weights of the layers in `packed` are [rows, bytes of a row] uint8. If `packed` has the output
+    layer of a model that ties it to the embedding, that layer comes last.
 
-    Memory beyond the tensor in hand: at most `_MAX_AHEAD_BYTES` of converted tensors, or one
-    tensor if that is larger, and one chunk per thread.
+    Besides the current tensor this takes the memory of at most `_MAX_AHEAD_BYTES` of converted
+    tensors, or of one tensor if that is larger, and of one chunk per thread.
     """
     named = named_tensors(path, config)
     sources = dict(named)
@@ -110,7 +110,7 @@ def iter_gguf_weights(
     waiting = deque(wanted)
     ready: deque[tuple[str, int, Future[torch.Tensor]]] = deque()
     ahead_bytes = 0
-    # More threads than two only fight for the interpreter lock between numpy calls.
+    # More than two threads would only compete for the interpreter lock between numpy calls.
     pool = ThreadPoolExecutor(min(2, os.cpu_count() or 1), thread_name_prefix="gguf")
     try:
         while waiting or ready:
@@ -130,7 +130,7 @@ def iter_gguf_weights(
 
 
 def _tell_unpacked(wanted: Sequence[tuple[str, GGUFTensor, bool]]) -> None:
-    """Where weights stay packed, those of some types may not."""
+    """Log which weights are unpacked although others stay packed."""
     if not any(is_packed for _, _, is_packed in wanted):
         return
     unpacked = Counter(
@@ -139,21 +139,24 @@ def _tell_unpacked(wanted: Sequence[tuple[str, GGUFTensor, bool]]) -> None:
         if not is_packed and tensor.type not in _PLAIN and name != f"{_EMBEDDING}.weight"
     )
     if unpacked:
-        log.info("weights of types without packed products are unpacked", tensors=dict(unpacked))
+        log.info(
+            "some weights are unpacked, because they cannot be multiplied in their packed type",
+            tensors=dict(unpacked),
+        )
 
 
 def load_tensor(
     tensor: GGUFTensor, *, rotary_heads: int | None = None, packed: bool = False
 ) -> torch.Tensor:
-    """One tensor, read and dequantised.
+    """Read one tensor and dequantise it.
 
     Args:
-        rotary_heads: with a number of heads, put its rows into Hugging Face's rotary order.
-        packed: leave its blocks as they are: [rows, bytes of a row] uint8.
+        rotary_heads: the number of heads, to put rows into Hugging Face's rotary order.
+        packed: keep the blocks as they are: [rows, bytes of a row] uint8.
 
     Raises:
         CorruptFile: the file has become shorter.
-        ModelLoadError: a type that the `gguf` library cannot dequantise (named).
+        ModelLoadError: the `gguf` library cannot dequantise the type; the message names it.
     """
     flat = tensor.mapped()
     dtype = _PLAIN.get(tensor.type)
@@ -169,11 +172,11 @@ def load_tensor(
 
 
 def _dequantise(flat: np.ndarray, tensor: GGUFTensor) -> torch.Tensor:
-    """By chunks of rows: the library's temporaries are several times its result."""
+    """Dequantise chunks of rows, as the library's temporaries are several times the result."""
     out = torch.empty(tensor.num_elements // tensor.shape[-1], tensor.shape[-1])
     rows = flat.reshape(out.shape[0], -1)
     step = max(1, _CHUNK_ELEMENTS // out.shape[1])
-    # A damaged scale may overflow. It is a number all the same, and not ours to judge.
+    # A damaged scale may overflow. The result is still a number, and not checked here.
     with np.errstate(all="ignore"):
         for first in range(0, len(rows), step):
             chunk = rows[first : first + step]
@@ -182,7 +185,7 @@ def _dequantise(flat: np.ndarray, tensor: GGUFTensor) -> torch.Tensor:
             except NotImplementedError as error:
                 raise ModelLoadError(
                     f"{tensor.path.name}: tensor {tensor.name!r} has type {tensor.type.name}, "
-                    f"which cannot be dequantised; use a file in another quantisation"
+                    f"which cannot be dequantised; use a file with another quantisation"
                 ) from error
     return out.reshape(tensor.shape)
 
@@ -192,10 +195,10 @@ def _fp32_bytes(tensor: GGUFTensor) -> int:
 
 
 def _rotary_heads(name: str, config: ModelConfig) -> int | None:
-    """Heads of a q or k projection that llama.cpp has stored in its own rotary order.
+    """The number of heads of a q or k projection that llama.cpp stored in its own rotary order.
 
-    Its converter reorders the rows of some families, so that the two halves of a rotated pair lie
-    side by side.
+    Its converter reorders the rows of some families, so that the two halves of a rotated pair are
+    neighbours.
     """
     if not family_of(config.architecture).gguf_pairs_rows:
         return None
@@ -209,7 +212,7 @@ def _rotary_order(tensor: GGUFTensor, num_heads: int) -> torch.Tensor:
     num_rows = tensor.shape[0]
     if num_rows % (2 * num_heads):
         raise ModelLoadError(
-            f"tensor {tensor.name!r} has {num_rows} rows, which is no multiple of 2 for each of "
-            f"{num_heads} heads; the file contradicts its own metadata"
+            f"tensor {tensor.name!r} has {num_rows} rows, which cannot be divided into {num_heads} "
+            f"heads with an even number of rows each; the file contradicts its own metadata"
         )
     return torch.arange(num_rows).reshape(num_heads, -1, 2).transpose(1, 2).flatten()

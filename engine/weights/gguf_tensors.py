@@ -1,11 +1,11 @@
-"""The directory of tensors in a GGUF file or the parts of one: names, shapes, types and where their
-bytes lie.
+"""Reads the directory of tensors in a GGUF file, or in its parts: names, shapes, types and
+positions.
 
-Reads the header by itself rather than with `gguf.GGUFReader`, which takes seconds over a large
-vocabulary and believes what a damaged file says. Metadata values are `engine.text`'s business and
-are stepped over here.
+It reads the header itself. `gguf.GGUFReader` takes seconds for a large vocabulary and trusts
+damaged files. Metadata values are skipped here; `engine.text` reads them.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+
+The format is described at https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 import math
@@ -26,25 +26,25 @@ _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 1
 _STRING, _ARRAY, _UINT32 = 8, 9, 4
 _INTEGERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10: "Q", 11: "q"}
 _SPLIT = {b"split.no": "number", b"split.count": "count", b"split.tensors.count": "num_tensors"}
-"""Keys of a part → fields of `_Split`."""
+"""A part's metadata keys and the fields of `_Split` that they fill."""
 _MAX_DIMS = 4
 _MAX_DEPTH = 4
 _MAX_ENTRIES = 1 << 17
-"""Keys, tensors or nested arrays. A damaged count must not keep us busy."""
+"""The most keys, tensors or nested arrays, so that a damaged count does not cost much time."""
 
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """One entry of the directory; its bytes are known to lie within the file."""
+    """One entry of the directory; its bytes lie within the file, which was checked."""
 
     name: str
     type: GGMLQuantizationType
     shape: tuple[int, ...]
-    """Rows first, as torch has it; GGUF counts the other way."""
+    """The shape with rows first, as in torch; GGUF uses the opposite order."""
     path: Path
-    """Of the file that holds it."""
+    """The file that holds it."""
     offset: int
-    """Of the first byte, from the start of the file."""
+    """The position of its first byte in the file."""
     num_bytes: int
 
     @property
@@ -52,7 +52,7 @@ class GGUFTensor:
         return math.prod(self.shape)
 
     def parts(self) -> "list[GGUFTensor]":
-        """One for each place along the first axis: blocks lie along the last one."""
+        """One tensor for each index of the first axis; blocks lie along the last one."""
         count = self.shape[0] if len(self.shape) > 1 else 0
         size = self.num_bytes // max(1, count)
         return [
@@ -61,11 +61,11 @@ class GGUFTensor:
         ]
 
     def mapped(self) -> np.ndarray:
-        """Its bytes, [num_bytes] uint8: the file's own memory, not to be written to.
+        """The bytes as [num_bytes] uint8: the file's own memory, which must not be written to.
 
         Raises:
             CorruptFile: the file has become shorter since its directory was read.
-            ModelLoadError: it cannot be read any more.
+            ModelLoadError: the file cannot be read any more.
         """
         try:
             with open_regular(self.path) as file:
@@ -80,35 +80,37 @@ class GGUFTensor:
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """What a file says of the split that it is a part of."""
+    """What a file says about the split model that it is a part of."""
 
     number: int = 0
-    """From 0."""
+    """The number of the part, from 0."""
     count: int = 1
     num_tensors: int | None = None
-    """Of all parts."""
+    """The number of tensors of all parts."""
 
     def __str__(self) -> str:
-        return f"part {self.number + 1} of {self.count} with {self.num_tensors} tensors in all"
+        return f"part {self.number + 1} of {self.count}, which have {self.num_tensors} tensors"
 
 
 @dataclass(frozen=True, slots=True)
 class _Directory:
-    """Of one file."""
+    """The directory of one file."""
 
     split: _Split
     tensors: dict[str, GGUFTensor]
 
 
 def read_tensors(path: Path) -> dict[str, GGUFTensor]:
-    """
+    """Read the directory of a model.
+
     Args:
-        path: of the whole file, or of the first part of a split model beside the others.
+        path: the whole file, or the first part of a split model, with the other parts beside it.
 
     Raises:
-        CorruptFile: truncated, damaged or not GGUF, or parts that are not those of one model.
-        ModelLoadError: a tensor type that nobody here knows (named), or a part that is not the
-            first, or not called as parts are.
+        CorruptFile: a file is truncated, damaged or not GGUF, or the parts belong to different
+            models.
+        ModelLoadError: a tensor type is unknown, or a part is not the first or has another name
+            than parts have.
     """
     first = _read_directory(path)
     split, names = first.split, part_names(path.name)
@@ -116,18 +118,20 @@ def read_tensors(path: Path) -> dict[str, GGUFTensor]:
         return first.tensors
     if split.number != 0 or names[0] != path.name or len(names) != split.count:
         raise ModelLoadError(
-            f"{path.name} says that it is {split}; name the first part, NAME-00001-of-"
-            f"{split.count:05}.gguf with the others beside it under the names that they were made "
-            f"with, or join them with `llama-gguf-split --merge`"
+            f"{path.name} says that it is {split}; give the first part, NAME-00001-of-"
+            f"{split.count:05}.gguf, and keep the others beside it under their original names, or "
+            f"join all parts with `llama-gguf-split --merge`"
         )
     tensors: dict[str, GGUFTensor] = {}
     for number, name in enumerate(names):
         part = _read_directory(path.with_name(name)) if number else first
         if part.split != replace(split, number=number):
-            raise _not_of_one_model(f"{name} says that it is {part.split}, {path.name} {split}")
+            raise _not_of_one_model(
+                f"{name} says that it is {part.split}; {path.name} says {split}"
+            )
         if tensors.keys() & part.tensors.keys():
             twice = min(tensors.keys() & part.tensors.keys())
-            raise _not_of_one_model(f"{name} has tensor {twice[:80]!r} of another part again")
+            raise _not_of_one_model(f"{name} repeats tensor {twice[:80]!r} of another part")
         tensors |= part.tensors
     if len(tensors) != split.num_tensors:
         raise _not_of_one_model(f"{path.name} says that it is {split}; there are {len(tensors)}")
@@ -154,7 +158,7 @@ def _read_directory(path: Path) -> _Directory:
 
 
 class _Header:
-    """A cursor over the mapped file. `struct.error` is the sign of running off its end."""
+    """A cursor over the mapped file. A `struct.error` means that it has passed the file's end."""
 
     def __init__(self, data: mmap.mmap, path: Path) -> None:
         self.data = data
@@ -199,8 +203,8 @@ class _Header:
             tensor_type = GGMLQuantizationType(type_id)
         except ValueError:
             raise ModelLoadError(
-                f"{self.name}: tensor {name[:80]!r} has type number {type_id}, which is unknown "
-                f"here; use a file in another quantisation"
+                f"{self.name}: tensor {name[:80]!r} has the unknown type number {type_id}; use a "
+                f"file with another quantisation"
             ) from None
         block_size, block_bytes = GGML_QUANT_SIZES[tensor_type]
         if 0 in shape or shape[-1] % block_size:
@@ -209,7 +213,7 @@ class _Header:
         if start + offset + num_bytes > len(self.data):
             raise CorruptFile(
                 f"{self.name} is truncated: tensor {name[:80]!r} ends at byte "
-                f"{start + offset + num_bytes}, the file at {len(self.data)}; fetch it again"
+                f"{start + offset + num_bytes}, the file at byte {len(self.data)}; fetch it again"
             )
         return GGUFTensor(name, tensor_type, shape, self.path, start + offset, num_bytes)
 
@@ -247,7 +251,7 @@ class _Header:
                 self._skip_value(_ARRAY, depth + 1)
 
     def _skip_strings(self, count: int) -> None:
-        """The vocabulary: hundreds of thousands of strings, so a tight loop."""
+        """Skip strings quickly, as a vocabulary has hundreds of thousands."""
         if count * 8 > len(self.data) - self.position:
             raise ValueError("string count")
         read_length = struct.Struct("<Q").unpack_from

@@ -1,9 +1,9 @@
-"""Models of the Hugging Face hub, fetched with `huggingface_hub`.
+"""Fetches models of the Hugging Face hub with `huggingface_hub`.
 
 Files land in the library's own cache, so a model that another tool fetched is not fetched again,
-and its settings hold (`HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`). Beside it, under `cache_dir/hub`, a
-record says which downloads were completed: the next start uses them without asking the network.
-Called by `source.py`.
+and the library's settings apply (`HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`). Records under
+`cache_dir/hub` say which downloads were completed, so that the next start uses them without asking
+the network. Called by `source.py`.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 _POLL_S = 0.25
 _MAX_REASON = 200
-"""Characters: some libraries put the whole history of a request into an error."""
+"""The most characters of a reason; some libraries put a request's whole history into an error."""
 _SMALL_FILES = (".json", ".jinja", ".txt", ".model")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _IMAGE_INDEX = "model_index.json"
@@ -41,7 +41,7 @@ _ADAPTER_LAYOUTS = (
     ("adapter_config.json", "adapter_model.safetensors"),
     ("pytorch_lora_weights.safetensors",),
 )
-"""PEFT's folder, and diffusers'."""
+"""The files of adapters in PEFT's folders and in diffusers'."""
 
 
 def fetch_hub_model(
@@ -53,19 +53,20 @@ def fetch_hub_model(
     on_progress: Callable[[float | None, str], None],
     offline: bool = False,
 ) -> Path:
-    """Folder of the repository's files, or the path of its GGUF file `filename`, beside which are
-    the other parts if it is one of several.
+    """The folder of the repository's files, or the path of its GGUF file `filename` with any other
+    parts beside it.
 
-    Only what serving needs is fetched: safetensors if there are any, else the one GGUF file, and
-    the small files beside them; of an image model each component once, in half precision if there
-    is a choice. A completed download is used as it is: a branch that has moved on is not noticed;
-    name another `revision`, or delete the record, to fetch it again. Whole files survive an
-    interruption; a broken connection is resumed; the file in progress when the process is killed
+    Only what serving needs is fetched: safetensors if there are any, otherwise the one GGUF file,
+    and the small files beside them; of an image model each component once, in half precision if
+    there is a choice. A completed download is used unchanged, even if its branch has moved on; to
+    fetch it again, name another `revision` or delete the record. Complete files survive an
+    interruption; a broken connection is resumed; if the process is killed, the file in progress
     starts over.
 
     Raises:
-        ModelNotFound: no such repository, revision or file, no access to it, or no network.
-        ModelLoadError: it holds no weights that we read, or the disk is full.
+        ModelNotFound: there is no such repository, revision or file, no access to it, or no
+            network.
+        ModelLoadError: it holds no weights that are read here, or the disk is full.
     """
     found = _fetch_files(
         _Wanted(repo, revision, _record_path(cache_dir, repo, revision, filename)),
@@ -79,7 +80,7 @@ def fetch_hub_model(
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """Files of a repository, and where a completed download is noted."""
+    """Files of a repository, and the record of their completed download."""
 
     repo: str
     revision: str | None
@@ -95,11 +96,11 @@ def fetch_hub_adapter(
     on_progress: Callable[[float | None, str], None],
     offline: bool = False,
 ) -> Path:
-    """Folder with a LoRA adapter's files, or the path of its .safetensors file `filename`. Else as
-    `fetch_hub_model`.
+    """The folder with a LoRA adapter's files, or the path of its .safetensors file `filename`. In
+    all else like `fetch_hub_model`.
 
     Raises:
-        ModelNotFound, ModelLoadError: as there.
+        ModelNotFound, ModelLoadError: as in `fetch_hub_model`.
     """
     found = _fetch_files(
         _Wanted(repo, revision, _record_path(cache_dir, repo, revision, filename, "adapter")),
@@ -122,8 +123,8 @@ def _fetch_files(
     """The snapshot folder with some files of a repository.
 
     Args:
-        select: given the names of all files, those to fetch.
-        find_cached: looks for what another tool has fetched.
+        select: chooses the files to fetch from the names of all files.
+        find_cached: looks for files that another tool has fetched.
     """
     found = _recorded(wanted.record)
     if found is None and not offline:
@@ -134,7 +135,7 @@ def _fetch_files(
             found = find_cached()
             if found is None:
                 raise
-            log.warning("the hub is out of reach; using the copy in its cache", model=wanted.repo)
+            log.warning("the hub cannot be reached; using the copy in its cache", model=wanted.repo)
     elif found is None:
         found = find_cached()
     if found is None:
@@ -153,7 +154,7 @@ def _download(
     import huggingface_hub
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    # Its bars would fill the log; progress goes to `on_progress`.
+    # The library's progress bars would fill the log; `on_progress` reports instead.
     disable_progress_bars()
     repo, revision, record = wanted.repo, wanted.revision, wanted.record
     on_progress(None, f"asking the hub for {repo}")
@@ -175,12 +176,12 @@ def _download(
 
 
 def select_files(repo: str, names: Sequence[str], filename: str | None) -> list[str]:
-    """What to fetch of a repository that holds `names`.
+    """Choose the files to fetch from a repository with these `names`.
 
     Raises:
-        ModelNotFound: `filename`, or a part of the same model, is not among them, or several GGUF
+        ModelNotFound: `filename` or another part of its model is missing, or there are several GGUF
             files and none was named.
-        ModelLoadError: pickles only, or no weights at all.
+        ModelLoadError: it holds only pickles, or no weights at all.
     """
     top = [name for name in names if "/" not in name]
     ggufs = list(dict.fromkeys(first_part(name) for name in names if name.endswith(".gguf")))
@@ -198,20 +199,22 @@ def select_files(repo: str, names: Sequence[str], filename: str | None) -> list[
         )
     if not weights and any(name.endswith(_PICKLES) for name in top):
         raise ModelLoadError(
-            f"{repo} has its weights as pickles only ({'/'.join(_PICKLES)}), which can run code "
+            f"{repo} has its weights only as pickles ({'/'.join(_PICKLES)}), which can run code "
             f"when read; look for a repository with safetensors or GGUF files"
         )
     if not weights:
-        raise ModelLoadError(f"{repo} holds neither .safetensors nor .gguf files; is it a model?")
+        raise ModelLoadError(
+            f"{repo} has neither .safetensors nor .gguf files; name the repository of a model"
+        )
     return [name for name in top if name in weights or name.endswith(_SMALL_FILES)]
 
 
 def select_adapter_files(repo: str, names: Sequence[str], filename: str | None) -> list[str]:
-    """What to fetch of a repository with a LoRA adapter.
+    """Choose the files to fetch from a repository with a LoRA adapter.
 
     Raises:
-        ModelNotFound: `filename` is not among them, or several files and none was named.
-        ModelLoadError: pickles only, or no weights at all.
+        ModelNotFound: `filename` is missing, or there are several files and none was named.
+        ModelLoadError: it holds only pickles, or no weights at all.
     """
     if filename is not None:
         if filename not in names or not filename.endswith(".safetensors"):
@@ -230,16 +233,16 @@ def select_adapter_files(repo: str, names: Sequence[str], filename: str | None) 
         )
     if any(name.endswith(_PICKLES) for name in names):
         raise ModelLoadError(
-            f"{repo} has its weights as pickles only ({'/'.join(_PICKLES)}), which can run code "
+            f"{repo} has its weights only as pickles ({'/'.join(_PICKLES)}), which can run code "
             f"when read; look for an adapter with safetensors"
         )
-    raise ModelLoadError(f"{repo} holds no .safetensors files; is it a LoRA adapter?")
+    raise ModelLoadError(f"{repo} has no .safetensors files; name the repository of a LoRA adapter")
 
 
 def _with_all_parts(
     repo: str, filename: str, names: Sequence[str], ggufs: Sequence[str]
 ) -> list[str]:
-    """A GGUF file, or all parts of the one that it is a part of."""
+    """A GGUF file, with all other parts if it is one of several."""
     wanted, known = part_names(filename), set(names)
     missing = [name for name in wanted if name not in known]
     if missing:
@@ -250,14 +253,14 @@ def _with_all_parts(
 
 
 def _component_files(repo: str, names: Sequence[str]) -> list[str]:
-    """Of an image model: the small files and one set of the weights of each component."""
+    """An image model's small files, and one set of weights of each component."""
     chosen: list[str] = []
     for folder, files in _components(names).items():
         _, weights = choose_weights(files, HALF_FIRST)
         if not weights and has_pickles(files):
             raise ModelLoadError(
-                f"{repo} has the weights of its {folder} as pickles only, which can run code when "
-                f"read; look for a repository, or a revision, with safetensors"
+                f"{repo} has the weights of its {folder} only as pickles, which can run code when "
+                f"read; look for a repository or a revision with safetensors"
             )
         small = [name for name in files if name.endswith(_SMALL_FILES)]
         chosen += [f"{folder}/{name}" for name in (*small, *weights)]
@@ -265,7 +268,7 @@ def _component_files(repo: str, names: Sequence[str]) -> list[str]:
 
 
 def _components(names: Sequence[str]) -> dict[str, list[str]]:
-    """Files of each folder that has a configuration, by folder."""
+    """The files of each folder that has a configuration, by folder."""
     folders: dict[str, list[str]] = {}
     for name in names:
         folder, _, file = name.partition("/")
@@ -279,7 +282,7 @@ def _components(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _safetensors(top: Sequence[str]) -> set[str]:
-    """One set of the weights; some repositories also hold a second copy in another layout."""
+    """One set of the weights; some repositories also hold a copy in another layout."""
     weights = {name for name in top if name.endswith(".safetensors")}
     if "model.safetensors.index.json" in top:
         shards = {name for name in weights if re.search(r"-\d+-of-\d+\.safetensors$", name)}
@@ -293,7 +296,7 @@ def _record_path(cache_dir: Path, *wanted: str | None) -> Path:
 
 
 def _recorded(record: Path) -> Path | None:
-    """The snapshot folder of a completed download, if it is still all there."""
+    """The snapshot folder of a completed download, if all of it still exists."""
     try:
         entry = json.loads(record.read_text())
         snapshot = Path(entry["snapshot"])
@@ -339,7 +342,7 @@ def _in_library_cache(repo: str, revision: str | None, filename: str | None) -> 
 
 
 def _adapter_in_library_cache(repo: str, revision: str | None, filename: str | None) -> Path | None:
-    """A snapshot that another tool fetched, if the adapter's files are there."""
+    """A snapshot that another tool fetched, if it has the adapter's files."""
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
 
@@ -364,7 +367,7 @@ def _is_whole(snapshot: Path, names: Sequence[str]) -> bool:
         files = components.get(name)
         if files is None:
             return False
-        # Tokenizers and schedulers have no weights, and no file of this name.
+        # Tokenizers and schedulers have neither weights nor a config.json.
         if "config.json" in files and not choose_weights(files, HALF_FIRST)[1]:
             return False
     return True
@@ -372,7 +375,8 @@ def _is_whole(snapshot: Path, names: Sequence[str]) -> bool:
 
 @contextlib.contextmanager
 def _clear_errors(repo: str, revision: str | None) -> Iterator[None]:
-    """Say what was asked and what to do, whatever HTTP library the hub's library is built on."""
+    """Turn the library's errors into messages that say what was asked and what to do, whatever HTTP
+    library it uses."""
     from huggingface_hub import errors
 
     asked = repo if revision is None else f"{repo}@{revision}"
@@ -382,8 +386,8 @@ def _clear_errors(repo: str, revision: str | None) -> Iterator[None]:
         raise
     except errors.GatedRepoError as error:
         raise ModelNotFound(
-            f"{asked} is gated: accept its licence on its hub page, and set HF_TOKEN to a token "
-            f"of the account that did"
+            f"{asked} is gated: accept its licence on its hub page and set HF_TOKEN to a token of "
+            f"the same account"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ModelNotFound(
@@ -403,20 +407,20 @@ def _clear_errors(repo: str, revision: str | None) -> Iterator[None]:
         log.debug("where the download failed", exc_info=error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ModelLoadError(
-                f"the disk is full: {asked} does not fit; free some or set HF_HOME to another disk"
+                f"the disk has too little room for {asked}; free some, or set HF_HOME"
             ) from error
         raise ModelNotFound(
             f"{asked} could not be fetched ({type(error).__name__}); check the network and proxy "
-            f"settings and try again: what was fetched whole is kept"
+            f"settings and try again: files that are complete are kept"
         ) from error
 
 
-_HTTP_OTHER = "the hub answered {1} for {0}; try again later: what was fetched whole is kept"
+_HTTP_OTHER = "the hub answered {1} for {0}; try again later: files that are complete are kept"
 _HTTP_STATUS = {
     401: "the hub does not let you read {0} ({1}); check HF_TOKEN",
     403: "the hub does not let you read {0} ({1}); accept its licence, and check HF_TOKEN",
     404: "the hub has no {0} ({1}); check the spelling",
-    429: "the hub limits requests from here ({1} for {0}); set HF_TOKEN or try again later",
+    429: "the hub limits this machine's requests ({1} for {0}); set HF_TOKEN or try again later",
 }
 
 
@@ -424,7 +428,8 @@ _HTTP_STATUS = {
 def _reported(
     repo: str, siblings: "Sequence[RepoSibling]", on_progress: Callable[[float | None, str], None]
 ) -> Iterator[None]:
-    """Report the bytes on disk while the block runs: every version of the library shows those."""
+    """Report the bytes on disk while the block runs, which works with every version of the
+    library."""
     from huggingface_hub import constants
 
     blobs = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
@@ -435,7 +440,7 @@ def _reported(
     def watch() -> None:
         num_bytes = 0
         while not done.wait(_POLL_S):
-            # A file that is just being renamed is seen under neither name.
+            # A file that is just being renamed is found under neither name.
             seen = sum(_size(blobs, etag) for etag in etags if etag)
             num_bytes = max(num_bytes, min(total, seen))
             on_progress(
@@ -453,7 +458,8 @@ def _reported(
 
 
 def _size(blobs: Path, etag: str) -> int:
-    """Bytes of one file so far: `<etag>` when whole, `<etag>*.incomplete` until then."""
+    """The bytes of one file so far: it is `<etag>` when complete and `<etag>*.incomplete`
+    before."""
     sizes = [0]
     for path in blobs.glob(f"{glob.escape(etag)}*"):
         with contextlib.suppress(FileNotFoundError):

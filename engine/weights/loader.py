@@ -1,7 +1,7 @@
-"""Read a checkpoint, whatever its format: configuration, size, tensors.
+"""Reads a checkpoint of any format: its configuration, size and tensors.
 
-The consumer slices what it needs from each tensor, so that loading for one tensor-parallel rank
-needs no other reader.
+The consumer takes the slices that it needs from each tensor, so that loading for one
+tensor-parallel rank needs no other reader.
 """
 
 from collections.abc import Container, Iterator
@@ -25,11 +25,12 @@ from engine.weights.source import Checkpoint
 
 
 def load_model_config(checkpoint: Checkpoint) -> ModelConfig:
-    """
+    """Read the configuration of a checkpoint.
+
     Raises:
         CorruptFile: a file is damaged.
-        UnsupportedArchitecture: a GGUF architecture that no family here covers.
-        ModelLoadError: a key is missing or nonsense (named).
+        UnsupportedArchitecture: no family here has the architecture.
+        ModelLoadError: a key is missing or has an impossible value; the message names it.
     """
     if checkpoint.kind == "gguf":
         return read_gguf_config(checkpoint.path)
@@ -37,11 +38,11 @@ def load_model_config(checkpoint: Checkpoint) -> ModelConfig:
 
 
 def quantization_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a checkpoint says of its quantization beside its tensors; empty if nothing.
+    """What a checkpoint says about its quantization outside its tensors; empty if nothing.
 
     Raises:
         CorruptFile: a file is damaged.
-        ModelLoadError: it is no object.
+        ModelLoadError: it is not an object.
     """
     if checkpoint.kind == "gguf":
         return {}
@@ -58,18 +59,18 @@ def iter_weights(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every weight once as (Hugging Face name, tensor on the CPU).
 
-    Safetensors come as views of the mapped file in the dtype they have; copy them, do not write to
-    them. GGUF blocks come as fp32, F32/F16/BF16 as they are, with the rows of Llama's q and k
+    Safetensors are views of the mapped file in their own dtype; copy them and do not write to them.
+    GGUF blocks become fp32 and F32/F16/BF16 keep their type, with the rows of Llama's q and k
     projections in Hugging Face's rotary order. A tied output layer is left out.
 
-    Layers of a GGUF file in `packed`, of types that the kernels multiply with, come as the file has
-    them: rows of bytes, also in Hugging Face's rotary order. So does a tied output layer, beside
-    the embedding. Those in `left_out` do not come at all.
+    Layers of a GGUF file in `packed`, of types that the kernels can multiply with, come packed: as
+    rows of bytes, also in Hugging Face's rotary order. So does a tied output layer, in addition to
+    the embedding. Layers in `left_out` do not come at all.
 
     Raises:
         CorruptFile: a file is damaged.
-        MissingWeight: the index of a folder names a file or tensor that is not there.
-        ModelLoadError: a tensor or a tensor type that is unknown here (named).
+        MissingWeight: the index of a folder names a file or tensor that does not exist.
+        ModelLoadError: a tensor or a tensor type is unknown; the message names it.
     """
     if checkpoint.kind == "gguf":
         return iter_gguf_weights(checkpoint.path, config, packed, left_out)
@@ -78,8 +79,8 @@ def iter_weights(
 
 
 def weight_headers(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, TensorHeader]:
-    """Every weight that the model reads, by Hugging Face name, from the headers alone; shapes of
-    GGUF's blocks are in numbers."""
+    """The headers of all weights that the model reads, by Hugging Face name; the shapes of GGUF
+    blocks count numbers."""
     if checkpoint.kind == "gguf":
         return {
             name: TensorHeader(tensor.shape, tensor.type.name)

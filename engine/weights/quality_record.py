@@ -1,7 +1,7 @@
-"""What `tandem perplexity --save` measured of a model, in a file beside its weights.
+"""Keeps measurements of `tandem perplexity --save` in a file beside a model's weights.
 
-A record is of these weights: whoever replaces them has none. It holds one measurement for each way
-to keep them, the newest.
+A record belongs to exactly these weights; other weights in their place have none. It holds the
+newest measurement for each way to keep the weights.
 """
 
 import hashlib
@@ -22,14 +22,15 @@ from engine.weights.source import Checkpoint
 _FOLDER_FILE = "tandem_quality.json"
 _PIECE_BYTES = 4096
 _NUM_PIECES = 64
-"""Of a file, evenly spaced: other weights of the same shapes differ in each."""
+"""The number of sampled pieces of a file, evenly spaced: other weights of the same shapes differ in
+each."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """How a model's numbers were kept while it was measured."""
+    """How a model's numbers were kept during the measurement."""
 
     quantization: str
     dtype: str
@@ -38,33 +39,34 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredQuality:
-    """Of a model against its original: `engine.text.scores.sums`."""
+    """A model's quality compared with its original (`engine.text.scores.sums`)."""
 
     kept: Kept
     kl_divergence: float
-    """In nats."""
+    """The KL divergence in nats."""
     kl_divergence_error: float
     top1_agreement: float
     perplexity: float
     original_perplexity: float
     tokens: int
-    """That were scored."""
+    """The number of scored tokens."""
     against: str
     """The original's name."""
     text: str
-    """The name of the file that was read."""
+    """The name of the text file."""
 
     @classmethod
     def of_report(cls, report: dict[str, Any], *, kept: Kept, against: str, text: str) -> Self:
-        """From the report of a measurement with an original."""
+        """Make it from the report of a measurement with an original."""
         names = [f.name for f in fields(cls) if f.name in report]
         return cls(kept=kept, against=against, text=text, **{name: report[name] for name in names})
 
     @classmethod
     def from_json(cls, content: Any) -> Self:
-        """
+        """Read it from JSON.
+
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, TypeError, ValueError: the JSON is something else.
         """
         kept = Kept(**{f.name: str(content["kept"][f.name]) for f in fields(Kept)})
         return cls(
@@ -81,15 +83,15 @@ class MeasuredQuality:
 
 
 def record_path(checkpoint: Checkpoint) -> Path:
-    """Where a model's record is, if there is one."""
+    """The path of a model's record, whether or not it exists."""
     if checkpoint.path.is_dir():
         return checkpoint.path / _FOLDER_FILE
     return checkpoint.path.with_name(f"{checkpoint.path.name}.quality.json")
 
 
 def measured_quality(checkpoint: Checkpoint, kept: Kept) -> MeasuredQuality | None:
-    """What is known of these weights, kept this way. A record that cannot be read counts for
-    nothing, and the log says so."""
+    """The measurement of these weights, kept this way. A record that cannot be read is ignored with
+    a warning in the log."""
     return next((one for one in read_record(checkpoint) if one.kept == kept), None)
 
 
@@ -101,17 +103,17 @@ def read_record(checkpoint: Checkpoint) -> list[MeasuredQuality]:
         if not content:
             return []
         if content["weights"] != sampled_hash(checkpoint):
-            log.warning("a record of quality is of other weights and is ignored", file=path.name)
+            log.warning("a quality record belongs to other weights and is ignored", file=path.name)
             return []
         return [MeasuredQuality.from_json(one) for one in content["measured"]]
     except (EngineError, OSError, KeyError, TypeError, ValueError) as error:
         why = f"{type(error).__name__}: {error}"
-        log.warning("a record of quality cannot be read and is ignored", file=path.name, why=why)
+        log.warning("a quality record cannot be read and is ignored", file=path.name, why=why)
         return []
 
 
 def save_quality(checkpoint: Checkpoint, measured: MeasuredQuality) -> Path:
-    """Add a measurement to the model's record; one of the same way to keep it is replaced.
+    """Add a measurement to the model's record; it replaces one of the same way to keep the weights.
 
     Raises:
         ModelLoadError: the file cannot be written.
@@ -130,13 +132,13 @@ def save_quality(checkpoint: Checkpoint, measured: MeasuredQuality) -> Path:
         unfinished.unlink(missing_ok=True)
         raise ModelLoadError(
             f"{path.name} cannot be written beside the model: {error.strerror}; measure a copy of "
-            f"the model that may be written to"
+            f"the model in a folder that you may write to"
         ) from error
     return path
 
 
 def sampled_hash(checkpoint: Checkpoint) -> str:
-    """Of samples of all weights' files, and of their sizes.
+    """A hash of the sizes and samples of all weight files.
 
     Raises:
         OSError, ModelLoadError: a file cannot be read.

@@ -1,4 +1,4 @@
-"""Tensors of a folder of safetensors files, mapped into memory rather than copied.
+"""Reads the tensors of safetensors files, which are mapped into memory and not copied.
 
 Called by `loader.py`.
 """
@@ -26,16 +26,16 @@ from engine.quantization.format import TensorHeader
 
 _INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100 << 20
-"""The format's own limit."""
+"""The format's own limit on a header."""
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PIECE_BYTES = 4 << 20
-"""That are read at once: few enough to be in a cache when they are used."""
+"""The bytes that are read at once: few enough to be still in a cache when they are used."""
 _MAX_SMALL_BYTES = 4096
-"""Of a tensor that says something of another one."""
+"""The most bytes of a small tensor that describes another one."""
 
 
 def iter_folder_weights(folder: Path, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name, tensor) of what a decoder reads, as `iter_tensors` does."""
+    """Yield (name, tensor) for what a decoder reads, as `iter_tensors` does."""
     for name, tensor in iter_tensors(folder, leave_out=lambda name: is_redundant(name, config)):
         yield config.tensor_name(name), tensor
 
@@ -45,21 +45,22 @@ def iter_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name, tensor) file by file, in the order of the bytes.
 
-    The tensors are views of the mapped file: copy what must outlive the file, and do not write.
+    The tensors are views of the mapped file: copy those that must outlive it, and do not write to
+    them.
 
     Args:
-        leave_out: says of a name that its tensor is not wanted.
+        leave_out: says whether the tensor of a name is not wanted.
 
     Raises:
         CorruptFile: a file is damaged.
-        MissingWeight: the index names a file or tensor that is not there.
+        MissingWeight: the index names a file or tensor that does not exist.
     """
     for path, names in _files(folder).items():
         yield from _tensors_of(path, [name for name in names if not leave_out(name)])
 
 
 def iter_file_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The same of one file, whose header has been read."""
+    """Yield (name, tensor) of one file, as `iter_tensors` does."""
     return _tensors_of(path, _in_file_order(read_header(path)))
 
 
@@ -74,14 +75,14 @@ def _tensors_of(path: Path, names: list[str]) -> Iterator[tuple[str, torch.Tenso
 
 
 def read_tensors(path: Path, names: Collection[str]) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """Yield (name, tensor) of some tensors of a file whose header has been read, in new memory.
+    """Yield (name, tensor) for some tensors of a file whose header has been read, in new memory.
 
-    Those that lie side by side come together, as many as `_PIECE_BYTES` hold or one: there may be
-    hundreds of small ones. For files that may be written to meanwhile: of a mapped one that is cut
-    short pages are gone, and with them the process that reads them.
+    Neighbouring tensors are read together, as many as fit into `_PIECE_BYTES` or one, since there
+    may be hundreds of small ones. This is for files that may be changed meanwhile: when a mapped
+    file is cut short, a process that reads its missing pages dies.
 
     Raises:
-        CorruptFile: it is damaged, lacks one of them, or they are of a type that is not of floats.
+        CorruptFile: it is damaged, lacks one of them, or one is not of a floating-point type.
         ModelLoadError: it cannot be read.
     """
     header, first = _checked_header(path, _MAX_HEADER_BYTES)
@@ -103,7 +104,7 @@ def read_tensors(path: Path, names: Collection[str]) -> Iterator[list[tuple[str,
 
 
 def _pieces(entries: dict[str, Any]) -> Iterator[list[str]]:
-    """Names of neighbours, in the order of the bytes."""
+    """The names of neighbouring tensors, in the order of the bytes."""
     piece: list[str] = []
     begin = last = 0
     for name, entry in entries.items():
@@ -120,7 +121,7 @@ def _pieces(entries: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def _tensor_of(path: Path, entry: dict[str, Any], data: bytearray, begin: int) -> torch.Tensor:
-    """One whose neighbours are in `data`, too, which begins at that offset."""
+    """A tensor out of `data`, which begins at offset `begin` and also holds its neighbours."""
     dtype, shape = _FLOATS.get(entry.get("dtype")), entry["shape"]  # type: ignore[arg-type]
     start, end = entry["data_offsets"]
     if dtype is None or math.prod(shape) * dtype.itemsize != end - start:
@@ -132,7 +133,7 @@ def _tensor_of(path: Path, entry: dict[str, Any], data: bytearray, begin: int) -
 
 
 def folder_headers(folder: Path) -> dict[str, TensorHeader]:
-    """Shape and type of every tensor."""
+    """The shape and type of every tensor."""
     return {
         name: headers[name]
         for path, names in _files(folder).items()
@@ -144,10 +145,10 @@ def folder_headers(folder: Path) -> dict[str, TensorHeader]:
 def file_headers(
     path: Path, *, max_header_bytes: int = _MAX_HEADER_BYTES
 ) -> dict[str, TensorHeader]:
-    """The same of one file.
+    """The shape and type of every tensor of one file.
 
     Raises:
-        CorruptFile: truncated or damaged, or its header is larger than that.
+        CorruptFile: it is truncated or damaged, or its header is larger than `max_header_bytes`.
         ModelLoadError: it cannot be read.
     """
     header, first = _checked_header(path, max_header_bytes)
@@ -160,7 +161,7 @@ def file_headers(
 
 
 def _small_content(path: Path, first: int, entry: dict[str, Any]) -> Callable[[], bytes] | None:
-    """What reads a tensor's bytes, if they are few."""
+    """A function that reads a tensor's bytes, if they are few."""
     start, end = entry["data_offsets"]
     if end - start > _MAX_SMALL_BYTES:
         return None
@@ -177,14 +178,15 @@ def _small_content(path: Path, first: int, entry: dict[str, Any]) -> Callable[[]
 
 
 def is_redundant(name: str, config: ModelConfig) -> bool:
-    """Whether the model does not read this: a tied output layer, or old files' rotary tables."""
+    """Whether the model does not read a tensor: a tied output layer, or old files' rotary
+    tables."""
     if config.tensor_name(name).startswith("lm_head."):
         return config.tie_word_embeddings
     return name.endswith("rotary_emb.inv_freq")
 
 
 def _files(folder: Path) -> dict[Path, list[str]]:
-    """Which tensors to read from which file."""
+    """The tensors to read from each file."""
     index = folder / _INDEX
     if not index.exists():
         headers = {path: read_header(path) for path in _unindexed(folder)}
@@ -202,9 +204,9 @@ def _files(folder: Path) -> dict[Path, list[str]]:
 
 
 def _owned(path: Path, names: set[str]) -> list[str]:
-    """Those tensors of a file that the index says it has, in the order of the bytes."""
-    if not os.path.exists(path):  # whatever the name is
-        raise MissingWeight(f"{_INDEX} names {path.name}, which is not there; fetch it")
+    """The tensors that the index assigns to a file, in the order of the bytes."""
+    if not os.path.exists(path):  # false, and not an error, for a name that no file can have
+        raise MissingWeight(f"{_INDEX} names {path.name}, which is missing; fetch it")
     header = read_header(path)
     if names - header.keys():
         missing = min(names - header.keys())
@@ -213,7 +215,7 @@ def _owned(path: Path, names: set[str]) -> list[str]:
 
 
 def _is_plain(file_name: object) -> bool:
-    """Not a path out of the folder."""
+    """Whether a name is a plain file name, which cannot lead out of the folder."""
     return isinstance(file_name, str) and file_name == os.path.basename(file_name) != ""
 
 
@@ -227,17 +229,18 @@ def _in_file_order(header: dict[str, Any]) -> list[str]:
 
 
 def read_header(path: Path, *, max_bytes: int = _MAX_HEADER_BYTES) -> dict[str, Any]:
-    """Entry of each tensor: `dtype`, `shape` and `data_offsets`, checked against the file's size.
+    """The entries of all tensors, `dtype`, `shape` and `data_offsets`, checked against the file's
+    size.
 
     Raises:
-        CorruptFile: truncated or damaged.
+        CorruptFile: it is truncated or damaged.
         ModelLoadError: it cannot be read.
     """
     return _checked_header(path, max_bytes)[0]
 
 
 def _checked_header(path: Path, max_bytes: int) -> tuple[dict[str, Any], int]:
-    """With the number of bytes before the tensors."""
+    """The checked entries, and the number of bytes before the tensors."""
     header, start, size = _read_raw_header(path, max_bytes)
     header.pop("__metadata__", None)
     try:
@@ -253,10 +256,10 @@ def _checked_header(path: Path, max_bytes: int) -> tuple[dict[str, Any], int]:
 
 
 def read_file_metadata(path: Path, *, max_header_bytes: int = _MAX_HEADER_BYTES) -> dict[str, Any]:
-    """What a file says of itself in its header, under free names; often nothing.
+    """What a file says about itself in its header, under free names; often nothing.
 
     Raises:
-        CorruptFile: truncated or damaged.
+        CorruptFile: it is truncated or damaged.
         ModelLoadError: it cannot be read.
     """
     metadata = _read_raw_header(path, max_header_bytes)[0].get("__metadata__")
@@ -264,7 +267,7 @@ def read_file_metadata(path: Path, *, max_header_bytes: int = _MAX_HEADER_BYTES)
 
 
 def _read_raw_header(path: Path, max_bytes: int) -> tuple[dict[str, Any], int, int]:
-    """The header as it is written, the number of bytes before the tensors, and of the file."""
+    """The raw header, the number of bytes before the tensors, and the size of the file."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size

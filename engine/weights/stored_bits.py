@@ -1,5 +1,4 @@
-"""What a checkpoint stores its weights in, and in how many bits each, whatever the model keeps it
-in."""
+"""The type and the number of bits of a checkpoint's weights, however the model will keep them."""
 
 import math
 from collections import Counter
@@ -11,11 +10,11 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from engine.quantization.format import Headers
 
 FEW_BITS = 4
-"""Below it models lose more than averages over texts show."""
+"""Models with fewer bits per weight lose more than averages over texts show."""
 
 
 def stored_type(headers: Headers) -> str:
-    """That most numbers have in the checkpoint, as its format calls it."""
+    """The type of most numbers in the checkpoint, with its format's name for it."""
     counts: Counter[str] = Counter()
     for header in headers.values():
         counts[header.type] += math.prod(header.shape)
@@ -23,11 +22,11 @@ def stored_type(headers: Headers) -> str:
 
 
 def stored_bits(headers: Headers, stated: Mapping[str, Any]) -> float | None:
-    """Mean bits of a weight in the blocks' linear layers; None if the files do not tell.
+    """The mean bits per weight of the blocks' linear layers; None if the files do not say.
 
     Args:
-        headers: of the checkpoint's tensors.
-        stated: what it says of its quantization; empty if nothing.
+        headers: the headers of the checkpoint's tensors.
+        stated: what the checkpoint says about its quantization; empty if nothing.
     """
     bits = stated.get("bits", stated.get("w_bit"))
     if isinstance(bits, int | float):

@@ -1,6 +1,6 @@
-"""What the operator may have meant by a model reference that leads nowhere.
+"""Suggests what the operator may have meant by a model reference that does not exist.
 
-For the operator's own terminal and log: it names paths, which clients must not see.
+The text is for the operator's own terminal and log: it names paths, which clients must not see.
 """
 
 import contextlib
@@ -12,11 +12,11 @@ from pathlib import Path
 _MODEL_FILES = (".gguf", ".safetensors")
 _MOST = 3
 _CUTOFF = 0.6
-"""difflib's own; a letter or two in a short name."""
+"""The least similarity of names, difflib's default: a letter or two may differ in a short name."""
 
 
 def hint(ref: str, built_in: Iterable[str], *, may_be_hub_id: bool) -> str:
-    """One line: where it was looked for, and names like it that lead somewhere."""
+    """One line that says where the model was looked for, and names similar ones that exist."""
     places = [os.path.abspath(os.path.expanduser(ref))]
     known = list(built_in)
     if may_be_hub_id:
@@ -31,14 +31,14 @@ def hint(ref: str, built_in: Iterable[str], *, may_be_hub_id: bool) -> str:
 
 
 def _nearest(ref: str, known: Iterable[str]) -> list[str]:
-    """Whatever the case of the letters. The reference itself was no help."""
+    """The names most similar to `ref`, whatever the case of letters, without `ref` itself."""
     by_lower = {name.lower(): name for name in known if name != ref}
     found = difflib.get_close_matches(ref.lower(), by_lower, n=_MOST, cutoff=_CUTOFF)
     return [by_lower[name] for name in found]
 
 
 def _neighbours(folder: str) -> list[str]:
-    """Names of the model files and folders in the folder where it was looked for."""
+    """The names of model files and folders in the folder where the model was looked for."""
     names: list[str] = []
     with contextlib.suppress(OSError, ValueError):
         for entry in os.scandir(os.path.expanduser(folder) or "."):
@@ -55,7 +55,7 @@ def _hub_cache() -> Path:
 
 
 def _cached_ids(cache: Path) -> list[str]:
-    """Of folders such as `models--org--name`."""
+    """The hub ids of cache folders such as `models--org--name`."""
     with contextlib.suppress(OSError):
         return [
             path.name.removeprefix("models--").replace("--", "/")

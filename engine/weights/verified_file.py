@@ -1,8 +1,8 @@
-"""A file known by its SHA-256: written whole or not at all, hashed once.
+"""Files known by their SHA-256, which are written completely or not at all, and hashed once.
 
-Beside the file lies `<name>.verified.json` with the hash, size and modification time it had when
-it was hashed. While size and time agree the hash is taken as proven, so a start does not read
-100 MB again. An edit that restores both goes unnoticed; deleting the record forces a new hash.
+Beside a file lies `<name>.verified.json` with its hash, size and modification time when it was
+hashed. While size and time agree the hash counts as proven, so a start does not read 100 MB again.
+An edit that restores both goes unnoticed; deleting the record forces a new hash.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def is_verified(path: Path, sha256: str) -> bool:
-    """Whether `path` was found to have this hash before and has not been touched since."""
+    """Whether `path` was found to have this hash before and has not changed since."""
     try:
         record = json.loads(_record_path(path).read_text())
         return bool(record == _record(path, sha256))
@@ -23,7 +23,7 @@ def is_verified(path: Path, sha256: str) -> bool:
 
 
 def has_sha256(path: Path, sha256: str) -> bool:
-    """Hash `path` now. False if it differs or is not there."""
+    """Hash `path` now. Returns False if the hash differs or there is no file."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256
@@ -32,7 +32,7 @@ def has_sha256(path: Path, sha256: str) -> bool:
 
 
 def verify(path: Path, sha256: str) -> bool:
-    """`has_sha256`, and write the record that `is_verified` reads if so."""
+    """Hash `path` like `has_sha256`; if it agrees, write the record that `is_verified` reads."""
     if not has_sha256(path, sha256):
         return False
     write_whole(_record_path(path), [json.dumps(_record(path, sha256)).encode()])
@@ -40,9 +40,9 @@ def verify(path: Path, sha256: str) -> bool:
 
 
 def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
-    """Put `chunks` at `path` so that even a crash or power cut leaves all or nothing.
+    """Write `chunks` to `path` so that even a crash or power cut leaves all or nothing.
 
-    Of several writers the last one wins. A crash may leave `<name>.*.part` behind.
+    If there are several writers, the last one wins. A crash may leave `<name>.*.part` behind.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:

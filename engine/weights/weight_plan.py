@@ -1,4 +1,4 @@
-"""How a text model's weights will be kept: decided from headers, before any weight is read."""
+"""Decides from headers how a text model's weights will be kept, before any weight is read."""
 
 import math
 from collections.abc import Callable, Collection
@@ -38,38 +38,38 @@ class WeightPlan:
     """How a checkpoint's weights will be kept."""
 
     quantization: Quantization
-    """Not auto."""
+    """The format, never auto."""
     shapes: Shapes
     layers: Layers
-    """The quantised ones."""
+    """The quantised layers."""
     packed: Collection[str] = ()
-    """Layers whose weights the file's reader is to leave as they are."""
+    """The layers whose weights the file's reader must leave packed."""
     stored: Quantization = "none"
-    """The format that the checkpoint has."""
+    """The checkpoint's own format."""
     could_stay_packed: bool = False
-    """They are plain only because that is faster."""
+    """Whether weights are plain only because that is faster."""
     stored_bits: float | None = None
-    """Of a weight in the checkpoint (`engine.weights.stored_bits`)."""
+    """The bits per weight in the checkpoint (`engine.weights.stored_bits`)."""
     stored_type: str = ""
-    """That most of the checkpoint's weights have."""
+    """The type of most of the checkpoint's weights."""
     embedding: str
     """The checkpoint's name of the input embedding."""
     copies_embedding: bool = False
-    """The output layer is a packed copy beside the embedding, and plain."""
+    """Whether the output layer is a packed copy of the embedding, which is plain."""
     leaves_out_embedding: bool = False
-    """Its rows are looked up in the output layer, which stays packed."""
+    """Whether the embedding's rows are looked up in the output layer, which stays packed."""
 
     def method_for(self, name: str) -> LinearMethod[Any] | None:
-        """Of a layer; None: it stays plain."""
+        """The method of a layer; None if it stays plain."""
         layer = self.layers.get(name)
         return None if layer is None else layer.method
 
     def num_bytes(self, dtype_bytes: int, *, with_head: bool = True) -> int:
-        """Memory of all weights; numbers that are not quantised have `dtype_bytes`.
+        """The memory of all weights; numbers that are not quantised take `dtype_bytes`.
 
         Args:
-            with_head: with the output layer that a tied embedding may have beside it, or in the
-                place of rows of its own.
+            with_head: whether to count the output layer, which a tied embedding may have in
+                addition or instead of its own rows.
         """
         embedding = math.prod(self.shapes.get(f"{self.embedding}.weight", (0,)))
         times = self.copies_embedding - self.leaves_out_embedding if with_head else 0
@@ -84,13 +84,14 @@ class WeightPlan:
 
     @property
     def num_weights(self) -> int:
-        """Numbers in all matrices; an output layer that is the embedding counts once."""
+        """The number of weights in all matrices; an output layer that is the embedding counts
+        once."""
         ends = (self.shapes.get(f"{name}.weight", (0,)) for name in (self.embedding, HEAD))
         return sum(self.layer_weights().values()) + sum(map(math.prod, ends))
 
     def layer_weights(self) -> dict[str, int]:
-        """How many numbers each matrix has that tokens are multiplied with, by its tensor or layer;
-        the output layer's apart."""
+        """The number of weights of each matrix that tokens are multiplied with, by tensor or layer,
+        without the output layer."""
         ends = (self.embedding, HEAD)
         owned = {
             f"{name}.{kind}" for name, one in self.layers.items() for kind in one.owned_kinds()
@@ -116,16 +117,17 @@ def plan_within_memory(
     machine: MachineFacts,
     reserve: Callable[[WeightPlan], T],
 ) -> tuple[WeightPlan, T]:
-    """`plan_weights`, with what `reserve` made of asking for the plan's memory.
+    """Plan weights like `plan_weights`, and return the plan with the result of `reserve`, which
+    asks for its memory.
 
     Raises:
-        ModelLoadError: one of its kinds.
+        ModelLoadError: the model cannot be served with this memory or in this format.
     """
     plan = plan_weights(checkpoint, model_config, intent, machine)
     try:
         return plan, reserve(plan)
     except InsufficientMemory:
-        # Other models may hold what seemed to be free; plain weights were no more than faster.
+        # Another model may hold memory that seemed free; plain weights were only a matter of speed.
         if not plan.could_stay_packed:
             raise
     intent = replace(intent, quantization=plan.stored)
@@ -139,11 +141,11 @@ def plan_weights(
     intent: EngineConfig,
     machine: MachineFacts,
 ) -> WeightPlan:
-    """Decide how weights are kept, from headers and from what products take on this machine.
+    """Decide how weights are kept, from headers and from the speed of products on this machine.
 
     Raises:
-        ModelLoadError: the checkpoint's quantization is not supported, or the one that was asked
-            for is not possible.
+        ModelLoadError: the checkpoint's quantization is not supported, or the requested one is not
+            possible.
     """
     all_headers = weight_headers(checkpoint, model_config)
     shapes = {name: header.shape for name, header in all_headers.items()}
@@ -200,7 +202,7 @@ def planned_layers(
     *,
     stays_packed: bool,
 ) -> Layers:
-    """The quantised layers, or those that the checkpoint has quantised and the model has not."""
+    """The quantised layers, or those that are quantised in the checkpoint but not in the model."""
     if stored is not None and stays_packed:
         layers = stored.layers(headers, device)
     elif stored is not None and not stored.unpacked_by_reader:
@@ -211,8 +213,8 @@ def planned_layers(
 
 
 def linear_headers(headers: Headers, config: ModelConfig) -> Headers:
-    """Those of linear layers and norms: without the embedding, which is looked up, unless it is the
-    output layer, too."""
+    """The headers of linear layers and norms, without the embedding unless it is also the output
+    layer."""
     found = dict(headers)
     embedding = found.pop(f"{config.embedding}.weight", None)
     if config.tie_word_embeddings and embedding is not None:
@@ -227,8 +229,8 @@ def prefers_plain(
     intent: EngineConfig,
     machine: MachineFacts,
 ) -> bool:
-    """Whether a file's packed weights are better unpacked when they are loaded: that is faster
-    here and leaves at least as much memory as it takes."""
+    """Whether a file's packed weights should be unpacked when loaded, because that is faster here
+    and leaves at least as much memory free as it takes."""
     dtype = torch_dtype(intent.model_dtype)
     if 2 * num_bytes(shapes, {}, dtype.itemsize) > machine.free_memory_bytes:
         return False

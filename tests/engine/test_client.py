@@ -167,7 +167,7 @@ async def test_a_model_is_ready_once_its_text_side_was_tried(start):
     [
         (broken_text, "corrupt_file", "the chat template is damaged"),
         (text_that_crashes, "model_load_failed", "cannot be read (RecursionError)"),
-        (text_of_another_model, "model_load_failed", "token id 100, the model ends at 99"),
+        (text_of_another_model, "model_load_failed", "token id 100 and the model's highest is 99"),
     ],
 )
 async def test_a_model_whose_text_side_does_not_work_is_not_served(start, ref, check, code, words):

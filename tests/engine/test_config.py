@@ -64,7 +64,7 @@ def test_rows_of_a_step_of_decodes(num_seqs, num_drafts, budget, num_rows):
 def test_n_grams_have_a_length():
     intent = EngineConfig(prompt_lookup_min=5, prompt_lookup_max=4)
     machine = MachineFacts(device="cpu", num_cores=2, free_memory_bytes=1 << 30)
-    with pytest.raises(InvalidParameter, match="prompt_lookup_min is 5 and prompt_lookup_max 4"):
+    with pytest.raises(InvalidParameter, match="prompt_lookup_min is 5; it must be at most prompt_lookup_max"):
         resolve(intent, MODEL, machine)
 
 
@@ -164,5 +164,7 @@ def test_adapters_have_few_bits_where_the_model_has(asked, device, quantization,
 
 
 def test_a_gpu_keeps_adapters_in_the_models_type():
-    with pytest.raises(ModelLoadError, match="lora_dtype is int8 and the model is on cuda"):
+    with pytest.raises(
+        ModelLoadError, match="int8, which works only on a CPU, and the model is on cuda"
+    ):
         EngineConfig(lora_dtype="int8").has_packed_adapters("cuda", "gguf")

@@ -42,7 +42,7 @@ def test_another_generation_config_takes_its_place(tmp_path: Path) -> None:
     file.write_text(json.dumps(other | beside))
     for source in (tmp_path, file):
         assert default_sampling(drawn(), str(source), None) == other
-    with pytest.raises(ModelNotFound, match="names no folder"):
+    with pytest.raises(ModelNotFound, match="no such file or folder"):
         default_sampling({}, str(tmp_path / "missing"), None)
     file.write_text("[")
     with pytest.raises(CorruptFile):

@@ -123,7 +123,7 @@ def test_what_is_no_file_in_a_files_place(folder: Path, name: str, kind: str) ->
         path.symlink_to("/dev/zero")
     else:
         path.mkdir()
-    with pytest.raises(CorruptFile, match=f"is a {kind} where a regular file belongs") as caught:
+    with pytest.raises(CorruptFile, match=f"is a {kind} and must be a regular file") as caught:
         read_all(folder)
     assert name in str(caught.value)
 

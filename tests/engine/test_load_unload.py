@@ -125,7 +125,7 @@ async def test_unloading_waits_for_what_runs_and_refuses_what_is_new(start):
     assert client.infos(TEXT) == []
     with pytest.raises(ModelUnloading, match="'m' is being unloaded"):
         client.submit(request([1], "late"))
-    with pytest.raises(ModelConflict, match="being unloaded already"):
+    with pytest.raises(ModelConflict, match="already being unloaded"):
         client.unload("m", 0)
     with pytest.raises(ModelConflict, match="being unloaded; load it again"):
         client.load(spec("m=x"))

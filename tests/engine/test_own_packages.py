@@ -23,7 +23,7 @@ def test_a_package_of_the_users_is_not_taken_for_ours(tmp_path, name):
     (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package')")
     command = module_command("engine.loop")
     done = subprocess.run(command, cwd=tmp_path, input=b"", capture_output=True, check=False)
-    assert b"standard input ended before the worker knew what to do" in done.stderr
+    assert b"standard input ended before the worker had read what to load" in done.stderr
     assert b"the wrong package" not in done.stderr
 
 

@@ -81,7 +81,7 @@ async def test_a_dead_lock_is_noticed_although_the_pulse_goes_on(start):
     client = await start("m=x", worker_timeout_s=2)
     locked = client.submit(request([8], "locked"))
     behind = client.submit(request([1], "behind"))
-    await check_replaced(client, "m", [locked, behind], "its loop stands still since 2 s")
+    await check_replaced(client, "m", [locked, behind], "its loop has been blocked for 2 s")
 
 
 async def test_a_step_without_an_end_is_noticed(start):

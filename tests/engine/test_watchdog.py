@@ -52,7 +52,7 @@ def test_a_worker_without_pulses_has_stopped(bench, is_busy):
 def test_a_loop_that_stands_still_while_requests_wait_has_stopped(bench):
     bench.run(500, is_busy=False)
     verdict, ticks = bench.run(500)
-    assert "stands still since 10 s" in verdict and ticks == 10
+    assert "blocked for 10 s" in verdict and ticks == 10
 
 
 @pytest.mark.parametrize("life", [{"cpu_s": 1e-4}, {"turns": 1}])

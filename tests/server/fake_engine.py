@@ -244,7 +244,7 @@ class FakeEngineClient:
         if model not in self._statuses:
             raise UnknownModel(f"the model {model!r} is not served here", param="model")
         if self._statuses[model].phase is Phase.DRAINING:
-            raise ModelConflict(f"{model} is being unloaded already", param="model")
+            raise ModelConflict(f"{model} is already being unloaded", param="model")
         self.set_status(model, Phase.DRAINING)
         return asyncio.get_running_loop().create_task(self._unload(model, drain_timeout_s))
 

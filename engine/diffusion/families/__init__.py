@@ -1,1 +1,1 @@
-"""One file per model family, each an implementation of `family.Family`."""
+"""The model families, one per file, each an implementation of `family.Family`."""

@@ -1,6 +1,7 @@
-"""A model's VAE: pixels to the latents that its denoiser works on, and back.
+"""A model's VAE, which turns pixels into the denoiser's latents and back.
 
-Latents outside are scaled and shifted to about unit variance, as `AutoencoderKL`'s config says.
+Outside of it latents are scaled and shifted to about unit variance, as `AutoencoderKL`'s config
+says.
 """
 
 import torch
@@ -9,7 +10,7 @@ from diffusers import AutoencoderKL
 from engine.diffusion.families.fused_layers import fuse_layers
 
 _FIT_CELLS = 32
-"""Side, in latent cells, of the picture that previews are fitted on."""
+"""The side, in latent cells, of the picture to which previews are fitted."""
 _FIT_PATCHES = 9
 
 
@@ -17,12 +18,12 @@ class Autoencoder:
     """Wraps an `AutoencoderKL`. Safe to use from several threads.
 
     Args:
-        dtype: of the VAE's weights.
+        dtype: the type of the VAE's weights.
 
     Attributes:
-        channels: of a latent cell.
-        factor: pixels per latent cell, on a side.
-        num_decoder_weights: tells whether decoding is cheap.
+        channels: the channels of a latent cell.
+        factor: the pixels per latent cell, on a side.
+        num_decoder_weights: the decoder's size, which tells whether decoding is cheap.
     """
 
     def __init__(self, vae: AutoencoderKL, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -44,11 +45,11 @@ class Autoencoder:
         *,
         scaled: bool = True,
     ) -> torch.Tensor:
-        """Pixels `[N, 3, H, W]` in [-1, 1] to latents, fp32.
+        """Encode pixels `[N, 3, H, W]` in [-1, 1] as latents, fp32.
 
         Args:
-            generator: draws from the posterior; None takes its mode.
-            scaled: False gives them as the VAE makes them, as InstructPix2Pix takes its image.
+            generator: the source for draws from the posterior; None takes its mode.
+            scaled: whether to scale the latents; InstructPix2Pix takes its image unscaled.
         """
         pixels = image.to(device=self._device, dtype=self._dtype)
         posterior = self._vae.encode(pixels).latent_dist
@@ -58,7 +59,8 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32, clipped to [-1, 1]."""
+        """Decode scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32, clipped to [-1,
+        1]."""
         unscaled = latents / self._scale + self._shift
         pixels = self._vae.decode(unscaled.to(device=self._device, dtype=self._dtype)).sample
         clipped: torch.Tensor = pixels.float().clamp(-1.0, 1.0)
@@ -66,7 +68,8 @@ class Autoencoder:
 
     @torch.no_grad()
     def preview(self, latents: torch.Tensor) -> torch.Tensor:
-        """A pixel per latent cell, `[N, 3, h, w]`: its channels' best linear mix."""
+        """A rough picture `[N, 3, h, w]` with a pixel per latent cell, the best linear mix of its
+        channels."""
         if self._to_rgb is None:
             self._to_rgb = self._fit()
         weights = self._to_rgb.to(latents.device)
@@ -74,10 +77,11 @@ class Autoencoder:
         return (colours + weights[-1].view(1, 3, 1, 1)).clamp(-1.0, 1.0)
 
     def _fit(self) -> torch.Tensor:
-        """Least squares from latents, and a one, to RGB over a picture of soft patches of colour.
+        """Fit latents, and a constant, to RGB by least squares, over a picture of soft patches of
+        colour.
 
-        `[C + 1, 3]`. It costs one encoding and works for every VAE, so no table of known ones is
-        needed. All-zero channels are harmless to the solver chosen.
+        Returns `[C + 1, 3]`. It costs one encoding and works for every VAE, so no table of known
+        ones is needed. The solver copes with channels that are all zero.
         """
         generator = torch.Generator().manual_seed(0)
         patches = torch.rand((1, 3, _FIT_PATCHES, _FIT_PATCHES), generator=generator) * 2 - 1

@@ -1,6 +1,7 @@
-"""Components of a diffusers folder: checked, then read by the class that they belong to.
+"""Checks the components of a diffusers folder and loads them with their classes.
 
-`from_pretrained` fills what a file lacks with random numbers and a warning; here that is an error.
+`from_pretrained` fills in what a file lacks with random numbers and a warning; here that is an
+error.
 """
 
 import contextlib
@@ -46,7 +47,7 @@ class ComponentFolder:
     """A folder with model_index.json.
 
     Attributes:
-        index: what model_index.json says.
+        index: the contents of model_index.json.
     """
 
     def __init__(self, folder: Path, options: LoadOptions) -> None:
@@ -57,21 +58,21 @@ class ComponentFolder:
         transformers.utils.logging.disable_progress_bar()
 
     def has(self, name: str) -> bool:
-        """Whether the index lists this component and does not say that it is absent."""
+        """Whether the index lists this component as present."""
         return self.class_name(name) is not None
 
     def class_name(self, name: str) -> str | None:
-        """Class of a component, None where there is none."""
+        """The class of a component; None if there is none."""
         entry = self.index.get(name)
         if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):
             return entry[1]
         return None
 
     def defaults(self) -> dict[str, float]:
-        """What requests get that do not say, from `_defaults` of the index; empty without.
+        """Default values of requests, from `_defaults` of the index; empty if missing.
 
         Raises:
-            CorruptFile: a value is no positive number.
+            CorruptFile: a value is not a positive number.
         """
         defaults = self.index.get("_defaults", {})
         if not isinstance(defaults, dict) or not all(map(_is_positive, defaults.values())):
@@ -81,10 +82,10 @@ class ComponentFolder:
     def vocabulary(self) -> frozenset[str] | None:
         """All words that the model was trained on, from `_vocabulary` of the index.
 
-        None without: models trained on natural text know some meaning of any word.
+        None if missing: models trained on natural text know some meaning of any word.
 
         Raises:
-            CorruptFile: it is no list of words.
+            CorruptFile: it is not a list of words.
         """
         words = self.index.get("_vocabulary")
         if words is None:
@@ -94,7 +95,7 @@ class ComponentFolder:
         return frozenset(words)
 
     def does_one_edit(self) -> bool:
-        """Whether instructions may ask for one edit only, from `_one_edit` of the index."""
+        """Whether an instruction may ask for only one edit, from `_one_edit` of the index."""
         return self.index.get("_one_edit") is True
 
     def load(
@@ -105,16 +106,16 @@ class ComponentFolder:
         dtype: torch.dtype | None = None,
         **extra: Any,
     ) -> Component:
-        """A component with its weights, on the CPU unless `extra` says otherwise.
+        """Load a component with its weights, on the CPU unless `extra` says otherwise.
 
         Args:
-            component_class: of diffusers or transformers.
-            dtype: the model's own (`LoadOptions.dtype`) by default.
-            extra: handed to `from_pretrained`, such as a quantization config.
+            component_class: a class of diffusers or transformers.
+            dtype: the type of weights, by default the model's own (`LoadOptions.dtype`).
+            extra: further arguments of `from_pretrained`, such as a quantization config.
 
         Raises:
             UnsupportedArchitecture: the index names another class.
-            MissingWeight, ShapeMismatch, CorruptFile: as they say.
+            MissingWeight, ShapeMismatch, CorruptFile: its files are incomplete or damaged.
             ModelLoadError: it cannot be read.
         """
         self._check_class(name, component_class.__name__)
@@ -135,16 +136,17 @@ class ComponentFolder:
         return loaded
 
     def text_encoder(self, name: str) -> CLIPTextModel | CLIPTextModelWithProjection:
-        """A CLIP text encoder on the device.
+        """Load a CLIP text encoder onto the device.
 
         Raises:
-            ModelLoadError: one of its kinds.
+            ModelLoadError: it cannot be loaded.
         """
         component_class = _CLIP_CLASSES.get(self.class_name(name) or "", CLIPTextModel)
         return self.load(name, component_class).to(self._options.device)
 
     def tokenizer(self, name: str, tokenizer_class: type[Component] = CLIPTokenizer) -> Component:
-        """
+        """Load a tokenizer.
+
         Raises:
             UnsupportedArchitecture: the index names another class.
             ModelLoadError: its files are missing or damaged.
@@ -154,7 +156,7 @@ class ComponentFolder:
         files = _names(self._folder / name)
         if "spiece.model" in files and "tokenizer.json" not in files:
             raise ModelLoadError(
-                f"{name} has a spiece.model only, which this server does not read; create its "
+                f"{name} has only a spiece.model, which this server does not read; create a "
                 f"tokenizer.json with transformers (needs sentencepiece and protobuf): "
                 f"T5Tokenizer.from_pretrained(folder).save_pretrained(folder)"
             )
@@ -165,13 +167,13 @@ class ComponentFolder:
         return tokenizer
 
     def autoencoder(self, name: str = "vae", *, scaling_factor: float | None = None) -> Autoencoder:
-        """The VAE on the device.
+        """Load the VAE onto the device.
 
         Args:
-            scaling_factor: in place of what its config says.
+            scaling_factor: replaces the value in its config.
 
         Raises:
-            ModelLoadError: one of its kinds.
+            ModelLoadError: it cannot be loaded.
         """
         config = self.config(name)
         vae = self.load(name, AutoencoderKL, dtype=autoencoder_dtype(config, self._options.dtype))
@@ -184,7 +186,7 @@ class ComponentFolder:
         return read_json(self._folder / name / file)
 
     def scheduler_config(self) -> dict[str, Any]:
-        """Of the model's own noise schedule, with `_class_name`."""
+        """The configuration of the model's own noise schedule, with `_class_name`."""
         config = self.config("scheduler", "scheduler_config.json")
         config.setdefault("_class_name", self.class_name("scheduler"))
         found = getattr(diffusers, str(config["_class_name"]), None)
@@ -193,7 +195,8 @@ class ComponentFolder:
         )
         if not isinstance(found, type):
             raise unknown
-        # diffusers has stand-ins for classes whose packages are missing: they cannot be created.
+        # diffusers has placeholders for classes whose packages are missing; these cannot be
+        # created.
         try:
             diffusers.utils.requires_backends(found, getattr(found, "_backends", []))
         except ImportError:
@@ -212,31 +215,31 @@ class ComponentFolder:
             raise ModelLoadError(f"model_index.json names no {name}; this model needs one")
         if found not in expected:
             raise UnsupportedArchitecture(
-                f"{name} is of class {found!r}; {' or '.join(expected)} is supported"
+                f"{name} is of class {found!r}; only {' or '.join(expected)} is supported"
             )
 
     def _check_weights(self, name: str) -> str:
-        """The variant to load, its files whole."""
+        """The variant to load, after a check that its files are complete."""
         check_component(self._folder / name)
         variant, files = weight_files(self._folder / name, self._options.dtype)
         if not files and has_pickles(_names(self._folder / name)):
             raise ModelLoadError(
-                f"{name} has its weights as pickles only, which can run code when read; convert "
+                f"{name} has its weights only as pickles, which can run code when read; convert "
                 f"the model to safetensors with save_pretrained()"
             )
         if not files:
-            raise MissingWeight(f"{name} has no complete set of .safetensors files; fetch it")
+            raise MissingWeight(f"{name} has no complete set of .safetensors files; fetch them")
         for file in files:
             read_header(file)
         return variant
 
 
 def check_component(folder: Path) -> None:
-    """Before a library reads a component's folder and builds what its config.json says.
+    """Check a component's folder before a library builds what its config.json says.
 
     Raises:
-        CorruptFile: a file is no file, or JSON that cannot be read.
-        ModelLoadError: more layers than would be built in a bearable time.
+        CorruptFile: a file is not a regular file, or not valid JSON.
+        ModelLoadError: there are more layers than can be built in reasonable time.
     """
     if not folder.is_dir():
         return
@@ -246,26 +249,27 @@ def check_component(folder: Path) -> None:
         numbers = [n for n in counts if isinstance(n, int) and "layers" in key]
         if max(numbers, default=0) > MAX_LAYERS or len(counts) > MAX_LAYERS:
             raise ModelLoadError(
-                f"config.json of {folder.name} has {key} beyond {MAX_LAYERS}, the most layers that "
-                f"are built; fetch the model again"
+                f"config.json of {folder.name} has {key} above {MAX_LAYERS}, the most layers that "
+                f"are allowed; fetch the model again"
             )
 
 
 def weight_files(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[str, list[Path]]:
-    """Variant and files that a component in `folder` is loaded from; none: ("", [])."""
+    """The variant and files from which a component in `folder` is loaded; ("", []) if there are
+    none."""
     variants = FULL_FIRST if dtype == torch.float32 else HALF_FIRST
     variant, names = choose_weights(_names(folder), variants)
     return variant, [folder / name for name in names]
 
 
 def autoencoder_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
-    """Some VAEs overflow in fp16 and say so."""
+    """The VAE's dtype; some VAEs overflow in fp16 and say so in their config."""
     overflows = dtype == torch.float16 and bool(config.get("force_upcast", True))
     return torch.float32 if overflows else dtype
 
 
 def place_autoencoder(vae: AutoencoderKL, options: LoadOptions) -> Autoencoder:
-    """Convolutions are fastest with channels last."""
+    """Move a VAE to the device, with channels last, which is fastest for convolutions."""
     vae.to(memory_format=torch.channels_last)
     return Autoencoder(vae, dtype=vae.dtype, device=options.device)
 
@@ -286,12 +290,14 @@ def _check_report(name: str, report: Mapping[str, Any]) -> None:
         )
     mismatched = sorted(str(entry) for entry in report.get("mismatched_keys", ()))
     if mismatched:
-        raise ShapeMismatch(f"{name}: {mismatched[0]} has another shape than its config says")
+        raise ShapeMismatch(
+            f"{name}: the shape of {mismatched[0]} contradicts its config; fetch it again"
+        )
 
 
 @contextlib.contextmanager
 def _reading(name: str) -> Iterator[None]:
-    """Turns what the libraries raise into load errors, whose text names no path."""
+    """Turn the libraries' errors into load errors whose text names no path."""
     try:
         yield
     except ModelLoadError:
@@ -302,7 +308,7 @@ def _reading(name: str) -> Iterator[None]:
         text = str(error)
         if "shape" in text or "size mismatch" in text or "mismatched" in text:
             raise ShapeMismatch(
-                f"{name} has tensors of other shapes than its config says"
+                f"the shapes of tensors of {name} contradict its config; fetch it again"
             ) from error
         raise ModelLoadError(
             f"{name} cannot be loaded ({type(error).__name__}); fetch the model again"

@@ -1,8 +1,8 @@
-"""3x3 convolutions by Winograd's way, for fp32 on a CPU: a quarter of the multiplications.
+"""3x3 convolutions with Winograd's method, for fp32 on a CPU: a quarter of the multiplications.
 
-PyTorch's library does not have it. The weights are arranged for it once, which takes four times
-their memory beside them; `decisions/003` has what that was measured to bring. Elsewhere, in other
-dtypes and where gradients are wanted, the layers are what they were.
+PyTorch's library lacks it. The weights are arranged for it once, in a second copy of four times
+their memory; `decisions/003` has the measured gain. On other devices, in other dtypes and if
+gradients are wanted, the layers work as before.
 """
 
 import torch
@@ -12,14 +12,14 @@ from engine.diffusion.families.products import is_plain
 from kernels import Convolution, conv3x3, native
 
 LEAST_CHANNELS = 16
-"""Of inputs and of outputs: fewer are filled up with zeros to as many."""
+"""The least number of inputs and outputs; smaller numbers would be padded with zeros."""
 MOST_BYTES = 30 << 20
-"""Of a layer's arranged weights: from 640 to 320 channels. The wider layers of large models would
-take gigabytes together, and see the smallest maps."""
+"""The most bytes of a layer's arranged weights: from 640 to 320 channels. The wider layers of large
+models would take gigabytes together and work on the smallest maps."""
 
 
 def arrange_convolutions(model: nn.Module) -> None:
-    """Replace the layers that are faster, in place; weights and names stay."""
+    """Replace the layers that are faster this way, in place; weights and names stay."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Conv2d and _is_for_winograd(child) and native.missing() is None:
@@ -27,17 +27,17 @@ def arrange_convolutions(model: nn.Module) -> None:
 
 
 def arranged_bytes(shape: tuple[int, ...]) -> int:
-    """Memory that a layer with weights of this shape, in fp32 on a CPU, takes beside them."""
+    """The extra memory, in fp32 on a CPU, of a layer whose weights have this shape."""
     return Convolution.num_bytes(*shape[:2]) if _is_worth_it(shape) else 0
 
 
 class ArrangedConvolution(nn.Conv2d):
-    """`convolution`, whose weights it takes, over maps with channels last.
+    """A copy of `convolution` with its weights, for maps with channels last.
 
-    A row's result depends on nothing but the row.
+    A row's result depends only on the row.
 
     Attributes:
-        arranged: weights as our own operation reads them.
+        arranged: the weights in our own operation's layout.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -49,7 +49,7 @@ class ArrangedConvolution(nn.Conv2d):
         self.arranged = Convolution.of(self.weight.data, bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[R, C, h, w]` to `[R, C', h, w]`."""
+        """Convolve `[R, C, h, w]` to `[R, C', h, w]`."""
         if is_plain(x, self.weight):
             return conv3x3(x, self.arranged)
         return super().forward(x)
@@ -64,7 +64,7 @@ def _is_for_winograd(layer: nn.Conv2d) -> bool:
 
 
 def _is_worth_it(shape: tuple[int, ...]) -> bool:
-    """Whether weights `[C', C, 3, 3]` are arranged."""
+    """Whether weights `[C', C, 3, 3]` should be arranged."""
     if len(shape) != 4 or shape[2:] != (3, 3):
         return False
     channels = shape[:2]

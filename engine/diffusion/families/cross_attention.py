@@ -1,7 +1,7 @@
-"""Cross-attention that remembers the keys and values of the prompts.
+"""Cross-attention with a cache of the prompts' keys and values.
 
-Prompts do not change from step to step, so their projections need computing only when the batch is
-put together anew: for SD 1 and one image at 64 px that is a fifth of a step's arithmetic.
+Prompts do not change from step to step, so their projections are computed only when the batch
+changes. For SD 1 and one image at 64 px that saves a fifth of a step's arithmetic.
 """
 
 from collections import OrderedDict
@@ -17,18 +17,20 @@ from engine.diffusion.families.fused_layers import is_simple, project_out, split
 from kernels import attention
 
 MAX_BYTES = 512 << 20
-"""Of all kept keys and values. One SD 1 row takes 8 MB in fp32, one SDXL row 25 MB in bf16."""
+"""The most bytes of kept keys and values. An SD 1 row takes 8 MB in fp32, an SDXL row 25 MB in
+bf16."""
 MAX_COMPOSITIONS = 32
-"""Only batches that take turns from step to step come back. What is left of ended requests would
-fill the memory of a small model many times over."""
+"""The most compositions kept. Only batches that take turns from step to step come back; entries of
+ended requests would fill a small model's memory many times over."""
 
 _Layers = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 
 class CrossAttentionCache:
-    """Keys and values of one UNet's layers, per batch composition, least recently used out.
+    """The keys and values of one UNet's layers by batch composition; the least recently used go
+    first.
 
-    A composition that alone exceeds `max_bytes` is computed at every step. One thread only.
+    A composition that alone exceeds `max_bytes` is computed at every step. For one thread only.
 
     Invariant: `num_bytes` is the size of all tensors kept, and at most `max_bytes` between calls.
     """
@@ -42,31 +44,31 @@ class CrossAttentionCache:
         processors = dict(unet.attn_processors)
         for layer, name in enumerate(processors):
             attn: Any = unet.get_submodule(name.removesuffix(".processor"))
-            # Layers of other kinds keep the processor that diffusers chose.
+            # Other kinds of layers keep diffusers' processor.
             is_usual = type(attn.processor) is AttnProcessor2_0 and is_simple(attn)
             if is_usual and attn.is_cross_attention:
                 processors[name] = CachedCrossAttention(self, layer)
         unet.set_attn_processor(processors)
 
     def select(self, composition: Hashable) -> None:
-        """Say whose prompts the next call attends to, in the order of its rows."""
+        """Set the composition of the next call: its prompts in the order of its rows."""
         self._current = composition
         if composition in self._compositions:
             self._compositions.move_to_end(composition)
 
     def clear(self) -> None:
-        """Forget everything, as after a change of weights."""
+        """Remove everything, for example after a change of weights."""
         self._compositions.clear()
         self.num_bytes = 0
 
     def get(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Keys and values `[R, H, L, D]` of the selected composition."""
+        """The keys and values `[R, H, L, D]` of the selected composition."""
         found = self._compositions.get(self._current, {}).get(layer)
         self.num_hits += found is not None
         return found
 
     def put(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Keep them, if there is room once older compositions have gone."""
+        """Keep keys and values, if removing older compositions makes enough room."""
         needed = key.nbytes + value.nbytes
         while self.num_bytes + needed > self._max_bytes and self._evict():
             pass
@@ -78,7 +80,7 @@ class CrossAttentionCache:
         self.num_bytes += needed
 
     def _evict(self) -> bool:
-        """Drop the least recently used composition that is not the selected one."""
+        """Remove the least recently used composition other than the selected one."""
         oldest = next((key for key in self._compositions if key != self._current), None)
         if oldest is None:
             return False
@@ -88,7 +90,7 @@ class CrossAttentionCache:
 
 
 class CachedCrossAttention:
-    """`AttnProcessor2_0` for simple layers, keys and values from a cache."""
+    """`AttnProcessor2_0` for simple layers, with keys and values from a cache."""
 
     def __init__(self, cache: CrossAttentionCache, layer: int) -> None:
         self._cache = cache
@@ -102,7 +104,7 @@ class CachedCrossAttention:
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As `AttnProcessor2_0`: `[R, Q, C]` and `[R, L, D]` to `[R, Q, C]`."""
+        """Attend from `[R, Q, C]` to `[R, L, D]`; returns `[R, Q, C]` like `AttnProcessor2_0`."""
         key, value = self._keys_and_values(attn, encoder_hidden_states)
         query = split_heads(attn, attn.to_q(hidden_states))
         bias = _bias(attn, attention_mask, encoder_hidden_states)

@@ -1,8 +1,8 @@
-"""What a model family must offer so that the engine can draw with it.
+"""The interface of a model family, with which the engine draws.
 
-A family owns weights and nothing of a request: prompt states, latents, noise and the place in
+A family owns weights and no part of a request: prompt states, latents, noise and the position in
 the noise schedule belong to `engine.diffusion.denoising.Denoising`. All latents outside a family
-are unpacked, `[N, C, H, W]`, fp32, scaled to the space the denoiser works in.
+are unpacked, `[N, C, H, W]`, fp32, and scaled to the space in which the denoiser works.
 """
 
 from collections.abc import Hashable, Sequence
@@ -17,40 +17,42 @@ from engine.image_types import DenoisingFacts, ImageTask, UpscalingFacts
 from engine.lora.images.layers import AdaptedLayers, Uses
 
 if TYPE_CHECKING:
-    # It imports diffusers, which takes seconds and is not needed to name a family.
+    # Imported only for types: it imports diffusers, which takes seconds.
     from engine.diffusion.noise_schedule import NoiseSchedule
 
 
 _RESTORED_AREAS = 16
-"""Largest picture that is redrawn in tiles, in areas of the model's own size."""
+"""The largest picture redrawn in tiles, as a multiple of the model's own area."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyFacts:
-    """What requests are checked against; becomes the model's `ImageModelInfo`."""
+    """The facts against which requests are checked; they become the model's `ImageModelInfo`."""
 
     architecture: str
     tasks: tuple[ImageTask, ...]
     denoising: DenoisingFacts
     latent_channels: int
     vae_factor: int
-    """Pixels per latent cell, on a side."""
+    """The pixels per latent cell, on a side."""
     size_multiple: int
     default_width: int
     default_height: int
     min_side: int
     max_pixels: int
     image_free_at_full_strength: tuple[ImageTask, ...] = ()
-    """Tasks that at strength 1 take nothing of the input image into the latents: the denoiser sees
-    it beside them. Nothing is drawn for it then, as in diffusers' pipelines."""
+    """Tasks that at strength 1 put nothing of the input image into the latents, because the
+    denoiser sees it beside them. As in diffusers' pipelines, no random numbers are then drawn for
+    it."""
     does_one_edit: bool = False
-    """Whether an instruction may ask for one edit only."""
+    """Whether an instruction may ask for only one edit."""
     upscaling: UpscalingFacts | None = None
-    """Of a family that does UPSCALE: its latents then have a cell for each pixel of the input."""
+    """The facts for UPSCALE, if the family does it; its latents have a cell for each input
+    pixel."""
 
     @property
     def max_restored_pixels(self) -> int:
-        """Of RESTORE."""
+        """The most pixels of a RESTORE result."""
         return _RESTORED_AREAS * self.default_width * self.default_height
 
 
@@ -60,15 +62,16 @@ class Row:
 
     Attributes:
         latents: `[1, C, h, w]`, already scaled for the model by the noise schedule.
-        timestep: scalar tensor, as the noise schedule gives it.
-        prompt: of this branch.
+        timestep: the noise schedule's timestep, a scalar tensor.
+        prompt: the states of this branch's prompt.
         image_latents: `[1, K, h, w]` beside the latents: InstructPix2Pix's image (zeros in the
-            unconditional branch), mask and masked image of an inpainting model, the reference of
-            Kontext.
-        guidance_scale: for models that take it as an input.
-        width, height: of the picture in pixels, for families with size conditioning.
-        noise_level: of the image beside the latents, for families that take it as an input.
-        adapters: that the denoiser has for it, by their keys.
+            unconditional branch), an inpainting model's mask and masked image, or Kontext's
+            reference.
+        guidance_scale: the scale, for models that take it as an input.
+        width, height: the picture's size in pixels, for families with size conditioning.
+        noise_level: the noise of the image beside the latents, for families that take it as an
+            input.
+        adapters: the keys of the adapters that the denoiser uses for it.
     """
 
     latents: torch.Tensor
@@ -83,11 +86,12 @@ class Row:
 
 
 class Family(Protocol):
-    """All methods run without gradients on the engine's thread, `decode` on any thread.
+    """A model's weights and what they compute. All methods run without gradients on the engine's
+    thread, `decode` on any thread.
 
     Attributes:
-        adapted: the layers of denoisers and text encoders, which `encode_prompts` and `denoise`
-            tell whose adapters their rows have.
+        adapted: the layers of denoisers and text encoders with adapters; `encode_prompts` and
+            `denoise` tell them the adapters of their rows.
     """
 
     facts: FamilyFacts
@@ -95,14 +99,15 @@ class Family(Protocol):
     adapted: AdaptedLayers
 
     def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
-        """States of each prompt, in order. They do not depend on which prompts come together."""
+        """The states of each prompt, in order. They do not depend on the other prompts of the
+        call."""
         ...
 
     def encode_image(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        """Pixels `[1, 3, H, W]` in [-1, 1] to scaled latents `[1, C, H/f, W/f]`.
+        """Encode pixels `[1, 3, H, W]` in [-1, 1] as scaled latents `[1, C, H/f, W/f]`.
 
-        Draws from the posterior with `generator` (on the CPU), as diffusers' pipelines do; without
-        one, takes its mode.
+        Draws from the posterior with `generator` (on the CPU), like diffusers' pipelines; without
+        one it takes the mode.
         """
         ...
 
@@ -115,37 +120,38 @@ class Family(Protocol):
         *,
         noise_level: int = 0,
     ) -> torch.Tensor | None:
-        """The `image_latents` of conditional rows, or None where the denoiser takes none.
+        """The `image_latents` of conditional rows; None if the denoiser takes none.
 
         Args:
             image: `[1, 3, H, W]` in [-1, 1].
             mask: `[1, 1, H, W]` in {0, 1}, 1 where to redraw.
-            noise_level: for families that noise the image, of UPSCALE.
+            noise_level: the noise to add to the image, in families that do so for UPSCALE.
         """
         ...
 
     def denoiser_key(self, task: ImageTask) -> Hashable:
-        """Which weights a task runs on: rows of equal key and shape may share a call."""
+        """A key for the weights that a task uses: rows of equal key and shape may share a call."""
         ...
 
     def new_noise_schedule(
         self, name: str | None, num_steps: int, width: int, height: int
     ) -> "NoiseSchedule":
-        """A schedule of its own for one image, its timesteps set."""
+        """A new schedule for one image, with its timesteps set."""
         ...
 
     def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
-        """One call over rows of one `denoiser_key` and latent shape.
+        """Run one call over rows of one `denoiser_key` and latent shape.
 
-        Returns raw predictions `[R, C, h, w]`, fp32. Prompts may differ in length. Where
-        `row_layouts.is_exact`, a row's have the same bits whatever the others are.
+        Returns raw predictions `[R, C, h, w]`, fp32. Prompts may differ in length. If
+        `row_layouts.is_exact`, a row's predictions have the same bits in any company.
         """
         ...
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32 in [-1, 1], clipped."""
+        """Decode scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32, clipped to [-1,
+        1]."""
         ...
 
     def preview(self, latents: torch.Tensor) -> torch.Tensor:
-        """The same, cheap and rough, of any resolution: for pictures of unfinished latents."""
+        """A cheap, rough picture of unfinished latents, at any resolution."""
         ...

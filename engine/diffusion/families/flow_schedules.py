@@ -1,7 +1,7 @@
 """Noise schedules of rectified-flow models, shifted towards noise for large pictures.
 
-A large picture needs more noise to be destroyed as thoroughly as a small one. Either the config has
-one shift for all sizes, or it asks for a shift by the number of image tokens (`mu`).
+A large picture needs more noise than a small one to be destroyed as thoroughly. The config has
+either one shift for all sizes, or a shift that depends on the number of image tokens (`mu`).
 
 Paper: Esser et al. 2024, arXiv:2403.03206, section 5.3.2.
 """
@@ -14,13 +14,13 @@ from engine.diffusion.noise_schedule import FLOW_SCHEDULES, NoiseSchedule, Noise
 
 
 class FlowSchedules:
-    """Makes one model's schedules.
+    """Makes the schedules of one model.
 
     Args:
-        config: of the model's own scheduler, with `_class_name`.
-        max_shift: mu at `max_image_seq_len` tokens where the config does not say.
-        spans_unit_interval: start from sigmas 1 ... 1/steps, as FLUX's pipelines do, instead of the
-            training range's ends.
+        config: the model's own scheduler config, with `_class_name`.
+        max_shift: mu at `max_image_seq_len` tokens if the config does not give it.
+        spans_unit_interval: whether to start from sigmas 1 ... 1/steps, like FLUX's pipelines,
+            instead of the ends of the training range.
     """
 
     def __init__(
@@ -34,18 +34,18 @@ class FlowSchedules:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Offered names, the model's own first."""
+        """The names on offer, the model's own first."""
         return self._schedules.names
 
     def create(self, name: str | None, num_steps: int, num_tokens: int) -> NoiseSchedule:
-        """A schedule of its own for a picture of `num_tokens` image tokens.
+        """A new schedule for a picture of `num_tokens` image tokens.
 
         Raises:
-            InvalidParameter: no such name.
+            InvalidParameter: there is no such name.
         """
         sigmas = None
         if self._spans_unit_interval:
-            # Numpy's linspace, which the oracle uses, computes `start + i * step` like this.
+            # This is how numpy's linspace, which diffusers uses, computes `start + i * step`.
             step = (1.0 / num_steps - 1.0) / max(num_steps - 1, 1)
             sigmas = [1.0 + i * step for i in range(num_steps)]
         if not self._is_dynamic:
@@ -56,7 +56,8 @@ class FlowSchedules:
         return self._schedules.create(name, num_steps, sigmas=sigmas, mu=mu)
 
     def _mu(self, num_tokens: int) -> float:
-        """The line through (base tokens, base shift) and (max tokens, max shift)."""
+        """The value of mu on the line through (base tokens, base shift) and (max tokens, max
+        shift)."""
         config = self._config
         base_tokens = config.get("base_image_seq_len", 256)
         base_shift = config.get("base_shift", 0.5)
@@ -65,7 +66,8 @@ class FlowSchedules:
         return float(num_tokens * slope + (base_shift - slope * base_tokens))
 
     def _with_fixed_shift(self, mu: float) -> NoiseSchedules:
-        """For samplers that know no mu: the constant shift that equals it at this size."""
+        """Schedules for samplers without mu, with the constant shift that equals it at this
+        size."""
         linear = self._config.get("time_shift_type") == "linear"
         shift = mu if linear else math.exp(mu)
         return NoiseSchedules({**self._config, "shift": shift}, FLOW_SCHEDULES)

@@ -1,8 +1,8 @@
-"""FLUX.1: schnell (few steps, no guidance), dev (guidance is an input), Kontext (edits a reference
-image), Fill (a denoiser that sees mask and masked image).
+"""FLUX.1: schnell (few steps, no guidance), dev (guidance as an input), Kontext (edits a reference
+image), and Fill (a denoiser with mask and masked image as inputs).
 
-One sequence of text tokens and packed image tokens runs through the transformer; positions are
-rotary, `(image, row, column)` each. Latents are packed, two by two cells to a token, in here alone.
+One sequence of text tokens and packed image tokens passes through the transformer; positions are
+rotary, `(image, row, column)` each. Latents are packed, two by two cells to a token, only in here.
 
 Papers: Labs et al. 2025, arXiv:2506.15742 (Kontext); rectified flow, arXiv:2403.03206.
 """
@@ -37,7 +37,7 @@ from engine.lora.images.layers import AdaptedLayers, text_encoders
 from engine.weights.source import Checkpoint
 
 _PATCH = 2
-"""Latent cells of a token, on a side."""
+"""The latent cells of a token, on a side."""
 _MAX_SHIFT = 1.15
 _GENERAL_TASKS = (
     ImageTask.TEXT_TO_IMAGE,
@@ -47,18 +47,18 @@ _GENERAL_TASKS = (
 )
 _PROMPT_TOKENS = 512
 _SCHNELL_PROMPT_TOKENS = 256
-"""Lengths that prompts are padded to, those the models were trained with."""
+"""The lengths to which prompts are padded, as in the models' training."""
 
 
 class FluxFamily:
-    """FLUX.1 in all variants, see the module.
+    """FLUX.1 in all variants (see the module).
 
     Args:
-        scheduler_config: of the model's own scheduler.
-        edits: the transformer was trained with reference images (Kontext).
+        scheduler_config: the model's own scheduler config.
+        edits: whether the transformer was trained with reference images (Kontext).
 
     Raises:
-        UnsupportedArchitecture: the transformer's input has channels for something else.
+        UnsupportedArchitecture: the transformer has input channels for something else.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class FluxFamily:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, options: LoadOptions) -> "FluxFamily":
-        """From a diffusers folder; its transformer may be a GGUF file.
+        """Load a diffusers folder; its transformer may be a GGUF file.
 
-        Quantisation covers the T5 encoder, too, which is nearly as large as the transformer.
+        Quantisation includes the T5 encoder, which is nearly as large as the transformer.
 
         Raises:
-            ModelLoadError: one of its kinds.
+            ModelLoadError: the checkpoint cannot be loaded.
         """
         folder = ComponentFolder(checkpoint.path, options)
         transformer = load_transformer(FluxTransformer2DModel, folder, checkpoint.path, options)
@@ -120,7 +120,7 @@ class FluxFamily:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
-        """T5's states, padded to one length, and CLIP's pooled state of each prompt."""
+        """T5's states, padded to one length, and CLIP's pooled state, of each prompt."""
         found = []
         for prompt in prompts:
             with self.adapted.rows([prompt.adapters]):
@@ -128,7 +128,7 @@ class FluxFamily:
         return found
 
     def encode_image(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        """Pixels `[1, 3, H, W]` in [-1, 1] to scaled latents."""
+        """Encode pixels `[1, 3, H, W]` in [-1, 1] as scaled latents."""
         return self._autoencoder.encode(image, generator)
 
     def image_condition(
@@ -140,42 +140,46 @@ class FluxFamily:
         *,
         noise_level: int = 0,
     ) -> torch.Tensor | None:
-        """Kontext: latents of the reference. Fill: those of the masked image, and the mask."""
+        """For Kontext the latents of the reference; for Fill those of the masked image, and the
+        mask."""
         if task is ImageTask.EDIT:
             return self._autoencoder.encode(image, None)
         if not self._fills:
             return None
         if mask is None:
-            raise InvalidParameter("this model fills masks; give one", param="mask")
+            raise InvalidParameter(
+                "this model fills the area under a mask; send a mask", param="mask"
+            )
         masked = self._autoencoder.encode(image * (1.0 - mask), generator)
-        # Each latent cell gets its pixels of the mask as channels.
+        # The pixels of the mask that belong to a latent cell become its channels.
         cells = torch.nn.functional.pixel_unshuffle(mask, self._autoencoder.factor)
         return torch.cat([masked, cells.to(masked)], dim=1)
 
     def denoiser_key(self, task: ImageTask) -> Hashable:
-        """Edits apart: their sequences are twice as long, which no other row can share."""
+        """The key, which separates edits: no other row can share their sequences of twice the
+        length."""
         return "edit" if task is ImageTask.EDIT else "image"
 
     def new_noise_schedule(
         self, name: str | None, num_steps: int, width: int, height: int
     ) -> NoiseSchedule:
-        """A schedule of its own for one image, shifted by its size if the config says so."""
+        """A new schedule for one image, shifted by its size if the config says so."""
         side = self._autoencoder.factor * _PATCH
         return self._schedules.create(name, num_steps, (width // side) * (height // side))
 
     @torch.no_grad()
     def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
-        """Velocities `[R, C, h, w]`, fp32. Timesteps, guidance and prompts may differ."""
+        """Predict velocities `[R, C, h, w]`, fp32. Timesteps, guidance and prompts may differ."""
         if is_exact(self.device, self._dtype):
             return denoise_each(rows, self._forward)
         return denoise_by_layout(rows, _layout, self._forward)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32 in [-1, 1]."""
+        """Decode scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32 in [-1, 1]."""
         return self._autoencoder.decode(latents)
 
     def preview(self, latents: torch.Tensor) -> torch.Tensor:
-        """One pixel per latent cell."""
+        """A rough picture with one pixel per latent cell."""
         return self._autoencoder.preview(latents)
 
     def _encode(self, prompt: PromptText) -> PromptStates:
@@ -215,7 +219,7 @@ class FluxFamily:
     def _sequence(
         self, latents: torch.Tensor, rows: Sequence[Row]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image tokens `[R, T, D]` and their positions `[T, 3]`."""
+        """The image tokens `[R, T, D]` and their positions `[T, 3]`."""
         ids = position_ids(*latents.shape[-2:], image=0)
         if rows[0].image_latents is None:
             return pack(latents), ids
@@ -227,12 +231,13 @@ class FluxFamily:
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
-    """`[N, C, h, w]` to tokens `[N, h/2 * w/2, 4C]`, a channel's four cells side by side."""
+    """Pack `[N, C, h, w]` to tokens `[N, h/2 * w/2, 4C]`, with a channel's four cells side by
+    side."""
     return torch.nn.functional.pixel_unshuffle(latents, _PATCH).flatten(2).transpose(1, 2)
 
 
 def unpack(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The inverse of `pack`, for latents of this size."""
+    """Unpack tokens to latents of this size: the inverse of `pack`."""
     size = (height // _PATCH, width // _PATCH)
     return torch.nn.functional.pixel_shuffle(
         torch.unflatten(tokens.transpose(1, 2), 2, size), _PATCH
@@ -240,7 +245,7 @@ def unpack(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def position_ids(height: int, width: int, *, image: int) -> torch.Tensor:
-    """`[h/2 * w/2, 3]`: which image, row, column."""
+    """The image, row and column of each token, `[h/2 * w/2, 3]`."""
     rows, columns = torch.arange(height // _PATCH), torch.arange(width // _PATCH)
     grid = torch.cartesian_prod(torch.tensor([image]), rows, columns)
     return grid.float()
@@ -281,7 +286,7 @@ def _facts(
     fills: bool,
     edits: bool,
 ) -> FamilyFacts:
-    """Defaults are those of the model cards."""
+    """The facts, with the defaults of the model cards."""
     steps, scale = (28, 3.5) if takes_guidance else (4, 1.0)
     tasks: tuple[ImageTask, ...] = _GENERAL_TASKS
     if fills:

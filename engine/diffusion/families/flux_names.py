@@ -1,7 +1,7 @@
-"""Names of FLUX's tensors: from those of the original release to diffusers'.
+"""Converts the names of FLUX's tensors from the original release's to diffusers'.
 
-The original fuses projections that diffusers keeps apart; rows are split, so packed rows of a
-quantised matrix split the same way.
+The original fuses projections that diffusers keeps separate. They are split by rows, so packed rows
+of a quantised matrix are split in the same way.
 """
 
 from collections.abc import Mapping
@@ -51,13 +51,13 @@ _SHIFT_SCALE = "final_layer.adaLN_modulation.1"
 def to_diffusers_names(
     state: Mapping[str, torch.Tensor], *, inner_dim: int
 ) -> dict[str, torch.Tensor]:
-    """Rename and split.
+    """Rename tensors and split fused ones.
 
     Args:
-        inner_dim: attention heads times their width.
+        inner_dim: the number of attention heads times their width.
 
     Raises:
-        KeyError: a tensor that belongs to no FLUX transformer.
+        KeyError: a tensor does not belong to a FLUX transformer.
     """
     converted: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
@@ -66,11 +66,11 @@ def to_diffusers_names(
 
 
 def original_names(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Of linear layers: the original's name, and diffusers' of those that it holds, in order. The
-    last modulation is left out, whose halves changed places.
+    """The original names of linear layers, and diffusers' names of the layers in them, in order.
+    The last modulation is left out, because its halves are exchanged.
 
     Args:
-        config: of the transformer, with the numbers of its blocks.
+        config: the transformer's config, with its numbers of blocks.
     """
     names: dict[str, tuple[str, ...]] = {name: (renamed,) for name, renamed in _SINGLE.items()}
     kinds = (
@@ -110,7 +110,7 @@ def _convert(name: str, tensor: torch.Tensor, inner_dim: int) -> dict[str, torch
 
 
 def _block_of(module: str) -> tuple[Mapping[str, str], str, str]:
-    """Table of names, prefix of the block in diffusers, module within the block."""
+    """The table of names, the block's prefix in diffusers, and the module within the block."""
     kind, _, rest = module.partition(".")
     number, _, rest = rest.partition(".")
     if kind == "double_blocks" and number.isdigit():

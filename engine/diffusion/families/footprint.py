@@ -1,4 +1,4 @@
-"""Memory that an image model's weights will take, from the headers of its files."""
+"""Computes the memory of an image model's weights from the headers of its files."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +19,10 @@ from engine.weights.safetensors import file_headers
 from engine.weights.source import Checkpoint
 
 _DENOISERS = ("unet", "transformer")
-"""What the names of denoising components, and of their tensors in single files, begin with."""
+"""The prefixes of denoising components' names, and of their tensors in single files."""
 _SINGLE_FILE_DENOISER = "model.diffusion_model."
 _ARRANGED = ("unet", "vae")
-"""What the names of components begin with whose layers are replaced by our own."""
+"""The prefixes of the names of components whose layers are replaced by our own."""
 _SINGLE_FILE_ARRANGED = (_SINGLE_FILE_DENOISER, "first_stage_model.")
 _T5 = "T5EncoderModel"
 
@@ -34,16 +34,16 @@ def weight_bytes(
     quantization: ImageQuantization = "none",
     device: str = "cpu",
 ) -> int:
-    """Size of all weights once they are loaded.
+    """The size of all weights after loading.
 
-    On a CPU, quantising a component takes the room of its plain weights for the time of loading.
+    On a CPU a component that is quantised while loading needs room for its plain weights meanwhile.
 
     Args:
-        dtype: of plain weights.
-        quantization: of the denoiser and of T5 encoders.
-        device: on a CPU convolutions and small products in fp32, as autoencoders of fp16 may be,
-            are there a second time, arranged. So at most: headers do not tell which ones skip
-            cells, and which are no layers.
+        dtype: the type of plain weights.
+        quantization: the format of the denoiser and of T5 encoders.
+        device: on a CPU, convolutions and small products in fp32, which autoencoders of fp16 models
+            may also have, exist a second time, arranged. The result is an upper bound: headers do
+            not show which of them skip cells, and which tensors are not layers.
     """
     is_arranged = device == "cpu" and dtype is not torch.bfloat16
     if checkpoint.kind == "single_file":
@@ -61,7 +61,7 @@ def weight_bytes(
 
 
 def _components(path: Path) -> Iterator[tuple[Path, bool]]:
-    """Folders of the components that are served, and whether quantisation is for them."""
+    """The folders of the served components, and whether quantisation applies to them."""
     for name, entry in read_json(path / INDEX).items():
         if isinstance(entry, list) and name not in UNUSED and (path / name).is_dir():
             yield path / name, name.startswith(_DENOISERS) or entry[-1] == _T5
@@ -87,7 +87,7 @@ def _component_bytes(
 def _plain_bytes(
     headers: Headers, dtype: torch.dtype, quantization: ImageQuantization, prefix: str = ""
 ) -> int:
-    """Args: prefix: quantisation is for tensors whose names begin with it."""
+    """The size of plain weights. Only tensors whose names begin with `prefix` are quantised."""
     layers = {}
     for name, header in headers.items():
         layer = name.removesuffix(".weight")

@@ -1,8 +1,8 @@
-"""Layers of diffusers' UNets and VAEs with their norms, activations, attention and 3x3 convolutions
-from `kernels`.
+"""Replaces norms, activations, attention and 3x3 convolutions of diffusers' UNets and VAEs by
+operations of `kernels`.
 
-The weights and their names stay. Layers of another kind than the ones here stay as they are, so
-that a model with them is right, only not faster.
+Weights and their names stay. Layers of other kinds stay as they are, so a model with them works,
+but gains no speed from this.
 """
 
 import torch
@@ -20,7 +20,7 @@ from kernels import attention, geglu, group_norm_silu
 
 
 def fuse_layers(model: nn.Module) -> None:
-    """Replace what can be replaced, in place. The model is where it will run, in its dtype."""
+    """Replace layers in place. The model must be on its device and in its dtype already."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is ResnetBlock2D and _is_plain(child):
@@ -45,7 +45,7 @@ def fuse_layers(model: nn.Module) -> None:
 
 
 class FusedGroupNorm(nn.GroupNorm):
-    """`norm`, whose weights it takes, and the SiLU after it if asked for."""
+    """A copy of `norm` with its weights, optionally followed by SiLU."""
 
     def __init__(self, norm: nn.GroupNorm, *, silu: bool) -> None:
         super().__init__(norm.num_groups, norm.num_channels, norm.eps, device="meta")
@@ -53,12 +53,12 @@ class FusedGroupNorm(nn.GroupNorm):
         self.silu = silu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[R, C, h, w]`, also out."""
+        """Normalise `[R, C, h, w]`; the shape stays."""
         return group_norm_silu(x, self.num_groups, self.weight, self.bias, self.eps, self.silu)
 
 
 class FusedResnetBlock(nn.Module):
-    """What `ResnetBlock2D` does if `_is_plain`, with its parts."""
+    """The computation of a plain `ResnetBlock2D` (`_is_plain`), with its parts."""
 
     def __init__(self, block: ResnetBlock2D) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class FusedResnetBlock(nn.Module):
         self.conv_shortcut = block.conv_shortcut
 
     def forward(self, states: torch.Tensor, temb: torch.Tensor | None = None) -> torch.Tensor:
-        """`[R, C, h, w]` and the embedded timesteps `[R, E]`, if any, to `[R, C', h, w]`."""
+        """Turn `[R, C, h, w]` and the embedded timesteps `[R, E]`, if any, into `[R, C', h, w]`."""
         inner = self.conv1(self.norm1(states))
         if self.time_emb_proj is not None and temb is not None:
             inner = inner + self.time_emb_proj(silu(temb))[:, :, None, None]
@@ -88,13 +88,13 @@ class FusedGeglu(nn.Module):
         self.proj = layer.proj
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """`[R, Q, C]` to `[R, Q, I]`."""
+        """Turn `[R, Q, C]` into `[R, Q, I]`."""
         projected = self.proj(states)
         return geglu(projected.flatten(0, 1)).view(*projected.shape[:2], -1)
 
 
 class FusedSelfAttention:
-    """`AttnProcessor2_0` for layers that are simple and attend to themselves."""
+    """`AttnProcessor2_0` for simple layers with self-attention."""
 
     def __call__(
         self,
@@ -104,7 +104,8 @@ class FusedSelfAttention:
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`[R, Q, C]`, also out. Self-attention has no mask and no time in these models."""
+        """Attend within `[R, Q, C]`; the shape stays. These models use neither mask nor time
+        here."""
         query, key, value = (
             split_heads(attn, projection(hidden_states))
             for projection in (attn.to_q, attn.to_k, attn.to_v)
@@ -113,20 +114,20 @@ class FusedSelfAttention:
 
 
 def is_simple(attn: Attention) -> bool:
-    """Whether nothing but projections surrounds the attention itself."""
+    """Whether the attention has only projections around it."""
     extras = (attn.spatial_norm, attn.group_norm, attn.norm_cross, attn.norm_q, attn.norm_k)
     scaled = attn.residual_connection or attn.rescale_output_factor != 1
     return all(extra is None for extra in extras) and not scaled
 
 
 def split_heads(attn: Attention, states: torch.Tensor) -> torch.Tensor:
-    """`[R, L, H·D]` to `[R, H, L, D]`."""
+    """Reshape `[R, L, H·D]` to `[R, H, L, D]`."""
     rows, length, _ = states.shape
     return states.view(rows, length, int(attn.heads), -1).transpose(1, 2)
 
 
 def project_out(attn: Attention, mixed: torch.Tensor) -> torch.Tensor:
-    """`[R, Q, H·D]` to `[R, Q, C]`; the dropout after it does nothing here."""
+    """Project `[R, Q, H·D]` to `[R, Q, C]`; the dropout that follows does nothing here."""
     projected: torch.Tensor = attn.to_out[0](mixed)
     return projected
 

@@ -1,8 +1,8 @@
-"""FLUX and SD3 transformers from GGUF files: weights stay packed and are expanded layer by layer.
+"""Loads FLUX and SD3 transformers from GGUF files; weights stay packed and are expanded by layer.
 
-Such a file holds the transformer alone, under the names of the original release or of diffusers.
-It lies in the `transformer` folder of a diffusers checkpoint in place of the safetensors files,
-beside `config.json`, which says the model's shape.
+Such a file holds only the transformer, with the names of the original release or of diffusers. It
+lies in the `transformer` folder of a diffusers checkpoint instead of the safetensors files, beside
+`config.json`, which gives the model's shape.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ _PLAIN = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.flo
 
 
 def find_gguf(folder: Path) -> Path | None:
-    """The GGUF file of a component's folder, if its weights come as one, or the first of its parts.
+    """The GGUF file, or the first of its parts, in a component's folder; None if there is none.
 
     Raises:
         ModelLoadError: there are several.
@@ -39,7 +39,7 @@ def find_gguf(folder: Path) -> Path | None:
     names = sorted({first_part(file.name) for file in folder.glob("*.gguf")})
     if len(names) > 1:
         raise ModelLoadError(
-            f"component {folder.name!r} has {len(names)} GGUF files ({', '.join(names)}); leave one"
+            f"component {folder.name!r} has {len(names)} GGUF files ({', '.join(names)}); keep one"
         )
     return folder / names[0] if names else None
 
@@ -47,16 +47,16 @@ def find_gguf(folder: Path) -> Path | None:
 def load_gguf_transformer(
     model: type[Transformer], path: Path, *, dtype: torch.dtype, device: torch.device
 ) -> Transformer:
-    """Build a transformer of the shape in `config.json` beside the file, on `device`.
+    """Build a transformer with the shape in `config.json` beside the file, on `device`.
 
     Args:
-        dtype: of activations and of what is not quantised.
+        dtype: the type of activations and of weights that are not quantised.
 
     Raises:
-        CorruptFile: truncated, damaged or not GGUF.
-        MissingWeight: the file lacks a tensor, or is of another architecture.
-        ShapeMismatch: a tensor has another shape than the config says.
-        ModelLoadError: a tensor type without support, or no config.
+        CorruptFile: the file is truncated, damaged or not GGUF.
+        MissingWeight: the file lacks a tensor, or has another architecture.
+        ShapeMismatch: a tensor's shape differs from the config's.
+        ModelLoadError: a tensor type is not supported, or there is no config.
     """
     config = _config(model, path)
     state = _renamed(_read_state(path), config, path)
@@ -129,7 +129,7 @@ def _config(model: type[Transformer], path: Path) -> Mapping[str, Any]:
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor; matrices packed as they are stored, everything else expanded."""
+    """Read all tensors; matrices stay packed as stored, everything else is expanded."""
     tensors = read_tensors(path)
     return {name.removeprefix(_PREFIX): _tensor(entry) for name, entry in tensors.items()}
 
@@ -153,7 +153,7 @@ def _tensor(entry: GGUFTensor) -> torch.Tensor:
 
 
 def _shaped(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """SD3's table of positions has a leading 1 that ggml drops."""
+    """Restore the leading 1 of SD3's table of positions, which ggml drops."""
     if name.endswith(_POSITIONS) and tensor.ndim == 2:
         return tensor[None]
     if not torch.isfinite(tensor).all():

@@ -1,4 +1,4 @@
-"""How an image model is loaded."""
+"""The options for loading an image model."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """What the operator decides about a model.
+    """The operator's choices for a model.
 
     Attributes:
-        dtype: of weights and activations.
-        quantization: of the denoiser and of T5 encoders, one of `QUANTIZATIONS`.
+        dtype: the type of weights and activations.
+        quantization: the format of the denoiser and of T5 encoders, one of `QUANTIZATIONS`.
     """
 
     dtype: torch.dtype

@@ -1,4 +1,4 @@
-"""A component whose files have linear layers in few bits, built with them as they are."""
+"""Builds a component with the quantised linear layers of its files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,17 +26,18 @@ def load_packed(
     layers: Mapping[str, QuantizedLayer],
     options: LoadOptions,
 ) -> Component:
-    """Build a model of the shape in `config.json` of `folder`.
+    """Build a model with the shape in `config.json` of `folder`.
 
     Args:
-        files: the safetensors files that have its tensors.
-        layers: the quantised ones, by their path in the model.
+        files: the safetensors files with its tensors.
+        layers: the quantised layers by their path in the model.
 
     Returns:
-        Quantised layers on the device, the rest on the CPU.
+        The model, with quantised layers on the device and the rest on the CPU.
 
     Raises:
-        MissingWeight, ShapeMismatch, CorruptFile: as they say; they name the tensor.
+        MissingWeight, ShapeMismatch, CorruptFile: the files are incomplete or damaged; the message
+            names the tensor.
         ModelLoadError: it cannot be built.
     """
     check_component(folder)
@@ -55,7 +56,7 @@ def load_packed(
 
 
 class _Waiting:
-    """Quantised layers that still lack tensors; each is put in its place once it has them all."""
+    """Quantised layers that still lack tensors; each is put in its place when it is complete."""
 
     def __init__(
         self, model: nn.Module, layers: Mapping[str, QuantizedLayer], options: LoadOptions
@@ -65,7 +66,7 @@ class _Waiting:
         self._parts: dict[str, LinearPart] = {}
         self._missing: dict[str, dict[str, TensorSpec]] = {}
         self._places: dict[str, tuple[str, str]] = {}
-        """Name of a tensor → its layer's path, and its kind."""
+        """The layer's path and the kind of each tensor, by the tensor's name."""
         for path, layer in layers.items():
             plain = _linear(model, path, layer)
             part = self._parts[path] = LinearPart(
@@ -81,7 +82,7 @@ class _Waiting:
             self._places |= {f"{path}.{kind}": (path, kind) for kind in specs}
 
     def take(self, name: str, tensor: Tensor) -> bool:
-        """Whether a tensor is one of a quantised layer."""
+        """Take a tensor of a quantised layer. Returns False for other tensors."""
         if name not in self._places:
             return False
         path, kind = self._places.pop(name)
@@ -94,9 +95,10 @@ class _Waiting:
         return True
 
     def check(self) -> None:
-        """
+        """Check that all layers are complete.
+
         Raises:
-            MissingWeight: names the first tensor that did not come.
+            MissingWeight: a tensor is missing; the message names the first.
         """
         for path, kinds in self._missing.items():
             for kind in kinds:
@@ -104,7 +106,7 @@ class _Waiting:
 
 
 def _empty(model: type[Component], config: dict[str, Any]) -> Component:
-    """Without memory for weights."""
+    """A model without memory for its weights."""
     try:
         with init_empty_weights(include_buffers=False):
             built: Component = model.from_config(
@@ -112,24 +114,24 @@ def _empty(model: type[Component], config: dict[str, Any]) -> Component:
             )
     except Exception as error:
         raise ModelLoadError(
-            f"{model.__name__} cannot be built of its config.json ({type(error).__name__}); fetch "
-            f"the model again"
+            f"{model.__name__} cannot be built from its config.json ({type(error).__name__}); "
+            f"fetch the model again"
         ) from error
     return built
 
 
 def _linear(model: nn.Module, path: str, layer: QuantizedLayer) -> nn.Linear:
-    """The layer that a quantised one replaces.
+    """The plain layer that a quantised one replaces.
 
     Raises:
-        ShapeMismatch: there is none of its size.
+        ShapeMismatch: there is no layer of its size.
     """
     try:
         plain = model.get_submodule(path)
     except AttributeError:
         plain = None
     if not isinstance(plain, nn.Linear):
-        raise ShapeMismatch(f"the component has quantised weights of {path}, which is no layer")
+        raise ShapeMismatch(f"the component has quantised weights of {path}, which is not a layer")
     found = (layer.out_features, layer.in_features)
     wanted = (plain.out_features, plain.in_features)
     if found != wanted:
@@ -138,7 +140,7 @@ def _linear(model: nn.Module, path: str, layer: QuantizedLayer) -> nn.Linear:
 
 
 def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Views of the mapped files."""
+    """Yield views of the mapped files' tensors."""
     for path in files:
         check_regular(path)
         try:
@@ -153,10 +155,12 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     try:
         lacking, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
-        raise ShapeMismatch("the component has tensors of other shapes than its config") from error
+        raise ShapeMismatch(
+            "the shapes of the component's tensors contradict its config; fetch it again"
+        ) from error
     if lacking:
         raise MissingWeight(f"the component lacks {lacking[0]}; fetch it again")
     if unexpected:
         raise ShapeMismatch(
-            f"the component has a tensor {unexpected[0]} that its config.json has no place for"
+            f"the component has a tensor {unexpected[0]} that its config.json does not provide for"
         )

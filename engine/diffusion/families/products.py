@@ -1,8 +1,8 @@
-"""Linear layers and convolutions whose rows do not depend on each other, for fp32 on a CPU.
+"""Linear layers and convolutions whose rows do not affect each other, for fp32 on a CPU.
 
-Small weights are arranged for products of our own; large ones, which need no company to keep the
-processor busy, meet each row by itself. Elsewhere, in other dtypes and where gradients are wanted,
-the layers are what they were.
+Small weights are arranged for our own products. Large ones, which keep the processor busy with a
+single row, are multiplied with each row separately. On other devices, in other dtypes and if
+gradients are wanted, the layers work as before.
 """
 
 import torch
@@ -13,11 +13,11 @@ from engine.diffusion.families.rows import row_by_row
 from kernels import PackedWeight, linear_packed, native
 
 MOST_BYTES = 1 << 20
-"""Of weights that are arranged: they are there a second time."""
+"""The most bytes of weights that are arranged, which takes a second copy."""
 
 
 def separate_rows(model: nn.Module) -> None:
-    """Replace the layers that are of torch's own kinds, in place; weights and names stay."""
+    """Replace layers of torch's own classes, in place; weights and names stay."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:
@@ -29,14 +29,14 @@ def separate_rows(model: nn.Module) -> None:
 
 
 def packed_bytes(shape: tuple[int, ...]) -> int:
-    """Memory that a layer with weights of this shape, in fp32 on a CPU, takes beside them."""
+    """The extra memory, in fp32 on a CPU, of a layer whose weights have this shape."""
     is_product = len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1))
     num_bytes = 4 * shape[0] * shape[1] if is_product else MOST_BYTES + 1
     return num_bytes if num_bytes <= MOST_BYTES else 0
 
 
 class RowProduct(nn.Linear):
-    """`linear`, whose weights it takes."""
+    """A copy of `linear` with its weights."""
 
     def __init__(self, linear: nn.Linear) -> None:
         sizes = linear.in_features, linear.out_features
@@ -45,14 +45,14 @@ class RowProduct(nn.Linear):
         self._packed = _packed(self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[R, ..., in]` to `[R, ..., out]`."""
+        """Multiply `[R, ..., in]` to `[R, ..., out]`."""
         if is_plain(x, self.weight):
             return _product(x, self.weight, self.bias, self._packed)
         return super().forward(x)
 
 
 class PointwiseConvolution(nn.Conv2d):
-    """A convolution of single cells, whose weights it takes; in fp32 it makes maps with channels
+    """A copy of a convolution of single cells with its weights; in fp32 its maps have channels
     last."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -63,16 +63,16 @@ class PointwiseConvolution(nn.Conv2d):
         self._packed = _packed(self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[R, C, h, w]` to `[R, C', h, w]`."""
+        """Convolve `[R, C, h, w]` to `[R, C', h, w]`."""
         if not is_plain(x, self.weight):
             return super().forward(x)
-        # diffusers' transformers lay out otherwise what they give to their last layer.
+        # diffusers' transformers give their last layer another memory layout.
         x = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         return _product(x, self.weight.flatten(1), self.bias, self._packed).permute(0, 3, 1, 2)
 
 
 class RowConvolution(nn.Conv2d):
-    """Any other convolution, whose weights it takes."""
+    """A copy of any other convolution with its weights."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__(
@@ -90,14 +90,14 @@ class RowConvolution(nn.Conv2d):
         self.weight, self.bias = convolution.weight, convolution.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[R, C, h, w]` to `[R, C', h', w']`."""
+        """Convolve `[R, C, h, w]` to `[R, C', h', w']`."""
         if is_plain(x, self.weight) and x.ndim == 4:
             return row_by_row(super().forward, x)
         return super().forward(x)
 
 
 def is_plain(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether these are multiplied in fp32 on a CPU, and no gradients are wanted."""
+    """Whether both are in fp32 on a CPU and no gradients are wanted."""
     return x.is_cpu and x.dtype is weight.dtype is torch.float32 and not torch.is_grad_enabled()
 
 

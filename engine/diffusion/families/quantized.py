@@ -1,7 +1,7 @@
-"""Image models with weights of few bits, of any format in `engine.quantization`.
+"""Loads image models with quantised weights, in any format of `engine.quantization`.
 
-A component whose files have them comes packed; other linear layers are quantised when they are
-loaded, if that is asked for (`quantized_layers` says which).
+A component with quantised files stays packed; other linear layers are quantised while loading if
+that is asked for (`quantized_layers` chooses them).
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,9 +31,10 @@ from engine.weights.safetensors import file_headers
 
 
 def check_quantization(name: str) -> ImageQuantization:
-    """
+    """Check the name of a quantisation.
+
     Raises:
-        ModelLoadError: no such quantisation.
+        ModelLoadError: there is no such quantisation.
     """
     for known in QUANTIZATIONS:
         if name == known:
@@ -46,18 +47,19 @@ def check_quantization(name: str) -> ImageQuantization:
 def quantize(module: nn.Module, name: str, *, dtype: torch.dtype, device: torch.device) -> int:
     """Replace a model's linear layers by quantised ones, in place, on `device`.
 
-    One layer at a time, so that the device never holds the whole model unquantised. The rest of
-    the model is left where it is.
+    It takes one layer at a time, so that the device never holds the whole model unquantised. The
+    rest of the model stays where it is.
 
     Args:
-        module: weights in `dtype`, on the CPU or on `device`.
-        dtype: of activations.
+        module: a model with weights in `dtype`, on the CPU or on `device`.
+        dtype: the type of activations.
 
     Returns:
-        Number of layers replaced; 0 for `none`.
+        The number of replaced layers; 0 for `none`.
 
     Raises:
-        ModelLoadError: as `check_quantization`; the model has nothing to quantise or is already.
+        ModelLoadError: there is no such quantisation, or the model has nothing to quantise, or is
+            quantised already.
     """
     kind = check_quantization(name)
     if kind == "none":
@@ -89,14 +91,14 @@ def quantize(module: nn.Module, name: str, *, dtype: torch.dtype, device: torch.
 def load_transformer(
     model: type[Transformer], folder: ComponentFolder, path: Path, options: LoadOptions
 ) -> Transformer:
-    """The component `transformer` on the device: packed as its files have it, quantised on load,
-    or plain.
+    """Load the component `transformer` onto the device: packed as in its files, quantised while
+    loading, or plain.
 
     Args:
-        path: of the checkpoint that `folder` reads.
+        path: the path of the checkpoint that `folder` reads.
 
     Raises:
-        ModelLoadError: one of its kinds.
+        ModelLoadError: it cannot be loaded.
     """
     component = path / "transformer"
     gguf_file = find_gguf(component)
@@ -121,8 +123,7 @@ def load_transformer(
 
 
 def _check_stored(stated: Mapping[str, Any], options: LoadOptions) -> None:
-    """Weights that were saved in a format which is not ours are diffusers' to load; it does not on
-    a CPU."""
+    """Refuse weights that were saved in a format which only diffusers loads, and only on a GPU."""
     method = stated.get("quant_method")
     if method is not None and options.device.type == "cpu":
         raise ModelLoadError(
@@ -134,14 +135,14 @@ def _check_stored(stated: Mapping[str, Any], options: LoadOptions) -> None:
 def load_t5(
     folder: ComponentFolder, suffix: str, options: LoadOptions, *, length: int
 ) -> T5PromptEncoder:
-    """The components `tokenizer` and `text_encoder` of this suffix, quantised like the denoiser:
-    a T5 encoder is nearly as large.
+    """Load the components `tokenizer` and `text_encoder` with this suffix, quantised like the
+    denoiser, since a T5 encoder is nearly as large.
 
     Args:
-        length: tokens that prompts are padded and cut to.
+        length: the number of tokens to which prompts are padded and cut.
 
     Raises:
-        ModelLoadError: one of its kinds.
+        ModelLoadError: they cannot be loaded.
     """
     tokenizer = folder.tokenizer(f"tokenizer{suffix}", T5Tokenizer)
     encoder = folder.load(f"text_encoder{suffix}", T5EncoderModel)
@@ -152,7 +153,7 @@ def load_t5(
 def _layers(
     module: nn.Module, kind: ImageQuantization
 ) -> Iterator[tuple[str, nn.Linear, QuantizedLayer]]:
-    """What is to be quantised: its path, the plain layer and how."""
+    """The layers to quantise: each path, the plain layer and its quantised form."""
     for path, child in module.named_modules():
         if type(child) is nn.Linear:
             layer = quantized_layer(path, (child.out_features, child.in_features), kind)

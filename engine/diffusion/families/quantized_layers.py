@@ -1,7 +1,7 @@
-"""Which layers of image models are quantised at load: by name and shape alone.
+"""Chooses the layers of image models that are quantised at load, by name and shape alone.
 
-Linear layers inside the repeated blocks: they are nearly all of a model, while embedders and output
-layers are small and the ones that errors show in.
+These are the linear layers inside repeated blocks. They make up nearly all of a model, while
+embedders and output layers are small and show errors most.
 """
 
 from typing import get_args
@@ -13,15 +13,15 @@ from engine.quantization.table import ImageQuantization
 QUANTIZATIONS: tuple[ImageQuantization, ...] = get_args(ImageQuantization)
 
 _KEPT = ("wo",)
-"""T5 reads this layer's dtype to cast its input, so it must stay a plain one."""
+"""Layers that stay plain: T5 reads the dtype of `wo` to cast its input."""
 
 
 def quantized_layer(name: str, shape: tuple[int, int], kind: str) -> QuantizedLayer | None:
-    """How a linear layer is kept; None: plain.
+    """How a linear layer is quantised; None if it stays plain.
 
     Args:
-        name: dotted, within its model; those of repeated blocks have a number in it.
-        shape: of its weight, `(out, in)`.
+        name: the dotted name within the model; in repeated blocks it contains a number.
+        shape: the shape of its weight, `(out, in)`.
         kind: one of `QUANTIZATIONS`.
     """
     *path, attribute = name.split(".")

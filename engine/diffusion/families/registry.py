@@ -1,4 +1,4 @@
-"""Pipeline class name → family, imported when it is first asked for.
+"""Finds the family of a pipeline's class name, and imports it when it is first needed.
 
 Importing this module imports no diffusers; loading a checkpoint does.
 """
@@ -40,17 +40,17 @@ FAMILIES = {
     "FluxKontextPipeline": _FLUX,
     "FluxFillPipeline": _FLUX,
 }
-"""By `_class_name` of model_index.json."""
+"""The families by `_class_name` of model_index.json."""
 
 INDEX = "model_index.json"
 
 
 class LoadableFamily(Protocol):
-    """What a class named in `FAMILIES` offers."""
+    """The interface of the classes in `FAMILIES`."""
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, options: LoadOptions) -> Family:
-        """Read the checkpoint's components; kinds it cannot read raise ModelLoadError."""
+        """Load the checkpoint's components. Raises ModelLoadError if it cannot."""
         ...
 
 
@@ -60,12 +60,13 @@ def load_family(
     """Load an image model of kind `diffusers` or `single_file`.
 
     Args:
-        dtype: of weights and activations; latents stay fp32.
-        quantization: of the denoiser and of T5 encoders, as `EngineConfig.image_quantization`.
+        dtype: the type of weights and activations; latents stay fp32.
+        quantization: the format of the denoiser and of T5 encoders
+            (`EngineConfig.image_quantization`).
 
     Raises:
-        UnsupportedArchitecture: no family covers it; the message names the nearest ones.
-        ModelLoadError: one of its kinds.
+        UnsupportedArchitecture: no family serves it; the message names the nearest ones.
+        ModelLoadError: it cannot be loaded.
     """
     options = LoadOptions(dtype=dtype, device=device, quantization=quantization)
     defer_bitsandbytes()
@@ -76,7 +77,7 @@ def family_of(name: str) -> type[LoadableFamily]:
     """The class that serves checkpoints of a diffusers pipeline class.
 
     Raises:
-        UnsupportedArchitecture: none does.
+        UnsupportedArchitecture: no class does.
     """
     target = FAMILIES.get(name)
     if target is None:
@@ -91,17 +92,17 @@ def family_of(name: str) -> type[LoadableFamily]:
 
 
 def pipeline_name(checkpoint: Checkpoint) -> str:
-    """`_class_name` of a folder's model_index.json, or what a single file amounts to."""
+    """The `_class_name` in a folder's model_index.json, or the equivalent of a single file."""
     if checkpoint.kind == "diffusers":
         name = read_json(checkpoint.path / INDEX).get("_class_name")
         if not isinstance(name, str):
-            raise CorruptFile(f"{INDEX} has no _class_name")
+            raise CorruptFile(f"{INDEX} has no _class_name; fetch it again")
         return name
     if checkpoint.kind == "single_file":
         from engine.diffusion.families.single_file import layout_of
 
         return layout_of(checkpoint.path).pipeline
     raise UnsupportedArchitecture(
-        f"{checkpoint.name!r} is no image model; give a diffusers folder (with model_index.json) "
-        f"or a single .safetensors file of Stable Diffusion"
+        f"{checkpoint.name!r} is not an image model; give a diffusers folder (with "
+        f"model_index.json) or a single .safetensors file of Stable Diffusion"
     )

@@ -1,11 +1,11 @@
-"""Rows of one denoiser call, split by what must agree within one forward pass.
+"""Divides the rows of a denoiser call into groups that can share a forward pass.
 
 A transformer without attention masks needs sequences of one length. Rows nearly always agree, since
-prompts are padded to one length; the odd ones (a prompt of several chunks, a reference image of
-another size) get a pass of their own instead of padding that would change their result.
+prompts are padded to one length; other rows (with a prompt of several chunks, or a reference image
+of another size) get a pass of their own, because padding would change their result.
 
-In fp32 on a CPU a row's bits must not depend on the others. A transformer of thousands of tokens
-keeps the processor busy with one row, so there each has a pass of its own.
+In fp32 on a CPU a row's bits must not depend on the others. A transformer with thousands of tokens
+keeps the processor busy with one row, so there each row has a pass of its own.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -21,7 +21,7 @@ def denoise_by_layout(
     layout: Callable[[Row], Hashable],
     forward: Callable[[Sequence[Row]], torch.Tensor],
 ) -> torch.Tensor:
-    """One `forward` per layout; its predictions `[R, C, h, w]` in the order of `rows`."""
+    """Run one `forward` per layout; returns predictions `[R, C, h, w]` in the order of `rows`."""
     places: dict[Hashable, list[int]] = {}
     for place, row in enumerate(rows):
         places.setdefault(layout(row), []).append(place)
@@ -35,8 +35,8 @@ def denoise_by_layout(
 
 
 def is_exact(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a row's predictions have the same bits whatever the others are, as on a CPU in fp32
-    with operations of our own."""
+    """Whether a row's predictions have the same bits in any company, as on a CPU in fp32 with our
+    own operations."""
     is_fp32_on_cpu = device.type == "cpu" and dtype is torch.float32
     return is_fp32_on_cpu and native.missing() is None
 
@@ -44,10 +44,10 @@ def is_exact(device: torch.device, dtype: torch.dtype) -> bool:
 def denoise_each(
     rows: Sequence[Row], forward: Callable[[Sequence[Row]], torch.Tensor]
 ) -> torch.Tensor:
-    """One `forward` per row."""
+    """Run one `forward` per row."""
     return torch.cat([forward([row]) for row in rows])
 
 
 def stack_timesteps(rows: Sequence[Row], device: torch.device) -> torch.Tensor:
-    """`[R]` fp32."""
+    """The timesteps of all rows, `[R]` in fp32."""
     return torch.stack([row.timestep for row in rows]).to(device=device, dtype=torch.float32)

@@ -1,7 +1,7 @@
-"""Rows of a call that must not meet: a row's results never depend on how many others there are.
+"""Applies functions to rows separately, so that a row's result never depends on how many there are.
 
-Libraries choose the order of their sums by the size of what they are given, and compute what is
-left over at the end of a vector or a thread's part by other instructions, whose last bits differ.
+Libraries choose the order of their sums by the size of their input, and compute the rest at the end
+of a vector or of a thread's part with other instructions, whose last bits differ.
 """
 
 from collections.abc import Callable
@@ -9,17 +9,17 @@ from collections.abc import Callable
 import torch
 
 _LANES = 32
-"""fp32 numbers that torch computes at once, at most."""
+"""The most fp32 numbers that torch computes at once."""
 _ONE_PART = 32_768
-"""Numbers from which on torch cuts them up for its threads."""
+"""The number of numbers from which torch divides them among its threads."""
 _ALIGNMENT = 64
-"""Bytes. torch's memory begins at a multiple, and libraries' sums may depend on it."""
+"""The alignment in bytes of torch's memory, on which libraries' sums may depend."""
 
 
 def row_by_row(
     function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, *, at_once: int = 1
 ) -> torch.Tensor:
-    """`function` of each row of `[R, ...]` by itself, or of so many."""
+    """Apply `function` to each row of `[R, ...]` separately, or to `at_once` rows."""
     if len(x) <= at_once:
         return function(_aligned(x))
     return torch.cat([function(_aligned(part)) for part in torch.split(x, at_once)])
@@ -28,7 +28,7 @@ def row_by_row(
 def number_by_number(
     function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
 ) -> torch.Tensor:
-    """The same for one that acts on each number alone: as many rows at once as change nothing."""
+    """Apply a function of single numbers, to as many rows at once as do not change the result."""
     width = x[:1].numel()
     fits = width % _LANES == 0 and x.is_contiguous()
     return row_by_row(function, x, at_once=max(1, (_ONE_PART - 1) // width) if fits else 1)

@@ -1,8 +1,8 @@
-"""All of a Stable Diffusion model in one .safetensors file, under the names of the original code.
+"""Loads a Stable Diffusion model from one .safetensors file with the original code's names.
 
-The file holds weights only. Configurations and the CLIP vocabulary, which are the same for all
-models of a kind, come from `engine/data/single_file`, so that nothing is asked of the network. The
-names are mapped by diffusers.
+The file holds only weights. Configurations and the CLIP vocabulary, which are the same for all
+models of a kind, come from `engine/data/single_file`, so nothing is fetched from the network.
+diffusers maps the names.
 """
 
 import gzip
@@ -56,13 +56,13 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What kind of model a file holds.
+    """The kind of model that a file holds.
 
     Attributes:
         kind: a folder of `DATA`.
-        pipeline: the diffusers class it amounts to.
-        in_channels: of the UNet.
-        is_v: predicts v, not noise, as far as the file tells.
+        pipeline: the equivalent diffusers class.
+        in_channels: the UNet's input channels.
+        is_v: whether it predicts v instead of noise, as far as the file tells.
     """
 
     kind: str
@@ -74,7 +74,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class SingleFileParts:
-    """A file's components; the VAE and the text encoders are on the device."""
+    """The components of a file; the VAE and the text encoders are on the device."""
 
     unet: UNet2DConditionModel
     autoencoder: Autoencoder
@@ -83,11 +83,11 @@ class SingleFileParts:
 
 
 def layout_of(path: Path) -> Layout:
-    """Tell the model from the names and shapes in the file's header.
+    """Recognise the model by the names and shapes in the file's header.
 
     Raises:
-        UnsupportedArchitecture: it is none of the models that can be read from one file.
-        CorruptFile: truncated or damaged.
+        UnsupportedArchitecture: it is not one of the models that can be loaded from one file.
+        CorruptFile: the file is truncated or damaged.
     """
     header = read_header(path)
     stem = header.get(f"{_UNET}input_blocks.0.0.weight")
@@ -103,7 +103,8 @@ def layout_of(path: Path) -> Layout:
     if _has(header, _XL_OPEN_CLIP):
         return Layout("sdxl", pipeline, in_channels, is_v, "ztsnr" in header)
     if _has(header, _OPEN_CLIP):
-        # Only the 768 px models were published with v; inpainting and base models predict noise.
+        # Of the published models only those for 768 px predict v; inpainting and base models do
+        # not.
         is_v = is_v or (told == "" and in_channels == 4 and "512" not in path.stem)
         return Layout("sd2", pipeline, in_channels, is_v)
     if _has(header, _CLIP):
@@ -112,13 +113,13 @@ def layout_of(path: Path) -> Layout:
 
 
 def load(path: Path, options: LoadOptions, *, data: Path = DATA) -> SingleFileParts:
-    """Read all components.
+    """Load all components.
 
     Args:
-        data: configurations and vocabulary.
+        data: the folder of configurations and vocabulary.
 
     Raises:
-        ModelLoadError: one of its kinds.
+        ModelLoadError: the file cannot be loaded.
     """
     layout = layout_of(path)
     check_regular(path)
@@ -133,10 +134,11 @@ def load(path: Path, options: LoadOptions, *, data: Path = DATA) -> SingleFilePa
 def assemble(
     layout: Layout, tensors: Tensors, options: LoadOptions, *, data: Path = DATA
 ) -> SingleFileParts:
-    """The components that a file's tensors make up; those that none needs are left out.
+    """Make the components from a file's tensors; tensors that no component needs are left out.
 
     Raises:
-        MissingWeight, ShapeMismatch: named.
+        MissingWeight, ShapeMismatch: a tensor is missing or has another shape; the message names
+            it.
     """
     configs = data / layout.kind
     return SingleFileParts(
@@ -148,10 +150,10 @@ def assemble(
 
 
 def clip_tokenizer(data: Path, pad_token: str) -> CLIPTokenizer:
-    """CLIP's own vocabulary: bytes, bytes that end a word, then one token per merge."""
+    """A tokenizer with CLIP's own vocabulary: bytes, bytes that end a word, one token per merge."""
     text = gzip.decompress((data / "clip_merges.txt.gz").read_bytes()).decode()
     merges = [tuple(line.split(" ")) for line in text.splitlines()]
-    # CLIP counts printable bytes first, by code point; the others follow as stand-ins above 255.
+    # CLIP counts printable bytes first, by code point; the others follow as characters above 255.
     symbols = sorted(ByteLevel.alphabet())
     tokens = [*symbols, *(f"{s}</w>" for s in symbols), *("".join(pair) for pair in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
@@ -212,12 +214,13 @@ def _encoder(
 
 
 def _filled(model: Any, what: str, tensors: Tensors, dtype: torch.dtype) -> Any:
-    """The meta model with these weights; what it has no place for is left out."""
+    """Fill a model on the meta device with these weights; other tensors are left out."""
     wanted = model.state_dict()
     missing = sorted(set(wanted) - set(tensors))
     if missing:
         raise MissingWeight(
-            f"the file's {what} lacks {len(missing)} tensors ({', '.join(missing[:3])})"
+            f"the file's {what} lacks {len(missing)} tensors ({', '.join(missing[:3])}); fetch it "
+            f"again"
         )
     state = {}
     for name, place in wanted.items():
@@ -234,7 +237,7 @@ def _filled(model: Any, what: str, tensors: Tensors, dtype: torch.dtype) -> Any:
 
 
 def _materialise_buffers(model: nn.Module) -> None:
-    """Position numbers are in no file: they just count."""
+    """Create position numbers, which are in no file because they only count."""
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             if name != "position_ids":
@@ -256,18 +259,18 @@ def _has(header: Mapping[str, Any], prefix: str) -> bool:
 
 
 def _unsupported(header: Mapping[str, Any]) -> UnsupportedArchitecture:
-    """Say what the file seems to be."""
+    """The error for a file of another kind, which says what the file seems to be."""
     if any(".lora_" in name or "lora_down" in name or "lora_A" in name for name in header):
-        found = "it is a LoRA; give the base model it was made for"
+        found = "this one is a LoRA; give the base model that it was made for"
     elif _has(header, _XL_REFINER):
-        found = "it is an SDXL refiner, which only finishes another model's pictures"
+        found = "this one is an SDXL refiner, which only finishes another model's pictures"
     elif any("double_blocks." in name or "joint_blocks." in name for name in header):
-        found = "it is a FLUX or Stable Diffusion 3 file; give the model's diffusers folder"
+        found = "this one is FLUX or Stable Diffusion 3; give the model's diffusers folder"
     elif _has(header, _UNET) or any(name.startswith("down_blocks.") for name in header):
-        found = "it is a UNet without text encoder or VAE; give the whole model"
+        found = "this one is a UNet without text encoder or VAE; give the whole model"
     else:
-        found = "its tensors are named otherwise"
+        found = "this one has other tensor names"
     return UnsupportedArchitecture(
-        f"a single .safetensors file can be Stable Diffusion 1.x, 2.x or XL, text encoders and VAE "
-        f"included; {found}"
+        f"a single .safetensors file must be Stable Diffusion 1.x, 2.x or XL with text encoders "
+        f"and VAE; {found}"
     )

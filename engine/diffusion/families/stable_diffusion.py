@@ -1,7 +1,7 @@
-"""Stable Diffusion 1 and 2: one CLIP text encoder, a UNet, a VAE.
+"""Stable Diffusion 1 and 2, with one CLIP text encoder, a UNet and a VAE.
 
-Predicts noise or v, as the noise schedule's config says. Also their fine-tunes for inpainting and
-for editing by instruction, see `unet_tasks`. Stable Diffusion XL builds on this class.
+They predict noise or v, as the noise schedule's config says. Fine-tunes for inpainting and for
+editing by instruction are included (`unet_tasks`). Stable Diffusion XL builds on this class.
 
 Paper: Rombach et al. 2022, arXiv:2112.10752.
 """
@@ -52,22 +52,22 @@ from engine.weights.source import Checkpoint
 _Stacked = tuple[torch.Tensor, torch.Tensor | None]
 
 _CHEAP_DECODER = 2_000_000
-"""Weights; Stable Diffusion's own has 50 million."""
+"""The most weights of a decoder that counts as cheap; Stable Diffusion's has 50 million."""
 
 
 class StableDiffusionFamily:
-    """One model's weights, see the module and `family.Family`.
+    """The weights of one model (see the module and `family.Family`).
 
     Args:
-        unets: `unet` and, where the model has them, those of `unet_tasks.EXTRA`; their dtype is the
-            model's.
-        encoders: of the prompt; one here, two for XL.
-        scheduler_config: of the model's own noise schedule, with `_class_name`.
-        defaults: `num_inference_steps`, `guidance_scale`, `size` (pixels, on a side) of requests
-            that do not say.
-        vocabulary: all words that the model knows, in lower case; None: any word may mean something
-            to it.
-        does_one_edit: instructions may ask for one edit only.
+        unets: `unet` and, if the model has them, the UNets of `unet_tasks.EXTRA`; their dtype is
+            the model's.
+        encoders: the prompt encoders; one here, two for XL.
+        scheduler_config: the config of the model's own noise schedule, with `_class_name`.
+        defaults: default `num_inference_steps`, `guidance_scale` and `size` (pixels, on a side) of
+            requests.
+        vocabulary: all words that the model knows, in lower case; None: any word may have a
+            meaning.
+        does_one_edit: whether an instruction may ask for only one edit.
 
     Raises:
         UnsupportedArchitecture: the parts do not fit each other, or do something else.
@@ -77,7 +77,7 @@ class StableDiffusionFamily:
     guidance_scale: ClassVar[float] = 7.5
     num_steps: ClassVar[int] = 30
     area_factor: ClassVar[int] = 4
-    """Largest picture, in areas of the one that the model was trained on."""
+    """The largest picture, as a multiple of the area on which the model was trained."""
     num_encoders: ClassVar[int] = 1
 
     def __init__(
@@ -99,7 +99,7 @@ class StableDiffusionFamily:
         self._unets = {name: _placed(unet, device) for name, unet in unets.items()}
         self._caches = {name: CrossAttentionCache(unet) for name, unet in self._unets.items()}
         self._keeps_apart = {name: _keeps_rows_apart(unet) for name, unet in self._unets.items()}
-        # Asked for here: the property walks through all modules.
+        # Read only once, because the property walks through all modules.
         self._dtype = self._unets[BASE].dtype
         self._stacked: tuple[Hashable, _Stacked] | None = None
         self._autoencoder = autoencoder
@@ -111,10 +111,10 @@ class StableDiffusionFamily:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, options: LoadOptions) -> "StableDiffusionFamily":
-        """From a diffusers folder or a single file.
+        """Load a diffusers folder or a single file.
 
         Raises:
-            ModelLoadError: one of its kinds.
+            ModelLoadError: it cannot be loaded.
         """
         if checkpoint.kind == "single_file":
             return cls._load_single_file(checkpoint, options)
@@ -147,33 +147,34 @@ class StableDiffusionFamily:
 
     @classmethod
     def unets_by_task(cls, unets: Mapping[str, UNet2DConditionModel]) -> dict[ImageTask, str]:
-        """Name of the UNet for each task that the model offers.
+        """The name of the UNet for each task that the model offers.
 
         Raises:
-            UnsupportedArchitecture: a UNet of some other kind.
+            UnsupportedArchitecture: a UNet is of another kind.
         """
         return unets_by_task(unets)
 
     @classmethod
     def prompt_encoder(cls, tokenizer: Any, text_encoder: Any) -> ClipPromptEncoder:
-        """How this family reads a text encoder's layers."""
+        """An encoder that reads the text encoder's layers as this family does."""
         return ClipPromptEncoder(tokenizer, text_encoder, final_norm=True)
 
     @classmethod
     def options_of(cls, folder: ComponentFolder) -> dict[str, Any]:
-        """Arguments of the class that a folder has values for."""
+        """Constructor arguments for which a folder has values."""
         return {}
 
     @classmethod
     def autoencoder_of(cls, folder: ComponentFolder) -> Autoencoder:
-        """Its VAE."""
+        """The VAE of a folder."""
         return folder.autoencoder()
 
     @classmethod
     def corrected(cls, scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
-        """As diffusers' pipelines correct old configs: latents are not clipped, steps start at 1.
+        """Correct old configs like diffusers' pipelines: latents are not clipped, and steps start
+        at 1.
 
-        Without it, what old checkpoints draw differs from what everyone knows them for.
+        Without this, old checkpoints draw other pictures than they are known for.
         """
         changes: dict[str, Any] = {}
         if scheduler_config.get("steps_offset", 1) != 1:
@@ -184,7 +185,7 @@ class StableDiffusionFamily:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
-        """States of each prompt, encoded one by one."""
+        """The states of each prompt, encoded one by one."""
         found = []
         for prompt in prompts:
             with self.adapted.rows([prompt.adapters]):
@@ -192,7 +193,7 @@ class StableDiffusionFamily:
         return found
 
     def encode_image(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        """Pixels `[1, 3, H, W]` in [-1, 1] to scaled latents `[1, 4, H/f, W/f]`, fp32."""
+        """Encode pixels `[1, 3, H, W]` in [-1, 1] as scaled latents `[1, 4, H/f, W/f]`, fp32."""
         return self._autoencoder.encode(image, generator)
 
     def image_condition(
@@ -204,13 +205,13 @@ class StableDiffusionFamily:
         *,
         noise_level: int = 0,
     ) -> torch.Tensor | None:
-        """What the task's UNet takes beside the latents.
+        """The input of the task's UNet beside the latents.
 
-        `[1, 4, h, w]`, the mode of the posterior, unscaled, for editing; `[1, 5, h, w]`, mask and
-        masked image, for inpainting UNets; else None.
+        For editing `[1, 4, h, w]`, the posterior's mode, unscaled; for inpainting UNets `[1, 5, h,
+        w]`, the mask and the masked image; otherwise None.
 
         Raises:
-            InvalidParameter: an inpainting UNet and no mask.
+            InvalidParameter: an inpainting UNet gets no mask.
         """
         unet = self._unets[self._by_task[task]]
         if takes_image(unet):
@@ -218,14 +219,16 @@ class StableDiffusionFamily:
         if not takes_mask(unet):
             return None
         if mask is None:
-            raise InvalidParameter("this model only redraws under a mask; give one", param="mask")
+            raise InvalidParameter(
+                "this model only redraws the area under a mask; send a mask", param="mask"
+            )
         masked = self._autoencoder.encode(image * (mask < 0.5), generator)
-        # Max-pooled: a thin mask must not vanish between the cells.
+        # Max-pooled, so that a thin mask does not vanish between the cells.
         cells = F.max_pool2d(mask.float(), self._autoencoder.factor)
         return torch.cat([cells.to(masked.device), masked], dim=1)
 
     def denoiser_key(self, task: ImageTask) -> Hashable:
-        """Name of the UNet.
+        """The name of the UNet.
 
         Raises:
             InvalidParameter: the model does not do this task.
@@ -241,15 +244,16 @@ class StableDiffusionFamily:
     def new_noise_schedule(
         self, name: str | None, num_steps: int, width: int, height: int
     ) -> NoiseSchedule:
-        """A schedule of its own for one image; the size plays no part.
+        """A new schedule for one image; its size does not matter.
 
         Raises:
-            InvalidParameter: no such name.
+            InvalidParameter: there is no such name.
         """
         return self._schedules.create(name, num_steps)
 
     def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
-        """One UNet call; where rows must not meet, one per length of prompts. See `Family`."""
+        """Run one UNet call, or one per prompt length if rows must not affect each other. See
+        `Family`."""
         forward = partial(self._forward, key)
         if not is_exact(self.device, self._dtype):
             return forward(rows)
@@ -271,14 +275,15 @@ class StableDiffusionFamily:
                 return_dict=False,
                 **self._conditions(rows),
             )[0]
-        # A copy made out here is a plain tensor, which schedules may write to.
+        # A copy made outside inference mode is a plain tensor, which schedules may write to.
         plain: torch.Tensor = prediction.to(
             torch.float32, memory_format=torch.contiguous_format, copy=True
         )
         return plain
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents `[N, 4, h, w]` to pixels `[N, 3, H, W]`, fp32, clipped to [-1, 1]."""
+        """Decode scaled latents `[N, 4, h, w]` to pixels `[N, 3, H, W]`, fp32, clipped to [-1,
+        1]."""
         return self._autoencoder.decode(latents)
 
     def preview(self, latents: torch.Tensor) -> torch.Tensor:
@@ -288,7 +293,7 @@ class StableDiffusionFamily:
         return self._autoencoder.preview(latents)
 
     def _adapted(self) -> AdaptedLayers:
-        # The first is the one that adapters are made for; the others are fine-tunes of it.
+        # Adapters are made for the first UNet; the others are fine-tunes of it.
         unets = [self._unets[BASE], *(u for name, u in self._unets.items() if name != BASE)]
         paths = [path for path, _ in unets[0].named_modules()]
         return AdaptedLayers(
@@ -302,12 +307,12 @@ class StableDiffusionFamily:
         return PromptStates(key=prompt, states=encoded.states, num_tokens=encoded.num_tokens)
 
     def _with_warning(self, prompt: PromptText, states: PromptStates) -> PromptStates:
-        """Names the words that a model with a closed vocabulary does not know."""
+        """Add a warning about words that a model with a closed vocabulary does not know."""
         unknown = [] if self._vocabulary is None else unknown_words(prompt, self._vocabulary)
         return replace(states, warnings=(unknown_words_warning(unknown),)) if unknown else states
 
     def _states_of(self, composition: Hashable, rows: Sequence[Row]) -> _Stacked:
-        """States and mask of a call; those of the last one are kept, since steps repeat them."""
+        """The states and mask of a call; the last ones are kept, since steps repeat them."""
         if self._stacked is None or self._stacked[0] != composition:
             states, mask = stack_states([row.prompt.states for row in rows])
             on_device = None if mask is None else mask.to(self.device)
@@ -316,7 +321,7 @@ class StableDiffusionFamily:
         return self._stacked[1]
 
     def _conditions(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """What the UNet is told beside latents, time and prompt."""
+        """The UNet's inputs besides latents, time and prompt."""
         return {}
 
     def _stack_latents(self, rows: Sequence[Row]) -> torch.Tensor:
@@ -355,15 +360,15 @@ class StableDiffusionFamily:
         channels = self._autoencoder.channels
         if channels != self._unets[BASE].config.out_channels:
             raise UnsupportedArchitecture(
-                f"the VAE has {channels} latent channels, the UNet "
-                f"{self._unets[BASE].config.out_channels}"
+                f"the VAE has {channels} latent channels and the UNet "
+                f"{self._unets[BASE].config.out_channels}; fetch both from the same model"
             )
         probe = self._encode(PromptText(text="")).states.shape[-1]
         for name, unet in self._unets.items():
             if unet.config.cross_attention_dim != probe:
                 raise UnsupportedArchitecture(
-                    f"{name} attends to states of {unet.config.cross_attention_dim} channels, the "
-                    f"text encoder makes {probe}"
+                    f"{name} takes prompt states of {unet.config.cross_attention_dim} channels and "
+                    f"the text encoder makes {probe}; fetch both from the same model"
                 )
 
     @classmethod
@@ -382,11 +387,11 @@ class StableDiffusionFamily:
 
 
 def stack_states(states: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Prompts of different lengths as one batch.
+    """Stack prompts of different lengths as one batch.
 
     Returns:
-        `[R, L, D]`, zeros after the end of each, and a mask `[R, L]`, True where there is a state;
-        None if all are of one length, since attention is faster without.
+        The states `[R, L, D]`, with zeros after the end of each, and a mask `[R, L]`, True for
+        states; no mask if all have one length, since attention is faster without.
     """
     lengths = [state.shape[1] for state in states]
     longest = max(lengths)
@@ -399,13 +404,13 @@ def stack_states(states: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Te
 
 
 def prompt_length(row: Row) -> int:
-    """Rows whose prompts have one length need no mask."""
+    """The length of a row's prompt; rows with equal lengths need no mask."""
     return row.prompt.states.shape[1]
 
 
 def _keeps_rows_apart(unet: UNet2DConditionModel) -> bool:
-    """Whether rows do not meet in any layer, as they do in quantised ones and where diffusers'
-    own attention is left."""
+    """Whether rows do not affect each other in any layer, as they do in quantised layers and in
+    diffusers' own attention."""
     return not any(
         isinstance(module, MethodModule)
         or isinstance(getattr(module, "processor", None), AttnProcessor2_0)
@@ -414,14 +419,14 @@ def _keeps_rows_apart(unet: UNet2DConditionModel) -> bool:
 
 
 def _side(sample_size: int | Sequence[int] | None) -> int:
-    """Latent cells on a side: configs hold one number, or height and width, or none."""
+    """The latent cells on a side; configs have one number, height and width, or none."""
     if sample_size is None:
         return 64
     return sample_size if isinstance(sample_size, int) else max(sample_size)
 
 
 def _placed(unet: UNet2DConditionModel, device: torch.device) -> UNet2DConditionModel:
-    """Convolutions are fastest with channels last."""
+    """Move a UNet to the device, with channels last, which is fastest for convolutions."""
     unet.requires_grad_(False)
     unet.to(device=device, memory_format=torch.channels_last)
     fuse_layers(unet)

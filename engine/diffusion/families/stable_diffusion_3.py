@@ -1,7 +1,7 @@
-"""Stable Diffusion 3 and 3.5: two CLIP encoders and, where shipped, T5; a joint transformer.
+"""Stable Diffusion 3 and 3.5, with two CLIP encoders, T5 if shipped, and a joint transformer.
 
-The states of the CLIPs stand side by side in the channels, padded to T5's width, and T5's follow in
-the sequence.
+The states of both CLIPs are side by side in the channels, padded to T5's width, and T5's states
+follow in the sequence.
 
 Paper: Esser et al. 2024, arXiv:2403.03206.
 """
@@ -37,19 +37,19 @@ from engine.weights.source import Checkpoint
 
 _MAX_SHIFT = 1.16
 _PROMPT_TOKENS = 256
-"""Length that T5's states are padded to, also where there is no T5 and they are zeros."""
+"""The length to which T5's states are padded; without T5 they are zeros of this length."""
 
 
 class StableDiffusion3Family:
-    """SD3 medium, 3.5 medium and large, see the module.
+    """SD3 medium, and 3.5 medium and large (see the module).
 
     Args:
-        clips: with projections; the second's states lie behind the first's.
-        t5: None where the checkpoint has none.
-        scheduler_config: of the model's own scheduler.
+        clips: the CLIP encoders with projections; the second's states follow the first's.
+        t5: the T5 encoder; None if the checkpoint has none.
+        scheduler_config: the model's own scheduler config.
 
     Raises:
-        UnsupportedArchitecture: transformer and VAE disagree about the latents' channels.
+        UnsupportedArchitecture: transformer and VAE have latents with different channels.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class StableDiffusion3Family:
         if config.in_channels != autoencoder.channels:
             raise UnsupportedArchitecture(
                 f"the transformer takes {config.in_channels} channels and the VAE makes "
-                f"{autoencoder.channels}; plain Stable Diffusion 3 checkpoints are supported"
+                f"{autoencoder.channels}; only plain Stable Diffusion 3 checkpoints are supported"
             )
         self.device = device
         self._dtype = dtype
@@ -90,10 +90,10 @@ class StableDiffusion3Family:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, options: LoadOptions) -> "StableDiffusion3Family":
-        """From a diffusers folder; its transformer may be a GGUF file, T5 may be left out.
+        """Load a diffusers folder; its transformer may be a GGUF file, and T5 may be missing.
 
         Raises:
-            ModelLoadError: one of its kinds.
+            ModelLoadError: it cannot be loaded.
         """
         folder = ComponentFolder(checkpoint.path, options)
         transformer = load_transformer(SD3Transformer2DModel, folder, checkpoint.path, options)
@@ -121,7 +121,7 @@ class StableDiffusion3Family:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
-        """States `[1, 77k + 256, D]` and pooled states of both CLIPs, of each prompt."""
+        """The states `[1, 77k + 256, D]` and both CLIPs' pooled states, of each prompt."""
         found = []
         for prompt in prompts:
             with self.adapted.rows([prompt.adapters]):
@@ -129,7 +129,7 @@ class StableDiffusion3Family:
         return found
 
     def encode_image(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        """Pixels `[1, 3, H, W]` in [-1, 1] to scaled latents."""
+        """Encode pixels `[1, 3, H, W]` in [-1, 1] as scaled latents."""
         return self._autoencoder.encode(image, generator)
 
     def image_condition(
@@ -141,25 +141,25 @@ class StableDiffusion3Family:
         *,
         noise_level: int = 0,
     ) -> torch.Tensor | None:
-        """None: the transformer sees nothing but latents."""
+        """None, as the transformer sees only latents."""
         return None
 
     def denoiser_key(self, task: ImageTask) -> Hashable:
-        """One transformer for all tasks."""
+        """A single key, as one transformer serves all tasks."""
         return "image"
 
     def new_noise_schedule(
         self, name: str | None, num_steps: int, width: int, height: int
     ) -> NoiseSchedule:
-        """A schedule of its own for one image, shifted by its size if the config says so.
+        """A new schedule for one image, shifted by its size if the config says so.
 
         Raises:
-            InvalidParameter: no such name, or a side beyond the learned positions.
+            InvalidParameter: there is no such name, or a side is beyond the learned positions.
         """
         if max(width, height) > self._max_side:
             raise InvalidParameter(
-                f"{width}x{height} has a side of more than {self._max_side} pixels, which this "
-                f"model has no positions for",
+                f"size is {width}x{height}; this model draws at most {self._max_side} pixels a "
+                f"side",
                 param="size",
             )
         side = self._token_side
@@ -167,23 +167,23 @@ class StableDiffusion3Family:
 
     @torch.no_grad()
     def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
-        """Velocities `[R, C, h, w]`, fp32. Timesteps and prompts may differ."""
+        """Predict velocities `[R, C, h, w]`, fp32. Timesteps and prompts may differ."""
         if is_exact(self.device, self._dtype):
             return denoise_each(rows, self._forward)
         return denoise_by_layout(rows, _layout, self._forward)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32 in [-1, 1]."""
+        """Decode scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32 in [-1, 1]."""
         return self._autoencoder.decode(latents)
 
     def preview(self, latents: torch.Tensor) -> torch.Tensor:
-        """One pixel per latent cell."""
+        """A rough picture with one pixel per latent cell."""
         return self._autoencoder.preview(latents)
 
     def _encode(self, prompt: PromptText) -> PromptStates:
         first, second = (clip.encode(prompt) for clip in self._clips)
         assert first.pooled is not None and second.pooled is not None
-        # Tokenizers may differ, and with them the number of chunks.
+        # The tokenizers may differ, and with them the number of chunks.
         length = max(first.states.shape[1], second.states.shape[1])
         sides = [_padded(each.states, length) for each in (first, second)]
         clip = torch.cat(sides, dim=-1)
@@ -200,7 +200,7 @@ class StableDiffusion3Family:
     def _text_states(
         self, prompt: PromptText, like: torch.Tensor
     ) -> tuple[torch.Tensor, tuple[str, ...]]:
-        """T5's states, zeros where the model is served without it, and its warnings."""
+        """T5's states, or zeros if the model is served without it, and its warnings."""
         if self._t5 is None:
             return like.new_zeros((1, _PROMPT_TOKENS, self._text_width)), ()
         encoded = self._t5.encode(prompt)

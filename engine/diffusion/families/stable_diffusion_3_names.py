@@ -1,4 +1,4 @@
-"""Names of Stable Diffusion 3's linear layers in the original release, which fuses projections."""
+"""The original release's names of Stable Diffusion 3's linear layers; it fuses some projections."""
 
 _SIDES = {
     "x_block": {
@@ -28,10 +28,10 @@ _OUTSIDE = {
 
 
 def original_names(num_blocks: int) -> dict[str, tuple[str, ...]]:
-    """The original's name, and diffusers' of the layers that it holds, in order.
+    """The original names, and diffusers' names of the layers in them, in order.
 
-    Modulations whose halves changed places are left out: the last one, and the last block's of its
-    text.
+    Modulations whose halves are exchanged are left out: the last one, and that of the text in the
+    last block.
     """
     names: dict[str, tuple[str, ...]] = {name: (renamed,) for name, renamed in _OUTSIDE.items()}
     for number in range(num_blocks):

@@ -1,8 +1,9 @@
-"""Stable Diffusion's upscaler: draws an image at four times its sides.
+"""Stable Diffusion's upscaler, which enlarges the sides of an image four times.
 
-Its UNet sees the small image beside the latents, a pixel to a cell, with some noise, and is told
-how much. More noise lets it invent more. As diffusers' `StableDiffusionUpscalePipeline`; the model
-is described at stabilityai/stable-diffusion-x4-upscaler.
+Its UNet sees the small image beside the latents, a pixel per cell, with some noise, and the level
+of that noise. More noise lets it invent more. It works like diffusers'
+`StableDiffusionUpscalePipeline`; the model is described at
+stabilityai/stable-diffusion-x4-upscaler.
 """
 
 import math
@@ -27,15 +28,15 @@ _IMAGE_CHANNELS = 3
 _MAX_NOISE_LEVEL = 350
 _NOISE_LEVEL = 20
 _LATENT_SCALE = 0.08333
-"""Of its VAE, as in diffusers' pipeline: published configs lack it."""
+"""The scale of its VAE's latents, as in diffusers' pipeline; published configs lack it."""
 
 
 class StableDiffusionUpscaleFamily(StableDiffusionFamily):
-    """`StableDiffusionFamily` with a noised image beside the latents and the level of its noise.
+    """A `StableDiffusionFamily` with a noised image beside the latents and the level of its noise.
 
     Args:
-        low_res_scheduler_config: of the noise schedule that levels count in.
-        max_noise_level: the highest that the model was trained on.
+        low_res_scheduler_config: the config of the noise schedule in which levels count.
+        max_noise_level: the highest level on which the model was trained.
     """
 
     architecture: ClassVar[str] = "stable-diffusion-upscale"
@@ -57,17 +58,17 @@ class StableDiffusionUpscaleFamily(StableDiffusionFamily):
 
     @classmethod
     def unets_by_task(cls, unets: Mapping[str, UNet2DConditionModel]) -> dict[ImageTask, str]:
-        """The one for the one task.
+        """The single UNet for the single task.
 
         Raises:
-            UnsupportedArchitecture: a UNet of some other kind.
+            UnsupportedArchitecture: the UNet is of another kind.
         """
         config = unets[BASE].config
         expected = config.out_channels + _IMAGE_CHANNELS
         if config.in_channels != expected or not config.num_class_embeds:
             raise UnsupportedArchitecture(
                 f"the UNet takes {config.in_channels} channels and {config.num_class_embeds or 0} "
-                f"levels of noise; an upscaler's takes {expected} channels and a level"
+                f"levels of noise; an upscaler's must take {expected} channels and a level"
             )
         return {ImageTask.UPSCALE: BASE}
 
@@ -76,7 +77,7 @@ class StableDiffusionUpscaleFamily(StableDiffusionFamily):
         """The schedule of the image's noise, and its highest level.
 
         Raises:
-            CorruptFile: that is no number.
+            CorruptFile: the level is not a number.
         """
         highest = folder.index.get("max_noise_level", _MAX_NOISE_LEVEL)
         if not isinstance(highest, int) or highest < 0:
@@ -88,12 +89,12 @@ class StableDiffusionUpscaleFamily(StableDiffusionFamily):
 
     @classmethod
     def autoencoder_of(cls, folder: ComponentFolder) -> Autoencoder:
-        """Its VAE, in the scale that the UNet was trained on."""
+        """The VAE of a folder, with the scale on which the UNet was trained."""
         return folder.autoencoder(scaling_factor=_LATENT_SCALE)
 
     @classmethod
     def corrected(cls, scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
-        """Its configs were right from the start."""
+        """The config unchanged, as published ones are correct."""
         return dict(scheduler_config)
 
     def image_condition(
@@ -105,15 +106,16 @@ class StableDiffusionUpscaleFamily(StableDiffusionFamily):
         *,
         noise_level: int = 0,
     ) -> torch.Tensor:
-        """The small image, noised: `[1, 3, h, w]`, fp32."""
+        """The small image with noise: `[1, 3, h, w]`, fp32."""
         noise = torch.randn(image.shape, generator=generator).to(image.device)
         kept = float(self._kept[noise_level])
         return math.sqrt(kept) * image + math.sqrt(1 - kept) * noise
 
     def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
-        """A UNet call for each length of prompts among the rows.
+        """Run one UNet call for each prompt length among the rows.
 
-        Some of its layers attend to prompts where others attend to themselves, and take no mask.
+        In some of its layers, where others have self-attention, it attends to prompts without a
+        mask.
         """
         return denoise_by_layout(rows, prompt_length, partial(super().denoise, key))
 

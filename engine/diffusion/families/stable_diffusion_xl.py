@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: two CLIP text encoders side by side, their pooled state and the sizes.
+"""Stable Diffusion XL: two CLIP text encoders side by side, a pooled state, and picture sizes.
 
 Paper: Podell et al. 2023, arXiv:2307.01952.
 """
@@ -18,11 +18,11 @@ from engine.errors import UnsupportedArchitecture
 
 
 class StableDiffusionXLFamily(StableDiffusionFamily):
-    """`StableDiffusionFamily` with two text encoders and size conditioning.
+    """A `StableDiffusionFamily` with two text encoders and size conditioning.
 
     Args:
-        zeros_for_empty: the empty prompt's states are zeros, as the base model was trained with
-            (`force_zeros_for_empty_prompt`).
+        zeros_for_empty: whether the empty prompt's states are zeros, as in the base model's
+            training (`force_zeros_for_empty_prompt`).
     """
 
     architecture: ClassVar[str] = "stable-diffusion-xl"
@@ -35,15 +35,15 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
 
     @classmethod
     def prompt_encoder(cls, tokenizer: Any, text_encoder: Any) -> ClipPromptEncoder:
-        """The layer before the last, as it is."""
+        """An encoder that takes the last layer but one, without the final norm."""
         return ClipPromptEncoder(tokenizer, text_encoder, final_norm=False, default_skip=1)
 
     @classmethod
     def options_of(cls, folder: ComponentFolder) -> dict[str, Any]:
-        """Whether the empty prompt is zeros; refiners are refused.
+        """Read whether the empty prompt is zeros; refuses refiners.
 
         Raises:
-            UnsupportedArchitecture: it refines another model's pictures.
+            UnsupportedArchitecture: the model only refines another model's pictures.
         """
         if folder.index.get("requires_aesthetics_score"):
             raise UnsupportedArchitecture(
@@ -54,7 +54,7 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
 
     @classmethod
     def corrected(cls, scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
-        """Its configs were right from the start."""
+        """The config unchanged, as published ones are correct."""
         return dict(scheduler_config)
 
     def _encode(self, prompt: PromptText) -> PromptStates:
@@ -66,9 +66,10 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
         return PromptStates(key=prompt, states=states, pooled=pooled, num_tokens=first.num_tokens)
 
     def _conditions(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Pooled states `[R, P]` and sizes `[R, 6]`: original, crop's corner, target; not cropped.
+        """Pooled states `[R, P]` and sizes `[R, 6]`: the original, the crop's corner and the
+        target.
 
-        All as height, width.
+        All are height before width; nothing is cropped.
         """
         pooled = torch.cat([_pooled(row.prompt) for row in rows])
         sizes = [[row.height, row.width, 0, 0, row.height, row.width] for row in rows]

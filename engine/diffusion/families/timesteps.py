@@ -1,4 +1,4 @@
-"""Timesteps as a denoiser reads them, and activations of what becomes of them, row by row."""
+"""Embeds timesteps for a denoiser and applies activations, row by row."""
 
 import functools
 
@@ -10,11 +10,11 @@ from torch import nn
 from engine.diffusion.families.rows import number_by_number
 
 _MOST = 1024
-"""Timesteps whose waves are kept: images that take as many steps have the same ones."""
+"""The most timesteps whose waves are kept; images with equal numbers of steps share them."""
 
 
 class RowTimesteps(nn.Module):
-    """`Timesteps`, each by itself and once."""
+    """`Timesteps`, computed separately and once for each timestep."""
 
     def __init__(self, waves: Timesteps) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class RowTimesteps(nn.Module):
         self._one = functools.lru_cache(_MOST)(self._computed)
 
     def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """`[R]` to `[R, C]`."""
+        """Embed timesteps `[R]` as `[R, C]`."""
         if not timesteps.is_cpu:
             computed: torch.Tensor = self._waves(timesteps)
             return computed
@@ -34,13 +34,13 @@ class RowTimesteps(nn.Module):
 
 
 class RowSiLU(nn.Module):
-    """`SiLU`."""
+    """`SiLU`, with the same bits for a row in any company."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[R, ...]`, also out."""
+        """Apply SiLU to `[R, ...]`; the shape stays."""
         return silu(x)
 
 
 def silu(x: torch.Tensor) -> torch.Tensor:
-    """`x * sigmoid(x)`; on a CPU a row has the same bits whatever the others are."""
+    """Compute `x * sigmoid(x)`; on a CPU a row has the same bits in any company."""
     return number_by_number(F.silu, x) if x.is_cpu else F.silu(x)

@@ -1,4 +1,4 @@
-"""Names of UNets' layers in the original release, by which kohya writes adapters of SDXL."""
+"""The original release's names of UNets' layers, which kohya uses in adapters of SDXL."""
 
 import re
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ _PART = re.compile(
 
 
 def original_names(paths: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The original's names, and diffusers' paths of what they are, each one of `paths`."""
+    """The original names, each with diffusers' path of the same layer, which is one of `paths`."""
     known = [path for path in paths if path]
     first = {side: _first_blocks(known, side) for side in ("down", "up")}
     parts = list(filter(None, map(_PART.fullmatch, known)))
@@ -42,7 +42,7 @@ def original_names(paths: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _first_blocks(paths: Iterable[str], side: str) -> list[int]:
-    """Number of each block's first part in the original, and one after the last."""
+    """The number of each block's first part in the original, and one after the last."""
     sizes: dict[int, set[tuple[str, str]]] = {}
     for match in filter(None, map(_PART.fullmatch, paths)):
         if match[1] == side and match[3] in ("resnets", "downsamplers"):

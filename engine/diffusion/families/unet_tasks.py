@@ -1,6 +1,6 @@
-"""Which UNet of a model serves which task, told by the number of its input channels.
+"""Decides which UNet of a model serves which task, by the number of its input channels:
 
-    4  latents alone: text and image to image, inpainting by blending, restoring
+    4  only latents: text and image to image, inpainting by blending, restoring
     8  latents and the image to edit (InstructPix2Pix, Brooks et al. 2023, arXiv:2211.09800)
     9  latents, mask and masked image: inpainting
 
@@ -32,10 +32,10 @@ _TASKS = {
 
 
 def unets_by_task(unets: Mapping[str, UNet2DConditionModel]) -> dict[ImageTask, str]:
-    """Name of the UNet for each task that the model offers.
+    """The name of the UNet for each task that the model offers.
 
     Raises:
-        UnsupportedArchitecture: a UNet of some other kind.
+        UnsupportedArchitecture: a UNet is of another kind.
     """
     by_task = dict.fromkeys(_tasks_of(BASE, unets[BASE]), BASE)
     for name, task in EXTRA.items():
@@ -43,7 +43,7 @@ def unets_by_task(unets: Mapping[str, UNet2DConditionModel]) -> dict[ImageTask, 
             continue
         if task not in _tasks_of(name, unets[name]):
             raise UnsupportedArchitecture(
-                f"{name} has {unets[name].config.in_channels} input channels; it needs "
+                f"{name} has {unets[name].config.in_channels} input channels; it must have "
                 f"{_EDIT_CHANNELS if task is ImageTask.EDIT else _INPAINT_CHANNELS}"
             )
         by_task[task] = name
@@ -51,12 +51,12 @@ def unets_by_task(unets: Mapping[str, UNet2DConditionModel]) -> dict[ImageTask, 
 
 
 def takes_mask(unet: UNet2DConditionModel) -> bool:
-    """Whether it is an inpainting UNet."""
+    """Whether a UNet is for inpainting."""
     return int(unet.config.in_channels) == _INPAINT_CHANNELS
 
 
 def takes_image(unet: UNet2DConditionModel) -> bool:
-    """Whether it is an editing UNet."""
+    """Whether a UNet is for editing."""
     return int(unet.config.in_channels) == _EDIT_CHANNELS
 
 
@@ -65,12 +65,12 @@ def _tasks_of(name: str, unet: UNet2DConditionModel) -> tuple[ImageTask, ...]:
     tasks = _TASKS.get(int(config.in_channels))
     if tasks is None or int(config.out_channels) != 4:
         raise UnsupportedArchitecture(
-            f"{name} maps {config.in_channels} to {config.out_channels} channels; 4, 8 or 9 to 4 "
-            f"are supported"
+            f"{name} maps {config.in_channels} to {config.out_channels} channels; only 4, 8 or 9 "
+            f"to 4 are supported"
         )
     if config.class_embed_type or config.num_class_embeds or config.time_cond_proj_dim:
         raise UnsupportedArchitecture(
-            f"{name} is conditioned on more than text and time, as a latent consistency model is; "
-            f"use such a model's plain base model, or its LoRA"
+            f"{name} is conditioned on more than text and time, like a latent consistency model; "
+            f"use its plain base model or its LoRA"
         )
     return tasks

@@ -1,12 +1,12 @@
 r"""The prompt syntax of AUTOMATIC1111's web UI.
 
-`(x)` multiplies the weight by 1.1, `[x]` divides by it, `(x:1.3)` multiplies by 1.3; nesting
-multiplies, brackets left open run to the end, `\( \) \[ \] \\` are the characters themselves
-(a backslash before anything else vanishes), and `BREAK` ends a chunk, inside brackets too. What
-changes from step to step, `[a:b:0.4]` and `[a|b]`, is read before, in `course`.
+`(x)` multiplies the weight by 1.1, `[x]` divides it by 1.1, and `(x:1.3)` multiplies it by 1.3;
+nesting multiplies, open brackets extend to the end, `\( \) \[ \] \\` are the characters themselves
+(a backslash before anything else is dropped), and `BREAK` ends a chunk, also inside brackets.
+`[a:b:0.4]` and `[a|b]`, which change from step to step, are read earlier, in `course`.
 
-Refused, because as plain text they would be silently wrong: composition with `AND`, and what is
-left of `<lora:name:1>`, which the server takes out of prompts.
+Composition with `AND` and the rest of `<lora:name:1>`, which the server removes from prompts, are
+refused, because they would be silently wrong as plain text.
 """
 
 import re
@@ -33,7 +33,7 @@ _NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE)
 
 
 def parse_a1111(text: str) -> list[Fragment | Break]:
-    """Fragments and breaks in order, neighbours of equal weight merged."""
+    """Fragments and breaks in order; neighbours of equal weight are merged."""
     _refuse_unsupported(text)
     reader = _Reader()
     for match in _TOKEN.finditer(text):
@@ -42,7 +42,7 @@ def parse_a1111(text: str) -> list[Fragment | Break]:
 
 
 class _Reader:
-    """Fragments so far, and where the brackets still open began."""
+    """The fragments so far, and the beginnings of open brackets."""
 
     def __init__(self) -> None:
         self._texts: list[str | None] = []  # None is a break
@@ -78,7 +78,7 @@ class _Reader:
         return any(kind == bracket for kind, _ in self._open)
 
     def _close(self, bracket: str, factor: float) -> None:
-        """The two kinds of brackets are paired independently: `(a [b) c]` is legal."""
+        """Close a bracket. The two kinds are paired independently: `(a [b) c]` is legal."""
         at = max(i for i, (kind, _) in enumerate(self._open) if kind == bracket)
         self._multiply(self._open.pop(at)[1], factor)
 

@@ -1,12 +1,12 @@
-"""Cuts a prompt into pieces that fit a text encoder.
+"""Divides a prompt into chunks that fit a text encoder.
 
-A chunk is what stands between the encoder's begin and end tokens. Where a long prompt is cut is
-part of its syntax:
+A chunk is the text between the encoder's begin and end tokens. Where a long prompt is divided
+depends on its syntax:
 
     plain, compel   after `capacity` tokens, so that the first chunk is what a truncating pipeline
                     would have encoded
-    a1111           the same, but text after a comma among the last 20 tokens moves on with the
-                    rest; also at every BREAK
+    a1111           the same, but text after a comma among the last 20 tokens moves to the next
+                    chunk; also at every BREAK
     comfy           before a word that does not fit, unless it has 8 tokens or more
 """
 
@@ -18,24 +18,24 @@ from engine.errors import InvalidParameter
 from engine.image_types import PromptSyntax
 
 MAX_CHUNKS = 64
-"""4800 tokens for CLIP. Each is a row of cross-attention keys in every step."""
+"""The most chunks: 4800 tokens for CLIP. Each adds cross-attention keys to every step."""
 
 COMMA_BACKTRACK = 20
-"""Tokens that the a1111 syntax looks back for a comma: its web UI's default."""
+"""The tokens that the a1111 syntax looks back for a comma; its web UI's default."""
 
 LONG_WORD = 8
-"""Tokens from which the comfy syntax may cut a word."""
+"""The number of tokens from which the comfy syntax may divide a word."""
 
 Tokenize = Callable[[str], list[int]]
 
 
 @dataclass(slots=True)
 class Chunk:
-    """At most `capacity` tokens, without begin, end and padding; the lists are of equal length.
+    """At most `capacity` tokens, without begin, end and padding. All lists have equal length.
 
     Attributes:
-        weights: of each token.
-        fragments: position of each token's fragment among the prompt's pieces.
+        weights: the weight of each token.
+        fragments: the position of each token's fragment among the prompt's pieces.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Chunk:
         self.fragments.append(fragment)
 
     def cut(self, position: int) -> "Chunk":
-        """Keep what is before `position` and return the rest."""
+        """Keep the tokens before `position` and return the rest."""
         rest = Chunk(self.token_ids[position:], self.weights[position:], self.fragments[position:])
         del self.token_ids[position:], self.weights[position:], self.fragments[position:]
         return rest
@@ -68,14 +68,14 @@ def split_chunks(
     capacity: int,
     syntax: PromptSyntax,
 ) -> list[Chunk]:
-    """The prompt's chunks in order, at least one; an empty prompt has an empty one.
+    """The prompt's chunks in order, at least one; an empty prompt has one empty chunk.
 
     Args:
-        tokenize: text to token ids, without begin and end.
-        capacity: tokens that fit between begin and end, at least 1.
+        tokenize: turns text into token ids, without begin and end.
+        capacity: the tokens that fit between begin and end, at least 1.
 
     Raises:
-        InvalidParameter: more than `MAX_CHUNKS`.
+        InvalidParameter: there are more than `MAX_CHUNKS`.
     """
     splitter = _Splitter(capacity, _comma(tokenize) if syntax is PromptSyntax.A1111 else None)
     for index, piece in enumerate(pieces):
@@ -91,7 +91,7 @@ def split_chunks(
 
 
 class _Splitter:
-    """The chunk that is being filled and those that are done."""
+    """The chunk that is being filled, and the finished ones."""
 
     def __init__(self, capacity: int, comma: int | None) -> None:
         self._capacity = capacity
@@ -99,7 +99,7 @@ class _Splitter:
         self._done: list[Chunk] = []
         self._chunk = Chunk()
         self._after_comma: int | None = None
-        """Position behind the newest comma of this chunk."""
+        """The position after the newest comma of this chunk."""
 
     def add(self, token_id: int, weight: float, fragment: int) -> None:
         is_full = len(self._chunk) == self._capacity
@@ -114,7 +114,7 @@ class _Splitter:
             self._after_comma = len(self._chunk)
 
     def add_word(self, token_ids: list[int], weight: float, fragment: int) -> None:
-        """Add all tokens to one chunk, if the word is short enough."""
+        """Add all tokens of a word to one chunk, if the word is short enough."""
         is_short = len(token_ids) < min(LONG_WORD, self._capacity + 1)
         if is_short and len(self._chunk) + len(token_ids) > self._capacity:
             self.close()

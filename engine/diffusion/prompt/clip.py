@@ -1,4 +1,4 @@
-"""Prompts to the states of a CLIP text encoder."""
+"""Encodes prompts with a CLIP text encoder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from engine.image_types import PromptSyntax
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipStates:
-    """One prompt's states.
+    """The states of one prompt.
 
     Attributes:
         states: `[1, L·chunks, D]` in the encoder's dtype, L the encoder's length (77).
-        pooled: `[1, P]` of the first chunk, never weighted; of a blend, the blend of its parts'.
-        num_tokens: of the prompt itself.
+        pooled: `[1, P]` of the first chunk, never weighted; for a blend, the blend of its parts.
+        num_tokens: the number of the prompt's own tokens.
     """
 
     states: torch.Tensor
@@ -34,13 +34,13 @@ class ClipStates:
 class ClipPromptEncoder:
     """One CLIP text encoder with its tokenizer.
 
-    Chunks are encoded one at a time: the same text has the same bits whatever stands beside it, and
-    a plain prompt of one chunk has those of diffusers' `encode_prompt`.
+    Chunks are encoded one at a time: the same text has the same bits in any company, and a plain
+    prompt of one chunk has those of diffusers' `encode_prompt`.
 
     Args:
-        final_norm: apply the final norm to an earlier layer's states, too (SD 1 and 2); SDXL and
-            SD 3 take them as they are.
-        default_skip: layers that are left out at `clip_skip` 0: 1 for SDXL and SD 3.
+        final_norm: whether to apply the final norm to an earlier layer's states, too (SD 1 and 2);
+            SDXL and SD 3 do not.
+        default_skip: the number of layers left out at `clip_skip` 0: 1 for SDXL and SD 3.
 
     Attributes:
         model: the text encoder.
@@ -63,11 +63,11 @@ class ClipPromptEncoder:
         )
 
     def encode(self, prompt: PromptText) -> ClipStates:
-        """States of one prompt, in as many chunks as it needs.
+        """The states of one prompt, in as many chunks as it needs.
 
         Raises:
-            InvalidParameter: `clip_skip` leaves no layer, or the prompt cannot be read (see
-                `parse_prompt`) or is too long (`split_chunks`).
+            InvalidParameter: `clip_skip` leaves no layer, or the prompt cannot be read
+                (`parse_prompt`) or is too long (`split_chunks`).
         """
         skip = self._skip(prompt.clip_skip)
         pieces = parse_prompt(prompt.text, prompt.syntax)
@@ -90,7 +90,7 @@ class ClipPromptEncoder:
         return ClipStates(states, plain[0][1], sum(map(len, chunks)))
 
     def _encode_blend(self, blend: Blend, syntax: PromptSyntax, skip: int) -> ClipStates:
-        """The weighted sum; shorter parts are filled up with empty chunks."""
+        """The weighted sum of a blend's parts; shorter parts are extended with empty chunks."""
         parts = [self._encode_pieces(part, syntax, skip) for part in blend.parts]
         length = max(part.states.shape[1] for part in parts)
         empty = self._run(Chunk(), skip)[0]
@@ -133,7 +133,8 @@ class ClipPromptEncoder:
     def _run(
         self, chunk: Chunk, skip: int, *, without: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """States `[1, L, D]` and pooled `[1, P]` of a chunk, a fragment masked out if asked."""
+        """The states `[1, L, D]` and pooled state `[1, P]` of a chunk, with one fragment masked out
+        if asked."""
         padding = self._length - 2 - len(chunk)
         token_ids = [
             self._tokenizer.bos_token_id,
@@ -157,7 +158,8 @@ class ClipPromptEncoder:
     def _attention_mask(
         self, chunk: Chunk, padding: int, without: int | None
     ) -> torch.Tensor | None:
-        """Encoders see their padding, unless their config says otherwise (`use_attention_mask`)."""
+        """The mask of a chunk. Encoders see padding unless their config says otherwise
+        (`use_attention_mask`)."""
         sees_padding = not getattr(self._encoder.config, "use_attention_mask", False)
         if sees_padding and without is None:
             return None
@@ -166,7 +168,7 @@ class ClipPromptEncoder:
         return torch.tensor([mask], device=self._encoder.device)
 
     def _norm(self) -> Any:
-        # transformers 5 made the text model one class; older saved classes still wrap it.
+        # In transformers 5 the text model is a single class; older saved classes still wrap it.
         return getattr(self._encoder, "text_model", self._encoder).final_layer_norm
 
     def _tokenize(self, text: str) -> list[int]:

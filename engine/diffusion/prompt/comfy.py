@@ -1,7 +1,8 @@
 r"""ComfyUI's prompt syntax.
 
-Round brackets alone: `(x)` multiplies the inherited weight by 1.1, `(x:1.3)` *replaces* it by 1.3.
-`\(` and `\)` are the characters themselves. Brackets that do not balance are text, as is all else.
+Only round brackets count: `(x)` multiplies the inherited weight by 1.1, `(x:1.3)` *replaces* it by
+1.3. `\(` and `\)` are the characters themselves. Unbalanced brackets are text, like everything
+else.
 """
 
 import re
@@ -13,7 +14,7 @@ _TOKEN = re.compile(r"\\[()]|[()]|[^\\()]+|\\")
 
 
 def parse_comfy(text: str) -> list[Fragment]:
-    """Fragments in order; a bracket also parts words."""
+    """Fragments in order; a bracket also separates words."""
     return [piece for piece in _weigh(_TOKEN.findall(text), 1.0, 0) if piece.text]
 
 
@@ -35,8 +36,8 @@ def _weigh(tokens: list[str], weight: float, depth: int) -> list[Fragment]:
 def _split(tokens: list[str]) -> list[list[str]]:
     """Text and top-level groups in order; a group keeps its brackets.
 
-    A closing bracket too many makes the level negative, and what follows text, until it is made up
-    for; an opening one too many takes the rest with it.
+    A surplus closing bracket makes the level negative, and what follows is text until it is
+    balanced; a surplus opening bracket includes the rest.
     """
     items: list[list[str]] = []
     current: list[str] = []
@@ -57,7 +58,7 @@ def _split(tokens: list[str]) -> list[list[str]]:
 
 
 def _explicit_weight(tokens: list[str]) -> tuple[list[str], float | None]:
-    """A group's content without its `:weight`, and the weight."""
+    """The content of a group without its `:weight`, and the weight."""
     head, colon, tail = tokens[-1].rpartition(":") if tokens else ("", "", "")
     if not colon or not (head or len(tokens) > 1):
         return tokens, None

@@ -1,13 +1,13 @@
 r"""The prompt syntax of the library compel.
 
-`word+` is 1.1, `word--` 0.9², `(some words)1.3` and `(some words)++` weigh a phrase, also
+`word+` is 1.1, `word--` 0.9², `(some words)1.3` and `(some words)++` weight a phrase, as do
 `"some words"+` and `.attend(1.3)`; nesting multiplies. Brackets and double quotes without a weight
-vanish, those that do not balance are text, and `\` makes any of `( ) " + - . , =` a character.
+are dropped, unbalanced ones are text, and `\` makes any of `( ) " + - . , =` a character.
 
-A whole prompt may be `("a", "b").and()`: parts encoded one by one that stand behind each other; or
-`("a", "b").blend(0.7, 0.3)`: their weighted sum, normalised unless `no_normalize` stands last.
+A whole prompt may be `("a", "b").and()`, whose parts are encoded separately and joined in order, or
+`("a", "b").blend(0.7, 0.3)`, their weighted sum, normalised unless `no_normalize` comes last.
 
-Refused: `.swap()`, `withLora()`, and weights of `.and()`.
+`.swap()`, `withLora()` and weights of `.and()` are refused.
 """
 
 import re
@@ -45,7 +45,7 @@ _UNSUPPORTED = re.compile(r"(?<!\\)\.(?:swap|and|add|blend)\(|\b(?:with|use)Lora
 
 
 def parse_compel(text: str) -> list[Piece]:
-    """Fragments in order, neighbours of equal weight merged; or one `Blend`."""
+    """Fragments in order, with neighbours of equal weight merged; or one `Blend`."""
     combined = _COMBINED.match(text)
     if combined is None:
         return [*_parse_part(text)]
@@ -54,7 +54,7 @@ def parse_compel(text: str) -> list[Piece]:
     if combined["how"] == "blend":
         return [_blend(parts, options)]
     if any(_number(option) != 1.0 for option in options):
-        raise _unsupported("weights of .and()", "give its phrases weights of their own")
+        raise _unsupported("weights of .and()", "give weights to the phrases in it")
     joined: list[Piece] = []
     for part in parts:
         joined += [Break(), *part] if joined else part
@@ -67,7 +67,8 @@ def _blend(parts: list[list[Fragment]], options: list[str]) -> Blend:
     weights = weights or [1.0] * len(parts)
     if len(weights) != len(parts):
         raise InvalidParameter(
-            f".blend() has {len(parts)} prompts and {len(weights)} weights; give as many of each",
+            f".blend() has {len(parts)} prompts and {len(weights)} weights; give one weight per "
+            f"prompt",
             param="prompt",
         )
     total = sum(weights) if normalise else 1.0
@@ -79,14 +80,15 @@ def _blend(parts: list[list[Fragment]], options: list[str]) -> Blend:
 
 
 def _split_parts(text: str) -> list[str]:
-    """At commas outside quotes and brackets; a part that is one quoted string loses the quotes."""
+    """Split at commas outside quotes and brackets; a part that is one quoted string loses its
+    quotes."""
     starts, depth, quoted = [0], 0, False
     for match in re.finditer(r"\\.|[(),\"]", text, re.DOTALL):
         token = match.group()
         quoted ^= token == '"'
         if not quoted:
             depth += (token == "(") - (token == ")")
-        if depth < 0:  # the brackets around the whole are two pairs: `(a) b (c).and()`
+        if depth < 0:  # the outer brackets are two separate pairs: `(a) b (c).and()`
             raise _partial()
         if token == "," and not quoted and depth == 0:
             starts.append(match.end())
@@ -98,7 +100,7 @@ def _split_parts(text: str) -> list[str]:
 
 @dataclass(slots=True)
 class _Run:
-    """Text of one weight. A group is parted from its neighbours, running text grows."""
+    """Text of one weight. A group is separated from its neighbours; running text grows."""
 
     texts: list[str]
     weight: float = 1.0
@@ -107,7 +109,7 @@ class _Run:
 
 @dataclass(slots=True)
 class _Frame:
-    """A bracket or quote that is still open, and what stands in it."""
+    """An open bracket or quote, and its content."""
 
     opener: str
     runs: list[_Run] = field(default_factory=list)
@@ -149,7 +151,8 @@ def _parse_part(text: str) -> list[Fragment]:
 
 
 def _close(frames: list[_Frame], token: str, text: str, position: int) -> int:
-    """Close the newest bracket or quote that fits; those opened since were text. New position."""
+    """Close the newest bracket or quote that fits; those opened since become text. Returns the new
+    position."""
     opener = "(" if token == ")" else token
     if all(frame.opener != opener for frame in frames):
         frames[-1].add_text(token)
@@ -175,7 +178,7 @@ def _flatten_last(frames: list[_Frame]) -> None:
 
 
 def _merge(runs: list[_Run]) -> list[Fragment]:
-    """Join neighbours of equal weight; groups part words, so `(ba)dly` is two."""
+    """Join neighbours of equal weight; groups separate words, so `(ba)dly` is two."""
     merged: list[tuple[float, list[str]]] = []
     for run in runs:
         text = "".join(run.texts)
@@ -197,8 +200,8 @@ def _number(written: str) -> float:
         return float(written)
     except ValueError:
         raise InvalidParameter(
-            "the weights of .and() and .blend() are numbers; "
-            "only .blend() takes no_normalize as well, at the end",
+            "the weights of .and() and .blend() must be numbers; "
+            "only .blend() may also have no_normalize, at the end",
             param="prompt",
         ) from None
 
@@ -209,7 +212,7 @@ def _unescape(text: str) -> str:
 
 def _partial() -> InvalidParameter:
     return _unsupported(
-        ".swap(), withLora() or .and() and .blend() within a prompt",
+        ".swap(), withLora() and .and() or .blend() inside a prompt",
         "write .and() and .blend() around the whole prompt",
     )
 

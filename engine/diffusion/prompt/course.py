@@ -1,12 +1,12 @@
-r"""What a prompt of AUTOMATIC1111's web UI says in each step.
+r"""The text of a prompt in each step, in the syntax of AUTOMATIC1111's web UI.
 
-`[a:b:WHEN]` says a, and b after so many steps, `[b:WHEN]` nothing and then b, `[a::WHEN]` a and
-then nothing; WHEN with a point is a share of the steps. `[a|b|c]` takes turns, step by step. They
-nest, also within weights. Brackets that make none of these are left to `a1111`, as they are.
+`[a:b:WHEN]` is a, and b after WHEN steps; `[b:WHEN]` is nothing and then b; `[a::WHEN]` is a and
+then nothing. A WHEN with a decimal point is a share of the steps. `[a|b|c]` alternates step by
+step. These can be nested, also within weights. Other brackets are left to `a1111`.
 
-Source: the grammar and the examples of `get_learned_conditioning_prompt_schedules` in the web UI's
-`modules/prompt_parser.py`, whose schedules these are. (Its sampler counts from 0 where they count
-from 1, so that there the first words stay a step longer.)
+The source is the grammar and the examples of `get_learned_conditioning_prompt_schedules` in the web
+UI's `modules/prompt_parser.py`, whose schedules these are. (Its sampler counts from 0 where they
+count from 1, so that there the first words last a step longer.)
 """
 
 import re
@@ -17,28 +17,28 @@ from engine.diffusion.prompt.fragments import check_nesting
 from engine.errors import InvalidParameter
 
 MAX_TEXTS = 32
-"""Different texts of one prompt: each goes through the text encoders."""
+"""The most different texts of one prompt; each goes through the text encoders."""
 MAX_CHARS = 16_000
-"""Of these texts together."""
+"""The most characters of these texts together."""
 
 _TOKEN = re.compile(r"\\.|[\[\]():|]|[^\\\[\]():|]+|\\", re.DOTALL)
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 _WHEN = re.compile(rf"\s*({_NUMBER})\s*")
 
 _Said = Callable[[int], str]
-"""From a step, counted from 1, to text."""
+"""Gives the text of a step, counted from 1."""
 
 
 def course_of(text: str, num_steps: int, done: int | None = None) -> tuple[str, ...]:
-    """The text of each of the steps; a single one where it never changes.
+    """The text of each step; a single text if it never changes.
 
     Args:
-        num_steps: that are run, at least 1.
-        done: steps of a pass before this one, which the steps in the prompt are counted from; its
-            shares then are those above 1. None: there was none.
+        num_steps: the number of steps that are run, at least 1.
+        done: the steps of an earlier pass, from which the prompt's step numbers count; shares for
+            this pass are then those above 1. None: there was no earlier pass.
 
     Raises:
-        InvalidParameter: too many different texts, or brackets open at once.
+        InvalidParameter: there are too many different texts or open brackets.
     """
     if "[" not in text:
         return (text,)
@@ -59,17 +59,17 @@ def course_of(text: str, num_steps: int, done: int | None = None) -> tuple[str, 
 
 @dataclass(slots=True)
 class _Frame:
-    """What stands since a bracket that is open, in parts that are cut at its marks."""
+    """The text since an open bracket, divided into parts at the bracket's marks."""
 
     bracket: str
     parts: list[list[str | _Said]] = field(default_factory=lambda: [[]])
     marks: list[str] = field(default_factory=list)
-    """`:` or `|`, one between two parts."""
+    """The marks between parts, `:` or `|`."""
     is_text: bool = False
-    """Something in it belongs to no pair, so that the bracket makes nothing, either."""
+    """Whether something in it is unpaired, so that the bracket is only text."""
 
     def spelled(self) -> list[str | _Said]:
-        """As it was written."""
+        """The text as it was written."""
         spelled = [self.bracket, *self.parts[0]]
         for mark, part in zip(self.marks, self.parts[1:], strict=True):
             spelled += [mark, *part]
@@ -77,7 +77,7 @@ class _Frame:
 
 
 class _Reader:
-    """The brackets that are open, the outermost first, which stands for none."""
+    """The open brackets, outermost first; the first entry stands for the whole text."""
 
     def __init__(self, num_steps: int, done: int | None) -> None:
         self._num_steps = num_steps
@@ -99,7 +99,7 @@ class _Reader:
             self._frames[-1].parts[-1].append(token)
 
     def finish(self) -> tuple[_Said, bool]:
-        """What is said, and whether that may change."""
+        """The text of each step, and whether it can change."""
         while len(self._frames) > 1:
             self._leave("", is_text=True)
         return _joined(self._frames[0].spelled()), self._changes
@@ -120,14 +120,14 @@ class _Reader:
             self._leave(token, is_text=frame.is_text or not weighs)
 
     def _leave(self, closing: str, *, is_text: bool) -> None:
-        """Put the innermost bracket into what is around it, as it was written."""
+        """Add the innermost bracket to the text around it, as it was written."""
         frame = self._frames.pop()
         around = self._frames[-1]
         around.parts[-1] += [*frame.spelled(), closing]
         around.is_text = around.is_text or is_text
 
     def _made(self, frame: _Frame) -> _Said | None:
-        """What the square brackets make, if anything."""
+        """The text of square brackets by step; None if they are only text."""
         if frame.marks and all(mark == "|" for mark in frame.marks):
             options = [_joined(part) for part in frame.parts]
             return lambda step: options[(step - 1) % len(options)](step)
@@ -141,7 +141,7 @@ class _Reader:
         return lambda step: before(step) if step <= when else after(step)
 
     def _when(self, part: Sequence[str | _Said]) -> float | None:
-        """After how many steps; None where there is no number."""
+        """The number of steps that WHEN means; None if it is not a number."""
         if len(part) != 1 or not isinstance(part[0], str):
             return None
         match = _WHEN.fullmatch(part[0])
@@ -165,7 +165,7 @@ def _check(texts: dict[str, str]) -> None:
     num_chars = sum(map(len, texts))
     if len(texts) > MAX_TEXTS or num_chars > MAX_CHARS:
         raise InvalidParameter(
-            f"in its steps the prompt says more than {MAX_TEXTS} different things, or "
-            f"things of more than {MAX_CHARS} characters together; edit and alternate less of it",
+            f"the prompt has more than {MAX_TEXTS} different texts over its steps, or more than "
+            f"{MAX_CHARS} characters in all of them; use fewer [a:b:0.5] and [a|b]",
             param="prompt",
         )

@@ -1,7 +1,7 @@
-"""What prompt weights do to the states of a text encoder, one function per syntax.
+"""Applies prompt weights to the states of a text encoder, with one function per syntax.
 
-All take one chunk of one prompt: a mean over more would let prompts and chunks change each other.
-States are `[1, L, D]` fp32 and weights `[L]`, 1 for begin, end and padding.
+All take one chunk of one prompt, as a mean over more would let prompts and chunks affect each
+other. States are `[1, L, D]` fp32 and weights `[L]`, 1 for begin, end and padding.
 """
 
 import math
@@ -10,14 +10,15 @@ from collections.abc import Sequence
 import torch
 
 MAX_RESTORE = 8.0
-"""Beyond it the mean after scaling is a remainder of cancelling terms, and no measure."""
+"""The largest ratio of means; beyond it the mean after scaling is mostly rounding."""
 
 
 def scale_keeping_mean(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The a1111 syntax: multiply, then restore the mean over the whole tensor ("Original").
+    """Weight states as in the a1111 syntax: multiply, then restore the whole tensor's mean
+    ("Original").
 
-    The mean is left as it comes where its ratio says nothing about the weights: encoders whose
-    states average to almost zero would be blown up, extinguished or turned over by it.
+    The mean is not restored if its ratio says nothing about the weights: states of encoders whose
+    mean is almost zero would be enlarged, wiped out or inverted.
     """
     scaled = states * weights[None, :, None]
     ratio = float(states.mean() / scaled.mean())
@@ -28,7 +29,7 @@ def scale_keeping_mean(states: torch.Tensor, weights: torch.Tensor) -> torch.Ten
 def move_from_empty(
     states: torch.Tensor, empty: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """The comfy syntax: away from the empty prompt's states, each at its position.
+    """Weight states as in the comfy syntax: away from the empty prompt's states at each position.
 
     Tokens of weight 1 keep their states bit by bit.
     """
@@ -39,10 +40,10 @@ def move_from_empty(
 def blend_without(
     states: torch.Tensor, without: Sequence[torch.Tensor], weights: Sequence[float]
 ) -> torch.Tensor:
-    """The compel syntax below weight 1: mix in the prompt with each such fragment masked out.
+    """Weight states below 1 as in the compel syntax: mix in the prompt without each such fragment.
 
-    A fragment of weight w counts tan((1 - w)·π/2) against the prompt's 1: as much at 0.5, and all
-    but alone at 0.
+    A fragment of weight w gives the prompt without it a share of tan((1 - w)·π/2) to the prompt's
+    1: equal shares at 0.5, and nearly all at 0.
     """
     shares = [1.0, *(math.tan((1.0 - max(weight, 1e-5)) * math.pi / 2) for weight in weights)]
     total = sum(shares)

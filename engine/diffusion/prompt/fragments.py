@@ -1,4 +1,4 @@
-"""What a prompt is made of once its syntax is read."""
+"""The parts of a prompt once its syntax is read."""
 
 import math
 from collections.abc import Iterable
@@ -8,15 +8,15 @@ from itertools import groupby
 from engine.errors import InvalidParameter
 
 MAX_NESTING = 64
-"""Brackets open at once. Weights beyond it make no picture, and reading stays linear."""
+"""The most open brackets. More are of no use, and with a limit reading takes linear time."""
 
 MAX_WEIGHT = 100.0
-"""States times more than this leave the range of fp16."""
+"""The largest weight; states multiplied by more leave the range of fp16."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """A stretch of text of one weight. Fragments are tokenized one by one."""
+    """A stretch of text with one weight. Fragments are tokenized one by one."""
 
     text: str
     weight: float = 1.0
@@ -24,23 +24,23 @@ class Fragment:
 
 @dataclass(frozen=True, slots=True)
 class Break:
-    """Ends a chunk: what follows is encoded on its own and stands behind it."""
+    """The end of a chunk: the text after it is encoded separately, and its states follow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Blend:
-    """Prompts that are encoded one by one and summed. A prompt that has one is nothing else."""
+    """Prompts that are encoded one by one and summed. It is always a whole prompt."""
 
     parts: tuple[tuple[Fragment, ...], ...]
     weights: tuple[float, ...]
-    """As they are multiplied: already normalised, if they are to be."""
+    """The factors of the sum, already normalised if they should be."""
 
 
 Piece = Fragment | Break | Blend
 
 
 def merge_equal(pieces: Iterable[Fragment | Break]) -> list[Fragment | Break]:
-    """Join neighbours of equal weight; drop empty fragments."""
+    """Join neighbours of equal weight and drop empty fragments."""
     kept = [piece for piece in pieces if isinstance(piece, Break) or piece.text]
     merged: list[Fragment | Break] = []
     for weight, run in groupby(kept, lambda p: p.weight if isinstance(p, Fragment) else None):
@@ -52,7 +52,7 @@ def merge_equal(pieces: Iterable[Fragment | Break]) -> list[Fragment | Break]:
 
 
 def join_words(texts: Iterable[str]) -> str:
-    """Texts that are tokenized apart, as one: with a space where they would become one word."""
+    """Join texts that are tokenized separately, with spaces where they would become one word."""
     parts = [""]
     for text in texts:
         if parts[-1][-1:].isalnum() and text[:1].isalnum():
@@ -63,14 +63,14 @@ def join_words(texts: Iterable[str]) -> str:
 
 
 def check_weight(weight: float) -> float:
-    """The weight itself.
+    """Check a weight and return it.
 
     Raises:
-        InvalidParameter: it is not finite or beyond `MAX_WEIGHT`.
+        InvalidParameter: the weight is not finite, or beyond `MAX_WEIGHT`.
     """
     if not math.isfinite(weight) or abs(weight) > MAX_WEIGHT:
         raise InvalidParameter(
-            f"a prompt weight is {weight:g}; weights lie within ±{MAX_WEIGHT:g}: "
+            f"a prompt weight is {weight:g}; it must be within ±{MAX_WEIGHT:g}: "
             "lower it or nest fewer brackets",
             param="prompt",
         )
@@ -78,7 +78,7 @@ def check_weight(weight: float) -> float:
 
 
 def check_nesting(depth: int) -> None:
-    """Raises InvalidParameter where more than `MAX_NESTING` brackets are open."""
+    """Raises InvalidParameter if more than `MAX_NESTING` brackets are open."""
     if depth > MAX_NESTING:
         raise InvalidParameter(
             f"the prompt has more than {MAX_NESTING} brackets open at once; close some, escape "

@@ -1,4 +1,4 @@
-"""What encoders make of a prompt."""
+"""Encoded prompts."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PromptStates:
-    """What the denoiser is told about one prompt.
+    """The denoiser's input from one prompt.
 
     Attributes:
-        key: equal for equal states; keys the cross-attention cache.
-        states: `[1, L, D]` of the text encoder.
-        pooled: `[1, P]` where the family has one.
-        num_tokens: of the prompt itself, without begin, end and padding.
-        warnings: what of the prompt could not act, in sentences for the client.
+        key: equal for equal states; a key of the cross-attention cache.
+        states: the text encoder's states, `[1, L, D]`.
+        pooled: the pooled state `[1, P]`, in families that have one.
+        num_tokens: the number of the prompt's own tokens, without begin, end and padding.
+        warnings: sentences for the client about parts of the prompt that have no effect.
     """
 
     key: Hashable
@@ -27,21 +27,22 @@ class PromptStates:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptCourse:
-    """What the denoiser is told in the course of a drawing: states for each step that is run, or
-    the same for all."""
+    """The denoiser's input from a prompt over a whole drawing: states for each step that is run, or
+    one for all."""
 
     steps: tuple[PromptStates, ...]
 
     def at(self, step: int, num_steps: int) -> PromptStates:
-        """Those for a call of the denoiser, counted from 0; samplers may need several a step."""
+        """The states for a call of the denoiser, counted from 0; samplers may need several per
+        step."""
         return self.steps[step * len(self.steps) // num_steps]
 
     @property
     def num_tokens(self) -> int:
-        """Of the longest text."""
+        """The number of tokens of the longest text."""
         return max(states.num_tokens for states in self.steps)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Of all texts, each once."""
+        """The warnings of all texts, each once."""
         return tuple(dict.fromkeys(said for states in self.steps for said in states.warnings))

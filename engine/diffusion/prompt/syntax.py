@@ -1,7 +1,7 @@
 """Reads a prompt in one of the syntaxes that a request may choose.
 
-The rules of each are in its own module; `plain` has none. Weights are numbers here: what they do
-to the encoder's states is in `emphasis`.
+Each syntax has its rules in its own module; `plain` has none. Weights are only numbers here:
+`emphasis` applies them to the encoder's states.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,12 +25,12 @@ __all__ = ["Blend", "Break", "Fragment", "Piece", "parse_prompt", "plain_text"]
 def parse_prompt(text: str, syntax: PromptSyntax) -> list[Piece]:
     """The prompt's fragments and breaks in order, at least one; or a single `Blend`.
 
-    Unbalanced brackets and other odd input are text, as each syntax has it. Lone surrogates, which
-    JSON can carry and UTF-8 cannot, become U+FFFD.
+    Unbalanced brackets and other irregular input are text, as in each syntax. Lone surrogates,
+    which JSON can contain and UTF-8 cannot, become U+FFFD.
 
     Raises:
-        InvalidParameter: a construct of the syntax that is not supported here, a weight beyond
-            `MAX_WEIGHT`, or more than `MAX_NESTING` brackets open.
+        InvalidParameter: the prompt has a construct that is not supported here, a weight beyond
+            `MAX_WEIGHT`, or more than `MAX_NESTING` open brackets.
     """
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     pieces = list(_PARSERS[syntax](text)) or [Fragment("")]
@@ -41,7 +41,7 @@ def parse_prompt(text: str, syntax: PromptSyntax) -> list[Piece]:
 
 
 def plain_text(pieces: Sequence[Fragment | Break]) -> str:
-    """What is said, without weights: for encoders that cannot take them."""
+    """The text without weights, for encoders that cannot use them."""
     return join_words(piece.text if isinstance(piece, Fragment) else " " for piece in pieces)
 
 

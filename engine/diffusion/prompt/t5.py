@@ -1,4 +1,4 @@
-"""Prompts to the states of a T5 encoder (SD 3, FLUX)."""
+"""Encodes prompts with a T5 encoder (SD 3, FLUX)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,14 @@ from engine.diffusion.prompt.text import PromptText
 
 @dataclass(frozen=True, slots=True, eq=False)
 class T5States:
-    """One prompt's states.
+    """The states of one prompt.
 
     Attributes:
         states: `[1, L, D]` in the encoder's dtype, L the maximum length.
-        num_tokens: of the prompt itself, as far as it was read.
-        weights_ignored: the prompt has weights, which did nothing here.
-        truncated: the prompt is longer than the maximum length, and its end was not read.
+        num_tokens: the number of the prompt's own tokens that were read.
+        weights_ignored: whether the prompt has weights, which have no effect here.
+        truncated: whether the prompt is longer than the maximum length, so that its end was not
+            read.
     """
 
     states: torch.Tensor
@@ -29,14 +30,14 @@ class T5States:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """The two, in sentences for the client."""
+        """Sentences for the client about ignored weights and a truncated prompt."""
         said = []
         if self.weights_ignored:
             said.append("prompt weights have no effect on this model's T5 text encoder")
         if self.truncated:
             said.append(
                 f"the prompt is longer than the {self.states.shape[1]} tokens that this model's T5 "
-                f"text encoder reads; its end was not read"
+                f"text encoder reads; its end has no effect"
             )
         return tuple(said)
 
@@ -44,12 +45,13 @@ class T5States:
 class T5PromptEncoder:
     """A T5 encoder with its tokenizer.
 
-    Weights do not act on it: no syntax defines what they would do to T5. Syntax other than plain is
-    read and the text without its weights encoded; compel's `.blend()` is done, being a sum of whole
-    prompts.
+    Weights have no effect: no syntax defines what they would do to T5. Syntaxes other than plain
+    are read, and the text is encoded without its weights; compel's `.blend()` works, as it is a sum
+    of whole prompts.
 
     Args:
-        max_sequence_length: tokens that a prompt is padded and cut to (256 in SD 3, 512 in FLUX).
+        max_sequence_length: the tokens to which a prompt is padded and cut (256 in SD 3, 512 in
+            FLUX).
 
     Attributes:
         model: the text encoder.
@@ -63,10 +65,10 @@ class T5PromptEncoder:
         self._length = max_sequence_length
 
     def encode(self, prompt: PromptText) -> T5States:
-        """States of one prompt, those of diffusers' `_get_t5_prompt_embeds`.
+        """The states of one prompt, which are those of diffusers' `_get_t5_prompt_embeds`.
 
         Raises:
-            InvalidParameter: the prompt cannot be read, see `parse_prompt`.
+            InvalidParameter: the prompt cannot be read (`parse_prompt`).
         """
         pieces = parse_prompt(prompt.text, prompt.syntax)
         with torch.no_grad():
@@ -91,7 +93,7 @@ class T5PromptEncoder:
         )["input_ids"]
         truncated = len(token_ids) > self._length
         if truncated:
-            # The end token stays, as the tokenizer's own truncation has it.
+            # The end token stays, as in the tokenizer's own truncation.
             token_ids = [*token_ids[: self._length - 1], token_ids[-1]]
         padding = [self._tokenizer.pad_token_id] * (self._length - len(token_ids))
         padded = torch.tensor([[*token_ids, *padding]], device=self._encoder.device)

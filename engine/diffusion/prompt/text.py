@@ -1,4 +1,4 @@
-"""A prompt as it goes into an encoder."""
+"""A prompt as the input of an encoder."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ from engine.image_types import LoraUse, PromptSyntax
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptText:
-    """One prompt as it is to be read. Hashable: the key of the cache of prompt states."""
+    """A prompt with its syntax. It is hashable, as the key of the cache of prompt states."""
 
     text: str
     syntax: PromptSyntax = PromptSyntax.PLAIN
     clip_skip: int = 0
     adapters: tuple[LoraUse, ...] = ()
-    """By their keys, those that change a text encoder."""
+    """The adapters that change a text encoder, by their keys."""

@@ -1,7 +1,7 @@
-"""Words of a prompt that a model with a closed vocabulary does not know.
+"""Finds words of a prompt that a model with a closed vocabulary does not know.
 
-A tokenizer spells every word out of pieces, so nothing else tells that a small model has never been
-shown one: it would draw something, and say nothing.
+A tokenizer spells every word with pieces, so nothing else shows that a small model was never
+trained on one: it would draw something without any warning.
 """
 
 import re
@@ -13,16 +13,17 @@ from engine.diffusion.prompt.text import PromptText
 
 MAX_NAMED = 10
 MAX_WORD_LENGTH = 40
-"""Of a warning: words that it names, and letters of each. A prompt can have thousands."""
+"""The most words that a warning names, and the most letters of each. A prompt can have
+thousands."""
 
 _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 
 
 def unknown_words(prompt: PromptText, vocabulary: Set[str]) -> list[str]:
-    """Words that are not in `vocabulary` (lower case), in lower case and order, each once.
+    """The words that are not in `vocabulary` (lower case), in lower case and in order, each once.
 
     Raises:
-        InvalidParameter: the prompt cannot be read, see `parse_prompt`.
+        InvalidParameter: the prompt cannot be read (`parse_prompt`).
     """
     pieces = parse_prompt(prompt.text, prompt.syntax)
     parts: Sequence[Sequence[Fragment | Break]] = [[p for p in pieces if not isinstance(p, Blend)]]
@@ -33,10 +34,10 @@ def unknown_words(prompt: PromptText, vocabulary: Set[str]) -> list[str]:
 
 
 def unknown_words_warning(words: Sequence[str]) -> str:
-    """A sentence for the client that names the words; at least one."""
+    """A sentence for the client that names the words, of which there must be at least one."""
     named = ", ".join(f'"{_shortened(word)}"' for word in words[:MAX_NAMED])
     more = f" and {len(words) - MAX_NAMED} more" if len(words) > MAX_NAMED else ""
-    return f"this model does not know these words, which do nothing useful: {named}{more}"
+    return f"this model does not know these words, so they do not help: {named}{more}"
 
 
 def _shortened(word: str) -> str:

@@ -1,1 +1,1 @@
-"""What happens to an image and its mask before denoising, and to the drawn picture after it."""
+"""Prepares an image and its mask for denoising, and finishes the drawn picture."""

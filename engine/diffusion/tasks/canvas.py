@@ -1,4 +1,4 @@
-"""Growing an image: the canvas of outpainting, and padding to a multiple of the model's grid."""
+"""Enlarges canvases, for outpainting and to a multiple of the model's grid."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ _BASE_RADIUS = 64
 
 
 def pad_to(array: Bytes, width: int, height: int) -> Bytes:
-    """Repeats the right and bottom edge up to a size; `[H, W]` or `[H, W, C]`."""
+    """Repeat the right and bottom edges up to a size; takes `[H, W]` or `[H, W, C]`."""
     grow = [(0, height - array.shape[0]), (0, width - array.shape[1])]
     if grow == [(0, 0), (0, 0)]:
         return array
@@ -22,28 +22,28 @@ def pad_to(array: Bytes, width: int, height: int) -> Bytes:
 
 
 def extend_image(array: Bytes, outpaint: Outpaint) -> Bytes:
-    """`[H, W, C]` on its larger canvas; new pixels repeat the edges."""
+    """Put an image `[H, W, C]` on a larger canvas; new pixels repeat the edges."""
     grow = [(outpaint.top, outpaint.bottom), (outpaint.left, outpaint.right)]
     return np.pad(array, [*grow, (0, 0)], mode="edge") if np.any(grow) else array
 
 
 def extend_mask(levels: Bytes, outpaint: Outpaint) -> Bytes:
-    """`[H, W]` on its larger canvas, nothing marked in the new part."""
+    """Put a mask `[H, W]` on a larger canvas, with nothing marked in the new part."""
     return np.pad(levels, [(outpaint.top, outpaint.bottom), (outpaint.left, outpaint.right)])
 
 
 def new_area(width: int, height: int, outpaint: Outpaint) -> Bits:
-    """The canvas of an image of this size: set where it is new."""
+    """The canvas of an image of this size, set where it is new."""
     new = np.ones((height + outpaint.top + outpaint.bottom, width + outpaint.left + outpaint.right))
     new[outpaint.top : outpaint.top + height, outpaint.left : outpaint.left + width] = 0
     return new.astype(np.bool_)
 
 
 def fill_new(canvas: Bytes, new: Bits) -> Bytes:
-    """`[H, W, 3]` of a canvas whose new area repeats the edges, smoothly filled instead.
+    """Fill the new area of a canvas `[H, W, 3]` smoothly, where it repeats the edges.
 
-    Blurs of the known pixels over the repeated edges, from wide to narrow: far away the colours
-    are those of the whole image, at the edge those of the edge.
+    Blurs of the known pixels are laid over it, from wide to narrow: far away the colours are those
+    of the whole image, at the edge those of the edge.
     """
     known = torch.from_numpy(~new).float()[None, None]
     colours = torch.from_numpy(canvas.transpose(2, 0, 1).copy())[None].float()

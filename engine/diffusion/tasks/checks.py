@@ -1,4 +1,4 @@
-"""What an image request must fulfil before anything of its size is allocated."""
+"""Checks an image request before anything of its size is allocated."""
 
 import re
 
@@ -7,20 +7,20 @@ from engine.errors import InvalidParameter
 from engine.image_types import ImageParams, ImageRequest, ImageTask, Outpaint, Pixels
 
 MAX_CANVAS_PIXELS = 1 << 26
-"""Of an image that is drawn in part only (`crop_to_mask`), or before it is resized."""
+"""The most pixels of an image that is drawn only in part (`crop_to_mask`), or before resizing."""
 _JOINS_EDITS = re.compile(r"\b(and|then)\b", re.IGNORECASE)
 
 
 def check_request(request: ImageRequest) -> None:
-    """Fields of a request with an input image against each other, and sizes against memory.
+    """Check that the fields of a request with an input image agree, and that sizes fit into memory.
 
     Raises:
-        InvalidParameter: names the field.
+        InvalidParameter: a field is wrong; the message names it.
     """
     params = request.params
     if len(request.images) != 1:
         raise InvalidParameter(
-            f"{len(request.images)} input images given; {params.task} takes one", param="image"
+            f"there are {len(request.images)} input images; {params.task} takes one", param="image"
         )
     image = request.images[0]
     if image.channels not in (3, 4):
@@ -56,11 +56,13 @@ def _check_outpaint(outpaint: Outpaint, task: ImageTask) -> None:
 
 
 def _check_canvas(image: Pixels, params: ImageParams) -> None:
-    """Before anything of that size is allocated."""
+    """Check the size of the canvas before anything of that size is allocated."""
     grow = params.outpaint or Outpaint()
     canvas_pixels = (image.width + grow.left + grow.right) * (image.height + grow.top + grow.bottom)
     if min(params.width, params.height) < 1:
-        raise InvalidParameter(f"size {params.width}x{params.height} is empty", param="size")
+        raise InvalidParameter(
+            f"size is {params.width}x{params.height}; both must be at least 1", param="size"
+        )
     for pixels, what in ((canvas_pixels, "canvas"), (params.width * params.height, "result")):
         if pixels > MAX_CANVAS_PIXELS:
             raise InvalidParameter(
@@ -70,10 +72,10 @@ def _check_canvas(image: Pixels, params: ImageParams) -> None:
 
 
 def check_one_edit(instruction: str) -> None:
-    """For a model that does one edit at a time.
+    """Check an instruction for a model that does one edit at a time.
 
     Raises:
-        InvalidParameter: the instruction joins two.
+        InvalidParameter: the instruction joins two edits.
     """
     joining = _JOINS_EDITS.search(instruction)
     if joining is not None:

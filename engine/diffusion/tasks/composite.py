@@ -1,4 +1,4 @@
-"""Putting the drawn picture back into the input, byte by byte."""
+"""Puts the drawn picture back into the input, byte by byte."""
 
 import numpy as np
 
@@ -6,16 +6,16 @@ from engine.diffusion.tasks.pixels import Bytes
 
 
 def composite(base: Bytes, picture: Bytes, weights: Bytes) -> Bytes:
-    """`base` with `picture` over it; bytes of weight 0 are untouched, of weight 255 the picture's.
+    """Lay `picture` over `base`; weight 0 leaves a byte as it is, weight 255 takes the picture's.
 
-    An RGBA base keeps its alpha where the weight is 0. What is drawn is opaque: elsewhere alpha
-    rises to 255 with the weight, and colours mix premultiplied, so that colour hidden under
-    transparency does not show in the feathered edge.
+    An RGBA base keeps its alpha where the weight is 0. The drawn part is opaque: alpha rises to 255
+    with the weight, and colours are mixed premultiplied, so that colours hidden by transparency do
+    not show in the feathered edge.
 
     Args:
         base: `[H, W, 3 or 4]`.
         picture: `[H, W, 3]`.
-        weights: `[H, W]`, 255 for the picture alone.
+        weights: `[H, W]`, 255 for only the picture.
     """
     result = base.copy()
     touched = weights > 0

@@ -1,4 +1,4 @@
-"""Working on the surroundings of a mask alone, at the size the model draws best."""
+"""Finds the surroundings of a mask, which are then drawn at the size that the model draws best."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from engine.diffusion.tasks.mask import Bits, bounding_box
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A rectangle of an image, right and bottom exclusive."""
+    """A rectangle of an image; right and bottom are exclusive."""
 
     left: int
     top: int
@@ -26,14 +26,14 @@ class Region:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Index of an array `[H, W, ...]`."""
+        """The rectangle as an index of an array `[H, W, ...]`."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
 def region_of_mask(mask: Bits, padding: int, ratio: float) -> Region:
     """The mask's bounding box with `padding` px around it, widened to `ratio` (width by height).
 
-    It stays within the image: where the image is too small for the ratio, as near as possible.
+    It stays within the image; if the image is too small for the ratio, it is as near as possible.
     """
     height, width = mask.shape
     left, top, right, bottom = bounding_box(mask)
@@ -47,9 +47,10 @@ def region_of_mask(mask: Bits, padding: int, ratio: float) -> Region:
 
 
 def working_size(region: Region, facts: FamilyFacts) -> tuple[int, int]:
-    """(width, height) at which a region is drawn: the model's own size where the ratio fits.
+    """The (width, height) at which a region is drawn: the model's own size if the ratio fits.
 
-    Otherwise as many pixels in the region's ratio, in multiples of the model's.
+    Otherwise it has as many pixels in the region's ratio, with sides that are multiples of the
+    model's.
     """
     default = (facts.default_width, facts.default_height)
     area = default[0] * default[1]
@@ -60,7 +61,7 @@ def working_size(region: Region, facts: FamilyFacts) -> tuple[int, int]:
         return default
     smallest = math.ceil(facts.min_side / multiple) * multiple
     width, height = (max(smallest, round(side / multiple) * multiple) for side in exact)
-    # Rounded up, or held at the smallest side, a long strip would exceed the area.
+    # If it were rounded up or held at the smallest side, a long strip would exceed the area.
     if width >= height:
         width = max(smallest, min(width, area // height // multiple * multiple))
     else:
@@ -69,7 +70,7 @@ def working_size(region: Region, facts: FamilyFacts) -> tuple[int, int]:
 
 
 def _widened(start: int, end: int, wanted: int, limit: int) -> tuple[int, int]:
-    """A span of `wanted` length around this one, shifted to lie within [0, limit)."""
+    """A span of `wanted` length around this one, moved to lie within [0, limit)."""
     wanted = min(wanted, limit)
     start = start - (wanted - (end - start)) // 2
     start = min(max(0, start), limit - wanted)

@@ -1,6 +1,6 @@
-"""What a first pass has drawn, at the size of a second one.
+"""Brings a first pass's result to the size of the second pass.
 
-Where the shape differs, what lies at both sides is cut off.
+If the shape differs, both ends of the longer side are cut off.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _LATENT_MODES: Mapping[Enlarging, tuple[str, bool]] = {
     Enlarging.LATENT_NEAREST: ("nearest", False),
     Enlarging.LATENT_NEAREST_EXACT: ("nearest-exact", False),
 }
-"""torch's mode, and whether it is antialiased."""
+"""torch's interpolation mode, and whether it is antialiased."""
 _FILTERS = {
     Enlarging.LANCZOS: Image.Resampling.LANCZOS,
     Enlarging.NEAREST: Image.Resampling.NEAREST,
@@ -29,7 +29,7 @@ _FILTERS = {
 
 
 def enlarge_latents(latents: torch.Tensor, width: int, height: int, how: Enlarging) -> torch.Tensor:
-    """Latents `[1, C, h, w]` as `[1, C, height, width]`; sizes in latent cells."""
+    """Enlarge latents `[1, C, h, w]` to `[1, C, height, width]`; sizes are in latent cells."""
     rows, columns = _kept(latents.shape[3], latents.shape[2], width, height)
     mode, antialias = _LATENT_MODES[how]
     kept = latents[:, :, rows, columns]
@@ -37,15 +37,15 @@ def enlarge_latents(latents: torch.Tensor, width: int, height: int, how: Enlargi
 
 
 def enlarge_picture(picture: Pixels, width: int, height: int, how: Enlarging) -> Pixels:
-    """An RGB picture in another size."""
+    """Enlarge an RGB picture."""
     rows, columns = _kept(picture.width, picture.height, width, height)
     kept = Image.fromarray(to_array(picture)[rows, columns])
     return from_array(np.asarray(kept.resize((width, height), _FILTERS[how])))
 
 
 def _kept(from_width: int, from_height: int, width: int, height: int) -> tuple[slice, slice]:
-    """Rows and columns of the middle that has the new shape. Cutting comes first: enlarged, the
-    rest of a long strip could be of any size."""
+    """The rows and columns of the middle that has the new shape. Cutting comes before enlarging, as
+    an enlarged long strip could have any size."""
     across = min(from_width, max(1, round(from_height * width / height)))
     down = min(from_height, max(1, round(from_width * height / width)))
     left, top = (from_width - across) // 2, (from_height - down) // 2

@@ -1,4 +1,4 @@
-"""Masks: levels of 0 to 255 that say what is redrawn, and the weights of pasting it back."""
+"""Masks, whose levels from 0 to 255 say what is redrawn, and the weights for pasting it back."""
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +16,19 @@ Bits = npt.NDArray[np.bool_]
 
 
 def mask_levels(mask: Pixels, image: Pixels, *, soft: bool) -> Bytes:
-    """`[H, W]`; 0 keeps, 255 redraws, and in between for soft masks only.
+    """The levels `[H, W]` of a mask: 0 keeps, 255 redraws; others only in soft masks.
 
     Raises:
-        InvalidParameter: another size than the image's, or more than one channel.
+        InvalidParameter: the mask has another size than the image, or more than one channel.
     """
     if (mask.width, mask.height) != (image.width, image.height):
         raise InvalidParameter(
             f"mask is {mask.width}x{mask.height} px and the image {image.width}x{image.height}; "
-            "they must be of one size",
+            "they must have the same size",
             param="mask",
         )
     if mask.channels != 1:
-        raise InvalidParameter(f"mask has {mask.channels} channels instead of 1", param="mask")
+        raise InvalidParameter(f"mask has {mask.channels} channels; it must have 1", param="mask")
     levels = to_array(mask, param="mask")[..., 0]
     if not soft:
         levels = np.where(levels >= _HALF, 255, 0).astype(np.uint8)
@@ -36,16 +36,18 @@ def mask_levels(mask: Pixels, image: Pixels, *, soft: bool) -> Bytes:
 
 
 def latent_mask(mask: torch.Tensor, vae_factor: int) -> torch.Tensor:
-    """`[1, 1, H, W]` to `[1, 1, H/f, W/f]`: a cell is redrawn as much as any of its pixels."""
+    """Reduce a mask from `[1, 1, H, W]` to `[1, 1, H/f, W/f]`: a cell takes its pixels' largest
+    value."""
     return F.max_pool2d(mask, vae_factor)
 
 
 def paste_weights(redrawn: Bits, feather: int) -> Bytes:
     """Weights `[H, W]` of the new picture: 0 outside `redrawn`, 255 from `feather` px inside it.
 
-    Between the two a half cosine of the Euclidean distance to the nearest kept pixel. Where the
+    Between the two it is a half cosine of the Euclidean distance to the nearest kept pixel. If the
     mask is thinner than twice the feather, the cosine is compressed so that the middle still gets
-    full weight; otherwise thin strokes would hardly change anything. The image's border is no edge.
+    full weight; otherwise thin strokes would hardly change anything. The image's border is not an
+    edge.
     """
     weights = np.where(redrawn, 255, 0).astype(np.uint8)
     if feather == 0 or redrawn.all() or not redrawn.any():
@@ -60,7 +62,7 @@ def paste_weights(redrawn: Bits, feather: int) -> Bytes:
 
 
 def bounding_box(mask: Bits) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of what is set, right and bottom exclusive."""
+    """The (left, top, right, bottom) of the set pixels; right and bottom are exclusive."""
     rows = np.flatnonzero(mask.any(axis=1))
     columns = np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
@@ -75,9 +77,10 @@ def _grown_box(mask: Bits, margin: int) -> tuple[slice, slice]:
 
 
 def _distance_inside(mask: Bits, limit: int) -> npt.NDArray[np.float32]:
-    """Distance of every set pixel to the nearest unset one, at most `limit`; 0 where unset.
+    """The distance of every set pixel to the nearest unset one, at most `limit`; 0 for unset
+    pixels.
 
-    Exact, in two passes (Felzenszwalb and Huttenlocher 2012, with the window bounded by `limit`).
+    It is exact and takes two passes (Felzenszwalb and Huttenlocher 2012, with a window of `limit`).
     """
     vertical = _distance_in_columns(mask, limit)
     squared = vertical**2

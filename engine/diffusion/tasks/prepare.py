@@ -1,7 +1,8 @@
-"""From a request's image and mask to what is denoised, and back to the answer.
+"""Turns a request's image and mask into the denoiser's input, and the drawn picture into the
+answer.
 
-The order: outpainting's canvas → the size asked for → the crop around the mask, if any → the
-model's grid. `Preparation.finish` goes the same way back.
+The order is: outpainting's canvas → the requested size → the crop around the mask, if any → the
+model's grid. `Preparation.finish` takes the same way back.
 """
 
 import math
@@ -42,17 +43,17 @@ from engine.image_types import (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Preparation:
-    """What the engine denoises for a request, and what becomes of the picture.
+    """The denoiser's input for a request, and the functions that finish the picture.
 
     Attributes:
-        image: `[1, 3, H, W]` fp32 in [-1, 1], RGBA seen on white; None without an input image. Of
-            UPSCALE it is small, `width` and `height` divided by the model's scale.
+        image: `[1, 3, H, W]` fp32 in [-1, 1], RGBA over white; None without an input image. For
+            UPSCALE it is small: `width` and `height` divided by the model's scale.
         mask: `[1, 1, H, W]` in [0, 1], 1 where to redraw; in {0, 1} unless the mask is soft.
         latent_mask: the mask over latent cells, `[1, 1, h, w]`.
-        width, height: at which the image is drawn, multiples of the model's `size_multiple`.
-        finish: takes the drawn picture (RGB, of this size) and returns the answer. With a mask,
-            every pixel that it does not mark has the bytes of the input. Pure, so any thread may
-            call it.
+        width, height: the size at which the image is drawn, multiples of the model's
+            `size_multiple`.
+        finish: turns the drawn picture (RGB, of this size) into the answer. Every pixel outside the
+            mask then has the input's bytes. It is pure, so any thread may call it.
         show: the same for a preview, which may be smaller, at less cost: the colours at a mask's
             edge are not matched. Previews of RESTORE and UPSCALE stay as they are.
     """
@@ -71,10 +72,10 @@ class _Picture:
     """The input at the size of the answer.
 
     Attributes:
-        base: `[H, W, C]`, what the answer keeps outside the mask.
-        seen: `[H, W, 3]`, the same on white, new parts repeating the edges.
-        levels: `[H, W]` of the mask, None without one.
-        new: set in the part that outpainting added.
+        base: `[H, W, C]`, of which the answer keeps what is outside the mask.
+        seen: `[H, W, 3]`, the same over white; new parts repeat the edges.
+        levels: the mask's levels `[H, W]`; None without a mask.
+        new: the area that outpainting added.
     """
 
     base: Bytes
@@ -96,10 +97,10 @@ class _Picture:
 
 
 def prepare(request: ImageRequest, facts: FamilyFacts) -> Preparation:
-    """Images, masks and sizes of a request, ready to denoise.
+    """Prepare a request's images, masks and sizes for denoising.
 
-    RGBA input is seen on white. With a mask the answer keeps the input's alpha outside it, and
-    what is redrawn is opaque; without one the answer is RGB.
+    RGBA input is laid over white. With a mask the answer keeps the input's alpha outside it, and
+    the redrawn part is opaque; without a mask the answer is RGB.
 
     Raises:
         InvalidParameter: image, mask or sizes do not fit the task, the model or each other.
@@ -139,7 +140,8 @@ def _from_text(params: ImageParams, facts: FamilyFacts) -> Preparation:
     multiple = facts.size_multiple
     if params.width % multiple or params.height % multiple or min(params.width, params.height) < 1:
         raise InvalidParameter(
-            f"size {params.width}x{params.height} is not a multiple of {multiple}", param="size"
+            f"size is {params.width}x{params.height}; both must be multiples of {multiple}",
+            param="size",
         )
     _check_area(params.width, params.height, facts.max_pixels)
     return Preparation(
@@ -154,7 +156,8 @@ def _from_text(params: ImageParams, facts: FamilyFacts) -> Preparation:
 
 
 def _to_upscale(request: ImageRequest, facts: FamilyFacts) -> Preparation:
-    """The image as it is, its right and bottom edge repeated where the model needs more."""
+    """The image unchanged, except that its right and bottom edges repeat if the model needs
+    more."""
     params, upscaling = request.params, facts.upscaling
     if upscaling is None or not 0 <= params.noise_level <= upscaling.max_noise_level:
         limit = 0 if upscaling is None else upscaling.max_noise_level
@@ -167,7 +170,7 @@ def _to_upscale(request: ImageRequest, facts: FamilyFacts) -> Preparation:
     height, width = (max(side, least) for side in small.shape[:2])
     if width * height * scale**2 > facts.max_pixels:
         raise InvalidParameter(
-            f"an image of {width}x{height} px, {scale} times enlarged, is "
+            f"an image of {width}x{height} px, enlarged {scale} times, is "
             f"{width * height * scale**2} pixels; this model draws at most {facts.max_pixels}: "
             f"send a smaller image",
             param="image",
@@ -186,7 +189,8 @@ def _to_upscale(request: ImageRequest, facts: FamilyFacts) -> Preparation:
 
 
 def _enlarged(small: Bytes, scale: int, width: int, height: int) -> Callable[[Pixels], Pixels]:
-    """What cuts a drawn picture to the image's shape, gives it the image's alpha and the size."""
+    """A function that cuts a drawn picture to the image's shape, adds the image's alpha and resizes
+    it."""
 
     def finish(drawn: Pixels) -> Pixels:
         picture = to_array(drawn)[: small.shape[0] * scale, : small.shape[1] * scale]
@@ -200,11 +204,11 @@ def _enlarged(small: Bytes, scale: int, width: int, height: int) -> Callable[[Pi
 def _examined(
     finish: Callable[[Pixels], Pixels], original: Bytes, wanted: Faithfulness | None
 ) -> Callable[[Pixels], Pixels | Examined]:
-    """`finish`, and then what is asked for beside it."""
+    """`finish`, followed by the wanted examination."""
     if wanted is None:
         return finish
 
-    # It brings OpenCV and scipy, which take time to load and which other tasks do without.
+    # It imports OpenCV and scipy, which are slow to load and not needed by other tasks.
     from engine.fidelity.aftercare import Aftercare
 
     def examined(drawn: Pixels) -> Examined:
@@ -237,7 +241,7 @@ def _preparation(
 
 
 def _picture(request: ImageRequest) -> _Picture:
-    """Everything on its canvas and at the size of the answer; so the feather is in its pixels."""
+    """The input on its canvas and at the size of the answer, in whose pixels the feather counts."""
     params, image = request.params, request.images[0]
     size = (params.width, params.height)
     grow = params.outpaint or Outpaint()
@@ -265,12 +269,12 @@ def _levels(request: ImageRequest) -> Bytes | None:
     levels = mask_levels(request.mask, request.images[0], soft=params.soft_mask)
     if levels.any() or params.outpaint is not None:
         return levels
-    hint = "" if params.soft_mask else "; levels below one half count only with soft_mask"
+    hint = "" if params.soft_mask else "; levels below half count only with soft_mask"
     raise InvalidParameter(f"mask is empty: it marks no pixel to redraw{hint}", param="mask")
 
 
 def _filled(picture: _Picture, content: MaskContent) -> Bits | None:
-    """Where the model sees the colours around in place of the input."""
+    """The area in which the model sees the surrounding colours instead of the input."""
     if content is MaskContent.ORIGINAL or picture.levels is None:
         return picture.new
     return picture.levels > 0
@@ -285,7 +289,7 @@ def _seen(
     *,
     is_cropped: bool,
 ) -> Bytes:
-    """What the model sees, at the size it works at."""
+    """The picture that the model sees, at its working size."""
     fit_image = resize_image if is_cropped else canvas.pad_to
     seen = fit_image(picture.seen[region.window], width, height)
     if filled is None:
@@ -298,7 +302,7 @@ def _seen(
 def _working_area(
     picture: _Picture, params: ImageParams, facts: FamilyFacts
 ) -> tuple[Region, tuple[int, int]]:
-    """The part that is drawn, and the size at which it is."""
+    """The part that is drawn, and the size at which it is drawn."""
     if params.crop_to_mask:
         assert picture.levels is not None
         ratio = facts.default_width / facts.default_height
@@ -323,7 +327,7 @@ def _same(drawn: Pixels) -> Pixels:
 def _scaled(
     width: int, height: int, finish: Callable[[Pixels], Pixels]
 ) -> Callable[[Pixels], Pixels]:
-    """`finish` for a picture of any size."""
+    """`finish` for a picture of any size, which it resizes first."""
     return lambda preview: finish(from_array(resize_image(to_array(preview), width, height)))
 
 
@@ -332,7 +336,8 @@ def _cut(width: int, height: int) -> Callable[[Pixels], Pixels]:
 
 
 def _recoloured(original: Bytes, picture: _Picture) -> Callable[[Pixels], Pixels]:
-    """What cuts a drawn picture to the answer's size and gives it the input's colours and alpha."""
+    """A function that cuts a drawn picture to the answer's size and applies the input's colours and
+    alpha."""
 
     from engine.fidelity.wavelet_colour import wavelet_colour
 
@@ -349,18 +354,18 @@ def _recoloured(original: Bytes, picture: _Picture) -> Callable[[Pixels], Pixels
 def _paste(
     picture: _Picture, weights: Bytes, region: Region, trust: Bytes | None, *, is_cropped: bool
 ) -> Callable[[Pixels], Pixels]:
-    """What puts a drawn picture back.
+    """A function that puts a drawn picture back into the input.
 
     Args:
-        weights: `[H, W]` of the answer.
-        trust: of the drawn picture, before it is resized or cut to the region; None leaves its
-            colours as they are.
+        weights: the answer's weights `[H, W]`.
+        trust: the trust in the drawn picture, before it is resized or cut to the region; None
+            leaves its colours as they are.
     """
     window = region.window
 
     if trust is not None:
         if is_cropped:
-            # The largest doubt of what a pixel covers.
+            # A pixel takes the largest doubt of all pixels that it covers.
             trust = ~resize_mask(~trust, region.width, region.height)
         trust = trust[: region.height, : region.width]
 
@@ -382,6 +387,6 @@ def _check_area(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise InvalidParameter(
             f"{width}x{height} px is {width * height} pixels; this model draws at most "
-            f"{max_pixels}: ask for a smaller size, or redraw a part with crop_to_mask",
+            f"{max_pixels}: ask for a smaller size or redraw only a part with crop_to_mask",
             param="size",
         )

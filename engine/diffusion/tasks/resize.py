@@ -1,4 +1,4 @@
-"""Resampling of images and masks to another size."""
+"""Resizes images and masks."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ _SMALLEST_ALPHA = 0.5 / 255
 
 
 def resize_image(array: Bytes, width: int, height: int) -> Bytes:
-    """`[H, W, C]` in another size, antialiased bicubic; the same bytes where the size is equal.
+    """Resize `[H, W, C]` with antialiased bicubic resampling; equal sizes keep the bytes.
 
     RGBA is resampled premultiplied, so that colours under transparency do not bleed out of it.
     """
@@ -26,11 +26,11 @@ def resize_image(array: Bytes, width: int, height: int) -> Bytes:
 
 
 def lift_off_white(rgb: Bytes, alpha: Bytes) -> Bytes:
-    """RGBA `[H, W, 4]` that looks like the picture when it is seen on white.
+    """Make RGBA `[H, W, 4]` that looks like the picture when it is laid over white.
 
     Args:
         rgb: `[H, W, 3]`.
-        alpha: `[h, w, 1]`, resampled to the picture's size.
+        alpha: `[h, w, 1]`, which is resampled to the picture's size.
     """
     height, width = rgb.shape[:2]
     levels = resize_image(alpha, width, height)
@@ -41,10 +41,10 @@ def lift_off_white(rgb: Bytes, alpha: Bytes) -> Bytes:
 
 
 def resize_mask(mask: Bytes, width: int, height: int) -> Bytes:
-    """`[H, W]` in another size: each pixel takes the largest level of what it covers.
+    """Resize a mask `[H, W]`; each pixel takes the largest level of what it covers.
 
-    So no masked pixel is lost, however small the result; an average or the nearest pixel would
-    drop thin strokes.
+    So no masked pixel is lost, however small the result; an average or the nearest pixel would lose
+    thin strokes.
     """
     if mask.shape == (height, width):
         return mask
@@ -58,7 +58,7 @@ def _resize_premultiplied(planes: torch.Tensor, size: tuple[int, int]) -> torch.
     small_alpha = _bicubic(alpha, size).clamp(0, 1)
     premultiplied = _bicubic(colour * alpha, size)
     straight = (premultiplied / small_alpha.clamp(min=_SMALLEST_ALPHA)).clamp(0, 1)
-    # Nothing can be divided out of full transparency: its colour is the nearest one.
+    # Full transparency cannot be divided out, so it takes the nearest colour.
     nearest = F.interpolate(colour, size=size, mode="nearest-exact")
     visible = small_alpha >= _SMALLEST_ALPHA
     return torch.cat([torch.where(visible, straight, nearest), small_alpha], dim=1)
@@ -66,7 +66,7 @@ def _resize_premultiplied(planes: torch.Tensor, size: tuple[int, int]) -> torch.
 
 def _bicubic(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if size[1] == 1:
-        # torch 2 gives all rows of a column that it shrinks to the first one's values.
+        # When torch 2 shrinks a column, it gives all its rows the first row's values.
         return _bicubic_rows(planes.mT.contiguous(), (1, size[0])).mT
     return _bicubic_rows(planes, size)
 

@@ -1,9 +1,9 @@
-"""Giving what was drawn under a mask the colours of the input around it.
+"""Matches the colours of what was drawn under a mask to those of the input around it.
 
 An autoencoder does not return the input's colours exactly, and the answer has the input's own bytes
-outside the mask: without this, a drawn rectangle would show by its tint. How far the colours are
-off can be seen where the picture shows what the mask protects; that is continued under the mask,
-as seamless cloning continues the differences at the edge (Pérez et al. 2003).
+outside the mask: without this, a drawn rectangle would show by its tint. The difference in colour
+can be measured where the picture shows the protected input; it is continued under the mask, as
+seamless cloning continues the differences at the edge (Pérez et al. 2003).
 """
 
 import torch
@@ -14,18 +14,18 @@ from engine.diffusion.tasks.spread import spread
 
 _RADII = (256, 64, 16, 8, 4)
 _FULL, _BESIDE = 255, 40
-"""Trust in general, and in cells next to redrawn ones: decoders mix neighbours."""
+"""The trust in general, and in cells next to redrawn ones, since decoders mix neighbours."""
 
 
 def trust_levels(cells: torch.Tensor, factor: int) -> Bytes:
-    """How far a drawn picture shows the input: not in redrawn cells, and less next to them.
+    """How well a drawn picture shows the input: not at all in redrawn cells, and less next to them.
 
     Args:
         cells: `[1, 1, h, w]`, above 0 where something is redrawn.
-        factor: pixels per cell.
+        factor: the pixels per cell.
 
     Returns:
-        `[h * factor, w * factor]`, from 0 to 255.
+        Levels `[h * factor, w * factor]` from 0 to 255.
     """
     redrawn = (cells > 0).float()
     around = F.max_pool2d(redrawn, 3, stride=1, padding=1)
@@ -37,12 +37,12 @@ def trust_levels(cells: torch.Tensor, factor: int) -> Bytes:
 
 
 def match_colours(drawn: Bytes, seen: Bytes, trust: Bytes) -> Bytes:
-    """`drawn` moved by its mean distance from `seen`, measured where both show the input.
+    """Correct `drawn` by its mean difference from `seen`, measured where both show the input.
 
     Args:
         drawn: `[H, W, 3]`.
         seen: the input as the model saw it, `[H, W, 3]`.
-        trust: `[H, W]`, see `trust_levels`.
+        trust: levels `[H, W]` from `trust_levels`.
     """
     if not trust.any():
         return drawn

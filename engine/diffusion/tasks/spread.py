@@ -1,4 +1,4 @@
-"""Continuing what is known in one part of a picture smoothly into the rest."""
+"""Continues the known part of a picture smoothly into the rest."""
 
 import math
 from collections.abc import Sequence
@@ -9,21 +9,21 @@ import torch.nn.functional as F
 _FINEST_RADIUS = 4
 _BOX_PASSES = 3
 _OPAQUE_COVER = 0.25
-"""Share of known pixels in a blur's window from which the blur covers what wider blurs drew."""
+"""The share of known pixels in a blur's window from which it hides what wider blurs drew."""
 
 
 def spread(
     values: torch.Tensor, known: torch.Tensor, radii: Sequence[int], start: torch.Tensor
 ) -> torch.Tensor:
-    """`[1, C, H, W]`: blurs of the known pixels over `start`, from wide to narrow.
+    """Lay blurs of the known pixels over `start`, from wide to narrow; returns `[1, C, H, W]`.
 
-    Far from what is known come the colours of all of it, near to it those next to it.
+    Far from the known pixels the colours are those of all of them, near them those of the nearest.
 
     Args:
         values: `[1, C, H, W]`.
-        known: `[1, 1, H, W]` in [0, 1], how much a pixel's value counts.
-        radii: in pixels, falling.
-        start: what lies under the blurs, of `values`' shape or one pixel.
+        known: `[1, 1, H, W]` in [0, 1], the weight of each pixel's value.
+        radii: the blurs' radii in pixels, descending.
+        start: what lies under the blurs, with `values`' shape or of one pixel.
     """
     spread_out = start.expand_as(values).clone()
     for radius in radii:
@@ -34,9 +34,9 @@ def spread(
 
 
 def blurred(planes: torch.Tensor, radius: int) -> torch.Tensor:
-    """Nearly Gaussian blur of `[1, C, H, W]` by repeated boxes; borders repeat.
+    """Blur `[1, C, H, W]` nearly like a Gaussian, by repeated boxes; borders repeat.
 
-    Wide ones run on fewer pixels, since they leave no detail.
+    Wide blurs run on fewer pixels, since they leave no detail.
     """
     height, width = planes.shape[2:]
     factor = max(1, radius // _FINEST_RADIUS)

@@ -1,1 +1,1 @@
-"""Models in ncnn's format: a text file of layers (`.param`) and one of their weights (`.bin`)."""
+"""Reads models in ncnn's format: a text file of layers (`.param`) and their weights (`.bin`)."""

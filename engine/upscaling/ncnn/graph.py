@@ -1,7 +1,7 @@
-"""A graph of ncnn's layers as a network: those that networks of convolutions which enlarge images
-are made of, computed as ncnn does.
+"""Runs a graph of ncnn's layers as a network: the layers of convolutional networks that enlarge
+images, computed as ncnn does.
 
-It is the slow way: `engine.upscaling.loading` recognises the networks that we have ourselves.
+This is the slow way: `engine.upscaling.loading` recognises the networks that are built in.
 """
 
 import math
@@ -23,12 +23,12 @@ _MAX_SCALE = 16
 
 @dataclass(frozen=True, slots=True)
 class _Blob:
-    """What passes between layers, as far as its shape goes.
+    """The shape of what passes between layers.
 
     Attributes:
-        scale: pixels of it per pixel of the input, along a side.
-        left, right: how far beyond both ends of a stretch of its own pixels it depends on the
-            input's, in pixels of the input.
+        scale: its pixels per pixel of the input, along a side.
+        left, right: how far it depends on the input beyond both ends of a stretch of its own
+            pixels, in pixels of the input.
     """
 
     channels: int
@@ -37,11 +37,11 @@ class _Blob:
 
 
 class NcnnGraph(nn.Module):
-    """A `engine.upscaling.network.Network`.
+    """An `engine.upscaling.network.Network` from a graph.
 
     Raises:
-        CorruptFile: graph and weights do not fit together.
-        UnsupportedArchitecture: a layer is of a kind that is not among ours.
+        CorruptFile: graph and weights do not fit each other.
+        UnsupportedArchitecture: a layer is of a kind that is not supported.
     """
 
     def __init__(self, layers: list[Layer], weights: WeightReader) -> None:
@@ -49,7 +49,7 @@ class NcnnGraph(nn.Module):
         self.layers = [layer for layer in layers if layer.kind != "Input"]
         given = [name for layer in layers if layer.kind == "Input" for name in layer.outputs]
         if len(given) != 1 or not self.layers or not all(layer.outputs for layer in self.layers):
-            raise UnsupportedArchitecture("an upscaler takes an image and makes one; the graph not")
+            raise UnsupportedArchitecture("the graph must take one image and make one")
         self._given = given[0]
         self._result = self.layers[-1].outputs[0]
         self._last_uses = _last_uses(self.layers, self._result)
@@ -66,7 +66,7 @@ class NcnnGraph(nn.Module):
         result = blobs[self._result]
         if result.channels != 3:
             raise UnsupportedArchitecture(
-                f"the graph makes {result.channels} channels, and an upscaler makes 3"
+                f"the graph makes {result.channels} channels; an upscaler must make 3"
             )
         self.facts = NetworkFacts(
             architecture="ncnn",
@@ -86,11 +86,11 @@ class NcnnGraph(nn.Module):
         return blobs[self._result]
 
     def _add(self, number: int, layer: Layer, given: list[_Blob], weights: WeightReader) -> _Blob:
-        """Read a layer's weights; returns what it makes."""
+        """Read a layer's weights; returns the shape of its output."""
         if not given or layer.kind not in _LAYERS:
             known = ", ".join(_LAYERS)
             raise UnsupportedArchitecture(
-                f"layer {layer.name[:80]!r} is a {layer.kind[:80]}; graphs may have {known}"
+                f"layer {layer.name[:80]!r} is a {layer.kind[:80]}; only {known} are supported"
             )
         first = given[0]
         radius = max(blob.radius for blob in given)
@@ -109,7 +109,7 @@ class NcnnGraph(nn.Module):
             factor = int(layer.number(1))
             if (layer.integer(0), layer.number(2)) != (1, factor) or layer.integer(3):
                 raise UnsupportedArchitecture(
-                    f"layer {layer.name!r} is no nearest-pixel enlargement"
+                    f"layer {layer.name!r} must enlarge by nearest pixels"
                 )
             return _Blob(first.channels, _scaled(first.scale, factor, layer), radius)
         if layer.kind == "PixelShuffle":
@@ -129,7 +129,7 @@ class NcnnGraph(nn.Module):
         )
         if plain != (1, 1, 1, kernel // 2) or not is_square or layer.number(18):
             raise UnsupportedArchitecture(
-                f"layer {layer.name!r} is no plain convolution, which keeps the size of an image"
+                f"layer {layer.name!r} must be a plain convolution, which keeps an image's size"
             )
         shape = (outputs, given.channels, kernel, kernel)
         if layer.integer(6) != math.prod(shape):
@@ -179,9 +179,10 @@ _LAYERS = (
 
 
 def _check_operation(layer: Layer) -> None:
-    """
+    """Check that a layer does what `NcnnGraph` does for its kind.
+
     Raises:
-        UnsupportedArchitecture: it does something else than `NcnnGraph` would do.
+        UnsupportedArchitecture: it does something else.
     """
     asked = layer.integer(0)
     known = {
@@ -193,14 +194,15 @@ def _check_operation(layer: Layer) -> None:
     }
     if not known.get(layer.kind, True):
         raise UnsupportedArchitecture(
-            f"layer {layer.name[:80]!r} is a {layer.kind} of a kind that is not read"
+            f"layer {layer.name[:80]!r} is a {layer.kind} with options that are not supported"
         )
 
 
 def _check_fit(layer: Layer, given: list[_Blob]) -> None:
-    """
+    """Check that a layer can work on its inputs.
+
     Raises:
-        CorruptFile: a layer is given what it cannot work on.
+        CorruptFile: it cannot.
     """
     first = given[0]
     must_equal = layer.kind in ("BinaryOp", "Eltwise")
@@ -213,11 +215,13 @@ def _check_fit(layer: Layer, given: list[_Blob]) -> None:
     if layer.kind == "PixelShuffle":
         fits &= layer.integer(0) > 0 and first.channels % layer.integer(0) ** 2 == 0
     if not fits:
-        raise CorruptFile(f"layer {layer.name[:80]!r} does not fit what it is given")
+        raise CorruptFile(
+            f"layer {layer.name[:80]!r} does not fit its inputs; fetch the model again"
+        )
 
 
 def _last_uses(layers: list[Layer], result: str) -> list[list[str]]:
-    """What no layer needs any more after each of them."""
+    """The names of values that no layer needs any more after each layer."""
     last = {name: number for number, layer in enumerate(layers) for name in layer.outputs}
     last |= {name: number for number, layer in enumerate(layers) for name in layer.inputs}
     last.pop(result)
@@ -234,7 +238,7 @@ def _activated(x: Tensor, layer: Layer) -> Tensor:
 
 def _bounded(size: int, most: int, layer: Layer) -> int:
     if not 0 < size <= most:
-        raise CorruptFile(f"layer {layer.name!r} has a size of {size}; at most {most} can be")
+        raise CorruptFile(f"layer {layer.name!r} has a size of {size}; it must be 1 to {most}")
     return size
 
 

@@ -1,7 +1,8 @@
-"""ncnn's `.param` files: a graph of layers, a line each.
+"""Reads ncnn's `.param` files, which are graphs with one layer per line.
 
-`kind name inputs outputs [input…] [output…] [key=value…]`, below a magic number and the numbers of
-layers and of what passes between them. A key of -23300 - k holds the list that belongs to k.
+A line is `kind name inputs outputs [input…] [output…] [key=value…]`. Above are a magic number and
+the numbers of layers and of values between them. A key of -23300 - k has the list that belongs to
+k.
 """
 
 import math
@@ -23,7 +24,7 @@ Values = Mapping[int, Value | tuple[Value, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One operation."""
+    """One operation of a graph."""
 
     kind: str
     name: str
@@ -32,52 +33,56 @@ class Layer:
     values: Values
 
     def integer(self, key: int, default: int = 0) -> int:
-        """
+        """The integer of a key.
+
         Raises:
-            CorruptFile: it is no integer.
+            CorruptFile: the value is not an integer.
         """
         value = self.values.get(key, default)
         if not isinstance(value, int):
-            raise CorruptFile(f"layer {self.name!r} has no whole number {key}")
+            raise CorruptFile(f"parameter {key} of layer {self.name!r} must be a whole number")
         return value
 
     def number(self, key: int, default: float = 0.0) -> float:
-        """
+        """The number of a key.
+
         Raises:
-            CorruptFile: it is a list, or not finite.
+            CorruptFile: the value is a list, or not finite.
         """
         value = self.values.get(key, default)
         if isinstance(value, tuple) or not math.isfinite(value):
-            raise CorruptFile(f"layer {self.name!r} has no usable number {key}")
+            raise CorruptFile(f"parameter {key} of layer {self.name!r} must be a finite number")
         return float(value)
 
     def numbers(self, key: int) -> tuple[float, ...]:
-        """A list, empty where there is none."""
+        """The list of a key; empty if missing."""
         value = self.values.get(key, ())
         return tuple(map(float, value)) if isinstance(value, tuple) else (float(value),)
 
 
 def read_param(path: Path) -> list[Layer]:
-    """The layers, each after those that it takes from.
+    """The layers, each after the layers whose outputs it takes.
 
     Raises:
-        CorruptFile: it is no such file, or what it says cannot be.
+        CorruptFile: it is not such a file, or its contents are impossible.
         ModelLoadError: it cannot be read.
     """
     try:
         text = read_bounded(path, _MAX_BYTES).decode("ascii")
         lines = [line.split() for line in text.splitlines() if line.strip()]
         if lines[0] != [MAGIC]:
-            raise CorruptFile(f"{path.name} does not begin like an ncnn .param file")
+            raise CorruptFile(f"{path.name} is not an ncnn .param file")
         num_layers = int(lines[1][0])
         if not 0 < num_layers == len(lines) - 2 <= _MAX_LAYERS:
             raise CorruptFile(
-                f"{path.name} says that it has {num_layers} layers and has {len(lines) - 2}; at "
-                f"most {_MAX_LAYERS} are read"
+                f"{path.name} says that it has {num_layers} layers and has {len(lines) - 2}; both "
+                f"must be the same, at most {_MAX_LAYERS}"
             )
         layers = [_layer(words) for words in lines[2:]]
     except (ValueError, IndexError, OverflowError) as error:
-        raise CorruptFile(f"{path.name} is no readable ncnn .param file") from error
+        raise CorruptFile(
+            f"{path.name} is damaged or not an ncnn .param file; fetch it again"
+        ) from error
     _check_order(layers, path.name)
     return layers
 
@@ -110,5 +115,7 @@ def _check_order(layers: list[Layer], name: str) -> None:
     known: set[str] = set()
     for layer in layers:
         if not known.issuperset(layer.inputs) or not known.isdisjoint(layer.outputs):
-            raise CorruptFile(f"{name}: layer {layer.name[:80]!r} takes what no layer before made")
+            raise CorruptFile(
+                f"{name}: layer {layer.name[:80]!r} takes an input that no earlier layer makes"
+            )
         known.update(layer.outputs)

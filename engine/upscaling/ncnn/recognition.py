@@ -1,4 +1,4 @@
-"""Of an ncnn graph that is one of our own networks: its weights by our names."""
+"""Recognises an ncnn graph that is one of our own networks, and maps its weights to our names."""
 
 import math
 
@@ -16,8 +16,8 @@ _TOLERANCE = 1e-4
 
 
 def recognised(graph: NcnnGraph) -> Network | None:
-    """The same network as one of ours, which is faster. The order of layers says which one it may
-    be; that it is, what both make of an image."""
+    """The same network as one of ours, which is faster; None if there is none. The order of layers
+    suggests the network, and equal results for an image confirm it."""
     named = _compact(graph) if len(graph.slopes) else _rrdb(graph)
     try:
         network = network_of(named)
@@ -43,7 +43,7 @@ def _compact(graph: NcnnGraph) -> StateDict:
 
 
 def _rrdb(graph: NcnnGraph) -> StateDict:
-    """Convolutions are in the order in which they are computed."""
+    """The weights by our names, taken in the order in which convolutions are computed."""
     num_doublings = round(math.log2(graph.facts.scale))
     ups = [f"conv_up{number}" for number in range(1, num_doublings + 1)]
     last = ["conv_body", *ups, "conv_hr", "conv_last"]

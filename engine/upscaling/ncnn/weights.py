@@ -1,8 +1,8 @@
-"""ncnn's `.bin` files: the weights of all layers, one after the other, without names.
+"""Reads ncnn's `.bin` files, which hold the weights of all layers in turn, without names.
 
-What may be packed begins with a tag that says how; biases and slopes are plain numbers of 32 bits.
-How many there are, the `.param` file says: each number is compared with what is left of the file
-before anything is made of it.
+Weights that may be packed begin with a tag that says how; biases and slopes are plain 32-bit
+numbers. The `.param` file says how many there are: each count is compared with the rest of the file
+before anything is allocated.
 """
 
 import os
@@ -24,10 +24,10 @@ _TABLE_ENTRIES = 256
 
 
 class WeightReader:
-    """Reads a file from its beginning to its end.
+    """Reads a file from beginning to end.
 
     Raises:
-        CorruptFile: it is no regular file, or larger than any upscaler.
+        CorruptFile: it is not a regular file, or larger than any upscaler.
         ModelLoadError: it cannot be read.
     """
 
@@ -37,7 +37,7 @@ class WeightReader:
             with open_regular(path) as file:
                 if os.fstat(file.fileno()).st_size > _MAX_BYTES:
                     raise CorruptFile(
-                        f"{path.name} is larger than {_MAX_BYTES >> 20} MiB, which no upscaler is"
+                        f"{path.name} is larger than {_MAX_BYTES >> 20} MiB, the limit here"
                     )
                 self._data = file.read(_MAX_BYTES)
         except OSError as error:
@@ -45,10 +45,10 @@ class WeightReader:
         self._at = 0
 
     def packed(self, count: int) -> Tensor:
-        """So many weights that a tag comes before, as float32.
+        """Read `count` weights that follow a tag, as float32.
 
         Raises:
-            CorruptFile: the file ends before, or they are packed in a way that is not read.
+            CorruptFile: the file is too short, or their packing is not supported.
         """
         (tag,) = struct.unpack("<I", self._take(4))
         if tag == HALF:
@@ -56,28 +56,29 @@ class WeightReader:
         if tag in (0, FULL):
             return self._numbers(count, "<f4")
         if tag == EIGHT_BITS:
-            raise CorruptFile(f"{self._name} has weights of 8 bits, which are not read")
+            raise CorruptFile(f"{self._name} has weights of 8 bits, which are not supported")
         table = self._numbers(_TABLE_ENTRIES, "<f4")
         return table[self._numbers(count, "u1").long()]
 
     def plain(self, count: int) -> Tensor:
-        """So many numbers of 32 bits.
+        """Read `count` 32-bit numbers.
 
         Raises:
-            CorruptFile: the file ends before.
+            CorruptFile: the file is too short.
         """
         return self._numbers(count, "<f4")
 
     def close(self) -> None:
-        """
+        """Check that everything was read.
+
         Raises:
-            CorruptFile: something is left, so that it belongs to another graph.
+            CorruptFile: something is left, so the file belongs to another graph.
         """
         left = len(self._data) - self._at
         if left:
             raise CorruptFile(
-                f"{self._name} has {left} bytes more than its .param file tells of; fetch both "
-                f"files of one model"
+                f"{self._name} has {left} bytes more than its .param file describes; fetch both "
+                f"files from the same model"
             )
 
     def _numbers(self, count: int, form: str) -> Tensor:
@@ -87,8 +88,6 @@ class WeightReader:
 
     def _take(self, size: int) -> bytes:
         if not 0 <= size <= len(self._data) - self._at:
-            raise CorruptFile(
-                f"{self._name} ends where {size} more bytes were to come; fetch it again"
-            )
+            raise CorruptFile(f"{self._name} ends {size} bytes too early; fetch it again")
         self._at += size
         return self._data[self._at - size : self._at]

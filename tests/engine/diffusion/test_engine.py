@@ -307,7 +307,7 @@ def test_guidance_of_an_empty_interval_is_off_and_warned_about(make_engine):
     events = run(make_engine(family), [request(**options)])
     assert {rows for _, rows, _ in family.calls} == {1}
     (warning,) = events[-1].warnings
-    assert "of 4 steps none is between guidance_start 0 and guidance_end 0" in warning
+    assert "none of the 4 steps lies between guidance_start 0 and guidance_end 0" in warning
     off = results(run(make_engine(), [request(guidance_scale=1.0)]))
     assert np.array_equal(results(events)["r", 0], off["r", 0])
 

@@ -182,7 +182,7 @@ def test_a_fault_between_the_passes_ends_its_image_alone(make_engine):
 def test_what_the_model_cannot_do_is_said_before_the_first_step(make_engine):
     family = ToyFamily()
     for second, said in (
-        (hires(46), "hires: size 46x64 is not a multiple of 4"),
+        (hires(46), "hires: size is 46x64; both must be multiples of 4"),
         (hires(4096, 4096), "hires: 4096x4096 px is 16777216 pixels"),
         (hires(num_inference_steps=1001), "hires: num_inference_steps is 1001"),
         (hires(scheduler="nobodys"), "hires: scheduler 'nobodys'"),

@@ -220,9 +220,9 @@ def test_one_of_them_may_have_tokens_at_the_end_that_the_other_has_not(
 
 
 def test_what_cannot_guess_is_refused(engines, llama):
-    with pytest.raises(InvalidParameter, match="set it to 8"):
+    with pytest.raises(InvalidParameter, match="for example to 8"):
         drafted(engines, llama, llama, num_speculative_tokens=0)
-    with pytest.raises(ModelLoadError, match="no text model"):
+    with pytest.raises(ModelLoadError, match="not a text model"):
         drafted(engines, llama, "tandem-shapes")
 
 

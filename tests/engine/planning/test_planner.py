@@ -137,8 +137,8 @@ def test_adapters_that_would_not_be_served_are_named(tiny_llama, tmp_path):
     assert plan["adapters"]["num_read"] == 1
     assert plan["adapters"]["failed"].keys() == {"b", "far"}
     text = plan_table(plan)
-    assert "b would not be served: adapter_config.json" in text
-    assert "far would not be served" in text and "offline" in text
+    assert "b cannot be served: adapter_config.json" in text
+    assert "far cannot be served" in text and "offline" in text
 
 
 def test_adapters_of_image_models(tmp_path):
@@ -153,7 +153,7 @@ def test_adapters_of_image_models(tmp_path):
     config = EngineConfig(lora=lora, max_loras=1)
     plan = made(SHAPES, tmp_path, config=config, gpu="4090")
     assert {row["adapter_bytes"] for row in plan["rows"]} == {2 * 64}
-    assert "c would not be served" in plan_table(plan)
+    assert "c cannot be served" in plan_table(plan)
 
 
 def test_models_that_embed_are_not_planned(tiny_llama, tmp_path):

@@ -352,11 +352,11 @@ def test_memory_that_is_set_aside_for_adapters(llama3):
     report = plan(llama3[0], intent, wanted)
     assert (report.adapters.rank_bytes, report.adapters.held_bytes) == (5 << 20, 0)
     text = plan_table(report.as_json())
-    assert "LoRA adapters: 16 in steps at a time of 200, which take turns." in text
+    assert "LoRA adapters: 16 of 200 can be used in one step." in text
     assert "Each rank of all linear layers takes 5.0 MiB in a place" in text
     assert "with rank 16, 16 take 1.25 GiB" in text
     limited = plan(llama3[0], replace(intent, lora_memory_gib=8.0), wanted)
-    assert "--lora-memory-gib leaves them 8.00 GiB" in plan_table(limited.as_json())
+    assert "--lora-memory-gib limits them to 8.00 GiB" in plan_table(limited.as_json())
     for row, plain in zip(limited.rows, without.rows, strict=True):
         assert (row.adapter_bytes, row.total_bytes) == (8 * GIB, plain.total_bytes + 8 * GIB)
         per_token = row.kv_bytes / 4096

@@ -63,5 +63,5 @@ def test_the_middle_square_is_kept(tmp_path):
 
 def test_a_file_that_is_no_picture(tmp_path):
     (tmp_path / "no.png").write_bytes(b"nothing")
-    with pytest.raises(InvalidParameter, match=r"no\.png is no picture"):
+    with pytest.raises(InvalidParameter, match=r"no\.png cannot be read as a picture"):
         read_picture(tmp_path / "no.png", 8)

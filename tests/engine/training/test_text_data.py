@@ -60,14 +60,14 @@ def test_long_texts_are_cut_and_counted(read):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("nothing", "line 2 of the data: is no JSON object"),
-        ("[1]", "is no JSON object"),
-        ("[" * 100_000, "is no JSON object"),
+        ("nothing", "line 2 of the data: an example must be a JSON object"),
+        ("[1]", "must be a JSON object"),
+        ("[" * 100_000, "must be a JSON object"),
         ({"question": 1}, "keys are question"),
         ({"text": ""}, "needs messages"),
         ({"messages": []}, "needs messages"),
         ({"messages": ["a"]}, "an object with role"),
-        ({"messages": [{"role": "user", "content": "a"}]}, "role is assistant"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "role must be assistant"),
         ({"prompt": "ab " * 99, "completion": "a"}, "raise --max-length"),
     ],
 )

@@ -53,7 +53,7 @@ def test_parts_are_read_as_the_whole(
 
 
 def test_a_part_alone_says_what_is_needed(parts: list[Path]) -> None:
-    with pytest.raises(ModelLoadError, match=r"part 2 of 4 .*name the first part, NAME-00001-of-0"):
+    with pytest.raises(ModelLoadError, match=r"part 2 of 4 .*give the first part, NAME-00001-of-0"):
         read_tensors(parts[1])
     parts[1].unlink()
     with pytest.raises(ModelLoadError, match=r"00002-of-00004\.gguf cannot be read"):
@@ -112,11 +112,11 @@ def write_part(
 @pytest.mark.parametrize(
     ("stated", "tensors", "words"),
     [
-        (3, ((b"a",), (b"b",)), "with 3 tensors in all; there are 2"),
-        (1, ((b"a",), (b"b",)), "with 1 tensors in all; there are 2"),
-        (-2, ((b"a",), (b"b",)), "with -2 tensors in all; there are 2"),
-        (None, ((b"a",), (b"b",)), "with None tensors in all; there are 2"),
-        (2, ((b"a",), (b"a",)), "tensor 'a' of another part again"),
+        (3, ((b"a",), (b"b",)), "which have 3 tensors; there are 2"),
+        (1, ((b"a",), (b"b",)), "which have 1 tensors; there are 2"),
+        (-2, ((b"a",), (b"b",)), "which have -2 tensors; there are 2"),
+        (None, ((b"a",), (b"b",)), "which have None tensors; there are 2"),
+        (2, ((b"a",), (b"a",)), "repeats tensor 'a' of another part"),
     ],
 )
 def test_tensors_that_contradict_each_other(

@@ -335,7 +335,7 @@ def test_an_image_model_with_pickles_is_refused(local_hub: Any, tmp_path: Path) 
     local_hub.repos["org/draw"] = {
         name: data for name, data in IMAGE_FILES.items() if not name.startswith("unet/diff")
     } | {"unet/diffusion_pytorch_model.bin": b"1"}
-    with pytest.raises(ModelLoadError, match="weights of its unet as pickles only"):
+    with pytest.raises(ModelLoadError, match="weights of its unet only as pickles"):
         resolve("org/draw", tmp_path)
 
 
@@ -407,7 +407,7 @@ def test_files_of_image_adapters(
     ("files", "ref", "error", "words"),
     [
         ({"adapter_config.json": b"{}", "adapter_model.bin": b"1"}, "", ModelLoadError, "pickles"),
-        ({"README.md": b"1"}, "", ModelLoadError, "is it a LoRA adapter"),
+        ({"README.md": b"1"}, "", ModelLoadError, "name the repository of a LoRA adapter"),
         ({"a.safetensors": b"1", "b.safetensors": b"2"}, "", ModelNotFound, "org/x:a.safetensors"),
         ({"a.safetensors": b"1"}, ":c.safetensors", ModelNotFound, "no .safetensors file 'c"),
         ({"a.gguf": b"1"}, ":a.gguf", ModelNotFound, "no .safetensors file"),

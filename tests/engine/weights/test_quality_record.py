@@ -62,7 +62,7 @@ def test_a_copy_has_the_record_and_other_weights_have_none(checkpoint, tiny_llam
     shutil.copy(tiny_llama(seed=1 << 17) / weights.name, weights)
     with capture_logs() as logs:
         assert read_record(copy) == []
-    assert "of other weights" in logs[0]["event"]
+    assert "to other weights" in logs[0]["event"]
     save_quality(copy, measured(0.4))
     assert read_record(copy) == [measured(0.4)]
 

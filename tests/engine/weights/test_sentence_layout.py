@@ -52,20 +52,20 @@ def test_a_folder_without_it_is_pooled_by_default_and_normalised(tmp_path: Path)
     [
         ("modules.json", "{", CorruptFile, "modules.json is not valid JSON"),
         ("modules.json", {}, CorruptFile, "modules.json is not a JSON array"),
-        ("modules.json", [3], CorruptFile, "a step without a folder and a type"),
+        ("modules.json", [3], CorruptFile, "a step without a folder or a type"),
         ("modules.json", [{"path": "../x", "type": "a.Pooling"}], CorruptFile, "a step without"),
         (
             "modules.json",
             [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}],
             UnsupportedArchitecture,
-            "a step 'Dense'; supported are Transformer, Pooling and Normalize",
+            "a step 'Dense'; only Transformer, Pooling and Normalize are supported",
         ),
         ("1_Pooling/config.json", {}, UnsupportedArchitecture, "pooling by nothing"),
         (
             "1_Pooling/config.json",
             {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
             UnsupportedArchitecture,
-            "pooling by cls and mean is not supported; supported is one of mean, cls, max, last",
+            "pooling by cls and mean is not supported; it must be one of mean, cls, max, last",
         ),
         (
             "1_Pooling/config.json",

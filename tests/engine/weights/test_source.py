@@ -87,7 +87,7 @@ def test_any_part_of_a_split_model_is_the_model(part: int, tmp_path: Path) -> No
     assert resolve(path) == Checkpoint("gguf", first, "big")
     (path / "Model.Q4-00002-of-00003.gguf").unlink()
     if part != 2:
-        with pytest.raises(ModelNotFound, match=r"1 are not beside it \(Model.Q4-00002-of-00003"):
+        with pytest.raises(ModelNotFound, match=r"1 of them are missing \(Model.Q4-00002-of-00003"):
             resolve(path / f"Model.Q4-0000{part}-of-00003.gguf")
     with pytest.raises(ModelNotFound, match=r"Model.Q4-00002-of-00003.gguf"):
         resolve(path)
@@ -131,10 +131,10 @@ def test_folders_that_cannot_be_served(
 
 def test_files_that_cannot_be_served(tmp_path: Path) -> None:
     for name, content, error, words in (
-        ("a.gguf", b"nope", CorruptFile, "does not begin like a GGUF file"),
-        ("a.gguf", b"", CorruptFile, "does not begin like a GGUF file"),
+        ("a.gguf", b"nope", CorruptFile, "is not a GGUF file"),
+        ("a.gguf", b"", CorruptFile, "is not a GGUF file"),
         ("model.bin", b"PK", ModelLoadError, "pickles"),
-        ("model.safetensors", b"{}", CorruptFile, "begin like a safetensors file"),
+        ("model.safetensors", b"{}", CorruptFile, "is not a safetensors file"),
         ("model.bin.x", b"{}", CorruptFile, "folder with config.json"),
     ):
         (tmp_path / name).write_bytes(content)

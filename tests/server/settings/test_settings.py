@@ -85,7 +85,7 @@ def test_lists_among_the_engines_knobs(monkeypatch, text):
         ({"engine": {"lora": ["a\tb=x"]}}, "NAME=PATH"),
         ({"engine": {"lora": ["a=x\0"]}}, "NAME=PATH"),
         ({"engine": {"lora": ["a" * 257 + "=x"]}}, "NAME=PATH"),
-        ({"engine": {"lora": ["a=x", "a=y"]}}, "two adapters alike"),
+        ({"engine": {"lora": ["a=x", "a=y"]}}, "two adapters of lora have the same name"),
         ({"engine": {"lora": ["a=x", "b=y"], "max_cpu_loras": 1}}, "max_cpu_loras is 1"),
         ({"engine": {"max_loras": 4, "max_cpu_loras": 3}}, "max-loras is 4"),
         ({"engine": {"lora": ["a=x"], "max_loras": 0}}, "max-loras is 0"),

@@ -263,7 +263,7 @@ def test_more_layers_than_can_be_built(
 
 
 def test_language_models_are_not_drawn_with(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedArchitecture, match="is no image model"):
+    with pytest.raises(UnsupportedArchitecture, match="is not an image model"):
         pipeline_name(Checkpoint("gguf", tmp_path / "x.gguf", "x"))
 
 

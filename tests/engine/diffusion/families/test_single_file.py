@@ -246,14 +246,14 @@ def test_layouts(
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["lora_unet_x.lora_down.weight"], "it is a LoRA"),
-        (["unet.x.lora_A.weight"], "it is a LoRA"),
+        (["lora_unet_x.lora_down.weight"], "this one is a LoRA"),
+        (["unet.x.lora_A.weight"], "this one is a LoRA"),
         ([STEM], "UNet without text encoder"),
         ([STEM, "conditioner.embedders.0.model.ln_final.bias"], "refiner"),
         (["double_blocks.0.img_attn.qkv.weight"], "FLUX"),
         (["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"], "Stable Diffusion 3"),
         (["down_blocks.0.resnets.0.conv1.weight"], "UNet without"),
-        (["model.layers.0.mlp.up_proj.weight"], "named otherwise"),
+        (["model.layers.0.mlp.up_proj.weight"], "other tensor names"),
     ],
 )
 def test_other_files(names: list[str], words: str, tmp_path: Path) -> None:

@@ -359,7 +359,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
 def test_refuses_parts_that_do_not_fit() -> None:
     parts = copy.copy(parts_of())
     for unet, words in (
-        (tiny_unet(xl=True), "24 channels, the text encoder makes 16"),
+        (tiny_unet(xl=True), "24 channels and the text encoder makes 16"),
         (tiny_unet(7), "maps 7 to 4"),
     ):
         parts.unet = unet

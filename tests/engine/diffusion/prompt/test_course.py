@@ -100,7 +100,7 @@ def test_brackets_in_any_order_lose_nothing_that_does_not_change():
 
 def test_what_would_take_the_encoder_too_long_is_refused():
     many = "".join(f"[a{i}:{i}]" for i in range(MAX_TEXTS + 1))
-    with pytest.raises(InvalidParameter, match="different things") as caught:
+    with pytest.raises(InvalidParameter, match="different texts") as caught:
         course_of(many, 100)
     assert caught.value.param == "prompt"
     with pytest.raises(InvalidParameter, match="characters"):
