@@ -64,7 +64,9 @@ def test_rows_of_a_step_of_decodes(num_seqs, num_drafts, budget, num_rows):
 def test_n_grams_have_a_length():
     intent = EngineConfig(prompt_lookup_min=5, prompt_lookup_max=4)
     machine = MachineFacts(device="cpu", num_cores=2, free_memory_bytes=1 << 30)
-    with pytest.raises(InvalidParameter, match="prompt_lookup_min is 5; it must be at most prompt_lookup_max"):
+    with pytest.raises(
+        InvalidParameter, match="prompt_lookup_min is 5; it must be at most prompt_lookup_max"
+    ):
         resolve(intent, MODEL, machine)
 
 
