@@ -169,7 +169,7 @@ def _fetch_picture(
     raise typer.Exit(picture_command(_client_settings(url, api_key), order))
 
 
-@app.command()
+@app.command(short_help="List the models served, and the built-in names.")
 def models(url: Url = None, api_key: ApiKey = None) -> None:
     """List what a running server serves, and the names that are built in."""
     from server.terminal.models import models_command
@@ -177,7 +177,7 @@ def models(url: Url = None, api_key: ApiKey = None) -> None:
     raise typer.Exit(models_command(_client_settings(url, api_key)))
 
 
-@app.command()
+@app.command(short_help="Measure how well a model predicts a text.")
 def perplexity(
     text: Annotated[Path, typer.Option(help="File with the text to score, UTF-8.")],
     model: Annotated[
@@ -245,7 +245,7 @@ def perplexity(
     raise typer.Exit(measuring.perplexity_command(measure, as_json=as_json, max_kl=max_kl))
 
 
-@app.command("lora-train")
+@app.command("lora-train", short_help="Train a LoRA adapter on the CPU.")
 def lora_train(
     task: Annotated[
         Literal["text", "image"], typer.Option(help="What the model makes: text or images.")
@@ -332,7 +332,7 @@ def lora_train(
     raise typer.Exit(lora_train_command(order, settings, as_json=as_json))
 
 
-@app.command()
+@app.command(short_help="Say what memory a model needs, and how fast it can be.")
 def plan(
     model: Annotated[str, typer.Option(help="Model to plan for, as in serve.")],
     gpu: Annotated[
@@ -386,7 +386,7 @@ def plan(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(short_help="Make a smaller checkpoint, of fewer bits.")
 def quantize(
     model: Annotated[str, typer.Option(help="Model to quantize, as in serve.")],
     method: Annotated[
@@ -421,7 +421,7 @@ def quantize(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(short_help="Show which kernels this machine runs, and why.")
 def kernels(
     cpu_isa: Annotated[
         str | None, typer.Option(help="As in serve. [TANDEM_CPU_ISA]", metavar="ISA")

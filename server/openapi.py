@@ -39,6 +39,7 @@ def install(app: FastAPI, engine: EngineClient, more: Mapping[type[BaseModel], A
     def make() -> dict[str, Any]:
         document = copy.deepcopy(app.openapi())
         _drop_unused_422(document)
+        _show_forms_first(document)
         return document
 
     async def show(request: Request) -> Response:
@@ -79,6 +80,15 @@ def _drop_unused_422(document: dict[str, Any]) -> None:
         document["components"]["schemas"].pop(name, None)
 
 
+def _show_forms_first(document: dict[str, Any]) -> None:
+    """Of a route that takes a file in a form or in JSON: the page can then choose a file."""
+    for path in document["paths"].values():
+        for operation in path.values():
+            content = operation.get("requestBody", {}).get("content", {})
+            if "multipart/form-data" in content:
+                content["application/json"] = content.pop("application/json")
+
+
 def _name_models(schema: dict[str, Any], served: Sequence[str], adapters: Sequence[str]) -> None:
     """Name the served models in a body's schema. With several, `model` is required; otherwise it
     may be left out or empty."""
@@ -93,3 +103,5 @@ def _name_models(schema: dict[str, Any], served: Sequence[str], adapters: Sequen
     model.pop("default", None)
     model |= named | {"enum": [*served, *adapters]}
     schema["required"] = ["model", *schema.get("required", [])]
+    if "example" in schema:
+        schema["example"] = {"model": served[0], **schema["example"]}

@@ -45,7 +45,7 @@ def load_engine(
     limit_threads(num_threads)
     cv2.setNumThreads(num_threads)
     network = load_network(checkpoint.path, facts, num_threads)
-    host.report(Phase.WARMING_UP, None, "compiling the alpha solver, unless it is cached")
+    host.report(Phase.WARMING_UP, None, "compiling the solver, once per machine")
     engine = MattingEngine(
         network,
         MattingLimits(

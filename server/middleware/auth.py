@@ -1,9 +1,10 @@
 """API keys: `Authorization: Bearer KEY`, `X-Api-Key: KEY`, or as the password of basic
 authentication, which is all that A1111's clients send.
 
-Guards every path, also those without a route, so that routes cannot be found by trying; only the
-probes are open, and stored images, whose names are secrets themselves. Without API keys everything
-is open, and admin keys only tell who may change what is served.
+Guards every path, also those without a route, so that routes cannot be found by trying. Only the
+probes are open, stored images, whose names are secrets themselves, and the page at /docs, which
+asks its reader for a key. Without API keys everything is open, and admin keys only tell who may
+change what is served.
 """
 
 import base64
@@ -20,11 +21,9 @@ from server.http.scope import get_header, get_path
 
 OPEN_PATHS = frozenset({"/health", "/v1/health", "/ping", "/ready"})
 PROBES_OF_MODELS = "/ready/"
-OPEN_FOLDER = "/v1/images/files"
-
-
-PAGE = "/docs"
-_BASIC = 'Basic realm="Tandem: the password is an API key, under any user name", charset="UTF-8"'
+OPEN_PAGES = frozenset({"/", "/docs"})
+"""To be read only. They are the same on every server."""
+OPEN_FOLDERS = frozenset({"/docs", "/v1/images/files"})
 
 
 class AuthMiddleware:
@@ -60,7 +59,7 @@ class AuthMiddleware:
             f"{problem}; send it as Authorization: Bearer KEY",
             INVALID_REQUEST,
             code="invalid_api_key",
-            headers={"WWW-Authenticate": _BASIC if _is_page(scope) else "Bearer"},
+            headers={"WWW-Authenticate": "Bearer"},
         )
         await response(scope, receive, send)
 
@@ -76,16 +75,9 @@ def _is_open(scope: Scope) -> bool:
     folder, _, name = path.rpartition("/")
     if scope["method"] != "GET":
         return path in OPEN_PATHS
-    is_file = folder == OPEN_FOLDER and name != ""
-    return path in OPEN_PATHS or is_file or path.startswith(PROBES_OF_MODELS)
-
-
-def _is_page(scope: Scope) -> bool:
-    """Whether a browser opens the page for a person, whom it can ask for the key. Programs, and
-    requests of the page itself, are not told of basic authentication: a browser would ask again and
-    again."""
-    is_read = scope["type"] == "http" and scope["method"] == "GET" and get_path(scope) == PAGE
-    return is_read and b"text/html" in (get_header(scope, b"accept") or b"")
+    is_file = folder in OPEN_FOLDERS and name != ""
+    is_page = path in OPEN_PAGES or is_file
+    return path in OPEN_PATHS or is_page or path.startswith(PROBES_OF_MODELS)
 
 
 def _given_key(scope: Scope) -> bytes | None:

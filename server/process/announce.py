@@ -73,7 +73,9 @@ class Announcer:
             log.info("ready", models=ready, try_with=lines)
         else:
             page = "" if self._listener.uds else f"\nOr open {self._listener.url}/docs\n"
-            self._tell("\nReady. Try:\n\n" + "".join(f"  {line}\n" for line in lines) + page)
+            call = "Set API_KEY to a key and try" if self._settings.read_api_keys() else "Try"
+            shown = "".join(f"  {line}\n" for line in lines)
+            self._tell(f"\nReady. {call}:\n\n{shown}{page}")
 
     async def _watch(self, report: Callable[[ModelStatus], None]) -> list[ModelStatus]:
         """Report until every model has finished loading or failed."""

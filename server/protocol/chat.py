@@ -238,8 +238,8 @@ class ChatCompletionRequest(SamplingRequest, ChatTemplateOptions, ToolUse, Meani
     model_config = ConfigDict(
         json_schema_extra={
             "example": {
-                "messages": [{"role": "user", "content": "Say hello."}],
-                "max_completion_tokens": 16,
+                "messages": [{"role": "user", "content": "Write one sentence about the sea."}],
+                "max_completion_tokens": 64,
             }
         }
     )

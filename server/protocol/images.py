@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from engine.errors import InvalidParameter
 from server.http.form_values import read_fields
@@ -16,7 +16,7 @@ from server.http.multipart import Form, Part
 from server.protocol.common import INT64_MAX, Priority
 from server.protocol.file_fields import FileFields
 from server.protocol.hires import HiresFields
-from server.protocol.image_inputs import ImageReference, OutpaintFields, uploaded
+from server.protocol.image_inputs import FORM_TEXT, ImageReference, OutpaintFields, uploaded
 from server.protocol.image_other_names import OtherNames, read_other_names
 from server.protocol.loras import (
     MAX_LORAS,
@@ -214,6 +214,10 @@ class ImageFields(OtherNames, FileFields):
 class ImageGenerationRequest(ImageFields):
     """Draw from a prompt."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"prompt": "a large red circle left of a small blue star"}}
+    )
+
     prompt: Prompt = Field(description="What to draw.")
     hires: HiresFields | None = Field(
         None,
@@ -332,12 +336,15 @@ def form_body(model: type[ImageFields]) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     for name in model.model_fields:
         if name not in ("images", "mask"):
-            properties[name] = {"type": "string"}
+            properties[name] = FORM_TEXT
     file = {"type": "string", "format": "binary"}
     properties["image"] = file
     if "mask" in model.model_fields:
         properties["mask"] = file
-    required = ["image", *(["prompt"] if model.model_fields["prompt"].is_required() else [])]
+    required = ["image"]
+    if model.model_fields["prompt"].is_required():
+        required.append("prompt")
+        properties["prompt"] = {"type": "string", "example": "make the background blue"}
     schema = {"type": "object", "properties": properties, "required": required}
     return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}
 

@@ -78,7 +78,9 @@ class ResponseRequest(OneTextRequest):
     """OpenAI's request for a response, with fields of chats that OpenAI's request lacks."""
 
     model_config = ConfigDict(
-        json_schema_extra={"example": {"input": "Say hello.", "max_output_tokens": 16}}
+        json_schema_extra={
+            "example": {"input": "Write one sentence about the sea.", "max_output_tokens": 64}
+        }
     )
 
     _no_effect: ClassVar[Mapping[str, str]] = _NO_EFFECT

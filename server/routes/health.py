@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from starlette.responses import RedirectResponse
 
 from engine.types import ModelStatus, Phase
 from engine.version import __version__
@@ -16,9 +17,11 @@ router = APIRouter(tags=["operations"])
 
 
 @router.get("/", include_in_schema=False)
-async def root() -> Response:
-    """Greets people who open the address in a browser, and clients that look here for a server, as
-    Ollama's do."""
+async def root(request: Request) -> Response:
+    """The page of the API for a browser; a line for clients that ask here whether there is a
+    server, as Ollama's do."""
+    if "text/html" in request.headers.get("accept", ""):
+        return RedirectResponse(request.scope.get("root_path", "").rstrip("/") + "/docs")
     return Response("Tandem is running; /docs describes its API.\n", media_type="text/plain")
 
 

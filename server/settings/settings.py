@@ -279,8 +279,8 @@ class Settings(BaseSettings):
     )
     api_keys: Annotated[tuple[ApiKey, ...], *CommaList] = Field(
         (),
-        description="Accepted API keys; if there are any, every route except /health and "
-        "/ready requires one.",
+        description="Accepted API keys; if there are any, every route except /health, /ready and "
+        "the page /docs requires one.",
     )
     api_key_file: ExistingFile | None = Field(
         None, description="File with more API keys, one per line; # begins a comment line."

@@ -97,17 +97,26 @@ class Conversation:
 
 
 def _answer(conversation: Conversation, question: str) -> None:
+    try:
+        _show(conversation.ask(question))
+    except ServerProblem:
+        if conversation.messages[-1:] and conversation.messages[-1]["role"] == "assistant":
+            typer.echo()  # the problem gets a line of its own, below the part that came
+        raise
+    typer.echo()
+    if conversation.repeats_itself:
+        typer.echo("[The answer repeats itself and was ended.]", err=True)
+
+
+def _show(answer: Generator[str, None, None]) -> None:
     wrap = WordWrap(_terminal_width) if sys.stdout.isatty() else None
-    with contextlib.closing(conversation.ask(question)) as pieces:
+    with contextlib.closing(answer) as pieces:
         try:
             for piece in pieces:
                 typer.echo(piece if wrap is None else wrap.feed(piece), nl=False)
         finally:
             if wrap is not None:
                 typer.echo(wrap.flush(), nl=False)
-    typer.echo()
-    if conversation.repeats_itself:
-        typer.echo("[The answer repeated itself and was stopped.]", err=True)
 
 
 def _terminal_width() -> int:
@@ -141,4 +150,4 @@ def _answer_or_explain(conversation: Conversation, question: str) -> None:
     except KeyboardInterrupt:
         typer.echo(" [stopped]")
     except ServerProblem as problem:
-        typer.echo(f"\n{problem}", err=True)
+        typer.echo(problem, err=True)

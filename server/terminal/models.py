@@ -14,6 +14,7 @@ from server.terminal.client import ServerProblem, fetch, open_client
 def models_command(settings: ClientSettings) -> int:
     """Print these lists. Returns the exit code: 1 if no server answers."""
     console = Console(markup=False, highlight=False)
+    console.print("Built in:")
     console.print(_built_in())
     try:
         with open_client(settings) as client:
@@ -22,7 +23,8 @@ def models_command(settings: ClientSettings) -> int:
     except ServerProblem as problem:
         typer.echo(f"tandem: {problem}", err=True)
         return 1
-    console.print(_table(settings.url, states))
+    console.print(f"\nServed at {settings.url}:")
+    console.print(_table(states))
     there = {state["model"] for state in states}
     loadable = [card["id"] for card in cards if card["loadable"] and card["id"] not in there]
     if loadable:
@@ -32,15 +34,16 @@ def models_command(settings: ClientSettings) -> int:
 
 def _built_in() -> Table:
     columns = Column("name", no_wrap=True, overflow="ignore"), "does", "download"
-    table = Table(*columns, title="Built in", box=None, padding=(0, 2, 0, 0))
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
     for ref, model in BUILT_IN.items():
         table.add_row(ref, model.deed, f"{model.megabytes} MB" if model.megabytes else "none")
     return table
 
 
-def _table(url: str, states: list[dict[str, Any]]) -> Table:
-    table = Table("model", "phase", "progress", "detail", title=f"Served at {url}")
+def _table(states: list[dict[str, Any]]) -> Table:
+    table = Table("model", "state", box=None, padding=(0, 2, 0, 0))
     for state in states:
-        progress = "" if state["progress"] is None else f"{state['progress']:.0%}"
-        table.add_row(state["model"], state["phase"], progress, state["detail"] or "")
+        share = "" if state["progress"] is None else f" {state['progress']:.0%}"
+        detail = f": {state['detail']}" if state["detail"] else ""
+        table.add_row(state["model"], state["phase"] + share + detail)
     return table

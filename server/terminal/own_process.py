@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -41,8 +43,13 @@ def report_of(
 
 
 def _result(command: list[str], tell: Tell) -> dict[str, Any]:
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        # What it logs is to stand above the progress line, not in it.
+        logs = threading.Thread(target=sys.stderr.writelines, args=[process.stderr], daemon=True)
+        logs.start()
         try:
             for line in process.stdout:
                 if not line.startswith("{"):  # output of some library
@@ -56,6 +63,7 @@ def _result(command: list[str], tell: Tell) -> dict[str, Any]:
                 tell(message)
         finally:
             process.kill()
+            logs.join(timeout=1.0)
     raise OrderProblem(
         f"the process ended with exit code {process.returncode} and no result; its output above "
         "may say why; exit code -9 means that it was killed, usually because the machine ran out "

@@ -82,7 +82,8 @@ def _body(order: PictureOrder) -> dict[str, Any]:
     ending = order.output.suffix.lower()
     if ending not in FORMATS:
         raise FileProblem(
-            f"the ending of {order.output} names no image format; use one of {', '.join(FORMATS)}"
+            f"the name {order.output} does not say in which format to write; let it end in "
+            f"{', '.join(FORMATS)}"
         )
     fields = {**order.fields, "output_format": FORMATS[ending]}
     if order.image is None:
@@ -146,7 +147,8 @@ def _progress() -> Iterator[Tell]:
 
         def tell(done: float | None, line: str) -> None:
             total = None if done is None else 1.0
-            bars.update(task, description=line, completed=done or 0.0, total=total)
+            completed = min(done or 0.0, 0.99)  # the clock stops at the whole
+            bars.update(task, description=line, completed=completed, total=total)
 
         yield tell
 

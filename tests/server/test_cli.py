@@ -44,6 +44,11 @@ def test_version_as_an_option(invoke):
     assert "--version" in invoke("--help")[1]
 
 
+def test_no_command_is_described_by_half_a_sentence(invoke):
+    output = invoke("--help")[1]
+    assert "quantize" in output and "..." not in output.partition("Commands:")[2]
+
+
 @pytest.mark.parametrize(
     "command",
     ["serve", "chat", "models", "plan", "perplexity", "quantize", "kernels", "version"],

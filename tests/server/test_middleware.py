@@ -214,41 +214,35 @@ async def test_anything_else_is_refused(headers):
     assert "first-key" not in response.text
 
 
-async def test_a_browser_asks_its_user_for_the_key_of_the_page():
-    page = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+async def test_the_page_of_the_api_is_open_and_asks_for_the_key_itself():
     async with client_of(create(**KEYS)) as client:
-        refused = await client.get("/docs", headers=page)
-        assert refused.status_code == 401
-        assert refused.headers["www-authenticate"].startswith('Basic realm="')
-        for path, accept in (
-            ("/docs", "application/json"),
-            ("/openapi.json", page["Accept"]),
-            ("/v1/models", page["Accept"]),
-        ):
-            other = await client.get(path, headers={"Accept": accept})
-            assert other.headers["www-authenticate"] == "Bearer", path
-        posted = await client.post("/docs", headers=page)
-        assert posted.headers["www-authenticate"] == "Bearer"
-        typed = ("anybody", "first-key")
-        for path in ("/docs", "/docs/start.js", "/openapi.json"):
-            assert (await client.get(path, headers=page, auth=typed)).status_code == 200, path
+        for path in ("/", "/docs", *(f"/docs/{name}" for name in docs.CONTENT_TYPES)):
+            assert (await client.get(path)).status_code == 200, path
+            assert (await client.head(path)).status_code == 200, path
+            refused = await client.post(path)
+            assert refused.status_code == 401
+            assert refused.headers["www-authenticate"] == "Bearer"
+        assert 'id="key-form"' in (await client.get("/docs")).text
+        assert (await client.get("/docs/nothing")).status_code == 404
+        for path in ("/openapi.json", "/docs/", "/docs/start.js/x"):
+            assert (await client.get(path)).status_code == 401, path
 
 
 async def test_every_route_but_the_probes_is_guarded():
     app = create(**KEYS)
     paths = {path for route in app.routes if (path := getattr(route, "path", None))}
     paths |= set(app.openapi()["paths"])
-    paths |= {route.path for route in docs.router.routes}  # in no schema
     open_paths = {"/health", "/ready"}
     assert open_paths <= paths
     paths.remove("/ready/{model_id}")  # a probe
     paths.remove("/v1/images/files/{name}")  # its names are secrets: see test_images_stored.py
-    assert {"/docs", "/docs/{name}", "/openapi.json", "/metrics", "/v1/chat/completions"} <= paths
+    paths -= {"/", "/docs", "/docs/{name}"}  # the page of the API
+    assert {"/openapi.json", "/metrics", "/v1/chat/completions"} <= paths
     odd = {"/no/such/route", "/health/", "//ready/x", "//health", "/HEALTH", "/v1/%2e%2e/health"}
     async with client_of(app) as client:
         for path in (paths - open_paths) | odd:
             for method in ("GET", "POST", "OPTIONS", "DELETE"):
-                response = await client.request(method, path)
+                response = await client.request(method, f"http://test{path}")
                 assert response.status_code == 401, f"{method} {path}"
         for path in open_paths:
             assert (await client.get(path)).status_code == 200

@@ -44,6 +44,8 @@ async def test_it_follows_what_becomes_ready(tokenizer_folder: Path) -> None:
         return schemas["ChatCompletionRequest"]["properties"]
 
     assert (await chat())["model"]["enum"] == ["a", "b"]
+    schemas = (await document(server))["components"]["schemas"]
+    assert schemas["ChatCompletionRequest"]["example"]["model"] == "a"
     assert (await chat())["max_tokens"]["anyOf"][0]["maximum"] == 511
     assert "enum" not in (await chat())["priority"]["anyOf"][0]
     server.engine.set_status("b", Phase.LOADING)
@@ -51,6 +53,18 @@ async def test_it_follows_what_becomes_ready(tokenizer_folder: Path) -> None:
     server.engine.set_status("a", Phase.LOADING)
     assert (await chat())["max_tokens"]["anyOf"][0]["maximum"] == 2**31 - 1
     await server.client.aclose()
+
+
+async def test_the_page_can_try_what_draws_and_what_takes_a_file(server: TextServer) -> None:
+    shown = await document(server)
+    schemas = shown["components"]["schemas"]
+    assert schemas["ImageGenerationRequest"]["example"].keys() == {"prompt"}
+    assert "model" not in schemas["ChatCompletionRequest"]["example"]  # the only one
+    for route in ("edits", "variations", "upscale", "matte"):
+        body = shown["paths"][f"/v1/images/{route}"]["post"]["requestBody"]["content"]
+        assert list(body) == ["multipart/form-data", "application/json"]
+        fields = body["multipart/form-data"]["schema"]["properties"]
+        assert fields["model"]["example"] == "", "left out unless it is filled in"
 
 
 async def test_every_failure_is_documented_in_one_shape(server: TextServer) -> None:

@@ -17,7 +17,7 @@ from tools.demo_image_model.captions import vocabulary
 from tools.demo_image_model.sampling import EDIT_UNET
 
 DEFAULTS = {
-    "size": 64,
+    "size": 128,
     "num_inference_steps": evaluate.STEPS,
     "guidance_scale": evaluate.GUIDANCE,
     "edit_guidance_scale": evaluate_edit.GUIDANCE,

@@ -248,7 +248,11 @@ class CountTokensRequest(ConversationFields):
     """A conversation whose tokens are counted."""
 
     model_config = ConfigDict(
-        json_schema_extra={"example": {"messages": [{"role": "user", "content": "Say hello."}]}}
+        json_schema_extra={
+            "example": {
+                "messages": [{"role": "user", "content": "Write one sentence about the sea."}]
+            }
+        }
     )
 
 
@@ -258,8 +262,8 @@ class MessagesRequest(ConversationFields, OneTextRequest):
     model_config = ConfigDict(
         json_schema_extra={
             "example": {
-                "max_tokens": 16,
-                "messages": [{"role": "user", "content": "Say hello."}],
+                "max_tokens": 64,
+                "messages": [{"role": "user", "content": "Write one sentence about the sea."}],
             }
         }
     )

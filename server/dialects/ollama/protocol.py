@@ -77,7 +77,11 @@ class OllamaChatRequest(TextFields):
     """A conversation to answer. Without messages, it only asks whether the model is loaded."""
 
     model_config = ConfigDict(
-        json_schema_extra={"example": {"messages": [{"role": "user", "content": "Say hello."}]}}
+        json_schema_extra={
+            "example": {
+                "messages": [{"role": "user", "content": "Write one sentence about the sea."}]
+            }
+        }
     )
 
     messages: list[OllamaMessage] | None = Field(None, max_length=_MAX_MESSAGES)
@@ -90,7 +94,9 @@ class OllamaGenerateRequest(TextFields):
     """A prompt to answer or, with `raw`, to continue. Without one, it only asks whether the model
     is loaded."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"prompt": "Say hello."}})
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"prompt": "Write one sentence about the sea."}}
+    )
 
     prompt: str | None = None
     system: str | None = Field(None, description="Comes before the prompt in the chat template.")

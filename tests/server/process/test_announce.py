@@ -76,8 +76,18 @@ async def test_a_terminal_is_told_the_lines_and_the_page(listener):
     announcer = Announcer(Settings(), FakeEngineClient(), listener, told.append, Screen())
     await announcer.run()
     [text] = told
+    assert text.startswith("\nReady. Try:\n")
     assert text.count(" chat ") == 1
     assert "http://127.0.0.1:8000/docs" in text
+
+
+async def test_a_terminal_is_told_to_set_the_key_that_its_lines_send(listener):
+    told = []
+    settings = Settings(api_keys=("zebra",))
+    await Announcer(settings, FakeEngineClient(), listener, told.append, Screen()).run()
+    [text] = told
+    assert text.startswith("\nReady. Set API_KEY to a key and try:\n")
+    assert '--api-key "$API_KEY"' in text and "zebra" not in text
 
 
 async def test_a_failure_says_why_and_offers_nothing(listener):

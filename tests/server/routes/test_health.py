@@ -43,6 +43,9 @@ async def test_the_address_itself_answers(client):
     assert "/docs" in (await client.get("/")).text
     answer = await client.head("/")
     assert (answer.status_code, answer.content) == (200, b"")
+    browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    opened = await client.get("/", headers=browser, follow_redirects=True)
+    assert (opened.status_code, opened.url.path) == (200, "/docs")
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])

@@ -11,8 +11,8 @@ from server.terminal import own_process
 @pytest.fixture
 def child(monkeypatch):
     """The process that a command starts: `orders` are what it was told, `devices` and `commands`
-    how it was started; `lines` are what it says, before it ends with `code`."""
-    child = {"orders": [], "devices": [], "commands": [], "lines": [], "code": 0}
+    how it was started; `log` and `lines` are what it says, before it ends with `code`."""
+    child = {"orders": [], "devices": [], "commands": [], "log": [], "lines": [], "code": 0}
 
     def command_on(device, visible, command):
         child["devices"].append(device)
@@ -20,6 +20,7 @@ def child(monkeypatch):
         child["orders"].append(json.loads(command[-1]))
         lines = ["Some library says hello", *map(json.dumps, child["lines"])]
         script = "; ".join(f"print({line!r})" for line in lines)
+        script = f"import os; os.write(2, {''.join(child['log'])!r}.encode()); {script}"
         return [sys.executable, "-c", f"{script}; raise SystemExit({child['code']})"]
 
     monkeypatch.setattr(own_process, "command_on", command_on)

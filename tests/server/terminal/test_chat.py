@@ -103,6 +103,13 @@ def test_an_answer_that_was_ended_since_it_repeats_itself_says_so(server, capsys
     assert captured.err == "[The answer repeated itself and was stopped.]\n"
 
 
+def test_a_problem_stands_on_a_line_of_its_own(server, capfd):
+    error = {"error": {"message": "the worker ended"}}
+    server.answers = [stream_of("Once upon", tail=f"data: {json.dumps(error)}\n\n")]
+    assert command() == 1
+    assert capfd.readouterr() == ("Once upon\n", "tandem: the worker ended\n")
+
+
 def test_a_terminal_gets_lines_broken_between_words(server, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "20")
@@ -201,9 +208,7 @@ def test_models_are_listed_with_their_phase(server, capsys):
     assert terminal_models.models_command(SETTINGS) == 0
     output = capsys.readouterr().out
     assert "smollm2-135m-instruct" in output
-    assert "loading" in output
-    assert "50%" in output
-    assert "[x] half" in output
+    assert "loading 50%: [x] half" in output
     assert output.endswith("May be loaded: new\n")
 
 

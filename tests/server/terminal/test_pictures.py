@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from rich.progress import Progress
 from typer.testing import CliRunner
 
 from server.cli import app
@@ -100,8 +101,8 @@ def test_a_picture_is_sent_as_a_file(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "image", "words"),
     [
-        ("image", None, "use one of .png, .jpg"),
-        ("image.gif", None, "use one of .png, .jpg"),
+        ("image", None, "let it end in .png, .jpg"),
+        ("image.gif", None, "let it end in .png, .jpg"),
         ("out.png", "missing.png", "missing.png cannot be read: No such file"),
         ("no/folder/out.png", None, "cannot be written: No such file"),
     ],
@@ -149,6 +150,18 @@ def test_an_interrupt_cancels_the_request(
     request, cancelled = server.requests
     assert cancelled.method == "DELETE"
     assert cancelled.url.path == f"/v1/requests/{request.headers['x-request-id']}"
+
+
+def test_the_clock_goes_on_after_a_whole_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    bars: list[Progress] = []
+    start = Progress.start
+    monkeypatch.setattr(Progress, "start", lambda bar: (bars.append(bar), start(bar))[1])
+    with pictures._progress() as tell:
+        tell(1.0, "5 of 5 MB")
+        tell(None, "compiling")
+        [task] = bars[0].tasks
+        assert task.finished_time is None
 
 
 def test_progress_is_the_requests_or_that_of_a_model_it_waits_for(server: Server) -> None:

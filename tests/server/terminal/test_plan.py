@@ -44,6 +44,11 @@ def invoke(*arguments):
     return result.exit_code, result.stdout, result.stderr
 
 
+def test_what_the_process_logs_is_written_by_this_one(child):
+    child["log"] = ["download failed\n", "or not\n"]
+    assert invoke("--model", "x")[2] == "download failed\nor not\n"
+
+
 def test_what_is_ordered_and_printed(child):
     arguments = ("--model", "a=/x/a", "--gpu", "l4", "--concurrency", 2, "--context", 100)
     code, output, _ = invoke(*arguments, "--kv-cache-dtype", "int8")
