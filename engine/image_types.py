@@ -1,6 +1,7 @@
 """The types of image requests and of their answers.
 
-Plain frozen dataclasses like those of `engine.types`, without torch and wire libraries.
+Plain frozen dataclasses like those of `engine.types`, except for `Pixels`, and free of torch and of
+wire libraries.
 """
 
 from dataclasses import dataclass, field, replace
@@ -53,17 +54,30 @@ class GuidanceKind(StrEnum):
     """A few-step model without guidance (FLUX schnell)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Pixels:
     """An 8-bit image with rows from the top, interleaved channels and no padding.
 
-    `channels` is 1 (mask or luminance), 3 (RGB) or 4 (RGB and straight alpha), always in sRGB.
+    `channels` is 1 (mask or luminance), 3 (RGB) or 4 (RGB and straight alpha), all sRGB. It is not
+    a dataclass, because a message would copy the data of one (`engine.messages`).
     """
 
-    width: int
-    height: int
-    channels: int
-    data: bytes
+    __slots__ = ("channels", "data", "height", "width")
+
+    def __init__(self, *, width: int, height: int, channels: int, data: bytes) -> None:
+        self.width = width
+        self.height = height
+        self.channels = channels
+        self.data = data
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pixels) and self._facts == other._facts
+
+    def __hash__(self) -> int:
+        return hash(self._facts)
+
+    @property
+    def _facts(self) -> tuple[int, int, int, bytes]:
+        return self.width, self.height, self.channels, self.data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from engine.embedding_types import (
     EmbeddingRequest,
     EmbeddingStats,
 )
-from engine.errors import InternalError
+from engine.errors import InternalError, ModelLoadError
 from engine.image_types import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
 from engine.matting_types import (
     MattingEvent,
@@ -182,12 +182,42 @@ def kind_of_checkpoint(checkpoint: "Checkpoint", wanted: WantedKind = "auto") ->
 def with_fetched(
     config: EngineConfig, kind: AnyKind, fetch: Callable[[str], "Checkpoint"]
 ) -> EngineConfig:
-    """The configuration with further models replaced by their local paths."""
+    """The configuration with the further models that it names as paths of this machine.
+
+    Raises:
+        ModelLoadError: as `further_model`.
+    """
     named = {name: getattr(config, name) for name in kind.further_models}
     found: dict[str, Any] = {
-        name: str(fetch(ref).path.absolute()) for name, ref in named.items() if ref is not None
+        name: str(further_model(name, ref, kind, fetch).path.absolute())
+        for name, ref in named.items()
+        if ref is not None
     }
     return replace(config, **found)
+
+
+def further_model(
+    setting: str, ref: str, kind: AnyKind, fetch: Callable[[str], "Checkpoint"]
+) -> "Checkpoint":
+    """The model that a setting of a model of that kind names.
+
+    Raises:
+        ModelLoadError: it cannot be had, or is of another kind; the message begins with the
+            setting.
+    """
+    try:
+        found = fetch(ref)
+    except ModelLoadError as error:
+        blaming = type(error)(f"{setting} cannot be used: {error.message}", param=setting)
+        blaming.hint = error.hint
+        raise blaming from error
+    if found.kind not in kind.layouts:
+        raise ModelLoadError(
+            f"{setting} is {found.name!r}, which is not a {kind.name} model; name a {kind.name} "
+            "model",
+            param=setting,
+        )
+    return found
 
 
 def imported(name: str) -> Any:

@@ -69,14 +69,14 @@ class Link:
         self._socket.connect(address)
 
     def send(self, message: messages.FromWorker) -> None:
-        self._socket.send(messages.encode(message))
+        self._socket.send_multipart(messages.frames_of(message), copy=False)
 
     def receive(self) -> messages.ToWorker:
         """Wait for the next message."""
         return self._early.popleft() if self._early else self._next()
 
     def _next(self) -> messages.ToWorker:
-        return messages.decode_to_worker(self._socket.recv())
+        return messages.decode_to_worker(*self._socket.recv_multipart())
 
     def refuse(self, request_id: str, error: EngineError) -> None:
         """End a request with an error."""

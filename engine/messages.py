@@ -1,47 +1,62 @@
 """The messages between the server process and a worker process.
 
-They are msgspec structs with a tag, in MessagePack. Those that carry a kind's own types (`Submit`,
-`Ready`, `Step`) are made by `of` and name the kind beside a body. The receiver gets the body still
-encoded, and `read` checks it against the types in the kind's row (`engine.kinds`). A worker first
-reads one `WorkerSpec` from its standard input; everything else goes over one zmq PAIR socket.
+msgspec structs with a tag each, in MessagePack. Those that carry a kind's own types (`Submit`,
+`Ready`, `Step`) are made by `of`, and name the kind beside a body. Where such a message arrives the
+body is still encoded: `read` checks it against the types in the kind's row (`engine.kinds`). A
+worker first reads one `WorkerSpec` from its standard input; everything else goes over one zmq PAIR
+socket. There the pixels of pictures follow their message as frames of their own, since copying them
+would hold up the event loop.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from types import GenericAlias
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 
 from engine.adapter_orders import AdapterOrder, AdapterReport
 from engine.config import CpuIsa, EngineConfig
 from engine.errors import Failure
+from engine.image_types import Pixels
 from engine.kinds import KINDS, AnyKind, kind_of
 from engine.types import Event, Info, Phase, Request, Stats
 
 encode = msgspec.msgpack.Encoder().encode
 
+T = TypeVar("T")
+_MessageT = TypeVar("_MessageT")
+
+
+def frames_of(message: "ToWorker | FromWorker") -> list[bytes]:
+    """The message, and the pixels of its pictures in the order in which it names them."""
+    pixels: list[bytes] = []
+
+    def set_aside(value: Any) -> Any:
+        if not isinstance(value, Pixels):
+            raise NotImplementedError(f"a {type(value).__name__} cannot be sent")
+        pixels.append(value.data)
+        return value.width, value.height, value.channels, len(pixels) - 1
+
+    data = msgspec.msgpack.encode(message, enc_hook=set_aside)
+    return [data, *pixels]
+
 
 def _body(value: Any) -> msgspec.Raw:
-    """A body that is encoded with its message; encoding it before would copy pictures once more."""
+    """A body that is encoded together with its message."""
     body: msgspec.Raw = value
     return body
 
 
-@lru_cache
-def _request_decoder(kind: AnyKind) -> msgspec.msgpack.Decoder[Request[Any]]:
-    return msgspec.msgpack.Decoder(kind.request)
+def _read(body: msgspec.Raw, expected: type[T], pixels: Sequence[bytes]) -> T:
+    def picture(_: type, value: Any) -> Pixels:
+        width, height, channels, place = value
+        return Pixels(width=width, height=height, channels=channels, data=pixels[place])
+
+    return msgspec.msgpack.decode(body, type=expected, dec_hook=picture)
 
 
-@lru_cache
-def _info_decoder(kind: AnyKind) -> msgspec.msgpack.Decoder[Info]:
-    return msgspec.msgpack.Decoder(kind.info)
-
-
-@lru_cache
-def _step_decoder(kind: AnyKind) -> msgspec.msgpack.Decoder[tuple[list[Event], Stats]]:
-    events = GenericAlias(list, (kind.event,))
-    return msgspec.msgpack.Decoder(GenericAlias(tuple, (events, kind.stats)))
+def _step_type(kind: AnyKind) -> Any:
+    return GenericAlias(tuple, (GenericAlias(list, (kind.event,)), kind.stats))
 
 
 class WorkerSpec(msgspec.Struct, frozen=True):
@@ -60,11 +75,13 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     """The descriptor for its signs of life (`engine.pulse`)."""
 
 
-class Submit(msgspec.Struct, tag="submit", frozen=True):
-    """Starts a request."""
+class Submit(msgspec.Struct, tag="submit", frozen=True, omit_defaults=True):
+    """A request."""
 
     kind: str
     body: msgspec.Raw
+    pixels: tuple[bytes, ...] = ()
+    """Those of its pictures, once it has arrived."""
 
     @classmethod
     def of(cls, request: Request[Any]) -> Self:
@@ -77,7 +94,7 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
             ValidationError, DecodeError: the body is not a request of its kind.
             KeyError: there is no such kind.
         """
-        return _request_decoder(KINDS[self.kind]).decode(self.body)
+        return _read(self.body, KINDS[self.kind].request, self.pixels)
 
     def request_id(self) -> str | None:
         """The request's id, if it can be found in a body that cannot be read."""
@@ -180,7 +197,8 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
 
     def read(self) -> Info:
         """The info. Raises as `Submit.read` does."""
-        return _info_decoder(KINDS[self.kind]).decode(self.body)
+        info: Info = _read(self.body, KINDS[self.kind].info, ())
+        return info
 
 
 class Failed(msgspec.Struct, tag="failed", frozen=True):
@@ -189,19 +207,24 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
     failure: Failure
 
 
-class Step(msgspec.Struct, tag="step", frozen=True):
-    """Carries one step's events and statistics."""
+class Step(msgspec.Struct, tag="step", frozen=True, omit_defaults=True):
+    """One step's events and statistics."""
 
     kind: str
     body: msgspec.Raw
+    pixels: tuple[bytes, ...] = ()
+    """Those of its pictures, once it has arrived."""
 
     @classmethod
     def of(cls, events: Sequence[Event], stats: Stats) -> Self:
         return cls(kind_of(stats).name, _body((events, stats)))
 
     def read(self) -> tuple[list[Event], Stats]:
-        """The events and statistics. Raises as `Submit.read` does."""
-        return _step_decoder(KINDS[self.kind]).decode(self.body)
+        """Events and statistics. Raises as `Submit.read` does."""
+        found: tuple[list[Event], Stats] = _read(
+            self.body, _step_type(KINDS[self.kind]), self.pixels
+        )
+        return found
 
 
 class Refused(msgspec.Struct, tag="refused", frozen=True):
@@ -225,6 +248,22 @@ FromWorker = Progress | Reserve | Release | Found | Ready | Failed | Refused | A
 
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
-decode_to_worker = _to_worker.decode
-decode_from_worker = _from_worker.decode
+
+
+def decode_to_worker(data: bytes, *pixels: bytes) -> ToWorker:
+    """The message of these frames."""
+    return _with_pixels(_to_worker.decode(data), pixels)
+
+
+def decode_from_worker(data: bytes, *pixels: bytes) -> FromWorker:
+    """The message of these frames."""
+    return _with_pixels(_from_worker.decode(data), pixels)
+
+
+def _with_pixels(message: _MessageT, pixels: tuple[bytes, ...]) -> _MessageT:
+    if pixels and isinstance(message, Submit | Step):
+        return msgspec.structs.replace(message, pixels=pixels)
+    return message
+
+
 decode_worker_spec = msgspec.msgpack.Decoder(WorkerSpec).decode

@@ -158,16 +158,11 @@ class Supervisor:
         info = self._ready_info()
         kind = kind_of(info)
         if kind_of(request) is not kind:
-            raise InvalidParameter(
-                f"model {self.spec.name!r} makes {kind.makes}; choose a model that makes what this "
-                f"request asks for",
-                param="model",
-            )
-        data = messages.encode(messages.Submit.of(request))
-        # Opened only after the message could be written: a stream without a request would never
-        # end.
+            raise InvalidParameter(f"model {self.spec.name!r} makes {kind.makes}", param="model")
+        frames = messages.frames_of(messages.Submit.of(request))
+        # Not before it could be written: a stream without a request would never end.
         stream = self._streams.open(request)
-        self._send_encoded(data)
+        self._send_frames(frames)
         return stream
 
     def load_adapter(self, order: AdapterOrder) -> "asyncio.Future[AdapterReport]":
@@ -456,11 +451,11 @@ class Supervisor:
             self._send(messages.Denied(ask.id, Failure.of(error)))
 
     def _send(self, message: messages.ToWorker) -> None:
-        self._send_encoded(messages.encode(message))
+        self._send_frames(messages.frames_of(message))
 
-    def _send_encoded(self, data: bytes) -> None:
+    def _send_frames(self, frames: list[bytes]) -> None:
         if self._worker is not None:
-            self._worker.send_encoded(data)
+            self._worker.send_frames(frames)
 
     def _note_end(self, code: int | None) -> None:
         """Log how a worker ended, if its end was unexpected."""

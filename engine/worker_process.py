@@ -61,13 +61,14 @@ class WorkerProcess:
             self.kill()
 
     def send(self, message: messages.ToWorker) -> None:
-        """Send a message. It is lost if the worker has ended."""
-        self.send_encoded(messages.encode(message))
+        """Send a message; to one that has ended it goes nowhere."""
+        self.send_frames(messages.frames_of(message))
 
-    def send_encoded(self, data: bytes) -> None:
+    def send_frames(self, frames: list[bytes]) -> None:
+        """Send the frames of a message, in which pictures are not copied."""
         if self._socket is not None:
             # The high-water mark is off, so the send cannot wait and its future is done at once.
-            self._socket.send(data)
+            self._socket.send_multipart(frames, copy=False)
 
     def pulse(self) -> Pulse | None:
         """The newest sign of life, if one has come since the last call."""
@@ -80,7 +81,7 @@ class WorkerProcess:
         is_connected = False
         try:
             while True:
-                message = asyncio.ensure_future(self._socket.recv())
+                message = asyncio.ensure_future(self._socket.recv_multipart())
                 await asyncio.wait({ended, message}, return_when=asyncio.FIRST_COMPLETED)
                 if not message.done():
                     message.cancel()
@@ -88,12 +89,12 @@ class WorkerProcess:
                 if not is_connected:  # the socket's name is not needed any more, nor left behind
                     remove_socket(self._address)
                     is_connected = True
-                yield messages.decode_from_worker(message.result())
-            # The last message before a worker's end gives the reason for it.
+                yield messages.decode_from_worker(*message.result())
+            # What a worker said just before its end is the reason of it.
             with contextlib.suppress(zmq.Again):
                 while True:
-                    data = await self._socket.recv(flags=zmq.NOBLOCK)
-                    yield messages.decode_from_worker(data)
+                    frames = await self._socket.recv_multipart(flags=zmq.NOBLOCK)
+                    yield messages.decode_from_worker(*frames)
         finally:
             ended.cancel()
 

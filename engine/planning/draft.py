@@ -1,10 +1,11 @@
 """Plans a draft model for a text model: whether it can guess for it, and its memory."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from engine.config import EngineConfig, MachineFacts, ModelFacts
-from engine.errors import ModelLoadError, ModelNotFound
+from engine.kinds import TEXT, further_model
 from engine.models.config import ModelConfig
 from engine.planning.facts import text_facts
 from engine.text.same_tokens import check_same_tokens
@@ -47,28 +48,6 @@ class DraftPlan:
         return max(1, num_blocks * num_own // num_groups)
 
 
-def _found(ref: str) -> Checkpoint:
-    """Find the draft model's checkpoint.
-
-    Raises:
-        ModelLoadError: it cannot be used; the message names this setting.
-    """
-    try:
-        return resolve_source(
-            ref, cache_dir=Path(), offline=True, on_progress=lambda fraction, line: None
-        )
-    except ModelNotFound as error:
-        name = ref.rstrip("/").rpartition("/")[2][:80]
-        raise ModelNotFound(
-            f"speculative_model is {name!r}; there is no such folder or .gguf file on this machine "
-            f"and no such model in the hub's cache",
-            param="speculative_model",
-        ) from error
-    except ModelLoadError as error:
-        message = f"speculative_model cannot be used: {error.message}"
-        raise type(error)(message, param="speculative_model") from error
-
-
 def plan_draft(
     checkpoint: Checkpoint, model_config: ModelConfig, intent: EngineConfig, machine: MachineFacts
 ) -> DraftPlan | None:
@@ -80,13 +59,13 @@ def plan_draft(
     """
     if intent.speculative_model is None:
         return None
-    found = _found(intent.speculative_model)
-    if found.kind not in ("folder", "gguf"):
-        raise ModelLoadError(
-            f"speculative_model {found.name!r} is not a text model; name one with the same tokens "
-            f"as {checkpoint.name!r}",
-            param="speculative_model",
-        )
+    fetch = partial(
+        resolve_source,
+        cache_dir=Path(),
+        offline=True,
+        on_progress=lambda fraction, line: None,
+    )
+    found = further_model("speculative_model", intent.speculative_model, TEXT, fetch)
     config = load_model_config(found).within(intent.max_model_len)
     if found.path.resolve() != checkpoint.path.resolve():
         check_same_tokens(

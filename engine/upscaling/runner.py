@@ -44,8 +44,8 @@ class TileRunner:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if len(tiles) == 1:
-                    self._halve(max(tiles.shape[2:]), overlap, error)
+                if len(tiles) == 1 and not self._halve(max(tiles.shape[2:]), overlap):
+                    raise
         if len(tiles) > 1:
             return torch.cat([self.run(tile[None], overlap, rim) for tile in tiles])
         return self._in_parts(tiles, overlap, rim)
@@ -58,13 +58,15 @@ class TileRunner:
         given = tiles.to(self._device, memory_format=torch.channels_last)
         return self._network(given).float().cpu()
 
-    def _halve(self, side: int, overlap: int, error: Exception) -> None:
+    def _halve(self, side: int, overlap: int) -> bool:
+        """Use smaller tiles from now on; whether there can be such."""
         multiple = self._network.facts.size_multiple
         smaller = -(-side // 2 // multiple) * multiple
         if smaller < max(_LEAST_TILE, self._network.facts.min_side) or smaller <= overlap:
-            raise error
-        log.warning("out of memory for a tile; using smaller tiles", side=side, then=smaller)
+            return False
+        log.warning("memory ran out for a tile; using smaller ones", side=side, then=smaller)
         self.largest = smaller
+        return True
 
     def _in_parts(self, tile: Tensor, overlap: int, rim: int) -> Tensor:
         assert self.largest is not None

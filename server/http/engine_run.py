@@ -9,14 +9,11 @@ from collections.abc import AsyncGenerator, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from starlette.types import Receive
-
 from engine.client import RequestEvents
 from engine.errors import Draining, RequestAborted
 from engine.types import Event, EventT, FinishReason
 from server.http.admission import Lease
 from server.http.live_requests import Label
-from server.http.sse import until_disconnect
 
 T = TypeVar("T")
 
@@ -51,16 +48,15 @@ class EngineRun(ABC):
         """Release these at the end, too, such as places at other models that take part."""
         self._held.extend(held)
 
-    async def prepare(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-        """The result of work that comes before the engine. The work ends when the client leaves or
-        somebody cancels the request.
+    async def prepare(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of what comes before the engine.
 
         Raises:
-            RequestAborted: the client left, or the request was cancelled.
+            RequestAborted: somebody cancelled the request.
         """
         self._preparation = preparation = asyncio.ensure_future(work)
         try:
-            await until_disconnect(receive, _wait_for(preparation))
+            await asyncio.wait([preparation])
             if preparation.cancelled():
                 raise cancelled()
             return preparation.result()
@@ -98,10 +94,6 @@ class EngineRun(ABC):
     @abstractmethod
     async def _end(self) -> None:
         """Abort what is unfinished, and count how everything ended. Idempotent."""
-
-
-async def _wait_for(task: asyncio.Task[Any]) -> None:
-    await asyncio.wait([task])
 
 
 async def read_events(stream: RequestEvents[EventT]) -> AsyncGenerator[EventT, None]:

@@ -77,7 +77,7 @@ class LiveRequests:
         self._runs: WeakValueDictionary[str, LiveRun] = WeakValueDictionary()
 
     def add(self, run: LiveRun, request: Request, *, id: str, kind: AnyKind, model: str) -> None:
-        """List a request that the engine has received."""
+        """List a request that the engine has, or is about to get."""
         run.label = Label(
             id=id,
             request_id=request.state.request_id,

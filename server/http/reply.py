@@ -4,7 +4,8 @@ Each kind of model has its own subclasses of `Reply`, which know the shapes of i
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request
@@ -75,3 +76,33 @@ class Reply(ABC):
         finally:
             await close()
         return Response(body, media_type="application/json", headers=headers)
+
+
+class LaterReply(Reply):
+    """The reply of a request that the engine does not have yet, such as one whose pictures wait for
+    memory. Its stream begins after one heartbeat at the latest.
+
+    Args:
+        prepare: sends the request to the engine and gives the reply. Called once.
+    """
+
+    def __init__(
+        self, run: EngineRun, prepare: Callable[[], Awaitable[Reply]], shape: Shape | None = None
+    ) -> None:
+        super().__init__(run, shape)
+        self._prepare = prepare
+
+    async def whole(self) -> bytes:
+        reply = await self._prepare()
+        return await reply.whole()
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        reply = await self._prepare()
+        yield b""  # nothing can be refused from here on, so the stream may begin
+        async with aclosing(reply.events()) as events:
+            async for event in events:
+                yield event
+
+    @property
+    def may_be_refused(self) -> bool:
+        return True

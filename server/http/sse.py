@@ -109,10 +109,11 @@ class EventStream(Response):
             raise
 
     async def aclose(self) -> None:
-        """Close the source, which aborts what is unfinished."""
+        """End the source, which aborts what is unfinished."""
+        first, self._first = self._first, None  # its error's frames would hold this
         try:
-            if self._first is not None:
-                await _cancel(self._first)
+            if first is not None:
+                await _cancel(first)
             await self._events.aclose()
         finally:
             await self._close()
@@ -138,7 +139,7 @@ class EventStream(Response):
         try:
             if self._first is not None:
                 first = await self._first
-                if first is not None:
+                if first:
                     yield first
             async for data in self._events:
                 yield data

@@ -1,14 +1,17 @@
 """Functions that a model may call, in requests and in answers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
+from fastapi.exceptions import RequestValidationError
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from engine.errors import InvalidParameter
+from engine.errors import InvalidParameter, RequestError
 from server.protocol.common import WireModel
 from server.protocol.structure_fields import num_json_bytes
 
@@ -248,6 +251,38 @@ def left_out_tools(tools: Sequence[Mapping[str, Any]] | None, own: str) -> list[
     """The types of the tools that are left out, as names of ignored fields."""
     types = [f"tools.{tool.get('type')}" for tool in tools or () if not is_of_type(tool, own)]
     return list(dict.fromkeys(types))
+
+
+@contextmanager
+def places_as_sent(tools: Sequence[Mapping[str, Any]] | None, own: str) -> Iterator[None]:
+    """Errors within name a tool by its place among all that the client sent."""
+    kept = [place for place, tool in enumerate(tools or ()) if is_of_type(tool, own)]
+
+    def renumbered(text: str) -> str:
+        return re.sub(
+            r"\btools\[(\d+)\]",
+            lambda found: (
+                f"tools[{kept[int(found[1])]}]" if int(found[1]) < len(kept) else found[0]
+            ),
+            text,
+        )
+
+    def moved(loc: Sequence[Any]) -> Sequence[Any]:
+        match loc:
+            case ("body", "tools", int(index), *rest) if index < len(kept):
+                return ("body", "tools", kept[index], *rest)
+        return loc
+
+    try:
+        yield
+    except RequestValidationError as error:
+        found = [{**one, "loc": moved(one["loc"])} for one in error.errors()]
+        raise RequestValidationError(found) from None
+    except RequestError as error:
+        error.message = renumbered(error.message)
+        error.args = (error.message,)
+        error.param = error.param and renumbered(error.param)
+        raise
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

@@ -184,6 +184,6 @@ async def start_chat(
             keep_text=settings.log_prompts,
             kept_special_tokens=text.special_ids(answers.special_texts()),
         )
-        await generation.submit(text.tokenizer, [engine_request], options, body.num_best)
         state.live_requests.add(generation, request, id=head.id, kind=TEXT, model=head.model)
+        await generation.submit(text.tokenizer, [engine_request], options, body.num_best)
         return ChatReply(body, head, text, generation, answers, shape, judge)

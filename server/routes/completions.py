@@ -78,8 +78,8 @@ async def answer_completion(
         options = text_options(
             body, offsets=body.logprobs is not None, keep_text=settings.log_prompts
         )
-        await generation.submit(text.tokenizer, requests, options, body.num_best)
         state.live_requests.add(generation, request, id=head.id, kind=TEXT, model=head.model)
+        await generation.submit(text.tokenizer, requests, options, body.num_best)
         reply = CompletionReply(body, head, text, generation, echoes, shape)
         return await reply.send(
             request,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Request, Response
 
+from engine.image_types import ImageModelInfo, ImageTask
 from engine.kinds import IMAGE
 from server.catalog import config_of, find_image_model
 from server.http.errors import INVALID_REQUEST, error_response
@@ -13,8 +14,8 @@ from server.http.form_route import FormRoute
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
 from server.http.priority import acting_priority
+from server.http.reply import LaterReply
 from server.http.shape import Shape
-from server.http.sse import until_disconnect
 from server.images.convert import ImageLimits, image_order
 from server.images.inputs import ImageInputs, read_inputs
 from server.images.kind import SERVED_IMAGES
@@ -155,24 +156,6 @@ async def answer_images(
         EngineError: the request is refused, or fails before the first byte.
     """
     headers = report_ignored_fields(request, sent or body)
-    reply = await _start_images(body, request, state, event_prefix, shape)
-    return await reply.send(
-        request,
-        stream=body.stream,
-        heartbeat_s=state.settings.heartbeat_interval_s,
-        headers={**headers, "X-Image-Id": reply.id},
-    )
-
-
-async def _start_images(
-    body: ImageFields, request: Request, state: AppState, event_prefix: str, shape: Shape | None
-) -> ImageReply:
-    """The reply to a request that the engine has. The caller must send or close it.
-
-    Raises:
-        EngineError: as in `answer_images`; nothing is left to close.
-    """
-    settings = state.settings
     info = find_image_model(state.engine, body.model)
     annotate(request, model=info.model, stream=bool(body.stream))
     priority = acting_priority(body.priority, config_of(state.engine, info.model))
@@ -182,49 +165,75 @@ async def _start_images(
     meter = state.metrics.of(SERVED_IMAGES).meter(info.model)
     async with ImageRun(state.engine, meter, state.image_jobs, lease) as run:
         annotate(request, image_id=run.id, num_images=num_images)
-        limits = ImageLimits.of(settings)
         state.live_requests.add(run, request, id=run.id, kind=IMAGE, model=info.model)
-        inputs = ImageInputs()
-        if isinstance(body, ImageInputFields):
-            read = read_inputs(
-                body,
-                state.pictures,
-                run,
-                max_pixels=limits.max_input_pixels,
-                model=info.model,
-                priority=priority,
+
+        async def prepare() -> ImageReply:
+            return await _submit(
+                run, body, task, info, priority, request, state, event_prefix, shape
             )
-            inputs = await run.prepare(request.receive, read)
-            # The files would stay in memory as long as the request.
-            body.images.clear()
-        order = image_order(body, task, inputs, info, limits, request_id=run.id, priority=priority)
-        if settings.log_prompts:
-            annotate(request, prompt=order.request.prompt)
-        params = order.request.params
-        num_pixels = math.prod(params.result_size)
-        keep = keeper(body, request, state, num_pixels=num_pixels, num_images=params.n)
-        cutter = None
-        if body.background == "transparent":
-            find = create_cutter(state, params.n, priority)
-            cutter = await until_disconnect(request.receive, find)
-            run.hold(cutter.places)
-        submitted = run.submit(order, cutter)
-        options = FileOptions(
-            output_format=body.file_format,
-            compression=body.file_quality,
-            with_metadata=settings.image_metadata,
-            background="opaque" if cutter is None else "transparent",
+
+        return await LaterReply(run, prepare, shape).send(
+            request,
+            stream=body.stream,
+            heartbeat_s=state.settings.heartbeat_interval_s,
+            headers={**headers, "X-Image-Id": run.id},
         )
-        return ImageReply(
+
+
+async def _submit(
+    run: ImageRun,
+    body: ImageFields,
+    task: ImageTask,
+    info: ImageModelInfo,
+    priority: int,
+    request: Request,
+    state: AppState,
+    event_prefix: str,
+    shape: Shape | None,
+) -> ImageReply:
+    """Decode and convert a request, and send it to the engine."""
+    settings = state.settings
+    limits = ImageLimits.of(settings)
+    inputs = ImageInputs()
+    if isinstance(body, ImageInputFields):
+        read = read_inputs(
+            body,
+            state.pictures,
             run,
-            submitted,
-            options,
-            event_prefix=event_prefix,
-            block=info.size_multiple,
-            inputs=[(image.width, image.height) for image in inputs.images],
-            keep=keep,
-            shape=shape,
+            max_pixels=limits.max_input_pixels,
+            model=info.model,
+            priority=priority,
         )
+        inputs = await run.prepare(read)
+        # The files would wait in memory as long as the request does.
+        body.images.clear()
+    order = image_order(body, task, inputs, info, limits, request_id=run.id, priority=priority)
+    if settings.log_prompts:
+        annotate(request, prompt=order.request.prompt)
+    params = order.request.params
+    num_pixels = math.prod(params.result_size)
+    keep = keeper(body, request, state, num_pixels=num_pixels, num_images=params.n)
+    cutter = None
+    if body.background == "transparent":
+        cutter = await create_cutter(state, params.n, priority)
+        run.hold(cutter.places)
+    submitted = run.submit(order, cutter)
+    options = FileOptions(
+        output_format=body.file_format,
+        compression=body.file_quality,
+        with_metadata=settings.image_metadata,
+        background="opaque" if cutter is None else "transparent",
+    )
+    return ImageReply(
+        run,
+        submitted,
+        options,
+        event_prefix=event_prefix,
+        block=info.size_multiple,
+        inputs=[(image.width, image.height) for image in inputs.images],
+        keep=keep,
+        shape=shape,
+    )
 
 
 def _num_results(body: ImageFields) -> int:

@@ -80,7 +80,7 @@ async def _answer(
             max_pixels=state.settings.max_image_input_pixels,
             priority=priority,
         )
-        order = await run.prepare(request.receive, read)
+        order = await run.prepare(read)
         drop_files(body)
         num_pixels = order.image.width * order.image.height
         keep = keeper(body, request, state, num_pixels=num_pixels)

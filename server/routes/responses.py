@@ -15,6 +15,7 @@ from server.http.owner import owner_of
 from server.http.shape import encode
 from server.protocol.answers import InputTokens, error_answers, stream_answer
 from server.protocol.responses import DeletedResponse, ItemList, Response, ResponseRequest
+from server.protocol.tools import places_as_sent
 from server.responses.convert import chat_of
 from server.responses.shape import ResponseShape
 from server.routes.chat import answer_chat, answer_with_count, start_chat
@@ -42,7 +43,9 @@ async def create_response(body: ResponseRequest, request: Request, state: StateD
     store, owner = state.responses, owner_of(request)
     model = find_model(state.engine, body.model).name
     stores = _stores(body, state)
-    chat = chat_of(body, store.conversation(body.previous_response_id, owner))
+    before = store.conversation(body.previous_response_id, owner)
+    with places_as_sent(body.tools, "function"):
+        chat = chat_of(body, before)
     unique = uuid.uuid4().hex
 
     def keep(response: Response) -> None:
@@ -52,9 +55,11 @@ async def create_response(body: ResponseRequest, request: Request, state: StateD
     shape = ResponseShape(body, unique, model=model, stores=stores, on_end=keep)
     annotate(request, response_id=shape.response.id)
     if not body.background:
-        return await answer_chat(chat, request, state, sent=body, shape=shape)
+        with places_as_sent(body.tools, "function"):
+            return await answer_chat(chat, request, state, sent=body, shape=shape)
     headers = report_ignored_fields(request, body)
-    reply = await start_chat(chat, request, state, shape)
+    with places_as_sent(body.tools, "function"):
+        reply = await start_chat(chat, request, state, shape)
     job = state.background_responses.start(shape, reply, owner)
     return _json(job.response(), headers)
 
@@ -71,7 +76,8 @@ async def count_input_tokens(
     template writes them."""
     await asyncio.sleep(0)
     before = state.responses.conversation(body.previous_response_id, owner_of(request))
-    return await answer_with_count(chat_of(body, before), request, state, sent=body)
+    with places_as_sent(body.tools, "function"):
+        return await answer_with_count(chat_of(body, before), request, state, sent=body)
 
 
 @bare_router.get(

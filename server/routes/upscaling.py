@@ -11,6 +11,7 @@ from server.catalog import config_of
 from server.http.form_route import FormRoute
 from server.http.log_fields import annotate
 from server.http.priority import acting_priority
+from server.http.reply import LaterReply
 from server.http.shape import Shape
 from server.http.sse import until_disconnect
 from server.images.convert import ImageLimits
@@ -87,28 +88,30 @@ async def answer_upscaling(
     async with UpscaleRun(state.engine, meter, lease) as run:
         annotate(request, image_id=run.id)
         state.live_requests.add(run, request, id=run.id, kind=UPSCALE, model=info.model)
-        read = read_image(body, info, UpscaleLimits.of(settings), state.pictures, run, priority)
-        image = await run.prepare(request.receive, read)
-        channels = image.channels
-        order = upscale_request(body, image, info, cut, request_id=run.id, priority=priority)
-        keep = keeper(body, request, state, num_pixels=order.width * order.height)
-        run.submit(order)
-        # The engine has the image; here it would stay in memory as long as the request.
-        order = replace(order, image=_NOTHING)
-        body.image = ImageReference(image_url=None, file_id=None)
-        del image, read
-        reply = UpscaleReply(
-            run,
-            run.events,
-            order,
-            scale=scale,
-            channels=channels,
-            output_format=body.file_format,
-            compression=body.file_quality,
-            keep=keep,
-            shape=shape,
-        )
-        return await reply.send(
+
+        async def prepare() -> UpscaleReply:
+            read = read_image(body, info, UpscaleLimits.of(settings), state.pictures, run, priority)
+            image = await run.prepare(read)
+            channels = image.channels
+            order = upscale_request(body, image, info, cut, request_id=run.id, priority=priority)
+            keep = keeper(body, request, state, num_pixels=order.width * order.height)
+            run.submit(order)
+            # The engine has the image; here it would wait in memory as long as the request does.
+            order = replace(order, image=_NOTHING)
+            body.image = ImageReference(image_url=None, file_id=None)
+            return UpscaleReply(
+                run,
+                run.events,
+                order,
+                scale=scale,
+                channels=channels,
+                output_format=body.file_format,
+                compression=body.file_quality,
+                keep=keep,
+                shape=shape,
+            )
+
+        return await LaterReply(run, prepare, shape).send(
             request,
             stream=body.stream,
             heartbeat_s=settings.heartbeat_interval_s,
@@ -133,35 +136,37 @@ async def _draw(
     async with ImageRun(state.engine, meter, state.image_jobs, lease) as run:
         annotate(request, image_id=run.id)
         state.live_requests.add(run, request, id=run.id, kind=IMAGE, model=info.model)
-        read = read_small(body, info, UpscaleLimits.of(settings), state.pictures, run, priority)
-        image, scale = await run.prepare(request.receive, read)
-        limits = ImageLimits.of(settings)
-        order = drawing_order(
-            body, image, scale, info, limits, request_id=run.id, priority=priority
-        )
-        params = order.request.params
-        if settings.log_prompts:
-            annotate(request, prompt=order.request.prompt)
-        keep = keeper(body, request, state, num_pixels=params.width * params.height)
-        submitted = run.submit(order)
-        channels = image.channels
-        # As above: the engine has the image.
-        order = submitted.order
-        body.image = ImageReference(image_url=None, file_id=None)
-        del image, read
-        reply = UpscaleReply(
-            run,
-            partial(upscale_events, submitted),
-            as_upscaling(order),
-            scale=scale,
-            channels=channels,
-            output_format=body.file_format,
-            compression=body.file_quality,
-            keep=keep,
-            seed=params.seed,
-            shape=shape,
-        )
-        return await reply.send(
+
+        async def prepare() -> UpscaleReply:
+            read = read_small(body, info, UpscaleLimits.of(settings), state.pictures, run, priority)
+            image, scale = await run.prepare(read)
+            limits = ImageLimits.of(settings)
+            order = drawing_order(
+                body, image, scale, info, limits, request_id=run.id, priority=priority
+            )
+            params = order.request.params
+            if settings.log_prompts:
+                annotate(request, prompt=order.request.prompt)
+            keep = keeper(body, request, state, num_pixels=params.width * params.height)
+            submitted = run.submit(order)
+            channels = image.channels
+            # As above.
+            order = submitted.order
+            body.image = ImageReference(image_url=None, file_id=None)
+            return UpscaleReply(
+                run,
+                partial(upscale_events, submitted),
+                as_upscaling(order),
+                scale=scale,
+                channels=channels,
+                output_format=body.file_format,
+                compression=body.file_quality,
+                keep=keep,
+                seed=params.seed,
+                shape=shape,
+            )
+
+        return await LaterReply(run, prepare, shape).send(
             request,
             stream=body.stream,
             heartbeat_s=settings.heartbeat_interval_s,

@@ -143,6 +143,7 @@ class Generation(EngineRun):
         self._metrics = metrics
         self._tally = Tally()
         self._num_best: int | None = None
+        self._is_cancelled = False
 
     async def submit(
         self,
@@ -158,13 +159,15 @@ class Generation(EngineRun):
                 log-probabilities; by default all.
 
         Raises:
-            Draining, UnknownModel, ModelNotReady: some prompts may have been sent already; close
-                this.
+            Draining, UnknownModel, ModelNotReady, RequestAborted: some may have been sent before;
+                close this.
         """
         self.keeps_text = options.keep_text
         self._num_best = num_best
 
         def send(request: GenerateRequest) -> None:
+            if self._is_cancelled:
+                raise cancelled()
             choices = [
                 ChoiceOutput(self.num_choices + i, tokenizer, request.prompt_token_ids, options)
                 for i in range(request.sampling.n)
@@ -210,7 +213,9 @@ class Generation(EngineRun):
         )
 
     async def cancel(self) -> None:
-        """Abort what is unfinished. Whoever reads the deltas gets `RequestAborted`."""
+        """Abort what is unfinished. Whoever reads the deltas, or still sends prompts, gets
+        `RequestAborted`."""
+        self._is_cancelled = True
         await self._end()
 
     async def _end(self) -> None:

@@ -12,7 +12,14 @@ from echo_kind import ECHO, EchoEvent, EchoInfo, EchoRequest, EchoStats
 from engine import messages
 from engine.client import ProcessEngineClient, WorkerOptions
 from engine.config import EngineConfig
-from engine.errors import Failure, InternalError, InvalidParameter, RequestFailed
+from engine.errors import (
+    Failure,
+    InternalError,
+    InvalidParameter,
+    ModelLoadError,
+    RequestFailed,
+)
+from engine.fetchers import Fetchers
 from engine.kinds import IMAGE, KINDS, TEXT, kind_of, kind_of_checkpoint, with_fetched
 from engine.model_spec import ModelSpec
 from engine.rejection import rejection
@@ -78,6 +85,27 @@ def test_models_that_a_configuration_names_are_fetched_for_the_kinds_that_use_th
     assert found.speculative_model == str(tmp_path)
     assert with_fetched(config, IMAGE, fetch) == config
     assert with_fetched(EngineConfig(), TEXT, fetch) == EngineConfig()
+
+
+@pytest.mark.parametrize(
+    ("ref", "reason"),
+    [
+        ("tandem-shapes", "is 'tandem-shapes', which is not a text model"),
+        ("u2netp.onnx", "is 'u2netp', which is not a text model"),
+        ("smollm3", "there is no folder or file 'smollm3'.* built-in models: .*smollm2"),
+    ],
+)
+def test_the_setting_is_blamed_for_a_further_model(tmp_path, ref, reason):
+    (tmp_path / "u2netp.onnx").write_bytes(b"\x08\x07" + bytes(20))
+    fetch = Fetchers.to(tmp_path, lambda fraction, line: None, offline=True).model
+    ref = str(tmp_path / ref) if ref.endswith(".onnx") else ref
+    config = EngineConfig(speculative_model=ref, num_speculative_tokens=4)
+    with pytest.raises(
+        ModelLoadError, match=rf"^speculative_model (cannot be used: )?{reason}"
+    ) as refused:
+        with_fetched(config, TEXT, fetch)
+    assert refused.value.param == "speculative_model"
+    assert str(tmp_path) not in refused.value.message
 
 
 def test_reading_the_table_imports_no_engine():

@@ -24,9 +24,9 @@ _HOLDS_SCHEMA = ("additionalProperties", "items", "prefixItems", "contains")
 def close_objects(schema: Any) -> None:
     """Close the objects of a schema, in place.
 
-    Several schemas may describe one object, by `allOf` or beside a `$ref`. It can have the
-    properties that any of them lists, so none of them is closed alone. A schema that is used both
-    alone and together with others stays open.
+    Several schemas may speak of one object, by `allOf` or beside a `$ref`. It can have the
+    properties that any of them lists, so none of these is closed alone. A definition that is also
+    referred to alone is closed there, beside the reference.
     """
     closing = _Closing(schema)
     closing.look_at_all()
@@ -36,12 +36,13 @@ def close_objects(schema: Any) -> None:
 class _Closing:
     def __init__(self, root: Any) -> None:
         self._root = root
-        self._alone: dict[int, tuple[_Node, list[Any]]] = {}
-        """Schemas that alone list the properties of their object, with these properties."""
+        self._alone: dict[int, tuple[_Node, list[tuple[_Node, list[Any]]]]] = {}
+        """Schemas that are the only ones to list the properties of some object; for each such
+        object, its schema and these properties."""
         self._together: dict[int, set[int]] = {}
-        """For other schemas, the schemas that they are part of."""
-        self._wholes: list[tuple[_Node, list[Any]]] = []
-        """The schemas with several parts, and all properties that these list."""
+        """Of the others, which schemas they are parts of."""
+        self._wholes: list[tuple[_Node, list[str]]] = []
+        """Those schemas, and all properties that their parts list."""
 
     def look_at_all(self) -> None:
         """Look at every schema that something in the text must fit."""
@@ -54,9 +55,11 @@ class _Closing:
                 left += self._look_at(schema)
 
     def close(self) -> None:
-        for schema, names in self._alone.values():
-            if id(schema) not in self._together:
-                _close(schema, names)
+        for lists, uses in self._alone.values():
+            if id(lists) in self._together:
+                self._wholes += uses
+            else:
+                _close(lists, [name for _, names in uses for name in names])
         for schema, names in self._wholes:
             if not self._together.get(id(schema), set()) - {id(schema)}:
                 _close(schema, names)
@@ -76,11 +79,12 @@ class _Closing:
 
     def _sort(self, schema: _Node, parts: list[_Node]) -> None:
         listing = [part for part in parts if isinstance(part.get("properties"), dict)]
-        is_open = any(part.keys() & _SAYS_SO for part in parts)
         names = [name for part in listing for name in part["properties"]]
         names += [name for part in parts for name in _list(part.get("required"))]
+        names = list(dict.fromkeys(name for name in names if isinstance(name, str)))
+        is_open = any(part.keys() & _SAYS_SO or _least(part) > len(names) for part in parts)
         if len(listing) == 1 and not is_open:
-            self._alone.setdefault(id(listing[0]), (listing[0], []))[1].extend(names)
+            self._alone.setdefault(id(listing[0]), (listing[0], []))[1].append((schema, names))
         elif listing:
             for part in parts:
                 self._together.setdefault(id(part), set()).add(id(schema))
@@ -114,13 +118,17 @@ class _Closing:
         return target
 
 
-def _close(schema: _Node, names: list[Any]) -> None:
+def _close(schema: _Node, names: list[str]) -> None:
     own = schema.get("properties", {})
-    others = dict.fromkeys([name for name in names if isinstance(name, str)], True)
-    least = schema.get("minProperties")
-    if isinstance(own, dict) and (not isinstance(least, int) or least <= len({**own, **others})):
-        schema["properties"] = {**own, **{n: True for n in others if n not in own}}
+    if isinstance(own, dict):
+        schema["properties"] = {**own, **{name: True for name in names if name not in own}}
         schema["additionalProperties"] = False
+
+
+def _least(schema: _Node) -> int:
+    """How many properties it demands."""
+    least = schema.get("minProperties")
+    return least if isinstance(least, int) else 0
 
 
 def _inner(schema: _Node) -> Iterator[Any]:

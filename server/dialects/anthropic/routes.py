@@ -12,6 +12,7 @@ from server.dialects.anthropic.shape import FRAMING, MessageShape, error_shape
 from server.dialects.dialect import Dialect, responses
 from server.http.json_route import JsonRoute
 from server.http.shape import encode
+from server.protocol.tools import places_as_sent
 from server.routes.chat import answer_chat
 from server.routes.deps import StateDep
 from server.routes.ignored_fields import report_ignored_fields
@@ -33,8 +34,9 @@ _answers = partial(responses, failure=_FAILURE)
     ),
 )
 async def create_message(body: MessagesRequest, request: Request, state: StateDep) -> Response:
-    """Answers whole, or with server-sent events if `stream` is set."""
-    return await answer_chat(chat_body(body), request, state, sent=body, shape=MessageShape())
+    """Whole, or as server-sent events with `stream`."""
+    with places_as_sent(body.tools, "custom"):
+        return await answer_chat(chat_body(body), request, state, sent=body, shape=MessageShape())
 
 
 @router.post(
@@ -47,7 +49,8 @@ async def count_message_tokens(
 ) -> Response:
     """Counts the tokens of a conversation as the model's chat template writes it."""
     headers = report_ignored_fields(request, body)
-    tokens = await token_ids(count_body(body), request, state)
+    with places_as_sent(body.tools, "custom"):
+        tokens = await token_ids(count_body(body), request, state)
     counted = encode({"input_tokens": len(tokens)})
     return Response(counted, media_type="application/json", headers=headers)
 

@@ -1,13 +1,16 @@
 """The upscaling engine: results without seams, turns, memory, faults."""
 
+import gc
 import random
 import tracemalloc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from structlog.testing import capture_logs
 from torch import Tensor
 from upscaling_nets import (
     PlainNet,
@@ -190,6 +193,35 @@ def test_a_fault_ends_the_request_that_it_belongs_to(is_error: bool) -> None:
     assert (result_of(requests[0], found[requests[0].request_id]) == good).all()
     [event] = found[requests[1].request_id]
     assert event.finish_reason is FinishReason.ERROR
+
+
+@pytest.mark.parametrize(
+    "fault", [ValueError("a fault"), MemoryError(), RuntimeError("cannot allocate memory"), None]
+)
+def test_nothing_of_a_picture_is_left_after_a_fault(fault: Exception | None) -> None:
+    """Without the collector, which in a serving process hardly ever looks."""
+
+    def compute(images: Tensor) -> Tensor:
+        if fault is not None:
+            raise type(fault)(*fault.args)
+        return torch.full_like(images, torch.nan)
+
+    net = PlainNet(compute)
+    engine = upscaling_engine(net)
+    requests = [upscale_request(noise(50, 50), net) for _ in range(random.randint(1, 3))]
+    for request in requests:
+        engine.add(request)
+    pictures = [weakref.ref(turn.picture) for turn in engine._turns]
+    gc.collect()
+    gc.disable()
+    try:
+        with capture_logs() as lines:
+            found = run(engine)
+        lines.clear()  # they have the exceptions, and these the pictures
+        assert [one() for one in pictures] == [None] * len(requests)
+    finally:
+        gc.enable()
+    assert all(found[request.request_id][-1].failure for request in requests)
 
 
 def test_an_aborted_request_is_gone_and_the_others_go_on() -> None:

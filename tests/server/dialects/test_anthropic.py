@@ -329,6 +329,7 @@ async def test_errors_are_the_clients_types(
         ({"stop_sequences": [""]}, "stop_sequences"),
         ({"temperature": -1}, "temperature"),
         ({"tools": [{"name": "x y", "input_schema": {}}]}, "tools[0].name"),
+        ({"tools": [SEARCH, {"name": "x y", "input_schema": {}}]}, "tools[1].name"),
         ({"tools": [SEARCH], "tool_choice": {"type": "tool", "name": "web_search"}}, "tool_choice"),
         ({"tools": [SEARCH], "tool_choice": {"type": "any"}}, "there are no tools"),
         ({"tools": TOOLS, "tool_choice": {"type": "tool"}}, "tool_choice"),

@@ -20,6 +20,7 @@ from PIL import Image
 from text_server import until
 from upscaling_server import UPSCALE_PATH, UpscalingServer, upscaler_info
 
+from engine.errors import ModelNotReady
 from engine.image_types import ImageTask
 
 NUM_REQUESTS = 3
@@ -128,7 +129,15 @@ async def failed(server: ImageServer, caller: Caller) -> None:
     server.engine.release()
 
 
-ENDINGS = [answered, left, cancelled, failed]
+async def refused(server: ImageServer, caller: Caller) -> None:
+    """By the engine, once the pictures are decoded."""
+    server.engine.submit_error = ModelNotReady("it is being loaded")
+    await caller.send(asyncio.Event())
+    server.engine.submit_error = None
+    assert caller.status == 503, caller.answer
+
+
+ENDINGS = [answered, left, cancelled, failed, refused]
 
 
 @pytest.fixture

@@ -35,6 +35,9 @@ FOREIGN: list[Any] = [
     {"type": "namespace", "name": "agents", "description": "", "tools": TOOLS},
     {"type": "custom", "name": "apply_patch", "format": {"type": "text"}},
 ]
+DEEP: Any = {"type": "object"}
+for _ in range(100):
+    DEEP = {"type": "object", "properties": {"a": DEEP}}
 ANSWER = (
     "<think>\nStars.\n</think>\nLet me see."
     '<tool_call>{"name": "get_horoscope", "arguments": {"sign": "Aquarius"}}</tool_call>'
@@ -180,6 +183,9 @@ async def test_allowed_tools(server: TextServer, client: openai.AsyncOpenAI) -> 
         ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
         ({"tools": [*TOOLS, *TOOLS]}, "tools[1].name"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
+        ({"tools": [FOREIGN[0], *TOOLS, FOREIGN[1], *TOOLS]}, "tools[3].name"),
+        ({"tools": [*FOREIGN, {"type": "function", "name": "a b"}]}, "tools[3].name"),
+        ({"tools": [*FOREIGN, {**TOOLS[0], "parameters": DEEP}]}, "tools[3].parameters"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "other"}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": {"type": "hosted"}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": "maybe"}, "tool_choice"),

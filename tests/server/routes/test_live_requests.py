@@ -1,6 +1,7 @@
 """`/v1/requests`: what is in flight is listed, and cancelled by its id."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from image_server import ImageServer
 from text_server import MODEL, TextServer, events_of, until
 
-from engine.types import TokenEvent
+from engine.types import GenerateRequest, TokenEvent
+from server.http import turns
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
@@ -161,6 +163,40 @@ async def test_a_client_that_leaves_takes_its_request_along(server: TextServer) 
         task.cancel()
         await until(lambda: not server.engine.live)
         assert await listed(server.client) == []
+
+
+async def test_a_request_is_listed_as_soon_as_the_engine_has_it(
+    server: TextServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where others have a turn right after it was sent, as on a busy machine."""
+    monkeypatch.setattr(turns, "TURN_S", -1.0)
+    submit, listed_at_once = server.engine.submit, []
+
+    def submit_and_look(request: GenerateRequest) -> Any:
+        look = server.app.state.tandem.live_requests.of
+        asyncio.get_running_loop().call_soon(lambda: listed_at_once.append(len(look(None))))
+        return submit(request)
+
+    monkeypatch.setattr(server.engine, "submit", submit_and_look)
+    assert (await server.chat()).status_code == 200
+    assert (await server.complete(prompt=["a", "b"])).status_code == 200
+    assert listed_at_once == [1, 1, 1]
+
+
+async def test_a_request_is_cancelled_before_all_its_prompts_are_sent(
+    server: TextServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "TURN_S", -1.0)
+    server.engine.hold()
+    num_prompts = random.randint(20, 100)
+    sending = asyncio.create_task(server.complete(prompt=["a"] * num_prompts))
+    while not server.engine.requests:  # noqa: ASYNC110 (every turn counts)
+        await asyncio.sleep(0)
+    [(_, run)] = server.app.state.tandem.live_requests.of(None)
+    await run.cancel()
+    assert (await sending).status_code == 499
+    assert len(server.engine.requests) < num_prompts
+    assert not server.engine.live
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ def allows(schema: object, value: object) -> bool:
 INT = {"type": "integer"}
 A = {"type": "object", "properties": {"a": INT}, "required": ["a"]}
 B = {"type": "object", "properties": {"b": INT}, "required": ["b"]}
+LARGER = {"allOf": [{"$ref": "#/$defs/A"}, B]}
 
 
 @pytest.mark.parametrize(
@@ -86,19 +87,48 @@ def test_what_is_not_listed_cannot_be_written(schema, right, wrong):
             },
             {"a": 1, "b": 1, "c": {"a": 1, "b": 1}},
         ),
-        # Both closed and open would be needed.
         (
             {
-                "properties": {"one": {"$ref": "#/$defs/A"}, "both": {"$ref": "#/$defs/AB"}},
-                "$defs": {"A": A, "AB": {**B, "allOf": [{"$ref": "#/$defs/A"}]}},
+                "anyOf": [{"$ref": "#/$defs/A"}, {"type": "array", "items": LARGER}],
+                "$defs": {"A": {**A, "minProperties": 2}},
             },
-            {"one": {"a": 1}, "both": {"b": 1, "a": 1}},
+            {"a": 1, "x": 1},
         ),
     ],
     ids=lambda value: json.dumps(value)[:60],
 )
 def test_what_says_so_stays_open(schema, right):
     assert allows(schema, right)
+
+
+ONE_AND_BOTH = {
+    "properties": {
+        "one": {"$ref": "#/$defs/A"},
+        "some": {"type": "array", "items": {"$ref": "#/$defs/A"}},
+        "maybe": {"anyOf": [{"$ref": "#/$defs/A"}, {"type": "null"}]},
+        "both": {"$ref": "#/$defs/AB"},
+        "any": {"$ref": "#/$defs/A", "additionalProperties": True},
+    },
+    "$defs": {"A": A, "AB": {**B, "allOf": [{"$ref": "#/$defs/A"}]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "right"),
+    [
+        ("one", {"a": 1}),
+        ("some", [{"a": 1}]),
+        ("maybe", {"a": 1}),
+        ("both", {"b": 1, "a": 1}),
+    ],
+)
+def test_a_definition_is_closed_alone_and_together_with_others(place, right):
+    def with_more(value):
+        return [with_more(one) for one in value] if isinstance(value, list) else {**value, "x": 1}
+
+    assert allows(ONE_AND_BOTH, {place: right})
+    assert not allows(ONE_AND_BOTH, {place: with_more(right)})
+    assert allows(ONE_AND_BOTH, {"any": {"a": 1, "x": 1}})
 
 
 def test_so_it_is_for_calls():
