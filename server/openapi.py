@@ -81,7 +81,7 @@ def _drop_unused_422(document: dict[str, Any]) -> None:
 
 
 def _show_forms_first(document: dict[str, Any]) -> None:
-    """Of a route that takes a file in a form or in JSON: the page can then choose a file."""
+    """Put a form before JSON where a route takes either, so that the page can choose a file."""
     for path in document["paths"].values():
         for operation in path.values():
             content = operation.get("requestBody", {}).get("content", {})
