@@ -13,12 +13,12 @@ class BuiltIn:
 
 
 BUILT_IN: Mapping[str, BuiltIn] = {
-    "smollm2-135m-instruct": BuiltIn("writes text, in chats", 93),
+    "smollm2-135m-instruct": BuiltIn("chats", 93),
     "gemma-3-270m": BuiltIn("continues text", 238),
     "all-minilm-l6-v2": BuiltIn("makes embeddings", 84),
     "tandem-shapes": BuiltIn("draws and edits shapes", 0),
     "realesrgan-x4plus": BuiltIn("enlarges photographs", 46),
     "realesrgan-x4plus-anime": BuiltIn("enlarges drawings", 46),
     "realesr-animevideov3": BuiltIn("enlarges drawings, faster", 46),
-    "u2netp": BuiltIn("takes backgrounds away", 4),
+    "u2netp": BuiltIn("removes backgrounds", 4),
 }

@@ -89,7 +89,9 @@ class _Split:
     """The number of tensors of all parts."""
 
     def __str__(self) -> str:
-        return f"part {self.number + 1} of {self.count}, which have {self.num_tensors} tensors"
+        return (
+            f"part {self.number + 1} of {self.count} with {self.num_tensors} tensors in all parts"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,10 +112,10 @@ def write_part(
 @pytest.mark.parametrize(
     ("stated", "tensors", "words"),
     [
-        (3, ((b"a",), (b"b",)), "which have 3 tensors; there are 2"),
-        (1, ((b"a",), (b"b",)), "which have 1 tensors; there are 2"),
-        (-2, ((b"a",), (b"b",)), "which have -2 tensors; there are 2"),
-        (None, ((b"a",), (b"b",)), "which have None tensors; there are 2"),
+        (3, ((b"a",), (b"b",)), "with 3 tensors in all parts; there are 2"),
+        (1, ((b"a",), (b"b",)), "with 1 tensors in all parts; there are 2"),
+        (-2, ((b"a",), (b"b",)), "with -2 tensors in all parts; there are 2"),
+        (None, ((b"a",), (b"b",)), "with None tensors in all parts; there are 2"),
         (2, ((b"a",), (b"a",)), "repeats tensor 'a' of another part"),
     ],
 )

@@ -153,7 +153,7 @@ def test_other_refusals(local_hub: Any, tmp_path: Path, status: int, words: str)
 
 def test_only_pickles_are_refused_before_the_download(local_hub: Any, tmp_path: Path) -> None:
     local_hub.repos["org/old"] = {"config.json": b"{}", "pytorch_model.bin": bytes(1000)}
-    with pytest.raises(ModelLoadError, match="pickles only"):
+    with pytest.raises(ModelLoadError, match="only as pickles"):
         resolve("org/old", tmp_path)
     assert local_hub.asked("GET", "pytorch_model.bin") == []
 

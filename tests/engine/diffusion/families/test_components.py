@@ -172,7 +172,7 @@ def test_damage_is_named(folder: Path) -> None:
         (lambda: save_file(short, weights), MissingWeight, r"unet lacks 1 .*conv_in\.bias"),
         (lambda: save_file(other, weights), ShapeMismatch, "unet"),
         (weights.unlink, MissingWeight, "unet has no complete set"),
-        (weights.with_suffix(".bin").touch, ModelLoadError, "pickles only"),
+        (weights.with_suffix(".bin").touch, ModelLoadError, "only as pickles"),
         ((folder / "vae" / "config.json").unlink, ModelLoadError, "config.json cannot be read"),
     ]
     for damage, error, words in cases:
