@@ -53,9 +53,11 @@ async def test_the_limit_is_what_runs_plus_what_may_wait(lifecycle, clock):
 async def test_each_kind_has_limits_of_its_own(lifecycle, clock):
     admission = create(lifecycle, clock)
     held = [admission.admit(IMAGE, "painter"), admission.admit(TEXT, "m", 3)]
-    with pytest.raises(QueueFull, match=r"^1 images .* the limit is 1 \(0 waiting\)"):
+    with pytest.raises(QueueFull, match=r"^1 images .* the limit is 1 \(1 running and 0 waiting\)"):
         admission.admit(IMAGE, "painter")
-    with pytest.raises(QueueFull, match=r"^3 sequences .* the limit is 3 \(1 waiting\)"):
+    with pytest.raises(
+        QueueFull, match=r"^3 sequences .* the limit is 3 \(2 running and 1 waiting\)"
+    ):
         admission.admit(TEXT, "m")
     assert [lease.num_places for lease in held] == [1, 3]
 

@@ -51,7 +51,7 @@ def test_long_numbers_count_as_several() -> None:
     long = b"0." + b"7" * 1000
     num = MAX_FLOATS // (1 + len(long) // 24)
     assert len(json_route._decode(b"[" + b",".join([long] * num) + b"]")) == num
-    with pytest.raises(InvalidParameter, match="numbers with a point oregers"):
+    with pytest.raises(InvalidParameter, match="numbers with a point or"):
         json_route._decode(b"[" + b",".join([long] * (num + 2)) + b"]")
 
 

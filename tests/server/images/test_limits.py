@@ -99,5 +99,5 @@ def test_steps_that_are_run(task: ImageTask, strength: float, steps: int, expect
 
 def test_the_budget() -> None:
     check_budget([(1_000_000, 10)], 10, 100.0)
-    with pytest.raises(InvalidParameter, match=r"are 110\.0 megapixel-steps.* takes 100 "):
+    with pytest.raises(InvalidParameter, match=r"are 110\.0 megapixel-steps.* limit is 100 "):
         check_budget([(1_000_000, 11)], 10, 100.0)

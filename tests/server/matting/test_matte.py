@@ -144,7 +144,7 @@ async def test_by_url(server: MattingServer) -> None:
         (
             {"background_image": data_url(png()), "background_color": "#fff"},
             "background_color",
-            "exclude",
+            "cannot be combined",
         ),
         ({"output_compression": 50}, "output_compression", "png"),
         ({"n": 2}, "n", ""),
