@@ -203,7 +203,7 @@ def test_what_is_quantised_or_damaged_is_not_quantised(model, tmp_path):
     made(model, tmp_path / "once")
     (tmp_path / "text").write_text("words")
     for changes in ({}, {"method": "gptq", "calibration": tmp_path / "text"}):
-        with pytest.raises(UnsupportedFeature, match="quantised already"):
+        with pytest.raises(UnsupportedFeature, match="already quantised"):
             made(tmp_path / "once", tmp_path / "twice", **changes)
     tensors = load_file(model / "model.safetensors")
     name = next(name for name in tensors if name.endswith("up_proj.weight"))

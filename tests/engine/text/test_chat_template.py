@@ -243,8 +243,8 @@ def test_the_message_of_the_template_is_told() -> None:
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
         ("{{ cycler.__init__.__globals__ }}", "unsafe"),
-        ("{% set ns = namespace(__class__=1) %}", "underscores"),
-        ("{% set ns = namespace() %}{% set ns.__class__ = 1 %}", "underscores"),
+        ("{% set ns = namespace(__class__=1) %}", "an underscore"),
+        ("{% set ns = namespace() %}{% set ns.__class__ = 1 %}", "an underscore"),
         ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"),
         ("{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}", "longer than"),
         ("{{ 'x' * 10 ** 12 }}", "repeats a text too many times"),
@@ -278,7 +278,7 @@ def test_options_that_exclude_each_other() -> None:
     template = ChatTemplate(CHATML, SPECIAL)
     with pytest.raises(InvalidParameter, match="is empty"):
         template.render([])
-    with pytest.raises(InvalidParameter, match="exclude each other"):
+    with pytest.raises(InvalidParameter, match="cannot be combined"):
         template.render([USER], continue_final_message=True)
     with pytest.raises(InvalidParameter, match="must not contain messages"):
         template.render([USER], messages=[])

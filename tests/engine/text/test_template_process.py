@@ -101,7 +101,7 @@ async def test_refusals_arrive_as_they_were() -> None:
         with pytest.raises(InvalidParameter, match="roles must alternate") as caught:
             await template.render([USER], {})
         assert caught.value.param == "messages"
-        with pytest.raises(InvalidParameter, match="exclude each other") as caught:
+        with pytest.raises(InvalidParameter, match="cannot be combined") as caught:
             await template.render([USER], {"continue_final_message": True})
         assert caught.value.param == "continue_final_message"
         assert len(children()) == 1
