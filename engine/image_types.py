@@ -312,7 +312,7 @@ class ImageEvent(Event):
     seed: int | None = None
     num_prompt_tokens: int = 0
     warnings: tuple[str, ...] = ()
-    """With the result: parts of the request that had no effect."""
+    """Parts of the request that had no effect; sent with the result."""
     encode_time_s: float = 0.0
     stage_time_s: float = 0.0
     decode_time_s: float = 0.0

@@ -182,10 +182,10 @@ def kind_of_checkpoint(checkpoint: "Checkpoint", wanted: WantedKind = "auto") ->
 def with_fetched(
     config: EngineConfig, kind: AnyKind, fetch: Callable[[str], "Checkpoint"]
 ) -> EngineConfig:
-    """The configuration with the further models that it names as paths of this machine.
+    """The configuration with further models replaced by their local paths.
 
     Raises:
-        ModelLoadError: as `further_model`.
+        ModelLoadError: as in `further_model`.
     """
     named = {name: getattr(config, name) for name in kind.further_models}
     found: dict[str, Any] = {
@@ -199,10 +199,10 @@ def with_fetched(
 def further_model(
     setting: str, ref: str, kind: AnyKind, fetch: Callable[[str], "Checkpoint"]
 ) -> "Checkpoint":
-    """The model that a setting of a model of that kind names.
+    """Find the further model that a setting names; it must be of the given kind.
 
     Raises:
-        ModelLoadError: it cannot be had, or is of another kind; the message begins with the
+        ModelLoadError: it cannot be fetched or is of another kind; the message begins with the
             setting.
     """
     try:

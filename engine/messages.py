@@ -1,11 +1,11 @@
 """The messages between the server process and a worker process.
 
-msgspec structs with a tag each, in MessagePack. Those that carry a kind's own types (`Submit`,
-`Ready`, `Step`) are made by `of`, and name the kind beside a body. Where such a message arrives the
-body is still encoded: `read` checks it against the types in the kind's row (`engine.kinds`). A
-worker first reads one `WorkerSpec` from its standard input; everything else goes over one zmq PAIR
-socket. There the pixels of pictures follow their message as frames of their own, since copying them
-would hold up the event loop.
+They are msgspec structs with a tag, in MessagePack. Those that carry a kind's own types (`Submit`,
+`Ready`, `Step`) are made by `of` and name the kind beside a body. The receiver gets the body still
+encoded, and `read` checks it against the types in the kind's row (`engine.kinds`). A worker first
+reads one `WorkerSpec` from its standard input; everything else goes over one zmq PAIR socket. The
+pixels of pictures follow their message as separate frames, since copying them would hold up the
+event loop.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ _MessageT = TypeVar("_MessageT")
 
 
 def frames_of(message: "ToWorker | FromWorker") -> list[bytes]:
-    """The message, and the pixels of its pictures in the order in which it names them."""
+    """The message as frames: itself, then the pixels of its pictures in its own order."""
     pixels: list[bytes] = []
 
     def set_aside(value: Any) -> Any:
@@ -81,7 +81,7 @@ class Submit(msgspec.Struct, tag="submit", frozen=True, omit_defaults=True):
     kind: str
     body: msgspec.Raw
     pixels: tuple[bytes, ...] = ()
-    """Those of its pictures, once it has arrived."""
+    """The pixels of its pictures, after its arrival."""
 
     @classmethod
     def of(cls, request: Request[Any]) -> Self:
@@ -213,7 +213,7 @@ class Step(msgspec.Struct, tag="step", frozen=True, omit_defaults=True):
     kind: str
     body: msgspec.Raw
     pixels: tuple[bytes, ...] = ()
-    """Those of its pictures, once it has arrived."""
+    """The pixels of its pictures, after its arrival."""
 
     @classmethod
     def of(cls, events: Sequence[Event], stats: Stats) -> Self:
@@ -251,12 +251,12 @@ _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(From
 
 
 def decode_to_worker(data: bytes, *pixels: bytes) -> ToWorker:
-    """The message of these frames."""
+    """Decode a message from its frames."""
     return _with_pixels(_to_worker.decode(data), pixels)
 
 
 def decode_from_worker(data: bytes, *pixels: bytes) -> FromWorker:
-    """The message of these frames."""
+    """Decode a message from its frames."""
     return _with_pixels(_from_worker.decode(data), pixels)
 
 

@@ -30,13 +30,13 @@ def outside(location: str) -> bytes:
 def test_weights_elsewhere_are_not_read(location: str, tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/w.bin").write_bytes(bytes(12))
-    with pytest.raises(ModelLoadError, match="only files beside it"):
+    with pytest.raises(ModelLoadError, match="only regular files beside it"):
         read_facts(write(tmp_path, outside(location)))
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "w.bin").symlink_to("/etc/passwd")
-    with pytest.raises(ModelLoadError, match="only files beside it"):
+    with pytest.raises(ModelLoadError, match="only regular files beside it"):
         read_facts(write(tmp_path, outside("w.bin")))
 
 
@@ -56,7 +56,7 @@ def test_weights_of_inner_graphs_are_seen(tmp_path: Path) -> None:
         onnx.field(7, inner),
     ]
     for place in places:
-        with pytest.raises(ModelLoadError, match="only files beside it"):
+        with pytest.raises(ModelLoadError, match="only regular files beside it"):
             read_facts(write(tmp_path, onnx.brightness_network() + place))
 
 

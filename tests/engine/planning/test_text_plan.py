@@ -353,7 +353,7 @@ def test_memory_that_is_set_aside_for_adapters(llama3):
     assert (report.adapters.rank_bytes, report.adapters.held_bytes) == (5 << 20, 0)
     text = plan_table(report.as_json())
     assert "LoRA adapters: 16 of 200 can be used in one step." in text
-    assert "Each rank of all linear layers takes 5.0 MiB in a place" in text
+    assert "Each rank of an adapter for all linear layers takes 5.0 MiB" in text
     assert "with rank 16, 16 take 1.25 GiB" in text
     limited = plan(llama3[0], replace(intent, lora_memory_gib=8.0), wanted)
     assert "--lora-memory-gib limits them to 8.00 GiB" in plan_table(limited.as_json())
@@ -377,7 +377,7 @@ def test_on_a_cpu_a_large_pool_must_be_asked_for(tiny_llama):
 
 
 def test_a_context_that_the_model_does_not_take(llama3):
-    with pytest.raises(InvalidParameter, match="takes 8192"):
+    with pytest.raises(InvalidParameter, match="at most 8192"):
         plan(llama3[0], EngineConfig(), target(context=8193))
 
 

@@ -45,10 +45,10 @@ def test_lines_that_name_no_picture(folder, line):
 def test_folders_that_lack_something(folder, tmp_path):
     with pytest.raises(InvalidParameter, match=r"a\.jpg has no caption"):
         find_pictures(folder)
-    with pytest.raises(InvalidParameter, match="no folder"):
+    with pytest.raises(InvalidParameter, match="not a folder"):
         find_pictures(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InvalidParameter, match="no picture"):
+    with pytest.raises(InvalidParameter, match="has no pictures"):
         find_pictures(tmp_path / "empty")
 
 

@@ -63,12 +63,12 @@ def test_long_texts_are_cut_and_counted(read):
         ("nothing", "line 2 of the data: an example must be a JSON object"),
         ("[1]", "must be a JSON object"),
         ("[" * 100_000, "must be a JSON object"),
-        ({"question": 1}, "keys are question"),
+        ({"question": 1}, "this one has question"),
         ({"text": ""}, "needs messages"),
         ({"messages": []}, "needs messages"),
         ({"messages": ["a"]}, "an object with role"),
         ({"messages": [{"role": "user", "content": "a"}]}, "role must be assistant"),
-        ({"prompt": "ab " * 99, "completion": "a"}, "raise --max-length"),
+        ({"prompt": "ab " * 99, "completion": "a"}, "beyond --max-length, which is 30; raise"),
     ],
 )
 def test_a_line_that_is_no_example_is_named(read, line, words):
