@@ -92,7 +92,10 @@ def test_models_that_a_configuration_names_are_fetched_for_the_kinds_that_use_th
     [
         ("tandem-shapes", "is 'tandem-shapes', which is not a text model"),
         ("u2netp.onnx", "is 'u2netp', which is not a text model"),
-        ("smollm3", "there is no folder or file 'smollm3'.* built-in models: .*smollm2"),
+        (
+            "smollm3",
+            "'smollm3' is neither a folder or file here nor a hub id.* built-in models: .*smollm2",
+        ),
     ],
 )
 def test_the_setting_is_blamed_for_a_further_model(tmp_path, ref, reason):

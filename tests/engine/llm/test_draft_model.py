@@ -198,7 +198,7 @@ def test_another_vocabulary_is_refused(engines, llama, rng, tmp_path):
     vocab = content["model"]["vocab"]
     vocab["A"], vocab["B"] = vocab["B"], vocab["A"]
     (other / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(ModelLoadError, match=r"another vocabulary.*2 differ") as refused:
+    with pytest.raises(ModelLoadError, match=r"the model's vocabulary: 2 of .* differ") as refused:
         drafted(engines, llama, other)
     assert refused.value.param == "speculative_model"
 

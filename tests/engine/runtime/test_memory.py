@@ -29,8 +29,8 @@ def test_a_refusal_says_who_holds_the_memory_and_takes_nothing(arbiter):
     with pytest.raises(InsufficientMemory) as caught:
         arbiter.reserve("b", 1, "cpu", "adapter", 101 * MIB)
     message = caught.value.message
-    assert "b asks for 101 MiB for adapter on cpu, 100 MiB are free" in message
-    assert "held: a weights 600 MiB, b KV cache 300 MiB" in message
+    assert "b needs 101 MiB for adapter on cpu; 100 MiB are free" in message
+    assert "in use: a weights 600 MiB, b KV cache 300 MiB" in message
     assert arbiter.free("cpu") == 100 * MIB
 
 

@@ -61,10 +61,10 @@ def test_an_estimate_alone(child):
 
 
 def test_a_problem_is_one_line(child):
-    child["lines"] = [{"problem": "rank is 0; give 1 to 256"}]
+    child["lines"] = [{"problem": "rank is 0; it must be 1 to 256"}]
     done = invoke(*GIVEN)
     assert done.exit_code == 2
-    assert done.stderr == "tandem: rank is 0; give 1 to 256\n"
+    assert done.stderr == "tandem: rank is 0; it must be 1 to 256\n"
 
 
 def test_a_process_that_dies_says_so(child):

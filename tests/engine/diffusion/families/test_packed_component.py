@@ -119,7 +119,7 @@ def test_what_is_wrong_is_named(toy: Path) -> None:
         (rest, MissingWeight, f"{layer}.weight"),
         (rest | {name: tensors[name][:-1].contiguous()}, ShapeMismatch, layer),
         (rest | {name: tensors[name].float()}, ShapeMismatch, f"{name} has type float32"),
-        (tensors | {"a.codes": tensors[name].clone()}, ShapeMismatch, "a, which is no layer"),
+        (tensors | {"a.codes": tensors[name].clone()}, ShapeMismatch, "a, which is not a layer"),
         (tensors | {"b": tensors[name].clone()}, ShapeMismatch, "tensor b "),
     ]
     del rest[f"{layer}.row_scales"]
