@@ -62,7 +62,7 @@ def test_fields_lie_apart_each_at_a_multiple_of_its_size(kind):
 
 
 def test_half_a_block_is_no_row():
-    with pytest.raises(ValueError, match="no whole Q4_K blocks"):
+    with pytest.raises(ValueError, match="cannot be divided into Q4_K blocks"):
         row_bytes(GGUFType.Q4_K, 128)
 
 
