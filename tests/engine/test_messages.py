@@ -4,9 +4,11 @@ import random
 
 import msgspec
 import pytest
+import zmq
 
 from engine import messages
 from engine.image_types import ImageEvent, ImageParams, ImageRequest, ImageStats, ImageTask, Pixels
+from engine.loop import Link
 from engine.matting_types import MattingRequest
 from engine.upscale_types import UpscaleRequest
 
@@ -58,6 +60,24 @@ def test_the_pictures_of_a_step_are_not_copied():
     assert frames[1] is drawn[0].image.data
     assert frames[3] is drawn[2].preview.data
     assert messages.decode_from_worker(*frames).read() == (drawn, ImageStats())
+
+
+@pytest.mark.parametrize("side", [1, 300])
+def test_pictures_go_over_the_socket_and_back(tmp_path, side):
+    """Small ones, and those large enough not to be copied there."""
+    data = random.randbytes(side * side * 4)
+    request = image_request()
+    request.images.append(Pixels(width=side, height=side, channels=4, data=data))
+    drawn = [ImageEvent(request_id="r", index=0, image=request.images[-1])]
+    with zmq.Context() as context, context.socket(zmq.PAIR) as server:
+        server.bind(f"ipc://{tmp_path}/socket")
+        link = Link(f"ipc://{tmp_path}/socket")
+        server.send_multipart(messages.frames_of(messages.Submit.of(request)), copy=False)
+        assert link.receive().read() == request
+        link.send(messages.Step.of(drawn, ImageStats()))
+        arrived = messages.decode_from_worker(*server.recv_multipart())
+        link.close()
+    assert arrived.read() == (drawn, ImageStats())
 
 
 def test_a_request_whose_pictures_are_missing_is_told_by_its_id():
