@@ -200,7 +200,7 @@ async def test_allowed_tools(server: TextServer, client: openai.AsyncOpenAI) -> 
         ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
         ({"reasoning": {"effort": "gigantic"}}, "reasoning.effort"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:80],
 )
 async def test_bad_tools_are_named(server: TextServer, fields: Any, param: str) -> None:
     answer = await server.post("/v1/responses", input="x", **fields)
