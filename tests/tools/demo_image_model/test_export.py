@@ -36,7 +36,7 @@ def test_puts_the_editing_unet_beside_the_base_and_names_it(
     index = json.loads((out / "model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusionPipeline"
     assert index["unet_edit"] == ["diffusers", "UNet2DConditionModel"]
-    assert index["_defaults"]["size"] == 64
+    assert index["_defaults"]["size"] == 128
     assert {"red", "circle", "make"} <= set(index["_vocabulary"])
 
 
