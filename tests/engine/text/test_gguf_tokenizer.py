@@ -115,7 +115,7 @@ def test_older_files(metadata: dict[str, Any]) -> None:
     [
         ({"model": "rwkv"}, UnsupportedArchitecture, "'rwkv'"),
         ({"model": None}, UnsupportedArchitecture, "'none'"),
-        ({"model": 3}, CorruptFile, "model is no str"),
+        ({"model": 3}, CorruptFile, "model must be a str"),
         ({"pre": "from-the-future"}, UnsupportedArchitecture, "'from-the-future'.*smollm"),
         ({"tokens": None}, CorruptFile, "0 tokens"),
         ({"tokens": ["a", 1]}, CorruptFile, "tokens"),

@@ -431,7 +431,7 @@ T2I, I2I = ImageTask.TEXT_TO_IMAGE, ImageTask.IMAGE_TO_IMAGE
 @pytest.mark.parametrize(
     ("bad", "param", "word"),
     [
-        (request(task=T2I, size=(64, 40)), "size", "multiple of 16"),
+        (request(task=T2I, size=(64, 40)), "size", "multiples of 16"),
         (request(task=T2I, size=(0, 64)), "size", "multiple"),
         (request(task=T2I, size=(6400, 6400)), "size", "40000"),
         (request(task=I2I), "image", "0 input images"),
@@ -443,7 +443,7 @@ T2I, I2I = ImageTask.TEXT_TO_IMAGE, ImageTask.IMAGE_TO_IMAGE
         (request(IMAGE), "mask", "mask or outpaint"),
         (request(IMAGE, task=I2I, crop_to_mask=True), "crop_to_mask", "mask"),
         (request(IMAGE, task=I2I, size=(400, 400)), "size", "160000"),
-        (request(IMAGE, FULL, size=(64, 0)), "size", "empty"),
+        (request(IMAGE, FULL, size=(64, 0)), "size", "at least 1"),
         (request(IMAGE, FULL, size=(10**6, 10**6)), "size", str(MAX_CANVAS_PIXELS)),
         (request(IMAGE, FULL, feather=-1), "feather", "0 to"),
         (request(IMAGE, FULL, feather=10**6), "feather", "0 to"),
