@@ -105,7 +105,7 @@ def _answer(conversation: Conversation, question: str) -> None:
         raise
     typer.echo()
     if conversation.repeats_itself:
-        typer.echo("[The answer repeats itself and was ended.]", err=True)
+        typer.echo("[The answer repeated itself and was stopped.]", err=True)
 
 
 def _show(answer: Generator[str, None, None]) -> None:

@@ -47,4 +47,4 @@ def test_without_a_model_that_can_be_loaded_it_ends_and_says_why_once(start_serv
     assert told[0]["code"] == "model_source_not_found"
     assert told[0]["hint"] == f"looked for {folder}s; did you mean {folder}?"
     assert "Traceback" not in server.log()
-    assert sum("there is no folder or file" in line for line in lines) == 1, server.log()
+    assert sum("neither a folder or file here" in line for line in lines) == 1, server.log()

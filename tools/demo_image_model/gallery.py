@@ -3,7 +3,7 @@
     tandem serve --model tandem-shapes &
     python -m tools.demo_image_model.gallery --url http://127.0.0.1:8000 --out docs/img
 
-Every picture is what the server answered, enlarged with square pixels.
+Every picture is what the server answered.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 MODEL = "tandem-shapes"
-ZOOM = 2
+ZOOM = 1
 GAP = 6
 SCENE = "a large red circle left of a small blue star on a white background"
 
@@ -156,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--out", type=Path, default=Path("docs/img"))
-    parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--side", type=int, default=128)
     args = parser.parse_args()
     make_gallery(Painter(args.url, args.side), args.out)
 

@@ -73,8 +73,9 @@ def finished(order, **toy):
 
 
 def test_it_learns(order):
-    learner, report, told = finished(order)
-    assert report["last_loss"] < report["first_loss"]
+    learner, _, told = finished(order)
+    # Losses of single steps are noise; what was learned is not.
+    assert (learner.weight - WANTED).norm() < WANTED.norm()
     assert [message["step"] for message in told] == list(range(1, 61))
     kept = torch.load(order.output / "adapter" / "weight.pt", weights_only=True)
     assert torch.equal(kept, learner.weight.data)

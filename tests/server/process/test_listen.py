@@ -63,7 +63,11 @@ def test_little_is_kept_for_a_reader_that_has_stopped(listen):
             "port 80 is in use on h; stop the program that uses it, or choose another --port",
         ),
         (errno.EACCES, "this user may not listen on port 80; choose a --port above 1023"),
-        (errno.EADDRNOTAVAIL, "--host h is not an address of this machine"),
+        (
+            errno.EADDRNOTAVAIL,
+            "--host h is not an address of this machine; use one of its addresses, or 0.0.0.0 "
+            "for all",
+        ),
         (errno.ENOBUFS, f"cannot listen on h port 80: {os.strerror(errno.ENOBUFS)}"),
     ],
 )

@@ -262,7 +262,9 @@ def test_an_extra_unet_edits() -> None:
     job = Job("x", noise(3), task=ImageTask.EDIT, image_latents=edited)
     torch.testing.assert_close(draw(family, job), draw(alone.family(), job))
     parts.extra_unets = {"unet_edit": parts.unet}
-    with pytest.raises(UnsupportedArchitecture, match=r"unet_edit has 4 input channels; it must have 8"):
+    with pytest.raises(
+        UnsupportedArchitecture, match=r"unet_edit has 4 input channels; it must have 8"
+    ):
         parts.family()
 
 

@@ -203,7 +203,7 @@ def test_facts_and_limits() -> None:
     assert (
         family.image_condition(ImageTask.INPAINT, *[torch.zeros(1)] * 2, torch.Generator()) is None
     )
-    with pytest.raises(InvalidParameter, match=r"136x8 .* 128 pixels"):
+    with pytest.raises(InvalidParameter, match=r"136x8; .* 128 pixels"):
         family.new_noise_schedule(None, 2, 136, 8)
     with pytest.raises(InvalidParameter, match="ddim"):
         family.new_noise_schedule("ddim", 2, 16, 16)
