@@ -121,7 +121,8 @@ def test_a_prompt_has_the_same_bits_in_any_chunks_and_decoded(sequences):
     whole = (0, 0, 600)
     expected = sequences.attend(whole)[whole]
     exact = sequences.attend(whole, function=reference.paged_attention)[whole]
-    assert (expected - exact).abs().max() < 3e-2
+    # The first tokens see few values, so outputs reach 4, where bf16 has steps of 1/32.
+    torch.testing.assert_close(expected, exact, atol=1e-2, rtol=2**-6)
     for first, last in ((0, 37), (37, 38), (38, 513), (513, 600)):
         chunk = (0, first, last)
         beside = sequences.attend(chunk, (2, 530, 600), (1, 39, 40))[chunk]
