@@ -86,13 +86,13 @@ def read_image_form(form: Form, model: type[BaseModel], files: Sequence[str]) ->
     return values
 
 
-FORM_TEXT = {"type": "string", "example": ""}
+_FORM_TEXT = {"type": "string", "example": ""}
 """A field that is left out of a form. Without an example /docs would send the word "string"."""
 
 
 def image_form_body(model: type[BaseModel], files: Sequence[str]) -> dict[str, Any]:
     """OpenAPI's description of such a form: the files, and other fields as text."""
-    properties: dict[str, Any] = dict.fromkeys(model.model_fields, FORM_TEXT)
+    properties: dict[str, Any] = dict.fromkeys(model.model_fields, _FORM_TEXT)
     properties |= {name: {"type": "string", "format": "binary"} for name in files}
     schema = {"type": "object", "properties": properties, "required": [files[0]]}
     return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}

@@ -16,7 +16,7 @@ from server.http.multipart import Form, Part
 from server.protocol.common import INT64_MAX, Priority
 from server.protocol.file_fields import FileFields
 from server.protocol.hires import HiresFields
-from server.protocol.image_inputs import FORM_TEXT, ImageReference, OutpaintFields, uploaded
+from server.protocol.image_inputs import ImageReference, OutpaintFields, image_form_body, uploaded
 from server.protocol.image_other_names import OtherNames, read_other_names
 from server.protocol.loras import (
     MAX_LORAS,
@@ -333,20 +333,13 @@ class ImageVariationRequest(ImageInputFields):
 
 def form_body(model: type[ImageFields]) -> dict[str, Any]:
     """OpenAPI's description of the body as a form: the files, and the model's fields as text."""
-    properties: dict[str, Any] = {}
-    for name in model.model_fields:
-        if name not in ("images", "mask"):
-            properties[name] = FORM_TEXT
-    file = {"type": "string", "format": "binary"}
-    properties["image"] = file
-    if "mask" in model.model_fields:
-        properties["mask"] = file
-    required = ["image"]
+    body = image_form_body(model, ["image", *({"mask"} & model.model_fields.keys())])
+    schema = body["requestBody"]["content"]["multipart/form-data"]["schema"]
+    del schema["properties"]["images"]
     if model.model_fields["prompt"].is_required():
-        required.append("prompt")
-        properties["prompt"] = {"type": "string", "example": "make the background blue"}
-    schema = {"type": "object", "properties": properties, "required": required}
-    return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}
+        schema["required"].append("prompt")
+        schema["properties"]["prompt"] = {"type": "string", "example": "make the background blue"}
+    return body
 
 
 def _collect_inputs(data: dict[str, Any]) -> dict[str, Any]:

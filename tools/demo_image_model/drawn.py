@@ -24,7 +24,7 @@ from tools.demo_image_model.classify import Reading, Seen, read
 from tools.demo_image_model.edits import draw_training_edit
 from tools.demo_image_model.model import load_vae, mixed_precision
 from tools.demo_image_model.palette import HELD_OUT
-from tools.demo_image_model.sampling import BATCH, EditSampler, Sampler, decode
+from tools.demo_image_model.sampling import EditSampler, Sampler, batches, decode
 from tools.demo_image_model.scenes import GRID, Item, Scene, draw_scene, scene_rng, snapped
 
 SEED = 12
@@ -87,7 +87,8 @@ def _meant(seen: Seen) -> Item | None:
 def _draw(folder: Path, size: int, num: int) -> Iterator[torch.Tensor]:
     """Yield the latents of captions, a batch at a time."""
     sampler = Sampler(folder, size=size)
-    for numbers in _batches(num):
+    for rows in batches(num):
+        numbers = range(num)[rows]
         rngs = [scene_rng(SEED + size, number) for number in numbers]
         yield sampler.denoise(
             [caption(draw_scene(rng), rng) for rng in rngs],
@@ -100,7 +101,8 @@ def _draw(folder: Path, size: int, num: int) -> Iterator[torch.Tensor]:
 def _edit(folder: Path, size: int, num: int) -> Iterator[torch.Tensor]:
     """Yield the latents of edits, a batch at a time."""
     sampler = EditSampler(folder)
-    for numbers in _batches(num):
+    for rows in batches(num):
+        numbers = range(num)[rows]
         edits = [draw_training_edit(SEED + size, number) for number in numbers]
         yield sampler.denoise(
             evaluate_edit.pictures(edits, size),
@@ -110,11 +112,6 @@ def _edit(folder: Path, size: int, num: int) -> Iterator[torch.Tensor]:
             image_guidance=evaluate_edit.IMAGE_GUIDANCE,
             steps=evaluate_edit.STEPS,
         )
-
-
-def _batches(num: int) -> Iterator[range]:
-    for first in range(0, num, BATCH):
-        yield range(first, min(first + BATCH, num))
 
 
 def draw(args: argparse.Namespace) -> None:

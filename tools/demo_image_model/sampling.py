@@ -52,7 +52,7 @@ class Sampler:
     ) -> torch.Tensor:
         """Unscaled latents of the same pictures, `[N, 4, size / 8, size / 8]` fp32."""
         latents = []
-        for rows in _batches(len(prompts)):
+        for rows in batches(len(prompts)):
             output = self._pipeline(
                 list(prompts[rows]),
                 negative_prompt=None if negatives is None else list(negatives[rows]),
@@ -123,7 +123,7 @@ class EditSampler:
     ) -> torch.Tensor:
         """Unscaled latents of the edited pictures, `[N, 4, size / 8, size / 8]` fp32."""
         latents = []
-        for rows in _batches(len(instructions)):
+        for rows in batches(len(instructions)):
             output = self._pipeline(
                 list(instructions[rows]),
                 image=torch.from_numpy(sources[rows]).permute(0, 3, 1, 2) / 255,
@@ -141,7 +141,7 @@ class EditSampler:
 def decode(vae: Any, latents: torch.Tensor) -> np.ndarray:
     """Pictures of unscaled latents, `[N, height, width, 3]` uint8; at least one."""
     pictures = []
-    for rows in _batches(len(latents)):
+    for rows in batches(len(latents)):
         decoded = vae.decode(latents[rows]).sample.float()
         pictures.append(to_uint8((decoded.permute(0, 2, 3, 1).numpy() + 1) / 2))
     return np.concatenate(pictures)
@@ -162,7 +162,8 @@ def _load(pipeline: Any, folder: Path, **parts: Any) -> Any:
     return loaded
 
 
-def _batches(count: int) -> Iterator[slice]:
+def batches(count: int) -> Iterator[slice]:
+    """The rows of each batch of `count` pictures."""
     for start in range(0, count, BATCH):
         yield slice(start, min(start + BATCH, count))
 
