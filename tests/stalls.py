@@ -48,7 +48,7 @@ def _slowness() -> float:
     return max(1.0, min(times) / 0.004)
 
 
-LIMIT_S = 0.05 * _slowness()
+LIMIT_S = 0.1 * _slowness()
 """The longest processor time of a thread that is not a stall."""
 
 
