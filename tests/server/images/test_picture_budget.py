@@ -125,11 +125,13 @@ async def test_whatever_comes_and_goes_the_bound_holds_and_everybody_has_a_turn(
         share = await budget.take(
             random.choice("abc"), random.randint(1, most), random.randrange(3)
         )
-        assert 0 < budget.num_taken <= most
-        for _ in range(random.randrange(4)):
-            await asyncio.sleep(0)
-        share.release()
-        served += 1
+        try:
+            assert 0 < budget.num_taken <= most
+            for _ in range(random.randrange(4)):
+                await asyncio.sleep(0)
+            served += 1
+        finally:  # a cancelled task would keep its frame, and with it the share
+            share.release()
 
     tasks = [asyncio.create_task(come_and_go()) for _ in range(200)]
     for task in random.sample(tasks, 40):
