@@ -10,9 +10,9 @@ from functools import partial
 
 from fastapi import FastAPI
 
-from engine.client import EngineClient
-from engine.kinds import AnyKind, imported
+from engine.contract.kinds import AnyKind, imported
 from engine.version import __version__
+from engine.worker.client import EngineClient
 from server import middleware, openapi
 from server.catalog import config_of
 from server.dialects.table import DIALECTS

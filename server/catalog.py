@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from engine.client import EngineClient
-from engine.config import EngineConfig
+from engine.contract.draw import ImageModelInfo
+from engine.contract.generate import ModelInfo
+from engine.contract.kinds import IMAGE, KINDS, TEXT, AnyKind, Kind
+from engine.contract.request import AdaptableInfo, Info, InfoT
+from engine.contract.settings import EngineConfig
+from engine.contract.status import ModelStatus, Phase
 from engine.errors import (
     CapacityError,
     InvalidParameter,
@@ -12,9 +16,7 @@ from engine.errors import (
     ModelUnloading,
     UnknownModel,
 )
-from engine.image_types import ImageModelInfo
-from engine.kinds import IMAGE, KINDS, TEXT, AnyKind, Kind
-from engine.types import AdaptableInfo, Info, InfoT, ModelInfo, ModelStatus, Phase
+from engine.worker.client import EngineClient
 from server.kinds import SERVED
 
 

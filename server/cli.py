@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from engine.contract.model_spec import ModelSpec
 from engine.errors import EngineError
-from engine.model_spec import ModelSpec
-from engine.own_packages import HOME, foreign_distributions, module_command
+from engine.processes.own_packages import HOME, foreign_distributions, module_command
 from engine.version import __version__
 from server.process.options import given_settings, serve_signature
 from server.settings import ClientSettings, load_client_settings, load_settings

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from engine.client import EngineClient
-from engine.kinds import TEXT
-from engine.types import EngineStats, ModelStatus, Phase, Stats
+from engine.contract.generate import EngineStats
+from engine.contract.kinds import TEXT
+from engine.contract.request import Stats
+from engine.contract.status import ModelStatus, Phase
 from engine.version import __version__
+from engine.worker.client import EngineClient
 
 _LIVE_PHASES = (Phase.READY, Phase.DRAINING)
 

@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from engine.client import EngineClient
+from engine.contract.kinds import AnyKind, Kind
+from engine.contract.model_spec import ModelSpec
+from engine.contract.request import Info, InfoT
+from engine.contract.status import Phase
 from engine.errors import EngineError, ModelNotReady, TooManyModels, UnknownModel
-from engine.kinds import AnyKind, Kind
-from engine.model_spec import ModelSpec
-from engine.types import Info, InfoT, Phase
+from engine.worker.client import EngineClient
 from server.catalog import find_of_kind
 from server.kinds import SERVED
 from server.settings import Settings

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from engine.kinds import AnyKind
+from engine.contract.kinds import AnyKind
 from server.embeddings.kind import SERVED_EMBEDDINGS
 from server.http.served_kind import ServedKind
 from server.images.kind import SERVED_IMAGES

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 
-from engine.client import EngineClient
-from engine.kinds import AnyKind
+from engine.contract.kinds import AnyKind
+from engine.worker.client import EngineClient
 from server.engine_collector import EngineCollector
 from server.http.served_kind import KindMetrics, MetricsT, ServedKind
 from server.kinds import SERVED

@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.client import EngineClient
-from engine.kinds import AnyKind
+from engine.contract.kinds import AnyKind
+from engine.worker.client import EngineClient
 from server.catalog import config_of, served_names
 from server.http.priority import describe_priority
 from server.http.schemas import variant

@@ -3,7 +3,7 @@ are no globals."""
 
 from dataclasses import dataclass
 
-from engine.client import EngineClient
+from engine.worker.client import EngineClient
 from server.first_use import FirstUse
 from server.http.admission import Admission
 from server.http.lifecycle import Lifecycle

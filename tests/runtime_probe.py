@@ -63,14 +63,15 @@ def modules() -> Iterator[tuple[str, Check]]:
 
 
 def image_options() -> Iterator[tuple[str, Check]]:
-    from engine.config import DType
+    from engine.contract.draw import ImageTask, PromptSyntax
+    from engine.contract.pixels import Pixels
+    from engine.contract.settings import DType
     from engine.diffusion.families.quantized_layers import QUANTIZATIONS
     from engine.diffusion.noise_schedule import (
         DIFFUSION_SCHEDULES,
         FLOW_SCHEDULES,
         NoiseSchedules,
     )
-    from engine.image_types import ImageTask, Pixels, PromptSyntax
     from server.images.decoding import decode_image
     from server.images.files import encode_image
     from server.protocol.file_fields import OutputFormat
@@ -79,7 +80,7 @@ def image_options() -> Iterator[tuple[str, Check]]:
     grey = Pixels(width=64, height=64, channels=3, data=b"\x80" * (64 * 64 * 3))
 
     def draw(**changes: Any) -> None:
-        from engine.image_types import ImageParams, ImageRequest
+        from engine.contract.draw import ImageParams, ImageRequest
 
         task = changes.pop("task", ImageTask.TEXT_TO_IMAGE)
         pictures = [] if task is ImageTask.TEXT_TO_IMAGE else [grey]
@@ -150,17 +151,17 @@ class Host:
 
 
 def load_images(**knobs: Any) -> Any:
-    from engine.config import EngineConfig
+    from engine.contract.settings import EngineConfig
     from engine.diffusion.loading import load_engine
 
     return load_engine(checkpoint("tandem-shapes"), "m", config(EngineConfig, **knobs), Host())
 
 
 def matting_options() -> Iterator[tuple[str, Check]]:
-    from engine.config import EngineConfig
-    from engine.image_types import Pixels
+    from engine.contract.matte import MattingMethod, MattingRequest
+    from engine.contract.pixels import Pixels
+    from engine.contract.settings import EngineConfig
     from engine.matting.loading import load_engine
-    from engine.matting_types import MattingMethod, MattingRequest
 
     @functools.cache
     def engine() -> Any:
@@ -183,9 +184,10 @@ def matting_options() -> Iterator[tuple[str, Check]]:
 
 
 def upscaling_options() -> Iterator[tuple[str, Check]]:
-    from engine.config import EngineConfig
-    from engine.image_types import Faithfulness, Pixels
-    from engine.upscale_types import UpscaleRequest
+    from engine.contract.enlarge import UpscaleRequest
+    from engine.contract.examination import Faithfulness
+    from engine.contract.pixels import Pixels
+    from engine.contract.settings import EngineConfig
     from engine.upscaling.loading import load_engine
 
     @functools.cache
@@ -225,10 +227,11 @@ def text_options(folder: str, written: dict[str, str]) -> Iterator[tuple[str, Ch
     from awq_checkpoints import write_awq
     from gptq_checkpoints import Layout, write_gptq
 
-    from engine.config import DType, EngineConfig, Policy, Quantization
-    from engine.llm.loading import load_engine
+    from engine.contract.generate import GenerateRequest
+    from engine.contract.sampling_params import SamplingParams
+    from engine.contract.settings import DType, EngineConfig, Policy, Quantization
+    from engine.llm.start.loading import load_engine
     from engine.text.tokenizer import load_tokenizer
-    from engine.types import GenerateRequest, SamplingParams
 
     def answer(ref: str, **knobs: Any) -> None:
         engine, _ = load_engine(checkpoint(ref), "m", config(EngineConfig, **knobs), Host())
@@ -245,8 +248,8 @@ def text_options(folder: str, written: dict[str, str]) -> Iterator[tuple[str, Ch
                 assert event.failure is None, event.failure
 
     def embed(ref: str, **knobs: Any) -> None:
+        from engine.contract.embed import EmbeddingRequest
         from engine.embedding.loading import load_engine
-        from engine.embedding_types import EmbeddingRequest
 
         engine, _ = load_engine(checkpoint(ref), "m", config(EngineConfig, **knobs), Host())
         engine.add(EmbeddingRequest(request_id="r", model="m", inputs=[[5, 6, 7]]))
@@ -273,7 +276,7 @@ def text_options(folder: str, written: dict[str, str]) -> Iterator[tuple[str, Ch
 def server_options() -> Iterator[tuple[str, Check]]:
     import uvicorn
 
-    from engine.logs import configure_logging
+    from engine.processes.logs import configure_logging
     from server.settings import Settings
 
     for name in get_args(Settings.model_fields["log_format"].annotation):

@@ -80,7 +80,7 @@ class Server:
         return [
             pid
             for pid in map(int, children.split())
-            if b"engine.loop" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            if b"engine.worker.loop" in Path(f"/proc/{pid}/cmdline").read_bytes()
         ]
 
     def metric(self, name: str, **labels: str) -> float:

@@ -18,9 +18,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from stored_formats import VARIETIES, write_checkpoint
 
+from engine.contract.draw import PromptSyntax
+from engine.contract.examination import Faithfulness
+from engine.contract.matte import MattingMethod
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, FLOW_SCHEDULES
-from engine.image_types import Faithfulness, PromptSyntax
-from engine.matting_types import MattingMethod
 from server.protocol.file_fields import OutputFormat
 
 pytestmark = pytest.mark.slow
@@ -112,7 +113,7 @@ def test_the_probe_tries_what_is_offered(results: dict[str, str | None]) -> None
         "matte by a box",
         *(f"matte by {method}" for method in MattingMethod),
         *(f"upscale with {name}" for name in Faithfulness.__slots__),
-        "module engine.loop",
+        "module engine.worker.loop",
         "event loop",
     ]
     assert set(offered) <= results.keys()

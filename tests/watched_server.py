@@ -11,7 +11,7 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 
 from stalls import StallWatch
 
-from engine.supervisor import WorkerOptions
+from engine.worker.supervisor import WorkerOptions
 from server.cli import main
 from server.http.connection import ClientConnection
 from server.process import serve
@@ -38,7 +38,7 @@ def watch_server() -> None:
 
     serve.DrainingServer.startup = watched_startup  # type: ignore[method-assign]
     asyncio.Runner = WatchedRunner  # type: ignore[misc]
-    command = (sys.executable, "-P", _WORKER, "engine.loop")
+    command = (sys.executable, "-P", _WORKER, "engine.worker.loop")
     serve.WorkerOptions = partial(WorkerOptions, command=command)  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""Runs `engine.loop` with a watch over its work between two steps. Started as a program."""
+"""Runs `engine.worker.loop` with a watch over its work between two steps. Started as a program."""
 
 import runpy
 import sys
@@ -10,20 +10,20 @@ sys.path[:0] = [str(_TESTS), str(_TESTS.parent)]
 
 from stalls import watch_loaded  # noqa: E402
 
-import engine.pulse  # noqa: E402
+import engine.worker.pulse  # noqa: E402
 
 _BETWEEN_STEPS = {
     "__main__.Loop": ("_submit", "_change_adapter", "_publish"),
     "engine.llm.engine.LLMEngine": ("abort", "_admit_prepared", "_advance_adapters"),
     "engine.llm.scheduler.Scheduler": ("schedule", "commit", "stats"),
     "engine.llm.structure.mask.StructureMask": ("add", "edit", "advance", "forced"),
-    "engine.llm.sampling.Sampler": ("add",),
+    "engine.llm.sampling.sampler.Sampler": ("add",),
 }
 
 
 def watch_worker() -> None:
     """Watch the loop once the model is loaded and the loop begins."""
-    send_pulses = engine.pulse.send_pulses
+    send_pulses = engine.worker.pulse.send_pulses
 
     def begin(*args: Any, **options: Any) -> None:
         loop = sys.modules["__main__"].Loop
@@ -36,10 +36,10 @@ def watch_worker() -> None:
         loop.run = watched_run
         send_pulses(*args, **options)
 
-    engine.pulse.send_pulses = begin
+    engine.worker.pulse.send_pulses = begin
 
 
 if __name__ == "__main__":
     watch_worker()
     del sys.path[0]
-    runpy.run_module("engine.loop", run_name="__main__", alter_sys=True)
+    runpy.run_module("engine.worker.loop", run_name="__main__", alter_sys=True)

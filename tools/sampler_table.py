@@ -1,4 +1,4 @@
-"""The table of sampler parameters in docs/API.md, made from `engine.sampling_params`.
+"""The table of sampler parameters in docs/API.md, made from `engine.contract.sampling_params`.
 
 python -m tools.sampler_table          # writes it into the page
 """
@@ -6,8 +6,8 @@ python -m tools.sampler_table          # writes it into the page
 import json
 from pathlib import Path
 
-from engine.sampler_order import SAMPLERS
-from engine.sampling_params import SAMPLER_PARAMETERS, Patterns, SamplerParameter
+from engine.contract.sampler_order import SAMPLERS
+from engine.contract.sampling_params import SAMPLER_PARAMETERS, Patterns, SamplerParameter
 
 PAGE = Path(__file__).parents[1] / "docs" / "API.md"
 BEGIN = "<!-- sampler parameters: written by python -m tools.sampler_table -->\n"

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.fault import Unusable
-from engine.image_types import Examined, Pixels
+from engine.contract.examination import Examined
+from engine.contract.pixels import Pixels
+from engine.runtime.fault import Unusable
 
 Work = Callable[[], Pixels | Examined]
 

@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from engine.contract.examination import Examined
+from engine.contract.pixels import Pixels
 from engine.diffusion.blending import LatentBlend
 from engine.diffusion.decoding import finite
 from engine.diffusion.families.family import Family, Row
@@ -17,7 +19,6 @@ from engine.diffusion.prompt.states import PromptCourse
 from engine.diffusion.pull import LatentPull
 from engine.diffusion.tasks.pixels import from_tensor
 from engine.diffusion.tasks.prepare import Preparation
-from engine.image_types import Examined, Pixels
 from engine.lora.images.layers import Uses
 
 Finished = TypeVar("Finished")

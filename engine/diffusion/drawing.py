@@ -5,9 +5,10 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from engine.contract.draw import ImageRequest
+from engine.contract.pixels import Pixels
 from engine.diffusion.prompt_cache import Lookups
 from engine.diffusion.stage import Stage
-from engine.image_types import ImageRequest, Pixels
 
 _next_id = itertools.count().__next__
 

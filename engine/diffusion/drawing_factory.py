@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from engine.contract.draw import GuidanceKind, ImageParams, ImageRequest, ImageTask, PromptSyntax
 from engine.diffusion.blending import LatentBlend
 from engine.diffusion.denoising import Branches, Denoising, needs_unconditional
 from engine.diffusion.drawing import Drawing
@@ -21,7 +22,6 @@ from engine.diffusion.restoring import Restoring
 from engine.diffusion.stage import Stage
 from engine.diffusion.tasks.prepare import Preparation, prepare
 from engine.diffusion.tiling import Tiling
-from engine.image_types import GuidanceKind, ImageParams, ImageRequest, ImageTask, PromptSyntax
 from engine.lora.images.layers import Uses
 
 UNUSED_NEGATIVE = "negative_prompt has no effect: {reason}"

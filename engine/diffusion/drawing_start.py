@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from engine.contract.draw import ImageParams, ImageTask
 from engine.diffusion.families.family import Family
 from engine.diffusion.tasks.prepare import Preparation
 from engine.diffusion.tiling import Tiling, tile
-from engine.image_types import ImageParams, ImageTask
 
 if TYPE_CHECKING:
     # Imported only for types: it imports diffusers, which takes seconds.

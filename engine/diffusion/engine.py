@@ -13,19 +13,21 @@ from dataclasses import dataclass, replace
 import structlog
 import torch
 
-from engine.adapter_orders import AdapterOrder, AdapterShelf, Answer, NoAdapters
-from engine.adapter_queue import AdapterQueue
-from engine.config import Policy
+from engine.contract.adapter_orders import AdapterOrder, AdapterShelf, Answer, NoAdapters
+from engine.contract.draw import ImageEvent, ImageRequest, ImageStats
+from engine.contract.examination import Examined
+from engine.contract.pixels import Pixels
+from engine.contract.rejection import rejection
+from engine.contract.request import FinishReason
+from engine.contract.settings import Policy
 from engine.diffusion.decoding import Decoded, DecodeThread
 from engine.diffusion.drawing import Drawing, DrawingSource
 from engine.diffusion.scheduler import Entry, StepDecision, StepScheduler
 from engine.errors import QueueFull
-from engine.fault import answer_for, raise_if_poisoned
-from engine.image_types import Examined, ImageEvent, ImageRequest, ImageStats, Pixels
-from engine.rejection import rejection
+from engine.runtime.fault import answer_for, raise_if_poisoned
+from engine.scheduling.adapter_queue import AdapterQueue
 from engine.scheduling.policy import create_policy
 from engine.scheduling.queue import WaitingQueue
-from engine.types import FinishReason
 
 _RESULT, _BETWEEN = -1, -2
 """Markers in decode keys in place of a preview's index: the finished picture, and the picture that

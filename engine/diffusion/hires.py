@@ -8,6 +8,8 @@ result. It does not need the first pass any more, and shares steps with other dr
 from collections.abc import Callable
 from dataclasses import replace
 
+from engine.contract.draw import Enlarging, ImageRequest, ImageTask
+from engine.contract.pixels import Pixels
 from engine.diffusion.denoising import Denoising
 from engine.diffusion.drawing_start import DrawingStart, start_of, starts_later
 from engine.diffusion.families.family import Family
@@ -15,7 +17,6 @@ from engine.diffusion.stage import Stage
 from engine.diffusion.tasks.enlarge import enlarge_latents, enlarge_picture
 from engine.diffusion.tasks.prepare import Preparation, prepare
 from engine.errors import InvalidParameter
-from engine.image_types import Enlarging, ImageRequest, ImageTask, Pixels
 
 Denoise = Callable[[Preparation, DrawingStart], Denoising]
 """Makes a stage from its start."""

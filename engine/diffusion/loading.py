@@ -6,7 +6,12 @@ from dataclasses import asdict, replace
 import structlog
 import torch
 
-from engine.config import EngineConfig
+from engine.contract.draw import ImageModelInfo, ImageParams, ImageRequest, ImageTask
+from engine.contract.fingerprint import fingerprint
+from engine.contract.host import Host
+from engine.contract.pixels import Pixels
+from engine.contract.settings import EngineConfig
+from engine.contract.status import Phase
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.diffusion.families.family import FamilyFacts
@@ -14,15 +19,11 @@ from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.families.registry import load_family
 from engine.diffusion.families.row_layouts import is_exact
 from engine.errors import ModelLoadError
-from engine.fingerprint import fingerprint
-from engine.host import Host
-from engine.image_types import ImageModelInfo, ImageParams, ImageRequest, ImageTask, Pixels
 from engine.lora.images.table import load_image_adapters
 from engine.lora.shelf import AdapterLimits
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.operations import build_operations
 from engine.runtime.threads import limit_threads
-from engine.types import Phase
 from engine.weights.source import Checkpoint
 
 ACTIVATION_BYTES_PER_PIXEL = 1024

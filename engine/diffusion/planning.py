@@ -6,14 +6,13 @@ from heapq import nlargest
 from pathlib import Path
 from typing import get_args
 
-from engine.checkpoint_files import read_optional_json
-from engine.config import EngineConfig
+from engine.contract.settings import EngineConfig, ImageQuantization
 from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.loading import ACTIVATION_BYTES_PER_PIXEL, image_dtype
+from engine.files.checkpoint_files import read_optional_json
 from engine.lora.images.contents import find_file, read_contents
 from engine.lora.shelf import cause_of
 from engine.planning.report import AdapterFacts, PlanReport, PlanRow, Target
-from engine.quantization.table import ImageQuantization
 from engine.runtime.device import torch_dtype
 from engine.weights.source import Checkpoint
 

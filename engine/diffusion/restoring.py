@@ -12,13 +12,14 @@ from functools import partial
 
 import torch
 
+from engine.contract.examination import Examined
+from engine.contract.pixels import Pixels
 from engine.diffusion.decoding import finite
 from engine.diffusion.denoising import Denoising, denoise_rows
 from engine.diffusion.families.family import Family, Row
 from engine.diffusion.pull import LatentPull
 from engine.diffusion.tasks.pixels import from_tensor
 from engine.diffusion.tiling import Tiling, Window
-from engine.image_types import Examined, Pixels
 
 _TILES_PER_STEP = 4
 """The number of tiles in a step, which limits how long others wait for their turn."""

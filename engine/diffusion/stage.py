@@ -7,7 +7,8 @@ any kind side by side: all take turns, are cancelled, fail and are released in t
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol, Self
 
-from engine.image_types import Examined, Pixels
+from engine.contract.examination import Examined
+from engine.contract.pixels import Pixels
 
 
 class Stage(Protocol):

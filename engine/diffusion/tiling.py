@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.tile_places import spread
+from engine.pictures.tile_places import spread
 
 Window = tuple[slice, slice]
 """The rows and the columns of a tile."""

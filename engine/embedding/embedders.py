@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.checkpoint_files import read_json
-from engine.config import EngineConfig, MachineFacts
+from engine.contract.host import Host
+from engine.contract.resolved_config import MachineFacts
+from engine.contract.settings import EngineConfig
 from engine.errors import UnsupportedArchitecture
-from engine.fault import sizes_within_memory
-from engine.host import Host
+from engine.files.checkpoint_files import read_json
 from engine.models.config import ModelConfig
 from engine.models.encoder import EncoderConfig
 from engine.models.encoder_registry import (
@@ -23,6 +23,7 @@ from engine.models.metadata_keys import MetadataKeys
 from engine.models.sentence_decoder import SentenceDecoder
 from engine.models.sentence_encoder import Embedder, SentenceEncoder
 from engine.runtime.device import torch_dtype
+from engine.runtime.fault import sizes_within_memory
 from engine.runtime.huge_pages import use_huge_pages
 from engine.weights.decoder import load_decoder
 from engine.weights.loader import load_model_config

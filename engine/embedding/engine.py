@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from engine.config import Policy
-from engine.embedding_types import EmbeddingEvent, EmbeddingRequest, EmbeddingStats
+from engine.contract.embed import EmbeddingEvent, EmbeddingRequest, EmbeddingStats
+from engine.contract.rejection import rejection
+from engine.contract.request import FinishReason
+from engine.contract.settings import Policy
 from engine.errors import EngineError, InvalidParameter, QueueFull
-from engine.fault import answer_for, failed_row
 from engine.models.sentence_encoder import Embedder
-from engine.rejection import rejection
+from engine.runtime.fault import answer_for, failed_row
 from engine.scheduling.policy import create_policy
 from engine.scheduling.queue import WaitingQueue
-from engine.types import FinishReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ class _Input:
 
 
 class EmbeddingEngine:
-    """A `engine.stepping.SteppingEngine` for embeddings."""
+    """A `engine.worker.stepping.SteppingEngine` for embeddings."""
 
     def __init__(self, model: Embedder, limits: EmbeddingLimits) -> None:
         self._model = model

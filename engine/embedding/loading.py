@@ -5,20 +5,20 @@ from dataclasses import asdict
 
 import structlog
 
-from engine.checkpoint_files import read_optional_json
-from engine.config import EngineConfig, WantedKind
+from engine.contract.embed import EmbeddingModelInfo, EmbeddingRequest
+from engine.contract.fingerprint import fingerprint
+from engine.contract.host import Host
+from engine.contract.settings import EngineConfig, WantedKind
+from engine.contract.status import Phase
 from engine.embedding.embedders import CONFIG, LoadedEmbedder, load_embedder
 from engine.embedding.engine import EmbeddingEngine, EmbeddingLimits
-from engine.embedding_types import EmbeddingModelInfo, EmbeddingRequest
 from engine.errors import ModelLoadError
-from engine.fingerprint import fingerprint
-from engine.host import Host
+from engine.files.checkpoint_files import read_optional_json
 from engine.models.encoder_registry import encoder_family
 from engine.models.metadata_keys import MetadataKeys
 from engine.runtime.device import machine_facts
 from engine.runtime.operations import build_operations
 from engine.runtime.threads import limit_threads
-from engine.types import Phase
 from engine.weights.sentence_layout import has_sentence_layout
 from engine.weights.source import Checkpoint
 

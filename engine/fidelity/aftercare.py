@@ -2,12 +2,13 @@
 
 import numpy as np
 
+from engine.contract.examination import Examination, Faithfulness
+from engine.contract.pixels import Pixels
 from engine.fidelity.back_projection import back_project
 from engine.fidelity.consistency import Comparison
 from engine.fidelity.faces import FaceGuard, find_faces
 from engine.fidelity.heat_map import HeatMap
 from engine.fidelity.planes import Bytes, bands
-from engine.image_types import Examination, Faithfulness, Pixels
 
 
 class Aftercare:

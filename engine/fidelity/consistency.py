@@ -8,9 +8,9 @@ import math
 
 import numpy as np
 
+from engine.contract.examination import Consistency
 from engine.fidelity.planes import Bytes, Planes, bands, planes_of
 from engine.fidelity.resampling import Resampling
-from engine.image_types import Consistency
 
 MAX_PSNR_DB = 99.0
 """The value that is reported if there is no error."""

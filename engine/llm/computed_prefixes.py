@@ -1,10 +1,10 @@
 """Finds how much of a new sequence's text is computed already, by other sequences or before it was
 preempted, and offers what the sequence computes to others."""
 
-from engine.config import ResolvedConfig
-from engine.llm.kv_cache import BlockPool
+from engine.contract.resolved_config import ResolvedConfig
+from engine.llm.cache.kv_cache import BlockPool
+from engine.llm.cache.sequence_blocks import SequenceBlocks, find_cached, offer_cached
 from engine.llm.request import Sequence
-from engine.llm.sequence_blocks import SequenceBlocks, find_cached, offer_cached
 
 
 class ComputedPrefixes:

@@ -7,8 +7,9 @@ local, tensor-parallel or remote without the scheduler knowing.
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from engine.contract.generate import TokenLogprob
+from engine.contract.sampling_params import SamplingParams
 from engine.errors import EngineError
-from engine.types import SamplingParams, TokenLogprob
 
 PENDING_TOKEN_ID = -1
 """Stands for the token that the step launched just before draws for the same sequence."""
@@ -149,3 +150,15 @@ class StepOutput:
     prepare_time_s: float = 0.0
     forward_time_s: float = 0.0
     sample_time_s: float = 0.0
+
+
+@dataclass(slots=True, frozen=True)
+class SampleRow:
+    """Identifies whose logits a row holds."""
+
+    seq_id: int
+    position: int
+    """The number of tokens generated so far, which is the index of the token to be drawn."""
+    draft: int | None = None
+    """The previous token, if it is a draft (`ScheduledSequence`). The row
+    before is then the same sequence's, and this row is void unless that row draws this token."""

@@ -1,6 +1,6 @@
 """One model's text engine: schedule → launch → collect → commit, once per step.
 
-The worker's loop (`engine.loop`) owns it, and only that thread uses it. With asynchronous
+The worker's loop (`engine.worker.loop`) owns it, and only that thread uses it. With asynchronous
 scheduling, the next step is decided and launched before this one is collected, so that the device
 is never idle:
 
@@ -14,19 +14,19 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from engine.adapter_orders import AdapterOrder, AdapterShelf, Answer, NoAdapters
-from engine.adapter_queue import AdapterQueue
-from engine.config import ResolvedConfig
+from engine.contract.adapter_orders import AdapterOrder, AdapterShelf, Answer, NoAdapters
+from engine.contract.generate import EngineStats, GenerateRequest, TokenEvent
+from engine.contract.rejection import rejection
+from engine.contract.resolved_config import ResolvedConfig
 from engine.errors import InvalidParameter
-from engine.fault import answer_for
 from engine.llm.decision import ScheduleDecision
-from engine.llm.preparation import Preparation
+from engine.llm.runner.preparation import Preparation
 from engine.llm.scheduler import Scheduler
-from engine.rejection import rejection
-from engine.types import EngineStats, GenerateRequest, TokenEvent
+from engine.runtime.fault import answer_for
+from engine.scheduling.adapter_queue import AdapterQueue
 
 if TYPE_CHECKING:  # the executor brings torch, which the engine itself does without
-    from engine.llm.executor import Executor, LaunchedStep
+    from engine.llm.runner.executor import Executor, LaunchedStep
 
 
 NAP_S = 0.005
@@ -153,7 +153,7 @@ class LLMEngine:
         return refused + events, stats
 
     def use_idle_time(self) -> bool:
-        """See `engine.stepping.PreparingEngine`."""
+        """See `engine.worker.stepping.PreparingEngine`."""
         return self._executor.use_idle_time()
 
     def _advance_adapters(self) -> list[TokenEvent]:

@@ -1,7 +1,7 @@
 """Detects that a text has begun to repeat the same tokens over and over."""
 
-from engine.sampling_params import RepetitionDetection
-from engine.types import Repetition
+from engine.contract.generate import Repetition
+from engine.contract.sampling_params import RepetitionDetection
 
 
 class RepetitionDetector:

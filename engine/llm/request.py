@@ -18,7 +18,10 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, Protocol
 
-from engine.config import ResolvedConfig
+from engine.contract.generate import GenerateRequest, TokenEvent, TokenLogprob
+from engine.contract.request import FinishReason
+from engine.contract.resolved_config import ResolvedConfig
+from engine.contract.sampling_params import SamplingParams
 from engine.errors import (
     ContextLengthExceeded,
     EngineError,
@@ -26,6 +29,8 @@ from engine.errors import (
     InvalidParameter,
     OutOfBlocks,
 )
+from engine.llm.cache.prefix_cache import extend_chain
+from engine.llm.cache.sequence_blocks import SequenceBlocks
 from engine.llm.decision import (
     PENDING_TOKEN_ID,
     GroupBlocks,
@@ -33,16 +38,7 @@ from engine.llm.decision import (
     ScheduledSequence,
     SequenceOutput,
 )
-from engine.llm.prefix_cache import extend_chain
 from engine.llm.repetition import RepetitionDetector
-from engine.llm.sequence_blocks import SequenceBlocks
-from engine.types import (
-    FinishReason,
-    GenerateRequest,
-    SamplingParams,
-    TokenEvent,
-    TokenLogprob,
-)
 
 
 class Status(Enum):

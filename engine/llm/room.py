@@ -1,9 +1,9 @@
 """Decides whether waiting sequences have room to start, and who must make room for them."""
 
-from engine.llm.kv_cache import BlockPool
+from engine.llm.cache.kv_cache import BlockPool
+from engine.llm.cache.sequence_blocks import SequenceBlocks
 from engine.llm.request import Sequence
 from engine.llm.roster import Roster
-from engine.llm.sequence_blocks import SequenceBlocks
 from engine.scheduling.policy import SchedulingPolicy
 
 

@@ -10,16 +10,16 @@ add ─► waiting ◄──── release ◄─ held back (further completions
 from bisect import insort
 from collections import Counter
 
-from engine.llm.beams import Beams
-from engine.llm.contrastive_search import Candidates
-from engine.llm.guided_pair import GuidedPair
-from engine.llm.kv_cache import BlockPool, check
+from engine.contract.generate import GenerateRequest
+from engine.llm.cache.kv_cache import BlockPool, check
+from engine.llm.cache.sequence_blocks import SequenceBlocks
+from engine.llm.groups.beams import Beams
+from engine.llm.groups.contrastive_search import Candidates
+from engine.llm.groups.guided_pair import GuidedPair
 from engine.llm.repetition import RepetitionDetector
 from engine.llm.request import ActiveRequest, Group, Sequence, Status
-from engine.llm.sequence_blocks import SequenceBlocks
 from engine.scheduling.policy import SchedulingPolicy
 from engine.scheduling.queue import WaitingQueue
-from engine.types import GenerateRequest
 
 
 class Roster:

@@ -34,7 +34,9 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from engine.config import ResolvedConfig
+from engine.contract.generate import DrafterName, EngineStats, GenerateRequest, TokenEvent
+from engine.contract.resolved_config import ResolvedConfig
+from engine.contract.sampling_params import SamplingParams
 from engine.errors import (
     EngineError,
     InvalidParameter,
@@ -42,25 +44,24 @@ from engine.errors import (
     OutOfBlocks,
     QueueFull,
 )
-from engine.fault import answer_for, failed_row, raise_if_poisoned
-from engine.llm.beams import check_beams
+from engine.llm.cache.kv_cache import BlockPool, check
+from engine.llm.cache.prefix_cache import PrefixCache, chain_root
+from engine.llm.cache.sequence_blocks import SequenceBlocks
 from engine.llm.computed_prefixes import ComputedPrefixes
-from engine.llm.contrastive_search import check_contrast
+from engine.llm.cost.step_budget import StepBudget
+from engine.llm.cost.step_cost import StepWork
 from engine.llm.decision import ScheduleDecision, ScheduledSequence, SequenceOutput, StepOutput
-from engine.llm.drafter import Drafter
-from engine.llm.drafting import Drafting
-from engine.llm.guided_pair import check_guidance
-from engine.llm.kv_cache import BlockPool, check
-from engine.llm.prefix_cache import PrefixCache, chain_root
+from engine.llm.drafts.drafter import Drafter
+from engine.llm.drafts.drafting import Drafting
+from engine.llm.groups.beams import check_beams
+from engine.llm.groups.contrastive_search import check_contrast
+from engine.llm.groups.guided_pair import check_guidance
 from engine.llm.request import ActiveRequest, Group, Sequence, Status, check_request
 from engine.llm.room import Room
 from engine.llm.roster import Roster
-from engine.llm.sequence_blocks import SequenceBlocks
-from engine.llm.step_budget import StepBudget
-from engine.llm.step_cost import StepWork
 from engine.llm.trial import Trial
+from engine.runtime.fault import answer_for, failed_row, raise_if_poisoned
 from engine.scheduling.policy import create_policy
-from engine.types import DrafterName, EngineStats, GenerateRequest, SamplingParams, TokenEvent
 
 _PARTS_OF_BUDGET = 4
 """A long prompt leaves one of this many parts of the budget to those behind it."""
@@ -97,7 +98,7 @@ class Scheduler:
     Args:
         eos_token_ids: tokens that end a sequence unless its request ignores them.
         vocab_size: token ids at or above it are refused.
-        windows: how far each group of the model's layers looks back (`engine.kv_layout`).
+        windows: how far each group of the model's layers looks back (`engine.contract.kv_layout`).
         drafters: those that guess tokens, in this order; without any, every step brings a text one
             token.
         clock: `time.time`, or a test's own; only queue times depend on it.

@@ -2,8 +2,8 @@
 
 from collections import OrderedDict
 
+from engine.contract.host import Grant, Host
 from engine.errors import InsufficientMemory
-from engine.host import Grant, Host
 from engine.lora.peft_files import Adapter
 
 

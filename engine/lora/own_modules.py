@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.host import Grant
+from engine.contract.host import Grant
 from engine.lora.slots import CopiesOf
 from engine.models.layers.embedding import LmHead, TokenEmbedding
 from engine.models.layers.norm import RmsNorm

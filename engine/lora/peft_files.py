@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engine.adapter_orders import AdapterReport
-from engine.checkpoint_files import read_json
+from engine.contract.adapter_orders import AdapterReport
 from engine.errors import CorruptFile, ModelLoadError, ModelNotFound, ShapeMismatch
+from engine.files.checkpoint_files import read_json
 from engine.lora.peft_config import (
     CONFIG,
     MAX_NAMED,

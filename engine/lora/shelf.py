@@ -17,8 +17,9 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import structlog
 
-from engine.adapter_orders import AdapterOrder, AdapterReport, Answer
-from engine.config import EngineConfig, MachineFacts
+from engine.contract.adapter_orders import AdapterOrder, AdapterReport, Answer
+from engine.contract.resolved_config import MachineFacts
+from engine.contract.settings import EngineConfig
 from engine.errors import (
     EngineError,
     InsufficientMemory,
@@ -99,7 +100,7 @@ class _Load:
 
 
 class Shelf(ABC, Generic[Size, Place]):
-    """An `engine.adapter_orders.AdapterShelf`. Loop thread only.
+    """An `engine.contract.adapter_orders.AdapterShelf`. Loop thread only.
 
     Invariant: the adapter of a request that has begun is in place.
 

@@ -15,9 +15,9 @@ import structlog
 import torch
 from torch import Tensor
 
-from engine.adapter_orders import AdapterOrder
+from engine.contract.adapter_orders import AdapterOrder
+from engine.contract.host import Grant, Host
 from engine.errors import InsufficientMemory, UnknownAdapter
-from engine.host import Grant, Host
 from engine.lora.copies import Copies
 from engine.lora.dora import with_gates
 from engine.lora.numbers import AdapterNumbers
@@ -55,7 +55,8 @@ class _Ready(NamedTuple):
 
 
 class AdapterTable(Shelf[AdapterSize, int]):
-    """An `engine.models.adapters.Adapters`, and the engine's `engine.adapter_orders.AdapterShelf`.
+    """An `engine.models.adapters.Adapters`, and the engine's
+    `engine.contract.adapter_orders.AdapterShelf`.
 
     Places are slots of the arrays. Where there may be more adapters than slots, or memory is
     limited, copies of adapters are kept in the host's memory while there is room; others are read

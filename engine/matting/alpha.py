@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.contract.matte import MattingMethod
 from engine.matting import guided
 from engine.matting.arrays import Bytes, Floats, scaled_size
 from engine.matting.conjugate_gradients import solve
 from engine.matting.resampling import shrink
 from engine.matting.systems import KNN_MARGIN, LEAST_SIDE, band_system, surroundings
 from engine.matting.trimap import Trimap
-from engine.matting_types import MattingMethod
 
 MAX_UNKNOWNS = 250_000
 """The most pixels to solve for, at nearly two kilobytes each. Above, alpha is solved for a smaller

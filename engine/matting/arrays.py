@@ -6,7 +6,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from engine.image_types import Pixels
+from engine.contract.pixels import Pixels
 
 Bytes = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]

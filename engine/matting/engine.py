@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from engine.config import Policy
+from engine.contract.matte import MattingEvent, MattingRequest, MattingStats
+from engine.contract.rejection import rejection
+from engine.contract.settings import Policy
 from engine.errors import EngineError, InvalidParameter, QueueFull
-from engine.fault import answer_for
 from engine.matting.arrays import array_of
 from engine.matting.job import Job
 from engine.matting.network import Network
 from engine.matting.trimap import Trimap, check_trimap
-from engine.matting_types import MattingEvent, MattingRequest, MattingStats
-from engine.rejection import rejection
+from engine.runtime.fault import answer_for
 from engine.scheduling.policy import create_policy
 from engine.scheduling.queue import WaitingQueue
 
@@ -66,7 +66,7 @@ def work_bytes(num_pixels: int) -> int:
 
 
 class MattingEngine:
-    """An `engine.stepping.SteppingEngine` for mattes."""
+    """An `engine.worker.stepping.SteppingEngine` for mattes."""
 
     def __init__(
         self,

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.image_types import Pixels
+from engine.contract.matte import MattingEvent, MattingOutput, MattingRequest
+from engine.contract.pixels import Pixels
+from engine.contract.request import FinishReason
 from engine.matting.alpha import NOT_CONVERGED, Matte, estimate_alpha
 from engine.matting.arrays import Bytes, Floats, array_of, pixels_of, scaled_size
 from engine.matting.composition import alpha_levels, covering, over
@@ -19,8 +21,6 @@ from engine.matting.network import Network
 from engine.matting.resampling import resize
 from engine.matting.steering import steer, with_points
 from engine.matting.trimap import Trimap, trimap_of_mask
-from engine.matting_types import MattingEvent, MattingOutput, MattingRequest
-from engine.types import FinishReason
 
 MASK_SIDE = 1024
 """The most pixels of the longer side of the picture from which an automatic trimap is made."""

@@ -6,19 +6,19 @@ import cv2
 import numpy as np
 import structlog
 
-from engine.config import EngineConfig
+from engine.contract.fingerprint import fingerprint
+from engine.contract.host import Host
+from engine.contract.matte import MattingModelInfo, MattingRequest
+from engine.contract.settings import EngineConfig
+from engine.contract.status import Phase
 from engine.errors import ModelLoadError
-from engine.fingerprint import fingerprint
-from engine.host import Host
 from engine.matting.arrays import pixels_of
 from engine.matting.engine import WORK_BYTES, MattingEngine, MattingLimits
 from engine.matting.network import load_network
 from engine.matting.network_files import read_facts
-from engine.matting_types import MattingModelInfo, MattingRequest
 from engine.runtime.device import num_usable_cores
 from engine.runtime.memory import available_host_memory
 from engine.runtime.threads import limit_threads
-from engine.types import Phase
 from engine.weights.source import Checkpoint
 
 _WEIGHT_COPIES = 2

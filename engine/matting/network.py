@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
-from engine.fault import Unusable
 from engine.matting.arrays import Bytes, Floats
 from engine.matting.network_files import NetworkFacts
 from engine.matting.resampling import resize, shrink
+from engine.runtime.fault import Unusable
 
 LEAST_SPREAD = 0.3
 """The least range of a mask's numbers; a mask with less shows no subject, only noise."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint_files import check_regular, open_regular, read_optional_json
 from engine.errors import CorruptFile, ModelLoadError, UnsupportedArchitecture
+from engine.files.checkpoint_files import check_regular, open_regular, read_optional_json
 
 MAX_FILE_BYTES = 2 << 30
 """The largest possible protobuf message; the largest in use (BiRefNet) have 0.9 GB."""

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from engine.contract.matte import Box, Point
 from engine.matting.arrays import Bools, Bytes, Floats, scaled_size
 from engine.matting.regions import Regions
 from engine.matting.resampling import nearest, resize, shrink
 from engine.matting.trimap import SURE, Trimap
-from engine.matting_types import Box, Point
 
 MAX_PIXELS = 200_000
 """The most pixels of the picture in which regions are sought; the trimap's band is wider than one

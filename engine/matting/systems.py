@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from engine.contract.matte import MattingMethod
 from engine.matting.arrays import Bools, Bytes, Doubles, strips
 from engine.matting.pymatting_library import pymatting, silent
 from engine.matting.trimap import Trimap
-from engine.matting_types import MattingMethod
 
 LEAST_SIDE = 5
 """The least side of a picture: windows have three pixels, and KNN matting needs twenty

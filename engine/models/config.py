@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-from engine.kv_layout import LayerGroup, group_layers
-from engine.kv_numbers import KvNumbers
+from engine.contract.kv_layout import LayerGroup, group_layers
+from engine.contract.kv_numbers import KvNumbers
 
 MAX_LAYERS = 1024
 """The most layers of a model. Published models have up to 130; each layer takes milliseconds to

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.config import EngineConfig
-from engine.ordered_process import run_ordered
-from engine.text.scores.sums import Tell
+from engine.contract.host import Tell
+from engine.contract.settings import EngineConfig
+from engine.processes.ordered_process import run_ordered
 
 
 def _planned(order: Mapping[str, Any], tell: Tell) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from heapq import nlargest
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.config import EngineConfig
+from engine.contract.settings import EngineConfig
 from engine.lora.numbers import AdapterNumbers
 from engine.lora.peft_files import AdapterSize, ModelShapes, plan_adapter
 from engine.lora.shelf import cause_of

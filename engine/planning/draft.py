@@ -4,13 +4,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from engine.config import EngineConfig, MachineFacts, ModelFacts
-from engine.kinds import TEXT, further_model
+from engine.contract.kinds import TEXT
+from engine.contract.resolved_config import MachineFacts, ModelFacts
+from engine.contract.settings import EngineConfig
 from engine.models.config import ModelConfig
 from engine.planning.facts import text_facts
 from engine.text.same_tokens import check_same_tokens
 from engine.text.tokenizer import load_tokenizer
 from engine.weights.loader import load_model_config
+from engine.weights.recognition import further_model
 from engine.weights.source import Checkpoint, resolve_source
 from engine.weights.weight_plan import WeightPlan, plan_weights
 

@@ -1,7 +1,8 @@
 """The facts from which a text model's memory is sized."""
 
-from engine.config import EngineConfig, ModelFacts
-from engine.kv_numbers import KvNumbers
+from engine.contract.kv_numbers import KvNumbers
+from engine.contract.resolved_config import ModelFacts
+from engine.contract.settings import EngineConfig
 from engine.models.config import ModelConfig
 from engine.runtime.device import torch_dtype
 from engine.weights.weight_plan import WeightPlan

@@ -7,21 +7,23 @@ from typing import Any
 
 import torch
 
-from engine.adapter_source import with_adapters_here
-from engine.config import EngineConfig, MachineFacts
+from engine.contract.host import Tell
+from engine.contract.kinds import KINDS, AnyKind, imported
+from engine.contract.resolved_config import MachineFacts
+from engine.contract.settings import EngineConfig
+from engine.contract.status import Phase
 from engine.errors import UnsupportedFeature
-from engine.fetchers import Fetchers
-from engine.kinds import KINDS, AnyKind, imported, kind_of_checkpoint, with_fetched
 from engine.planning.chips import CHIPS, Chip, chip_named
 from engine.planning.process_bytes import CONTEXT_BYTES, HOST_BYTES
 from engine.planning.report import PlanReport, Target
 from engine.planning.this_cpu import this_cpu
+from engine.processes.telling_host import TellingHost
 from engine.runtime.device import machine_facts, num_usable_cores
 from engine.runtime.operations import build_operations
 from engine.runtime.threads import limit_threads
-from engine.telling_host import TellingHost
-from engine.text.scores.sums import Tell
-from engine.types import Phase
+from engine.weights.adapter_source import resolve_adapter, with_adapters_here
+from engine.weights.recognition import kind_of_checkpoint, with_fetched
+from engine.weights.source import resolve_source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +54,10 @@ def make_plan(order: Order, tell: Tell) -> dict[str, Any]:
     chip = None if order.gpu is None else chip_named(order.gpu)
     host = TellingHost(tell)
     show = partial(host.report, Phase.DOWNLOADING)
-    fetch = Fetchers.to(order.cache_dir, show, offline=order.offline)
-    checkpoint = fetch.model(order.model)
+    cache_dir, offline = order.cache_dir, order.offline
+    fetch = partial(resolve_source, cache_dir=cache_dir, offline=offline, on_progress=show)
+    fetch_adapter = partial(resolve_adapter, cache_dir=cache_dir, offline=offline, on_progress=show)
+    checkpoint = fetch(order.model)
     kind = kind_of_checkpoint(checkpoint, order.config.kind)
     if kind.planner is None:
         planned = [one.makes for one in KINDS.values() if one.planner is not None]
@@ -62,8 +66,8 @@ def make_plan(order: Order, tell: Tell) -> dict[str, Any]:
             f"{' and '.join(planned)}"
         )
     target = _for_chip(chip, order) if chip is not None else _here(kind, order, host)
-    config, failed = with_adapters_here(order.config, fetch.adapter)
-    config = with_fetched(config, kind, fetch.model)
+    config, failed = with_adapters_here(order.config, fetch_adapter)
+    config = with_fetched(config, kind, fetch)
     report: PlanReport = imported(kind.planner)(checkpoint, config, target)
     if failed and report.adapters is not None:
         adapters = replace(report.adapters, failed={**failed, **report.adapters.failed})

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from engine.config import MachineFacts
+from engine.contract.resolved_config import MachineFacts
 from engine.planning.chips import Chip
 
 

@@ -1,6 +1,7 @@
 """Tells the operator of a model that does not fit the plan and the flags that would fit."""
 
-from engine.config import EngineConfig, MachineFacts
+from engine.contract.resolved_config import MachineFacts
+from engine.contract.settings import EngineConfig
 from engine.errors import EngineError
 from engine.planning.process_bytes import CONTEXT_BYTES, HOST_BYTES
 from engine.planning.report import Target

@@ -12,15 +12,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import get_args
 
-from engine.config import (
-    GIB,
-    EngineConfig,
-    KvCacheDType,
-    kv_layout_of,
-    pool_bytes,
-)
+from engine.contract.kv_numbers import KvNumbers
+from engine.contract.resolved_config import kv_layout_of, pool_bytes
+from engine.contract.settings import GIB, EngineConfig, KvCacheDType, Quantization
 from engine.errors import InvalidParameter, ModelLoadError
-from engine.kv_numbers import KvNumbers
 from engine.models.config import ModelConfig
 from engine.planning.adapters import AdaptersRead, adapter_facts, read_adapters
 from engine.planning.chips import Chip
@@ -29,7 +24,6 @@ from engine.planning.facts import text_facts
 from engine.planning.mixture import Mixture, expert_bytes
 from engine.planning.report import AdapterFacts, ExpertFacts, PlanReport, PlanRow, Target
 from engine.planning.step_bytes import step_bytes
-from engine.quantization.table import Quantization
 from engine.runtime.device import torch_dtype
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint

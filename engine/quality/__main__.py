@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.config import EngineConfig
-from engine.ordered_process import run_ordered
+from engine.contract.host import Tell
+from engine.contract.settings import EngineConfig
+from engine.processes.ordered_process import run_ordered
 from engine.text.scores.passages import ScoredFile
-from engine.text.scores.sums import Tell
 
 
 def _measured(order: Mapping[str, Any], tell: Tell) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.config import EngineConfig
+from engine.contract.host import Tell
+from engine.contract.settings import EngineConfig
 from engine.errors import InvalidParameter
+from engine.processes.telling_host import TellingHost
 from engine.quality.scored_model import FoundModel, ScoredModel, find_model, load_model
 from engine.quality.scoring import passage_scores
-from engine.telling_host import TellingHost
 from engine.text.scores.passages import Passage, ScoredFile
-from engine.text.scores.sums import Tell, text_report
+from engine.text.scores.sums import text_report
 from engine.weights.quality_record import MeasuredQuality, save_quality
 
 

@@ -8,23 +8,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.config import EngineConfig
+from engine.contract.host import Host
+from engine.contract.kinds import TEXT
+from engine.contract.settings import EngineConfig
+from engine.contract.status import Phase
 from engine.errors import InvalidParameter, UnsupportedFeature
-from engine.fault import sizes_within_memory
-from engine.host import Host
-from engine.kinds import TEXT, kind_of_checkpoint
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.whole_texts import WholeTexts
 from engine.runtime.device import PACKED_KV_DTYPES, machine_facts, torch_dtype
+from engine.runtime.fault import sizes_within_memory
 from engine.runtime.operations import build_operations
 from engine.runtime.threads import limit_threads
 from engine.text.scores.passages import Passage, ScoredFile, cut_passages, start_token
 from engine.text.tokenizer import Tokenizer, load_tokenizer
-from engine.types import Phase
 from engine.weights.decoder import load_decoder
 from engine.weights.loader import load_model_config
 from engine.weights.quality_record import Kept
+from engine.weights.recognition import kind_of_checkpoint
 from engine.weights.source import Checkpoint, resolve_source
 from engine.weights.weight_plan import WeightPlan, plan_within_memory
 from kernels.shared.transfer import Milestone

@@ -21,8 +21,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from engine.checkpoint_files import parse_json
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
+from engine.files.checkpoint_files import parse_json
 from engine.quantization.byte_groups import SYMMETRIC_ZERO, ByteWeight, bits_of_bytes
 from engine.quantization.format import Headers, LoadFormat, QuantizedLayer, StoredFormat
 from engine.quantization.four_bit_blocks import FourBitMethod, Numbers, rounded_to_4_bits

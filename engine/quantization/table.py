@@ -6,28 +6,6 @@ This module does not use tensors, because configuration is resolved where there 
 from dataclasses import dataclass
 from typing import Literal
 
-Quantization = Literal[
-    "auto",
-    "none",
-    "gguf",
-    "gguf-int8",
-    "gptq",
-    "awq",
-    "bitsandbytes",
-    "compressed-tensors",
-    "fp8",
-    "int8",
-    "int8-weights",
-    "int4",
-    "bnb-nf4",
-    "bnb-fp4",
-    "bnb-int8",
-]
-"""The values of `--quantization`, for text models."""
-ImageQuantization = Literal["none", "int8-weights", "int4", "bnb-nf4", "bnb-fp4", "bnb-int8"]
-"""The values of `--image-quantization`: formats made from plain weights. Formats of files need no
-setting."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormatFacts:

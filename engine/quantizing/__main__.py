@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.ordered_process import run_ordered
-from engine.text.scores.sums import Tell
+from engine.contract.host import Tell
+from engine.processes.ordered_process import run_ordered
 
 
 def _made(order: Mapping[str, Any], tell: Tell) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from typing import Any
 import gguf
 import numpy as np
 
+from engine.contract.host import Tell
 from engine.errors import ModelLoadError, UnsupportedFeature
-from engine.gguf_part_names import part_names
-from engine.text.scores.sums import Tell
+from engine.files.gguf_part_names import part_names
 from engine.weights.source import Checkpoint
 
 TOOL = "llama-quantize"

@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from engine.contract.host import Tell
 from engine.errors import InvalidParameter, ModelLoadError
 from engine.quantizing.plain_folder import block_matrices, group_size, plain_config
-from engine.text.scores.sums import Tell
 from engine.text.tokenizer import load_tokenizer
 from engine.weights.source import Checkpoint
 

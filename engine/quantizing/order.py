@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.contract.host import Tell
+from engine.contract.status import Phase
 from engine.errors import InvalidParameter
+from engine.processes.telling_host import TellingHost
 from engine.quantizing.gguf_file import gguf_types, write_gguf
 from engine.quantizing.gptq_model import write_with_gptqmodel
 from engine.quantizing.rounded import write_rounded
-from engine.telling_host import TellingHost
-from engine.text.scores.sums import Tell
-from engine.types import Phase
 from engine.weights.source import Checkpoint, resolve_source
 
 GGUF = "gguf-"

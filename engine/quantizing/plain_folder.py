@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from engine.checkpoint_files import read_json
 from engine.errors import InvalidParameter, UnsupportedFeature
+from engine.files.checkpoint_files import read_json
 from engine.quantization.registry import stated_in
 from engine.weights.safetensors import folder_headers
 from engine.weights.source import Checkpoint

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.contract.host import Tell
 from engine.errors import ModelLoadError, UnsupportedFeature
 from engine.quantizing.plain_folder import group_size, is_of_a_block, plain_config
-from engine.text.scores.sums import Tell
 from engine.version import __version__
 from engine.weights.safetensors import folder_headers, iter_tensors
 from engine.weights.source import Checkpoint

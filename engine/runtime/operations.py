@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from engine.host import Host
-from engine.types import Phase
+from engine.contract.host import Host
+from engine.contract.status import Phase
 from kernels import native
 
 _REPORT_S = 0.5

@@ -2,9 +2,9 @@
 
 from typing import Any, Protocol
 
-from engine.config import Policy
+from engine.contract.request import Request
+from engine.contract.settings import Policy
 from engine.scheduling.queue import ArrivalQueue, RankedT, RankQueue, WaitingQueue
-from engine.types import Request
 
 AnyRequest = Request[Any]
 

@@ -6,22 +6,31 @@ elsewhere.
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
-from engine.text.reasoning import ReasoningParserName
-from engine.text.tool_calls.table import ToolCallParserName, parser_of_template
-
-ToolCallParserSetting = Literal["auto", ToolCallParserName]
-ReasoningParserSetting = Literal["auto", "none", ReasoningParserName]
+from engine.contract.settings import (
+    ReasoningParserName,
+    ReasoningParserSetting,
+    ToolCallParserName,
+    ToolCallParserSetting,
+)
+from engine.text.tool_calls.table import parser_of_template
 
 _REASONING_SIGNS: tuple[tuple[str, ReasoningParserName], ...] = (
     ("<|channel>", "gemma4"),
     ("[THINK]", "mistral"),
     ("</think>", "qwen3"),
 )
+
+
 _CODE = re.compile(r"\{[{%](.*?)[}%]\}", re.DOTALL)
+
+
 _STRING = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+
+
 _NAME = re.compile(r"(?<![.\w])[a-z_]\w*")
+
+
 _THINKING_SWITCHES = ("enable_thinking", "thinking")
 """Variables by which templates let callers switch reasoning on or off."""
 

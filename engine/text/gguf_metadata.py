@@ -13,8 +13,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint_files import open_regular, unreadable
 from engine.errors import CorruptFile, ModelLoadError
+from engine.files.checkpoint_files import open_regular, unreadable
 
 _VERSIONS = (2, 3)
 _SCALARS = {

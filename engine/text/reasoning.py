@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
+from engine.contract.settings import ReasoningParserName
 from engine.text.answer_pieces import Content, Reasoning
 from engine.text.answer_reader import AnswerReader, Waiting
-
-ReasoningParserName = Literal["deepseek_r1", "qwen3", "mistral", "gemma4"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +44,8 @@ REASONING_MARKERS: Mapping[ReasoningParserName, ReasoningMarkers] = {
     "mistral": ReasoningMarkers("[THINK]", "[/THINK]"),
     "gemma4": ReasoningMarkers("<|channel>thought", "<channel|>"),
 }
+
+
 assert set(REASONING_MARKERS) == set(get_args(ReasoningParserName))
 
 

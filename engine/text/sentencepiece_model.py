@@ -13,8 +13,8 @@ from typing import Any
 
 from tokenizers import Tokenizer as RawTokenizer
 
-from engine.checkpoint_files import read_bounded
 from engine.errors import CorruptFile, EngineError, UnsupportedArchitecture
+from engine.files.checkpoint_files import read_bounded
 from engine.text.spm_tokenizer import SpacePrefix, build_spm_tokenizer
 from engine.text.vocabulary import TokenType, Vocabulary
 

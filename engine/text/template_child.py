@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from engine.errors import EngineError, Failure, InvalidParameter
-from engine.process_limits import ignore_group_signals, limit_memory, limit_time
+from engine.processes.process_limits import ignore_group_signals, limit_memory, limit_time
 from engine.text.chat_template import ChatTemplate
 from engine.text.template_wire import (
     HEADER_BYTES,

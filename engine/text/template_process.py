@@ -27,7 +27,7 @@ from engine.errors import (
     InvalidParameter,
     QueueFull,
 )
-from engine.own_packages import module_command
+from engine.processes.own_packages import module_command
 from engine.text.template_wire import (
     HEADER_BYTES,
     MAX_FRAME_BYTES,

@@ -12,8 +12,8 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RawTokenizer
 
-from engine.checkpoint_files import check_regular, read_bounded, read_optional_json
 from engine.errors import CorruptFile, ModelNotFound
+from engine.files.checkpoint_files import check_regular, read_bounded, read_optional_json
 from engine.text.sentencepiece_model import read_sentencepiece_model
 from engine.text.tokenizer_parts import (
     TokenizerParts,

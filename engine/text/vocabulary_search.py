@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.sampling_params import TokenPattern
+from engine.contract.sampling_params import TokenPattern
 from engine.text.tokenizer import Tokenizer
 
 MAX_TAIL = 20

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.ordered_process import run_ordered
-from engine.text.scores.sums import Tell
+from engine.contract.host import Tell
+from engine.processes.ordered_process import run_ordered
 from engine.training.order import TrainingOrder
 
 _OF_OTHER_ORDERS = ("estimate", "config", "cpu_isa")

@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from engine.config import Policy
+from engine.contract.enlarge import UpscaleEvent, UpscaleRequest, UpscaleStats
+from engine.contract.rejection import rejection
+from engine.contract.request import FinishReason
+from engine.contract.settings import Policy
 from engine.errors import InvalidParameter, QueueFull
-from engine.fault import Unusable, answer_for
-from engine.rejection import rejection
+from engine.runtime.fault import Unusable, answer_for
 from engine.scheduling.policy import create_policy
 from engine.scheduling.queue import WaitingQueue
-from engine.types import FinishReason
-from engine.upscale_types import UpscaleEvent, UpscaleRequest, UpscaleStats
 from engine.upscaling.network import NetworkFacts
 from engine.upscaling.picture import Picture, rim_of
 from engine.upscaling.runner import TileRunner
@@ -85,7 +85,7 @@ class _Tile:
 
 
 class UpscalingEngine:
-    """An `engine.stepping.SteppingEngine` that enlarges images."""
+    """An `engine.worker.stepping.SteppingEngine` that enlarges images."""
 
     def __init__(self, runner: TileRunner, facts: NetworkFacts, limits: UpscalingLimits) -> None:
         self._runner = runner

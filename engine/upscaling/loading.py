@@ -8,17 +8,18 @@ from typing import Any
 import structlog
 import torch
 
-from engine.config import EngineConfig, MachineFacts, WantedKind
+from engine.contract.enlarge import UpscaleModelInfo, UpscaleRequest
+from engine.contract.fingerprint import fingerprint
+from engine.contract.host import Host
+from engine.contract.pixels import Pixels
+from engine.contract.resolved_config import MachineFacts
+from engine.contract.settings import EngineConfig, WantedKind
+from engine.contract.status import Phase
 from engine.errors import ModelLoadError, UnsupportedArchitecture
-from engine.fault import sizes_within_memory
-from engine.fingerprint import fingerprint
-from engine.host import Host
-from engine.image_types import Pixels
 from engine.runtime.device import machine_facts
+from engine.runtime.fault import sizes_within_memory
 from engine.runtime.operations import build_operations
 from engine.runtime.threads import limit_threads
-from engine.types import Phase
-from engine.upscale_types import UpscaleModelInfo, UpscaleRequest
 from engine.upscaling.architectures import has_own_names, network_of
 from engine.upscaling.convolution import num_arranged_bytes
 from engine.upscaling.engine import UpscalingEngine, UpscalingLimits

@@ -5,10 +5,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from engine.contract.enlarge import UpscaleRequest
+from engine.contract.examination import Examination
+from engine.contract.pixels import Pixels
 from engine.fidelity.aftercare import Aftercare
 from engine.fidelity.planes import Bytes
-from engine.image_types import Examination, Pixels
-from engine.upscale_types import UpscaleRequest
 from engine.upscaling.bands import Bands
 from engine.upscaling.network import NetworkFacts
 from engine.upscaling.preview import PreviewCanvas

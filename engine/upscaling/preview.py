@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engine.image_types import Pixels
+from engine.contract.pixels import Pixels
 
 
 class PreviewCanvas:

@@ -4,7 +4,7 @@ import structlog
 import torch
 from torch import Tensor
 
-from engine.fault import is_out_of_memory
+from engine.runtime.fault import is_out_of_memory
 from engine.upscaling.bands import Bands
 from engine.upscaling.network import Network
 from engine.upscaling.tiling import plan_side

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.checkpoint_files import check_regular, open_regular
 from engine.errors import CorruptFile, ModelLoadError
+from engine.files.checkpoint_files import check_regular, open_regular
 from engine.weights.safetensors import iter_file_tensors
 
 _MAX_BYTES = 4 << 30

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from engine.tile_places import spread
+from engine.pictures.tile_places import spread
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.contract.sampling_params import SAMPLER_PARAMETERS
 from engine.errors import UnsupportedArchitecture
 from engine.models.config import ModelConfig
 from engine.models.gguf_keys import NO_WEIGHTS, GgufKeys
 from engine.models.registry import family_of_gguf, gguf_architectures
-from engine.sampling_params import SAMPLER_PARAMETERS
 from engine.text.gguf_metadata import read_metadata
 from engine.text.gguf_tokenizer import END_TOKENS
 from engine.text.vocabulary import TokenType

@@ -3,13 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-from engine.checkpoint_files import read_json, read_optional_json
-from engine.default_sampling import FILE_NAME, recommended
 from engine.errors import ModelLoadError
+from engine.files.checkpoint_files import read_json, read_optional_json
 from engine.models.config import ModelConfig
 from engine.models.family import Family
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.registry import family_of, family_of_model_type
+from engine.weights.default_sampling import FILE_NAME, recommended
 
 
 def read_config_json(folder: Path) -> ModelConfig:

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import structlog
 import torch
 
+from engine.contract.host import Host
+from engine.contract.status import Phase
 from engine.errors import ModelLoadError
-from engine.host import Host
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.registry import create_model
 from engine.quantization.plan import Shapes
 from engine.runtime.huge_pages import use_huge_pages
-from engine.types import Phase
 from engine.weights.loader import iter_weights
 from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import HEAD, WeightPlan

@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 
-from engine.checkpoint_files import (
+from engine.errors import EngineError, ModelLoadError
+from engine.files.checkpoint_files import (
     MAX_JSON_BYTES,
     open_regular,
     read_optional_json,
     unreadable,
 )
-from engine.errors import EngineError, ModelLoadError
-from engine.gguf_part_names import part_names
+from engine.files.gguf_part_names import part_names
 from engine.weights.diffusers_layout import UNUSED
 from engine.weights.source import Checkpoint
 from engine.weights.verified_file import write_whole

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from engine.checkpoint_files import open_regular, unreadable
 from engine.errors import CorruptFile, ModelLoadError
-from engine.gguf_part_names import part_names
+from engine.files.checkpoint_files import open_regular, unreadable
+from engine.files.gguf_part_names import part_names
 
 _VERSIONS = (2, 3)
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from engine.checkpoint_files import read_json
 from engine.errors import ModelLoadError, ModelNotFound
-from engine.gguf_part_names import first_part, part_names
+from engine.files.checkpoint_files import read_json
+from engine.files.gguf_part_names import first_part, part_names
 from engine.weights import verified_file
 from engine.weights.diffusers_layout import HALF_FIRST, UNUSED, choose_weights, has_pickles
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from engine.checkpoint_files import read_json, read_optional_json
+from engine.files.checkpoint_files import read_json, read_optional_json
 from engine.models.config import ModelConfig
 from engine.quantization.format import TensorHeader
 from engine.quantization.registry import side_files, stated_in

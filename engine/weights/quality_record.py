@@ -14,9 +14,9 @@ from typing import Any, Self
 
 import structlog
 
-from engine.checkpoint_files import open_regular, read_optional_json
 from engine.errors import EngineError, ModelLoadError
-from engine.gguf_part_names import part_names
+from engine.files.checkpoint_files import open_regular, read_optional_json
+from engine.files.gguf_part_names import part_names
 from engine.weights.source import Checkpoint
 
 _FOLDER_FILE = "tandem_quality.json"

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from engine.checkpoint_files import (
+from engine.errors import CorruptFile, MissingWeight
+from engine.files.checkpoint_files import (
     check_regular,
     open_regular,
     parse_json,
     read_json,
     unreadable,
 )
-from engine.errors import CorruptFile, MissingWeight
 from engine.models.config import ModelConfig
 from engine.quantization.format import TensorHeader
 

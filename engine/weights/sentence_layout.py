@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint_files import parse_json_list, read_bounded, read_optional_json
 from engine.errors import CorruptFile, UnsupportedArchitecture
+from engine.files.checkpoint_files import parse_json_list, read_bounded, read_optional_json
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.sentence_encoder import POOLINGS, Pooling
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from engine.checkpoint_files import open_regular
 from engine.errors import CorruptFile, ModelLoadError, ModelNotFound
-from engine.gguf_part_names import first_part, model_name, part_names
+from engine.files.checkpoint_files import open_regular
+from engine.files.gguf_part_names import first_part, model_name, part_names
 from engine.weights import hub, pypi, suggestions
 
 Progress = Callable[[float | None, str], None]

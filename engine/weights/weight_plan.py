@@ -5,9 +5,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
-from engine.config import EngineConfig, MachineFacts, resolve_quantization
+from engine.contract.resolved_config import MachineFacts
+from engine.contract.settings import EngineConfig, Quantization
 from engine.errors import InsufficientMemory, ModelLoadError
 from engine.models.config import ModelConfig
+from engine.quantization.choice import resolve_quantization
 from engine.quantization.format import Headers, StoredFormat
 from engine.quantization.method import LinearMethod
 from engine.quantization.plain import UnquantizedMethod
@@ -21,7 +23,7 @@ from engine.quantization.plan import (
     unpacked,
 )
 from engine.quantization.registry import detect, stored_format
-from engine.quantization.table import FORMATS, Quantization
+from engine.quantization.table import FORMATS
 from engine.runtime.device import torch_dtype
 from engine.weights.loader import quantization_config, weight_headers
 from engine.weights.source import Checkpoint

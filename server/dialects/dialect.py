@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-from engine.kinds import AnyKind
+from engine.contract.kinds import AnyKind
 from server.http.errors import ErrorShape
 
 BodyT = TypeVar("BodyT", bound=BaseModel)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from engine.embedding_types import EmbeddingEvent
+from engine.contract.embed import EmbeddingEvent
 from server.embeddings.convert import Embedded, as_numbers, in_base64
 from server.embeddings.scores import cosine
 from server.http.turns import in_turns

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.embedding_types import EmbeddingEvent, EmbeddingModelInfo, EmbeddingRequest
+from engine.contract.embed import EmbeddingEvent, EmbeddingModelInfo, EmbeddingRequest
 from engine.errors import ContextLengthExceeded, InvalidParameter
 from server.embeddings.inputs import Inputs
 from server.text.convert import check_token_ids

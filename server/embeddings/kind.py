@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from engine.config import EngineConfig
-from engine.embedding_types import EmbeddingModelInfo
-from engine.kinds import EMBEDDING
+from engine.contract.embed import EmbeddingModelInfo
+from engine.contract.kinds import EMBEDDING
+from engine.contract.settings import EngineConfig
 from server.http.admission import Places
 from server.http.item_metrics import ItemMetrics, ItemNames
 from server.http.schemas import integer_items, variant

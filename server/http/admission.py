@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from engine.contract.kinds import AnyKind
 from engine.errors import Draining, QueueFull
-from engine.kinds import AnyKind
 from server.http.lifecycle import Lifecycle
 
 _MAX_RETRY_AFTER_S = 60

@@ -9,9 +9,9 @@ from collections.abc import AsyncGenerator, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from engine.client import RequestEvents
+from engine.contract.request import Event, EventT, FinishReason
 from engine.errors import Draining, RequestAborted
-from engine.types import Event, EventT, FinishReason
+from engine.worker.client import RequestEvents
 from server.http.admission import Lease
 from server.http.live_requests import Label
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from engine.client import EngineClient
-from engine.kinds import AnyKind
-from engine.types import Event, Stats
+from engine.contract.kinds import AnyKind
+from engine.contract.request import Event, Stats
+from engine.worker.client import EngineClient
 from server.http.model_metrics import (
     KindMetrics,
     MetricFactory,

@@ -4,9 +4,9 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Any
 
-from engine.client import EngineClient, RequestEvents
+from engine.contract.request import Event, EventT, Request
 from engine.errors import RequestAborted
-from engine.types import Event, EventT, Request
+from engine.worker.client import EngineClient, RequestEvents
 from server.http.admission import Lease
 from server.http.engine_run import EngineRun, cancelled, check_event, cut_short, read_events
 from server.http.item_metrics import ItemMeter

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.types import ModelStatus, Phase
+from engine.contract.status import ModelStatus, Phase
 
 _WORST_FIRST = (
     Phase.FAILED,

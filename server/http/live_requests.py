@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 from starlette.requests import Request
 
-from engine.kinds import AnyKind
+from engine.contract.kinds import AnyKind
 from server.http.owner import Owner, owner_of
 
 

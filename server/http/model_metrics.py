@@ -11,10 +11,10 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from engine.client import EngineClient
+from engine.contract.kinds import Kind
+from engine.contract.request import AdaptableInfo
 from engine.errors import RequestAborted, RequestError
-from engine.kinds import Kind
-from engine.types import AdaptableInfo
+from engine.worker.client import EngineClient
 
 MODEL = "model_name"
 """The first label of each metric, as in vLLM."""

@@ -4,7 +4,7 @@ document says."""
 from collections.abc import Sequence
 from typing import Any
 
-from engine.config import EngineConfig
+from engine.contract.settings import EngineConfig
 from engine.errors import UnsupportedFeature
 from server.http.schemas import variant
 

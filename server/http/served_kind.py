@@ -1,7 +1,7 @@
 """The facts about a kind of model that the server needs, besides its routes. `server/kinds.py`
 lists all kinds.
 
-The engine's side of a kind is its row in `engine/kinds.py`.
+The engine's side of a kind is its row in `engine/contract/kinds.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ from typing import Any, Generic, Protocol, TypeVar
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
-from engine.client import EngineClient
-from engine.config import EngineConfig
-from engine.kinds import Kind
-from engine.types import InfoT
+from engine.contract.kinds import Kind
+from engine.contract.request import InfoT
+from engine.contract.settings import EngineConfig
+from engine.worker.client import EngineClient
 from server.http.admission import Places
 from server.settings import Settings
 

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
-from engine.errors import InvalidParameter, UnsupportedFeature
-from engine.image_types import (
+from engine.contract.draw import (
     DenoisingFacts,
     GuidanceKind,
     ImageModelInfo,
@@ -22,6 +21,7 @@ from engine.image_types import (
     MaskContent,
     PromptSyntax,
 )
+from engine.errors import InvalidParameter, UnsupportedFeature
 from server.images.files import check_sides
 from server.images.hires import check_same_adapters, hires_pass
 from server.images.inputs import ImageInputs

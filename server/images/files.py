@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from engine.contract.pixels import Pixels
 from engine.errors import InvalidParameter
-from engine.image_types import Pixels
 from server.images.metadata import exif_bytes, png_chunks
 
 ImageFormat = Literal["png", "jpeg", "webp"]

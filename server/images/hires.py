@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from engine.errors import UnsupportedFeature
-from engine.image_types import (
+from engine.contract.draw import (
     DenoisingFacts,
     Enlarging,
     HiresPass,
@@ -12,6 +11,7 @@ from engine.image_types import (
     ImageParams,
     ImageTask,
 )
+from engine.errors import UnsupportedFeature
 from server.images.limits import Size, check_steps, drawing_size, offered_scheduler, parse_size
 from server.protocol.hires import HiresFields
 

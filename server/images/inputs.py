@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from engine.contract.pixels import Pixels
 from engine.errors import InvalidParameter
-from engine.image_types import Pixels
 from server.http.engine_run import EngineRun
 from server.images.picture_wire import Reading
 from server.images.pictures import EncodedPicture, Pictures

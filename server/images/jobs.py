@@ -9,8 +9,8 @@ import time
 from collections.abc import Awaitable, Callable
 from weakref import WeakValueDictionary
 
+from engine.contract.draw import ImageEvent, ImageRequest
 from engine.errors import EngineError, RequestAborted
-from engine.image_types import ImageEvent, ImageRequest
 from server.http.errors import status_row
 from server.http.expiring import ExpiringTable
 from server.http.live_requests import Progress

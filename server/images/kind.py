@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from engine.config import EngineConfig
-from engine.image_types import DenoisingFacts, ImageModelInfo
-from engine.kinds import IMAGE
+from engine.contract.draw import DenoisingFacts, ImageModelInfo
+from engine.contract.kinds import IMAGE
+from engine.contract.settings import EngineConfig
 from server.http.admission import Places
 from server.http.schemas import variant
 from server.http.served_kind import FirstQuestion, ServedKind

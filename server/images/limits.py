@@ -7,8 +7,9 @@ import math
 import re
 from collections.abc import Sequence
 
+from engine.contract.draw import ImageModelInfo, ImageParams, ImageTask, Outpaint
+from engine.contract.pixels import Pixels
 from engine.errors import InvalidParameter
-from engine.image_types import ImageModelInfo, ImageParams, ImageTask, Outpaint, Pixels
 
 _SIZE = re.compile(r"([0-9]{1,6})[xX]([0-9]{1,6})")
 _PARTIAL_TASKS = (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT, ImageTask.RESTORE)

@@ -2,8 +2,8 @@
 
 import re
 
+from engine.contract.draw import ImageModelInfo, LoraUse
 from engine.errors import InvalidParameter, UnknownAdapter, UnsupportedFeature
-from engine.image_types import ImageModelInfo, LoraUse
 from server.protocol.images import ImageFields
 from server.protocol.loras import MAX_LORAS, MAX_SCALE
 

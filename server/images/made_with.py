@@ -4,7 +4,7 @@ metadata, and for warnings about settings that were used with other files."""
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from engine.image_types import ImageModelInfo
+from engine.contract.draw import ImageModelInfo
 from server.protocol.made_with import MadeWith
 
 _NUM_DIGITS = 16

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from engine.image_types import Enlarging
+from engine.contract.draw import Enlarging
 from server.images.exif import write_comment
 from server.images.hires import LABELS
 from server.images.limits import parse_size, partial_steps

@@ -11,9 +11,9 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Histogram
 
-from engine.client import EngineClient
-from engine.image_types import ImageEvent, ImageRequest, ImageStats
-from engine.kinds import IMAGE
+from engine.contract.draw import ImageEvent, ImageRequest, ImageStats
+from engine.contract.kinds import IMAGE
+from engine.worker.client import EngineClient
 from server.http.model_metrics import (
     ADAPTER,
     AdapterMetrics,

@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 
 from engine.errors import EngineError, Failure, InvalidParameter
-from engine.helper_process import Bytes, own_pipes, read_frame, write_frame
-from engine.process_limits import ignore_group_signals, limit_more_memory, limit_time
+from engine.processes.helper_process import Bytes, own_pipes, read_frame, write_frame
+from engine.processes.process_limits import ignore_group_signals, limit_more_memory, limit_time
 from server.images.decoding import decode_grey, decode_image, decode_mask, texts_of
 from server.images.picture_wire import Answer, Decoded, Question, Reading, Refused, Texts
 

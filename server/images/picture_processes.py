@@ -11,8 +11,8 @@ import msgspec
 import structlog
 
 from engine.errors import EngineError, InternalError, InvalidParameter
-from engine.helper_process import HelperLost, HelperProcess
-from engine.own_packages import module_command
+from engine.processes.helper_process import HelperLost, HelperProcess
+from engine.processes.own_packages import module_command
 from server.images.picture_wire import Answer, Decoded, Question, Refused, Texts
 
 _MOST_PROCESSES = 4

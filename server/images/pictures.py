@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.image_types import Pixels
+from engine.contract.pixels import Pixels
 from server.http.engine_run import EngineRun
 from server.images.decoding import MaskMode
 from server.images.header import read_header

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from engine.image_types import ImageParams, ImageTask, MaskContent, PromptSyntax
+from engine.contract.draw import ImageParams, ImageTask, MaskContent, PromptSyntax
 from server.images.convert import ImageOrder
 from server.images.hires import hires_fields
 from server.images.made_with import of_adapters

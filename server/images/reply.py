@@ -6,7 +6,8 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from engine.image_types import ImageEvent, Pixels
+from engine.contract.draw import ImageEvent
+from engine.contract.pixels import Pixels
 from server.http.reply import Reply
 from server.http.shape import Shape, encode
 from server.http.sse import named_event

@@ -9,10 +9,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from engine.client import EngineClient, ImageStream
+from engine.contract.draw import ImageEvent
+from engine.contract.pixels import Pixels
+from engine.contract.request import FinishReason
 from engine.errors import EngineError, RequestAborted
-from engine.image_types import ImageEvent, Pixels
-from engine.types import FinishReason
+from engine.worker.client import EngineClient, ImageStream
 from server.http.admission import Lease
 from server.http.engine_run import EngineRun, cancelled, check_event, cut_short, read_events
 from server.http.live_requests import Progress

@@ -1,7 +1,7 @@
 """Chooses the task of an image request: drawing, redrawing, following an instruction."""
 
+from engine.contract.draw import ImageModelInfo, ImageTask, Outpaint
 from engine.errors import InvalidParameter, UnsupportedFeature
-from engine.image_types import ImageModelInfo, ImageTask, Outpaint
 from server.protocol.image_inputs import OutpaintFields
 from server.protocol.images import (
     MAX_INPUT_IMAGES,

@@ -4,14 +4,8 @@ import base64
 import time
 import uuid
 
-from engine.image_types import Pixels
-from engine.matting_types import (
-    MattingEvent,
-    MattingMethod,
-    MattingOutput,
-    MattingRequest,
-    Point,
-)
+from engine.contract.matte import MattingEvent, MattingMethod, MattingOutput, MattingRequest, Point
+from engine.contract.pixels import Pixels
 from server.http.engine_run import EngineRun
 from server.images.files import encode_image
 from server.images.picture_wire import Reading

@@ -3,9 +3,9 @@
 import time
 from dataclasses import dataclass
 
-from engine.client import EngineClient
-from engine.image_types import Pixels
-from engine.matting_types import MattingRequest
+from engine.contract.matte import MattingRequest
+from engine.contract.pixels import Pixels
+from engine.worker.client import EngineClient
 from server.http.admission import Lease
 from server.http.item_metrics import ItemMetrics
 from server.matting.convert import new_matte_id

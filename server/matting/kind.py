@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from engine.kinds import MATTING
-from engine.matting_types import MattingModelInfo
+from engine.contract.kinds import MATTING
+from engine.contract.matte import MattingModelInfo
 from server.http.item_metrics import ItemMetrics, ItemNames
 from server.http.served_kind import FirstQuestion, ServedKind
 from server.images.kind import image_places

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from engine.matting_types import MattingEvent, MattingRequest
-from engine.types import Event
+from engine.contract.matte import MattingEvent, MattingRequest
+from engine.contract.request import Event
 from server.http.item_run import ItemRun
 from server.http.live_requests import Progress
 

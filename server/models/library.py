@@ -1,7 +1,7 @@
 """Loads and unloads models for clients, as far as the operator allows it.
 
-The engine does the work (`engine/client.py`); this module decides what and how much may be loaded,
-and remembers why the latest loads failed.
+The engine does the work (`engine/worker/client.py`); this module decides what and how much may be
+loaded, and remembers why the latest loads failed.
 """
 
 import asyncio
@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from engine.adapter_orders import AdapterOrder, AdapterReport
-from engine.adapter_source import needs_hub, resolve_adapter
-from engine.client import EngineClient
+from engine.contract.adapter_orders import AdapterOrder, AdapterReport
+from engine.contract.kinds import KINDS
+from engine.contract.model_spec import ModelSpec, settings_of_clients, settings_of_models
+from engine.contract.request import Info
+from engine.contract.status import ModelStatus
 from engine.errors import (
     Draining,
     EngineError,
@@ -22,9 +24,8 @@ from engine.errors import (
     NotAllowed,
     TooManyModels,
 )
-from engine.kinds import KINDS
-from engine.model_spec import ModelSpec, settings_of_clients, settings_of_models
-from engine.types import Info, ModelStatus
+from engine.weights.adapter_source import needs_hub, resolve_adapter
+from engine.worker.client import EngineClient
 from server.http.lifecycle import Lifecycle
 from server.models.loadable import LoadableModels
 from server.models.loadable_adapters import LoadableAdapters

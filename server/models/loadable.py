@@ -6,9 +6,9 @@ from pathlib import Path
 
 import structlog
 
+from engine.contract.model_spec import ModelSpec
 from engine.errors import InvalidParameter, UnknownModel
-from engine.gguf_part_names import first_part, model_name
-from engine.model_spec import ModelSpec
+from engine.files.gguf_part_names import first_part, model_name
 from server.settings import ANY_MODEL, Settings
 
 _FILES = (".gguf", ".safetensors", ".pth", ".param")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import structlog
 
-from engine.config import check_adapter, split_adapter
+from engine.contract.model_spec import ModelSpec
+from engine.contract.settings import check_adapter, split_adapter
 from engine.errors import InvalidParameter, UnknownAdapter
-from engine.model_spec import ModelSpec
 from server.settings import ANY_MODEL, Settings
 
 _CONFIGURATION = "adapter_config.json"

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from engine.client import EngineClient
-from engine.types import ModelStatus, Phase
+from engine.contract.status import ModelStatus, Phase
+from engine.worker.client import EngineClient
 from server.http.served_kind import FirstQuestion
 from server.kinds import SERVED
 from server.process.listen import Listener

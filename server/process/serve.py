@@ -25,9 +25,9 @@ import typer
 import uvicorn
 from fastapi import FastAPI
 
-from engine.client import EngineClient, ProcessEngineClient, WorkerOptions
-from engine.logs import configure_logging
+from engine.processes.logs import configure_logging
 from engine.version import __version__
+from engine.worker.client import EngineClient, ProcessEngineClient, WorkerOptions
 from server.app import build_routes, create_app
 from server.http.connection import (
     KEEP_ALIVE_S,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from engine.types import ModelStatus, Phase
+from engine.contract.status import ModelStatus, Phase
 from engine.version import __version__
 
 _WORDS = {

@@ -21,8 +21,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError
 
+from engine.contract.sampling_params import ContrastParams
 from engine.errors import InvalidParameter, UnsupportedFeature
-from engine.sampling_params import ContrastParams
 from server.protocol.contrast_fields import ContrastFields, check_contrast
 from server.protocol.guidance_fields import GuidanceFields, check_guidance
 from server.protocol.logit_bias import LogitBias, Word

@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from engine.contract.sampling_params import MAX_CANDIDATES, MIN_CANDIDATES
 from engine.errors import InvalidParameter
-from engine.sampling_params import MAX_CANDIDATES, MIN_CANDIDATES
 from server.protocol.search_fields import OF_DRAWS, check_neutral
 
 

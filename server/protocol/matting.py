@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from engine.contract.matte import MattingMethod
 from engine.errors import InvalidParameter
-from engine.matting_types import MattingMethod
 from server.http.multipart import Form
 from server.protocol.common import Priority, WireModel
 from server.protocol.file_fields import FileFields

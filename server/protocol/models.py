@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.image_types import GuidanceKind, ImageTask
+from engine.contract.draw import GuidanceKind, ImageTask
 
 
 @dataclass(slots=True, kw_only=True)

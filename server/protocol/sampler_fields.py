@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, create_model
 
-from engine.sampler_order import OTHER_SAMPLER_NAMES, SAMPLERS, check_order
-from engine.sampling_params import (
+from engine.contract.sampler_order import OTHER_SAMPLER_NAMES, SAMPLERS, check_order
+from engine.contract.sampling_params import (
     MAX_STRING_CHARS,
     MAX_STRINGS,
     SAMPLER_PARAMETERS,

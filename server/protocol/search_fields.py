@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from engine.contract.sampling_params import MAX_BEAM_WIDTH, SAMPLER_PARAMETERS, BeamParams, Patterns
+from engine.contract.structure import Structure
 from engine.errors import InvalidParameter
-from engine.sampling_params import MAX_BEAM_WIDTH, SAMPLER_PARAMETERS, BeamParams, Patterns
-from engine.structure import Structure
 
 MAX_COMPLETIONS = 128
 MAX_LENGTH_PENALTY = 10.0

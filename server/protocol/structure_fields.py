@@ -1,7 +1,7 @@
 """The fields of a request that set the form of its text, in three dialects.
 
 OpenAI's `response_format`, vLLM's `structured_outputs` (and its older `guided_…`), and llama.cpp's
-`grammar` and `json_schema` all become one `engine.structure.Structure`.
+`grammar` and `json_schema` all become one `engine.contract.structure.Structure`.
 """
 
 import json
@@ -13,8 +13,8 @@ from typing import Annotated, Any, Self
 import msgspec
 from pydantic import BaseModel, Field, model_validator
 
+from engine.contract.structure import MAX_CHARS, Structure, StructureKind, Tag, Tags
 from engine.errors import InvalidParameter, UnsupportedFeature
-from engine.structure import MAX_CHARS, Structure, StructureKind, Tag, Tags
 
 MAX_CHOICES = 2048
 _Object = Annotated[dict[str, Any], Field(max_length=64)]

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from engine.contract.examination import Consistency
 from engine.errors import InvalidParameter
-from engine.image_types import Consistency
 from server.http.multipart import Form
 from server.protocol.common import INT64_MAX, Priority
 from server.protocol.file_fields import FileFields

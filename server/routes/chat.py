@@ -4,9 +4,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from engine.kinds import TEXT
+from engine.contract.generate import ModelInfo
+from engine.contract.kinds import TEXT
 from engine.text.chat_format import ChatFormat
-from engine.types import ModelInfo
 from server.catalog import config_of, find_model
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate

@@ -5,8 +5,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from engine.kinds import TEXT
-from engine.types import GenerateRequest, ModelInfo
+from engine.contract.generate import GenerateRequest, ModelInfo
+from engine.contract.kinds import TEXT
 from server.catalog import config_of, find_model
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate

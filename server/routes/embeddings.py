@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from engine.kinds import EMBEDDING
+from engine.contract.kinds import EMBEDDING
 from server.catalog import config_of, find_of_kind
 from server.embeddings.answers import embeddings_answer, pooling_answer
 from server.embeddings.convert import Embedded, check_inputs, embedding_request, token_ids

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.responses import RedirectResponse
 
-from engine.types import ModelStatus, Phase
+from engine.contract.status import ModelStatus, Phase
 from engine.version import __version__
 from server.catalog import unknown_model
 from server.protocol.answers import error_answers

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Request, Response
 
-from engine.image_types import ImageModelInfo, ImageTask
-from engine.kinds import IMAGE
+from engine.contract.draw import ImageModelInfo, ImageTask
+from engine.contract.kinds import IMAGE
 from server.catalog import config_of, find_image_model
 from server.http.errors import INVALID_REQUEST, error_response
 from server.http.form_route import FormRoute

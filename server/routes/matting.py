@@ -5,7 +5,7 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from engine.kinds import MATTING
+from engine.contract.kinds import MATTING
 from server.catalog import config_of
 from server.http.form_route import FormRoute
 from server.http.log_fields import annotate

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter
 
-from engine.types import ModelInfo
+from engine.contract.generate import ModelInfo
 from server.catalog import find_any_model, find_model
 from server.protocol.answers import error_answers
 from server.routes.deps import StateDep

@@ -9,8 +9,8 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from engine.contract.status import Phase
 from engine.errors import ModelLoadError, NotAllowed
-from engine.types import Phase
 from server.http.admin import has_admin_key
 from server.http.errors import load_error_response
 from server.http.json_route import JsonRoute

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path
 
-from engine.kinds import kind_of
-from engine.types import Info
+from engine.contract.kinds import kind_of
+from engine.contract.request import Info
 from server.catalog import find_any_model
 from server.kinds import SERVED, AnyCard
 from server.protocol.answers import error_answers

@@ -3,9 +3,9 @@
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-from engine.embedding_types import EmbeddingModelInfo
+from engine.contract.embed import EmbeddingModelInfo
+from engine.contract.kinds import EMBEDDING
 from engine.errors import EngineError, InvalidParameter, RequestAborted, RequestError
-from engine.kinds import EMBEDDING
 from server.catalog import find_of_kind
 from server.embeddings.convert import embedding_request, token_ids
 from server.embeddings.inputs import Inputs

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
+from engine.contract.generate import ModelInfo
 from engine.errors import InvalidParameter
 from engine.text.chat_format import ChatFormat
-from engine.types import ModelInfo
 from server.catalog import config_of, find_default_model, find_model
 from server.http.json_route import JsonRoute
 from server.http.sse import until_disconnect

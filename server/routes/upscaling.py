@@ -5,8 +5,9 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from engine.image_types import ImageModelInfo, Pixels
-from engine.kinds import IMAGE, UPSCALE
+from engine.contract.draw import ImageModelInfo
+from engine.contract.kinds import IMAGE, UPSCALE
+from engine.contract.pixels import Pixels
 from server.catalog import config_of
 from server.http.form_route import FormRoute
 from server.http.log_fields import annotate

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import yaml
 from pydantic import SecretStr
 
-from engine.config import EngineConfig
+from engine.contract.settings import EngineConfig
 from server.settings.problem import option_name, variable_name
 from server.settings.settings import Settings, engine_knobs
 

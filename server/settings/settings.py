@@ -33,10 +33,10 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from engine.config import CpuIsa, EngineConfig, check_adapter, split_adapter
+from engine.contract.gpus import VARIABLE
+from engine.contract.model_spec import DEFAULT_MODELS, ModelSpec
+from engine.contract.settings import CpuIsa, EngineConfig, check_adapter, split_adapter
 from engine.errors import InvalidParameter
-from engine.gpus import VARIABLE
-from engine.model_spec import DEFAULT_MODELS, ModelSpec
 from server.settings.problem import (
     ENV_PREFIX,
     Origins,

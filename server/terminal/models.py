@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from engine.built_in import BUILT_IN
+from engine.contract.built_in import BUILT_IN
 from server.settings import ClientSettings
 from server.terminal.client import ServerProblem, fetch, open_client
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from engine.config import EngineConfig
-from engine.gpus import command_on
-from engine.own_packages import module_command
-from engine.text.scores.sums import Tell
+from engine.contract.gpus import command_on
+from engine.contract.host import Tell
+from engine.contract.settings import EngineConfig
+from engine.processes.own_packages import module_command
 from server.settings import Settings
 
 

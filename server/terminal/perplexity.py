@@ -8,10 +8,10 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from engine.contract.host import Tell
+from engine.contract.model_spec import ModelSpec
 from engine.errors import EngineError
-from engine.model_spec import ModelSpec
 from engine.text.scores.passages import ScoredFile
-from engine.text.scores.sums import Tell
 from server.settings import ClientSettings, Settings
 from server.terminal.client import ServerProblem, first_text_model, open_client
 from server.terminal.own_process import OrderProblem, report_of

@@ -4,8 +4,8 @@ import json
 
 import typer
 
+from engine.contract.model_spec import ModelSpec
 from engine.errors import EngineError
-from engine.model_spec import ModelSpec
 from engine.planning.table import plan_table
 from server.settings import Settings
 from server.terminal.own_process import OrderProblem, report_of

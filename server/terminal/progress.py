@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from engine.text.scores.sums import Tell
+from engine.contract.host import Tell
 
 
 @contextmanager

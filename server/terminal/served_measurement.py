@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from engine.contract.host import Tell
 from engine.text.scores.passages import (
     Passage,
     ScoredFile,
@@ -16,7 +17,7 @@ from engine.text.scores.passages import (
     first_scored,
     start_token,
 )
-from engine.text.scores.sums import Tell, TokenScore, text_report
+from engine.text.scores.sums import TokenScore, text_report
 from engine.text.token_pieces import spelled_pieces
 from server.terminal.client import ServerProblem, fetch
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.contract.structure import StructureKind
 from engine.errors import UnsupportedFeature
-from engine.structure import StructureKind
 from engine.text.answer_parser import AnswerParser
 from engine.text.chat_format import ChatFormat
 from engine.text.reasoning import REASONING_MARKERS, ReasoningMarkers, ReasoningReader

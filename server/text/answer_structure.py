@@ -4,8 +4,8 @@ or must follow a schema."""
 import json
 from typing import Any
 
+from engine.contract.structure import Structure, StructureKind, Tag, Tags
 from engine.errors import InvalidParameter, UnsupportedFeature
-from engine.structure import Structure, StructureKind, Tag, Tags
 from engine.text.tool_calls.parser import CallSyntax
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.tools import FunctionTool, NamedToolChoice

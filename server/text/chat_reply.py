@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from engine.types import FinishReason
+from engine.contract.request import FinishReason
 from server.http.shape import Shape
 from server.http.turns import in_turns
 from server.protocol.answers import (

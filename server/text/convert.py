@@ -12,18 +12,20 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from engine.config import EngineConfig
-from engine.errors import ContextLengthExceeded, InvalidParameter, Overflow
-from engine.sampler_order import OTHER_SAMPLER_NAMES, acting_order, without_unlisted
-from engine.sampling_params import (
+from engine.contract.generate import GenerateRequest, ModelInfo
+from engine.contract.request import Info
+from engine.contract.sampler_order import OTHER_SAMPLER_NAMES, acting_order, without_unlisted
+from engine.contract.sampling_params import (
     MAX_BEAM_ENDS,
     SAMPLER_PARAMETERS,
     GuidanceParams,
     Patterns,
     RepetitionDetection,
+    SamplingParams,
 )
-from engine.structure import Structure
-from engine.types import GenerateRequest, Info, ModelInfo, SamplingParams
+from engine.contract.settings import EngineConfig
+from engine.contract.structure import Structure
+from engine.errors import ContextLengthExceeded, InvalidParameter, Overflow
 from server.http.owner import current_client
 from server.http.turns import in_turns
 from server.protocol.chat import ChatCompletionRequest

@@ -9,9 +9,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from engine.client import EngineClient, TokenStream
+from engine.contract.generate import GenerateRequest, TokenEvent, TokenLogprob
+from engine.contract.request import FinishReason
 from engine.text.tokenizer import Tokenizer
-from engine.types import FinishReason, GenerateRequest, TokenEvent, TokenLogprob
+from engine.worker.client import EngineClient, TokenStream
 from server.http.admission import Lease
 from server.http.engine_run import EngineRun, cancelled, check_event, cut_short, read_events
 from server.http.live_requests import Progress

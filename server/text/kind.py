@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from engine.config import EngineConfig
-from engine.kinds import TEXT
-from engine.types import ModelInfo
+from engine.contract.generate import ModelInfo
+from engine.contract.kinds import TEXT
+from engine.contract.settings import EngineConfig
 from server.http.admission import Places
 from server.http.schemas import integer_items, variant
 from server.http.served_kind import FirstQuestion, ServedKind

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
+from engine.contract.generate import TokenLogprob
 from engine.text.detokenizer import IncrementalDetokenizer
-from engine.types import TokenLogprob
 from server.http.turns import in_turns
 from server.protocol.answers import PromptLogprob, PromptLogprobs
 from server.protocol.chat import ChatLogprobs, TokenLogprobEntry, TopLogprob

@@ -12,9 +12,10 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter
 
-from engine.client import EngineClient
-from engine.kinds import TEXT
-from engine.types import DraftCounts, DrafterName, EngineStats, FinishReason, TokenEvent
+from engine.contract.generate import DraftCounts, DrafterName, EngineStats, TokenEvent
+from engine.contract.kinds import TEXT
+from engine.contract.request import FinishReason
+from engine.worker.client import EngineClient
 from server.http.model_metrics import (
     ADAPTER,
     AdapterMetrics,

@@ -7,10 +7,11 @@ deltas it returns concatenate to the same text whether they are streamed or not.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from engine.contract.generate import Repetition, TokenEvent, TokenLogprob
+from engine.contract.request import FinishReason
 from engine.text.detokenizer import IncrementalDetokenizer
 from engine.text.stop import StopMatcher
 from engine.text.tokenizer import Tokenizer
-from engine.types import FinishReason, Repetition, TokenEvent, TokenLogprob
 from server.protocol.answers import RepetitionReport, Uncertainty
 from server.text.uncertainty import TokenUncertainty
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from engine.contract.generate import ModelInfo
 from engine.errors import EngineError, InvalidParameter
-from engine.types import ModelInfo
 
 _LEAST_TOKENIZED = 1 << 16
 _LEAST_TOTAL = 1 << 20

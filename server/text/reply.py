@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from engine.types import ModelInfo
+from engine.contract.generate import ModelInfo
 from engine.version import __version__
 from server.http.reply import Reply
 from server.http.shape import Shape

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from engine.sampling_params import SAMPLER_PARAMETERS, Patterns
+from engine.contract.sampling_params import SAMPLER_PARAMETERS, Patterns
 from server.protocol.common import SamplingRequest
 from server.text.texts import ModelText
 

@@ -14,15 +14,15 @@ from typing import Any
 import msgspec
 import structlog
 
-from engine.config import EngineConfig
+from engine.contract.request import Info
+from engine.contract.sampling_params import Patterns
+from engine.contract.settings import EngineConfig
 from engine.errors import InvalidParameter
-from engine.sampling_params import Patterns
 from engine.text.chat_format import ChatFormat
 from engine.text.long_text import LongText
 from engine.text.template_process import TemplateProcess
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.text.vocabulary_search import VocabularySearch
-from engine.types import Info
 from server.http.turns import in_turns
 from server.text.encoding_pool import EncodingPool
 from server.text.prompt_limit import PromptLimit

@@ -1,7 +1,7 @@
 """Describes a tokenizer with the names of tokenizer_config.json."""
 
+from engine.contract.generate import ModelInfo
 from engine.text.tokenizer import Tokenizer
-from engine.types import ModelInfo
 from server.protocol.tokenize import AddedToken, TokenizerInfo
 
 

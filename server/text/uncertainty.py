@@ -8,7 +8,7 @@ temperature and whatever leaves tokens out. They are in nats and include the end
 import math
 from collections.abc import Callable, Sequence
 
-from engine.types import TokenLogprob
+from engine.contract.generate import TokenLogprob
 from server.protocol.answers import TextSpan, Uncertainty
 
 CharacterRange = Callable[[int, int], list[int]]

@@ -4,9 +4,10 @@ import time
 from dataclasses import dataclass
 from typing import Self
 
+from engine.contract.enlarge import UpscaleModelInfo, UpscaleRequest
+from engine.contract.examination import Faithfulness
+from engine.contract.pixels import Pixels
 from engine.errors import InvalidParameter, UnsupportedFeature
-from engine.image_types import Faithfulness, Pixels
-from engine.upscale_types import UpscaleModelInfo, UpscaleRequest
 from server.http.engine_run import EngineRun
 from server.images.files import check_sides
 from server.images.pictures import Pictures

@@ -9,20 +9,20 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from engine.client import EngineClient
-from engine.errors import InvalidParameter, UnsupportedFeature
-from engine.image_types import (
+from engine.contract.draw import (
     DenoisingFacts,
     GuidanceKind,
     ImageModelInfo,
     ImageParams,
     ImageRequest,
     ImageTask,
-    Pixels,
 )
-from engine.kinds import IMAGE
-from engine.types import FinishReason
-from engine.upscale_types import UpscaleEvent, UpscaleRequest
+from engine.contract.enlarge import UpscaleEvent, UpscaleRequest
+from engine.contract.kinds import IMAGE
+from engine.contract.pixels import Pixels
+from engine.contract.request import FinishReason
+from engine.errors import InvalidParameter, UnsupportedFeature
+from engine.worker.client import EngineClient
 from server.http.engine_run import EngineRun
 from server.images.convert import ImageLimits, ImageOrder, new_seed
 from server.images.files import check_sides

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from engine.kinds import UPSCALE
-from engine.upscale_types import UpscaleModelInfo
+from engine.contract.enlarge import UpscaleModelInfo
+from engine.contract.kinds import UPSCALE
 from server.http.item_metrics import ItemMetrics, ItemNames
 from server.http.schemas import variant
 from server.http.served_kind import FirstQuestion, ServedKind

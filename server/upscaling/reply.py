@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import asdict
 
-from engine.image_types import Examination, Pixels
-from engine.upscale_types import UpscaleEvent, UpscaleRequest
+from engine.contract.enlarge import UpscaleEvent, UpscaleRequest
+from engine.contract.examination import Examination
+from engine.contract.pixels import Pixels
 from server.http.engine_run import EngineRun
 from server.http.reply import Reply
 from server.http.shape import Shape, encode

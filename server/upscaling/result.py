@@ -1,6 +1,6 @@
 """The file of a result whose rows come one after another."""
 
-from engine.image_types import Pixels
+from engine.contract.pixels import Pixels
 from server.images.files import encode_image
 from server.images.png_rows import PngRows
 from server.protocol.image_answers import OutputFormatName

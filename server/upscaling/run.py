@@ -4,9 +4,9 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from engine.client import EngineClient, RequestEvents
+from engine.contract.enlarge import UpscaleEvent, UpscaleRequest
 from engine.errors import RequestAborted
-from engine.upscale_types import UpscaleEvent, UpscaleRequest
+from engine.worker.client import EngineClient, RequestEvents
 from server.http.admission import Lease
 from server.http.engine_run import EngineRun, cancelled, check_event, cut_short, read_events
 from server.http.item_metrics import ItemMeter

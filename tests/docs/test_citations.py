@@ -45,9 +45,9 @@ def test_what_a_page_cites_exists(page):
 
 def test_both_forms_of_a_citation_are_found(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("`engine/loop.py::Loop`, `::serve`, `engine/`, `run()`, `a/b.py`, ``")
+    page.write_text("`engine/worker/loop.py::Loop`, `::serve`, `engine/`, `run()`, `a/b.py`, ``")
     assert list(citations(page)) == [
-        ("engine/loop.py", "Loop"),
-        ("engine/loop.py", "serve"),
+        ("engine/worker/loop.py", "Loop"),
+        ("engine/worker/loop.py", "serve"),
         ("engine/", None),
     ]

@@ -226,7 +226,7 @@ def test_adapters_come_and_go_beside_streams(start_server, base, expected, folde
 
     assert post(server, "/v1/load_lora_adapter", lora_name="judge").status_code == 200
     children = psutil.Process(server.process.pid).children()
-    [worker] = [child for child in children if "engine.loop" in " ".join(child.cmdline())]
+    [worker] = [child for child in children if "engine.worker.loop" in " ".join(child.cmdline())]
     worker.kill()
     wait_until(lambda: complete("judge").status_code == 200)
     for name in ("base", "poet", "judge"):

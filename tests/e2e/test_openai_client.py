@@ -6,7 +6,7 @@ import json
 import openai
 import pytest
 
-from engine.sampling_params import SAMPLER_PARAMETERS, Patterns
+from engine.contract.sampling_params import SAMPLER_PARAMETERS, Patterns
 
 pytestmark = pytest.mark.e2e
 MODEL = "smollm2-135m-instruct"

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from served import Server
 
-from engine.config import EngineConfig
+from engine.contract.settings import EngineConfig
 from engine.planning.planner import Order, make_plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]

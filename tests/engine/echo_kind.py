@@ -7,11 +7,12 @@ kinds.
 import os
 from dataclasses import dataclass
 
+from engine.contract.kinds import KINDS, Kind
+from engine.contract.rejection import rejection
+from engine.contract.request import Event, FinishReason, Info, Request, Stats
+from engine.contract.status import Phase
 from engine.errors import InvalidParameter
-from engine.fault import answer_for
-from engine.kinds import KINDS, Kind
-from engine.rejection import rejection
-from engine.types import Event, FinishReason, Info, Phase, Request, Stats
+from engine.runtime.fault import answer_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +126,6 @@ if __name__ == "__main__":
     import echo_kind  # by the name that its row gives it
 
     KINDS[echo_kind.ECHO.name] = echo_kind.ECHO
-    from engine.loop import main
+    from engine.worker.loop import main
 
     os._exit(main())

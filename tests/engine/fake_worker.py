@@ -17,12 +17,14 @@ import sys
 import threading
 import time
 
-from engine import messages
-from engine.adapter_orders import AdapterReport
+from engine.contract.adapter_orders import AdapterReport
+from engine.contract.generate import EngineStats, ModelInfo, TokenEvent
+from engine.contract.request import FinishReason
+from engine.contract.status import Phase
 from engine.errors import Failure, InsufficientMemory
-from engine.loop import Link, end_with_the_server, read_spec
-from engine.pulse import Pulse, send_pulses
-from engine.types import EngineStats, FinishReason, ModelInfo, Phase, TokenEvent
+from engine.worker import messages
+from engine.worker.loop import Link, end_with_the_server, read_spec
+from engine.worker.pulse import Pulse, send_pulses
 
 
 def main() -> int:

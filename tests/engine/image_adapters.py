@@ -13,7 +13,7 @@ from peft_adapters import Host, limits_of
 from safetensors.torch import save_file
 from torch import nn
 
-from engine.adapter_orders import AdapterOrder
+from engine.contract.adapter_orders import AdapterOrder
 from engine.lora.images.table import ImageAdapterTable
 
 

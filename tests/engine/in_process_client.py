@@ -7,19 +7,20 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from engine.adapter_orders import AdapterOrder, AdapterReport
-from engine.client import OnGone
-from engine.config import EngineConfig
+from engine.contract.adapter_orders import AdapterOrder, AdapterReport
+from engine.contract.kinds import Kind
+from engine.contract.model_spec import ModelSpec
+from engine.contract.rejection import rejection
+from engine.contract.request import Event, EventT, Info, InfoT, Request, Stats
+from engine.contract.settings import EngineConfig
+from engine.contract.status import ModelStatus, Phase
 from engine.errors import Draining, EngineDead, EngineError, UnknownModel, UnsupportedFeature
-from engine.fault import answer_for
-from engine.kinds import Kind
-from engine.model_spec import ModelSpec
-from engine.rejection import rejection
-from engine.request_stream import RequestStream, StreamTable
-from engine.step_listeners import StepListeners
-from engine.stepping import AnyEngine
-from engine.text_gate import TextCheck
-from engine.types import Event, EventT, Info, InfoT, ModelStatus, Phase, Request, Stats
+from engine.runtime.fault import answer_for
+from engine.worker.client import OnGone
+from engine.worker.request_stream import RequestStream, StreamTable
+from engine.worker.step_listeners import StepListeners
+from engine.worker.stepping import AnyEngine
+from engine.worker.text_gate import TextCheck
 
 _Item = Request[Any] | tuple[str, int | None] | None
 """A request, the arguments of an abort, or the end."""

@@ -9,8 +9,8 @@ import peft
 import torch
 import transformers
 
+from engine.contract.host import Grant
 from engine.errors import InsufficientMemory
-from engine.host import Grant
 from engine.lora.shelf import AdapterLimits
 from engine.lora.table import AdapterTable
 

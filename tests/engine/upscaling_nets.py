@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.image_types import Pixels
-from engine.upscale_types import UpscaleEvent, UpscaleRequest
+from engine.contract.enlarge import UpscaleEvent, UpscaleRequest
+from engine.contract.pixels import Pixels
 from engine.upscaling.engine import UpscalingEngine, UpscalingLimits
 from engine.upscaling.network import NetworkFacts
 from engine.upscaling.picture import BORDER

@@ -12,17 +12,19 @@ from typing import Any
 
 from fake_engine import Failure, FakeEngineClient
 
-from engine.embedding_types import (
+from engine.contract.embed import (
     EmbeddingEvent,
     EmbeddingModelInfo,
     EmbeddingRequest,
     EmbeddingStats,
 )
+from engine.contract.generate import ModelInfo
+from engine.contract.kinds import EMBEDDING
+from engine.contract.rejection import rejection
+from engine.contract.request import FinishReason
+from engine.contract.status import ModelStatus, Phase
 from engine.errors import EngineDead
-from engine.kinds import EMBEDDING
-from engine.rejection import rejection
-from engine.request_stream import RequestStream
-from engine.types import FinishReason, ModelInfo, ModelStatus, Phase
+from engine.worker.request_stream import RequestStream
 
 DIMENSIONS = 8
 

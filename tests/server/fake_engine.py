@@ -13,8 +13,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine import errors
-from engine.adapter_orders import AdapterOrder, AdapterReport
-from engine.config import EngineConfig
+from engine.contract.adapter_orders import AdapterOrder, AdapterReport
+from engine.contract.generate import (
+    EngineStats,
+    GenerateRequest,
+    ModelInfo,
+    TokenEvent,
+    TokenLogprob,
+)
+from engine.contract.kinds import Kind
+from engine.contract.model_spec import ModelSpec
+from engine.contract.request import FinishReason, Info, InfoT, Stats
+from engine.contract.settings import EngineConfig
+from engine.contract.status import ModelStatus, Phase
 from engine.errors import (
     Draining,
     EngineDead,
@@ -25,22 +36,7 @@ from engine.errors import (
     UnknownAdapter,
     UnknownModel,
 )
-from engine.kinds import Kind
-from engine.model_spec import ModelSpec
-from engine.step_listeners import StepListeners
-from engine.types import (
-    EngineStats,
-    FinishReason,
-    GenerateRequest,
-    Info,
-    InfoT,
-    ModelInfo,
-    ModelStatus,
-    Phase,
-    Stats,
-    TokenEvent,
-    TokenLogprob,
-)
+from engine.worker.step_listeners import StepListeners
 
 Reply = Callable[[GenerateRequest, int], Sequence[int]]
 """Maps (request, completion index) to the tokens that the model would write, end-of-sequence
@@ -128,7 +124,7 @@ class _Stream:
 
 
 class FakeEngineClient:
-    """Implements `engine.client.EngineClient`. Every attribute may be changed while it runs.
+    """Implements `engine.worker.client.EngineClient`. Every attribute may be changed while it runs.
 
     Attributes:
         reply: writes the tokens; shorter than `max_tokens` ends in end-of-sequence (reason stop).

@@ -13,18 +13,20 @@ from typing import Any
 
 from fake_engine import Failure, FakeEngineClient
 
-from engine.errors import Draining, EngineDead, ModelNotReady
-from engine.image_types import (
+from engine.contract.draw import (
     DenoisingFacts,
     GuidanceKind,
     ImageEvent,
     ImageModelInfo,
     ImageRequest,
     ImageTask,
-    Pixels,
 )
-from engine.kinds import IMAGE, TEXT
-from engine.types import FinishReason, ModelInfo, ModelStatus, Phase
+from engine.contract.generate import ModelInfo
+from engine.contract.kinds import IMAGE, TEXT
+from engine.contract.pixels import Pixels
+from engine.contract.request import FinishReason
+from engine.contract.status import ModelStatus, Phase
+from engine.errors import Draining, EngineDead, ModelNotReady
 from server.images.limits import steps_to_run
 
 DENOISING = DenoisingFacts(

@@ -12,19 +12,20 @@ import numpy as np
 from fake_engine import Failure, model_info
 from fake_image_engine import FakeImageEngine
 
-from engine.image_types import Pixels
-from engine.kinds import MATTING
-from engine.matting_types import (
+from engine.contract.kinds import MATTING
+from engine.contract.matte import (
     MattingEvent,
     MattingModelInfo,
     MattingOutput,
     MattingRequest,
     MattingStats,
 )
-from engine.model_spec import ModelSpec
-from engine.rejection import rejection
-from engine.request_stream import RequestStream
-from engine.types import FinishReason, Info, ModelStatus, Phase
+from engine.contract.model_spec import ModelSpec
+from engine.contract.pixels import Pixels
+from engine.contract.rejection import rejection
+from engine.contract.request import FinishReason, Info
+from engine.contract.status import ModelStatus, Phase
+from engine.worker.request_stream import RequestStream
 
 
 def matting_info(model: str = "cutter", **changes: object) -> MattingModelInfo:

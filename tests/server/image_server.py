@@ -15,8 +15,8 @@ from fake_image_engine import FakeImageEngine
 from PIL import Image
 from text_server import until
 
-from engine.image_types import ImageModelInfo, ImageRequest
-from engine.types import ModelInfo
+from engine.contract.draw import ImageModelInfo, ImageRequest
+from engine.contract.generate import ModelInfo
 from server.app import create_app
 from server.settings import Settings
 

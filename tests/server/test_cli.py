@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import server.cli
 import server.process.serve
-from engine.own_packages import HOME
+from engine.processes.own_packages import HOME
 from engine.version import __version__
 from server.cli import app
 from server.process.help import _GROUPS, FEW

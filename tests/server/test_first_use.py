@@ -7,6 +7,8 @@ import pytest
 from fake_image_engine import image_info
 from fake_matting_engine import FakeMattingEngine, matting_info
 
+from engine.contract.kinds import MATTING, TEXT
+from engine.contract.status import Phase
 from engine.errors import (
     CorruptFile,
     InvalidParameter,
@@ -14,8 +16,6 @@ from engine.errors import (
     TooManyModels,
     UnknownModel,
 )
-from engine.kinds import MATTING, TEXT
-from engine.types import Phase
 from server.first_use import RETRY_S, FirstUse
 from server.settings import Settings
 

@@ -5,8 +5,8 @@ from typing import get_args
 
 from image_server import ImageServer
 
-from engine.kinds import KINDS
-from engine.types import Phase
+from engine.contract.kinds import KINDS
+from engine.contract.status import Phase
 from server.dialects.table import DIALECTS
 from server.kinds import SERVED, AnyCard
 from server.protocol.models import ModelCard

@@ -11,8 +11,10 @@ from fake_image_engine import FakeImageEngine, image_info
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.image_types import ImageStats
-from engine.types import DraftCounts, EngineStats, FinishReason, Phase, TokenEvent
+from engine.contract.draw import ImageStats
+from engine.contract.generate import DraftCounts, EngineStats, TokenEvent
+from engine.contract.request import FinishReason
+from engine.contract.status import Phase
 from server.images.kind import SERVED_IMAGES
 from server.metrics import ServerMetrics
 from server.text.kind import SERVED_TEXT

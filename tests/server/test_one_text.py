@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from text_server import TextServer
 
-from engine.types import SamplingParams
+from engine.contract.sampling_params import SamplingParams
 from server.dialects.anthropic.protocol import MessagesRequest
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.one_text import TEXT_FIELDS

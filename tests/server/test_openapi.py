@@ -10,7 +10,7 @@ import schemathesis
 from schemathesis import GenerationMode
 from text_server import MAX_MODEL_LEN, MODEL, VOCAB_SIZE, TextServer, text_info
 
-from engine.types import Phase
+from engine.contract.status import Phase
 
 TEXT_ROUTES = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
 

@@ -6,8 +6,8 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from engine.errors import InvalidParameter
-from engine.sampling_params import (
+from engine.contract.generate import ModelInfo
+from engine.contract.sampling_params import (
     MAX_STRING_CHARS,
     MAX_STRINGS,
     SAMPLER_PARAMETERS,
@@ -15,7 +15,7 @@ from engine.sampling_params import (
     SamplingParams,
     TokenPattern,
 )
-from engine.types import ModelInfo
+from engine.errors import InvalidParameter
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
 from server.text import convert

@@ -7,8 +7,8 @@ import pytest
 from fake_engine import model_info
 from pydantic import ValidationError
 
+from engine.contract.sampling_params import SAMPLER_PARAMETERS, BeamParams, Patterns, SamplingParams
 from engine.errors import InvalidParameter
-from engine.sampling_params import SAMPLER_PARAMETERS, BeamParams, Patterns, SamplingParams
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
 from server.text import convert

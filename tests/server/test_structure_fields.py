@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from engine.contract.structure import MAX_CHARS, Structure, StructureKind
 from engine.errors import EngineError, InvalidParameter
-from engine.structure import MAX_CHARS, Structure, StructureKind
 from server.protocol.completions import CompletionRequest
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}

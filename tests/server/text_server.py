@@ -16,8 +16,8 @@ from fake_engine import FakeEngineClient, model_info
 from fastapi import FastAPI
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from engine.contract.generate import GenerateRequest, ModelInfo
 from engine.text.tokenizer import Tokenizer as ModelTokenizer
-from engine.types import GenerateRequest, ModelInfo
 from server.app import create_app
 from server.settings import Settings
 

@@ -13,11 +13,11 @@ from image_server import error_of, png
 from torch.nn import functional
 from upscaling_nets import PlainNet, upscaling_engine
 
+from engine.contract.enlarge import UpscaleEvent, UpscaleModelInfo, UpscaleRequest
+from engine.contract.kinds import UPSCALE
+from engine.contract.status import ModelStatus, Phase
 from engine.errors import EngineDead
-from engine.kinds import UPSCALE
-from engine.request_stream import RequestStream
-from engine.types import ModelStatus, Phase
-from engine.upscale_types import UpscaleEvent, UpscaleModelInfo, UpscaleRequest
+from engine.worker.request_stream import RequestStream
 from server.app import create_app
 from server.settings import Settings
 

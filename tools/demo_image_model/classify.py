@@ -7,7 +7,7 @@ one that overlaps the object best gives the name.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
 
 from tools.demo_image_model.palette import PLACES, SHAPES, SIZES
 from tools.demo_image_model.render import coverage

@@ -68,7 +68,8 @@ def ready_for_training(module: torch.nn.Module) -> torch.nn.Module:
     """Use channels last and, in the UNet, plain attention, which trains far faster on a CPU."""
     if isinstance(module, UNet2DConditionModel):
         module.set_attn_processor(AttnProcessor())
-    return module.to(memory_format=torch.channels_last)
+    channels_last: torch.nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return channels_last
 
 
 def mixed_precision() -> torch.autocast:

@@ -7,7 +7,7 @@ whatever differs from the plain background around the border.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
 
 from tools.demo_image_model.palette import BACKGROUNDS, COLOURS
 

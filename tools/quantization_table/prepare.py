@@ -24,6 +24,7 @@ def prepare(folder: Path, model: Model, llama: Path, gptq_python: str | None, te
     folder.mkdir(parents=True, exist_ok=True)
     plain = model.path(folder, PLAIN)
     if not plain.exists():
+        assert model.ref is not None, f"{plain} is missing"
         source = resolve_source(
             model.ref, cache_dir=CACHE, offline=False, on_progress=lambda fraction, line: None
         )

@@ -8,18 +8,18 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import torch
 
-from engine.config import GIB, EngineConfig
+from engine.contract.settings import GIB, EngineConfig, Quantization
 from engine.planning.planner import Order, make_plan
+from engine.processes.telling_host import TellingHost
 from engine.quality.scored_model import ScoredModel, find_model, load_model
 from engine.quality.scoring import passage_scores
 from engine.quantizing.order import size_of
 from engine.runtime.device import machine_facts
-from engine.telling_host import TellingHost
 from engine.text.scores.passages import ScoredFile
 from engine.text.scores.sums import text_report
 from engine.weights.quality_record import MeasuredQuality, save_quality
@@ -72,10 +72,11 @@ def measure_quality(
         scored = load_model(found, config, host, CONTEXT)
         if one is ORIGINAL:
             original = Remembered(scored)
+        against = cast("ScoredModel | None", original)
         report = text_report(
             found.passages(file.read(), file),
             # Read the passages before the next model is loaded.
-            lambda passage: passage_scores(scored, passage.token_ids, original),  # noqa: B023
+            lambda passage: passage_scores(scored, passage.token_ids, against),  # noqa: B023
             lambda message: None,
         )
         if one is not ORIGINAL:
@@ -115,7 +116,7 @@ def config_of(one: Format) -> EngineConfig:
     return EngineConfig(
         device="cpu",
         dtype="bfloat16",
-        quantization=one.quantization,
+        quantization=cast(Quantization, one.quantization),
         kv_cache_memory_gib=POOL_GIB,
     )
 

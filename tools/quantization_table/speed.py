@@ -72,8 +72,8 @@ class Served:
         found = {"worker_bytes": 0, "front_bytes": 0}
         for stat in process_trees([self.pid]):
             command = (PROC / str(stat.pid) / "cmdline").read_bytes()
-            found["worker_bytes" if b"engine.loop" in command else "front_bytes"] += process_bytes(
-                stat.pid
+            found["worker_bytes" if b"engine.worker.loop" in command else "front_bytes"] += (
+                process_bytes(stat.pid)
             )
         return found
 
@@ -113,10 +113,10 @@ async def measure_speed(
     started = time.monotonic()
     async with AsyncExitStack() as stack:
         all_served = []
-        for place, (one, path) in enumerate(formats):
-            all_served.append(await _serve(stack, one, path, FIRST_PORT + place, logs))
+        for place, (served_format, path) in enumerate(formats):
+            all_served.append(await _serve(stack, served_format, path, FIRST_PORT + place, logs))
             await all_served[-1].warm_up(seed)
-            say(f"{one.name} serves after {time.monotonic() - started:.0f} s")
+            say(f"{served_format.name} serves after {time.monotonic() - started:.0f} s")
         found: dict[str, Any] = {
             one.format.name: {
                 **await one.settled_memory(),

@@ -53,8 +53,9 @@ class Server:
                 extra_body=extra,
             )
         choice = answer.choices[0]
-        told: dict[str, Any] = choice.model_extra["uncertainty"]
-        found = choice.model_extra["repetition"]
+        more = choice.model_extra or {}
+        told: dict[str, Any] = more["uncertainty"]
+        found = more["repetition"]
         first, end = found["tokens"] if found else (0, 0)
         return Written(
             choice.text,
@@ -69,7 +70,9 @@ class Server:
         answer = await self._client.completions.create(
             model=self._model, prompt=text, max_tokens=0, echo=True, logprobs=0
         )
-        logprobs = answer.choices[0].logprobs.token_logprobs[1:]
+        found = answer.choices[0].logprobs
+        assert found is not None and found.token_logprobs is not None
+        logprobs = found.token_logprobs[1:]
         return -sum(logprobs) / len(logprobs)
 
     async def answers(self, question: str, num: int, **sampling: Any) -> dict[str, Any]:

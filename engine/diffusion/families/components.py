@@ -16,7 +16,6 @@ from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from engine.checkpoint_files import check_folder, read_json, read_optional_json
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.options import LoadOptions
 from engine.errors import (
@@ -26,6 +25,7 @@ from engine.errors import (
     ShapeMismatch,
     UnsupportedArchitecture,
 )
+from engine.files.checkpoint_files import check_folder, read_json, read_optional_json
 from engine.models.config import MAX_LAYERS
 from engine.weights.diffusers_layout import (
     FULL_FIRST,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from engine.contract.draw import DenoisingFacts, ImageTask, UpscalingFacts
 from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.text import PromptText
-from engine.image_types import DenoisingFacts, ImageTask, UpscalingFacts
 from engine.lora.images.layers import AdaptedLayers, Uses
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import FluxTransformer2DModel
 
+from engine.contract.draw import DenoisingFacts, GuidanceKind, ImageTask
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.components import ComponentFolder
 from engine.diffusion.families.family import FamilyFacts, Row
@@ -32,7 +33,6 @@ from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import InvalidParameter, UnsupportedArchitecture
-from engine.image_types import DenoisingFacts, GuidanceKind, ImageTask
 from engine.lora.images.layers import AdaptedLayers, text_encoders
 from engine.weights.source import Checkpoint
 

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoint_files import read_json, read_optional_json
+from engine.contract.settings import ImageQuantization
 from engine.diffusion.families.convolutions import arranged_bytes
 from engine.diffusion.families.products import packed_bytes
 from engine.diffusion.families.quantized_layers import quantized_layer
 from engine.diffusion.families.registry import INDEX
+from engine.files.checkpoint_files import read_json, read_optional_json
 from engine.quantization.format import Headers
 from engine.quantization.plan import Shapes, num_bytes
 from engine.quantization.registry import detect, stated_in
-from engine.quantization.table import ImageQuantization
 from engine.weights.diffusers_layout import FULL_FIRST, UNUSED, choose_weights
 from engine.weights.safetensors import file_headers
 from engine.weights.source import Checkpoint

@@ -20,7 +20,7 @@ from gguf.quants import dequantize
 from engine.diffusion.families.components import check_component
 from engine.diffusion.families.flux_names import to_diffusers_names
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
-from engine.gguf_part_names import first_part
+from engine.files.gguf_part_names import first_part
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
 
 Transformer = TypeVar("Transformer", FluxTransformer2DModel, SD3Transformer2DModel)

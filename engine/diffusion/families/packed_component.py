@@ -9,10 +9,10 @@ from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from engine.checkpoint_files import check_regular, read_json
 from engine.diffusion.families.components import check_component
 from engine.diffusion.families.options import LoadOptions
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
+from engine.files.checkpoint_files import check_regular, read_json
 from engine.quantization.format import QuantizedLayer
 from engine.quantization.method import LinearPart, TensorSpec
 

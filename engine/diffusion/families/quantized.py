@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import T5EncoderModel, T5Tokenizer
 
+from engine.contract.settings import ImageQuantization
 from engine.diffusion.families.components import ComponentFolder, weight_files
 from engine.diffusion.families.gguf_transformer import (
     Transformer,
@@ -26,7 +27,6 @@ from engine.errors import ModelLoadError
 from engine.quantization.format import QuantizedLayer
 from engine.quantization.method import LinearPart
 from engine.quantization.registry import detect, stated_in
-from engine.quantization.table import ImageQuantization
 from engine.weights.safetensors import file_headers
 
 

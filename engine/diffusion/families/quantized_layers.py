@@ -6,9 +6,9 @@ embedders and output layers are small and show errors most.
 
 from typing import get_args
 
+from engine.contract.settings import ImageQuantization
 from engine.quantization.format import QuantizedLayer
 from engine.quantization.registry import load_format
-from engine.quantization.table import ImageQuantization
 
 QUANTIZATIONS: tuple[ImageQuantization, ...] = get_args(ImageQuantization)
 

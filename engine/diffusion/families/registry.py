@@ -9,10 +9,10 @@ from typing import Protocol, cast
 
 import torch
 
-from engine.checkpoint_files import read_json
 from engine.diffusion.families.family import Family
 from engine.diffusion.families.options import LoadOptions
 from engine.errors import CorruptFile, UnsupportedArchitecture
+from engine.files.checkpoint_files import read_json
 from engine.quantization.bitsandbytes_library import defer_bitsandbytes
 from engine.weights.source import Checkpoint
 

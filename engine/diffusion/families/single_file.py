@@ -29,7 +29,6 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from engine.checkpoint_files import check_regular, read_json
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.components import autoencoder_dtype, place_autoencoder
 from engine.diffusion.families.options import LoadOptions
@@ -40,6 +39,7 @@ from engine.errors import (
     ShapeMismatch,
     UnsupportedArchitecture,
 )
+from engine.files.checkpoint_files import check_regular, read_json
 from engine.weights.safetensors import read_file_metadata, read_header
 
 DATA = Path(__file__).parents[2] / "data" / "single_file"

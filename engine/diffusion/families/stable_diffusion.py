@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 
+from engine.contract.draw import DenoisingFacts, GuidanceKind, ImageTask
 from engine.diffusion.families import single_file
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.components import ComponentFolder
@@ -44,7 +45,6 @@ from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.text import PromptText
 from engine.diffusion.prompt.vocabulary import unknown_words, unknown_words_warning
 from engine.errors import InvalidParameter, UnsupportedArchitecture
-from engine.image_types import DenoisingFacts, GuidanceKind, ImageTask
 from engine.lora.images.layers import AdaptedLayers, text_encoders
 from engine.quantization.method_module import MethodModule
 from engine.weights.source import Checkpoint

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import SD3Transformer2DModel
 
+from engine.contract.draw import DenoisingFacts, GuidanceKind, ImageTask
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.components import ComponentFolder
 from engine.diffusion.families.family import FamilyFacts, Row
@@ -31,7 +32,6 @@ from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import InvalidParameter, UnsupportedArchitecture
-from engine.image_types import DenoisingFacts, GuidanceKind, ImageTask
 from engine.lora.images.layers import AdaptedLayers, text_encoders
 from engine.weights.source import Checkpoint
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
+from engine.contract.draw import ImageTask, UpscalingFacts
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.components import ComponentFolder
 from engine.diffusion.families.family import FamilyFacts, Row
@@ -22,7 +23,6 @@ from engine.diffusion.families.row_layouts import denoise_by_layout
 from engine.diffusion.families.stable_diffusion import StableDiffusionFamily, prompt_length
 from engine.diffusion.families.unet_tasks import BASE
 from engine.errors import CorruptFile, UnsupportedArchitecture
-from engine.image_types import ImageTask, UpscalingFacts
 
 _IMAGE_CHANNELS = 3
 _MAX_NOISE_LEVEL = 350

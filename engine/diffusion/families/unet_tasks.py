@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 from diffusers import UNet2DConditionModel
 
+from engine.contract.draw import ImageTask
 from engine.errors import UnsupportedArchitecture
-from engine.image_types import ImageTask
 
 BASE = "unet"
 EXTRA = {"unet_edit": ImageTask.EDIT, "unet_inpaint": ImageTask.INPAINT}

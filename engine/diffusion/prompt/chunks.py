@@ -13,9 +13,9 @@ depends on its syntax:
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from engine.contract.draw import PromptSyntax
 from engine.diffusion.prompt.fragments import Break, Fragment
 from engine.errors import InvalidParameter
-from engine.image_types import PromptSyntax
 
 MAX_CHUNKS = 64
 """The most chunks: 4800 tokens for CLIP. Each adds cross-attention keys to every step."""

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from engine.contract.draw import PromptSyntax
 from engine.diffusion.prompt import emphasis
 from engine.diffusion.prompt.chunks import Chunk, split_chunks
 from engine.diffusion.prompt.fragments import Blend, Break, Fragment
 from engine.diffusion.prompt.syntax import parse_prompt
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import InvalidParameter
-from engine.image_types import PromptSyntax
 
 
 @dataclass(frozen=True, slots=True, eq=False)

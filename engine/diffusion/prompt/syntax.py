@@ -6,6 +6,7 @@ Each syntax has its rules in its own module; `plain` has none. Weights are only 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from engine.contract.draw import PromptSyntax
 from engine.diffusion.prompt.a1111 import parse_a1111
 from engine.diffusion.prompt.comfy import parse_comfy
 from engine.diffusion.prompt.compel import parse_compel
@@ -17,7 +18,6 @@ from engine.diffusion.prompt.fragments import (
     check_weight,
     join_words,
 )
-from engine.image_types import PromptSyntax
 
 __all__ = ["Blend", "Break", "Fragment", "Piece", "parse_prompt", "plain_text"]
 

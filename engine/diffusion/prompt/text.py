@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from engine.image_types import LoraUse, PromptSyntax
+from engine.contract.draw import LoraUse, PromptSyntax
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

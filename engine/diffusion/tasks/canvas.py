@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
+from engine.contract.draw import Outpaint
 from engine.diffusion.tasks.mask import Bits
 from engine.diffusion.tasks.pixels import Bytes
 from engine.diffusion.tasks.spread import blurred, spread
-from engine.image_types import Outpaint
 
 _BLUR_RADII = (256, 64, 16, 4, 2)
 _BASE_RADIUS = 64

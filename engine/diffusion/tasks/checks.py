@@ -2,9 +2,10 @@
 
 import re
 
+from engine.contract.draw import ImageParams, ImageRequest, ImageTask, Outpaint
+from engine.contract.pixels import Pixels
 from engine.diffusion.tasks.mask import MAX_FEATHER
 from engine.errors import InvalidParameter
-from engine.image_types import ImageParams, ImageRequest, ImageTask, Outpaint, Pixels
 
 MAX_CANVAS_PIXELS = 1 << 26
 """The most pixels of an image that is drawn only in part (`crop_to_mask`), or before resizing."""

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from engine.contract.draw import Enlarging
+from engine.contract.pixels import Pixels
 from engine.diffusion.tasks.pixels import from_array, to_array
-from engine.image_types import Enlarging, Pixels
 
 _LATENT_MODES: Mapping[Enlarging, tuple[str, bool]] = {
     Enlarging.LATENT: ("bilinear", False),

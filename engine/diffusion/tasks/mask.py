@@ -5,9 +5,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from engine.contract.pixels import Pixels
 from engine.diffusion.tasks.pixels import Bytes, to_array
 from engine.errors import InvalidParameter
-from engine.image_types import Pixels
 
 MAX_FEATHER = 256
 _HALF = 128

@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine.contract.pixels import Pixels
 from engine.errors import InvalidParameter
-from engine.image_types import Pixels
 
 Bytes = npt.NDArray[np.uint8]
 """Bytes `[H, W, C]`, or `[H, W]` for masks and weights."""

@@ -13,6 +13,9 @@ from functools import partial
 import numpy as np
 import torch
 
+from engine.contract.draw import ImageParams, ImageRequest, ImageTask, MaskContent, Outpaint
+from engine.contract.examination import Examined, Faithfulness
+from engine.contract.pixels import Pixels
 from engine.diffusion.families.family import FamilyFacts
 from engine.diffusion.tasks import canvas
 from engine.diffusion.tasks.checks import check_one_edit, check_request
@@ -29,16 +32,6 @@ from engine.diffusion.tasks.pixels import (
 from engine.diffusion.tasks.resize import lift_off_white, resize_image, resize_mask
 from engine.diffusion.tasks.seam import match_colours, trust_levels
 from engine.errors import InvalidParameter
-from engine.image_types import (
-    Examined,
-    Faithfulness,
-    ImageParams,
-    ImageRequest,
-    ImageTask,
-    MaskContent,
-    Outpaint,
-    Pixels,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -10,11 +10,11 @@ from typing import Any
 
 from llguidance import LLMatcher
 
+from engine.contract.structure import Structure, StructureKind
 from engine.errors import InvalidParameter
 from engine.llm.structure.gbnf_lark import lark_of_gbnf
 from engine.llm.structure.json_schema import readable_schema
 from engine.llm.structure.token_names import TokenNames
-from engine.structure import Structure, StructureKind
 
 WHITESPACE = r"[ \n\t]{0,20}"
 """The whitespace between JSON's tokens: enough for indentation, but bounded."""
@@ -86,7 +86,7 @@ def _with_options(schema: Any, options: Mapping[str, Any] = _SPACED) -> dict[str
 
 
 class _TagGrammar:
-    """The grammar of `engine.structure.Tags`."""
+    """The grammar of `engine.contract.structure.Tags`."""
 
     def __init__(self, special_tokens: Mapping[str, int]) -> None:
         self._special = dict(special_tokens)

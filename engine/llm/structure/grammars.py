@@ -11,12 +11,12 @@ from weakref import WeakValueDictionary
 
 from llguidance import LLMatcher
 
+from engine.contract.structure import Structure
 from engine.errors import InvariantViolation, QueueFull
 from engine.llm.structure.matcher import matcher_of
 from engine.llm.structure.reading import CPU_SECONDS, QUICK_SECONDS, Read, Reading, too_much
 from engine.llm.structure.token_table import TokenTable
 from engine.llm.structure.turns import Turns
-from engine.structure import Structure
 
 MAX_KEPT_BYTES = 512 << 20
 """The most bytes of grammars that are kept for later requests, each counted as large as it may

@@ -9,12 +9,11 @@ import numpy as np
 from llguidance import LLMatcher
 from numpy.typing import NDArray
 
+from engine.contract.structure import Structure
 from engine.errors import EngineError, InvariantViolation
-from engine.llm.decision import NewSequence
-from engine.llm.logits_processors import SampleRow
+from engine.llm.decision import NewSequence, SampleRow
 from engine.llm.structure.grammars import Grammar, Grammars
 from engine.llm.structure.matcher import refusal
-from engine.structure import Structure
 from kernels import EditLists
 
 MOST_FORCED = 16

@@ -4,8 +4,8 @@ import re
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from engine.contract.structure import Structure, StructureKind
 from engine.errors import InvalidParameter
-from engine.structure import Structure, StructureKind
 
 LIMITS = LLParserLimits(
     initial_lexer_fuel=500_000,

@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.contract.structure import Structure, StructureKind
 from engine.errors import EngineError
 from engine.llm.structure.grammar_text import grammar_text
 from engine.llm.structure.matcher import matcher_of, refusal
 from engine.llm.structure.token_table import TokenTable, load_token_table
 from engine.llm.structure.trial_texts import problem_of
-from engine.process_limits import address_space, ignore_group_signals, limit_more_memory
-from engine.structure import Structure, StructureKind
+from engine.processes.process_limits import address_space, ignore_group_signals, limit_more_memory
 
 WALL_SECONDS = 30.0
 """The wall time for one structure, even on a busy machine."""

@@ -18,11 +18,11 @@ from typing import Any
 
 import structlog
 
+from engine.contract.structure import Structure
 from engine.errors import CapacityError, InvalidParameter, InvariantViolation
 from engine.llm.structure.reader_child import WALL_SECONDS
 from engine.llm.structure.reading import CPU_SECONDS, Reading, too_much
-from engine.own_packages import module_command
-from engine.structure import Structure
+from engine.processes.own_packages import module_command
 
 PATIENCE_SECONDS = 2 * WALL_SECONDS
 """How long to wait for an answer; the first structure also waits for the process to start."""

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from engine.contract.structure import Structure
 from engine.errors import InvalidParameter
-from engine.structure import Structure
 
 QUICK_SECONDS = 0.1
 """Processor time; structures that are read within it overtake slower ones."""

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.adapter_orders import AdapterReport
-from engine.checkpoint_files import read_optional_json
+from engine.contract.adapter_orders import AdapterReport
 from engine.errors import CorruptFile, ModelLoadError, ShapeMismatch
+from engine.files.checkpoint_files import read_optional_json
 from engine.lora.images.changes import Change, Layer
 from engine.lora.images.contents import MAX_HEADER_BYTES, find_file, read_contents
 from engine.lora.images.dora import Lengths

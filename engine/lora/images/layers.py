@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from engine.image_types import LoraUse
+from engine.contract.draw import LoraUse
 from engine.lora.images.changes import Change, Layer, Product, add_by_rows
 from engine.lora.images.dora import Gated, GatedChange
 from kernels import RowUpdates

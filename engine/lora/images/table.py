@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import structlog
 import torch
 
-from engine.adapter_orders import AdapterOrder, NoAdapters
+from engine.contract.adapter_orders import AdapterOrder, NoAdapters
+from engine.contract.host import Grant, Host
 from engine.errors import ModelLoadError
-from engine.host import Grant, Host
 from engine.lora.images.changes import Change
 from engine.lora.images.contents import find_file
 from engine.lora.images.dora import Gated, Lengths, is_plain

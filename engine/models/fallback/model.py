@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
-from engine.fault import is_out_of_memory
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.fallback.architecture import refusal
@@ -25,6 +24,7 @@ from engine.models.fallback.step import in_step
 from engine.models.forward_context import NO_CONTEXT, ForwardContext, RowAdapters
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.loading import load_dummy_weights, load_weights
+from engine.runtime.fault import is_out_of_memory
 from kernels import native
 
 LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}

@@ -1,18 +1,18 @@
 """Sums of the scores of single tokens, for the report about a text."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.contract.host import Tell
 from engine.text.scores.passages import Passage
 from engine.text.scores.token_classes import TOKEN_CLASSES, TokenClass
 
 LEAST_LOGPROB = -9999.0
 """Stands for the logarithm of probability zero, as in answers over HTTP."""
-Tell = Callable[[Mapping[str, Any]], None]
-"""A function that takes progress to show: `phase`, `progress` and `detail` while a model is loaded,
-then `passage`, `of` and the `perplexity` so far."""
+
+
 _LARGEST_MEAN = 700.0
 """The largest mean of surprises; e to a larger power overflows a float."""
 

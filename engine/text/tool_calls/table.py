@@ -1,8 +1,9 @@
 """The parsers of calls, and the choice of one for a chat template."""
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import get_args
 
+from engine.contract.settings import ToolCallParserName
 from engine.text.tool_calls.gemma import FunctionGemmaParser, Gemma4Parser
 from engine.text.tool_calls.hermes import HermesParser
 from engine.text.tool_calls.json_calls import JsonCallsParser
@@ -10,11 +11,6 @@ from engine.text.tool_calls.llama3_json import Llama3JsonParser
 from engine.text.tool_calls.mistral import MistralParser
 from engine.text.tool_calls.parser import ToolCallParser
 from engine.text.tool_calls.qwen3_coder import Qwen3CoderParser
-
-ToolCallParserName = Literal[
-    "hermes", "qwen3_coder", "llama3_json", "mistral", "gemma4", "functiongemma", "json"
-]
-"""Names of the parsers, the same as vLLM's where vLLM has the parser."""
 
 TOOL_CALL_PARSERS: Mapping[ToolCallParserName, type[ToolCallParser]] = {
     "hermes": HermesParser,
@@ -25,7 +21,10 @@ TOOL_CALL_PARSERS: Mapping[ToolCallParserName, type[ToolCallParser]] = {
     "functiongemma": FunctionGemmaParser,
     "json": JsonCallsParser,
 }
+
+
 assert set(TOOL_CALL_PARSERS) == set(get_args(ToolCallParserName))
+
 
 _SIGNS: tuple[tuple[str, ToolCallParserName], ...] = (
     ("<|tool_call>", "gemma4"),

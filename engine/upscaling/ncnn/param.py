@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.checkpoint_files import read_bounded
 from engine.errors import CorruptFile
+from engine.files.checkpoint_files import read_bounded
 
 MAGIC = "7767517"
 _MAX_BYTES = 4 << 20

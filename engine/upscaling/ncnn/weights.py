@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.checkpoint_files import open_regular, unreadable
 from engine.errors import CorruptFile
+from engine.files.checkpoint_files import open_regular, unreadable
 
 HALF = 0x01306B47
 EIGHT_BITS = 0x000D4B38

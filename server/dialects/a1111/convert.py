@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from engine.contract.draw import ImageModelInfo
 from engine.errors import InvalidParameter, UnsupportedFeature
-from engine.image_types import ImageModelInfo
 from server.dialects.a1111.hires import hires_body
 from server.dialects.a1111.protocol import (
     DrawingFields,

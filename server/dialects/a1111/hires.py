@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
+from engine.contract.draw import Enlarging, ImageModelInfo
 from engine.errors import InvalidParameter, UnsupportedFeature
-from engine.image_types import Enlarging, ImageModelInfo
 from server.dialects.a1111.protocol import Txt2ImgRequest
 from server.dialects.a1111.samplers import find_scheduler
 from server.images.hires import LABELS, enlarging_of

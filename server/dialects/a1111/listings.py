@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from engine.kinds import IMAGE, UPSCALE
+from engine.contract.kinds import IMAGE, UPSCALE
 from server.dialects.a1111.shape import answers
 from server.dialects.a1111.titles import title_of
 from server.images.hires import LABELS

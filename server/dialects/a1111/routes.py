@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from engine.contract.kinds import IMAGE
 from engine.errors import UnsupportedFeature
-from engine.kinds import IMAGE
 from server.catalog import find_image_model
 from server.dialects.a1111 import listings
 from server.dialects.a1111.convert import (

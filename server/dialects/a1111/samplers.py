@@ -1,7 +1,7 @@
 """Finds a model's noise schedules by A1111's names."""
 
+from engine.contract.draw import ImageModelInfo
 from engine.errors import InvalidParameter
-from engine.image_types import ImageModelInfo
 from server.images.sampler_names import names_of, scheduler_of
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from engine.image_types import ImageModelInfo
+from engine.contract.draw import ImageModelInfo
 from server.dialects.a1111.convert import (
     OWN_NAMES,
     eta_warnings,

@@ -3,7 +3,7 @@ files."""
 
 import re
 
-from engine.image_types import ImageModelInfo
+from engine.contract.draw import ImageModelInfo
 from server.images.metadata import short_hash
 
 _TITLE = re.compile(r"(?P<name>.+) \[(?P<hash>[0-9a-f]{10})\]")

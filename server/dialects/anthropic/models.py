@@ -8,8 +8,8 @@ from fastapi.routing import APIRoute
 from starlette.routing import Match
 from starlette.types import Scope
 
-from engine.kinds import TEXT
-from engine.types import ModelInfo
+from engine.contract.generate import ModelInfo
+from engine.contract.kinds import TEXT
 from server.catalog import find_model
 from server.routes.deps import StateDep
 from server.routes.models import ModelId

@@ -4,7 +4,7 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from engine.kinds import TEXT
+from engine.contract.kinds import TEXT
 from server.dialects.anthropic import models
 from server.dialects.anthropic.convert import chat_body, count_body
 from server.dialects.anthropic.protocol import CountTokensRequest, MessagesRequest

@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from engine.contract.sampler_order import OTHER_SAMPLER_NAMES, SAMPLERS
 from engine.errors import UnsupportedFeature
-from engine.sampler_order import OTHER_SAMPLER_NAMES, SAMPLERS
 from server.embeddings.inputs import Inputs
 from server.protocol.common import (
     NO_EFFECT_FIELDS,

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from engine.contract.generate import ModelInfo
+from engine.contract.kinds import EMBEDDING, TEXT
 from engine.errors import CapacityError
-from engine.kinds import EMBEDDING, TEXT
-from engine.types import ModelInfo
 from engine.version import __version__
 from server.catalog import config_of, find_model
 from server.dialects.dialect import Dialect, responses

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from engine.client import EngineClient
+from engine.contract.kinds import EMBEDDING, TEXT
+from engine.contract.request import Info
 from engine.errors import UnsupportedFeature
-from engine.kinds import EMBEDDING, TEXT
-from engine.types import Info
+from engine.worker.client import EngineClient
 from server.dialects.dialect import openai_body
 from server.dialects.ollama.options import option_fields
 from server.dialects.ollama.protocol import (

@@ -4,9 +4,9 @@ import hashlib
 import re
 from typing import Any
 
-from engine.embedding_types import EmbeddingModelInfo
+from engine.contract.embed import EmbeddingModelInfo
+from engine.contract.generate import ModelInfo
 from engine.text.chat_format import ChatFormat
-from engine.types import ModelInfo
 from server.dialects.ollama.shape import timestamp
 
 AnyTextInfo = ModelInfo | EmbeddingModelInfo

@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from engine.contract.kinds import EMBEDDING, TEXT
 from engine.errors import InvalidParameter
-from engine.kinds import EMBEDDING, TEXT
 from engine.version import __version__
 from server.catalog import config_of, find_any_model, find_model
 from server.dialects.dialect import Dialect, openai_body, responses

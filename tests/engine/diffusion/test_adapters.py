@@ -10,11 +10,11 @@ from image_adapters import kohya, table_of, write
 from tiny_pipelines import tiny_parts
 from toy_family import picture, request
 
-from engine.adapter_orders import AdapterOrder, AdapterReport
+from engine.contract.adapter_orders import AdapterOrder, AdapterReport
+from engine.contract.draw import ImageTask, LoraUse
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.errors import InvalidParameter, TooManyAdapters, UnknownAdapter
-from engine.image_types import ImageTask, LoraUse
 
 SIZE = {"width": 16, "height": 16, "num_inference_steps": 3, "guidance_scale": 2.0}
 LIMITS = DiffusionLimits(

@@ -9,10 +9,10 @@ import torch
 from tiny_pipelines import Parts, tiny_parts
 from toy_family import ToyFamily, mask, picture, request
 
+from engine.contract.draw import ImageTask, PromptSyntax
 from engine.diffusion.denoising import Denoising
 from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_factory import DrawingFactory
-from engine.image_types import ImageTask, PromptSyntax
 
 SIDE = 16
 TOLERANCE = 1e-4

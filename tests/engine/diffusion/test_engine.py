@@ -9,9 +9,9 @@ import pytest
 from engine_runs import results, run
 from toy_family import ToyFamily, mask, picture, request
 
+from engine.contract.draw import GuidanceKind, ImageTask, PromptSyntax
+from engine.contract.request import FinishReason
 from engine.errors import QueueFull
-from engine.image_types import GuidanceKind, ImageTask, PromptSyntax
-from engine.types import FinishReason
 
 
 def random_request(rng, request_id):

@@ -11,6 +11,8 @@ import torch
 from structlog.testing import capture_logs
 from toy_family import ToyFamily, mask, picture, request
 
+from engine.contract.draw import ImageTask
+from engine.contract.request import FinishReason
 from engine.diffusion import drawing_factory
 from engine.diffusion.denoising import Denoising
 from engine.diffusion.drawing import Drawing
@@ -21,8 +23,6 @@ from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt_cache import PromptCache
 from engine.diffusion.scheduler import StepScheduler
 from engine.errors import ModelLoadError
-from engine.image_types import ImageTask
-from engine.types import FinishReason
 
 PROMPT = "a culprit"
 SEED = 666

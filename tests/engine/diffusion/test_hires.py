@@ -11,13 +11,14 @@ from engine_runs import results, run
 from tiny_pipelines import tiny_parts
 from toy_family import FACTOR, ToyFamily, request
 
+from engine.contract.draw import Enlarging, HiresPass, ImageRequest, ImageTask, PromptSyntax
+from engine.contract.pixels import Pixels
+from engine.contract.request import FinishReason
 from engine.diffusion.denoising import Denoising
 from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.tasks.enlarge import enlarge_latents, enlarge_picture
 from engine.errors import InvalidParameter
-from engine.image_types import Enlarging, HiresPass, ImageRequest, ImageTask, Pixels, PromptSyntax
-from engine.types import FinishReason
 
 TOLERANCE = 1e-4
 """fp32 over a few steps; sums are taken in another order with channels last."""

@@ -7,14 +7,14 @@ import pytest
 import torch
 from toy_family import ToyFamily, mask, picture, request
 
-from engine.config import EngineConfig
+from engine.contract.draw import ImageTask
+from engine.contract.request import FinishReason
+from engine.contract.settings import EngineConfig
 from engine.diffusion import loading
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.diffusion.loading import trial_request, warm_up
 from engine.errors import ModelLoadError
-from engine.image_types import ImageTask
-from engine.types import FinishReason
 from engine.weights.source import Checkpoint
 
 

@@ -8,11 +8,11 @@ import torch
 from engine_runs import results, run
 from toy_family import CHANNELS, FACTOR, ToyFamily, picture, request
 
+from engine.contract.draw import ImageTask
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.guidance import combine_cfg
 from engine.diffusion.restoring import Restoring
 from engine.errors import InvalidParameter
-from engine.image_types import ImageTask
 
 SIDE = 32
 """Of the toy family's tiles, in pixels."""

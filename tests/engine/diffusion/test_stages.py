@@ -9,12 +9,12 @@ from doubling import DOUBLE, Doubling, DoublingSource
 from engine_runs import results, run
 from toy_family import ToyFamily, picture, request
 
+from engine.contract.request import FinishReason
 from engine.diffusion.denoising import Denoising
 from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.tasks.pixels import to_array
-from engine.fault import Unusable
-from engine.types import FinishReason
+from engine.runtime.fault import Unusable
 
 DENOISE = "a red circle"
 

@@ -8,18 +8,18 @@ import zlib
 
 import torch
 
-from engine.diffusion.families.family import FamilyFacts, Row
-from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, NoiseSchedules
-from engine.diffusion.prompt.states import PromptStates
-from engine.image_types import (
+from engine.contract.draw import (
     DenoisingFacts,
     GuidanceKind,
     ImageParams,
     ImageRequest,
     ImageTask,
-    Pixels,
     UpscalingFacts,
 )
+from engine.contract.pixels import Pixels
+from engine.diffusion.families.family import FamilyFacts, Row
+from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, NoiseSchedules
+from engine.diffusion.prompt.states import PromptStates
 from engine.lora.images.layers import AdaptedLayers
 
 CHANNELS, FACTOR = 4, 4

@@ -8,10 +8,10 @@ import pytest
 import torch
 from tiny_encoders import NUM_TOKENS, load_encoder, make_encoder, random_texts
 
+from engine.contract.embed import EmbeddingRequest
+from engine.contract.request import FinishReason
 from engine.embedding.engine import EmbeddingEngine, EmbeddingLimits
-from engine.embedding_types import EmbeddingRequest
 from engine.errors import InvalidParameter, QueueFull
-from engine.types import FinishReason
 from kernels import native
 
 LIMITS = EmbeddingLimits(

@@ -16,13 +16,14 @@ from tiny_encoders import (
     reference_embeddings,
 )
 
-from engine.config import EngineConfig
+from engine.contract.embed import EmbeddingModelInfo, EmbeddingRequest
+from engine.contract.kinds import EMBEDDING, IMAGE, TEXT
+from engine.contract.settings import EngineConfig
+from engine.contract.status import Phase
 from engine.embedding import loading
-from engine.embedding_types import EmbeddingModelInfo, EmbeddingRequest
 from engine.errors import InsufficientMemory, ModelLoadError, UnsupportedArchitecture
-from engine.kinds import EMBEDDING, IMAGE, TEXT, kind_of_checkpoint
 from engine.text.tokenizer import load_tokenizer
-from engine.types import Phase
+from engine.weights.recognition import kind_of_checkpoint
 from engine.weights.source import Checkpoint, resolve_source
 
 INTENT = EngineConfig(device="cpu", num_threads=1)

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.config import EngineConfig
-from engine.host import Grant
-from engine.llm.loading import load_engine
-from engine.llm.step_budget import Price, StepBudget
-from engine.types import FinishReason, GenerateRequest, SamplingParams, TokenLogprob
+from engine.contract.generate import GenerateRequest, TokenLogprob
+from engine.contract.host import Grant
+from engine.contract.request import FinishReason
+from engine.contract.sampling_params import SamplingParams
+from engine.contract.settings import EngineConfig
+from engine.llm.cost.step_budget import Price, StepBudget
+from engine.llm.start.loading import load_engine
 from engine.weights.source import resolve_source
 
 

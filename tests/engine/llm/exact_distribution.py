@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.types import SamplingParams
+from engine.contract.sampling_params import SamplingParams
 
 Floats = NDArray[np.float64]
 

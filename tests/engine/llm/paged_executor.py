@@ -14,7 +14,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from zlib import crc32
 
-from engine.config import ResolvedConfig
+from engine.contract.generate import DrafterName, GenerateRequest, TokenEvent, TokenLogprob
+from engine.contract.request import FinishReason
+from engine.contract.resolved_config import ResolvedConfig
+from engine.contract.sampling_params import SamplingParams
+from engine.llm.cost.step_budget import Price
 from engine.llm.decision import (
     PENDING_TOKEN_ID,
     NewSequence,
@@ -23,18 +27,9 @@ from engine.llm.decision import (
     SequenceOutput,
     StepOutput,
 )
-from engine.llm.drafter import Drafter
+from engine.llm.drafts.drafter import Drafter
 from engine.llm.request import Sequence as RunningSequence
 from engine.llm.scheduler import Scheduler
-from engine.llm.step_budget import Price
-from engine.types import (
-    DrafterName,
-    FinishReason,
-    GenerateRequest,
-    SamplingParams,
-    TokenEvent,
-    TokenLogprob,
-)
 
 VOCAB_SIZE = 50
 EOS = 0

@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from engine.config import ResolvedConfig
-from engine.llm.cuda_recorder import CudaRecorder
+from engine.contract.resolved_config import ResolvedConfig
+from engine.contract.sampling_params import SamplingParams
 from engine.llm.decision import GroupBlocks, NewSequence, ScheduleDecision, ScheduledSequence
-from engine.llm.model_runner import ModelRunner
-from engine.llm.step_graph import AtOnce
+from engine.llm.runner.cuda_recorder import CudaRecorder
+from engine.llm.runner.model_runner import ModelRunner
+from engine.llm.runner.step_graph import AtOnce
 from engine.models.config import ModelConfig
 from engine.models.experts_config import ExpertsConfig
 from engine.models.registry import create_model
-from engine.types import SamplingParams
 from kernels.linear.triton import _linear_add_kernel, _linear_kernel
 from kernels.shared import transfer
 from kernels.tools.launches import recorded

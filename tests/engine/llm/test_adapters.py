@@ -8,10 +8,10 @@ from functools import partial
 import pytest
 from peft_adapters import write_adapter
 
-from engine.adapter_orders import AdapterOrder, AdapterReport
-from engine.config import GIB
+from engine.contract.adapter_orders import AdapterOrder, AdapterReport
+from engine.contract.settings import GIB
 from engine.errors import TooManyAdapters, UnknownAdapter
-from engine.llm.step_graph import StepKind
+from engine.llm.runner.step_graph import StepKind
 from kernels import native
 
 pytestmark = pytest.mark.usefixtures("cheap_rows")

@@ -7,7 +7,7 @@ roomy engine without prefix cache: the default path on a CPU, in all dtypes, wit
 import pytest
 import torch
 
-from engine.llm.model_runner import ModelRunner
+from engine.llm.runner.model_runner import ModelRunner
 from engine.quantization.plain import PlainState, UnquantizedMethod
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint

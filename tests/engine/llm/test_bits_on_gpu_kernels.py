@@ -9,8 +9,8 @@ from test_step_graph import Recorder
 from tiny_pairs import PagedTexts, create_pair, named_weights
 
 from engine.llm.decision import ScheduleDecision
-from engine.llm.model_runner import ModelRunner
-from engine.llm.step_graph import AtOnce
+from engine.llm.runner.model_runner import ModelRunner
+from engine.llm.runner.step_graph import AtOnce
 from engine.models.registry import create_model
 from kernels import _triton, native
 

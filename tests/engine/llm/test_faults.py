@@ -16,17 +16,18 @@ from paged_executor import Answer, PagedExecutor, PagedStep, answer_alone, make_
 from structlog.testing import capture_logs
 from test_scheduler_properties import Session
 
+from engine.contract.generate import GenerateRequest
+from engine.contract.request import FinishReason
 from engine.errors import InvariantViolation
-from engine.llm import model_runner
 from engine.llm.computed_prefixes import ComputedPrefixes
 from engine.llm.decision import ScheduleDecision, StepOutput
 from engine.llm.engine import LLMEngine
-from engine.llm.logits_processors import LogitBias, ProcessorChain
-from engine.llm.model_runner import DrawnTokens, ModelRunner
 from engine.llm.request import Sequence
 from engine.llm.roster import Roster
-from engine.llm.sampling import Sampler
-from engine.types import FinishReason, GenerateRequest
+from engine.llm.runner import model_runner
+from engine.llm.runner.model_runner import DrawnTokens, ModelRunner
+from engine.llm.sampling.logits_processors import LogitBias, ProcessorChain
+from engine.llm.sampling.sampler import Sampler
 
 CULPRIT = 2
 """Its sequence id: the third to arrive."""
@@ -321,7 +322,7 @@ def test_a_poisoned_device_ends_the_engine(engines, folder, requests, monkeypatc
 
 def test_a_device_that_answers_is_not_poisoned(engines, folder, requests, expected, monkeypatch):
     """Such as after a launch with bad arguments."""
-    monkeypatch.setattr("engine.fault._device_answers", lambda: True)
+    monkeypatch.setattr("engine.runtime.fault._device_answers", lambda: True)
     engine = engines.make(folder)
     error = RuntimeError("CUDA error: invalid configuration argument")
     Injection(lambda: error, after=1).install(monkeypatch, ModelRunner, "_prepare")

@@ -9,7 +9,8 @@ from gptq_checkpoints import Layout, write_gptq
 from peft_adapters import write_adapter
 from safetensors.torch import load_file, save_file
 
-from engine.config import EngineConfig, MachineFacts
+from engine.contract.resolved_config import MachineFacts
+from engine.contract.settings import EngineConfig
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
 from engine.models.layers.linear import Linear
 from engine.quantization import int4_groups

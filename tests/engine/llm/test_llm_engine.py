@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 import pytest
 from paged_executor import PagedExecutor, make_config, make_request, make_scheduler
 
-from engine.adapter_orders import AdapterOrder, Answer
+from engine.contract.adapter_orders import AdapterOrder, Answer
+from engine.contract.generate import EngineStats, TokenEvent
 from engine.errors import InvalidParameter, InvariantViolation, UnknownAdapter
 from engine.llm.engine import LLMEngine
-from engine.types import EngineStats, TokenEvent
 
 
 class Executor(PagedExecutor):

@@ -7,7 +7,8 @@ import torch
 import toy_format
 from safetensors.torch import load_file, save_file
 
-from engine.config import EngineConfig, MachineFacts
+from engine.contract.resolved_config import MachineFacts
+from engine.contract.settings import EngineConfig
 from engine.errors import ModelLoadError
 from engine.models.registry import create_model
 from engine.weights.loader import iter_weights, load_model_config

@@ -8,13 +8,13 @@ from test_model_runner import new, part, resolved
 from test_step_graph import requests, run
 from tiny_pairs import create_pair, named_weights
 
-from engine.llm.cuda_recorder import CudaRecorder
 from engine.llm.decision import PENDING_TOKEN_ID, ScheduleDecision
 from engine.llm.engine import LLMEngine
-from engine.llm.executor import LocalExecutor
-from engine.llm.model_runner import ModelRunner
+from engine.llm.runner.cuda_recorder import CudaRecorder
+from engine.llm.runner.executor import LocalExecutor
+from engine.llm.runner.model_runner import ModelRunner
+from engine.llm.runner.step_graph import AtOnce
 from engine.llm.scheduler import Scheduler
-from engine.llm.step_graph import AtOnce
 from engine.models.registry import create_model
 
 pytestmark = pytest.mark.gpu

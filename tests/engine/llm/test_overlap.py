@@ -21,10 +21,11 @@ from paged_executor import (
 )
 from test_scheduler_properties import EVERYTHING, Session
 
+from engine.contract.generate import GenerateRequest
+from engine.contract.request import FinishReason
 from engine.llm.decision import PENDING_TOKEN_ID, ScheduleDecision, StepOutput
 from engine.llm.engine import LLMEngine
 from engine.llm.scheduler import Scheduler
-from engine.types import FinishReason, GenerateRequest
 
 rng = test_neutrality.rng
 """The fixture."""

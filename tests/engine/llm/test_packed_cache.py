@@ -15,10 +15,11 @@ from test_batch_invariance import (  # noqa: F401
     number_of_changes,
 )
 
-from engine.config import EngineConfig, ResolvedConfig
+from engine.contract.resolved_config import ResolvedConfig
+from engine.contract.settings import EngineConfig
 from engine.errors import ModelLoadError
-from engine.llm import sizing
-from engine.llm.kv_storage import KvStorage
+from engine.llm.runner.kv_storage import KvStorage
+from engine.llm.start import sizing
 
 KINDS = ["int8", "fp8"]
 VOCAB = 400

@@ -12,9 +12,10 @@ from gguf import GGMLQuantizationType as Type
 from peft_adapters import write_adapter
 from safetensors.torch import load_file
 
-from engine.config import EngineConfig, MachineFacts
+from engine.contract.resolved_config import MachineFacts
+from engine.contract.settings import EngineConfig
 from engine.errors import InsufficientMemory, ModelLoadError
-from engine.llm import sizing
+from engine.llm.start import sizing
 from engine.models.layers.embedding import TokenEmbedding
 from engine.models.layers.linear import Linear
 from engine.models.layers.norm import RmsNorm

@@ -5,9 +5,10 @@ import random
 import numpy as np
 import pytest
 
+from engine.contract.generate import Repetition
+from engine.contract.request import FinishReason
+from engine.contract.sampling_params import RepetitionDetection
 from engine.llm.repetition import RepetitionDetector
-from engine.sampling_params import RepetitionDetection
-from engine.types import FinishReason, Repetition
 
 
 def _repeats(text: list[int], wanted: RepetitionDetection) -> bool:

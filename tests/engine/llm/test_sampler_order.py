@@ -15,9 +15,9 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from engine.contract.sampling_params import SamplingParams
 from engine.llm.decision import NewSequence
-from engine.llm.sampling import Sampler, SampleRow
-from engine.types import SamplingParams
+from engine.llm.sampling.sampler import Sampler, SampleRow
 
 VOCAB_SIZE = 300
 _WARPERS = {

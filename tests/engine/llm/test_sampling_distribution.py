@@ -13,9 +13,9 @@ import torch
 from exact_distribution import distribution
 from scipy import stats
 
+from engine.contract.sampling_params import SamplingParams
 from engine.llm.decision import NewSequence
-from engine.llm.sampling import Sampler, SampleRow
-from engine.types import SamplingParams
+from engine.llm.sampling.sampler import Sampler, SampleRow
 from kernels.sample_tokens import noise
 
 LEAST_P_VALUE = 1e-9

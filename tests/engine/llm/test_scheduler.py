@@ -23,6 +23,9 @@ from paged_executor import (
     score,
 )
 
+from engine.contract.generate import EngineStats, TokenEvent
+from engine.contract.request import FinishReason
+from engine.contract.sampling_params import BeamParams
 from engine.errors import (
     ContextLengthExceeded,
     EngineError,
@@ -33,8 +36,6 @@ from engine.errors import (
 )
 from engine.llm.decision import ScheduleDecision, SequenceOutput, StepOutput
 from engine.llm.scheduler import Scheduler
-from engine.sampling_params import BeamParams
-from engine.types import EngineStats, FinishReason, TokenEvent
 
 
 class Bench:

@@ -24,10 +24,10 @@ from paged_executor import (
     score,
 )
 
-from engine.config import ResolvedConfig
+from engine.contract.generate import GenerateRequest
+from engine.contract.resolved_config import ResolvedConfig
+from engine.contract.sampling_params import BeamParams, ContrastParams
 from engine.llm.scheduler import Scheduler
-from engine.sampling_params import BeamParams, ContrastParams
-from engine.types import GenerateRequest
 
 
 def random_windows(rng: random.Random) -> Windows:

@@ -13,12 +13,12 @@ from statistics import median
 import pytest
 from paged_executor import make_config, make_request
 
-from engine.config import AUTO_STEP_RATIO
+from engine.contract.generate import EngineStats
+from engine.contract.resolved_config import AUTO_STEP_RATIO
+from engine.llm.cost.step_cost import TYPICAL, StepWork
 from engine.llm.decision import ScheduleDecision, SequenceOutput, StepOutput
 from engine.llm.engine import LLMEngine
 from engine.llm.scheduler import Scheduler
-from engine.llm.step_cost import TYPICAL, StepWork
-from engine.types import EngineStats
 from loadtest.metrics import percentile
 
 AUTO = {"max_step_ratio": AUTO_STEP_RATIO}

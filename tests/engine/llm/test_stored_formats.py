@@ -7,7 +7,8 @@ import pytest
 from peft_adapters import write_adapter
 from stored_formats import VARIETIES, write_checkpoint
 
-from engine.config import EngineConfig, MachineFacts
+from engine.contract.resolved_config import MachineFacts
+from engine.contract.settings import EngineConfig
 from engine.errors import ModelLoadError
 from engine.models.layers.linear import Linear
 from engine.quantization import int4_groups

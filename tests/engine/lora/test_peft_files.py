@@ -11,7 +11,7 @@ from peft_adapters import load, write_adapter
 from safetensors.torch import load_file, save_file
 from tiny_pairs import create_pair
 
-from engine.adapter_orders import AdapterReport
+from engine.contract.adapter_orders import AdapterReport
 from engine.errors import ModelLoadError, ModelNotFound
 from engine.lora.peft_config import CONFIG
 from engine.lora.peft_files import WEIGHTS, ModelShapes, plan_adapter

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from engine.adapter_orders import AdapterOrder, AdapterReport
-from engine.adapter_queue import AdapterQueue
+from engine.contract.adapter_orders import AdapterOrder, AdapterReport
+from engine.contract.request import Request
 from engine.errors import (
     InsufficientMemory,
     InvalidParameter,
@@ -16,7 +16,7 @@ from engine.errors import (
 )
 from engine.lora.shelf import AdapterLimits, Shelf
 from engine.lora.source import Source
-from engine.types import Request
+from engine.scheduling.adapter_queue import AdapterQueue
 
 REPORT = AdapterReport(num_layers=1, ranks=(1,))
 

@@ -11,7 +11,7 @@ from peft_adapters import Host, limits_of, load, write_adapter
 from safetensors.torch import load_file, save_file
 from tiny_pairs import create_pair
 
-from engine.adapter_orders import AdapterOrder, AdapterReport
+from engine.contract.adapter_orders import AdapterOrder, AdapterReport
 from engine.errors import (
     CorruptFile,
     InsufficientMemory,

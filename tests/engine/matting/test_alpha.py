@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from matting_scenes import Scene, finished, lemur, rms, scene
 
+from engine.contract.matte import MattingMethod
 from engine.matting import alpha as alpha_module
 from engine.matting.alpha import Matte, estimate_alpha
 from engine.matting.arrays import STRIP_PIXELS, strips
 from engine.matting.pymatting_library import pymatting_module
 from engine.matting.resampling import nearest
 from engine.matting.trimap import Trimap
-from engine.matting_types import MattingMethod
 
 
 def levels(trimap: Trimap) -> np.ndarray:

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from matting_scenes import scene
 
+from engine.contract.matte import MattingEvent, MattingMethod, MattingOutput, MattingRequest, Point
+from engine.contract.pixels import Pixels
+from engine.contract.request import FinishReason
 from engine.errors import InvalidParameter, QueueFull
-from engine.image_types import Pixels
 from engine.matting import engine as engine_module
 from engine.matting.arrays import array_of, pixels_of
 from engine.matting.engine import MattingEngine, MattingLimits
 from engine.matting.job import NO_SUBJECT
-from engine.matting_types import MattingEvent, MattingMethod, MattingOutput, MattingRequest, Point
-from engine.types import FinishReason
 
 
 class Bright:

@@ -9,13 +9,14 @@ import onnx_writer as onnx
 import pytest
 from matting_scenes import lemur, load, rms
 
-from engine.config import EngineConfig
+from engine.contract.kinds import MATTING
+from engine.contract.matte import MattingEvent, MattingOutput, MattingRequest, Point
+from engine.contract.settings import EngineConfig
+from engine.contract.status import Phase
 from engine.errors import InsufficientMemory, ModelLoadError
-from engine.kinds import MATTING, kind_of_checkpoint
 from engine.matting import loading
 from engine.matting.arrays import array_of, pixels_of
-from engine.matting_types import MattingEvent, MattingOutput, MattingRequest, Point
-from engine.types import Phase
+from engine.weights.recognition import kind_of_checkpoint
 from engine.weights.source import Checkpoint, resolve_source
 
 CACHE = Path("~/.cache/tandem").expanduser()

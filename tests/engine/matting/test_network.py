@@ -7,9 +7,9 @@ import onnx_writer as onnx
 import pytest
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
-from engine.fault import Unusable
 from engine.matting.network import OnnxNetwork, load_network
 from engine.matting.network_files import read_facts
+from engine.runtime.fault import Unusable
 
 
 def load(folder: Path, data: bytes, name: str = "a.onnx") -> OnnxNetwork:

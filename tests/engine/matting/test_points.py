@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
+from engine.contract.matte import MattingMethod, MattingOutput, MattingRequest, Point
 from engine.matting.arrays import Floats, pixels_of
 from engine.matting.job import Job
 from engine.matting.steering import steer
-from engine.matting_types import MattingMethod, MattingOutput, MattingRequest, Point
 from tests.engine.matting.matting_scenes import TwoSubjects, finished, two_subjects
 
 NETWORK_SIDE = 320

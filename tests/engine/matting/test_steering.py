@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from engine.contract.matte import Box, Point
 from engine.matting.steering import steer
-from engine.matting_types import Box, Point
 
 LEFT, RIGHT = (24, 30), (72, 30)
 """Middles of two discs, (x, y)."""

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_encoders import load_encoder, make_encoder, random_texts, reference_embeddings
 
-from engine.checkpoint_files import read_json
 from engine.errors import MissingWeight, ModelLoadError, UnsupportedArchitecture
+from engine.files.checkpoint_files import read_json
 from engine.models.encoder import TextRun, text_runs
 from engine.models.encoder_registry import create_encoder, encoder_family, read_encoder_config
 from engine.models.metadata_keys import MetadataKeys

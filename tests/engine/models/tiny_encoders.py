@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from engine.checkpoint_files import read_json
+from engine.files.checkpoint_files import read_json
 from engine.models.encoder_registry import create_encoder, encoder_weights
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.sentence_encoder import Pooling, SentenceEncoder

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 import transformers
 
-from engine.kv_layout import KvLayout
-from engine.llm.batch import Batch, lay_out
+from engine.contract.kv_layout import KvLayout
 from engine.llm.decision import GroupBlocks, ScheduledSequence
-from engine.llm.kv_storage import KvStorage
+from engine.llm.runner.batch import Batch, lay_out
+from engine.llm.runner.kv_storage import KvStorage
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext

@@ -10,10 +10,10 @@ import torch
 from peft_adapters import write_adapter
 from safetensors.torch import save_file
 
-from engine.config import EngineConfig
+from engine.contract.host import Grant
+from engine.contract.settings import EngineConfig
 from engine.errors import InsufficientMemory, InvalidParameter, UnsupportedFeature
-from engine.host import Grant
-from engine.llm import loading
+from engine.llm.start import loading
 from engine.planning.planner import Order, make_plan
 from engine.planning.table import plan_table
 from engine.weights.source import Checkpoint

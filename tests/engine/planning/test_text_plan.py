@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.config import GIB, EngineConfig, MachineFacts, ModelFacts, pool_bytes, resolve
+from engine.contract.kv_numbers import KvNumbers
+from engine.contract.resolved_config import MachineFacts, ModelFacts, pool_bytes, resolve
+from engine.contract.settings import GIB, EngineConfig
 from engine.errors import InsufficientMemory, InvalidParameter
-from engine.kv_numbers import KvNumbers
-from engine.llm.kv_storage import KvStorage
-from engine.llm.memory_plan import MemoryPlan
+from engine.llm.runner.kv_storage import KvStorage
+from engine.llm.start.memory_plan import MemoryPlan
 from engine.planning.chips import CHIPS, chip_named
 from engine.planning.draft import plan_draft
 from engine.planning.facts import text_facts

@@ -11,11 +11,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from engine.config import EngineConfig
+from engine.contract.settings import EngineConfig
 from engine.errors import InsufficientMemory, InvalidParameter, ModelLoadError, UnsupportedFeature
+from engine.processes.telling_host import TellingHost
 from engine.quality.measurement import Order, measure
 from engine.quality.scoring import divergence
-from engine.telling_host import TellingHost
 from engine.text.scores.passages import ScoredFile
 from engine.weights.quality_record import Kept, measured_quality
 from engine.weights.source import Checkpoint

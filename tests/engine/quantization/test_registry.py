@@ -5,10 +5,11 @@ from typing import get_args
 
 import pytest
 
+from engine.contract.settings import ImageQuantization, Quantization
 from engine.quantization.format import LoadFormat, StoredFormat, TensorHeader
 from engine.quantization.gguf import GgufFormat
 from engine.quantization.registry import detect, load_format, stored_format
-from engine.quantization.table import FORMATS, ImageQuantization, Quantization
+from engine.quantization.table import FORMATS
 from kernels import GGUFType
 
 

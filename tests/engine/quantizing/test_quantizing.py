@@ -17,7 +17,7 @@ import torch
 from gptq_checkpoints import pack_inputs, pack_outputs
 from safetensors.torch import load_file, save_file
 
-from engine.config import EngineConfig
+from engine.contract.settings import EngineConfig
 from engine.errors import EngineError, InvalidParameter, ModelLoadError, UnsupportedFeature
 from engine.quality.measurement import Order as MeasuringOrder
 from engine.quality.measurement import measure

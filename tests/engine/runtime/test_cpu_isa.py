@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine import loop
-from engine.config import EngineConfig
+from engine.contract.settings import EngineConfig
 from engine.errors import ModelLoadError
-from engine.messages import WorkerSpec
+from engine.worker import loop
+from engine.worker.messages import WorkerSpec
 from kernels import cache_folder, isa
 from server.process.serve import create_process_engine
 from server.settings import load_settings
@@ -27,7 +27,7 @@ def load(tmp_path, monkeypatch):
     def stop(*_, **__):
         raise Reached
 
-    monkeypatch.setattr("engine.fetchers.resolve_source", stop)
+    monkeypatch.setattr("engine.weights.source.resolve_source", stop)
 
     def run(cpu_isa):
         spec = WorkerSpec(

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from engine.contract.status import Phase
 from engine.runtime import operations
 from engine.runtime.operations import build_operations, estimated_s, in_words
-from engine.types import Phase
 from kernels import native
 
 

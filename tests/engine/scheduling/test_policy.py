@@ -2,9 +2,9 @@
 
 import pytest
 
+from engine.contract.request import Request
 from engine.scheduling.policy import FirstComeFirstServed, PriorityFirst, create_policy
 from engine.scheduling.queue import ArrivalQueue, RankQueue
-from engine.types import Request
 
 
 def asking(priority: int) -> Request:

@@ -11,12 +11,12 @@ from image_adapters import load, table_of
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-from engine.adapter_orders import AdapterReport
+from engine.contract.adapter_orders import AdapterReport
+from engine.contract.draw import LoraUse
 from engine.diffusion.families.family import Row
 from engine.diffusion.families.registry import load_family
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import UnsupportedFeature
-from engine.image_types import LoraUse
 from engine.training.image_learner import WEIGHTS, check_family, load_image_learner
 from engine.training.order import TrainingOrder
 from engine.training.run import run

@@ -27,8 +27,8 @@ from upscaling_nets import (
     upscaling_engine,
 )
 
+from engine.contract.request import FinishReason
 from engine.errors import InvalidParameter, QueueFull
-from engine.types import FinishReason
 from engine.upscaling.precision import arranged
 
 CPU = torch.device("cpu")

@@ -9,12 +9,13 @@ from ncnn_files import write_compact
 from safetensors.torch import save_file
 from upscaling_nets import compact_net, noise, result_of, run, untiled, upscale_request
 
-from engine.config import EngineConfig
+from engine.contract.host import Grant
+from engine.contract.kinds import IMAGE, UPSCALE
+from engine.contract.settings import EngineConfig
+from engine.contract.status import Phase
 from engine.errors import ModelLoadError, ModelNotFound
-from engine.host import Grant
-from engine.kinds import IMAGE, UPSCALE, kind_of_checkpoint
-from engine.types import Phase
 from engine.upscaling.loading import load_engine
+from engine.weights.recognition import kind_of_checkpoint
 from engine.weights.source import Checkpoint, resolve_source
 
 CONFIG = EngineConfig(device="cpu", num_threads=1, image_dtype="float32")

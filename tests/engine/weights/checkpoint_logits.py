@@ -2,9 +2,9 @@
 
 import torch
 
-from engine.llm.batch import Batch, lay_out
 from engine.llm.decision import GroupBlocks, ScheduledSequence
-from engine.llm.kv_storage import KvStorage
+from engine.llm.runner.batch import Batch, lay_out
+from engine.llm.runner.kv_storage import KvStorage
 from engine.models.forward_context import ForwardContext
 from engine.models.registry import create_model
 from engine.weights.loader import iter_weights, load_model_config

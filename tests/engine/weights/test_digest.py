@@ -12,13 +12,13 @@ import pytest
 import safetensors.torch
 from peft_adapters import Host, write_adapter
 
-from engine import loop
-from engine.config import EngineConfig
+from engine.contract.settings import EngineConfig
 from engine.errors import CorruptFile, ModelLoadError
-from engine.messages import WorkerSpec
 from engine.weights import digest
 from engine.weights.digest import PendingDigest, digest_of, model_files
 from engine.weights.source import Checkpoint
+from engine.worker import loop
+from engine.worker.messages import WorkerSpec
 from kernels import cache_folder
 from server.text.reply import ReplyHead
 

@@ -12,7 +12,8 @@ import torch
 import transformers
 from checkpoint_logits import logits
 
-from engine.config import EngineConfig, MachineFacts
+from engine.contract.resolved_config import MachineFacts
+from engine.contract.settings import EngineConfig
 from engine.errors import CorruptFile, ModelLoadError
 from engine.quantization.gguf import GgufMethod
 from engine.weights.loader import iter_weights, load_model_config

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.errors import CorruptFile, ModelLoadError
-from engine.gguf_part_names import part_names
+from engine.files.gguf_part_names import part_names
 from engine.weights.gguf_tensors import read_tensors
 from engine.weights.loader import iter_weights, load_model_config, weight_headers
 from engine.weights.source import Checkpoint

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import structlog
 
-from engine.adapter_source import resolve_adapter
 from engine.errors import ModelLoadError, ModelNotFound
 from engine.weights import hub
+from engine.weights.adapter_source import resolve_adapter
 from engine.weights.source import Checkpoint, resolve_source
 
 FILES = {

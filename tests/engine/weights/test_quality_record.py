@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from structlog.testing import capture_logs
 
-from engine.config import EngineConfig
+from engine.contract.settings import EngineConfig
 from engine.errors import ModelLoadError
-from engine.llm import loading
+from engine.llm.start import loading
 from engine.weights.quality_record import (
     Kept,
     MeasuredQuality,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from engine.built_in import BUILT_IN
+from engine.contract.built_in import BUILT_IN
 from engine.errors import CorruptFile, ModelLoadError, ModelNotFound
 from engine.weights import pypi
 from engine.weights.source import _SHIPPED, Checkpoint, resolve_source

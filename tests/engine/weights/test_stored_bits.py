@@ -6,11 +6,11 @@ import pytest
 import structlog
 from gptq_checkpoints import Layout, write_gptq
 
-from engine.config import EngineConfig
-from engine.host import Host
-from engine.llm.loading import load_engine
+from engine.contract.host import Host
+from engine.contract.settings import EngineConfig
+from engine.contract.status import Phase
+from engine.llm.start.loading import load_engine
 from engine.quantization.format import TensorHeader
-from engine.types import Phase
 from engine.weights.source import Checkpoint
 from engine.weights.stored_bits import stored_bits
 

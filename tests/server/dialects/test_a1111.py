@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from text_server import until
 from upscaling_server import UpscalingServer
 
-from engine.image_types import Enlarging, HiresPass, ImageTask, MaskContent, PromptSyntax
+from engine.contract.draw import Enlarging, HiresPass, ImageTask, MaskContent, PromptSyntax
 from server.dialects.a1111.hires import hires_body
 from server.dialects.a1111.protocol import Txt2ImgRequest
 from server.images.limits import partial_steps

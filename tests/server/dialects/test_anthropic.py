@@ -14,7 +14,7 @@ import pytest
 from fake_engine import Failure
 from text_server import MODEL, TextServer, text_info, until, write_tokenizer
 
-from engine.kinds import TEXT
+from engine.contract.kinds import TEXT
 
 ROUTE = "/v1/messages"
 TEMPLATE = (

@@ -16,8 +16,8 @@ from fake_embedding_engine import DIMENSIONS, vector
 from fake_engine import Failure
 from text_server import BOS, until
 
+from engine.contract.status import Phase
 from engine.errors import QueueFull
-from engine.types import Phase
 from server.embeddings.convert import MAX_CHARS_PER_TOKEN
 from server.protocol.prompts import MAX_PROMPTS
 

@@ -14,7 +14,7 @@ from fake_embedding_engine import vector
 from fake_engine import Failure
 from text_server import TextServer, until
 
-from engine.kinds import EMBEDDING
+from engine.contract.kinds import EMBEDDING
 from server.embeddings.semantic_entropy import clusters_of, entropy_of
 from server.routes import semantic_entropy
 

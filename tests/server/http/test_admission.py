@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from engine.contract.kinds import IMAGE, TEXT
 from engine.errors import Draining, QueueFull
-from engine.kinds import IMAGE, TEXT
 from server.http.admission import Admission, Places
 from server.http.lifecycle import Lifecycle
 

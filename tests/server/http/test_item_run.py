@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from engine.contract.draw import ImageEvent, ImageParams, ImageRequest, ImageStats, ImageTask
+from engine.contract.kinds import IMAGE
+from engine.contract.rejection import rejection
+from engine.contract.request import FinishReason
 from engine.errors import EngineDead, InvalidParameter, QueueFull, RequestFailed
-from engine.image_types import ImageEvent, ImageParams, ImageRequest, ImageStats, ImageTask
-from engine.kinds import IMAGE
-from engine.rejection import rejection
-from engine.request_stream import RequestStream
-from engine.step_listeners import StepListeners
-from engine.types import FinishReason
+from engine.worker.request_stream import RequestStream
+from engine.worker.step_listeners import StepListeners
 from server.http.admission import Admission, Places
 from server.http.item_metrics import ItemMetrics, ItemNames
 from server.http.item_run import ItemRun

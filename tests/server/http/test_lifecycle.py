@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.types import ModelStatus, Phase
+from engine.contract.status import ModelStatus, Phase
 from server.http.lifecycle import Lifecycle
 
 

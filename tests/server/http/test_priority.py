@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.config import EngineConfig
+from engine.contract.settings import EngineConfig
 from engine.errors import UnsupportedFeature
 from server.http.priority import acting_priority, describe_priority
 

@@ -24,7 +24,7 @@ from image_server import (
 )
 from PIL import Image
 
-from engine.image_types import ImageTask, MaskContent, Outpaint
+from engine.contract.draw import ImageTask, MaskContent, Outpaint
 
 NO_EDIT = (ImageTask.TEXT_TO_IMAGE, ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT)
 

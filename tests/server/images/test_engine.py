@@ -28,9 +28,9 @@ from PIL import Image
 from text_server import until
 from toy_family import ToyFamily
 
+from engine.contract.draw import GuidanceKind
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
-from engine.image_types import GuidanceKind
 from server.app import create_app
 from server.settings import Settings
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
+from engine.contract.pixels import Pixels
 from engine.errors import InvalidParameter
-from engine.image_types import Pixels
 from server.images.decoding import Array, decode_image, decode_mask
 from server.images.files import encode_image
 

@@ -11,9 +11,9 @@ from fake_engine import Failure, model_info
 from fake_image_engine import DENOISING, image_info, picture
 from image_server import EDITS, GENERATIONS, VARIATIONS, ImageServer, error_of, named_events, opened
 
+from engine.contract.draw import GuidanceKind, ImageModelInfo, ImageTask, PromptSyntax
+from engine.contract.status import Phase
 from engine.errors import ModelNotReady
-from engine.image_types import GuidanceKind, ImageModelInfo, ImageTask, PromptSyntax
-from engine.types import Phase
 
 
 async def test_defaults_are_the_models() -> None:

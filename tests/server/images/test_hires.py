@@ -8,7 +8,7 @@ import pytest
 from fake_image_engine import image_info
 from image_server import ImageServer, data_url, opened, png
 
-from engine.image_types import Enlarging, ImageTask
+from engine.contract.draw import Enlarging, ImageTask
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 

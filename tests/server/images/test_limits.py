@@ -5,8 +5,9 @@ import random
 import pytest
 from fake_image_engine import image_info
 
+from engine.contract.draw import ImageParams, ImageTask
+from engine.contract.pixels import Pixels
 from engine.errors import InvalidParameter
-from engine.image_types import ImageParams, ImageTask, Pixels
 from server.images.limits import (
     check_budget,
     drawing_size,

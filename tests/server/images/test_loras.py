@@ -12,7 +12,7 @@ from fake_image_engine import image_info, picture
 from image_server import EDITS, VARIATIONS, ImageServer, error_of, opened, png
 from text_server import until
 
-from engine.image_types import ImageModelInfo, LoraUse
+from engine.contract.draw import ImageModelInfo, LoraUse
 
 NAMES = ("ink", "neon", "old: style")
 

@@ -4,7 +4,7 @@ from fake_engine import Failure
 from image_server import ImageServer, error_of
 from prometheus_client import CollectorRegistry
 
-from engine.image_types import ImageStats
+from engine.contract.draw import ImageStats
 
 
 def value(server: ImageServer, name: str, **labels: str) -> float | None:

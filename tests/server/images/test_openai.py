@@ -11,7 +11,7 @@ from image_server import ImageServer, mask_png, png
 from PIL import Image
 from text_server import until
 
-from engine.image_types import ImageTask, Outpaint
+from engine.contract.draw import ImageTask, Outpaint
 
 
 @pytest.fixture

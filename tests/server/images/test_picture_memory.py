@@ -20,8 +20,8 @@ from PIL import Image
 from text_server import until
 from upscaling_server import UPSCALE_PATH, UpscalingServer, upscaler_info
 
+from engine.contract.draw import ImageTask
 from engine.errors import ModelNotReady
-from engine.image_types import ImageTask
 
 NUM_REQUESTS = 3
 SIDE = 384

@@ -10,9 +10,9 @@ from image_server import EDITS, GENERATIONS, VARIATIONS, ImageServer, data_url, 
 from in_process_client import InProcessEngineClient
 from toy_family import picture, request
 
+from engine.contract.draw import ImageTask
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
-from engine.image_types import ImageTask
-from engine.messages import Ready, decode_from_worker, encode
+from engine.worker.messages import Ready, decode_from_worker, encode
 from server.app import create_app
 from server.images.kind import SERVED_IMAGES
 from server.settings import Settings

@@ -11,7 +11,7 @@ from image_server import EDITS, VARIATIONS, ImageServer, png
 from text_server import until
 from upscaling_server import UPSCALE_PATH, UpscalingServer
 
-from engine.image_types import ImageTask
+from engine.contract.draw import ImageTask
 from server.images.picture_budget import PictureShare
 
 TASKS = (ImageTask.IMAGE_TO_IMAGE, ImageTask.EDIT, ImageTask.RESTORE)

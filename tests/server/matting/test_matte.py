@@ -14,7 +14,7 @@ from matting_server import MATTE, MattingServer
 from PIL import Image
 from text_server import until
 
-from engine.matting_types import MattingMethod, MattingOutput, Point
+from engine.contract.matte import MattingMethod, MattingOutput, Point
 
 
 @pytest.fixture

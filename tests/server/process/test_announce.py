@@ -11,9 +11,9 @@ import structlog
 from fake_engine import FakeEngineClient
 from fake_image_engine import FakeImageEngine, image_info
 
+from engine.contract.model_spec import ModelSpec
+from engine.contract.status import ModelStatus, Phase
 from engine.errors import Failure
-from engine.model_spec import ModelSpec
-from engine.types import ModelStatus, Phase
 from server.http.served_kind import FirstQuestion
 from server.process.announce import Announcer, _is_news, own_command, shell_line
 from server.process.listen import Listener

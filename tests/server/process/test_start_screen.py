@@ -18,8 +18,8 @@ import pytest
 from fake_engine import FakeEngineClient
 from rich.console import Console
 
+from engine.contract.status import ModelStatus, Phase
 from engine.errors import Failure
-from engine.types import ModelStatus, Phase
 from server.app import create_app
 from server.process.listen import Listener
 from server.process.serve import DrainingServer, uvicorn_config

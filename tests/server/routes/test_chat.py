@@ -20,8 +20,8 @@ from text_server import (
     write_tokenizer,
 )
 
+from engine.contract.status import Phase
 from engine.errors import EngineDead, ModelNotReady
-from engine.types import Phase
 from server.protocol.common import MAX_PARTS
 
 PATH = "/v1/chat/completions"

@@ -4,9 +4,9 @@ import httpx
 import pytest
 from fake_engine import FakeEngineClient
 
+from engine.contract.kinds import TEXT
+from engine.contract.status import Phase
 from engine.errors import Failure
-from engine.kinds import TEXT
-from engine.types import Phase
 from engine.version import __version__
 from server.app import create_app
 from server.settings import Settings

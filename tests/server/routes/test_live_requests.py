@@ -11,7 +11,7 @@ import pytest
 from image_server import ImageServer
 from text_server import MODEL, TextServer, events_of, until
 
-from engine.types import GenerateRequest, TokenEvent
+from engine.contract.generate import GenerateRequest, TokenEvent
 from server.http import turns
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

@@ -12,6 +12,8 @@ from fake_image_engine import image_info
 from image_server import ImageServer
 from text_server import MODEL, TextServer, events_of, text_info, until
 
+from engine.contract.generate import ModelInfo
+from engine.contract.status import Phase
 from engine.errors import (
     CorruptFile,
     EngineDead,
@@ -19,7 +21,6 @@ from engine.errors import (
     InsufficientMemory,
     ModelNotFound,
 )
-from engine.types import ModelInfo, Phase
 
 Start = Callable[..., TextServer]
 

@@ -8,7 +8,7 @@ from fake_engine import model_info
 from fake_image_engine import image_info
 from text_server import MAX_MODEL_LEN, MODEL, TextServer, text_info
 
-from engine.types import Phase
+from engine.contract.status import Phase
 from server.text.reply import ReplyHead, system_fingerprint
 
 CARD = {

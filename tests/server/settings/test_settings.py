@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from engine.config import EngineConfig
-from engine.model_spec import DEFAULT_MODELS
+from engine.contract.model_spec import DEFAULT_MODELS
+from engine.contract.settings import EngineConfig
 from server.settings import Settings, load_client_settings, load_settings, unknown_variables
 from server.settings.problem import SettingsProblem
 

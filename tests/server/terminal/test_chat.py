@@ -5,7 +5,7 @@ import json
 import httpx
 import pytest
 
-from engine.built_in import BUILT_IN
+from engine.contract.built_in import BUILT_IN
 from server.settings import ClientSettings
 from server.terminal import chat as terminal_chat
 from server.terminal import client as terminal_client

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from text_server import MODEL, TextServer, text_info
 
-from engine.types import Phase
+from engine.contract.status import Phase
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from engine.contract.structure import StructureKind
 from engine.errors import EngineError, InvalidParameter, UnsupportedFeature
-from engine.structure import StructureKind
 from engine.text.chat_format import ChatFormat
 from engine.text.tool_calls.table import TOOL_CALL_PARSERS
 from server.protocol.chat import ChatCompletionRequest

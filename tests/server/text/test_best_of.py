@@ -3,7 +3,8 @@
 import random
 from collections.abc import AsyncGenerator
 
-from engine.types import FinishReason, TokenLogprob
+from engine.contract.generate import TokenLogprob
+from engine.contract.request import FinishReason
 from server.text.best_of import best_of
 from server.text.output import Delta
 

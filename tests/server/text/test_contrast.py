@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from text_server import TextServer, until
 
-from engine.sampling_params import ContrastParams, SamplingParams
+from engine.contract.sampling_params import ContrastParams, SamplingParams
 
 ROUTES = ["/v1/chat/completions", "/v1/completions"]
 SEARCH = {"penalty_alpha": 0.6, "top_k": 4}

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from fake_engine import model_info
 
+from engine.contract.generate import GenerateRequest, ModelInfo
+from engine.contract.sampling_params import SamplingParams
 from engine.errors import ContextLengthExceeded, InvalidParameter
-from engine.types import GenerateRequest, ModelInfo, SamplingParams
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
 from server.text import convert

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from text_server import MAX_MODEL_LEN, TextServer, until
 
-from engine.sampling_params import GuidanceParams
+from engine.contract.sampling_params import GuidanceParams
 
 ROUTES = ["/v1/chat/completions", "/v1/completions"]
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from text_server import BOS, EOS
 
+from engine.contract.generate import TokenEvent, TokenLogprob
+from engine.contract.request import FinishReason
 from engine.text.tokenizer import Tokenizer, load_tokenizer
-from engine.types import FinishReason, TokenEvent, TokenLogprob
 from server.text.output import ChoiceOutput, Delta, TextOptions
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from text_server import TextServer, encoding_threads
 
-from engine.sampling_params import SAMPLER_PARAMETERS
+from engine.contract.sampling_params import SAMPLER_PARAMETERS
 from engine.text.tokenizer import load_tokenizer
 from engine.text.vocabulary_search import VocabularySearch
 

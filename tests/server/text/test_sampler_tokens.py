@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from text_server import EOS, VOCAB_SIZE, TextServer, encoding_threads
 
-from engine.sampling_params import RepetitionDetection
-from engine.types import SamplingParams
+from engine.contract.sampling_params import RepetitionDetection, SamplingParams
 
 ROUTES = ["chat", "complete"]
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from text_server import TextServer
 
+from engine.contract.generate import Repetition, TokenEvent, TokenLogprob
+from engine.contract.request import FinishReason
 from engine.text.tokenizer import Tokenizer, load_tokenizer
-from engine.types import FinishReason, Repetition, TokenEvent, TokenLogprob
 from server.text.output import ChoiceOutput, Delta, TextOptions
 
 ROUTES = ["/v1/chat/completions", "/v1/completions"]

@@ -13,9 +13,9 @@ from in_process_client import InProcessEngineClient
 from toy_family import FACTOR, ToyFamily
 from upscaling_server import UPSCALE_PATH
 
+from engine.contract.draw import ImageModelInfo, ImageTask, UpscalingFacts
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
-from engine.image_types import ImageModelInfo, ImageTask, UpscalingFacts
 from server.app import create_app
 from server.settings import Settings
 

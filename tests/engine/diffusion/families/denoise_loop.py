@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from engine.contract.draw import ImageTask
 from engine.diffusion.families.family import Row
 from engine.diffusion.guidance import combine_cfg, combine_dual, is_off
 from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.text import PromptText
-from engine.image_types import ImageTask
 
 TOLERANCE = 1e-4
 """Tolerances of fp32 over a few steps; with channels last, sums are taken in another order."""

@@ -22,7 +22,8 @@ from tiny_transformers import flux_parts, sd3_parts
 from torch import nn
 from toy_family import request as toy_request
 
-from engine.adapter_orders import AdapterReport
+from engine.contract.adapter_orders import AdapterReport
+from engine.contract.draw import LoraUse
 from engine.diffusion.denoising import Denoising
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.families.flux import pack
@@ -30,7 +31,6 @@ from engine.diffusion.families.flux_names import original_names as flux_names
 from engine.diffusion.families.flux_names import to_diffusers_names
 from engine.diffusion.families.stable_diffusion_3_names import original_names as sd3_names
 from engine.diffusion.families.unet_names import original_names as unet_names
-from engine.image_types import LoraUse
 from kernels import native
 
 pytestmark = [

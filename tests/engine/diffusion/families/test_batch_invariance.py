@@ -10,11 +10,11 @@ from tiny_families import CPU, FAMILIES, UPSCALER, family_of, parts_of
 from toy_family import mask, picture
 from toy_family import request as toy_request
 
+from engine.contract.draw import ImageTask
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.families.quantized import quantize
 from engine.diffusion.families.registry import load_family
 from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
-from engine.image_types import ImageTask
 from engine.weights.source import resolve_source
 from kernels import native
 

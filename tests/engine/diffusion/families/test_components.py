@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny_pipelines import CPU, Parts, tiny_parts, tiny_unet
 from transformers import T5Tokenizer
 
+from engine.contract.draw import ImageTask
 from engine.diffusion.families.components import ComponentFolder
 from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.families.options import LoadOptions
@@ -30,7 +31,6 @@ from engine.errors import (
     ShapeMismatch,
     UnsupportedArchitecture,
 )
-from engine.image_types import ImageTask
 from engine.weights.source import Checkpoint
 
 SHIPPED = Path(__file__).parents[4] / "engine/data/shapes"

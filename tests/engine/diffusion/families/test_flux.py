@@ -16,6 +16,7 @@ from diffusers import (
 )
 from tiny_transformers import CHANNELS, FACTOR, FluxParts, draw, flux_parts
 
+from engine.contract.draw import GuidanceKind, ImageTask
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.family import Row
 from engine.diffusion.families.flux import FluxFamily, pack, position_ids, unpack
@@ -24,7 +25,6 @@ from engine.diffusion.prompt.clip import ClipPromptEncoder
 from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import InvalidParameter, UnsupportedArchitecture
-from engine.image_types import GuidanceKind, ImageTask
 
 TOLERANCE = 1e-4
 WIDTH, HEIGHT, STEPS, SCALE = 48, 32, 3, 3.5

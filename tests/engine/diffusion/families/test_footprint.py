@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tiny_transformers import flux_parts, sd3_parts
 from torch import nn
 
-from engine.config import EngineConfig
+from engine.contract.settings import EngineConfig, ImageQuantization
 from engine.diffusion.families.convolutions import ArrangedConvolution
 from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.families.fused_layers import fuse_layers
@@ -23,7 +23,6 @@ from engine.diffusion.families.quantized_layers import QUANTIZATIONS
 from engine.diffusion.loading import load_engine
 from engine.quantization.method_module import MethodModule
 from engine.quantization.registry import load_format
-from engine.quantization.table import ImageQuantization
 from engine.weights.source import Checkpoint
 from kernels import native
 

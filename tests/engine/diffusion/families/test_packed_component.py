@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from stored_formats import VARIETIES
 from tiny_transformers import CHANNELS, FACTOR, flux_parts, sd3_parts
 
+from engine.contract.draw import ImageTask
 from engine.diffusion.families.family import Row
 from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.families.registry import load_family
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import MissingWeight, ModelLoadError, ShapeMismatch
-from engine.image_types import ImageTask
 from engine.quantization.method_module import MethodModule
 from engine.weights.source import Checkpoint
 

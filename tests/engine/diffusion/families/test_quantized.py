@@ -15,14 +15,14 @@ from gguf import GGMLQuantizationType
 from gguf_transformers import original_flux, original_sd3, write_gguf
 from tiny_transformers import CHANNELS, FACTOR, flux_parts, sd3_parts, t5_encoder
 
-from engine.config import EngineConfig
+from engine.contract.draw import ImageTask
+from engine.contract.settings import EngineConfig
 from engine.diffusion.families.family import Row
 from engine.diffusion.families.quantized import check_quantization, quantize
 from engine.diffusion.families.quantized_layers import QUANTIZATIONS
 from engine.diffusion.families.registry import load_family
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import ModelLoadError
-from engine.image_types import ImageTask
 from engine.quantization.method_module import MethodModule
 from engine.weights.source import Checkpoint
 

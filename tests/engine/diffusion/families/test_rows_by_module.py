@@ -19,11 +19,11 @@ from torch.nn.modules.module import register_module_forward_hook
 from toy_family import picture
 from toy_family import request as toy_request
 
+from engine.contract.draw import ImageTask
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.families import products
 from engine.diffusion.families.family import Row
 from engine.diffusion.families.fused_layers import FusedResnetBlock
-from engine.image_types import ImageTask
 from kernels import native
 from kernels.registry import Op
 

@@ -11,10 +11,10 @@ import torch
 from denoise_loop import Job, assert_same, draw, draw_together
 from tiny_pipelines import FACTOR, Parts, tiny_parts, tiny_unet
 
+from engine.contract.draw import ImageTask
 from engine.diffusion.families.stable_diffusion import stack_states
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES
 from engine.errors import InvalidParameter, UnsupportedArchitecture
-from engine.image_types import ImageTask
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deprecated.*:FutureWarning"),

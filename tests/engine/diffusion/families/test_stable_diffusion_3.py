@@ -14,6 +14,7 @@ from diffusers import (
 )
 from tiny_transformers import CHANNELS, FACTOR, Sd3Parts, draw, sd3_parts
 
+from engine.contract.draw import GuidanceKind, ImageTask
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.family import Row
 from engine.diffusion.families.stable_diffusion_3 import StableDiffusion3Family
@@ -23,7 +24,6 @@ from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import InvalidParameter, UnsupportedArchitecture
-from engine.image_types import GuidanceKind, ImageTask
 
 TOLERANCE = 1e-4
 WIDTH, HEIGHT, STEPS, SCALE = 48, 32, 3, 4.0

@@ -14,6 +14,7 @@ from tiny_pipelines import CPU, Parts, tiny_unet
 from tiny_upscaler import SCALE, low_res_scheduler, upscaler_of, upscaler_parts
 from toy_family import picture, request
 
+from engine.contract.draw import ImageTask
 from engine.diffusion.denoising import Denoising
 from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_factory import DrawingFactory
@@ -21,7 +22,6 @@ from engine.diffusion.families.registry import load_family
 from engine.diffusion.families.stable_diffusion_upscale import StableDiffusionUpscaleFamily
 from engine.diffusion.tasks.pixels import array_to_tensor, to_array
 from engine.errors import CorruptFile, UnsupportedArchitecture
-from engine.image_types import ImageTask
 from engine.weights.source import Checkpoint
 
 pytestmark = [

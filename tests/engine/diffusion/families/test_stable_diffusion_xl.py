@@ -10,12 +10,12 @@ import torch
 from denoise_loop import Job, assert_same, draw, draw_together
 from tiny_pipelines import CPU, FACTOR, Parts, tiny_parts
 
+from engine.contract.draw import ImageTask
 from engine.diffusion.families.family import Row
 from engine.diffusion.families.stable_diffusion_xl import StableDiffusionXLFamily
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import UnsupportedArchitecture
-from engine.image_types import ImageTask
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*:FutureWarning")
 

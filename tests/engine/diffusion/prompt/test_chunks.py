@@ -2,10 +2,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.contract.draw import PromptSyntax
 from engine.diffusion.prompt.chunks import MAX_CHUNKS, Chunk, split_chunks
 from engine.diffusion.prompt.syntax import Break, Fragment
 from engine.errors import InvalidParameter
-from engine.image_types import PromptSyntax
 
 COMMA = 0
 

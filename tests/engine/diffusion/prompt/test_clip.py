@@ -15,10 +15,10 @@ from diffusers import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.contract.draw import PromptSyntax
 from engine.diffusion.prompt.clip import ClipPromptEncoder
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import InvalidParameter
-from engine.image_types import PromptSyntax
 
 A1111, COMFY, COMPEL = PromptSyntax.A1111, PromptSyntax.COMFY, PromptSyntax.COMPEL
 PROMPTS = [

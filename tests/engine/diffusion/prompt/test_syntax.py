@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.contract.draw import PromptSyntax
 from engine.diffusion.prompt.fragments import MAX_NESTING, MAX_WEIGHT
 from engine.diffusion.prompt.syntax import Blend, Fragment, parse_prompt, plain_text
 from engine.errors import InvalidParameter
-from engine.image_types import PromptSyntax
 
 SYNTAXES = list(PromptSyntax)
 MARKED = [syntax for syntax in SYNTAXES if syntax is not PromptSyntax.PLAIN]

@@ -5,9 +5,9 @@ import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
+from engine.contract.draw import PromptSyntax
 from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.diffusion.prompt.text import PromptText
-from engine.image_types import PromptSyntax
 
 LENGTH = 16
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from engine.contract.draw import PromptSyntax
 from engine.diffusion.prompt.text import PromptText
 from engine.diffusion.prompt.vocabulary import (
     MAX_NAMED,
@@ -9,7 +10,6 @@ from engine.diffusion.prompt.vocabulary import (
     unknown_words,
     unknown_words_warning,
 )
-from engine.image_types import PromptSyntax
 
 KNOWN = frozenset(["a", "red", "green", "circle", "star", "on", "the", "left"])
 

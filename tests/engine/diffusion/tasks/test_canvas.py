@@ -3,9 +3,9 @@ import random
 import numpy as np
 import pytest
 
+from engine.contract.draw import Outpaint
 from engine.diffusion.tasks import canvas
 from engine.diffusion.tasks.pixels import Bytes
-from engine.image_types import Outpaint
 
 SEED = random.randrange(1 << 30)
 

@@ -3,9 +3,9 @@ import random
 import numpy as np
 import pytest
 
+from engine.contract.draw import DenoisingFacts, GuidanceKind, ImageTask
 from engine.diffusion.families.family import FamilyFacts
 from engine.diffusion.tasks.crop import Region, region_of_mask, working_size
-from engine.image_types import DenoisingFacts, GuidanceKind, ImageTask
 
 SEED = random.randrange(1 << 30)
 

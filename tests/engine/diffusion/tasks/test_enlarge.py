@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from engine.contract.draw import Enlarging
 from engine.diffusion.tasks.enlarge import enlarge_latents, enlarge_picture
 from engine.diffusion.tasks.pixels import from_array, to_array
-from engine.image_types import Enlarging
 
 OF_LATENTS = [how for how in Enlarging if how.is_of_latents]
 OF_PICTURES = [how for how in Enlarging if not how.is_of_latents]

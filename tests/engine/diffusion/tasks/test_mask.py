@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from engine.contract.pixels import Pixels
 from engine.diffusion.tasks.mask import (
     bounding_box,
     latent_mask,
@@ -15,7 +16,6 @@ from engine.diffusion.tasks.mask import (
     paste_weights,
 )
 from engine.errors import InvalidParameter
-from engine.image_types import Pixels
 
 SEED = random.randrange(1 << 30)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.contract.pixels import Pixels
 from engine.diffusion.tasks.pixels import (
     array_to_tensor,
     flatten,
@@ -12,7 +13,6 @@ from engine.diffusion.tasks.pixels import (
     to_array,
 )
 from engine.errors import InvalidParameter
-from engine.image_types import Pixels
 
 SEED = random.randrange(1 << 30)
 

@@ -10,13 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.diffusion.families.family import FamilyFacts
-from engine.diffusion.tasks.checks import MAX_CANVAS_PIXELS
-from engine.diffusion.tasks.pixels import from_array, to_array
-from engine.diffusion.tasks.prepare import Preparation, prepare
-from engine.diffusion.tasks.resize import resize_image
-from engine.errors import InvalidParameter
-from engine.image_types import (
+from engine.contract.draw import (
     DenoisingFacts,
     GuidanceKind,
     ImageParams,
@@ -24,9 +18,15 @@ from engine.image_types import (
     ImageTask,
     MaskContent,
     Outpaint,
-    Pixels,
     UpscalingFacts,
 )
+from engine.contract.pixels import Pixels
+from engine.diffusion.families.family import FamilyFacts
+from engine.diffusion.tasks.checks import MAX_CANVAS_PIXELS
+from engine.diffusion.tasks.pixels import from_array, to_array
+from engine.diffusion.tasks.prepare import Preparation, prepare
+from engine.diffusion.tasks.resize import resize_image
+from engine.errors import InvalidParameter
 
 SEED = random.randrange(1 << 30)
 FACTS = FamilyFacts(

@@ -7,11 +7,11 @@ import pytest
 from byte_tokens import TOKENS
 from llguidance import LLMatcher
 
+from engine.contract.structure import Structure, Tag, Tags
 from engine.llm.structure.closed_objects import close_objects
 from engine.llm.structure.grammar_text import grammar_text
 from engine.llm.structure.grammars import matcher_of
 from engine.llm.structure.token_names import TokenNames
-from engine.structure import Structure, Tag, Tags
 
 
 def matcher(structure: Structure) -> LLMatcher:

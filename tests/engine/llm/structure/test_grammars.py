@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from engine.contract.structure import Structure, StructureKind, Tag, Tags
 from engine.errors import (
     EngineError,
     InvalidParameter,
@@ -19,7 +20,6 @@ from engine.llm.structure.grammar_text import grammar_text
 from engine.llm.structure.grammars import Grammars
 from engine.llm.structure.reading import QUICK_SECONDS, Reading
 from engine.llm.structure.token_table import load_token_table
-from engine.structure import Structure, StructureKind, Tag, Tags
 
 DOUBLED = ["start: r0", *(f"r{i}: r{i + 1} r{i + 1}" for i in range(40))]
 HOSTILE = {

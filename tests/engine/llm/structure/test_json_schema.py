@@ -10,11 +10,11 @@ import pytest
 from byte_tokens import TOKENS
 from llguidance import LLMatcher
 
+from engine.contract.structure import Structure
 from engine.errors import InvalidParameter
 from engine.llm.structure.grammar_text import grammar_text
 from engine.llm.structure.matcher import matcher_of
 from engine.llm.structure.token_names import TokenNames
-from engine.structure import Structure
 
 SUITE = json.loads((Path(__file__).parents[3] / "data" / "json_schema_test_suite.json").read_text())
 GROUPS = [(name, group) for name, groups in SUITE.items() for group in groups]

@@ -6,11 +6,11 @@ import random
 import pytest
 from byte_tokens import TOKENS
 
+from engine.contract.structure import Structure, StructureKind
 from engine.errors import InvalidParameter
 from engine.llm.structure.grammar_text import grammar_text
 from engine.llm.structure.grammars import matcher_of
 from engine.llm.structure.token_names import TokenNames
-from engine.structure import Structure, StructureKind
 
 
 def allows(grammar: str, text: str) -> bool:

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from engine.contract.structure import Structure, StructureKind
 from engine.errors import CapacityError, InvalidParameter, InvariantViolation
 from engine.llm.structure import reader_process
 from engine.llm.structure.reader_process import ReaderProcess
-from engine.structure import Structure, StructureKind
 
 OR_NULL = [
     {"anyOf": [{"$ref": f"#/$defs/d{number + 1}"}, {"type": "null"}]} for number in range(1900)

@@ -7,10 +7,10 @@ import threading
 import pytest
 from llguidance import LLParserLimits
 
+from engine.contract.sampling_params import GuidanceParams
+from engine.contract.structure import Structure, StructureKind
 from engine.llm.structure import matcher
 from engine.llm.structure.grammars import Grammars
-from engine.sampling_params import GuidanceParams
-from engine.structure import Structure, StructureKind
 
 HUNGRY = Structure(StructureKind.REGEX, "(.{1,900}x){1,900}")
 """Each text of it adds to the lexer's states."""

@@ -7,11 +7,11 @@ import jsonschema
 import pytest
 from llguidance import LLParserLimits
 
+from engine.contract.request import FinishReason
+from engine.contract.structure import Structure, StructureKind, Tag, Tags
 from engine.errors import InvalidParameter
 from engine.llm.structure import mask, matcher
-from engine.structure import Structure, StructureKind, Tag, Tags
 from engine.text.tokenizer import load_tokenizer
-from engine.types import FinishReason
 
 PERSON = {
     "type": "object",

@@ -13,7 +13,8 @@ from peft_adapters import Host
 from safetensors.torch import save_file
 from torch import nn
 
-from engine.adapter_orders import AdapterReport
+from engine.contract.adapter_orders import AdapterReport
+from engine.contract.draw import LoraUse
 from engine.errors import (
     CorruptFile,
     InsufficientMemory,
@@ -22,7 +23,6 @@ from engine.errors import (
     ShapeMismatch,
     TooManyAdapters,
 )
-from engine.image_types import LoraUse
 from engine.lora.images import table as table_module
 from engine.lora.images.changes import Layer
 from engine.lora.images.files import plan_adapter, read_changes

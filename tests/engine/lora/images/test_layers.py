@@ -8,10 +8,10 @@ import torch
 from image_adapters import WAYS, dotted, load, merge, table_of, unload, write
 from torch import nn
 
-from engine.adapter_orders import AdapterReport
+from engine.contract.adapter_orders import AdapterReport
+from engine.contract.draw import LoraUse
 from engine.diffusion.families.convolutions import ArrangedConvolution, arrange_convolutions
 from engine.errors import ModelLoadError
-from engine.image_types import LoraUse
 from engine.lora.images.changes import Layer, Product
 from engine.lora.images.dora import Lengths
 from engine.lora.images.layers import AdaptedLayers

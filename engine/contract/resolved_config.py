@@ -1,0 +1,262 @@
+"""The settings that an engine runs with, and how they follow from the operator's.
+
+`resolve()` is a pure function of the settings and of facts about the model and the machine.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from engine.contract.fingerprint import fingerprint
+from engine.contract.kv_layout import KvLayout
+from engine.contract.settings import GIB, EngineConfig, Policy
+from engine.errors import InsufficientMemory, InvalidParameter
+
+AUTO_STEP_RATIO = 2.0
+"""How many times longer prompts may make a step unless `max_step_ms` is set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """The facts about a checkpoint that sizing needs, before its weights are read."""
+
+    max_position_embeddings: int
+    kv_bytes_per_token: int
+    """The bytes of a token's keys and values in one layer group of the cache."""
+    weight_bytes: int
+    step_bytes: int = 0
+    """The bytes of activations and graphs of the largest step; 0 until measured, and on a CPU."""
+    kv_windows: tuple[int | None, ...] = (None,)
+    """The window of each layer group (`engine.contract.kv_layout`)."""
+    draft_kv_bytes_per_token: int = 0
+    """The bytes that a draft model's cache takes per token of a layer group."""
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """The bytes of both caches per token of one layer group of the model."""
+        return self.kv_bytes_per_token + self.draft_kv_bytes_per_token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineFacts:
+    """The facts about the machine that sizing needs."""
+
+    device: Literal["cpu", "cuda"]
+    num_cores: int
+    free_memory_bytes: int
+    """The free memory of the device that holds the KV pool, before weights are loaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedConfig:
+    """The settings that the engine runs with, without `auto` and None."""
+
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["bfloat16", "float16", "float32"]
+    quantization: str
+    """A name of `FORMATS`, or `none`."""
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_step_ms: float
+    """The target for a step with prompts while others wait for tokens; 0 is none."""
+    max_step_ratio: float
+    """The most times that such a step may take longer than one of decodes alone; 0 is no limit."""
+    block_size: int
+    num_kv_blocks: int
+    kv_cache_dtype: Literal["bfloat16", "float16", "float32", "int8", "fp8"]
+    enable_prefix_caching: bool
+    max_idle_cached_blocks: int
+    """Cached blocks without an owner beyond this number are dropped, oldest first."""
+    scheduling_policy: Policy
+    max_num_queued: int
+    num_threads: int
+    seed: int | None
+    async_scheduling: bool
+    record_steps: bool
+    num_speculative_tokens: int
+    """The most tokens of a draft; 0 turns speculation off."""
+    prompt_lookup_min: int
+    prompt_lookup_max: int
+    shared_lookup_tokens: int
+    deterministic: bool
+    debug_invariants: bool
+
+    @property
+    def max_decode_rows(self) -> int:
+        """The most rows of a step's decodes, drafts included. Within the budget there is always
+        room for one decode with the longest draft."""
+        most = max(self.max_num_seqs, 1 + self.num_speculative_tokens)
+        return min(most, self.max_num_batched_tokens)
+
+    def kv_layout(self, windows: tuple[int | None, ...]) -> KvLayout:
+        """The KV layout for a model with these windows."""
+        return _kv_layout(
+            windows,
+            block_size=self.block_size,
+            step_tokens=self.max_num_batched_tokens,
+            overlaps=self.async_scheduling,
+        )
+
+    def fingerprint(self) -> str:
+        """A short hash of what shapes answers, without values that follow from free memory."""
+        values = asdict(self)
+        del values["num_kv_blocks"], values["max_idle_cached_blocks"]
+        return fingerprint(sorted(values.items()))
+
+
+def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> ResolvedConfig:
+    """Turn the operator's settings into those that the engine runs with.
+
+    Raises:
+        InvalidParameter: `max_model_len` is more than the model was trained for,
+            `prompt_lookup_min` is more than `prompt_lookup_max`, or a draft model has no tokens to
+            guess.
+        InsufficientMemory: the pool has no room for one request of `max_model_len`.
+    """
+    wanted_len = _wanted_len(intent, model)
+    _check_speculation(intent)
+    block_bytes = model.cache_bytes_per_token * intent.block_size
+    num_kv_blocks = intent.num_kv_blocks or pool_bytes(intent, model, machine) // block_bytes
+    overlaps = _wants_async_scheduling(intent, machine)
+    return ResolvedConfig(
+        device=machine.device,
+        dtype=intent.model_dtype,
+        quantization=intent.quantization,
+        max_model_len=_len_within(num_kv_blocks, wanted_len, intent, model, machine),
+        max_num_seqs=intent.max_num_seqs,
+        max_num_batched_tokens=intent.max_num_batched_tokens,
+        max_step_ms=intent.max_step_ms or 0.0,
+        max_step_ratio=_max_step_ratio(intent, machine),
+        block_size=intent.block_size,
+        num_kv_blocks=num_kv_blocks,
+        kv_cache_dtype=intent.resolved_kv_cache_dtype,
+        enable_prefix_caching=intent.enable_prefix_caching,
+        max_idle_cached_blocks=_max_idle_cached_blocks(intent, machine, num_kv_blocks, block_bytes),
+        scheduling_policy=intent.scheduling_policy,
+        max_num_queued=intent.max_num_queued,
+        num_threads=intent.num_threads or machine.num_cores,
+        seed=intent.seed,
+        async_scheduling=overlaps,
+        record_steps=intent.record_steps,
+        num_speculative_tokens=intent.num_speculative_tokens,
+        prompt_lookup_min=intent.prompt_lookup_min,
+        prompt_lookup_max=intent.prompt_lookup_max,
+        shared_lookup_tokens=intent.shared_lookup_tokens,
+        deterministic=intent.deterministic,
+        debug_invariants=intent.debug_invariants,
+    )
+
+
+def _wanted_len(intent: EngineConfig, model: ModelFacts) -> int:
+    trained = model.max_position_embeddings
+    max_model_len = intent.max_model_len or trained
+    if max_model_len > trained:
+        raise InvalidParameter(
+            f"max_model_len is {max_model_len}; the model was trained for {trained} tokens; "
+            f"lower max_model_len",
+            param="max_model_len",
+        )
+    return max_model_len
+
+
+def _check_speculation(intent: EngineConfig) -> None:
+    if intent.prompt_lookup_min > intent.prompt_lookup_max:
+        raise InvalidParameter(
+            f"prompt_lookup_min is {intent.prompt_lookup_min}; it must be at most "
+            f"prompt_lookup_max, which is {intent.prompt_lookup_max}",
+            param="prompt_lookup_min",
+        )
+    if intent.speculative_model is not None and not intent.num_speculative_tokens:
+        raise InvalidParameter(
+            "speculative_model is set and num_speculative_tokens is 0; set num_speculative_tokens, "
+            "for example to 8, or leave speculative_model out",
+            param="num_speculative_tokens",
+        )
+
+
+def _len_within(
+    num_kv_blocks: int,
+    wanted_len: int,
+    intent: EngineConfig,
+    model: ModelFacts,
+    machine: MachineFacts,
+) -> int:
+    """The longest request that fits into the pool, at most `wanted_len`. It is shorter only if the
+    operator did not ask for a length."""
+    layout = kv_layout_of(intent, model, machine)
+    needed = layout.most_blocks(wanted_len)
+    if needed <= num_kv_blocks:
+        return wanted_len
+    most = layout.most_tokens(num_kv_blocks)
+    if intent.max_model_len is not None:
+        needed_gib = needed * model.cache_bytes_per_token * intent.block_size / GIB
+        raise InsufficientMemory(
+            f"the KV pool has {num_kv_blocks} blocks of {intent.block_size} tokens; one request of "
+            f"max_model_len {wanted_len} needs {needed}; lower max_model_len to {most} or raise "
+            f"kv_cache_memory_gib to {needed_gib:.2f}"
+        )
+    if most == 0:
+        raise InsufficientMemory(
+            f"{machine.free_memory_bytes / GIB:.2f} GiB are free; weights take "
+            f"{model.weight_bytes / GIB:.2f} GiB and steps {model.step_bytes / GIB:.2f} GiB, which "
+            f"leaves nothing for the KV cache; use a smaller model, lower max_num_batched_tokens "
+            f"or free memory"
+        )
+    return most
+
+
+def kv_layout_of(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> KvLayout:
+    """The KV layout that texts will have."""
+    return _kv_layout(
+        model.kv_windows,
+        block_size=intent.block_size,
+        step_tokens=intent.max_num_batched_tokens,
+        overlaps=_wants_async_scheduling(intent, machine),
+    )
+
+
+def _kv_layout(
+    windows: tuple[int | None, ...], *, block_size: int, step_tokens: int, overlaps: bool
+) -> KvLayout:
+    # With overlap a second step is launched before the first one is committed.
+    max_in_flight = step_tokens * (2 if overlaps else 1)
+    return KvLayout(block_size=block_size, windows=windows, max_in_flight=max_in_flight)
+
+
+def _wants_async_scheduling(intent: EngineConfig, machine: MachineFacts) -> bool:
+    """Whether steps overlap. On a CPU they cannot: a step is over when its launch returns."""
+    if intent.async_scheduling == "auto":
+        return machine.device == "cuda"
+    return intent.async_scheduling == "on"
+
+
+def _max_step_ratio(intent: EngineConfig, machine: MachineFacts) -> float:
+    """The limit on how much longer prompts may make a step. With 2, prompts get as much of a step's
+    time as answers do.
+
+    There is none on a GPU unless asked for: steps with prompts were not timed there, and without
+    `deterministic` the last bits of a text depend on the size of its chunks and so on the clock.
+    """
+    is_auto = intent.max_step_ms is None
+    return AUTO_STEP_RATIO if is_auto and machine.device == "cpu" else 0.0
+
+
+def pool_bytes(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> int:
+    """The most bytes of the pool. On a CPU at most 4 GiB by default, as others use the memory,
+    too."""
+    if intent.kv_cache_memory_gib is not None:
+        return int(intent.kv_cache_memory_gib * GIB)
+    if machine.device == "cuda":
+        usable = int(machine.free_memory_bytes * intent.gpu_memory_utilization)
+        return max(0, usable - model.weight_bytes - model.step_bytes)
+    return max(0, min(4 * GIB, (machine.free_memory_bytes - model.weight_bytes) // 2))
+
+
+def _max_idle_cached_blocks(
+    intent: EngineConfig, machine: MachineFacts, num_kv_blocks: int, block_bytes: int
+) -> int:
+    if not intent.enable_prefix_caching:
+        return 0
+    if intent.prefix_cache_memory_gib is not None:
+        return min(num_kv_blocks, int(intent.prefix_cache_memory_gib * GIB) // block_bytes)
+    return num_kv_blocks if machine.device == "cuda" else max(1, num_kv_blocks // 8)

@@ -1,0 +1,1 @@
+"""Reads small files of checkpoints with bounds, and names of GGUF parts."""

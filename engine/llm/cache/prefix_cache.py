@@ -1,0 +1,129 @@
+"""Finds computed blocks that can serve another prompt with the same beginning.
+
+Blocks are found by a chained hash: a block's hash covers its own token ids and the hash of the
+block before it, so equal hashes mean equal text from the first token on. The chain starts from salt
+and adapter. The hash is BLAKE2b with 256 bits, so nobody can craft a prompt whose hash equals
+another's.
+
+The pool (`engine.llm.cache.kv_cache`) says when a block loses its last owner or gets one again.
+"""
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from engine.errors import InvariantViolation
+
+_DIGEST_BYTES = 32
+
+
+def chain_root(salt: str | None, adapter: str | None) -> bytes:
+    """The parent of a text's first block. Requests with different salts or adapters share
+    nothing."""
+    return _digest(repr((salt, adapter)).encode())
+
+
+def extend_chain(
+    chain: list[bytes], root: bytes, token_ids: Sequence[int], block_size: int
+) -> list[bytes]:
+    """Append the hashes of those full blocks of `token_ids` that `chain` does not have yet."""
+    parent = chain[-1] if chain else root
+    for start in range(len(chain) * block_size, len(token_ids) - block_size + 1, block_size):
+        packed = array("q", token_ids[start : start + block_size]).tobytes()
+        parent = _digest(parent + packed)
+        chain.append(parent)
+    return chain
+
+
+class PrefixCache:
+    """An index from block hash to block, and the idle blocks from the longest unused to the latest.
+
+    A cached block is held by sequences or idle. Its contents are complete and do not change while
+    it is indexed. Of two blocks with the same contents, the first is indexed. Each layer group has
+    its own blocks, so a search is for one group.
+    """
+
+    def __init__(self, max_idle: int) -> None:
+        self._max_idle = max_idle
+        self._block_of: dict[tuple[int, bytes], int] = {}
+        """The block by layer group and hash."""
+        self._key_of: dict[int, tuple[int, bytes]] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()
+
+    def __contains__(self, block_id: int) -> bool:
+        return block_id in self._key_of
+
+    @property
+    def idle(self) -> Iterable[int]:
+        """The cached blocks that nobody holds, the next to be evicted first."""
+        return self._idle.keys()
+
+    def find(self, chain: Sequence[bytes], group: int = 0) -> list[int]:
+        """Find the blocks of the longest prefix that is cached without a gap."""
+        blocks = []
+        for block_hash in chain:
+            block_id = self._block_of.get((group, block_hash))
+            if block_id is None:
+                break
+            blocks.append(block_id)
+        return blocks
+
+    def has(self, block_hash: bytes, group: int = 0) -> bool:
+        """Whether a block is cached, whatever comes before it."""
+        return (group, block_hash) in self._block_of
+
+    def register(self, block_id: int, block_hash: bytes, group: int = 0) -> None:
+        """Offer a block whose slots are all computed; does nothing if its text is indexed
+        already."""
+        key = group, block_hash
+        if self._block_of.setdefault(key, block_id) == block_id:
+            self._key_of[block_id] = key
+
+    def forget(self, block_id: int) -> None:
+        """Take a held block out of the index, if it is there, because it is about to be written."""
+        key = self._key_of.pop(block_id, None)
+        if key is not None:
+            del self._block_of[key]
+
+    def park(self, block_id: int) -> list[int]:
+        """Make a cached block idle: it has lost its last owner.
+
+        Returns:
+            Blocks that were evicted because too many are idle; they are free now.
+        """
+        self._idle[block_id] = None
+        return [self.evict() for _ in range(len(self._idle) - self._max_idle)]
+
+    def revive(self, block_id: int) -> None:
+        """Note that an idle block has an owner again."""
+        del self._idle[block_id]
+
+    def evict(self) -> int:
+        """Drop the block that has been idle for longest.
+
+        Raises:
+            InvariantViolation: no block is idle.
+        """
+        if not self._idle:
+            raise InvariantViolation("asked to evict a cached block, but none is idle")
+        block_id, _ = self._idle.popitem(last=False)
+        self.forget(block_id)
+        return block_id
+
+    def check_invariants(self) -> None:
+        """Check that the two indexes agree and not too many blocks are idle.
+
+        Raises:
+            InvariantViolation: index and reverse index disagree, or too many blocks are idle.
+        """
+        if {b: key for key, b in self._block_of.items()} != self._key_of:
+            raise InvariantViolation("the prefix cache's two indexes disagree")
+        if not self._idle.keys() <= self._key_of.keys():
+            raise InvariantViolation("an idle block is not in the prefix cache's index")
+        if len(self._idle) > self._max_idle:
+            raise InvariantViolation(f"{len(self._idle)} blocks are idle, {self._max_idle} may be")
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()

@@ -1,0 +1,147 @@
+"""A sequence's KV blocks in all layer groups (`engine.contract.kv_layout`), and the cached blocks
+that it can start from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from engine.llm.cache.kv_cache import BlockPool, BlockTable
+
+
+@dataclass(frozen=True, slots=True)
+class CachedPrefix:
+    """Computed blocks that another sequence can start from."""
+
+    num_tokens: int
+    block_ids: list[list[int]]
+    """The cached blocks of each layer group."""
+    num_passed: list[int]
+    """For each layer group, the number of the text's blocks before them."""
+
+
+class SequenceBlocks:
+    """One sequence's blocks: a table per layer group, all for the same tokens."""
+
+    __slots__ = ("_pool", "num_tokens", "tables")
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self.tables = [BlockTable(pool, window) for window in pool.layout.windows]
+        self.num_tokens = 0
+        """The number of tokens whose keys and values are there, or will be by a launched step."""
+
+    @property
+    def num_blocks(self) -> int:
+        """The number of blocks held, shared ones included."""
+        return sum(len(table.block_ids) for table in self.tables)
+
+    def adopt(self, cached: CachedPrefix) -> Self:
+        """Share the blocks of a cached prefix; there must be none yet."""
+        for table, blocks, first in zip(
+            self.tables, cached.block_ids, cached.num_passed, strict=True
+        ):
+            table.adopt(blocks, cached.num_tokens, first)
+        self.num_tokens = cached.num_tokens
+        return self
+
+    def fork(self, num_tokens: int) -> "SequenceBlocks":
+        """Make second tables that share the first `num_tokens` tokens."""
+        forked = SequenceBlocks(self._pool)
+        forked.tables = [table.fork(num_tokens) for table in self.tables]
+        forked.num_tokens = num_tokens
+        return forked
+
+    def can_fork(self, num_tokens: int) -> bool:
+        """Whether everything that the token after these attends to is still there."""
+        return all(table.can_fork(num_tokens) for table in self.tables)
+
+    def truncate(self, num_tokens: int) -> None:
+        """Keep the first `num_tokens` tokens. No window may have passed what the next token attends
+        to."""
+        for table in self.tables:
+            table.truncate(num_tokens)
+        self.num_tokens = num_tokens
+
+    def clear(self) -> None:
+        self.truncate(0)
+
+    def blocks_to_reach(self, num_tokens: int) -> int:
+        """The most free blocks, copies included, that it takes at a time while it grows to
+        `num_tokens` tokens in steps within `KvLayout.max_in_flight`."""
+        return self.blocks_lacking(num_tokens) + sum(table.num_copies for table in self.tables)
+
+    def blocks_lacking(self, num_tokens: int) -> int:
+        """The same as `blocks_to_reach`, without copies."""
+        return sum(table.blocks_lacking(num_tokens) for table in self.tables)
+
+    def reserve(self, num_tokens: int) -> bool:
+        """Make the slots from `self.num_tokens` up to `num_tokens` writable by this sequence alone.
+
+        Returns:
+            False, with nothing changed, if too few blocks are free.
+        """
+        tables = self.tables
+        if len(tables) > 1:  # else the table checks it
+            num_blocks = sum(table.blocks_to_reach(num_tokens) for table in tables)
+            if num_blocks > self._pool.num_free:
+                return False
+        reserved = [table.reserve(num_tokens) for table in tables]
+        return all(reserved)
+
+    def advance(self, num_tokens: int) -> None:
+        """Note that the slots before `num_tokens` are computed now, or will be by a launched
+        step."""
+        for table in self.tables:
+            table.advance(num_tokens)
+        self.num_tokens = num_tokens
+
+    def leave(self, num_tokens: int) -> None:
+        """Give back blocks that no token after the first `num_tokens` attends to. Those tokens are
+        computed, and no uncommitted step reads before them."""
+        for table in self.tables:
+            table.leave(num_tokens)
+
+
+def offer_cached(
+    pool: BlockPool, table: SequenceBlocks, chain: Sequence[bytes], filled: range
+) -> None:
+    """Let other sequences find blocks that are full of a text's tokens.
+
+    Args:
+        chain: the hashes of the text's full blocks.
+        filled: the numbers of the blocks to offer.
+    """
+    for group, blocks in enumerate(table.tables):
+        for index in filled:
+            pool.cache.register(blocks.block_ids[index - blocks.num_passed], chain[index], group)
+
+
+def find_cached(pool: BlockPool, chain: Sequence[bytes], most: int) -> CachedPrefix:
+    """Find the longest beginning of a text whose blocks are cached as far back as its next token
+    attends.
+
+    Args:
+        chain: hashes of the text's full blocks.
+        most: the most tokens to find.
+    """
+    layout, cache = pool.layout, pool.cache
+    num_blocks = len(chain)
+    for group, window in enumerate(layout.windows):
+        if window is None:
+            num_blocks = len(cache.find(chain[:num_blocks], group))
+
+    def first_seen(window: int | None) -> int:
+        return layout.num_unseen(window, min(num_blocks * layout.block_size, most))
+
+    before = -1
+    while before != num_blocks:  # each group may shorten it, so all are asked again
+        before = num_blocks
+        for group, window in enumerate(layout.windows):
+            index = num_blocks - 1
+            while window is not None and index >= first_seen(window):
+                if not cache.has(chain[index], group):
+                    num_blocks = index
+                index -= 1
+    firsts = [first_seen(window) for window in layout.windows]
+    blocks = [cache.find(chain[first:num_blocks], group) for group, first in enumerate(firsts)]
+    return CachedPrefix(min(num_blocks * layout.block_size, most), blocks, firsts)

@@ -1,0 +1,1 @@
+"""What steps cost, and what fits into one."""

@@ -1,0 +1,1 @@
+"""Speculation: who guesses tokens, and how many."""

@@ -1,0 +1,1 @@
+"""Ways to search: sequences that are decided together."""

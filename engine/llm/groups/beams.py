@@ -1,0 +1,193 @@
+"""Runs beam search on a request's sequences: a `Group` in which each sequence runs one beam's text.
+
+A step computes one row per beam and returns its likeliest tokens. Those are the log-probabilities
+that clients may also ask for, so the executor need not know of beams.
+`engine.llm.groups.beam_search` decides how the texts continue. Where two texts continue from one,
+the second takes over a sequence whose text is dropped. It shares the blocks of the first, which are
+copied when either writes.
+"""
+
+from dataclasses import replace
+
+from engine.contract.generate import TokenEvent, TokenLogprob
+from engine.contract.request import FinishReason
+from engine.contract.sampling_params import (
+    MAX_BEAM_ENDS,
+    MAX_BEAM_WIDTH,
+    BeamParams,
+    SamplingParams,
+)
+from engine.errors import EngineError, InvalidParameter, InvariantViolation
+from engine.llm.decision import SequenceOutput
+from engine.llm.groups.beam_search import BeamSearch, Continuation
+from engine.llm.request import ActiveRequest, Sequence
+
+
+class Beams:
+    """The beams of one request.
+
+    Args:
+        owner: the request; it has one sequence per beam.
+    """
+
+    def __init__(self, owner: ActiveRequest, params: BeamParams) -> None:
+        self._owner = owner
+        self.sequences = owner.sequences
+        self._asked = asked = owner.request.sampling
+        first = owner.sequences[0]
+        self._search = BeamSearch(
+            params,
+            max_tokens=first.max_num_tokens - owner.prompt_len,
+            min_tokens=asked.min_tokens,
+            ends=owner.ends,
+        )
+        self.sampling = SamplingParams(
+            max_tokens=asked.max_tokens,
+            temperature=0.0,
+            logprobs=max(self._search.num_candidates, asked.logprobs or 0),
+            prompt_logprobs=asked.prompt_logprobs,
+            beams=params,
+        )
+        self._beams = [first]
+        """The sequences that have a text, best first."""
+        self._rows: dict[Sequence, TokenLogprob] = {}
+        """What may follow each beam whose row has been computed in this step."""
+        self._prompt_scores: list[TokenLogprob | None] | None = None
+        self._wanted = set(range(asked.n))
+        """Indexes of the completions that the client still waits for."""
+        self._is_told_of = False
+        """Whether clients have been told that the text has begun."""
+        for sequence in owner.sequences[1:]:
+            sequence.token_ids = []
+
+    @property
+    def keeps_outcome(self) -> bool:
+        """See `Group`."""
+        return True
+
+    def waits(self, sequence: Sequence) -> bool:
+        """See `Group`."""
+        return not sequence.token_ids or sequence in self._rows
+
+    def note(self, sequence: Sequence, result: SequenceOutput) -> bool:
+        """See `Group`."""
+        sequence.note_scores(result)
+        if not result.token_ids:
+            return False
+        if not result.logprobs:
+            raise InvariantViolation("a beam's row has no list of likeliest tokens")
+        self._rows[sequence] = result.logprobs[0]
+        self._prompt_scores = self._prompt_scores or sequence.take_scores()
+        return len(self._rows) == len(self._beams)
+
+    def advance(self) -> list[TokenEvent]:
+        """See `Group`."""
+        continuations = self._search.advance([self._rows[beam] for beam in self._beams])
+        self._rows.clear()
+        if not continuations:
+            return self._completions()
+        self._beams = self._assign(continuations)
+        for sequence, continuation in zip(self._beams, continuations, strict=True):
+            sequence.token_ids.append(continuation.token_id)
+        return self._beginning()
+
+    def restart(self) -> None:
+        """See `Group`."""
+        self._rows.clear()
+
+    def leave_out(self, index: int) -> bool:
+        """See `Group`."""
+        self._wanted.discard(index)
+        return not self._wanted
+
+    def fail(self, error: EngineError) -> list[TokenEvent]:
+        """See `Group`."""
+        return [self._owner.sequences[index].fail(error) for index in sorted(self._wanted)]
+
+    def _assign(self, continuations: list[Continuation]) -> list[Sequence]:
+        """Give each continuing text a sequence. The first text that continues a beam keeps that
+        beam's sequence."""
+        parents = [self._beams[continuation.beam] for continuation in continuations]
+        spare = [s for s in self._owner.sequences if s not in parents]
+        for sequence in spare:
+            sequence.drop_text()
+        assigned: list[Sequence] = []
+        for parent in parents:
+            sequence = parent
+            if parent in assigned:
+                sequence = spare.pop()
+                sequence.go_on_from(parent)
+            assigned.append(sequence)
+        return assigned
+
+    def _beginning(self) -> list[TokenEvent]:
+        """Tell the client once, without a token, that the text has begun."""
+        if self._is_told_of or 0 not in self._wanted:
+            return []
+        self._is_told_of = True
+        return [self._owner.sequences[0].report(prompt_logprobs=self._take_prompt_scores())]
+
+    def _take_prompt_scores(self) -> list[TokenLogprob | None] | None:
+        scores, self._prompt_scores = self._prompt_scores, None
+        return scores
+
+    def _completions(self) -> list[TokenEvent]:
+        texts = self._search.best(self._asked.n)
+        return [self._completion(index, texts[index]) for index in sorted(self._wanted)]
+
+    def _completion(self, index: int, tokens: list[TokenLogprob]) -> TokenEvent:
+        last = tokens[-1].token_id
+        by_eos, num_top = last in self._owner.eos_token_ids, self._asked.logprobs
+        return self._owner.sequences[index].report(
+            token_ids=[token.token_id for token in tokens],
+            logprobs=None if num_top is None else [_cut(token, num_top) for token in tokens],
+            prompt_logprobs=self._take_prompt_scores() if index == 0 else None,
+            finish_reason=FinishReason.STOP if last in self._owner.ends else FinishReason.LENGTH,
+            stop_token_id=None if by_eos or last not in self._owner.ends else last,
+        )
+
+
+def _cut(token: TokenLogprob, num_top: int) -> TokenLogprob:
+    return replace(
+        token, top_ids=token.top_ids[:num_top], top_logprobs=token.top_logprobs[:num_top]
+    )
+
+
+def check_beams(
+    sampling: SamplingParams, params: BeamParams, num_ends: int, max_num_running: int, num_ids: int
+) -> None:
+    """Refuse a search that cannot run. The server checks it too, but the engine does not rely on
+    that.
+
+    Args:
+        num_ends: how many tokens end a text.
+        max_num_running: how many sequences can run at a time.
+        num_ids: how many token ids the vocabulary has.
+
+    Raises:
+        InvalidParameter: the error names the field and the limit.
+    """
+    width, most = params.width, min(MAX_BEAM_WIDTH, max_num_running)
+    if not sampling.n <= width <= most:
+        raise InvalidParameter(
+            f"the number of beams is {width}; it must be {sampling.n} (n) to {most}",
+            param="best_of",
+        )
+    if num_ends > MAX_BEAM_ENDS:
+        raise InvalidParameter(
+            f"{num_ends} tokens can end the text; with beam search at most {MAX_BEAM_ENDS} can: "
+            f"send fewer stop_token_ids",
+            param="stop_token_ids",
+        )
+    if width + num_ends > num_ids:
+        raise InvalidParameter(
+            f"the model has only {num_ids} tokens, too few for {width} beams; ask for fewer beams",
+            param="best_of",
+        )
+    if sampling.max_tokens < 1:
+        raise InvalidParameter("beam search needs max_tokens of at least 1", param="max_tokens")
+    if sampling.structure is not None:
+        param = sampling.structure.param
+        raise InvalidParameter(
+            f"{param} cannot be combined with beam search; leave one of them out", param=param
+        )

@@ -1,0 +1,241 @@
+"""Runs contrastive search on the sequences of a request, as a `Group`.
+
+    text so far     what may follow    a row each                     taken
+    A B C           x   p = 0.5        similar to the text: 0.9
+                    y   p = 0.3        similar to the text: 0.4       y
+                    z   p = 0.1        similar to the text: 0.5
+
+The likeliest next tokens of a text are its candidates. Each is computed in a sequence of its own,
+all in one step. The executor compares its hidden state with those of the text
+(`engine.llm.runner.text_states`), and the candidate with the best score is taken. Its row already
+tells what may follow it, so no text is computed twice. The first sequence has the accepted text;
+the others share its blocks and copy the one that they write to.
+
+Paper: Su et al. 2022, arXiv:2202.06417, equation 5, as transformers' contrastive search has it.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import NamedTuple
+
+from engine.contract.generate import GenerateRequest, TokenEvent, TokenLogprob
+from engine.contract.sampling_params import (
+    MAX_CANDIDATES,
+    MIN_CANDIDATES,
+    ContrastParams,
+    SamplingParams,
+)
+from engine.errors import EngineError, InvalidParameter, InvariantViolation, QueueFull
+from engine.llm.decision import SequenceOutput
+from engine.llm.request import ActiveRequest, Sequence
+
+MAX_COMPARED_TOKENS = 65_536
+"""The most tokens that all texts of an engine with contrastive search have together. Their hidden
+states are kept beside the KV pool with 4 bytes a number: a gibibyte at a hidden size of 4096."""
+
+
+class _Row(NamedTuple):
+    """The outcome of a step for one sequence."""
+
+    offer: TokenLogprob
+    """What may follow the sequence's text."""
+    similarity: float
+
+
+class Candidates:
+    """The candidates of one request.
+
+    Args:
+        owner: the request; it has one sequence per token that is tried.
+    """
+
+    def __init__(self, owner: ActiveRequest, params: ContrastParams) -> None:
+        self._params = params
+        self._asked = asked = owner.request.sampling
+        self.sequences = owner.sequences
+        self._first = self.sequences[0]
+        self.sampling = SamplingParams(
+            max_tokens=asked.max_tokens,
+            temperature=0.0,
+            logprobs=max(params.width, asked.logprobs or 0),
+            prompt_logprobs=asked.prompt_logprobs,
+            contrast=params,
+        )
+        self._offer: TokenLogprob | None = None
+        """What may follow the text; None while the first sequence is still computing the text
+        itself."""
+        self._has_accepted = False
+        """Whether the last step brought a token."""
+        self._rows: dict[Sequence, _Row] = {}
+        """The outcome of each sequence whose row has been computed in this step."""
+        for sequence in self.sequences[1:]:
+            sequence.token_ids = []
+
+    @property
+    def keeps_outcome(self) -> bool:
+        """See `Group`. False while a text is computed again without candidates: what makes a step
+        fail may only come back with them."""
+        return self._has_accepted
+
+    def waits(self, sequence: Sequence) -> bool:
+        """See `Group`."""
+        return not sequence.token_ids or sequence in self._rows
+
+    def note(self, sequence: Sequence, result: SequenceOutput) -> bool:
+        """See `Group`."""
+        sequence.note_scores(result)
+        if not result.token_ids:
+            return False
+        if not result.logprobs or (self._offer is not None and result.similarity is None):
+            raise InvariantViolation("a candidate's row has no scores")
+        self._rows[sequence] = _Row(result.logprobs[0], result.similarity or 0.0)
+        return len(self._rows) == (1 if self._offer is None else len(self.sequences))
+
+    def advance(self) -> list[TokenEvent]:
+        """See `Group`."""
+        rows, self._rows = self._rows, {}
+        self._has_accepted = self._offer is not None
+        if self._offer is None:
+            self._try(self._first, rows[self._first].offer)
+            return []
+        similarities = [rows[sequence].similarity for sequence in self.sequences]
+        place = self._best(self._offer, similarities)
+        best = self.sequences[place]
+        news = self._accept(best, _token(self._offer, place, self._asked.logprobs))
+        if news.finish_reason is None:
+            self._try(best, rows[best].offer)
+        return [news]
+
+    def restart(self) -> None:
+        """See `Group`. The text is computed again from its beginning, without candidates. The
+        caller has already freed the blocks."""
+        self._rows.clear()
+        if self._offer is None:
+            return
+        self._offer = None
+        self._first.token_ids.pop()
+        self._first.chain.clear()
+        self._first.follows = None
+        for sequence in self.sequences[1:]:
+            sequence.token_ids = []
+            sequence.chain = []
+
+    def leave_out(self, index: int) -> bool:
+        """See `Group`."""
+        return index == 0
+
+    def fail(self, error: EngineError) -> list[TokenEvent]:
+        """See `Group`."""
+        return [self._first.fail(error)]
+
+    def _best(self, offer: TokenLogprob, similarities: list[float]) -> int:
+        """The place of the best candidate; among equals, of the likeliest."""
+        alpha = self._params.alpha
+        scores = [
+            (1.0 - alpha) * math.exp(logprob) - alpha * similarity
+            for logprob, similarity in zip(offer.top_logprobs, similarities, strict=False)
+        ]
+        return scores.index(max(scores))
+
+    def _accept(self, best: Sequence, token: TokenLogprob) -> TokenEvent:
+        """Give the first sequence a candidate's text, and report its token."""
+        first = self._first
+        if best is not first:
+            first.swap_text(best)
+        first.token_ids.pop()
+        _, reason = first.accept([token.token_id])
+        return first.report(
+            token_ids=[token.token_id],
+            logprobs=None if self._asked.logprobs is None else [token],
+            prompt_logprobs=first.take_scores(),
+            finish_reason=reason,
+            stop_token_id=first.stop_token_id,
+        )
+
+    def _try(self, best: Sequence, offer: TokenLogprob) -> None:
+        """Give each sequence the first one's text and one token that may follow.
+
+        Args:
+            best: the sequence whose row computed the text's last token.
+        """
+        self._offer = offer
+        for sequence in self.sequences[1:]:
+            sequence.go_on_from(self._first)
+        for sequence, token_id in zip(self.sequences, offer.top_ids, strict=False):
+            sequence.token_ids.append(token_id)
+            sequence.follows = best.seq_id
+
+
+def _token(offer: TokenLogprob, place: int, num_top: int | None) -> TokenLogprob:
+    logprob = offer.top_logprobs[place]
+    return replace(
+        offer,
+        token_id=offer.top_ids[place],
+        logprob=logprob,
+        rank=1 + sum(other > logprob for other in offer.top_logprobs[:place]),
+        top_ids=offer.top_ids[: num_top or 0],
+        top_logprobs=offer.top_logprobs[: num_top or 0],
+    )
+
+
+def check_contrast(
+    request: GenerateRequest,
+    params: ContrastParams,
+    max_num_running: int,
+    max_model_len: int,
+    num_ids: int,
+    *,
+    beside: Iterable[GenerateRequest],
+) -> None:
+    """Refuse a search that cannot run. The server checks it too, but the engine does not rely on
+    that.
+
+    Args:
+        num_ids: how many token ids the vocabulary has.
+        beside: the other unfinished requests.
+
+    Raises:
+        InvalidParameter: the error names the field and the limit.
+        QueueFull: the hidden states of one more text do not fit.
+    """
+    sampling = request.sampling
+    most = min(MAX_CANDIDATES, max_num_running, num_ids)
+    if not MIN_CANDIDATES <= params.width <= most:
+        raise InvalidParameter(
+            f"top_k is {params.width}; with penalty_alpha it must be {MIN_CANDIDATES} to {most}",
+            param="top_k",
+        )
+    if not 0.0 < params.alpha <= 1.0:
+        raise InvalidParameter(
+            f"penalty_alpha is {params.alpha:g}; it must be above 0 and at most 1",
+            param="penalty_alpha",
+        )
+    for name, neutral in (("n", 1), ("beams", None), ("min_tokens", 0), ("structure", None)):
+        if getattr(sampling, name) != neutral:
+            raise InvalidParameter(
+                f"{name} cannot be combined with penalty_alpha; leave one of them out", param=name
+            )
+    if sampling.max_tokens < 1:
+        raise InvalidParameter("penalty_alpha needs max_tokens of at least 1", param="max_tokens")
+    asked = _num_compared(request, max_model_len)
+    if asked > MAX_COMPARED_TOKENS:
+        raise InvalidParameter(
+            f"prompt and max_tokens are {asked} tokens together; with penalty_alpha the limit is "
+            f"{MAX_COMPARED_TOKENS}: lower max_tokens, or shorten the prompt",
+            param="max_tokens",
+        )
+    taken = sum(
+        _num_compared(other, max_model_len)
+        for other in beside
+        if other.sampling.contrast is not None
+    )
+    if taken + asked > MAX_COMPARED_TOKENS:
+        raise QueueFull(
+            f"other requests with penalty_alpha hold {taken} tokens and this one needs {asked}; "
+            f"together they can have {MAX_COMPARED_TOKENS}: retry later, or lower max_tokens"
+        )
+
+
+def _num_compared(request: GenerateRequest, max_model_len: int) -> int:
+    return min(len(request.prompt_token_ids) + request.sampling.max_tokens, max_model_len)

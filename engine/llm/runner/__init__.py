@@ -1,0 +1,1 @@
+"""Computes decided steps with a model."""

@@ -1,0 +1,131 @@
+"""The memory behind KV blocks. The scheduler decides which block belongs to whom."""
+
+import contextlib
+import ctypes
+import math
+import mmap
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.contract.kv_numbers import SCALE_BYTES
+
+COMMITTED_AHEAD_BYTES = 256 << 20
+"""The memory of the lowest blocks that is committed on a CPU before it is written."""
+_MADV_POPULATE_WRITE = 23
+
+
+class KvStorage:
+    """The keys and values of all layers in one tensor [N, L, 2, K, S, D]. A block's bytes lie side
+    by side; in a packed cache its scales [L, 2, K, S] follow them.
+
+    L is the number of layers in a group (`engine.contract.kv_layout`), or in the largest one. A
+    block is thus one run of memory: it is copied or moved at once, and on a CPU memory is committed
+    block by block, in the order in which blocks are first written. Within a block each head's keys
+    are one run of S·D elements, which a core reads at a time.
+
+    Invariant: slots that nobody wrote since their block got its owner hold finite numbers, because
+    attention multiplies them by zero. `clear` ensures this.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        layer_groups: Sequence[Sequence[int]],
+        num_kv_heads: int,
+        block_size: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Allocate the memory.
+
+        Args:
+            layer_groups: the layers of each group; every layer is in one.
+            dtype: the numbers' dtype; int8 and float8_e4m3fn have a scale for each slot and head.
+        """
+        layers_per_block = max(map(len, layer_groups))
+        shape = (layers_per_block, 2, num_kv_heads, block_size, head_dim)
+        num_numbers, num_scales = math.prod(shape), math.prod(shape[:-1])
+        scales: Sequence[Tensor | None]
+        if dtype.itemsize == 1:
+            block = num_numbers + num_scales * SCALE_BYTES
+            self._pool = _allocate((num_blocks, block), torch.uint8, device)
+            numbers = self._pool[:, :num_numbers].view(dtype).view(num_blocks, *shape)
+            behind = self._pool[:, num_numbers:].view(torch.float32)
+            scales = behind.view(num_blocks, *shape[:-1]).unbind(1)
+        else:
+            self._pool = numbers = _allocate((num_blocks, *shape), dtype, device)
+            scales = [None] * layers_per_block
+        self._block_bytes = self._pool[:1].nbytes
+        self._written = np.zeros(num_blocks, dtype=np.bool_)
+        self._always_committed = device.type != "cpu"
+        shares = numbers.unbind(1)
+        places = {
+            layer: (group, at)
+            for group, layers in enumerate(layer_groups)
+            for at, layer in enumerate(layers)
+        }
+        self.group_of_layer = [places[layer][0] for layer in range(len(places))]
+        self.layers: list[Tensor] = [shares[places[layer][1]] for layer in range(len(places))]
+        """One view per layer, [N, 2, K, S, D], which the kernels take as `kv_cache`. Layers of
+        different groups may share one: their blocks differ."""
+        self.scales = [scales[places[layer][1]] for layer in range(len(places))]
+        """One view per layer, [N, 2, K, S] fp32, which the kernels take as `kv_scales`; None if the
+        cache is not packed."""
+
+    @property
+    def bytes_committed(self) -> int:
+        """The physical memory of all blocks that were ever written; on a GPU, of all blocks."""
+        num = len(self._written) if self._always_committed else np.count_nonzero(self._written)
+        return int(num) * self._block_bytes
+
+    def commit_ahead(self) -> threading.Thread | None:
+        """Have a thread prepare the memory that the first requests will write.
+
+        A first write waits until pages are found and cleared, in virtual machines often for longer
+        than a step. Where the system cannot prepare memory (Linux before 5.14), steps wait.
+        """
+        if self._always_committed:
+            return None
+        num_bytes = min(COMMITTED_AHEAD_BYTES, self._pool.nbytes)
+        libc, address = ctypes.CDLL(None), ctypes.c_void_p(self._pool.data_ptr())
+        arguments = (address, ctypes.c_size_t(num_bytes), _MADV_POPULATE_WRITE)
+        thread = threading.Thread(target=libc.madvise, args=arguments, daemon=True)
+        thread.start()
+        return thread
+
+    def will_write(self, block_ids: NDArray[np.int64]) -> None:
+        """Count the blocks that this step writes to."""
+        self._written[block_ids] = True
+
+    def clear(self, block_ids: Sequence[int]) -> None:
+        """Clear blocks that get a new owner. Blocks that were never written are clear."""
+        for block_id in block_ids:
+            if self._written[block_id]:
+                self._pool[block_id].zero_()
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks, (source, destination), in this order."""
+        for source, destination in pairs:
+            self._pool[destination].copy_(self._pool[source])
+            self._written[destination] = True
+
+
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Allocate zeros. On a CPU these are fresh anonymous pages, which are zero without being
+    touched: an allocator might reuse memory, and zeroing would commit all of it."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = max(1, math.prod(shape) * dtype.itemsize)
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # A layer's share of a block is a few small pages, far from those of the next block. With 4 KiB
+    # pages every step would miss the TLB for each. Huge pages are committed 2 MiB at a time.
+    with contextlib.suppress(AttributeError, OSError):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype, count=math.prod(shape)).view(shape)

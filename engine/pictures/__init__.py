@@ -1,0 +1,1 @@
+"""What tasks with pictures share."""

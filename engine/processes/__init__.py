@@ -1,0 +1,1 @@
+"""Processes beside the server and its workers: helpers, orders, limits and logs."""

@@ -1,0 +1,67 @@
+"""Requests that wait for their adapters while others are stepped. Imports no torch."""
+
+from collections.abc import Callable, Collection
+from typing import Any, Generic, TypeVar
+
+from engine.contract.adapter_orders import AdapterShelf
+from engine.contract.request import Request
+from engine.errors import EngineError
+
+RequestT = TypeVar("RequestT", bound=Request[Any])
+
+
+class AdapterQueue(Generic[RequestT]):
+    """Waiting requests, first come, first served.
+
+    Adapters are loaded for the first request only. A later request goes ahead if its own adapters
+    are already in place. So a request that waits for adapters to become free is not overtaken for
+    ever (`AdapterShelf.advance`). Requests name adapters by their keys here.
+    """
+
+    def __init__(self, shelf: AdapterShelf) -> None:
+        self._shelf = shelf
+        self._waiting: dict[str, RequestT] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._waiting
+
+    def requests(self) -> list[RequestT]:
+        """All waiting requests."""
+        return list(self._waiting.values())
+
+    def add(self, request: RequestT) -> None:
+        """Add a request that waits."""
+        self._waiting[request.request_id] = request
+
+    def forget(self, request_id: str) -> None:
+        """Remove an aborted request; unknown ids are ignored."""
+        self._waiting.pop(request_id, None)
+
+    def has_work(self) -> bool:
+        """Whether `advance` has work now or will have some."""
+        return bool(self._waiting) or self._shelf.has_work()
+
+    def advance(self, in_use: Callable[[], Collection[str]]) -> None:
+        """Move the loading of adapters on, without waiting.
+
+        Args:
+            in_use: the keys of requests that are not in this queue.
+        """
+        waiting = [request.adapter_names for request in self._waiting.values()]
+        if waiting or self._shelf.has_work():
+            self._shelf.advance(in_use, waiting)
+
+    def take_ready(self) -> list[tuple[RequestT, EngineError | None]]:
+        """Remove the requests that need not wait any longer, in the order of arrival, each with an
+        error if its adapters cannot be loaded."""
+        ready: list[tuple[RequestT, EngineError | None]] = []
+        for request in self.requests():
+            keys = request.adapter_names
+            error = self._shelf.failure_of(keys)
+            if error is not None or self._shelf.take(keys):
+                del self._waiting[request.request_id]
+                ready.append((request, error))
+        return ready

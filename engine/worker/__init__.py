@@ -1,0 +1,1 @@
+"""The worker process of one model: its loop, and its supervision by the server process."""

@@ -1,0 +1,405 @@
+"""The server's only way to the engine: it submits requests, reads events and asks for states.
+
+`ProcessEngineClient` runs a supervised worker process per model.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
+
+import structlog
+
+from engine.contract.adapter_orders import AdapterOrder, AdapterReport
+from engine.contract.draw import ImageEvent
+from engine.contract.generate import TokenEvent
+from engine.contract.kinds import Kind, kind_of
+from engine.contract.model_spec import ModelSpec
+from engine.contract.request import Event, EventT, Info, InfoT, Request, Stats
+from engine.contract.settings import EngineConfig
+from engine.contract.status import ModelStatus, Phase
+from engine.errors import (
+    Draining,
+    ModelConflict,
+    UnknownModel,
+)
+from engine.runtime.memory import MemoryArbiter
+from engine.worker.image_share import ImageShare
+from engine.worker.request_stream import RequestStream
+from engine.worker.step_listeners import StepListeners
+from engine.worker.supervisor import Supervisor, WorkerOptions
+from engine.worker.text_gate import TextCheck
+
+__all__ = [
+    "EngineClient",
+    "ImageStream",
+    "OnGone",
+    "ProcessEngineClient",
+    "RequestEvents",
+    "TokenStream",
+    "WorkerOptions",
+]
+
+OnGone = Callable[[str, str | None], None]
+_CHANGES = "adapter {name!r} is being loaded or unloaded; try again once that is done"
+
+log = structlog.get_logger(__name__)
+
+AnyEventT = TypeVar("AnyEventT", bound=Event, covariant=True)
+ResultT = TypeVar("ResultT")
+
+
+class RequestEvents(Protocol[AnyEventT]):
+    """An async iterator over a request's events. It ends after the last event of each completion or
+    image."""
+
+    def __aiter__(self) -> AsyncIterator[AnyEventT]: ...
+
+    def end(self, index: int) -> None:
+        """Abort one unfinished completion in the engine, because nobody reads it any more."""
+        ...
+
+    async def aclose(self) -> None:
+        """Abort the unfinished part of the request in the engine. Idempotent."""
+        ...
+
+
+TokenStream = RequestEvents[TokenEvent]
+ImageStream = RequestEvents[ImageEvent]
+
+
+class EngineClient(Protocol):
+    """The interface of the engine to the server."""
+
+    steps: StepListeners
+    """Listeners for every step that an engine reports."""
+    check_text: TextCheck | None
+    """Awaited with the path of each checkpoint that has a text side, before its model is ready; an
+    exception that it raises becomes the reason of the model's failure. Set before `start`."""
+    on_gone: OnGone | None
+    """Called when a model is gone for good, with its id and, if no other model uses the same
+    checkpoint's text side, with that checkpoint's path."""
+
+    def submit(self, request: Request[EventT]) -> RequestEvents[EventT]:
+        """Queue a request.
+
+        The iterator raises `EngineDead` when the worker dies; other late failures arrive as events
+        with finish reason `error`.
+
+        Raises:
+            UnknownModel: no model of that id is configured.
+            InvalidParameter: the model is of another kind.
+            ModelNotReady: it is loading, restarting or failed.
+            ModelUnloading: the model is being unloaded.
+            Draining: the client is being stopped.
+        """
+        ...
+
+    def load(self, spec: ModelSpec) -> "asyncio.Task[Info]":
+        """Begin to load another model, or one that failed before.
+
+        Returns:
+            The model once it serves. Otherwise raises ModelLoadError or EngineDead, or
+            ModelConflict and Draining if it was unloaded or everything stopped meanwhile; then
+            nothing is left of it. The load goes on even if nobody waits; a caller that may be
+            cancelled must shield it.
+
+        Raises:
+            ModelConflict: a model of that name exists.
+            InvalidParameter: its settings do not fit the server's.
+            Draining: the client is being stopped.
+            UnsupportedFeature: this client cannot load models at run time.
+        """
+        ...
+
+    def unload(self, model: str, drain_timeout_s: float) -> "asyncio.Task[None]":
+        """Begin to unload a model in any state; from now on it takes no requests.
+
+        Running requests may finish within `drain_timeout_s`, and then end with `ModelUnloading`.
+
+        Returns:
+            Done when the worker has ended and its memory is free. Like a load, it goes on by
+            itself.
+
+        Raises:
+            UnknownModel: there is no model of that id.
+            ModelConflict: the model is already being unloaded.
+            Draining, UnsupportedFeature: as in `load`.
+        """
+        ...
+
+    def load_adapter(self, model: str, order: AdapterOrder) -> "asyncio.Future[AdapterReport]":
+        """Begin to load a LoRA adapter. Requests can then use it by name, also after a restart of
+        the worker.
+
+        Returns:
+            What was loaded. Otherwise raises ModelLoadError, TooManyAdapters, ModelConflict or
+            EngineDead, and nothing has changed. Like a load of a model, it goes on by itself.
+
+        Raises:
+            ModelConflict: a model or an adapter of that name exists, or is being loaded or
+                unloaded.
+            UnknownModel, UnsupportedFeature, ModelNotReady, ModelUnloading, Draining: the model
+                cannot have the adapter, or not now.
+        """
+        ...
+
+    def unload_adapter(
+        self, model: str, name: str, drain_timeout_s: float
+    ) -> "asyncio.Future[None]":
+        """Begin to unload an adapter; from now on it takes no requests. Running requests end as in
+        `unload`.
+
+        Raises:
+            UnknownAdapter: the model has no adapter of that name.
+            ModelConflict: the adapter is being replaced.
+            UnknownModel, ModelNotReady, ModelUnloading, Draining: as in `load_adapter`.
+        """
+        ...
+
+    def config(self, model: str) -> EngineConfig | None:
+        """The model's configuration with its own settings; None if there is no model of that id."""
+        ...
+
+    def infos(self, kind: Kind[Any, Any, InfoT]) -> list[InfoT]:
+        """The ready models of that kind."""
+        ...
+
+    def statuses(self) -> list[ModelStatus]:
+        """The status of every model: ready, loading, unloading or failed."""
+        ...
+
+    def stats(self, model: str) -> Stats | None:
+        """The newest statistics of that model's engine, in its kind's type."""
+        ...
+
+    async def start(self) -> None:
+        """Begin to load the models in the background and return at once."""
+        ...
+
+    async def stop(self, drain_timeout_s: float) -> None:
+        """Refuse new requests, let running ones finish within the timeout, then end the workers."""
+        ...
+
+
+class ProcessEngineClient:
+    """A client with one supervised worker process per model; requests are routed by model id."""
+
+    def __init__(self, specs: Sequence[ModelSpec], options: WorkerOptions) -> None:
+        self.steps = StepListeners()
+        self.check_text: TextCheck | None = None
+        self.on_gone: OnGone | None = None
+        self._draining = False
+        self._options = options
+        self._arbiter = MemoryArbiter()
+        self._image_share = ImageShare(options.config.image_share, self._throttle)
+        self._supervisors = {spec.name: self._supervisor(spec) for spec in specs}
+        self._changes: set[asyncio.Task[Any]] = set()
+        """Loads and unloads in progress."""
+
+    def submit(self, request: Request[EventT]) -> RequestStream[EventT]:
+        self._check_not_draining()
+        supervisor = self._supervisors.get(request.model)
+        if supervisor is None:
+            raise self._unknown(request.model)
+        stream = supervisor.submit(request)
+        if not kind_of(request).yields:
+            self._image_share.note(request.model, busy=True)
+        return stream
+
+    def load(self, spec: ModelSpec) -> asyncio.Task[Info]:
+        self._check_not_draining()
+        name = spec.name
+        before = self._supervisors.get(name)
+        if before is not None:
+            if before.is_leaving:
+                raise ModelConflict(
+                    f"model {name!r} is being unloaded; load it again once that is done",
+                    param="model",
+                )
+            if before.status.phase is not Phase.FAILED:
+                doing = "is loaded" if before.info is not None else "is being loaded"
+                raise ModelConflict(
+                    f"a model {name!r} {doing} already; unload it first or use another name",
+                    param="model",
+                )
+        supervisor = self._supervisor(spec, on_demand=True)
+        if before is not None:
+            self._forget(before)
+        self._supervisors[name] = supervisor
+        supervisor.throttle(self._image_share.bound)
+        supervisor.start()
+        return self._change(self._finish_load(supervisor))
+
+    def unload(self, model: str, drain_timeout_s: float) -> asyncio.Task[None]:
+        self._check_not_draining()
+        supervisor = self._supervisors.get(model)
+        if supervisor is None:
+            raise self._unknown(model)
+        if supervisor.is_leaving:
+            raise ModelConflict(f"model {model!r} is already being unloaded", param="model")
+        supervisor.leave()
+        return self._change(self._finish_unload(supervisor, drain_timeout_s))
+
+    def load_adapter(self, model: str, order: AdapterOrder) -> asyncio.Future[AdapterReport]:
+        supervisor = self._supervisor_of(model)
+        self._check_adapter_name(supervisor, order)
+        return supervisor.load_adapter(order)
+
+    def unload_adapter(self, model: str, name: str, drain_timeout_s: float) -> asyncio.Future[None]:
+        supervisor = self._supervisor_of(model)
+        if name in supervisor.adapter_changes:
+            raise ModelConflict(_CHANGES.format(name=name), param="lora_name")
+        unload = supervisor.unload_adapter(name, drain_timeout_s)
+        self._note_change(unload)
+        return unload
+
+    def config(self, model: str) -> EngineConfig | None:
+        return self._supervisors[model].config if model in self._supervisors else None
+
+    def infos(self, kind: Kind[Any, Any, InfoT]) -> list[InfoT]:
+        return [info for info in self._ready() if isinstance(info, kind.info)]
+
+    def statuses(self) -> list[ModelStatus]:
+        return [s.status for s in self._supervisors.values()]
+
+    def stats(self, model: str) -> Stats | None:
+        return self._supervisors[model].stats if model in self._supervisors else None
+
+    async def start(self) -> None:
+        for supervisor in self._supervisors.values():
+            supervisor.start()
+
+    async def stop(self, drain_timeout_s: float) -> None:
+        self._draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain_timeout_s):
+                for supervisor in list(self._supervisors.values()):
+                    await supervisor.wait_until_idle()
+        await asyncio.gather(*(s.stop() for s in self._supervisors.values()))
+        await asyncio.gather(*self._changes, return_exceptions=True)
+
+    def _supervisor(self, spec: ModelSpec, *, on_demand: bool = False) -> Supervisor:
+        return Supervisor(
+            spec,
+            self._options,
+            self._arbiter,
+            self._report,
+            self._note_idle,
+            self._check_text,
+            on_demand=on_demand,
+        )
+
+    def _supervisor_of(self, model: str) -> Supervisor:
+        self._check_not_draining()
+        supervisor = self._supervisors.get(model)
+        if supervisor is None:
+            raise self._unknown(model)
+        return supervisor
+
+    def _check_adapter_name(self, owner: Supervisor, order: AdapterOrder) -> None:
+        """Check that no other model or adapter has or will have that name.
+
+        Raises:
+            ModelConflict: one has or will have it.
+        """
+        name = order.name
+        for supervisor in self._supervisors.values():
+            if name in supervisor.adapter_changes:
+                raise ModelConflict(_CHANGES.format(name=name), param="lora_name")
+            if supervisor.info is None:
+                names = list(supervisor.config.adapters)
+            else:
+                names = supervisor.info.names
+            if supervisor is owner and order.replaces:
+                names = []
+            if name in [supervisor.spec.name, *names]:
+                raise ModelConflict(
+                    f"{name!r} is served already; unload it first or use another name",
+                    param="lora_name",
+                )
+
+    def _change(self, change: Coroutine[Any, Any, ResultT]) -> asyncio.Task[ResultT]:
+        task = asyncio.create_task(change)
+        self._note_change(task)
+        return task
+
+    def _note_change(self, task: asyncio.Task[Any]) -> None:
+        self._changes.add(task)
+        task.add_done_callback(self._end_change)
+
+    def _end_change(self, task: asyncio.Task[Any]) -> None:
+        self._changes.discard(task)
+        if not task.cancelled():
+            task.exception()  # marks it as seen, in case nobody waited
+
+    async def _finish_load(self, supervisor: Supervisor) -> Info:
+        await supervisor.wait_until_settled()
+        name = supervisor.spec.name
+        if supervisor.info is not None and not supervisor.is_leaving:
+            return supervisor.info
+        failure = supervisor.status.failure
+        if failure is not None:
+            self._remove(supervisor)
+            hint = {} if failure.hint is None else {"hint": failure.hint}
+            log.error(
+                "model failed to load", model=name, code=failure.code, cause=failure.message, **hint
+            )
+            raise failure.error()
+        self._check_not_draining()
+        raise ModelConflict(f"model {name!r} was unloaded before it was loaded", param="model")
+
+    async def _finish_unload(self, supervisor: Supervisor, drain_timeout_s: float) -> None:
+        started_s = time.monotonic()
+        try:
+            await supervisor.unload(drain_timeout_s)
+        finally:
+            self._remove(supervisor)
+        seconds = round(time.monotonic() - started_s, 1)
+        log.info("model unloaded", model=supervisor.spec.name, seconds=seconds)
+
+    def _remove(self, supervisor: Supervisor) -> None:
+        """Remove a model from the table once its worker has ended."""
+        name = supervisor.spec.name
+        if self._supervisors.get(name) is supervisor:
+            del self._supervisors[name]
+            self._forget(supervisor)
+
+    def _forget(self, supervisor: Supervisor) -> None:
+        name, path = supervisor.spec.name, supervisor.text_path
+        others = [s for s in self._supervisors.values() if s is not supervisor]
+        if any(other.text_path == path for other in others):
+            path = None
+        if self.on_gone is not None:
+            self.on_gone(name, path)
+
+    def _check_not_draining(self) -> None:
+        if self._draining:
+            raise Draining("the server is shutting down; send the request to another one")
+
+    def _unknown(self, model: str) -> UnknownModel:
+        names = (
+            ", ".join(info.model for info in self._ready()) or "the models that GET /ready lists"
+        )
+        return UnknownModel(f"model {model!r} is not served; use one of {names}", param="model")
+
+    def _ready(self) -> list[Info]:
+        return [s.info for s in self._supervisors.values() if s.info is not None and s.is_ready]
+
+    async def _check_text(self, path: str) -> int:
+        return 0 if self.check_text is None else await self.check_text(path)
+
+    def _report(self, model: str, stats: Stats) -> None:
+        if not kind_of(stats).yields:
+            self._image_share.note(model, busy=stats.num_running + stats.num_waiting > 0)
+        self.steps.tell(model, stats)
+
+    def _note_idle(self, model: str) -> None:
+        """Note that a model's worker has ended and needs no share of the time any more."""
+        self._image_share.note(model, busy=False)
+
+    def _throttle(self, share: float | None) -> None:
+        for supervisor in self._supervisors.values():
+            if supervisor.kind is None or supervisor.kind.yields:
+                supervisor.throttle(share)

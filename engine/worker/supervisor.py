@@ -1,0 +1,507 @@
+"""Keeps one model's worker process alive and carries its requests.
+
+Runs on the server's event loop. When a worker dies, its requests end with `EngineDead` and a new
+one is started, after growing pauses; a worker that says it cannot load stays down, with the reason.
+A model that is unloaded takes no more requests, finishes those that it has, and then its worker
+ends.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from contextvars import Context
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from engine.contract.adapter_orders import AdapterOrder, AdapterReport
+from engine.contract.gpus import command_on, device_of_account
+from engine.contract.kinds import AnyKind, kind_of
+from engine.contract.model_spec import ModelSpec
+from engine.contract.request import EventT, Info, Request, Stats
+from engine.contract.settings import CpuIsa, EngineConfig
+from engine.contract.status import ModelStatus, Phase
+from engine.errors import (
+    EngineDead,
+    Failure,
+    InsufficientMemory,
+    InvalidParameter,
+    ModelNotReady,
+    ModelUnloading,
+    UnknownAdapter,
+)
+from engine.processes.own_packages import module_command
+from engine.runtime.memory import MemoryArbiter
+from engine.worker import messages
+from engine.worker.adapter_changes import AdapterChanges
+from engine.worker.request_stream import RequestStream, StreamTable
+from engine.worker.text_gate import TextCheck, TextGate
+from engine.worker.watchdog import Watchdog
+from engine.worker.worker_process import WorkerProcess
+
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 30.0
+HEALTHY_AFTER_S = 60.0
+"""A worker that lived for this time is restarted without a pause."""
+STOP_GRACE_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """What every worker is told in addition to its model."""
+
+    config: EngineConfig
+    """The server's configuration; a model may have settings of its own."""
+    cache_dir: Path
+    offline: bool = False
+    cpu_isa: CpuIsa = "auto"
+    log_format: str = "console"
+    log_level: str = "info"
+    stderr: int | None = None
+    """The file descriptor that workers get as standard error; None is the server's."""
+    command: tuple[str, ...] = module_command("engine.worker.loop")
+    visible_gpus: tuple[str, ...] | None = None
+    """CUDA's names of the GPUs that the server may use; None is all."""
+
+
+class Supervisor:
+    """Starts, watches and restarts one model's worker, and talks to it.
+
+    Args:
+        on_stats: called with each step's report.
+        on_lost: called when a worker and its requests are gone.
+        on_demand: the model is loaded while the server runs. A worker that ends before its model
+            was ready is then not restarted: the caller of the load is told why.
+
+    Attributes:
+        config: the model's own configuration, with the adapters that its next worker will have.
+        stats: the statistics of the running worker's newest step, if there is one.
+        adapter_changes: the orders that the worker has not answered yet.
+        text_path: the path of the checkpoint, once found and if it has a text side.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        options: WorkerOptions,
+        arbiter: MemoryArbiter,
+        on_stats: Callable[[str, Stats], None],
+        on_lost: Callable[[str], None],
+        check_text: TextCheck,
+        *,
+        on_demand: bool = False,
+    ) -> None:
+        self.spec = spec
+        self.config = spec.config(options.config)
+        self.info: Info | None = None
+        self.stats: Stats | None = None
+        self.status = ModelStatus(model=spec.name, phase=Phase.STARTING, joining=on_demand)
+        self.text_path: str | None = None
+        self._on_demand = on_demand
+        self._options = options
+        self._arbiter = arbiter
+        self._on_stats = on_stats
+        self._on_lost = on_lost
+        self._check_text = check_text
+        self._gate = self._new_gate()
+        self._streams = StreamTable(lambda *ended: self._send(messages.Abort(*ended)))
+        self.adapter_changes = AdapterChanges(self._send)
+        self._worker: WorkerProcess | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._failure: Failure | None = None
+        self._restarts = 0
+        self._stalls = 0
+        self._stall: str | None = None
+        """The reason for ending a worker that hung."""
+        self._exit_cause: str | None = None
+        """How the last worker ended, if unexpectedly."""
+        self._kind: str | None = None
+        self._share: float | None = None
+        self._is_loaded = False
+        """Whether the running worker has loaded its model."""
+        self._left = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._stopping: asyncio.Task[None] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the model takes requests."""
+        return self.status.phase is Phase.READY
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the model takes no more requests and its worker will end."""
+        return self._left.is_set()
+
+    @property
+    def kind(self) -> AnyKind | None:
+        """The model's kind; None until it was ready for the first time."""
+        return None if self.info is None else kind_of(self.info)
+
+    def start(self) -> None:
+        """Begin to supervise, in a task of its own. The task outlives the request that may have
+        started it, so its log lines must not carry that request's id."""
+        self._task = asyncio.create_task(
+            self._supervise(), name=f"supervise {self.spec.name}", context=Context()
+        )
+
+    def submit(self, request: Request[EventT]) -> RequestStream[EventT]:
+        """Send a request to the worker.
+
+        Raises:
+            InvalidParameter: the model is of another kind than the request.
+            ModelUnloading: the model is being unloaded.
+            ModelNotReady: there is no worker that could take the request now.
+        """
+        info = self._ready_info()
+        kind = kind_of(info)
+        if kind_of(request) is not kind:
+            raise InvalidParameter(f"model {self.spec.name!r} makes {kind.makes}", param="model")
+        frames = messages.frames_of(messages.Submit.of(request))
+        # Not before it could be written: a stream without a request would never end.
+        stream = self._streams.open(request)
+        self._send_frames(frames)
+        return stream
+
+    def load_adapter(self, order: AdapterOrder) -> "asyncio.Future[AdapterReport]":
+        """Have this worker and its successors load an adapter. The caller must make sure that the
+        name is free.
+
+        Raises:
+            UnsupportedFeature: models of this kind have no adapters.
+            ModelUnloading, ModelNotReady: as in `submit`.
+        """
+        self._ready_info().with_adapter(order.name)
+        return self.adapter_changes.load(order)
+
+    def unload_adapter(self, name: str, drain_timeout_s: float) -> "asyncio.Task[None]":
+        """Take no more requests for an adapter from now on. Running ones may finish within the
+        timeout and then end with `ModelUnloading`.
+
+        Raises:
+            UnknownAdapter: there is no adapter of that name.
+            ModelUnloading, ModelNotReady: as in `submit`.
+        """
+        info = self._ready_info()
+        if name not in info.names or name == info.model:
+            raise UnknownAdapter(
+                f"model {self.spec.name!r} has no adapter {name!r}", param="lora_name"
+            )
+        self._serve_adapters(info.without_adapter(name), self.config.adapters)
+        gone = self.adapter_changes.unload(name)
+        return asyncio.create_task(self._wait_for_adapter(name, gone, drain_timeout_s))
+
+    async def _wait_for_adapter(
+        self, name: str, gone: "asyncio.Future[None]", drain_timeout_s: float
+    ) -> None:
+        done, _ = await asyncio.wait([gone], timeout=drain_timeout_s)
+        if not done:
+            self._streams.end_adapter(
+                name,
+                ModelUnloading(
+                    f"adapter {name!r} was unloaded before the request was complete; send it to "
+                    f"another model"
+                ),
+            )
+        await gone
+
+    def _ready_info(self) -> Info:
+        """The info of a model that can take requests.
+
+        Raises:
+            ModelUnloading: the model is being unloaded.
+            ModelNotReady: there is no worker that could do something now.
+        """
+        if self.is_leaving:
+            raise ModelUnloading(f"model {self.spec.name!r} is being unloaded", param="model")
+        if not self.is_ready or self._worker is None or self.info is None:
+            raise ModelNotReady(
+                f"model {self.spec.name!r} is not ready: {self.status.phase}"
+                f"{f' ({self.status.news})' if self.status.news else ''}; "
+                f"wait until GET /ready answers 200"
+            )
+        return self.info
+
+    def throttle(self, share: float | None) -> None:
+        """Limit the share of time that the worker's steps take; None removes the limit."""
+        self._share = share
+        if self._is_loaded:
+            self._send(messages.Throttle(share))
+
+    async def wait_until_idle(self) -> None:
+        """Return once no request of the worker is unfinished."""
+        await self._streams.wait_until_empty()
+
+    async def wait_until_settled(self) -> None:
+        """Return once the model serves, has failed, or is being unloaded."""
+        await self._settled.wait()
+
+    def leave(self) -> None:
+        """Take no more requests from now on, and start no more workers."""
+        self._left.set()
+        self._set_phase(Phase.DRAINING, "it is being unloaded")
+        self._settled.set()
+
+    async def unload(self, drain_timeout_s: float) -> None:
+        """After `leave`: let running requests finish within the timeout, then end them and the
+        worker.
+
+        Requests that do not finish end with `ModelUnloading`.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain_timeout_s):
+                await self.wait_until_idle()
+        self._streams.fail_all(
+            ModelUnloading(
+                f"model {self.spec.name!r} was unloaded before the request was complete; send it "
+                f"to another model"
+            )
+        )
+        await self.stop()
+
+    async def stop(self) -> None:
+        """End the worker: by a message, then by force. A worker that is still loading cannot read
+        messages and is killed. Its requests end with `EngineDead`. Idempotent."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(), name=f"stop {self.spec.name}")
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
+        self._left.set()
+        worker = self._worker
+        if worker is not None:
+            if worker.is_alive and self._is_loaded:
+                worker.send(messages.Shutdown())
+                await worker.wait(STOP_GRACE_S)
+            worker.kill()
+        if self._task is not None:
+            await self._task  # not cancelled, as it closes what belongs to the worker
+        self._set_phase(Phase.STOPPED)
+        self._settled.set()
+
+    async def _supervise(self) -> None:
+        """Run workers, one after the other, until told to stop or the model cannot be loaded."""
+        pause_s = FIRST_PAUSE_S
+        loop = asyncio.get_running_loop()
+        while not self._left.is_set():
+            started_s = loop.time()
+            try:
+                await self._run_worker()
+            except Exception:
+                # For example a message that cannot be decoded. The model must not stay without a
+                # worker, so a new one is started, as after a worker's death.
+                log.exception(
+                    "the server cannot handle what a worker sent; the worker is restarted",
+                    model=self.spec.name,
+                )
+            finally:
+                self._lose_worker()
+            if self._left.is_set():
+                return
+            was_ready = self.info is not None
+            if not was_ready and self._on_demand and self._failure is None:
+                self._failure = self._death()
+            if self._failure is not None and not (was_ready or self._restarts > 0):
+                self._fail(self._failure)
+                return
+            if loop.time() - started_s > HEALTHY_AFTER_S:
+                pause_s = FIRST_PAUSE_S
+            self._restarts += 1
+            self._set_phase(Phase.RESTARTING, f"the worker ended; it is restarted in {pause_s:g} s")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._left.wait(), pause_s)
+                return
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _run_worker(self) -> None:
+        """Start one worker and serve it until it ends."""
+        self._failure = self._stall = self._exit_cause = None
+        self._gate = self._new_gate()
+        worker = self._worker = WorkerProcess()
+        try:
+            self._set_phase(Phase.STARTING)
+            options = self._options
+            command = command_on(self.config.device, options.visible_gpus, options.command)
+            await worker.start(command, options.stderr, self._describe)
+            watching = asyncio.create_task(self._watch(worker))
+            try:
+                async with contextlib.aclosing(worker.received()) as received:
+                    async for message in received:
+                        self._receive(message)
+            finally:
+                watching.cancel()
+        finally:
+            self._note_end(await worker.end())
+
+    def _describe(self, address: str, pulse_fd: int) -> messages.WorkerSpec:
+        return messages.WorkerSpec(
+            address=address,
+            ref=self.spec.ref,
+            model=self.spec.name,
+            config=self.config,
+            cache_dir=str(self._options.cache_dir),
+            offline=self._options.offline,
+            cpu_isa=self._options.cpu_isa,
+            log_format=self._options.log_format,
+            log_level=self._options.log_level,
+            pulse_fd=pulse_fd,
+        )
+
+    async def _watch(self, worker: WorkerProcess) -> None:
+        """End a worker that hangs; `_run_worker` notices its end."""
+        config, clock = self.config, asyncio.get_running_loop().time
+        watchdog = Watchdog(config.worker_timeout_s, config.step_timeout_s)
+        ticked_s = clock()
+        while self._stall is None:
+            await asyncio.sleep(watchdog.period_s)
+            pulse, last_s, ticked_s = worker.pulse(), ticked_s, clock()
+            if pulse is not None:
+                watchdog.on_pulse(pulse)
+            self._stall = watchdog.tick(
+                ticked_s - last_s,
+                is_ready=self._is_loaded,
+                is_busy=len(self._streams) > 0,
+            )
+        self._stalls += 1
+        log.error("a worker hangs and is restarted", model=self.spec.name, reason=self._stall)
+        self._set_phase(Phase.RESTARTING, "the worker hung and is being restarted")
+        await worker.kill_with_last_words()
+
+    def _receive(self, message: messages.FromWorker) -> None:
+        match message:
+            case messages.Step():
+                events, stats = message.read()
+                self.stats = stats
+                self._streams.deliver(events)
+                self._on_stats(self.spec.name, stats)
+            case messages.Progress(phase=phase, progress=progress, detail=detail, kind=kind):
+                self._kind = kind or self._kind
+                self._set_phase(phase, detail, progress=progress)
+            case messages.Reserve():
+                self._reserve(message)
+            case messages.Release(id=id):
+                self._arbiter.release(self.spec.name, id)
+            case messages.Found(path=path):
+                self.text_path = path
+                self._gate.found(path)
+            case messages.Ready():
+                self._gate.loaded(message.read())
+            case messages.AdapterChanged():
+                self._end_adapter_change(message)
+            case messages.Refused(request_id=request_id, failure=failure):
+                self._streams.fail(request_id, failure.error())
+            case messages.Failed(failure=failure):
+                self._failure = failure
+
+    def _end_adapter_change(self, answer: messages.AdapterChanged) -> None:
+        loaded = self.adapter_changes.end(answer)
+        if loaded is not None and self.info is not None:
+            folders = {**self.config.adapters, loaded.name: loaded.folder}
+            digest = "" if answer.report is None else answer.report.digest
+            self._serve_adapters(self.info.with_adapter(loaded.name, digest), folders)
+
+    def _serve_adapters(self, info: Info, folders: Mapping[str, str]) -> None:
+        """Take requests for the adapters of `info`, and give them to the next worker, too."""
+        self.info = info
+        served = {name: folder for name, folder in folders.items() if name in info.names}
+        self.config = self.config.with_adapters(served)
+
+    def _new_gate(self) -> TextGate:
+        return TextGate(self._check_text, self._serve_requests, self._give_up)
+
+    def _serve_requests(self, info: Info) -> None:
+        if self.is_leaving:
+            return
+        self.info = info
+        self._is_loaded = True
+        self._set_phase(Phase.READY)
+        self._settled.set()
+        if kind_of(info).yields:
+            self.throttle(self._share)
+        log.info("model ready", model=self.spec.name, **info.log_fields)
+
+    def _give_up(self, failure: Failure) -> None:
+        """End a worker whose model cannot be served, in whatever state it is."""
+        self._failure = failure
+        if self._worker is not None:
+            self._worker.kill()
+
+    def _fail(self, failure: Failure) -> None:
+        self._set_phase(Phase.FAILED, failure=failure)
+        self._settled.set()
+
+    def _death(self) -> Failure:
+        """The failure of a worker that ended without giving a reason."""
+        cause = self._stall or self._exit_cause or "the cause is unknown"
+        return Failure(
+            EngineDead.code,
+            f"the worker of model {self.spec.name!r} ended while it loaded the model: {cause}; see "
+            f"the server's log",
+        )
+
+    def _reserve(self, ask: messages.Reserve) -> None:
+        device = device_of_account(ask.device, self.config.device)
+        self._arbiter.ensure_budget(device, ask.capacity_bytes)
+        try:
+            self._arbiter.reserve(self.spec.name, ask.id, device, ask.purpose, ask.num_bytes)
+            self._send(messages.Granted(ask.id, self._arbiter.free(device)))
+        except InsufficientMemory as error:
+            self._send(messages.Denied(ask.id, Failure.of(error)))
+
+    def _send(self, message: messages.ToWorker) -> None:
+        self._send_frames(messages.frames_of(message))
+
+    def _send_frames(self, frames: list[bytes]) -> None:
+        if self._worker is not None:
+            self._worker.send_frames(frames)
+
+    def _note_end(self, code: int | None) -> None:
+        """Log how a worker ended, if its end was unexpected."""
+        if not code or (self.is_leaving and not self._is_loaded):
+            return
+        cause = self._exit_cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if self._failure is not None:
+            cause = self._failure.message
+        if self._failure is None or self.info is not None:  # otherwise the status says it
+            log.error("worker ended", model=self.spec.name, cause=cause)
+
+    def _lose_worker(self) -> None:
+        """Clean up after a worker's end, which also ended its requests and freed its memory."""
+        self._worker = None
+        self._is_loaded = False
+        self.stats = None  # the next worker reports no step before it has a request
+        self._gate.close()
+        self._arbiter.release_all(self.spec.name)
+        self._set_phase(Phase.RESTARTING)
+        reason = f": {self._failure.message}" if self._failure else ""
+        if self._stall is not None:
+            reason = f": {self._stall}"
+        death = EngineDead(f"the worker of model {self.spec.name!r} ended{reason}; try again")
+        self._streams.fail_all(death)
+        self.adapter_changes.end_all(death)
+        self._on_lost(self.spec.name)
+
+    def _set_phase(
+        self,
+        phase: Phase,
+        detail: str | None = None,
+        *,
+        progress: float | None = None,
+        failure: Failure | None = None,
+    ) -> None:
+        if self.is_leaving and phase not in (Phase.DRAINING, Phase.STOPPED):
+            return  # a model that is being unloaded stays so, whatever its worker does
+        self.status = ModelStatus(
+            model=self.spec.name,
+            phase=phase,
+            progress=progress,
+            detail=detail,
+            failure=failure,
+            restarts=self._restarts,
+            stalls=self._stalls,
+            kind=self._kind,
+            joining=self._on_demand and self.info is None,
+        )

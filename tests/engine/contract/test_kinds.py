@@ -1,0 +1,218 @@
+"""The table of kinds: what a row must be, and that a third one is served like the first two."""
+
+import asyncio
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import pytest
+from echo_kind import ECHO, EchoEvent, EchoInfo, EchoRequest, EchoStats
+
+from engine.contract.generate import GenerateRequest
+from engine.contract.kinds import IMAGE, KINDS, TEXT, kind_of
+from engine.contract.model_spec import ModelSpec
+from engine.contract.rejection import rejection
+from engine.contract.request import Stats
+from engine.contract.sampling_params import SamplingParams
+from engine.contract.settings import EngineConfig
+from engine.contract.status import Phase
+from engine.errors import (
+    Failure,
+    InternalError,
+    InvalidParameter,
+    ModelLoadError,
+    RequestFailed,
+)
+from engine.weights.recognition import kind_of_checkpoint, with_fetched
+from engine.weights.source import Checkpoint, resolve_source
+from engine.worker import messages
+from engine.worker.client import ProcessEngineClient, WorkerOptions
+
+WORKER = (sys.executable, str(Path(__file__).parents[1] / "echo_kind.py"))
+TEXT_REQUEST = GenerateRequest(
+    request_id="t", model="m", prompt_token_ids=[1], sampling=SamplingParams()
+)
+
+
+def ask(request_id, *texts):
+    return EchoRequest(request_id=request_id, model="m", texts=list(texts))
+
+
+@pytest.fixture
+def echo_row(monkeypatch):
+    monkeypatch.setitem(KINDS, ECHO.name, ECHO)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/greeting.txt").write_text("hello")
+    (tmp_path / "model/config.json").write_text("{}")
+    (tmp_path / "model/model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    return tmp_path / "model"
+
+
+def test_no_two_kinds_share_a_type_and_each_names_what_exists():
+    types = [t for k in KINDS.values() for t in (k.request, k.event, k.stats, k.info)]
+    assert len(set(types)) == len(types)
+    for kind in KINDS.values():
+        module, _, function = kind.loader.partition(":")
+        path = Path(__file__).parents[3] / f"{module.replace('.', '/')}.py"
+        assert f"def {function}(" in path.read_text()
+
+
+def test_a_kind_is_told_by_type():
+    assert kind_of(TEXT_REQUEST) is TEXT
+    assert kind_of(IMAGE.stats()) is IMAGE
+    with pytest.raises(InternalError, match="Stats belongs to no kind"):
+        kind_of(Stats())
+
+
+def test_a_kind_that_recognises_a_checkpoint_comes_before_those_that_take_the_rest(
+    echo_row, folder, tmp_path
+):
+    assert kind_of_checkpoint(Checkpoint("folder", folder, "m")) is ECHO
+    assert kind_of_checkpoint(Checkpoint("folder", tmp_path, "m")) is TEXT
+    assert kind_of_checkpoint(Checkpoint("diffusers", folder, "m")) is IMAGE
+
+
+def test_models_that_a_configuration_names_are_fetched_for_the_kinds_that_use_them(tmp_path):
+    config = EngineConfig(speculative_model="some/draft", num_speculative_tokens=4)
+
+    def fetch(ref):
+        assert ref == "some/draft"
+        return Checkpoint("folder", tmp_path, "draft")
+
+    found = with_fetched(config, TEXT, fetch)
+    assert found.speculative_model == str(tmp_path)
+    assert with_fetched(config, IMAGE, fetch) == config
+    assert with_fetched(EngineConfig(), TEXT, fetch) == EngineConfig()
+
+
+@pytest.mark.parametrize(
+    ("ref", "reason"),
+    [
+        ("tandem-shapes", "is 'tandem-shapes', which is not a text model"),
+        ("u2netp.onnx", "is 'u2netp', which is not a text model"),
+        (
+            "smollm3",
+            "'smollm3' is neither a folder or file here nor a hub id.* built-in models: .*smollm2",
+        ),
+    ],
+)
+def test_the_setting_is_blamed_for_a_further_model(tmp_path, ref, reason):
+    (tmp_path / "u2netp.onnx").write_bytes(b"\x08\x07" + bytes(20))
+    fetch = partial(
+        resolve_source, cache_dir=tmp_path, offline=True, on_progress=lambda fraction, line: None
+    )
+    ref = str(tmp_path / ref) if ref.endswith(".onnx") else ref
+    config = EngineConfig(speculative_model=ref, num_speculative_tokens=4)
+    with pytest.raises(
+        ModelLoadError, match=rf"^speculative_model (cannot be used: )?{reason}"
+    ) as refused:
+        with_fetched(config, TEXT, fetch)
+    assert refused.value.param == "speculative_model"
+    assert str(tmp_path) not in refused.value.message
+
+
+def test_reading_the_table_imports_no_engine():
+    source = """
+import sys
+from functools import partial
+import engine.contract.kinds, engine.worker.client, engine.worker.messages
+ours = ("engine.llm", "engine.diffusion", "engine.embedding.", "engine.weights")
+engines = ("torch", "diffusers", *ours)
+loaded = [name for name in sys.modules if name.startswith(engines)]
+assert not loaded, loaded
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_failures_survive_the_border():
+    error = InvalidParameter("too large", param="size")
+    back = Failure.of(error).error()
+    assert (type(back), back.message, back.param) == (InvalidParameter, "too large", "size")
+    assert type(Failure("of another version", "what").error()) is InternalError
+    [event] = rejection(TEXT_REQUEST, error)
+    sent = messages.decode_from_worker(messages.encode(messages.Step.of([event], TEXT.stats())))
+    assert sent.read() == ([event], TEXT.stats())
+
+
+@pytest.mark.parametrize("kind", ["image", "of another version"])
+def test_a_body_of_another_kind_cannot_be_read(kind):
+    sent = messages.Submit(kind, messages.Submit.of(TEXT_REQUEST).body)
+    arrived = messages.decode_to_worker(messages.encode(sent))
+    with pytest.raises((msgspec.ValidationError, KeyError)):
+        arrived.read()
+    assert arrived.request_id() == "t"
+
+
+async def test_a_third_kind_is_a_row(echo_row, folder, tmp_path):
+    """Loaded, listed, stepped, reported, refused: by code that has not heard of it."""
+    options = WorkerOptions(config=EngineConfig(), cache_dir=tmp_path / "cache", command=WORKER)
+    client = ProcessEngineClient([ModelSpec.parse(f"m={folder}")], options)
+    reports = []
+    client.steps.add(ECHO, lambda model, stats: reports.append((model, stats)))
+    client.steps.add(TEXT, lambda model, stats: reports.append("of another kind"))
+    await client.start()
+    try:
+        await ready(client)
+        [info] = client.infos(ECHO)
+        assert (type(info), info.greeting) == (EchoInfo, "hello")
+        assert client.infos(TEXT) == []
+        assert client.statuses()[0].kind == "echo"
+
+        streams = [client.submit(ask(name, name, name)) for name in ("a", "b")]
+        for stream, name in zip(streams, ("A", "B"), strict=True):
+            events = await collect(stream)
+            assert [(type(e), e.index, e.text) for e in events] == [
+                (EchoEvent, 0, name),
+                (EchoEvent, 1, name),
+            ]
+        model, stats = reports[-1]
+        assert (model, type(stats), stats.num_chars) == ("m", EchoStats, 4)
+        assert stats.num_threads >= 1 and stats.publish_time_s >= 0
+        assert client.stats("m") == stats
+
+        with pytest.raises(InvalidParameter, match="model 'm' makes echoes"):
+            client.submit(TEXT_REQUEST)
+        [refused] = await collect(client.submit(ask("empty", "")))
+        assert (refused.failure.code, refused.failure.param) == ("invalid_value", "texts")
+        ends = await collect(client.submit(ask("broken", "fail", "too")))
+        assert [(e.index, e.failure.code) for e in ends] == [
+            (0, "request_failed"),
+            (1, "request_failed"),
+        ]
+        with pytest.raises(RequestFailed, match="under reference"):
+            await collect(client.submit(ask("unreadable", 5)))
+        [event] = await collect(client.submit(ask("after", "fine")))
+        assert event.text == "FINE"
+
+        assert "of another kind" not in reports
+    finally:
+        await client.stop(0)
+
+
+async def ready(client):
+    await until(lambda: client.statuses()[0].phase in (Phase.READY, Phase.FAILED))
+    assert client.statuses()[0].phase is Phase.READY, client.statuses()
+
+
+async def until(condition, timeout_s=60.0):
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110  (the state belongs to another task)
+            await asyncio.sleep(0.01)
+
+
+async def collect(stream):
+    return [event async for event in stream]

@@ -1,0 +1,86 @@
+"""How layers share blocks, and how many a text takes, against counting."""
+
+import random
+
+import pytest
+
+from engine.contract.kv_layout import MAX_GROUPS, KvLayout, group_layers
+
+
+@pytest.mark.parametrize(
+    ("windows", "sizes"),
+    [
+        ([None] * 4, [4]),
+        ([7] * 4, [4]),
+        # Gemma 3 with 270 M, 1 B, 4 B, 12 B and 27 B parameters.
+        ([None if i % 6 == 5 else 512 for i in range(18)], [3] * 6),
+        ([None if i % 6 == 5 else 512 for i in range(26)], [4] * 5 + [2, 4]),
+        ([None if i % 6 == 5 else 1024 for i in range(34)], [5] * 5 + [4, 5]),
+        ([None if i % 6 == 5 else 1024 for i in range(48)], [8] * 6),
+        ([None if i % 6 == 5 else 1024 for i in range(62)], [10] * 5 + [2, 10]),
+        # Every second one.
+        ([8, None] * 5, [5, 5]),
+        # So few that a block of their size would take too many tables.
+        ([None] + [8] * 40, [1, 6, 6, 6, 6, 6, 6, 4]),
+    ],
+)
+def test_groups_have_one_window_and_about_one_size(windows, sizes):
+    groups = group_layers(windows)
+    assert [len(group.layers) for group in groups] == sizes
+    assert sorted(layer for group in groups for layer in group.layers) == list(range(len(windows)))
+    for group in groups:
+        assert {windows[layer] for layer in group.layers} == {group.window}
+        assert list(group.layers) == sorted(group.layers)
+
+
+def test_more_windows_than_groups_get_a_group_each():
+    assert len(group_layers(list(range(1, MAX_GROUPS + 3)))) == MAX_GROUPS + 2
+
+
+def random_layout(rng):
+    return KvLayout(
+        block_size=rng.choice([1, 2, 3, 4, 16]),
+        windows=tuple(rng.choice([None, rng.randint(1, 40)]) for _ in range(rng.randint(1, 4))),
+        max_in_flight=rng.randint(1, 30),
+    )
+
+
+def test_passed_blocks_are_those_that_nothing_later_looks_at():
+    for _ in range(300):
+        rng = random.Random(seed := random.randrange(1 << 31))
+        size, window, num_tokens = rng.randint(1, 9), rng.randint(1, 30), rng.randint(0, 100)
+        layout = KvLayout(block_size=size, windows=(window,))
+        unseen = layout.num_unseen(window, num_tokens)
+        first_seen = max(0, num_tokens - window + 1)
+        assert unseen * size <= first_seen < (unseen + 1) * size, f"seed {seed}"
+        # One token more is kept.
+        one_short = layout.num_unseen(window, max(0, num_tokens - 1))
+        assert layout.num_passed(window, num_tokens) == one_short, f"seed {seed}"
+    assert layout.num_passed(None, 10**6) == layout.num_unseen(None, 10**6) == 0
+
+
+def test_a_growing_text_never_takes_more_blocks_than_it_says():
+    for _ in range(200):
+        rng = random.Random(seed := random.randrange(1 << 31))
+        layout, size = random_layout(rng), 0
+        end = rng.randint(1, 150)
+        computed, most = 0, 0
+        while computed < end:
+            reached = min(end, computed + rng.choice([1, rng.randint(1, layout.max_in_flight)]))
+            held = sum(
+                -(-reached // layout.block_size) - layout.num_passed(window, computed)
+                for window in layout.windows
+            )
+            most, computed = max(most, held), reached
+        assert most <= layout.most_blocks(end), f"seed {seed}"
+        size = layout.most_blocks(end)
+        assert layout.most_tokens(size) >= end, f"seed {seed}"
+        assert layout.most_tokens(size - 1) < end, f"seed {seed}"
+
+
+def test_a_plain_model_takes_a_block_per_block_size_tokens():
+    layout = KvLayout(block_size=16, max_in_flight=512)
+    assert [layout.most_blocks(n) for n in (0, 1, 16, 17)] == [0, 1, 1, 2]
+    assert layout.most_tokens(10) == 160
+    assert not layout.slides
+    assert KvLayout(block_size=16, windows=(None, 8)).slides

@@ -1,0 +1,167 @@
+"""From what was asked for to what that comes to."""
+
+from dataclasses import replace
+
+import pytest
+
+from engine.contract.resolved_config import AUTO_STEP_RATIO, MachineFacts, ModelFacts, resolve
+from engine.contract.settings import EngineConfig
+from engine.errors import InsufficientMemory, InvalidParameter, ModelLoadError
+from engine.quantization.choice import resolve_quantization
+
+MODEL = ModelFacts(max_position_embeddings=64, kv_bytes_per_token=8, weight_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "is_async"),
+    [
+        ("auto", "cpu", False),
+        ("auto", "cuda", True),
+        ("on", "cpu", True),
+        ("off", "cuda", False),
+    ],
+)
+def test_scheduling_is_asynchronous_where_there_is_something_to_overlap(asked, device, is_async):
+    machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
+    assert (
+        resolve(EngineConfig(async_scheduling=asked), MODEL, machine).async_scheduling == is_async
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "step_ms", "ratio"),
+    [
+        (None, "cpu", 0.0, AUTO_STEP_RATIO),
+        (None, "cuda", 0.0, 0.0),
+        (0.0, "cpu", 0.0, 0.0),
+        (80.0, "cpu", 80.0, 0.0),
+        (80.0, "cuda", 80.0, 0.0),
+    ],
+)
+def test_steps_have_one_target_or_none(asked, device, step_ms, ratio):
+    machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
+    resolved = resolve(EngineConfig(max_step_ms=asked), MODEL, machine)
+    assert (resolved.max_step_ms, resolved.max_step_ratio) == (step_ms, ratio)
+
+
+@pytest.mark.parametrize(
+    ("num_seqs", "num_drafts", "budget", "num_rows"),
+    [(64, 8, 512, 64), (1, 8, 512, 9), (1, 8, 4, 4), (64, 0, 16, 16)],
+)
+def test_rows_of_a_step_of_decodes(num_seqs, num_drafts, budget, num_rows):
+    intent = EngineConfig(
+        max_num_seqs=num_seqs, num_speculative_tokens=num_drafts, max_num_batched_tokens=budget
+    )
+    machine = MachineFacts(device="cpu", num_cores=2, free_memory_bytes=1 << 30)
+    assert resolve(intent, MODEL, machine).max_decode_rows == num_rows
+
+
+def test_n_grams_have_a_length():
+    intent = EngineConfig(prompt_lookup_min=5, prompt_lookup_max=4)
+    machine = MachineFacts(device="cpu", num_cores=2, free_memory_bytes=1 << 30)
+    with pytest.raises(
+        InvalidParameter, match="prompt_lookup_min is 5; it must be at most prompt_lookup_max"
+    ):
+        resolve(intent, MODEL, machine)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_steps_are_recorded_unless_told_otherwise(asked):
+    for device in ("cpu", "cuda"):
+        machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
+        assert resolve(EngineConfig(), MODEL, machine).record_steps
+        assert resolve(EngineConfig(record_steps=asked), MODEL, machine).record_steps == asked
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "is_packed", "has_native"),
+    [
+        ("gguf", "cpu", True, True),
+        ("gguf", "cuda", True, False),
+        ("gguf-int8", "cpu", True, True),
+        ("int8", "cpu", False, True),
+        ("none", "cpu", True, False),
+    ],
+)
+def test_linear_layers_are_kept_as_asked(wanted, device, is_packed, has_native):
+    facts = {"stored": "gguf" if is_packed else None, "has_native": has_native}
+    assert resolve_quantization(wanted, device, **facts) == wanted
+    machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
+    assert resolve(EngineConfig(quantization=wanted), MODEL, machine).quantization == wanted
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("is_packed", [True, False])
+@pytest.mark.parametrize("has_native", [True, False])
+def test_packed_weights_stay_packed_where_that_costs_nothing(device, is_packed, has_native):
+    found = resolve_quantization(
+        "auto", device, stored="gguf" if is_packed else None, has_native=has_native
+    )
+    packed = is_packed and has_native
+    assert found == ("gguf" if packed else "none")
+    facts = {
+        "stored": "gguf" if is_packed else None,
+        "has_native": has_native,
+        "prefers_plain": True,
+    }
+    assert resolve_quantization("auto", device, **facts) == "none"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "is_packed", "has_native", "reason"),
+    [
+        ("gguf-int8", "cpu", False, True, "no weights packed"),
+        ("gguf-int8", "cuda", True, True, "CPUs only"),
+        ("gguf", "cpu", False, True, "no weights packed"),
+        ("gguf", "cpu", True, False, "C[+][+] operations"),
+        ("int8", "cpu", True, False, "C[+][+] operations"),
+        ("int8", "cuda", True, True, "CPUs only"),
+    ],
+)
+def test_what_cannot_be_kept_as_asked_is_an_error(wanted, device, is_packed, has_native, reason):
+    with pytest.raises(ModelLoadError, match=f"quantization {wanted}.*{reason}"):
+        resolve_quantization(
+            wanted, device, stored="gguf" if is_packed else None, has_native=has_native
+        )
+
+
+def test_a_sliding_model_needs_blocks_for_its_windows_only():
+    """One group looks back at all, two at 100 tokens: a request of 1000 tokens fits into 63 blocks
+    and twice the window with one step's tokens."""
+    model = ModelFacts(
+        max_position_embeddings=1000,
+        kv_bytes_per_token=8,
+        weight_bytes=0,
+        kv_windows=(100, None, 100),
+    )
+    machine = MachineFacts(device="cpu", num_cores=2, free_memory_bytes=1 << 30)
+    intent = EngineConfig(max_num_batched_tokens=60, num_kv_blocks=85, async_scheduling="off")
+    assert resolve(intent, model, machine).max_model_len == 1000
+    intent = replace(intent, num_kv_blocks=84)
+    assert resolve(intent, model, machine).max_model_len == 992
+    with pytest.raises(InsufficientMemory, match=r"max_model_len 1000 needs 85.*lower .* to 992"):
+        resolve(replace(intent, max_model_len=1000), model, machine)
+    twice = replace(intent, async_scheduling="on")
+    assert resolve(twice, model, machine).max_model_len < 992
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "quantization", "is_packed"),
+    [
+        ({}, "cpu", "gguf", True),
+        ({}, "cpu", "none", False),
+        ({}, "cuda", "gguf", False),
+        ({"dtype": "float32"}, "cpu", "gguf", False),
+        ({"lora_dtype": "model"}, "cpu", "gguf", False),
+        ({"lora_dtype": "int8", "dtype": "float32"}, "cpu", "none", True),
+    ],
+)
+def test_adapters_have_few_bits_where_the_model_has(asked, device, quantization, is_packed):
+    assert EngineConfig(**asked).has_packed_adapters(device, quantization) is is_packed
+
+
+def test_a_gpu_keeps_adapters_in_the_models_type():
+    with pytest.raises(
+        ModelLoadError, match="int8, which works only on a CPU, and the model is on cuda"
+    ):
+        EngineConfig(lora_dtype="int8").has_packed_adapters("cuda", "gguf")

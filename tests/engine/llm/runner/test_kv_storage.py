@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+import torch
+
+from engine.llm.runner import kv_storage
+from engine.llm.runner.kv_storage import KvStorage
+
+CPU = torch.device("cpu")
+
+
+def make_storage(num_blocks=8, dtype=torch.bfloat16, **sizes):
+    defaults = {"layer_groups": [range(3)], "num_kv_heads": 2, "block_size": 4, "head_dim": 8}
+    return KvStorage(num_blocks=num_blocks, dtype=dtype, device=CPU, **(defaults | sizes))
+
+
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def test_layers_are_views_of_one_pool():
+    storage = make_storage()
+    assert [tuple(layer.shape) for layer in storage.layers] == [(8, 2, 2, 4, 8)] * 3
+    storage.layers[1][5] = 7.0
+    assert storage._pool.count_nonzero() == storage._pool[5, 1].count_nonzero() == 2 * 2 * 4 * 8
+
+
+def test_groups_of_layers_share_the_memory_of_a_block():
+    storage = make_storage(layer_groups=[(2, 5), (0, 1), (3,), (4,)])
+    assert storage.group_of_layer == [1, 1, 0, 2, 3, 0]
+    assert storage._pool.shape[1] == 2
+    for layer, at in enumerate([0, 1, 0, 0, 0, 1]):
+        assert storage.layers[layer].data_ptr() == storage._pool[:, at].data_ptr(), layer
+
+
+def test_a_huge_pool_takes_memory_only_where_it_is_written():
+    before = resident_bytes()
+    storage = make_storage(
+        1 << 16, layer_groups=[range(8)], num_kv_heads=4, block_size=16, head_dim=64
+    )
+    block_bytes = storage._block_bytes
+    assert block_bytes == 2 * 8 * 4 * 16 * 64 * 2
+    assert storage._pool.nbytes == 8 << 30
+    for layer in storage.layers:
+        layer[[3, 60000]] = 1.0
+    storage.will_write(np.array([3, 60000]))
+    assert storage.bytes_committed == 2 * block_bytes
+    # Huge pages, where the system uses them, make the smallest unit 2 MiB.
+    assert resident_bytes() - before < 2 * block_bytes + (8 << 20)
+
+
+def test_the_first_blocks_can_be_committed_ahead_of_their_use(monkeypatch):
+    monkeypatch.setattr(kv_storage, "COMMITTED_AHEAD_BYTES", 64 << 20)
+    before = resident_bytes()
+    storage = make_storage(
+        1 << 16, layer_groups=[range(8)], num_kv_heads=4, block_size=16, head_dim=64
+    )
+    thread = storage.commit_ahead()
+    assert thread is not None
+    thread.join()
+    assert 64 << 20 <= resident_bytes() - before < 128 << 20
+    assert storage._pool[:200].count_nonzero() == 0
+    assert storage.bytes_committed == 0, "counts what requests wrote"
+
+
+def test_fresh_memory_is_zero():
+    assert make_storage()._pool.count_nonzero() == 0
+
+
+def test_committed_bytes_count_each_written_block_once():
+    storage = make_storage()
+    storage.will_write(np.array([2, 2, 2, 5]))
+    storage.will_write(np.array([5]))
+    assert storage.bytes_committed == 2 * storage._block_bytes
+    storage.copy([(5, 1)])
+    assert storage.bytes_committed == 3 * storage._block_bytes
+
+
+def test_copies_are_of_all_layers_and_in_order():
+    storage = make_storage(dtype=torch.float32)
+    storage._pool.normal_()
+    before = storage._pool.clone()
+    storage.copy([(1, 2), (2, 3), (4, 4)])
+    for destination, source in {2: 1, 3: 1, 4: 4, 1: 1, 5: 5}.items():
+        assert torch.equal(storage._pool[destination], before[source])
+
+
+def test_clearing_touches_only_what_was_written():
+    storage = make_storage()
+    storage._pool.fill_(torch.nan)
+    storage.will_write(np.array([2]))
+    storage.clear([2, 3])
+    assert storage._pool[2].count_nonzero() == 0
+    assert storage._pool[3].isnan().all()
+    assert storage._pool[1].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_every_dtype(dtype):
+    storage = make_storage(1, dtype=dtype)
+    assert storage.layers[0].dtype == dtype
+    assert storage._block_bytes == 3 * 2 * 2 * 4 * 8 * dtype.itemsize

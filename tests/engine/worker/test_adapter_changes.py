@@ -1,0 +1,171 @@
+"""Adapters of a model that serves come and go: real processes, a worker without a model."""
+
+import asyncio
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+from test_client import FAKE_WORKER, collect, good_text, process_of, request, tokens_of, until
+
+from engine.contract.adapter_orders import AdapterOrder, AdapterReport
+from engine.contract.kinds import TEXT
+from engine.contract.model_spec import ModelSpec
+from engine.contract.settings import EngineConfig
+from engine.errors import (
+    CorruptFile,
+    EngineDead,
+    ModelConflict,
+    ModelNotReady,
+    ModelUnloading,
+    UnknownAdapter,
+    UnknownModel,
+)
+from engine.worker.client import ProcessEngineClient, WorkerOptions
+
+
+@pytest.fixture
+async def start(tmp_path):
+    """`start("m=x")`: a client whose models serve."""
+    clients = []
+
+    async def start(*models, **config):
+        specs = [ModelSpec.parse(model) for model in models]
+        options = WorkerOptions(
+            config=EngineConfig(max_loras=9, **config), cache_dir=tmp_path, command=FAKE_WORKER
+        )
+        client = ProcessEngineClient(specs, options)
+        client.check_text = good_text
+        clients.append(client)
+        await client.start()
+        await until(lambda: len(client.infos(TEXT)) == len(specs))
+        return client
+
+    yield start
+    for client in clients:
+        await client.stop(0)
+
+
+def order(name, folder="good", **more):
+    return AdapterOrder(name=name, folder=folder, **more)
+
+
+def adapters(client):
+    return [info.adapters for info in client.infos(TEXT)]
+
+
+def ask(client, adapter, tokens=(1, 5), model="m"):
+    return client.submit(replace(request(list(tokens), adapter, model), adapter=adapter))
+
+
+async def restart(client, model="m"):
+    before = [status.restarts for status in client.statuses()]
+    os.kill(process_of(client, model).pid, signal.SIGKILL)
+    await until(lambda: [status.restarts for status in client.statuses()] != before)
+    await until(lambda: client.infos(TEXT))
+
+
+async def test_one_comes_and_goes(start):
+    client = await start("m=x")
+    report = await client.load_adapter("m", order("poet"))
+    assert report == AdapterReport(num_layers=3, ranks=(8,))
+    assert adapters(client) == [("poet",)]
+    assert tokens_of(await collect(ask(client, "poet"))) == [1, 5]
+    await client.unload_adapter("m", "poet", 5)
+    assert adapters(client) == [()]
+    with pytest.raises(UnknownAdapter, match="no adapter 'poet'"):
+        client.unload_adapter("m", "poet", 5)
+    await client.load_adapter("m", order("poet"))
+    assert adapters(client) == [("poet",)]
+
+
+async def test_a_worker_that_is_started_anew_has_the_same_ones(start):
+    client = await start("m=x", lora=("first=a", "second=b"))
+    await client.load_adapter("m", order("third", "c"))
+    await client.load_adapter("m", order("second", "other", replaces=True))
+    await client.unload_adapter("m", "first", 5)
+    with pytest.raises(CorruptFile, match="it is cut off"):
+        await client.load_adapter("m", order("fourth", "broken"))
+    await restart(client)
+    assert set(adapters(client)[0]) == {"second", "third"}
+    assert client.config("m").adapters == {"second": "other", "third": "c"}
+
+
+async def test_a_worker_that_dies_while_one_comes_or_goes(start):
+    client = await start("m=x", lora=("old=a",))
+    running = ask(client, "old", [3])
+    loading = client.load_adapter("m", order("new", "slow"))
+    unloading = client.unload_adapter("m", "old", 30)
+    await restart(client)
+    with pytest.raises(EngineDead):
+        await loading
+    with pytest.raises(EngineDead):
+        await collect(running)
+    await unloading
+    assert adapters(client) == [()]
+    assert (await client.load_adapter("m", order("new"))).num_layers == 3
+
+
+async def test_unloading_waits_for_requests_and_refuses_new_ones(start):
+    client = await start("m=x", lora=("poet=a",))
+    running = ask(client, "poet", [3])
+    unloading = client.unload_adapter("m", "poet", 30)
+    assert adapters(client) == [()]
+    with pytest.raises(ModelConflict, match="being loaded or unloaded"):
+        client.load_adapter("m", order("poet"))
+    await asyncio.sleep(0.1)
+    assert not unloading.done()
+    assert tokens_of(await collect(client.submit(request([1, 9], "other")))) == [1, 9]
+    await running.aclose()
+    await asyncio.wait_for(unloading, 5)
+
+
+async def test_what_does_not_finish_in_time_ends_with_a_clear_error(start):
+    client = await start("m=x", lora=("poet=a", "judge=b"))
+    ends, stays = ask(client, "poet", [3]), ask(client, "judge", [3])
+    await asyncio.wait_for(client.unload_adapter("m", "poet", 0.1), 5)
+    with pytest.raises(ModelUnloading, match="'poet' was unloaded before"):
+        await collect(ends)
+    assert not stays.finished
+    await stays.aclose()
+
+
+async def test_a_name_means_one_thing(start):
+    other = '{"ref": "y", "name": "n", "settings": {"lora": ["judge=b"]}}'
+    client = await start("m=x", other, lora=("poet=a",))
+    for name in ("m", "n", "poet", "judge"):
+        with pytest.raises(ModelConflict, match=f"'{name}' is served already"):
+            client.load_adapter("m", order(name))
+    for name in ("m", "n", "judge"):
+        with pytest.raises(ModelConflict):
+            client.load_adapter("m", order(name, replaces=True))
+    loading = client.load_adapter("m", order("late", "slow"))
+    for model in "mn":
+        with pytest.raises(ModelConflict, match="being loaded or unloaded"):
+            client.load_adapter(model, order("late"))
+    assert not loading.done()
+    with pytest.raises(UnknownModel):
+        client.load_adapter("other", order("b"))
+
+
+async def test_a_model_that_does_not_serve_takes_none(start):
+    client = await start("m=x", lora=("poet=a",))
+    os.kill(process_of(client, "m").pid, signal.SIGKILL)
+    await until(lambda: not client.infos(TEXT))
+    with pytest.raises(ModelNotReady):
+        client.load_adapter("m", order("b"))
+    with pytest.raises(ModelNotReady):
+        client.unload_adapter("m", "poet", 1)
+    await until(lambda: client.infos(TEXT))
+    assert adapters(client) == [("poet",)]
+
+
+async def test_a_model_can_leave_while_its_adapters_do(start):
+    client = await start("m=x", lora=("poet=a",))
+    ask(client, "poet", [3])
+    loading = client.load_adapter("m", order("new", "slow"))
+    unloading = client.unload_adapter("m", "poet", 30)
+    await asyncio.wait_for(client.unload("m", 0.1), 5)
+    await unloading
+    with pytest.raises(EngineDead):
+        await loading

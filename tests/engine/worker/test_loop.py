@@ -1,0 +1,299 @@
+"""A worker's loop over a scripted engine: one request's faults stay its own."""
+
+import contextlib
+
+import msgspec
+import pytest
+import zmq
+from structlog.testing import capture_logs
+
+from engine.contract.adapter_orders import AdapterOrder, AdapterReport
+from engine.contract.generate import EngineStats, GenerateRequest, TokenEvent
+from engine.contract.request import FinishReason
+from engine.contract.sampling_params import SamplingParams
+from engine.errors import Failure, InsufficientMemory, QueueFull
+from engine.runtime.fault import answer_for, is_out_of_memory, names_device
+from engine.runtime.threads import ComputeThreads
+from engine.worker import loop, messages
+from engine.worker.loop import Link, Loop
+
+
+def request(request_id, tokens=(1,), n=1):
+    return GenerateRequest(
+        request_id=request_id,
+        model="m",
+        prompt_token_ids=list(tokens),
+        sampling=SamplingParams(n=n),
+    )
+
+
+LAST = "no more messages"
+
+
+class Engine:
+    """Answers all requests in one step, with the tokens of their prompts, once the last message has
+    come."""
+
+    def __init__(self):
+        self.requests = {}
+        self.is_complete = False
+        self.aborted = []
+        self.on_step = None
+
+    def add(self, request):
+        if request.request_id == "full":
+            raise QueueFull("too many")
+        if request.request_id == "broken":
+            raise ZeroDivisionError
+        self.requests[request.request_id] = request
+
+    def abort(self, request_id, index=None):
+        if request_id == LAST:
+            self.is_complete = True
+        else:
+            self.aborted.append(request_id)
+
+    def has_work(self):
+        return self.is_complete and bool(self.requests)
+
+    def step(self):
+        events = [
+            TokenEvent(
+                request_id=key,
+                token_ids=[object()] if key == "unwritable" else r.prompt_token_ids,
+                finish_reason=FinishReason.STOP,
+            )
+            for key, r in self.requests.items()
+        ]
+        self.requests.clear()
+        self.on_step()
+        return events, self.stats()
+
+    def stats(self):
+        return EngineStats()
+
+    def shutdown(self):
+        pass
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """`serve(*frames)`: what the worker answers to these messages."""
+    context = zmq.Context()
+    server = context.socket(zmq.PAIR)
+    address = f"ipc://{tmp_path}/worker.sock"
+    server.bind(address)
+    engine = Engine()
+    threads = ComputeThreads(3, None, lambda threads: None)
+
+    def serve(*frames):
+        link = Link(address)
+        engine.on_step = lambda: server.send(messages.encode(messages.Shutdown()))
+        for frame in (*frames, messages.Abort(LAST)):
+            server.send(frame if isinstance(frame, bytes) else messages.encode(frame))
+        with contextlib.closing(link), capture_logs() as logs:
+            Loop(engine, link, threads).run()
+        answers = []
+        while server.poll(500):
+            answers.append(messages.decode_from_worker(server.recv()))
+        return answers, logs
+
+    serve.engine = engine
+    yield serve
+    server.close(0)
+    context.term()
+
+
+def test_an_engine_without_work_prepares_until_it_has_nothing_to_prepare(serve, monkeypatch):
+    monkeypatch.setattr(loop, "_IDLE_S", 0.0)
+    engine, left = serve.engine, [False, True, True]
+
+    def use_idle_time():
+        if len(left) == 1:
+            engine.on_step()  # the server ends the loop
+        return left.pop()
+
+    engine.use_idle_time = use_idle_time
+    serve()
+    assert not left
+
+
+def test_an_engine_prepares_only_after_a_while_without_messages(serve, monkeypatch):
+    monkeypatch.setattr(loop, "_IDLE_S", 60.0)
+    serve.engine.use_idle_time = None  # a call would fail
+    answers, _ = serve(messages.Submit.of(request("a")))
+    assert [e.request_id for e in events_of(answers)] == ["a"]
+
+
+def events_of(answers):
+    steps = [answer for answer in answers if isinstance(answer, messages.Step)]
+    return [event for step in steps for event in step.read()[0]]
+
+
+def check_logged(logs, message, request_id):
+    [line] = [entry for entry in logs if entry["log_level"] == "error"]
+    assert line["request_id"] == request_id
+    assert message.endswith(f"under reference {line['reference']}")
+
+
+def test_a_request_that_the_engine_stumbles_over_ends_with_an_error(serve):
+    submits = [messages.Submit.of(request(name, n=2)) for name in ("a", "broken", "full", "b")]
+    answers, logs = serve(*submits)
+    errors = [(e.request_id, e.index, e.failure.code) for e in events_of(answers) if e.failure]
+    assert errors == [
+        ("broken", 0, "request_failed"),
+        ("broken", 1, "request_failed"),
+        ("full", 0, "queue_full"),
+        ("full", 1, "queue_full"),
+    ]
+    check_logged(logs, events_of(answers)[0].failure.message, "broken")
+    assert [e.request_id for e in events_of(answers) if e.finish_reason == "stop"] == ["a", "b"]
+
+
+def test_an_event_that_cannot_be_written_ends_its_request_alone(serve):
+    names = ("a", "unwritable", "b")
+    answers, logs = serve(*(messages.Submit.of(request(name)) for name in names))
+    assert [e.request_id for e in events_of(answers)] == ["a", "b"]
+    [refusal] = [answer for answer in answers if isinstance(answer, messages.Refused)]
+    assert (refusal.request_id, refusal.failure.code) == ("unwritable", "request_failed")
+    check_logged(logs, refusal.failure.message, "unwritable")
+    assert serve.engine.aborted == ["unwritable"]
+
+
+def test_a_request_that_cannot_be_read_ends_alone(serve):
+    body = msgspec.to_builtins(request("bad"))
+    body["prompt_token_ids"] = ["no number"]
+    bad = messages.Submit("text", body)
+    answers, logs = serve(messages.Submit.of(request("a")), bad, messages.Submit.of(request("b")))
+    assert [e.request_id for e in events_of(answers)] == ["a", "b"]
+    [refusal] = [answer for answer in answers if isinstance(answer, messages.Refused)]
+    assert (refusal.request_id, refusal.failure.code) == ("bad", "request_failed")
+    check_logged(logs, refusal.failure.message, "bad")
+
+
+def test_orders_about_adapters_are_answered(serve):
+    report = AdapterReport(num_layers=2, ranks=(4,))
+    orders = (
+        messages.LoadAdapter(7, AdapterOrder(name="poet", folder="/x", replaces=True)),
+        messages.UnloadAdapter(8, "judge"),
+    )
+    answers, _ = serve(*orders, messages.Submit.of(request("a")))
+    changes = [answer for answer in answers if isinstance(answer, messages.AdapterChanged)]
+    assert [(c.id, c.report, c.failure.code) for c in changes] == [
+        (7, None, "unsupported_feature"),
+        (8, None, "unsupported_feature"),
+    ]
+    seen = []
+    serve.engine.load_adapter = lambda order, answer: seen.append(order) or answer(report)
+    serve.engine.unload_adapter = lambda name, answer: seen.append(name) or answer(None)
+    answers, _ = serve(*orders, messages.Submit.of(request("b")))
+    changes = [answer for answer in answers if isinstance(answer, messages.AdapterChanged)]
+    assert changes == [messages.AdapterChanged(7, report), messages.AdapterChanged(8)]
+    assert seen == [orders[0].order, "judge"]
+
+
+def test_bytes_that_are_no_message_end_the_worker(serve):
+    with pytest.raises(msgspec.DecodeError):
+        serve(b"\xc1")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("cudaErrorIllegalAddress"),
+        RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED when calling cublasGemmEx"),
+        RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+        type("AcceleratorError", (RuntimeError,), {})("unknown"),
+    ],
+)
+def test_errors_of_the_device_are_known_by_type_and_text(error):
+    assert names_device(error) and not is_out_of_memory(error)
+    with pytest.raises(type(error)):
+        answer_for(error, "r")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2"),
+    ],
+)
+def test_a_lack_of_memory_is_no_broken_device(error):
+    assert is_out_of_memory(error) and not names_device(error)
+    with capture_logs():
+        assert answer_for(error, "r").code == "over_capacity"
+
+
+def test_what_the_request_is_to_blame_for_is_answered_as_it_is():
+    with capture_logs() as logs:
+        error = QueueFull("too many")
+        assert answer_for(error, "r") is error
+    assert logs == []
+
+
+def test_each_report_says_how_many_threads_compute(serve):
+    answers, _ = serve(messages.Submit.of(request("a")))
+    assert [answer.read()[1].num_threads for answer in answers] == [3]
+
+
+def answering(tmp_path, *answers):
+    """A link whose server has sent these, and what it received."""
+    context = zmq.Context()
+    server = context.socket(zmq.PAIR)
+    address = f"ipc://{tmp_path}/answering.sock"
+    server.bind(address)
+    link = Link(address)
+    for answer in answers:
+        server.send(messages.encode(answer))
+
+    def received():
+        found = []
+        while server.poll(200):
+            found.append(messages.decode_from_worker(server.recv()))
+        return found
+
+    def close():
+        link.close()
+        server.close(0)
+        context.term()
+
+    return link, received, close
+
+
+def test_memory_is_asked_for_in_the_midst_of_other_messages(tmp_path):
+    submit = messages.Submit.of(request("a"))
+    between = (submit, messages.Granted(7, 1), messages.Abort("a"))
+    link, received, close = answering(
+        tmp_path, *between, messages.Granted(0, 50), messages.Throttle(0.5), messages.Granted(1, 20)
+    )
+    try:
+        assert link.reserve("cpu", "weights", 10, 100) == 50
+        grant = link.borrow("cuda", "adapter", 30, 100)
+        assert (grant.id, grant.free_bytes) == (1, 20)
+        link.give_back(grant)
+        kept = []
+        while link.has_message():
+            kept.append(link.receive())
+        assert kept.pop(0).read() == request("a")
+        assert kept == [*between[1:], messages.Throttle(0.5)]
+        assert received() == [
+            messages.Reserve(0, "cpu", "weights", 10, 100),
+            messages.Reserve(1, "cuda", "adapter", 30, 100),
+            messages.Release(1),
+        ]
+    finally:
+        close()
+
+
+def test_memory_that_is_refused_keeps_what_came_before(tmp_path):
+    denied = messages.Denied(0, Failure.of(InsufficientMemory("a holds it all")))
+    link, _, close = answering(tmp_path, messages.Abort("a"), denied)
+    try:
+        with pytest.raises(InsufficientMemory, match="a holds it all"):
+            link.borrow("cpu", "adapter", 10, 100)
+        assert link.receive() == messages.Abort("a")
+    finally:
+        close()
