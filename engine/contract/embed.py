@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from engine.contract.request import Event, Info, Request, Stats
+from engine.contract.request import Event, Info, Request, TurnStats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,14 +28,12 @@ class EmbeddingEvent(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddingStats(Stats):
+class EmbeddingStats(TurnStats):
     """Statistics of an embedding engine: `num_running` counts the inputs of the newest step while
     others are left, `num_waiting` the inputs that no step has taken."""
 
     step_inputs: int = 0
     step_tokens: int = 0
-    step_time_s: float = 0.0
-    """The duration of the newest step."""
     num_tokens: int = 0
     """The number of tokens of all embedded inputs."""
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from engine.contract.examination import Examination, Faithfulness
 from engine.contract.pixels import Pixels
-from engine.contract.request import Event, Info, Request, Stats
+from engine.contract.request import Event, Info, Request, TurnStats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +47,11 @@ class UpscaleEvent(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UpscaleStats(Stats):
+class UpscaleStats(TurnStats):
     """The statistics of an upscaling engine: `num_running` counts images with finished tiles,
     `num_waiting` those before their first tile."""
 
     step_tiles: int = 0
-    step_time_s: float = 0.0
-    """The duration of the newest step."""
     num_tiles: int = 0
     output_megapixels: float = 0.0
     """The megapixels of all results."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from engine.contract.pixels import Pixels
-from engine.contract.request import Event, Info, Request, Stats
+from engine.contract.request import Event, Info, Request, TurnStats
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels; right and bottom are the first pixels outside."""
@@ -87,11 +87,9 @@ class MattingEvent(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MattingStats(Stats):
+class MattingStats(TurnStats):
     """Statistics of a matting engine, with the numbers of pictures in progress and waiting."""
 
-    step_time_s: float = 0.0
-    """The duration of the newest step."""
     num_images: int = 0
     """The number of finished pictures."""
     num_pixels: int = 0

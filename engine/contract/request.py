@@ -83,6 +83,14 @@ StatsT = TypeVar("StatsT", bound=Stats)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TurnStats(Stats):
+    """The statistics of an engine whose requests take turns (`engine.turns`)."""
+
+    step_time_s: float = 0.0
+    """The duration of the newest step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Info:
     """What the server must know about a loaded model. The worker sends it once it can serve."""
 

@@ -11,8 +11,7 @@ from engine.contract.host import Host
 from engine.contract.settings import EngineConfig, WantedKind
 from engine.contract.status import Phase
 from engine.embedding.embedders import CONFIG, LoadedEmbedder, load_embedder
-from engine.embedding.engine import EmbeddingEngine, EmbeddingLimits
-from engine.errors import ModelLoadError
+from engine.embedding.work import EmbeddingEngine, EmbeddingLimits, EmbeddingWork
 from engine.files.checkpoint_files import read_optional_json
 from engine.models.encoder_registry import encoder_family
 from engine.models.metadata_keys import MetadataKeys
@@ -21,6 +20,11 @@ from engine.runtime.operations import build_operations
 from engine.runtime.threads import limit_threads
 from engine.weights.sentence_layout import has_sentence_layout
 from engine.weights.source import Checkpoint
+
+_COMPLAINT = (
+    "a trial embedding failed: {reason}; the weights are damaged or overflow in their dtype; fetch "
+    "the model again or set another dtype"
+)
 
 log = structlog.get_logger(__name__)
 
@@ -55,9 +59,10 @@ def load_engine(
         build_operations(host)
     loaded = load_embedder(checkpoint, intent, machine, host)
     limits = embedding_limits(loaded, intent)
-    engine = EmbeddingEngine(loaded.model, limits)
+    engine = EmbeddingEngine(EmbeddingWork(loaded.model, limits), limits)
     host.report(Phase.WARMING_UP)
-    warm_up(engine, limits)
+    trial = [0] * min(8, limits.max_model_len)
+    engine.try_out([EmbeddingRequest(request_id="warm-up", model="", inputs=[trial])], _COMPLAINT)
     facts = {"pooling": loaded.layout.pooling, "dtype": loaded.dtype, **asdict(limits)}
     log.info("embedding model loaded", seconds=round(time.monotonic() - started_s, 1), **facts)
     return engine, EmbeddingModelInfo(
@@ -89,21 +94,3 @@ def embedding_limits(loaded: LoadedEmbedder, intent: EngineConfig) -> EmbeddingL
         max_num_queued=intent.max_num_queued,
         scheduling_policy=intent.scheduling_policy,
     )
-
-
-def warm_up(engine: EmbeddingEngine, limits: EmbeddingLimits) -> None:
-    """Run one step, so that the first request does not pay for lazy set-up.
-
-    Raises:
-        ModelLoadError: the step fails, or its embedding is not finite.
-    """
-    token_ids = [0] * min(8, limits.max_model_len)
-    engine.add(EmbeddingRequest(request_id="warm-up", model="", inputs=[token_ids]))
-    events, _ = engine.step()
-    for event in events:
-        if event.failure is not None:
-            raise ModelLoadError(
-                f"a trial embedding failed: {event.failure.message}; the weights are damaged or "
-                f"overflow in their dtype; fetch the model again or set another dtype"
-            )
-    engine.reset_totals()

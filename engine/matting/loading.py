@@ -11,11 +11,10 @@ from engine.contract.host import Host
 from engine.contract.matte import MattingModelInfo, MattingRequest
 from engine.contract.settings import EngineConfig
 from engine.contract.status import Phase
-from engine.errors import ModelLoadError
 from engine.matting.arrays import pixels_of
-from engine.matting.engine import WORK_BYTES, MattingEngine, MattingLimits
 from engine.matting.network import load_network
 from engine.matting.network_files import read_facts
+from engine.matting.work import WORK_BYTES, MattingEngine, MattingLimits, MattingWork
 from engine.runtime.device import num_usable_cores
 from engine.runtime.memory import available_host_memory
 from engine.runtime.threads import limit_threads
@@ -23,6 +22,11 @@ from engine.weights.source import Checkpoint
 
 _WEIGHT_COPIES = 2
 """The number of copies of the weights: onnxruntime keeps its own layout beside the file's."""
+
+_COMPLAINT = (
+    "a trial picture failed: {reason}; the network is damaged or does not find subjects: fetch it "
+    "again or serve another one"
+)
 
 log = structlog.get_logger(__name__)
 
@@ -46,15 +50,13 @@ def load_engine(
     cv2.setNumThreads(num_threads)
     network = load_network(checkpoint.path, facts, num_threads)
     host.report(Phase.WARMING_UP, None, "compiling the solver, once per machine")
-    engine = MattingEngine(
-        network,
-        MattingLimits(
-            max_num_images=intent.max_num_images,
-            max_num_queued=intent.max_num_queued,
-            scheduling_policy=intent.scheduling_policy,
-        ),
+    limits = MattingLimits(
+        max_num_images=intent.max_num_images,
+        max_num_queued=intent.max_num_queued,
+        scheduling_policy=intent.scheduling_policy,
     )
-    warm_up(engine)
+    engine = MattingEngine(MattingWork(network, limits), limits)
+    engine.try_out(trial_requests(), _COMPLAINT)
     facts = network.facts
     log.info("matting model loaded", seconds=round(time.monotonic() - started_s, 1))
     return engine, MattingModelInfo(
@@ -70,31 +72,14 @@ def load_engine(
     )
 
 
-def warm_up(engine: MattingEngine) -> None:
-    """Process a small picture, so that the first request does not wait for lazy set-up. What
-    methods other than closed-form matting need is imported by the first request for each.
-
-    Raises:
-        ModelLoadError: it fails.
-    """
+def trial_requests() -> list[MattingRequest]:
+    """Requests for a small picture, without and with a trimap. What methods other than closed-form
+    matting need is imported by the first request for each."""
     rows, columns = np.mgrid[:32, :32]
     disc = np.hypot(rows - 16, columns - 16)
-    image = np.where(disc[..., None] < 8, 230, 20).astype(np.uint8).repeat(3, axis=2)
+    image = pixels_of(np.where(disc[..., None] < 8, 230, 20).astype(np.uint8).repeat(3, axis=2))
     levels = np.select([disc < 6, disc > 10], [255, 0], 128).astype(np.uint8)
-    for number, trimap in enumerate((None, pixels_of(levels))):
-        engine.add(
-            MattingRequest(
-                request_id=f"warm-up-{number}",
-                model="",
-                image=pixels_of(image),
-                trimap=trimap,
-            )
-        )
-    while engine.has_work():
-        for event in engine.step()[0]:
-            if event.failure is not None:
-                raise ModelLoadError(
-                    f"a trial picture failed: {event.failure.message}; the network is damaged or "
-                    f"does not find subjects: fetch it again or serve another one"
-                )
-    engine.reset_totals()
+    return [
+        MattingRequest(request_id=f"warm-up-{number}", model="", image=image, trimap=trimap)
+        for number, trimap in enumerate((None, pixels_of(levels)))
+    ]

@@ -15,14 +15,13 @@ from engine.contract.pixels import Pixels
 from engine.contract.resolved_config import MachineFacts
 from engine.contract.settings import EngineConfig, WantedKind
 from engine.contract.status import Phase
-from engine.errors import ModelLoadError, UnsupportedArchitecture
+from engine.errors import UnsupportedArchitecture
 from engine.runtime.device import machine_facts
 from engine.runtime.fault import sizes_within_memory
 from engine.runtime.operations import build_operations
 from engine.runtime.threads import limit_threads
 from engine.upscaling.architectures import has_own_names, network_of
 from engine.upscaling.convolution import num_arranged_bytes
-from engine.upscaling.engine import UpscalingEngine, UpscalingLimits
 from engine.upscaling.ncnn.graph import NcnnGraph
 from engine.upscaling.ncnn.param import read_param
 from engine.upscaling.ncnn.recognition import recognised
@@ -32,6 +31,7 @@ from engine.upscaling.picture import BORDER
 from engine.upscaling.precision import served_network
 from engine.upscaling.runner import TileRunner
 from engine.upscaling.state_dict import read_state_dict
+from engine.upscaling.work import UpscalingEngine, UpscalingLimits, UpscalingWork
 from engine.weights.safetensors import read_header
 from engine.weights.source import Checkpoint
 
@@ -50,6 +50,9 @@ _TILE_SHARE = 0.5
 """The share of the free memory that the largest allowed tile may take."""
 _WORK_BYTES = 1 << 30
 _TRIAL_SIDE = 32
+_COMPLAINT = (
+    "upscaling a trial image failed: {reason}; the weights are damaged: fetch the model again"
+)
 _TILES = (384, 256, 192, 128, 96, 64)
 
 log = structlog.get_logger(__name__)
@@ -104,9 +107,10 @@ def load_engine(
         max_tile=tiles.most,
         scheduling_policy=intent.scheduling_policy,
     )
-    engine = UpscalingEngine(TileRunner(on_device(served, device), device), facts, limits)
+    runner = TileRunner(on_device(served, device), device)
+    engine = UpscalingEngine(UpscalingWork(runner, facts, limits), limits)
     host.report(Phase.WARMING_UP)
-    warm_up(engine, facts)
+    engine.try_out([trial_request(facts)], _COMPLAINT)
     log.info(
         "upscaler loaded",
         seconds=round(time.monotonic() - started_s, 1),
@@ -186,31 +190,15 @@ def default_tile(facts: NetworkFacts, device: str) -> int:
     return max(tile, facts.min_side)
 
 
-def warm_up(engine: UpscalingEngine, facts: NetworkFacts) -> None:
-    """Enlarge a small grey image, so that the first request does not wait for lazy set-up.
-
-    Raises:
-        ModelLoadError: it fails, or the result has numbers that are not finite.
-    """
+def trial_request(facts: NetworkFacts) -> UpscaleRequest:
+    """A request to enlarge a small grey image."""
     side = _TRIAL_SIDE
-    grey = Pixels(width=side, height=side, channels=3, data=b"\x80" * (3 * side**2))
-    engine.add(
-        UpscaleRequest(
-            request_id="warm-up",
-            model="",
-            image=grey,
-            width=side * facts.scale,
-            height=side * facts.scale,
-            tile=side + 2 * BORDER + facts.size_multiple + facts.min_side,
-            overlap=0,
-        )
+    return UpscaleRequest(
+        request_id="warm-up",
+        model="",
+        image=Pixels(width=side, height=side, channels=3, data=b"\x80" * (3 * side**2)),
+        width=side * facts.scale,
+        height=side * facts.scale,
+        tile=side + 2 * BORDER + facts.size_multiple + facts.min_side,
+        overlap=0,
     )
-    while engine.has_work():
-        events, _ = engine.step()
-        for event in events:
-            if event.failure is not None:
-                raise ModelLoadError(
-                    f"upscaling a trial image failed: {event.failure.message}; the weights are "
-                    f"damaged: fetch the model again"
-                )
-    engine.reset_totals()

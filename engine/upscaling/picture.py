@@ -26,12 +26,11 @@ _LEAST_ALPHA = 1 / 510
 
 
 class Picture:
-    """A request's image and result. Tiles are claimed and added in the order of their numbers.
+    """A request's image and result. Tiles are added in the order of their numbers.
 
     Attributes:
         num_tiles: the number of all tiles.
-        num_claimed, num_laid: the numbers of tiles that were claimed, and that were added.
-        is_dropped: whether it has failed, so that nothing more is wanted.
+        num_laid: the number of tiles that were added.
         examination: the findings about the result, once the last tile is added.
     """
 
@@ -52,9 +51,7 @@ class Picture:
             for side in (image.width, image.height)
         )
         self.num_tiles = len(self._across.starts) * len(self._down.starts)
-        self.num_claimed = 0
         self.num_laid = 0
-        self.is_dropped = False
         self._given = np.frombuffer(image.data, np.uint8).reshape(
             image.height, image.width, image.channels
         )
@@ -89,15 +86,6 @@ class Picture:
         request, channels = self.request, self.request.image.channels
         held = request.width * request.height if request.faithfulness.fidelity > 0 else 0
         return (2 * 4 * pixels + held + _CARE_BYTES * self._given[..., 0].size) * channels
-
-    @property
-    def is_begun(self) -> bool:
-        return self.num_claimed > 0
-
-    def claim(self) -> int:
-        """Claim the next tile; returns its number."""
-        self.num_claimed += 1
-        return self.num_claimed - 1
 
     def tile(self, number: int) -> Tensor:
         """A tile for the network, `[rows, 3, height, width]`: RGB in [0, 1], multiplied by alpha if

@@ -5,14 +5,14 @@ kinds.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.contract.kinds import KINDS, Kind
-from engine.contract.rejection import rejection
-from engine.contract.request import Event, FinishReason, Info, Request, Stats
+from engine.contract.request import Event, FinishReason, Info, Request, TurnStats
 from engine.contract.status import Phase
 from engine.errors import InvalidParameter
-from engine.runtime.fault import answer_for
+from engine.turns.engine import TurnLimits, TurnsEngine
+from engine.turns.work import Pending, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class EchoRequest(Request[EchoEvent]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EchoStats(Stats):
+class EchoStats(TurnStats):
     num_chars: int = 0
 
 
@@ -39,54 +39,41 @@ class EchoInfo(Info):
     greeting: str
 
 
-class EchoEngine:
-    """Answers all texts of all requests that wait, in one step."""
+class EchoWork(Work):
+    """Answers a text in each turn, and all that wait in one step."""
 
-    def __init__(self):
-        self.waiting = {}
-        self.num_steps = self.num_chars = 0
+    stats_type = EchoStats
+    queue_full = "{num_waiting} texts are waiting"
 
-    def add(self, request):
+    def check(self, request):
         if "" in request.texts:
             raise InvalidParameter("a text is empty; leave it out", param="texts")
-        self.waiting[request.request_id] = request
 
-    def abort(self, request_id, index=None):
-        self.waiting.pop(request_id, None)
+    def pending(self, request):
+        return Pending(request=request, num_turns=len(request.texts))
 
-    def has_work(self):
-        return bool(self.waiting)
+    def choose(self, queue):
+        while queue:
+            yield queue.peek()
 
-    def step(self):
-        events = [event for request in self.waiting.values() for event in self.answer(request)]
-        self.waiting.clear()
-        self.num_steps += 1
-        return events, self.stats()
+    def compute(self, turns):
+        texts = [turn.pending.request.texts[turn.number] for turn in turns]
+        if "fail" in texts:
+            raise ZeroDivisionError
+        return [text.upper() for text in texts]
 
-    def answer(self, request):
-        try:
-            if "fail" in request.texts:
-                raise ZeroDivisionError
-        except ZeroDivisionError as error:
-            return rejection(request, answer_for(error, request.request_id))
-        self.num_chars += sum(map(len, request.texts))
+    def finish(self, turn, output):
         return [
             EchoEvent(
-                request_id=request.request_id,
-                index=index,
-                text=text.upper(),
+                request_id=turn.pending.request.request_id,
+                index=turn.number,
+                text=output,
                 finish_reason=FinishReason.STOP,
             )
-            for index, text in enumerate(request.texts)
         ]
 
-    def stats(self):
-        return EchoStats(
-            num_waiting=len(self.waiting), num_steps=self.num_steps, num_chars=self.num_chars
-        )
-
-    def shutdown(self):
-        pass
+    def count(self, stats, turns, events):
+        return replace(stats, num_chars=stats.num_chars + sum(len(one.text) for one in events))
 
 
 def is_echo(checkpoint, wanted):
@@ -104,7 +91,7 @@ def load_engine(checkpoint, model, config, host):
         created=1,
         greeting=(checkpoint.path / "greeting.txt").read_text(),
     )
-    return EchoEngine(), info
+    return TurnsEngine(EchoWork(), TurnLimits(max_num_queued=99)), info
 
 
 ECHO = Kind(

@@ -13,13 +13,13 @@ from torch.nn import functional
 
 from engine.contract.enlarge import UpscaleEvent, UpscaleRequest
 from engine.contract.pixels import Pixels
-from engine.upscaling.engine import UpscalingEngine, UpscalingLimits
 from engine.upscaling.network import NetworkFacts
 from engine.upscaling.picture import BORDER
 from engine.upscaling.rrdb import RrdbNet
 from engine.upscaling.runner import TileRunner
 from engine.upscaling.srvgg import CompactNet
 from engine.upscaling.tiling import mirrored
+from engine.upscaling.work import UpscalingEngine, UpscalingLimits, UpscalingWork
 
 Image = npt.NDArray[np.uint8]
 _numbers = itertools.count()
@@ -103,7 +103,7 @@ def upscale_request(image: Image, net: Any, **changes: Any) -> UpscaleRequest:
 
 
 def upscaling_engine(net: Any, **changes: Any) -> UpscalingEngine:
-    limits: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "max_step_flops": 1e12,
         "max_num_rows": 8,
         "max_work_bytes": 1 << 28,
@@ -111,8 +111,9 @@ def upscaling_engine(net: Any, **changes: Any) -> UpscalingEngine:
         "max_num_queued": 32,
         "max_tile": 4096,
     }
+    limits = UpscalingLimits(**fields | changes)
     runner = TileRunner(net, torch.device("cpu"))
-    return UpscalingEngine(runner, net.facts, UpscalingLimits(**limits | changes))
+    return UpscalingEngine(UpscalingWork(runner, net.facts, limits), limits)
 
 
 def run(engine: UpscalingEngine) -> dict[str, list[UpscaleEvent]]:

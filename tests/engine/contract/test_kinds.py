@@ -189,9 +189,9 @@ async def test_a_third_kind_is_a_row(echo_row, folder, tmp_path):
         [refused] = await collect(client.submit(ask("empty", "")))
         assert (refused.failure.code, refused.failure.param) == ("invalid_value", "texts")
         ends = await collect(client.submit(ask("broken", "fail", "too")))
-        assert [(e.index, e.failure.code) for e in ends] == [
-            (0, "request_failed"),
-            (1, "request_failed"),
+        assert [(e.index, e.text, e.finish_reason) for e in ends] == [
+            (0, "", "error"),
+            (1, "TOO", "stop"),
         ]
         with pytest.raises(RequestFailed, match="under reference"):
             await collect(client.submit(ask("unreadable", 5)))

@@ -1,41 +1,21 @@
-"""Pictures in work: whose turn it is, what comes out, what a fault or an abort does to others."""
+"""Pictures in progress: whose turn it is, and what comes out."""
 
 import random
-import time
 from typing import Any
 
 import numpy as np
 import pytest
 from matting_scenes import scene
+from matting_toy import ask, make
 
 from engine.contract.matte import MattingEvent, MattingMethod, MattingOutput, MattingRequest, Point
 from engine.contract.pixels import Pixels
 from engine.contract.request import FinishReason
-from engine.errors import InvalidParameter, QueueFull
-from engine.matting import engine as engine_module
+from engine.errors import InvalidParameter
+from engine.matting import work as work_module
 from engine.matting.arrays import array_of, pixels_of
-from engine.matting.engine import MattingEngine, MattingLimits
 from engine.matting.job import NO_SUBJECT
-
-
-class Bright:
-    """Finds what is warm; fails on a picture whose first pixel is pure green."""
-
-    def mask(self, image: np.ndarray) -> np.ndarray:
-        if image[0, 0].tolist() == [0, 255, 0]:
-            raise ZeroDivisionError
-        return (image[..., 0] > image[..., 2]).astype(np.float32)
-
-
-def make(clock: Any = time.perf_counter, **limits: Any) -> MattingEngine:
-    given = MattingLimits(**{"max_num_images": 8, "max_num_queued": 8} | limits)
-    return MattingEngine(Bright(), given, clock=clock)
-
-
-def ask(request_id: str, **fields: Any) -> MattingRequest:
-    image = fields.pop("image", None)
-    pixels = pixels_of(scene(48, 64, 3).image if image is None else image)
-    return MattingRequest(request_id=request_id, model="m", image=pixels, **fields)
+from engine.matting.work import MattingEngine
 
 
 def run(engine: MattingEngine) -> dict[str, Any]:
@@ -119,7 +99,7 @@ def script(
                 yield
             return MattingEvent(request_id=name, finish_reason=FinishReason.STOP)
 
-    monkeypatch.setattr(engine_module, "Job", Scripted)
+    monkeypatch.setattr(work_module, "Job", Scripted)
     return order
 
 
@@ -144,47 +124,13 @@ def test_pictures_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_those_that_do_not_fit_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "WORK_BYTES", 1)
+    monkeypatch.setattr(work_module, "WORK_BYTES", 1)
     engine = make()
     engine.add(ask("a"))
     engine.add(ask("b"))
     _, stats = engine.step()
     assert (stats.num_running, stats.num_waiting) == (1, 1)
     assert run(engine).keys() == {"a", "b"}
-
-
-def test_the_important_go_first() -> None:
-    engine = make(scheduling_policy="priority", max_num_images=1)
-    for name, priority in (("a", 5), ("b", 0), ("c", -5)):
-        engine.add(ask(name, priority=priority))
-    assert list(run(engine)) == ["c", "b", "a"]
-
-
-def test_an_abort_between_any_two_pauses_ends_it_alone() -> None:
-    for after in range(12):
-        engine = make()
-        engine.add(ask("a"))
-        engine.add(ask("b"))
-        for _ in range(after):
-            engine.step()
-        engine.abort("nobody")
-        engine.abort("a")
-        found = run(engine)
-        assert "b" in found or after > 8
-        stats = engine.stats()
-        assert (stats.num_running, stats.num_waiting) == (0, 0)
-
-
-def test_a_fault_ends_its_own_request() -> None:
-    engine = make()
-    image = scene(48, 64, 3).image.copy()
-    image[0, 0] = (0, 255, 0)
-    engine.add(ask("bad", image=image))
-    engine.add(ask("good"))
-    found = run(engine)
-    assert found["bad"].finish_reason is FinishReason.ERROR
-    assert found["good"].finish_reason is FinishReason.STOP
-    assert engine.stats().num_images == 1
 
 
 def test_events_tell_how_far_it_is() -> None:
@@ -215,8 +161,6 @@ def test_totals() -> None:
     expected = (1, 48 * 64, made.trimap.num_unknown)
     assert (stats.num_images, stats.num_pixels, stats.num_unknown_pixels) == expected
     assert stats.num_steps > 3
-    engine.reset_totals()
-    assert engine.stats().num_steps == 0
 
 
 def test_no_subject_is_all_background_with_a_warning() -> None:
@@ -270,11 +214,3 @@ def test_bad_requests_are_refused(fields: dict[str, Any], param: str) -> None:
         engine.add(ask("a", **fields))
     assert caught.value.param == param
     assert not engine.has_work()
-
-
-def test_a_full_queue_refuses() -> None:
-    engine = make(max_num_queued=2)
-    engine.add(ask("a"))
-    engine.add(ask("b"))
-    with pytest.raises(QueueFull, match="limit is 2"):
-        engine.add(ask("c"))

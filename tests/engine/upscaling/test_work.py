@@ -1,4 +1,4 @@
-"""The upscaling engine: results without seams, turns, memory, faults."""
+"""Upscaling in tiles: results without seams, shared steps, memory, faults."""
 
 import gc
 import random
@@ -27,8 +27,7 @@ from upscaling_nets import (
     upscaling_engine,
 )
 
-from engine.contract.request import FinishReason
-from engine.errors import InvalidParameter, QueueFull
+from engine.errors import InvalidParameter
 from engine.upscaling.precision import arranged
 
 CPU = torch.device("cpu")
@@ -163,38 +162,6 @@ def test_memory_that_runs_out_makes_tiles_smaller_and_changes_nothing() -> None:
     assert any(shape[2] <= 40 for shape in scarce.shapes)
 
 
-def test_memory_that_is_never_enough_ends_the_request_alone() -> None:
-    def compute(images: Tensor) -> Tensor:
-        raise MemoryError
-
-    net = PlainNet(compute)
-    request = upscale_request(noise(40, 40), net)
-    engine = upscaling_engine(net)
-    engine.add(request)
-    [event] = run(engine)[request.request_id]
-    assert event.failure is not None and event.failure.code == "over_capacity"
-
-
-@pytest.mark.parametrize("is_error", [True, False])
-def test_a_fault_ends_the_request_that_it_belongs_to(is_error: bool) -> None:
-    def compute(images: Tensor) -> Tensor:
-        bad = images[:, 0, 0, 0] == 0
-        if is_error and bad.any():
-            raise ValueError("a fault")
-        return torch.where(bad[:, None, None, None], torch.nan, images)
-
-    net = PlainNet(compute)
-    good = np.full((50, 50, 3), 8, np.uint8)
-    requests = [upscale_request(good, net), upscale_request(0 * good, net)]
-    engine = upscaling_engine(net)
-    for request in requests:
-        engine.add(request)
-    found = run(engine)
-    assert (result_of(requests[0], found[requests[0].request_id]) == good).all()
-    [event] = found[requests[1].request_id]
-    assert event.finish_reason is FinishReason.ERROR
-
-
 @pytest.mark.parametrize(
     "fault", [ValueError("a fault"), MemoryError(), RuntimeError("cannot allocate memory"), None]
 )
@@ -211,7 +178,7 @@ def test_nothing_of_a_picture_is_left_after_a_fault(fault: Exception | None) -> 
     requests = [upscale_request(noise(50, 50), net) for _ in range(random.randint(1, 3))]
     for request in requests:
         engine.add(request)
-    pictures = [weakref.ref(turn.picture) for turn in engine._turns]
+    pictures = [weakref.ref(pending.picture) for pending in engine._queue]
     gc.collect()
     gc.disable()
     try:
@@ -222,19 +189,6 @@ def test_nothing_of_a_picture_is_left_after_a_fault(fault: Exception | None) -> 
     finally:
         gc.enable()
     assert all(found[request.request_id][-1].failure for request in requests)
-
-
-def test_an_aborted_request_is_gone_and_the_others_go_on() -> None:
-    net = identity()
-    kept, dropped = (upscale_request(noise(99, 99), net) for _ in range(2))
-    engine = upscaling_engine(net)
-    engine.add(kept)
-    engine.add(dropped)
-    engine.step()
-    engine.abort(dropped.request_id)
-    engine.abort("unknown")
-    assert set(run(engine)) == {kept.request_id}
-    assert engine.stats().num_running == engine.stats().num_waiting == 0
 
 
 def test_large_results_wait_for_each_other_and_small_ones_for_none() -> None:
@@ -268,9 +222,9 @@ def test_a_4k_result_takes_the_memory_of_a_row_of_tiles() -> None:
     while engine.has_work():
         events, _ = engine.step()
         num_rows += sum(len(event.rows) // (3 * 3840) for event in events)
-        [turn] = [*engine._turns] or [None]
-        if turn is not None and turn.picture._bands is not None:
-            torch_bytes.append(turn.picture._bands._sum.nbytes)
+        [pending] = [*engine._queue] or [None]
+        if pending is not None and pending.picture._bands is not None:
+            torch_bytes.append(pending.picture._bands._sum.nbytes)
             assert max(len(event.rows) for event in events) <= 3 * 256 * 3840
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -282,7 +236,7 @@ def test_a_4k_result_takes_the_memory_of_a_row_of_tiles() -> None:
 
 def test_bad_requests_are_refused() -> None:
     net = compact_net()
-    engine = upscaling_engine(net, max_num_queued=1)
+    engine = upscaling_engine(net)
     for changes in (
         {"width": 1000},
         {"height": 0},
@@ -292,6 +246,3 @@ def test_bad_requests_are_refused() -> None:
     ):
         with pytest.raises(InvalidParameter):
             engine.add(upscale_request(noise(9, 9), net, **changes))
-    engine.add(upscale_request(noise(9, 9), net))
-    with pytest.raises(QueueFull):
-        engine.add(upscale_request(noise(9, 9), net))
