@@ -14,14 +14,6 @@ Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels; right and bottom are the first pixels outside."""
 
 
-class MattingMethod(StrEnum):
-    """How alpha is estimated where the trimap does not decide it; see `engine.matting.systems`."""
-
-    CLOSED_FORM = "closed_form"
-    KNN = "knn"
-    LEARNING_BASED = "learning_based"
-
-
 class MattingOutput(StrEnum):
     """What to make from alpha and the foreground's colours."""
 
@@ -55,7 +47,6 @@ class MattingRequest(Request["MattingEvent"]):
     box: Box | None = None
     """A box around the subject. Like `points` it is used only without a trimap."""
     points: list[Point] = field(default_factory=list)
-    method: MattingMethod = MattingMethod.CLOSED_FORM
     output: MattingOutput = MattingOutput.CUTOUT
     colour: tuple[int, int, int] = (255, 255, 255)
     """The background colour of COMPOSITE without a background picture."""
@@ -104,7 +95,6 @@ class MattingModelInfo(Info):
 
     side: int
     """The side in pixels of the network's input."""
-    methods: tuple[MattingMethod, ...] = tuple(MattingMethod)
 
     @property
     def log_fields(self) -> dict[str, object]:

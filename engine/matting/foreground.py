@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.matting.arrays import Bytes, Floats, scaled_size, strips, unit
+from engine.matting.arrays import Bools, Bytes, Floats, scaled_size, strips, unit
 from engine.matting.pymatting_library import pymatting
 from engine.matting.resampling import enlarged_rows, shrink
-from engine.matting.systems import surroundings
 
 MAX_PIXELS = 2_000_000
 """The most pixels of a picture at which colours are estimated. For a larger picture they are
@@ -39,7 +38,7 @@ def estimate_foreground(image: Bytes, alpha: Floats) -> Generator[None, None, Fo
     colours = np.zeros_like(image)
     if not alpha.any():
         return Foreground(colours, 0, 0)
-    area = surroundings(alpha > 0, MARGIN)
+    area = _surroundings(alpha > 0, MARGIN)
     part, part_alpha = image[area], alpha[area]
     height, width = part_alpha.shape
     low = scaled_size(height, width, math.sqrt(MAX_PIXELS / part_alpha.size))
@@ -68,6 +67,16 @@ def estimate_foreground(image: Bytes, alpha: Floats) -> Generator[None, None, Fo
             )
             yield
     return Foreground(colours, low[1], low[0])
+
+
+def _surroundings(region: Bools, margin: int) -> tuple[slice, slice]:
+    """The rows and columns of a region that is not empty, with a margin on each side."""
+    sides = []
+    for axis in (0, 1):
+        inside = np.flatnonzero(region.any(axis=1 - axis))
+        size = region.shape[axis]
+        sides.append(slice(max(0, inside[0] - margin), min(size, inside[-1] + 1 + margin)))
+    return sides[0], sides[1]
 
 
 def _consistent(image: Floats, alpha: Floats, front: Floats, back: Floats) -> Floats:

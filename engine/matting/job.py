@@ -80,7 +80,7 @@ class Job:
             return replace(event, image=pixels_of(trimap.levels()))
         self.stage = "solve"
         yield
-        matte = yield from estimate_alpha(image, trimap, request.method)
+        matte = yield from estimate_alpha(image, trimap)
         event = replace(
             event,
             uncertain_fraction=_uncertain(matte, trimap),

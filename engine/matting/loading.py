@@ -73,8 +73,7 @@ def load_engine(
 
 
 def trial_requests() -> list[MattingRequest]:
-    """Requests for a small picture, without and with a trimap. What methods other than closed-form
-    matting need is imported by the first request for each."""
+    """Requests for a small picture, without and with a trimap."""
     rows, columns = np.mgrid[:32, :32]
     disc = np.hypot(rows - 16, columns - 16)
     image = pixels_of(np.where(disc[..., None] < 8, 230, 20).astype(np.uint8).repeat(3, axis=2))

@@ -19,7 +19,8 @@ MAX_FILE_BYTES = 2 << 30
 MAX_DEPTH = 64
 """The most levels of graphs within nodes within graphs."""
 MAX_FIELDS = 4_000_000
-"""The most fields of nested messages, without the numbers of tensors. BiRefNet has 100,000."""
+"""The most fields of nested messages, without the numbers of tensors. BiRefNet has 100,000.
+onnxruntime has no such limit and takes up to 900 bytes for a field of two bytes."""
 MAX_SIDE = 2048
 PREPROCESSOR = "preprocessor_config.json"
 

@@ -1,87 +1,58 @@
-"""The equations for alpha in a trimap's open band, from pymatting's Laplacians.
+"""The equations for alpha in a trimap's open band, from pymatting's closed-form Laplacian.
 
 A Laplacian L describes how the alphas of neighbouring pixels are related; with the known pixels
 inserted, `L_UU x = -L_UK alpha_K` remains for the unknown ones (U). Closed-form matting (Levin et
-al. 2008, "A Closed-Form Solution to Natural Image Matting") and learning-based matting (Zheng and
-Kambhamettu 2009, "Learning Based Digital Matting") sum L over windows of 3x3 pixels. Windows
-without an unknown pixel add nothing to L_UU or L_UK, and the others may be summed in any order: so
-memory depends on the band and not on the picture. KNN matting (Chen et al. 2013) pairs pixels of
-similar colour anywhere in the picture, which is therefore cut to the band's surroundings.
+al. 2008, "A Closed-Form Solution to Natural Image Matting") sums L over windows of 3x3 pixels.
+Windows without an unknown pixel add nothing to L_UU or L_UK, and the others may be summed in any
+order: so memory depends on the band and not on the picture.
 """
 
 import contextlib
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 
-from engine.contract.matte import MattingMethod
-from engine.matting.arrays import Bools, Bytes, Doubles, strips
+from engine.matting.arrays import Bytes, Doubles, strips
 from engine.matting.pymatting_library import pymatting, silent
 from engine.matting.trimap import Trimap
 
 LEAST_SIDE = 5
-"""The least side of a picture: windows have three pixels, and KNN matting needs twenty
-neighbours."""
+"""The least side of a picture; smaller ones are padded, as windows have three pixels."""
 FACTOR_THRESHOLDS = (1e-4, 1e-2)
 """Numbers of a preconditioner's factor below this are left out. The first value is pymatting's."""
 FACTOR_NUMBERS = 96
 """The most numbers of a factor per unknown pixel; at the first threshold most have 60 to 70."""
-KNOWN_WEIGHT = 100.0
-"""The weight with which KNN matting holds known pixels; pymatting's value."""
-KNN_MARGIN = 24
-"""The width in pixels around the band from which KNN matting takes colours."""
-
-Laplacian = Callable[[Doubles, Bools], Any]
-"""Makes a sparse [h w, h w] matrix of a picture [h, w, 3] from 0 to 1 and its known pixels."""
-
-
-@dataclass(frozen=True, slots=True)
-class System:
-    """The equations `matrix x = rhs` with a preconditioner; the alpha of the unknown pixels, row by
-    row, is `x[places]`."""
-
-    matrix: Any
-    rhs: Doubles
-    precondition: Callable[[Doubles], Doubles]
-    places: Any
+Preconditioner = Callable[[Doubles], Doubles]
 
 
 def band_system(
-    image: Bytes, trimap: Trimap, method: MattingMethod
-) -> Generator[None, None, System]:
-    """Make the equations for a picture [H, W, 3] of at least `LEAST_SIDE` pixels a side. Pauses so
+    image: Bytes, trimap: Trimap
+) -> Generator[None, None, tuple[Any, Doubles, Preconditioner]]:
+    """Make the equations `matrix x = rhs`, where x is the alpha of the unknown pixels, row by row,
+    and a preconditioner. The picture [H, W, 3] has at least `LEAST_SIDE` pixels a side. Pauses so
     that others can have their turn."""
-    if method is MattingMethod.KNN:
-        return (yield from _knn_system(image, trimap))
-    if method is MattingMethod.LEARNING_BASED:
-        laplacian: Laplacian = _learning_based
-    else:
-        laplacian = _closed_form
-    matrix, rhs = yield from _window_sums(image, trimap, laplacian)
+    matrix, rhs = yield from _window_sums(image, trimap)
     precondition = _preconditioner(matrix)
     yield
-    return System(matrix, rhs, precondition, slice(None))
+    return matrix, rhs, precondition
 
 
-def _preconditioner(matrix: Any) -> Callable[[Doubles], Doubles]:
+def _preconditioner(matrix: Any) -> Preconditioner:
     """An incomplete Cholesky factor, a sparser one if that is too large, or else the diagonal."""
     most = FACTOR_NUMBERS * matrix.shape[0] + 1024
     for threshold in FACTOR_THRESHOLDS:
         with contextlib.suppress(ValueError), silent():
-            factor: Callable[[Doubles], Doubles] = pymatting("ichol")(
+            factor: Preconditioner = pymatting("ichol")(
                 matrix, discard_threshold=threshold, max_nnz=most
             )
             return factor
-    diagonal: Callable[[Doubles], Doubles] = pymatting("jacobi")(matrix)
-    return diagonal
+    inverse = 1.0 / matrix.diagonal()
+    return lambda x: x * inverse
 
 
-def _window_sums(
-    image: Bytes, trimap: Trimap, laplacian: Laplacian
-) -> Generator[None, None, tuple[Any, Doubles]]:
+def _window_sums(image: Bytes, trimap: Trimap) -> Generator[None, None, tuple[Any, Doubles]]:
     """Sum up L_UU and -L_UK alpha_K. Each strip has the windows around the pixels of its rows."""
     is_unknown = trimap.is_unknown
     height, width = is_unknown.shape
@@ -98,7 +69,7 @@ def _window_sums(
         left, right = max(0, columns[0] - 2), min(width, columns[-1] + 3)
         left, right = min(left, width - 3), max(right, 3)
         area = (rows, slice(left, right))
-        sums = laplacian(image[area] / 255.0, ~is_unknown[area])
+        sums = pymatting("cf_laplacian")(image[area] / 255.0, is_known=~is_unknown[area])
         numbers = number[area].ravel()
         unknown = np.flatnonzero(numbers >= 0)
         of_unknown = sums[unknown]
@@ -113,35 +84,3 @@ def _window_sums(
     matrix = scipy.sparse.coo_matrix((data, (row, column)), shape).tocsr()
     yield
     return matrix, rhs
-
-
-def _closed_form(image: Doubles, is_known: Bools) -> Any:
-    return pymatting("cf_laplacian")(image, is_known=is_known)
-
-
-def _learning_based(image: Doubles, is_known: Bools) -> Any:
-    return pymatting("lbdm_laplacian")(image)
-
-
-def _knn_system(image: Bytes, trimap: Trimap) -> Generator[None, None, System]:
-    """Make the equations as pymatting does: known pixels remain unknowns, held by a weight."""
-    area = surroundings(trimap.is_unknown, KNN_MARGIN)
-    laplacian = pymatting("knn_laplacian")(image[area] / 255.0)
-    yield
-    is_unknown = trimap.is_unknown[area]
-    known = KNOWN_WEIGHT * ~is_unknown.ravel()
-    matrix = (laplacian + scipy.sparse.diags(known)).tocsr()
-    rhs = np.asarray(known * trimap.is_subject[area].ravel(), np.float64)
-    yield
-    places = np.flatnonzero(is_unknown.ravel())
-    return System(matrix, rhs, pymatting("jacobi")(matrix), places)
-
-
-def surroundings(region: Bools, margin: int) -> tuple[slice, slice]:
-    """The rows and columns of a region that is not empty, with a margin on each side."""
-    sides = []
-    for axis in (0, 1):
-        inside = np.flatnonzero(region.any(axis=1 - axis))
-        size = region.shape[axis]
-        sides.append(slice(max(0, inside[0] - margin), min(size, inside[-1] + 1 + margin)))
-    return sides[0], sides[1]

@@ -1,33 +1,33 @@
-"""A process that answers questions one after the other and may die over any of them.
+"""A process that does dangerous work and may die over it.
 
-Files from strangers, such as pictures, can make a library loop, grow or crash. Such a process
-limits itself (`engine.processes.process_limits`) and can be killed without harm to anything else;
-the next question starts a new one.
-
-Questions and answers are frames on its standard input and output: a head in JSON, and bytes that
-are never copied on the way. The process ends when its input does.
+Pictures, templates and grammars from strangers can make a library loop, grow or crash. Such a
+process limits itself (`engine.processes.process_limits`) and can be killed without harm to anything
+else; the next question starts a new one. Its standard input is a socket, and it ends when the
+socket is closed.
 """
 
+import asyncio
 import contextlib
-import os
-import struct
+import io
+import socket
 import subprocess
-import sys
-import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
-from engine.errors import InternalError
+from engine.processes.helper_child import FRAME, Bytes, read_frame
 
-_SIZES = struct.Struct("<IQ")
-"""The sizes in bytes of a frame's head and body."""
-_PIPE_BYTES = 1 << 20
-_OUTPUT, _ERRORS = 1, 2
+_READ_BYTES = 1 << 16
+_BUFFER_BYTES = 1 << 20
+_MAX_HEAD_BYTES = 1 << 27
+"""The largest head of an answer: the longest text that a template may write, at 6 bytes per
+character in JSON."""
 
-Bytes = bytes | bytearray | memoryview
+_FAULTS = (OSError, EOFError, MemoryError, OverflowError, msgspec.DecodeError)
+"""The errors that the end of a process, or an invalid answer, causes here."""
 
 
 class HelperLost(Exception):
@@ -44,100 +44,164 @@ class HelperLost(Exception):
         self.is_late = is_late
 
 
+class RunningHelper:
+    """A process that was started, and the socket to it. It ends when this object is garbage.
+
+    Raises:
+        OSError: the process cannot be started.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.socket, theirs = socket.socketpair()
+        with theirs, contextlib.ExitStack() as undo:
+            undo.callback(self.socket.close)
+            self.socket.setblocking(False)
+            for end in (self.socket, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+            self._process = subprocess.Popen(
+                command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL
+            )
+            undo.pop_all()
+        self._num_asked = 0
+        self._received = bytearray()
+        self._end = weakref.finalize(self, _end, self._process, self.socket)
+
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """Kill the process. Any thread may do so."""
+        self._process.kill()
+
+    def end(self) -> int:
+        """End the process and return its exit code, or the negative signal. Idempotent."""
+        self._end()
+        return self._process.wait()
+
+    def ask(self, head: bytes, body: Bytes, wall_s: float) -> tuple[bytes, bytes]:
+        """Ask a question and return the answer's head and body.
+
+        Raises:
+            HelperLost: the process ended, or was killed because its answer is late or invalid.
+        """
+        deadline_s = time.monotonic() + wall_s
+        try:
+            for part in (self._frame(head, len(body)), body):
+                self.socket.settimeout(_left(deadline_s))
+                self.socket.sendall(part)
+            answer = read_frame(io.BufferedReader(_Answers(self.socket, deadline_s)))
+            if answer[0] != self._num_asked:
+                raise EOFError
+            return answer[1:]
+        except _FAULTS as error:
+            raise self._lost(error) from None
+
+    async def ask_all(
+        self, heads: Sequence[bytes], wall_s: float, give: Callable[[bytearray], None]
+    ) -> None:
+        """Ask questions without bodies, and give the heads of the answers in the same order. Each
+        answer may take `wall_s`.
+
+        Raises:
+            HelperLost: the process ended, or was killed because an answer is late or invalid.
+        """
+        first = self._num_asked + 1
+        frames = b"".join(map(self._frame, heads))
+        loop = asyncio.get_running_loop()
+        sending = asyncio.create_task(loop.sock_sendall(self.socket, frames))
+        try:
+            try:
+                for number in range(first, first + len(heads)):
+                    async with asyncio.timeout(wall_s):
+                        head = await self._receive(number)
+                    give(head)
+            finally:  # before the socket is closed, whose number another one may get
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+        except _FAULTS as error:
+            raise self._lost(error) from None
+
+    def _lost(self, error: Exception) -> HelperLost:
+        return HelperLost(self.end(), is_late=isinstance(error, TimeoutError))
+
+    def _frame(self, head: bytes, body_bytes: int = 0) -> bytes:
+        self._num_asked += 1
+        return FRAME.pack(self._num_asked, len(head), body_bytes) + head
+
+    async def _receive(self, number: int) -> bytearray:
+        await self._fill(FRAME.size)
+        answered, size, _ = FRAME.unpack_from(self._received)
+        if answered != number or size > _MAX_HEAD_BYTES:
+            raise EOFError
+        end = FRAME.size + size
+        await self._fill(end)
+        head = self._received[FRAME.size : end]
+        del self._received[:end]
+        return head
+
+    async def _fill(self, num_bytes: int) -> None:
+        loop = asyncio.get_running_loop()
+        while len(self._received) < num_bytes:
+            piece = await loop.sock_recv(self.socket, _READ_BYTES)
+            if not piece:
+                raise EOFError
+            self._received += piece
+
+
 class HelperProcess:
-    """A process that is started by the first question, and again after a loss. One thread at a time
-    may ask and close; any thread may kill. It ends when this object is garbage."""
+    """A process that is started when it is first needed, and again after it was lost. One thread at
+    a time may use it, but any thread may kill it. It ends when this object is garbage."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
-        self._process: subprocess.Popen[bytes] | None = None
-        self._end: Callable[[], None] = lambda: None
+        self._running: RunningHelper | None = None
 
-    def ask(self, head: Any, body: Bytes, wall_s: float) -> tuple[bytes, bytes]:
-        """Ask a question; returns the answer's head, in JSON, and its body.
-
-        Raises:
-            HelperLost: the process ended, or was killed because it did not answer in time.
-            InternalError: the process cannot be started.
-        """
-        process = self._process or self._start()
-        assert process.stdin is not None and process.stdout is not None
-        late = threading.Event()
-
-        def end_late() -> None:
-            late.set()
-            process.kill()
-
-        timer = threading.Timer(wall_s, end_late)
-        timer.start()
-        try:
-            write_frame(process.stdin, msgspec.json.encode(head), body)
-            return read_frame(process.stdout)
-        except (OSError, EOFError, MemoryError):
+    def running(self) -> RunningHelper:
+        """Return the process, which is started if none runs. Raises OSError if that fails."""
+        if self._running is None or not self._running.is_alive:
             self.close()
-            raise HelperLost(process.wait(), is_late=late.is_set()) from None
-        finally:
-            timer.cancel()
+            self._running = RunningHelper(self._command)
+        return self._running
 
     def kill(self) -> None:
-        """Kill the process: a waiting `ask` raises `HelperLost`."""
-        process = self._process
-        if process is not None:
-            process.kill()
+        """Kill the process if it runs; a waiting `ask` then raises `HelperLost`."""
+        if self._running is not None:
+            self._running.kill()
 
     def close(self) -> None:
         """End the process if it runs. Idempotent."""
-        self._process = None
-        self._end()
-
-    def _start(self) -> "subprocess.Popen[bytes]":
-        pipe = subprocess.PIPE
-        try:
-            process = subprocess.Popen(
-                self._command,
-                stdin=pipe,
-                stdout=pipe,
-                pipesize=_PIPE_BYTES,
-            )
-        except OSError as error:
-            raise InternalError("a helper process cannot be started") from error
-        self._process = process
-        self._end = weakref.finalize(self, _end, process)
-        return process
+        if self._running is not None:
+            self._running.end()
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+class _Answers(io.RawIOBase):
+    """What arrives on a socket until a deadline."""
+
+    def __init__(self, connection: socket.socket, deadline_s: float) -> None:
+        self._socket = connection
+        self._deadline_s = deadline_s
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._socket.settimeout(_left(self._deadline_s))
+        return self._socket.recv_into(buffer)
+
+
+def _left(deadline_s: float) -> float:
+    left_s = deadline_s - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError
+    return left_s
+
+
+def _end(process: "subprocess.Popen[bytes]", connection: socket.socket) -> None:
+    connection.close()
     process.kill()
     process.wait()
-    for pipe in (process.stdin, process.stdout):
-        assert pipe is not None
-        with contextlib.suppress(OSError):  # from data that could not be written any more
-            pipe.close()
-
-
-def write_frame(file: IO[bytes], head: bytes, body: Bytes) -> None:
-    """Write a frame. Raises OSError if nobody reads."""
-    file.write(_SIZES.pack(len(head), len(body)) + head)
-    file.write(body)
-    file.flush()
-
-
-def read_frame(file: IO[bytes]) -> tuple[bytes, bytes]:
-    """Read the next frame's head and body. Raises EOFError if there is none."""
-    head_bytes, body_bytes = _SIZES.unpack(_read(file, _SIZES.size))
-    return _read(file, head_bytes), _read(file, body_bytes)
-
-
-def _read(file: IO[bytes], num_bytes: int) -> bytes:
-    data = file.read(num_bytes)
-    if len(data) < num_bytes:
-        raise EOFError
-    return data
-
-
-def own_pipes() -> tuple[IO[bytes], IO[bytes]]:
-    """The helper process's pipes for questions and answers. From now on, what libraries print goes
-    to standard error."""
-    output = os.fdopen(os.dup(_OUTPUT), "wb")
-    os.dup2(_ERRORS, _OUTPUT)
-    return sys.stdin.buffer, output

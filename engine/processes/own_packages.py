@@ -8,7 +8,7 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
-HOME = Path(__file__).parents[1]
+HOME = Path(__file__).parents[2]
 """The folder that holds all the packages."""
 NAMES = ("server", "engine", "kernels", "loadtest")
 

@@ -20,9 +20,8 @@ NUM_SAMPLES = {"gptq": 128, "awq": 32}
 """The most samples; fewer where the text is shorter. AWQ reads the samples again for every scale
 that it tries, and needs fewer (its paper, section 5.3)."""
 _LEAST_SAMPLES = 8
-_LEAST_CORES = 3
-"""The least number of threads among which GPTQModel divides its work; it does not start with
-fewer."""
+_LEAST_WORKERS = 2
+"""GPTQModel does not start with fewer threads on the CPU, and takes one per two cores."""
 
 
 def write_with_gptqmodel(
@@ -87,9 +86,8 @@ def calibration_samples(model: Path, calibration: Path, most: int) -> list[dict[
 
 
 def _library(method: str) -> Any:
-    cores = os.cpu_count() or 1
-    if cores < _LEAST_CORES:
-        os.cpu_count = lambda: _LEAST_CORES
+    if (os.cpu_count() or 1) <= _LEAST_WORKERS:
+        os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(_LEAST_WORKERS))  # noqa: TID251 (theirs)
     try:
         import gptqmodel
     except ImportError as error:

@@ -8,15 +8,11 @@ import asyncio
 import contextlib
 import math
 import signal
-import socket
-import subprocess
-import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import structlog
 
 from engine.errors import (
@@ -27,26 +23,23 @@ from engine.errors import (
     InvalidParameter,
     QueueFull,
 )
+from engine.processes.helper_process import HelperLost, HelperProcess, RunningHelper
 from engine.processes.own_packages import module_command
 from engine.text.template_wire import (
-    HEADER_BYTES,
-    MAX_FRAME_BYTES,
+    OUT_OF_MEMORY,
     Answer,
     Compile,
     Compiled,
-    Question,
     Refused,
     Render,
     Rendered,
-    frame_size,
-    pack,
-    unpack_answer,
+    encode,
+    read_answer,
 )
 
 MAX_SOURCE_CHARS = 1 << 20
 """The most characters of a template; the longest ones of known models have a fiftieth of it."""
 
-_READ_BYTES = 1 << 16
 _MAX_BATCH = 32
 _RETRY_AFTER_S = 5
 
@@ -96,12 +89,15 @@ class TemplateProcess:
                 f"the model's chat template has {len(source)} characters; the limit is "
                 f"{MAX_SOURCE_CHARS}"
             )
-        self._compile = pack(Compile(source, dict(special_tokens)))
+        self._compile = encode(Compile(source, dict(special_tokens)))
         self._limits = limits
+        arguments = (str(math.ceil(limits.cpu_s)), str(limits.memory_bytes))
+        self._process = HelperProcess(module_command("engine.text.template_child", *arguments))
+        self._ready: RunningHelper | None = None
+        """The process that has compiled the template."""
         self._waiting: deque[_Job] = deque()
         self._pump: asyncio.Task[None] | None = None
         self._is_closed = False
-        self._child: _Child | None = None
 
     async def start(self) -> None:
         """Start the process and let it compile the template, so that the first chat need not wait.
@@ -122,7 +118,7 @@ class TemplateProcess:
             ChatTemplateFailed: the process ended for another reason.
             QueueFull: the conversations before it take too long.
         """
-        answer = await self._do(_pack(Render(list(map(dict, messages)), dict(options))))
+        answer = await self._do(_encoded(Render(list(map(dict, messages)), dict(options))))
         if isinstance(answer, Refused):
             raise answer.failure.error()
         if not isinstance(answer, Rendered):
@@ -137,18 +133,18 @@ class TemplateProcess:
         if self._pump is not None:
             self._pump.cancel()
         self._fail_all(_shutting_down())
-        self._drop()
+        self._process.close()
 
-    async def _do(self, frame: bytes | None) -> Answer | None:
-        """Wait for a frame's answer, or with None until the process is ready."""
+    async def _do(self, question: bytes | None) -> Answer | None:
+        """Wait for a question's answer, or with None until the process is ready."""
         if self._is_closed:
             raise _shutting_down()
         loop = asyncio.get_running_loop()
-        job = _Job(frame, loop.create_future())
+        job = _Job(question, loop.create_future())
         self._waiting.append(job)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._serve())
-        if frame is None:
+        if question is None:
             return await job.answer
         expiry = loop.call_later(self._limits.turn_s, job.expire, self._limits.turn_s)
         try:
@@ -157,13 +153,13 @@ class TemplateProcess:
             expiry.cancel()
 
     async def _serve(self) -> None:
-        """Send waiting frames to the child, a batch at a time, and pass its answers on."""
+        """Send waiting questions to the process, a batch at a time, and pass its answers on."""
         batch: list[_Job] = []
         try:
             while self._waiting:
-                child = await self._ready_child()
+                running = await self._ready_process()
                 batch = self._take_batch()
-                await self._answer(child, batch)
+                await self._answer(running, batch)
         except Exception as error:
             # Without a process no waiting conversation can be served.
             self._fail_all(error)
@@ -177,29 +173,28 @@ class TemplateProcess:
             if batch and (batch[0].is_suspect or self._waiting[0].is_suspect):
                 break
             job = self._waiting.popleft()
-            if job.frame is None:
+            if job.question is None:
                 job.give(None)
             elif not job.answer.done():  # askers who have left are skipped
                 job.is_sent = True
                 batch.append(job)
         return batch
 
-    async def _answer(self, child: "_Child", batch: "list[_Job]") -> None:
+    async def _answer(self, running: RunningHelper, batch: "list[_Job]") -> None:
         """Send a batch and pass the answers on.
 
-        If the process ends during the batch, one of the frames without an answer is the cause: each
-        of them is then sent alone.
+        If the process ends during the batch, one of the questions without an answer is the cause:
+        each of them is then sent alone.
         """
-        sending = asyncio.create_task(child.send(b"".join([job.frame or b"" for job in batch])))
         unanswered = deque(batch)
+        questions = [job.question or b"" for job in batch]
         try:
-            while unanswered:
-                answer = await self._receive(child, self._limits.wall_s)
-                unanswered.popleft().give(answer)
-                if isinstance(answer, Refused) and answer.is_last:
-                    log.warning("chat template was stopped", reason=answer.failure.message)
-                    self._replace()
-                    break
+            await self._ask(
+                running,
+                questions,
+                self._limits.wall_s,
+                lambda answer: unanswered.popleft().give(answer),
+            )
         except EngineError as error:
             if len(batch) == 1:
                 batch[0].fail(error)
@@ -207,82 +202,68 @@ class TemplateProcess:
             for job in unanswered:
                 job.is_suspect = True
         finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
             for job in unanswered:
                 job.is_sent = False
             self._waiting.extendleft(reversed(unanswered))
 
-    async def _ready_child(self) -> "_Child":
-        """Return a child that has compiled the template.
+    async def _ready_process(self) -> RunningHelper:
+        """Return the process, once it has compiled the template.
 
         Raises:
             CorruptFile: it cannot be compiled.
             ChatTemplateFailed: the process cannot be started, or ended.
         """
-        child = self._child
-        if child is None or not child.is_alive:
-            child = self._spawn()
-        if not child.has_template:
-            await self._give_template(child)
-        return child
+        running = self._running()
+        if running is not self._ready:
+            await self._give_template(running)
+            self._ready = running
+        return running
 
-    async def _give_template(self, child: "_Child") -> None:
-        sending = asyncio.create_task(child.send(self._compile))
+    async def _give_template(self, running: RunningHelper) -> None:
+        answers: list[Answer] = []
         try:
-            answer = await self._receive(child, self._limits.start_s)
+            await self._ask(running, [self._compile], self._limits.start_s, answers.append)
         except InvalidParameter as error:
-            raise self._too_large() from error
-        finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
+            raise CorruptFile(
+                f"the model's chat template took too long or too much memory to compile; the "
+                f"limits are {self._limits.cpu_s} s and {self._limits.memory_bytes >> 20} MiB"
+            ) from error
+        [answer] = answers
         if isinstance(answer, Refused):
-            if answer.is_last:
-                self._drop()
-                raise self._too_large()
             raise answer.failure.error()
-        child.has_template = True
         if isinstance(answer, Compiled) and not answer.is_memory_limited:
             log.warning("this system cannot limit the memory that chat templates take")
 
-    async def _receive(self, child: "_Child", wall_s: float) -> Answer:
-        """Return the next answer. A process that gives none in time is replaced.
+    async def _ask(
+        self,
+        running: RunningHelper,
+        questions: Sequence[bytes],
+        wall_s: float,
+        give: Callable[[Answer], None],
+    ) -> None:
+        """Ask questions, and give their answers in order. A process that gives none in time is
+        replaced.
 
         Raises:
-            InvalidParameter, ChatTemplateFailed: there is no answer; the message says why.
+            InvalidParameter, ChatTemplateFailed: an answer is missing; the message says why.
         """
         try:
-            async with asyncio.timeout(wall_s):
-                return await child.receive()
-        except TimeoutError:
-            self._replace()
-            raise self._too_long(f"{wall_s:g} s") from None
-        except (OSError, EOFError, msgspec.DecodeError):
-            exit_code = child.kill()
-            self._replace()
-            raise self._explain(exit_code) from None
+            await running.ask_all(questions, wall_s, lambda head: give(read_answer(head)))
+        except HelperLost as lost:
+            if not self._is_closed:
+                with contextlib.suppress(EngineError):  # the next conversation tries again
+                    self._running()  # while nobody waits for it
+            if lost.is_late:
+                raise self._too_long(f"{wall_s:g} s") from None
+            raise self._explain(lost.exit_code) from None
 
-    def _spawn(self) -> "_Child":
-        self._drop()
+    def _running(self) -> RunningHelper:
         try:
-            self._child = _Child(self._limits)
+            return self._process.running()
         except OSError as error:
             raise ChatTemplateFailed(
                 "the process of the model's chat template cannot be started"
             ) from error
-        return self._child
-
-    def _drop(self) -> None:
-        child, self._child = self._child, None
-        if child is not None:
-            child.kill()
-
-    def _replace(self) -> None:
-        """Start a new process while nobody waits for it."""
-        self._drop()
-        if not self._is_closed:
-            with contextlib.suppress(EngineError):  # the next conversation tries again
-                self._spawn()
 
     def _fail_all(self, error: Exception) -> None:
         while self._waiting:
@@ -291,6 +272,12 @@ class TemplateProcess:
     def _explain(self, exit_code: int) -> EngineError:
         if exit_code == -signal.SIGXCPU:
             return self._too_long(f"{self._limits.cpu_s} s of processor time")
+        if exit_code == OUT_OF_MEMORY:
+            log.warning("chat template was stopped", reason="too much memory")
+            return InvalidParameter(
+                "the model's chat template needs too much memory for these messages; shorten them",
+                param="messages",
+            )
         cause = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
         log.error("the process of the chat template ended", cause=cause)
         return ChatTemplateFailed(
@@ -305,22 +292,16 @@ class TemplateProcess:
             param="messages",
         )
 
-    def _too_large(self) -> CorruptFile:
-        return CorruptFile(
-            f"the model's chat template took too long or too much memory to compile; the limits "
-            f"are {self._limits.cpu_s} s and {self._limits.memory_bytes >> 20} MiB"
-        )
-
 
 @dataclass(slots=True)
 class _Job:
-    """A frame that waits for its answer. If the asker has left, the answer counts as done."""
+    """A question that waits for its answer. If the asker has left, the answer counts as done."""
 
-    frame: bytes | None
+    question: bytes | None
     answer: asyncio.Future[Answer | None]
     is_sent: bool = False
     is_suspect: bool = False
-    """Whether the process ended while this frame was part of its batch."""
+    """Whether the process ended while this question was part of its batch."""
 
     def give(self, answer: Answer | None) -> None:
         if not self.answer.done():
@@ -341,78 +322,13 @@ class _Job:
         self.fail(full)
 
 
-class _Child:
-    """A process and the socket to it. It ends when this object is no longer used."""
-
-    def __init__(self, limits: TemplateLimits) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            ours.setblocking(False)
-            arguments = (str(math.ceil(limits.cpu_s)), str(limits.memory_bytes))
-            try:
-                self._process = subprocess.Popen(
-                    [*module_command("engine.text.template_child"), *arguments],
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                )
-            except BaseException:
-                ours.close()
-                raise
-        self._socket = ours
-        self._received = bytearray()
-        self._end = weakref.finalize(self, _end, self._process, ours)
-        self.has_template = False
-
-    @property
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
-    async def send(self, frames: bytes) -> None:
-        """Send frames. Raises OSError if the process has ended."""
-        await asyncio.get_running_loop().sock_sendall(self._socket, frames)
-
-    async def receive(self) -> Answer:
-        """Return the next answer.
-
-        Raises:
-            OSError, EOFError, msgspec.DecodeError: the process has ended, or its answer is invalid.
-        """
-        await self._fill(HEADER_BYTES)
-        end = HEADER_BYTES + frame_size(self._received)
-        if end > MAX_FRAME_BYTES:
-            raise EOFError
-        await self._fill(end)
-        body = self._received[HEADER_BYTES:end]
-        del self._received[:end]
-        return unpack_answer(body)
-
-    async def _fill(self, num_bytes: int) -> None:
-        loop = asyncio.get_running_loop()
-        while len(self._received) < num_bytes:
-            piece = await loop.sock_recv(self._socket, _READ_BYTES)
-            if not piece:
-                raise EOFError
-            self._received += piece
-
-    def kill(self) -> int:
-        """End the process and return its exit code, or the negative signal. Idempotent."""
-        self._end()
-        return self._process.wait()
-
-
-def _end(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
-    connection.close()
-    process.kill()
-    process.wait()
-
-
 def _shutting_down() -> Draining:
     return Draining("the server, or this model, is shutting down; send the request to another one")
 
 
-def _pack(question: Question) -> bytes:
+def _encoded(question: Render) -> bytes:
     try:
-        return pack(question)
+        return encode(question)
     except (RecursionError, UnicodeEncodeError, TypeError) as error:
         raise InvalidParameter(
             "the messages cannot be given to a chat template: they are nested too deeply or are "

@@ -5,14 +5,14 @@ picture that takes too much ends this process and nothing else.
 """
 
 import sys
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from engine.errors import EngineError, Failure, InvalidParameter
-from engine.processes.helper_process import Bytes, own_pipes, read_frame, write_frame
-from engine.processes.process_limits import ignore_group_signals, limit_more_memory, limit_time
+from engine.processes.helper_child import Bytes, serve
+from engine.processes.process_limits import limit_more_memory, limit_time
 from server.images.decoding import decode_grey, decode_image, decode_mask, texts_of
 from server.images.picture_wire import Answer, Decoded, Question, Reading, Refused, Texts
 
@@ -21,22 +21,15 @@ _read_question = msgspec.json.Decoder(Question).decode
 
 def main() -> None:
     """Answer questions until nobody asks any more."""
-    ignore_group_signals()
     limit_more_memory(int(sys.argv[1]))
-    questions, answers = own_pipes()
-    try:
-        while True:
-            _answer_one(questions, answers)
-    except (EOFError, BrokenPipeError):
-        pass
+    serve(_answer_one)
 
 
-def _answer_one(questions: IO[bytes], answers: IO[bytes]) -> None:
-    head, data = read_frame(questions)
+def _answer_one(head: bytes, data: bytes) -> tuple[bytes, Bytes]:
     question = _read_question(head)
     limit_time(question.cpu_s)
     answer, pixels = _answer(question, data)
-    write_frame(answers, msgspec.json.encode(answer), pixels)
+    return msgspec.json.encode(answer), pixels
 
 
 def _answer(question: Question, data: bytes) -> tuple[Answer, Bytes]:

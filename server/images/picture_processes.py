@@ -108,12 +108,18 @@ class _Job:
     def _ask(self, process: HelperProcess) -> tuple[Decoded | Texts, bytes]:
         question = self._question
         try:
-            head, pixels = process.ask(question, self._data, question.cpu_s * _WALL_PER_CPU)
+            running = process.running()
+        except OSError as error:
+            raise InternalError("a helper process cannot be started") from error
+        try:
+            head, pixels = running.ask(
+                msgspec.json.encode(question), self._data, question.cpu_s * _WALL_PER_CPU
+            )
             answer = _read_answer(head)
         except HelperLost as lost:
             raise _explain(question, lost) from None
         except msgspec.DecodeError:
-            process.close()
+            running.end()
             raise InternalError(
                 "the process that reads pictures gave no valid answer; send the request again"
             ) from None

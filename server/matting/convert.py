@@ -4,7 +4,7 @@ import base64
 import time
 import uuid
 
-from engine.contract.matte import MattingEvent, MattingMethod, MattingOutput, MattingRequest, Point
+from engine.contract.matte import MattingEvent, MattingOutput, MattingRequest, Point
 from engine.contract.pixels import Pixels
 from server.http.engine_run import EngineRun
 from server.images.files import encode_image
@@ -57,7 +57,6 @@ async def matting_request(
         trimap=found.get("trimap"),
         box=None if body.box is None else (body.box[0], body.box[1], body.box[2], body.box[3]),
         points=[Point(x=p.x, y=p.y, is_subject=p.label == 1) for p in body.points or []],
-        method=MattingMethod(body.method or MattingMethod.CLOSED_FORM),
         output=MattingOutput(body.result),
         colour=body.colour,
         background=found.get("background_image"),
@@ -102,7 +101,6 @@ def matte_answer(
         model=model,
         output=body.result,
         source="network" if body.trimap is None else "trimap",
-        method=MattingMethod(body.method or MattingMethod.CLOSED_FORM),
         unknown_fraction=round(event.unknown_fraction, 6),
         uncertain_fraction=round(event.uncertain_fraction, 6),
         solved_size=_size(event.width, event.height),

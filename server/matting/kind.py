@@ -37,7 +37,6 @@ def _card(info: MattingModelInfo) -> MattingModelCard:
         root=info.model,
         architecture=info.architecture,
         side=info.side,
-        methods=list(info.methods),
     )
 
 

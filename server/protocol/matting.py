@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from engine.contract.matte import MattingMethod
 from engine.errors import InvalidParameter
 from server.http.multipart import Form
 from server.protocol.common import Priority, WireModel
@@ -26,9 +25,20 @@ MAX_COORDINATE = 1 << 20
 _FILES = ("image", "trimap", "background_image")
 _COLOUR = re.compile(r"#(?:[0-9a-fA-F]{3}|[0-9a-fA-F]{6})")
 
+MethodName = Literal["closed_form"]
 OutputName = Literal["cutout", "alpha", "trimap", "composite"]
-MethodName = Literal["closed_form", "knn", "learning_based"]
 Coordinate = Annotated[int, Field(ge=0, le=MAX_COORDINATE)]
+
+
+def _still_there(method: Any) -> Any:
+    """Refuse the methods that earlier versions had."""
+    if method in ("knn", "learning_based"):
+        raise InvalidParameter(
+            f"method {method} was removed; alpha is computed with closed_form, so leave method out "
+            "or send closed_form",
+            param="method",
+        )
+    return method
 
 
 class PointFields(WireModel):
@@ -60,8 +70,8 @@ class MatteRequest(FileFields):
     points: list[PointFields] | None = Field(
         None, max_length=MAX_POINTS, description="Pixels of the subject, or of the background."
     )
-    method: MethodName | None = Field(
-        None, description="How alpha is computed where it is unknown. Default closed_form."
+    method: Annotated[MethodName | None, BeforeValidator(_still_there)] = Field(
+        None, description="How alpha is computed where it is unknown: always closed_form."
     )
     output: OutputName | None = Field(
         None,
@@ -161,7 +171,7 @@ class MatteAnswer:
     output: OutputName
     source: Literal["trimap", "network"]
     """Whether the network or the trimap found the subject."""
-    method: MattingMethod
+    method: MethodName = "closed_form"
     unknown_fraction: float
     """Share of the picture's pixels that the trimap left unknown."""
     uncertain_fraction: float
@@ -187,7 +197,7 @@ class MattingModelCard:
     architecture: str
     side: int
     """Side in pixels of the picture that its network takes."""
-    methods: list[MattingMethod]
+    methods: tuple[MethodName, ...] = ("closed_form",)
 
 
 def form_body() -> dict[str, Any]:

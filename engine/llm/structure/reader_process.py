@@ -10,9 +10,7 @@ import dataclasses
 import json
 import signal
 import socket
-import subprocess
 import threading
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from engine.contract.structure import Structure
 from engine.errors import CapacityError, InvalidParameter, InvariantViolation
 from engine.llm.structure.reader_child import WALL_SECONDS
 from engine.llm.structure.reading import CPU_SECONDS, Reading, too_much
+from engine.processes.helper_process import HelperProcess, RunningHelper
 from engine.processes.own_packages import module_command
 
 PATIENCE_SECONDS = 2 * WALL_SECONDS
@@ -42,8 +41,9 @@ class ReaderProcess:
 
     def __init__(self, path: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
         arguments = (str(path), str(vocab_size), *map(str, eos_token_ids))
-        self._command = module_command("engine.llm.structure.reader_child", *arguments)
-        self._running: _Running | None = None
+        self._process = HelperProcess(
+            module_command("engine.llm.structure.reader_child", *arguments)
+        )
         self._lock = threading.Lock()
         """Held while a question is handed over, but not while it is answered."""
 
@@ -52,7 +52,7 @@ class ReaderProcess:
         structures."""
         try:
             with self._lock:
-                self._started()
+                self._running()
         except CapacityError:
             log.warning("the process that reads structures could not be started yet", exc_info=True)
 
@@ -77,7 +77,7 @@ class ReaderProcess:
     def close(self) -> None:
         """End the process, if it runs."""
         with self._lock:
-            self._drop(self._running)
+            self._process.close()
 
     def _ask(self, structure: Structure, cpu_s: float) -> dict[str, Any]:
         """Return the answers of the child and the process; empty if they were lost."""
@@ -85,9 +85,9 @@ class ReaderProcess:
         ours, theirs = socket.socketpair()
         with ours:
             with self._lock, theirs:
-                running = self._started()
+                running = self._running()
                 with contextlib.suppress(OSError):
-                    socket.send_fds(running.orders, [b"?"], [theirs.fileno()])
+                    socket.send_fds(running.socket, [b"?"], [theirs.fileno()])
             ours.settimeout(PATIENCE_SECONDS)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
                 ours.sendall(json.dumps(question).encode())
@@ -98,46 +98,16 @@ class ReaderProcess:
                     answer |= json.loads(line)
         if not answer:
             with self._lock:
-                self._drop(running)
+                running.end()
         return answer
 
-    def _started(self) -> "_Running":
-        if self._running is None:
-            self._running = _Running(self._command)
-        return self._running
-
-    def _drop(self, running: "_Running | None") -> None:
-        """Stop using this process; another one may run already."""
-        if running is not None:
-            running.close()
-        if running is self._running:
-            self._running = None
-
-
-class _Running:
-    """One process and the socket for its orders. It ends when nobody holds this object any more."""
-
-    def __init__(self, command: tuple[str, ...]) -> None:
-        self.orders, theirs = socket.socketpair()
-        with theirs:
-            try:
-                process = subprocess.Popen(
-                    command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL
-                )
-            except OSError as error:
-                self.orders.close()
-                raise CapacityError(
-                    "the process that reads structures cannot be started; send the request again"
-                ) from error
-        self.process_id = process.pid
-        self.close = weakref.finalize(self, _end, process, self.orders)
-        """Ends the process; may be called again."""
-
-
-def _end(process: "subprocess.Popen[bytes]", orders: socket.socket) -> None:
-    orders.close()
-    process.kill()
-    process.wait()
+    def _running(self) -> RunningHelper:
+        try:
+            return self._process.running()
+        except OSError as error:
+            raise CapacityError(
+                "the process that reads structures cannot be started; send the request again"
+            ) from error
 
 
 def _all_of(connection: socket.socket) -> bytes:

@@ -8,56 +8,44 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import scipy.sparse.linalg
 from matting_scenes import Scene, finished, lemur, rms, scene
 
-from engine.contract.matte import MattingMethod
 from engine.matting import alpha as alpha_module
 from engine.matting.alpha import Matte, estimate_alpha
 from engine.matting.arrays import STRIP_PIXELS, strips
-from engine.matting.pymatting_library import pymatting_module
+from engine.matting.pymatting_library import pymatting
 from engine.matting.resampling import nearest
 from engine.matting.trimap import Trimap
 
 
-def levels(trimap: Trimap) -> np.ndarray:
-    return np.where(trimap.is_unknown, 0.5, trimap.is_subject.astype(np.float64))
+def alpha_at_once(image: np.ndarray, trimap: Trimap) -> np.ndarray:
+    """Alpha from pymatting's Laplacian of the whole picture, solved directly."""
+    laplacian = pymatting("cf_laplacian")(image / 255.0)
+    unknown = np.flatnonzero(trimap.is_unknown)
+    alpha = trimap.is_subject.ravel().astype(np.float64)
+    alpha[unknown] = 0.0
+    rows = laplacian[unknown]
+    alpha[unknown] = scipy.sparse.linalg.spsolve(rows[:, unknown].tocsc(), -(rows @ alpha))
+    return alpha.clip(0.0, 1.0).reshape(trimap.is_unknown.shape)
 
 
-def library_alpha(name: str, image: np.ndarray, trimap: Trimap) -> np.ndarray:
-    """By pymatting itself: the whole picture at once."""
-    module = pymatting_module(f"alpha.estimate_alpha_{name}")
-    return getattr(module, f"estimate_alpha_{name}")(image / 255.0, levels(trimap))
-
-
-@pytest.mark.parametrize("name", ["cf", "lbdm"])
-def test_the_band_alone_gives_pymattings_alpha(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_band_alone_gives_the_whole_pictures_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strips of few rows, so that the band crosses many."""
     from engine.matting import arrays
 
     monkeypatch.setattr(arrays, "STRIP_PIXELS", 7 * 60)
     made = scene(48, 60, band=3)
     assert len(strips(46, 60)) > 5
-    method = MattingMethod.CLOSED_FORM if name == "cf" else MattingMethod.LEARNING_BASED
-    ours = finished(estimate_alpha(made.image, made.trimap, method))
-    own = library_alpha(name, made.image, made.trimap)
+    ours = finished(estimate_alpha(made.image, made.trimap))
     assert (ours.width, ours.height, ours.is_converged) == (60, 48, True)
-    # Learning-based matting there holds known pixels by a weight of 100 and not exactly.
-    assert np.abs(ours.alpha - own).max() < (1e-3 if name == "cf" else 2e-2)
+    assert np.abs(ours.alpha - alpha_at_once(made.image, made.trimap)).max() < 1e-3
 
 
-def test_knn_gives_pymattings_alpha_where_nothing_is_cut() -> None:
-    made = scene(48, 60, band=3)
-    ours = finished(estimate_alpha(made.image, made.trimap, MattingMethod.KNN))
-    own = library_alpha("knn", made.image, made.trimap)
-    assert np.abs(ours.alpha - own)[made.trimap.is_unknown].max() < 1e-3
-
-
-@pytest.mark.parametrize("method", list(MattingMethod))
-def test_composed_scenes(method: MattingMethod) -> None:
+def test_composed_scenes() -> None:
     made = scene()
-    found = finished(estimate_alpha(made.image, made.trimap, method)).alpha
-    limit = {"closed_form": 0.03, "learning_based": 0.03, "knn": 0.15}[method]
-    assert rms(found - made.alpha, made.trimap.is_unknown) < limit
+    found = finished(estimate_alpha(made.image, made.trimap)).alpha
+    assert rms(found - made.alpha, made.trimap.is_unknown) < 0.03
     known = ~made.trimap.is_unknown
     assert np.array_equal(found[known], made.trimap.is_subject[known].astype(np.float32))
 
@@ -127,26 +115,19 @@ def test_memory_of_what_is_solved_for() -> None:
     assert peak_of_large < strips_bytes + 4000 * trimap.num_unknown + 16 * trimap.is_unknown.size
 
 
-@pytest.mark.parametrize("method", list(MattingMethod))
-def test_scattered_open_pixels_stay_within_the_bound(
-    method: MattingMethod, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scattered_open_pixels_stay_within_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any pixel of a smaller picture has one of them in it, so all are open there."""
     monkeypatch.setattr(alpha_module, "MAX_UNKNOWNS", 2_000)
-    monkeypatch.setattr(alpha_module, "MAX_KNN_PIXELS", 2_000)
     made = scene(150, 200)
     unknown = np.zeros((150, 200), bool)
     unknown[::3, ::3] = True
-    found = finished(
-        estimate_alpha(made.image, Trimap((made.alpha > 0.5) & ~unknown, unknown), method)
-    )
+    found = finished(estimate_alpha(made.image, Trimap((made.alpha > 0.5) & ~unknown, unknown)))
     assert found.width * found.height <= 2_000
     assert found.alpha.shape == (150, 200)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1), (2, 2), (3, 3), (2, 50)])
-@pytest.mark.parametrize("method", list(MattingMethod))
-def test_tiny_pictures(height: int, width: int, method: MattingMethod) -> None:
+def test_tiny_pictures(height: int, width: int) -> None:
     image = np.array([random.randrange(256) for _ in range(height * width * 3)], np.uint8).reshape(
         height, width, 3
     )
@@ -155,7 +136,7 @@ def test_tiny_pictures(height: int, width: int, method: MattingMethod) -> None:
     unknown = ~subject
     if unknown.size > 2:
         unknown.flat[-1] = False
-    found = finished(estimate_alpha(image, Trimap(subject, unknown), method)).alpha
+    found = finished(estimate_alpha(image, Trimap(subject, unknown))).alpha
     assert np.isfinite(found).all()
     assert found.min() >= 0 and found.max() <= 1
     assert found.flat[0] == 1

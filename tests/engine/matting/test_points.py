@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from engine.contract.matte import MattingMethod, MattingOutput, MattingRequest, Point
+from engine.contract.matte import MattingOutput, MattingRequest, Point
 from engine.matting.arrays import Floats, pixels_of
 from engine.matting.job import Job
 from engine.matting.steering import steer
@@ -43,7 +43,6 @@ def alpha_of(scene: TwoSubjects, found: tuple[float, float], *points: Point) -> 
         model="",
         image=pixels_of(scene.image),
         points=list(points),
-        method=MattingMethod.CLOSED_FORM,
         output=MattingOutput.ALPHA,
     )
     event = finished(Job(request, Shown(np.maximum(left, right))).work)

@@ -8,7 +8,7 @@ import pytest
 from matting_scenes import scene
 from matting_toy import ask, make
 
-from engine.contract.matte import MattingEvent, MattingMethod, MattingOutput, MattingRequest, Point
+from engine.contract.matte import MattingEvent, MattingOutput, MattingRequest, Point
 from engine.contract.pixels import Pixels
 from engine.contract.request import FinishReason
 from engine.errors import InvalidParameter
@@ -55,7 +55,7 @@ def test_what_comes_out_does_not_depend_on_company() -> None:
     """Equal bits alone, beside others, and in another order."""
     pictures = [scene(40 + 8 * i, 64, 3).image for i in range(3)]
     orders = [
-        {"image": pictures[0], "method": MattingMethod.KNN},
+        {"image": pictures[0]},
         {"image": pictures[1], "box": (10, 5, 54, 43)},
         {"image": pictures[2]},
     ]

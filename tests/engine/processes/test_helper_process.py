@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import threading
+import time
 
 import psutil
 import pytest
@@ -16,16 +17,17 @@ from engine.processes.own_packages import HOME
 _ECHO = f"""
 import os, sys, time
 sys.path.insert(0, {str(HOME)!r})
-from engine.helper_process import own_pipes, read_frame, write_frame
-questions, answers = own_pipes()
-print("what libraries print goes elsewhere")
-while True:
-    head, body = read_frame(questions)
+from engine.processes.helper_child import FRAME, serve
+def answer(head, body):
+    print("what libraries print goes elsewhere", flush=True)
     if body == b"exit":
         os._exit(7)
     if body == b"sleep":
         time.sleep(600)
-    write_frame(answers, head, str(os.getpid()).encode() if body == b"who" else body[::-1])
+    if body == b"other":
+        os.write(0, FRAME.pack(99, 0, 0))
+    return head, str(os.getpid()).encode() if body == b"who" else body[::-1]
+serve(answer)
 """
 
 
@@ -33,50 +35,72 @@ def helper() -> HelperProcess:
     return HelperProcess([sys.executable, "-c", _ECHO])
 
 
+def ask(
+    process: HelperProcess, body: bytes, wall_s: float, head: bytes = b""
+) -> tuple[bytes, bytes]:
+    return process.running().ask(head, body, wall_s)
+
+
 def pid_of(process: HelperProcess) -> int:
-    return int(process.ask(None, b"who", 60)[1])
+    return int(ask(process, b"who", 60)[1])
 
 
 def test_questions_are_answered_whatever_their_size() -> None:
     process = helper()
     for num_bytes in (0, 1, random.randrange(1 << 22)):
         body = random.randbytes(num_bytes)
-        head, answer = process.ask({"number": num_bytes}, body, 60)
-        assert (head, answer) == (b'{"number":%d}' % num_bytes, body[::-1])
+        head, answer = ask(process, body, 60, b"head")
+        assert (head, answer) == (b"head", body[::-1])
     process.close()
 
 
-def test_a_process_that_ends_is_lost_and_the_next_question_starts_another() -> None:
+@pytest.mark.parametrize(
+    ("body", "wall_s", "exit_codes", "is_late"),
+    [
+        (b"exit", 60, {7}, False),
+        (b"sleep", 0.1, {-signal.SIGKILL}, True),
+        (b"other", 60, {-signal.SIGKILL, 0}, False),
+    ],
+)
+def test_a_process_that_is_lost_leaves_nothing_and_another_is_started(
+    body: bytes, wall_s: float, exit_codes: set[int], is_late: bool
+) -> None:
+    """It ended, was late, or answered another question."""
     process = helper()
+    before = psutil.Process().num_fds()
     first = pid_of(process)
     with pytest.raises(HelperLost) as caught:
-        process.ask(None, b"exit", 60)
-    assert (caught.value.exit_code, caught.value.is_late) == (7, False)
+        ask(process, body, wall_s)
+    assert caught.value.exit_code in exit_codes and caught.value.is_late == is_late
+    assert not psutil.pid_exists(first)
     assert pid_of(process) != first
     process.close()
+    process.close()
+    assert psutil.Process().num_fds() == before
 
 
-def test_one_that_is_late_is_killed() -> None:
+def test_anybody_may_kill_it_over_a_question_or_when_it_is_idle() -> None:
     process = helper()
+    process.kill()
     first = pid_of(process)
-    with pytest.raises(HelperLost) as caught:
-        process.ask(None, b"sleep", 0.1)
-    assert (caught.value.exit_code, caught.value.is_late) == (-signal.SIGKILL, True)
-    assert not psutil.pid_exists(first)
-
-
-def test_anybody_may_kill_it_over_a_question() -> None:
-    process = helper()
-    pid_of(process)
     timer = threading.Timer(0.1, process.kill)
     timer.start()
     with pytest.raises(HelperLost) as caught:
-        process.ask(None, b"sleep", 60)
+        ask(process, b"sleep", 60)
     assert (caught.value.exit_code, caught.value.is_late) == (-signal.SIGKILL, False)
-    pid_of(process)
-    process.close()
-    process.close()
+    running = process.running()
     process.kill()
+    while running.is_alive:
+        time.sleep(0.01)
+    assert pid_of(process) not in (first, running.process_id)
+    process.close()
+
+
+def test_one_that_cannot_be_started_leaves_nothing() -> None:
+    before = psutil.Process().num_fds()
+    with pytest.raises(OSError):
+        HelperProcess(["/no/such/program"]).running()
+    assert psutil.Process().num_fds() == before
 
 
 def test_it_ends_with_whoever_held_it() -> None:

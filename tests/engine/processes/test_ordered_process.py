@@ -7,7 +7,7 @@ import sys
 SCRIPT = """
 import os, sys
 from engine.errors import InvalidParameter
-from engine.ordered_process import run_ordered
+from engine.processes.ordered_process import run_ordered
 
 def carry_out(order, tell):
     print('{"problem": "of a library"}')

@@ -301,22 +301,24 @@ def long_text(tmp_path):
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_calibrated_methods_name_what_to_install(model, tmp_path, monkeypatch, long_text, method):
     monkeypatch.setitem(sys.modules, "gptqmodel", None)
-    monkeypatch.setattr(os, "cpu_count", os.cpu_count)
+    monkeypatch.setenv("GPTQMODEL_CPU_WORKERS", "2")
     with pytest.raises(ModelLoadError, match=r"pip install 'tandem-server\[quantize\]'"):
         made(model, tmp_path / "made", method, calibration=long_text)
     assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
-def test_gptqmodel_gets_samples_and_enough_cores(model, tmp_path, monkeypatch, long_text, method):
+def test_gptqmodel_gets_samples_and_enough_workers(model, tmp_path, monkeypatch, long_text, method):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    os.environ.pop("GPTQMODEL_CPU_WORKERS", None)
     asked = {}
 
     class Made:
         def quantize(self, samples, batch_size, backend):
             asked["samples"] = samples
             asked["backend"] = backend
-            asked["cores"] = os.cpu_count()
+            asked["workers"] = os.environ["GPTQMODEL_CPU_WORKERS"]
             Path("a_log").touch()
 
         def save(self, folder):
@@ -337,7 +339,7 @@ def test_gptqmodel_gets_samples_and_enough_cores(model, tmp_path, monkeypatch, l
     # The largest that divides all rows.
     assert (report["bits"], report["group_size"]) == (4, 32)
     assert asked["config"]["group_size"] == 32
-    assert asked["cores"] == 3
+    assert asked["workers"] == "2"
     assert not Path("a_log").exists()
     assert asked["config"].get("is", "gptq") == method
     assert asked["backend"] == ("any" if method == "gptq" else "without a GPU")

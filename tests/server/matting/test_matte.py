@@ -14,7 +14,7 @@ from matting_server import MATTE, MattingServer
 from PIL import Image
 from text_server import until
 
-from engine.contract.matte import MattingMethod, MattingOutput, Point
+from engine.contract.matte import MattingOutput, Point
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ async def test_a_cutout_and_what_is_said_of_it(server: MattingServer) -> None:
 async def test_a_form_with_everything(server: MattingServer) -> None:
     response = await server.form(
         {"image": png(), "trimap": trimap_png(), "background_image": png(8, 8)},
-        method="knn",
+        method="closed_form",
         output="composite",
         model="cutter",
         priority="0",
@@ -72,7 +72,7 @@ async def test_a_form_with_everything(server: MattingServer) -> None:
     assert opened(body["data"][0]["b64_json"]).format == "WEBP"
     assert (body["source"], body["background"]) == ("trimap", "opaque")
     [request] = server.engine.matting_requests
-    assert (request.method, request.output) == (MattingMethod.KNN, MattingOutput.COMPOSITE)
+    assert request.output == MattingOutput.COMPOSITE
     assert (request.trimap.channels, request.trimap.data[0], request.trimap.data[30]) == (1, 0, 128)
     assert request.background.width == 8
 
@@ -147,6 +147,9 @@ async def test_by_url(server: MattingServer) -> None:
             "cannot be combined",
         ),
         ({"output_compression": 50}, "output_compression", "png"),
+        ({"method": "knn"}, "method", "removed; alpha is computed with closed_form"),
+        ({"method": "learning_based"}, "method", "leave method out or send closed_form"),
+        ({"method": "sharp"}, "method", "closed_form"),
         ({"n": 2}, "n", ""),
         ({"stream": True}, "stream", ""),
         ({"mask": data_url(png())}, "mask", ""),
@@ -250,7 +253,7 @@ async def test_metrics(server: MattingServer) -> None:
 async def test_the_models_card(server: MattingServer) -> None:
     card = (await server.client.get("/v1/models/cutter")).json()
     assert (card["architecture"], card["side"]) == ("U2Net", 320)
-    assert card["methods"] == ["closed_form", "knn", "learning_based"]
+    assert card["methods"] == ["closed_form"]
 
 
 async def test_only_post(server: MattingServer) -> None:

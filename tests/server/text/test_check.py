@@ -3,13 +3,15 @@
 import asyncio
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from text_server import until
 
 from engine.errors import CorruptFile, ModelLoadError, ModelNotFound
-from engine.text.template_process import TemplateProcess, _Child
+from engine.processes import helper_process
+from engine.processes.helper_process import RunningHelper
 from server.text.check import check_text
 from server.text.encoding_pool import EncodingPool
 from server.text.texts import TextRegistry
@@ -80,14 +82,13 @@ async def test_a_text_side_that_is_forgotten_leaves_no_process(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before, while and after its process starts."""
-    children: list[_Child] = []
-    spawn = TemplateProcess._spawn
+    children: list[RunningHelper] = []
 
-    def spawn_and_note(self: TemplateProcess) -> _Child:
-        children.append(spawn(self))
+    def start_and_note(command: Sequence[str]) -> RunningHelper:
+        children.append(RunningHelper(command))
         return children[-1]
 
-    monkeypatch.setattr(TemplateProcess, "_spawn", spawn_and_note)
+    monkeypatch.setattr(helper_process, "RunningHelper", start_and_note)
     texts = TextRegistry(EncodingPool(1))
     for is_far_enough in (lambda: True, lambda: bool(children), None):
         load = asyncio.create_task(texts.load(str(folder)))

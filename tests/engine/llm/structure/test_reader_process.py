@@ -15,6 +15,7 @@ from engine.contract.structure import Structure, StructureKind
 from engine.errors import CapacityError, InvalidParameter, InvariantViolation
 from engine.llm.structure import reader_process
 from engine.llm.structure.reader_process import ReaderProcess
+from engine.processes.helper_process import HelperProcess
 
 OR_NULL = [
     {"anyOf": [{"$ref": f"#/$defs/d{number + 1}"}, {"type": "null"}]} for number in range(1900)
@@ -41,7 +42,7 @@ def text_of(reader, structure):
 
 
 def process_id(reader):
-    return reader._running.process_id
+    return reader._process.running().process_id
 
 
 def test_it_answers_and_refuses(reader):
@@ -138,9 +139,7 @@ def test_it_is_started_again_when_it_was_killed(reader, rng):
 
     def kill():
         while not is_over.wait(rng.uniform(0.05, 0.3)):
-            running = reader._running
-            if running is not None:
-                os.kill(running.process_id, signal.SIGKILL)
+            reader._process.kill()
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -171,7 +170,7 @@ def test_a_child_outlives_the_process(reader):
 
 @pytest.mark.parametrize("command", [(sys.executable, "-c", ""), ("/no/such/program",)])
 def test_one_that_is_always_lost_is_no_fault_of_the_structure(reader, command):
-    reader._command = command
+    reader._process = HelperProcess(command)
     reader.start()
     with pytest.raises(CapacityError, match="again"):
         reader.read(FINE)
@@ -181,15 +180,6 @@ def test_models_whose_tokens_cannot_be_used_say_so(tiny_llama):
     reader = ReaderProcess(tiny_llama(seed=1), 500, ())
     with pytest.raises(InvalidParameter, match="no end-of-sequence"):
         reader.read(FINE)
-
-
-def test_it_ends_when_nobody_holds_it(tiny_llama):
-    reader = ReaderProcess(tiny_llama(seed=1), 500, (1,))
-    reader.read(FINE)
-    process = process_id(reader)
-    del reader
-    with pytest.raises(ProcessLookupError):
-        os.kill(process, 0)
 
 
 def test_texts_of_any_characters_and_length(reader):
