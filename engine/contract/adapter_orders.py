@@ -1,5 +1,5 @@
 """Orders to load and unload adapters while a model serves, and the interface of an adapter shelf
-(`engine.lora.table` has one). Imports neither torch nor a wire library.
+(`engine.lora.text_adapters` has one). Imports neither torch nor a wire library.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

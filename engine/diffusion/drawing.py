@@ -7,28 +7,11 @@ from typing import Protocol
 
 from engine.contract.draw import ImageRequest
 from engine.contract.pixels import Pixels
+from engine.diffusion.hires import Redrawing
 from engine.diffusion.prompt_cache import Lookups
 from engine.diffusion.stage import Stage
 
 _next_id = itertools.count().__next__
-
-
-class NextPass(Protocol):
-    """A stage of its own that continues with what a stage has drawn."""
-
-    @property
-    def num_steps(self) -> int:
-        """The number of that stage's steps."""
-        ...
-
-    @property
-    def needs_picture(self) -> bool:
-        """Whether it begins with the decoded picture."""
-        ...
-
-    def begin(self, stage: Stage, picture: Pixels | None) -> Stage:
-        """The new stage before its first step, made from the previous one after its last."""
-        ...
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -47,7 +30,7 @@ class Drawing:
     index: int
     seed: int
     stage: Stage
-    next_pass: NextPass | None = None
+    next_pass: Redrawing | None = None
     num_steps_before: int = 0
     num_prompt_tokens: int = 0
     warnings: tuple[str, ...] = ()

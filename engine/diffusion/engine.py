@@ -205,18 +205,10 @@ class DiffusionEngine:
     def _advance_adapters(self) -> list[ImageEvent]:
         """Put adapters in place that have been read, and remove those that nobody uses; returns the
         final events of requests whose adapters cannot be loaded."""
-        if not self._without_adapters.has_work():
-            return []
-        self._without_adapters.advance(self._adapters_in_use)
-        refused: list[ImageEvent] = []
-        for request, error in self._without_adapters.take_ready():
-            if error is None:
-                self._queue(request)
-            else:
-                refused += rejection(request, error)
+        refused = self._without_adapters.advance(self._adapters_in_use, self._queue)
         if not self._has_requests():
             self._adapters.wait(_DECODE_WAIT_S)
-        return refused
+        return [event for request, error in refused for event in rejection(request, error)]
 
     def _adapters_in_use(self) -> set[str]:
         """The keys of the adapters in place that unfinished requests use."""

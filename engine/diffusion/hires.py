@@ -23,7 +23,7 @@ Denoise = Callable[[Preparation, DrawingStart], Denoising]
 
 
 class Redrawing:
-    """The second pass (`NextPass`) of one image.
+    """The second pass of one image, a stage of its own.
 
     Args:
         request: the second pass as a request of its own, without its image.
@@ -54,14 +54,16 @@ class Redrawing:
 
     @property
     def num_steps(self) -> int:
+        """The number of the stage's steps."""
         return self._num_steps
 
     @property
     def needs_picture(self) -> bool:
+        """Whether the stage begins with the decoded picture."""
         return not self._enlarging.is_of_latents
 
     def begin(self, stage: Stage, picture: Pixels | None) -> Denoising:
-        """The stage, begun from the first pass's latents or its picture."""
+        """The stage before its first step, from the first pass's latents or its picture."""
         params, clean = self._request.params, None
         preparation = self._without_image
         if picture is None:

@@ -70,11 +70,12 @@ def adapter_facts(intent: EngineConfig, dtype_bytes: int) -> AdapterFacts | None
     failed: dict[str, str] = {}
     for name, place in intent.adapters.items():
         try:
-            shapes = read_contents(find_file(Path(os.path.expanduser(place)))).shapes
+            contents = read_contents(find_file(Path(os.path.expanduser(place))))
         except Exception as error:  # whatever is wrong with a file, the model is still planned
             failed[name] = cause_of(error, name).message
             continue
-        numbers = sum(math.prod(shape) for one in shapes.values() for shape in one.values())
+        shapes = [part.shape for layer in contents.values() for part in layer.parts.values()]
+        numbers = sum(map(math.prod, shapes))
         sizes.append(numbers * dtype_bytes)
     places = sum(nlargest(intent.max_adapter_slots, sizes))
     limit = intent.adapter_bytes

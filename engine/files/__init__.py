@@ -1,1 +1,1 @@
-"""Reads small files of checkpoints with bounds, and names of GGUF parts."""
+"""Reads small files of checkpoints with bounds, and the headers and part names of GGUF files."""

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterShelf, Answer, NoAdapters
 from engine.contract.generate import EngineStats, GenerateRequest, TokenEvent
@@ -20,14 +19,11 @@ from engine.contract.rejection import rejection
 from engine.contract.resolved_config import ResolvedConfig
 from engine.errors import InvalidParameter
 from engine.llm.decision import ScheduleDecision
+from engine.llm.executor import Executor, LaunchedStep
 from engine.llm.runner.preparation import Preparation
 from engine.llm.scheduler import Scheduler
 from engine.runtime.fault import answer_for
 from engine.scheduling.adapter_queue import AdapterQueue
-
-if TYPE_CHECKING:  # the executor brings torch, which the engine itself does without
-    from engine.llm.runner.executor import Executor, LaunchedStep
-
 
 NAP_S = 0.005
 """How long to wait for a grammar or an adapter when there is nothing else to do. Messages wait as
@@ -45,7 +41,7 @@ class LLMEngine:
     def __init__(
         self,
         scheduler: Scheduler,
-        executor: "Executor",
+        executor: Executor,
         config: ResolvedConfig,
         *,
         adapters: AdapterShelf | None = None,
@@ -159,20 +155,10 @@ class LLMEngine:
     def _advance_adapters(self) -> list[TokenEvent]:
         """Put adapters in place that have been read, and remove those that nobody uses. Returns the
         last events of requests whose adapters cannot be had."""
-        if not self._without_adapter.has_work():
-            return []
-        self._without_adapter.advance(self._adapters_in_use)
-        refused: list[TokenEvent] = []
-        for request, error in self._without_adapter.take_ready():
-            try:
-                if error is not None:
-                    raise error
-                self._begin(request)
-            except Exception as error:
-                refused += rejection(request, answer_for(error, request.request_id))
+        refused = self._without_adapter.advance(self._adapters_in_use, self._begin)
         if not (self._launched or self._preparation or self._scheduler.has_work()):
             self._adapters.wait(NAP_S)
-        return refused
+        return [event for request, error in refused for event in rejection(request, error)]
 
     def _adapters_in_use(self) -> set[str]:
         """The keys of adapters that are in place and used by unfinished requests."""

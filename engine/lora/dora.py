@@ -7,7 +7,7 @@ on x, so they are computed once, when the adapter is loaded; B then includes g, 
 Paper: Liu et al. 2024, arXiv:2402.09353.
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -25,6 +25,42 @@ INPUTS_AT_ONCE = 256
 """Inputs of a layer whose weights are examined between two steps."""
 _HOT = 256.0
 """A power of two, large enough that a bias of some size does not drown the weight."""
+
+
+def read_weights(
+    outputs_of: Callable[[Tensor], Tensor],
+    num_inputs: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, Iterator[tuple[slice, Tensor]]]:
+    """Read a layer's weights, whatever their format, from its outputs for single inputs.
+
+    Args:
+        outputs_of: computes the layer's outputs, [n, out] fp32, for rows of inputs, [n, in].
+
+    Returns:
+        The layer's bias, and some inputs at a time with their weights, [n, out] fp32.
+    """
+
+    def outputs(first: int, last: int) -> Tensor:
+        rows = torch.zeros(max(1, last - first), num_inputs, dtype=dtype, device=device)
+        rows.diagonal(first)[: last - first] = _HOT
+        return outputs_of(rows)
+
+    bias = outputs(0, 0)[0]
+    firsts = range(0, num_inputs, INPUTS_AT_ONCE)
+    pieces = ((first, min(first + INPUTS_AT_ONCE, num_inputs)) for first in firsts)
+    return bias, ((slice(*piece), (outputs(*piece) - bias) / _HOT) for piece in pieces)
+
+
+def check_gate(name: str, *numbers: Tensor) -> None:
+    """Check a layer's gate, and numbers that were multiplied by it.
+
+    Raises:
+        ModelLoadError: a row of the updated weights has length 0.
+    """
+    if not all(bool(each.isfinite().all()) for each in numbers):
+        raise ModelLoadError(f"{name} has a row of weights with length 0; DoRA cannot scale it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +122,12 @@ def with_gates(
         }
         if not waiting:
             continue
-        bias = layer.in_fp32(_one_hot(layer, 0, 0, options))[0]
+        bias, pieces = read_weights(layer.in_fp32, layer.in_features, options.dtype, options.device)
         squares = dict.fromkeys(waiting, torch.zeros(()))
-        for first in range(0, layer.in_features, INPUTS_AT_ONCE):
-            last = min(first + INPUTS_AT_ONCE, layer.in_features)
-            columns = (layer.in_fp32(_one_hot(layer, first, last, options)) - bias) / _HOT
+        for inputs, columns in pieces:
             for path, update in waiting.items():
                 own = columns[:, layer.places[path]].cpu()
-                own = own + update.scale * (update.a[:, first:last].T.float() @ update.b.float())
+                own = own + update.scale * (update.a[:, inputs].T.float() @ update.b.float())
                 squares[path] = squares[path] + own.square().sum(0)
             yield
         for path, update in waiting.items():
@@ -101,19 +135,9 @@ def with_gates(
     return replace(adapter, updates=updates)
 
 
-def _one_hot(layer: Linear | LmHead, first: int, last: int, options: WeightOptions) -> Tensor:
-    """Create rows with a single input of 1 each, which read weights of any format. Rows past the
-    last input are zeros."""
-    shape = (max(1, last - first), layer.in_features)
-    rows = torch.zeros(shape, dtype=options.dtype, device=options.device)
-    rows.diagonal(first)[: last - first] = _HOT
-    return rows
-
-
 def _gated(path: str, update: Update, norms: Tensor, bias: Tensor) -> Update:
     assert update.magnitude is not None
     gate = update.magnitude / norms
     b = (update.b.float() * gate).to(update.b.dtype)
-    if not (gate.isfinite().all() and b.isfinite().all()):
-        raise ModelLoadError(f"{path} has a row of weights with length 0; DoRA cannot scale it")
+    check_gate(path, gate, b)
     return replace(update, b=b, magnitude=None, gate=Gate(gate - 1, bias.cpu()))

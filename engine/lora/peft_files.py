@@ -5,7 +5,7 @@ configuration, names and shapes in the file's header, then numbers that are not 
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +16,17 @@ from torch import Tensor
 from engine.contract.adapter_orders import AdapterReport
 from engine.errors import CorruptFile, ModelLoadError, ModelNotFound, ShapeMismatch
 from engine.files.checkpoint_files import read_json
+from engine.lora.file_parts import (
+    MAX_RANK,
+    WEIGHTS,
+    Part,
+    check_fits,
+    incomplete,
+    read_parts,
+    report_of,
+)
 from engine.lora.peft_config import (
     CONFIG,
-    MAX_NAMED,
     by_pattern,
     check_copies,
     check_supported,
@@ -29,10 +37,7 @@ from engine.lora.peft_config import (
 from engine.weights.safetensors import file_headers, read_tensors
 from kernels import copy_matrices
 
-WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
-MAX_RANK = 256
-"""The largest rank that `kernels.lora_gather` takes."""
-DTYPES = ("F32", "F16", "BF16")
+PICKLED = "adapter_model.bin"
 
 _PREFIX = "base_model.model."
 _MAGNITUDE = "lora_magnitude_vector"
@@ -154,12 +159,8 @@ class Adapter:
     @property
     def report(self) -> AdapterReport:
         """The report for whoever asked for the adapter."""
-        return AdapterReport(
-            num_layers=len(self.updates) + len(self.copies),
-            ranks=tuple(sorted({update.rank for update in self.updates.values()})),
-            num_left_out=len(self.left_out),
-            left_out=tuple(map(shortened, self.left_out[:MAX_NAMED])),
-        )
+        ranks = {update.rank for update in self.updates.values()}
+        return report_of(len(self.updates) + len(self.copies), ranks, self.left_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,64 +267,48 @@ class _Found(NamedTuple):
 
 
 def _checked(folder: Path, shapes: ModelShapes, *, has_magnitudes: bool) -> _Found:
-    found: dict[str, dict[str, tuple[int, ...]]] = {}
-    copies: list[str] = []
-    unknown: list[str] = []
-    wrong: list[str] = []
     known = {*_LINEAR, *_TABLE, _COPY, *([_MAGNITUDE] if has_magnitudes else [])}
-    parts: dict[str, tuple[str, str]] = {}
-    for key, header in file_headers(folder / WEIGHTS).items():
-        name, side = parts[key] = _layer_of(key)
-        if side == _BASE and shapes.copies.get(name) == header.shape:
-            continue
-        if side not in known:
-            raise ModelLoadError(
-                f"the adapter has a tensor {shortened(key)}, which is not supported"
-            )
-        if header.type not in DTYPES:
-            raise ModelLoadError(
-                f"{shortened(key)} has type {header.type}; it must be one of {', '.join(DTYPES)}"
-            )
-        if side == _COPY:
-            if name not in shapes.copies:
-                raise ModelLoadError(
-                    f"the adapter replaces {shortened(name)}, which is not supported"
-                )
-            if name in copies:
-                raise CorruptFile(f"{WEIGHTS} has {name} twice; fetch it again")
-            copies.append(name)
-            if header.shape != shapes.copies[name]:
-                wrong.append(_misfit(name, header.shape, shapes.copies[name]))
-        elif shapes.sides(name) is not None:
-            sides = found.setdefault(name, {})
-            if side in sides:
-                raise CorruptFile(f"{WEIGHTS} has {side} of {name} twice; fetch it again")
-            sides[side] = header.shape
-        else:
-            unknown.append(name)
-    left_out = _checked_unknown({*found, *copies}, unknown)
-    ranks: dict[str, int] = {}
-    for name, sides in found.items():
-        if name in copies:
+
+    def is_base(key: str) -> bool:
+        name, part = _layer_of(key)
+        return part == _BASE and shapes.copies.get(name) == headers[key].shape
+
+    def split(key: str) -> tuple[str, str] | None:
+        name, part = _layer_of(key)
+        return (name, part) if part in known else None
+
+    headers = file_headers(folder / WEIGHTS)
+    own = {key: header for key, header in headers.items() if not is_base(key)}
+    layers = read_parts(WEIGHTS, own, split)
+    copies = [name for name, parts in layers.items() if _COPY in parts]
+    found = {name: layers[name] for name in layers if shapes.sides(name) and name not in copies}
+    unknown = layers.keys() - {*found, *copies}
+    wrong: list[str] = []
+    for name in copies:
+        if name not in shapes.copies:
+            raise ModelLoadError(f"the adapter replaces {shortened(name)}, which is not supported")
+        if len(layers[name]) > 1:
             raise CorruptFile(
                 f"{WEIGHTS} has both an update and a replacement of {name}; fetch the adapter again"
             )
+        shape = layers[name][_COPY].shape
+        if shape != shapes.copies[name]:
+            wrong.append(_misfit(name, shape, shapes.copies[name]))
+    left_out = _checked_unknown(len(found) + len(copies), sorted(unknown))
+    ranks: dict[str, int] = {}
+    for name, sides in found.items():
         wanted = _wanted_sides(name, shapes, has_magnitudes=has_magnitudes)
         if more := sides.keys() - wanted:
             raise ModelLoadError(f"the adapter has {min(more)} of {name}, which is not supported")
         if lacking := wanted - sides.keys():
-            raise CorruptFile(f"{name} has no {min(lacking)}; fetch the adapter again")
+            raise incomplete(name, min(lacking))
         try:
             ranks[name] = _checked_rank(name, sides, shapes)
         except ShapeMismatch as error:
             wrong.append(error.message)
-    if wrong:
-        others = f"; {len(wrong) - 1} more of its layers do not fit" if len(wrong) > 1 else ""
-        raise ShapeMismatch(wrong[0] + others)
+    check_fits(wrong)
     used = {
-        key: (name, side)
-        for key, (name, side) in parts.items()
-        if side != _BASE and name in (copies if side == _COPY else ranks)
+        part.key: (name, side) for name in (*copies, *ranks) for side, part in layers[name].items()
     }
     return _Found(ranks, tuple(copies), left_out, used)
 
@@ -350,8 +335,8 @@ def _misfit(name: str, shape: tuple[int, ...], own: tuple[int, ...]) -> str:
     )
 
 
-def _checked_rank(name: str, sides: Mapping[str, tuple[int, ...]], shapes: ModelShapes) -> int:
-    a, b = (sides[side] for side in shapes.sides(name) or _LINEAR)
+def _checked_rank(name: str, parts: Mapping[str, Part], shapes: ModelShapes) -> int:
+    a, b = (parts[side].shape for side in shapes.sides(name) or _LINEAR)
     outputs, inputs = shapes.sizes(name)
     rank = a[0] if a else 0
     if rank < 1 or a != (rank, inputs) or b != (outputs, rank):
@@ -360,9 +345,10 @@ def _checked_rank(name: str, sides: Mapping[str, tuple[int, ...]], shapes: Model
             f"layer has {inputs} inputs and {outputs} outputs: the adapter was made for another "
             f"model"
         )
-    if sides.get(_MAGNITUDE, (outputs,)) != (outputs,):
+    magnitudes = parts[_MAGNITUDE].shape if _MAGNITUDE in parts else (outputs,)
+    if magnitudes != (outputs,):
         raise ShapeMismatch(
-            f"{name} has {shortened(list(sides[_MAGNITUDE]))} magnitudes; the model's layer has "
+            f"{name} has {shortened(list(magnitudes))} magnitudes; the model's layer has "
             f"{outputs} outputs: the adapter was made for another model"
         )
     if rank > MAX_RANK:
@@ -370,25 +356,24 @@ def _checked_rank(name: str, sides: Mapping[str, tuple[int, ...]], shapes: Model
     return rank
 
 
-def _checked_unknown(found: Collection[str], unknown: list[str]) -> tuple[str, ...]:
+def _checked_unknown(num_found: int, names: Sequence[str]) -> tuple[str, ...]:
     """Return the adapter's layers that the model lacks and need not have.
 
     Raises:
         ModelLoadError: one of them would belong to the model's decoder, or none of the adapter's
             layers is in the model.
     """
-    names = tuple(sorted(set(unknown)))
     foreign = [name for name in names if name.startswith("model.layers.")]
-    if foreign or not found:
+    if foreign or not num_found:
         raise ModelLoadError(
             f"the model lacks {len(names)} of the adapter's linear layers "
-            f"({listed(foreign or names)}) and has {len(found)}: the adapter was made for another "
+            f"({listed(foreign or names)}) and has {num_found}: the adapter was made for another "
             f"model"
         )
     for name in names:
         if name.endswith(("lm_head", "embed_tokens")):
             raise ModelLoadError(f"the adapter changes {name}, which is not supported")
-    return names
+    return tuple(names)
 
 
 def _layer_of(key: str) -> tuple[str, str]:

@@ -10,14 +10,15 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar, cast
 
 import structlog
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport, Answer
+from engine.contract.host import Grant, Host
 from engine.contract.resolved_config import MachineFacts
 from engine.contract.settings import EngineConfig
 from engine.errors import (
@@ -35,6 +36,7 @@ Size = TypeVar("Size")
 """The size that a place must have room for."""
 Place = TypeVar("Place")
 """The place of an adapter that rows of steps can have."""
+Result = TypeVar("Result")
 Steps = Generator["Future[Any] | None", None, AdapterReport | None]
 """The stages of a load. Each yields what the next one must wait for; None is a step of the
 engine."""
@@ -99,6 +101,17 @@ class _Load:
         return self.awaited is not None and not self.awaited.done()
 
 
+class ReadAdapter(NamedTuple):
+    """An adapter that has been read completely."""
+
+    source: Source
+    size: Any
+    report: AdapterReport
+    numbers: Any
+    grant: Grant | None = None
+    """The grant of the memory with the numbers, if it was borrowed."""
+
+
 class Shelf(ABC, Generic[Size, Place]):
     """An `engine.contract.adapter_orders.AdapterShelf`. Loop thread only.
 
@@ -112,8 +125,10 @@ class Shelf(ABC, Generic[Size, Place]):
     asked_by: ClassVar[str] = "model"
     """The field by which requests name an adapter."""
 
-    def __init__(self, limits: AdapterLimits) -> None:
+    def __init__(self, limits: AdapterLimits, host: Host, device: str) -> None:
         self.failed: dict[str, str] = {}
+        self._host = host
+        self._device = device
         self._limits = limits
         self._keys: dict[str, str] = {}
         self._kept: dict[str, Kept[Size, Place]] = {}
@@ -168,7 +183,7 @@ class Shelf(ABC, Generic[Size, Place]):
         return next((self._failures[key] for key in keys if key in self._failures), None)
 
     def load(self, order: AdapterOrder, answer: Answer) -> None:
-        self._loads.append(_Load(order.name, order.folder, self._checked_steps(order), answer))
+        self._loads.append(_Load(order.name, order.folder, self._steps(order), answer))
 
     def unload(self, name: str, answer: Answer) -> None:
         key = self._keys.pop(name, None)
@@ -211,22 +226,20 @@ class Shelf(ABC, Generic[Size, Place]):
         if self._loads and self._loads[0].awaited is not None:
             wait([self._loads[0].awaited], timeout=seconds)
 
-    @abstractmethod
-    def _steps(self, order: AdapterOrder) -> Steps:
-        """Load one adapter, and put it in place if there is room. Only the last step changes
-        anything, and it cannot fail."""
+    def _leave_out(self, name: str, folder: str, error: Exception) -> None:
+        """Note the reason why one of the first adapters cannot be served."""
+        reason = self.failed[name] = cause_of(error, name).message
+        log.error("adapter failed to load", adapter=name, folder=folder, reason=reason)
 
     @abstractmethod
-    def _return(self, key: str) -> Steps:
-        """Put an adapter in place again, unless another one has taken the room meanwhile."""
+    def _reading(
+        self, folder: str, *, is_new: bool = False
+    ) -> Generator["Future[Any] | None", None, ReadAdapter]:
+        """Read an adapter's files. For a new one, also compute their digest."""
 
     @abstractmethod
-    def _fits(self, size: Size, without: Collection[str] = (), *, more: int = 0) -> bool:
-        """Whether one more adapter would have room if the adapters `without` had no place.
-
-        Args:
-            more: number of adapters allowed above `max_slots`.
-        """
+    def _enter(self, key: str, read: ReadAdapter, place: Any) -> None:
+        """Put an adapter in the place that was made ready for it. This cannot fail."""
 
     @abstractmethod
     def _bytes_of(self, sizes: Iterable[Size]) -> int:
@@ -236,9 +249,76 @@ class Shelf(ABC, Generic[Size, Place]):
     def _withdraw(self, key: str, place: Place) -> None:
         """Free the place of an adapter that no request has."""
 
-    @abstractmethod
+    def _making_ready(self, read: ReadAdapter) -> Generator["Future[Any] | None", None, Any]:
+        """Make a place ready for an adapter. By default, its place is the memory of its numbers."""
+        yield from ()
+        return read.grant
+
+    def _copy_of(self, key: str) -> ReadAdapter | None:
+        """The copy of an adapter, or None if it must be read from its files."""
+
+    def _keep_copy(self, key: str, read: ReadAdapter) -> None:
+        """Keep a copy of an adapter, if there is room for it."""
+
     def _forget(self, key: str) -> None:
-        """Drop everything that is kept for an adapter that is gone."""
+        """Drop what is kept for an adapter that is gone beside its place."""
+
+    def _bytes_with(self, size: Size, without: Collection[str]) -> int:
+        """The bytes that adapters take with one more if the adapters `without` have no place."""
+        return self._bytes_of([*(kept.size for kept in self._placed(without)), size])
+
+    def _fits(self, size: Size, without: Collection[str] = (), *, more: int = 0) -> bool:
+        """Whether one more adapter would have room if the adapters `without` had no place.
+
+        Args:
+            more: number of adapters allowed above `max_slots`.
+        """
+        is_free = len(self._placed(without)) < self._limits.max_slots + more
+        return is_free and not self._exceeds(self._bytes_with(size, without))
+
+    def _steps(self, order: AdapterOrder) -> Steps:
+        """Load one adapter, and put it in place if there is room. Only the last step changes
+        anything, and it cannot fail."""
+        self._check_name(order)
+        read = yield from self._reading(order.folder, is_new=True)
+        has_room = self._has_room(order.name, read.size)
+        place = (yield from self._making_ready(read)) if has_room else None
+        key = self._keep(order.name, read)
+        if place is not None:
+            self._enter(key, read, place)
+        else:
+            self._keep_copy(key, read)
+            self._give_back(read.grant)
+        return replace(read.report, digest=read.source.digest)
+
+    def _return(self, key: str) -> Steps:
+        """Put an adapter in place again, unless another one has taken the room meanwhile."""
+        kept, read = self._kept[key], self._copy_of(key)
+        if read is None:
+            read = yield from self._reading(kept.source.folder)
+        is_same = read.source == kept.source
+        if is_same and self._fits(kept.size):
+            place = yield from self._making_ready(read)
+            self._enter(key, read, place)
+        else:
+            self._give_back(read.grant)
+            kept.source.check_unchanged(read.source)
+        return None
+
+    def _aside(self, work: Callable[[], Result]) -> Generator["Future[Any] | None", None, Result]:
+        """Run the work in the thread."""
+        doing = self._thread.submit(work)
+        yield doing
+        return doing.result()
+
+    def _borrow(self, num_bytes: int) -> Grant:
+        capacity_bytes = self._limits.capacity_bytes
+        return self._host.borrow(self._device, "adapters", num_bytes, capacity_bytes)
+
+    def _give_back(self, *grants: Grant | None) -> None:
+        for grant in grants:
+            if grant is not None:
+                self._host.give_back(grant)
 
     @property
     def _is_in_turns(self) -> bool:
@@ -279,9 +359,7 @@ class Shelf(ABC, Generic[Size, Place]):
                 f"{_mib(self._limits.max_bytes or 0)} MiB; raise it"
             )
 
-    def _keep(
-        self, name: str, source: Source, size: Size, report: AdapterReport
-    ) -> tuple[str, Kept[Size, Place]]:
+    def _keep(self, name: str, read: ReadAdapter) -> str:
         """Give a name to an adapter that has been read completely and return its key. The previous
         holder of the name leaves."""
         before = self._keys.get(name)
@@ -289,7 +367,8 @@ class Shelf(ABC, Generic[Size, Place]):
             self._kept[before].is_leaving = True
         # No name contains this character.
         key = self._keys[name] = f"{name}\0{next(self._num_ever)}"
-        kept = self._kept[key] = Kept[Size, Place](name, source, size)
+        self._kept[key] = Kept(name, read.source, read.size)
+        report = read.report
         log.info(
             "adapter loaded",
             adapter=name,
@@ -304,11 +383,7 @@ class Shelf(ABC, Generic[Size, Place]):
                 names=", ".join(report.left_out),
                 number=report.num_left_out,
             )
-        return key, kept
-
-    def _checked_steps(self, order: AdapterOrder) -> Steps:
-        self._check_name(order)
-        return (yield from self._steps(order))
+        return key
 
     def _check_name(self, order: AdapterOrder) -> None:
         """Check that an adapter of the order's name can be added.
@@ -406,6 +481,17 @@ class Shelf(ABC, Generic[Size, Place]):
                 f"adapter {self._kept[key].name!r} is not served: {outcome.message}",
                 param=self.asked_by,
             )
+
+
+def finish(steps: "Generator[Future[Any] | None, None, Result]") -> Result:
+    """Run a generator's stages one after the other, and return its result."""
+    while True:
+        try:
+            awaited = next(steps)
+        except StopIteration as end:
+            return cast(Result, end.value)
+        if awaited is not None:
+            wait([awaited])
 
 
 def cause_of(error: Exception, name: str) -> EngineError:

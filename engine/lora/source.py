@@ -1,6 +1,7 @@
 """The files an adapter was read from, and the check whether they are unchanged."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,6 +32,18 @@ class Source:
     def with_digest(self, files: Mapping[str, Path]) -> "Source":
         """Add the digest of the files, computed over the names given here."""
         return replace(self, digest=digest_of(files))
+
+    @contextmanager
+    def unchanged_by_the_end(self, *files: Path) -> Iterator[None]:
+        """Read the files inside this context. However it ends, check that they are unchanged.
+
+        Raises:
+            ModelLoadError: the files have changed.
+        """
+        try:
+            yield
+        finally:
+            self.check_unchanged(Source.of(self.folder, *files), since="reading them began")
 
     def check_unchanged(self, now: "Source", since: str = "it was loaded") -> None:
         """Check that the files are unchanged.

@@ -3,9 +3,9 @@
 from engine.contract.resolved_config import MachineFacts
 from engine.contract.settings import EngineConfig
 from engine.errors import EngineError
+from engine.planning.plain_text import plan_table
 from engine.planning.process_bytes import CONTEXT_BYTES, HOST_BYTES
 from engine.planning.report import Target
-from engine.planning.table import plan_table
 from engine.planning.text import plan
 from engine.weights.source import Checkpoint
 

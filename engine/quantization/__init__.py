@@ -2,5 +2,5 @@
 
 Each format is a module. Files, names of layers and the models that use formats are elsewhere: text
 models (`engine/weights/weight_plan.py`) and image models (`engine/diffusion/families/quantized.py`)
-use the same formats. Start reading at `table.py`, then `format.py` and `method.py`.
+use the same formats. Start reading at `formats.py`, then `format.py` and `method.py`.
 """

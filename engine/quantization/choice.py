@@ -4,7 +4,7 @@ from typing import Literal
 
 from engine.contract.settings import Quantization
 from engine.errors import ModelLoadError
-from engine.quantization.table import FORMATS
+from engine.quantization.formats import FORMATS
 
 
 def resolve_quantization(

@@ -6,7 +6,7 @@ from typing import Any
 
 from engine.errors import ModelLoadError
 from engine.quantization.format import Headers, LoadFormat, StoredFormat
-from engine.quantization.table import FORMATS
+from engine.quantization.formats import FORMATS
 
 
 def stated_in(config: Mapping[str, Any]) -> dict[str, Any]:

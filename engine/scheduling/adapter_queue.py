@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeVar
 from engine.contract.adapter_orders import AdapterShelf
 from engine.contract.request import Request
 from engine.errors import EngineError
+from engine.runtime.fault import answer_for
 
 RequestT = TypeVar("RequestT", bound=Request[Any])
 
@@ -44,24 +45,29 @@ class AdapterQueue(Generic[RequestT]):
         """Whether `advance` has work now or will have some."""
         return bool(self._waiting) or self._shelf.has_work()
 
-    def advance(self, in_use: Callable[[], Collection[str]]) -> None:
-        """Move the loading of adapters on, without waiting.
+    def advance(
+        self, in_use: Callable[[], Collection[str]], begin: Callable[[RequestT], None]
+    ) -> list[tuple[RequestT, EngineError]]:
+        """Move the loading of adapters on without waiting, and begin the requests whose adapters
+        are in place, in the order of arrival. Returns the requests that cannot begin, each with the
+        reason.
 
         Args:
             in_use: the keys of requests that are not in this queue.
         """
-        waiting = [request.adapter_names for request in self._waiting.values()]
-        if waiting or self._shelf.has_work():
-            self._shelf.advance(in_use, waiting)
-
-    def take_ready(self) -> list[tuple[RequestT, EngineError | None]]:
-        """Remove the requests that need not wait any longer, in the order of arrival, each with an
-        error if its adapters cannot be loaded."""
-        ready: list[tuple[RequestT, EngineError | None]] = []
+        if not self.has_work():
+            return []
+        self._shelf.advance(in_use, [request.adapter_names for request in self.requests()])
+        refused: list[tuple[RequestT, EngineError]] = []
         for request in self.requests():
-            keys = request.adapter_names
-            error = self._shelf.failure_of(keys)
-            if error is not None or self._shelf.take(keys):
-                del self._waiting[request.request_id]
-                ready.append((request, error))
-        return ready
+            reason = self._shelf.failure_of(request.adapter_names)
+            if reason is None and not self._shelf.take(request.adapter_names):
+                continue
+            del self._waiting[request.request_id]
+            try:
+                if reason is not None:
+                    raise reason
+                begin(request)
+            except Exception as error:
+                refused.append((request, answer_for(error, request.request_id)))
+        return refused

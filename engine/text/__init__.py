@@ -2,6 +2,6 @@
 stops.
 
 The HTTP process uses this folder for all work on characters. It contains nothing about requests or
-models; only `gguf_metadata` is shared with `engine.weights`. Start reading at `tokenizer.py`; the
-text of one completion goes through `detokenizer.py`, then `stop.py`.
+models. Start reading at `tokenizer.py`; the text of one completion goes through `detokenizer.py`,
+then `stop.py`.
 """

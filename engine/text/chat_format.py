@@ -13,7 +13,7 @@ from engine.contract.settings import (
     ToolCallParserName,
     ToolCallParserSetting,
 )
-from engine.text.tool_calls.table import parser_of_template
+from engine.text.tool_calls.parsers import parser_of_template
 
 _REASONING_SIGNS: tuple[tuple[str, ReasoningParserName], ...] = (
     ("<|channel>", "gemma4"),

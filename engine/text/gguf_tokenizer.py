@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models
 
 from engine.errors import CorruptFile, UnsupportedArchitecture
-from engine.text.gguf_metadata import read_metadata
+from engine.files.gguf_header import read_gguf_header
 from engine.text.gguf_pre_tokenizers import pre_tokenizer_rule
 from engine.text.spm_tokenizer import build_spm_tokenizer
 from engine.text.tokenizer_parts import (
@@ -54,7 +54,7 @@ def read_gguf_tokenizer(path: Path) -> TokenizerParts:
         UnsupportedArchitecture: the tokenizer model or pre-tokenizer is unknown; the message names
             it.
     """
-    return gguf_tokenizer_parts(read_metadata(path))
+    return gguf_tokenizer_parts(read_gguf_header(path).metadata)
 
 
 def gguf_tokenizer_parts(metadata: Mapping[str, Any]) -> TokenizerParts:

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from engine.contract.sampling_params import SAMPLER_PARAMETERS
 from engine.errors import UnsupportedArchitecture
+from engine.files.gguf_header import read_gguf_header
 from engine.models.config import ModelConfig
 from engine.models.gguf_keys import NO_WEIGHTS, GgufKeys
 from engine.models.registry import family_of_gguf, gguf_architectures
-from engine.text.gguf_metadata import read_metadata
 from engine.text.gguf_tokenizer import END_TOKENS
 from engine.text.vocabulary import TokenType
 from engine.weights.gguf import load_tensor
@@ -33,7 +33,7 @@ def read_gguf_config(path: Path) -> ModelConfig:
     """
     tensors = read_tensors(path)
     keys = GgufKeys(
-        read_metadata(path),
+        read_gguf_header(path).metadata,
         path.name,
         {name: tensor.shape for name, tensor in tensors.items()},
         {name: _numbers(tensors[name]) for name in NO_WEIGHTS if name in tensors},

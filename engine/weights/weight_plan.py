@@ -11,6 +11,7 @@ from engine.errors import InsufficientMemory, ModelLoadError
 from engine.models.config import ModelConfig
 from engine.quantization.choice import resolve_quantization
 from engine.quantization.format import Headers, StoredFormat
+from engine.quantization.formats import FORMATS
 from engine.quantization.method import LinearMethod
 from engine.quantization.plain import UnquantizedMethod
 from engine.quantization.plan import (
@@ -23,7 +24,6 @@ from engine.quantization.plan import (
     unpacked,
 )
 from engine.quantization.registry import detect, stored_format
-from engine.quantization.table import FORMATS
 from engine.runtime.device import torch_dtype
 from engine.weights.loader import quantization_config, weight_headers
 from engine.weights.source import Checkpoint

@@ -6,7 +6,7 @@ import typer
 
 from engine.contract.model_spec import ModelSpec
 from engine.errors import EngineError
-from engine.planning.table import plan_table
+from engine.planning.plain_text import plan_table
 from server.settings import Settings
 from server.terminal.own_process import OrderProblem, report_of
 from server.terminal.progress import progress_line

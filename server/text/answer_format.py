@@ -10,7 +10,7 @@ from engine.text.chat_format import ChatFormat
 from engine.text.reasoning import REASONING_MARKERS, ReasoningMarkers, ReasoningReader
 from engine.text.tool_calls.json_calls import JsonCallsParser
 from engine.text.tool_calls.parser import CallSyntax, ToolCallParser
-from engine.text.tool_calls.table import TOOL_CALL_PARSERS
+from engine.text.tool_calls.parsers import TOOL_CALL_PARSERS
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.tools import FunctionTool
 from server.text.chat_prompt import offered_tools, parameters_of

@@ -1,7 +1,7 @@
 """The API page says what the code does: sampler parameters, parsers, the prompt for tools."""
 
 from engine.text.reasoning import REASONING_MARKERS
-from engine.text.tool_calls.table import TOOL_CALL_PARSERS
+from engine.text.tool_calls.parsers import TOOL_CALL_PARSERS
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
 from server.text.tool_prompt import TOOL_PROMPT

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from engine.contract.adapter_orders import AdapterOrder
-from engine.lora.images.table import ImageAdapterTable
+from engine.lora.images.image_adapters import ImageAdapters
 
 
 def rand(*shape, generator):
@@ -198,7 +198,7 @@ def dotted(prefix):
 def table_of(adapted, *, room=8, host=None, **limits):
     """Make an empty table of a model's layers."""
     most = limits_of(room, **limits)
-    return ImageAdapterTable(adapted, host or Host(), most, dtype=torch.float32)
+    return ImageAdapters(adapted, host or Host(), most, dtype=torch.float32)
 
 
 def settle(table, in_use=()):

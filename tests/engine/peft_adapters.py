@@ -12,7 +12,7 @@ import transformers
 from engine.contract.host import Grant
 from engine.errors import InsufficientMemory
 from engine.lora.shelf import AdapterLimits
-from engine.lora.table import AdapterTable
+from engine.lora.text_adapters import TextAdapters
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -63,7 +63,7 @@ def load(
 ) -> Any:
     """Load a table with these adapters and room for more."""
     most = limits_of(len(folders) + room, **limits)
-    table = AdapterTable(model, host or Host(), most, is_packed=is_packed)
+    table = TextAdapters(model, host or Host(), most, is_packed=is_packed)
     table.load_first({name: str(folder) for name, folder in folders.items()})
     return table
 

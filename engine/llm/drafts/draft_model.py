@@ -25,7 +25,8 @@ from engine.llm.cost.step_cost import StepWork
 from engine.llm.decision import ScheduledSequence, SequenceOutput
 from engine.llm.drafts.draft_cache import DraftCache, ReadText
 from engine.llm.drafts.draft_length import AcceptanceRate, best_length
-from engine.llm.drafts.draft_steps import DraftExecutor, DraftSteps
+from engine.llm.drafts.draft_steps import DraftSteps
+from engine.llm.executor import Executor
 from engine.llm.request import Sequence as RunningSequence
 from engine.runtime.fault import raise_if_poisoned
 
@@ -90,7 +91,7 @@ class DraftModel:
     def __init__(
         self,
         config: ResolvedConfig,
-        executor: DraftExecutor,
+        executor: Executor,
         *,
         windows: tuple[int | None, ...],
         vocab_size: int,

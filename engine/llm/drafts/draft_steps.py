@@ -3,7 +3,6 @@ take."""
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import Protocol
 
 from engine.contract.sampling_params import SAMPLER_PARAMETERS, SamplingParams
 from engine.llm.cost.step_cost import StepCost, StepWork
@@ -12,21 +11,9 @@ from engine.llm.decision import (
     ScheduleDecision,
     ScheduledSequence,
     SequenceOutput,
-    StepOutput,
 )
+from engine.llm.executor import Executor
 from engine.llm.request import Sequence
-
-
-class _Step(Protocol):
-    def collect(self) -> StepOutput: ...
-
-
-class DraftExecutor(Protocol):
-    """The part of `engine.llm.runner.executor.Executor` that a draft model needs."""
-
-    def launch(self, decision: ScheduleDecision) -> _Step:
-        """Begin a step."""
-        ...
 
 
 class DraftSteps:
@@ -39,7 +26,7 @@ class DraftSteps:
         cost: how long steps take.
     """
 
-    def __init__(self, executor: DraftExecutor, clock: Callable[[], float] = perf_counter) -> None:
+    def __init__(self, executor: Executor, clock: Callable[[], float] = perf_counter) -> None:
         self.cost = StepCost()
         self._executor = executor
         self._clock = clock

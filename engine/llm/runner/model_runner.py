@@ -49,7 +49,7 @@ SCORED_ROWS = 128
 
 @dataclass(frozen=True, slots=True)
 class LaunchedStep:
-    """A step that may still run, as an `engine.llm.runner.executor.LaunchedStep`."""
+    """A step that may still run, as an `engine.llm.executor.LaunchedStep`."""
 
     outputs: dict[int, SequenceOutput]
     """The outputs by sequence id, in the decision's order; tokens are added when they are
@@ -115,7 +115,7 @@ class DrawnTokens:
 
 
 class ModelRunner:
-    """Executes decisions one after the other.
+    """An `engine.llm.executor.Executor` with one model in this process.
 
     Args:
         adapters: those that sequences may have; None if there are none.
@@ -186,7 +186,7 @@ class ModelRunner:
         return self._kv.bytes_committed
 
     def prepare(self, structure: Structure, client: str) -> "Future[object]":
-        """See `engine.llm.runner.executor.Executor`.
+        """See `engine.llm.executor.Executor`.
 
         Raises:
             InvariantViolation: this runner has no tokenizer to make grammars with.
@@ -292,12 +292,15 @@ class ModelRunner:
             raise InvariantViolation("this runner does not record steps")
         return self._graphs.record(size)
 
-    def record_ahead(self) -> bool:
-        """See `StepGraphs.record_ahead`."""
+    def use_idle_time(self) -> bool:
+        """Record one step of a likely size (`StepGraphs.record_ahead`)."""
         if self._graphs is None:
             return False
         self._look_at_adapters(self._graphs)
         return self._graphs.record_ahead()
+
+    def shutdown(self) -> None:
+        """Do nothing, as nothing outlives the process."""
 
     def _apply_changes(self, decision: ScheduleDecision) -> None:
         for seq_id in decision.finished:

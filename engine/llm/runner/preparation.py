@@ -1,19 +1,16 @@
 """Holds requests while the executor prepares what they need and others run."""
 
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import TYPE_CHECKING
 
 from engine.contract.generate import GenerateRequest
 from engine.contract.structure import Structure
-
-if TYPE_CHECKING:  # the executor brings torch
-    from engine.llm.runner.executor import Executor
+from engine.llm.executor import Executor
 
 
 class Preparation:
     """Requests whose structure has no grammar yet."""
 
-    def __init__(self, executor: "Executor") -> None:
+    def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._waiting: dict[str, tuple[GenerateRequest, Future[object]]] = {}
 

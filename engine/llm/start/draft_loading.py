@@ -8,7 +8,6 @@ import torch
 from engine.contract.host import Host
 from engine.contract.resolved_config import ResolvedConfig
 from engine.llm.drafts.draft_model import DraftModel
-from engine.llm.runner.executor import LocalExecutor
 from engine.llm.runner.model_runner import ModelRunner
 from engine.llm.runner.runner_factory import create_runner
 from engine.models.causal_lm import CausalLM
@@ -42,7 +41,7 @@ class LoadedDraft:
         runner.warm_up()
         return DraftModel(
             self._config(config, model_config),
-            LocalExecutor(runner),
+            runner,
             windows=self.plan.config.group_windows,
             vocab_size=self.plan.config.vocab_size,
             target_vocab_size=model_config.vocab_size,

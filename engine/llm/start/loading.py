@@ -17,7 +17,6 @@ from engine.llm.drafts.drafter import Drafter
 from engine.llm.drafts.forced_drafts import ForcedDrafts
 from engine.llm.drafts.speculation import Speculation
 from engine.llm.engine import LLMEngine
-from engine.llm.runner.executor import LocalExecutor
 from engine.llm.runner.runner_factory import create_runner
 from engine.llm.scheduler import Scheduler
 from engine.llm.start.draft_loading import LoadedDraft, load_draft
@@ -27,7 +26,7 @@ from engine.llm.structure.grammars import Grammars
 from engine.llm.structure.reader_process import ReaderProcess
 from engine.llm.structure.token_table import load_token_table
 from engine.lora.shelf import AdapterLimits
-from engine.lora.table import AdapterTable, load_adapters
+from engine.lora.text_adapters import TextAdapters, load_adapters
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.runtime.device import machine_facts, torch_dtype
@@ -79,7 +78,7 @@ def load_engine(
         windows=model_config.group_windows,
         drafters=drafters(config, model_config, weights.draft),
     )
-    engine = LLMEngine(scheduler, LocalExecutor(runner), config, adapters=weights.adapters)
+    engine = LLMEngine(scheduler, runner, config, adapters=weights.adapters)
     seconds = round(time.monotonic() - started_s, 1)
     log.info("model loaded", seconds=seconds, default_sampling=sampling, **asdict(config))
     warn_of_few_bits(sizing.plan)
@@ -118,7 +117,7 @@ class LoadedWeights:
 
     model: CausalLM
     draft: LoadedDraft | None
-    adapters: AdapterTable | None
+    adapters: TextAdapters | None
 
 
 def load_weights(

@@ -53,10 +53,7 @@ class Layer:
     @property
     def num_cells(self) -> int:
         """Number of cells of the kernel."""
-        cells = 1
-        for side in self.kernel or ():
-            cells *= side
-        return cells
+        return math.prod(self.kernel or ())
 
     def convolved(self, x: Tensor, weight: Tensor) -> Tensor:
         """Convolve `[R, C, h, w]` with a kernel of this layer's size, with its stride and

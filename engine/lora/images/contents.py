@@ -2,13 +2,12 @@
 
 import math
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from engine.errors import CorruptFile, ModelLoadError, ModelNotFound
-from engine.lora.images.form import Shape
+from engine.lora.file_parts import WEIGHTS, Part, read_parts
 from engine.lora.peft_config import shortened
-from engine.lora.peft_files import DTYPES, WEIGHTS
 from engine.weights.safetensors import file_headers
 
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -17,7 +16,7 @@ MAX_HEADER_BYTES = 16 << 20
 MAX_NAME = 512
 """Characters of a tensor's name."""
 
-_ALPHA = "alpha"
+_ALPHA, _LENGTHS = "alpha", "lengths"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _SIDES = {"A": "down", "B": "up"}
 _PART = re.compile(
@@ -29,15 +28,13 @@ _PART = re.compile(
 )
 
 
-@dataclass(slots=True)
-class Contents:
-    """A file's tensors by module and part."""
+class Contents(NamedTuple):
+    """The tensors of a file for one layer."""
 
-    parts: dict[str, dict[str, str]] = field(default_factory=dict)
-    shapes: dict[str, dict[str, Shape]] = field(default_factory=dict)
-    alphas: dict[str, str] = field(default_factory=dict)
-    lengths: dict[str, tuple[str, Shape]] = field(default_factory=dict)
-    """DoRA's magnitudes by module: the tensor and its shape."""
+    parts: dict[str, Part]
+    alpha: str | None
+    lengths: Part | None
+    """DoRA's magnitudes."""
 
 
 def find_file(place: Path) -> Path:
@@ -70,48 +67,33 @@ def _pickled(name: str) -> str:
     return f"{shortened(name)} is a pickle, which can run any code when it is read"
 
 
-def read_contents(file: Path) -> Contents:
-    """List all tensors of a file.
+def read_contents(file: Path) -> dict[str, Contents]:
+    """List all tensors of a file by the layers' names.
 
     Raises:
         ModelLoadError: a tensor is unknown or of an unsupported type.
         CorruptFile: a tensor is repeated or incomplete.
     """
-    found = Contents()
-    for key, header in file_headers(file, max_header_bytes=MAX_HEADER_BYTES).items():
-        match = _PART.fullmatch(key) if len(key) <= MAX_NAME else None
-        if match is None:
-            raise ModelLoadError(
-                f"the adapter has a tensor {shortened(key)}, which is not supported"
+    found: dict[str, Contents] = {}
+    headers = file_headers(file, max_header_bytes=MAX_HEADER_BYTES)
+    for name, parts in read_parts(file.name, headers, _split).items():
+        alpha, lengths = parts.pop(_ALPHA, None), parts.pop(_LENGTHS, None)
+        if alpha is not None and math.prod(alpha.shape) != 1:
+            raise CorruptFile(
+                f"{shortened(alpha.key)} must be a single number; fetch the adapter again"
             )
-        if header.type not in DTYPES:
-            raise ModelLoadError(
-                f"{shortened(key)} has type {header.type}; it must be one of {', '.join(DTYPES)}"
+        if parts:
+            found[name] = Contents(parts, None if alpha is None else alpha.key, lengths)
+        elif lengths is not None:
+            raise CorruptFile(
+                f"{shortened(name)} has DoRA magnitudes without weights; fetch the adapter again"
             )
-        name, part = match["module"], _part_of(match)
-        if part == _ALPHA:
-            if math.prod(header.shape) != 1:
-                raise CorruptFile(
-                    f"{shortened(key)} must be a single number; fetch the adapter again"
-                )
-            found.alphas[name] = key
-            continue
-        if match["lengths"]:
-            if name in found.lengths:
-                raise CorruptFile(f"{file.name} has {shortened(key)} twice; fetch it again")
-            found.lengths[name] = (key, header.shape)
-            continue
-        parts = found.parts.setdefault(name, {})
-        if part in parts:
-            raise CorruptFile(f"{file.name} has {part} of {shortened(name)} twice; fetch it again")
-        parts[part] = key
-        found.shapes.setdefault(name, {})[part] = header.shape
-    if alone := found.lengths.keys() - found.parts.keys():
-        raise CorruptFile(
-            f"{shortened(min(alone))} has DoRA magnitudes without weights; fetch the adapter again"
-        )
     return found
 
 
-def _part_of(match: re.Match[str]) -> str:
-    return match["side"] or match["part"] or match["lengths"] or _SIDES[match["peft"]]
+def _split(key: str) -> tuple[str, str] | None:
+    match = _PART.fullmatch(key) if len(key) <= MAX_NAME else None
+    if match is None:
+        return None
+    part = match["side"] or match["part"] or (match["lengths"] and _LENGTHS)
+    return match["module"], part or _SIDES[match["peft"]]

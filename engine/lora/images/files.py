@@ -6,7 +6,7 @@ saves it, or PEFT's folder of a denoiser or a text encoder with its configuratio
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,16 +18,16 @@ from torch import Tensor
 from engine.contract.adapter_orders import AdapterReport
 from engine.errors import CorruptFile, ModelLoadError, ShapeMismatch
 from engine.files.checkpoint_files import read_optional_json
+from engine.lora.file_parts import WEIGHTS, Part, Shape, check_fits, incomplete, report_of
 from engine.lora.images.changes import Change, Layer
 from engine.lora.images.contents import MAX_HEADER_BYTES, find_file, read_contents
-from engine.lora.images.dora import Lengths
-from engine.lora.images.form import Form, Shape, misfit
+from engine.lora.images.form import Form, misfit
 from engine.lora.images.forms import FORMS
+from engine.lora.images.gated_change import Lengths
 from engine.lora.images.layers import Place
 from engine.lora.images.names import Target
 from engine.lora.peft_config import (
     CONFIG,
-    MAX_NAMED,
     by_pattern,
     check_no_copies,
     check_supported,
@@ -35,10 +35,9 @@ from engine.lora.peft_config import (
     shortened,
     stated_scale,
 )
-from engine.lora.peft_files import WEIGHTS
 from engine.weights.safetensors import read_file_metadata, read_tensors
 
-_LENGTHS = "lengths"
+_ALPHA, _LENGTHS = "alpha", "lengths"
 _METADATA = "lora_adapter_metadata"
 """diffusers' key in a file's header that holds PEFT's configuration by component."""
 
@@ -53,11 +52,9 @@ class _Module:
     layers: tuple[Layer, ...]
     form: Form
     keys: Mapping[str, str]
-    """The tensors by part."""
+    """The tensors by part, with those of alpha and of DoRA's magnitudes."""
     rank: int | None
     num_weights: int
-    lengths: str | None = None
-    """The tensor with DoRA's magnitudes."""
 
     @property
     def whole(self) -> Layer:
@@ -70,8 +67,6 @@ class Plan:
 
     file: Path
     modules: tuple[_Module, ...]
-    alphas: Mapping[str, str]
-    """The tensors with modules' alphas, by module."""
     config: Mapping[str, Any]
     """PEFT's configuration of all modules, or of each component by diffusers' names of its keys."""
     left_out: tuple[str, ...]
@@ -83,13 +78,9 @@ class Plan:
     @property
     def report(self) -> AdapterReport:
         """The report for whoever asked for the adapter."""
-        ranks = {module.rank for module in self.modules} - {None}
-        return AdapterReport(
-            num_layers=len({place for module in self.modules for place in module.target}),
-            ranks=tuple(sorted(rank for rank in ranks if rank is not None)),
-            num_left_out=len(self.left_out),
-            left_out=tuple(shortened(name) for name in self.left_out[:MAX_NAMED]),
-        )
+        ranks = {module.rank for module in self.modules if module.rank is not None}
+        num_layers = len({place for module in self.modules for place in module.target})
+        return report_of(num_layers, ranks, self.left_out)
 
 
 def plan_adapter(place: Path, names: Mapping[str, Target], layers: Mapping[Place, Layer]) -> Plan:
@@ -110,44 +101,44 @@ def plan_adapter(place: Path, names: Mapping[str, Target], layers: Mapping[Place
         check_no_copies(config)
     else:
         config = _metadata(file)
-    found = read_contents(file)
     modules: list[_Module] = []
     left_out: list[str] = []
-    wrong: list[ShapeMismatch] = []
+    wrong: list[str] = []
     taken: dict[Place, str] = {}
-    for name, parts in found.parts.items():
+    for name, found in read_contents(file).items():
         target = names.get(_module_name(name))
         if target is None:
             left_out.append(name)
             continue
         _check_free(name, target, taken)
         own = tuple(layers[place] for place in target)
-        form = _form_of(name, parts)
+        form = _form_of(name, found.parts.keys())
+        keys = {part: one.key for part, one in found.parts.items()}
+        shapes = {part: one.shape for part, one in found.parts.items()}
         try:
-            rank = form.rank(shortened(name), found.shapes[name], _joined(own))
+            rank = form.rank(shortened(name), shapes, _joined(own))
         except ShapeMismatch as error:
-            wrong.append(error)
+            wrong.append(error.message)
             continue
-        count = _num_weights(form, found.shapes[name], own)
-        lengths = None
-        if name in found.lengths:
-            lengths = _checked_lengths(name, *found.lengths[name], _joined(own))
+        count = _num_weights(form, shapes, own)
+        if found.alpha is not None:
+            keys[_ALPHA] = found.alpha
+        if found.lengths is not None:
+            keys[_LENGTHS] = _checked_lengths(name, found.lengths, _joined(own))
             count += 4 * _joined(own).out_features  # factors and biases, in fp32
         elif config.get("use_dora"):
             raise CorruptFile(
                 f"{shortened(name)} has no lora_magnitude_vector, which DoRA (use_dora) needs"
             )
-        modules.append(_Module(name, target, own, form, parts, rank, count, lengths))
-    if wrong:
-        others = f"; {len(wrong) - 1} more of its layers do not fit" if len(wrong) > 1 else ""
-        raise ShapeMismatch(wrong[0].message + others)
+        modules.append(_Module(name, target, own, form, keys, rank, count))
+    check_fits(wrong)
     if not modules:
         some = f" ({listed(left_out)})" if left_out else ""
         raise ModelLoadError(
             f"none of the adapter's {len(left_out)} layers exists in the model{some}: the adapter "
             f"was made for another model"
         )
-    return Plan(file, tuple(modules), found.alphas, config, tuple(sorted(left_out)))
+    return Plan(file, tuple(modules), config, tuple(sorted(left_out)))
 
 
 def read_changes(
@@ -162,22 +153,15 @@ def read_changes(
         ModelLoadError: some are not finite. CorruptFile: the file is damaged.
     """
     owners = {key: (one, part) for one in plan.modules for part, key in one.keys.items()}
-    owners |= {one.lengths: (one, _LENGTHS) for one in plan.modules if one.lengths is not None}
-    alpha_of = {key: name for name, key in plan.alphas.items()}
     tensors: dict[str, dict[str, Tensor]] = {one.name: {} for one in plan.modules}
-    alphas: dict[str, float] = {}
-    wanted = alpha_of.keys() | owners.keys()
-    for key, tensor in chain.from_iterable(read_tensors(plan.file, wanted)):
-        if key in alpha_of:
-            alphas[alpha_of[key]] = float(tensor.float().reshape(-1)[0])
-        else:
-            module, part = owners[key]
-            tensors[module.name][part] = tensor.float()
+    for key, tensor in chain.from_iterable(read_tensors(plan.file, owners.keys())):
+        module, part = owners[key]
+        tensors[module.name][part] = tensor.float()
     changes: dict[Place, Change | Lengths] = {}
     for module in plan.modules:
-        scale = _scale(module, alphas.get(module.name), plan.config)
         parts = tensors.pop(module.name)
-        lengths = parts.pop(_LENGTHS, None)
+        alpha, lengths = parts.pop(_ALPHA, None), parts.pop(_LENGTHS, None)
+        scale = _scale(module, None if alpha is None else alpha.item(), plan.config)
         change = module.form.change(parts, module.whole, scale)
         first = 0
         for place, layer in zip(module.target, module.layers, strict=True):
@@ -198,12 +182,12 @@ def _module_name(name: str) -> str:
     return name.replace(".processor.", ".")
 
 
-def _form_of(name: str, parts: Mapping[str, str]) -> Form:
+def _form_of(name: str, parts: Set[str]) -> Form:
     for form in FORMS:
-        if parts.keys() <= form.parts:
-            lacking = form.lacks(parts.keys())
+        if parts <= form.parts:
+            lacking = form.lacks(parts)
             if lacking is not None:
-                raise CorruptFile(f"{shortened(name)} has no {lacking}; fetch the adapter again")
+                raise incomplete(shortened(name), lacking)
             return form
     raise CorruptFile(
         f"{shortened(name)} has weights of two adapter types; fetch the adapter again"
@@ -279,12 +263,13 @@ def _peft_scale(config: Mapping[str, Any], path: str) -> float:
     return stated_scale(own, path, rank)
 
 
-def _checked_lengths(name: str, key: str, shape: Shape, layer: Layer) -> str:
+def _checked_lengths(name: str, lengths: Part, layer: Layer) -> str:
     """Check the tensor with DoRA's magnitudes and return its key.
 
     Raises:
         ModelLoadError: it has magnitudes per input. ShapeMismatch: it does not fit.
     """
+    key, shape = lengths
     sides = [side for side in shape if side != 1] or [1]
     is_first = shape[:1] == (layer.out_features,)
     of_outputs = is_first or "lora_magnitude_vector" in key

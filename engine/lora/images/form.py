@@ -6,10 +6,8 @@ from typing import Protocol
 from torch import Tensor
 
 from engine.errors import ModelLoadError, ShapeMismatch
+from engine.lora.file_parts import MAX_RANK, Shape
 from engine.lora.images.changes import Change, Layer
-from engine.lora.peft_files import MAX_RANK
-
-Shape = tuple[int, ...]
 
 
 class Form(Protocol):

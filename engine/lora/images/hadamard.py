@@ -11,8 +11,9 @@ from collections.abc import Mapping, Set
 import torch
 from torch import Tensor
 
+from engine.lora.file_parts import Shape
 from engine.lora.images.changes import Change, Layer, Product
-from engine.lora.images.form import Shape, check_rank, misfit
+from engine.lora.images.form import check_rank, misfit
 
 _FACTORS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 _CORES = ("hada_t1", "hada_t2")

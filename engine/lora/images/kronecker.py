@@ -8,8 +8,9 @@ from collections.abc import Mapping, Set
 import torch
 from torch import Tensor
 
+from engine.lora.file_parts import Shape
 from engine.lora.images.changes import Change, KroneckerProduct, Layer
-from engine.lora.images.form import Shape, check_rank, flattened, misfit, mixing
+from engine.lora.images.form import check_rank, flattened, misfit, mixing
 
 LEFT, LEFT_FACTORS = "lokr_w1", ("lokr_w1_a", "lokr_w1_b")
 RIGHT, RIGHT_FACTORS, CORE = "lokr_w2", ("lokr_w2_a", "lokr_w2_b"), "lokr_t2"

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from engine.contract.draw import LoraUse
 from engine.lora.images.changes import Change, Layer, Product, add_by_rows
-from engine.lora.images.dora import Gated, GatedChange
+from engine.lora.images.gated_change import Gated, GatedChange
 from kernels import RowUpdates
 
 Uses = tuple[LoraUse, ...]
@@ -194,7 +194,7 @@ class AdaptedLayers:
             for number, module in enumerate(self._modules[place]):
                 if module not in self._watches:
                     self._watches[module] = _Watch(module, self._step)
-                own = change.changes[number] if isinstance(change, Gated) else change
+                own = change[number] if isinstance(change, tuple) else change
                 self._watches[module].put(key, own)
         if any(component.startswith(TEXT_ENCODER) for component, _ in changes):
             self._of_text.add(key)

@@ -3,12 +3,14 @@
 Papers: Hu et al. 2021, arXiv:2106.09685; Yeh et al. 2023 (LyCORIS), arXiv:2309.14859.
 """
 
+import math
 from collections.abc import Mapping, Set
 
 from torch import Tensor
 
+from engine.lora.file_parts import Shape
 from engine.lora.images.changes import Change, Layer, Product
-from engine.lora.images.form import Shape, check_rank, flattened, misfit, mixing
+from engine.lora.images.form import check_rank, flattened, misfit, mixing
 
 DOWN, MID, UP = "down", "mid", "up"
 
@@ -34,15 +36,8 @@ class LowRank:
         return check_rank(name, rank)
 
     def num_weights(self, shapes: Mapping[str, Shape], layer: Layer) -> int:
-        return sum(_count(shape) for shape in shapes.values())
+        return sum(map(math.prod, shapes.values()))
 
     def change(self, tensors: Mapping[str, Tensor], layer: Layer, scale: float) -> Change:
         chain = [mixing(tensors[part]) for part in (DOWN, MID, UP) if part in tensors]
         return Product(layer, (*chain[:-1], chain[-1] * scale))
-
-
-def _count(shape: Shape) -> int:
-    numbers = 1
-    for side in shape:
-        numbers *= side
-    return numbers

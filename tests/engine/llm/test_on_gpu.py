@@ -11,7 +11,6 @@ from tiny_pairs import create_pair, named_weights
 from engine.llm.decision import PENDING_TOKEN_ID, ScheduleDecision
 from engine.llm.engine import LLMEngine
 from engine.llm.runner.cuda_recorder import CudaRecorder
-from engine.llm.runner.executor import LocalExecutor
 from engine.llm.runner.model_runner import ModelRunner
 from engine.llm.runner.step_graph import AtOnce
 from engine.llm.scheduler import Scheduler
@@ -66,7 +65,7 @@ def make_runner(model, recorder=None, background=None, **facts):
 def make_engine(model, runner, **facts):
     config = resolved(**FACTS, **facts)
     scheduler = Scheduler(config, eos_token_ids=(0,), vocab_size=model[1].vocab_size)
-    return LLMEngine(scheduler, LocalExecutor(runner), config)
+    return LLMEngine(scheduler, runner, config)
 
 
 @pytest.mark.parametrize("in_thread", [False, True])

@@ -13,8 +13,9 @@ from tiny_pairs import create_pair
 
 from engine.contract.adapter_orders import AdapterReport
 from engine.errors import ModelLoadError, ModelNotFound
+from engine.lora.file_parts import WEIGHTS
 from engine.lora.peft_config import CONFIG
-from engine.lora.peft_files import WEIGHTS, ModelShapes, plan_adapter
+from engine.lora.peft_files import ModelShapes, plan_adapter
 
 PREFIX = "base_model.model."
 Q = f"{PREFIX}model.layers.0.self_attn.q_proj"

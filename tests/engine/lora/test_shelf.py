@@ -14,7 +14,7 @@ from engine.errors import (
     TooManyAdapters,
     UnknownAdapter,
 )
-from engine.lora.shelf import AdapterLimits, Shelf
+from engine.lora.shelf import AdapterLimits, ReadAdapter, Shelf
 from engine.lora.source import Source
 from engine.scheduling.adapter_queue import AdapterQueue
 
@@ -36,27 +36,12 @@ class Board(Shelf):
     """Adapters are numbers of bytes: their folders. Reading takes a random number of steps."""
 
     def __init__(self, **limits):
-        super().__init__(AdapterLimits(capacity_bytes=1, **{"max_adapters": 99, **limits}))
+        limits = AdapterLimits(capacity_bytes=1, **{"max_adapters": 99, **limits})
+        super().__init__(limits, None, "cpu")
         self.broken, self.error = set(), ZeroDivisionError()
         self.read = []
 
-    def _steps(self, order):
-        yield from self._reading(order.folder)
-        size = int(order.folder)
-        self._check_size(size)
-        fits = self._has_room(order.name, size)
-        _, kept = self._keep(order.name, Source.of(order.folder), size, REPORT)
-        if fits:
-            self._put(kept, size)
-        return REPORT
-
-    def _return(self, key):
-        kept = self._kept[key]
-        yield from self._reading(kept.source.folder)
-        if self._fits(kept.size):
-            self._put(kept, kept.size)
-
-    def _reading(self, folder):
+    def _reading(self, folder, *, is_new=False):
         for _ in range(random.randrange(3)):
             done = Future()
             done.set_result(None)
@@ -64,19 +49,20 @@ class Board(Shelf):
         self.read.append(folder)
         if folder in self.broken:
             raise self.error
+        self._check_size(int(folder))
+        return ReadAdapter(Source.of(folder), int(folder), REPORT, None)
 
-    def _fits(self, size, without=(), *, more=0):
-        sizes = [kept.size for kept in self._placed(without)]
-        most = self._limits.max_slots + more
-        return len(sizes) < most and not self._exceeds(sum(sizes) + size)
+    def _making_ready(self, read):
+        yield from ()
+        return read.size
+
+    def _enter(self, key, read, place):
+        self._put(self._kept[key], place)
 
     def _bytes_of(self, sizes):
         return sum(sizes)
 
     def _withdraw(self, key, place):
-        pass
-
-    def _forget(self, key):
         pass
 
 
@@ -103,14 +89,13 @@ class Play:
         self.begun.append(wish.request_id)
         self.running[wish.request_id] = [wish, self.steps_of[wish.request_id]]
 
+    def in_use(self):
+        return {key for wish, _ in self.running.values() for key in wish.keys}
+
     def step(self):
         self.num_steps += 1
-        self.queue.advance(lambda: {k for wish, _ in self.running.values() for k in wish.keys})
-        for wish, error in self.queue.take_ready():
-            if error is None:
-                self.begin(wish)
-            else:
-                self.refused[wish.request_id] = error
+        for wish, error in self.queue.advance(self.in_use, self.begin):
+            self.refused[wish.request_id] = error
         for id, entry in list(self.running.items()):
             assert all(self.board._kept[key].place is not None for key in entry[0].keys)
             entry[1] -= 1

@@ -14,8 +14,8 @@ from engine.contract.host import Grant
 from engine.contract.settings import EngineConfig
 from engine.errors import InsufficientMemory, InvalidParameter, UnsupportedFeature
 from engine.llm.start import loading
+from engine.planning.plain_text import plan_table
 from engine.planning.planner import Order, make_plan
-from engine.planning.table import plan_table
 from engine.weights.source import Checkpoint
 
 SHAPES = Path(loading.__file__).parents[1] / "data" / "shapes"

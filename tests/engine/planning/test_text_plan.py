@@ -18,8 +18,8 @@ from engine.llm.start.memory_plan import MemoryPlan
 from engine.planning.chips import CHIPS, chip_named
 from engine.planning.draft import plan_draft
 from engine.planning.facts import text_facts
+from engine.planning.plain_text import plan_table
 from engine.planning.report import Target
-from engine.planning.table import plan_table
 from engine.planning.text import plan
 from engine.runtime.device import PACKED_KV_DTYPES, torch_dtype
 from engine.weights.loader import load_model_config

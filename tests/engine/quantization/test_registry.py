@@ -7,9 +7,9 @@ import pytest
 
 from engine.contract.settings import ImageQuantization, Quantization
 from engine.quantization.format import LoadFormat, StoredFormat, TensorHeader
+from engine.quantization.formats import FORMATS
 from engine.quantization.gguf import GgufFormat
 from engine.quantization.registry import detect, load_format, stored_format
-from engine.quantization.table import FORMATS
 from kernels import GGUFType
 
 

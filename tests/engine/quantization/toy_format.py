@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from engine.quantization.format import QuantizedLayer, StoredFormat
+from engine.quantization.formats import FORMATS, FormatFacts
 from engine.quantization.method import LinearMethod, TensorSpec, bias_tensors
-from engine.quantization.table import FORMATS, FormatFacts
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from engine.text.answer_parser import AnswerParser
 from engine.text.answer_pieces import Arguments, CallStart, Content, Reasoning, joined
 from engine.text.reasoning import REASONING_MARKERS, ReasoningReader
-from engine.text.tool_calls.table import TOOL_CALL_PARSERS
+from engine.text.tool_calls.parsers import TOOL_CALL_PARSERS
 
 CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 

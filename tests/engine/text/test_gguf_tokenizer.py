@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer as RawTokenizer
 
 from engine.errors import CorruptFile, EngineError, UnsupportedArchitecture
-from engine.text.gguf_metadata import read_metadata
+from engine.files.gguf_header import read_gguf_header
 from engine.text.gguf_pre_tokenizers import _BY_NAME, pre_tokenizer_rule
 from engine.text.gguf_tokenizer import gguf_tokenizer_parts
 from engine.text.tokenizer import Tokenizer, load_tokenizer
@@ -151,7 +151,7 @@ def test_every_rule_cuts_without_losing_anything(name: str, nasty_texts: list[st
 @pytest.mark.parametrize("name", json.loads(RECORDED.read_text("utf-8"))["token_ids"])
 def test_ids_of_llama_cpp(smollm2_checkpoint: Checkpoint, name: str) -> None:
     recorded = json.loads(RECORDED.read_text("utf-8"))
-    metadata = read_metadata(smollm2_checkpoint.path) | {"tokenizer.ggml.pre": name}
+    metadata = read_gguf_header(smollm2_checkpoint.path).metadata | {"tokenizer.ggml.pre": name}
     tokenizer = Tokenizer(gguf_tokenizer_parts(metadata))
     for text, ids in zip(recorded["texts"], recorded["token_ids"][name], strict=True):
         assert tokenizer.encode(text) == ids, repr(text)

@@ -8,7 +8,7 @@ from engine.text.answer_parser import AnswerParser
 from engine.text.answer_pieces import Content, Reasoning
 from engine.text.chat_format import ChatFormat
 from engine.text.reasoning import REASONING_MARKERS, ReasoningMarkers, ReasoningReader
-from engine.text.tool_calls.table import TOOL_CALL_PARSERS
+from engine.text.tool_calls.parsers import TOOL_CALL_PARSERS
 
 QWEN = REASONING_MARKERS["qwen3"]
 

@@ -114,33 +114,6 @@ def test_changed_header(whole: bytes, tmp_path: Path, style: str) -> None:
     assert peak_bytes < 64 << 20
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"GGUF",
-        b"GGML" + bytes(60),
-        bytes(100),
-        # Counts that only an endless loop or a huge list could satisfy.
-        struct.pack("<4sIQQ", b"GGUF", 3, 2**63, 0) + bytes(1000),
-        struct.pack("<4sIQQ", b"GGUF", 3, 0, 2**63) + bytes(1000),
-        struct.pack("<4sIQQQ1sIIQ", b"GGUF", 3, 0, 1, 1, b"k", 9, 8, 2**60) + bytes(1000),
-        struct.pack("<4sIQQQ1sIIQ", b"GGUF", 3, 0, 1, 1, b"k", 9, 4, 2**60) + bytes(1000),
-        struct.pack("<4sIQQQ1sIIQ", b"GGUF", 3, 0, 1, 1, b"k", 9, 9, 2**60) + bytes(1000),
-        struct.pack("<4sIQQQ1sIIQ", b"GGUF", 3, 0, 1, 1, b"k", 9, 77, 1) + bytes(1000),
-        struct.pack("<4sIQQQ1sI", b"GGUF", 3, 0, 1, 1, b"k", 13) + bytes(1000),
-        struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, 2**64 - 1) + bytes(1000),
-    ],
-)
-def test_hostile_headers(data: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "a.gguf"
-    path.write_bytes(data)
-    with pytest.raises(CorruptFile):
-        read_tensors(path)
-    with pytest.raises(CorruptFile):
-        load(path)
-
-
 def entry(name: bytes, dims: tuple[int, ...], kind: int, offset: int) -> bytes:
     layout = f"<Q{len(name)}sI{len(dims)}QIQ"
     return struct.pack(layout, len(name), name, len(dims), *dims, kind, offset)
@@ -177,14 +150,6 @@ def test_an_unknown_type_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(gguf_of(entry(b"blk.0.attn_q.weight", (32, 2), 4711, 0)))
     with pytest.raises(ModelLoadError, match=r"blk\.0\.attn_q\.weight.*4711"):
-        read_tensors(path)
-
-
-@pytest.mark.parametrize("version", [1, 4, 3 << 24])
-def test_another_version_or_byte_order(version: int, tmp_path: Path) -> None:
-    path = tmp_path / "a.gguf"
-    path.write_bytes(gguf_of(version=version))
-    with pytest.raises(ModelLoadError, match="little-endian"):
         read_tensors(path)
 
 

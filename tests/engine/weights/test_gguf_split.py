@@ -136,6 +136,14 @@ def test_a_split_of_thousands_that_are_not_there(tmp_path: Path) -> None:
         read_tensors(path)
 
 
+@pytest.mark.parametrize(("value_type", "value"), [(6, struct.pack("<f", 2)), (7, b"\1")])
+def test_numbers_of_parts_must_be_integers(value_type: int, value: bytes, tmp_path: Path) -> None:
+    key = struct.pack("<Q11sI", 11, b"split.count", value_type) + value
+    (tmp_path / "m.gguf").write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + key)
+    with pytest.raises(CorruptFile, match="header is damaged"):
+        read_tensors(tmp_path / "m.gguf")
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_split_into_one_is_whole(count: int, tmp_path: Path) -> None:
     path = write_part(tmp_path / "m.gguf", 0, count, 1, (b"a",))

@@ -8,7 +8,7 @@ import pytest
 from engine.contract.structure import StructureKind
 from engine.errors import EngineError, InvalidParameter, UnsupportedFeature
 from engine.text.chat_format import ChatFormat
-from engine.text.tool_calls.table import TOOL_CALL_PARSERS
+from engine.text.tool_calls.parsers import TOOL_CALL_PARSERS
 from server.protocol.chat import ChatCompletionRequest
 from server.text.answer_format import AnswerFormat
 from server.text.answer_structure import answer_structure

@@ -17,7 +17,6 @@ from engine.llm.decision import (
     ScheduledSequence,
 )
 from engine.llm.runner import model_runner
-from engine.llm.runner.executor import LocalExecutor
 from engine.llm.runner.model_runner import ModelRunner
 
 CPU = torch.device("cpu")
@@ -416,7 +415,7 @@ def test_failures_pass_through_and_leave_the_state_as_it_was(pair, broken):
 def test_warm_up_changes_nothing_that_shows(pair):
     ours, theirs, config = pair
     runner = ModelRunner(ours, config, resolved(max_num_seqs=3, max_num_batched_tokens=5), CPU)
-    LocalExecutor(runner).warm_up()
+    runner.warm_up()
     assert runner.kv_bytes_committed <= runner._kv._block_bytes
     prompt = random_prompt(5)
     output = runner.execute(
@@ -443,12 +442,11 @@ def test_warm_up_finds_that_memory_does_not_suffice(broken):
 
 
 def test_memory_is_counted_as_blocks_are_written(runner):
-    executor = LocalExecutor(runner)
-    assert executor.kv_bytes_committed == 0
-    executor.launch(
+    assert runner.kv_bytes_committed == 0
+    runner.launch(
         ScheduleDecision(new=[new(1, [1] * 9)], scheduled=[part(1, [1] * 9, 0, [7, 3, 60])])
     )
-    assert executor.kv_bytes_committed == 3 * runner._kv._block_bytes
+    assert runner.kv_bytes_committed == 3 * runner._kv._block_bytes
 
 
 def test_a_long_and_many_short_contexts_in_one_step(pair, runner):

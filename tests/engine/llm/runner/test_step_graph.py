@@ -19,7 +19,6 @@ from engine.llm.engine import LLMEngine
 from engine.llm.runner import step_graph
 from engine.llm.runner.batch import lay_out
 from engine.llm.runner.cuda_recorder import CudaRecorder
-from engine.llm.runner.executor import LocalExecutor
 from engine.llm.runner.model_runner import ModelRunner
 from engine.llm.runner.step_graph import EAGER_STEPS, AtOnce, GraphSize, StepGraphs
 from engine.llm.scheduler import Scheduler
@@ -394,7 +393,7 @@ def make_engine(pair, recorder=None, **facts):
     config = resolved(num_kv_blocks=80, max_num_seqs=11, max_num_batched_tokens=40, **facts)
     runner = ModelRunner(ours, model_config, config, CPU, recorder=recorder, background=AtOnce())
     scheduler = Scheduler(config, eos_token_ids=(0,), vocab_size=model_config.vocab_size)
-    return LLMEngine(scheduler, LocalExecutor(runner), config), runner
+    return LLMEngine(scheduler, runner, config), runner
 
 
 def requests(rng, count):
@@ -499,7 +498,7 @@ def test_a_thread_records_by_default(pair):
     config = resolved(num_kv_blocks=80, max_num_seqs=11, max_num_batched_tokens=40)
     runner = ModelRunner(ours, model_config, config, CPU, recorder=recorder)
     scheduler = Scheduler(config, eos_token_ids=(0,), vocab_size=131)
-    engine = LLMEngine(scheduler, LocalExecutor(runner), config)
+    engine = LLMEngine(scheduler, runner, config)
     expected = run(eager, asked)
     for _ in range(200):
         assert run(engine, asked) == expected

@@ -23,7 +23,7 @@ from engine.errors import (
     ShapeMismatch,
     TooManyAdapters,
 )
-from engine.lora.images import table as table_module
+from engine.lora.images import image_adapters
 from engine.lora.images.changes import Layer
 from engine.lora.images.files import plan_adapter, read_changes
 from engine.lora.images.layers import AdaptedLayers
@@ -426,7 +426,7 @@ def test_one_whose_file_has_changed_does_not_come_back(layers, model, tmp_path):
 def test_one_that_is_written_to_while_it_is_read_is_refused(
     layers, model, tmp_path, monkeypatch, change
 ):
-    made, plan = write(model, PATHS, dotted("unet")), table_module.plan_adapter
+    made, plan = write(model, PATHS, dotted("unet")), image_adapters.plan_adapter
     file = made.save(tmp_path / "a.safetensors")
     os.utime(file, ns=(0, 0))  # clocks of file systems are coarse
 
@@ -436,7 +436,7 @@ def test_one_that_is_written_to_while_it_is_read_is_refused(
         made.save(file)
         return found
 
-    monkeypatch.setattr(table_module, "plan_adapter", planned)
+    monkeypatch.setattr(image_adapters, "plan_adapter", planned)
     host = Host()
     table = table_of(layers, host=host)
     error = load(table, "a", file)

@@ -13,8 +13,9 @@ from engine.contract.draw import LoraUse
 from engine.diffusion.families.convolutions import ArrangedConvolution, arrange_convolutions
 from engine.errors import ModelLoadError
 from engine.lora.images.changes import Layer, Product
-from engine.lora.images.dora import Lengths
+from engine.lora.images.gated_change import Lengths
 from engine.lora.images.layers import AdaptedLayers
+from engine.lora.shelf import finish
 from engine.quantization.method_module import MethodModule
 
 ROWS = 5
@@ -127,10 +128,11 @@ def test_lengths_of_weights_that_cannot_be_read():
     plain, other = (nn.Linear(300, 7).requires_grad_(False) for _ in range(2))
     change = Product(Layer.of(plain), (torch.randn(3, 300), torch.randn(7, 3) / 10))
     lengths = Lengths("a", change.layer, change, torch.rand(7) + 1)
-    *pauses, found = lengths.gating([plain, Sealed(other), other], torch.float32)
-    assert pauses == [None, None]
-    wanted = lengths.gated([plain, other, other])
-    for own, its in zip(found.changes, wanted.changes, strict=True):
+    gating = lengths.gating([plain, Sealed(other), other], torch.float32)
+    assert [next(gating), next(gating)] == [None, None]
+    found = finish(gating)
+    wanted = finish(lengths.gating([plain, other, other], torch.float32))
+    for own, its in zip(found, wanted, strict=True):
         torch.testing.assert_close(own.less_one, its.less_one)
         torch.testing.assert_close(own.bias, its.bias, atol=1e-5, rtol=0)
     nothing = Product(change.layer, (torch.zeros(3, 300), torch.zeros(7, 3)))
@@ -138,7 +140,7 @@ def test_lengths_of_weights_that_cannot_be_read():
     other.weight[3] = 0
     for module in (other, Sealed(other)):
         with pytest.raises(ModelLoadError, match="a has a row of weights with length 0"):
-            list(without.gating([module], torch.float32))
+            finish(without.gating([module], torch.float32))
 
 
 def test_dora_beside_another_one(network, x, tmp_path, seed):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from engine.text.answer_pieces import Arguments, CallStart, Content, Piece, joined
-from engine.text.tool_calls.table import TOOL_CALL_PARSERS
+from engine.text.tool_calls.parsers import TOOL_CALL_PARSERS
 
 SCHEMAS = {
     "get_weather": {

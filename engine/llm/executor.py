@@ -5,7 +5,6 @@ from typing import Protocol
 
 from engine.contract.structure import Structure
 from engine.llm.decision import ScheduleDecision, StepOutput
-from engine.llm.runner.model_runner import ModelRunner
 
 
 class LaunchedStep(Protocol):
@@ -17,7 +16,10 @@ class LaunchedStep(Protocol):
 
 
 class Executor(Protocol):
-    """Carries out one decision after the other, called by one thread."""
+    """Carries out one decision after the other, called by one thread.
+
+    `engine.llm.runner.model_runner.ModelRunner` does so in this process.
+    """
 
     def launch(self, decision: ScheduleDecision) -> LaunchedStep:
         """Begin a step. Each step must be collected once, in the order of the launches, or dropped
@@ -57,29 +59,3 @@ class Executor(Protocol):
     def shutdown(self) -> None:
         """Release what the executor holds; nothing is executed afterwards."""
         ...
-
-
-class LocalExecutor:
-    """An executor with one model runner in this process."""
-
-    def __init__(self, runner: ModelRunner) -> None:
-        self._runner = runner
-
-    def launch(self, decision: ScheduleDecision) -> LaunchedStep:
-        return self._runner.launch(decision)
-
-    def prepare(self, structure: Structure, client: str) -> "Future[object]":
-        return self._runner.prepare(structure, client)
-
-    def warm_up(self) -> None:
-        self._runner.warm_up()
-
-    def use_idle_time(self) -> bool:
-        return self._runner.record_ahead()
-
-    @property
-    def kv_bytes_committed(self) -> int:
-        return self._runner.kv_bytes_committed
-
-    def shutdown(self) -> None:
-        """Do nothing, as nothing outlives the process."""

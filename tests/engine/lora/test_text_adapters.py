@@ -21,11 +21,12 @@ from engine.errors import (
     UnknownAdapter,
 )
 from engine.lora import arrays as arrays_module
-from engine.lora import table as table_module
+from engine.lora import text_adapters
+from engine.lora.file_parts import WEIGHTS
 from engine.lora.peft_config import CONFIG
-from engine.lora.peft_files import WEIGHTS, AdapterPlan
+from engine.lora.peft_files import AdapterPlan
 from engine.lora.slots import LoraSlots
-from engine.lora.table import load_adapters
+from engine.lora.text_adapters import load_adapters
 from engine.models.adapters import NO_ADAPTER
 from engine.runtime.huge_pages import lazy_zeros
 
@@ -317,8 +318,10 @@ def test_memory_of_a_load_that_fails_later_is_given_back(model, folders, monkeyp
 
 def test_steps_go_on_while_files_are_read(model, folders, monkeypatch):
     table = load(model, {"a": folders["a"]}, room=2)
-    may_read, plan = threading.Event(), table_module.plan_adapter
-    monkeypatch.setattr(table_module, "plan_adapter", lambda *args: may_read.wait() and plan(*args))
+    may_read, plan = threading.Event(), text_adapters.plan_adapter
+    monkeypatch.setattr(
+        text_adapters, "plan_adapter", lambda *args: may_read.wait() and plan(*args)
+    )
     answers = []
     for name in "bc":
         table.load(AdapterOrder(name=name, folder=str(folders[name])), answers.append)
@@ -435,7 +438,7 @@ def test_what_nobody_thought_of_harms_no_model(model, folders, monkeypatch):
     def fail(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(table_module, "plan_adapter", fail)
+    monkeypatch.setattr(text_adapters, "plan_adapter", fail)
     assert ask(table, "b", "/nowhere").message == "ZeroDivisionError while the adapter was loaded"
     assert load(model, {"a": "/nowhere"}).failed == {
         "a": "ZeroDivisionError while the adapter was loaded"
@@ -536,7 +539,7 @@ def shorten(folder):
 def test_one_that_is_written_to_while_it_is_read_is_refused(
     model, folders, tmp_path, monkeypatch, change
 ):
-    place, plan = shutil.copytree(folders["b"], tmp_path / "b"), table_module.plan_adapter
+    place, plan = shutil.copytree(folders["b"], tmp_path / "b"), text_adapters.plan_adapter
     os.utime(place / WEIGHTS, ns=(0, 0))  # clocks of file systems are coarse
 
     def planned(*args):
@@ -547,7 +550,7 @@ def test_one_that_is_written_to_while_it_is_read_is_refused(
     host = Host()
     table = load(model, {"a": folders["a"]}, host, room=1)
     lent = dict(host.lent)
-    monkeypatch.setattr(table_module, "plan_adapter", planned)
+    monkeypatch.setattr(text_adapters, "plan_adapter", planned)
     answer = ask(table, "b", place)
     assert isinstance(answer, ModelLoadError)
     assert "the adapter's files have changed since reading them began" in answer.message

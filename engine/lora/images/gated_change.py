@@ -6,19 +6,15 @@ request's scale s, the result is `s` of the way from the base: 0 is the base, 1 
 Paper: Liu et al. 2024, arXiv:2402.09353.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from engine.errors import ModelLoadError
+from engine.lora.dora import check_gate, read_weights
 from engine.lora.images.changes import Change, Layer, scaled
-
-INPUTS_AT_ONCE = 256
-"""Inputs of a packed layer whose weights are examined between two steps."""
-_HOT = 256.0
-"""A power of two, large enough that a bias of some size does not drown the weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +44,9 @@ class GatedChange:
         return numbers.view(-1, 1, 1) if self.layer.is_map else numbers
 
 
-@dataclass(frozen=True, slots=True)
-class Gated:
-    """The gated changes of a layer that several modules may implement: the model's and its
-    fine-tunes."""
-
-    changes: tuple[GatedChange, ...]
+Gated = tuple[GatedChange, ...]
+"""The gated changes of a layer that several modules may implement: the model's and its
+fine-tunes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +59,11 @@ class Lengths:
     magnitude: Tensor
     """[out] fp32."""
 
-    def gated(self, modules: Sequence[nn.Module]) -> Gated:
-        """Compute the gated change for modules that have plain weights.
-
-        Raises:
-            ModelLoadError: a row has length 0.
-        """
-        return Gated(tuple(self._of_plain(module) for module in modules))
-
-    def gating(self, modules: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[Gated | None]:
+    def gating(
+        self, modules: Sequence[nn.Module], dtype: torch.dtype
+    ) -> Generator[None, None, Gated]:
         """Compute the gated change for any modules, from their outputs for single inputs. Yields
-        None where the engine may take a step; the last value is the result.
+        where the engine may take a step.
 
         Args:
             dtype: the dtype of the modules' inputs.
@@ -90,18 +77,14 @@ class Lengths:
             if is_plain(module):
                 found.append(self._of_plain(module))
                 continue
-            zeros = torch.zeros(INPUTS_AT_ONCE, self.layer.in_features, device=update.device)
-            bias = _made(module, zeros[:1].to(dtype))[0]
+            made = partial(_made, module)
+            bias, pieces = read_weights(made, self.layer.in_features, dtype, update.device)
             squares = torch.zeros_like(bias)
-            for first in range(0, self.layer.in_features, INPUTS_AT_ONCE):
-                last = min(first + INPUTS_AT_ONCE, self.layer.in_features)
-                hot = zeros[: last - first].clone()
-                hot.diagonal(first)[:] = _HOT
-                columns = (_made(module, hot.to(dtype)) - bias) / _HOT
-                squares += (columns + update[:, first:last].T).square().sum(0)
-                yield None
+            for inputs, columns in pieces:
+                squares += (columns + update[:, inputs].T).square().sum(0)
+                yield
             found.append(self._with_norms(squares.sqrt(), bias))
-        yield Gated(tuple(found))
+        return tuple(found)
 
     def _of_plain(self, module: nn.Module) -> GatedChange:
         weight, bias = module.weight, module.bias
@@ -112,17 +95,8 @@ class Lengths:
 
     def _with_norms(self, norms: Tensor, bias: Tensor | None) -> GatedChange:
         gate = self.magnitude.to(norms.device) / norms
-        if not gate.isfinite().all():
-            raise ModelLoadError(
-                f"{self.name} has a row of weights with length 0; DoRA cannot scale it"
-            )
+        check_gate(self.name, gate)
         return GatedChange(self.layer, self.change, gate - 1, bias)
-
-    def to(self, dtype: torch.dtype, device: torch.device) -> "Lengths":
-        """Return the same with the change on a device; lengths stay in fp32."""
-        return replace(
-            self, change=self.change.to(dtype, device), magnitude=self.magnitude.to(device)
-        )
 
 
 def is_plain(module: nn.Module) -> bool:

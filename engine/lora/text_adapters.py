@@ -11,20 +11,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-import structlog
 import torch
 from torch import Tensor
 
-from engine.contract.adapter_orders import AdapterOrder
 from engine.contract.host import Grant, Host
 from engine.errors import InsufficientMemory, UnknownAdapter
 from engine.lora.copies import Copies
 from engine.lora.dora import with_gates
+from engine.lora.file_parts import WEIGHTS
 from engine.lora.numbers import AdapterNumbers
 from engine.lora.own_modules import OwnModules
 from engine.lora.peft_config import CONFIG
-from engine.lora.peft_files import WEIGHTS, Adapter, AdapterSize, ModelShapes, plan_adapter
-from engine.lora.shelf import AdapterLimits, Kept, Shelf, Steps, cause_of
+from engine.lora.peft_files import Adapter, AdapterSize, ModelShapes, plan_adapter
+from engine.lora.shelf import AdapterLimits, Kept, ReadAdapter, Shelf, finish
 from engine.lora.slots import CopiesOf, LoraRows, LoraSlots, Room
 from engine.lora.source import Source
 from engine.models.causal_lm import CausalLM
@@ -40,8 +39,6 @@ taken if that is more, so that the time per load does not grow with their number
 
 Result = TypeVar("Result")
 
-log = structlog.get_logger(__name__)
-
 
 class _Ready(NamedTuple):
     """The parts with which an adapter is put in place."""
@@ -54,7 +51,7 @@ class _Ready(NamedTuple):
     """The grant of the modules' memory."""
 
 
-class AdapterTable(Shelf[AdapterSize, int]):
+class TextAdapters(Shelf[AdapterSize, int]):
     """An `engine.models.adapters.Adapters`, and the engine's
     `engine.contract.adapter_orders.AdapterShelf`.
 
@@ -71,13 +68,12 @@ class AdapterTable(Shelf[AdapterSize, int]):
     def __init__(
         self, model: CausalLM, host: Host, limits: AdapterLimits, *, is_packed: bool = False
     ) -> None:
-        super().__init__(limits)
+        super().__init__(limits, host, model.options.device.type)
         # Steps use all cores: with a second thread, each of hundreds of small operations would wait
         # at its end for a thread that gets no core.
         one_thread = partial(torch.set_num_threads, 1)
         self._thread = ThreadPoolExecutor(1, "load-adapters", initializer=one_thread)
         self.version = 0
-        self._host = host
         self._options = model.options
         self._numbers = AdapterNumbers(model.options.dtype, is_packed)
         self._layers: list[Linear | LmHead] = [
@@ -136,78 +132,37 @@ class AdapterTable(Shelf[AdapterSize, int]):
         One that cannot be loaded is left out, with the reason, and affects neither the model nor
         the others.
         """
-        first: dict[str, Adapter] = {}
+        first: dict[str, ReadAdapter] = {}
         """The adapters to put in place, by key."""
         for name, folder in folders.items():
             try:
-                source, adapter = self._read_whole(folder)
+                read = finish(self._reading(folder, is_new=True))
             except Exception as error:  # a bad file must not stop the model
-                self.failed[name] = cause_of(error, name).message
+                self._leave_out(name, folder, error)
                 continue
-            key, _ = self._keep(name, source, adapter.size, adapter.report)
-            sizes = [one.size for one in (*first.values(), adapter)]
+            key = self._keep(name, read)
+            sizes = [one.size for one in (*first.values(), read)]
             if len(sizes) <= self._limits.max_slots and not self._exceeds(self._bytes_of(sizes)):
-                first[key] = adapter
+                first[key] = read
             else:
-                self._keep_copy(key, adapter)
-        try:
-            if first:
-                self._fill(first)
-        except InsufficientMemory as error:
-            for key in first:
+                self._keep_copy(key, read)
+        room = Room.of(len(first), [read.size.needs for read in first.values()])
+        for key, read in first.items():
+            try:
+                if self._slots.room is not room:
+                    grant = self._borrow(self._array_bytes(room))
+                    self._take(self._new_slots(room), grant)
+                self._enter(key, read, finish(self._making_ready(read)))
+            except InsufficientMemory as error:
                 name = self._kept.pop(key).name
                 del self._keys[name]
-                self.failed[name] = error.message
-        for name, reason in self.failed.items():
-            log.error("adapter failed to load", adapter=name, folder=folders[name], reason=reason)
+                self._free_arrays()
+                self._leave_out(name, folders[name], error)
 
-    def _fill(self, adapters: Mapping[str, Adapter]) -> None:
-        """Put the adapters into the first slots."""
-        room = Room.of(len(adapters), [adapter.size.needs for adapter in adapters.values()])
-        grant = self._borrow(self._array_bytes(room))
-        own: dict[str, Grant | None] = {}
-        try:
-            for key, adapter in adapters.items():
-                own[key] = self._borrow_own(adapter)
-        except InsufficientMemory:
-            for one in (grant, *own.values()):
-                if one is not None:
-                    self._host.give_back(one)
-            raise
-        if self._limits.max_bytes is not None:
-            taken = self._bytes_of(adapter.size for adapter in adapters.values())
-            self._copies.shrink(self._limits.max_bytes - taken)
-        self._take(self._new_slots(room), grant)
-        for slot, (key, adapter) in enumerate(adapters.items()):
-            self._slots.put(slot, adapter)
-            ready = _Ready(slot, self._own.make(adapter.copies), own[key])
-            self._enter(key, adapter, ready)
-
-    def _steps(self, order: AdapterOrder) -> Steps:
-        source, adapter = yield from self._reading(order.folder, is_new=True)
-        ready = None
-        if self._has_room(order.name, adapter.size):
-            ready = yield from self._making_ready(adapter)
-        key, _ = self._keep(order.name, source, adapter.size, adapter.report)
-        if ready is None:
-            self._keep_copy(key, adapter)
-        else:
-            self._enter(key, adapter, ready)
-        return replace(adapter.report, digest=source.digest)
-
-    def _return(self, key: str) -> Steps:
-        kept, adapter = self._kept[key], self._copies.get(key)
-        if adapter is None:
-            source, adapter = yield from self._reading(kept.source.folder)
-            kept.source.check_unchanged(source)
-        if self._fits(kept.size):
-            ready = yield from self._making_ready(adapter)
-            self._enter(key, adapter, ready)
-        return None
-
-    def _making_ready(self, adapter: Adapter) -> Generator["Future[Any] | None", None, "_Ready"]:
+    def _making_ready(self, read: ReadAdapter) -> Generator["Future[Any] | None", None, "_Ready"]:
         """Fill a slot and make the adapter's own modules. The arrays are replaced by larger ones if
         needed. Meanwhile other adapters may go, but none comes."""
+        adapter: Adapter = read.numbers
         room, slot = self._room_with(adapter.size)
         taken = self._own_bytes(self._placed()) + adapter.size.copy_bytes
         if self._limits.max_bytes is not None:
@@ -220,16 +175,14 @@ class AdapterTable(Shelf[AdapterSize, int]):
                 arrays = self._borrow(more)
             elif room is not self._slots.room:
                 room, arrays = self._borrow_arrays(room, taken)
-            own = self._borrow_own(adapter)
+            own = self._borrow(adapter.size.copy_bytes) if adapter.copies else None
             fill = partial(self._filled, room, slot, adapter)
             # On a device the copies are queued in the order of the steps.
             slots = (yield from self._aside(fill)) if self._is_on_host else fill()
             make = partial(self._own.make, adapter.copies)
             made = (yield from self._aside(make)) if own is not None else {}
         except Exception:
-            for grant in (arrays, own):
-                if grant is not None:
-                    self._host.give_back(grant)
+            self._give_back(arrays, own)
             self._is_filling = False
             self._free_arrays()
             raise
@@ -270,21 +223,17 @@ class AdapterTable(Shelf[AdapterSize, int]):
                 return wider, self._borrow(num_bytes)
         return room, self._borrow(self._array_bytes(room))
 
-    def _borrow_own(self, adapter: Adapter) -> Grant | None:
-        """Borrow memory for the adapter's whole modules, if it has some."""
-        return self._borrow(adapter.size.copy_bytes) if adapter.copies else None
-
     def _reading(
         self, folder: str, *, is_new: bool = False
-    ) -> Generator["Future[Any] | None", None, tuple[Source, Adapter]]:
+    ) -> Generator["Future[Any] | None", None, ReadAdapter]:
         source, adapter = yield from self._aside(partial(self._read, folder, is_new=is_new))
         if adapter.has_magnitudes:
             adapter = yield from with_gates(adapter, self._layers, self._options)
             adapter = yield from self._aside(partial(self._kept_as, adapter))
-        return source, adapter
+        return ReadAdapter(source, adapter.size, adapter.report, adapter)
 
     def _aside(self, work: Callable[[], Result]) -> Generator["Future[Any] | None", None, Result]:
-        """Run the work in the thread."""
+        """Run the work in the thread, to which steps leave a core."""
         doing = SIDE_WORK.submit(self._thread, work)
         yield doing
         return doing.result()
@@ -308,11 +257,10 @@ class AdapterTable(Shelf[AdapterSize, int]):
         needs = [*(kept.size.needs for kept in placed), size.needs]
         return Room.of(max(slot, highest) + 1, needs), slot
 
-    def _fits(self, size: AdapterSize, without: Collection[str] = (), *, more: int = 0) -> bool:
-        placed = self._placed(without)
+    def _bytes_with(self, size: AdapterSize, without: Collection[str]) -> int:
         room, _ = self._room_with(size, without)
-        num_bytes = self._array_bytes(room) + self._own_bytes(placed) + size.copy_bytes
-        return len(placed) < self._limits.max_slots + more and not self._exceeds(num_bytes)
+        own_bytes = self._own_bytes(self._placed(without)) + size.copy_bytes
+        return self._array_bytes(room) + own_bytes
 
     def _bytes_of(self, sizes: Iterable[AdapterSize]) -> int:
         every = list(sizes)
@@ -328,34 +276,17 @@ class AdapterTable(Shelf[AdapterSize, int]):
         place = Path(os.path.expanduser(folder))
         files = place / CONFIG, place / WEIGHTS
         source = Source.of(folder, *files)
-        try:
+        with source.unchanged_by_the_end(*files):
             if is_new:
                 source = source.with_digest({file.name: file for file in files})
             plan = plan_adapter(place, self._shapes, self._options.dtype)
             self._check_size(plan.size)
             adapter = plan.read()
             return source, adapter if adapter.has_magnitudes else self._kept_as(adapter)
-        finally:  # also after a failure
-            source.check_unchanged(Source.of(folder, *files), since="reading them began")
-
-    def _read_whole(self, folder: str) -> tuple[Source, Adapter]:
-        source, adapter = self._read(folder, is_new=True)
-        if not adapter.has_magnitudes:
-            return source, adapter
-        gating = with_gates(adapter, self._layers, self._options)
-        while True:
-            try:
-                next(gating)
-            except StopIteration as end:
-                return source, self._kept_as(end.value)
 
     def _kept_as(self, adapter: Adapter) -> Adapter:
         """Convert an adapter to the format in which it is kept, in any thread."""
         return self._numbers.kept(adapter, self._shapes.linear)
-
-    def _borrow(self, num_bytes: int) -> Grant:
-        device = self._options.device.type
-        return self._host.borrow(device, "adapters", num_bytes, self._limits.capacity_bytes)
 
     def _array_bytes(self, room: Room) -> int:
         return room.num_bytes(self._shapes, self._numbers)
@@ -377,31 +308,37 @@ class AdapterTable(Shelf[AdapterSize, int]):
         self._slots = slots
         self.version += 1
         before, self._grants = self._grants, [] if grant is None else [grant]
-        for one in before:
-            self._host.give_back(one)
+        self._give_back(*before)
 
-    def _enter(self, key: str, adapter: Adapter, ready: _Ready) -> None:
-        if ready.grant is not None:
-            self._own.put(ready.slot, ready.made, ready.grant)
+    def _enter(self, key: str, read: ReadAdapter, place: _Ready) -> None:
+        if place.grant is not None:
+            self._own.put(place.slot, place.made, place.grant)
             self._changed_copies()
-        self._put(self._kept[key], ready.slot)
-        self._keep_copy(key, adapter)
+        self._put(self._kept[key], place.slot)
+        self._keep_copy(key, read)
 
     def _changed_copies(self) -> None:
         """Update the map of whole modules, on which recorded steps depend."""
         self._copies_in_place = self._own.copies
         self.version += 1
 
-    def _keep_copy(self, key: str, adapter: Adapter) -> None:
+    def _copy_of(self, key: str) -> ReadAdapter | None:
+        copy = self._copies.get(key)
+        if copy is None:
+            return None
+        return ReadAdapter(self._kept[key].source, copy.size, copy.report, copy)
+
+    def _keep_copy(self, key: str, read: ReadAdapter) -> None:
         if self._is_in_turns:
             limit = self._limits.max_bytes
-            self._copies.keep(key, adapter, None if limit is None else limit - self.num_bytes)
+            most_bytes = None if limit is None else limit - self.num_bytes
+            self._copies.keep(key, read.numbers, most_bytes)
 
     def _withdraw(self, key: str, place: int) -> None:
         """Leave the arrays unchanged: the next adapter refills the slot."""
         grant = self._own.drop(place)
         if grant is not None:
-            self._host.give_back(grant)
+            self._give_back(grant)
             self._changed_copies()
 
     def _forget(self, key: str) -> None:
@@ -421,7 +358,7 @@ def load_adapters(
     limits: AdapterLimits,
     *,
     is_packed: bool = False,
-) -> AdapterTable | None:
+) -> TextAdapters | None:
     """Load the adapters that a model begins with, by the names under which they will be served, and
     make room for more. None: the model never has any.
 
@@ -430,6 +367,6 @@ def load_adapters(
     """
     if not limits.max_adapters:
         return None
-    table = AdapterTable(model, host, limits, is_packed=is_packed)
-    table.load_first(folders)
-    return table
+    adapters = TextAdapters(model, host, limits, is_packed=is_packed)
+    adapters.load_first(folders)
+    return adapters
