@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from engine.contract.request import Event, Info, Request, TurnStats
+from engine.contract.token_ids import check_token_ids
+from engine.errors import ContextLengthExceeded, InvalidParameter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,3 +57,42 @@ class EmbeddingModelInfo(Info):
     @property
     def log_fields(self) -> dict[str, object]:
         return {"max_model_len": self.max_model_len, "dimensions": self.dimensions}
+
+
+def check_dimensions(dimensions: int | None, most: int, model: str) -> None:
+    """Refuse to return more numbers than the model's embeddings have.
+
+    Raises:
+        InvalidParameter: names the limit.
+    """
+    if dimensions is not None and not 1 <= dimensions <= most:
+        raise InvalidParameter(
+            f"dimensions is {dimensions}; embeddings of {model} have {most} numbers; ask for 1 to "
+            f"{most}",
+            param="dimensions",
+        )
+
+
+def check_input(
+    token_ids: list[int], max_model_len: int, vocab_size: int, name: str, field: str
+) -> None:
+    """Refuse an input that the model cannot embed.
+
+    Args:
+        name: what the error calls the input.
+        field: the field of a request that holds it.
+
+    Raises:
+        InvalidParameter, ContextLengthExceeded: the error names the limit.
+    """
+    if not token_ids:
+        raise InvalidParameter(f"{name} has no tokens; send some text", param=field)
+    if len(token_ids) > max_model_len:
+        raise too_long(f"{len(token_ids)}", max_model_len, name, field)
+    check_token_ids(token_ids, vocab_size, field)
+
+
+def too_long(num_tokens: str, max_model_len: int, name: str, field: str) -> ContextLengthExceeded:
+    """The error for an input with too many tokens."""
+    however = f"{name} has {num_tokens} tokens. Please send it in shorter parts."
+    return ContextLengthExceeded.beyond(max_model_len, however, param=field)

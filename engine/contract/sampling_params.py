@@ -11,17 +11,13 @@ torch nor wire libraries.
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
+from engine.contract.groups import Groups, num_places
 from engine.contract.structure import Structure
 
 MAX_COUNT = (1 << 31) - 1
 """The largest whole number that a parameter takes."""
-MAX_BEAM_WIDTH, MAX_BEAM_ENDS = 16, 16
-"""The most beams of a request, and the most tokens that can end one. A step returns at most as many
-of a row's likeliest tokens as both together."""
-MIN_CANDIDATES, MAX_CANDIDATES = 2, 16
-"""The fewest and the most tokens that contrastive search tries."""
 MAX_STRINGS, MAX_STRING_CHARS = 16, 40
 """The most strings that a parameter takes, and their greatest length: searching for them takes time
 before and in the engine's steps."""
@@ -107,40 +103,6 @@ class SamplerParameter:
         return f"{least} to {most}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BeamParams:
-    """Beam search: looks for the likeliest texts instead of drawing tokens."""
-
-    width: int
-    """The number of texts that continue after each token."""
-    length_penalty: float = 1.0
-    """The exponent in a text's score: log-probability / (number of tokens ^ this)."""
-    early_stopping: bool | Literal["never"] = False
-    """When the search ends, once `width` texts have ended. True: at once. False: if the best
-    continuing text, at its present length, would score no higher than they. "never": if it could
-    score no higher at any length."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContrastParams:
-    """Contrastive search: takes, of the likeliest tokens, the one with the highest (1 - alpha) *
-    probability - alpha * similarity to the text before."""
-
-    alpha: float
-    width: int
-    """The number of tokens that are tried."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuidanceParams:
-    """Classifier-free guidance: draws tokens away from what a negative prompt makes likely."""
-
-    scale: float
-    """The factor on the difference between the log-probabilities after both prompts; 1 is no
-    guidance."""
-    negative_token_ids: tuple[int, ...]
-
-
 Patterns = tuple[TokenPattern, ...]
 
 _KEY = "sampler"
@@ -159,7 +121,7 @@ def _at_least_a_little(share: float) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
+class SamplingParams(Groups):
     """How tokens are chosen. Values are already checked; `engine.llm.sampling.sampler` has the
     maths.
 
@@ -395,33 +357,16 @@ class SamplingParams:
     structure: Structure | None = None
     """The form that the text must have."""
     repetition_detection: RepetitionDetection | None = None
-    beams: BeamParams | None = None
-    """Beam search for the `n` best texts instead of drawing; everything that shapes a draw is then
-    neutral."""
-    guidance: GuidanceParams | None = None
-    contrast: ContrastParams | None = None
-    """Contrastive search instead of drawing; everything that shapes a draw is then neutral."""
-
-    @property
-    def num_together(self) -> int:
-        """The number of sequences that run as one; 1 if they are independent."""
-        if self.beams is not None:
-            return self.beams.width
-        if self.contrast is not None:
-            return self.contrast.width
-        return 1 if self.guidance is None else 2
 
     @property
     def num_sequences(self) -> int:
-        """The number of texts that are written at a time."""
-        searches = self.beams is not None or self.contrast is not None
-        return self.num_together * (1 if searches else self.n)
+        """The number of sequences that run at a time."""
+        return num_places(self.group, self.n)
 
     @property
     def reads_text(self) -> bool:
         """Whether the draw depends on the preceding tokens."""
-        in_groups = (self.beams, self.guidance, self.contrast)
-        if self.structure is not None or any(one is not None for one in in_groups):
+        if self.structure is not None or self.group is not None:
             return True
         if any(len(word) > 1 for word in self.bad_words):
             return True

@@ -6,9 +6,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from engine.contract.embed import EmbeddingEvent, EmbeddingRequest, EmbeddingStats
+from engine.contract.embed import (
+    EmbeddingEvent,
+    EmbeddingRequest,
+    EmbeddingStats,
+    check_dimensions,
+    check_input,
+)
 from engine.contract.request import FinishReason
-from engine.errors import InvalidParameter
 from engine.models.sentence_encoder import Embedder
 from engine.runtime.fault import Unusable
 from engine.scheduling.queue import WaitingQueue
@@ -57,25 +62,10 @@ class EmbeddingWork(Work[EmbeddingRequest, PendingTexts, _Output, EmbeddingEvent
 
     def check(self, request: EmbeddingRequest) -> None:
         limits = self._limits
-        if request.dimensions is not None and not 1 <= request.dimensions <= limits.dimensions:
-            raise InvalidParameter(
-                f"dimensions is {request.dimensions}; it must be from 1 to {limits.dimensions} for "
-                f"this model",
-                param="dimensions",
-            )
+        check_dimensions(request.dimensions, limits.dimensions, request.model)
         for index, token_ids in enumerate(request.inputs):
-            if not 1 <= len(token_ids) <= limits.max_model_len:
-                raise InvalidParameter(
-                    f"input[{index}] has {len(token_ids)} tokens; it must have from 1 to "
-                    f"{limits.max_model_len}",
-                    param="input",
-                )
-            if not 0 <= min(token_ids) <= max(token_ids) < limits.vocab_size:
-                raise InvalidParameter(
-                    f"input[{index}] has a token id outside the vocabulary; ids go from 0 to "
-                    f"{limits.vocab_size - 1}",
-                    param="input",
-                )
+            name = f"input[{index}]"
+            check_input(token_ids, limits.max_model_len, limits.vocab_size, name, "input")
 
     def pending(self, request: EmbeddingRequest) -> PendingTexts:
         return PendingTexts(request=request, num_turns=len(request.inputs))

@@ -69,7 +69,8 @@ class LLMEngine:
             RequestError, CapacityError: it cannot be taken; nothing was changed. Problems with its
                 structure or adapter that show later are reported by an event.
         """
-        if request.request_id in self._without_adapter:
+        name = request.request_id
+        if name in self._without_adapter or name in self._preparation:
             raise InvalidParameter(
                 "a request with this request_id is running already", param="request_id"
             )
@@ -78,7 +79,7 @@ class LLMEngine:
             request = replace(request, adapter=self._adapters.key_of(request.adapter))
             self._adapters.check(request.adapter_names)
             if not self._adapters.take(request.adapter_names):
-                self._check(request)
+                self._scheduler.check(request)
                 self._without_adapter.add(request)
                 return
         self._begin(request)
@@ -89,16 +90,8 @@ class LLMEngine:
         if structure is None:
             self._scheduler.add(request)
             return
-        self._check(request)
-        self._preparation.add(request, structure)
-
-    def _check(self, request: GenerateRequest) -> None:
-        """Refuse at once what could not be queued later."""
         self._scheduler.check(request)
-        if request.request_id in self._preparation:
-            raise InvalidParameter(
-                "a request with this request_id is running already", param="request_id"
-            )
+        self._preparation.add(request, structure)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one of its completions, and free its blocks now. Unknown ids are

@@ -14,21 +14,15 @@ counts as computed, and what it draws as known, though its id is pending:
                 [ computed | in flight ...... | missing ]
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any, Protocol
+from typing import Any
 
 from engine.contract.generate import GenerateRequest, TokenEvent, TokenLogprob
 from engine.contract.request import FinishReason
-from engine.contract.resolved_config import ResolvedConfig
 from engine.contract.sampling_params import SamplingParams
-from engine.errors import (
-    ContextLengthExceeded,
-    EngineError,
-    Failure,
-    InvalidParameter,
-    OutOfBlocks,
-)
+from engine.errors import ContextLengthExceeded, EngineError, Failure, OutOfBlocks
 from engine.llm.cache.prefix_cache import extend_chain
 from engine.llm.cache.sequence_blocks import SequenceBlocks
 from engine.llm.decision import (
@@ -49,7 +43,7 @@ class Status(Enum):
     FINISHED = auto()
 
 
-class Group(Protocol):
+class Group(ABC):
     """Sequences of a request that run as one: they start, are preempted and end together. The
     outcome of a step is handled once all of them have theirs. None of them is a completion by
     itself; the group decides which texts are.
@@ -57,54 +51,49 @@ class Group(Protocol):
     One sequence computes the prompt; the others have no tokens until they continue a text.
     """
 
-    @property
-    def sequences(self) -> "list[Sequence]":
-        """The group's sequences, by rank."""
-        ...
-
-    @property
-    def sampling(self) -> SamplingParams:
-        """The sampling parameters that the executor gets for each sequence."""
-        ...
+    sequences: "list[Sequence]"
+    """The group's sequences, by rank. The first one reports the text, unless there are several."""
+    sampling: SamplingParams
+    """The sampling parameters that the executor gets for each sequence."""
 
     @property
     def keeps_outcome(self) -> bool:
         """Whether the last step's outcome survives `restart`."""
-        ...
+        return True
 
+    @abstractmethod
     def waits(self, sequence: "Sequence") -> bool:
         """Whether a sequence has nothing to run: it has no text yet, or an outcome that others
         still lack."""
-        ...
 
+    @abstractmethod
     def note(self, sequence: "Sequence", result: SequenceOutput) -> bool:
         """Take in a sequence's outcome of a step.
 
         Returns:
             Whether all sequences have an outcome now, so that `advance` must be called.
         """
-        ...
 
+    @abstractmethod
     def advance(self) -> list[TokenEvent]:
         """Give each sequence its next token, perhaps after another sequence's text.
 
         Returns:
             The news for clients: that the text has begun, or the completions, which end the group.
         """
-        ...
 
+    @abstractmethod
     def restart(self) -> None:
         """Forget outcomes, because what was computed is computed again."""
-        ...
 
     def leave_out(self, index: int) -> bool:
         """Note that nobody waits for completion `index` any more. Returns whether the same is true
         of all completions of the group."""
-        ...
+        return index == self.sequences[0].index
 
     def fail(self, error: EngineError) -> list[TokenEvent]:
         """Return the last events, after an error."""
-        ...
+        return [self.sequences[0].fail(error)]
 
 
 @dataclass(eq=False, slots=True)
@@ -121,6 +110,7 @@ class ActiveRequest:
     chain_root: bytes
     num_slots: int
     """The number of tokens that the pool holds for each of its sequences if nothing else runs."""
+    max_model_len: int
     groups: list[Group] = field(default_factory=list)
     """The request's groups. Either every sequence is in a group, or there is none and all run
     independently."""
@@ -274,7 +264,8 @@ class Sequence:
     def may_skip(self) -> bool:
         """Whether cached tokens of its text need not be run, because only their keys and values are
         needed."""
-        return not self.scores_prompt and self.owner.request.sampling.contrast is None
+        group = self.owner.request.sampling.group
+        return not (self.scores_prompt or (group is not None and group.reads_states))
 
     def extend_chain(self, block_size: int) -> list[bytes]:
         """Extend the block hashes to all known tokens, and return them."""
@@ -462,70 +453,27 @@ class Sequence:
         return None
 
 
-def check_request(
-    request: GenerateRequest, config: ResolvedConfig, vocab_size: int, capacity: int
-) -> None:
-    """Refuse a request that would fail later. The server checks it too, but the engine does not
-    rely on that.
-
-    A prompt that leaves room for one token is taken, even if `max_tokens` exceeds the context. Such
-    a request ends with `length` there.
+def check_length(request: GenerateRequest, max_model_len: int, capacity: int) -> None:
+    """Refuse a prompt that is too long. One that leaves room for one token is taken, even if
+    `max_tokens` exceeds the context. Such a request ends with `length` there.
 
     Args:
         capacity: the most tokens of one sequence that the KV pool holds.
 
     Raises:
-        InvalidParameter, ContextLengthExceeded, OutOfBlocks
+        ContextLengthExceeded, OutOfBlocks
     """
-    prompt, sampling = request.prompt_token_ids, request.sampling
-    if not prompt:
-        raise InvalidParameter("the prompt is empty; send at least one token", param="prompt")
-    check_token_ids(prompt, vocab_size, "prompt")
-    check_token_ids(sampling.stop_token_ids, vocab_size, "stop_token_ids")
-    check_token_ids(sampling.logit_bias, vocab_size, "logit_bias")
-    allowed = sampling.allowed_token_ids
-    if allowed is not None and (not allowed or len(allowed) % 4):
-        raise InvalidParameter(
-            "allowed_token_ids must hold at least one id, in 32 bits each",
-            param="allowed_token_ids",
-        )
-    if sampling.structure is not None and sampling.ignore_eos:
-        raise InvalidParameter(
-            f"ignore_eos cannot be combined with {sampling.structure.param}, which ends the text "
-            "when it is complete; leave one of them out",
-            param="ignore_eos",
-        )
-    for name, low in (("n", 1), ("max_tokens", 0), ("min_tokens", 0)):
-        if getattr(sampling, name) < low:
-            raise InvalidParameter(
-                f"{name} is {getattr(sampling, name)}; it must be at least {low}", param=name
-            )
-    shortest = len(prompt) + min(sampling.max_tokens, 1)
-    if shortest > config.max_model_len:
+    num_tokens, max_tokens = len(request.prompt_token_ids), request.sampling.max_tokens
+    if num_tokens + min(max_tokens, 1) > max_model_len:
         raise ContextLengthExceeded.beyond(
-            config.max_model_len,
-            f"the prompt has {len(prompt)} tokens and max_tokens is {sampling.max_tokens}. "
+            max_model_len,
+            f"the prompt has {num_tokens} tokens and max_tokens is {max_tokens}. "
             "Please shorten the prompt, or raise max_model_len.",
             param="prompt",
         )
-    if len(prompt) > capacity:
+    if num_tokens > capacity:
         raise OutOfBlocks(
-            f"the prompt has {len(prompt)} tokens; the KV cache holds {capacity}: "
+            f"the prompt has {num_tokens} tokens; the KV cache holds {capacity}: "
             f"shorten the prompt, or raise kv_cache_memory_gib",
             param="prompt",
-        )
-
-
-def check_token_ids(
-    token_ids: list[int] | tuple[int, ...] | dict[int, float], vocab_size: int, param: str
-) -> None:
-    """Refuse token ids that the model does not have.
-
-    Raises:
-        InvalidParameter: the error names an id that the model does not have.
-    """
-    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
-        bad = next(t for t in token_ids if not 0 <= t < vocab_size)
-        raise InvalidParameter(
-            f"{param} has token id {bad}; the model's ids are 0 to {vocab_size - 1}", param=param
         )

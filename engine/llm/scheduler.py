@@ -35,6 +35,8 @@ from dataclasses import dataclass, field
 import structlog
 
 from engine.contract.generate import DrafterName, EngineStats, GenerateRequest, TokenEvent
+from engine.contract.generate_rules import check_generate
+from engine.contract.groups import TextLimits
 from engine.contract.resolved_config import ResolvedConfig
 from engine.contract.sampling_params import SamplingParams
 from engine.errors import (
@@ -53,13 +55,11 @@ from engine.llm.cost.step_cost import StepWork
 from engine.llm.decision import ScheduleDecision, ScheduledSequence, SequenceOutput, StepOutput
 from engine.llm.drafts.drafter import Drafter
 from engine.llm.drafts.drafting import Drafting
-from engine.llm.groups.beams import check_beams
-from engine.llm.groups.contrastive_search import check_contrast
-from engine.llm.groups.guided_pair import check_guidance
-from engine.llm.request import ActiveRequest, Group, Sequence, Status, check_request
-from engine.llm.room import Room
-from engine.llm.roster import Roster
-from engine.llm.trial import Trial
+from engine.llm.fault_isolation import FaultIsolation
+from engine.llm.free_blocks import FreeBlocks
+from engine.llm.groups.group_classes import check_beside
+from engine.llm.request import ActiveRequest, Group, Sequence, Status, check_length
+from engine.llm.sequences import Sequences
 from engine.runtime.fault import answer_for, failed_row, raise_if_poisoned
 from engine.scheduling.policy import create_policy
 
@@ -78,8 +78,8 @@ class _Step:
     """The number of tokens given to each sequence, in the order in which they will run."""
     is_short: bool = False
     """Whether a sequence lacks blocks and could preempt others, but steps are in flight."""
-    is_trial: bool = False
-    """Whether the step tries one sequence alone, after a step that failed."""
+    is_alone: bool = False
+    """Whether one sequence runs alone, after a step that failed."""
     drafts: dict[Sequence, list[int]] = field(default_factory=dict)
     """What may follow the last known token of some sequences that reach it."""
 
@@ -122,10 +122,10 @@ class Scheduler:
         self._policy = create_policy(config.scheduling_policy)
         self._layout = config.kv_layout(windows)
         self._pool = self._empty_pool()
-        self._roster = Roster(self._policy, self._pool)
+        self._sequences = Sequences(self._policy, self._pool)
         self._prefixes = ComputedPrefixes(config, self._pool)
-        self._room = Room(self._pool, self._roster, self._policy)
-        self._trial = Trial(self._roster)
+        self._free_blocks = FreeBlocks(self._pool, self._sequences, self._policy)
+        self._isolation = FaultIsolation(self._sequences)
         self._budget = StepBudget(config, drafts=bool(drafters))
         self._events: list[TokenEvent] = []
         """The events of a commit that was not completed."""
@@ -147,28 +147,17 @@ class Scheduler:
         Raises:
             InvalidParameter, ContextLengthExceeded, OutOfBlocks
         """
-        sampling = request.sampling
-        capacity = self._num_slots(sampling)
-        check_request(request, self._config, self._vocab_size, capacity)
-        if sampling.beams is not None:
-            ends = frozenset() if sampling.ignore_eos else self._eos_token_ids
-            num_ends = len(ends.union(sampling.stop_token_ids))
-            check_beams(sampling, sampling.beams, num_ends, self._max_num_running, self._vocab_size)
-        if sampling.contrast is not None:
-            check_contrast(
-                request,
-                sampling.contrast,
-                self._max_num_running,
-                self._config.max_model_len,
-                self._vocab_size,
-                beside=self._roster.requests(),
-            )
-        if sampling.guidance is not None:
-            longest = min(capacity, self._config.max_model_len)
-            check_guidance(
-                sampling, sampling.guidance, self._max_num_running, longest, self._vocab_size
-            )
-        if request.request_id in self._roster:
+        capacity, most = self._num_slots(request.sampling), self._config.max_model_len
+        limits = TextLimits(
+            vocab_size=self._vocab_size,
+            max_num_tokens=min(capacity, most),
+            eos_token_ids=self._eos_token_ids,
+            max_num_seqs=self._max_num_running,
+        )
+        check_generate(request, limits)
+        check_length(request, most, capacity)
+        check_beside(request, self._sequences.requests(), most)
+        if request.request_id in self._sequences:
             raise InvalidParameter(
                 "a request with this request_id is running already", param="request_id"
             )
@@ -185,8 +174,8 @@ class Scheduler:
             QueueFull: `max_num_queued` requests wait already, not counting those that find a place.
         """
         self.check(request)
-        num_places = self._max_num_running - len(self._roster.running)
-        if self._roster.num_new_requests - num_places >= self._config.max_num_queued:
+        num_places = self._max_num_running - len(self._sequences.running)
+        if self._sequences.num_new_requests - num_places >= self._config.max_num_queued:
             raise QueueFull(
                 f"the queue is full: {self._config.max_num_queued} requests wait already; retry "
                 f"later, or raise max_num_queued"
@@ -200,10 +189,11 @@ class Scheduler:
             eos_token_ids=frozenset() if sampling.ignore_eos else self._eos_token_ids,
             chain_root=chain_root(request.cache_salt, request.adapter),
             num_slots=self._num_slots(sampling),
+            max_model_len=self._config.max_model_len,
             prepared=prepared,
         )
         self._num_arrivals += 1
-        self._roster.add(owner, self._config.max_model_len)
+        self._sequences.add(owner)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or only its completion `index`, at once, whatever it is doing. No event
@@ -211,27 +201,27 @@ class Scheduler:
 
         This works between `schedule` and `commit`, too: its outcomes are then dropped.
         """
-        owner = self._roster.find_request(request_id)
+        owner = self._sequences.find_request(request_id)
         if owner is None:
             return
         for sequence in owner.without(index):
             self._end(sequence)
-        self._roster.release_siblings(owner)
+        self._sequences.release_siblings(owner)
 
     def requests(self) -> list[GenerateRequest]:
         """The unfinished requests."""
-        return self._roster.requests()
+        return self._sequences.requests()
 
     def has_work(self) -> bool:
-        return bool(self._roster.running or self._roster.waiting)
+        return bool(self._sequences.running or self._sequences.waiting)
 
     def schedule(self) -> ScheduleDecision:
         """Decide the next step. Something is scheduled whenever there is work, unless all of it
         waits for the outcome of a step in flight."""
         step = _Step(self._config.max_num_batched_tokens)
-        suspect = self._trial.next()
+        suspect = self._isolation.next_suspect()
         if suspect is not None:
-            self._try_alone(suspect, step)
+            self._run_alone(suspect, step)
         else:
             self._continue_running(step)
             self._admit_waiting(step)
@@ -240,7 +230,7 @@ class Scheduler:
         return self._decide(step)
 
     def _continue_running(self, step: _Step) -> None:
-        missing = [(s, s.num_missing) for s in self._roster.running]
+        missing = [(s, s.num_missing) for s in self._sequences.running]
         for sequence, num_tokens in missing:
             if num_tokens == 1:  # 0: only an outcome is missing
                 self._continue(sequence, num_tokens, step)
@@ -251,8 +241,8 @@ class Scheduler:
 
     def _bound_prompts(self, step: _Step) -> None:
         """Limit the prompt tokens so that they do not delay the decodes."""
-        running = self._roster.running
-        num_soon = min(self._max_num_running, len(running) + len(self._roster.waiting))
+        running = self._sequences.running
+        num_soon = min(self._max_num_running, len(running) + len(self._sequences.waiting))
         first = next((s for s in running if s.num_missing > 1), None)
         num_tokens = self._budget.beside(
             StepWork(
@@ -283,7 +273,7 @@ class Scheduler:
         self._num_step_tokens = decision.num_tokens
         waiting: list[Sequence] = []
         for scheduled, result in zip(decision.scheduled, output.outputs, strict=True):
-            sequence = self._roster.find(scheduled.seq_id)
+            sequence = self._sequences.find(scheduled.seq_id)
             if sequence is None:
                 continue
             if result.is_waiting:
@@ -292,21 +282,21 @@ class Scheduler:
                 self._commit_sequence(sequence, scheduled, result, self._events)
                 moved_on = scheduled.num_draws and sequence.has_moved_on
                 if moved_on or sequence.status is Status.FINISHED:
-                    self._trial.clear(sequence)
+                    self._isolation.clear(sequence)
             except Exception as error:
                 self.is_doubtful = True
                 self._fail(sequence, self._blame(sequence, error), self._events)
         for sequence in waiting:
             # Only now that all have landed, because the sequences of its group start again, too.
             if sequence.status is Status.RUNNING:
-                self._roster.preempt(sequence)
+                self._sequences.preempt(sequence)
         events, self._events = self._events, []
         return events
 
     def recover(self, error: Exception, decision: ScheduleDecision | None) -> list[TokenEvent]:
         """Recover from a step that failed while it was decided (None), launched, collected or
         committed. That step and all later ones in flight are void, and everything that runs is
-        computed again. The culprit ends with an error; if it is not known, all sequences are tried
+        computed again. The culprit ends with an error; if it is not known, all sequences are run
         alone.
 
         Returns:
@@ -316,7 +306,7 @@ class Scheduler:
             Exception: the error itself, if the device is poisoned.
         """
         raise_if_poisoned(error)
-        culprit = self._trial.judge(error, decision)
+        culprit = self._isolation.find_culprit(error, decision)
         if culprit is not None:
             self._fail(culprit, self._blame(culprit, error), self._events)
         self.start_over(keeps_blocks=decision is not None and not self.is_doubtful)
@@ -331,16 +321,16 @@ class Scheduler:
                 it, and cached blocks are lost.
         """
         if not keeps_blocks:
-            self._pool = self._prefixes.pool = self._room.pool = self._empty_pool()
-        self._roster.start_over(self._pool)
+            self._pool = self._prefixes.pool = self._free_blocks.pool = self._empty_pool()
+        self._sequences.start_over(self._pool)
         self._num_in_flight = 0
         self.is_doubtful = False
 
     def _blame(self, sequence: Sequence, error: Exception) -> EngineError:
         return answer_for(error, sequence.owner.request.request_id)
 
-    def _try_alone(self, suspect: Sequence, step: _Step) -> None:
-        step.is_trial = True
+    def _run_alone(self, suspect: Sequence, step: _Step) -> None:
+        step.is_alone = True
         if suspect.status is Status.WAITING:
             tables = [self._prefixes.find(sequence) for sequence in suspect.together]
             self._start(suspect.together, tables)
@@ -357,13 +347,13 @@ class Scheduler:
             first.queue_time_s = max(0.0, self._clock() - first.owner.arrival_time_s)
             self._prefixes.note_first_start(first, tables[0])
         for sequence, table in zip(sequences, tables, strict=True):
-            self._roster.start(sequence, table)
+            self._sequences.start(sequence, table)
 
     def stats(self) -> EngineStats:
         """The statistics of scheduler and cache, in constant time."""
         return EngineStats(
-            num_running=len(self._roster.running),
-            num_waiting=len(self._roster.waiting) + self._roster.num_held_back,
+            num_running=len(self._sequences.running),
+            num_waiting=len(self._sequences.waiting) + self._sequences.num_held_back,
             kv_blocks_total=self._pool.num_blocks,
             kv_blocks_used=self._pool.num_held,
             kv_slots_unused=self._pool.num_slots_unused,
@@ -386,10 +376,10 @@ class Scheduler:
             InvariantViolation: a block leaked or has a false owner, a sequence is in two places,
                 a limit was passed, or a counter is wrong.
         """
-        self._roster.check_invariants()
-        tables = [table for s in self._roster.running for table in s.table.tables]
+        self._sequences.check_invariants()
+        tables = [table for s in self._sequences.running for table in s.table.tables]
         self._pool.check_invariants(tables)
-        num_running, budget = len(self._roster.running), self._config.max_num_batched_tokens
+        num_running, budget = len(self._sequences.running), self._config.max_num_batched_tokens
         check(num_running <= self._max_num_running, f"{num_running} sequences run")
         check(self._num_step_tokens <= budget, f"a step had {self._num_step_tokens} tokens")
 
@@ -399,7 +389,7 @@ class Scheduler:
             return
         num_tokens = self._share(num_missing, step)
         while not sequence.table.reserve(sequence.table.num_tokens + num_tokens):
-            victim = self._roster.running[-1]
+            victim = self._sequences.running[-1]
             if victim in sequence.together:
                 return  # keeps what it has and waits for smaller ranks to finish
             if self._num_in_flight:
@@ -417,13 +407,13 @@ class Scheduler:
         return step.budget - (left_to_others if left_to_others >= self._pool.block_size else 0)
 
     def _preempt(self, victim: Sequence, step: _Step) -> None:
-        self._roster.preempt(victim)
+        self._sequences.preempt(victim)
         for sequence in victim.together:
             step.drop(sequence)
         self._num_preemptions += 1
 
     def _admit_waiting(self, step: _Step) -> None:
-        waiting, running = self._roster.waiting, self._roster.running
+        waiting, running = self._sequences.waiting, self._sequences.running
         while step.budget and waiting and len(running) < self._max_num_running:
             sequences = waiting.peek().together
             if len(running) + len(sequences) > self._max_num_running:
@@ -446,7 +436,7 @@ class Scheduler:
     ) -> bool:
         """Whether waiting sequences that start together fit, if necessary after preempting
         others."""
-        victims = self._room.victims(sequences, tables)
+        victims = self._free_blocks.victims(sequences, tables)
         if victims is None:
             return False
         if victims and self._num_in_flight:
@@ -456,7 +446,7 @@ class Scheduler:
             if victim.status is Status.RUNNING:  # else it went with its group
                 self._preempt(victim, step)
         # Victims that share blocks free fewer than they hold.
-        return self._room.fits(sequences, tables)
+        return self._free_blocks.fits(sequences, tables)
 
     def _hand_out_rest(self, step: _Step) -> None:
         for sequence, num_tokens in list(step.chunks.items()):
@@ -479,8 +469,8 @@ class Scheduler:
             decision.scheduled.append(scheduled)
             decision.blocks_next |= sequence.owner.holds_up(scheduled)
         if decision.scheduled:
-            decision.finished = self._roster.take_finished()
-            decision.blocks_next |= step.is_short or step.is_trial
+            decision.finished = self._sequences.take_finished()
+            decision.blocks_next |= step.is_short or step.is_alone
             self._num_in_flight += 1
         return decision
 
@@ -516,7 +506,7 @@ class Scheduler:
             return
         event = sequence.take(scheduled, result)
         self._prefixes.note_computed(sequence, scheduled.start)
-        self._roster.release_siblings(sequence.owner)
+        self._sequences.release_siblings(sequence.owner)
         if event is None:
             return
         if event.finish_reason is not None:
@@ -537,7 +527,7 @@ class Scheduler:
         events: list[TokenEvent],
     ) -> None:
         self._prefixes.note_computed(sequence, scheduled.start)
-        self._roster.release_siblings(sequence.owner)
+        self._sequences.release_siblings(sequence.owner)
         if not group.note(sequence, result):
             return
         news = group.advance()
@@ -554,13 +544,13 @@ class Scheduler:
     def _end(self, sequence: Sequence) -> None:
         try:
             self._drafting.forget(sequence)
-            self._roster.finish(sequence)
+            self._sequences.finish(sequence)
         except Exception:
             # Its end is reported anyway; starting over recovers what it held.
             log.exception(
                 "a request could not be ended cleanly", request_id=sequence.owner.request.request_id
             )
-            self._roster.forget(sequence)
+            self._sequences.forget(sequence)
             self.is_doubtful = True
 
     def _fail(self, sequence: Sequence, error: EngineError, events: list[TokenEvent]) -> None:
@@ -568,7 +558,7 @@ class Scheduler:
         events += [sequence.fail(error)] if group is None else group.fail(error)
         for each in sequence.together:
             self._end(each)
-        self._roster.release_siblings(sequence.owner)
+        self._sequences.release_siblings(sequence.owner)
 
     def _num_slots(self, sampling: SamplingParams) -> int:
         """The number of tokens that the pool holds for each of the sequences that run together."""

@@ -7,10 +7,16 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.contract.embed import EmbeddingEvent, EmbeddingModelInfo, EmbeddingRequest
+from engine.contract.embed import (
+    EmbeddingEvent,
+    EmbeddingModelInfo,
+    EmbeddingRequest,
+    check_dimensions,
+    check_input,
+    too_long,
+)
 from engine.errors import ContextLengthExceeded, InvalidParameter
 from server.embeddings.inputs import Inputs
-from server.text.convert import check_token_ids
 from server.text.prompt_limit import PromptLimit, max_total_tokens
 from server.text.texts import ModelText
 
@@ -44,12 +50,7 @@ def check_inputs(
     Raises:
         InvalidParameter: names the field and the input.
     """
-    if dimensions is not None and dimensions > info.dimensions:
-        raise InvalidParameter(
-            f"dimensions is {dimensions}; embeddings of {info.model} have {info.dimensions} "
-            "numbers; ask for at most that many",
-            param="dimensions",
-        )
+    check_dimensions(dimensions, info.dimensions, info.model)
     if keep is not None:
         _check_kept(keep, info)
         return
@@ -88,14 +89,8 @@ async def token_ids(
     if keep is not None:
         ids_of = [ids[:keep] for ids in ids_of]
     for index, ids in enumerate(ids_of):
-        field = inputs.field(index)
-        if not ids:
-            raise InvalidParameter(
-                f"{inputs.name(index)} has no tokens; send some text", param=field
-            )
-        if len(ids) > info.max_model_len:
-            raise _too_long(inputs, info, index, f"{len(ids)}")
-        check_token_ids(ids, info, field)
+        name, field = inputs.name(index), inputs.field(index)
+        check_input(ids, info.max_model_len, info.vocab_size, name, field)
     num_tokens = sum(map(len, ids_of))
     if num_tokens > limit.max_total_tokens:
         raise limit.total_exceeded(num_tokens)
@@ -151,7 +146,8 @@ def _check_room(keep: int | None, text: ModelText) -> None:
 
 def _limit(inputs: Inputs, info: EmbeddingModelInfo, keep: int | None) -> PromptLimit:
     def exceeded(num_tokens: int, index: int) -> ContextLengthExceeded:
-        return _too_long(inputs, info, index, f"at least {num_tokens}")
+        name, field = inputs.name(index), inputs.field(index)
+        return too_long(f"at least {num_tokens}", info.max_model_len, name, field)
 
     return PromptLimit(
         max_tokens=info.max_model_len if keep is None else keep,
@@ -160,10 +156,3 @@ def _limit(inputs: Inputs, info: EmbeddingModelInfo, keep: int | None) -> Prompt
         param=inputs.last_field,
         cuts_end=keep is not None,
     )
-
-
-def _too_long(
-    inputs: Inputs, info: EmbeddingModelInfo, index: int, num_tokens: str
-) -> ContextLengthExceeded:
-    however = f"{inputs.name(index)} has {num_tokens} tokens. Please send it in shorter parts."
-    return ContextLengthExceeded.beyond(info.max_model_len, however, param=inputs.field(index))

@@ -21,13 +21,11 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError
 
-from engine.contract.sampling_params import ContrastParams
+from engine.contract.generate_rules import check_end
 from engine.errors import InvalidParameter, UnsupportedFeature
-from server.protocol.contrast_fields import ContrastFields, check_contrast
-from server.protocol.guidance_fields import GuidanceFields, check_guidance
+from server.protocol.group_fields import GroupFields, check_groups
 from server.protocol.logit_bias import LogitBias, Word
-from server.protocol.sampler_fields import OTHER_NAMES, SamplerFields
-from server.protocol.search_fields import SearchFields, check_search
+from server.protocol.sampler_fields import OTHER_NAMES
 from server.protocol.signal_fields import SignalFields, check_signals
 from server.protocol.structure_fields import StructureFields
 
@@ -330,12 +328,9 @@ class RepetitionDetectionField(WireModel):
 
 
 class SamplingRequest(
-    SamplerFields,
+    GroupFields,
     StructureFields,
-    SearchFields,
     SignalFields,
-    GuidanceFields,
-    ContrastFields,
     ModelRequest,
 ):
     """The common fields of chat and plain completions. Every field may be null, which means its
@@ -347,6 +342,7 @@ class SamplingRequest(
     """The field that limits the length of the answer."""
     _other_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "n_predict": ("max_completion_tokens", "max_tokens"),
+        "beam_width": ("best_of",),
         **OTHER_NAMES,
     }
     """llama.cpp's names of fields that have another name here."""
@@ -442,18 +438,13 @@ class SamplingRequest(
     )
 
     @property
-    def num_places(self) -> int:
-        """Number of sequences that run at a time for a prompt."""
-        if self.contrast is not None:
-            return self.contrast.width
-        return self.num_sequences * (2 if self.is_guided else 1)
-
-    @property
-    def contrast(self) -> ContrastParams | None:
-        """The parameters of contrastive search; None without it."""
-        if not self.penalty_alpha:
-            return None
-        return ContrastParams(alpha=float(self.penalty_alpha), width=self.top_k or 0)
+    def own_names(self) -> Mapping[str, str]:
+        """The request's names of fields where they differ from the engine's."""
+        return {
+            "prompt": self.prompt_field,
+            "max_tokens": self.limit_field,
+            "best_of": self.width_field,
+        }
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -477,17 +468,9 @@ class SamplingRequest(
                 "prompt_logprobs is not available with stream: true; leave one of them out",
                 param="prompt_logprobs",
             )
-        structure = self.structure
-        if structure is not None and self.ignore_eos:
-            raise InvalidParameter(
-                f"ignore_eos cannot be combined with {structure.param}, because such a text ends "
-                "when it is complete; leave one of them out",
-                param="ignore_eos",
-            )
-        check_search(self)
+        check_end(self.structure, bool(self.ignore_eos))
+        check_groups(self, self.own_names)
         check_signals(self)
-        check_contrast(self, self.top_k)
-        check_guidance(self, bool(self.use_beam_search))
         if self.truncate_prompt_tokens == 0:
             raise InvalidParameter(
                 "truncate_prompt_tokens must be -1 or at least 1", param="truncate_prompt_tokens"

@@ -51,7 +51,10 @@ class OneTextRequest(SamplingRequest):
         for name in (_NOT_HERE.keys() | _OF_CHATS.keys())
     }
 
-    _other_names: ClassVar[Mapping[str, tuple[str, ...]]] = OTHER_NAMES
+    _other_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "beam_width": ("best_of",),
+        **OTHER_NAMES,
+    }
 
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, max_length=64, description="More variables for the chat template."

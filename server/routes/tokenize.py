@@ -6,6 +6,7 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from engine.contract.generate import ModelInfo
+from engine.contract.token_ids import check_token_ids
 from engine.errors import InvalidParameter
 from engine.text.chat_format import ChatFormat
 from server.catalog import config_of, find_default_model, find_model
@@ -25,7 +26,7 @@ from server.routes.deps import StateDep
 from server.routes.ignored_fields import ignored_fields_header
 from server.state import AppState
 from server.text.chat_prompt import chat_prompt
-from server.text.convert import check_num_tokens, check_token_ids
+from server.text.convert import check_num_tokens
 from server.text.prompt_limit import counting_limit
 from server.text.texts import ModelText
 from server.text.tokenizer_info import tokenizer_info
@@ -70,7 +71,7 @@ async def detokenize(body: DetokenizeRequest, request: Request, state: StateDep)
     """Returns the tokens' text, including special tokens."""
     info = find_default_model(state.engine, body.model)
     check_num_tokens(body.tokens, info)
-    check_token_ids(body.tokens, info, "tokens")
+    check_token_ids(body.tokens, info.vocab_size, "tokens")
     text = await state.texts.get(info)
     decoding = text.decode(body.tokens, skip_special_tokens=False)
     prompt = await until_disconnect(request.receive, decoding)

@@ -4,8 +4,9 @@ or must follow a schema."""
 import json
 from typing import Any
 
+from engine.contract.generate_rules import check_end
 from engine.contract.structure import Structure, StructureKind, Tag, Tags
-from engine.errors import InvalidParameter, UnsupportedFeature
+from engine.errors import UnsupportedFeature
 from engine.text.tool_calls.parser import CallSyntax
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.tools import FunctionTool, NamedToolChoice
@@ -27,15 +28,9 @@ def answer_structure(body: ChatCompletionRequest, answers: AnswerFormat) -> Stru
         InvalidParameter, UnsupportedFeature: names the field that asks for something impossible.
     """
     structure = _structure(body, answers)
-    if structure is None:
-        return None
-    structure.check_size()
-    if body.ignore_eos:
-        raise InvalidParameter(
-            "ignore_eos cannot be combined with calls of a given form, because such a text "
-            "ends when the calls are complete; leave ignore_eos out",
-            param="ignore_eos",
-        )
+    if structure is not None:
+        structure.check_size()
+        check_end(structure, bool(body.ignore_eos))
     return structure
 
 

@@ -6,25 +6,25 @@ has those that depend on the served model: its defaults, its vocabulary, its con
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 
+from engine.contract import groups
 from engine.contract.generate import GenerateRequest, ModelInfo
-from engine.contract.request import Info
+from engine.contract.generate_rules import check_generate
 from engine.contract.sampler_order import OTHER_SAMPLER_NAMES, acting_order, without_unlisted
 from engine.contract.sampling_params import (
-    MAX_BEAM_ENDS,
     SAMPLER_PARAMETERS,
-    GuidanceParams,
     Patterns,
     RepetitionDetection,
     SamplingParams,
 )
 from engine.contract.settings import EngineConfig
 from engine.contract.structure import Structure
+from engine.contract.token_ids import check_token_ids
 from engine.errors import ContextLengthExceeded, InvalidParameter, Overflow
 from server.http.owner import current_client
 from server.http.turns import in_turns
@@ -177,20 +177,6 @@ def prompt_limit(
     )
 
 
-def check_token_ids(token_ids: Collection[int], info: Info, param: str) -> None:
-    """Refuse ids that the model has no row for.
-
-    Raises:
-        InvalidParameter: names the largest one.
-    """
-    if token_ids and info.vocab_size is not None and max(token_ids) >= info.vocab_size:
-        raise InvalidParameter(
-            f"{param} has token id {max(token_ids)}; this model's token ids end at "
-            f"{info.vocab_size - 1}; leave larger ones out",
-            param=param,
-        )
-
-
 def check_num_tokens(token_ids: Sequence[int], info: ModelInfo) -> None:
     """Refuse more token ids than `/tokenize` returns.
 
@@ -229,28 +215,32 @@ def _generate_request(
     """
     if max_tokens == _TO_THE_END:
         max_tokens, default_max_tokens = None, info.max_model_len
-    param = request.prompt_field
     prompt = _truncated(prompt, request.truncate_prompt_tokens, info, _or(max_tokens, 1))
-    if not prompt:
-        raise InvalidParameter("{param} has no tokens; send at least one", param=param)
-    check_token_ids(prompt, info, param)
     max_tokens = _fitting_max_tokens(len(prompt), max_tokens, default_max_tokens, info, request)
-    return GenerateRequest(
+    sampling = _sampling_params(
+        request, info, max_tokens, logprobs, prompt_logprobs, tokens, structure
+    )
+    if sampling.guidance is not None:
+        token_ids = tuple(prompt[-1:] if negative is None else negative)
+        guidance = replace(sampling.guidance, negative_token_ids=token_ids)
+        sampling = replace(sampling, guidance=guidance)
+    made = GenerateRequest(
         request_id=request_id,
         model=info.model,
         prompt_token_ids=prompt,
-        sampling=replace(
-            _sampling_params(
-                request, info, max_tokens, logprobs, prompt_logprobs, tokens, structure
-            ),
-            guidance=_guidance(request, info, prompt, negative, max_tokens),
-        ),
+        sampling=sampling,
         priority=priority,
         arrival_time_s=time.time(),
         cache_salt=request.cache_salt,
         client=current_client(),
         adapter=info.adapter,
     )
+    limits = groups.TextLimits(info.vocab_size, info.max_model_len, info.eos_token_ids)
+    check_generate(made, limits, request.own_names)
+    if sampling.beams is not None and sampling.beams.width == 1:
+        # A search with one beam takes the likeliest token each time, which needs no group.
+        return replace(made, sampling=replace(sampling, beams=None))
+    return made
 
 
 def _truncated(
@@ -339,11 +329,10 @@ def _sampling_params(
         )
     stop_token_ids = tuple(dict.fromkeys(request.stop_token_ids or ()))
     named = [key for key, _ in request.logit_bias or () if isinstance(key, int)]
-    check_token_ids(stop_token_ids, info, "stop_token_ids")
-    check_token_ids(named, info, "logit_bias")
-    check_token_ids(request.allowed_token_ids or (), info, "allowed_token_ids")
-    if request.use_beam_search or request.contrast is not None:
-        _check_search(request, info, max_tokens, structure)
+    check_token_ids(named, info.vocab_size, "logit_bias")
+    check_token_ids(request.allowed_token_ids or (), info.vocab_size, "allowed_token_ids")
+    asked, group = request.groups, request.groups.group
+    if group is not None and group.is_search:
         values: dict[str, Any] = {"temperature": 0.0}
     else:
         values = _sampler_values(request, info.default_sampling, tokens.patterns)
@@ -351,6 +340,7 @@ def _sampling_params(
             samplers = [OTHER_SAMPLER_NAMES.get(name, name) for name in request.samplers]
             values = without_unlisted(values, samplers)
             values["order"] = acting_order(values, samplers)
+    values |= {name: getattr(asked, name) for name in groups.GROUPS}
     if request.num_best is not None or request.return_uncertainty:
         logprobs = _or(logprobs, 0)
     return SamplingParams(
@@ -367,39 +357,8 @@ def _sampling_params(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         structure=structure,
-        beams=request.beams,
-        contrast=request.contrast,
         repetition_detection=_repetition_detection(request),
     )
-
-
-def _guidance(
-    request: SamplingRequest,
-    info: ModelInfo,
-    prompt: list[int],
-    negative: list[int] | None,
-    max_tokens: int,
-) -> GuidanceParams | None:
-    if not request.is_guided or request.guidance_scale is None:
-        return None
-    if max_tokens == 0:
-        raise InvalidParameter(
-            f"{request.limit_field} is 0; with guidance_scale it must be at least 1",
-            param=request.limit_field,
-        )
-    token_ids = prompt[-1:] if negative is None else negative
-    if not token_ids:
-        raise InvalidParameter(
-            "negative_prompt has no tokens; send some text, or leave it out",
-            param="negative_prompt",
-        )
-    if len(token_ids) >= info.max_model_len:
-        raise ContextLengthExceeded.beyond(
-            info.max_model_len,
-            f"negative_prompt has {len(token_ids)} tokens. Please shorten it.",
-            param="negative_prompt",
-        )
-    return GuidanceParams(scale=request.guidance_scale, negative_token_ids=tuple(token_ids))
 
 
 def _repetition_detection(request: SamplingRequest) -> RepetitionDetection | None:
@@ -426,55 +385,8 @@ def check_width(request: SamplingRequest, config: EngineConfig) -> None:
         InvalidParameter: names the limit.
     """
     most = min(config.max_num_seqs, config.max_num_batched_tokens)
-    if request.is_guided and most < 2:
-        raise InvalidParameter(
-            "guidance_scale needs two sequences at a time, and the model runs only one "
-            "(max_num_seqs); leave guidance_scale out",
-            param="guidance_scale",
-        )
-    if request.beams is not None and request.beams.width > most:
-        raise InvalidParameter(
-            f"{request.beams.width} beams were requested; the model runs at most {most} sequences "
-            "at a time (max_num_seqs); ask for fewer",
-            param=request.width_field,
-        )
-    if request.contrast is not None and request.contrast.width > most:
-        raise InvalidParameter(
-            f"top_k is {request.contrast.width}; with penalty_alpha each candidate token needs a "
-            f"sequence, and the model runs at most {most} at a time (max_num_seqs); ask for less",
-            param="top_k",
-        )
-
-
-def _check_search(
-    request: SamplingRequest, info: ModelInfo, max_tokens: int, structure: Structure | None
-) -> None:
-    """Refuse fields that cannot be combined with a search, which draws no tokens.
-
-    Raises:
-        InvalidParameter: names the field.
-    """
-    search = "use_beam_search" if request.use_beam_search else "penalty_alpha"
-    if structure is not None:
-        raise InvalidParameter(
-            f"{structure.param} asks for calls of a given form, which cannot be combined with "
-            f"{search}; leave one of them out",
-            param=structure.param,
-        )
-    if max_tokens == 0:
-        raise InvalidParameter(
-            f"{request.limit_field} is 0; with {search} it must be at least 1",
-            param=request.limit_field,
-        )
-    if not request.use_beam_search:
-        return
-    ends = {*(request.stop_token_ids or ()), *(() if request.ignore_eos else info.eos_token_ids)}
-    if len(ends) > MAX_BEAM_ENDS:
-        raise InvalidParameter(
-            f"{len(ends)} tokens end the text, including end-of-sequence; with use_beam_search "
-            f"there can be at most {MAX_BEAM_ENDS}; send fewer stop_token_ids",
-            param="stop_token_ids",
-        )
+    if group := request.groups.group:
+        groups.check_width(group, request.own_names, most)
 
 
 def _sampler_values(

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.contract.generate import TokenLogprob
-from engine.contract.sampling_params import BeamParams
+from engine.contract.groups import BeamParams
 
 
 class Continuation(NamedTuple):

@@ -10,31 +10,27 @@ copied when either writes.
 from dataclasses import replace
 
 from engine.contract.generate import TokenEvent, TokenLogprob
+from engine.contract.groups import BeamParams
 from engine.contract.request import FinishReason
-from engine.contract.sampling_params import (
-    MAX_BEAM_ENDS,
-    MAX_BEAM_WIDTH,
-    BeamParams,
-    SamplingParams,
-)
-from engine.errors import EngineError, InvalidParameter, InvariantViolation
+from engine.contract.sampling_params import SamplingParams
+from engine.errors import EngineError, InvariantViolation
 from engine.llm.decision import SequenceOutput
 from engine.llm.groups.beam_search import BeamSearch, Continuation
-from engine.llm.request import ActiveRequest, Sequence
+from engine.llm.request import ActiveRequest, Group, Sequence
 
 
-class Beams:
+class Beams(Group):
     """The beams of one request.
 
     Args:
-        owner: the request; it has one sequence per beam.
+        sequences: one per beam.
     """
 
-    def __init__(self, owner: ActiveRequest, params: BeamParams) -> None:
+    def __init__(self, owner: ActiveRequest, sequences: list[Sequence], params: BeamParams) -> None:
         self._owner = owner
-        self.sequences = owner.sequences
+        self.sequences = sequences
         self._asked = asked = owner.request.sampling
-        first = owner.sequences[0]
+        first = sequences[0]
         self._search = BeamSearch(
             params,
             max_tokens=first.max_num_tokens - owner.prompt_len,
@@ -57,13 +53,8 @@ class Beams:
         """Indexes of the completions that the client still waits for."""
         self._is_told_of = False
         """Whether clients have been told that the text has begun."""
-        for sequence in owner.sequences[1:]:
+        for sequence in sequences[1:]:
             sequence.token_ids = []
-
-    @property
-    def keeps_outcome(self) -> bool:
-        """See `Group`."""
-        return True
 
     def waits(self, sequence: Sequence) -> bool:
         """See `Group`."""
@@ -102,13 +93,13 @@ class Beams:
 
     def fail(self, error: EngineError) -> list[TokenEvent]:
         """See `Group`."""
-        return [self._owner.sequences[index].fail(error) for index in sorted(self._wanted)]
+        return [self.sequences[index].fail(error) for index in sorted(self._wanted)]
 
     def _assign(self, continuations: list[Continuation]) -> list[Sequence]:
         """Give each continuing text a sequence. The first text that continues a beam keeps that
         beam's sequence."""
         parents = [self._beams[continuation.beam] for continuation in continuations]
-        spare = [s for s in self._owner.sequences if s not in parents]
+        spare = [s for s in self.sequences if s not in parents]
         for sequence in spare:
             sequence.drop_text()
         assigned: list[Sequence] = []
@@ -125,7 +116,7 @@ class Beams:
         if self._is_told_of or 0 not in self._wanted:
             return []
         self._is_told_of = True
-        return [self._owner.sequences[0].report(prompt_logprobs=self._take_prompt_scores())]
+        return [self.sequences[0].report(prompt_logprobs=self._take_prompt_scores())]
 
     def _take_prompt_scores(self) -> list[TokenLogprob | None] | None:
         scores, self._prompt_scores = self._prompt_scores, None
@@ -138,7 +129,7 @@ class Beams:
     def _completion(self, index: int, tokens: list[TokenLogprob]) -> TokenEvent:
         last = tokens[-1].token_id
         by_eos, num_top = last in self._owner.eos_token_ids, self._asked.logprobs
-        return self._owner.sequences[index].report(
+        return self.sequences[index].report(
             token_ids=[token.token_id for token in tokens],
             logprobs=None if num_top is None else [_cut(token, num_top) for token in tokens],
             prompt_logprobs=self._take_prompt_scores() if index == 0 else None,
@@ -151,43 +142,3 @@ def _cut(token: TokenLogprob, num_top: int) -> TokenLogprob:
     return replace(
         token, top_ids=token.top_ids[:num_top], top_logprobs=token.top_logprobs[:num_top]
     )
-
-
-def check_beams(
-    sampling: SamplingParams, params: BeamParams, num_ends: int, max_num_running: int, num_ids: int
-) -> None:
-    """Refuse a search that cannot run. The server checks it too, but the engine does not rely on
-    that.
-
-    Args:
-        num_ends: how many tokens end a text.
-        max_num_running: how many sequences can run at a time.
-        num_ids: how many token ids the vocabulary has.
-
-    Raises:
-        InvalidParameter: the error names the field and the limit.
-    """
-    width, most = params.width, min(MAX_BEAM_WIDTH, max_num_running)
-    if not sampling.n <= width <= most:
-        raise InvalidParameter(
-            f"the number of beams is {width}; it must be {sampling.n} (n) to {most}",
-            param="best_of",
-        )
-    if num_ends > MAX_BEAM_ENDS:
-        raise InvalidParameter(
-            f"{num_ends} tokens can end the text; with beam search at most {MAX_BEAM_ENDS} can: "
-            f"send fewer stop_token_ids",
-            param="stop_token_ids",
-        )
-    if width + num_ends > num_ids:
-        raise InvalidParameter(
-            f"the model has only {num_ids} tokens, too few for {width} beams; ask for fewer beams",
-            param="best_of",
-        )
-    if sampling.max_tokens < 1:
-        raise InvalidParameter("beam search needs max_tokens of at least 1", param="max_tokens")
-    if sampling.structure is not None:
-        param = sampling.structure.param
-        raise InvalidParameter(
-            f"{param} cannot be combined with beam search; leave one of them out", param=param
-        )

@@ -20,15 +20,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from engine.contract.generate import GenerateRequest, TokenEvent, TokenLogprob
-from engine.contract.sampling_params import (
-    MAX_CANDIDATES,
-    MIN_CANDIDATES,
-    ContrastParams,
-    SamplingParams,
-)
-from engine.errors import EngineError, InvalidParameter, InvariantViolation, QueueFull
+from engine.contract.groups import ContrastParams
+from engine.contract.sampling_params import SamplingParams
+from engine.errors import InvalidParameter, InvariantViolation, QueueFull
 from engine.llm.decision import SequenceOutput
-from engine.llm.request import ActiveRequest, Sequence
+from engine.llm.request import ActiveRequest, Group, Sequence
 
 MAX_COMPARED_TOKENS = 65_536
 """The most tokens that all texts of an engine with contrastive search have together. Their hidden
@@ -43,17 +39,19 @@ class _Row(NamedTuple):
     similarity: float
 
 
-class Candidates:
+class Candidates(Group):
     """The candidates of one request.
 
     Args:
-        owner: the request; it has one sequence per token that is tried.
+        sequences: one per token that is tried.
     """
 
-    def __init__(self, owner: ActiveRequest, params: ContrastParams) -> None:
+    def __init__(
+        self, owner: ActiveRequest, sequences: list[Sequence], params: ContrastParams
+    ) -> None:
         self._params = params
         self._asked = asked = owner.request.sampling
-        self.sequences = owner.sequences
+        self.sequences = sequences
         self._first = self.sequences[0]
         self.sampling = SamplingParams(
             max_tokens=asked.max_tokens,
@@ -121,14 +119,6 @@ class Candidates:
             sequence.token_ids = []
             sequence.chain = []
 
-    def leave_out(self, index: int) -> bool:
-        """See `Group`."""
-        return index == 0
-
-    def fail(self, error: EngineError) -> list[TokenEvent]:
-        """See `Group`."""
-        return [self._first.fail(error)]
-
     def _best(self, offer: TokenLogprob, similarities: list[float]) -> int:
         """The place of the best candidate; among equals, of the likeliest."""
         alpha = self._params.alpha
@@ -179,45 +169,18 @@ def _token(offer: TokenLogprob, place: int, num_top: int | None) -> TokenLogprob
     )
 
 
-def check_contrast(
-    request: GenerateRequest,
-    params: ContrastParams,
-    max_num_running: int,
-    max_model_len: int,
-    num_ids: int,
-    *,
-    beside: Iterable[GenerateRequest],
+def check_compared(
+    request: GenerateRequest, others: Iterable[GenerateRequest], max_model_len: int
 ) -> None:
-    """Refuse a search that cannot run. The server checks it too, but the engine does not rely on
-    that.
+    """Refuse a search for whose hidden states there is no memory.
 
     Args:
-        num_ids: how many token ids the vocabulary has.
-        beside: the other unfinished requests.
+        others: the other unfinished requests.
 
     Raises:
-        InvalidParameter: the error names the field and the limit.
+        InvalidParameter: the text is too long even alone.
         QueueFull: the hidden states of one more text do not fit.
     """
-    sampling = request.sampling
-    most = min(MAX_CANDIDATES, max_num_running, num_ids)
-    if not MIN_CANDIDATES <= params.width <= most:
-        raise InvalidParameter(
-            f"top_k is {params.width}; with penalty_alpha it must be {MIN_CANDIDATES} to {most}",
-            param="top_k",
-        )
-    if not 0.0 < params.alpha <= 1.0:
-        raise InvalidParameter(
-            f"penalty_alpha is {params.alpha:g}; it must be above 0 and at most 1",
-            param="penalty_alpha",
-        )
-    for name, neutral in (("n", 1), ("beams", None), ("min_tokens", 0), ("structure", None)):
-        if getattr(sampling, name) != neutral:
-            raise InvalidParameter(
-                f"{name} cannot be combined with penalty_alpha; leave one of them out", param=name
-            )
-    if sampling.max_tokens < 1:
-        raise InvalidParameter("penalty_alpha needs max_tokens of at least 1", param="max_tokens")
     asked = _num_compared(request, max_model_len)
     if asked > MAX_COMPARED_TOKENS:
         raise InvalidParameter(
@@ -227,7 +190,7 @@ def check_contrast(
         )
     taken = sum(
         _num_compared(other, max_model_len)
-        for other in beside
+        for other in others
         if other.sampling.contrast is not None
     )
     if taken + asked > MAX_COMPARED_TOKENS:

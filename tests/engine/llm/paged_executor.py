@@ -267,7 +267,7 @@ class PagedExecutor:
         if not _is_searched(state.new.sampling):
             return
         assert self.scheduler is not None and not entry.drafts
-        sequence = self.scheduler._roster.find(entry.seq_id)
+        sequence = self.scheduler._sequences.find(entry.seq_id)
         state.is_gone = sequence is None
         if sequence is not None:
             state.history = list(sequence.token_ids)

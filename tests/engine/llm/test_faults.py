@@ -23,11 +23,11 @@ from engine.llm.computed_prefixes import ComputedPrefixes
 from engine.llm.decision import ScheduleDecision, StepOutput
 from engine.llm.engine import LLMEngine
 from engine.llm.request import Sequence
-from engine.llm.roster import Roster
 from engine.llm.runner import model_runner
 from engine.llm.runner.model_runner import DrawnTokens, ModelRunner
 from engine.llm.sampling.logits_processors import LogitBias, ProcessorChain
 from engine.llm.sampling.sampler import Sampler
+from engine.llm.sequences import Sequences
 
 CULPRIT = 2
 """Its sequence id: the third to arrive."""
@@ -65,7 +65,7 @@ STAGES: dict[str, tuple[object, str]] = {
     "schedule": (ComputedPrefixes, "find"),
     "decide": (Sequence, "launch"),
     "announce": (Sequence, "announce"),
-    "start": (Roster, "start"),
+    "start": (Sequences, "start"),
     "sampling state": (Sampler, "add"),
     "processor state": (LogitBias, "add"),
     "batch layout": (model_runner, "lay_out"),
@@ -168,8 +168,8 @@ def check_clean(engine):
     assert (stats.num_running, stats.num_waiting, stats.kv_blocks_used) == (0, 0, 0)
     scheduler, runner = engine._scheduler, engine._executor._runner
     scheduler.check_invariants()
-    assert not scheduler._roster._requests
-    runner._apply_changes(ScheduleDecision(finished=scheduler._roster.take_finished()))
+    assert not scheduler._sequences._requests
+    runner._apply_changes(ScheduleDecision(finished=scheduler._sequences.take_finished()))
     assert not runner._sampler._states
     assert not runner._sampler._processors._by_sequence
 
@@ -262,7 +262,7 @@ def test_a_request_that_cannot_be_taken_in_leaves_nothing(engines, folder, reque
     def fail(*args: object) -> None:
         raise Fault
 
-    monkeypatch.setattr("engine.llm.roster.SequenceBlocks", fail)
+    monkeypatch.setattr("engine.llm.sequences.SequenceBlocks", fail)
     with pytest.raises(Fault):
         engine.add(requests[0])
     monkeypatch.undo()
@@ -273,7 +273,7 @@ def test_a_request_that_cannot_be_taken_in_leaves_nothing(engines, folder, reque
 def test_an_end_that_fails_loses_no_answer(engines, folder, requests, expected, monkeypatch):
     engine = engines.make(folder, async_scheduling="on")
     injection = Injection()
-    injection.install(monkeypatch, Roster, "finish")
+    injection.install(monkeypatch, Sequences, "finish")
     done, failures, logs = run(engines, engine, requests)
     assert injection.num_raised == 1 and not failures
     assert [entry["event"] for entry in logs] == ["a request could not be ended cleanly"]
@@ -290,7 +290,7 @@ def test_an_abort_that_fails_ends_the_request_all_the_same(
     for request in requests:
         engine.add(request)
     engine.step()
-    Injection().install(monkeypatch, Roster, "finish")
+    Injection().install(monkeypatch, Sequences, "finish")
     engine.abort(str(CULPRIT))
     monkeypatch.undo()
     texts = {}
@@ -361,7 +361,7 @@ class FaultyExecutor(PagedExecutor):
         at_launch = self.rng.random() < 0.5
         for entry in decision.scheduled:
             state, new = self.sequences.get(entry.seq_id), new_of[entry.seq_id]
-            # With drafts it would draw more: a trial has none.
+            # With drafts it would draw more: a suspect that runs alone has none.
             most = entry.num_output_tokens + len(entry.drafts)
             fails |= most >= self.limits.get(new.seed, 1000)
             if state:  # what was drawn by steps that failed is forgotten
@@ -417,7 +417,7 @@ class FaultySession(Session):
         assert self.executor.num_steps < 500_000, "it does not end"
 
     def check_end(self) -> None:
-        self.executor.sequences = dict.fromkeys(self.scheduler._roster._finished)
+        self.executor.sequences = dict.fromkeys(self.scheduler._sequences._finished)
         super().check_end()
         self.seen["faults"] += self.executor.num_faults
 

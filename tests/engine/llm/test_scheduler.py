@@ -10,7 +10,6 @@ from dataclasses import replace
 import pytest
 from paged_executor import (
     EOS,
-    VOCAB_SIZE,
     Answer,
     Answers,
     PagedExecutor,
@@ -24,8 +23,8 @@ from paged_executor import (
 )
 
 from engine.contract.generate import EngineStats, TokenEvent
+from engine.contract.groups import BeamParams
 from engine.contract.request import FinishReason
-from engine.contract.sampling_params import BeamParams
 from engine.errors import (
     ContextLengthExceeded,
     EngineError,
@@ -52,7 +51,7 @@ class Bench:
 
     def step(self) -> str:
         names = {}
-        for sequence in self.scheduler._roster._sequences.values():
+        for sequence in self.scheduler._sequences._by_id.values():
             suffix = f".{sequence.index}" if sequence.index else ""
             names[sequence.seq_id] = sequence.owner.request.request_id + suffix
         return show(run_step(self.scheduler, self.executor, self.answers), names)
@@ -755,8 +754,8 @@ class TestPromptScores:
         prompt = make_request("b", 20).prompt_token_ids
         bench.add("c", prompt, max_tokens=2, prompt_logprobs=0)
         assert bench.step() == "a 2:3*, c 0:7"
-        victim = bench.scheduler._roster.running[-1]
-        bench.scheduler._roster.preempt(victim)
+        victim = bench.scheduler._sequences.running[-1]
+        bench.scheduler._sequences.preempt(victim)
         assert bench.step() == "a 3:4*, c 0:7"
         bench.finish()
         scores = bench.answers["c", 0].prompt_logprobs
@@ -768,7 +767,7 @@ class TestPromptScores:
         bench = Bench()
         bench.add("a", 9, max_tokens=5, prompt_logprobs=0)
         bench.steps(2)
-        bench.scheduler._roster.preempt(bench.scheduler._roster.running[0])
+        bench.scheduler._sequences.preempt(bench.scheduler._sequences.running[0])
         assert bench.step() == "a 8:11*", "from the cache"
 
     def test_a_prompt_of_one_token(self) -> None:
@@ -796,7 +795,7 @@ class TestAbort:
         bench.add("partly", 12, n=3)
         bench.add("waits", 5, n=2)
         bench.step()
-        bench.scheduler._roster.preempt(bench.scheduler._roster.running[-1])
+        bench.scheduler._sequences.preempt(bench.scheduler._sequences.running[-1])
         assert bench.stats.num_waiting == 6
         for name in ("waits", "partly", "runs"):
             bench.scheduler.abort(name)
@@ -872,14 +871,8 @@ class TestAdmission:
     @pytest.mark.parametrize(
         ("prompt", "sampling", "error", "message"),
         [
-            ([], {}, InvalidParameter, "prompt is empty"),
-            ([VOCAB_SIZE], {}, InvalidParameter, "token id 50; the model's ids are 0 to 49"),
-            ([1, -1], {}, InvalidParameter, "token id -1"),
-            ([1], {"stop_token_ids": (99,)}, InvalidParameter, "stop_token_ids"),
-            ([1], {"logit_bias": {-5: 1.0}}, InvalidParameter, "logit_bias"),
-            ([1], {"n": 0}, InvalidParameter, "n is 0"),
-            ([1], {"max_tokens": -1}, InvalidParameter, "max_tokens is -1"),
-            ([1], {"min_tokens": -1}, InvalidParameter, "min_tokens is -1"),
+            ([50], {}, InvalidParameter, "token id 50"),
+            ([1], {"beams": BeamParams(width=9)}, InvalidParameter, "9 sequences .* most 8"),
             ([1] * 16, {}, ContextLengthExceeded, "is 16 tokens.* 16 tokens .*max_model_len"),
             ([1] * 17, {"max_tokens": 0}, ContextLengthExceeded, "17 tokens"),
             ([1] * 13, {}, OutOfBlocks, "13 tokens; the KV cache holds 12"),
@@ -1006,21 +999,21 @@ def test_many_requests_one_after_the_other_leave_nothing_behind() -> None:
     executor = PagedExecutor(make_config())
     for i in range(50):
         run_all(scheduler, executor, [make_request(f"r{i}", 9, n=2, seed=i)])
-    roster = scheduler._roster
-    assert not roster._requests and not roster._sequences
+    sequences = scheduler._sequences
+    assert not sequences._requests and not sequences._by_id
     assert len(executor.sequences) <= 2, "those that ended last"
 
 
 def test_invariants_are_checked() -> None:
     """The check fails when what it guards is broken."""
     for corrupt in (
-        lambda s: s._roster.running.clear(),
-        lambda s: s._roster.running.reverse(),
-        lambda s: s._roster.running.append(s._roster.running[0]),
-        lambda s: setattr(s._roster, "num_held_back", 5),
-        lambda s: setattr(s._roster, "num_new_requests", 5),
-        lambda s: s._roster._requests.clear(),
-        lambda s: s._roster.waiting.push(s._roster.running[0]),
+        lambda s: s._sequences.running.clear(),
+        lambda s: s._sequences.running.reverse(),
+        lambda s: s._sequences.running.append(s._sequences.running[0]),
+        lambda s: setattr(s._sequences, "num_held_back", 5),
+        lambda s: setattr(s._sequences, "num_new_requests", 5),
+        lambda s: s._sequences._requests.clear(),
+        lambda s: s._sequences.waiting.push(s._sequences.running[0]),
         lambda s: s._pool.release(0),
         lambda s: setattr(s, "_num_step_tokens", 10_000),
         lambda s: setattr(s, "_max_num_running", 1),

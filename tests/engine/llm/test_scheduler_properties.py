@@ -25,8 +25,8 @@ from paged_executor import (
 )
 
 from engine.contract.generate import GenerateRequest
+from engine.contract.groups import BeamParams, ContrastParams
 from engine.contract.resolved_config import ResolvedConfig
-from engine.contract.sampling_params import BeamParams, ContrastParams
 from engine.llm.scheduler import Scheduler
 
 
@@ -181,7 +181,7 @@ class Session:
         num_preemptions = self.scheduler.stats().num_preemptions
         decision = self.scheduler.schedule()
         scheduled = {s.seq_id for s in decision.scheduled}
-        running = self.scheduler._roster.running
+        running = self.scheduler._sequences.running
         first = {s.seq_id for s in running[0].together}
         assert scheduled & first, "the first in rank made no progress"
         if (
@@ -205,7 +205,7 @@ class Session:
     def check_windows(self) -> None:
         """Nobody holds what its windows have passed."""
         layout = self.config.kv_layout(self.windows)
-        for sequence in self.scheduler._roster.running:
+        for sequence in self.scheduler._sequences.running:
             for table in sequence.table.tables:
                 num_passed = layout.num_passed(table.window, sequence.num_computed)
                 assert table.num_passed >= num_passed
@@ -232,7 +232,7 @@ class Session:
         stats = self.scheduler.stats()
         assert (stats.num_running, stats.num_waiting) == (0, 0)
         assert (stats.kv_blocks_used, stats.kv_slots_unused) == (0, 0)
-        finished = self.scheduler._roster.take_finished()
+        finished = self.scheduler._sequences.take_finished()
         assert sorted(finished) == sorted(self.executor.sequences), "the executor was not told"
         self.seen["preemptions"] += stats.num_preemptions
         self.seen["copies"] += self.executor.num_copies

@@ -22,7 +22,7 @@ def folder(tiny_gemma3):
 
 def held(engine):
     """By window, blocks that each running sequence holds in each group."""
-    [sequence] = engine._scheduler._roster.running
+    [sequence] = engine._scheduler._sequences.running
     return sequence.num_computed, [(t.window, len(t.block_ids)) for t in sequence.table.tables]
 
 

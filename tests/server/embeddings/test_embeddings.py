@@ -149,7 +149,7 @@ async def test_token_ids_are_bounded(server: EmbeddingServer) -> None:
     error = await server.refused(input=[[1], [2] * (MAX_MODEL_LEN + 1)])
     assert f"input[1] has {MAX_MODEL_LEN + 1} tokens" in error["message"]
     error = await server.refused(input=[[1], [420]])
-    assert "token id 420; this model's token ids end at 419" in error["message"]
+    assert "token id 420; this model's token ids are 0 to 419" in error["message"]
     assert (await server.embed(input=[2] * MAX_MODEL_LEN)).status_code == 200
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from text_server import TextServer, until
 
-from engine.contract.sampling_params import ContrastParams, SamplingParams
+from engine.contract.groups import ContrastParams
+from engine.contract.sampling_params import SamplingParams
 
 ROUTES = ["/v1/chat/completions", "/v1/completions"]
 SEARCH = {"penalty_alpha": 0.6, "top_k": 4}
@@ -24,7 +25,6 @@ async def test_penalty_alpha_and_top_k_ask_for_it(server: TextServer, route: str
     sampling = server.last_request.sampling
     assert sampling.contrast == ContrastParams(alpha=0.6, width=4)
     assert (sampling.num_together, sampling.num_sequences) == (4, 4)
-    assert sampling.reads_text, "no step is launched ahead"
     neutral = SamplingParams(temperature=0.0, max_tokens=sampling.max_tokens)
     assert (sampling.top_k, sampling.temperature) == (neutral.top_k, neutral.temperature)
     for off in (None, 0, 0.0):
@@ -46,42 +46,3 @@ async def test_each_token_that_is_tried_takes_a_place(tokenizer_folder: Path) ->
     error = response.json()["error"]
     assert error["param"] == "top_k" and "the model runs at most 4" in error["message"]
     await server.aclose()
-
-
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize(
-    ("param", "fields"),
-    [
-        ("penalty_alpha", {"penalty_alpha": -0.1}),
-        ("penalty_alpha", {"penalty_alpha": 1.1}),
-        ("top_k", {"top_k": None}),
-        ("top_k", {"top_k": 1}),
-        ("top_k", {"top_k": 17}),
-        ("top_k", {"top_k": -1}),
-        ("n", {"n": 2}),
-        ("best_of", {"best_of": 2}),
-        ("top_k", {"use_beam_search": True}),
-        ("guidance_scale", {"guidance_scale": 2}),
-        ("temperature", {"temperature": 0.7}),
-        ("top_p", {"top_p": 0.9}),
-        ("repetition_penalty", {"repetition_penalty": 1.1}),
-        ("min_tokens", {"min_tokens": 2}),
-        ("logit_bias", {"logit_bias": {"1": 1}}),
-        ("bad_words", {"bad_words": ["x"]}),
-        ("samplers", {"samplers": ["top_k"]}),
-        ("grammar", {"grammar": 'root ::= "a"'}),
-    ],
-    ids=str,
-)
-async def test_what_does_not_go_with_it_is_refused(
-    server: TextServer, route: str, param: str, fields: dict[str, Any]
-) -> None:
-    answer = await _post(server, route, **SEARCH | fields)
-    assert answer.status_code == 400, answer.text
-    assert answer.json()["error"]["param"] == param
-    assert server.engine.requests == []
-
-
-async def test_nothing_is_searched_for_no_tokens(server: TextServer) -> None:
-    answer = await server.complete(**SEARCH, max_tokens=0)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "max_tokens")

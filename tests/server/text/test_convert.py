@@ -181,10 +181,9 @@ def test_token_ids_outside_the_vocabulary_are_refused() -> None:
 
 
 def test_an_empty_prompt_is_refused() -> None:
-    with pytest.raises(InvalidParameter):
-        chat([])
-    with pytest.raises(InvalidParameter):
-        complete([1], [])
+    for build, field in ((chat, "messages"), (complete, "prompt")):
+        with pytest.raises(InvalidParameter, match=f"^{field} has no tokens"):
+            build([])
 
 
 def test_truncation_keeps_the_last_tokens() -> None:

@@ -313,7 +313,7 @@ class ReadingExecutor(PagedExecutor):
     rng: random.Random | None = None
 
     def _learn_text(self, entry: ScheduledSequence) -> None:
-        sequence = self.scheduler._roster.find(entry.seq_id)
+        sequence = self.scheduler._sequences.find(entry.seq_id)
         state = self.sequences[entry.seq_id]
         prompt = sequence.owner.request.prompt_token_ids
         state.new = replace(state.new, prompt_token_ids=prompt)
@@ -393,7 +393,7 @@ def test_a_cache_gives_way_but_not_to_itself() -> None:
     texts = []
     for name in "abc":
         scheduler.add(make_request(name, 8))
-    sequences = list(scheduler._roster.waiting)
+    sequences = list(scheduler._sequences.waiting)
     for sequence in sequences:
         texts.append(cache.open(sequence))
     ids = [sequence.seq_id for sequence in sequences]

@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
+from engine.contract.groups import BeamParams
 from engine.contract.request import FinishReason
-from engine.contract.sampling_params import BeamParams
 
 TOLERANCE = 1e-3
 """Of a text's log-probability; transformers' sums are fp32 too."""

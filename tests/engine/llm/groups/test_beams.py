@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from paged_executor import Answer, PagedExecutor, make_config, make_request, make_scheduler, run_all
 
+from engine.contract.groups import BeamParams
 from engine.contract.request import FinishReason
-from engine.contract.sampling_params import BeamParams
 from engine.contract.structure import Structure
-from engine.errors import InvalidParameter, OutOfBlocks
+from engine.errors import OutOfBlocks
 
 WIDTH = 4
 
@@ -188,27 +188,6 @@ def test_a_search_that_outgrows_the_pool_fails_whoever_runs_beside_it():
             error_code="out_of_kv_blocks",
             queue_times_s=answer.queue_times_s,
         )
-
-
-@pytest.mark.parametrize(
-    ("param", "sampling"),
-    [
-        ("best_of", beams(17)),
-        ("best_of", beams(6)),
-        ("best_of", {"n": 3} | beams(2)),
-        ("best_of", beams(0)),
-        ("max_tokens", {"max_tokens": 0} | beams()),
-        ("stop_token_ids", {"stop_token_ids": tuple(range(17))} | beams()),
-        ("grammar", {"ignore_eos": False, "structure": CHOICE} | beams()),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_searched_is_refused(param, sampling):
-    bench = Bench(max_num_seqs=5)
-    with pytest.raises(InvalidParameter) as caught:
-        bench.scheduler.add(make_request("r", 4, **sampling))
-    assert caught.value.param == param
-    assert not bench.scheduler.has_work()
 
 
 def test_clients_learn_once_that_a_search_has_begun():

@@ -9,14 +9,9 @@ import torch
 import transformers
 from paged_executor import make_config, make_request, make_scheduler
 
+from engine.contract.groups import ContrastParams
 from engine.contract.request import FinishReason
-from engine.contract.sampling_params import (
-    BeamParams,
-    ContrastParams,
-    GuidanceParams,
-    SamplingParams,
-)
-from engine.contract.structure import Structure
+from engine.contract.sampling_params import SamplingParams
 from engine.errors import InvalidParameter, InvariantViolation, QueueFull
 from engine.llm.decision import GroupBlocks, NewSequence, ScheduledSequence
 from engine.llm.groups import contrastive_search
@@ -118,7 +113,7 @@ def test_neighbours_change_no_bit(engines, folder, requests, alone, knobs, rng):
     done = engines.run(engine, requests[::-1])
     assert engines.told(done) == alone
     left = engine._executor._runner._states
-    assert not left._texts.keys() - set(engine._scheduler._roster.take_finished())
+    assert not left._texts.keys() - set(engine._scheduler._sequences.take_finished())
 
 
 def test_an_abort_leaves_nothing(engines, folder, requests, alone):
@@ -207,34 +202,6 @@ def test_states_are_kept_by_position():
     for seq_id in (1, 2, 3, 4):
         table.remove(seq_id)
     assert not (table._texts or table._last)
-
-
-@pytest.mark.parametrize(
-    ("param", "sampling"),
-    [
-        ("top_k", contrast(width=1)),
-        ("top_k", contrast(width=17)),
-        ("top_k", contrast(width=9)),
-        ("penalty_alpha", contrast(alpha=0.0)),
-        ("penalty_alpha", contrast(alpha=1.5)),
-        ("n", {"n": 2} | contrast()),
-        ("beams", {"beams": BeamParams(width=2)} | contrast()),
-        ("min_tokens", {"min_tokens": 1} | contrast()),
-        ("structure", {"structure": Structure.of_choice(["a"], param="grammar")} | contrast()),
-        ("max_tokens", {"max_tokens": 0} | contrast()),
-        (
-            "guidance_scale",
-            {"guidance": GuidanceParams(scale=2.0, negative_token_ids=(1,))} | contrast(),
-        ),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_searched_is_refused(param, sampling):
-    ignores = {} if "structure" not in sampling else {"ignore_eos": False}
-    scheduler = make_scheduler(make_config(max_num_seqs=8))
-    with pytest.raises(InvalidParameter) as caught:
-        scheduler.add(make_request("r", 4, **sampling | ignores))
-    assert caught.value.param == param
 
 
 def test_hidden_states_have_a_limit(monkeypatch):

@@ -6,11 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from paged_executor import make_config, make_request, make_scheduler
 
+from engine.contract.groups import GuidanceParams
 from engine.contract.request import FinishReason
-from engine.contract.sampling_params import BeamParams, GuidanceParams, SamplingParams
-from engine.errors import ContextLengthExceeded, EngineError, InvalidParameter
+from engine.contract.sampling_params import SamplingParams
 from engine.llm.decision import NewSequence, SampleRow
 from engine.llm.sampling.guidance import Guidance, guided
 
@@ -127,7 +126,7 @@ def test_neighbours_change_no_bit(engines, folder, requests, alone, knobs, rng):
 
 def _last_finished(engine):
     """Sequences whose end the executor will learn with the next step."""
-    return set(engine._scheduler._roster.take_finished())
+    return set(engine._scheduler._sequences.take_finished())
 
 
 def test_an_abort_leaves_nothing(engines, folder, requests, alone):
@@ -227,24 +226,3 @@ def test_impossible_tokens_stay_impossible():
     other = torch.tensor([-torch.inf, 0.0, 1.0, -torch.inf])
     found = guided(own, other, 1.5)
     assert found[1] == -torch.inf and found[[0, 2, 3]].isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("param", "sampling", "error"),
-    [
-        ("guidance_scale", {"beams": BeamParams(width=2)} | guidance(2.0, [1]), InvalidParameter),
-        ("max_tokens", {"max_tokens": 0} | guidance(2.0, [1]), InvalidParameter),
-        ("negative_prompt", guidance(2.0, []), InvalidParameter),
-        ("negative_prompt", guidance(2.0, [1] * 200), ContextLengthExceeded),
-        ("negative_prompt", guidance(2.0, [1, -1]), InvalidParameter),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_guided_is_refused(param, sampling, error):
-    scheduler = make_scheduler(make_config(max_model_len=128))
-    with pytest.raises(error) as caught:
-        scheduler.add(make_request("r", 4, **sampling))
-    assert caught.value.param == param
-    lonely = make_scheduler(make_config(max_num_seqs=1))
-    with pytest.raises(EngineError, match="two places"):
-        lonely.add(make_request("r", 4, **guidance(2.0, [1])))

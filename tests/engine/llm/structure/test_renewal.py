@@ -7,7 +7,7 @@ import threading
 import pytest
 from llguidance import LLParserLimits
 
-from engine.contract.sampling_params import GuidanceParams
+from engine.contract.groups import GuidanceParams
 from engine.contract.structure import Structure, StructureKind
 from engine.llm.structure import matcher
 from engine.llm.structure.grammars import Grammars

@@ -1,22 +1,22 @@
-"""Decides whether waiting sequences have room to start, and who must make room for them."""
+"""Decides whether waiting sequences find enough free blocks to start, and who must make room."""
 
 from engine.llm.cache.kv_cache import BlockPool
 from engine.llm.cache.sequence_blocks import SequenceBlocks
 from engine.llm.request import Sequence
-from engine.llm.roster import Roster
+from engine.llm.sequences import Sequences
 from engine.scheduling.policy import SchedulingPolicy
 
 
-class Room:
+class FreeBlocks:
     """The free blocks, less those that running sequences still need.
 
     Args:
         pool: the pool of blocks; it is replaced when the scheduler starts over.
     """
 
-    def __init__(self, pool: BlockPool, roster: Roster, policy: SchedulingPolicy) -> None:
+    def __init__(self, pool: BlockPool, sequences: Sequences, policy: SchedulingPolicy) -> None:
         self.pool = pool
-        self._roster = roster
+        self._sequences = sequences
         self._policy = policy
 
     def fits(self, sequences: list[Sequence], tables: list[SequenceBlocks]) -> bool:
@@ -32,7 +32,7 @@ class Room:
         victims: list[Sequence] = []
         lacking = self._num_lacking(sequences, tables)
         asks = sequences[0].owner.request
-        for victim in reversed(self._roster.running):
+        for victim in reversed(self._sequences.running):
             if lacking <= 0 or not self._policy.may_displace(asks, victim.owner.request):
                 break
             victims.append(victim)
@@ -47,8 +47,8 @@ class Room:
     def _num_spare(self) -> int:
         """The number of free blocks beyond what running prompts still need and one per table to
         grow."""
-        num_promised = len(self._roster.running) * len(self.pool.layout.windows)
-        for sequence in self._roster.running:
+        num_promised = len(self._sequences.running) * len(self.pool.layout.windows)
+        for sequence in self._sequences.running:
             if sequence.num_missing > 1:
                 num_promised += sequence.table.blocks_lacking(sequence.num_known)
         return self.pool.num_free - num_promised

@@ -1,4 +1,5 @@
-"""How many texts a request makes, which are answered, and what goes with beam search."""
+"""How many texts a request makes, which are answered, and what goes with beams, contrastive search
+and guidance."""
 
 import asyncio
 from typing import Any
@@ -7,7 +8,8 @@ import pytest
 from fake_engine import model_info
 from pydantic import ValidationError
 
-from engine.contract.sampling_params import SAMPLER_PARAMETERS, BeamParams, Patterns, SamplingParams
+from engine.contract.groups import BeamParams
+from engine.contract.sampling_params import SAMPLER_PARAMETERS, Patterns, SamplingParams
 from engine.errors import InvalidParameter
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
@@ -21,6 +23,7 @@ INFO = model_info(
     default_sampling={"temperature": 0.5, "repetition_penalty": 1.3},
 )
 SEARCH: dict[str, Any] = {"use_beam_search": True}
+CONTRAST: dict[str, Any] = {"penalty_alpha": 0.6, "top_k": 4}
 
 
 def complete(**fields: Any) -> CompletionRequest:
@@ -95,6 +98,22 @@ def test_the_best_of_what_is_drawn() -> None:
             {"repetition_detection": {"max_pattern_size": 3, "min_count": 2}} | SEARCH,
         ),
         ("response_format", {"response_format": {"type": "json_object"}, **SEARCH}),
+        ("top_k", {**CONTRAST, "top_k": None}),
+        ("top_k", {**CONTRAST, "top_k": 1}),
+        ("top_k", {**CONTRAST, "top_k": 17}),
+        ("top_k", {**CONTRAST, "top_k": -1}),
+        ("n", {"n": 2, **CONTRAST}),
+        ("best_of", {"best_of": 2, **CONTRAST}),
+        ("penalty_alpha", {**CONTRAST, **SEARCH}),
+        ("guidance_scale", {"guidance_scale": 2, **CONTRAST}),
+        ("guidance_scale", {"guidance_scale": 2, **SEARCH}),
+        ("min_tokens", {"min_tokens": 2, **CONTRAST}),
+        ("logit_bias", {"logit_bias": {"1": 1}, **CONTRAST}),
+        ("bad_words", {"bad_words": ["x"], **CONTRAST}),
+        ("samplers", {"samplers": ["top_k"], **CONTRAST}),
+        ("grammar", {"grammar": 'root ::= "a"', **CONTRAST}),
+        ("negative_prompt", {"negative_prompt": "x"}),
+        ("negative_prompt", {"negative_prompt": "x", "guidance_scale": 1}),
     ],
     ids=str,
 )
@@ -117,10 +136,15 @@ def test_contradictions_are_refused(build: Any, param: str, fields: dict[str, An
         ("early_stopping", "always"),
         ("early_stopping", 1),
         ("use_beam_search", 1),
+        ("penalty_alpha", -0.1),
+        ("penalty_alpha", 1.1),
+        ("guidance_scale", -1),
+        ("guidance_scale", 21),
+        ("negative_prompt", ""),
     ],
 )
 def test_bad_values_are_refused(build: Any, name: str, value: Any) -> None:
-    with pytest.raises((ValidationError, InvalidParameter)):
+    with pytest.raises(ValidationError, match=name):
         build(**{**SEARCH, name: value})
 
 
@@ -129,14 +153,17 @@ def test_bad_values_are_refused(build: Any, name: str, value: Any) -> None:
     [one for one in SAMPLER_PARAMETERS.values() if one.kind != Patterns],
     ids=lambda one: one.name,
 )
-def test_no_draw_is_shaped_in_a_search(one: Any) -> None:
+@pytest.mark.parametrize("search", [SEARCH, CONTRAST], ids=str)
+def test_no_draw_is_shaped_in_a_search(one: Any, search: dict[str, Any]) -> None:
+    if one.name in search:
+        return
     for name in (one.name, *one.other_names):
         for value in {one.neutral, 0 if name == "temperature" else one.neutral}:
-            complete(**SEARCH, **{name: value})
+            complete(**search, **{name: value})
         most = one.choices[-1] if one.choices else one.le
         other = one.kind(most if most != one.neutral else one.ge or 0.5)
         with pytest.raises(InvalidParameter) as caught:
-            complete(**SEARCH, **{name: other})
+            complete(**search, **{name: other})
         assert caught.value.param == name
 
 

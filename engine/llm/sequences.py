@@ -13,18 +13,15 @@ from collections import Counter
 from engine.contract.generate import GenerateRequest
 from engine.llm.cache.kv_cache import BlockPool, check
 from engine.llm.cache.sequence_blocks import SequenceBlocks
-from engine.llm.groups.beams import Beams
-from engine.llm.groups.contrastive_search import Candidates
-from engine.llm.groups.guided_pair import GuidedPair
+from engine.llm.groups.group_classes import create_groups
 from engine.llm.repetition import RepetitionDetector
-from engine.llm.request import ActiveRequest, Group, Sequence, Status
+from engine.llm.request import ActiveRequest, Sequence, Status
 from engine.scheduling.policy import SchedulingPolicy
 from engine.scheduling.queue import WaitingQueue
 
 
-class Roster:
-    """The places of all unfinished sequences. Each is in exactly one, and only running ones hold
-    blocks."""
+class Sequences:
+    """All unfinished sequences. Each is in exactly one place, and only running ones hold blocks."""
 
     def __init__(self, policy: SchedulingPolicy, pool: BlockPool) -> None:
         self.waiting: WaitingQueue[Sequence] = policy.create_queue()
@@ -36,7 +33,7 @@ class Roster:
         self._policy = policy
         self._pool = pool
         self._requests: dict[str, ActiveRequest] = {}
-        self._sequences: dict[int, Sequence] = {}
+        self._by_id: dict[int, Sequence] = {}
         self._num_sequences_ever = 0
         self._finished: list[int] = []
 
@@ -51,23 +48,23 @@ class Roster:
         return self._requests.get(request_id)
 
     def find(self, seq_id: int) -> Sequence | None:
-        return self._sequences.get(seq_id)
+        return self._by_id.get(seq_id)
 
-    def add(self, owner: ActiveRequest, max_model_len: int) -> None:
+    def add(self, owner: ActiveRequest) -> None:
         """Create the request's sequences. The first one waits in the queue, and the others wait for
         it; those of a group wait in the queue together."""
-        request = owner.request
+        request, sampling = owner.request, owner.request.sampling
         rank = self._policy.rank(request, owner.arrival)
-        max_num_tokens = min(owner.prompt_len + request.sampling.max_tokens, max_model_len)
-        detection = request.sampling.repetition_detection
-        sampling = request.sampling
+        max_num_tokens = min(owner.prompt_len + sampling.max_tokens, owner.max_model_len)
+        detection = sampling.repetition_detection
+        is_drawn = sampling.group is None or not sampling.group.is_search
         for number in range(sampling.num_sequences):
             scores_prompt = number == 0 and sampling.prompt_logprobs is not None
             sequence = Sequence(
                 seq_id=self._num_sequences_ever,
                 owner=owner,
-                # A sequence with a negative prompt has the index of the text that it guides.
-                index=number if sampling.guidance is None else number // 2,
+                # The sequences of a group that draws one text have the index of that text.
+                index=number // sampling.num_together if is_drawn else number,
                 rank=(*rank, number),
                 table=SequenceBlocks(self._pool),
                 token_ids=list(request.prompt_token_ids),
@@ -79,7 +76,7 @@ class Roster:
             )
             self._num_sequences_ever += 1
             owner.sequences.append(sequence)
-        owner.groups = _groups(owner, max_model_len)
+        owner.groups = create_groups(owner)
         for group in owner.groups:
             for sequence in group.sequences:
                 sequence.group = group
@@ -87,7 +84,7 @@ class Roster:
         owner.num_unfinished = len(owner.sequences)
         owner.holds_back = len(owner.sequences) > len(owner.sequences[0].together)
         self._requests[request.request_id] = owner
-        self._sequences |= {sequence.seq_id: sequence for sequence in owner.sequences}
+        self._by_id |= {sequence.seq_id: sequence for sequence in owner.sequences}
         self.num_new_requests += 1
         self.num_held_back += len(owner.sequences)
         for sequence in owner.sequences[0].together:
@@ -138,7 +135,7 @@ class Roster:
     def forget(self, sequence: Sequence) -> Status:
         """Remove a sequence from the index, but not from its place. Returns its status before."""
         place, sequence.status = sequence.status, Status.FINISHED
-        if self._sequences.pop(sequence.seq_id, None) is None:
+        if self._by_id.pop(sequence.seq_id, None) is None:
             return Status.FINISHED
         if sequence.is_known:
             self._finished.append(sequence.seq_id)
@@ -157,14 +154,14 @@ class Roster:
         is_kept, self._pool = pool is self._pool, pool
         self.running = []
         self.waiting = self._policy.create_queue()
-        for sequence in sorted(self._sequences.values(), key=_rank):
+        for sequence in sorted(self._by_id.values(), key=_rank):
             if is_kept:
                 sequence.table.clear()
             sequence.start_over(SequenceBlocks(pool))
             if sequence.status is not Status.HELD_BACK:
                 sequence.status = Status.WAITING
                 self.waiting.push(sequence)
-        self.num_held_back = len(self._sequences) - len(self.waiting)
+        self.num_held_back = len(self._by_id) - len(self.waiting)
         self.num_new_requests = sum(not owner.was_started for owner in self._requests.values())
         for owner in self._requests.values():
             self.release_siblings(owner)
@@ -185,14 +182,14 @@ class Roster:
             check(all(s.status is status for s in sequences), f"a sequence is not {status.name}")
             ranks = [s.rank for s in sequences]
             check(ranks == sorted(set(ranks)), f"{status.name} sequences are not in order")
-        counts = Counter(s.status for s in self._sequences.values())
+        counts = Counter(s.status for s in self._by_id.values())
         expected = {
             Status.RUNNING: len(self.running),
             Status.WAITING: len(waiting),
             Status.HELD_BACK: self.num_held_back,
         }
         check(counts == Counter(expected), f"sequences are {counts}, but places hold {expected}")
-        idle = [s for s in self._sequences.values() if s.status is not Status.RUNNING]
+        idle = [s for s in self._by_id.values() if s.status is not Status.RUNNING]
         check(not any(s.table.num_blocks for s in idle), "a sequence holds blocks but does not run")
         for sequence in self.running:
             has_more = sequence.num_missing >= 1 or sequence.num_in_flight >= 1
@@ -202,7 +199,7 @@ class Roster:
         for sequence in (*self.running, *waiting):
             one = all(other.status is sequence.status for other in sequence.together)
             check(one, "the sequences of a group differ in status")
-        owners = {s.owner.request.request_id: s.owner for s in self._sequences.values()}
+        owners = {s.owner.request.request_id: s.owner for s in self._by_id.values()}
         check(owners == self._requests, "requests and their unfinished sequences disagree")
         num_new = sum(not owner.was_started for owner in owners.values())
         check(self.num_new_requests == num_new, f"{num_new} requests are new")
@@ -211,18 +208,6 @@ class Roster:
         self.num_held_back -= 1
         sequence.status = Status.WAITING
         self.waiting.push(sequence)
-
-
-def _groups(owner: ActiveRequest, max_model_len: int) -> list[Group]:
-    sampling, sequences = owner.request.sampling, owner.sequences
-    if sampling.beams is not None:
-        return [Beams(owner, sampling.beams)]
-    if sampling.contrast is not None:
-        return [Candidates(owner, sampling.contrast)]
-    if sampling.guidance is not None:
-        pairs = zip(sequences[::2], sequences[1::2], strict=True)
-        return [GuidedPair(owner, *pair, sampling.guidance, max_model_len) for pair in pairs]
-    return []
 
 
 def _rank(sequence: Sequence) -> tuple[int, ...]:

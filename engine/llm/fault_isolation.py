@@ -2,7 +2,7 @@
 known, those of a group together.
 
 A sequence that fails alone is the culprit and ends. One that gets its next token, or ends, is
-cleared. So every trial advances its sequence, and a fault that shows only in company cannot stop
+cleared. So every suspect that is run advances, and a fault that shows only in company cannot stop
 the engine.
 """
 
@@ -10,31 +10,31 @@ import structlog
 
 from engine.llm.decision import ScheduleDecision
 from engine.llm.request import Sequence, Status
-from engine.llm.roster import Roster
+from engine.llm.sequences import Sequences
 
 log = structlog.get_logger(__name__)
 
 
-class Trial:
-    """The suspects, in the order in which they are tried."""
+class FaultIsolation:
+    """The suspects, in the order in which they run alone."""
 
-    def __init__(self, roster: Roster) -> None:
-        self._roster = roster
+    def __init__(self, sequences: Sequences) -> None:
+        self._sequences = sequences
         self._suspects: dict[int, None] = {}
 
-    def next(self) -> Sequence | None:
+    def next_suspect(self) -> Sequence | None:
         """Return the next suspect, if any is left. Aborted ones are forgotten."""
         while self._suspects:
             seq_id = next(iter(self._suspects))
-            sequence = self._roster.find(seq_id)
+            sequence = self._sequences.find(seq_id)
             if sequence is not None:
                 return sequence
             del self._suspects[seq_id]
         return None
 
-    def judge(self, error: Exception, decision: ScheduleDecision | None) -> Sequence | None:
+    def find_culprit(self, error: Exception, decision: ScheduleDecision | None) -> Sequence | None:
         """Return the culprit if a failed step had nothing else in it; otherwise make all of its
-        sequences suspects. Drafts count as something else: a trial does without them.
+        sequences suspects. Drafts count as something else: a suspect runs without them.
 
         Args:
             decision: the step's decision; None if it could not even be made.
@@ -53,21 +53,21 @@ class Trial:
 
     def clear(self, sequence: Sequence) -> None:
         """Clear a sequence whose step went well and brought a token or its end. A former suspect is
-        preempted, because the next one needs its blocks; it continues once all are tried."""
+        preempted, because the next one needs its blocks; it continues once all have run alone."""
         first = sequence.together[0]
         if self._suspects.pop(first.seq_id, 0) is None and first.status is Status.RUNNING:
-            self._roster.preempt(sequence)
+            self._sequences.preempt(sequence)
 
     def _members(self, decision: ScheduleDecision | None) -> list[Sequence]:
         if decision is not None:
-            found = (self._roster.find(s.seq_id) for s in decision.scheduled)
+            found = (self._sequences.find(s.seq_id) for s in decision.scheduled)
             return [sequence for sequence in found if sequence is not None]
-        suspect = self.next()
+        suspect = self.next_suspect()
         if suspect is not None:
             return [suspect]
         # Of the waiting ones, only the first can have been looked at without running by now.
-        waiting = self._roster.waiting
-        return [*self._roster.running, *([waiting.peek()] if waiting else [])]
+        waiting = self._sequences.waiting
+        return [*self._sequences.running, *([waiting.peek()] if waiting else [])]
 
 
 def _is_of(members: list[Sequence], decision: ScheduleDecision) -> bool:
