@@ -17,9 +17,9 @@ from engine.diffusion.guidance import Guidance, combine_cfg, combine_dual, is_of
 from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt.states import PromptCourse
 from engine.diffusion.pull import LatentPull
-from engine.diffusion.tasks.pixels import from_tensor
 from engine.diffusion.tasks.prepare import Preparation
 from engine.lora.images.layers import Uses
+from engine.pictures.tensors import from_signed
 
 Finished = TypeVar("Finished")
 
@@ -192,7 +192,7 @@ def _decode(
     finish: Callable[[Pixels], Finished],
 ) -> Finished:
     picture = finite(decode(finite(latents, "latents")), "a picture")
-    return finish(from_tensor(picture[0]))
+    return finish(from_signed(picture[0]))
 
 
 def needs_unconditional(guidance: Guidance, *, dual: bool) -> bool:

@@ -21,8 +21,8 @@ from engine.diffusion.prompt_cache import Lookups, PromptCache
 from engine.diffusion.restoring import Restoring
 from engine.diffusion.stage import Stage
 from engine.diffusion.tasks.prepare import Preparation, prepare
-from engine.diffusion.tiling import Tiling
 from engine.lora.images.layers import Uses
+from engine.pictures.tiles import Tiling
 
 UNUSED_NEGATIVE = "negative_prompt has no effect: {reason}"
 UNUSED_GUIDANCE = (

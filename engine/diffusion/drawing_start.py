@@ -15,7 +15,7 @@ from torch import Tensor
 from engine.contract.draw import ImageParams, ImageTask
 from engine.diffusion.families.family import Family
 from engine.diffusion.tasks.prepare import Preparation
-from engine.diffusion.tiling import Tiling, tile
+from engine.pictures.tiles import Tiling
 
 if TYPE_CHECKING:
     # Imported only for types: it imports diffusers, which takes seconds.
@@ -101,7 +101,7 @@ def _tiling(family: Family, preparation: Preparation) -> Tiling:
         facts.default_width,
         facts.size_multiple,
     )
-    return tile(*(side // facts.vae_factor for side in sides))
+    return Tiling.planned(*(side // facts.vae_factor for side in sides))
 
 
 def _schedule(

@@ -18,8 +18,8 @@ from engine.diffusion.decoding import finite
 from engine.diffusion.denoising import Denoising, denoise_rows
 from engine.diffusion.families.family import Family, Row
 from engine.diffusion.pull import LatentPull
-from engine.diffusion.tasks.pixels import from_tensor
-from engine.diffusion.tiling import Tiling, Window
+from engine.pictures.tensors import from_signed
+from engine.pictures.tiles import Tiling, Window
 
 _TILES_PER_STEP = 4
 """The number of tiles in a step, which limits how long others wait for their turn."""
@@ -163,4 +163,4 @@ def _decode(
     latents = finite(latents, "latents")
     pixels = tiling.scaled(family.facts.vae_factor)
     picture = pixels.merged(family.decode(latents[(..., *window)]) for window in tiling.windows)
-    return finish(from_tensor(finite(picture, "a picture")[0]))
+    return finish(from_signed(finite(picture, "a picture")[0]))

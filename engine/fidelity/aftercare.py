@@ -3,12 +3,11 @@
 import numpy as np
 
 from engine.contract.examination import Examination, Faithfulness
-from engine.contract.pixels import Pixels
 from engine.fidelity.back_projection import back_project
 from engine.fidelity.consistency import Comparison
 from engine.fidelity.faces import FaceGuard, find_faces
 from engine.fidelity.heat_map import HeatMap
-from engine.fidelity.planes import Bytes, bands
+from engine.pictures.arrays import Bytes, bands, pixels_of
 
 
 class Aftercare:
@@ -57,7 +56,7 @@ class Aftercare:
             self._examine(held, 0)
         heat_map = None
         if self._heat_map is not None:
-            heat_map = _pixels(self._heat_map.picture(self._comparison.seen))
+            heat_map = pixels_of(self._heat_map.picture(self._comparison.seen))
         return held, Examination(
             consistency=self._comparison.consistency(),
             num_faces=self._num_faces,
@@ -66,18 +65,13 @@ class Aftercare:
 
     def _guarded(self, rows: Bytes, guard: FaceGuard) -> Bytes:
         parts = (
-            guard.guarded(rows[first:end], self._num_taken + first)
-            for first, end in bands(len(rows), self._size[1])
+            guard.guarded(rows[band], self._num_taken + band.start)
+            for band in bands(len(rows), self._size[1])
         )
         return np.concatenate([rows[:0], *parts])
 
     def _examine(self, rows: Bytes, start: int) -> None:
-        for first, end in bands(len(rows), self._size[1]):
-            self._comparison.add(rows[first:end], start + first)
+        for band in bands(len(rows), self._size[1]):
+            self._comparison.add(rows[band], start + band.start)
             if self._heat_map is not None:
-                self._heat_map.add(rows[first:end], start + first)
-
-
-def _pixels(picture: Bytes) -> Pixels:
-    height, width, channels = picture.shape
-    return Pixels(width=width, height=height, channels=channels, data=picture.tobytes())
+                self._heat_map.add(rows[band], start + band.start)

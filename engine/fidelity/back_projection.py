@@ -8,8 +8,9 @@ iteration. All iterations run at the input's size, because their sum is Dᵀz fo
 
 import numpy as np
 
-from engine.fidelity.planes import Bytes, Planes, bands, bytes_of, planes_of
-from engine.fidelity.resampling import Matrix, Resampling, shrunk
+from engine.pictures.alpha import premultiplied, straight
+from engine.pictures.arrays import Bytes, Floats, bands
+from engine.pictures.resampling import Matrix, Resampling
 
 NUM_ITERATIONS = 10
 """The number of iterations, after which about a hundredth of the finest errors is left. It is even,
@@ -27,17 +28,16 @@ def back_project(result: Bytes, original: Bytes, fidelity: float) -> None:
         result, original: `[H, W, C]` and `[h, w, C]` of equal C.
         fidelity: the share of the error to remove, 0 to 1.
     """
-    size, small = result.shape[:2], original.shape[:2]
-    shrink = Resampling.between(size, small)
-    error = planes_of(original) - shrunk(result, *small)
+    size = result.shape[:2]
+    shrink = Resampling.between(size, original.shape[:2])
+    error = premultiplied(original) - shrink.whole(result)
     spread = fidelity * correction(error, shrink, NUM_ITERATIONS)
-    for first, end in bands(*size):
-        rows = result[first:end]
-        planes = planes_of(rows) + shrink.transposed_band(spread, first, end)
-        result[first:end] = bytes_of(planes, rows)
+    for rows in bands(*size):
+        planes = premultiplied(result[rows]) + shrink.transposed_band(spread, rows)
+        result[rows] = straight(planes, result[rows])
 
 
-def correction(error: Planes, shrink: Resampling, num_iterations: int) -> Planes:
+def correction(error: Floats, shrink: Resampling, num_iterations: int) -> Floats:
     """The correction `[h, w, C]`, which is z in the module's description.
 
     Args:
@@ -49,7 +49,7 @@ def correction(error: Planes, shrink: Resampling, num_iterations: int) -> Planes
     step = _STEP / (_norm_bound(rows) * _norm_bound(columns))
     total = np.zeros_like(error)
     for _ in range(num_iterations):
-        total += step * (error - there_and_back.band(total, 0, len(error)))
+        total += step * (error - there_and_back.band(total, slice(None)))
     return total
 
 

@@ -9,8 +9,9 @@ import math
 import numpy as np
 
 from engine.contract.examination import Consistency
-from engine.fidelity.planes import Bytes, Planes, bands, planes_of
-from engine.fidelity.resampling import Resampling
+from engine.pictures.alpha import premultiplied
+from engine.pictures.arrays import Bytes, Floats, bands
+from engine.pictures.resampling import Resampling
 
 MAX_PSNR_DB = 99.0
 """The value that is reported if there is no error."""
@@ -33,19 +34,19 @@ class Comparison:
     def __init__(self, original: Bytes, height: int, width: int) -> None:
         self._original = original
         self._shrink = Resampling.between((height, width), original.shape[:2])
-        self.seen: Planes = np.zeros(original.shape, np.float32)
+        self.seen: Floats = np.zeros(original.shape, np.float32)
 
     def add(self, rows: Bytes, first: int) -> None:
         """Add rows `[B, W, C]` that begin at row `first`, each row once. Works in bands, as it
         needs several times their memory."""
-        self._shrink.accumulate(self.seen, planes_of(rows), first)
+        self._shrink.accumulate(self.seen, premultiplied(rows), first)
 
     def consistency(self) -> Consistency:
         """The consistency, once all rows have come."""
         squares, num_changed = 0.0, 0
         height, width = self.seen.shape[:2]
-        for first, end in bands(height, width):
-            errors = np.abs(self.seen[first:end] - planes_of(self._original[first:end]))
+        for rows in bands(height, width):
+            errors = np.abs(self.seen[rows] - premultiplied(self._original[rows]))
             num_changed += int(np.count_nonzero(errors.max(axis=2) > VISIBLE_LEVELS))
             squares += float(np.square(errors).sum(dtype=np.float64))
         rms = math.sqrt(squares / self.seen.size)
@@ -54,16 +55,3 @@ class Comparison:
             rms_error=rms,
             share_changed=num_changed / (height * width),
         )
-
-
-def measure(result: Bytes, original: Bytes) -> Consistency:
-    """Compare a result, reduced to the original's size, with the original.
-
-    Args:
-        result, original: `[H, W, C]` and `[h, w, C]` of equal C.
-    """
-    height, width = result.shape[:2]
-    comparison = Comparison(original, height, width)
-    for first, end in bands(height, width):
-        comparison.add(result[first:end], first)
-    return comparison.consistency()

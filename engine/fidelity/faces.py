@@ -12,8 +12,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from engine.fidelity.planes import Bytes, Planes, bytes_of, planes_of
-from engine.fidelity.resampling import Resampling
+from engine.pictures.alpha import premultiplied, straight
+from engine.pictures.arrays import Bytes, Floats, scaled_size
+from engine.pictures.resampling import Resampling
+from engine.pictures.resizing import resized
 
 _LONGEST_SIDE = 1280
 """The longest side in pixels at which faces are sought: larger pictures are reduced to save
@@ -40,16 +42,15 @@ class Face:
 def find_faces(picture: Bytes) -> list[Face]:
     """Find the faces in a picture `[H, W, C]`, from the top left."""
     height, width = picture.shape[:2]
-    grey = cv2.cvtColor(np.rint(planes_of(picture)[..., :3]).astype(np.uint8), cv2.COLOR_RGB2GRAY)
-    scale = min(1.0, _LONGEST_SIDE / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = cv2.equalizeHist(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))
+    colours = np.rint(premultiplied(picture)[..., :3]).astype(np.uint8)
+    low = scaled_size(height, width, _LONGEST_SIDE / max(height, width))
+    small = cv2.equalizeHist(resized(cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY), *low))
     boxes = _cascade().detectMultiScale(
         small, scaleFactor=1.1, minNeighbors=_NUM_NEIGHBOURS, minSize=(_SMALLEST_FACE,) * 2
     )
     return sorted(
         (
-            Face(x / size[0], y / size[1], w / size[0], h / size[1])
+            Face(x / low[1], y / low[0], w / low[1], h / low[0])
             for x, y, w, h in np.asarray(boxes, np.float64).reshape(-1, 4).tolist()
         ),
         key=lambda face: (face.top, face.left),
@@ -71,7 +72,7 @@ class FaceGuard:
     ) -> None:
         self._size = height, width
         self._faces, self._strength = faces, strength
-        self._plain = planes_of(original)
+        self._plain = premultiplied(original)
         self._enlarge = Resampling.between(original.shape[:2], self._size)
 
     def guarded(self, rows: Bytes, first: int) -> Bytes:
@@ -80,12 +81,12 @@ class FaceGuard:
         weights = self._strength * face_weights(self._faces, self._size, first, end)[..., None]
         if not weights.any():
             return rows
-        planes = planes_of(rows)
-        planes += weights * (self._enlarge.band(self._plain, first, end) - planes)
-        return np.where(weights == 0, rows, bytes_of(planes, rows))
+        planes = premultiplied(rows)
+        planes += weights * (self._enlarge.band(self._plain, slice(first, end)) - planes)
+        return np.where(weights == 0, rows, straight(planes, rows))
 
 
-def face_weights(faces: Sequence[Face], size: tuple[int, ...], first: int, end: int) -> Planes:
+def face_weights(faces: Sequence[Face], size: tuple[int, ...], first: int, end: int) -> Floats:
     """The soft mask of some rows of a picture of `size` (height, width): `[end - first, W]` in [0,
     1], 1 in the middle of faces and 0 away from them."""
     height, width = size

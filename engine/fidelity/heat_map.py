@@ -7,9 +7,9 @@ input.
 
 import numpy as np
 
-from engine.fidelity.consistency import Comparison
-from engine.fidelity.planes import Bytes, Planes, bands, planes_of
-from engine.fidelity.resampling import Resampling
+from engine.pictures.alpha import premultiplied
+from engine.pictures.arrays import Bytes, Floats
+from engine.pictures.resampling import Resampling
 
 FULL_LEVELS = 24
 """The levels of 255 at which a colour is brightest: of an error in some channel, or of the root
@@ -29,23 +29,23 @@ class HeatMap:
     """
 
     def __init__(self, original: Bytes, height: int, width: int) -> None:
-        self._plain = planes_of(original)
+        self._plain = premultiplied(original)
         small = original.shape[:2]
         self._enlarge = Resampling.between(small, (height, width))
         self._pool = Resampling.between((height, width), small, smooth=True)
-        self._squares: Planes = np.zeros((*small, 1), np.float32)
+        self._squares: Floats = np.zeros((*small, 1), np.float32)
 
     def add(self, rows: Bytes, first: int) -> None:
         """Add rows `[B, W, C]` that begin at row `first`, each row once."""
-        plain = self._enlarge.band(self._plain, first, first + len(rows))
-        squares = _mean_square(planes_of(rows) - plain)
+        plain = self._enlarge.band(self._plain, slice(first, first + len(rows)))
+        squares = _mean_square(premultiplied(rows) - plain)
         self._pool.accumulate(self._squares, squares, first)
 
-    def picture(self, seen: Planes) -> Bytes:
+    def picture(self, seen: Floats) -> Bytes:
         """The heat map as RGB `[h, w, 3]`, once all rows have come.
 
         Args:
-            seen: the result reduced to the input's size, from a `Comparison`.
+            seen: `engine.fidelity.consistency.Comparison.seen` of the whole result.
         """
         errors = seen - self._plain
         # Only the finer part was added: the squares of detail and contradiction add up.
@@ -60,21 +60,6 @@ class HeatMap:
         return picture
 
 
-def heat_map(result: Bytes, original: Bytes) -> Bytes:
-    """The heat map of a whole result, as RGB `[h, w, 3]`.
-
-    Args:
-        result, original: `[H, W, C]` and `[h, w, C]` of equal C.
-    """
-    height, width = result.shape[:2]
-    comparison = Comparison(original, height, width)
-    heat = HeatMap(original, height, width)
-    for first, end in bands(height, width):
-        comparison.add(result[first:end], first)
-        heat.add(result[first:end], first)
-    return heat.picture(comparison.seen)
-
-
-def _mean_square(planes: Planes) -> Planes:
-    mean: Planes = np.square(planes).mean(axis=2, keepdims=True)
+def _mean_square(planes: Floats) -> Floats:
+    mean: Floats = np.square(planes).mean(axis=2, keepdims=True)
     return mean

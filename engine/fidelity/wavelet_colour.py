@@ -8,8 +8,9 @@ of the difference.
 
 import numpy as np
 
-from engine.fidelity.planes import Bytes, Planes, bands, bytes_of, planes_of
-from engine.fidelity.resampling import Resampling
+from engine.pictures.alpha import premultiplied, straight
+from engine.pictures.arrays import Bytes, Floats, bands
+from engine.pictures.resampling import Resampling
 
 NUM_LEVELS = 5
 REACH = 2**NUM_LEVELS - 1
@@ -24,18 +25,18 @@ def wavelet_colour(result: Bytes, original: Bytes) -> Bytes:
     """
     height, width = result.shape[:2]
     enlarge = Resampling.between(original.shape[:2], (height, width))
-    plain = planes_of(original)
+    plain = premultiplied(original)
     corrected = np.empty_like(result)
-    for first, end in bands(height, width):
-        top, bottom = max(0, first - REACH), min(height, end + REACH)
-        planes = planes_of(result[top:bottom])
-        drift = lowest_band(enlarge.band(plain, top, bottom) - planes)
-        own = slice(first - top, end - top)
-        corrected[first:end] = bytes_of(planes[own] + drift[own], result[first:end])
+    for rows in bands(height, width):
+        around = slice(max(0, rows.start - REACH), min(height, rows.stop + REACH))
+        planes = premultiplied(result[around])
+        drift = lowest_band(enlarge.band(plain, around) - planes)
+        own = slice(rows.start - around.start, rows.stop - around.start)
+        corrected[rows] = straight(planes[own] + drift[own], result[rows])
     return corrected
 
 
-def lowest_band(planes: Planes) -> Planes:
+def lowest_band(planes: Floats) -> Floats:
     """The rest of `[H, W, C]` after all levels; each level repeats edge pixels outwards."""
     for level in range(NUM_LEVELS):
         for axis in (0, 1):
@@ -43,7 +44,7 @@ def lowest_band(planes: Planes) -> Planes:
     return planes
 
 
-def _blurred(planes: Planes, distance: int, axis: int) -> Planes:
+def _blurred(planes: Floats, distance: int, axis: int) -> Floats:
     """A quarter of each neighbour at that distance, and half of the pixel itself."""
     padding = [(0, 0)] * 3
     padding[axis] = (distance, distance)

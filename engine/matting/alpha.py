@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.matting import guided
-from engine.matting.arrays import Bytes, Floats, scaled_size
 from engine.matting.conjugate_gradients import solve
-from engine.matting.resampling import shrink
 from engine.matting.systems import LEAST_SIDE, band_system
 from engine.matting.trimap import Trimap
+from engine.pictures.arrays import Bytes, Floats, scaled_size
+from engine.pictures.resizing import resized
 
 MAX_UNKNOWNS = 250_000
 """The most pixels to solve for, at nearly two kilobytes each. Above, alpha is solved for a smaller
@@ -40,7 +40,7 @@ def estimate_alpha(image: Bytes, trimap: Trimap) -> Generator[None, None, Matte]
         return Matte(trimap.is_subject.astype(np.float32), width, height)
     small_trimap = _within_bounds(trimap)
     low = small_trimap.is_unknown.shape
-    small = shrink(image, *low)
+    small = resized(image, *low)
     alpha, is_converged = yield from _solved(small, small_trimap)
     if low != (height, width):
         alpha = yield from guided.upsample(small, alpha, image, trimap)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.matting.arrays import Doubles
+from engine.pictures.arrays import Doubles
 
 TOLERANCE = 1e-7
 """The tolerance of the residual relative to the right-hand side; pymatting's value."""

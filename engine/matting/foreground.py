@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.matting.arrays import Bools, Bytes, Floats, scaled_size, strips, unit
 from engine.matting.pymatting_library import pymatting
-from engine.matting.resampling import enlarged_rows, shrink
+from engine.pictures.arrays import Bools, Bytes, Floats, bands, scaled_size, unit
+from engine.pictures.resizing import enlarged_rows, resized
 
 MAX_PIXELS = 2_000_000
 """The most pixels of a picture at which colours are estimated. For a larger picture they are
@@ -42,8 +42,8 @@ def estimate_foreground(image: Bytes, alpha: Floats) -> Generator[None, None, Fo
     part, part_alpha = image[area], alpha[area]
     height, width = part_alpha.shape
     low = scaled_size(height, width, math.sqrt(MAX_PIXELS / part_alpha.size))
-    small = unit(np.ascontiguousarray(shrink(part, *low)))
-    small_alpha = np.ascontiguousarray(shrink(part_alpha, *low))
+    small = unit(np.ascontiguousarray(resized(part, *low)))
+    small_alpha = np.ascontiguousarray(resized(part_alpha, *low))
     # The method starts from a single pixel and doubles, so the picture must have more than one.
     padding = [(0, max(0, 2 - side)) for side in low]
     padded = np.pad(small, [*padding, (0, 0)], mode="edge")
@@ -56,7 +56,7 @@ def estimate_foreground(image: Bytes, alpha: Floats) -> Generator[None, None, Fo
         colours[area] = _bytes(front)
     else:
         target = colours[area]
-        for rows in strips(height, width):
+        for rows in bands(height, width):
             target[rows] = _bytes(
                 _consistent(
                     unit(part[rows]),

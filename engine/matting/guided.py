@@ -10,9 +10,9 @@ from collections.abc import Generator
 import cv2
 import numpy as np
 
-from engine.matting.arrays import Bytes, Floats, strips, unit
-from engine.matting.resampling import enlarged_rows
 from engine.matting.trimap import Trimap
+from engine.pictures.arrays import Bytes, Floats, bands, unit
+from engine.pictures.resizing import enlarged_rows
 
 RADIUS = 2
 """The radius in pixels of the small picture around a pixel that share a function."""
@@ -28,7 +28,7 @@ def upsample(
     functions = yield from _functions(small, small_alpha)
     height, width = image.shape[:2]
     alpha = trimap.is_subject.astype(np.float32)
-    for rows in strips(height, width):
+    for rows in bands(height, width):
         is_unknown = trimap.is_unknown[rows]
         if not is_unknown.any():
             continue
@@ -45,7 +45,7 @@ def _functions(image: Bytes, alpha: Floats) -> Generator[None, None, Floats]:
     height, width = alpha.shape
     functions = np.empty((height, width, 4), np.float32)
     halo = 2 * RADIUS
-    for rows in strips(height, width):
+    for rows in bands(height, width):
         top, bottom = max(0, rows.start - halo), min(height, rows.stop + halo)
         found = _strip_functions(unit(image[top:bottom]), alpha[top:bottom])
         functions[rows] = found[rows.start - top : rows.stop - top]

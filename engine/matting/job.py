@@ -14,13 +14,14 @@ from engine.contract.matte import MattingEvent, MattingOutput, MattingRequest
 from engine.contract.pixels import Pixels
 from engine.contract.request import FinishReason
 from engine.matting.alpha import NOT_CONVERGED, Matte, estimate_alpha
-from engine.matting.arrays import Bytes, Floats, array_of, pixels_of, scaled_size
-from engine.matting.composition import alpha_levels, covering, over
+from engine.matting.composition import alpha_levels, covering
 from engine.matting.foreground import estimate_foreground
 from engine.matting.network import Network
-from engine.matting.resampling import resize
 from engine.matting.steering import steer, with_points
 from engine.matting.trimap import Trimap, trimap_of_mask
+from engine.pictures.alpha import over
+from engine.pictures.arrays import Bytes, Floats, array_of, pixels_of, scaled_size
+from engine.pictures.resizing import resized
 
 MASK_SIDE = 1024
 """The most pixels of the longer side of the picture from which an automatic trimap is made."""
@@ -118,7 +119,7 @@ class Job:
         yield
         height, width = image.shape[:2]
         low = scaled_size(height, width, MASK_SIDE / max(height, width))
-        trimap = trimap_of_mask(resize(mask, *low), height, width)
+        trimap = trimap_of_mask(resized(mask, *low), height, width)
         trimap = with_points(image, trimap, request.points)
         if trimap.is_subject.any():
             return trimap
@@ -145,7 +146,7 @@ class Job:
             for side in (rows, columns)
         )
         target = mask[place]
-        target[...] = resize(part, *target.shape)
+        target[...] = resized(part, *target.shape)
         return mask
 
     def _composed(self, colours: Bytes, levels: Bytes) -> Pixels:

@@ -11,10 +11,10 @@ from engine.contract.host import Host
 from engine.contract.matte import MattingModelInfo, MattingRequest
 from engine.contract.settings import EngineConfig
 from engine.contract.status import Phase
-from engine.matting.arrays import pixels_of
 from engine.matting.network import load_network
 from engine.matting.network_files import read_facts
 from engine.matting.work import WORK_BYTES, MattingEngine, MattingLimits, MattingWork
+from engine.pictures.arrays import pixels_of
 from engine.runtime.device import num_usable_cores
 from engine.runtime.memory import available_host_memory
 from engine.runtime.threads import limit_threads

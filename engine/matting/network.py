@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
-from engine.matting.arrays import Bytes, Floats
 from engine.matting.network_files import NetworkFacts
-from engine.matting.resampling import resize, shrink
+from engine.pictures.arrays import Bytes, Floats
+from engine.pictures.resizing import resized
 from engine.runtime.fault import Unusable
 
 LEAST_SPREAD = 0.3
@@ -35,10 +36,10 @@ class OnnxNetwork:
     def mask(self, image: Bytes) -> Floats:
         facts = self.facts
         side = facts.side
-        small = shrink(image, side, side)
         if image.shape[0] * image.shape[1] < side * side:
-            small = resize(image.astype(np.float32), side, side)
-        colours = small.astype(np.float32)
+            colours = resized(image.astype(np.float32), side, side)
+        else:
+            colours = resized(image, side, side, cv2.INTER_AREA).astype(np.float32)
         brightest = float(colours.max()) if facts.scales_by_brightest else 255.0
         colours /= max(brightest, 1.0)
         mean, std = (np.asarray(values, np.float32) for values in (facts.mean, facts.std))

@@ -14,7 +14,7 @@ from typing import Self
 import cv2
 import numpy as np
 
-from engine.matting.arrays import Bools, Bytes
+from engine.pictures.arrays import Bools, Bytes
 
 SPATIAL_RADIUS, COLOUR_RADIUS = 8, 16
 """The radii of mean shift, in pixels and in levels of Lab's channels."""

@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 
 from engine.contract.matte import Box, Point
-from engine.matting.arrays import Bools, Bytes, Floats, scaled_size
 from engine.matting.regions import Regions
-from engine.matting.resampling import nearest, resize, shrink
 from engine.matting.trimap import SURE, Trimap
+from engine.pictures.arrays import Bools, Bytes, Floats, scaled_size
+from engine.pictures.resizing import resized
 
 MAX_PIXELS = 200_000
 """The most pixels of the picture in which regions are sought; the trimap's band is wider than one
@@ -95,14 +95,14 @@ def _boxed(image: Bytes, mask: Floats, box: Box) -> Floats:
     low = scaled_size(height, width, math.sqrt(MAX_PIXELS / (height * width)))
     marks = np.full(mask.shape, cv2.GC_BGD, np.uint8)
     marks[rows, columns] = cv2.GC_PR_FGD
-    marks = nearest(marks, *low)
+    marks = resized(marks, *low, cv2.INTER_NEAREST_EXACT)
     subject = marks == cv2.GC_PR_FGD
     if min(np.count_nonzero(subject), np.count_nonzero(~subject)) < MIN_PIXELS:
-        return resize(subject.astype(np.float32), *mask.shape)
+        return resized(subject.astype(np.float32), *mask.shape)
     cv2.setRNGSeed(0)
     with contextlib.suppress(cv2.error):  # no model fits a picture with a single colour
         cv2.grabCut(
-            np.ascontiguousarray(shrink(image, *low)[..., ::-1]),
+            np.ascontiguousarray(resized(image, *low)[..., ::-1]),
             marks,
             None,
             np.zeros((1, 65)),
@@ -119,8 +119,8 @@ def _with_regions(
     """The mask with these points' regions added or removed, at the size of the regions."""
     height, width = image.shape[:2]
     low = scaled_size(height, width, math.sqrt(MAX_PIXELS / (height * width)))
-    regions = Regions.of(shrink(image, *low))
-    before = subject = resize(mask, *low) >= 0.5
+    regions = Regions.of(resized(image, *low))
+    before = subject = resized(mask, *low) >= 0.5
     for point in wrong:
         row, column = _place(point, (height, width), low)
         if subject[row, column] == point.is_subject:
@@ -132,7 +132,7 @@ def _with_regions(
         region = regions.at((column, row), open_to) | (mark & ~opposed)
         subject = subject | region if point.is_subject else _without(subject, region, opposed)
     added, removed = subject & ~before, before & ~subject
-    fine = resize(mask, *low)
+    fine = resized(mask, *low)
     return np.maximum(fine, _soft(added, low)) * (1 - _soft(removed, low))
 
 
@@ -165,7 +165,7 @@ def _discs(shape: tuple[int, int], places: Sequence[tuple[int, int]]) -> Bools:
 def _soft(region: Bools, shape: tuple[int, ...]) -> Floats:
     """The region as a mask with a soft border, so that the trimap's band lies around it."""
     blurred = cv2.GaussianBlur(region.astype(np.float32), (0, 0), 1.0)
-    return resize(np.asarray(blurred), *shape[:2])
+    return resized(np.asarray(blurred), *shape[:2])
 
 
 def _pointed_at(mask: Floats, size: tuple[int, ...], points: Sequence[Point]) -> Floats:

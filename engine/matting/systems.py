@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from engine.matting.arrays import Bytes, Doubles, strips
 from engine.matting.pymatting_library import pymatting, silent
 from engine.matting.trimap import Trimap
+from engine.pictures.arrays import Bytes, Doubles, bands
 
 LEAST_SIDE = 5
 """The least side of a picture; smaller ones are padded, as windows have three pixels."""
@@ -61,7 +61,7 @@ def _window_sums(image: Bytes, trimap: Trimap) -> Generator[None, None, tuple[An
     number[is_unknown] = np.arange(num_unknown, dtype=np.int32)
     rhs = np.zeros(num_unknown)
     parts: list[tuple[Any, Any, Any]] = []
-    for centres in strips(height - 2, width):
+    for centres in bands(height - 2, width):
         rows = slice(centres.start, centres.stop + 2)
         columns = np.flatnonzero(is_unknown[rows].any(axis=0))
         if not columns.size:

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from engine.errors import InvalidParameter
-from engine.matting.arrays import Bools, Bytes, Floats
-from engine.matting.resampling import nearest, shrink
+from engine.pictures.arrays import Bools, Bytes, Floats
+from engine.pictures.resizing import resized
 
 SUBJECT_FROM = 230
 BACKGROUND_TO = 25
@@ -51,8 +51,8 @@ class Trimap:
         alike."""
         if self.is_subject.shape == (height, width):
             return self
-        subject = shrink(self.is_subject.astype(np.float32), height, width)
-        known = subject + shrink((~self.is_unknown).astype(np.float32), height, width)
+        subject = resized(self.is_subject.astype(np.float32), height, width)
+        known = subject + resized((~self.is_unknown).astype(np.float32), height, width)
         # 2 is all subject and 1 all background; between are mixed or unknown pixels.
         is_subject = known > 2.0 - 1e-3
         is_background = (subject < 1e-3) & (known > 1.0 - 1e-3)
@@ -92,7 +92,7 @@ def trimap_of_mask(mask: Floats, height: int, width: int) -> Trimap:
     levels = np.full(mask.shape, UNKNOWN, np.uint8)
     levels[is_background] = 0
     levels[is_subject] = 255
-    return Trimap.of(nearest(levels, height, width))
+    return Trimap.of(resized(levels, height, width, cv2.INTER_NEAREST_EXACT))
 
 
 def _eroded(region: Bools, radius: int) -> Bools:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from engine.contract.matte import MattingEvent, MattingRequest, MattingStats
 from engine.contract.request import FinishReason
 from engine.errors import InvalidParameter
-from engine.matting.arrays import array_of
 from engine.matting.job import Job
 from engine.matting.network import Network
 from engine.matting.trimap import Trimap, check_trimap
+from engine.pictures.arrays import array_of
 from engine.scheduling.queue import WaitingQueue
 from engine.turns.engine import TurnLimits, TurnsEngine
 from engine.turns.work import Pending, Turn, Work

@@ -1,7 +1,6 @@
 """One image in progress: divided into tiles, and put together from the top down."""
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -9,20 +8,18 @@ from engine.contract.enlarge import UpscaleRequest
 from engine.contract.examination import Examination
 from engine.contract.pixels import Pixels
 from engine.fidelity.aftercare import Aftercare
-from engine.fidelity.planes import Bytes
-from engine.upscaling.bands import Bands
+from engine.pictures.arrays import Bytes, array_of
+from engine.pictures.resampling import RowResampler
+from engine.pictures.tensors import LEAST_ALPHA, as_bytes, as_tensor, straight
+from engine.pictures.tiles import Side, TileRows, mirrored
 from engine.upscaling.network import NetworkFacts
 from engine.upscaling.preview import PreviewCanvas
-from engine.upscaling.resampling import RowResampler
-from engine.upscaling.tiling import mirrored, plan_side
 
 BORDER = 10
 """The pixels by which an image is mirrored beyond its borders. Networks pad with zeros, which would
 show at the edges."""
 _CARE_BYTES = 24
 """The bytes per number of the image for comparing the result with it."""
-_LEAST_ALPHA = 1 / 510
-"""The least alpha at which a pixel shows in 8 bits and its colour can be found by division."""
 
 
 class Picture:
@@ -40,26 +37,22 @@ class Picture:
         self._facts = facts
         self._border = -(-BORDER // multiple) * multiple
         self._across, self._down = (
-            plan_side(
+            Side.planned(
                 max(-(-(side + 2 * self._border) // multiple) * multiple, facts.min_side),
                 max(request.tile, facts.min_side),
                 request.overlap,
-                rim=rim_of(request, facts),
-                scale=facts.scale,
-                multiple=multiple,
+                multiple,
             )
             for side in (image.width, image.height)
         )
         self.num_tiles = len(self._across.starts) * len(self._down.starts)
         self.num_laid = 0
-        self._given = np.frombuffer(image.data, np.uint8).reshape(
-            image.height, image.width, image.channels
-        )
+        self._given = array_of(image)
         self._has_alpha = image.channels == 4 and bool((self._given[..., 3] < 255).any())
-        self._resampler = RowResampler(
-            (image.width * facts.scale, image.height * facts.scale), (request.width, request.height)
-        )
-        self._bands: Bands | None = None
+        drawn = image.height * facts.scale, image.width * facts.scale
+        wanted = request.height, request.width
+        self._resampler = None if drawn == wanted else RowResampler(drawn, wanted)
+        self._merged: TileRows | None = None
         self._native_row = -self._border * facts.scale
         """The next row of the network that will be finished; those of the border come before 0."""
         self._result_row = 0
@@ -96,7 +89,7 @@ class Picture:
         height, width = self._given.shape[:2]
         rows = mirrored(height, top, top + self._down.tile)
         columns = mirrored(width, left, left + self._across.tile)
-        tile = _planes(self._given[rows[:, None], columns])
+        tile = as_tensor(self._given[rows[:, None], columns]).div_(255)
         if not self._has_alpha:
             return tile[None, :3]
         return torch.stack([tile[:3] * tile[3:], tile[3:].expand(3, -1, -1)])
@@ -110,14 +103,20 @@ class Picture:
         tile = output[0]
         if self._has_alpha:
             tile = torch.cat([tile, output[1].mean(0, keepdim=True)])
-        if self._bands is None:
-            self._bands = Bands(self._across, self._down, len(tile), self._facts.scale)
-        finished = self._bands.add(self.num_laid, tile)
+        if self._merged is None:
+            scale = self._facts.scale
+            across, down = self._across.scaled(scale), self._down.scaled(scale)
+            rim = rim_of(self.request, self._facts) * scale
+            self._merged = TileRows(across, down, rim, len(tile))
+        finished = self._merged.add(self.num_laid, tile)
         self._preview(tile)
         self.num_laid += 1
         if finished is None:
             return self._sent_row, b""
-        made = self._resampler.add(self._without_border(finished).clamp_(0, 1))
+        made = self._without_border(finished).clamp_(0, 1)
+        if self._resampler is not None:
+            resized = self._resampler.add(made.permute(1, 2, 0).contiguous().numpy())
+            made = torch.from_numpy(resized).permute(2, 0, 1)
         rows = self._levels(made, self._result_row)
         self._result_row += len(rows)
         return self._cared_for(rows)
@@ -129,10 +128,10 @@ class Picture:
 
     def _drawn(self) -> PreviewCanvas:
         if self._canvas is None:
-            size = (self.request.width, self.request.height)
+            size = (self.request.height, self.request.width)
             thinned = max(1, max(self._given.shape) // (2 * PreviewCanvas.MAX_SIDE))
-            coarse = self._given[::thinned, ::thinned, : 4 if self._has_alpha else 3].copy()
-            self._canvas = PreviewCanvas(_planes(coarse), size)
+            coarse = self._given[::thinned, ::thinned, : 4 if self._has_alpha else 3]
+            self._canvas = PreviewCanvas(as_tensor(coarse) / 255, size)
         return self._canvas
 
     def _preview(self, tile: Tensor) -> None:
@@ -172,9 +171,7 @@ class Picture:
             rows[:3] = self._straight(rows, first)
         elif self.request.image.channels == 4:
             rows = torch.cat([rows, torch.ones_like(rows[:1])])
-        levels = rows.mul_(255).round_().to(torch.uint8)
-        interleaved: Bytes = levels.permute(1, 2, 0).contiguous().numpy()
-        return interleaved
+        return as_bytes(rows.mul_(255))
 
     def _straight(self, rows: Tensor, first: int) -> Tensor:
         """Colours that are no longer multiplied by alpha; where nothing shows, those of the
@@ -182,9 +179,8 @@ class Picture:
         height, width = self._given.shape[:2]
         at = ((np.arange(first, first + rows.shape[1]) + 0.5) * height / self.request.height) // 1
         columns = ((np.arange(rows.shape[2]) + 0.5) * width / self.request.width) // 1
-        nearest = _planes(self._given[at.astype(int)[:, None], columns.astype(int)])[:3]
-        alpha = rows[3:]
-        return torch.where(alpha > _LEAST_ALPHA, (rows[:3] / alpha).clamp_(0, 1), nearest)
+        nearest = as_tensor(self._given[at.astype(int)[:, None], columns.astype(int)])[:3] / 255
+        return torch.where(rows[3:] > LEAST_ALPHA, straight(rows[:3], rows[3:]), nearest)
 
 
 def rim_of(request: UpscaleRequest, facts: NetworkFacts) -> int:
@@ -192,8 +188,3 @@ def rim_of(request: UpscaleRequest, facts: NetworkFacts) -> int:
     if request.exact and facts.receptive_radius is not None:
         return facts.receptive_radius
     return request.overlap // 4
-
-
-def _planes(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    """Convert `[H, W, C]` from 0 to 255 into `[C, H, W]` from 0 to 1."""
-    return torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255)

@@ -4,10 +4,9 @@ import structlog
 import torch
 from torch import Tensor
 
+from engine.pictures.tiles import Side, TileRows
 from engine.runtime.fault import is_out_of_memory
-from engine.upscaling.bands import Bands
 from engine.upscaling.network import Network
-from engine.upscaling.tiling import plan_side
 
 _LEAST_TILE = 32
 """The side in pixels below which a smaller tile would not help."""
@@ -72,21 +71,16 @@ class TileRunner:
         assert self.largest is not None
         facts = self._network.facts
         down, across = (
-            plan_side(
-                side,
-                self.largest,
-                overlap,
-                rim=rim,
-                scale=facts.scale,
-                multiple=facts.size_multiple,
-            )
-            for side in tile.shape[2:]
+            Side.planned(length, self.largest, overlap, facts.size_multiple)
+            for length in tile.shape[2:]
         )
-        bands = Bands(across, down, tile.shape[1], facts.scale)
+        merged = TileRows(
+            across.scaled(facts.scale), down.scaled(facts.scale), rim * facts.scale, tile.shape[1]
+        )
         finished = []
         for number, (top, left) in enumerate((y, x) for y in down.starts for x in across.starts):
             part = tile[:, :, top : top + down.tile, left : left + across.tile]
-            rows = bands.add(number, self.run(part, overlap, rim)[0])
+            rows = merged.add(number, self.run(part, overlap, rim)[0])
             if rows is not None:
                 finished.append(rows)
         return torch.cat(finished, 1)[None]

@@ -13,12 +13,12 @@ from torch.nn import functional
 
 from engine.contract.enlarge import UpscaleEvent, UpscaleRequest
 from engine.contract.pixels import Pixels
+from engine.pictures.tiles import mirrored
 from engine.upscaling.network import NetworkFacts
 from engine.upscaling.picture import BORDER
 from engine.upscaling.rrdb import RrdbNet
 from engine.upscaling.runner import TileRunner
 from engine.upscaling.srvgg import CompactNet
-from engine.upscaling.tiling import mirrored
 from engine.upscaling.work import UpscalingEngine, UpscalingLimits, UpscalingWork
 
 Image = npt.NDArray[np.uint8]

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from engine.contract.draw import Outpaint
-from engine.diffusion.tasks.mask import Bits
-from engine.diffusion.tasks.pixels import Bytes
 from engine.diffusion.tasks.spread import blurred, spread
+from engine.pictures.arrays import Bools, Bytes
+from engine.pictures.tensors import as_bytes, as_tensor
 
 _BLUR_RADII = (256, 64, 16, 4, 2)
 _BASE_RADIUS = 64
@@ -32,21 +32,20 @@ def extend_mask(levels: Bytes, outpaint: Outpaint) -> Bytes:
     return np.pad(levels, [(outpaint.top, outpaint.bottom), (outpaint.left, outpaint.right)])
 
 
-def new_area(width: int, height: int, outpaint: Outpaint) -> Bits:
+def new_area(width: int, height: int, outpaint: Outpaint) -> Bools:
     """The canvas of an image of this size, set where it is new."""
     new = np.ones((height + outpaint.top + outpaint.bottom, width + outpaint.left + outpaint.right))
     new[outpaint.top : outpaint.top + height, outpaint.left : outpaint.left + width] = 0
     return new.astype(np.bool_)
 
 
-def fill_new(canvas: Bytes, new: Bits) -> Bytes:
+def fill_new(canvas: Bytes, new: Bools) -> Bytes:
     """Fill the new area of a canvas `[H, W, 3]` smoothly, where it repeats the edges.
 
     Blurs of the known pixels are laid over it, from wide to narrow: far away the colours are those
     of the whole image, at the edge those of the edge.
     """
     known = torch.from_numpy(~new).float()[None, None]
-    colours = torch.from_numpy(canvas.transpose(2, 0, 1).copy())[None].float()
+    colours = as_tensor(canvas)[None]
     filled = spread(colours, known, _BLUR_RADII, blurred(colours, _BASE_RADIUS))
-    levels = filled.clamp(0, 255).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
-    return np.where(new[..., None], levels, canvas)
+    return np.where(new[..., None], as_bytes(filled[0]), canvas)

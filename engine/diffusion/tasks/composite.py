@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from engine.diffusion.tasks.pixels import Bytes
+from engine.pictures.alpha import over
+from engine.pictures.arrays import Bytes
 
 
 def composite(base: Bytes, picture: Bytes, weights: Bytes) -> Bytes:
@@ -17,16 +18,14 @@ def composite(base: Bytes, picture: Bytes, weights: Bytes) -> Bytes:
         picture: `[H, W, 3]`.
         weights: `[H, W]`, 255 for only the picture.
     """
+    if base.shape[2] == 3:
+        return over(picture, weights, base)
     result = base.copy()
     touched = weights > 0
     weight = weights[touched].astype(np.int32)[:, None]
     rest = 255 - weight
     old, new = base[touched].astype(np.int32), picture[touched].astype(np.int32)
-    if base.shape[2] == 3:
-        mixed = (new * weight + old * rest + 127) // 255
-    else:
-        cover = 255 * weight + old[:, 3:] * rest
-        colour = (new * 255 * weight + old[:, :3] * old[:, 3:] * rest + cover // 2) // cover
-        mixed = np.concatenate([colour, (cover + 127) // 255], axis=1)
-    result[touched] = mixed.astype(np.uint8)
+    cover = 255 * weight + old[:, 3:] * rest
+    colour = (new * 255 * weight + old[:, :3] * old[:, 3:] * rest + cover // 2) // cover
+    result[touched] = np.concatenate([colour, (cover + 127) // 255], axis=1)
     return result

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 from engine.diffusion.families.family import FamilyFacts
-from engine.diffusion.tasks.mask import Bits, bounding_box
+from engine.diffusion.tasks.mask import bounding_box
+from engine.pictures.arrays import Bools
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Region:
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
-def region_of_mask(mask: Bits, padding: int, ratio: float) -> Region:
+def region_of_mask(mask: Bools, padding: int, ratio: float) -> Region:
     """The mask's bounding box with `padding` px around it, widened to `ratio` (width by height).
 
     It stays within the image; if the image is too small for the ratio, it is as near as possible.

@@ -12,7 +12,7 @@ from PIL import Image
 
 from engine.contract.draw import Enlarging
 from engine.contract.pixels import Pixels
-from engine.diffusion.tasks.pixels import from_array, to_array
+from engine.pictures.arrays import array_of, pixels_of
 
 _LATENT_MODES: Mapping[Enlarging, tuple[str, bool]] = {
     Enlarging.LATENT: ("bilinear", False),
@@ -40,8 +40,8 @@ def enlarge_latents(latents: torch.Tensor, width: int, height: int, how: Enlargi
 def enlarge_picture(picture: Pixels, width: int, height: int, how: Enlarging) -> Pixels:
     """Enlarge an RGB picture."""
     rows, columns = _kept(picture.width, picture.height, width, height)
-    kept = Image.fromarray(to_array(picture)[rows, columns])
-    return from_array(np.asarray(kept.resize((width, height), _FILTERS[how])))
+    kept = Image.fromarray(array_of(picture)[rows, columns])
+    return pixels_of(np.asarray(kept.resize((width, height), _FILTERS[how])))
 
 
 def _kept(from_width: int, from_height: int, width: int, height: int) -> tuple[slice, slice]:

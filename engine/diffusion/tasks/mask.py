@@ -6,13 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from engine.contract.pixels import Pixels
-from engine.diffusion.tasks.pixels import Bytes, to_array
 from engine.errors import InvalidParameter
+from engine.pictures.arrays import Bools, Bytes, Floats, array_of
 
 MAX_FEATHER = 256
 _HALF = 128
-
-Bits = npt.NDArray[np.bool_]
 
 
 def mask_levels(mask: Pixels, image: Pixels, *, soft: bool) -> Bytes:
@@ -29,7 +27,7 @@ def mask_levels(mask: Pixels, image: Pixels, *, soft: bool) -> Bytes:
         )
     if mask.channels != 1:
         raise InvalidParameter(f"mask has {mask.channels} channels; it must have 1", param="mask")
-    levels = to_array(mask, param="mask")[..., 0]
+    levels = array_of(mask, param="mask")
     if not soft:
         levels = np.where(levels >= _HALF, 255, 0).astype(np.uint8)
     return levels
@@ -41,7 +39,7 @@ def latent_mask(mask: torch.Tensor, vae_factor: int) -> torch.Tensor:
     return F.max_pool2d(mask, vae_factor)
 
 
-def paste_weights(redrawn: Bits, feather: int) -> Bytes:
+def paste_weights(redrawn: Bools, feather: int) -> Bytes:
     """Weights `[H, W]` of the new picture: 0 outside `redrawn`, 255 from `feather` px inside it.
 
     Between the two it is a half cosine of the Euclidean distance to the nearest kept pixel. If the
@@ -61,14 +59,14 @@ def paste_weights(redrawn: Bits, feather: int) -> Bytes:
     return weights
 
 
-def bounding_box(mask: Bits) -> tuple[int, int, int, int]:
+def bounding_box(mask: Bools) -> tuple[int, int, int, int]:
     """The (left, top, right, bottom) of the set pixels; right and bottom are exclusive."""
     rows = np.flatnonzero(mask.any(axis=1))
     columns = np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _grown_box(mask: Bits, margin: int) -> tuple[slice, slice]:
+def _grown_box(mask: Bools, margin: int) -> tuple[slice, slice]:
     left, top, right, bottom = bounding_box(mask)
     return (
         slice(max(0, top - margin), bottom + margin),
@@ -76,7 +74,7 @@ def _grown_box(mask: Bits, margin: int) -> tuple[slice, slice]:
     )
 
 
-def _distance_inside(mask: Bits, limit: int) -> npt.NDArray[np.float32]:
+def _distance_inside(mask: Bools, limit: int) -> Floats:
     """The distance of every set pixel to the nearest unset one, at most `limit`; 0 for unset
     pixels.
 
@@ -91,7 +89,7 @@ def _distance_inside(mask: Bits, limit: int) -> npt.NDArray[np.float32]:
     return np.minimum(np.sqrt(nearest.astype(np.float32)), np.float32(limit))
 
 
-def _distance_in_columns(mask: Bits, limit: int) -> npt.NDArray[np.int32]:
+def _distance_in_columns(mask: Bools, limit: int) -> npt.NDArray[np.int32]:
     height = mask.shape[0]
     rows = np.arange(height, dtype=np.int32)[:, None]
     above = np.maximum.accumulate(np.where(mask, -limit, rows), axis=0)
@@ -100,10 +98,10 @@ def _distance_in_columns(mask: Bits, limit: int) -> npt.NDArray[np.int32]:
     return np.minimum(np.minimum(rows - above, below - rows), limit).astype(np.int32)
 
 
-def _largest_nearby(distance: npt.NDArray[np.float32], radius: int) -> npt.NDArray[np.float32]:
+def _largest_nearby(distance: Floats, radius: int) -> Floats:
     planes = torch.from_numpy(distance)[None, None]
     size = 2 * radius + 1
     planes = F.max_pool2d(planes, (size, 1), stride=1, padding=(radius, 0))
     planes = F.max_pool2d(planes, (1, size), stride=1, padding=(0, radius))
-    nearby: npt.NDArray[np.float32] = planes[0, 0].numpy()
+    nearby: Floats = planes[0, 0].numpy()
     return nearby

@@ -21,17 +21,13 @@ from engine.diffusion.tasks import canvas
 from engine.diffusion.tasks.checks import check_one_edit, check_request
 from engine.diffusion.tasks.composite import composite
 from engine.diffusion.tasks.crop import Region, region_of_mask, working_size
-from engine.diffusion.tasks.mask import Bits, latent_mask, mask_levels, paste_weights
-from engine.diffusion.tasks.pixels import (
-    Bytes,
-    array_to_tensor,
-    flatten,
-    from_array,
-    to_array,
-)
+from engine.diffusion.tasks.mask import latent_mask, mask_levels, paste_weights
 from engine.diffusion.tasks.resize import lift_off_white, resize_image, resize_mask
 from engine.diffusion.tasks.seam import match_colours, trust_levels
 from engine.errors import InvalidParameter
+from engine.pictures.alpha import flatten
+from engine.pictures.arrays import Bools, Bytes, array_of, pixels_of
+from engine.pictures.tensors import as_tensor, to_signed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,7 +70,7 @@ class _Picture:
     base: Bytes
     seen: Bytes
     levels: Bytes | None
-    new: Bits | None
+    new: Bools | None
 
     @property
     def height(self) -> int:
@@ -112,16 +108,16 @@ def prepare(request: ImageRequest, facts: FamilyFacts) -> Preparation:
     _check_area(width, height, facts.max_restored_pixels if restores else facts.max_pixels)
     filled = _filled(picture, params.mask_content)
     seen = _seen(picture, filled, region, width, height, is_cropped=params.crop_to_mask)
-    image = array_to_tensor(seen)
+    image = to_signed(seen)
     if restores:
-        original = to_array(request.images[0])
+        original = array_of(request.images[0])
         finish = _examined(_recoloured(original, picture), original, params.faithfulness)
         return _preparation(image, None, facts, finish, _same)
     if picture.levels is None:
         cut = _cut(picture.width, picture.height)
         return _preparation(image, None, facts, cut, _scaled(width, height, cut))
     fit_mask = resize_mask if params.crop_to_mask else canvas.pad_to
-    mask = _mask_tensor(fit_mask(picture.levels[region.window], width, height))
+    mask = as_tensor(fit_mask(picture.levels[region.window], width, height))[None] / 255
     trust = trust_levels(latent_mask(mask, facts.vae_factor), facts.vae_factor)
     weights = paste_weights(picture.levels > 0, params.feather)
     paste = partial(_paste, picture, weights, region, is_cropped=params.crop_to_mask)
@@ -158,7 +154,7 @@ def _to_upscale(request: ImageRequest, facts: FamilyFacts) -> Preparation:
             f"noise_level is {params.noise_level}; this model takes 0 to {limit}",
             param="noise_level",
         )
-    small, scale = to_array(request.images[0]), upscaling.scale
+    small, scale = array_of(request.images[0]), upscaling.scale
     least = math.ceil(facts.min_side / scale)
     height, width = (max(side, least) for side in small.shape[:2])
     if width * height * scale**2 > facts.max_pixels:
@@ -169,7 +165,7 @@ def _to_upscale(request: ImageRequest, facts: FamilyFacts) -> Preparation:
             param="image",
         )
     return Preparation(
-        image=array_to_tensor(canvas.pad_to(flatten(small), width, height)),
+        image=to_signed(canvas.pad_to(flatten(small), width, height)),
         mask=None,
         latent_mask=None,
         width=width * scale,
@@ -186,10 +182,10 @@ def _enlarged(small: Bytes, scale: int, width: int, height: int) -> Callable[[Pi
     it."""
 
     def finish(drawn: Pixels) -> Pixels:
-        picture = to_array(drawn)[: small.shape[0] * scale, : small.shape[1] * scale]
+        picture = array_of(drawn)[: small.shape[0] * scale, : small.shape[1] * scale]
         if small.shape[2] == 4:
             picture = lift_off_white(picture, small[..., 3:])
-        return from_array(resize_image(picture, width, height))
+        return pixels_of(resize_image(picture, width, height))
 
     return finish
 
@@ -205,12 +201,12 @@ def _examined(
     from engine.fidelity.aftercare import Aftercare
 
     def examined(drawn: Pixels) -> Examined:
-        picture = to_array(finish(drawn))
+        picture = array_of(finish(drawn))
         height, width = picture.shape[:2]
         care = Aftercare(original, height, width, wanted)
         rows = care.take(picture)
         held, examination = care.end()
-        return Examined(from_array(np.concatenate([rows, held])), examination)
+        return Examined(pixels_of(np.concatenate([rows, held])), examination)
 
     return examined
 
@@ -238,7 +234,7 @@ def _picture(request: ImageRequest) -> _Picture:
     params, image = request.params, request.images[0]
     size = (params.width, params.height)
     grow = params.outpaint or Outpaint()
-    array = to_array(image)
+    array = array_of(image)
     base = resize_image(canvas.extend_image(array, grow), *size)
     seen = base
     if image.channels == 4:
@@ -266,7 +262,7 @@ def _levels(request: ImageRequest) -> Bytes | None:
     raise InvalidParameter(f"mask is empty: it marks no pixel to redraw{hint}", param="mask")
 
 
-def _filled(picture: _Picture, content: MaskContent) -> Bits | None:
+def _filled(picture: _Picture, content: MaskContent) -> Bools | None:
     """The area in which the model sees the surrounding colours instead of the input."""
     if content is MaskContent.ORIGINAL or picture.levels is None:
         return picture.new
@@ -275,7 +271,7 @@ def _filled(picture: _Picture, content: MaskContent) -> Bits | None:
 
 def _seen(
     picture: _Picture,
-    filled: Bits | None,
+    filled: Bools | None,
     region: Region,
     width: int,
     height: int,
@@ -309,10 +305,6 @@ def _working_area(
     return picture.whole, (width, height)
 
 
-def _mask_tensor(levels: Bytes) -> torch.Tensor:
-    return torch.from_numpy(levels.copy())[None, None].float() / 255
-
-
 def _same(drawn: Pixels) -> Pixels:
     return drawn
 
@@ -321,11 +313,11 @@ def _scaled(
     width: int, height: int, finish: Callable[[Pixels], Pixels]
 ) -> Callable[[Pixels], Pixels]:
     """`finish` for a picture of any size, which it resizes first."""
-    return lambda preview: finish(from_array(resize_image(to_array(preview), width, height)))
+    return lambda preview: finish(pixels_of(resize_image(array_of(preview), width, height)))
 
 
 def _cut(width: int, height: int) -> Callable[[Pixels], Pixels]:
-    return lambda drawn: from_array(to_array(drawn)[:height, :width])
+    return lambda drawn: pixels_of(array_of(drawn)[:height, :width])
 
 
 def _recoloured(original: Bytes, picture: _Picture) -> Callable[[Pixels], Pixels]:
@@ -335,11 +327,11 @@ def _recoloured(original: Bytes, picture: _Picture) -> Callable[[Pixels], Pixels
     from engine.fidelity.wavelet_colour import wavelet_colour
 
     def finish(drawn: Pixels) -> Pixels:
-        cut = to_array(drawn)[: picture.height, : picture.width]
+        cut = array_of(drawn)[: picture.height, : picture.width]
         recoloured = wavelet_colour(cut, flatten(original))
         if original.shape[2] == 4:
             recoloured = lift_off_white(recoloured, original[..., 3:])
-        return from_array(recoloured)
+        return pixels_of(recoloured)
 
     return finish
 
@@ -363,7 +355,7 @@ def _paste(
         trust = trust[: region.height, : region.width]
 
     def finish(drawn: Pixels) -> Pixels:
-        part = to_array(drawn)
+        part = array_of(drawn)
         if is_cropped:
             part = resize_image(part, region.width, region.height)
         part = part[: region.height, : region.width]
@@ -371,7 +363,7 @@ def _paste(
             part = match_colours(part, picture.seen[window], trust)
         answer = picture.base.copy()
         answer[window] = composite(picture.base[window], part, weights[window])
-        return from_array(answer)
+        return pixels_of(answer)
 
     return finish
 

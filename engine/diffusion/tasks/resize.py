@@ -4,9 +4,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from engine.diffusion.tasks.pixels import Bytes
-
-_SMALLEST_ALPHA = 0.5 / 255
+from engine.pictures.arrays import Bytes, unit
+from engine.pictures.tensors import LEAST_ALPHA, as_bytes, as_tensor, resampled, straight
 
 
 def resize_image(array: Bytes, width: int, height: int) -> Bytes:
@@ -16,13 +15,9 @@ def resize_image(array: Bytes, width: int, height: int) -> Bytes:
     """
     if array.shape[:2] == (height, width):
         return array
-    planes = torch.from_numpy(array.transpose(2, 0, 1).copy())[None].float() / 255
-    if array.shape[2] == 4:
-        resized = _resize_premultiplied(planes, (height, width))
-    else:
-        resized = _bicubic(planes, (height, width)).clamp(0, 1)
-    levels = (resized[0] * 255).round().to(torch.uint8)
-    return levels.permute(1, 2, 0).contiguous().numpy()
+    planes = as_tensor(array)[None] / 255
+    resize = _resize_premultiplied if array.shape[2] == 4 else _bicubic
+    return as_bytes(resize(planes, height, width)[0] * 255)
 
 
 def lift_off_white(rgb: Bytes, alpha: Bytes) -> Bytes:
@@ -34,9 +29,9 @@ def lift_off_white(rgb: Bytes, alpha: Bytes) -> Bytes:
     """
     height, width = rgb.shape[:2]
     levels = resize_image(alpha, width, height)
-    share = levels.astype(np.float32) / 255
-    straight = 255 - (255 - rgb.astype(np.float32)) / np.maximum(share, _SMALLEST_ALPHA)
-    colour = np.where(levels > 0, np.rint(np.clip(straight, 0, 255)), rgb)
+    share = np.maximum(unit(levels), LEAST_ALPHA)
+    lifted = 255 - (255 - rgb.astype(np.float32)) / share
+    colour = np.where(levels > 0, np.rint(np.clip(lifted, 0, 255)), rgb)
     return np.concatenate([colour.astype(np.uint8), levels], axis=2)
 
 
@@ -48,28 +43,19 @@ def resize_mask(mask: Bytes, width: int, height: int) -> Bytes:
     """
     if mask.shape == (height, width):
         return mask
-    levels = torch.from_numpy(mask.copy())[None, None].float()
-    pooled = F.adaptive_max_pool2d(levels, (height, width))
-    return pooled[0, 0].to(torch.uint8).numpy()
+    pooled = F.adaptive_max_pool2d(as_tensor(mask), (height, width))
+    return as_bytes(pooled)[..., 0]
 
 
-def _resize_premultiplied(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _resize_premultiplied(planes: torch.Tensor, height: int, width: int) -> torch.Tensor:
     colour, alpha = planes[:, :3], planes[:, 3:]
-    small_alpha = _bicubic(alpha, size).clamp(0, 1)
-    premultiplied = _bicubic(colour * alpha, size)
-    straight = (premultiplied / small_alpha.clamp(min=_SMALLEST_ALPHA)).clamp(0, 1)
+    small_alpha = _bicubic(alpha, height, width)
+    colours = straight(resampled(colour * alpha, height, width, "bicubic"), small_alpha)
     # Full transparency cannot be divided out, so it takes the nearest colour.
-    nearest = F.interpolate(colour, size=size, mode="nearest-exact")
-    visible = small_alpha >= _SMALLEST_ALPHA
-    return torch.cat([torch.where(visible, straight, nearest), small_alpha], dim=1)
+    nearest = F.interpolate(colour, size=(height, width), mode="nearest-exact")
+    visible = small_alpha >= LEAST_ALPHA
+    return torch.cat([torch.where(visible, colours, nearest), small_alpha], dim=1)
 
 
-def _bicubic(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if size[1] == 1:
-        # When torch 2 shrinks a column, it gives all its rows the first row's values.
-        return _bicubic_rows(planes.mT.contiguous(), (1, size[0])).mT
-    return _bicubic_rows(planes, size)
-
-
-def _bicubic_rows(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return F.interpolate(planes, size=size, mode="bicubic", align_corners=False, antialias=True)
+def _bicubic(planes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    return resampled(planes, height, width, "bicubic").clamp(0, 1)

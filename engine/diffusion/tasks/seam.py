@@ -9,8 +9,9 @@ seamless cloning continues the differences at the edge (Pérez et al. 2003).
 import torch
 import torch.nn.functional as F
 
-from engine.diffusion.tasks.pixels import Bytes
 from engine.diffusion.tasks.spread import spread
+from engine.pictures.arrays import Bytes
+from engine.pictures.tensors import as_bytes, as_tensor
 
 _RADII = (256, 64, 16, 8, 4)
 _FULL, _BESIDE = 255, 40
@@ -46,9 +47,8 @@ def match_colours(drawn: Bytes, seen: Bytes, trust: Bytes) -> Bytes:
     """
     if not trust.any():
         return drawn
-    known = torch.from_numpy(trust.copy())[None, None].float() / _FULL
-    planes = torch.from_numpy(drawn.transpose(2, 0, 1).copy())[None].float()
-    errors = torch.from_numpy(seen.transpose(2, 0, 1).copy())[None].float() - planes
+    known = as_tensor(trust)[None] / _FULL
+    planes = as_tensor(drawn)[None]
+    errors = as_tensor(seen)[None] - planes
     mean = (errors * known).sum(dim=(2, 3), keepdim=True) / known.sum()
-    moved = (planes + spread(errors, known, _RADII, mean)).round().clamp(0, 255)
-    return moved[0].to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return as_bytes((planes + spread(errors, known, _RADII, mean))[0])

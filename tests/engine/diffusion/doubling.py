@@ -11,7 +11,7 @@ from toy_family import CHANNELS, FACTOR
 
 from engine.diffusion.drawing import Drawing
 from engine.diffusion.prompt_cache import Lookups
-from engine.diffusion.tasks.pixels import from_array, to_array
+from engine.pictures.arrays import array_of, pixels_of
 
 DOUBLE = "double it"
 
@@ -60,7 +60,7 @@ class Doubling:
 
 
 def joined(bands):
-    return from_array(np.concatenate(bands))
+    return pixels_of(np.concatenate(bands))
 
 
 class DoublingSource:
@@ -78,7 +78,7 @@ class DoublingSource:
     def create(self, request):
         if self._rest is not None and not request.prompt.startswith(DOUBLE):
             return self._rest.create(request)
-        levels, params = to_array(request.images[0]), request.params
+        levels, params = array_of(request.images[0]), request.params
         return [
             Drawing(
                 request=request,

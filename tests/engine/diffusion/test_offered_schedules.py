@@ -16,8 +16,8 @@ from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, NoiseSchedules
-from engine.diffusion.tasks.pixels import to_array
 from engine.errors import InvalidParameter
+from engine.pictures.arrays import array_of
 from engine.weights.source import Checkpoint, resolve_source
 from tools.demo_image_model.classify import read
 from tools.demo_image_model.questions import judge, single
@@ -234,7 +234,7 @@ def test_the_built_in_model_draws_what_is_asked_for_with_each_sampler_it_is_offe
     while engine.has_work():
         for event in engine.step()[0]:
             if event.image is not None:
-                pictures[event.request_id] = to_array(event.image)
+                pictures[event.request_id] = array_of(event.image)
     engine.shutdown()
     right = {
         name: sum(

@@ -13,7 +13,7 @@ from engine.contract.request import FinishReason
 from engine.diffusion.denoising import Denoising
 from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_factory import DrawingFactory
-from engine.diffusion.tasks.pixels import to_array
+from engine.pictures.arrays import array_of
 from engine.runtime.fault import Unusable
 
 DENOISE = "a red circle"
@@ -33,7 +33,7 @@ def asked(prompt, request_id, num_steps=4, **changes):
 
 def expected_of(item):
     """By indexing, which is not how it is computed."""
-    levels = to_array(item.images[0])
+    levels = array_of(item.images[0])
     rows, columns = (np.arange(2 * side) // 2 for side in levels.shape[:2])
     return levels[rows][:, columns]
 

@@ -2,14 +2,12 @@ import random
 
 import numpy as np
 import pytest
-from pictures import noise, photograph, resized, rounded
+from pictures import heat_map, measure, noise, photograph, resized, rounded
 
 from engine.contract.examination import Examination, Faithfulness
 from engine.fidelity.aftercare import Aftercare
 from engine.fidelity.back_projection import back_project
-from engine.fidelity.consistency import measure
-from engine.fidelity.heat_map import heat_map
-from engine.fidelity.planes import Bytes
+from engine.pictures.arrays import Bytes
 
 
 def cared_for(

@@ -3,14 +3,13 @@ import random
 
 import numpy as np
 import pytest
-from pictures import generator, noise, photograph, resized, rounded
+from pictures import generator, measure, noise, photograph, resized, rounded
 
 from engine.fidelity import back_projection
-from engine.fidelity import planes as planes_module
 from engine.fidelity.back_projection import correction
-from engine.fidelity.consistency import measure
-from engine.fidelity.planes import Bytes
-from engine.fidelity.resampling import Resampling
+from engine.pictures import arrays
+from engine.pictures.arrays import Bytes
+from engine.pictures.resampling import Resampling
 
 SIZES = [((40, 60), (10, 15)), ((37, 53), (10, 13)), ((30, 20), (15, 20)), ((64, 1), (16, 1))]
 
@@ -29,8 +28,8 @@ def test_the_error_falls_in_every_iteration(size: tuple[int, int], small: tuple[
     norms = [np.linalg.norm(error)]
     for num_iterations in (1, 2, 3, 5, back_projection.NUM_ITERATIONS, 20):
         z = correction(error, shrink, num_iterations)
-        spread = shrink.transposed_band(z, 0, size[0])
-        left = error - shrink.band(spread, 0, small[0])
+        spread = shrink.transposed_band(z, slice(None))
+        left = error - shrink.band(spread, slice(None))
         norms.append(np.linalg.norm(left))
     assert all(after < before for before, after in itertools.pairwise(norms)), norms
     # White noise has the finest errors at their worst.
@@ -69,7 +68,7 @@ def test_detail_stays() -> None:
 def test_bands_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     result, small = noise(61, 47, 4), noise(16, 12, 4)
     whole = back_project(result, small, 0.7)
-    monkeypatch.setattr(planes_module, "_BAND_PIXELS", 47 * 5)
+    monkeypatch.setattr(arrays, "BAND_PIXELS", 47 * 5)
     banded = back_project(result, small, 0.7).astype(int)
     # Sums in another order may round the other way, and low alpha widens a level of colour.
     visible = whole[..., 3] > 128

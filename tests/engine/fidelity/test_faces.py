@@ -2,11 +2,10 @@ import random
 
 import numpy as np
 import pytest
-from pictures import noise, photograph, resized, rounded
+from pictures import measure, noise, photograph, resized, rounded
 
-from engine.fidelity.consistency import measure
 from engine.fidelity.faces import Face, FaceGuard, face_weights, find_faces
-from engine.fidelity.planes import Bytes
+from engine.pictures.arrays import Bytes
 
 ASTRONAUT = (0.35, 0.11, 0.55, 0.34)
 """Left, top, right and bottom of her face, as shares of the photograph's sides."""

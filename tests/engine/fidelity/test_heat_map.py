@@ -1,8 +1,7 @@
 import numpy as np
-from pictures import generator, noise, photograph, resized, rounded
+from pictures import generator, heat_map, noise, photograph, resized, rounded
 
-from engine.fidelity.heat_map import heat_map
-from engine.fidelity.planes import Bytes
+from engine.pictures.arrays import Bytes
 
 
 def colours(picture: Bytes) -> tuple[np.ndarray, np.ndarray]:

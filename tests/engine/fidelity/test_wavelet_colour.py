@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from pictures import noise, photograph, resized, rounded
 
-from engine.fidelity import planes as planes_module
 from engine.fidelity.wavelet_colour import lowest_band, wavelet_colour
+from engine.pictures import arrays
 
 
 def reference_lowest_band(picture: torch.Tensor) -> torch.Tensor:
@@ -48,5 +48,5 @@ def test_bands_change_nothing(channels: int, monkeypatch: pytest.MonkeyPatch) ->
     result, small = noise(150, 20, channels), noise(50, 7, channels)
     result[..., channels - 1] |= 128
     whole = wavelet_colour(result, small)
-    monkeypatch.setattr(planes_module, "_BAND_PIXELS", 20 * 7)
+    monkeypatch.setattr(arrays, "BAND_PIXELS", 20 * 7)
     assert np.abs(wavelet_colour(result, small).astype(int) - whole).max() <= 2

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from engine.matting.arrays import Bools, Bytes, Floats
 from engine.matting.trimap import Trimap
+from engine.pictures.arrays import Bools, Bytes, Floats
 
 DATA = Path(__file__).parents[2] / "data"
 

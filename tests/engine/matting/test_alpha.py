@@ -13,10 +13,10 @@ from matting_scenes import Scene, finished, lemur, rms, scene
 
 from engine.matting import alpha as alpha_module
 from engine.matting.alpha import Matte, estimate_alpha
-from engine.matting.arrays import STRIP_PIXELS, strips
 from engine.matting.pymatting_library import pymatting
-from engine.matting.resampling import nearest
 from engine.matting.trimap import Trimap
+from engine.pictures import arrays
+from engine.pictures.resizing import resized
 
 
 def alpha_at_once(image: np.ndarray, trimap: Trimap) -> np.ndarray:
@@ -32,11 +32,9 @@ def alpha_at_once(image: np.ndarray, trimap: Trimap) -> np.ndarray:
 
 def test_the_band_alone_gives_the_whole_pictures_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strips of few rows, so that the band crosses many."""
-    from engine.matting import arrays
-
-    monkeypatch.setattr(arrays, "STRIP_PIXELS", 7 * 60)
+    monkeypatch.setattr(arrays, "BAND_PIXELS", 7 * 60)
     made = scene(48, 60, band=3)
-    assert len(strips(46, 60)) > 5
+    assert len(arrays.bands(46, 60)) > 5
     ours = finished(estimate_alpha(made.image, made.trimap))
     assert (ours.width, ours.height, ours.is_converged) == (60, 48, True)
     assert np.abs(ours.alpha - alpha_at_once(made.image, made.trimap)).max() < 1e-3
@@ -110,7 +108,7 @@ def test_memory_of_what_is_solved_for() -> None:
     small, peak = traced_peak(estimate_alpha(made.image, made.trimap))
     large, peak_of_large = traced_peak(estimate_alpha(image, trimap))
     assert np.abs(large.alpha[200:-200, 240:-240] - small.alpha).max() < 1e-3
-    strips_bytes = 1000 * STRIP_PIXELS
+    strips_bytes = 1000 * arrays.BAND_PIXELS
     assert peak < strips_bytes + 4000 * trimap.num_unknown
     assert peak_of_large < strips_bytes + 4000 * trimap.num_unknown + 16 * trimap.is_unknown.size
 
@@ -160,7 +158,7 @@ def test_a_smaller_trimap_knows_only_what_all_its_pixels_know() -> None:
     made = scene(96, 128)
     small = made.trimap.scaled(31, 41)
     large = {
-        name: nearest(getattr(small, name).astype(np.uint8), 96, 128) > 0
+        name: resized(getattr(small, name).astype(np.uint8), 96, 128, cv2.INTER_NEAREST_EXACT) > 0
         for name in ("is_subject", "is_unknown")
     }
     background = ~large["is_subject"] & ~large["is_unknown"]

@@ -5,8 +5,9 @@ import pytest
 from matting_scenes import finished, rms, scene
 
 from engine.matting import foreground as foreground_module
-from engine.matting.composition import alpha_levels, covering, over
+from engine.matting.composition import alpha_levels, covering
 from engine.matting.foreground import MARGIN, estimate_foreground
+from engine.pictures.alpha import over
 
 
 @pytest.mark.parametrize("max_pixels", [10_000_000, 4_000])
@@ -71,16 +72,6 @@ def test_tiny_pictures(height: int, width: int) -> None:
     found = finished(estimate_foreground(image, np.full((height, width), 0.5, np.float32)))
     assert found.colours.shape == image.shape
     assert np.abs(found.colours.astype(int) - image).max() <= 1
-
-
-def test_over_rounds_to_the_nearest() -> None:
-    colours = np.full((1, 3, 3), 200, np.uint8)
-    levels = np.array([[0, 128, 255]], np.uint8)
-    assert over(colours, levels, (100, 0, 255))[0].tolist() == [
-        [100, 0, 255],
-        [150, 100, 227],
-        [200, 200, 200],
-    ]
 
 
 def test_alpha_of_the_picture_itself_is_kept() -> None:

@@ -15,7 +15,7 @@ from engine.contract.settings import EngineConfig
 from engine.contract.status import Phase
 from engine.errors import InsufficientMemory, ModelLoadError
 from engine.matting import loading
-from engine.matting.arrays import array_of, pixels_of
+from engine.pictures.arrays import array_of, pixels_of
 from engine.weights.recognition import kind_of_checkpoint
 from engine.weights.source import Checkpoint, resolve_source
 

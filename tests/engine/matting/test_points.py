@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from engine.contract.matte import MattingOutput, MattingRequest, Point
-from engine.matting.arrays import Floats, pixels_of
 from engine.matting.job import Job
 from engine.matting.steering import steer
+from engine.pictures.arrays import Floats, pixels_of
 from tests.engine.matting.matting_scenes import TwoSubjects, finished, two_subjects
 
 NETWORK_SIDE = 320

@@ -13,9 +13,9 @@ from engine.contract.pixels import Pixels
 from engine.contract.request import FinishReason
 from engine.errors import InvalidParameter
 from engine.matting import work as work_module
-from engine.matting.arrays import array_of, pixels_of
 from engine.matting.job import NO_SUBJECT
 from engine.matting.work import MattingEngine
+from engine.pictures.arrays import array_of, pixels_of
 
 
 def run(engine: MattingEngine) -> dict[str, Any]:

@@ -10,12 +10,12 @@ import httpx
 import numpy as np
 import pytest
 from image_server import data_url, error_of, named_events, opened, png, saved
+from pictures import measure
 from PIL import Image
 from text_server import until
 from upscaling_server import UPSCALE_PATH, UpscalingServer, upscaler_info
 
 from engine.errors import ModelNotFound
-from engine.fidelity.consistency import measure
 
 
 @pytest.fixture

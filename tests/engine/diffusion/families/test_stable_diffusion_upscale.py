@@ -20,8 +20,9 @@ from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.families.registry import load_family
 from engine.diffusion.families.stable_diffusion_upscale import StableDiffusionUpscaleFamily
-from engine.diffusion.tasks.pixels import array_to_tensor, to_array
 from engine.errors import CorruptFile, UnsupportedArchitecture
+from engine.pictures.arrays import array_of
+from engine.pictures.tensors import to_signed
 from engine.weights.source import Checkpoint
 
 pytestmark = [
@@ -109,7 +110,7 @@ def test_it_draws_what_diffusers_draws(
     options = {
         "prompt": "a door",
         "negative_prompt": "wood",
-        "image": array_to_tensor(to_array(picture(width, height, seed))),
+        "image": to_signed(array_of(picture(width, height, seed))),
         "num_inference_steps": 3,
         "guidance_scale": guidance,
         "noise_level": noise_level,
@@ -127,7 +128,7 @@ def test_it_draws_what_diffusers_draws(
     answer = drawing.stage.result()()
     assert (answer.width, answer.height) == (SCALE * width, SCALE * height)
     # Rounding may go the other way.
-    assert (array_to_tensor(to_array(answer)) / 2 + 0.5 - image).abs().max() < 1 / 255, case
+    assert (to_signed(array_of(answer)) / 2 + 0.5 - image).abs().max() < 1 / 255, case
 
 
 def test_the_level_of_noise_reaches_image_and_denoiser(

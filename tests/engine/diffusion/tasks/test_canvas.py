@@ -5,7 +5,7 @@ import pytest
 
 from engine.contract.draw import Outpaint
 from engine.diffusion.tasks import canvas
-from engine.diffusion.tasks.pixels import Bytes
+from engine.pictures.arrays import Bytes
 
 SEED = random.randrange(1 << 30)
 

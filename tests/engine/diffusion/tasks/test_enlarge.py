@@ -9,7 +9,7 @@ from PIL import Image
 
 from engine.contract.draw import Enlarging
 from engine.diffusion.tasks.enlarge import enlarge_latents, enlarge_picture
-from engine.diffusion.tasks.pixels import from_array, to_array
+from engine.pictures.arrays import array_of, pixels_of
 
 OF_LATENTS = [how for how in Enlarging if how.is_of_latents]
 OF_PICTURES = [how for how in Enlarging if not how.is_of_latents]
@@ -42,7 +42,7 @@ def test_pictures_are_resized_as_pillow_does(how: Enlarging) -> None:
     picture = drawn(10, 6)
     method = Image.Resampling[how.name]
     for width, height in ((10, 6), (20, 12), (25, 15)):
-        larger = to_array(enlarge_picture(from_array(picture), width, height, how))
+        larger = array_of(enlarge_picture(pixels_of(picture), width, height, how))
         theirs = np.asarray(Image.fromarray(picture).resize((width, height), method))
         assert (larger == theirs).all()
 
@@ -59,5 +59,5 @@ def test_of_another_shape_the_middle_is_kept(how: Enlarging) -> None:
             planes = torch.from_numpy(picture.transpose(2, 0, 1).copy())[None].float()
             found = enlarge_latents(planes, width, height, how)[0].permute(1, 2, 0).numpy()
         else:
-            found = to_array(enlarge_picture(from_array(picture), width, height, how))
+            found = array_of(enlarge_picture(pixels_of(picture), width, height, how))
         assert (found == expected).all()

@@ -23,10 +23,10 @@ from engine.contract.draw import (
 from engine.contract.pixels import Pixels
 from engine.diffusion.families.family import FamilyFacts
 from engine.diffusion.tasks.checks import MAX_CANVAS_PIXELS
-from engine.diffusion.tasks.pixels import from_array, to_array
 from engine.diffusion.tasks.prepare import Preparation, prepare
 from engine.diffusion.tasks.resize import resize_image
 from engine.errors import InvalidParameter
+from engine.pictures.arrays import array_of, pixels_of
 
 SEED = random.randrange(1 << 30)
 FACTS = FamilyFacts(
@@ -79,8 +79,8 @@ def request(
         params=ImageParams(
             task=task, width=width, height=height, num_inference_steps=4, seed=0, **params
         ),
-        images=[] if image is None else [from_array(image)],
-        mask=None if mask is None else from_array(mask[..., None]),
+        images=[] if image is None else [pixels_of(image)],
+        mask=None if mask is None else pixels_of(mask),
     )
 
 
@@ -92,11 +92,11 @@ def drawn(preparation: Preparation, random: np.random.Generator | None = None) -
         seen = ((preparation.image[0] + 1) * 127.5).round().to(torch.uint8)
         kept = F.interpolate(preparation.latent_mask, scale_factor=FACTS.vae_factor)[0, 0] == 0
         picture = np.where(kept[..., None].numpy(), seen.permute(1, 2, 0).numpy(), picture)
-    return from_array(picture)
+    return pixels_of(picture)
 
 
 def finished(preparation: Preparation, random: np.random.Generator | None = None) -> Array:
-    return to_array(preparation.finish(drawn(preparation, random)))
+    return array_of(preparation.finish(drawn(preparation, random)))
 
 
 def random_mask(random: np.random.Generator, height: int, width: int) -> Array:
@@ -167,9 +167,9 @@ def test_what_is_under_the_mask_is_the_models_and_opaque() -> None:
         image, mask = noise(37, 51, channels, random=random), random_mask(random, 37, 51)
         preparation = prepare(request(image, mask, feather=0), FACTS)
         picture = drawn(preparation)
-        answer = to_array(preparation.finish(picture))
+        answer = array_of(preparation.finish(picture))
         marked = mask >= 128
-        expected = to_array(picture)[:37, :51]
+        expected = array_of(picture)[:37, :51]
         assert np.array_equal(answer[marked][:, :3], expected[marked]), SEED
         if channels == 4:
             assert (answer[marked][:, 3] == 255).all()
@@ -209,7 +209,7 @@ def test_an_image_off_the_grid_is_padded_by_its_edge_and_cut_back() -> None:
     assert (seen[33:, :50] == image[-1]).all() and (seen[:33, 50:] == image[:, -1:]).all()
     assert preparation.mask is None and preparation.latent_mask is None
     picture = drawn(preparation)
-    assert np.array_equal(to_array(preparation.finish(picture)), to_array(picture)[:33, :50])
+    assert np.array_equal(array_of(preparation.finish(picture)), array_of(picture)[:33, :50])
 
 
 def test_small_images_are_padded_to_the_models_smallest_side() -> None:
@@ -249,8 +249,8 @@ def test_a_preview_is_the_answer_so_far(
         marked = mask if task is ImageTask.INPAINT else None
         preparation = prepare(request(image, marked, task, **params), FACTS)
     height, width = preparation.height // per_pixel, preparation.width // per_pixel
-    preview = to_array(preparation.show(from_array(noise(height, width, 3))))
-    finished = to_array(preparation.finish(drawn(preparation)))
+    preview = array_of(preparation.show(pixels_of(noise(height, width, 3))))
+    finished = array_of(preparation.finish(drawn(preparation)))
     assert preview.shape == finished.shape
     if task is ImageTask.INPAINT:
         kept = preview[-50:, -70:][mask == 0]
@@ -280,9 +280,9 @@ def test_a_crop_is_drawn_at_the_models_size_and_only_there_pasted() -> None:
     preparation = prepare(request(image, mask, crop_to_mask=True, crop_padding=10), FACTS)
     assert (preparation.width, preparation.height) == (64, 48)
     assert preparation.mask is not None and 0.05 < preparation.mask.mean() < 0.6
-    picture = to_array(drawn(preparation)).copy()
+    picture = array_of(drawn(preparation)).copy()
     picture[preparation.mask[0, 0].numpy() > 0] = (255, 0, 0)
-    answer = to_array(preparation.finish(from_array(picture)))
+    answer = array_of(preparation.finish(pixels_of(picture)))
     assert np.abs(answer[304:306, 404:408].astype(int) - (255, 0, 0)).max() < 40
     assert np.array_equal(answer[mask == 0], image[mask == 0])
 
@@ -295,7 +295,7 @@ def test_a_crop_puts_things_back_where_they_were() -> None:
     preparation = prepare(request(image, mask, crop_to_mask=True), FACTS)
     assert preparation.image is not None
     same = ((preparation.image[0] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    answer = to_array(preparation.finish(from_array(same.permute(1, 2, 0).contiguous().numpy())))
+    answer = array_of(preparation.finish(pixels_of(same.permute(1, 2, 0).contiguous().numpy())))
     assert np.abs(answer.astype(int) - image).max() <= 3
 
 
@@ -331,7 +331,7 @@ def test_outpainting_keeps_every_byte_of_the_original() -> None:
         preparation = prepare(request(image, outpaint=outpaint, **options), facts)
         check_shapes(preparation)
         picture = drawn(preparation, random)
-        answer = to_array(preparation.finish(picture))
+        answer = array_of(preparation.finish(picture))
         assert answer.shape == (height + top + bottom, width + left + right, image.shape[2])
         inside = answer[top : top + height, left : left + width]
         assert np.array_equal(inside, image), (SEED, turn, feather)
@@ -341,7 +341,7 @@ def test_outpainting_keeps_every_byte_of_the_original() -> None:
         marked = preparation.mask[0, 0, : new.shape[0], : new.shape[1]].numpy() > 0
         assert np.array_equal(marked, new), (SEED, turn)
         if feather == 0:
-            expected = to_array(picture)[: new.shape[0], : new.shape[1]]
+            expected = array_of(picture)[: new.shape[0], : new.shape[1]]
             assert np.array_equal(answer[new][:, :3], expected[new]), (SEED, turn)
             assert image.shape[2] == 3 or (answer[new][:, 3] == 255).all()
 
@@ -350,9 +350,9 @@ def test_the_feather_of_outpainting_softens_new_pixels_only() -> None:
     image = np.zeros((64, 64, 4), np.uint8)
     image[..., 3] = 255
     preparation = prepare(request(image, outpaint=Outpaint(right=32), feather=12), FACTS)
-    picture = to_array(drawn(preparation)).copy()
+    picture = array_of(drawn(preparation)).copy()
     picture[:, 64:] = 255
-    answer = to_array(preparation.finish(from_array(picture))).astype(int)
+    answer = array_of(preparation.finish(pixels_of(picture))).astype(int)
     assert (answer == answer[:1]).all()
     row = answer[0, :, 0]
     assert (row[:64] == 0).all() and (row[76:] == 255).all()
@@ -368,7 +368,7 @@ def test_a_tint_of_the_autoencoder_is_taken_back_under_the_mask(crop: bool) -> N
     assert preparation.image is not None
     seen = ((preparation.image[0] + 1) * 127.5).round().permute(1, 2, 0).numpy()
     tinted = (seen + np.array((-12, 9, 20))).astype(np.uint8)
-    answer = to_array(preparation.finish(from_array(tinted))).astype(int)
+    answer = array_of(preparation.finish(pixels_of(tinted))).astype(int)
     assert np.abs(answer - image).max() <= 1
 
 
@@ -466,7 +466,7 @@ def test_what_does_not_fit_is_refused_with_the_limit(
 
 
 def test_two_images_are_refused() -> None:
-    bad = replace(request(IMAGE, task=I2I), images=[from_array(IMAGE)] * 2)
+    bad = replace(request(IMAGE, task=I2I), images=[pixels_of(IMAGE)] * 2)
     with pytest.raises(InvalidParameter, match="2 input images"):
         prepare(bad, FACTS)
 
@@ -504,7 +504,7 @@ def test_upscaling_sees_the_image_and_answers_in_any_size(
         seen = ((preparation.image[0] + 1) * 127.5).round().permute(1, 2, 0).numpy()
         assert (seen[:height, :width] == image[..., :3]).all()
         picture = noise(4 * tall, 4 * wide, 3)
-        answer = to_array(preparation.finish(from_array(picture)))
+        answer = array_of(preparation.finish(pixels_of(picture)))
         expected = resize_image(picture[: 4 * height, : 4 * width], *size)
         assert (answer[..., :3] == expected).all()
         assert answer.shape == (size[1], size[0], channels)
@@ -518,7 +518,7 @@ def test_upscaling_keeps_transparency() -> None:
     assert preparation.image[..., 5:].min() == 1, "seen on white"
     on_white = np.full((40, 40, 3), 255, np.uint8)
     on_white[:, :20] = (200, 40, 90)
-    answer = to_array(preparation.finish(from_array(on_white)))
+    answer = array_of(preparation.finish(pixels_of(on_white)))
     assert (answer[:, :14] == (200, 40, 90, 255)).all()
     assert not answer[:, 26:, 3].any()
 

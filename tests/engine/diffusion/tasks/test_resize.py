@@ -63,13 +63,3 @@ def test_no_pixel_of_a_mask_is_lost() -> None:
         assert abs((columns.mean() + 0.5) / new_width - (x + 0.5) / width) <= 1 / min(
             width, new_width
         ), SEED
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_a_column_is_resized_as_a_row_is(channels: int) -> None:
-    image = np.random.default_rng(SEED).integers(0, 256, (40, 3, channels), dtype=np.uint8)
-    if channels == 4:
-        image[..., 3] |= 128
-    column, row = resize_image(image, 1, 10), resize_image(image.transpose(1, 0, 2), 10, 1)
-    assert np.abs(column[:, 0].astype(int) - row[0]).max() <= 1
-    assert len(np.unique(column[:, 0, 0])) > 3

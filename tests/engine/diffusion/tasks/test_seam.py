@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.diffusion.tasks.pixels import Bytes
 from engine.diffusion.tasks.seam import match_colours, trust_levels
+from engine.pictures.arrays import Bytes
 
 FACTOR = 8
 

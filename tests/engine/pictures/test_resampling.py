@@ -5,9 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pictures import generator, noise, resized
+from PIL import Image
 
-from engine.fidelity import planes as planes_module
-from engine.fidelity.resampling import Resampling, kernel_matrix, shrunk
+from engine.pictures import arrays
+from engine.pictures.resampling import Resampling, RowResampler, kernel_matrix
 
 SIZES = [
     ((64, 48), (16, 12)),
@@ -56,14 +57,13 @@ def test_an_equal_size_changes_nothing() -> None:
 def test_bands_make_the_whole(
     before: tuple[int, int], after: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture = noise(*before)
+    picture, resampling = noise(*before), Resampling.between(before, after)
     whole = resized(picture, *after)
     for rows in (1, 3, 1000):
-        monkeypatch.setattr(planes_module, "_BAND_PIXELS", rows * before[1])
-        assert np.abs(shrunk(picture, *after) - whole).max() < 1e-3, rows
-    resampling = Resampling.between(before, after)
+        monkeypatch.setattr(arrays, "BAND_PIXELS", rows * before[1])
+        assert np.abs(resampling.whole(picture) - whole).max() < 1e-3, rows
     for first in range(after[0]):
-        band = resampling.band(picture.astype(np.float32), first, first + 1)
+        band = resampling.band(picture.astype(np.float32), slice(first, first + 1))
         assert np.abs(band[0] - whole[first]).max() < 1e-3, first
 
 
@@ -72,10 +72,26 @@ def test_the_transpose_is_the_transpose(before: tuple[int, int], after: tuple[in
     rng, resampling = generator(), Resampling.between(before, after)
     x = rng.standard_normal((*before, 3), np.float32)
     y = rng.standard_normal((*after, 3), np.float32)
-    there = (resampling.band(x, 0, after[0]) * y).sum(dtype=np.float64)
+    there = (resampling.band(x, slice(None)) * y).sum(dtype=np.float64)
     middle = before[0] // 2
-    back = [resampling.transposed_band(y, 0, middle)] if middle else []
-    back.append(resampling.transposed_band(y, middle, before[0]))
+    back = [resampling.transposed_band(y, slice(middle))] if middle else []
+    back.append(resampling.transposed_band(y, slice(middle, before[0])))
     again = (np.concatenate(back) * x).sum(dtype=np.float64)
     scale = np.linalg.norm(x) * np.linalg.norm(y)
     assert abs(there - again) < 1e-6 * scale
+
+
+def test_rows_that_come_in_any_pieces_give_pillows_image() -> None:
+    for _ in range(20):
+        before = fresh_size()
+        after = random.randint(1, 2 * before[0]), random.randint(1, 2 * before[1])
+        plane = generator().random(before, np.float32)
+        resampler = RowResampler(before, after)
+        made, at = [], 0
+        while at < before[0]:
+            step = random.randrange(9)
+            made.append(resampler.add(plane[at : at + step, :, None]))
+            at += step
+        method = Image.Resampling.BICUBIC
+        expected = np.asarray(Image.fromarray(plane).resize(after[::-1], method))
+        np.testing.assert_allclose(np.concatenate(made)[..., 0], expected, atol=2e-5)

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from engine.fidelity.planes import Bytes, Planes, bands, planes_of
+from engine.pictures.alpha import premultiplied
+from engine.pictures.arrays import Bytes, Floats, bands
 
 Matrix: TypeAlias = sparse.csr_array
 """An fp32 matrix with one row per output line; each row sums to 1."""
@@ -47,7 +48,14 @@ class Resampling:
         )
         return cls(rows, columns)
 
-    def accumulate(self, total: Planes, band: Planes, first: int) -> None:
+    def whole(self, picture: Bytes) -> Floats:
+        """The result `[h, w, C]`; takes memory for a band and the result."""
+        total = np.zeros((self.rows.shape[0], self.columns.shape[0], picture.shape[2]), np.float32)
+        for rows in bands(*picture.shape[:2]):
+            self.accumulate(total, premultiplied(picture[rows]), rows.start)
+        return total
+
+    def accumulate(self, total: Floats, band: Floats, first: int) -> None:
         """Add the contribution of `[B, W, C]` rows that begin at row `first` to the result `[h, w,
         C]`."""
         matrix = self._rows_transposed[first : first + len(band)]
@@ -55,30 +63,51 @@ class Resampling:
         narrow = _along_columns(self.columns, band)
         total[top:end] += _along_rows(matrix[:, top:end].T.tocsr(), narrow)
 
-    def narrowed(self, band: Planes) -> Planes:
-        """Resample any rows `[B, W, C]` to the result's width."""
-        return _along_columns(self.columns, band)
-
-    def rows_between(self, narrow: Planes, top: int, first: int, end: int) -> Planes:
-        """Some rows of the result, from rows that begin at `top` and already have its width."""
-        return _along_rows(self.rows[first:end, top : top + len(narrow)], narrow)
-
-    def band(self, picture: Planes, first: int, end: int) -> Planes:
+    def band(self, picture: Floats, rows: slice) -> Floats:
         """Some rows of the result, from the whole picture `[H, W, C]`."""
-        return _rows_of(self.rows[first:end], self.columns, picture)
+        return _rows_of(self.rows[rows], self.columns, picture)
 
-    def transposed_band(self, result: Planes, first: int, end: int) -> Planes:
+    def transposed_band(self, result: Floats, rows: slice) -> Floats:
         """Some rows of the transpose's result, from the whole `[h, w, C]`."""
-        return _rows_of(self._rows_transposed[first:end], self._columns_transposed, result)
+        return _rows_of(self._rows_transposed[rows], self._columns_transposed, result)
 
 
-def shrunk(picture: Bytes, height: int, width: int) -> Planes:
-    """A picture in another size, `[height, width, C]`; takes memory for a band and the result."""
-    resampling = Resampling.between(picture.shape[:2], (height, width))
-    total = np.zeros((height, width, picture.shape[2]), np.float32)
-    for first, end in bands(*picture.shape[:2]):
-        resampling.accumulate(total, planes_of(picture[first:end]), first)
-    return total
+class RowResampler:
+    """Resizes a picture whose rows come from the top down.
+
+    Args:
+        before, after: the sizes as (height, width).
+    """
+
+    def __init__(self, before: tuple[int, int], after: tuple[int, int]) -> None:
+        self._resampling = Resampling.between(before, after)
+        self._height, self._width = after
+        self._next = 0
+        self._kept: Floats | None = None
+        self._first_kept = 0
+
+    def add(self, rows: Floats) -> Floats:
+        """Add the next rows `[B, W, C]`; returns the rows of the result that are finished now,
+        possibly none."""
+        if not len(rows):
+            return np.empty((0, self._width, rows.shape[2]), np.float32)
+        narrow = _along_columns(self._resampling.columns, rows)
+        kept = narrow if self._kept is None else np.concatenate([self._kept, narrow])
+        first, num_known = self._next, self._first_kept + len(kept)
+        while self._next < self._height and self._sources(self._next)[1] <= num_known:
+            self._next += 1
+        matrix = self._resampling.rows[first : self._next, self._first_kept : num_known]
+        if self._next < self._height:
+            unused = max(0, self._sources(self._next)[0] - self._first_kept)
+            self._kept = kept[unused:].copy()
+            self._first_kept += unused
+        return _along_rows(matrix, kept)
+
+    def _sources(self, row: int) -> tuple[int, int]:
+        """The first row from which a row of the result is made, and the end of these rows."""
+        matrix = self._resampling.rows
+        places = matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]]
+        return int(places.min()), int(places.max()) + 1
 
 
 def kernel_matrix(before: int, after: int, *, smooth: bool = False) -> Matrix:
@@ -111,16 +140,16 @@ def _triangle(distances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.maximum(0, 1 - distances)
 
 
-def _rows_of(rows: Matrix, columns: Matrix, picture: Planes) -> Planes:
+def _rows_of(rows: Matrix, columns: Matrix, picture: Floats) -> Floats:
     top, end = int(rows.indices.min()), int(rows.indices.max()) + 1
     return _along_columns(columns, _along_rows(rows[:, top:end], picture[top:end]))
 
 
-def _along_rows(matrix: Matrix, planes: Planes) -> Planes:
-    result: Planes = matrix @ planes.reshape(len(planes), -1)
+def _along_rows(matrix: Matrix, planes: Floats) -> Floats:
+    result: Floats = matrix @ planes.reshape(len(planes), -1)
     return result.reshape(len(result), *planes.shape[1:])
 
 
-def _along_columns(matrix: Matrix, planes: Planes) -> Planes:
+def _along_columns(matrix: Matrix, planes: Floats) -> Floats:
     turned = np.ascontiguousarray(planes.transpose(1, 0, 2))
     return np.ascontiguousarray(_along_rows(matrix, turned).transpose(1, 0, 2))
