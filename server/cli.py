@@ -8,17 +8,19 @@ import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from engine.contract.model_spec import ModelSpec
+from engine.contract.orders import PlanningOrder, QuantizingOrder, TrainingOrder
 from engine.errors import EngineError
 from engine.processes.own_packages import HOME, foreign_distributions, module_command
 from engine.version import __version__
 from server.process.options import given_settings, serve_signature
 from server.settings import ClientSettings, load_client_settings, load_settings
 from server.settings.problem import SettingsProblem
+from server.terminal.order_options import AS_IN_SERVE, Given, given, ordered
 
 app = typer.Typer(
     name="tandem",
@@ -35,6 +37,7 @@ ImageFile = Annotated[Path, typer.Argument(help="The picture: PNG, JPEG or WebP.
 PictureModel = Annotated[
     str | None, typer.Option(help="Model id. Default: the only one that can do this.")
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _OUTPUT = typer.Option("--output", "-o", help="File to write: .png, .jpg or .webp.")
 
 
@@ -83,7 +86,7 @@ def chat(
     """Talk to a running server. Ctrl-C stops an answer."""
     from server.terminal.chat import chat_command
 
-    sampling = _given(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    sampling = given(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     client = _client_settings(url, api_key)
     raise typer.Exit(chat_command(client, question, model=model, system=system, sampling=sampling))
 
@@ -107,7 +110,7 @@ def draw(
     api_key: ApiKey = None,
 ) -> None:
     """Have a running server draw a picture."""
-    fields = _given(
+    fields = given(
         prompt=prompt,
         size=size,
         seed=seed,
@@ -131,7 +134,7 @@ def upscale(
 ) -> None:
     """Have a running server enlarge a picture. The first time, the server fetches a model for
     it."""
-    fields = _given(scale=scale, model=model)
+    fields = given(scale=scale, model=model)
     output = output or image.with_name(f"{image.stem}-large.png")
     _fetch_picture("/v1/images/upscale", fields, image, output, "enlarging", url, api_key)
 
@@ -149,7 +152,7 @@ def cutout(
 ) -> None:
     """Have a running server remove a picture's background. The first time, the server fetches a
     model for it."""
-    fields = _given(background_color=background, model=model)
+    fields = given(background_color=background, model=model)
     output = output or image.with_name(f"{image.stem}-cutout.png")
     _fetch_picture("/v1/images/matte", fields, image, output, "cutting out", url, api_key)
 
@@ -196,15 +199,15 @@ def perplexity(
     passages: Annotated[
         int | None, typer.Option(min=1, help="Score only this many passages.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="As in serve.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    device: Annotated[str | None, AS_IN_SERVE] = None,
+    dtype: Annotated[str | None, AS_IN_SERVE] = None,
     quantization: Annotated[
         str | None, typer.Option(help="As in serve; the original uses none.")
     ] = None,
     kv_cache_dtype: Annotated[
         str | None, typer.Option(help="As in serve; the original uses auto.")
     ] = None,
-    num_threads: Annotated[str | None, typer.Option(help="As in serve.")] = None,
+    num_threads: Annotated[str | None, AS_IN_SERVE] = None,
     max_kl: Annotated[
         float | None, typer.Option(min=0.0, help="Exit with code 1 if the divergence is larger.")
     ] = None,
@@ -212,14 +215,14 @@ def perplexity(
         bool,
         typer.Option("--save", help="Save the result beside the model, for serve --max-kl."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure how well a model predicts a text, as llama-perplexity does; with --against, also how
     far its distributions are from the original's."""
     from engine.text.scores.passages import ScoredFile
     from server.terminal import perplexity as measuring
 
-    engine = _given(
+    engine = given(
         device=device,
         dtype=dtype,
         quantization=quantization,
@@ -238,7 +241,7 @@ def perplexity(
         if url is not None:
             measure = measuring.served(_client_settings(url, api_key), model, file)
         else:
-            settings = load_settings({"engine": engine} if engine else {})
+            settings = load_settings({"engine": engine})
             original = None if against is None else ModelSpec.parse(against)
             spec = ModelSpec.parse(model or "")
             measure = measuring.local(settings, spec, original, file, save=save)
@@ -246,179 +249,52 @@ def perplexity(
 
 
 @app.command("lora-train", short_help="Train a LoRA adapter on the CPU.")
-def lora_train(
-    task: Annotated[
-        Literal["text", "image"], typer.Option(help="What the model makes: text or images.")
-    ],
-    model: Annotated[str, typer.Option(help="Model to adapt, as in serve.")] = "",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Texts: a JSONL file. Images: a folder of pictures with captions."),
-    ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
-    rank: Annotated[int, typer.Option(help="Rank of the update, 1 to 256.")] = 8,
-    alpha: Annotated[
-        float | None, typer.Option(help="Scale: the update is multiplied by alpha/rank. [the rank]")
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Number of training steps.")] = 300,
-    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 4,
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-4,
-    optimizer: Annotated[Literal["adamw", "sgd"], typer.Option()] = "adamw",
-    precision: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Precision of the frozen weights.")
-    ] = "float32",
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Layers to adapt by name, such as q_proj; may be repeated. [the usual ones]"
-        ),
-    ] = None,
-    max_length: Annotated[
-        int, typer.Option(help="Longest text, in tokens; the rest is cut.")
-    ] = 256,
-    size: Annotated[int, typer.Option(help="Width and height of pictures.")] = 64,
-    caption_dropout: Annotated[
-        float, typer.Option(help="How often an image is learned without its caption.")
-    ] = 0.1,
-    seed: Annotated[int, typer.Option(help="The same seed trains the same adapter.")] = 0,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: none.")] = 100,
-    sample_every: Annotated[int, typer.Option(help="Steps between samples; 0: none.")] = 0,
-    sample_prompt: Annotated[
-        list[str] | None, typer.Option(help="Prompt for samples; may be repeated.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option(help="Continue from the last checkpoint in --output.")
-    ] = False,
-    estimate: Annotated[
-        str | None,
-        typer.Option(
-            help="Only estimate the memory for training such a model: llama-3-8b, sd-1.5, sdxl, "
-            "flux."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+@ordered(TrainingOrder)
+def lora_train(order: Given, _engine: Given, as_json: Json = False) -> None:
     """Train a LoRA adapter on the CPU that this server, PEFT and diffusers can load. Needs the
     extra `train`."""
     from server.terminal.lora_train import lora_train_command
 
-    if estimate is None and not (model and data and output):
-        raise _fail("give --model, --data and --output; or --estimate")
-    order = {
-        "task": task,
-        "model": model,
-        "data": str(data or ""),
-        "output": str(output or ""),
-        "rank": rank,
-        "alpha": rank if alpha is None else alpha,
-        "steps": steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "optimizer": optimizer,
-        "precision": precision,
-        "targets": target or [],
-        "max_length": max_length,
-        "size": size,
-        "caption_dropout": caption_dropout,
-        "seed": seed,
-        "save_every": save_every,
-        "sample_every": sample_every,
-        "sample_prompts": sample_prompt or [],
-        "resume": resume,
-        "estimate": estimate,
-    }
     with _told_in_a_line():
-        settings = load_settings({})
-    raise typer.Exit(lora_train_command(order, settings, as_json=as_json))
+        settings, training = load_settings({}), TrainingOrder(**order)
+    raise typer.Exit(lora_train_command(training, settings, as_json=as_json))
 
 
 @app.command(short_help="Say what memory a model needs, and how fast it can be.")
+@ordered(
+    PlanningOrder,
+    *("device", "dtype", "kv_cache_dtype", "max_num_batched_tokens", "lora", "max_loras"),
+    *("max_cpu_loras", "lora_memory_gib", "lora_dtype"),
+)
 def plan(
-    model: Annotated[str, typer.Option(help="Model to plan for, as in serve.")],
-    gpu: Annotated[
-        str | None,
-        typer.Option(help="h100, a100, l4, 4090, …. Default: this machine's device."),
-    ] = None,
-    concurrency: Annotated[
-        int, typer.Option(min=1, help="Texts or pictures at the same time.")
-    ] = 1,
-    context: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per text. Default: the most possible.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="As in serve.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="As in serve.")] = None,
-    kv_cache_dtype: Annotated[str | None, typer.Option(help="As in serve.")] = None,
-    max_num_batched_tokens: Annotated[str | None, typer.Option(help="As in serve.")] = None,
-    lora: Annotated[list[str] | None, typer.Option(help="As in serve.")] = None,
-    max_loras: Annotated[str | None, typer.Option(help="As in serve.")] = None,
-    max_cpu_loras: Annotated[str | None, typer.Option(help="As in serve.")] = None,
-    lora_memory_gib: Annotated[str | None, typer.Option(help="As in serve.")] = None,
-    lora_dtype: Annotated[str | None, typer.Option(help="As in serve.")] = None,
-    loras_dir: Annotated[Path | None, typer.Option(help="As in serve.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    order: Given,
+    engine: Given,
+    loras_dir: Annotated[Path | None, AS_IN_SERVE] = None,
+    as_json: Json = False,
 ) -> None:
     """Show how much memory a model needs in each format, and how fast it can be at most. Reads only
     the headers of its files."""
     from server.terminal.plan import plan_command
 
-    engine = _given(
-        device=device,
-        dtype=dtype,
-        kv_cache_dtype=kv_cache_dtype,
-        max_num_batched_tokens=max_num_batched_tokens,
-        lora=lora or None,
-        max_loras=max_loras,
-        max_cpu_loras=max_cpu_loras,
-        lora_memory_gib=lora_memory_gib,
-        lora_dtype=lora_dtype,
-    )
-    given: dict[str, object] = {"models": [model]}
-    if engine:
-        given["engine"] = engine
-    if loras_dir is not None:
-        given |= {"loras_dir": loras_dir, "enable_runtime_loading": True}
+    runtime = {} if loras_dir is None else {"loras_dir": loras_dir, "enable_runtime_loading": True}
     with _told_in_a_line():
-        spec = ModelSpec.parse(model)
-        settings = load_settings(given)
-    code = plan_command(
-        settings, spec, gpu=gpu, concurrency=concurrency, context=context, as_json=as_json
-    )
-    raise typer.Exit(code)
+        spec = ModelSpec.parse(order["model"])
+        settings = load_settings({"models": [order["model"]], "engine": engine, **runtime})
+        planning = PlanningOrder(**{**order, "model": spec.ref})
+    raise typer.Exit(plan_command(planning, settings, spec, as_json=as_json))
 
 
 @app.command(short_help="Make a smaller checkpoint, of fewer bits.")
-def quantize(
-    model: Annotated[str, typer.Option(help="Model to quantize, as in serve.")],
-    method: Annotated[
-        str, typer.Option(help="int8, int4, gptq, awq, or gguf- and a type, such as gguf-q4_k_m.")
-    ],
-    output: Annotated[Path, typer.Option(help="Folder or GGUF file to write.")],
-    bits: Annotated[int | None, typer.Option(min=1, help="Bits for gptq: 2, 3, 4 or 8.")] = None,
-    group_size: Annotated[
-        int | None, typer.Option(min=1, help="Number of weights that share a scale.")
-    ] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(help="Text file to calibrate gptq and awq with.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+@ordered(QuantizingOrder)
+def quantize(order: Given, _engine: Given, as_json: Json = False) -> None:
     """Make a checkpoint with fewer bits per weight. transformers can also read it; llama.cpp reads
     the gguf- types."""
     from server.terminal.quantize import quantize_command
 
     with _told_in_a_line():
-        settings, ref = load_settings({}), ModelSpec.parse(model).ref
-    code = quantize_command(
-        settings,
-        ref,
-        method,
-        output,
-        bits=bits,
-        group_size=group_size,
-        calibration=calibration,
-        as_json=as_json,
-    )
-    raise typer.Exit(code)
+        settings, ref = load_settings({}), ModelSpec.parse(order["model"]).ref
+        quantizing = QuantizingOrder(**{**order, "model": ref, "method": order["method"].lower()})
+    raise typer.Exit(quantize_command(quantizing, settings, as_json=as_json))
 
 
 @app.command(short_help="Show which kernels this machine runs, and why.")
@@ -488,11 +364,6 @@ def _check_where(url: str | None, model: str | None, *, loads: bool) -> None:
         raise _fail(
             "give --model to load a model here, or --url to measure one at a running server"
         )
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 @contextlib.contextmanager

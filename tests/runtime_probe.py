@@ -65,7 +65,7 @@ def modules() -> Iterator[tuple[str, Check]]:
 def image_options() -> Iterator[tuple[str, Check]]:
     from engine.contract.draw import ImageTask, PromptSyntax
     from engine.contract.pixels import Pixels
-    from engine.contract.settings import DType
+    from engine.contract.worker_settings import DType
     from engine.diffusion.families.quantized_layers import QUANTIZATIONS
     from engine.diffusion.noise_schedule import (
         DIFFUSION_SCHEDULES,
@@ -229,7 +229,9 @@ def text_options(folder: str, written: dict[str, str]) -> Iterator[tuple[str, Ch
 
     from engine.contract.generate import GenerateRequest
     from engine.contract.sampling_params import SamplingParams
-    from engine.contract.settings import DType, EngineConfig, Policy, Quantization
+    from engine.contract.settings import EngineConfig
+    from engine.contract.text_settings import Quantization
+    from engine.contract.worker_settings import DType, Policy
     from engine.llm.start.loading import load_engine
     from engine.text.tokenizer import load_tokenizer
 

@@ -18,8 +18,11 @@ from engine.contract.embed import (
 )
 from engine.contract.enlarge import UpscaleEvent, UpscaleModelInfo, UpscaleRequest, UpscaleStats
 from engine.contract.generate import EngineStats, GenerateRequest, ModelInfo, TokenEvent
+from engine.contract.image_settings import ImageSettings, PixelSettings
 from engine.contract.matte import MattingEvent, MattingModelInfo, MattingRequest, MattingStats
 from engine.contract.request import EventT, Info, InfoT, Request, Stats, StatsT
+from engine.contract.text_settings import TextSettings, TokenSettings
+from engine.contract.worker_settings import WorkerSettings
 from engine.errors import InternalError
 
 if TYPE_CHECKING:  # for workers only
@@ -37,6 +40,8 @@ class Kind(Generic[EventT, StatsT, InfoT]):
     event: type[EventT]
     stats: type[StatsT]
     info: type[InfoT]
+    settings: type[WorkerSettings]
+    """The settings that its engine receives."""
     layouts: tuple[str, ...]
     """The layouts of checkpoints that may be of this kind
     (`engine.weights.source.Checkpoint.kind`)."""
@@ -44,13 +49,13 @@ class Kind(Generic[EventT, StatsT, InfoT]):
     """`module:function` that says, given such a checkpoint and the wanted kind, whether the
     checkpoint is of this kind. None: it is if no other kind recognises it."""
     loader: str
-    """`module:function` that makes an engine and its info from a checkpoint, a model id, an
-    `EngineConfig` and a host."""
+    """`module:function` that makes an engine and its info from a checkpoint, a model id, its
+    settings and a host."""
     planner: str | None = None
-    """`module:function` that makes an `engine.planning.report.PlanReport` from a checkpoint, an
-    `EngineConfig` and a `Target`, for `tandem plan`. None: this kind is not planned."""
+    """`module:function` that makes an `engine.planning.report.PlanReport` from a checkpoint,
+    its settings and a `Target`, for `tandem plan`. None: this kind is not planned."""
     further_models: tuple[str, ...] = ()
-    """The fields of `EngineConfig` that name further models to fetch."""
+    """The settings that name further models to fetch."""
     has_text_side: bool
     """Whether the server uses its tokenizer, which is then tried before the model is ready."""
     yields: bool
@@ -70,6 +75,7 @@ TEXT = Kind(
     event=TokenEvent,
     stats=EngineStats,
     info=ModelInfo,
+    settings=TextSettings,
     layouts=("folder", "gguf"),
     loader="engine.llm.start.loading:load_engine",
     planner="engine.planning.text:plan",
@@ -87,6 +93,7 @@ IMAGE = Kind(
     event=ImageEvent,
     stats=ImageStats,
     info=ImageModelInfo,
+    settings=ImageSettings,
     layouts=("diffusers", "single_file"),
     loader="engine.diffusion.loading:load_engine",
     planner="engine.diffusion.planning:plan",
@@ -103,6 +110,7 @@ EMBEDDING = Kind(
     event=EmbeddingEvent,
     stats=EmbeddingStats,
     info=EmbeddingModelInfo,
+    settings=TokenSettings,
     layouts=("folder", "gguf"),
     recognise="engine.embedding.loading:makes_embeddings",
     loader="engine.embedding.loading:load_engine",
@@ -119,6 +127,7 @@ MATTING = Kind(
     event=MattingEvent,
     stats=MattingStats,
     info=MattingModelInfo,
+    settings=PixelSettings,
     layouts=("onnx",),
     loader="engine.matting.loading:load_engine",
     has_text_side=False,
@@ -134,6 +143,7 @@ UPSCALE = Kind(
     event=UpscaleEvent,
     stats=UpscaleStats,
     info=UpscaleModelInfo,
+    settings=PixelSettings,
     layouts=("single_file", "torch_file", "ncnn"),
     recognise="engine.upscaling.loading:is_upscaler",
     loader="engine.upscaling.loading:load_engine",

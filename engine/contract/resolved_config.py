@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from engine.contract.fingerprint import fingerprint
+from engine.contract.knob import GIB
 from engine.contract.kv_layout import KvLayout
-from engine.contract.settings import GIB, EngineConfig, Policy
+from engine.contract.text_settings import TextSettings
+from engine.contract.worker_settings import Policy
 from engine.errors import InsufficientMemory, InvalidParameter
 
 AUTO_STEP_RATIO = 2.0
@@ -104,7 +106,7 @@ class ResolvedConfig:
         return fingerprint(sorted(values.items()))
 
 
-def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> ResolvedConfig:
+def resolve(intent: TextSettings, model: ModelFacts, machine: MachineFacts) -> ResolvedConfig:
     """Turn the operator's settings into those that the engine runs with.
 
     Raises:
@@ -147,7 +149,7 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
     )
 
 
-def _wanted_len(intent: EngineConfig, model: ModelFacts) -> int:
+def _wanted_len(intent: TextSettings, model: ModelFacts) -> int:
     trained = model.max_position_embeddings
     max_model_len = intent.max_model_len or trained
     if max_model_len > trained:
@@ -159,7 +161,7 @@ def _wanted_len(intent: EngineConfig, model: ModelFacts) -> int:
     return max_model_len
 
 
-def _check_speculation(intent: EngineConfig) -> None:
+def _check_speculation(intent: TextSettings) -> None:
     if intent.prompt_lookup_min > intent.prompt_lookup_max:
         raise InvalidParameter(
             f"prompt_lookup_min is {intent.prompt_lookup_min}; it must be at most "
@@ -177,7 +179,7 @@ def _check_speculation(intent: EngineConfig) -> None:
 def _len_within(
     num_kv_blocks: int,
     wanted_len: int,
-    intent: EngineConfig,
+    intent: TextSettings,
     model: ModelFacts,
     machine: MachineFacts,
 ) -> int:
@@ -205,7 +207,7 @@ def _len_within(
     return most
 
 
-def kv_layout_of(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> KvLayout:
+def kv_layout_of(intent: TextSettings, model: ModelFacts, machine: MachineFacts) -> KvLayout:
     """The KV layout that texts will have."""
     return _kv_layout(
         model.kv_windows,
@@ -223,14 +225,14 @@ def _kv_layout(
     return KvLayout(block_size=block_size, windows=windows, max_in_flight=max_in_flight)
 
 
-def _wants_async_scheduling(intent: EngineConfig, machine: MachineFacts) -> bool:
+def _wants_async_scheduling(intent: TextSettings, machine: MachineFacts) -> bool:
     """Whether steps overlap. On a CPU they cannot: a step is over when its launch returns."""
     if intent.async_scheduling == "auto":
         return machine.device == "cuda"
     return intent.async_scheduling == "on"
 
 
-def _max_step_ratio(intent: EngineConfig, machine: MachineFacts) -> float:
+def _max_step_ratio(intent: TextSettings, machine: MachineFacts) -> float:
     """The limit on how much longer prompts may make a step. With 2, prompts get as much of a step's
     time as answers do.
 
@@ -241,7 +243,7 @@ def _max_step_ratio(intent: EngineConfig, machine: MachineFacts) -> float:
     return AUTO_STEP_RATIO if is_auto and machine.device == "cpu" else 0.0
 
 
-def pool_bytes(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> int:
+def pool_bytes(intent: TextSettings, model: ModelFacts, machine: MachineFacts) -> int:
     """The most bytes of the pool. On a CPU at most 4 GiB by default, as others use the memory,
     too."""
     if intent.kv_cache_memory_gib is not None:
@@ -253,7 +255,7 @@ def pool_bytes(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -
 
 
 def _max_idle_cached_blocks(
-    intent: EngineConfig, machine: MachineFacts, num_kv_blocks: int, block_bytes: int
+    intent: TextSettings, machine: MachineFacts, num_kv_blocks: int, block_bytes: int
 ) -> int:
     if not intent.enable_prefix_caching:
         return 0

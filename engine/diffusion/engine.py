@@ -19,7 +19,7 @@ from engine.contract.examination import Examined
 from engine.contract.pixels import Pixels
 from engine.contract.rejection import rejection
 from engine.contract.request import FinishReason
-from engine.contract.settings import Policy
+from engine.contract.worker_settings import Policy
 from engine.diffusion.decoding import Decoded, DecodeThread
 from engine.diffusion.drawing import Drawing, DrawingSource
 from engine.diffusion.scheduler import Entry, StepDecision, StepScheduler

@@ -9,8 +9,8 @@ import torch
 from engine.contract.draw import ImageModelInfo, ImageParams, ImageRequest, ImageTask
 from engine.contract.fingerprint import fingerprint
 from engine.contract.host import Host
+from engine.contract.image_settings import ImageSettings
 from engine.contract.pixels import Pixels
-from engine.contract.settings import EngineConfig
 from engine.contract.status import Phase
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 
 def load_engine(
-    checkpoint: Checkpoint, model_id: str, intent: EngineConfig, host: Host
+    checkpoint: Checkpoint, model_id: str, intent: ImageSettings, host: Host
 ) -> tuple[DiffusionEngine, ImageModelInfo]:
     """Load a checkpoint and serve it as `model_id`.
 
@@ -101,7 +101,7 @@ def load_engine(
     )
 
 
-def image_dtype(intent: EngineConfig, device: str) -> str:
+def image_dtype(intent: ImageSettings, device: str) -> str:
     """The dtype of an image model, with `auto` resolved."""
     if intent.image_dtype != "auto":
         return intent.image_dtype

@@ -6,7 +6,7 @@ from heapq import nlargest
 from pathlib import Path
 from typing import get_args
 
-from engine.contract.settings import EngineConfig, ImageQuantization
+from engine.contract.image_settings import ImageQuantization, ImageSettings
 from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.loading import ACTIVATION_BYTES_PER_PIXEL, image_dtype
 from engine.files.checkpoint_files import read_optional_json
@@ -21,7 +21,7 @@ _USUAL_SIDE = 1024
 """The side of pictures in pixels, if the files do not say it."""
 
 
-def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanReport:
+def plan(checkpoint: Checkpoint, intent: ImageSettings, target: Target) -> PlanReport:
     """Plan for pictures of the model's usual size. The memory of steps is a rough bound.
 
     Raises:
@@ -61,7 +61,7 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
     )
 
 
-def adapter_facts(intent: EngineConfig, dtype_bytes: int) -> AdapterFacts | None:
+def adapter_facts(intent: ImageSettings, dtype_bytes: int) -> AdapterFacts | None:
     """The memory of LoRA adapters: the numbers of their files in the model's type. None: the model
     may have no adapters."""
     if not intent.max_adapters:

@@ -7,7 +7,7 @@ import torch
 
 from engine.contract.host import Host
 from engine.contract.resolved_config import MachineFacts
-from engine.contract.settings import EngineConfig
+from engine.contract.text_settings import TokenSettings
 from engine.errors import UnsupportedArchitecture
 from engine.files.checkpoint_files import read_json
 from engine.models.config import ModelConfig
@@ -56,7 +56,7 @@ class LoadedEmbedder:
 
 
 def load_embedder(
-    checkpoint: Checkpoint, intent: EngineConfig, machine: MachineFacts, host: Host
+    checkpoint: Checkpoint, intent: TokenSettings, machine: MachineFacts, host: Host
 ) -> LoadedEmbedder:
     """Read the checkpoint, reserve its memory and load its weights.
 
@@ -73,7 +73,7 @@ def load_embedder(
 def _load_encoder(
     checkpoint: Checkpoint,
     keys: MetadataKeys,
-    intent: EngineConfig,
+    intent: TokenSettings,
     machine: MachineFacts,
     host: Host,
 ) -> LoadedEmbedder:
@@ -110,7 +110,7 @@ def _load_encoder(
 
 
 def _load_decoder(
-    checkpoint: Checkpoint, intent: EngineConfig, machine: MachineFacts, host: Host
+    checkpoint: Checkpoint, intent: TokenSettings, machine: MachineFacts, host: Host
 ) -> LoadedEmbedder:
     try:
         config = load_model_config(checkpoint).within(intent.max_model_len)
@@ -172,12 +172,12 @@ def _reserve_states(
     host.reserve(machine.device, "activations", states, machine.free_memory_bytes)
 
 
-def _max_model_len(intent: EngineConfig, layout: SentenceLayout, positions: int) -> int:
+def _max_model_len(intent: TokenSettings, layout: SentenceLayout, positions: int) -> int:
     """Return the tokens of the longest input. The setting may exceed the layout's length but not
     the model's positions; text models served beside this one may take longer texts."""
     return min(intent.max_model_len or layout.max_tokens or positions, positions)
 
 
-def _step_tokens(intent: EngineConfig, max_model_len: int) -> int:
+def _step_tokens(intent: TokenSettings, max_model_len: int) -> int:
     """Return the most tokens of a step."""
     return max(intent.max_num_batched_tokens, max_model_len)

@@ -8,8 +8,9 @@ import structlog
 from engine.contract.embed import EmbeddingModelInfo, EmbeddingRequest
 from engine.contract.fingerprint import fingerprint
 from engine.contract.host import Host
-from engine.contract.settings import EngineConfig, WantedKind
 from engine.contract.status import Phase
+from engine.contract.text_settings import TokenSettings
+from engine.contract.worker_settings import WantedKind
 from engine.embedding.embedders import CONFIG, LoadedEmbedder, load_embedder
 from engine.embedding.work import EmbeddingEngine, EmbeddingLimits, EmbeddingWork
 from engine.files.checkpoint_files import read_optional_json
@@ -45,7 +46,7 @@ def makes_embeddings(checkpoint: Checkpoint, wanted: WantedKind) -> bool:
 
 
 def load_engine(
-    checkpoint: Checkpoint, model_id: str, intent: EngineConfig, host: Host
+    checkpoint: Checkpoint, model_id: str, intent: TokenSettings, host: Host
 ) -> tuple[EmbeddingEngine, EmbeddingModelInfo]:
     """Load a checkpoint and serve it as `model_id`.
 
@@ -82,7 +83,7 @@ def load_engine(
     )
 
 
-def embedding_limits(loaded: LoadedEmbedder, intent: EngineConfig) -> EmbeddingLimits:
+def embedding_limits(loaded: LoadedEmbedder, intent: TokenSettings) -> EmbeddingLimits:
     """Return the limits of the engine."""
     return EmbeddingLimits(
         max_model_len=loaded.max_model_len,

@@ -18,9 +18,9 @@ from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar, cast
 import structlog
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport, Answer
+from engine.contract.adapter_settings import AdapterSettings
 from engine.contract.host import Grant, Host
 from engine.contract.resolved_config import MachineFacts
-from engine.contract.settings import EngineConfig
 from engine.errors import (
     EngineError,
     InsufficientMemory,
@@ -60,7 +60,7 @@ class AdapterLimits:
     """See `Host.reserve`."""
 
     @classmethod
-    def of(cls, intent: EngineConfig, machine: MachineFacts) -> Self:
+    def of(cls, intent: AdapterSettings, machine: MachineFacts) -> Self:
         """Read the limits from the operator's settings."""
         return cls(
             max_adapters=intent.max_adapters,

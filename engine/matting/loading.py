@@ -8,8 +8,8 @@ import structlog
 
 from engine.contract.fingerprint import fingerprint
 from engine.contract.host import Host
+from engine.contract.image_settings import PixelSettings
 from engine.contract.matte import MattingModelInfo, MattingRequest
-from engine.contract.settings import EngineConfig
 from engine.contract.status import Phase
 from engine.matting.network import load_network
 from engine.matting.network_files import read_facts
@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 
 def load_engine(
-    checkpoint: Checkpoint, model_id: str, intent: EngineConfig, host: Host
+    checkpoint: Checkpoint, model_id: str, intent: PixelSettings, host: Host
 ) -> tuple[MattingEngine, MattingModelInfo]:
     """Load a network and serve it as `model_id`. It runs on the CPU, whatever `intent` says.
 

@@ -5,7 +5,7 @@ from heapq import nlargest
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.contract.settings import EngineConfig
+from engine.contract.text_settings import TextSettings
 from engine.lora.numbers import AdapterNumbers
 from engine.lora.peft_files import AdapterSize, ModelShapes, plan_adapter
 from engine.lora.shelf import cause_of
@@ -27,7 +27,7 @@ class AdaptersRead(NamedTuple):
     """The names of adapters that cannot be used, with the reasons."""
 
 
-def read_adapters(kept: WeightPlan, config: ModelConfig, intent: EngineConfig) -> AdaptersRead:
+def read_adapters(kept: WeightPlan, config: ModelConfig, intent: TextSettings) -> AdaptersRead:
     """Read the headers of the configured adapters. The format of the weights does not matter."""
     dtype = torch_dtype(intent.model_dtype)
     shapes = model_shapes(kept, config)
@@ -42,7 +42,7 @@ def read_adapters(kept: WeightPlan, config: ModelConfig, intent: EngineConfig) -
 
 
 def adapter_facts(
-    read: AdaptersRead, intent: EngineConfig, device: str, quantization: str
+    read: AdaptersRead, intent: TextSettings, device: str, quantization: str
 ) -> AdapterFacts | None:
     """The memory of adapters for weights in this format. None: the model may have no adapters."""
     if not intent.max_adapters:

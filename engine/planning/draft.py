@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine.contract.kinds import TEXT
 from engine.contract.resolved_config import MachineFacts, ModelFacts
-from engine.contract.settings import EngineConfig
+from engine.contract.text_settings import TextSettings
 from engine.models.config import ModelConfig
 from engine.planning.facts import text_facts
 from engine.text.same_tokens import check_same_tokens
@@ -40,7 +40,7 @@ class DraftPlan:
             draft_kv_bytes_per_token=per_token,
         )
 
-    def with_cache(self, intent: EngineConfig) -> "DraftPlan":
+    def with_cache(self, intent: TextSettings) -> "DraftPlan":
         """A copy with the kind of KV cache that a configuration asks for."""
         return replace(self, facts=text_facts(self.weights, self.config, intent))
 
@@ -51,7 +51,7 @@ class DraftPlan:
 
 
 def plan_draft(
-    checkpoint: Checkpoint, model_config: ModelConfig, intent: EngineConfig, machine: MachineFacts
+    checkpoint: Checkpoint, model_config: ModelConfig, intent: TextSettings, machine: MachineFacts
 ) -> DraftPlan | None:
     """The plan for the model that `speculative_model` names, a file or folder of this machine; None
     if the setting is not used.

@@ -2,13 +2,13 @@
 
 from engine.contract.kv_numbers import KvNumbers
 from engine.contract.resolved_config import ModelFacts
-from engine.contract.settings import EngineConfig
+from engine.contract.text_settings import TextSettings
 from engine.models.config import ModelConfig
 from engine.runtime.device import torch_dtype
 from engine.weights.weight_plan import WeightPlan
 
 
-def text_facts(plan: WeightPlan, config: ModelConfig, intent: EngineConfig) -> ModelFacts:
+def text_facts(plan: WeightPlan, config: ModelConfig, intent: TextSettings) -> ModelFacts:
     """The facts of a weight plan, for plans and for loaded models."""
     return ModelFacts(
         max_position_embeddings=config.max_position_embeddings,

@@ -1,16 +1,15 @@
 """Makes a whole plan: finds the model's files, describes the device and asks the model's kind."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from engine.contract.host import Tell
 from engine.contract.kinds import KINDS, AnyKind, imported
+from engine.contract.orders import PlanningOrder
 from engine.contract.resolved_config import MachineFacts
-from engine.contract.settings import EngineConfig
 from engine.contract.status import Phase
 from engine.errors import UnsupportedFeature
 from engine.planning.chips import CHIPS, Chip, chip_named
@@ -26,26 +25,7 @@ from engine.weights.recognition import kind_of_checkpoint, with_fetched
 from engine.weights.source import resolve_source
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What should be planned.
-
-    Attributes:
-        model: a reference (`engine.weights.source`).
-        gpu: a name of `CHIPS`; None is this machine's device.
-        concurrency, context: see `Target`.
-    """
-
-    model: str
-    config: EngineConfig
-    gpu: str | None
-    concurrency: int
-    context: int | None
-    cache_dir: Path
-    offline: bool
-
-
-def make_plan(order: Order, tell: Tell) -> dict[str, Any]:
+def make_plan(order: PlanningOrder, tell: Tell) -> dict[str, Any]:
     """The plan, as `tandem plan --json` prints it.
 
     Raises:
@@ -68,14 +48,14 @@ def make_plan(order: Order, tell: Tell) -> dict[str, Any]:
     target = _for_chip(chip, order) if chip is not None else _here(kind, order, host)
     config, failed = with_adapters_here(order.config, fetch_adapter)
     config = with_fetched(config, kind, fetch)
-    report: PlanReport = imported(kind.planner)(checkpoint, config, target)
+    report: PlanReport = imported(kind.planner)(checkpoint, config.of(kind.settings), target)
     if failed and report.adapters is not None:
         adapters = replace(report.adapters, failed={**failed, **report.adapters.failed})
         report = replace(report, adapters=adapters)
     return report.as_json()
 
 
-def _for_chip(chip: Chip, order: Order) -> Target:
+def _for_chip(chip: Chip, order: PlanningOrder) -> Target:
     free = chip.memory_bytes - CONTEXT_BYTES
     return Target(
         machine=MachineFacts(device="cuda", num_cores=num_usable_cores(), free_memory_bytes=free),
@@ -87,7 +67,7 @@ def _for_chip(chip: Chip, order: Order) -> Target:
     )
 
 
-def _here(kind: AnyKind, order: Order, host: TellingHost) -> Target:
+def _here(kind: AnyKind, order: PlanningOrder, host: TellingHost) -> Target:
     machine = machine_facts(order.config.device)
     chip: Chip | None
     if machine.device == "cpu":

@@ -1,7 +1,7 @@
 """Tells the operator of a model that does not fit the plan and the flags that would fit."""
 
 from engine.contract.resolved_config import MachineFacts
-from engine.contract.settings import EngineConfig
+from engine.contract.text_settings import TextSettings
 from engine.errors import EngineError
 from engine.planning.plain_text import plan_table
 from engine.planning.process_bytes import CONTEXT_BYTES, HOST_BYTES
@@ -14,7 +14,7 @@ _CONTEXT = 2048
 
 
 def shortage_hint(
-    checkpoint: Checkpoint, intent: EngineConfig, machine: MachineFacts, longest: int
+    checkpoint: Checkpoint, intent: TextSettings, machine: MachineFacts, longest: int
 ) -> str | None:
     """The plan of a text model for one text at a time; None if it cannot be made.
 

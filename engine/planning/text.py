@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import get_args
 
+from engine.contract.knob import GIB
 from engine.contract.kv_numbers import KvNumbers
 from engine.contract.resolved_config import kv_layout_of, pool_bytes
-from engine.contract.settings import GIB, EngineConfig, KvCacheDType, Quantization
+from engine.contract.text_settings import KvCacheDType, Quantization, TextSettings
 from engine.errors import InvalidParameter, ModelLoadError
 from engine.models.config import ModelConfig
 from engine.planning.adapters import AdaptersRead, adapter_facts, read_adapters
@@ -33,7 +34,7 @@ CACHES: tuple[KvCacheDType, ...] = ("auto", "int8")
 """The compared kinds of cache; fp8 takes as much memory as int8."""
 
 
-def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanReport:
+def plan(checkpoint: Checkpoint, intent: TextSettings, target: Target) -> PlanReport:
     """Plan a text model.
 
     Raises:
@@ -102,7 +103,7 @@ def _expert_facts(mixture: Mixture, texts: int) -> ExpertFacts | None:
 def _rows(
     kept: WeightPlan,
     config: ModelConfig,
-    intent: EngineConfig,
+    intent: TextSettings,
     target: Target,
     context: int,
     draft: DraftPlan | None,
@@ -117,7 +118,7 @@ def _rows(
 def _row(
     kept: WeightPlan,
     config: ModelConfig,
-    intent: EngineConfig,
+    intent: TextSettings,
     target: Target,
     context: int,
     draft: DraftPlan | None,
@@ -175,7 +176,7 @@ def _row(
 class Speeds:
     """The speed limits of a model's steps."""
 
-    def __init__(self, kept: WeightPlan, config: ModelConfig, intent: EngineConfig) -> None:
+    def __init__(self, kept: WeightPlan, config: ModelConfig, intent: TextSettings) -> None:
         dtype_bytes = torch_dtype(intent.model_dtype).itemsize
         self._config = config
         self._head_bytes = KvNumbers(intent.resolved_kv_cache_dtype).head_bytes(config.head_dim)

@@ -1,6 +1,7 @@
 """A process that the command line starts for a single order, because it does without torch itself.
 
-The order is a JSON object, the only argument. The process writes one JSON object per line:
+It runs as `python -m engine.processes.ordered_process KIND ORDER`: the name of a class of
+`engine.contract.orders` and a JSON object. It writes one JSON object per line:
 progress, then `report`, or `problem` with exit code 2. What libraries print, which may also be
 JSON, goes to standard error.
 """
@@ -8,10 +9,15 @@ JSON, goes to standard error.
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
+from engine.contract import orders
 from engine.contract.host import Tell
+from engine.contract.kinds import imported
+from engine.contract.orders import Order
 from engine.errors import EngineError
 from engine.processes.logs import configure_logging
 from engine.runtime.threads import prepare_process
@@ -19,13 +25,17 @@ from engine.runtime.threads import prepare_process
 _OUTPUT, _ERRORS = 1, 2
 
 
-def run_ordered(carry_out: Callable[[Mapping[str, Any], Tell], Mapping[str, Any]]) -> int:
-    """Carry out the order in the argument and write the report. Returns the exit code."""
+def run_ordered(kind: type[Order]) -> int:
+    """Carry out the order in the last argument and write the report. Returns the exit code."""
     configure_logging("console", "warning")
     prepare_process()
     tell = _tell_alone()
     try:
-        tell({"report": carry_out(json.loads(sys.argv[1]), tell)})
+        order = msgspec.json.decode(sys.argv[-1], type=kind, dec_hook=_made)
+        # torch reads the prepared environment when it is imported.
+        if kind.uses_operations:
+            _prepare_operations(order)
+        tell({"report": imported(kind.carried_out_by)(order, tell)})
     except EngineError as error:
         hint = f"; {error.hint}" if error.hint else ""
         tell({"problem": f"{error.message}{hint}"})
@@ -33,6 +43,19 @@ def run_ordered(carry_out: Callable[[Mapping[str, Any], Tell], Mapping[str, Any]
     except KeyboardInterrupt:  # whoever started this process gets it, too
         return 130
     return 0
+
+
+def _prepare_operations(order: Order) -> None:
+    from engine.runtime.device import choose_cpu_isa
+    from kernels.cache_folder import use_cache_folder
+
+    use_cache_folder(order.cache_dir / "kernels")
+    choose_cpu_isa(order.cpu_isa)
+
+
+def _made(kind: type[Any], text: str) -> Any:
+    """A value of a type that JSON does not have, such as a path."""
+    return kind(text)
 
 
 def _tell_alone() -> Tell:
@@ -45,3 +68,7 @@ def _tell_alone() -> Tell:
         output.flush()
 
     return tell
+
+
+if __name__ == "__main__":
+    sys.exit(run_ordered(getattr(orders, sys.argv[1])))

@@ -1,7 +1,7 @@
 """The host of a model that is loaded or planned without a server."""
 
 from engine.contract.host import Grant, Tell
-from engine.contract.settings import GIB
+from engine.contract.knob import GIB
 from engine.contract.status import Phase
 from engine.errors import InsufficientMemory
 

@@ -1,11 +1,10 @@
 """Makes a whole measurement: finds the models, divides the text, loads and scores each passage."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from engine.contract.host import Tell
-from engine.contract.settings import EngineConfig
+from engine.contract.orders import MeasuringOrder
 from engine.errors import InvalidParameter
 from engine.processes.telling_host import TellingHost
 from engine.quality.scored_model import FoundModel, ScoredModel, find_model, load_model
@@ -15,36 +14,17 @@ from engine.text.scores.sums import text_report
 from engine.weights.quality_record import MeasuredQuality, save_quality
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What should be measured.
-
-    Attributes:
-        model, against: references (`engine.weights.source`); `against` is the original that the
-            model is compared with, if any.
-        cache_dir: the folder for fetched models.
-        save: write the result beside the model's weights; needs an original.
-    """
-
-    model: str
-    config: EngineConfig
-    against: str | None = None
-    file: ScoredFile
-    cache_dir: Path
-    offline: bool = False
-    save: bool = False
-
-
-def measure(order: Order, tell: Tell) -> dict[str, Any]:
+def measure(order: MeasuringOrder, tell: Tell) -> dict[str, Any]:
     """The report, as `tandem perplexity --json` prints it.
 
     Raises:
         EngineError: the measurement is not possible; the message says why.
     """
-    text = order.file.read()
+    file = ScoredFile(path=order.text, context=order.context, passages=order.passages)
+    text = file.read()
     host = TellingHost(tell)
     found = find_model(order.model, order.config, host, order.cache_dir, order.offline)
-    passages = found.passages(text, order.file)
+    passages = found.passages(text, file)
     original: ScoredModel | None = None
     original_name = ""
     if order.against is not None:
@@ -52,21 +32,21 @@ def measure(order: Order, tell: Tell) -> dict[str, Any]:
         config = replace(order.config, quantization="none", kv_cache_dtype="auto")
         other = find_model(order.against, config, host, order.cache_dir, order.offline)
         original_name = other.checkpoint.name
-        _check_alike(found, other, passages, other.passages(text, order.file))
-        original = load_model(other, config, host, order.file.context)
-    model = load_model(found, order.config, host, order.file.context)
+        _check_alike(found, other, passages, other.passages(text, file))
+        original = load_model(other, config, host, order.context)
+    model = load_model(found, order.config, host, order.context)
     report = text_report(
         passages, lambda passage: passage_scores(model, passage.token_ids, original), tell
     )
     if order.save and original is not None:
         measured = MeasuredQuality.of_report(
-            report, kept=model.kept, against=original_name, text=order.file.path.name
+            report, kept=model.kept, against=original_name, text=order.text.name
         )
         report["saved_to"] = save_quality(found.checkpoint, measured).name
     return {
         **report,
         "weight_bytes": model.weight_bytes,
-        "tokens_per_s": len(passages) * order.file.context / model.seconds,
+        "tokens_per_s": len(passages) * order.context / model.seconds,
     }
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from engine.contract.host import Host
 from engine.contract.kinds import TEXT
-from engine.contract.settings import EngineConfig
 from engine.contract.status import Phase
+from engine.contract.text_settings import TextSettings
 from engine.errors import InvalidParameter, UnsupportedFeature
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
@@ -59,7 +59,7 @@ class FoundModel:
 
 
 def find_model(
-    ref: str, config: EngineConfig, host: Host, cache: Path, offline: bool
+    ref: str, config: TextSettings, host: Host, cache: Path, offline: bool
 ) -> FoundModel:
     """Find a text model's files, or fetch them.
 
@@ -115,7 +115,7 @@ class ScoredModel:
         return result
 
 
-def load_model(found: FoundModel, intent: EngineConfig, host: Host, max_tokens: int) -> ScoredModel:
+def load_model(found: FoundModel, intent: TextSettings, host: Host, max_tokens: int) -> ScoredModel:
     """Load a model with its weights kept as in an engine.
 
     Args:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from engine.contract.settings import Quantization
+from engine.contract.text_settings import Quantization
 from engine.errors import ModelLoadError
 from engine.quantization.formats import FORMATS
 

@@ -3,11 +3,11 @@
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.contract.host import Tell
+from engine.contract.orders import QuantizingOrder
 from engine.contract.status import Phase
 from engine.errors import InvalidParameter
 from engine.processes.telling_host import TellingHost
@@ -23,29 +23,7 @@ BITS = {"int4": 4, "int8": 8}
 CALIBRATED_BITS = {"gptq": (2, 3, 4, 8), "awq": (4,)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """An order for a checkpoint.
-
-    Attributes:
-        model: a reference (`engine.weights.source`).
-        method: int4, int8, gptq, awq, or gguf- and a type.
-        bits, group_size: None leaves them to the method.
-        calibration: a text file that the weights are fitted to, for gptq and awq.
-        output: a folder, or a file for gguf, that does not exist yet.
-    """
-
-    model: str
-    method: str
-    bits: int | None
-    group_size: int | None
-    calibration: Path | None
-    output: Path
-    cache_dir: Path
-    offline: bool
-
-
-def carry_out(order: Order, tell: Tell) -> dict[str, Any]:
+def carry_out(order: QuantizingOrder, tell: Tell) -> dict[str, Any]:
     """Carry out an order and return the report that `tandem quantize --json` prints.
 
     Raises:
@@ -98,7 +76,7 @@ def size_of(path: Path) -> int:
 Write = Callable[[Checkpoint, Path, Tell], dict[str, Any]]
 
 
-def _writer(order: Order) -> Write:
+def _writer(order: QuantizingOrder) -> Write:
     """Choose the writer of an order.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from engine.contract.resolved_config import MachineFacts
-from engine.contract.settings import CpuIsa, Device
+from engine.contract.worker_settings import CpuIsa, Device
 from engine.errors import ModelLoadError
 from engine.runtime.cpu_quota import cpu_quota
 from engine.runtime.memory import available_host_memory

@@ -3,7 +3,7 @@
 from typing import Any, Protocol
 
 from engine.contract.request import Request
-from engine.contract.settings import Policy
+from engine.contract.worker_settings import Policy
 from engine.scheduling.queue import ArrivalQueue, RankedT, RankQueue, WaitingQueue
 
 AnyRequest = Request[Any]

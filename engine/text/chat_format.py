@@ -7,7 +7,7 @@ elsewhere.
 import re
 from dataclasses import dataclass
 
-from engine.contract.settings import (
+from engine.contract.text_settings import (
     ReasoningParserName,
     ReasoningParserSetting,
     ToolCallParserName,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
-from engine.contract.settings import ReasoningParserName
+from engine.contract.text_settings import ReasoningParserName
 from engine.text.answer_pieces import Content, Reasoning
 from engine.text.answer_reader import AnswerReader, Waiting
 

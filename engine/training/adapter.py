@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from engine.contract.orders import TrainingOrder
 from engine.errors import InvalidParameter, ShapeMismatch
-from engine.training.order import TrainingOrder
 
 
 def peft_config(order: TrainingOrder, usual: str | Sequence[str], **options: Any) -> Any:

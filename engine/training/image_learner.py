@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from engine.contract.orders import TrainingOrder
 from engine.errors import UnsupportedFeature
 from engine.training.adapter import peft_config, restore_adapter, trainable
 from engine.training.image_data import find_pictures, read_picture
-from engine.training.order import TrainingOrder
 from engine.weights.source import Checkpoint
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from engine.contract.orders import TrainingOrder
 from engine.errors import InvalidParameter
 from engine.training.checkpoints import TrainingCheckpoints
 from engine.training.losses import Losses
-from engine.training.order import TrainingOrder
 
 Tell = Callable[[Mapping[str, Any]], None]
 WARM_UP_STEPS = 50

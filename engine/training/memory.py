@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from engine.training.order import Optimizer
+from engine.contract.orders import Optimizer
 
 _ADAPTER_BYTES = 4
 _OPTIMIZER_BYTES: Mapping[Optimizer, int] = {"adamw": 8, "sgd": 4}

@@ -2,20 +2,43 @@
 
 import importlib.util
 import json
+import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from engine.contract.orders import Task, TrainingOrder
 from engine.errors import InsufficientMemory, InvalidParameter, UnsupportedFeature
+from engine.runtime.device import machine_facts
+from engine.runtime.threads import limit_threads
 from engine.training.loop import Learner, Tell, train
 from engine.training.memory import MemoryEstimate
-from engine.training.order import Task, TrainingOrder
 from engine.weights.source import Checkpoint, resolve_source
 
 EXTRAS = ("peft", "matplotlib")
 """Packages of the extra `train`."""
 GIB = 1 << 30
+
+
+def carry_out(order: TrainingOrder, tell: Tell) -> dict[str, Any]:
+    """Train on the CPU with all of its free memory, or only estimate the memory.
+
+    Raises:
+        EngineError: as in `run`.
+    """
+    # Libraries announce changes, and mistake our package `kernels` for another one.
+    warnings.simplefilter("ignore", FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if order.estimate is not None:
+        from engine.training.shapes import estimate_shape
+
+        check_packages()
+        return {"estimate": estimate_shape(order.estimate, order).report()}
+    machine = machine_facts("cpu")
+    limit_threads(machine.num_cores)
+    return run(order, machine.free_memory_bytes, tell)
 
 
 def run(order: TrainingOrder, free_bytes: int, tell: Tell) -> dict[str, Any]:
@@ -28,7 +51,6 @@ def run(order: TrainingOrder, free_bytes: int, tell: Tell) -> dict[str, Any]:
     Raises:
         EngineError: the training is not possible; the message says why and what to change.
     """
-    order.check()
     check_packages()
     _check_output(order)
     checkpoint = _find(order, tell)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.contract.orders import TrainingOrder
 from engine.errors import InvalidParameter
 from engine.training.image_learner import TARGETS
 from engine.training.memory import MemoryEstimate, estimate
-from engine.training.order import TrainingOrder
 
 _UNETS = Path(__file__).parents[1] / "data" / "single_file"
 _LLAMA_3_8B = {

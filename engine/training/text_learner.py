@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.contract.orders import TrainingOrder
 from engine.errors import UnsupportedFeature
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.training.adapter import peft_config, restore_adapter, trainable
-from engine.training.order import TrainingOrder
 from engine.training.text_data import TextExample, TextReader
 from engine.weights.source import Checkpoint
 

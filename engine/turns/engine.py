@@ -13,7 +13,7 @@ from typing import Any, Generic
 
 from engine.contract.rejection import rejection
 from engine.contract.request import EventT
-from engine.contract.settings import Policy
+from engine.contract.worker_settings import Policy
 from engine.errors import ModelLoadError, QueueFull
 from engine.runtime.fault import answer_for
 from engine.scheduling.policy import create_policy

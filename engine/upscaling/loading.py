@@ -11,10 +11,11 @@ import torch
 from engine.contract.enlarge import UpscaleModelInfo, UpscaleRequest
 from engine.contract.fingerprint import fingerprint
 from engine.contract.host import Host
+from engine.contract.image_settings import PixelSettings
 from engine.contract.pixels import Pixels
 from engine.contract.resolved_config import MachineFacts
-from engine.contract.settings import EngineConfig, WantedKind
 from engine.contract.status import Phase
+from engine.contract.worker_settings import WantedKind
 from engine.errors import UnsupportedArchitecture
 from engine.runtime.device import machine_facts
 from engine.runtime.fault import sizes_within_memory
@@ -71,7 +72,7 @@ def is_upscaler(checkpoint: Checkpoint, wanted: WantedKind) -> bool:
 
 
 def load_engine(
-    checkpoint: Checkpoint, model_id: str, intent: EngineConfig, host: Host
+    checkpoint: Checkpoint, model_id: str, intent: PixelSettings, host: Host
 ) -> tuple[UpscalingEngine, UpscaleModelInfo]:
     """Load a checkpoint and serve it as `model_id`.
 

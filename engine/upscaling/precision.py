@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.contract.settings import DType
+from engine.contract.worker_settings import DType
 from engine.upscaling.network import Network
 from kernels import isa, native
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from engine.contract.kinds import KINDS, AnyKind, imported
-from engine.contract.settings import EngineConfig, WantedKind
+from engine.contract.settings import EngineConfig
+from engine.contract.worker_settings import WantedKind
 from engine.errors import ModelLoadError
 from engine.weights.source import Checkpoint
 

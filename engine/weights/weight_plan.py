@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from engine.contract.resolved_config import MachineFacts
-from engine.contract.settings import EngineConfig, Quantization
+from engine.contract.text_settings import Quantization, TokenSettings
 from engine.errors import InsufficientMemory, ModelLoadError
 from engine.models.config import ModelConfig
 from engine.quantization.choice import resolve_quantization
@@ -115,7 +115,7 @@ class WeightPlan:
 def plan_within_memory(
     checkpoint: Checkpoint,
     model_config: ModelConfig,
-    intent: EngineConfig,
+    intent: TokenSettings,
     machine: MachineFacts,
     reserve: Callable[[WeightPlan], T],
 ) -> tuple[WeightPlan, T]:
@@ -140,7 +140,7 @@ def plan_within_memory(
 def plan_weights(
     checkpoint: Checkpoint,
     model_config: ModelConfig,
-    intent: EngineConfig,
+    intent: TokenSettings,
     machine: MachineFacts,
 ) -> WeightPlan:
     """Decide how weights are kept, from headers and from the speed of products on this machine.
@@ -228,7 +228,7 @@ def prefers_plain(
     stored: StoredFormat,
     headers: Headers,
     shapes: Shapes,
-    intent: EngineConfig,
+    intent: TokenSettings,
     machine: MachineFacts,
 ) -> bool:
     """Whether a file's packed weights should be unpacked when loaded, because that is faster here

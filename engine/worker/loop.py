@@ -317,7 +317,7 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     digest = PendingDigest(checkpoint, cache_dir / "digests")
     engine: AnyEngine
     info: Info
-    engine, info = imported(kind.loader)(checkpoint, spec.model, config, link)
+    engine, info = imported(kind.loader)(checkpoint, spec.model, config.of(kind.settings), link)
     if not digest.is_done:
         link.report(Phase.WARMING_UP, None, "hashing the model's files")
     info = replace(

@@ -18,8 +18,9 @@ from engine.contract.adapter_orders import AdapterOrder, AdapterReport
 from engine.contract.kinds import KINDS, AnyKind, kind_of
 from engine.contract.pixels import Pixels
 from engine.contract.request import Event, Info, Request, Stats
-from engine.contract.settings import CpuIsa, EngineConfig
+from engine.contract.settings import EngineConfig
 from engine.contract.status import Phase
+from engine.contract.worker_settings import CpuIsa
 from engine.errors import Failure
 
 encode = msgspec.msgpack.Encoder().encode

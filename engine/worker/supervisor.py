@@ -20,8 +20,9 @@ from engine.contract.gpus import command_on, device_of_account
 from engine.contract.kinds import AnyKind, kind_of
 from engine.contract.model_spec import ModelSpec
 from engine.contract.request import EventT, Info, Request, Stats
-from engine.contract.settings import CpuIsa, EngineConfig
+from engine.contract.settings import EngineConfig
 from engine.contract.status import ModelStatus, Phase
+from engine.contract.worker_settings import CpuIsa
 from engine.errors import (
     EngineDead,
     Failure,

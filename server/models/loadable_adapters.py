@@ -7,8 +7,8 @@ from pathlib import Path
 
 import structlog
 
+from engine.contract.adapter_settings import check_adapter, split_adapter
 from engine.contract.model_spec import ModelSpec
-from engine.contract.settings import check_adapter, split_adapter
 from engine.errors import InvalidParameter, UnknownAdapter
 from server.settings import ANY_MODEL, Settings
 

@@ -10,9 +10,10 @@ import typer
 from server.settings.reference import SettingRow, setting_rows
 
 FEW = (
-    *("models", "host", "port", "api_keys", "device", "quantization", "max_model_len"),
-    *("kv_cache_memory_gib", "num_threads", "lora", "offline", "log_level", "config"),
+    *("config", "models", "host", "port", "api_keys", "log_level", "offline", "device"),
+    *("quantization", "max_model_len", "kv_cache_memory_gib", "num_threads", "lora"),
 )
+"""The settings that `--help` shows, in this order."""
 _MAX_FORM = 30
 _GROUPS: Mapping[str, tuple[str, ...]] = {
     "Models": (
@@ -89,6 +90,11 @@ def _whole_text(row: SettingRow) -> str:
     repeatable = " May be given several times." if row.is_list else ""
     default = f"; default {row.default_text}" if row.default_text else ""
     return f"{row.help}{repeatable} [{row.variable}{default}]"
+
+
+def place_in_help(row: SettingRow) -> int:
+    """The place of a setting in `--help`."""
+    return FEW.index(row.name) if row.name in FEW else len(FEW)
 
 
 def short_text(row: SettingRow) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from server.process.help import FEW, short_form, short_text, show_all
+from server.process.help import FEW, place_in_help, short_form, short_text, show_all
 from server.settings import engine_knobs
 from server.settings.reference import SettingRow, setting_rows
 
@@ -19,7 +19,7 @@ def serve_signature() -> inspect.Signature:
     """Models as arguments, then one option per setting and per engine setting; None means not
     given."""
     models = typer.Argument(metavar="MODEL", help="The same as --model.", show_default=False)
-    options = [_option(row) for row in setting_rows()]
+    options = [_option(row) for row in sorted(setting_rows(), key=place_in_help)]
     every = typer.Option(
         "--help-all",
         help="Show every option, in groups, and exit.",

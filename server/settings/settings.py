@@ -33,9 +33,11 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from engine.contract.adapter_settings import check_adapter, split_adapter
 from engine.contract.gpus import VARIABLE
 from engine.contract.model_spec import DEFAULT_MODELS, ModelSpec
-from engine.contract.settings import CpuIsa, EngineConfig, check_adapter, split_adapter
+from engine.contract.settings import EngineConfig
+from engine.contract.worker_settings import CpuIsa
 from engine.errors import InvalidParameter
 from server.settings.problem import (
     ENV_PREFIX,

@@ -11,27 +11,21 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from engine.contract.knob import GIB
+from engine.contract.orders import TrainingOrder
 from server.settings import Settings
 from server.terminal.own_process import OrderProblem, report_of
 
-GIB = 1 << 30
 _PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "total")
 
 
-def lora_train_command(
-    order: Mapping[str, Any], settings: Settings, *, as_json: bool = False
-) -> int:
-    """Train, and print the result. Returns the exit code: 2 if it cannot be done.
-
-    Args:
-        order: fields of `engine.training.order.TrainingOrder`, and `estimate`, the name of a model
-            shape whose training is only estimated.
-    """
+def lora_train_command(order: TrainingOrder, settings: Settings, *, as_json: bool = False) -> int:
+    """Train, and print the result. Returns the exit code: 2 if it cannot be done."""
     console = Console(stderr=True, markup=False, highlight=False)
     try:
         with _progress(console) as tell:
             on_cpu = replace(settings.engine, device="cpu")
-            report = report_of("engine.training", settings, on_cpu, order, tell)
+            report = report_of(order, settings, on_cpu, tell)
     except OrderProblem as problem:
         typer.echo(f"tandem: {problem}", err=True)
         return 2
@@ -47,7 +41,7 @@ def lora_train_command(
     out.print(
         f"loss {report['first_loss']:.4f} → {report['last_loss']:.4f} in {report['steps']} steps, "
         f"{report['seconds']:.0f} s\n"
-        f"serve it: tandem serve --model {order['model']} --lora NAME={report['adapter']}",
+        f"serve it: tandem serve --model {order.model} --lora NAME={report['adapter']}",
         soft_wrap=True,
     )
     return 0

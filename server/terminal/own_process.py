@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from engine.contract.gpus import command_on
 from engine.contract.host import Tell
+from engine.contract.orders import Order
 from engine.contract.settings import EngineConfig
 from engine.processes.own_packages import module_command
 from server.settings import Settings
@@ -19,11 +21,8 @@ class OrderProblem(Exception):
     """The order cannot be carried out. `str(problem)` is one line, perhaps followed by a table."""
 
 
-def report_of(
-    module: str, settings: Settings, config: EngineConfig, order: Mapping[str, Any], tell: Tell
-) -> dict[str, Any]:
-    """The report of `python -m module` about an order; the settings that all such modules need are
-    added.
+def report_of(order: Order, settings: Settings, config: EngineConfig, tell: Tell) -> dict[str, Any]:
+    """The report of a process about an order, to which the server's settings are added.
 
     Args:
         config: how and where to load the model.
@@ -31,14 +30,15 @@ def report_of(
     Raises:
         OrderProblem: it cannot be done, or the process ended without a result.
     """
-    whole = {
-        **order,
-        "config": asdict(config),
-        "cache_dir": str(settings.cache_path.absolute()),
-        "offline": settings.offline,
-        "cpu_isa": settings.cpu_isa,
-    }
-    command = module_command(module, json.dumps(whole))
+    whole = replace(
+        order,
+        config=config,
+        cache_dir=settings.cache_path.absolute(),
+        offline=settings.offline,
+        cpu_isa=settings.cpu_isa,
+    )
+    text = msgspec.json.encode(whole, enc_hook=str).decode()
+    command = module_command("engine.processes.ordered_process", type(order).__name__, text)
     return _result(command_on(config.device, settings.visible_gpus, command), tell)
 
 

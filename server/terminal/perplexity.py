@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import typer
@@ -10,6 +9,7 @@ from rich.console import Console
 
 from engine.contract.host import Tell
 from engine.contract.model_spec import ModelSpec
+from engine.contract.orders import MeasuringOrder
 from engine.errors import EngineError
 from engine.text.scores.passages import ScoredFile
 from server.settings import ClientSettings, Settings
@@ -40,14 +40,16 @@ def local(
 
     def measure(tell: Tell) -> dict[str, Any]:
         file.read()  # problems with the file are reported before anything is loaded
-        order = {
-            "model": model.ref,
-            "against": None if against is None else against.ref,
-            "file": {**asdict(file), "path": str(file.path)},
-            "save": save,
-        }
+        order = MeasuringOrder(
+            model=model.ref,
+            against=None if against is None else against.ref,
+            text=file.path,
+            context=file.context,
+            passages=file.passages,
+            save=save,
+        )
         config = model.config(settings.engine)
-        report = report_of("engine.quality", settings, config, order, tell)
+        report = report_of(order, settings, config, tell)
         return {"model": model.name, "against": other, **report}
 
     return measure

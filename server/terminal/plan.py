@@ -5,6 +5,7 @@ import json
 import typer
 
 from engine.contract.model_spec import ModelSpec
+from engine.contract.orders import PlanningOrder
 from engine.errors import EngineError
 from engine.planning.plain_text import plan_table
 from server.settings import Settings
@@ -13,20 +14,13 @@ from server.terminal.progress import progress_line
 
 
 def plan_command(
-    settings: Settings,
-    model: ModelSpec,
-    *,
-    gpu: str | None,
-    concurrency: int,
-    context: int | None,
-    as_json: bool,
+    order: PlanningOrder, settings: Settings, model: ModelSpec, *, as_json: bool
 ) -> int:
     """Plan and print. Returns the exit code: 1 if nothing fits, 2 if planning is not possible."""
-    order = {"model": model.ref, "gpu": gpu, "concurrency": concurrency, "context": context}
     try:
         with progress_line() as tell:
             config = model.config(settings.engine_config)
-            plan = report_of("engine.planning", settings, config, order, tell)
+            plan = report_of(order, settings, config, tell)
     except (EngineError, OrderProblem) as problem:
         typer.echo(f"tandem: {problem}", err=True)
         return 2

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import typer
 
+from engine.contract.orders import QuantizingOrder
 from server.settings import Settings
 from server.terminal.own_process import OrderProblem, report_of
 from server.terminal.progress import progress_line
@@ -14,29 +14,11 @@ from server.terminal.progress import progress_line
 MIB = 1 << 20
 
 
-def quantize_command(
-    settings: Settings,
-    model: str,
-    method: str,
-    output: Path,
-    *,
-    bits: int | None,
-    group_size: int | None,
-    calibration: Path | None,
-    as_json: bool,
-) -> int:
+def quantize_command(order: QuantizingOrder, settings: Settings, *, as_json: bool) -> int:
     """Make the checkpoint and describe it. Returns the exit code: 2 if it cannot be made."""
-    order = {
-        "model": model,
-        "method": method.lower(),
-        "bits": bits,
-        "group_size": group_size,
-        "calibration": None if calibration is None else str(calibration),
-        "output": str(output),
-    }
     try:
         with progress_line() as tell:
-            report = report_of("engine.quantizing", settings, settings.engine, order, tell)
+            report = report_of(order, settings, settings.engine, tell)
     except OrderProblem as problem:
         typer.echo(f"tandem: {problem}", err=True)
         return 2

@@ -8,8 +8,9 @@ import httpx
 import pytest
 from served import Server
 
+from engine.contract.orders import PlanningOrder
 from engine.contract.settings import EngineConfig
-from engine.planning.planner import Order, make_plan
+from engine.planning.planner import make_plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 CACHE = Path("~/.cache/tandem").expanduser()
@@ -38,11 +39,9 @@ def settled_bytes(pid: int) -> int:
 
 def planned(model: str, quantization: str | None, dtype: str = "bfloat16") -> int:
     config = EngineConfig(device="cpu", dtype=dtype, kv_cache_memory_gib=POOL_GIB)
-    order = Order(
+    order = PlanningOrder(
         model=model,
         config=config,
-        gpu=None,
-        concurrency=1,
         context=16 if quantization else None,
         cache_dir=CACHE,
         offline=False,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from engine.contract.kinds import KINDS, Kind
 from engine.contract.request import Event, FinishReason, Info, Request, TurnStats
 from engine.contract.status import Phase
+from engine.contract.worker_settings import WorkerSettings
 from engine.errors import InvalidParameter
 from engine.turns.engine import TurnLimits, TurnsEngine
 from engine.turns.work import Pending, Work
@@ -101,6 +102,7 @@ ECHO = Kind(
     event=EchoEvent,
     stats=EchoStats,
     info=EchoInfo,
+    settings=WorkerSettings,
     layouts=("folder",),
     recognise="echo_kind:is_echo",
     loader="echo_kind:load_engine",

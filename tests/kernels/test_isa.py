@@ -11,7 +11,7 @@ import torch
 from rungs import HAS_RUNGS
 
 import kernels
-from engine.contract.settings import CpuIsa
+from engine.contract.worker_settings import CpuIsa
 from engine.errors import ModelLoadError
 from engine.runtime.device import choose_cpu_isa
 from kernels import isa, machine, native

@@ -13,8 +13,11 @@ from typing import Any, cast
 import gguf
 import torch
 
-from engine.contract.settings import GIB, EngineConfig, Quantization
-from engine.planning.planner import Order, make_plan
+from engine.contract.knob import GIB
+from engine.contract.orders import PlanningOrder
+from engine.contract.settings import EngineConfig
+from engine.contract.text_settings import Quantization
+from engine.planning.planner import make_plan
 from engine.processes.telling_host import TellingHost
 from engine.quality.scored_model import ScoredModel, find_model, load_model
 from engine.quality.scoring import passage_scores
@@ -92,11 +95,9 @@ def sizes(one: Format, path: Path) -> dict[str, Any]:
     config = config_of(one)
     found = find_model(str(path), config, TellingHost(lambda message: None), CACHE, True)
     kept = plan_weights(found.checkpoint, found.config, config, machine_facts("cpu"))
-    order = Order(
+    order = PlanningOrder(
         model=str(path),
         config=config,
-        gpu=None,
-        concurrency=1,
         context=16,
         cache_dir=CACHE,
         offline=True,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from engine.contract.settings import ImageQuantization
+from engine.contract.image_settings import ImageQuantization
 from engine.diffusion.families.convolutions import arranged_bytes
 from engine.diffusion.families.products import packed_bytes
 from engine.diffusion.families.quantized_layers import quantized_layer

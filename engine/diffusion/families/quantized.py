@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import T5EncoderModel, T5Tokenizer
 
-from engine.contract.settings import ImageQuantization
+from engine.contract.image_settings import ImageQuantization
 from engine.diffusion.families.components import ComponentFolder, weight_files
 from engine.diffusion.families.gguf_transformer import (
     Transformer,

@@ -6,7 +6,7 @@ embedders and output layers are small and show errors most.
 
 from typing import get_args
 
-from engine.contract.settings import ImageQuantization
+from engine.contract.image_settings import ImageQuantization
 from engine.quantization.format import QuantizedLayer
 from engine.quantization.registry import load_format
 

@@ -62,7 +62,7 @@ def load_family(
     Args:
         dtype: the type of weights and activations; latents stay fp32.
         quantization: the format of the denoiser and of T5 encoders
-            (`EngineConfig.image_quantization`).
+            (`ImageSettings.image_quantization`).
 
     Raises:
         UnsupportedArchitecture: no family serves it; the message names the nearest ones.

@@ -11,8 +11,8 @@ from engine.contract.fingerprint import fingerprint
 from engine.contract.generate import DrafterName, ModelInfo
 from engine.contract.host import Host
 from engine.contract.resolved_config import ResolvedConfig
-from engine.contract.settings import EngineConfig
 from engine.contract.status import Phase
+from engine.contract.text_settings import TextSettings
 from engine.llm.drafts.drafter import Drafter
 from engine.llm.drafts.forced_drafts import ForcedDrafts
 from engine.llm.drafts.speculation import Speculation
@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 
 def load_engine(
-    checkpoint: Checkpoint, model_id: str, intent: EngineConfig, host: Host
+    checkpoint: Checkpoint, model_id: str, intent: TextSettings, host: Host
 ) -> tuple[LLMEngine, ModelInfo]:
     """Load a checkpoint and serve it as `model_id`.
 
@@ -123,7 +123,7 @@ class LoadedWeights:
 def load_weights(
     checkpoint: Checkpoint,
     model_config: ModelConfig,
-    intent: EngineConfig,
+    intent: TextSettings,
     sizing: Sizing,
     host: Host,
 ) -> LoadedWeights:

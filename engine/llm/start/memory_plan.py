@@ -3,8 +3,9 @@
 from dataclasses import dataclass, replace
 
 from engine.contract.host import Host
+from engine.contract.knob import GIB
 from engine.contract.resolved_config import MachineFacts, ModelFacts, ResolvedConfig, resolve
-from engine.contract.settings import GIB, EngineConfig
+from engine.contract.text_settings import TextSettings
 from engine.errors import InsufficientMemory
 from engine.planning.draft import DraftPlan
 
@@ -13,7 +14,7 @@ from engine.planning.draft import DraftPlan
 class MemoryPlan:
     """The facts by which the KV pool is sized."""
 
-    intent: EngineConfig
+    intent: TextSettings
     model: ModelFacts
     machine: MachineFacts
 

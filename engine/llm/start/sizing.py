@@ -9,7 +9,7 @@ import torch
 from engine.contract.host import Host
 from engine.contract.kv_numbers import KvNumbers
 from engine.contract.resolved_config import MachineFacts, ResolvedConfig
-from engine.contract.settings import EngineConfig
+from engine.contract.text_settings import TextSettings
 from engine.errors import InsufficientMemory, ModelLoadError
 from engine.llm.runner.runner_factory import create_runner
 from engine.llm.start.draft_loading import LoadedDraft
@@ -44,7 +44,7 @@ class Sizing:
 def sized(
     checkpoint: Checkpoint,
     model_config: ModelConfig,
-    intent: EngineConfig,
+    intent: TextSettings,
     machine: MachineFacts,
     host: Host,
 ) -> Sizing:
@@ -77,7 +77,7 @@ def sized(
 
 @contextmanager
 def explained_shortage(
-    checkpoint: Checkpoint, model_config: ModelConfig, intent: EngineConfig, machine: MachineFacts
+    checkpoint: Checkpoint, model_config: ModelConfig, intent: TextSettings, machine: MachineFacts
 ) -> Iterator[None]:
     """If a model does not fit, tell the operator which formats of it would.
 
@@ -115,7 +115,7 @@ def check_kv_cache_dtype(config: ResolvedConfig) -> None:
 def planned(
     checkpoint: Checkpoint,
     model_config: ModelConfig,
-    intent: EngineConfig,
+    intent: TextSettings,
     machine: MachineFacts,
     host: Host,
 ) -> tuple[WeightPlan, MemoryPlan]:
@@ -136,7 +136,7 @@ def planned(
 def reserve_weights(
     plan: WeightPlan,
     model_config: ModelConfig,
-    intent: EngineConfig,
+    intent: TextSettings,
     machine: MachineFacts,
     host: Host,
 ) -> MemoryPlan:

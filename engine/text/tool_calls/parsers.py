@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import get_args
 
-from engine.contract.settings import ToolCallParserName
+from engine.contract.text_settings import ToolCallParserName
 from engine.text.tool_calls.gemma import FunctionGemmaParser, Gemma4Parser
 from engine.text.tool_calls.hermes import HermesParser
 from engine.text.tool_calls.json_calls import JsonCallsParser

@@ -58,9 +58,11 @@ def test_no_two_kinds_share_a_type_and_each_names_what_exists():
     types = [t for k in KINDS.values() for t in (k.request, k.event, k.stats, k.info)]
     assert len(set(types)) == len(types)
     for kind in KINDS.values():
-        module, _, function = kind.loader.partition(":")
-        path = Path(__file__).parents[3] / f"{module.replace('.', '/')}.py"
-        assert f"def {function}(" in path.read_text()
+        for name in filter(None, (kind.loader, kind.planner)):
+            module, _, function = name.partition(":")
+            source = (Path(__file__).parents[3] / f"{module.replace('.', '/')}.py").read_text()
+            arguments = source.partition(f"def {function}(")[2].partition(")")[0]
+            assert f"intent: {kind.settings.__name__}," in arguments
 
 
 def test_a_kind_is_told_by_type():

@@ -1,15 +1,44 @@
 """From what was asked for to what that comes to."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
+from engine.contract.kinds import KINDS
 from engine.contract.resolved_config import AUTO_STEP_RATIO, MachineFacts, ModelFacts, resolve
 from engine.contract.settings import EngineConfig
 from engine.errors import InsufficientMemory, InvalidParameter, ModelLoadError
 from engine.quantization.choice import resolve_quantization
 
+NUMBERS = [
+    (f.name, bound, step)
+    for f in fields(EngineConfig)
+    for bound, step in ((f.metadata["ge"], -1), (f.metadata["le"], 1))
+    if bound is not None
+]
 MODEL = ModelFacts(max_position_embeddings=64, kv_bytes_per_token=8, weight_bytes=1000)
+
+
+@pytest.mark.parametrize(("name", "bound", "step"), NUMBERS)
+def test_numbers_out_of_bounds_are_refused(name, bound, step):
+    for kind in KINDS.values():
+        if name in {f.name for f in fields(kind.settings)}:
+            with pytest.raises(InvalidParameter, match=f"^{name} is .*it must be "):
+                kind.settings(**{name: bound + step})
+
+
+def test_an_engine_receives_its_own_settings_only():
+    config = EngineConfig(device="cpu", lora=("a=./a",), max_num_seqs=3, max_num_images=5)
+    received = {name: config.of(kind.settings) for name, kind in KINDS.items()}
+    for settings in received.values():
+        assert settings.device == "cpu"
+        assert not hasattr(settings, "image_share"), "a setting of all models together"
+    text, image = received["text"], received["image"]
+    assert text.adapters == image.adapters == {"a": "./a"}
+    assert (text.max_num_seqs, image.max_num_images) == (3, 5)
+    assert not hasattr(text, "max_num_images") and not hasattr(image, "max_num_seqs")
+    for name in ("embedding", "upscale", "matting"):
+        assert not hasattr(received[name], "lora")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from peft_adapters import write_adapter
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
-from engine.contract.settings import GIB
+from engine.contract.knob import GIB
 from engine.errors import TooManyAdapters, UnknownAdapter
 from engine.llm.runner.step_graph import StepKind
 from kernels import native

@@ -7,8 +7,8 @@ import numpy as np
 from matting_scenes import scene
 
 from engine.contract.matte import MattingRequest
-from engine.matting.arrays import pixels_of
 from engine.matting.work import MattingEngine, MattingLimits, MattingWork
+from engine.pictures.arrays import pixels_of
 
 
 class Bright:

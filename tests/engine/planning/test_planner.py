@@ -11,11 +11,12 @@ from peft_adapters import write_adapter
 from safetensors.torch import save_file
 
 from engine.contract.host import Grant
+from engine.contract.orders import PlanningOrder
 from engine.contract.settings import EngineConfig
 from engine.errors import InsufficientMemory, InvalidParameter, UnsupportedFeature
 from engine.llm.start import loading
 from engine.planning.plain_text import plan_table
-from engine.planning.planner import Order, make_plan
+from engine.planning.planner import make_plan
 from engine.weights.source import Checkpoint
 
 SHAPES = Path(loading.__file__).parents[1] / "data" / "shapes"
@@ -50,13 +51,10 @@ def order(model, tmp_path, **changes):
     values = {
         "model": str(model),
         "config": EngineConfig(device="cpu", num_threads=1),
-        "gpu": None,
-        "concurrency": 1,
-        "context": None,
         "cache_dir": tmp_path,
         "offline": True,
     }
-    return Order(**(values | changes))
+    return PlanningOrder(**(values | changes))
 
 
 def made(*arguments, **changes):

@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine.contract.knob import GIB
 from engine.contract.kv_numbers import KvNumbers
 from engine.contract.resolved_config import MachineFacts, ModelFacts, pool_bytes, resolve
-from engine.contract.settings import GIB, EngineConfig
+from engine.contract.settings import EngineConfig
 from engine.errors import InsufficientMemory, InvalidParameter
 from engine.llm.runner.kv_storage import KvStorage
 from engine.llm.start.memory_plan import MemoryPlan

@@ -11,12 +11,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from engine.contract.orders import MeasuringOrder
 from engine.contract.settings import EngineConfig
 from engine.errors import InsufficientMemory, InvalidParameter, ModelLoadError, UnsupportedFeature
 from engine.processes.telling_host import TellingHost
-from engine.quality.measurement import Order, measure
+from engine.quality.measurement import measure
 from engine.quality.scoring import divergence
-from engine.text.scores.passages import ScoredFile
 from engine.weights.quality_record import Kept, measured_quality
 from engine.weights.source import Checkpoint
 
@@ -42,9 +42,9 @@ def text(tmp_path):
 
 
 def order(model, text, **changes):
-    file = ScoredFile(path=text, context=changes.pop("context", SIZE), passages=4)
-    values = {"model": str(model), "config": CONFIG, "file": file, "cache_dir": text.parent}
-    return Order(**{**values, **changes})
+    values = {"model": str(model), "config": CONFIG, "cache_dir": text.parent}
+    scored = {"text": text, "context": SIZE, "passages": 4}
+    return MeasuringOrder(**{**values, **scored, **changes})
 
 
 def measured(*arguments, **changes):

@@ -5,7 +5,8 @@ from typing import get_args
 
 import pytest
 
-from engine.contract.settings import ImageQuantization, Quantization
+from engine.contract.image_settings import ImageQuantization
+from engine.contract.text_settings import Quantization
 from engine.quantization.format import LoadFormat, StoredFormat, TensorHeader
 from engine.quantization.formats import FORMATS
 from engine.quantization.gguf import GgufFormat

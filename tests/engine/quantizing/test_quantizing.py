@@ -17,27 +17,23 @@ import torch
 from gptq_checkpoints import pack_inputs, pack_outputs
 from safetensors.torch import load_file, save_file
 
+from engine.contract.orders import MeasuringOrder, QuantizingOrder
 from engine.contract.settings import EngineConfig
 from engine.errors import EngineError, InvalidParameter, ModelLoadError, UnsupportedFeature
-from engine.quality.measurement import Order as MeasuringOrder
 from engine.quality.measurement import measure
 from engine.quantizing import gguf_file, gptq_model, rounded
-from engine.quantizing.order import Order, carry_out
-from engine.text.scores.passages import ScoredFile
+from engine.quantizing.order import carry_out
 
 
 def order(model, output, method="int4", **changes):
     values = {
         "model": str(model),
         "method": method,
-        "bits": None,
-        "group_size": None,
-        "calibration": None,
         "output": output,
         "cache_dir": output.parent,
         "offline": True,
     }
-    return Order(**(values | changes))
+    return QuantizingOrder(**(values | changes))
 
 
 def made(*arguments, **changes):
@@ -132,7 +128,9 @@ def test_a_rounded_model_serves_as_its_numbers_say(model, tmp_path, method, bits
         model=str(tmp_path / "made"),
         against=str(twin_of(tmp_path / "made", model, tmp_path / "twin", bits)),
         config=EngineConfig(device="cpu", dtype="float32", num_threads=1),
-        file=ScoredFile(path=text, context=24, passages=2),
+        text=text,
+        context=24,
+        passages=2,
         cache_dir=tmp_path,
     )
     # The same numbers, summed in another order.

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from engine.contract.adapter_orders import AdapterReport
 from engine.contract.draw import LoraUse
+from engine.contract.orders import TrainingOrder
 from engine.diffusion.families.family import Row
 from engine.diffusion.families.registry import load_family
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import UnsupportedFeature
 from engine.training.image_learner import WEIGHTS, check_family, load_image_learner
-from engine.training.order import TrainingOrder
 from engine.training.run import run
 from engine.weights.source import Checkpoint, resolve_source
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from engine.contract.orders import TrainingOrder
 from engine.errors import CorruptFile, InvalidParameter
 from engine.training.loop import LEAST_RATE, learning_rate_factor, train
-from engine.training.order import TrainingOrder
 
 WANTED = torch.tensor([1.0, -2.0, 3.0])
 

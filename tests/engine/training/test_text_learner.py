@@ -9,10 +9,10 @@ import torch
 import transformers
 from peft import PeftModel
 
+from engine.contract.orders import TrainingOrder
 from engine.errors import InvalidParameter, ShapeMismatch, UnsupportedFeature
 from engine.lora.peft_files import ModelShapes, plan_adapter
 from engine.text.tokenizer import load_tokenizer
-from engine.training.order import TrainingOrder
 from engine.training.run import run
 from engine.training.text_data import TextExample
 from engine.training.text_learner import IGNORED, load_text_learner, padded

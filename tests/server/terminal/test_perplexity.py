@@ -221,7 +221,7 @@ def test_a_model_is_measured_by_a_process_of_its_own(child, text):
     assert code == 0
     [order] = child["orders"]
     assert (order["model"], order["against"]) == ("/x/a.gguf", "b.gguf")
-    assert order["file"] == {"path": str(text), "context": 512, "passages": 3}
+    assert (order["text"], order["context"], order["passages"]) == (str(text), 512, 3)
     assert (order["config"]["quantization"], order["config"]["device"]) == ("gguf", "cpu")
     for shown in ("20.5000 ± 0.2500", "1.2500", "0.062500", "87.50%", "5.0 MiB", "digits", "50.0%"):
         assert shown in output

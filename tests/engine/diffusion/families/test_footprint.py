@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from tiny_transformers import flux_parts, sd3_parts
 from torch import nn
 
-from engine.contract.settings import EngineConfig, ImageQuantization
+from engine.contract.image_settings import ImageQuantization
+from engine.contract.settings import EngineConfig
 from engine.diffusion.families.convolutions import ArrangedConvolution
 from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.families.fused_layers import fuse_layers

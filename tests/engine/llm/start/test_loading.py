@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from engine.contract.knob import GIB
 from engine.contract.resolved_config import MachineFacts
-from engine.contract.settings import GIB, EngineConfig
+from engine.contract.settings import EngineConfig
 from engine.errors import InsufficientMemory, ModelLoadError
 from engine.llm.start import loading
 from engine.weights import decoder

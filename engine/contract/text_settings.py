@@ -1,0 +1,237 @@
+"""The settings of models that read tokens: those that write text, and those that embed it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.contract.adapter_settings import AdapterSettings
+from engine.contract.knob import knob
+from engine.contract.sampling_values import checked
+from engine.contract.worker_settings import DType, WorkerSettings
+from engine.errors import InvalidParameter, ModelLoadError
+
+Quantization = Literal[
+    "auto",
+    "none",
+    "gguf",
+    "gguf-int8",
+    "gptq",
+    "awq",
+    "bitsandbytes",
+    "compressed-tensors",
+    "fp8",
+    "int8",
+    "int8-weights",
+    "int4",
+    "bnb-nf4",
+    "bnb-fp4",
+    "bnb-int8",
+]
+"""The values of `--quantization`, for text models."""
+ToolCallParserName = Literal[
+    "hermes", "qwen3_coder", "llama3_json", "mistral", "gemma4", "functiongemma", "json"
+]
+"""Names of the parsers, the same as vLLM's where vLLM has the parser."""
+ReasoningParserName = Literal["deepseek_r1", "qwen3", "mistral", "gemma4"]
+ToolCallParserSetting = Literal["auto", ToolCallParserName]
+ReasoningParserSetting = Literal["auto", "none", ReasoningParserName]
+KvCacheDType = Literal["auto", "int8", "fp8"]
+LoraDType = Literal["auto", "model", "int8"]
+AsyncScheduling = Literal["auto", "on", "off"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSettings(WorkerSettings):
+    """How weights are kept, and how many tokens and texts a step has."""
+
+    dtype: DType = knob(
+        "auto",
+        "Weights and activations; auto is bfloat16, and float32 for encoders, which make "
+        "embeddings.",
+    )
+    quantization: Quantization = knob(
+        "auto",
+        "How linear layers keep their weights. auto: as the checkpoint has them, unless plain "
+        "weights measured faster on this CPU and fit into memory. none: plain, in dtype. gguf, "
+        "gptq, awq, bitsandbytes, compressed-tensors, fp8: packed as in the checkpoint, which "
+        "takes less memory for the same results. Rounded at load: int8-weights and int4 in groups "
+        "of 32; bnb-nf4, bnb-fp4 and bnb-int8 as bitsandbytes does. Faster and less precise, on "
+        "CPUs: int8 rounds any weights to 8 bits at load, and activations in each step; gguf-int8 "
+        "rounds only the activations of a GGUF file.",
+    )
+    max_model_len: int | None = knob(
+        None,
+        "Longest prompt plus output, in tokens; by default what the model was trained for.",
+        ge=1,
+    )
+    max_num_seqs: int = knob(64, "Most requests in one step.", ge=1)
+    max_num_batched_tokens: int = knob(
+        512, "Token budget of one step, for prompts and decodes together.", ge=1
+    )
+
+    @property
+    def model_dtype(self) -> Literal["bfloat16", "float16", "float32"]:
+        """The type of weights and activations; `auto` is bfloat16."""
+        return "bfloat16" if self.dtype == "auto" else self.dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings(TokenSettings, AdapterSettings):
+    """How a model writes text."""
+
+    max_kl: float | None = knob(
+        None,
+        "Refuse a text model whose measured KL divergence from its original is larger than this, "
+        "in nats. The divergence is known for models that were measured with tandem perplexity "
+        "--save; others are served with a warning.",
+        ge=0.0,
+    )
+    tool_call_parser: ToolCallParserSetting = knob(
+        "auto",
+        "How function calls are read from a text model's answers. auto: chosen by its chat "
+        "template. json: JSON objects with a name and arguments.",
+    )
+    reasoning_parser: ReasoningParserSetting = knob(
+        "auto",
+        "How a text model's reasoning is separated from its answer. auto: chosen by its chat "
+        "template. none: it stays in the answer. deepseek_r1: an answer begins with reasoning "
+        "even if nothing marks it.",
+    )
+    generation_config: str = knob(
+        "auto",
+        "Where a text model's default sampling parameters come from. auto: its makers' "
+        "recommendation, from generation_config.json, the metadata of a GGUF file or, for some "
+        "models, a table of ours. none: temperature 1 and nothing else. PATH: another "
+        "generation_config.json, or a folder with one.",
+        form="auto|none|PATH",
+        names_files=True,
+    )
+    override_generation_config: dict[str, float] | None = knob(
+        None,
+        "Default sampling parameters that replace those of generation_config, as a JSON object: "
+        '{"temperature": 0.5, "top_p": 0.9}.',
+        form="JSON",
+    )
+    max_step_ms: float | None = knob(
+        None,
+        "Longest step that includes prompts while others are being answered, in milliseconds: "
+        "prompts are cut so that the time between tokens stays below it; 0 is no limit. By "
+        "default, on a CPU, twice the time of the same step without prompts, but at least 25 ms; "
+        "on a GPU no limit.",
+        ge=0.0,
+        le=3_600_000.0,
+    )
+    block_size: int = knob(16, "Tokens in a KV block.", ge=1, le=256)
+    num_kv_blocks: int | None = knob(
+        None, "Size of the KV pool in blocks; by default from the memory budget.", ge=1
+    )
+    kv_cache_memory_gib: float | None = knob(
+        None, "Limit of the KV pool; by default a share of the free memory.", ge=0.001
+    )
+    gpu_memory_utilization: float = knob(
+        0.9, "Share of the GPU's memory for weights, activations and KV together.", ge=0.05, le=1.0
+    )
+    kv_cache_dtype: KvCacheDType = knob(
+        "auto",
+        "How the KV cache keeps keys and values. auto: in dtype. int8, fp8: in one byte each, "
+        "with a scale per token and head, so about twice as many tokens fit. docs/quantization.md "
+        "says what that costs.",
+    )
+    enable_prefix_caching: bool = knob(True, "Reuse the KV blocks of equal prompt prefixes.")
+    prefix_cache_memory_gib: float | None = knob(
+        None,
+        "Most memory for cached blocks that no request holds; by default an eighth of the pool's "
+        "limit on a CPU, no bound on a GPU.",
+        ge=0.0,
+    )
+    seed: int | None = knob(None, "Seed for requests that send none.")
+    async_scheduling: AsyncScheduling = knob(
+        "auto",
+        "Decide and launch the next step while the device runs this one; auto: only on a GPU.",
+    )
+    record_steps: bool = knob(
+        True,
+        "Replay recorded steps: on a GPU decode steps as CUDA graphs, on a CPU most steps as "
+        "lists of calls to the C++ operations.",
+    )
+    num_speculative_tokens: int = knob(
+        0,
+        "Most tokens to guess per request and step, from its own text so far (prompt lookup) or "
+        "with speculative_model. If guesses are often right, a step yields several tokens; texts "
+        "stay the same, and under load nothing is guessed. 0 turns it off; 8 is a good value on a "
+        "CPU.",
+        ge=0,
+        le=64,
+    )
+    speculative_model: str | None = knob(
+        None,
+        "A second, cheaper text model that guesses when prompt lookup finds nothing. It must use "
+        "the same tokens as the model, and may be the same model in fewer bits. How much it "
+        "guesses depends on how often it is right and how long it takes.",
+        form="MODEL",
+        names_files=True,
+    )
+    speculative_quantization: Quantization = knob(
+        "auto",
+        "How the linear layers of speculative_model keep their weights; as quantization.",
+    )
+    prompt_lookup_min: int = knob(
+        3,
+        "How many of the last tokens must have occurred before, so that prompt lookup guesses what "
+        "followed them.",
+        ge=1,
+        le=64,
+    )
+    prompt_lookup_max: int = knob(
+        8, "How many tokens are compared to choose between several earlier places.", ge=1, le=64
+    )
+    shared_lookup_tokens: int = knob(
+        0,
+        "Also guess from finished texts, keeping this many of their most recent tokens (about 200 "
+        "bytes each). Only requests with the same cache_salt and adapter share them. 0 turns it "
+        "off.",
+        ge=0,
+        le=1 << 24,
+    )
+    debug_invariants: bool = knob(
+        False, "Check the scheduler's invariants after every step (slow)."
+    )
+    lora_dtype: LoraDType = knob(
+        "auto",
+        "How a text model's LoRA adapters are kept. model: in its dtype. int8 (only on a CPU): "
+        "half of the bytes that bfloat16 reads in each step, with an error below 1% of an update. "
+        "auto: int8 on a CPU if the model's own weights are quantized and dtype is not float32, "
+        "else model.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            checked(self.override_generation_config or {})
+        except InvalidParameter as error:
+            raise InvalidParameter(error.message, param="override_generation_config") from None
+
+    def has_packed_adapters(self, device: str, quantization: str) -> bool:
+        """Whether a text model's adapters are kept in 8 bits.
+
+        Args:
+            device: cpu or cuda.
+            quantization: how the model's weights are kept.
+
+        Raises:
+            ModelLoadError: 8 bits were asked for on a device that cannot keep them.
+        """
+        if self.lora_dtype == "auto":
+            is_exact = self.model_dtype == "float32" or quantization == "none"
+            return device == "cpu" and not is_exact
+        if self.lora_dtype == "int8" and device != "cpu":
+            raise ModelLoadError(
+                f"lora_dtype is int8, which works only on a CPU, and the model is on {device}; "
+                f"use auto",
+                param="lora_dtype",
+            )
+        return self.lora_dtype == "int8"
+
+    @property
+    def resolved_kv_cache_dtype(self) -> Literal["bfloat16", "float16", "float32", "int8", "fp8"]:
+        """The type of keys and values in the cache; `auto` is that of weights and activations."""
+        return self.model_dtype if self.kv_cache_dtype == "auto" else self.kv_cache_dtype

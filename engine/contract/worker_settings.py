@@ -1,0 +1,85 @@
+"""The settings of a worker, whatever its model makes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.contract.gpus import is_device
+from engine.contract.knob import check_bounds, knob
+from engine.errors import InvalidParameter
+
+Device = str
+"""`auto`, `cpu`, `cuda` or `cuda:N` (`engine.contract.gpus`)."""
+WantedKind = Literal["auto", "embedding", "upscaler"]
+DType = Literal["auto", "bfloat16", "float16", "float32"]
+Policy = Literal["fcfs", "priority"]
+CpuIsa = Literal[
+    "auto",
+    "native",
+    "x86-64-v3",
+    "x86-64-v3-vnni",
+    "x86-64-v4",
+    "x86-64-v4-vnni",
+    "x86-64-v4-bf16",
+    "x86-64-v4-amx",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """How a worker computes and queues, and when it counts as stuck."""
+
+    device: Device = knob(
+        "auto",
+        "Where the model runs: auto takes an NVIDIA GPU if there is one, cuda:1 the second one.",
+        form="auto|cpu|cuda|cuda:N",
+    )
+    kind: WantedKind = knob(
+        "auto",
+        "What a model is served as. auto: what its checkpoint is made for. embedding: a text "
+        "model also makes embeddings, from the state of the last token. upscaler: a .safetensors "
+        "file is a network that enlarges images, whatever its weights are called.",
+    )
+    scheduling_policy: Policy = knob(
+        "fcfs",
+        "Whose turn is next, for models of every kind: first come, first served; or by the "
+        "requests' priority, then by arrival.",
+    )
+    max_num_queued: int = knob(1024, "Requests that may wait for a place in the batch.", ge=1)
+    num_threads: int | None = knob(
+        None,
+        "Most CPU threads of a worker. By default one per core that affinity and the container's "
+        "quota allow, less one for HTTP if there are more than two.",
+        ge=1,
+    )
+    adaptive_threads: bool = knob(
+        True,
+        "On a CPU, use fewer threads while other processes keep the cores busy, because threads "
+        "that wait for a core hold up all the others.",
+    )
+    worker_timeout_s: float = knob(
+        60.0,
+        "Restart a worker after this many seconds without a sign of life, or with its loop "
+        "blocked while requests wait.",
+        ge=0.1,
+        le=86_400,
+    )
+    step_timeout_s: float = knob(
+        1800.0,
+        "Restart a worker that computes for this many seconds without progress on any request; "
+        "must be longer than the longest step.",
+        ge=0.1,
+        le=604_800,
+    )
+    deterministic: bool = knob(
+        False,
+        "Give bit-equal answers whatever else runs, even where that is slower: images on a GPU "
+        "or in bfloat16 are not batched, and text on a GPU uses slower matrix products. Image "
+        "models keep a fixed number of threads.",
+    )
+
+    def __post_init__(self) -> None:
+        if not is_device(self.device):
+            raise InvalidParameter(
+                f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N", param="device"
+            )
+        check_bounds(self)
