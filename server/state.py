@@ -22,7 +22,7 @@ from server.text.texts import TextRegistry
 
 @dataclass(frozen=True, slots=True)
 class AppState:
-    """The parts of an app, which `server.routes.deps.StateDep` hands to every route."""
+    """The parts of an app, which `server.dependencies.StateDep` hands to every route."""
 
     settings: Settings
     engine: EngineClient

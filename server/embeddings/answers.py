@@ -45,7 +45,7 @@ async def embeddings_answer(body: EmbeddingsRequest, embedded: Embedded) -> byte
 async def pooling_answer(body: PoolingRequest, embedded: Embedded) -> bytes:
     """The answer of `/pooling`."""
     answer = PoolingAnswer(
-        id=_id("pool", embedded),
+        id=embedded.request.request_id,
         created=int(time.time()),
         model=embedded.request.model,
         data=await _entries(
@@ -63,7 +63,7 @@ async def score_answer(body: ScoreRequest, embedded: Embedded) -> bytes:
     pairs = zip(first * len(second) if len(first) == 1 else first, second, strict=True)
     scores = await in_turns(lambda pair: cosine(*pair), pairs)
     answer = ScoreAnswer(
-        id=_id("score", embedded),
+        id=embedded.request.request_id,
         created=int(time.time()),
         model=embedded.request.model,
         data=[Score(index=index, score=score) for index, score in enumerate(scores)],
@@ -86,7 +86,7 @@ async def rerank_answer(body: RerankRequest, embedded: Embedded) -> bytes:
         )
     with_text = body.return_documents is not False
     answer = RerankAnswer(
-        id=_id("rerank", embedded),
+        id=embedded.request.request_id,
         model=embedded.request.model,
         usage=_usage(embedded),
         results=[
@@ -120,10 +120,6 @@ async def _entries(
         return msgspec.Raw(msgspec.json.encode(entry(index, written)))
 
     return await in_turns(encoded, enumerate(embedded.events))
-
-
-def _id(prefix: str, embedded: Embedded) -> str:
-    return f"{prefix}-{embedded.request.request_id.removeprefix('embd-')}"
 
 
 def _usage(embedded: Embedded) -> EmbeddingUsage:

@@ -3,7 +3,6 @@
 import base64
 import struct
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -98,15 +97,15 @@ async def token_ids(
 
 
 def embedding_request(
+    request_id: str,
     ids_of: list[list[int]],
     info: EmbeddingModelInfo,
-    *,
     dimensions: int | None = None,
     priority: int = 0,
 ) -> EmbeddingRequest:
     """The engine's request for these token ids."""
     return EmbeddingRequest(
-        request_id=f"embd-{uuid.uuid4().hex}",
+        request_id=request_id,
         model=info.model,
         inputs=ids_of,
         dimensions=dimensions,

@@ -105,7 +105,7 @@ class Comparison:
         pairs = zip(self.answer, vectors[:num], strict=True)
         sentences = [sources.judge(sentence, vector) for sentence, vector in pairs]
         answer = GroundednessAnswer(
-            id=f"ground-{embedded.request.request_id.removeprefix('embd-')}",
+            id=embedded.request.request_id,
             created=int(time.time()),
             model=embedded.request.model,
             groundedness=sum(map(_groundedness, sentences)) / num,

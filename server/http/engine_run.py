@@ -1,9 +1,10 @@
 """The engine's side of an HTTP request of any kind: places, streams, failures, the end.
 
-Each kind of model has its own run on top of `EngineRun`, which says what it submits and counts.
+`server.http.item_run.ItemRun` is the run of most kinds; texts and images add what only they have.
 """
 
 import asyncio
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Coroutine, Iterable
 from types import TracebackType
@@ -13,7 +14,8 @@ from engine.contract.request import Event, EventT, FinishReason
 from engine.errors import Draining, RequestAborted
 from engine.worker.client import RequestEvents
 from server.http.admission import Lease
-from server.http.live_requests import Label
+from server.http.live_requests import Label, Progress
+from server.http.model_metrics import Outcome
 
 T = TypeVar("T")
 
@@ -26,6 +28,11 @@ class Held(Protocol):
         ...
 
 
+def new_id(prefix: str) -> str:
+    """An id for a request and its answer, which nobody can guess."""
+    return f"{prefix}-{secrets.token_hex(16)}"
+
+
 class EngineRun(ABC):
     """A request from its admission on.
 
@@ -33,42 +40,63 @@ class EngineRun(ABC):
     After that, whoever sends the reply calls `aclose`.
 
     Attributes:
+        id: the id of the request and its answer.
         label: how it is listed, if it is (`server.http.live_requests`).
         is_open: whether nobody has closed it.
     """
 
-    def __init__(self, lease: Lease) -> None:
+    def __init__(self, id: str, lease: Lease) -> None:
+        self.id = id
         self.label: Label | None = None
         self.is_open = True
         self._lease = lease
         self._held: list[Held] = []
-        self._preparation: asyncio.Task[Any] | None = None
+        self._work: asyncio.Task[Any] | None = None
+        self._is_cancelled = False
+        self._unfinished: Outcome | None = Outcome.CANCELLED
+        """How items without a result are counted; None if the request was refused."""
 
     def hold(self, held: Iterable[Held]) -> None:
         """Release these at the end, too, such as places at other models that take part."""
         self._held.extend(held)
 
-    async def prepare(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of what comes before the engine.
+    async def perform(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of work for the request, such as reading its files. One at a time.
 
         Raises:
             RequestAborted: somebody cancelled the request.
         """
-        self._preparation = preparation = asyncio.ensure_future(work)
+        self._work = task = asyncio.ensure_future(work)
         try:
-            await asyncio.wait([preparation])
-            if preparation.cancelled():
-                raise cancelled()
-            return preparation.result()
+            await asyncio.wait([task])
+            if task.cancelled():
+                raise cancelled() if self._is_cancelled else cut_short()
+            return task.result()
+        except Exception as error:
+            self.fail(error)
+            raise
         finally:
-            preparation.cancel()
-            self._preparation = None
-            del preparation  # its error would hold this frame, and this frame would hold the error
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+            self._work = None
+            del task  # its error would hold this frame, and this frame would hold the error
 
-    def stop_preparing(self) -> None:
-        """End the work that comes before the engine, if it is still running."""
-        if self._preparation is not None:
-            self._preparation.cancel()
+    def fail(self, error: BaseException) -> None:
+        """Note why the items without a result will have none."""
+        self._unfinished = Outcome.of_unfinished(error)
+
+    @abstractmethod
+    def progress(self) -> Progress:
+        """How far the request is."""
+
+    async def cancel(self) -> None:
+        """End the request, as anyone who knows its id may: whoever awaits its work or its results
+        gets `RequestAborted`. Idempotent."""
+        self._is_cancelled = True
+        if self._work is not None:
+            self._work.cancel()
+        await self._abort()
 
     async def __aenter__(self) -> Self:
         return self
@@ -90,6 +118,10 @@ class EngineRun(ABC):
         finally:
             for held in (self._lease, *self._held):
                 held.release()
+
+    @abstractmethod
+    async def _abort(self) -> None:
+        """Abort what the engine has not finished. Idempotent."""
 
     @abstractmethod
     async def _end(self) -> None:

@@ -1,39 +1,79 @@
-"""The engine's side of a request whose items are each answered whole, by one event."""
+"""The engine's side of a request of several items, such as images or texts to embed."""
 
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from types import TracebackType
-from typing import Any
+from typing import Any, Generic
 
-from engine.contract.request import Event, EventT, Request
-from engine.errors import RequestAborted
+from engine.contract.request import EventT, Request
 from engine.worker.client import EngineClient, RequestEvents
 from server.http.admission import Lease
 from server.http.engine_run import EngineRun, cancelled, check_event, cut_short, read_events
-from server.http.item_metrics import ItemMeter
 from server.http.live_requests import Progress
-from server.http.model_metrics import Outcome
+from server.http.model_metrics import Outcome, OutcomeMeter
 
 
-class ItemRun(EngineRun):
-    """A request of several items, measured from its admission on; closed when its block is left."""
+class ItemRun(EngineRun, Generic[EventT]):
+    """A request of several items, measured from its admission on.
 
-    def __init__(self, engine: EngineClient, meter: ItemMeter, lease: Lease) -> None:
-        super().__init__(lease)
+    Args:
+        fraction_of: the share of the work that is done at an event; None if events do not tell.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        engine: EngineClient,
+        meter: OutcomeMeter,
+        lease: Lease,
+        fraction_of: Callable[[EventT], float] | None = None,
+    ) -> None:
+        super().__init__(id, lease)
         self._engine = engine
         self._meter = meter
         self._stream: RequestEvents[Any] | None = None
-        self._num_open = lease.num_places
-        self._error: BaseException | None = None
-        self._is_begun = self._is_cancelled = False
+        self._num_items = self._num_open = lease.num_places
+        self._is_begun = False
+        self._fraction_of = fraction_of
+        self._fraction = 0.0
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._error = self._error or exc
-        await self.aclose()
+    def submit(self, request: Request[EventT]) -> None:
+        """Send the request to the engine; its id is this run's.
+
+        Raises:
+            EngineError: the engine refused it; close this.
+        """
+        try:
+            self._stream = self._engine.submit(request)
+        except Exception as error:
+            self.fail(error)
+            raise
+
+    async def events(self) -> AsyncGenerator[EventT, None]:
+        """The engine's events, until every item has ended.
+
+        Raises:
+            RequestAborted: the request was cancelled by its id.
+            EngineError: the engine failed the request, or died.
+        """
+        assert self._stream is not None
+        try:
+            async with aclosing(read_events(self._stream)) as events:
+                async for event in events:
+                    if self._is_cancelled:
+                        break
+                    check_event(event)
+                    event = await self._completed(event)
+                    self._take(event)
+                    yield event
+                    if self._num_open == 0:
+                        return
+            raise cancelled() if self._is_cancelled else cut_short()
+        except Exception as error:
+            self.fail(error)
+            raise
+        finally:
+            # Here, so that all is counted when a client has read the end.
+            self._settle()
 
     async def answers(self, request: Request[EventT]) -> list[EventT]:
         """Send the request to the engine and wait for all its items. Returns their last events in
@@ -42,50 +82,48 @@ class ItemRun(EngineRun):
         Raises:
             EngineError: the engine refused or failed the request, or died.
         """
-        stream = self._engine.submit(request)
-        self._stream = stream
+        self.submit(request)
         found: dict[int, EventT] = {}
-        async with aclosing(read_events(stream)) as events:
+        async with aclosing(self.events()) as events:
             async for event in events:
-                check_event(event)
-                self.on_event(event)
                 if event.finish_reason is not None:
                     found[event.index] = event
-                    self._num_open -= 1
-                    self._meter.complete(Outcome.COMPLETED)
-        if len(found) < request.num_completions:
-            raise cancelled() if self._is_cancelled else cut_short()
-        return [found[index] for index in range(request.num_completions)]
-
-    def on_event(self, event: Event) -> None:
-        """Record an event from the engine."""
-        self._is_begun = True
-        self._meter.on_event(event)
+        return [found[index] for index in sorted(found)]
 
     def progress(self) -> Progress:
-        """How far the request is."""
-        num_results = self._lease.num_places
         return Progress(
             is_begun=self._is_begun,
-            num_results=num_results,
-            num_finished=num_results - self._num_open,
+            num_results=self._num_items,
+            num_finished=self._num_items - self._num_open,
+            fraction=None if self._fraction_of is None else self._fraction,
         )
 
-    async def cancel(self) -> None:
-        """End the request: `prepare` or `answers` then raises `RequestAborted`. Idempotent."""
-        self._is_cancelled = True
-        self.stop_preparing()
+    async def _completed(self, event: EventT) -> EventT:
+        """The event, with what the server adds to an item's result."""
+        return event
+
+    def _take(self, event: EventT) -> None:
+        """Record an event."""
+        self._is_begun = True
+        self._meter.on_event(event)
+        if self._fraction_of is not None:
+            self._fraction = max(self._fraction, self._fraction_of(event))
+        if event.finish_reason is not None:
+            self._num_open -= 1
+            self._meter.complete(Outcome.COMPLETED)
+
+    def _settle(self) -> None:
+        """Count the items that did not end by themselves. Idempotent."""
+        if self._num_open and self._unfinished is not None:
+            self._meter.complete(self._unfinished, self._num_open)
+        self._num_open = 0
+
+    async def _abort(self) -> None:
         if self._stream is not None:
             await self._stream.aclose()
 
     async def _end(self) -> None:
-        if self._num_open:
-            error = self._error or RequestAborted("the client closed the connection")
-            outcome = Outcome.of_unfinished(error)
-            if outcome is not None:
-                self._meter.complete(outcome, self._num_open)
-            self._num_open = 0
-        self._error = None  # its frames would hold this run, and this run the error
-        self._meter.close()
-        if self._stream is not None:
-            await self._stream.aclose()
+        self._settle()
+        if self._unfinished is not None:
+            self._meter.close()
+        await self._abort()

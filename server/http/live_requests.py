@@ -54,6 +54,7 @@ class Label:
 class LiveRun(Protocol):
     """The engine's side of such a request. `label` is set once the request was added."""
 
+    id: str
     label: Label | None
 
     @property
@@ -76,17 +77,17 @@ class LiveRequests:
     def __init__(self) -> None:
         self._runs: WeakValueDictionary[str, LiveRun] = WeakValueDictionary()
 
-    def add(self, run: LiveRun, request: Request, *, id: str, kind: AnyKind, model: str) -> None:
+    def add(self, run: LiveRun, request: Request, *, kind: AnyKind, model: str) -> None:
         """List a request that the engine has, or is about to get."""
         run.label = Label(
-            id=id,
+            id=run.id,
             request_id=request.state.request_id,
             kind=kind.name,
             model=model,
             created=int(time.time()),
             owner=owner_of(request),
         )
-        self._runs[id] = run
+        self._runs[run.id] = run
 
     def of(self, owner: Owner | None, name: str | None = None) -> list[tuple[Label, LiveRun]]:
         """An owner's requests, the oldest first: all, or those with that id or `X-Request-Id`."""

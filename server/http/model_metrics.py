@@ -3,6 +3,7 @@
 Each kind has its own metrics on top, in the app's registry (`server/metrics.py`).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Generic, Protocol, TypeVar
@@ -119,7 +120,7 @@ class QueueGauges(Collector):
         return GaugeMetricFamily(f"tandem_{self._subsystem}_{name}", text, labels=[MODEL])
 
 
-class OutcomeMeter:
+class OutcomeMeter(ABC):
     """Measures a request from its arrival, and counts how its items ended."""
 
     def __init__(
@@ -133,6 +134,10 @@ class OutcomeMeter:
         self._clock = clock
         self._started_s = clock()
         self._closed = False
+
+    @abstractmethod
+    def on_event(self, event: Any) -> None:
+        """Record an event from the engine."""
 
     def complete(self, outcome: Outcome, count: int = 1) -> None:
         """Count items that ended this way."""

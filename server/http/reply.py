@@ -4,7 +4,7 @@ Each kind of model has its own subclasses of `Reply`, which know the shapes of i
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -87,17 +87,20 @@ class LaterReply(Reply):
     """
 
     def __init__(
-        self, run: EngineRun, prepare: Callable[[], Awaitable[Reply]], shape: Shape | None = None
+        self,
+        run: EngineRun,
+        prepare: Callable[[], Coroutine[Any, Any, Reply]],
+        shape: Shape | None = None,
     ) -> None:
         super().__init__(run, shape)
         self._prepare = prepare
 
     async def whole(self) -> bytes:
-        reply = await self._prepare()
+        reply = await self._run.perform(self._prepare())
         return await reply.whole()
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        reply = await self._prepare()
+        reply = await self._run.perform(self._prepare())
         yield b""  # nothing can be refused from here on, so the stream may begin
         async with aclosing(reply.events()) as events:
             async for event in events:

@@ -4,7 +4,6 @@ The reply that runs a job updates it; `GET` and `DELETE /v1/images/{id}` read an
 cannot be guessed: whoever knows one may ask. Event loop only.
 """
 
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from weakref import WeakValueDictionary
@@ -21,10 +20,6 @@ MAX_ENDED_JOBS = 1024
 ENDED_JOB_TTL_S = 3600.0
 
 _LIVE = (JobStatus.QUEUED, JobStatus.RUNNING)
-
-
-def new_image_id() -> str:
-    return f"img-{secrets.token_hex(16)}"
 
 
 class ImageJob:

@@ -13,7 +13,7 @@ from server.http.shape import Shape, encode
 from server.http.sse import named_event
 from server.images.convert import ImageOrder
 from server.images.hires import hires_fields
-from server.images.run import FileOptions, ImageRun, SubmittedOrder
+from server.images.run import FileOptions, ImageRun
 from server.images.store import Keep
 from server.protocol.image_answers import (
     CompletedImageEvent,
@@ -29,9 +29,6 @@ from server.protocol.image_answers import (
 class ImageReply(Reply):
     """The reply with the images of a run.
 
-    Attributes:
-        id: the request's id.
-
     Args:
         event_prefix: `image_generation` or `image_edit`.
         block: side in pixels of the square that counts as one image token.
@@ -42,7 +39,6 @@ class ImageReply(Reply):
     def __init__(
         self,
         run: ImageRun,
-        submitted: SubmittedOrder,
         options: FileOptions,
         *,
         event_prefix: str,
@@ -52,8 +48,7 @@ class ImageReply(Reply):
         shape: Shape | None = None,
     ) -> None:
         super().__init__(run, shape)
-        self.id = run.id
-        self._submitted = submitted
+        self._image_run = run
         self._keep = keep
         self._options = options
         self._prefix = event_prefix
@@ -63,18 +58,18 @@ class ImageReply(Reply):
         self._input_counted = False
 
     async def whole(self) -> bytes:
-        params = self._submitted.order.request.params
+        params = self._image_run.order.request.params
         data: list[ImageData | None] = [None] * params.n
         files: list[bytes] = [b""] * params.n
         usages: list[ImageUsage] = []
-        warnings: dict[str, None] = dict.fromkeys(self._submitted.order.warnings)
+        warnings: dict[str, None] = dict.fromkeys(self._image_run.order.warnings)
         sizes: set[str] = set()
-        async with aclosing(self._submitted.events()) as events:
+        async with aclosing(self._image_run.events()) as events:
             async for event in events:
                 if event.image is None:
                     continue
                 seed = self._seed(event)
-                files[event.index] = await self._submitted.encode(
+                files[event.index] = await self._image_run.encode(
                     event.image, self._options, seed, event.index
                 )
                 data[event.index] = ImageData(seed=seed)
@@ -89,7 +84,7 @@ class ImageReply(Reply):
         return await asyncio.to_thread(self._written, answer, [] if self._keep else files)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        async with aclosing(self._submitted.events()) as events:
+        async with aclosing(self._image_run.events()) as events:
             async for event in events:
                 if event.preview is not None:
                     yield await self._partial(event, event.preview)
@@ -97,7 +92,7 @@ class ImageReply(Reply):
                     yield await self._completed(event, event.image)
 
     async def _partial(self, event: ImageEvent, pixels: Pixels) -> bytes:
-        file = await self._submitted.encode(pixels, self._options, None)
+        file = await self._image_run.encode(pixels, self._options, None)
         name = f"{self._prefix}.partial_image"
         body = PartialImageEvent(
             type=name,
@@ -105,9 +100,9 @@ class ImageReply(Reply):
             created_at=int(time.time()),
             output_format=self._options.output_format,
             partial_image_index=event.preview_index,
-            quality=self._submitted.order.quality,
+            quality=self._image_run.order.quality,
             size=_size(pixels),
-            id=self.id,
+            id=self._image_run.id,
             index=event.index,
             step=event.step,
             num_steps=event.num_steps,
@@ -116,7 +111,7 @@ class ImageReply(Reply):
 
     async def _completed(self, event: ImageEvent, pixels: Pixels) -> bytes:
         seed = self._seed(event)
-        file = await self._submitted.encode(pixels, self._options, seed, event.index)
+        file = await self._image_run.encode(pixels, self._options, seed, event.index)
         name = f"{self._prefix}.completed"
         body = CompletedImageEvent(
             type=name,
@@ -125,21 +120,21 @@ class ImageReply(Reply):
             created_at=int(time.time()),
             background=self._options.background,
             output_format=self._options.output_format,
-            quality=self._submitted.order.quality,
+            quality=self._image_run.order.quality,
             size=_size(pixels),
             usage=self._usage(event),
-            id=self.id,
+            id=self._image_run.id,
             index=event.index,
             seed=seed,
-            made_with=dict(self._submitted.order.made_with),
-            warnings=list(dict.fromkeys([*self._submitted.order.warnings, *event.warnings])),
+            made_with=dict(self._image_run.order.made_with),
+            warnings=list(dict.fromkeys([*self._image_run.order.warnings, *event.warnings])),
         )
         return named_event(name, encode(body))
 
     def _answer(
         self, data: list[ImageData], usages: list[ImageUsage], warnings: list[str], size: str
     ) -> ImagesAnswer:
-        order = self._submitted.order
+        order = self._image_run.order
         params = order.request.params
         return ImagesAnswer(
             created=self._created,
@@ -149,7 +144,7 @@ class ImageReply(Reply):
             quality=order.quality,
             size=size,
             usage=_sum(usages),
-            id=self.id,
+            id=self._image_run.id,
             model=order.request.model,
             seed=params.seed,
             task=params.task.value,
@@ -170,7 +165,7 @@ class ImageReply(Reply):
     def _seed(self, event: ImageEvent) -> int:
         if event.seed is not None:
             return event.seed
-        return self._submitted.order.request.params.seed + event.index
+        return self._image_run.order.request.params.seed + event.index
 
     def _usage(self, event: ImageEvent) -> ImageUsage:
         """The usage of one image. The input counts once, with the image that ends first."""

@@ -2,7 +2,6 @@
 
 import base64
 import time
-import uuid
 
 from engine.contract.matte import MattingEvent, MattingOutput, MattingRequest, Point
 from engine.contract.pixels import Pixels
@@ -12,11 +11,6 @@ from server.images.picture_wire import Reading
 from server.images.pictures import Pictures
 from server.protocol.image_inputs import UploadedImage
 from server.protocol.matting import MatteAnswer, MatteData, MatteRequest
-
-
-def new_matte_id() -> str:
-    """A new id for a request and its answer."""
-    return f"matte-{uuid.uuid4().hex}"
 
 
 async def matting_request(

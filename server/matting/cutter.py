@@ -1,15 +1,16 @@
 """Removes the background of pictures that an image model has drawn: `Cutter`."""
 
 import time
+from contextlib import aclosing
 from dataclasses import dataclass
 
-from engine.contract.matte import MattingRequest
+from engine.contract.matte import MattingEvent, MattingRequest
 from engine.contract.pixels import Pixels
 from engine.worker.client import EngineClient
 from server.http.admission import Lease
+from server.http.engine_run import new_id
 from server.http.item_metrics import ItemMetrics
-from server.matting.convert import new_matte_id
-from server.matting.run import MatteRun
+from server.http.item_run import ItemRun
 
 _UNCERTAIN = 0.5
 """Answers warn from this `uncertain_fraction` on."""
@@ -32,11 +33,13 @@ class Cutter:
         Raises:
             EngineError: the matting model failed.
         """
-        lease = self.places.pop()
-        async with MatteRun(self.engine, self.metrics.meter(self.model), lease) as run:
-            event = await run.answer(
+        run: ItemRun[MattingEvent] = ItemRun(
+            new_id("matte"), self.engine, self.metrics.meter(self.model), self.places.pop()
+        )
+        async with aclosing(run):
+            [event] = await run.answers(
                 MattingRequest(
-                    request_id=new_matte_id(),
+                    request_id=run.id,
                     model=self.model,
                     image=picture,
                     priority=self.priority,

@@ -152,9 +152,16 @@ def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {s: {"model": ErrorAnswer, "description": _ERRORS[s]} for s in statuses or _ERRORS}
 
 
-def stream_answer(whole: type, chunk: str, *, done: bool = True) -> dict[str, Any]:
-    """FastAPI's `responses` entry of a route that answers whole or as a stream of chunks, which
-    ends with `[DONE]` if `done`."""
+def whole_answer(model: type, *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` for a route that answers whole, and fails as in `error_answers`."""
+    return {200: {"model": model}, **error_answers(*statuses)}
+
+
+def stream_answer(
+    whole: type, chunk: str, *, done: bool = True, is_image: bool = False
+) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` for a route that answers whole or as a stream of chunks, which ends
+    with `[DONE]` if `done`. A request for an image can be cancelled by its id."""
     events = {
         # One event, as FastAPI documents its own streams; `schema` would be read as the whole body.
         "itemSchema": {
@@ -164,10 +171,12 @@ def stream_answer(whole: type, chunk: str, *, done: bool = True) -> dict[str, An
         },
         "example": 'data: {"object": ...}\n\n' + "data: [DONE]\n\n" * done,
     }
-    return {
+    answer = {
         "model": whole,
         "description": f"The answer; with `stream` server-sent events, each a {chunk}"
         + ", then `[DONE]`" * done
         + ". A failure after the first byte is an event with `error`.",
         "content": {"text/event-stream": events},
     }
+    cancelled = {"model": ErrorAnswer, "description": "Cancelled by its id."}
+    return {200: answer, **error_answers(), **({499: cancelled} if is_image else {})}

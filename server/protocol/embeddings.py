@@ -31,6 +31,9 @@ UNSUPPORTED_POOLING_FIELDS: Mapping[str, tuple[Any, ...]] = {
 class EmbeddingModelRequest(ModelRequest):
     """The common fields of all routes of embedding models."""
 
+    id_prefix: ClassVar[str] = "embd"
+    """The beginning of the ids of requests and their answers."""
+
     priority: Priority = None
 
 
@@ -79,6 +82,7 @@ class EmbeddingsRequest(EmbeddingFields):
 class PoolingRequest(EmbeddingFields):
     """vLLM's request for the pooled result of each text, which here is its embedding."""
 
+    id_prefix: ClassVar[str] = "pool"
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_POOLING_FIELDS
 
 

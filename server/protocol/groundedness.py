@@ -32,6 +32,7 @@ class GroundednessRequest(EmbeddingModelRequest):
             }
         }
     )
+    id_prefix: ClassVar[str] = "ground"
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **UNSUPPORTED_SCORE_FIELDS,
         "truncate_prompt_tokens": (),

@@ -9,7 +9,7 @@ class LiveRequest:
     """A request in flight. Texts count tokens; images have a `progress` from 0 to 1."""
 
     id: str
-    """Id of its answer: `chatcmpl-…`, `cmpl-…`, `img-…`, `upscale-…` or `matte-…`."""
+    """Id of its answer, such as `chatcmpl-…` or `img-…`; `embd-…` if the answer has none."""
     object: Literal["request"] = "request"
     request_id: str
     """The `X-Request-Id` that the request came with or was given."""

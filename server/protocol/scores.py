@@ -88,6 +88,7 @@ class RerankRequest(CutRequest):
             **either_of(*_DOCUMENTS),
         }
     )
+    id_prefix: ClassVar[str] = "rerank"
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_SCORE_FIELDS
 
     query: Text = Field(description="The text that the documents are compared with.")
@@ -149,6 +150,7 @@ class ScoreRequest(CutRequest):
             **either_of(*_SIDES),
         }
     )
+    id_prefix: ClassVar[str] = "score"
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_SCORE_FIELDS
 
     text_1: Texts | None = Field(None, description="A text, or as many as text_2 has.")

@@ -1,19 +1,17 @@
 """Functions that a model may call, in requests and in answers."""
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
-from fastapi.exceptions import RequestValidationError
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from engine.errors import InvalidParameter, RequestError
+from engine.errors import InvalidParameter
 from server.protocol.common import WireModel
 from server.protocol.structure_fields import num_json_bytes
+from server.protocol.variants import read_model
 
 MAX_TOOLS = 128
 MAX_TOOLS_BYTES = 512 << 10
@@ -42,6 +40,12 @@ class FunctionTool(WireModel):
 
     type: Literal["function"]
     function: FunctionDefinition
+    _place: int | None = None
+
+    @property
+    def field(self) -> str:
+        """The field of its function in the body."""
+        return f"tools[{self._place}].function"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +161,9 @@ class ToolOptions(WireModel):
         seen: set[str] = set()
         num_bytes = 0
         for index, tool in enumerate(self.tools or ()):
-            function, param = tool.function, f"tools[{index}].function"
+            if tool._place is None:
+                tool._place = index
+            function, param = tool.function, tool.field
             if function.name in seen:
                 raise InvalidParameter(
                     f"two tools are named {function.name}; give each its own name",
@@ -253,36 +259,26 @@ def left_out_tools(tools: Sequence[Mapping[str, Any]] | None, own: str) -> list[
     return list(dict.fromkeys(types))
 
 
-@contextmanager
-def places_as_sent(tools: Sequence[Mapping[str, Any]] | None, own: str) -> Iterator[None]:
-    """Errors within name a tool by its place among all that the client sent."""
-    kept = [place for place, tool in enumerate(tools or ()) if is_of_type(tool, own)]
+def own_tools(
+    tools: Sequence[Mapping[str, Any]] | None,
+    own: str,
+    function_of: Callable[[Mapping[str, Any]], dict[str, Any]],
+) -> list[FunctionTool] | None:
+    """The client's own tools; errors name each by its place among all that the client sent.
 
-    def renumbered(text: str) -> str:
-        return re.sub(
-            r"\btools\[(\d+)\]",
-            lambda found: (
-                f"tools[{kept[int(found[1])]}]" if int(found[1]) < len(kept) else found[0]
-            ),
-            text,
-        )
+    Args:
+        function_of: makes the `function` of a tool.
 
-    def moved(loc: Sequence[Any]) -> Sequence[Any]:
-        match loc:
-            case ("body", "tools", int(index), *rest) if index < len(kept):
-                return ("body", "tools", kept[index], *rest)
-        return loc
-
-    try:
-        yield
-    except RequestValidationError as error:
-        found = [{**one, "loc": moved(one["loc"])} for one in error.errors()]
-        raise RequestValidationError(found) from None
-    except RequestError as error:
-        error.message = renumbered(error.message)
-        error.args = (error.message,)
-        error.param = error.param and renumbered(error.param)
-        raise
+    Raises:
+        InvalidParameter: one of them is not a function.
+    """
+    kept = []
+    for place, tool in enumerate(tools or ()):
+        if is_of_type(tool, own):
+            value = {"type": "function", "function": function_of(tool)}
+            kept.append(read_model(FunctionTool, value, ("tools", place)))
+            kept[-1]._place = place
+    return kept or None
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

@@ -14,7 +14,7 @@ from server.protocol.response_items import (
     part_texts,
 )
 from server.protocol.responses import ResponseRequest, TextFormat
-from server.protocol.tools import is_of_type
+from server.protocol.tools import is_of_type, own_tools
 from server.protocol.variants import read_model
 
 OWN_NAMES: Mapping[str, str] = {
@@ -95,7 +95,7 @@ def chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
 
 def _tool_fields(body: ResponseRequest) -> dict[str, Any]:
     return {
-        "tools": [_tool(tool) for tool in body.functions] or None,
+        "tools": own_tools(body.tools, "function", _function),
         "tool_choice": _tool_choice(body.tool_choice),
     }
 
@@ -133,9 +133,8 @@ def _is_foreign(tool: Any) -> bool:
     return isinstance(tool, dict) and not is_of_type(tool, "function")
 
 
-def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    function = {k: v for k, v in tool.items() if k != "type" and v is not None}
-    return {"type": "function", "function": function}
+def _function(tool: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in tool.items() if k != "type" and v is not None}
 
 
 def _response_format(format: TextFormat | None) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Request
 
 from engine.errors import ModelLoadError, UnknownAdapter
 from server.catalog import find_any_model, find_model
+from server.dependencies import StateDep, check_admin
 from server.http.errors import load_error_response
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
@@ -17,8 +18,6 @@ from server.protocol.adapter_loading import (
     UnloadedAdapter,
 )
 from server.protocol.answers import ErrorAnswer, error_answers
-from server.routes.deps import StateDep
-from server.routes.model_loading import check_admin
 
 router = APIRouter(route_class=JsonRoute, tags=["models"], dependencies=[Depends(check_admin)])
 

@@ -9,9 +9,8 @@ from starlette.responses import RedirectResponse
 from engine.contract.status import ModelStatus, Phase
 from engine.version import __version__
 from server.catalog import unknown_model
+from server.dependencies import ModelId, StateDep
 from server.protocol.answers import error_answers
-from server.routes.deps import StateDep
-from server.routes.models import ModelId
 
 router = APIRouter(tags=["operations"])
 

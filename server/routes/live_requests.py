@@ -4,12 +4,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
+from server.dependencies import StateDep
 from server.http.errors import INVALID_REQUEST, error_response
 from server.http.live_requests import Label, LiveRun
 from server.http.owner import owner_of
 from server.protocol.answers import error_answers
 from server.protocol.live_requests import LiveRequest, LiveRequestList
-from server.routes.deps import StateDep
 
 router = APIRouter(tags=["requests"])
 
@@ -27,8 +27,7 @@ async def list_requests(
         Query(max_length=256, description="Only requests with this id or `X-Request-Id`."),
     ] = None,
 ) -> LiveRequestList:
-    """Lists the requests for text and images of the API key that asks, or all requests if there are
-    no keys."""
+    """Lists the requests of the API key that asks, or all requests if there are no keys."""
     found = state.live_requests.of(owner_of(request), id)
     return LiveRequestList(data=[_shown(label, run) for label, run in found])
 

@@ -10,8 +10,8 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from server.dependencies import StateDep
 from server.http.turns import in_turns
-from server.routes.deps import StateDep
 
 router = APIRouter(tags=["operations"])
 

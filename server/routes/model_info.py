@@ -6,9 +6,8 @@ from fastapi import APIRouter
 
 from engine.contract.generate import ModelInfo
 from server.catalog import find_any_model, find_model
+from server.dependencies import ModelName, StateDep
 from server.protocol.answers import error_answers
-from server.routes.deps import StateDep
-from server.routes.tokenize import ModelName
 
 router = APIRouter(tags=["models"])
 

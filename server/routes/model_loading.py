@@ -10,8 +10,8 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from engine.contract.status import Phase
-from engine.errors import ModelLoadError, NotAllowed
-from server.http.admin import has_admin_key
+from engine.errors import ModelLoadError
+from server.dependencies import StateDep, check_admin
 from server.http.errors import load_error_response
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
@@ -25,7 +25,6 @@ from server.protocol.model_loading import (
     ModelChange,
     UnloadModelRequest,
 )
-from server.routes.deps import StateDep
 
 router = APIRouter(route_class=JsonRoute, tags=["models"])
 
@@ -37,16 +36,6 @@ _VALUES = {
     Phase.STOPPED: "unloaded",
 }
 """llama-server's names of phases; all other phases are its `loading`."""
-
-
-async def check_admin(request: Request, state: StateDep) -> None:
-    """Require an admin key, if the server has any.
-
-    Raises:
-        NotAllowed: the server has admin keys, and the request came without one.
-    """
-    if state.settings.admin_keys and not has_admin_key(request.scope):
-        raise NotAllowed("this needs an admin key; send one as Authorization: Bearer KEY")
 
 
 _ADMIN = [Depends(check_admin)]

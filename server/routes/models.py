@@ -1,20 +1,18 @@
 """`GET /v1/models` and `GET /v1/models/{id}`."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter
 
 from engine.contract.kinds import kind_of
 from engine.contract.request import Info
 from server.catalog import find_any_model
+from server.dependencies import ModelId, StateDep
 from server.kinds import SERVED, AnyCard
 from server.protocol.answers import error_answers
-from server.routes.deps import StateDep
 
 router = APIRouter(tags=["models"])
-
-ModelId = Annotated[str, Path(min_length=1, max_length=256, description="Id of a served model.")]
 
 
 @dataclass(slots=True, kw_only=True)

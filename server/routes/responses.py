@@ -9,19 +9,19 @@ from fastapi import Response as HttpResponse
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.catalog import find_model
+from server.dependencies import StateDep
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
 from server.http.owner import owner_of
 from server.http.shape import encode
-from server.protocol.answers import InputTokens, error_answers, stream_answer
+from server.operations.chat import answer_chat, answer_with_count, start_chat
+from server.operations.exchange import Exchange
+from server.protocol.answers import InputTokens, stream_answer, whole_answer
 from server.protocol.responses import DeletedResponse, ItemList, Response, ResponseRequest
-from server.protocol.tools import places_as_sent
 from server.responses.convert import chat_of
 from server.responses.shape import ResponseShape
-from server.routes.chat import answer_chat, answer_with_count, start_chat
-from server.routes.deps import StateDep
-from server.routes.ignored_fields import report_ignored_fields
 from server.state import AppState
+from server.text.kind import SERVED_TEXT
 
 router = APIRouter(route_class=JsonRoute, tags=["text"])
 bare_router = APIRouter(tags=["text"])
@@ -29,14 +29,13 @@ bare_router = APIRouter(tags=["text"])
 
 ResponseId = Annotated[str, Path(max_length=256, description="The response's `id`.")]
 
-_KNOWN = error_answers(401, 404)
-
 
 @router.post(
     "/v1/responses",
     summary="Answer in items",
-    responses={200: stream_answer(Response, "`response.*`", done=False), **error_answers()},
+    responses=stream_answer(Response, "`response.*`", done=False),
 )
+@router.post("/responses", include_in_schema=False)
 async def create_response(body: ResponseRequest, request: Request, state: StateDep) -> HttpResponse:
     """Answers whole, with server-sent events if `stream` is set, or later with `background`."""
     await asyncio.sleep(0)  # reading a long body took a while, and so will converting it
@@ -44,8 +43,7 @@ async def create_response(body: ResponseRequest, request: Request, state: StateD
     model = find_model(state.engine, body.model).name
     stores = _stores(body, state)
     before = store.conversation(body.previous_response_id, owner)
-    with places_as_sent(body.tools, "function"):
-        chat = chat_of(body, before)
+    chat = chat_of(body, before)
     unique = uuid.uuid4().hex
 
     def keep(response: Response) -> None:
@@ -55,20 +53,19 @@ async def create_response(body: ResponseRequest, request: Request, state: StateD
     shape = ResponseShape(body, unique, model=model, stores=stores, on_end=keep)
     annotate(request, response_id=shape.response.id)
     if not body.background:
-        with places_as_sent(body.tools, "function"):
-            return await answer_chat(chat, request, state, sent=body, shape=shape)
-    headers = report_ignored_fields(request, body)
-    with places_as_sent(body.tools, "function"):
-        reply = await start_chat(chat, request, state, shape)
+        return await answer_chat(chat, request, state, sent=body, shape=shape)
+    exchange = await Exchange.begin(SERVED_TEXT, chat, request, state, sent=body, shape=shape)
+    reply = await start_chat(exchange, chat)
     job = state.background_responses.start(shape, reply, owner)
-    return _json(job.response(), headers)
+    return _json(job.response(), exchange.headers)
 
 
 @router.post(
     "/v1/responses/input_tokens",
     summary="Count a response's input tokens",
-    responses={200: {"model": InputTokens}, **error_answers()},
+    responses=whole_answer(InputTokens),
 )
+@router.post("/responses/input_tokens", include_in_schema=False)
 async def count_input_tokens(
     body: ResponseRequest, request: Request, state: StateDep
 ) -> HttpResponse:
@@ -76,14 +73,13 @@ async def count_input_tokens(
     template writes them."""
     await asyncio.sleep(0)
     before = state.responses.conversation(body.previous_response_id, owner_of(request))
-    with places_as_sent(body.tools, "function"):
-        return await answer_with_count(chat_of(body, before), request, state, sent=body)
+    return await answer_with_count(chat_of(body, before), request, state, sent=body)
 
 
 @bare_router.get(
     "/v1/responses/{response_id}",
     summary="A stored response",
-    responses={200: {"model": Response}, **_KNOWN},
+    responses=whole_answer(Response, 401, 404),
 )
 async def get_response(
     response_id: ResponseId,
@@ -104,7 +100,7 @@ async def get_response(
 @bare_router.delete(
     "/v1/responses/{response_id}",
     summary="Forget a response",
-    responses={200: {"model": DeletedResponse}, **_KNOWN},
+    responses=whole_answer(DeletedResponse, 401, 404),
 )
 async def delete_response(
     response_id: ResponseId, request: Request, state: StateDep
@@ -121,7 +117,7 @@ async def delete_response(
 @bare_router.post(
     "/v1/responses/{response_id}/cancel",
     summary="Cancel a background response",
-    responses={200: {"model": Response}, **error_answers(400, 401, 404)},
+    responses=whole_answer(Response, 400, 401, 404),
 )
 async def cancel_response(
     response_id: ResponseId, request: Request, state: StateDep
@@ -142,7 +138,7 @@ async def cancel_response(
 @bare_router.get(
     "/v1/responses/{response_id}/input_items",
     summary="What a response was made from",
-    responses={200: {"model": ItemList}, **error_answers(400, 401, 404)},
+    responses=whole_answer(ItemList, 400, 401, 404),
 )
 async def list_input_items(
     response_id: ResponseId,

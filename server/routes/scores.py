@@ -5,14 +5,15 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
+from server.dependencies import StateDep
 from server.embeddings.answers import rerank_answer, score_answer
 from server.embeddings.groundedness import Comparison
 from server.embeddings.inputs import Inputs
 from server.http.json_route import JsonRoute
+from server.operations.embed import answer_embeddings
+from server.protocol.answers import whole_answer
 from server.protocol.groundedness import GroundednessAnswer, GroundednessRequest
 from server.protocol.scores import RerankAnswer, RerankRequest, ScoreAnswer, ScoreRequest
-from server.routes.deps import StateDep
-from server.routes.embeddings import answers_with, embed
 
 router = APIRouter(route_class=JsonRoute, tags=["embeddings"])
 
@@ -20,7 +21,7 @@ router = APIRouter(route_class=JsonRoute, tags=["embeddings"])
 @router.post(
     "/v1/rerank",
     summary="Sort documents by how well they fit",
-    responses=answers_with(RerankAnswer),
+    responses=whole_answer(RerankAnswer),
 )
 @router.post("/rerank", include_in_schema=False)
 @router.post("/v2/rerank", include_in_schema=False)
@@ -31,26 +32,28 @@ async def rerank(body: RerankRequest, request: Request, state: StateDep) -> Resp
     field = "documents" if body.texts is None else "texts"
     inputs = Inputs({"query": [body.query], field: body.ranked})
     write = partial(rerank_answer, body)
-    return await embed(body, inputs, write, request, state, keep=body.kept_tokens)
+    return await answer_embeddings(body, inputs, write, request, state, keep=body.kept_tokens)
 
 
-@router.post("/v1/score", summary="Compare texts", responses=answers_with(ScoreAnswer))
+@router.post("/v1/score", summary="Compare texts", responses=whole_answer(ScoreAnswer))
 @router.post("/score", include_in_schema=False)
 async def score(body: ScoreRequest, request: Request, state: StateDep) -> Response:
     """Returns the cosine between the embeddings of each pair."""
     inputs = Inputs(dict(zip(body.sides, (body.first, body.second), strict=True)))
     write = partial(score_answer, body)
-    return await embed(body, inputs, write, request, state, keep=body.truncate_prompt_tokens)
+    return await answer_embeddings(
+        body, inputs, write, request, state, keep=body.truncate_prompt_tokens
+    )
 
 
 @router.post(
     "/v1/groundedness",
     summary="Compare an answer with passages",
-    responses=answers_with(GroundednessAnswer),
+    responses=whole_answer(GroundednessAnswer),
 )
 async def groundedness(body: GroundednessRequest, request: Request, state: StateDep) -> Response:
     """Finds the sentences of an answer that the passages do not support, or contradict."""
     pool = state.encoding_pool
     comparison = await Comparison.of(body, pool)
     write = partial(comparison.written, pool)
-    return await embed(body, comparison.inputs(), write, request, state)
+    return await answer_embeddings(body, comparison.inputs(), write, request, state)

@@ -41,9 +41,9 @@ def _structure(body: ChatCompletionRequest, answers: AnswerFormat) -> Structure 
         return _calls(body, answers, answers.syntax(), answer=_schema(body.structure))
     if body.structure is not None:
         return _behind_reasoning(body.structure, answers)
-    for index, tool in enumerate(answers.tools):
+    for tool in answers.tools:
         if tool.function.strict:
-            return _calls(body, answers, answers.syntax(f"tools[{index}].function.strict"))
+            return _calls(body, answers, answers.syntax(f"{tool.field}.strict"))
     return None
 
 

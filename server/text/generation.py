@@ -135,8 +135,8 @@ class Generation(EngineRun):
         keeps_text: the choices keep their whole text for the log.
     """
 
-    def __init__(self, engine: EngineClient, metrics: TextMetrics, lease: Lease) -> None:
-        super().__init__(lease)
+    def __init__(self, id: str, engine: EngineClient, metrics: TextMetrics, lease: Lease) -> None:
+        super().__init__(id, lease)
         self.runs: list[PromptRun] = []
         self.num_choices = 0
         self.keeps_text = False
@@ -144,7 +144,6 @@ class Generation(EngineRun):
         self._metrics = metrics
         self._tally = Tally()
         self._num_best: int | None = None
-        self._is_cancelled = False
 
     async def submit(
         self,
@@ -213,10 +212,7 @@ class Generation(EngineRun):
             num_generated_tokens=self._tally.num_generated_tokens,
         )
 
-    async def cancel(self) -> None:
-        """Abort what is unfinished. Whoever reads the deltas, or still sends prompts, gets
-        `RequestAborted`."""
-        self._is_cancelled = True
+    async def _abort(self) -> None:
         await self._end()
 
     async def _end(self) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-import uuid
 from abc import abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -40,10 +39,10 @@ class ReplyHead:
     system_fingerprint: str
 
     @classmethod
-    def create(cls, prefix: str, info: ModelInfo) -> "ReplyHead":
-        """A new reply of a model; `prefix` is OpenAI's id prefix for this kind of reply."""
+    def create(cls, id: str, info: ModelInfo) -> "ReplyHead":
+        """A new reply of a model."""
         fingerprint = system_fingerprint(info.name, info.config_hash, *info.all_digests)
-        return cls(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), info.name, fingerprint)
+        return cls(id, int(time.time()), info.name, fingerprint)
 
 
 class TextReply(Reply):

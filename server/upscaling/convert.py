@@ -11,6 +11,7 @@ from engine.errors import InvalidParameter, UnsupportedFeature
 from server.http.engine_run import EngineRun
 from server.images.files import check_sides
 from server.images.pictures import Pictures
+from server.protocol.image_inputs import ImageReference
 from server.protocol.upscaling import UpscaleImageRequest
 from server.settings import Settings
 
@@ -79,7 +80,13 @@ async def read_image(
         )
     check_sides(body.file_format, width, height)
     [image] = await pictures.decode([file], run, info.model, priority)
+    drop_file(body)
     return image
+
+
+def drop_file(body: UpscaleImageRequest) -> None:
+    """Drop the file of the body, which would stay in memory as long as the request."""
+    body.image = ImageReference(image_url=None, file_id=None)
 
 
 def _check_fields(body: UpscaleImageRequest, info: UpscaleModelInfo) -> None:

@@ -17,7 +17,7 @@ from engine.contract.draw import (
     ImageRequest,
     ImageTask,
 )
-from engine.contract.enlarge import UpscaleEvent, UpscaleRequest
+from engine.contract.enlarge import UpscaleEvent
 from engine.contract.kinds import IMAGE
 from engine.contract.pixels import Pixels
 from engine.contract.request import FinishReason
@@ -29,9 +29,9 @@ from server.images.files import check_sides
 from server.images.limits import check_budget, offered_scheduler, steps_to_run
 from server.images.made_with import made_with
 from server.images.pictures import Pictures
-from server.images.run import SubmittedOrder
+from server.images.run import ImageRun
 from server.protocol.upscaling import UpscaleImageRequest
-from server.upscaling.convert import UpscaleLimits, faithfulness
+from server.upscaling.convert import UpscaleLimits, drop_file, faithfulness
 
 RESTORED_SCALE = 2.0
 RESTORED_DENOISE = 0.4
@@ -71,6 +71,7 @@ async def read_small(
     _check_size(small, scale, info, limits)
     check_sides(body.file_format, *_enlarged(small, scale))
     [image] = await pictures.decode([file], run, info.model, priority)
+    drop_file(body)
     return image, scale
 
 
@@ -129,28 +130,14 @@ def drawing_order(
     return ImageOrder(request, "auto", scheduler, warnings, made_with(info, ()))
 
 
-def as_upscaling(order: ImageOrder) -> UpscaleRequest:
-    """The request as answers describe it, without its image."""
-    request, params = order.request, order.request.params
-    return UpscaleRequest(
-        request_id=request.request_id,
-        model=request.model,
-        image=Pixels(width=0, height=0, channels=3, data=b""),
-        width=params.width,
-        height=params.height,
-        tile=0,
-        overlap=0,
-    )
-
-
-async def upscale_events(submitted: SubmittedOrder) -> AsyncGenerator[UpscaleEvent, None]:
+async def upscale_events(run: ImageRun) -> AsyncGenerator[UpscaleEvent, None]:
     """An image's events, with steps in place of tiles.
 
     Raises:
-        RequestAborted, EngineError: as in `SubmittedOrder.events`.
+        RequestAborted, EngineError: as in `ImageRun.events`.
     """
     step = 0
-    async with aclosing(submitted.events()) as events:
+    async with aclosing(run.events()) as events:
         async for event in events:
             # A preview comes when it is decoded, and has the step that it shows.
             step = max(step, event.step)
@@ -163,7 +150,7 @@ async def upscale_events(submitted: SubmittedOrder) -> AsyncGenerator[UpscaleEve
                     preview=event.preview,
                     preview_index=event.preview_index,
                     examination=event.examination,
-                    warnings=(*submitted.order.warnings, *event.warnings),
+                    warnings=(*run.order.warnings, *event.warnings),
                     finish_reason=None if event.image is None else FinishReason.STOP,
                 )
 

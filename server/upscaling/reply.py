@@ -6,9 +6,9 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import asdict
+from typing import Any
 
-from engine.contract.enlarge import UpscaleEvent, UpscaleRequest
-from engine.contract.examination import Examination
+from engine.contract.enlarge import UpscaleEvent
 from engine.contract.pixels import Pixels
 from server.http.engine_run import EngineRun
 from server.http.reply import Reply
@@ -16,7 +16,6 @@ from server.http.shape import Shape, encode
 from server.http.sse import named_event
 from server.images.files import encode_image
 from server.images.store import Keep
-from server.protocol.image_answers import OutputFormatName
 from server.protocol.upscaling import (
     CompletedUpscaleEvent,
     PartialUpscaleEvent,
@@ -33,8 +32,8 @@ class UpscaleReply(Reply):
 
     Args:
         events: the engine's events, to the last one.
-        request: without its image, which the engine has.
-        scale: as the client asked for it.
+        facts: what is known before the engine's first event.
+        file: the file to make.
         keep: stores the finished image; None answers with the image itself.
     """
 
@@ -42,31 +41,19 @@ class UpscaleReply(Reply):
         self,
         run: EngineRun,
         events: Callable[[], AsyncGenerator[UpscaleEvent, None]],
-        request: UpscaleRequest,
-        *,
-        scale: float,
-        channels: int,
-        output_format: OutputFormatName,
-        compression: int,
+        facts: UpscaleFacts,
+        file: ResultFile,
         keep: Keep | None,
-        seed: int | None = None,
         shape: Shape | None = None,
     ) -> None:
         super().__init__(run, shape)
         self._events = events
-        self._request = request
-        self._scale = scale
-        self._format = output_format
-        self._compression = compression
+        self._facts = facts
+        self._result = file
         self._keep = keep
-        self._seed = seed
         self._warnings: tuple[str, ...] = ()
         self._created = int(time.time())
-        self._result = ResultFile(
-            request.width, request.height, channels, output_format, compression
-        )
-        self._num_tiles = 0
-        self._examination: Examination | None = None
+        self._heat_map: Pixels | None = None
 
     async def whole(self) -> bytes:
         async with aclosing(self._events()) as events:
@@ -88,15 +75,18 @@ class UpscaleReply(Reply):
         yield await asyncio.to_thread(self._completed, file, url)
 
     async def _take(self, event: UpscaleEvent) -> None:
-        self._num_tiles = event.num_tiles
-        self._examination = event.examination or self._examination
+        self._facts.num_tiles = event.num_tiles
+        if event.examination is not None:
+            self._facts.consistency = event.examination.consistency
+            self._facts.num_faces = event.examination.num_faces
+            self._heat_map = event.examination.heat_map
         self._warnings = event.warnings or self._warnings
         if event.rows:
             await asyncio.to_thread(self._result.add, event.rows)
 
     def _progress(self, event: UpscaleEvent) -> bytes:
         body = UpscaleProgressEvent(
-            id=self._request.request_id,
+            id=self._facts.id,
             tile=event.tile,
             num_tiles=event.num_tiles,
             progress=round(event.tile / event.num_tiles, 4),
@@ -104,12 +94,14 @@ class UpscaleReply(Reply):
         return named_event(body.type, encode(body))
 
     async def _partial(self, event: UpscaleEvent, pixels: Pixels) -> bytes:
-        file = await asyncio.to_thread(encode_image, pixels, self._format, self._compression)
+        file = await asyncio.to_thread(
+            encode_image, pixels, self._result.format, self._result.compression
+        )
         body = PartialUpscaleEvent(
-            id=self._request.request_id,
+            id=self._facts.id,
             b64_json=_base64(file),
             created_at=int(time.time()),
-            output_format=self._format,
+            output_format=self._result.format,
             partial_image_index=event.preview_index,
             size=f"{pixels.width}x{pixels.height}",
             tile=event.tile,
@@ -122,9 +114,9 @@ class UpscaleReply(Reply):
         answer = UpscaleAnswer(
             created=self._created,
             data=[image],
-            output_format=self._format,
+            output_format=self._result.format,
             warnings=list(self._warnings),
-            **asdict(self._facts()),
+            **self._fields(),
         )
         return self._shape.whole(answer)
 
@@ -133,29 +125,17 @@ class UpscaleReply(Reply):
             b64_json=None if url else _base64(file),
             url=url,
             created_at=int(time.time()),
-            output_format=self._format,
+            output_format=self._result.format,
             warnings=list(self._warnings),
-            **asdict(self._facts()),
+            **self._fields(),
         )
         return named_event(body.type, encode(body))
 
-    def _facts(self) -> UpscaleFacts:
-        request, found = self._request, self._examination
-        heat_map = found.heat_map if found else None
-        return UpscaleFacts(
-            id=request.request_id,
-            model=request.model,
-            size=f"{request.width}x{request.height}",
-            scale=self._scale,
-            tile=request.tile,
-            overlap=request.overlap,
-            exact=request.exact,
-            num_tiles=self._num_tiles,
-            consistency=found.consistency if found else None,
-            num_faces=found.num_faces if found else None,
-            seed=self._seed,
-            heat_map=_base64(encode_image(heat_map, "png", 100)) if heat_map else None,
-        )
+    def _fields(self) -> dict[str, Any]:
+        """The facts, as fields of an answer."""
+        if self._heat_map is not None:
+            self._facts.heat_map = _base64(encode_image(self._heat_map, "png", 100))
+        return asdict(self._facts)
 
 
 def _base64(data: bytes) -> str:

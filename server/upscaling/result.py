@@ -1,8 +1,11 @@
 """The file of a result whose rows come one after another."""
 
+from typing import Self
+
 from engine.contract.pixels import Pixels
 from server.images.files import encode_image
 from server.images.png_rows import PngRows
+from server.protocol.file_fields import FileFields
 from server.protocol.image_answers import OutputFormatName
 
 
@@ -13,11 +16,16 @@ class ResultFile:
     def __init__(
         self, width: int, height: int, channels: int, form: OutputFormatName, compression: int
     ) -> None:
+        self.format = form
+        self.compression = compression
         self._size = width, height, channels
-        self._format = form
-        self._compression = compression
         self._png = PngRows(width, height, channels) if form == "png" else None
         self._rows: list[bytes] = []
+
+    @classmethod
+    def of(cls, body: FileFields, width: int, height: int, channels: int) -> Self:
+        """The file that a body asks for."""
+        return cls(width, height, channels, body.file_format, body.file_quality)
 
     def add(self, rows: bytes) -> None:
         """Add the next rows, perhaps none."""
@@ -34,4 +42,4 @@ class ResultFile:
         data = b"".join(self._rows)
         self._rows.clear()
         pixels = Pixels(width=width, height=height, channels=channels, data=data)
-        return encode_image(pixels, self._format, self._compression)
+        return encode_image(pixels, self.format, self.compression)

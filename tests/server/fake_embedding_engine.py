@@ -86,7 +86,7 @@ class FakeEmbeddingEngine(FakeEngineClient):
         asyncio.get_running_loop().create_task(self._embed(stream, request, self.failure))
         return stream
 
-    def kill_embedding_worker(self) -> None:
+    def kill_worker(self) -> None:
         """End the worker process with its requests in it."""
         for stream in self.open.values():
             stream.put(EngineDead("the engine process ended unexpectedly"))

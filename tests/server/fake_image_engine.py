@@ -167,7 +167,7 @@ class FakeImageEngine(FakeEngineClient):
         kind = self._statuses[model].kind
         super().set_status(model, phase, **{"kind": kind, **changes})
 
-    def kill_image_worker(self) -> None:
+    def kill_worker(self) -> None:
         """End the worker process with its requests in it."""
         for request_id, stream in list(self.live_images.items()):
             if stream.task is not None:

@@ -25,6 +25,7 @@ from engine.contract.pixels import Pixels
 from engine.contract.rejection import rejection
 from engine.contract.request import FinishReason, Info
 from engine.contract.status import ModelStatus, Phase
+from engine.errors import EngineDead
 from engine.worker.request_stream import RequestStream
 
 
@@ -79,6 +80,12 @@ class FakeMattingEngine(FakeImageEngine):
         self.open[request.request_id] = stream
         asyncio.get_running_loop().create_task(self._cut(stream, request, self.failure))
         return stream
+
+    def kill_worker(self) -> None:
+        super().kill_worker()
+        for stream in self.open.values():
+            stream.put(EngineDead("the engine process ended unexpectedly"))
+        self.open.clear()
 
     def _closed(self, stream: RequestStream[Any]) -> None:
         if self.open.pop(stream.request_id, None) is not None:

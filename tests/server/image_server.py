@@ -1,19 +1,16 @@
 """A server over an engine that paints, for the tests of the image routes."""
 
-import asyncio
 import base64
 import io
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import httpx
 import numpy as np
-import uvicorn
 from fake_image_engine import FakeImageEngine
+from listening import listening
 from PIL import Image
-from text_server import until
 
 from engine.contract.draw import ImageModelInfo, ImageRequest
 from engine.contract.generate import ModelInfo
@@ -56,19 +53,9 @@ class ImageServer:
     def last(self) -> ImageRequest:
         return self.engine.last_image_request
 
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[str]:
+    def listening(self) -> AbstractAsyncContextManager[str]:
         """Serve on a real port, in this event loop; gives the base URL."""
-        config = uvicorn.Config(self.app, port=0, log_config=None, lifespan="off", ws="none")
-        server = uvicorn.Server(config)
-        task = asyncio.create_task(server.serve())
-        await until(lambda: server.started)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.should_exit = True
-            await task
+        return listening(self.app)
 
 
 def png(width: int = 64, height: int = 48, mode: str = "RGB") -> bytes:

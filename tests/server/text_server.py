@@ -4,16 +4,16 @@ import asyncio
 import json
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from fake_engine import FakeEngineClient, model_info
 from fastapi import FastAPI
+from listening import listening
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from engine.contract.generate import GenerateRequest, ModelInfo
@@ -104,19 +104,9 @@ class TextServer:
     def last_request(self) -> GenerateRequest:
         return self.engine.requests[-1]
 
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[str]:
+    def listening(self) -> AbstractAsyncContextManager[str]:
         """Serve on a real port, in this event loop; gives the base URL."""
-        config = uvicorn.Config(self.app, port=0, log_config=None, lifespan="off", ws="none")
-        server = uvicorn.Server(config)
-        task = asyncio.create_task(server.serve())
-        await until(lambda: server.started)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.should_exit = True
-            await task
+        return listening(self.app)
 
 
 def text_info(folder: Path, model: str = MODEL, **changes: Any) -> ModelInfo:

@@ -5,12 +5,12 @@ from typing import Any
 from fastapi import APIRouter
 
 from engine.contract.kinds import IMAGE, UPSCALE
+from server.dependencies import StateDep
 from server.dialects.a1111.shape import answers
 from server.dialects.a1111.titles import title_of
 from server.images.hires import LABELS
 from server.images.metadata import short_hash
 from server.images.sampler_names import SCHEDULE_TYPES, names_of
-from server.routes.deps import StateDep
 
 router = APIRouter(tags=["A1111"])
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from engine.contract.kinds import IMAGE
 from engine.errors import UnsupportedFeature
 from server.catalog import find_image_model
+from server.dependencies import StateDep
 from server.dialects.a1111 import listings
 from server.dialects.a1111.convert import (
     drawing_body,
@@ -35,9 +36,8 @@ from server.dialects.dialect import Dialect
 from server.http.json_route import JsonRoute
 from server.http.owner import owner_of
 from server.http.sse import until_disconnect
-from server.routes.deps import StateDep
-from server.routes.images import answer_images
-from server.routes.upscaling import answer_upscaling
+from server.operations.draw import answer_images
+from server.operations.enlarge import answer_upscaling
 from server.state import AppState
 
 router = APIRouter(route_class=JsonRoute, tags=["A1111"])

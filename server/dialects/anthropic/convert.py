@@ -17,6 +17,7 @@ from server.dialects.anthropic.protocol import (
 from server.dialects.dialect import openai_body
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.tokenize import TokenizeRequest
+from server.protocol.tools import own_tools
 
 OWN_NAMES: Mapping[str, str] = {
     "max_completion_tokens": "max_tokens",
@@ -64,12 +65,11 @@ def _conversation(body: ConversationFields) -> dict[str, Any]:
     if body.system:
         messages.insert(0, {"role": "system", "content": _content(body.system)})
     continues = messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")
-    tools = [_tool(tool) for tool in body.own_tools]
     return {
         "model": body.model,
         "messages": messages,
         "continue_final_message": continues or None,
-        "tools": tools or None,
+        "tools": own_tools(body.tools, "custom", _function),
         "reasoning_effort": _effort(body),
     }
 
@@ -134,17 +134,14 @@ def _content(content: str | Sequence[TextBlock]) -> str:
     return content if isinstance(content, str) else "\n\n".join(block.text for block in content)
 
 
-def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+def _function(tool: Mapping[str, Any]) -> dict[str, Any]:
     function = {
         "name": tool.get("name"),
         "description": tool.get("description"),
         "parameters": tool.get("input_schema"),
         "strict": tool.get("strict"),
     }
-    return {
-        "type": "function",
-        "function": {name: value for name, value in function.items() if value is not None},
-    }
+    return {name: value for name, value in function.items() if value is not None}
 
 
 def _tool_choice(body: MessagesRequest) -> Any:

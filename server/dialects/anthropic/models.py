@@ -11,8 +11,7 @@ from starlette.types import Scope
 from engine.contract.generate import ModelInfo
 from engine.contract.kinds import TEXT
 from server.catalog import find_model
-from server.routes.deps import StateDep
-from server.routes.models import ModelId
+from server.dependencies import ModelId, StateDep
 from server.state import AppState
 
 

@@ -15,7 +15,7 @@ from server.protocol.common import (
     check_num_parts,
 )
 from server.protocol.one_text import OneTextRequest
-from server.protocol.tools import is_of_type, left_out_tools
+from server.protocol.tools import left_out_tools
 from server.protocol.variants import read_model, read_variant
 
 MAX_MESSAGES = 4096
@@ -234,11 +234,6 @@ class ConversationFields(ModelRequest):
         """The requested form of the text."""
         form = None if self.output_config is None else self.output_config.format
         return self.output_format if form is None else form
-
-    @property
-    def own_tools(self) -> list[dict[str, Any]]:
-        """The tools that the client defines."""
-        return [tool for tool in self.tools or () if is_of_type(tool, "custom")]
 
     def ignored_fields(self) -> list[str]:
         return [*super().ignored_fields(), *left_out_tools(self.tools, "custom")]

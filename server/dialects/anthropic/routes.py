@@ -5,6 +5,7 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from engine.contract.kinds import TEXT
+from server.dependencies import StateDep
 from server.dialects.anthropic import models
 from server.dialects.anthropic.convert import chat_body, count_body
 from server.dialects.anthropic.protocol import CountTokensRequest, MessagesRequest
@@ -12,11 +13,9 @@ from server.dialects.anthropic.shape import FRAMING, MessageShape, error_shape
 from server.dialects.dialect import Dialect, responses
 from server.http.json_route import JsonRoute
 from server.http.shape import encode
-from server.protocol.tools import places_as_sent
-from server.routes.chat import answer_chat
-from server.routes.deps import StateDep
-from server.routes.ignored_fields import report_ignored_fields
-from server.routes.tokenize import token_ids
+from server.operations.chat import answer_chat
+from server.operations.ignored_fields import report_ignored_fields
+from server.operations.tokenize import token_ids
 
 router = APIRouter(route_class=JsonRoute, tags=["Anthropic"])
 router.include_router(models.router)
@@ -35,8 +34,7 @@ _answers = partial(responses, failure=_FAILURE)
 )
 async def create_message(body: MessagesRequest, request: Request, state: StateDep) -> Response:
     """Whole, or as server-sent events with `stream`."""
-    with places_as_sent(body.tools, "custom"):
-        return await answer_chat(chat_body(body), request, state, sent=body, shape=MessageShape())
+    return await answer_chat(chat_body(body), request, state, sent=body, shape=MessageShape())
 
 
 @router.post(
@@ -49,8 +47,7 @@ async def count_message_tokens(
 ) -> Response:
     """Counts the tokens of a conversation as the model's chat template writes it."""
     headers = report_ignored_fields(request, body)
-    with places_as_sent(body.tools, "custom"):
-        tokens = await token_ids(count_body(body), request, state)
+    tokens = await token_ids(count_body(body), request, state)
     counted = encode({"input_tokens": len(tokens)})
     return Response(counted, media_type="application/json", headers=headers)
 

@@ -1,7 +1,6 @@
 """llama-server's own routes. `/tokenize`, `/detokenize`, `/rerank` and `/models` are also ours, and
 are in our own modules."""
 
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from engine.contract.kinds import EMBEDDING, TEXT
 from engine.errors import CapacityError
 from engine.version import __version__
 from server.catalog import config_of, find_model
+from server.dependencies import ModelName, StateDep
 from server.dialects.dialect import Dialect, responses
 from server.dialects.llamacpp.convert import completion_body, infill_body
 from server.dialects.llamacpp.infill import GapTokens, infill_prompt, texts_of
@@ -25,26 +25,15 @@ from server.dialects.llamacpp.shape import LlamaShape, embeddings_answer
 from server.http.json_route import JsonRoute
 from server.http.owner import owner_of
 from server.http.sse import until_disconnect
+from server.operations.completion import answer_completion
+from server.operations.embed import answer_embeddings
+from server.operations.tokenize import token_ids
 from server.protocol.completions import CompletionRequest
 from server.protocol.tokenize import TokenizeRequest
-from server.routes.chat import count_chat_tokens, create_chat_completion
-from server.routes.completions import answer_completion
-from server.routes.deps import StateDep
-from server.routes.embeddings import embed
-from server.routes.responses import count_input_tokens, create_response
-from server.routes.tokenize import ModelName, token_ids
 from server.state import AppState
 from server.text.prompt_limit import counting_limit
 
 router = APIRouter(route_class=JsonRoute, tags=["llama-server"])
-_WITHOUT_V1: Mapping[str, Callable[..., Any]] = {
-    "/chat/completions": create_chat_completion,
-    "/chat/completions/input_tokens": count_chat_tokens,
-    "/responses": create_response,
-    "/responses/input_tokens": count_input_tokens,
-}
-for _path, _route in _WITHOUT_V1.items():
-    router.post(_path, include_in_schema=False)(_route)
 
 _FAILURE = {"error": {"message": "...", "type": "invalid_request_error"}}
 _answers = partial(responses, failure=_FAILURE)
@@ -87,7 +76,7 @@ async def infill(body: LlamaInfillRequest, request: Request, state: StateDep) ->
 @router.post("/embeddings", include_in_schema=False)
 async def embed_texts(body: LlamaEmbeddingRequest, request: Request, state: StateDep) -> Response:
     """Returns one embedding per text, in the order of the texts, each in an array of its own."""
-    return await embed(body, body.texts, embeddings_answer, request, state)
+    return await answer_embeddings(body, body.texts, embeddings_answer, request, state)
 
 
 @router.post(

@@ -10,6 +10,7 @@ from engine.contract.kinds import EMBEDDING, TEXT
 from engine.errors import InvalidParameter
 from engine.version import __version__
 from server.catalog import config_of, find_any_model, find_model
+from server.dependencies import StateDep
 from server.dialects.dialect import Dialect, openai_body, responses
 from server.dialects.ollama.convert import (
     chat_body,
@@ -32,11 +33,10 @@ from server.embeddings.convert import Embedded
 from server.embeddings.inputs import Inputs
 from server.http.json_route import JsonRoute
 from server.http.shape import encode
+from server.operations.chat import answer_chat
+from server.operations.completion import answer_completion
+from server.operations.embed import answer_embeddings
 from server.protocol.embeddings import EmbeddingsRequest
-from server.routes.chat import answer_chat
-from server.routes.completions import answer_completion
-from server.routes.deps import StateDep
-from server.routes.embeddings import embed
 from server.state import AppState
 
 
@@ -117,7 +117,7 @@ async def embed_texts(body: OllamaEmbedRequest, request: Request, state: StateDe
     fields = {"model": model, "input": body.input, "dimensions": body.dimensions}
     openai = openai_body(EmbeddingsRequest, fields)
     inputs = Inputs({"input": body.input})
-    return await embed(
+    return await answer_embeddings(
         openai,
         inputs,
         write,
@@ -142,7 +142,9 @@ async def embed_text(body: OllamaEmbeddingsRequest, request: Request, state: Sta
 
     openai = openai_body(EmbeddingsRequest, {"model": model, "input": body.prompt})
     inputs = Inputs({"prompt": [body.prompt]})
-    return await embed(openai, inputs, write, request, state, sent=body, keep=_ALL_THAT_FIT)
+    return await answer_embeddings(
+        openai, inputs, write, request, state, sent=body, keep=_ALL_THAT_FIT
+    )
 
 
 @router.get("/api/tags", summary="List the models", responses=_answers({"models": []}))

@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
-import uvicorn
 from embedding_server import MAX_MODEL_LEN, EmbeddingServer
 from fake_embedding_engine import DIMENSIONS, vector
 from fake_engine import Failure
+from listening import listening
 from text_server import BOS, until
 
 from engine.contract.status import Phase
@@ -241,16 +240,6 @@ async def test_a_failure_of_one_input_fails_the_request(server: EmbeddingServer)
     assert server.value("inputs_total", outcome="failed") == 1
 
 
-async def test_a_dead_worker_is_a_503(server: EmbeddingServer) -> None:
-    server.engine.hold()
-    task = asyncio.create_task(server.embed())
-    await until(lambda: bool(server.engine.open))
-    server.engine.kill_embedding_worker()
-    response = await task
-    assert response.status_code == 503
-    assert response.json()["error"]["code"] == "engine_dead"
-
-
 async def test_a_full_queue_is_a_429(tokenizer_folder: Path) -> None:
     server = EmbeddingServer(tokenizer_folder, max_queued_requests=0, engine={"max_num_seqs": 4})
     server.engine.hold()
@@ -290,14 +279,8 @@ async def test_metrics_follow_requests_and_steps(server: EmbeddingServer) -> Non
 @pytest.fixture
 async def url(server: EmbeddingServer) -> AsyncIterator[str]:
     """The same server on a real port, in this event loop."""
-    config = uvicorn.Config(server.app, port=0, log_config=None, lifespan="off", ws="none")
-    listener = uvicorn.Server(config)
-    task = asyncio.create_task(listener.serve())
-    await until(lambda: listener.started)
-    port = listener.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    listener.should_exit = True
-    await task
+    async with listening(server.app) as url:
+        yield url
 
 
 async def test_the_openai_client(server: EmbeddingServer, url: str) -> None:
@@ -314,23 +297,6 @@ async def test_the_openai_client(server: EmbeddingServer, url: str) -> None:
         with pytest.raises(openai.BadRequestError) as caught:
             await client.embeddings.create(model="embedder", input="fox " * 70)
         assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")
-
-
-async def test_a_client_that_leaves_aborts_its_request(server: EmbeddingServer, url: str) -> None:
-    server.engine.hold()
-    async with httpx.AsyncClient() as client:
-        asking = asyncio.create_task(
-            client.post(f"{url}/v1/embeddings", json={"input": ["a", "b"]}, timeout=60)
-        )
-        await until(lambda: bool(server.engine.embedding_requests))
-        asking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
-    await until(lambda: bool(server.engine.aborted))
-    assert server.engine.aborted == [server.engine.embedding_requests[0].request_id]
-    assert server.value("inputs_total", outcome="cancelled") == 2
-    assert server.app.state.tandem.admission.num_in_flight("embedder") == 0
-    server.engine.release()
 
 
 async def test_a_priority_needs_its_policy(server: EmbeddingServer, tokenizer_folder: Path) -> None:

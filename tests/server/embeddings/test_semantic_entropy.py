@@ -16,7 +16,7 @@ from text_server import TextServer, until
 
 from engine.contract.kinds import EMBEDDING
 from server.embeddings.semantic_entropy import clusters_of, entropy_of
-from server.routes import semantic_entropy
+from server.operations import semantic_entropy
 
 HI = [{"role": "user", "content": "hi"}]
 ANSWERS = ["the lazy dog", "the fox", "the lazy dog", "", "seven wizards make toxic brew"]

@@ -127,21 +127,6 @@ async def test_ended_jobs_are_forgotten_in_time(monkeypatch: pytest.MonkeyPatch)
     assert (await server.client.get(f"/v1/images/{image_id}")).status_code == 404
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_leaves_ends_the_work(stream: bool) -> None:
-    server = ImageServer()
-    server.engine.hold()
-    async with server.listening() as url, httpx.AsyncClient() as client:
-        body = {"prompt": "x", "stream": stream}
-        task = asyncio.create_task(client.post(url + GENERATIONS, json=body))
-        await until(lambda: len(server.engine.live_images) == 1)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await until(lambda: server.engine.aborted == [server.last.request_id])
-        await until(lambda: server.app.state.tandem.admission.num_in_flight() == 0)
-    assert (await job(server, server.last.request_id))["status"] == "cancelled"
-
-
 async def test_a_streams_id_comes_before_the_work() -> None:
     server = ImageServer()
     server.engine.hold()
@@ -162,7 +147,7 @@ async def test_a_dead_worker_is_a_503() -> None:
     server = ImageServer()
     server.engine.hold()
     task, image_id = await started(server)
-    server.engine.kill_image_worker()
+    server.engine.kill_worker()
     assert error_of(await task, 503)["code"] == "engine_dead"
     assert (await job(server, image_id))["status"] == "failed"
 
@@ -193,7 +178,7 @@ async def test_a_refused_request_is_refused_before_its_files_are_read(
     server = ImageServer(max_queued_images=0, engine={"max_num_images": 1})
     server.engine.hold()
     task, _ = await started(server)
-    monkeypatch.setattr("server.routes.images.read_inputs", None)
+    monkeypatch.setattr("server.operations.draw.read_inputs", None)
     error_of(await server.edit(), 429)
     server.engine.release()
     await task

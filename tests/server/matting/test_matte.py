@@ -1,8 +1,5 @@
 """`POST /v1/images/matte` against a scripted engine."""
 
-import asyncio
-import base64
-import json
 from typing import Any
 
 import numpy as np
@@ -12,7 +9,6 @@ from fake_image_engine import image_info
 from image_server import data_url, error_of, opened, png, saved
 from matting_server import MATTE, MattingServer
 from PIL import Image
-from text_server import until
 
 from engine.contract.matte import MattingOutput, Point
 
@@ -200,49 +196,6 @@ async def test_the_engines_refusal_is_the_clients_fault(server: MattingServer) -
     error_of(await server.matte(), 500)
 
 
-async def test_it_is_listed_and_cancelled(server: MattingServer) -> None:
-    server.engine.hold()
-    task = asyncio.create_task(server.matte())
-    await until(lambda: bool(server.engine.open))
-    await asyncio.sleep(0)
-    [shown] = (await server.client.get("/v1/requests")).json()["data"]
-    assert (shown["kind"], shown["model"]) == ("matting", "cutter")
-    deleted = await server.client.delete(f"/v1/requests/{shown['id']}")
-    assert deleted.status_code == 200
-    response = await task
-    assert response.json()["error"]["code"] == "request_aborted"
-    assert server.engine.aborted
-    assert server.app.state.tandem.admission.num_in_flight() == 0
-
-
-async def test_a_client_that_leaves_ends_it() -> None:
-    server = MattingServer()
-    server.engine.hold()
-    async with server.listening() as url:
-        host, port = url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        body = json.dumps({"image": base64.b64encode(png()).decode()}).encode()
-        head = f"POST {MATTE} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        writer.write(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        await until(lambda: bool(server.engine.open))
-        writer.close()
-        await until(lambda: bool(server.engine.aborted))
-        await until(lambda: server.app.state.tandem.admission.num_in_flight() == 0)
-        del reader
-    await server.client.aclose()
-
-
-async def test_a_full_queue_is_a_429() -> None:
-    server = MattingServer(max_queued_images=0, engine={"max_num_images": 1})
-    server.engine.hold()
-    task = asyncio.create_task(server.matte())
-    await until(lambda: bool(server.engine.open))
-    error_of(await server.matte(), 429)
-    server.engine.release()
-    assert (await task).status_code == 200
-    await server.client.aclose()
-
-
 async def test_metrics(server: MattingServer) -> None:
     await server.matte()
     text = (await server.client.get("/metrics")).text
@@ -254,16 +207,6 @@ async def test_the_models_card(server: MattingServer) -> None:
     card = (await server.client.get("/v1/models/cutter")).json()
     assert (card["architecture"], card["side"]) == ("U2Net", 320)
     assert card["methods"] == ["closed_form"]
-
-
-async def test_only_post(server: MattingServer) -> None:
-    assert (await server.client.get(MATTE)).status_code == 405
-
-
-async def test_keys_guard_it() -> None:
-    server = MattingServer(api_keys=["k" * 16])
-    error_of(await server.matte(), 401)
-    await server.client.aclose()
 
 
 async def test_a_model_is_loaded_when_first_asked_for() -> None:

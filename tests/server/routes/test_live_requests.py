@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 import pytest
-from image_server import ImageServer
 from text_server import MODEL, TextServer, events_of, until
 
 from engine.contract.generate import GenerateRequest, TokenEvent
@@ -217,20 +216,3 @@ async def test_a_key_sees_and_cancels_its_own_only(keyed: TextServer) -> None:
     assert (await keyed.client.delete(path, headers=bob)).status_code == 404
     assert (await keyed.client.delete(path, headers=alice)).status_code == 200
     assert (await task).status_code == 499
-
-
-async def test_images_are_listed_too() -> None:
-    server = ImageServer()
-    server.engine.hold()
-    task = asyncio.create_task(server.generate(n=2))
-    await until(lambda: len(server.engine.image_requests) == 1)
-    [found] = await listed(server.client)
-    assert found["id"].startswith("img-")
-    assert (found["kind"], found["n"], found["progress"]) == ("image", 2, 0.0)
-    assert found["prompt_tokens"] is None
-    response = await server.client.delete(f"/v1/requests/{found['id']}")
-    assert response.json()["data"][0]["status"] == "cancelled"
-    assert (await task).status_code == 499
-    job = (await server.client.get(f"/v1/images/{found['id']}")).json()
-    assert job["status"] == "cancelled"
-    await server.client.aclose()

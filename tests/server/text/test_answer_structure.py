@@ -109,6 +109,11 @@ def test_notations_without_json() -> None:
     with pytest.raises(UnsupportedFeature, match="leave strict out") as caught:
         form(CODER, tools=tools(strict=True))
     assert caught.value.param == "tools[0].function.strict"
+    allowed = [{"type": "function", "function": {"name": "f"}}]
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": allowed}}
+    with pytest.raises(UnsupportedFeature) as caught:
+        form(CODER, tools=tools(strict=True)[::-1], tool_choice=choice)
+    assert caught.value.param == "tools[1].function.strict"
 
 
 def test_what_cannot_be_is_refused() -> None:

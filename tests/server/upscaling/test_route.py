@@ -12,10 +12,7 @@ import pytest
 from image_server import data_url, error_of, named_events, opened, png, saved
 from pictures import measure
 from PIL import Image
-from text_server import until
 from upscaling_server import UPSCALE_PATH, UpscalingServer, upscaler_info
-
-from engine.errors import ModelNotFound
 
 
 @pytest.fixture
@@ -226,55 +223,11 @@ async def test_metrics(server: UpscalingServer) -> None:
     megapixels = server.value("output_megapixels_total")
     assert megapixels == pytest.approx(128 * 96 / 1e6)
     await server.refused(tile="512")
+    await server.refused(png(90, 90)[:70])
+    assert server.value("images_total", outcome="cancelled") == 0
     server.engine.fault = ValueError("a fault")
     assert (await server.send()).status_code == 500
     assert server.value("images_total", outcome="failed") == 1
-
-
-async def test_requests_are_listed_and_cancelled_by_id(server: UpscalingServer) -> None:
-    server.engine.hold()
-    task = asyncio.create_task(server.send())
-    await until(lambda: server.engine.upscale_requests)
-    [listed] = (await server.client.get("/v1/requests")).json()["data"]
-    assert (listed["kind"], listed["model"], listed["status"]) == ("upscale", "enlarger", "queued")
-    cancelled = await server.client.delete(f"/v1/requests/{listed['id']}")
-    assert cancelled.json()["data"][0]["status"] == "cancelled"
-    error_of(await task, 499)
-    assert server.engine.aborted == [listed["id"]]
-    assert server.value("images_total", outcome="cancelled") == 1
-    assert (await server.client.get("/v1/requests")).json()["data"] == []
-    server.engine.release()
-
-
-async def test_a_client_that_leaves_ends_its_request(server: UpscalingServer) -> None:
-    server.engine.hold()
-    task = asyncio.create_task(server.send(stream="true"))
-    await until(lambda: server.engine.upscale_requests)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    await until(lambda: server.engine.aborted)
-    assert server.app.state.tandem.admission.num_in_flight() == 0
-    server.engine.release()
-
-
-async def test_a_worker_that_dies(server: UpscalingServer) -> None:
-    server.engine.hold()
-    task = asyncio.create_task(server.send())
-    await until(lambda: server.engine.upscale_requests)
-    server.engine.kill_worker()
-    error_of(await task, 503)
-    assert server.app.state.tandem.admission.num_in_flight() == 0
-    server.engine.release()
-
-
-async def test_too_many_at_once() -> None:
-    server = UpscalingServer(max_queued_images=0, engine={"max_num_images": 1})
-    server.engine.hold()
-    task = asyncio.create_task(server.send())
-    await until(lambda: server.engine.upscale_requests)
-    error_of(await server.send(), 429)
-    server.engine.release()
-    assert (await task).status_code == 200
 
 
 async def test_the_default_model_is_loaded_when_it_is_first_asked_for() -> None:
@@ -287,18 +240,6 @@ async def test_the_default_model_is_loaded_when_it_is_first_asked_for() -> None:
     # What is meant without a name does not depend on what others have asked for.
     assert (await server.send()).json()["model"] == "realesrgan-x4plus"
     error_of(await server.send(model="other"), 404)
-
-
-async def test_a_default_model_that_cannot_be_loaded() -> None:
-    server = UpscalingServer(is_empty=True)
-    server.engine.load_error = ModelNotFound("the package index did not answer")
-    error = error_of(await server.send(), 503)
-    assert "package index" in error["message"]
-
-
-async def test_nothing_is_loaded_where_the_operator_does_not_want_it() -> None:
-    server = UpscalingServer(is_empty=True, load_on_first_use=False)
-    assert "--model realesrgan-x4plus" in (await server.refused())["message"]
 
 
 @pytest.mark.parametrize("name", ["enlarger", "realesr-animevideov3"])
@@ -320,12 +261,3 @@ async def test_of_several_models_one_must_be_named() -> None:
 async def test_the_card(server: UpscalingServer) -> None:
     [card] = (await server.client.get("/v1/models")).json()["data"]
     assert (card["id"], card["scale"], card["exact_overlap"]) == ("enlarger", 2, 8)
-
-
-async def test_an_api_key_is_asked_for() -> None:
-    server = UpscalingServer(api_keys=("secret",))
-    error_of(await server.send(), 401)
-
-
-async def test_get_says_that_it_takes_post(server: UpscalingServer) -> None:
-    assert (await server.client.get(UPSCALE_PATH)).status_code == 405

@@ -1,9 +1,10 @@
 """Compares a chat's answers by meaning, once they are written."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from functools import partial
 
-from engine.contract.embed import EmbeddingModelInfo
+from engine.contract.embed import EmbeddingEvent, EmbeddingModelInfo
 from engine.contract.kinds import EMBEDDING
 from engine.errors import EngineError, InvalidParameter, RequestAborted, RequestError
 from server.catalog import find_of_kind
@@ -11,6 +12,7 @@ from server.embeddings.convert import embedding_request, token_ids
 from server.embeddings.inputs import Inputs
 from server.embeddings.kind import SERVED_EMBEDDINGS
 from server.embeddings.semantic_entropy import clusters_of, entropy_of
+from server.http.engine_run import new_id
 from server.http.item_run import ItemRun
 from server.protocol.answers import SemanticEntropy
 from server.protocol.chat import ChatCompletionRequest
@@ -83,8 +85,9 @@ async def _embeddings(
         return []
     lease = await state.admission.admit_later(EMBEDDING, info.model, len(texts), PATIENCE_S)
     meter = state.metrics.of(SERVED_EMBEDDINGS).meter(info.model)
-    async with ItemRun(state.engine, meter, lease) as run:
+    run: ItemRun[EmbeddingEvent] = ItemRun(new_id("embd"), state.engine, meter, lease)
+    async with aclosing(run):
         text = await state.texts.get(info)
         ids_of = await token_ids(Inputs({"answers": texts}), info, text, _ALL_THAT_FIT)
-        asked = embedding_request(ids_of, info)
+        asked = embedding_request(run.id, ids_of, info)
         return [event.embedding for event in await run.answers(asked)]

@@ -1,7 +1,7 @@
 """What a client is told of fields that nobody knows."""
 
+from server.operations.ignored_fields import ignored_fields_header
 from server.protocol.chat import ChatCompletionRequest
-from server.routes.ignored_fields import ignored_fields_header
 
 USER = {"role": "user", "content": "hi"}
 

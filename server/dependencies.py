@@ -1,0 +1,35 @@
+"""The dependencies and parameters that routes share. The functions are async on purpose: FastAPI
+would run a plain one in a thread."""
+
+from typing import Annotated, cast
+
+from fastapi import Depends, Path, Query, Request
+
+from engine.errors import NotAllowed
+from server.http.admin import has_admin_key
+from server.state import AppState
+
+ModelId = Annotated[str, Path(min_length=1, max_length=256, description="Id of a served model.")]
+ModelName = Annotated[
+    str | None,
+    Query(max_length=256, description="Id of a served text model, if there are several."),
+]
+
+
+async def get_state(request: Request) -> AppState:
+    return cast(AppState, request.app.state.tandem)
+
+
+StateDep = Annotated[AppState, Depends(get_state)]
+"""The state of one running app. `create_app` builds it and keeps it at `app.state.tandem`; there
+are no globals."""
+
+
+async def check_admin(request: Request, state: StateDep) -> None:
+    """Require an admin key, if the server has any.
+
+    Raises:
+        NotAllowed: the server has admin keys, and the request came without one.
+    """
+    if state.settings.admin_keys and not has_admin_key(request.scope):
+        raise NotAllowed("this needs an admin key; send one as Authorization: Bearer KEY")

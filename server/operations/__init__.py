@@ -1,0 +1,2 @@
+"""What this server does with a request, one file per operation. Routes and dialects call these
+functions with a body in OpenAI's form; what all operations have in common is in `exchange.py`."""

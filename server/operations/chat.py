@@ -1,0 +1,143 @@
+"""Answering a conversation, and counting its tokens."""
+
+from fastapi import Request, Response
+
+from engine.contract.generate import ModelInfo
+from engine.text.chat_format import ChatFormat
+from server.catalog import config_of, find_model
+from server.http.engine_run import new_id
+from server.http.shape import Shape, encode
+from server.http.sse import until_disconnect
+from server.operations.exchange import Exchange
+from server.operations.ignored_fields import report_ignored_fields
+from server.operations.semantic_entropy import semantic_judge
+from server.protocol.answers import InputTokens
+from server.protocol.chat import ChatCompletionRequest, ChatMessage
+from server.protocol.common import RequestBody
+from server.state import AppState
+from server.text.answer_format import AnswerFormat
+from server.text.answer_structure import answer_structure
+from server.text.chat_prompt import ChatPrompt, chat_prompt
+from server.text.chat_reply import ChatReply
+from server.text.convert import chat_request, check_width, prompt_limit, text_options
+from server.text.generation import Generation
+from server.text.kind import SERVED_TEXT
+from server.text.metrics import TextMetrics
+from server.text.prompt_limit import PromptLimit, counting_limit
+from server.text.reply import ReplyHead
+from server.text.sampler_tokens import find_tokens
+from server.text.texts import ModelText
+
+
+async def answer_chat(
+    body: ChatCompletionRequest,
+    request: Request,
+    state: AppState,
+    *,
+    sent: RequestBody | None = None,
+    shape: Shape | None = None,
+) -> Response:
+    """Answer a conversation, whole or as a stream.
+
+    Args:
+        sent: what the client sent, if `body` was made from it.
+        shape: form of the reply. Default: OpenAI's.
+
+    Raises:
+        EngineError: the request is refused, or fails before the first byte.
+    """
+    exchange = await Exchange.begin(SERVED_TEXT, body, request, state, sent=sent, shape=shape)
+    return await exchange.send(await start_chat(exchange, body))
+
+
+async def start_chat(
+    exchange: Exchange[ModelInfo, TextMetrics], body: ChatCompletionRequest
+) -> ChatReply:
+    """The reply to a conversation that the engine has. The caller must send or close it.
+
+    Raises:
+        EngineError: as in `answer_chat`; nothing is left to close.
+    """
+    state, info = exchange.state, exchange.info
+    check_width(body, exchange.config)
+    judge = semantic_judge(body, state)
+    id = new_id("chatcmpl")
+    generation = exchange.admit(
+        body.num_places, lambda lease: Generation(id, state.engine, exchange.metrics, lease)
+    )
+    async with generation:
+        text = await state.texts.get(info)
+        chat_format = text.chat_format(exchange.config)
+        rendered = chat_prompt(body, body.messages, chat_format)
+        exchange.log_prompts(messages=rendered.messages)
+        encoding = _encode(body, rendered, text, prompt_limit(body, info))
+        prompt = await until_disconnect(exchange.request.receive, encoding)
+        head = ReplyHead.create(id, info)
+        answers = AnswerFormat.of(body, chat_format, text.end_of(prompt))
+        engine_request = chat_request(
+            body,
+            info,
+            prompt,
+            request_id=id,
+            priority=exchange.priority,
+            tokens=await find_tokens(body, text),
+            structure=answer_structure(body, answers),
+            negative=await _negative_ids(body, text, chat_format, info),
+        )
+        options = text_options(
+            body,
+            offsets=answers.reasoning is not None,  # reasoning tokens are counted by them
+            keep_text=state.settings.log_prompts,
+            kept_special_tokens=text.special_ids(answers.special_texts()),
+        )
+        await generation.submit(text.tokenizer, [engine_request], options, body.num_best)
+        return ChatReply(body, head, text, generation, answers, exchange.shape, judge)
+
+
+async def answer_with_count(
+    body: ChatCompletionRequest,
+    request: Request,
+    state: AppState,
+    *,
+    sent: RequestBody | None = None,
+) -> Response:
+    """The number of tokens in a chat's prompt, which may be more than the model takes.
+
+    Args:
+        sent: what the client sent, if `body` was made from it.
+
+    Raises:
+        EngineError: the request is refused.
+    """
+    headers = report_ignored_fields(request, sent or body)
+    info = find_model(state.engine, body.model)
+    text = await state.texts.get(info)
+    rendered = chat_prompt(
+        body, body.messages, text.chat_format(config_of(state.engine, info.model))
+    )
+    encoding = _encode(body, rendered, text, counting_limit(info, body.prompt_field))
+    counted = InputTokens(input_tokens=len(await until_disconnect(request.receive, encoding)))
+    return Response(encode(counted), media_type="application/json", headers=headers)
+
+
+async def _negative_ids(
+    body: ChatCompletionRequest, text: ModelText, chat_format: ChatFormat, info: ModelInfo
+) -> list[int] | None:
+    """Token ids of the conversation with the negative prompt as its system message."""
+    if body.negative_prompt is None:
+        return None
+    others = [one for one in body.messages if one.role not in ("system", "developer")]
+    instead = ChatMessage.model_validate({"role": "system", "content": body.negative_prompt})
+    rendered = chat_prompt(body, [instead, *others], chat_format)
+    return await _encode(body, rendered, text, counting_limit(info, "negative_prompt"))
+
+
+async def _encode(
+    body: ChatCompletionRequest, rendered: ChatPrompt, text: ModelText, limit: PromptLimit
+) -> list[int]:
+    return await text.encode_chat(
+        rendered.messages,
+        rendered.options,
+        add_special_tokens=bool(body.add_special_tokens),
+        limit=limit,
+    )

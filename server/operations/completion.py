@@ -1,0 +1,104 @@
+"""Continuing texts without a template."""
+
+from collections.abc import Sequence
+
+from fastapi import Request, Response
+
+from engine.contract.generate import GenerateRequest, ModelInfo
+from server.http.engine_run import new_id
+from server.http.shape import Shape
+from server.http.sse import until_disconnect
+from server.operations.exchange import Exchange
+from server.protocol.common import RequestBody
+from server.protocol.completions import CompletionRequest
+from server.state import AppState
+from server.text.completion_reply import CompletionReply
+from server.text.convert import check_width, completion_requests, prompt_limit, text_options
+from server.text.generation import Generation
+from server.text.kind import SERVED_TEXT
+from server.text.prompt_limit import counting_limit
+from server.text.reply import ReplyHead
+from server.text.sampler_tokens import find_tokens
+from server.text.texts import ModelText
+
+
+async def answer_completion(
+    body: CompletionRequest,
+    request: Request,
+    state: AppState,
+    *,
+    sent: RequestBody | None = None,
+    shape: Shape | None = None,
+) -> Response:
+    """Like `server.operations.chat.answer_chat`, for text without a template."""
+    exchange = await Exchange.begin(SERVED_TEXT, body, request, state, sent=sent, shape=shape)
+    info = exchange.info
+    exchange.log_prompts(prompts=body.prompt)
+    check_width(body, exchange.config)
+    id = new_id("cmpl")
+    generation = exchange.admit(
+        len(body.prompt) * body.num_places,
+        lambda lease: Generation(id, state.engine, exchange.metrics, lease),
+    )
+    async with generation:
+        text = await state.texts.get(info)
+        prompts = await until_disconnect(request.receive, _token_ids(body, text, info))
+        head = ReplyHead.create(id, info)
+        requests = await completion_requests(
+            body,
+            info,
+            prompts,
+            request_id=id,
+            priority=exchange.priority,
+            tokens=await find_tokens(body, text),
+            negative=await _negative_ids(body, text, info),
+        )
+        echoes = await _echoes(body, text, prompts, requests)
+        options = text_options(
+            body, offsets=body.logprobs is not None, keep_text=state.settings.log_prompts
+        )
+        await generation.submit(text.tokenizer, requests, options, body.num_best)
+        return await exchange.send(CompletionReply(body, head, text, generation, echoes, shape))
+
+
+async def _token_ids(body: CompletionRequest, text: ModelText, info: ModelInfo) -> list[list[int]]:
+    texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]
+    if not texts:
+        return [prompt for prompt in body.prompt if isinstance(prompt, list)]
+    return await text.encode_all(
+        texts,
+        add_special_tokens=body.add_special_tokens is not False,
+        limit=prompt_limit(body, info),
+    )
+
+
+async def _negative_ids(
+    body: CompletionRequest, text: ModelText, info: ModelInfo
+) -> list[int] | None:
+    if body.negative_prompt is None:
+        return None
+    (ids,) = await text.encode_all(
+        [body.negative_prompt],
+        add_special_tokens=body.add_special_tokens is not False,
+        limit=counting_limit(info, "negative_prompt"),
+    )
+    return ids
+
+
+async def _echoes(
+    body: CompletionRequest,
+    text: ModelText,
+    prompts: Sequence[list[int]],
+    requests: Sequence[GenerateRequest],
+) -> list[str]:
+    """Each prompt's text: as it was sent, or from its remaining token ids."""
+    if not body.echo:
+        return [""] * len(requests)
+    echoes = []
+    for given, ids, request in zip(body.prompt, prompts, requests, strict=True):
+        if isinstance(given, str) and len(ids) == len(request.prompt_token_ids):
+            echoes.append(given)
+        else:
+            skip = body.skip_special_tokens is not False
+            echoes.append(await text.decode(request.prompt_token_ids, skip_special_tokens=skip))
+    return echoes

@@ -1,0 +1,120 @@
+"""Drawing, editing and varying images."""
+
+import math
+from functools import partial
+
+from fastapi import Request, Response
+
+from engine.contract.draw import ImageModelInfo, ImageTask
+from server.http.admission import Lease
+from server.http.engine_run import new_id
+from server.http.shape import Shape
+from server.images.convert import ImageLimits, image_order
+from server.images.inputs import ImageInputs, read_inputs
+from server.images.kind import SERVED_IMAGES
+from server.images.metrics import ImageMetrics
+from server.images.reply import ImageReply
+from server.images.run import FileOptions, ImageRun
+from server.images.task import choose_task
+from server.operations.exchange import Exchange
+from server.operations.keeping import keeper
+from server.operations.matte import create_cutter
+from server.protocol.common import RequestBody
+from server.protocol.images import ImageFields, ImageInputFields
+from server.state import AppState
+
+ImageExchange = Exchange[ImageModelInfo, ImageMetrics]
+
+
+async def answer_images(
+    body: ImageFields,
+    request: Request,
+    state: AppState,
+    event_prefix: str,
+    *,
+    sent: RequestBody | None = None,
+    shape: Shape | None = None,
+) -> Response:
+    """Answer with images, whole or as a stream.
+
+    Args:
+        event_prefix: `image_generation` or `image_edit`.
+        sent: what the client sent, if `body` was made from it.
+        shape: form of the reply. Default: OpenAI's.
+
+    Raises:
+        EngineError: the request is refused, or fails before the first byte.
+    """
+    exchange = await Exchange.begin(SERVED_IMAGES, body, request, state, sent=sent, shape=shape)
+    task = choose_task(body, exchange.info)
+    run = image_run(exchange, _num_results(body))
+    return await exchange.reply(run, partial(_draw, exchange, run, body, task, event_prefix))
+
+
+def image_run(exchange: ImageExchange, num_images: int) -> ImageRun:
+    """The run of a request for that many images; the answer's headers name it.
+
+    Raises:
+        Draining, QueueFull: as for `Exchange.admit`.
+    """
+    state, id = exchange.state, new_id("img")
+
+    def create(lease: Lease) -> ImageRun:
+        meter = exchange.metrics.meter(exchange.info.model)
+        return ImageRun(id, state.engine, meter, lease, state.image_jobs)
+
+    run = exchange.admit(num_images, create)
+    exchange.name(run, num_images)
+    return run
+
+
+async def _draw(
+    exchange: ImageExchange, run: ImageRun, body: ImageFields, task: ImageTask, event_prefix: str
+) -> ImageReply:
+    """Decode and convert a request, and send it to the engine."""
+    state, info, settings = exchange.state, exchange.info, exchange.state.settings
+    limits = ImageLimits.of(settings)
+    inputs = ImageInputs()
+    if isinstance(body, ImageInputFields):
+        inputs = await read_inputs(
+            body,
+            state.pictures,
+            run,
+            max_pixels=limits.max_input_pixels,
+            model=info.model,
+            priority=exchange.priority,
+        )
+        # The files would wait in memory as long as the request does.
+        body.images.clear()
+    order = image_order(
+        body, task, inputs, info, limits, request_id=run.id, priority=exchange.priority
+    )
+    exchange.log_prompts(prompt=order.request.prompt)
+    params = order.request.params
+    num_pixels = math.prod(params.result_size)
+    keep = keeper(body, exchange.request, state, num_pixels=num_pixels, num_images=params.n)
+    cutter = None
+    if body.background == "transparent":
+        cutter = await create_cutter(state, params.n, exchange.priority)
+        run.hold(cutter.places)
+    run.begin(order, cutter)
+    options = FileOptions(
+        output_format=body.file_format,
+        compression=body.file_quality,
+        with_metadata=settings.image_metadata,
+        background="opaque" if cutter is None else "transparent",
+    )
+    return ImageReply(
+        run,
+        options,
+        event_prefix=event_prefix,
+        block=info.size_multiple,
+        inputs=[(image.width, image.height) for image in inputs.images],
+        keep=keep,
+        shape=exchange.shape,
+    )
+
+
+def _num_results(body: ImageFields) -> int:
+    num_inputs = len(body.images) if isinstance(body, ImageInputFields) else 1
+    return (body.n or 1) * num_inputs * body.num_settings

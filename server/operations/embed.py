@@ -1,0 +1,52 @@
+"""Embedding texts, for every route that answers from embeddings."""
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import Request, Response
+
+from server.embeddings.convert import Embedded, check_inputs, embedding_request, token_ids
+from server.embeddings.inputs import Inputs
+from server.embeddings.kind import SERVED_EMBEDDINGS
+from server.http.log_fields import annotate
+from server.operations.exchange import Exchange, item_run
+from server.protocol.common import RequestBody
+from server.protocol.embeddings import EmbeddingModelRequest
+from server.state import AppState
+
+Write = Callable[[Embedded], Awaitable[bytes]]
+"""Writes the answer's JSON."""
+
+
+async def answer_embeddings(
+    body: EmbeddingModelRequest,
+    inputs: Inputs,
+    write: Write,
+    request: Request,
+    state: AppState,
+    *,
+    sent: RequestBody | None = None,
+    dimensions: int | None = None,
+    keep: int | None = None,
+) -> Response:
+    """Have the inputs embedded, and answer with what `write` makes of the embeddings.
+
+    Args:
+        sent: what the client sent, if `body` was made from it.
+        keep: tokens to keep of each text, as in `truncate_prompt_tokens`.
+
+    Raises:
+        EngineError: the request is refused or fails.
+    """
+    exchange = await Exchange.begin(SERVED_EMBEDDINGS, body, request, state, sent=sent)
+    info = exchange.info
+    annotate(request, num_inputs=inputs.num_inputs)
+    exchange.log_prompts(prompts=list(inputs))
+    check_inputs(inputs, info, dimensions, keep)
+    run = item_run(exchange, body.id_prefix, inputs.num_inputs)
+
+    async def work() -> bytes:
+        ids_of = await token_ids(inputs, info, await state.texts.get(info), keep)
+        asked = embedding_request(run.id, ids_of, info, dimensions, exchange.priority)
+        return await write(Embedded(asked, await run.answers(asked)))
+
+    return await exchange.answer(run, work())

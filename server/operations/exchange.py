@@ -1,0 +1,178 @@
+"""A client's request to one model: what every operation does before and after its own work."""
+
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from fastapi import Request, Response
+
+from engine.contract.request import InfoT
+from engine.contract.settings import EngineConfig
+from server.catalog import config_of, find_of_kind
+from server.http.admission import Lease
+from server.http.engine_run import EngineRun, new_id
+from server.http.item_metrics import ItemMetrics
+from server.http.item_run import ItemRun
+from server.http.log_fields import annotate
+from server.http.priority import acting_priority
+from server.http.reply import LaterReply, Reply
+from server.http.served_kind import MetricsT, ServedKind
+from server.http.shape import Shape
+from server.http.sse import until_disconnect
+from server.operations.ignored_fields import Sent, report_ignored_fields
+from server.state import AppState
+
+RunT = TypeVar("RunT", bound=EngineRun)
+
+
+class Asking(Sent, Protocol):
+    """The fields that every body for a model has."""
+
+    @property
+    def model(self) -> str | None: ...
+
+    @property
+    def priority(self) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange(Generic[InfoT, MetricsT]):
+    """A request whose model is found.
+
+    Attributes:
+        priority: the priority of the engine's request.
+        headers: the answer's headers; more may be added until it is sent.
+        shape: form of the reply. Default: OpenAI's.
+        streams: answer with a stream.
+    """
+
+    request: Request
+    state: AppState
+    served: ServedKind[InfoT, MetricsT]
+    info: InfoT
+    config: EngineConfig
+    priority: int
+    headers: dict[str, str]
+    shape: Shape | None
+    streams: bool
+
+    @classmethod
+    async def begin(
+        cls,
+        served: ServedKind[InfoT, MetricsT],
+        body: Asking,
+        request: Request,
+        state: AppState,
+        *,
+        info: InfoT | None = None,
+        sent: Sent | None = None,
+        shape: Shape | None = None,
+    ) -> Self:
+        """Find the model, which may be loaded first, and report ignored fields.
+
+        Args:
+            info: the model, if it is known already.
+            sent: what the client sent, if `body` was made from it.
+
+        Raises:
+            EngineError: there is no such model, or it does not use the priority.
+        """
+        headers = report_ignored_fields(request, sent or body)
+        if info is None and served.default_model is None:
+            info = find_of_kind(state.engine, served.kind, body.model)
+        elif info is None:
+            finding = state.first_use.find(served.kind, body.model)
+            info = await until_disconnect(request.receive, finding)
+        streams = bool(getattr(body, "stream", None))
+        annotate(request, model=info.name, stream=streams)
+        config = config_of(state.engine, info.model)
+        return cls(
+            request=request,
+            state=state,
+            served=served,
+            info=info,
+            config=config,
+            priority=acting_priority(body.priority, config),
+            headers=headers,
+            shape=shape,
+            streams=streams,
+        )
+
+    @property
+    def metrics(self) -> MetricsT:
+        """The metrics of the model's kind."""
+        return self.state.metrics.of(self.served)
+
+    def log_prompts(self, **fields: Any) -> None:
+        """Add fields that hold prompts, if the operator asked for them."""
+        if self.state.settings.log_prompts:
+            annotate(self.request, **fields)
+
+    def name(self, run: EngineRun, num_images: int = 1) -> None:
+        """Name a run for images in the answer's headers and in the access log."""
+        self.headers["X-Image-Id"] = run.id
+        annotate(self.request, image_id=run.id, num_images=num_images)
+
+    def admit(self, num_places: int, create: Callable[[Lease], RunT]) -> RunT:
+        """The run of the request, which holds that many places, is listed, and can be cancelled.
+
+        Raises:
+            Draining, QueueFull: the request must be sent again later.
+        """
+        lease = self.state.admission.admit(self.served.kind, self.info.model, num_places)
+        run = create(lease)
+        self.state.live_requests.add(run, self.request, kind=self.served.kind, model=self.info.name)
+        return run
+
+    async def reply(
+        self, run: EngineRun, prepare: Callable[[], Coroutine[Any, Any, Reply]]
+    ) -> Response:
+        """Answer with the reply that `prepare` makes once the engine has the request."""
+        return await self.send(LaterReply(run, prepare, self.shape))
+
+    async def send(self, reply: Reply) -> Response:
+        """Answer with a reply, whole or as a stream.
+
+        Raises:
+            EngineError: the request failed before the first byte.
+        """
+        return await reply.send(
+            self.request,
+            stream=self.streams,
+            heartbeat_s=self.state.settings.heartbeat_interval_s,
+            headers=self.headers,
+        )
+
+    async def answer(self, run: EngineRun, work: Coroutine[Any, Any, bytes]) -> Response:
+        """Answer with the JSON that `work` returns, and close the run.
+
+        Raises:
+            EngineError: the work failed, the request was cancelled, or the client left.
+        """
+        async with aclosing(run):
+            data = await until_disconnect(self.request.receive, run.perform(work))
+        return Response(data, media_type="application/json", headers=self.headers)
+
+
+def item_run(
+    exchange: Exchange[Any, ItemMetrics],
+    prefix: str,
+    num_items: int = 1,
+    fraction_of: Callable[[Any], float] | None = None,
+) -> ItemRun[Any]:
+    """The run of a request for items of a kind that `ItemMetrics` measures.
+
+    Args:
+        prefix: the beginning of its id.
+        fraction_of: as for `ItemRun`.
+
+    Raises:
+        Draining, QueueFull: as for `Exchange.admit`.
+    """
+
+    def create(lease: Lease) -> ItemRun[Any]:
+        meter = exchange.metrics.meter(exchange.info.model)
+        return ItemRun(new_id(prefix), exchange.state.engine, meter, lease, fraction_of)
+
+    return exchange.admit(num_items, create)

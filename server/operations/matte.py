@@ -1,0 +1,75 @@
+"""Removing the background of images, sent or drawn."""
+
+import asyncio
+
+from fastapi import Request, Response
+
+from engine.contract.kinds import MATTING
+from engine.contract.matte import MattingEvent
+from server.http.item_run import ItemRun
+from server.http.shape import encode
+from server.matting.convert import drop_files, encoded, matte_answer, matting_request
+from server.matting.cutter import Cutter
+from server.matting.kind import SERVED_MATTING
+from server.operations.exchange import Exchange, item_run
+from server.operations.keeping import keeper
+from server.protocol.matting import MatteRequest
+from server.state import AppState
+
+
+async def answer_matte(body: MatteRequest, request: Request, state: AppState) -> Response:
+    """Answer with an image without its background, or with its matte.
+
+    Raises:
+        EngineError: the request is refused or fails.
+    """
+    exchange = await Exchange.begin(SERVED_MATTING, body, request, state)
+    model = exchange.info.model
+    run: ItemRun[MattingEvent] = item_run(exchange, "matte", fraction_of=_fraction)
+    exchange.name(run)
+
+    async def work() -> bytes:
+        order = await matting_request(
+            body,
+            state.pictures,
+            run,
+            request_id=run.id,
+            model=model,
+            max_pixels=state.settings.max_image_input_pixels,
+            priority=exchange.priority,
+        )
+        drop_files(body)
+        num_pixels = order.image.width * order.image.height
+        keep = keeper(body, request, state, num_pixels=num_pixels)
+        [event] = await run.answers(order)
+        del order  # decoded pictures need not wait for the file
+        image = event.image
+        assert image is not None
+        file = await asyncio.to_thread(encoded, body, image)
+        url = None if keep is None else keep(file)
+        return await asyncio.to_thread(
+            lambda: encode(
+                matte_answer(body, event, image, request_id=run.id, model=model, file=file, url=url)
+            )
+        )
+
+    return await exchange.answer(run, work())
+
+
+async def create_cutter(state: AppState, num_images: int, priority: int) -> Cutter:
+    """Prepare to remove the background of this many images, once they are drawn.
+
+    Args:
+        priority: the priority with which they are drawn.
+
+    Raises:
+        EngineError: there is no matting model, or no place.
+    """
+    info = await state.first_use.find(MATTING, None)
+    places = [state.admission.admit(MATTING, info.model) for _ in range(num_images)]
+    metrics = state.metrics.of(SERVED_MATTING)
+    return Cutter(state.engine, metrics, info.model, priority, places)
+
+
+def _fraction(event: MattingEvent) -> float:
+    return event.progress

@@ -1,0 +1,59 @@
+"""Token ids of what a client sends, for every route that needs no more."""
+
+from fastapi import Request
+
+from engine.contract.generate import ModelInfo
+from engine.errors import InvalidParameter
+from engine.text.chat_format import ChatFormat
+from server.catalog import config_of, find_model
+from server.http.sse import until_disconnect
+from server.protocol.tokenize import TokenizeRequest
+from server.state import AppState
+from server.text.chat_prompt import chat_prompt
+from server.text.prompt_limit import counting_limit
+from server.text.texts import ModelText
+
+
+async def token_ids(body: TokenizeRequest, request: Request, state: AppState) -> list[int]:
+    """Token ids of a prompt or a conversation, for other routes.
+
+    Raises:
+        EngineError: the text is refused, or too long.
+    """
+    info = find_model(state.engine, body.model)
+    if isinstance(body.text, list):
+        raise InvalidParameter("prompt must be a single text here; send one string", param="prompt")
+    [tokens] = await all_token_ids(body, request, state, info, await state.texts.get(info))
+    return tokens
+
+
+async def all_token_ids(
+    body: TokenizeRequest, request: Request, state: AppState, info: ModelInfo, text: ModelText
+) -> list[list[int]]:
+    """Token ids of a prompt or a conversation, or of each of several prompts.
+
+    Raises:
+        EngineError: a text is refused, or too long.
+    """
+    chat_format = text.chat_format(config_of(state.engine, info.model))
+    return await until_disconnect(request.receive, _token_ids(body, text, info, chat_format))
+
+
+async def _token_ids(
+    body: TokenizeRequest, text: ModelText, info: ModelInfo, chat_format: ChatFormat
+) -> list[list[int]]:
+    if body.messages is not None:
+        rendered = chat_prompt(body, body.messages, chat_format)
+        tokens = await text.encode_chat(
+            rendered.messages,
+            rendered.options,
+            add_special_tokens=body.adds_special_tokens,
+            limit=counting_limit(info, "messages"),
+        )
+        return [tokens]
+    texts = body.text or ""
+    return await text.encode_all(
+        [texts] if isinstance(texts, str) else texts,
+        add_special_tokens=body.adds_special_tokens,
+        limit=counting_limit(info),
+    )
