@@ -10,7 +10,8 @@ from functools import partial
 
 from fastapi import FastAPI
 
-from engine.contract.kinds import AnyKind, imported
+from engine.contract.kinds import imported
+from engine.contract.operations import AnyOperation
 from engine.version import __version__
 from engine.worker.client import EngineClient
 from server import middleware, openapi
@@ -100,7 +101,7 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
     encoding_pool = EncodingPool(settings.max_queued_encodings)
     lifecycle = Lifecycle(settings.drain_timeout_s, require_all=settings.require_all)
 
-    def places(kind: AnyKind, model: str) -> Places:
+    def places(kind: AnyOperation, model: str) -> Places:
         return SERVED[kind].places(settings, config_of(engine, model))
 
     return AppState(

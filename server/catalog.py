@@ -5,7 +5,8 @@ from typing import Any
 
 from engine.contract.draw import ImageModelInfo
 from engine.contract.generate import ModelInfo
-from engine.contract.kinds import IMAGE, KINDS, TEXT, AnyKind, Kind
+from engine.contract.kinds import KINDS
+from engine.contract.operations import DRAW, GENERATE, AnyOperation, Operation, operation_of
 from engine.contract.request import AdaptableInfo, Info, InfoT
 from engine.contract.settings import EngineConfig
 from engine.contract.status import ModelStatus, Phase
@@ -29,7 +30,7 @@ def find_model(engine: EngineClient, name: str | None) -> ModelInfo:
         ModelNotReady: it is loading, restarting or failed.
         ModelUnloading: it is being unloaded.
     """
-    return find_of_kind(engine, TEXT, name)
+    return find_offering(engine, GENERATE, name)
 
 
 def find_default_model(engine: EngineClient, name: str | None) -> ModelInfo:
@@ -38,13 +39,13 @@ def find_default_model(engine: EngineClient, name: str | None) -> ModelInfo:
     Raises:
         InvalidParameter, UnknownModel, ModelNotReady, ModelUnloading: as in `find_model`.
     """
-    infos = engine.infos(TEXT)
+    infos = engine.infos(GENERATE)
     return find_model(engine, name or (infos[0].model if infos else None))
 
 
 def find_image_model(engine: EngineClient, name: str | None) -> ImageModelInfo:
     """The ready image model with this id, found as `find_model` finds a text model."""
-    return find_of_kind(engine, IMAGE, name)
+    return find_offering(engine, DRAW, name)
 
 
 def find_any_model(engine: EngineClient, name: str) -> Info:
@@ -53,8 +54,7 @@ def find_any_model(engine: EngineClient, name: str) -> Info:
     Raises:
         UnknownModel, ModelNotReady, ModelUnloading: as in `find_model`.
     """
-    infos: list[Info] = [info for kind in KINDS.values() for info in engine.infos(kind)]
-    found = _named(infos, name)
+    found = _named(engine.models(), name)
     if found is not None:
         return found
     for status in engine.statuses():
@@ -76,20 +76,28 @@ def config_of(engine: EngineClient, model: str) -> EngineConfig:
     return config
 
 
-def served_names(engine: EngineClient, kind: AnyKind) -> list[str]:
-    """Ids of the models of this kind, or of a kind that is not known yet. Leaves out those that
-    failed to load, are being unloaded, or joined a running server and have not served yet."""
-    return [
+def served_names(
+    engine: EngineClient, operation: AnyOperation, *, only_made_for: bool = False
+) -> list[str]:
+    """Ids of the models that are made for this operation or, if there are none, of those that offer
+    it, too. Leaves out those that failed to load, are being unloaded, or joined a running server
+    and have not served yet. A model that is still loading counts if it may be such a model."""
+    names = [
         status.model
-        for status in _of_kind(engine, kind)
-        if status.phase not in (Phase.FAILED, Phase.DRAINING) and not status.joining
+        for status in engine.statuses()
+        if _main(engine, status) in (operation, None)
+        and status.phase not in (Phase.FAILED, Phase.DRAINING)
+        and not status.joining
     ]
+    if names or only_made_for:
+        return names
+    return [info.model for info in engine.infos(operation)]
 
 
 def unknown_model(engine: EngineClient, name: str) -> UnknownModel:
     """The error for a model that is not configured. It names the models that serve now, of any
     kind; for an adapter that could not be loaded, it gives the reason."""
-    infos = [info for kind in KINDS.values() for info in engine.infos(kind)]
+    infos = engine.models()
     for info in infos:
         if isinstance(info, AdaptableInfo) and name in info.failed_adapters:
             return UnknownModel(
@@ -98,40 +106,43 @@ def unknown_model(engine: EngineClient, name: str) -> UnknownModel:
                 param="model",
             )
     names = [
-        name if kind is TEXT else f"{name} ({served.deed})"
-        for kind, served in SERVED.items()
-        for info in engine.infos(kind)
+        name if operation is GENERATE else f"{name} ({served.deed})"
+        for operation, served in SERVED.items()
+        for info in infos
+        if operation_of(info) is operation
         for name in info.names
     ]
     advice = f"use one of: {', '.join(names)}" if names else "no model serves yet; see GET /ready"
     return UnknownModel(f"model {name!r} is not served; {advice}", param="model")
 
 
-def find_of_kind(engine: EngineClient, kind: Kind[Any, Any, InfoT], name: str | None) -> InfoT:
-    """The ready model of that kind and id, as `find_model` finds a text model."""
-    served = served_names(engine, kind)
+def find_offering(
+    engine: EngineClient, operation: Operation[Any, Any, InfoT], name: str | None
+) -> InfoT:
+    """The ready model of that id that offers the operation, as `find_model` finds a text model."""
+    served = served_names(engine, operation)
     if not name:
         # If the only model failed to load, its reason helps more than "none is served".
-        meant = served or [status.model for status in _of_kind(engine, kind)]
+        meant = served or [status.model for status in _made_for(engine, operation)]
         if len(meant) != 1:
-            raise InvalidParameter(f"model is required; {_use(served, kind)}", param="model")
+            raise InvalidParameter(f"model is required; {_use(served, operation)}", param="model")
         (name,) = meant
-    found = _named(engine.infos(kind), name)
+    found = _named(engine.infos(operation), name)
     if found is not None:
         return found
     for status in engine.statuses():
         if status.model != name:
             continue
-        own = _kind(engine, status)
-        if own is not None and own is not kind:
-            does, routes = SERVED[own].deed, SERVED[own].routes
+        main = _main(engine, status)
+        if main is not None and main is not operation:
+            does, routes = SERVED[main].deed, SERVED[main].routes
             raise InvalidParameter(
                 f"model {name} {does}; send requests for it to {routes}; for this route "
-                f"{_use(served, kind)}",
+                f"{_use(served, operation)}",
                 param="model",
             )
         raise _not_ready(status)
-    _check_not_awaited(engine, _of_kind(engine, kind), name)
+    _check_not_awaited(engine, _made_for(engine, operation), name)
     raise unknown_model(engine, name)
 
 
@@ -153,21 +164,21 @@ def _named(infos: Sequence[InfoT], name: str) -> InfoT | None:
     return min(found, key=lambda info: info.model != name, default=None)
 
 
-def _of_kind(engine: EngineClient, kind: AnyKind) -> list[ModelStatus]:
-    """All configured models of this kind, or of a kind that is not known yet."""
-    return [s for s in engine.statuses() if _kind(engine, s) in (kind, None)]
+def _made_for(engine: EngineClient, operation: AnyOperation) -> list[ModelStatus]:
+    """All configured models that are, or may be, made for this operation."""
+    return [s for s in engine.statuses() if _main(engine, s) in (operation, None)]
 
 
-def _kind(engine: EngineClient, status: ModelStatus) -> AnyKind | None:
-    """The model's kind, if it is known: a model that serves shows it by where it is listed."""
-    for kind in KINDS.values():
-        if any(info.model == status.model for info in engine.infos(kind)):
-            return kind
-    return None if status.kind is None else KINDS[status.kind]
+def _main(engine: EngineClient, status: ModelStatus) -> AnyOperation | None:
+    """The operation that the model is made for, if it is known."""
+    for info in engine.models():
+        if info.model == status.model:
+            return operation_of(info)
+    return None if status.kind is None else KINDS[status.kind].main
 
 
-def _use(names: Sequence[str], kind: AnyKind) -> str:
-    return f"use one of: {', '.join(names)}" if names else SERVED[kind].nothing_served
+def _use(names: Sequence[str], operation: AnyOperation) -> str:
+    return f"use one of: {', '.join(names)}" if names else SERVED[operation].nothing_served
 
 
 def _not_ready(status: ModelStatus) -> CapacityError:

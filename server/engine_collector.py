@@ -6,7 +6,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from engine.contract.generate import EngineStats
-from engine.contract.kinds import TEXT
+from engine.contract.kinds import kind_for
+from engine.contract.operations import GENERATE
 from engine.contract.request import Stats
 from engine.contract.status import ModelStatus, Phase
 from engine.version import __version__
@@ -30,7 +31,7 @@ class EngineCollector(Collector):
         for status in self._engine.statuses():
             is_live = status.phase in _LIVE_PHASES
             gauges.add(status, self._engine.stats(status.model) if is_live else None)
-        for info in self._engine.infos(TEXT):
+        for info in self._engine.infos(GENERATE):
             if info.quality_kl is not None:
                 gauges.quality_kl.add_metric([info.model], info.quality_kl)
         return iter(gauges.all())
@@ -76,9 +77,9 @@ class _Gauges:
         self.restarts.add_metric(labels, status.restarts)
         self.stalls.add_metric(labels, status.stalls)
         self.threads.add_metric(labels, 0 if stats is None else stats.num_threads)
-        if status.kind not in (TEXT.name, None):  # see the metrics of that kind
+        if status.kind not in (kind_for(GENERATE).name, None):  # see the metrics of that kind
             return
-        text = TEXT.own_stats(stats) or EngineStats()
+        text = GENERATE.stats_among(stats) or EngineStats()
         slots_used = text.kv_blocks_used * text.kv_block_size
         self.running.add_metric(labels, text.num_running)
         self.waiting.add_metric(labels, text.num_waiting)

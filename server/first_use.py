@@ -1,6 +1,6 @@
 """Models that are loaded by the first request that needs them: `FirstUse`.
 
-A fresh server offers more than most people ever use. So the default model of a kind
+A fresh server offers more than most people ever use. So the default model of an operation
 (`server.http.served_kind.ServedKind.default_model`) is fetched and loaded by the first request that
 needs it. That request waits; the server's start does not.
 """
@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from engine.contract.kinds import AnyKind, Kind
+from engine.contract.kinds import kind_for
 from engine.contract.model_spec import ModelSpec
+from engine.contract.operations import AnyOperation, Operation
 from engine.contract.request import Info, InfoT
 from engine.contract.status import Phase
 from engine.errors import EngineError, ModelNotReady, TooManyModels, UnknownModel
 from engine.worker.client import EngineClient
-from server.catalog import find_of_kind
+from server.catalog import find_offering
 from server.kinds import SERVED
 from server.settings import Settings
 
@@ -42,51 +43,51 @@ class FirstUse:
         """Models that were loaded here and not by the operator."""
         self._failures: dict[str, tuple[float, EngineError]] = {}
 
-    def offered(self, kind: AnyKind) -> list[str]:
-        """Models of this kind that a request may load, the kind's default model first."""
-        served = SERVED[kind]
+    def offered(self, operation: AnyOperation) -> list[str]:
+        """Models that a request for this operation may load, its default model first."""
+        served = SERVED[operation]
         if not self._settings.load_on_first_use or served.default_model is None:
             return []
         return [served.default_model, *served.other_models]
 
-    async def find(self, kind: Kind[Any, Any, InfoT], name: str | None) -> InfoT:
-        """The ready model of that kind and id, as `server.catalog.find_of_kind` finds it. A model
-        that is offered on first use is loaded first. A waiting request may be cancelled: the load
-        goes on.
+    async def find(self, operation: Operation[Any, Any, InfoT], name: str | None) -> InfoT:
+        """The ready model of that id that offers the operation, as `server.catalog.find_offering`
+        finds it. A model that is offered on first use is loaded first. A waiting request may be
+        cancelled: the load goes on.
 
         Raises:
             ModelNotReady: the default model could not be loaded, and why.
             TooManyModels: as many models are loaded as `models_max` allows.
             UnknownModel: the message also names models that would be loaded.
-            EngineError: as in `find_of_kind`.
+            EngineError: as in `find_offering`.
         """
-        meant = name or self._meant(kind)
+        meant = name or self._meant(operation)
         is_absent = meant in self._loads or self._phase(meant) in (None, Phase.FAILED)
-        if meant is not None and meant in self.offered(kind) and is_absent:
+        if meant is not None and meant in self.offered(operation) and is_absent:
             await self._load(meant)
         try:
-            return find_of_kind(self._engine, kind, meant)
+            return find_offering(self._engine, operation, meant)
         except UnknownModel as error:
-            if not (offered := self.offered(kind)):
+            if not (offered := self.offered(operation)):
                 raise
             also = f"{error.message}; these are loaded on first use: {', '.join(offered)}"
             raise UnknownModel(also, param=error.param) from None
 
-    def _meant(self, kind: AnyKind) -> str | None:
+    def _meant(self, operation: AnyOperation) -> str | None:
         """The model that a request without a name means: the only model that the operator serves
         or, if there is none, the default one; never one that another request has loaded. None:
         there is a choice, or nothing to load."""
-        ready = {info.model for info in self._engine.infos(kind)}
+        ready = {info.model for info in self._engine.infos(operation)}
         served = [
             status.model
             for status in self._engine.statuses()
-            if (status.kind == kind.name or status.model in ready)
+            if (status.kind == kind_for(operation).name or status.model in ready)
             and status.phase is not Phase.FAILED
             and status.model not in self._begun
         ]
         if served:
             return served[0] if len(served) == 1 else None
-        return next(iter(self.offered(kind)), None)
+        return next(iter(self.offered(operation)), None)
 
     def _phase(self, model: str | None) -> Phase | None:
         phases = [status.phase for status in self._engine.statuses() if status.model == model]

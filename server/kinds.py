@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from engine.contract.kinds import AnyKind
+from engine.contract.operations import AnyOperation
 from server.embeddings.kind import SERVED_EMBEDDINGS
 from server.http.served_kind import ServedKind
 from server.images.kind import SERVED_IMAGES
@@ -14,7 +14,7 @@ from server.protocol.upscaling import UpscaleModelCard
 from server.text.kind import SERVED_TEXT
 from server.upscaling.kind import SERVED_UPSCALING
 
-SERVED: dict[AnyKind, ServedKind[Any, Any]] = {
+SERVED: dict[AnyOperation, ServedKind[Any, Any]] = {
     SERVED_TEXT.kind: SERVED_TEXT,
     SERVED_IMAGES.kind: SERVED_IMAGES,
     SERVED_EMBEDDINGS.kind: SERVED_EMBEDDINGS,

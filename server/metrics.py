@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 
-from engine.contract.kinds import AnyKind
+from engine.contract.operations import AnyOperation
 from engine.worker.client import EngineClient
 from server.engine_collector import EngineCollector
 from server.http.served_kind import KindMetrics, MetricsT, ServedKind
@@ -30,7 +30,7 @@ class ServerMetrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.registry.register(EngineCollector(engine))
-        self._of: dict[AnyKind, KindMetrics] = {
+        self._of: dict[AnyOperation, KindMetrics] = {
             kind: served.metrics(self.registry, engine, clock=clock)
             for kind, served in SERVED.items()
         }

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.contract.kinds import AnyKind
+from engine.contract.operations import AnyOperation
 from engine.worker.client import EngineClient
 from server.catalog import config_of, served_names
 from server.http.priority import describe_priority
@@ -28,7 +28,9 @@ PATH = "/openapi.json"
 _KINDS = {body.__name__: served for served in SERVED.values() for body in served.bodies}
 
 
-def install(app: FastAPI, engine: EngineClient, more: Mapping[type[BaseModel], AnyKind]) -> None:
+def install(
+    app: FastAPI, engine: EngineClient, more: Mapping[type[BaseModel], AnyOperation]
+) -> None:
     """Make `/openapi.json` and `/docs` show the served models' facts.
 
     Args:

@@ -158,7 +158,7 @@ def load_images(**knobs: Any) -> Any:
 
 
 def matting_options() -> Iterator[tuple[str, Check]]:
-    from engine.contract.matte import MattingMethod, MattingRequest
+    from engine.contract.matte import MattingRequest
     from engine.contract.pixels import Pixels
     from engine.contract.settings import EngineConfig
     from engine.matting.loading import load_engine
@@ -179,8 +179,7 @@ def matting_options() -> Iterator[tuple[str, Check]]:
 
     yield "matte by the network", cut
     yield "matte by a box", lambda: cut(box=(4, 4, 60, 60))
-    for method in MattingMethod:
-        yield f"matte by {method}", lambda method=method: cut(trimap=trimap, method=method)
+    yield "matte by a trimap", lambda: cut(trimap=trimap)
 
 
 def upscaling_options() -> Iterator[tuple[str, Check]]:

@@ -20,7 +20,6 @@ from stored_formats import VARIETIES, write_checkpoint
 
 from engine.contract.draw import PromptSyntax
 from engine.contract.examination import Faithfulness
-from engine.contract.matte import MattingMethod
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, FLOW_SCHEDULES
 from server.protocol.file_fields import OutputFormat
 
@@ -111,7 +110,7 @@ def test_the_probe_tries_what_is_offered(results: dict[str, str | None]) -> None
         "embeddings of a decoder",
         "matte by the network",
         "matte by a box",
-        *(f"matte by {method}" for method in MattingMethod),
+        "matte by a trimap",
         *(f"upscale with {name}" for name in Faithfulness.__slots__),
         "module engine.worker.loop",
         "event loop",

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from engine.contract.request import AdaptableInfo, Event, Request, Stats
+from engine.contract.embed import EmbeddingModelInfo, EmbeddingStats
+from engine.contract.request import AdaptableInfo, Event, Info, Request, Stats
 from engine.contract.sampling_params import SamplingParams
 
 
@@ -120,6 +121,12 @@ class EngineStats(Stats):
     prepare_time_s: float = 0.0
     forward_time_s: float = 0.0
     sample_time_s: float = 0.0
+    embedding: EmbeddingStats | None = None
+    """The statistics of embeddings that the same model makes."""
+
+    @property
+    def parts(self) -> tuple[Stats, ...]:
+        return () if self.embedding is None else (self.embedding,)
 
     @property
     def num_drafts(self) -> int:
@@ -150,6 +157,12 @@ class ModelInfo(AdaptableInfo):
     parameters that are missing here are neutral."""
     quality_kl: float | None = None
     """The measured KL divergence from the original's distributions in nats, if known."""
+    embedding: EmbeddingModelInfo | None = None
+    """The info of the embeddings that the same weights make."""
+
+    @property
+    def parts(self) -> tuple[Info, ...]:
+        return () if self.embedding is None else (self.embedding,)
 
     @property
     def log_fields(self) -> dict[str, object]:

@@ -1,45 +1,37 @@
-"""The table of the kinds of model, with the requests, answers and loader of each.
+"""The table of engines: which checkpoints each one loads, and which operations its models offer.
 
-Client, supervisor, messages and the worker's loop read it and name no kind. A new kind is a row
+Client, supervisor, messages and the worker's loop read it and name no engine. A new engine is a row
 here and a folder of its own; `docs/ADDING_A_KIND.md` has the rest. Engines are named and not
 imported, as the server process reads this table, too, and has no torch.
 """
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Generic
+from typing import Any
 
-from engine.contract.draw import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
-from engine.contract.embed import (
-    EmbeddingEvent,
-    EmbeddingModelInfo,
-    EmbeddingRequest,
-    EmbeddingStats,
-)
-from engine.contract.enlarge import UpscaleEvent, UpscaleModelInfo, UpscaleRequest, UpscaleStats
-from engine.contract.generate import EngineStats, GenerateRequest, ModelInfo, TokenEvent
 from engine.contract.image_settings import ImageSettings, PixelSettings
-from engine.contract.matte import MattingEvent, MattingModelInfo, MattingRequest, MattingStats
-from engine.contract.request import EventT, Info, InfoT, Request, Stats, StatsT
+from engine.contract.operations import (
+    DRAW,
+    EMBED,
+    ENLARGE,
+    GENERATE,
+    MATTE,
+    AnyOperation,
+    operation_of,
+)
+from engine.contract.request import Info, Stats
 from engine.contract.text_settings import TextSettings, TokenSettings
 from engine.contract.worker_settings import WorkerSettings
-from engine.errors import InternalError
-
-if TYPE_CHECKING:  # for workers only
-    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Kind(Generic[EventT, StatsT, InfoT]):
-    """One kind of model. Its four types belong to no other kind and identify it."""
+class Kind:
+    """The models that one engine serves."""
 
     name: str
-    makes: str
-    """What such a model makes, as the end of a sentence."""
-    request: type[Request[EventT]]
-    event: type[EventT]
-    stats: type[StatsT]
-    info: type[InfoT]
+    operations: tuple[AnyOperation, ...]
+    """What its models may offer. The first one is what they are made for: all offer it, and its
+    info and statistics hold those of the others."""
     settings: type[WorkerSettings]
     """The settings that its engine receives."""
     layouts: tuple[str, ...]
@@ -63,113 +55,83 @@ class Kind(Generic[EventT, StatsT, InfoT]):
     threads_change_bits: bool
     """Whether another number of threads can change the order of sums in its libraries."""
 
-    def own_stats(self, stats: Stats | None) -> StatsT | None:
-        """`stats` if they are of this kind, else None."""
-        return stats if isinstance(stats, self.stats) else None
+    @property
+    def main(self) -> AnyOperation:
+        """The operation that its models are made for."""
+        return self.operations[0]
 
 
-TEXT = Kind(
-    name="text",
-    makes="text",
-    request=GenerateRequest,
-    event=TokenEvent,
-    stats=EngineStats,
-    info=ModelInfo,
-    settings=TextSettings,
-    layouts=("folder", "gguf"),
-    loader="engine.llm.start.loading:load_engine",
-    planner="engine.planning.text:plan",
-    further_models=("speculative_model",),
-    has_text_side=True,
-    yields=False,
-    threads_change_bits=False,
-)
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            name="text",
+            operations=(GENERATE, EMBED),
+            settings=TextSettings,
+            layouts=("folder", "gguf"),
+            loader="engine.llm.start.loading:load_engine",
+            planner="engine.planning.text:plan",
+            further_models=("speculative_model",),
+            has_text_side=True,
+            yields=False,
+            threads_change_bits=False,
+        ),
+        Kind(
+            name="image",
+            operations=(DRAW,),
+            settings=ImageSettings,
+            layouts=("diffusers", "single_file"),
+            loader="engine.diffusion.loading:load_engine",
+            planner="engine.diffusion.planning:plan",
+            has_text_side=False,
+            yields=True,
+            threads_change_bits=True,
+        ),
+        Kind(
+            name="embedding",
+            operations=(EMBED,),
+            settings=TokenSettings,
+            layouts=("folder", "gguf"),
+            recognise="engine.embedding.loading:makes_embeddings",
+            loader="engine.embedding.loading:load_engine",
+            has_text_side=True,
+            yields=False,
+            threads_change_bits=False,
+        ),
+        Kind(
+            name="upscale",
+            operations=(ENLARGE,),
+            settings=PixelSettings,
+            layouts=("single_file", "torch_file", "ncnn"),
+            recognise="engine.upscaling.loading:is_upscaler",
+            loader="engine.upscaling.loading:load_engine",
+            has_text_side=False,
+            yields=True,
+            threads_change_bits=True,
+        ),
+        Kind(
+            name="matting",
+            operations=(MATTE,),
+            settings=PixelSettings,
+            layouts=("onnx",),
+            loader="engine.matting.loading:load_engine",
+            has_text_side=False,
+            yields=True,
+            threads_change_bits=True,
+        ),
+    )
+}
+"""The kinds by name."""
 
 
-IMAGE = Kind(
-    name="image",
-    makes="images",
-    request=ImageRequest,
-    event=ImageEvent,
-    stats=ImageStats,
-    info=ImageModelInfo,
-    settings=ImageSettings,
-    layouts=("diffusers", "single_file"),
-    loader="engine.diffusion.loading:load_engine",
-    planner="engine.diffusion.planning:plan",
-    has_text_side=False,
-    yields=True,
-    threads_change_bits=True,
-)
+def kind_of(value: Info | Stats) -> Kind:
+    """The kind of model that an info or an engine's statistics belong to."""
+    return kind_for(operation_of(value))
 
 
-EMBEDDING = Kind(
-    name="embedding",
-    makes="embeddings",
-    request=EmbeddingRequest,
-    event=EmbeddingEvent,
-    stats=EmbeddingStats,
-    info=EmbeddingModelInfo,
-    settings=TokenSettings,
-    layouts=("folder", "gguf"),
-    recognise="engine.embedding.loading:makes_embeddings",
-    loader="engine.embedding.loading:load_engine",
-    has_text_side=True,
-    yields=False,
-    threads_change_bits=False,
-)
-
-
-MATTING = Kind(
-    name="matting",
-    makes="mattes",
-    request=MattingRequest,
-    event=MattingEvent,
-    stats=MattingStats,
-    info=MattingModelInfo,
-    settings=PixelSettings,
-    layouts=("onnx",),
-    loader="engine.matting.loading:load_engine",
-    has_text_side=False,
-    yields=True,
-    threads_change_bits=True,
-)
-
-
-UPSCALE = Kind(
-    name="upscale",
-    makes="larger images",
-    request=UpscaleRequest,
-    event=UpscaleEvent,
-    stats=UpscaleStats,
-    info=UpscaleModelInfo,
-    settings=PixelSettings,
-    layouts=("single_file", "torch_file", "ncnn"),
-    recognise="engine.upscaling.loading:is_upscaler",
-    loader="engine.upscaling.loading:load_engine",
-    has_text_side=False,
-    yields=True,
-    threads_change_bits=True,
-)
-
-
-AnyKind = Kind[Any, Any, Any]
-
-
-KINDS: dict[str, AnyKind] = {kind.name: kind for kind in (TEXT, IMAGE, EMBEDDING, UPSCALE, MATTING)}
-"""The kinds by name, in the order in which models are listed."""
-
-
-def kind_of(value: Request[Any] | Stats | Info) -> AnyKind:
-    """The kind that a request, statistics or an info belongs to.
-
-    Raises:
-        InternalError: no kind has this type.
-    """
-    for kind in KINDS.values():
-        if type(value) in (kind.request, kind.stats, kind.info):
-            return kind
-    raise InternalError(f"{type(value).__name__} belongs to no kind of model")
+def kind_for(operation: AnyOperation) -> Kind:
+    """The kind of model that is made for an operation."""
+    return next(kind for kind in KINDS.values() if kind.main is operation)
 
 
 def imported(name: str) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from engine.contract.kinds import kind_of
+from engine.contract.operations import operation_of
 from engine.contract.request import EventT, FinishReason, Request
 from engine.errors import EngineError, Failure
 
@@ -13,7 +13,7 @@ def rejection(
 ) -> list[EventT]:
     """The events that end all completions of `request`, or those of `indexes`, with `error`."""
     failure = Failure.of(error)
-    event: Any = kind_of(request).event
+    event: Any = operation_of(request).event
     return [
         event(
             request_id=request.request_id,

@@ -1,4 +1,4 @@
-"""What all requests, events, statistics and infos share (`engine.contract.kinds`).
+"""What all requests, events, statistics and infos share (`engine.contract.operations`).
 
 Plain frozen dataclasses without torch and wire libraries, so that the scheduler's tests, the server
 and the worker process share them. `engine.worker.messages` wraps them for the process border.
@@ -78,6 +78,16 @@ class Stats:
     num_threads: int = 0
     """The number of CPU threads that steps use now (`adaptive_threads`)."""
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the engine has requests."""
+        return any(part.num_running + part.num_waiting > 0 for part in (self, *self.parts))
+
+    @property
+    def parts(self) -> "tuple[Stats, ...]":
+        """The statistics of the model's further operations."""
+        return ()
+
 
 StatsT = TypeVar("StatsT", bound=Stats)
 
@@ -115,6 +125,11 @@ class Info:
     """The type of most weights in the files, such as Q8_0 or BF16."""
     vocab_size: int | None = None
     """The number of valid token ids; larger ids are refused. None: requests carry no token ids."""
+
+    @property
+    def parts(self) -> "tuple[Info, ...]":
+        """The infos of the model's further operations."""
+        return ()
 
     @property
     def name(self) -> str:

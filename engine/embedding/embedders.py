@@ -167,9 +167,14 @@ def _reserve_states(
     host: Host,
 ) -> None:
     """Reserve the memory of a step."""
-    widest = max(config.hidden_size, config.intermediate_size)
-    states = _STATE_COPIES * step_tokens * widest * dtype.itemsize
+    states = state_bytes(config, step_tokens, dtype)
     host.reserve(machine.device, "activations", states, machine.free_memory_bytes)
+
+
+def state_bytes(config: EncoderConfig | ModelConfig, step_tokens: int, dtype: torch.dtype) -> int:
+    """The bytes of a step with that many tokens."""
+    widest = max(config.hidden_size, config.intermediate_size)
+    return _STATE_COPIES * step_tokens * widest * dtype.itemsize
 
 
 def _max_model_len(intent: TokenSettings, layout: SentenceLayout, positions: int) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from engine.contract.kinds import TEXT
+from engine.contract.kinds import KINDS
 from engine.contract.resolved_config import MachineFacts, ModelFacts
 from engine.contract.text_settings import TextSettings
 from engine.models.config import ModelConfig
@@ -67,7 +67,7 @@ def plan_draft(
         offline=True,
         on_progress=lambda fraction, line: None,
     )
-    found = further_model("speculative_model", intent.speculative_model, TEXT, fetch)
+    found = further_model("speculative_model", intent.speculative_model, KINDS["text"], fetch)
     config = load_model_config(found).within(intent.max_model_len)
     if found.path.resolve() != checkpoint.path.resolve():
         check_same_tokens(

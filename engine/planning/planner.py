@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from engine.contract.host import Tell
-from engine.contract.kinds import KINDS, AnyKind, imported
+from engine.contract.kinds import KINDS, Kind, imported
 from engine.contract.orders import PlanningOrder
 from engine.contract.resolved_config import MachineFacts
 from engine.contract.status import Phase
@@ -40,9 +40,9 @@ def make_plan(order: PlanningOrder, tell: Tell) -> dict[str, Any]:
     checkpoint = fetch(order.model)
     kind = kind_of_checkpoint(checkpoint, order.config.kind)
     if kind.planner is None:
-        planned = [one.makes for one in KINDS.values() if one.planner is not None]
+        planned = [one.main.makes for one in KINDS.values() if one.planner is not None]
         raise UnsupportedFeature(
-            f"{checkpoint.name} makes {kind.makes}; plans exist only for models that make "
+            f"{checkpoint.name} makes {kind.main.makes}; plans exist only for models that make "
             f"{' and '.join(planned)}"
         )
     target = _for_chip(chip, order) if chip is not None else _here(kind, order, host)
@@ -67,7 +67,7 @@ def _for_chip(chip: Chip, order: PlanningOrder) -> Target:
     )
 
 
-def _here(kind: AnyKind, order: PlanningOrder, host: TellingHost) -> Target:
+def _here(kind: Kind, order: PlanningOrder, host: TellingHost) -> Target:
     machine = machine_facts(order.config.device)
     chip: Chip | None
     if machine.device == "cpu":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.contract.host import Host
-from engine.contract.kinds import TEXT
+from engine.contract.operations import GENERATE
 from engine.contract.status import Phase
 from engine.contract.text_settings import TextSettings
 from engine.errors import InvalidParameter, UnsupportedFeature
@@ -74,9 +74,9 @@ def find_model(
         on_progress=lambda fraction, line: host.report(Phase.DOWNLOADING, fraction, line),
     )
     kind = kind_of_checkpoint(checkpoint, config.kind)
-    if kind is not TEXT:
+    if GENERATE not in kind.operations:
         raise UnsupportedFeature(
-            f"{checkpoint.name} makes {kind.makes}; only text models have a perplexity"
+            f"{checkpoint.name} makes {kind.main.makes}; only text models have a perplexity"
         )
     tokenizer = load_tokenizer(checkpoint.path)
     return FoundModel(checkpoint, load_model_config(checkpoint), tokenizer)

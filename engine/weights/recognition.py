@@ -5,14 +5,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from engine.contract.kinds import KINDS, AnyKind, imported
+from engine.contract.kinds import KINDS, Kind, imported
 from engine.contract.settings import EngineConfig
 from engine.contract.worker_settings import WantedKind
 from engine.errors import ModelLoadError
 from engine.weights.source import Checkpoint
 
 
-def kind_of_checkpoint(checkpoint: Checkpoint, wanted: WantedKind = "auto") -> AnyKind:
+def kind_of_checkpoint(checkpoint: Checkpoint, wanted: WantedKind = "auto") -> Kind:
     """The kind of a checkpoint, given the wanted one. It may import the module that recognises a
     kind."""
     fitting = [kind for kind in KINDS.values() if checkpoint.kind in kind.layouts]
@@ -23,7 +23,7 @@ def kind_of_checkpoint(checkpoint: Checkpoint, wanted: WantedKind = "auto") -> A
 
 
 def with_fetched(
-    config: EngineConfig, kind: AnyKind, fetch: Callable[[str], Checkpoint]
+    config: EngineConfig, kind: Kind, fetch: Callable[[str], Checkpoint]
 ) -> EngineConfig:
     """The configuration with further models replaced by their local paths.
 
@@ -40,7 +40,7 @@ def with_fetched(
 
 
 def further_model(
-    setting: str, ref: str, kind: AnyKind, fetch: Callable[[str], Checkpoint]
+    setting: str, ref: str, kind: Kind, fetch: Callable[[str], Checkpoint]
 ) -> Checkpoint:
     """Find the further model that a setting names; it must be of the given kind.
 

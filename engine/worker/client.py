@@ -14,8 +14,9 @@ import structlog
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
 from engine.contract.draw import ImageEvent
 from engine.contract.generate import TokenEvent
-from engine.contract.kinds import Kind, kind_of
+from engine.contract.kinds import kind_of
 from engine.contract.model_spec import ModelSpec
+from engine.contract.operations import Operation
 from engine.contract.request import Event, EventT, Info, InfoT, Request, Stats
 from engine.contract.settings import EngineConfig
 from engine.contract.status import ModelStatus, Phase
@@ -89,7 +90,7 @@ class EngineClient(Protocol):
 
         Raises:
             UnknownModel: no model of that id is configured.
-            InvalidParameter: the model is of another kind.
+            InvalidParameter: the model does not offer the operation.
             ModelNotReady: it is loading, restarting or failed.
             ModelUnloading: the model is being unloaded.
             Draining: the client is being stopped.
@@ -162,8 +163,16 @@ class EngineClient(Protocol):
         """The model's configuration with its own settings; None if there is no model of that id."""
         ...
 
-    def infos(self, kind: Kind[Any, Any, InfoT]) -> list[InfoT]:
-        """The ready models of that kind."""
+    def models(self) -> list[Info]:
+        """The ready models, in the order in which they were configured or loaded."""
+        ...
+
+    def made_for(self, operation: Operation[Any, Any, InfoT]) -> list[InfoT]:
+        """The ready models that are made for that operation."""
+        ...
+
+    def infos(self, operation: Operation[Any, Any, InfoT]) -> list[InfoT]:
+        """The infos of the ready models that offer that operation."""
         ...
 
     def statuses(self) -> list[ModelStatus]:
@@ -171,7 +180,7 @@ class EngineClient(Protocol):
         ...
 
     def stats(self, model: str) -> Stats | None:
-        """The newest statistics of that model's engine, in its kind's type."""
+        """The newest statistics of that model's engine."""
         ...
 
     async def start(self) -> None:
@@ -204,7 +213,7 @@ class ProcessEngineClient:
         if supervisor is None:
             raise self._unknown(request.model)
         stream = supervisor.submit(request)
-        if not kind_of(request).yields:
+        if supervisor.kind is not None and not supervisor.kind.yields:
             self._image_share.note(request.model, busy=True)
         return stream
 
@@ -258,8 +267,15 @@ class ProcessEngineClient:
     def config(self, model: str) -> EngineConfig | None:
         return self._supervisors[model].config if model in self._supervisors else None
 
-    def infos(self, kind: Kind[Any, Any, InfoT]) -> list[InfoT]:
-        return [info for info in self._ready() if isinstance(info, kind.info)]
+    def models(self) -> list[Info]:
+        return [s.info for s in self._supervisors.values() if s.info is not None and s.is_ready]
+
+    def made_for(self, operation: Operation[Any, Any, InfoT]) -> list[InfoT]:
+        return [info for info in self.models() if isinstance(info, operation.info)]
+
+    def infos(self, operation: Operation[Any, Any, InfoT]) -> list[InfoT]:
+        found = map(operation.info_among, self.models())
+        return [info for info in found if info is not None]
 
     def statuses(self) -> list[ModelStatus]:
         return [s.status for s in self._supervisors.values()]
@@ -380,19 +396,16 @@ class ProcessEngineClient:
 
     def _unknown(self, model: str) -> UnknownModel:
         names = (
-            ", ".join(info.model for info in self._ready()) or "the models that GET /ready lists"
+            ", ".join(info.model for info in self.models()) or "the models that GET /ready lists"
         )
         return UnknownModel(f"model {model!r} is not served; use one of {names}", param="model")
-
-    def _ready(self) -> list[Info]:
-        return [s.info for s in self._supervisors.values() if s.info is not None and s.is_ready]
 
     async def _check_text(self, path: str) -> int:
         return 0 if self.check_text is None else await self.check_text(path)
 
     def _report(self, model: str, stats: Stats) -> None:
         if not kind_of(stats).yields:
-            self._image_share.note(model, busy=stats.num_running + stats.num_waiting > 0)
+            self._image_share.note(model, busy=stats.is_busy)
         self.steps.tell(model, stats)
 
     def _note_idle(self, model: str) -> None:

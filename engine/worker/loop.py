@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import count
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -263,10 +263,11 @@ class Loop:
 
     def _publish(self, events: Sequence[Event], stats: Stats) -> None:
         start_s = time.perf_counter()
-        try:
-            self._link.send(self._report(events, stats))
-        except Exception:
-            self._publish_apart(events, stats)
+        for alike in [[*alike] for _, alike in groupby(events, type)] or [[]]:
+            try:
+                self._link.send(self._report(alike, stats))
+            except Exception:
+                self._publish_apart(alike, stats)
         self._publish_time_s = time.perf_counter() - start_s
 
     def _report(self, events: Sequence[Event], stats: Stats) -> messages.Step:

@@ -1,8 +1,9 @@
 """The messages between the server process and a worker process.
 
-They are msgspec structs with a tag, in MessagePack. Those that carry a kind's own types (`Submit`,
-`Ready`, `Step`) are made by `of` and name the kind beside a body. The receiver gets the body still
-encoded, and `read` checks it against the types in the kind's row (`engine.contract.kinds`). A
+They are msgspec structs with a tag, in MessagePack. Those that carry an operation's own types
+(`Submit`, `Ready`, `Step`) are made by `of` and name the operation beside a body. The receiver gets
+the body still encoded, and `read` checks it against the types in the operation's row
+(`engine.contract.operations`). A
 worker first reads one `WorkerSpec` from its standard input; everything else goes over one zmq PAIR
 socket. The pixels of pictures follow their message as separate frames, since copying them would
 hold up the event loop.
@@ -15,7 +16,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
-from engine.contract.kinds import KINDS, AnyKind, kind_of
+from engine.contract.operations import OPERATIONS, AnyOperation, operation_of
 from engine.contract.pixels import Pixels
 from engine.contract.request import Event, Info, Request, Stats
 from engine.contract.settings import EngineConfig
@@ -57,8 +58,12 @@ def _read(body: msgspec.Raw, expected: type[T], pixels: Sequence[bytes]) -> T:
     return msgspec.msgpack.decode(body, type=expected, dec_hook=picture)
 
 
-def _step_type(kind: AnyKind) -> Any:
-    return GenericAlias(tuple, (GenericAlias(list, (kind.event,)), kind.stats))
+def _operation_of(event: Event) -> AnyOperation:
+    return next(one for one in OPERATIONS.values() if type(event) is one.event)
+
+
+def _step_type(events: AnyOperation, stats: AnyOperation) -> Any:
+    return GenericAlias(tuple, (GenericAlias(list, (events.event,)), stats.stats))
 
 
 class WorkerSpec(msgspec.Struct, frozen=True):
@@ -80,23 +85,23 @@ class WorkerSpec(msgspec.Struct, frozen=True):
 class Submit(msgspec.Struct, tag="submit", frozen=True, omit_defaults=True):
     """A request."""
 
-    kind: str
+    operation: str
     body: msgspec.Raw
     pixels: tuple[bytes, ...] = ()
     """The pixels of its pictures, after its arrival."""
 
     @classmethod
     def of(cls, request: Request[Any]) -> Self:
-        return cls(kind_of(request).name, _body(request))
+        return cls(operation_of(request).name, _body(request))
 
     def read(self) -> Request[Any]:
         """The request.
 
         Raises:
-            ValidationError, DecodeError: the body is not a request of its kind.
-            KeyError: there is no such kind.
+            ValidationError, DecodeError: the body is not a request for that operation.
+            KeyError: there is no such operation.
         """
-        return _read(self.body, KINDS[self.kind].request, self.pixels)
+        return _read(self.body, OPERATIONS[self.operation].request, self.pixels)
 
     def request_id(self) -> str | None:
         """The request's id, if it can be found in a body that cannot be read."""
@@ -190,16 +195,16 @@ class Found(msgspec.Struct, tag="found", frozen=True):
 class Ready(msgspec.Struct, tag="ready", frozen=True):
     """Says that the model is loaded, with its info."""
 
-    kind: str
+    operation: str
     body: msgspec.Raw
 
     @classmethod
     def of(cls, info: Info) -> Self:
-        return cls(kind_of(info).name, _body(info))
+        return cls(operation_of(info).name, _body(info))
 
     def read(self) -> Info:
         """The info. Raises as `Submit.read` does."""
-        info: Info = _read(self.body, KINDS[self.kind].info, ())
+        info: Info = _read(self.body, OPERATIONS[self.operation].info, ())
         return info
 
 
@@ -210,21 +215,28 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
 
 
 class Step(msgspec.Struct, tag="step", frozen=True, omit_defaults=True):
-    """One step's events and statistics."""
+    """One step's statistics and its events of one operation."""
 
-    kind: str
+    operation: str
+    """The operation of the events."""
+    stats: str
+    """The operation of the statistics."""
     body: msgspec.Raw
     pixels: tuple[bytes, ...] = ()
     """The pixels of its pictures, after its arrival."""
 
     @classmethod
     def of(cls, events: Sequence[Event], stats: Stats) -> Self:
-        return cls(kind_of(stats).name, _body((events, stats)))
+        own = operation_of(stats)
+        of_events = own if not events or type(events[0]) is own.event else _operation_of(events[0])
+        return cls(of_events.name, own.name, _body((events, stats)))
 
     def read(self) -> tuple[list[Event], Stats]:
         """Events and statistics. Raises as `Submit.read` does."""
         found: tuple[list[Event], Stats] = _read(
-            self.body, _step_type(KINDS[self.kind]), self.pixels
+            self.body,
+            _step_type(OPERATIONS[self.operation], OPERATIONS[self.stats]),
+            self.pixels,
         )
         return found
 

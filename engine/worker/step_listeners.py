@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from engine.contract.kinds import AnyKind, Kind, kind_of
+from engine.contract.operations import AnyOperation, Operation
 from engine.contract.request import Stats, StatsT
 
 
@@ -11,15 +11,18 @@ class StepListeners:
     """The listeners of one client. Used on the event loop only."""
 
     def __init__(self) -> None:
-        self._listeners: list[tuple[AnyKind, Callable[[str, Any], None]]] = []
+        self._listeners: list[tuple[AnyOperation, Callable[[str, Any], None]]] = []
 
-    def add(self, kind: Kind[Any, StatsT, Any], listener: Callable[[str, StatsT], None]) -> None:
-        """Call `listener` with (model, stats) after every step of a model of that kind."""
-        self._listeners.append((kind, listener))
+    def add(
+        self, operation: Operation[Any, StatsT, Any], listener: Callable[[str, StatsT], None]
+    ) -> None:
+        """Call `listener` with (model, stats) after every step of a model that offers the
+        operation."""
+        self._listeners.append((operation, listener))
 
     def tell(self, model: str, stats: Stats) -> None:
         """Report a step of that model to its listeners."""
-        kind = kind_of(stats)
-        for heard, listener in self._listeners:
-            if heard is kind:
-                listener(model, stats)
+        for operation, listener in self._listeners:
+            heard = operation.stats_among(stats)
+            if heard is not None:
+                listener(model, heard)

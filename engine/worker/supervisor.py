@@ -17,8 +17,9 @@ import structlog
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
 from engine.contract.gpus import command_on, device_of_account
-from engine.contract.kinds import AnyKind, kind_of
+from engine.contract.kinds import Kind, kind_of
 from engine.contract.model_spec import ModelSpec
+from engine.contract.operations import operation_of
 from engine.contract.request import EventT, Info, Request, Stats
 from engine.contract.settings import EngineConfig
 from engine.contract.status import ModelStatus, Phase
@@ -138,7 +139,7 @@ class Supervisor:
         return self._left.is_set()
 
     @property
-    def kind(self) -> AnyKind | None:
+    def kind(self) -> Kind | None:
         """The model's kind; None until it was ready for the first time."""
         return None if self.info is None else kind_of(self.info)
 
@@ -153,14 +154,14 @@ class Supervisor:
         """Send a request to the worker.
 
         Raises:
-            InvalidParameter: the model is of another kind than the request.
+            InvalidParameter: the model does not offer what the request asks for.
             ModelUnloading: the model is being unloaded.
             ModelNotReady: there is no worker that could take the request now.
         """
         info = self._ready_info()
-        kind = kind_of(info)
-        if kind_of(request) is not kind:
-            raise InvalidParameter(f"model {self.spec.name!r} makes {kind.makes}", param="model")
+        if operation_of(request).info_among(info) is None:
+            makes = " and ".join(operation_of(one).makes for one in (info, *info.parts))
+            raise InvalidParameter(f"model {self.spec.name!r} makes {makes}", param="model")
         frames = messages.frames_of(messages.Submit.of(request))
         # Not before it could be written: a stream without a request would never end.
         stream = self._streams.open(request)

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-from engine.contract.kinds import AnyKind
+from engine.contract.operations import AnyOperation
 from server.http.errors import ErrorShape
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
@@ -28,7 +28,7 @@ class Dialect:
 
     router: APIRouter
     failures: tuple[str, ErrorShape] | None = None
-    bodies: Mapping[type[BaseModel], AnyKind]
+    bodies: Mapping[type[BaseModel], AnyOperation]
 
 
 def responses(

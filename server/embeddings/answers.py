@@ -39,7 +39,9 @@ async def embeddings_answer(body: EmbeddingsRequest, embedded: Embedded) -> byte
         body, embedded, lambda index, written: Embedding(index=index, embedding=written)
     )
     model, usage = embedded.request.model, _usage(embedded)
-    return msgspec.json.encode(EmbeddingsAnswer(data=data, model=model, usage=usage))
+    return msgspec.json.encode(
+        EmbeddingsAnswer(data=data, model=model, pooling=embedded.pooling, usage=usage)
+    )
 
 
 async def pooling_answer(body: PoolingRequest, embedded: Embedded) -> bytes:

@@ -31,6 +31,7 @@ class Embedded:
 
     request: EmbeddingRequest
     events: Sequence[EmbeddingEvent]
+    pooling: str
 
     @property
     def num_tokens(self) -> int:

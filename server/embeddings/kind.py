@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from engine.contract.embed import EmbeddingModelInfo
-from engine.contract.kinds import EMBEDDING
+from engine.contract.operations import EMBED
 from engine.contract.settings import EngineConfig
 from server.http.admission import Places
 from server.http.item_metrics import ItemMetrics, ItemNames
@@ -65,7 +65,7 @@ def _first_question(model: str) -> FirstQuestion:
 
 
 SERVED_EMBEDDINGS = ServedKind(
-    kind=EMBEDDING,
+    kind=EMBED,
     deed="makes embeddings",
     routes="/v1/embeddings, /v1/rerank or /v1/score",
     routers=("server.routes.embeddings:router", "server.routes.scores:router"),
@@ -81,6 +81,6 @@ SERVED_EMBEDDINGS = ServedKind(
     places=_places,
     fill_in=_fill_in,
     card=_card,
-    metrics=partial(ItemMetrics, EMBEDDING, _METRICS),
+    metrics=partial(ItemMetrics, EMBED, _METRICS),
     first_question=_first_question,
 )

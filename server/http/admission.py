@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.contract.kinds import AnyKind
+from engine.contract.operations import AnyOperation
 from engine.errors import Draining, QueueFull
 from server.http.lifecycle import Lifecycle
 
@@ -70,7 +70,7 @@ class Admission:
     def __init__(
         self,
         lifecycle: Lifecycle,
-        places: Callable[[AnyKind, str], Places],
+        places: Callable[[AnyOperation, str], Places],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -86,7 +86,7 @@ class Admission:
         """Number of places taken at one model, or at all models."""
         return sum(self._in_flight.values()) if model is None else self._in_flight.get(model, 0)
 
-    def admit(self, kind: AnyKind, model: str, num_more: int = 1) -> Lease:
+    def admit(self, kind: AnyOperation, model: str, num_more: int = 1) -> Lease:
         """Take places for a request to a model of that kind.
 
         A request for more places than the limit enters once nothing else is in flight.
@@ -112,7 +112,7 @@ class Admission:
         return Lease(self, model, num_more)
 
     async def admit_later(
-        self, kind: AnyKind, model: str, num_more: int, patience_s: float
+        self, kind: AnyOperation, model: str, num_more: int, patience_s: float
     ) -> Lease:
         """Like `admit`, for work that follows other work: wait while too much is in flight.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from engine.contract.kinds import AnyKind
+from engine.contract.operations import AnyOperation
 from engine.contract.request import Event, Stats
 from engine.worker.client import EngineClient
 from server.http.model_metrics import (
@@ -66,7 +66,7 @@ class ItemMetrics(KindMetrics["_ModelMetrics"]):
 
     def __init__(
         self,
-        kind: AnyKind,
+        kind: AnyOperation,
         names: ItemNames,
         registry: CollectorRegistry,
         engine: EngineClient,

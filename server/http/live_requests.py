@@ -9,7 +9,8 @@ from weakref import WeakValueDictionary
 
 from starlette.requests import Request
 
-from engine.contract.kinds import AnyKind
+from engine.contract.kinds import kind_for
+from engine.contract.operations import AnyOperation
 from server.http.owner import Owner, owner_of
 
 
@@ -77,12 +78,12 @@ class LiveRequests:
     def __init__(self) -> None:
         self._runs: WeakValueDictionary[str, LiveRun] = WeakValueDictionary()
 
-    def add(self, run: LiveRun, request: Request, *, kind: AnyKind, model: str) -> None:
+    def add(self, run: LiveRun, request: Request, *, operation: AnyOperation, model: str) -> None:
         """List a request that the engine has, or is about to get."""
         run.label = Label(
             id=run.id,
             request_id=request.state.request_id,
-            kind=kind.name,
+            kind=kind_for(operation).name,
             model=model,
             created=int(time.time()),
             owner=owner_of(request),

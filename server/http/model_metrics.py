@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from engine.contract.kinds import Kind
+from engine.contract.operations import Operation
 from engine.contract.request import AdaptableInfo
 from engine.errors import RequestAborted, RequestError
 from engine.worker.client import EngineClient
@@ -91,7 +91,7 @@ class QueueGauges(Collector):
     def __init__(
         self,
         engine: EngineClient,
-        kind: Kind[Any, Any, Any],
+        kind: Operation[Any, Any, Any],
         subsystem: str,
         running: str,
         waiting: str,
@@ -106,8 +106,12 @@ class QueueGauges(Collector):
 
     def collect(self) -> Iterator[Metric]:
         gauges = running, waiting = self._gauges()
+        made_for = self._engine.made_for(self._kind)
         for info in self._engine.infos(self._kind):
-            stats = self._kind.own_stats(self._engine.stats(info.model)) or self._kind.stats()
+            stats = self._kind.stats_among(self._engine.stats(info.model))
+            if stats is None and info not in made_for:
+                continue  # nobody has asked it for that yet
+            stats = stats or self._kind.stats()
             running.add_metric([info.model], stats.num_running)
             waiting.add_metric([info.model], stats.num_waiting)
         return iter(gauges)
@@ -177,7 +181,7 @@ class AdapterMetrics(Generic[SeriesT, AdaptableT]):
     def __init__(
         self,
         engine: EngineClient,
-        kind: Kind[Any, Any, AdaptableT],
+        kind: Operation[Any, Any, AdaptableT],
         create: Callable[[str, str], SeriesT],
     ) -> None:
         self._engine = engine

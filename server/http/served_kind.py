@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
-from engine.contract.kinds import Kind
+from engine.contract.operations import Operation
 from engine.contract.request import InfoT
 from engine.contract.settings import EngineConfig
 from engine.worker.client import EngineClient
@@ -58,7 +58,7 @@ class MakesMetrics(Protocol[MadeT]):
 class ServedKind(Generic[InfoT, MetricsT]):
     """How the server speaks of models of one kind, admits their requests and describes them."""
 
-    kind: Kind[Any, Any, InfoT]
+    kind: Operation[Any, Any, InfoT]
     deed: str
     """What such a model does, to follow its name in a sentence."""
     routes: str

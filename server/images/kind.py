@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.contract.draw import DenoisingFacts, ImageModelInfo
-from engine.contract.kinds import IMAGE
+from engine.contract.operations import DRAW
 from engine.contract.settings import EngineConfig
 from server.http.admission import Places
 from server.http.schemas import variant
@@ -68,7 +68,7 @@ def _first_question(model: str) -> FirstQuestion:
 
 
 SERVED_IMAGES = ServedKind(
-    kind=IMAGE,
+    kind=DRAW,
     deed="draws images",
     routes="/v1/images/generations or /v1/images/edits",
     routers=("server.routes.images:router", "server.routes.images:form_router"),

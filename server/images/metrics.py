@@ -12,7 +12,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Histogram
 
 from engine.contract.draw import ImageEvent, ImageRequest, ImageStats
-from engine.contract.kinds import IMAGE
+from engine.contract.operations import DRAW
 from engine.worker.client import EngineClient
 from server.http.model_metrics import (
     ADAPTER,
@@ -100,18 +100,18 @@ class ImageMetrics(KindMetrics["_ModelMetrics"]):
     ) -> None:
         factory = MetricFactory(registry, "image")
         metrics = _Metrics(factory)
-        self._adapters = AdapterMetrics(engine, IMAGE, partial(_OneAdapter, metrics=metrics))
+        self._adapters = AdapterMetrics(engine, DRAW, partial(_OneAdapter, metrics=metrics))
         super().__init__(factory, partial(_ModelMetrics, metrics=metrics), clock, self._adapters)
         registry.register(
             QueueGauges(
                 engine,
-                IMAGE,
+                DRAW,
                 "image",
                 running="Images in a stage or being decoded.",
                 waiting="Images waiting for their first step.",
             )
         )
-        engine.steps.add(IMAGE, self.on_step)
+        engine.steps.add(DRAW, self.on_step)
 
     def meter(self, model: str) -> ImageMeter:
         """Start measuring a request. `model` is a served model's id, never text from a client."""

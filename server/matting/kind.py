@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from engine.contract.kinds import MATTING
 from engine.contract.matte import MattingModelInfo
+from engine.contract.operations import MATTE
 from server.http.item_metrics import ItemMetrics, ItemNames
 from server.http.served_kind import FirstQuestion, ServedKind
 from server.images.kind import image_places
@@ -41,7 +41,7 @@ def _card(info: MattingModelInfo) -> MattingModelCard:
 
 
 SERVED_MATTING = ServedKind(
-    kind=MATTING,
+    kind=MATTE,
     deed="removes backgrounds",
     routes="/v1/images/matte",
     routers=("server.routes.matting:router",),
@@ -51,7 +51,7 @@ SERVED_MATTING = ServedKind(
     places=image_places,
     fill_in=_fill_in,
     card=_card,
-    metrics=partial(ItemMetrics, MATTING, _METRICS),
+    metrics=partial(ItemMetrics, MATTE, _METRICS),
     first_question=lambda model: FirstQuestion(
         words=("cutout", "image.png", "-o", "image-cutout.png")
     ),

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
-from engine.contract.kinds import KINDS
 from engine.contract.model_spec import ModelSpec, settings_of_clients, settings_of_models
 from engine.contract.request import Info
 from engine.contract.status import ModelStatus
@@ -170,7 +169,7 @@ class ModelLibrary:
         if self._settings.enable_runtime_loading:
             specs = {s.name: s for s in await asyncio.to_thread(self._loadable.specs)}
         statuses = {status.model: status for status in self._engine.statuses()}
-        infos = {info.model: info for kind in KINDS.values() for info in self._engine.infos(kind)}
+        infos = {info.model: info for info in self._engine.models()}
         return [
             LibraryEntry(
                 name=name,

@@ -47,6 +47,6 @@ async def answer_embeddings(
     async def work() -> bytes:
         ids_of = await token_ids(inputs, info, await state.texts.get(info), keep)
         asked = embedding_request(run.id, ids_of, info, dimensions, exchange.priority)
-        return await write(Embedded(asked, await run.answers(asked)))
+        return await write(Embedded(asked, await run.answers(asked), info.pooling))
 
     return await exchange.answer(run, work())

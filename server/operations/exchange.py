@@ -9,7 +9,7 @@ from fastapi import Request, Response
 
 from engine.contract.request import InfoT
 from engine.contract.settings import EngineConfig
-from server.catalog import config_of, find_of_kind
+from server.catalog import config_of, find_offering
 from server.http.admission import Lease
 from server.http.engine_run import EngineRun, new_id
 from server.http.item_metrics import ItemMetrics
@@ -80,7 +80,7 @@ class Exchange(Generic[InfoT, MetricsT]):
         """
         headers = report_ignored_fields(request, sent or body)
         if info is None and served.default_model is None:
-            info = find_of_kind(state.engine, served.kind, body.model)
+            info = find_offering(state.engine, served.kind, body.model)
         elif info is None:
             finding = state.first_use.find(served.kind, body.model)
             info = await until_disconnect(request.receive, finding)
@@ -122,7 +122,9 @@ class Exchange(Generic[InfoT, MetricsT]):
         """
         lease = self.state.admission.admit(self.served.kind, self.info.model, num_places)
         run = create(lease)
-        self.state.live_requests.add(run, self.request, kind=self.served.kind, model=self.info.name)
+        self.state.live_requests.add(
+            run, self.request, operation=self.served.kind, model=self.info.name
+        )
         return run
 
     async def reply(

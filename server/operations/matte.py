@@ -4,8 +4,8 @@ import asyncio
 
 from fastapi import Request, Response
 
-from engine.contract.kinds import MATTING
 from engine.contract.matte import MattingEvent
+from engine.contract.operations import MATTE
 from server.http.item_run import ItemRun
 from server.http.shape import encode
 from server.matting.convert import drop_files, encoded, matte_answer, matting_request
@@ -65,8 +65,8 @@ async def create_cutter(state: AppState, num_images: int, priority: int) -> Cutt
     Raises:
         EngineError: there is no matting model, or no place.
     """
-    info = await state.first_use.find(MATTING, None)
-    places = [state.admission.admit(MATTING, info.model) for _ in range(num_images)]
+    info = await state.first_use.find(MATTE, None)
+    places = [state.admission.admit(MATTE, info.model) for _ in range(num_images)]
     metrics = state.metrics.of(SERVED_MATTING)
     return Cutter(state.engine, metrics, info.model, priority, places)
 

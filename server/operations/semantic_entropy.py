@@ -5,9 +5,9 @@ from contextlib import aclosing
 from functools import partial
 
 from engine.contract.embed import EmbeddingEvent, EmbeddingModelInfo
-from engine.contract.kinds import EMBEDDING
+from engine.contract.operations import EMBED
 from engine.errors import EngineError, InvalidParameter, RequestAborted, RequestError
-from server.catalog import find_of_kind
+from server.catalog import find_offering, served_names
 from server.embeddings.convert import embedding_request, token_ids
 from server.embeddings.inputs import Inputs
 from server.embeddings.kind import SERVED_EMBEDDINGS
@@ -70,7 +70,10 @@ def semantic_judge(body: ChatCompletionRequest, state: AppState) -> Judge | None
 
 def _find(body: ChatCompletionRequest, state: AppState) -> EmbeddingModelInfo:
     try:
-        return find_of_kind(state.engine, EMBEDDING, body.embedding_model)
+        if not body.embedding_model and not served_names(state.engine, EMBED, only_made_for=True):
+            # A text model would do only if it is asked for: its embeddings compare less well.
+            raise InvalidParameter(SERVED_EMBEDDINGS.nothing_served)
+        return find_offering(state.engine, EMBED, body.embedding_model)
     except RequestError as error:
         raise InvalidParameter(
             f"semantic_entropy needs an embedding model to compare answers: {error.message}",
@@ -83,7 +86,7 @@ async def _embeddings(
 ) -> list[bytes]:
     if not texts:
         return []
-    lease = await state.admission.admit_later(EMBEDDING, info.model, len(texts), PATIENCE_S)
+    lease = await state.admission.admit_later(EMBED, info.model, len(texts), PATIENCE_S)
     meter = state.metrics.of(SERVED_EMBEDDINGS).meter(info.model)
     run: ItemRun[EmbeddingEvent] = ItemRun(new_id("embd"), state.engine, meter, lease)
     async with aclosing(run):

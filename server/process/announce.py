@@ -93,12 +93,12 @@ class Announcer:
             await asyncio.sleep(_POLL_S)
 
     def _first_questions(self) -> list[str]:
-        """Shell lines for the first model of each kind, as far as there are models."""
+        """Shell lines for the first model made for each operation, as far as there are models."""
         with_key = bool(self._settings.read_api_keys())
         questions = [
             served.first_question(info.model)
-            for kind, served in SERVED.items()
-            for info in self._engine.infos(kind)[:1]
+            for operation, served in SERVED.items()
+            for info in self._engine.made_for(operation)[:1]
         ]
         lines = [shell_line(self._listener, question, with_key=with_key) for question in questions]
         return [line for line in lines if line is not None]

@@ -111,6 +111,8 @@ class EmbeddingsAnswer:
     object: Literal["list"] = "list"
     data: list[Embedding]
     model: str
+    pooling: str
+    """How the states of an input's tokens became one embedding: mean, cls, max or last."""
     usage: EmbeddingUsage
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from fastapi import APIRouter
 
-from engine.contract.kinds import kind_of
+from engine.contract.operations import operation_of
 from engine.contract.request import Info
 from server.catalog import find_any_model
 from server.dependencies import ModelId, StateDep
@@ -26,7 +26,7 @@ class ModelList:
 @router.get("/v1/models", summary="List the models", responses=error_answers(401))
 async def list_models(state: StateDep) -> ModelList:
     """Lists the models that requests can use now; `/ready` also shows models that are loading."""
-    infos = [info for kind in SERVED for info in state.engine.infos(kind)]
+    infos = [info for operation in SERVED for info in state.engine.made_for(operation)]
     named = [info.named(name) for info in infos for name in info.names]
     return ModelList(data=[_card(info) for info in named if info is not None])
 
@@ -42,5 +42,5 @@ async def get_model(model_id: ModelId, state: StateDep) -> AnyCard:
 
 
 def _card(info: Info) -> AnyCard:
-    card: AnyCard = SERVED[kind_of(info)].card(info)
+    card: AnyCard = SERVED[operation_of(info)].card(info)
     return card

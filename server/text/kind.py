@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.contract.generate import ModelInfo
-from engine.contract.kinds import TEXT
+from engine.contract.operations import GENERATE
 from engine.contract.settings import EngineConfig
 from server.http.admission import Places
 from server.http.schemas import integer_items, variant
@@ -69,7 +69,7 @@ def _first_question(model: str) -> FirstQuestion:
 
 
 SERVED_TEXT = ServedKind(
-    kind=TEXT,
+    kind=GENERATE,
     deed="writes text",
     routes="/v1/chat/completions or /v1/completions",
     routers=(

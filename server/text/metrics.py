@@ -13,7 +13,8 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter
 
 from engine.contract.generate import DraftCounts, DrafterName, EngineStats, TokenEvent
-from engine.contract.kinds import TEXT
+from engine.contract.kinds import kind_for
+from engine.contract.operations import GENERATE
 from engine.contract.request import FinishReason
 from engine.worker.client import EngineClient
 from server.http.model_metrics import (
@@ -136,13 +137,18 @@ class TextMetrics(KindMetrics["_ModelMetrics"]):
     ) -> None:
         factory = MetricFactory(registry)
         self._metrics = _Metrics(factory)
-        self._adapters = AdapterMetrics(engine, TEXT, partial(_OneAdapter, metrics=self._metrics))
+        self._adapters = AdapterMetrics(
+            engine, GENERATE, partial(_OneAdapter, metrics=self._metrics)
+        )
         create = partial(_ModelMetrics, metrics=self._metrics)
         super().__init__(factory, create, clock, self._adapters)
         for status in engine.statuses():
-            if status.kind in (TEXT.name, None):  # the kind is not known before a model is loaded
+            if status.kind in (
+                kind_for(GENERATE).name,
+                None,
+            ):  # the kind is not known before a model is loaded
                 self._of(status.model)
-        engine.steps.add(TEXT, self.on_step)
+        engine.steps.add(GENERATE, self.on_step)
 
     def meter(self, model: str, adapter: str | None = None) -> RequestMeter:
         """Start measuring a request. `model` is a served model's id, never text from a client."""

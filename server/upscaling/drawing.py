@@ -18,7 +18,7 @@ from engine.contract.draw import (
     ImageTask,
 )
 from engine.contract.enlarge import UpscaleEvent
-from engine.contract.kinds import IMAGE
+from engine.contract.operations import DRAW
 from engine.contract.pixels import Pixels
 from engine.contract.request import FinishReason
 from engine.errors import InvalidParameter, UnsupportedFeature
@@ -41,7 +41,7 @@ _TILING_FIELDS = ("tile", "overlap", "exact")
 
 def drawing_model(engine: EngineClient, name: str | None) -> ImageModelInfo | None:
     """The image model of that id, if it enlarges images."""
-    named = [info.named(name) for info in engine.infos(IMAGE)] if name else []
+    named = [info.named(name) for info in engine.infos(DRAW)] if name else []
     return next((info for info in named if info is not None and _tasks(info)), None)
 
 

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from engine.contract.enlarge import UpscaleModelInfo
-from engine.contract.kinds import UPSCALE
+from engine.contract.operations import ENLARGE
 from server.http.item_metrics import ItemMetrics, ItemNames
 from server.http.schemas import variant
 from server.http.served_kind import FirstQuestion, ServedKind
@@ -47,7 +47,7 @@ def _card(info: UpscaleModelInfo) -> UpscaleModelCard:
 
 
 SERVED_UPSCALING = ServedKind(
-    kind=UPSCALE,
+    kind=ENLARGE,
     deed="enlarges images",
     routes="/v1/images/upscale",
     routers=("server.routes.upscaling:router",),
@@ -57,7 +57,7 @@ SERVED_UPSCALING = ServedKind(
     places=image_places,
     fill_in=_fill_in,
     card=_card,
-    metrics=partial(ItemMetrics, UPSCALE, _METRICS),
+    metrics=partial(ItemMetrics, ENLARGE, _METRICS),
     first_question=lambda model: FirstQuestion(
         words=("upscale", "image.png", "-o", "image-large.png")
     ),

@@ -1,5 +1,7 @@
 """Embedding models in a real server, beside a text model, asked by the official client."""
 
+import json
+
 import httpx
 import numpy as np
 import openai
@@ -76,8 +78,6 @@ def test_each_model_has_its_routes(client):
         client.chat.completions.create(
             model=MINILM, messages=[{"role": "user", "content": "hi"}], max_tokens=1
         )
-    with pytest.raises(openai.BadRequestError, match="model tiny writes text"):
-        client.embeddings.create(model="tiny", input="hi")
     with pytest.raises(openai.BadRequestError) as caught:
         embed(client, "short", "word " * 400)
     assert caught.value.code == "context_length_exceeded"
@@ -94,6 +94,25 @@ def test_a_client_that_leaves_is_not_served_to_the_end(server, client):
     cancelled = server.metric("tandem_embedding_inputs_total", outcome="cancelled")
     done = server.metric("tandem_embedding_inputs_total", outcome="completed")
     assert cancelled > 0 and cancelled + done >= 1500
+
+
+def test_a_text_model_embeds_with_the_weights_that_it_has(start_server, tiny_llama):
+    folder = str(tiny_llama())
+    embedder = {"ref": folder, "name": "embedder", "settings": {"kind": "embedding"}}
+    server = start_server("--model", f"tiny={folder}", "--model", json.dumps(embedder))
+    texts = ["hello", "a text of some more words", "hi"]
+    answers = [
+        httpx.post(f"{server.url}/v1/embeddings", json={"model": model, "input": texts}).json()
+        for model in ("tiny", "embedder")
+    ]
+    assert [answer["pooling"] for answer in answers] == ["last", "last"]
+    own, alone = ([one["embedding"] for one in answer["data"]] for answer in answers)
+    np.testing.assert_allclose(own, alone, atol=1e-5)
+    unnamed = httpx.post(f"{server.url}/v1/embeddings", json={"input": "hi"}).json()
+    assert unnamed["model"] == "embedder"
+    said = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 2})
+    assert said.json()["usage"]["completion_tokens"] == 2
+    assert server.metric("tandem_embedding_inputs_total", outcome="completed") == 7
 
 
 def test_a_text_model_that_was_asked_to_embeds(start_server, tiny_llama):

@@ -1,13 +1,14 @@
 """A third kind of model, only for tests: it answers texts with themselves, in capitals.
 
-As a program it is the worker of such a model: the real loop, and one more row in the table of
-kinds.
+As a program it is the worker of such a model: the real loop, with a row more in the tables of
+operations and of kinds.
 """
 
 import os
 from dataclasses import dataclass, replace
 
 from engine.contract.kinds import KINDS, Kind
+from engine.contract.operations import OPERATIONS, Operation
 from engine.contract.request import Event, FinishReason, Info, Request, TurnStats
 from engine.contract.status import Phase
 from engine.contract.worker_settings import WorkerSettings
@@ -95,13 +96,17 @@ def load_engine(checkpoint, model, config, host):
     return TurnsEngine(EchoWork(), TurnLimits(max_num_queued=99)), info
 
 
-ECHO = Kind(
+ECHO = Operation(
     name="echo",
     makes="echoes",
     request=EchoRequest,
     event=EchoEvent,
     stats=EchoStats,
     info=EchoInfo,
+)
+ECHO_KIND = Kind(
+    name="echo",
+    operations=(ECHO,),
     settings=WorkerSettings,
     layouts=("folder",),
     recognise="echo_kind:is_echo",
@@ -114,7 +119,8 @@ ECHO = Kind(
 if __name__ == "__main__":
     import echo_kind  # by the name that its row gives it
 
-    KINDS[echo_kind.ECHO.name] = echo_kind.ECHO
+    OPERATIONS[echo_kind.ECHO.name] = echo_kind.ECHO
+    KINDS[echo_kind.ECHO_KIND.name] = echo_kind.ECHO_KIND
     from engine.worker.loop import main
 
     os._exit(main())

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
-from engine.contract.kinds import Kind
 from engine.contract.model_spec import ModelSpec
+from engine.contract.operations import Operation
 from engine.contract.rejection import rejection
 from engine.contract.request import Event, EventT, Info, InfoT, Request, Stats
 from engine.contract.settings import EngineConfig
@@ -69,8 +69,15 @@ class InProcessEngineClient:
     def config(self, model: str) -> EngineConfig | None:
         return self._config if model == self._info.model else None
 
-    def infos(self, kind: Kind[Any, Any, InfoT]) -> list[InfoT]:
-        return [self._info] if isinstance(self._info, kind.info) else []
+    def models(self) -> list[Info]:
+        return [self._info]
+
+    def made_for(self, operation: Operation[Any, Any, InfoT]) -> list[InfoT]:
+        return [info for info in self.models() if isinstance(info, operation.info)]
+
+    def infos(self, operation: Operation[Any, Any, InfoT]) -> list[InfoT]:
+        info = operation.info_among(self._info)
+        return [] if info is None else [info]
 
     def statuses(self) -> list[ModelStatus]:
         return [ModelStatus(model=self._info.model, phase=self._phase)]

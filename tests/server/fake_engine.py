@@ -21,8 +21,8 @@ from engine.contract.generate import (
     TokenEvent,
     TokenLogprob,
 )
-from engine.contract.kinds import Kind
 from engine.contract.model_spec import ModelSpec
+from engine.contract.operations import Operation
 from engine.contract.request import FinishReason, Info, InfoT, Stats
 from engine.contract.settings import EngineConfig
 from engine.contract.status import ModelStatus, Phase
@@ -207,12 +207,15 @@ class FakeEngineClient:
         stream.task = asyncio.get_running_loop().create_task(self._write(stream, self.failure))
         return stream
 
-    def infos(self, kind: Kind[Any, Any, InfoT]) -> list[InfoT]:
-        return [
-            info
-            for info in self.served.values()
-            if isinstance(info, kind.info) and self._statuses[info.model].phase is Phase.READY
-        ]
+    def models(self) -> list[Info]:
+        ready = [name for name, status in self._statuses.items() if status.phase is Phase.READY]
+        return [info for info in self.served.values() if info.model in ready]
+
+    def made_for(self, operation: Operation[Any, Any, InfoT]) -> list[InfoT]:
+        return [info for info in self.models() if isinstance(info, operation.info)]
+
+    def infos(self, operation: Operation[Any, Any, InfoT]) -> list[InfoT]:
+        return [info for one in self.models() if (info := operation.info_among(one)) is not None]
 
     def statuses(self) -> list[ModelStatus]:
         return list(self._statuses.values())

@@ -22,7 +22,7 @@ from engine.contract.draw import (
     ImageTask,
 )
 from engine.contract.generate import ModelInfo
-from engine.contract.kinds import IMAGE, TEXT
+from engine.contract.operations import DRAW, GENERATE
 from engine.contract.pixels import Pixels
 from engine.contract.request import FinishReason
 from engine.contract.status import ModelStatus, Phase
@@ -135,12 +135,12 @@ class FakeImageEngine(FakeEngineClient):
             self.served.clear()
             self._statuses.clear()
         for name in self.served:
-            self._statuses[name] = replace(self._statuses[name], kind=TEXT.name)
+            self._statuses[name] = replace(self._statuses[name], kind=GENERATE.name)
         phase = Phase.READY if ready else Phase.LOADING
         for info in given:
             if isinstance(info, ImageModelInfo):
                 self.served[info.model] = info
-                status = ModelStatus(model=info.model, phase=phase, kind=IMAGE.name)
+                status = ModelStatus(model=info.model, phase=phase, kind=DRAW.name)
                 self._statuses[info.model] = status
         self.step_s = step_s
         self.warnings: tuple[str, ...] = ()

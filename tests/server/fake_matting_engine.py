@@ -12,7 +12,6 @@ import numpy as np
 from fake_engine import Failure, model_info
 from fake_image_engine import FakeImageEngine
 
-from engine.contract.kinds import MATTING
 from engine.contract.matte import (
     MattingEvent,
     MattingModelInfo,
@@ -21,6 +20,7 @@ from engine.contract.matte import (
     MattingStats,
 )
 from engine.contract.model_spec import ModelSpec
+from engine.contract.operations import MATTE
 from engine.contract.pixels import Pixels
 from engine.contract.rejection import rejection
 from engine.contract.request import FinishReason, Info
@@ -66,7 +66,7 @@ class FakeMattingEngine(FakeImageEngine):
     def serve(self, info: Info) -> None:
         super().serve(info)
         if isinstance(info, MattingModelInfo):
-            status = ModelStatus(model=info.model, phase=Phase.READY, kind=MATTING.name)
+            status = ModelStatus(model=info.model, phase=Phase.READY, kind=MATTE.name)
             self._statuses[info.model] = status
 
     def submit(self, request: Any) -> Any:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from upscaling_nets import PlainNet, upscaling_engine
 
 from engine.contract.enlarge import UpscaleEvent, UpscaleModelInfo, UpscaleRequest
-from engine.contract.kinds import UPSCALE
+from engine.contract.operations import ENLARGE
 from engine.contract.status import ModelStatus, Phase
 from engine.errors import EngineDead
 from engine.worker.request_stream import RequestStream
@@ -62,7 +62,7 @@ class FakeUpscaleEngine(FakeEngineClient):
         for info in infos:
             self.serve(info)
             self._statuses[info.model] = ModelStatus(
-                model=info.model, phase=Phase.READY, kind=UPSCALE.name
+                model=info.model, phase=Phase.READY, kind=ENLARGE.name
             )
         self.make_info = lambda spec: upscaler_info(spec.name)
         self.upscale_requests: list[UpscaleRequest] = []
@@ -112,7 +112,7 @@ class FakeUpscaleEngine(FakeEngineClient):
                     stream.put(event)
                     if event.finish_reason is not None:
                         self.open.pop(event.request_id)
-            for info in self.infos(UPSCALE):
+            for info in self.infos(ENLARGE):
                 self.publish(info.model, stats)
 
 

@@ -16,6 +16,7 @@ from engine.contract.text_settings import TextSettings
 from engine.llm.drafts.drafter import Drafter
 from engine.llm.drafts.forced_drafts import ForcedDrafts
 from engine.llm.drafts.speculation import Speculation
+from engine.llm.embeddings import EngineWithEmbeddings, with_embeddings
 from engine.llm.engine import LLMEngine
 from engine.llm.runner.runner_factory import create_runner
 from engine.llm.scheduler import Scheduler
@@ -45,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 def load_engine(
     checkpoint: Checkpoint, model_id: str, intent: TextSettings, host: Host
-) -> tuple[LLMEngine, ModelInfo]:
+) -> tuple[EngineWithEmbeddings, ModelInfo]:
     """Load a checkpoint and serve it as `model_id`.
 
     Raises:
@@ -97,7 +98,7 @@ def load_engine(
             adapter_digests=adapters.digests,
             failed_adapters=adapters.failed,
         )
-    return engine, info
+    return with_embeddings(engine, info, weights.model, config, machine, host)
 
 
 def started_grammars(checkpoint: Checkpoint, model_config: ModelConfig) -> Grammars:

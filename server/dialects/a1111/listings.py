@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from engine.contract.kinds import IMAGE, UPSCALE
+from engine.contract.operations import DRAW, ENLARGE
 from server.dependencies import StateDep
 from server.dialects.a1111.shape import answers
 from server.dialects.a1111.titles import title_of
@@ -38,7 +38,7 @@ _REFRESHED = ("checkpoints", "embeddings", "loras", "vae")
 async def samplers(state: StateDep) -> list[dict[str, Any]]:
     """Lists the samplers of all image models, with their schedule types; aliases are our own
     names."""
-    facts = [info.denoising for info in state.engine.infos(IMAGE)]
+    facts = [info.denoising for info in state.engine.infos(DRAW)]
     names = {name: None for one in facts if one is not None for name in one.schedulers}
     return [
         {"name": " ".join(names_of(name)).strip(), "aliases": [name], "options": {}}
@@ -59,7 +59,7 @@ async def sd_models(state: StateDep) -> list[dict[str, Any]]:
             "filename": info.model,
             "config": None,
         }
-        for info in state.engine.infos(IMAGE)
+        for info in state.engine.infos(DRAW)
     ]
 
 
@@ -69,7 +69,7 @@ async def loras(state: StateDep) -> list[dict[str, Any]]:
     paths."""
     return [
         {"name": name, "alias": name, "path": "", "metadata": {"model": info.model}}
-        for info in state.engine.infos(IMAGE)
+        for info in state.engine.infos(DRAW)
         for name in info.adapters
     ]
 
@@ -103,8 +103,8 @@ async def latent_upscale_modes() -> list[dict[str, Any]]:
 @router.get("/sdapi/v1/upscalers", summary="List the upscalers", responses=answers([]))
 async def upscalers(state: StateDep) -> list[dict[str, Any]]:
     """Lists the upscalers that serve now, and those that are loaded on first use, without paths."""
-    scales: dict[str, int | None] = dict.fromkeys(state.first_use.offered(UPSCALE))
-    scales |= {info.model: info.scale for info in state.engine.infos(UPSCALE)}
+    scales: dict[str, int | None] = dict.fromkeys(state.first_use.offered(ENLARGE))
+    scales |= {info.model: info.scale for info in state.engine.infos(ENLARGE)}
     return [
         {
             "name": name,

@@ -6,7 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from engine.contract.kinds import IMAGE
+from engine.contract.kinds import kind_for
+from engine.contract.operations import DRAW
 from engine.errors import UnsupportedFeature
 from server.catalog import find_image_model
 from server.dependencies import StateDep
@@ -89,7 +90,7 @@ async def png_info(body: PngInfoRequest, request: Request, state: StateDep) -> d
     max_pixels = state.settings.max_image_input_pixels
     read = state.pictures.texts(body.image, "image", max_pixels=max_pixels)
     found = await until_disconnect(request.receive, read)
-    return await asyncio.to_thread(read_texts, found.texts, state.engine.infos(IMAGE))
+    return await asyncio.to_thread(read_texts, found.texts, state.engine.infos(DRAW))
 
 
 @router.get("/sdapi/v1/progress", summary="Progress", responses=answers({"progress": 0.5}))
@@ -125,7 +126,7 @@ async def interrupt(request: Request, state: StateDep) -> dict[str, Any]:
     """Cancels the oldest unfinished image request of the asking key. Its client gets a failure, not
     the unfinished image; `DELETE /v1/requests/{id}` cancels any request."""
     found = state.live_requests.of(owner_of(request))
-    oldest = next((run for label, run in found if label.kind == IMAGE.name), None)
+    oldest = next((run for label, run in found if label.kind == kind_for(DRAW).name), None)
     if oldest is not None:
         await oldest.cancel()
     return {}
@@ -151,7 +152,7 @@ async def set_options(body: OptionsRequest, state: StateDep) -> None:
 
 
 def _options(state: AppState) -> dict[str, Any]:
-    infos = state.engine.infos(IMAGE)
+    infos = state.engine.infos(DRAW)
     return {
         "sd_model_checkpoint": title_of(infos[0]) if infos else "",
         "samples_format": "png",

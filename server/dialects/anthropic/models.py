@@ -9,7 +9,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from engine.contract.generate import ModelInfo
-from engine.contract.kinds import TEXT
+from engine.contract.operations import GENERATE
 from server.catalog import find_model
 from server.dependencies import ModelId, StateDep
 from server.state import AppState
@@ -45,7 +45,7 @@ async def get_model(model_id: ModelId, state: StateDep) -> dict[str, Any]:
 
 def _infos(state: AppState) -> list[ModelInfo]:
     """One entry for each name that requests can use."""
-    named = [info.named(name) for info in state.engine.infos(TEXT) for name in info.names]
+    named = [info.named(name) for info in state.engine.infos(GENERATE) for name in info.names]
     return [info for info in named if info is not None]
 
 

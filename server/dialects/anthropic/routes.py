@@ -4,7 +4,7 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from engine.contract.kinds import TEXT
+from engine.contract.operations import GENERATE
 from server.dependencies import StateDep
 from server.dialects.anthropic import models
 from server.dialects.anthropic.convert import chat_body, count_body
@@ -55,5 +55,5 @@ async def count_message_tokens(
 ANTHROPIC = Dialect(
     router=router,
     failures=("/v1/messages", error_shape),
-    bodies={MessagesRequest: TEXT, CountTokensRequest: TEXT},
+    bodies={MessagesRequest: GENERATE, CountTokensRequest: GENERATE},
 )

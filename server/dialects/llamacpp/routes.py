@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from engine.contract.generate import ModelInfo
-from engine.contract.kinds import EMBEDDING, TEXT
+from engine.contract.kinds import kind_for
+from engine.contract.operations import EMBED, GENERATE
 from engine.errors import CapacityError
 from engine.version import __version__
 from server.catalog import config_of, find_model
@@ -134,7 +135,11 @@ def _running(info: ModelInfo, request: Request, state: AppState) -> list[dict[st
     busy = []
     for label, run in state.live_requests.of(owner_of(request)):
         progress = run.progress()
-        if label.kind == TEXT.name and label.model in info.names and progress.is_begun:
+        if (
+            label.kind == kind_for(GENERATE).name
+            and label.model in info.names
+            and progress.is_begun
+        ):
             left = (progress.num_results or 1) - (progress.num_finished or 0)
             one = {"id_task": label.id, "is_processing": True}
             busy += [one | {"n_decoded": progress.num_generated_tokens}] * left
@@ -158,8 +163,8 @@ async def _answer(
 LLAMACPP = Dialect(
     router=router,
     bodies={
-        LlamaCompletionRequest: TEXT,
-        LlamaInfillRequest: TEXT,
-        LlamaEmbeddingRequest: EMBEDDING,
+        LlamaCompletionRequest: GENERATE,
+        LlamaInfillRequest: GENERATE,
+        LlamaEmbeddingRequest: EMBED,
     },
 )

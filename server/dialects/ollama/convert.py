@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from engine.contract.kinds import EMBEDDING, TEXT
+from engine.contract.operations import EMBED, GENERATE
 from engine.contract.request import Info
 from engine.errors import UnsupportedFeature
 from engine.worker.client import EngineClient
@@ -34,7 +34,7 @@ def served_name(engine: EngineClient, name: str | None) -> str | None:
     """The id that a client means: Ollama's `name:latest` means `name`, unless a model has the
     longer name."""
     served = {status.model for status in engine.statuses()}
-    infos: list[Info] = [*engine.infos(TEXT), *engine.infos(EMBEDDING)]
+    infos: list[Info] = [*engine.made_for(GENERATE), *engine.made_for(EMBED)]
     served |= {each for info in infos for each in info.names}
     bare = (name or "").removesuffix(_DEFAULT_TAG)
     return bare if name not in served and bare in served else name

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from engine.contract.kinds import EMBEDDING, TEXT
+from engine.contract.operations import EMBED, GENERATE
 from engine.errors import InvalidParameter
 from engine.version import __version__
 from server.catalog import config_of, find_any_model, find_model
@@ -200,7 +200,8 @@ async def version() -> dict[str, str]:
 
 def _infos(state: AppState) -> list[AnyTextInfo]:
     """One entry for each name that requests can use."""
-    infos: list[AnyTextInfo] = [*state.engine.infos(TEXT), *state.engine.infos(EMBEDDING)]
+    made_for = state.engine.made_for
+    infos: list[AnyTextInfo] = [*made_for(GENERATE), *made_for(EMBED)]
     named = [info.named(name) for info in infos for name in info.names]
     return [info for info in named if info is not None]
 
@@ -209,9 +210,9 @@ OLLAMA = Dialect(
     router=router,
     failures=("/api/", error_shape),
     bodies={
-        OllamaChatRequest: TEXT,
-        OllamaGenerateRequest: TEXT,
-        OllamaEmbedRequest: EMBEDDING,
-        OllamaEmbeddingsRequest: EMBEDDING,
+        OllamaChatRequest: GENERATE,
+        OllamaGenerateRequest: GENERATE,
+        OllamaEmbedRequest: EMBED,
+        OllamaEmbeddingsRequest: EMBED,
     },
 )

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from echo_kind import ECHO, EchoEvent, EchoInfo, EchoRequest, EchoStats
+from echo_kind import ECHO, ECHO_KIND, EchoEvent, EchoInfo, EchoRequest, EchoStats
 
 from engine.contract.generate import GenerateRequest
-from engine.contract.kinds import IMAGE, KINDS, TEXT, kind_of
+from engine.contract.kinds import KINDS
 from engine.contract.model_spec import ModelSpec
+from engine.contract.operations import DRAW, GENERATE, OPERATIONS, operation_of
 from engine.contract.rejection import rejection
 from engine.contract.request import Stats
 from engine.contract.sampling_params import SamplingParams
@@ -42,7 +43,8 @@ def ask(request_id, *texts):
 
 @pytest.fixture
 def echo_row(monkeypatch):
-    monkeypatch.setitem(KINDS, ECHO.name, ECHO)
+    monkeypatch.setitem(OPERATIONS, ECHO.name, ECHO)
+    monkeypatch.setitem(KINDS, ECHO_KIND.name, ECHO_KIND)
 
 
 @pytest.fixture
@@ -54,9 +56,16 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def test_no_two_kinds_share_a_type_and_each_names_what_exists():
-    types = [t for k in KINDS.values() for t in (k.request, k.event, k.stats, k.info)]
+def test_no_two_operations_share_a_type():
+    types = [
+        t for one in OPERATIONS.values() for t in (one.request, one.event, one.stats, one.info)
+    ]
     assert len(set(types)) == len(types)
+
+
+def test_each_kind_is_made_for_an_operation_of_its_own_and_names_what_exists():
+    assert {kind.main for kind in KINDS.values()} == set(OPERATIONS.values())
+    assert len(KINDS) == len(OPERATIONS)
     for kind in KINDS.values():
         for name in filter(None, (kind.loader, kind.planner)):
             module, _, function = name.partition(":")
@@ -65,19 +74,19 @@ def test_no_two_kinds_share_a_type_and_each_names_what_exists():
             assert f"intent: {kind.settings.__name__}," in arguments
 
 
-def test_a_kind_is_told_by_type():
-    assert kind_of(TEXT_REQUEST) is TEXT
-    assert kind_of(IMAGE.stats()) is IMAGE
-    with pytest.raises(InternalError, match="Stats belongs to no kind"):
-        kind_of(Stats())
+def test_an_operation_is_told_by_type():
+    assert operation_of(TEXT_REQUEST) is GENERATE
+    assert operation_of(DRAW.stats()) is DRAW
+    with pytest.raises(InternalError, match="Stats belongs to no operation"):
+        operation_of(Stats())
 
 
 def test_a_kind_that_recognises_a_checkpoint_comes_before_those_that_take_the_rest(
     echo_row, folder, tmp_path
 ):
-    assert kind_of_checkpoint(Checkpoint("folder", folder, "m")) is ECHO
-    assert kind_of_checkpoint(Checkpoint("folder", tmp_path, "m")) is TEXT
-    assert kind_of_checkpoint(Checkpoint("diffusers", folder, "m")) is IMAGE
+    assert kind_of_checkpoint(Checkpoint("folder", folder, "m")) is ECHO_KIND
+    assert kind_of_checkpoint(Checkpoint("folder", tmp_path, "m")) is KINDS["text"]
+    assert kind_of_checkpoint(Checkpoint("diffusers", folder, "m")) is KINDS["image"]
 
 
 def test_models_that_a_configuration_names_are_fetched_for_the_kinds_that_use_them(tmp_path):
@@ -87,10 +96,10 @@ def test_models_that_a_configuration_names_are_fetched_for_the_kinds_that_use_th
         assert ref == "some/draft"
         return Checkpoint("folder", tmp_path, "draft")
 
-    found = with_fetched(config, TEXT, fetch)
+    found = with_fetched(config, KINDS["text"], fetch)
     assert found.speculative_model == str(tmp_path)
-    assert with_fetched(config, IMAGE, fetch) == config
-    assert with_fetched(EngineConfig(), TEXT, fetch) == EngineConfig()
+    assert with_fetched(config, KINDS["image"], fetch) == config
+    assert with_fetched(EngineConfig(), KINDS["text"], fetch) == EngineConfig()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +123,7 @@ def test_the_setting_is_blamed_for_a_further_model(tmp_path, ref, reason):
     with pytest.raises(
         ModelLoadError, match=rf"^speculative_model (cannot be used: )?{reason}"
     ) as refused:
-        with_fetched(config, TEXT, fetch)
+        with_fetched(config, KINDS["text"], fetch)
     assert refused.value.param == "speculative_model"
     assert str(tmp_path) not in refused.value.message
 
@@ -146,13 +155,13 @@ def test_failures_survive_the_border():
     assert (type(back), back.message, back.param) == (InvalidParameter, "too large", "size")
     assert type(Failure("of another version", "what").error()) is InternalError
     [event] = rejection(TEXT_REQUEST, error)
-    sent = messages.decode_from_worker(messages.encode(messages.Step.of([event], TEXT.stats())))
-    assert sent.read() == ([event], TEXT.stats())
+    sent = messages.decode_from_worker(messages.encode(messages.Step.of([event], GENERATE.stats())))
+    assert sent.read() == ([event], GENERATE.stats())
 
 
-@pytest.mark.parametrize("kind", ["image", "of another version"])
-def test_a_body_of_another_kind_cannot_be_read(kind):
-    sent = messages.Submit(kind, messages.Submit.of(TEXT_REQUEST).body)
+@pytest.mark.parametrize("operation", ["draw", "of another version"])
+def test_a_body_for_another_operation_cannot_be_read(operation):
+    sent = messages.Submit(operation, messages.Submit.of(TEXT_REQUEST).body)
     arrived = messages.decode_to_worker(messages.encode(sent))
     with pytest.raises((msgspec.ValidationError, KeyError)):
         arrived.read()
@@ -165,13 +174,13 @@ async def test_a_third_kind_is_a_row(echo_row, folder, tmp_path):
     client = ProcessEngineClient([ModelSpec.parse(f"m={folder}")], options)
     reports = []
     client.steps.add(ECHO, lambda model, stats: reports.append((model, stats)))
-    client.steps.add(TEXT, lambda model, stats: reports.append("of another kind"))
+    client.steps.add(GENERATE, lambda model, stats: reports.append("of another operation"))
     await client.start()
     try:
         await ready(client)
         [info] = client.infos(ECHO)
         assert (type(info), info.greeting) == (EchoInfo, "hello")
-        assert client.infos(TEXT) == []
+        assert client.infos(GENERATE) == []
         assert client.statuses()[0].kind == "echo"
 
         streams = [client.submit(ask(name, name, name)) for name in ("a", "b")]
@@ -200,7 +209,7 @@ async def test_a_third_kind_is_a_row(echo_row, folder, tmp_path):
         [event] = await collect(client.submit(ask("after", "fine")))
         assert event.text == "FINE"
 
-        assert "of another kind" not in reports
+        assert "of another operation" not in reports
     finally:
         await client.stop(0)
 

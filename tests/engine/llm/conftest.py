@@ -62,7 +62,7 @@ def make_engine(ref, *, cache_dir="", **knobs):
         str(ref), cache_dir=Path(cache_dir), offline=True, on_progress=lambda fraction, line: None
     )
     engine, _ = load_engine(checkpoint, "m", config, QuietHost())
-    return engine
+    return engine.texts
 
 
 def run(engine, requests, *, arrivals=None, aborts=None):

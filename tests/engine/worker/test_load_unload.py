@@ -20,8 +20,8 @@ from test_client import (
     until,
 )
 
-from engine.contract.kinds import TEXT
 from engine.contract.model_spec import ModelSpec
+from engine.contract.operations import GENERATE
 from engine.contract.settings import EngineConfig
 from engine.contract.status import Phase
 from engine.errors import (
@@ -53,7 +53,7 @@ async def start(tmp_path):
         client.on_gone = lambda model, path: client.gone.append((model, path))
         clients.append(client)
         await client.start()
-        await until(lambda: len(client.infos(TEXT)) == len(specs))
+        await until(lambda: len(client.infos(GENERATE)) == len(specs))
         return client
 
     yield start
@@ -109,7 +109,7 @@ async def test_a_model_has_settings_of_its_own(start):
     client = await start("a=x", max_num_seqs=4)
     info = await client.load(spec("b=y", settings={"max_model_len": 33}))
     assert info.max_model_len == 33
-    assert client.infos(TEXT)[0].max_model_len == 100
+    assert client.infos(GENERATE)[0].max_model_len == 100
     config = client.config("b")
     assert (config.max_model_len, config.max_num_seqs) == (33, 4)
     assert client.config("a") == EngineConfig(max_num_seqs=4)
@@ -122,7 +122,7 @@ async def test_unloading_waits_for_what_runs_and_refuses_what_is_new(start):
     unloading = client.unload("m", 5)
     [status] = client.statuses()
     assert (status.phase, status.news) == (Phase.DRAINING, "it is being unloaded")
-    assert client.infos(TEXT) == []
+    assert client.infos(GENERATE) == []
     with pytest.raises(ModelUnloading, match="'m' is being unloaded"):
         client.submit(request([1], "late"))
     with pytest.raises(ModelConflict, match="already being unloaded"):
@@ -163,7 +163,7 @@ async def test_two_loads_of_one_name(start):
     with pytest.raises(ModelConflict, match="'a' is loaded already"):
         client.load(spec("a=y"))
     await loading
-    assert client.infos(TEXT)[1].model == "b"
+    assert client.infos(GENERATE)[1].model == "b"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ async def test_one_loaded_on_demand_comes_back_after_its_worker_died(start):
     client = await start("a=x")
     await client.load(spec("b=y"))
     os.kill(pid_of(client, "b"), signal.SIGKILL)
-    await until(lambda: client.statuses()[1].restarts == 1 and len(client.infos(TEXT)) == 2)
+    await until(lambda: client.statuses()[1].restarts == 1 and len(client.infos(GENERATE)) == 2)
     assert held(client, "b") == 100
 
 
@@ -292,7 +292,7 @@ async def test_memory_is_borrowed_while_requests_come(start):
     await collect(client.submit(request([10], "back")))
     assert held(client, "m") == 400
     os.kill(pid_of(client, "m"), signal.SIGKILL)
-    await until(lambda: client.statuses()[0].restarts == 1 and client.infos(TEXT))
+    await until(lambda: client.statuses()[0].restarts == 1 and client.infos(GENERATE))
     assert held(client, "m") == 100, "what a worker held ends with it"
 
 
@@ -300,7 +300,7 @@ async def test_a_model_forgets_the_request_that_had_it_loaded(start):
     client = await start("a=x")
     request_id = contextvars.ContextVar("request_id", default=None)
     seen = []
-    client.steps.add(TEXT, lambda model, stats: seen.append((model, request_id.get())))
+    client.steps.add(GENERATE, lambda model, stats: seen.append((model, request_id.get())))
     request_id.set("of the load")
     await client.load(spec("b=y"))
     await collect(client.submit(request([1], model="b")))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from test_client import FAKE_WORKER, collect, process_of, request, tokens_of, until
 
-from engine.contract.kinds import TEXT
 from engine.contract.model_spec import ModelSpec
+from engine.contract.operations import GENERATE
 from engine.contract.settings import EngineConfig
 from engine.contract.status import Phase
 from engine.errors import EngineDead
@@ -30,7 +30,7 @@ async def start(tmp_path):
         client = ProcessEngineClient([ModelSpec.parse(model) for model in models], options)
         clients.append(client)
         await client.start()
-        await until(lambda: len(client.infos(TEXT)) == len(models))
+        await until(lambda: len(client.infos(GENERATE)) == len(models))
         return client
 
     yield start
@@ -52,7 +52,7 @@ async def check_replaced(client, model, streams, reason):
         with pytest.raises(EngineDead, match=reason):
             await collect(stream)
     assert status_of(client, model).phase is Phase.RESTARTING
-    assert model not in [info.model for info in client.infos(TEXT)]
+    assert model not in [info.model for info in client.infos(GENERATE)]
     await until(lambda: status_of(client, model).phase is Phase.READY)
     status = status_of(client, model)
     assert (status.restarts, status.stalls) == (1, 1)
@@ -109,9 +109,9 @@ SERVER = """
 import asyncio, sys
 from pathlib import Path
 from test_client import FAKE_WORKER, collect, request, tokens_of, until
-from engine.client import ProcessEngineClient, WorkerOptions
-from engine.config import EngineConfig
-from engine.kinds import TEXT
+from engine.worker.client import ProcessEngineClient, WorkerOptions
+from engine.contract.settings import EngineConfig
+from engine.contract.operations import GENERATE
 from engine.model_spec import ModelSpec
 
 async def main():
@@ -120,7 +120,7 @@ async def main():
     )
     client = ProcessEngineClient([ModelSpec.parse("m=x")], options)
     await client.start()
-    await until(lambda: client.infos(TEXT))
+    await until(lambda: client.infos(GENERATE))
     working = client.submit(request([7, 8], "working"))
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)

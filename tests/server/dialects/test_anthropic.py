@@ -14,7 +14,7 @@ import pytest
 from fake_engine import Failure
 from text_server import MODEL, TextServer, text_info, until, write_tokenizer
 
-from engine.contract.kinds import TEXT
+from engine.contract.operations import GENERATE
 
 ROUTE = "/v1/messages"
 TEMPLATE = (
@@ -257,7 +257,7 @@ async def test_models_are_listed_to_anthropics_clients(
     one = await client.models.retrieve(MODEL)
     assert one == page.data[0]
     assert (one.type, one.display_name, one.max_input_tokens) == ("model", MODEL, 1024)
-    assert one.created_at.timestamp() == server.engine.infos(TEXT)[0].created
+    assert one.created_at.timestamp() == server.engine.infos(GENERATE)[0].created
     plain = (await server.client.get("/v1/models")).json()
     assert plain["object"] == "list" and plain["data"][0]["object"] == "model"
     with pytest.raises(anthropic.NotFoundError):

@@ -14,7 +14,7 @@ from fake_embedding_engine import vector
 from fake_engine import Failure
 from text_server import TextServer, until
 
-from engine.contract.kinds import EMBEDDING
+from engine.contract.operations import EMBED
 from server.embeddings.semantic_entropy import clusters_of, entropy_of
 from server.operations import semantic_entropy
 
@@ -120,7 +120,7 @@ async def test_written_answers_wait_for_room_at_the_embedding_model(
 ) -> None:
     say(both, ANSWERS)
     admission = both.app.state.tandem.admission
-    others = admission.admit(EMBEDDING, "embedder", 100_000)
+    others = admission.admit(EMBED, "embedder", 100_000)
     task = asyncio.create_task(ask(both))
     await until(lambda: admission.num_in_flight("writer") > 0)
     await until(lambda: bool(both.engine.requests))
@@ -130,7 +130,7 @@ async def test_written_answers_wait_for_room_at_the_embedding_model(
     assert (await task).json()["semantic_entropy"]["num_clusters"] > 1
 
     monkeypatch.setattr(semantic_entropy, "PATIENCE_S", 0.0)
-    others = admission.admit(EMBEDDING, "embedder", 100_000)
+    others = admission.admit(EMBED, "embedder", 100_000)
     response = await ask(both)
     assert response.status_code == 200, response.text
     answer = response.json()

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from engine.contract.kinds import IMAGE, TEXT
+from engine.contract.operations import DRAW, GENERATE
 from engine.errors import Draining, QueueFull
 from server.http.admission import Admission, Places
 from server.http.lifecycle import Lifecycle
@@ -32,40 +32,40 @@ def lifecycle(clock):
 
 def create(lifecycle, clock, *, running=2, queued=1):
     places = {
-        TEXT: Places(what="sequences", num_running=running, num_waiting=queued),
-        IMAGE: Places(what="images", num_running=1, num_waiting=0),
+        GENERATE: Places(what="sequences", num_running=running, num_waiting=queued),
+        DRAW: Places(what="images", num_running=1, num_waiting=0),
     }
     return Admission(lifecycle, lambda kind, model: places[kind], clock=clock)
 
 
 async def test_the_limit_is_what_runs_plus_what_may_wait(lifecycle, clock):
     admission = create(lifecycle, clock)
-    leases = [admission.admit(TEXT, "m") for _ in range(3)]
+    leases = [admission.admit(GENERATE, "m") for _ in range(3)]
     with pytest.raises(QueueFull) as caught:
-        admission.admit(TEXT, "m")
+        admission.admit(GENERATE, "m")
     assert caught.value.retry_after_s == 1
     assert "3" in caught.value.message
     leases.pop().release()
-    leases.append(admission.admit(TEXT, "m"))
+    leases.append(admission.admit(GENERATE, "m"))
     assert admission.num_in_flight("m") == 3
 
 
 async def test_each_kind_has_limits_of_its_own(lifecycle, clock):
     admission = create(lifecycle, clock)
-    held = [admission.admit(IMAGE, "painter"), admission.admit(TEXT, "m", 3)]
+    held = [admission.admit(DRAW, "painter"), admission.admit(GENERATE, "m", 3)]
     with pytest.raises(QueueFull, match=r"^1 images .* the limit is 1 \(1 running and 0 waiting\)"):
-        admission.admit(IMAGE, "painter")
+        admission.admit(DRAW, "painter")
     with pytest.raises(
         QueueFull, match=r"^3 sequences .* the limit is 3 \(2 running and 1 waiting\)"
     ):
-        admission.admit(TEXT, "m")
+        admission.admit(GENERATE, "m")
     assert [lease.num_places for lease in held] == [1, 3]
 
 
 async def test_models_do_not_share_places(lifecycle, clock):
     admission = create(lifecycle, clock)
-    first = admission.admit(TEXT, "a", 3)
-    second = admission.admit(TEXT, "b", 3)
+    first = admission.admit(GENERATE, "a", 3)
+    second = admission.admit(GENERATE, "b", 3)
     assert (admission.num_in_flight("a"), admission.num_in_flight()) == (3, 6)
     first.release()
     second.release()
@@ -74,30 +74,30 @@ async def test_models_do_not_share_places(lifecycle, clock):
 
 async def test_a_request_larger_than_the_limit_enters_alone(lifecycle, clock):
     admission = create(lifecycle, clock)
-    small = admission.admit(TEXT, "m")
+    small = admission.admit(GENERATE, "m")
     with pytest.raises(QueueFull):
-        admission.admit(TEXT, "m", 50)
+        admission.admit(GENERATE, "m", 50)
     small.release()
-    large = admission.admit(TEXT, "m", 50)
+    large = admission.admit(GENERATE, "m", 50)
     with pytest.raises(QueueFull):
-        admission.admit(TEXT, "m")
+        admission.admit(GENERATE, "m")
     large.release()
     assert admission.num_in_flight() == 0
 
 
 async def test_no_queue_at_all(lifecycle, clock):
     admission = create(lifecycle, clock, running=1, queued=0)
-    lease = admission.admit(TEXT, "m")
+    lease = admission.admit(GENERATE, "m")
     with pytest.raises(QueueFull):
-        admission.admit(TEXT, "m")
+        admission.admit(GENERATE, "m")
     lease.release()
-    admission.admit(TEXT, "m").release()
+    admission.admit(GENERATE, "m").release()
 
 
 async def test_releasing_twice_counts_once(lifecycle, clock):
     admission = create(lifecycle, clock)
-    other = admission.admit(TEXT, "m")
-    lease = admission.admit(TEXT, "m")
+    other = admission.admit(GENERATE, "m")
+    lease = admission.admit(GENERATE, "m")
     lease.release()
     lease.release()
     assert admission.num_in_flight("m") == 1
@@ -111,7 +111,7 @@ async def test_a_dropped_lease_gives_its_places_back(lifecycle, clock):
         yield b""
         lease.release()
 
-    body = stream(admission.admit(TEXT, "m"))  # a response that is never started
+    body = stream(admission.admit(GENERATE, "m"))  # a response that is never started
     assert admission.num_in_flight() == 1
     del body
     gc.collect()
@@ -120,11 +120,11 @@ async def test_a_dropped_lease_gives_its_places_back(lifecycle, clock):
 
 async def test_draining_refuses_with_the_time_that_is_left(lifecycle, clock):
     admission = create(lifecycle, clock)
-    lease = admission.admit(TEXT, "m")
+    lease = admission.admit(GENERATE, "m")
     lifecycle.begin_drain()
     clock.now += 12.5
     with pytest.raises(Draining) as caught:
-        admission.admit(TEXT, "m")
+        admission.admit(GENERATE, "m")
     assert caught.value.retry_after_s == 18
     assert admission.num_in_flight() == 1
     lease.release()
@@ -133,28 +133,28 @@ async def test_draining_refuses_with_the_time_that_is_left(lifecycle, clock):
 async def test_retry_after_follows_the_recent_pace(lifecycle, clock):
     admission = create(lifecycle, clock, running=1, queued=9)
     for _ in range(4):
-        lease = admission.admit(TEXT, "m", 1)
+        lease = admission.admit(GENERATE, "m", 1)
         clock.now += 5.0
         lease.release()
-    blocker = admission.admit(TEXT, "m", 10)
+    blocker = admission.admit(GENERATE, "m", 10)
     with pytest.raises(QueueFull) as caught:
-        admission.admit(TEXT, "m", 4)
+        admission.admit(GENERATE, "m", 4)
     assert caught.value.retry_after_s == 15  # four ended in the 15 s since the first of them
     blocker.release()
 
 
 async def test_retry_after_stays_within_a_minute_and_forgets_the_past(lifecycle, clock):
     admission = create(lifecycle, clock, running=1, queued=0)
-    lease = admission.admit(TEXT, "m")
+    lease = admission.admit(GENERATE, "m")
     lease.release()
     clock.now += 59
-    blocker = admission.admit(TEXT, "m")
+    blocker = admission.admit(GENERATE, "m")
     with pytest.raises(QueueFull) as caught:
-        admission.admit(TEXT, "m", 100)
+        admission.admit(GENERATE, "m", 100)
     assert caught.value.retry_after_s == 60
     clock.now += 1000
     with pytest.raises(QueueFull) as caught:
-        admission.admit(TEXT, "m")
+        admission.admit(GENERATE, "m")
     assert caught.value.retry_after_s == 1
     blocker.release()
 
@@ -171,7 +171,7 @@ async def test_random_traffic_leaves_nothing_behind(lifecycle, clock):
         else:
             num_sequences = rng.randrange(1, 5)
             try:
-                held.append((num_sequences, admission.admit(TEXT, "m", num_sequences)))
+                held.append((num_sequences, admission.admit(GENERATE, "m", num_sequences)))
             except QueueFull as full:
                 num_refused += 1
                 assert 1 <= full.retry_after_s <= 60, f"seed {seed}"
@@ -184,19 +184,19 @@ async def test_random_traffic_leaves_nothing_behind(lifecycle, clock):
 
 async def test_work_that_follows_some_that_is_done_waits_for_places(lifecycle, clock):
     admission = create(lifecycle, clock)
-    held = admission.admit(TEXT, "m", 3)
-    task = asyncio.create_task(admission.admit_later(TEXT, "m", 2, patience_s=30.0))
+    held = admission.admit(GENERATE, "m", 3)
+    task = asyncio.create_task(admission.admit_later(GENERATE, "m", 2, patience_s=30.0))
     await asyncio.sleep(0.1)
     assert not task.done()
     held.release()
     lease = await task
     assert (lease.num_places, admission.num_in_flight("m")) == (2, 2)
-    task = asyncio.create_task(admission.admit_later(TEXT, "m", 2, patience_s=30.0))
+    task = asyncio.create_task(admission.admit_later(GENERATE, "m", 2, patience_s=30.0))
     await asyncio.sleep(0.1)
     clock.now += 30.0
     with pytest.raises(QueueFull):
         await task
     lifecycle.begin_drain()
     with pytest.raises(Draining):
-        await admission.admit_later(TEXT, "m", 1, patience_s=30.0)
+        await admission.admit_later(GENERATE, "m", 1, patience_s=30.0)
     lease.release()

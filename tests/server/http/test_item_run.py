@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from engine.contract.draw import ImageEvent, ImageParams, ImageRequest, ImageStats, ImageTask
-from engine.contract.kinds import IMAGE
+from engine.contract.operations import DRAW
 from engine.contract.rejection import rejection
 from engine.contract.request import FinishReason
 from engine.errors import EngineDead, InvalidParameter, QueueFull, RequestFailed
@@ -45,8 +45,13 @@ class Engine:
         self.stream = RequestStream(request, table)
         return self.stream
 
-    def infos(self, kind: Any) -> list[Any]:
+    def models(self) -> list[Any]:
         return []
+
+    def made_for(self, operation: Any) -> list[Any]:
+        return []
+
+    infos = made_for
 
 
 class Setting:
@@ -54,12 +59,12 @@ class Setting:
         self.now = 0.0
         self.engine = Engine()
         self.registry = CollectorRegistry()
-        self.metrics = ItemMetrics(IMAGE, NAMES, self.registry, self.engine, clock=lambda: self.now)
+        self.metrics = ItemMetrics(DRAW, NAMES, self.registry, self.engine, clock=lambda: self.now)
         places = Places(what="things", num_running=1, num_waiting=9)
         self.admission = Admission(Lifecycle(1.0), lambda kind, model: places)
 
     def run(self, num_items: int = 3) -> ItemRun[ImageEvent]:
-        lease = self.admission.admit(IMAGE, "m", num_items)
+        lease = self.admission.admit(DRAW, "m", num_items)
         return ItemRun("r", self.engine, self.metrics.meter("m"), lease)
 
     def value(self, name: str, **labels: str) -> float | None:

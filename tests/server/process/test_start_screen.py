@@ -33,7 +33,7 @@ import asyncio, os, sys
 sys.path.insert(0, {here!r})
 from fake_engine import FakeEngineClient
 from engine.errors import Failure
-from engine.types import Phase
+from engine.contract.status import Phase
 from server.process.serve import run
 from server.settings import load_settings
 import structlog

@@ -4,7 +4,7 @@ import httpx
 import pytest
 from fake_engine import FakeEngineClient
 
-from engine.contract.kinds import TEXT
+from engine.contract.operations import GENERATE
 from engine.contract.status import Phase
 from engine.errors import Failure
 from engine.version import __version__
@@ -60,7 +60,7 @@ async def test_ping_is_health_without_a_body_or_a_key(engine, method):
 async def test_load_counts_requests_and_not_their_places(client, app):
     admission = app.state.tandem.admission
     assert (await client.get("/load")).json() == {"server_load": 0}
-    leases = [admission.admit(TEXT, "a", 3), admission.admit(TEXT, "b")]
+    leases = [admission.admit(GENERATE, "a", 3), admission.admit(GENERATE, "b")]
     assert (await client.get("/load")).json() == {"server_load": 2}
     for lease in leases:
         lease.release()
