@@ -13,7 +13,7 @@ BITS := $(addprefix tests/,kernels/test_row_invariance.py kernels/test_conv3x3.p
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast rungs clients check format kernels-compile mutants bench-kernels bench loadtest size clean
+.PHONY: help serve test test-fast rungs clients check format kernels-compile mutants bench-kernels bench loadtest size growth clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,7 +56,7 @@ kernels-compile: $(VENV)/.dev  ## Compile all Triton kernels for sm_80, sm_90 an
 	$(BIN)/python -m kernels.tools.compile $(ARGS)
 
 mutants: $(VENV)/.dev  ## Put faults into the Triton kernels; each must be found (slow; ARGS="rms_norm")
-	PYTHONPATH=. $(BIN)/python tests/kernels/mutants.py $(ARGS)
+	$(BIN)/python -m tests.helpers.kernels.mutants $(ARGS)
 
 # Threads wait for each other as they do in the server (engine/runtime/threads.py).
 bench-kernels: $(VENV)/.dev  ## Time the kernels on this machine (ARGS="rms_norm linear_w8 --device cuda")
@@ -64,6 +64,9 @@ bench-kernels: $(VENV)/.dev  ## Time the kernels on this machine (ARGS="rms_norm
 
 size: $(VENV)/.dev  ## The longest files
 	@git ls-files '*.py' | xargs wc -l | sort -rn | head -15
+
+growth: $(VENV)/.dev  ## Lines, central classes and lines per capability against main (ARGS="COMMIT")
+	@$(BIN)/python -m tools.growth $(ARGS)
 
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
