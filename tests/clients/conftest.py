@@ -1,7 +1,8 @@
 """A server for client libraries as their users install them (`make clients`)."""
 
 import pytest
-from served import Server
+
+from tests.helpers.served import Server
 
 
 def pytest_ignore_collect(config):

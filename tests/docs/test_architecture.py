@@ -16,7 +16,7 @@ PACKAGES = [
 
 
 def test_every_package_is_in_the_table():
-    """With a row of its own, or below one that is not about its files only."""
+    """Each package has its own row, or is below one whose row covers its folders."""
     rows = re.findall(r"^\| `([\w/]+)/`", PAGE, re.MULTILINE)
     deep = [row for row in rows if f"`{row}/` (files)" not in PAGE]
     for folder in PACKAGES:

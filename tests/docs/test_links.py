@@ -13,7 +13,7 @@ CODE = re.compile(r"^( *)```.*?^\1```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 
 
 def anchors(page):
-    """As GitHub makes them of a page's headings."""
+    """Make the anchors that GitHub makes from a page's headings."""
     headings = HEADING.findall(re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

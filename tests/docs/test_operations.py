@@ -3,10 +3,9 @@
 import re
 from pathlib import Path
 
-from fake_engine import FakeEngineClient
-
 from server.metrics import ServerMetrics
 from server.settings.reference import setting_rows
+from tests.helpers.server.fake_engine import FakeEngineClient
 
 PAGE = (Path(__file__).parents[2] / "docs/OPERATIONS.md").read_text()
 

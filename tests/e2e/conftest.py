@@ -3,8 +3,10 @@
 import contextlib
 import itertools
 
+import openai
 import pytest
-from served import Server
+
+from tests.helpers.served import Server
 
 MODEL = "smollm2-135m-instruct"
 IMAGE_MODEL = "tandem-shapes"
@@ -60,3 +62,10 @@ def server(tmp_path_factory, model_cache, tiny_llama):
     yield server
     assert server.stop() == 0, server.log()
     assert server.new_stalls() == []
+
+
+@pytest.fixture
+def client(server):
+    """OpenAI's client of the module's server."""
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
+        yield client

@@ -14,12 +14,13 @@ import psutil
 import pytest
 import torch
 import transformers
-from peft_adapters import write_adapter
+
+from tests.helpers.adapters.peft_adapters import write_adapter
 
 pytestmark = pytest.mark.e2e
 PROMPT = "The quick brown fox jumps over"
 RANKS = {"poet": 4, "judge": 9, "clerk": 2, "sage": 16, "fool": 7, "bard": 3}
-"""Of adapters, by name."""
+"""The rank of each adapter, by name."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def base(tiny_llama):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Of all adapters, each in one of its name."""
+    """Make a folder per adapter, named like it."""
     return tmp_path_factory.mktemp("adapters")
 
 

@@ -6,7 +6,8 @@ import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
-from tiny_encoders import make_encoder
+
+from tests.helpers.models.tiny_encoders import make_encoder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 MODEL, IMAGE_MODEL = "smollm2-135m-instruct", "tandem-shapes"

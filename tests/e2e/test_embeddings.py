@@ -13,14 +13,8 @@ MINILM = "all-minilm-l6-v2"
 
 @pytest.fixture(scope="module")
 def server(start_shared_server, minilm_checkpoint, tiny_llama):
-    """With MiniLM and, under the name `tiny`, a random text model."""
+    """A server with MiniLM and, under the name `tiny`, a random text model."""
     return start_shared_server("--model", MINILM, "--model", f"tiny={tiny_llama()}")
-
-
-@pytest.fixture
-def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
-        yield client
 
 
 def embed(client, *texts, **options):

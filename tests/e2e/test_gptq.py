@@ -6,11 +6,11 @@ import shutil
 
 import httpx
 import pytest
-from gptq_checkpoints import Layout, write_gptq
 from safetensors.torch import load_file, save_file
 
 from engine.weights.quality_record import Kept, MeasuredQuality, save_quality
 from engine.weights.source import Checkpoint
+from tests.helpers.quantization.gptq_checkpoints import Layout, write_gptq
 
 pytestmark = pytest.mark.e2e
 

@@ -10,10 +10,10 @@ import numpy as np
 import openai
 import pytest
 from diffusers import UNet2DConditionModel
-from image_adapters import kohya, write
 from PIL import Image
 
 from engine.weights.source import _SHIPPED
+from tests.helpers.adapters.image_adapters import kohya, write
 
 pytestmark = pytest.mark.e2e
 MODEL = "tandem-shapes"
@@ -40,12 +40,6 @@ def server(start_shared_server, folder):
         *(MODEL, f"--lora=ink={folder / 'ink.safetensors'}"),
         *("--enable-runtime-loading", f"--loras-dir={folder}", "--deterministic"),
     )
-
-
-@pytest.fixture
-def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def pictures(client, loras=None, model=MODEL, **options):

@@ -10,19 +10,12 @@ import time
 
 import httpx
 import numpy as np
-import openai
 import pytest
 from PIL import Image
 
 pytestmark = pytest.mark.e2e
 MODEL = "tandem-shapes"
 CIRCLE = {"model": MODEL, "prompt": "a large red circle on a white background", "size": "64x64"}
-
-
-@pytest.fixture
-def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def pixels(b64: str) -> np.ndarray:
@@ -48,7 +41,7 @@ def drawn(server, **fields) -> np.ndarray:
 
 
 def wait_idle(server, timeout_s=8.0):
-    """Until no image runs or waits; the 900 steps that are stopped would take far longer."""
+    """Wait until no image runs or waits. The 900 steps that are stopped would take far longer."""
     server.wait_idle(timeout_s, ("image_num_running", "image_num_waiting"))
 
 

@@ -54,7 +54,7 @@ def test_a_drawn_image_with_a_transparent_background(server):
 
 
 def test_others_are_answered_while_a_large_picture_is_solved(server):
-    """And a client that leaves ends it."""
+    """A client that leaves ends its own picture."""
     rows, columns = np.mgrid[:900, :900]
     distance = np.hypot(rows - 450, columns - 450)
     levels = np.select([distance < 200, distance > 400], [255, 0], 128).astype(np.uint8)

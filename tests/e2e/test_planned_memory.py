@@ -6,11 +6,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from served import Server
 
 from engine.contract.orders import PlanningOrder
 from engine.contract.settings import EngineConfig
 from engine.planning.planner import make_plan
+from tests.helpers.served import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 CACHE = Path("~/.cache/tandem").expanduser()
@@ -66,7 +66,7 @@ def test_a_worker_takes_what_was_planned(quantization, start_server):
 
 
 def ask(server: Server, *, is_text: bool) -> None:
-    """For a long prompt's answer, or a picture."""
+    """Ask for a long prompt's answer, or for a picture."""
     if is_text:
         body = {"prompt": "The quick brown fox. " * 150, "max_tokens": 8, "model": TEXT}
         answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120)

@@ -3,7 +3,8 @@
 
 import httpx
 import pytest
-from long_bodies import TO_ANSWER, TO_EMBED, written
+
+from tests.helpers.long_bodies import TO_ANSWER, TO_EMBED, written
 
 pytestmark = pytest.mark.e2e
 MINILM = "all-minilm-l6-v2"

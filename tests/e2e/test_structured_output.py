@@ -22,12 +22,6 @@ class Person(pydantic.BaseModel):
     hobbies: list[Annotated[str, pydantic.Field(max_length=20)]] = pydantic.Field(max_length=3)
 
 
-@pytest.fixture
-def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
-        yield client
-
-
 def test_the_sdk_parses_a_model(client):
     for temperature in (0.0, 1.5):
         answer = client.chat.completions.parse(
@@ -138,7 +132,7 @@ async def test_neighbours_change_nothing(server):
 
 
 async def test_each_client_gets_its_own_form(server):
-    """In a storm of forms, some of which nobody can follow."""
+    """Many forms are asked for at once, and some of them cannot be followed."""
     limits = httpx.Limits(max_connections=20)
     async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as http:
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from upscaling_nets import compact_net, untiled
+
+from tests.helpers.upscaling.upscaling_nets import compact_net, untiled
 
 pytestmark = pytest.mark.e2e
 

@@ -4,12 +4,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
-from rungs import HAS_RUNGS
 
-from kernels import cache_folder, isa, native
+from kernels import _triton, cache_folder, isa, native
+from tests.helpers.kernels.rungs import HAS_RUNGS
+from tests.helpers.kernels.sample_tokens_runs import RUNS
 
 # Two test processes that each use all cores would wait for each other most of the time.
 torch.set_num_threads(1)
@@ -68,3 +70,11 @@ def run_build_of(
         run_build(name)
 
     return switch
+
+
+@pytest.fixture(params=RUNS)
+def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Each way to run `sample_tokens`, the Triton kernel interpreted."""
+    if request.param == "triton":
+        monkeypatch.setattr(_triton, "runs_on", lambda *tensors: True)
+    return RUNS[request.param]

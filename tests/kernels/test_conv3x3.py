@@ -52,7 +52,7 @@ def test_results_that_lie_otherwise_are_left_to_the_reference() -> None:
 
 
 def test_the_sums_are_as_good_as_thirty_two_bits_allow() -> None:
-    """Beside the definition in 64 bits, at each of the 4x4 places of a tile."""
+    """Each of the 4x4 places of a tile is compared with the definition in 64 bits."""
     inputs, outputs = 192, 32
     given, weight = maps(1, inputs, 24, 24), convolution(inputs, outputs).weight
     exact = functional.conv2d(given.double(), weight.double(), padding=1)

@@ -11,7 +11,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def numbers(*shape):
-    """Of all sizes, among them such as only some types hold."""
+    """Numbers of all sizes, some of which only some types can hold."""
     sizes = 10.0 ** torch.empty(shape).uniform_(-44, 4)
     return torch.randn(shape) * sizes
 

@@ -8,7 +8,6 @@ from typing import get_args
 
 import pytest
 import torch
-from rungs import HAS_RUNGS
 
 import kernels
 from engine.contract.worker_settings import CpuIsa
@@ -16,6 +15,7 @@ from engine.errors import ModelLoadError
 from engine.runtime.device import choose_cpu_isa
 from kernels import isa, machine, native
 from kernels.tools.check import Mismatch, check
+from tests.helpers.kernels.rungs import HAS_RUNGS
 
 LOWEST = next(iter(isa.RUNGS))
 HASWELL = isa.RUNGS["x86-64-v3"]

@@ -34,7 +34,7 @@ OTHERS = [
 ]
 """The last one has a matrix unit."""
 ROWS = (1, 2, 3, 4, 5, 6, 7, 13, 16, 17, 31, 33, 60)
-"""In registers, a piece or block at a time, piece by piece; all heights of tiles."""
+"""Numbers of rows for every way to multiply, and for all heights of tiles."""
 
 
 @pytest.fixture(autouse=True)
@@ -188,7 +188,7 @@ def test_a_product_that_looks_at_the_rows_beside_it_is_found():
     assert differing_rows(multiply, x) == []
 
     def rounding_together(x):
-        """As a quantisation of activations with one scale for all rows would."""
+        """Round as if activations were quantised with one scale for all rows."""
         step = x.float().abs().max() / 127
         return multiply(((x.float() / step).round() * step).to(x.dtype))
 

@@ -1,7 +1,8 @@
 """The faults that `make mutants` puts into kernels can still be put there."""
 
 import pytest
-from mutants import KILLED, MUTANTS, SURVIVED, Mutant, run
+
+from tests.helpers.kernels.mutants import KILLED, MUTANTS, SURVIVED, Mutant, run
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda one: one.name)

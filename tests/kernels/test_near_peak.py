@@ -6,21 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import _triton, sample_tokens
 from kernels.sample_tokens import SamplingRows, noise, packed_row
 from kernels.sample_tokens.reference import kept_weights
 
 CPU = torch.device("cpu")
-RUNS = {"reference": sample_tokens.reference} | {
-    name: one.function for name, one in sample_tokens.implementations().items()
-}
-
-
-@pytest.fixture(params=RUNS)
-def run(request, monkeypatch):
-    if request.param == "triton":
-        monkeypatch.setattr(_triton, "runs_on", lambda *tensors: True)
-    return RUNS[request.param]
 
 
 def num_kept(run, logits, **parameters):

@@ -26,7 +26,7 @@ def _random_rows(rng: np.random.Generator, num_rows: int, size: int) -> Sampling
 
 
 def _random_orders(rng: np.random.Generator, num_rows: int) -> dict[int, list[str]]:
-    """Of some of the rows, in any order of these."""
+    """Give orders of some of the rows."""
     return {
         int(row): rng.permutation(STEPS)[: rng.integers(0, len(STEPS) + 1)].tolist()
         for row in rng.permutation(num_rows)[: rng.integers(1, num_rows + 1)]

@@ -1,36 +1,22 @@
-"""On the CPU a token's attention has the same bits alone, among others, in any chunk, decoded."""
+"""A token's attention has the same bits alone, in company, in any chunk and decoded, on a CPU."""
 
 import ctypes
 import itertools
 import random
 import shutil
 import subprocess
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
 from kernels import native, paged_attention
-from kernels.paged_attention import PagedBatch, cases, cpu
+from kernels.paged_attention import cases, cpu
 from kernels.tools.check import check
+from tests.helpers.kernels.sequences import Sequences, Setup
 
 CPU = torch.device("cpu")
 SOURCES = native.KERNELS / "paged_attention"
-
-
-@dataclass(frozen=True)
-class Setup:
-    """A model's heads and the kind of its cache."""
-
-    dtype: torch.dtype = torch.bfloat16
-    num_heads: int = 9
-    num_kv_heads: int = 3
-    head_dim: int = 64
-    block_size: int = 16
-    window: int | None = None
-    soft_cap: float | None = None
-    kv_dtype: torch.dtype | None = None
 
 
 SETUPS = {
@@ -45,61 +31,6 @@ SETUPS = {
     "int8": Setup(num_heads=4, num_kv_heads=2, kv_dtype=torch.int8),
     "fp8": Setup(torch.float32, 3, 1, 24, 32, kv_dtype=torch.float8_e4m3fn),
 }
-
-
-class Sequences:
-    """Queries and a filled cache; any part of them can be asked for."""
-
-    def __init__(self, setup, lengths, run=cpu.paged_attention):
-        self.setup, self.run, self.lengths = setup, run, lengths
-        blocks = [-(-length // setup.block_size) for length in lengths]
-        order = np.random.permutation(sum(blocks)).astype(np.int32)
-        self.tables = np.split(order, np.cumsum(blocks)[:-1])
-        heads = (setup.num_heads, setup.head_dim)
-        # Far from uniform weights: maxima must change on the way.
-        self.q = [torch.randn(n, *heads).mul(3).to(setup.dtype) for n in lengths]
-        shape = (sum(blocks), 2, setup.num_kv_heads, setup.block_size, setup.head_dim)
-        self.cache, self.scales = torch.randn(shape), None
-        if setup.kv_dtype is None:
-            self.cache = self.cache.to(setup.dtype)
-        else:
-            self.cache, self.scales = cases.quantised(self.cache, setup.kv_dtype)
-
-    def attend(self, *parts):
-        """Parts are (sequence, first query, last query + 1); their rows come back in order."""
-        order = sorted(range(len(parts)), key=lambda i: _place(*parts[i]))
-        ordered = [parts[i] for i in order]
-        num_queries = [last - first for _, first, last in ordered]
-        width = max(len(table) for table in self.tables)
-        batch = PagedBatch.from_host(
-            np.stack([np.resize(self.tables[s], width) for s, _, _ in ordered]),
-            np.array([last for _, _, last in ordered], dtype=np.int32),
-            np.concatenate(([0], np.cumsum(num_queries))).astype(np.int32),
-            num_queries.count(1),
-            CPU,
-        )
-        found = self.run(
-            torch.cat([self.q[s][first:last] for s, first, last in ordered]),
-            self.cache,
-            batch,
-            scale=self.setup.head_dim**-0.5,
-            window=self.setup.window,
-            soft_cap=self.setup.soft_cap,
-            kv_scales=self.scales,
-        ).split(num_queries)
-        assert all(rows.isfinite().all() for rows in found)
-        return [found[order.index(i)] for i in range(len(parts))]
-
-    def random_part(self):
-        """A decode or a chunk somewhere in one of the sequences."""
-        s = random.randrange(len(self.lengths))
-        first = random.randrange(self.lengths[s])
-        return s, first, random.choice([first + 1, random.randint(first + 1, self.lengths[s])])
-
-
-def _place(sequence, first, last):
-    """Decodes first, the longest context first of all."""
-    return last - first > 1, -last
 
 
 def random_lengths():
@@ -131,10 +62,18 @@ def setup(request):
     return SETUPS[request.param]
 
 
+def random_part(sequences):
+    """A decode or a chunk somewhere in one of the sequences."""
+    s = random.randrange(len(sequences.q))
+    length = len(sequences.q[s])
+    first = random.randrange(length)
+    return s, first, random.choice([first + 1, random.randint(first + 1, length)])
+
+
 def check_neighbours(sequences):
     for _ in range(4):
-        part = sequences.random_part()
-        others = [sequences.random_part() for _ in range(random.randint(1, 6))]
+        part = random_part(sequences)
+        others = [random_part(sequences) for _ in range(random.randint(1, 6))]
         assert torch.equal(sequences.attend(part, *others)[0], sequences.attend(part)[0])
 
 

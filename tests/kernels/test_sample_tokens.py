@@ -24,18 +24,9 @@ from kernels.sample_tokens.reference import (
     scaled_weights,
     weight_unit,
 )
+from tests.helpers.kernels.sample_tokens_runs import RUNS
 
 CPU = torch.device("cpu")
-RUNS = {"reference": sample_tokens.reference} | {
-    name: one.function for name, one in sample_tokens.implementations().items()
-}
-
-
-@pytest.fixture(params=RUNS)
-def run(request, monkeypatch):
-    if request.param == "triton":
-        monkeypatch.setattr(_triton, "runs_on", lambda *tensors: True)
-    return RUNS[request.param]
 
 
 def knobs(**parameters):

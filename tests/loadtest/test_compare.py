@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from quiet_session import quiet_session
 
 from loadtest.compare import Comparison, NoiseLimit
 from loadtest.interrupt import Interrupt
 from loadtest.launch import ServerCommand
 from loadtest.plan import ComparisonPlan
 from loadtest.points import points, prompt_tokens
+from tests.helpers.loadtest.quiet_session import quiet_session
 
 pytestmark = pytest.mark.slow
 
-SERVER = shlex.join([sys.executable, str(Path(__file__).with_name("word_server.py"))])
+SERVER = shlex.join(
+    [sys.executable, str(Path(__file__).parents[1] / "helpers/loadtest/word_server.py")]
+)
 
 
 @pytest.fixture

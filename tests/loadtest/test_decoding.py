@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from quiet_session import quiet_session
 
 from loadtest.decoding import DecodingComparison
 from loadtest.decoding_plan import DecodingCase, DecodingPlan, load_decoding_plan
@@ -17,8 +16,11 @@ from loadtest.interrupt import Interrupt
 from loadtest.launch import ServerCommand
 from loadtest.results import DECODING_FORMAT
 from server.protocol.completions import CompletionRequest
+from tests.helpers.loadtest.quiet_session import quiet_session
 
-SERVER = shlex.join([sys.executable, str(Path(__file__).with_name("word_server.py"))])
+SERVER = shlex.join(
+    [sys.executable, str(Path(__file__).parents[1] / "helpers/loadtest/word_server.py")]
+)
 PLAN = Path(__file__).parents[2] / "loadtest" / "scenarios" / "decoding.yaml"
 CPU = {"watched": 0.9, "loadtest": 0.006, "others": 0.021, "steal": 0.001}
 

@@ -12,7 +12,9 @@ from loadtest.interrupt import Interrupt
 from loadtest.launch import ServerCommand
 from loadtest.record import RequestRecord
 
-SERVER = shlex.join([sys.executable, str(Path(__file__).with_name("word_server.py"))])
+SERVER = shlex.join(
+    [sys.executable, str(Path(__file__).parents[1] / "helpers/loadtest/word_server.py")]
+)
 SCENARIOS = Path(__file__).parents[2] / "loadtest" / "scenarios"
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from quiet_session import quiet_session
 
 from loadtest.compare import NoiseLimit
 from loadtest.image_compare import ImageComparison
@@ -14,10 +13,13 @@ from loadtest.image_report import images_section
 from loadtest.image_workload import ImageSettings, StepRange
 from loadtest.interrupt import Interrupt
 from loadtest.launch import ServerCommand
+from tests.helpers.loadtest.quiet_session import quiet_session
 
 pytestmark = pytest.mark.slow
 
-SERVER = shlex.join([sys.executable, str(Path(__file__).with_name("picture_server.py"))])
+SERVER = shlex.join(
+    [sys.executable, str(Path(__file__).parents[1] / "helpers/loadtest/picture_server.py")]
+)
 SETTINGS = ImageSettings(64, StepRange(2, 6))
 DRAW = ImageScenario(
     *("draw", ScenarioKind.IMAGES, ("ours", "like ours", "theirs"), SETTINGS),

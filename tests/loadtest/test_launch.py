@@ -9,7 +9,9 @@ from loadtest.compare import time_starts
 from loadtest.launch import ServerCommand, launched, version_of
 from loadtest.processes import ProcessStat, process_trees
 
-SERVER = shlex.join([sys.executable, str(Path(__file__).with_name("word_server.py"))])
+SERVER = shlex.join(
+    [sys.executable, str(Path(__file__).parents[1] / "helpers/loadtest/word_server.py")]
+)
 
 
 def server(port: int, command: str, **fields: str) -> ServerCommand:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import structlog
-from text_server import TextServer, write_tokenizer
 
 from server import app
 from server.images.picture_processes import PictureProcesses
+from tests.helpers.server.text_server import TextServer, write_tokenizer
 
 
 @pytest.fixture(autouse=True)

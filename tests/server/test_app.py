@@ -2,13 +2,13 @@
 
 import httpx
 import pytest
-from fake_engine import FakeEngineClient
 from pydantic import TypeAdapter
 from starlette.requests import ClientDisconnect
 
 from engine.errors import EngineDead
 from server.app import build_routes, create_app
 from server.settings import Settings
+from tests.helpers.server.fake_engine import FakeEngineClient
 
 
 @pytest.fixture

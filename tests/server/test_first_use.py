@@ -4,8 +4,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from fake_image_engine import image_info
-from fake_matting_engine import FakeMattingEngine, matting_info
 
 from engine.contract.operations import GENERATE, MATTE
 from engine.contract.status import Phase
@@ -18,6 +16,8 @@ from engine.errors import (
 )
 from server.first_use import RETRY_S, FirstUse
 from server.settings import Settings
+from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.fake_matting_engine import FakeMattingEngine, matting_info
 
 
 class Clock:

@@ -5,7 +5,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from fake_engine import model_info
 from pydantic import ValidationError
 
 from engine.contract.groups import BeamParams
@@ -14,6 +13,7 @@ from engine.errors import InvalidParameter
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
 from server.text import convert
+from tests.helpers.server.fake_engine import model_info
 
 INFO = model_info(
     "m",

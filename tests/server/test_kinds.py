@@ -3,13 +3,12 @@
 from dataclasses import fields
 from typing import get_args
 
-from image_server import ImageServer
-
 from engine.contract.kinds import KINDS
 from engine.contract.status import Phase
 from server.dialects.table import DIALECTS
 from server.kinds import SERVED, AnyCard
 from server.protocol.models import ModelCard
+from tests.helpers.server.image_server import ImageServer
 
 
 def test_all_kinds_are_served_in_their_order() -> None:
@@ -18,7 +17,7 @@ def test_all_kinds_are_served_in_their_order() -> None:
 
 
 def test_all_cards_but_those_of_text_models_name_an_architecture() -> None:
-    """By that `tandem chat` finds whom to talk to."""
+    """`tandem chat` finds the model to talk to by it."""
     others = [card for card in get_args(AnyCard) if card is not ModelCard]
     assert len(others) == len(SERVED) - 1
     named = {card: {field.name for field in fields(card)} for card in (ModelCard, *others)}

@@ -30,7 +30,7 @@ def test_other_numbers_are_refused(key: float) -> None:
 
 
 def test_too_many_are_refused_before_each_of_them_is_judged() -> None:
-    """Else an error is made for each of a hundred thousand."""
+    """Otherwise each of a hundred thousand would get its own error."""
     with pytest.raises(ValidationError) as caught:
         ADAPTER.validate_python({f"w{number}": "x" for number in range(MAX_BIASES + 1)})
     (error,) = caught.value.errors(include_url=False)

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-import stalls
-from embedding_server import EmbeddingServer
-from long_bodies import TO_ANSWER, TO_EMBED, Body, written
-from text_server import text_info
 
 from server.app import build_routes
+from tests.helpers import stalls
+from tests.helpers.long_bodies import TO_ANSWER, TO_EMBED, Body, written
+from tests.helpers.server.embedding_server import EmbeddingServer
+from tests.helpers.server.text_server import text_info
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 @pytest.fixture
 async def server(tokenizer_folder: Path) -> AsyncIterator[EmbeddingServer]:
-    """Of `embedder`, and of `writer`, which takes long texts. Both have been asked something."""
+    """A server of `embedder`, and of `writer`, which takes long texts. Both have been asked."""
     server = EmbeddingServer(tokenizer_folder, with_text=True)
     server.engine.serve(text_info(tokenizer_folder, "writer", max_model_len=1 << 17))
     build_routes(server.app)

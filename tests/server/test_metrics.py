@@ -6,8 +6,6 @@ import time
 from dataclasses import replace
 
 import pytest
-from fake_engine import FakeEngineClient, model_info
-from fake_image_engine import FakeImageEngine, image_info
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -18,14 +16,9 @@ from engine.contract.status import Phase
 from server.images.kind import SERVED_IMAGES
 from server.metrics import ServerMetrics
 from server.text.kind import SERVED_TEXT
-
-
-class Clock:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
+from tests.helpers.clock import Clock
+from tests.helpers.server.fake_engine import FakeEngineClient, model_info
+from tests.helpers.server.fake_image_engine import FakeImageEngine, image_info
 
 
 @pytest.fixture
@@ -35,7 +28,7 @@ def engine():
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return Clock(0.0)
 
 
 @pytest.fixture
@@ -130,16 +123,16 @@ def test_an_adapters_requests_count_for_it_and_for_its_model(metrics, engine):
 
 def test_latencies_of_two_interleaved_completions(metrics, clock):
     meter = metrics.of(SERVED_TEXT).meter("m")
-    clock.now = 0.5
+    clock.now_s = 0.5
     meter.on_event(event(index=0, token_ids=[1], queue_time_s=0.2))
-    clock.now = 0.6
+    clock.now_s = 0.6
     meter.on_event(event(index=1, token_ids=[1]))
-    clock.now = 0.8
+    clock.now_s = 0.8
     meter.on_event(event(index=0, token_ids=[1, 2]))
     meter.on_event(event(index=1, finish_reason=FinishReason.STOP))
     meter.complete(FinishReason.STOP)
     meter.complete(FinishReason.LENGTH)
-    clock.now = 1.0
+    clock.now_s = 1.0
     meter.close(num_prompt_tokens=3, num_generation_tokens=4)
     assert value(metrics, "tandem_time_to_first_token_seconds_sum") == 0.5
     assert value(metrics, "tandem_time_to_first_token_seconds_count") == 1

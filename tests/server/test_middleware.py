@@ -7,7 +7,6 @@ import time
 import httpx
 import pytest
 import structlog
-from fake_engine import FakeEngineClient
 from fastapi import Request
 from starlette.responses import StreamingResponse
 
@@ -18,6 +17,7 @@ from server.middleware.body_limit import BodyLimitMiddleware
 from server.middleware.slow_body import SlowBodyMiddleware
 from server.routes import docs
 from server.settings import Settings
+from tests.helpers.server.fake_engine import FakeEngineClient
 
 KEYS = {"api_keys": ("first-key", "second-key")}
 

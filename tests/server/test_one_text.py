@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from text_server import TextServer
 
 from engine.contract.sampling_params import SamplingParams
 from server.dialects.anthropic.protocol import MessagesRequest
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.one_text import TEXT_FIELDS
 from server.protocol.responses import ResponseRequest
+from tests.helpers.server.text_server import TextServer
 
 ROUTES: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "hi", "max_output_tokens": 4},
@@ -134,7 +134,7 @@ async def test_two_forms_are_one_too_many(server: TextServer, path: str, own: An
 
 @pytest.mark.parametrize("body", [ResponseRequest, MessagesRequest])
 def test_each_field_of_a_chat_is_known(body: type[ResponseRequest | MessagesRequest]) -> None:
-    """None of them can be left out by accident."""
+    """No field can be left out by accident."""
     known = body.model_fields.keys() | body._unsupported.keys() | body._not_here.keys()
     assert ChatCompletionRequest.model_fields.keys() - known - {"messages"} == set()
     documented = body.model_json_schema()["properties"].keys()

@@ -1,16 +1,14 @@
 """The OpenAPI document tells the truth: what it allows is mostly answered, nothing breaks."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import pytest
-import schemathesis
 from schemathesis import GenerationMode
-from text_server import MAX_MODEL_LEN, MODEL, VOCAB_SIZE, TextServer, text_info
 
 from engine.contract.status import Phase
+from tests.helpers.server.generated import send_generated
+from tests.helpers.server.text_server import MAX_MODEL_LEN, MODEL, VOCAB_SIZE, TextServer, text_info
 
 TEXT_ROUTES = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
 
@@ -90,39 +88,13 @@ async def test_every_failure_is_documented_in_one_shape(server: TextServer) -> N
 def test_generated_requests(tokenizer_folder: Path, path: str, mode: GenerationMode) -> None:
     """Of what the document allows at least a fifth is answered, and nothing is a 5xx. What is
     answered has the documented status, type and schema."""
-    server = TextServer(tokenizer_folder)
-    schema = schemathesis.openapi.from_asgi("/openapi.json", server.app)
-    method = "POST" if path in TEXT_ROUTES else "GET"
-    strategy = schema[path][method].as_strategy(generation_mode=mode)
-    statuses: Counter[int] = Counter()
-    accepted: list[Any] = []
-    checks = [
-        schemathesis.checks.not_a_server_error,
-        *schemathesis.checks.CHECKS.get_by_names(
-            ["status_code_conformance", "content_type_conformance", "response_schema_conformance"]
-        ),
-    ]
-
-    @hypothesis.settings(
-        # Of chats, whose fields exclude each other most, 45 % are answered: by chance fewer than a
-        # fifth of 80 once in a million runs.
-        max_examples=80,
-        database=None,
-        deadline=None,
-        # A found failure is clear without hours of shrinking it.
-        phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    @hypothesis.given(case=strategy)
-    def run(case: Any) -> None:
-        response = case.call(timeout=60)
-        statuses[response.status_code] += 1
-        accepted.extend([case.body] if response.status_code == 200 else [])
-        case.validate_response(response, checks=checks)
-
     if path == "/v1/models" and mode is GenerationMode.NEGATIVE:
         return  # nothing about this request can be wrong
-    run()
+    app = TextServer(tokenizer_folder).app
+    method = "POST" if path in TEXT_ROUTES else "GET"
+    # Of chats, whose fields exclude each other most, 45 % are answered: by chance fewer than a
+    # fifth of 80 once in a million runs.
+    statuses, accepted = send_generated(app, path, method, mode=mode, num_examples=80)
     if mode is GenerationMode.POSITIVE:
         assert statuses[200] >= 0.2 * statuses.total(), statuses
     else:

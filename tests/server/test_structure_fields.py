@@ -234,7 +234,7 @@ def test_the_rest_is_refused_by_name(fields: Any, param: str) -> None:
 def test_what_is_far_too_long_is_not_written_out(
     fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That took a second, in which nobody else was served."""
+    """Writing it out took a second, in which nobody else was served."""
     monkeypatch.setattr(json, "dumps", lambda *_, **__: pytest.fail("written out"))
     with pytest.raises(InvalidParameter, match=r"has at least 30000\d characters; the limit is"):
         structure_of(**fields)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from upscaling_nets import compact_net
 
 from loadtest.results import load_any_result
+from tests.helpers.upscaling.upscaling_nets import compact_net
 from tools import bench_upscaling
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from echo_kind import ECHO, ECHO_KIND, EchoEvent, EchoInfo, EchoRequest, EchoStats
 
 from engine.contract.generate import GenerateRequest
 from engine.contract.kinds import KINDS
@@ -30,8 +29,17 @@ from engine.weights.recognition import kind_of_checkpoint, with_fetched
 from engine.weights.source import Checkpoint, resolve_source
 from engine.worker import messages
 from engine.worker.client import ProcessEngineClient, WorkerOptions
+from tests.helpers.worker import echo_kind
+from tests.helpers.worker.echo_kind import (
+    ECHO,
+    ECHO_KIND,
+    EchoEvent,
+    EchoInfo,
+    EchoRequest,
+    EchoStats,
+)
 
-WORKER = (sys.executable, str(Path(__file__).parents[1] / "echo_kind.py"))
+WORKER = (sys.executable, echo_kind.__file__)
 TEXT_REQUEST = GenerateRequest(
     request_id="t", model="m", prompt_token_ids=[1], sampling=SamplingParams()
 )

@@ -17,7 +17,7 @@ def test_the_usual_order_is_that_of_the_kernels() -> None:
 
 
 def test_what_acts_in_rows_belongs_to_a_sampler() -> None:
-    """Else it would act where it is not listed, and beside Mirostat."""
+    """Otherwise it would act where it is not listed, and beside Mirostat."""
     named = {name for names in SAMPLERS.values() for name in names}
     in_rows = {name for name, one in SAMPLER_PARAMETERS.items() if not one.on_host}
     assert {SAMPLER_PARAMETERS[name].acts_with for name in in_rows - named} <= named

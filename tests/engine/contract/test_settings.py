@@ -1,4 +1,4 @@
-"""From what was asked for to what that comes to."""
+"""The operator's settings, and what they are resolved to."""
 
 from dataclasses import fields, replace
 

@@ -1,10 +1,10 @@
 """Engines of the toy family, for tests of what happens to requests."""
 
 import pytest
-from toy_family import ToyFamily
 
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
+from tests.helpers.diffusion.toy_family import ToyFamily
 
 
 @pytest.fixture

@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from engine_runs import results, run
-from image_adapters import kohya, table_of, write
-from tiny_pipelines import tiny_parts
-from toy_family import picture, request
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
 from engine.contract.draw import ImageTask, LoraUse
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.errors import InvalidParameter, TooManyAdapters, UnknownAdapter
+from tests.helpers.adapters.image_adapters import kohya, table_of, write
+from tests.helpers.diffusion.engine_runs import results, run
+from tests.helpers.diffusion.tiny_pipelines import tiny_parts
+from tests.helpers.diffusion.toy_family import picture, request
 
 SIZE = {"width": 16, "height": 16, "num_inference_steps": 3, "guidance_scale": 2.0}
 LIMITS = DiffusionLimits(

@@ -1,4 +1,4 @@
-"""From a request to a drawing: the same seed draws what diffusers' pipelines draw."""
+"""A request's seed draws what diffusers' pipelines draw with it."""
 
 import random
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from tiny_pipelines import Parts, tiny_parts
-from toy_family import ToyFamily, mask, picture, request
 
 from engine.contract.draw import ImageTask, PromptSyntax
-from engine.diffusion.denoising import Denoising
 from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_factory import DrawingFactory
+from tests.helpers.diffusion.engine_runs import advance
+from tests.helpers.diffusion.tiny_pipelines import Parts, tiny_parts
+from tests.helpers.diffusion.toy_family import ToyFamily, mask, picture, request
 
 SIDE = 16
 TOLERANCE = 1e-4
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*:FutureWarning")
 
 
 def spread_posterior(parts: Parts) -> Parts:
-    """With random weights the posterior is nearly a point; here its deviation is about one."""
+    """Give the posterior a deviation of about one. With random weights it is nearly a point."""
     bias = parts.vae.quant_conv.bias
     bias.data[len(bias) // 2 :] = 0.0
     weight = parts.vae.quant_conv.weight
@@ -57,16 +57,6 @@ def oracle(parts: Parts, kind: str, drawing: Drawing, **options: Any) -> torch.T
     return latents
 
 
-def finish(drawing: Drawing) -> torch.Tensor:
-    stage = drawing.stage
-    assert isinstance(stage, Denoising)
-    with torch.inference_mode():
-        while not drawing.finished:
-            (outcome,) = stage.compute([stage])
-            stage.advance(outcome)
-    return stage.final()
-
-
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 @pytest.mark.parametrize("xl", [False, True])
 def test_an_inpainting_unet_draws_in_diffusers_order(xl: bool, strength: float) -> None:
@@ -88,7 +78,7 @@ def test_an_inpainting_unet_draws_in_diffusers_order(xl: bool, strength: float) 
         mask_image=drawing.stage.preparation.mask,
         strength=strength,
     )
-    worst = (finish(drawing) - theirs).abs().max().item()
+    worst = (advance(drawing).final() - theirs).abs().max().item()
     assert worst < TOLERANCE, (seed, worst)
 
 
@@ -98,7 +88,9 @@ def test_layers_are_skipped_for_the_prompt_alone(xl: bool) -> None:
     family = parts.family()
     drawing = create(family, seed=seed, clip_skip=1)
     kind = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
-    worst = (finish(drawing) - oracle(parts, kind, drawing, clip_skip=1)).abs().max().item()
+    worst = (
+        (advance(drawing).final() - oracle(parts, kind, drawing, clip_skip=1)).abs().max().item()
+    )
     assert worst < TOLERANCE, (seed, worst)
 
 
@@ -123,7 +115,7 @@ def test_a_prompt_that_is_edited_says_in_each_step_what_it_says_then() -> None:
 
 
 def test_the_posterior_is_drawn_from() -> None:
-    """Else the tests above could not see in which order."""
+    """Otherwise the tests above could not see in which order it is drawn."""
     family = spread_posterior(tiny_parts(3)).family()
     image = torch.zeros((1, 3, SIDE, SIDE))
     first, second = (family.encode_image(image, torch.Generator().manual_seed(s)) for s in (1, 2))

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from engine_runs import results, run
-from toy_family import ToyFamily, mask, picture, request
 
 from engine.contract.draw import GuidanceKind, ImageTask, PromptSyntax
 from engine.contract.request import FinishReason
 from engine.errors import QueueFull
+from tests.helpers.diffusion.engine_runs import results, run
+from tests.helpers.diffusion.toy_family import ToyFamily, mask, picture, request
 
 
 def random_request(rng, request_id):
@@ -313,7 +313,7 @@ def test_guidance_of_an_empty_interval_is_off_and_warned_about(make_engine):
 
 
 def test_each_of_several_input_images_is_drawn_from(make_engine):
-    """As if each had been sent alone, with the seeds that its results have."""
+    """Each gives what it gives when it is sent alone with the seeds of its results."""
     images = [picture(seed=1), picture(seed=2), picture(48, 24, seed=3)]
     options = {"task": ImageTask.EDIT, "seed": 5}
     several = replace(request(n=6, **options), images=images)

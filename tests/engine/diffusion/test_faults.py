@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from structlog.testing import capture_logs
-from toy_family import ToyFamily, mask, picture, request
 
 from engine.contract.draw import ImageTask
 from engine.contract.request import FinishReason
@@ -23,6 +22,7 @@ from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt_cache import PromptCache
 from engine.diffusion.scheduler import StepScheduler
 from engine.errors import ModelLoadError
+from tests.helpers.diffusion.toy_family import ToyFamily, mask, picture, request
 
 PROMPT = "a culprit"
 SEED = 666

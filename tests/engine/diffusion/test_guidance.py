@@ -74,7 +74,7 @@ def test_the_interval_counts_steps(start, end, acting):
 
 
 def test_the_interval_is_that_of_diffusers_guiders():
-    """At every number of steps, with shares that are no multiples of a step."""
+    """This holds at every number of steps, also where the shares end within a step."""
     seed = random.randrange(2**31)
     draw = random.Random(seed)
     for _ in range(300):

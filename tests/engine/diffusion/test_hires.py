@@ -7,18 +7,16 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from engine_runs import results, run
-from tiny_pipelines import tiny_parts
-from toy_family import FACTOR, ToyFamily, request
 
 from engine.contract.draw import Enlarging, HiresPass, ImageRequest, ImageTask, PromptSyntax
 from engine.contract.pixels import Pixels
 from engine.contract.request import FinishReason
-from engine.diffusion.denoising import Denoising
-from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.tasks.enlarge import enlarge_latents, enlarge_picture
 from engine.errors import InvalidParameter
+from tests.helpers.diffusion.engine_runs import advance, results, run
+from tests.helpers.diffusion.tiny_pipelines import tiny_parts
+from tests.helpers.diffusion.toy_family import FACTOR, ToyFamily, request
 
 TOLERANCE = 1e-4
 """fp32 over a few steps; sums are taken in another order with channels last."""
@@ -52,16 +50,6 @@ def redrawn(whole: ImageRequest, pictures: list[Pixels]) -> ImageRequest:
         enlarge_picture(one, second.width, second.height, second.enlarging) for one in pictures
     ]
     return replace(whole, prompt=second.prompt, params=how, images=images)
-
-
-def advance(drawing: Drawing) -> Denoising:
-    stage = drawing.stage
-    assert isinstance(stage, Denoising)
-    with torch.inference_mode():
-        while not drawing.finished:
-            (outcome,) = stage.compute([stage])
-            stage.advance(outcome)
-    return stage
 
 
 def pictures_of(events: list[Any], request_id: str = "r") -> list[Pixels]:

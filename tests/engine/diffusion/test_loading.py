@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_family import ToyFamily, mask, picture, request
 
 from engine.contract.draw import ImageTask
 from engine.contract.request import FinishReason
@@ -16,6 +15,8 @@ from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.diffusion.loading import trial_request, warm_up
 from engine.errors import ModelLoadError
 from engine.weights.source import Checkpoint
+from tests.helpers.diffusion.toy_family import ToyFamily, mask, picture, request
+from tests.helpers.host import Host
 
 
 @pytest.fixture
@@ -35,13 +36,6 @@ def engine(family):
 
 @pytest.mark.parametrize(("policy", "first"), [("fcfs", "a"), ("priority", "b")])
 def test_the_configured_policy_is_the_engines(family, monkeypatch, policy, first):
-    class Host:
-        def report(self, *args):
-            pass
-
-        def reserve(self, *args):
-            pass
-
     monkeypatch.setattr(loading, "load_family", lambda *args, **options: family)
     monkeypatch.setattr(loading, "weight_bytes", lambda *args, **options: 0)
     monkeypatch.setattr(loading, "limit_threads", lambda num_threads: None)

@@ -8,8 +8,6 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from tiny_pipelines import CPU, Parts, tiny_parts
-from toy_family import request
 
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
@@ -19,6 +17,8 @@ from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, NoiseSchedules
 from engine.errors import InvalidParameter
 from engine.pictures.arrays import array_of
 from engine.weights.source import Checkpoint, resolve_source
+from tests.helpers.diffusion.tiny_pipelines import CPU, Parts, tiny_parts
+from tests.helpers.diffusion.toy_family import request
 from tools.demo_image_model.classify import read
 from tools.demo_image_model.questions import judge, single
 

@@ -4,16 +4,16 @@ import itertools
 
 import pytest
 import torch
-from toy_family import SCHEDULE, ToyFamily
 
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, FLOW_SCHEDULES, NoiseSchedules
 from engine.diffusion.pull import LatentPull, noise_of
+from tests.helpers.diffusion.toy_family import SCHEDULE, ToyFamily
 
 NUM_STEPS = 12
 
 
 def schedules():
-    """Of models that start from pure noise, and of those that nearly do."""
+    """Schedules of models that start from pure noise, and of those that nearly do."""
     plain = {**SCHEDULE, "rescale_betas_zero_snr": False, "timestep_spacing": "leading"}
     for config in (SCHEDULE, plain, {**plain, "prediction_type": "epsilon"}):
         made = NoiseSchedules(config, DIFFUSION_SCHEDULES)

@@ -5,17 +5,17 @@ import random
 import numpy as np
 import pytest
 import torch
-from engine_runs import results, run
-from toy_family import CHANNELS, FACTOR, ToyFamily, picture, request
 
 from engine.contract.draw import ImageTask
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.guidance import combine_cfg
 from engine.diffusion.restoring import Restoring
 from engine.errors import InvalidParameter
+from tests.helpers.diffusion.engine_runs import results, run
+from tests.helpers.diffusion.toy_family import CHANNELS, FACTOR, ToyFamily, picture, request
 
 SIDE = 32
-"""Of the toy family's tiles, in pixels."""
+"""The side of the toy family's tiles, in pixels."""
 
 
 def restoration(request_id="r", width=80, height=56, **changes):
@@ -25,7 +25,7 @@ def restoration(request_id="r", width=80, height=56, **changes):
 
 
 class PointFamily(ToyFamily):
-    """Its denoiser sees a cell alone, so that tiles cannot matter."""
+    """A family whose denoiser sees one cell at a time, so that tiles cannot matter."""
 
     def __init__(self):
         super().__init__()

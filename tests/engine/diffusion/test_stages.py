@@ -5,9 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from doubling import DOUBLE, Doubling, DoublingSource
-from engine_runs import results, run
-from toy_family import ToyFamily, picture, request
 
 from engine.contract.request import FinishReason
 from engine.diffusion.denoising import Denoising
@@ -15,6 +12,9 @@ from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.pictures.arrays import array_of
 from engine.runtime.fault import Unusable
+from tests.helpers.diffusion.doubling import DOUBLE, Doubling, DoublingSource
+from tests.helpers.diffusion.engine_runs import results, run
+from tests.helpers.diffusion.toy_family import ToyFamily, picture, request
 
 DENOISE = "a red circle"
 
@@ -86,7 +86,7 @@ def test_both_are_what_they_are_alone(make_engine, make_both):
 
 
 def test_stages_of_one_kind_and_group_share_calls_and_others_do_not(make_both, family, source):
-    """That no call mixes kinds, both kinds' calls assert; the names of their groups are equal."""
+    """Both kinds' calls assert that no call mixes kinds; the names of their groups are equal."""
     engine = make_both()
     groups = {Drawing.group.fget(drawing)[1] for item in (request(), double())
               for drawing in source.create(item)}  # fmt: skip

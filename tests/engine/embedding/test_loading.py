@@ -8,13 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_encoders import (
-    NUM_TOKENS,
-    add_sentence_layout,
-    make_encoder,
-    random_texts,
-    reference_embeddings,
-)
 
 from engine.contract.embed import EmbeddingModelInfo, EmbeddingRequest
 from engine.contract.operations import DRAW, EMBED, GENERATE
@@ -25,6 +18,13 @@ from engine.errors import InsufficientMemory, ModelLoadError, UnsupportedArchite
 from engine.text.tokenizer import load_tokenizer
 from engine.weights.recognition import kind_of_checkpoint
 from engine.weights.source import Checkpoint, resolve_source
+from tests.helpers.models.tiny_encoders import (
+    NUM_TOKENS,
+    add_sentence_layout,
+    make_encoder,
+    random_texts,
+    reference_embeddings,
+)
 
 INTENT = EngineConfig(device="cpu", num_threads=1)
 

@@ -4,14 +4,14 @@ import random
 from typing import Any
 
 import pytest
-from embedding_toy import ask, make, numbers, run
-from tiny_encoders import NUM_TOKENS, load_encoder, make_encoder, random_texts
 
 from engine.contract.embed import EmbeddingRequest
 from engine.contract.request import FinishReason
 from engine.embedding.work import EmbeddingEngine, EmbeddingLimits, EmbeddingWork
 from engine.errors import QueueFull, RequestError
 from kernels import native
+from tests.helpers.models.embedding_toy import ask, make, numbers, run
+from tests.helpers.models.tiny_encoders import NUM_TOKENS, load_encoder, make_encoder, random_texts
 
 
 def test_each_input_ends_with_its_embedding() -> None:

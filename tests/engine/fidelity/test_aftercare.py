@@ -2,12 +2,12 @@ import random
 
 import numpy as np
 import pytest
-from pictures import heat_map, measure, noise, photograph, resized, rounded
 
 from engine.contract.examination import Examination, Faithfulness
 from engine.fidelity.aftercare import Aftercare
 from engine.fidelity.back_projection import back_project
 from engine.pictures.arrays import Bytes
+from tests.helpers.pictures import heat_map, measure, noise, photograph, resized, rounded
 
 
 def cared_for(

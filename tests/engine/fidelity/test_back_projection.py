@@ -3,13 +3,13 @@ import random
 
 import numpy as np
 import pytest
-from pictures import generator, measure, noise, photograph, resized, rounded
 
 from engine.fidelity import back_projection
 from engine.fidelity.back_projection import correction
 from engine.pictures import arrays
 from engine.pictures.arrays import Bytes
 from engine.pictures.resampling import Resampling
+from tests.helpers.pictures import generator, measure, noise, photograph, resized, rounded
 
 SIZES = [((40, 60), (10, 15)), ((37, 53), (10, 13)), ((30, 20), (15, 20)), ((64, 1), (16, 1))]
 

@@ -2,9 +2,9 @@ import math
 
 import numpy as np
 import pytest
-from pictures import generator, measure, noise, photograph, resized, rounded
 
 from engine.fidelity.consistency import MAX_PSNR_DB
+from tests.helpers.pictures import generator, measure, noise, photograph, resized, rounded
 
 
 def test_a_picture_agrees_with_itself() -> None:

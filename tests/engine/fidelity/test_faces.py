@@ -2,10 +2,10 @@ import random
 
 import numpy as np
 import pytest
-from pictures import measure, noise, photograph, resized, rounded
 
 from engine.fidelity.faces import Face, FaceGuard, face_weights, find_faces
 from engine.pictures.arrays import Bytes
+from tests.helpers.pictures import measure, noise, photograph, resized, rounded
 
 ASTRONAUT = (0.35, 0.11, 0.55, 0.34)
 """Left, top, right and bottom of her face, as shares of the photograph's sides."""
@@ -37,7 +37,7 @@ def test_the_mask_is_soft_and_ends() -> None:
 
 
 def guarded(result: Bytes, original: Bytes, faces: list[Face], strength: float) -> Bytes:
-    """In bands of some rows."""
+    """Guard the faces in bands of some rows."""
     guard = FaceGuard(original, faces, *result.shape[:2], strength)
     rows = random.randint(1, len(result))
     starts = range(0, len(result), rows)

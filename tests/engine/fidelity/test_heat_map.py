@@ -1,7 +1,7 @@
 import numpy as np
-from pictures import generator, heat_map, noise, photograph, resized, rounded
 
 from engine.pictures.arrays import Bytes
+from tests.helpers.pictures import generator, heat_map, noise, photograph, resized, rounded
 
 
 def colours(picture: Bytes) -> tuple[np.ndarray, np.ndarray]:

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pictures import noise, photograph, resized, rounded
 
 from engine.fidelity.wavelet_colour import lowest_band, wavelet_colour
 from engine.pictures import arrays
+from tests.helpers.pictures import noise, photograph, resized, rounded
 
 
 def reference_lowest_band(picture: torch.Tensor) -> torch.Tensor:

@@ -49,7 +49,7 @@ def test_what_is_no_file_is_named_and_never_waited_for(kind: str, tmp_path: Path
 def test_a_pipe_that_takes_a_files_place_just_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the look and the opening: the opening returns, and the second look sees it."""
+    """It comes between the first look and the opening; the second look sees it."""
     path = tmp_path / "model.safetensors"
     os.mkfifo(path)
     monkeypatch.setattr("engine.files.checkpoint_files.check_regular", lambda path: None)

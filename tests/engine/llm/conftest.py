@@ -10,29 +10,14 @@ import pytest
 import torch
 
 from engine.contract.generate import GenerateRequest, TokenLogprob
-from engine.contract.host import Grant
 from engine.contract.request import FinishReason
 from engine.contract.sampling_params import SamplingParams
 from engine.contract.settings import EngineConfig
 from engine.llm.cost.step_budget import Price, StepBudget
 from engine.llm.start.loading import load_engine
 from engine.weights.source import resolve_source
-
-
-class QuietHost:
-    """Grants all memory, hears no reports."""
-
-    def report(self, phase, progress=None, detail=None):
-        pass
-
-    def reserve(self, device, purpose, num_bytes, capacity_bytes):
-        return capacity_bytes
-
-    def borrow(self, device, purpose, num_bytes, capacity_bytes):
-        return Grant(0, capacity_bytes)
-
-    def give_back(self, grant):
-        pass
+from tests.helpers.host import Host
+from tests.helpers.llm.logits import SIZES, LogitsLog
 
 
 @dataclass
@@ -61,7 +46,7 @@ def make_engine(ref, *, cache_dir="", **knobs):
     checkpoint = resolve_source(
         str(ref), cache_dir=Path(cache_dir), offline=True, on_progress=lambda fraction, line: None
     )
-    engine, _ = load_engine(checkpoint, "m", config, QuietHost())
+    engine, _ = load_engine(checkpoint, "m", config, Host())
     return engine.texts
 
 
@@ -149,6 +134,22 @@ def rng(record_property):
     record_property("seed", seed)
     print("seed", seed)
     return random.Random(seed)
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """The logits that engines draw tokens from."""
+    log = LogitsLog()
+    log.attach(monkeypatch)
+    return log
+
+
+@pytest.fixture(
+    scope="module", params=["tiny_llama", "tiny_gemma3", "tiny_olmo2", "tiny_qwen3_moe"]
+)
+def folder(request):
+    """A model of each kind that must give the same bits in any company."""
+    return request.getfixturevalue(request.param)(**SIZES)
 
 
 @pytest.fixture

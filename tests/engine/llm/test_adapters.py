@@ -6,13 +6,13 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from peft_adapters import write_adapter
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
 from engine.contract.knob import GIB
 from engine.errors import TooManyAdapters, UnknownAdapter
 from engine.llm.runner.step_graph import StepKind
 from kernels import native
+from tests.helpers.adapters.peft_adapters import write_adapter
 
 pytestmark = pytest.mark.usefixtures("cheap_rows")
 VOCAB = 400

@@ -7,90 +7,18 @@ roomy engine without prefix cache: the default path on a CPU, in all dtypes, wit
 import pytest
 import torch
 
-from engine.llm.runner.model_runner import ModelRunner
 from engine.quantization.plain import PlainState, UnquantizedMethod
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
-
-VOCAB = 400
-DTYPES = ["float32", "bfloat16", "float16"]
-SIZES = {"seed": 5, "head_dim": 64, "hidden_size": 96, "intermediate_size": 136}
-"""Heads of 64 as in real models, sizes that no tile divides evenly."""
-
-
-class LogitsLog:
-    """What each sequence's tokens were drawn from, by prompt, index and position."""
-
-    def __init__(self):
-        self._sequences = {}
-        self.rows = {}
-
-    def attach(self, monkeypatch):
-        apply_changes, draw = ModelRunner._apply_changes, ModelRunner._draw
-
-        def note_new(runner, decision):
-            # Warming up counts down from -1.
-            for new in (new for new in decision.new if new.seq_id >= 0):
-                self._sequences[new.seq_id] = (tuple(new.prompt_token_ids), new.index)
-            apply_changes(runner, decision)
-
-        def note_logits(runner, step_rows, logits, outputs):
-            for drawn, row in zip(step_rows.draws, logits, strict=True):
-                if drawn.seq_id >= 0:
-                    key = (*self._sequences[drawn.seq_id], drawn.position)
-                    self.rows[key] = row.clone()
-            return draw(runner, step_rows, logits, outputs)
-
-        monkeypatch.setattr(ModelRunner, "_apply_changes", note_new)
-        monkeypatch.setattr(ModelRunner, "_draw", note_logits)
-
-
-@pytest.fixture
-def log(monkeypatch):
-    log = LogitsLog()
-    log.attach(monkeypatch)
-    return log
-
-
-@pytest.fixture(
-    scope="module", params=["tiny_llama", "tiny_gemma3", "tiny_olmo2", "tiny_qwen3_moe"]
+from tests.helpers.llm.logits import (
+    SIZES,
+    alone,
+    logits_of,
+    make_requests,
+    number_of_changes,
 )
-def folder(request):
-    return request.getfixturevalue(request.param)(**SIZES)
 
-
-def make_requests(engines, rng, count=10, shared_prefix=0, output_tokens=(1, 40)):
-    prefix = [rng.randrange(VOCAB) for _ in range(shared_prefix)]
-    return [
-        engines.request(
-            str(i),
-            prefix + [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 80))],
-            max_tokens=rng.randrange(*output_tokens),
-            ignore_eos=True,
-            temperature=rng.choice([0.0, 0.8]),
-            seed=rng.randrange(1 << 63),
-        )
-        for i in range(count)
-    ]
-
-
-def logits_of(log, run):
-    log.rows = {}
-    run()
-    return log.rows
-
-
-def alone(engines, folder, requests, dtype):
-    engine = engines.make(
-        folder, dtype=dtype, enable_prefix_caching=False, max_num_batched_tokens=512
-    )
-    for request in requests:
-        engines.run(engine, [request])
-
-
-def number_of_changes(found, expected):
-    assert found.keys() == expected.keys()
-    return sum(not torch.equal(found[key], expected[key]) for key in expected)
+DTYPES = ["float32", "bfloat16", "float16"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -161,7 +89,7 @@ def test_threads_that_come_and_go(engines, folder, rng, log, dtype, monkeypatch)
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_mixture_that_transformers_runs(engines, tiny_qwen2_moe, rng, log, dtype):
-    """Its routers multiply by code of their own, in company, chunks and after prefix hits."""
+    """Its routers multiply by their own code, in company, in chunks and after prefix hits."""
     folder = tiny_qwen2_moe(**SIZES)
     requests = make_requests(engines, rng, count=6, shared_prefix=32, output_tokens=(1, 20))
     expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))

@@ -4,22 +4,22 @@ import random
 
 import pytest
 import torch
-from test_model_runner import new, part, resolved
-from test_step_graph import Recorder
-from tiny_pairs import PagedTexts, create_pair, named_weights
 
 from engine.llm.decision import ScheduleDecision
 from engine.llm.runner.model_runner import ModelRunner
 from engine.llm.runner.step_graph import AtOnce
 from engine.models.registry import create_model
 from kernels import _triton, native
+from tests.helpers.llm.recorder import Recorder
+from tests.helpers.llm.steps import new, part, resolved
+from tests.helpers.models.tiny_pairs import PagedTexts, create_pair, named_weights
 
 pytestmark = pytest.mark.skipif(not _triton.AVAILABLE, reason="Triton is not installed")
 
 CPU = torch.device("cpu")
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 PARTICULAR = {"Gemma3": {"sliding_window": 5, "sliding_window_pattern": 2}}
-"""Of families: a layer that slides and one that does not."""
+"""Options of families, such as a layer that slides beside one that does not."""
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def make_model(dtype, deterministic, family="Llama"):
 
 
 def logits_alone_and_among_others(dtype, deterministic, family="Llama", kv_dtype=None):
-    """Of one text of 13 tokens: in one piece, and in pieces beside other texts."""
+    """Give the logits of a text of 13 tokens: in one piece, and in pieces beside other texts."""
     model, config = make_model(dtype, deterministic, family)
     text, other, third = ([random.randrange(131) for _ in range(n)] for n in (13, 40, 7))
     texts = PagedTexts(model, config, kv_dtype=kv_dtype)

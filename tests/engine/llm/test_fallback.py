@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft_adapters import write_adapter
 
 from engine.errors import ModelLoadError
+from tests.helpers.adapters.peft_adapters import write_adapter
 
 VOCAB = 400
 

@@ -6,15 +6,12 @@ culprit (alone or in a batch), from the first time on or in the middle of its an
 
 import random
 import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from paged_executor import Answer, PagedExecutor, PagedStep, answer_alone, make_scheduler
 from structlog.testing import capture_logs
-from test_scheduler_properties import Session
 
 from engine.contract.generate import GenerateRequest
 from engine.contract.request import FinishReason
@@ -28,9 +25,17 @@ from engine.llm.runner.model_runner import DrawnTokens, ModelRunner
 from engine.llm.sampling.logits_processors import LogitBias, ProcessorChain
 from engine.llm.sampling.sampler import Sampler
 from engine.llm.sequences import Sequences
+from tests.helpers.llm.paged_executor import (
+    Answer,
+    PagedExecutor,
+    PagedStep,
+    answer_alone,
+    make_scheduler,
+)
+from tests.helpers.llm.sessions import Session, run_sessions
 
 CULPRIT = 2
-"""Its sequence id: the third to arrive."""
+"""The sequence id of the third request to arrive."""
 
 
 class Fault(Exception):
@@ -321,7 +326,7 @@ def test_a_poisoned_device_ends_the_engine(engines, folder, requests, monkeypatc
 
 
 def test_a_device_that_answers_is_not_poisoned(engines, folder, requests, expected, monkeypatch):
-    """Such as after a launch with bad arguments."""
+    """A launch with bad arguments leaves such a device, for example."""
     monkeypatch.setattr("engine.runtime.fault._device_answers", lambda: True)
     engine = engines.make(folder)
     error = RuntimeError("CUDA error: invalid configuration argument")
@@ -346,7 +351,7 @@ class FaultyExecutor(PagedExecutor):
     kv_bytes_committed = 0
     rng = random.Random(0)
     limits: dict[int, int] = {}  # noqa: RUF012  (each test sets its own)
-    """By request seed: tokens after which its sequences fail."""
+    """The number of tokens after which a request's sequences fail, by its seed."""
     num_faults = 0
 
     def launch(self, decision: ScheduleDecision) -> "FaultyStep":
@@ -443,16 +448,7 @@ class FaultySession(Session):
 
 def test_any_load_survives_faults() -> None:
     """Everybody but the culprits gets the very tokens and scores that they would get alone."""
-    seen: Counter[str] = Counter()
-    for _ in range(60):
-        seed = random.getrandbits(32)
-        session = FaultySession(seed)
-        try:
-            with capture_logs():
-                session.run()
-        except Exception as error:
-            error.add_note(f"reproduce with FaultySession({seed}).run(); {session.config}")
-            raise
-        seen += session.seen
-    assert (+seen).keys() >= {"faults", "culprits", "preemptions", "copies", "cached tokens",
+    with capture_logs():
+        seen = run_sessions(FaultySession, 60)
+    assert seen.keys() >= {"faults", "culprits", "preemptions", "copies", "cached tokens",
                               "aborted", "scored prompts", "stop", "length"}  # fmt: skip

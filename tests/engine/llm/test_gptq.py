@@ -5,8 +5,6 @@ import random
 from dataclasses import replace
 
 import pytest
-from gptq_checkpoints import Layout, write_gptq
-from peft_adapters import write_adapter
 from safetensors.torch import load_file, save_file
 
 from engine.contract.resolved_config import MachineFacts
@@ -20,6 +18,8 @@ from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import plan_weights
 from kernels import native
+from tests.helpers.llm.packed_texts import assert_alike, requests_of
+from tests.helpers.quantization.gptq_checkpoints import Layout, write_gptq
 
 LAYOUTS = {
     "plain": Layout(lm_head=True),
@@ -41,15 +41,6 @@ def write(tiny_llama, tmp_path):
     return make
 
 
-def requests_of(engines, seed, **sampling):
-    rng = random.Random(seed)
-    prompts = [[rng.randrange(2, 60) for _ in range(rng.randrange(1, 40))] for _ in range(7)]
-    return [
-        engines.request(str(i), p, **({"max_tokens": 12, "ignore_eos": True} | sampling))
-        for i, p in enumerate(prompts)
-    ]
-
-
 def tokens(done):
     return {
         key: (one.token_ids, [entry.logprob for entry in one.logprobs]) for key, one in done.items()
@@ -63,18 +54,11 @@ def test_texts_and_scores_are_those_of_the_unpacked_twin(name, engines, write):
     requests = requests_of(engines, name, logprobs=0)
     engine = engines.make(packed, dtype="float32", quantization="gptq")
     assert engine._executor._runner._config.quantization == "gptq"
-    found = tokens(engines.run(engine, requests))
-    same = tokens(engines.run(engines.make(packed, dtype="float32", quantization="none"), requests))
-    wanted = tokens(engines.run(engines.make(twin, dtype="float32"), requests))
-    assert same == wanted
+    found = engines.run(engine, requests)
+    same = engines.run(engines.make(packed, dtype="float32", quantization="none"), requests)
+    wanted = engines.run(engines.make(twin, dtype="float32"), requests)
+    assert tokens(same) == tokens(wanted)
     assert_alike(found, wanted)
-
-
-def assert_alike(found, wanted):
-    assert found.keys() == wanted.keys()
-    for key, (text, scores) in wanted.items():
-        assert found[key][0] == text
-        assert found[key][1] == pytest.approx(scores, abs=1e-3)
 
 
 def test_a_quantised_output_layer_is_not_rounded_to_bf16(engines, write):
@@ -94,21 +78,6 @@ def test_a_quantised_output_layer_is_not_rounded_to_bf16(engines, write):
     differences = [abs(ours - theirs) for ours, theirs in zip(*scores, strict=True)]
     assert sum(differences) / len(differences) < 0.02
     assert max(differences) < 0.2
-
-
-def test_text_does_not_depend_on_what_shares_the_step(engines, write):
-    packed, _ = write(LAYOUTS["act-order"])
-    requests = requests_of(engines, 5)
-    rng = random.Random(5)
-    together = engines.run(
-        engines.make(packed, max_num_batched_tokens=24, dtype="bfloat16", quantization="gptq"),
-        requests,
-        arrivals=[rng.randrange(10) for _ in requests],
-    )
-    alone = engines.make(packed, dtype="bfloat16", quantization="gptq")
-    for request in requests:
-        (done,) = engines.run(alone, [request]).values()
-        assert done.token_ids == together[request.request_id, 0].token_ids
 
 
 def states_of(engine):
@@ -179,8 +148,8 @@ def test_int8_may_be_made_of_them(engines, write):
 def test_a_tied_output_layer_is_the_embedding(engines, write):
     packed, twin = write(Layout(), tie_word_embeddings=True)
     requests = requests_of(engines, 4, logprobs=0)
-    found = tokens(engines.run(engines.make(packed, quantization="gptq"), requests))
-    assert_alike(found, tokens(engines.run(engines.make(twin), requests)))
+    found = engines.run(engines.make(packed, quantization="gptq"), requests)
+    assert_alike(found, engines.run(engines.make(twin), requests))
 
 
 def test_what_is_not_there_cannot_be_asked_for(engines, tiny_llama):
@@ -249,20 +218,3 @@ def test_whatever_is_stated_the_answer_is_a_model_or_a_reason(write):
             assert str(packed) not in str(error)
         else:
             assert all(isinstance(layer.method, GptqMethod) for layer in plan.layers.values())
-
-
-def test_adapters_beside_packed_weights(engines, write, tmp_path):
-    packed, twin = write(LAYOUTS["act-order"])
-    write_adapter(twin, tmp_path / "lora")
-    requests = [
-        replace(request, adapter="x" if i % 2 else None)
-        for i, request in enumerate(requests_of(engines, 3, logprobs=0))
-    ]
-    found, wanted = (
-        engines.run(engines.make(folder, quantization=quantization, lora=lora), requests)
-        for folder, quantization in ((packed, "gptq"), (twin, "none"))
-        for lora in [(f"x={tmp_path / 'lora'}",)]
-    )
-    assert_alike(tokens(found), tokens(wanted))
-    plain = engines.run(engines.make(packed, quantization="gptq"), requests[:1])
-    assert tokens(plain)["0", 0] == tokens(found)["0", 0]

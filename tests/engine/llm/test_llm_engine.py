@@ -5,16 +5,21 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 
 import pytest
-from paged_executor import PagedExecutor, make_config, make_request, make_scheduler
 
 from engine.contract.adapter_orders import AdapterOrder, Answer
 from engine.contract.generate import EngineStats, TokenEvent
 from engine.errors import InvalidParameter, InvariantViolation, UnknownAdapter
 from engine.llm.engine import LLMEngine
+from tests.helpers.llm.paged_executor import (
+    PagedExecutor,
+    make_config,
+    make_request,
+    make_scheduler,
+)
 
 
 class Executor(PagedExecutor):
-    """As if each block took 100 bytes."""
+    """An executor each of whose blocks takes 100 bytes."""
 
     kv_bytes_committed = 500
     is_down = False

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-import toy_format
 from safetensors.torch import load_file, save_file
 
 from engine.contract.resolved_config import MachineFacts
@@ -15,6 +14,7 @@ from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import plan_weights
 from kernels import PackedWeight
+from tests.helpers.quantization import toy_format
 
 CPU = MachineFacts(device="cpu", num_cores=1, free_memory_bytes=1 << 40)
 

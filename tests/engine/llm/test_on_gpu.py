@@ -4,9 +4,6 @@ import random
 
 import pytest
 import torch
-from test_model_runner import new, part, resolved
-from test_step_graph import requests, run
-from tiny_pairs import create_pair, named_weights
 
 from engine.llm.decision import PENDING_TOKEN_ID, ScheduleDecision
 from engine.llm.engine import LLMEngine
@@ -15,6 +12,9 @@ from engine.llm.runner.model_runner import ModelRunner
 from engine.llm.runner.step_graph import AtOnce
 from engine.llm.scheduler import Scheduler
 from engine.models.registry import create_model
+from tests.helpers.llm.recorder import requests, run
+from tests.helpers.llm.steps import new, part, resolved
+from tests.helpers.models.tiny_pairs import create_pair, named_weights
 
 pytestmark = pytest.mark.gpu
 

@@ -2,14 +2,19 @@
 
 import random
 import threading
-from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-import test_neutrality
-from paged_executor import (
+
+from engine.contract.generate import GenerateRequest
+from engine.contract.request import FinishReason
+from engine.llm.decision import PENDING_TOKEN_ID, ScheduleDecision, StepOutput
+from engine.llm.engine import LLMEngine
+from engine.llm.scheduler import Scheduler
+from tests.helpers.llm import requests as random_requests
+from tests.helpers.llm.paged_executor import (
     EOS,
     Answer,
     Answers,
@@ -19,100 +24,24 @@ from paged_executor import (
     make_request,
     make_scheduler,
 )
-from test_scheduler_properties import EVERYTHING, Session
+from tests.helpers.llm.sessions import (
+    EVERYTHING,
+    AccountedExecutor,
+    OverlappedSession,
+    run_sessions,
+)
 
-from engine.contract.generate import GenerateRequest
-from engine.contract.request import FinishReason
-from engine.llm.decision import PENDING_TOKEN_ID, ScheduleDecision, StepOutput
-from engine.llm.engine import LLMEngine
-from engine.llm.scheduler import Scheduler
-
-rng = test_neutrality.rng
-"""The fixture."""
-
-
-@dataclass
-class AccountedExecutor(PagedExecutor):
-    """Notes how far the host is ahead of the steps it has seen the end of."""
-
-    kv_bytes_committed: int = 0
-    num_launched_ahead: int = 0
-    num_blocking: int = 0
-    in_flight: list[ScheduleDecision] = field(default_factory=list)
-
-    def launch(self, decision: ScheduleDecision) -> "AccountedStep":
-        assert len(self.in_flight) <= 1, "too far ahead"
-        assert not any(earlier.blocks_next for earlier in self.in_flight)
-        self.num_launched_ahead += bool(self.in_flight)
-        self.num_blocking += decision.blocks_next
-        self.in_flight.append(decision)
-        return AccountedStep(self, decision, self.execute(decision))
-
-
-@dataclass
-class AccountedStep:
-    executor: AccountedExecutor
-    decision: ScheduleDecision
-    output: StepOutput
-
-    def collect(self) -> StepOutput:
-        assert self.executor.in_flight.pop(0) is self.decision, "collected out of order"
-        return self.output
-
-
-class OverlappedSession(Session):
-    """A random run, the next step always launched early. Aborts meet steps in flight."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.config = replace(self.config, async_scheduling=True)
-        self.scheduler = make_scheduler(self.config, self.windows, self.drafter)
-        self.executor = AccountedExecutor(
-            self.config, error_rate=self.executor.error_rate, windows=self.windows
-        )
-        self.engine = LLMEngine(self.scheduler, self.executor, self.config)
-
-    def has_work(self) -> bool:
-        return self.engine.has_work()
-
-    def step(self, abort_rate: float) -> None:
-        events, _ = self.engine.step()
-        for event in events:
-            assert event.request_id not in self.aborted, "an event after the abort"
-            self.answers.setdefault((event.request_id, event.index), Answer()).add(event)
-        self.check_windows()
-        assert self.executor.num_steps < 20_000, "it does not end"
-
-    def check_end(self) -> None:
-        super().check_end()
-        assert not self.executor.in_flight
-        self.seen["ahead"] += self.executor.num_launched_ahead
-        self.seen["pending"] += self.executor.num_pending
-        self.seen["blocking"] += self.executor.num_blocking
-
-
-def run_sessions(count: int) -> Counter[str]:
-    seen: Counter[str] = Counter()
-    for _ in range(count):
-        seed = random.getrandbits(32)
-        session = OverlappedSession(seed)
-        try:
-            session.run()
-        except Exception as error:
-            error.add_note(f"reproduce with OverlappedSession({seed}).run(); {session.config}")
-            raise
-        seen += session.seen
-    return seen
+rng = random_requests.rng
 
 
 def test_any_load_gives_every_request_its_own_answer() -> None:
-    seen = run_sessions(60)
-    assert (+seen).keys() >= EVERYTHING | {"ahead", "pending", "blocking"}
+    seen = run_sessions(OverlappedSession, 60)
+    assert seen.keys() >= EVERYTHING | {"ahead", "pending", "blocking"}
 
 
 @pytest.mark.slow
 def test_any_load_for_longer() -> None:
-    assert (+run_sessions(100)).keys() >= EVERYTHING
+    assert run_sessions(OverlappedSession, 100).keys() >= EVERYTHING
 
 
 class Bench:
@@ -341,10 +270,10 @@ def folder(tiny_llama):
 
 @pytest.mark.parametrize("knobs", [{}, {"num_kv_blocks": 14, "max_model_len": 14 * 16}])
 def test_a_model_says_the_same(engines, folder, rng, knobs) -> None:
-    requests = test_neutrality.make_requests(engines, rng, output_tokens=(30, 80))
+    requests = random_requests.make_requests(engines, rng, output_tokens=(30, 80))
     engine = engines.make(folder, async_scheduling="on", **knobs)
     done = engines.run(engine, requests, arrivals=[2 * i for i in range(len(requests))])
-    assert test_neutrality.texts(done) == test_neutrality.alone(engines, folder, requests)
+    assert random_requests.texts(done) == random_requests.alone(engines, folder, requests)
     assert (engine.stats().num_preemptions > 0) == bool(knobs)
     assert engine.stats().kv_blocks_used == 0
 

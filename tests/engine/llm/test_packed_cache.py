@@ -1,25 +1,17 @@
 """Keys and values in 8 bits: more tokens in the same memory, and texts that no neighbour, chunk,
 prefix or guess changes."""
-# ruff: noqa: F811 - fixtures that are imported
 
 import random
 
 import pytest
 import torch
-from test_batch_invariance import (  # noqa: F401
-    alone,
-    folder,
-    log,
-    logits_of,
-    make_requests,
-    number_of_changes,
-)
 
 from engine.contract.resolved_config import ResolvedConfig
 from engine.contract.settings import EngineConfig
 from engine.errors import ModelLoadError
 from engine.llm.runner.kv_storage import KvStorage
 from engine.llm.start import sizing
+from tests.helpers.llm.logits import alone, logits_of, make_requests, number_of_changes
 
 KINDS = ["int8", "fp8"]
 VOCAB = 400

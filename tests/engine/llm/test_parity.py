@@ -15,7 +15,7 @@ from kernels import native
 
 NUM_PROMPTS, NUM_TOKENS = 20, 64
 FEWER_TOKENS = 12
-"""Of a real model, which takes its time."""
+"""The number of tokens from a real model, which is slow."""
 TOLERANCE = 1e-4
 CLEAR_LEAD = 0.5
 """In bf16, judge only positions where the best logit (in fp32) leads by this much."""

@@ -9,7 +9,6 @@ import gguf
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
-from peft_adapters import write_adapter
 from safetensors.torch import load_file
 
 from engine.contract.resolved_config import MachineFacts
@@ -30,6 +29,7 @@ from kernels import GGUFType, isa
 from kernels.linear_gguf.cases import random_weight
 from kernels.linear_panels.panels import unpack
 from kernels.measured.product_times import ProductTimes
+from tests.helpers.adapters.peft_adapters import write_adapter
 
 MIXED = {"attn_q": Type.Q4_0, "attn_v": Type.Q8_0, "ffn_down": Type.Q5_1}
 """The rest is Q4_1."""

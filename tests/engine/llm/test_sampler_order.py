@@ -3,7 +3,6 @@
 import random
 from typing import Any
 
-import exact_distribution as exact
 import numpy as np
 import pytest
 import torch
@@ -18,6 +17,7 @@ from transformers import (
 from engine.contract.sampling_params import SamplingParams
 from engine.llm.decision import NewSequence
 from engine.llm.sampling.sampler import Sampler, SampleRow
+from tests.helpers.llm import exact_distribution as exact
 
 VOCAB_SIZE = 300
 _WARPERS = {

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exact_distribution import distribution
 from scipy import stats
 
 from engine.contract.sampling_params import SamplingParams
 from engine.llm.decision import NewSequence
 from engine.llm.sampling.sampler import Sampler, SampleRow
 from kernels.sample_tokens import noise
+from tests.helpers.llm.exact_distribution import distribution
 
 LEAST_P_VALUE = 1e-9
 NUM_SEQUENCES = 500

@@ -8,19 +8,6 @@ import random
 from dataclasses import replace
 
 import pytest
-from paged_executor import (
-    EOS,
-    Answer,
-    Answers,
-    PagedExecutor,
-    answer_alone,
-    make_config,
-    make_request,
-    make_scheduler,
-    run_all,
-    run_step,
-    score,
-)
 
 from engine.contract.generate import EngineStats, TokenEvent
 from engine.contract.groups import BeamParams
@@ -35,6 +22,19 @@ from engine.errors import (
 )
 from engine.llm.decision import ScheduleDecision, SequenceOutput, StepOutput
 from engine.llm.scheduler import Scheduler
+from tests.helpers.llm.paged_executor import (
+    EOS,
+    Answer,
+    Answers,
+    PagedExecutor,
+    answer_alone,
+    make_config,
+    make_request,
+    make_scheduler,
+    run_all,
+    run_step,
+    score,
+)
 
 
 class Bench:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 import pytest
-from paged_executor import make_config, make_request
 
 from engine.contract.generate import EngineStats
 from engine.contract.resolved_config import AUTO_STEP_RATIO
@@ -20,6 +19,7 @@ from engine.llm.decision import ScheduleDecision, SequenceOutput, StepOutput
 from engine.llm.engine import LLMEngine
 from engine.llm.scheduler import Scheduler
 from loadtest.metrics import percentile
+from tests.helpers.llm.paged_executor import make_config, make_request
 
 AUTO = {"max_step_ratio": AUTO_STEP_RATIO}
 OFF: dict[str, float] = {}
@@ -42,11 +42,11 @@ class Machine:
     load: Callable[[float], float] = lambda now_s: 1.0
     """How many times slower it is at a time."""
     late_rate: float = 0.0
-    """Of steps in which somebody else has the processor for half a second."""
+    """The share of steps in which another process has the processor for half a second."""
     now_s: float = 0.0
     """What the host's clock shows."""
     free_s: float = 0.0
-    """When the last launched step ends."""
+    """The time at which the last launched step ends."""
     steps: list[tuple[float, StepWork]] = field(default_factory=list)
     kv_bytes_committed = 0
 
@@ -249,7 +249,7 @@ def test_a_machine_that_becomes_three_times_slower(knobs: dict[str, float], seed
 
 
 def test_steps_that_are_late_now_and_then(seed: int) -> None:
-    """Those aside, steps with prompts are about as long as on a quiet machine, and as expected."""
+    """Other steps with prompts are about as long as on a quiet machine, and as expected."""
 
     def median_s(outcome: Outcome) -> float:
         mixed = (s for s, w in outcome.steps if w.num_prompt_tokens and w.num_decodes > 8)
@@ -281,7 +281,7 @@ def test_what_is_published_tells_how_good_the_predictions_are(seed: int) -> None
 
 @pytest.mark.parametrize("knobs", [AUTO, {"max_step_ms": 50.0}])
 def test_steps_launched_ahead_are_timed_too(knobs: dict[str, float], seed: int) -> None:
-    """From the end of the one before, not from a launch that waits for it."""
+    """Their time begins at the end of the step before, not at a launch that waits for it."""
     after = serve(
         machine("many registers", seed), closed_loop(16, 4), **knobs, async_scheduling=True
     )

@@ -1,11 +1,9 @@
-"""Engines with checkpoints of bitsandbytes, compressed-tensors and FP8, beside plain twins."""
+"""Engines with stored formats (bitsandbytes, compressed-tensors, FP8, GPTQ) beside plain twins."""
 
 import random
 from dataclasses import replace
 
 import pytest
-from peft_adapters import write_adapter
-from stored_formats import VARIETIES, write_checkpoint
 
 from engine.contract.resolved_config import MachineFacts
 from engine.contract.settings import EngineConfig
@@ -16,9 +14,14 @@ from engine.quantization.int4_groups import GroupPanels, takes_panels
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import plan_weights
+from tests.helpers.adapters.peft_adapters import write_adapter
+from tests.helpers.llm.packed_texts import assert_alike, requests_of
+from tests.helpers.quantization.gptq_checkpoints import Layout, write_gptq
+from tests.helpers.quantization.stored_formats import VARIETIES, write_checkpoint
 
 CPU = MachineFacts(device="cpu", num_cores=1, free_memory_bytes=1 << 40)
-SOME = ("bnb nf4, nested", "bnb int8", "W4A16", "FP8 blocks")
+_NAMES = ("bnb nf4, nested", "bnb int8", "W4A16", "FP8 blocks")
+SOME = {name: VARIETIES[name].name for name in _NAMES} | {"gptq": "gptq"}
 
 
 @pytest.fixture
@@ -27,30 +30,15 @@ def write(tiny_llama, tmp_path):
 
     def make(name):
         original = tiny_llama(seed=random.randrange(1000), vocab_size=64)
+        if name == "gptq":
+            return write_gptq(original, tmp_path, Layout(desc_act=True, sym=True, lm_head=True))
         return write_checkpoint(original, tmp_path, VARIETIES[name])
 
     return make
 
 
-def requests_of(engines, seed, **sampling):
-    rng = random.Random(seed)
-    prompts = [[rng.randrange(2, 60) for _ in range(rng.randrange(1, 40))] for _ in range(5)]
-    return [
-        engines.request(str(i), p, **({"max_tokens": 8, "ignore_eos": True} | sampling))
-        for i, p in enumerate(prompts)
-    ]
-
-
 def scores_of(done):
     return {key: [entry.logprob for entry in one.logprobs] for key, one in done.items()}
-
-
-def assert_alike(found, wanted):
-    assert found.keys() == wanted.keys()
-    for key, one in wanted.items():
-        assert found[key].token_ids == one.token_ids
-        ours = [entry.logprob for entry in found[key].logprobs]
-        assert ours == pytest.approx([entry.logprob for entry in one.logprobs], abs=1e-3)
 
 
 @pytest.mark.parametrize("name", VARIETIES)
@@ -70,7 +58,7 @@ def test_text_does_not_depend_on_what_shares_the_step(name, engines, write):
     packed, _ = write(name)
     requests = requests_of(engines, 5)
     rng = random.Random(5)
-    knobs = {"dtype": "bfloat16", "quantization": VARIETIES[name].name}
+    knobs = {"dtype": "bfloat16", "quantization": SOME[name]}
     together = engines.run(
         engines.make(packed, max_num_batched_tokens=24, **knobs),
         requests,
@@ -84,7 +72,7 @@ def test_text_does_not_depend_on_what_shares_the_step(name, engines, write):
 
 @pytest.mark.parametrize("name", VARIETIES)
 def test_weights_stay_packed_and_take_what_was_planned(name, engines, write, monkeypatch):
-    """By themselves, where that is not slower."""
+    """They stay packed without a setting, where that is not slower."""
     if not takes_panels():
         pytest.skip("no C++ compiler")
     monkeypatch.setattr(int4_groups, "are_panels_slower", lambda *_: False)
@@ -108,7 +96,7 @@ def test_adapters_beside_packed_weights(name, engines, write, tmp_path):
         replace(request, adapter="x" if i % 2 else None)
         for i, request in enumerate(requests_of(engines, 3, logprobs=0))
     ]
-    kept = VARIETIES[name].name
+    kept = SOME[name]
     engine = engines.make(packed, dtype="float32", quantization=kept, lora=lora)
     found = engines.run(engine, requests)
     wanted = engines.run(engines.make(twin, dtype="float32", lora=lora), requests)

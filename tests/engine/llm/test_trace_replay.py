@@ -11,10 +11,10 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from paged_executor import make_config, make_request
 
 from engine.llm.decision import ScheduleDecision, SequenceOutput, StepOutput
 from engine.llm.scheduler import Scheduler
+from tests.helpers.llm.paged_executor import make_config, make_request
 
 TRACE = Path(__file__).parents[2] / "data" / "azure_conv_trace.csv"
 VOCAB_SIZE = 50_000

@@ -1,10 +1,10 @@
 """Copies of adapters in the host's memory: which are kept, and what they may take."""
 
 import torch
-from peft_adapters import Host
 
 from engine.lora.copies import Copies
 from engine.lora.peft_files import Adapter, Update
+from tests.helpers.adapters.peft_adapters import Host
 
 
 def adapter(rank):

@@ -7,15 +7,15 @@ import shutil
 
 import pytest
 import torch
-from peft_adapters import load, write_adapter
 from safetensors.torch import load_file, save_file
-from tiny_pairs import create_pair
 
 from engine.contract.adapter_orders import AdapterReport
 from engine.errors import ModelLoadError, ModelNotFound
 from engine.lora.file_parts import WEIGHTS
 from engine.lora.peft_config import CONFIG
 from engine.lora.peft_files import ModelShapes, plan_adapter
+from tests.helpers.adapters.peft_adapters import load, write_adapter
+from tests.helpers.models.tiny_pairs import create_pair
 
 PREFIX = "base_model.model."
 Q = f"{PREFIX}model.layers.0.self_attn.q_proj"

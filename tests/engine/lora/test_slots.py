@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft_adapters import Host, load, write_adapter
 from safetensors.torch import load_file, save_file
-from tiny_pairs import PagedTexts, create_pair
+
+from tests.helpers.adapters.peft_adapters import Host, load, write_adapter
+from tests.helpers.models.tiny_pairs import PagedTexts, create_pair
 
 FAMILIES = ("Llama", "Qwen2", "Qwen3", "Gemma3")
 OPTIONS = (

@@ -7,9 +7,7 @@ import threading
 
 import pytest
 import torch
-from peft_adapters import Host, limits_of, load, write_adapter
 from safetensors.torch import load_file, save_file
-from tiny_pairs import create_pair
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
 from engine.errors import (
@@ -29,6 +27,8 @@ from engine.lora.slots import LoraSlots
 from engine.lora.text_adapters import load_adapters
 from engine.models.adapters import NO_ADAPTER
 from engine.runtime.huge_pages import lazy_zeros
+from tests.helpers.adapters.peft_adapters import Host, limits_of, load, write_adapter
+from tests.helpers.models.tiny_pairs import create_pair
 
 OPTIONS = {
     "a": {"r": 5, "rank_pattern": {"v_proj": 9}},

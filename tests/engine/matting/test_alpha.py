@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 import scipy.sparse.linalg
-from matting_scenes import Scene, finished, lemur, rms, scene
 
 from engine.matting import alpha as alpha_module
 from engine.matting.alpha import Matte, estimate_alpha
@@ -17,6 +16,7 @@ from engine.matting.pymatting_library import pymatting
 from engine.matting.trimap import Trimap
 from engine.pictures import arrays
 from engine.pictures.resizing import resized
+from tests.helpers.matting.matting_scenes import Scene, finished, lemur, rms, scene
 
 
 def alpha_at_once(image: np.ndarray, trimap: Trimap) -> np.ndarray:

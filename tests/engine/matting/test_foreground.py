@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from matting_scenes import finished, rms, scene
 
 from engine.matting import foreground as foreground_module
 from engine.matting.composition import alpha_levels, covering
 from engine.matting.foreground import MARGIN, estimate_foreground
 from engine.pictures.alpha import over
+from tests.helpers.matting.matting_scenes import finished, rms, scene
 
 
 @pytest.mark.parametrize("max_pixels", [10_000_000, 4_000])

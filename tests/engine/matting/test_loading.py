@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_writer as onnx
 import pytest
-from matting_scenes import lemur, load, rms
 
 from engine.contract.matte import MattingEvent, MattingOutput, MattingRequest, Point
 from engine.contract.operations import MATTE
@@ -18,6 +16,8 @@ from engine.matting import loading
 from engine.pictures.arrays import array_of, pixels_of
 from engine.weights.recognition import kind_of_checkpoint
 from engine.weights.source import Checkpoint, resolve_source
+from tests.helpers.matting import onnx_writer as onnx
+from tests.helpers.matting.matting_scenes import lemur, load, rms
 
 CACHE = Path("~/.cache/tandem").expanduser()
 INTENT = EngineConfig(device="cpu", num_threads=1)

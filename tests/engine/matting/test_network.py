@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import numpy as np
-import onnx_writer as onnx
 import pytest
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.matting.network import OnnxNetwork, load_network
 from engine.matting.network_files import read_facts
 from engine.runtime.fault import Unusable
+from tests.helpers.matting import onnx_writer as onnx
 
 
 def load(folder: Path, data: bytes, name: str = "a.onnx") -> OnnxNetwork:

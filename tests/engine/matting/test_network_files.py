@@ -5,12 +5,12 @@ import json
 import random
 from pathlib import Path
 
-import onnx_writer as onnx
 import pytest
 
 from engine.errors import CorruptFile, ModelLoadError, UnsupportedArchitecture
 from engine.matting import network_files
 from engine.matting.network_files import NetworkFacts, read_facts
+from tests.helpers.matting import onnx_writer as onnx
 
 
 def write(folder: Path, data: bytes, name: str = "a.onnx") -> Path:

@@ -11,7 +11,7 @@ from engine.contract.matte import MattingOutput, MattingRequest, Point
 from engine.matting.job import Job
 from engine.matting.steering import steer
 from engine.pictures.arrays import Floats, pixels_of
-from tests.engine.matting.matting_scenes import TwoSubjects, finished, two_subjects
+from tests.helpers.matting.matting_scenes import TwoSubjects, finished, two_subjects
 
 NETWORK_SIDE = 320
 BOTH_RIGHT, SECOND_MISSED = (1.0, 1.0), (1.0, 0.0)

@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matting_scenes import scene
-from matting_toy import ask, make
 
 from engine.contract.matte import MattingEvent, MattingOutput, MattingRequest, Point
 from engine.contract.pixels import Pixels
@@ -16,6 +14,8 @@ from engine.matting import work as work_module
 from engine.matting.job import NO_SUBJECT
 from engine.matting.work import MattingEngine
 from engine.pictures.arrays import array_of, pixels_of
+from tests.helpers.matting.matting_scenes import scene
+from tests.helpers.matting.matting_toy import ask, make
 
 
 def run(engine: MattingEngine) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_encoders import load_encoder, make_encoder, random_texts, reference_embeddings
 
 from engine.errors import MissingWeight, ModelLoadError, UnsupportedArchitecture
 from engine.files.checkpoint_files import read_json
@@ -17,6 +16,12 @@ from engine.models.encoder_registry import create_encoder, encoder_family, read_
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.sentence_encoder import POOLINGS, pool
 from kernels import native
+from tests.helpers.models.tiny_encoders import (
+    load_encoder,
+    make_encoder,
+    random_texts,
+    reference_embeddings,
+)
 
 FAMILIES = {
     "bert": ("Bert", "Model", {}),

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_pairs import PagedTexts, create_pair, named_weights, their_logits
 
 from engine.models.registry import create_model
+from tests.helpers.models.tiny_pairs import PagedTexts, create_pair, named_weights, their_logits
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -58,7 +58,7 @@ MODELS = {
     ),
 }
 PHI3: dict[str, Any] = {"num_attention_heads": 3, "num_key_value_heads": 1}
-"""Its configuration takes the size of a head from the others."""
+"""A configuration that takes the size of a head from the other sizes."""
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import pytest
 import torch
-from tiny_pairs import PagedTexts, create_pair, named_weights, their_logits
 
 from engine.errors import MissingWeight, ModelLoadError, ShapeMismatch
 from engine.models.forward_context import NO_CONTEXT
@@ -18,6 +17,7 @@ from engine.models.registry import create_model
 from engine.quantization.method import LinearMethod
 from engine.quantization.plain import UnquantizedMethod
 from kernels import PackedWeight
+from tests.helpers.models.tiny_pairs import PagedTexts, create_pair, named_weights, their_logits
 
 CPU = torch.device("cpu")
 

@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_pairs import SIZES
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models import registry
@@ -14,6 +13,7 @@ from engine.models.registry import (
     family_of_gguf,
     family_of_model_type,
 )
+from tests.helpers.models.tiny_pairs import SIZES
 
 FIELDS = {k: v for k, v in SIZES.items() if k not in ("initializer_range", "attn_implementation")}
 

@@ -5,12 +5,12 @@ import random
 import pytest
 import torch
 import transformers
-from tiny_pairs import PagedTexts, config_of, create_pair
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.decoder import rope_of
 from engine.models.layers.rotary import CHUNK, Rope, RotaryTable
+from tests.helpers.models.tiny_pairs import PagedTexts, config_of, create_pair
 
 CPU = torch.device("cpu")
 SCALINGS = {

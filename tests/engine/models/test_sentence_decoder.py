@@ -77,7 +77,7 @@ def test_a_texts_bits_do_not_depend_on_its_company(make_folder: Any, dtype: torc
 
 
 def test_the_largest_call_has_room() -> None:
-    """In blocks: each text may leave its last one almost empty."""
+    """The room is counted in blocks: each text may leave its last one almost empty."""
     from engine.models import whole_texts
 
     block = whole_texts._BLOCK

@@ -1,8 +1,8 @@
 import numpy as np
-from pictures import noise
 from PIL import Image
 
 from engine.pictures.alpha import flatten, over, premultiplied, straight
+from tests.helpers.pictures import noise
 
 
 def test_pillow_lays_over_in_the_same_way() -> None:

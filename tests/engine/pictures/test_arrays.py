@@ -2,11 +2,11 @@ import itertools
 
 import numpy as np
 import pytest
-from pictures import noise
 
 from engine.contract.pixels import Pixels
 from engine.errors import InvalidParameter
 from engine.pictures.arrays import array_of, bands, pixels_of
+from tests.helpers.pictures import noise
 
 
 def test_pictures_come_back() -> None:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pictures import generator, noise, resized
 from PIL import Image
 
 from engine.pictures import arrays
 from engine.pictures.resampling import Resampling, RowResampler, kernel_matrix
+from tests.helpers.pictures import generator, noise, resized
 
 SIZES = [
     ((64, 48), (16, 12)),

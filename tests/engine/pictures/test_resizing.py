@@ -1,9 +1,9 @@
 import random
 
 import numpy as np
-from pictures import generator
 
 from engine.pictures.resizing import enlarged_rows, resized
+from tests.helpers.pictures import generator
 
 
 def test_smaller_pictures_are_means_and_equal_ones_are_the_same() -> None:

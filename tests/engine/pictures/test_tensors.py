@@ -3,11 +3,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from pictures import noise
 from PIL import Image
 
 from engine.pictures.arrays import array_of
 from engine.pictures.tensors import as_bytes, as_tensor, from_signed, resampled, straight, to_signed
+from tests.helpers.pictures import noise
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 3), (64, 65)])

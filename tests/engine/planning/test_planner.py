@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft_adapters import write_adapter
 from safetensors.torch import save_file
 
-from engine.contract.host import Grant
 from engine.contract.orders import PlanningOrder
 from engine.contract.settings import EngineConfig
 from engine.errors import InsufficientMemory, InvalidParameter, UnsupportedFeature
@@ -18,33 +16,10 @@ from engine.llm.start import loading
 from engine.planning.plain_text import plan_table
 from engine.planning.planner import make_plan
 from engine.weights.source import Checkpoint
+from tests.helpers.adapters.peft_adapters import write_adapter
+from tests.helpers.host import Host
 
-SHAPES = Path(loading.__file__).parents[1] / "data" / "shapes"
-
-
-class Host:
-    """Has memory for weights only."""
-
-    def report(self, phase, progress=None, detail=None):
-        pass
-
-    def reserve(self, device, purpose, num_bytes, capacity_bytes):
-        if purpose != "weights":
-            raise InsufficientMemory(f"no memory for {purpose}")
-        return capacity_bytes - num_bytes
-
-    def borrow(self, device, purpose, num_bytes, capacity_bytes):
-        return Grant(0, capacity_bytes)
-
-    def give_back(self, grant):
-        pass
-
-
-class Lender(Host):
-    """Has memory for everything."""
-
-    def reserve(self, device, purpose, num_bytes, capacity_bytes):
-        return capacity_bytes - num_bytes
+SHAPES = Path(loading.__file__).parents[2] / "data" / "shapes"
 
 
 def order(model, tmp_path, **changes):
@@ -93,7 +68,7 @@ def test_image_models_have_weights_and_steps(tmp_path):
 
 
 def test_adapters_take_what_was_planned(tiny_llama, tmp_path):
-    """Of any kind, whole modules and those of other ranks, layer by layer."""
+    """The adapters include whole modules and other ranks, layer by layer."""
     folder = tiny_llama()
     options = {
         "a": {"r": 5, "rank_pattern": {"v_proj": 9}},
@@ -110,7 +85,7 @@ def test_adapters_take_what_was_planned(tiny_llama, tmp_path):
         lora=tuple(f"{name}={tmp_path / name}" for name in options),
     )
     checkpoint = Checkpoint("folder", folder, "t")
-    engine, _ = loading.load_engine(checkpoint, "t", config, Lender())
+    engine, _ = loading.load_engine(checkpoint, "t", config, Host())
     plan = made(folder, tmp_path, config=config, context=100)
     adapters = plan["adapters"]
     assert adapters["place_bytes"] == engine._adapters.num_bytes > 0
@@ -118,7 +93,7 @@ def test_adapters_take_what_was_planned(tiny_llama, tmp_path):
     of_rows = {row["quantization"]: row["adapter_bytes"] for row in plan["rows"]}
     assert of_rows["none"] == adapters["place_bytes"]
     assert 0.5 < of_rows["int8"] / of_rows["none"] < 0.9, "8 bits, but for embeddings and norms"
-    engine, _ = loading.load_engine(checkpoint, "t", replace(config, quantization="int8"), Lender())
+    engine, _ = loading.load_engine(checkpoint, "t", replace(config, quantization="int8"), Host())
     assert engine._adapters.num_bytes == of_rows["int8"]
     exact = replace(config, lora_dtype="model")
     rows = made(folder, tmp_path, config=exact, context=100)["rows"]
@@ -166,16 +141,16 @@ def test_a_model_that_does_not_fit_is_told_what_would(tiny_llama):
     checkpoint = Checkpoint("folder", tiny_llama(), "t")
     config = EngineConfig(device="cpu", num_threads=1)
     with pytest.raises(InsufficientMemory, match="no memory for KV cache") as caught:
-        loading.load_engine(checkpoint, "t", config, Host())
+        loading.load_engine(checkpoint, "t", config, Host(lambda purpose: purpose == "weights"))
     assert "t on this machine" in caught.value.hint
     assert "1 text of 512 tokens at a time" in caught.value.hint
     assert "Fits with" in caught.value.hint
     large = replace(config, kv_cache_memory_gib=random.choice([50, 1000]))
     with pytest.raises(InsufficientMemory, match="no memory for KV cache") as caught:
-        loading.load_engine(checkpoint, "t", large, Host())
+        loading.load_engine(checkpoint, "t", large, Host(lambda purpose: purpose == "weights"))
     assert "the model itself fits" in caught.value.hint
     assert "Fits with" not in caught.value.hint, "no table that says yes"
     small = replace(config, max_model_len=512, num_kv_blocks=2)
     with pytest.raises(InsufficientMemory, match="lower max_model_len to 32") as caught:
-        loading.load_engine(checkpoint, "t", small, Host())
+        loading.load_engine(checkpoint, "t", small, Host(lambda purpose: purpose == "weights"))
     assert "--kv-cache-dtype int8" in caught.value.hint

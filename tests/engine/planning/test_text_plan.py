@@ -26,6 +26,7 @@ from engine.runtime.device import PACKED_KV_DTYPES, torch_dtype
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import plan_weights
+from tests.helpers.host import Host
 
 LLAMA3 = {
     "architectures": ["LlamaForCausalLM"],
@@ -43,13 +44,6 @@ LLAMA3 = {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
-
-
-class Host:
-    """Grants everything."""
-
-    def reserve(self, device, purpose, num_bytes, capacity_bytes):
-        return capacity_bytes - num_bytes
 
 
 def target(on="cuda", free=20 * GIB, **changes):
@@ -121,7 +115,7 @@ def rows_of(report):
 
 
 def test_an_8b_model_on_an_h100(llama3):
-    """By hand: 8.03e9 numbers of two bytes, 128 KiB for each cached token, 3.35 TB/s."""
+    """Computed by hand: 8.03e9 numbers of two bytes, 128 KiB per cached token, 3.35 TB/s."""
     checkpoint, num_bytes = llama3
     chip = CHIPS["h100"]
     report = plan(checkpoint, EngineConfig(), target(free=79 * GIB, chip=chip, context=8192))
@@ -308,7 +302,7 @@ def test_cache_bytes_are_those_of_the_storage(tiny_gemma3, dtype):
 
 @pytest.mark.parametrize("on", ["cpu", "cuda"])
 def test_a_draft_model_is_counted(tiny_gemma3, tiny_llama, on):
-    """Its weights, and a cache for as many tokens as the model's; when it is loaded as well."""
+    """The plan and the load count its weights and a cache of as many tokens as the model's."""
     folders = {"model": tiny_gemma3(), "draft": tiny_llama()}
     checkpoint = Checkpoint("folder", folders["model"], "g")
     intent = EngineConfig(

@@ -1,33 +1,29 @@
 """AWQ layers against the weights that their tensors stand for, and what is wrong with some."""
 
 import math
-import random
+from functools import partial
 
 import pytest
 import torch
-from awq_checkpoints import config, quantised
-from torch import nn
 
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
-from engine.models.forward_context import NO_CONTEXT
-from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.parallel import TensorParallel
-from engine.models.layers.weight_slots import WeightOptions
-from engine.models.loading import Loader
 from engine.quantization.awq import AwqFormat
-from engine.quantization.format import TensorHeader
 from engine.quantization.int4_groups import GroupPanels
 from kernels import linear_w4a16
 from kernels.linear_panels.panels import unpack
+from tests.helpers.quantization.awq_checkpoints import config, quantised
+from tests.helpers.quantization.format_layers import (
+    assert_divided,
+    assert_product,
+    assert_rows_alike,
+    layers_of,
+    loaded,
+)
 
-TYPES = {torch.int32: "I32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 CASES = [("gemm", 32), ("gemm", 256), ("gemm", 48), ("gemm", -1), ("gemv", 32), ("gemv", 64)]
 """The last of the groups of 256 is cut."""
 SIZE = 384
-
-
-def headers_of(tensors):
-    return {name: TensorHeader(tuple(t.shape), TYPES[t.dtype]) for name, t in tensors.items()}
 
 
 def random_layer(version, group_size, shards=(("q", 48), ("k", 16)), bias=True, **options):
@@ -40,36 +36,13 @@ def random_layer(version, group_size, shards=(("q", 48), ("k", 16)), bias=True, 
     return tensors, weights
 
 
-def loaded(tensors, weights, given, *, parallel=None, partition="none", dtype=torch.float32):
-    found = AwqFormat.detect(given, headers_of(tensors))
-    methods = {name: one.method for name, one in found.layers(headers_of(tensors)).items()}
-    layer = Linear(
-        next(iter(weights.values())).shape[1],
-        [Shard(name, len(weight)) for name, weight in weights.items()],
-        bias=any(name.endswith("bias") for name in tensors),
-        partition=partition,
-    )
-    parent = nn.Module()
-    parent.a = nn.Module()
-    parent.a.qkv_proj = layer
-    settings = {"dtype": dtype, "device": torch.device("cpu"), "linear_method": methods.get}
-    if parallel is not None:
-        settings["parallel"] = parallel
-    order = sorted(tensors.items(), key=lambda _: random.random())
-    Loader(parent, WeightOptions(**settings)).load(order)
-    return layer
-
-
 @pytest.mark.parametrize(("version", "group_size"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_products_are_those_of_the_dequantised_weight(version, group_size, dtype):
     tensors, weights = random_layer(version, group_size)
-    layer = loaded(tensors, weights, config(version, group_size), dtype=dtype)
-    x = torch.randn(7, SIZE).to(dtype)
-    bias = torch.cat([tensors[f"a.{name}.bias"] for name in weights]).to(dtype).float()
-    expected = x.float() @ torch.cat(list(weights.values())).T + bias
-    tolerance = linear_w4a16.cases.TOLERANCE[dtype] + torch.finfo(dtype).eps * 4
-    assert (layer(x, NO_CONTEXT).float() - expected).abs().max() <= tolerance
+    layer = loaded(tensors, weights, config(version, group_size), dtype)
+    weight = torch.cat(list(weights.values()))
+    assert_product(layer, tensors, weight, dtype, linear_w4a16.cases.TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize(("version", "group_size"), CASES)
@@ -86,20 +59,15 @@ def test_panels_hold_the_same_numbers(version, group_size, dtype):
 @pytest.mark.parametrize(("version", "group_size"), CASES)
 def test_a_row_has_the_same_bits_in_any_batch(version, group_size):
     tensors, weights = random_layer(version, group_size)
-    for dtype in (torch.bfloat16, torch.float32):
-        layer = loaded(tensors, weights, config(version, group_size), dtype=dtype)
-        x = torch.randn(33, SIZE).to(dtype)
-        together = layer(x, NO_CONTEXT)
-        for rows in (slice(0, 1), slice(5, 9), slice(2, 32)):
-            assert torch.equal(layer(x[rows], NO_CONTEXT), together[rows])
+    given = config(version, group_size)
+    assert_rows_alike(lambda dtype: loaded(tensors, weights, given, dtype), SIZE)
 
 
 @pytest.mark.parametrize(("version", "group_size"), CASES)
 def test_memory_is_what_is_stated(version, group_size):
     tensors, weights = random_layer(version, group_size, bias=False)
-    found = AwqFormat.detect(config(version, group_size), headers_of(tensors))
     for device in ("cpu", "cuda"):
-        layers = found.layers(headers_of(tensors), device).values()
+        layers = layers_of(tensors, config(version, group_size), device).values()
         stated = sum(layer.num_bytes(2) for layer in layers)
         state = loaded(tensors, weights, config(version, group_size))._parts[0][1]
         if device == "cpu" and isinstance(state, GroupPanels):
@@ -114,24 +82,7 @@ def test_memory_is_what_is_stated(version, group_size):
 )
 def test_ranks_divide_a_layer(version, partition):
     tensors, weights = random_layer(version, 32, (("q", 32),))
-    x, given = torch.randn(4, SIZE), config(version)
-    whole = loaded(tensors, weights, given)(x, NO_CONTEXT)
-    ranks = [
-        loaded(
-            tensors,
-            weights,
-            given,
-            partition=partition,
-            parallel=TensorParallel(rank, 2, lambda partial: partial),
-        )
-        for rank in (0, 1)
-    ]
-    if partition == "outputs":
-        found = torch.cat([layer(x, NO_CONTEXT) for layer in ranks], 1)
-    else:
-        parts = zip(ranks, x.chunk(2, 1), strict=True)
-        found = sum(layer(part.contiguous(), NO_CONTEXT) for layer, part in parts)
-    torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
+    assert_divided(partial(loaded, tensors, weights, config(version)), partition, SIZE)
 
 
 @pytest.mark.parametrize(("version", "group_size"), [("gemm", 256), ("gemv", 64)])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from diffusers import FluxPipeline
-from tiny_transformers import flux_parts
+
+from tests.helpers.diffusion.tiny_transformers import flux_parts
 
 LOAD = """
 import json, logging, sys

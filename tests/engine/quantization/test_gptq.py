@@ -1,11 +1,10 @@
 """GPTQ layers against the weights that their tensors stand for, and what is wrong with some."""
 
-import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from gptq_checkpoints import Layout, quantised
 from torch import nn
 
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
@@ -15,14 +14,22 @@ from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.parallel import TensorParallel
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.loading import Loader
-from engine.quantization.format import TensorHeader
 from engine.quantization.gptq import GptqFormat, GptqMethod
 from engine.quantization.int4_groups import GroupPanels
 from engine.quantization.plain import UnpackingMethod, UnquantizedMethod
 from kernels import linear_w4a16
 from kernels.linear_panels.panels import unpack
+from tests.helpers.quantization import format_layers
+from tests.helpers.quantization.format_layers import (
+    assert_divided,
+    assert_product,
+    assert_rows_alike,
+    filled,
+    headers_of,
+    layers_of,
+)
+from tests.helpers.quantization.gptq_checkpoints import Layout, quantised
 
-TYPES = {torch.int32: "I32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 LAYOUTS = (
     Layout(),
     Layout(version="gptq_v2"),
@@ -46,17 +53,6 @@ LAYOUTS = (
 IDS = [f"{i}" for i in range(len(LAYOUTS))]
 
 
-def headers_of(tensors):
-    return {name: TensorHeader(tuple(t.shape), TYPES[t.dtype]) for name, t in tensors.items()}
-
-
-def layers_of(tensors, layout):
-    """The format's layers, found by themselves."""
-    found = GptqFormat.detect(layout.config(), headers_of(tensors))
-    assert found is not None
-    return found.layers(headers_of(tensors))
-
-
 def random_layer(layout, shards=None, size=160, *, bias=False):
     """Tensors by checkpoint name, and the weights by shard."""
     few = 32 if layout.bits == 3 else 16
@@ -73,64 +69,41 @@ def random_layer(layout, shards=None, size=160, *, bias=False):
 
 
 def outputs_of(state):
-    """Of one product."""
+    """Give the outputs of one product."""
     is_panels = isinstance(state, GroupPanels)
     return state.state.panels.out_features if is_panels else state.out_features
 
 
-def loaded(tensors, weights, layout, *, size=160, parallel=None, change=None, **options):
-    """A `Linear` filled with tensors, by the format's methods or what `change` makes of them."""
-    methods = {name: layer.method for name, layer in layers_of(tensors, layout).items()}
-    if change is not None:
-        methods = {name: change(method) for name, method in methods.items()}
-    layer = Linear(
-        size,
-        [Shard(name, len(weight)) for name, weight in weights.items()],
-        bias=any(name.endswith("bias") for name in tensors),
-        partition=options.pop("partition", "none"),
-    )
-    parent = nn.Module()
-    parent.a = nn.Module()
-    parent.a.qkv_proj = layer
-    settings = {"dtype": torch.float32, "device": torch.device("cpu")} | options
-    if parallel is not None:
-        settings["parallel"] = parallel
-    slots = WeightOptions(linear_method=methods.get, **settings)
-    Loader(parent, slots).load(sorted(tensors.items(), key=lambda _: random.random()))
-    return layer
+def loaded(tensors, weights, layout, dtype=torch.float32, **options):
+    return format_layers.loaded(tensors, weights, layout.config(), dtype, **options)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=IDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_products_are_those_of_the_dequantised_weight(layout, dtype):
     tensors, weights = random_layer(layout, bias=True)
-    layer = loaded(tensors, weights, layout, dtype=dtype)
+    layer = loaded(tensors, weights, layout, dtype)
     assert len(layer._parts[0][1]) == 1  # One product for all shards.
-    x = torch.randn(7, 160).to(dtype)
-    bias = torch.cat([tensors[f"a.{name}.bias"] for name in weights])
-    expected = x.float() @ torch.cat(list(weights.values())).T + bias.to(dtype).float()
-    tolerance = linear_w4a16.cases.TOLERANCE[dtype] + torch.finfo(dtype).eps * 4
-    assert (layer(x, NO_CONTEXT).float() - expected).abs().max() <= tolerance
+    weight = torch.cat(list(weights.values()))
+    assert_product(layer, tensors, weight, dtype, linear_w4a16.cases.TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=IDS)
 def test_a_row_has_the_same_bits_in_any_batch(layout):
     tensors, weights = random_layer(layout)
-    for dtype in (torch.bfloat16, torch.float32):
-        layer = loaded(tensors, weights, layout, dtype=dtype)
-        x = torch.randn(33, 160).to(dtype)
-        together = layer(x, NO_CONTEXT)
-        for rows in (slice(0, 1), slice(5, 9), slice(2, 32)):
-            assert torch.equal(layer(x[rows], NO_CONTEXT), together[rows])
+    assert_rows_alike(partial(loaded, tensors, weights, layout), 160)
 
 
 def test_bits_are_those_of_the_unpacked_twin():
     layout = Layout(group_size=16, desc_act=True)
     tensors, weights = random_layer(layout)
-    unpack = lambda method: UnpackingMethod(method, UnquantizedMethod())  # noqa: E731
+    plain = {
+        name: UnpackingMethod(one.method, UnquantizedMethod())
+        for name, one in layers_of(tensors, layout.config()).items()
+    }
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        packed = loaded(tensors, weights, layout, dtype=dtype)
-        twin = loaded(tensors, weights, layout, change=unpack, dtype=dtype)
+        packed = loaded(tensors, weights, layout, dtype)
+        twin = filled(tensors, weights, plain, dtype)
         x = torch.randn(9, 160).to(dtype)
         assert torch.equal(packed(x, NO_CONTEXT), twin(x, NO_CONTEXT))
 
@@ -179,7 +152,7 @@ def test_symmetric_zero_points_are_not_kept(sym, has_zeros):
 @pytest.mark.parametrize("layout", LAYOUTS, ids=IDS)
 def test_memory_is_what_is_stated(layout):
     tensors, weights = random_layer(layout)
-    stated = sum(layer.num_bytes(2) for layer in layers_of(tensors, layout).values())
+    stated = sum(layer.num_bytes(2) for layer in layers_of(tensors, layout.config()).values())
     (state,) = loaded(tensors, weights, layout)._parts[0][1]
     if isinstance(state, GroupPanels):
         kept = [state.state.panels.data, state.order]
@@ -190,7 +163,7 @@ def test_memory_is_what_is_stated(layout):
     shared = 4 * 160 * (len(weights) - 1) if layout.desc_act else 0
     trivial = 4 * 160 if layout.desc_act and kept[-1] is None else 0
     assert found == stated - shared - trivial
-    method = layers_of(tensors, layout)["a.q"].method
+    method = layers_of(tensors, layout.config())["a.q"].method
     size = 1 << 20
     assert method.num_bytes(8, size, 2) == pytest.approx(
         size * method.bits_per_weight(2) + (4 * size if layout.desc_act else 0), rel=1e-3
@@ -203,27 +176,7 @@ def test_ranks_divide_a_layer(layout, partition):
     """The sum of the parts, or one after the other, is the whole."""
     size = 192
     tensors, weights = random_layer(layout, (("q", 32),), size, bias=True)
-    x = torch.randn(4, size)
-    whole = loaded(tensors, weights, layout, size=size)(x, NO_CONTEXT)
-    ranks = [
-        loaded(
-            tensors,
-            weights,
-            layout,
-            size=size,
-            partition=partition,
-            parallel=TensorParallel(rank, 2, lambda partial: partial),
-        )
-        for rank in (0, 1)
-    ]
-    if partition == "outputs":
-        found = torch.cat([layer(x, NO_CONTEXT) for layer in ranks], 1)
-    else:
-        found = sum(
-            layer(part.contiguous(), NO_CONTEXT)
-            for layer, part in zip(ranks, x.chunk(2, 1), strict=True)
-        )
-    torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
+    assert_divided(partial(loaded, tensors, weights, layout), partition, size)
 
 
 @pytest.mark.parametrize("size", [96, 160])
@@ -232,7 +185,7 @@ def test_ranks_cannot_divide_a_group(size):
     tensors, weights = random_layer(layout, (("q", 16),), size)
     with pytest.raises(ModelLoadError, match=r"a\.q\.(scales|qzeros).*tensor_parallel_size"):
         parallel = TensorParallel(1, 2, lambda partial: partial)
-        loaded(tensors, weights, layout, size=size, partition="inputs", parallel=parallel)
+        loaded(tensors, weights, layout, partition="inputs", parallel=parallel)
 
 
 def test_an_order_that_the_configuration_denies_is_kept_on_one_rank_alone():
@@ -246,7 +199,7 @@ def test_an_order_that_the_configuration_denies_is_kept_on_one_rank_alone():
     tensors, weights = random_layer(layout, (("q", 16),), 128)
     with pytest.raises(ModelLoadError, match=r"a\.q\.g_idx .*desc_act is false"):
         parallel = TensorParallel(1, 2, lambda partial: partial)
-        loaded(tensors, weights, denied, size=128, partition="inputs", parallel=parallel)
+        loaded(tensors, weights, denied, partition="inputs", parallel=parallel)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -257,7 +210,7 @@ def test_an_embedding_and_an_output_layer_may_be_quantised(tied):
     model = nn.Module()
     model.embed = TokenEmbedding(40, 64)
     model.head = LmHead(model.embed, tied=tied)
-    methods = {name: one.method for name, one in layers_of(tensors, layout).items()}
+    methods = {name: one.method for name, one in layers_of(tensors, layout.config()).items()}
     if tied:
         del methods["head"]
         tensors = {name: t for name, t in tensors.items() if name.startswith("embed")}
@@ -360,7 +313,7 @@ def test_layers_may_have_bits_and_groups_of_their_own(pattern):
     """Told by their tensors: no pattern is matched."""
     tensors, weights = mixed_layer()
     config = Layout().config() | {"dynamic": {pattern: RULES["+:.*k"]} | RULES}
-    headers = headers_of({n: t for n, t in tensors.items() if t.dtype in TYPES})
+    headers = headers_of(tensors)
     layers = GptqFormat.detect(config, headers).layers(headers)
     assert {name: one.method.bits for name, one in layers.items()} == {
         "a.q": 4,
@@ -420,7 +373,7 @@ def test_a_weight_without_numbers(cut):
     tensors, _ = random_layer(Layout(), (("q", 32),))
     tensors["a.q.qweight"] = cut(tensors["a.q.qweight"])
     with pytest.raises(ShapeMismatch, match=r"a\.q\.qweight has shape"):
-        layers_of(tensors, Layout())
+        layers_of(tensors, Layout().config())
 
 
 def test_outputs_that_are_not_packed_evenly():
@@ -428,14 +381,14 @@ def test_outputs_that_are_not_packed_evenly():
     tensors |= {"a.q.scales": torch.ones(1, 20).half(), "a.q.g_idx": torch.zeros(32).int()}
     tensors["a.q.qzeros"] = torch.zeros(1, 3, dtype=torch.int32)
     with pytest.raises(ShapeMismatch, match=r"a\.q\.qweight has 20 outputs"):
-        layers_of(tensors, Layout())
+        layers_of(tensors, Layout().config())
 
 
 def test_inputs_that_are_not_packed_evenly():
     layout = Layout(group_size=-1, writes_g_idx=False)
     tensors, weights = random_layer(layout, (("q", 16),), 24)
     with pytest.raises(ModelLoadError, match=r"a\.q\.qweight: 20 input features"):
-        loaded(tensors, weights, layout, size=20)
+        loaded(tensors, {"q": weights["q"][:, :20]}, layout)
 
 
 @pytest.mark.parametrize(

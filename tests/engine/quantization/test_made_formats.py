@@ -5,10 +5,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from format_layers import filled
 from torch import nn
 
-from engine.models.forward_context import NO_CONTEXT
 from engine.models.layers.embedding import LmHead, TokenEmbedding
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.loading import Loader
@@ -21,6 +19,7 @@ from engine.quantization.rounded import rounded
 from kernels import GGUFType
 from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_panels import cases
+from tests.helpers.quantization.format_layers import assert_product, assert_rows_alike, filled
 
 NAMES = ["int8-weights", "int4", "bnb-nf4", "bnb-fp4", "bnb-int8"]
 SHARDS = {"q": 96, "k": 32}
@@ -55,25 +54,17 @@ def made(name, dtype=torch.float32, bias=True):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_products_are_those_of_what_is_kept(name, dtype):
     layer, tensors, kept = made(name, dtype)
-    x = torch.randn(7, SIZE).to(dtype)
-    bias = torch.cat([tensors[f"a.{shard}.bias"] for shard in SHARDS]).to(dtype).float()
-    tolerance = cases.TOLERANCE[dtype] + torch.finfo(dtype).eps * 4
+    tolerance = cases.TOLERANCE[dtype]
     if name == "bnb-int8":
         tolerance += 2e-3  # A number between two codes may go to either.
-    found = layer(x, NO_CONTEXT).float()
-    assert (found - (x.float() @ kept.T + bias)).abs().max() <= tolerance
+    assert_product(layer, tensors, kept, dtype, tolerance)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_has_the_same_bits_in_any_batch(name):
     if not takes_panels():
         pytest.skip("no C++ compiler")
-    for dtype in (torch.bfloat16, torch.float32):
-        layer, _, _ = made(name, dtype)
-        x = torch.randn(33, SIZE).to(dtype)
-        together = layer(x, NO_CONTEXT)
-        for rows in (slice(0, 1), slice(5, 9), slice(2, 32)):
-            assert torch.equal(layer(x[rows], NO_CONTEXT), together[rows])
+    assert_rows_alike(lambda dtype: made(name, dtype)[0], SIZE)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,8 +5,6 @@ import random
 
 import pytest
 import torch
-from format_layers import filled, headers_of, layers_of, loaded, random_layer
-from stored_formats import VARIETIES, ct_config, ct_ordered, ct_packed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.errors import ModelLoadError
@@ -16,6 +14,16 @@ from engine.quantization.int4_groups import GroupPanels, takes_panels
 from engine.quantization.plain import UnpackingMethod, UnquantizedMethod
 from engine.quantization.registry import detect
 from kernels.linear_panels import cases
+from tests.helpers.quantization.format_layers import (
+    assert_product,
+    assert_rows_alike,
+    filled,
+    headers_of,
+    layers_of,
+    loaded,
+    random_layer,
+)
+from tests.helpers.quantization.stored_formats import VARIETIES, ct_config, ct_ordered, ct_packed
 
 SHARDS = {"q": 96, "k": 32, "v": 32}
 SIZE = 192
@@ -33,16 +41,13 @@ def test_products_are_those_of_the_dequantised_weight(variety, dtype):
     tensors, weights = random_layer(variety.quantise, SHARDS, SIZE, bias=True)
     layer = loaded(tensors, weights, variety.config, dtype)
     assert len(layer._parts) == 1  # One product for all shards.
-    x = torch.randn(7, SIZE).to(dtype)
-    bias = torch.cat([tensors[f"a.{name}.bias"] for name in weights])
-    expected = x.float() @ torch.cat(list(weights.values())).T + bias.to(dtype).float()
-    tolerance = cases.TOLERANCE[dtype] + torch.finfo(dtype).eps * 4
-    assert (layer(x, NO_CONTEXT).float() - expected).abs().max() <= tolerance
+    weight = torch.cat(list(weights.values()))
+    assert_product(layer, tensors, weight, dtype, cases.TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_products_without_panels(variety, device, monkeypatch):
-    """As on a GPU, or without a C++ compiler."""
+    """Panels are missing on a GPU, and without a C++ compiler."""
     monkeypatch.setattr("engine.quantization.four_bit_blocks.takes_panels", lambda: False)
     monkeypatch.setattr("engine.quantization.byte_groups.takes_panels", lambda: False)
     monkeypatch.setattr("engine.quantization.fp8_blocks.takes_panels", lambda: False)
@@ -59,12 +64,7 @@ def test_products_without_panels(variety, device, monkeypatch):
 @needs_panels
 def test_a_row_has_the_same_bits_in_any_batch(variety):
     tensors, weights = random_layer(variety.quantise, SHARDS, SIZE)
-    for dtype in (torch.bfloat16, torch.float32):
-        layer = loaded(tensors, weights, variety.config, dtype)
-        x = torch.randn(33, SIZE).to(dtype)
-        together = layer(x, NO_CONTEXT)
-        for rows in (slice(0, 1), slice(5, 9), slice(2, 32)):
-            assert torch.equal(layer(x[rows], NO_CONTEXT), together[rows])
+    assert_rows_alike(lambda dtype: loaded(tensors, weights, variety.config, dtype), SIZE)
 
 
 @needs_panels

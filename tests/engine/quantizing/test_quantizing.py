@@ -14,7 +14,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from gptq_checkpoints import pack_inputs, pack_outputs
 from safetensors.torch import load_file, save_file
 
 from engine.contract.orders import MeasuringOrder, QuantizingOrder
@@ -23,6 +22,7 @@ from engine.errors import EngineError, InvalidParameter, ModelLoadError, Unsuppo
 from engine.quality.measurement import measure
 from engine.quantizing import gguf_file, gptq_model, rounded
 from engine.quantizing.order import carry_out
+from tests.helpers.quantization.gptq_checkpoints import pack_inputs, pack_outputs
 
 
 def order(model, output, method="int4", **changes):

@@ -13,6 +13,7 @@ from engine.runtime.run_queue import RunQueue
 from engine.runtime.side_work import SideWork
 from engine.runtime.thread_count import WINDOW_S
 from engine.runtime.threads import IDLE_S, ComputeThreads, compute_threads, leave_a_core
+from tests.helpers.clock import Clock
 
 
 @pytest.mark.parametrize(
@@ -40,16 +41,9 @@ def waits():
     return Waits()
 
 
-class Clock:
-    now_s = 0.0
-
-    def __call__(self):
-        return self.now_s
-
-
 @pytest.fixture
 def clock():
-    return Clock()
+    return Clock(0.0)
 
 
 @pytest.fixture

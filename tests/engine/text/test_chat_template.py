@@ -174,7 +174,7 @@ class Oracle:
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **SPECIAL)
 
     def render(self, template: str, chat: list[dict[str, Any]], **options: Any) -> str | None:
-        """None if the template refuses."""
+        """Render a chat; None if the template refuses."""
         import jinja2
 
         try:

@@ -102,7 +102,7 @@ def test_every_token_that_ends_an_answer(metadata: dict[str, Any]) -> None:
 
 
 def test_older_files(metadata: dict[str, Any]) -> None:
-    """Without token types and pre-tokenizer, and with tokens that have no text."""
+    """They have no token types, no pre-tokenizer, and tokens without text."""
     del metadata["tokenizer.ggml.token_type"], metadata["tokenizer.ggml.pre"]
     metadata["tokenizer.ggml.tokens"] += ["", ""]
     tokenizer = Tokenizer(gguf_tokenizer_parts(metadata))
@@ -159,7 +159,7 @@ def test_ids_of_llama_cpp(smollm2_checkpoint: Checkpoint, name: str) -> None:
 
 @pytest.mark.slow
 def test_ids_of_transformers(smollm2: Tokenizer, smollm2_checkpoint: Checkpoint) -> None:
-    """But for digits, which transformers does not cut as SmolLM2 was trained to see them."""
+    """Digits are left out: transformers does not cut them as SmolLM2's training did."""
     from transformers import AutoTokenizer
 
     path = smollm2_checkpoint.path

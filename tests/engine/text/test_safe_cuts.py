@@ -5,11 +5,17 @@ import random
 import re
 
 import pytest
-from tokenizer_kinds import KINDS, UNBOUNDED, byte_level, random_text, sentencepiece
 from tokenizers import AddedToken, normalizers
 
 from engine.text.safe_cuts import SafeCuts
 from engine.text.tokenizer import Tokenizer
+from tests.helpers.models.tokenizer_kinds import (
+    KINDS,
+    UNBOUNDED,
+    byte_level,
+    random_text,
+    sentencepiece,
+)
 
 UNCUT = ("lowercase",)
 

@@ -75,7 +75,7 @@ def test_facts(sentencepiece_tokenizer: Tokenizer, gguf_file: Path) -> None:
 
 
 def test_a_space_follows_special_tokens(gguf_file: Path, sentencepiece_folder: Path) -> None:
-    """In llama.cpp and in Llama 2's own tokenizer; not in those that say `legacy: false`."""
+    """llama.cpp and Llama 2's own tokenizer add it; those that say `legacy: false` do not."""
     tokenizer = load_tokenizer(gguf_file)
     pieces = [tokenizer.raw.id_to_token(i) for i in tokenizer.encode("self<|end|>self")]
     assert pieces == ["<s>", "▁self", "<|end|>", "▁self"]

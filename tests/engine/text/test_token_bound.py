@@ -3,12 +3,12 @@
 import random
 
 import pytest
-from tokenizer_kinds import KINDS, UNBOUNDED, random_text
 from tokenizers import Tokenizer as RawTokenizer
 
 from engine.text import token_bound
 from engine.text.token_bound import TokenBound
 from engine.text.tokenizer import Tokenizer
+from tests.helpers.models.tokenizer_kinds import KINDS, UNBOUNDED, random_text
 
 
 def num_tokens(raw: RawTokenizer, text: str) -> int:

@@ -3,10 +3,10 @@
 import random
 
 import pytest
-from tokenizer_kinds import byte_level, sentencepiece
 from tokenizers import decoders
 
 from engine.text.token_pieces import create_pieces, spelled_pieces
+from tests.helpers.models.tokenizer_kinds import byte_level, sentencepiece
 
 TEXTS = ("the fox 12\n", "ThE  größe 你好 😀 \t{x}", "▁ of ▁", "é" * 9)
 

@@ -71,7 +71,7 @@ def test_ids_without_a_token_have_no_text(byte_level_tokenizer: Tokenizer) -> No
 
 
 def test_byte_level_decodes_like_the_library() -> None:
-    """Also where bytes are no UTF-8, which Rust and Python must replace alike."""
+    """This includes bytes that are not UTF-8, which Rust and Python must replace alike."""
     alphabet = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet += range(0x100, 0x200 - len(alphabet))
     raw = RawTokenizer(models.BPE(vocab={chr(c): i for i, c in enumerate(alphabet)}, merges=[]))
@@ -184,7 +184,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_real_model_round_trip(smollm2: Tokenizer, nasty_texts: list[str]) -> None:
-    """But for a few control bytes, for which SmolLM2 has no token at all."""
+    """A few control bytes are left out, because SmolLM2 has no token for them."""
     missing = {chr(c) for c in range(128) if not smollm2.encode(chr(c))}
     assert len(missing) < 20
     for text in nasty_texts:

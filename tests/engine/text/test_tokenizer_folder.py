@@ -19,7 +19,7 @@ PAD = {
     "single_word": False,
 }  # fmt: skip
 TYPED = {"__type": "AddedToken", **PAD, "content": "</s>"}
-"""As transformers wrote them before version 4.33."""
+"""A token as transformers wrote it before version 4.33."""
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])

@@ -37,7 +37,7 @@ def test_heads_without_a_tail_are_the_tokens_that_contain_the_string(tokenizer: 
 
 
 def test_every_spelling_in_texts_is_found(tokenizer: Tokenizer) -> None:
-    """In tokens of a text with the string in it, some pattern ends where the string ends."""
+    """Where a text has the string, some pattern of its tokens ends where the string ends."""
     search = VocabularySearch(tokenizer)
     words = ["\nUser:", "return x", "日本語", " the", "###", "a:\n", "👍🏽"]
     missed = 0

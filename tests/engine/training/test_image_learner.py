@@ -7,7 +7,6 @@ import warnings
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from image_adapters import load, table_of
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
@@ -21,6 +20,7 @@ from engine.errors import UnsupportedFeature
 from engine.training.image_learner import WEIGHTS, check_family, load_image_learner
 from engine.training.run import run
 from engine.weights.source import Checkpoint, resolve_source
+from tests.helpers.adapters.image_adapters import load, table_of
 
 PLENTY = 1 << 40
 

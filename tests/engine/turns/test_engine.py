@@ -5,17 +5,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import embedding_toy
-import matting_toy
 import numpy as np
 import pytest
 import torch
-from embedding_toy import HOLLOW, POISON
-from embedding_toy import ask as texts
 from torch import Tensor
-from upscaling_nets import PlainNet, upscale_request, upscaling_engine
 
 from engine.errors import ModelLoadError, QueueFull
+from tests.helpers.matting import matting_toy
+from tests.helpers.models import embedding_toy
+from tests.helpers.models.embedding_toy import HOLLOW, POISON
+from tests.helpers.models.embedding_toy import ask as texts
+from tests.helpers.upscaling.upscaling_nets import PlainNet, upscale_request, upscaling_engine
 
 FAILED = "request_failed"
 

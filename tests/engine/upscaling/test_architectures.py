@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from upscaling_nets import compact_net, drawn, rrdb_net
 
 from engine.errors import CorruptFile, ModelLoadError, ShapeMismatch, UnsupportedArchitecture
 from engine.upscaling import architectures
@@ -19,6 +18,7 @@ from engine.upscaling.architectures import network_of
 from engine.upscaling.rrdb import RrdbNet
 from engine.upscaling.srvgg import CompactNet
 from engine.upscaling.state_dict import read_state_dict
+from tests.helpers.upscaling.upscaling_nets import compact_net, drawn, rrdb_net
 
 IMAGE = torch.linspace(0, 1, 3 * 8 * 6).reshape(1, 3, 8, 6)
 

@@ -4,10 +4,10 @@ import random
 
 import pytest
 import torch
-from upscaling_nets import compact_net, rrdb_net
 
 from engine.upscaling.precision import arranged
 from kernels import native
+from tests.helpers.upscaling.upscaling_nets import compact_net, rrdb_net
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason="no C++ operations")

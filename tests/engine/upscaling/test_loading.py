@@ -5,9 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ncnn_files import write_compact
 from safetensors.torch import save_file
-from upscaling_nets import compact_net, noise, result_of, run, untiled, upscale_request
 
 from engine.contract.host import Grant
 from engine.contract.operations import DRAW, ENLARGE
@@ -17,6 +15,15 @@ from engine.errors import ModelLoadError, ModelNotFound
 from engine.upscaling.loading import load_engine
 from engine.weights.recognition import kind_of_checkpoint
 from engine.weights.source import Checkpoint, resolve_source
+from tests.helpers.upscaling.ncnn_files import write_compact
+from tests.helpers.upscaling.upscaling_nets import (
+    compact_net,
+    noise,
+    result_of,
+    run,
+    untiled,
+    upscale_request,
+)
 
 CONFIG = EngineConfig(device="cpu", num_threads=1, image_dtype="float32")
 

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ncnn_files import NcnnWriter, write_compact, write_rrdb
-from upscaling_nets import compact_net, rrdb_net
 
 from engine.errors import CorruptFile, ModelLoadError, UnsupportedArchitecture
 from engine.upscaling.ncnn.graph import NcnnGraph
@@ -17,6 +15,8 @@ from engine.upscaling.ncnn.recognition import recognised
 from engine.upscaling.ncnn.weights import FULL, HALF, WeightReader
 from engine.upscaling.rrdb import RrdbNet
 from engine.upscaling.srvgg import CompactNet
+from tests.helpers.upscaling.ncnn_files import NcnnWriter, write_compact, write_rrdb
+from tests.helpers.upscaling.upscaling_nets import compact_net, rrdb_net
 
 
 def graph_of(param: Path) -> NcnnGraph:

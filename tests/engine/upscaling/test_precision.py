@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from upscaling_nets import compact_net, identity, rrdb_net
 
 from engine.upscaling import precision
 from engine.upscaling.precision import LEAST_DECIBELS, decibels, narrowed, served_network
+from tests.helpers.upscaling.upscaling_nets import compact_net, identity, rrdb_net
 
 CPU = torch.device("cpu")
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from upscaling_nets import untiled, upscaled
 
 from engine.upscaling.loading import load_network
 from engine.weights.source import resolve_source
+from tests.helpers.upscaling.upscaling_nets import untiled, upscaled
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "data" / "photographs"
 TILE, OVERLAP = 64, 16

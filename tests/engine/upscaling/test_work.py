@@ -12,7 +12,10 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 from torch import Tensor
-from upscaling_nets import (
+
+from engine.errors import InvalidParameter
+from engine.upscaling.precision import arranged
+from tests.helpers.upscaling.upscaling_nets import (
     PlainNet,
     compact_net,
     identity,
@@ -26,9 +29,6 @@ from upscaling_nets import (
     upscaled,
     upscaling_engine,
 )
-
-from engine.errors import InvalidParameter
-from engine.upscaling.precision import arranged
 
 CPU = torch.device("cpu")
 

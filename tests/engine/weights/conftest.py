@@ -29,9 +29,9 @@ class FileServer:
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     """The requests, as (method, path, Range header)."""
     break_after: dict[str, int] = field(default_factory=dict)
-    """By path, the bytes after which the connection drops, once."""
+    """The bytes after which the connection drops once, by path."""
     stall_after: dict[str, int] = field(default_factory=dict)
-    """By path, the bytes after which the body stops coming, until `stalled` is set."""
+    """The bytes after which the body stops coming until `stalled` is set, by path."""
     stalled: threading.Event = field(default_factory=threading.Event)
 
     @property

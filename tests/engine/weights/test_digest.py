@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from peft_adapters import Host, write_adapter
 
 from engine.contract.settings import EngineConfig
 from engine.errors import CorruptFile, ModelLoadError
@@ -21,6 +20,7 @@ from engine.worker import loop
 from engine.worker.messages import WorkerSpec
 from kernels import cache_folder
 from server.text.reply import ReplyHead
+from tests.helpers.adapters.peft_adapters import Host, write_adapter
 
 
 def change_one_weight(file: Path) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from checkpoint_logits import logits
 
 from engine.contract.resolved_config import MachineFacts
 from engine.contract.settings import EngineConfig
@@ -19,6 +18,7 @@ from engine.quantization.gguf import GgufMethod
 from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import plan_weights
+from tests.helpers.models.checkpoint_logits import logits
 
 ARCHS = {"mixtral": "llama", "qwen3_moe": "qwen3moe"}
 PARTS = {"w1": "gate", "w3": "up", "w2": "down"} | {
@@ -34,7 +34,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def folder(family: str, request: pytest.FixtureRequest) -> Path:
-    """With sizes of whole blocks of Q8_0."""
+    """A model whose sizes are whole blocks of Q8_0."""
     sizes: dict[str, Any] = {"rms_norm_eps": 2.0**-17}
     if family == "qwen3_moe":
         # llama.cpp has no names for layers without experts beside others.
@@ -44,7 +44,7 @@ def folder(family: str, request: pytest.FixtureRequest) -> Path:
 
 
 def as_gguf(folder: Path, family: str, make_gguf: Any, quant: str = "F32", **changes: Any) -> Path:
-    """As llama.cpp's converter does it: a layer's experts are one tensor of three axes."""
+    """Write GGUF as llama.cpp's converter does: a layer's experts are one tensor of three axes."""
     import gguf
     from safetensors.numpy import load_file
 

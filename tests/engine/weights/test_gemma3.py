@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from checkpoint_logits import logits
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.gemma3 import Gemma3Config
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
+from tests.helpers.models.checkpoint_logits import logits
 
 SCALED = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},

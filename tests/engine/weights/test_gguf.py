@@ -9,7 +9,6 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from safetensors.torch import load_file
-from weight_counts import num_weights
 
 from engine.errors import CorruptFile, ModelLoadError
 from engine.models.config import ModelConfig
@@ -18,6 +17,7 @@ from engine.weights import gguf as reader
 from engine.weights.gguf_tensors import read_tensors
 from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.source import Checkpoint
+from tests.helpers.models.weight_counts import num_weights
 
 CONFIG = ModelConfig(
     architecture="Qwen2ForCausalLM",

@@ -57,7 +57,7 @@ def load(path: Path) -> None:
 
 
 def header_bytes(data: bytes) -> int:
-    """Up to where the tensor data begins, which is soon after the last name."""
+    """Give the bytes before the tensor data, which begins soon after the last name."""
     return data.rindex(b"token_embd.weight") + 64
 
 

@@ -2,10 +2,10 @@ from typing import Any
 
 import pytest
 import torch
-from weight_counts import num_weights
 
 from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.source import Checkpoint
+from tests.helpers.models.weight_counts import num_weights
 
 
 @pytest.mark.slow

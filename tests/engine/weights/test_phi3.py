@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from checkpoint_logits import logits
 
 from engine.errors import ModelLoadError
 from engine.models.config import ModelConfig
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
+from tests.helpers.models.checkpoint_logits import logits
 
 LONG, SHORT = [1.5, 2.0, 3.0, 5.0, 8.0, 12.0], [1.0, 1.25, 1.5, 2.0, 3.0, 4.0]
 LONGROPE = {
@@ -29,7 +29,7 @@ LONGROPE = {
 
 
 def as_gguf(folder: Path, make_gguf: Any, **changes: Any) -> Path:
-    """With what llama.cpp's converter writes for Phi-3 beside what it writes for all."""
+    """Write GGUF with what llama.cpp's converter adds for Phi-3."""
     config = json.loads((folder / "config.json").read_text())
     rope = config["rope_parameters"]
     head_dim = config["hidden_size"] // config["num_attention_heads"]

@@ -96,7 +96,7 @@ def test_a_leftover_of_a_killed_run_is_not_taken_for_a_model(
 
 
 def with_wheel(model: WheelModel, **changes: Any) -> WheelModel:
-    """With its only wheel changed."""
+    """Give the model with its only wheel changed."""
     [wheel] = model.wheels
     return replace(model, wheels=(replace(wheel, **changes),))
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from weight_counts import num_weights
 
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError
 from engine.weights import safetensors as reading
@@ -22,6 +21,7 @@ from engine.weights.safetensors import (
     read_tensors,
 )
 from engine.weights.source import Checkpoint
+from tests.helpers.models.weight_counts import num_weights
 
 INDEX = "model.safetensors.index.json"
 
@@ -207,7 +207,7 @@ def test_tensors_that_are_not_read(names: tuple[str, ...], tmp_path: Path) -> No
 
 
 def test_a_file_that_is_cut_short_while_it_is_read(tmp_path: Path, monkeypatch: Any) -> None:
-    """Of a mapped one pages would be gone, and with them the process."""
+    """If the file were mapped, missing pages would end the process."""
     path, look = tmp_path / "a.safetensors", reading._checked_header
     save_file({"a": torch.zeros(1 << 20)}, path)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_encoders import add_sentence_layout
 
 from engine.errors import CorruptFile, ModelLoadError, UnsupportedArchitecture
 from engine.weights.sentence_layout import (
@@ -13,6 +12,7 @@ from engine.weights.sentence_layout import (
     has_sentence_layout,
     read_sentence_layout,
 )
+from tests.helpers.models.tiny_encoders import add_sentence_layout
 
 
 def write(folder: Path, name: str, value: Any) -> None:

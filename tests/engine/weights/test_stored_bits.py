@@ -4,7 +4,6 @@ import json
 
 import pytest
 import structlog
-from gptq_checkpoints import Layout, write_gptq
 
 from engine.contract.host import Host
 from engine.contract.settings import EngineConfig
@@ -13,10 +12,11 @@ from engine.llm.start.loading import load_engine
 from engine.quantization.format import TensorHeader
 from engine.weights.source import Checkpoint
 from engine.weights.stored_bits import stored_bits
+from tests.helpers.quantization.gptq_checkpoints import Layout, write_gptq
 
 
 def headers(**types):
-    """Of blocks' layers: name → (type, rows), 256 columns each."""
+    """The layers of blocks: name → (type, rows), with 256 columns each."""
     found = {
         f"model.layers.0.{name}.weight": TensorHeader((rows, 256), type)
         for name, (type, rows) in types.items()

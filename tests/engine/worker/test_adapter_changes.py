@@ -6,12 +6,9 @@ import signal
 from dataclasses import replace
 
 import pytest
-from test_client import FAKE_WORKER, collect, good_text, process_of, request, tokens_of, until
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
-from engine.contract.model_spec import ModelSpec
 from engine.contract.operations import GENERATE
-from engine.contract.settings import EngineConfig
 from engine.errors import (
     CorruptFile,
     EngineDead,
@@ -21,29 +18,7 @@ from engine.errors import (
     UnknownAdapter,
     UnknownModel,
 )
-from engine.worker.client import ProcessEngineClient, WorkerOptions
-
-
-@pytest.fixture
-async def start(tmp_path):
-    """`start("m=x")`: a client whose models serve."""
-    clients = []
-
-    async def start(*models, **config):
-        specs = [ModelSpec.parse(model) for model in models]
-        options = WorkerOptions(
-            config=EngineConfig(max_loras=9, **config), cache_dir=tmp_path, command=FAKE_WORKER
-        )
-        client = ProcessEngineClient(specs, options)
-        client.check_text = good_text
-        clients.append(client)
-        await client.start()
-        await until(lambda: len(client.infos(GENERATE)) == len(specs))
-        return client
-
-    yield start
-    for client in clients:
-        await client.stop(0)
+from tests.helpers.worker.calls import collect, process_of, request, tokens_of, until
 
 
 def order(name, folder="good", **more):
@@ -66,7 +41,7 @@ async def restart(client, model="m"):
 
 
 async def test_one_comes_and_goes(start):
-    client = await start("m=x")
+    client = await start("m=x", max_loras=9)
     report = await client.load_adapter("m", order("poet"))
     assert report == AdapterReport(num_layers=3, ranks=(8,))
     assert adapters(client) == [("poet",)]
@@ -80,7 +55,7 @@ async def test_one_comes_and_goes(start):
 
 
 async def test_a_worker_that_is_started_anew_has_the_same_ones(start):
-    client = await start("m=x", lora=("first=a", "second=b"))
+    client = await start("m=x", lora=("first=a", "second=b"), max_loras=9)
     await client.load_adapter("m", order("third", "c"))
     await client.load_adapter("m", order("second", "other", replaces=True))
     await client.unload_adapter("m", "first", 5)
@@ -92,7 +67,7 @@ async def test_a_worker_that_is_started_anew_has_the_same_ones(start):
 
 
 async def test_a_worker_that_dies_while_one_comes_or_goes(start):
-    client = await start("m=x", lora=("old=a",))
+    client = await start("m=x", lora=("old=a",), max_loras=9)
     running = ask(client, "old", [3])
     loading = client.load_adapter("m", order("new", "slow"))
     unloading = client.unload_adapter("m", "old", 30)
@@ -107,7 +82,7 @@ async def test_a_worker_that_dies_while_one_comes_or_goes(start):
 
 
 async def test_unloading_waits_for_requests_and_refuses_new_ones(start):
-    client = await start("m=x", lora=("poet=a",))
+    client = await start("m=x", lora=("poet=a",), max_loras=9)
     running = ask(client, "poet", [3])
     unloading = client.unload_adapter("m", "poet", 30)
     assert adapters(client) == [()]
@@ -121,7 +96,7 @@ async def test_unloading_waits_for_requests_and_refuses_new_ones(start):
 
 
 async def test_what_does_not_finish_in_time_ends_with_a_clear_error(start):
-    client = await start("m=x", lora=("poet=a", "judge=b"))
+    client = await start("m=x", lora=("poet=a", "judge=b"), max_loras=9)
     ends, stays = ask(client, "poet", [3]), ask(client, "judge", [3])
     await asyncio.wait_for(client.unload_adapter("m", "poet", 0.1), 5)
     with pytest.raises(ModelUnloading, match="'poet' was unloaded before"):
@@ -132,7 +107,7 @@ async def test_what_does_not_finish_in_time_ends_with_a_clear_error(start):
 
 async def test_a_name_means_one_thing(start):
     other = '{"ref": "y", "name": "n", "settings": {"lora": ["judge=b"]}}'
-    client = await start("m=x", other, lora=("poet=a",))
+    client = await start("m=x", other, lora=("poet=a",), max_loras=9)
     for name in ("m", "n", "poet", "judge"):
         with pytest.raises(ModelConflict, match=f"'{name}' is served already"):
             client.load_adapter("m", order(name))
@@ -149,7 +124,7 @@ async def test_a_name_means_one_thing(start):
 
 
 async def test_a_model_that_does_not_serve_takes_none(start):
-    client = await start("m=x", lora=("poet=a",))
+    client = await start("m=x", lora=("poet=a",), max_loras=9)
     os.kill(process_of(client, "m").pid, signal.SIGKILL)
     await until(lambda: not client.infos(GENERATE))
     with pytest.raises(ModelNotReady):
@@ -161,7 +136,7 @@ async def test_a_model_that_does_not_serve_takes_none(start):
 
 
 async def test_a_model_can_leave_while_its_adapters_do(start):
-    client = await start("m=x", lora=("poet=a",))
+    client = await start("m=x", lora=("poet=a",), max_loras=9)
     ask(client, "poet", [3])
     loading = client.load_adapter("m", order("new", "slow"))
     unloading = client.unload_adapter("m", "poet", 30)

@@ -3,24 +3,19 @@
 import asyncio
 import os
 import signal
-import sys
 import tempfile
-from pathlib import Path
 
 import psutil
 import pytest
 import uvloop
-from in_process_client import InProcessEngineClient
 
-from engine.contract.generate import EngineStats, GenerateRequest, ModelInfo, TokenEvent
+from engine.contract.generate import EngineStats, ModelInfo, TokenEvent
 from engine.contract.model_spec import ModelSpec
 from engine.contract.operations import GENERATE
 from engine.contract.request import FinishReason
-from engine.contract.sampling_params import SamplingParams
 from engine.contract.settings import EngineConfig
 from engine.contract.status import Phase
 from engine.errors import (
-    CorruptFile,
     Draining,
     EngineDead,
     Failure,
@@ -30,54 +25,18 @@ from engine.errors import (
     UnknownModel,
 )
 from engine.worker.client import ProcessEngineClient, WorkerOptions
-
-FAKE_WORKER = (sys.executable, str(Path(__file__).parents[1] / "fake_worker.py"))
-
-
-def request(tokens, request_id="r", model="m", n=1):
-    return GenerateRequest(
-        request_id=request_id, model=model, prompt_token_ids=tokens, sampling=SamplingParams(n=n)
-    )
-
-
-def process_of(client, model):
-    """Of its worker, if one runs."""
-    worker = client._supervisors[model]._worker
-    return None if worker is None else worker._process
-
-
-async def until(condition, timeout_s=15.0):
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110  (the state belongs to another task)
-            await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-async def start(tmp_path):
-    clients = []
-
-    async def start(*models, wait=True, check_text=good_text):
-        specs = [ModelSpec.parse(model) for model in models]
-        options = WorkerOptions(config=EngineConfig(), cache_dir=tmp_path, command=FAKE_WORKER)
-        client = ProcessEngineClient(specs, options)
-        client.check_text = check_text
-        clients.append(client)
-        await client.start()
-        if wait:
-            await until(lambda: len(client.infos(GENERATE)) == len(specs))
-        return client
-
-    yield start
-    for client in clients:
-        await client.stop(0)
-
-
-async def collect(stream):
-    return [event async for event in stream]
-
-
-def tokens_of(events):
-    return [token for event in events for token in event.token_ids]
+from tests.helpers.worker.calls import (
+    FAKE_WORKER,
+    broken_text,
+    collect,
+    is_alive,
+    process_of,
+    request,
+    slow_text,
+    tokens_of,
+    until,
+)
+from tests.helpers.worker.in_process_client import InProcessEngineClient
 
 
 async def test_requests_reach_their_model_and_come_back_in_order(start):
@@ -125,25 +84,12 @@ async def test_a_model_that_cannot_load_stays_down_with_its_reason(start):
     assert status.restarts == 0
 
 
-async def good_text(path):
-    return 7
-
-
-async def broken_text(path):
-    raise CorruptFile("the chat template is damaged")
-
-
 async def text_that_crashes(path):
     raise RecursionError("deep inside")
 
 
 async def text_of_another_model(path):
     return 100
-
-
-async def slow_text(path):
-    await asyncio.sleep(0.5)
-    return 7
 
 
 async def test_a_model_is_ready_once_its_text_side_was_tried(start):
@@ -303,10 +249,6 @@ async def test_what_a_worker_started_ends_with_it(start, end):
     else:
         process.kill()
     await until(lambda: not is_alive(child))
-
-
-def is_alive(pid):
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 class CountingEngine:

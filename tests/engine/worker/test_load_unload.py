@@ -7,18 +7,6 @@ import random
 import signal
 
 import pytest
-from test_client import (
-    FAKE_WORKER,
-    broken_text,
-    collect,
-    good_text,
-    is_alive,
-    process_of,
-    request,
-    slow_text,
-    tokens_of,
-    until,
-)
 
 from engine.contract.model_spec import ModelSpec
 from engine.contract.operations import GENERATE
@@ -34,31 +22,17 @@ from engine.errors import (
     ModelUnloading,
     UnknownModel,
 )
-from engine.worker.client import ProcessEngineClient, WorkerOptions
-
-
-@pytest.fixture
-async def start(tmp_path):
-    """`start("m=x")`: a client whose models serve, and in `client.gone` those that left."""
-    clients = []
-
-    async def start(*models, check_text=good_text, **config):
-        specs = [ModelSpec.parse(model) for model in models]
-        options = WorkerOptions(
-            config=EngineConfig(**config), cache_dir=tmp_path, command=FAKE_WORKER
-        )
-        client = ProcessEngineClient(specs, options)
-        client.check_text = check_text
-        client.gone = []
-        client.on_gone = lambda model, path: client.gone.append((model, path))
-        clients.append(client)
-        await client.start()
-        await until(lambda: len(client.infos(GENERATE)) == len(specs))
-        return client
-
-    yield start
-    for client in clients:
-        await client.stop(0)
+from tests.helpers.worker.calls import (
+    broken_text,
+    collect,
+    good_text,
+    is_alive,
+    process_of,
+    request,
+    slow_text,
+    tokens_of,
+    until,
+)
 
 
 def spec(text, **more):

@@ -9,33 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from test_client import FAKE_WORKER, collect, process_of, request, tokens_of, until
 
-from engine.contract.model_spec import ModelSpec
 from engine.contract.operations import GENERATE
-from engine.contract.settings import EngineConfig
 from engine.contract.status import Phase
 from engine.errors import EngineDead
-from engine.worker.client import ProcessEngineClient, WorkerOptions
-
-
-@pytest.fixture
-async def start(tmp_path):
-    clients = []
-
-    async def start(*models, **timeouts):
-        options = WorkerOptions(
-            config=EngineConfig(**timeouts), cache_dir=tmp_path, command=FAKE_WORKER
-        )
-        client = ProcessEngineClient([ModelSpec.parse(model) for model in models], options)
-        clients.append(client)
-        await client.start()
-        await until(lambda: len(client.infos(GENERATE)) == len(models))
-        return client
-
-    yield start
-    for client in clients:
-        await client.stop(0)
+from tests.helpers.worker.calls import collect, process_of, request, tokens_of, until
 
 
 def pid_of(client, model):
@@ -47,7 +25,7 @@ def status_of(client, model):
 
 
 async def check_replaced(client, model, streams, reason):
-    """Its requests fail, it alone is unready, and then it serves again."""
+    """Check that its requests fail, that only it is unready, and that it serves again."""
     for stream in streams:
         with pytest.raises(EngineDead, match=reason):
             await collect(stream)
@@ -108,7 +86,7 @@ async def test_a_pause_shorter_than_the_timeout_is_let_be(start):
 SERVER = """
 import asyncio, sys
 from pathlib import Path
-from test_client import FAKE_WORKER, collect, request, tokens_of, until
+from tests.helpers.worker.calls import FAKE_WORKER, collect, request, tokens_of, until
 from engine.worker.client import ProcessEngineClient, WorkerOptions
 from engine.contract.settings import EngineConfig
 from engine.contract.operations import GENERATE
@@ -136,12 +114,8 @@ asyncio.run(main())
 
 
 def test_a_server_that_was_stopped_itself_ends_no_worker(tmp_path):
-    """As when a laptop sleeps or a terminal's Ctrl-Z is followed by `fg`."""
-    folder = Path(__file__).parent
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, (folder.parents[2], folder.parent, folder))),
-    }
+    """A laptop that sleeps stops a server, and so does Ctrl-Z before `fg`."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(tmp_path)],
         stdin=subprocess.PIPE,

@@ -9,13 +9,13 @@ import time
 
 import pytest
 import torch
-from rungs import HAS_RUNGS
 
 from kernels import GGUFType, isa, linear_packed, linear_panels, native
 from kernels.linear_panels.panels import unpack
 from kernels.measured import self_benchmark
 from kernels.measured.product_times import MARGIN, ROWS, ProductTimes, mean_ratio, prefers_plain
 from kernels.measured.product_times_file import ProductTimesFile
+from tests.helpers.kernels.rungs import HAS_RUNGS
 
 Q4, Q8 = GGUFType.Q4_0, GGUFType.Q8_0
 

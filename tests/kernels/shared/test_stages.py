@@ -14,7 +14,7 @@ from kernels.tools import tune
 
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch, tmp_path):
-    """As if there were one, and its file."""
+    """Pretend that there is a GPU, and its file."""
     monkeypatch.setattr(cache_folder, "_folder", tmp_path / "deep")
     monkeypatch.setattr(stages, "_place", lambda: "sm_90, Triton 9")
     stages._measured.cache_clear()

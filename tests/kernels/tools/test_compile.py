@@ -18,8 +18,8 @@ from kernels.tools.launches import Launch
 ROOT = Path(__file__).parents[3]
 SOURCE = f"""
 import json, sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from faulty_kernels import CALLS, launch
+sys.path.insert(0, {str(ROOT)!r})
+from tests.helpers.kernels.faulty_kernels import CALLS, launch
 from kernels.tools.chip import CHIPS
 from kernels.tools.compiled_kernel import cached, compiled
 
@@ -40,7 +40,7 @@ json.dump(found, sys.stdout)
 
 
 def plain_python(*arguments):
-    """In a process of its own: in this one kernels are interpreted."""
+    """Run in another process, because this one interprets kernels."""
     return subprocess.run(
         [sys.executable, "-W", "error", *arguments],
         cwd=ROOT,

@@ -9,14 +9,14 @@ import pytest
 
 from kernels.tools.launches import recorded
 
-FOLDER = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 def plain_python(source):
     """The JSON that it prints, in a process of its own: in this one kernels are interpreted."""
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(FOLDER)!r})\n{source}"],
-        cwd=FOLDER.parents[1],
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{source}"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -27,11 +27,11 @@ def plain_python(source):
 
 @pytest.fixture(scope="module")
 def arguments():
-    """Of launches with other sizes, alignments and options."""
+    """The arguments of launches with other sizes, alignments and options."""
     return plain_python(
         """
 import json
-from faulty_kernels import CALLS, good
+from tests.helpers.kernels.faulty_kernels import CALLS, good
 from kernels.tools.launches import recorded
 found = {}
 with recorded(90) as launches:
@@ -81,7 +81,9 @@ def test_nothing_is_recorded_where_kernels_are_interpreted():
 
 @pytest.mark.slow
 def test_every_case_can_be_compiled_as_it_is_launched():
-    found = plain_python("import lowered_launches; lowered_launches.main()")
+    found = plain_python(
+        "from tests.helpers.kernels import lowered_launches; lowered_launches.main()"
+    )
     assert found["launches"] > 100
     assert found["faults"] == []
 
@@ -90,8 +92,8 @@ def test_a_single_row_that_cannot_be_compiled_is_found():
     found = plain_python(
         """
 import json
-from faulty_kernels import launch
-from lowered_launches import lower
+from tests.helpers.kernels.faulty_kernels import launch
+from tests.helpers.kernels.lowered_launches import lower
 faults = {}
 for name in ("good", "many rows", "any number of rows", "single row"):
     try:

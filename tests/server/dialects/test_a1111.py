@@ -10,18 +10,18 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_engine import Failure, model_info
-from fake_image_engine import DENOISING, image_info
-from image_server import ImageServer, data_url, opened, png, saved
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from text_server import until
-from upscaling_server import UpscalingServer
 
 from engine.contract.draw import Enlarging, HiresPass, ImageTask, MaskContent, PromptSyntax
 from server.dialects.a1111.hires import hires_body
 from server.dialects.a1111.protocol import Txt2ImgRequest
 from server.images.limits import partial_steps
+from tests.helpers.server.fake_engine import Failure, model_info
+from tests.helpers.server.fake_image_engine import DENOISING, image_info
+from tests.helpers.server.image_server import ImageServer, data_url, opened, png, saved
+from tests.helpers.server.text_server import until
+from tests.helpers.server.upscaling_server import UpscalingServer
 
 TXT2IMG, IMG2IMG = "/sdapi/v1/txt2img", "/sdapi/v1/img2img"
 EXTRA = "/sdapi/v1/extra-single-image"

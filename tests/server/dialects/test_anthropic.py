@@ -11,10 +11,10 @@ from typing import Any
 import anthropic
 import httpx
 import pytest
-from fake_engine import Failure
-from text_server import MODEL, TextServer, text_info, until, write_tokenizer
 
 from engine.contract.operations import GENERATE
+from tests.helpers.server.fake_engine import Failure
+from tests.helpers.server.text_server import MODEL, TextServer, text_info, until, write_tokenizer
 
 ROUTE = "/v1/messages"
 TEMPLATE = (
@@ -266,7 +266,7 @@ async def test_models_are_listed_to_anthropics_clients(
 
 @pytest.mark.parametrize("name", ["output_format", "output_config"])
 async def test_the_form_of_the_text(server: TextServer, name: str) -> None:
-    """By the name that it had in the beta, too."""
+    """The form is taken also under its name in the beta."""
     schema = {"type": "object", "properties": {"location": {"type": "string"}}}
     form = {"type": "json_schema", "schema": schema}
     fields: dict[str, Any] = {name: form if name == "output_format" else {"format": form}}

@@ -8,15 +8,16 @@ from typing import Any
 
 import httpx
 import pytest
-from embedding_server import MAX_MODEL_LEN as MOST_EMBEDDED
-from embedding_server import EmbeddingServer
-from fake_embedding_engine import vector
-from text_server import MAX_MODEL_LEN, MODEL, TextServer, write_tokenizer
 from tokenizers import Tokenizer
+
+from tests.helpers.server.embedding_server import MAX_MODEL_LEN as MOST_EMBEDDED
+from tests.helpers.server.embedding_server import EmbeddingServer
+from tests.helpers.server.fake_embedding_engine import vector
+from tests.helpers.server.text_server import MAX_MODEL_LEN, MODEL, TextServer, write_tokenizer
 
 
 def events_of(response: httpx.Response) -> list[dict[str, Any]]:
-    """Of a stream, which has no [DONE] here."""
+    """Give the events of a stream, which ends without [DONE] here."""
     assert response.status_code == 200, response.text
     lines = [line for line in response.text.split("\n\n") if line]
     return [json.loads(line.removeprefix("data: ")) for line in lines]
@@ -147,7 +148,7 @@ async def test_samplers_that_nobody_knows_are_left_out(server: TextServer) -> No
 
 
 async def test_a_sampler_may_have_both_of_its_names(server: TextServer) -> None:
-    """As in SillyTavern's default list."""
+    """SillyTavern's default list has both."""
     values = {"typical_p": random.uniform(0.1, 0.9), "top_k": 7}
     requests = []
     for names in (["top_k", "typical_p"], ["typ_p", "top_k", "typical_p"], ["top_k", "typ_p"]):
@@ -170,7 +171,7 @@ async def test_temperature_may_come_last(server: TextServer) -> None:
 
 
 async def test_a_gap_is_put_as_llama_server_puts_it(tmp_path: Path) -> None:
-    """Of a tokenizer with Qwen's tokens; what comes out stands in `format_prompt_infill`."""
+    """The tokenizer has Qwen's tokens; llama-server's text is from `format_prompt_infill`."""
     names = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>", "<|repo_name|>"]
     server = TextServer(with_tokens(write_tokenizer(tmp_path), [*names, "<|file_sep|>"]))
     server.say("fox")

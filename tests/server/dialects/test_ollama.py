@@ -12,13 +12,20 @@ from typing import Any
 import httpx
 import ollama
 import pytest
-from embedding_server import MAX_MODEL_LEN as MOST_EMBEDDED
-from embedding_server import EmbeddingServer
-from fake_embedding_engine import vector
-from fake_engine import Failure
-from text_server import MAX_MODEL_LEN, MODEL, TextServer, text_info, until, write_tokenizer
 
 from engine.version import __version__
+from tests.helpers.server.embedding_server import MAX_MODEL_LEN as MOST_EMBEDDED
+from tests.helpers.server.embedding_server import EmbeddingServer
+from tests.helpers.server.fake_embedding_engine import vector
+from tests.helpers.server.fake_engine import Failure
+from tests.helpers.server.text_server import (
+    MAX_MODEL_LEN,
+    MODEL,
+    TextServer,
+    text_info,
+    until,
+    write_tokenizer,
+)
 
 MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
 DURATIONS = ("total_duration", "load_duration", "prompt_eval_duration", "eval_duration")

@@ -4,7 +4,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from embedding_server import EmbeddingServer
+
+from tests.helpers.server.embedding_server import EmbeddingServer
 
 
 @pytest.fixture

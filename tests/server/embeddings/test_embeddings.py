@@ -9,16 +9,16 @@ from typing import Any
 
 import openai
 import pytest
-from embedding_server import MAX_MODEL_LEN, EmbeddingServer
-from fake_embedding_engine import DIMENSIONS, vector
-from fake_engine import Failure
-from listening import listening
-from text_server import BOS, until
 
 from engine.contract.status import Phase
 from engine.errors import QueueFull
 from server.embeddings.convert import MAX_CHARS_PER_TOKEN
 from server.protocol.prompts import MAX_PROMPTS
+from tests.helpers.server.embedding_server import MAX_MODEL_LEN, EmbeddingServer
+from tests.helpers.server.fake_embedding_engine import DIMENSIONS, vector
+from tests.helpers.server.fake_engine import Failure
+from tests.helpers.server.listening import listening
+from tests.helpers.server.text_server import BOS, until
 
 
 async def test_one_text(server: EmbeddingServer) -> None:

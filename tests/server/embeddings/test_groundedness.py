@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from embedding_server import EmbeddingServer
-from fake_embedding_engine import vector
 
 from server.embeddings import groundedness
 from server.embeddings.sentences import Sentence, sentences_of, terms_of, words_of
@@ -19,6 +17,8 @@ from server.protocol.groundedness import (
     MAX_SENTENCES,
 )
 from server.protocol.prompts import MAX_PROMPTS
+from tests.helpers.server.embedding_server import EmbeddingServer
+from tests.helpers.server.fake_embedding_engine import vector
 
 PATH = "/v1/groundedness"
 PASSAGES = [

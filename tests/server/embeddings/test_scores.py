@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from embedding_server import MAX_MODEL_LEN, EmbeddingServer
-from fake_embedding_engine import DIMENSIONS, vector
 
 from server.embeddings.scores import cosine
 from server.protocol.prompts import MAX_PROMPTS
+from tests.helpers.server.embedding_server import MAX_MODEL_LEN, EmbeddingServer
+from tests.helpers.server.fake_embedding_engine import DIMENSIONS, vector
 
 DOCUMENTS = ["the lazy dog", "seven wizards", "a toxic brew", "the fox"]
 QUERY = "the fox"
 
 
 def expected(server: EmbeddingServer, one: str, other: str) -> float:
-    """By numpy's own definition of a norm."""
+    """Compute the score with numpy's own norm."""
     a, b = (np.array(vector(server.ids(text))) for text in (one, other))
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from embedding_server import MAX_MODEL_LEN, EmbeddingServer
-from fake_embedding_engine import vector
-from fake_engine import Failure
-from text_server import TextServer, until
 
 from engine.contract.operations import EMBED
 from server.embeddings.semantic_entropy import clusters_of, entropy_of
 from server.operations import semantic_entropy
+from tests.helpers.server.embedding_server import MAX_MODEL_LEN, EmbeddingServer
+from tests.helpers.server.fake_embedding_engine import vector
+from tests.helpers.server.fake_engine import Failure
+from tests.helpers.server.text_server import TextServer, until
 
 HI = [{"role": "user", "content": "hi"}]
 ANSWERS = ["the lazy dog", "the fox", "the lazy dog", "", "seven wizards make toxic brew"]

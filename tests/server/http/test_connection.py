@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from text_server import MODEL, TextServer, text_info, until
 from uvicorn.server import ServerState
 
 from server.http.connection import (
@@ -29,6 +28,7 @@ from server.http.connection import (
 from server.process.listen import open_listener
 from server.process.serve import DrainingServer, uvicorn_config
 from server.settings import Settings
+from tests.helpers.server.text_server import MODEL, TextServer, text_info, until
 
 LIMIT = 8192
 KEY = "the-key"

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_image_engine import DENOISING, image_info
-from image_server import (
+from PIL import Image
+
+from engine.contract.draw import ImageTask, MaskContent, Outpaint
+from tests.helpers.server.fake_image_engine import DENOISING, image_info
+from tests.helpers.server.image_server import (
     EDITS,
     VARIATIONS,
     ImageServer,
@@ -22,9 +25,6 @@ from image_server import (
     png,
     saved,
 )
-from PIL import Image
-
-from engine.contract.draw import ImageTask, MaskContent, Outpaint
 
 NO_EDIT = (ImageTask.TEXT_TO_IMAGE, ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT)
 
@@ -471,7 +471,7 @@ async def test_metadata_of_an_edit_replays_it() -> None:
 
 
 async def test_text_in_the_place_of_a_file_is_named() -> None:
-    """As curl sends it where the @ was forgotten."""
+    """curl sends this where the @ was forgotten."""
     server = ImageServer()
     for field in ("image", "mask"):
         files: list[Any] = [("image", ("a.png", png()))] if field == "mask" else []

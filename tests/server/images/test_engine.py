@@ -11,8 +11,16 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from fake_image_engine import image_info
-from image_server import (
+from PIL import Image
+
+from engine.contract.draw import GuidanceKind
+from engine.diffusion.drawing_factory import DrawingFactory
+from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
+from server.app import create_app
+from server.settings import Settings
+from tests.helpers.diffusion.toy_family import ToyFamily
+from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.image_server import (
     EDITS,
     GENERATIONS,
     VARIATIONS,
@@ -23,16 +31,8 @@ from image_server import (
     opened,
     png,
 )
-from in_process_client import InProcessEngineClient
-from PIL import Image
-from text_server import until
-from toy_family import ToyFamily
-
-from engine.contract.draw import GuidanceKind
-from engine.diffusion.drawing_factory import DrawingFactory
-from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
-from server.app import create_app
-from server.settings import Settings
+from tests.helpers.server.text_server import until
+from tests.helpers.worker.in_process_client import InProcessEngineClient
 
 
 @asynccontextmanager

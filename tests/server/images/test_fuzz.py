@@ -9,9 +9,17 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from image_server import EDITS, GENERATIONS, VARIATIONS, ImageServer, data_url, mask_png, png
 
 from server.protocol.images import ImageEditRequest
+from tests.helpers.server.image_server import (
+    EDITS,
+    GENERATIONS,
+    VARIATIONS,
+    ImageServer,
+    data_url,
+    mask_png,
+    png,
+)
 
 NAMES = [
     *ImageEditRequest.model_fields,

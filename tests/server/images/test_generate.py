@@ -7,13 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_engine import Failure, model_info
-from fake_image_engine import DENOISING, image_info, picture
-from image_server import EDITS, GENERATIONS, VARIATIONS, ImageServer, error_of, named_events, opened
 
 from engine.contract.draw import GuidanceKind, ImageModelInfo, ImageTask, PromptSyntax
 from engine.contract.status import Phase
 from engine.errors import ModelNotReady
+from tests.helpers.server.fake_engine import Failure, model_info
+from tests.helpers.server.fake_image_engine import DENOISING, image_info, picture
+from tests.helpers.server.image_server import (
+    EDITS,
+    GENERATIONS,
+    VARIATIONS,
+    ImageServer,
+    error_of,
+    named_events,
+    opened,
+)
 
 
 async def test_defaults_are_the_models() -> None:

@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fake_image_engine import image_info
-from image_server import ImageServer, data_url, opened, png
 
 from engine.contract.draw import Enlarging, ImageTask
+from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.image_server import ImageServer, data_url, opened, png
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 

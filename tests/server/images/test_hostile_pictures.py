@@ -11,10 +11,17 @@ from typing import Any
 
 import psutil
 import pytest
-from caller import Caller
-from fake_image_engine import image_info
-from fake_matting_engine import matting_info
-from hostile_files import (
+from PIL import Image
+
+from engine.errors import InvalidParameter
+from server.images import picture_processes, pictures
+from server.images.header import MAX_CHUNKS, MAX_SCANS, MAX_SEGMENTS
+from server.images.picture_processes import PictureProcesses
+from server.images.picture_wire import Question, Reading
+from tests.helpers.server.caller import Caller
+from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.fake_matting_engine import matting_info
+from tests.helpers.server.hostile_files import (
     frames,
     jpeg_of_scans,
     jpeg_of_segments,
@@ -23,17 +30,10 @@ from hostile_files import (
     png_of_texts,
     truncated,
 )
-from image_server import EDITS, VARIATIONS, data_url, error_of, mask_png, png
-from matting_server import MATTE, MattingServer
-from PIL import Image
-from text_server import until
-from upscaling_server import UPSCALE_PATH, UpscalingServer
-
-from engine.errors import InvalidParameter
-from server.images import picture_processes, pictures
-from server.images.header import MAX_CHUNKS, MAX_SCANS, MAX_SEGMENTS
-from server.images.picture_processes import PictureProcesses
-from server.images.picture_wire import Question, Reading
+from tests.helpers.server.image_server import EDITS, VARIATIONS, data_url, error_of, mask_png, png
+from tests.helpers.server.matting_server import MATTE, MattingServer
+from tests.helpers.server.text_server import until
+from tests.helpers.server.upscaling_server import UPSCALE_PATH, UpscalingServer
 
 PNG_INFO = "/sdapi/v1/png-info"
 

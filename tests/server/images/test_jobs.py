@@ -6,10 +6,11 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_engine import Failure
-from fake_image_engine import image_info
-from image_server import GENERATIONS, ImageServer, error_of, named_events
-from text_server import until
+
+from tests.helpers.server.fake_engine import Failure
+from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.image_server import GENERATIONS, ImageServer, error_of, named_events
+from tests.helpers.server.text_server import until
 
 
 async def started(server: ImageServer, **body: Any) -> tuple["asyncio.Task[Any]", str]:

@@ -3,7 +3,6 @@
 import random
 
 import pytest
-from fake_image_engine import image_info
 
 from engine.contract.draw import ImageParams, ImageTask
 from engine.contract.pixels import Pixels
@@ -16,6 +15,7 @@ from server.images.limits import (
     steps_to_run,
     worked_pixels,
 )
+from tests.helpers.server.fake_image_engine import image_info
 
 INFO = image_info()
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import openai
 import pytest
-from fake_image_engine import image_info, picture
-from image_server import EDITS, VARIATIONS, ImageServer, error_of, opened, png
-from text_server import until
 
 from engine.contract.draw import ImageModelInfo, LoraUse
+from tests.helpers.server.fake_image_engine import image_info, picture
+from tests.helpers.server.image_server import EDITS, VARIATIONS, ImageServer, error_of, opened, png
+from tests.helpers.server.text_server import until
 
 NAMES = ("ink", "neon", "old: style")
 

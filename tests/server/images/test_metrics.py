@@ -1,10 +1,10 @@
 """The `tandem_image_*` metrics: fed by step reports and by requests."""
 
-from fake_engine import Failure
-from image_server import ImageServer, error_of
 from prometheus_client import CollectorRegistry
 
 from engine.contract.draw import ImageStats
+from tests.helpers.server.fake_engine import Failure
+from tests.helpers.server.image_server import ImageServer, error_of
 
 
 def value(server: ImageServer, name: str, **labels: str) -> float | None:

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 
 import openai
 import pytest
-from fake_engine import Failure
-from image_server import ImageServer, mask_png, png
 from PIL import Image
-from text_server import until
 
 from engine.contract.draw import ImageTask, Outpaint
+from tests.helpers.server.fake_engine import Failure
+from tests.helpers.server.image_server import ImageServer, mask_png, png
+from tests.helpers.server.text_server import until
 
 
 @pytest.fixture

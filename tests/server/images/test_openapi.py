@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import hypothesis
 import pytest
-import schemathesis
-from fake_engine import model_info
-from fake_image_engine import image_info
-from image_server import EDITS, GENERATIONS, VARIATIONS, ImageServer
 from schemathesis import GenerationMode
+
+from tests.helpers.server.fake_engine import model_info
+from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.generated import send_generated
+from tests.helpers.server.image_server import EDITS, GENERATIONS, VARIATIONS, ImageServer
 
 
 async def document(server: ImageServer) -> dict[str, Any]:
@@ -70,26 +70,4 @@ def test_generated_requests(method: str, path: str, mode: GenerationMode) -> Non
     """Nothing is a 5xx, and each answer has a documented status, type and schema."""
     if method != "POST" and mode is GenerationMode.NEGATIVE:
         return  # any text may be an id
-    server = ImageServer()
-    schema = schemathesis.openapi.from_asgi("/openapi.json", server.app)
-    strategy = schema[path][method].as_strategy(generation_mode=mode)
-    checks = [
-        schemathesis.checks.not_a_server_error,
-        *schemathesis.checks.CHECKS.get_by_names(
-            ["status_code_conformance", "content_type_conformance", "response_schema_conformance"]
-        ),
-    ]
-
-    @hypothesis.settings(
-        max_examples=40,
-        database=None,
-        deadline=None,
-        phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    @hypothesis.given(case=strategy)
-    def run(case: Any) -> None:
-        response = case.call(timeout=60)
-        case.validate_response(response, checks=checks)
-
-    run()
+    send_generated(ImageServer().app, path, method, mode=mode)

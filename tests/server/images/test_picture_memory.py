@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from caller import Caller
-from fake_engine import Failure
-from fake_image_engine import image_info
-from fake_matting_engine import matting_info
-from image_server import EDITS, VARIATIONS, ImageServer, data_url, saved
-from matting_server import MATTE, MattingServer
 from PIL import Image
-from text_server import until
-from upscaling_server import UPSCALE_PATH, UpscalingServer, upscaler_info
 
 from engine.contract.draw import ImageTask
 from engine.errors import ModelNotReady
+from tests.helpers.server.caller import Caller
+from tests.helpers.server.fake_engine import Failure
+from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.fake_matting_engine import matting_info
+from tests.helpers.server.image_server import EDITS, VARIATIONS, ImageServer, data_url, saved
+from tests.helpers.server.matting_server import MATTE, MattingServer
+from tests.helpers.server.text_server import until
+from tests.helpers.server.upscaling_server import UPSCALE_PATH, UpscalingServer, upscaler_info
 
 NUM_REQUESTS = 3
 SIDE = 384
@@ -130,7 +130,7 @@ async def failed(server: ImageServer, caller: Caller) -> None:
 
 
 async def refused(server: ImageServer, caller: Caller) -> None:
-    """By the engine, once the pictures are decoded."""
+    """Have the engine refuse the request once the pictures are decoded."""
     server.engine.submit_error = ModelNotReady("it is being loaded")
     await caller.send(asyncio.Event())
     server.engine.submit_error = None

@@ -4,11 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from doubling import DOUBLE, DoublingSource
-from fake_image_engine import image_info
-from image_server import EDITS, GENERATIONS, VARIATIONS, ImageServer, data_url, error_of, png
-from in_process_client import InProcessEngineClient
-from toy_family import picture, request
 
 from engine.contract.draw import ImageTask
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
@@ -16,6 +11,19 @@ from engine.worker.messages import Ready, decode_from_worker, encode
 from server.app import create_app
 from server.images.kind import SERVED_IMAGES
 from server.settings import Settings
+from tests.helpers.diffusion.doubling import DOUBLE, DoublingSource
+from tests.helpers.diffusion.toy_family import picture, request
+from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.image_server import (
+    EDITS,
+    GENERATIONS,
+    VARIATIONS,
+    ImageServer,
+    data_url,
+    error_of,
+    png,
+)
+from tests.helpers.worker.in_process_client import InProcessEngineClient
 
 INFO = image_info("doubler", tasks=(), denoising=None)
 DENOISED_BY = (

@@ -3,7 +3,11 @@
 import socket
 
 import pytest
-from image_server import (
+
+from engine.errors import InvalidParameter
+from server.images.store import ImageStore
+from tests.helpers.clock import Clock
+from tests.helpers.server.image_server import (
     EDITS,
     GENERATIONS,
     ImageServer,
@@ -13,9 +17,6 @@ from image_server import (
     opened,
     png,
 )
-
-from engine.errors import InvalidParameter
-from server.images.store import ImageStore
 
 KEY = {"Authorization": "Bearer secret"}
 PICTURE = data_url(png())
@@ -165,13 +166,6 @@ async def test_what_cannot_be_kept_is_refused_before_it_is_drawn() -> None:
         assert server.engine.image_requests == []
         answer = (await server.generate(n=3, response_format="b64_json")).json()
         assert opened(answer["data"][2]["b64_json"]).size == (64, 64)
-
-
-class Clock:
-    now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 def test_files_expire() -> None:

@@ -5,14 +5,14 @@ import json
 import random
 
 import pytest
-from caller import Caller
-from fake_image_engine import image_info
-from image_server import EDITS, VARIATIONS, ImageServer, png
-from text_server import until
-from upscaling_server import UPSCALE_PATH, UpscalingServer
 
 from engine.contract.draw import ImageTask
 from server.images.picture_budget import PictureShare
+from tests.helpers.server.caller import Caller
+from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.image_server import EDITS, VARIATIONS, ImageServer, png
+from tests.helpers.server.text_server import until
+from tests.helpers.server.upscaling_server import UPSCALE_PATH, UpscalingServer
 
 TASKS = (ImageTask.IMAGE_TO_IMAGE, ImageTask.EDIT, ImageTask.RESTORE)
 INFO = image_info(tasks=TASKS, max_pixels=1 << 24, max_restored_pixels=1 << 24)

@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_engine import Failure
-from fake_image_engine import image_info
-from image_server import data_url, error_of, opened, png, saved
-from matting_server import MATTE, MattingServer
 from PIL import Image
 
 from engine.contract.matte import MattingOutput, Point
+from tests.helpers.server.fake_engine import Failure
+from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.image_server import data_url, error_of, opened, png, saved
+from tests.helpers.server.matting_server import MATTE, MattingServer
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_engine import Failure
-from fake_image_engine import image_info
-from fake_matting_engine import matting_info
-from image_server import error_of, named_events, opened
-from matting_server import MattingServer
-from text_server import until
+
+from tests.helpers.server.fake_engine import Failure
+from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.fake_matting_engine import matting_info
+from tests.helpers.server.image_server import error_of, named_events, opened
+from tests.helpers.server.matting_server import MattingServer
+from tests.helpers.server.text_server import until
 
 
 @pytest.fixture

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
-from embedding_server import EmbeddingServer
-from image_server import ImageServer, data_url, error_of, png
-from listening import listening
-from matting_server import MattingServer
-from text_server import until
-from upscaling_server import UpscalingServer
+
+from tests.helpers.server.embedding_server import EmbeddingServer
+from tests.helpers.server.image_server import ImageServer, data_url, error_of, png
+from tests.helpers.server.listening import listening
+from tests.helpers.server.matting_server import MattingServer
+from tests.helpers.server.text_server import until
+from tests.helpers.server.upscaling_server import UpscalingServer
 
 PICTURE = {"image": data_url(png())}
 ONE_PLACE = {

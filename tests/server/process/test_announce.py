@@ -8,8 +8,6 @@ import subprocess
 
 import pytest
 import structlog
-from fake_engine import FakeEngineClient
-from fake_image_engine import FakeImageEngine, image_info
 
 from engine.contract.model_spec import ModelSpec
 from engine.contract.status import ModelStatus, Phase
@@ -19,6 +17,8 @@ from server.process.announce import Announcer, _is_news, own_command, shell_line
 from server.process.listen import Listener
 from server.settings import Settings
 from server.text.kind import SERVED_TEXT
+from tests.helpers.server.fake_engine import FakeEngineClient
+from tests.helpers.server.fake_image_engine import FakeImageEngine, image_info
 
 
 @pytest.fixture

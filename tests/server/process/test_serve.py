@@ -14,21 +14,21 @@ import httpx
 import psutil
 import pytest
 import uvicorn
-from fake_engine import FakeEngineClient
 from pydantic import TypeAdapter
 
 from server.app import create_app
 from server.process.listen import open_listener
 from server.process.serve import DrainingServer, uvicorn_config
 from server.settings import Settings
+from tests.helpers.server.fake_engine import FakeEngineClient
 
 pytestmark = pytest.mark.e2e
 
 CHILD = """
 import asyncio, gc, sys
 sys.path.insert(0, {here!r})
-from fake_engine import FakeEngineClient
-from text_server import babble, text_info
+from tests.helpers.server.fake_engine import FakeEngineClient
+from tests.helpers.server.text_server import babble, text_info
 from server.process.serve import run
 from server.settings import load_settings
 
@@ -54,7 +54,7 @@ class Child:
         self.url = f"http://127.0.0.1:{port}"
         self.port = port
         self.log_path = log_path
-        here = str(Path(__file__).parents[1])
+        here = str(Path(__file__).parents[3])
         settings = {"port": str(port), "log_format": "json", **given}
         self.frozen_path = log_path.with_suffix(".frozen")
         """How many objects no garbage collection walked, once it has ended."""
@@ -239,7 +239,7 @@ def test_a_second_signal_ends_it_at_once(start):
 
 
 def test_a_second_signal_needs_no_traceback_for_who_is_cut_off(start):
-    """Also where the engine takes longer to stop than the connections."""
+    """This holds also where the engine takes longer to stop than the connections."""
     child = start(delay_s=0.05, stop_s=1.0)
     asked = threading.Thread(target=ask_long, args=(child,))
     asked.start()

@@ -15,7 +15,6 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from fake_engine import FakeEngineClient
 from rich.console import Console
 
 from engine.contract.status import ModelStatus, Phase
@@ -25,13 +24,14 @@ from server.process.listen import Listener
 from server.process.serve import DrainingServer, uvicorn_config
 from server.process.start_screen import StartScreen, Terminal
 from server.settings import Settings
+from tests.helpers.server.fake_engine import FakeEngineClient
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 CHILD = """
 import asyncio, os, sys
 sys.path.insert(0, {here!r})
-from fake_engine import FakeEngineClient
+from tests.helpers.server.fake_engine import FakeEngineClient
 from engine.errors import Failure
 from engine.contract.status import Phase
 from server.process.serve import run
@@ -122,7 +122,7 @@ def run_in_terminal(
     end: str = "Phase.READY", env: dict[str, str] | None = None, **given: str
 ) -> tuple[int, str]:
     """Exit code and all that was shown of a server that is interrupted once it is ready."""
-    here = str(Path(__file__).parents[1])
+    here = str(Path(__file__).parents[3])
     code = CHILD.format(here=here, end=end, given={"port": "0", **given})
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))

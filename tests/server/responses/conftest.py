@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from text_server import TextServer
+
+from tests.helpers.server.text_server import TextServer
 
 
 @pytest.fixture

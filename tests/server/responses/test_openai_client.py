@@ -5,8 +5,9 @@ import json
 
 import openai
 import pytest
-from fake_engine import Failure
-from text_server import MODEL, TextServer, until
+
+from tests.helpers.server.fake_engine import Failure
+from tests.helpers.server.text_server import MODEL, TextServer, until
 
 
 async def test_a_text_is_answered(server: TextServer, client: openai.AsyncOpenAI) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from text_server import MODEL, TextServer, until
+
+from tests.helpers.server.text_server import MODEL, TextServer, until
 
 ROUTE = "/v1/responses"
 

@@ -10,13 +10,7 @@ from server.protocol.response_items import MessageItem, read_items
 from server.protocol.responses import OutputMessage, OutputTextPart, ResponseRequest
 from server.responses.shape import ResponseShape
 from server.responses.store import ResponseStore
-
-
-class Clock:
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.helpers.clock import Clock
 
 
 def make_store(**changes: Any) -> ResponseStore:

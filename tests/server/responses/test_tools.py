@@ -8,7 +8,8 @@ from typing import Any
 import openai
 import pytest
 from pydantic import BaseModel
-from text_server import MODEL, TextServer, text_info, write_tokenizer
+
+from tests.helpers.server.text_server import MODEL, TextServer, text_info, write_tokenizer
 
 TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}"
@@ -229,7 +230,7 @@ async def test_tools_that_others_run_are_left_out(server: TextServer, choice: An
 
 
 class CalendarEvent(BaseModel):
-    """As in the documentation of structured outputs."""
+    """The example of OpenAI's documentation of structured outputs."""
 
     name: str
     participants: list[str]

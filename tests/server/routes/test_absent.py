@@ -5,9 +5,9 @@ import random
 from dataclasses import replace
 
 import pytest
-from text_server import MODEL, TextServer
 
 from server.http.absent import _INSTEAD
+from tests.helpers.server.text_server import MODEL, TextServer
 
 SHAPES = {"/api/": {"error"}, "/sdapi/": {"error", "detail", "body", "errors"}}
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import httpx
 import pytest
-from embedding_server import EmbeddingServer
-from fake_image_engine import image_info
-from image_server import ImageServer
-from text_server import MODEL, TextServer, text_info, until
 
 from engine.errors import CorruptFile, EngineError, InsufficientMemory, TooManyAdapters
 from server.models import library
+from tests.helpers.server.embedding_server import EmbeddingServer
+from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.image_server import ImageServer
+from tests.helpers.server.text_server import MODEL, TextServer, text_info, until
 
 Start = Callable[..., TextServer]
 

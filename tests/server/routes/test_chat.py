@@ -9,8 +9,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from fake_engine import Failure
-from text_server import (
+
+from engine.contract.status import Phase
+from engine.errors import EngineDead, ModelNotReady
+from server.protocol.common import MAX_PARTS
+from tests.helpers.server.fake_engine import Failure
+from tests.helpers.server.text_server import (
     MODEL,
     TextServer,
     encoding_threads,
@@ -19,10 +23,6 @@ from text_server import (
     until,
     write_tokenizer,
 )
-
-from engine.contract.status import Phase
-from engine.errors import EngineDead, ModelNotReady
-from server.protocol.common import MAX_PARTS
 
 PATH = "/v1/chat/completions"
 

@@ -8,10 +8,16 @@ from typing import Any
 
 import openai
 import pytest
-from text_server import MODEL, TextServer, events_of, text_info, write_tokenizer
 from tokenizers import Tokenizer
 
 from server.protocol.tools import MAX_TOOLS_BYTES
+from tests.helpers.server.text_server import (
+    MODEL,
+    TextServer,
+    events_of,
+    text_info,
+    write_tokenizer,
+)
 
 WEATHER = {
     "type": "function",

@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from fake_engine import Failure
-from text_server import BOS, MODEL, TextServer, events_of, until
+
+from tests.helpers.server.fake_engine import Failure
+from tests.helpers.server.text_server import BOS, MODEL, TextServer, events_of, until
 
 PATH = "/v1/completions"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from text_server import TextServer
 
 from server.routes.docs import CONTENT_TYPES
+from tests.helpers.server.text_server import TextServer
 
 SWAGGER_UI = {
     "swagger-ui-bundle.js": "e6a898692f2d768e807c3ba4626068a69a2c5dd960dd6c76f3e4d3a3de180af2",

@@ -2,7 +2,6 @@
 
 import httpx
 import pytest
-from fake_engine import FakeEngineClient
 
 from engine.contract.operations import GENERATE
 from engine.contract.status import Phase
@@ -10,6 +9,7 @@ from engine.errors import Failure
 from engine.version import __version__
 from server.app import create_app
 from server.settings import Settings
+from tests.helpers.server.fake_engine import FakeEngineClient
 
 
 @pytest.fixture

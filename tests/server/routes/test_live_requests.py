@@ -8,10 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
-from text_server import MODEL, TextServer, events_of, until
 
 from engine.contract.generate import GenerateRequest, TokenEvent
 from server.http import turns
+from tests.helpers.server.text_server import MODEL, TextServer, events_of, until
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]

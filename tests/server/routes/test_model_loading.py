@@ -8,9 +8,6 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_image_engine import image_info
-from image_server import ImageServer
-from text_server import MODEL, TextServer, events_of, text_info, until
 
 from engine.contract.generate import ModelInfo
 from engine.contract.status import Phase
@@ -21,6 +18,9 @@ from engine.errors import (
     InsufficientMemory,
     ModelNotFound,
 )
+from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.image_server import ImageServer
+from tests.helpers.server.text_server import MODEL, TextServer, events_of, text_info, until
 
 Start = Callable[..., TextServer]
 

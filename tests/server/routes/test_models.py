@@ -4,12 +4,11 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from fake_engine import model_info
-from fake_image_engine import image_info
-from text_server import MAX_MODEL_LEN, MODEL, TextServer, text_info
-
 from engine.contract.status import Phase
 from server.text.reply import ReplyHead, system_fingerprint
+from tests.helpers.server.fake_engine import model_info
+from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.text_server import MAX_MODEL_LEN, MODEL, TextServer, text_info
 
 CARD = {
     "id": MODEL,

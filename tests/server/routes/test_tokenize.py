@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from text_server import (
+
+from server.text.encoding_pool import EncodingPool
+from server.text.texts import ModelText, TextRegistry
+from tests.helpers.server.text_server import (
     BOS,
     MAX_MODEL_LEN,
     MODEL,
@@ -15,9 +18,6 @@ from text_server import (
     text_info,
     write_tokenizer,
 )
-
-from server.text.encoding_pool import EncodingPool
-from server.text.texts import ModelText, TextRegistry
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from text_server import MODEL, TextServer, text_info
 
 from engine.contract.status import Phase
+from tests.helpers.server.text_server import MODEL, TextServer, text_info
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 

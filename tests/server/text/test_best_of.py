@@ -1,4 +1,4 @@
-"""Of several texts those that the model thinks most of, best first."""
+"""The best of several texts come first, by how likely the model finds them."""
 
 import random
 from collections.abc import AsyncGenerator

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from text_server import until
 
 from engine.errors import CorruptFile, ModelLoadError, ModelNotFound
 from engine.processes import helper_process
@@ -15,6 +14,7 @@ from engine.processes.helper_process import RunningHelper
 from server.text.check import check_text
 from server.text.encoding_pool import EncodingPool
 from server.text.texts import TextRegistry
+from tests.helpers.server.text_server import until
 
 
 @pytest.fixture

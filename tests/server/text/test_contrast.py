@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from text_server import TextServer, until
 
 from engine.contract.groups import ContrastParams
 from engine.contract.sampling_params import SamplingParams
+from tests.helpers.server.text_server import TextServer, until
 
 ROUTES = ["/v1/chat/completions", "/v1/completions"]
 SEARCH = {"penalty_alpha": 0.6, "top_k": 4}

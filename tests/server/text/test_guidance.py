@@ -4,9 +4,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from text_server import TextServer, until
 
 from engine.contract.groups import GuidanceParams
+from tests.helpers.server.text_server import TextServer, until
 
 ROUTES = ["/v1/chat/completions", "/v1/completions"]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from text_server import MODEL, TextServer, text_info, until, write_tokenizer
+
+from tests.helpers.server.text_server import MODEL, TextServer, text_info, until, write_tokenizer
 
 BAD = "org/hostile"
 _LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"

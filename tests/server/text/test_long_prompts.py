@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-from text_server import MAX_MODEL_LEN, TextServer, encoding_threads, text_info, until
 from tokenizers import Tokenizer, processors
 
 from engine.errors import InvalidParameter
@@ -23,6 +22,13 @@ from server.text import texts as texts_module
 from server.text.encoding_pool import EncodingPool
 from server.text.prompt_limit import PromptLimit
 from server.text.texts import ModelText
+from tests.helpers.server.text_server import (
+    MAX_MODEL_LEN,
+    TextServer,
+    encoding_threads,
+    text_info,
+    until,
+)
 
 WORDS = "the quick brown fox jumps over the lazy dog "
 LONG = WORDS * 5000
@@ -229,7 +235,7 @@ async def test_random_texts_in_small_parts_against_the_whole(
 async def test_a_text_cut_at_its_end_against_the_library(
     tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch, thread: bool
 ) -> None:
-    """With tokens around every text, as encoders have them: these stay."""
+    """The tokens that encoders put around every text stay."""
     if thread:
         monkeypatch.setattr(long_text, "PART_CHARS", 30)
         monkeypatch.setattr(texts_module, "THREAD_THRESHOLD_CHARS", 0)

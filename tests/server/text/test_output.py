@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from text_server import BOS, EOS
 
 from engine.contract.generate import TokenEvent, TokenLogprob
 from engine.contract.request import FinishReason
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from server.text.output import ChoiceOutput, Delta, TextOptions
+from tests.helpers.server.text_server import BOS, EOS
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from text_server import TextServer, encoding_threads
 
 from engine.contract.sampling_params import SAMPLER_PARAMETERS
 from engine.text.tokenizer import load_tokenizer
 from engine.text.vocabulary_search import VocabularySearch
+from tests.helpers.server.text_server import TextServer, encoding_threads
 
 BREAKERS = "dry_sequence_breakers"
 ROUTES = ["chat", "complete"]

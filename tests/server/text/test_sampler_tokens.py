@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from text_server import EOS, VOCAB_SIZE, TextServer, encoding_threads
 
 from engine.contract.sampling_params import RepetitionDetection, SamplingParams
+from tests.helpers.server.text_server import EOS, VOCAB_SIZE, TextServer, encoding_threads
 
 ROUTES = ["chat", "complete"]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from text_server import TextServer
 
 from engine.contract.generate import Repetition, TokenEvent, TokenLogprob
 from engine.contract.request import FinishReason
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from server.text.output import ChoiceOutput, Delta, TextOptions
+from tests.helpers.server.text_server import TextServer
 
 ROUTES = ["/v1/chat/completions", "/v1/completions"]
 
@@ -178,5 +178,5 @@ def _last(
 
 
 def _characters(tokenizer: Tokenizer, ids: list[int], first: int, end: int) -> list[int]:
-    """By detokenising each beginning of the text anew."""
+    """Find the characters by detokenising each beginning of the text anew."""
     return [len(tokenizer.decode(ids[:first])), len(tokenizer.decode(ids[:end]))]

@@ -7,17 +7,17 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from fake_image_engine import image_info
-from image_server import error_of, named_events, opened, png
-from in_process_client import InProcessEngineClient
-from toy_family import FACTOR, ToyFamily
-from upscaling_server import UPSCALE_PATH
 
 from engine.contract.draw import ImageModelInfo, ImageTask, UpscalingFacts
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from server.app import create_app
 from server.settings import Settings
+from tests.helpers.diffusion.toy_family import FACTOR, ToyFamily
+from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.image_server import error_of, named_events, opened, png
+from tests.helpers.server.upscaling_server import UPSCALE_PATH
+from tests.helpers.worker.in_process_client import InProcessEngineClient
 
 UPSCALER = image_info(
     "upscaler",

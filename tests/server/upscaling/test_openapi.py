@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import hypothesis
 import pytest
-import schemathesis
-from image_server import data_url, png
 from schemathesis import GenerationMode
-from upscaling_server import UPSCALE_PATH, UpscalingServer, upscaler_info
+
+from tests.helpers.server.generated import send_generated
+from tests.helpers.server.image_server import data_url, png
+from tests.helpers.server.upscaling_server import UPSCALE_PATH, UpscalingServer, upscaler_info
 
 
 async def test_it_describes_both_bodies_and_names_the_models() -> None:
@@ -32,29 +32,10 @@ async def test_it_describes_both_bodies_and_names_the_models() -> None:
 def test_generated_requests(mode: GenerationMode) -> None:
     """Nothing is a 5xx, and each answer has a documented status, type and schema; with a real image
     some are answered."""
-    server = UpscalingServer()
-    schema = schemathesis.openapi.from_asgi("/openapi.json", server.app)
-    strategy = schema[UPSCALE_PATH]["POST"].as_strategy(generation_mode=mode)
-    checks = [
-        schemathesis.checks.not_a_server_error,
-        *schemathesis.checks.CHECKS.get_by_names(
-            ["status_code_conformance", "content_type_conformance", "response_schema_conformance"]
-        ),
-    ]
     image = data_url(png())
 
-    @hypothesis.settings(
-        max_examples=40,
-        database=None,
-        deadline=None,
-        phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    @hypothesis.given(case=strategy)
-    def run(case: Any) -> None:
+    def with_image(case: Any) -> None:
         if mode is GenerationMode.POSITIVE and case.media_type == "application/json":
             case.body["image"] = image
-        response = case.call(timeout=60)
-        case.validate_response(response, checks=checks)
 
-    run()
+    send_generated(UpscalingServer().app, UPSCALE_PATH, mode=mode, change=with_image)

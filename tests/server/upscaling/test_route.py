@@ -9,10 +9,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from image_server import data_url, error_of, named_events, opened, png, saved
-from pictures import measure
 from PIL import Image
-from upscaling_server import UPSCALE_PATH, UpscalingServer, upscaler_info
+
+from tests.helpers.pictures import measure
+from tests.helpers.server.image_server import data_url, error_of, named_events, opened, png, saved
+from tests.helpers.server.upscaling_server import UPSCALE_PATH, UpscalingServer, upscaler_info
 
 
 @pytest.fixture

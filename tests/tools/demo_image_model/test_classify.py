@@ -79,7 +79,7 @@ def test_only_round_circles_are_round(seed, size):
 
 @pytest.mark.parametrize("size, smoothness", [(64, 0.0), (64, 0.02), (64, 0.06), (128, 0.02)])
 def test_chance_on_noise(seed, size, smoothness):
-    """Of single-object questions a lucky guess of colour and shape answers 1 in 40."""
+    """A lucky guess of colour and shape answers 1 in 40 single-object questions."""
     rng = np.random.default_rng(seed)
     scenes = [
         single_scene(rng, "white", colour, shape)

@@ -52,7 +52,7 @@ def served(*rates, **changes):
 
 @pytest.fixture
 def data():
-    """Of one model in three formats."""
+    """The results of one model in three formats."""
     rows = {
         "BF16": quality(20.0, 0.0, 1.0, file_bytes=200 * MIB, llama_perplexity=20.02),
         "Q2_K": quality(31.0, 0.4, 0.667, types={"Q4_0": 180, "Q2_K": 30}, llama_perplexity=31.31),

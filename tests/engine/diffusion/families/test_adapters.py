@@ -13,14 +13,7 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
-from image_adapters import dotted, kohya, layer_paths, load, merge, table_of, unload, write
-from original_names import unet_tensors
-from tiny_families import FAMILIES, T5_TOKENS, family_of, parts_of
-from tiny_pipelines import tiny_parts
-from tiny_transformers import draw as draw_with
-from tiny_transformers import flux_parts, sd3_parts
 from torch import nn
-from toy_family import request as toy_request
 
 from engine.contract.adapter_orders import AdapterReport
 from engine.contract.draw import LoraUse
@@ -32,6 +25,22 @@ from engine.diffusion.families.flux_names import to_diffusers_names
 from engine.diffusion.families.stable_diffusion_3_names import original_names as sd3_names
 from engine.diffusion.families.unet_names import original_names as unet_names
 from kernels import native
+from tests.helpers.adapters.image_adapters import (
+    dotted,
+    kohya,
+    layer_paths,
+    load,
+    merge,
+    table_of,
+    unload,
+    write,
+)
+from tests.helpers.diffusion.original_names import unet_tensors
+from tests.helpers.diffusion.tiny_families import FAMILIES, T5_TOKENS, family_of, parts_of
+from tests.helpers.diffusion.tiny_pipelines import tiny_parts
+from tests.helpers.diffusion.tiny_transformers import draw as draw_with
+from tests.helpers.diffusion.tiny_transformers import flux_parts, sd3_parts
+from tests.helpers.diffusion.toy_family import request as toy_request
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -41,7 +50,7 @@ pytestmark = [
 
 WIDTH, HEIGHT, STEPS, SCALE = 16, 16, 2, 3.0
 UNMERGED, PARITY = 1e-5, 1e-4
-"""Of latents up to 1, in fp32."""
+"""The largest differences of latents up to 1, in fp32."""
 PROMPT, NEGATIVE = "a red fox", "rain"
 
 
@@ -61,7 +70,7 @@ def denoiser(kind: str) -> str:
 
 
 def components(kind: str) -> dict[str, str]:
-    """That an adapter changes, with kohya's names for them."""
+    """Give the components that an adapter changes, with kohya's names for them."""
     others = {
         "sd": {"text_encoder": "lora_te"},
         "sdxl": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
@@ -249,7 +258,7 @@ def test_names_of_the_original_unet() -> None:
 
 
 def test_names_of_the_original_transformers() -> None:
-    """Those of FLUX as its GGUF files are read; those of SD3 are the model's, and each once."""
+    """FLUX has the names of its GGUF files; SD3 has the model's names, each once."""
     transformer = flux_parts(0, {"guidance_embeds": True}).transformer
     names, width = flux_names(transformer.config), 64
     sizes = {path: len(transformer.get_submodule(path).weight) for path in layer_paths(transformer)}

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_transformers import vae
 
 from engine.diffusion.families.autoencoder import Autoencoder
+from tests.helpers.diffusion.tiny_transformers import vae
 
 CPU = torch.device("cpu")
 FACTOR = 4

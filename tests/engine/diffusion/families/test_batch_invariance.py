@@ -1,4 +1,4 @@
-"""In fp32 on a CPU latents have the same bits alone and among others, in every family."""
+"""Latents have the same bits alone and among others in every family, in fp32 on a CPU."""
 
 import random
 from pathlib import Path
@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_families import CPU, FAMILIES, UPSCALER, family_of, parts_of
-from toy_family import mask, picture
-from toy_family import request as toy_request
 
 from engine.contract.draw import ImageTask
 from engine.diffusion.drawing_factory import DrawingFactory
@@ -17,6 +14,9 @@ from engine.diffusion.families.registry import load_family
 from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
 from engine.weights.source import resolve_source
 from kernels import native
+from tests.helpers.diffusion.tiny_families import CPU, FAMILIES, UPSCALER, family_of, parts_of
+from tests.helpers.diffusion.toy_family import mask, picture
+from tests.helpers.diffusion.toy_family import request as toy_request
 
 pytestmark = [
     pytest.mark.skipif(native.missing() is not None, reason="no C++ operations"),
@@ -67,7 +67,7 @@ def requests(family: Any, side: int = SIDE) -> list[Any]:
 
 @torch.inference_mode()
 def drawn(family: Any, *asked: Any) -> list[list[torch.Tensor]]:
-    """Of each image its latents after every step, in calls that it shares with all others."""
+    """Give each image's latents after every step, in calls that it shares with all others."""
     factory = DrawingFactory(family)
     drawings = [drawing for one in asked for drawing in factory.create(one)]
     found: list[list[torch.Tensor]] = [[] for _ in drawings]

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from denoise_loop import Job, draw
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import CPU, Parts, tiny_parts, tiny_unet
 from transformers import T5Tokenizer
 
 from engine.contract.draw import ImageTask
@@ -32,12 +30,14 @@ from engine.errors import (
     UnsupportedArchitecture,
 )
 from engine.weights.source import Checkpoint
+from tests.helpers.diffusion.denoise_loop import Job, draw
+from tests.helpers.diffusion.tiny_pipelines import CPU, Parts, tiny_parts, tiny_unet
 
 SHIPPED = Path(__file__).parents[4] / "engine/data/shapes"
 
 
 def save(parts: Parts, folder: Path, **index: object) -> Path:
-    """As `save_pretrained` of the pipeline would."""
+    """Write the files that the pipeline's `save_pretrained` would write."""
     components = {
         "unet": ("diffusers", parts.unet),
         "vae": ("diffusers", parts.vae),

@@ -6,9 +6,9 @@ import random
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from tiny_pipelines import tiny_unet
 
 from engine.diffusion.families.cross_attention import MAX_COMPOSITIONS, CrossAttentionCache
+from tests.helpers.diffusion.tiny_pipelines import tiny_unet
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from diffusers import (
     FluxKontextPipeline,
     FluxPipeline,
 )
-from tiny_transformers import CHANNELS, FACTOR, FluxParts, draw, flux_parts
 
 from engine.contract.draw import GuidanceKind, ImageTask
 from engine.diffusion.families.autoencoder import Autoencoder
@@ -25,6 +24,7 @@ from engine.diffusion.prompt.clip import ClipPromptEncoder
 from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import InvalidParameter, UnsupportedArchitecture
+from tests.helpers.diffusion.tiny_transformers import CHANNELS, FACTOR, FluxParts, draw, flux_parts
 
 TOLERANCE = 1e-4
 WIDTH, HEIGHT, STEPS, SCALE = 48, 32, 3, 3.5

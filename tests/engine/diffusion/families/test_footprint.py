@@ -8,9 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, FluxPipeline, StableDiffusion3Pipeline
 from gguf import GGMLQuantizationType
-from gguf_transformers import original_flux, write_gguf
 from safetensors.torch import save_file
-from tiny_transformers import flux_parts, sd3_parts
 from torch import nn
 
 from engine.contract.image_settings import ImageQuantization
@@ -26,6 +24,9 @@ from engine.quantization.method_module import MethodModule
 from engine.quantization.registry import load_format
 from engine.weights.source import Checkpoint
 from kernels import native
+from tests.helpers.diffusion.gguf_transformers import original_flux, write_gguf
+from tests.helpers.diffusion.tiny_transformers import flux_parts, sd3_parts
+from tests.helpers.host import Host
 
 CPU = torch.device("cpu")
 KINDS: tuple[ImageQuantization, ...] = QUANTIZATIONS[1:]
@@ -41,7 +42,7 @@ def tensors_of(state: Any) -> list[torch.Tensor]:
 
 
 def size_of(module: nn.Module) -> int:
-    """Of all weights and buffers, biases of quantised layers left out."""
+    """Sum up all weights and buffers, without the biases of quantised layers."""
     state = list(module.state_dict().values())
     for layer in module.modules():
         if isinstance(layer, MethodModule):
@@ -82,26 +83,19 @@ def test_a_quantised_model(save: str, kind: ImageQuantization, tmp_path: Path) -
 
 
 def test_the_engine_asks_for_the_quantised_size(tmp_path: Path) -> None:
-    class Host:
-        def report(self, *_: object, **__: object) -> None: ...
-
-        def reserve(self, device: str, purpose: str, num_bytes: int, capacity: int) -> int:
-            asked[purpose] = num_bytes
-            return capacity
-
-    asked: dict[str, int] = {}
     FluxPipeline(**vars(flux_parts(1))).save_pretrained(tmp_path)
     checkpoint = Checkpoint("diffusers", tmp_path, "m")
     intent = EngineConfig(device="cpu", num_threads=1, image_quantization="bnb-int8")
-    engine, _ = load_engine(checkpoint, "m", intent, Host())
+    host = Host()
+    engine, _ = load_engine(checkpoint, "m", intent, host)
     engine.shutdown()
     expected = weight_bytes(checkpoint, dtype=torch.float32, quantization="bnb-int8")
-    assert asked["weights"] == expected
+    assert [size for _, purpose, size in host.reserved if purpose == "weights"] == [expected]
 
 
 @pytest.mark.skipif(native.missing() is not None, reason="no C++ operations")
 def test_arranged_layers_are_there_a_second_time(tmp_path: Path) -> None:
-    """On a CPU in fp32. The two that halve maps are counted with them."""
+    """This happens on a CPU in fp32. The two layers that halve maps are counted with them."""
     vae = AutoencoderKL(
         block_out_channels=(32, 48, 64),
         down_block_types=("DownEncoderBlock2D",) * 3,

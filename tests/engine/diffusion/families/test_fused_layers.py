@@ -19,7 +19,7 @@ from engine.diffusion.families.fused_layers import (
 )
 
 ROUNDING = 1e-4
-"""Of predictions and pixels of about 1: Winograd's sums are off by ten times what others are."""
+"""The error of values of about 1. Winograd's sums have ten times the error of others."""
 
 
 def seeded():

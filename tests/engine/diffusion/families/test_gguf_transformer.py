@@ -5,12 +5,18 @@ import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 from gguf import GGMLQuantizationType
-from gguf_transformers import original_flux, original_sd3, write_gguf
-from tiny_transformers import CHANNELS, WIDTH, flux_transformer, sd3_transformer, stirred
 
 from engine.diffusion.families.flux_names import to_diffusers_names
 from engine.diffusion.families.gguf_transformer import find_gguf, load_gguf_transformer
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
+from tests.helpers.diffusion.gguf_transformers import original_flux, original_sd3, write_gguf
+from tests.helpers.diffusion.tiny_transformers import (
+    CHANNELS,
+    WIDTH,
+    flux_transformer,
+    sd3_transformer,
+    stirred,
+)
 
 CPU = torch.device("cpu")
 TYPES = (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0, GGMLQuantizationType.BF16)

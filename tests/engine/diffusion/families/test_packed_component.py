@@ -6,21 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-import toy_format
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
-from gptq_checkpoints import Layout, quantised
 from safetensors.torch import load_file, save_file
-from stored_formats import VARIETIES
-from tiny_transformers import CHANNELS, FACTOR, flux_parts, sd3_parts
 
-from engine.contract.draw import ImageTask
-from engine.diffusion.families.family import Row
 from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.families.registry import load_family
-from engine.diffusion.prompt.text import PromptText
 from engine.errors import MissingWeight, ModelLoadError, ShapeMismatch
 from engine.quantization.method_module import MethodModule
 from engine.weights.source import Checkpoint
+from tests.helpers.diffusion.tiny_transformers import (
+    flux_parts,
+    predict,
+    sd3_parts,
+)
+from tests.helpers.quantization import toy_format
+from tests.helpers.quantization.gptq_checkpoints import Layout, quantised
+from tests.helpers.quantization.stored_formats import VARIETIES
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -28,15 +29,6 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 def load(folder: Path, **options: Any) -> Any:
     settings = {"dtype": torch.float32, "device": torch.device("cpu")} | options
     return load_family(Checkpoint("diffusers", folder, "tiny"), **settings)
-
-
-def predict(family: Any) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(2)
-    latents = torch.randn((1, CHANNELS, 32 // FACTOR, 32 // FACTOR), generator=generator)
-    prompt = family.encode_prompts([PromptText(text="a red star")])[0]
-    row = Row(latents=latents, timestep=torch.tensor(600.0), prompt=prompt, guidance_scale=3.0)
-    prediction: torch.Tensor = family.denoise(family.denoiser_key(ImageTask.TEXT_TO_IMAGE), [row])
-    return prediction
 
 
 def save(kind: str, folder: Path) -> None:

@@ -92,7 +92,7 @@ def test_other_convolutions(how):
 
 
 WIDE = 600
-"""Its products with itself are too large to be arranged."""
+"""A width whose square matrices are too large to be arranged."""
 
 
 @pytest.mark.skipif(native.missing() is not None, reason="no C++ operations")

@@ -12,12 +12,9 @@ import pytest
 import torch
 from diffusers import FluxKontextPipeline, FluxPipeline, StableDiffusion3Pipeline
 from gguf import GGMLQuantizationType
-from gguf_transformers import original_flux, original_sd3, write_gguf
-from tiny_transformers import CHANNELS, FACTOR, flux_parts, sd3_parts, t5_encoder
 
 from engine.contract.draw import ImageTask
 from engine.contract.settings import EngineConfig
-from engine.diffusion.families.family import Row
 from engine.diffusion.families.quantized import check_quantization, quantize
 from engine.diffusion.families.quantized_layers import QUANTIZATIONS
 from engine.diffusion.families.registry import load_family
@@ -25,6 +22,13 @@ from engine.diffusion.prompt.text import PromptText
 from engine.errors import ModelLoadError
 from engine.quantization.method_module import MethodModule
 from engine.weights.source import Checkpoint
+from tests.helpers.diffusion.gguf_transformers import original_flux, original_sd3, write_gguf
+from tests.helpers.diffusion.tiny_transformers import (
+    flux_parts,
+    predict,
+    sd3_parts,
+    t5_encoder,
+)
 
 CPU = torch.device("cpu")
 
@@ -40,15 +44,6 @@ def save_sd3(folder: Path, *, with_t5: bool = True) -> None:
 def load(folder: Path, quantization: str = "none", dtype: torch.dtype = torch.float32) -> Any:
     checkpoint = Checkpoint("diffusers", folder, "tiny")
     return load_family(checkpoint, dtype=dtype, device=CPU, quantization=quantization)
-
-
-def predict(family: Any) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(2)
-    latents = torch.randn((1, CHANNELS, 32 // FACTOR, 32 // FACTOR), generator=generator)
-    prompt = family.encode_prompts([PromptText(text="a red star")])[0]
-    row = Row(latents=latents, timestep=torch.tensor(600.0), prompt=prompt, guidance_scale=3.0)
-    prediction: torch.Tensor = family.denoise(family.denoiser_key(ImageTask.TEXT_TO_IMAGE), [row])
-    return prediction
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -152,7 +147,7 @@ def test_unknown_names_are_refused(name: str) -> None:
 
 
 def test_weights_saved_in_other_formats_need_a_gpu(tmp_path: Path) -> None:
-    """Of diffusers: it refuses them on a CPU, and so does the family, in its own words."""
+    """diffusers refuses its own formats on a CPU, and so does the family, in its own words."""
     if torch.cuda.is_available():
         pytest.skip("diffusers loads them on a GPU")
     save_flux(tmp_path)

@@ -13,11 +13,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.embeddings import Timesteps
-from tiny_families import FAMILIES, UPSCALER, family_of, parts_of
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
-from toy_family import picture
-from toy_family import request as toy_request
 
 from engine.contract.draw import ImageTask
 from engine.diffusion.drawing_factory import DrawingFactory
@@ -26,6 +23,9 @@ from engine.diffusion.families.family import Row
 from engine.diffusion.families.fused_layers import FusedResnetBlock
 from kernels import native
 from kernels.registry import Op
+from tests.helpers.diffusion.tiny_families import FAMILIES, UPSCALER, family_of, parts_of
+from tests.helpers.diffusion.toy_family import picture
+from tests.helpers.diffusion.toy_family import request as toy_request
 
 pytestmark = [
     pytest.mark.skipif(native.missing() is not None, reason="no C++ operations"),
@@ -155,6 +155,6 @@ def differing(together: Outputs, alone: Sequence[Outputs]) -> nn.Module | None:
 
 
 def name_in(family: Any, key: Any, module: nn.Module) -> str:
-    """Its dotted name in the denoiser."""
+    """Give a module's dotted name in the denoiser."""
     denoiser = family._unets[key] if hasattr(family, "_unets") else family._transformer
     return next(name for name, one in denoiser.named_modules() if one is module)

@@ -6,11 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from denoise_loop import Job, draw
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from original_names import as_halves, clip_tensors, open_clip_tensors, unet_tensors, vae_tensors
 from safetensors.torch import save_file
-from tiny_pipelines import CPU
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from engine.diffusion.families import single_file
@@ -23,6 +20,15 @@ from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
 from engine.diffusion.families.stable_diffusion_xl import StableDiffusionXLFamily
 from engine.errors import CorruptFile, MissingWeight, ShapeMismatch, UnsupportedArchitecture
 from engine.weights.source import Checkpoint
+from tests.helpers.diffusion.denoise_loop import Job, draw
+from tests.helpers.diffusion.original_names import (
+    as_halves,
+    clip_tensors,
+    open_clip_tensors,
+    unet_tensors,
+    vae_tensors,
+)
+from tests.helpers.diffusion.tiny_pipelines import CPU
 
 META = torch.device("meta")
 KINDS = ("sd1", "sd2", "sdxl")

@@ -1,4 +1,4 @@
-"""Stable Diffusion against diffusers' pipelines over the same tiny random weights."""
+"""Stable Diffusion, XL included, against diffusers' pipelines over the same tiny random weights."""
 
 import copy
 import random
@@ -8,38 +8,26 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from denoise_loop import Job, assert_same, draw, draw_together
-from tiny_pipelines import FACTOR, Parts, tiny_parts, tiny_unet
 
 from engine.contract.draw import ImageTask
 from engine.diffusion.families.stable_diffusion import stack_states
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES
 from engine.errors import InvalidParameter, UnsupportedArchitecture
+from tests.helpers.diffusion.denoise_loop import Job, assert_same, draw, draw_together
+from tests.helpers.diffusion.tiny_pipelines import (
+    FACTOR,
+    Parts,
+    fresh_seed,
+    noise,
+    parts_of,
+    tiny_unet,
+    use,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deprecated.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
-
-_PARTS: dict[tuple[Any, ...], Parts] = {}
-
-
-def parts_of(prediction_type: str = "epsilon", in_channels: int = 4) -> Parts:
-    key = (prediction_type, in_channels)
-    if key not in _PARTS:
-        torch.set_num_threads(1)
-        _PARTS[key] = tiny_parts(
-            len(_PARTS), prediction_type=prediction_type, in_channels=in_channels
-        )
-    return _PARTS[key]
-
-
-def fresh_seed() -> int:
-    return random.randrange(2**31)
-
-
-def noise(seed: int, height: int = 8, width: int = 8) -> torch.Tensor:
-    return torch.randn((1, 4, height, width), generator=torch.Generator().manual_seed(seed))
 
 
 def picture(seed: int, height: int = 16, width: int = 16) -> torch.Tensor:
@@ -47,10 +35,8 @@ def picture(seed: int, height: int = 16, width: int = 16) -> torch.Tensor:
     return torch.rand((1, 3, height, width), generator=generator) * 2 - 1
 
 
-def use(pipeline: Any, family: Any, name: str) -> None:
-    """Give the oracle the scheduler that the name stands for."""
-    schedule = family.new_noise_schedule(name, 2, 16, 16)
-    pipeline.scheduler = type(schedule._scheduler).from_config(schedule._scheduler.config)
+def pipeline_of(parts: Parts, task: str, xl: bool) -> Any:
+    return parts.pipeline(getattr(diffusers, f"StableDiffusion{'XL' * xl}{task}Pipeline"))
 
 
 def assert_same_picture(family: Any, pipeline: Any, latents: torch.Tensor, case: object) -> None:
@@ -60,17 +46,25 @@ def assert_same_picture(family: Any, pipeline: Any, latents: torch.Tensor, case:
     assert_same(family.decode(latents) / 2 + 0.5, theirs, case)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    ("xl", "prediction_type"),
+    [
+        (False, "epsilon"),
+        (False, "v_prediction"),
+        (True, "epsilon"),
+        pytest.param(True, "v_prediction", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", DIFFUSION_SCHEDULES)
-def test_text_to_image(name: str, prediction_type: str) -> None:
-    parts, seed = parts_of(prediction_type), fresh_seed()
+def test_text_to_image(name: str, prediction_type: str, xl: bool) -> None:
+    parts, seed = parts_of(prediction_type, xl=xl), fresh_seed()
     family = parts.family()
-    pipeline = parts.pipeline(diffusers.StableDiffusionPipeline)
+    pipeline = pipeline_of(parts, "", xl)
     use(pipeline, family, name)
     job = Job(
         "a red fox",
-        noise(seed),
-        negative="blue",
+        noise(seed, 8, 12),
+        negative=random.Random(seed).choice(["blue", "a long list of things"]),
         scheduler=name,
         num_steps=4,
         guidance=random.Random(seed).choice([1.0, 2.0, 7.5]),
@@ -80,6 +74,8 @@ def test_text_to_image(name: str, prediction_type: str) -> None:
         prompt=job.prompt,
         negative_prompt=job.negative,
         latents=job.latents.clone(),
+        height=16,
+        width=24,
         num_inference_steps=4,
         guidance_scale=job.guidance,
         # Pipelines pass 0 to every scheduler; TCD's own default is 0.3.
@@ -124,11 +120,15 @@ def test_options(options: dict[str, Any]) -> None:
     assert_same(draw(family, job), theirs, (options, seed))
 
 
-@pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp_2m_karras", "pndm", "heun"])
-def test_image_to_image(name: str) -> None:
-    parts, seed = parts_of(), fresh_seed()
+@pytest.mark.parametrize(
+    ("xl", "name"),
+    [(False, name) for name in ("ddim", "euler", "dpmpp_2m_karras", "pndm", "heun")]
+    + [(True, name) for name in ("ddim", "euler", "dpmpp_2m")],
+)
+def test_image_to_image(name: str, xl: bool) -> None:
+    parts, seed = parts_of(xl=xl), fresh_seed()
     family = parts.family()
-    pipeline = parts.pipeline(diffusers.StableDiffusionImg2ImgPipeline)
+    pipeline = pipeline_of(parts, "Img2Img", xl)
     use(pipeline, family, name)
     image = picture(seed, 16, 24)
     theirs = pipeline(
@@ -158,11 +158,20 @@ def test_image_to_image(name: str) -> None:
     assert_same(draw(family, job), theirs, (name, seed))
 
 
-@pytest.mark.parametrize("name", ["ddim", "euler_ancestral", "dpmpp_2m", "unipc"])
-def test_inpainting_unet(name: str) -> None:
-    parts, seed = parts_of(in_channels=9), fresh_seed()
+@pytest.mark.parametrize(
+    ("xl", "name"),
+    [
+        (False, "ddim"),
+        (False, "euler_ancestral"),
+        (False, "dpmpp_2m"),
+        (False, "unipc"),
+        (True, "euler"),
+    ],
+)
+def test_inpainting_unet(name: str, xl: bool) -> None:
+    parts, seed = parts_of(in_channels=9, xl=xl), fresh_seed()
     family = parts.family()
-    pipeline = parts.pipeline(diffusers.StableDiffusionInpaintPipeline)
+    pipeline = pipeline_of(parts, "Inpaint", xl)
     use(pipeline, family, name)
     image, mask = picture(seed), torch.zeros((1, 1, 16, 16))
     # Whole latent cells: on others diffusers drops what it does not sample, and we do not.
@@ -285,10 +294,11 @@ def test_an_extra_unet_inpaints() -> None:
     )
 
 
-def test_a_batch_equals_its_rows_one_by_one() -> None:
+@pytest.mark.parametrize("xl", [False, True])
+def test_a_batch_equals_its_rows_one_by_one(xl: bool) -> None:
     seed = fresh_seed()
     choose = random.Random(seed)
-    family = parts_of("v_prediction").family()
+    family = parts_of("epsilon" if xl else "v_prediction", xl=xl).family()
     long_prompt = "so many words about boats " * 5
 
     def jobs() -> list[Job]:

@@ -12,7 +12,6 @@ from diffusers import (
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3Pipeline,
 )
-from tiny_transformers import CHANNELS, FACTOR, Sd3Parts, draw, sd3_parts
 
 from engine.contract.draw import GuidanceKind, ImageTask
 from engine.diffusion.families.autoencoder import Autoencoder
@@ -24,6 +23,7 @@ from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import InvalidParameter, UnsupportedArchitecture
+from tests.helpers.diffusion.tiny_transformers import CHANNELS, FACTOR, Sd3Parts, draw, sd3_parts
 
 TOLERANCE = 1e-4
 WIDTH, HEIGHT, STEPS, SCALE = 48, 32, 3, 4.0
@@ -170,27 +170,6 @@ def test_clip_skip_equals_diffusers() -> None:
         )
     assert torch.equal(ours.states, states), f"{seed=}"
     assert torch.equal(ours.pooled, pooled), f"{seed=}"
-
-
-def test_rows_of_different_requests_equal_one_by_one() -> None:
-    seed = random.randrange(2**31)
-    family = family_of(sd3_parts(seed))
-    texts = ["a", "a blue triangle " * 12, "", "two stars", "a blue triangle " * 12]
-    states = family.encode_prompts([PromptText(text=text) for text in texts])
-    lengths = {each.states.shape[1] for each in states}
-    assert len(lengths) > 1, "a long prompt has more chunks"
-    rows = [
-        Row(
-            latents=noise(seed + i),
-            timestep=family.new_noise_schedule(None, 5 + i, WIDTH, HEIGHT).timesteps[i],
-            prompt=prompt,
-        )
-        for i, prompt in enumerate(states)
-    ]
-    together = family.denoise("image", rows)
-    apart = torch.cat([family.denoise("image", [row]) for row in rows])
-    assert (together - apart).abs().max() < 1e-5, f"{seed=}"
-    assert (apart[0] - apart[3]).abs().max() > 1e-3, "rows differ"
 
 
 def test_facts_and_limits() -> None:

@@ -8,14 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from denoise_loop import Job, assert_same, draw_together
 from diffusers import StableDiffusionUpscalePipeline
-from tiny_pipelines import CPU, Parts, tiny_unet
-from tiny_upscaler import SCALE, low_res_scheduler, upscaler_of, upscaler_parts
-from toy_family import picture, request
 
 from engine.contract.draw import ImageTask
-from engine.diffusion.denoising import Denoising
 from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.families.registry import load_family
@@ -24,6 +19,16 @@ from engine.errors import CorruptFile, UnsupportedArchitecture
 from engine.pictures.arrays import array_of
 from engine.pictures.tensors import to_signed
 from engine.weights.source import Checkpoint
+from tests.helpers.diffusion.denoise_loop import Job, assert_same, draw_together
+from tests.helpers.diffusion.engine_runs import advance
+from tests.helpers.diffusion.tiny_pipelines import CPU, Parts, tiny_unet
+from tests.helpers.diffusion.tiny_upscaler import (
+    SCALE,
+    low_res_scheduler,
+    upscaler_of,
+    upscaler_parts,
+)
+from tests.helpers.diffusion.toy_family import picture, request
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deprecated.*:FutureWarning"),
@@ -72,16 +77,6 @@ def drawing_of(family: Any, width: int, height: int, seed: int, **changes: Any) 
     return drawing
 
 
-def finished(drawing: Drawing) -> torch.Tensor:
-    stage = drawing.stage
-    assert isinstance(stage, Denoising)
-    with torch.inference_mode():
-        while not drawing.finished:
-            (outcome,) = stage.compute([stage])
-            stage.advance(outcome)
-    return stage.final()
-
-
 @pytest.mark.parametrize(
     ("scheduler", "guidance", "noise_level"),
     [("ddim", 9.0, 20), ("euler_ancestral", 4.0, 0), ("dpmpp_2m", 1.0, 60)],
@@ -119,7 +114,7 @@ def test_it_draws_what_diffusers_draws(
         **options, generator=torch.Generator().manual_seed(seed), output_type="latent"
     ).images
     case = (scheduler, guidance, noise_level, width, height, seed)
-    ours = finished(drawing)
+    ours = advance(drawing).final()
     assert ours.shape == (1, 4, height, width)
     assert_same(ours, theirs, case)
     image = pipeline(
@@ -134,11 +129,13 @@ def test_it_draws_what_diffusers_draws(
 def test_the_level_of_noise_reaches_image_and_denoiser(
     family: StableDiffusionUpscaleFamily,
 ) -> None:
-    low, high = (finished(drawing_of(family, 8, 8, 5, noise_level=level)) for level in (0, 50))
+    low, high = (
+        advance(drawing_of(family, 8, 8, 5, noise_level=level)).final() for level in (0, 50)
+    )
     assert (low - high).abs().max() > 0.05
     drawings = [drawing_of(family, 8, 8, 5, noise_level=7) for _ in range(2)]
     drawings[1].stage.noise_level = 50
-    assert (finished(drawings[0]) - finished(drawings[1])).abs().max() > 1e-3
+    assert (advance(drawings[0]).final() - advance(drawings[1]).final()).abs().max() > 1e-3
 
 
 def test_a_batch_equals_its_rows_one_by_one(family: StableDiffusionUpscaleFamily) -> None:
@@ -169,7 +166,7 @@ def test_a_batch_equals_its_rows_one_by_one(family: StableDiffusionUpscaleFamily
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 9), (7, 3), (13, 5)])
 def test_odd_sizes(family: StableDiffusionUpscaleFamily, width: int, height: int) -> None:
     drawing = drawing_of(family, width, height, 3)
-    finished(drawing)
+    advance(drawing).final()
     answer = drawing.stage.result()()
     assert (answer.width, answer.height) == (SCALE * width, SCALE * height)
 
@@ -196,7 +193,7 @@ def test_a_folder_is_loaded(
     pipeline: StableDiffusionUpscalePipeline,
     tmp_path: Path,
 ) -> None:
-    """Of which the VAE's config does not say its scale, as in published ones."""
+    """The folder's VAE config does not say its scale, as in published folders."""
     pipeline.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "vae/config.json").read_text())
     del config["scaling_factor"]
@@ -205,7 +202,7 @@ def test_a_folder_is_loaded(
     loaded = load_family(checkpoint, dtype=torch.float32, device=CPU)
     assert loaded.facts == family.facts
     ours, theirs = (drawing_of(each, 8, 4, 9) for each in (loaded, family))
-    assert_same(finished(ours), finished(theirs), "loaded")
+    assert_same(advance(ours).final(), advance(theirs).final(), "loaded")
     assert ours.stage.result()() == theirs.stage.result()()
     index = json.loads((tmp_path / "model_index.json").read_text())
     (tmp_path / "model_index.json").write_text(json.dumps(index | {"max_noise_level": "high"}))

@@ -8,7 +8,7 @@ from engine.errors import InvalidParameter
 
 
 def ends(text: str, num_steps: int = 10, done: int | None = None) -> list[tuple[int, str]]:
-    """As the web UI writes schedules: up to which step each text goes."""
+    """Give each text's last step, as the web UI writes schedules."""
     course = course_of(text, num_steps, done)
     course = course * num_steps if len(course) == 1 else course
     assert len(course) == num_steps

@@ -1,4 +1,4 @@
-"""From a request to what is denoised and back: sizes, masks, and the bytes that must not change."""
+"""Prepares requests for denoising and finishes results: sizes, masks, and protected bytes."""
 
 import random
 from dataclasses import replace
@@ -240,7 +240,7 @@ def test_without_a_mask_the_answer_is_rgb_of_the_size_asked_for() -> None:
 def test_a_preview_is_the_answer_so_far(
     task: ImageTask, params: dict[str, Any], per_pixel: int
 ) -> None:
-    """Of whatever size it is decoded, it has the answer's, and the input's bytes around a mask."""
+    """A preview has the answer's size, and the input's bytes around a mask."""
     image, mask = noise(50, 70, 3), np.zeros((50, 70), np.uint8)
     mask[20:30, 11:40] = 255
     if task is ImageTask.TEXT_TO_IMAGE:

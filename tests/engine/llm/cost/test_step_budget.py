@@ -1,10 +1,10 @@
 """How many prompt tokens a step may take, by a target and what was learned."""
 
 import pytest
-from paged_executor import make_config
 
 from engine.llm.cost.step_budget import LEAST_TOKENS, StepBudget
 from engine.llm.cost.step_cost import TYPICAL, StepWork
+from tests.helpers.llm.paged_executor import make_config
 
 NOBODY = StepWork()
 FOUR = StepWork(num_decodes=4, decode_context=400)

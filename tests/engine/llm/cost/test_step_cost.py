@@ -118,7 +118,7 @@ def test_a_few_late_steps_change_nothing(rng: random.Random) -> None:
 
 @pytest.mark.parametrize("factor", [3.0, 1 / 3])
 def test_a_change_of_pace_is_followed_at_once(factor: float, rng: random.Random) -> None:
-    """Of steps with prompts too, though only decodes have shown it."""
+    """Steps with prompts follow it too, though only decodes have shown it."""
     cost = taught(TYPICAL, rng, num_steps=100, noise=0.05)
     work = StepWork(num_decodes=16, decode_context=2000)
     for _ in range(5):

@@ -10,11 +10,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from paged_executor import VOCAB_SIZE, PagedExecutor, make_config, make_request, make_scheduler
 from safetensors.torch import load_file, save_file
-from test_overlap import OverlappedSession
-from test_scheduler_properties import random_windows
-from test_speculation import make_requests, outcome
 
 from engine.contract.generate import DrafterName
 from engine.contract.sampling_params import SamplingParams
@@ -30,6 +26,15 @@ from engine.llm.sampling.sampler import Sampler
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
 from kernels.sample_tokens import reference
+from tests.helpers.llm.paged_executor import (
+    VOCAB_SIZE,
+    PagedExecutor,
+    make_config,
+    make_request,
+    make_scheduler,
+)
+from tests.helpers.llm.repetitive import make_requests, outcome
+from tests.helpers.llm.sessions import OverlappedSession, random_windows, run_sessions
 
 pytestmark = pytest.mark.usefixtures("cheap_rows")
 MODEL = DrafterName.MODEL
@@ -49,7 +54,7 @@ def llama(tiny_llama):
 
 @pytest.fixture(scope="module")
 def stranger(tiny_llama):
-    """Of another form: it is right by luck only."""
+    """A draft model of another form, which is right by luck only."""
     return tiny_llama(seed=6, num_hidden_layers=1, hidden_size=32, num_attention_heads=2)
 
 
@@ -88,7 +93,7 @@ def check_clean(engine) -> None:
 
 
 def plain_requests(engines, rng, count=6, longest=60, **sampling):
-    """Whose tokens are drawn from the model's distribution as it is."""
+    """Make requests whose tokens are drawn from the model's distribution as it is."""
     return [
         engines.request(
             str(i),
@@ -146,7 +151,7 @@ def test_a_twin_in_fewer_bits(engines, llama, rng):
 
 
 def test_preemption(engines, folder, rng, tmp_path):
-    """And a draft cache that is as small as the model's. Short prompts all start, and all grow."""
+    """The draft cache is as small as the model's. Short prompts all start, and all grow."""
     requests = plain_requests(engines, rng, longest=16, max_tokens=80, ignore_eos=True)
     plain = engines.make(folder, max_model_len=14 * 16)
     expected = outcome(engines.run(plain, requests))
@@ -362,6 +367,7 @@ class DraftSession(OverlappedSession):
 
     def check_end(self) -> None:
         super().check_end()
+        assert self.drafter._pause == 0, "it failed"
         assert self.drafter.num_blocks_used == 0
         assert not self.drafter._records and not self.drafter._steps.num_sequences
         self.drafter._cache.check_invariants()
@@ -372,17 +378,7 @@ class DraftSession(OverlappedSession):
 
 
 def test_any_load_is_read_as_it_is() -> None:
-    seen: Counter[str] = Counter()
-    for _ in range(25):
-        seed = random.getrandbits(32)
-        session = DraftSession(seed)
-        try:
-            session.run()
-        except Exception as error:
-            error.add_note(f"reproduce with DraftSession({seed}).run(); {session.config}")
-            raise
-        assert session.drafter._pause == 0, "it failed"
-        seen += session.seen
+    seen = run_sessions(DraftSession, 25)
     assert seen["right"] and seen["wrong"] and seen["aborted"]
 
 

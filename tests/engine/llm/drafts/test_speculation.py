@@ -2,13 +2,11 @@
 
 import random
 from collections import Counter
-from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from paged_executor import make_config
 from scipy import stats
 
 from engine.contract.generate import DrafterName
@@ -20,9 +18,10 @@ from engine.llm.runner.model_runner import ModelRunner
 from engine.llm.sampling import sampler as sampling
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
+from tests.helpers.llm.paged_executor import make_config
+from tests.helpers.llm.repetitive import VOCAB, make_requests, outcome, repetitive
 
 pytestmark = pytest.mark.usefixtures("cheap_rows")
-VOCAB = 400
 PRICE = StepBudget.price
 DTYPES = ["float32", "bfloat16", "float16"]
 
@@ -31,70 +30,6 @@ DTYPES = ["float32", "bfloat16", "float16"]
 def folder(request):
     make = request.getfixturevalue(request.param)
     return make(seed=5, head_dim=64, hidden_size=96, intermediate_size=136)
-
-
-def repetitive(rng: random.Random, length: int) -> list[int]:
-    """A text in which n-grams come again, so that much is guessed; tiny models repeat it, too."""
-    stock = [[rng.randrange(VOCAB) for _ in range(rng.randint(2, 9))] for _ in range(4)]
-    text: list[int] = []
-    while len(text) < length:
-        text += rng.choice(stock)
-    return text[:length]
-
-
-def make_requests(engines, rng, count=8, output_tokens=(1, 50), shared=0.4, **common):
-    """Of all kinds that speculation could get wrong; at most one in four forbids it."""
-    requests = []
-    prefix = repetitive(rng, 40)
-    for i in range(count):
-        prompt = (prefix if rng.random() < shared else []) + repetitive(rng, rng.randrange(1, 70))
-        # What makes repetitions less likely makes right guesses rare: not in all of them.
-        choices = {
-            "temperature": rng.choice([0.3, 0.8, 1.3]),
-            "top_p": 0.9,
-            "top_k": 5,
-            "min_p": 0.05,
-            "repetition_penalty": rng.choice([0.8, 1.2]),
-            "presence_penalty": rng.choice([-0.5, 0.5]),
-            "frequency_penalty": rng.choice([-0.3, 0.3]),
-            "repeat_last_n": rng.choice([1, 5, 40]),
-            "dry_multiplier": 0.8,
-            "xtc_probability": 0.5,
-            "top_n_sigma": 1.0,
-            "order": ("min_p", "temperature", "top_k"),
-            "dynatemp_range": 0.5,
-            "mirostat": 2 if i % 4 == 3 else 0,
-            "mirostat_tau": 2.0,
-            "xtc_threshold": 0.01,
-            "bad_words": tuple(pairwise(repetitive(rng, 60))),
-            "allowed_token_ids": np.arange(0, VOCAB, 3, dtype="<i4").tobytes(),
-            "logit_bias": {rng.randrange(VOCAB): 3.0 for _ in range(3)},
-            "min_tokens": rng.randrange(20),
-            "stop_token_ids": tuple(rng.sample(range(VOCAB), 12)),
-            "logprobs": rng.randrange(3),
-            "prompt_logprobs": 1,
-            "ignore_eos": True,
-            "n": 3,
-        }
-        chosen = {name: value for name, value in choices.items() if rng.random() < 0.25}
-        requests.append(
-            engines.request(
-                str(i),
-                prompt,
-                max_tokens=rng.randrange(*output_tokens),
-                seed=rng.randrange(1 << 63),
-                **(chosen | common),
-            )
-        )
-    return requests
-
-
-def outcome(done):
-    """Everything that a client gets, logits' bits included."""
-    return {
-        key: (c.token_ids, c.finish_reason, c.logprobs, c.prompt_logprobs)
-        for key, c in done.items()
-    }
 
 
 class Oracle:
@@ -347,7 +282,7 @@ def test_tokens_come_as_often_as_without(engines, tiny_llama):
 
 
 class Text:
-    """As much of a running sequence as speculation looks at."""
+    """The part of a running sequence that speculation looks at."""
 
     def __init__(self, seq_id, token_ids, *, num_pending=0, num_prompt_tokens=None, root=b""):
         self.seq_id = seq_id

@@ -4,12 +4,19 @@ import random
 from dataclasses import replace
 
 import pytest
-from paged_executor import Answer, PagedExecutor, make_config, make_request, make_scheduler, run_all
 
 from engine.contract.groups import BeamParams
 from engine.contract.request import FinishReason
 from engine.contract.structure import Structure
 from engine.errors import OutOfBlocks
+from tests.helpers.llm.paged_executor import (
+    Answer,
+    PagedExecutor,
+    make_config,
+    make_request,
+    make_scheduler,
+    run_all,
+)
 
 WIDTH = 4
 

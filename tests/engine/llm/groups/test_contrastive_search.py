@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from paged_executor import make_config, make_request, make_scheduler
 
 from engine.contract.groups import ContrastParams
 from engine.contract.request import FinishReason
@@ -17,6 +16,7 @@ from engine.llm.decision import GroupBlocks, NewSequence, ScheduledSequence
 from engine.llm.groups import contrastive_search
 from engine.llm.runner.batch import lay_out
 from engine.llm.runner.text_states import TextStates
+from tests.helpers.llm.paged_executor import make_config, make_request, make_scheduler
 
 SEED = 4
 """Fixed, as random models now and then have two candidates within the rounding of fp32."""

@@ -4,54 +4,16 @@ import random
 
 import pytest
 import torch
-from tiny_pairs import create_pair, their_logits
 
-from engine.contract.resolved_config import ResolvedConfig
-from engine.contract.sampling_params import SamplingParams
 from engine.errors import InsufficientMemory, ModelLoadError
 from engine.llm.decision import (
     PENDING_TOKEN_ID,
-    GroupBlocks,
-    NewSequence,
     ScheduleDecision,
-    ScheduledSequence,
 )
 from engine.llm.runner import model_runner
 from engine.llm.runner.model_runner import ModelRunner
-
-CPU = torch.device("cpu")
-BLOCK = 4
-
-
-def resolved(**overrides):
-    facts = {
-        "device": "cpu",
-        "dtype": "float32",
-        "max_model_len": 256,
-        "max_num_seqs": 8,
-        "max_num_batched_tokens": 64,
-        "max_step_ms": 0.0,
-        "max_step_ratio": 0.0,
-        "block_size": BLOCK,
-        "num_kv_blocks": 64,
-        "kv_cache_dtype": "float32",
-        "enable_prefix_caching": True,
-        "max_idle_cached_blocks": 8,
-        "scheduling_policy": "fcfs",
-        "max_num_queued": 8,
-        "num_threads": 1,
-        "seed": 0,
-        "async_scheduling": False,
-        "record_steps": False,
-        "num_speculative_tokens": 0,
-        "prompt_lookup_min": 3,
-        "prompt_lookup_max": 8,
-        "shared_lookup_tokens": 0,
-        "quantization": "none",
-        "deterministic": False,
-        "debug_invariants": True,
-    }
-    return ResolvedConfig(**(facts | overrides))
+from tests.helpers.llm.steps import CPU, new, part, resolved
+from tests.helpers.models.tiny_pairs import create_pair, their_logits
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +25,6 @@ def pair():
 def runner(pair):
     ours, _, config = pair
     return ModelRunner(ours, config, resolved(), CPU)
-
-
-def new(seq_id, prompt, **sampling):
-    params = SamplingParams(**({"temperature": 0.0} | sampling))
-    return NewSequence(seq_id, list(prompt), params, seed=seq_id, index=0, suppressed_token_ids=())
-
-
-def part(seq_id, tokens, start, blocks, *, num_draws=1, num_output=0, score=False):
-    groups = [GroupBlocks(blocks)]
-    return ScheduledSequence(
-        seq_id, list(tokens), start, groups, num_draws, num_output, prompt_logprobs=score
-    )
 
 
 def random_prompt(length):
@@ -204,7 +154,7 @@ def test_a_step_starts_from_tokens_that_the_last_one_drew(pair, runner):
 
 
 READS = ("tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
-"""Of a tensor: on a GPU each of them waits for all that was launched."""
+"""Methods of a tensor that, on a GPU, wait for all that was launched."""
 
 
 def test_launching_a_decode_step_reads_no_tensor(runner, monkeypatch):

@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 import structlog
 import torch
-from test_model_runner import resolved
-from tiny_pairs import create_pair, named_weights
 
-from engine.contract.generate import GenerateRequest
-from engine.contract.sampling_params import SamplingParams
 from engine.llm.decision import GroupBlocks, ScheduledSequence
 from engine.llm.engine import LLMEngine
 from engine.llm.runner import step_graph
@@ -26,41 +22,12 @@ from engine.models.layers import rotary
 from engine.models.registry import create_model
 from kernels import native
 from kernels.native_recording import NativeRecorder
+from tests.helpers.llm.recorder import Recorder, requests, run
+from tests.helpers.llm.steps import resolved
+from tests.helpers.models.tiny_pairs import create_pair, named_weights
 
 CPU = torch.device("cpu")
 BLOCK = 4
-
-
-class Rerun:
-    """Replays by calling the function again. Its result is at one place, as a graph's is."""
-
-    def __init__(self, recorder, run):
-        self.recorder = recorder
-        self.run = run
-        self.output = run().clone()
-
-    def replay(self):
-        self.recorder.num_replays += 1
-        return self.output.copy_(self.run())
-
-
-class Recorder:
-    is_cheap = False
-
-    def __init__(self, failure=None):
-        self.failure = failure
-        self.num_replays = 0
-        self.num_recordings = 0
-
-    padded = CudaRecorder.padded
-    padded_with_prompts = CudaRecorder.padded_with_prompts
-
-    def record(self, run):
-        self.num_recordings += 1
-        if self.failure is not None:
-            raise self.failure
-        run()
-        return Rerun(self, run)
 
 
 class Later(Executor):
@@ -396,31 +363,6 @@ def make_engine(pair, recorder=None, **facts):
     return LLMEngine(scheduler, runner, config), runner
 
 
-def requests(rng, count):
-    return [
-        GenerateRequest(
-            request_id=str(i),
-            model="m",
-            prompt_token_ids=[rng.randrange(131) for _ in range(rng.randrange(1, 20))],
-            sampling=SamplingParams(
-                temperature=0.8 * (i % 2), seed=i, max_tokens=rng.randrange(5, 40), n=1 + i % 2
-            ),
-        )
-        for i in range(count)
-    ]
-
-
-def run(engine, asked):
-    texts, asked = {}, list(asked)
-    while asked or engine.has_work():
-        if asked:
-            engine.add(asked.pop())
-        for event in engine.step()[0]:
-            assert event.failure is None
-            texts.setdefault((event.request_id, event.index), []).extend(event.token_ids)
-    return texts
-
-
 @pytest.mark.parametrize("is_async", [False, True])
 def test_answers_and_cache_are_those_of_eager_steps(pair, monkeypatch, is_async):
     monkeypatch.setattr(step_graph, "SHORTEST_CONTEXT", 16)
@@ -562,7 +504,7 @@ class FakeCuda:
 
 
 def test_nothing_ever_runs_on_the_stream_that_graphs_are_recorded_on(monkeypatch):
-    """Else a rehearsal and a replay would work in the same memory of cuBLAS."""
+    """Otherwise a rehearsal and a replay would work in the same memory of cuBLAS."""
     cuda = FakeCuda(monkeypatch)
     recorder = CudaRecorder(CPU)
     recordings = [recorder.record(cuda.run) for _ in range(40)]

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_model_runner import resolved
 
 from engine.llm.runner.warm_up import Text, decision, largest_steps, warm_up_steps
 from kernels import _triton
+from tests.helpers.llm.steps import resolved
 
-SCRIPT = Path(__file__).parents[1] / "served_launches.py"
+ROOT = Path(__file__).parents[4]
+SCRIPT = ROOT / "tests/helpers/llm/served_launches.py"
 MODELS = [
     ("llama", {}),
     ("llama", {"deterministic": False, "max_num_seqs": 5, "block_size": 32}),

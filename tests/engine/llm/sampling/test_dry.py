@@ -37,7 +37,7 @@ def _penalties(dry: Dry, position: int) -> dict[int, float]:
 
 
 def _expected(tokens: list[int], params: SamplingParams) -> dict[int, float]:
-    """As the parameters' documentation has it, place by place."""
+    """Compute the penalties as the parameters' documentation says, place by place."""
     breakers = [
         (np.frombuffer(one.heads, "<i4").tolist(), list(one.tail))
         for one in params.dry_sequence_breakers

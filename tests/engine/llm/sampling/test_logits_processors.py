@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exact_distribution import penalised
 
 from engine.contract.sampling_params import SamplingParams
 from engine.errors import InvariantViolation
@@ -21,6 +20,7 @@ from engine.llm.sampling.logits_processors import (
 from kernels import EditLists, SamplingRows
 from kernels.sample_tokens import packed_row
 from kernels.sample_tokens.edits import edited
+from tests.helpers.llm.exact_distribution import penalised
 
 VOCAB = 200
 

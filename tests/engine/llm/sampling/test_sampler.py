@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exact_distribution import SHARES, distribution
 
 from engine.contract.sampling_params import SAMPLER_PARAMETERS, SamplingParams
 from engine.errors import InvariantViolation
 from engine.llm.decision import NewSequence
 from engine.llm.sampling.sampler import SampledToken, Sampler, SampleRow
+from tests.helpers.llm.exact_distribution import SHARES, distribution
 
 CPU = torch.device("cpu")
 

@@ -15,15 +15,7 @@ from engine.errors import InsufficientMemory, ModelLoadError
 from engine.llm.start import loading
 from engine.weights import decoder
 from engine.weights.source import Checkpoint
-
-
-class Host:
-    def report(self, *args: Any, **fields: Any) -> None:
-        pass
-
-    def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
-        return capacity_bytes
-
+from tests.helpers.host import Host
 
 INTENT = EngineConfig(device="cpu", num_kv_blocks=8, num_threads=1, quantization="none")
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_model_runner import resolved
 
 from engine.contract.resolved_config import MachineFacts, ModelFacts
 from engine.contract.settings import EngineConfig
@@ -14,6 +13,8 @@ from engine.llm.start import sizing
 from engine.llm.start.memory_plan import MemoryPlan
 from engine.llm.start.sizing import measured
 from engine.llm.start.step_memory import StepMemory, measure_step_memory
+from tests.helpers.host import Host
+from tests.helpers.llm.steps import resolved
 
 CONFIG = resolved(device="cuda", max_num_seqs=8, max_num_batched_tokens=64)
 MIB = 1 << 20
@@ -88,18 +89,6 @@ def test_other_failures_are_not_taken_for_a_lack_of_memory():
     gpu = Gpu(failure=RuntimeError("a kernel does not compile"))
     with pytest.raises(RuntimeError, match="does not compile"):
         measure_step_memory(gpu, gpu, CONFIG)
-
-
-class Host:
-    def __init__(self):
-        self.reserved = []
-
-    def report(self, phase, progress=None, detail=None):
-        pass
-
-    def reserve(self, device, purpose, num_bytes, capacity_bytes):
-        self.reserved.append((device, purpose, num_bytes))
-        return capacity_bytes - num_bytes
 
 
 def memory_plan(**intent):

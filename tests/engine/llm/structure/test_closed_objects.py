@@ -4,7 +4,6 @@ import json
 import random
 
 import pytest
-from byte_tokens import TOKENS
 from llguidance import LLMatcher
 
 from engine.contract.structure import Structure, Tag, Tags
@@ -12,6 +11,7 @@ from engine.llm.structure.closed_objects import close_objects
 from engine.llm.structure.grammar_text import grammar_text
 from engine.llm.structure.grammars import matcher_of
 from engine.llm.structure.token_names import TokenNames
+from tests.helpers.llm.byte_tokens import TOKENS
 
 
 def matcher(structure: Structure) -> LLMatcher:
@@ -182,7 +182,7 @@ def test_one_more_is_too_many_anywhere(rng):
 
 
 def test_a_schema_of_any_form_ends(rng):
-    """Also one whose references go round in circles."""
+    """This includes schemas whose references form circles."""
     names = ["allOf", "anyOf", "properties", "items", "$ref", "required", "a"]
 
     def anything(depth):

@@ -159,7 +159,7 @@ def test_tokens_that_a_grammar_names(grammar, taken, not_taken):
 
 
 def random_rule(rng, depth=0):
-    """As text and as what gives the texts of at most LONGEST characters, given those of `s`."""
+    """Make a rule: its text, and a function that gives its texts of at most LONGEST characters."""
     match rng.choice("lc" if depth > 2 else "lcsss||*r"):
         case "l":
             literal = "".join(rng.choices("ab", k=rng.randrange(3)))

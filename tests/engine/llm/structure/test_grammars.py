@@ -79,7 +79,7 @@ def structure(kind, text):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_whatever_is_asked_ends(grammars, name):
-    """With a grammar or a refusal, and each mask within its limits; nothing is raised but that."""
+    """It ends with a grammar or a refusal, and each mask stays within its limits."""
     rng = random.Random(3)
     try:
         matcher = made(grammars, structure(*HOSTILE[name])).start

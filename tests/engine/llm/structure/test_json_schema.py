@@ -7,7 +7,6 @@ from pathlib import Path
 import hypothesis
 import hypothesis.strategies as st
 import pytest
-from byte_tokens import TOKENS
 from llguidance import LLMatcher
 
 from engine.contract.structure import Structure
@@ -15,11 +14,12 @@ from engine.errors import InvalidParameter
 from engine.llm.structure.grammar_text import grammar_text
 from engine.llm.structure.matcher import matcher_of
 from engine.llm.structure.token_names import TokenNames
+from tests.helpers.llm.byte_tokens import TOKENS
 
 SUITE = json.loads((Path(__file__).parents[3] / "data" / "json_schema_test_suite.json").read_text())
 GROUPS = [(name, group) for name, groups in SUITE.items() for group in groups]
 LEAST_HONOURED = 173
-"""Of the groups: a new version of llguidance may take more."""
+"""The least number of groups that are honoured; a new llguidance may honour more."""
 
 
 def matcher(schema: object, **options: object) -> LLMatcher:
@@ -80,7 +80,7 @@ VALUES = st.recursive(
 @hypothesis.settings(max_examples=300, deadline=None, database=None)
 @hypothesis.given(schema=VALUES)
 def test_whatever_is_sent_is_taken_or_refused(schema):
-    """And what is taken allows something, or says at its first token that it takes too much."""
+    """What is taken allows something, or says at its first token that it takes too much."""
     try:
         made = matcher(schema)
     except InvalidParameter:
@@ -144,7 +144,7 @@ def test_nesting_is_bounded():
     ],
 )  # fmt: skip
 def test_dates_exist(date, exists):
-    """Also where the schema has patterns of its own."""
+    """This holds also where the schema has patterns of its own."""
     for form, value in (("date", date), ("date-time", f"{date}T10:20:30Z")):
         for more in ({}, {"pattern": "^."}, {"allOf": [{"maxLength": 30}]}):
             schema = {"type": "string", "format": form, **more}

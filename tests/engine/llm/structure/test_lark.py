@@ -4,13 +4,13 @@ import json
 import random
 
 import pytest
-from byte_tokens import TOKENS
 
 from engine.contract.structure import Structure, StructureKind
 from engine.errors import InvalidParameter
 from engine.llm.structure.grammar_text import grammar_text
 from engine.llm.structure.grammars import matcher_of
 from engine.llm.structure.token_names import TokenNames
+from tests.helpers.llm.byte_tokens import TOKENS
 
 
 def allows(grammar: str, text: str) -> bool:

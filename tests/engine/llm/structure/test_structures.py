@@ -76,7 +76,7 @@ def test_json_fits_its_schema(engines, engine, tokenizer, rng, temperature):
 
 
 def random_schema(rng, depth=0):
-    """Of the keywords that are honoured."""
+    """Make a schema from the keywords that are honoured."""
     kinds = ["string", "integer", "number", "boolean", "null", "enum", "const", "pattern", "date"]
     match rng.choice(kinds if depth > 2 else [*kinds, *["object", "array", "tuple", "any"] * 3]):
         case "string":
@@ -135,7 +135,7 @@ def random_schema(rng, depth=0):
 
 @pytest.mark.parametrize("is_compact", [False, True])
 def test_random_schemas_are_followed(engines, engine, tokenizer, rng, is_compact):
-    """By another implementation's judgement."""
+    """Another implementation judges the texts."""
     schemas = [random_schema(rng) for _ in range(12)]
     requests = [
         requests_for(
@@ -258,7 +258,7 @@ def mixed_requests(engines, rng):
     ids=lambda changes: "-".join(changes),
 )
 def test_nothing_around_a_text_changes_it(engines, engine, folder, rng, changes):
-    """Neither neighbours with a structure or without, nor drafts, preemption or cached prompts."""
+    """Neighbours with and without a structure, drafts, preemption and cached prompts do not."""
     requests = mixed_requests(engines, rng)
     alone = {}
     for request in requests:
@@ -273,7 +273,7 @@ def test_nothing_around_a_text_changes_it(engines, engine, folder, rng, changes)
 
 
 def test_what_is_forced_takes_no_step(engines, folder, rng):
-    """And is what would have been drawn: it is always right."""
+    """It is what would have been drawn, so such a draft is always right."""
     engine = engines.make(folder)
     schema = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
     for i in range(5):

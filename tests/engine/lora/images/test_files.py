@@ -8,8 +8,6 @@ import struct
 
 import pytest
 import torch
-from image_adapters import WAYS, Written, dotted, kohya, load, table_of, write
-from peft_adapters import Host
 from safetensors.torch import save_file
 from torch import nn
 
@@ -27,6 +25,16 @@ from engine.lora.images import image_adapters
 from engine.lora.images.changes import Layer
 from engine.lora.images.files import plan_adapter, read_changes
 from engine.lora.images.layers import AdaptedLayers
+from tests.helpers.adapters.image_adapters import (
+    WAYS,
+    Written,
+    dotted,
+    kohya,
+    load,
+    table_of,
+    write,
+)
+from tests.helpers.adapters.peft_adapters import Host
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,6 @@ import random
 
 import pytest
 import torch
-from image_adapters import WAYS, dotted, load, merge, table_of, unload, write
 from torch import nn
 
 from engine.contract.adapter_orders import AdapterReport
@@ -17,6 +16,7 @@ from engine.lora.images.gated_change import Lengths
 from engine.lora.images.layers import AdaptedLayers
 from engine.lora.shelf import finish
 from engine.quantization.method_module import MethodModule
+from tests.helpers.adapters.image_adapters import WAYS, dotted, load, merge, table_of, unload, write
 
 ROWS = 5
 CPU = torch.device("cpu")

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import structlog
 import torch
-from tiny_pairs import SIZES, PagedTexts, create_pair, named_weights, their_logits
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.fallback import comparison
@@ -15,10 +14,17 @@ from engine.models.fallback.model import FallbackModel
 from engine.models.layers.parallel import TensorParallel
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.registry import create_model
+from tests.helpers.models.tiny_pairs import (
+    SIZES,
+    PagedTexts,
+    create_pair,
+    named_weights,
+    their_logits,
+)
 
 TOLERANCE = 1e-4
 SHARED = {"head_dim": 8}
-"""Of models that take the size of a head from the others."""
+"""The configuration of models that take the size of a head from the other sizes."""
 WINDOW = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}
 # What comes out behind many norms is large otherwise, and its roundings with it.
 SMALL = {"initializer_range": 0.1}
@@ -243,7 +249,7 @@ def test_the_log_says_that_transformers_runs():
 
 
 def test_a_model_that_means_something_else_on_the_cache_is_refused():
-    """As one whose masks say more than was seen: here its windows are left out."""
+    """Its masks say more than was seen: here its windows are left out."""
     _, theirs, config = create_pair("Starcoder2", 1, **MODELS["starcoder2"][1])
     ours = create_model(replace(config, windows=()), dtype=torch.float32)
     with pytest.raises(UnsupportedArchitecture, match="from those with transformers' own"):

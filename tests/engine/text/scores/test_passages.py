@@ -9,7 +9,7 @@ from engine.text.scores.passages import ScoredFile, cut_passages, first_scored, 
 
 
 def as_llama_does(token_ids, start, size):
-    """Its loops over positions: what is read, and which tokens are predicted, per chunk."""
+    """Give per chunk what llama.cpp's loops read, and which tokens they predict."""
     tokens = ([] if start is None else [start]) + token_ids
     for chunk in range(len(tokens) // size):
         read, scored = [], []

@@ -1,0 +1,1 @@
+"""Code that test files share. It is no test itself."""

@@ -1,0 +1,1 @@
+"""LoRA files for tests, and what they should compute."""

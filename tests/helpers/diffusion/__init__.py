@@ -1,0 +1,1 @@
+"""Small image models, and runs of them."""

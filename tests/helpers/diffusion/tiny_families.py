@@ -1,0 +1,52 @@
+"""Every family over tiny random components."""
+
+import json
+from typing import Any
+
+import torch
+
+from engine.diffusion.families.autoencoder import Autoencoder
+from engine.diffusion.families.flux import FluxFamily
+from engine.diffusion.families.stable_diffusion_3 import StableDiffusion3Family
+from engine.diffusion.prompt.clip import ClipPromptEncoder
+from engine.diffusion.prompt.t5 import T5PromptEncoder
+from tests.helpers.diffusion.tiny_pipelines import tiny_parts
+from tests.helpers.diffusion.tiny_transformers import flux_parts, sd3_parts
+from tests.helpers.diffusion.tiny_upscaler import upscaler_of, upscaler_parts
+
+FAMILIES = ("sd", "sdxl", "sd3", "flux")
+UPSCALER = "upscaler"
+"""The family that does not draw from a text alone."""
+T5_TOKENS = 24
+"""The number of T5's tokens in a prompt of FLUX."""
+CPU = torch.device("cpu")
+
+
+def parts_of(kind: str, seed: int) -> Any:
+    if kind in ("sd", "sdxl"):
+        return tiny_parts(seed, xl=kind == "sdxl")
+    if kind == UPSCALER:
+        return upscaler_parts(seed)
+    return sd3_parts(seed) if kind == "sd3" else flux_parts(seed, {"guidance_embeds": True})
+
+
+def family_of(kind: str, parts: Any) -> Any:
+    if kind in ("sd", "sdxl"):
+        return parts.family()
+    if kind == UPSCALER:
+        return upscaler_of(parts)
+    common = {
+        "transformer": parts.transformer,
+        "autoencoder": Autoencoder(parts.vae, dtype=torch.float32, device=CPU),
+        "scheduler_config": json.loads(parts.scheduler.to_json_string()),
+        "dtype": torch.float32,
+        "device": CPU,
+    }
+    if kind == "flux":
+        clip = ClipPromptEncoder(parts.tokenizer, parts.text_encoder, final_norm=True)
+        t5 = T5PromptEncoder(parts.tokenizer_2, parts.text_encoder_2, max_sequence_length=T5_TOKENS)
+        return FluxFamily(clip=clip, t5=t5, edits=False, **common)
+    pairs = ((parts.tokenizer, parts.text_encoder), (parts.tokenizer_2, parts.text_encoder_2))
+    first, second = (ClipPromptEncoder(*pair, final_norm=False, default_skip=1) for pair in pairs)
+    t5 = T5PromptEncoder(parts.tokenizer_3, parts.text_encoder_3, max_sequence_length=256)
+    return StableDiffusion3Family(clips=(first, second), t5=t5, **common)

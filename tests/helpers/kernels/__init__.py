@@ -1,0 +1,1 @@
+"""Kernels with faults, and launches of kernels."""

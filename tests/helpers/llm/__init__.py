@@ -1,0 +1,1 @@
+"""Random requests and engines without a model, or with a small one."""

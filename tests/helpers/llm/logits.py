@@ -1,0 +1,72 @@
+"""The logits that tokens were drawn from, bit for bit."""
+
+import torch
+
+from engine.llm.runner.model_runner import ModelRunner
+
+VOCAB = 400
+
+
+class LogitsLog:
+    """What each sequence's tokens were drawn from, by prompt, index and position."""
+
+    def __init__(self):
+        self._sequences = {}
+        self.rows = {}
+
+    def attach(self, monkeypatch):
+        apply_changes, draw = ModelRunner._apply_changes, ModelRunner._draw
+
+        def note_new(runner, decision):
+            # Warming up counts down from -1.
+            for new in (new for new in decision.new if new.seq_id >= 0):
+                self._sequences[new.seq_id] = (tuple(new.prompt_token_ids), new.index)
+            apply_changes(runner, decision)
+
+        def note_logits(runner, step_rows, logits, outputs):
+            for drawn, row in zip(step_rows.draws, logits, strict=True):
+                if drawn.seq_id >= 0:
+                    key = (*self._sequences[drawn.seq_id], drawn.position)
+                    self.rows[key] = row.clone()
+            return draw(runner, step_rows, logits, outputs)
+
+        monkeypatch.setattr(ModelRunner, "_apply_changes", note_new)
+        monkeypatch.setattr(ModelRunner, "_draw", note_logits)
+
+
+def make_requests(engines, rng, count=10, shared_prefix=0, output_tokens=(1, 40)):
+    prefix = [rng.randrange(VOCAB) for _ in range(shared_prefix)]
+    return [
+        engines.request(
+            str(i),
+            prefix + [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 80))],
+            max_tokens=rng.randrange(*output_tokens),
+            ignore_eos=True,
+            temperature=rng.choice([0.0, 0.8]),
+            seed=rng.randrange(1 << 63),
+        )
+        for i in range(count)
+    ]
+
+
+def logits_of(log, run):
+    log.rows = {}
+    run()
+    return log.rows
+
+
+def alone(engines, folder, requests, dtype):
+    engine = engines.make(
+        folder, dtype=dtype, enable_prefix_caching=False, max_num_batched_tokens=512
+    )
+    for request in requests:
+        engines.run(engine, [request])
+
+
+def number_of_changes(found, expected):
+    assert found.keys() == expected.keys()
+    return sum(not torch.equal(found[key], expected[key]) for key in expected)
+
+
+SIZES = {"seed": 5, "head_dim": 64, "hidden_size": 96, "intermediate_size": 136}
+"""Heads of 64 as in real models, sizes that no tile divides evenly."""

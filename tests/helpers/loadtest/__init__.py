@@ -1,0 +1,1 @@
+"""Servers for the load generator, and sessions of requests."""

@@ -1,0 +1,1 @@
+"""Pictures with known alpha, and files of networks."""

@@ -1,0 +1,1 @@
+"""Small random text models and encoders, and their tokenizers."""

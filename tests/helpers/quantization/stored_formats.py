@@ -1,0 +1,258 @@
+"""Makes weights as other tools' checkpoints have them, with the plain ones that they stand for.
+
+bitsandbytes' are written by its own package. The others are packed number by number, by code that
+shares nothing with what reads it.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes.functional as bnb
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.helpers.quantization.gptq_checkpoints import pack_inputs
+
+Made = tuple[dict[str, Tensor], Tensor]
+"""The tensors by kind, and the weight [N, K] fp32."""
+
+
+@dataclass(frozen=True)
+class Variety:
+    """A way to quantise."""
+
+    config: dict[str, Any]
+    """The value of `quantization_config`."""
+    quantise: Callable[[Tensor], Made]
+    """Quantises a weight [N, K]."""
+    bits: float
+    """The bits of a weight in panels."""
+    name: str
+    """The name in the table of formats."""
+
+
+def bnb_4bit(
+    weight: Tensor,
+    numbers: str,
+    nested: bool = False,
+    block_size: int = 64,
+    storage: torch.dtype = torch.uint8,
+) -> Made:
+    packed, state = bnb.quantize_4bit(
+        weight.float().contiguous(),
+        blocksize=block_size,
+        compress_statistics=nested,
+        quant_type=numbers,
+        quant_storage=storage,
+    )
+    absmax = state.absmax
+    if nested:
+        absmax = bnb.dequantize_blockwise(absmax, state.state2) + state.offset
+    stream = packed.flatten().view(torch.uint8)
+    numbers_of = state.code[torch.stack([stream >> 4, stream & 15], 1).flatten().int()]
+    # The package's own function for CPUs mistakes blocks that reach across rows.
+    plain = (numbers_of * absmax.repeat_interleave(block_size)[: len(numbers_of)]).view_as(weight)
+    # Buffers of the package's are shared between layers; a file has them once each.
+    stated = {f"weight.{kind}": one.clone() for kind, one in state.as_dict(packed=True).items()}
+    return {"weight": packed} | stated, plain
+
+
+def bnb_int8(weight: Tensor, *, layout: bool = True) -> Made:
+    codes, scales, _ = bnb.int8_vectorwise_quant(weight.half().clone())
+    tensors = {"weight": codes, "SCB": scales}
+    if layout:
+        tensors["weight_format"] = torch.tensor(0, dtype=torch.uint8)
+    return tensors, codes.float() * (scales / 127)[:, None]
+
+
+def grouped(weight: Tensor, bits: int, size: int | None, *, symmetric: bool) -> tuple[Tensor, ...]:
+    """Round runs of inputs to codes (signed integers), scales and zero points [N, G]."""
+    groups = weight.float().unflatten(1, (-1, size or weight.shape[1]))
+    most = 2 ** (bits - 1)
+    if symmetric:
+        scales = groups.abs().amax(2) / (most - 0.5)
+        zeros = torch.zeros_like(scales)
+    else:
+        low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
+        scales = (high - low) / (2 * most - 1)
+        zeros = (-most - low / scales).round().clamp(-most, most - 1)
+    scales = scales.clamp(min=1e-4).to(torch.bfloat16)
+    codes = (groups / scales.float()[..., None]).round() + zeros[..., None]
+    return codes.clamp(-most, most - 1).long().flatten(1), scales, zeros.long()
+
+
+def plain_of(codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    of_input = codes.shape[1] // scales.shape[1]
+    spread = lambda one: one.float().repeat_interleave(of_input, 1)  # noqa: E731
+    return (codes.float() - spread(zeros)) * spread(scales)
+
+
+def ct_packed(
+    weight: Tensor, bits: int = 4, size: int | None = 32, *, symmetric: bool = True
+) -> Made:
+    codes, scales, zeros = grouped(weight, bits, size, symmetric=symmetric)
+    middle = 2 ** (bits - 1)
+    tensors = {
+        "weight_packed": pack_inputs((codes + middle).T, bits).T.contiguous(),
+        "weight_scale": scales,
+        "weight_shape": torch.tensor(weight.shape),
+    }
+    if not symmetric:
+        # Zero points are packed along the outputs, with room for whole int32s.
+        padded = torch.nn.functional.pad(zeros + middle, (0, 0, 0, -len(zeros) % (32 // bits)))
+        tensors["weight_zero_point"] = pack_inputs(padded, bits)
+    return tensors, plain_of(codes, scales, zeros)
+
+
+def ct_ordered(weight: Tensor, size: int = 32) -> Made:
+    """Order inputs so that those of a group lie anywhere, in the same places for all weights of one
+    width."""
+    order = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(1))
+    place = order.argsort()
+    codes, scales, zeros = grouped(weight[:, order], 4, size, symmetric=True)
+    tensors = {
+        "weight_packed": pack_inputs((codes[:, place] + 8).T, 4).T.contiguous(),
+        "weight_scale": scales,
+        "weight_shape": torch.tensor(weight.shape),
+        "weight_g_idx": (place // size).int(),
+    }
+    return tensors, plain_of(codes, scales, zeros)[:, place]
+
+
+def ct_int8(weight: Tensor, *, whole: bool = False, symmetric: bool = True) -> Made:
+    codes, scales, zeros = grouped(weight, 8, None, symmetric=symmetric)
+    if whole:
+        scales = scales.amax().view(1)
+        codes = (weight.float() / scales.float()).round().clamp(-128, 127).long()
+        plain = codes.float() * scales.float()
+    else:
+        plain = plain_of(codes, scales, zeros)
+    tensors = {"weight": codes.to(torch.int8), "weight_scale": scales}
+    if not symmetric:
+        tensors["weight_zero_point"] = zeros.to(torch.int8)
+    return tensors, plain
+
+
+def fp8(weight: Tensor, kind: str, block: tuple[int, int] | None, shape: Any = None) -> Made:
+    """Quantise to fp8 with a scale per block, or per output or matrix (`block` of 0 for all)."""
+    height, width = (one or size for one, size in zip(block or (0, 0), weight.shape, strict=True))
+    numbers, plain = torch.empty(weight.shape, dtype=torch.float8_e4m3fn), torch.empty(weight.shape)
+    rows = []
+    for top in range(0, weight.shape[0], height):
+        row = []
+        for left in range(0, weight.shape[1], width):
+            at = slice(top, top + height), slice(left, left + width)
+            scale = (weight[at].float().abs().amax() / 448).clamp(min=1e-6)
+            numbers[at] = (weight[at].float() / scale).to(torch.float8_e4m3fn)
+            plain[at] = numbers[at].float() * scale
+            row.append(scale)
+        rows.append(torch.stack(row))
+    scales = torch.stack(rows)
+    return {"weight": numbers, kind: scales if shape is None else scales.view(shape)}, plain
+
+
+def ct_config(form: str, **weights: Any) -> dict[str, Any]:
+    scheme = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"} | weights
+    group = {"targets": ["Linear"], "weights": scheme, "input_activations": None}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": group},
+    }
+
+
+BNB4 = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+BNB8 = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+FP8_BLOCKS = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [32, 64]}
+VARIETIES = {
+    "bnb nf4": Variety(BNB4, lambda w: bnb_4bit(w, "nf4"), 5, "bitsandbytes"),
+    "bnb nf4, nested": Variety(BNB4, lambda w: bnb_4bit(w, "nf4", True), 5, "bitsandbytes"),
+    "bnb fp4, nested": Variety(BNB4, lambda w: bnb_4bit(w, "fp4", True), 5, "bitsandbytes"),
+    "bnb nf4, blocks of 128, as bf16": Variety(
+        BNB4, lambda w: bnb_4bit(w, "nf4", True, 128, torch.bfloat16), 5, "bitsandbytes"
+    ),
+    "bnb int8": Variety(BNB8, bnb_int8, 9, "bitsandbytes"),
+    "W4A16": Variety(
+        ct_config("pack-quantized", num_bits=4, strategy="group", group_size=32),
+        ct_packed,
+        4.5,
+        "compressed-tensors",
+    ),
+    "W4A16, asymmetric": Variety(
+        ct_config("pack-quantized", num_bits=4, symmetric=False),
+        lambda w: ct_packed(w, symmetric=False),
+        6,
+        "compressed-tensors",
+    ),
+    "W8A16": Variety(
+        ct_config("pack-quantized"), lambda w: ct_packed(w, 8, None), 8.5, "compressed-tensors"
+    ),
+    "W8A8": Variety(ct_config("int-quantized"), ct_int8, 8.5, "compressed-tensors"),
+    "W8A8, asymmetric": Variety(
+        ct_config("int-quantized", symmetric=False),
+        lambda w: ct_int8(w, symmetric=False),
+        10,
+        "compressed-tensors",
+    ),
+    "W8A8, a scale per weight": Variety(
+        ct_config("naive-quantized"), lambda w: ct_int8(w, whole=True), 8.5, "compressed-tensors"
+    ),
+    "FP8": Variety(
+        ct_config("float-quantized", type="float"),
+        lambda w: fp8(w, "weight_scale", (1, 0)),
+        9,
+        "compressed-tensors",
+    ),
+    "FP8, static": Variety(
+        ct_config("naive-quantized", type="float"),
+        lambda w: (
+            fp8(w, "weight_scale", None, (1,))[0] | {"input_scale": torch.ones(1)},
+            fp8(w, "weight_scale", None)[1],
+        ),
+        9,
+        "compressed-tensors",
+    ),
+    "FP8 blocks": Variety(FP8_BLOCKS, lambda w: fp8(w, "weight_scale_inv", (32, 64)), 9, "fp8"),
+    "FP8 of one scale": Variety(
+        {"quant_method": "fp8", "activation_scheme": "static"},
+        lambda w: (
+            fp8(w, "weight_scale", None, ())[0] | {"input_scale": torch.tensor(1.0)},
+            fp8(w, "weight_scale", None)[1],
+        ),
+        9,
+        "fp8",
+    ),
+    "fbgemm": Variety(
+        {"quant_method": "fbgemm_fp8"}, lambda w: fp8(w, "weight_scale", (1, 0)), 9, "fp8"
+    ),
+}
+
+
+def write_checkpoint(original: Path, folder: Path, variety: Variety) -> tuple[Path, Path]:
+    """Write a model folder whose blocks' linear layers are quantised, and its twin with plain
+    weights."""
+    packed, twin = folder / "packed", folder / "twin"
+    for copy in (packed, twin):
+        shutil.copytree(original, copy)
+    tensors, plain = {}, {}
+    for name, tensor in load_file(original / "model.safetensors").items():
+        layer, _, kind = name.rpartition(".")
+        plain[name] = tensor
+        if kind == "weight" and layer.endswith("_proj"):
+            made, plain[name] = variety.quantise(tensor)
+            tensors |= {f"{layer}.{own}": value for own, value in made.items()}
+        else:
+            tensors[name] = tensor
+    save_file({name: one.contiguous() for name, one in plain.items()}, twin / "model.safetensors")
+    save_file(tensors, packed / "model.safetensors", {"format": "pt"})
+    config = json.loads((original / "config.json").read_text())
+    config["quantization_config"] = variety.config
+    (packed / "config.json").write_text(json.dumps(config))
+    return packed, twin

@@ -1,0 +1,1 @@
+"""Servers in this process over fake engines, and their callers."""

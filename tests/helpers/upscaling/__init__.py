@@ -1,0 +1,1 @@
+"""Small upscaling networks and their files."""

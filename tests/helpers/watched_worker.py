@@ -1,0 +1,42 @@
+"""Runs `engine.worker.loop` with a watch over its work between two steps. Started as a program."""
+
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import engine.worker.pulse
+from tests.helpers.stalls import watch_loaded
+
+_BETWEEN_STEPS = {
+    "__main__.Loop": ("_submit", "_change_adapter", "_publish"),
+    "engine.llm.engine.LLMEngine": ("abort", "_admit_prepared", "_advance_adapters"),
+    "engine.llm.scheduler.Scheduler": ("schedule", "commit", "stats"),
+    "engine.llm.structure.mask.StructureMask": ("add", "edit", "advance", "forced"),
+    "engine.llm.sampling.sampler.Sampler": ("add",),
+}
+
+
+def watch_worker() -> None:
+    """Watch the loop once the model is loaded and the loop begins."""
+    send_pulses = engine.worker.pulse.send_pulses
+
+    def begin(*args: Any, **options: Any) -> None:
+        loop = sys.modules["__main__"].Loop
+        run = loop.run
+
+        def watched_run(self: Any) -> None:
+            watch_loaded("worker", _BETWEEN_STEPS)
+            run(self)
+
+        loop.run = watched_run
+        send_pulses(*args, **options)
+
+    engine.worker.pulse.send_pulses = begin
+
+
+if __name__ == "__main__":
+    watch_worker()
+    runpy.run_module("engine.worker.loop", run_name="__main__", alter_sys=True)

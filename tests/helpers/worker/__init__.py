@@ -1,0 +1,1 @@
+"""Clients whose workers need no model."""
