@@ -1,9 +1,9 @@
-"""Every kind of model that workers load is served, and every request body belongs to one."""
+"""Every operation that models offer is served, and every request body belongs to one."""
 
 from dataclasses import fields
 from typing import get_args
 
-from engine.contract.kinds import KINDS
+from engine.contract.operations import OPERATIONS
 from engine.contract.status import Phase
 from server.dialects.table import DIALECTS
 from server.kinds import SERVED, AnyCard
@@ -11,9 +11,9 @@ from server.protocol.models import ModelCard
 from tests.helpers.server.image_server import ImageServer
 
 
-def test_all_kinds_are_served_in_their_order() -> None:
-    assert list(SERVED) == list(KINDS.values())
-    assert all(served.kind is kind for kind, served in SERVED.items())
+def test_all_operations_are_served_in_their_order() -> None:
+    assert list(SERVED) == list(OPERATIONS.values())
+    assert all(served.kind is operation for operation, served in SERVED.items())
 
 
 def test_all_cards_but_those_of_text_models_name_an_architecture() -> None:

@@ -118,17 +118,17 @@ def test_memory_is_asked_for_before_it_is_taken(tmp_path: Path) -> None:
 
 def test_which_folders_are_of_this_kind(tmp_path: Path, tiny_llama: Any) -> None:
     encoder = Checkpoint("folder", make_encoder(tmp_path), "m")
-    assert kind_of_checkpoint(encoder) is EMBED
+    assert kind_of_checkpoint(encoder).main is EMBED
     decoder = Checkpoint("folder", tiny_llama(), "m")
-    assert kind_of_checkpoint(decoder) is GENERATE
+    assert kind_of_checkpoint(decoder).main is GENERATE
 
 
 def test_a_text_model_makes_embeddings_if_that_is_asked_for(tiny_llama: Any) -> None:
     folder = tiny_llama(seed=4)
     checkpoint = Checkpoint("folder", folder, "m")
-    assert kind_of_checkpoint(checkpoint, "embedding") is EMBED
+    assert kind_of_checkpoint(checkpoint, "embedding").main is EMBED
     image = Checkpoint("diffusers", folder, "m")
-    assert kind_of_checkpoint(image, "embedding") is DRAW
+    assert kind_of_checkpoint(image, "embedding").main is DRAW
     engine, info = load(folder, kind="embedding", dtype="float32")
     assert (info.architecture, info.pooling, info.normalized) == ("LlamaForCausalLM", "last", True)
     assert (info.max_model_len, info.dimensions) == (512, 64)
@@ -146,7 +146,7 @@ def test_a_text_model_makes_embeddings_if_that_is_asked_for(tiny_llama: Any) -> 
 
 def test_a_decoder_of_sentence_transformers_is_one_without_being_asked(tiny_qwen3: Any) -> None:
     folder = add_sentence_layout(tiny_qwen3(), "last", max_tokens=77)
-    assert kind_of_checkpoint(Checkpoint("folder", folder, "m")) is EMBED
+    assert kind_of_checkpoint(Checkpoint("folder", folder, "m")).main is EMBED
     _, info = load(folder)
     assert (info.pooling, info.max_model_len, info.dtype) == ("last", 77, "bfloat16")
 
@@ -156,7 +156,7 @@ def test_smollm2_embeds_from_its_gguf_file(
     smollm2_checkpoint: Checkpoint, smollm2_reference: Any
 ) -> None:
     intent = EngineConfig(device="cpu", num_threads=2, kind="embedding", dtype="float32")
-    assert kind_of_checkpoint(smollm2_checkpoint, intent.kind) is EMBED
+    assert kind_of_checkpoint(smollm2_checkpoint, intent.kind).main is EMBED
     engine, info = loading.load_engine(smollm2_checkpoint, "m", intent, Host())
     assert (info.max_model_len, info.dimensions) == (8192, 576)
     tokenizer = load_tokenizer(smollm2_checkpoint.path)

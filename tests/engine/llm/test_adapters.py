@@ -110,10 +110,10 @@ def test_recorded_steps_carry_adapters(engines, folder, lora, rng):
     ]
     engine = engines.make(folder, lora=lora)
     found = outcome(engines.run(engine, requests))
-    recorded = {size.has_adapters for size in engine._executor._runner._graphs._graphs}
+    recorded = {size.has_adapters for size in engine._executor._graphs._graphs}
     assert recorded == {True}
     found |= outcome(engines.run(engine, [r for r in requests if r.adapter is None]))
-    recorded = {size.has_adapters for size in engine._executor._runner._graphs._graphs}
+    recorded = {size.has_adapters for size in engine._executor._graphs._graphs}
     assert recorded == {True, False}
     assert found == alone(engines, folder, lora, requests)
 
@@ -133,7 +133,7 @@ def test_recorded_steps_with_prompts_carry_adapters(engines, folder, lora, rng, 
     engine = engines.make(folder, lora=lora, dtype=dtype, max_num_batched_tokens=24)
     arrivals = [3 * i for i in range(len(requests))]
     found = outcome(engines.run(engine, requests, arrivals=arrivals))
-    sizes = engine._executor._runner._graphs._graphs
+    sizes = engine._executor._graphs._graphs
     assert StepKind(has_adapters=True, has_prompts=True) in {size.kind for size in sizes}
     assert found == alone(engines, folder, lora, requests, names, dtype=dtype)
 
@@ -284,7 +284,7 @@ def test_a_model_that_began_without_adapters_records_steps_with_them(engines, fo
         engine.load_adapter(AdapterOrder(name="a", folder=place), answers.append)
         engines.run(engine, [])
         assert outcome(engines.run(engine, [request])) == expected
-        assert any(size.has_adapters for size in engine._executor._runner._graphs._graphs)
+        assert any(size.has_adapters for size in engine._executor._graphs._graphs)
         engine.unload_adapter("a", answers.append)
         engines.run(engine, [])
     assert [type(answer) for answer in answers] == [AdapterReport, type(None)] * 2

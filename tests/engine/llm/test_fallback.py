@@ -36,7 +36,7 @@ def outcome(done):
 
 def test_no_step_is_recorded(engines, folder):
     engine = engines.make(folder, record_steps=True)
-    assert engine._executor._runner.graph_sizes == []
+    assert engine._executor.graph_sizes == []
 
 
 @pytest.mark.parametrize("quantization", ["int8"])

@@ -171,7 +171,7 @@ def check_clean(engine):
     """No block is held, nobody is left, and the executor has forgotten all of them."""
     stats = engine.stats()
     assert (stats.num_running, stats.num_waiting, stats.kv_blocks_used) == (0, 0, 0)
-    scheduler, runner = engine._scheduler, engine._executor._runner
+    scheduler, runner = engine._scheduler, engine._executor
     scheduler.check_invariants()
     assert not scheduler._sequences._requests
     runner._apply_changes(ScheduleDecision(finished=scheduler._sequences.take_finished()))

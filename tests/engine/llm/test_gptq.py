@@ -53,7 +53,7 @@ def test_texts_and_scores_are_those_of_the_unpacked_twin(name, engines, write):
     packed, twin = write(LAYOUTS[name])
     requests = requests_of(engines, name, logprobs=0)
     engine = engines.make(packed, dtype="float32", quantization="gptq")
-    assert engine._executor._runner._config.quantization == "gptq"
+    assert engine._executor._config.quantization == "gptq"
     found = engines.run(engine, requests)
     same = engines.run(engines.make(packed, dtype="float32", quantization="none"), requests)
     wanted = engines.run(engines.make(twin, dtype="float32"), requests)
@@ -81,7 +81,7 @@ def test_a_quantised_output_layer_is_not_rounded_to_bf16(engines, write):
 
 
 def states_of(engine):
-    model = engine._executor._runner._model
+    model = engine._executor._model
     linears = [state for m in model.modules() if isinstance(m, Linear) for _, state in m._parts]
     return [*linears, model.lm_head._state]
 

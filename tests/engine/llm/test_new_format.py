@@ -43,7 +43,7 @@ def toy_model(tiny_llama, tmp_path, monkeypatch):
 def test_a_format_is_its_module_and_a_row(toy_model, engines):
     folder, _ = toy_model
     engine = engines.make(folder)
-    assert engine._executor._runner._config.quantization == "toy"
+    assert engine._executor._config.quantization == "toy"
     request = engines.request("1", [3, 4, 5], max_tokens=8, ignore_eos=True, logprobs=0)
     (found,) = engines.run(engine, [request]).values()
     twin = engines.make(folder, quantization="none")

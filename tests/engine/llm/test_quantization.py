@@ -95,7 +95,7 @@ def in_pairs(name, weight, config):
 
 
 def model_of(engine):
-    return engine._executor._runner._model
+    return engine._executor._model
 
 
 def linear_weights(engine):
@@ -276,7 +276,7 @@ def test_weights_stay_packed_unless_that_is_slower(
 ):
     asked = measure(Q4_1=ratio)
     engine = engines.make(write_gguf(tiny_llama(), {}), dtype="auto")
-    assert engine._executor._runner._config.quantization == kept
+    assert engine._executor._config.quantization == kept
     state = model_of(engine).model.layers[0].mlp.down_proj._parts[0][1]
     assert isinstance(state, PanelsState) is (kept == "gguf")
     assert asked == [(["Q4_1"], torch.bfloat16)]

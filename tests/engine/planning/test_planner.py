@@ -88,13 +88,13 @@ def test_adapters_take_what_was_planned(tiny_llama, tmp_path):
     engine, _ = loading.load_engine(checkpoint, "t", config, Host())
     plan = made(folder, tmp_path, config=config, context=100)
     adapters = plan["adapters"]
-    assert adapters["place_bytes"] == engine._adapters.num_bytes > 0
+    assert adapters["place_bytes"] == engine.texts._adapters.num_bytes > 0
     assert (adapters["ranks"], adapters["num_read"]) == ([2, 3, 5, 9, 12], 4)
     of_rows = {row["quantization"]: row["adapter_bytes"] for row in plan["rows"]}
     assert of_rows["none"] == adapters["place_bytes"]
     assert 0.5 < of_rows["int8"] / of_rows["none"] < 0.9, "8 bits, but for embeddings and norms"
     engine, _ = loading.load_engine(checkpoint, "t", replace(config, quantization="int8"), Host())
-    assert engine._adapters.num_bytes == of_rows["int8"]
+    assert engine.texts._adapters.num_bytes == of_rows["int8"]
     exact = replace(config, lora_dtype="model")
     rows = made(folder, tmp_path, config=exact, context=100)["rows"]
     assert {row["adapter_bytes"] for row in rows} == {adapters["place_bytes"]}

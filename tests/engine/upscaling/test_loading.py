@@ -67,7 +67,7 @@ def test_a_model_from_each_layout(layout: str, tmp_path: Path) -> None:
         path = tmp_path / "net.safetensors"
         save_file(dict(net.state_dict()), path)
     checkpoint = resolved(path)
-    assert kind_of_checkpoint(checkpoint) is ENLARGE
+    assert kind_of_checkpoint(checkpoint).main is ENLARGE
     host = Host()
     engine, info = load_engine(checkpoint, "m", CONFIG, host)
     assert (info.architecture, info.scale, info.receptive_radius) == ("Compact", 2, 4)
@@ -84,8 +84,8 @@ def test_a_model_from_each_layout(layout: str, tmp_path: Path) -> None:
 def test_image_models_in_one_file_stay_image_models(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"first_stage_model.decoder.conv_in.weight": torch.zeros(1)}, path)
-    assert kind_of_checkpoint(resolved(path)) is DRAW
-    assert kind_of_checkpoint(resolved(path), "upscaler") is ENLARGE
+    assert kind_of_checkpoint(resolved(path)).main is DRAW
+    assert kind_of_checkpoint(resolved(path), "upscaler").main is ENLARGE
 
 
 def test_damaged_weights_are_found_by_the_trial(tmp_path: Path) -> None:

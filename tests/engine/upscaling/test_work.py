@@ -223,8 +223,8 @@ def test_a_4k_result_takes_the_memory_of_a_row_of_tiles() -> None:
         events, _ = engine.step()
         num_rows += sum(len(event.rows) // (3 * 3840) for event in events)
         [pending] = [*engine._queue] or [None]
-        if pending is not None and pending.picture._bands is not None:
-            torch_bytes.append(pending.picture._bands._sum.nbytes)
+        if pending is not None and pending.picture._merged is not None:
+            torch_bytes.append(pending.picture._merged._sum.nbytes)
             assert max(len(event.rows) for event in events) <= 3 * 256 * 3840
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

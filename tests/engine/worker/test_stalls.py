@@ -90,7 +90,7 @@ from tests.helpers.worker.calls import FAKE_WORKER, collect, request, tokens_of,
 from engine.worker.client import ProcessEngineClient, WorkerOptions
 from engine.contract.settings import EngineConfig
 from engine.contract.operations import GENERATE
-from engine.model_spec import ModelSpec
+from engine.contract.model_spec import ModelSpec
 
 async def main():
     options = WorkerOptions(

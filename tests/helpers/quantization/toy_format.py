@@ -67,7 +67,7 @@ class ToyFormat(StoredFormat):
 def register(monkeypatch):
     """Register the format for one test: everything that it needs beside its module."""
     facts = FormatFacts(
-        target="toy_format:ToyFormat",
+        target="tests.helpers.quantization.toy_format:ToyFormat",
         stored_as="toy",
         described="as toys have them",
         kept_by_auto_on=("cpu", "cuda"),

@@ -17,6 +17,7 @@ from engine.contract.embed import (
     EmbeddingStats,
 )
 from engine.contract.generate import ModelInfo
+from engine.contract.kinds import kind_for
 from engine.contract.operations import EMBED
 from engine.contract.rejection import rejection
 from engine.contract.request import FinishReason
@@ -68,7 +69,7 @@ class FakeEmbeddingEngine(FakeEngineClient):
         for info in infos:
             if isinstance(info, EmbeddingModelInfo):
                 self.serve(info)
-                status = ModelStatus(model=info.model, phase=Phase.READY, kind=EMBED.name)
+                status = ModelStatus(model=info.model, phase=Phase.READY, kind=kind_for(EMBED).name)
                 self._statuses[info.model] = status
         self.embedding_requests: list[EmbeddingRequest] = []
         self.open: dict[str, RequestStream[EmbeddingEvent]] = {}

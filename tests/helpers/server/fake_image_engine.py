@@ -20,6 +20,7 @@ from engine.contract.draw import (
     ImageTask,
 )
 from engine.contract.generate import ModelInfo
+from engine.contract.kinds import kind_for
 from engine.contract.operations import DRAW, GENERATE
 from engine.contract.pixels import Pixels
 from engine.contract.request import FinishReason
@@ -135,12 +136,12 @@ class FakeImageEngine(FakeEngineClient):
             self.served.clear()
             self._statuses.clear()
         for name in self.served:
-            self._statuses[name] = replace(self._statuses[name], kind=GENERATE.name)
+            self._statuses[name] = replace(self._statuses[name], kind=kind_for(GENERATE).name)
         phase = Phase.READY if ready else Phase.LOADING
         for info in given:
             if isinstance(info, ImageModelInfo):
                 self.served[info.model] = info
-                status = ModelStatus(model=info.model, phase=phase, kind=DRAW.name)
+                status = ModelStatus(model=info.model, phase=phase, kind=kind_for(DRAW).name)
                 self._statuses[info.model] = status
         self.step_s = step_s
         self.warnings: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.contract.kinds import kind_for
 from engine.contract.matte import (
     MattingEvent,
     MattingModelInfo,
@@ -66,7 +67,7 @@ class FakeMattingEngine(FakeImageEngine):
     def serve(self, info: Info) -> None:
         super().serve(info)
         if isinstance(info, MattingModelInfo):
-            status = ModelStatus(model=info.model, phase=Phase.READY, kind=MATTE.name)
+            status = ModelStatus(model=info.model, phase=Phase.READY, kind=kind_for(MATTE).name)
             self._statuses[info.model] = status
 
     def submit(self, request: Any) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from engine.contract.enlarge import UpscaleEvent, UpscaleModelInfo, UpscaleRequest
+from engine.contract.kinds import kind_for
 from engine.contract.operations import ENLARGE
 from engine.contract.status import ModelStatus, Phase
 from engine.errors import EngineDead
@@ -62,7 +63,7 @@ class FakeUpscaleEngine(FakeEngineClient):
         for info in infos:
             self.serve(info)
             self._statuses[info.model] = ModelStatus(
-                model=info.model, phase=Phase.READY, kind=ENLARGE.name
+                model=info.model, phase=Phase.READY, kind=kind_for(ENLARGE).name
             )
         self.make_info = lambda spec: upscaler_info(spec.name)
         self.upscale_requests: list[UpscaleRequest] = []

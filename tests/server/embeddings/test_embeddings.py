@@ -31,6 +31,7 @@ async def test_one_text(server: EmbeddingServer) -> None:
         "object": "list",
         "data": [{"object": "embedding", "index": 0, "embedding": vector(ids)}],
         "model": "embedder",
+        "pooling": "mean",
         "usage": {"prompt_tokens": len(ids), "total_tokens": len(ids)},
     }
 

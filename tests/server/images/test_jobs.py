@@ -144,15 +144,6 @@ async def test_a_streams_id_comes_before_the_work() -> None:
     assert lines == ["event: image_generation.completed"]
 
 
-async def test_a_dead_worker_is_a_503() -> None:
-    server = ImageServer()
-    server.engine.hold()
-    task, image_id = await started(server)
-    server.engine.kill_worker()
-    assert error_of(await task, 503)["code"] == "engine_dead"
-    assert (await job(server, image_id))["status"] == "failed"
-
-
 async def test_the_queue_counts_images() -> None:
     server = ImageServer(max_queued_images=2, engine={"max_num_images": 3})
     server.engine.hold()
@@ -183,12 +174,6 @@ async def test_a_refused_request_is_refused_before_its_files_are_read(
     error_of(await server.edit(), 429)
     server.engine.release()
     await task
-
-
-async def test_draining_refuses() -> None:
-    server = ImageServer()
-    server.app.state.tandem.lifecycle.begin_drain()
-    assert error_of(await server.generate(), 503)["code"] == "draining"
 
 
 async def test_limits_are_per_model() -> None:

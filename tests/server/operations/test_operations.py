@@ -108,20 +108,19 @@ class Held:
     async def check_cancelled(self) -> None:
         assert self.server.engine.aborted == self.submitted
         assert self.state.admission.num_requests == 0
-        samples = [
-            (sample.labels["outcome"], sample.value)
-            for metric in self.state.metrics.registry.collect()
-            for sample in metric.samples
-            if sample.name == self.operation.counter
+        labels = {"model_name": self.server.engine.statuses()[0].model}
+        value = self.state.metrics.registry.get_sample_value
+        ended = [
+            value(self.operation.counter, labels | {"outcome": outcome})
+            for outcome in ("cancelled", "completed", "failed")
         ]
-        assert sorted(samples) == [
-            ("cancelled", self.operation.num),
-            ("completed", 0),
-            ("failed", 0),
-        ]
+        assert ended == [self.operation.num, 0, 0]
+        await self.check_job("cancelled")
+
+    async def check_job(self, status: str) -> None:
         if self.operation.kind == "image":
             job = await self.client.get(f"/v1/images/{self.submitted[0]}")
-            assert job.json()["status"] == "cancelled"
+            assert job.json()["status"] == status
 
 
 @pytest.fixture
@@ -176,13 +175,19 @@ async def test_a_full_queue_is_a_429(held: Held, operation: Operation) -> None:
 
 
 @each(KINDS)
-async def test_a_worker_that_dies_is_a_503(held: Held, operation: Operation) -> None:
+async def test_a_worker_that_dies_or_a_server_that_drains_is_a_503(
+    held: Held, operation: Operation
+) -> None:
     task = await held.ask(held.client)
     held.server.engine.kill_worker()
     answer = await task
     assert answer.status_code == (200 if operation.body.get("stream") else 503)
     assert "engine_dead" in answer.text or "ended unexpectedly" in answer.text
     assert held.state.admission.num_requests == 0
+    await held.check_job("failed")
+    held.state.lifecycle.begin_drain()
+    draining = await held.client.post(operation.path, json=operation.body)
+    assert (draining.status_code, "shutting down" in draining.text) == (503, True)
 
 
 @each(KINDS)

@@ -419,8 +419,9 @@ async def test_the_text_side_of_a_model_that_is_gone_is_closed(
     info = next(i for i in server.engine.served.values() if i.model == "small")
     assert isinstance(info, ModelInfo)
     text = await server.app.state.tandem.texts.get(info)
-    assert text._template is not None and text._template._child.is_alive
-    child = text._template._child
+    assert text._template is not None
+    child = text._template._process._running
+    assert child is not None and child.is_alive
     await unload(server)
     await until(lambda: not child.is_alive)
 

@@ -269,7 +269,7 @@ def test_numbers_that_are_not_finite_are_no_guesses(engines, llama, rng, monkeyp
     requests = plain_requests(engines, rng)
     expected = outcome(engines.run(engines.make(llama), requests))
     engine = drafted(engines, llama, llama)
-    runner = model_of(engine)._steps._executor._runner
+    runner = model_of(engine)._steps._executor
     logits_of = ModelRunner._logits_to_sample
 
     def broken(of, rows, hidden):

@@ -112,7 +112,7 @@ def test_neighbours_change_no_bit(engines, folder, requests, alone, knobs, rng):
     # Again, over what the first time left in the prefix cache: a text's states are not in there.
     done = engines.run(engine, requests[::-1])
     assert engines.told(done) == alone
-    left = engine._executor._runner._states
+    left = engine._executor._states
     assert not left._texts.keys() - set(engine._scheduler._sequences.take_finished())
 
 

@@ -121,7 +121,7 @@ def test_neighbours_change_no_bit(engines, folder, requests, alone, knobs, rng):
     done = engines.run(engine, requests, arrivals=arrivals)
     assert engines.told(done) == alone
     assert engine.stats().kv_blocks_used == 0
-    assert not engine._executor._runner._guidance._main_of.keys() - _last_finished(engine)
+    assert not engine._executor._guidance._main_of.keys() - _last_finished(engine)
 
 
 def _last_finished(engine):

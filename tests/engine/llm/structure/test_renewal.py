@@ -67,7 +67,7 @@ def test_a_text_waits_for_it_and_nobody_else_does(
     alone = engines.run(engines.make(folder), [held, other])
 
     engine = engines.make(folder)
-    use_up(engine._executor._runner._grammars, random.Random(rng.random()))
+    use_up(engine._executor._grammars, random.Random(rng.random()))
     engine.add(held)
     engine.add(other)
     told: dict[tuple[str, int], list[int]] = {key: [] for key in alone}
@@ -83,7 +83,7 @@ def test_a_text_waits_for_it_and_nobody_else_does(
 
 def test_those_that_leave_meanwhile_hold_nothing_up(engines, folder, rng, few_states, held_up):
     engine = engines.make(folder)
-    use_up(engine._executor._runner._grammars, random.Random(rng.random()))
+    use_up(engine._executor._grammars, random.Random(rng.random()))
     request = engines.request("r", [5, 6], structure=HUNGRY, temperature=2.0, max_tokens=20)
     engine.add(request)
     for _ in range(5):
