@@ -66,9 +66,9 @@ def modules_of_extras(dependencies: list[str]) -> list[str]:
 
 def probe(dependencies: list[str], *models: str) -> dict[str, str | None]:
     hidden = json.dumps(modules_of_extras(dependencies))
-    program = str(ROOT / "tests/helpers/runtime_probe.py")
     result = subprocess.run(
-        [sys.executable, program, hidden, *models],
+        [sys.executable, "-m", "tests.helpers.runtime_probe", hidden, *models],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -1,7 +1,7 @@
 """The table of engines: which checkpoints each one loads, and which operations its models offer.
 
 Client, supervisor, messages and the worker's loop read it and name no engine. A new engine is a row
-here and a folder of its own; `docs/ADDING_A_KIND.md` has the rest. Engines are named and not
+here and a folder of its own; `docs/ADDING_AN_OPERATION.md` has the rest. Engines are named and not
 imported, as the server process reads this table, too, and has no torch.
 """
 

@@ -1,8 +1,8 @@
 """Tries everything that a client or an operator can ask for, as if some packages were not
 installed.
 
-    python runtime_probe.py '["scipy", …]' FOLDER_OF_A_TEXT_MODEL '{"bitsandbytes": FOLDER, …}'
-    python runtime_probe.py '["scipy", …]'
+    python -m tests.helpers.runtime_probe '["scipy", …]' TEXT_MODEL '{"bitsandbytes": FOLDER, …}'
+    python -m tests.helpers.runtime_probe '["scipy", …]'
 
 The last argument has models in formats that only other packages write; without models it tries
 what needs none. Prints a JSON object: for each option what went wrong, or null.

@@ -75,8 +75,8 @@ def test_it_is_the_mean_of_predictions_on_one_canvas(scheduler):
                     for row in rows
                 ]
                 unconditional, full = family.denoise("base", cut).split(1)
-                total[(..., *window)] += tiling.weights * combine_cfg(full, unconditional, 3.0)
-                weight[window] += tiling.weights
+                total[(..., *window)] += tiling._weights * combine_cfg(full, unconditional, 3.0)
+                weight[window] += tiling._weights
             prediction = canvas.blend.prediction(
                 total / weight, canvas.latents, canvas.schedule, index
             )

@@ -13,7 +13,7 @@ from engine.contract.operations import EMBED
 from engine.contract.sampling_params import SamplingParams
 from engine.contract.settings import EngineConfig
 from engine.embedding import loading as embedding_loading
-from engine.errors import InsufficientMemory, InvalidParameter
+from engine.errors import ContextLengthExceeded, InsufficientMemory
 from engine.llm.start.loading import load_engine
 from engine.weights.source import Checkpoint
 
@@ -86,7 +86,7 @@ def test_the_bits_are_those_of_a_model_that_only_embeds_and_no_company_changes_a
 def test_what_cannot_be_embedded_is_refused(checkpoint):
     engine, info = load_engine(checkpoint, "m", CONFIG, QuietHost())
     longest = EMBED.info_among(info).max_model_len
-    with pytest.raises(InvalidParameter, match=f"from 1 to {longest}"):
+    with pytest.raises(ContextLengthExceeded, match=f"length is {longest} tokens"):
         engine.add(EmbeddingRequest(request_id="e", model="m", inputs=[[1] * (longest + 1)]))
     assert not engine.has_work()
 
