@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine.errors import InvalidParameter
 from engine.upscaling.precision import arranged
+from kernels import native
 from tests.helpers.upscaling.upscaling_nets import (
     PlainNet,
     compact_net,
@@ -93,8 +94,9 @@ def test_colours_of_what_is_transparent_do_not_bleed() -> None:
     assert (found[~shows][:, :3] == (0, 255, 0)).all(), "the image's own colour where nothing shows"
 
 
+@pytest.mark.skipif(native.library() is None, reason="needs the C++ operations")
 def test_a_picture_has_the_same_bytes_in_any_company() -> None:
-    net = compact_net()
+    net = arranged(compact_net(), CPU)  # as it is served: PyTorch's roundings go by the rows
     images = [noise(random.randrange(20, 70), random.randrange(20, 70)) for _ in range(4)]
     requests = [upscale_request(image, net) for image in images]
     engine = upscaling_engine(net)
