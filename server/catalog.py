@@ -76,22 +76,22 @@ def config_of(engine: EngineClient, model: str) -> EngineConfig:
     return config
 
 
-def served_names(
-    engine: EngineClient, operation: AnyOperation, *, only_made_for: bool = False
-) -> list[str]:
-    """Ids of the models that are made for this operation or, if there are none, of those that offer
-    it, too. Leaves out those that failed to load, are being unloaded, or joined a running server
-    and have not served yet. A model that is still loading counts if it may be such a model."""
-    names = [
+def names_made_for(engine: EngineClient, operation: AnyOperation) -> list[str]:
+    """Ids of the models that are made for this operation, or that are loading and may be. Leaves
+    out those that failed to load, are being unloaded, or joined a running server and have not
+    served yet."""
+    return [
         status.model
-        for status in engine.statuses()
-        if _main(engine, status) in (operation, None)
-        and status.phase not in (Phase.FAILED, Phase.DRAINING)
-        and not status.joining
+        for status in _made_for(engine, operation)
+        if status.phase not in (Phase.FAILED, Phase.DRAINING) and not status.joining
     ]
-    if names or only_made_for:
-        return names
-    return [info.model for info in engine.infos(operation)]
+
+
+def served_names(engine: EngineClient, operation: AnyOperation) -> list[str]:
+    """Ids as in `names_made_for` or, if there are none, of the ready models that offer the
+    operation besides their own."""
+    others = (info.model for info in engine.infos(operation))
+    return names_made_for(engine, operation) or [*others]
 
 
 def unknown_model(engine: EngineClient, name: str) -> UnknownModel:

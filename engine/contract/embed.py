@@ -1,6 +1,6 @@
 """Requests for embeddings and their answers."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
 from engine.contract.request import Event, Info, Request, TurnStats
 from engine.contract.token_ids import check_token_ids
@@ -38,6 +38,22 @@ class EmbeddingStats(TurnStats):
     step_tokens: int = 0
     num_tokens: int = 0
     """The number of tokens of all embedded inputs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingFacts:
+    """Facts about the embeddings that a text model makes, besides its own info."""
+
+    max_model_len: int
+    """The most tokens of an input."""
+    dimensions: int
+    pooling: str
+    normalized: bool
+
+    def info(self, of_model: Info) -> "EmbeddingModelInfo":
+        """The model's info for embeddings."""
+        shared = {f.name: getattr(of_model, f.name) for f in fields(Info)}
+        return EmbeddingModelInfo(**shared | asdict(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from engine.contract.embed import EmbeddingModelInfo, EmbeddingStats
+from engine.contract.embed import EmbeddingFacts, EmbeddingStats
 from engine.contract.request import AdaptableInfo, Event, Info, Request, Stats
 from engine.contract.sampling_params import SamplingParams
 
@@ -157,12 +157,12 @@ class ModelInfo(AdaptableInfo):
     parameters that are missing here are neutral."""
     quality_kl: float | None = None
     """The measured KL divergence from the original's distributions in nats, if known."""
-    embedding: EmbeddingModelInfo | None = None
-    """The info of the embeddings that the same weights make."""
+    embedding: EmbeddingFacts | None = None
+    """The embeddings that the same weights make."""
 
     @property
     def parts(self) -> tuple[Info, ...]:
-        return () if self.embedding is None else (self.embedding,)
+        return () if self.embedding is None else (self.embedding.info(self),)
 
     @property
     def log_fields(self) -> dict[str, object]:

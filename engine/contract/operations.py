@@ -17,7 +17,7 @@ from engine.contract.embed import (
 from engine.contract.enlarge import UpscaleEvent, UpscaleModelInfo, UpscaleRequest, UpscaleStats
 from engine.contract.generate import EngineStats, GenerateRequest, ModelInfo, TokenEvent
 from engine.contract.matte import MattingEvent, MattingModelInfo, MattingRequest, MattingStats
-from engine.contract.request import EventT, Info, InfoT, Request, Stats, StatsT
+from engine.contract.request import Event, EventT, Info, InfoT, Request, Stats, StatsT
 from engine.errors import InternalError
 
 
@@ -36,12 +36,15 @@ class Operation(Generic[EventT, StatsT, InfoT]):
 
     def stats_among(self, stats: Stats | None) -> StatsT | None:
         """This operation's part of an engine's statistics; None if it has none."""
-        parts = () if stats is None else (stats, *stats.parts)
-        return next((part for part in parts if isinstance(part, self.stats)), None)
+        if stats is None or isinstance(stats, self.stats):
+            return stats
+        return next((part for part in stats.parts if isinstance(part, self.stats)), None)
 
     def info_among(self, info: Info) -> InfoT | None:
         """This operation's part of a model's info; None if the model does not offer it."""
-        return next((part for part in (info, *info.parts) if isinstance(part, self.info)), None)
+        if isinstance(info, self.info):
+            return info
+        return next((part for part in info.parts if isinstance(part, self.info)), None)
 
 
 GENERATE = Operation(
@@ -92,13 +95,13 @@ OPERATIONS: dict[str, AnyOperation] = {
 """The operations by name, in the order in which models are listed."""
 
 
-def operation_of(value: Request[Any] | Stats | Info) -> AnyOperation:
-    """The operation that a request, statistics or an info belongs to.
+def operation_of(value: Request[Any] | Event | Stats | Info) -> AnyOperation:
+    """The operation that a request, an event, statistics or an info belongs to.
 
     Raises:
         InternalError: no operation has this type.
     """
     for one in OPERATIONS.values():
-        if type(value) in (one.request, one.stats, one.info):
+        if type(value) in (one.request, one.event, one.stats, one.info):
             return one
     raise InternalError(f"{type(value).__name__} belongs to no operation")

@@ -7,12 +7,11 @@ step of embeddings, so that neither waits for the other's queue.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
 from engine.contract.adapter_orders import AdapterOrder, Answer
-from engine.contract.embed import EmbeddingModelInfo, EmbeddingRequest
+from engine.contract.embed import EmbeddingFacts, EmbeddingRequest
 from engine.contract.generate import EngineStats, GenerateRequest, ModelInfo
 from engine.contract.host import Host
 from engine.contract.request import Event
@@ -129,7 +128,7 @@ def with_embeddings(
 
     limits = EmbeddingLimits(
         max_model_len=max_model_len,
-        vocab_size=model.config.vocab_size,
+        vocab_size=info.vocab_size,
         dimensions=model.config.hidden_size,
         normalizes=True,
         max_num_seqs=config.max_num_seqs,
@@ -137,19 +136,11 @@ def with_embeddings(
         max_num_queued=config.max_num_queued,
         scheduling_policy=config.scheduling_policy,
     )
-    shared: dict[str, Any] = {
-        name: getattr(info, name)
-        for name in ("model", "path", "architecture", "dtype", "created", "config_hash")
-    }
-    embedding = EmbeddingModelInfo(
-        **shared,
+    facts = EmbeddingFacts(
         max_model_len=max_model_len,
-        vocab_size=limits.vocab_size,
         dimensions=limits.dimensions,
         pooling=POOLING,
         normalized=limits.normalizes,
-        num_weights=info.num_weights,
-        weight_type=info.weight_type,
     )
     embeddings = EmbeddingEngine(EmbeddingWork(LazyEmbedder(make), limits), limits)
-    return EngineWithEmbeddings(engine, embeddings), replace(info, embedding=embedding)
+    return EngineWithEmbeddings(engine, embeddings), replace(info, embedding=facts)

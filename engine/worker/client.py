@@ -169,11 +169,12 @@ class EngineClient(Protocol):
 
     def made_for(self, operation: Operation[Any, Any, InfoT]) -> list[InfoT]:
         """The ready models that are made for that operation."""
-        ...
+        return [info for info in self.models() if isinstance(info, operation.info)]
 
     def infos(self, operation: Operation[Any, Any, InfoT]) -> list[InfoT]:
         """The infos of the ready models that offer that operation."""
-        ...
+        found = map(operation.info_among, self.models())
+        return [info for info in found if info is not None]
 
     def statuses(self) -> list[ModelStatus]:
         """The status of every model: ready, loading, unloading or failed."""
@@ -192,7 +193,7 @@ class EngineClient(Protocol):
         ...
 
 
-class ProcessEngineClient:
+class ProcessEngineClient(EngineClient):
     """A client with one supervised worker process per model; requests are routed by model id."""
 
     def __init__(self, specs: Sequence[ModelSpec], options: WorkerOptions) -> None:
@@ -269,13 +270,6 @@ class ProcessEngineClient:
 
     def models(self) -> list[Info]:
         return [s.info for s in self._supervisors.values() if s.info is not None and s.is_ready]
-
-    def made_for(self, operation: Operation[Any, Any, InfoT]) -> list[InfoT]:
-        return [info for info in self.models() if isinstance(info, operation.info)]
-
-    def infos(self, operation: Operation[Any, Any, InfoT]) -> list[InfoT]:
-        found = map(operation.info_among, self.models())
-        return [info for info in found if info is not None]
 
     def statuses(self) -> list[ModelStatus]:
         return [s.status for s in self._supervisors.values()]

@@ -58,10 +58,6 @@ def _read(body: msgspec.Raw, expected: type[T], pixels: Sequence[bytes]) -> T:
     return msgspec.msgpack.decode(body, type=expected, dec_hook=picture)
 
 
-def _operation_of(event: Event) -> AnyOperation:
-    return next(one for one in OPERATIONS.values() if type(event) is one.event)
-
-
 def _step_type(events: AnyOperation, stats: AnyOperation) -> Any:
     return GenericAlias(tuple, (GenericAlias(list, (events.event,)), stats.stats))
 
@@ -228,7 +224,7 @@ class Step(msgspec.Struct, tag="step", frozen=True, omit_defaults=True):
     @classmethod
     def of(cls, events: Sequence[Event], stats: Stats) -> Self:
         own = operation_of(stats)
-        of_events = own if not events or type(events[0]) is own.event else _operation_of(events[0])
+        of_events = operation_of(events[0]) if events else own
         return cls(of_events.name, own.name, _body((events, stats)))
 
     def read(self) -> tuple[list[Event], Stats]:

@@ -7,7 +7,7 @@ from functools import partial
 from engine.contract.embed import EmbeddingEvent, EmbeddingModelInfo
 from engine.contract.operations import EMBED
 from engine.errors import EngineError, InvalidParameter, RequestAborted, RequestError
-from server.catalog import find_offering, served_names
+from server.catalog import find_offering, names_made_for
 from server.embeddings.convert import embedding_request, token_ids
 from server.embeddings.inputs import Inputs
 from server.embeddings.kind import SERVED_EMBEDDINGS
@@ -70,7 +70,7 @@ def semantic_judge(body: ChatCompletionRequest, state: AppState) -> Judge | None
 
 def _find(body: ChatCompletionRequest, state: AppState) -> EmbeddingModelInfo:
     try:
-        if not body.embedding_model and not served_names(state.engine, EMBED, only_made_for=True):
+        if not body.embedding_model and not names_made_for(state.engine, EMBED):
             # A text model would do only if it is asked for: its embeddings compare less well.
             raise InvalidParameter(SERVED_EMBEDDINGS.nothing_served)
         return find_offering(state.engine, EMBED, body.embedding_model)

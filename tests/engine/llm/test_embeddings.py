@@ -8,7 +8,6 @@ import torch
 
 from engine.contract.embed import EmbeddingEvent, EmbeddingRequest
 from engine.contract.generate import GenerateRequest, TokenEvent
-from engine.contract.host import Grant
 from engine.contract.operations import EMBED
 from engine.contract.sampling_params import SamplingParams
 from engine.contract.settings import EngineConfig
@@ -16,20 +15,7 @@ from engine.embedding import loading as embedding_loading
 from engine.errors import ContextLengthExceeded, InsufficientMemory
 from engine.llm.start.loading import load_engine
 from engine.weights.source import Checkpoint
-
-
-class QuietHost:
-    """Grants all memory, hears no reports."""
-
-    def report(self, phase, progress=None, detail=None):
-        pass
-
-    def reserve(self, device, purpose, num_bytes, capacity_bytes):
-        return capacity_bytes
-
-    def borrow(self, device, purpose, num_bytes, capacity_bytes):
-        return Grant(0, capacity_bytes)
-
+from tests.helpers.host import Host
 
 CONFIG = EngineConfig(device="cpu", num_threads=1, num_kv_blocks=64, seed=0)
 
@@ -73,9 +59,9 @@ def test_the_bits_are_those_of_a_model_that_only_embeds_and_no_company_changes_a
     checkpoint, inputs
 ):
     embeds = EmbeddingRequest(request_id="e", model="m", inputs=inputs)
-    alone, _ = embedding_loading.load_engine(checkpoint, "m", CONFIG, QuietHost())
+    alone, _ = embedding_loading.load_engine(checkpoint, "m", CONFIG, Host())
     expected = run(alone, embeds)["e"]
-    engine, info = load_engine(checkpoint, "m", CONFIG, QuietHost())
+    engine, info = load_engine(checkpoint, "m", CONFIG, Host())
     assert EMBED.info_among(info).dimensions == expected.shape[1]
     before = run(engine, texts_request("t", inputs[0]))["t"]
     both = run(engine, texts_request("t", inputs[0]), embeds)
@@ -84,7 +70,7 @@ def test_the_bits_are_those_of_a_model_that_only_embeds_and_no_company_changes_a
 
 
 def test_what_cannot_be_embedded_is_refused(checkpoint):
-    engine, info = load_engine(checkpoint, "m", CONFIG, QuietHost())
+    engine, info = load_engine(checkpoint, "m", CONFIG, Host())
     longest = EMBED.info_among(info).max_model_len
     with pytest.raises(ContextLengthExceeded, match=f"length is {longest} tokens"):
         engine.add(EmbeddingRequest(request_id="e", model="m", inputs=[[1] * (longest + 1)]))
@@ -92,8 +78,9 @@ def test_what_cannot_be_embedded_is_refused(checkpoint):
 
 
 def test_memory_is_asked_for_once_and_a_refusal_ends_one_request(checkpoint, inputs):
-    class Poor(QuietHost):
+    class Poor(Host):
         def __init__(self):
+            super().__init__()
             self.num_refusals, self.borrowed = 1, []
 
         def borrow(self, device, purpose, num_bytes, capacity_bytes):
@@ -115,7 +102,7 @@ def test_memory_is_asked_for_once_and_a_refusal_ends_one_request(checkpoint, inp
 
 
 def test_statistics_have_embeddings_once_there_were_some(checkpoint, inputs):
-    engine, _ = load_engine(checkpoint, "m", CONFIG, QuietHost())
+    engine, _ = load_engine(checkpoint, "m", CONFIG, Host())
     run(engine, texts_request("t", inputs[0]))
     assert EMBED.stats_among(engine.stats()) is None
     run(engine, EmbeddingRequest(request_id="e", model="m", inputs=inputs))
@@ -124,7 +111,7 @@ def test_statistics_have_embeddings_once_there_were_some(checkpoint, inputs):
 
 
 def test_an_abort_ends_either(checkpoint, inputs):
-    engine, _ = load_engine(checkpoint, "m", CONFIG, QuietHost())
+    engine, _ = load_engine(checkpoint, "m", CONFIG, Host())
     engine.add(texts_request("t", inputs[0]))
     engine.add(EmbeddingRequest(request_id="e", model="m", inputs=inputs))
     for name in ("e", "t", "nobody"):

@@ -22,8 +22,7 @@ from engine.contract.generate import (
     TokenLogprob,
 )
 from engine.contract.model_spec import ModelSpec
-from engine.contract.operations import Operation
-from engine.contract.request import FinishReason, Info, InfoT, Stats
+from engine.contract.request import FinishReason, Info, Stats
 from engine.contract.settings import EngineConfig
 from engine.contract.status import ModelStatus, Phase
 from engine.errors import (
@@ -36,6 +35,7 @@ from engine.errors import (
     UnknownAdapter,
     UnknownModel,
 )
+from engine.worker.client import EngineClient
 from engine.worker.step_listeners import StepListeners
 
 Reply = Callable[[GenerateRequest, int], Sequence[int]]
@@ -123,7 +123,7 @@ class _Stream:
         self.queue.put_nowait(None)  # for a reader who waits
 
 
-class FakeEngineClient:
+class FakeEngineClient(EngineClient):
     """Implements `engine.worker.client.EngineClient`. Every attribute may be changed while it runs.
 
     Attributes:
@@ -189,7 +189,7 @@ class FakeEngineClient:
 
     # The EngineClient protocol.
 
-    def submit(self, request: GenerateRequest) -> _Stream:
+    def submit(self, request: GenerateRequest) -> _Stream:  # type: ignore[override]
         if self.submit_error is not None:
             raise self.submit_error
         if request.model not in self.served:
@@ -210,12 +210,6 @@ class FakeEngineClient:
     def models(self) -> list[Info]:
         ready = [name for name, status in self._statuses.items() if status.phase is Phase.READY]
         return [info for info in self.served.values() if info.model in ready]
-
-    def made_for(self, operation: Operation[Any, Any, InfoT]) -> list[InfoT]:
-        return [info for info in self.models() if isinstance(info, operation.info)]
-
-    def infos(self, operation: Operation[Any, Any, InfoT]) -> list[InfoT]:
-        return [info for one in self.models() if (info := operation.info_among(one)) is not None]
 
     def statuses(self) -> list[ModelStatus]:
         return list(self._statuses.values())

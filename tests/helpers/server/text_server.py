@@ -68,7 +68,7 @@ class TextServer:
         self.engine = FakeEngineClient(*(infos or (text_info(folder),)), reply=babble)
         self.settings = Settings(**settings)
         self.engine.config_of_server = self.settings.engine_config
-        self.app: FastAPI = create_app(self.settings, self.engine)  # type: ignore[arg-type]
+        self.app: FastAPI = create_app(self.settings, self.engine)
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=True)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
 

@@ -9,14 +9,13 @@ from typing import Any
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
 from engine.contract.model_spec import ModelSpec
-from engine.contract.operations import Operation
 from engine.contract.rejection import rejection
-from engine.contract.request import Event, EventT, Info, InfoT, Request, Stats
+from engine.contract.request import Event, EventT, Info, Request, Stats
 from engine.contract.settings import EngineConfig
 from engine.contract.status import ModelStatus, Phase
 from engine.errors import Draining, EngineDead, EngineError, UnknownModel, UnsupportedFeature
 from engine.runtime.fault import answer_for
-from engine.worker.client import OnGone
+from engine.worker.client import EngineClient, OnGone
 from engine.worker.request_stream import RequestStream, StreamTable
 from engine.worker.step_listeners import StepListeners
 from engine.worker.stepping import AnyEngine
@@ -26,7 +25,7 @@ _Item = Request[Any] | tuple[str, int | None] | None
 """A request, the arguments of an abort, or the end."""
 
 
-class InProcessEngineClient:
+class InProcessEngineClient(EngineClient):
     """Steps one engine in a thread of this process."""
 
     def __init__(self, engine: AnyEngine, info: Info, config: EngineConfig | None = None) -> None:
@@ -71,13 +70,6 @@ class InProcessEngineClient:
 
     def models(self) -> list[Info]:
         return [self._info]
-
-    def made_for(self, operation: Operation[Any, Any, InfoT]) -> list[InfoT]:
-        return [info for info in self.models() if isinstance(info, operation.info)]
-
-    def infos(self, operation: Operation[Any, Any, InfoT]) -> list[InfoT]:
-        info = operation.info_among(self._info)
-        return [] if info is None else [info]
 
     def statuses(self) -> list[ModelStatus]:
         return [ModelStatus(model=self._info.model, phase=self._phase)]
