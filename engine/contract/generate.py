@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from engine.contract.embed import EmbeddingFacts, EmbeddingStats
+from engine.contract.picture_facts import PictureFacts
+from engine.contract.prompt_states import StatePart
 from engine.contract.request import AdaptableInfo, Event, Info, Request, Stats
 from engine.contract.sampling_params import SamplingParams
 
@@ -18,6 +20,8 @@ class GenerateRequest(Request["TokenEvent"]):
     """Requests share cached prefixes only with requests that have the same salt."""
     client: str = ""
     """The client, as far as the server can tell; clients take turns when structures are read."""
+    states: tuple[StatePart, ...] = ()
+    """The stretches of the prompt that are states, in order; they do not overlap."""
 
     @property
     def num_completions(self) -> int:
@@ -159,6 +163,8 @@ class ModelInfo(AdaptableInfo):
     """The measured KL divergence from the original's distributions in nats, if known."""
     embedding: EmbeddingFacts | None = None
     """The embeddings that the same weights make."""
+    pictures: PictureFacts | None = None
+    """How the model sees pictures in its prompts; None if it takes none."""
 
     @property
     def parts(self) -> tuple[Info, ...]:

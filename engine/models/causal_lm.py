@@ -12,6 +12,7 @@ from engine.models.layers.embedding import LmHead
 from engine.models.layers.experts import Experts
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.loading import load_dummy_weights, load_weights
+from engine.models.picture_encoder import PictureEncoder
 
 
 class CausalLM(nn.Module, ABC):
@@ -21,6 +22,8 @@ class CausalLM(nn.Module, ABC):
     lm_head: LmHead
     ends_take_adapters: ClassVar[bool] = False
     """Whether adapters can change embedding, norms and output layer, as they can linear layers."""
+    picture_encoder: PictureEncoder | None = None
+    """The encoder of pictures in prompts; None if the model takes none."""
 
     def __init__(self, config: ModelConfig, options: WeightOptions) -> None:
         super().__init__()
