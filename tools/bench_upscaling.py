@@ -75,7 +75,7 @@ def turns_of(model: str, side: int, threads: int, cache_dir: Path) -> list[Turn]
         Turn(f"Tandem ({dtype})", torch_run(on_device(ours, CPU), last)),
         Turn("plain PyTorch", torch_run(plain, tile)),
     ]
-    if checkpoint.kind == "ncnn":
+    if checkpoint.layout == "ncnn":
         turns.append(Turn("ncnn", ncnn_run(checkpoint, tile, threads)))
     return turns
 

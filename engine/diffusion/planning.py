@@ -92,7 +92,7 @@ def adapter_facts(intent: ImageSettings, dtype_bytes: int) -> AdapterFacts | Non
 
 def _usual_side(checkpoint: Checkpoint) -> int:
     """The side in pixels of the pictures that the model was trained on."""
-    if checkpoint.kind != "diffusers":
+    if checkpoint.layout != "diffusers":
         return _USUAL_SIDE
     denoisers = (read_optional_json(checkpoint.path / n / "config.json") for n in _DENOISERS)
     cells = next((one["sample_size"] for one in denoisers if "sample_size" in one), None)

@@ -63,7 +63,7 @@ def load_embedder(
     Raises:
         ModelLoadError: the checkpoint cannot be loaded; the message is fit for clients.
     """
-    if checkpoint.kind == "folder":
+    if checkpoint.layout == "folder":
         keys = MetadataKeys(read_json(checkpoint.path / CONFIG), CONFIG)
         if encoder_family(keys) is not None:
             return _load_encoder(checkpoint, keys, intent, machine, host)
@@ -120,7 +120,7 @@ def _load_decoder(
             f"{error.message}; supported encoders are {encoders}"
         ) from error
     layout = SentenceLayout(pooling="last")
-    if checkpoint.kind == "folder":
+    if checkpoint.layout == "folder":
         layout = read_sentence_layout(checkpoint.path, default="last")
     dtype = torch_dtype(intent.model_dtype)
     max_model_len = _max_model_len(intent, layout, config.max_position_embeddings)

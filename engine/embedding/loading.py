@@ -39,7 +39,7 @@ def makes_embeddings(checkpoint: Checkpoint, wanted: WantedKind) -> bool:
     """
     if wanted == "embedding":
         return True
-    if checkpoint.kind != "folder":
+    if checkpoint.layout != "folder":
         return False
     keys = MetadataKeys(read_optional_json(checkpoint.path / CONFIG), CONFIG)
     return has_sentence_layout(checkpoint.path) or encoder_family(keys) is not None

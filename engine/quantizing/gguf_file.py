@@ -46,7 +46,7 @@ def write_gguf(checkpoint: Checkpoint, file: Path, tell: Tell, quant_type: str) 
         UnsupportedFeature: the checkpoint is not a GGUF file, or the tool for this type is missing.
         ModelLoadError: `llama-quantize` fails.
     """
-    if checkpoint.kind != "gguf":
+    if checkpoint.layout != "gguf":
         raise UnsupportedFeature(
             f"{checkpoint.name} is not a GGUF file; convert it with llama.cpp's "
             f"convert_hf_to_gguf.py and give the result"

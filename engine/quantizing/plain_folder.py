@@ -19,10 +19,10 @@ def plain_config(checkpoint: Checkpoint) -> dict[str, Any]:
     Raises:
         UnsupportedFeature: the checkpoint is not a folder, or not plain.
     """
-    if checkpoint.kind != "folder":
+    if checkpoint.layout != "folder":
         fix = (
             "choose a gguf- method, such as gguf-q4_0"
-            if checkpoint.kind == "gguf"
+            if checkpoint.layout == "gguf"
             else "give such a folder"
         )
         raise UnsupportedFeature(

@@ -181,7 +181,7 @@ def check_family(checkpoint: Checkpoint) -> None:
     Raises:
         UnsupportedFeature: it cannot.
     """
-    if checkpoint.kind != "diffusers":
+    if checkpoint.layout != "diffusers":
         raise UnsupportedFeature(
             "image models are trained only from a diffusers folder; give one with model_index.json"
         )

@@ -66,7 +66,7 @@ def is_upscaler(checkpoint: Checkpoint, wanted: WantedKind) -> bool:
     Raises:
         CorruptFile: the header of a safetensors file is damaged.
     """
-    if wanted == "upscaler" or checkpoint.kind != "single_file":
+    if wanted == "upscaler" or checkpoint.layout != "single_file":
         return True
     return has_own_names(read_header(checkpoint.path))
 
@@ -170,7 +170,7 @@ def load_network(checkpoint: Checkpoint) -> Network:
     Raises:
         ModelLoadError: the network cannot be loaded.
     """
-    if checkpoint.kind != "ncnn":
+    if checkpoint.layout != "ncnn":
         return network_of(read_state_dict(checkpoint.path))
     weights = WeightReader(checkpoint.path.with_suffix(".bin"))
     graph = NcnnGraph(read_param(checkpoint.path), weights).eval().requires_grad_(False)

@@ -91,7 +91,7 @@ def model_files(checkpoint: Checkpoint) -> dict[str, Path]:
         ModelLoadError: the folder cannot be read.
     """
     path = checkpoint.path
-    match checkpoint.kind:
+    match checkpoint.layout:
         case "folder" | "diffusers":
             try:
                 return {file.relative_to(path).as_posix(): file for file in _in_folder(checkpoint)}
@@ -107,7 +107,7 @@ def model_files(checkpoint: Checkpoint) -> dict[str, Path]:
 
 def _in_folder(checkpoint: Checkpoint) -> list[Path]:
     path = checkpoint.path
-    if checkpoint.kind == "folder":
+    if checkpoint.layout == "folder":
         weights = list(path.glob("model*.safetensors")) or list(path.glob("*.safetensors"))
         return [*weights, *_texts(path), *path.glob("*/config.json")]
     parts = [part for part in path.iterdir() if part.is_dir() and part.name not in UNUSED]

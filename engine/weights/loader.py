@@ -32,7 +32,7 @@ def load_model_config(checkpoint: Checkpoint) -> ModelConfig:
         UnsupportedArchitecture: no family here has the architecture.
         ModelLoadError: a key is missing or has an impossible value; the message names it.
     """
-    if checkpoint.kind == "gguf":
+    if checkpoint.layout == "gguf":
         return read_gguf_config(checkpoint.path)
     return read_config_json(checkpoint.path)
 
@@ -44,7 +44,7 @@ def quantization_config(checkpoint: Checkpoint) -> dict[str, Any]:
         CorruptFile: a file is damaged.
         ModelLoadError: it is not an object.
     """
-    if checkpoint.kind == "gguf":
+    if checkpoint.layout == "gguf":
         return {}
     stated = stated_in(read_json(checkpoint.path / "config.json"))
     beside = (read_optional_json(checkpoint.path / name) for name in side_files())
@@ -72,7 +72,7 @@ def iter_weights(
         MissingWeight: the index of a folder names a file or tensor that does not exist.
         ModelLoadError: a tensor or a tensor type is unknown; the message names it.
     """
-    if checkpoint.kind == "gguf":
+    if checkpoint.layout == "gguf":
         return iter_gguf_weights(checkpoint.path, config, packed, left_out)
     weights = iter_folder_weights(checkpoint.path, config)
     return (pair for pair in weights if pair[0].rpartition(".")[0] not in left_out)
@@ -81,7 +81,7 @@ def iter_weights(
 def weight_headers(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, TensorHeader]:
     """The headers of all weights that the model reads, by Hugging Face name; the shapes of GGUF
     blocks count numbers."""
-    if checkpoint.kind == "gguf":
+    if checkpoint.layout == "gguf":
         return {
             name: TensorHeader(tensor.shape, tensor.type.name)
             for name, tensor in named_tensors(checkpoint.path, config).items()

@@ -15,7 +15,7 @@ from engine.weights.source import Checkpoint
 def kind_of_checkpoint(checkpoint: Checkpoint, wanted: WantedKind = "auto") -> Kind:
     """The kind of a checkpoint, given the wanted one. It may import the module that recognises a
     kind."""
-    fitting = [kind for kind in KINDS.values() if checkpoint.kind in kind.layouts]
+    fitting = [kind for kind in KINDS.values() if checkpoint.layout in kind.layouts]
     for kind in fitting:
         if kind.recognise is not None and imported(kind.recognise)(checkpoint, wanted):
             return kind
@@ -54,7 +54,7 @@ def further_model(
         blaming = type(error)(f"{setting} cannot be used: {error.message}", param=setting)
         blaming.hint = error.hint
         raise blaming from error
-    if found.kind not in kind.layouts:
+    if found.layout not in kind.layouts:
         raise ModelLoadError(
             f"{setting} is {found.name!r}, which is not a {kind.name} model; name a {kind.name} "
             "model",

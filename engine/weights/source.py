@@ -30,7 +30,7 @@ _FILE_FORMATS = {
     **dict.fromkeys(("folder", "diffusers", "single_file"), "safetensors"),
     "torch_file": "pickle",
 }
-"""The file formats of checkpoint kinds with another name than their format."""
+"""The file formats of layouts with another name than their format."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _ONNX_VERSION = b"\x08"
 """The tag of the first field of an ONNX file."""
@@ -43,7 +43,7 @@ class Checkpoint:
     """The files of a model.
 
     Attributes:
-        kind: `folder` is a language model in Hugging Face layout, `gguf` a language model in one
+        layout: `folder` is a language model in Hugging Face layout, `gguf` a language model in one
             file or the first of its parts; `diffusers` is an image model's folder with
             model_index.json, `single_file` a whole image model or upscaler in one .safetensors
             file; `torch_file` is an upscaler's weights as torch saves them, `ncnn` an upscaler's
@@ -51,7 +51,7 @@ class Checkpoint:
             pictures, in one .onnx file.
     """
 
-    kind: Literal["folder", "gguf", "diffusers", "single_file", "torch_file", "ncnn", "onnx"]
+    layout: Literal["folder", "gguf", "diffusers", "single_file", "torch_file", "ncnn", "onnx"]
     path: Path
     name: str
     """The default id under which it is served."""
@@ -59,7 +59,7 @@ class Checkpoint:
     @property
     def file_format(self) -> str:
         """The format of the weight files."""
-        return _FILE_FORMATS.get(self.kind, self.kind)
+        return _FILE_FORMATS.get(self.layout, self.layout)
 
 
 def resolve_source(

@@ -46,7 +46,7 @@ def weight_bytes(
             not show which of them skip cells, and which tensors are not layers.
     """
     is_arranged = device == "cpu" and dtype is not torch.bfloat16
-    if checkpoint.kind == "single_file":
+    if checkpoint.layout == "single_file":
         whole = file_headers(checkpoint.path)
         plain = _plain_bytes(whole, dtype, quantization, prefix=_SINGLE_FILE_DENOISER)
         ours = {name: one for name, one in whole.items() if name.startswith(_SINGLE_FILE_ARRANGED)}

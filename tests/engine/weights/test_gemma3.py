@@ -51,7 +51,7 @@ def test_folder_and_gguf_give_the_logits_of_transformers(
     for checkpoint in (in_folder, in_gguf):
         # Logits reach 30 and more, so fp32's own steps are as large as 4e-6.
         error = (logits(checkpoint, text) - expected).abs().max() / expected.abs().max()
-        assert error < 2e-5, f"{checkpoint.kind}: {error}, seed {seed}"
+        assert error < 2e-5, f"{checkpoint.layout}: {error}, seed {seed}"
     read, read_gguf = (load_model_config(c) for c in (in_folder, in_gguf))
     assert isinstance(read, Gemma3Config)
     assert replace(read, norm_offset=0.0) == read_gguf

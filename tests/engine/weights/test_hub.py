@@ -35,7 +35,7 @@ def resolve(ref: str, tmp_path: Path, **options: Any) -> Checkpoint:
 def test_fetches_what_serving_needs_and_asks_no_second_time(local_hub: Any, tmp_path: Path) -> None:
     local_hub.repos["org/model"] = FILES
     checkpoint = resolve("org/model", tmp_path)
-    assert (checkpoint.kind, checkpoint.name) == ("folder", "org/model")
+    assert (checkpoint.layout, checkpoint.name) == ("folder", "org/model")
     assert sorted(p.name for p in checkpoint.path.rglob("*")) == [
         "chat_template.jinja",
         "config.json",
@@ -95,7 +95,7 @@ def test_a_revision(local_hub: Any, tmp_path: Path) -> None:
 def test_a_gguf_file_of_a_repository(local_hub: Any, tmp_path: Path) -> None:
     local_hub.repos["org/model"] = {"a.Q4_K_M.gguf": b"GGUF1", "b.gguf": b"GGUF2", "x.json": b"{}"}
     checkpoint = resolve("org/model:b.gguf", tmp_path)
-    assert (checkpoint.kind, checkpoint.name) == ("gguf", "b")
+    assert (checkpoint.layout, checkpoint.name) == ("gguf", "b")
     assert checkpoint.path.read_bytes() == b"GGUF2"
     assert local_hub.asked("GET", "a.Q4_K_M.gguf") == []
     assert resolve("org/model:b.gguf", tmp_path, offline=True) == checkpoint
@@ -108,7 +108,7 @@ def test_a_gguf_file_of_a_repository(local_hub: Any, tmp_path: Path) -> None:
 def test_a_repository_with_one_gguf_file(local_hub: Any, tmp_path: Path) -> None:
     local_hub.repos["org/model-GGUF"] = {"a.gguf": b"GGUF1", "README.md": b""}
     checkpoint = resolve("org/model-GGUF", tmp_path)
-    assert (checkpoint.kind, checkpoint.path.name) == ("gguf", "a.gguf")
+    assert (checkpoint.layout, checkpoint.path.name) == ("gguf", "a.gguf")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_all_parts_of_a_split_file_are_fetched(
     parts = {f"{folder}m-0000{i}-of-00003.gguf": b"GGUF%d" % i for i in (1, 2, 3)}
     local_hub.repos["org/model"] = parts | {"README.md": b""}
     checkpoint = resolve(ref, tmp_path)
-    assert (checkpoint.kind, checkpoint.path.name) == ("gguf", "m-00001-of-00003.gguf")
+    assert (checkpoint.layout, checkpoint.path.name) == ("gguf", "m-00001-of-00003.gguf")
     assert checkpoint.name == ("m" if ":" in ref else "org/model")
     beside = {path.name: path.read_bytes() for path in checkpoint.path.parent.iterdir()}
     assert beside == {Path(name).name: data for name, data in parts.items()}
@@ -171,7 +171,7 @@ def test_what_another_tool_fetched_serves_offline(local_hub: Any, tmp_path: Path
     local_hub.repos["org/model"] = FILES
     huggingface_hub.snapshot_download("org/model")
     num_requests = len(local_hub.requests)
-    assert resolve("org/model", tmp_path, offline=True).kind == "folder"
+    assert resolve("org/model", tmp_path, offline=True).layout == "folder"
     assert len(local_hub.requests) == num_requests
 
 
@@ -200,7 +200,7 @@ def test_no_network_uses_the_library_cache(
     local_hub.repos["org/model"] = FILES
     huggingface_hub.snapshot_download("org/model")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert resolve("org/model", tmp_path).kind == "folder"
+    assert resolve("org/model", tmp_path).layout == "folder"
     with (
         structlog.testing.capture_logs() as lines,
         pytest.raises(ModelNotFound, match="check the network"),
@@ -304,7 +304,7 @@ IMAGE_FILES = {
 def test_an_image_model_comes_once_and_without_pickles(local_hub: Any, tmp_path: Path) -> None:
     local_hub.repos["org/draw"] = IMAGE_FILES
     checkpoint = resolve("org/draw", tmp_path)
-    assert (checkpoint.kind, checkpoint.name) == ("diffusers", "org/draw")
+    assert (checkpoint.layout, checkpoint.name) == ("diffusers", "org/draw")
     files = [p for p in checkpoint.path.rglob("*") if p.is_file()]
     assert sorted(p.relative_to(checkpoint.path).as_posix() for p in files) == [
         "model_index.json",
@@ -326,7 +326,7 @@ def test_one_file_of_an_image_model(local_hub: Any, tmp_path: Path) -> None:
     content = b"\x02" + bytes(7) + b"{}"
     local_hub.repos["org/draw"] = IMAGE_FILES | {"v1-5-pruned.safetensors": content}
     checkpoint = resolve("org/draw:v1-5-pruned.safetensors", tmp_path)
-    assert (checkpoint.kind, checkpoint.name) == ("single_file", "v1-5-pruned")
+    assert (checkpoint.layout, checkpoint.name) == ("single_file", "v1-5-pruned")
     assert checkpoint.path.read_bytes() == content
     assert local_hub.asked("GET", "diffusion_pytorch_model.safetensors") == []
 
@@ -348,7 +348,7 @@ def test_an_image_model_that_another_tool_fetched(
     local_hub.repos["org/draw"] = IMAGE_FILES
     huggingface_hub.snapshot_download("org/draw", ignore_patterns=missing)
     if missing is None:
-        assert resolve("org/draw", tmp_path, offline=True).kind == "diffusers"
+        assert resolve("org/draw", tmp_path, offline=True).layout == "diffusers"
         return
     with pytest.raises(ModelNotFound):
         resolve("org/draw", tmp_path, offline=True)

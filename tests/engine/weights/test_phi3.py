@@ -79,7 +79,7 @@ def test_folder_and_gguf_give_the_logits_of_transformers(
         expected = theirs(torch.tensor([text])).logits[0]
     for checkpoint in (in_folder, in_gguf):
         error = (logits(checkpoint, text) - expected).abs().max() / expected.abs().max()
-        assert error < 2e-5, f"{checkpoint.kind}: {error}, seed {seed}"
+        assert error < 2e-5, f"{checkpoint.layout}: {error}, seed {seed}"
     read, read_gguf = (load_model_config(c) for c in (in_folder, in_gguf))
     assert without_factor(read) == without_factor(read_gguf)
     factors = [

