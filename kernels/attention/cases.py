@@ -29,6 +29,8 @@ class Case:
     interleaved: bool = True
     """Whether heads are slices of the last dimension, as projections leave them."""
     scale: float = 1.0
+    slack: float = 0.0
+    """Added to the tolerance."""
 
 
 CASES = (
@@ -41,7 +43,8 @@ CASES = (
     Case("odd", 2, 3, 7, 5, 33),
     Case("one_of_each", 1, 1, 1, 1, 1),
     Case("heads_first", 2, 3, 6, 18, 48, interleaved=False),
-    Case("sharp", 2, 2, 33, 65, 64, scale=30.0),
+    # Scores reach 140: their rounding alone changes weights by 3e-5, in 1 of 1000 draws.
+    Case("sharp", 2, 2, 33, 65, 64, scale=30.0, slack=8e-5),
     Case("no_rows", 0, 2, 4, 4, 32),
     Case("no_queries", 2, 2, 0, 4, 32),
 )
