@@ -41,7 +41,7 @@ class Order:
 class TrainingOrder(Order):
     """An order to train an adapter. The adapter is always trained in float32."""
 
-    carried_out_by = "engine.training.run:carry_out"
+    carried_out_by = "engine.commands.training.run:carry_out"
     uses_operations = False
     task: Task = knob(help="What the model makes: text or images.")
     model: str = knob("", "Model to adapt, as in serve.")
@@ -96,7 +96,7 @@ class QuantizingOrder(Order):
     """An order for a checkpoint with fewer bits per weight. `output` does not exist yet; None
     leaves a number to the method."""
 
-    carried_out_by = "engine.quantizing.order:carry_out"
+    carried_out_by = "engine.commands.quantizing.order:carry_out"
     uses_operations = False
     model: str = knob(help="Model to quantize, as in serve.")
     method: str = knob(help="int8, int4, gptq, awq, or gguf- and a type, such as gguf-q4_k_m.")
@@ -128,7 +128,7 @@ class MeasuringOrder(Order):
         save: write the result beside the model's weights; needs an original.
     """
 
-    carried_out_by = "engine.quality.measurement:measure"
+    carried_out_by = "engine.commands.quality.measurement:measure"
     model: str
     against: str | None = None
     text: Path

@@ -25,9 +25,9 @@ from engine.diffusion.drawing import Drawing, DrawingSource
 from engine.diffusion.scheduler import Entry, StepDecision, StepScheduler
 from engine.errors import QueueFull
 from engine.runtime.fault import answer_for, raise_if_poisoned
-from engine.scheduling.adapter_queue import AdapterQueue
-from engine.scheduling.policy import create_policy
-from engine.scheduling.queue import WaitingQueue
+from engine.turns.adapter_queue import AdapterQueue
+from engine.turns.policy import create_policy
+from engine.turns.queue import WaitingQueue
 
 _RESULT, _BETWEEN = -1, -2
 """Markers in decode keys in place of a preview's index: the finished picture, and the picture that

@@ -16,8 +16,8 @@ from engine.contract.embed import (
 from engine.contract.request import FinishReason
 from engine.models.sentence_encoder import Embedder
 from engine.runtime.fault import Unusable
-from engine.scheduling.queue import WaitingQueue
 from engine.turns.engine import TurnLimits, TurnsEngine
+from engine.turns.queue import WaitingQueue
 from engine.turns.work import Pending, Turn, Work
 
 

@@ -23,7 +23,7 @@ from engine.llm.executor import Executor, LaunchedStep
 from engine.llm.runner.preparation import Preparation
 from engine.llm.scheduler import Scheduler
 from engine.runtime.fault import answer_for
-from engine.scheduling.adapter_queue import AdapterQueue
+from engine.turns.adapter_queue import AdapterQueue
 
 NAP_S = 0.005
 """How long to wait for a grammar or an adapter when there is nothing else to do. Messages wait as

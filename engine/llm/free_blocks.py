@@ -4,7 +4,7 @@ from engine.llm.cache.kv_cache import BlockPool
 from engine.llm.cache.sequence_blocks import SequenceBlocks
 from engine.llm.request import Sequence
 from engine.llm.sequences import Sequences
-from engine.scheduling.policy import SchedulingPolicy
+from engine.turns.policy import SchedulingPolicy
 
 
 class FreeBlocks:

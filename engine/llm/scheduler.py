@@ -61,7 +61,7 @@ from engine.llm.groups.group_classes import check_beside
 from engine.llm.request import ActiveRequest, Group, Sequence, Status, check_length
 from engine.llm.sequences import Sequences
 from engine.runtime.fault import answer_for, failed_row, raise_if_poisoned
-from engine.scheduling.policy import create_policy
+from engine.turns.policy import create_policy
 
 _PARTS_OF_BUDGET = 4
 """A long prompt leaves one of this many parts of the budget to those behind it."""

@@ -16,8 +16,8 @@ from engine.llm.cache.sequence_blocks import SequenceBlocks
 from engine.llm.groups.group_classes import create_groups
 from engine.llm.repetition import RepetitionDetector
 from engine.llm.request import ActiveRequest, Sequence, Status
-from engine.scheduling.policy import SchedulingPolicy
-from engine.scheduling.queue import WaitingQueue
+from engine.turns.policy import SchedulingPolicy
+from engine.turns.queue import WaitingQueue
 
 
 class Sequences:

@@ -16,8 +16,8 @@ from engine.matting.job import Job
 from engine.matting.network import Network
 from engine.matting.trimap import Trimap, check_trimap
 from engine.pictures.arrays import array_of
-from engine.scheduling.queue import WaitingQueue
 from engine.turns.engine import TurnLimits, TurnsEngine
+from engine.turns.queue import WaitingQueue
 from engine.turns.work import Pending, Turn, Work
 
 WORK_BYTES = 1 << 30

@@ -1,1 +1,2 @@
-"""An engine for requests that take turns, such as images that are enlarged tile by tile."""
+"""Whose turn is next: the policy and the waiting queue of every engine, and an engine for requests
+that take turns, such as images that are enlarged tile by tile."""

@@ -16,8 +16,8 @@ from engine.contract.request import EventT
 from engine.contract.worker_settings import Policy
 from engine.errors import ModelLoadError, QueueFull
 from engine.runtime.fault import answer_for
-from engine.scheduling.policy import create_policy
-from engine.scheduling.queue import WaitingQueue
+from engine.turns.policy import create_policy
+from engine.turns.queue import WaitingQueue
 from engine.turns.work import Pending, RequestT, Turn, TurnStatsT, Work
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from engine.contract.request import EventT, Request, TurnStats
-from engine.scheduling.queue import WaitingQueue
+from engine.turns.queue import WaitingQueue
 
 RequestT = TypeVar("RequestT", bound=Request[Any], contravariant=True)
 PendingT = TypeVar("PendingT", bound="Pending")

@@ -15,8 +15,8 @@ from engine.contract.enlarge import UpscaleEvent, UpscaleRequest, UpscaleStats
 from engine.contract.request import FinishReason
 from engine.errors import InvalidParameter
 from engine.runtime.fault import Unusable
-from engine.scheduling.queue import WaitingQueue
 from engine.turns.engine import TurnLimits, TurnsEngine
+from engine.turns.queue import WaitingQueue
 from engine.turns.work import Pending, Turn, Work
 from engine.upscaling.network import NetworkFacts
 from engine.upscaling.picture import Picture, rim_of

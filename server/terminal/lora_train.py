@@ -1,4 +1,4 @@
-"""`tandem lora-train`: trains an adapter in a separate process, `engine.training`."""
+"""`tandem lora-train`: trains an adapter in a separate process, `engine.commands.training`."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping

@@ -25,7 +25,8 @@ from server.terminal.client import ServerProblem, fetch
 def served_report(
     client: httpx.Client, model: str, text: str, file: ScoredFile, tell: Tell
 ) -> dict[str, Any]:
-    """A report like that of `engine.quality.measurement.measure`, without the memory of weights.
+    """A report like that of `engine.commands.quality.measurement.measure`, without the memory of
+    weights.
 
     Raises:
         ServerProblem: no server answers, or it lacks what is needed.

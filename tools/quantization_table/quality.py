@@ -13,15 +13,15 @@ from typing import Any, cast
 import gguf
 import torch
 
+from engine.commands.quality.scored_model import ScoredModel, find_model, load_model
+from engine.commands.quality.scoring import passage_scores
+from engine.commands.quantizing.order import size_of
 from engine.contract.knob import GIB
 from engine.contract.orders import PlanningOrder
 from engine.contract.settings import EngineConfig
 from engine.contract.text_settings import Quantization
 from engine.planning.planner import make_plan
 from engine.processes.telling_host import TellingHost
-from engine.quality.scored_model import ScoredModel, find_model, load_model
-from engine.quality.scoring import passage_scores
-from engine.quantizing.order import size_of
 from engine.runtime.device import machine_facts
 from engine.text.scores.passages import ScoredFile
 from engine.text.scores.sums import text_report

@@ -16,7 +16,7 @@ from engine.errors import (
 )
 from engine.lora.shelf import AdapterLimits, ReadAdapter, Shelf
 from engine.lora.source import Source
-from engine.scheduling.adapter_queue import AdapterQueue
+from engine.turns.adapter_queue import AdapterQueue
 
 REPORT = AdapterReport(num_layers=1, ranks=(1,))
 

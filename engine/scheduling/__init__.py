@@ -1,1 +1,0 @@
-"""The scheduling policies and waiting queues of every engine."""
