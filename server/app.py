@@ -23,7 +23,6 @@ from server.http.admission import Admission, Places
 from server.http.lifecycle import Lifecycle
 from server.http.live_requests import LiveRequests
 from server.images.jobs import ImageJobs
-from server.images.picture_budget import PictureBudget
 from server.images.picture_processes import PictureProcesses
 from server.images.pictures import Pictures
 from server.images.store import ImageStore
@@ -120,8 +119,7 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
             max_bytes=settings.image_store_bytes, ttl_s=settings.image_url_ttl_s
         ),
         pictures=Pictures(
-            PictureProcesses(settings.max_image_input_pixels),
-            PictureBudget(settings.max_decoded_image_bytes),
+            PictureProcesses(settings.max_image_input_pixels), settings.max_decoded_image_bytes
         ),
         responses=ResponseStore(
             max_bytes=settings.response_store_bytes,

@@ -105,6 +105,10 @@ def draw(
     negative_prompt: Annotated[
         str | None, typer.Option(help="What the picture must not show.")
     ] = None,
+    then: Annotated[
+        list[str] | None,
+        typer.Option(help="What to do with the drawn picture: enlarge or matte. Repeatable."),
+    ] = None,
     model: PictureModel = None,
     url: Url = None,
     api_key: ApiKey = None,
@@ -116,6 +120,7 @@ def draw(
         seed=seed,
         num_inference_steps=steps,
         negative_prompt=negative_prompt,
+        then=[{"operation": operation} for operation in then] if then else None,
         model=model,
     )
     _fetch_picture("/v1/images/generations", fields, None, output, "drawing", url, api_key)

@@ -41,11 +41,17 @@ class Lease:
     before its response starts, gives its places back when it is collected.
     """
 
-    def __init__(self, admission: "Admission", model: str, num_places: int) -> None:
+    def __init__(self, admission: "Admission | None", model: str, num_places: int) -> None:
         self.num_places = num_places
-        self._admission: Admission | None = admission
+        self._admission = admission
         self._model = model
-        admission._enter(model, num_places)
+        if admission is not None:
+            admission._enter(model, num_places)
+
+    @classmethod
+    def within(cls, model: str) -> "Lease":
+        """A place that another lease holds and gives back."""
+        return cls(None, model, 1)
 
     def release(self) -> None:
         """Give the places back. Idempotent."""

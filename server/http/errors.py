@@ -286,7 +286,7 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 
 def explained(error: Mapping[str, Any], location: Sequence[int | str]) -> tuple[str | None, str]:
     """The field that one of pydantic's errors is about, and a message that says what is wrong."""
-    param = _sanitised(field_path([p for p in location if p != "[key]"])) or None
+    param = _sanitised(field_path([p for p in location if not str(p).startswith("[")])) or None
     return param, f"{param or 'the body'}: {_explain(error)}"
 
 

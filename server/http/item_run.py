@@ -62,9 +62,10 @@ class ItemRun(EngineRun, Generic[EventT]):
                     if self._is_cancelled:
                         break
                     check_event(event)
-                    event = await self._completed(event)
-                    self._take(event)
-                    yield event
+                    async with aclosing(self._followed(event)) as followed:
+                        async for event in followed:
+                            self._take(event)
+                            yield event
                     if self._num_open == 0:
                         return
             raise cancelled() if self._is_cancelled else cut_short()
@@ -98,9 +99,9 @@ class ItemRun(EngineRun, Generic[EventT]):
             fraction=None if self._fraction_of is None else self._fraction,
         )
 
-    async def _completed(self, event: EventT) -> EventT:
-        """The event, with what the server adds to an item's result."""
-        return event
+    async def _followed(self, event: EventT) -> AsyncGenerator[EventT, None]:
+        """Yields an event of the engine, and further events that come before the next one."""
+        yield event
 
     def _take(self, event: EventT) -> None:
         """Record an event."""

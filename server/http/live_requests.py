@@ -20,6 +20,8 @@ class Progress:
 
     Attributes:
         fraction: share of the work that is done, 0 to 1.
+        operation: what is done now, if a request may have several stages.
+        stage: number of that stage.
     """
 
     is_begun: bool
@@ -28,6 +30,8 @@ class Progress:
     num_prompt_tokens: int | None = None
     num_generated_tokens: int | None = None
     fraction: float | None = None
+    operation: str | None = None
+    stage: int | None = None
 
     @property
     def is_over(self) -> bool:

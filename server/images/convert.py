@@ -170,7 +170,7 @@ def _params(
         width=width,
         height=height,
         num_inference_steps=_num_steps(body, denoising),
-        seed=_seed(body, per_setting),
+        seed=first_seed(body.seed, per_setting),
         n=n,
         negative_prompt=_or(body.negative_prompt, ""),
         guidance_scale=_or(body.guidance_scale, _default_guidance(task, denoising)),
@@ -282,21 +282,22 @@ def _num_steps(body: ImageFields, denoising: DenoisingFacts) -> int:
     return max(1, math.ceil(denoising.default_steps * _QUALITY_STEPS[_or(body.quality, "auto")]))
 
 
-def new_seed() -> int:
-    """A random seed, short enough to type."""
-    return secrets.randbelow(1 << 32)
+def first_seed(seed: int | None, n: int) -> int:
+    """The seed of the first of n images: the requested one, or a random one that is short enough to
+    type.
 
-
-def _seed(body: ImageFields, n: int) -> int:
-    if body.seed is None:
-        return new_seed()
-    if body.seed + n - 1 > INT64_MAX:
+    Raises:
+        InvalidParameter: the last image's seed would be too large.
+    """
+    if seed is None:
+        return secrets.randbelow(1 << 32)
+    if seed + n - 1 > INT64_MAX:
         raise InvalidParameter(
             f"image i uses seed + i, and seed + {n - 1} is above the limit, {INT64_MAX}; use a "
             "smaller seed",
             param="seed",
         )
-    return body.seed
+    return seed
 
 
 def _strength(body: ImageFields, task: ImageTask) -> float:

@@ -6,9 +6,11 @@ cannot be guessed: whoever knows one may ask. Event loop only.
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from engine.contract.draw import ImageEvent, ImageRequest
+from engine.contract.operations import DRAW
 from engine.errors import EngineError, RequestAborted
 from server.http.errors import status_row
 from server.http.expiring import ExpiringTable
@@ -22,10 +24,29 @@ ENDED_JOB_TTL_S = 3600.0
 _LIVE = (JobStatus.QUEUED, JobStatus.RUNNING)
 
 
-class ImageJob:
-    """The progress of one request. `abort` ends it in the engine."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageEvent(ImageEvent):
+    """What a stage after the drawing did. `step` and `num_steps` count the stage's own work."""
 
-    def __init__(self, request: ImageRequest, abort: Callable[[], Awaitable[None]]) -> None:
+    operation: str
+    number: int
+    """Number of the stage; the drawing is 0."""
+
+
+class ImageJob:
+    """The progress of one request.
+
+    Args:
+        abort: ends it in the engine.
+        num_stages: number of stages after the drawing. Each counts as much as the drawing.
+    """
+
+    def __init__(
+        self,
+        request: ImageRequest,
+        abort: Callable[[], Awaitable[None]],
+        num_stages: int = 0,
+    ) -> None:
         self.id = request.request_id
         self.model = request.model
         self.priority = request.priority
@@ -36,6 +57,10 @@ class ImageJob:
         self._steps = [0] * request.params.n
         self._steps_per_image = steps_to_run(request.params)
         self._num_finished = 0
+        self._num_stages = num_stages
+        self._followed = [0.0] * request.params.n
+        """Stages after the drawing that are done, of each image."""
+        self._operation, self._stage = DRAW.name, 0
         self._error: str | None = None
 
     @property
@@ -47,11 +72,17 @@ class ImageJob:
         if not self.is_live:
             return
         self.status = JobStatus.RUNNING
+        if isinstance(event, StageEvent):
+            self._operation, self._stage = event.operation, event.number
+            self._followed[event.index] = event.number - 1 + event.step / event.num_steps
+            return
+        self._operation, self._stage = DRAW.name, 0
         if event.num_steps:
             self._steps_per_image = event.num_steps
         self._steps[event.index] = max(self._steps[event.index], event.step)
         if event.image is not None:
             self._steps[event.index] = self._steps_per_image
+            self._followed[event.index] = self._num_stages
             self._num_finished += 1
 
     def end(self, error: BaseException | None) -> None:
@@ -83,6 +114,8 @@ class ImageJob:
             num_results=len(self._steps),
             num_finished=self._num_finished,
             fraction=self._fraction(),
+            operation=self._operation,
+            stage=self._stage,
         )
 
     def answer(self, queue_position: int | None) -> ImageJobAnswer:
@@ -97,6 +130,8 @@ class ImageJob:
             step=sum(self._steps),
             num_steps=len(self._steps) * self._steps_per_image,
             progress=self._fraction(),
+            operation=self._operation,
+            stage=self._stage,
             queue_position=queue_position,
             seed=self._seed,
             error=self._error,
@@ -105,7 +140,8 @@ class ImageJob:
     def _fraction(self) -> float:
         if self.status is JobStatus.COMPLETED:
             return 1.0
-        return min(1.0, round(sum(self._steps) / len(self._steps) / self._steps_per_image, 4))
+        done = sum(self._steps) / self._steps_per_image + sum(self._followed)
+        return min(1.0, round(done / len(self._steps) / (1 + self._num_stages), 4))
 
 
 class ImageJobs:

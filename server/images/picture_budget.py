@@ -34,12 +34,7 @@ class PictureBudget:
         Raises:
             InvalidParameter: there is never so much room.
         """
-        if num_bytes > self._max_bytes:
-            raise InvalidParameter(
-                f"the pictures of the request take {num_bytes} bytes once decoded; the limit for "
-                f"all requests is {self._max_bytes} bytes (max_decoded_image_bytes); send fewer "
-                "or smaller pictures"
-            )
+        self.check(num_bytes)
         self._num_asked += 1
         waiter = _Waiter(
             (priority, self._num_asked),
@@ -56,6 +51,19 @@ class PictureBudget:
             self._leave(waiter)
             raise
         return PictureShare(self, model, num_bytes)
+
+    def check(self, num_bytes: int) -> None:
+        """Check that one request may take this much.
+
+        Raises:
+            InvalidParameter: there is never so much room.
+        """
+        if num_bytes > self._max_bytes:
+            raise InvalidParameter(
+                f"the pictures of the request take {num_bytes} bytes once decoded; the limit for "
+                f"all requests is {self._max_bytes} bytes (max_decoded_image_bytes); send fewer "
+                "or smaller pictures"
+            )
 
     def _serve(self) -> None:
         blocked: set[str] = set()

@@ -67,11 +67,13 @@ class Pictures:
 
     Attributes:
         budget: the limit on the memory of all of them.
+        between: the same for pictures between two stages of their request. A request that has
+            taken memory there never waits for `budget`, so requests cannot wait for each other.
     """
 
-    def __init__(self, processes: PictureProcesses, budget: PictureBudget) -> None:
+    def __init__(self, processes: PictureProcesses, max_bytes: int) -> None:
         self._processes = processes
-        self.budget = budget
+        self.budget, self.between = PictureBudget(max_bytes), PictureBudget(max_bytes)
 
     async def open(
         self,

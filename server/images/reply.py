@@ -7,12 +7,14 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from engine.contract.draw import ImageEvent
+from engine.contract.operations import DRAW
 from engine.contract.pixels import Pixels
 from server.http.reply import Reply
 from server.http.shape import Shape, encode
 from server.http.sse import named_event
 from server.images.convert import ImageOrder
 from server.images.hires import hires_fields
+from server.images.jobs import StageEvent
 from server.images.run import FileOptions, ImageRun
 from server.images.store import Keep
 from server.protocol.image_answers import (
@@ -23,6 +25,7 @@ from server.protocol.image_answers import (
     ImageTokens,
     ImageUsage,
     PartialImageEvent,
+    StageProgressEvent,
 )
 
 
@@ -53,6 +56,7 @@ class ImageReply(Reply):
         self._options = options
         self._prefix = event_prefix
         self._block = block
+        self._tells_stages = run.chain is not None and bool(run.chain.stages)
         self._created = int(time.time())
         self._num_input_tokens = sum(self._tokens(*size) for size in inputs)
         self._input_counted = False
@@ -90,10 +94,13 @@ class ImageReply(Reply):
                     yield await self._partial(event, event.preview)
                 if event.image is not None:
                     yield await self._completed(event, event.image)
+                elif self._tells_progress(event):
+                    yield self._progress(event)
 
     async def _partial(self, event: ImageEvent, pixels: Pixels) -> bytes:
         file = await self._image_run.encode(pixels, self._options, None)
         name = f"{self._prefix}.partial_image"
+        operation, stage = _stage_of(event)
         body = PartialImageEvent(
             type=name,
             b64_json=await asyncio.to_thread(_base64, file),
@@ -106,8 +113,27 @@ class ImageReply(Reply):
             index=event.index,
             step=event.step,
             num_steps=event.num_steps,
+            operation=operation,
+            stage=stage,
         )
         return named_event(name, encode(body))
+
+    def _tells_progress(self, event: ImageEvent) -> bool:
+        # A preview of the drawing comes when it is decoded, and has the step that it shows.
+        is_current = event.preview is None or isinstance(event, StageEvent)
+        return self._tells_stages and event.num_steps > 0 and is_current
+
+    def _progress(self, event: ImageEvent) -> bytes:
+        operation, stage = _stage_of(event)
+        body = StageProgressEvent(
+            type=f"{self._prefix}.progress",
+            id=self._image_run.id,
+            index=event.index,
+            operation=operation,
+            stage=stage,
+            progress=round(event.step / event.num_steps, 4),
+        )
+        return named_event(body.type, encode(body))
 
     async def _completed(self, event: ImageEvent, pixels: Pixels) -> bytes:
         seed = self._seed(event)
@@ -127,6 +153,7 @@ class ImageReply(Reply):
             index=event.index,
             seed=seed,
             made_with=dict(self._image_run.order.made_with),
+            then=self._image_run.then(event.index),
             warnings=list(dict.fromkeys([*self._image_run.order.warnings, *event.warnings])),
         )
         return named_event(name, encode(body))
@@ -153,6 +180,7 @@ class ImageReply(Reply):
             scheduler=order.scheduler,
             hires=_hires(order),
             made_with=dict(order.made_with),
+            then=self._image_run.then(0),
             warnings=warnings,
         )
 
@@ -180,6 +208,11 @@ class ImageReply(Reply):
 
     def _tokens(self, width: int, height: int) -> int:
         return -(-width // self._block) * -(-height // self._block)
+
+
+def _stage_of(event: ImageEvent) -> tuple[str, int]:
+    """The operation and the number of the stage that an event is about."""
+    return (event.operation, event.number) if isinstance(event, StageEvent) else (DRAW.name, 0)
 
 
 def _base64(data: bytes) -> str:

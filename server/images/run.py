@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +15,10 @@ from server.http.admission import Lease
 from server.http.engine_run import cancelled
 from server.http.item_run import ItemRun
 from server.http.live_requests import Progress
+from server.images.chain import Chain
 from server.images.convert import ImageOrder
 from server.images.files import encode_image
-from server.images.jobs import ImageJob, ImageJobs
+from server.images.jobs import ImageJob, ImageJobs, StageEvent
 from server.images.metrics import ImageMeter
 from server.images.replay import replay_fields
 from server.protocol.image_answers import BackgroundName, OutputFormatName
@@ -33,15 +35,12 @@ class FileOptions:
     """The background of the finished pictures."""
 
 
-Finish = Callable[[Pixels], Coroutine[Any, Any, tuple[Pixels, tuple[str, ...]]]]
-"""Changes a drawn picture before it is sent; may add warnings."""
-
-
 class ImageRun(ItemRun[ImageEvent]):
     """A request for images, which is also a job.
 
     Attributes:
         order: what the engine has been sent, without its pictures.
+        chain: the stages after the drawing, if there are any.
     """
 
     order: ImageOrder
@@ -53,13 +52,13 @@ class ImageRun(ItemRun[ImageEvent]):
         self._image_meter = meter
         self._jobs = jobs
         self._job: ImageJob | None = None
-        self._finish: Finish | None = None
+        self.chain: Chain | None = None
 
-    def begin(self, order: ImageOrder, finish: Finish | None = None) -> None:
+    def begin(self, order: ImageOrder, chain: Chain | None = None) -> None:
         """Send the order to the engine.
 
         Args:
-            finish: changes each picture before it is sent.
+            chain: the stages after the drawing.
 
         Raises:
             Draining, UnknownModel, ModelNotReady: close this.
@@ -67,9 +66,10 @@ class ImageRun(ItemRun[ImageEvent]):
         self.submit(order.request)
         # The engine has the pictures; here they would stay in memory as long as the request.
         self.order = replace(order, request=replace(order.request, images=[], mask=None))
-        self._finish = finish
+        self.chain = chain
         self._image_meter.begin(self.order.request)
-        self._job = ImageJob(self.order.request, self.cancel)
+        num_stages = 0 if chain is None else len(chain.stages)
+        self._job = ImageJob(self.order.request, self.cancel, num_stages)
         self._jobs.add(self._job)
 
     async def encode(
@@ -84,6 +84,7 @@ class ImageRun(ItemRun[ImageEvent]):
         metadata = None
         if options.with_metadata and seed is not None:
             metadata = replay_fields(self.order, seed, index)
+            metadata |= {"then": then} if (then := self.then(index)) else {}
         start_s = time.perf_counter()
         try:
             data = await asyncio.to_thread(
@@ -94,6 +95,11 @@ class ImageRun(ItemRun[ImageEvent]):
             raise
         self._image_meter.on_file(time.perf_counter() - start_s)
         return data
+
+    def then(self, index: int) -> list[dict[str, Any]]:
+        """The stages after the drawing, by the names of the request that makes the image of that
+        number again."""
+        return [] if self.chain is None else self.chain.settings(index)
 
     def progress(self) -> Progress:
         return super().progress() if self._job is None else self._job.progress()
@@ -108,14 +114,22 @@ class ImageRun(ItemRun[ImageEvent]):
             self._job.end(cancelled())
         await super().cancel()
 
-    async def _completed(self, event: ImageEvent) -> ImageEvent:
-        if self._finish is None or event.image is None:
-            return event
-        image, warnings = await self.perform(self._finish(event.image))
-        return replace(event, image=image, warnings=(*event.warnings, *warnings))
+    async def _followed(self, event: ImageEvent) -> AsyncGenerator[ImageEvent, None]:
+        if self.chain is None or event.image is None:
+            yield event
+            return
+        async with aclosing(self.chain.follow(event, self)) as events:
+            async for event in events:
+                yield event
+
+    async def _abort(self) -> None:
+        await super()._abort()
+        if self.chain is not None:
+            await self.chain.cancel()
 
     def _take(self, event: ImageEvent) -> None:
-        super()._take(event)
+        if not isinstance(event, StageEvent):
+            super()._take(event)
         if self._job is not None:
             self._job.on_event(event)
 

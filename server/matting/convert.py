@@ -10,20 +10,19 @@ from server.images.files import encode_image
 from server.images.picture_wire import Reading
 from server.images.pictures import Pictures
 from server.protocol.image_inputs import UploadedImage
-from server.protocol.matting import MatteAnswer, MatteData, MatteRequest
+from server.protocol.matting import MatteAnswer, MatteData, MatteFields, MatteRequest
 
 
-async def matting_request(
+async def read_files(
     body: MatteRequest,
     pictures: Pictures,
     run: EngineRun,
     *,
-    request_id: str,
     model: str,
     max_pixels: int,
     priority: int,
-) -> MattingRequest:
-    """Decode all pictures, once there is room for them.
+) -> dict[str, Pixels]:
+    """Decode all pictures, once there is room for them. Returns them by the names of their fields.
 
     Args:
         max_pixels: limit of each picture.
@@ -43,17 +42,30 @@ async def matting_request(
         if reference is not None
     ]
     decoded = await pictures.decode(files, run, model, priority)
-    found = dict(zip([file.param for file in files], decoded, strict=True))
+    return dict(zip([file.param for file in files], decoded, strict=True))
+
+
+def matting_request(
+    body: MatteFields,
+    image: Pixels,
+    *,
+    request_id: str,
+    model: str,
+    priority: int,
+    trimap: Pixels | None = None,
+    background_image: Pixels | None = None,
+) -> MattingRequest:
+    """The engine's request."""
     return MattingRequest(
         request_id=request_id,
         model=model,
-        image=found["image"],
-        trimap=found.get("trimap"),
+        image=image,
+        trimap=trimap,
         box=None if body.box is None else (body.box[0], body.box[1], body.box[2], body.box[3]),
         points=[Point(x=p.x, y=p.y, is_subject=p.label == 1) for p in body.points or []],
         output=MattingOutput(body.result),
         colour=body.colour,
-        background=found.get("background_image"),
+        background=background_image,
         priority=priority,
         arrival_time_s=time.time(),
     )

@@ -1,6 +1,5 @@
 """Drawing, editing and varying images."""
 
-import math
 from functools import partial
 
 from fastapi import Request, Response
@@ -10,15 +9,16 @@ from server.http.admission import Lease
 from server.http.engine_run import new_id
 from server.http.shape import Shape
 from server.images.convert import ImageLimits, image_order
+from server.images.files import check_sides
 from server.images.inputs import ImageInputs, read_inputs
 from server.images.kind import SERVED_IMAGES
 from server.images.metrics import ImageMetrics
 from server.images.reply import ImageReply
 from server.images.run import FileOptions, ImageRun
 from server.images.task import choose_task
+from server.operations.chain import background_after, begin_chain
 from server.operations.exchange import Exchange
 from server.operations.keeping import keeper
-from server.operations.matte import create_cutter
 from server.protocol.common import RequestBody
 from server.protocol.images import ImageFields, ImageInputFields
 from server.state import AppState
@@ -73,6 +73,7 @@ async def _draw(
 ) -> ImageReply:
     """Decode and convert a request, and send it to the engine."""
     state, info, settings = exchange.state, exchange.info, exchange.state.settings
+    chain = await begin_chain(body, run, info, state, exchange.priority)
     limits = ImageLimits.of(settings)
     inputs = ImageInputs()
     if isinstance(body, ImageInputFields):
@@ -91,18 +92,17 @@ async def _draw(
     )
     exchange.log_prompts(prompt=order.request.prompt)
     params = order.request.params
-    num_pixels = math.prod(params.result_size)
-    keep = keeper(body, exchange.request, state, num_pixels=num_pixels, num_images=params.n)
-    cutter = None
-    if body.background == "transparent":
-        cutter = await create_cutter(state, params.n, exchange.priority)
-        run.hold(cutter.places)
-    run.begin(order, cutter)
+    width, height = params.result_size
+    if chain is not None:
+        width, height = chain.plan(width, height, params.n)
+        check_sides(body.file_format, width, height)
+    keep = keeper(body, exchange.request, state, num_pixels=width * height, num_images=params.n)
+    run.begin(order, chain)
     options = FileOptions(
         output_format=body.file_format,
         compression=body.file_quality,
         with_metadata=settings.image_metadata,
-        background="opaque" if cutter is None else "transparent",
+        background=background_after(body),
     )
     return ImageReply(
         run,

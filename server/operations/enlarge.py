@@ -1,31 +1,22 @@
 """Enlarging images, by models made for it or by models that draw."""
 
 from functools import partial
+from typing import Any
 
 from fastapi import Request, Response
 
-from engine.contract.enlarge import UpscaleEvent, UpscaleModelInfo
-from server.http.item_metrics import ItemMetrics
-from server.http.item_run import ItemRun
 from server.http.shape import Shape
-from server.images.convert import ImageLimits
+from server.images.files import check_sides
 from server.images.kind import SERVED_IMAGES
-from server.images.run import ImageRun
-from server.operations.draw import ImageExchange, image_run
+from server.operations.draw import image_run
 from server.operations.exchange import Exchange, item_run
 from server.operations.keeping import keeper
 from server.protocol.common import RequestBody
+from server.protocol.image_inputs import ImageReference
 from server.protocol.upscaling import UpscaleFacts, UpscaleImageRequest
 from server.state import AppState
-from server.upscaling.convert import (
-    Tiling,
-    UpscaleLimits,
-    read_image,
-    scale_of,
-    tiling,
-    upscale_request,
-)
-from server.upscaling.drawing import drawing_model, drawing_order, read_small, upscale_events
+from server.upscaling.convert import TiledEnlarging, fraction_of
+from server.upscaling.drawing import DrawnEnlarging, Enlarging, drawing_model
 from server.upscaling.kind import SERVED_UPSCALING
 from server.upscaling.reply import UpscaleReply
 from server.upscaling.result import ResultFile
@@ -45,80 +36,42 @@ async def answer_upscaling(
         drawn = await Exchange.begin(
             SERVED_IMAGES, body, request, state, info=drawing, sent=sent, shape=shape
         )
+        by_drawing = DrawnEnlarging(body, drawing, state.settings)
+        drawn.log_prompts(prompt=body.prompt or "")
         images = image_run(drawn, 1)
-        return await drawn.reply(images, partial(_draw, drawn, images, body))
+        return await drawn.reply(images, partial(_enlarge, drawn, images, body, by_drawing))
     exchange = await Exchange.begin(SERVED_UPSCALING, body, request, state, sent=sent, shape=shape)
-    scale, cut = scale_of(body, exchange.info), tiling(body, exchange.info)
-    run = item_run(exchange, "upscale", fraction_of=_fraction)
+    tiled = TiledEnlarging(body, exchange.info, state.settings)
+    run = item_run(exchange, "upscale", fraction_of=fraction_of)
     exchange.name(run)
-    return await exchange.reply(run, partial(_enlarge, exchange, run, body, scale, cut))
-
-
-def _fraction(event: UpscaleEvent) -> float:
-    return round(event.tile / event.num_tiles, 4)
+    return await exchange.reply(run, partial(_enlarge, exchange, run, body, tiled))
 
 
 async def _enlarge(
-    exchange: Exchange[UpscaleModelInfo, ItemMetrics],
-    run: ItemRun[UpscaleEvent],
+    exchange: Exchange[Any, Any],
+    run: Any,
     body: UpscaleImageRequest,
-    scale: float,
-    cut: Tiling,
+    enlarging: Enlarging,
 ) -> UpscaleReply:
-    """Decode and convert a request, and send it to the engine."""
-    limits = UpscaleLimits.of(exchange.state.settings)
-    image = await read_image(
-        body, exchange.info, limits, exchange.state.pictures, run, exchange.priority
-    )
-    order = upscale_request(
-        body, image, exchange.info, cut, request_id=run.id, priority=exchange.priority
-    )
+    """Decode the image, if its result is within the limits, and send it to the engine."""
+    pictures, priority = exchange.state.pictures, exchange.priority
+    most = exchange.state.settings.max_image_input_pixels
+    file = await pictures.open(body.image, "image", max_pixels=most)
+    width, height = enlarging.size(file.width, file.height)
+    check_sides(body.file_format, width, height)
+    [image] = await pictures.decode([file], run, exchange.info.model, priority)
+    # The file would stay in memory as long as the request.
+    body.image = ImageReference(image_url=None, file_id=None)
     facts = UpscaleFacts(
         id=run.id,
-        model=order.model,
-        size=f"{order.width}x{order.height}",
-        scale=scale,
-        tile=order.tile,
-        overlap=order.overlap,
-        exact=order.exact,
+        model=exchange.info.model,
+        size=f"{width}x{height}",
+        scale=enlarging.scale,
         num_tiles=0,
         consistency=None,
+        **enlarging.facts(),
     )
-    file = ResultFile.of(body, order.width, order.height, image.channels)
-    keep = keeper(body, exchange.request, exchange.state, num_pixels=order.width * order.height)
-    run.submit(order)
-    return UpscaleReply(run, run.events, facts, file, keep, exchange.shape)
-
-
-async def _draw(exchange: ImageExchange, run: ImageRun, body: UpscaleImageRequest) -> UpscaleReply:
-    """Like `_enlarge`, with a model that draws."""
-    state, info = exchange.state, exchange.info
-    limits = UpscaleLimits.of(state.settings)
-    image, scale = await read_small(body, info, limits, state.pictures, run, exchange.priority)
-    order = drawing_order(
-        body,
-        image,
-        scale,
-        info,
-        ImageLimits.of(state.settings),
-        request_id=run.id,
-        priority=exchange.priority,
-    )
-    params = order.request.params
-    exchange.log_prompts(prompt=order.request.prompt)
-    facts = UpscaleFacts(
-        id=run.id,
-        model=order.request.model,
-        size=f"{params.width}x{params.height}",
-        scale=scale,
-        tile=0,
-        overlap=0,
-        exact=False,
-        num_tiles=0,
-        consistency=None,
-        seed=params.seed,
-    )
-    file = ResultFile.of(body, params.width, params.height, image.channels)
-    keep = keeper(body, exchange.request, state, num_pixels=params.width * params.height)
-    run.begin(order)
-    return UpscaleReply(run, partial(upscale_events, run), facts, file, keep, exchange.shape)
+    result = ResultFile.of(body, width, height, image.channels)
+    keep = keeper(body, exchange.request, exchange.state, num_pixels=width * height)
+    enlarging.begin(run, image, priority)
+    return UpscaleReply(run, partial(enlarging.events, run), facts, result, keep, exchange.shape)

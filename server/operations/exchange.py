@@ -3,6 +3,7 @@
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from fastapi import Request, Response
@@ -173,8 +174,20 @@ def item_run(
         Draining, QueueFull: as for `Exchange.admit`.
     """
 
-    def create(lease: Lease) -> ItemRun[Any]:
-        meter = exchange.metrics.meter(exchange.info.model)
-        return ItemRun(new_id(prefix), exchange.state.engine, meter, lease, fraction_of)
-
+    create = partial(
+        run_with, exchange.state, exchange.served, exchange.info, prefix, fraction_of=fraction_of
+    )
     return exchange.admit(num_items, create)
+
+
+def run_with(
+    state: AppState,
+    served: ServedKind[InfoT, ItemMetrics],
+    info: InfoT,
+    prefix: str,
+    lease: Lease,
+    fraction_of: Callable[[Any], float] | None = None,
+) -> ItemRun[Any]:
+    """A run that holds a lease at a model, for a request or for one stage of it."""
+    meter = state.metrics.of(served).meter(info.model)
+    return ItemRun(new_id(prefix), state.engine, meter, lease, fraction_of)

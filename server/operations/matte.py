@@ -1,15 +1,19 @@
-"""Removing the background of images, sent or drawn."""
+"""Removing the background of images that clients send."""
 
 import asyncio
 
 from fastapi import Request, Response
 
 from engine.contract.matte import MattingEvent
-from engine.contract.operations import MATTE
 from server.http.item_run import ItemRun
 from server.http.shape import encode
-from server.matting.convert import drop_files, encoded, matte_answer, matting_request
-from server.matting.cutter import Cutter
+from server.matting.convert import (
+    drop_files,
+    encoded,
+    matte_answer,
+    matting_request,
+    read_files,
+)
 from server.matting.kind import SERVED_MATTING
 from server.operations.exchange import Exchange, item_run
 from server.operations.keeping import keeper
@@ -29,16 +33,18 @@ async def answer_matte(body: MatteRequest, request: Request, state: AppState) ->
     exchange.name(run)
 
     async def work() -> bytes:
-        order = await matting_request(
+        priority = exchange.priority
+        files = await read_files(
             body,
             state.pictures,
             run,
-            request_id=run.id,
             model=model,
             max_pixels=state.settings.max_image_input_pixels,
-            priority=exchange.priority,
+            priority=priority,
         )
         drop_files(body)
+        order = matting_request(body, **files, request_id=run.id, model=model, priority=priority)
+        del files
         num_pixels = order.image.width * order.image.height
         keep = keeper(body, request, state, num_pixels=num_pixels)
         [event] = await run.answers(order)
@@ -54,21 +60,6 @@ async def answer_matte(body: MatteRequest, request: Request, state: AppState) ->
         )
 
     return await exchange.answer(run, work())
-
-
-async def create_cutter(state: AppState, num_images: int, priority: int) -> Cutter:
-    """Prepare to remove the background of this many images, once they are drawn.
-
-    Args:
-        priority: the priority with which they are drawn.
-
-    Raises:
-        EngineError: there is no matting model, or no place.
-    """
-    info = await state.first_use.find(MATTE, None)
-    places = [state.admission.admit(MATTE, info.model) for _ in range(num_images)]
-    metrics = state.metrics.of(SERVED_MATTING)
-    return Cutter(state.engine, metrics, info.model, priority, places)
 
 
 def _fraction(event: MattingEvent) -> float:

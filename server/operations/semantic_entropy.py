@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 
-from engine.contract.embed import EmbeddingEvent, EmbeddingModelInfo
+from engine.contract.embed import EmbeddingModelInfo
 from engine.contract.operations import EMBED
 from engine.errors import EngineError, InvalidParameter, RequestAborted, RequestError
 from server.catalog import find_offering, names_made_for
@@ -12,8 +12,7 @@ from server.embeddings.convert import embedding_request, token_ids
 from server.embeddings.inputs import Inputs
 from server.embeddings.kind import SERVED_EMBEDDINGS
 from server.embeddings.semantic_entropy import clusters_of, entropy_of
-from server.http.engine_run import new_id
-from server.http.item_run import ItemRun
+from server.operations.exchange import run_with
 from server.protocol.answers import SemanticEntropy
 from server.protocol.chat import ChatCompletionRequest
 from server.state import AppState
@@ -87,9 +86,7 @@ async def _embeddings(
     if not texts:
         return []
     lease = await state.admission.admit_later(EMBED, info.model, len(texts), PATIENCE_S)
-    meter = state.metrics.of(SERVED_EMBEDDINGS).meter(info.model)
-    run: ItemRun[EmbeddingEvent] = ItemRun(new_id("embd"), state.engine, meter, lease)
-    async with aclosing(run):
+    async with aclosing(run_with(state, SERVED_EMBEDDINGS, info, "embd", lease)) as run:
         text = await state.texts.get(info)
         ids_of = await token_ids(Inputs({"answers": texts}), info, text, _ALL_THAT_FIT)
         asked = embedding_request(run.id, ids_of, info)

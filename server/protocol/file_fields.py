@@ -1,13 +1,30 @@
-"""The fields of all image routes that say how to write the result."""
+"""The fields that all image routes have: how to write the result, and what has no effect."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from engine.errors import InvalidParameter
 from server.protocol.common import ModelRequest
 
+MAX_PROMPT_CHARS = 4000
+MAX_STEPS = 1000
+
+NO_EFFECT_FIELDS: Mapping[str, str] = {
+    "user": "names the end user to OpenAI's abuse monitoring",
+    "safety_identifier": "names the end user to OpenAI's abuse monitoring",
+    "moderation": "how strictly OpenAI filters; nothing is filtered here",
+    "style": "a hint to DALL-E 3's prompt writer",
+    "input_fidelity": "how closely OpenAI's models keep to the input; see strength",
+    "complexity": "how long OpenAI's models plan an image",
+    "metadata": "labels a stored answer",
+    "store": "keeps the answer in OpenAI's account",
+}
+"""OpenAI fields that are accepted and, by their meaning, change no picture of this server."""
+
 OutputFormat = Literal["png", "jpeg", "webp"]
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 
 
 class FileFields(ModelRequest):
@@ -22,6 +39,8 @@ class FileFields(ModelRequest):
         description="url stores the image on this server for a while; previews in a stream are "
         "always b64_json. Default b64_json.",
     )
+
+    _no_effect: ClassVar[Mapping[str, str]] = NO_EFFECT_FIELDS
 
     @model_validator(mode="after")
     def _check_compression(self) -> Self:

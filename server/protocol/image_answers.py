@@ -87,6 +87,8 @@ class ImagesAnswer:
     """The second pass, if the request has one; `size` is then that of the second pass."""
     made_with: dict[str, Any] = field(default_factory=dict)
     """Digests of the files that drew the images, in the form that requests take."""
+    then: list[dict[str, Any]] = field(default_factory=list)
+    """The stages of the first image, in the form that requests take."""
     warnings: list[str] = field(default_factory=list)
     """Requested options that have no effect."""
 
@@ -108,6 +110,26 @@ class PartialImageEvent:
     """Index of the image among the `n`."""
     step: int
     num_steps: int
+    operation: str = "draw"
+    """What the preview shows: `draw`, or the operation of a stage of `then`."""
+    stage: int = 0
+    """Number of that stage: 0 is the drawing."""
+
+
+@dataclass(slots=True, kw_only=True)
+class StageProgressEvent:
+    """How far an image is on its way through the stages of `then`."""
+
+    type: str
+    id: str
+    index: int
+    """Index of the image among the `n`."""
+    operation: str
+    """`draw`, or the operation of a stage of `then`."""
+    stage: int
+    """Number of that stage: 0 is the drawing."""
+    progress: float
+    """The share of this stage's work that is done, 0 to 1."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -128,6 +150,7 @@ class CompletedImageEvent:
     index: int
     seed: int
     made_with: dict[str, Any] = field(default_factory=dict)
+    then: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -146,6 +169,10 @@ class ImageJobAnswer:
     num_steps: int
     progress: float
     """The share of the work that is done, 0 to 1."""
+    operation: str = "draw"
+    """What is done now: `draw`, or the operation of a stage of `then`."""
+    stage: int = 0
+    """Number of that stage: 0 is the drawing."""
     queue_position: int | None
     """Place in the queue: 1 is next; null unless queued. It is an estimate, because the engine
     weighs sizes and priorities."""

@@ -6,15 +6,16 @@ An explicit null means the default. Checks that need the model, such as that of 
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from engine.errors import InvalidParameter
 from server.http.form_values import read_fields
 from server.http.multipart import Form, Part
+from server.protocol.chain import Then, check_stages
 from server.protocol.common import INT64_MAX, Priority
-from server.protocol.file_fields import FileFields
+from server.protocol.file_fields import MAX_STEPS, NO_EFFECT_FIELDS, FileFields, Prompt
 from server.protocol.hires import HiresFields
 from server.protocol.image_inputs import ImageReference, OutpaintFields, image_form_body, uploaded
 from server.protocol.image_other_names import OtherNames, read_other_names
@@ -28,22 +29,8 @@ from server.protocol.loras import (
 )
 from server.protocol.made_with import MadeWith
 
-MAX_PROMPT_CHARS = 4000
 MAX_IMAGES = 10
 MAX_INPUT_IMAGES = 16
-MAX_STEPS = 1000
-
-NO_EFFECT_FIELDS: Mapping[str, str] = {
-    "user": "names the end user to OpenAI's abuse monitoring",
-    "safety_identifier": "names the end user to OpenAI's abuse monitoring",
-    "moderation": "how strictly OpenAI filters; nothing is filtered here",
-    "style": "a hint to DALL-E 3's prompt writer",
-    "input_fidelity": "how closely OpenAI's models keep to the input; see strength",
-    "complexity": "how long OpenAI's models plan an image",
-    "metadata": "labels a stored answer",
-    "store": "keeps the answer in OpenAI's account",
-}
-"""OpenAI fields that are accepted and, by their meaning, change no picture of this server."""
 
 UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "svg": (),
@@ -69,7 +56,6 @@ _INPUT_NAMES = ("images", "image", "image[]")
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 MaskMode = Literal["auto", "alpha", "luminance"]
 MaskContentName = Literal["original", "fill"]
-Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 
 
 class ImageFields(OtherNames, FileFields):
@@ -97,6 +83,13 @@ class ImageFields(OtherNames, FileFields):
         None,
         description="transparent removes the drawn image's background, as /v1/images/matte does; "
         "previews keep theirs. Not with jpeg. Default opaque.",
+    )
+    then: Then | None = Field(
+        None,
+        description="What to do with each image once it is drawn, in this order: objects with an "
+        "`operation`, which is enlarge or matte, and with fields of /v1/images/upscale or "
+        "/v1/images/matte. The file fields of the last one say how to write the result. In a "
+        "form: JSON.",
     )
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     partial_images: int | None = Field(
@@ -148,7 +141,6 @@ class ImageFields(OtherNames, FileFields):
     )
     priority: Priority = None
 
-    _no_effect: ClassVar[Mapping[str, str]] = NO_EFFECT_FIELDS
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_FIELDS
     _accepts_inputs: ClassVar[bool] = False
 
@@ -190,6 +182,13 @@ class ImageFields(OtherNames, FileFields):
     def _check_together(self) -> Self:
         if self.partial_images and not self.stream:
             raise InvalidParameter("partial_images needs stream: true", param="partial_images")
+        check_stages(self, self.then or [], is_streamed=bool(self.stream))
+        if self.then and self.background == "transparent":
+            raise InvalidParameter(
+                "background transparent cannot be combined with then; put "
+                '{"operation": "matte"} into then instead',
+                param="background",
+            )
         if self.background == "transparent" and self.output_format == "jpeg":
             raise InvalidParameter(
                 "jpeg cannot be transparent; with background transparent, use output_format png "

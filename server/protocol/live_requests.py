@@ -22,6 +22,10 @@ class LiveRequest:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     progress: float | None = None
+    operation: str | None = None
+    """What is done now for an image: `draw`, or the operation of a stage of `then`."""
+    stage: int | None = None
+    """Number of that stage: 0 is the drawing."""
 
 
 @dataclass(slots=True, kw_only=True)

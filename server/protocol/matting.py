@@ -17,7 +17,6 @@ from server.protocol.common import Priority, WireModel
 from server.protocol.file_fields import FileFields
 from server.protocol.image_answers import OutputFormatName
 from server.protocol.image_inputs import ImageReference, image_form_body, read_image_form
-from server.protocol.images import NO_EFFECT_FIELDS
 
 MAX_POINTS = 64
 MAX_COORDINATE = 1 << 20
@@ -49,18 +48,9 @@ class PointFields(WireModel):
     label: Literal[0, 1] = Field(1, description="1: a pixel of the subject; 0: of the background.")
 
 
-class MatteRequest(FileFields):
-    """Remove a picture's background."""
+class MatteFields(FileFields):
+    """How to remove a picture's background."""
 
-    image: ImageReference = Field(
-        description="The picture: PNG, JPEG or WebP. In a form it is a file."
-    )
-    trimap: ImageReference | None = Field(
-        None,
-        description="An image of the same size: white where the subject is, black where the "
-        "background is, grey where alpha is unknown. Without one, a network finds "
-        "the subject.",
-    )
     box: list[Coordinate] | None = Field(
         None,
         min_length=4,
@@ -86,17 +76,56 @@ class MatteRequest(FileFields):
         "Default #ffffff.",
         json_schema_extra={"pattern": f"^{_COLOUR.pattern}$"},
     )
-    background_image: ImageReference | None = Field(
-        None, description="Background of a composite; it is scaled to cover the image, and cut."
-    )
-    priority: Priority = None
 
-    _no_effect: ClassVar[Mapping[str, str]] = NO_EFFECT_FIELDS
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "stream": (False,),
         "mask": (),
         "n": (1,),
     }
+
+    @model_validator(mode="after")
+    def _check_colour(self) -> Self:
+        if self.background_color is not None and not _COLOUR.fullmatch(self.background_color):
+            raise InvalidParameter(
+                "background_color must be #rgb or #rrggbb, such as #ffffff",
+                param="background_color",
+            )
+        return self
+
+    @property
+    def result(self) -> OutputName:
+        """The requested output, or the default."""
+        if self.output is not None:
+            return self.output
+        # A jpeg always has a background colour.
+        is_over_colour = self.background_color is not None and self.output_format != "jpeg"
+        return "composite" if is_over_colour else "cutout"
+
+    @property
+    def colour(self) -> tuple[int, int, int]:
+        """`background_color` as three numbers."""
+        digits = (self.background_color or "#ffffff")[1:]
+        if len(digits) == 3:
+            digits = "".join(2 * digit for digit in digits)
+        return int(digits[:2], 16), int(digits[2:4], 16), int(digits[4:], 16)
+
+
+class MatteRequest(MatteFields):
+    """Remove a picture's background."""
+
+    image: ImageReference = Field(
+        description="The picture: PNG, JPEG or WebP. In a form it is a file."
+    )
+    trimap: ImageReference | None = Field(
+        None,
+        description="An image of the same size: white where the subject is, black where the "
+        "background is, grey where alpha is unknown. Without one, a network finds "
+        "the subject.",
+    )
+    background_image: ImageReference | None = Field(
+        None, description="Background of a composite; it is scaled to cover the image, and cut."
+    )
+    priority: Priority = None
 
     @model_validator(mode="before")
     @classmethod
@@ -105,11 +134,6 @@ class MatteRequest(FileFields):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.background_color is not None and not _COLOUR.fullmatch(self.background_color):
-            raise InvalidParameter(
-                "background_color must be #rgb or #rrggbb, such as #ffffff",
-                param="background_color",
-            )
         if self.trimap is not None:
             for name in ("box", "points"):
                 if getattr(self, name):
@@ -131,22 +155,8 @@ class MatteRequest(FileFields):
 
     @property
     def result(self) -> OutputName:
-        """The requested output, or the default."""
-        if self.output is not None:
-            return self.output
-        if self.background_image is not None:
-            return "composite"
-        # A jpeg always has a background colour.
-        is_over_colour = self.background_color is not None and self.output_format != "jpeg"
-        return "composite" if is_over_colour else "cutout"
-
-    @property
-    def colour(self) -> tuple[int, int, int]:
-        """`background_color` as three numbers."""
-        digits = (self.background_color or "#ffffff")[1:]
-        if len(digits) == 3:
-            digits = "".join(2 * digit for digit in digits)
-        return int(digits[:2], 16), int(digits[2:4], 16), int(digits[4:], 16)
+        is_over_image = self.output is None and self.background_image is not None
+        return "composite" if is_over_image else super().result
 
 
 @dataclass(slots=True, kw_only=True)

@@ -14,10 +14,9 @@ from engine.contract.examination import Consistency
 from engine.errors import InvalidParameter
 from server.http.multipart import Form
 from server.protocol.common import INT64_MAX, Priority
-from server.protocol.file_fields import FileFields
+from server.protocol.file_fields import MAX_STEPS, FileFields, Prompt
 from server.protocol.image_answers import OutputFormatName
 from server.protocol.image_inputs import ImageReference, image_form_body, read_image_form
-from server.protocol.images import MAX_STEPS, NO_EFFECT_FIELDS, Prompt
 
 MAX_SCALE = 16
 MIN_TILE = 16
@@ -26,12 +25,9 @@ MAX_TILE = 2048
 _FILES = ("image",)
 
 
-class UpscaleImageRequest(FileFields):
-    """Enlarge an image."""
+class EnlargeFields(FileFields):
+    """How to enlarge an image."""
 
-    image: ImageReference = Field(
-        description="The image: PNG, JPEG or WebP. In a form it is a file."
-    )
     scale: float | None = Field(
         None,
         ge=1,
@@ -98,6 +94,31 @@ class UpscaleImageRequest(FileFields):
         le=1,
         description="How far faces are drawn towards the plainly enlarged image. Default 0.",
     )
+    partial_images: int | None = Field(None, ge=0, le=3, description="Previews. Only with stream.")
+
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "n": (1,),
+        "mask": (),
+        "size": ("auto",),
+    }
+
+    @model_validator(mode="after")
+    def _check_tiles(self) -> Self:
+        if self.exact and self.overlap is not None:
+            raise InvalidParameter(
+                "exact sets how much tiles overlap, so it cannot be combined with overlap; leave "
+                "one of them out",
+                param="overlap",
+            )
+        return self
+
+
+class UpscaleImageRequest(EnlargeFields):
+    """Enlarge an image."""
+
+    image: ImageReference = Field(
+        description="The image: PNG, JPEG or WebP. In a form it is a file."
+    )
     heat_map: bool | None = Field(
         None,
         description="Return a picture of where detail was added, and where the result "
@@ -106,15 +127,7 @@ class UpscaleImageRequest(FileFields):
     stream: bool | None = Field(
         None, description="Answer with server-sent events, one for each tile."
     )
-    partial_images: int | None = Field(None, ge=0, le=3, description="Previews. Only with stream.")
     priority: Priority = None
-
-    _no_effect: ClassVar[Mapping[str, str]] = NO_EFFECT_FIELDS
-    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "n": (1,),
-        "mask": (),
-        "size": ("auto",),
-    }
 
     @model_validator(mode="before")
     @classmethod
@@ -122,15 +135,9 @@ class UpscaleImageRequest(FileFields):
         return read_image_form(data, cls, _FILES) if isinstance(data, Form) else data
 
     @model_validator(mode="after")
-    def _check_together(self) -> Self:
+    def _check_stream(self) -> Self:
         if self.partial_images and not self.stream:
             raise InvalidParameter("partial_images needs stream: true", param="partial_images")
-        if self.exact and self.overlap is not None:
-            raise InvalidParameter(
-                "exact sets how much tiles overlap, so it cannot be combined with overlap; leave "
-                "one of them out",
-                param="overlap",
-            )
         return self
 
 

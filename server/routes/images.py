@@ -31,7 +31,7 @@ FileName = Annotated[str, Path(description="As in the `url` of an answer.")]
 
 
 def _responses(prefix: str) -> dict[int | str, dict[str, Any]]:
-    chunk = f"`{prefix}.partial_image` or `{prefix}.completed`"
+    chunk = f"`{prefix}.partial_image`, `{prefix}.progress` (with `then`) or `{prefix}.completed`"
     return stream_answer(ImagesAnswer, chunk, is_image=True)
 
 

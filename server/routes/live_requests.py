@@ -74,4 +74,6 @@ def _shown(label: Label, run: LiveRun) -> LiveRequest:
         prompt_tokens=progress.num_prompt_tokens,
         completion_tokens=progress.num_generated_tokens,
         progress=progress.fraction,
+        operation=progress.operation,
+        stage=progress.stage,
     )

@@ -379,7 +379,8 @@ class Settings(BaseSettings):
         ge=1,
         le=1 << 40,
         description="Memory for the decoded input images of all requests together. Requests that "
-        "find no room wait, with their images still encoded.",
+        "find no room wait, with their images still encoded. Images between the stages of requests "
+        "may take as much again.",
     )
     max_upscaled_pixels: int = Field(
         1 << 26,

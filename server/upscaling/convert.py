@@ -1,18 +1,17 @@
-"""Converts the body of an upscaling request to the engine's request: sizes, tiles, limits."""
+"""Enlarging by models made for it: sizes, tiles, limits."""
 
 import time
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import AsyncGenerator
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from engine.contract.enlarge import UpscaleModelInfo, UpscaleRequest
+from engine.contract.enlarge import UpscaleEvent, UpscaleModelInfo, UpscaleRequest
 from engine.contract.examination import Faithfulness
 from engine.contract.pixels import Pixels
 from engine.errors import InvalidParameter, UnsupportedFeature
-from server.http.engine_run import EngineRun
-from server.images.files import check_sides
-from server.images.pictures import Pictures
-from server.protocol.image_inputs import ImageReference
-from server.protocol.upscaling import UpscaleImageRequest
+from server.http.item_run import ItemRun
+from server.images.limits import Size
+from server.protocol.upscaling import EnlargeFields, UpscaleImageRequest
 from server.settings import Settings
 
 _DRAWING_FIELDS = (
@@ -32,21 +31,6 @@ computed a hundred times."""
 
 
 @dataclass(frozen=True, slots=True)
-class UpscaleLimits:
-    """The operator's limits for one request."""
-
-    max_input_pixels: int
-    max_output_pixels: int
-
-    @classmethod
-    def of(cls, settings: Settings) -> Self:
-        return cls(
-            max_input_pixels=settings.max_image_input_pixels,
-            max_output_pixels=settings.max_upscaled_pixels,
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Tiling:
     """How an image is cut into tiles, in its pixels."""
 
@@ -55,48 +39,120 @@ class Tiling:
     exact: bool
 
 
-async def read_image(
-    body: UpscaleImageRequest,
-    info: UpscaleModelInfo,
-    limits: UpscaleLimits,
-    pictures: Pictures,
-    run: EngineRun,
-    priority: int,
-) -> Pixels:
-    """Decode the image, if the result is within the limits.
+class TiledEnlarging:
+    """What a request asks of a model made for enlarging; `DrawnEnlarging` is the same for one that
+    draws.
+
+    Attributes:
+        scale: how many times as large each side becomes.
 
     Raises:
-        InvalidParameter: the file cannot be used, or it or the result is too large.
-        UnsupportedFeature: a link or a file id.
+        InvalidParameter: the request asks for a larger scale than the model's, or for tiles that
+            are not possible.
+        UnsupportedFeature: a field is for models that draw.
     """
-    _check_fields(body, info)
-    file = await pictures.open(body.image, "image", max_pixels=limits.max_input_pixels)
-    width, height = result_size(file.width, file.height, body, info)
-    if width * height > limits.max_output_pixels:
-        raise InvalidParameter(
-            f"scale {scale_of(body, info):g} makes {width}x{height} ({width * height} pixels); "
-            f"this server makes at most {limits.max_output_pixels} pixels; ask for a smaller scale",
-            param="scale",
+
+    def __init__(self, fields: EnlargeFields, info: UpscaleModelInfo, settings: Settings) -> None:
+        _check_fields(fields, info)
+        self.info = info
+        self._fields = fields
+        self._max_pixels = settings.max_upscaled_pixels
+        self.scale = scale_up_to(info.scale, fields, info.model)
+        self._cut = _tiling(fields, info)
+
+    def size(self, width: int, height: int, num_images: int = 1) -> Size:
+        """Width and height of the result.
+
+        Args:
+            num_images: number of images of that size in the request.
+
+        Raises:
+            InvalidParameter: it is too large, or takes too much work.
+        """
+        width, height = scaled(width, height, self.scale)
+        if width * height > self._max_pixels:
+            raise InvalidParameter(
+                f"scale {self.scale:g} makes {width}x{height} ({width * height} pixels); this "
+                f"server makes at most {self._max_pixels} pixels; ask for a smaller scale",
+                param="scale",
+            )
+        return width, height
+
+    def begin(
+        self, run: ItemRun[UpscaleEvent], image: Pixels, priority: int, index: int = 0
+    ) -> None:
+        """Send an image to the engine.
+
+        Args:
+            index: the image's number within the request.
+
+        Raises:
+            EngineError: the engine refused it.
+        """
+        width, height = scaled(image.width, image.height, self.scale)
+        run.submit(
+            UpscaleRequest(
+                request_id=run.id,
+                model=self.info.model,
+                image=image,
+                width=width,
+                height=height,
+                tile=self._cut.tile,
+                overlap=self._cut.overlap,
+                exact=self._cut.exact,
+                num_previews=self._fields.partial_images or 0,
+                faithfulness=faithfulness(self._fields),
+                priority=priority,
+                arrival_time_s=time.time(),
+            )
         )
-    check_sides(body.file_format, width, height)
-    [image] = await pictures.decode([file], run, info.model, priority)
-    drop_file(body)
-    return image
+
+    def events(self, run: ItemRun[UpscaleEvent]) -> AsyncGenerator[UpscaleEvent, None]:
+        """The engine's events.
+
+        Raises:
+            RequestAborted, EngineError: as in `ItemRun.events`.
+        """
+        return run.events()
+
+    def facts(self) -> dict[str, Any]:
+        """The fields of `UpscaleFacts` that say how the model enlarges."""
+        return asdict(self._cut)
+
+    def settings(self, index: int) -> dict[str, Any]:
+        """The fields of a request that enlarges the image of that number alone in the same way."""
+        cut = self._cut
+        tiles = {"exact": True} if cut.exact else {"tile": cut.tile, "overlap": cut.overlap}
+        return {"scale": self.scale, **tiles}
 
 
-def drop_file(body: UpscaleImageRequest) -> None:
-    """Drop the file of the body, which would stay in memory as long as the request."""
-    body.image = ImageReference(image_url=None, file_id=None)
+def scaled(width: int, height: int, scale: float) -> Size:
+    """A size times a scale; each side has at least one pixel."""
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _check_fields(body: UpscaleImageRequest, info: UpscaleModelInfo) -> None:
+def faithfulness(fields: EnlargeFields) -> Faithfulness:
+    """How closely the result must keep to the image."""
+    return Faithfulness(
+        fidelity=fields.fidelity or 0.0,
+        face_guard=fields.face_guard or 0.0,
+        heat_map=isinstance(fields, UpscaleImageRequest) and bool(fields.heat_map),
+    )
+
+
+def fraction_of(event: UpscaleEvent) -> float:
+    """The share of the work that is done at an event."""
+    return round(event.tile / event.num_tiles, 4)
+
+
+def _check_fields(fields: EnlargeFields, info: UpscaleModelInfo) -> None:
     """Refuse fields that are only for models that draw.
 
     Raises:
         UnsupportedFeature: there is such a field.
     """
     for name in _DRAWING_FIELDS:
-        if getattr(body, name):
+        if getattr(fields, name):
             raise UnsupportedFeature(
                 f"{name} is for models that draw, and {info.model} only enlarges; leave it out, "
                 "or name a model that draws",
@@ -104,62 +160,54 @@ def _check_fields(body: UpscaleImageRequest, info: UpscaleModelInfo) -> None:
             )
 
 
-def scale_of(body: UpscaleImageRequest, info: UpscaleModelInfo) -> float:
+def scale_up_to(most: int, fields: EnlargeFields, model: str) -> float:
     """The scale to enlarge by: the request's, else the model's.
 
     Raises:
         InvalidParameter: the request asks for more than the model's scale.
     """
-    scale = float(info.scale) if body.scale is None else body.scale
-    if scale > info.scale:
+    scale = float(most) if fields.scale is None else fields.scale
+    if scale > most:
         raise InvalidParameter(
-            f"scale is {scale:g}; {info.model} enlarges at most {info.scale} times; ask for that, "
-            "and enlarge the result again",
+            f"scale is {scale:g}; {model} enlarges at most {most} times; ask for that, and enlarge "
+            "the result again",
             param="scale",
         )
     return scale
 
 
-def result_size(
-    width: int, height: int, body: UpscaleImageRequest, info: UpscaleModelInfo
-) -> tuple[int, int]:
-    """Width and height of the result."""
-    scale = scale_of(body, info)
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def tiling(body: UpscaleImageRequest, info: UpscaleModelInfo) -> Tiling:
+def _tiling(fields: EnlargeFields, info: UpscaleModelInfo) -> Tiling:
     """The tiles to cut the image into.
 
     Raises:
         InvalidParameter: the tile is too large for the model, or too small for the overlap.
         UnsupportedFeature: tiles cannot be exact, as the network's receptive radius is not known.
     """
-    tile = info.default_tile if body.tile is None else body.tile
+    tile = info.default_tile if fields.tile is None else fields.tile
     if tile > info.max_tile:
         raise InvalidParameter(
             f"tile is {tile}; {info.model} takes tiles of at most {info.max_tile} pixels a side "
             "here; ask for a smaller one",
             param="tile",
         )
-    if body.exact:
-        return _exact(body, info, tile)
-    if body.overlap is None:
+    if fields.exact:
+        return _exact(fields, info, tile)
+    if fields.overlap is None:
         overlap = info.default_overlap
-        if info.exact_by_default and body.exact is None and tile > overlap:
+        if info.exact_by_default and fields.exact is None and tile > overlap:
             return Tiling(tile, overlap, exact=True)
         return Tiling(tile, min(overlap, tile // 4), exact=False)
-    if body.overlap > tile // 2:
+    if fields.overlap > tile // 2:
         raise InvalidParameter(
-            f"overlap is {body.overlap}; it can be at most half a tile, here {tile // 2} of "
+            f"overlap is {fields.overlap}; it can be at most half a tile, here {tile // 2} of "
             f"{tile} pixels, because more would compute each pixel many times; give less, or a "
             "larger tile",
             param="overlap",
         )
-    return Tiling(tile, body.overlap, exact=False)
+    return Tiling(tile, fields.overlap, exact=False)
 
 
-def _exact(body: UpscaleImageRequest, info: UpscaleModelInfo, tile: int) -> Tiling:
+def _exact(fields: EnlargeFields, info: UpscaleModelInfo, tile: int) -> Tiling:
     if info.receptive_radius is None:
         raise UnsupportedFeature(
             f"exact tiles are not possible with {info.model}, because its network's receptive "
@@ -168,7 +216,7 @@ def _exact(body: UpscaleImageRequest, info: UpscaleModelInfo, tile: int) -> Tili
         )
     overlap = 2 * info.receptive_radius
     needed = overlap + max(EXACT_CORE, overlap // EXACT_CORE_SHARE)
-    if body.tile is None:
+    if fields.tile is None:
         tile = max(tile, needed)
     if tile < needed or tile > info.max_tile:
         raise InvalidParameter(
@@ -183,39 +231,3 @@ def _exact(body: UpscaleImageRequest, info: UpscaleModelInfo, tile: int) -> Tili
             param="exact" if needed > info.max_tile else "tile",
         )
     return Tiling(tile, overlap, exact=True)
-
-
-def faithfulness(body: UpscaleImageRequest) -> Faithfulness:
-    """How closely the result must keep to the image."""
-    return Faithfulness(
-        fidelity=body.fidelity or 0.0,
-        face_guard=body.face_guard or 0.0,
-        heat_map=bool(body.heat_map),
-    )
-
-
-def upscale_request(
-    body: UpscaleImageRequest,
-    image: Pixels,
-    info: UpscaleModelInfo,
-    cut: Tiling,
-    *,
-    request_id: str,
-    priority: int,
-) -> UpscaleRequest:
-    """The engine's request."""
-    width, height = result_size(image.width, image.height, body, info)
-    return UpscaleRequest(
-        request_id=request_id,
-        model=info.model,
-        image=image,
-        width=width,
-        height=height,
-        tile=cut.tile,
-        overlap=cut.overlap,
-        exact=cut.exact,
-        num_previews=body.partial_images or 0,
-        faithfulness=faithfulness(body),
-        priority=priority,
-        arrival_time_s=time.time(),
-    )

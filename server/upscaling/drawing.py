@@ -1,13 +1,14 @@
-"""Enlarging by models that draw: converts bodies to image orders, and their events to those of
-upscalers.
+"""Enlarging by models that draw. Their events become those of upscalers.
 
 Models with the task `upscale` were trained for it; those with `restore` redraw the image, enlarged,
 in tiles.
 """
 
+import math
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from engine.contract.draw import (
     DenoisingFacts,
@@ -23,15 +24,13 @@ from engine.contract.pixels import Pixels
 from engine.contract.request import FinishReason
 from engine.errors import InvalidParameter, UnsupportedFeature
 from engine.worker.client import EngineClient
-from server.http.engine_run import EngineRun
-from server.images.convert import ImageLimits, ImageOrder, new_seed
-from server.images.files import check_sides
-from server.images.limits import check_budget, offered_scheduler, steps_to_run
+from server.images.convert import ImageOrder, first_seed
+from server.images.limits import Size, check_budget, offered_scheduler, steps_to_run
 from server.images.made_with import made_with
-from server.images.pictures import Pictures
 from server.images.run import ImageRun
-from server.protocol.upscaling import UpscaleImageRequest
-from server.upscaling.convert import UpscaleLimits, drop_file, faithfulness
+from server.protocol.upscaling import EnlargeFields
+from server.settings import Settings
+from server.upscaling.convert import TiledEnlarging, faithfulness, scale_up_to, scaled
 
 RESTORED_SCALE = 2.0
 RESTORED_DENOISE = 0.4
@@ -45,114 +44,135 @@ def drawing_model(engine: EngineClient, name: str | None) -> ImageModelInfo | No
     return next((info for info in named if info is not None and _tasks(info)), None)
 
 
-async def read_small(
-    body: UpscaleImageRequest,
-    info: ImageModelInfo,
-    limits: UpscaleLimits,
-    pictures: Pictures,
-    run: EngineRun,
-    priority: int,
-) -> tuple[Pixels, float]:
-    """Decode the image, if the model can make the result, and return it with the scale.
+class DrawnEnlarging:
+    """What a request asks of a model that draws. Methods are those of `TiledEnlarging`.
 
     Raises:
-        InvalidParameter: the file cannot be used, or it or the result is too large.
+        InvalidParameter: a value does not fit the model.
         UnsupportedFeature: a field that such a model does not know.
     """
-    for name in _TILING_FIELDS:
-        if getattr(body, name) is not None:
-            raise UnsupportedFeature(
-                f"{name} cannot be set for {info.model}, which chooses its own tiles; leave it out",
-                param=name,
-            )
-    scale = _scale(body, info)
-    file = await pictures.open(body.image, "image", max_pixels=limits.max_input_pixels)
-    small = file.width, file.height
-    _check_size(small, scale, info, limits)
-    check_sides(body.file_format, *_enlarged(small, scale))
-    [image] = await pictures.decode([file], run, info.model, priority)
-    drop_file(body)
-    return image, scale
 
-
-def drawing_order(
-    body: UpscaleImageRequest,
-    image: Pixels,
-    scale: float,
-    info: ImageModelInfo,
-    limits: ImageLimits,
-    *,
-    request_id: str,
-    priority: int,
-) -> ImageOrder:
-    """The image engine's request.
-
-    Raises:
-        InvalidParameter: a value does not fit the model or the limits.
-    """
-    denoising = info.denoising
-    assert denoising is not None
-    width, height = _enlarged((image.width, image.height), scale)
-    params = ImageParams(
-        task=_tasks(info)[0],
-        width=width,
-        height=height,
-        num_inference_steps=body.num_inference_steps or denoising.default_steps,
-        seed=new_seed() if body.seed is None else body.seed,
-        negative_prompt=body.negative_prompt or "",
-        guidance_scale=_guidance(body, denoising),
-        scheduler=offered_scheduler(body.scheduler, info.model, denoising.schedulers),
-        strength=RESTORED_DENOISE if body.denoise is None else body.denoise,
-        noise_level=_noise_level(body, info),
-        num_previews=body.partial_images or 0,
-        faithfulness=faithfulness(body),
-    )
-    steps = steps_to_run(params)
-    if steps == 0 and params.strength > 0:
-        raise InvalidParameter(
-            f"denoise {params.strength:g} with {params.num_inference_steps} steps runs none of "
-            "them; raise denoise or num_inference_steps, or ask for denoise 0, which only "
-            "enlarges",
-            param="denoise",
-        )
-    check_budget([(width * height, steps)], 1, limits.max_megapixel_steps)
-    request = ImageRequest(
-        request_id=request_id,
-        model=info.model,
-        prompt=body.prompt or "",
-        params=params,
-        images=[image],
-        priority=priority,
-        arrival_time_s=time.time(),
-    )
-    warnings = _unused(body) if steps == 0 else ()
-    scheduler = params.scheduler or denoising.default_scheduler
-    return ImageOrder(request, "auto", scheduler, warnings, made_with(info, ()))
-
-
-async def upscale_events(run: ImageRun) -> AsyncGenerator[UpscaleEvent, None]:
-    """An image's events, with steps in place of tiles.
-
-    Raises:
-        RequestAborted, EngineError: as in `ImageRun.events`.
-    """
-    step = 0
-    async with aclosing(run.events()) as events:
-        async for event in events:
-            # A preview comes when it is decoded, and has the step that it shows.
-            step = max(step, event.step)
-            if event.num_steps:
-                yield UpscaleEvent(
-                    request_id=event.request_id,
-                    tile=step,
-                    num_tiles=event.num_steps,
-                    rows=b"" if event.image is None else event.image.data,
-                    preview=event.preview,
-                    preview_index=event.preview_index,
-                    examination=event.examination,
-                    warnings=(*run.order.warnings, *event.warnings),
-                    finish_reason=None if event.image is None else FinishReason.STOP,
+    def __init__(self, fields: EnlargeFields, info: ImageModelInfo, settings: Settings) -> None:
+        for name in _TILING_FIELDS:
+            if getattr(fields, name) is not None:
+                raise UnsupportedFeature(
+                    f"{name} cannot be set for {info.model}, which chooses its own tiles; leave it "
+                    "out",
+                    param=name,
                 )
+        self.info = info
+        self.scale = _scale(fields, info)
+        self._fields = fields
+        self._settings = settings
+        self._seed = first_seed(fields.seed, 1)
+
+    def size(self, width: int, height: int, num_images: int = 1) -> Size:
+        first_seed(self._seed, num_images)
+        self._check_size(width, height)
+        params = self._params(width, height)
+        steps = steps_to_run(params)
+        if steps == 0 and params.strength > 0:
+            raise InvalidParameter(
+                f"denoise {params.strength:g} with {params.num_inference_steps} steps runs none of "
+                "them; raise denoise or num_inference_steps, or ask for denoise 0, which only "
+                "enlarges",
+                param="denoise",
+            )
+        most = self._settings.max_image_megapixel_steps
+        check_budget([(params.width * params.height, steps)], num_images, most)
+        return params.width, params.height
+
+    def begin(self, run: ImageRun, image: Pixels, priority: int, index: int = 0) -> None:
+        params = self._params(image.width, image.height, index)
+        request = ImageRequest(
+            request_id=run.id,
+            model=self.info.model,
+            prompt=self._fields.prompt or "",
+            params=params,
+            images=[image],
+            priority=priority,
+            arrival_time_s=time.time(),
+        )
+        warnings = _unused(self._fields) if steps_to_run(params) == 0 else ()
+        run.begin(
+            ImageOrder(
+                request=request,
+                quality="auto",
+                scheduler=params.scheduler or self._denoising.default_scheduler,
+                warnings=warnings,
+                made_with=made_with(self.info),
+            )
+        )
+
+    async def events(self, run: ImageRun) -> AsyncGenerator[UpscaleEvent, None]:
+        """An image's events, with steps in place of tiles."""
+        step = 0
+        async with aclosing(run.events()) as events:
+            async for event in events:
+                # A preview comes when it is decoded, and has the step that it shows.
+                step = max(step, event.step)
+                if event.num_steps:
+                    yield UpscaleEvent(
+                        request_id=event.request_id,
+                        tile=step,
+                        num_tiles=event.num_steps,
+                        rows=b"" if event.image is None else event.image.data,
+                        preview=event.preview,
+                        preview_index=event.preview_index,
+                        examination=event.examination,
+                        warnings=(*run.order.warnings, *event.warnings),
+                        finish_reason=None if event.image is None else FinishReason.STOP,
+                    )
+
+    def facts(self) -> dict[str, Any]:
+        return {"tile": 0, "overlap": 0, "exact": False, "seed": self._seed}
+
+    def settings(self, index: int) -> dict[str, Any]:
+        params = self._params(1, 1, index)
+        names = ("seed", "num_inference_steps", "guidance_scale")
+        found = {name: getattr(params, name) for name in names}
+        scheduler = params.scheduler or self._denoising.default_scheduler
+        return {"scale": self.scale, **found, "scheduler": scheduler}
+
+    @property
+    def _denoising(self) -> DenoisingFacts:
+        assert self.info.denoising is not None
+        return self.info.denoising
+
+    def _params(self, width: int, height: int, index: int = 0) -> ImageParams:
+        fields, info = self._fields, self.info
+        width, height = scaled(width, height, self.scale)
+        return ImageParams(
+            task=_tasks(info)[0],
+            width=width,
+            height=height,
+            num_inference_steps=fields.num_inference_steps or self._denoising.default_steps,
+            seed=self._seed + index,
+            negative_prompt=fields.negative_prompt or "",
+            guidance_scale=_guidance(fields, self._denoising),
+            scheduler=offered_scheduler(fields.scheduler, info.model, self._denoising.schedulers),
+            strength=RESTORED_DENOISE if fields.denoise is None else fields.denoise,
+            noise_level=_noise_level(fields, info),
+            num_previews=fields.partial_images or 0,
+            faithfulness=faithfulness(fields),
+        )
+
+    def _check_size(self, width: int, height: int) -> None:
+        info, limit = self.info, self._settings.max_upscaled_pixels
+        drawn, most = math.prod(scaled(width, height, self.scale)), info.max_restored_pixels
+        if info.upscaling is not None and _upscales(info):
+            # It always draws at its own scale; the result is resized afterwards.
+            drawn, most = width * height * info.upscaling.scale**2, info.max_pixels
+        most = min(most, limit)
+        if drawn > most:
+            raise InvalidParameter(
+                f"an image of {width}x{height} makes {drawn} pixels with {info.model}; at most "
+                f"{most} are allowed here; send a smaller image, or ask for a smaller scale",
+                param="image",
+            )
+
+
+Enlarging = TiledEnlarging | DrawnEnlarging
 
 
 def _tasks(info: ImageModelInfo) -> list[ImageTask]:
@@ -164,61 +184,32 @@ def _upscales(info: ImageModelInfo) -> bool:
     return _tasks(info)[0] is ImageTask.UPSCALE
 
 
-def _scale(body: UpscaleImageRequest, info: ImageModelInfo) -> float:
+def _scale(fields: EnlargeFields, info: ImageModelInfo) -> float:
     if info.upscaling is None or not _upscales(info):
-        return RESTORED_SCALE if body.scale is None else body.scale
-    scale = float(info.upscaling.scale) if body.scale is None else body.scale
-    if scale > info.upscaling.scale:
-        raise InvalidParameter(
-            f"scale is {scale:g}; {info.model} enlarges at most {info.upscaling.scale} times; ask "
-            "for that, and enlarge the result again",
-            param="scale",
-        )
-    return scale
+        return RESTORED_SCALE if fields.scale is None else fields.scale
+    return scale_up_to(info.upscaling.scale, fields, info.model)
 
 
-def _enlarged(small: tuple[int, int], scale: float) -> tuple[int, int]:
-    width, height = small
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _check_size(
-    small: tuple[int, int], scale: float, info: ImageModelInfo, limits: UpscaleLimits
-) -> None:
-    width, height = _enlarged(small, scale)
-    drawn, most = width * height, min(info.max_restored_pixels, limits.max_output_pixels)
-    if info.upscaling is not None and _upscales(info):
-        # It always draws at its own scale; the result is resized afterwards.
-        drawn = small[0] * small[1] * info.upscaling.scale**2
-        most = min(info.max_pixels, limits.max_output_pixels)
-    if drawn > most:
-        raise InvalidParameter(
-            f"an image of {small[0]}x{small[1]} makes {drawn} pixels with {info.model}; at most "
-            f"{most} are allowed here; send a smaller image, or ask for a smaller scale",
-            param="image",
-        )
-
-
-def _guidance(body: UpscaleImageRequest, denoising: DenoisingFacts) -> float:
+def _guidance(fields: EnlargeFields, denoising: DenoisingFacts) -> float:
     """The guidance scale. Without prompts it is 1: guidance between two empty prompts changes
     nothing and costs a second row."""
-    if body.guidance_scale is not None:
-        return body.guidance_scale
-    idle = not body.prompt and not body.negative_prompt
+    if fields.guidance_scale is not None:
+        return fields.guidance_scale
+    idle = not fields.prompt and not fields.negative_prompt
     if idle and denoising.guidance is GuidanceKind.CLASSIFIER_FREE:
         return 1.0
     return denoising.default_guidance_scale
 
 
-def _unused(body: UpscaleImageRequest) -> tuple[str, ...]:
+def _unused(fields: EnlargeFields) -> tuple[str, ...]:
     """Warnings about fields that have no effect because no step is run."""
-    given = [name for name in _DRAWING_FIELDS if getattr(body, name)]
+    given = [name for name in _DRAWING_FIELDS if getattr(fields, name)]
     return tuple(f"{name} has no effect: denoise 0 only enlarges" for name in given)
 
 
-def _noise_level(body: UpscaleImageRequest, info: ImageModelInfo) -> int:
+def _noise_level(fields: EnlargeFields, info: ImageModelInfo) -> int:
     if info.upscaling is None or not _upscales(info):
         return 0
-    if body.denoise is None:
+    if fields.denoise is None:
         return info.upscaling.default_noise_level
-    return round(body.denoise * info.upscaling.max_noise_level)
+    return round(fields.denoise * info.upscaling.max_noise_level)

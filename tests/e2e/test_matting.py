@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import io
+import json
 import time
 from pathlib import Path
 
@@ -77,3 +78,29 @@ def test_others_are_answered_while_a_large_picture_is_solved(server):
             f"{server.url}/v1/images/matte", files=files, timeout=httpx.Timeout(60, read=0.3)
         )
     server.wait_idle(60, ("matting_num_running", "matting_num_waiting"))
+
+
+def test_an_image_is_drawn_enlarged_and_cut_out_in_one_request(server):
+    """Its file repeats all of it, with the weights of each stage named."""
+    url = f"{server.url}/v1/images/generations"
+    body = {
+        "model": "tandem-shapes",
+        "prompt": "a large red circle on a white background",
+        "size": "64x64",
+        "seed": 3,
+        "num_inference_steps": 8,
+        "then": [
+            {"operation": "enlarge", "model": "realesr-animevideov3", "scale": 2},
+            {"operation": "matte"},
+        ],
+    }
+    answer = httpx.post(url, json=body, timeout=300).json()
+    assert (answer["background"], answer["size"]) == ("transparent", "128x128")
+    first = answer["data"][0]["b64_json"]
+    told = json.loads(Image.open(io.BytesIO(base64.b64decode(first))).text["tandem"])
+    assert [len(stage["made_with"]["model"]) for stage in told["then"]] == [16, 16]
+    with httpx.stream("POST", url, json={**told, "stream": True}, timeout=300) as response:
+        lines = [line for line in response.iter_lines() if line.startswith("data: {")]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines]
+    assert {event["stage"] for event in events[:-1]} == {0, 1, 2}
+    assert (rgba(events[-1]["b64_json"]) == rgba(first)).all()

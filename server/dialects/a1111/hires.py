@@ -9,7 +9,7 @@ from server.dialects.a1111.protocol import Txt2ImgRequest
 from server.dialects.a1111.samplers import find_scheduler
 from server.images.hires import LABELS, enlarging_of
 from server.images.limits import partial_steps
-from server.protocol.images import MAX_STEPS
+from server.protocol.file_fields import MAX_STEPS
 
 _SAME_SAMPLER = ("", "Use same sampler")
 _SAME_SCHEDULER = ("", "Use same scheduler")

@@ -3,6 +3,7 @@ the collector of a serving process looks at what is left over once in a long whi
 
 import asyncio
 import gc
+import json
 import random
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,10 +16,11 @@ from PIL import Image
 from engine.contract.draw import ImageTask
 from engine.errors import ModelNotReady
 from tests.helpers.server.caller import Caller
+from tests.helpers.server.chain_server import ChainServer
 from tests.helpers.server.fake_engine import Failure
 from tests.helpers.server.fake_image_engine import image_info
 from tests.helpers.server.fake_matting_engine import matting_info
-from tests.helpers.server.image_server import EDITS, VARIATIONS, ImageServer, data_url, saved
+from tests.helpers.server.image_server import EDITS, ImageServer, data_url, saved
 from tests.helpers.server.matting_server import MATTE, MattingServer
 from tests.helpers.server.text_server import until
 from tests.helpers.server.upscaling_server import UPSCALE_PATH, UpscalingServer, upscaler_info
@@ -50,6 +52,7 @@ def body(name: str, *, is_list: bool = False, **fields: Any) -> Fields:
     return made
 
 
+CHAIN = [{"operation": "enlarge"}, {"operation": "matte"}]
 SMALL = {"size": "64x64", "num_inference_steps": "2", "strength": "1"}
 TASKS = (ImageTask.IMAGE_TO_IMAGE, ImageTask.EDIT, ImageTask.RESTORE)
 INFO = image_info(tasks=TASKS, max_pixels=1 << 24, max_restored_pixels=1 << 24)
@@ -57,7 +60,7 @@ ROUTES: dict[str, tuple[str, Fields]] = {
     "edit": (EDITS, form(prompt="blue", **SMALL)),
     "edit in JSON": (EDITS, body("image", prompt="blue", size="64x64")),
     "stream of an edit": (EDITS, form(prompt="blue", stream="true", **SMALL)),
-    "variation": (VARIATIONS, form(size="64x64")),
+    "chain": (EDITS, form(prompt="blue", then=json.dumps(CHAIN))),
     "img2img": (
         "/sdapi/v1/img2img",
         body("init_images", is_list=True, prompt="blue", width=64, height=64),
@@ -76,12 +79,16 @@ ROUTES: dict[str, tuple[str, Fields]] = {
 def server_of(route: str) -> ImageServer:
     if route in ("upscaling", "extra-single-image"):
         return UpscalingServer(upscaler_info(default_tile=256))
+    if route == "chain":
+        return ChainServer(INFO, upscaler_info(), matting_info())
     return MattingServer(INFO, matting_info())
 
 
 def submitted(server: ImageServer) -> list[Any]:
-    """What the engine was given, which the fake one keeps."""
+    """What the engine was given, which the fake one keeps; of a chain, in its last stage."""
     names = ("image_requests", "matting_requests", "upscale_requests")
+    if isinstance(server, ChainServer):
+        names = ("matting_requests",)
     return [request for name in names for request in getattr(server.engine, name, [])]
 
 
@@ -175,4 +182,5 @@ async def test_pictures_are_given_back(
     after, _ = tracemalloc.get_traced_memory()
     assert after - before < PICTURE_BYTES, (after - before) / PICTURE_BYTES
     assert server.app.state.tandem.admission.num_in_flight() == 0
-    assert server.app.state.tandem.pictures.budget.num_taken == 0
+    pictures = server.app.state.tandem.pictures
+    assert pictures.budget.num_taken == pictures.between.num_taken == 0

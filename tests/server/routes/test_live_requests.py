@@ -56,6 +56,8 @@ async def test_a_request_is_listed_from_its_start_to_its_end(server: TextServer)
         "prompt_tokens": len(server.engine.requests[0].prompt_token_ids),
         "completion_tokens": 0,
         "progress": None,
+        "operation": None,
+        "stage": None,
     }
     assert one["id"].startswith("chatcmpl-")
     assert two["id"].startswith("cmpl-")

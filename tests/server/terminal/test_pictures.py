@@ -186,6 +186,12 @@ def test_progress_is_the_requests_or_that_of_a_model_it_waits_for(server: Server
             "image.png",
         ),
         (
+            ["draw", "a fox", "--then", "enlarge", "--then", "matte"],
+            "/v1/images/generations",
+            {"prompt": "a fox", "then": ({"operation": "enlarge"}, {"operation": "matte"})},
+            "image.png",
+        ),
+        (
             ["upscale", "d/a.jpg", "--scale", "2"],
             "/v1/images/upscale",
             {"scale": 2},
