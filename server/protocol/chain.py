@@ -6,6 +6,7 @@ from copy import copy
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -27,6 +28,8 @@ FILE_FIELDS = tuple(name for name in FileFields.model_fields if name != "model")
 class _StageFields(FileFields):
     """The fields of every stage. Unknown fields are refused, because they would silently have no
     effect."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
 
     operation: str
     made_with: MadeWith | None = Field(
