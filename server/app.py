@@ -23,6 +23,7 @@ from server.http.admission import Admission, Places
 from server.http.lifecycle import Lifecycle
 from server.http.live_requests import LiveRequests
 from server.images.jobs import ImageJobs
+from server.images.links import PictureLinks
 from server.images.picture_processes import PictureProcesses
 from server.images.pictures import Pictures
 from server.images.store import ImageStore
@@ -103,6 +104,7 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
     def places(kind: AnyOperation, model: str) -> Places:
         return SERVED[kind].places(settings, config_of(engine, model))
 
+    image_store = ImageStore(max_bytes=settings.image_store_bytes, ttl_s=settings.image_url_ttl_s)
     return AppState(
         settings=settings,
         engine=engine,
@@ -115,11 +117,15 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
         admission=Admission(lifecycle, places),
         live_requests=LiveRequests(),
         image_jobs=ImageJobs(),
-        image_store=ImageStore(
-            max_bytes=settings.image_store_bytes, ttl_s=settings.image_url_ttl_s
-        ),
+        image_store=image_store,
         pictures=Pictures(
-            PictureProcesses(settings.max_image_input_pixels), settings.max_decoded_image_bytes
+            PictureProcesses(settings.max_image_input_pixels),
+            settings.max_decoded_image_bytes,
+            PictureLinks(
+                () if settings.offline else settings.allowed_media_domains,
+                image_store,
+                settings.max_body_bytes,
+            ),
         ),
         responses=ResponseStore(
             max_bytes=settings.response_store_bytes,

@@ -3,6 +3,7 @@ of fields. The engine applies them again, because it does not rely on that."""
 
 from engine.contract.generate import GenerateRequest
 from engine.contract.groups import Names, TextLimits, check_width
+from engine.contract.picture_facts import PictureFacts
 from engine.contract.sampling_params import SamplingParams
 from engine.contract.structure import Structure
 from engine.contract.token_ids import check_token_ids
@@ -22,6 +23,7 @@ def check_generate(request: GenerateRequest, limits: TextLimits, names: Names = 
     if not request.prompt_token_ids:
         raise InvalidParameter(f"{field} has no tokens; send at least one", param=field)
     check_token_ids(request.prompt_token_ids, limits.vocab_size, field)
+    _check_states(request, limits.pictures, field)
     check_token_ids(sampling.stop_token_ids, limits.vocab_size, "stop_token_ids")
     check_token_ids(sampling.logit_bias, limits.vocab_size, "logit_bias")
     allowed = sampling.allowed_token_ids
@@ -37,6 +39,54 @@ def check_generate(request: GenerateRequest, limits: TextLimits, names: Names = 
                 f"{name} is {getattr(sampling, name)}; it must be at least {least}", param=name
             )
     _check_group(sampling, limits, names)
+
+
+def _check_states(request: GenerateRequest, pictures: PictureFacts | None, field: str) -> None:
+    parts, prompt = request.states, request.prompt_token_ids
+    if pictures is None:
+        if parts:
+            raise InvalidParameter(
+                f"{field} has pictures, but this model takes none; leave them out, or use a model "
+                "that sees pictures",
+                param=field,
+            )
+        return
+    placeholder, rows, size = pictures.placeholder_id, pictures.rows_per_crop, 3 * pictures.side**2
+    end = 0
+    for part in parts:
+        if not end <= part.start <= part.end <= len(prompt):
+            raise InvalidParameter(
+                f"{field} has a picture at rows {part.start} to {part.end}; pictures must lie "
+                f"within its {len(prompt)} tokens, in order and without overlap",
+                param=field,
+            )
+        end = part.end
+        num_there = prompt[part.start : end].count(placeholder)
+        if part.length != rows or num_there != rows or len(part.content) != size:
+            raise InvalidParameter(
+                f"{field} has a picture of {part.length} rows, {num_there} placeholders and "
+                f"{len(part.content)} bytes; this model needs {rows} rows, as many placeholders "
+                f"(token {placeholder}) and {size} bytes",
+                param=field,
+            )
+    guidance = request.sampling.guidance
+    negative = () if guidance is None else guidance.negative_token_ids
+    for name, token_ids, expected in (
+        (field, prompt, rows * len(parts)),
+        ("negative_prompt", negative, 0),
+    ):
+        if token_ids.count(placeholder) != expected:
+            raise InvalidParameter(
+                f"{name} has token {placeholder}, the placeholder for pictures, where no picture "
+                "is; leave that token out",
+                param=name,
+            )
+    if parts and request.sampling.prompt_logprobs is not None:
+        raise InvalidParameter(
+            f"prompt_logprobs cannot be combined with pictures in {field}, because rows of "
+            "pictures have no tokens to score; leave one of them out",
+            param="prompt_logprobs",
+        )
 
 
 def check_end(structure: Structure | None, ignore_eos: bool) -> None:

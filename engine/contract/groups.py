@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, NamedTuple
 
+from engine.contract.picture_facts import PictureFacts
 from engine.contract.token_ids import check_token_ids
 from engine.errors import ContextLengthExceeded, InvalidParameter
 
@@ -31,6 +32,8 @@ class TextLimits(NamedTuple):
     eos_token_ids: Collection[int]
     max_num_seqs: int | None = None
     """The most sequences that it runs at a time, if that is known."""
+    pictures: PictureFacts | None = None
+    """How it sees pictures; None if it takes none."""
 
 
 class _Way:

@@ -3,15 +3,27 @@
 Pure arithmetic on sizes, so that the server knows a picture's tokens before it decodes the file.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import product
+from typing import Literal, NamedTuple
+
+Resampling = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+"""Filters of Pillow, by which crops are resized."""
+Size = tuple[int, int]
+"""Width and height."""
+
+KEPT_BYTES = 64 << 20
+"""The memory of the states that an engine keeps."""
 
 
 class Crop(NamedTuple):
     """A part of a picture that the encoder reads at once."""
 
-    resized: tuple[int, int]
-    """Width and height to which the whole picture is resized before the box is cut out."""
+    resizes: tuple[Size, ...]
+    """The sizes to which the whole picture is resized, one after the other, before the box is cut
+    out. Each result has 8 bits per channel."""
     box: tuple[int, int, int, int]
     """Left, top, right and bottom in the resized picture: S x S pixels."""
 
@@ -26,9 +38,85 @@ class PictureFacts:
     """The number of prompt rows that a crop takes."""
     marker: str
     """The text by which the model's chat template marks the place of a picture."""
+    placeholder: str
+    """The text of the placeholder token. A prompt is tokenised as a whole, with this text once for
+    each row of a crop, since tokens may span the borders of pieces."""
     placeholder_id: int
     """The token that stands in the prompt for each row of a crop."""
+    looks_both_ways: bool = False
+    """Whether the rows of a crop attend to each other in both directions. If not, they attend only
+    to earlier rows, as text does."""
+    resampling: Resampling
+    """The filter by which pictures are resized."""
+    before: str
+    """The text before the crop that shows the whole picture."""
+    after: str
+    """The text after the crop that shows the whole picture."""
+    longest_edge: int | None = None
+    """The length of the longer side to which pictures are resized first. None: they are resized to
+    S x S at once."""
+    before_cell: str | None = None
+    """The text before each cell of the grid into which a picture is cut, followed by the cell's row
+    and column. None: pictures are not cut."""
 
-    def pieces(self, width: int, height: int) -> "list[str | Crop]":
+    def pieces(self, width: int, height: int) -> list[str | Crop]:
         """What replaces the marker of a picture of this size: text and crops, in order."""
-        raise NotImplementedError
+        whole = (self.side, self.side)
+        if self.longest_edge is None:
+            return [self.before, self._crop((whole,)), self.after]
+        first = _fitted(width, height, self.longest_edge)
+        grid = whole if self.before_cell is None else _whole_cells(*first, self.side)
+        if grid == whole:
+            return [self.before, self._crop((first, whole)), self.after]
+        cells = self._cells((first, grid))
+        return [*cells, f"\n\n{self.before}", self._crop((first, grid, whole)), self.after]
+
+    def num_kept(self, row_bytes: int) -> int:
+        """The number of crops whose states an engine keeps, at least one.
+
+        Args:
+            row_bytes: the bytes of one row's state.
+        """
+        return max(1, KEPT_BYTES // (self.rows_per_crop * row_bytes))
+
+    def kept_bytes(self, row_bytes: int) -> int:
+        """The memory of those states."""
+        return self.num_kept(row_bytes) * self.rows_per_crop * row_bytes
+
+    def _cells(self, resizes: tuple[Size, ...]) -> Iterator[str | Crop]:
+        columns, rows = (length // self.side for length in resizes[-1])
+        for row, column in product(range(rows), range(columns)):
+            line_end = "\n" if row and not column else ""
+            yield f"{line_end}{self.before_cell}<row_{row + 1}_col_{column + 1}>"
+            yield self._crop(resizes, column, row)
+
+    def _crop(self, resizes: tuple[Size, ...], column: int = 0, row: int = 0) -> Crop:
+        left, top = column * self.side, row * self.side
+        return Crop(resizes, (left, top, left + self.side, top + self.side))
+
+
+# Both functions round as transformers' processors of SmolVLM and Idefics3 do.
+def _fitted(width: int, height: int, longest_edge: int) -> Size:
+    """A size whose longer side is `longest_edge`, and whose other side is even."""
+    ratio = width / height
+    if width >= height:
+        return longest_edge, max(1, _even(int(longest_edge / ratio)))
+    return max(1, _even(int(longest_edge * ratio))), longest_edge
+
+
+def _whole_cells(width: int, height: int, side: int) -> Size:
+    """A size of whole cells that is not smaller and has nearly the same ratio."""
+    ratio = width / height
+    if width >= height:
+        wide = _up_to_multiple(width, side)
+        return wide, _up_to_multiple(int(wide / ratio), side)
+    high = _up_to_multiple(height, side)
+    return _up_to_multiple(int(high * ratio), side), high
+
+
+def _even(length: int) -> int:
+    return length + length % 2
+
+
+def _up_to_multiple(length: int, side: int) -> int:
+    return max(1, math.ceil(length / side)) * side

@@ -5,11 +5,12 @@ embeddings, the list repeats the model's placeholder token, and a `StatePart` sa
 Lengths, bounds, usage and blocks thus count both kinds of rows alike.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class StatePart:
     """A stretch of a prompt whose rows are states that the model's encoder makes."""
 
@@ -17,7 +18,7 @@ class StatePart:
     """The number of prompt rows before it."""
     length: int
     """The number of its rows, all of them placeholders among the prompt's token ids."""
-    content: bytes
+    content: bytes = field(repr=False)
     """What the encoder reads; of a picture, the pixels of one crop: 8-bit RGB [S, S, 3], where S is
     `PictureFacts.side`."""
 
@@ -26,7 +27,7 @@ class StatePart:
         """The number of prompt rows up to its last one."""
         return self.start + self.length
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """The content's hash: parts with equal digests have equal states."""
         return sha256(self.content).digest()

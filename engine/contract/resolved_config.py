@@ -25,6 +25,7 @@ class ModelFacts:
     kv_bytes_per_token: int
     """The bytes of a token's keys and values in one layer group of the cache."""
     weight_bytes: int
+    """The bytes of the weights and of the states of pictures that are kept."""
     step_bytes: int = 0
     """The bytes of activations and graphs of the largest step; 0 until measured, and on a CPU."""
     kv_windows: tuple[int | None, ...] = (None,)

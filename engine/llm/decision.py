@@ -4,10 +4,12 @@ A decision holds everything that an executor in another process would need, so t
 local, tensor-parallel or remote without the scheduler knowing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engine.contract.generate import TokenLogprob
+from engine.contract.prompt_states import StatePart
 from engine.contract.sampling_params import SamplingParams
 from engine.errors import EngineError
 
@@ -48,6 +50,18 @@ class GroupBlocks(NamedTuple):
     """The number of blocks before them, which no token of the step attends to."""
 
 
+class StateRows(NamedTuple):
+    """Rows whose inputs are states of a part of the prompt instead of looked-up embeddings."""
+
+    digest: bytes
+    """The digest of the part's content."""
+    first_state: int
+    """The number of the part's states before them."""
+    first_row: int
+    """The number of rows of the share, or of the step, before them."""
+    num_rows: int
+
+
 @dataclass(slots=True)
 class ScheduledSequence:
     """One completion's share of this step: tokens `start .. start + len(token_ids)` of its text.
@@ -80,6 +94,8 @@ class ScheduledSequence:
     follows: int | None = None
     """For a candidate in contrastive search, the sequence whose last row its text continues with
     one more token. The text of a sequence is certain only if it is not a candidate."""
+    states: Sequence[StateRows] = ()
+    """The rows that are states, in order."""
     is_apart: bool = False
     """Whether these few rows are computed like decodes, so that the step can be replayed."""
 
@@ -97,7 +113,8 @@ class ScheduledSequence:
 
 @dataclass(slots=True)
 class ScheduleDecision:
-    """One step. Executors apply it in this order: finished, new, copies, forward, sampling.
+    """One step. Executors apply it in this order: finished, new, copies, dropped, encoded, forward,
+    sampling.
 
     Steps take effect in the order in which they were launched. A block that is freed while a
     launched step still writes to it can thus be given away: its next owner writes later.
@@ -109,6 +126,10 @@ class ScheduleDecision:
     """The copy-on-write pairs (source block, destination block), to be copied whole first."""
     finished: list[int] = field(default_factory=list)
     """Sequences that ended since the last decision; their state, if any, can be dropped."""
+    dropped: list[bytes] = field(default_factory=list)
+    """Digests of parts whose states are not kept any longer; they may be unknown."""
+    encoded: list[StatePart] = field(default_factory=list)
+    """Parts whose states are made in this step and kept until they are dropped."""
     blocks_next: bool = False
     """Whether the next decision must wait until this one's outcome is committed."""
 

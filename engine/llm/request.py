@@ -20,6 +20,7 @@ from enum import Enum, auto
 from typing import Any
 
 from engine.contract.generate import GenerateRequest, TokenEvent, TokenLogprob
+from engine.contract.prompt_states import StatePart
 from engine.contract.request import FinishReason
 from engine.contract.sampling_params import SamplingParams
 from engine.errors import ContextLengthExceeded, EngineError, Failure, OutOfBlocks
@@ -31,6 +32,7 @@ from engine.llm.decision import (
     NewSequence,
     ScheduledSequence,
     SequenceOutput,
+    StateRows,
 )
 from engine.llm.repetition import RepetitionDetector
 
@@ -179,6 +181,8 @@ class Sequence:
     last_num_tokens: int
     """The length at which it ends or, because the pool holds no more, fails. No token beyond it
     runs."""
+    states: tuple[StatePart, ...] = ()
+    """The parts of its text that are states, in order."""
     status: Status = Status.HELD_BACK
     is_announced: bool = False
     """Whether the executor was told of it, by a step that did not fail."""
@@ -267,9 +271,24 @@ class Sequence:
         group = self.owner.request.sampling.group
         return not (self.scores_prompt or (group is not None and group.reads_states))
 
+    def states_between(self, start: int, end: int) -> list[StatePart]:
+        """The parts that have some of the rows `start .. end` of its text."""
+        if not self.states or start >= self.states[-1].end:
+            return []
+        return [part for part in self.states if part.end > start and part.start < end]
+
+    def _state_rows(self, start: int, end: int) -> list[StateRows]:
+        """Those of the rows `start .. end` of its text that are states."""
+        found = []
+        for part in self.states_between(start, end):
+            first, last = max(part.start, start), min(part.end, end)
+            found.append(StateRows(part.digest, first - part.start, first - start, last - first))
+        return found
+
     def extend_chain(self, block_size: int) -> list[bytes]:
         """Extend the block hashes to all known tokens, and return them."""
-        return extend_chain(self.chain, self.owner.chain_root, self.token_ids, block_size)
+        root = self.owner.chain_root
+        return extend_chain(self.chain, root, self.token_ids, block_size, self.states)
 
     def restart(self) -> None:
         """Forget what was computed, but keep the text."""
@@ -351,6 +370,7 @@ class Sequence:
             num_output_tokens=known - self.num_prompt_tokens,
             prompt_logprobs=self.scores_prompt and start < owner.prompt_len - 1,
             follows=self.follows,
+            states=self._state_rows(start, end) if self.states else (),
         )
         self.table.advance(start + len(token_ids))
         self.num_in_flight += len(token_ids)

@@ -21,6 +21,10 @@ text fits beside what the running ones still miss, with a block to grow for each
 sequences of a group (`engine.llm.request.Group`) are admitted and preempted at once, so that none
 holds blocks while it waits for one that has no room.
 
+A prompt with pictures stops before one whose states must not be made in this step
+(`engine.llm.kept_states`). While others stream it may get nothing for some steps, whatever its
+rank.
+
 A decision may be made while the previous one is still executed, on the assumption that it goes
 well: what it draws counts as a token, whose id the executor fills in. Rows of a sequence that turns
 out to have ended are wasted, and `commit` drops them. Nobody is preempted meanwhile, and a decision
@@ -43,6 +47,7 @@ from engine.errors import (
     EngineError,
     InvalidParameter,
     InvariantViolation,
+    ModelLoadError,
     OutOfBlocks,
     QueueFull,
 )
@@ -58,6 +63,7 @@ from engine.llm.drafts.drafting import Drafting
 from engine.llm.fault_isolation import FaultIsolation
 from engine.llm.free_blocks import FreeBlocks
 from engine.llm.groups.group_classes import check_beside
+from engine.llm.kept_states import KeptStates, PartsOfStep
 from engine.llm.request import ActiveRequest, Group, Sequence, Status, check_length
 from engine.llm.sequences import Sequences
 from engine.runtime.fault import answer_for, failed_row, raise_if_poisoned
@@ -74,6 +80,9 @@ class _Step:
     """A decision in the making."""
 
     budget: int
+    spare: int = 0
+    """The tokens withheld so that decodes are not delayed; only chunks that cannot be cut get
+    them."""
     chunks: dict[Sequence, int] = field(default_factory=dict)
     """The number of tokens given to each sequence, in the order in which they will run."""
     is_short: bool = False
@@ -82,13 +91,25 @@ class _Step:
     """Whether one sequence runs alone, after a step that failed."""
     drafts: dict[Sequence, list[int]] = field(default_factory=dict)
     """What may follow the last known token of some sequences that reach it."""
+    parts: PartsOfStep = field(default_factory=PartsOfStep)
+    """The parts of prompts that are states and have rows in the step."""
 
     def give(self, sequence: Sequence, num_tokens: int) -> None:
+        if sequence.states:
+            start = self.start_of(sequence)
+            self.parts.add(sequence.states_between(start, start + num_tokens))
         self.chunks[sequence] = self.chunks.get(sequence, 0) + num_tokens
-        self.budget -= num_tokens
+        self.spare -= max(0, num_tokens - self.budget)
+        self.budget = max(0, self.budget - num_tokens)
+
+    def start_of(self, sequence: Sequence) -> int:
+        """The number of tokens of a sequence that are computed before what it may get next."""
+        return sequence.table.num_tokens + self.chunks.get(sequence, 0)
 
     def drop(self, sequence: Sequence) -> None:
         self.budget += self.chunks.pop(sequence, 0)
+        if not self.chunks:  # nobody streams, so that nothing delays a picture of the next one
+            self.parts = PartsOfStep()
 
 
 class Scheduler:
@@ -101,6 +122,7 @@ class Scheduler:
         windows: how far each group of the model's layers looks back (`engine.contract.kv_layout`).
         drafters: those that guess tokens, in this order; without any, every step brings a text one
             token.
+        states: keeps the states of prompts' parts; by default the model takes no pictures.
         clock: `time.time`, or a test's own; only queue times depend on it.
     """
 
@@ -112,12 +134,17 @@ class Scheduler:
         vocab_size: int,
         windows: tuple[int | None, ...] = (None,),
         drafters: Mapping[DrafterName, Drafter] | None = None,
+        states: KeptStates | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
         self._eos_token_ids = frozenset(eos_token_ids)
         self._vocab_size = vocab_size
-        self._drafting = Drafting(config, drafters or {})
+        self._states = states or KeptStates()
+        pictures = self._states.pictures
+        self._drafting = Drafting(
+            config, drafters or {}, None if pictures is None else pictures.placeholder_id
+        )
         self._clock = clock
         self._policy = create_policy(config.scheduling_policy)
         self._layout = config.kv_layout(windows)
@@ -132,8 +159,16 @@ class Scheduler:
         self.is_doubtful = False
         """Whether an exception may have left the state inconsistent, so that `start_over` is
         needed."""
-        # Every running sequence must get a token per step, so no more can run than the budget has.
-        self._max_num_running = min(config.max_num_seqs, config.max_num_batched_tokens)
+        # Every running sequence must get a token per step, so no more can run than the budget has
+        # beside the rows of a picture that must be computed in one step.
+        most = config.max_num_batched_tokens - self._states.num_uncut_rows + 1
+        self._max_num_running = min(config.max_num_seqs, most)
+        if most < 1:
+            raise ModelLoadError(
+                f"a picture takes {self._states.num_uncut_rows} rows of one step, and "
+                f"max_num_batched_tokens is {config.max_num_batched_tokens}; raise it",
+                param="max_num_batched_tokens",
+            )
         self._seeds = random.Random(config.seed)
         self._num_arrivals = 0
         self._num_preemptions = 0
@@ -153,6 +188,7 @@ class Scheduler:
             max_num_tokens=min(capacity, most),
             eos_token_ids=self._eos_token_ids,
             max_num_seqs=self._max_num_running,
+            pictures=self._states.pictures,
         )
         check_generate(request, limits)
         check_length(request, most, capacity)
@@ -252,11 +288,16 @@ class Scheduler:
             StepWork(num_decodes=num_soon, decode_context=sum(s.num_known for s in running)),
             start=first.table.num_tokens if first else 0,
         )
-        step.budget = min(step.budget, num_tokens)
+        step.spare = max(0, step.budget - num_tokens)
+        step.budget -= step.spare
+        if step.chunks:
+            step.parts.most_encoded = self._states.most_beside_streams()
 
     def note_time(self, decision: ScheduleDecision, seconds: float) -> None:
         """Note how long a decided step took, from its launch or the end of the previous one."""
-        self._budget.observe(StepWork.of(decision), seconds)
+        self._states.note_time(len(decision.encoded), seconds)
+        if not decision.encoded:
+            self._budget.observe(StepWork.of(decision), seconds)
 
     def commit(self, decision: ScheduleDecision, output: StepOutput) -> list[TokenEvent]:
         """Take in the outcome of `decision`. A sequence for which that fails ends with an error,
@@ -323,6 +364,7 @@ class Scheduler:
         if not keeps_blocks:
             self._pool = self._prefixes.pool = self._free_blocks.pool = self._empty_pool()
         self._sequences.start_over(self._pool)
+        self._states.start_over()
         self._num_in_flight = 0
         self.is_doubtful = False
 
@@ -335,7 +377,7 @@ class Scheduler:
             tables = [self._prefixes.find(sequence) for sequence in suspect.together]
             self._start(suspect.together, tables)
         for sequence in suspect.together:
-            num_tokens = min(sequence.num_missing, step.budget)
+            num_tokens = self._reach(sequence, min(sequence.num_missing, step.budget), step)
             if num_tokens:
                 reached = sequence.table.num_tokens + num_tokens
                 check(sequence.table.reserve(reached), "a sequence does not fit even alone")
@@ -387,7 +429,9 @@ class Scheduler:
         """Give a running sequence its tokens, preempting larger ranks if it needs their blocks."""
         if step.budget == 0 or sequence.status is not Status.RUNNING:
             return
-        num_tokens = self._share(num_missing, step)
+        num_tokens = self._share(sequence, num_missing, step)
+        if not num_tokens:
+            return
         while not sequence.table.reserve(sequence.table.num_tokens + num_tokens):
             victim = self._sequences.running[-1]
             if victim in sequence.together:
@@ -398,13 +442,21 @@ class Scheduler:
             self._preempt(victim, step)
         step.give(sequence, num_tokens)
 
-    def _share(self, num_missing: int, step: _Step) -> int:
+    def _share(self, sequence: Sequence, num_missing: int, step: _Step) -> int:
         """How much of the budget a sequence takes at first."""
-        if num_missing <= step.budget:
-            return num_missing
+        num_tokens = min(num_missing, step.budget)
         left_to_others = step.budget // _PARTS_OF_BUDGET
         # Less than a block is not worth a place in the batch.
-        return step.budget - (left_to_others if left_to_others >= self._pool.block_size else 0)
+        if num_tokens < num_missing and left_to_others >= self._pool.block_size:
+            num_tokens -= left_to_others
+        return self._reach(sequence, num_tokens, step)
+
+    def _reach(self, sequence: Sequence, num_tokens: int, step: _Step) -> int:
+        """How many of these tokens a sequence takes, because of its parts that are states."""
+        if not sequence.states:
+            return num_tokens
+        most = step.budget + step.spare
+        return self._states.reach(sequence, step.start_of(sequence), num_tokens, most, step.parts)
 
     def _preempt(self, victim: Sequence, step: _Step) -> None:
         self._sequences.preempt(victim)
@@ -425,7 +477,7 @@ class Scheduler:
                 return
             self._start(sequences, tables)
             for sequence, table in zip(sequences, tables, strict=True):
-                num_tokens = self._share(sequence.num_missing, step)
+                num_tokens = self._share(sequence, sequence.num_missing, step)
                 if num_tokens:
                     reached = table.num_tokens + num_tokens
                     check(table.reserve(reached), "an admitted sequence does not fit")
@@ -451,6 +503,7 @@ class Scheduler:
     def _hand_out_rest(self, step: _Step) -> None:
         for sequence, num_tokens in list(step.chunks.items()):
             more = min(step.budget, sequence.num_missing - num_tokens)
+            more = self._reach(sequence, more, step)
             if more and sequence.table.reserve(sequence.table.num_tokens + num_tokens + more):
                 step.give(sequence, more)
 
@@ -470,6 +523,8 @@ class Scheduler:
             decision.blocks_next |= sequence.owner.holds_up(scheduled)
         if decision.scheduled:
             decision.finished = self._sequences.take_finished()
+            used = step.parts.of(decision.scheduled)
+            decision.dropped, decision.encoded = self._states.settle(used)
             decision.blocks_next |= step.is_short or step.is_alone
             self._num_in_flight += 1
         return decision

@@ -70,6 +70,7 @@ class Sequences:
                 token_ids=list(request.prompt_token_ids),
                 max_num_tokens=max_num_tokens,
                 last_num_tokens=min(max_num_tokens, owner.num_slots + 1),
+                states=request.states,
                 prompt_logprobs=[None] if scores_prompt else None,
                 detector=RepetitionDetector(detection) if detection is not None else None,
                 num_prompt_tokens=owner.prompt_len,

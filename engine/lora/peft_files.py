@@ -34,6 +34,8 @@ from engine.lora.peft_config import (
     shortened,
     stated_scale,
 )
+from engine.models.wrapped_names import unwrapped
+from engine.quantization.plan import PICTURE_ENCODER
 from engine.weights.safetensors import file_headers, read_tensors
 from kernels import copy_matrices
 
@@ -378,7 +380,9 @@ def _checked_unknown(num_found: int, names: Sequence[str]) -> tuple[str, ...]:
 
 def _layer_of(key: str) -> tuple[str, str]:
     """Split a tensor's key into its layer and its part: a part of the update, or the weight."""
-    path = key.removeprefix(_PREFIX)
+    stated = key.removeprefix(_PREFIX)
+    own = unwrapped(stated)  # as in an adapter of a model for pictures and text
+    path = stated if own.startswith(PICTURE_ENCODER) else own
     name, _, side = path.removesuffix(".weight").rpartition(".")
     is_part = side.startswith("lora_") or side == _BASE
     if path.endswith(f".{_COPY}") and not is_part:

@@ -22,13 +22,14 @@ class CausalLM(nn.Module, ABC):
     lm_head: LmHead
     ends_take_adapters: ClassVar[bool] = False
     """Whether adapters can change embedding, norms and output layer, as they can linear layers."""
-    picture_encoder: PictureEncoder | None = None
+    picture_encoder: PictureEncoder | None
     """The encoder of pictures in prompts; None if the model takes none."""
 
     def __init__(self, config: ModelConfig, options: WeightOptions) -> None:
         super().__init__()
         self.config = config
         self.options = options
+        self.picture_encoder = None
 
     @abstractmethod
     def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:

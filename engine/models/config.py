@@ -5,6 +5,9 @@ from typing import Any, ClassVar, Self
 
 from engine.contract.kv_layout import LayerGroup, group_layers
 from engine.contract.kv_numbers import KvNumbers
+from engine.contract.picture_facts import PictureFacts
+from engine.models.vision_config import VisionConfig
+from engine.models.wrapped_names import unwrapped
 
 MAX_LAYERS = 1024
 """The most layers of a model. Published models have up to 130; each layer takes milliseconds to
@@ -48,6 +51,12 @@ class ModelConfig:
     """The input embedding's name in the checkpoint."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    pictures: PictureFacts | None = None
+    """How it sees pictures; None if the checkpoint has no encoder for them."""
+    vision: VisionConfig | None = None
+    """The shape of the encoder for pictures; None exactly if `pictures` is None."""
+    is_wrapped: bool = False
+    """Whether the checkpoint is of a model for pictures and text, whose decoder is one part."""
     generation: dict[str, Any] = field(default_factory=dict)
     """Sampler parameters that the model's makers recommend, unchecked, as in the checkpoint."""
 
@@ -72,6 +81,8 @@ class ModelConfig:
     def tensor_name(self, name: str) -> str:
         """Return the model's name for a tensor of a safetensors file. Folders with only a decoder,
         such as those of sentence encoders, leave `model.` out."""
+        if self.is_wrapped:
+            return unwrapped(name)
         return f"model.{name}" if name.startswith(_BARE_NAMES) else name
 
     @property

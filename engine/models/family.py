@@ -4,11 +4,14 @@ model."""
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from engine.contract.picture_facts import PictureFacts
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.gguf_keys import LAYER_TENSORS, GgufKeys
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
+from engine.models.picture_keys import PictureKeys
+from engine.models.vision_config import VisionConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,10 @@ class Family:
     read_json: Callable[[MetadataKeys], ModelConfig]
     """Reads the keys of config.json. The caller adds the keys for generation (stop tokens,
     sampling), here and below."""
+    read_pictures: (
+        Callable[[PictureKeys, ModelConfig], tuple[PictureFacts, VisionConfig]] | None
+    ) = None
+    """Reads how a model with this configuration sees pictures; None if none of the family does."""
     gguf: str | None = None
     """The `general.architecture` of a GGUF file; None if there is none or it belongs to another
     family."""

@@ -73,6 +73,19 @@ class RowAdapters(Protocol):
         ...
 
 
+class RowStates(NamedTuple):
+    """Rows whose inputs are states of an encoder instead of looked-up embeddings."""
+
+    rows: Tensor
+    """[R] int64."""
+    states: Tensor
+    """[R, C], in the model's dtype."""
+
+    def replace_in(self, embedded: Tensor) -> None:
+        """Put the states in the rows of [T, C], which is mutated."""
+        embedded.index_copy_(0, self.rows, self.states)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardContext:
     """A step's rows and their place in the cache. Rows of single decoded tokens come first, then
@@ -88,6 +101,8 @@ class ForwardContext:
     is packed."""
     adapters: RowAdapters | None = None
     """The rows' adapters, or None when no row has one."""
+    states: RowStates | None = None
+    """The rows that are states, or None when no row is."""
 
     @property
     def longest_context(self) -> int:

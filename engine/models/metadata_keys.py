@@ -80,6 +80,18 @@ class MetadataKeys:
                 raise self.nonsense(key, "a token id or a list of token ids")
         return tuple(dict.fromkeys(ids))
 
+    def inner(self, key: str, missing: Mapping[str, Any] | None = None) -> "MetadataKeys":
+        """Return the keys of an object, which is empty if it is missing.
+
+        Args:
+            missing: values for keys that the object lacks.
+        """
+        value = self._value(key, {})
+        if not isinstance(value, Mapping):
+            raise self.nonsense(key, "an object")
+        stated = {name: one for name, one in value.items() if one is not None}
+        return MetadataKeys({**(missing or {}), **stated}, f"{self.source}: {key}")
+
     def nonsense(self, key: str, wanted: str) -> ModelLoadError:
         shown = repr(self.values.get(key))
         shown = shown if len(shown) <= 80 else shown[:77] + "..."

@@ -16,7 +16,10 @@ from engine.models.layers.parallel import SINGLE, TensorParallel
 from engine.models.layers.weight_slots import WeightOptions
 from engine.quantization.method import LinearMethod
 
-MODULES = ("gemma3", "llama", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe")
+MODULES = (
+    "gemma3", "llama", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe",
+    "vision.gemma3_pictures", "vision.smolvlm_pictures",
+)  # fmt: skip
 """The modules of `engine.models` with `FAMILIES`, imported when the first model is looked up."""
 
 

@@ -10,9 +10,12 @@ from engine.weights.weight_plan import WeightPlan
 
 def text_facts(plan: WeightPlan, config: ModelConfig, intent: TextSettings) -> ModelFacts:
     """The facts of a weight plan, for plans and for loaded models."""
+    number_bytes = torch_dtype(intent.model_dtype).itemsize
+    pictures = config.pictures
+    kept_bytes = 0 if pictures is None else pictures.kept_bytes(config.hidden_size * number_bytes)
     return ModelFacts(
         max_position_embeddings=config.max_position_embeddings,
         kv_bytes_per_token=config.kv_bytes_per_token(KvNumbers(intent.resolved_kv_cache_dtype)),
         kv_windows=config.group_windows,
-        weight_bytes=plan.num_bytes(torch_dtype(intent.model_dtype).itemsize),
+        weight_bytes=plan.num_bytes(number_bytes) + kept_bytes,
     )

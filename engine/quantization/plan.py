@@ -17,12 +17,15 @@ Layers = Mapping[str, QuantizedLayer]
 """Layers by name, without a tensor's kind."""
 OUTPUT_LAYER = "lm_head"
 """The name of a text model's output layer."""
+PICTURE_ENCODER = "picture_encoder."
+"""The beginning of the names of a text model's encoder for pictures."""
 
 log = structlog.get_logger(__name__)
 
 
 def made_at_load(name: str, headers: Headers) -> dict[str, QuantizedLayer]:
-    """Return all linear layers with plain weights that fit a format; the log names the others.
+    """Return all linear layers with plain weights that fit a format; the log names the others. An
+    encoder for pictures stays as the checkpoint has it.
 
     Args:
         headers: headers of linear layers' tensors.
@@ -31,7 +34,7 @@ def made_at_load(name: str, headers: Headers) -> dict[str, QuantizedLayer]:
     layers, odd = {}, []
     for tensor, header in headers.items():
         layer = tensor.removesuffix(".weight")
-        if layer == tensor or len(header.shape) != 2:
+        if layer == tensor or len(header.shape) != 2 or layer.startswith(PICTURE_ENCODER):
             continue
         is_output = layer == OUTPUT_LAYER
         method_for = chosen.output_method_for if is_output else chosen.method_for

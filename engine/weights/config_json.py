@@ -10,6 +10,7 @@ from engine.models.family import Family
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.registry import family_of, family_of_model_type
 from engine.weights.default_sampling import FILE_NAME, recommended
+from engine.weights.picture_files import with_pictures
 
 
 def read_config_json(folder: Path) -> ModelConfig:
@@ -25,12 +26,17 @@ def read_config_json(folder: Path) -> ModelConfig:
     generation = MetadataKeys(read_optional_json(folder / FILE_NAME), FILE_NAME)
     # The family is found first, so that an unknown one is not reported as having missing keys.
     family = _family(keys)
-    return replace(
-        family.read_json(keys),
-        bos_token_id=next(iter(keys.ids("bos_token_id")), None),
-        eos_token_ids=generation.ids("eos_token_id") or keys.ids("eos_token_id"),
+    config = family.read_json(keys)
+    text = keys.inner("text_config") if config.is_wrapped else keys
+    config = replace(
+        config,
+        bos_token_id=next(iter(keys.ids("bos_token_id") or text.ids("bos_token_id")), None),
+        eos_token_ids=(
+            generation.ids("eos_token_id") or keys.ids("eos_token_id") or text.ids("eos_token_id")
+        ),
         generation=recommended(generation.values),
     )
+    return with_pictures(config, family, keys, folder)
 
 
 def _family(keys: MetadataKeys) -> Family:

@@ -23,6 +23,7 @@ from engine.files.checkpoint_files import (
 )
 from engine.models.config import ModelConfig
 from engine.quantization.format import TensorHeader
+from engine.quantization.plan import PICTURE_ENCODER
 
 _INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100 << 20
@@ -178,10 +179,13 @@ def _small_content(path: Path, first: int, entry: dict[str, Any]) -> Callable[[]
 
 
 def is_redundant(name: str, config: ModelConfig) -> bool:
-    """Whether the model does not read a tensor: a tied output layer, or old files' rotary
-    tables."""
-    if config.tensor_name(name).startswith("lm_head."):
+    """Whether the model does not read a tensor: a tied output layer, old files' rotary tables, or
+    an encoder for pictures that cannot be used."""
+    own = config.tensor_name(name)
+    if own.startswith("lm_head."):
         return config.tie_word_embeddings
+    if own.startswith(PICTURE_ENCODER):
+        return config.vision is None
     return name.endswith("rotary_emb.inv_freq")
 
 

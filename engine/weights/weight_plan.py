@@ -16,6 +16,7 @@ from engine.quantization.method import LinearMethod
 from engine.quantization.plain import UnquantizedMethod
 from engine.quantization.plan import (
     OUTPUT_LAYER,
+    PICTURE_ENCODER,
     Layers,
     Shapes,
     kept_by,
@@ -78,6 +79,12 @@ class WeightPlan:
         found = num_bytes(self.shapes, self.layers, dtype_bytes)
         return found + times * embedding * dtype_bytes
 
+    def encoder_bytes(self, dtype_bytes: int) -> int:
+        """The memory of an encoder for pictures, which steps of text do not read."""
+        encoder = {n: s for n, s in self.shapes.items() if n.startswith(PICTURE_ENCODER)}
+        layers = {n: one for n, one in self.layers.items() if n.startswith(PICTURE_ENCODER)}
+        return num_bytes(encoder, layers, dtype_bytes)
+
     @property
     def has_lookup_rows(self) -> bool:
         """Whether the embedding has plain rows that no product reads."""
@@ -102,12 +109,12 @@ class WeightPlan:
         plain = {
             name: math.prod(shape)
             for name, shape in self.shapes.items()
-            if name not in owned and len(shape) == 2
+            if name not in owned and len(shape) == 2 and not name.startswith(PICTURE_ENCODER)
         }
         packed = {
             name: one.out_features * one.in_features
             for name, one in self.layers.items()
-            if name not in ends
+            if name not in ends and not name.startswith(PICTURE_ENCODER)
         }
         return plain | packed
 

@@ -25,7 +25,7 @@ def paged_attention(
 
     The keys and values of the new tokens themselves are in the cache already (`rope_store_kv`). A
     sequence's queries are the last ones of its context: query i of Q is at position `context_len -
-    Q + i` and sees the keys at positions up to its own.
+    Q + i` and sees the keys at positions up to its own, or further ones (`PagedBatch.key_ends`).
 
     Args:
         q: [T, H, D], fp32, bf16 or fp16; rows may be strided. Heads h·H/K .. share key head h.

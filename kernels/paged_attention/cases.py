@@ -33,6 +33,9 @@ class Case:
     kv_dtype: torch.dtype | None = None
     """The dtype of a packed cache, with a scale per slot and head; None for q's dtype."""
     num_layers: int = 3
+    both_ways: int = 0
+    """The number of rows of each stretch in which rows see each other in both directions, in chunks
+    from the text's row 3 on; 0 for none."""
 
 
 CASES = (
@@ -57,6 +60,9 @@ CASES = (
     Case("gemma2_mixed", ((1, 150), (1, 20), (19, 90)), 8, 4, 256, window=64, soft_cap=50.0),
     Case("qwen2_mixed", ((1, 70), (9, 40), (20, 20)), 14, 2, 64, 32),
     Case("group_of_eight", ((1, 70), (3, 3)), 16, 2, 64),
+    Case("both_ways", ((1, 70), (9, 40), (64, 64), (40, 97)), both_ways=16),
+    Case("both_ways_window", ((1, 9), (40, 40), (33, 160)), 8, 2, 64, window=13, both_ways=21),
+    Case("int8_both_ways", ((33, 50), (64, 64)), both_ways=16, kv_dtype=torch.int8),
     Case("soft_cap", ((1, 100), (1, 9), (40, 40), (10, 60)), soft_cap=2.0),
     Case("int8_decode", ((1, 600), (1, 35), (1, 1)), 8, 2, 128, kv_dtype=torch.int8),
     Case("int8_mixed", ((1, 70), (9, 40), (33, 33)), 9, 3, 64, 32, kv_dtype=torch.int8),
@@ -130,6 +136,7 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
         np.concatenate(([0], np.cumsum(num_queries))).astype(np.int32),
         num_queries.count(1),
         device,
+        _key_ends(case),
     )
     scales = None
     if case.kv_dtype is None:
@@ -146,6 +153,20 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
         "soft_cap": case.soft_cap,
         "kv_scales": None if scales is None else scales[:, layer],
     }
+
+
+def _key_ends(case: Case) -> np.ndarray[tuple[int], np.dtype[np.int32]] | None:
+    """The end of each row's keys, if some see further than to their own."""
+    if not case.both_ways:
+        return None
+    ends = []
+    for queries, context in case.sequences:
+        at = np.arange(context - queries, context)
+        past = (at - 3) // case.both_ways
+        # Every second stretch; one that the chunk cuts off ends with it.
+        stretch_ends = np.minimum(3 + (past + 1) * case.both_ways, context)
+        ends.append(np.where(past % 2 == 0, stretch_ends, at + 1))
+    return np.concatenate(ends).astype(np.int32)
 
 
 def quantised(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

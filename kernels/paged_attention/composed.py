@@ -164,7 +164,8 @@ def _group(
         hidden: Tensor | None = _decode_mask(batch.context_lens[first:last], length, window)
     else:
         length = longest
-        hidden = _chunk_mask(num_queries, length, window, kv_cache.device)
+        ends = None if batch.key_ends is None else batch.key_ends[rows]
+        hidden = _chunk_mask(num_queries, length, window, kv_cache.device, ends)
     return Group(
         rows=rows,
         num_sequences=last - first,
@@ -193,14 +194,18 @@ def _decode_mask(context_lens: Tensor, length: int, window: int | None) -> Tenso
 
 
 def _chunk_mask(
-    num_queries: int, length: int, window: int | None, device: torch.device
+    num_queries: int,
+    length: int,
+    window: int | None,
+    device: torch.device,
+    key_ends: Tensor | None,
 ) -> Tensor | None:
     """Return [Q, X] bool, or None if it equals plain causality from position 0."""
-    if num_queries == length and (window is None or window >= length):
+    if key_ends is None and num_queries == length and (window is None or window >= length):
         return None
     key_at = torch.arange(length, device=device)
     query_at = key_at[length - num_queries :, None]
-    hidden = key_at > query_at
+    hidden = key_at > query_at if key_ends is None else key_at >= key_ends[:, None]
     return hidden if window is None else hidden | (key_at <= query_at - window)
 
 

@@ -14,7 +14,7 @@ from kernels.paged_attention.paged_batch import PagedBatch
 
 FORMATS = {torch.int8: 1, torch.float8_e4m3fn: 2}
 """Codes of the packed caches in `task.h`."""
-SIGNATURE = "ipiipiipipippp" + "iiiiii" + "ff"
+SIGNATURE = "ipiipiipipipppp" + "iiiiii" + "ff"
 
 
 def supports(
@@ -65,6 +65,7 @@ def paged_attention(
         batch.block_tables.stride(0),
         batch.context_lens.data_ptr(),
         batch.cu_seqlens_q.data_ptr(),
+        None if batch.key_ends is None else batch.key_ends.data_ptr(),
         out.data_ptr(),
         len(batch.host_context_lens),
         num_kv_heads,

@@ -26,7 +26,8 @@ class PagedBatch:
     repeat its first block, so that reading them is harmless.
 
     In a recorded step (a CUDA graph) the host's context lengths are upper bounds that size the
-    launches; the tensors alone must decide what a row reads. All sequences are decodes then.
+    launches; the tensors alone must decide what a row reads. All sequences are decodes then, and
+    there are no `key_ends`.
     """
 
     block_tables: Tensor
@@ -39,6 +40,10 @@ class PagedBatch:
     host_block_tables: Int32Array
     host_context_lens: Int32Array
     host_cu_seqlens_q: Int32Array
+    key_ends: Tensor | None = None
+    """[T] int32: each row sees the keys before this position of its text, which is after its own
+    and not beyond the context's end; it does not decrease from row to row of a sequence. None: each
+    row sees the keys up to its own."""
     plans: dict[Any, Any] = field(default_factory=dict)
     """Results that an implementation computed for the first layer and reuses in the others."""
 
@@ -55,10 +60,11 @@ class PagedBatch:
         cu_seqlens_q: Int32Array,
         num_decodes: int,
         device: torch.device,
+        key_ends: Int32Array | None = None,
     ) -> "PagedBatch":
         """Make the tensors; the arrays must not change afterwards."""
         tables = block_tables[np.newaxis]
-        return cls.of_groups(tables, context_lens, cu_seqlens_q, num_decodes, device)[0]
+        return cls.of_groups(tables, context_lens, cu_seqlens_q, num_decodes, device, key_ends)[0]
 
     @classmethod
     def of_groups(
@@ -68,10 +74,13 @@ class PagedBatch:
         cu_seqlens_q: Int32Array,
         num_decodes: int,
         device: torch.device,
+        key_ends: Int32Array | None = None,
     ) -> list["PagedBatch"]:
         """Make batches of the same rows for several groups of layers, whose block tables are [G, B,
         M]."""
-        *tables, lens, offsets = to_device([*block_tables, context_lens, cu_seqlens_q], device)
+        arrays = [*block_tables, context_lens, cu_seqlens_q]
+        *tables, lens, offsets = to_device(arrays, device)
+        ends = None if key_ends is None else to_device([key_ends], device)[0]
         return [
             cls(
                 block_tables=table,
@@ -81,6 +90,7 @@ class PagedBatch:
                 host_block_tables=host_table,
                 host_context_lens=context_lens,
                 host_cu_seqlens_q=cu_seqlens_q,
+                key_ends=ends,
             )
             for table, host_table in zip(tables, block_tables, strict=True)
         ]

@@ -26,7 +26,8 @@ def paged_attention(
             scales = kv_scales.unsqueeze(-1)
             k_scale, v_scale = gather_context(scales, batch.block_tables[index], context_len)
             k, v = k.float() * k_scale, v.float() * v_scale
-        visible = visible_keys(last - first, context_len, window, q.device)
+        ends = None if batch.key_ends is None else batch.key_ends[first:last]
+        visible = visible_keys(last - first, context_len, window, q.device, ends)
         result[first:last] = attend(q[first:last], k, v, visible, scale, soft_cap).to(q.dtype)
     return result.flatten(1)
 
@@ -43,12 +44,16 @@ def gather_context(
 
 
 def visible_keys(
-    num_queries: int, context_len: int, window: int | None, device: torch.device
+    num_queries: int,
+    context_len: int,
+    window: int | None,
+    device: torch.device,
+    key_ends: Tensor | None = None,
 ) -> Tensor:
     """Return [Q, context_len] bool: the keys that each query sees."""
     query_at = torch.arange(context_len - num_queries, context_len, device=device)[:, None]
     key_at = torch.arange(context_len, device=device)[None, :]
-    visible = key_at <= query_at
+    visible = key_at <= query_at if key_ends is None else key_at < key_ends[:, None]
     return visible if window is None else visible & (key_at > query_at - window)
 
 

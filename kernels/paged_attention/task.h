@@ -24,9 +24,16 @@ struct Arguments {
   const int32_t* block_tables;
   int64_t table_stride;
   const int32_t *context_lens, *first_rows;
+  const int32_t* key_ends;  // Of each row; null if rows see the keys up to their own.
   void* out;
   int64_t sequences, kv_heads, group, block_size, dim, window;
   float scale, soft_cap;
+
+  // The first key after those that a row of a sequence sees.
+  int64_t key_end(int64_t sequence, int64_t row) const {
+    int64_t token = first_rows[sequence] + row;
+    return key_ends ? key_ends[token] : context_lens[sequence] - first_rows[sequence + 1] + token + 1;
+  }
 };
 
 // Some rows of a sequence and key head, over keys begin .. end - 1.

@@ -179,6 +179,7 @@ def _prefill(
     _paged_attention_prefill_kernel[(constants["NUM_KV_HEADS"], len(plan))](
         **inputs,
         cu_seqlens_q_ptr=batch.cu_seqlens_q,
+        key_ends_ptr=batch.key_ends,
         tiles_ptr=plan,
         **constants,
         BLOCK_M=tiles.prefill_rows,

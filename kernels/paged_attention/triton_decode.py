@@ -65,9 +65,11 @@ def _paged_attention_decode_kernel(
     )
     if scales_ptr is not None:
         scales_ptr += kv_head * BLOCK_SIZE
+    query_at = tl.full([BLOCK_M], 0, tl.int32) + (context_len - 1)
     values, total, highest = attend_split(
         q,
-        tl.full([BLOCK_M], 0, tl.int32) + (context_len - 1),
+        query_at,
+        query_at,
         begin,
         end,
         kv_ptr + kv_head * (BLOCK_SIZE * HEAD_DIM),

@@ -18,6 +18,7 @@ def _paged_attention_prefill_kernel(
     table_stride,
     context_lens_ptr,
     cu_seqlens_q_ptr,
+    key_ends_ptr,
     tiles_ptr,
     out_ptr,
     window,
@@ -65,14 +66,20 @@ def _paged_attention_prefill_kernel(
     first_key = first_query * 0
     if window is not None:
         first_key = tl.maximum(num_cached + first_query + 1 - window, 0)
+    query_at = num_cached + queries
+    sees_to = query_at
     last_key = num_cached + last_query
+    if key_ends_ptr is not None:
+        sees_to = tl.load(key_ends_ptr + token, mask=queries <= last_query, other=0) - 1
+        last_key = tl.load(key_ends_ptr + first_row + last_query) - 1
     highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M, 16], tl.float32)
     values = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for split in range(first_key // SPLIT, last_key // SPLIT + 1):
         more_values, more_total, more_highest = attend_split(
             q,
-            num_cached + queries,
+            query_at,
+            sees_to,
             tl.maximum(split * SPLIT, first_key // BLOCK_N * BLOCK_N),
             tl.minimum((split + 1) * SPLIT, last_key + 1),
             kv_ptr,

@@ -25,6 +25,7 @@ from kernels._triton import tl, triton
 def attend_split(
     q,
     query_at,
+    sees_to,
     begin,
     end,
     kv_ptr,
@@ -42,7 +43,8 @@ def attend_split(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Process the keys from `begin` to `end` of one head, for rows at positions `query_at`.
+    """Process the keys from `begin` to `end` of one head, for rows at positions `query_at` that see
+    keys up to `sees_to`.
 
     Pointers are to the sequence's block table and to the head's first slot in block 0. Returns
     weighted values [M, D], their weights' sum [M, 16] (equal columns) and the highest score [M];
@@ -70,7 +72,7 @@ def attend_split(
         if bend is not None:
             # tanh(x) = 1 - 2 / (1 + e**2x)
             score = 1.0 - 2.0 / (1.0 + tl.exp2(score * bend))
-        visible = key_at[None, :] <= query_at[:, None]
+        visible = key_at[None, :] <= sees_to[:, None]
         if window is not None:
             visible = visible & (key_at[None, :] > query_at[:, None] - window)
         score = tl.where(visible, score, NEVER)

@@ -60,6 +60,11 @@ class EngineRun(ABC):
         """Release these at the end, too, such as places at other models that take part."""
         self._held.extend(held)
 
+    def let_go(self) -> None:
+        """Release what is held beside the places now, not at the end."""
+        for held in self._held:
+            held.release()
+
     async def perform(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of work for the request, such as reading its files. One at a time.
 

@@ -5,7 +5,7 @@ that may be lost.
 """
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms
 
+from engine.contract.picture_facts import Crop, Resampling, Size
 from engine.errors import InvalidParameter
+from engine.pictures.crops import cut_crops
 from server.images.exif import EXIF_COMMENT, read_comment
 from server.images.header import broken, read_header
 
@@ -73,6 +75,39 @@ def decode_image(data: bytes, *, param: str, max_pixels: int, max_side: int) -> 
     if planes.alpha is None:
         return planes.rgb
     return np.dstack([planes.rgb, planes.alpha])
+
+
+def decode_crops(
+    data: bytes,
+    crops: Sequence[Crop],
+    resampling: Resampling,
+    upright: Size,
+    *,
+    param: str,
+    max_pixels: int,
+    max_side: int,
+) -> Array:
+    """Crops of a file as `[N * S, S, 3]`, made as transformers makes them: the picture is turned as
+    EXIF says, transparency lies over white, and colour profiles are ignored.
+
+    Args:
+        upright: the width and height from which the crops were computed.
+
+    Raises:
+        InvalidParameter: as for `decode_image`; or the size is another one.
+    """
+    planes = _decoded(_opened(data, param, max_pixels, max_side), param, use_profile=False)
+    picture = Image.fromarray(planes.rgb)
+    if picture.size != upright:
+        raise InvalidParameter(
+            f"{param} is turned by metadata that this server does not read; save the picture again",
+            param=param,
+        )
+    if planes.alpha is not None:
+        picture.putalpha(Image.fromarray(planes.alpha))
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture).convert("RGB")
+    return np.concatenate(cut_crops(np.asarray(picture), crops, resampling))
 
 
 def texts_of(data: bytes, *, param: str, max_pixels: int, max_side: int) -> dict[str, str]:

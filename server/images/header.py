@@ -19,9 +19,14 @@ MAX_SEGMENTS = 4096
 MAX_CHUNKS = 1 << 15
 """The most chunks in a PNG file. Encoders write one for every 8 KiB or more."""
 
+_ORIENTATION = 0x0112
+_SIDEWAYS = range(5, 9)
+"""The orientations of EXIF that exchange width and height."""
+
 Format = Literal["PNG", "JPEG", "WEBP"]
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_EXIF_MAGIC = b"Exif\0\0"
 _REFUSED_FORMATS = (
     (b"GIF8", "GIF"),
     (b"BM", "BMP"),
@@ -32,6 +37,7 @@ _REFUSED_FORMATS = (
 )
 
 _START_OF_SCAN = 0xDA
+_APP1 = 0xE1
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 """Markers of JPEG segments that contain the size."""
 _BARE = {0x00, 0x01, *range(0xD0, 0xD9)}
@@ -90,6 +96,16 @@ def read_header(data: bytes, *, param: str, max_pixels: int, max_side: int) -> H
             param=param,
         )
     return Header(format, width, height)
+
+
+def upright_size(data: bytes, header: Header) -> tuple[int, int]:
+    """Width and height once the picture is turned as its EXIF data say."""
+    find = {"PNG": _png_exif, "JPEG": _jpeg_exif, "WEBP": _webp_exif}[header.format]
+    try:
+        is_sideways = _orientation(find(data).removeprefix(_EXIF_MAGIC)) in _SIDEWAYS
+    except (_Broken, struct.error):
+        is_sideways = False
+    return (header.height, header.width) if is_sideways else (header.width, header.height)
 
 
 def broken(param: str, format: str) -> InvalidParameter:
@@ -176,6 +192,49 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
         yield marker, at
         at += struct.unpack_from(">H", data, at)[0]
     raise _Broken
+
+
+def _png_exif(data: bytes) -> bytes:
+    at = len(_PNG_MAGIC)
+    for _ in range(MAX_CHUNKS):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"eXIf":
+            return data[at + 8 : at + 8 + size]
+        at += 12 + size
+    raise _Broken
+
+
+def _jpeg_exif(data: bytes) -> bytes:
+    for marker, start in _jpeg_segments(data):
+        if marker == _START_OF_SCAN:
+            break
+        size = struct.unpack_from(">H", data, start)[0]
+        if marker == _APP1 and data.startswith(_EXIF_MAGIC, start + 2):
+            return data[start + 2 : start + size]
+    raise _Broken
+
+
+def _webp_exif(data: bytes) -> bytes:
+    at = 12
+    for _ in range(MAX_CHUNKS):
+        kind, size = struct.unpack_from("<4sI", data, at)
+        if kind == b"EXIF":
+            return data[at + 8 : at + 8 + size]
+        at += 8 + size + size % 2
+    raise _Broken
+
+
+def _orientation(tiff: bytes) -> int:
+    """The orientation in EXIF data; 1 if they hold none."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        raise _Broken
+    at = struct.unpack_from(f"{order}I", tiff, 4)[0]
+    for entry in range(struct.unpack_from(f"{order}H", tiff, at)[0]):
+        tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, at + 2 + 12 * entry)
+        if tag == _ORIENTATION:
+            return int(value)
+    return 1
 
 
 def _checked(is_known: bool, width: int, height: int) -> tuple[int, int]:

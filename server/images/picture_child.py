@@ -13,7 +13,7 @@ import numpy as np
 from engine.errors import EngineError, Failure, InvalidParameter
 from engine.processes.helper_child import Bytes, serve
 from engine.processes.process_limits import limit_more_memory, limit_time
-from server.images.decoding import decode_grey, decode_image, decode_mask, texts_of
+from server.images.decoding import decode_crops, decode_grey, decode_image, decode_mask, texts_of
 from server.images.picture_wire import Answer, Decoded, Question, Reading, Refused, Texts
 
 _read_question = msgspec.json.Decoder(Question).decode
@@ -63,6 +63,10 @@ def _read(question: Question, data: bytes) -> tuple[Answer, Bytes]:
             array = decode_grey(data, **bounds)
         case Reading.MASK:
             array = decode_mask(data, question.mask_mode, inverts=question.inverts, **bounds)
+        case Reading.CROPS:
+            array = decode_crops(
+                data, question.crops, question.resampling, question.upright, **bounds
+            )
         case Reading.IMAGE:
             array = decode_image(data, **bounds)
     height, width, channels = array.shape

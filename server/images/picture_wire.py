@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
+from engine.contract.picture_facts import Crop, Resampling, Size
 from engine.errors import Failure
 from server.images.decoding import MaskMode
 
@@ -19,6 +20,7 @@ class Reading(StrEnum):
     MASK = "mask"
     GREY = "grey"
     TEXTS = "texts"
+    CROPS = "crops"
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,10 +33,14 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     cpu_s: int
     mask_mode: MaskMode = "auto"
     inverts: bool = False
+    crops: tuple[Crop, ...] = ()
+    resampling: Resampling = "bilinear"
+    upright: Size = (0, 0)
+    """The width and height from which the crops were computed."""
 
 
 class Decoded(msgspec.Struct, tag=True, frozen=True):
-    """The file was decoded; its pixels follow."""
+    """The file was decoded; its pixels follow. Crops are one below the other."""
 
     width: int
     height: int

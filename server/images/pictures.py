@@ -8,10 +8,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.contract.picture_facts import Crop, Resampling
 from engine.contract.pixels import Pixels
 from server.http.engine_run import EngineRun
 from server.images.decoding import MaskMode
-from server.images.header import read_header
+from server.images.header import read_header, upright_size
+from server.images.links import PictureLinks
 from server.images.picture_budget import PictureBudget
 from server.images.picture_processes import PictureProcesses
 from server.images.picture_wire import Decoded, Question, Reading, Texts
@@ -31,6 +33,7 @@ class EncodedPicture:
 
     Attributes:
         param: the field that messages name.
+        width, height: for `crops`, of the upright picture.
         reading: how to decode it. `mask_mode` and `inverts` are for masks.
     """
 
@@ -41,10 +44,15 @@ class EncodedPicture:
     reading: Reading = Reading.IMAGE
     mask_mode: MaskMode = "auto"
     inverts: bool = False
+    crops: tuple[Crop, ...] = ()
+    resampling: Resampling = "bilinear"
 
     @property
     def num_bytes(self) -> int:
         """The most bytes that its pixels take."""
+        if self.reading is Reading.CROPS:
+            boxes = [crop.box for crop in self.crops]
+            return 3 * sum((right - left) * (end - top) for left, top, right, end in boxes)
         channels = 4 if self.reading is Reading.IMAGE else 1
         return self.width * self.height * channels
 
@@ -59,6 +67,9 @@ class EncodedPicture:
             cpu_s=_CPU_S + math.ceil(num_pixels / _PIXELS_PER_CPU_S),
             mask_mode=self.mask_mode,
             inverts=self.inverts,
+            crops=self.crops,
+            resampling=self.resampling,
+            upright=(self.width, self.height),
         )
 
 
@@ -71,8 +82,9 @@ class Pictures:
             taken memory there never waits for `budget`, so requests cannot wait for each other.
     """
 
-    def __init__(self, processes: PictureProcesses, max_bytes: int) -> None:
+    def __init__(self, processes: PictureProcesses, max_bytes: int, links: PictureLinks) -> None:
         self._processes = processes
+        self._links = links
         self.budget, self.between = PictureBudget(max_bytes), PictureBudget(max_bytes)
 
     async def open(
@@ -89,17 +101,21 @@ class Pictures:
 
         Raises:
             InvalidParameter: the header shows that it cannot be used.
-            UnsupportedFeature: a link or a file id.
+            UnsupportedFeature: a link that is not followed, or a file id.
         """
+        followed = await self._links.follow(reference, param)
 
         def opened() -> EncodedPicture:
-            data = file_of(reference, param)
+            data = file_of(followed, param)
             header = read_header(data, param=param, max_pixels=max_pixels, max_side=MAX_INPUT_SIDE)
+            width, height = header.width, header.height
+            if reading is Reading.CROPS:
+                width, height = upright_size(data, header)
             return EncodedPicture(
                 param=param,
                 data=data,
-                width=header.width,
-                height=header.height,
+                width=width,
+                height=height,
                 reading=reading,
                 mask_mode=mask_mode,
                 inverts=inverts,

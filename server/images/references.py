@@ -1,7 +1,4 @@
-"""Reads a picture from a request: a file of a form, or base64 in JSON.
-
-Links are refused, never fetched: a server that follows them can reach what its clients cannot.
-"""
+"""Reads a picture from a request: a file of a form, or base64 in JSON."""
 
 import binascii
 import re
@@ -19,7 +16,7 @@ def file_of(reference: ImageReference, param: str) -> bytes:
 
     Raises:
         InvalidParameter: it is not a data URL.
-        UnsupportedFeature: it is a link or a file id.
+        UnsupportedFeature: it is a file id.
     """
     if isinstance(reference, UploadedImage):
         return reference.data
@@ -32,12 +29,6 @@ def file_of(reference: ImageReference, param: str) -> bytes:
         raise InvalidParameter(f"{param} needs image_url with the image as a data URL", param=param)
     if not url:
         raise InvalidParameter(f"{param} is empty; send the image as base64", param=param)
-    if url[:8].lower().startswith(("http:", "https:")):
-        raise UnsupportedFeature(
-            "this server does not fetch links; send the image as a data URL, or as a file of a "
-            "multipart form",
-            param=param,
-        )
     return _data_of(url, param)
 
 

@@ -1,13 +1,17 @@
 """Answering a conversation, and counting its tokens."""
 
+from dataclasses import replace
+
 from fastapi import Request, Response
 
 from engine.contract.generate import ModelInfo
+from engine.errors import InvalidParameter
 from engine.text.chat_format import ChatFormat
 from server.catalog import config_of, find_model
 from server.http.engine_run import new_id
 from server.http.shape import Shape, encode
 from server.http.sse import until_disconnect
+from server.operations.chat_pictures import ChatPictures
 from server.operations.exchange import Exchange
 from server.operations.ignored_fields import report_ignored_fields
 from server.operations.semantic_entropy import semantic_judge
@@ -23,6 +27,7 @@ from server.text.convert import chat_request, check_width, prompt_limit, text_op
 from server.text.generation import Generation
 from server.text.kind import SERVED_TEXT
 from server.text.metrics import TextMetrics
+from server.text.picture_rows import PictureRows
 from server.text.prompt_limit import PromptLimit, counting_limit
 from server.text.reply import ReplyHead
 from server.text.sampler_tokens import find_tokens
@@ -61,6 +66,9 @@ async def start_chat(
     state, info = exchange.state, exchange.info
     check_width(body, exchange.config)
     judge = semantic_judge(body, state)
+    pictures = ChatPictures(body.messages, info, state, body.prompt_field)
+    if pictures.urls:
+        _check_combinable(body)
     id = new_id("chatcmpl")
     generation = exchange.admit(
         body.num_places, lambda lease: Generation(id, state.engine, exchange.metrics, lease)
@@ -68,10 +76,13 @@ async def start_chat(
     async with generation:
         text = await state.texts.get(info)
         chat_format = text.chat_format(exchange.config)
-        rendered = chat_prompt(body, body.messages, chat_format)
+        receive = exchange.request.receive
+        if pictures.urls:
+            await until_disconnect(receive, generation.perform(pictures.open()))
+        rendered = chat_prompt(body, body.messages, chat_format, pictures.marker)
         exchange.log_prompts(messages=rendered.messages)
-        encoding = _encode(body, rendered, text, prompt_limit(body, info))
-        prompt = await until_disconnect(exchange.request.receive, encoding)
+        encoding = _encode(body, rendered, text, prompt_limit(body, info), pictures.rows)
+        prompt = await until_disconnect(receive, encoding)
         head = ReplyHead.create(id, info)
         answers = AnswerFormat.of(body, chat_format, text.end_of(prompt))
         engine_request = chat_request(
@@ -82,8 +93,13 @@ async def start_chat(
             priority=exchange.priority,
             tokens=await find_tokens(body, text),
             structure=answer_structure(body, answers),
-            negative=await _negative_ids(body, text, chat_format, info),
+            negative=await _negative_ids(body, text, chat_format, info, pictures.rows),
+            states=pictures.rows.states(prompt) if pictures.rows else (),
         )
+        if engine_request.states:
+            decoding = pictures.decode(engine_request.states, generation, exchange.priority)
+            states = await until_disconnect(receive, generation.perform(decoding))
+            engine_request = replace(engine_request, states=states)
         options = text_options(
             body,
             offsets=answers.reasoning is not None,  # reasoning tokens are counted by them
@@ -91,6 +107,7 @@ async def start_chat(
             kept_special_tokens=text.special_ids(answers.special_texts()),
         )
         await generation.submit(text.tokenizer, [engine_request], options, body.num_best)
+        generation.let_go()  # of the room for pictures, which the engine has now
         return ChatReply(body, head, text, generation, answers, exchange.shape, judge)
 
 
@@ -112,16 +129,22 @@ async def answer_with_count(
     headers = report_ignored_fields(request, sent or body)
     info = find_model(state.engine, body.model)
     text = await state.texts.get(info)
-    rendered = chat_prompt(
-        body, body.messages, text.chat_format(config_of(state.engine, info.model))
-    )
-    encoding = _encode(body, rendered, text, counting_limit(info, body.prompt_field))
+    pictures = ChatPictures(body.messages, info, state, body.prompt_field)
+    await until_disconnect(request.receive, pictures.open())
+    chat_format = text.chat_format(config_of(state.engine, info.model))
+    rendered = chat_prompt(body, body.messages, chat_format, pictures.marker)
+    limit = counting_limit(info, body.prompt_field)
+    encoding = _encode(body, rendered, text, limit, pictures.rows)
     counted = InputTokens(input_tokens=len(await until_disconnect(request.receive, encoding)))
     return Response(encode(counted), media_type="application/json", headers=headers)
 
 
 async def _negative_ids(
-    body: ChatCompletionRequest, text: ModelText, chat_format: ChatFormat, info: ModelInfo
+    body: ChatCompletionRequest,
+    text: ModelText,
+    chat_format: ChatFormat,
+    info: ModelInfo,
+    pictures: PictureRows | None,
 ) -> list[int] | None:
     """Token ids of the conversation with the negative prompt as its system message."""
     if body.negative_prompt is None:
@@ -129,15 +152,34 @@ async def _negative_ids(
     others = [one for one in body.messages if one.role not in ("system", "developer")]
     instead = ChatMessage.model_validate({"role": "system", "content": body.negative_prompt})
     rendered = chat_prompt(body, [instead, *others], chat_format)
-    return await _encode(body, rendered, text, counting_limit(info, "negative_prompt"))
+    rows = pictures and replace(pictures, param="negative_prompt")
+    return await _encode(body, rendered, text, counting_limit(info, "negative_prompt"), rows)
+
+
+def _check_combinable(body: ChatCompletionRequest) -> None:
+    """Refuse what cannot be combined with pictures.
+
+    Raises:
+        InvalidParameter: names the field.
+    """
+    for name in ("negative_prompt", "truncate_prompt_tokens"):
+        if getattr(body, name) is not None:
+            raise InvalidParameter(
+                f"{name} cannot be combined with images; leave it out", param=name
+            )
 
 
 async def _encode(
-    body: ChatCompletionRequest, rendered: ChatPrompt, text: ModelText, limit: PromptLimit
+    body: ChatCompletionRequest,
+    rendered: ChatPrompt,
+    text: ModelText,
+    limit: PromptLimit,
+    pictures: PictureRows | None = None,
 ) -> list[int]:
     return await text.encode_chat(
         rendered.messages,
         rendered.options,
         add_special_tokens=bool(body.add_special_tokens),
         limit=limit,
+        pictures=pictures,
     )

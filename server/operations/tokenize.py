@@ -4,9 +4,9 @@ from fastapi import Request
 
 from engine.contract.generate import ModelInfo
 from engine.errors import InvalidParameter
-from engine.text.chat_format import ChatFormat
 from server.catalog import config_of, find_model
 from server.http.sse import until_disconnect
+from server.operations.chat_pictures import ChatPictures
 from server.protocol.tokenize import TokenizeRequest
 from server.state import AppState
 from server.text.chat_prompt import chat_prompt
@@ -35,20 +35,23 @@ async def all_token_ids(
     Raises:
         EngineError: a text is refused, or too long.
     """
-    chat_format = text.chat_format(config_of(state.engine, info.model))
-    return await until_disconnect(request.receive, _token_ids(body, text, info, chat_format))
+    return await until_disconnect(request.receive, _token_ids(body, state, info, text))
 
 
 async def _token_ids(
-    body: TokenizeRequest, text: ModelText, info: ModelInfo, chat_format: ChatFormat
+    body: TokenizeRequest, state: AppState, info: ModelInfo, text: ModelText
 ) -> list[list[int]]:
     if body.messages is not None:
-        rendered = chat_prompt(body, body.messages, chat_format)
+        pictures = ChatPictures(body.messages, info, state, "messages")
+        await pictures.open()
+        chat_format = text.chat_format(config_of(state.engine, info.model))
+        rendered = chat_prompt(body, body.messages, chat_format, pictures.marker)
         tokens = await text.encode_chat(
             rendered.messages,
             rendered.options,
             add_special_tokens=body.adds_special_tokens,
             limit=counting_limit(info, "messages"),
+            pictures=pictures.rows,
         )
         return [tokens]
     texts = body.text or ""

@@ -50,7 +50,8 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
         *("max_queued_requests", "max_queued_images", "max_queued_encodings", "max_body_bytes"),
         *("max_header_bytes", "max_connections", "header_timeout_s", "body_timeout_s"),
         *("min_body_bytes_per_s", "write_timeout_s", "max_image_megapixel_steps"),
-        *("max_image_input_pixels", "max_upscaled_pixels"),
+        *("max_image_input_pixels", "max_upscaled_pixels", "max_images_per_prompt"),
+        "allowed_media_domains",
     ),
     "Logs and files": ("config", "log_format", "log_level", "log_prompts", "cache_dir", "offline"),
 }

@@ -1,6 +1,6 @@
 """Bodies of `POST /v1/chat/completions`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -28,7 +28,8 @@ from server.protocol.signal_fields import MeaningFields, check_meanings
 from server.protocol.tools import AnswerToolCall, ToolCallDelta, ToolOptions, ToolUse
 
 _TEXT_PART_TYPES = ("text", "refusal")  # each is also the key that holds the text
-_REFUSED_PART_TYPES = ("image", "input_", "audio", "video", "file")  # beginnings of their names
+_PICTURE_PART_TYPES = ("image_url", "input_image")
+_REFUSED_PART_TYPES = ("input_audio", "input_file", "audio", "video", "file")  # or their beginnings
 _MAX_MESSAGES = 4096
 _MAX_CALLS = 4096
 _MAX_ARGUMENT_VALUES = 1 << 18
@@ -54,8 +55,8 @@ class RefusalPart(WireModel):
 
 
 def _read_content(value: Any) -> str | list[dict[str, str]] | None:
-    """The content as text or parts of text. It is read in one pass, with one message for all
-    possible mistakes."""
+    """The content as text or parts: text, or a picture with its URL. It is read in one pass, with
+    one message for all possible mistakes."""
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list):
@@ -64,13 +65,20 @@ def _read_content(value: Any) -> str | list[dict[str, str]] | None:
     for index, part in enumerate(value):
         kind = part.get("type") if isinstance(part, dict) else None
         text = part.get(kind) if kind in _TEXT_PART_TYPES else None
-        if not isinstance(text, str):
+        url = part.get("image_url") if kind in _PICTURE_PART_TYPES else None
+        if isinstance(url, dict):
+            url = url.get("url")
+        if isinstance(text, str):
+            parts.append({"type": "text", "text": text})
+        elif isinstance(url, str):
+            parts.append({"type": "image", "url": url})
+        else:
             raise PydanticCustomError(
                 "content_part",
-                "part {index} must have type text, and a string as its text",
+                "part {index} must have type text, and a string as its text, or type image_url, "
+                "and a string as its image_url.url",
                 {"index": index},
             )
-        parts.append({"type": "text", "text": text})
     return parts
 
 
@@ -78,6 +86,7 @@ Content = Annotated[
     str | list[dict[str, str]] | None,
     PlainValidator(
         _read_content,
+        # Without images, which most models refuse.
         json_schema_input_type=str
         | Annotated[list[TextPart | RefusalPart], Field(max_length=_MAX_MESSAGES)]
         | None,
@@ -119,7 +128,11 @@ class ChatMessage(WireModel):
     )
 
     role: Role
-    content: Content = Field(None, description="Text, or parts of text.")
+    content: Content = Field(
+        None,
+        description="Text, or parts of text. Models that take images also take parts of the form "
+        '`{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}`.',
+    )
     name: str | None = Field(None, max_length=256)
     tool_calls: list[ToolCall] | None = Field(None, max_length=256)
     tool_call_id: str | None = Field(None, max_length=256)
@@ -127,6 +140,10 @@ class ChatMessage(WireModel):
 
     @model_validator(mode="after")
     def _has_content(self) -> Self:
+        if self.role not in ("user", "tool") and any(self.pictures()):
+            raise PydanticCustomError(
+                "content", "images can only be in messages of the roles user and tool"
+            )
         from_assistant = self.role == "assistant" and (self.tool_calls or self.refusal)
         if self.content is None and not from_assistant:
             raise PydanticCustomError(
@@ -135,11 +152,16 @@ class ChatMessage(WireModel):
             )
         return self
 
+    def pictures(self) -> Iterator[dict[str, str]]:
+        """The parts that are pictures, each with its `url`."""
+        parts = self.content if isinstance(self.content, list) else ()
+        return (part for part in parts if part["type"] == "image")
+
     def text(self) -> str:
         """The message's text; parts are joined by line breaks, as in templates that take only
         text."""
         if isinstance(self.content, list):
-            return "\n".join(part["text"] for part in self.content)
+            return "\n".join(part["text"] for part in self.content if part["type"] == "text")
         return self.content or self.refusal or ""
 
 
@@ -147,7 +169,7 @@ Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=_MAX_MESS
 
 
 def check_parts(messages: Any) -> None:
-    """Refuse images, audio and files in messages, and more parts than can be read at once.
+    """Refuse audio, video and files in messages, and more parts than can be read at once.
 
     Raises:
         InvalidParameter: there are too many parts or calls, or too much in their arguments.

@@ -49,10 +49,10 @@ MAX_PATTERN_SIZE = 128
 pattern."""
 
 NO_MODEL_READS = (
-    "no model served here reads images, audio or files in messages; send text, and edit pictures "
-    "with /v1/images/edits"
+    "no model served here reads audio, video or files in messages; send text, or images to a model "
+    "that takes them"
 )
-"""The message about parts of a message that are not text."""
+"""The message about parts of a message that are neither text nor images."""
 
 NO_EFFECT_FIELDS: Mapping[str, str] = {
     "user": "names the end user to OpenAI's abuse monitoring",

@@ -20,8 +20,8 @@ class ImageReference(WireModel):
 
     image_url: str | None = Field(
         None,
-        description="A data URL, `data:image/png;base64,...`, or only its base64. Links are not "
-        "fetched.",
+        description="A data URL, `data:image/png;base64,...`, or only its base64; the url of an "
+        "image that this server made; or a link to a host that the operator allows.",
     )
     file_id: str | None = Field(
         None, max_length=256, description="Not supported: there is no file store here."

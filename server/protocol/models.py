@@ -9,7 +9,8 @@ from engine.contract.draw import GuidanceKind, ImageTask
 @dataclass(slots=True, kw_only=True)
 class ModelCard:
     """A served text model, or an adapter, whose `parent` and `root` are the model it belongs to.
-    `max_model_len` is vLLM's addition. `default_sampling` holds the sampler parameters of requests
+    `max_model_len` is vLLM's addition. `input_modalities` are text and, if the model sees pictures,
+    image. `default_sampling` holds the sampler parameters of requests
     that do not set them."""
 
     id: str
@@ -19,6 +20,7 @@ class ModelCard:
     root: str
     owned_by: str = "tandem"
     parent: str | None = None
+    input_modalities: list[str]
     default_sampling: dict[str, float]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator
+from pydantic import Field, PlainValidator, field_validator
 from pydantic_core import PydanticCustomError
 
 from server.protocol.common import NO_MODEL_READS, WireModel, check_num_parts
@@ -37,28 +37,54 @@ class Refusal(WireModel):
     refusal: str
 
 
-_PARTS: Mapping[str, type[InputText | OutputText | Refusal]] = {
+class InputImage(WireModel):
+    """A picture, for models that take them."""
+
+    type: Literal["input_image"]
+    file_id: str | None = Field(None, description="Not supported: there is no file store here.")
+    image_url: str = Field(description="A data URL, or a link if the operator allows its host.")
+    detail: str | None = Field(None, description="Has no effect.")
+
+    @field_validator("file_id")
+    @classmethod
+    def _refuse_file(cls, value: str | None) -> None:
+        if value is not None:
+            raise PydanticCustomError(
+                "file_id", "is not supported by this server; send the image itself as image_url"
+            )
+
+
+_Part = InputText | OutputText | Refusal | InputImage
+_PARTS: Mapping[str, type[_Part]] = {
     "input_text": InputText,
     "text": InputText,
     "output_text": OutputText,
     "refusal": Refusal,
+    "input_image": InputImage,
 }
 
 
-def part_texts(content: Any, path: tuple[int | str, ...]) -> list[str]:
-    """The text of each part of a message or of a function's output.
+def chat_parts(content: Any, path: tuple[int | str, ...]) -> list[dict[str, Any]]:
+    """The parts of a message or of a function's output, as parts of a chat's message.
 
     Raises:
-        InvalidParameter, UnsupportedFeature: a part is not text.
+        InvalidParameter, UnsupportedFeature: a part is neither text nor a picture.
     """
     if isinstance(content, str):
-        return [content]
-    refused = dict.fromkeys(("input_image", "input_file", "input_audio"), NO_MODEL_READS)
-    texts = []
+        return [{"type": "text", "text": content}]
+    refused = dict.fromkeys(("input_file", "input_audio"), NO_MODEL_READS)
+    parts: list[dict[str, Any]] = []
     for index, part in enumerate(content):
         read = read_variant(part, _PARTS, (*path, index), refused=refused)
-        texts.append(read.refusal if isinstance(read, Refusal) else read.text)
-    return texts
+        match read:
+            case InputImage():
+                picture = {"image_url": read.image_url, "detail": read.detail or "auto"}
+                parts.append({"type": "input_image", **picture})
+            case Refusal():
+                parts.append({"type": "text", "text": read.refusal})
+            case _:
+                parts.append({"type": "text", "text": read.text})
+    return parts
 
 
 _ContentParts = Annotated[list[InputText | OutputText | Refusal], Field(max_length=MAX_ITEMS)]
@@ -71,7 +97,7 @@ def _is_content(value: Any) -> Any:
 
 
 Content = Annotated[Any, PlainValidator(_is_content, json_schema_input_type=str | _ContentParts)]
-"""Content, whose parts `part_texts` reads."""
+"""Content, whose parts `chat_parts` reads."""
 
 
 class MessageItem(WireModel):
@@ -162,7 +188,7 @@ def read_items(value: Any) -> list[Item]:
             content = getattr(read, field)
             num_parts += len(content) if isinstance(content, list) else 1
             check_num_parts(num_parts, f"input[{index}].{field}")
-            part_texts(content, (*path, field))
+            chat_parts(content, (*path, field))
         items.append(read)
     return items
 

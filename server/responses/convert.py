@@ -11,7 +11,7 @@ from server.protocol.response_items import (
     Item,
     MessageItem,
     ReasoningItem,
-    part_texts,
+    chat_parts,
 )
 from server.protocol.responses import ResponseRequest, TextFormat
 from server.protocol.tools import is_of_type, own_tools
@@ -159,8 +159,6 @@ def _assistant(messages: list[dict[str, Any]], ends_with: Collection[str] = ()) 
     return messages[-1]
 
 
-def _content(content: Any) -> str | list[dict[str, str]]:
-    texts = part_texts(content, ())
-    if len(texts) == 1:
-        return texts[0]
-    return [{"type": "text", "text": text} for text in texts]
+def _content(content: Any) -> Any:
+    parts = chat_parts(content, ())
+    return parts[0]["text"] if len(parts) == 1 and "text" in parts[0] else parts

@@ -15,7 +15,7 @@ from engine.errors import InvalidParameter, UnknownResponse
 from server.http.expiring import ExpiringTable
 from server.http.owner import Owner
 from server.http.shape import encode
-from server.protocol.response_items import MAX_ITEMS, Item, MessageItem, part_texts, read_items
+from server.protocol.response_items import MAX_ITEMS, Item, MessageItem, chat_parts, read_items
 from server.protocol.responses import Response
 
 _OVERHEAD_BYTES = 1024
@@ -183,8 +183,10 @@ def _shown(item: Item, response_id: str, index: int) -> dict[str, Any]:
     shown.setdefault("status", "completed")
     if isinstance(item, MessageItem):
         kind = "output_text" if item.role == "assistant" else "input_text"
-        texts = part_texts(item.content, ())
-        shown["content"] = [{"type": kind, "text": text} for text in texts]
+        shown["content"] = [
+            {**part, "type": kind} if "text" in part else part
+            for part in chat_parts(item.content, ())
+        ]
         for part in shown["content"] if item.role == "assistant" else ():
             part["annotations"] = []
     return shown

@@ -372,7 +372,17 @@ class Settings(BaseSettings):
         1 << 24,
         ge=1,
         le=1 << 30,
-        description="Most pixels of all input images of a request together, once decoded.",
+        description="Most pixels of all input images of a request together, once decoded; in a "
+        "conversation, of each image.",
+    )
+    max_images_per_prompt: int = Field(
+        16, ge=0, le=1024, description="Most images in a conversation."
+    )
+    allowed_media_domains: Annotated[tuple[str, ...], *CommaList] = Field(
+        (),
+        description="Hosts from which images are fetched that clients name by links, such as "
+        "upload.wikimedia.org, without their subdomains. An address that is not public must be "
+        "listed itself.",
     )
     max_decoded_image_bytes: int = Field(
         512 << 20,

@@ -27,16 +27,22 @@ class ChatPrompt:
 
 
 def chat_prompt(
-    body: ChatTemplateOptions, messages: list[ChatMessage], chat_format: ChatFormat
+    body: ChatTemplateOptions,
+    messages: list[ChatMessage],
+    chat_format: ChatFormat,
+    marker: str = "",
 ) -> ChatPrompt:
     """Messages and options in the form that templates expect. Parts of calls that the model's
     template does not know become text.
+
+    Args:
+        marker: the text by which the template marks the place of a picture.
 
     Raises:
         InvalidParameter: `chat_template_kwargs` sets something that has its own field, or the
             template does not know `reasoning_effort`.
     """
-    prepared = [_template_message(message) for message in messages]
+    prepared = [_template_message(message, marker) for message in messages]
     tools = [_template_tool(tool) for tool in offered_tools(body)]
     options = _template_options(body, chat_format)
     if chat_format.short_call_ids:
@@ -109,10 +115,15 @@ def parameters_of(tool: FunctionTool) -> dict[str, Any]:
     return tool.function.parameters or _NO_PARAMETERS
 
 
-def _template_message(message: ChatMessage) -> dict[str, Any]:
+def _template_message(message: ChatMessage, marker: str) -> dict[str, Any]:
     fields = message.model_dump(exclude_none=True, exclude={"tool_calls", "refusal"})
     texts = (message.content, message.refusal, "")
-    fields["content"] = next(text for text in texts if text is not None)
+    content = next(text for text in texts if text is not None)
+    if isinstance(content, list):
+        # Where parts become one text, the marker takes the picture's place.
+        picture = {"type": "image", "text": marker}
+        content = [part if part["type"] == "text" else picture for part in content]
+    fields["content"] = content
     if message.tool_calls:
         fields["tool_calls"] = [call.model_dump(exclude_none=True) for call in message.tool_calls]
     return fields

@@ -15,6 +15,7 @@ import numpy as np
 from engine.contract import groups
 from engine.contract.generate import GenerateRequest, ModelInfo
 from engine.contract.generate_rules import check_generate
+from engine.contract.prompt_states import StatePart
 from engine.contract.sampler_order import OTHER_SAMPLER_NAMES, acting_order, without_unlisted
 from engine.contract.sampling_params import (
     SAMPLER_PARAMETERS,
@@ -78,10 +79,12 @@ def chat_request(
     tokens: SamplerTokens = _NO_TOKENS,
     structure: Structure | None = None,
     negative: list[int] | None = None,
+    states: tuple[StatePart, ...] = (),
 ) -> GenerateRequest:
     """The engine's request for a chat whose prompt has been tokenised.
 
     Args:
+        states: the parts of the prompt that are pictures.
         tokens: the tokens of its strings for the sampler.
         negative: the negative prompt's tokens, if it has one.
         structure: what the text must look like (`answer_structure`).
@@ -102,6 +105,7 @@ def chat_request(
         tokens=tokens,
         structure=structure,
         negative=negative,
+        states=states,
     )
 
 
@@ -205,6 +209,7 @@ def _generate_request(
     tokens: SamplerTokens,
     structure: Structure | None,
     negative: list[int] | None,
+    states: tuple[StatePart, ...] = (),
 ) -> GenerateRequest:
     """Join the request's fields with the model's defaults and limits.
 
@@ -234,8 +239,11 @@ def _generate_request(
         cache_salt=request.cache_salt,
         client=current_client(),
         adapter=info.adapter,
+        states=states,
     )
-    limits = groups.TextLimits(info.vocab_size, info.max_model_len, info.eos_token_ids)
+    limits = groups.TextLimits(
+        info.vocab_size, info.max_model_len, info.eos_token_ids, pictures=info.pictures
+    )
     check_generate(made, limits, request.own_names)
     if sampling.beams is not None and sampling.beams.width == 1:
         # A search with one beam takes the likeliest token each time, which needs no group.

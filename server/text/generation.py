@@ -7,7 +7,7 @@ out as one stream, as they arrive. Closing aborts whatever the engine is still d
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.contract.generate import GenerateRequest, TokenEvent, TokenLogprob
 from engine.contract.request import FinishReason
@@ -175,7 +175,8 @@ class Generation(EngineRun):
             self.num_choices += num_best or len(choices)
             stream = self._engine.submit(request)
             meter = self._metrics.meter(request.model, request.adapter)
-            self.runs.append(PromptRun(request, stream, meter, choices, self._tally))
+            kept = replace(request, states=())  # the pixels are the engine's from here on
+            self.runs.append(PromptRun(kept, stream, meter, choices, self._tally))
 
         await in_turns(send, requests)
 
@@ -206,7 +207,7 @@ class Generation(EngineRun):
         choices = [choice for run in self.runs for choice in run.choices]
         return Progress(
             is_begun=self._tally.is_begun,
-            num_results=len(choices),
+            num_results=len(choices) or 1,  # before it is submitted
             num_finished=sum(choice.finish_reason is not None for choice in choices),
             num_prompt_tokens=self._tally.num_prompt_tokens,
             num_generated_tokens=self._tally.num_generated_tokens,

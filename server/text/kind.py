@@ -54,6 +54,7 @@ def _card(info: ModelInfo) -> ModelCard:
         max_model_len=info.max_model_len,
         root=info.model,
         parent=None if info.adapter is None else info.model,
+        input_modalities=["text"] if info.pictures is None else ["text", "image"],
         default_sampling=info.default_sampling,
     )
 

@@ -25,6 +25,7 @@ from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.text.vocabulary_search import VocabularySearch
 from server.http.turns import in_turns
 from server.text.encoding_pool import EncodingPool
+from server.text.picture_rows import PictureRows
 from server.text.prompt_limit import PromptLimit
 
 THREAD_THRESHOLD_CHARS = 16_384
@@ -165,11 +166,16 @@ class ModelText:
         *,
         add_special_tokens: bool,
         limit: PromptLimit | None = None,
+        pictures: PictureRows | None = None,
     ) -> list[int]:
         """Token ids of a conversation; `options` are those of `ChatTemplate.render`.
 
+        Args:
+            pictures: the pictures of the messages, if the model sees pictures.
+
         Raises:
-            InvalidParameter: the model has no chat template, or it refuses these messages.
+            InvalidParameter: the model has no chat template, or it refuses these messages, or the
+                text of a message stands for a picture.
             ChatTemplateFailed, QueueFull: as in `TemplateProcess.render`.
             EngineError: as in `encode_all`.
         """
@@ -180,9 +186,13 @@ class ModelText:
             )
         limit = limit or _SMALL
         await self._check_conversation(messages, options.get("tools"), limit)
+        if pictures is not None:
+            limit = pictures.reduced(limit)
         text = await template.render(messages, options)
+        if pictures is not None:
+            text = pictures.inserted(text)
         [prompt] = await self.encode_all([text], add_special_tokens=add_special_tokens, limit=limit)
-        return prompt
+        return prompt if pictures is None else pictures.expanded(prompt)
 
     async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of complete token ids; for streams there is `IncrementalDetokenizer`.

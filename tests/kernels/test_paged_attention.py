@@ -66,6 +66,17 @@ def test_a_prompt_has_the_same_bits_in_any_chunks_and_decoded(sequences):
         assert same(sequences.attend(token)[0], expected[position : position + 1])
 
 
+def test_rows_that_see_each_other_have_the_same_bits_in_any_chunks(sequences):
+    sequences.both_ways = [(20, 83), (505, 530)]
+    whole = (0, 0, 600)
+    (expected,) = sequences.attend(whole)
+    (exact,) = sequences.attend(whole, run=reference.paged_attention)
+    torch.testing.assert_close(expected, exact, atol=1e-2, rtol=2**-6)
+    for first, last in ((0, 20), (20, 83), (82, 83), (83, 505), (505, 600), (510, 530)):
+        (found,) = sequences.attend((0, first, last))
+        assert same(found, expected[first:last])
+
+
 def test_the_comparison_sees_another_order(sequences, monkeypatch):
     chunk = (0, 580, 600)
     (expected,) = sequences.attend(chunk)

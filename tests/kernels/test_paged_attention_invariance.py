@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kernels import native, paged_attention
-from kernels.paged_attention import cases, cpu
+from kernels.paged_attention import cases, cpu, reference
 from kernels.tools.check import check
 from tests.helpers.kernels.sequences import Sequences, Setup
 
@@ -94,6 +94,33 @@ def test_a_part_does_not_depend_on_its_neighbours(setup):
 def test_a_prompt_has_the_same_bits_in_any_chunks_and_decoded(setup):
     lengths = random_lengths()
     check_chunks(Sequences(setup, lengths), lengths[0])
+
+
+def test_rows_that_see_each_other_have_the_same_bits_in_any_chunks(setup):
+    length = random.randint(560, 900)
+    marks = sorted(random.sample(range(length + 1), 4))
+    stretches = [tuple(marks[:2]), tuple(marks[2:])]
+    sequences = Sequences(setup, (length, length), both_ways=stretches)
+    check_stretches(sequences, length, stretches)
+
+
+def check_stretches(sequences, length, stretches):
+    """Chunks end where no stretch does, or with it; other rows are decoded."""
+    (whole,) = sequences.attend((0, 0, length))
+    (exact,) = sequences.attend((0, 0, length), run=reference.paged_attention)
+    torch.testing.assert_close(whole, exact, atol=2e-2, rtol=2**-6)
+    (first, middle), (later, last) = stretches
+    cuts = sorted({0, first, middle, later, last, length})
+    parts = list(itertools.pairwise(cuts))
+    alone = torch.cat([sequences.attend((0, *part))[0] for part in parts])
+    assert torch.equal(alone, whole)
+    others = [(1, *part) for part in parts]
+    assert torch.equal(
+        torch.cat(sequences.attend(*((0, *p) for p in parts), *others)[: len(parts)]), whole
+    )
+    decoded = [i for i in range(length) if not any(a <= i < b - 1 for a, b in stretches)]
+    rows = torch.cat(sequences.attend(*((0, i, i + 1) for i in decoded)))
+    assert torch.equal(rows, whole[decoded])
 
 
 def test_the_number_of_threads_does_not_matter(setup):

@@ -5,6 +5,8 @@ from typing import Any
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from engine.files.checkpoint_files import read_json
+from engine.models.wrapped_names import unwrapped
+from engine.quantization.plan import PICTURE_ENCODER
 from engine.quantization.registry import stated_in
 from engine.weights.safetensors import folder_headers
 from engine.weights.source import Checkpoint
@@ -42,12 +44,17 @@ def block_matrices(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     return {
         name: header.shape
         for name, header in folder_headers(checkpoint.path).items()
-        if is_of_a_block(name) and len(header.shape) == 2
+        if is_of_a_block(name) and not is_of_an_encoder(name) and len(header.shape) == 2
     }
 
 
 def is_of_a_block(name: str) -> bool:
     return ".layers." in f".{name}"
+
+
+def is_of_an_encoder(name: str) -> bool:
+    """Whether a tensor is part of an encoder for pictures, which stays plain."""
+    return unwrapped(name).startswith(PICTURE_ENCODER)
 
 
 def group_size(wanted: int | None, shapes: Iterable[tuple[int, ...]]) -> int:

@@ -17,7 +17,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.commands.quantizing.plain_folder import group_size, is_of_a_block, plain_config
+from engine.commands.quantizing.plain_folder import (
+    group_size,
+    is_of_a_block,
+    is_of_an_encoder,
+    plain_config,
+)
 from engine.contract.host import Tell
 from engine.errors import ModelLoadError, UnsupportedFeature
 from engine.version import __version__
@@ -198,9 +203,10 @@ class Shards:
 
 
 def _is_linear(name: str, shape: tuple[int, ...], bits: int) -> bool:
-    """Whether the tensor is a linear layer of a block whose numbers fill whole int32s along both
-    sides."""
-    is_linear = is_of_a_block(name) and name.endswith(".weight") and len(shape) == 2
+    """Whether the tensor is a linear layer of a decoder's block whose numbers fill whole int32s
+    along both sides."""
+    is_of_decoder = is_of_a_block(name) and not is_of_an_encoder(name)
+    is_linear = is_of_decoder and name.endswith(".weight") and len(shape) == 2
     return is_linear and not any(size % (32 // bits) for size in shape)
 
 

@@ -1,9 +1,9 @@
 """Finds computed blocks that can serve another prompt with the same beginning.
 
-Blocks are found by a chained hash: a block's hash covers its own token ids and the hash of the
-block before it, so equal hashes mean equal text from the first token on. The chain starts from salt
-and adapter. The hash is BLAKE2b with 256 bits, so nobody can craft a prompt whose hash equals
-another's.
+Blocks are found by a chained hash: a block's hash covers its own token ids, the contents of its
+rows that are states, and the hash of the block before it, so equal hashes mean equal text from the
+first token on. The chain starts from salt and adapter. The hash is BLAKE2b with 256 bits, so nobody
+can craft a prompt whose hash equals another's.
 
 The pool (`engine.llm.cache.kv_cache`) says when a block loses its last owner or gets one again.
 """
@@ -13,6 +13,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
+from engine.contract.prompt_states import StatePart
 from engine.errors import InvariantViolation
 
 _DIGEST_BYTES = 32
@@ -25,12 +26,24 @@ def chain_root(salt: str | None, adapter: str | None) -> bytes:
 
 
 def extend_chain(
-    chain: list[bytes], root: bytes, token_ids: Sequence[int], block_size: int
+    chain: list[bytes],
+    root: bytes,
+    token_ids: Sequence[int],
+    block_size: int,
+    states: Sequence[StatePart] = (),
 ) -> list[bytes]:
-    """Append the hashes of those full blocks of `token_ids` that `chain` does not have yet."""
+    """Append the hashes of those full blocks of `token_ids` that `chain` does not have yet.
+
+    Args:
+        states: the parts of the text that are states.
+    """
     parent = chain[-1] if chain else root
     for start in range(len(chain) * block_size, len(token_ids) - block_size + 1, block_size):
-        packed = array("q", token_ids[start : start + block_size]).tobytes()
+        end = start + block_size
+        packed = array("q", token_ids[start:end]).tobytes()
+        for part in states:
+            if part.start < end and part.end > start:
+                packed += array("q", (part.start - start, part.length)).tobytes() + part.digest
         parent = _digest(parent + packed)
         chain.append(parent)
     return chain

@@ -17,11 +17,19 @@ class Drafting:
 
     Args:
         drafters: the drafters by name, in the order in which they are asked.
+        placeholder_id: the token of rows that are states, which is never drafted; None if prompts
+            have no such rows.
     """
 
-    def __init__(self, config: ResolvedConfig, drafters: Mapping[DrafterName, Drafter]) -> None:
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        drafters: Mapping[DrafterName, Drafter],
+        placeholder_id: int | None = None,
+    ) -> None:
         self._most_rows = config.max_decode_rows
         self._drafters = dict(drafters)
+        self._placeholder_id = placeholder_id
         self._counts = {name: DraftCounts() for name in drafters}
         self._authors: dict[int, DrafterName] = {}
         """Who made the last draft of each unfinished sequence."""
@@ -54,6 +62,8 @@ class Drafting:
         for name in willing:
             served = set()
             for sequence, drafts in self._drafters[name].draft(left, num_rows, price):
+                if self._placeholder_id in drafts:
+                    drafts = drafts[: drafts.index(self._placeholder_id)]
                 served.add(sequence.seq_id)
                 self._authors[sequence.seq_id] = name
                 num_rows -= len(drafts)

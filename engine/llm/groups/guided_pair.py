@@ -34,6 +34,7 @@ class GuidedPair(Group):
             sequence.last_num_tokens = min(max_num_tokens, owner.num_slots + 1)
         self._guide.token_ids = list(params.negative_token_ids)
         self._guide.num_prompt_tokens = num_negative
+        self._guide.states = ()
         self._guide.guides = self._main.seq_id
 
     def waits(self, sequence: Sequence) -> bool:

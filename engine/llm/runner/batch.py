@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.llm.decision import PENDING_TOKEN_ID, SampleRow, ScheduledSequence
+from engine.llm.decision import PENDING_TOKEN_ID, SampleRow, ScheduledSequence, StateRows
 from engine.models.adapters import NO_ADAPTER
 from engine.models.forward_context import GroupContext
 from kernels import PagedBatch
@@ -72,6 +72,10 @@ class StepRows:
     adapter_slots: Int32Array | None
     """Shape [T]: the slot of each row's adapter, `NO_ADAPTER` for rows without one; None when no
     row has an adapter."""
+    states: list[StateRows]
+    """The rows that are states, counted in the step."""
+    key_ends: Int32Array | None
+    """Shape [T], see `PagedBatch`; None when no row sees keys behind its own."""
 
     @property
     def num_rows(self) -> int:
@@ -102,7 +106,12 @@ class Batch:
         inputs = to_device([rows.inputs], device)[0]
         slots = rows.adapter_slots
         batches = PagedBatch.of_groups(
-            rows.block_tables, rows.context_lens, rows.cu_seqlens_q, rows.num_decodes, device
+            rows.block_tables,
+            rows.context_lens,
+            rows.cu_seqlens_q,
+            rows.num_decodes,
+            device,
+            rows.key_ends,
         )
         return cls(
             token_ids=inputs[TOKEN_IDS],
@@ -119,11 +128,14 @@ def lay_out(
     scheduled: Sequence[ScheduledSequence],
     block_size: int,
     adapter_slots: Mapping[int, int] = _NO_SLOTS,
+    *,
+    looks_both_ways: bool = False,
 ) -> StepRows:
     """Order a step's rows. `scheduled` is not empty, and each sequence has at least one token.
 
     Args:
         adapter_slots: the adapter's slot by sequence id, for sequences that have one.
+        looks_both_ways: see `engine.contract.picture_facts.PictureFacts`.
     """
     spans = sorted((span for s in scheduled for span in _spans(s)), key=_row_order)
     lengths = np.array([span.num_rows for span in spans], dtype=np.int64)
@@ -143,6 +155,9 @@ def lay_out(
     inputs[SLOTS] = positions % block_size
     inputs[BLOCK_IDS:] = tables[:, span_of_row, positions // block_size]
     drawing_rows, draws = _draws(spans, cu_seqlens_q[:-1].tolist())
+    states = []
+    if any(s.states for s in scheduled):
+        states = _states(spans, cu_seqlens_q[:-1].tolist())
     return StepRows(
         spans=spans,
         num_decodes=int(np.count_nonzero(lengths == 1)),
@@ -155,6 +170,8 @@ def lay_out(
         drawing_rows=drawing_rows,
         draws=draws,
         adapter_slots=_adapter_slots(spans, adapter_slots, span_of_row),
+        states=states,
+        key_ends=_key_ends(positions, states) if looks_both_ways and states else None,
     )
 
 
@@ -190,6 +207,30 @@ def _draws(spans: Sequence[Span], first_rows: Sequence[int]) -> tuple[list[int],
         order = sorted(range(len(draws)), key=lambda i: (draws[i].seq_id, draws[i].position))
         return [rows[i] for i in order], [draws[i] for i in order]
     return rows, draws
+
+
+def _states(spans: Sequence[Span], first_rows: Sequence[int]) -> list[StateRows]:
+    """Return `StepRows.states`."""
+    found = []
+    for (sequence, first, num_rows, _), first_row in zip(spans, first_rows, strict=True):
+        for one in sequence.states:
+            start = max(one.first_row, first)
+            end = min(one.first_row + one.num_rows, first + num_rows)
+            if start < end:
+                first_state = one.first_state + start - one.first_row
+                found.append(
+                    StateRows(one.digest, first_state, first_row + start - first, end - start)
+                )
+    return found
+
+
+def _key_ends(positions: Int64Array, states: Sequence[StateRows]) -> Int32Array:
+    """Return `StepRows.key_ends`: the rows of a part, which end with a span, see all of it."""
+    ends = positions + 1
+    for one in states:
+        last = one.first_row + one.num_rows - 1
+        ends[one.first_row : last] = ends[last]
+    return ends.astype(np.int32)
 
 
 def _adapter_slots(

@@ -27,6 +27,7 @@ from engine.llm.decision import (
 )
 from engine.llm.runner.batch import BLOCK_IDS, Batch, Int32Array, StepRows, lay_out
 from engine.llm.runner.kv_storage import KvStorage
+from engine.llm.runner.part_states import PartStates
 from engine.llm.runner.step_graph import GraphSize, Recorder, StepGraph, StepGraphs
 from engine.llm.runner.text_states import TextStates
 from engine.llm.runner.warm_up import WarmUpStep, warm_up_steps
@@ -38,7 +39,7 @@ from engine.models.adapters import NO_ADAPTER, Adapters
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.experts_config import expert_row_counts
-from engine.models.forward_context import ForwardContext, RowAdapters
+from engine.models.forward_context import ForwardContext, RowAdapters, RowStates
 from engine.runtime.device import PACKED_KV_DTYPES
 from engine.runtime.fault import is_out_of_memory
 from kernels.shared.transfer import HostCopy, Milestone, to_device
@@ -175,6 +176,8 @@ class ModelRunner:
         self._sampler = Sampler(model_config.vocab_size, device, grammars)
         self._guidance = Guidance()
         self._states = TextStates()
+        self._pictures = model_config.pictures
+        self._part_states = PartStates(model.picture_encoder, device)
         self._scored: dict[int, NewSequence] = {}
         """Sequences whose prompt is scored, to look up the target tokens."""
         self._drawn: DrawnTokens | None = None
@@ -210,11 +213,17 @@ class ModelRunner:
         """
         started = perf_counter()
         self._apply_changes(decision)
+        self._part_states.change(decision.dropped, decision.encoded)
         before, self._drawn = self._drawn, None
         outputs = {s.seq_id: SequenceOutput(s.seq_id) for s in decision.scheduled}
         if not outputs:
             return LaunchedStep(outputs)
-        rows = lay_out(decision.scheduled, self._config.block_size, self._adapter_slots)
+        rows = lay_out(
+            decision.scheduled,
+            self._config.block_size,
+            self._adapter_slots,
+            looks_both_ways=self._pictures is not None and self._pictures.looks_both_ways,
+        )
         forward = self._prepare(rows, before)
         prepared = perf_counter()
         hidden = forward()
@@ -253,7 +262,7 @@ class ModelRunner:
 
     def _run_warm_up_steps(self) -> None:
         self._kv.commit_ahead()
-        for step in warm_up_steps(self._config, self._expert_rows):
+        for step in warm_up_steps(self._config, self._expert_rows, self._pictures):
             self.run_once(step)
 
     def run_once(self, step: WarmUpStep) -> None:
@@ -270,8 +279,13 @@ class ModelRunner:
             if self._adapters is not None:
                 # No adapter's numbers take part, so that none can fail the model.
                 self._adapter_slots[decided.new[0].seq_id] = NO_ADAPTER
-                self.execute(replace(decided, new=[]))
-            self.execute(ScheduleDecision(finished=[new.seq_id for new in decided.new]))
+                self.execute(replace(decided, new=[], encoded=[]))
+            self.execute(
+                ScheduleDecision(
+                    finished=[new.seq_id for new in decided.new],
+                    dropped=[part.digest for part in decided.encoded],
+                )
+            )
         finally:
             self._graphs = graphs
         problem = next((row.error for row in output.outputs if row.error is not None), None)
@@ -337,10 +351,11 @@ class ModelRunner:
             return lambda: graph.replay()[: rows.num_rows]
         batch = Batch.on(self._device, rows)
         _fill_in(batch.token_ids, rows, before)
-        return lambda: self._run_model(batch)
+        states = self._part_states.of(rows.states)
+        return lambda: self._run_model(batch, states)
 
     def _find_graph(self, rows: StepRows) -> StepGraph | None:
-        if self._graphs is None:
+        if self._graphs is None or rows.states:
             return None
         self._look_at_adapters(self._graphs)
         return self._graphs.find(rows)
@@ -350,7 +365,7 @@ class ModelRunner:
             self._recorded_version = self._adapters.version
             graphs.renew_adapters()
 
-    def _run_model(self, batch: Batch) -> Tensor:
+    def _run_model(self, batch: Batch, states: RowStates | None = None) -> Tensor:
         adapters, slots = self._adapters, batch.adapter_slots
         ctx = ForwardContext(
             groups=batch.groups,
@@ -358,6 +373,7 @@ class ModelRunner:
             kv_caches=self._kv.layers,
             kv_scales=self._kv.scales,
             adapters=None if adapters is None or slots is None else adapters.of_rows(slots),
+            states=states,
         )
         return self._model.forward(batch.token_ids, batch.positions, ctx)
 

@@ -11,9 +11,17 @@ rows have alternatives and edits.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from engine.contract.picture_facts import PictureFacts
+from engine.contract.prompt_states import StatePart
 from engine.contract.resolved_config import ResolvedConfig
 from engine.contract.sampling_params import SamplingParams
-from engine.llm.decision import GroupBlocks, NewSequence, ScheduleDecision, ScheduledSequence
+from engine.llm.decision import (
+    GroupBlocks,
+    NewSequence,
+    ScheduleDecision,
+    ScheduledSequence,
+    StateRows,
+)
 
 CPU_ROWS = (1, 16, 32)
 """The sizes of decode steps on a CPU."""
@@ -35,34 +43,42 @@ class Text:
     """The number of tokens before this step."""
     sampling: SamplingParams = GREEDY
     """The sampling parameters; with `prompt_logprobs` all tokens of the step are scored."""
+    part: StatePart | None = None
+    """The part that its first rows are, if any."""
 
 
 WarmUpStep = list[Text]
 
 
-def warm_up_steps(config: ResolvedConfig, more_rows: Iterable[int] = ()) -> list[WarmUpStep]:
+def warm_up_steps(
+    config: ResolvedConfig, more_rows: Iterable[int] = (), pictures: PictureFacts | None = None
+) -> list[WarmUpStep]:
     """Return the warm-up steps, in the order in which they must run.
 
     Args:
         more_rows: on a GPU, further chunk sizes, beside `GPU_ROWS`, for which a model has kernels.
+        pictures: how the model sees pictures; None if it takes none.
     """
     if config.device == "cpu":
         most = config.max_decode_rows
         sizes = sorted({min(rows, most) for rows in CPU_ROWS})
         chunk = min(config.block_size, _most_tokens(config))
-        return [*([Text(1)] * size for size in sizes), [Text(chunk)]]
-    return [*_decodes(config), *_chunks(config, {*GPU_ROWS, *more_rows})]
+        steps = [*([Text(1)] * size for size in sizes), [Text(chunk)]]
+    else:
+        steps = [*_decodes(config), *_chunks(config, {*GPU_ROWS, *more_rows})]
+    return steps + _pictures(config, pictures)
 
 
-def largest_steps(config: ResolvedConfig) -> list[WarmUpStep]:
+def largest_steps(config: ResolvedConfig, pictures: PictureFacts | None = None) -> list[WarmUpStep]:
     """Return the steps that take most memory: a chunk that fills the budget, with all its tokens
-    scored, and as many decodes as possible, with the longest contexts and a list of alternatives
-    each."""
+    scored, as many decodes as possible, with the longest contexts and a list of alternatives each,
+    and a picture."""
     chunk = _most_tokens(config)
     decode = Text(1, config.max_model_len - 1, SamplingParams(max_tokens=1, logprobs=20))
     return [
         [Text(chunk, sampling=SamplingParams(max_tokens=1, prompt_logprobs=20))],
         [decode] * config.max_decode_rows,
+        *_pictures(config, pictures),
     ]
 
 
@@ -70,6 +86,7 @@ def decision(texts: WarmUpStep, block_size: int, num_groups: int = 1) -> Schedul
     """Make the decision that a scheduler would make for such a step and `num_groups` layer groups.
     Its sequences have negative ids."""
     return ScheduleDecision(
+        encoded=[text.part for text in texts if text.part is not None],
         new=[_sequence(-1 - i, text) for i, text in enumerate(texts)],
         scheduled=[
             _scheduled(-1 - i, text, block_size, num_groups) for i, text in enumerate(texts)
@@ -80,6 +97,15 @@ def decision(texts: WarmUpStep, block_size: int, num_groups: int = 1) -> Schedul
 def _most_tokens(config: ResolvedConfig) -> int:
     """The most tokens that one text may have in one step."""
     return min(config.max_num_batched_tokens, config.max_model_len)
+
+
+def _pictures(config: ResolvedConfig, pictures: PictureFacts | None) -> list[WarmUpStep]:
+    """Make a step with a black picture, if the model takes pictures."""
+    if pictures is None:
+        return []
+    num_rows = pictures.rows_per_crop
+    part = StatePart(start=0, length=num_rows, content=bytes(3 * pictures.side**2))
+    return [[Text(min(num_rows, _most_tokens(config)), part=part)]]
 
 
 def _decodes(config: ResolvedConfig) -> list[WarmUpStep]:
@@ -123,4 +149,5 @@ def _scheduled(seq_id: int, text: Text, block_size: int, num_groups: int) -> Sch
         num_draws=1,
         num_output_tokens=0,
         prompt_logprobs=text.sampling.prompt_logprobs is not None,
+        states=() if text.part is None else [StateRows(text.part.digest, 0, 0, text.num_tokens)],
     )

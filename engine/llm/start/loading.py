@@ -18,6 +18,7 @@ from engine.llm.drafts.forced_drafts import ForcedDrafts
 from engine.llm.drafts.speculation import Speculation
 from engine.llm.embeddings import EngineWithEmbeddings, with_embeddings
 from engine.llm.engine import LLMEngine
+from engine.llm.kept_states import KeptStates
 from engine.llm.runner.runner_factory import create_runner
 from engine.llm.scheduler import Scheduler
 from engine.llm.start.draft_loading import LoadedDraft, load_draft
@@ -78,6 +79,7 @@ def load_engine(
         vocab_size=model_config.vocab_size,
         windows=model_config.group_windows,
         drafters=drafters(config, model_config, weights.draft),
+        states=kept_states(model_config, config),
     )
     engine = LLMEngine(scheduler, runner, config, adapters=weights.adapters)
     seconds = round(time.monotonic() - started_s, 1)
@@ -188,6 +190,15 @@ def drafters(
     return found
 
 
+def kept_states(model_config: ModelConfig, config: ResolvedConfig) -> KeptStates | None:
+    """Create what keeps the states of pictures; None if the model takes none."""
+    pictures = model_config.pictures
+    if pictures is None:
+        return None
+    row_bytes = model_config.hidden_size * torch_dtype(config.dtype).itemsize
+    return KeptStates(pictures.num_kept(row_bytes), pictures)
+
+
 def model_info(
     model_id: str,
     checkpoint: Checkpoint,
@@ -209,5 +220,6 @@ def model_info(
         kv_block_size=config.block_size,
         eos_token_ids=model_config.eos_token_ids,
         default_sampling=sampling,
+        pictures=model_config.pictures,
         config_hash=fingerprint((config.fingerprint(), sorted(sampling.items()))),
     )

@@ -166,7 +166,7 @@ def measured(
     # The measured steps use one block for everything.
     smallest = replace(config, num_kv_blocks=1)
     runner = create_runner(model, model_config, smallest, adapters)
-    steps = measure_step_memory(runner, device, config).total
+    steps = measure_step_memory(runner, device, config, model_config.pictures).total
     del runner
     if draft is not None:
         runner = draft.runner(smallest, model_config)

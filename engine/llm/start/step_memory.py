@@ -11,6 +11,7 @@ from typing import Protocol
 
 import structlog
 
+from engine.contract.picture_facts import PictureFacts
 from engine.contract.resolved_config import ResolvedConfig
 from engine.errors import InsufficientMemory
 from engine.llm.runner.step_graph import GraphSize
@@ -56,18 +57,24 @@ class StepMemory:
 
 
 def measure_step_memory(
-    runner: Measurable, memory: DeviceMemory, config: ResolvedConfig
+    runner: Measurable,
+    memory: DeviceMemory,
+    config: ResolvedConfig,
+    pictures: PictureFacts | None = None,
 ) -> StepMemory:
     """Run the largest steps of this configuration and measure their memory.
+
+    Args:
+        pictures: how the model sees pictures; None if it takes none.
 
     Raises:
         InsufficientMemory: the steps do not fit even without a KV pool.
     """
     # First without measuring: what is loaded at its first use stays, and is not part of a step.
-    _run_largest(runner, config)
+    _run_largest(runner, config, pictures)
     memory.settle()
     before = memory.reserved()
-    _run_largest(runner, config)
+    _run_largest(runner, config, pictures)
     activations = max(0, memory.peak() - before)
     found = StepMemory(activations, *_graphs(runner, memory))
     log.info(
@@ -80,8 +87,8 @@ def measure_step_memory(
     return found
 
 
-def _run_largest(runner: Measurable, config: ResolvedConfig) -> None:
-    for step in largest_steps(config):
+def _run_largest(runner: Measurable, config: ResolvedConfig, pictures: PictureFacts | None) -> None:
+    for step in largest_steps(config, pictures):
         try:
             runner.run_once(step)
         except (RuntimeError, MemoryError) as error:

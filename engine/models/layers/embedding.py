@@ -44,13 +44,16 @@ class TokenEmbedding(nn.Module, WeightOwner):
         self._lent: RowLookup | None = None
 
     def forward(self, token_ids: Tensor, ctx: ForwardContext = NO_CONTEXT) -> Tensor:
-        """Look up [T, C] for [T] int64, in new memory, with the changes of the rows' adapters."""
+        """Look up [T, C] for [T] int64, in new memory, with the changes of the rows' adapters.
+        Rows that are states hold those instead."""
         lent = self._lent
         found = F.embedding(token_ids, self.weight) if lent is None else lent(token_ids)
         rows = self._scaled(found)
         if ctx.adapters is not None:
             ctx.adapters.add_looked_up(self.path, token_ids, rows)
             ctx.adapters.take_copies(self.path, rows, partial(self._look_up, token_ids))
+        if ctx.states is not None:
+            ctx.states.replace_in(rows)
         return rows
 
     def own_copy(self, tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from engine.errors import InvalidParameter
 from server.dialects.anthropic.protocol import (
     Block,
     ConversationFields,
+    ImageBlock,
     Message,
     MessagesRequest,
     TextBlock,
@@ -31,6 +32,9 @@ OWN_NAMES: Mapping[str, str] = {
     "function.strict": "strict",
 }
 """OpenAI's names of fields → Anthropic's, for messages."""
+
+Content = str | list[dict[str, Any]]
+"""The content of a message of OpenAI's: a text, or its parts."""
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
@@ -89,9 +93,9 @@ def _messages(message: Message) -> list[dict[str, Any]]:
         for block in blocks
         if isinstance(block, ToolResultBlock)
     ]
-    texts = [block for block in blocks if isinstance(block, TextBlock)]
-    if texts or not results:
-        results.append({"role": "user", "content": _content(texts)})
+    parts = [block for block in blocks if isinstance(block, TextBlock | ImageBlock)]
+    if parts or not results:
+        results.append({"role": "user", "content": _content(parts)})
     return results
 
 
@@ -123,15 +127,41 @@ def _merged(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if last.get("role") != message["role"] or message["role"] == "tool":
             merged.append(message)
             continue
-        last["content"] = "\n\n".join(filter(None, (last["content"], message["content"])))
+        last["content"] = _joined(last["content"], message["content"])
         for name, join in (("reasoning_content", ""), ("tool_calls", [])):
             if name in message:
                 last[name] = last.get(name, join) + message[name]
     return merged
 
 
-def _content(content: str | Sequence[TextBlock]) -> str:
-    return content if isinstance(content, str) else "\n\n".join(block.text for block in content)
+def _content(content: str | Sequence[TextBlock | ImageBlock]) -> Content:
+    if isinstance(content, str):
+        return content
+    texts = [block.text for block in content if isinstance(block, TextBlock)]
+    if len(texts) == len(content):
+        return "\n\n".join(texts)
+    return [_part(block) for block in content]
+
+
+def _part(block: TextBlock | ImageBlock) -> dict[str, Any]:
+    if isinstance(block, TextBlock):
+        return {"type": "text", "text": block.text}
+    source = block.source
+    url = source.url if source.type == "url" else f"data:image;base64,{source.data}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _joined(*contents: Content) -> Content:
+    given = [content for content in contents if content]
+    texts = [content for content in given if isinstance(content, str)]
+    if len(texts) == len(given):
+        return "\n\n".join(texts)
+    parts: list[dict[str, Any]] = []
+    for content in given:
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        parts += content
+    return parts
 
 
 def _function(tool: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,11 +38,11 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "thread": (False,),
 }
 _REFUSED_BLOCKS = {
-    "image": NO_MODEL_READS,
+    "image": "images can only be in messages of the user and in results of tools",
     "document": NO_MODEL_READS,
     "": (
-        "this type of block is not supported here; blocks can be text, tool_use, tool_result or "
-        "thinking"
+        "this type of block is not supported here; blocks can be text, image, tool_use, "
+        "tool_result or thinking"
     ),
 }
 
@@ -52,6 +52,29 @@ class TextBlock(WireModel):
 
     type: Literal["text"]
     text: str
+
+
+class ImageSource(WireModel):
+    """Where a picture is."""
+
+    type: Literal["base64", "url"]
+    media_type: str | None = Field(None, max_length=64, description="The file itself decides.")
+    data: str | None = None
+    url: str | None = None
+
+    @model_validator(mode="after")
+    def _check_content(self) -> Self:
+        name = "data" if self.type == "base64" else "url"
+        if getattr(self, name) is None:
+            raise PydanticCustomError("source", "needs {name}", {"name": name})
+        return self
+
+
+class ImageBlock(WireModel):
+    """A picture, for models that take them."""
+
+    type: Literal["image"]
+    source: ImageSource
 
 
 class ToolUseBlock(WireModel):
@@ -77,17 +100,24 @@ class RedactedThinkingBlock(WireModel):
     type: Literal["redacted_thinking"]
 
 
-def _read_texts(value: Any, path: tuple[int | str, ...]) -> str | list[TextBlock]:
-    if isinstance(value, str):
+def _read_blocks(
+    value: Any,
+    variants: Mapping[str, type[TextBlock | ImageBlock]],
+    path: tuple[int | str, ...],
+) -> Any:
+    if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list) or len(value) > MAX_MESSAGES:
-        raise PydanticCustomError("blocks", "must be a string or an array of blocks of text")
+        blocks = " and ".join(variants)
+        raise PydanticCustomError("blocks", f"must be a string or an array of blocks of {blocks}")
     return [
-        read_variant(block, {"text": TextBlock}, (*path, index), refused=_REFUSED_BLOCKS)
+        read_variant(block, variants, (*path, index), refused=_REFUSED_BLOCKS)
         for index, block in enumerate(value)
     ]
 
 
+_TEXTS: Mapping[str, type[TextBlock | ImageBlock]] = {"text": TextBlock}
+_PARTS: Mapping[str, type[TextBlock | ImageBlock]] = {**_TEXTS, "image": ImageBlock}
 _TextBlocks = Annotated[list[TextBlock], Field(max_length=64)]
 
 
@@ -97,19 +127,21 @@ class ToolResultBlock(WireModel):
     type: Literal["tool_result"]
     tool_use_id: str = Field(max_length=256)
     content: Annotated[
-        str | list[TextBlock] | None,
+        str | list[TextBlock | ImageBlock] | None,
         PlainValidator(
-            lambda value: None if value is None else _read_texts(value, ("content",)),
+            lambda value: _read_blocks(value, _PARTS, ("content",)),
             json_schema_input_type=str | _TextBlocks | None,
         ),
     ] = None
     is_error: bool | None = None
 
 
-Block = TextBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock
+Block = (
+    TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock
+)
 
 _BLOCKS: Mapping[str, Mapping[str, type[Block]]] = {
-    "user": {"text": TextBlock, "tool_result": ToolResultBlock},
+    "user": {**_PARTS, "tool_result": ToolResultBlock},
     "assistant": {
         "text": TextBlock,
         "tool_use": ToolUseBlock,
@@ -127,7 +159,7 @@ class Message(WireModel):
         Any,
         PlainValidator(
             lambda value: value,
-            json_schema_input_type=str | Annotated[list[TextBlock], Field(max_length=64)],
+            json_schema_input_type=str | _TextBlocks,
         ),
     ]
 
@@ -204,7 +236,7 @@ class ConversationFields(ModelRequest):
     system: Annotated[
         str | list[TextBlock] | None,
         PlainValidator(
-            lambda value: None if value is None else _read_texts(value, ("system",)),
+            lambda value: _read_blocks(value, _TEXTS, ("system",)),
             json_schema_input_type=str | _TextBlocks | None,
         ),
     ] = Field(None, description="The system message.")

@@ -90,6 +90,13 @@ class LlamaTextRequest(SamplingRequest):
         if not isinstance(data, dict):
             return data
         data = dict(data)
+        prompt = data.get("prompt")
+        if isinstance(prompt, dict) and "multimodal_data" in prompt:
+            raise UnsupportedFeature(
+                "multimodal_data is not supported here; send images in the messages of a chat, to "
+                "/v1/chat/completions",
+                param="prompt.multimodal_data",
+            )
         if data.get("max_new_tokens") in (data.get("n_predict"), data.get("max_tokens")):
             data.pop("max_new_tokens", None)
         if data.get("negative_prompt") == "":

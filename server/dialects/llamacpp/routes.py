@@ -106,7 +106,7 @@ async def props(state: StateDep, model: ModelName = None) -> dict[str, Any]:
         "total_slots": config_of(state.engine, info.model).max_num_seqs,
         "model_alias": info.name,
         "model_path": info.name,
-        "modalities": {"vision": False, "audio": False},
+        "modalities": {"vision": info.pictures is not None, "audio": False},
         "chat_template": tokenizer.chat_template or "",
         "bos_token": tokenizer.special_tokens.get("bos_token") or "",
         "eos_token": tokenizer.special_tokens.get("eos_token") or "",

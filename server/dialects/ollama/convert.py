@@ -16,7 +16,6 @@ from server.dialects.ollama.protocol import (
     TextFields,
 )
 from server.protocol.chat import ChatCompletionRequest
-from server.protocol.common import NO_MODEL_READS
 from server.protocol.completions import CompletionRequest
 
 _DEFAULT_TAG = ":latest"
@@ -46,7 +45,7 @@ def chat_body(body: OllamaChatRequest, model: str | None) -> ChatCompletionReque
     Raises:
         RequestValidationError, EngineError: the request is refused.
     """
-    messages = [_message(message, index) for index, message in enumerate(body.messages or ())]
+    messages = [_message(message) for message in body.messages or ()]
     return openai_body(
         ChatCompletionRequest,
         {**_text_fields(body, model), "messages": messages, "tools": body.tools or None},
@@ -55,7 +54,7 @@ def chat_body(body: OllamaChatRequest, model: str | None) -> ChatCompletionReque
 
 def generate_chat_body(body: OllamaGenerateRequest, model: str | None) -> ChatCompletionRequest:
     """OpenAI's body for a prompt with the chat template."""
-    messages = [{"role": "user", "content": body.prompt or ""}]
+    messages = [{"role": "user", "content": _content(body.prompt, body.images)}]
     if body.system:
         messages.insert(0, {"role": "system", "content": body.system})
     return openai_body(ChatCompletionRequest, {**_text_fields(body, model), "messages": messages})
@@ -68,7 +67,7 @@ def raw_body(body: OllamaGenerateRequest, model: str | None) -> CompletionReques
         UnsupportedFeature: the body has a field that needs a chat.
     """
     fields = _text_fields(body, model)
-    for name in ("system", "think", "logprobs"):
+    for name in ("system", "think", "logprobs", "images"):
         if getattr(body, name):
             raise UnsupportedFeature(
                 f"{name} needs the chat template, which is not used for this prompt; leave {name} "
@@ -107,15 +106,18 @@ def _response_format(format: str | dict[str, Any] | None) -> dict[str, Any] | No
     return {"type": "json_schema", "json_schema": schema}
 
 
-def _message(message: OllamaMessage, index: int) -> dict[str, Any]:
-    if message.images:
-        raise UnsupportedFeature(
-            NO_MODEL_READS,
-            param=f"messages[{index}].images",
-        )
+def _content(text: str | None, images: list[str] | None) -> str | list[dict[str, Any]]:
+    """A message's content. Pictures come first, as in Ollama."""
+    if not images:
+        return text or ""
+    pictures = [{"type": "image_url", "image_url": image} for image in images]
+    return [*pictures, {"type": "text", "text": text}] if text else pictures
+
+
+def _message(message: OllamaMessage) -> dict[str, Any]:
     fields = {
         "role": message.role,
-        "content": message.content or "",
+        "content": _content(message.content, message.images),
         "name": message.tool_name,
         "reasoning_content": message.thinking or None,
         "tool_calls": [{"type": "function", **call} for call in message.tool_calls or ()] or None,

@@ -78,7 +78,8 @@ def _capabilities(info: AnyTextInfo, chat_format: ChatFormat | None) -> list[str
     if chat_format is None:
         return ["completion"]
     thinks = chat_format.takes_effort or chat_format.thinking_switch is not None
-    return ["completion", "tools", *(["thinking"] if thinks else [])]
+    has = {"completion": True, "tools": True, "thinking": thinks, "vision": info.pictures}
+    return [name for name, is_there in has.items() if is_there]
 
 
 def _digest(info: AnyTextInfo) -> str:

@@ -21,7 +21,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "template": ("",),
     "context": ([],),
-    "images": ([],),
     "width": (0,),
     "height": (0,),
     "steps": (0,),
@@ -99,6 +98,7 @@ class OllamaGenerateRequest(TextFields):
     )
 
     prompt: str | None = None
+    images: list[str] | None = Field(None, max_length=64, description="Images, as base64.")
     system: str | None = Field(None, description="Comes before the prompt in the chat template.")
     raw: bool | None = Field(None, description="Use no chat template for the prompt.")
 

@@ -30,7 +30,6 @@ from tests.helpers.llm.paged_executor import (
     PagedExecutor,
     PagedStep,
     answer_alone,
-    make_scheduler,
 )
 from tests.helpers.llm.sessions import Session, run_sessions
 
@@ -375,6 +374,9 @@ class FaultyExecutor(PagedExecutor):
         if fails and at_launch:
             for seq_id in decision.finished:
                 del self.sequences[seq_id]
+            self.kept -= set(decision.dropped)
+            # Encoding may have failed, after some parts.
+            self.kept |= {one.digest for one in decision.encoded if self.rng.random() < 0.5}
             raise Fault("at launch")
         return FaultyStep(super().launch(decision), fails)
 
@@ -399,10 +401,8 @@ class FaultySession(Session):
         super().__post_init__()
         rng = self.rng
         self.config = replace(self.config, async_scheduling=rng.random() < 0.5)
-        self.scheduler = make_scheduler(self.config, self.windows, self.drafter)
-        self.executor = FaultyExecutor(
-            self.config, error_rate=self.executor.error_rate, windows=self.windows
-        )
+        self.scheduler = self.make_scheduler()
+        self.executor = FaultyExecutor(self.config, **self.model)
         self.executor.rng = rng
         self.executor.limits = {}
         self.engine = LLMEngine(self.scheduler, self.executor, self.config)

@@ -326,6 +326,20 @@ def test_damaged_files_harm_nobody(folder, saved, damage):
     assert loaded.failed == {"bad": caught.value.message}
 
 
+@pytest.mark.parametrize("decoder", ["model.language_model", "language_model.model"])
+def test_names_of_a_model_for_pictures_and_text_are_known(folder, decoder):
+    expected = plan_adapter(folder, MODEL, torch.float32).read()
+
+    def wrap(tensors):
+        for name in list(tensors):
+            tensors[name.replace(f"{PREFIX}model", f"{PREFIX}{decoder}")] = tensors.pop(name)
+
+    rewrite(folder, wrap)
+    adapter = plan_adapter(folder, MODEL, torch.float32).read()
+    assert adapter.report == expected.report
+    assert adapter.updates.keys() == SHAPES.keys()
+
+
 def test_layers_beside_the_decoders_are_left_out(folder):
     def add(tensors):
         for side, shape in (("A", (4, 9)), ("B", (9, 4))):

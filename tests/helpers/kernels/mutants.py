@@ -103,8 +103,15 @@ MUTANTS = (
         "hides a token from itself",
         "paged_attention",
         "paged_attention/triton_tile.py",
-        "visible = key_at[None, :] <= query_at[:, None]",
-        "visible = key_at[None, :] < query_at[:, None]",
+        "visible = key_at[None, :] <= sees_to[:, None]",
+        "visible = key_at[None, :] < sees_to[:, None]",
+    ),
+    Mutant(
+        "ends with the last query's own key",
+        "paged_attention",
+        "paged_attention/triton_prefill.py",
+        "last_key = tl.load(key_ends_ptr + first_row + last_query) - 1",
+        "last_key = num_cached + last_query",
     ),
     Mutant(
         "leaves out the last split of the keys",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.paged_attention import PagedBatch, cases, cpu
+from kernels.paged_attention.paged_batch import Int32Array
 
 CPU = torch.device("cpu")
 Part = tuple[int, int, int]
@@ -42,8 +43,14 @@ class Sequences:
         device: torch.device = CPU,
         *,
         spread: float = 3.0,
+        both_ways: Sequence[tuple[int, int]] = (),
     ) -> None:
+        """Args:
+        both_ways: stretches of each text whose rows see each other in both directions; no
+            part that is asked for may end within one.
+        """
         self.setup, self.run, self.device = setup, run, device
+        self.both_ways = both_ways
         blocks = [-(-length // setup.block_size) for length in lengths]
         order = np.random.permutation(sum(blocks)).astype(np.int32)
         self.tables = np.split(order, np.cumsum(blocks)[:-1])
@@ -79,6 +86,7 @@ class Sequences:
             np.concatenate(([0], np.cumsum(num_queries))).astype(np.int32),
             num_queries.count(1),
             self.device,
+            self._key_ends(ordered),
         )
         if recorded_for is not None:
             bound = np.full(len(parts), recorded_for, dtype=np.int32)
@@ -94,3 +102,14 @@ class Sequences:
         ).split(num_queries)
         assert all(rows.isfinite().all() for rows in found)
         return [found[ordered.index(part)] for part in parts]
+
+    def _key_ends(self, parts: Sequence[Part]) -> Int32Array | None:
+        if not self.both_ways:
+            return None
+        ends = []
+        for _, first, last in parts:
+            of_part = np.arange(first, last) + 1
+            for start, end in self.both_ways:
+                of_part[max(0, start - first) : max(0, end - first)] = end
+            ends.append(of_part)
+        return np.concatenate(ends).astype(np.int32)

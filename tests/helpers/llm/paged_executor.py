@@ -16,6 +16,8 @@ from typing import Any
 from zlib import crc32
 
 from engine.contract.generate import DrafterName, GenerateRequest, TokenEvent, TokenLogprob
+from engine.contract.picture_facts import PictureFacts
+from engine.contract.prompt_states import StatePart
 from engine.contract.request import FinishReason
 from engine.contract.resolved_config import ResolvedConfig
 from engine.contract.sampling_params import SamplingParams
@@ -29,11 +31,14 @@ from engine.llm.decision import (
     StepOutput,
 )
 from engine.llm.drafts.drafter import Drafter
+from engine.llm.kept_states import KeptStates
 from engine.llm.request import Sequence as RunningSequence
 from engine.llm.scheduler import Scheduler
 
 VOCAB_SIZE = 50
 EOS = 0
+PLACEHOLDER = VOCAB_SIZE - 1
+"""The token of rows that are states, in tests with pictures."""
 Windows = tuple[int | None, ...]
 """How far each layer group looks back: at least to the token before."""
 
@@ -73,6 +78,7 @@ def make_scheduler(
     config: ResolvedConfig | None = None,
     windows: Windows = (None,),
     drafter: Drafter | None = None,
+    states: KeptStates | None = None,
     **changes: Any,
 ) -> Scheduler:
     return Scheduler(
@@ -81,6 +87,7 @@ def make_scheduler(
         vocab_size=VOCAB_SIZE,
         windows=windows,
         drafters={} if drafter is None else {DrafterName.LOOKUP: drafter},
+        states=states,
         clock=lambda: 100.0,
     )
 
@@ -93,6 +100,7 @@ def make_request(
     priority: int = 0,
     cache_salt: str | None = None,
     adapter: str | None = None,
+    states: Sequence[StatePart] = (),
     **sampling: Any,
 ) -> GenerateRequest:
     """Make a request. A prompt given by its length holds tokens that depend on the request's id."""
@@ -107,7 +115,40 @@ def make_request(
         arrival_time_s=99.0,
         cache_salt=cache_salt,
         adapter=adapter,
+        states=tuple(states),
     )
+
+
+def picture_facts(rows: int, *, looks_both_ways: bool, **changes: Any) -> PictureFacts:
+    """Facts of a model whose pictures are one pixel, unless others are given."""
+    facts: dict[str, Any] = {
+        "side": 1,
+        "marker": "<image>",
+        "placeholder": "<row>",
+        "placeholder_id": PLACEHOLDER,
+        "resampling": "bilinear",
+        "before": "",
+        "after": "",
+    }
+    return PictureFacts(rows_per_crop=rows, looks_both_ways=looks_both_ways, **(facts | changes))
+
+
+def shown(request: GenerateRequest) -> list[int]:
+    """The prompt with a number for each state, by its content and place, instead of
+    placeholders."""
+    return _shown(request.prompt_token_ids, request.states)
+
+
+def _shown(prompt: list[int], states: Iterable[StatePart]) -> list[int]:
+    text = list(prompt)
+    for part in states:
+        text[part.start : part.end] = [state_number(part.digest, i) for i in range(part.length)]
+    return text
+
+
+def state_number(digest: bytes, place: int) -> int:
+    """The state of a row of a part; no token has that number."""
+    return VOCAB_SIZE + crc32(digest + bytes([place]))
 
 
 def digests(token_ids: list[int], adapter: str | None) -> list[int]:
@@ -155,7 +196,7 @@ class Guesser:
         request, sampling = owner.request, owner.request.sampling
         suppressed = (*owner.eos_token_ids, *sampling.stop_token_ids)
         new = NewSequence(0, [], sampling, owner.seed, sequence.index, suppressed)
-        text = list(sequence.token_ids)
+        text = _shown(sequence.token_ids, sequence.states)
         for _ in range(sequence.num_pending + num_drafts):
             is_wrong = self.rng.random() > self.is_right
             digest = digests(text, request.adapter)[-1]
@@ -239,6 +280,13 @@ class PagedExecutor:
     """The state of each candidate."""
     scheduler: Scheduler | None = None
     """Knows the texts of groups, whose changes an executor does not see."""
+    parts_by_seed: dict[int, tuple[StatePart, ...]] = field(default_factory=dict)
+    """The parts of requests that are states, by the requests' seeds."""
+    kept: set[bytes] = field(default_factory=set)
+    most_kept: int = 1
+    num_encoded: list[int] = field(default_factory=list)
+    """The number of parts that each step encoded."""
+    looks_both_ways: bool = False
 
     def launch(self, decision: ScheduleDecision) -> "PagedStep":
         return PagedStep(self.execute(decision))
@@ -251,8 +299,10 @@ class PagedExecutor:
             del self.sequences[seq_id]
         for new in decision.new:
             assert new.seq_id not in self.sequences, "announced twice"
-            self.sequences[new.seq_id] = _State(new, list(new.prompt_token_ids))
+            states = self.parts_by_seed.get(new.seed, ()) if new.guides is None else ()
+            self.sequences[new.seq_id] = _State(new, _shown(new.prompt_token_ids, states))
         self._copy(decision.copies)
+        self._encode(decision)
         for entry in decision.scheduled:
             self._learn_text(entry)
         self._write(decision.scheduled)
@@ -263,6 +313,30 @@ class PagedExecutor:
     def shutdown(self) -> None:
         self.sequences.clear()
 
+    def _encode(self, decision: ScheduleDecision) -> None:
+        self.kept -= set(decision.dropped)
+        new = [part.digest for part in decision.encoded]
+        assert not self.kept & set(new), "encoded again"
+        assert len(set(new)) == len(new), "encoded twice"
+        self.kept |= set(new)
+        assert len(self.kept) <= self.most_kept, "more states than there is memory for"
+        assert set(new) <= {rows.digest for s in decision.scheduled for rows in s.states}
+        self.num_encoded.append(len(new))
+
+    def _check_states(self, entry: ScheduledSequence, token_ids: list[int]) -> None:
+        """The rows that are states, and only those, get the right ones."""
+        found = {}
+        for rows in entry.states:
+            assert rows.digest in self.kept, "states are not there"
+            for i in range(rows.num_rows):
+                found[rows.first_row + i] = state_number(rows.digest, rows.first_state + i)
+            if self.looks_both_ways:
+                row = rows.first_row + rows.num_rows
+                following = state_number(rows.digest, rows.first_state + rows.num_rows)
+                later = self.sequences[entry.seq_id].history[entry.start + row :][:1]
+                assert later != [following], "a part was cut that must not be"
+        assert found == {i: one for i, one in enumerate(token_ids) if one >= VOCAB_SIZE}
+
     def _learn_text(self, entry: ScheduledSequence) -> None:
         state = self.sequences[entry.seq_id]
         if not _is_searched(state.new.sampling):
@@ -271,7 +345,7 @@ class PagedExecutor:
         sequence = self.scheduler._sequences.find(entry.seq_id)
         state.is_gone = sequence is None
         if sequence is not None:
-            state.history = list(sequence.token_ids)
+            state.history = _shown(sequence.token_ids, sequence.states)
 
     def _copy(self, copies: list[tuple[int, int]]) -> None:
         self.num_copies += len(copies)
@@ -297,7 +371,9 @@ class PagedExecutor:
             elif state.is_gone:
                 token_ids = entry.token_ids
             else:
-                assert entry.token_ids == token_ids + entry.drafts
+                ids = [PLACEHOLDER if one >= VOCAB_SIZE else one for one in token_ids]
+                assert entry.token_ids == ids + entry.drafts
+                self._check_states(entry, token_ids)
             assert not entry.drafts or known_end == len(state.history), "drafts of known tokens"
             assert all(0 <= token_id < VOCAB_SIZE for token_id in entry.drafts)
             token_ids = token_ids + entry.drafts
@@ -440,7 +516,7 @@ def answer_alone(
 ) -> Answer:
     """Compute what the request must get whatever shares the batch, with the rules written down once
     more."""
-    sampling, prompt = request.sampling, request.prompt_token_ids
+    sampling, prompt = request.sampling, shown(request)
     if sampling.beams is not None:
         return beams_alone(request, config, error_rate, windows)[index]
     if sampling.contrast is not None:
@@ -481,7 +557,7 @@ def beams_alone(
 ) -> list[Answer]:
     """Compute the same for beam search, over whole vocabularies and texts, as transformers does
     it."""
-    sampling, prompt, beams = request.sampling, request.prompt_token_ids, request.sampling.beams
+    sampling, prompt, beams = request.sampling, shown(request), request.sampling.beams
     assert beams is not None
     width, eos = beams.width, () if sampling.ignore_eos else (EOS,)
     ends = {*eos, *sampling.stop_token_ids}
@@ -545,7 +621,7 @@ def contrast_alone(
     """Compute the same for contrastive search."""
     sampling, contrast = request.sampling, request.sampling.contrast
     assert contrast is not None
-    text, answer = list(request.prompt_token_ids), Answer()
+    text, answer = shown(request), Answer()
     capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks // contrast.width)
     most = min(sampling.max_tokens, config.max_model_len - len(text))
 

@@ -7,11 +7,16 @@ from typing import Any
 
 from engine.contract.generate import GenerateRequest
 from engine.contract.groups import BeamParams, ContrastParams
+from engine.contract.picture_facts import PictureFacts
+from engine.contract.prompt_states import StatePart
 from engine.contract.resolved_config import ResolvedConfig
 from engine.llm.decision import ScheduleDecision, StepOutput
 from engine.llm.engine import LLMEngine
+from engine.llm.kept_states import MOST_ENCODED, KeptStates
+from engine.llm.request import Sequence
 from engine.llm.scheduler import Scheduler
 from tests.helpers.llm.paged_executor import (
+    PLACEHOLDER,
     VOCAB_SIZE,
     Answer,
     Answers,
@@ -23,7 +28,9 @@ from tests.helpers.llm.paged_executor import (
     make_config,
     make_request,
     make_scheduler,
+    picture_facts,
     score,
+    shown,
 )
 
 
@@ -64,8 +71,12 @@ def random_request(
     stems: list[list[int]],
     config: ResolvedConfig,
     windows: Windows,
+    pictures: PictureFacts | None = None,
 ) -> GenerateRequest:
     capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks)
+    if pictures is not None and pictures.looks_both_ways:
+        most = config.max_num_batched_tokens - pictures.rows_per_crop + 1
+        config = replace(config, max_num_seqs=min(config.max_num_seqs, most))
     beams = random_beams(rng, config)
     if beams is not None:
         capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks // beams.width)
@@ -81,9 +92,10 @@ def random_request(
     stem = rng.choice(stems)
     # Few lengths, so that whole prompts repeat.
     prompt = stem[: rng.choice([0, 4, 8, 16, 48])] + [
-        rng.randrange(VOCAB_SIZE) for _ in range(rng.choice([0, 0, 1, 2, 9, 30]))
+        rng.randrange(PLACEHOLDER) for _ in range(rng.choice([0, 0, 1, 2, 9, 30]))
     ]
-    prompt = prompt[:longest] or [rng.randrange(VOCAB_SIZE)]
+    prompt = prompt[:longest] or [rng.randrange(PLACEHOLDER)]
+    prompt, states = with_pictures(rng, prompt, longest, pictures)
     max_tokens = rng.choice([0, 1, 2, 5, 12, 40, 60, 1000])
     if beams is not None or contrast is not None:
         max_tokens = max(1, min(max_tokens, 60))
@@ -100,13 +112,38 @@ def random_request(
         stop_token_ids=tuple(rng.sample(range(VOCAB_SIZE), rng.choice([0, 0, 0, 1, 8]))),
         seed=rng.getrandbits(64) - 2**63,
         logprobs=rng.choice([None, 0]),
-        prompt_logprobs=rng.choice([None, None, None, 0]),
+        prompt_logprobs=None if states else rng.choice([None, None, None, 0]),
         priority=rng.randint(-2, 2),
         cache_salt=rng.choice([None, None, None, None, "pepper"]),
         adapter=rng.choice([None, None, None, None, None, "lora"]),
         beams=beams,
         contrast=contrast,
+        states=states,
     )
+
+
+def with_pictures(
+    rng: random.Random, prompt: list[int], longest: int, pictures: PictureFacts | None
+) -> tuple[list[int], list[StatePart]]:
+    """Put some pictures of few contents into a prompt, as far as they fit."""
+    if pictures is None:
+        return prompt, []
+    rows, parts, start = pictures.rows_per_crop, [], 0
+    for _ in range(rng.choice([0, 1, 1, 2, 4])):
+        start += rng.choice([0, 0, 1, 3, 8])
+        if start > len(prompt) or len(prompt) + rows > longest:
+            break
+        prompt = [*prompt[:start], *[PLACEHOLDER] * rows, *prompt[start:]]
+        content = bytes([rng.randrange(3), 0, 0])
+        parts.append(StatePart(start=start, length=rows, content=content))
+        start += rows
+    return prompt, parts
+
+
+def random_pictures(rng: random.Random, config: ResolvedConfig) -> PictureFacts | None:
+    rows = rng.randint(1, 9)
+    both_ways = rng.random() < 0.5 and rows <= config.max_num_batched_tokens
+    return rng.choice([None, picture_facts(rows, looks_both_ways=both_ways)])
 
 
 def random_contrast(rng: random.Random, config: ResolvedConfig) -> ContrastParams | None:
@@ -148,20 +185,32 @@ class Session:
         # Often right, so that long drafts end in the middle, or nearly always wrong.
         self.guesser = Guesser(self.rng, self.rng.choice([0.05, 0.8, 0.95]))
         self.drafter = self.rng.choice([None, self.guesser, self.guesser])
-        self.scheduler = make_scheduler(self.config, self.windows, self.drafter)
-        self.executor = PagedExecutor(
-            self.config, error_rate=self.rng.choice([0, 0, 40]), windows=self.windows
-        )
+        self.pictures = random_pictures(self.rng, self.config)
+        self.most_kept = self.rng.randint(1, 3)
+        self.scheduler = self.make_scheduler()
+        self.model: dict[str, Any] = {
+            "error_rate": self.rng.choice([0, 0, 40]),
+            "windows": self.windows,
+            "most_kept": self.most_kept,
+            "looks_both_ways": self.pictures is not None and self.pictures.looks_both_ways,
+        }
+        self.executor = PagedExecutor(self.config, **self.model)
+
+    def make_scheduler(self) -> Scheduler:
+        states = KeptStates(self.most_kept, self.pictures)
+        return make_scheduler(self.config, self.windows, self.drafter, states)
 
     def run(self) -> None:
         rng = self.rng
-        stems = [[rng.randrange(VOCAB_SIZE) for _ in range(60)] for _ in range(2)]
+        stems = [[rng.randrange(PLACEHOLDER) for _ in range(60)] for _ in range(2)]
         pressure = rng.choice([0.2, 0.6, 1.0])
         abort_rate = rng.choice([0.0, 0.0, 0.05, 0.3])
         to_come = [
-            random_request(rng, f"r{i}", stems, self.config, self.windows) for i in range(14)
+            random_request(rng, f"r{i}", stems, self.config, self.windows, self.pictures)
+            for i in range(14)
         ]
         self.executor.scheduler = self.scheduler
+        self.executor.parts_by_seed = {r.sampling.seed: r.states for r in to_come}
         while to_come or self.has_work():
             while to_come and rng.random() < pressure:
                 request = to_come.pop()
@@ -182,12 +231,13 @@ class Session:
         scheduled = {s.seq_id for s in decision.scheduled}
         running = self.scheduler._sequences.running
         first = {s.seq_id for s in running[0].together}
-        assert scheduled & first, "the first in rank made no progress"
+        waits = decision.scheduled and any(_needs_states(s) for s in running[0].together)
+        assert scheduled & first or waits, "the first in rank made no progress"
         if (
             self.scheduler.stats().num_preemptions == num_preemptions
             and self.scheduler._pool.num_free >= len(self.windows)
         ):
-            held_up = [s.seq_id for s in running if s.num_missing == 1]
+            held_up = [s.seq_id for s in running if s.num_missing == 1 and not _needs_states(s)]
             assert scheduled.issuperset(held_up), "a decode was held up with blocks to spare"
         self.maybe_abort(abort_rate)
         output = self.executor.execute(decision)
@@ -234,6 +284,9 @@ class Session:
         finished = self.scheduler._sequences.take_finished()
         assert sorted(finished) == sorted(self.executor.sequences), "the executor was not told"
         self.seen["preemptions"] += stats.num_preemptions
+        self.seen["encoded parts"] += sum(self.executor.num_encoded)
+        most = max(self.executor.num_encoded, default=0)
+        assert most <= MOST_ENCODED
         self.seen["copies"] += self.executor.num_copies
         self.seen["cached tokens"] += stats.prefix_cache_hits
         self.seen["aborted"] += len(self.aborted)
@@ -265,7 +318,7 @@ class Session:
             assert len(answer.queue_times_s) == (index == 0)
 
     def check_scores(self, request: GenerateRequest, index: int, answer: Answer) -> None:
-        prompt, sampling = request.prompt_token_ids, request.sampling
+        prompt, sampling = shown(request), request.sampling
         values = digests(prompt + answer.token_ids, request.adapter)
         if sampling.logprobs is not None and _search(request) is None:
             first = len(prompt) - 1
@@ -293,16 +346,22 @@ class Session:
                 request.adapter,
             ):
                 continue
-            prompt = other.prompt_token_ids
-            if _search(other) and request.prompt_token_ids[: len(prompt)] == prompt:
+            prompt = shown(other)
+            if _search(other) and shown(request)[: len(prompt)] == prompt:
                 return  # it may have tried any text
             for index in range(other.sampling.n):
                 said = self.answers.get((other.request_id, index), Answer()).token_ids
-                texts.append(other.prompt_token_ids + said)
-        prompt = request.prompt_token_ids
+                texts.append(prompt + said)
+        prompt = shown(request)
         assert answer.num_cached_tokens < len(prompt)
         shared = max(common_prefix(prompt, text) for text in texts)
         assert answer.num_cached_tokens <= shared
+
+
+def _needs_states(sequence: Sequence) -> bool:
+    """Whether the next row of a sequence is a state, which may have to be made first."""
+    start = sequence.table.num_tokens
+    return bool(sequence.states_between(start, start + 1))
 
 
 def _search(request: GenerateRequest) -> str | None:
@@ -352,10 +411,8 @@ class OverlappedSession(Session):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.config = replace(self.config, async_scheduling=True)
-        self.scheduler = make_scheduler(self.config, self.windows, self.drafter)
-        self.executor: AccountedExecutor = AccountedExecutor(
-            self.config, error_rate=self.executor.error_rate, windows=self.windows
-        )
+        self.scheduler = self.make_scheduler()
+        self.executor: AccountedExecutor = AccountedExecutor(self.config, **self.model)
         self.engine = LLMEngine(self.scheduler, self.executor, self.config)  # type: ignore[arg-type]
 
     def has_work(self) -> bool:
@@ -396,6 +453,7 @@ EVERYTHING = {
     "preemptions",
     "copies",
     "cached tokens",
+    "encoded parts",
     "aborted",
     "scored prompts",
     "stop",

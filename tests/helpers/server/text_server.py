@@ -37,14 +37,20 @@ _TEMPLATE = (
 _CORPUS = "the quick brown fox jumps over the lazy dog while seven wizards make toxic brew"
 
 
-def write_tokenizer(folder: Path, *, chat_template: str | None = _TEMPLATE) -> Path:
-    """Write a byte-level BPE of 400 tokens that puts `<|s|>` before a plain prompt."""
+def write_tokenizer(
+    folder: Path, *, chat_template: str | None = _TEMPLATE, more_tokens: Sequence[str] = ()
+) -> Path:
+    """Write a byte-level BPE of 400 tokens that puts `<|s|>` before a plain prompt.
+
+    Args:
+        more_tokens: special tokens after `<|s|>` and `<|e|>`.
+    """
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
-        special_tokens=["<|s|>", "<|e|>"],
+        special_tokens=["<|s|>", "<|e|>", *more_tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

@@ -18,6 +18,7 @@ CARD = {
     "root": MODEL,
     "owned_by": "tandem",
     "parent": None,
+    "input_modalities": ["text"],
     "default_sampling": {},
 }
 

@@ -344,7 +344,7 @@ class DraftSession(OverlappedSession):
             async_scheduling=rng.random() < 0.5,
             num_speculative_tokens=rng.randint(1, 7),
         )
-        self.scheduler = make_scheduler(self.config, self.windows)
+        self.scheduler = self.make_scheduler()
         windows = random_windows(rng)
         config = replace(
             self.config,

@@ -291,6 +291,7 @@ class Broken(torch.nn.Module):
         super().__init__()
         self.model = model
         self.options = model.options
+        self.picture_encoder = None
         self.poison = lambda token_ids: torch.zeros_like(token_ids, dtype=torch.bool)
         self.failure = None
 

@@ -1,6 +1,7 @@
 """The memory that a GPU's steps are left, measured by a runner that pretends to take some."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -115,7 +116,7 @@ def gpu(monkeypatch):
 
 def test_the_pool_leaves_steps_what_was_measured(gpu):
     host, plan = Host(), memory_plan()
-    before, config = plan.resolved(), measured(None, None, plan, host)
+    before, config = plan.resolved(), measured(None, SimpleNamespace(pictures=None), plan, host)
     assert gpu.pools == [1], "measured with next to no pool"
     assert host.reserved == [("cuda", "steps", 90 * MIB)]
     block_bytes = 16 * 1024
@@ -125,7 +126,7 @@ def test_the_pool_leaves_steps_what_was_measured(gpu):
 
 def test_a_pool_of_a_given_size_keeps_it(gpu):
     host, plan = Host(), memory_plan(num_kv_blocks=77)
-    assert measured(None, None, plan, host).num_kv_blocks == 77
+    assert measured(None, SimpleNamespace(pictures=None), plan, host).num_kv_blocks == 77
     assert host.reserved == [("cuda", "steps", 90 * MIB)], "and what does not fit is refused"
 
 

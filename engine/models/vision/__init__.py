@@ -1,0 +1,1 @@
+"""Encoders of pictures, and the models that pair one with a decoder."""

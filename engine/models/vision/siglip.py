@@ -1,0 +1,180 @@
+"""SigLIP's vision tower: patches of a crop in, a state of each patch out.
+
+Pre-norm layers, learned positions, attention in both directions. Paper: Zhai et al. 2023,
+arXiv:2303.15343.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from engine.models.forward_context import NO_CONTEXT
+from engine.models.layers.activation import ACTIVATIONS
+from engine.models.layers.linear import Linear, Shard
+from engine.models.layers.norm import LayerNorm
+from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
+from engine.models.vision_config import VisionConfig
+from engine.quantization.method import TensorSpec
+from kernels import attention
+
+PositionIds = Callable[[VisionConfig], Tensor]
+"""A function that finds the row of the table of positions for each patch of a crop, [L] int64."""
+
+
+class TowerLinear(Linear):
+    """A linear layer outside the decoder, which adapters do not change."""
+
+    takes_adapters: ClassVar[bool] = False
+
+
+class PatchEmbeddings(nn.Module, WeightOwner):
+    """Projects patches and adds learned positions."""
+
+    def __init__(self, config: VisionConfig, position_ids: PositionIds) -> None:
+        super().__init__()
+        self._config = config
+        self._position_ids = position_ids
+        self._loaded: dict[str, Tensor] = {}
+        self._method: Any
+        self._state: Any
+        self._positions: Tensor
+        self._scale: Tensor
+        self._shift: Tensor
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map a crop, [S, S, 3] uint8, to [L, C]."""
+        grid, patch = self._config.grid, self._config.patch_size
+        inputs = pixels[: grid * patch, : grid * patch].float() * self._scale + self._shift
+        cut = inputs.to(self._positions.dtype).view(grid, patch, grid, patch, 3)
+        patches = cut.permute(0, 2, 4, 1, 3).reshape(grid * grid, -1)
+        return self._method.apply(self._state, patches) + self._positions  # type: ignore[no-any-return]
+
+    __call__ = forward
+
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        config = self._config
+        size, patch = config.hidden_size, config.patch_size
+        self._method = options.plain_method()
+        self._scale, self._shift = (
+            torch.tensor(numbers, device=options.device) for numbers in (config.scale, config.shift)
+        )
+        shapes = {
+            "patch_embedding.weight": (size, 3, patch, patch),
+            "patch_embedding.bias": (size,),
+            "position_embedding.weight": (config.trained_grid**2, size),
+        }
+
+        def take(kind: str, tensor: Tensor) -> None:
+            self._loaded[kind] = tensor.to(options.device, options.dtype, copy=True)
+
+        return {
+            f"{path}.{kind}": WeightSlot(TensorSpec(shape=shape), partial(take, kind))
+            for kind, shape in shapes.items()
+        }
+
+    def process_weights_after_loading(self) -> None:
+        weight, bias = (self._loaded[f"patch_embedding.{kind}"] for kind in ("weight", "bias"))
+        self._state = self._method.arrange(weight.flatten(1), bias)
+        table = self._loaded["position_embedding.weight"]
+        self._positions = table[self._position_ids(self._config).to(table.device)]
+        self._loaded = {}
+
+
+class SelfAttention(nn.Module):
+    """Attention in which each patch of a crop sees all patches of that crop."""
+
+    def __init__(self, hidden: int, num_heads: int) -> None:
+        super().__init__()
+        shards = [Shard(name, hidden) for name in ("q_proj", "k_proj", "v_proj")]
+        self.qkv_proj = TowerLinear(hidden, shards, bias=True)
+        self.out_proj = TowerLinear(hidden, (Shard("out_proj", hidden),), bias=True)
+        self._num_heads = num_heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [L, C] to [L, C]."""
+        heads = self.qkv_proj(x, NO_CONTEXT).view(1, len(x), 3, self._num_heads, -1)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        return self.out_proj(attention(query, key, value)[0], NO_CONTEXT)
+
+    __call__ = forward
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.fc1 = TowerLinear(hidden, (Shard("fc1", inner),), bias=True)
+        self.fc2 = TowerLinear(inner, (Shard("fc2", hidden),), bias=True)
+        self._act = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [L, C] to [L, C]."""
+        return self.fc2(self._act(self.fc1(x, NO_CONTEXT)), NO_CONTEXT)
+
+    __call__ = forward
+
+
+class Layer(nn.Module):
+    """Attention and an MLP, each behind a norm. Modules are named as in checkpoints."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.self_attn = SelfAttention(config.hidden_size, config.num_attention_heads)
+        self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = Mlp(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [L, C] to [L, C]."""
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+    __call__ = forward
+
+
+class VisionTower(nn.Module):
+    """The tower up to its last norm."""
+
+    def __init__(self, config: VisionConfig, position_ids: PositionIds) -> None:
+        super().__init__()
+        self.embeddings = PatchEmbeddings(config, position_ids)
+        layers = [Layer(config) for _ in range(config.num_hidden_layers)]
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
+        self.post_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map a crop, [S, S, 3] uint8, to [L, C]."""
+        x = self.embeddings(pixels)
+        for layer in self.encoder["layers"]:  # type: ignore[attr-defined]
+            x = layer(x)
+        return self.post_layernorm(x)
+
+    __call__ = forward
+
+
+class TowerEncoder(nn.Module):
+    """A `PictureEncoder`: a tower, and a projector that joins the states of neighbouring patches to
+    prompt rows. Crops are encoded one by one, so that the bits of one do not depend on others."""
+
+    def __init__(self, tower: VisionTower, projector: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.tower = tower
+        self.projector = projector
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """See `PictureEncoder.encode`."""
+        return torch.stack([self.projector(self.tower(crop)) for crop in pixels])
+
+
+def squares(states: Tensor, joined: int) -> Tensor:
+    """Gather the states of neighbouring patches: [L, C] → [L / J², J, J, C] with J = `joined`."""
+    grid = round(len(states) ** 0.5)
+    across = grid // joined
+    cut = states.view(across, joined, across, joined, -1)
+    return cut.transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,26 @@
+"""Names of tensors in checkpoints of models for pictures and text."""
+
+from engine.quantization.plan import PICTURE_ENCODER
+
+_PARTS = {
+    "language_model.lm_head.": "lm_head.",
+    "language_model.model.": "model.",
+    "language_model.": "model.",
+    "text_model.": "model.",
+    "vision_tower.vision_model.": f"{PICTURE_ENCODER}tower.",
+    "vision_tower.": f"{PICTURE_ENCODER}tower.",
+    "vision_model.": f"{PICTURE_ENCODER}tower.",
+    "multi_modal_projector.": f"{PICTURE_ENCODER}projector.",
+    "connector.": f"{PICTURE_ENCODER}projector.",
+}
+"""Beginnings of names in files of all releases of transformers, some with `model.` before them, and
+the model's own."""
+
+
+def unwrapped(name: str) -> str:
+    """Return the model's name for a tensor of such a checkpoint."""
+    rest = name.removeprefix("model.")
+    for stored, own in _PARTS.items():
+        if rest.startswith(stored):
+            return own + rest.removeprefix(stored)
+    return name

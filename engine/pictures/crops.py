@@ -1,0 +1,23 @@
+"""Cuts the crops of a picture that a text model's encoder reads."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from engine.contract.picture_facts import Crop, Resampling, Size
+from engine.pictures.arrays import Bytes
+
+
+def cut_crops(picture: Bytes, crops: Sequence[Crop], resampling: Resampling) -> list[Bytes]:
+    """Cut crops from a picture, [H, W, 3]; each is [S, S, 3]. The results have the bits of
+    transformers' processors that use Pillow."""
+    method = Image.Resampling[resampling.upper()]
+    resized: dict[tuple[Size, ...], Image.Image] = {(): Image.fromarray(picture)}
+
+    def resize(resizes: tuple[Size, ...]) -> Image.Image:
+        if resizes not in resized:
+            resized[resizes] = resize(resizes[:-1]).resize(resizes[-1], method)
+        return resized[resizes]
+
+    return [np.asarray(resize(crop.resizes).crop(crop.box)) for crop in crops]

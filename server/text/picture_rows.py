@@ -1,0 +1,100 @@
+"""The pictures in a prompt: where they are, and how many rows they take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from engine.contract.picture_facts import Crop, PictureFacts
+from engine.contract.prompt_states import StatePart
+from engine.errors import EngineError, InvalidParameter
+from server.text.prompt_limit import PromptLimit
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRows:
+    """The rows that the pictures of a conversation take in the prompt of a model that sees them.
+
+    Attributes:
+        pictures: the pieces of each picture, in the conversation's order; none if it has no
+            pictures. Then its text must not stand for any either.
+        param: the field that messages name.
+    """
+
+    facts: PictureFacts
+    pictures: list[list[str | Crop]]
+    param: str
+
+    @property
+    def num_crops(self) -> int:
+        return sum(isinstance(piece, Crop) for pieces in self.pictures for piece in pieces)
+
+    def reduced(self, limit: PromptLimit) -> PromptLimit:
+        """The limit for the text, in which a placeholder stands for all rows of a crop.
+
+        Raises:
+            EngineError: the pictures alone are too long.
+        """
+        num_more = self.num_crops * (self.facts.rows_per_crop - 1)
+        if not num_more:
+            return limit
+        if num_more > limit.max_tokens:
+            raise limit.exceeded(num_more, 0)
+
+        def exceeded(num_tokens: int, index: int) -> EngineError:
+            return limit.exceeded(num_tokens + num_more, index)
+
+        return replace(limit, max_tokens=limit.max_tokens - num_more, exceeded=exceeded)
+
+    def inserted(self, text: str) -> str:
+        """A rendered conversation with the pictures' pieces; each crop is one placeholder.
+
+        Raises:
+            InvalidParameter: the text has another number of markers than there are pictures.
+        """
+        before, *rest = text.split(self.facts.marker)
+        if len(rest) > len(self.pictures):
+            raise self._spelled(self.facts.marker)
+        if len(rest) < len(self.pictures):
+            raise InvalidParameter(
+                f"the model's chat template shows {len(rest)} of the {len(self.pictures)} images; "
+                "send images in messages of the user",
+                param=self.param,
+            )
+        joined = [before]
+        for pieces, after in zip(self.pictures, rest, strict=True):
+            joined += [
+                piece if isinstance(piece, str) else self.facts.placeholder for piece in pieces
+            ]
+            joined.append(after)
+        return "".join(joined)
+
+    def expanded(self, token_ids: list[int]) -> list[int]:
+        """The token ids with a placeholder for each row of a crop.
+
+        Raises:
+            InvalidParameter: the conversation's own text has a placeholder.
+        """
+        is_crop = np.equal(token_ids, self.facts.placeholder_id)
+        if np.count_nonzero(is_crop) != self.num_crops:
+            raise self._spelled(self.facts.placeholder)
+        if not self.num_crops:
+            return token_ids
+        ids: list[int] = np.repeat(
+            token_ids, np.where(is_crop, self.facts.rows_per_crop, 1)
+        ).tolist()
+        return ids
+
+    def states(self, prompt: Sequence[int]) -> tuple[StatePart, ...]:
+        """The parts of an expanded prompt that are states; until the pictures are decoded, their
+        crops are black."""
+        length, black = self.facts.rows_per_crop, bytes(3 * self.facts.side**2)
+        starts = np.flatnonzero(np.equal(prompt, self.facts.placeholder_id))[::length].tolist()
+        return tuple(StatePart(start=start, length=length, content=black) for start in starts)
+
+    def _spelled(self, text: str) -> InvalidParameter:
+        return InvalidParameter(
+            f"{self.param} contains the text {text}, which stands for an image in this model's "
+            "prompts; leave it out, and send images as parts of a message",
+            param=self.param,
+        )

@@ -1,0 +1,126 @@
+"""The states of crops against transformers. Logits of prompts are compared through the engine."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from engine.models.causal_lm import CausalLM
+from engine.models.registry import create_model
+from engine.models.vision import smolvlm_pictures
+from engine.models.vision_config import VisionConfig
+from engine.weights.loader import iter_weights, load_model_config
+from engine.weights.source import Checkpoint
+from tests.helpers.adapters.peft_adapters import load, write_adapter
+from tests.helpers.models.tiny_wrappers import KINDS, make_wrapper
+
+VISIONS: dict[str, dict[str, Any]] = {
+    "gemma3": {"image_size": 42, "hidden_size": 32, "num_attention_heads": 4},
+    "smolvlm": {"image_size": 29, "num_hidden_layers": 3},
+    "idefics3": {"image_size": 56, "patch_size": 14, "hidden_act": "gelu"},
+}
+"""Other sizes than the usual ones; patches do not fill SmolVLM's crops."""
+TOLERANCE = 1e-4
+
+
+class Pair:
+    """Our model and transformers' with the same weights."""
+
+    def __init__(self, folder: Any, dtype: torch.dtype = torch.float32) -> None:
+        checkpoint = Checkpoint("folder", folder, "tiny")
+        self.config = load_model_config(checkpoint)
+        assert self.config.pictures is not None
+        self.facts = self.config.pictures
+        self.ours: CausalLM = create_model(self.config, dtype=dtype)
+        assert self.ours.load_weights(iter_weights(checkpoint, self.config)) == []
+        self.theirs = transformers.AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, attn_implementation="eager"
+        ).eval()
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        assert self.ours.picture_encoder is not None
+        return self.ours.picture_encoder.encode(pixels)
+
+    @torch.no_grad()
+    def their_states(self, pixels: Tensor) -> Tensor:
+        values = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        if self.facts.before_cell is not None:
+            values = values[None]
+        found = self.theirs.get_image_features(values.to(self.theirs.dtype)).pooler_output
+        return torch.cat(list(found)).view(len(pixels), self.facts.rows_per_crop, -1)
+
+
+def random_crops(side: int, num_crops: int = 3) -> Tensor:
+    return torch.randint(0, 256, (num_crops, side, side, 3), dtype=torch.uint8)
+
+
+@pytest.fixture(params=[(kind, other) for kind in KINDS for other in (False, True)], ids=str)
+def pair(request, tmp_path):
+    kind, other = request.param
+    vision = VISIONS[kind] if other else {}
+    rows = {"mm_tokens_per_image": 9} if other and kind == "gemma3" else {}
+    return Pair(make_wrapper(tmp_path, kind, vision=vision, **rows))
+
+
+def test_states_of_crops_are_transformers(pair):
+    pixels = random_crops(pair.facts.side)
+    found, expected = pair.encode(pixels), pair.their_states(pixels)
+    assert found.shape == (3, pair.facts.rows_per_crop, pair.config.hidden_size)
+    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=1e-5)
+
+
+def test_adapters_change_the_text_model_alone(pair, tmp_path):
+    pixels = random_crops(pair.facts.side)
+    before = pair.encode(pixels)
+    write_adapter(pair.theirs, tmp_path / "adapter", target_modules=("q_proj", "fc1", "proj"))
+    adapters = load(pair.ours, {"adapter": tmp_path / "adapter"})
+    assert adapters.names == ("adapter",)
+    assert torch.equal(pair.encode(pixels), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_of_a_crop_have_the_same_bits_in_any_company(kind, dtype, tmp_path):
+    pair = Pair(make_wrapper(tmp_path, kind), dtype)
+    pixels = random_crops(pair.facts.side, 5)
+    together = pair.encode(pixels)
+    assert together.dtype == dtype
+    for at, crop in enumerate(pixels):
+        assert torch.equal(pair.encode(crop[None])[0], together[at])
+    assert torch.equal(pair.encode(pixels.flip(0)).flip(0), together)
+    error = (together - pair.their_states(pixels)).abs().max()
+    assert error < (0.1 if dtype is torch.bfloat16 else TOLERANCE) * together.abs().max()
+
+
+@pytest.mark.parametrize("grid", [1, 2, 26, 27, 32, 70])
+def test_positions_of_crops_of_any_size_are_transformers(grid):
+    patch, trained = 3, random.choice((27, 32, grid))
+    theirs = transformers.SmolVLMVisionConfig(
+        hidden_size=4, image_size=trained * patch, patch_size=patch
+    )
+    module = transformers.models.smolvlm.modeling_smolvlm.SmolVLMVisionEmbeddings(theirs)
+    with torch.no_grad():
+        table = torch.arange(trained**2, dtype=torch.float32)[:, None].expand(-1, 4)
+        module.position_embedding.weight.copy_(table)
+        module.patch_embedding.weight.zero_()
+        module.patch_embedding.bias.zero_()
+        pixels = torch.zeros(1, 3, grid * patch, grid * patch)
+        found = module(pixels, torch.ones(1, grid, grid, dtype=torch.bool))
+    config = VisionConfig(
+        hidden_size=4,
+        intermediate_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        image_size=trained * patch,
+        patch_size=patch,
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+        side=grid * patch,
+        joined=1,
+        scale=(1.0, 1.0, 1.0),
+        shift=(0.0, 0.0, 0.0),
+    )
+    assert smolvlm_pictures.position_ids(config).tolist() == found[0, :, 0].long().tolist()

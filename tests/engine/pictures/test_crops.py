@@ -1,0 +1,141 @@
+"""Pieces and crops of pictures against transformers' processors."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+
+from engine.contract.picture_facts import Crop, PictureFacts
+from engine.pictures.crops import cut_crops
+from tests.helpers.models.tiny_wrappers import KINDS, Kind, load_processor, make_wrapper
+
+ROWS = 3
+GRIDS: tuple[Kind, ...] = ("smolvlm", "idefics3")
+
+
+def facts_of(kind: str, side: int, longest_edge: int = 0, *, cuts: bool = True) -> PictureFacts:
+    if kind == "gemma3":
+        return PictureFacts(
+            side=side,
+            rows_per_crop=ROWS,
+            marker="<start_of_image>",
+            placeholder="<image_soft_token>",
+            placeholder_id=0,
+            resampling="bilinear",
+            before="\n\n<start_of_image>",
+            after="<end_of_image>\n\n",
+        )
+    return PictureFacts(
+        side=side,
+        rows_per_crop=ROWS,
+        marker="<image>",
+        placeholder="<image>",
+        placeholder_id=0,
+        resampling="lanczos",
+        before="<fake_token_around_image><global-img>",
+        after="<fake_token_around_image>",
+        longest_edge=longest_edge,
+        before_cell="<fake_token_around_image>" if cuts else None,
+    )
+
+
+def text_of(facts: PictureFacts, width: int, height: int) -> str:
+    rows = facts.placeholder * facts.rows_per_crop
+    pieces = facts.pieces(width, height)
+    return "".join(piece if isinstance(piece, str) else rows for piece in pieces)
+
+
+def crops_of(facts: PictureFacts, width: int, height: int) -> list[Crop]:
+    return [piece for piece in facts.pieces(width, height) if isinstance(piece, Crop)]
+
+
+def their_pictures(kind: str, side: int, longest_edge: int, **flags: Any) -> Any:
+    """Their processor of pictures, as it works with Pillow, without normalisation."""
+    plain = {"do_rescale": False, "do_normalize": False} | flags
+    if kind == "gemma3":
+        return transformers.Gemma3ImageProcessorPil(size={"height": side, "width": side}, **plain)
+    create = {
+        "smolvlm": transformers.SmolVLMImageProcessorPil,
+        "idefics3": transformers.Idefics3ImageProcessorPil,
+    }[kind]
+    sizes = {"size": {"longest_edge": longest_edge}, "max_image_size": {"longest_edge": side}}
+    return create(**sizes, do_pad=False, **plain)
+
+
+def random_size() -> tuple[int, int]:
+    def length(most: int) -> int:
+        return random.choice((random.randint(1, 9), random.randint(1, most), most))
+
+    width, height = length(5000), length(3000)
+    return random.choice(((width, height), (height, width), (width, width)))
+
+
+@pytest.fixture(scope="module")
+def processors(tmp_path_factory):
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
+    return {kind: load_processor(make_wrapper(folder, kind)) for kind, folder in folders.items()}
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.parametrize("cuts", [True, False])
+def test_the_text_of_grids_is_the_processors(processors, monkeypatch, kind, cuts):
+    def resized(self: Any, image: Any, size: Any, **_: Any) -> Any:
+        return np.broadcast_to(np.uint8(1), (3, size.height, size.width))
+
+    # Sizes alone are compared.
+    monkeypatch.setattr(PilBackend, "resize", resized)
+    monkeypatch.setattr(PilBackend, "process_image", lambda self, image, **_: image)
+    processor = processors[kind]
+    processor.image_seq_len = ROWS
+    for _ in range(60):
+        side = random.choice((28, 77, 364, 384, 512))
+        edge = random.choice((4 * side, 2 * side, side, random.randint(side // 2, 4 * side)))
+        width, height = random_size()
+        theirs = their_pictures(kind, side, edge, do_image_splitting=cuts)
+        picture = np.broadcast_to(np.uint8(1), (3, height, width))
+        found = theirs([picture], return_row_col_info=True)
+        expected = processor.replace_image_token(found, 0)
+        facts = facts_of(kind, side, edge, cuts=cuts)
+        assert text_of(facts, width, height) == expected, (side, edge, width, height)
+        assert len(crops_of(facts, width, height)) == len(found["pixel_values"][0])
+
+
+def test_the_text_of_gemmas_pictures_is_the_processors(processors):
+    processor, size = processors["gemma3"], random_size()
+    facts = facts_of("gemma3", random.randint(1, 900))
+    expected = processor.full_image_sequence.replace(
+        facts.placeholder * processor.image_seq_length, facts.placeholder * ROWS
+    )
+    assert text_of(facts, *size) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cuts", [True, False])
+def test_crops_have_the_pixels_of_the_processor(kind, cuts):
+    sizes = [(random.randint(1, 300), random.randint(1, 300)) for _ in range(4)]
+    sizes += [(1, 1), (1, random.randint(2, 900)), (random.randint(2, 900), 2), (700, 500)]
+    for width, height in sizes:
+        side = random.choice((28, 77))
+        edge = random.choice((4 * side, random.randint(side // 2, 4 * side)))
+        picture = np.random.randint(0, 256, (height, width, 3), np.uint8)
+        flags = {} if kind == "gemma3" else {"do_image_splitting": cuts}
+        theirs = their_pictures(kind, side, edge, **flags)
+        expected = np.array(theirs([Image.fromarray(picture)])["pixel_values"])
+        facts = facts_of(kind, side, edge, cuts=cuts)
+        found = cut_crops(picture, crops_of(facts, width, height), facts.resampling)
+        shape = (len(found), 3, side, side)
+        assert np.array_equal(
+            np.stack(found).transpose(0, 3, 1, 2), expected.reshape(shape).astype(np.uint8)
+        ), (width, height, side, edge)
+
+
+def test_no_picture_has_more_crops_than_the_longest_edge_allows():
+    side = random.randint(8, 512)
+    edge = random.randint(side, 2048)
+    most = (edge // side + 2) ** 2
+    for size in [(1 << 20, 1 << 20), (1 << 20, 1), (1, 1 << 20), random_size()]:
+        assert len(crops_of(facts_of("smolvlm", side, edge), *size)) <= most + 1

@@ -1,0 +1,304 @@
+"""Checkpoints of models for pictures and text: what is read from files of any release."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+import torch
+
+from engine.commands.quantizing.rounded import write_rounded
+from engine.contract.resolved_config import MachineFacts
+from engine.contract.settings import EngineConfig
+from engine.errors import UnsupportedArchitecture
+from engine.models.causal_lm import CausalLM
+from engine.models.gemma3 import Gemma3Config
+from engine.models.registry import create_model
+from engine.weights.config_json import read_config_json
+from engine.weights.loader import iter_weights, load_model_config
+from engine.weights.source import Checkpoint
+from engine.weights.weight_plan import WeightPlan, plan_weights
+from tests.helpers.models.tiny_wrappers import (
+    GEMMA3_LAYOUTS,
+    KINDS,
+    make_wrapper,
+    rename_tensors,
+    split_processor_files,
+)
+
+GEMMA3_4B: dict[str, Any] = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "boi_token_index": 255999,
+    "eoi_token_index": 256000,
+    "eos_token_id": [1, 106],
+    "image_token_index": 262144,
+    "initializer_range": 0.02,
+    "mm_tokens_per_image": 256,
+    "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.50.0.dev0",
+    "vision_config": {
+        "hidden_size": 1152,
+        "image_size": 896,
+        "intermediate_size": 4304,
+        "model_type": "siglip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+        "vision_use_head": False,
+    },
+}
+GEMMA3_IMAGES: dict[str, Any] = {
+    "do_convert_rgb": None,
+    "do_normalize": True,
+    "do_pan_and_scan": None,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_processor_type": "Gemma3ImageProcessor",
+    "image_seq_length": 256,
+    "image_std": [0.5, 0.5, 0.5],
+    "resample": 2,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"height": 896, "width": 896},
+}
+SMOLVLM_256M: dict[str, Any] = {
+    "architectures": ["Idefics3ForConditionalGeneration"],
+    "image_token_id": 49190,
+    "model_type": "idefics3",
+    "scale_factor": 4,
+    "text_config": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "max_position_embeddings": 8192,
+        "model_type": "llama",
+        "num_attention_heads": 9,
+        "num_hidden_layers": 30,
+        "num_key_value_heads": 3,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 100000,
+        "vocab_size": 49280,
+        "eos_token_id": 49279,
+    },
+    "vision_config": {
+        "hidden_size": 768,
+        "image_size": 512,
+        "max_image_size": {"longest_edge": 512},
+        "model_type": "idefics3",
+        "num_attention_heads": 12,
+        "patch_size": 16,
+        "size": {"longest_edge": 2048},
+    },
+}
+SMOLVLM_IMAGES: dict[str, Any] = {
+    "do_image_splitting": True,
+    "image_processor_type": "Idefics3ImageProcessor",
+    "max_image_size": {"longest_edge": 512},
+    "processor_class": "Idefics3Processor",
+    "resample": 1,
+    "size": {"longest_edge": 2048},
+}
+
+WIDE = {"hidden_size": 96, "intermediate_size": 96}
+"""Sizes of text models whose rows can be divided into groups of 32 weights."""
+
+
+def write(folder: Path, **files: dict[str, Any]) -> Path:
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def in_folder(folder: Path) -> Checkpoint:
+    return Checkpoint("folder", folder, "tiny")
+
+
+def load(folder: Path) -> CausalLM:
+    config = load_model_config(in_folder(folder))
+    model = create_model(config, dtype=torch.float32)
+    assert model.load_weights(iter_weights(in_folder(folder), config)) == []
+    return model
+
+
+def planned(folder: Path, quantization: Any = "none") -> WeightPlan:
+    intent = EngineConfig(quantization=quantization, dtype="float32")
+    machine = MachineFacts(device="cpu", num_cores=2, free_memory_bytes=1 << 34)
+    config = load_model_config(in_folder(folder))
+    return plan_weights(in_folder(folder), config, intent, machine)
+
+
+def change(folder: Path, name: str, **changes: Any) -> None:
+    """Change keys of a file; those changed to `...` are left out."""
+    path = folder / name
+    merged = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: one for key, one in merged.items() if one is not ...}))
+
+
+def test_reads_gemma_3_4b_as_published(tmp_path):
+    config = read_config_json(write(tmp_path, config=GEMMA3_4B, preprocessor_config=GEMMA3_IMAGES))
+    assert isinstance(config, Gemma3Config)
+    assert (config.vocab_size, config.num_attention_heads, config.head_dim) == (262208, 8, 256)
+    assert (config.max_position_embeddings, config.rms_norm_eps) == (131072, 1e-6)
+    assert config.rope_scaling == {"rope_type": "linear", "factor": 8.0}
+    assert config.layer_windows[:7] == (1024,) * 5 + (None, 1024)
+    assert config.eos_token_ids == (1, 106) and config.tie_word_embeddings
+    facts, vision = config.pictures, config.vision
+    assert facts is not None and vision is not None
+    assert (facts.side, facts.rows_per_crop, facts.placeholder_id) == (896, 256, 262144)
+    assert (facts.marker, facts.looks_both_ways) == ("<start_of_image>", True)
+    assert (vision.grid, vision.joined, vision.num_hidden_layers) == (64, 4, 27)
+
+
+def test_reads_smolvlm_256m_as_published(tmp_path):
+    processor = {"image_seq_len": 64, "processor_class": "Idefics3Processor"}
+    config = read_config_json(
+        write(
+            tmp_path,
+            config=SMOLVLM_256M,
+            preprocessor_config=SMOLVLM_IMAGES,
+            processor_config=processor,
+        )
+    )
+    assert (config.head_dim, config.rope_theta, config.tie_word_embeddings) == (64, 1e5, False)
+    assert config.eos_token_ids == (49279,)
+    facts, vision = config.pictures, config.vision
+    assert facts is not None and vision is not None
+    assert (facts.side, facts.rows_per_crop, facts.longest_edge) == (512, 64, 2048)
+    assert (vision.grid, vision.joined, vision.intermediate_size) == (32, 4, 3072)
+    assert vision.num_hidden_layers == 12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_layouts_of_the_processors_files_say_the_same(kind, tmp_path):
+    config = read_config_json(make_wrapper(tmp_path, kind))
+    split_processor_files(tmp_path)
+    assert read_config_json(tmp_path) == config
+    assert config.pictures is not None
+
+
+@pytest.mark.parametrize("layout", GEMMA3_LAYOUTS)
+def test_tensors_may_have_the_names_of_any_release(layout, tmp_path):
+    pixels = torch.randint(0, 256, (1, 28, 28, 3), dtype=torch.uint8)
+    before = load(make_wrapper(tmp_path, "gemma3")).picture_encoder
+    rename_tensors(tmp_path, GEMMA3_LAYOUTS[layout])
+    after = load(tmp_path).picture_encoder
+    assert before is not None and after is not None
+    assert torch.equal(before.encode(pixels), after.encode(pixels))
+
+
+def _drop_files(folder: Path) -> None:
+    (folder / "processor_config.json").unlink()
+
+
+def _unknown_processor(folder: Path) -> None:
+    split_processor_files(folder)
+    change(folder, "preprocessor_config.json", image_processor_type="NewImageProcessor")
+
+
+def _nonsense_size(folder: Path) -> None:
+    split_processor_files(folder)
+    change(folder, "preprocessor_config.json", size=7, max_image_size="large")
+
+
+def _many_crops(folder: Path) -> None:
+    split_processor_files(folder)
+    change(folder, "preprocessor_config.json", size={"longest_edge": 924, "height": 924})
+
+
+def _never_resized(folder: Path) -> None:
+    split_processor_files(folder)
+    change(folder, "preprocessor_config.json", do_resize=False)
+
+
+def _other_rows(folder: Path) -> None:
+    change(folder, "processor_config.json", image_seq_length=5, image_seq_len=5)
+
+
+def _no_placeholder(folder: Path) -> None:
+    change(folder, "config.json", image_token_index=..., image_token_id=...)
+
+
+def _damaged(folder: Path) -> None:
+    (folder / "processor_config.json").write_text("{")
+
+
+DEFECTS = {
+    "no files": (_drop_files, "neither processor_config.json nor preprocessor_config.json"),
+    "unknown processor": (_unknown_processor, "'NewImageProcessor'"),
+    "nonsense size": (_nonsense_size, "must be an object"),
+    "many crops": (_many_crops, "924"),
+    "never resized": (_never_resized, "do_resize is False; it must be true"),
+    "other rows": (_other_rows, "5"),
+    "no placeholder": (_no_placeholder, "image_token"),
+    "damaged": (_damaged, "not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_usable_files_the_text_model_remains(kind, defect, tmp_path):
+    whole = load(make_wrapper(tmp_path, kind))
+    spoil, reason = DEFECTS[defect]
+    spoil(tmp_path)
+    with structlog.testing.capture_logs() as logs:
+        text = load(tmp_path)
+    [entry] = [one for one in logs if one["event"] == "the model will take no pictures"]
+    assert reason in entry["reason"] and entry["log_level"] == "warning"
+    assert text.config.pictures is None and text.picture_encoder is None
+    hidden = torch.randn(2, whole.config.hidden_size)
+    assert torch.equal(text.compute_logits(hidden), whole.compute_logits(hidden))
+    assert not planned(tmp_path).encoder_bytes(4)
+
+
+def test_pan_and_scan_is_not_supported(tmp_path):
+    make_wrapper(tmp_path, "gemma3")
+    split_processor_files(tmp_path)
+    change(tmp_path, "preprocessor_config.json", do_pan_and_scan=True)
+    assert read_config_json(tmp_path).pictures is None
+
+
+def test_another_text_model_is_refused(tmp_path):
+    make_wrapper(tmp_path, "smolvlm")
+    change(tmp_path, "config.json", text_config={"model_type": "qwen2"})
+    with pytest.raises(UnsupportedArchitecture, match="'qwen2' is not supported"):
+        read_config_json(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plans_count_the_encoder_and_leave_it_plain(kind, tmp_path):
+    plain = planned(make_wrapper(tmp_path, kind, text=WIDE))
+    num_bytes = (tmp_path / "model.safetensors").stat().st_size
+    assert 0.9 * num_bytes < plain.num_bytes(4) < num_bytes
+    names = [name for name in plain.shapes if name.startswith("picture_encoder.")]
+    assert names and not any(".layers." in name and "picture" in name for name in plain.layers)
+    rounded = planned(tmp_path, "int8")
+    assert rounded.layers and rounded.encoder_bytes(4) == plain.encoder_bytes(4)
+    assert not any(name.startswith("picture_encoder.") for name in rounded.layers)
+    assert not any(name.startswith("picture_encoder.") for name in plain.layer_weights())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quantised_text_model_keeps_its_encoder(kind, tmp_path):
+    source, folder = make_wrapper(tmp_path / "plain", kind, text=WIDE), tmp_path / "rounded"
+    bits = random.choice((4, 8))
+    write_rounded(in_folder(source), folder, lambda _: None, bits=bits, wanted_group=None)
+    plan = planned(folder, "auto")
+    assert plan.stored == "gptq"
+    assert plan.layers and not any("picture_encoder" in name for name in plan.layers)
+    config = load_model_config(in_folder(folder))
+    model = create_model(config, dtype=torch.float32, linear_method=plan.method_for)
+    assert model.load_weights(iter_weights(in_folder(folder), config, plan.packed)) == []
+    pixels = torch.randint(0, 256, (2, 28, 28, 3), dtype=torch.uint8)
+    before, after = load(source).picture_encoder, model.picture_encoder
+    assert before is not None and after is not None
+    assert torch.equal(before.encode(pixels), after.encode(pixels))

@@ -1,0 +1,117 @@
+"""A toy encoder that makes any small decoder a model that sees pictures, and prompts with them."""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.contract.generate import GenerateRequest
+from engine.contract.prompt_states import StatePart
+from engine.llm.start import loading
+from engine.weights.decoder import load_decoder
+from engine.weights.loader import load_model_config
+from tests.helpers.llm.paged_executor import picture_facts
+
+SIDE, ROWS = 4, 6
+"""Pictures of 48 numbers, 8 for each of their 6 rows: blocks of 16 begin within them."""
+PLACEHOLDER = 399
+
+
+class ToyEncoder:
+    """A product of a picture's numbers and a fixed matrix, picture by picture.
+
+    Args:
+        fails_for: the content of a picture that cannot be encoded.
+    """
+
+    def __init__(self, hidden_size: int, dtype: torch.dtype, fails_for: bytes = b"") -> None:
+        generator = torch.Generator().manual_seed(hidden_size)
+        self._matrix = torch.randn(3 * SIDE**2 // ROWS, hidden_size, generator=generator)
+        self._dtype = dtype
+        self._fails_for = fails_for
+        self.num_encoded = 0
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        self.num_encoded += len(pixels)
+        return torch.stack([self._encode(one) for one in pixels])
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        if bytes(pixels.flatten().tolist()) == self._fails_for:
+            raise RuntimeError("this picture breaks the encoder")
+        numbers = pixels.reshape(ROWS, -1).float() / 255 - 0.5
+        return (numbers @ self._matrix).to(self._dtype)
+
+
+def give_sight(
+    monkeypatch: pytest.MonkeyPatch, *, looks_both_ways: bool = False, fails_for: bytes = b""
+) -> list[ToyEncoder]:
+    """Give engines that are loaded from now on a `ToyEncoder`. Returns a list of the encoders, to
+    which each new one is added."""
+    facts = picture_facts(
+        ROWS, looks_both_ways=looks_both_ways, side=SIDE, placeholder_id=PLACEHOLDER
+    )
+    encoders: list[ToyEncoder] = []
+
+    def with_facts(*args: Any, **kwargs: Any) -> Any:
+        return replace(load_model_config(*args, **kwargs), pictures=facts)
+
+    def with_encoder(*args: Any, **kwargs: Any) -> Any:
+        model = load_decoder(*args, **kwargs)
+        encoder = ToyEncoder(model.config.hidden_size, model.options.dtype, fails_for)
+        model.picture_encoder = encoder
+        encoders.append(encoder)
+        return model
+
+    monkeypatch.setattr(loading, "load_model_config", with_facts)
+    monkeypatch.setattr(loading, "load_decoder", with_encoder)
+    return encoders
+
+
+def random_picture(rng: random.Random) -> bytes:
+    return rng.randbytes(3 * SIDE**2)
+
+
+def prompt_with(
+    text: Sequence[int], pictures: Iterable[tuple[int, bytes]]
+) -> tuple[list[int], tuple[StatePart, ...]]:
+    """Put pictures into a text, each behind as many of its tokens as it says, in order."""
+    prompt, parts, taken = [], [], 0
+    for place, content in pictures:
+        prompt += text[taken:place]
+        taken = place
+        parts.append(StatePart(start=len(prompt), length=ROWS, content=content))
+        prompt += [PLACEHOLDER] * ROWS
+    return [*prompt, *text[taken:]], tuple(parts)
+
+
+def seeing(request: GenerateRequest, pictures: Iterable[tuple[int, bytes]]) -> GenerateRequest:
+    """The request with pictures put into its prompt."""
+    prompt, states = prompt_with(request.prompt_token_ids, pictures)
+    return replace(request, prompt_token_ids=prompt, states=states)
+
+
+@torch.inference_mode()
+def reference_logits(
+    model: Any, request: GenerateRequest, output: Sequence[int], masks: Any = None
+) -> Tensor:
+    """transformers' logits at the positions that predict `output`: [len(output), V].
+
+    Args:
+        masks: makes the attention masks from the number of tokens and the parts; None for causal
+            ones.
+    """
+    prompt = request.prompt_token_ids
+    token_ids = torch.tensor([[*prompt, *output]])
+    embedded = model.get_input_embeddings()(token_ids)
+    encoder = ToyEncoder(embedded.shape[-1], embedded.dtype)
+    for part in request.states:
+        pixels = torch.tensor(list(part.content), dtype=torch.uint8)
+        states = encoder.encode(pixels.view(1, SIDE, SIDE, 3))
+        embedded[:, part.start : part.end] = states
+    given = {} if masks is None else {"attention_mask": masks(token_ids.shape[1], request.states)}
+    logits: Tensor = model(inputs_embeds=embedded, **given).logits
+    return logits[0, len(prompt) - 1 : -1].float()

@@ -1,0 +1,284 @@
+"""Makes folders of tiny random models that take pictures, with the processor's files, a tokenizer
+and a chat template, as transformers saves them."""
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers.models.smolvlm import processing_smolvlm
+
+Kind = Literal["gemma3", "smolvlm", "idefics3"]
+KINDS: tuple[Kind, ...] = ("gemma3", "smolvlm", "idefics3")
+VOCAB_SIZE = 384
+SIDE = 28
+LONGEST_EDGE = 4 * SIDE
+"""SmolVLM and Idefics3 cut pictures of this size into 4 x 4 crops."""
+ROWS_PER_CROP = 4
+
+GEMMA3_TEMPLATE = """{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- if messages[0]['content'] is string -%}
+        {%- set first_user_prefix = messages[0]['content'] + '\n\n' -%}
+    {%- else -%}
+        {%- set first_user_prefix = messages[0]['content'][0]['text'] + '\n\n' -%}
+    {%- endif -%}
+    {%- set loop_messages = messages[1:] -%}
+{%- else -%}
+    {%- set first_user_prefix = "" -%}
+    {%- set loop_messages = messages -%}
+{%- endif -%}
+{%- for message in loop_messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
+    {%- endif -%}
+    {%- set role = "model" if message['role'] == 'assistant' else message['role'] -%}
+    {{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else "") }}
+    {%- if message['content'] is string -%}
+        {{ message['content'] | trim }}
+    {%- elif message['content'] is iterable -%}
+        {%- for item in message['content'] -%}
+            {%- if item['type'] == 'image' -%}
+                {{ '<start_of_image>' }}
+            {%- elif item['type'] == 'text' -%}
+                {{ item['text'] | trim }}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- else -%}
+        {{ raise_exception("Invalid content type") }}
+    {%- endif -%}
+    {{ '<end_of_turn>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{ '<start_of_turn>model\n' }}
+{%- endif -%}
+"""
+SMOLVLM_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+_TEXT: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.1,
+}
+_VISION: dict[str, Any] = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": SIDE,
+    "patch_size": 7,
+}
+_GEMMA3_TOKENS = {
+    "bos_token": "<bos>",
+    "eos_token": "<eos>",
+    "pad_token": "<pad>",
+    "boi_token": "<start_of_image>",
+    "eoi_token": "<end_of_image>",
+    "image_token": "<image_soft_token>",
+}
+_SMOLVLM_TOKENS = {
+    "bos_token": "<|im_start|>",
+    "eos_token": "<end_of_utterance>",
+    "pad_token": "<|im_end|>",
+    "fake_image_token": "<fake_token_around_image>",
+    "image_token": "<image>",
+    "global_image_token": "<global-img>",
+}
+_TURNS = ("<start_of_turn>", "<end_of_turn>")
+_GRID = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
+
+
+def make_wrapper(
+    folder: Path,
+    kind: Kind,
+    *,
+    seed: int | None = None,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    longest_edge: int = LONGEST_EDGE,
+    **overrides: Any,
+) -> Path:
+    """Make a model with its processor's files. Token ids are bytes up to 255.
+
+    Args:
+        seed: by default drawn from `random`.
+        text, vision: changes of the two configurations.
+        longest_edge: of the pictures that SmolVLM and Idefics3 cut into crops.
+        overrides: changes of the wrapper's own configuration.
+    """
+    tokenizer = write_tokenizer(folder, kind)
+    model = _create(kind, tokenizer, text or {}, vision or {}, overrides, seed)
+    model.save_pretrained(folder)
+    side = model.config.vision_config.image_size
+    _processor(kind, tokenizer, side, _rows_per_crop(kind, model), longest_edge).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def write_tokenizer(folder: Path, kind: Kind) -> Any:
+    """Write a tokenizer of bytes, in which neighbouring newlines are one token, and a chat
+    template. Return transformers' tokenizer."""
+    named = _GEMMA3_TOKENS if kind == "gemma3" else _SMOLVLM_TOKENS
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("Ċ", "Ċ"), ("ĊĊ", "Ċ")]
+    words = [*alphabet, "ĊĊ", "ĊĊĊ"]
+    raw = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=merges))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    more = _TURNS if kind == "gemma3" else _GRID
+    raw.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in (*named.values(), *more)]
+    )
+    usual = {"bos_token", "eos_token", "pad_token"}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        extra_special_tokens={name: one for name, one in named.items() if name not in usual},
+        **{name: one for name, one in named.items() if name in usual},
+    )
+    tokenizer.chat_template = GEMMA3_TEMPLATE if kind == "gemma3" else SMOLVLM_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _create(
+    kind: Kind,
+    tokenizer: Any,
+    text: dict[str, Any],
+    vision: dict[str, Any],
+    overrides: dict[str, Any],
+    seed: int | None,
+) -> Any:
+    name = {"gemma3": "Gemma3", "smolvlm": "SmolVLM", "idefics3": "Idefics3"}[kind]
+    create = getattr(transformers, f"{name}ForConditionalGeneration")
+    ends = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    own: dict[str, Any] = {"image_token_id": tokenizer.image_token_id, "scale_factor": 2}
+    text = _TEXT | ends | {"model_type": "llama"} | text
+    if kind == "gemma3":
+        own = {
+            "mm_tokens_per_image": ROWS_PER_CROP,
+            "image_token_index": tokenizer.image_token_id,
+            "boi_token_index": tokenizer.boi_token_id,
+            "eoi_token_index": tokenizer.eoi_token_id,
+        }
+        windows = {"sliding_window": 16, "sliding_window_pattern": 4}
+        text = windows | text | {"model_type": "gemma3_text"}
+        vision = {"model_type": "siglip_vision_model", "vision_use_head": False} | vision
+    with torch.random.fork_rng():
+        torch.manual_seed(random.randrange(1 << 31) if seed is None else seed)
+        config = create.config_class(
+            text_config=text, vision_config=_VISION | vision, **(own | ends | overrides)
+        )
+        model = create(config).eval()
+        with torch.no_grad():
+            for path, parameter in model.named_parameters():
+                if parameter.ndim == 1:
+                    parameter.normal_(0.0 if path.endswith("bias") else 1.0, 0.2)
+                elif "projection" in path or "position_embedding" in path:
+                    parameter.normal_(0.0, 0.3)
+    return model
+
+
+def _rows_per_crop(kind: Kind, model: Any) -> int:
+    if kind == "gemma3":
+        return int(model.config.mm_tokens_per_image)
+    return int(model.model.image_seq_len)
+
+
+def _processor(kind: Kind, tokenizer: Any, side: int, rows: int, longest_edge: int) -> Any:
+    if kind == "gemma3":
+        pictures = transformers.Gemma3ImageProcessor(size={"height": side, "width": side})
+        return transformers.Gemma3Processor(
+            pictures, tokenizer, image_seq_length=rows, chat_template=tokenizer.chat_template
+        )
+    sizes = {"size": {"longest_edge": longest_edge}, "max_image_size": {"longest_edge": side}}
+    if kind == "idefics3":
+        return transformers.Idefics3Processor(
+            transformers.Idefics3ImageProcessor(**sizes),
+            tokenizer,
+            image_seq_len=rows,
+            chat_template=tokenizer.chat_template,
+        )
+    _leave_out_num2words()
+    return transformers.SmolVLMProcessor(
+        transformers.SmolVLMImageProcessor(**sizes),
+        tokenizer,
+        transformers.SmolVLMVideoProcessor(**sizes),
+        image_seq_len=rows,
+        chat_template=tokenizer.chat_template,
+    )
+
+
+def load_processor(folder: Path) -> Any:
+    """Load transformers' processor."""
+    _leave_out_num2words()
+    return transformers.AutoProcessor.from_pretrained(folder)
+
+
+def _leave_out_num2words() -> None:
+    """Let SmolVLM's processor do without a package that it uses for videos alone."""
+    processing_smolvlm.num2words = processing_smolvlm.num2words or str
+
+
+GEMMA3_LAYOUTS = {
+    "transformers 4.50": {
+        r"vision_tower\.": "vision_tower.vision_model.",
+    },
+    "names of the model in memory": {
+        r"language_model\.model\.": "model.language_model.",
+        r"language_model\.lm_head": "lm_head",
+        r"vision_tower\.": "model.vision_tower.",
+        r"multi_modal_projector\.": "model.multi_modal_projector.",
+    },
+    "transformers 4.57 in memory": {
+        r"language_model\.model\.": "model.language_model.",
+        r"language_model\.lm_head": "lm_head",
+        r"vision_tower\.": "model.vision_tower.vision_model.",
+        r"multi_modal_projector\.": "model.multi_modal_projector.",
+    },
+}
+"""Beginnings of tensors' names as transformers 5 saves them, and those of other releases."""
+
+
+def rename_tensors(folder: Path, layout: dict[str, str]) -> None:
+    """Rename tensors, so that a folder has one of `GEMMA3_LAYOUTS`."""
+    path = folder / "model.safetensors"
+
+    def renamed(name: str) -> str:
+        for old, new in layout.items():
+            if re.match(old, name):
+                return re.sub(f"^{old}", new, name)
+        return name
+
+    save_file({renamed(name): tensor for name, tensor in load_file(path).items()}, path)
+
+
+def split_processor_files(folder: Path) -> None:
+    """Divide the processor's file into two, as transformers 4 saved them."""
+    path = folder / "processor_config.json"
+    stated = json.loads(path.read_text())
+    pictures = stated.pop("image_processor") | {"processor_class": stated["processor_class"]}
+    stated.pop("video_processor", None)
+    (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
+    path.write_text(json.dumps(stated))
