@@ -87,6 +87,12 @@ def names_made_for(engine: EngineClient, operation: AnyOperation) -> list[str]:
     ]
 
 
+def is_meant(engine: EngineClient, operation: AnyOperation, name: str | None) -> bool:
+    """Whether the model of that id is made for this operation or, without an id, any model is."""
+    mains = {status.model: _main(engine, status) for status in engine.statuses()}
+    return operation in (mains.values() if not name else (mains.get(name),))
+
+
 def served_names(engine: EngineClient, operation: AnyOperation) -> list[str]:
     """Ids as in `names_made_for` or, if there are none, of the ready models that offer the
     operation besides their own."""

@@ -25,7 +25,11 @@ from server.kinds import SERVED
 
 PATH = "/openapi.json"
 
-_KINDS = {body.__name__: served for served in SERVED.values() for body in served.bodies}
+_KINDS = {
+    body.__name__: [one for one in SERVED.values() if body in one.bodies]
+    for served in SERVED.values()
+    for body in served.bodies
+}
 
 
 def install(
@@ -36,7 +40,7 @@ def install(
     Args:
         more: further bodies, each with the kind of model that it names.
     """
-    kinds = _KINDS | {body.__name__: SERVED[kind] for body, kind in more.items()}
+    kinds = _KINDS | {body.__name__: [SERVED[kind]] for body, kind in more.items()}
 
     def make() -> dict[str, Any]:
         document = copy.deepcopy(app.openapi())
@@ -56,16 +60,19 @@ def install(
 
 
 def _tell_facts(
-    document: dict[str, Any], engine: EngineClient, kinds: Mapping[str, ServedKind[Any, Any]]
+    document: dict[str, Any],
+    engine: EngineClient,
+    kinds: Mapping[str, Sequence[ServedKind[Any, Any]]],
 ) -> None:
     for name, schema in document["components"]["schemas"].items():
-        kind = kinds.get(name)
-        if kind is not None:
-            names = served_names(engine, kind.kind)
+        fitting = kinds.get(name, ())
+        if fitting:
+            names = [name for kind in fitting for name in served_names(engine, kind.kind)]
             configs = [config_of(engine, name) for name in names]
-            infos = engine.infos(kind.kind)
+            infos = [info for kind in fitting for info in engine.infos(kind.kind)]
             _name_models(schema, names, [n for i in infos for n in i.names if n != i.model])
-            kind.fill_in(schema["properties"], infos)
+            for kind in fitting:
+                kind.fill_in(schema["properties"], engine.infos(kind.kind))
             describe_priority(schema["properties"], configs)
     served = [status.model for status in engine.statuses()]
     for path in ("/v1/models/{model_id}", "/ready/{model_id}"):

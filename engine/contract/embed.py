@@ -2,23 +2,17 @@
 
 from dataclasses import asdict, dataclass, fields
 
-from engine.contract.request import Event, Info, Request, TurnStats
-from engine.contract.token_ids import check_token_ids
-from engine.errors import ContextLengthExceeded, InvalidParameter
+from engine.contract.request import Event, Info
+from engine.contract.whole_texts import WholeTextsInfo, WholeTextsRequest, WholeTextsStats
+from engine.errors import InvalidParameter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddingRequest(Request["EmbeddingEvent"]):
+class EmbeddingRequest(WholeTextsRequest["EmbeddingEvent"]):
     """Texts that are embedded separately."""
 
-    inputs: list[list[int]]
-    """The token ids of each text: at least one, at most `EmbeddingModelInfo.max_model_len`."""
     dimensions: int | None = None
     """How many of the first numbers of each embedding to return; None is all."""
-
-    @property
-    def num_completions(self) -> int:
-        return len(self.inputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,14 +24,8 @@ class EmbeddingEvent(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddingStats(TurnStats):
-    """Statistics of an embedding engine: `num_running` counts the inputs of the newest step while
-    others are left, `num_waiting` the inputs that no step has taken."""
-
-    step_inputs: int = 0
-    step_tokens: int = 0
-    num_tokens: int = 0
-    """The number of tokens of all embedded inputs."""
+class EmbeddingStats(WholeTextsStats):
+    """Statistics of an engine that embeds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +45,9 @@ class EmbeddingFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddingModelInfo(Info):
-    """Facts about a model that makes embeddings; its `path` holds the tokenizer."""
+class EmbeddingModelInfo(WholeTextsInfo):
+    """Facts about a model that makes embeddings."""
 
-    max_model_len: int
-    """The most tokens of an input."""
-    vocab_size: int
     dimensions: int
     """The number of numbers in an embedding."""
     pooling: str
@@ -87,28 +72,3 @@ def check_dimensions(dimensions: int | None, most: int, model: str) -> None:
             f"{most}",
             param="dimensions",
         )
-
-
-def check_input(
-    token_ids: list[int], max_model_len: int, vocab_size: int, name: str, field: str
-) -> None:
-    """Refuse an input that the model cannot embed.
-
-    Args:
-        name: what the error calls the input.
-        field: the field of a request that holds it.
-
-    Raises:
-        InvalidParameter, ContextLengthExceeded: the error names the limit.
-    """
-    if not token_ids:
-        raise InvalidParameter(f"{name} has no tokens; send some text", param=field)
-    if len(token_ids) > max_model_len:
-        raise too_long(f"{len(token_ids)}", max_model_len, name, field)
-    check_token_ids(token_ids, vocab_size, field)
-
-
-def too_long(num_tokens: str, max_model_len: int, name: str, field: str) -> ContextLengthExceeded:
-    """The error for an input with too many tokens."""
-    however = f"{name} has {num_tokens} tokens. Please send it in shorter parts."
-    return ContextLengthExceeded.beyond(max_model_len, however, param=field)

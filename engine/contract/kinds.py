@@ -16,6 +16,7 @@ from engine.contract.operations import (
     ENLARGE,
     GENERATE,
     MATTE,
+    SCORE,
     AnyOperation,
     operation_of,
 )
@@ -86,6 +87,17 @@ KINDS: dict[str, Kind] = {
             has_text_side=False,
             yields=True,
             threads_change_bits=True,
+        ),
+        Kind(
+            name="reranker",
+            operations=(SCORE,),
+            settings=TokenSettings,
+            layouts=("folder", "gguf"),
+            recognise="engine.embedding.scorers:scores_pairs",
+            loader="engine.embedding.scorers:load_engine",
+            has_text_side=True,
+            yields=False,
+            threads_change_bits=False,
         ),
         Kind(
             name="embedding",

@@ -18,6 +18,7 @@ from engine.contract.enlarge import UpscaleEvent, UpscaleModelInfo, UpscaleReque
 from engine.contract.generate import EngineStats, GenerateRequest, ModelInfo, TokenEvent
 from engine.contract.matte import MattingEvent, MattingModelInfo, MattingRequest, MattingStats
 from engine.contract.request import Event, EventT, Info, InfoT, Request, Stats, StatsT
+from engine.contract.score import PairEvent, PairsRequest, PairStats, RerankerInfo
 from engine.errors import InternalError
 
 
@@ -71,6 +72,14 @@ EMBED = Operation(
     stats=EmbeddingStats,
     info=EmbeddingModelInfo,
 )
+SCORE = Operation(
+    name="score",
+    makes="scores of pairs of texts",
+    request=PairsRequest,
+    event=PairEvent,
+    stats=PairStats,
+    info=RerankerInfo,
+)
 ENLARGE = Operation(
     name="enlarge",
     makes="larger images",
@@ -90,7 +99,7 @@ MATTE = Operation(
 
 AnyOperation = Operation[Any, Any, Any]
 OPERATIONS: dict[str, AnyOperation] = {
-    one.name: one for one in (GENERATE, DRAW, EMBED, ENLARGE, MATTE)
+    one.name: one for one in (GENERATE, DRAW, EMBED, SCORE, ENLARGE, MATTE)
 }
 """The operations by name, in the order in which models are listed."""
 

@@ -9,7 +9,7 @@ from engine.errors import InvalidParameter
 
 Device = str
 """`auto`, `cpu`, `cuda` or `cuda:N` (`engine.contract.gpus`)."""
-WantedKind = Literal["auto", "embedding", "upscaler"]
+WantedKind = Literal["auto", "embedding", "reranker", "upscaler"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 Policy = Literal["fcfs", "priority"]
 CpuIsa = Literal[
@@ -36,8 +36,9 @@ class WorkerSettings:
     kind: WantedKind = knob(
         "auto",
         "What a model is served as. auto: what its checkpoint is made for. embedding: a text "
-        "model also makes embeddings, from the state of the last token. upscaler: a .safetensors "
-        "file is a network that enlarges images, whatever its weights are called.",
+        "model also makes embeddings, from the state of the last token. reranker: a Qwen3-Reranker "
+        "that is stored as a text model scores pairs of texts. upscaler: a .safetensors file is a "
+        "network that enlarges images, whatever its weights are called.",
     )
     scheduling_policy: Policy = knob(
         "fcfs",

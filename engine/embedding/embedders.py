@@ -21,7 +21,7 @@ from engine.models.encoder_registry import (
 )
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.sentence_decoder import SentenceDecoder
-from engine.models.sentence_encoder import Embedder, SentenceEncoder
+from engine.models.sentence_encoder import SentenceEncoder
 from engine.runtime.device import torch_dtype
 from engine.runtime.fault import sizes_within_memory
 from engine.runtime.huge_pages import use_huge_pages
@@ -44,7 +44,7 @@ values, the MLP's inner states and their activation. For the arbiter."""
 class LoadedEmbedder:
     """A model that embeds texts, and facts about it."""
 
-    model: Embedder
+    model: SentenceEncoder | SentenceDecoder
     architecture: str
     dtype: str
     vocab_size: int
@@ -56,9 +56,21 @@ class LoadedEmbedder:
 
 
 def load_embedder(
-    checkpoint: Checkpoint, intent: TokenSettings, machine: MachineFacts, host: Host
+    checkpoint: Checkpoint,
+    intent: TokenSettings,
+    machine: MachineFacts,
+    host: Host,
+    *,
+    layout: SentenceLayout | None = None,
+    config: ModelConfig | None = None,
+    with_head: bool = False,
 ) -> LoadedEmbedder:
     """Read the checkpoint, reserve its memory and load its weights.
+
+    Args:
+        layout: how a text's states become one; None: as the checkpoint's files say.
+        config: a decoder's configuration; None: as the checkpoint's files say.
+        with_head: whether to load a decoder's output layer.
 
     Raises:
         ModelLoadError: the checkpoint cannot be loaded; the message is fit for clients.
@@ -66,19 +78,20 @@ def load_embedder(
     if checkpoint.layout == "folder":
         keys = MetadataKeys(read_json(checkpoint.path / CONFIG), CONFIG)
         if encoder_family(keys) is not None:
-            return _load_encoder(checkpoint, keys, intent, machine, host)
-    return _load_decoder(checkpoint, intent, machine, host)
+            layout = layout or read_sentence_layout(checkpoint.path)
+            return _load_encoder(checkpoint, keys, layout, intent, machine, host)
+    return _load_decoder(checkpoint, layout, config, intent, machine, host, with_head=with_head)
 
 
 def _load_encoder(
     checkpoint: Checkpoint,
     keys: MetadataKeys,
+    layout: SentenceLayout,
     intent: TokenSettings,
     machine: MachineFacts,
     host: Host,
 ) -> LoadedEmbedder:
     config = read_encoder_config(keys)
-    layout = read_sentence_layout(checkpoint.path)
     # Embeddings are compared with each other, so bfloat16's rounding would show; encoders are
     # small.
     dtype_name = "float32" if intent.dtype == "auto" else intent.dtype
@@ -110,24 +123,31 @@ def _load_encoder(
 
 
 def _load_decoder(
-    checkpoint: Checkpoint, intent: TokenSettings, machine: MachineFacts, host: Host
+    checkpoint: Checkpoint,
+    layout: SentenceLayout | None,
+    config: ModelConfig | None,
+    intent: TokenSettings,
+    machine: MachineFacts,
+    host: Host,
+    *,
+    with_head: bool,
 ) -> LoadedEmbedder:
     try:
-        config = load_model_config(checkpoint).within(intent.max_model_len)
+        config = (config or load_model_config(checkpoint)).within(intent.max_model_len)
     except UnsupportedArchitecture as error:
         encoders = ", ".join(supported_encoders())
         raise UnsupportedArchitecture(
             f"{error.message}; supported encoders are {encoders}"
         ) from error
-    layout = SentenceLayout(pooling="last")
-    if checkpoint.layout == "folder":
+    if layout is None and checkpoint.layout == "folder":
         layout = read_sentence_layout(checkpoint.path, default="last")
+    layout = layout or SentenceLayout(pooling="last")
     dtype = torch_dtype(intent.model_dtype)
     max_model_len = _max_model_len(intent, layout, config.max_position_embeddings)
     step_tokens = _step_tokens(intent, max_model_len)
 
     def reserve(plan: WeightPlan) -> None:
-        weights = plan.num_bytes(dtype.itemsize, with_head=False)
+        weights = plan.num_bytes(dtype.itemsize, with_head=with_head)
         host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
 
     plan, _ = plan_within_memory(checkpoint, config, intent, machine, reserve)
@@ -141,7 +161,7 @@ def _load_decoder(
             dtype=dtype,
             device=torch.device(machine.device),
             deterministic=intent.deterministic,
-            with_head=False,
+            with_head=with_head,
         )
         embedder = SentenceDecoder(
             model, layout.pooling, max_tokens=step_tokens, max_texts=intent.max_num_seqs

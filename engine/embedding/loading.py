@@ -2,12 +2,14 @@
 
 import time
 from dataclasses import asdict
+from typing import Any
 
 import structlog
 
 from engine.contract.embed import EmbeddingModelInfo, EmbeddingRequest
 from engine.contract.fingerprint import fingerprint
 from engine.contract.host import Host
+from engine.contract.resolved_config import MachineFacts
 from engine.contract.status import Phase
 from engine.contract.text_settings import TokenSettings
 from engine.contract.worker_settings import WantedKind
@@ -54,12 +56,13 @@ def load_engine(
         ModelLoadError: the checkpoint cannot be loaded; the message is fit for clients.
     """
     started_s = time.monotonic()
-    machine = machine_facts(intent.device)
-    limit_threads(intent.num_threads or machine.num_cores)
-    if machine.device == "cpu":
-        build_operations(host)
+    machine = prepared_machine(intent, host)
     loaded = load_embedder(checkpoint, intent, machine, host)
-    limits = embedding_limits(loaded, intent)
+    limits = EmbeddingLimits(
+        **shared_limits(loaded, intent),
+        dimensions=loaded.dimensions,
+        normalizes=loaded.layout.normalizes,
+    )
     engine = EmbeddingEngine(EmbeddingWork(loaded.model, limits), limits)
     host.report(Phase.WARMING_UP)
     trial = [0] * min(8, limits.max_model_len)
@@ -67,31 +70,45 @@ def load_engine(
     facts = {"pooling": loaded.layout.pooling, "dtype": loaded.dtype, **asdict(limits)}
     log.info("embedding model loaded", seconds=round(time.monotonic() - started_s, 1), **facts)
     return engine, EmbeddingModelInfo(
-        model=model_id,
-        path=str(checkpoint.path),
-        architecture=loaded.architecture,
-        dtype=loaded.dtype,
-        created=int(time.time()),
-        max_model_len=loaded.max_model_len,
-        vocab_size=loaded.vocab_size,
+        **shared_info(loaded, checkpoint, model_id),
         dimensions=loaded.dimensions,
         pooling=loaded.layout.pooling,
         normalized=loaded.layout.normalizes,
-        num_weights=loaded.num_weights,
-        weight_type=loaded.weight_type,
         config_hash=fingerprint((sorted(facts.items()), intent.deterministic)),
     )
 
 
-def embedding_limits(loaded: LoadedEmbedder, intent: TokenSettings) -> EmbeddingLimits:
-    """Return the limits of the engine."""
-    return EmbeddingLimits(
-        max_model_len=loaded.max_model_len,
-        vocab_size=loaded.vocab_size,
-        dimensions=loaded.dimensions,
-        normalizes=loaded.layout.normalizes,
-        max_num_seqs=intent.max_num_seqs,
-        max_num_batched_tokens=intent.max_num_batched_tokens,
-        max_num_queued=intent.max_num_queued,
-        scheduling_policy=intent.scheduling_policy,
-    )
+def prepared_machine(intent: TokenSettings, host: Host) -> MachineFacts:
+    """Prepare threads and operations, and return the facts about the machine."""
+    machine = machine_facts(intent.device)
+    limit_threads(intent.num_threads or machine.num_cores)
+    if machine.device == "cpu":
+        build_operations(host)
+    return machine
+
+
+def shared_limits(loaded: LoadedEmbedder, intent: TokenSettings) -> dict[str, Any]:
+    """Return the fields of `WholeTextsLimits`."""
+    return {
+        "max_model_len": loaded.max_model_len,
+        "vocab_size": loaded.vocab_size,
+        "max_num_seqs": intent.max_num_seqs,
+        "max_num_batched_tokens": intent.max_num_batched_tokens,
+        "max_num_queued": intent.max_num_queued,
+        "scheduling_policy": intent.scheduling_policy,
+    }
+
+
+def shared_info(loaded: LoadedEmbedder, checkpoint: Checkpoint, model_id: str) -> dict[str, Any]:
+    """Return the fields of `WholeTextsInfo`, without the hash."""
+    return {
+        "model": model_id,
+        "path": str(checkpoint.path),
+        "architecture": loaded.architecture,
+        "dtype": loaded.dtype,
+        "created": int(time.time()),
+        "max_model_len": loaded.max_model_len,
+        "vocab_size": loaded.vocab_size,
+        "num_weights": loaded.num_weights,
+        "weight_type": loaded.weight_type,
+    }

@@ -4,7 +4,7 @@ Post-norm layers, learned positions, attention in both directions. Papers: Devli
 arXiv:1810.04805; Liu et al. 2019, arXiv:1907.11692.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,13 @@ from engine.errors import UnsupportedArchitecture
 from engine.models.config import MAX_LAYERS
 from engine.models.encoder import Encoder, EncoderConfig, EncoderFamily, TextRun
 from engine.models.forward_context import NO_CONTEXT
-from engine.models.layers.activation import ACTIVATIONS
+from engine.models.layers.activation import activation_named
 from engine.models.layers.embedding import TokenEmbedding
 from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.norm import LayerNorm
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
+from engine.models.score_head import HeadForm
 from kernels import attention
 
 _MAX_POSITIONS = 1 << 20
@@ -26,7 +27,7 @@ _MAX_POSITIONS = 1 << 20
 
 
 class Embeddings(nn.Module):
-    """Embeddings of tokens, positions and the first token type, which all tokens have."""
+    """Embeddings of tokens, positions and token types."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -38,11 +39,15 @@ class Embeddings(nn.Module):
         self.token_type_embeddings = TokenEmbedding(config.type_vocab_size, size)
         self.LayerNorm = LayerNorm(size, config.layer_norm_eps)
         self._first_position = config.first_position
+        self._has_types = config.type_vocab_size > 1
 
-    def forward(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        """Compute [T, C] from token ids and positions, both [T] int64."""
+    def forward(self, token_ids: Tensor, positions: Tensor, types: Tensor | None) -> Tensor:
+        """Compute [T, C] from token ids, positions and token types, all [T] int64."""
         x = self.word_embeddings(token_ids)
-        x += self.token_type_embeddings.weight[0]
+        if types is None or not self._has_types:
+            x += self.token_type_embeddings.weight[0]
+        else:
+            x += self.token_type_embeddings(types)
         x += self.position_embeddings(positions + self._first_position)
         return self.LayerNorm(x)
 
@@ -107,7 +112,7 @@ class Layer(nn.Module):
             {"dense": Linear(hidden, (Shard("dense", inner),), bias=True)}
         )
         self.output = Output(inner, config)
-        self._act = _activation(config.hidden_act)
+        self._act = activation_named(config.hidden_act)
 
     def forward(self, x: Tensor, runs: Sequence[TextRun]) -> Tensor:
         """Map [T, C] to [T, C]."""
@@ -126,21 +131,19 @@ class Bert(Encoder):
         layers = [Layer(config) for _ in range(config.num_hidden_layers)]
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
 
-    def forward(self, token_ids: Tensor, positions: Tensor, runs: Sequence[TextRun]) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        runs: Sequence[TextRun],
+        types: Tensor | None = None,
+    ) -> Tensor:
         """See `Encoder.forward`."""
-        x = self.embeddings(token_ids, positions)
+        x = self.embeddings(token_ids, positions, types)
         layers: Sequence[Layer] = self.encoder["layer"]  # type: ignore[assignment]
         for layer in layers:
             x = layer(x, runs)
         return x
-
-
-def _activation(name: str) -> Callable[[Tensor], Tensor]:
-    if name not in ACTIVATIONS:
-        raise UnsupportedArchitecture(
-            f"hidden_act {name!r} is not supported; it must be one of {', '.join(ACTIVATIONS)}"
-        )
-    return ACTIVATIONS[name]
 
 
 def read_bert(keys: MetadataKeys) -> EncoderConfig:
@@ -174,26 +177,39 @@ def _read(keys: MetadataKeys, architecture: str, first_position: int) -> Encoder
     )
 
 
+def _bert_head(keys: MetadataKeys) -> HeadForm:
+    return HeadForm(dense="bert.pooler.dense", activation=torch.tanh, out="classifier")
+
+
+def _roberta_head(keys: MetadataKeys) -> HeadForm:
+    return HeadForm(dense="classifier.dense", activation=torch.tanh, out="classifier.out_proj")
+
+
 ENCODERS = (
     EncoderFamily(
-        architectures=("BertModel", "BertForMaskedLM", "BertForPreTraining"),
+        architectures=(
+            "BertModel",
+            "BertForMaskedLM",
+            "BertForPreTraining",
+            "BertForSequenceClassification",
+        ),
         model_type="bert",
         prefix="bert.",
         create=Bert,
         read_json=read_bert,
+        read_head=_bert_head,
     ),
-    EncoderFamily(
-        architectures=("RobertaModel", "RobertaForMaskedLM"),
-        model_type="roberta",
-        prefix="roberta.",
-        create=Bert,
-        read_json=read_roberta,
-    ),
-    EncoderFamily(
-        architectures=("XLMRobertaModel", "XLMRobertaForMaskedLM"),
-        model_type="xlm-roberta",
-        prefix="roberta.",
-        create=Bert,
-        read_json=read_roberta,
+    *(
+        EncoderFamily(
+            architectures=tuple(
+                f"{name}{part}" for part in ("Model", "ForMaskedLM", "ForSequenceClassification")
+            ),
+            model_type=model_type,
+            prefix="roberta.",
+            create=Bert,
+            read_json=read_roberta,
+            read_head=_roberta_head,
+        )
+        for name, model_type in (("Roberta", "roberta"), ("XLMRoberta", "xlm-roberta"))
     ),
 )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.loading import load_weights
 from engine.models.metadata_keys import MetadataKeys
+from engine.models.score_head import HeadForm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +56,20 @@ class Encoder(nn.Module, ABC):
         self.options = options
 
     @abstractmethod
-    def forward(self, token_ids: Tensor, positions: Tensor, runs: Sequence[TextRun]) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        runs: Sequence[TextRun],
+        types: Tensor | None = None,
+    ) -> Tensor:
         """Compute hidden states, where each token of a text sees all tokens of that text.
 
         Args:
             token_ids: [T] int64, text after text.
             positions: [T] int64, within each text, from 0.
             runs: the texts; together they have T tokens.
+            types: [T] int64, 0 or 1; None if all are 0. Encoders with one token type ignore it.
 
         Returns:
             [T, C]. On a CPU with the native operations, or with `deterministic`, a text's rows have
@@ -94,3 +102,5 @@ class EncoderFamily:
     """Builds an encoder without weights."""
     read_json: Callable[[MetadataKeys], EncoderConfig]
     """Reads the keys of config.json."""
+    read_head: Callable[[MetadataKeys], HeadForm]
+    """Reads the form of the head that scores a text, in checkpoints that have one."""

@@ -11,13 +11,22 @@ from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.encoder import Encoder, EncoderConfig, EncoderFamily
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
+from engine.models.score_head import HeadForm
 
-MODULES = ("bert",)
+MODULES = ("bert", "modernbert")
 """The modules of `engine.models` with `ENCODERS`, imported when the first encoder is looked up."""
 
 _OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))
 """Old names of norms' tensors, as in the first checkpoints of BERT, with the present ones."""
-_HEADS = ("pooler.", "cls.", "lm_head.", "embeddings.position_ids")
+_HEADS = (
+    "pooler.",
+    "cls.",
+    "classifier.",
+    "head.",
+    "decoder.",
+    "lm_head.",
+    "embeddings.position_ids",
+)
 """Prefixes of tensors outside the encoder, and tables that follow from its sizes."""
 
 
@@ -81,6 +90,15 @@ def encoder_weights(
             name = name.removesuffix(old) + new if name.endswith(old) else name
         if not name.startswith(_HEADS):
             yield name, tensor
+
+
+def read_head_form(keys: MetadataKeys) -> HeadForm:
+    """Read the form of the head that scores a text with an encoder.
+
+    Raises:
+        UnsupportedArchitecture, ModelLoadError: as in `read_encoder_config`.
+    """
+    return _family_of(keys).read_head(keys)
 
 
 def _family_of(keys: MetadataKeys) -> EncoderFamily:

@@ -45,8 +45,15 @@ class SentenceEncoder:
         self._pooling = pooling
 
     @torch.inference_mode()
-    def embed(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """See `Embedder.embed`."""
+    def embed(
+        self, texts: Sequence[Sequence[int]], first_lengths: Sequence[int] | None = None
+    ) -> Tensor:
+        """See `Embedder.embed`.
+
+        Args:
+            first_lengths: the number of first tokens of each text that have token type 0, while
+                those after them have type 1; None if all have type 0.
+        """
         # Sorted by length, since neighbours of one length share a call of attention.
         order = sorted(range(len(texts)), key=lambda text: len(texts[text]))
         ordered = [texts[text] for text in order]
@@ -54,7 +61,12 @@ class SentenceEncoder:
         device = self.encoder.options.device
         token_ids = torch.tensor([t for text in ordered for t in text], device=device)
         positions = torch.cat([torch.arange(length, device=device) for length in lengths])
-        hidden = self.encoder.forward(token_ids, positions, text_runs(lengths))
+        types = None
+        if first_lengths is not None:
+            firsts = torch.tensor([first_lengths[text] for text in order], device=device)
+            ends = firsts.repeat_interleave(torch.tensor(lengths, device=device))
+            types = (positions >= ends).long()
+        hidden = self.encoder.forward(token_ids, positions, text_runs(lengths), types)
         pooled = pool(hidden, lengths, self._pooling)
         places = torch.tensor(order, device=device)
         return torch.empty_like(pooled).index_copy_(0, places, pooled)

@@ -39,8 +39,8 @@ def load_decoder(
     """Build the model and fill in its weights, reporting the progress.
 
     Args:
-        with_head: whether to load the output layer, which a model that only embeds texts does not
-            need.
+        with_head: whether to load the output layer, which a model that only computes states does
+            not need. It may have a head for scores in its place, which is not loaded either.
 
     Raises:
         ModelLoadError: the model cannot be loaded.
@@ -57,7 +57,7 @@ def load_decoder(
     left_out = {plan.embedding} if plan.leaves_out_embedding else set()
     if not with_head:
         model.leave_out_head()
-        left_out = {HEAD}
+        left_out = {HEAD, "score"}
     weights = iter_weights(checkpoint, model_config, plan.packed, left_out)
     shapes = {n: s for n, s in plan.shapes.items() if n.rpartition(".")[0] not in left_out}
     unexpected = model.load_weights(counted(weights, shapes, host))

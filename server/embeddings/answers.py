@@ -9,7 +9,7 @@ import msgspec
 
 from engine.contract.embed import EmbeddingEvent
 from server.embeddings.convert import Embedded, as_numbers, in_base64
-from server.embeddings.scores import cosine
+from server.embeddings.scores import Scored
 from server.http.turns import in_turns
 from server.protocol.embeddings import (
     Embedding,
@@ -58,27 +58,21 @@ async def pooling_answer(body: PoolingRequest, embedded: Embedded) -> bytes:
     return msgspec.json.encode(answer)
 
 
-async def score_answer(body: ScoreRequest, embedded: Embedded) -> bytes:
-    """The answer of `/v1/score`; embeddings of the first side came first."""
-    vectors = [event.embedding for event in embedded.events]
-    first, second = vectors[: len(body.first)], vectors[len(body.first) :]
-    pairs = zip(first * len(second) if len(first) == 1 else first, second, strict=True)
-    scores = await in_turns(lambda pair: cosine(*pair), pairs)
+async def score_answer(body: ScoreRequest, scored: Scored) -> bytes:
+    """The answer of `/v1/score`."""
     answer = ScoreAnswer(
-        id=embedded.request.request_id,
+        id=scored.request_id,
         created=int(time.time()),
-        model=embedded.request.model,
-        data=[Score(index=index, score=score) for index, score in enumerate(scores)],
-        usage=_usage(embedded),
+        model=scored.model,
+        data=[Score(index=index, score=score) for index, score in enumerate(scored.scores)],
+        usage=_usage(scored),
     )
     return msgspec.json.encode(answer)
 
 
-async def rerank_answer(body: RerankRequest, embedded: Embedded) -> bytes:
-    """The answer of `/v1/rerank`; the query's embedding came first. The best documents are first,
-    equal ones in their order."""
-    query, *documents = (event.embedding for event in embedded.events)
-    scores = await in_turns(lambda document: cosine(query, document), documents)
+async def rerank_answer(body: RerankRequest, scored: Scored) -> bytes:
+    """The answer of `/v1/rerank`. The best documents are first, equal ones in their order."""
+    scores = scored.scores
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     best = order[: body.top_n or None]
     if body.texts is not None:
@@ -88,9 +82,9 @@ async def rerank_answer(body: RerankRequest, embedded: Embedded) -> bytes:
         )
     with_text = body.return_documents is not False
     answer = RerankAnswer(
-        id=embedded.request.request_id,
-        model=embedded.request.model,
-        usage=_usage(embedded),
+        id=scored.request_id,
+        model=scored.model,
+        usage=_usage(scored),
         results=[
             Ranked(
                 index=index,
@@ -124,5 +118,5 @@ async def _entries(
     return await in_turns(encoded, enumerate(embedded.events))
 
 
-def _usage(embedded: Embedded) -> EmbeddingUsage:
-    return EmbeddingUsage(embedded.num_tokens, embedded.num_tokens)
+def _usage(answered: Embedded | Scored) -> EmbeddingUsage:
+    return EmbeddingUsage(answered.num_tokens, answered.num_tokens)

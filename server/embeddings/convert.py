@@ -6,14 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.contract.embed import (
-    EmbeddingEvent,
-    EmbeddingModelInfo,
-    EmbeddingRequest,
-    check_dimensions,
-    check_input,
-    too_long,
-)
+from engine.contract.embed import EmbeddingEvent, EmbeddingModelInfo, EmbeddingRequest
+from engine.contract.whole_texts import WholeTextsInfo, check_input, too_long
 from engine.errors import ContextLengthExceeded, InvalidParameter
 from server.embeddings.inputs import Inputs
 from server.text.prompt_limit import PromptLimit, max_total_tokens
@@ -39,9 +33,7 @@ class Embedded:
         return sum(map(len, self.request.inputs))
 
 
-def check_inputs(
-    inputs: Inputs, info: EmbeddingModelInfo, dimensions: int | None, keep: int | None = None
-) -> None:
+def check_inputs(inputs: Inputs, info: WholeTextsInfo, keep: int | None = None) -> None:
     """Refuse inputs that are visibly too large, before anything is tokenised.
 
     Args:
@@ -50,7 +42,6 @@ def check_inputs(
     Raises:
         InvalidParameter: names the field and the input.
     """
-    check_dimensions(dimensions, info.dimensions, info.model)
     if keep is not None:
         _check_kept(keep, info)
         return
@@ -65,7 +56,7 @@ def check_inputs(
 
 
 async def token_ids(
-    inputs: Inputs, info: EmbeddingModelInfo, text: ModelText, keep: int | None = None
+    inputs: Inputs, info: WholeTextsInfo, text: ModelText, keep: int | None = None
 ) -> list[list[int]]:
     """The token ids of each input.
 
@@ -80,11 +71,11 @@ async def token_ids(
         QueueFull: too many long texts are being tokenised.
     """
     keep = info.max_model_len if keep == -1 else keep
-    limit = _limit(inputs, info, keep)
+    limit = limit_of(inputs, info, keep)
     texts = [given for given in inputs if isinstance(given, str)]
     ids_of: Sequence[list[int]] = [given for given in inputs if isinstance(given, list)]
     if texts:
-        _check_room(keep, text)
+        check_room(keep, text.num_added_tokens, "the tokenizer itself")
         ids_of = await text.encode_all(texts, add_special_tokens=True, limit=limit)
     if keep is not None:
         ids_of = [ids[:keep] for ids in ids_of]
@@ -125,7 +116,7 @@ def as_numbers(numbers: bytes) -> list[float]:
     return list(struct.unpack(f"<{len(numbers) // 4}f", numbers))
 
 
-def _check_kept(keep: int, info: EmbeddingModelInfo) -> None:
+def _check_kept(keep: int, info: WholeTextsInfo) -> None:
     if keep == 0 or keep > info.max_model_len:
         raise InvalidParameter(
             f"truncate_prompt_tokens is {keep}; it can be 1 to {info.max_model_len} for "
@@ -134,17 +125,19 @@ def _check_kept(keep: int, info: EmbeddingModelInfo) -> None:
         )
 
 
-def _check_room(keep: int | None, text: ModelText) -> None:
-    """Refuse to keep so few tokens that only those remain that the tokenizer adds."""
-    if keep is not None and keep <= text.num_added_tokens:
+def check_room(keep: int | None, num_added: int, adder: str) -> None:
+    """Refuse to keep so few tokens that only those remain that `adder` adds."""
+    if keep is not None and keep <= num_added:
         raise InvalidParameter(
-            f"truncate_prompt_tokens is {keep}, but the tokenizer itself adds "
-            f"{text.num_added_tokens} tokens; it must be at least {text.num_added_tokens + 1}",
+            f"truncate_prompt_tokens is {keep}, but {adder} adds {num_added} tokens; it must be at "
+            f"least {num_added + 1}",
             param="truncate_prompt_tokens",
         )
 
 
-def _limit(inputs: Inputs, info: EmbeddingModelInfo, keep: int | None) -> PromptLimit:
+def limit_of(inputs: Inputs, info: WholeTextsInfo, keep: int | None) -> PromptLimit:
+    """The limit for inputs of which `keep` tokens are kept, or all."""
+
     def exceeded(num_tokens: int, index: int) -> ContextLengthExceeded:
         name, field = inputs.name(index), inputs.field(index)
         return too_long(f"at least {num_tokens}", info.max_model_len, name, field)

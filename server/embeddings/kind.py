@@ -1,11 +1,12 @@
-"""The embedding kind: what the server knows of embedding models, besides their routes."""
+"""The embedding and reranker kinds: what the server knows of their models, besides their routes."""
 
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from engine.contract.embed import EmbeddingModelInfo
-from engine.contract.operations import EMBED
+from engine.contract.operations import EMBED, SCORE
+from engine.contract.score import RerankerInfo
 from engine.contract.settings import EngineConfig
 from server.http.admission import Places
 from server.http.item_metrics import ItemMetrics, ItemNames
@@ -14,16 +15,18 @@ from server.http.served_kind import FirstQuestion, ServedKind
 from server.protocol.embeddings import EmbeddingModelCard, EmbeddingsRequest, PoolingRequest
 from server.protocol.groundedness import GroundednessRequest
 from server.protocol.prompts import MAX_PROMPTS
-from server.protocol.scores import RerankRequest, ScoreRequest
+from server.protocol.scores import RERANKER_FIELDS, RerankerCard, RerankRequest, ScoreRequest
 from server.settings import Settings
 
-_METRICS = ItemNames(
-    subsystem="embedding",
-    items="inputs",
-    totals={"num_tokens": "Tokens of all inputs embedded."},
-    step_sizes={"step_inputs": "Inputs of a step.", "step_tokens": "Tokens of a step."},
-    step_time="step_time_s",
-)
+
+def _metrics(subsystem: str, done: str) -> ItemNames:
+    return ItemNames(
+        subsystem=subsystem,
+        items="inputs",
+        totals={"num_tokens": f"Tokens of all inputs {done}."},
+        step_sizes={"step_inputs": "Inputs of a step.", "step_tokens": "Tokens of a step."},
+        step_time="step_time_s",
+    )
 
 
 def _places(settings: Settings, config: EngineConfig) -> Places:
@@ -44,6 +47,13 @@ def _fill_in(properties: dict[str, Any], infos: Sequence[EmbeddingModelInfo]) ->
         items["maximum"] = max(info.vocab_size for info in infos) - 1
 
 
+def _fill_in_rerankers(properties: dict[str, Any], infos: Sequence[RerankerInfo]) -> None:
+    """Leave out the fields that no served model reads."""
+    for name in RERANKER_FIELDS:
+        if not any(info.has_prompt or name != "instruction" for info in infos):
+            properties.pop(name, None)
+
+
 def _card(info: EmbeddingModelInfo) -> EmbeddingModelCard:
     return EmbeddingModelCard(
         id=info.model,
@@ -54,6 +64,18 @@ def _card(info: EmbeddingModelInfo) -> EmbeddingModelCard:
         dimensions=info.dimensions,
         pooling=info.pooling,
         normalized=info.normalized,
+        max_inputs=MAX_PROMPTS,
+    )
+
+
+def _reranker_card(info: RerankerInfo) -> RerankerCard:
+    return RerankerCard(
+        id=info.model,
+        created=info.created,
+        max_model_len=info.max_model_len,
+        root=info.model,
+        architecture=info.architecture,
+        activation=info.activation,
         max_inputs=MAX_PROMPTS,
     )
 
@@ -81,6 +103,27 @@ SERVED_EMBEDDINGS = ServedKind(
     places=_places,
     fill_in=_fill_in,
     card=_card,
-    metrics=partial(ItemMetrics, EMBED, _METRICS),
+    metrics=partial(ItemMetrics, EMBED, _metrics("embedding", "embedded")),
     first_question=_first_question,
+)
+SERVED_RERANKERS = ServedKind(
+    kind=SCORE,
+    deed="scores pairs of texts",
+    routes="/v1/rerank or /v1/score",
+    routers=(),  # those of embedding models, which score by cosines
+    nothing_served="no reranker is served here; start the server with one, such as --model "
+    "./bge-reranker-v2-m3",
+    bodies=(RerankRequest, ScoreRequest),
+    places=_places,
+    fill_in=_fill_in_rerankers,
+    card=_reranker_card,
+    metrics=partial(ItemMetrics, SCORE, _metrics("reranker", "scored")),
+    first_question=lambda model: FirstQuestion(
+        path="/v1/rerank",
+        fields={
+            "model": model,
+            "query": "What is the capital of France?",
+            "documents": ["Berlin is a city.", "Paris is the capital of France."],
+        },
+    ),
 )

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from fastapi import Request, Response
 
+from engine.contract.embed import check_dimensions
 from server.embeddings.convert import Embedded, check_inputs, embedding_request, token_ids
 from server.embeddings.inputs import Inputs
 from server.embeddings.kind import SERVED_EMBEDDINGS
@@ -41,7 +42,8 @@ async def answer_embeddings(
     info = exchange.info
     annotate(request, num_inputs=inputs.num_inputs)
     exchange.log_prompts(prompts=list(inputs))
-    check_inputs(inputs, info, dimensions, keep)
+    check_dimensions(dimensions, info.dimensions, info.model)
+    check_inputs(inputs, info, keep)
     run = item_run(exchange, body.id_prefix, inputs.num_inputs)
 
     async def work() -> bytes:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from engine.contract.score import Activation
 from engine.errors import InvalidParameter
 from server.protocol.common import MAX_TOKEN_COUNT, WireModel
 from server.protocol.embeddings import CutRequest, EmbeddingUsage
@@ -28,6 +29,7 @@ UNSUPPORTED_SCORE_FIELDS: Mapping[str, tuple[Any, ...]] = {
 }
 """Known fields of other servers that are refused, with the values that ask for nothing."""
 
+MAX_INSTRUCTION_CHARS = 4096
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -76,7 +78,29 @@ _SIDES = (
 )
 
 
-class RerankRequest(CutRequest):
+RERANKER_FIELDS = ("use_activation", "instruction")
+"""The fields that only rerankers read."""
+
+
+class PairRequest(CutRequest):
+    """The common fields of requests that pair texts."""
+
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_SCORE_FIELDS
+
+    use_activation: bool | None = Field(
+        None,
+        description="Whether the score is the model's number after its activation, such as a "
+        "sigmoid, or the number itself. Default true. Only for rerankers.",
+    )
+    instruction: str | None = Field(
+        None,
+        max_length=MAX_INSTRUCTION_CHARS,
+        description="What fits a query. Only for rerankers that read it, such as Qwen3-Reranker. "
+        "Default: passages that answer a web search.",
+    )
+
+
+class RerankRequest(PairRequest):
     """Documents to sort by how well they answer a query."""
 
     model_config = ConfigDict(
@@ -89,7 +113,6 @@ class RerankRequest(CutRequest):
         }
     )
     id_prefix: ClassVar[str] = "rerank"
-    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_SCORE_FIELDS
 
     query: Text = Field(description="The text that the documents are compared with.")
     documents: _Documents | None = Field(None, description='Texts, or objects `{"text": ...}`.')
@@ -109,7 +132,9 @@ class RerankRequest(CutRequest):
         None, description="With texts: repeat each text in the answer. Default false."
     )
     raw_scores: bool | None = Field(
-        None, description="With texts: accepted; scores are cosines with true and with false."
+        None,
+        description="With texts: true means the same as use_activation false. It does not change "
+        "cosines of embeddings.",
     )
     truncate: bool | None = Field(
         None, description="With texts: keep as many tokens of each text as the model takes."
@@ -141,7 +166,7 @@ class RerankRequest(CutRequest):
         return self.truncate_prompt_tokens
 
 
-class ScoreRequest(CutRequest):
+class ScoreRequest(PairRequest):
     """Pairs of texts: one text with each of the others, or texts with the same index."""
 
     model_config = ConfigDict(
@@ -151,7 +176,6 @@ class ScoreRequest(CutRequest):
         }
     )
     id_prefix: ClassVar[str] = "score"
-    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_SCORE_FIELDS
 
     text_1: Texts | None = Field(None, description="A text, or as many as text_2 has.")
     text_2: Texts | None = Field(None, description="A text or several.")
@@ -269,3 +293,22 @@ class ScoreAnswer:
     model: str
     data: list[Score]
     usage: EmbeddingUsage
+
+
+@dataclass(slots=True, kw_only=True)
+class RerankerCard:
+    """A served reranker. The fields after `parent` say what it takes and returns."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    max_model_len: int
+    """Tokens of the longest possible pair."""
+    root: str
+    owned_by: str = "tandem"
+    parent: str | None = None
+    architecture: str
+    activation: Activation
+    """What the model's number passes to become a score; none leaves it unchanged."""
+    max_inputs: int
+    """The most pairs of a request."""

@@ -1,5 +1,5 @@
 """`POST /v1/rerank`, `POST /v1/score` and `POST /v1/groundedness`: compare texts by their
-embeddings."""
+embeddings, or by a reranker."""
 
 from functools import partial
 
@@ -11,6 +11,7 @@ from server.embeddings.groundedness import Comparison
 from server.embeddings.inputs import Inputs
 from server.http.json_route import JsonRoute
 from server.operations.embed import answer_embeddings
+from server.operations.score import answer_scores
 from server.protocol.answers import whole_answer
 from server.protocol.groundedness import GroundednessAnswer, GroundednessRequest
 from server.protocol.scores import RerankAnswer, RerankRequest, ScoreAnswer, ScoreRequest
@@ -28,21 +29,38 @@ router = APIRouter(route_class=JsonRoute, tags=["embeddings"])
 @router.post("/reranking", include_in_schema=False)
 @router.post("/v1/reranking", include_in_schema=False)
 async def rerank(body: RerankRequest, request: Request, state: StateDep) -> Response:
-    """Sorts documents by the cosine between the query's embedding and each document's."""
+    """Sorts documents by their scores with the query: a reranker's, or the cosine between the
+    query's embedding and each document's."""
     field = "documents" if body.texts is None else "texts"
     inputs = Inputs({"query": [body.query], field: body.ranked})
     write = partial(rerank_answer, body)
-    return await answer_embeddings(body, inputs, write, request, state, keep=body.kept_tokens)
+    return await answer_scores(
+        body,
+        inputs,
+        write,
+        request,
+        state,
+        num_first=1,
+        keep=body.kept_tokens,
+        is_raw=body.use_activation is False or bool(body.raw_scores),
+    )
 
 
 @router.post("/v1/score", summary="Compare texts", responses=whole_answer(ScoreAnswer))
 @router.post("/score", include_in_schema=False)
 async def score(body: ScoreRequest, request: Request, state: StateDep) -> Response:
-    """Returns the cosine between the embeddings of each pair."""
+    """Returns the score of each pair: a reranker's, or the cosine between the embeddings."""
     inputs = Inputs(dict(zip(body.sides, (body.first, body.second), strict=True)))
     write = partial(score_answer, body)
-    return await answer_embeddings(
-        body, inputs, write, request, state, keep=body.truncate_prompt_tokens
+    return await answer_scores(
+        body,
+        inputs,
+        write,
+        request,
+        state,
+        num_first=len(body.first),
+        keep=body.truncate_prompt_tokens,
+        is_raw=body.use_activation is False,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from engine.errors import UnsupportedArchitecture
 from kernels import geglu, gelu_mul, silu_mul
 
 
@@ -35,3 +36,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": silu,
 }
 """The activations by Hugging Face's `hidden_act`."""
+
+
+def activation_named(name: str) -> Callable[[Tensor], Tensor]:
+    """Return the activation of that `hidden_act`.
+
+    Raises:
+        UnsupportedArchitecture: it is unknown.
+    """
+    if name not in ACTIVATIONS:
+        raise UnsupportedArchitecture(
+            f"hidden_act {name!r} is not supported; it must be one of {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name]

@@ -67,18 +67,20 @@ class RmsNorm(nn.Module, WeightOwner):
 
 
 class LayerNorm(nn.Module, WeightOwner):
-    """Layer norm over the last dimension, of `size` elements, with a learned shift.
+    """Layer norm over the last dimension, of `size` elements, with a learned shift if `shifts`.
 
     PyTorch's implementation computes each row separately, in an order that follows from `size`.
     """
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, *, shifts: bool = True) -> None:
         super().__init__()
         self.size = size
         self.eps = eps
+        self.bias = None
+        self._shifts = shifts
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., C] to [..., C]."""
@@ -90,15 +92,17 @@ class LayerNorm(nn.Module, WeightOwner):
         def create() -> Tensor:
             return torch.empty(self.size, dtype=options.dtype, device=options.device)
 
-        self.weight, self.bias = create(), create()
         spec = TensorSpec(shape=(self.size,))
-        return {
-            f"{path}.weight": WeightSlot(spec, self._fill_weight),
-            f"{path}.bias": WeightSlot(spec, self._fill_bias),
-        }
+        self.weight = create()
+        slots = {f"{path}.weight": WeightSlot(spec, self._fill_weight)}
+        if self._shifts:
+            self.bias = create()
+            slots[f"{path}.bias"] = WeightSlot(spec, self._fill_bias)
+        return slots
 
     def _fill_weight(self, tensor: Tensor) -> None:
         self.weight.copy_(tensor)
 
     def _fill_bias(self, tensor: Tensor) -> None:
+        assert self.bias is not None
         self.bias.copy_(tensor)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.errors import MissingWeight, ModelLoadError, UnsupportedArchitecture
 from engine.files.checkpoint_files import read_json
+from engine.models import modernbert
 from engine.models.encoder import TextRun, text_runs
 from engine.models.encoder_registry import create_encoder, encoder_family, read_encoder_config
 from engine.models.metadata_keys import MetadataKeys
@@ -23,6 +24,14 @@ from tests.helpers.models.tiny_encoders import (
     reference_embeddings,
 )
 
+_MODERNBERT = {
+    "local_attention": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "cls_token_id": 2,
+    "sep_token_id": 3,
+}
 FAMILIES = {
     "bert": ("Bert", "Model", {}),
     "bert_with_a_head": ("Bert", "ForMaskedLM", {}),
@@ -30,6 +39,8 @@ FAMILIES = {
     "bert_relu": ("Bert", "Model", {"hidden_act": "relu", "layer_norm_eps": 1e-5}),
     "roberta": ("Roberta", "Model", {"type_vocab_size": 1, "pad_token_id": 1}),
     "xlm_roberta": ("XLMRoberta", "ForMaskedLM", {"type_vocab_size": 1, "pad_token_id": 1}),
+    "modernbert": ("ModernBert", "Model", _MODERNBERT),
+    "modernbert_with_a_head": ("ModernBert", "ForMaskedLM", _MODERNBERT | {"norm_bias": True}),
 }
 
 
@@ -39,7 +50,11 @@ def keys_of(folder: Path, **changes: Any) -> MetadataKeys:
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_embeddings_are_those_of_transformers(name: str, pooling: Any, tmp_path: Path) -> None:
+def test_embeddings_are_those_of_transformers(
+    name: str, pooling: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Local attention in several calls, as in longer texts.
+    monkeypatch.setattr(modernbert, "_QUERIES", random.randint(1, 30))
     seed = random.randrange(1 << 16)
     family, architecture, sizes = FAMILIES[name]
     folder = make_encoder(tmp_path, family, seed=seed, architecture=architecture, **sizes)

@@ -1,15 +1,22 @@
-"""A server over an engine that embeds, with a real tokenizer, for the tests of its routes."""
+"""A server over an engine that embeds or scores, with a real tokenizer, for the tests of its
+routes."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 from tokenizers import Tokenizer
 
+from engine.contract.whole_texts import WholeTextsInfo
 from server.app import create_app
 from server.settings import Settings
-from tests.helpers.server.fake_embedding_engine import FakeEmbeddingEngine, embedding_info
+from tests.helpers.server.fake_embedding_engine import (
+    FakeEmbeddingEngine,
+    embedding_info,
+    reranker_info,
+)
 from tests.helpers.server.text_server import text_info, until
 
 MAX_MODEL_LEN = 64
@@ -18,9 +25,11 @@ MAX_MODEL_LEN = 64
 class EmbeddingServer:
     """An app over models `embedder` and, if asked for, `writer`."""
 
+    make_info: Callable[..., WholeTextsInfo] = staticmethod(embedding_info)
+
     def __init__(self, folder: Path, *, with_text: bool = False, **settings: Any) -> None:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        infos = [embedding_info(path=str(folder), max_model_len=MAX_MODEL_LEN)]
+        infos = [self.make_info(path=str(folder), max_model_len=MAX_MODEL_LEN)]
         texts = [text_info(folder, "writer")] if with_text else []
         self.engine = FakeEmbeddingEngine(*texts, *infos)
         given = Settings(**settings)
@@ -62,3 +71,9 @@ class EmbeddingServer:
     async def aclose(self) -> None:
         await self.app.state.tandem.texts.aclose()
         await self.client.aclose()
+
+
+class RerankerServer(EmbeddingServer):
+    """An app over a reranker, `ranker`."""
+
+    make_info = staticmethod(reranker_info)

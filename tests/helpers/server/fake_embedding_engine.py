@@ -1,6 +1,6 @@
-"""A fake engine that embeds: embedding models beside `fake_engine`'s text models.
+"""A fake engine that embeds and scores pairs: such models beside `fake_engine`'s text models.
 
-An embedding is a pure function of the token ids, so that answers can be compared.
+An embedding or a score is a pure function of the token ids, so that answers can be compared.
 """
 
 import asyncio
@@ -10,18 +10,15 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from engine.contract.embed import (
-    EmbeddingEvent,
-    EmbeddingModelInfo,
-    EmbeddingRequest,
-    EmbeddingStats,
-)
+from engine.contract.embed import EmbeddingEvent, EmbeddingModelInfo, EmbeddingRequest
 from engine.contract.generate import ModelInfo
-from engine.contract.kinds import kind_for
-from engine.contract.operations import EMBED
+from engine.contract.kinds import kind_of
+from engine.contract.operations import operation_of
 from engine.contract.rejection import rejection
 from engine.contract.request import FinishReason
+from engine.contract.score import PairEvent, RerankerInfo
 from engine.contract.status import ModelStatus, Phase
+from engine.contract.whole_texts import WholeTextsInfo, WholeTextsRequest
 from engine.errors import EngineDead
 from engine.worker.request_stream import RequestStream
 from tests.helpers.server.fake_engine import Failure, FakeEngineClient
@@ -46,6 +43,22 @@ def embedding_info(model: str = "embedder", **changes: object) -> EmbeddingModel
     return replace(info, **changes)  # type: ignore[arg-type]
 
 
+def reranker_info(model: str = "ranker", **changes: object) -> RerankerInfo:
+    """Make the facts of a small ready reranker; `changes` replaces fields."""
+    info = RerankerInfo(
+        model=model,
+        path="/nonexistent",
+        architecture="BertForSequenceClassification",
+        dtype="float32",
+        created=1_700_000_000,
+        max_model_len=64,
+        vocab_size=420,
+        activation="sigmoid",
+        has_prompt=False,
+    )
+    return replace(info, **changes)  # type: ignore[arg-type]
+
+
 def vector(token_ids: Sequence[int], dimensions: int | None = None) -> list[float]:
     """Make an embedding of numbers that 32 bits hold exactly."""
     numbers = [(sum(token_ids) * (i + 3) % 97) / 64 - len(token_ids) for i in range(DIMENSIONS)]
@@ -53,29 +66,29 @@ def vector(token_ids: Sequence[int], dimensions: int | None = None) -> list[floa
 
 
 class FakeEmbeddingEngine(FakeEngineClient):
-    """A fake engine with text models as before, and embedding models.
+    """A fake engine with text models as before, embedding models and rerankers.
 
     Attributes:
         embedding_requests: the requests so far.
         open: streams not yet ended, by request id.
     """
 
-    def __init__(self, *infos: EmbeddingModelInfo | ModelInfo) -> None:
+    def __init__(self, *infos: WholeTextsInfo | ModelInfo) -> None:
         texts: list[ModelInfo | str] = [info for info in infos if isinstance(info, ModelInfo)]
         super().__init__(*texts or ["unused"])
         if not texts:
             self.served.clear()
             self._statuses.clear()
         for info in infos:
-            if isinstance(info, EmbeddingModelInfo):
+            if isinstance(info, WholeTextsInfo):
                 self.serve(info)
-                status = ModelStatus(model=info.model, phase=Phase.READY, kind=kind_for(EMBED).name)
+                status = ModelStatus(model=info.model, phase=Phase.READY, kind=kind_of(info).name)
                 self._statuses[info.model] = status
-        self.embedding_requests: list[EmbeddingRequest] = []
-        self.open: dict[str, RequestStream[EmbeddingEvent]] = {}
+        self.embedding_requests: list[WholeTextsRequest[Any]] = []
+        self.open: dict[str, RequestStream[Any]] = {}
 
     def submit(self, request: Any) -> Any:
-        if not isinstance(request, EmbeddingRequest):
+        if not isinstance(request, WholeTextsRequest):
             return super().submit(request)
         if self.submit_error is not None:
             raise self.submit_error
@@ -98,8 +111,8 @@ class FakeEmbeddingEngine(FakeEngineClient):
 
     async def _embed(
         self,
-        stream: RequestStream[EmbeddingEvent],
-        request: EmbeddingRequest,
+        stream: RequestStream[Any],
+        request: WholeTextsRequest[Any],
         failure: Failure | None,
     ) -> None:
         # Backwards: inputs may end in any order.
@@ -110,11 +123,8 @@ class FakeEmbeddingEngine(FakeEngineClient):
             if failure is not None and index == 0:
                 [event] = rejection(request, failure.value().error(), [index])
             else:
-                numbers = vector(request.inputs[index], request.dimensions)
-                event = EmbeddingEvent(
-                    request_id=request.request_id,
-                    index=index,
-                    embedding=struct.pack(f"<{len(numbers)}f", *numbers),
+                event = replace(
+                    _computed(request, index),
                     queue_time_s=0.25 if index == 0 else None,
                     finish_reason=FinishReason.STOP,
                 )
@@ -125,7 +135,7 @@ class FakeEmbeddingEngine(FakeEngineClient):
         steps = 1 if before is None else before.num_steps + 1
         self.publish(
             request.model,
-            EmbeddingStats(
+            operation_of(request).stats(
                 num_steps=steps,
                 num_tokens=num_tokens,
                 step_inputs=len(request.inputs),
@@ -133,3 +143,12 @@ class FakeEmbeddingEngine(FakeEngineClient):
                 step_time_s=0.5,
             ),
         )
+
+
+def _computed(request: WholeTextsRequest[Any], index: int) -> EmbeddingEvent | PairEvent:
+    ids, name = request.inputs[index], request.request_id
+    if not isinstance(request, EmbeddingRequest):
+        return PairEvent(request_id=name, index=index, score=vector(ids)[0])
+    numbers = vector(ids, request.dimensions)
+    packed = struct.pack(f"<{len(numbers)}f", *numbers)
+    return EmbeddingEvent(request_id=name, index=index, embedding=packed)

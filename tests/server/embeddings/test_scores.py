@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.contract.operations import SCORE
+from server.catalog import is_meant
 from server.embeddings.scores import cosine
 from server.protocol.prompts import MAX_PROMPTS
 from tests.helpers.server.embedding_server import MAX_MODEL_LEN, EmbeddingServer
-from tests.helpers.server.fake_embedding_engine import DIMENSIONS, vector
+from tests.helpers.server.fake_embedding_engine import DIMENSIONS, reranker_info, vector
 
 DOCUMENTS = ["the lazy dog", "seven wizards", "a toxic brew", "the fox"]
 QUERY = "the fox"
@@ -168,6 +170,18 @@ async def test_pooling_gives_embeddings(server: EmbeddingServer) -> None:
             "max_chunks_per_doc",
             "not supported",
         ),
+        (
+            "/v1/rerank",
+            {"query": "a", "documents": ["b"], "use_activation": False},
+            "use_activation",
+            "not supported by embedding models",
+        ),
+        (
+            "/v1/score",
+            {"text_1": "a", "text_2": "b", "instruction": "c"},
+            "instruction",
+            "not supported by embedding models",
+        ),
         ("/v1/score", {"text_1": ["a", "b"], "text_2": ["a"]}, "text_1", "text_1 has 2 texts"),
         ("/v1/score", {"text_1": "a"}, "text_2", "required"),
         ("/v1/score", {"text_1": "a", "text_2": []}, "text_2", "at least 1"),
@@ -194,6 +208,15 @@ async def test_what_is_too_long_is_named_by_its_field(server: EmbeddingServer) -
     assert (error["param"], "text_1 has" in error["message"]) == ("text_1", True)
     error = await refused(server, "/v1/rerank", query="a", documents=["b", "x" * 10_000])
     assert "documents[1] has 10000 characters" in error["message"]
+
+
+async def test_a_request_without_a_model_is_for_the_reranker(server: EmbeddingServer) -> None:
+    engine = server.engine
+    assert not is_meant(engine, SCORE, None)
+    engine.serve(reranker_info())
+    assert is_meant(engine, SCORE, None) and is_meant(engine, SCORE, "ranker")
+    assert not is_meant(engine, SCORE, "embedder") and not is_meant(engine, SCORE, "unknown")
+    await answered(server, "/v1/score", model="embedder", text_1="a", text_2="b")
 
 
 async def test_other_kinds_of_model_are_refused(both: EmbeddingServer) -> None:

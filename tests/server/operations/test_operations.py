@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from tests.helpers.server.embedding_server import EmbeddingServer
+from tests.helpers.server.embedding_server import EmbeddingServer, RerankerServer
 from tests.helpers.server.image_server import ImageServer, data_url, error_of, png
 from tests.helpers.server.listening import listening
 from tests.helpers.server.matting_server import MattingServer
@@ -37,12 +37,16 @@ class Operation(NamedTuple):
     @property
     def counter(self) -> str:
         """The counter of its outcomes."""
-        items = "inputs" if self.kind == "embedding" else "images"
+        items = "inputs" if self.kind in ("embedding", "reranker") else "images"
         return f"tandem_{self.kind}_{items}_total"
 
 
 def embedding(path: str, prefix: str, num: int, **body: Any) -> Operation:
     return Operation(EmbeddingServer, "embedding", path, prefix, num, body)
+
+
+def reranker(path: str, prefix: str, num: int, **body: Any) -> Operation:
+    return Operation(RerankerServer, "reranker", path, prefix, num, body)
 
 
 def image(server: Any, kind: str, path: str, prefix: str, num: int = 1, **body: Any) -> Operation:
@@ -57,6 +61,8 @@ OPERATIONS = [
     embedding("/pooling", "pool", 2, input=["the", "fox"]),
     embedding("/v1/rerank", "rerank", 3, query="the", documents=["fox", "jumps"]),
     embedding("/v1/score", "score", 2, text_1="the", text_2=["fox"]),
+    reranker("/v1/rerank", "rerank", 2, query="the", documents=["fox", "jumps"]),
+    reranker("/v1/score", "score", 1, text_1="the", text_2=["fox"]),
     embedding("/v1/groundedness", "ground", 2, answer="The fox jumps.", passages=["A fox."]),
     embedding("/embedding", "embd", 1, content="the fox"),
     embedding("/api/embed", "embd", 1, input="the fox"),
@@ -139,7 +145,7 @@ async def test_it_is_listed_and_cancelled(held: Held, operation: Operation) -> N
     assert (found["id"], found["kind"]) == (held.submitted[0], operation.kind)
     assert found["id"].startswith(f"{operation.prefix}-")
     assert (found["n"], found["num_finished"]) == (operation.num, 0)
-    assert (found["progress"] is None) == (operation.kind == "embedding")
+    assert (found["progress"] is None) == ("inputs" in operation.counter)
     assert found["prompt_tokens"] is None
     assert found["model"] == held.server.engine.statuses()[0].model
     by = random.choice(["id", "request_id"])
