@@ -62,6 +62,16 @@ class StateRows(NamedTuple):
     num_rows: int
 
 
+class AdvancedPart(NamedTuple):
+    """A part whose states are not finished in this step."""
+
+    part: StatePart
+    num_slices: int
+    """The slices of the encoder's work that the step does."""
+    seq_id: int
+    """A sequence that waits for it."""
+
+
 @dataclass(slots=True)
 class ScheduledSequence:
     """One completion's share of this step: tokens `start .. start + len(token_ids)` of its text.
@@ -113,8 +123,8 @@ class ScheduledSequence:
 
 @dataclass(slots=True)
 class ScheduleDecision:
-    """One step. Executors apply it in this order: finished, new, copies, dropped, encoded, forward,
-    sampling.
+    """One step. Executors apply it in this order: finished, new, copies, dropped, encoded,
+    advanced, forward, sampling.
 
     Steps take effect in the order in which they were launched. A block that is freed while a
     launched step still writes to it can thus be given away: its next owner writes later.
@@ -129,13 +139,21 @@ class ScheduleDecision:
     dropped: list[bytes] = field(default_factory=list)
     """Digests of parts whose states are not kept any longer; they may be unknown."""
     encoded: list[StatePart] = field(default_factory=list)
-    """Parts whose states are made in this step and kept until they are dropped."""
+    """Parts whose states are finished in this step and kept until they are dropped."""
+    advanced: AdvancedPart | None = None
+    """A part whose states are needed soon; what is done of them is kept until it is dropped."""
+    num_slices: int = 0
+    """The slices of the encoder's work in this step."""
     blocks_next: bool = False
     """Whether the next decision must wait until this one's outcome is committed."""
 
     @property
     def num_tokens(self) -> int:
         return sum(len(s.token_ids) for s in self.scheduled)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduled) or self.advanced is not None
 
 
 @dataclass(slots=True)

@@ -214,7 +214,7 @@ class LLMEngine:
             self._current = None
             decision = self._scheduler.schedule()
             schedule_time_s += perf_counter() - started
-            if not decision.scheduled:
+            if not decision.has_work:
                 break
             self._current = decision
             launched_s = self._clock()

@@ -60,7 +60,7 @@ class FaultIsolation:
 
     def _members(self, decision: ScheduleDecision | None) -> list[Sequence]:
         if decision is not None:
-            found = (self._sequences.find(s.seq_id) for s in decision.scheduled)
+            found = map(self._sequences.find, _ids_of(decision))
             return [sequence for sequence in found if sequence is not None]
         suspect = self.next_suspect()
         if suspect is not None:
@@ -70,8 +70,16 @@ class FaultIsolation:
         return [*self._sequences.running, *([waiting.peek()] if waiting else [])]
 
 
+def _ids_of(decision: ScheduleDecision) -> dict[int, None]:
+    """The sequences for which a step does something."""
+    ids = dict.fromkeys(scheduled.seq_id for scheduled in decision.scheduled)
+    if decision.advanced is not None:
+        ids[decision.advanced.seq_id] = None
+    return ids
+
+
 def _is_of(members: list[Sequence], decision: ScheduleDecision) -> bool:
     """Whether a step had nothing but these sequences."""
-    return len(decision.scheduled) == len(members) and not any(
+    return len(_ids_of(decision)) == len(members) and not any(
         scheduled.drafts for scheduled in decision.scheduled
     )

@@ -1,34 +1,39 @@
 """Decides how far a step may go into prompts with parts that are states, and which states the
 executor keeps.
 
-The states of a part are made in the first step that needs them, and found by their content after
-that. Encoding takes long: a step encodes one part while texts stream and a few otherwise, and
-prompts stop before the next one. While texts stream, encoding moreover takes at most about half of
-the time. States that no step has used for longest are dropped first. A prompt whose rows are
-computed, or found in the prefix cache, needs no states.
+The states of a part are made before a step computes its first row, and found by their content after
+that. Encoding takes long, so a step does a few slices of that work, and prompts stop before a part
+that needs more. While texts stream, encoding takes about half of the time. States that no step has
+used for longest are dropped first. A prompt whose rows are computed, or found in the prefix cache,
+needs no states.
 """
 
 from collections.abc import Iterable
 
 from engine.contract.picture_facts import PictureFacts
 from engine.contract.prompt_states import StatePart
-from engine.llm.decision import ScheduledSequence
+from engine.llm.decision import AdvancedPart, ScheduledSequence
 from engine.llm.request import Sequence
 
 MOST_ENCODED = 4
-"""The most parts that a step encodes if it delays nobody."""
+"""The most parts that a step encodes if it delays nobody and they are not encoded in slices."""
+_MOST_S = 1.0
+"""How long slices may take in a step that delays nobody, as requests may come meanwhile."""
 
 
 class PartsOfStep:
     """The parts that a step in the making uses.
 
     Args:
-        most_encoded: the most parts that it encodes.
+        most_slices: the most slices of encoding that it does; None if it delays nobody.
     """
 
-    def __init__(self, most_encoded: int = MOST_ENCODED) -> None:
-        self.most_encoded = most_encoded
+    def __init__(self, most_slices: int | None = None) -> None:
+        self.most_slices = most_slices
         self.used: dict[bytes, StatePart] = {}
+        self.missed: dict[bytes, tuple[StatePart, int]] = {}
+        """The parts before which prompts stop, as they have no states, and the first sequence that
+        stops there."""
 
     def add(self, parts: Iterable[StatePart]) -> None:
         """Note that rows of these parts are in the step."""
@@ -49,17 +54,29 @@ class KeptStates:
     Args:
         most: the most parts whose states are kept, at least 1.
         pictures: how the model sees pictures; None if it takes none.
+        num_slices: the number of slices in which a part is encoded.
     """
 
-    def __init__(self, most: int = 1, pictures: PictureFacts | None = None) -> None:
+    def __init__(
+        self, most: int = 1, pictures: PictureFacts | None = None, num_slices: int = 1
+    ) -> None:
         self.pictures = pictures
         self._most = most
+        self._num_slices = num_slices
         self._looks_both_ways = pictures is not None and pictures.looks_both_ways
         self._kept: dict[bytes, None] = {}
         self._lost: list[bytes] = []
         """What the executor may keep in vain, after a step that failed."""
-        self._pause_s = 0.0
-        """How long texts stream before they wait for an encoder again."""
+        self._begun: bytes | None = None
+        """The part that has some of its slices."""
+        self._num_done = 0
+        """The number of these slices."""
+        self._slice_s = 0.0
+        """The duration of a slice; 0 until one was measured."""
+        self._plain_s = 0.0
+        """The duration of the last step that did no slice."""
+        self._credit_s = 0.0
+        """How long slices may take, because texts have streamed without them for as long."""
 
     @property
     def num_uncut_rows(self) -> int:
@@ -67,12 +84,23 @@ class KeptStates:
         return self.pictures.rows_per_crop if self.pictures and self._looks_both_ways else 1
 
     def most_beside_streams(self) -> int:
-        """The most parts that a step may encode while texts stream."""
-        return 1 if self._pause_s <= 0.0 else 0
+        """The most slices that a step may do while texts stream."""
+        return int(self._credit_s / self._slice_s) if self._slice_s else 1
 
-    def note_time(self, num_encoded: int, seconds: float) -> None:
-        """Note how long a step took that encoded this many parts."""
-        self._pause_s = seconds if num_encoded else max(0.0, self._pause_s - seconds)
+    def note_time(self, num_slices: int, seconds: float, *, has_rows: bool = True) -> None:
+        """Note how long a step took that did this many slices.
+
+        Args:
+            has_rows: whether it computed rows, too.
+        """
+        if num_slices:
+            spent_s = max(0.0, seconds - self._plain_s * has_rows)
+            self._slice_s = spent_s / num_slices
+            self._credit_s = max(0.0, self._credit_s - spent_s)
+        else:
+            self._plain_s = seconds
+        most_s = max(self._slice_s, self._plain_s)
+        self._credit_s = min(self._credit_s + min(seconds, self._plain_s), most_s)
 
     def reach(
         self, sequence: Sequence, start: int, num_tokens: int, most: int, parts: PartsOfStep
@@ -86,10 +114,11 @@ class KeptStates:
             parts: the parts of the step without these tokens.
         """
         end = start + num_tokens
-        used = {digest: digest not in self._kept for digest in parts.used}
+        used = {digest: self._num_missing(digest) for digest in parts.used}
         for part in sequence.states_between(start, end):
-            used[part.digest] = part.digest not in self._kept
-            if len(used) > self._most or sum(used.values()) > parts.most_encoded:
+            used[part.digest] = self._num_missing(part.digest)
+            if len(used) > self._most or sum(used.values()) > self._most_slices(parts):
+                parts.missed.setdefault(part.digest, (part, sequence.seq_id))
                 return max(0, part.start - start)
             if self._looks_both_ways and part.end > end:
                 fits = part.start <= start and part.end <= start + most
@@ -108,6 +137,8 @@ class KeptStates:
                 del self._kept[part.digest]
             else:
                 encoded.append(part)
+                if part.digest == self._begun:
+                    self._begun = None
             self._kept[part.digest] = None
         dropped, self._lost = self._lost, []
         while len(self._kept) > self._most:
@@ -116,7 +147,50 @@ class KeptStates:
             dropped.append(oldest)
         return dropped, encoded
 
+    def advance(self, parts: PartsOfStep, used: Iterable[StatePart]) -> AdvancedPart | None:
+        """Use slices that a step leaves for a part that prompts wait for, but not its last one,
+        which belongs to the step that computes its rows.
+
+        Args:
+            used: the parts that have rows in the step. Call this before `settle`.
+        """
+        done = {part.digest for part in used}
+        missed = {digest: each for digest, each in parts.missed.items() if digest not in done}
+        if not missed:
+            return None
+        part, seq_id = missed.get(self._begun or b"") or next(iter(missed.values()))
+        left = self._most_slices(parts) - sum(map(self._num_missing, done))
+        num_slices = min(left, self._num_missing(part.digest) - 1)
+        if num_slices <= 0:
+            return None
+        if part.digest != self._begun:
+            if self._begun is not None and self._begun not in done:
+                self._lost.append(self._begun)
+            self._begun, self._num_done = part.digest, 0
+        self._num_done += num_slices
+        return AdvancedPart(part, num_slices, seq_id)
+
+    def num_slices(self, used: Iterable[StatePart]) -> int:
+        """The slices that the parts of a step still need. Call this before `settle`."""
+        return sum(self._num_missing(part.digest) for part in used)
+
     def start_over(self) -> None:
         """Have all states made again."""
         self._lost += self._kept
+        if self._begun is not None:
+            self._lost.append(self._begun)
         self._kept.clear()
+        self._begun = None
+
+    def _num_missing(self, digest: bytes) -> int:
+        """The number of slices that a part still needs."""
+        if digest in self._kept:
+            return 0
+        return self._num_slices - (self._num_done if digest == self._begun else 0)
+
+    def _most_slices(self, parts: PartsOfStep) -> int:
+        if parts.most_slices is not None:
+            return parts.most_slices
+        if self._num_slices == 1:
+            return MOST_ENCODED
+        return max(1, int(_MOST_S / self._slice_s)) if self._slice_s else 1

@@ -252,8 +252,8 @@ class Scheduler:
         return bool(self._sequences.running or self._sequences.waiting)
 
     def schedule(self) -> ScheduleDecision:
-        """Decide the next step. Something is scheduled whenever there is work, unless all of it
-        waits for the outcome of a step in flight."""
+        """Decide the next step. It has work whenever there is any, unless all of it waits for the
+        outcome of a step in flight."""
         step = _Step(self._config.max_num_batched_tokens)
         suspect = self._isolation.next_suspect()
         if suspect is not None:
@@ -291,12 +291,13 @@ class Scheduler:
         step.spare = max(0, step.budget - num_tokens)
         step.budget -= step.spare
         if step.chunks:
-            step.parts.most_encoded = self._states.most_beside_streams()
+            step.parts.most_slices = self._states.most_beside_streams()
 
     def note_time(self, decision: ScheduleDecision, seconds: float) -> None:
         """Note how long a decided step took, from its launch or the end of the previous one."""
-        self._states.note_time(len(decision.encoded), seconds)
-        if not decision.encoded:
+        has_rows = bool(decision.scheduled)
+        self._states.note_time(decision.num_slices, seconds, has_rows=has_rows)
+        if has_rows and not decision.num_slices:
             self._budget.observe(StepWork.of(decision), seconds)
 
     def commit(self, decision: ScheduleDecision, output: StepOutput) -> list[TokenEvent]:
@@ -308,7 +309,7 @@ class Scheduler:
         """
         if [o.seq_id for o in output.outputs] != [s.seq_id for s in decision.scheduled]:
             raise InvariantViolation("the executor's output does not match the decision")
-        if decision.scheduled:
+        if decision.has_work:
             self._num_steps += 1
             self._num_in_flight -= 1
         self._num_step_tokens = decision.num_tokens
@@ -521,9 +522,13 @@ class Scheduler:
             scheduled = sequence.launch(num_tokens, step.drafts.get(sequence, []))
             decision.scheduled.append(scheduled)
             decision.blocks_next |= sequence.owner.holds_up(scheduled)
-        if decision.scheduled:
+        used = step.parts.of(decision.scheduled)
+        decision.num_slices = self._states.num_slices(used)
+        decision.advanced = self._states.advance(step.parts, used)
+        if decision.advanced is not None:
+            decision.num_slices += decision.advanced.num_slices
+        if decision.has_work:
             decision.finished = self._sequences.take_finished()
-            used = step.parts.of(decision.scheduled)
             decision.dropped, decision.encoded = self._states.settle(used)
             decision.blocks_next |= step.is_short or step.is_alone
             self._num_in_flight += 1

@@ -213,7 +213,7 @@ class ModelRunner:
         """
         started = perf_counter()
         self._apply_changes(decision)
-        self._part_states.change(decision.dropped, decision.encoded)
+        self._part_states.change(decision.dropped, decision.encoded, decision.advanced)
         before, self._drawn = self._drawn, None
         outputs = {s.seq_id: SequenceOutput(s.seq_id) for s in decision.scheduled}
         if not outputs:

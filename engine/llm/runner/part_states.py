@@ -9,9 +9,9 @@ from torch import Tensor
 
 from engine.contract.prompt_states import StatePart
 from engine.errors import InvariantViolation
-from engine.llm.decision import StateRows
+from engine.llm.decision import AdvancedPart, StateRows
 from engine.models.forward_context import RowStates
-from engine.models.picture_encoder import PictureEncoder
+from engine.models.picture_encoder import Encoding, PictureEncoder, run_slices
 from kernels.shared.transfer import to_device
 
 
@@ -27,14 +27,24 @@ class PartStates:
         self._encoder = encoder
         self._device = device
         self._states: dict[bytes, Tensor] = {}
+        self._begun: dict[bytes, Encoding] = {}
+        """What has not all of its slices yet."""
 
-    def change(self, dropped: Iterable[bytes], encoded: Iterable[StatePart]) -> None:
+    def change(
+        self,
+        dropped: Iterable[bytes],
+        encoded: Iterable[StatePart],
+        advanced: AdvancedPart | None = None,
+    ) -> None:
         """Drop states, then make others: one part at a time, so that the memory of one is
         enough."""
         for digest in dropped:
             self._states.pop(digest, None)
+            self._begun.pop(digest, None)
         for part in encoded:
-            self._states[part.digest] = self._encode(part)
+            self._encode(part)
+        if advanced is not None:
+            self._encode(advanced.part, advanced.num_slices)
 
     def of(self, rows: Sequence[StateRows]) -> RowStates | None:
         """The states of a step's rows; None if no row is a state."""
@@ -47,15 +57,24 @@ class PartStates:
         ]
         return RowStates(to_device([np.concatenate(places)], self._device)[0], torch.cat(values))
 
-    def _encode(self, part: StatePart) -> Tensor:
-        if self._encoder is None:
-            raise InvariantViolation("a prompt has pictures, but this model takes none")
-        side = math.isqrt(len(part.content) // 3)
-        pixels = np.frombuffer(bytearray(part.content), dtype=np.uint8).reshape(1, side, side, 3)
-        states = self._encoder.encode(to_device([pixels], self._device)[0])[0]
+    @torch.inference_mode()
+    def _encode(self, part: StatePart, num_slices: int | None = None) -> None:
+        """Compute some slices of a part, by default all that are left."""
+        encoding = self._begun.pop(part.digest, None) or self._begin(part)
+        states = run_slices(encoding, num_slices)
+        if states is None:
+            self._begun[part.digest] = encoding
+            return
         if len(states) != part.length:
             raise InvariantViolation(
                 f"the encoder made {len(states)} states for {part.length} rows"
             )
-        # A copy of its own, as a slice would keep the memory of what it is cut from.
-        return states.clone()
+        # A copy of its own, as a view would keep the memory of what it is cut from.
+        self._states[part.digest] = states.clone()
+
+    def _begin(self, part: StatePart) -> Encoding:
+        if self._encoder is None:
+            raise InvariantViolation("a prompt has pictures, but this model takes none")
+        side = math.isqrt(len(part.content) // 3)
+        pixels = np.frombuffer(bytearray(part.content), dtype=np.uint8).reshape(side, side, 3)
+        return self._encoder.begin(to_device([pixels], self._device)[0])

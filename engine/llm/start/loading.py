@@ -196,7 +196,9 @@ def kept_states(model_config: ModelConfig, config: ResolvedConfig) -> KeptStates
     if pictures is None:
         return None
     row_bytes = model_config.hidden_size * torch_dtype(config.dtype).itemsize
-    return KeptStates(pictures.num_kept(row_bytes), pictures)
+    vision = model_config.vision
+    num_slices = vision.num_slices if vision is not None and config.device == "cpu" else 1
+    return KeptStates(pictures.num_kept(row_bytes), pictures, num_slices)
 
 
 def model_info(

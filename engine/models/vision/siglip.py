@@ -4,7 +4,7 @@ Pre-norm layers, learned positions, attention in both directions. Paper: Zhai et
 arXiv:2303.15343.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,7 +16,8 @@ from engine.models.layers.activation import ACTIVATIONS
 from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.norm import LayerNorm
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
-from engine.models.vision_config import VisionConfig
+from engine.models.picture_encoder import Encoding
+from engine.models.vision_config import ROWS_OF_SLICE, VisionConfig
 from engine.quantization.method import TensorSpec
 from kernels import attention
 
@@ -93,13 +94,16 @@ class SelfAttention(nn.Module):
         self.out_proj = TowerLinear(hidden, (Shard("out_proj", hidden),), bias=True)
         self._num_heads = num_heads
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [L, C] to [L, C]."""
-        heads = self.qkv_proj(x, NO_CONTEXT).view(1, len(x), 3, self._num_heads, -1)
-        query, key, value = heads.permute(2, 0, 3, 1, 4)
-        return self.out_proj(attention(query, key, value)[0], NO_CONTEXT)
+    def project(self, x: Tensor) -> Tensor:
+        """Make queries, keys and values of some patches: [R, C] → [R, 3C]."""
+        return self.qkv_proj(x, NO_CONTEXT)
 
-    __call__ = forward
+    def attend(self, projected: Tensor, first: int, last: int) -> Tensor:
+        """Compute the patches `first .. last`: [L, 3C] → [last - first, C]."""
+        heads = projected.view(1, len(projected), 3, self._num_heads, -1)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        found = attention(query[:, :, first:last], key, value)[0]
+        return self.out_proj(found, NO_CONTEXT)
 
 
 class Mlp(nn.Module):
@@ -129,12 +133,22 @@ class Layer(nn.Module):
         self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [L, C] to [L, C]."""
-        x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
+    def slices(self, x: Tensor, num_rows: int) -> Generator[None]:
+        """Run the layer slice by slice, with `num_rows` patches in each.
 
-    __call__ = forward
+        Args:
+            x: [L, C]. Mutated.
+        """
+        attn, projected = self.self_attn, []
+        for rows in x.split(num_rows):
+            projected.append(attn.project(self.layer_norm1(rows)))
+            yield
+        whole = torch.cat(projected)
+        for first in range(0, len(x), num_rows):
+            rows = x[first : first + num_rows]
+            rows += attn.attend(whole, first, first + len(rows))
+            rows += self.mlp(self.layer_norm2(rows))
+            yield
 
 
 class VisionTower(nn.Module):
@@ -147,29 +161,28 @@ class VisionTower(nn.Module):
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
         self.post_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Map a crop, [S, S, 3] uint8, to [L, C]."""
+    def begin(self, pixels: Tensor) -> Encoding:
+        """Map a crop, [S, S, 3] uint8, to [L, C], slice by slice. A GPU is so fast that each slice
+        has all patches."""
         x = self.embeddings(pixels)
+        num_rows = ROWS_OF_SLICE if x.device.type == "cpu" else len(x)
         for layer in self.encoder["layers"]:  # type: ignore[attr-defined]
-            x = layer(x)
+            yield from layer.slices(x, num_rows)
         return self.post_layernorm(x)
-
-    __call__ = forward
 
 
 class TowerEncoder(nn.Module):
     """A `PictureEncoder`: a tower, and a projector that joins the states of neighbouring patches to
-    prompt rows. Crops are encoded one by one, so that the bits of one do not depend on others."""
+    prompt rows. Slices are the same in any company, and so are their bits."""
 
     def __init__(self, tower: VisionTower, projector: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.tower = tower
         self.projector = projector
 
-    @torch.inference_mode()
-    def encode(self, pixels: Tensor) -> Tensor:
-        """See `PictureEncoder.encode`."""
-        return torch.stack([self.projector(self.tower(crop)) for crop in pixels])
+    def begin(self, pixels: Tensor) -> Encoding:
+        """See `PictureEncoder.begin`."""
+        return self.projector((yield from self.tower.begin(pixels)))
 
 
 def squares(states: Tensor, joined: int) -> Tensor:

@@ -286,6 +286,8 @@ class PagedExecutor:
     most_kept: int = 1
     num_encoded: list[int] = field(default_factory=list)
     """The number of parts that each step encoded."""
+    num_advanced: int = 0
+    """The number of slices that were done of parts that were not finished."""
     looks_both_ways: bool = False
 
     def launch(self, decision: ScheduleDecision) -> "PagedStep":
@@ -294,7 +296,7 @@ class PagedExecutor:
     def execute(self, decision: ScheduleDecision) -> StepOutput:
         self.num_steps += 1
         assert decision.num_tokens <= self.config.max_num_batched_tokens
-        assert 0 < len(decision.scheduled) <= self.config.max_num_seqs
+        assert decision.has_work and len(decision.scheduled) <= self.config.max_num_seqs
         for seq_id in decision.finished:
             del self.sequences[seq_id]
         for new in decision.new:
@@ -319,6 +321,9 @@ class PagedExecutor:
         assert not self.kept & set(new), "encoded again"
         assert len(set(new)) == len(new), "encoded twice"
         self.kept |= set(new)
+        if decision.advanced is not None:
+            assert decision.advanced.part.digest not in self.kept, "advanced in vain"
+            self.num_advanced += decision.advanced.num_slices
         assert len(self.kept) <= self.most_kept, "more states than there is memory for"
         assert set(new) <= {rows.digest for s in decision.scheduled for rows in s.states}
         self.num_encoded.append(len(new))

@@ -187,6 +187,7 @@ class Session:
         self.drafter = self.rng.choice([None, self.guesser, self.guesser])
         self.pictures = random_pictures(self.rng, self.config)
         self.most_kept = self.rng.randint(1, 3)
+        self.num_slices = self.rng.choice([1, 1, 5])
         self.scheduler = self.make_scheduler()
         self.model: dict[str, Any] = {
             "error_rate": self.rng.choice([0, 0, 40]),
@@ -197,7 +198,7 @@ class Session:
         self.executor = PagedExecutor(self.config, **self.model)
 
     def make_scheduler(self) -> Scheduler:
-        states = KeptStates(self.most_kept, self.pictures)
+        states = KeptStates(self.most_kept, self.pictures, self.num_slices)
         return make_scheduler(self.config, self.windows, self.drafter, states)
 
     def run(self) -> None:
@@ -231,7 +232,7 @@ class Session:
         scheduled = {s.seq_id for s in decision.scheduled}
         running = self.scheduler._sequences.running
         first = {s.seq_id for s in running[0].together}
-        waits = decision.scheduled and any(_needs_states(s) for s in running[0].together)
+        waits = decision.has_work and any(_needs_states(s) for s in running[0].together)
         assert scheduled & first or waits, "the first in rank made no progress"
         if (
             self.scheduler.stats().num_preemptions == num_preemptions
@@ -285,6 +286,7 @@ class Session:
         assert sorted(finished) == sorted(self.executor.sequences), "the executor was not told"
         self.seen["preemptions"] += stats.num_preemptions
         self.seen["encoded parts"] += sum(self.executor.num_encoded)
+        self.seen["advanced slices"] += self.executor.num_advanced
         most = max(self.executor.num_encoded, default=0)
         assert most <= MOST_ENCODED
         self.seen["copies"] += self.executor.num_copies
@@ -454,6 +456,7 @@ EVERYTHING = {
     "copies",
     "cached tokens",
     "encoded parts",
+    "advanced slices",
     "aborted",
     "scored prompts",
     "stop",

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from engine.contract.generate import GenerateRequest
 from engine.contract.prompt_states import StatePart
+from engine.llm.kept_states import KeptStates
 from engine.llm.start import loading
+from engine.models.picture_encoder import Encoding
 from engine.weights.decoder import load_decoder
 from engine.weights.loader import load_model_config
 from tests.helpers.llm.paged_executor import picture_facts
@@ -35,11 +37,15 @@ class ToyEncoder:
         self._fails_for = fails_for
         self.num_encoded = 0
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        self.num_encoded += len(pixels)
-        return torch.stack([self._encode(one) for one in pixels])
+    def begin(self, pixels: Tensor) -> Encoding:
+        self.num_encoded += 1
+        states = self.encode(pixels)
+        for row in range(ROWS):  # a slice for each row, and one for the end
+            states[row] *= 1.0
+            yield
+        return states
 
-    def _encode(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor) -> Tensor:
         if bytes(pixels.flatten().tolist()) == self._fails_for:
             raise RuntimeError("this picture breaks the encoder")
         numbers = pixels.reshape(ROWS, -1).float() / 255 - 0.5
@@ -47,10 +53,19 @@ class ToyEncoder:
 
 
 def give_sight(
-    monkeypatch: pytest.MonkeyPatch, *, looks_both_ways: bool = False, fails_for: bytes = b""
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    looks_both_ways: bool = False,
+    fails_for: bytes = b"",
+    num_slices: int | None = None,
 ) -> list[ToyEncoder]:
     """Give engines that are loaded from now on a `ToyEncoder`. Returns a list of the encoders, to
-    which each new one is added."""
+    which each new one is added.
+
+    Args:
+        num_slices: in how many slices the scheduler plans an encoding; by default drawn.
+    """
+    planned = num_slices or random.choice([1, ROWS + 1])
     facts = picture_facts(
         ROWS, looks_both_ways=looks_both_ways, side=SIDE, placeholder_id=PLACEHOLDER
     )
@@ -58,6 +73,9 @@ def give_sight(
 
     def with_facts(*args: Any, **kwargs: Any) -> Any:
         return replace(load_model_config(*args, **kwargs), pictures=facts)
+
+    def with_slices(*args: Any) -> KeptStates:
+        return KeptStates(3, facts, planned)
 
     def with_encoder(*args: Any, **kwargs: Any) -> Any:
         model = load_decoder(*args, **kwargs)
@@ -68,6 +86,7 @@ def give_sight(
 
     monkeypatch.setattr(loading, "load_model_config", with_facts)
     monkeypatch.setattr(loading, "load_decoder", with_encoder)
+    monkeypatch.setattr(loading, "kept_states", with_slices)
     return encoders
 
 
@@ -110,7 +129,7 @@ def reference_logits(
     encoder = ToyEncoder(embedded.shape[-1], embedded.dtype)
     for part in request.states:
         pixels = torch.tensor(list(part.content), dtype=torch.uint8)
-        states = encoder.encode(pixels.view(1, SIDE, SIDE, 3))
+        states = encoder.encode(pixels.view(SIDE, SIDE, 3))
         embedded[:, part.start : part.end] = states
     given = {} if masks is None else {"attention_mask": masks(token_ids.shape[1], request.states)}
     logits: Tensor = model(inputs_embeds=embedded, **given).logits

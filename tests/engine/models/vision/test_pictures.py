@@ -8,9 +8,11 @@ import torch
 import transformers
 from torch import Tensor
 
+from engine.models import vision_config
 from engine.models.causal_lm import CausalLM
+from engine.models.picture_encoder import run_slices
 from engine.models.registry import create_model
-from engine.models.vision import smolvlm_pictures
+from engine.models.vision import siglip, smolvlm_pictures
 from engine.models.vision_config import VisionConfig
 from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.source import Checkpoint
@@ -41,8 +43,10 @@ class Pair:
         ).eval()
 
     def encode(self, pixels: Tensor) -> Tensor:
-        assert self.ours.picture_encoder is not None
-        return self.ours.picture_encoder.encode(pixels)
+        encoder = self.ours.picture_encoder
+        assert encoder is not None
+        with torch.inference_mode():
+            return torch.stack([run_slices(encoder.begin(crop)) for crop in pixels])
 
     @torch.no_grad()
     def their_states(self, pixels: Tensor) -> Tensor:
@@ -70,6 +74,18 @@ def test_states_of_crops_are_transformers(pair):
     found, expected = pair.encode(pixels), pair.their_states(pixels)
     assert found.shape == (3, pair.facts.rows_per_crop, pair.config.hidden_size)
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 7])
+def test_a_crop_is_encoded_in_as_many_slices_as_planned(pair, monkeypatch, num_rows):
+    pixels = random_crops(pair.facts.side, 1)
+    expected = pair.encode(pixels)[0]
+    for module in (siglip, vision_config):
+        monkeypatch.setattr(module, "ROWS_OF_SLICE", num_rows)
+    num_slices, encoding = pair.config.vision.num_slices, pair.ours.picture_encoder.begin(pixels[0])
+    assert run_slices(encoding, num_slices - 1) is None
+    found = run_slices(encoding, 1)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_adapters_change_the_text_model_alone(pair, tmp_path):
