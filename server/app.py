@@ -27,7 +27,6 @@ from server.images.links import PictureLinks
 from server.images.picture_processes import PictureProcesses
 from server.images.pictures import Pictures
 from server.images.store import ImageStore
-from server.kinds import SERVED
 from server.metrics import ServerMetrics
 from server.models.library import ModelLibrary
 from server.responses.background import BackgroundJobs
@@ -43,6 +42,7 @@ from server.routes import (
     model_loading,
     models,
 )
+from server.served import SERVED
 from server.settings import Settings
 from server.state import AppState
 from server.text.check import check_text

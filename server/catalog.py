@@ -18,7 +18,7 @@ from engine.errors import (
     UnknownModel,
 )
 from engine.worker.client import EngineClient
-from server.kinds import SERVED
+from server.served import SERVED
 
 
 def find_model(engine: EngineClient, name: str | None) -> ModelInfo:

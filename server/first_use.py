@@ -1,8 +1,8 @@
 """Models that are loaded by the first request that needs them: `FirstUse`.
 
 A fresh server offers more than most people ever use. So the default model of an operation
-(`server.http.served_kind.ServedKind.default_model`) is fetched and loaded by the first request that
-needs it. That request waits; the server's start does not.
+(`server.http.served_operation.ServedOperation.default_model`) is fetched and loaded by the first
+request that needs it. That request waits; the server's start does not.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from engine.contract.status import Phase
 from engine.errors import EngineError, ModelNotReady, TooManyModels, UnknownModel
 from engine.worker.client import EngineClient
 from server.catalog import find_offering
-from server.kinds import SERVED
+from server.served import SERVED
 from server.settings import Settings
 
 RETRY_S = 30.0

@@ -1,6 +1,6 @@
 """The server's Prometheus metrics, in one registry per app.
 
-Metrics of requests and connections are here. Each kind of model brings its own. The engine's
+Metrics of requests and connections are here. Each operation brings its own. The engine's
 numbers are read when Prometheus asks (`server/engine_collector.py`).
 """
 
@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 from engine.contract.operations import AnyOperation
 from engine.worker.client import EngineClient
 from server.engine_collector import EngineCollector
-from server.http.served_kind import KindMetrics, MetricsT, ServedKind
-from server.kinds import SERVED
+from server.http.served_operation import MetricsT, OperationMetrics, ServedOperation
+from server.served import SERVED
 
 
 class ServerMetrics:
@@ -30,9 +30,9 @@ class ServerMetrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.registry.register(EngineCollector(engine))
-        self._of: dict[AnyOperation, KindMetrics] = {
-            kind: served.metrics(self.registry, engine, clock=clock)
-            for kind, served in SERVED.items()
+        self._of: dict[AnyOperation, OperationMetrics] = {
+            operation: served.metrics(self.registry, engine, clock=clock)
+            for operation, served in SERVED.items()
         }
         self._connections_cut = Counter(
             "connections_cut",
@@ -49,9 +49,9 @@ class ServerMetrics:
             registry=self.registry,
         )
 
-    def of(self, served: ServedKind[Any, MetricsT]) -> MetricsT:
-        """The metrics of one kind of model."""
-        return cast(MetricsT, self._of[served.kind])
+    def of(self, served: ServedOperation[Any, MetricsT]) -> MetricsT:
+        """The metrics of one operation."""
+        return cast(MetricsT, self._of[served.operation])
 
     def forget(self, model: str) -> None:
         """Remove the metrics of a model that is gone."""

@@ -20,12 +20,12 @@ from engine.worker.client import EngineClient
 from server.catalog import config_of, served_names
 from server.http.priority import describe_priority
 from server.http.schemas import variant
-from server.http.served_kind import ServedKind
-from server.kinds import SERVED
+from server.http.served_operation import ServedOperation
+from server.served import SERVED
 
 PATH = "/openapi.json"
 
-_KINDS = {
+_SERVED = {
     body.__name__: [one for one in SERVED.values() if body in one.bodies]
     for served in SERVED.values()
     for body in served.bodies
@@ -38,9 +38,9 @@ def install(
     """Make `/openapi.json` and `/docs` show the served models' facts.
 
     Args:
-        more: further bodies, each with the kind of model that it names.
+        more: further bodies, each with the operation that it asks for.
     """
-    kinds = _KINDS | {body.__name__: [SERVED[kind]] for body, kind in more.items()}
+    served = _SERVED | {body.__name__: [SERVED[one]] for body, one in more.items()}
 
     def make() -> dict[str, Any]:
         document = copy.deepcopy(app.openapi())
@@ -50,7 +50,7 @@ def install(
 
     async def show(request: Request) -> Response:
         document = await asyncio.to_thread(make)  # a third of a second the first time
-        _tell_facts(document, engine, kinds)
+        _tell_facts(document, engine, served)
         root_path = request.scope.get("root_path", "").rstrip("/")
         if root_path:
             document["servers"] = [{"url": root_path}]
@@ -62,22 +62,22 @@ def install(
 def _tell_facts(
     document: dict[str, Any],
     engine: EngineClient,
-    kinds: Mapping[str, Sequence[ServedKind[Any, Any]]],
+    served: Mapping[str, Sequence[ServedOperation[Any, Any]]],
 ) -> None:
     for name, schema in document["components"]["schemas"].items():
-        fitting = kinds.get(name, ())
+        fitting = served.get(name, ())
         if fitting:
-            names = [name for kind in fitting for name in served_names(engine, kind.kind)]
+            names = [name for one in fitting for name in served_names(engine, one.operation)]
             configs = [config_of(engine, name) for name in names]
-            infos = [info for kind in fitting for info in engine.infos(kind.kind)]
+            infos = [info for one in fitting for info in engine.infos(one.operation)]
             _name_models(schema, names, [n for i in infos for n in i.names if n != i.model])
-            for kind in fitting:
-                kind.fill_in(schema["properties"], engine.infos(kind.kind))
+            for one in fitting:
+                one.fill_in(schema["properties"], engine.infos(one.operation))
             describe_priority(schema["properties"], configs)
-    served = [status.model for status in engine.statuses()]
+    ids = [status.model for status in engine.statuses()]
     for path in ("/v1/models/{model_id}", "/ready/{model_id}"):
         for parameter in document["paths"][path]["get"]["parameters"]:
-            parameter["schema"]["enum"] = served
+            parameter["schema"]["enum"] = ids
 
 
 def _drop_unused_422(document: dict[str, Any]) -> None:

@@ -15,8 +15,8 @@ from engine.contract.operations import AnyOperation
 from engine.contract.request import Event, Stats
 from engine.worker.client import EngineClient
 from server.http.model_metrics import (
-    KindMetrics,
     MetricFactory,
+    OperationMetrics,
     Outcome,
     OutcomeMeter,
     QueueGauges,
@@ -61,7 +61,7 @@ class ItemMeter(OutcomeMeter):
             self._model.queue_time.observe(event.queue_time_s)
 
 
-class ItemMetrics(KindMetrics["_ModelMetrics"]):
+class ItemMetrics(OperationMetrics["_ModelMetrics"]):
     """Metrics of one kind of model in one app. Event loop only."""
 
     def __init__(

@@ -207,7 +207,7 @@ class AdapterMetrics(Generic[SeriesT, AdaptableT]):
         return bool(gone)
 
 
-class KindMetrics(Generic[MetricsT]):
+class OperationMetrics(Generic[MetricsT]):
     """Metrics of one kind of model in one app. Event loop only.
 
     Args:

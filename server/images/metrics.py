@@ -17,8 +17,8 @@ from engine.worker.client import EngineClient
 from server.http.model_metrics import (
     ADAPTER,
     AdapterMetrics,
-    KindMetrics,
     MetricFactory,
+    OperationMetrics,
     Outcome,
     OutcomeMeter,
     QueueGauges,
@@ -88,7 +88,7 @@ class ImageMeter(OutcomeMeter):
                 self._adapters[use.name].images.inc()
 
 
-class ImageMetrics(KindMetrics["_ModelMetrics"]):
+class ImageMetrics(OperationMetrics["_ModelMetrics"]):
     """The image metrics of one app. Event loop only."""
 
     def __init__(

@@ -20,11 +20,11 @@ from server.http.engine_run import new_id
 from server.http.item_run import ItemRun
 from server.images.chain import Chain, Stage
 from server.images.jobs import ImageJobs, StageEvent
-from server.images.kind import SERVED_IMAGES
 from server.images.limits import Size
 from server.images.run import ImageRun
+from server.images.served import SERVED_IMAGES
 from server.matting.convert import matting_request
-from server.matting.kind import SERVED_MATTING
+from server.matting.served import SERVED_MATTING
 from server.operations.exchange import run_with
 from server.protocol.chain import EnlargeStage, MatteStage, within_stage
 from server.protocol.image_answers import BackgroundName
@@ -32,7 +32,7 @@ from server.protocol.images import ImageFields
 from server.state import AppState
 from server.upscaling.convert import TiledEnlarging
 from server.upscaling.drawing import DrawnEnlarging, Enlarging, drawing_model
-from server.upscaling.kind import SERVED_UPSCALING
+from server.upscaling.served import SERVED_UPSCALING
 
 _UNCERTAIN = 0.5
 """Answers warn from this `uncertain_fraction` on."""

@@ -25,12 +25,12 @@ from server.text.chat_prompt import ChatPrompt, chat_prompt
 from server.text.chat_reply import ChatReply
 from server.text.convert import chat_request, check_width, prompt_limit, text_options
 from server.text.generation import Generation
-from server.text.kind import SERVED_TEXT
 from server.text.metrics import TextMetrics
 from server.text.picture_rows import PictureRows
 from server.text.prompt_limit import PromptLimit, counting_limit
 from server.text.reply import ReplyHead
 from server.text.sampler_tokens import find_tokens
+from server.text.served import SERVED_TEXT
 from server.text.texts import ModelText
 
 

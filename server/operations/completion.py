@@ -15,10 +15,10 @@ from server.state import AppState
 from server.text.completion_reply import CompletionReply
 from server.text.convert import check_width, completion_requests, prompt_limit, text_options
 from server.text.generation import Generation
-from server.text.kind import SERVED_TEXT
 from server.text.prompt_limit import counting_limit
 from server.text.reply import ReplyHead
 from server.text.sampler_tokens import find_tokens
+from server.text.served import SERVED_TEXT
 from server.text.texts import ModelText
 
 

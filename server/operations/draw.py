@@ -11,10 +11,10 @@ from server.http.shape import Shape
 from server.images.convert import ImageLimits, image_order
 from server.images.files import check_sides
 from server.images.inputs import ImageInputs, read_inputs
-from server.images.kind import SERVED_IMAGES
 from server.images.metrics import ImageMetrics
 from server.images.reply import ImageReply
 from server.images.run import FileOptions, ImageRun
+from server.images.served import SERVED_IMAGES
 from server.images.task import choose_task
 from server.operations.chain import background_after, begin_chain
 from server.operations.exchange import Exchange

@@ -7,7 +7,7 @@ from fastapi import Request, Response
 from engine.contract.embed import check_dimensions
 from server.embeddings.convert import Embedded, check_inputs, embedding_request, token_ids
 from server.embeddings.inputs import Inputs
-from server.embeddings.kind import SERVED_EMBEDDINGS
+from server.embeddings.served import SERVED_EMBEDDINGS
 from server.http.log_fields import annotate
 from server.operations.exchange import Exchange, item_run
 from server.protocol.common import RequestBody

@@ -7,7 +7,7 @@ from fastapi import Request, Response
 
 from server.http.shape import Shape
 from server.images.files import check_sides
-from server.images.kind import SERVED_IMAGES
+from server.images.served import SERVED_IMAGES
 from server.operations.draw import image_run
 from server.operations.exchange import Exchange, item_run
 from server.operations.keeping import keeper
@@ -17,9 +17,9 @@ from server.protocol.upscaling import UpscaleFacts, UpscaleImageRequest
 from server.state import AppState
 from server.upscaling.convert import TiledEnlarging, fraction_of
 from server.upscaling.drawing import DrawnEnlarging, Enlarging, drawing_model
-from server.upscaling.kind import SERVED_UPSCALING
 from server.upscaling.reply import UpscaleReply
 from server.upscaling.result import ResultFile
+from server.upscaling.served import SERVED_UPSCALING
 
 
 async def answer_upscaling(

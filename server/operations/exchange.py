@@ -18,7 +18,7 @@ from server.http.item_run import ItemRun
 from server.http.log_fields import annotate
 from server.http.priority import acting_priority
 from server.http.reply import LaterReply, Reply
-from server.http.served_kind import MetricsT, ServedKind
+from server.http.served_operation import MetricsT, ServedOperation
 from server.http.shape import Shape
 from server.http.sse import until_disconnect
 from server.operations.ignored_fields import Sent, report_ignored_fields
@@ -50,7 +50,7 @@ class Exchange(Generic[InfoT, MetricsT]):
 
     request: Request
     state: AppState
-    served: ServedKind[InfoT, MetricsT]
+    served: ServedOperation[InfoT, MetricsT]
     info: InfoT
     config: EngineConfig
     priority: int
@@ -61,7 +61,7 @@ class Exchange(Generic[InfoT, MetricsT]):
     @classmethod
     async def begin(
         cls,
-        served: ServedKind[InfoT, MetricsT],
+        served: ServedOperation[InfoT, MetricsT],
         body: Asking,
         request: Request,
         state: AppState,
@@ -81,9 +81,9 @@ class Exchange(Generic[InfoT, MetricsT]):
         """
         headers = report_ignored_fields(request, sent or body)
         if info is None and served.default_model is None:
-            info = find_offering(state.engine, served.kind, body.model)
+            info = find_offering(state.engine, served.operation, body.model)
         elif info is None:
-            finding = state.first_use.find(served.kind, body.model)
+            finding = state.first_use.find(served.operation, body.model)
             info = await until_disconnect(request.receive, finding)
         streams = bool(getattr(body, "stream", None))
         annotate(request, model=info.name, stream=streams)
@@ -121,10 +121,10 @@ class Exchange(Generic[InfoT, MetricsT]):
         Raises:
             Draining, QueueFull: the request must be sent again later.
         """
-        lease = self.state.admission.admit(self.served.kind, self.info.model, num_places)
+        lease = self.state.admission.admit(self.served.operation, self.info.model, num_places)
         run = create(lease)
         self.state.live_requests.add(
-            run, self.request, operation=self.served.kind, model=self.info.name
+            run, self.request, operation=self.served.operation, model=self.info.name
         )
         return run
 
@@ -182,7 +182,7 @@ def item_run(
 
 def run_with(
     state: AppState,
-    served: ServedKind[InfoT, ItemMetrics],
+    served: ServedOperation[InfoT, ItemMetrics],
     info: InfoT,
     prefix: str,
     lease: Lease,

@@ -14,7 +14,7 @@ from server.matting.convert import (
     matting_request,
     read_files,
 )
-from server.matting.kind import SERVED_MATTING
+from server.matting.served import SERVED_MATTING
 from server.operations.exchange import Exchange, item_run
 from server.operations.keeping import keeper
 from server.protocol.matting import MatteRequest

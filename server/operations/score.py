@@ -12,9 +12,9 @@ from engine.errors import UnsupportedFeature
 from server.catalog import is_meant
 from server.embeddings.convert import Embedded, check_inputs
 from server.embeddings.inputs import Inputs
-from server.embeddings.kind import SERVED_RERANKERS
 from server.embeddings.pairs import pair_ids
 from server.embeddings.scores import Scored, cosines
+from server.embeddings.served import SERVED_RERANKERS
 from server.http.log_fields import annotate
 from server.operations.embed import answer_embeddings
 from server.operations.exchange import Exchange, item_run

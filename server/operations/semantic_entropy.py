@@ -10,8 +10,8 @@ from engine.errors import EngineError, InvalidParameter, RequestAborted, Request
 from server.catalog import find_offering, names_made_for
 from server.embeddings.convert import embedding_request, token_ids
 from server.embeddings.inputs import Inputs
-from server.embeddings.kind import SERVED_EMBEDDINGS
 from server.embeddings.semantic_entropy import clusters_of, entropy_of
+from server.embeddings.served import SERVED_EMBEDDINGS
 from server.operations.exchange import run_with
 from server.protocol.answers import SemanticEntropy
 from server.protocol.chat import ChatCompletionRequest

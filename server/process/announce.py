@@ -17,9 +17,9 @@ import structlog
 
 from engine.contract.status import ModelStatus, Phase
 from engine.worker.client import EngineClient
-from server.http.served_kind import FirstQuestion
-from server.kinds import SERVED
+from server.http.served_operation import FirstQuestion
 from server.process.listen import Listener
+from server.served import SERVED
 from server.settings import ClientSettings, Settings
 
 if TYPE_CHECKING:  # it brings rich, which is for terminals only

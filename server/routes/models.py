@@ -9,8 +9,8 @@ from engine.contract.operations import operation_of
 from engine.contract.request import Info
 from server.catalog import find_any_model
 from server.dependencies import ModelId, StateDep
-from server.kinds import SERVED, AnyCard
 from server.protocol.answers import error_answers
+from server.served import SERVED, AnyCard
 
 router = APIRouter(tags=["models"])
 

@@ -21,7 +21,7 @@ from server.protocol.responses import DeletedResponse, ItemList, Response, Respo
 from server.responses.convert import chat_of
 from server.responses.shape import ResponseShape
 from server.state import AppState
-from server.text.kind import SERVED_TEXT
+from server.text.served import SERVED_TEXT
 
 router = APIRouter(route_class=JsonRoute, tags=["text"])
 bare_router = APIRouter(tags=["text"])

@@ -20,8 +20,8 @@ from engine.worker.client import EngineClient
 from server.http.model_metrics import (
     ADAPTER,
     AdapterMetrics,
-    KindMetrics,
     MetricFactory,
+    OperationMetrics,
     WorkerTotals,
 )
 from server.text.uncertainty import TokenUncertainty
@@ -125,7 +125,7 @@ class RequestMeter:
             self._adapter.generation_tokens.inc(num_generation_tokens)
 
 
-class TextMetrics(KindMetrics["_ModelMetrics"]):
+class TextMetrics(OperationMetrics["_ModelMetrics"]):
     """The metrics of one app's text models. Event loop only."""
 
     def __init__(

@@ -13,9 +13,9 @@ from engine.contract.draw import ImageStats
 from engine.contract.generate import DraftCounts, EngineStats, TokenEvent
 from engine.contract.request import FinishReason
 from engine.contract.status import Phase
-from server.images.kind import SERVED_IMAGES
+from server.images.served import SERVED_IMAGES
 from server.metrics import ServerMetrics
-from server.text.kind import SERVED_TEXT
+from server.text.served import SERVED_TEXT
 from tests.helpers.clock import Clock
 from tests.helpers.server.fake_engine import FakeEngineClient, model_info
 from tests.helpers.server.fake_image_engine import FakeImageEngine, image_info

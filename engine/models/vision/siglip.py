@@ -140,7 +140,8 @@ class Layer(nn.Module):
             x: [L, C]. Mutated.
         """
         attn, projected = self.self_attn, []
-        for rows in x.split(num_rows):
+        for first in range(0, len(x), num_rows):
+            rows = x[first : first + num_rows]
             projected.append(attn.project(self.layer_norm1(rows)))
             yield
         whole = torch.cat(projected)

@@ -9,7 +9,7 @@ from engine.contract.draw import ImageTask
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.worker.messages import Ready, decode_from_worker, encode
 from server.app import create_app
-from server.images.kind import SERVED_IMAGES
+from server.images.served import SERVED_IMAGES
 from server.settings import Settings
 from tests.helpers.diffusion.doubling import DOUBLE, DoublingSource
 from tests.helpers.diffusion.toy_family import picture, request

@@ -12,11 +12,11 @@ import structlog
 from engine.contract.model_spec import ModelSpec
 from engine.contract.status import ModelStatus, Phase
 from engine.errors import Failure
-from server.http.served_kind import FirstQuestion
+from server.http.served_operation import FirstQuestion
 from server.process.announce import Announcer, _is_news, own_command, shell_line
 from server.process.listen import Listener
 from server.settings import Settings
-from server.text.kind import SERVED_TEXT
+from server.text.served import SERVED_TEXT
 from tests.helpers.server.fake_engine import FakeEngineClient
 from tests.helpers.server.fake_image_engine import FakeImageEngine, image_info
 

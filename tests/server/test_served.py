@@ -6,14 +6,14 @@ from typing import get_args
 from engine.contract.operations import OPERATIONS
 from engine.contract.status import Phase
 from server.dialects.table import DIALECTS
-from server.kinds import SERVED, AnyCard
 from server.protocol.models import ModelCard
+from server.served import SERVED, AnyCard
 from tests.helpers.server.image_server import ImageServer
 
 
 def test_all_operations_are_served_in_their_order() -> None:
     assert list(SERVED) == list(OPERATIONS.values())
-    assert all(served.kind is operation for operation, served in SERVED.items())
+    assert all(served.operation is operation for operation, served in SERVED.items())
 
 
 def test_all_cards_but_those_of_text_models_name_an_architecture() -> None:
@@ -24,7 +24,7 @@ def test_all_cards_but_those_of_text_models_name_an_architecture() -> None:
     assert [card for card, names in named.items() if "architecture" not in names] == [ModelCard]
 
 
-async def test_every_body_that_names_a_model_belongs_to_a_kind() -> None:
+async def test_every_body_that_names_a_model_belongs_to_an_operation() -> None:
     server = ImageServer()
     schemas = (await server.client.get("/openapi.json")).json()["components"]["schemas"]
     bodies = {

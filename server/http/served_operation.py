@@ -1,7 +1,7 @@
-"""The facts about a kind of model that the server needs, besides its routes. `server/kinds.py`
-lists all kinds.
+"""The facts about an operation and its models that the server needs, besides its routes.
+`server/served.py` lists all operations.
 
-The engine's side of a kind is its row in `engine/contract/kinds.py`.
+The engine's side of an operation is its row in `engine/contract/operations.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,14 +24,14 @@ class FirstQuestion:
     """A first request for a ready model, which the operator gets as a line for the shell."""
 
     words: tuple[str, ...] = ()
-    """Arguments for the command `tandem`; empty if no command reaches this kind of model."""
+    """Arguments for the command `tandem`; empty if no command reaches such a model."""
     path: str = ""
     """Path for curl, if there are no words or the command cannot reach the server."""
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-class KindMetrics(Protocol):
-    """The metrics of all models of a kind."""
+class OperationMetrics(Protocol):
+    """The metrics of all models that offer an operation."""
 
     def forget(self, model: str) -> None:
         """Remove the metrics of a model that is gone."""
@@ -42,12 +42,12 @@ class KindMetrics(Protocol):
         ...
 
 
-MetricsT = TypeVar("MetricsT", bound=KindMetrics)
-MadeT = TypeVar("MadeT", bound=KindMetrics, covariant=True)
+MetricsT = TypeVar("MetricsT", bound=OperationMetrics)
+MadeT = TypeVar("MadeT", bound=OperationMetrics, covariant=True)
 
 
 class MakesMetrics(Protocol[MadeT]):
-    """Registers a kind's metrics, as their class does."""
+    """Registers an operation's metrics, as their class does."""
 
     def __call__(
         self, registry: CollectorRegistry, engine: EngineClient, *, clock: Callable[[], float]
@@ -55,17 +55,18 @@ class MakesMetrics(Protocol[MadeT]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServedKind(Generic[InfoT, MetricsT]):
-    """How the server speaks of models of one kind, admits their requests and describes them."""
+class ServedOperation(Generic[InfoT, MetricsT]):
+    """How the server speaks of models that offer one operation, admits their requests and describes
+    them."""
 
-    kind: Operation[Any, Any, InfoT]
+    operation: Operation[Any, Any, InfoT]
     deed: str
     """What such a model does, to follow its name in a sentence."""
     routes: str
     """The routes that take requests for it."""
     routers: tuple[str, ...]
-    """Its routers as `module:name`. They are named and not imported, because routes look kinds
-    up."""
+    """Its routers as `module:name`. They are named and not imported, because routes look
+    operations up."""
     nothing_served: str
     """The message if no such model is served."""
     bodies: tuple[type[BaseModel], ...]
@@ -75,12 +76,13 @@ class ServedKind(Generic[InfoT, MetricsT]):
     fill_in: Callable[[dict[str, Any], Sequence[InfoT]], None]
     """Puts facts about the ready models into the schema of a body's fields."""
     card: Callable[[InfoT], Any]
-    """A model's card in `GET /v1/models`; its type is one of `server.kinds.AnyCard`."""
+    """A model's card in `GET /v1/models`; its type is one of `server.served.AnyCard`."""
     metrics: MakesMetrics[MetricsT]
     """Creates the metrics of its models in an app's registry."""
     first_question: Callable[[str], FirstQuestion]
     """The first question for the model of that id."""
     default_model: str | None = None
-    """The model that is loaded when a request needs this kind and no such model is served."""
+    """The model that is loaded when a request needs this operation and no served model offers
+    it."""
     other_models: tuple[str, ...] = ()
     """Further models that are loaded when a request names them."""

@@ -8,8 +8,8 @@ from engine.contract.enlarge import UpscaleModelInfo
 from engine.contract.operations import ENLARGE
 from server.http.item_metrics import ItemMetrics, ItemNames
 from server.http.schemas import variant
-from server.http.served_kind import FirstQuestion, ServedKind
-from server.images.kind import image_places
+from server.http.served_operation import FirstQuestion, ServedOperation
+from server.images.served import image_places
 from server.protocol.upscaling import UpscaleImageRequest, UpscaleModelCard
 
 _METRICS = ItemNames(
@@ -46,8 +46,8 @@ def _card(info: UpscaleModelInfo) -> UpscaleModelCard:
     )
 
 
-SERVED_UPSCALING = ServedKind(
-    kind=ENLARGE,
+SERVED_UPSCALING = ServedOperation(
+    operation=ENLARGE,
     deed="enlarges images",
     routes="/v1/images/upscale",
     routers=("server.routes.upscaling:router",),

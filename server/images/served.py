@@ -8,7 +8,7 @@ from engine.contract.operations import DRAW
 from engine.contract.settings import EngineConfig
 from server.http.admission import Places
 from server.http.schemas import variant
-from server.http.served_kind import FirstQuestion, ServedKind
+from server.http.served_operation import FirstQuestion, ServedOperation
 from server.images.metrics import ImageMetrics
 from server.protocol.images import (
     ImageEditRequest,
@@ -67,8 +67,8 @@ def _first_question(model: str) -> FirstQuestion:
     return FirstQuestion(words=("draw", prompt, "-o", "image.png"))
 
 
-SERVED_IMAGES = ServedKind(
-    kind=DRAW,
+SERVED_IMAGES = ServedOperation(
+    operation=DRAW,
     deed="draws images",
     routes="/v1/images/generations or /v1/images/edits",
     routers=("server.routes.images:router", "server.routes.images:form_router"),

@@ -11,7 +11,7 @@ from engine.contract.settings import EngineConfig
 from server.http.admission import Places
 from server.http.item_metrics import ItemMetrics, ItemNames
 from server.http.schemas import integer_items, variant
-from server.http.served_kind import FirstQuestion, ServedKind
+from server.http.served_operation import FirstQuestion, ServedOperation
 from server.protocol.embeddings import EmbeddingModelCard, EmbeddingsRequest, PoolingRequest
 from server.protocol.groundedness import GroundednessRequest
 from server.protocol.prompts import MAX_PROMPTS
@@ -86,8 +86,8 @@ def _first_question(model: str) -> FirstQuestion:
     )
 
 
-SERVED_EMBEDDINGS = ServedKind(
-    kind=EMBED,
+SERVED_EMBEDDINGS = ServedOperation(
+    operation=EMBED,
     deed="makes embeddings",
     routes="/v1/embeddings, /v1/rerank or /v1/score",
     routers=("server.routes.embeddings:router", "server.routes.scores:router"),
@@ -106,8 +106,8 @@ SERVED_EMBEDDINGS = ServedKind(
     metrics=partial(ItemMetrics, EMBED, _metrics("embedding", "embedded")),
     first_question=_first_question,
 )
-SERVED_RERANKERS = ServedKind(
-    kind=SCORE,
+SERVED_RERANKERS = ServedOperation(
+    operation=SCORE,
     deed="scores pairs of texts",
     routes="/v1/rerank or /v1/score",
     routers=(),  # those of embedding models, which score by cosines

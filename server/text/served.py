@@ -8,7 +8,7 @@ from engine.contract.operations import GENERATE
 from engine.contract.settings import EngineConfig
 from server.http.admission import Places
 from server.http.schemas import integer_items, variant
-from server.http.served_kind import FirstQuestion, ServedKind
+from server.http.served_operation import FirstQuestion, ServedOperation
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.models import ModelCard
@@ -69,8 +69,8 @@ def _first_question(model: str) -> FirstQuestion:
     )
 
 
-SERVED_TEXT = ServedKind(
-    kind=GENERATE,
+SERVED_TEXT = ServedOperation(
+    operation=GENERATE,
     deed="writes text",
     routes="/v1/chat/completions or /v1/completions",
     routers=(

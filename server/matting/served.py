@@ -8,8 +8,8 @@ from typing import Any
 from engine.contract.matte import MattingModelInfo
 from engine.contract.operations import MATTE
 from server.http.item_metrics import ItemMetrics, ItemNames
-from server.http.served_kind import FirstQuestion, ServedKind
-from server.images.kind import image_places
+from server.http.served_operation import FirstQuestion, ServedOperation
+from server.images.served import image_places
 from server.protocol.matting import MatteRequest, MattingModelCard
 
 DEFAULT_MODEL = "u2netp"
@@ -40,8 +40,8 @@ def _card(info: MattingModelInfo) -> MattingModelCard:
     )
 
 
-SERVED_MATTING = ServedKind(
-    kind=MATTE,
+SERVED_MATTING = ServedOperation(
+    operation=MATTE,
     deed="removes backgrounds",
     routes="/v1/images/matte",
     routers=("server.routes.matting:router",),
