@@ -23,6 +23,7 @@ from engine.weights.weight_plan import WeightPlan, plan_weights
 from tests.helpers.models.tiny_wrappers import (
     GEMMA3_LAYOUTS,
     KINDS,
+    encoded,
     make_wrapper,
     rename_tensors,
     split_processor_files,
@@ -193,7 +194,7 @@ def test_tensors_may_have_the_names_of_any_release(layout, tmp_path):
     rename_tensors(tmp_path, GEMMA3_LAYOUTS[layout])
     after = load(tmp_path).picture_encoder
     assert before is not None and after is not None
-    assert torch.equal(before.encode(pixels), after.encode(pixels))
+    assert torch.equal(encoded(before, pixels), encoded(after, pixels))
 
 
 def _drop_files(folder: Path) -> None:
@@ -301,4 +302,4 @@ def test_a_quantised_text_model_keeps_its_encoder(kind, tmp_path):
     pixels = torch.randint(0, 256, (2, 28, 28, 3), dtype=torch.uint8)
     before, after = load(source).picture_encoder, model.picture_encoder
     assert before is not None and after is not None
-    assert torch.equal(before.encode(pixels), after.encode(pixels))
+    assert torch.equal(encoded(before, pixels), encoded(after, pixels))

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers.models.smolvlm import processing_smolvlm
 
+from engine.models.picture_encoder import PictureEncoder, run_slices
+
 Kind = Literal["gemma3", "smolvlm", "idefics3"]
 KINDS: tuple[Kind, ...] = ("gemma3", "smolvlm", "idefics3")
 VOCAB_SIZE = 384
@@ -131,6 +133,14 @@ def make_wrapper(
         folder
     )
     return folder
+
+
+@torch.inference_mode()
+def encoded(encoder: PictureEncoder | None, pixels: torch.Tensor) -> torch.Tensor:
+    """The states of crops: [N, S, S, 3] → [N, L, C]."""
+    assert encoder is not None
+    found = [run_slices(encoder.begin(crop)) for crop in pixels]
+    return torch.stack([states for states in found if states is not None])
 
 
 def write_tokenizer(folder: Path, kind: Kind) -> Any:

@@ -17,7 +17,7 @@ from engine.models.vision_config import VisionConfig
 from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.source import Checkpoint
 from tests.helpers.adapters.peft_adapters import load, write_adapter
-from tests.helpers.models.tiny_wrappers import KINDS, make_wrapper
+from tests.helpers.models.tiny_wrappers import KINDS, encoded, make_wrapper
 
 VISIONS: dict[str, dict[str, Any]] = {
     "gemma3": {"image_size": 42, "hidden_size": 32, "num_attention_heads": 4},
@@ -43,10 +43,7 @@ class Pair:
         ).eval()
 
     def encode(self, pixels: Tensor) -> Tensor:
-        encoder = self.ours.picture_encoder
-        assert encoder is not None
-        with torch.inference_mode():
-            return torch.stack([run_slices(encoder.begin(crop)) for crop in pixels])
+        return encoded(self.ours.picture_encoder, pixels)
 
     @torch.no_grad()
     def their_states(self, pixels: Tensor) -> Tensor:
