@@ -621,6 +621,18 @@ class TestEnding:
         assert (event.finish_reason, event.failure.code) == ("error", "request_failed")
         assert scheduler.is_doubtful
 
+    def test_doubtful_blocks_are_not_kept(self) -> None:
+        """A commit that failed half-way may have lost blocks."""
+        scheduler = make_scheduler()
+        scheduler.add(make_request("a", 3))
+        scheduler.add(make_request("b", 3))
+        decision = scheduler.schedule()
+        scheduler._pool.allocate()  # lost
+        scheduler.is_doubtful = True
+        scheduler.recover(RuntimeError(), decision)
+        scheduler.check_invariants()
+        assert scheduler.has_work()
+
 
 class EverybodysDrafts(FixedDrafts):
     """The same for all."""

@@ -136,6 +136,8 @@ async def test_retry_after_follows_the_recent_pace(lifecycle, clock):
         lease = admission.admit(GENERATE, "m", 1)
         clock.now += 5.0
         lease.release()
+        for _ in range(9):
+            admission.admit(GENERATE, "another model").release()
     blocker = admission.admit(GENERATE, "m", 10)
     with pytest.raises(QueueFull) as caught:
         admission.admit(GENERATE, "m", 4)
