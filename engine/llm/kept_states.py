@@ -8,7 +8,7 @@ used for longest are dropped first. A prompt whose rows are computed, or found i
 needs no states.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from engine.contract.picture_facts import PictureFacts
 from engine.contract.prompt_states import StatePart
@@ -147,7 +147,7 @@ class KeptStates:
             dropped.append(oldest)
         return dropped, encoded
 
-    def advance(self, parts: PartsOfStep, used: Iterable[StatePart]) -> AdvancedPart | None:
+    def advance(self, parts: PartsOfStep, used: Collection[StatePart]) -> AdvancedPart | None:
         """Use slices that a step leaves for a part that prompts wait for, but not its last one,
         which belongs to the step that computes its rows.
 
@@ -159,7 +159,7 @@ class KeptStates:
         if not missed:
             return None
         part, seq_id = missed.get(self._begun or b"") or next(iter(missed.values()))
-        left = self._most_slices(parts) - sum(map(self._num_missing, done))
+        left = self._most_slices(parts) - self.num_slices(used)
         num_slices = min(left, self._num_missing(part.digest) - 1)
         if num_slices <= 0:
             return None

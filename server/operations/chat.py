@@ -7,7 +7,7 @@ from fastapi import Request, Response
 from engine.contract.generate import ModelInfo
 from engine.errors import InvalidParameter
 from engine.text.chat_format import ChatFormat
-from server.catalog import config_of, find_model
+from server.catalog import find_model
 from server.http.engine_run import new_id
 from server.http.shape import Shape, encode
 from server.http.sse import until_disconnect
@@ -15,6 +15,7 @@ from server.operations.chat_pictures import ChatPictures
 from server.operations.exchange import Exchange
 from server.operations.ignored_fields import report_ignored_fields
 from server.operations.semantic_entropy import semantic_judge
+from server.operations.tokenize import chat_token_ids
 from server.protocol.answers import InputTokens
 from server.protocol.chat import ChatCompletionRequest, ChatMessage
 from server.protocol.common import RequestBody
@@ -129,12 +130,8 @@ async def answer_with_count(
     headers = report_ignored_fields(request, sent or body)
     info = find_model(state.engine, body.model)
     text = await state.texts.get(info)
-    pictures = ChatPictures(body.messages, info, state, body.prompt_field)
-    await until_disconnect(request.receive, pictures.open())
-    chat_format = text.chat_format(config_of(state.engine, info.model))
-    rendered = chat_prompt(body, body.messages, chat_format, pictures.marker)
-    limit = counting_limit(info, body.prompt_field)
-    encoding = _encode(body, rendered, text, limit, pictures.rows)
+    adds, param = bool(body.add_special_tokens), body.prompt_field
+    encoding = chat_token_ids(body, body.messages, state, info, text, param, adds)
     counted = InputTokens(input_tokens=len(await until_disconnect(request.receive, encoding)))
     return Response(encode(counted), media_type="application/json", headers=headers)
 
@@ -174,7 +171,7 @@ async def _encode(
     rendered: ChatPrompt,
     text: ModelText,
     limit: PromptLimit,
-    pictures: PictureRows | None = None,
+    pictures: PictureRows | None,
 ) -> list[int]:
     return await text.encode_chat(
         rendered.messages,

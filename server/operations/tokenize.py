@@ -7,6 +7,7 @@ from engine.errors import InvalidParameter
 from server.catalog import config_of, find_model
 from server.http.sse import until_disconnect
 from server.operations.chat_pictures import ChatPictures
+from server.protocol.chat import ChatMessage, ChatTemplateOptions
 from server.protocol.tokenize import TokenizeRequest
 from server.state import AppState
 from server.text.chat_prompt import chat_prompt
@@ -38,22 +39,42 @@ async def all_token_ids(
     return await until_disconnect(request.receive, _token_ids(body, state, info, text))
 
 
+async def chat_token_ids(
+    body: ChatTemplateOptions,
+    messages: list[ChatMessage],
+    state: AppState,
+    info: ModelInfo,
+    text: ModelText,
+    param: str,
+    adds_special_tokens: bool,
+) -> list[int]:
+    """Token ids of a conversation, whose pictures are not decoded.
+
+    Args:
+        param: the field that messages name.
+
+    Raises:
+        EngineError: it is refused, or too long.
+    """
+    pictures = ChatPictures(messages, info, state, param)
+    await pictures.open()
+    chat_format = text.chat_format(config_of(state.engine, info.model))
+    rendered = chat_prompt(body, messages, chat_format, pictures.marker)
+    return await text.encode_chat(
+        rendered.messages,
+        rendered.options,
+        add_special_tokens=adds_special_tokens,
+        limit=counting_limit(info, param),
+        pictures=pictures.rows,
+    )
+
+
 async def _token_ids(
     body: TokenizeRequest, state: AppState, info: ModelInfo, text: ModelText
 ) -> list[list[int]]:
     if body.messages is not None:
-        pictures = ChatPictures(body.messages, info, state, "messages")
-        await pictures.open()
-        chat_format = text.chat_format(config_of(state.engine, info.model))
-        rendered = chat_prompt(body, body.messages, chat_format, pictures.marker)
-        tokens = await text.encode_chat(
-            rendered.messages,
-            rendered.options,
-            add_special_tokens=body.adds_special_tokens,
-            limit=counting_limit(info, "messages"),
-            pictures=pictures.rows,
-        )
-        return [tokens]
+        adds = body.adds_special_tokens
+        return [await chat_token_ids(body, body.messages, state, info, text, "messages", adds)]
     texts = body.text or ""
     return await text.encode_all(
         [texts] if isinstance(texts, str) else texts,
