@@ -13,10 +13,13 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 MODEL, IMAGE_MODEL = "smollm2-135m-instruct", "tandem-shapes"
 NUM_EXAMPLES = 25
 MORE_EXAMPLES = 100
-"""Of an operation that few of the first were accepted for. Of requests for chats, whose fields
-exclude each other most, 45 % are accepted: fewer than 5 of 25 come by chance once in some hundreds
-of runs, fewer than 20 of 100 once in millions."""
-ENOUGH_ACCEPTED = 0.2
+"""Of an operation that few of the first were accepted for: one strategy's draws resemble each
+other."""
+ENOUGH_ACCEPTED = 0.1
+"""Far below every operation's share (chats 45 %, messages 60 %, embeddings 40 %), which varies by
+8 % from one strategy to the next, and far above that of a body which no client can send."""
+TOO_LONG = ("maximum context length", "prompt is too long", "exceed context limit")
+"""Texts of errors that only the short context of this test causes, so they do not count."""
 NOT_GUESSED = (
     *("images", "/sdapi/", "_id}", "/tokenizer_info", "/get_model_info"),
     *("/api/pull", "/api/show"),
@@ -32,7 +35,7 @@ def operations(server):
 
 
 def accepted(statuses):
-    return sum(n for status, n in statuses.items() if status < 300) / statuses.total()
+    return sum(n for status, n in statuses.items() if status < 300) / max(1, statuses.total())
 
 
 def probed(operation, url, num_examples=NUM_EXAMPLES):
@@ -48,7 +51,7 @@ def probed(operation, url, num_examples=NUM_EXAMPLES):
     @given(case=operation.as_strategy())
     def probe(case):
         response = case.call(base_url=url, timeout=180)
-        statuses[response.status_code] += 1
+        statuses[response.status_code] += not any(text in response.text for text in TOO_LONG)
         assert response.status_code < 500, response.text
 
     probe()
