@@ -27,6 +27,7 @@ LIMIT = len(FILE) + 100
 async def site() -> AsyncIterator[str]:
     """A host with pictures; gives its URL."""
     app = FastAPI()
+    ends = asyncio.Event()
 
     @app.get("/a.png")
     async def picture() -> Response:
@@ -41,17 +42,18 @@ async def site() -> AsyncIterator[str]:
         async def parts() -> AsyncIterator[bytes]:
             for _ in range(LIMIT // 100 + 1):
                 yield bytes(100)
-            await asyncio.sleep(60)
+            await ends.wait()
 
         return StreamingResponse(parts())
 
     @app.get("/slow")
     async def slow() -> Response:
-        await asyncio.sleep(60)
+        await ends.wait()
         return Response(FILE)
 
     async with listening(app) as url:
         yield url
+        ends.set()
 
 
 def followed(hosts: tuple[str, ...], url: str) -> "asyncio.Task[ImageReference]":
