@@ -506,7 +506,8 @@ def test_upscaling_sees_the_image_and_answers_in_any_size(
         picture = noise(4 * tall, 4 * wide, 3)
         answer = array_of(preparation.finish(pixels_of(picture)))
         expected = resize_image(picture[: 4 * height, : 4 * width], *size)
-        assert (answer[..., :3] == expected).all()
+        # Premultiplied colours may round the other way.
+        assert np.abs(answer[..., :3].astype(int) - expected).max() <= (channels == 4)
         assert answer.shape == (size[1], size[0], channels)
 
 
