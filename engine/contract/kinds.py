@@ -37,7 +37,7 @@ class Kind:
     """The settings that its engine receives."""
     layouts: tuple[str, ...]
     """The layouts of checkpoints that may be of this kind
-    (`engine.weights.source.Checkpoint.kind`)."""
+    (`engine.weights.source.Checkpoint.layout`)."""
     recognise: str | None = None
     """`module:function` that says, given such a checkpoint and the wanted kind, whether the
     checkpoint is of this kind. None: it is if no other kind recognises it."""

@@ -15,12 +15,15 @@ _PARTS = {
 }
 """Beginnings of names in files of all releases of transformers, some with `model.` before them, and
 the model's own."""
+_OF_DECODERS = ("embed_tokens.", "layers.", "norm.", "lm_head.")
+"""Beginnings in files that name the decoder's tensors as if it were alone."""
 
 
 def unwrapped(name: str) -> str:
-    """Return the model's name for a tensor of such a checkpoint."""
+    """Return the model's name for a tensor of such a checkpoint. All but the decoder counts as the
+    encoder for pictures."""
     rest = name.removeprefix("model.")
     for stored, own in _PARTS.items():
         if rest.startswith(stored):
             return own + rest.removeprefix(stored)
-    return name
+    return name if rest.startswith(_OF_DECODERS) else PICTURE_ENCODER + rest

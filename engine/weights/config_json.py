@@ -3,14 +3,22 @@
 from dataclasses import replace
 from pathlib import Path
 
+import structlog
+
 from engine.errors import ModelLoadError
 from engine.files.checkpoint_files import read_json, read_optional_json
 from engine.models.config import ModelConfig
 from engine.models.family import Family
 from engine.models.metadata_keys import MetadataKeys
-from engine.models.registry import family_of, family_of_model_type
+from engine.models.registry import families, family_of, family_of_model_type
 from engine.weights.default_sampling import FILE_NAME, recommended
 from engine.weights.picture_files import with_pictures
+from engine.weights.safetensors import folder_headers
+
+_HEAD = "lm_head.weight"
+_WRAPPER = "ForConditionalGeneration"
+
+log = structlog.get_logger(__name__)
 
 
 def read_config_json(folder: Path) -> ModelConfig:
@@ -25,9 +33,14 @@ def read_config_json(folder: Path) -> ModelConfig:
     keys = MetadataKeys(read_json(folder / "config.json"), "config.json")
     generation = MetadataKeys(read_optional_json(folder / FILE_NAME), FILE_NAME)
     # The family is found first, so that an unknown one is not reported as having missing keys.
-    family = _family(keys)
-    config = family.read_json(keys)
-    text = keys.inner("text_config") if config.is_wrapped else keys
+    family, text = _family(keys)
+    config = family.read_json(text)
+    if text is not keys:
+        log.warning("only texts are served", reason="this model's pictures are not supported")
+        tied = config.tie_word_embeddings and not _has_head(folder)
+        config = replace(config, is_wrapped=True, tie_word_embeddings=tied)
+    elif config.is_wrapped:
+        text = keys.inner("text_config")
     config = replace(
         config,
         bos_token_id=next(iter(keys.ids("bos_token_id") or text.ids("bos_token_id")), None),
@@ -39,7 +52,8 @@ def read_config_json(folder: Path) -> ModelConfig:
     return with_pictures(config, family, keys, folder)
 
 
-def _family(keys: MetadataKeys) -> Family:
+def _family(keys: MetadataKeys) -> tuple[Family, MetadataKeys]:
+    """The family of a model, or of the decoder in it, and the keys that the family reads."""
     names = keys.values.get("architectures")
     if names is None:
         family = family_of_model_type(keys.text("model_type", ""))
@@ -47,7 +61,16 @@ def _family(keys: MetadataKeys) -> Family:
             raise ModelLoadError(
                 "config.json names no architectures; give the folder of a language model"
             )
-        return family
+        return family, keys
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise keys.nonsense("architectures", "a list of names")
-    return family_of(names[0])
+    if names[0] not in families() and names[0].endswith(_WRAPPER):
+        from engine.models.fallback.wrapper import inner_decoder  # it brings transformers
+
+        keys = inner_decoder(keys) or keys
+    return family_of(keys.values["architectures"][0]), keys
+
+
+def _has_head(folder: Path) -> bool:
+    """Whether the files have an output layer; configurations of wrappers are unreliable there."""
+    return any(name.endswith(_HEAD) for name in folder_headers(folder))

@@ -24,6 +24,8 @@ from engine.models.fallback.step import in_step
 from engine.models.forward_context import NO_CONTEXT, ForwardContext, RowAdapters
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.loading import load_dummy_weights, load_weights
+from engine.models.wrapped_names import unwrapped
+from engine.quantization.plan import PICTURE_ENCODER
 from engine.runtime.fault import is_out_of_memory
 from kernels import native
 
@@ -57,7 +59,8 @@ class FallbackConfig(ModelConfig):
 
     def tensor_name(self, name: str) -> str:
         """See `ModelConfig.tensor_name`."""
-        return self.names.of(name)
+        own = unwrapped(name) if self.is_wrapped else name
+        return own if own.startswith(PICTURE_ENCODER) else self.names.of(own)
 
 
 class FallbackModel(CausalLM):

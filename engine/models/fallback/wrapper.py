@@ -1,0 +1,78 @@
+"""Finds the decoder inside transformers' models for pictures and text, whose text can be served."""
+
+from typing import Any
+
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+
+from engine.errors import ModelLoadError, UnsupportedArchitecture
+from engine.models.fallback.architecture import NOT_OURS
+from engine.models.metadata_keys import MetadataKeys
+
+_DECODERS = {
+    "qwen2_vl_text": "Qwen2ForCausalLM",
+    "qwen2_5_vl_text": "Qwen2ForCausalLM",
+    "qwen3_vl_text": "Qwen3ForCausalLM",
+}
+"""Decoders that have no class of their own, and the class that computes the same for texts: the
+axes of their positions are equal there."""
+_OF_PICTURE_AXES = ("mrope_section", "mrope_interleaved", "type")
+_OTHERS = {
+    "paligemma": "its prompts are read in both directions",
+    "florence2": "its text model is an encoder-decoder",
+}
+"""Types of models whose decoder computes something else than alone, and how."""
+
+
+def inner_decoder(keys: MetadataKeys) -> MetadataKeys | None:
+    """Return the keys of the decoder inside a model, `architectures` included, as a folder of its
+    own would have them. None: this is not a model for pictures and text.
+
+    Missing keys get transformers' values, as published files leave many out.
+
+    Raises:
+        UnsupportedArchitecture: the decoder cannot be served alone; the message says why.
+        ModelLoadError: transformers refuses the file.
+    """
+    kind, names = keys.values.get("model_type"), keys.values.get("architectures")
+    known = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(kind) if isinstance(kind, str) else None
+    if known is None or not isinstance(names, list) or known not in names:
+        return None
+    if kind in _OTHERS:
+        raise _refusal(known, _OTHERS[kind])
+    text, values = _text_config(known, keys)
+    if text is None:
+        return None
+    inner = _DECODERS.get(text.model_type) or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text.model_type)
+    if inner is None:
+        raise _refusal(known, f"its text model, of type {text.model_type!r}, is not supported")
+    rope = values.get("rope_parameters")
+    if text.model_type in _DECODERS and isinstance(rope, dict):
+        values["rope_parameters"] = {k: v for k, v in rope.items() if k not in _OF_PICTURE_AXES}
+    return MetadataKeys({**values, "architectures": [inner]}, f"{keys.source}: text_config")
+
+
+def _text_config(architecture: str, keys: MetadataKeys) -> tuple[Any, dict[str, Any]]:
+    """The configuration of the text model, None if it is not a part, and all its values."""
+    kept = {key: value for key, value in keys.values.items() if key not in NOT_OURS}
+    try:
+        config = CONFIG_MAPPING[kept["model_type"]].from_dict(kept)
+        text = config.get_text_config(decoder=True)
+        if text is config:
+            return None, {}
+        tied = {"tie_word_embeddings": bool(getattr(config, "tie_word_embeddings", False))}
+        return text, {**text.to_dict(), **tied}
+    except Exception as error:  # transformers' classes may fail in any way on a stranger's file
+        raise ModelLoadError(
+            f"config.json is not valid for {architecture}: {type(error).__name__}: "
+            f"{str(error)[:300]}"
+        ) from error
+
+
+def _refusal(architecture: str, reason: str) -> UnsupportedArchitecture:
+    return UnsupportedArchitecture(
+        f"architecture {architecture!r} is not supported, not even for text alone: {reason}"
+    )

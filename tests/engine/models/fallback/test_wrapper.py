@@ -1,0 +1,161 @@
+"""Texts of models for pictures and text that have no family of their own, against transformers."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from engine.errors import ModelLoadError, UnsupportedArchitecture
+from engine.weights.loader import load_model_config
+from engine.weights.source import Checkpoint
+from tests.helpers.models.checkpoint_logits import logits
+
+TEXT: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.1,
+}
+VISION: dict[str, Any] = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 28,
+    "patch_size": 14,
+}
+AXES = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+QWEN_VISION = {"depth": 2, "num_heads": 3, "patch_size": 14, "hidden_size": 24}
+MODELS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "Llava": ("llama", "clip_vision_model", {}, {}),
+    "LlavaNext": ("mistral", "clip_vision_model", {}, {}),
+    "LlavaOnevision": ("qwen2", "siglip_vision_model", {}, {}),
+    "Mistral3": ("mistral", "pixtral", {}, {"head_dim": 8}),
+    "InternVL": ("qwen2", "internvl_vision", {}, {}),
+    "Qwen2VL": (
+        *("qwen2_vl_text", "qwen2_vl"),
+        {"rope_parameters": AXES},
+        QWEN_VISION | {"embed_dim": 24, "hidden_size": 48},
+    ),
+    "Qwen2_5_VL": (
+        *("qwen2_5_vl_text", "qwen2_5_vl"),
+        {"rope_parameters": AXES},
+        QWEN_VISION | {"out_hidden_size": 48, "fullatt_block_indexes": [0]},
+    ),
+    "Qwen3VL": (
+        *("qwen3_vl_text", "qwen3_vl"),
+        {"rope_parameters": AXES | {"mrope_interleaved": True}},
+        QWEN_VISION | {"out_hidden_size": 48, "deepstack_visual_indexes": [0]},
+    ),
+    "Exaone4_5_": ("exaone4", "exaone4_5_vision", {}, {"depth": 1, "num_heads": 3}),
+}
+"""The types of their parts, and what these have besides. transformers' code runs the last one's
+decoder."""
+
+
+def make(folder, name, **overrides):
+    """Save a random model; its text model may differ from the usual one."""
+    kind, tower, text, vision = MODELS[name]
+    create = getattr(transformers, f"{name}ForConditionalGeneration")
+    with torch.random.fork_rng():
+        torch.manual_seed(random.randrange(1 << 31))
+        config = create.config_class(
+            text_config=TEXT | {"model_type": kind} | text,
+            vision_config=VISION | {"model_type": tower} | vision,
+            **overrides,
+        )
+        model = create(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.normal_(1.0, 0.2)
+    model.save_pretrained(folder)
+    return model, Checkpoint("folder", folder, "tiny")
+
+
+def random_text():
+    return [random.randrange(300) for _ in range(random.randint(1, 40))]
+
+
+def assert_alike(model, checkpoint):
+    text = random_text()
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([text])).logits[0]
+    torch.testing.assert_close(logits(checkpoint, text), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_texts_are_transformers(tmp_path, name):
+    model, checkpoint = make(tmp_path, name)
+    config = load_model_config(checkpoint)
+    assert config.pictures is None and config.is_wrapped
+    assert_alike(model, checkpoint)
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_files_say_whether_the_output_layer_is_the_embedding(tmp_path, is_tied):
+    model, checkpoint = make(tmp_path, "Mistral3", tie_word_embeddings=is_tied)
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": True}
+        )
+    )
+    assert load_model_config(checkpoint).tie_word_embeddings == is_tied
+    assert_alike(model, checkpoint)
+
+
+def test_files_of_older_releases(tmp_path):
+    model, checkpoint = make(tmp_path, "Qwen2VL")
+    path = tmp_path / "model.safetensors"
+    older = {
+        name.replace("language_model.", "").replace("model.visual.", "visual."): tensor
+        for name, tensor in load_file(path).items()
+    }
+    assert "model.layers.0.self_attn.q_proj.weight" in older
+    save_file(older, path, {"format": "pt"})
+    assert_alike(model, checkpoint)
+
+
+def test_keys_that_files_leave_out_are_transformers(tmp_path):
+    values = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}
+    values |= {"text_config": {"model_type": "llama", "vocab_size": 32_064}, "vision_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    save_file({"language_model.lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    config = load_model_config(Checkpoint("folder", tmp_path, "tiny"))
+    assert (config.vocab_size, config.hidden_size, config.num_hidden_layers) == (32_064, 4096, 32)
+    assert not config.tie_word_embeddings
+
+
+REFUSED = {
+    "PaliGemma": ("paligemma", {"text_config": {"model_type": "gemma"}}, "in both directions"),
+    "Florence2": ("florence2", {}, "encoder-decoder"),
+    "Mllama": ("mllama", {}, "mllama_text_model"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_decoders_that_cannot_be_served_alone_are_refused(tmp_path, name):
+    kind, keys, reason = REFUSED[name]
+    architecture = f"{name}ForConditionalGeneration"
+    values = {"model_type": kind, "architectures": [architecture], **keys}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UnsupportedArchitecture, match=reason) as caught:
+        load_model_config(Checkpoint("folder", tmp_path, "tiny"))
+    assert architecture in caught.value.message
+
+
+@pytest.mark.parametrize("wrong", ["text", 7, {"model_type": "llama", "hidden_size": "many"}])
+def test_impossible_keys_are_refused(tmp_path, wrong):
+    values = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}
+    (tmp_path / "config.json").write_text(json.dumps(values | {"text_config": wrong}))
+    with pytest.raises(ModelLoadError, match=r"config\.json"):
+        load_model_config(Checkpoint("folder", tmp_path, "tiny"))
