@@ -21,6 +21,7 @@ from kernels.experts import (
     route_experts,
     sum_experts,
 )
+from kernels.gated_delta import gated_delta
 from kernels.geglu import geglu
 from kernels.gelu_mul import gelu_mul
 from kernels.group_norm_silu import group_norm_silu
@@ -43,6 +44,8 @@ from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope_store_kv import rope_store_kv
 from kernels.sample_tokens import EditLists, SampledTokens, SamplingRows, sample_tokens
 from kernels.score_tokens import TokenScores, score_tokens
+from kernels.short_conv import short_conv
+from kernels.sigmoid_mul import sigmoid_mul
 from kernels.silu_mul import silu_mul
 
 OPS = (
@@ -51,6 +54,7 @@ OPS = (
     rope_store_kv,
     silu_mul,
     gelu_mul,
+    sigmoid_mul,
     paged_attention,
     group_norm_silu,
     geglu,
@@ -71,6 +75,8 @@ OPS = (
     sample_tokens,
     score_tokens,
     conv3x3,
+    short_conv,
+    gated_delta,
 )
 """Every op, for tests and benchmarks."""
 
@@ -95,6 +101,7 @@ __all__ = [
     "conv3x3",
     "copy_matrices",
     "fields_apart",
+    "gated_delta",
     "geglu",
     "gelu_mul",
     "group_norm_silu",
@@ -116,6 +123,8 @@ __all__ = [
     "route_experts",
     "sample_tokens",
     "score_tokens",
+    "short_conv",
+    "sigmoid_mul",
     "silu_mul",
     "sum_experts",
 ]

@@ -188,6 +188,16 @@ tiny_mixtral = _tiny("Mixtral", num_local_experts=5)
 tiny_qwen3_moe = _tiny(
     "Qwen3Moe", **_EXPERTS, num_experts=8, norm_topk_prob=True, mlp_only_layers=[1], head_dim=32
 )
+# Three of four layers keep a state instead of keys and values.
+tiny_qwen3_5 = _tiny(
+    "Qwen3_5",
+    num_hidden_layers=4,
+    head_dim=32,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=16,
+    linear_value_head_dim=24,
+)
 # Models without a family here. GPT-NeoX's checkpoint has other names than its modules.
 tiny_gpt_neox = _tiny("GPTNeoX")
 tiny_olmo2 = _tiny("Olmo2")

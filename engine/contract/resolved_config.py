@@ -30,6 +30,8 @@ class ModelFacts:
     """The bytes of activations and graphs of the largest step; 0 until measured, and on a CPU."""
     kv_windows: tuple[int | None, ...] = (None,)
     """The window of each layer group (`engine.contract.kv_layout`)."""
+    recurrent_bytes: int = 0
+    """The bytes of one text's recurrent states; 0 without any."""
     draft_kv_bytes_per_token: int = 0
     """The bytes that a draft model's cache takes per token of a layer group."""
 
@@ -83,6 +85,8 @@ class ResolvedConfig:
     shared_lookup_tokens: int
     deterministic: bool
     debug_invariants: bool
+    num_recurrent_slots: int = 0
+    """The slots for recurrent states: two for each sequence that may run; 0 without any."""
 
     @property
     def max_decode_rows(self) -> int:
@@ -103,7 +107,8 @@ class ResolvedConfig:
     def fingerprint(self) -> str:
         """A short hash of what shapes answers, without values that follow from free memory."""
         values = asdict(self)
-        del values["num_kv_blocks"], values["max_idle_cached_blocks"]
+        for name in ("num_kv_blocks", "max_idle_cached_blocks", "num_recurrent_slots"):
+            del values[name]
         return fingerprint(sorted(values.items()))
 
 
@@ -141,12 +146,13 @@ def resolve(intent: TextSettings, model: ModelFacts, machine: MachineFacts) -> R
         seed=intent.seed,
         async_scheduling=overlaps,
         record_steps=intent.record_steps,
-        num_speculative_tokens=intent.num_speculative_tokens,
+        num_speculative_tokens=0 if model.recurrent_bytes else intent.num_speculative_tokens,
         prompt_lookup_min=intent.prompt_lookup_min,
         prompt_lookup_max=intent.prompt_lookup_max,
         shared_lookup_tokens=intent.shared_lookup_tokens,
         deterministic=intent.deterministic,
         debug_invariants=intent.debug_invariants,
+        num_recurrent_slots=2 * intent.max_num_seqs if model.recurrent_bytes else 0,
     )
 
 

@@ -57,6 +57,8 @@ class ComputedPrefixes:
         if filled and self._is_enabled:
             chain = sequence.extend_chain(self.pool.block_size)
             offer_cached(self.pool, sequence.table, chain, filled)
+            if sequence.table.state is not None:
+                sequence.table.state.note_computed(sequence.num_computed, chain)
         if self.pool.layout.slides:
             sequence.table.leave(sequence.num_computed)
 

@@ -50,6 +50,18 @@ class GroupBlocks(NamedTuple):
     """The number of blocks before them, which no token of the step attends to."""
 
 
+NO_SLOT = -1
+"""The slot that a text without computed tokens reads."""
+
+
+class RecurrentSlots(NamedTuple):
+    """The slots of a sequence's recurrent state in a step
+    (`kernels.shared.recurrent_batch.RecurrentBatch`)."""
+
+    read: int
+    write: int
+
+
 class StateRows(NamedTuple):
     """Rows whose inputs are states of a part of the prompt instead of looked-up embeddings."""
 
@@ -106,6 +118,8 @@ class ScheduledSequence:
     one more token. The text of a sequence is certain only if it is not a candidate."""
     states: Sequence[StateRows] = ()
     """The rows that are states, in order."""
+    recurrent: RecurrentSlots | None = None
+    """The slots of its recurrent state; None if the model has none."""
     is_apart: bool = False
     """Whether these few rows are computed like decodes, so that the step can be replayed."""
 

@@ -371,6 +371,7 @@ class Sequence:
             prompt_logprobs=self.scores_prompt and start < owner.prompt_len - 1,
             follows=self.follows,
             states=self._state_rows(start, end) if self.states else (),
+            recurrent=self.table.state.step(end) if self.table.state is not None else None,
         )
         self.table.advance(start + len(token_ids))
         self.num_in_flight += len(token_ids)

@@ -53,6 +53,7 @@ from engine.errors import (
 )
 from engine.llm.cache.kv_cache import BlockPool, check
 from engine.llm.cache.prefix_cache import PrefixCache, chain_root
+from engine.llm.cache.recurrent_slots import RecurrentPool
 from engine.llm.cache.sequence_blocks import SequenceBlocks
 from engine.llm.computed_prefixes import ComputedPrefixes
 from engine.llm.cost.step_budget import StepBudget
@@ -422,6 +423,9 @@ class Scheduler:
         self._sequences.check_invariants()
         tables = [table for s in self._sequences.running for table in s.table.tables]
         self._pool.check_invariants(tables)
+        if self._pool.recurrent is not None:
+            states = (s.table.state for s in self._sequences.running)
+            self._pool.recurrent.check_invariants(state for state in states if state is not None)
         num_running, budget = len(self._sequences.running), self._config.max_num_batched_tokens
         check(num_running <= self._max_num_running, f"{num_running} sequences run")
         check(self._num_step_tokens <= budget, f"a step had {self._num_step_tokens} tokens")
@@ -454,10 +458,26 @@ class Scheduler:
 
     def _reach(self, sequence: Sequence, num_tokens: int, step: _Step) -> int:
         """How many of these tokens a sequence takes, because of its parts that are states."""
+        if self._pool.recurrent is not None:
+            num_tokens = self._to_block_end(sequence, num_tokens, step)
         if not sequence.states:
             return num_tokens
         most = step.budget + step.spare
         return self._states.reach(sequence, step.start_of(sequence), num_tokens, most, step.parts)
+
+    def _to_block_end(self, sequence: Sequence, num_tokens: int, step: _Step) -> int:
+        """How many of these tokens a sequence takes so that its recurrent state can be kept: up to
+        the end of a block, if there is one, and in one step not beyond where other texts begin to
+        differ, nor beyond the last whole block."""
+        size, start = self._pool.block_size, sequence.table.num_tokens
+        branch = sequence.table.num_shared
+        last = branch if start < branch else (sequence.num_known - 1) // size * size
+        given = step.start_of(sequence)
+        end = given + num_tokens
+        if start < last:
+            end = min(end, last)
+            end = max(end - end % size, given) if end - end % size > start else end
+        return end - given
 
     def _preempt(self, victim: Sequence, step: _Step) -> None:
         self._sequences.preempt(victim)
@@ -532,6 +552,8 @@ class Scheduler:
             decision.dropped, decision.encoded = self._states.settle(used)
             decision.blocks_next |= step.is_short or step.is_alone
             self._num_in_flight += 1
+        if self._pool.recurrent is not None:
+            self._pool.recurrent.end_decision()
         return decision
 
     def _commit_sequence(
@@ -628,7 +650,14 @@ class Scheduler:
 
     def _empty_pool(self) -> BlockPool:
         config, cache = self._config, PrefixCache(self._config.max_idle_cached_blocks)
-        return BlockPool(config.num_kv_blocks, config.block_size, cache, self._layout)
+        recurrent = None
+        if config.num_recurrent_slots:
+            recurrent = RecurrentPool(
+                config.num_recurrent_slots,
+                config.block_size,
+                is_cached=config.enable_prefix_caching,
+            )
+        return BlockPool(config.num_kv_blocks, config.block_size, cache, self._layout, recurrent)
 
 
 def _outgrows(sequence: Sequence) -> OutOfBlocks | None:

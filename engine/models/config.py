@@ -66,6 +66,10 @@ class ModelConfig:
         experts."""
         return None
 
+    def recurrent_bytes(self, dtype_bytes: int) -> int:
+        """The bytes of one text's recurrent states; 0 without layers that have one."""
+        return 0
+
     def within(self, max_model_len: int | None) -> Self:
         """Return the configuration for texts of at most that length; None for any length.
 

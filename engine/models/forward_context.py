@@ -1,12 +1,13 @@
 """The context of a forward pass beside its tokens. Passed as an argument, never kept."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from kernels import PagedBatch
+from kernels.shared.recurrent_batch import RecurrentBatch
 
 
 class GroupContext(NamedTuple):
@@ -95,10 +96,14 @@ class ForwardContext:
     """The context of each group of layers that share blocks."""
     group_of_layer: Sequence[int]
     kv_caches: Sequence[Tensor]
-    """The cache [N, 2, K, S, D] of each layer."""
+    """The cache [N, 2, K, S, D] of each layer that attends."""
     kv_scales: Sequence[Tensor | None] = ()
     """The scales [N, 2, K, S] of each layer with a packed cache, None for others; empty if no cache
     is packed."""
+    recurrent: RecurrentBatch | None = None
+    """The rows and slots of recurrent states; None if no layer has one."""
+    recurrent_states: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """For each layer with a recurrent state, its last inputs and its state, [S, …] each."""
     adapters: RowAdapters | None = None
     """The rows' adapters, or None when no row has one."""
     states: RowStates | None = None

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from engine.models.causal_lm import CausalLM
 from engine.models.forward_context import ForwardContext, GroupContext
+from engine.models.recurrent_config import RecurrentConfig
 from kernels import PagedBatch
+from kernels.shared.recurrent_batch import NO_SLOT, RecurrentBatch
 from kernels.shared.transfer import to_device
 
 _BLOCK = 16
@@ -17,7 +19,8 @@ _BLOCK = 16
 class WholeTexts:
     """A decoder and the memory for one pass.
 
-    The keys and values of one layer lie in blocks that the next layer overwrites.
+    The keys and values of one layer lie in blocks that the next layer overwrites, and so do its
+    recurrent states.
 
     Args:
         max_tokens: the most tokens of all texts of a call together.
@@ -44,6 +47,10 @@ class WholeTexts:
         )
         is_packed = self._scratch.dtype.itemsize == 1
         self._scales = torch.zeros(shape, device=options.device) if is_packed else None
+        self._recurrent: dict[int, tuple[Tensor, Tensor]] = {}
+        if isinstance(config, RecurrentConfig):
+            state = config.shapes.allocate(max_texts, options.dtype, options.device)
+            self._recurrent = dict.fromkeys(config.recurrent_layers, state)
 
     def states(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """Compute hidden states.
@@ -90,10 +97,18 @@ class WholeTexts:
             list(lengths).count(1),
             device,
         )
+        recurrent = None
+        if self._recurrent:
+            slots = np.arange(len(texts), dtype=np.int32)
+            recurrent = RecurrentBatch.from_host(
+                offsets, np.full_like(slots, NO_SLOT), slots, device
+            )
         ctx = ForwardContext(
             groups=(GroupContext(batch, (inputs[2], inputs[3])),),
             group_of_layer=(0,) * self._num_layers,
             kv_caches=(self._scratch,) * self._num_layers,
             kv_scales=(self._scales,) * self._num_layers,
+            recurrent=recurrent,
+            recurrent_states=self._recurrent,
         )
         return inputs[0], inputs[1], ctx

@@ -13,9 +13,12 @@ def text_facts(plan: WeightPlan, config: ModelConfig, intent: TextSettings) -> M
     number_bytes = torch_dtype(intent.model_dtype).itemsize
     pictures = config.pictures
     kept_bytes = 0 if pictures is None else pictures.kept_bytes(config.hidden_size * number_bytes)
+    recurrent_bytes = config.recurrent_bytes(number_bytes)
+    num_slots = 2 * intent.max_num_seqs
     return ModelFacts(
         max_position_embeddings=config.max_position_embeddings,
         kv_bytes_per_token=config.kv_bytes_per_token(KvNumbers(intent.resolved_kv_cache_dtype)),
         kv_windows=config.group_windows,
-        weight_bytes=plan.num_bytes(number_bytes) + kept_bytes,
+        weight_bytes=plan.num_bytes(number_bytes) + kept_bytes + num_slots * recurrent_bytes,
+        recurrent_bytes=recurrent_bytes,
     )

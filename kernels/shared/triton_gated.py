@@ -1,4 +1,4 @@
-"""The common part of the Triton gates: one elementwise kernel with three activations."""
+"""The common part of the Triton gates: one elementwise kernel with four activations."""
 
 from torch import Tensor
 
@@ -27,6 +27,8 @@ def _gated_mul_kernel(
     gate, up = (first, second) if GATE_FIRST else (second, first)
     if ACTIVATION == "silu":
         gate *= _sigmoid(gate)
+    elif ACTIVATION == "sigmoid":
+        gate = _sigmoid(gate)
     elif ACTIVATION == "gelu_tanh":
         # (1 + tanh(u)) / 2 is sigmoid(2u).
         gate *= _sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
@@ -48,7 +50,8 @@ def supports(halves: Tensor) -> bool:
 
 
 def run(halves: Tensor, activation: str, *, gate_first: bool = True) -> Tensor:
-    """Run a gate: [T, 2·I] to [T, I], contiguous. `activation`: `silu`, `gelu_tanh` or `gelu`."""
+    """Run a gate: [T, 2·I] to [T, I], contiguous. `activation`: `silu`,
+    `sigmoid`, `gelu_tanh` or `gelu`."""
     rows, size = halves.shape[0], halves.shape[1] // 2
     out = halves.new_empty(rows, size)
     if out.numel():

@@ -1,11 +1,12 @@
-"""A sequence's KV blocks in all layer groups (`engine.contract.kv_layout`), and the cached blocks
-that it can start from."""
+"""A sequence's KV blocks in all layer groups (`engine.contract.kv_layout`), its recurrent state if
+the model has one, and the cached ones that it can start from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from engine.llm.cache.kv_cache import BlockPool, BlockTable
+from engine.llm.cache.recurrent_slots import RecurrentState
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,18 +18,26 @@ class CachedPrefix:
     """The cached blocks of each layer group."""
     num_passed: list[int]
     """For each layer group, the number of the text's blocks before them."""
+    slot: int | None = None
+    """The slot of the recurrent state."""
+    num_shared: int = 0
+    """The number of tokens whose keys and values were cached, though perhaps no state."""
 
 
 class SequenceBlocks:
-    """One sequence's blocks: a table per layer group, all for the same tokens."""
+    """One sequence's blocks: a table per layer group, all for the same tokens. And its recurrent
+    state, which always has a slot."""
 
-    __slots__ = ("_pool", "num_tokens", "tables")
+    __slots__ = ("_pool", "num_shared", "num_tokens", "state", "tables")
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
         self.tables = [BlockTable(pool, window) for window in pool.layout.windows]
+        self.state = None if pool.recurrent is None else RecurrentState(pool.recurrent)
         self.num_tokens = 0
         """The number of tokens whose keys and values are there, or will be by a launched step."""
+        self.num_shared = 0
+        """The number of tokens with which another text began, as far as that is known."""
 
     @property
     def num_blocks(self) -> int:
@@ -41,23 +50,32 @@ class SequenceBlocks:
             self.tables, cached.block_ids, cached.num_passed, strict=True
         ):
             table.adopt(blocks, cached.num_tokens, first)
+        if self.state is not None:
+            self.state.adopt(cached.slot)
         self.num_tokens = cached.num_tokens
+        self.num_shared = cached.num_shared
         return self
 
     def fork(self, num_tokens: int) -> "SequenceBlocks":
         """Make second tables that share the first `num_tokens` tokens."""
         forked = SequenceBlocks(self._pool)
         forked.tables = [table.fork(num_tokens) for table in self.tables]
+        forked.state = None if self.state is None else self.state.fork()
         forked.num_tokens = num_tokens
         return forked
 
     def can_fork(self, num_tokens: int) -> bool:
         """Whether everything that the token after these attends to is still there."""
+        if self.state is not None and num_tokens != self.num_tokens:
+            return False
         return all(table.can_fork(num_tokens) for table in self.tables)
 
     def truncate(self, num_tokens: int) -> None:
-        """Keep the first `num_tokens` tokens. No window may have passed what the next token attends
-        to."""
+        """Keep the first `num_tokens` tokens, or none if there is a recurrent state, which cannot
+        be taken back. No window may have passed what the next token attends to."""
+        if self.state is not None and num_tokens != self.num_tokens:
+            num_tokens = 0
+            self.state.clear()
         for table in self.tables:
             table.truncate(num_tokens)
         self.num_tokens = num_tokens
@@ -125,7 +143,9 @@ def find_cached(pool: BlockPool, chain: Sequence[bytes], most: int) -> CachedPre
         most: the most tokens to find.
     """
     layout, cache = pool.layout, pool.cache
-    num_blocks = len(chain)
+    num_blocks, num_shared, slot = len(chain), 0, None
+    if pool.recurrent is not None:
+        num_blocks = min(num_blocks, most // layout.block_size)
     for group, window in enumerate(layout.windows):
         if window is None:
             num_blocks = len(cache.find(chain[:num_blocks], group))
@@ -142,6 +162,10 @@ def find_cached(pool: BlockPool, chain: Sequence[bytes], most: int) -> CachedPre
                 if not cache.has(chain[index], group):
                     num_blocks = index
                 index -= 1
+        if pool.recurrent is not None:
+            num_shared = max(num_shared, num_blocks * layout.block_size)
+            num_blocks, slot = pool.recurrent.find(chain, num_blocks)
     firsts = [first_seen(window) for window in layout.windows]
     blocks = [cache.find(chain[first:num_blocks], group) for group, first in enumerate(firsts)]
-    return CachedPrefix(min(num_blocks * layout.block_size, most), blocks, firsts)
+    num_tokens = min(num_blocks * layout.block_size, most)
+    return CachedPrefix(num_tokens, blocks, firsts, slot, num_shared)

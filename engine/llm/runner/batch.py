@@ -19,6 +19,7 @@ from engine.llm.decision import PENDING_TOKEN_ID, SampleRow, ScheduledSequence, 
 from engine.models.adapters import NO_ADAPTER
 from engine.models.forward_context import GroupContext
 from kernels import PagedBatch
+from kernels.shared.recurrent_batch import RecurrentBatch
 from kernels.shared.transfer import to_device
 
 Int32Array = NDArray[np.int32]
@@ -76,6 +77,8 @@ class StepRows:
     """The rows that are states, counted in the step."""
     key_ends: Int32Array | None
     """Shape [T], see `PagedBatch`; None when no row sees keys behind its own."""
+    recurrent_slots: Int32Array | None
+    """Shape [2, B]: the slots that each span reads and writes; None without recurrent states."""
 
     @property
     def num_rows(self) -> int:
@@ -100,6 +103,8 @@ class Batch:
     """One context per layer group."""
     adapter_slots: Tensor | None = None
     """Shape [T], int32, as in `StepRows`."""
+    recurrent: RecurrentBatch | None = None
+    """The rows and slots of recurrent states; None without any."""
 
     @classmethod
     def on(cls, device: torch.device, rows: StepRows) -> "Batch":
@@ -121,6 +126,11 @@ class Batch:
                 for batch, block_ids in zip(batches, inputs[BLOCK_IDS:], strict=True)
             ],
             adapter_slots=None if slots is None else to_device([slots], device)[0],
+            recurrent=(
+                None
+                if rows.recurrent_slots is None
+                else RecurrentBatch.from_host(rows.cu_seqlens_q, *rows.recurrent_slots, device)
+            ),
         )
 
 
@@ -172,6 +182,7 @@ def lay_out(
         adapter_slots=_adapter_slots(spans, adapter_slots, span_of_row),
         states=states,
         key_ends=_key_ends(positions, states) if looks_both_ways and states else None,
+        recurrent_slots=_recurrent_slots(spans),
     )
 
 
@@ -231,6 +242,12 @@ def _key_ends(positions: Int64Array, states: Sequence[StateRows]) -> Int32Array:
         last = one.first_row + one.num_rows - 1
         ends[one.first_row : last] = ends[last]
     return ends.astype(np.int32)
+
+
+def _recurrent_slots(spans: Sequence[Span]) -> Int32Array | None:
+    """Return `StepRows.recurrent_slots`."""
+    slots = [span.sequence.recurrent for span in spans if span.sequence.recurrent is not None]
+    return np.array(slots, dtype=np.int32).T.copy() if slots else None
 
 
 def _adapter_slots(

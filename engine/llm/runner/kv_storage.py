@@ -46,7 +46,7 @@ class KvStorage:
         """Allocate the memory.
 
         Args:
-            layer_groups: the layers of each group; every layer is in one.
+            layer_groups: the layers of each group; layers without keys and values are in none.
             dtype: the numbers' dtype; int8 and float8_e4m3fn have a scale for each slot and head.
         """
         layers_per_block = max(map(len, layer_groups))
@@ -71,11 +71,13 @@ class KvStorage:
             for group, layers in enumerate(layer_groups)
             for at, layer in enumerate(layers)
         }
-        self.group_of_layer = [places[layer][0] for layer in range(len(places))]
-        self.layers: list[Tensor] = [shares[places[layer][1]] for layer in range(len(places))]
+        # A layer without keys and values has entries that nobody reads.
+        of_layer = [places.get(layer, (0, 0)) for layer in range(1 + max(places))]
+        self.group_of_layer = [group for group, _ in of_layer]
+        self.layers: list[Tensor] = [shares[at] for _, at in of_layer]
         """One view per layer, [N, 2, K, S, D], which the kernels take as `kv_cache`. Layers of
         different groups may share one: their blocks differ."""
-        self.scales = [scales[places[layer][1]] for layer in range(len(places))]
+        self.scales = [scales[at] for _, at in of_layer]
         """One view per layer, [N, 2, K, S] fp32, which the kernels take as `kv_scales`; None if the
         cache is not packed."""
 

@@ -16,8 +16,10 @@ from engine.contract.prompt_states import StatePart
 from engine.contract.resolved_config import ResolvedConfig
 from engine.contract.sampling_params import SamplingParams
 from engine.llm.decision import (
+    NO_SLOT,
     GroupBlocks,
     NewSequence,
+    RecurrentSlots,
     ScheduleDecision,
     ScheduledSequence,
     StateRows,
@@ -82,14 +84,27 @@ def largest_steps(config: ResolvedConfig, pictures: PictureFacts | None = None) 
     ]
 
 
-def decision(texts: WarmUpStep, block_size: int, num_groups: int = 1) -> ScheduleDecision:
+def decision(
+    texts: WarmUpStep, block_size: int, num_groups: int = 1, *, recurrent: bool = False
+) -> ScheduleDecision:
     """Make the decision that a scheduler would make for such a step and `num_groups` layer groups.
-    Its sequences have negative ids."""
+    Its sequences have negative ids.
+
+    Args:
+        recurrent: whether the model has recurrent states.
+    """
     return ScheduleDecision(
         encoded=[text.part for text in texts if text.part is not None],
         new=[_sequence(-1 - i, text) for i, text in enumerate(texts)],
         scheduled=[
-            _scheduled(-1 - i, text, block_size, num_groups) for i, text in enumerate(texts)
+            _scheduled(
+                -1 - i,
+                text,
+                block_size,
+                num_groups,
+                RecurrentSlots(NO_SLOT, i) if recurrent else None,
+            )
+            for i, text in enumerate(texts)
         ],
     )
 
@@ -139,7 +154,9 @@ def _sequence(seq_id: int, text: Text) -> NewSequence:
     return NewSequence(seq_id, prompt, text.sampling, 0, 0, ())
 
 
-def _scheduled(seq_id: int, text: Text, block_size: int, num_groups: int) -> ScheduledSequence:
+def _scheduled(
+    seq_id: int, text: Text, block_size: int, num_groups: int, recurrent: RecurrentSlots | None
+) -> ScheduledSequence:
     num_blocks = -(-(text.num_cached + text.num_tokens) // block_size)
     return ScheduledSequence(
         seq_id,
@@ -150,4 +167,5 @@ def _scheduled(seq_id: int, text: Text, block_size: int, num_groups: int) -> Sch
         num_output_tokens=0,
         prompt_logprobs=text.sampling.prompt_logprobs is not None,
         states=() if text.part is None else [StateRows(text.part.digest, 0, 0, text.num_tokens)],
+        recurrent=recurrent,
     )

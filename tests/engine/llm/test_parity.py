@@ -17,6 +17,8 @@ NUM_PROMPTS, NUM_TOKENS = 20, 64
 FEWER_TOKENS = 12
 """The number of tokens from a real model, which is slow."""
 TOLERANCE = 1e-4
+OF_CHUNKS = 5e-4
+"""For recurrent states, which transformers computes in chunks whose sums round more."""
 CLEAR_LEAD = 0.5
 """In bf16, judge only positions where the best logit (in fp32) leads by this much."""
 
@@ -48,13 +50,13 @@ def reference_logprobs(model, prompt, output):
     return logits.float().log_softmax(-1)
 
 
-def assert_equal_to(model, prompts, completions):
+def assert_equal_to(model, prompts, completions, tolerance=TOLERANCE):
     for prompt, completion in zip(prompts, completions, strict=True):
         expected = reference_logprobs(model, prompt, completion.token_ids)
         assert completion.token_ids == expected.argmax(-1).tolist(), f"prompt {prompt}"
         ours = torch.tensor([entry.logprob for entry in completion.logprobs])
         theirs = expected.gather(1, torch.tensor([completion.token_ids]).T)[:, 0]
-        torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("implementation", ["cpu", "composed"])
@@ -68,6 +70,7 @@ def assert_equal_to(model, prompts, completions):
         "tiny_phi3",
         "tiny_mixtral",
         "tiny_qwen3_moe",
+        "tiny_qwen3_5",
         "tiny_gpt_neox",
     ],
 )
@@ -81,7 +84,8 @@ def test_tiny_models_in_fp32(family, implementation, engines, request, monkeypat
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     engine = engines.make(folder, max_num_batched_tokens=48)
     prompts = random_prompts(rng, model.config.vocab_size, prompt_lengths(rng))
-    assert_equal_to(model, prompts, generate(engines, engine, prompts))
+    tolerance = OF_CHUNKS if family == "tiny_qwen3_5" else TOLERANCE
+    assert_equal_to(model, prompts, generate(engines, engine, prompts), tolerance)
 
 
 @pytest.mark.parametrize(("max_model_len", "lengths"), [(128, (1, 40, 100)), (None, (129, 200))])

@@ -126,6 +126,29 @@ MODELS |= {
         },
     ),
 }
+LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "num_hidden_layers": 4,
+    "initializer_range": 0.1,
+}
+MODELS |= {
+    "qwen3_5": ("Qwen3_5", LINEAR),
+    "qwen3_5_mixed": (
+        "Qwen3_5",
+        LINEAR
+        | {
+            "layer_types": ["full_attention", "linear_attention", "full_attention"],
+            "num_hidden_layers": 3,
+            "linear_num_value_heads": 2,
+            "linear_conv_kernel_dim": 3,
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+        },
+    ),
+}
 TOLERANCE = 1e-4
 
 
@@ -191,13 +214,12 @@ def test_a_shared_prefix_is_read_from_another_texts_blocks(pair):
     prefix = random_text(24)
     texts = PagedTexts(ours, config)
     texts.add(0, prefix + random_text(8))
-    texts.run(0, [32])
+    texts.run(0, [24])
     texts.add(1, prefix + random_text(21))
-    for ours_now, theirs_before in zip(texts.blocks[1], texts.blocks[0], strict=True):
-        ours_now[:6] = theirs_before[:6]
-    texts.computed[1] = 24
-    found = texts.run(1, [8, 13])
-    assert_same(found, their_logits(theirs, texts.texts[1])[24:], seed)
+    texts.share(0, 1, 24)
+    found = [texts.run(1, [8, 13]), texts.run(0, [8])]
+    for text_id, logits in zip((1, 0), found, strict=True):
+        assert_same(logits, their_logits(theirs, texts.texts[text_id])[24:], seed)
 
 
 @pytest.mark.parametrize("block_size", [1, 16, 64])

@@ -1,5 +1,6 @@
 """Tiny random models and their Hugging Face twins, and a paged cache to run ours over."""
 
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,16 +9,21 @@ import torch
 import transformers
 
 from engine.contract.kv_layout import KvLayout
-from engine.llm.decision import GroupBlocks, ScheduledSequence
+from engine.llm.decision import GroupBlocks, RecurrentSlots, ScheduledSequence
 from engine.llm.runner.batch import Batch, lay_out
 from engine.llm.runner.kv_storage import KvStorage
+from engine.llm.runner.recurrent_storage import RecurrentStorage
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext
 from engine.models.metadata_keys import MetadataKeys
+from engine.models.recurrent_config import RecurrentConfig
 from engine.models.registry import create_model, family_of
+from kernels.shared.recurrent_batch import NO_SLOT
 
 CPU = torch.device("cpu")
+NUM_SLOTS = 32
+"""The slots for recurrent states."""
 SIZES: dict[str, Any] = {
     "vocab_size": 131,
     "hidden_size": 48,
@@ -90,6 +96,20 @@ def their_logits(theirs: Any, token_ids: list[int]) -> torch.Tensor:
     return theirs(torch.tensor([token_ids])).logits[0]
 
 
+def recurrent_storage(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device = CPU
+) -> RecurrentStorage | None:
+    """Make slots for recurrent states, with what earlier owners may have left; None if the model
+    has none."""
+    if not isinstance(config, RecurrentConfig):
+        return None
+    storage = RecurrentStorage(config, NUM_SLOTS, dtype, device)
+    for tensors in storage.layers.values():
+        for tensor in tensors:
+            tensor.normal_()
+    return storage
+
+
 @dataclass
 class PagedTexts:
     """Runs texts through our model piece by piece, several of them in one batch."""
@@ -122,6 +142,9 @@ class PagedTexts:
             self.storage._pool.random_(0, 127)
         self.storage._written[:] = True
         self._free = np.random.permutation(self.num_blocks).tolist()
+        self.recurrent = recurrent_storage(self.config, self.model.options.dtype, self.device)
+        self._slots: dict[int, int] = {}
+        self._read: set[int] = set()
 
     def add(self, text_id: int, token_ids: list[int]) -> None:
         self.texts[text_id] = token_ids
@@ -135,6 +158,7 @@ class PagedTexts:
     def step(self, pieces: dict[int, int]) -> dict[int, torch.Tensor]:
         """Compute the next `pieces[text_id]` tokens of some texts and return their logits, [n,
         V]."""
+        self._read.clear()
         scheduled = [
             ScheduledSequence(
                 text_id,
@@ -143,6 +167,7 @@ class PagedTexts:
                 self._blocks_in_sight(text_id),
                 num_draws=0,
                 num_output_tokens=0,
+                recurrent=self._next_slots(text_id),
             )
             for text_id, size in pieces.items()
         ]
@@ -154,6 +179,8 @@ class PagedTexts:
             group_of_layer=self.storage.group_of_layer,
             kv_caches=self.storage.layers,
             kv_scales=self.storage.scales,
+            recurrent=batch.recurrent,
+            recurrent_states={} if self.recurrent is None else self.recurrent.layers,
         )
         hidden = self.model.forward(batch.token_ids, batch.positions, ctx)
         logits = self.model.compute_logits(hidden)
@@ -163,6 +190,28 @@ class PagedTexts:
             result[sequence.seq_id] = logits[first : first + size]
             self.computed[sequence.seq_id] += size
         return result
+
+    def share(self, text_id: int, other: int, num_tokens: int) -> None:
+        """Let another text begin with the blocks of one whose first `num_tokens` tokens, whole
+        blocks, are computed."""
+        num_blocks = num_tokens // self.block_size
+        for theirs, ours in zip(self.blocks[other], self.blocks[text_id], strict=True):
+            theirs[:num_blocks] = ours[:num_blocks]
+        self.computed[other] = self.computed[text_id]
+        if text_id in self._slots:
+            self._slots[other] = self._slots[text_id]
+
+    def _next_slots(self, text_id: int) -> RecurrentSlots | None:
+        """Return slots for a text's next step, which may write to the slot that it reads."""
+        if self.recurrent is None:
+            return None
+        before = self._slots.get(text_id, NO_SLOT)
+        held = [*self._slots.values()]
+        free = sorted({*range(NUM_SLOTS)} - {*held} - self._read)
+        self._read.add(before)
+        after = random.choice([*free, *([before] if held.count(before) == 1 else [])])
+        self._slots[text_id] = after
+        return RecurrentSlots(before, after)
 
     def _blocks_in_sight(self, text_id: int) -> list[GroupBlocks]:
         """Return a text's blocks without those that the layers' windows have passed, as in the

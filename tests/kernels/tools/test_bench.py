@@ -23,6 +23,8 @@ MODELS = (
     "llama3.2_1b",
     "qwen3_0.6b",
     "qwen3_30b",
+    "qwen3.5_0.8b",
+    "qwen3.5_4b",
     "gemma",
     "shapes",
     "sd15",

@@ -1,0 +1,108 @@
+"""Linear attention by the gated delta rule, around a state that all tokens of a text change.
+
+Paper: Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from engine.models.forward_context import ForwardContext
+from engine.models.layers.linear import Linear, Shard
+from engine.models.layers.norm import RmsNorm
+from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
+from engine.models.recurrent_config import RecurrentConfig, RecurrentShapes
+from engine.quantization.method import TensorSpec
+from kernels import gated_delta, short_conv, silu_mul
+
+
+class ShortConv(nn.Module, WeightOwner):
+    """The weights of a convolution over a few positions, one filter per channel."""
+
+    weight: Tensor
+    """[C, W] fp32."""
+
+    def __init__(self, num_channels: int, width: int) -> None:
+        super().__init__()
+        self._shape = (num_channels, width)
+
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        num_channels, width = self._shape
+        self.weight = torch.empty(self._shape, dtype=torch.float32, device=options.device)
+        spec = TensorSpec(shape=(num_channels, 1, width))
+        return {f"{path}.weight": WeightSlot(spec, lambda t: self._fill(t))}
+
+    def _fill(self, tensor: Tensor) -> None:
+        self.weight.copy_(tensor[:, 0])
+
+
+class GatedDeltaNet(nn.Module, WeightOwner):
+    """Projections, a short convolution, the delta rule and a gated norm. Attributes are named as in
+    checkpoints of Qwen3.5.
+
+    Args:
+        layer: the layer's number.
+    """
+
+    a_log: Tensor
+    dt_bias: Tensor
+
+    def __init__(self, config: RecurrentConfig, layer: int, *, num_k_heads: int) -> None:
+        super().__init__()
+        num_channels, kept = config.shapes.inputs
+        num_v_heads, _, v_dim = config.shapes.state
+        values = num_v_heads * v_dim
+        shards = (
+            Shard("in_proj_qkv", num_channels),
+            Shard("in_proj_z", values),
+            Shard("in_proj_b", num_v_heads),
+            Shard("in_proj_a", num_v_heads),
+        )
+        self.in_proj = Linear(config.hidden_size, shards)
+        self.conv1d = ShortConv(num_channels, kept + 1)
+        self.norm = RmsNorm(v_dim, config.rms_norm_eps)
+        self.norm.takes_adapters = False
+        self.out_proj = Linear(values, (Shard("out_proj", config.hidden_size),))
+        self._layer = layer
+        self._num_k_heads = num_k_heads
+        self._sizes = [shard.out_features for shard in shards[:2]] + [2 * num_v_heads]
+        self._v_dim = v_dim
+
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        """Map [T, C] to [T, C]."""
+        assert ctx.recurrent is not None
+        inputs, states = ctx.recurrent_states[self._layer]
+        qkv, z, gates = self.in_proj(x, ctx).split(self._sizes, 1)
+        mixed = gated_delta(
+            short_conv(qkv, self.conv1d.weight, inputs, ctx.recurrent),
+            gates,
+            states,
+            ctx.recurrent,
+            a_log=self.a_log,
+            dt_bias=self.dt_bias,
+            num_k_heads=self._num_k_heads,
+        )
+        normed = self.norm(mixed.view(-1, self._v_dim)).view(len(x), -1)
+        return self.out_proj(silu_mul(torch.cat((z, normed), 1)), ctx)
+
+    __call__ = forward
+
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        shape = (self._sizes[2] // 2,)
+
+        def take(name: str, tensor: Tensor) -> None:
+            setattr(self, name, tensor.to(options.device, torch.float32, copy=True))
+
+        return {
+            f"{path}.{stored}": WeightSlot(TensorSpec(shape=shape), partial(take, name))
+            for stored, name in (("A_log", "a_log"), ("dt_bias", "dt_bias"))
+        }
+
+
+def shapes(
+    *, num_k_heads: int, num_v_heads: int, k_dim: int, v_dim: int, width: int
+) -> RecurrentShapes:
+    """What a layer with these heads and a convolution over `width` positions keeps of a text."""
+    num_channels = 2 * num_k_heads * k_dim + num_v_heads * v_dim
+    return RecurrentShapes((num_channels, width - 1), (num_v_heads, k_dim, v_dim))

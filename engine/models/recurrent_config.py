@@ -1,0 +1,55 @@
+"""The configuration of decoders in which some layers keep a state instead of keys and values."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.contract.kv_layout import LayerGroup, group_layers
+from engine.models.config import ModelConfig
+
+
+class RecurrentShapes(NamedTuple):
+    """What a layer keeps of one text."""
+
+    inputs: tuple[int, int]
+    """The last inputs of its convolution, [channels, width - 1], in the model's dtype."""
+    state: tuple[int, ...]
+    """Its state, in fp32."""
+
+    def num_bytes(self, dtype_bytes: int) -> int:
+        """The bytes of one layer and text."""
+        return prod(self.inputs) * dtype_bytes + prod(self.state) * 4
+
+    def allocate(
+        self, num_slots: int, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Make the memory of one layer for several texts, [num_slots, …] each."""
+        return (
+            torch.empty((num_slots, *self.inputs), dtype=dtype, device=device),
+            torch.empty((num_slots, *self.state), dtype=torch.float32, device=device),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecurrentConfig(ModelConfig):
+    """A `ModelConfig` with layers that keep a state. The others attend."""
+
+    recurrent_layers: tuple[int, ...]
+    shapes: RecurrentShapes
+
+    @property
+    def layer_groups(self) -> tuple[LayerGroup, ...]:
+        """See `ModelConfig.layer_groups`; only layers that attend have KV blocks."""
+        attending = [i for i in range(self.num_hidden_layers) if i not in self.recurrent_layers]
+        groups = group_layers([self.layer_windows[layer] for layer in attending])
+        return tuple(
+            LayerGroup(tuple(attending[at] for at in group.layers), group.window)
+            for group in groups
+        )
+
+    def recurrent_bytes(self, dtype_bytes: int) -> int:
+        """See `ModelConfig.recurrent_bytes`."""
+        return len(self.recurrent_layers) * self.shapes.num_bytes(dtype_bytes)

@@ -1,0 +1,23 @@
+"""The gate in one pass, in C++."""
+
+import functools
+
+from torch import Tensor
+
+from kernels import native
+from kernels.shared import gated
+
+
+def supports(gate_up: Tensor) -> bool:
+    """See `kernels.shared.gated.supports`."""
+    return gated.supports(gate_up)
+
+
+def sigmoid_mul(gate_up: Tensor) -> Tensor:
+    """See `kernels.sigmoid_mul`."""
+    return gated.run(_function(), gate_up)
+
+
+@functools.cache
+def _function() -> native.Function:
+    return native.function("tandem_sigmoid_mul", gated.SIGNATURE)
