@@ -184,6 +184,7 @@ tiny_qwen2 = _tiny("Qwen2")
 tiny_qwen3 = _tiny("Qwen3", head_dim=32)
 tiny_phi3 = _tiny("Phi3")
 tiny_mixtral = _tiny("Mixtral", num_local_experts=5)
+tiny_gpt_oss = _tiny("GptOss", num_local_experts=5, sliding_window=24, head_dim=32)
 # A mixture of experts whose second layer has none.
 tiny_qwen3_moe = _tiny(
     "Qwen3Moe", **_EXPERTS, num_experts=8, norm_topk_prob=True, mlp_only_layers=[1], head_dim=32
@@ -218,7 +219,7 @@ def _randomise_vectors(model: Any) -> None:
     are ignored."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
+            if parameter.ndim == 1 or name.endswith("bias"):
                 parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.2)
 
 

@@ -19,6 +19,7 @@ Quantization = Literal[
     "bitsandbytes",
     "compressed-tensors",
     "fp8",
+    "mxfp4",
     "int8",
     "int8-weights",
     "int4",
@@ -28,10 +29,17 @@ Quantization = Literal[
 ]
 """The values of `--quantization`, for text models."""
 ToolCallParserName = Literal[
-    "hermes", "qwen3_coder", "llama3_json", "mistral", "gemma4", "functiongemma", "json"
+    "hermes",
+    "qwen3_coder",
+    "llama3_json",
+    "mistral",
+    "gemma4",
+    "functiongemma",
+    "harmony",
+    "json",
 ]
 """Names of the parsers, the same as vLLM's where vLLM has the parser."""
-ReasoningParserName = Literal["deepseek_r1", "qwen3", "mistral", "gemma4"]
+ReasoningParserName = Literal["deepseek_r1", "qwen3", "mistral", "gemma4", "harmony"]
 ToolCallParserSetting = Literal["auto", ToolCallParserName]
 ReasoningParserSetting = Literal["auto", "none", ReasoningParserName]
 KvCacheDType = Literal["auto", "int8", "fp8"]
@@ -52,11 +60,11 @@ class TokenSettings(WorkerSettings):
         "auto",
         "How linear layers keep their weights. auto: as the checkpoint has them, unless plain "
         "weights measured faster on this CPU and fit into memory. none: plain, in dtype. gguf, "
-        "gptq, awq, bitsandbytes, compressed-tensors, fp8: packed as in the checkpoint, which "
-        "takes less memory for the same results. Rounded at load: int8-weights and int4 in groups "
-        "of 32; bnb-nf4, bnb-fp4 and bnb-int8 as bitsandbytes does. Faster and less precise, on "
-        "CPUs: int8 rounds any weights to 8 bits at load, and activations in each step; gguf-int8 "
-        "rounds only the activations of a GGUF file.",
+        "gptq, awq, bitsandbytes, compressed-tensors, fp8, mxfp4: packed as in the checkpoint, "
+        "which takes less memory for the same results. Rounded at load: int8-weights and int4 in "
+        "groups of 32; bnb-nf4, bnb-fp4 and bnb-int8 as bitsandbytes does. Faster and less "
+        "precise, on CPUs: int8 rounds any weights to 8 bits at load, and activations in each "
+        "step; gguf-int8 rounds only the activations of a GGUF file.",
     )
     max_model_len: int | None = knob(
         None,

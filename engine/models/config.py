@@ -1,7 +1,10 @@
 """A decoder family's configuration, read from config.json or from GGUF metadata."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
+
+from torch import Tensor
 
 from engine.contract.kv_layout import LayerGroup, group_layers
 from engine.contract.kv_numbers import KvNumbers
@@ -88,6 +91,11 @@ class ModelConfig:
         if self.is_wrapped:
             return unwrapped(name)
         return f"model.{name}" if name.startswith(_BARE_NAMES) else name
+
+    def parts_of(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield the model's tensors that a safetensors file has in one tensor, as views with their
+        names."""
+        yield name, tensor
 
     @property
     def layer_windows(self) -> tuple[int | None, ...]:

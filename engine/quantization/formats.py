@@ -73,6 +73,14 @@ FORMATS = {
         described="in 8-bit floats, and Tandem does not make them; use int8-weights",
         kept_by_auto_on=("cpu", "cuda"),
     ),
+    "mxfp4": FormatFacts(
+        target="engine.quantization.mxfp4:Mxfp4Format",
+        stored_as="mxfp4",
+        described="in MXFP4",
+        kept_by_auto_on=("cpu",),
+        cpu_only=True,
+        needs_native=True,
+    ),
     "int8": FormatFacts(
         target="engine.quantization.int8:Int8Format", cpu_only=True, needs_native=True
     ),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from engine.quantization.int4_groups import GroupPanels
@@ -14,34 +15,40 @@ from kernels import ExpertWeights, GgufRows, linear_experts
 
 @dataclass(frozen=True, slots=True)
 class GroupedState:
-    """The states of the experts' layers together; nothing is copied."""
+    """The states of the experts' layers together; weights are not copied."""
 
     weights: ExpertWeights
+    bias: Tensor | None
+    """[experts, outputs] fp32."""
     int8_activations: bool
 
     @classmethod
     def of(cls, states: Sequence[object]) -> "GroupedState | None":
         """Combine states; None where no product over experts takes them, so each expert multiplies
         alone."""
-        found = [_without_bias(state) for state in states]
-        weights = ExpertWeights.together([weight for weight, _ in found])
-        kinds = {int8_activations for _, int8_activations in found}
-        return None if weights is None or len(kinds) > 1 else cls(weights, kinds.pop())
+        weights, biases, kinds = zip(*map(_parts, states), strict=True)
+        together = ExpertWeights.together(weights)
+        if together is None or len(set(kinds)) > 1:
+            return None
+        bias = None if biases[0] is None else torch.stack(biases).float()
+        return cls(together, bias, kinds[0])
 
     def multiply(self, x: Tensor, starts: Tensor, rows: Tensor | None = None) -> Tensor:
         """See `kernels.linear_experts`."""
-        return linear_experts(x, self.weights, starts, rows, int8_activations=self.int8_activations)
+        return linear_experts(
+            x, self.weights, starts, rows, self.bias, int8_activations=self.int8_activations
+        )
 
 
-def _without_bias(state: object) -> tuple[object, bool]:
-    """Return a layer's weight, and whether activations are 8-bit integers; None if it is more than
-    a weight."""
+def _parts(state: object) -> tuple[object, Tensor | None, bool]:
+    """Return a layer's weight and bias, and whether activations are 8-bit integers; no weight if
+    the layer has other parts."""
     if isinstance(state, GroupPanels) and state.order is None:
         state = state.state
-    if isinstance(state, BlocksProduct) and state.bias is None and state.order is None:
-        return GgufRows(state.rows, state.quant_type), False
-    if isinstance(state, PanelsState | PlainState) and state.bias is None:
-        if isinstance(state, PanelsState):
-            return state.panels, state.int8_activations
-        return state.weight, False
-    return None, False
+    if isinstance(state, BlocksProduct) and state.order is None:
+        return GgufRows(state.rows, state.quant_type), state.bias, False
+    if isinstance(state, PanelsState):
+        return state.panels, state.bias, state.int8_activations
+    if isinstance(state, PlainState):
+        return state.weight, state.bias, False
+    return None, None, False

@@ -1,6 +1,7 @@
 """Splits the text of one answer into reasoning, content and calls."""
 
 from engine.text.answer_pieces import Arguments, CallStart, Content, Piece
+from engine.text.harmony import HarmonyReader
 from engine.text.reasoning import ReasoningReader
 from engine.text.tool_calls.parser import ToolCallParser
 
@@ -16,7 +17,7 @@ class AnswerParser:
 
     def __init__(
         self,
-        reasoning: ReasoningReader | None,
+        reasoning: ReasoningReader | HarmonyReader | None,
         calls: ToolCallParser | None,
         max_calls: int | None = None,
     ) -> None:

@@ -17,6 +17,7 @@ from engine.text.tool_calls.parsers import parser_of_template
 
 _REASONING_SIGNS: tuple[tuple[str, ReasoningParserName], ...] = (
     ("<|channel>", "gemma4"),
+    ("<|channel|>", "harmony"),
     ("[THINK]", "mistral"),
     ("</think>", "qwen3"),
 )

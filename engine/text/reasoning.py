@@ -1,12 +1,13 @@
 """Separates a model's reasoning from its answer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 from engine.contract.text_settings import ReasoningParserName
 from engine.text.answer_pieces import Content, Reasoning
 from engine.text.answer_reader import AnswerReader, Waiting
+from engine.text.harmony import CHANNEL, END, MARKERS, MESSAGE, HarmonyReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,14 @@ class ReasoningMarkers:
     is_first: bool = False
 
     @property
-    def tokens(self) -> tuple[str, str]:
+    def tokens(self) -> Sequence[str]:
         """The parts of the markers that may be special tokens."""
         return (self.opening.removesuffix("thought"), self.closing)
+
+    def reader(self, *, is_open: bool) -> "ReasoningReader | HarmonyReader":
+        """Create the reader of one answer; `is_open` says whether the prompt has begun the
+        reasoning."""
+        return ReasoningReader(self, is_open=is_open)
 
     def is_open_after(self, prompt: str) -> bool:
         """Whether an answer to a prompt that ends with this text begins within reasoning."""
@@ -38,11 +44,23 @@ class ReasoningMarkers:
         return opened > closed or (self.is_first and closed < 0)
 
 
+class HarmonyMarkers(ReasoningMarkers):
+    """The markers of GPT-OSS, whose answers have more parts than reasoning and content."""
+
+    @property
+    def tokens(self) -> Sequence[str]:
+        return MARKERS
+
+    def reader(self, *, is_open: bool) -> HarmonyReader:
+        return HarmonyReader(is_open=is_open)
+
+
 REASONING_MARKERS: Mapping[ReasoningParserName, ReasoningMarkers] = {
     "deepseek_r1": ReasoningMarkers("<think>", "</think>", is_first=True),
     "qwen3": ReasoningMarkers("<think>", "</think>"),
     "mistral": ReasoningMarkers("[THINK]", "[/THINK]"),
     "gemma4": ReasoningMarkers("<|channel>thought", "<channel|>"),
+    "harmony": HarmonyMarkers(f"{CHANNEL}analysis{MESSAGE}", END),
 }
 
 

@@ -5,10 +5,12 @@ tensor-parallel rank needs no other reader.
 """
 
 from collections.abc import Container, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from engine.errors import CorruptFile
 from engine.files.checkpoint_files import read_json, read_optional_json
 from engine.models.config import ModelConfig
 from engine.quantization.format import TensorHeader
@@ -74,8 +76,12 @@ def iter_weights(
     """
     if checkpoint.layout == "gguf":
         return iter_gguf_weights(checkpoint.path, config, packed, left_out)
-    weights = iter_folder_weights(checkpoint.path, config)
-    return (pair for pair in weights if pair[0].rpartition(".")[0] not in left_out)
+    return (
+        part
+        for name, tensor in iter_folder_weights(checkpoint.path, config)
+        if name.rpartition(".")[0] not in left_out
+        for part in config.parts_of(name, tensor)
+    )
 
 
 def weight_headers(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, TensorHeader]:
@@ -88,7 +94,15 @@ def weight_headers(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Ten
         }
     headers = folder_headers(checkpoint.path)
     return {
-        config.tensor_name(name): one
+        own: replace(one, shape=tuple(part.shape))
         for name, one in headers.items()
         if not is_redundant(name, config)
+        for own, part in config.parts_of(config.tensor_name(name), _without_memory(name, one))
     }
+
+
+def _without_memory(name: str, header: TensorHeader) -> torch.Tensor:
+    try:
+        return torch.empty(header.shape, device="meta")
+    except (RuntimeError, TypeError) as error:
+        raise CorruptFile(f"{name[:80]} has an impossible shape; fetch the model again") from error

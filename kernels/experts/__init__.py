@@ -44,6 +44,7 @@ def linear_experts(
     weights: ExpertWeights,
     starts: Tensor,
     rows: Tensor | None = None,
+    bias: Tensor | None = None,
     *,
     int8_activations: bool = False,
 ) -> Tensor:
@@ -55,6 +56,7 @@ def linear_experts(
         starts: [E + 1] int64: rows starts[e] ... starts[e + 1] - 1 of the result belong to expert
             e; the first is 0, the last the number of rows.
         rows: [R] int64: the row of x for each row of the result; None: row by row.
+        bias: [E, N] fp32, contiguous, added to the sums.
         int8_activations: see `linear_panels`; for panels of GGUF's types.
 
     Returns:
@@ -62,7 +64,9 @@ def linear_experts(
             (`linear_packed`, `linear_panels`, on a GPU `linear_gguf`) for the row alone; with plain
             weights on a GPU it depends on the row and the weight alone.
     """
-    return reference.linear_experts(x, weights, starts, rows, int8_activations=int8_activations)
+    return reference.linear_experts(
+        x, weights, starts, rows, bias, int8_activations=int8_activations
+    )
 
 
 @op(sum_cases)

@@ -73,31 +73,34 @@ extern "C" void tandem_route_experts(const float* logits, int64_t stride, int64_
 
 extern "C" void tandem_linear_experts_packed(int64_t dtype, const void* x, int64_t x_stride,
                                              const int64_t* rows, const int64_t* starts,
-                                             const void* const* weights, int64_t experts,
-                                             int64_t inputs, int64_t outputs, char* out) {
+                                             const void* const* weights, const float* bias,
+                                             int64_t experts, int64_t inputs, int64_t outputs,
+                                             char* out) {
   using namespace native::experts;
   int64_t size = dtype == native::kFloat32 ? 4 : 2;
   Rows of_x{(const char*)x, x_stride, rows, inputs, size};
   for_experts(starts, experts, of_x, [&](const Share& one) {
-    tandem_linear_packed(dtype, one.x, one.x_stride, weights[one.expert], nullptr,
-                         out + one.first * outputs * size, one.rows, inputs, (outputs + 15) / 16,
-                         outputs, false);
+    tandem_linear_packed(dtype, one.x, one.x_stride, weights[one.expert],
+                         bias_of(bias, one, outputs), out + one.first * outputs * size, one.rows,
+                         inputs, (outputs + 15) / 16, outputs, false);
   });
 }
 
 extern "C" void tandem_linear_experts_panels(int64_t dtype, const void* x, int64_t x_stride,
                                              const int64_t* rows, const int64_t* starts,
-                                             const void* const* weights, int64_t experts,
-                                             int64_t blocks, int64_t bits, int64_t group,
-                                             int64_t scale_dtype, int64_t has_min, int64_t offset,
-                                             int64_t meaning, int64_t int8_activations,
-                                             int64_t outputs, char* out, int64_t size) {
+                                             const void* const* weights, const float* bias,
+                                             int64_t experts, int64_t blocks, int64_t bits,
+                                             int64_t group, int64_t scale_dtype, int64_t has_min,
+                                             int64_t offset, int64_t meaning,
+                                             int64_t int8_activations, int64_t outputs, char* out,
+                                             int64_t size) {
   using namespace native::experts;
   Rows of_x{(const char*)x, x_stride, rows, blocks * 32, size};
   for_experts(starts, experts, of_x, [&](const Share& one) {
     tandem_linear_panels(dtype, one.x, one.x_stride, one.rows, blocks, weights[one.expert], bits,
-                         group, scale_dtype, has_min, offset, meaning, int8_activations, nullptr,
-                         false, out + one.first * outputs * size, outputs);
+                         group, scale_dtype, has_min, offset, meaning, int8_activations,
+                         bias_of(bias, one, outputs), false, out + one.first * outputs * size,
+                         outputs);
   });
 }
 

@@ -14,8 +14,8 @@ from kernels.linear_panels.panels import BLOCK, Panels
 
 _SIGNATURES = {
     "tandem_route_experts": "piiiiipppp",
-    "tandem_linear_experts_packed": "ipipppiiip",
-    "tandem_linear_experts_panels": "ipipppiiiiiiiiiipi",
+    "tandem_linear_experts_packed": "ipippppiiip",
+    "tandem_linear_experts_panels": "ipippppiiiiiiiiiipi",
     "tandem_sum_experts": "ipppiiip",
 }
 
@@ -54,6 +54,7 @@ def supports_linear(
     weights: ExpertWeights,
     starts: Tensor,
     rows: Tensor | None = None,
+    bias: Tensor | None = None,
     *,
     int8_activations: bool = False,
 ) -> bool:
@@ -73,6 +74,7 @@ def linear_experts(
     weights: ExpertWeights,
     starts: Tensor,
     rows: Tensor | None = None,
+    bias: Tensor | None = None,
     *,
     int8_activations: bool = False,
 ) -> Tensor:
@@ -90,6 +92,7 @@ def linear_experts(
         None if rows is None else rows.data_ptr(),
         starts.data_ptr(),
         weights.addresses.ctypes.data,
+        None if bias is None else bias.data_ptr(),
         len(weights.of),
     )
     if isinstance(first, PackedWeight):

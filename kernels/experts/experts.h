@@ -38,6 +38,11 @@ struct Share {
   int64_t x_stride;
 };
 
+// The bias of a share's expert; null if there is none.
+inline const float* bias_of(const float* bias, const Share& one, int64_t outputs) {
+  return bias ? bias + one.expert * outputs : nullptr;
+}
+
 // Returns the expert's rows of x side by side, copied to `memory` unless they are so already.
 inline Share share_of(int64_t expert, const int64_t* starts, const Rows& rows,
                       std::vector<char>& memory) {

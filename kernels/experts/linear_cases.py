@@ -43,6 +43,7 @@ class Case:
     """Whether rows of x are views of wider ones."""
     favourite: int | None = None
     """The expert that gets all rows, if there is one."""
+    bias: bool = False
     for_gpu: bool = False
     """Whether weights are in a GPU's form, on any device."""
 
@@ -60,12 +61,16 @@ CASES = (
     Case("all_the_same", GGUFType.Q4_1, 4, 1, 50, 64, 64, favourite=3),
     Case("one_expert", GGUFType.Q5_0, 1, 1, 3, 16, 32),
     Case("no_rows", GGUFType.Q4_0, 3, 2, 0, 16, 32),
+    Case("bias", GGUFType.Q4_0, 6, 2, 9, 37, 96, bias=True),
+    Case("plain_bias", None, 6, 2, 70, 45, 96, bias=True),
     Case("gpu_q4_k", GGUFType.Q4_K, 12, 4, 1, 40, 1024, for_gpu=True),
     Case("gpu_q6_k", GGUFType.Q6_K, 5, 2, 21, 40, 256, gathered=False, for_gpu=True),
     Case("gpu_q8_0", GGUFType.Q8_0, 6, 3, 40, 37, 96, strided=True, for_gpu=True),
     Case("gpu_plain", None, 9, 2, 7, 48, 128, for_gpu=True),
     Case("gpu_plain_odd", None, 3, 2, 40, 45, 72, gathered=False, for_gpu=True),
     Case("gpu_all_the_same", None, 4, 1, 70, 33, 64, favourite=2, for_gpu=True),
+    Case("gpu_bias", GGUFType.Q8_0, 6, 2, 9, 37, 1024, for_gpu=True, bias=True),
+    Case("gpu_plain_bias", None, 6, 2, 70, 45, 96, gathered=False, for_gpu=True, bias=True),
     Case("gpu_no_rows", None, 3, 2, 0, 16, 32, for_gpu=True),
 )
 REFUSED = {
@@ -115,6 +120,7 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
         "weights": ExpertWeights(tuple(weights)),
         "starts": routing.starts,
         "rows": routing.rows if case.gathered else None,
+        "bias": torch.randn(case.experts, case.outputs, device=device) if case.bias else None,
         "int8_activations": case.int8_activations,
     }
 

@@ -26,6 +26,7 @@ def linear_experts(
     weights: ExpertWeights,
     starts: Tensor,
     rows: Tensor | None = None,
+    bias: Tensor | None = None,
     *,
     int8_activations: bool = False,
 ) -> Tensor:
@@ -38,7 +39,8 @@ def linear_experts(
     out = y.new_empty(len(y), weights.out_features)
     for expert, (first, last) in enumerate(itertools.pairwise(starts.tolist())):
         if first < last:
-            out[first:last] = F.linear(y[first:last], weights.plain(expert, dtype))
+            of_expert = None if bias is None else bias[expert]
+            out[first:last] = F.linear(y[first:last], weights.plain(expert, dtype), of_expert)
     return out.to(x.dtype)
 
 

@@ -33,6 +33,7 @@ def supports(
     weights: ExpertWeights,
     starts: Tensor,
     rows: Tensor | None = None,
+    bias: Tensor | None = None,
     *,
     int8_activations: bool = False,
 ) -> bool:
@@ -57,6 +58,7 @@ def linear_experts(
     weights: ExpertWeights,
     starts: Tensor,
     rows: Tensor | None = None,
+    bias: Tensor | None = None,
     *,
     int8_activations: bool = False,
 ) -> Tensor:
@@ -67,7 +69,8 @@ def linear_experts(
     is_gguf = isinstance(first, GgufRows)
     unit, tile = (32, GGUF_TILE) if is_gguf else (BLOCK_K, BLOCK_K)
     cut = plan_experts(num_rows, num_experts, num_outputs, size, x.dtype, is_gguf=is_gguf)
-    out = Output(cut, x, num_outputs, torch.float32, num_rows=num_rows)
+    dtype = x.dtype if bias is None else torch.float32
+    out = Output(cut, x, num_outputs, torch.float32, num_rows=num_rows, dtype=dtype)
     if num_rows:
         columns, _, parts = cut.grid(num_rows, num_outputs)
         # Each expert that has rows has one tile that may not be full.
@@ -96,7 +99,11 @@ def linear_experts(
             **cut.constants,
             **cut.options,
         )
-    return out.added_up(None, None, None)
+    sums = out.added_up(None, None, None)
+    if bias is None:
+        return sums
+    expert = torch.searchsorted(starts[1:], torch.arange(num_rows, device=x.device), right=True)
+    return sums.add_(bias[expert]).to(x.dtype)
 
 
 def plan_experts(

@@ -22,13 +22,9 @@ def gated_delta(
 ) -> Tensor:
     """See `kernels.gated_delta`."""
     _, num_v_heads, k_dim, v_dim = states.shape
-    sizes = [num_k_heads * k_dim, num_k_heads * k_dim, num_v_heads * v_dim]
-    q, k, v = (
-        part.unflatten(1, (heads, -1))
-        for part, heads in zip(
-            qkv.float().split(sizes, 1), (num_k_heads, num_k_heads, num_v_heads), strict=True
-        )
-    )
+    shapes = ((num_k_heads, k_dim), (num_k_heads, k_dim), (num_v_heads, v_dim))
+    parts = torch.split(qkv.float(), [heads * size for heads, size in shapes], 1)
+    q, k, v = (part.view(len(part), *shape) for part, shape in zip(parts, shapes, strict=True))
     q, k = (
         (x * torch.rsqrt(x.square().sum(-1, keepdim=True) + EPS)).repeat_interleave(
             num_v_heads // num_k_heads, 1

@@ -12,6 +12,7 @@ BYTES = PanelFormat(bits=8, scale_dtype=torch.float32, offset=128)
 BYTES_WITH_MIN = PanelFormat(bits=8, scale_dtype=torch.float32, has_min=True)
 NF4 = PanelFormat(bits=4, scale_dtype=torch.float32, meaning=Meaning.NF4)
 FP4 = PanelFormat(bits=4, scale_dtype=torch.float32, meaning=Meaning.FP4)
+E2M1 = PanelFormat(bits=4, scale_dtype=torch.float32, meaning=Meaning.E2M1)
 FP8 = PanelFormat(bits=8, scale_dtype=torch.float32, meaning=Meaning.FP8)
 
 WIDE = {
@@ -19,5 +20,6 @@ WIDE = {
     "bytes_with_min": BYTES_WITH_MIN,
     "nf4": NF4,
     "fp4": FP4,
+    "e2m1": E2M1,
     "fp8": FP8,
 }

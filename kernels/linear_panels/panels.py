@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from kernels.linear_gguf.quant_type import IQ4_NUMBERS
-from kernels.shared.four_bit_numbers import FP4, NF4
+from kernels.shared.four_bit_numbers import E2M1, FP4, NF4
 from kernels.shared.strip_rows import STRIP, StripRows
 
 LANES, BLOCK = STRIP, 32
@@ -41,6 +41,8 @@ class Meaning(IntEnum):
     FP4 = 3
     FP8 = 4
     """Codes are 8-bit floats, float8_e4m3fn, without NaN."""
+    E2M1 = 5
+    """Codes are 4-bit floats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +112,8 @@ def _numbers(meaning: Meaning) -> Tensor:
     """Return the number of each code."""
     if meaning == Meaning.FP8:
         return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
-    tables = {Meaning.IQ4: [n + 128 for n in IQ4_NUMBERS], Meaning.NF4: NF4, Meaning.FP4: FP4}
+    iq4 = [n + 128 for n in IQ4_NUMBERS]
+    tables = {Meaning.IQ4: iq4, Meaning.NF4: NF4, Meaning.FP4: FP4, Meaning.E2M1: E2M1}
     return torch.tensor(tables[meaning], dtype=torch.float32)
 
 

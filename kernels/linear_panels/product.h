@@ -14,7 +14,7 @@ namespace native::panels {
 
 // The meanings of codes: integers, 4-bit places in a list of 8-bit ones, or numbers of few bits.
 // `panels.py` has the same.
-enum class Meaning : int64_t { kIntegers, kIq4, kNf4, kFp4, kFp8 };
+enum class Meaning : int64_t { kIntegers, kIq4, kNf4, kFp4, kFp8, kE2m1 };
 
 constexpr bool is_integer(Meaning meaning) { return meaning <= Meaning::kIq4; }
 

@@ -15,7 +15,7 @@ constexpr int groups_of(int64_t group) { return int(kBlock / group); }
 constexpr uint8_t kTable[16] = {1,   24,  45,  63,  79,  93,  106, 118,
                                 129, 141, 153, 166, 181, 197, 217, 241};
 
-// The numbers of bitsandbytes' 4-bit types, as in kernels/shared/four_bit_numbers.py.
+// The numbers of 4-bit types, as in kernels/shared/four_bit_numbers.py.
 alignas(64) constexpr float kNf4[16] = {
     -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
     -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
@@ -25,6 +25,13 @@ alignas(64) constexpr float kFp4[16] = {
     0.0f, 0.0052083334885537624f, 0.6666666865348816f, 1.0f, 0.3333333432674408f, 0.5f,
     0.1666666716337204f, 0.25f, 0.0f, -0.0052083334885537624f, -0.6666666865348816f, -1.0f,
     -0.3333333432674408f, -0.5f, -0.1666666716337204f, -0.25f};
+alignas(64) constexpr float kE2m1[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
+                                         -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
+template <Meaning meaning>
+constexpr const float* numbers_of() {
+  if constexpr (meaning == Meaning::kE2m1) return kE2m1;
+  return meaning == Meaning::kNf4 ? kNf4 : kFp4;
+}
 
 // Converts the lowest bits of each word, a code that is not an integer, to its number; other bits
 // are ignored. `Numbers` and `Integers` have the size of a register, or of a register with AVX-512.
@@ -35,7 +42,7 @@ ALWAYS_INLINE Numbers number_of(Integers codes) {
     Integers bits = (codes & 0x80) << 24 | (codes & 0x7f) << 20;
     return (Numbers)bits * 0x1p120f;
   } else {
-    const float* table = meaning == Meaning::kNf4 ? kNf4 : kFp4;
+    const float* table = numbers_of<meaning>();
 #if defined(__AVX512F__)
     if constexpr (sizeof codes == 64)
       return (Numbers)_mm512_permutexvar_ps((__m512i)codes, _mm512_load_ps(table));
@@ -213,6 +220,7 @@ void with_record(const Format& format, Function run) {
   switch (format.meaning) {
     case Meaning::kNf4: return run((Record<4, 32, float, false, Meaning::kNf4>*)nullptr);
     case Meaning::kFp4: return run((Record<4, 32, float, false, Meaning::kFp4>*)nullptr);
+    case Meaning::kE2m1: return run((Record<4, 32, float, false, Meaning::kE2m1>*)nullptr);
     case Meaning::kFp8: return run((Record<8, 32, float, false, Meaning::kFp8>*)nullptr);
     default: with_integers(format, run);
   }

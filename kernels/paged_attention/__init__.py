@@ -20,6 +20,7 @@ def paged_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Compute causal attention of each new token over its sequence's cached keys and values.
 
@@ -39,12 +40,15 @@ def paged_attention(
             (Gemma 2); None leaves scores unchanged.
         kv_scales: [N, 2, K, S] fp32, the factor of the key or value in each slot and head; finite
             wherever the cache must be. Blocks may be strided, the rest is contiguous.
+        sinks: [H] fp32, contiguous: for each query head, the score of one more key that every
+            query sees and whose value is 0 (GPT-OSS). `scale` and `soft_cap` do not apply to it.
 
     Returns:
         [T, H·D], contiguous, q's dtype. Scores and weights in fp32.
 
     Papers: PagedAttention, Kwon et al. 2023, arXiv:2309.06180; grouped-query attention, Ainslie et
-    al. 2023, arXiv:2305.13245; soft-capping, Gemma 2, 2024, arXiv:2408.00118.
+    al. 2023, arXiv:2305.13245; soft-capping, Gemma 2, 2024, arXiv:2408.00118; sinks, OpenAI 2025,
+    arXiv:2508.10925.
     """
     return reference.paged_attention(
         q,
@@ -54,6 +58,7 @@ def paged_attention(
         window=window,
         soft_cap=soft_cap,
         kv_scales=kv_scales,
+        sinks=sinks,
     )
 
 

@@ -33,6 +33,8 @@ class Case:
     kv_dtype: torch.dtype | None = None
     """The dtype of a packed cache, with a scale per slot and head; None for q's dtype."""
     num_layers: int = 3
+    sinks: tuple[float, float] | None = None
+    """The mean and spread of the heads' sinks."""
     both_ways: int = 0
     """The number of rows of each stretch in which rows see each other in both directions, in chunks
     from the text's row 3 on; 0 for none."""
@@ -69,15 +71,20 @@ CASES = (
     Case("fp8_decode", ((1, 600), (1, 35), (1, 1)), 8, 2, 128, kv_dtype=torch.float8_e4m3fn),
     Case("fp8_mixed", ((1, 70), (9, 40), (33, 33)), 7, 1, 64, kv_dtype=torch.float8_e4m3fn),
     Case("int8_window_soft_cap", ((1, 70), (9, 40)), window=13, soft_cap=5.0, kv_dtype=torch.int8),
+    Case("gpt_oss_mixed", ((1, 600), (1, 35), (9, 40)), 64, 8, 64, window=128, sinks=(0.0, 2.0)),
+    Case("large_sinks", ((1, 1100), (1, 1), (33, 50)), sinks=(100.0, 90.0)),
+    Case("small_sinks", ((1, 700), (16, 16)), window=13, sinks=(-200.0, 90.0)),
+    Case("int8_sinks", ((1, 600), (33, 50)), 9, 3, kv_dtype=torch.int8, sinks=(1.0, 2.0)),
+    Case("soft_cap_sinks", ((1, 600), (9, 40)), soft_cap=2.0, sinks=(1.0, 2.0)),
 )
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 """The largest number of each packed dtype."""
-_BENT_OR_PACKED = {c.name for c in CASES if c.soft_cap is not None or c.kv_dtype is not None}
-REFUSED = {"composed": _BENT_OR_PACKED}
+REFUSED = {"composed": {c.name for c in CASES if c.soft_cap or c.kv_dtype or c.sinks}}
 """The cases that each implementation leaves to others; it takes all other cases."""
 _SMOLLM2 = (9, 3, 64)
 _LLAMA3 = (32, 8, 128)
 _LLAMA3_1B = (32, 8, 64)
+_GPT_OSS = (64, 8, 64)
 _DECODE_64 = ((1, 4096),) * 64
 BENCHMARKS = {
     "cpu": (
@@ -115,6 +122,8 @@ COMPILED = (
             ("prompt", ((4096, 4096),)),
         )
     ),
+    # Its prompts spill 24 bytes of registers per thread on sm_100 (`docs/gpu_results.md`).
+    Case("gpt_oss decode, context 4k", ((1, 4096),), *_GPT_OSS, num_layers=1, sinks=(0.0, 2.0)),
 )
 """Launches that `kernels.tools.compile` compiles ahead of time."""
 
@@ -152,7 +161,15 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
         "window": case.window,
         "soft_cap": case.soft_cap,
         "kv_scales": None if scales is None else scales[:, layer],
+        "sinks": _sinks(case, device),
     }
+
+
+def _sinks(case: Case, device: torch.device) -> Tensor | None:
+    if case.sinks is None:
+        return None
+    mean, spread = case.sinks
+    return torch.randn(case.num_heads, device=device) * spread + mean
 
 
 def _key_ends(case: Case) -> np.ndarray[tuple[int], np.dtype[np.int32]] | None:

@@ -46,13 +46,14 @@ def supports(
     window: int | None = None,
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> bool:
     """Supports caches of q's dtype whose blocks start at a multiple of a head's run of S·D
     elements.
 
-    PyTorch's fused attention cannot bend scores.
+    PyTorch's fused attention has no sinks and cannot bend scores.
     """
-    if soft_cap is not None or kv_scales is not None:
+    if soft_cap is not None or kv_scales is not None or sinks is not None:
         return False
     num_kv_heads, block_size, head_dim = kv_cache.shape[2:]
     run = block_size * head_dim
@@ -70,6 +71,7 @@ def paged_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """See `kernels.paged_attention`."""
     runs = _as_runs(kv_cache)

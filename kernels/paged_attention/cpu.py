@@ -14,7 +14,7 @@ from kernels.paged_attention.paged_batch import PagedBatch
 
 FORMATS = {torch.int8: 1, torch.float8_e4m3fn: 2}
 """Codes of the packed caches in `task.h`."""
-SIGNATURE = "ipiipiipipipppp" + "iiiiii" + "ff"
+SIGNATURE = "ipiipiipipippppp" + "iiiiii" + "ff"
 
 
 def supports(
@@ -26,6 +26,7 @@ def supports(
     window: int | None = None,
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> bool:
     """Supports CPU tensors that keep to the contract and whose query heads are contiguous."""
     return (
@@ -46,6 +47,7 @@ def paged_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """See `kernels.paged_attention`."""
     num_tokens, num_heads, head_dim = q.shape
@@ -66,6 +68,7 @@ def paged_attention(
         batch.context_lens.data_ptr(),
         batch.cu_seqlens_q.data_ptr(),
         None if batch.key_ends is None else batch.key_ends.data_ptr(),
+        None if sinks is None else sinks.data_ptr(),
         out.data_ptr(),
         len(batch.host_context_lens),
         num_kv_heads,

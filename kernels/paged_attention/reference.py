@@ -15,6 +15,7 @@ def paged_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """See `kernels.paged_attention`."""
     num_tokens, num_heads, head_dim = q.shape
@@ -28,7 +29,8 @@ def paged_attention(
             k, v = k.float() * k_scale, v.float() * v_scale
         ends = None if batch.key_ends is None else batch.key_ends[first:last]
         visible = visible_keys(last - first, context_len, window, q.device, ends)
-        result[first:last] = attend(q[first:last], k, v, visible, scale, soft_cap).to(q.dtype)
+        attended = attend(q[first:last], k, v, visible, scale, soft_cap, sinks)
+        result[first:last] = attended.to(q.dtype)
     return result.flatten(1)
 
 
@@ -58,7 +60,13 @@ def visible_keys(
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, soft_cap: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor,
+    scale: float,
+    soft_cap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """Compute softmax attention: q [Q, H, D], k and v [K, X, D] → [Q, H, D] fp32."""
     group = q.shape[1] // k.shape[0]
@@ -66,5 +74,8 @@ def attend(
     scores = torch.einsum("qhd,hxd->hqx", q.float(), k) * scale
     if soft_cap is not None:
         scores = soft_cap * torch.tanh(scores / soft_cap)
-    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    scores = scores.masked_fill(~visible, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat((scores, sinks[:, None, None].expand(-1, len(q), 1)), -1)
+    weights = scores.softmax(-1)[:, :, : k.shape[1]]
     return torch.einsum("hqx,hxd->qhd", weights, v)

@@ -25,6 +25,7 @@ struct Arguments {
   int64_t table_stride;
   const int32_t *context_lens, *first_rows;
   const int32_t* key_ends;  // Of each row; null if rows see the keys up to their own.
+  const float* sinks;  // Of each query head; null without.
   void* out;
   int64_t sequences, kv_heads, group, block_size, dim, window;
   float scale, soft_cap;

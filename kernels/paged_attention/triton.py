@@ -65,6 +65,7 @@ def supports(
     window: int | None = None,
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> bool:
     """Supports head dims up to 256 on NVIDIA GPUs."""
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
@@ -93,6 +94,7 @@ def paged_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """See `kernels.paged_attention`."""
     num_tokens, num_heads, head_dim = q.shape
@@ -114,6 +116,7 @@ def paged_attention(
         "tables_ptr": batch.block_tables,
         "table_stride": batch.block_tables.stride(0),
         "context_lens_ptr": batch.context_lens,
+        "sinks_ptr": sinks,
         "out_ptr": out,
         "window": window,
         # The weights are powers of two; until then a bent score is within ±1.
@@ -164,7 +167,7 @@ def _decode(
         )
 
 
-JOIN_INPUTS = ("context_lens_ptr", "out_ptr", "window", "steepness")
+JOIN_INPUTS = ("context_lens_ptr", "sinks_ptr", "out_ptr", "window", "steepness")
 JOIN_CONSTANTS = ("NUM_HEADS", "HEAD_DIM", "SPLIT", "BLOCK_D")
 
 

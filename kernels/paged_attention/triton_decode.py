@@ -1,7 +1,7 @@
 """Single decoded tokens: a program per split of the keys, and a second launch that joins them."""
 
 from kernels._triton import tl, triton
-from kernels.paged_attention.triton_tile import attend_split, averaged, joined
+from kernels.paged_attention.triton_tile import attend_split, averaged, joined, with_sinks
 
 
 # The batch decides both, so their values must not specialise kernels.
@@ -17,6 +17,7 @@ def _paged_attention_decode_kernel(
     tables_ptr,
     table_stride,
     context_lens_ptr,
+    sinks_ptr,
     out_ptr,
     values_ptr,
     weights_ptr,
@@ -89,6 +90,9 @@ def _paged_attention_decode_kernel(
     )
     row = sequence.to(tl.int64) * NUM_HEADS + heads
     if values_ptr is None:
+        if sinks_ptr is not None:
+            sinks = tl.load(sinks_ptr + heads, mask=rows < GROUP, other=0.0)
+            total = with_sinks(total, highest, sinks, steepness)
         out = averaged(values, total, scales_ptr is not None)
         target = out_ptr + row[:, None] * HEAD_DIM + dims[None, :]
         tl.store(target, out.to(out_ptr.dtype.element_ty), mask=inside)
@@ -104,6 +108,7 @@ def _paged_attention_join_kernel(
     values_ptr,
     weights_ptr,
     context_lens_ptr,
+    sinks_ptr,
     out_ptr,
     num_splits,
     window,
@@ -144,6 +149,9 @@ def _paged_attention_join_kernel(
             values, total, highest = joined(
                 values, total, highest, more_values, more_total, more_highest, steepness
             )
+    if sinks_ptr is not None:
+        sinks = tl.load(sinks_ptr + head + one)
+        total = with_sinks(total, highest, sinks, steepness)
     out = averaged(values, total, PACKED)
     target = out_ptr + row * HEAD_DIM + dims[None, :]
     tl.store(target, out.to(out_ptr.dtype.element_ty), mask=dims[None, :] < HEAD_DIM)

@@ -1,7 +1,7 @@
 """Prompt chunks: a program per tile of query rows, which walks all splits of the keys itself."""
 
 from kernels._triton import tl, triton
-from kernels.paged_attention.triton_tile import attend_split, averaged, joined
+from kernels.paged_attention.triton_tile import attend_split, averaged, joined, with_sinks
 
 
 # The batch decides the values, so they must not specialise kernels.
@@ -20,6 +20,7 @@ def _paged_attention_prefill_kernel(
     cu_seqlens_q_ptr,
     key_ends_ptr,
     tiles_ptr,
+    sinks_ptr,
     out_ptr,
     window,
     bend,
@@ -100,6 +101,9 @@ def _paged_attention_prefill_kernel(
         values, total, highest = joined(
             values, total, highest, more_values, more_total, more_highest, steepness
         )
+    if sinks_ptr is not None:
+        sinks = tl.load(sinks_ptr + heads)
+        total = with_sinks(total, highest, sinks, steepness)
     out = averaged(values, total, scales_ptr is not None)
     target = out_ptr + (token * NUM_HEADS + heads)[:, None] * HEAD_DIM + dims[None, :]
     tl.store(target, out.to(out_ptr.dtype.element_ty), mask=inside)

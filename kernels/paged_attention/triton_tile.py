@@ -114,6 +114,15 @@ def joined(values, total, highest, more_values, more_total, more_highest, steepn
 
 
 @triton.jit
+def with_sinks(total, highest, sinks, steepness):
+    """Add to each row's sum of weights a key with the value 0 and a score of `sinks` [R]. Infinity,
+    for a score far above all others, makes the row 0."""
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    score = sinks * (LOG2_E / steepness)
+    return total + tl.exp2((score - highest) * steepness)[:, None]
+
+
+@triton.jit
 def averaged(values, total, PACKED: tl.constexpr):
     """Divide by the weights' sum [R, any]; rows that saw nothing become 0."""
     total = tl.max(total, 1)

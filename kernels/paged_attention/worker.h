@@ -133,10 +133,15 @@ class Worker {
     for (int64_t r = 0; r < task.num_rows; ++r) {
       Lanes* sums = (Lanes*)(sum_.sums + r * width_);
       Products::in_order(sums, width_ / kLanes);
-      float total = native::sum(load_lanes(sum_.totals + r * kLanes));
+      float total = native::sum(load_lanes(sum_.totals + r * kLanes)), shrink = 1.0f;
+      if (a.sinks) {
+        float sink = a.sinks[head_of(task, r)] * kLog2E, peak = std::max(sum_.peaks[r], sink);
+        shrink = native::exp2_nonpositive(fill(sum_.peaks[r] - peak))[0];
+        total = total * shrink + native::exp2_nonpositive(fill(sink - peak))[0];
+      }
       T* out = (T*)a.out + (token_of(task, r) * a.kv_heads * a.group + head_of(task, r)) * a.dim;
       for (int64_t d = 0; d < a.dim; ++d)
-        out[d] = native::from_float<T>(sum_.sums[r * width_ + d] / total);
+        out[d] = native::from_float<T>(sum_.sums[r * width_ + d] * shrink / total);
     }
   }
 

@@ -1,4 +1,4 @@
-"""Two types of 4-bit numbers of bitsandbytes: the value of each code, between -1 and 1."""
+"""Types of 4-bit numbers: the value of each code. Those of bitsandbytes are between -1 and 1."""
 
 NF4 = (
     -1.0,
@@ -24,3 +24,7 @@ _FP4_POSITIVE = tuple(twelfths / 12 for twelfths in (0, 0.0625, 8, 12, 4, 6, 2, 
 FP4 = _FP4_POSITIVE + tuple(0.0 - number for number in _FP4_POSITIVE)
 """Floats with a sign, two bits of exponent and one of mantissa, ordered and scaled as in
 bitsandbytes."""
+
+_E2M1_POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+E2M1 = _E2M1_POSITIVE + tuple(-number for number in _E2M1_POSITIVE)
+"""Floats with a sign, two bits of exponent and one of mantissa (OCP Microscaling Formats)."""

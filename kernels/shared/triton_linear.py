@@ -135,10 +135,12 @@ class Output:
         sums: torch.dtype,
         *,
         num_rows: int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        """`dtype` is the result's; None for x's."""
         self._cut = cut
         shape = (x.shape[0] if num_rows is None else num_rows, num_outputs)
-        self.result = torch.empty(shape, dtype=x.dtype, device=x.device)
+        self.result = torch.empty(shape, dtype=dtype or x.dtype, device=x.device)
         self._in_parts = cut.in_parts
         self.written = self.result
         if self._in_parts:

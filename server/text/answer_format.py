@@ -7,7 +7,7 @@ from engine.contract.structure import StructureKind
 from engine.errors import UnsupportedFeature
 from engine.text.answer_parser import AnswerParser
 from engine.text.chat_format import ChatFormat
-from engine.text.reasoning import REASONING_MARKERS, ReasoningMarkers, ReasoningReader
+from engine.text.reasoning import REASONING_MARKERS, ReasoningMarkers
 from engine.text.tool_calls.json_calls import JsonCallsParser
 from engine.text.tool_calls.parser import CallSyntax, ToolCallParser
 from engine.text.tool_calls.parsers import TOOL_CALL_PARSERS
@@ -100,7 +100,7 @@ class AnswerFormat:
         """A parser for one completion."""
         reasoning, calls = None, None
         if self.reasoning is not None:
-            reasoning = ReasoningReader(self.reasoning, is_open=self.is_open)
+            reasoning = self.reasoning.reader(is_open=self.is_open)
         if self.calls is not None:
             schemas = {t.function.name: parameters_of(t) for t in self.tools}
             calls = self.calls(schemas, must_call=self.must_call)

@@ -13,6 +13,7 @@ SETUPS = {
     "bf16": Setup(**FEW_HEADS),
     "fp32": Setup(torch.float32, 2, 2, 16),
     "gemma": Setup(head_dim=40, num_heads=2, num_kv_heads=1, window=530, soft_cap=5.0),
+    "sinks": Setup(**FEW_HEADS, has_sinks=True),
     "int8": Setup(torch.float16, **FEW_HEADS, kv_dtype=torch.int8),
     "fp8": Setup(**FEW_HEADS, kv_dtype=torch.float8_e4m3fn),
     "fp8_sm_90": Setup(**FEW_HEADS, kv_dtype=torch.float8_e4m3fn, capability=90),

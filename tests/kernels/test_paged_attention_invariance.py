@@ -30,6 +30,7 @@ SETUPS = {
     "gemma": Setup(torch.float16, 2, 1, 256, window=64, soft_cap=5.0),
     "int8": Setup(num_heads=4, num_kv_heads=2, kv_dtype=torch.int8),
     "fp8": Setup(torch.float32, 3, 1, 24, 32, kv_dtype=torch.float8_e4m3fn),
+    "sinks": Setup(num_heads=8, num_kv_heads=1, window=128, has_sinks=True),
 }
 
 

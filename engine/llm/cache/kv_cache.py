@@ -12,14 +12,11 @@ has a table per group (`engine.llm.cache.sequence_blocks`).
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
 from engine.contract.kv_layout import KvLayout
 from engine.errors import InvariantViolation, OutOfBlocks
 from engine.llm.cache.prefix_cache import PrefixCache
-
-if TYPE_CHECKING:  # it builds on the pool
-    from engine.llm.cache.recurrent_slots import RecurrentPool
 
 
 class BlockPool:
@@ -37,14 +34,15 @@ class BlockPool:
         block_size: int,
         cache: PrefixCache,
         layout: KvLayout | None = None,
-        recurrent: "RecurrentPool | None" = None,
+        recurrent: Any = None,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.cache = cache
         self.layout = layout or KvLayout(block_size=block_size)
         self.recurrent = recurrent
-        """The slots of recurrent states, if the model has any."""
+        """The `RecurrentPool` of a model with recurrent states, else None. It is made of a pool
+        like this one."""
         self.num_slots = self.layout.most_tokens(num_blocks)
         """The most tokens that one sequence can have."""
         self.ref_counts = [0] * num_blocks

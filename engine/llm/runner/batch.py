@@ -126,12 +126,15 @@ class Batch:
                 for batch, block_ids in zip(batches, inputs[BLOCK_IDS:], strict=True)
             ],
             adapter_slots=None if slots is None else to_device([slots], device)[0],
-            recurrent=(
-                None
-                if rows.recurrent_slots is None
-                else RecurrentBatch.from_host(rows.cu_seqlens_q, *rows.recurrent_slots, device)
-            ),
+            recurrent=_recurrent_batch(rows, device),
         )
+
+
+def _recurrent_batch(rows: StepRows, device: torch.device) -> RecurrentBatch | None:
+    if rows.recurrent_slots is None:
+        return None
+    reads, writes = rows.recurrent_slots
+    return RecurrentBatch.from_host(rows.cu_seqlens_q, reads, writes, device)
 
 
 def lay_out(

@@ -11,8 +11,6 @@ from kernels import paged_attention, rope_store_kv
 class PagedAttention(nn.Module):
     """Rotates the heads, stores the new keys and values, then attends to everything cached.
 
-    It has no weights.
-
     Args:
         layer: the layer whose cache is used.
         num_heads, num_kv_heads: the model's numbers; heads of one key/value head stay together.
@@ -20,7 +18,12 @@ class PagedAttention(nn.Module):
         window: positions that each query looks back at, its own included; None for all.
         soft_cap: bends the scores, see `kernels.paged_attention`; None leaves them.
         norm_eps: epsilon of the norms whose weights `forward` gets.
+
+    Attributes:
+        sinks: see `kernels.paged_attention`, for this rank's heads; None for models without.
     """
+
+    sinks: Tensor | None = None
 
     def __init__(
         self,
@@ -82,6 +85,7 @@ class PagedAttention(nn.Module):
             window=self.window,
             soft_cap=self.soft_cap,
             kv_scales=scales,
+            sinks=self.sinks,
         )
 
     __call__ = forward

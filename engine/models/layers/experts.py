@@ -11,6 +11,7 @@ arXiv:2401.04088.
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -37,9 +38,16 @@ class Router(Linear):
     takes_adapters = False
 
     def __init__(
-        self, name: str, hidden: int, num_experts: int, top_k: int, *, normalised: bool
+        self,
+        name: str,
+        hidden: int,
+        num_experts: int,
+        top_k: int,
+        *,
+        normalised: bool,
+        bias: bool = False,
     ) -> None:
-        super().__init__(hidden, (Shard(name, num_experts),))
+        super().__init__(hidden, (Shard(name, num_experts),), bias=bias)
         self._top_k = top_k
         self._normalised = normalised
 
@@ -70,12 +78,24 @@ class Experts(nn.ModuleList):
         hidden, inner: sizes of the inputs and outputs, and of the activations between.
         act: the experts' activation.
         names: the names of the experts' layers.
+        bias: whether these layers have biases.
+        gate: replaces the gated activation that `act` names.
     """
 
     def __init__(
-        self, number: int, hidden: int, inner: int, act: str, *, names: MlpNames = MLP_NAMES
+        self,
+        number: int,
+        hidden: int,
+        inner: int,
+        act: str,
+        *,
+        names: MlpNames = MLP_NAMES,
+        bias: bool = False,
+        gate: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        mlps = [GatedMlp(hidden, inner, act, names=names) for _ in range(number)]
+        mlps = [GatedMlp(hidden, inner, act, bias=bias, names=names) for _ in range(number)]
+        for mlp in mlps:
+            mlp.gate = gate or mlp.gate
         super().__init__(mlps)
         self._mlps = tuple(mlps)
 
@@ -122,6 +142,8 @@ class SparseMlp(nn.Module):
         hidden, inner: sizes of the inputs and outputs, and of the activations in an expert.
         act: the experts' activation.
         names: the names of the experts' layers.
+        bias: whether the router and these layers have biases.
+        gate: see `Experts`.
     """
 
     def __init__(
@@ -134,10 +156,12 @@ class SparseMlp(nn.Module):
         top_k: int,
         normalised: bool,
         names: MlpNames = MLP_NAMES,
+        bias: bool = False,
+        gate: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.gate = Router("gate", hidden, num_experts, top_k, normalised=normalised)
-        self.experts = Experts(num_experts, hidden, inner, act, names=names)
+        self.gate = Router("gate", hidden, num_experts, top_k, normalised=normalised, bias=bias)
+        self.experts = Experts(num_experts, hidden, inner, act, names=names, bias=bias, gate=gate)
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """Map [T, C] to [T, C]."""

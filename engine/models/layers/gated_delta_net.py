@@ -73,7 +73,7 @@ class GatedDeltaNet(nn.Module, WeightOwner):
         """Map [T, C] to [T, C]."""
         assert ctx.recurrent is not None
         inputs, states = ctx.recurrent_states[self._layer]
-        qkv, z, gates = self.in_proj(x, ctx).split(self._sizes, 1)
+        qkv, z, gates = torch.split(self.in_proj(x, ctx), self._sizes, 1)
         mixed = gated_delta(
             short_conv(qkv, self.conv1d.weight, inputs, ctx.recurrent),
             gates,

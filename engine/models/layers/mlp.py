@@ -1,5 +1,6 @@
 """The gated MLP that Llama and most of its descendants use."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ class GatedMlp(nn.Module):
             raise UnsupportedArchitecture(
                 f"hidden_act {act!r} is not supported; it must be one of {', '.join(_GATES)}"
             )
-        self.gate = _GATES[act]
+        self.gate: Callable[[Tensor], Tensor] = _GATES[act]
         """The gated activation, [T, 2·I] → [T, I]."""
         shards = (Shard(names.gate, inner), Shard(names.up, inner))
         self.gate_up_proj = Linear(

@@ -5,6 +5,7 @@ from typing import get_args
 
 from engine.contract.text_settings import ToolCallParserName
 from engine.text.tool_calls.gemma import FunctionGemmaParser, Gemma4Parser
+from engine.text.tool_calls.harmony import HarmonyParser
 from engine.text.tool_calls.hermes import HermesParser
 from engine.text.tool_calls.json_calls import JsonCallsParser
 from engine.text.tool_calls.llama3_json import Llama3JsonParser
@@ -19,6 +20,7 @@ TOOL_CALL_PARSERS: Mapping[ToolCallParserName, type[ToolCallParser]] = {
     "mistral": MistralParser,
     "gemma4": Gemma4Parser,
     "functiongemma": FunctionGemmaParser,
+    "harmony": HarmonyParser,
     "json": JsonCallsParser,
 }
 
@@ -28,6 +30,7 @@ assert set(TOOL_CALL_PARSERS) == set(get_args(ToolCallParserName))
 
 _SIGNS: tuple[tuple[str, ToolCallParserName], ...] = (
     ("<|tool_call>", "gemma4"),
+    ("<|channel|>", "harmony"),
     ("<start_function_call>", "functiongemma"),
     ("[TOOL_CALLS]", "mistral"),
     ("<function=", "qwen3_coder"),

@@ -69,6 +69,7 @@ def assert_equal_to(model, prompts, completions, tolerance=TOLERANCE):
         "tiny_gemma3",
         "tiny_phi3",
         "tiny_mixtral",
+        "tiny_gpt_oss",
         "tiny_qwen3_moe",
         "tiny_qwen3_5",
         "tiny_gpt_neox",

@@ -51,12 +51,13 @@ def definition(x, mlp):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
     ("num_experts", "top_k", "num_tokens"),
     [(1, 1, 3), (5, 2, 1), (5, 5, 7), (64, 8, 33), (7, 1, 40)],
 )
-def test_equals_its_definition_bit_for_bit(num_experts, top_k, num_tokens, dtype):
-    mlp = make(num_experts, top_k, dtype)
+def test_equals_its_definition_bit_for_bit(num_experts, top_k, num_tokens, dtype, bias):
+    mlp = make(num_experts, top_k, dtype, bias=bias)
     x = torch.randn(num_tokens, 48).to(dtype)
     assert torch.equal(mlp(x, NO_CONTEXT), definition(x, mlp))
     one_by_one(mlp)
@@ -79,7 +80,10 @@ METHODS = {
 @needs_native
 @pytest.mark.parametrize("name", METHODS)
 def test_weights_of_few_bits_are_multiplied_in_one_call(name):
-    mlp = make(6, 3, torch.bfloat16, hidden=64, inner=64, method=lambda path: METHODS[name])
+    bias = random.random() < 0.5
+    mlp = make(
+        6, 3, torch.bfloat16, hidden=64, inner=64, method=lambda path: METHODS[name], bias=bias
+    )
     assert mlp.experts.can_be_recorded
     x = torch.randn(17, 64).bfloat16()
     found = mlp(x, NO_CONTEXT)

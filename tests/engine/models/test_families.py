@@ -126,7 +126,7 @@ MODELS |= {
         },
     ),
 }
-LINEAR = {
+DELTA = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 8,
@@ -135,10 +135,10 @@ LINEAR = {
     "initializer_range": 0.1,
 }
 MODELS |= {
-    "qwen3_5": ("Qwen3_5", LINEAR),
+    "qwen3_5": ("Qwen3_5", DELTA),
     "qwen3_5_mixed": (
         "Qwen3_5",
-        LINEAR
+        DELTA
         | {
             "layer_types": ["full_attention", "linear_attention", "full_attention"],
             "num_hidden_layers": 3,
@@ -147,6 +147,16 @@ MODELS |= {
             "tie_word_embeddings": True,
             "attention_bias": True,
         },
+    ),
+}
+GPT_OSS: dict[str, Any] = {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 7}
+GPT_OSS_YARN = YARN | {"factor": 32.0, "rope_theta": 150000.0, "truncate": False}
+MODELS |= {
+    "gpt_oss": ("GptOss", GPT_OSS | {"rope_parameters": GPT_OSS_YARN, "swiglu_limit": 1.0}),
+    "gpt_oss_layers": (
+        "GptOss",
+        GPT_OSS
+        | {"layer_types": ["full_attention", "sliding_attention"], "num_key_value_heads": 1},
     ),
 }
 TOLERANCE = 1e-4

@@ -6,11 +6,13 @@ import random
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from engine.errors import ModelLoadError
 from engine.models.forward_context import NO_CONTEXT
 from engine.models.layers.parallel import TensorParallel
 from engine.quantization.int4_groups import GroupPanels, takes_panels
+from engine.quantization.method import LinearPart
 from engine.quantization.plain import UnpackingMethod, UnquantizedMethod
 from engine.quantization.registry import detect
 from kernels.linear_panels import cases
@@ -52,6 +54,7 @@ def test_products_without_panels(variety, device, monkeypatch):
     monkeypatch.setattr("engine.quantization.byte_groups.takes_panels", lambda: False)
     monkeypatch.setattr("engine.quantization.fp8_blocks.takes_panels", lambda: False)
     monkeypatch.setattr("engine.quantization.int4_groups.takes_panels", lambda: False)
+    monkeypatch.setattr("engine.quantization.mxfp4.takes_panels", lambda: False)
     tensors, weights = random_layer(variety.quantise, SHARDS, SIZE, bias=True)
     methods = {name: one.method for name, one in layers_of(tensors, variety.config, device).items()}
     layer = filled(tensors, weights, methods)
@@ -98,10 +101,8 @@ def test_what_is_unpacked_equals_what_it_stands_for(variety):
 @pytest.mark.parametrize("size", [40, 200])
 def test_sizes_that_panels_do_not_take(variety, size):
     """Rows of which 32 neighbours do not divide."""
-    if (
-        variety.quantise(torch.zeros(8, 32))[0].get("weight_packed") is not None
-        and variety.bits < 8
-    ):
+    made = variety.quantise(torch.zeros(8, 32))[0]
+    if made.keys() & {"weight_packed", "blocks"} and variety.bits < 8:
         pytest.skip("its groups of 32 divide no such rows")
     tensors, weights = random_layer(variety.quantise, {"q": 24}, size)
     layer = loaded(tensors, weights, variety.config)
@@ -152,11 +153,39 @@ def test_damage_is_refused_or_changes_nothing(variety):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_weight_without_numbers_is_refused_by_its_header(variety, device):
     tensors, _ = random_layer(variety.quantise, {"q": 32}, 64)
-    [name] = [name for name in tensors if name.endswith((".weight", ".weight_packed"))]
+    [name] = [name for name in tensors if name.endswith((".weight", ".weight_packed", ".blocks"))]
     for cut in (tensors[name][:0], tensors[name][:, :0]):
         with pytest.raises(ModelLoadError, match=r"a\.q"):
             layers = layers_of(tensors | {name: cut}, variety.config, device)
             sum(layer.num_bytes(2) for layer in layers.values())
+
+
+def test_mxfp4_is_unpacked_as_by_transformers():
+    blocks = torch.randint(0, 256, (3, 24, 5, 16), dtype=torch.uint8)
+    scales = torch.randint(1, 254, (3, 24, 5), dtype=torch.uint8)
+    theirs = convert_moe_packed_tensors(blocks, scales)
+    for dtype in (torch.bfloat16, torch.float32):  # which both hold such numbers exactly
+        for number, expected in enumerate(theirs.mT.to(dtype)):
+            tensors = {"a.q.blocks": blocks[number], "a.q.scales": scales[number]}
+            (layer,) = layers_of(tensors, {"quant_method": "mxfp4"}).values()
+            part = LinearPart(
+                names=("a.q",),
+                in_features=160,
+                out_features=(24,),
+                has_bias=False,
+                dtype=dtype,
+                device=torch.device("cpu"),
+            )
+            for name, tensor in tensors.items():
+                part.take(0, name.rpartition(".")[2], tensor)
+            assert torch.equal(layer.method.dequantised(part), expected)
+
+
+def test_an_mxfp4_scale_that_is_no_number_is_refused():
+    tensors, weights = random_layer(VARIETIES["MXFP4"].quantise, {"q": 32}, 64)
+    tensors["a.q.scales"][3, 1] = 255
+    with pytest.raises(ModelLoadError, match=r"a\.q\.scales"):
+        loaded(tensors, weights, VARIETIES["MXFP4"].config)
 
 
 class Largest(TorchDispatchMode):

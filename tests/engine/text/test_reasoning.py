@@ -5,7 +5,7 @@ import random
 import pytest
 
 from engine.text.answer_parser import AnswerParser
-from engine.text.answer_pieces import Content, Reasoning
+from engine.text.answer_pieces import Arguments, CallStart, Content, Reasoning, joined
 from engine.text.chat_format import ChatFormat
 from engine.text.reasoning import REASONING_MARKERS, ReasoningMarkers, ReasoningReader
 from engine.text.tool_calls.parsers import TOOL_CALL_PARSERS
@@ -25,7 +25,7 @@ def split(text: str, *, name: str = "qwen3", is_open: bool = False) -> tuple[str
     """Reasoning and content of a text, the same in any parts."""
 
     def read(parts: list[str]) -> tuple[str, str]:
-        reader = ReasoningReader(REASONING_MARKERS[name], is_open=is_open)  # type: ignore[index]
+        reader = REASONING_MARKERS[name].reader(is_open=is_open)  # type: ignore[index]
         reach, pieces = 0, []
         for part in parts:
             pieces += reader.add(part)
@@ -70,6 +70,50 @@ def test_split(text: str, is_open: bool, expected: tuple[str, str]) -> None:
 def test_other_markers() -> None:
     assert split("[THINK]a[/THINK]b", name="mistral") == ("a", "b")
     assert split("<|channel>thought\na\n<channel|>b", name="gemma4") == ("a", "b")
+
+
+HARMONY_FINAL = "<|start|>assistant<|channel|>final<|message|>b"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_open", "expected"),
+    [
+        ("<|channel|>analysis<|message|>a<|end|>" + HARMONY_FINAL, False, ("a", "b")),
+        (
+            "<|channel|>analysis<|message|>a\n<|end|>" + HARMONY_FINAL + "<|return|>",
+            False,
+            ("a\n", "b"),
+        ),
+        ("a<|end|>" + HARMONY_FINAL, True, ("a", "b")),
+        ("<|channel|>analysis<|message|>a <|en", False, ("a <|en", "")),
+        ("<|channel|>analysis<|message|>a<|end|><|start|>assist", False, ("a", "")),
+        ("<|channel|>final<|message|>b", False, ("", "b")),
+        ("<|channel|>commentary<|message|>c <|end|>" + HARMONY_FINAL, False, ("", "c b")),
+        ("b < c", False, ("", "b < c")),
+    ],
+)
+def test_harmony(text: str, is_open: bool, expected: tuple[str, str]) -> None:
+    assert split(text, name="harmony", is_open=is_open) == expected
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "<|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json",
+        "<|start|>assistant to=functions.f<|channel|>commentary json",
+        "<|start|>assistant<|channel|>analysis to=functions.f code",
+    ],
+)
+@pytest.mark.parametrize("end", ["<|call|>", ""])
+def test_calls_in_harmony(header: str, end: str) -> None:
+    text = f"<|channel|>analysis<|message|>a<|end|>{header}<|message|>" + '{"x": 1}' + end
+    for parts in (list(text), [text]):
+        parser = AnswerParser(
+            REASONING_MARKERS["harmony"].reader(is_open=False), TOOL_CALL_PARSERS["harmony"]({})
+        )
+        pieces = [p for part in parts for p in parser.add(part, is_last=False)]
+        pieces += parser.add("", is_last=True)
+        assert joined(pieces) == [Reasoning("a"), CallStart(0, "f"), Arguments(0, '{"x": 1}')]
 
 
 def test_the_prompt_decides_whether_it_has_begun() -> None:
@@ -122,6 +166,7 @@ CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m['content'] }}{% 
         ("{{ tools | length }}[TOOL_CALLS][THINK]", "mistral", "mistral"),
         ("{% for t in tools %}<|tool_call>call:<|channel>thought{% endfor %}", "gemma4", "gemma4"),
         ("{% for t in tools %}<start_function_call>{% endfor %}", "functiongemma", None),
+        ("{{ tools }}<|start|>assistant<|channel|>final<|message|>", "harmony", "harmony"),
         ("{{ tools }}", "json", None),
     ],
 )

@@ -114,6 +114,13 @@ MUTANTS = (
         "last_key = num_cached + last_query",
     ),
     Mutant(
+        "leaves earlier sums as they are beside a larger sink",
+        "paged_attention",
+        "paged_attention/triton_tile.py",
+        "return values * shrink, total * shrink +",
+        "return values, total +",
+    ),
+    Mutant(
         "leaves out the last split of the keys",
         "paged_attention",
         "paged_attention/triton_decode.py",

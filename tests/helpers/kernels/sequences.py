@@ -28,6 +28,7 @@ class Setup:
     window: int | None = None
     soft_cap: float | None = None
     kv_dtype: torch.dtype | None = None
+    has_sinks: bool = False
     capability: int = 80
     """The chip whose tiles the interpreter uses."""
 
@@ -55,6 +56,7 @@ class Sequences:
         order = np.random.permutation(sum(blocks)).astype(np.int32)
         self.tables = np.split(order, np.cumsum(blocks)[:-1])
         heads = (setup.num_heads, setup.head_dim)
+        self.sinks = torch.randn(setup.num_heads, device=device) * 3 if setup.has_sinks else None
         # The spread makes weights far from uniform: maxima must change on the way.
         self.q = [
             torch.randn(n, *heads, device=device).mul(spread).to(setup.dtype) for n in lengths
@@ -99,6 +101,7 @@ class Sequences:
             window=self.setup.window,
             soft_cap=self.setup.soft_cap,
             kv_scales=self.scales,
+            sinks=self.sinks,
         ).split(num_queries)
         assert all(rows.isfinite().all() for rows in found)
         return [found[ordered.index(part)] for part in parts]

@@ -58,7 +58,7 @@ def create_pair(family: str, seed: int, **overrides: Any) -> tuple[CausalLM, Any
     theirs = model_class(hf_config).eval()
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
-            if parameter.ndim == 1:
+            if parameter.ndim == 1 or name.endswith("bias"):
                 # Norms start at 1 and biases at 0, which would hide that they are ignored.
                 parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.3)
     config = config_of(family, hf_config)
@@ -70,6 +70,9 @@ def create_pair(family: str, seed: int, **overrides: Any) -> tuple[CausalLM, Any
 def named_weights(theirs: Any) -> list[tuple[str, torch.Tensor]]:
     """Return what a checkpoint would hold: without a tied output layer, with experts one by one."""
     weights = theirs.state_dict()
+    if theirs.config.model_type == "gpt_oss":
+        config = config_of("GptOss", theirs.config)
+        return [part for pair in weights.items() for part in config.parts_of(*pair)]
     if theirs.config.tie_word_embeddings:
         weights.pop("lm_head.weight")
     mixtral = theirs.config.model_type == "mixtral"

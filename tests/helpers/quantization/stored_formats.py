@@ -171,6 +171,20 @@ def ct_config(form: str, **weights: Any) -> dict[str, Any]:
 BNB4 = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 BNB8 = {"quant_method": "bitsandbytes", "load_in_8bit": True}
 FP8_BLOCKS = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [32, 64]}
+
+
+def mxfp4(weight: Tensor) -> Made:
+    blocks = weight.float().unflatten(1, (-1, 32))
+    exponents = (blocks.abs().amax(2).log2().floor() - 2).clamp(-126, 126)
+    scaled = blocks / exponents.exp2()[..., None]
+    numbers = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    magnitudes = (scaled.abs()[..., None] - numbers).abs().argmin(-1)
+    plain = (numbers[magnitudes].copysign(scaled) * exponents.exp2()[..., None]).flatten(1)
+    codes = magnitudes + 8 * scaled.signbit()
+    packed = (codes[..., ::2] + 16 * codes[..., 1::2]).byte()
+    return {"blocks": packed, "scales": (exponents + 127).byte()}, plain
+
+
 VARIETIES = {
     "bnb nf4": Variety(BNB4, lambda w: bnb_4bit(w, "nf4"), 5, "bitsandbytes"),
     "bnb nf4, nested": Variety(BNB4, lambda w: bnb_4bit(w, "nf4", True), 5, "bitsandbytes"),
@@ -229,6 +243,7 @@ VARIETIES = {
         9,
         "fp8",
     ),
+    "MXFP4": Variety({"quant_method": "mxfp4"}, mxfp4, 5, "mxfp4"),
     "fbgemm": Variety(
         {"quant_method": "fbgemm_fp8"}, lambda w: fp8(w, "weight_scale", (1, 0)), 9, "fp8"
     ),
@@ -248,6 +263,11 @@ def write_checkpoint(original: Path, folder: Path, variety: Variety) -> tuple[Pa
         if kind == "weight" and layer.endswith("_proj"):
             made, plain[name] = variety.quantise(tensor)
             tensors |= {f"{layer}.{own}": value for own, value in made.items()}
+        elif layer.endswith(".experts") and kind.endswith("_proj"):  # transposed, and stacked
+            rows = tensor.mT
+            made, found = variety.quantise(rows.flatten(0, 1))
+            plain[name] = found.view_as(rows).mT
+            tensors |= {f"{name}_{own}": v.unflatten(0, rows.shape[:2]) for own, v in made.items()}
         else:
             tensors[name] = tensor
     save_file({name: one.contiguous() for name, one in plain.items()}, twin / "model.safetensors")

@@ -81,6 +81,10 @@ FUNCTION_GEMMA = (
     "<start_function_call>call:get_weather{city:<escape>Paris<escape>,days:3}<end_function_call>"
 )
 GEMMA4 = '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:3}<tool_call|>'
+HARMONY = (
+    "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+    '{"city": "Paris", "days": 3}<|call|>'
+)
 ONE_CALL = {
     "hermes": HERMES,
     "qwen3_coder": QWEN3_CODER,
@@ -88,6 +92,7 @@ ONE_CALL = {
     "mistral": MISTRAL,
     "functiongemma": FUNCTION_GEMMA,
     "gemma4": GEMMA4,
+    "harmony": HARMONY,
     "json": '{"name": "get_weather", "arguments": {"city": "Paris", "days": 3}}',
 }
 
@@ -102,7 +107,9 @@ def test_one_call(name: str) -> None:
     assert calls_of(name, f"\n{ONE_CALL[name]}\n") == ("", [("get_weather", PARIS)])
 
 
-@pytest.mark.parametrize("name", ["hermes", "qwen3_coder", "mistral", "functiongemma", "gemma4"])
+@pytest.mark.parametrize(
+    "name", ["hermes", "qwen3_coder", "mistral", "functiongemma", "gemma4", "harmony"]
+)
 def test_text_around_calls_is_content(name: str) -> None:
     text = f"Let me look.\n\n{ONE_CALL[name]}\n{ONE_CALL[name]}\n\nDone."
     content, calls = calls_of(name, text)
@@ -132,6 +139,8 @@ def test_text_around_calls_is_content(name: str) -> None:
         ("mistral", '[TOOL_CALLS]{"name": "now", "arguments": {}}'),
         ("functiongemma", "<start_function_call>call:now{}<end_function_call>"),
         ("gemma4", "<|tool_call>call:now{}<tool_call|>"),
+        ("harmony", "<|channel|>commentary to=functions.now<|message|>{}"),
+        ("harmony", "<|channel|>commentary to=functions.now json<|message|>{} <|call|>"),
         ("qwen3_coder", "<tool_call>\n<function=now>\n</function>\n</tool_call>"),
         ("qwen3_coder", "<function=now>\n</function>"),
         ("json", '```json\n{"name": "now", "parameters": {}}\n```'),
@@ -221,6 +230,8 @@ def test_what_is_no_call_is_content_to_the_letter(name: str, text: str) -> None:
         ("mistral", "[TOOL_CALLS]"),
         ("gemma4", "<|tool_call>call now{}<tool_call|>"),
         ("functiongemma", "<start_function_call>call:{}<end_function_call>"),
+        ("harmony", "<|channel|>commentary to=functions.now <|constr"),
+        ("harmony", "<|channel|>commentary to=functions.now<|message|>Hm.<|call|>"),
         ("qwen3_coder", "<tool_call>\n<function=>\n</function>\n</tool_call>"),
         ("qwen3_coder", '<tool_call>{"name": "now"}</tool_call>'),
         ("json", '{"name": "unknown", "arguments": {}}'),
@@ -247,6 +258,7 @@ def test_behind_a_marker_unknown_functions_are_calls() -> None:
         ("gemma4", '<|tool_call>call:now{a:<|"|>b', "", '{"a": "b'),
         ("gemma4", "<|tool_call>call:now{a}<tool_call|>!", "!", "{a}"),
         ("gemma4", "<|tool_call>call:now{a:5", "", '{"a": 5'),
+        ("harmony", HARMONY.partition("Pa")[0].replace("get_weather", "now"), "", '{"city": "'),
         ("qwen3_coder", "<function=now>\n<parameter=a>\nb", "", '{"a": b'),
         ("qwen3_coder", "<function=now>\nwhat?</function>!", "!", "{what?"),
     ],
