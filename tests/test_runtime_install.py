@@ -80,11 +80,14 @@ def probe(dependencies: list[str], *models: str) -> dict[str, str | None]:
 
 
 @pytest.fixture(scope="module")
-def written(tiny_llama: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def written(
+    tiny_llama: Any, tiny_gpt_oss: Any, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     """Models by their format, for whose writing packages are needed that an installation lacks."""
     folders = {}
-    for variety in (VARIETIES[name] for name in ("bnb nf4", "W4A16", "FP8 blocks")):
-        packed, _ = write_checkpoint(tiny_llama(), tmp_path_factory.mktemp("written"), variety)
+    for variety in (VARIETIES[name] for name in ("bnb nf4", "W4A16", "FP8 blocks", "MXFP4")):
+        plain = tiny_gpt_oss() if variety.name == "mxfp4" else tiny_llama()
+        packed, _ = write_checkpoint(plain, tmp_path_factory.mktemp("written"), variety)
         folders[variety.name] = str(packed)
     return folders
 

@@ -11,7 +11,13 @@ from server.protocol.chat import ChatTemplateOptions, Messages, check_parts
 from server.protocol.common import ModelRequest, TokenIds
 from server.protocol.prompts import MAX_PROMPTS
 
-_SOURCES = ("prompt", "messages", "content")
+_SOURCES = {
+    "prompt": ("messages",),
+    "messages": ("prompt", "content"),
+    "content": ("messages",),
+}
+"""The fields with what is to be tokenised, and the others that each excludes; prompt and content
+may both be there if they are equal."""
 _Texts = str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
 
 
@@ -21,17 +27,15 @@ class TokenizeRequest(ModelRequest, ChatTemplateOptions):
     model_config = ConfigDict(
         json_schema_extra={
             "example": {"prompt": "Hello world"},
-            "oneOf": [
+            "anyOf": [
                 {
                     "required": [name],
                     "properties": {
-                        each: {"type": "array" if each == "messages" else ["string", "array"]}
-                        if each == name
-                        else {"type": "null"}
-                        for each in _SOURCES
+                        name: {"type": "array" if name == "messages" else ["string", "array"]},
+                        **{other: {"type": "null"} for other in others},
                     },
                 }
-                for name in _SOURCES
+                for name, others in _SOURCES.items()
             ],
         }
     )

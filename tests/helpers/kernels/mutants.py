@@ -114,11 +114,11 @@ MUTANTS = (
         "last_key = num_cached + last_query",
     ),
     Mutant(
-        "leaves earlier sums as they are beside a larger sink",
+        "weighs sinks as if the largest score were 0",
         "paged_attention",
         "paged_attention/triton_tile.py",
-        "return values * shrink, total * shrink +",
-        "return values, total +",
+        "tl.exp2((score - highest) * steepness)",
+        "tl.exp2(score * steepness)",
     ),
     Mutant(
         "leaves out the last split of the keys",
