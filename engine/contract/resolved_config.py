@@ -152,8 +152,14 @@ def resolve(intent: TextSettings, model: ModelFacts, machine: MachineFacts) -> R
         shared_lookup_tokens=intent.shared_lookup_tokens,
         deterministic=intent.deterministic,
         debug_invariants=intent.debug_invariants,
-        num_recurrent_slots=2 * intent.max_num_seqs if model.recurrent_bytes else 0,
+        num_recurrent_slots=num_recurrent_slots(intent) if model.recurrent_bytes else 0,
     )
+
+
+def num_recurrent_slots(intent: TextSettings) -> int:
+    """The slots of a model with recurrent states: for each sequence one that a step reads and one
+    that it writes."""
+    return 2 * intent.max_num_seqs
 
 
 def _wanted_len(intent: TextSettings, model: ModelFacts) -> int:

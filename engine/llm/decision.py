@@ -50,15 +50,12 @@ class GroupBlocks(NamedTuple):
     """The number of blocks before them, which no token of the step attends to."""
 
 
-NO_SLOT = -1
-"""The slot that a text without computed tokens reads."""
-
-
 class RecurrentSlots(NamedTuple):
     """The slots of a sequence's recurrent state in a step
     (`kernels.shared.recurrent_batch.RecurrentBatch`)."""
 
-    read: int
+    read: int | None
+    """None for a text without computed tokens."""
     write: int
 
 

@@ -458,7 +458,7 @@ class Scheduler:
 
     def _reach(self, sequence: Sequence, num_tokens: int, step: _Step) -> int:
         """How many of these tokens a sequence takes, because of its parts that are states."""
-        if self._pool.recurrent is not None:
+        if self._pool.recurrent is not None and self._pool.recurrent.is_cached:
             num_tokens = self._to_block_end(sequence, num_tokens, step)
         if not sequence.states:
             return num_tokens
@@ -476,7 +476,8 @@ class Scheduler:
         end = given + num_tokens
         if start < last:
             end = min(end, last)
-            end = max(end - end % size, given) if end - end % size > start else end
+            if end // size > start // size:  # else the step reaches no block's end
+                end = max(end - end % size, given)
         return end - given
 
     def _preempt(self, victim: Sequence, step: _Step) -> None:

@@ -18,6 +18,7 @@ from engine.models.rope_keys import (
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Entries of `layer_types`."""
+_AXES = ("mrope_section", "mrope_interleaved", "type")
 ROPE_SOURCE = "config.json: rope_parameters"
 """The source that messages name."""
 
@@ -60,6 +61,11 @@ def rope_parameters(keys: MetadataKeys) -> dict[str, Any]:
     merged = scaling | parameters
     merged.setdefault("partial_rotary_factor", keys.values.get("partial_rotary_factor"))
     return merged
+
+
+def without_axes(rope: dict[str, Any]) -> dict[str, Any]:
+    """Return parameters without those of several axes, along which positions of texts are equal."""
+    return {key: one for key, one in rope.items() if key not in _AXES}
 
 
 def rope_fields_of(

@@ -147,8 +147,7 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
         raise keys.nonsense(
             "linear_num_value_heads", f"a multiple of linear_num_key_heads, {num_k_heads}"
         )
-    rope = json_keys.rope_parameters(keys)
-    rope = {k: v for k, v in rope.items() if not k.startswith("mrope_") and k != "type"}
+    rope = json_keys.without_axes(json_keys.rope_parameters(keys))
     part = MetadataKeys(rope, json_keys.ROPE_SOURCE).number(
         "partial_rotary_factor", ROTATED, high=1.0
     )

@@ -53,3 +53,19 @@ class RecurrentConfig(ModelConfig):
     def recurrent_bytes(self, dtype_bytes: int) -> int:
         """See `ModelConfig.recurrent_bytes`."""
         return len(self.recurrent_layers) * self.shapes.num_bytes(dtype_bytes)
+
+
+def allocate_states(
+    config: ModelConfig, num_slots: int, dtype: torch.dtype, device: torch.device
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Make the memory of all layers that keep a state: for each its last inputs and its state,
+    [num_slots, …]; empty if there are none.
+
+    A slot is written before it is read, so its first contents do not matter. On a CPU its memory is
+    committed when it is first written.
+    """
+    if not isinstance(config, RecurrentConfig):
+        return {}
+    return {
+        layer: config.shapes.allocate(num_slots, dtype, device) for layer in config.recurrent_layers
+    }

@@ -1,7 +1,7 @@
 """The facts from which a text model's memory is sized."""
 
 from engine.contract.kv_numbers import KvNumbers
-from engine.contract.resolved_config import ModelFacts
+from engine.contract.resolved_config import ModelFacts, num_recurrent_slots
 from engine.contract.text_settings import TextSettings
 from engine.models.config import ModelConfig
 from engine.runtime.device import torch_dtype
@@ -14,11 +14,11 @@ def text_facts(plan: WeightPlan, config: ModelConfig, intent: TextSettings) -> M
     pictures = config.pictures
     kept_bytes = 0 if pictures is None else pictures.kept_bytes(config.hidden_size * number_bytes)
     recurrent_bytes = config.recurrent_bytes(number_bytes)
-    num_slots = 2 * intent.max_num_seqs
+    slot_bytes = num_recurrent_slots(intent) * recurrent_bytes
     return ModelFacts(
         max_position_embeddings=config.max_position_embeddings,
         kv_bytes_per_token=config.kv_bytes_per_token(KvNumbers(intent.resolved_kv_cache_dtype)),
         kv_windows=config.group_windows,
-        weight_bytes=plan.num_bytes(number_bytes) + kept_bytes + num_slots * recurrent_bytes,
+        weight_bytes=plan.num_bytes(number_bytes) + kept_bytes + slot_bytes,
         recurrent_bytes=recurrent_bytes,
     )

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from engine.llm.cache.kv_cache import BlockPool, check
 from engine.llm.cache.prefix_cache import PrefixCache
-from engine.llm.decision import NO_SLOT, RecurrentSlots
+from engine.llm.decision import RecurrentSlots
 
 
 class RecurrentPool:
@@ -129,7 +129,7 @@ class RecurrentState:
         if pool.is_cached and num_tokens % pool.block_size == 0:
             pool.hold(self._slot)
             self._kept[num_tokens] = self._slot
-        return RecurrentSlots(NO_SLOT if read is None else read, self._slot)
+        return RecurrentSlots(read, self._slot)
 
     def note_computed(self, num_tokens: int, chain: Sequence[bytes]) -> None:
         """Offer states to other texts: the first `num_tokens` tokens are certain.

@@ -19,7 +19,7 @@ from engine.llm.decision import PENDING_TOKEN_ID, SampleRow, ScheduledSequence, 
 from engine.models.adapters import NO_ADAPTER
 from engine.models.forward_context import GroupContext
 from kernels import PagedBatch
-from kernels.shared.recurrent_batch import RecurrentBatch
+from kernels.shared.recurrent_batch import NO_SLOT, RecurrentBatch
 from kernels.shared.transfer import to_device
 
 Int32Array = NDArray[np.int32]
@@ -249,7 +249,8 @@ def _key_ends(positions: Int64Array, states: Sequence[StateRows]) -> Int32Array:
 
 def _recurrent_slots(spans: Sequence[Span]) -> Int32Array | None:
     """Return `StepRows.recurrent_slots`."""
-    slots = [span.sequence.recurrent for span in spans if span.sequence.recurrent is not None]
+    of_spans = (span.sequence.recurrent for span in spans)
+    slots = [(NO_SLOT if s.read is None else s.read, s.write) for s in of_spans if s is not None]
     return np.array(slots, dtype=np.int32).T.copy() if slots else None
 
 

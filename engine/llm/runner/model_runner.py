@@ -28,7 +28,6 @@ from engine.llm.decision import (
 from engine.llm.runner.batch import BLOCK_IDS, Batch, Int32Array, StepRows, lay_out
 from engine.llm.runner.kv_storage import KvStorage
 from engine.llm.runner.part_states import PartStates
-from engine.llm.runner.recurrent_storage import RecurrentStorage
 from engine.llm.runner.step_graph import GraphSize, Recorder, StepGraph, StepGraphs
 from engine.llm.runner.text_states import TextStates
 from engine.llm.runner.warm_up import WarmUpStep, warm_up_steps
@@ -41,7 +40,7 @@ from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.experts_config import expert_row_counts
 from engine.models.forward_context import ForwardContext, RowAdapters, RowStates
-from engine.models.recurrent_config import RecurrentConfig
+from engine.models.recurrent_config import allocate_states
 from engine.runtime.device import PACKED_KV_DTYPES
 from engine.runtime.fault import is_out_of_memory
 from kernels.shared.transfer import HostCopy, Milestone, to_device
@@ -160,11 +159,9 @@ class ModelRunner:
             dtype=PACKED_KV_DTYPES.get(config.kv_cache_dtype, model.options.dtype),
             device=device,
         )
-        self._recurrent: RecurrentStorage | None = None
-        if isinstance(model_config, RecurrentConfig):
-            self._recurrent = RecurrentStorage(
-                model_config, config.num_recurrent_slots, model.options.dtype, device
-            )
+        self._recurrent = allocate_states(
+            model_config, config.num_recurrent_slots, model.options.dtype, device
+        )
         self._graphs: StepGraphs | None = None
         if recorder is not None:
             self._graphs = StepGraphs(
@@ -280,7 +277,7 @@ class ModelRunner:
             ModelLoadError: the model gives no finite numbers.
         """
         decided = warm_up_decision(
-            step, self._config.block_size, self._num_groups, recurrent=self._recurrent is not None
+            step, self._config.block_size, self._num_groups, recurrent=bool(self._recurrent)
         )
         graphs, self._graphs = self._graphs, None
         try:
@@ -384,7 +381,7 @@ class ModelRunner:
             adapters=None if adapters is None or slots is None else adapters.of_rows(slots),
             states=states,
             recurrent=batch.recurrent,
-            recurrent_states={} if self._recurrent is None else self._recurrent.layers,
+            recurrent_states=self._recurrent,
         )
         return self._model.forward(batch.token_ids, batch.positions, ctx)
 

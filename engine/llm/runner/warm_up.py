@@ -16,7 +16,6 @@ from engine.contract.prompt_states import StatePart
 from engine.contract.resolved_config import ResolvedConfig
 from engine.contract.sampling_params import SamplingParams
 from engine.llm.decision import (
-    NO_SLOT,
     GroupBlocks,
     NewSequence,
     RecurrentSlots,
@@ -102,7 +101,7 @@ def decision(
                 text,
                 block_size,
                 num_groups,
-                RecurrentSlots(NO_SLOT, i) if recurrent else None,
+                RecurrentSlots(None, i) if recurrent else None,
             )
             for i, text in enumerate(texts)
         ],

@@ -1,6 +1,7 @@
 """The causal classes of transformers and their configurations."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import transformers
@@ -43,16 +44,10 @@ def read_config(architecture: str, values: Mapping[str, Any]) -> Any:
         UnsupportedArchitecture: the model is of a kind that cannot run on a paged cache.
         ModelLoadError: transformers refuses the keys, or a size is absurd.
     """
-    kept = {key: value for key, value in values.items() if key not in NOT_OURS}
-    try:
-        config = causal_class(architecture).config_class.from_dict(kept)  # type: ignore[union-attr]
+    with strangers_file(architecture):
+        config = parse(causal_class(architecture).config_class, values)  # type: ignore[union-attr]
         num_layers, vocab_size = config.num_hidden_layers, config.vocab_size
         max_positions = config.max_position_embeddings
-    except Exception as error:  # transformers' classes may fail in any way on a stranger's file
-        raise ModelLoadError(
-            f"config.json is not valid for {architecture}: {type(error).__name__}: "
-            f"{str(error)[:300]}"
-        ) from error
     for name, value, least, most in (
         ("num_hidden_layers", num_layers, 1, MAX_LAYERS),
         ("vocab_size", vocab_size, 1, 1 << 31),
@@ -62,6 +57,27 @@ def read_config(architecture: str, values: Mapping[str, Any]) -> Any:
             raise ModelLoadError(f"config.json: {name} must be an integer from {least} to {most}")
     _check_kind(architecture, config)
     return config
+
+
+@contextmanager
+def strangers_file(architecture: str) -> Iterator[None]:
+    """Name the file in errors of transformers' classes, which may fail in any way on a stranger's.
+
+    Raises:
+        ModelLoadError: they refuse the file.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ModelLoadError(
+            f"config.json is not valid for {architecture}: {type(error).__name__}: "
+            f"{str(error)[:300]}"
+        ) from error
+
+
+def parse(config_class: Any, values: Mapping[str, Any]) -> Any:
+    """Build a configuration without the keys that are `NOT_OURS`."""
+    return config_class.from_dict({k: v for k, v in values.items() if k not in NOT_OURS})
 
 
 def _check_kind(architecture: str, config: Any) -> None:

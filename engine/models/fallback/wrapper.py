@@ -8,8 +8,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-from engine.errors import ModelLoadError, UnsupportedArchitecture
-from engine.models.fallback.architecture import NOT_OURS
+from engine.errors import UnsupportedArchitecture
+from engine.models import json_keys
+from engine.models.fallback.architecture import parse, strangers_file
 from engine.models.metadata_keys import MetadataKeys
 
 _DECODERS = {
@@ -19,7 +20,6 @@ _DECODERS = {
 }
 """Decoders that have no class of their own, and the class that computes the same for texts: the
 axes of their positions are equal there."""
-_OF_PICTURE_AXES = ("mrope_section", "mrope_interleaved", "type")
 _OTHERS = {
     "paligemma": "its prompts are read in both directions",
     "florence2": "its text model is an encoder-decoder",
@@ -51,25 +51,19 @@ def inner_decoder(keys: MetadataKeys) -> MetadataKeys | None:
         raise _refusal(known, f"its text model, of type {text.model_type!r}, is not supported")
     rope = values.get("rope_parameters")
     if text.model_type in _DECODERS and isinstance(rope, dict):
-        values["rope_parameters"] = {k: v for k, v in rope.items() if k not in _OF_PICTURE_AXES}
+        values["rope_parameters"] = json_keys.without_axes(rope)
     return MetadataKeys({**values, "architectures": [inner]}, f"{keys.source}: text_config")
 
 
 def _text_config(architecture: str, keys: MetadataKeys) -> tuple[Any, dict[str, Any]]:
     """The configuration of the text model, None if it is not a part, and all its values."""
-    kept = {key: value for key, value in keys.values.items() if key not in NOT_OURS}
-    try:
-        config = CONFIG_MAPPING[kept["model_type"]].from_dict(kept)
+    with strangers_file(architecture):
+        config = parse(CONFIG_MAPPING[keys.values["model_type"]], keys.values)
         text = config.get_text_config(decoder=True)
         if text is config:
             return None, {}
         tied = {"tie_word_embeddings": bool(getattr(config, "tie_word_embeddings", False))}
         return text, {**text.to_dict(), **tied}
-    except Exception as error:  # transformers' classes may fail in any way on a stranger's file
-        raise ModelLoadError(
-            f"config.json is not valid for {architecture}: {type(error).__name__}: "
-            f"{str(error)[:300]}"
-        ) from error
 
 
 def _refusal(architecture: str, reason: str) -> UnsupportedArchitecture:

@@ -31,7 +31,7 @@ class ShortConv(nn.Module, WeightOwner):
         num_channels, width = self._shape
         self.weight = torch.empty(self._shape, dtype=torch.float32, device=options.device)
         spec = TensorSpec(shape=(num_channels, 1, width))
-        return {f"{path}.weight": WeightSlot(spec, lambda t: self._fill(t))}
+        return {f"{path}.weight": WeightSlot(spec, self._fill)}
 
     def _fill(self, tensor: Tensor) -> None:
         self.weight.copy_(tensor[:, 0])

@@ -12,14 +12,12 @@ from engine.contract.kv_layout import KvLayout
 from engine.llm.decision import GroupBlocks, RecurrentSlots, ScheduledSequence
 from engine.llm.runner.batch import Batch, lay_out
 from engine.llm.runner.kv_storage import KvStorage
-from engine.llm.runner.recurrent_storage import RecurrentStorage
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext
 from engine.models.metadata_keys import MetadataKeys
-from engine.models.recurrent_config import RecurrentConfig
+from engine.models.recurrent_config import allocate_states
 from engine.models.registry import create_model, family_of
-from kernels.shared.recurrent_batch import NO_SLOT
 
 CPU = torch.device("cpu")
 NUM_SLOTS = 32
@@ -99,20 +97,6 @@ def their_logits(theirs: Any, token_ids: list[int]) -> torch.Tensor:
     return theirs(torch.tensor([token_ids])).logits[0]
 
 
-def recurrent_storage(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device = CPU
-) -> RecurrentStorage | None:
-    """Make slots for recurrent states, with what earlier owners may have left; None if the model
-    has none."""
-    if not isinstance(config, RecurrentConfig):
-        return None
-    storage = RecurrentStorage(config, NUM_SLOTS, dtype, device)
-    for tensors in storage.layers.values():
-        for tensor in tensors:
-            tensor.normal_()
-    return storage
-
-
 @dataclass
 class PagedTexts:
     """Runs texts through our model piece by piece, several of them in one batch."""
@@ -145,9 +129,14 @@ class PagedTexts:
             self.storage._pool.random_(0, 127)
         self.storage._written[:] = True
         self._free = np.random.permutation(self.num_blocks).tolist()
-        self.recurrent = recurrent_storage(self.config, self.model.options.dtype, self.device)
+        self.recurrent = allocate_states(
+            self.config, NUM_SLOTS, self.model.options.dtype, self.device
+        )
+        for tensors in self.recurrent.values():
+            for tensor in tensors:
+                tensor.normal_()
         self._slots: dict[int, int] = {}
-        self._read: set[int] = set()
+        self._read: set[int | None] = set()
 
     def add(self, text_id: int, token_ids: list[int]) -> None:
         self.texts[text_id] = token_ids
@@ -183,7 +172,7 @@ class PagedTexts:
             kv_caches=self.storage.layers,
             kv_scales=self.storage.scales,
             recurrent=batch.recurrent,
-            recurrent_states={} if self.recurrent is None else self.recurrent.layers,
+            recurrent_states=self.recurrent,
         )
         hidden = self.model.forward(batch.token_ids, batch.positions, ctx)
         logits = self.model.compute_logits(hidden)
@@ -206,13 +195,15 @@ class PagedTexts:
 
     def _next_slots(self, text_id: int) -> RecurrentSlots | None:
         """Return slots for a text's next step, which may write to the slot that it reads."""
-        if self.recurrent is None:
+        if not self.recurrent:
             return None
-        before = self._slots.get(text_id, NO_SLOT)
-        held = [*self._slots.values()]
+        before = self._slots.get(text_id)
+        held: list[int | None] = [*self._slots.values()]
         free = sorted({*range(NUM_SLOTS)} - {*held} - self._read)
         self._read.add(before)
-        after = random.choice([*free, *([before] if held.count(before) == 1 else [])])
+        after = random.choice(
+            [*free, *([before] if before is not None and held.count(before) == 1 else [])]
+        )
         self._slots[text_id] = after
         return RecurrentSlots(before, after)
 
