@@ -182,7 +182,8 @@ def test_a_conversation_of_responses(client):
         texts = [e.delta for e in stream if e.type == "response.output_text.delta"]
         final = stream.get_final_response()
     assert "".join(texts) == final.output_text == whole.output_text
-    job = client.responses.create(**arguments, background=True)
+    forever = {"ignore_eos": True}  # a short answer would be over before it is cancelled
+    job = client.responses.create(**arguments, background=True, extra_body=forever)
     assert client.responses.cancel(job.id).status == "cancelled"
 
 
