@@ -9,6 +9,7 @@ import structlog
 
 from server import app
 from server.images.picture_processes import PictureProcesses
+from tests.helpers.server.fake_server import FakeServer
 from tests.helpers.server.text_server import TextServer, write_tokenizer
 
 
@@ -44,9 +45,16 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
+@pytest.fixture(autouse=True)
+async def closed_servers() -> AsyncIterator[None]:
+    """Close the servers that the test makes."""
+    FakeServer.made.clear()
+    yield
+    while FakeServer.made:
+        await FakeServer.made.pop().aclose()
+
+
 @pytest.fixture
-async def server(tokenizer_folder: Path) -> AsyncIterator[TextServer]:
+async def server(tokenizer_folder: Path) -> TextServer:
     """A server of one model, `org/tiny`."""
-    server = TextServer(tokenizer_folder)
-    yield server
-    await server.aclose()
+    return TextServer(tokenizer_folder)

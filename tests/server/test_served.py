@@ -36,7 +36,6 @@ async def test_every_body_that_names_a_model_belongs_to_an_operation() -> None:
     dialects = {body.__name__ for dialect in DIALECTS for body in dialect.bodies}
     assert bodies == ours | dialects
     assert not ours & dialects
-    await server.client.aclose()
 
 
 async def test_a_model_of_any_kind_that_loads_is_not_ready() -> None:
@@ -45,4 +44,3 @@ async def test_a_model_of_any_kind_that_loads_is_not_ready() -> None:
     response = await server.client.get("/v1/models/painter")
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "model_not_ready"
-    await server.client.aclose()

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 
 from engine.contract.draw import Enlarging, ImageTask
-from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.fake_images import image_info
 from tests.helpers.server.image_server import ImageServer, data_url, opened, png
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 
 
-async def test_the_answer_and_the_file_say_how_it_was_made() -> None:
-    server = ImageServer()
-    body = {"prompt": "a", "size": "48x32", "negative_prompt": "b", "hires": {"scale": 1.9}}
-    response = await server.client.post(GENERATIONS, json=body)
+async def test_the_answer_and_the_file_say_how_it_was_made(server: ImageServer) -> None:
+    response = await server.post(
+        GENERATIONS, prompt="a", size="48x32", negative_prompt="b", hires={"scale": 1.9}
+    )
     answer = response.json()
     hires = server.last.params.hires
     assert hires is not None and server.last.params.width == 48
@@ -35,11 +35,9 @@ async def test_the_answer_and_the_file_say_how_it_was_made() -> None:
     assert plain["hires"] is None
 
 
-async def test_progress_counts_both_passes() -> None:
-    server = ImageServer()
+async def test_progress_counts_both_passes(server: ImageServer) -> None:
     hires = {"strength": 0.5, "num_inference_steps": 7}
-    body = {"prompt": "a", "hires": hires, "n": 2, "num_inference_steps": 5}
-    response = await server.client.post(GENERATIONS, json=body)
+    response = await server.post(GENERATIONS, prompt="a", hires=hires, n=2, num_inference_steps=5)
     job = (await server.client.get(f"/v1/images/{response.headers['X-Image-Id']}")).json()
     assert (job["step"], job["num_steps"]) == (16, 16)
 
@@ -64,13 +62,12 @@ async def test_progress_counts_both_passes() -> None:
         (2, "hires", "object"),
     ],
 )
-async def test_refusals(hires: Any, param: str, said: str) -> None:
-    server = ImageServer()
+async def test_refusals(server: ImageServer, hires: Any, param: str, said: str) -> None:
     response = await server.client.post(GENERATIONS, json={"prompt": "a", "hires": hires})
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert (error["param"], said in error["message"]) == (param, True), error
-    assert server.engine.image_requests == []
+    assert server.engine.requests == []
 
 
 async def test_where_there_is_no_second_pass() -> None:

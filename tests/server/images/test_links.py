@@ -15,8 +15,9 @@ from server.images.links import PictureLinks
 from server.images.store import ImageStore
 from server.protocol.image_inputs import ImageReference, UploadedImage
 from server.settings import Settings
-from tests.helpers.server.fake_image_engine import image_info
-from tests.helpers.server.image_server import ImageServer, error_of, png
+from tests.helpers.server.fake_images import image_info
+from tests.helpers.server.fake_server import error_of
+from tests.helpers.server.image_server import ImageServer, png
 from tests.helpers.server.listening import listening
 
 FILE = png()

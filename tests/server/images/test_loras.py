@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +9,9 @@ import openai
 import pytest
 
 from engine.contract.draw import ImageModelInfo, LoraUse
-from tests.helpers.server.fake_image_engine import image_info, picture
-from tests.helpers.server.image_server import EDITS, VARIATIONS, ImageServer, error_of, opened, png
-from tests.helpers.server.text_server import until
+from tests.helpers.server.fake_images import image_info, picture
+from tests.helpers.server.fake_server import answer_of, error_of, until
+from tests.helpers.server.image_server import EDITS, VARIATIONS, ImageServer, opened, png
 
 NAMES = ("ink", "neon", "old: style")
 
@@ -23,10 +22,8 @@ def info(**changes: Any) -> ImageModelInfo:
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[ImageServer]:
-    server = ImageServer(info())
-    yield server
-    await server.client.aclose()
+async def server() -> ImageServer:
+    return ImageServer(info())
 
 
 def asked(server: ImageServer) -> list[dict[str, float]]:
@@ -169,7 +166,7 @@ async def test_refusals_name_the_limit(
         "valid dictionary", "object"
     )
     assert error["param"].startswith("loras")
-    assert server.engine.image_requests == []
+    assert server.engine.requests == []
 
 
 async def test_sweeps_count_as_so_many_images(server: ImageServer) -> None:
@@ -179,15 +176,13 @@ async def test_sweeps_count_as_so_many_images(server: ImageServer) -> None:
     small = ImageServer(info(), max_image_megapixel_steps=0.04)
     assert (await small.generate(n=2)).status_code == 200
     assert "3 images" in error_of(await small.generate(loras=sweep))["message"]
-    await small.client.aclose()
     busy = ImageServer(info(), engine={"max_num_images": 2}, max_queued_images=1)
     busy.engine.hold()
     running = asyncio.create_task(busy.generate(loras=sweep))
-    await until(lambda: bool(busy.engine.image_requests))
+    await until(lambda: bool(busy.engine.requests))
     assert (await busy.generate()).status_code == 429
     busy.engine.release()
     assert (await running).status_code == 200
-    await busy.client.aclose()
 
 
 async def test_a_model_without_any() -> None:
@@ -195,7 +190,6 @@ async def test_a_model_without_any() -> None:
     error = error_of(await server.generate(loras=[{"name": "ink"}]), 404)
     assert (error["code"], "it has none" in error["message"]) == ("adapter_not_found", True)
     assert error_of(await server.generate(model="ink"), 404)["param"] == "model"
-    await server.client.aclose()
 
 
 async def test_forms_hold_json(server: ImageServer) -> None:
@@ -209,8 +203,7 @@ async def test_forms_hold_json(server: ImageServer) -> None:
     files = [("image", ("a.png", png(), "image/png"))]
     parts: Any = {"prompt": "x", "loras[][name]": ["ink", "neon"], "loras[][scale]": ["0.5", "2"]}
     for path in (EDITS, VARIATIONS):
-        response = await server.client.post(path, files=files, data=parts)
-        assert response.status_code == 200, response.text
+        answer_of(await server.client.post(path, files=files, data=parts))
         assert asked(server) == [{"ink": 0.5, "neon": 2.0}]
     for scales in (["1"], ["1", "x"], ["nan", "1"]):
         response = await server.client.post(
@@ -245,7 +238,7 @@ async def test_the_official_client(server: ImageServer) -> None:
 async def test_an_adapter_that_goes_while_requests_wait(server: ImageServer) -> None:
     server.engine.hold()
     waiting = asyncio.create_task(server.generate(loras=[{"name": "ink"}]))
-    await until(lambda: bool(server.engine.image_requests))
+    await until(lambda: bool(server.engine.requests))
     served = server.engine.served["painter"]
     server.engine.served["painter"] = served.without_adapter("ink")
     error_of(await server.generate(loras=[{"name": "ink"}]), 404)

@@ -10,8 +10,8 @@ from PIL import Image
 
 from engine.contract.draw import ImageTask, Outpaint
 from tests.helpers.server.fake_engine import Failure
+from tests.helpers.server.fake_server import until
 from tests.helpers.server.image_server import ImageServer, mask_png, png
-from tests.helpers.server.text_server import until
 
 
 @pytest.fixture

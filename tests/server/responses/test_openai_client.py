@@ -7,7 +7,8 @@ import openai
 import pytest
 
 from tests.helpers.server.fake_engine import Failure
-from tests.helpers.server.text_server import MODEL, TextServer, until
+from tests.helpers.server.fake_server import until
+from tests.helpers.server.text_server import MODEL, TextServer
 
 
 async def test_a_text_is_answered(server: TextServer, client: openai.AsyncOpenAI) -> None:
@@ -26,9 +27,7 @@ async def test_a_text_is_answered(server: TextServer, client: openai.AsyncOpenAI
     assert response.usage is not None
     assert response.usage.input_tokens == num_input
     assert response.usage.total_tokens == num_input + response.usage.output_tokens
-    prompt = server.tokenizer.decode(
-        server.last_request.prompt_token_ids, skip_special_tokens=False
-    )
+    prompt = server.last_prompt
     assert prompt == (
         "<|s|>system\nYou are a coding assistant that talks like a pirate.<|e|>\n"
         "<|s|>user\nHow do I check if a Python object is an instance of a class?<|e|>\n"
@@ -84,9 +83,7 @@ async def test_a_conversation_goes_on(server: TextServer, client: openai.AsyncOp
     )
     assert second.previous_response_id == first.id
     third = await client.responses.create(model=MODEL, previous_response_id=second.id, input="ok")
-    prompt = server.tokenizer.decode(
-        server.last_request.prompt_token_ids, skip_special_tokens=False
-    )
+    prompt = server.last_prompt
     turns = ["user\nthe fox jumps over the lazy", "assistant\ndog", "user\nAre you sure?"]
     turns += ["assistant\ndog", "user\nok"]
     assert prompt == "".join(f"<|s|>{t}<|e|>\n" for t in turns) + "<|s|>assistant\n"
@@ -170,7 +167,6 @@ async def test_background_responses_are_cancelled(
     assert (await client.responses.retrieve(response.id)).status == "cancelled"
     assert (await client.responses.cancel(response.id)).status == "cancelled"
     assert len(server.engine.aborted) == 1 and not server.engine.live
-    assert server.app.state.tandem.admission.num_in_flight() == 0
 
 
 async def test_a_background_response_is_deleted(
@@ -192,7 +188,6 @@ async def test_a_background_response_fails(server: TextServer, client: openai.As
     failed = await client.responses.retrieve(response.id)
     assert failed.status == "failed" and failed.error is not None
     assert failed.error.code == "server_error" and "ended" in failed.error.message
-    assert server.app.state.tandem.admission.num_in_flight() == 0
 
 
 async def test_only_background_responses_are_cancelled(client: openai.AsyncOpenAI) -> None:
@@ -234,9 +229,7 @@ async def test_history_with_calls_reaches_the_template(
             {"type": "function_call_output", "call_id": "call_1", "output": "sunny"},
         ],
     )
-    prompt = server.tokenizer.decode(
-        server.last_request.prompt_token_ids, skip_special_tokens=False
-    )
+    prompt = server.last_prompt
     assert "assistant\nRome<|e|>" in prompt and "<|s|>tool\nsunny<|e|>" in prompt
 
 

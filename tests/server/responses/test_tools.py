@@ -1,7 +1,6 @@
 """Functions and reasoning in responses, by the official client."""
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +51,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def server(folder: Path) -> AsyncIterator[TextServer]:
-    server = TextServer(folder, text_info(folder, max_model_len=2048))
-    yield server
-    await server.aclose()
-
-
-def prompt_of(server: TextServer) -> str:
-    ids = server.last_request.prompt_token_ids
-    text: str = server.tokenizer.decode(ids, skip_special_tokens=False)
-    return text
+async def server(folder: Path) -> TextServer:
+    return TextServer(folder, text_info(folder, max_model_len=2048))
 
 
 async def test_the_documentations_loop(server: TextServer, client: openai.AsyncOpenAI) -> None:
     server.say(ANSWER)
     input_list: Any = [{"role": "user", "content": "What is my horoscope? I am an Aquarius."}]
     response = await client.responses.create(model=MODEL, tools=TOOLS, input=input_list)
-    assert "get_horoscope" in prompt_of(server)
+    assert "get_horoscope" in server.last_prompt
     assert [item.type for item in response.output] == [
         "reasoning",
         "message",
@@ -97,7 +88,7 @@ async def test_the_documentations_loop(server: TextServer, client: openai.AsyncO
         input=input_list,
     )
     assert response.output_text == "An otter."
-    prompt = prompt_of(server)
+    prompt = server.last_prompt
     assert "Let me see." in prompt and "<think>Stars.</think>" in prompt
     assert prompt.count("<tool_call>") == 1 + 2
     assert "Aquarius: befriend" in prompt and "Leo: befriend" in prompt
@@ -158,8 +149,8 @@ async def test_calls_are_continued_from_the_store(
         previous_response_id=first.id,
         input=[{"type": "function_call_output", "call_id": call.call_id, "output": "otter"}],
     )
-    assert "<|s|>tool\notter<|e|>" in prompt_of(server)
-    assert "<think>Stars.</think>" in prompt_of(server)
+    assert "<|s|>tool\notter<|e|>" in server.last_prompt
+    assert "<think>Stars.</think>" in server.last_prompt
 
 
 async def test_allowed_tools(server: TextServer, client: openai.AsyncOpenAI) -> None:
@@ -225,8 +216,8 @@ async def test_tools_that_others_run_are_left_out(server: TextServer, choice: An
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-ignored-fields"] == "tools.web_search, tools.namespace, tools.custom"
     assert answer.json()["tools"] == TOOLS
-    assert ("get_horoscope" in prompt_of(server)) is not isinstance(choice, dict)
-    assert "apply_patch" not in prompt_of(server)
+    assert ("get_horoscope" in server.last_prompt) is not isinstance(choice, dict)
+    assert "apply_patch" not in server.last_prompt
 
 
 class CalendarEvent(BaseModel):

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import random
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -12,15 +11,15 @@ import pytest
 from PIL import Image
 
 from tests.helpers.pictures import measure
-from tests.helpers.server.image_server import data_url, error_of, named_events, opened, png, saved
-from tests.helpers.server.upscaling_server import UPSCALE_PATH, UpscalingServer, upscaler_info
+from tests.helpers.server.fake_images import upscaler_info
+from tests.helpers.server.fake_server import error_of
+from tests.helpers.server.image_server import data_url, named_events, opened, png, saved
+from tests.helpers.server.upscaling_server import UPSCALE_PATH, UpscalingServer
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[UpscalingServer]:
-    server = UpscalingServer()
-    yield server
-    await server.client.aclose()
+async def server() -> UpscalingServer:
+    return UpscalingServer()
 
 
 def doubled(file: bytes, mode: str = "RGB") -> Any:
@@ -50,8 +49,9 @@ async def test_a_form(server: UpscalingServer) -> None:
 
 async def test_json(server: UpscalingServer) -> None:
     for image in (data_url(png()), {"image_url": data_url(png())}):
-        body = {"image": image, "tile": 64, "overlap": 16, "model": "enlarger", "scale": None}
-        response = await server.client.post(UPSCALE_PATH, json=body)
+        response = await server.post(
+            UPSCALE_PATH, image=image, tile=64, overlap=16, model="enlarger", scale=None
+        )
         answer = response.json()
         assert (pixels_of(answer["data"][0]["b64_json"]) == doubled(png())).all()
         assert (answer["tile"], answer["overlap"], answer["exact"]) == (64, 16, False)
@@ -199,7 +199,7 @@ async def test_what_is_no_file(server: UpscalingServer) -> None:
     error_of(await server.client.post(UPSCALE_PATH, data={"scale": "2"}), 415)
     two = [("image", ("a.png", png(), "image/png"))] * 2
     error_of(await server.client.post(UPSCALE_PATH, files=two))
-    assert not server.engine.upscale_requests
+    assert not server.engine.requests
 
 
 async def test_sizes_are_bounded_before_anything_is_decoded() -> None:
@@ -232,7 +232,8 @@ async def test_metrics(server: UpscalingServer) -> None:
 
 
 async def test_the_default_model_is_loaded_when_it_is_first_asked_for() -> None:
-    server = UpscalingServer(is_empty=True)
+    server = UpscalingServer()
+    server.engine.forget("enlarger")
     answers: list[httpx.Response] = await asyncio.gather(server.send(), server.send())
     assert [answer.json()["model"] for answer in answers] == 2 * ["realesrgan-x4plus"]
     assert list(server.engine.specs) == ["realesrgan-x4plus"]
