@@ -4,7 +4,6 @@ import pytest
 from pydantic import TypeAdapter
 from starlette.requests import ClientDisconnect
 
-from engine.errors import EngineDead
 from server.app import build_routes, create_app
 from server.settings import Settings
 from tests.helpers.server.fake_engine import FakeEngine
@@ -41,16 +40,6 @@ async def test_apps_do_not_share_state(app):
         assert (await second.get("/ready")).status_code == 200
 
 
-async def test_an_unknown_route_has_the_usual_shape(app):
-    async with client_of(app) as client:
-        response = await client.get("/v2/nothing")
-        assert response.status_code == 404
-        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
-        response = await client.delete("/health")
-        assert response.status_code == 405
-        assert "error" in response.json()
-
-
 async def test_a_fault_of_ours_shows_nothing_of_itself(app):
     async def crash():
         raise RuntimeError("/secret/path and a prompt")
@@ -61,16 +50,6 @@ async def test_a_fault_of_ours_shows_nothing_of_itself(app):
     assert response.json()["error"]["code"] == "internal_error"
     assert "secret" not in response.text
     assert response.headers["x-request-id"] == "abc"
-
-
-async def test_engine_errors_that_reach_the_app_keep_their_status(app):
-    async def die():
-        raise EngineDead("the worker ended; try again")
-
-    app.add_api_route("/die", die)
-    response = await client_of(app).get("/die")
-    assert response.status_code == 503
-    assert response.json()["error"]["code"] == "engine_dead"
 
 
 async def test_a_client_that_left_is_no_fault(app, capsys):

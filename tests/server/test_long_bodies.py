@@ -34,7 +34,7 @@ async def server(tokenizer_folder: Path) -> EmbeddingServer:
     build_routes(server.app)
     assert (await server.embed(model="embedder")).status_code == 200
     hi = {"model": "writer", "prompt": "hi", "max_tokens": 1}
-    assert (await server.client.post("/v1/completions", json=hi)).status_code == 200
+    assert (await server.post("/v1/completions", **hi)).status_code == 200
     return server
 
 

@@ -17,7 +17,7 @@ from server.middleware.slow_body import SlowBodyMiddleware
 from server.routes import docs
 from server.settings import Settings
 from tests.helpers.server.fake_engine import FakeEngine
-from tests.helpers.server.fake_server import client_of
+from tests.helpers.server.fake_server import client_of, error_of
 
 KEYS = {"api_keys": ("first-key", "second-key")}
 
@@ -298,8 +298,7 @@ async def test_larger_ones_are_refused_with_and_without_a_length(sizes, monkeypa
         for content in (pieces(*sizes), b"x" * sum(sizes)):
             start_s = time.perf_counter()
             response = await client.post("/echo", content=content)
-            assert response.status_code == 413
-            error = response.json()["error"]
+            error = error_of(response, 413)
             assert error["code"] == "request_too_large"
             assert str(LIMIT) in error["message"]
             assert response.headers["connection"] == "close"

@@ -340,6 +340,7 @@ class FakeEngine(EngineClient):
     def _abandon(self, live: Live) -> None:
         if live.task is not None:
             live.task.cancel()
+            live.task = None  # whose end would hold this
 
 
 def _status(info: Info, phase: Phase) -> ModelStatus:

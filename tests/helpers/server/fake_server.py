@@ -10,7 +10,6 @@ from fastapi import FastAPI
 
 from server.app import create_app
 from server.settings import Settings
-from tests.helpers.server.fake_engine import FakeEngine
 from tests.helpers.server.listening import listening
 
 
@@ -35,11 +34,12 @@ class FakeServer:
     made: ClassVar[list["FakeServer"]] = []
     metrics = ("", "")
 
-    def __init__(self, engine: Any = None, **settings: Any) -> None:
-        self.engine: Any = engine or FakeEngine()
+    def __init__(self, engine: Any, /, **settings: Any) -> None:
+        self.engine: Any = engine
         self.settings = Settings(**settings)
         self.engine.config_of_server = self.settings.engine_config
         self.app = create_app(self.settings, self.engine)
+        self.state = self.app.state.tandem
         self.client = client_of(self.app)
         self.made.append(self)
 
@@ -48,7 +48,7 @@ class FakeServer:
 
     def value(self, name: str, **labels: str) -> float | None:
         """Read a metric of a model."""
-        registry = self.app.state.tandem.metrics.registry
+        registry = self.state.metrics.registry
         prefix, model = self.metrics
         return registry.get_sample_value(f"{prefix}_{name}", {"model_name": model, **labels})
 
@@ -58,7 +58,7 @@ class FakeServer:
 
     def is_idle(self) -> bool:
         """Whether nothing of any request is left."""
-        state = self.app.state.tandem
+        state = self.state
         return not (
             state.admission.num_in_flight()
             or state.admission.num_requests
@@ -73,7 +73,7 @@ class FakeServer:
         self.engine.release()
         await until(self.is_idle)
         assert not self.engine.live
-        await self.app.state.tandem.texts.aclose()
+        await self.state.texts.aclose()
         await self.client.aclose()
 
 

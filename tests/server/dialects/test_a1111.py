@@ -35,7 +35,7 @@ async def server() -> ImageServer:
 
 
 async def answered(server: ImageServer, path: str, **body: Any) -> dict[str, Any]:
-    answer: dict[str, Any] = answer_of(await server.client.post(path, json=body))
+    answer: dict[str, Any] = answer_of(await server.post(path, **body))
     assert answer.keys() == {"images", "parameters", "info"}
     return answer | {"info": json.loads(answer["info"])}
 
@@ -131,7 +131,7 @@ async def test_what_the_swagger_page_sends_asks_for_nothing(server: ImageServer)
     response = await server.client.post(TXT2IMG, json={"prompt": "a", **neutral})
     assert response.status_code == 200, response.text
     assert "X-Ignored-Fields" not in response.headers
-    response = await server.client.post(TXT2IMG, json={"prompt": "a", "odd": 1})
+    response = await server.post(TXT2IMG, prompt="a", odd=1)
     assert response.headers["X-Ignored-Fields"] == "odd"
 
 
@@ -305,7 +305,7 @@ async def test_masks_may_be_black_and_what_is_under_them_filled(server: ImageSer
     ],
 )
 async def test_refusals(server: ImageServer, path: str, body: dict[str, Any], said: str) -> None:
-    assert said in refusal_of(await server.client.post(path, json=body))
+    assert said in refusal_of(await server.post(path, **body))
     assert server.engine.requests == []
 
 
@@ -315,18 +315,18 @@ async def test_models_and_settings() -> None:
     assert [model["title"] for model in models] == ["painter", "other"]
     options = (await server.client.get("/sdapi/v1/options")).json()
     assert options["sd_model_checkpoint"] == "painter"
-    assert (await server.client.post("/sdapi/v1/options", json=options)).status_code == 200
+    assert (await server.post("/sdapi/v1/options", **options)).status_code == 200
     for change in ({"sd_model_checkpoint": "other"}, {"samples_format": "webp"}, {"odd": 1}):
-        refused = await server.client.post("/sdapi/v1/options", json=change)
+        refused = await server.post("/sdapi/v1/options", **change)
         assert "send override_settings" in refusal_of(refused)
-    refused = await server.client.post(TXT2IMG, json={"prompt": "a"})
+    refused = await server.post(TXT2IMG, prompt="a")
     assert "model is required" in refusal_of(refused)
     body = {"prompt": "a", "override_settings": {"sd_model_checkpoint": "other"}}
     assert (await answered(server, TXT2IMG, **body))["info"]["sd_model_name"] == "other"
     body["override_settings"] = {"sd_model_checkpoint": "nobody"}
-    assert "'nobody'" in refusal_of(await server.client.post(TXT2IMG, json=body), 404)
+    assert "'nobody'" in refusal_of(await server.post(TXT2IMG, **body), 404)
     body["override_settings"] = {"sd_model_checkpoint": "writer"}
-    assert "writer writes text" in refusal_of(await server.client.post(TXT2IMG, json=body))
+    assert "writer writes text" in refusal_of(await server.post(TXT2IMG, **body))
 
 
 async def test_progress_and_a_full_queue() -> None:
@@ -334,11 +334,11 @@ async def test_progress_and_a_full_queue() -> None:
     idle = (await server.client.get("/sdapi/v1/progress")).json()
     assert (idle["progress"], idle["state"]["job_count"]) == (0, 0)
     server.engine.hold()
-    held = asyncio.create_task(server.client.post(TXT2IMG, json={"prompt": "a", "batch_size": 2}))
+    held = asyncio.create_task(server.post(TXT2IMG, prompt="a", batch_size=2))
     await until(lambda: len(server.engine.requests) == 1)
     state = (await server.client.get("/sdapi/v1/progress?skip_current_image=true")).json()["state"]
     assert (state["job_count"], state["sampling_steps"], state["job"]) == (2, 8, "queued")
-    refused = await server.client.post(TXT2IMG, json={"prompt": "a"})
+    refused = await server.post(TXT2IMG, prompt="a")
     assert "images are running or waiting" in refusal_of(refused, 429)
     server.engine.release()
     assert (await held).status_code == 200
@@ -348,8 +348,7 @@ async def test_progress_and_a_full_queue() -> None:
 async def test_the_oldest_request_is_interrupted(server: ImageServer) -> None:
     server.engine.hold()
     first, second = (
-        asyncio.create_task(server.client.post(TXT2IMG, json={"prompt": prompt}))
-        for prompt in ("a", "b")
+        asyncio.create_task(server.post(TXT2IMG, prompt=prompt)) for prompt in ("a", "b")
     )
     await until(lambda: len(server.engine.requests) == 2)
     cancelled = server.engine.requests[0]
@@ -364,10 +363,10 @@ async def test_the_oldest_request_is_interrupted(server: ImageServer) -> None:
 async def test_an_image_is_enlarged() -> None:
     server = UpscalingServer()
     body = {"image": data_url(png()), "resize_mode": 0, "upscaler_1": "enlarger", "upscaler_2": ""}
-    answer = (await server.client.post(EXTRA, json=body | {"upscaling_resize": 1.5})).json()
+    answer = (await server.post(EXTRA, **body | {"upscaling_resize": 1.5})).json()
     assert answer.keys() == {"html_info", "image"}
     assert opened(answer["image"]).size == (96, 72)
-    answer = (await server.client.post(EXTRA, json={"image": encoded(png())})).json()
+    answer = (await server.post(EXTRA, image=encoded(png()))).json()
     assert opened(answer["image"]).size == (128, 96)
     listed = (await server.client.get("/sdapi/v1/upscalers")).json()
     assert {"name": "enlarger", "scale": 2}.items() <= listed[-1].items()
@@ -378,7 +377,7 @@ async def test_an_image_is_enlarged() -> None:
         ({"upscaling_resize": 17}, "scale: must be"),
         ({"upscaling_resize": 3}, "scale is 3; enlarger enlarges at most 2 times"),
     ):
-        assert said in refusal_of(await server.client.post(EXTRA, json=body | wrong))
+        assert said in refusal_of(await server.post(EXTRA, **body | wrong))
 
 
 async def test_menus_are_filled() -> None:
@@ -402,7 +401,7 @@ async def test_a_file_tells_how_it_was_made(server: ImageServer) -> None:
     made: dict[str, Any] = {"prompt": "a red circle,\nSteps: 3, big", "negative_prompt": "blue"}
     answer = await answered(server, TXT2IMG, **made, seed=7, width=96, steps=3)
     for sent in (answer["images"][0], f"data:image/png;base64,{answer['images'][0]}"):
-        read = (await server.client.post(PNG_INFO, json={"image": sent})).json()
+        read = (await server.post(PNG_INFO, image=sent)).json()
         assert read["info"] == answer["info"]["infotexts"][0]
         assert json.loads(read["items"]["tandem"])["seed"] == 7
         assert (
@@ -420,21 +419,21 @@ async def test_a_file_tells_how_it_was_made(server: ImageServer) -> None:
     for format in ("jpeg", "webp"):
         drawn = await server.generate(**made, seed=7, output_format=format)
         [image] = drawn.json()["data"]
-        read = (await server.client.post(PNG_INFO, json={"image": image["b64_json"]})).json()
+        read = (await server.post(PNG_INFO, image=image["b64_json"])).json()
         assert read["parameters"]["Prompt"] == made["prompt"], format
         assert read["info"] == read["items"]["exif comment"]
-    read = (await server.client.post(PNG_INFO, json={"image": encoded(png())})).json()
+    read = (await server.post(PNG_INFO, image=encoded(png()))).json()
     assert read == {"info": "", "items": {}, "parameters": {}, "warnings": []}
     for image in ("", "nothing", encoded(b"GIF89a"), "http://localhost/a.png", 3):
-        refusal_of(await server.client.post(PNG_INFO, json={"image": image}))
-    nothing = await server.client.post(PNG_INFO, json={"image": ""})
+        refusal_of(await server.post(PNG_INFO, image=image))
+    nothing = await server.post(PNG_INFO, image="")
     assert refusal_of(nothing) == "image is empty; send the image as base64"
     chunks = PngInfo()
     chunks.add_text("parameters", "a" * (1 << 19), zip=True)
     chunks.add_text("more", "b" * (1 << 19) + "b", zip=True)
     file = io.BytesIO()
     Image.new("RGB", (2, 2)).save(file, "PNG", pnginfo=chunks)
-    response = await server.client.post(PNG_INFO, json={"image": encoded(file.getvalue())})
+    response = await server.post(PNG_INFO, image=encoded(file.getvalue()))
     assert "1048577 characters" in refusal_of(response)
 
 
@@ -454,10 +453,10 @@ async def test_other_files_than_a_picture_was_drawn_with_bring_warnings() -> Non
     answer = await answered(server, TXT2IMG, **body)
     assert (answer["info"]["warnings"], answer["info"]["sd_model_hash"]) == ([], digests[0][:10])
     image = {"image": answer["images"][0]}
-    assert (await server.client.post(PNG_INFO, json=image)).json()["warnings"] == []
+    assert (await server.post(PNG_INFO, **image)).json()["warnings"] == []
 
     swapped = ImageServer(replace(info, digest=digests[2], adapter_digests={"ink": digests[2]}))
-    read = (await swapped.client.post(PNG_INFO, json=image)).json()
+    read = (await swapped.post(PNG_INFO, **image)).json()
     said = [(warning.split("'")[1], digests[2][:10] in warning) for warning in read["warnings"]]
     assert said == [("painter", True), ("ink", True)]
     [warning] = (await answered(swapped, TXT2IMG, **body))["info"]["warnings"]
@@ -468,7 +467,7 @@ async def test_other_files_than_a_picture_was_drawn_with_bring_warnings() -> Non
     chunks.add_text("parameters", f'a\nSteps: 1, Seed: 1, Model: painter, Lora hashes: "{many}"')
     file = io.BytesIO()
     Image.new("RGB", (2, 2)).save(file, "PNG", pnginfo=chunks)
-    response = await server.client.post(PNG_INFO, json={"image": encoded(file.getvalue())})
+    response = await server.post(PNG_INFO, image=encoded(file.getvalue()))
     assert (response.status_code, response.json()["warnings"]) == (200, [])
 
 
@@ -482,11 +481,11 @@ async def test_saving_on_the_server_has_no_effect_and_is_said_so(server: ImageSe
 
 async def test_failures() -> None:
     server = ImageServer(api_keys=("zebra",))
-    refusal_of(await server.client.post(TXT2IMG, json={"prompt": "a"}), 401)
+    refusal_of(await server.post(TXT2IMG, prompt="a"), 401)
     server.client.headers["X-Api-Key"] = "zebra"
     refusal_of(await server.client.get("/sdapi/v1/nowhere"), 404)
     server.engine.failure = Failure()
-    refused = await server.client.post(TXT2IMG, json={"prompt": "a"})
+    refused = await server.post(TXT2IMG, prompt="a")
     assert refusal_of(refused) == server.engine.failure.message
 
 
@@ -502,7 +501,7 @@ async def test_adapters_in_prompts() -> None:
     image = encoded(png())
     await answered(server, IMG2IMG, prompt="<lora:neon:-1>x", init_images=[image])
     assert [[(use.name, use.scale) for use in one] for one in server.last.loras] == [[("neon", -1)]]
-    response = await server.client.post(TXT2IMG, json={"prompt": "a fox <lora:nobody:1>"})
+    response = await server.post(TXT2IMG, prompt="a fox <lora:nobody:1>")
     assert "no adapter 'nobody'; it has ink, neon" in refusal_of(response, 404)
     listed = (await server.client.get("/sdapi/v1/loras")).json()
     assert [(one["name"], one["metadata"]) for one in listed] == [
@@ -540,7 +539,7 @@ async def test_a_second_pass(server: ImageServer) -> None:
     assert info["extra_generation_params"] == said
     assert "Size: 48x32, Model: painter, Denoising strength: 0.75" in info["infotexts"][0]
     assert "Hires upscale: 2, Hires steps: 8, Hires upscaler: Latent" in info["infotexts"][0]
-    read = await server.client.post(PNG_INFO, json={"image": answer["images"][0]})
+    read = await server.post(PNG_INFO, image=answer["images"][0])
     assert read.json()["info"] == info["infotexts"][0], "the file says the same"
 
 
@@ -572,7 +571,7 @@ async def test_every_field_of_a_second_pass() -> None:
     assert (hires.strength, hires.guidance_scale, hires.scheduler) == (0.3, 2, "dpmpp_2m_karras")
     assert (hires.prompt, hires.negative_prompt) == ("b, c", "d")
     assert partial_steps(hires.num_inference_steps, 0.3) == 3
-    read = (await server.client.post(PNG_INFO, json={"image": answer["images"][0]})).json()
+    read = (await server.post(PNG_INFO, image=answer["images"][0])).json()
     expected = {
         "Hires upscale": "1.5",
         "Hires steps": "3",

@@ -91,14 +91,14 @@ async def test_a_model_without_a_template_continues_the_prompt(tmp_path: Path) -
     assert server.last_request.prompt_token_ids == [0, *server.encode("hi")]
     response = await server.post("/api/generate", prompt="hi", system="be")
     assert "system needs the chat template" in refusal_of(response)
-    shown = (await server.client.post("/api/show", json={"model": MODEL})).json()
+    shown = (await server.post("/api/show", model=MODEL)).json()
     assert shown["capabilities"] == ["completion"]
 
 
 async def test_a_models_own_sampling_is_shown_and_used(tokenizer_folder: Path) -> None:
     own = {"temperature": 0.3, "top_k": 20.0, "repetition_penalty": 1.05}
     server = TextServer(tokenizer_folder, text_info(tokenizer_folder, default_sampling=own))
-    shown = (await server.client.post("/api/show", json={"model": MODEL})).json()
+    shown = (await server.post("/api/show", model=MODEL)).json()
     assert shown["parameters"] == "temperature 0.3\ntop_k 20\nrepeat_penalty 1.05"
     await server.post("/api/generate", prompt="hi", options={"num_predict": 1, "top_k": 3})
     sampling = server.last_request.sampling
@@ -173,7 +173,7 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def test_calls_and_thoughts(thinker: Path) -> None:
     server = TextServer(thinker, text_info(thinker, max_model_len=2048))
-    shown = (await server.client.post("/api/show", json={"model": MODEL})).json()
+    shown = (await server.post("/api/show", model=MODEL)).json()
     assert shown["capabilities"] == ["completion", "tools", "thinking"]
     call = {"function": {"name": "get_weather", "arguments": {"city": "Zürich"}}}
     server.say("Hm.\n</think>\nWait." + CALL)
@@ -369,17 +369,17 @@ async def test_models_are_listed_and_described(tokenizer_folder: Path) -> None:
     datetime.fromisoformat(models[0]["modified_at"])
     running = (await server.client.get("/api/ps")).json()["models"]
     assert [model["context_length"] for model in running] == [256, 64]
-    shown = (await server.client.post("/api/show", json={"model": "writer:latest"})).json()
+    shown = (await server.post("/api/show", model="writer:latest")).json()
     assert shown["capabilities"] == ["completion", "tools"]
     assert shown["details"]["format"] == "gguf"
     assert shown["model_info"]["general.architecture"] == "llama"
     assert shown["model_info"]["general.parameter_count"] == 134_477_952
     assert shown["model_info"]["llama.context_length"] == 256
     assert "add_generation_prompt" in shown["template"]
-    shown = (await server.client.post("/api/show", json={"name": "embedder"})).json()
+    shown = (await server.post("/api/show", name="embedder")).json()
     assert shown["capabilities"] == ["embedding"]
     assert shown["model_info"]["bert.embedding_length"] == 8
-    response = await server.client.post("/api/show", json={"model": "nobody"})
+    response = await server.post("/api/show", model="nobody")
     assert "model 'nobody' is not served" in refusal_of(response, 404)
     version = (await server.client.get("/api/version")).json()
     assert tuple(map(int, version["version"].split("."))) >= (0, 6, 4)
@@ -400,28 +400,28 @@ async def test_the_default_tag_is_no_part_of_a_name(tokenizer_folder: Path) -> N
 async def test_embeddings(tokenizer_folder: Path) -> None:
     server = EmbeddingServer(tokenizer_folder)
     texts = ["the fox", "seven wizards"]
-    response = await server.client.post("/api/embed", json={"model": "embedder", "input": texts})
+    response = await server.post("/api/embed", model="embedder", input=texts)
     answer = response.json()
     assert answer["embeddings"] == [vector(server.ids(text)) for text in texts]
     assert answer["prompt_eval_count"] == sum(len(server.ids(text)) for text in texts)
     assert answer["model"] == "embedder"
     body = {"input": "the fox", "dimensions": 3, "truncate": True, "keep_alive": "5m"}
-    response = await server.client.post("/api/embed", json=body)
+    response = await server.post("/api/embed", **body)
     assert response.json()["embeddings"] == [vector(server.ids("the fox"), 3)]
     assert "X-Ignored-Fields" not in response.headers
-    response = await server.client.post("/api/embeddings", json={"prompt": "the fox"})
+    response = await server.post("/api/embeddings", prompt="the fox")
     assert response.json() == {"embedding": vector(server.ids("the fox"))}
     long = "wizard " * 65
     body = {"input": ["a", long], "truncate": False}
-    assert "input[1] has" in refusal_of(await server.client.post("/api/embed", json=body))
+    assert "input[1] has" in refusal_of(await server.post("/api/embed", **body))
     cut = vector(server.ids(long)[:MOST_EMBEDDED])
-    response = await server.client.post("/api/embed", json={"input": ["a", long]})
+    response = await server.post("/api/embed", input=["a", long])
     assert response.json()["embeddings"][1] == cut
-    response = await server.client.post("/api/embeddings", json={"prompt": long})
+    response = await server.post("/api/embeddings", prompt=long)
     assert response.json()["embedding"] == cut
-    response = await server.client.post("/api/embed", json={"input": ["a", ""]})
+    response = await server.post("/api/embed", input=["a", ""])
     assert "input[1]" in refusal_of(response)
-    response = await server.client.post("/api/chat", json={"messages": MESSAGES})
+    response = await server.post("/api/chat", messages=MESSAGES)
     assert "no text model is served" in refusal_of(response)
 
 
@@ -467,7 +467,7 @@ async def test_the_document_names_the_models(server: TextServer) -> None:
 
 async def test_requests_are_counted_by_their_route(server: TextServer) -> None:
     await server.post("/api/chat", messages=MESSAGES, options={"num_predict": 1})
-    value = server.app.state.tandem.metrics.registry.get_sample_value
+    value = server.state.metrics.registry.get_sample_value
     labels = {"method": "POST", "route": "/api/chat", "status": "200"}
     assert value("tandem_http_requests_total", labels) == 1
     labels = {"model_name": MODEL, "finished_reason": "length"}

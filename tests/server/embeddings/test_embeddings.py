@@ -3,12 +3,12 @@
 import asyncio
 import base64
 import struct
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from openai import AsyncOpenAI
 
 from engine.errors import QueueFull
 from server.embeddings.convert import MAX_CHARS_PER_TOKEN
@@ -16,8 +16,7 @@ from server.protocol.prompts import MAX_PROMPTS
 from tests.helpers.server.embedding_server import MAX_MODEL_LEN, EmbeddingServer
 from tests.helpers.server.fake_embeddings import DIMENSIONS, vector
 from tests.helpers.server.fake_engine import Failure
-from tests.helpers.server.fake_server import answer_of, until
-from tests.helpers.server.listening import listening
+from tests.helpers.server.fake_server import answer_of, error_of, until
 from tests.helpers.server.text_server import BOS
 
 
@@ -92,9 +91,8 @@ async def test_inputs_that_are_none(server: EmbeddingServer, given: Any) -> None
 
 
 async def test_a_missing_input(server: EmbeddingServer) -> None:
-    response = await server.client.post("/v1/embeddings", json={})
-    assert response.status_code == 400
-    assert response.json()["error"]["param"] == "input"
+    error = error_of(await server.post("/v1/embeddings"))
+    assert error["param"] == "input"
 
 
 @pytest.mark.parametrize("thread", [False, True], ids=["short", "in a thread"])
@@ -125,7 +123,7 @@ async def test_texts_are_cut_where_that_is_asked_for(server: EmbeddingServer) ->
         ("/v1/rerank", {"query": long, "documents": [long, "fox"]}),
         ("/v1/score", {"text_1": long, "text_2": long}),
     ):
-        answer_of(await server.client.post(path, json=body | {"truncate_prompt_tokens": -1}))
+        answer_of(await server.post(path, **body | {"truncate_prompt_tokens": -1}))
         assert server.engine.requests[-1].inputs[0] == ids[:MAX_MODEL_LEN]
     for keep, said in (
         (0, "it can be 1 to 64"),
@@ -156,9 +154,7 @@ async def test_characters_are_bounded_before_anything_is_tokenised(
     server: EmbeddingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most = MAX_CHARS_PER_TOKEN * MAX_MODEL_LEN
-    monkeypatch.setattr(
-        type(server.app.state.tandem.texts), "get", lambda *args: pytest.fail("tokenised")
-    )
+    monkeypatch.setattr(type(server.state.texts), "get", lambda *args: pytest.fail("tokenised"))
     error = await server.refused(input=["a", "x" * (most + 1)])
     assert f"input[1] has {most + 1} characters" in error["message"]
     assert f" and {most} characters" in error["message"]
@@ -186,7 +182,7 @@ async def test_models_of_another_kind_say_what_to_do(both: EmbeddingServer) -> N
     assert "model embedder makes embeddings; send requests for it to /v1/embeddings" in message
     # Each route's only model needs no name.
     assert (await both.embed()).status_code == 200
-    answer_of(await both.client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}))
+    answer_of(await both.post("/v1/completions", prompt="a", max_tokens=1))
     assert (await both.refused(404, model="nope"))["code"] == "model_not_found"
 
 
@@ -271,27 +267,19 @@ async def test_metrics_follow_requests_and_steps(server: EmbeddingServer) -> Non
     assert server.value("inputs_total", outcome="failed") == 0
 
 
-@pytest.fixture
-async def url(server: EmbeddingServer) -> AsyncIterator[str]:
-    """The same server on a real port, in this event loop."""
-    async with listening(server.app) as url:
-        yield url
-
-
-async def test_the_openai_client(server: EmbeddingServer, url: str) -> None:
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client:
-        texts = ["the fox", "seven wizards"]
-        # Left alone it asks for base64 and decodes it.
-        answer = await client.embeddings.create(model="embedder", input=texts, user="me")
-        assert [one.embedding for one in answer.data] == [vector(server.ids(t)) for t in texts]
-        plain = await client.embeddings.create(
-            model="embedder", input=[[3, 4]], encoding_format="float", dimensions=2
-        )
-        assert plain.data[0].embedding == vector([3, 4], 2)
-        assert plain.usage.prompt_tokens == plain.usage.total_tokens == 2
-        with pytest.raises(openai.BadRequestError) as caught:
-            await client.embeddings.create(model="embedder", input="fox " * 70)
-        assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")
+async def test_the_openai_client(server: EmbeddingServer, client: AsyncOpenAI) -> None:
+    texts = ["the fox", "seven wizards"]
+    # Left alone it asks for base64 and decodes it.
+    answer = await client.embeddings.create(model="embedder", input=texts, user="me")
+    assert [one.embedding for one in answer.data] == [vector(server.ids(t)) for t in texts]
+    plain = await client.embeddings.create(
+        model="embedder", input=[[3, 4]], encoding_format="float", dimensions=2
+    )
+    assert plain.data[0].embedding == vector([3, 4], 2)
+    assert plain.usage.prompt_tokens == plain.usage.total_tokens == 2
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.embeddings.create(model="embedder", input="fox " * 70)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")
 
 
 async def test_a_priority_needs_its_policy(server: EmbeddingServer, tokenizer_folder: Path) -> None:

@@ -68,7 +68,7 @@ async def test_tei_s_form_has_tei_s_answer(server: EmbeddingServer) -> None:
     whole = await answered(server, "/v1/rerank", query=QUERY, documents=DOCUMENTS)
     body = {"query": QUERY, "texts": DOCUMENTS}
     answers = [
-        (await server.client.post("/rerank", json=body | more)).json()
+        (await server.post("/rerank", **body | more)).json()
         for more in ({}, {"return_text": True, "raw_scores": True, "truncate": True}, {"top_n": 2})
     ]
     for answer, has_text in zip(answers, (False, True, False), strict=True):
@@ -220,7 +220,7 @@ async def test_other_kinds_of_model_are_refused(both: EmbeddingServer) -> None:
 
 
 async def test_places_are_taken_for_all_texts_and_given_back(server: EmbeddingServer) -> None:
-    admission = server.app.state.tandem.admission
+    admission = server.state.admission
     server.engine.hold()
     held = await server.in_flight("/v1/rerank", query=QUERY, documents=DOCUMENTS)
     assert admission.num_in_flight("embedder") == 5

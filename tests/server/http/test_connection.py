@@ -282,7 +282,7 @@ async def test_slow_senders_are_answered_408_and_silent_ones_closed(
 
 async def test_a_reader_that_has_stopped_gives_its_place_back(tokenizer_folder: Path) -> None:
     async with listening(tokenizer_folder, write_timeout_s=0.5) as site:
-        state = site.text.app.state.tandem
+        state = site.text.state
         site.text.engine.delay_s = 0.001  # still at work when the reader is found to have stopped
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

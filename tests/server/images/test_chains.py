@@ -217,7 +217,7 @@ async def test_a_request_can_be_cancelled_while_a_model_is_loaded_for_it() -> No
 
 
 async def test_a_full_stage_refuses_the_request_before_it_is_drawn(server: ChainServer) -> None:
-    state = server.app.state.tandem
+    state = server.state
     limit = server.settings.engine.max_num_images + server.settings.max_queued_images
     lease = state.admission.admit(OPERATIONS["matte"], "cutter", limit)
     response = await server.chain(ENLARGE, MATTE)
@@ -235,7 +235,7 @@ async def test_a_cancel_ends_the_stage_that_runs(
     server.engine.held = {MODELS.get(operation, "painter")}
     task = asyncio.create_task(server.chain(ENLARGE, MATTE, n=2, stream=stream))
     stage = ["draw", "enlarge", "matte"].index(operation)
-    jobs = server.app.state.tandem.image_jobs
+    jobs = server.state.image_jobs
     await until(lambda: [job.stage for job in jobs.live()] == [stage])
     [live] = (await server.client.get("/v1/requests")).json()["data"]
     assert (live["operation"], live["stage"]) == (operation, stage)
@@ -271,7 +271,7 @@ async def test_a_client_that_leaves_ends_the_stage_that_runs(
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         await until(lambda: running in server.engine.aborted)
-        await until(lambda: not server.app.state.tandem.admission.num_requests)
+        await until(lambda: not server.state.admission.num_requests)
         server.engine.release()
 
 
@@ -312,7 +312,7 @@ async def test_many_at_once_leave_nothing(server: ChainServer) -> None:
 
 async def test_a_request_waits_for_room_between_its_stages_and_can_be_cancelled() -> None:
     server = ChainServer()
-    between = server.app.state.tandem.pictures.between
+    between = server.state.pictures.between
     share = await between.take("other", server.settings.max_decoded_image_bytes)
     task = asyncio.create_task(server.chain(ENLARGE))
     await until(lambda: bool(between._waiting))

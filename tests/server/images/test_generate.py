@@ -183,7 +183,7 @@ async def test_a_replay_with_other_files_warns_by_name() -> None:
 
     async def warnings(info: ImageModelInfo) -> list[str]:
         other = ImageServer(info)
-        replayed = await other.client.post(GENERATIONS, json=fields)
+        replayed = await other.post(GENERATIONS, **fields)
         assert "X-Ignored-Fields" not in replayed.headers
         found: list[str] = replayed.json()["warnings"]
         return found
@@ -319,7 +319,7 @@ async def test_text_and_image_models_keep_to_their_routes() -> None:
     assert "/v1/chat/completions" in error["message"] and "painter" in error["message"]
     messages = [{"role": "user", "content": "hi"}]
     chat = {"model": "painter", "messages": messages}
-    error = error_of(await server.client.post("/v1/chat/completions", json=chat))
+    error = error_of(await server.post("/v1/chat/completions", **chat))
     assert "/v1/images/generations" in error["message"] and "writer" in error["message"]
     cards = (await server.client.get("/v1/models")).json()["data"]
     assert [card["id"] for card in cards] == ["writer", "painter"]
@@ -414,10 +414,10 @@ async def test_a_priority_that_cannot_act_is_refused_before_anything_is_decoded(
 ) -> None:
     inputs = {} if path == GENERATIONS else {"image": "data:image/png;base64,AAAA"}
     body = {"prompt": "x", "priority": 1, **inputs}
-    error = error_of(await server.client.post(path, json=body), 400)
+    error = error_of(await server.post(path, **body), 400)
     assert (error["param"], error["code"]) == ("priority", "unsupported_feature")
     assert "--scheduling-policy priority" in error["message"]
-    error = error_of(await server.client.post(path, json=body | {"priority": 2**31}), 400)
+    error = error_of(await server.post(path, **body | {"priority": 2**31}), 400)
     assert error["param"] == "priority"
-    assert server.app.state.tandem.admission.num_in_flight() == 0
+    assert server.state.admission.num_in_flight() == 0
     assert (await server.generate(priority=0)).status_code == 200

@@ -8,6 +8,7 @@ import pytest
 
 from engine.contract.draw import Enlarging, ImageTask
 from tests.helpers.server.fake_images import image_info
+from tests.helpers.server.fake_server import error_of
 from tests.helpers.server.image_server import ImageServer, data_url, opened, png
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
@@ -31,7 +32,7 @@ async def test_the_answer_and_the_file_say_how_it_was_made(server: ImageServer) 
     hires = replace(hires, scheduler="ddim")
     assert server.last.params == replace(first.params, scheduler="ddim", hires=hires)
     assert again.json()["data"][0]["b64_json"] == answer["data"][0]["b64_json"]
-    plain = (await server.client.post(GENERATIONS, json={"prompt": "a"})).json()
+    plain = (await server.post(GENERATIONS, prompt="a")).json()
     assert plain["hires"] is None
 
 
@@ -63,9 +64,7 @@ async def test_progress_counts_both_passes(server: ImageServer) -> None:
     ],
 )
 async def test_refusals(server: ImageServer, hires: Any, param: str, said: str) -> None:
-    response = await server.client.post(GENERATIONS, json={"prompt": "a", "hires": hires})
-    assert response.status_code == 400, response.text
-    error = response.json()["error"]
+    error = error_of(await server.post(GENERATIONS, prompt="a", hires=hires))
     assert (error["param"], said in error["message"]) == (param, True), error
     assert server.engine.requests == []
 
@@ -73,9 +72,8 @@ async def test_refusals(server: ImageServer, hires: Any, param: str, said: str) 
 async def test_where_there_is_no_second_pass() -> None:
     tasks = (ImageTask.TEXT_TO_IMAGE,)
     server = ImageServer(image_info(tasks=tasks))
-    refused = await server.client.post(GENERATIONS, json={"prompt": "a", "hires": {}})
+    refused = await server.post(GENERATIONS, prompt="a", hires={})
     assert "cannot do image_to_image, which" in refused.json()["error"]["message"]
     body = {"prompt": "a", "images": [data_url(png())], "hires": {"scale": 2}}
-    refused = await ImageServer().client.post(EDITS, json=body)
-    assert refused.status_code == 400
-    assert "from a prompt alone" in refused.json()["error"]["message"]
+    error = error_of(await ImageServer().client.post(EDITS, json=body))
+    assert "from a prompt alone" in error["message"]

@@ -171,7 +171,7 @@ async def busy(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Any, list
     monkeypatch.setattr(pictures, "_CPU_S", 600)
     monkeypatch.setattr(picture_processes, "_GRACE_S", 0.01)
     server = MattingServer(image_info(), matting_info())
-    monkeypatch.setattr(server.app.state.tandem.pictures, "_processes", PictureProcesses(1 << 22))
+    monkeypatch.setattr(server.state.pictures, "_processes", PictureProcesses(1 << 22))
     before = {child.pid for child in psutil.Process().children()}
     data = data_url(slow_file())
     leaving = asyncio.Event()
@@ -187,7 +187,7 @@ async def busy(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Any, list
     yield server, [leaving, *sending]
     leaving.set()
     await asyncio.gather(*sending)
-    server.app.state.tandem.pictures.close()
+    server.state.pictures.close()
 
 
 async def test_nobody_else_waits_and_who_leaves_frees_the_processes(
@@ -212,7 +212,7 @@ async def test_a_request_that_waits_for_memory_can_be_seen_and_cancelled() -> No
     first = asyncio.create_task(server.edit())
     await until(lambda: bool(server.engine.requests_for("draw")))
     waiting = [asyncio.create_task(server.edit()), asyncio.create_task(server.matte())]
-    live = server.app.state.tandem.live_requests
+    live = server.state.live_requests
     await until(lambda: len(live.of(None)) == 3)
     listed = (await server.client.get("/v1/requests")).json()["data"]
     assert [one["status"] for one in listed[1:]] == ["queued", "queued"]

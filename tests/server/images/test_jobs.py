@@ -71,7 +71,7 @@ async def test_delete_cancels(server: ImageServer, stream: bool) -> None:
     else:
         assert error_of(answer, 499)["code"] == "request_aborted"
     assert (await job(server, image_id))["status"] == "cancelled"
-    assert server.app.state.tandem.admission.num_in_flight() == 0
+    assert server.state.admission.num_in_flight() == 0
     text = (await server.client.get("/metrics")).text
     assert 'tandem_image_images_total{model_name="painter",outcome="cancelled"} 1.0' in text
 
@@ -186,7 +186,7 @@ async def test_nothing_is_left_behind(server: ImageServer) -> None:
     await server.generate(size="bad")
     await server.generate(n=3, stream=True)
     await server.edit(mask=b"broken")
-    state = server.app.state.tandem
+    state = server.state
     assert state.admission.num_in_flight() == 0
     assert not server.engine.live
     assert len(state.image_jobs._live) == 0

@@ -129,15 +129,15 @@ async def test_whoever_leaves_stops_the_fetch(site: str) -> None:
 async def test_edits_follow_links_by_the_same_rules(site: str) -> None:
     body = {"prompt": "x", "image": f"{site}/a.png"}
     server = ImageServer(image_info(), allowed_media_domains=["127.0.0.1"])
-    answer = await server.client.post("/v1/images/edits", json=body)
+    answer = await server.post("/v1/images/edits", **body)
     assert answer.status_code == 200, answer.text
     assert server.last.images[0].width == 64
     drawn = (await server.generate(response_format="url")).json()["data"][0]["url"]
     for settings in ({}, {"allowed_media_domains": ["127.0.0.1"], "offline": True}):
         server = ImageServer(image_info(), **settings)
-        answer = await server.client.post("/v1/images/edits", json=body)
+        answer = await server.post("/v1/images/edits", **body)
         assert "--allowed-media-domains" in error_of(answer)["message"]
-    answer = await server.client.post("/v1/images/edits", json={"prompt": "x", "image": drawn})
+    answer = await server.post("/v1/images/edits", prompt="x", image=drawn)
     assert "does not fetch links from test" in error_of(answer)["message"]
     assert Settings(allowed_media_domains="a.example, b.example").allowed_media_domains == (
         "a.example",

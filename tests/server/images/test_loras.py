@@ -7,6 +7,7 @@ from typing import Any
 
 import openai
 import pytest
+from openai import AsyncOpenAI
 
 from engine.contract.draw import ImageModelInfo, LoraUse
 from tests.helpers.server.fake_images import image_info, picture
@@ -60,7 +61,7 @@ async def test_a_sweep_draws_each_scale_with_the_same_seeds(server: ImageServer)
 
 async def test_adapters_count_what_is_drawn_with_them(server: ImageServer) -> None:
     def value(name: str, adapter: str) -> float | None:
-        metrics = server.app.state.tandem.metrics
+        metrics = server.state.metrics
         labels = {"model_name": "painter", "lora_name": adapter}
         found: float | None = metrics.registry.get_sample_value(name, labels)
         return found
@@ -73,7 +74,7 @@ async def test_adapters_count_what_is_drawn_with_them(server: ImageServer) -> No
     assert value("tandem_image_lora_images_total", "ink") == 5, "scale 0 has no effect"
     assert value("tandem_image_lora_requests_total", "neon") == 1
     assert value("tandem_image_lora_images_total", "neon") == 6
-    server.app.state.tandem.metrics.forget_adapter("painter", "ink")
+    server.state.metrics.forget_adapter("painter", "ink")
     assert value("tandem_image_lora_images_total", "ink") is None
     assert value("tandem_image_lora_images_total", "neon") == 6
 
@@ -88,7 +89,7 @@ async def test_files_say_with_what_they_were_drawn(server: ImageServer) -> None:
         assert fields["loras"] == loras
         first = f"a red circle <lora:ink:{scale:g}> <lora:neon:1>\n"
         assert chunks.text["parameters"].startswith(first)
-        again = (await server.client.post("/v1/images/generations", json=fields)).json()
+        again = (await server.post("/v1/images/generations", **fields)).json()
         assert opened(again["data"][0]["b64_json"]).tobytes() == chunks.tobytes()
 
 
@@ -212,27 +213,22 @@ async def test_forms_hold_json(server: ImageServer) -> None:
         assert error_of(response)["param"].startswith("loras")
 
 
-async def test_the_official_client(server: ImageServer) -> None:
-    async with server.listening() as url:
-        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        async with client:
-            loras: Any = [{"name": "ink", "scale": [0.0, 1.0]}]
-            answer = await client.images.generate(
-                model="painter", prompt="a fox", extra_body={"loras": loras}
-            )
-            assert answer.data is not None and len(answer.data) == 2
-            assert asked(server) == [{"ink": 0.0}, {"ink": 1.0}]
-            await client.images.generate(model="neon", prompt="a fox")
-            assert asked(server) == [{"neon": 1.0}]
-            plain: Any = [{"name": "ink", "scale": 0.5}, {"name": "neon", "scale": 1.5}]
-            await client.images.edit(
-                image=png(), prompt="ink", extra_body={"loras": plain, "strength": 0.5}
-            )
-            assert asked(server) == [{"ink": 0.5, "neon": 1.5}]
-            with pytest.raises(openai.NotFoundError):
-                await client.images.generate(
-                    prompt="a fox", extra_body={"loras": [{"name": "nobody"}]}
-                )
+async def test_the_official_client(server: ImageServer, client: AsyncOpenAI) -> None:
+    loras: Any = [{"name": "ink", "scale": [0.0, 1.0]}]
+    answer = await client.images.generate(
+        model="painter", prompt="a fox", extra_body={"loras": loras}
+    )
+    assert answer.data is not None and len(answer.data) == 2
+    assert asked(server) == [{"ink": 0.0}, {"ink": 1.0}]
+    await client.images.generate(model="neon", prompt="a fox")
+    assert asked(server) == [{"neon": 1.0}]
+    plain: Any = [{"name": "ink", "scale": 0.5}, {"name": "neon", "scale": 1.5}]
+    await client.images.edit(
+        image=png(), prompt="ink", extra_body={"loras": plain, "strength": 0.5}
+    )
+    assert asked(server) == [{"ink": 0.5, "neon": 1.5}]
+    with pytest.raises(openai.NotFoundError):
+        await client.images.generate(prompt="a fox", extra_body={"loras": [{"name": "nobody"}]})
 
 
 async def test_an_adapter_that_goes_while_requests_wait(server: ImageServer) -> None:

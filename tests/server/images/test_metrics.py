@@ -9,7 +9,7 @@ from tests.helpers.server.image_server import ImageServer
 
 
 def value(server: ImageServer, name: str, **labels: str) -> float | None:
-    registry: CollectorRegistry = server.app.state.tandem.metrics.registry
+    registry: CollectorRegistry = server.state.metrics.registry
     return registry.get_sample_value(f"tandem_image_{name}", {"model_name": "painter"} | labels)
 
 

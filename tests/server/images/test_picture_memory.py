@@ -176,7 +176,7 @@ async def test_pictures_are_given_back(
     async def one() -> None:
         await ending(server, Caller(server.app, path, **fields(picture())))
         server.engine.requests.clear()
-        await until(lambda: not getattr(server.engine, "open", None))
+        await until(lambda: not server.engine.live)
         logs.clear()
 
     await one()  # what is made once is there
@@ -187,6 +187,6 @@ async def test_pictures_are_given_back(
     await asyncio.sleep(0.01)
     after, _ = tracemalloc.get_traced_memory()
     assert after - before < PICTURE_BYTES, (after - before) / PICTURE_BYTES
-    assert server.app.state.tandem.admission.num_in_flight() == 0
-    pictures = server.app.state.tandem.pictures
+    assert server.state.admission.num_in_flight() == 0
+    pictures = server.state.pictures
     assert pictures.budget.num_taken == pictures.between.num_taken == 0

@@ -64,7 +64,7 @@ async def test_it_cannot_be_asked_to_draw(path: str, tasks: tuple[ImageTask, ...
     body: dict[str, Any] = {"prompt": "x"}
     if path != GENERATIONS:
         body["image"] = data_url(png())
-    error = error_of(await server.client.post(path, json=body), 400)
+    error = error_of(await server.post(path, **body), 400)
     assert error["code"] == "unsupported_feature"
     assert "doubler cannot do " in error["message"]
     assert not server.engine.requests

@@ -146,23 +146,15 @@ async def test_a_stream_by_url_ends_each_image_with_its_link(server: ImageServer
     assert events[-1][1]["url"] is None and opened(events[-1][1]["b64_json"])
 
 
-async def test_a_stream_that_cannot_be_kept_is_refused_before_it_is_drawn() -> None:
-    server = ImageServer(image_store_bytes=0)
-    assert_refused(
-        await server.generate(stream=True, response_format="url"),
-        "response_format",
-        "stores no images",
-    )
-    assert server.engine.requests == []
-
-
-async def test_what_cannot_be_kept_is_refused_before_it_is_drawn() -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_cannot_be_kept_is_refused_before_it_is_drawn(stream: bool) -> None:
     for settings, words in (
         ({"image_store_bytes": 0}, "stores no images"),
         ({"image_store_bytes": 3 * 64 * 64 * 4 - 1}, "49152 bytes"),
     ):
         server = ImageServer(**settings)
-        assert_refused(await server.generate(n=3, response_format="url"), "response_format", words)
+        response = await server.generate(n=3, response_format="url", stream=stream)
+        assert_refused(response, "response_format", words)
         assert server.engine.requests == []
         answer = (await server.generate(n=3, response_format="b64_json")).json()
         assert opened(answer["data"][2]["b64_json"]).size == (64, 64)

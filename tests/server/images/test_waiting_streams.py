@@ -39,7 +39,7 @@ def called(server: ImageServer, route: str, file: bytes) -> Caller:
 
 async def filled(server: ImageServer) -> PictureShare:
     """All memory for decoded pictures, taken."""
-    state = server.app.state.tandem
+    state = server.state
     return await state.pictures.budget.take("other", state.settings.max_decoded_image_bytes)
 
 
@@ -79,5 +79,5 @@ async def test_a_client_may_leave_a_stream_that_waits_for_memory(route: str) -> 
     leaving.set()
     await sending
     share.release()
-    state = server.app.state.tandem
+    state = server.state
     assert (state.pictures.budget.num_taken, state.admission.num_in_flight()) == (0, 0)

@@ -43,8 +43,8 @@ def refused(server: TextServer, answer: Any, said: str, status: int = 400) -> No
     assert answer.status_code == status, answer.text
     assert said in json.dumps(answer.json(), ensure_ascii=False), answer.text
     assert not server.engine.live
-    assert server.app.state.tandem.admission.num_in_flight() == 0
-    assert server.app.state.tandem.pictures.budget.num_taken == 0
+    assert server.state.admission.num_in_flight() == 0
+    assert server.state.pictures.budget.num_taken == 0
 
 
 def shown(picture: Image.Image) -> list[bytes]:
@@ -94,7 +94,7 @@ async def test_every_dialect_shows_pictures(
         assert {part.length for part in request.states} == {FACTS.rows_per_crop}
         usage = answer.json().get("usage") or {"prompt": answer.json().get("prompt_eval_count")}
         assert len(expected) in usage.values(), name
-        assert seeing.app.state.tandem.pictures.budget.num_taken == 0
+        assert seeing.state.pictures.budget.num_taken == 0
     forbid_decoding(monkeypatch)
     for name, route in ROUTES.items():
         if route.counts is not None:
@@ -335,7 +335,7 @@ async def test_whoever_leaves_while_a_picture_is_decoded_leaves_nothing(
             ended.set()
 
     monkeypatch.setattr(PictureProcesses, "read", read)
-    state = seeing.app.state.tandem
+    state = seeing.state
     body = ROUTES["chat"].body([encoded(noise())])
     async with seeing.listening() as url, httpx.AsyncClient(base_url=url) as client:
         asked = client.post("/v1/chat/completions", json=body, timeout=60)
@@ -361,7 +361,7 @@ async def test_a_request_may_be_cancelled_while_a_picture_is_decoded(
         await asyncio.sleep(60)
 
     monkeypatch.setattr(PictureProcesses, "read", read)
-    state = seeing.app.state.tandem
+    state = seeing.state
     task = asyncio.create_task(seeing.chat(**ROUTES["chat"].body([encoded(noise())])))
     await asyncio.wait_for(begun.wait(), 20)
     [(_, run)] = state.live_requests.of(None)
@@ -376,9 +376,9 @@ async def test_pixels_are_not_kept(tmp_path: Path, logs: list[Any]) -> None:
     server.engine.hold()
     task = asyncio.create_task(server.chat(**ROUTES["chat"].body([file]), max_tokens=1))
     await until(lambda: bool(server.engine.requests))
-    [(_, run)] = server.app.state.tandem.live_requests.of(None)
+    [(_, run)] = server.state.live_requests.of(None)
     assert [one.request.states for one in run.runs] == [()]
-    assert server.app.state.tandem.pictures.budget.num_taken == 0
+    assert server.state.pictures.budget.num_taken == 0
     server.engine.release()
     assert (await task).status_code == 200
     assert file[:40] not in repr(logs)

@@ -97,7 +97,7 @@ class Held:
         self.operation = operation
         self.server = operation.make(folder, **ONE_PLACE)
         self.client: httpx.AsyncClient = self.server.client
-        self.state = self.server.app.state.tandem
+        self.state = self.server.state
         self.submitted: list[str] = []
         submit = self.server.engine.submit
 
@@ -245,7 +245,7 @@ async def test_a_client_that_leaves_ends_its_texts_at_once(
     server = TextServer(tokenizer_folder)
     server.say("a" * 200)
     server.engine.delay_s = 0.01
-    state, engine = server.app.state.tandem, server.engine
+    state, engine = server.state, server.engine
     async with server.listening() as url, httpx.AsyncClient(base_url=url) as client:
         task = asyncio.create_task(client.post(path, json=TEXTS[path] | {"stream": stream}))
         await until(lambda: len(engine.live) == (3 if path == "/v1/completions" else 1))

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
+from openai import AsyncOpenAI
 from pydantic import BaseModel
 
+from tests.helpers.server.fake_server import error_of
 from tests.helpers.server.text_server import MODEL, TextServer, text_info, write_tokenizer
 
 TEMPLATE = (
@@ -55,7 +56,7 @@ async def server(folder: Path) -> TextServer:
     return TextServer(folder, text_info(folder, max_model_len=2048))
 
 
-async def test_the_documentations_loop(server: TextServer, client: openai.AsyncOpenAI) -> None:
+async def test_the_documentations_loop(server: TextServer, client: AsyncOpenAI) -> None:
     server.say(ANSWER)
     input_list: Any = [{"role": "user", "content": "What is my horoscope? I am an Aquarius."}]
     response = await client.responses.create(model=MODEL, tools=TOOLS, input=input_list)
@@ -96,7 +97,7 @@ async def test_the_documentations_loop(server: TextServer, client: openai.AsyncO
 
 @pytest.mark.parametrize("tokens_per_event", [1, 3, 1000])
 async def test_a_stream_builds_what_the_whole_is(
-    server: TextServer, client: openai.AsyncOpenAI, tokens_per_event: int
+    server: TextServer, client: AsyncOpenAI, tokens_per_event: int
 ) -> None:
     server.say(ANSWER)
     whole = await client.responses.create(model=MODEL, tools=TOOLS, input="Go.")
@@ -134,9 +135,7 @@ async def test_a_stream_builds_what_the_whole_is(
     assert 0 < final.usage.output_tokens_details.reasoning_tokens < final.usage.output_tokens
 
 
-async def test_calls_are_continued_from_the_store(
-    server: TextServer, client: openai.AsyncOpenAI
-) -> None:
+async def test_calls_are_continued_from_the_store(server: TextServer, client: AsyncOpenAI) -> None:
     server.say(ANSWER)
     first = await client.responses.create(
         model=MODEL, tools=TOOLS, input="Go.", parallel_tool_calls=False
@@ -153,7 +152,7 @@ async def test_calls_are_continued_from_the_store(
     assert "<think>Stars.</think>" in server.last_prompt
 
 
-async def test_allowed_tools(server: TextServer, client: openai.AsyncOpenAI) -> None:
+async def test_allowed_tools(server: TextServer, client: AsyncOpenAI) -> None:
     server.say(ANSWER)
     choice: Any = {
         "type": "allowed_tools",
@@ -195,9 +194,8 @@ async def test_allowed_tools(server: TextServer, client: openai.AsyncOpenAI) -> 
     ids=lambda value: str(value)[:80],
 )
 async def test_bad_tools_are_named(server: TextServer, fields: Any, param: str) -> None:
-    answer = await server.post("/v1/responses", input="x", **fields)
-    assert answer.status_code == 400, answer.text
-    assert answer.json()["error"]["param"] == param
+    error = error_of(await server.post("/v1/responses", input="x", **fields))
+    assert error["param"] == param
 
 
 @pytest.mark.parametrize("choice", ["auto", None, "allowed"])
@@ -227,7 +225,7 @@ class CalendarEvent(BaseModel):
     participants: list[str]
 
 
-async def test_structured_outputs(server: TextServer, client: openai.AsyncOpenAI) -> None:
+async def test_structured_outputs(server: TextServer, client: AsyncOpenAI) -> None:
     server.say('{"name": "science fair", "participants": ["Alice", "Bob"]}')
     arguments: Any = {
         "model": MODEL,

@@ -217,10 +217,10 @@ async def test_of_several_models_one_is_named(start: Start) -> None:
 async def test_an_image_model_has_those_that_name_it() -> None:
     server = ImageServer(image_info("painter"), loadable_loras=["*"], enable_runtime_loading=True)
     body = {"lora_name": "style", "lora_path": "/x.safetensors"}
-    error = error_of(await server.client.post("/v1/load_lora_adapter", json=body), 400)
+    error = error_of(await server.post("/v1/load_lora_adapter", **body), 400)
     assert "no text model is served here" in error["message"]
     body["model"] = "painter"
-    response = await server.client.post("/v1/load_lora_adapter", json=body)
+    response = await server.post("/v1/load_lora_adapter", **body)
     assert (response.status_code, response.json()["model"]) == (200, "painter")
     [order] = server.engine.adapter_orders
     assert (order.name, order.folder) == ("style", "/x.safetensors")
@@ -231,7 +231,7 @@ async def test_an_image_model_has_those_that_name_it() -> None:
     ]
     assert (await server.generate(loras=[{"name": "style"}])).status_code == 200
     body = {"lora_name": "style"}
-    assert (await server.client.post("/v1/unload_lora_adapter", json=body)).status_code == 200
+    assert (await server.post("/v1/unload_lora_adapter", **body)).status_code == 200
     error = error_of(await server.generate(loras=[{"name": "style"}]), 404)
     assert error["param"] == "loras"
 

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from openai import AsyncOpenAI
 
 from engine.contract.status import Phase
 from engine.errors import EngineDead, ModelNotReady
@@ -355,8 +356,8 @@ async def test_loading_draining_and_refusing_engines_are_503s(server: TextServer
     server.engine.submit_error = ModelNotReady("it went away just now")
     assert error_of(await server.chat(stream=True), 503)["code"] == "model_not_ready"
     server.engine.submit_error = None
-    assert server.app.state.tandem.admission.num_in_flight() == 0
-    server.app.state.tandem.lifecycle.begin_drain()
+    assert server.state.admission.num_in_flight() == 0
+    server.state.lifecycle.begin_drain()
     assert error_of(await server.chat(), 503)["code"] == "draining"
 
 
@@ -375,7 +376,7 @@ async def test_a_form_that_the_engine_refuses_is_a_400(server: TextServer, strea
     asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"uniqueItems": True}}}
     error = error_of(await server.chat(stream=stream, response_format=asked), 400)
     assert (error["param"], error["message"]) == ("response_format", message)
-    assert server.app.state.tandem.admission.num_in_flight() == 0
+    assert server.state.admission.num_in_flight() == 0
     server.engine.failure = None
     answer = await server.chat(stream=stream, response_format=asked, max_tokens=3)
     assert answer.status_code == 200
@@ -465,45 +466,40 @@ async def test_long_conversations_are_refused_before_they_are_tokenised(
     assert outside == [False]
 
 
-async def test_the_official_client(server: TextServer) -> None:
+async def test_the_official_client(server: TextServer, client: AsyncOpenAI) -> None:
     server.say("Hello there")
-    async with server.listening() as url:
-        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        async with client:
-            messages: Any = [{"role": "user", "content": "hi"}]
-            answer = await client.chat.completions.create(
-                model=MODEL, messages=messages, logprobs=True, top_logprobs=1, n=2, stop=["z"]
-            )
-            assert [c.message.content for c in answer.choices] == ["Hello there"] * 2
-            assert answer.choices[0].logprobs is not None
-            stream = await client.chat.completions.create(
-                model=MODEL,
-                messages=messages,
-                stream=True,
-                stream_options={"include_usage": True},
-            )
-            chunks = [chunk async for chunk in stream]
-            text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
-            assert text == "Hello there"
-            assert chunks[-1].usage == answer.usage.model_copy(  # type: ignore[union-attr]
-                update={
-                    "completion_tokens": answer.usage.completion_tokens // 2,  # type: ignore[union-attr]
-                    "total_tokens": chunks[-1].usage.total_tokens,  # type: ignore[union-attr]
-                }
-            )
-            with pytest.raises(openai.NotFoundError, match="not served"):
-                await client.chat.completions.create(model="nope", messages=messages)
-            with pytest.raises(openai.BadRequestError) as caught:
-                await client.chat.completions.create(
-                    model=MODEL, messages=messages, max_tokens=10**6
-                )
-            assert caught.value.code == "context_length_exceeded"
-            server.engine.failure = Failure(after=2)
-            with pytest.raises(openai.APIError, match="blocks"):
-                async for _ in await client.chat.completions.create(
-                    model=MODEL, messages=messages, stream=True
-                ):
-                    pass
+    messages: Any = [{"role": "user", "content": "hi"}]
+    answer = await client.chat.completions.create(
+        model=MODEL, messages=messages, logprobs=True, top_logprobs=1, n=2, stop=["z"]
+    )
+    assert [c.message.content for c in answer.choices] == ["Hello there"] * 2
+    assert answer.choices[0].logprobs is not None
+    stream = await client.chat.completions.create(
+        model=MODEL,
+        messages=messages,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = [chunk async for chunk in stream]
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == "Hello there"
+    assert chunks[-1].usage == answer.usage.model_copy(  # type: ignore[union-attr]
+        update={
+            "completion_tokens": answer.usage.completion_tokens // 2,  # type: ignore[union-attr]
+            "total_tokens": chunks[-1].usage.total_tokens,  # type: ignore[union-attr]
+        }
+    )
+    with pytest.raises(openai.NotFoundError, match="not served"):
+        await client.chat.completions.create(model="nope", messages=messages)
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.chat.completions.create(model=MODEL, messages=messages, max_tokens=10**6)
+    assert caught.value.code == "context_length_exceeded"
+    server.engine.failure = Failure(after=2)
+    with pytest.raises(openai.APIError, match="blocks"):
+        async for _ in await client.chat.completions.create(
+            model=MODEL, messages=messages, stream=True
+        ):
+            pass
 
 
 @pytest.mark.parametrize(

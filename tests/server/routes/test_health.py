@@ -156,12 +156,6 @@ async def test_ready_while_a_worker_restarts(client, engine):
     assert (await client.get("/ready")).status_code == 200
 
 
-async def test_ready_while_draining(client, app):
-    app.state.tandem.lifecycle.begin_drain()
-    response = await client.get("/ready")
-    assert (response.status_code, response.json()["phase"]) == (503, "draining")
-
-
 async def test_version(client):
     assert (await client.get("/version")).json() == {"version": __version__}
 

@@ -118,7 +118,7 @@ async def test_cancelling_ends_it_in_the_engine_and_leaves_the_others(
         "the request was cancelled by its id",
     )
     assert (await neighbour).json()["usage"]["completion_tokens"] == 20
-    assert server.app.state.tandem.admission.num_requests == 0
+    assert server.state.admission.num_requests == 0
     assert (await server.client.delete(f"/v1/requests/{found[by]}")).status_code == 404
 
 
@@ -163,7 +163,7 @@ async def test_a_request_is_listed_as_soon_as_the_engine_has_it(
     submit, listed_at_once = server.engine.submit, []
 
     def submit_and_look(request: GenerateRequest) -> Any:
-        look = server.app.state.tandem.live_requests.of
+        look = server.state.live_requests.of
         asyncio.get_running_loop().call_soon(lambda: listed_at_once.append(len(look(None))))
         return submit(request)
 
@@ -182,7 +182,7 @@ async def test_a_request_is_cancelled_before_all_its_prompts_are_sent(
     sending = asyncio.create_task(server.complete(prompt=["a"] * num_prompts))
     while not server.engine.requests:  # noqa: ASYNC110 (every turn counts)
         await asyncio.sleep(0)
-    [(_, run)] = server.app.state.tandem.live_requests.of(None)
+    [(_, run)] = server.state.live_requests.of(None)
     await run.cancel()
     assert (await sending).status_code == 499
     assert len(server.engine.requests) < num_prompts

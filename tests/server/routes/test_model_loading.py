@@ -26,6 +26,11 @@ from tests.helpers.server.text_server import MODEL, TextServer, events_of, text_
 Start = Callable[..., TextServer]
 
 
+@pytest.fixture(autouse=True)
+def shared_template_processes() -> None:
+    """Have each app start and end processes of its own."""
+
+
 @pytest.fixture
 def start(tokenizer_folder: Path) -> Start:
     def start(**settings: Any) -> TextServer:
@@ -340,7 +345,7 @@ async def test_it_is_off_unless_the_operator_wants_it(start: Start) -> None:
 
 
 async def test_a_server_that_drains_changes_nothing_any_more(server: TextServer) -> None:
-    server.app.state.tandem.lifecycle.begin_drain()
+    server.state.lifecycle.begin_drain()
     for response in (await load(server), await unload(server, MODEL)):
         assert error_of(response, 503)["code"] == "draining"
     assert not server.engine.specs and server.engine.statuses()[0].phase is Phase.READY
@@ -391,7 +396,7 @@ async def test_the_text_side_of_a_model_that_is_gone_is_closed(
     await server.chat(model="small")
     info = next(i for i in server.engine.served.values() if i.model == "small")
     assert isinstance(info, ModelInfo)
-    text = await server.app.state.tandem.texts.get(info)
+    text = await server.state.texts.get(info)
     assert text._template is not None
     child = text._template._process._running
     assert child is not None and child.is_alive

@@ -7,6 +7,7 @@ from pathlib import Path
 from engine.contract.status import Phase
 from server.text.reply import ReplyHead, system_fingerprint
 from tests.helpers.server.fake_images import image_info
+from tests.helpers.server.fake_server import error_of
 from tests.helpers.server.fake_texts import model_info
 from tests.helpers.server.text_server import MAX_MODEL_LEN, MODEL, TextServer, text_info
 
@@ -42,9 +43,7 @@ async def test_ids_may_hold_slashes(server: TextServer) -> None:
 
 async def test_unknown_models_name_the_known_ones(server: TextServer) -> None:
     for model in ("nope", "org", "org/tiny/x", "ORG/TINY"):
-        response = await server.client.get(f"/v1/models/{model}")
-        assert response.status_code == 404
-        error = response.json()["error"]
+        error = error_of(await server.client.get(f"/v1/models/{model}"), 404)
         assert error["code"] == "model_not_found"
         assert MODEL in error["message"]
     assert (await server.client.get("/v1/models/")).status_code == 400
@@ -56,9 +55,8 @@ async def test_only_what_can_be_asked_is_listed(tokenizer_folder: Path) -> None:
     server.engine.set_status("b", Phase.LOADING)
     listed = (await server.client.get("/v1/models")).json()["data"]
     assert [card["id"] for card in listed] == ["a"]
-    response = await server.client.get("/v1/models/b")
-    assert response.status_code == 503
-    assert response.json()["error"]["code"] == "model_not_ready"
+    error = error_of(await server.client.get("/v1/models/b"), 503)
+    assert error["code"] == "model_not_ready"
 
 
 async def test_unknown_models_name_those_that_serve_of_any_kind(tokenizer_folder: Path) -> None:

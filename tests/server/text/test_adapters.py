@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from engine.contract.status import Phase
+from tests.helpers.server.fake_server import error_of
 from tests.helpers.server.text_server import MODEL, TextServer, text_info
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -40,7 +41,7 @@ async def test_requests_name_the_adapter(
         ("responses", {"input": "hi"}),
     ):
         body |= {"model": name, "stream": stream}
-        answer = await server.client.post(f"/v1/{route}", json=body)
+        answer = await server.post(f"/v1/{route}", **body)
         assert answer.status_code == 200
         assert f'"model":"{name}"' in answer.text
     assert {(r.model, r.adapter) for r in server.engine.requests} == {(MODEL, adapter)}
@@ -48,7 +49,7 @@ async def test_requests_name_the_adapter(
 
 async def test_their_tokens_are_the_base_models(server: TextServer) -> None:
     asked = [{"model": name, "messages": MESSAGES} for name in (MODEL, "poet")]
-    base, adapted = [(await server.client.post("/tokenize", json=body)).json() for body in asked]
+    base, adapted = [(await server.post("/tokenize", **body)).json() for body in asked]
     assert base == adapted
     assert (
         await server.post("/detokenize", model="poet", tokens=base["tokens"])
@@ -64,9 +65,8 @@ async def test_unknown_names_get_all_that_there_are(server: TextServer) -> None:
 
 
 async def test_one_that_could_not_be_loaded_gets_the_reason(server: TextServer) -> None:
-    answer = await server.post("/v1/completions", model="broken", prompt="hi")
-    assert answer.status_code == 404
-    assert "it holds NaN" in answer.json()["error"]["message"]
+    error = error_of(await server.post("/v1/completions", model="broken", prompt="hi"), 404)
+    assert "it holds NaN" in error["message"]
 
 
 async def test_adapters_of_a_model_that_does_not_serve_yet_are_awaited(

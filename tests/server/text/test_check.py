@@ -17,6 +17,11 @@ from server.text.texts import TextRegistry
 from tests.helpers.server.fake_server import until
 
 
+@pytest.fixture(autouse=True)
+def shared_template_processes() -> None:
+    """Have each app start and end processes of its own."""
+
+
 @pytest.fixture
 def folder(tokenizer_folder: Path, tmp_path: Path) -> Path:
     """A copy, to be spoilt."""

@@ -61,7 +61,7 @@ async def test_each_guided_text_takes_two_places(
     server.engine.hold()
     task = asyncio.create_task(server.complete(guidance_scale=2, max_tokens=1, **fields))
     await until(lambda: len(server.engine.requests) == len(fields.get("prompt", "x")))
-    assert server.app.state.tandem.admission.num_in_flight() == num_places
+    assert server.state.admission.num_in_flight() == num_places
     server.engine.release()
     answer = (await task).json()
     assert len(answer["choices"]) == num_answers

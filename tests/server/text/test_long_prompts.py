@@ -20,7 +20,7 @@ from server.text import texts as texts_module
 from server.text.encoding_pool import EncodingPool
 from server.text.prompt_limit import PromptLimit
 from server.text.texts import ModelText
-from tests.helpers.server.fake_server import until
+from tests.helpers.server.fake_server import error_of, until
 from tests.helpers.server.text_server import MAX_MODEL_LEN, TextServer, encoding_threads, text_info
 
 WORDS = "the quick brown fox jumps over the lazy dog "
@@ -49,9 +49,9 @@ async def test_what_cannot_fit_is_refused_before_it_is_tokenised(
         "/tokenize": {"prompt": text},
         "list": {"prompt": ["the fox", text]},
     }
-    response = await server.post("/v1/completions" if path == "list" else path, **bodies[path])
-    error = response.json()["error"]
-    assert response.status_code == 400
+    error = error_of(
+        await server.post("/v1/completions" if path == "list" else path, **bodies[path])
+    )
     assert "at least" in error["message"]
     assert tokenised == []
     assert server.engine.requests == []
@@ -74,9 +74,8 @@ async def test_no_limit_is_advised_where_tokens_were_not_counted(server: TextSer
 
 
 async def test_tokens_that_a_request_names_itself_are_counted_too(server: TextServer) -> None:
-    response = await server.post("/detokenize", tokens=[5] * 65_537)
-    assert response.status_code == 400
-    assert "65537 tokens were sent; the limit is 65536" in response.json()["error"]["message"]
+    error = error_of(await server.post("/detokenize", tokens=[5] * 65_537))
+    assert "65537 tokens were sent; the limit is 65536" in error["message"]
     assert (await server.post("/detokenize", tokens=[5] * 65_536)).status_code == 200
 
 
@@ -87,9 +86,8 @@ async def test_ids_by_the_million_are_refused_unread(
     server: TextServer, path: str, field: str
 ) -> None:
     """What a body of 32 MiB may hold took a second of everybody's time to look at."""
-    response = await server.post(path, **{field: [1] * (MAX_PROMPT_TOKENS + 1)})
-    assert response.status_code == 400
-    assert response.json()["error"]["param"] == field
+    error = error_of(await server.post(path, **{field: [1] * (MAX_PROMPT_TOKENS + 1)}))
+    assert error["param"] == field
 
 
 async def test_counting_may_go_beyond_the_context(server: TextServer) -> None:
@@ -99,9 +97,8 @@ async def test_counting_may_go_beyond_the_context(server: TextServer) -> None:
 
 async def test_the_prompts_of_a_list_have_a_limit_together(tokenizer_folder: Path) -> None:
     server = large_server(tokenizer_folder)
-    response = await server.complete(prompt=["7 " * 90_000] * 40)
-    assert response.status_code == 400
-    assert "together; the limit is 3200000" in response.json()["error"]["message"]
+    error = error_of(await server.complete(prompt=["7 " * 90_000] * 40))
+    assert "together; the limit is 3200000" in error["message"]
 
 
 async def test_a_stretch_that_cannot_be_cut_has_a_limit(tokenizer_folder: Path) -> None:
@@ -110,9 +107,8 @@ async def test_a_stretch_that_cannot_be_cut_has_a_limit(tokenizer_folder: Path) 
     for text in ("x" * 1_100_000, WORDS * 3000 + "x" * 1_100_000):
         longest = max(len(word) for word in server.tokenizer.get_vocab())
         assert len(text) / longest < LARGE_CONTEXT
-        response = await server.complete(prompt=text, truncate_prompt_tokens=10)
-        assert response.status_code == 400
-        assert "where this model's tokenizer cannot split it" in response.json()["error"]["message"]
+        error = error_of(await server.complete(prompt=text, truncate_prompt_tokens=10))
+        assert "where this model's tokenizer cannot split it" in error["message"]
 
 
 def test_a_text_without_cuts_is_searched_no_further_than_one_may_be_long(
@@ -317,5 +313,5 @@ async def test_a_client_that_leaves_takes_its_text_along(
         await asyncio.sleep(0.3)
         assert len(slow_parts) == begun
         assert begun < 30  # of 42
-    await until(lambda: server.app.state.tandem.admission.num_in_flight() == 0)
+    await until(lambda: server.state.admission.num_in_flight() == 0)
     assert server.engine.requests == []
