@@ -246,7 +246,7 @@ async def test_a_client_that_leaves_ends_its_texts_at_once(
     server.say("a" * 200)
     server.engine.delay_s = 0.01
     state, engine = server.state, server.engine
-    async with server.listening() as url, httpx.AsyncClient(base_url=url) as client:
+    async with server.listening() as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         task = asyncio.create_task(client.post(path, json=TEXTS[path] | {"stream": stream}))
         await until(lambda: len(engine.live) == (3 if path == "/v1/completions" else 1))
         assert len((await client.get("/v1/requests")).json()["data"]) == 1
