@@ -5,13 +5,13 @@ from pathlib import Path
 
 from server.metrics import ServerMetrics
 from server.settings.reference import setting_rows
-from tests.helpers.server.fake_engine import FakeEngineClient
+from tests.helpers.server.fake_engine import FakeEngine
 
 PAGE = (Path(__file__).parents[2] / "docs/OPERATIONS.md").read_text()
 
 
 def test_all_metrics_are_in_the_table():
-    registry = ServerMetrics(FakeEngineClient()).registry
+    registry = ServerMetrics(FakeEngine()).registry
     names = {
         family.name + ("_total" if family.type == "counter" else "")
         for family in registry.collect()

@@ -1,28 +1,23 @@
 """How the app is put together: lifespan, isolation, one error shape, documentation."""
 
-import httpx
 import pytest
 from pydantic import TypeAdapter
 from starlette.requests import ClientDisconnect
 
-from engine.errors import EngineDead
 from server.app import build_routes, create_app
 from server.settings import Settings
-from tests.helpers.server.fake_engine import FakeEngineClient
+from tests.helpers.server.fake_engine import FakeEngine
+from tests.helpers.server.fake_server import client_of
 
 
 @pytest.fixture
 def engine():
-    return FakeEngineClient()
+    return FakeEngine()
 
 
 @pytest.fixture
 def app(engine):
     return create_app(Settings(), engine)
-
-
-def client_of(app):
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
 
 async def test_the_engine_starts_and_stops_with_the_app(engine):
@@ -38,21 +33,11 @@ async def test_the_engine_starts_and_stops_with_the_app(engine):
 
 
 async def test_apps_do_not_share_state(app):
-    other = create_app(Settings(), FakeEngineClient())
+    other = create_app(Settings(), FakeEngine())
     app.state.tandem.lifecycle.begin_drain()
     async with client_of(app) as first, client_of(other) as second:
         assert (await first.get("/ready")).status_code == 503
         assert (await second.get("/ready")).status_code == 200
-
-
-async def test_an_unknown_route_has_the_usual_shape(app):
-    async with client_of(app) as client:
-        response = await client.get("/v2/nothing")
-        assert response.status_code == 404
-        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
-        response = await client.delete("/health")
-        assert response.status_code == 405
-        assert "error" in response.json()
 
 
 async def test_a_fault_of_ours_shows_nothing_of_itself(app):
@@ -60,23 +45,11 @@ async def test_a_fault_of_ours_shows_nothing_of_itself(app):
         raise RuntimeError("/secret/path and a prompt")
 
     app.add_api_route("/crash", crash)
-    async with client_of(app) as client:
-        response = await client.get("/crash", headers={"X-Request-Id": "abc"})
+    response = await client_of(app).get("/crash", headers={"X-Request-Id": "abc"})
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "internal_error"
     assert "secret" not in response.text
     assert response.headers["x-request-id"] == "abc"
-
-
-async def test_engine_errors_that_reach_the_app_keep_their_status(app):
-    async def die():
-        raise EngineDead("the worker ended; try again")
-
-    app.add_api_route("/die", die)
-    async with client_of(app) as client:
-        response = await client.get("/die")
-    assert response.status_code == 503
-    assert response.json()["error"]["code"] == "engine_dead"
 
 
 async def test_a_client_that_left_is_no_fault(app, capsys):
@@ -147,8 +120,7 @@ async def test_no_request_waits_for_routes_to_be_built(engine, monkeypatch):
     for prepare in (lambda app: None, build_routes):
         prepare(app := create_app(Settings(), engine))
         built.clear()
-        async with client_of(app) as client:
-            await client.post("/v1/load_lora_adapter", json={})
+        await client_of(app).post("/v1/load_lora_adapter", json={})
         numbers.append(len(built))
     assert numbers[0] > 0
     assert numbers[1] == 0

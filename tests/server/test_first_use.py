@@ -16,8 +16,8 @@ from engine.errors import (
 )
 from server.first_use import RETRY_S, FirstUse
 from server.settings import Settings
-from tests.helpers.server.fake_image_engine import image_info
-from tests.helpers.server.fake_matting_engine import FakeMattingEngine, matting_info
+from tests.helpers.server.fake_engine import FakeEngine
+from tests.helpers.server.fake_images import image_info, matting_info
 
 
 class Clock:
@@ -28,8 +28,8 @@ class Clock:
         return self.now_s
 
 
-def make(*infos: Any, **settings: Any) -> tuple[FirstUse, FakeMattingEngine, Clock]:
-    engine, clock = FakeMattingEngine(*infos), Clock()
+def make(*infos: Any, **settings: Any) -> tuple[FirstUse, FakeEngine, Clock]:
+    engine, clock = FakeEngine(*infos), Clock()
     return FirstUse(Settings(**settings), engine, clock=clock), engine, clock
 
 

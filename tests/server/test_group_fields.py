@@ -13,7 +13,7 @@ from engine.errors import InvalidParameter
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
 from server.text import convert
-from tests.helpers.server.fake_engine import model_info
+from tests.helpers.server.fake_texts import model_info
 
 INFO = model_info(
     "m",

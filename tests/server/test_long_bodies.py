@@ -3,7 +3,7 @@ watch over it (`stalls`) finds."""
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,16 +27,15 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 
 @pytest.fixture
-async def server(tokenizer_folder: Path) -> AsyncIterator[EmbeddingServer]:
+async def server(tokenizer_folder: Path) -> EmbeddingServer:
     """A server of `embedder`, and of `writer`, which takes long texts. Both have been asked."""
     server = EmbeddingServer(tokenizer_folder, with_text=True)
     server.engine.serve(text_info(tokenizer_folder, "writer", max_model_len=1 << 17))
     build_routes(server.app)
     assert (await server.embed(model="embedder")).status_code == 200
     hi = {"model": "writer", "prompt": "hi", "max_tokens": 1}
-    assert (await server.client.post("/v1/completions", json=hi)).status_code == 200
-    yield server
-    await server.aclose()
+    assert (await server.post("/v1/completions", **hi)).status_code == 200
+    return server
 
 
 @pytest.mark.parametrize(("bodies", "model"), [(TO_EMBED, "embedder"), (TO_ANSWER, "writer")])

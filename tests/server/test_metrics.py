@@ -17,13 +17,14 @@ from server.images.served import SERVED_IMAGES
 from server.metrics import ServerMetrics
 from server.text.served import SERVED_TEXT
 from tests.helpers.clock import Clock
-from tests.helpers.server.fake_engine import FakeEngineClient, model_info
-from tests.helpers.server.fake_image_engine import FakeImageEngine, image_info
+from tests.helpers.server.fake_engine import FakeEngine
+from tests.helpers.server.fake_images import image_info
+from tests.helpers.server.fake_texts import model_info
 
 
 @pytest.fixture
 def engine():
-    return FakeEngineClient("m")
+    return FakeEngine("m")
 
 
 @pytest.fixture
@@ -254,7 +255,7 @@ def test_buckets_are_narrow_where_requests_live(metrics, name, low_s, high_s):
     ],
 )
 def test_latencies_are_told_apart_up_to_ten_minutes(name):
-    metrics = ServerMetrics(FakeImageEngine(image_info("painter"), model_info("m")))
+    metrics = ServerMetrics(FakeEngine(image_info("painter"), model_info("m")))
     metrics.of(SERVED_IMAGES).meter("painter")
     assert bounds(metrics, name)[-1] == 600
 
@@ -280,7 +281,7 @@ def test_gauges_read_the_newest_report(metrics, engine):
 
 
 def test_threads_of_text_and_image_workers():
-    engine = FakeImageEngine(image_info("painter"), model_info("m"))
+    engine = FakeEngine(image_info("painter"), model_info("m"))
     metrics = ServerMetrics(engine)
     assert value(metrics, "tandem_num_threads") == 0
     engine.publish("m", step(1, num_threads=2))
@@ -310,7 +311,7 @@ def test_a_model_that_leaves_is_not_ready_and_says_what_it_still_does(metrics, e
 
 
 def test_apps_do_not_share_a_registry(engine):
-    first, second = ServerMetrics(engine), ServerMetrics(FakeEngineClient("m"))
+    first, second = ServerMetrics(engine), ServerMetrics(FakeEngine("m"))
     first.of(SERVED_TEXT).meter("m").close(num_prompt_tokens=1, num_generation_tokens=1)
     assert value(second, "tandem_prompt_tokens_total") == 0
 
@@ -338,6 +339,6 @@ def test_the_hot_path_is_cheap(metrics):
 
 def test_a_measured_quality_is_shown_where_there_is_one():
     infos = replace(model_info("m"), quality_kl=0.125), model_info("other")
-    metrics = ServerMetrics(FakeEngineClient(*infos))
+    metrics = ServerMetrics(FakeEngine(*infos))
     assert value(metrics, "tandem_model_quality_kl") == 0.125
     assert value(metrics, "tandem_model_quality_kl", model_name="other") is None

@@ -4,7 +4,6 @@ import asyncio
 import json
 import time
 
-import httpx
 import pytest
 import structlog
 from fastapi import Request
@@ -17,23 +16,20 @@ from server.middleware.body_limit import BodyLimitMiddleware
 from server.middleware.slow_body import SlowBodyMiddleware
 from server.routes import docs
 from server.settings import Settings
-from tests.helpers.server.fake_engine import FakeEngineClient
+from tests.helpers.server.fake_engine import FakeEngine
+from tests.helpers.server.fake_server import client_of, error_of
 
 KEYS = {"api_keys": ("first-key", "second-key")}
 
 
 def create(**settings):
-    app = create_app(Settings(**settings), FakeEngineClient())
+    app = create_app(Settings(**settings), FakeEngine())
 
     @app.post("/echo")
     async def echo(request: Request):
         return {"size": len(await request.body())}
 
     return app
-
-
-def client_of(app):
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
 
 # Request ids.
@@ -72,8 +68,7 @@ async def test_log_lines_of_a_request_carry_its_id():
 
     processors = [structlog.contextvars.merge_contextvars]
     with structlog.testing.capture_logs(processors=processors) as lines:
-        async with client_of(app) as client:
-            await client.get("/log", headers={"X-Request-Id": "mine"})
+        await client_of(app).get("/log", headers={"X-Request-Id": "mine"})
     inside = next(line for line in lines if line["event"] == "inside")
     assert inside["request_id"] == "mine"
     assert "request_id" not in structlog.contextvars.get_contextvars()
@@ -118,8 +113,7 @@ async def test_one_debug_line_per_request():
         return {}
 
     with structlog.testing.capture_logs() as lines:
-        async with client_of(app) as client:
-            await client.get("/items/private?q=private")
+        await client_of(app).get("/items/private?q=private")
     [line] = [line for line in lines if line["event"] == "request"]
     assert line.pop("duration_s") >= 0
     assert line == {
@@ -181,8 +175,7 @@ async def test_methods_made_up_by_clients_do_not_become_labels():
     ],
 )
 async def test_each_key_opens_in_each_way(headers):
-    async with client_of(create(**KEYS)) as client:
-        assert (await client.get("/version", headers=headers)).status_code == 200
+    assert (await client_of(create(**KEYS)).get("/version", headers=headers)).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -205,8 +198,7 @@ async def test_each_key_opens_in_each_way(headers):
     ],
 )
 async def test_anything_else_is_refused(headers):
-    async with client_of(create(**KEYS)) as client:
-        response = await client.get("/version", headers=headers)
+    response = await client_of(create(**KEYS)).get("/version", headers=headers)
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Bearer"
     error = response.json()["error"]
@@ -249,8 +241,7 @@ async def test_every_route_but_the_probes_is_guarded():
 
 
 async def test_without_keys_nothing_is_asked():
-    async with client_of(create()) as client:
-        assert (await client.get("/version")).status_code == 200
+    assert (await client_of(create()).get("/version")).status_code == 200
 
 
 # CORS.
@@ -307,8 +298,7 @@ async def test_larger_ones_are_refused_with_and_without_a_length(sizes, monkeypa
         for content in (pieces(*sizes), b"x" * sum(sizes)):
             start_s = time.perf_counter()
             response = await client.post("/echo", content=content)
-            assert response.status_code == 413
-            error = response.json()["error"]
+            error = error_of(response, 413)
             assert error["code"] == "request_too_large"
             assert str(LIMIT) in error["message"]
             assert response.headers["connection"] == "close"
@@ -426,8 +416,7 @@ async def test_an_answer_may_take_longer_than_its_request():
         await asyncio.sleep(0.4)
         return {"left": await request.is_disconnected()}
 
-    async with client_of(app) as client:
-        assert (await client.post("/think", content=b"x")).json() == {"left": False}
+    assert (await client_of(app).post("/think", content=b"x")).json() == {"left": False}
 
 
 async def test_nothing_is_late_behind_a_body():

@@ -50,7 +50,6 @@ async def test_it_follows_what_becomes_ready(tokenizer_folder: Path) -> None:
     assert (await chat())["max_tokens"]["anyOf"][0]["maximum"] == MAX_MODEL_LEN - 1
     server.engine.set_status("a", Phase.LOADING)
     assert (await chat())["max_tokens"]["anyOf"][0]["maximum"] == 2**31 - 1
-    await server.client.aclose()
 
 
 async def test_the_page_can_try_what_draws_and_what_takes_a_file(server: TextServer) -> None:

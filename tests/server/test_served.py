@@ -8,6 +8,7 @@ from engine.contract.status import Phase
 from server.dialects.table import DIALECTS
 from server.protocol.models import ModelCard
 from server.served import SERVED, AnyCard
+from tests.helpers.server.fake_server import error_of
 from tests.helpers.server.image_server import ImageServer
 
 
@@ -36,13 +37,10 @@ async def test_every_body_that_names_a_model_belongs_to_an_operation() -> None:
     dialects = {body.__name__ for dialect in DIALECTS for body in dialect.bodies}
     assert bodies == ours | dialects
     assert not ours & dialects
-    await server.client.aclose()
 
 
 async def test_a_model_of_any_kind_that_loads_is_not_ready() -> None:
     server = ImageServer()
     server.engine.set_status("painter", Phase.LOADING)
-    response = await server.client.get("/v1/models/painter")
-    assert response.status_code == 503
-    assert response.json()["error"]["code"] == "model_not_ready"
-    await server.client.aclose()
+    error = error_of(await server.client.get("/v1/models/painter"), 503)
+    assert error["code"] == "model_not_ready"

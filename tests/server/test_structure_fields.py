@@ -17,6 +17,14 @@ def structure_of(**fields: Any) -> Structure | None:
     return CompletionRequest.model_validate({"prompt": "x", **fields}).structure
 
 
+def response_format(type: Any, **fields: Any) -> dict[str, Any]:
+    return {"response_format": {"type": type, **fields}}
+
+
+def outputs(**fields: Any) -> dict[str, Any]:
+    return {"structured_outputs": fields}
+
+
 def of_schema(schema: Any) -> tuple[StructureKind, str]:
     return StructureKind.JSON_SCHEMA, json.dumps(schema)
 
@@ -24,18 +32,11 @@ def of_schema(schema: Any) -> tuple[StructureKind, str]:
 @pytest.mark.parametrize(
     ("fields", "kind_and_text", "param"),
     [
+        (response_format("json_object"), of_schema({"type": "object"}), "response_format"),
         (
-            {"response_format": {"type": "json_object"}},
-            of_schema({"type": "object"}),
-            "response_format",
-        ),
-        (
-            {
-                "response_format": {
-                    "type": "json_schema",
-                    "json_schema": {"name": "x", "strict": True, "schema": SCHEMA},
-                }
-            },
+            response_format(
+                "json_schema", json_schema={"name": "x", "strict": True, "schema": SCHEMA}
+            ),
             of_schema(SCHEMA),
             "response_format",
         ),
@@ -47,29 +48,21 @@ def of_schema(schema: Any) -> tuple[StructureKind, str]:
         ({"guided_choice": ["a"]}, (StructureKind.CHOICE, '["a"]'), "guided_choice"),
         ({"guided_grammar": "x"}, (StructureKind.GRAMMAR, "x"), "guided_grammar"),
         ({"grammar": 'root ::= "a"'}, (StructureKind.GRAMMAR, 'root ::= "a"'), "grammar"),
-        ({"structured_outputs": {"json": SCHEMA}}, of_schema(SCHEMA), "structured_outputs.json"),
+        (outputs(json=SCHEMA), of_schema(SCHEMA), "structured_outputs.json"),
+        (outputs(json=json.dumps(SCHEMA)), of_schema(SCHEMA), "structured_outputs.json"),
         (
-            {"structured_outputs": {"json": json.dumps(SCHEMA)}},
-            of_schema(SCHEMA),
-            "structured_outputs.json",
-        ),
-        (
-            {"structured_outputs": {"json_object": True}},
+            outputs(json_object=True),
             of_schema({"type": "object"}),
             "structured_outputs.json_object",
         ),
+        (outputs(regex="a+"), (StructureKind.REGEX, "a+"), "structured_outputs.regex"),
         (
-            {"structured_outputs": {"regex": "a+"}},
-            (StructureKind.REGEX, "a+"),
-            "structured_outputs.regex",
-        ),
-        (
-            {"structured_outputs": {"choice": ["a", "b"]}},
+            outputs(choice=["a", "b"]),
             (StructureKind.CHOICE, '["a", "b"]'),
             "structured_outputs.choice",
         ),
         (
-            {"structured_outputs": {"grammar": "start: /a/"}},
+            outputs(grammar="start: /a/"),
             (StructureKind.GRAMMAR, "start: /a/"),
             "structured_outputs.grammar",
         ),
@@ -122,7 +115,7 @@ def test_tags(tags: Any) -> None:
     "fields",
     [
         {},
-        {"response_format": {"type": "text"}},
+        response_format("text"),
         {"grammar": ""},
         {"response_format": None},
         {"structured_outputs": None},
@@ -146,7 +139,7 @@ def test_deep_ones_are_short_or_refused(depth: int) -> None:
     for _ in range(depth):
         schema = {"items": schema}
     tags = {"structures": [{**TAG, "schema": schema}], "triggers": ["<f"]}
-    for fields in ({"json_schema": schema}, {"structured_outputs": {"structural_tag": tags}}):
+    for fields in ({"json_schema": schema}, outputs(structural_tag=tags)):
         try:
             assert structure_of(**fields) is not None
         except InvalidParameter as error:
@@ -158,47 +151,35 @@ def test_deep_ones_are_short_or_refused(depth: int) -> None:
     ("fields", "param"),
     [
         ({"response_format": {}}, "response_format.type"),
-        ({"response_format": {"type": "xml"}}, "response_format.type"),
-        ({"response_format": {"type": ["text"]}}, "response_format.type"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (response_format("xml"), "response_format.type"),
+        (response_format(["text"]), "response_format.type"),
+        (response_format("json_schema"), "response_format.json_schema"),
+        (response_format("json_schema", json_schema={"name": "x"}), "response_format.json_schema"),
+        (response_format("json_schema", json_schema={"schema": 3}), "response_format"),
+        (response_format("json_schema", json_schema={"schema": []}), "response_format"),
+        (outputs(), "structured_outputs"),
+        (outputs(json=SCHEMA, regex="a"), "structured_outputs"),
+        (outputs(whitespace_pattern=" "), "structured_outputs.whitespace_pattern"),
         (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
-            "response_format.json_schema",
-        ),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"schema": 3}}},
-            "response_format",
-        ),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"schema": []}}},
-            "response_format",
-        ),
-        ({"structured_outputs": {}}, "structured_outputs"),
-        ({"structured_outputs": {"json": SCHEMA, "regex": "a"}}, "structured_outputs"),
-        (
-            {"structured_outputs": {"whitespace_pattern": " "}},
-            "structured_outputs.whitespace_pattern",
-        ),
-        (
-            {"structured_outputs": {"disable_additional_properties": True, "json": {}}},
+            outputs(disable_additional_properties=True, json={}),
             "structured_outputs.disable_additional_properties",
         ),
-        ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
-        ({"structured_outputs": {"json": "[" * 5000}}, "structured_outputs.json"),
-        ({"structured_outputs": {"regex": 3}}, "structured_outputs.regex"),
-        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
-        ({"structured_outputs": {"choice": ["a", ""]}}, "structured_outputs.choice"),
-        ({"structured_outputs": {"choice": ["a", 3]}}, "structured_outputs.choice"),
-        ({"structured_outputs": {"choice": ["a"] * 5000}}, "structured_outputs.choice"),
-        ({"structured_outputs": {"regex": "a" * (MAX_CHARS + 1)}}, "structured_outputs.regex"),
-        ({"structured_outputs": {"json_object": "yes"}}, "structured_outputs.json_object"),
-        ({"structured_outputs": {"structural_tag": {}}}, "structured_outputs.structural_tag"),
+        (outputs(json="{"), "structured_outputs.json"),
+        (outputs(json="[" * 5000), "structured_outputs.json"),
+        (outputs(regex=3), "structured_outputs.regex"),
+        (outputs(choice=[]), "structured_outputs.choice"),
+        (outputs(choice=["a", ""]), "structured_outputs.choice"),
+        (outputs(choice=["a", 3]), "structured_outputs.choice"),
+        (outputs(choice=["a"] * 5000), "structured_outputs.choice"),
+        (outputs(regex="a" * (MAX_CHARS + 1)), "structured_outputs.regex"),
+        (outputs(json_object="yes"), "structured_outputs.json_object"),
+        (outputs(structural_tag={}), "structured_outputs.structural_tag"),
         (
-            {"structured_outputs": {"structural_tag": {"structures": [3], "triggers": []}}},
+            outputs(structural_tag={"structures": [3], "triggers": []}),
             "structured_outputs.structural_tag",
         ),
         (
-            {"structured_outputs": {"structural_tag": {"structures": [TAG], "triggers": [3]}}},
+            outputs(structural_tag={"structures": [TAG], "triggers": [3]}),
             "structured_outputs.structural_tag",
         ),
         ({"json_schema": {"const": "x" * MAX_CHARS}}, "json_schema"),
@@ -216,19 +197,8 @@ def test_the_rest_is_refused_by_name(fields: Any, param: str) -> None:
     "fields",
     [
         {"json_schema": {"enum": [1] * 600_000}},
-        {
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"schema": {"enum": [1] * 600_000}},
-            }
-        },
-        {
-            "response_format": {
-                "type": "structural_tag",
-                "structures": [1] * 600_000,
-                "triggers": [],
-            }
-        },
+        response_format("json_schema", json_schema={"schema": {"enum": [1] * 600_000}}),
+        response_format("structural_tag", structures=[1] * 600_000, triggers=[]),
     ],
 )
 def test_what_is_far_too_long_is_not_written_out(

@@ -10,33 +10,31 @@ import httpx
 from tokenizers import Tokenizer
 
 from engine.contract.whole_texts import WholeTextsInfo
-from server.app import create_app
-from server.settings import Settings
-from tests.helpers.server.fake_embedding_engine import (
-    FakeEmbeddingEngine,
-    embedding_info,
-    reranker_info,
-)
-from tests.helpers.server.text_server import text_info, until
+from tests.helpers.server.fake_embeddings import embedding_info, reranker_info
+from tests.helpers.server.fake_engine import FakeEngine
+from tests.helpers.server.fake_server import FakeServer, error_of, until
+from tests.helpers.server.text_server import text_info
 
 MAX_MODEL_LEN = 64
 
 
-class EmbeddingServer:
+class EmbeddingServer(FakeServer):
     """An app over models `embedder` and, if asked for, `writer`."""
 
     make_info: Callable[..., WholeTextsInfo] = staticmethod(embedding_info)
+    metrics = ("tandem_embedding", "embedder")
 
     def __init__(self, folder: Path, *, with_text: bool = False, **settings: Any) -> None:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        infos = [self.make_info(path=str(folder), max_model_len=MAX_MODEL_LEN)]
+        info = self.make_info(path=str(folder), max_model_len=MAX_MODEL_LEN)
         texts = [text_info(folder, "writer")] if with_text else []
-        self.engine = FakeEmbeddingEngine(*texts, *infos)
-        given = Settings(**settings)
-        self.engine.config_of_server = given.engine
-        self.app = create_app(given, self.engine)
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=True)
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
+        super().__init__(FakeEngine(*texts, info), **settings)
+
+    @property
+    def whole_texts(self) -> list[Any]:
+        """The requests so far that embed or score."""
+        texts = self.engine.requests_for("generate")
+        return [request for request in self.engine.requests if request not in texts]
 
     def ids(self, text: str) -> list[int]:
         """Encode a text, with the token that the tokenizer adds in front."""
@@ -44,33 +42,18 @@ class EmbeddingServer:
         return ids
 
     async def embed(self, **body: Any) -> httpx.Response:
-        return await self.client.post("/v1/embeddings", json={"input": "the fox"} | body)
+        return await self.post("/v1/embeddings", **{"input": "the fox"} | body)
 
     async def refused(self, status: int = 400, **body: Any) -> dict[str, Any]:
         """Return the error, which must have the usual shape."""
-        response = await self.embed(**body)
-        assert response.status_code == status, response.text
-        assert response.json().keys() == {"error"}
-        error: dict[str, Any] = response.json()["error"]
-        assert error.keys() == {"message", "type", "param", "code"}
-        return error
+        return error_of(await self.embed(**body), status)
 
     async def in_flight(self, path: str, **body: Any) -> "asyncio.Task[httpx.Response]":
         """Send a request and wait until the engine has it; on hold, the engine does not answer."""
-        before = len(self.engine.embedding_requests)
-        task = asyncio.create_task(self.client.post(path, json=body))
-        await until(lambda: len(self.engine.embedding_requests) > before)
+        before = len(self.whole_texts)
+        task = asyncio.create_task(self.post(path, **body))
+        await until(lambda: len(self.whole_texts) > before)
         return task
-
-    def value(self, name: str, **labels: str) -> float | None:
-        registry = self.app.state.tandem.metrics.registry
-        return registry.get_sample_value(
-            f"tandem_embedding_{name}", {"model_name": "embedder", **labels}
-        )
-
-    async def aclose(self) -> None:
-        await self.app.state.tandem.texts.aclose()
-        await self.client.aclose()
 
 
 class RerankerServer(EmbeddingServer):

@@ -1,28 +1,26 @@
-"""An `EngineClient` without an engine: scripted tokens, delays, failures, death.
+"""An `EngineClient` without an engine: scripted answers to all operations, delays, failures, death.
 
-Deterministic: without a script, token `i` of completion `index` is a pure function of the prompt,
-so that a streamed and a whole answer can be compared. It behaves as the real client does: errors of
-`submit` are raised at once, later ones arrive as events, a dead worker raises from the iterator.
+The answers are pure functions of the requests (`fake_texts`, `fake_embeddings`, `fake_images`). It
+behaves as the real client does: errors of `submit` are raised at once, later ones arrive as events,
+a dead worker raises from the iterator.
 """
 
 import asyncio
-import time
-import zlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine import errors
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
-from engine.contract.generate import (
-    EngineStats,
-    GenerateRequest,
-    ModelInfo,
-    TokenEvent,
-    TokenLogprob,
-)
+from engine.contract.draw import ImageRequest
+from engine.contract.enlarge import UpscaleRequest
+from engine.contract.generate import GenerateRequest
+from engine.contract.kinds import kind_of
+from engine.contract.matte import MattingRequest
 from engine.contract.model_spec import ModelSpec
-from engine.contract.request import FinishReason, Info, Stats
+from engine.contract.operations import operation_of
+from engine.contract.pixels import Pixels
+from engine.contract.request import Event, Info, Request, Stats
 from engine.contract.settings import EngineConfig
 from engine.contract.status import ModelStatus, Phase
 from engine.errors import (
@@ -36,37 +34,18 @@ from engine.errors import (
     UnknownModel,
 )
 from engine.worker.client import EngineClient
+from engine.worker.request_stream import RequestStream
 from engine.worker.step_listeners import StepListeners
+from tests.helpers.server import fake_embeddings, fake_images, fake_texts
+from tests.helpers.server.fake_texts import Reply, model_info
 
-Reply = Callable[[GenerateRequest, int], Sequence[int]]
-"""Maps (request, completion index) to the tokens that the model would write, end-of-sequence
-excluded."""
-
-
-def model_info(model: str = "fake", **changes: object) -> ModelInfo:
-    """Make the facts of a small ready model; `changes` replaces fields."""
-    info = ModelInfo(
-        model=model,
-        path="/nonexistent",
-        architecture="LlamaForCausalLM",
-        max_model_len=256,
-        vocab_size=1000,
-        dtype="bfloat16",
-        created=1_700_000_000,
-        num_kv_blocks=64,
-        kv_block_size=16,
-        eos_token_ids=(2,),
-        config_hash="0badcafe",
-    )
-    return replace(info, **changes)  # type: ignore[arg-type]
-
-
-def pure_reply(request: GenerateRequest, index: int) -> list[int]:
-    """Write a practically endless reply: as many tokens as may be asked for, none of them
-    special."""
-    seed = request.sampling.seed or 0
-    key = zlib.crc32(repr((request.prompt_token_ids, index, seed)).encode())
-    return [3 + (key + 7919 * i) % 900 for i in range(request.sampling.max_tokens)]
+_ANSWERS: dict[type[Request[Any]], Callable[..., AsyncIterator[Event]]] = {
+    GenerateRequest: fake_texts.write,
+    ImageRequest: fake_images.draw,
+    MattingRequest: fake_images.matte,
+    UpscaleRequest: fake_images.enlarge,
+}
+"""Makes the events of a request, given the engine and the failure; other requests are embedded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,59 +62,30 @@ class Failure:
 
 
 @dataclass(eq=False)
-class _Stream:
-    """One submitted request. Iterates over the events of all its completions, interleaved."""
+class Live:
+    """One submitted request that has not ended."""
 
-    engine: "FakeEngineClient"
-    request: GenerateRequest
-    queue: "asyncio.Queue[TokenEvent | EngineDead | None]" = field(default_factory=asyncio.Queue)
-    num_open: int = 0
-    ended: set[int] = field(default_factory=set)
+    request: Request[Any]
+    stream: RequestStream[Any]
     task: "asyncio.Task[None] | None" = None
 
-    def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        return self
 
-    async def __anext__(self) -> TokenEvent:
-        if self.num_open == 0:
-            raise StopAsyncIteration
-        item = await self.queue.get()
-        if item is None:
-            raise StopAsyncIteration
-        if isinstance(item, EngineDead):
-            self.num_open = 0
-            raise item
-        if item.finish_reason is not None:
-            self.num_open -= 1
-        return item
-
-    def end(self, index: int) -> None:
-        if index not in self.ended:
-            self.engine.ended.append((self.request.request_id, index))
-            self.ended.add(index)
-
-    async def aclose(self) -> None:
-        if self.engine.live.pop(self.request.request_id, None) is not None:
-            if self.task is not None:
-                self.task.cancel()
-            self.engine.aborted.append(self.request.request_id)
-        self.num_open = 0
-        self.queue.put_nowait(None)  # for a reader who waits
-
-
-class FakeEngineClient(EngineClient):
+class FakeEngine(EngineClient):
     """Implements `engine.worker.client.EngineClient`. Every attribute may be changed while it runs.
 
     Attributes:
         reply: writes the tokens; shorter than `max_tokens` ends in end-of-sequence (reason stop).
-        delay_s: pause before every event; `first_delay_s` before the first.
+        delay_s: pause before every event of a text; `first_delay_s` before the first.
         tokens_per_event: how many tokens one event carries.
-        num_cached_tokens: reported by every event.
-        failure: fails the requests submitted while it is set.
+        num_cached_tokens: reported by every event of a text.
+        draw: makes the picture of an image; `step_s` is the time of a step.
+        warnings: warnings that come with every picture.
+        failure: fails the requests submitted while it is set; `failing` has those of some models.
         submit_error: raised by `submit`.
+        held: models whose requests hold the engine until `release`.
         requests, aborted: what was asked for, and request ids closed before their end.
         ended: request ids and indices of completions that nobody reads on.
-        live: streams not yet ended, by request id.
+        live: requests not yet ended, by id.
         stop_timeouts: the arguments of `stop`.
         config_of_server: the configuration of models without settings of their own.
         specs: what was loaded on demand, by name.
@@ -147,27 +97,29 @@ class FakeEngineClient(EngineClient):
 
     def __init__(
         self,
-        *models: str | ModelInfo,
-        reply: Reply | Sequence[int] | None = None,
+        *models: str | Info,
+        reply: Reply = fake_texts.pure_reply,
         delay_s: float = 0.0,
-        first_delay_s: float = 0.0,
-        tokens_per_event: int = 1,
-        num_cached_tokens: int = 0,
         ready: bool = True,
     ) -> None:
-        infos = [m if isinstance(m, ModelInfo) else model_info(m) for m in models or ("fake",)]
+        infos = [model_info(m) if isinstance(m, str) else m for m in models or ("fake",)]
         self.served: dict[str, Any] = {info.model: info for info in infos}
-        self.reply = self._as_reply(reply)
+        self.reply = reply
         self.delay_s = delay_s
-        self.first_delay_s = first_delay_s
-        self.tokens_per_event = tokens_per_event
-        self.num_cached_tokens = num_cached_tokens
+        self.first_delay_s = 0.0
+        self.tokens_per_event = 1
+        self.num_cached_tokens = 0
+        self.draw: Callable[[ImageRequest, int], Pixels] = fake_images.picture
+        self.step_s = 0.0
+        self.warnings: tuple[str, ...] = ()
         self.failure: Failure | None = None
+        self.failing: dict[str, Failure] = {}
+        self.held: set[str] = set()
         self.submit_error: Exception | None = None
-        self.requests: list[GenerateRequest] = []
+        self.requests: list[Any] = []
         self.aborted: list[str] = []
         self.ended: list[tuple[str, int]] = []
-        self.live: dict[str, _Stream] = {}
+        self.live: dict[str, Live] = {}
         self.steps = StepListeners()
         self.started = False
         self.stopped = False
@@ -178,18 +130,18 @@ class FakeEngineClient(EngineClient):
         self.specs: dict[str, ModelSpec] = {}
         self.adapter_orders: list[AdapterOrder] = []
         self.load_error: EngineError | None = None
-        self.make_info: Callable[[ModelSpec], Info] = lambda spec: model_info(spec.name)
+        self.make_info: Callable[[ModelSpec], Info] = _info_of
         self.may_change = asyncio.Event()
         self.may_change.set()
-        self._may_write = asyncio.Event()
-        self._may_write.set()
+        self.may_write = asyncio.Event()
+        self.may_write.set()
         self._stats: dict[str, Stats] = {}
         phase = Phase.READY if ready else Phase.STARTING
-        self._statuses = {name: ModelStatus(model=name, phase=phase) for name in self.served}
+        self._statuses = {info.model: _status(info, phase) for info in infos}
 
     # The EngineClient protocol.
 
-    def submit(self, request: GenerateRequest) -> _Stream:  # type: ignore[override]
+    def submit(self, request: Request[Any]) -> RequestStream[Any]:
         if self.submit_error is not None:
             raise self.submit_error
         if request.model not in self.served:
@@ -202,10 +154,14 @@ class FakeEngineClient(EngineClient):
         if status.phase is not Phase.READY:
             raise ModelNotReady(f"{request.model} is {status.phase}; try again later")
         self.requests.append(request)
-        stream = _Stream(self, request, num_open=request.sampling.n)
-        self.live[request.request_id] = stream
-        stream.task = asyncio.get_running_loop().create_task(self._write(stream, self.failure))
-        return stream
+        if request.model in self.held:
+            self.hold()
+        table: Any = self
+        live = Live(request, RequestStream(request, table))
+        self.live[request.request_id] = live
+        failure = self.failing.get(request.model, self.failure)
+        live.task = asyncio.get_running_loop().create_task(self._answer(live, failure))
+        return live.stream
 
     def models(self) -> list[Info]:
         ready = [name for name, status in self._statuses.items() if status.phase is Phase.READY]
@@ -264,7 +220,7 @@ class FakeEngineClient(EngineClient):
     async def stop(self, drain_timeout_s: float) -> None:
         self.stopped = True
         self.stop_timeouts.append(drain_timeout_s)
-        tasks = [stream.task for stream in self.live.values() if stream.task is not None]
+        tasks = self._tasks(lambda request: True)
         if tasks and drain_timeout_s > 0:
             await asyncio.wait(tasks, timeout=drain_timeout_s)
         self._end_all("the engine was stopped with the request in it")
@@ -274,20 +230,18 @@ class FakeEngineClient(EngineClient):
     async def _load(self, spec: ModelSpec) -> Info:
         await self.may_change.wait()
         if self.load_error is not None:
-            self._forget(spec.name)
+            self.forget(spec.name)
             raise self.load_error
         info = self.make_info(spec)
         self.serve(info)
         return info
 
     async def _unload(self, model: str, drain_timeout_s: float) -> None:
-        live = [s for s in self.live.values() if s.request.model == model]
-        tasks = [stream.task for stream in live if stream.task is not None]
-        if tasks:
+        if tasks := self._tasks(lambda request: request.model == model):
             await asyncio.wait(tasks, timeout=drain_timeout_s)
         await self.may_change.wait()
         self._end_all("the model was unloaded", model)
-        self._forget(model)
+        self.forget(model)
 
     async def _load_adapter(self, model: str, order: AdapterOrder) -> AdapterReport:
         await self.may_change.wait()
@@ -297,13 +251,14 @@ class FakeEngineClient(EngineClient):
         return AdapterReport(num_layers=14, ranks=(4, 8), num_left_out=1, left_out=("vision.fc",))
 
     async def _unload_adapter(self, model: str, name: str) -> None:
-        live = [s for s in self.live.values() if s.request.adapter == name]
-        tasks = [stream.task for stream in live if stream.task is not None]
-        if tasks:
+        if tasks := self._tasks(lambda request: name in request.adapter_names):
             await asyncio.wait(tasks)
         await self.may_change.wait()
 
-    def _forget(self, model: str) -> None:
+    def _tasks(self, is_meant: Callable[[Request[Any]], bool]) -> "list[asyncio.Task[None]]":
+        return [live.task for live in self.live.values() if live.task and is_meant(live.request)]
+
+    def forget(self, model: str) -> None:
         info = self.served.pop(model, None)
         del self._statuses[model]
         self.specs.pop(model, None)
@@ -316,23 +271,29 @@ class FakeEngineClient(EngineClient):
     def serve(self, info: Info) -> None:
         """Serve one more model, which is ready."""
         self.served[info.model] = info
-        self._statuses[info.model] = ModelStatus(model=info.model, phase=Phase.READY)
+        self._statuses[info.model] = _status(info, Phase.READY)
 
     def set_status(self, model: str, phase: Phase, **changes: object) -> None:
         """Move one model to a phase; `changes` are further fields of `ModelStatus`."""
-        fresh = ModelStatus(model=model, phase=phase, restarts=self._statuses[model].restarts)
+        before = self._statuses[model]
+        fresh = ModelStatus(model=model, phase=phase, restarts=before.restarts, kind=before.kind)
         self._statuses[model] = replace(fresh, **changes)  # type: ignore[arg-type]
 
     def hold(self) -> None:
         """Write no more events until `release`."""
-        self._may_write.clear()
+        self.may_write.clear()
 
     def release(self) -> None:
-        self._may_write.set()
+        self.held.clear()
+        self.may_write.set()
+
+    def kill_worker(self, model: str | None = None) -> None:
+        """End the worker process: live streams raise EngineDead."""
+        self._end_all("the engine process ended unexpectedly", model)
 
     def die(self, model: str | None = None) -> None:
-        """End the worker process: live streams raise EngineDead, and the model restarts."""
-        self._end_all("the engine process ended unexpectedly", model)
+        """End the worker process; the model restarts."""
+        self.kill_worker(model)
         for name, status in list(self._statuses.items()):
             if model in (None, name):
                 self.set_status(name, Phase.RESTARTING, restarts=status.restarts + 1)
@@ -346,132 +307,50 @@ class FakeEngineClient(EngineClient):
         self._stats[model] = stats
         self.steps.tell(model, stats)
 
-    # How it writes.
+    def requests_for(self, operation: str) -> list[Any]:
+        return [request for request in self.requests if operation_of(request).name == operation]
 
-    @staticmethod
-    def _as_reply(reply: Reply | Sequence[int] | None) -> Reply:
-        if reply is None:
-            return pure_reply
-        if callable(reply):
-            return reply
-        tokens = list(reply)
-        return lambda request, index: tokens
+    # How it answers.
 
-    async def _write(self, stream: _Stream, failure: Failure | None) -> None:
-        request = stream.request
-        streams = [_EventWriter(self, request, i, failure) for i in range(request.sampling.n)]
-        await asyncio.sleep(self.first_delay_s)
-        while streams:
-            for events in list(streams):
-                await asyncio.sleep(self.delay_s)
-                await self._may_write.wait()
-                if events.index in stream.ended:
-                    streams.remove(events)
-                    continue
-                event = next(events)
-                stream.queue.put_nowait(event)
-                if event.finish_reason is not None:
-                    stream.ended.add(events.index)
-                    streams.remove(events)
-                self._account(request.model, len(event.token_ids))
+    async def _answer(self, live: Live, failure: Failure | None) -> None:
+        request = live.request
+        answer = _ANSWERS.get(type(request), fake_embeddings.embed)
+        async for event in answer(self, request, failure):
+            live.stream.put(event)
         self.live.pop(request.request_id, None)
 
-    def _account(self, model: str, num_tokens: int) -> None:
-        before: Any = self._stats.get(model, EngineStats(kv_blocks_total=64, kv_block_size=16))
-        num_running = sum(s.request.sampling.n for s in self.live.values())
-        self.publish(
-            model,
-            replace(
-                before,
-                num_running=num_running,
-                num_steps=before.num_steps + 1,
-                step_tokens=num_tokens,
-            ),
-        )
+    def end(self, stream: RequestStream[Any], index: int) -> None:
+        """Take note that nobody reads a completion any more, as a stream's table does."""
+        self.ended.append((stream.request_id, index))
+
+    def close(self, stream: RequestStream[Any]) -> None:
+        """Abort a stream's request if it has not ended, as a stream's table does."""
+        live = self.live.pop(stream.request_id, None)
+        if live is not None:
+            self._abandon(live)
+            self.aborted.append(stream.request_id)
 
     def _end_all(self, message: str, model: str | None = None) -> None:
-        for request_id, stream in list(self.live.items()):
-            if model in (None, stream.request.model):
-                if stream.task is not None:
-                    stream.task.cancel()
-                stream.queue.put_nowait(EngineDead(message))
+        for request_id, live in list(self.live.items()):
+            if model in (None, live.request.model):
+                self._abandon(live)
+                live.stream.put(EngineDead(message))
                 del self.live[request_id]
 
+    def _abandon(self, live: Live) -> None:
+        if live.task is not None:
+            live.task.cancel()
+            live.task = None  # whose end would hold this
 
-class _EventWriter:
-    """Cuts one completion's reply into events, the way the scheduler would end it."""
 
-    def __init__(
-        self,
-        engine: FakeEngineClient,
-        request: GenerateRequest,
-        index: int,
-        failure: Failure | None,
-    ) -> None:
-        self.engine = engine
-        self.request = request
-        self.index = index
-        self.failure = failure
-        self.eos = engine.served[request.model].eos_token_ids
-        self.tokens, self.reason, self.stop_token_id = self._decide()
-        self.num_written = 0
+def _status(info: Info, phase: Phase) -> ModelStatus:
+    return ModelStatus(model=info.model, phase=phase, kind=kind_of(info).name)
 
-    def _decide(self) -> tuple[list[int], FinishReason, int | None]:
-        sampling = self.request.sampling
-        tokens: list[int] = []
-        for token in [*self.engine.reply(self.request, self.index), *self.eos[:1]]:
-            if len(tokens) == sampling.max_tokens:
-                break
-            tokens.append(token)
-            if token in sampling.stop_token_ids:
-                return tokens, FinishReason.STOP, token
-            if token in self.eos and not sampling.ignore_eos:
-                return tokens, FinishReason.STOP, None
-        full = len(tokens) == sampling.max_tokens
-        return tokens, FinishReason.LENGTH if full else FinishReason.STOP, None
 
-    def __next__(self) -> TokenEvent:
-        first = self.num_written == 0
-        failed = self.failure is not None and self.num_written >= self.failure.after
-        tokens = [] if failed else self.tokens[self.num_written :][: self.engine.tokens_per_event]
-        self.num_written += len(tokens)
-        event = TokenEvent(
-            request_id=self.request.request_id,
-            index=self.index,
-            token_ids=tokens,
-            logprobs=self._logprobs(tokens, self.request.sampling.logprobs),
-            prompt_logprobs=self._prompt_logprobs() if first and self.index == 0 else None,
-            num_cached_tokens=self.engine.num_cached_tokens,
-            queue_time_s=max(0.0, time.time() - self.request.arrival_time_s) if first else None,
-        )
-        if failed:
-            assert self.failure is not None
-            return replace(
-                event,
-                finish_reason=FinishReason.ERROR,
-                failure=self.failure.value(),
-            )
-        if self.num_written < len(self.tokens):
-            return event
-        return replace(event, finish_reason=self.reason, stop_token_id=self.stop_token_id)
-
-    def _logprobs(self, tokens: Sequence[int], num_top: int | None) -> list[TokenLogprob] | None:
-        if num_top is None:
-            return None
-        return [self._logprob(token, num_top) for token in tokens]
-
-    def _prompt_logprobs(self) -> list[TokenLogprob | None] | None:
-        num_top = self.request.sampling.prompt_logprobs
-        if num_top is None:
-            return None
-        rest = self.request.prompt_token_ids[1:]
-        return [None, *(self._logprob(token, num_top) for token in rest)]
-
-    def _logprob(self, token: int, num_top: int) -> TokenLogprob:
-        """Make log-probabilities: the token is the most likely one, and the next ids are the
-        alternatives."""
-        vocab_size = self.engine.served[self.request.model].vocab_size
-        top_ids = [(token + i) % vocab_size for i in range(num_top)]
-        top_logprobs = [-0.5 - i for i in range(num_top)]
-        entropy = token / 1024
-        return TokenLogprob(token, -0.5, 1, top_ids, top_logprobs, entropy, entropy / 2)
+def _info_of(spec: ModelSpec) -> Info:
+    """Make the info of a model that is loaded, by the names of known models."""
+    if spec.ref == "u2netp":
+        return fake_images.matting_info(spec.name)
+    if spec.name.startswith("realesr"):
+        return fake_images.upscaler_info(spec.name)
+    return model_info(spec.name)

@@ -1,37 +1,36 @@
-"""A server over an engine that paints, for the tests of the image routes."""
+"""Servers over an engine that draws, enlarges and removes backgrounds, and their pictures."""
 
 import base64
 import io
 import json
-from contextlib import AbstractAsyncContextManager
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import httpx
 import numpy as np
 from PIL import Image
 
-from engine.contract.draw import ImageModelInfo, ImageRequest
-from engine.contract.generate import ModelInfo
-from server.app import create_app
-from server.settings import Settings
-from tests.helpers.server.fake_image_engine import FakeImageEngine
-from tests.helpers.server.listening import listening
+from engine.contract.draw import ImageRequest
+from engine.contract.request import Info
+from tests.helpers.server.fake_engine import FakeEngine
+from tests.helpers.server.fake_images import image_info, matting_info, upscaler_info
+from tests.helpers.server.fake_server import FakeServer
 
 GENERATIONS = "/v1/images/generations"
 EDITS = "/v1/images/edits"
 VARIATIONS = "/v1/images/variations"
+MATTE = "/v1/images/matte"
+DIGEST = "0123456789abcdef" * 4
 
 
-class ImageServer:
-    """An app, its engine and a client that talks to it in memory."""
+class ImageServer(FakeServer):
+    """An app over models that draw, enlarge and remove backgrounds."""
 
-    def __init__(self, *infos: ImageModelInfo | ModelInfo, **settings: Any) -> None:
-        self.engine = FakeImageEngine(*infos)
-        self.settings = Settings(**settings)
-        self.engine.config_of_server = self.settings.engine
-        self.app = create_app(self.settings, self.engine)
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=True)
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
+    default: ClassVar[Sequence[Info]] = (image_info(),)
+    """What is served unless the test says otherwise."""
+
+    def __init__(self, *infos: Info, **settings: Any) -> None:
+        super().__init__(FakeEngine(*infos or self.default), **settings)
 
     async def generate(self, **body: Any) -> httpx.Response:
         return await self.client.post(GENERATIONS, json={"prompt": "a red circle"} | body)
@@ -49,13 +48,32 @@ class ImageServer:
         files = [("image", ("a.png", png(), "image/png"))]
         return await self.client.post(VARIATIONS, files=files, data=fields)
 
+    async def matte(self, **body: Any) -> httpx.Response:
+        return await self.client.post(MATTE, json={"image": data_url(png())} | body)
+
     @property
     def last(self) -> ImageRequest:
-        return self.engine.last_image_request
+        request: ImageRequest = self.engine.requests_for("draw")[-1]
+        return request
 
-    def listening(self) -> AbstractAsyncContextManager[str]:
-        """Serve on a real port, in this event loop; gives the base URL."""
-        return listening(self.app)
+
+class MattingServer(ImageServer):
+    """An app over a model that removes backgrounds, `cutter`, or over those given."""
+
+    default = (matting_info(),)
+
+    async def form(self, files: dict[str, bytes], **fields: str) -> httpx.Response:
+        parts = [(name, ("a.png", data, "image/png")) for name, data in files.items()]
+        return await self.client.post(MATTE, files=parts, data=fields)
+
+
+class ChainServer(ImageServer):
+    """An app over the models `painter`, `enlarger` and `cutter`, or over those given."""
+
+    default = tuple(info(digest=DIGEST) for info in (image_info, upscaler_info, matting_info))
+
+    async def chain(self, *then: Any, **body: Any) -> httpx.Response:
+        return await self.generate(then=list(then), **body)
 
 
 def png(width: int = 64, height: int = 48, mode: str = "RGB") -> bytes:
@@ -87,16 +105,6 @@ def data_url(data: bytes, media_type: str = "image/png") -> str:
 
 def opened(b64: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(b64, validate=True)))
-
-
-def error_of(response: httpx.Response, status: int = 400) -> dict[str, Any]:
-    """Return the error of a refused request, which must have the usual shape."""
-    assert response.status_code == status, response.text
-    body = response.json()
-    assert body.keys() == {"error"}
-    assert body["error"].keys() == {"message", "type", "param", "code"}
-    error: dict[str, Any] = body["error"]
-    return error
 
 
 def named_events(text: str) -> list[tuple[str, Any]]:

@@ -1,25 +1,21 @@
 """A server over a scripted engine with a real tokenizer, for the tests of the text routes."""
 
-import asyncio
 import json
 import random
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from engine.contract.generate import GenerateRequest, ModelInfo
 from engine.text.tokenizer import Tokenizer as ModelTokenizer
-from server.app import create_app
-from server.settings import Settings
-from tests.helpers.server.fake_engine import FakeEngineClient, model_info
-from tests.helpers.server.listening import listening
+from tests.helpers.server.fake_engine import FakeEngine
+from tests.helpers.server.fake_server import FakeServer
+from tests.helpers.server.fake_texts import model_info
 
 MODEL = "org/tiny"
 MAX_MODEL_LEN = 256
@@ -65,18 +61,13 @@ def write_tokenizer(
     return folder
 
 
-class TextServer:
+class TextServer(FakeServer):
     """An app, its engine, its tokenizer and a client that talks to it in memory."""
 
     def __init__(self, folder: Path, *infos: ModelInfo, **settings: Any) -> None:
         self.folder = folder
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.engine = FakeEngineClient(*(infos or (text_info(folder),)), reply=babble)
-        self.settings = Settings(**settings)
-        self.engine.config_of_server = self.settings.engine_config
-        self.app: FastAPI = create_app(self.settings, self.engine)
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=True)
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
+        super().__init__(FakeEngine(*infos or (text_info(folder),), reply=babble), **settings)
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -90,9 +81,6 @@ class TextServer:
     def say_tokens(self, tokens: Sequence[int]) -> None:
         self.engine.reply = lambda request, index: tokens
 
-    async def post(self, path: str, **body: Any) -> httpx.Response:
-        return await self.client.post(path, json=body)
-
     async def chat(self, **body: Any) -> httpx.Response:
         body.setdefault("messages", [{"role": "user", "content": "hi"}])
         return await self.post("/v1/chat/completions", **body)
@@ -101,18 +89,20 @@ class TextServer:
         body.setdefault("prompt", "the fox")
         return await self.post("/v1/completions", **body)
 
-    async def aclose(self) -> None:
-        """End the processes of chat templates, as no lifespan ends them."""
-        await self.app.state.tandem.texts.aclose()
-        await self.client.aclose()
+    async def ask(self, path: str, **body: Any) -> httpx.Response:
+        """Chat or complete, as the path says."""
+        return await (self.chat if "chat" in path else self.complete)(**body)
 
     @property
     def last_request(self) -> GenerateRequest:
-        return self.engine.requests[-1]
+        request: GenerateRequest = self.engine.requests[-1]
+        return request
 
-    def listening(self) -> AbstractAsyncContextManager[str]:
-        """Serve on a real port, in this event loop; gives the base URL."""
-        return listening(self.app)
+    @property
+    def last_prompt(self) -> str:
+        ids = self.last_request.prompt_token_ids
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False)
+        return text
 
 
 def text_info(folder: Path, model: str = MODEL, **changes: Any) -> ModelInfo:
@@ -156,9 +146,3 @@ def encoding_threads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     monkeypatch.setattr(ModelTokenizer, "encode", encode_and_note)
     return outside
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 (the condition is anybody's state)
-            await asyncio.sleep(0.002)

@@ -1,6 +1,5 @@
 """Anthropic's routes over the scripted engine, asked by its own client and by hand."""
 
-import asyncio
 import json
 import random
 import re
@@ -14,7 +13,7 @@ import pytest
 
 from engine.contract.operations import GENERATE
 from tests.helpers.server.fake_engine import Failure
-from tests.helpers.server.text_server import MODEL, TextServer, text_info, until, write_tokenizer
+from tests.helpers.server.text_server import MODEL, TextServer, text_info, write_tokenizer
 
 ROUTE = "/v1/messages"
 TEMPLATE = (
@@ -53,11 +52,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def server(folder: Path) -> AsyncIterator[TextServer]:
+async def server(folder: Path) -> TextServer:
     server = TextServer(folder, text_info(folder, max_model_len=1024), api_keys=["secret"])
     server.client.headers["x-api-key"] = "secret"
-    yield server
-    await server.aclose()
+    return server
 
 
 @pytest.fixture
@@ -67,12 +65,6 @@ async def client(server: TextServer) -> AsyncIterator[anthropic.AsyncAnthropic]:
         anthropic.AsyncAnthropic(base_url=url, api_key="secret", max_retries=0) as client,
     ):
         yield client
-
-
-def prompt_of(server: TextServer) -> str:
-    ids = server.last_request.prompt_token_ids
-    text: str = server.tokenizer.decode(ids, skip_special_tokens=False)
-    return text
 
 
 def error_of(response: httpx.Response, status: int = 400) -> dict[str, Any]:
@@ -97,7 +89,7 @@ async def test_a_message(server: TextServer, client: anthropic.AsyncAnthropic) -
     usage = message.usage
     assert usage.cache_read_input_tokens == 3
     assert usage.input_tokens + 3 == len(server.last_request.prompt_token_ids)
-    assert prompt_of(server) == (
+    assert server.last_prompt == (
         "<|s|>system\nYou are a fox.<|e|>\n<|s|>user\nHello, Claude<|e|>\n<|s|>assistant\n"
     )
 
@@ -160,7 +152,7 @@ async def test_tools(server: TextServer, client: anthropic.AsyncAnthropic) -> No
     assert [block.type for block in message.content] == ["text", "tool_use", "tool_use"]
     uses = [block for block in message.content if block.type == "tool_use"]
     assert [use.input for use in uses] == [{"location": "Rome"}, {"location": "Oslo"}]
-    assert '"location"' in prompt_of(server)
+    assert '"location"' in server.last_prompt
     for tokens_per_event in (1, 4, 1000):
         server.engine.tokens_per_event = tokens_per_event
         async with client.messages.stream(**arguments, messages=[question]) as stream:
@@ -177,7 +169,7 @@ async def test_tools(server: TextServer, client: anthropic.AsyncAnthropic) -> No
     await client.messages.create(
         **arguments, messages=[question, answer, {"role": "user", "content": results}]
     )
-    prompt = prompt_of(server)
+    prompt = server.last_prompt
     assert prompt.count("<|s|>tool\nwarm<|e|>") == 2 and prompt.count("<tool_call>") == 3
     assert "<|s|>user\n<|e|>" not in prompt
 
@@ -196,7 +188,7 @@ async def test_the_clients_tool_runner_sends_whole_conversations(
     arguments: Any = {"model": MODEL, "max_tokens": 256, "messages": HELLO}
     runner = client.beta.messages.tool_runner(**arguments, tools=[get_weather], max_iterations=2)
     assert [message.stop_reason async for message in runner] == ["tool_use", "tool_use"]
-    prompt = prompt_of(server)
+    prompt = server.last_prompt
     assert "Hello, Claude" in prompt and "<tool_call>" in prompt and "sunny in Oslo" in prompt
     refused = await server.post(ROUTE, **arguments, thread={"type": "create"})
     assert refused.status_code == 400
@@ -227,8 +219,8 @@ async def test_thinking(server: TextServer, client: anthropic.AsyncAnthropic) ->
     await client.messages.create(
         model=MODEL, max_tokens=9, messages=history, thinking={"type": "disabled"}
     )
-    assert "An otter.<think>Stars.</think>" in prompt_of(server)
-    assert prompt_of(server).endswith("</think>\n\n")
+    assert "An otter.<think>Stars.</think>" in server.last_prompt
+    assert server.last_prompt.endswith("</think>\n\n")
 
 
 async def test_turns_of_one_role_are_one_and_the_last_is_continued(
@@ -244,7 +236,7 @@ async def test_turns_of_one_role_are_one_and_the_last_is_continued(
             {"role": "assistant", "content": "The best answer is ("},
         ],
     )
-    assert prompt_of(server) == (
+    assert server.last_prompt == (
         "<|s|>user\nHi.\n\nThe name for Sun?<|e|>\n<|s|>assistant\nThe best answer is ("
     )
 
@@ -361,22 +353,6 @@ async def test_unknown_fields_are_reported_and_known_ones_are_not(server: TextSe
     answer = await server.post(ROUTE, **body, cache_control={"type": "ephemeral"}, top_k=3)
     assert answer.headers["x-ignored-fields"] == "odd"
     assert server.last_request.sampling.top_k == 3
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_leaves_ends_the_work(server: TextServer, stream: bool) -> None:
-    server.engine.hold()
-    body = {"max_tokens": 4, "messages": HELLO, "stream": stream}
-    async with server.listening() as url, httpx.AsyncClient() as client:
-        headers = {"x-api-key": "secret"}
-        task = asyncio.create_task(client.post(url + ROUTE, json=body, headers=headers))
-        await until(lambda: bool(server.engine.live))
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await until(lambda: not server.engine.live)
-        admission = server.app.state.tandem.admission
-        await until(lambda: admission.num_in_flight() == 0)
-        server.engine.release()
 
 
 async def test_a_stream_holds_nothing_but_named_events(server: TextServer) -> None:

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 
 from tests.helpers.server.embedding_server import MAX_MODEL_LEN as MOST_EMBEDDED
 from tests.helpers.server.embedding_server import EmbeddingServer
-from tests.helpers.server.fake_embedding_engine import vector
+from tests.helpers.server.fake_embeddings import vector
+from tests.helpers.server.fake_server import answer_of, error_of
 from tests.helpers.server.text_server import MAX_MODEL_LEN, MODEL, TextServer, write_tokenizer
 
 
@@ -106,9 +107,8 @@ async def test_probabilities(server: TextServer) -> None:
     ],
 )
 async def test_refusals(server: TextServer, path: str, body: dict[str, Any], param: str) -> None:
-    response = await server.post(path, **body)
-    assert response.status_code == 400, response.text
-    assert response.json()["error"]["param"] == param
+    error = error_of(await server.post(path, **body))
+    assert error["param"] == param
     assert server.engine.requests == []
 
 
@@ -152,8 +152,7 @@ async def test_a_sampler_may_have_both_of_its_names(server: TextServer) -> None:
     values = {"typical_p": random.uniform(0.1, 0.9), "top_k": 7}
     requests = []
     for names in (["top_k", "typical_p"], ["typ_p", "top_k", "typical_p"], ["top_k", "typ_p"]):
-        answer = await server.post("/completion", prompt="a", samplers=names, **values)
-        assert answer.status_code == 200, answer.text
+        answer_of(await server.post("/completion", prompt="a", samplers=names, **values))
         requests.append(server.last_request.sampling)
     assert requests[0] == requests[1] == requests[2]
 
@@ -186,15 +185,11 @@ async def test_a_gap_is_put_as_llama_server_puts_it(tmp_path: Path) -> None:
         "<|file_sep|>filename\n<|s|><|fim_prefix|>the lazy<|fim_suffix|> fox<|fim_middle|>"
     )
     assert set(sent.sampling.stop_token_ids) == {9, *map(ids, names), ids("<|file_sep|>")}
-    await server.aclose()
 
     server = TextServer(with_tokens(write_tokenizer(tmp_path), ["<PRE>", "<SUF>", "<MID>"]))
     server.say("fox")
     assert (await server.post("/infill", **body, input_extra=extra[:1])).status_code == 200
-    assert server.tokenizer.decode(
-        server.last_request.prompt_token_ids, skip_special_tokens=False
-    ) == ("\n\n--- snippet ---\n\nx = 1\n<|s|><PRE>the lazy<SUF> fox<MID>")
-    await server.aclose()
+    assert server.last_prompt == ("\n\n--- snippet ---\n\nx = 1\n<|s|><PRE>the lazy<SUF> fox<MID>")
 
 
 def with_tokens(folder: Path, names: list[str]) -> Path:
@@ -329,7 +324,7 @@ async def test_embeddings(tokenizer_folder: Path) -> None:
     for path in ("/embedding", "/embeddings"):
         for name in ("content", "input"):
             body = {name: texts, "embd_normalize": 2}
-            assert (await server.client.post(path, json=body)).json() == wanted
+            assert (await server.post(path, **body)).json() == wanted
     for body, param in (
         ({"content": "a", "embd_normalize": 1}, "embd_normalize"),
         ({"content": "a", "input": "a"}, "input"),
@@ -337,5 +332,5 @@ async def test_embeddings(tokenizer_folder: Path) -> None:
         ({"content": ["a", ""]}, "content"),
         ({"content": ["a", "wizard " * MOST_EMBEDDED]}, "content"),
     ):
-        response = await server.client.post("/embedding", json=body)
+        response = await server.post("/embedding", **body)
         assert (response.status_code, response.json()["error"]["param"]) == (400, param)

@@ -3,22 +3,21 @@
 import asyncio
 import base64
 import struct
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from openai import AsyncOpenAI
 
-from engine.contract.status import Phase
 from engine.errors import QueueFull
 from server.embeddings.convert import MAX_CHARS_PER_TOKEN
 from server.protocol.prompts import MAX_PROMPTS
 from tests.helpers.server.embedding_server import MAX_MODEL_LEN, EmbeddingServer
-from tests.helpers.server.fake_embedding_engine import DIMENSIONS, vector
+from tests.helpers.server.fake_embeddings import DIMENSIONS, vector
 from tests.helpers.server.fake_engine import Failure
-from tests.helpers.server.listening import listening
-from tests.helpers.server.text_server import BOS, until
+from tests.helpers.server.fake_server import answer_of, error_of, until
+from tests.helpers.server.text_server import BOS
 
 
 async def test_one_text(server: EmbeddingServer) -> None:
@@ -48,7 +47,7 @@ async def test_all_shapes_of_input(server: EmbeddingServer, given: Any) -> None:
     assert [one["index"] for one in answer["data"]] == list(range(len(items)))
     assert [one["embedding"] for one in answer["data"]] == [vector(ids) for ids in expected]
     assert answer["usage"]["prompt_tokens"] == sum(map(len, expected))
-    assert server.engine.embedding_requests[-1].inputs == expected
+    assert server.engine.requests[-1].inputs == expected
 
 
 async def test_base64_holds_the_same_numbers(server: EmbeddingServer) -> None:
@@ -88,13 +87,12 @@ async def test_as_many_texts_as_openai_takes(server: EmbeddingServer) -> None:
 async def test_inputs_that_are_none(server: EmbeddingServer, given: Any) -> None:
     error = await server.refused(input=given)
     assert (error["param"], error["type"]) == ("input", "invalid_request_error")
-    assert server.engine.embedding_requests == []
+    assert server.engine.requests == []
 
 
 async def test_a_missing_input(server: EmbeddingServer) -> None:
-    response = await server.client.post("/v1/embeddings", json={})
-    assert response.status_code == 400
-    assert response.json()["error"]["param"] == "input"
+    error = error_of(await server.post("/v1/embeddings"))
+    assert error["param"] == "input"
 
 
 @pytest.mark.parametrize("thread", [False, True], ids=["short", "in a thread"])
@@ -108,7 +106,7 @@ async def test_a_text_that_is_too_long_is_named(server: EmbeddingServer, thread:
     about = "at least " if thread else ""
     assert f"maximum context length is {MAX_MODEL_LEN} tokens" in error["message"]
     assert f"input[1] has {about}{count} tokens" in error["message"]
-    assert server.engine.embedding_requests == []
+    assert server.engine.requests == []
 
 
 async def test_texts_are_cut_where_that_is_asked_for(server: EmbeddingServer) -> None:
@@ -116,18 +114,17 @@ async def test_texts_are_cut_where_that_is_asked_for(server: EmbeddingServer) ->
     ids = server.ids(long)
     for keep, most in ((-1, MAX_MODEL_LEN), (MAX_MODEL_LEN, MAX_MODEL_LEN), (8, 8), (2, 2)):
         answer = (await server.embed(input=["fox", long], truncate_prompt_tokens=keep)).json()
-        inputs = server.engine.embedding_requests[-1].inputs
+        inputs = server.engine.requests[-1].inputs
         assert inputs == [server.ids("fox")[:most], ids[:most]]
         assert answer["usage"]["prompt_tokens"] == sum(map(len, inputs))
     await server.embed(input=[[5] * 100, [6]], truncate_prompt_tokens=3)
-    assert server.engine.embedding_requests[-1].inputs == [[5, 5, 5], [6]]
+    assert server.engine.requests[-1].inputs == [[5, 5, 5], [6]]
     for path, body in (
         ("/v1/rerank", {"query": long, "documents": [long, "fox"]}),
         ("/v1/score", {"text_1": long, "text_2": long}),
     ):
-        response = await server.client.post(path, json=body | {"truncate_prompt_tokens": -1})
-        assert response.status_code == 200, response.text
-        assert server.engine.embedding_requests[-1].inputs[0] == ids[:MAX_MODEL_LEN]
+        answer_of(await server.post(path, **body | {"truncate_prompt_tokens": -1}))
+        assert server.engine.requests[-1].inputs[0] == ids[:MAX_MODEL_LEN]
     for keep, said in (
         (0, "it can be 1 to 64"),
         (MAX_MODEL_LEN + 1, "it can be 1 to 64"),
@@ -157,9 +154,7 @@ async def test_characters_are_bounded_before_anything_is_tokenised(
     server: EmbeddingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most = MAX_CHARS_PER_TOKEN * MAX_MODEL_LEN
-    monkeypatch.setattr(
-        type(server.app.state.tandem.texts), "get", lambda *args: pytest.fail("tokenised")
-    )
+    monkeypatch.setattr(type(server.state.texts), "get", lambda *args: pytest.fail("tokenised"))
     error = await server.refused(input=["a", "x" * (most + 1)])
     assert f"input[1] has {most + 1} characters" in error["message"]
     assert f" and {most} characters" in error["message"]
@@ -181,26 +176,22 @@ async def test_models_of_another_kind_say_what_to_do(both: EmbeddingServer) -> N
     assert "writer writes text; send requests for it to /v1/chat/completions" in error["message"]
     assert "use one of: embedder" in error["message"]
     messages = [{"role": "user", "content": "hi"}]
-    body = {"model": "embedder", "messages": messages}
-    response = await both.client.post("/v1/chat/completions", json=body)
+    response = await both.post("/v1/chat/completions", model="embedder", messages=messages)
     assert response.status_code == 400
     message = response.json()["error"]["message"]
     assert "model embedder makes embeddings; send requests for it to /v1/embeddings" in message
     # Each route's only model needs no name.
     assert (await both.embed()).status_code == 200
-    response = await both.client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})
-    assert response.status_code == 200
+    answer_of(await both.post("/v1/completions", prompt="a", max_tokens=1))
     assert (await both.refused(404, model="nope"))["code"] == "model_not_found"
 
 
 async def test_where_no_embedding_model_is_served(tokenizer_folder: Path) -> None:
     server = EmbeddingServer(tokenizer_folder, with_text=True)
-    server.engine.set_status("embedder", Phase.FAILED)
-    del server.engine.served["embedder"], server.engine._statuses["embedder"]
+    server.engine.forget("embedder")
     error = await server.refused(model="writer")
     assert "no embedding model is served here" in error["message"]
     assert "--model all-minilm-l6-v2" in error["message"]
-    await server.aclose()
 
 
 async def test_the_card(both: EmbeddingServer) -> None:
@@ -245,19 +236,18 @@ async def test_a_full_queue_is_a_429(tokenizer_folder: Path) -> None:
     server = EmbeddingServer(tokenizer_folder, max_queued_requests=0, engine={"max_num_seqs": 4})
     server.engine.hold()
     first = asyncio.create_task(server.embed(input=["a", "b", "c"]))
-    await until(lambda: bool(server.engine.open))
+    await until(lambda: bool(server.engine.live))
     error = await server.refused(429, input=["d", "e"])
     assert error["code"] == "queue_full"
     assert "3 inputs are running or waiting and 2 more were asked for" in error["message"]
     last = asyncio.create_task(server.embed(input="d"))
-    await until(lambda: len(server.engine.open) == 2)
+    await until(lambda: len(server.engine.live) == 2)
     server.engine.release()
     assert [(await task).status_code for task in (first, last)] == [200, 200]
     # More inputs than there are places enter once they are alone.
     assert (await server.embed(input=["a"] * 9)).status_code == 200
     server.engine.submit_error = QueueFull("the engine's own limit")
     assert (await server.embed()).status_code == 429
-    await server.aclose()
 
 
 async def test_metrics_follow_requests_and_steps(server: EmbeddingServer) -> None:
@@ -277,27 +267,19 @@ async def test_metrics_follow_requests_and_steps(server: EmbeddingServer) -> Non
     assert server.value("inputs_total", outcome="failed") == 0
 
 
-@pytest.fixture
-async def url(server: EmbeddingServer) -> AsyncIterator[str]:
-    """The same server on a real port, in this event loop."""
-    async with listening(server.app) as url:
-        yield url
-
-
-async def test_the_openai_client(server: EmbeddingServer, url: str) -> None:
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client:
-        texts = ["the fox", "seven wizards"]
-        # Left alone it asks for base64 and decodes it.
-        answer = await client.embeddings.create(model="embedder", input=texts, user="me")
-        assert [one.embedding for one in answer.data] == [vector(server.ids(t)) for t in texts]
-        plain = await client.embeddings.create(
-            model="embedder", input=[[3, 4]], encoding_format="float", dimensions=2
-        )
-        assert plain.data[0].embedding == vector([3, 4], 2)
-        assert plain.usage.prompt_tokens == plain.usage.total_tokens == 2
-        with pytest.raises(openai.BadRequestError) as caught:
-            await client.embeddings.create(model="embedder", input="fox " * 70)
-        assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")
+async def test_the_openai_client(server: EmbeddingServer, client: AsyncOpenAI) -> None:
+    texts = ["the fox", "seven wizards"]
+    # Left alone it asks for base64 and decodes it.
+    answer = await client.embeddings.create(model="embedder", input=texts, user="me")
+    assert [one.embedding for one in answer.data] == [vector(server.ids(t)) for t in texts]
+    plain = await client.embeddings.create(
+        model="embedder", input=[[3, 4]], encoding_format="float", dimensions=2
+    )
+    assert plain.data[0].embedding == vector([3, 4], 2)
+    assert plain.usage.prompt_tokens == plain.usage.total_tokens == 2
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.embeddings.create(model="embedder", input="fox " * 70)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")
 
 
 async def test_a_priority_needs_its_policy(server: EmbeddingServer, tokenizer_folder: Path) -> None:
@@ -310,5 +292,4 @@ async def test_a_priority_needs_its_policy(server: EmbeddingServer, tokenizer_fo
     response = await other.embed(priority=-3)
     assert response.status_code == 200
     assert "X-Ignored-Fields" not in response.headers
-    assert other.engine.embedding_requests[0].priority == -3
-    await other.aclose()
+    assert other.engine.requests[0].priority == -3

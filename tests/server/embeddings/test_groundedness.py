@@ -18,7 +18,8 @@ from server.protocol.groundedness import (
 )
 from server.protocol.prompts import MAX_PROMPTS
 from tests.helpers.server.embedding_server import EmbeddingServer
-from tests.helpers.server.fake_embedding_engine import vector
+from tests.helpers.server.fake_embeddings import vector
+from tests.helpers.server.fake_server import answer_of, error_of
 
 PATH = "/v1/groundedness"
 PASSAGES = [
@@ -28,17 +29,12 @@ PASSAGES = [
 
 
 async def answered(server: EmbeddingServer, **body: Any) -> dict[str, Any]:
-    response = await server.client.post(PATH, json={"passages": PASSAGES} | body)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
+    answer: dict[str, Any] = answer_of(await server.post(PATH, **{"passages": PASSAGES} | body))
     return answer
 
 
 async def refused(server: EmbeddingServer, **body: Any) -> dict[str, Any]:
-    response = await server.client.post(PATH, json={"passages": PASSAGES, "answer": "x"} | body)
-    assert response.status_code == 400, response.text
-    error: dict[str, Any] = response.json()["error"]
-    return error
+    return error_of(await server.post(PATH, **{"passages": PASSAGES, "answer": "x"} | body))
 
 
 @pytest.mark.parametrize(

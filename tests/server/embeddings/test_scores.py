@@ -12,7 +12,8 @@ from server.catalog import is_meant
 from server.embeddings.scores import cosine
 from server.protocol.prompts import MAX_PROMPTS
 from tests.helpers.server.embedding_server import MAX_MODEL_LEN, EmbeddingServer
-from tests.helpers.server.fake_embedding_engine import DIMENSIONS, reranker_info, vector
+from tests.helpers.server.fake_embeddings import DIMENSIONS, reranker_info, vector
+from tests.helpers.server.fake_server import answer_of, error_of
 
 DOCUMENTS = ["the lazy dog", "seven wizards", "a toxic brew", "the fox"]
 QUERY = "the fox"
@@ -25,17 +26,12 @@ def expected(server: EmbeddingServer, one: str, other: str) -> float:
 
 
 async def answered(server: EmbeddingServer, path: str, **body: Any) -> dict[str, Any]:
-    response = await server.client.post(path, json=body)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
+    answer: dict[str, Any] = answer_of(await server.post(path, **body))
     return answer
 
 
 async def refused(server: EmbeddingServer, path: str, **body: Any) -> dict[str, Any]:
-    response = await server.client.post(path, json=body)
-    assert response.status_code == 400, response.text
-    error: dict[str, Any] = response.json()["error"]
-    return error
+    return error_of(await server.post(path, **body))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +68,7 @@ async def test_tei_s_form_has_tei_s_answer(server: EmbeddingServer) -> None:
     whole = await answered(server, "/v1/rerank", query=QUERY, documents=DOCUMENTS)
     body = {"query": QUERY, "texts": DOCUMENTS}
     answers = [
-        (await server.client.post("/rerank", json=body | more)).json()
+        (await server.post("/rerank", **body | more)).json()
         for more in ({}, {"return_text": True, "raw_scores": True, "truncate": True}, {"top_n": 2})
     ]
     for answer, has_text in zip(answers, (False, True, False), strict=True):
@@ -83,8 +79,7 @@ async def test_tei_s_form_has_tei_s_answer(server: EmbeddingServer) -> None:
     long = " ".join(["wizard"] * MAX_MODEL_LEN)
     error = await refused(server, "/rerank", query="a", texts=["b", long])
     assert (error["param"], "texts[1] has" in error["message"]) == ("texts", True)
-    cut = {"query": "a", "texts": [long], "truncate": True}
-    assert (await server.client.post("/rerank", json=cut)).status_code == 200
+    assert (await server.post("/rerank", query="a", texts=[long], truncate=True)).status_code == 200
 
 
 async def test_equal_documents_keep_their_order(server: EmbeddingServer) -> None:
@@ -101,7 +96,7 @@ async def test_one_text_with_each_of_the_others(server: EmbeddingServer, path: s
         assert one["score"] == pytest.approx(expected(server, QUERY, text), abs=1e-12)
     assert answer["object"] == "list"
     # The single text was embedded once.
-    assert len(server.engine.embedding_requests[-1].inputs) == 5
+    assert len(server.engine.requests[-1].inputs) == 5
 
 
 async def test_pair_by_pair(server: EmbeddingServer) -> None:
@@ -195,7 +190,7 @@ async def test_refusals(
     error = await refused(server, path, **body)
     assert error["param"] == param
     assert said in error["message"]
-    assert server.engine.embedding_requests == []
+    assert server.engine.requests == []
 
 
 async def test_what_is_too_long_is_named_by_its_field(server: EmbeddingServer) -> None:
@@ -225,7 +220,7 @@ async def test_other_kinds_of_model_are_refused(both: EmbeddingServer) -> None:
 
 
 async def test_places_are_taken_for_all_texts_and_given_back(server: EmbeddingServer) -> None:
-    admission = server.app.state.tandem.admission
+    admission = server.state.admission
     server.engine.hold()
     held = await server.in_flight("/v1/rerank", query=QUERY, documents=DOCUMENTS)
     assert admission.num_in_flight("embedder") == 5

@@ -3,7 +3,6 @@
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from engine.contract.operations import EMBED
 from server.embeddings.semantic_entropy import clusters_of, entropy_of
 from server.operations import semantic_entropy
 from tests.helpers.server.embedding_server import MAX_MODEL_LEN, EmbeddingServer
-from tests.helpers.server.fake_embedding_engine import vector
+from tests.helpers.server.fake_embeddings import vector
 from tests.helpers.server.fake_engine import Failure
-from tests.helpers.server.text_server import TextServer, until
+from tests.helpers.server.fake_server import answer_of, error_of, until
+from tests.helpers.server.text_server import TextServer
 
 HI = [{"role": "user", "content": "hi"}]
 ANSWERS = ["the lazy dog", "the fox", "the lazy dog", "", "seven wizards make toxic brew"]
@@ -29,7 +29,7 @@ def say(server: EmbeddingServer, answers: list[str]) -> None:
 
 async def ask(server: EmbeddingServer | TextServer, **body: Any) -> Any:
     fields = {"model": "writer", "messages": HI, "n": len(ANSWERS), "semantic_entropy": True}
-    return await server.client.post("/v1/chat/completions", json=fields | body)
+    return await server.post("/v1/chat/completions", **fields | body)
 
 
 def test_clusters_are_those_of_the_definition() -> None:
@@ -78,9 +78,8 @@ async def test_answers_are_put_together_by_their_embeddings(both: EmbeddingServe
         "error": None,
     }
     assert clusters[0] == clusters[2] and told["num_clusters"] > 2
-    (request,) = both.engine.embedding_requests
+    (request,) = both.whole_texts
     assert len(request.inputs) == 3, "equal texts are embedded once, empty ones not at all"
-    assert both.app.state.tandem.admission.num_in_flight() == 0
 
 
 async def test_answers_are_compared_in_a_thread(
@@ -103,7 +102,7 @@ async def test_nothing_is_embedded_unasked_or_for_empty_answers(both: EmbeddingS
     assert (await ask(both, semantic_entropy=False)).json()["semantic_entropy"] is None
     told = (await ask(both)).json()["semantic_entropy"]
     assert (told["entropy"], told["clusters"], told["threshold"]) == (0.0, [0] * 5, 0.7)
-    assert both.engine.embedding_requests == []
+    assert both.whole_texts == []
 
 
 async def test_answers_longer_than_the_embedding_model_reads_are_cut(both: EmbeddingServer) -> None:
@@ -111,7 +110,7 @@ async def test_answers_longer_than_the_embedding_model_reads_are_cut(both: Embed
     say(both, [long, long + " seven", "x", "y", "z"])
     told = (await ask(both)).json()["semantic_entropy"]
     assert told["clusters"][0] == told["clusters"][1]
-    (request,) = both.engine.embedding_requests
+    (request,) = both.whole_texts
     assert max(map(len, request.inputs)) == MAX_MODEL_LEN
 
 
@@ -119,21 +118,19 @@ async def test_written_answers_wait_for_room_at_the_embedding_model(
     both: EmbeddingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     say(both, ANSWERS)
-    admission = both.app.state.tandem.admission
+    admission = both.state.admission
     others = admission.admit(EMBED, "embedder", 100_000)
     task = asyncio.create_task(ask(both))
     await until(lambda: admission.num_in_flight("writer") > 0)
     await until(lambda: bool(both.engine.requests))
     await asyncio.sleep(0.2)
-    assert not task.done() and both.engine.embedding_requests == []
+    assert not task.done() and both.whole_texts == []
     others.release()
     assert (await task).json()["semantic_entropy"]["num_clusters"] > 1
 
     monkeypatch.setattr(semantic_entropy, "PATIENCE_S", 0.0)
     others = admission.admit(EMBED, "embedder", 100_000)
-    response = await ask(both)
-    assert response.status_code == 200, response.text
-    answer = response.json()
+    answer = answer_of(await ask(both))
     assert [choice["message"]["content"] for choice in answer["choices"]] == ANSWERS
     told = answer["semantic_entropy"]
     assert (told["entropy"], told["num_clusters"], told["clusters"]) == (None, None, None)
@@ -172,9 +169,8 @@ async def test_answers_survive_the_embedding_model(both: EmbeddingServer) -> Non
 async def test_what_cannot_be_compared_is_refused(
     both: EmbeddingServer, param: str, fields: dict[str, Any]
 ) -> None:
-    response = await ask(both, **fields)
-    assert response.status_code == 400, response.text
-    assert response.json()["error"]["param"] == param
+    error = error_of(await ask(both, **fields))
+    assert error["param"] == param
     assert both.engine.requests == []
 
 
@@ -189,7 +185,5 @@ async def test_without_an_embedding_model_it_is_a_400_that_says_how(
 
 
 @pytest.fixture
-async def server_of_text(tokenizer_folder: Path) -> AsyncIterator[TextServer]:
-    server = TextServer(tokenizer_folder)
-    yield server
-    await server.aclose()
+async def server_of_text(tokenizer_folder: Path) -> TextServer:
+    return TextServer(tokenizer_folder)

@@ -28,7 +28,8 @@ from server.http.connection import (
 from server.process.listen import open_listener
 from server.process.serve import DrainingServer, uvicorn_config
 from server.settings import Settings
-from tests.helpers.server.text_server import MODEL, TextServer, text_info, until
+from tests.helpers.server.fake_server import until
+from tests.helpers.server.text_server import MODEL, TextServer, text_info
 
 LIMIT = 8192
 KEY = "the-key"
@@ -78,6 +79,12 @@ async def listening(folder: Path, **settings: Any) -> AsyncIterator[Site]:
         listener.close()
 
 
+@pytest.fixture
+async def site(tokenizer_folder: Path) -> AsyncIterator[Site]:
+    async with listening(tokenizer_folder) as site:
+        yield site
+
+
 async def read_all(reader: asyncio.StreamReader) -> bytes:
     """Up to the end, which is a reset where bytes of ours were still on their way."""
     answer = b""
@@ -109,18 +116,17 @@ def error_of(answer: bytes, status: int) -> dict[str, Any]:
     return error
 
 
-async def test_a_client_of_http_1_0_gets_a_stream_without_chunks(tokenizer_folder: Path) -> None:
-    async with listening(tokenizer_folder) as site:
-        site.text.say("the fox jumps")
-        new = post({"prompt": "a", "stream": True}, b"Connection: close")
-        for version, is_chunked in ((b"HTTP/1.1", True), (b"HTTP/1.0", False)):
-            head, body = (await site.send(new.replace(b"HTTP/1.1", version))).split(b"\r\n\r\n", 1)
-            assert (b"transfer-encoding: chunked" in head.lower()) is is_chunked
-            assert body.startswith(b"data: ") is not is_chunked
-            assert body.endswith(b"data: [DONE]\n\n") is not is_chunked
-        whole = post({"prompt": "a"}).replace(b"HTTP/1.1", b"HTTP/1.0")
-        head, body = (await site.send(whole)).split(b"\r\n\r\n", 1)
-        assert b"content-length: %d\r\n" % len(body) in head.lower()
+async def test_a_client_of_http_1_0_gets_a_stream_without_chunks(site: Site) -> None:
+    site.text.say("the fox jumps")
+    new = post({"prompt": "a", "stream": True}, b"Connection: close")
+    for version, is_chunked in ((b"HTTP/1.1", True), (b"HTTP/1.0", False)):
+        head, body = (await site.send(new.replace(b"HTTP/1.1", version))).split(b"\r\n\r\n", 1)
+        assert (b"transfer-encoding: chunked" in head.lower()) is is_chunked
+        assert body.startswith(b"data: ") is not is_chunked
+        assert body.endswith(b"data: [DONE]\n\n") is not is_chunked
+    whole = post({"prompt": "a"}).replace(b"HTTP/1.1", b"HTTP/1.0")
+    head, body = (await site.send(whole)).split(b"\r\n\r\n", 1)
+    assert b"content-length: %d\r\n" % len(body) in head.lower()
 
 
 # Too much.
@@ -156,28 +162,25 @@ async def test_endless_headers_are_refused_before_the_key_is_asked_for(
         assert not site.text.engine.requests
 
 
-async def test_a_long_url_is_refused(tokenizer_folder: Path) -> None:
-    async with listening(tokenizer_folder) as site:
-        answer = await site.send(get(b"/" + b"u" * MAX_URL_BYTES))
-        assert str(MAX_URL_BYTES) in error_of(answer, 414)["message"]
+async def test_a_long_url_is_refused(site: Site) -> None:
+    answer = await site.send(get(b"/" + b"u" * MAX_URL_BYTES))
+    assert str(MAX_URL_BYTES) in error_of(answer, 414)["message"]
 
 
-async def test_headers_within_the_limits_pass(tokenizer_folder: Path) -> None:
-    async with listening(tokenizer_folder) as site:
-        for headers in (
-            [b"X-Value: " + b"v" * (LIMIT - 100)],
-            [b"X-%d: v" % i for i in range(MAX_NUM_HEADERS - 2)],
-        ):
-            answer = await site.send(get(b"/health", *headers, b"Connection: close"))
-            assert answer.startswith(b"HTTP/1.1 200 ")
+async def test_headers_within_the_limits_pass(site: Site) -> None:
+    for headers in (
+        [b"X-Value: " + b"v" * (LIMIT - 100)],
+        [b"X-%d: v" % i for i in range(MAX_NUM_HEADERS - 2)],
+    ):
+        answer = await site.send(get(b"/health", *headers, b"Connection: close"))
+        assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-async def test_each_request_of_a_connection_has_headers_of_its_own(tokenizer_folder: Path) -> None:
-    async with listening(tokenizer_folder) as site:
-        one = get(b"/health", b"X-Value: " + b"v" * (LIMIT // 2))
-        last = get(b"/health", b"Connection: close")
-        answer = await site.send(*[one] * 5, last)
-        assert answer.count(b"HTTP/1.1 200 OK") == 6
+async def test_each_request_of_a_connection_has_headers_of_its_own(site: Site) -> None:
+    one = get(b"/health", b"X-Value: " + b"v" * (LIMIT // 2))
+    last = get(b"/health", b"Connection: close")
+    answer = await site.send(*[one] * 5, last)
+    assert answer.count(b"HTTP/1.1 200 OK") == 6
 
 
 async def test_a_trailer_is_no_header(tokenizer_folder: Path) -> None:
@@ -188,63 +191,57 @@ async def test_a_trailer_is_no_header(tokenizer_folder: Path) -> None:
         assert answer.startswith(b"HTTP/1.1 401 ")
 
 
-async def test_what_is_not_http_is_told_in_the_usual_shape(tokenizer_folder: Path) -> None:
-    async with listening(tokenizer_folder) as site:
-        for nonsense in (b"SSH-2.0-x\r\n", b"GET\r\n\r\n", get(b"/health", b"bad header")):
-            assert error_of(await site.send(nonsense), 400)["code"] == "malformed_http"
-        answer = await site.send(post(b"", chunked=True) + b"xyz\r\n")
-        assert error_of(answer, 400)["code"] == "malformed_http"
-        assert site.cuts("malformed_http") == 4
+async def test_what_is_not_http_is_told_in_the_usual_shape(site: Site) -> None:
+    for nonsense in (b"SSH-2.0-x\r\n", b"GET\r\n\r\n", get(b"/health", b"bad header")):
+        assert error_of(await site.send(nonsense), 400)["code"] == "malformed_http"
+    answer = await site.send(post(b"", chunked=True) + b"xyz\r\n")
+    assert error_of(answer, 400)["code"] == "malformed_http"
+    assert site.cuts("malformed_http") == 4
 
 
-async def test_another_protocol_is_not_offered(tokenizer_folder: Path) -> None:
-    async with listening(tokenizer_folder) as site:
-        reader, writer = await site.connect()
-        writer.write(get(b"/health", b"Connection: Upgrade", b"Upgrade: h2c"))
-        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
-        writer.close()
+async def test_another_protocol_is_not_offered(site: Site) -> None:
+    reader, writer = await site.connect()
+    writer.write(get(b"/health", b"Connection: Upgrade", b"Upgrade: h2c"))
+    assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+    writer.close()
 
 
 # Several at once.
 
 
-async def test_pipelined_requests_are_answered_in_order(tokenizer_folder: Path) -> None:
-    async with listening(tokenizer_folder) as site:
-        asked = post({"prompt": "the fox", "max_tokens": 5})
-        last = get(b"/nothing", b"X-Request-Id: the-last", b"Connection: close")
-        answer = await site.send(asked + get() + last)
-        assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200", b"200", b"404"]
-        assert b"x-request-id: the-last" in answer
+async def test_pipelined_requests_are_answered_in_order(site: Site) -> None:
+    asked = post({"prompt": "the fox", "max_tokens": 5})
+    last = get(b"/nothing", b"X-Request-Id: the-last", b"Connection: close")
+    answer = await site.send(asked + get() + last)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200", b"200", b"404"]
+    assert b"x-request-id: the-last" in answer
 
 
-async def test_a_flood_of_pipelined_requests_is_cut_off(tokenizer_folder: Path) -> None:
-    async with listening(tokenizer_folder) as site:
-        site.text.engine.delay_s = 0.02
-        answer = await site.send(post({"prompt": "the fox", "max_tokens": 5}) + get() * 5000)
-        assert answer.count(b"HTTP/1.1 200 OK") == 1 + MAX_PIPELINED
-        assert answer.endswith(b'{"status":"ok"}')
-        assert site.cuts("too_many_pipelined") == 1
+async def test_a_flood_of_pipelined_requests_is_cut_off(site: Site) -> None:
+    site.text.engine.delay_s = 0.02
+    answer = await site.send(post({"prompt": "the fox", "max_tokens": 5}) + get() * 5000)
+    assert answer.count(b"HTTP/1.1 200 OK") == 1 + MAX_PIPELINED
+    assert answer.endswith(b'{"status":"ok"}')
+    assert site.cuts("too_many_pipelined") == 1
 
 
-async def test_nonsense_behind_a_request_leaves_its_answer_whole(tokenizer_folder: Path) -> None:
-    async with listening(tokenizer_folder) as site:
-        site.text.engine.delay_s = 0.01
-        body = {"prompt": "the fox", "max_tokens": 5, "stream": True}
-        answer = await site.send(post(body) + b"nonsense\r\n\r\n")
-        assert answer.startswith(b"HTTP/1.1 200 ")
-        assert b"data: [DONE]\n\n" in answer
-        assert b"malformed" not in answer
+async def test_nonsense_behind_a_request_leaves_its_answer_whole(site: Site) -> None:
+    site.text.engine.delay_s = 0.01
+    body = {"prompt": "the fox", "max_tokens": 5, "stream": True}
+    answer = await site.send(post(body) + b"nonsense\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"data: [DONE]\n\n" in answer
+    assert b"malformed" not in answer
 
 
-async def test_a_client_that_leaves_a_pipeline_cancels_what_runs(tokenizer_folder: Path) -> None:
-    async with listening(tokenizer_folder) as site:
-        site.text.engine.delay_s = 0.01
-        _, writer = await site.connect()
-        body = {"prompt": "the fox", "max_tokens": 200, "stream": True}
-        writer.write(post(body) + get())
-        await until(lambda: len(site.text.engine.live) == 1)
-        writer.close()
-        await until(lambda: len(site.text.engine.aborted) == 1, 1.0)
+async def test_a_client_that_leaves_a_pipeline_cancels_what_runs(site: Site) -> None:
+    site.text.engine.delay_s = 0.01
+    _, writer = await site.connect()
+    body = {"prompt": "the fox", "max_tokens": 200, "stream": True}
+    writer.write(post(body) + get())
+    await until(lambda: len(site.text.engine.live) == 1)
+    writer.close()
+    await until(lambda: len(site.text.engine.aborted) == 1, 1.0)
 
 
 # Too slow.
@@ -285,7 +282,7 @@ async def test_slow_senders_are_answered_408_and_silent_ones_closed(
 
 async def test_a_reader_that_has_stopped_gives_its_place_back(tokenizer_folder: Path) -> None:
     async with listening(tokenizer_folder, write_timeout_s=0.5) as site:
-        state = site.text.app.state.tandem
+        state = site.text.state
         site.text.engine.delay_s = 0.001  # still at work when the reader is found to have stopped
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

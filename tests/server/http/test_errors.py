@@ -1,7 +1,6 @@
 """Every failure has one shape and one status, and tells nothing it should not."""
 
 import json
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import httpx
@@ -14,6 +13,7 @@ from engine import errors as engine_errors
 from engine.errors import all_error_types
 from server.http import errors
 from server.http.json_route import MAX_CONTAINERS, MAX_NAMED, MAX_STRINGS, MAX_VALUES, JsonRoute
+from tests.helpers.server.fake_server import answer_of, client_of, error_of
 
 SECRET = "/srv/models/secret"
 
@@ -32,7 +32,7 @@ async def echo(body: Body) -> dict[str, int]:
 
 
 @pytest.fixture
-async def client() -> AsyncIterator[httpx.AsyncClient]:
+async def client() -> httpx.AsyncClient:
     app = FastAPI()
     app.include_router(router)
     errors.install(app)
@@ -41,18 +41,7 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
     async def fail(name: str) -> None:
         raise getattr(engine_errors, name)(f"about {SECRET}", param="p")
 
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://test"
-    ) as client:
-        yield client
-
-
-def error_of(response: httpx.Response) -> dict[str, Any]:
-    body = response.json()
-    assert body.keys() == {"error"}
-    assert body["error"].keys() == {"message", "type", "param", "code"}
-    error: dict[str, Any] = body["error"]
-    return error
+    return client_of(app)
 
 
 def test_every_error_type_has_its_own_row() -> None:
@@ -76,8 +65,7 @@ async def test_every_error_is_answered(
 ) -> None:
     response = await client.get(f"/raise/{kind.__name__}")
     row = errors.STATUS_TABLE[kind]
-    assert response.status_code == row.status
-    error = error_of(response)
+    error = error_of(response, row.status)
     assert (error["type"], error["code"], error["param"]) == (row.type, kind.code, "p")
     assert (SECRET in error["message"]) == row.show_message
     assert (response.headers.get("retry-after") is not None) == (row.retry_after_s is not None)
@@ -112,25 +100,22 @@ async def test_a_dialects_paths_have_its_shape() -> None:
     async def fail(name: str) -> None:
         raise getattr(engine_errors, name)("é" * 100, param="p")
 
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        response = await client.get("/other/QueueFull")
-        assert (response.status_code, response.json()) == (429, [429, "queue_full"])
-        assert response.headers["retry-after"] == "1"
-        assert response.headers["content-length"] == str(len(response.content))
-        assert (await client.get("/other/no/where")).json() == [404, "not_found"]
-        assert error_of(await client.get("/raise/QueueFull"))["code"] == "queue_full"
-        assert error_of(await client.get("/others"))["code"] == "not_found"
+    client = client_of(app)
+    response = await client.get("/other/QueueFull")
+    assert (response.status_code, response.json()) == (429, [429, "queue_full"])
+    assert response.headers["retry-after"] == "1"
+    assert response.headers["content-length"] == str(len(response.content))
+    assert (await client.get("/other/no/where")).json() == [404, "not_found"]
+    assert error_of(await client.get("/raise/QueueFull"), 429)["code"] == "queue_full"
+    assert error_of(await client.get("/others"), 404)["code"] == "not_found"
 
 
 async def test_unknown_routes_and_methods(client: httpx.AsyncClient) -> None:
     response = await client.get("/nowhere")
-    assert response.status_code == 404
-    assert error_of(response)["code"] == "not_found"
+    assert error_of(response, 404)["code"] == "not_found"
     response = await client.get("/echo")
-    assert response.status_code == 405
     assert response.headers["allow"] == "POST"
-    assert error_of(response)["code"] == "method_not_allowed"
+    assert error_of(response, 405)["code"] == "method_not_allowed"
 
 
 @pytest.mark.parametrize(
@@ -155,8 +140,7 @@ async def test_bad_values_name_field_kind_and_bound(
     response = await client.post(
         "/echo", content=json.dumps(body), headers={"Content-Type": "application/json"}
     )
-    assert response.status_code == 400
-    error = error_of(response)
+    error = error_of(response, 400)
     assert error["param"] == param
     assert error["message"].startswith(param or "the body")
     assert says in error["message"]
@@ -177,7 +161,6 @@ async def test_what_is_not_json_is_refused(client: httpx.AsyncClient, content: b
     response = await client.post(
         "/echo", content=content, headers={"Content-Type": "application/json"}
     )
-    assert response.status_code == 400
     assert "the body" in error_of(response)["message"]
 
 
@@ -201,7 +184,7 @@ async def test_only_json_is_read(
     response = await client.post("/echo", content=b'{"number": 5}', headers=headers)
     assert response.status_code == status
     if status == 415:
-        assert error_of(response)["code"] == "unsupported_media_type"
+        assert error_of(response, 415)["code"] == "unsupported_media_type"
 
 
 @pytest.mark.parametrize(("coding", "status"), [("gzip", 415), ("Identity", 200), ("", 200)])
@@ -212,7 +195,7 @@ async def test_compressed_bodies_are_called_that(
     response = await client.post("/echo", content=b'{"number": 5}', headers=headers)
     assert response.status_code == status
     if status == 415:
-        assert "Content-Encoding" in error_of(response)["message"]
+        assert "Content-Encoding" in error_of(response, 415)["message"]
 
 
 @pytest.mark.parametrize(
@@ -238,8 +221,7 @@ async def test_what_takes_long_to_decode_is_refused_undecoded(
 async def test_quotes_within_strings_are_no_strings(client: httpx.AsyncClient) -> None:
     """A long text in JSON is one value, whatever it quotes."""
     text = '"a", ' * (MAX_STRINGS + 2)
-    response = await client.post("/echo", json={"number": 5, "more": text})
-    assert response.status_code == 200, response.text
+    answer_of(await client.post("/echo", json={"number": 5, "more": text}))
 
 
 async def test_keys_of_the_client_come_back_only_in_plain_characters() -> None:

@@ -66,6 +66,11 @@ class Connection:
         await response({"type": "http"}, self.receive, self.send)
 
 
+@pytest.fixture
+def connection() -> Connection:
+    return Connection()
+
+
 async def items(*data: bytes, then: Any = None) -> AsyncGenerator[bytes, None]:
     for item in data:
         yield event(item)
@@ -83,8 +88,7 @@ LINES = sse.Framing(
 )
 
 
-async def test_another_framing_has_neither_pings_nor_an_end() -> None:
-    connection = Connection()
+async def test_another_framing_has_neither_pings_nor_an_end(connection: Connection) -> None:
 
     async def lines() -> AsyncGenerator[bytes, None]:
         yield b"1\n"
@@ -98,8 +102,7 @@ async def test_another_framing_has_neither_pings_nor_an_end() -> None:
     assert connection.closed == 1
 
 
-async def test_events_then_done() -> None:
-    connection = Connection()
+async def test_events_then_done(connection: Connection) -> None:
     await connection.run(items(b"1", b"2"))
     assert connection.body == b"data: 1\n\ndata: 2\n\n" + DONE
     start, *_, last = connection.sent
@@ -114,8 +117,9 @@ async def test_events_then_done() -> None:
 
 
 @pytest.mark.parametrize("num_before", [0, 2])
-async def test_a_failure_is_an_event_and_done_still_comes(num_before: int) -> None:
-    connection = Connection()
+async def test_a_failure_is_an_event_and_done_still_comes(
+    connection: Connection, num_before: int
+) -> None:
     await connection.run(items(*[b"1"] * num_before, then=EngineDead("the engine died")))
     *before, error, done = connection.body.split(b"\n\n")[:-1]
     assert len(before) == num_before
@@ -126,8 +130,7 @@ async def test_a_failure_is_an_event_and_done_still_comes(num_before: int) -> No
     assert connection.closed == 1
 
 
-async def test_a_failure_at_the_beginning_can_be_waited_for() -> None:
-    connection = Connection()
+async def test_a_failure_at_the_beginning_can_be_waited_for(connection: Connection) -> None:
     response = connection.response(items(then=EngineDead("the engine died")))
     with pytest.raises(EngineDead):
         await response.begin(60)
@@ -137,8 +140,9 @@ async def test_a_failure_at_the_beginning_can_be_waited_for() -> None:
 
 @pytest.mark.parametrize("wait_s", [0.0, 60.0])
 @pytest.mark.parametrize("num_events", [0, 1, 3])
-async def test_what_has_begun_loses_nothing(wait_s: float, num_events: int) -> None:
-    connection = Connection()
+async def test_what_has_begun_loses_nothing(
+    connection: Connection, wait_s: float, num_events: int
+) -> None:
     response = connection.response(items(*[b"1"] * num_events))
     await response.begin(wait_s)
     assert not connection.sent
@@ -147,8 +151,9 @@ async def test_what_has_begun_loses_nothing(wait_s: float, num_events: int) -> N
     assert connection.closed == 1
 
 
-async def test_the_client_leaving_before_the_beginning_closes_the_source() -> None:
-    connection = Connection()
+async def test_the_client_leaving_before_the_beginning_closes_the_source(
+    connection: Connection,
+) -> None:
     response = connection.response(items(then=asyncio.Event()))
     work = until_disconnect(connection.receive, response.begin(60))
     connection.gone.set()
@@ -157,8 +162,7 @@ async def test_the_client_leaving_before_the_beginning_closes_the_source() -> No
     assert connection.closed == 1
 
 
-async def test_a_stream_may_end_before_its_beginning_has_come() -> None:
-    connection = Connection()
+async def test_a_stream_may_end_before_its_beginning_has_come(connection: Connection) -> None:
     response = connection.response(items(then=asyncio.Event()))
     await response.begin(0.0)
     connection.gone.set()
@@ -166,16 +170,14 @@ async def test_a_stream_may_end_before_its_beginning_has_come() -> None:
     assert connection.closed == 1
 
 
-async def test_an_unexpected_failure_shows_nothing() -> None:
-    connection = Connection()
+async def test_an_unexpected_failure_shows_nothing(connection: Connection) -> None:
     await connection.run(items(then=RuntimeError("secret")))
     assert b"secret" not in connection.body
     assert b"internal_error" in connection.body
     assert connection.body.endswith(DONE)
 
 
-async def test_the_client_leaving_closes_the_source_at_once() -> None:
-    connection = Connection()
+async def test_the_client_leaving_closes_the_source_at_once(connection: Connection) -> None:
     ended = asyncio.Event()
 
     async def endless() -> AsyncGenerator[bytes, None]:
@@ -195,15 +197,15 @@ async def test_the_client_leaving_closes_the_source_at_once() -> None:
     assert connection.body == b"data: 1\n\n"
 
 
-async def test_a_client_that_left_before_the_start_still_closes_the_source() -> None:
-    connection = Connection()
+async def test_a_client_that_left_before_the_start_still_closes_the_source(
+    connection: Connection,
+) -> None:
     connection.gone.set()
     await connection.run(items(then=asyncio.Event()))
     assert connection.closed == 1
 
 
-async def test_cancelling_the_server_closes_the_source() -> None:
-    connection = Connection()
+async def test_cancelling_the_server_closes_the_source(connection: Connection) -> None:
     task = asyncio.create_task(connection.run(items(b"1", then=asyncio.Event())))
     await asyncio.sleep(0.01)
     task.cancel()
@@ -212,16 +214,14 @@ async def test_cancelling_the_server_closes_the_source() -> None:
     assert connection.closed == 1
 
 
-async def test_a_broken_connection_closes_the_source() -> None:
-    connection = Connection()
+async def test_a_broken_connection_closes_the_source(connection: Connection) -> None:
     connection.send_error = OSError("broken pipe")
     with pytest.raises(OSError, match="broken"):
         await connection.run(items(b"1"))
     assert connection.closed == 1
 
 
-async def test_silence_is_filled_with_comments() -> None:
-    connection = Connection()
+async def test_silence_is_filled_with_comments(connection: Connection) -> None:
     finish = asyncio.Event()
     task = asyncio.create_task(connection.run(items(b"1", then=finish), heartbeat_s=0.02))
     await asyncio.sleep(0.09)
@@ -232,8 +232,7 @@ async def test_silence_is_filled_with_comments() -> None:
     assert connection.body.endswith(PING + DONE)
 
 
-async def test_no_comment_while_events_flow() -> None:
-    connection = Connection()
+async def test_no_comment_while_events_flow(connection: Connection) -> None:
 
     async def steady() -> AsyncGenerator[bytes, None]:
         for _ in range(45):
@@ -244,8 +243,9 @@ async def test_no_comment_while_events_flow() -> None:
     assert PING not in connection.body
 
 
-async def test_a_slow_reader_gets_no_comment_in_the_middle_of_a_write() -> None:
-    connection = Connection()
+async def test_a_slow_reader_gets_no_comment_in_the_middle_of_a_write(
+    connection: Connection,
+) -> None:
     connection.slow.clear()
     task = asyncio.create_task(connection.run(items(b"1"), heartbeat_s=0.01))
     await asyncio.sleep(0.08)
@@ -263,8 +263,7 @@ async def test_no_task_is_left_behind() -> None:
     assert asyncio.all_tasks() == before
 
 
-async def test_work_ends_when_the_client_leaves() -> None:
-    connection = Connection()
+async def test_work_ends_when_the_client_leaves(connection: Connection) -> None:
     cancelled = asyncio.Event()
 
     async def work() -> str:

@@ -12,12 +12,10 @@ import pytest
 from engine.contract.draw import ImageTask
 from engine.contract.operations import OPERATIONS
 from engine.contract.pixels import Pixels
-from tests.helpers.server.chain_server import DIGEST, ChainServer, enlarged
 from tests.helpers.server.fake_engine import Failure
-from tests.helpers.server.fake_image_engine import image_info
-from tests.helpers.server.fake_matting_engine import cut
-from tests.helpers.server.image_server import error_of, named_events, opened
-from tests.helpers.server.text_server import until
+from tests.helpers.server.fake_images import cut, enlarged, image_info
+from tests.helpers.server.fake_server import assert_refused, error_of, until
+from tests.helpers.server.image_server import DIGEST, ChainServer, named_events, opened
 
 ENLARGE = {"operation": "enlarge"}
 MATTE = {"operation": "matte"}
@@ -26,11 +24,8 @@ MADE_WITH = {"model": DIGEST[:16]}
 
 
 @pytest.fixture
-async def server() -> Any:
-    server = ChainServer()
-    yield server
-    server.assert_idle()
-    await server.client.aclose()
+async def server() -> ChainServer:
+    return ChainServer()
 
 
 def pixels_of(answer: Any, number: int = 0) -> Any:
@@ -39,7 +34,7 @@ def pixels_of(answer: Any, number: int = 0) -> Any:
 
 def expected(server: ChainServer, index: int = 0) -> Any:
     """What the stages' requests to the engine make of the drawn picture, computed from the last."""
-    last = server.engine.matting_requests[index]
+    last = server.engine.requests_for("matte")[index]
     made = cut(last)
     return np.frombuffer(made.data, np.uint8).reshape(made.height, made.width, made.channels)
 
@@ -51,10 +46,10 @@ async def test_each_stage_works_on_the_result_of_the_one_before(
     response = await server.chain(ENLARGE, MATTE, n=2, seed=3, stream=stream)
     assert response.status_code == 200, response.text
     drawn = [server.engine.draw(server.last, index) for index in range(2)]
-    sent = sorted((request.image for request in server.engine.upscale_requests), key=key)
+    sent = sorted((request.image for request in server.engine.requests_for("enlarge")), key=key)
     assert sent == sorted(drawn, key=key)
-    halfway = [enlarged(request) for request in server.engine.upscale_requests]
-    assert [request.image for request in server.engine.matting_requests] == halfway
+    halfway = [enlarged(request) for request in server.engine.requests_for("enlarge")]
+    assert [request.image for request in server.engine.requests_for("matte")] == halfway
     if stream:
         done = [data for name, data in named_events(response.text) if name.endswith("completed")]
         files = [data["b64_json"] for data in done]
@@ -67,16 +62,6 @@ async def test_each_stage_works_on_the_result_of_the_one_before(
         assert "a warning" in body["warnings"]
     for number, file in enumerate(files):
         assert (np.asarray(opened(file)) == expected(server, number)).all()
-
-
-def requests_of(server: ChainServer, operation: str) -> list[Any]:
-    """Return the requests for an operation that the engine got."""
-    engine = server.engine
-    return {
-        "draw": engine.image_requests,
-        "enlarge": engine.upscale_requests,
-        "matte": engine.matting_requests,
-    }[operation]
 
 
 def key(pixels: Pixels) -> bytes:
@@ -99,7 +84,7 @@ async def test_a_model_that_draws_enlarges_with_a_seed_of_its_own_for_each_pictu
     server = ChainServer(painter, restorer)
     stage = {**ENLARGE, "model": "restorer", "seed": 7, "scale": 2, "prompt": "a door"}
     body = (await server.chain(stage, model="painter", n=2)).json()
-    requests = server.engine.image_requests[1:]
+    requests = server.engine.requests_for("draw")[1:]
     assert sorted(request.params.seed for request in requests) == [7, 8]
     assert {request.prompt for request in requests} == {"a door"}
     assert pixels_of(body).shape == (128, 128, 3)
@@ -107,8 +92,6 @@ async def test_a_model_that_draws_enlarges_with_a_seed_of_its_own_for_each_pictu
     assert told["seed"] == 7 and told["made_with"] == MADE_WITH
     again = await server.chain({**told, "seed": 8}, model="painter", seed=body["seed"] + 1)
     assert (pixels_of(again.json()) == pixels_of(body, 1)).all()
-    server.assert_idle()
-    await server.client.aclose()
 
 
 async def test_the_model_that_draws_may_also_enlarge_in_its_own_place() -> None:
@@ -117,8 +100,6 @@ async def test_the_model_that_draws_may_also_enlarge_in_its_own_place() -> None:
     server = ChainServer(painter, engine={"max_num_images": 1}, max_queued_images=0)
     stage = {**ENLARGE, "model": "painter"}
     assert (await server.chain(stage, stage)).status_code == 200
-    server.assert_idle()
-    await server.client.aclose()
 
 
 async def test_progress_and_previews_name_their_stage(server: ChainServer) -> None:
@@ -186,12 +167,9 @@ async def test_what_a_chain_cannot_do_is_refused_before_anything_is_drawn(
     then: list[Any], param: str, words: str
 ) -> None:
     server = ChainServer(max_upscaled_pixels=256 * 256)
-    error = error_of(await server.chain(*then, n=2))
-    assert error["param"] == param and words in error["message"]
+    error = assert_refused(await server.chain(*then, n=2), param, words)
     assert error["message"].startswith(param.split(".")[0])
-    assert not server.engine.image_requests
-    server.assert_idle()
-    await server.client.aclose()
+    assert not server.engine.requests_for("draw")
 
 
 async def test_limits_count_the_pictures_between_the_stages() -> None:
@@ -199,9 +177,7 @@ async def test_limits_count_the_pictures_between_the_stages() -> None:
     assert error_of(await server.chain(ENLARGE, MATTE))["param"] == "then[1]"
     assert (await server.chain(MATTE, ENLARGE)).status_code == 200
     server = ChainServer(max_decoded_image_bytes=4 * (64**2 + 128**2) - 1)
-    error = error_of(await server.chain(ENLARGE))
-    assert error["param"] == "then[0]" and "max_decoded_image_bytes" in error["message"]
-    server.assert_idle()
+    assert_refused(await server.chain(ENLARGE), "then[0]", "max_decoded_image_bytes")
 
 
 async def test_background_transparent_is_a_stage_of_its_own_without_then(
@@ -219,17 +195,13 @@ async def test_models_that_are_missing_are_named() -> None:
         assert response.status_code in (400, 404)
         assert response.json()["error"]["param"].startswith(place[:7])
         assert response.json()["error"]["message"].startswith("then[0]")
-    assert not server.engine.image_requests
-    server.assert_idle()
-    await server.client.aclose()
+    assert not server.engine.requests_for("draw")
 
 
 async def test_default_models_are_loaded_by_the_first_chain() -> None:
     server = ChainServer(image_info())
     body = (await server.chain(ENLARGE, MATTE)).json()
     assert [stage["model"] for stage in body["then"]] == ["realesrgan-x4plus", "u2netp"]
-    server.assert_idle()
-    await server.client.aclose()
 
 
 async def test_a_request_can_be_cancelled_while_a_model_is_loaded_for_it() -> None:
@@ -242,18 +214,16 @@ async def test_a_request_can_be_cancelled_while_a_model_is_loaded_for_it() -> No
     assert (await task).status_code == 499
     server.engine.may_change.set()
     assert (await server.chain(MATTE)).status_code == 200
-    server.assert_idle()
-    await server.client.aclose()
 
 
 async def test_a_full_stage_refuses_the_request_before_it_is_drawn(server: ChainServer) -> None:
-    state = server.app.state.tandem
+    state = server.state
     limit = server.settings.engine.max_num_images + server.settings.max_queued_images
     lease = state.admission.admit(OPERATIONS["matte"], "cutter", limit)
     response = await server.chain(ENLARGE, MATTE)
     error = error_of(response, 429)
     assert error["message"].startswith("then[1]") and response.headers["retry-after"]
-    assert not server.engine.image_requests
+    assert not server.engine.requests_for("draw")
     lease.release()
 
 
@@ -265,11 +235,11 @@ async def test_a_cancel_ends_the_stage_that_runs(
     server.engine.held = {MODELS.get(operation, "painter")}
     task = asyncio.create_task(server.chain(ENLARGE, MATTE, n=2, stream=stream))
     stage = ["draw", "enlarge", "matte"].index(operation)
-    jobs = server.app.state.tandem.image_jobs
+    jobs = server.state.image_jobs
     await until(lambda: [job.stage for job in jobs.live()] == [stage])
     [live] = (await server.client.get("/v1/requests")).json()["data"]
     assert (live["operation"], live["stage"]) == (operation, stage)
-    running = [request.request_id for request in requests_of(server, operation)]
+    running = [request.request_id for request in server.engine.requests_for(operation)]
     job = (await server.client.get(f"/v1/images/{live['id']}")).json()
     assert job["stage"] == stage and (stage + bool(stage)) / 6 <= job["progress"] < 1
     route = random.choice(["/v1/requests", "/v1/images"])
@@ -296,12 +266,12 @@ async def test_a_client_that_leaves_ends_the_stage_that_runs(
         async with httpx.AsyncClient(base_url=url) as client:
             body = {"prompt": "x", "then": [ENLARGE, MATTE], "stream": stream}
             task = asyncio.create_task(client.post("/v1/images/generations", json=body))
-            await until(lambda: bool(requests_of(server, operation)))
-            [running] = [request.request_id for request in requests_of(server, operation)]
+            await until(lambda: bool(server.engine.requests_for(operation)))
+            [running] = [request.request_id for request in server.engine.requests_for(operation)]
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         await until(lambda: running in server.engine.aborted)
-        await until(lambda: not server.app.state.tandem.admission.num_requests)
+        await until(lambda: not server.state.admission.num_requests)
         server.engine.release()
 
 
@@ -324,11 +294,10 @@ async def test_a_worker_that_dies_in_a_later_stage_fails_only_its_requests(
 ) -> None:
     server.engine.held = {"cutter"}
     task = asyncio.create_task(server.chain(ENLARGE, MATTE))
-    await until(lambda: bool(server.engine.matting_requests))
-    server.die()
+    await until(lambda: bool(server.engine.requests_for("matte")))
+    server.engine.kill_worker("cutter")
     error = (await task).json()["error"]
     assert error["param"] == "then[1]"
-    server.engine.held.clear()
     server.engine.release()
     assert (await server.chain(ENLARGE, MATTE)).status_code == 200
 
@@ -343,7 +312,7 @@ async def test_many_at_once_leave_nothing(server: ChainServer) -> None:
 
 async def test_a_request_waits_for_room_between_its_stages_and_can_be_cancelled() -> None:
     server = ChainServer()
-    between = server.app.state.tandem.pictures.between
+    between = server.state.pictures.between
     share = await between.take("other", server.settings.max_decoded_image_bytes)
     task = asyncio.create_task(server.chain(ENLARGE))
     await until(lambda: bool(between._waiting))
@@ -351,8 +320,6 @@ async def test_a_request_waits_for_room_between_its_stages_and_can_be_cancelled(
     await server.client.delete(f"/v1/images/{image_id}")
     assert (await task).status_code == 499
     share.release()
-    server.assert_idle()
-    await server.client.aclose()
 
 
 async def test_a_picture_laid_over_a_colour_keeps_it_as_jpeg(server: ChainServer) -> None:

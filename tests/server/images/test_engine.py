@@ -19,19 +19,18 @@ from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from server.app import create_app
 from server.settings import Settings
 from tests.helpers.diffusion.toy_family import ToyFamily
-from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.fake_images import image_info
+from tests.helpers.server.fake_server import answer_of, error_of, until
 from tests.helpers.server.image_server import (
     EDITS,
     GENERATIONS,
     VARIATIONS,
     data_url,
-    error_of,
     mask_png,
     named_events,
     opened,
     png,
 )
-from tests.helpers.server.text_server import until
 from tests.helpers.worker.in_process_client import InProcessEngineClient
 
 
@@ -94,9 +93,8 @@ async def test_an_image_is_the_same_alone_and_among_others(client: httpx.AsyncCl
 async def test_pixels_outside_the_mask_come_back_unchanged(client: httpx.AsyncClient) -> None:
     for width, height in ((32, 32), (37, 29), (64, 48)):
         files = {"image": png(width, height), "mask": mask_png(width, height)}
-        response = await client.post(EDITS, files=files, data={"prompt": "x", "seed": "1"})
-        assert response.status_code == 200, response.text
-        got = array(response.json()["data"][0]["b64_json"])
+        answer = answer_of(await client.post(EDITS, files=files, data={"prompt": "x", "seed": "1"}))
+        got = array(answer["data"][0]["b64_json"])
         given = np.asarray(Image.open(io.BytesIO(png(width, height)))).astype(int)
         assert got.shape == given.shape
         assert (got[:, width // 2 :] == given[:, width // 2 :]).all()
@@ -112,15 +110,12 @@ async def test_every_task_and_its_size(client: httpx.AsyncClient) -> None:
         (EDITS, {"prompt": "x", "size": "24x20", "task": "image_to_image"}, (24, 20)),
         (VARIATIONS, {}, (40, 32)),
     ):
-        response = await client.post(path, files=image, data=fields)
-        assert response.status_code == 200, response.text
-        answer = response.json()
+        answer = answer_of(await client.post(path, files=image, data=fields))
         assert opened(answer["data"][0]["b64_json"]).size == size, fields
         assert answer["size"] == f"{size[0]}x{size[1]}"
     mask = mask_png(40, 32)
     data = {"prompt": "x", "crop_to_mask": "true", "soft_mask": "true", "feather": "2"}
-    response = await client.post(EDITS, files=image | {"mask": mask}, data=data)
-    assert response.status_code == 200, response.text
+    answer_of(await client.post(EDITS, files=image | {"mask": mask}, data=data))
 
 
 async def test_previews_steps_and_seeds(client: httpx.AsyncClient) -> None:

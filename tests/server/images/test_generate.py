@@ -11,21 +11,21 @@ import pytest
 from engine.contract.draw import GuidanceKind, ImageModelInfo, ImageTask, PromptSyntax
 from engine.contract.status import Phase
 from engine.errors import ModelNotReady
-from tests.helpers.server.fake_engine import Failure, model_info
-from tests.helpers.server.fake_image_engine import DENOISING, image_info, picture
+from tests.helpers.server.fake_engine import Failure
+from tests.helpers.server.fake_images import DENOISING, image_info, picture
+from tests.helpers.server.fake_server import answer_of, assert_refused, error_of
+from tests.helpers.server.fake_texts import model_info
 from tests.helpers.server.image_server import (
     EDITS,
     GENERATIONS,
     VARIATIONS,
     ImageServer,
-    error_of,
     named_events,
     opened,
 )
 
 
-async def test_defaults_are_the_models() -> None:
-    server = ImageServer()
+async def test_defaults_are_the_models(server: ImageServer) -> None:
     answer = (await server.generate()).json()
     params = server.last.params
     assert server.last.prompt == "a red circle"
@@ -67,15 +67,13 @@ async def test_every_field_reaches_the_engine() -> None:
     assert server.last.priority == -2
 
 
-async def test_other_servers_names_are_understood() -> None:
-    server = ImageServer()
+async def test_other_servers_names_are_understood(server: ImageServer) -> None:
     response = await server.generate(steps=7, cfg_scale=2.5, num_images=2, width=96.0, height=128)
     assert response.status_code == 200 and "X-Ignored-Fields" not in response.headers
     params = server.last.params
     assert (params.num_inference_steps, params.guidance_scale, params.n) == (7, 2.5, 2)
     assert (params.width, params.height) == (96, 128)
-    response = await server.generate(steps=3, num_inference_steps=3, cfg_scale=None)
-    assert response.status_code == 200
+    answer_of(await server.generate(steps=3, num_inference_steps=3, cfg_scale=None))
 
 
 @pytest.mark.parametrize(
@@ -100,8 +98,7 @@ async def test_what_would_change_the_picture_is_not_passed_over(
     assert error_of(response)["param"] == param
 
 
-async def test_images_come_in_the_order_of_their_seeds() -> None:
-    server = ImageServer()
+async def test_images_come_in_the_order_of_their_seeds(server: ImageServer) -> None:
     answer = (await server.generate(n=3, seed=41)).json()
     assert [image["seed"] for image in answer["data"]] == [41, 42, 43]
     for index, image in enumerate(answer["data"]):
@@ -109,14 +106,12 @@ async def test_images_come_in_the_order_of_their_seeds() -> None:
         assert np.asarray(opened(image["b64_json"])).tobytes() == expected.data
 
 
-async def test_seeds_differ_between_requests_that_give_none() -> None:
-    server = ImageServer()
+async def test_seeds_differ_between_requests_that_give_none(server: ImageServer) -> None:
     seeds = {(await server.generate()).json()["seed"] for _ in range(5)}
     assert len(seeds) == 5
 
 
-async def test_usage_counts_tokens_and_blocks() -> None:
-    server = ImageServer()
+async def test_usage_counts_tokens_and_blocks(server: ImageServer) -> None:
     usage = (await server.generate(n=2, size="64x32")).json()["usage"]
     details = {"text_tokens": 3, "image_tokens": 0}
     assert usage == {
@@ -140,8 +135,7 @@ async def test_usage_counts_tokens_and_blocks() -> None:
         ("max", 12, "max"),
     ],
 )
-async def test_quality_is_steps(quality: str, steps: int, name: str) -> None:
-    server = ImageServer()
+async def test_quality_is_steps(server: ImageServer, quality: str, steps: int, name: str) -> None:
     assert (await server.generate(quality=quality)).json()["quality"] == name
     assert server.last.params.num_inference_steps == steps
     await server.generate(quality=quality, num_inference_steps=9)
@@ -149,15 +143,13 @@ async def test_quality_is_steps(quality: str, steps: int, name: str) -> None:
 
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
-async def test_formats(output_format: str) -> None:
-    server = ImageServer()
+async def test_formats(server: ImageServer, output_format: str) -> None:
     answer = (await server.generate(output_format=output_format)).json()
     assert answer["output_format"] == output_format
     assert opened(answer["data"][0]["b64_json"]).format == output_format.upper()
 
 
-async def test_compression_makes_files_smaller() -> None:
-    server = ImageServer()
+async def test_compression_makes_files_smaller(server: ImageServer) -> None:
     sizes = [
         len((await server.generate(output_format="jpeg", output_compression=quality)).content)
         for quality in (5, 100)
@@ -165,8 +157,7 @@ async def test_compression_makes_files_smaller() -> None:
     assert sizes[0] < sizes[1]
 
 
-async def test_metadata_replays_the_image() -> None:
-    server = ImageServer()
+async def test_metadata_replays_the_image(server: ImageServer) -> None:
     body = {"negative_prompt": "grey", "n": 2, "seed": 5, "scheduler": "euler", "clip_skip": 1}
     first = (await server.generate(**body, prompt_syntax="comfy", size="64x96")).json()
     second_image = first["data"][1]["b64_json"]
@@ -192,7 +183,7 @@ async def test_a_replay_with_other_files_warns_by_name() -> None:
 
     async def warnings(info: ImageModelInfo) -> list[str]:
         other = ImageServer(info)
-        replayed = await other.client.post(GENERATIONS, json=fields)
+        replayed = await other.post(GENERATIONS, **fields)
         assert "X-Ignored-Fields" not in replayed.headers
         found: list[str] = replayed.json()["warnings"]
         return found
@@ -239,8 +230,7 @@ async def test_warnings_of_server_and_engine_come_once() -> None:
     ]
 
 
-async def test_the_ids_header_and_ignored_fields() -> None:
-    server = ImageServer()
+async def test_the_ids_header_and_ignored_fields(server: ImageServer) -> None:
     response = await server.generate(mystery=1)
     assert response.headers["X-Image-Id"] == response.json()["id"] == server.last.request_id
     assert response.headers["X-Ignored-Fields"] == "mystery"
@@ -292,16 +282,15 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("body", "param", "words"), REFUSED)
-async def test_refusals_name_field_and_limit(body: dict[str, Any], param: str, words: str) -> None:
-    server = ImageServer()
-    error = error_of(await server.generate(**body), 404 if param == "model" else 400)
-    assert error["param"] == param
-    assert words in error["message"]
-    assert server.engine.image_requests == []
+async def test_refusals_name_field_and_limit(
+    server: ImageServer, body: dict[str, Any], param: str, words: str
+) -> None:
+    status = 404 if param == "model" else 400
+    assert_refused(await server.generate(**body), param, words, status=status)
+    assert server.engine.requests == []
 
 
-async def test_nulls_are_defaults_and_whole_floats_are_integers() -> None:
-    server = ImageServer()
+async def test_nulls_are_defaults_and_whole_floats_are_integers(server: ImageServer) -> None:
     names = ("model", "n", "size", "quality", "seed", "stream", "loras", "image", "user")
     assert (await server.generate(**dict.fromkeys(names))).status_code == 200
     assert (await server.generate(n=2.0, guidance_scale=2)).status_code == 200
@@ -330,7 +319,7 @@ async def test_text_and_image_models_keep_to_their_routes() -> None:
     assert "/v1/chat/completions" in error["message"] and "painter" in error["message"]
     messages = [{"role": "user", "content": "hi"}]
     chat = {"model": "painter", "messages": messages}
-    error = error_of(await server.client.post("/v1/chat/completions", json=chat))
+    error = error_of(await server.post("/v1/chat/completions", **chat))
     assert "/v1/images/generations" in error["message"] and "writer" in error["message"]
     cards = (await server.client.get("/v1/models")).json()["data"]
     assert [card["id"] for card in cards] == ["writer", "painter"]
@@ -350,8 +339,7 @@ async def test_two_image_models_must_be_told_apart() -> None:
     assert (await server.generate(model="b")).json()["model"] == "b"
 
 
-async def test_a_loading_model_is_a_503() -> None:
-    server = ImageServer()
+async def test_a_loading_model_is_a_503(server: ImageServer) -> None:
     server.engine.set_status("painter", Phase.LOADING)
     assert error_of(await server.generate(), 503)["code"] == "model_not_ready"
     server.engine.set_status("painter", Phase.READY)
@@ -361,17 +349,15 @@ async def test_a_loading_model_is_a_503() -> None:
     assert "Retry-After" in response.headers
 
 
-async def test_engine_failures_become_answers() -> None:
-    server = ImageServer()
+async def test_engine_failures_become_answers(server: ImageServer) -> None:
     server.engine.failure = Failure(after=2, code="invalid_value", message="mask is odd")
     assert error_of(await server.generate(n=2))["message"] == "mask is odd"
     server.engine.failure = Failure(after=0, code="internal_error", message="secret detail")
     assert "secret" not in error_of(await server.generate(), 500)["message"]
-    assert server.engine.live_images == {}
+    assert not server.engine.live
 
 
-async def test_a_stream_has_previews_and_one_end_per_image() -> None:
-    server = ImageServer()
+async def test_a_stream_has_previews_and_one_end_per_image(server: ImageServer) -> None:
     response = await server.generate(stream=True, partial_images=2, n=2, seed=9)
     assert response.headers["X-Image-Id"].startswith("img-")
     events = named_events(response.text)
@@ -391,8 +377,7 @@ async def test_a_stream_has_previews_and_one_end_per_image() -> None:
         assert data["size"] == "64x64" and data["quality"] == "medium"
 
 
-async def test_the_usages_of_a_stream_add_up_to_the_whole_answers() -> None:
-    server = ImageServer()
+async def test_the_usages_of_a_stream_add_up_to_the_whole_answers(server: ImageServer) -> None:
     whole = (await server.generate(n=3)).json()["usage"]
     events = named_events((await server.generate(n=3, stream=True)).text)
     usages = [data["usage"] for _, data in events]
@@ -400,16 +385,14 @@ async def test_the_usages_of_a_stream_add_up_to_the_whole_answers() -> None:
         assert sum(usage[name] for usage in usages) == whole[name]
 
 
-async def test_a_failure_within_a_stream_is_an_event() -> None:
-    server = ImageServer()
+async def test_a_failure_within_a_stream_is_an_event(server: ImageServer) -> None:
     server.engine.failure = Failure(after=3, code="over_capacity", message="out of memory")
     events = named_events((await server.generate(stream=True, partial_images=1)).text)
     name, data = events[-1]
     assert name == "" and data["error"]["message"] == "out of memory"
 
 
-async def test_previews_carry_no_metadata() -> None:
-    server = ImageServer()
+async def test_previews_carry_no_metadata(server: ImageServer) -> None:
     events = named_events((await server.generate(stream=True, partial_images=1)).text)
     assert [("tandem" in opened(data["b64_json"]).info) for _, data in events] == [False, True]
 
@@ -426,14 +409,15 @@ async def test_a_valid_size_of_the_grid_is_always_taken() -> None:
 
 
 @pytest.mark.parametrize("path", [GENERATIONS, EDITS, VARIATIONS])
-async def test_a_priority_that_cannot_act_is_refused_before_anything_is_decoded(path: str) -> None:
-    server = ImageServer()
+async def test_a_priority_that_cannot_act_is_refused_before_anything_is_decoded(
+    server: ImageServer, path: str
+) -> None:
     inputs = {} if path == GENERATIONS else {"image": "data:image/png;base64,AAAA"}
     body = {"prompt": "x", "priority": 1, **inputs}
-    error = error_of(await server.client.post(path, json=body), 400)
+    error = error_of(await server.post(path, **body), 400)
     assert (error["param"], error["code"]) == ("priority", "unsupported_feature")
     assert "--scheduling-policy priority" in error["message"]
-    error = error_of(await server.client.post(path, json=body | {"priority": 2**31}), 400)
+    error = error_of(await server.post(path, **body | {"priority": 2**31}), 400)
     assert error["param"] == "priority"
-    assert server.app.state.tandem.admission.num_in_flight() == 0
+    assert server.state.admission.num_in_flight() == 0
     assert (await server.generate(priority=0)).status_code == 200

@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 
 from engine.contract.draw import Enlarging, ImageTask
-from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.fake_images import image_info
+from tests.helpers.server.fake_server import error_of
 from tests.helpers.server.image_server import ImageServer, data_url, opened, png
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 
 
-async def test_the_answer_and_the_file_say_how_it_was_made() -> None:
-    server = ImageServer()
-    body = {"prompt": "a", "size": "48x32", "negative_prompt": "b", "hires": {"scale": 1.9}}
-    response = await server.client.post(GENERATIONS, json=body)
+async def test_the_answer_and_the_file_say_how_it_was_made(server: ImageServer) -> None:
+    response = await server.post(
+        GENERATIONS, prompt="a", size="48x32", negative_prompt="b", hires={"scale": 1.9}
+    )
     answer = response.json()
     hires = server.last.params.hires
     assert hires is not None and server.last.params.width == 48
@@ -31,15 +32,13 @@ async def test_the_answer_and_the_file_say_how_it_was_made() -> None:
     hires = replace(hires, scheduler="ddim")
     assert server.last.params == replace(first.params, scheduler="ddim", hires=hires)
     assert again.json()["data"][0]["b64_json"] == answer["data"][0]["b64_json"]
-    plain = (await server.client.post(GENERATIONS, json={"prompt": "a"})).json()
+    plain = (await server.post(GENERATIONS, prompt="a")).json()
     assert plain["hires"] is None
 
 
-async def test_progress_counts_both_passes() -> None:
-    server = ImageServer()
+async def test_progress_counts_both_passes(server: ImageServer) -> None:
     hires = {"strength": 0.5, "num_inference_steps": 7}
-    body = {"prompt": "a", "hires": hires, "n": 2, "num_inference_steps": 5}
-    response = await server.client.post(GENERATIONS, json=body)
+    response = await server.post(GENERATIONS, prompt="a", hires=hires, n=2, num_inference_steps=5)
     job = (await server.client.get(f"/v1/images/{response.headers['X-Image-Id']}")).json()
     assert (job["step"], job["num_steps"]) == (16, 16)
 
@@ -64,21 +63,17 @@ async def test_progress_counts_both_passes() -> None:
         (2, "hires", "object"),
     ],
 )
-async def test_refusals(hires: Any, param: str, said: str) -> None:
-    server = ImageServer()
-    response = await server.client.post(GENERATIONS, json={"prompt": "a", "hires": hires})
-    assert response.status_code == 400, response.text
-    error = response.json()["error"]
+async def test_refusals(server: ImageServer, hires: Any, param: str, said: str) -> None:
+    error = error_of(await server.post(GENERATIONS, prompt="a", hires=hires))
     assert (error["param"], said in error["message"]) == (param, True), error
-    assert server.engine.image_requests == []
+    assert server.engine.requests == []
 
 
 async def test_where_there_is_no_second_pass() -> None:
     tasks = (ImageTask.TEXT_TO_IMAGE,)
     server = ImageServer(image_info(tasks=tasks))
-    refused = await server.client.post(GENERATIONS, json={"prompt": "a", "hires": {}})
+    refused = await server.post(GENERATIONS, prompt="a", hires={})
     assert "cannot do image_to_image, which" in refused.json()["error"]["message"]
     body = {"prompt": "a", "images": [data_url(png())], "hires": {"scale": 2}}
-    refused = await ImageServer().client.post(EDITS, json=body)
-    assert refused.status_code == 400
-    assert "from a prompt alone" in refused.json()["error"]["message"]
+    error = error_of(await ImageServer().client.post(EDITS, json=body))
+    assert "from a prompt alone" in error["message"]

@@ -19,8 +19,8 @@ from server.images.header import MAX_CHUNKS, MAX_SCANS, MAX_SEGMENTS
 from server.images.picture_processes import PictureProcesses
 from server.images.picture_wire import Question, Reading
 from tests.helpers.server.caller import Caller
-from tests.helpers.server.fake_image_engine import image_info
-from tests.helpers.server.fake_matting_engine import matting_info
+from tests.helpers.server.fake_images import image_info, matting_info
+from tests.helpers.server.fake_server import error_of, until
 from tests.helpers.server.hostile_files import (
     frames,
     jpeg_of_scans,
@@ -30,9 +30,15 @@ from tests.helpers.server.hostile_files import (
     png_of_texts,
     truncated,
 )
-from tests.helpers.server.image_server import EDITS, VARIATIONS, data_url, error_of, mask_png, png
-from tests.helpers.server.matting_server import MATTE, MattingServer
-from tests.helpers.server.text_server import until
+from tests.helpers.server.image_server import (
+    EDITS,
+    MATTE,
+    VARIATIONS,
+    MattingServer,
+    data_url,
+    mask_png,
+    png,
+)
 from tests.helpers.server.upscaling_server import UPSCALE_PATH, UpscalingServer
 
 PNG_INFO = "/sdapi/v1/png-info"
@@ -90,8 +96,7 @@ async def test_every_route_refuses_them(route: str) -> None:
         response = await server.client.post(path, json=body(data_url(truncated(format))))
         # What is written in a file may be whole where its picture is not.
         assert response.status_code == 400 or path == PNG_INFO, response.text
-    names = ("image_requests", "matting_requests", "upscale_requests")
-    assert not any(getattr(server.engine, name, []) for name in names)
+    assert not server.engine.requests
 
 
 @pytest.fixture
@@ -166,7 +171,7 @@ async def busy(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Any, list
     monkeypatch.setattr(pictures, "_CPU_S", 600)
     monkeypatch.setattr(picture_processes, "_GRACE_S", 0.01)
     server = MattingServer(image_info(), matting_info())
-    monkeypatch.setattr(server.app.state.tandem.pictures, "_processes", PictureProcesses(1 << 22))
+    monkeypatch.setattr(server.state.pictures, "_processes", PictureProcesses(1 << 22))
     before = {child.pid for child in psutil.Process().children()}
     data = data_url(slow_file())
     leaving = asyncio.Event()
@@ -182,7 +187,7 @@ async def busy(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Any, list
     yield server, [leaving, *sending]
     leaving.set()
     await asyncio.gather(*sending)
-    server.app.state.tandem.pictures.close()
+    server.state.pictures.close()
 
 
 async def test_nobody_else_waits_and_who_leaves_frees_the_processes(
@@ -199,17 +204,15 @@ async def test_nobody_else_waits_and_who_leaves_frees_the_processes(
     async with asyncio.timeout(60):
         response = await server.edit()
     assert response.status_code == 200, response.text
-    assert server.app.state.tandem.admission.num_in_flight() == 0
-    assert server.app.state.tandem.pictures.budget.num_taken == 0
 
 
 async def test_a_request_that_waits_for_memory_can_be_seen_and_cancelled() -> None:
     server = MattingServer(image_info(), matting_info(), max_decoded_image_bytes=64 * 48 * 4)
     server.engine.hold()
     first = asyncio.create_task(server.edit())
-    await until(lambda: bool(server.engine.image_requests))
+    await until(lambda: bool(server.engine.requests_for("draw")))
     waiting = [asyncio.create_task(server.edit()), asyncio.create_task(server.matte())]
-    live = server.app.state.tandem.live_requests
+    live = server.state.live_requests
     await until(lambda: len(live.of(None)) == 3)
     listed = (await server.client.get("/v1/requests")).json()["data"]
     assert [one["status"] for one in listed[1:]] == ["queued", "queued"]
@@ -219,8 +222,10 @@ async def test_a_request_that_waits_for_memory_can_be_seen_and_cancelled() -> No
         error_of(await task, 499)
     server.engine.release()
     assert (await first).status_code == 200
-    assert (len(server.engine.image_requests), len(server.engine.matting_requests)) == (1, 0)
-    assert server.app.state.tandem.pictures.budget.num_taken == 0
+    assert (len(server.engine.requests_for("draw")), len(server.engine.requests_for("matte"))) == (
+        1,
+        0,
+    )
 
 
 async def test_pictures_that_never_fit_are_refused_and_others_take_turns() -> None:

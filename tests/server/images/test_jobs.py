@@ -8,27 +8,24 @@ import httpx
 import pytest
 
 from tests.helpers.server.fake_engine import Failure
-from tests.helpers.server.fake_image_engine import image_info
-from tests.helpers.server.image_server import GENERATIONS, ImageServer, error_of, named_events
-from tests.helpers.server.text_server import until
+from tests.helpers.server.fake_images import image_info
+from tests.helpers.server.fake_server import answer_of, error_of, until
+from tests.helpers.server.image_server import GENERATIONS, ImageServer, named_events
 
 
 async def started(server: ImageServer, **body: Any) -> tuple["asyncio.Task[Any]", str]:
     """A request that the engine has, and its id."""
-    count = len(server.engine.image_requests)
+    count = len(server.engine.requests)
     task = asyncio.create_task(server.generate(**body))
-    await until(lambda: len(server.engine.image_requests) > count)
+    await until(lambda: len(server.engine.requests) > count)
     return task, server.last.request_id
 
 
 async def job(server: ImageServer, image_id: str) -> Any:
-    response = await server.client.get(f"/v1/images/{image_id}")
-    assert response.status_code == 200, response.text
-    return response.json()
+    return answer_of(await server.client.get(f"/v1/images/{image_id}"))
 
 
-async def test_progress_from_the_queue_to_the_end() -> None:
-    server = ImageServer()
+async def test_progress_from_the_queue_to_the_end(server: ImageServer) -> None:
     server.engine.hold()
     task, image_id = await started(server, n=2, num_inference_steps=5, seed=3)
     state = await job(server, image_id)
@@ -61,8 +58,7 @@ async def test_positions_follow_priority_then_arrival() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_delete_cancels(stream: bool) -> None:
-    server = ImageServer()
+async def test_delete_cancels(server: ImageServer, stream: bool) -> None:
     server.engine.hold()
     task, image_id = await started(server, stream=stream)
     response = await server.client.delete(f"/v1/images/{image_id}")
@@ -75,13 +71,12 @@ async def test_delete_cancels(stream: bool) -> None:
     else:
         assert error_of(answer, 499)["code"] == "request_aborted"
     assert (await job(server, image_id))["status"] == "cancelled"
-    assert server.app.state.tandem.admission.num_in_flight() == 0
+    assert server.state.admission.num_in_flight() == 0
     text = (await server.client.get("/metrics")).text
     assert 'tandem_image_images_total{model_name="painter",outcome="cancelled"} 1.0' in text
 
 
-async def test_delete_after_the_end_changes_nothing() -> None:
-    server = ImageServer()
+async def test_delete_after_the_end_changes_nothing(server: ImageServer) -> None:
     image_id = (await server.generate()).headers["X-Image-Id"]
     for _ in range(2):
         response = await server.client.delete(f"/v1/images/{image_id}")
@@ -89,8 +84,7 @@ async def test_delete_after_the_end_changes_nothing() -> None:
     assert server.engine.aborted == []
 
 
-async def test_failed_jobs_say_why() -> None:
-    server = ImageServer()
+async def test_failed_jobs_say_why(server: ImageServer) -> None:
     server.engine.failure = Failure(after=1, code="over_capacity", message="out of memory")
     await server.generate()
     state = await job(server, server.last.request_id)
@@ -101,16 +95,14 @@ async def test_failed_jobs_say_why() -> None:
     assert (state["status"], state["error"]) == ("failed", "internal error")
 
 
-async def test_unknown_ids_are_a_404() -> None:
-    server = ImageServer()
+async def test_unknown_ids_are_a_404(server: ImageServer) -> None:
     for image_id in ("nope", "img-" + "0" * 32, "x" * 300, "%00", "é"):
         for method in ("GET", "DELETE"):
             response = await server.client.request(method, f"/v1/images/{image_id}")
             assert error_of(response, 404)["code"] in ("image_not_found", "not_found")
 
 
-async def test_ids_cannot_be_guessed() -> None:
-    server = ImageServer()
+async def test_ids_cannot_be_guessed(server: ImageServer) -> None:
     ids = {(await server.generate()).headers["X-Image-Id"] for _ in range(8)}
     assert len(ids) == 8
     assert all(len(image_id) == len("img-") + 32 for image_id in ids)
@@ -128,8 +120,7 @@ async def test_ended_jobs_are_forgotten_in_time(monkeypatch: pytest.MonkeyPatch)
     assert (await server.client.get(f"/v1/images/{image_id}")).status_code == 404
 
 
-async def test_a_streams_id_comes_before_the_work() -> None:
-    server = ImageServer()
+async def test_a_streams_id_comes_before_the_work(server: ImageServer) -> None:
     server.engine.hold()
     body = {"prompt": "x", "stream": True}
     async with (
@@ -188,22 +179,20 @@ async def test_limits_are_per_model() -> None:
     assert (await first).status_code == (await second).status_code == 200
 
 
-async def test_nothing_is_left_behind() -> None:
-    server = ImageServer()
+async def test_nothing_is_left_behind(server: ImageServer) -> None:
     server.engine.failure = Failure(after=1)
     await server.generate(n=2)
     server.engine.failure = None
     await server.generate(size="bad")
     await server.generate(n=3, stream=True)
     await server.edit(mask=b"broken")
-    state = server.app.state.tandem
+    state = server.state
     assert state.admission.num_in_flight() == 0
-    assert server.engine.live_images == {}
+    assert not server.engine.live
     assert len(state.image_jobs._live) == 0
 
 
-async def test_refused_requests_are_no_images() -> None:
-    server = ImageServer()
+async def test_refused_requests_are_no_images(server: ImageServer) -> None:
     await server.generate()
     await server.generate(size="100000x8")
     await server.edit(b"broken")
@@ -212,8 +201,7 @@ async def test_refused_requests_are_no_images() -> None:
     assert sorted(counts) == ["0.0", "0.0", "1.0"]
 
 
-async def test_prompts_stay_out_of_the_log(logs: list[Any]) -> None:
-    server = ImageServer()
+async def test_prompts_stay_out_of_the_log(server: ImageServer, logs: list[Any]) -> None:
     await server.generate(prompt="my secret")
     assert "my secret" not in json.dumps(logs, default=str)
     server = ImageServer(log_prompts=True)
@@ -222,8 +210,9 @@ async def test_prompts_stay_out_of_the_log(logs: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("failure", [None, Failure(code="over_capacity", message="out of memory")])
-async def test_a_job_has_ended_when_its_stream_has(failure: Failure | None) -> None:
-    server = ImageServer()
+async def test_a_job_has_ended_when_its_stream_has(
+    server: ImageServer, failure: Failure | None
+) -> None:
     server.engine.failure = failure
     async with server.listening() as url, httpx.AsyncClient(base_url=url) as client:
         body = {"prompt": "a red circle", "stream": True}
@@ -247,8 +236,9 @@ async def test_a_file_that_cannot_be_written_fails_its_job(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", ["generations", "edits", "variations"])
-async def test_a_route_asked_with_the_wrong_method_is_no_unknown_id(name: str) -> None:
-    server = ImageServer()
+async def test_a_route_asked_with_the_wrong_method_is_no_unknown_id(
+    server: ImageServer, name: str
+) -> None:
     for method in ("GET", "DELETE"):
         response = await server.client.request(method, f"/v1/images/{name}")
         assert error_of(response, 405)["code"] == "method_not_allowed"

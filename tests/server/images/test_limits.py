@@ -15,7 +15,7 @@ from server.images.limits import (
     steps_to_run,
     worked_pixels,
 )
-from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.fake_images import image_info
 
 INFO = image_info()
 

@@ -15,8 +15,9 @@ from server.images.links import PictureLinks
 from server.images.store import ImageStore
 from server.protocol.image_inputs import ImageReference, UploadedImage
 from server.settings import Settings
-from tests.helpers.server.fake_image_engine import image_info
-from tests.helpers.server.image_server import ImageServer, error_of, png
+from tests.helpers.server.fake_images import image_info
+from tests.helpers.server.fake_server import error_of
+from tests.helpers.server.image_server import ImageServer, png
 from tests.helpers.server.listening import listening
 
 FILE = png()
@@ -128,15 +129,15 @@ async def test_whoever_leaves_stops_the_fetch(site: str) -> None:
 async def test_edits_follow_links_by_the_same_rules(site: str) -> None:
     body = {"prompt": "x", "image": f"{site}/a.png"}
     server = ImageServer(image_info(), allowed_media_domains=["127.0.0.1"])
-    answer = await server.client.post("/v1/images/edits", json=body)
+    answer = await server.post("/v1/images/edits", **body)
     assert answer.status_code == 200, answer.text
     assert server.last.images[0].width == 64
     drawn = (await server.generate(response_format="url")).json()["data"][0]["url"]
     for settings in ({}, {"allowed_media_domains": ["127.0.0.1"], "offline": True}):
         server = ImageServer(image_info(), **settings)
-        answer = await server.client.post("/v1/images/edits", json=body)
+        answer = await server.post("/v1/images/edits", **body)
         assert "--allowed-media-domains" in error_of(answer)["message"]
-    answer = await server.client.post("/v1/images/edits", json={"prompt": "x", "image": drawn})
+    answer = await server.post("/v1/images/edits", prompt="x", image=drawn)
     assert "does not fetch links from test" in error_of(answer)["message"]
     assert Settings(allowed_media_domains="a.example, b.example").allowed_media_domains == (
         "a.example",

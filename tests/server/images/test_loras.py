@@ -2,17 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
+from openai import AsyncOpenAI
 
 from engine.contract.draw import ImageModelInfo, LoraUse
-from tests.helpers.server.fake_image_engine import image_info, picture
-from tests.helpers.server.image_server import EDITS, VARIATIONS, ImageServer, error_of, opened, png
-from tests.helpers.server.text_server import until
+from tests.helpers.server.fake_images import image_info, picture
+from tests.helpers.server.fake_server import answer_of, error_of, until
+from tests.helpers.server.image_server import EDITS, VARIATIONS, ImageServer, opened, png
 
 NAMES = ("ink", "neon", "old: style")
 
@@ -23,10 +23,8 @@ def info(**changes: Any) -> ImageModelInfo:
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[ImageServer]:
-    server = ImageServer(info())
-    yield server
-    await server.client.aclose()
+async def server() -> ImageServer:
+    return ImageServer(info())
 
 
 def asked(server: ImageServer) -> list[dict[str, float]]:
@@ -63,7 +61,7 @@ async def test_a_sweep_draws_each_scale_with_the_same_seeds(server: ImageServer)
 
 async def test_adapters_count_what_is_drawn_with_them(server: ImageServer) -> None:
     def value(name: str, adapter: str) -> float | None:
-        metrics = server.app.state.tandem.metrics
+        metrics = server.state.metrics
         labels = {"model_name": "painter", "lora_name": adapter}
         found: float | None = metrics.registry.get_sample_value(name, labels)
         return found
@@ -76,7 +74,7 @@ async def test_adapters_count_what_is_drawn_with_them(server: ImageServer) -> No
     assert value("tandem_image_lora_images_total", "ink") == 5, "scale 0 has no effect"
     assert value("tandem_image_lora_requests_total", "neon") == 1
     assert value("tandem_image_lora_images_total", "neon") == 6
-    server.app.state.tandem.metrics.forget_adapter("painter", "ink")
+    server.state.metrics.forget_adapter("painter", "ink")
     assert value("tandem_image_lora_images_total", "ink") is None
     assert value("tandem_image_lora_images_total", "neon") == 6
 
@@ -91,7 +89,7 @@ async def test_files_say_with_what_they_were_drawn(server: ImageServer) -> None:
         assert fields["loras"] == loras
         first = f"a red circle <lora:ink:{scale:g}> <lora:neon:1>\n"
         assert chunks.text["parameters"].startswith(first)
-        again = (await server.client.post("/v1/images/generations", json=fields)).json()
+        again = (await server.post("/v1/images/generations", **fields)).json()
         assert opened(again["data"][0]["b64_json"]).tobytes() == chunks.tobytes()
 
 
@@ -169,7 +167,7 @@ async def test_refusals_name_the_limit(
         "valid dictionary", "object"
     )
     assert error["param"].startswith("loras")
-    assert server.engine.image_requests == []
+    assert server.engine.requests == []
 
 
 async def test_sweeps_count_as_so_many_images(server: ImageServer) -> None:
@@ -179,15 +177,13 @@ async def test_sweeps_count_as_so_many_images(server: ImageServer) -> None:
     small = ImageServer(info(), max_image_megapixel_steps=0.04)
     assert (await small.generate(n=2)).status_code == 200
     assert "3 images" in error_of(await small.generate(loras=sweep))["message"]
-    await small.client.aclose()
     busy = ImageServer(info(), engine={"max_num_images": 2}, max_queued_images=1)
     busy.engine.hold()
     running = asyncio.create_task(busy.generate(loras=sweep))
-    await until(lambda: bool(busy.engine.image_requests))
+    await until(lambda: bool(busy.engine.requests))
     assert (await busy.generate()).status_code == 429
     busy.engine.release()
     assert (await running).status_code == 200
-    await busy.client.aclose()
 
 
 async def test_a_model_without_any() -> None:
@@ -195,7 +191,6 @@ async def test_a_model_without_any() -> None:
     error = error_of(await server.generate(loras=[{"name": "ink"}]), 404)
     assert (error["code"], "it has none" in error["message"]) == ("adapter_not_found", True)
     assert error_of(await server.generate(model="ink"), 404)["param"] == "model"
-    await server.client.aclose()
 
 
 async def test_forms_hold_json(server: ImageServer) -> None:
@@ -209,8 +204,7 @@ async def test_forms_hold_json(server: ImageServer) -> None:
     files = [("image", ("a.png", png(), "image/png"))]
     parts: Any = {"prompt": "x", "loras[][name]": ["ink", "neon"], "loras[][scale]": ["0.5", "2"]}
     for path in (EDITS, VARIATIONS):
-        response = await server.client.post(path, files=files, data=parts)
-        assert response.status_code == 200, response.text
+        answer_of(await server.client.post(path, files=files, data=parts))
         assert asked(server) == [{"ink": 0.5, "neon": 2.0}]
     for scales in (["1"], ["1", "x"], ["nan", "1"]):
         response = await server.client.post(
@@ -219,33 +213,28 @@ async def test_forms_hold_json(server: ImageServer) -> None:
         assert error_of(response)["param"].startswith("loras")
 
 
-async def test_the_official_client(server: ImageServer) -> None:
-    async with server.listening() as url:
-        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        async with client:
-            loras: Any = [{"name": "ink", "scale": [0.0, 1.0]}]
-            answer = await client.images.generate(
-                model="painter", prompt="a fox", extra_body={"loras": loras}
-            )
-            assert answer.data is not None and len(answer.data) == 2
-            assert asked(server) == [{"ink": 0.0}, {"ink": 1.0}]
-            await client.images.generate(model="neon", prompt="a fox")
-            assert asked(server) == [{"neon": 1.0}]
-            plain: Any = [{"name": "ink", "scale": 0.5}, {"name": "neon", "scale": 1.5}]
-            await client.images.edit(
-                image=png(), prompt="ink", extra_body={"loras": plain, "strength": 0.5}
-            )
-            assert asked(server) == [{"ink": 0.5, "neon": 1.5}]
-            with pytest.raises(openai.NotFoundError):
-                await client.images.generate(
-                    prompt="a fox", extra_body={"loras": [{"name": "nobody"}]}
-                )
+async def test_the_official_client(server: ImageServer, client: AsyncOpenAI) -> None:
+    loras: Any = [{"name": "ink", "scale": [0.0, 1.0]}]
+    answer = await client.images.generate(
+        model="painter", prompt="a fox", extra_body={"loras": loras}
+    )
+    assert answer.data is not None and len(answer.data) == 2
+    assert asked(server) == [{"ink": 0.0}, {"ink": 1.0}]
+    await client.images.generate(model="neon", prompt="a fox")
+    assert asked(server) == [{"neon": 1.0}]
+    plain: Any = [{"name": "ink", "scale": 0.5}, {"name": "neon", "scale": 1.5}]
+    await client.images.edit(
+        image=png(), prompt="ink", extra_body={"loras": plain, "strength": 0.5}
+    )
+    assert asked(server) == [{"ink": 0.5, "neon": 1.5}]
+    with pytest.raises(openai.NotFoundError):
+        await client.images.generate(prompt="a fox", extra_body={"loras": [{"name": "nobody"}]})
 
 
 async def test_an_adapter_that_goes_while_requests_wait(server: ImageServer) -> None:
     server.engine.hold()
     waiting = asyncio.create_task(server.generate(loras=[{"name": "ink"}]))
-    await until(lambda: bool(server.engine.image_requests))
+    await until(lambda: bool(server.engine.requests))
     served = server.engine.served["painter"]
     server.engine.served["painter"] = served.without_adapter("ink")
     error_of(await server.generate(loras=[{"name": "ink"}]), 404)

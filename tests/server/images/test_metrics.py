@@ -4,11 +4,12 @@ from prometheus_client import CollectorRegistry
 
 from engine.contract.draw import ImageStats
 from tests.helpers.server.fake_engine import Failure
-from tests.helpers.server.image_server import ImageServer, error_of
+from tests.helpers.server.fake_server import error_of
+from tests.helpers.server.image_server import ImageServer
 
 
 def value(server: ImageServer, name: str, **labels: str) -> float | None:
-    registry: CollectorRegistry = server.app.state.tandem.metrics.registry
+    registry: CollectorRegistry = server.state.metrics.registry
     return registry.get_sample_value(f"tandem_image_{name}", {"model_name": "painter"} | labels)
 
 
@@ -56,8 +57,7 @@ def test_the_queue_is_read_at_scrape_time() -> None:
     assert value(server, "num_waiting") == 5
 
 
-async def test_requests_are_measured() -> None:
-    server = ImageServer()
+async def test_requests_are_measured(server: ImageServer) -> None:
     await server.generate(n=2, num_inference_steps=10)
     await server.generate(stream=True, partial_images=2)
     assert value(server, "images_total", outcome="completed") == 3
@@ -70,16 +70,14 @@ async def test_requests_are_measured() -> None:
     assert denoise_s is not None and abs(denoise_s - (2 * 1.0 + 0.4)) < 1e-9
 
 
-async def test_text_metrics_know_nothing_of_image_models() -> None:
-    server = ImageServer()
+async def test_text_metrics_know_nothing_of_image_models(server: ImageServer) -> None:
     await server.generate()
     text = (await server.client.get("/metrics")).text
     assert "tandem_kv_cache_usage_ratio{" not in text
     assert 'tandem_model_ready{model_name="painter"} 1.0' in text
 
 
-async def test_an_image_that_the_engine_refused_has_not_failed() -> None:
-    server = ImageServer()
+async def test_an_image_that_the_engine_refused_has_not_failed(server: ImageServer) -> None:
     server.engine.failure = Failure(code="invalid_value", message="too long", param="prompt")
     assert error_of(await server.generate(n=2))["param"] == "prompt"
     assert value(server, "images_total", outcome="failed") == 0

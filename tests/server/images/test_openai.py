@@ -2,25 +2,16 @@
 
 import base64
 import io
-from collections.abc import AsyncIterator
 
 import openai
 import pytest
+from openai import AsyncOpenAI
 from PIL import Image
 
 from engine.contract.draw import ImageTask, Outpaint
 from tests.helpers.server.fake_engine import Failure
+from tests.helpers.server.fake_server import until
 from tests.helpers.server.image_server import ImageServer, mask_png, png
-from tests.helpers.server.text_server import until
-
-
-@pytest.fixture
-async def served() -> AsyncIterator[tuple[ImageServer, openai.AsyncOpenAI]]:
-    server = ImageServer()
-    async with server.listening() as url:
-        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        async with client:
-            yield server, client
 
 
 def size_of(b64: str | None) -> tuple[int, int]:
@@ -28,8 +19,7 @@ def size_of(b64: str | None) -> tuple[int, int]:
     return Image.open(io.BytesIO(base64.b64decode(b64))).size
 
 
-async def test_generate(served: tuple[ImageServer, openai.AsyncOpenAI]) -> None:
-    server, client = served
+async def test_generate(server: ImageServer, client: AsyncOpenAI) -> None:
     answer = await client.images.generate(
         prompt="a red circle",
         model="painter",
@@ -52,8 +42,7 @@ async def test_generate(served: tuple[ImageServer, openai.AsyncOpenAI]) -> None:
     assert links.data is not None and "/v1/images/files/" in str(links.data[0].url)
 
 
-async def test_generate_in_a_stream(served: tuple[ImageServer, openai.AsyncOpenAI]) -> None:
-    _, client = served
+async def test_generate_in_a_stream(client: AsyncOpenAI) -> None:
     stream = await client.images.generate(prompt="x", stream=True, partial_images=2)
     events = [event async for event in stream]
     assert [event.type for event in events] == [
@@ -68,8 +57,7 @@ async def test_generate_in_a_stream(served: tuple[ImageServer, openai.AsyncOpenA
     assert last.usage.output_tokens == 64 and size_of(last.b64_json) == (64, 64)
 
 
-async def test_edit(served: tuple[ImageServer, openai.AsyncOpenAI]) -> None:
-    server, client = served
+async def test_edit(server: ImageServer, client: AsyncOpenAI) -> None:
     answer = await client.images.edit(
         image=("a.png", png()),
         mask=("m.png", mask_png()),
@@ -85,10 +73,7 @@ async def test_edit(served: tuple[ImageServer, openai.AsyncOpenAI]) -> None:
     assert params.outpaint == Outpaint(left=8, top=16)
 
 
-async def test_edit_with_a_list_in_a_stream(
-    served: tuple[ImageServer, openai.AsyncOpenAI],
-) -> None:
-    server, client = served
+async def test_edit_with_a_list_in_a_stream(server: ImageServer, client: AsyncOpenAI) -> None:
     stream = await client.images.edit(
         image=[io.BytesIO(png())], prompt="make it blue", stream=True, partial_images=1
     )
@@ -101,17 +86,13 @@ async def test_edit_with_a_list_in_a_stream(
 
 
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
-async def test_variation(served: tuple[ImageServer, openai.AsyncOpenAI]) -> None:
-    server, client = served
+async def test_variation(server: ImageServer, client: AsyncOpenAI) -> None:
     answer = await client.images.create_variation(image=png(), n=2)
     assert answer.data is not None and len(answer.data) == 2
     assert server.last.params.task is ImageTask.IMAGE_TO_IMAGE
 
 
-async def test_errors_are_the_clients_types(
-    served: tuple[ImageServer, openai.AsyncOpenAI],
-) -> None:
-    server, client = served
+async def test_errors_are_the_clients_types(server: ImageServer, client: AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         await client.images.generate(prompt="x", size="63x63")
     assert caught.value.param == "size"
@@ -124,8 +105,7 @@ async def test_errors_are_the_clients_types(
             pass
 
 
-async def test_closing_a_stream_cancels(served: tuple[ImageServer, openai.AsyncOpenAI]) -> None:
-    server, client = served
+async def test_closing_a_stream_cancels(server: ImageServer, client: AsyncOpenAI) -> None:
     server.engine.step_s = 0.01
     stream = await client.images.generate(
         prompt="x", stream=True, partial_images=3, extra_body={"num_inference_steps": 400}

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from schemathesis import GenerationMode
 
-from tests.helpers.server.fake_engine import model_info
-from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.fake_images import image_info
+from tests.helpers.server.fake_texts import model_info
 from tests.helpers.server.generated import send_generated
 from tests.helpers.server.image_server import EDITS, GENERATIONS, VARIATIONS, ImageServer
 

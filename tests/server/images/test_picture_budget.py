@@ -21,8 +21,12 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_there_is_room_or_one_waits_for_it() -> None:
-    budget = PictureBudget(100)
+@pytest.fixture
+def budget() -> PictureBudget:
+    return PictureBudget(100)
+
+
+async def test_there_is_room_or_one_waits_for_it(budget: PictureBudget) -> None:
     first = await budget.take("a", 50)
     second = waiting(budget, "b", 60)
     await settle()
@@ -41,8 +45,7 @@ async def test_what_never_fits_is_refused() -> None:
         await PictureBudget(100).take("a", 101)
 
 
-async def test_one_models_requests_leave_half_to_others() -> None:
-    budget = PictureBudget(100)
+async def test_one_models_requests_leave_half_to_others(budget: PictureBudget) -> None:
     held = [await budget.take("a", 25) for _ in range(2)]
     third = waiting(budget, "a", 25)
     await settle()
@@ -52,8 +55,9 @@ async def test_one_models_requests_leave_half_to_others() -> None:
     assert await asyncio.wait_for(third, 10)
 
 
-async def test_a_single_request_may_take_more_than_half_and_is_not_overtaken() -> None:
-    budget = PictureBudget(100)
+async def test_a_single_request_may_take_more_than_half_and_is_not_overtaken(
+    budget: PictureBudget,
+) -> None:
     held = await budget.take("a", 40)
     large = waiting(budget, "b", 90)
     await settle()
@@ -66,8 +70,7 @@ async def test_a_single_request_may_take_more_than_half_and_is_not_overtaken() -
     share.release()
 
 
-async def test_priority_then_arrival() -> None:
-    budget = PictureBudget(100)
+async def test_priority_then_arrival(budget: PictureBudget) -> None:
     held = await budget.take("a", 100)
     takings = [waiting(budget, "a", 100, priority) for priority in (1, 0, 1, -1)]
     order = []
@@ -81,8 +84,7 @@ async def test_priority_then_arrival() -> None:
     assert order == [3, 1, 0, 2]
 
 
-async def test_whoever_has_left_holds_nothing() -> None:
-    budget = PictureBudget(100)
+async def test_whoever_has_left_holds_nothing(budget: PictureBudget) -> None:
     held = await budget.take("a", 100)
     gone, other = waiting(budget, "a", 100), waiting(budget, "a", 60)
     await settle()
@@ -94,8 +96,9 @@ async def test_whoever_has_left_holds_nothing() -> None:
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-async def test_whoever_leaves_as_there_is_room_holds_nothing(is_first: bool) -> None:
-    budget = PictureBudget(100)
+async def test_whoever_leaves_as_there_is_room_holds_nothing(
+    budget: PictureBudget, is_first: bool
+) -> None:
     held = await budget.take("a", 100)
     gone = waiting(budget, "a", 100)
     await settle()
@@ -107,8 +110,7 @@ async def test_whoever_leaves_as_there_is_room_holds_nothing(is_first: bool) -> 
     assert gone.cancelled() and budget.num_taken == 0
 
 
-async def test_a_share_that_is_dropped_is_given_back() -> None:
-    budget = PictureBudget(100)
+async def test_a_share_that_is_dropped_is_given_back(budget: PictureBudget) -> None:
     await budget.take("a", 100)
     assert budget.num_taken == 0
 

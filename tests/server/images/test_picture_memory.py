@@ -16,14 +16,19 @@ from PIL import Image
 from engine.contract.draw import ImageTask
 from engine.errors import ModelNotReady
 from tests.helpers.server.caller import Caller
-from tests.helpers.server.chain_server import ChainServer
 from tests.helpers.server.fake_engine import Failure
-from tests.helpers.server.fake_image_engine import image_info
-from tests.helpers.server.fake_matting_engine import matting_info
-from tests.helpers.server.image_server import EDITS, ImageServer, data_url, saved
-from tests.helpers.server.matting_server import MATTE, MattingServer
-from tests.helpers.server.text_server import until
-from tests.helpers.server.upscaling_server import UPSCALE_PATH, UpscalingServer, upscaler_info
+from tests.helpers.server.fake_images import image_info, matting_info, upscaler_info
+from tests.helpers.server.fake_server import until
+from tests.helpers.server.image_server import (
+    EDITS,
+    MATTE,
+    ChainServer,
+    ImageServer,
+    MattingServer,
+    data_url,
+    saved,
+)
+from tests.helpers.server.upscaling_server import UPSCALE_PATH, UpscalingServer
 
 NUM_REQUESTS = 3
 SIDE = 384
@@ -86,15 +91,17 @@ def server_of(route: str) -> ImageServer:
 
 def submitted(server: ImageServer) -> list[Any]:
     """What the engine was given, which the fake one keeps; of a chain, in its last stage."""
-    names = ("image_requests", "matting_requests", "upscale_requests")
+    is_chain = isinstance(server, ChainServer)
+    requests: list[Any] = server.engine.requests
+    return server.engine.requests_for("matte") if is_chain else requests
+
+
+def hold(server: ImageServer) -> None:
+    """Have no request end; a chain's may reach its last stage."""
     if isinstance(server, ChainServer):
-        names = ("matting_requests",)
-    return [request for name in names for request in getattr(server.engine, name, [])]
-
-
-def forget_submitted(server: ImageServer) -> None:
-    for name in ("image_requests", "matting_requests", "upscale_requests"):
-        getattr(server.engine, name, []).clear()
+        server.engine.held = {"cutter"}
+    else:
+        server.engine.hold()
 
 
 async def answered(server: ImageServer, caller: Caller) -> None:
@@ -103,7 +110,7 @@ async def answered(server: ImageServer, caller: Caller) -> None:
 
 
 async def left(server: ImageServer, caller: Caller) -> None:
-    server.engine.hold()
+    hold(server)
     leaving = asyncio.Event()
     sending = asyncio.create_task(caller.send(leaving))
     await until(lambda: bool(submitted(server)))
@@ -113,7 +120,7 @@ async def left(server: ImageServer, caller: Caller) -> None:
 
 
 async def cancelled(server: ImageServer, caller: Caller) -> None:
-    server.engine.hold()
+    hold(server)
     sending = asyncio.create_task(caller.send(asyncio.Event()))
     await until(lambda: bool(submitted(server)))
     [one] = (await server.client.get("/v1/requests")).json()["data"]
@@ -131,7 +138,6 @@ async def failed(server: ImageServer, caller: Caller) -> None:
     sending = asyncio.create_task(caller.send(asyncio.Event()))
     await until(lambda: bool(submitted(server)))
     server.engine.kill_worker()
-    server.engine.real.abort(server.engine.upscale_requests[-1].request_id)
     await sending
     server.engine.release()
 
@@ -169,8 +175,8 @@ async def test_pictures_are_given_back(
 
     async def one() -> None:
         await ending(server, Caller(server.app, path, **fields(picture())))
-        forget_submitted(server)
-        await until(lambda: not getattr(server.engine, "open", None))
+        server.engine.requests.clear()
+        await until(lambda: not server.engine.live)
         logs.clear()
 
     await one()  # what is made once is there
@@ -181,6 +187,6 @@ async def test_pictures_are_given_back(
     await asyncio.sleep(0.01)
     after, _ = tracemalloc.get_traced_memory()
     assert after - before < PICTURE_BYTES, (after - before) / PICTURE_BYTES
-    assert server.app.state.tandem.admission.num_in_flight() == 0
-    pictures = server.app.state.tandem.pictures
+    assert server.state.admission.num_in_flight() == 0
+    pictures = server.state.pictures
     assert pictures.budget.num_taken == pictures.between.num_taken == 0

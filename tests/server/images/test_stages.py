@@ -13,14 +13,14 @@ from server.images.served import SERVED_IMAGES
 from server.settings import Settings
 from tests.helpers.diffusion.doubling import DOUBLE, DoublingSource
 from tests.helpers.diffusion.toy_family import picture, request
-from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.fake_images import image_info
+from tests.helpers.server.fake_server import error_of
 from tests.helpers.server.image_server import (
     EDITS,
     GENERATIONS,
     VARIATIONS,
     ImageServer,
     data_url,
-    error_of,
     png,
 )
 from tests.helpers.worker.in_process_client import InProcessEngineClient
@@ -64,11 +64,10 @@ async def test_it_cannot_be_asked_to_draw(path: str, tasks: tuple[ImageTask, ...
     body: dict[str, Any] = {"prompt": "x"}
     if path != GENERATIONS:
         body["image"] = data_url(png())
-    error = error_of(await server.client.post(path, json=body), 400)
+    error = error_of(await server.post(path, **body), 400)
     assert error["code"] == "unsupported_feature"
     assert "doubler cannot do " in error["message"]
-    assert not server.engine.image_requests
-    assert server.app.state.tandem.admission.num_in_flight() == 0
+    assert not server.engine.requests
 
 
 async def test_it_serves_behind_the_client_and_its_time_is_measured() -> None:

@@ -7,12 +7,12 @@ import pytest
 from engine.errors import InvalidParameter
 from server.images.store import ImageStore
 from tests.helpers.clock import Clock
+from tests.helpers.server.fake_server import answer_of, assert_refused, error_of
 from tests.helpers.server.image_server import (
     EDITS,
     GENERATIONS,
     ImageServer,
     data_url,
-    error_of,
     named_events,
     opened,
     png,
@@ -62,8 +62,9 @@ async def test_only_files_are_open() -> None:
 
 async def test_urls_carry_the_prefix_of_the_proxy() -> None:
     server = ImageServer(root_path="/llm")
-    body = {"prompt": "x", "response_format": "url"}
-    answer = (await server.client.post("/llm/v1/images/generations", json=body)).json()
+    answer = (
+        await server.post("/llm/v1/images/generations", prompt="x", response_format="url")
+    ).json()
     url = answer["data"][0]["url"]
     assert url.startswith("http://test/llm/v1/images/files/")
     assert (await server.client.get(url)).status_code == 200
@@ -73,9 +74,8 @@ BY_URL = {"prompt": "x", "response_format": "url"}
 
 
 async def url_of(server: ImageServer, headers: dict[str, str]) -> str:
-    response = await server.client.post(GENERATIONS, json=BY_URL, headers=headers)
-    assert response.status_code == 200, response.text
-    url: str = response.json()["data"][0]["url"]
+    answer = answer_of(await server.client.post(GENERATIONS, json=BY_URL, headers=headers))
+    url: str = answer["data"][0]["url"]
     return url
 
 
@@ -84,13 +84,13 @@ async def test_urls_have_no_strangers_name() -> None:
     own = ["localhost", "127.0.0.1:8000", "[::1]:9", "10.1.2.3:8000", socket.gethostname(), "test"]
     for name in own:
         assert (await url_of(server, {"Host": name})).startswith(f"http://{name}/v1/images/files/")
-    drawn = len(server.engine.image_requests)
+    drawn = len(server.engine.requests)
     routes = {GENERATIONS: BY_URL, EDITS: BY_URL | {"image": PICTURE}}
     for name in ("evil.example", "localhost.evil.example", "10.1.2.4", "a@localhost", "[::1", ""):
         for path, body in routes.items():
             error = error_of(await server.client.post(path, json=body, headers={"Host": name}))
             assert error["param"] == "response_format" and "--public-url" in error["message"], name
-    assert len(server.engine.image_requests) == drawn, "refused before it is drawn"
+    assert len(server.engine.requests) == drawn, "refused before it is drawn"
 
 
 async def test_a_trusted_proxy_says_the_name() -> None:
@@ -124,14 +124,12 @@ async def test_the_public_url_begins_all_urls() -> None:
             ImageServer(public_url=wrong)
 
 
-async def test_edits_by_url() -> None:
-    server = ImageServer()
+async def test_edits_by_url(server: ImageServer) -> None:
     answer = (await server.edit(response_format="url")).json()
     assert (await server.client.get(answer["data"][0]["url"])).status_code == 200
 
 
-async def test_a_stream_by_url_ends_each_image_with_its_link() -> None:
-    server = ImageServer()
+async def test_a_stream_by_url_ends_each_image_with_its_link(server: ImageServer) -> None:
     fields = {"response_format": "url", "stream": True, "partial_images": 1, "n": 2}
     events = named_events((await server.generate(**fields)).text)
     partials = [data for name, data in events if name.endswith("partial_image")]
@@ -148,22 +146,16 @@ async def test_a_stream_by_url_ends_each_image_with_its_link() -> None:
     assert events[-1][1]["url"] is None and opened(events[-1][1]["b64_json"])
 
 
-async def test_a_stream_that_cannot_be_kept_is_refused_before_it_is_drawn() -> None:
-    server = ImageServer(image_store_bytes=0)
-    error = error_of(await server.generate(stream=True, response_format="url"))
-    assert error["param"] == "response_format" and "stores no images" in error["message"]
-    assert server.engine.image_requests == []
-
-
-async def test_what_cannot_be_kept_is_refused_before_it_is_drawn() -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_cannot_be_kept_is_refused_before_it_is_drawn(stream: bool) -> None:
     for settings, words in (
         ({"image_store_bytes": 0}, "stores no images"),
         ({"image_store_bytes": 3 * 64 * 64 * 4 - 1}, "49152 bytes"),
     ):
         server = ImageServer(**settings)
-        error = error_of(await server.generate(n=3, response_format="url"))
-        assert error["param"] == "response_format" and words in error["message"]
-        assert server.engine.image_requests == []
+        response = await server.generate(n=3, response_format="url", stream=stream)
+        assert_refused(response, "response_format", words)
+        assert server.engine.requests == []
         answer = (await server.generate(n=3, response_format="b64_json")).json()
         assert opened(answer["data"][2]["b64_json"]).size == (64, 64)
 

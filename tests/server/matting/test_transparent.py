@@ -7,18 +7,14 @@ import numpy as np
 import pytest
 
 from tests.helpers.server.fake_engine import Failure
-from tests.helpers.server.fake_image_engine import image_info
-from tests.helpers.server.fake_matting_engine import matting_info
-from tests.helpers.server.image_server import error_of, named_events, opened
-from tests.helpers.server.matting_server import MattingServer
-from tests.helpers.server.text_server import until
+from tests.helpers.server.fake_images import image_info, matting_info
+from tests.helpers.server.fake_server import error_of, until
+from tests.helpers.server.image_server import MattingServer, named_events, opened
 
 
 @pytest.fixture
-async def server() -> Any:
-    server = MattingServer(image_info(), matting_info())
-    yield server
-    await server.client.aclose()
+async def server() -> MattingServer:
+    return MattingServer(image_info(), matting_info())
 
 
 async def test_the_background_is_taken_away(server: MattingServer) -> None:
@@ -29,7 +25,6 @@ async def test_the_background_is_taken_away(server: MattingServer) -> None:
         assert image.shape == (64, 64, 4)
         assert (image[:, :32, 3] == 0).all() and (image[:, 32:, 3] == 255).all()
     assert any("neither opaque" in text for text in body["warnings"])
-    assert server.app.state.tandem.admission.num_in_flight() == 0
 
 
 async def test_edits_too(server: MattingServer) -> None:
@@ -42,7 +37,7 @@ async def test_opaque_stays_opaque(server: MattingServer) -> None:
         body = (await server.generate(background=background)).json()
         assert body["background"] == "opaque"
         assert opened(body["data"][0]["b64_json"]).mode == "RGB"
-    assert not server.engine.matting_requests
+    assert not server.engine.requests_for("matte")
 
 
 async def test_a_streams_last_event_is_transparent(server: MattingServer) -> None:
@@ -61,9 +56,7 @@ async def test_without_a_model_nothing_is_drawn() -> None:
     server = MattingServer(image_info(), load_on_first_use=False)
     error = error_of(await server.generate(background="transparent"))
     assert "background removal" in error["message"]
-    assert not server.engine.image_requests
-    assert server.app.state.tandem.admission.num_in_flight() == 0
-    await server.client.aclose()
+    assert not server.engine.requests_for("draw")
 
 
 async def test_a_failure_is_the_requests(server: MattingServer) -> None:
@@ -74,7 +67,6 @@ async def test_a_failure_is_the_requests(server: MattingServer) -> None:
     draw = server.engine.draw
     server.engine.draw = fail
     error_of(await server.generate(background="transparent"), 500)
-    assert server.app.state.tandem.admission.num_in_flight() == 0
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -83,8 +75,7 @@ async def test_places_of_pictures_that_never_come_are_given_back(
 ) -> None:
     server.engine.failure = Failure(code="invalid_parameter", message="no such picture")
     await server.generate(background="transparent", n=3, stream=stream)
-    assert server.engine.image_requests and not server.engine.matting_requests
-    assert server.app.state.tandem.admission.num_in_flight() == 0
+    assert server.engine.requests_for("draw") and not server.engine.requests_for("matte")
 
 
 async def test_a_cancel_ends_the_matte_as_well(server: MattingServer) -> None:
@@ -95,10 +86,9 @@ async def test_a_cancel_ends_the_matte_as_well(server: MattingServer) -> None:
     draw = server.engine.draw
     server.engine.draw = draw_and_hold
     task = asyncio.create_task(server.generate(background="transparent"))
-    await until(lambda: bool(server.engine.open))
-    [matte] = server.engine.matting_requests
-    image_id = server.engine.last_image_request.request_id
+    await until(lambda: bool(server.engine.live))
+    [matte] = server.engine.requests_for("matte")
+    image_id = server.last.request_id
     await server.client.delete(f"/v1/images/{image_id}")
     assert (await task).status_code == 499
     assert matte.request_id in server.engine.aborted
-    assert server.app.state.tandem.admission.num_in_flight() == 0

@@ -5,7 +5,6 @@ import base64
 import io
 import json
 import random
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from PIL import Image, ImageOps
 from engine.contract.picture_facts import Crop
 from engine.pictures.crops import cut_crops
 from server.images.picture_processes import PictureProcesses
-from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.fake_images import image_info
+from tests.helpers.server.fake_server import answer_of, until
 from tests.helpers.server.hostile_files import frames, jpeg_of_scans, png_of_size, truncated
 from tests.helpers.server.image_server import ImageServer
 from tests.helpers.server.picture_server import (
@@ -30,14 +30,12 @@ from tests.helpers.server.picture_server import (
     noise,
     picture_server,
 )
-from tests.helpers.server.text_server import TextServer, until
+from tests.helpers.server.text_server import TextServer
 
 
 @pytest.fixture
-async def seeing(tmp_path: Path) -> AsyncIterator[TextServer]:
-    server = picture_server(tmp_path)
-    yield server
-    await server.aclose()
+async def seeing(tmp_path: Path) -> TextServer:
+    return picture_server(tmp_path)
 
 
 def refused(server: TextServer, answer: Any, said: str, status: int = 400) -> None:
@@ -45,8 +43,8 @@ def refused(server: TextServer, answer: Any, said: str, status: int = 400) -> No
     assert answer.status_code == status, answer.text
     assert said in json.dumps(answer.json(), ensure_ascii=False), answer.text
     assert not server.engine.live
-    assert server.app.state.tandem.admission.num_in_flight() == 0
-    assert server.app.state.tandem.pictures.budget.num_taken == 0
+    assert server.state.admission.num_in_flight() == 0
+    assert server.state.pictures.budget.num_taken == 0
 
 
 def shown(picture: Image.Image) -> list[bytes]:
@@ -96,7 +94,7 @@ async def test_every_dialect_shows_pictures(
         assert {part.length for part in request.states} == {FACTS.rows_per_crop}
         usage = answer.json().get("usage") or {"prompt": answer.json().get("prompt_eval_count")}
         assert len(expected) in usage.values(), name
-        assert seeing.app.state.tandem.pictures.budget.num_taken == 0
+        assert seeing.state.pictures.budget.num_taken == 0
     forbid_decoding(monkeypatch)
     for name, route in ROUTES.items():
         if route.counts is not None:
@@ -132,7 +130,6 @@ async def test_pictures_stay_in_their_places(tmp_path: Path, template: str) -> N
     )
     digests = [part.digest for part in server.last_request.states]
     assert digests[: len(digests) // 2] * 2 == digests
-    await server.aclose()
 
 
 async def test_a_tool_may_answer_with_a_picture(seeing: TextServer) -> None:
@@ -165,8 +162,7 @@ async def test_a_tool_may_answer_with_a_picture(seeing: TextServer) -> None:
         ]
     }
     for path, body in (("/v1/messages", anthropic), ("/v1/responses", responses)):
-        answer = await seeing.post(path, **body)
-        assert answer.status_code == 200, answer.text
+        answer_of(await seeing.post(path, **body))
         assert [part.content for part in seeing.last_request.states] == shown(picture)
 
 
@@ -324,7 +320,6 @@ async def test_bounds_hold_before_a_picture_is_decoded(
     answer = await server.chat(**chat([file]), prompt_logprobs=0)
     refused(server, answer, "prompt_logprobs cannot be combined")
     assert not server.engine.requests
-    await server.aclose()
 
 
 async def test_whoever_leaves_while_a_picture_is_decoded_leaves_nothing(
@@ -340,7 +335,7 @@ async def test_whoever_leaves_while_a_picture_is_decoded_leaves_nothing(
             ended.set()
 
     monkeypatch.setattr(PictureProcesses, "read", read)
-    state = seeing.app.state.tandem
+    state = seeing.state
     body = ROUTES["chat"].body([encoded(noise())])
     async with seeing.listening() as url, httpx.AsyncClient(base_url=url) as client:
         asked = client.post("/v1/chat/completions", json=body, timeout=60)
@@ -366,7 +361,7 @@ async def test_a_request_may_be_cancelled_while_a_picture_is_decoded(
         await asyncio.sleep(60)
 
     monkeypatch.setattr(PictureProcesses, "read", read)
-    state = seeing.app.state.tandem
+    state = seeing.state
     task = asyncio.create_task(seeing.chat(**ROUTES["chat"].body([encoded(noise())])))
     await asyncio.wait_for(begun.wait(), 20)
     [(_, run)] = state.live_requests.of(None)
@@ -381,14 +376,13 @@ async def test_pixels_are_not_kept(tmp_path: Path, logs: list[Any]) -> None:
     server.engine.hold()
     task = asyncio.create_task(server.chat(**ROUTES["chat"].body([file]), max_tokens=1))
     await until(lambda: bool(server.engine.requests))
-    [(_, run)] = server.app.state.tandem.live_requests.of(None)
+    [(_, run)] = server.state.live_requests.of(None)
     assert [one.request.states for one in run.runs] == [()]
-    assert server.app.state.tandem.pictures.budget.num_taken == 0
+    assert server.state.pictures.budget.num_taken == 0
     server.engine.release()
     assert (await task).status_code == 200
     assert file[:40] not in repr(logs)
     assert FACTS.marker in repr(logs)
-    await server.aclose()
 
 
 async def test_a_conversation_keeps_its_pictures(seeing: TextServer) -> None:
@@ -425,10 +419,10 @@ async def test_a_drawn_picture_is_shown_to_another_model(tmp_path: Path) -> None
     file = (await server.client.get(drawn["url"])).content
     for url in (drawn["url"], drawn["url"].removeprefix("http://test")):
         messages = [{"role": "user", "content": [_part({"url": url})]}]
-        body = {"model": "org/tiny", "messages": messages, "max_tokens": 1}
-        answer = await server.client.post("/v1/chat/completions", json=body)
-        assert answer.status_code == 200, answer.text
+        answer_of(
+            await server.post(
+                "/v1/chat/completions", model="org/tiny", messages=messages, max_tokens=1
+            )
+        )
         picture = Image.open(io.BytesIO(file))
         assert [part.content for part in server.engine.requests[-1].states] == shown(picture)
-    await server.app.state.tandem.texts.aclose()
-    await seeing.aclose()

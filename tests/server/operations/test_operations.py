@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from tests.helpers.server.embedding_server import EmbeddingServer, RerankerServer
-from tests.helpers.server.image_server import ImageServer, data_url, error_of, png
+from tests.helpers.server.fake_server import answer_of, error_of, until
+from tests.helpers.server.image_server import ImageServer, MattingServer, data_url, png
 from tests.helpers.server.listening import listening
-from tests.helpers.server.matting_server import MattingServer
-from tests.helpers.server.text_server import until
+from tests.helpers.server.text_server import MODEL, TextServer
 from tests.helpers.server.upscaling_server import UpscalingServer
 
 PICTURE = {"image": data_url(png())}
@@ -74,6 +74,14 @@ OPERATIONS = [
     image(UpscalingServer, "upscale", "upscale", "upscale", **PICTURE),
     image(MattingServer, "matting", "matte", "matte", **PICTURE),
 ]
+A1111 = Operation(
+    lambda folder, **settings: ImageServer(**settings),
+    "image",
+    "/sdapi/v1/txt2img",
+    "img",
+    1,
+    {"prompt": "x"},
+)
 KINDS = list({operation.kind: operation for operation in OPERATIONS}.values())
 """One operation of each kind."""
 
@@ -89,7 +97,7 @@ class Held:
         self.operation = operation
         self.server = operation.make(folder, **ONE_PLACE)
         self.client: httpx.AsyncClient = self.server.client
-        self.state = self.server.app.state.tandem
+        self.state = self.server.state
         self.submitted: list[str] = []
         submit = self.server.engine.submit
 
@@ -134,8 +142,6 @@ async def held(operation: Operation, tokenizer_folder: Path) -> AsyncIterator[He
     found = Held(operation, tokenizer_folder)
     yield found
     found.server.engine.release()
-    await found.state.texts.aclose()
-    await found.client.aclose()
 
 
 @each(OPERATIONS)
@@ -158,7 +164,7 @@ async def test_it_is_listed_and_cancelled(held: Held, operation: Operation) -> N
     assert await held.listed() == []
 
 
-@each(KINDS)
+@each([*KINDS, A1111])
 async def test_a_client_that_leaves_ends_it(held: Held) -> None:
     async with listening(held.server.app) as url, httpx.AsyncClient(timeout=60) as client:
         task = await held.ask(client, url)
@@ -218,3 +224,39 @@ async def test_it_is_cancelled_before_the_engine_has_it(
     await held.client.delete(f"/v1/requests/{found['id']}")
     assert error_of(await task, 499)["message"] == "the request was cancelled by its id"
     await held.check_cancelled()
+
+
+HELLO = [{"role": "user", "content": "hi"}]
+TEXTS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": HELLO, "n": 2},
+    "/v1/completions": {"prompt": [[5], [6], [7]], "max_tokens": 200},
+    "/v1/responses": {"input": "hi"},
+    "/v1/messages": {"messages": HELLO, "max_tokens": 200},
+    "/api/chat": {"messages": HELLO},
+}
+"""The routes that write texts, with a request each."""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", TEXTS)
+async def test_a_client_that_leaves_ends_its_texts_at_once(
+    tokenizer_folder: Path, path: str, stream: bool
+) -> None:
+    server = TextServer(tokenizer_folder)
+    server.say("a" * 200)
+    server.engine.delay_s = 0.01
+    state, engine = server.state, server.engine
+    async with server.listening() as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
+        task = asyncio.create_task(client.post(path, json=TEXTS[path] | {"stream": stream}))
+        await until(lambda: len(engine.live) == (3 if path == "/v1/completions" else 1))
+        assert len((await client.get("/v1/requests")).json()["data"]) == 1
+        await asyncio.sleep(0.03)
+        task.cancel()
+        await until(lambda: not engine.live, timeout_s=3)
+        assert {request.request_id for request in engine.requests} == set(engine.aborted)
+        await until(server.is_idle)
+        assert len(state.responses) == 0
+        labels = {"model_name": MODEL, "finished_reason": "abort"}
+        aborts = state.metrics.registry.get_sample_value("tandem_request_success_total", labels)
+        assert aborts == sum(request.sampling.n for request in engine.requests)
+        answer_of(await client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}))

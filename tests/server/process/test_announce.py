@@ -17,8 +17,8 @@ from server.process.announce import Announcer, _is_news, own_command, shell_line
 from server.process.listen import Listener
 from server.settings import Settings
 from server.text.served import SERVED_TEXT
-from tests.helpers.server.fake_engine import FakeEngineClient
-from tests.helpers.server.fake_image_engine import FakeImageEngine, image_info
+from tests.helpers.server.fake_engine import FakeEngine
+from tests.helpers.server.fake_images import image_info
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ async def announce(engine, listener, *phases, **settings):
 
 
 async def test_phases_and_progress_then_what_can_be_asked(listener):
-    engine = FakeEngineClient(ready=False)
+    engine = FakeEngine(ready=False)
     lines, told = await announce(
         engine,
         listener,
@@ -65,7 +65,7 @@ async def test_phases_and_progress_then_what_can_be_asked(listener):
 
 
 async def test_an_image_model_gets_a_line_of_its_own(listener):
-    lines, _ = await announce(FakeImageEngine(image_info("painter")), listener)
+    lines, _ = await announce(FakeEngine(image_info("painter")), listener)
     [line] = lines[-1]["try_with"]
     assert len(line) < 120
     assert shlex.split(line)[-4:-2] == ["draw", "a large red circle left of a small blue star"]
@@ -73,7 +73,7 @@ async def test_an_image_model_gets_a_line_of_its_own(listener):
 
 async def test_a_terminal_is_told_the_lines_and_the_page(listener):
     told = []
-    announcer = Announcer(Settings(), FakeEngineClient(), listener, told.append, Screen())
+    announcer = Announcer(Settings(), FakeEngine(), listener, told.append, Screen())
     await announcer.run()
     [text] = told
     assert text.startswith("\nReady. Try:\n")
@@ -84,14 +84,14 @@ async def test_a_terminal_is_told_the_lines_and_the_page(listener):
 async def test_a_terminal_is_told_to_set_the_key_that_its_lines_send(listener):
     told = []
     settings = Settings(api_keys=("zebra",))
-    await Announcer(settings, FakeEngineClient(), listener, told.append, Screen()).run()
+    await Announcer(settings, FakeEngine(), listener, told.append, Screen()).run()
     [text] = told
     assert text.startswith("\nReady. Set API_KEY to a key and try:\n")
     assert '--api-key "$API_KEY"' in text and "zebra" not in text
 
 
 async def test_a_failure_says_why_and_offers_nothing(listener):
-    engine = FakeEngineClient(ready=False)
+    engine = FakeEngine(ready=False)
     failure = Failure("corrupt_file", "the file is cut off", hint="at /a/b")
     failed = {"phase": Phase.FAILED, "failure": failure}
     lines, told = await announce(engine, listener, failed)
@@ -103,7 +103,7 @@ async def test_a_failure_says_why_and_offers_nothing(listener):
 
 async def test_models_that_come_and_go_meanwhile_are_not_waited_for(listener):
     """Who loads one hears of it, and one that is unloaded will not settle."""
-    engine = FakeEngineClient("fake", "leaves", ready=False)
+    engine = FakeEngine("fake", "leaves", ready=False)
     engine.may_change.clear()
     loading = engine.load(ModelSpec.create("new"))
 
@@ -142,7 +142,7 @@ class Screen:
 
 async def test_a_screen_is_shown_a_model_that_is_unloaded_and_nothing_has_failed(listener):
     """A server without models waits for one to be loaded; one whose models have failed ends."""
-    engine = FakeEngineClient(ready=False)
+    engine = FakeEngine(ready=False)
     screen = Screen()
     announcer = Announcer(Settings(), engine, listener, pytest.fail, screen)
     task = asyncio.create_task(announcer.run())
@@ -164,7 +164,7 @@ async def test_a_screen_is_shown_a_model_that_is_unloaded_and_nothing_has_failed
     ],
 )
 async def test_nothing_serves_once_every_model_has_failed(listener, phases, ends):
-    engine = FakeEngineClient("a", "b", ready=False)
+    engine = FakeEngine("a", "b", ready=False)
     for name, phase in zip("ab", phases, strict=True):
         engine.set_status(name, phase=phase, failure=Failure("corrupt_file", "it is cut off"))
     announcer = Announcer(Settings(), engine, listener, lambda line: None)
@@ -174,7 +174,7 @@ async def test_nothing_serves_once_every_model_has_failed(listener, phases, ends
 
 
 async def test_one_question_is_enough_for_models_of_a_kind(listener):
-    lines, _ = await announce(FakeEngineClient("a", "b"), listener)
+    lines, _ = await announce(FakeEngine("a", "b"), listener)
     assert len(lines[-1]["try_with"]) == 1
 
 
@@ -190,7 +190,7 @@ def test_what_is_worth_a_line_of_the_log():
 
 
 async def test_keys_are_asked_for_but_not_shown(listener):
-    lines, _ = await announce(FakeEngineClient(), listener, api_keys=("zebra",))
+    lines, _ = await announce(FakeEngine(), listener, api_keys=("zebra",))
     assert lines[-1]["try_with"][0].endswith(' --api-key "$API_KEY"')
     assert "zebra" not in repr(lines)
 
@@ -234,5 +234,5 @@ def test_unix_sockets_are_asked_with_curl(listener, tmp_path):
 
 async def test_and_the_log_says_where_they_are(listener, tmp_path):
     unix = Listener(listener.socket, "http://localhost", tmp_path / "a b.sock")
-    lines, _ = await announce(FakeEngineClient(), unix)
+    lines, _ = await announce(FakeEngine(), unix)
     assert lines[0]["url"] == str(tmp_path / "a b.sock")

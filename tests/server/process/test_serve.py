@@ -20,19 +20,19 @@ from server.app import create_app
 from server.process.listen import open_listener
 from server.process.serve import DrainingServer, uvicorn_config
 from server.settings import Settings
-from tests.helpers.server.fake_engine import FakeEngineClient
+from tests.helpers.server.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.e2e
 
 CHILD = """
 import asyncio, gc, sys
 sys.path.insert(0, {here!r})
-from tests.helpers.server.fake_engine import FakeEngineClient
+from tests.helpers.server.fake_engine import FakeEngine
 from tests.helpers.server.text_server import babble, text_info
 from server.process.serve import run
 from server.settings import load_settings
 
-class Engine(FakeEngineClient):
+class Engine(FakeEngine):
     async def stop(self, drain_timeout_s):
         await asyncio.sleep({stop_s})
         await super().stop(drain_timeout_s)
@@ -197,7 +197,7 @@ async def test_routes_are_built_before_the_first_request(monkeypatch):
     monkeypatch.setattr(uvicorn.Server, "startup", start)
     settings = Settings(port=0)
     with contextlib.closing(open_listener(settings)) as listener:
-        app = create_app(settings, FakeEngineClient())
+        app = create_app(settings, FakeEngine())
         server = DrainingServer(uvicorn_config(settings, app), app, listener)
         await server.startup()
         server._announcement.cancel()

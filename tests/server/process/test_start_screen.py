@@ -24,21 +24,21 @@ from server.process.listen import Listener
 from server.process.serve import DrainingServer, uvicorn_config
 from server.process.start_screen import StartScreen, Terminal
 from server.settings import Settings
-from tests.helpers.server.fake_engine import FakeEngineClient
+from tests.helpers.server.fake_engine import FakeEngine
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 CHILD = """
 import asyncio, os, sys
 sys.path.insert(0, {here!r})
-from tests.helpers.server.fake_engine import FakeEngineClient
+from tests.helpers.server.fake_engine import FakeEngine
 from engine.errors import Failure
 from engine.contract.status import Phase
 from server.process.serve import run
 from server.settings import load_settings
 import structlog
 
-class Slow(FakeEngineClient):
+class Slow(FakeEngine):
     async def start(self):
         await super().start()
         self.task = asyncio.create_task(self.go_on())
@@ -172,7 +172,7 @@ def test_an_interrupt_says_what_is_waited_for_and_how_not_to(
     num_requests: int, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = Settings()
-    app = create_app(settings, FakeEngineClient())
+    app = create_app(settings, FakeEngine())
     app.state.tandem.admission.num_requests = num_requests
     with socket.socket() as unused:
         listener = Listener(unused, "http://127.0.0.1:8000")

@@ -5,12 +5,14 @@ import json
 
 import openai
 import pytest
+from openai import AsyncOpenAI
 
 from tests.helpers.server.fake_engine import Failure
-from tests.helpers.server.text_server import MODEL, TextServer, until
+from tests.helpers.server.fake_server import until
+from tests.helpers.server.text_server import MODEL, TextServer
 
 
-async def test_a_text_is_answered(server: TextServer, client: openai.AsyncOpenAI) -> None:
+async def test_a_text_is_answered(server: TextServer, client: AsyncOpenAI) -> None:
     server.say("the quick brown fox")
     response = await client.responses.create(
         model=MODEL,
@@ -26,9 +28,7 @@ async def test_a_text_is_answered(server: TextServer, client: openai.AsyncOpenAI
     assert response.usage is not None
     assert response.usage.input_tokens == num_input
     assert response.usage.total_tokens == num_input + response.usage.output_tokens
-    prompt = server.tokenizer.decode(
-        server.last_request.prompt_token_ids, skip_special_tokens=False
-    )
+    prompt = server.last_prompt
     assert prompt == (
         "<|s|>system\nYou are a coding assistant that talks like a pirate.<|e|>\n"
         "<|s|>user\nHow do I check if a Python object is an instance of a class?<|e|>\n"
@@ -36,7 +36,7 @@ async def test_a_text_is_answered(server: TextServer, client: openai.AsyncOpenAI
     )
 
 
-async def test_events_of_a_stream(server: TextServer, client: openai.AsyncOpenAI) -> None:
+async def test_events_of_a_stream(server: TextServer, client: AsyncOpenAI) -> None:
     server.say("the fox")
     stream = await client.responses.create(model=MODEL, input="Say it.", stream=True)
     events = [event async for event in stream]
@@ -64,7 +64,7 @@ async def test_events_of_a_stream(server: TextServer, client: openai.AsyncOpenAI
     assert stored == completed.response
 
 
-async def test_the_clients_stream_helper(server: TextServer, client: openai.AsyncOpenAI) -> None:
+async def test_the_clients_stream_helper(server: TextServer, client: AsyncOpenAI) -> None:
     server.say("wizards make toxic brew")
     async with client.responses.stream(model=MODEL, input="Go on.") as stream:
         texts = [e.delta async for e in stream if e.type == "response.output_text.delta"]
@@ -72,7 +72,7 @@ async def test_the_clients_stream_helper(server: TextServer, client: openai.Asyn
     assert "".join(texts) == final.output_text == "wizards make toxic brew"
 
 
-async def test_a_conversation_goes_on(server: TextServer, client: openai.AsyncOpenAI) -> None:
+async def test_a_conversation_goes_on(server: TextServer, client: AsyncOpenAI) -> None:
     server.say("dog")
     first = await client.responses.create(
         model=MODEL, instructions="quick", input="the fox jumps over the lazy"
@@ -84,9 +84,7 @@ async def test_a_conversation_goes_on(server: TextServer, client: openai.AsyncOp
     )
     assert second.previous_response_id == first.id
     third = await client.responses.create(model=MODEL, previous_response_id=second.id, input="ok")
-    prompt = server.tokenizer.decode(
-        server.last_request.prompt_token_ids, skip_special_tokens=False
-    )
+    prompt = server.last_prompt
     turns = ["user\nthe fox jumps over the lazy", "assistant\ndog", "user\nAre you sure?"]
     turns += ["assistant\ndog", "user\nok"]
     assert prompt == "".join(f"<|s|>{t}<|e|>\n" for t in turns) + "<|s|>assistant\n"
@@ -98,9 +96,7 @@ async def test_a_conversation_goes_on(server: TextServer, client: openai.AsyncOp
     assert [item.id for item in newest] == [item.id for item in reversed(listed)]
 
 
-async def test_responses_are_read_and_deleted(
-    server: TextServer, client: openai.AsyncOpenAI
-) -> None:
+async def test_responses_are_read_and_deleted(server: TextServer, client: AsyncOpenAI) -> None:
     response = await client.responses.create(
         model=MODEL, input="x", metadata={"topic": "demo"}, max_output_tokens=3
     )
@@ -116,7 +112,7 @@ async def test_responses_are_read_and_deleted(
         await client.responses.delete(response.id)
 
 
-async def test_what_is_not_stored_is_not_found(client: openai.AsyncOpenAI) -> None:
+async def test_what_is_not_stored_is_not_found(client: AsyncOpenAI) -> None:
     response = await client.responses.create(
         model=MODEL, input="x", store=False, max_output_tokens=3
     )
@@ -126,7 +122,7 @@ async def test_what_is_not_stored_is_not_found(client: openai.AsyncOpenAI) -> No
 
 
 async def test_a_response_that_reaches_its_limit_is_incomplete(
-    client: openai.AsyncOpenAI,
+    client: AsyncOpenAI,
 ) -> None:
     response = await client.responses.create(model=MODEL, input="x", max_output_tokens=3)
     assert response.status == "incomplete" and response.incomplete_details is not None
@@ -138,9 +134,7 @@ async def test_a_response_that_reaches_its_limit_is_incomplete(
     assert events[-1].type == "response.incomplete"
 
 
-async def test_background_responses_are_polled(
-    server: TextServer, client: openai.AsyncOpenAI
-) -> None:
+async def test_background_responses_are_polled(server: TextServer, client: AsyncOpenAI) -> None:
     server.say("done")
     server.engine.hold()
     response = await client.responses.create(
@@ -159,23 +153,18 @@ async def test_background_responses_are_polled(
     assert (await client.responses.cancel(response.id)).status == "completed"
 
 
-async def test_background_responses_are_cancelled(
-    server: TextServer, client: openai.AsyncOpenAI
-) -> None:
+async def test_background_responses_are_cancelled(server: TextServer, client: AsyncOpenAI) -> None:
     server.engine.hold()
     response = await client.responses.create(model=MODEL, input="A novel.", background=True)
-    assert server.app.state.tandem.admission.num_in_flight() == 1
+    assert server.state.admission.num_in_flight() == 1
     cancelled = await client.responses.cancel(response.id)
     assert cancelled.status == "cancelled"
     assert (await client.responses.retrieve(response.id)).status == "cancelled"
     assert (await client.responses.cancel(response.id)).status == "cancelled"
     assert len(server.engine.aborted) == 1 and not server.engine.live
-    assert server.app.state.tandem.admission.num_in_flight() == 0
 
 
-async def test_a_background_response_is_deleted(
-    server: TextServer, client: openai.AsyncOpenAI
-) -> None:
+async def test_a_background_response_is_deleted(server: TextServer, client: AsyncOpenAI) -> None:
     server.engine.hold()
     response = await client.responses.create(model=MODEL, input="A novel.", background=True)
     await client.responses.delete(response.id)
@@ -184,24 +173,23 @@ async def test_a_background_response_is_deleted(
         await client.responses.retrieve(response.id)
 
 
-async def test_a_background_response_fails(server: TextServer, client: openai.AsyncOpenAI) -> None:
+async def test_a_background_response_fails(server: TextServer, client: AsyncOpenAI) -> None:
     server.engine.hold()
     response = await client.responses.create(model=MODEL, input="A novel.", background=True)
     server.engine.die()
-    await until(lambda: not server.app.state.tandem.background_responses._live)
+    await until(lambda: not server.state.background_responses._live)
     failed = await client.responses.retrieve(response.id)
     assert failed.status == "failed" and failed.error is not None
     assert failed.error.code == "server_error" and "ended" in failed.error.message
-    assert server.app.state.tandem.admission.num_in_flight() == 0
 
 
-async def test_only_background_responses_are_cancelled(client: openai.AsyncOpenAI) -> None:
+async def test_only_background_responses_are_cancelled(client: AsyncOpenAI) -> None:
     response = await client.responses.create(model=MODEL, input="x", max_output_tokens=2)
     with pytest.raises(openai.BadRequestError, match="background"):
         await client.responses.cancel(response.id)
 
 
-async def test_log_probabilities(server: TextServer, client: openai.AsyncOpenAI) -> None:
+async def test_log_probabilities(server: TextServer, client: AsyncOpenAI) -> None:
     server.say("the fox")
     arguments = {"model": MODEL, "input": "x", "include": ["message.output_text.logprobs"]}
     response = await client.responses.create(**arguments, top_logprobs=2)
@@ -216,7 +204,7 @@ async def test_log_probabilities(server: TextServer, client: openai.AsyncOpenAI)
 
 
 async def test_history_with_calls_reaches_the_template(
-    server: TextServer, client: openai.AsyncOpenAI
+    server: TextServer, client: AsyncOpenAI
 ) -> None:
     await client.responses.create(
         model=MODEL,
@@ -234,13 +222,11 @@ async def test_history_with_calls_reaches_the_template(
             {"type": "function_call_output", "call_id": "call_1", "output": "sunny"},
         ],
     )
-    prompt = server.tokenizer.decode(
-        server.last_request.prompt_token_ids, skip_special_tokens=False
-    )
+    prompt = server.last_prompt
     assert "assistant\nRome<|e|>" in prompt and "<|s|>tool\nsunny<|e|>" in prompt
 
 
-async def test_a_failure_within_a_stream(server: TextServer, client: openai.AsyncOpenAI) -> None:
+async def test_a_failure_within_a_stream(server: TextServer, client: AsyncOpenAI) -> None:
     server.say("the quick brown fox")
     server.engine.failure = Failure(after=2)
     stream = await client.responses.create(model=MODEL, input="x", stream=True)

@@ -29,14 +29,14 @@ async def test_what_is_not_here_says_what_to_use(server: TextServer, path: str) 
 
 async def test_a_served_model_is_there_when_it_is_pulled(server: TextServer) -> None:
     for name in (MODEL, f"{MODEL}:latest"):
-        pulled = await server.client.post("/api/pull", json={"model": name})
+        pulled = await server.post("/api/pull", model=name)
         assert pulled.headers["content-type"] == "application/x-ndjson"
         assert [json.loads(line) for line in pulled.text.splitlines()] == [{"status": "success"}]
-        pulled = await server.client.post("/api/pull", json={"name": name, "stream": False})
+        pulled = await server.post("/api/pull", name=name, stream=False)
         assert pulled.json() == {"status": "success"}
-    refused = await server.client.post("/api/pull", json={"model": "nobody"})
+    refused = await server.post("/api/pull", model="nobody")
     assert (refused.status_code, refused.json().keys()) == (404, {"error"})
-    assert (await server.client.post("/api/pull", json={})).status_code == 400
+    assert (await server.post("/api/pull")).status_code == 400
 
 
 async def test_a_model_in_sglangs_words(server: TextServer) -> None:

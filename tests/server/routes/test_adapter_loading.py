@@ -1,7 +1,7 @@
 """`POST /v1/load_lora_adapter` and `/v1/unload_lora_adapter`, over a scripted engine."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import pytest
 from engine.errors import CorruptFile, EngineError, InsufficientMemory, TooManyAdapters
 from server.models import library
 from tests.helpers.server.embedding_server import EmbeddingServer
-from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.fake_images import image_info
+from tests.helpers.server.fake_server import answer_of, error_of, until
 from tests.helpers.server.image_server import ImageServer
-from tests.helpers.server.text_server import MODEL, TextServer, text_info, until
+from tests.helpers.server.text_server import MODEL, TextServer, text_info
 
 Start = Callable[..., TextServer]
 
@@ -29,19 +30,18 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def start(tokenizer_folder: Path, folder: Path) -> AsyncIterator[Start]:
-    servers = []
-
+def start(tokenizer_folder: Path, folder: Path) -> Start:
     def start(*models: str, **settings: Any) -> TextServer:
         given = {"loras_dir": folder, "enable_runtime_loading": True}
         infos = [text_info(tokenizer_folder, model) for model in models or (MODEL,)]
-        server = TextServer(tokenizer_folder, *infos, **{**given, **settings})
-        servers.append(server)
-        return server
+        return TextServer(tokenizer_folder, *infos, **{**given, **settings})
 
-    yield start
-    for server in servers:
-        await server.aclose()
+    return start
+
+
+@pytest.fixture
+async def server(start: Start) -> TextServer:
+    return start()
 
 
 async def load(server: TextServer, name: str = "poet", **fields: Any) -> httpx.Response:
@@ -56,19 +56,10 @@ async def served(server: TextServer) -> list[str]:
     return [card["id"] for card in (await server.client.get("/v1/models")).json()["data"]]
 
 
-def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    error: dict[str, Any] = response.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    return error
-
-
-async def test_an_adapter_is_loaded_asked_and_unloaded(start: Start) -> None:
-    server = start()
+async def test_an_adapter_is_loaded_asked_and_unloaded(server: TextServer) -> None:
     error_of(await server.chat(model="poet"), 404)
-    response = await load(server)
-    assert response.status_code == 200, response.text
-    assert response.json() == {
+    answer = answer_of(await load(server))
+    assert answer == {
         "object": "lora_adapter",
         "lora_name": "poet",
         "model": MODEL,
@@ -90,11 +81,9 @@ async def test_an_adapter_is_loaded_asked_and_unloaded(start: Start) -> None:
 
 
 @pytest.mark.parametrize("by_folder", [False, True])
-async def test_what_vllms_clients_send(start: Start, folder: Path, by_folder: bool) -> None:
-    server = start()
+async def test_what_vllms_clients_send(server: TextServer, folder: Path, by_folder: bool) -> None:
     path = f"{folder / 'poet'}/" if by_folder else "poet"
-    response = await load(server, "rhymes", lora_path=path, load_inplace=False)
-    assert response.status_code == 200
+    answer_of(await load(server, "rhymes", lora_path=path, load_inplace=False))
     [order] = server.engine.adapter_orders
     assert (order.name, order.folder, order.replaces) == ("rhymes", str(folder / "poet"), False)
     assert (await load(server, "rhymes", lora_path="judge", load_inplace=True)).status_code == 200
@@ -141,8 +130,9 @@ async def test_a_hub_id_is_fetched_before_it_is_loaded(
         (TooManyAdapters("the model has 16 adapters and max_loras is 16"), 409),
     ],
 )
-async def test_a_load_that_fails_says_why(start: Start, error: EngineError, status: int) -> None:
-    server = start()
+async def test_a_load_that_fails_says_why(
+    server: TextServer, error: EngineError, status: int
+) -> None:
     server.engine.load_error = error
     answer = error_of(await load(server), status)
     assert (answer["message"], answer["code"]) == (error.message, error.code)
@@ -168,24 +158,21 @@ async def test_a_load_that_fails_says_why(start: Start, error: EngineError, stat
     ],
 )
 async def test_what_cannot_be_loaded_is_refused_at_once(
-    start: Start, fields: dict[str, Any], status: int, param: str
+    server: TextServer, fields: dict[str, Any], status: int, param: str
 ) -> None:
-    server = start()
     error = error_of(await server.post("/v1/load_lora_adapter", **fields), status)
     assert error["param"] == param
     assert not server.engine.adapter_orders
 
 
-async def test_a_name_that_is_taken(start: Start) -> None:
-    server = start()
+async def test_a_name_that_is_taken(server: TextServer) -> None:
     assert (await load(server)).status_code == 200
     for name in ("poet", MODEL):
         error = error_of(await load(server, name, lora_path="judge"), 409)
         assert error["code"] == "model_conflict"
 
 
-async def test_what_cannot_be_unloaded(start: Start) -> None:
-    server = start()
+async def test_what_cannot_be_unloaded(server: TextServer) -> None:
     assert (await load(server)).status_code == 200
     assert error_of(await unload(server, "nobody"), 404)["code"] == "model_not_found"
     assert error_of(await unload(server, MODEL), 404)["code"] == "adapter_not_found"
@@ -194,8 +181,7 @@ async def test_what_cannot_be_unloaded(start: Start) -> None:
     assert (await unload(server, model=MODEL)).status_code == 200
 
 
-async def test_its_requests_may_finish_and_new_ones_are_refused(start: Start) -> None:
-    server = start()
+async def test_its_requests_may_finish_and_new_ones_are_refused(server: TextServer) -> None:
     await load(server)
     server.engine.hold()
     asking = asyncio.create_task(server.chat(model="poet", max_tokens=4))
@@ -210,8 +196,7 @@ async def test_its_requests_may_finish_and_new_ones_are_refused(start: Start) ->
     assert (await unloading).status_code == 200
 
 
-async def test_a_client_that_leaves_does_not_end_the_load(start: Start) -> None:
-    server = start()
+async def test_a_client_that_leaves_does_not_end_the_load(server: TextServer) -> None:
     server.engine.may_change.clear()
     loading = asyncio.create_task(load(server))
     await until(lambda: bool(server.engine.adapter_orders))
@@ -232,10 +217,10 @@ async def test_of_several_models_one_is_named(start: Start) -> None:
 async def test_an_image_model_has_those_that_name_it() -> None:
     server = ImageServer(image_info("painter"), loadable_loras=["*"], enable_runtime_loading=True)
     body = {"lora_name": "style", "lora_path": "/x.safetensors"}
-    error = error_of(await server.client.post("/v1/load_lora_adapter", json=body), 400)
+    error = error_of(await server.post("/v1/load_lora_adapter", **body), 400)
     assert "no text model is served here" in error["message"]
     body["model"] = "painter"
-    response = await server.client.post("/v1/load_lora_adapter", json=body)
+    response = await server.post("/v1/load_lora_adapter", **body)
     assert (response.status_code, response.json()["model"]) == (200, "painter")
     [order] = server.engine.adapter_orders
     assert (order.name, order.folder) == ("style", "/x.safetensors")
@@ -246,18 +231,20 @@ async def test_an_image_model_has_those_that_name_it() -> None:
     ]
     assert (await server.generate(loras=[{"name": "style"}])).status_code == 200
     body = {"lora_name": "style"}
-    assert (await server.client.post("/v1/unload_lora_adapter", json=body)).status_code == 200
+    assert (await server.post("/v1/unload_lora_adapter", **body)).status_code == 200
     error = error_of(await server.generate(loras=[{"name": "style"}]), 404)
     assert error["param"] == "loras"
-    await server.client.aclose()
 
 
 async def test_other_kinds_of_models_take_none(tokenizer_folder: Path) -> None:
     server = EmbeddingServer(tokenizer_folder, enable_runtime_loading=True, loadable_loras=["*"])
-    body = {"lora_name": "poet", "lora_path": "/x", "model": "embedder"}
-    error = error_of(await server.client.post("/v1/load_lora_adapter", json=body), 400)
+    error = error_of(
+        await server.post(
+            "/v1/load_lora_adapter", lora_name="poet", lora_path="/x", model="embedder"
+        ),
+        400,
+    )
     assert "takes no LoRA adapters" in error["message"]
-    await server.client.aclose()
 
 
 async def test_files_and_folders_of_image_adapters_are_found(start: Start, folder: Path) -> None:

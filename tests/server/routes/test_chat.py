@@ -9,18 +9,19 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from openai import AsyncOpenAI
 
 from engine.contract.status import Phase
 from engine.errors import EngineDead, ModelNotReady
 from server.protocol.common import MAX_PARTS
 from tests.helpers.server.fake_engine import Failure
+from tests.helpers.server.fake_server import answer_of, error_of, until
 from tests.helpers.server.text_server import (
     MODEL,
     TextServer,
     encoding_threads,
     events_of,
     text_info,
-    until,
     write_tokenizer,
 )
 
@@ -35,13 +36,6 @@ def texts_of(events: list[Any]) -> dict[int, str]:
             content = choice["delta"].get("content") or ""
             texts[choice["index"]] = texts.get(choice["index"], "") + content
     return texts
-
-
-def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    error: dict[str, Any] = response.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    return error
 
 
 async def test_whole_answer(server: TextServer) -> None:
@@ -93,11 +87,8 @@ async def test_whole_answer(server: TextServer) -> None:
 
 async def test_the_prompt_is_the_template_applied(server: TextServer) -> None:
     async def prompt(**fields: Any) -> str:
-        response = await server.chat(**fields)
-        assert response.status_code == 200, response.text
-        ids = server.last_request.prompt_token_ids
-        text: str = server.tokenizer.decode(ids, skip_special_tokens=False)
-        return text
+        answer_of(await server.chat(**fields))
+        return server.last_prompt
 
     messages = [{"role": "developer", "content": "d"}, {"role": "user", "content": "u"}]
     both = "<|s|>system\nd<|e|>\n<|s|>user\nu<|e|>\n"
@@ -283,7 +274,6 @@ async def test_the_model_may_be_left_out_if_there_is_one(
     assert (await two.chat(model="b", max_tokens=1)).json()["model"] == "b"
     assert two.last_request.model == "b"
     assert "a, b" in error_of(await two.chat(), 400)["message"]
-    await two.aclose()
 
 
 @pytest.mark.parametrize(
@@ -310,7 +300,6 @@ async def test_bad_requests_get_a_400_before_the_first_byte(
     assert error["param"] == param
     assert code in (None, error["code"])
     assert not server.engine.requests
-    assert server.app.state.tandem.admission.num_in_flight() == 0
 
 
 async def test_the_engine_hears_what_the_text_must_look_like(server: TextServer) -> None:
@@ -328,7 +317,6 @@ async def test_a_model_without_chat_template_says_what_to_use(tmp_path: Path) ->
     server = TextServer(write_tokenizer(tmp_path, chat_template=None))
     assert "/v1/completions" in error_of(await server.chat(), 400)["message"]
     assert (await server.complete(max_tokens=1)).status_code == 200
-    await server.aclose()
 
 
 async def test_a_model_without_tokenizer_is_a_503_not_a_crash(tmp_path: Path) -> None:
@@ -338,7 +326,6 @@ async def test_a_model_without_tokenizer_is_a_503_not_a_crash(tmp_path: Path) ->
     assert str(tmp_path) not in error["message"]
     write_tokenizer(tmp_path)
     assert (await server.chat(max_tokens=1)).status_code == 200
-    await server.aclose()
 
 
 async def test_a_full_queue_is_a_429(tokenizer_folder: Path) -> None:
@@ -356,7 +343,6 @@ async def test_a_full_queue_is_a_429(tokenizer_folder: Path) -> None:
     server.engine.release()
     assert [r.status_code for r in await asyncio.gather(*waiting)] == [200, 200]
     assert (await server.chat(max_tokens=1)).status_code == 200
-    await server.aclose()
 
 
 async def test_loading_draining_and_refusing_engines_are_503s(server: TextServer) -> None:
@@ -370,8 +356,8 @@ async def test_loading_draining_and_refusing_engines_are_503s(server: TextServer
     server.engine.submit_error = ModelNotReady("it went away just now")
     assert error_of(await server.chat(stream=True), 503)["code"] == "model_not_ready"
     server.engine.submit_error = None
-    assert server.app.state.tandem.admission.num_in_flight() == 0
-    server.app.state.tandem.lifecycle.begin_drain()
+    assert server.state.admission.num_in_flight() == 0
+    server.state.lifecycle.begin_drain()
     assert error_of(await server.chat(), 503)["code"] == "draining"
 
 
@@ -390,7 +376,7 @@ async def test_a_form_that_the_engine_refuses_is_a_400(server: TextServer, strea
     asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"uniqueItems": True}}}
     error = error_of(await server.chat(stream=stream, response_format=asked), 400)
     assert (error["param"], error["message"]) == ("response_format", message)
-    assert server.app.state.tandem.admission.num_in_flight() == 0
+    assert server.state.admission.num_in_flight() == 0
     server.engine.failure = None
     answer = await server.chat(stream=stream, response_format=asked, max_tokens=3)
     assert answer.status_code == 200
@@ -406,7 +392,6 @@ async def test_a_failure_after_the_first_byte_is_an_event(server: TextServer) ->
     assert "secret" not in json.dumps(error)
     assert error_of(await server.chat(), 500)["code"] == "invariant_violation"
     await until(lambda: not server.engine.live)
-    assert server.app.state.tandem.admission.num_in_flight() == 0
 
 
 async def test_the_engines_death_ends_every_request(server: TextServer) -> None:
@@ -430,25 +415,6 @@ async def test_the_engines_death_ends_every_request(server: TextServer) -> None:
     assert error_of(await server.chat(), 503)["code"] == "model_not_ready"
     server.engine.revive()
     assert (await server.chat(max_tokens=1)).status_code == 200
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_leaving_aborts_the_request_at_once(server: TextServer, stream: bool) -> None:
-    server.say("a" * 200)
-    server.engine.delay_s = 0.01
-    async with server.listening() as url, httpx.AsyncClient(base_url=url) as client:
-        body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 200, "n": 2}
-        task = asyncio.create_task(client.post(PATH, json=body | {"stream": stream}))
-        await until(lambda: bool(server.engine.live))
-        await asyncio.sleep(0.05)
-        task.cancel()
-        await until(lambda: not server.engine.live, timeout_s=3)
-        assert server.engine.aborted == [server.last_request.request_id]
-        await until(lambda: server.app.state.tandem.admission.num_in_flight() == 0)
-        assert (await client.post(PATH, json=body | {"max_tokens": 1})).status_code == 200
-        metrics = (await client.get("/metrics")).text.splitlines()
-        [aborts] = [m for m in metrics if "request_success_total" in m and '"abort"' in m]
-        assert aborts.endswith(" 2.0")
 
 
 async def test_a_hundred_clients_leave_at_once(server: TextServer) -> None:
@@ -500,45 +466,40 @@ async def test_long_conversations_are_refused_before_they_are_tokenised(
     assert outside == [False]
 
 
-async def test_the_official_client(server: TextServer) -> None:
+async def test_the_official_client(server: TextServer, client: AsyncOpenAI) -> None:
     server.say("Hello there")
-    async with server.listening() as url:
-        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        async with client:
-            messages: Any = [{"role": "user", "content": "hi"}]
-            answer = await client.chat.completions.create(
-                model=MODEL, messages=messages, logprobs=True, top_logprobs=1, n=2, stop=["z"]
-            )
-            assert [c.message.content for c in answer.choices] == ["Hello there"] * 2
-            assert answer.choices[0].logprobs is not None
-            stream = await client.chat.completions.create(
-                model=MODEL,
-                messages=messages,
-                stream=True,
-                stream_options={"include_usage": True},
-            )
-            chunks = [chunk async for chunk in stream]
-            text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
-            assert text == "Hello there"
-            assert chunks[-1].usage == answer.usage.model_copy(  # type: ignore[union-attr]
-                update={
-                    "completion_tokens": answer.usage.completion_tokens // 2,  # type: ignore[union-attr]
-                    "total_tokens": chunks[-1].usage.total_tokens,  # type: ignore[union-attr]
-                }
-            )
-            with pytest.raises(openai.NotFoundError, match="not served"):
-                await client.chat.completions.create(model="nope", messages=messages)
-            with pytest.raises(openai.BadRequestError) as caught:
-                await client.chat.completions.create(
-                    model=MODEL, messages=messages, max_tokens=10**6
-                )
-            assert caught.value.code == "context_length_exceeded"
-            server.engine.failure = Failure(after=2)
-            with pytest.raises(openai.APIError, match="blocks"):
-                async for _ in await client.chat.completions.create(
-                    model=MODEL, messages=messages, stream=True
-                ):
-                    pass
+    messages: Any = [{"role": "user", "content": "hi"}]
+    answer = await client.chat.completions.create(
+        model=MODEL, messages=messages, logprobs=True, top_logprobs=1, n=2, stop=["z"]
+    )
+    assert [c.message.content for c in answer.choices] == ["Hello there"] * 2
+    assert answer.choices[0].logprobs is not None
+    stream = await client.chat.completions.create(
+        model=MODEL,
+        messages=messages,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = [chunk async for chunk in stream]
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == "Hello there"
+    assert chunks[-1].usage == answer.usage.model_copy(  # type: ignore[union-attr]
+        update={
+            "completion_tokens": answer.usage.completion_tokens // 2,  # type: ignore[union-attr]
+            "total_tokens": chunks[-1].usage.total_tokens,  # type: ignore[union-attr]
+        }
+    )
+    with pytest.raises(openai.NotFoundError, match="not served"):
+        await client.chat.completions.create(model="nope", messages=messages)
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.chat.completions.create(model=MODEL, messages=messages, max_tokens=10**6)
+    assert caught.value.code == "context_length_exceeded"
+    server.engine.failure = Failure(after=2)
+    with pytest.raises(openai.APIError, match="blocks"):
+        async for _ in await client.chat.completions.create(
+            model=MODEL, messages=messages, stream=True
+        ):
+            pass
 
 
 @pytest.mark.parametrize(
@@ -619,7 +580,6 @@ async def test_logs_hold_no_prompts_unless_asked(tokenizer_folder: Path, logs: l
             assert ("the answer" in str(line)) == wanted
             assert line["num_generation_tokens"] == len(server.encode("the answer")) + 1
             assert line["model"] == MODEL
-        await server.aclose()
 
 
 async def test_faults_of_ours_are_logged_once(server: TextServer, logs: list[Any]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from server.protocol.tools import MAX_TOOLS_BYTES
+from tests.helpers.server.fake_server import answer_of, error_of
 from tests.helpers.server.text_server import (
     MODEL,
     TextServer,
@@ -52,31 +52,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def server(folder: Path) -> AsyncIterator[TextServer]:
-    info = text_info(folder, max_model_len=2048)
-    server = TextServer(folder, info)
-    yield server
-    await server.aclose()
-
-
-def prompt_of(server: TextServer) -> str:
-    ids = server.last_request.prompt_token_ids
-    text: str = server.tokenizer.decode(ids, skip_special_tokens=False)
-    return text
+async def server(folder: Path) -> TextServer:
+    return TextServer(folder, text_info(folder, max_model_len=2048))
 
 
 async def message_of(server: TextServer, **fields: Any) -> tuple[dict[str, Any], str]:
-    response = await server.chat(**fields)
-    assert response.status_code == 200, response.text
-    [choice] = response.json()["choices"]
+    answer = answer_of(await server.chat(**fields))
+    [choice] = answer["choices"]
     return choice["message"], choice["finish_reason"]
 
 
 async def refusal_of(server: TextServer, **fields: Any) -> dict[str, Any]:
-    response = await server.chat(**fields)
-    assert response.status_code == 400, response.text
-    error: dict[str, Any] = response.json()["error"]
-    return error
+    return error_of(await server.chat(**fields))
 
 
 async def test_a_whole_answer_with_calls(server: TextServer) -> None:
@@ -228,12 +215,16 @@ async def test_the_template_gets_tools_and_the_conversation(server: TextServer) 
     ]
     message, reason = await message_of(server, messages=messages, tools=[WEATHER])
     assert (message["content"], message["tool_calls"], reason) == ("It is warm.", None, "stop")
-    assert prompt_of(server) == (
-        json.dumps(WEATHER["function"]["parameters"])  # type: ignore[index]
-        + "<tool_call><|s|>user\nhi<|e|>\n"
-        + '<|s|>assistant\n<tool_call>{"arguments": {}, "name": "now"}</tool_call><|e|>\n'
-        + "<|s|>tool\nnoon<|e|>\n<|s|>assistant\n"
-    ) or '"name": "now", "arguments": {}' in prompt_of(server)
+    assert (
+        server.last_prompt
+        == (
+            json.dumps(WEATHER["function"]["parameters"])  # type: ignore[index]
+            + "<tool_call><|s|>user\nhi<|e|>\n"
+            + '<|s|>assistant\n<tool_call>{"arguments": {}, "name": "now"}</tool_call><|e|>\n'
+            + "<|s|>tool\nnoon<|e|>\n<|s|>assistant\n"
+        )
+        or '"name": "now", "arguments": {}' in server.last_prompt
+    )
     count = await server.post("/tokenize", messages=messages, tools=[WEATHER])
     assert count.json()["tokens"] == server.last_request.prompt_token_ids
 
@@ -242,7 +233,7 @@ async def test_tool_choice_none_is_a_plain_chat(server: TextServer) -> None:
     server.say(CALL)
     message, reason = await message_of(server, tools=[WEATHER], tool_choice="none")
     assert (message["content"], message["tool_calls"], reason) == (CALL, None, "stop")
-    assert "<tool_call>" not in prompt_of(server)
+    assert "<tool_call>" not in server.last_prompt
     message, _ = await message_of(server, tools=[], tool_choice="auto", parallel_tool_calls=False)
     assert message["content"] == CALL
 
@@ -264,7 +255,7 @@ async def test_allowed_tools_are_the_only_ones(server: TextServer) -> None:
     ):
         await message_of(server, **fields)
         assert server.last_request.sampling.structure is None
-        prompts.append(prompt_of(server))
+        prompts.append(server.last_prompt)
     assert prompts[0] == prompts[1]
 
 
@@ -294,7 +285,7 @@ async def test_reasoning_is_split_off(server: TextServer) -> None:
     server.say("Hm.\n</think>\n\nYes.")
     message, _ = await message_of(server, reasoning_effort="high")
     assert (message["reasoning"], message["content"]) == ("Hm.", "Yes.")
-    assert prompt_of(server).endswith("assistant\n<think>\n")
+    assert server.last_prompt.endswith("assistant\n<think>\n")
     server.say("Yes.")
     for fields in (
         {"reasoning_effort": "none"},
@@ -342,7 +333,6 @@ async def test_the_operator_chooses_the_parsers(folder: Path) -> None:
     server.say("<think>Hm.</think>Yes.")
     message, _ = await message_of(server, tools=[NOW])
     assert (message["reasoning"], message["content"]) == (None, "<think>Hm.</think>Yes.")
-    await server.aclose()
 
 
 async def test_markers_that_are_special_tokens(tmp_path: Path) -> None:
@@ -359,7 +349,6 @@ async def test_markers_that_are_special_tokens(tmp_path: Path) -> None:
     assert message["tool_calls"][0]["function"] == {"name": "now", "arguments": '{"a": 1}'}
     message, _ = await message_of(server)
     assert message["content"] == 'Wait. now{"a": 1}'
-    await server.aclose()
 
 
 async def test_a_template_without_tools_is_told_in_plain_text(tmp_path: Path) -> None:
@@ -370,7 +359,7 @@ async def test_a_template_without_tools_is_told_in_plain_text(tmp_path: Path) ->
     message, reason = await message_of(server, tools=[WEATHER])
     assert reason == "tool_calls"
     assert message["content"] is None
-    prompt = prompt_of(server)
+    prompt = server.last_prompt
     assert prompt.startswith("system: You can call functions.")
     assert '{"name": "get_weather", "description": "The weather of a city."' in prompt
     call = message["tool_calls"][0]
@@ -380,11 +369,10 @@ async def test_a_template_without_tools_is_told_in_plain_text(tmp_path: Path) ->
         {"role": "tool", "tool_call_id": call["id"], "content": "18 °C"},
     ]
     await message_of(server, messages=messages, tools=[WEATHER])
-    assert prompt_of(server).endswith(
+    assert server.last_prompt.endswith(
         'assistant: {"name": "get_weather", "arguments": {"city": "Paris"}}\n'
         "user: Result of get_weather: 18 °C\n"
     )
-    await server.aclose()
 
 
 def tool(**function: Any) -> dict[str, Any]:

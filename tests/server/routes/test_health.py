@@ -1,6 +1,5 @@
 """Probes, version and metrics over HTTP."""
 
-import httpx
 import pytest
 
 from engine.contract.operations import GENERATE
@@ -9,12 +8,13 @@ from engine.errors import Failure
 from engine.version import __version__
 from server.app import create_app
 from server.settings import Settings
-from tests.helpers.server.fake_engine import FakeEngineClient
+from tests.helpers.server.fake_engine import FakeEngine
+from tests.helpers.server.fake_server import answer_of, client_of
 
 
 @pytest.fixture
 def engine():
-    return FakeEngineClient("a", "b")
+    return FakeEngine("a", "b")
 
 
 @pytest.fixture
@@ -24,9 +24,7 @@ def app(engine):
 
 @pytest.fixture
 async def client(app):
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        yield client
+    return client_of(app)
 
 
 async def test_health_is_live_whatever_the_models_do(client, engine, app):
@@ -50,11 +48,10 @@ async def test_the_address_itself_answers(client):
 
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
 async def test_ping_is_health_without_a_body_or_a_key(engine, method):
-    transport = httpx.ASGITransport(create_app(Settings(api_keys=("zebra",)), engine))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        response = await client.request(method, "/ping")
-        assert (response.status_code, response.content) == (200, b"")
-        assert (await client.get("/load")).status_code == 401
+    client = client_of(create_app(Settings(api_keys=("zebra",)), engine))
+    response = await client.request(method, "/ping")
+    assert (response.status_code, response.content) == (200, b"")
+    assert (await client.get("/load")).status_code == 401
 
 
 async def test_load_counts_requests_and_not_their_places(client, app):
@@ -98,10 +95,9 @@ async def test_ready_tells_phase_and_progress_while_loading(client, engine):
 async def test_a_model_that_failed_is_named_and_does_not_hold_up_the_others(client, engine):
     failure = Failure("model_source_not_found", "there is no such model")
     engine.set_status("a", Phase.FAILED, failure=failure)
-    response = await client.get("/ready")
-    assert response.status_code == 200
-    assert (response.json()["phase"], response.json()["failed"]) == ("ready", ["a"])
-    assert response.json()["models"][0]["error_code"] == "model_source_not_found"
+    answer = answer_of(await client.get("/ready"))
+    assert (answer["phase"], answer["failed"]) == ("ready", ["a"])
+    assert answer["models"][0]["error_code"] == "model_source_not_found"
     engine.set_status("b", Phase.LOADING)
     response = await client.get("/ready")
     assert (response.status_code, response.json()["phase"]) == (503, "loading")
@@ -113,9 +109,8 @@ async def test_a_model_that_failed_is_named_and_does_not_hold_up_the_others(clie
 
 async def test_all_models_may_be_required(engine):
     engine.set_status("a", Phase.FAILED)
-    transport = httpx.ASGITransport(create_app(Settings(require_all=True), engine))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        response = await client.get("/ready")
+    client = client_of(create_app(Settings(require_all=True), engine))
+    response = await client.get("/ready")
     assert (response.status_code, response.json()["phase"]) == (503, "failed")
 
 
@@ -128,29 +123,28 @@ async def test_paths_are_for_the_operator_only(client, engine):
 
 @pytest.mark.parametrize("keys", [(), ("zebra",)])
 async def test_one_model(keys):
-    engine = FakeEngineClient("org/name", "b")
+    engine = FakeEngine("org/name", "b")
     app = create_app(Settings(api_keys=keys), engine)
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        response = await client.get("/ready/org/name")
-        assert response.status_code == 200
-        assert response.json()["model"] == "org/name"
-        assert response.headers["cache-control"] == "no-store"
-        assert (await client.head("/ready/org/name")).status_code == 200
-        engine.set_status("b", Phase.LOADING, progress=0.5)
-        response = await client.get("/ready/b")
-        assert (response.status_code, response.json()["progress"]) == (503, 0.5)
-        engine.set_status("b", Phase.FAILED, failure=Failure("corrupt_file", "it is cut off"))
-        response = await client.get("/ready/b")
-        assert response.status_code == 503
-        assert (response.json()["phase"], response.json()["detail"]) == ("failed", "it is cut off")
-        response = await client.get("/ready/nope")
-        assert response.status_code == 404
-        assert response.json()["error"]["code"] == "model_not_found"
-        assert "use one of: org/name" in response.json()["error"]["message"]
-        app.state.tandem.lifecycle.begin_drain()
-        response = await client.get("/ready/org/name")
-        assert (response.status_code, response.json()["phase"]) == (503, "draining")
+    client = client_of(app)
+    response = await client.get("/ready/org/name")
+    assert response.status_code == 200
+    assert response.json()["model"] == "org/name"
+    assert response.headers["cache-control"] == "no-store"
+    assert (await client.head("/ready/org/name")).status_code == 200
+    engine.set_status("b", Phase.LOADING, progress=0.5)
+    response = await client.get("/ready/b")
+    assert (response.status_code, response.json()["progress"]) == (503, 0.5)
+    engine.set_status("b", Phase.FAILED, failure=Failure("corrupt_file", "it is cut off"))
+    response = await client.get("/ready/b")
+    assert response.status_code == 503
+    assert (response.json()["phase"], response.json()["detail"]) == ("failed", "it is cut off")
+    response = await client.get("/ready/nope")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+    assert "use one of: org/name" in response.json()["error"]["message"]
+    app.state.tandem.lifecycle.begin_drain()
+    response = await client.get("/ready/org/name")
+    assert (response.status_code, response.json()["phase"]) == (503, "draining")
 
 
 async def test_ready_while_a_worker_restarts(client, engine):
@@ -160,12 +154,6 @@ async def test_ready_while_a_worker_restarts(client, engine):
     assert response.json()["models"][0]["restarts"] == 1
     engine.revive()
     assert (await client.get("/ready")).status_code == 200
-
-
-async def test_ready_while_draining(client, app):
-    app.state.tandem.lifecycle.begin_drain()
-    response = await client.get("/ready")
-    assert (response.status_code, response.json()["phase"]) == (503, "draining")
 
 
 async def test_version(client):

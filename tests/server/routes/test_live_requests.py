@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import pytest
 
 from engine.contract.generate import GenerateRequest, TokenEvent
 from server.http import turns
-from tests.helpers.server.text_server import MODEL, TextServer, events_of, until
+from tests.helpers.server.fake_server import until
+from tests.helpers.server.text_server import MODEL, TextServer, events_of
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
@@ -85,8 +85,8 @@ async def test_a_beam_search_runs_from_its_first_news_on(server: TextServer) -> 
     server.engine.hold()
     task = await begin(server, max_tokens=5, use_beam_search=True, best_of=2)
     assert (await listed(server.client))[0]["status"] == "queued"
-    (stream,) = server.engine.live.values()
-    stream.queue.put_nowait(TokenEvent(request_id=stream.request.request_id))
+    (live,) = server.engine.live.values()
+    live.stream.put(TokenEvent(request_id=live.request.request_id))
     async with asyncio.timeout(10):
         while (await listed(server.client))[0]["status"] == "queued":  # noqa: ASYNC110
             await asyncio.sleep(0.002)
@@ -118,7 +118,7 @@ async def test_cancelling_ends_it_in_the_engine_and_leaves_the_others(
         "the request was cancelled by its id",
     )
     assert (await neighbour).json()["usage"]["completion_tokens"] == 20
-    assert server.app.state.tandem.admission.num_requests == 0
+    assert server.state.admission.num_requests == 0
     assert (await server.client.delete(f"/v1/requests/{found[by]}")).status_code == 404
 
 
@@ -155,17 +155,6 @@ async def test_an_id_that_stands_for_nothing(server: TextServer) -> None:
     assert "GET /v1/requests" in error["message"]
 
 
-async def test_a_client_that_leaves_takes_its_request_along(server: TextServer) -> None:
-    server.engine.hold()
-    async with server.listening() as url, httpx.AsyncClient() as client:
-        task = asyncio.create_task(client.post(url + CHAT, json={"messages": HI}))
-        await until(lambda: len(server.engine.requests) == 1)
-        assert len(await listed(server.client)) == 1
-        task.cancel()
-        await until(lambda: not server.engine.live)
-        assert await listed(server.client) == []
-
-
 async def test_a_request_is_listed_as_soon_as_the_engine_has_it(
     server: TextServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +163,7 @@ async def test_a_request_is_listed_as_soon_as_the_engine_has_it(
     submit, listed_at_once = server.engine.submit, []
 
     def submit_and_look(request: GenerateRequest) -> Any:
-        look = server.app.state.tandem.live_requests.of
+        look = server.state.live_requests.of
         asyncio.get_running_loop().call_soon(lambda: listed_at_once.append(len(look(None))))
         return submit(request)
 
@@ -193,7 +182,7 @@ async def test_a_request_is_cancelled_before_all_its_prompts_are_sent(
     sending = asyncio.create_task(server.complete(prompt=["a"] * num_prompts))
     while not server.engine.requests:  # noqa: ASYNC110 (every turn counts)
         await asyncio.sleep(0)
-    [(_, run)] = server.app.state.tandem.live_requests.of(None)
+    [(_, run)] = server.state.live_requests.of(None)
     await run.cancel()
     assert (await sending).status_code == 499
     assert len(server.engine.requests) < num_prompts
@@ -201,10 +190,8 @@ async def test_a_request_is_cancelled_before_all_its_prompts_are_sent(
 
 
 @pytest.fixture
-async def keyed(tokenizer_folder: Path) -> AsyncIterator[TextServer]:
-    server = TextServer(tokenizer_folder, api_keys=["alice", "bob"])
-    yield server
-    await server.aclose()
+async def keyed(tokenizer_folder: Path) -> TextServer:
+    return TextServer(tokenizer_folder, api_keys=["alice", "bob"])
 
 
 async def test_a_key_sees_and_cancels_its_own_only(keyed: TextServer) -> None:

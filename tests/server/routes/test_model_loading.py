@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,21 @@ from engine.errors import (
     InsufficientMemory,
     ModelNotFound,
 )
-from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.fake_images import image_info
+from tests.helpers.server.fake_server import answer_of, error_of, until
 from tests.helpers.server.image_server import ImageServer
-from tests.helpers.server.text_server import MODEL, TextServer, events_of, text_info, until
+from tests.helpers.server.text_server import MODEL, TextServer, events_of, text_info
 
 Start = Callable[..., TextServer]
 
 
-@pytest.fixture
-async def start(tokenizer_folder: Path) -> AsyncIterator[Start]:
-    servers = []
+@pytest.fixture(autouse=True)
+def shared_template_processes() -> None:
+    """Have each app start and end processes of its own."""
 
+
+@pytest.fixture
+def start(tokenizer_folder: Path) -> Start:
     def start(**settings: Any) -> TextServer:
         given = {
             "models": [f"{MODEL}=/served"],
@@ -40,12 +44,14 @@ async def start(tokenizer_folder: Path) -> AsyncIterator[Start]:
         }
         server = TextServer(tokenizer_folder, **{**given, **settings})
         server.engine.make_info = lambda spec: text_info(tokenizer_folder, spec.name)
-        servers.append(server)
         return server
 
-    yield start
-    for server in servers:
-        await server.aclose()
+    return start
+
+
+@pytest.fixture
+async def server(start: Start) -> TextServer:
+    return start()
 
 
 async def load(server: TextServer, model: str = "small", **fields: Any) -> httpx.Response:
@@ -71,15 +77,7 @@ def is_in(server: TextServer, phase: Phase) -> bool:
     return ("small", phase) in [(s.model, s.phase) for s in server.engine.statuses()]
 
 
-def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    error: dict[str, Any] = response.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    return error
-
-
-async def test_the_list_says_what_is_there_and_what_may_be_loaded(start: Start) -> None:
-    server = start()
+async def test_the_list_says_what_is_there_and_what_may_be_loaded(server: TextServer) -> None:
     found = await cards(server)
     assert list(found) == [MODEL, "small", "large"]
     assert found[MODEL]["status"] == {
@@ -96,19 +94,14 @@ async def test_the_list_says_what_is_there_and_what_may_be_loaded(start: Start) 
     assert "/served" not in str(found) and "org/" not in str(found["small"])
 
 
-async def test_a_model_is_loaded_asked_and_unloaded(start: Start) -> None:
-    server = start()
-    response = await load(server)
-    assert response.status_code == 200
-    body = response.json()
+async def test_a_model_is_loaded_asked_and_unloaded(server: TextServer) -> None:
+    body = answer_of(await load(server))
     assert (body["success"], body["model"], body["status"]["value"]) == (True, "small", "loaded")
     assert await served(server) == [MODEL, "small"]
     assert (await server.chat(model="small")).status_code == 200
     assert 'model_name="small"' in (await server.client.get("/metrics")).text
 
-    response = await unload(server)
-    assert response.status_code == 200
-    body = response.json()
+    body = answer_of(await unload(server))
     assert (body["success"], body["model"], body["status"]["value"]) == (True, "small", "unloaded")
     assert await served(server) == [MODEL]
     assert (await cards(server))["small"]["status"]["value"] == "unloaded"
@@ -117,8 +110,7 @@ async def test_a_model_is_loaded_asked_and_unloaded(start: Start) -> None:
     assert (await load(server)).status_code == 200, "and again"
 
 
-async def test_who_does_not_wait_asks_for_the_state(start: Start) -> None:
-    server = start()
+async def test_who_does_not_wait_asks_for_the_state(server: TextServer) -> None:
     server.engine.may_change.clear()
     response = await load(server, wait=False)
     assert (response.status_code, response.json()["status"]["value"]) == (202, "loading")
@@ -135,8 +127,7 @@ async def test_who_does_not_wait_asks_for_the_state(start: Start) -> None:
     await until(lambda: "small" not in server.engine.served)
 
 
-async def test_others_are_served_and_the_server_stays_ready_meanwhile(start: Start) -> None:
-    server = start()
+async def test_others_are_served_and_the_server_stays_ready_meanwhile(server: TextServer) -> None:
     server.engine.may_change.clear()
     for change in (load, unload):
         phase = Phase.LOADING if change is load else Phase.DRAINING
@@ -156,20 +147,17 @@ async def test_others_are_served_and_the_server_stays_ready_meanwhile(start: Sta
         server.engine.may_change.clear()
 
 
-async def test_a_stream_of_another_model_goes_on(start: Start) -> None:
-    server = start()
+async def test_a_stream_of_another_model_goes_on(server: TextServer) -> None:
     server.engine.hold()
     streaming = asyncio.create_task(server.chat(stream=True, max_tokens=8))
     await until(lambda: bool(server.engine.live))
     assert (await load(server)).status_code == 200
     server.engine.release()
     assert len(events_of(await streaming)) > 2
-    alone = await server.chat(stream=False, max_tokens=8, model=MODEL)
-    assert alone.status_code == 200
+    answer_of(await server.chat(stream=False, max_tokens=8, model=MODEL))
 
 
-async def test_running_requests_may_finish_before_a_model_is_gone(start: Start) -> None:
-    server = start()
+async def test_running_requests_may_finish_before_a_model_is_gone(server: TextServer) -> None:
     await load(server)
     server.engine.hold()
     asking = asyncio.create_task(server.chat(model="small", max_tokens=4))
@@ -188,8 +176,7 @@ async def test_the_time_for_that_can_be_given(start: Start) -> None:
     server.engine.hold()
     asking = asyncio.create_task(server.chat(model="small", max_tokens=4))
     await until(lambda: bool(server.engine.live))
-    response = await asyncio.wait_for(unload(server, drain_timeout_s=0.05), 5)
-    assert response.status_code == 200
+    answer_of(await asyncio.wait_for(unload(server, drain_timeout_s=0.05), 5))
     error_of(await asking, 503)
 
 
@@ -202,8 +189,9 @@ async def test_the_time_for_that_can_be_given(start: Start) -> None:
         (EngineDead("the worker ended while it loaded the model: signal 9"), 503),
     ],
 )
-async def test_a_load_that_fails_says_why(start: Start, error: EngineError, status: int) -> None:
-    server = start()
+async def test_a_load_that_fails_says_why(
+    server: TextServer, error: EngineError, status: int
+) -> None:
     server.engine.load_error = error
     answer = error_of(await load(server), status)
     assert (answer["message"], answer["code"]) == (error.message, error.code)
@@ -217,8 +205,7 @@ async def test_a_load_that_fails_says_why(start: Start, error: EngineError, stat
     assert (await cards(server))["small"]["status"]["failed"] is False
 
 
-async def test_a_failure_that_nobody_waited_for_is_shown(start: Start) -> None:
-    server = start()
+async def test_a_failure_that_nobody_waited_for_is_shown(server: TextServer) -> None:
     server.engine.load_error = CorruptFile("the file is cut off", param=None)
     server.engine.load_error.hint = "at /a/secret/place"
     assert (await load(server, wait=False)).status_code == 202
@@ -252,9 +239,8 @@ async def test_a_failure_that_nobody_waited_for_is_shown(start: Start) -> None:
     ],
 )
 async def test_what_cannot_be_loaded_is_refused_at_once(
-    start: Start, body: dict[str, Any], status: int, code: str, param: str
+    server: TextServer, body: dict[str, Any], status: int, code: str, param: str
 ) -> None:
-    server = start()
     error = error_of(await server.post("/models/load", **body), status)
     assert (error["code"], error["param"]) == (code, param)
     assert not server.engine.specs
@@ -270,15 +256,13 @@ async def test_what_cannot_be_loaded_is_refused_at_once(
     ],
 )
 async def test_what_cannot_be_unloaded(
-    start: Start, body: dict[str, Any], status: int, code: str
+    server: TextServer, body: dict[str, Any], status: int, code: str
 ) -> None:
-    server = start()
     assert error_of(await server.post("/models/unload", **body), status)["code"] == code
     assert await served(server) == [MODEL]
 
 
-async def test_two_at_once(start: Start) -> None:
-    server = start()
+async def test_two_at_once(server: TextServer) -> None:
     for change in (load, unload):
         server.engine.may_change.clear()
         first = asyncio.create_task(change(server))
@@ -314,8 +298,7 @@ async def test_files_of_the_machine_are_named_by_its_operator_alone(start: Start
     assert "secret" not in (await server.client.get("/models")).text
 
 
-async def test_one_checkpoint_under_another_name(start: Start) -> None:
-    server = start()
+async def test_one_checkpoint_under_another_name(server: TextServer) -> None:
     for ref in ("small", "org/small"):
         assert (await load(server, f"copy of {ref}", ref=ref)).status_code == 200
         assert server.engine.specs[f"copy of {ref}"].ref == "org/small"
@@ -335,8 +318,7 @@ async def test_a_models_own_limits_are_those_of_admission(start: Start) -> None:
     assert [(await task).status_code for task in (*asking, other)] == [200, 200, 200]
 
 
-async def test_a_models_own_policy_decides_whether_priorities_act(start: Start) -> None:
-    server = start()
+async def test_a_models_own_policy_decides_whether_priorities_act(server: TextServer) -> None:
     await load(server, settings={"scheduling_policy": "priority"})
     assert (await server.chat(model="small", priority=3)).status_code == 200
     assert error_of(await server.chat(model=MODEL, priority=3), 400)["param"] == "priority"
@@ -362,9 +344,8 @@ async def test_it_is_off_unless_the_operator_wants_it(start: Start) -> None:
     assert await served(server) == [MODEL]
 
 
-async def test_a_server_that_drains_changes_nothing_any_more(start: Start) -> None:
-    server = start()
-    server.app.state.tandem.lifecycle.begin_drain()
+async def test_a_server_that_drains_changes_nothing_any_more(server: TextServer) -> None:
+    server.state.lifecycle.begin_drain()
     for response in (await load(server), await unload(server, MODEL)):
         assert error_of(response, 503)["code"] == "draining"
     assert not server.engine.specs and server.engine.statuses()[0].phase is Phase.READY
@@ -388,8 +369,7 @@ async def test_admin_keys_are_for_changes_only(start: Start, api_keys: tuple[str
     assert await send("plain", "/models/unload") == 403
     headers = {"X-Api-Key": "other"}
     assert (await server.client.get("/models", headers=headers)).status_code == 200
-    response = await server.client.post("/models/unload", json={"model": "small"}, headers=headers)
-    assert response.status_code == 200
+    answer_of(await server.client.post("/models/unload", json={"model": "small"}, headers=headers))
     assert (await server.client.get("/models")).status_code == (401 if api_keys else 200)
 
 
@@ -400,17 +380,15 @@ async def test_api_keys_suffice_where_there_are_no_admin_keys(start: Start) -> N
     assert (await load(server)).status_code == 200
 
 
-async def test_a_web_page_cannot_post_to_it(start: Start) -> None:
-    server = start()
+async def test_a_web_page_cannot_post_to_it(server: TextServer) -> None:
     response = await server.client.post("/models/unload", content=f'{{"model": "{MODEL}"}}')
     assert response.status_code == 415
     assert await served(server) == [MODEL]
 
 
 async def test_the_text_side_of_a_model_that_is_gone_is_closed(
-    start: Start, tokenizer_folder: Path, tmp_path: Path
+    server: TextServer, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    server = start()
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(tokenizer_folder, elsewhere)
     server.engine.make_info = lambda spec: text_info(elsewhere, spec.name)
@@ -418,7 +396,7 @@ async def test_the_text_side_of_a_model_that_is_gone_is_closed(
     await server.chat(model="small")
     info = next(i for i in server.engine.served.values() if i.model == "small")
     assert isinstance(info, ModelInfo)
-    text = await server.app.state.tandem.texts.get(info)
+    text = await server.state.texts.get(info)
     assert text._template is not None
     child = text._template._process._running
     assert child is not None and child.is_alive
@@ -426,8 +404,7 @@ async def test_the_text_side_of_a_model_that_is_gone_is_closed(
     await until(lambda: not child.is_alive)
 
 
-async def test_the_document_follows(start: Start) -> None:
-    server = start()
+async def test_the_document_follows(server: TextServer) -> None:
 
     async def models() -> Any:
         document = (await server.client.get("/openapi.json")).json()
@@ -454,4 +431,3 @@ async def test_image_models_come_and_go_as_well() -> None:
     assert (await post("/models/unload", json={"model": "second"})).status_code == 200
     assert 'model_name="second"' not in (await server.client.get("/metrics")).text
     assert 'model_name="painter"' in (await server.client.get("/metrics")).text
-    await server.client.aclose()

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from engine.contract.status import Phase
 from server.text.reply import ReplyHead, system_fingerprint
-from tests.helpers.server.fake_engine import model_info
-from tests.helpers.server.fake_image_engine import image_info
+from tests.helpers.server.fake_images import image_info
+from tests.helpers.server.fake_server import error_of
+from tests.helpers.server.fake_texts import model_info
 from tests.helpers.server.text_server import MAX_MODEL_LEN, MODEL, TextServer, text_info
 
 CARD = {
@@ -32,7 +33,6 @@ async def test_a_models_own_sampling_is_shown(tokenizer_folder: Path) -> None:
     own = {"temperature": round(random.uniform(0, 2), 3), "top_k": float(random.randint(1, 99))}
     server = TextServer(tokenizer_folder, text_info(tokenizer_folder, default_sampling=own))
     [card] = (await server.client.get("/v1/models")).json()["data"]
-    await server.aclose()
     assert card == CARD | {"default_sampling": own}
 
 
@@ -43,9 +43,7 @@ async def test_ids_may_hold_slashes(server: TextServer) -> None:
 
 async def test_unknown_models_name_the_known_ones(server: TextServer) -> None:
     for model in ("nope", "org", "org/tiny/x", "ORG/TINY"):
-        response = await server.client.get(f"/v1/models/{model}")
-        assert response.status_code == 404
-        error = response.json()["error"]
+        error = error_of(await server.client.get(f"/v1/models/{model}"), 404)
         assert error["code"] == "model_not_found"
         assert MODEL in error["message"]
     assert (await server.client.get("/v1/models/")).status_code == 400
@@ -57,10 +55,8 @@ async def test_only_what_can_be_asked_is_listed(tokenizer_folder: Path) -> None:
     server.engine.set_status("b", Phase.LOADING)
     listed = (await server.client.get("/v1/models")).json()["data"]
     assert [card["id"] for card in listed] == ["a"]
-    response = await server.client.get("/v1/models/b")
-    assert response.status_code == 503
-    assert response.json()["error"]["code"] == "model_not_ready"
-    await server.client.aclose()
+    error = error_of(await server.client.get("/v1/models/b"), 503)
+    assert error["code"] == "model_not_ready"
 
 
 async def test_unknown_models_name_those_that_serve_of_any_kind(tokenizer_folder: Path) -> None:
@@ -75,7 +71,6 @@ async def test_unknown_models_name_those_that_serve_of_any_kind(tokenizer_folder
     server.engine.set_status("painter", Phase.FAILED)
     message = (await server.chat(model="nope")).json()["error"]["message"]
     assert message.endswith("no model serves yet; see GET /ready")
-    await server.client.aclose()
 
 
 async def test_a_failed_model_is_none_to_choose_from(tokenizer_folder: Path) -> None:
@@ -84,7 +79,6 @@ async def test_a_failed_model_is_none_to_choose_from(tokenizer_folder: Path) -> 
     assert (await server.chat(model=None)).status_code == 400
     server.engine.set_status("broken", Phase.FAILED)
     assert (await server.chat(model=None)).status_code == 200
-    await server.client.aclose()
 
 
 async def test_nothing_tells_where_a_model_lies(server: TextServer) -> None:

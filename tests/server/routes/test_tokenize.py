@@ -117,7 +117,6 @@ async def test_the_first_of_several_models_where_none_is_named(tmp_path: Path) -
     back = await server.post("/detokenize", tokens=answer["tokens"][1:])
     assert back.json()["prompt"] == "the fox"
     assert (await server.complete()).status_code == 400
-    await server.aclose()
 
 
 async def test_unknown_fields_are_named(server: TextServer) -> None:

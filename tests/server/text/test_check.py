@@ -14,7 +14,12 @@ from engine.processes.helper_process import RunningHelper
 from server.text.check import check_text
 from server.text.encoding_pool import EncodingPool
 from server.text.texts import TextRegistry
-from tests.helpers.server.text_server import until
+from tests.helpers.server.fake_server import until
+
+
+@pytest.fixture(autouse=True)
+def shared_template_processes() -> None:
+    """Have each app start and end processes of its own."""
 
 
 @pytest.fixture

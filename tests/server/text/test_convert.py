@@ -12,7 +12,7 @@ from engine.errors import ContextLengthExceeded, InvalidParameter
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
 from server.text import convert
-from tests.helpers.server.fake_engine import model_info
+from tests.helpers.server.fake_texts import model_info
 
 INFO = model_info(max_model_len=100, vocab_size=50)
 USER = {"role": "user", "content": "hi"}

@@ -6,26 +6,23 @@ from typing import Any
 import pytest
 
 from engine.contract.groups import GuidanceParams
-from tests.helpers.server.text_server import TextServer, until
+from tests.helpers.server.fake_server import until
+from tests.helpers.server.text_server import TextServer
 
 ROUTES = ["/v1/chat/completions", "/v1/completions"]
-
-
-async def _post(server: TextServer, route: str, **fields: Any) -> Any:
-    return await (server.chat if "chat" in route else server.complete)(**fields)
 
 
 @pytest.mark.parametrize("route", ROUTES)
 async def test_without_a_negative_prompt_the_last_token_guides(
     server: TextServer, route: str
 ) -> None:
-    assert (await _post(server, route, guidance_scale=1.5)).status_code == 200
+    assert (await server.ask(route, guidance_scale=1.5)).status_code == 200
     request = server.last_request
     assert request.sampling.guidance == GuidanceParams(
         scale=1.5, negative_token_ids=tuple(request.prompt_token_ids[-1:])
     )
     for off in (None, 1, 1.0):
-        assert (await _post(server, route, guidance_scale=off)).status_code == 200
+        assert (await server.ask(route, guidance_scale=off)).status_code == 200
         assert server.last_request.sampling.guidance is None
 
 
@@ -64,7 +61,7 @@ async def test_each_guided_text_takes_two_places(
     server.engine.hold()
     task = asyncio.create_task(server.complete(guidance_scale=2, max_tokens=1, **fields))
     await until(lambda: len(server.engine.requests) == len(fields.get("prompt", "x")))
-    assert server.app.state.tandem.admission.num_in_flight() == num_places
+    assert server.state.admission.num_in_flight() == num_places
     server.engine.release()
     answer = (await task).json()
     assert len(answer["choices"]) == num_answers

@@ -1,11 +1,9 @@
 """Prompts that cannot fit, long ones that can, and what others notice of them."""
 
 import asyncio
-import contextlib
 import random
 import threading
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,8 @@ from server.text import texts as texts_module
 from server.text.encoding_pool import EncodingPool
 from server.text.prompt_limit import PromptLimit
 from server.text.texts import ModelText
-from tests.helpers.server.text_server import (
-    MAX_MODEL_LEN,
-    TextServer,
-    encoding_threads,
-    text_info,
-    until,
-)
+from tests.helpers.server.fake_server import error_of, until
+from tests.helpers.server.text_server import MAX_MODEL_LEN, TextServer, encoding_threads, text_info
 
 WORDS = "the quick brown fox jumps over the lazy dog "
 LONG = WORDS * 5000
@@ -36,13 +29,8 @@ LONG = WORDS * 5000
 LARGE_CONTEXT = 200_000
 
 
-@contextlib.asynccontextmanager
-async def large_server(folder: Path, **settings: Any) -> AsyncIterator[TextServer]:
-    server = TextServer(folder, text_info(folder, max_model_len=LARGE_CONTEXT), **settings)
-    try:
-        yield server
-    finally:
-        await server.aclose()
+def large_server(folder: Path, **settings: Any) -> TextServer:
+    return TextServer(folder, text_info(folder, max_model_len=LARGE_CONTEXT), **settings)
 
 
 def messages(text: str) -> list[dict[str, str]]:
@@ -61,9 +49,9 @@ async def test_what_cannot_fit_is_refused_before_it_is_tokenised(
         "/tokenize": {"prompt": text},
         "list": {"prompt": ["the fox", text]},
     }
-    response = await server.post("/v1/completions" if path == "list" else path, **bodies[path])
-    error = response.json()["error"]
-    assert response.status_code == 400
+    error = error_of(
+        await server.post("/v1/completions" if path == "list" else path, **bodies[path])
+    )
     assert "at least" in error["message"]
     assert tokenised == []
     assert server.engine.requests == []
@@ -86,9 +74,8 @@ async def test_no_limit_is_advised_where_tokens_were_not_counted(server: TextSer
 
 
 async def test_tokens_that_a_request_names_itself_are_counted_too(server: TextServer) -> None:
-    response = await server.post("/detokenize", tokens=[5] * 65_537)
-    assert response.status_code == 400
-    assert "65537 tokens were sent; the limit is 65536" in response.json()["error"]["message"]
+    error = error_of(await server.post("/detokenize", tokens=[5] * 65_537))
+    assert "65537 tokens were sent; the limit is 65536" in error["message"]
     assert (await server.post("/detokenize", tokens=[5] * 65_536)).status_code == 200
 
 
@@ -99,9 +86,8 @@ async def test_ids_by_the_million_are_refused_unread(
     server: TextServer, path: str, field: str
 ) -> None:
     """What a body of 32 MiB may hold took a second of everybody's time to look at."""
-    response = await server.post(path, **{field: [1] * (MAX_PROMPT_TOKENS + 1)})
-    assert response.status_code == 400
-    assert response.json()["error"]["param"] == field
+    error = error_of(await server.post(path, **{field: [1] * (MAX_PROMPT_TOKENS + 1)}))
+    assert error["param"] == field
 
 
 async def test_counting_may_go_beyond_the_context(server: TextServer) -> None:
@@ -110,24 +96,19 @@ async def test_counting_may_go_beyond_the_context(server: TextServer) -> None:
 
 
 async def test_the_prompts_of_a_list_have_a_limit_together(tokenizer_folder: Path) -> None:
-    async with large_server(tokenizer_folder) as server:
-        response = await server.complete(prompt=["7 " * 90_000] * 40)
-        assert response.status_code == 400
-        assert "together; the limit is 3200000" in response.json()["error"]["message"]
+    server = large_server(tokenizer_folder)
+    error = error_of(await server.complete(prompt=["7 " * 90_000] * 40))
+    assert "together; the limit is 3200000" in error["message"]
 
 
 async def test_a_stretch_that_cannot_be_cut_has_a_limit(tokenizer_folder: Path) -> None:
     """It might fit, so the numbers alone do not refuse it."""
-    async with large_server(tokenizer_folder) as server:
-        for text in ("x" * 1_100_000, WORDS * 3000 + "x" * 1_100_000):
-            longest = max(len(word) for word in server.tokenizer.get_vocab())
-            assert len(text) / longest < LARGE_CONTEXT
-            response = await server.complete(prompt=text, truncate_prompt_tokens=10)
-            assert response.status_code == 400
-            assert (
-                "where this model's tokenizer cannot split it"
-                in response.json()["error"]["message"]
-            )
+    server = large_server(tokenizer_folder)
+    for text in ("x" * 1_100_000, WORDS * 3000 + "x" * 1_100_000):
+        longest = max(len(word) for word in server.tokenizer.get_vocab())
+        assert len(text) / longest < LARGE_CONTEXT
+        error = error_of(await server.complete(prompt=text, truncate_prompt_tokens=10))
+        assert "where this model's tokenizer cannot split it" in error["message"]
 
 
 def test_a_text_without_cuts_is_searched_no_further_than_one_may_be_long(
@@ -169,14 +150,14 @@ async def test_long_prompts_have_the_tokens_of_the_whole(
     tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outside = encoding_threads(monkeypatch)
-    async with large_server(tokenizer_folder) as server:
-        assert (await server.complete(prompt=LONG, max_tokens=1)).status_code == 200
-        assert server.last_request.prompt_token_ids == server.tokenizer.encode(LONG).ids
-        await server.complete(prompt=LONG, max_tokens=1, truncate_prompt_tokens=1000)
-        assert server.last_request.prompt_token_ids == server.tokenizer.encode(LONG).ids[-1000:]
-        await server.chat(messages=messages(LONG), max_tokens=1)
-        text = f"<|s|>user\n{LONG}<|e|>\n<|s|>assistant\n"
-        assert server.last_request.prompt_token_ids == server.encode(text)
+    server = large_server(tokenizer_folder)
+    assert (await server.complete(prompt=LONG, max_tokens=1)).status_code == 200
+    assert server.last_request.prompt_token_ids == server.tokenizer.encode(LONG).ids
+    await server.complete(prompt=LONG, max_tokens=1, truncate_prompt_tokens=1000)
+    assert server.last_request.prompt_token_ids == server.tokenizer.encode(LONG).ids[-1000:]
+    await server.chat(messages=messages(LONG), max_tokens=1)
+    text = f"<|s|>user\n{LONG}<|e|>\n<|s|>assistant\n"
+    assert server.last_request.prompt_token_ids == server.encode(text)
     assert len(outside) > 8
     assert all(outside)
 
@@ -192,12 +173,12 @@ async def test_truncation_tokenises_the_end_only(
         return encode(self, part)
 
     monkeypatch.setattr(LongText, "encode", encode_and_note)
-    async with large_server(tokenizer_folder) as server:
-        text = WORDS * 60_000
-        await server.complete(prompt=text, max_tokens=1, truncate_prompt_tokens=100)
-        assert sum(lengths) < 20_000
-        ids = server.encode(text[-10_000:])
-        assert server.last_request.prompt_token_ids == ids[-100:]
+    server = large_server(tokenizer_folder)
+    text = WORDS * 60_000
+    await server.complete(prompt=text, max_tokens=1, truncate_prompt_tokens=100)
+    assert sum(lengths) < 20_000
+    ids = server.encode(text[-10_000:])
+    assert server.last_request.prompt_token_ids == ids[-100:]
 
 
 async def test_random_texts_in_small_parts_against_the_whole(
@@ -275,62 +256,62 @@ def slow_parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 async def test_a_small_chat_beside_eight_long_prompts(
     tokenizer_folder: Path, slow_parts: list[str]
 ) -> None:
-    async with large_server(tokenizer_folder) as server:
-        assert (await server.chat(max_tokens=1)).status_code == 200
-        long = [
-            asyncio.create_task(server.complete(prompt=f"prompt{i} " + LONG, max_tokens=1))
-            for i in range(8)
-        ]
-        await until(lambda: len(slow_parts) > 1)
-        assert (await server.chat(max_tokens=1)).status_code == 200
-        assert not any(task.done() for task in long)
-        assert [task.status_code for task in await asyncio.gather(*long)] == [200] * 8
-        # They take turns: each has had a part before any has had its last.
-        assert len(set(slow_parts[:16])) > 8
+    server = large_server(tokenizer_folder)
+    assert (await server.chat(max_tokens=1)).status_code == 200
+    long = [
+        asyncio.create_task(server.complete(prompt=f"prompt{i} " + LONG, max_tokens=1))
+        for i in range(8)
+    ]
+    await until(lambda: len(slow_parts) > 1)
+    assert (await server.chat(max_tokens=1)).status_code == 200
+    assert not any(task.done() for task in long)
+    assert [task.status_code for task in await asyncio.gather(*long)] == [200] * 8
+    # They take turns: each has had a part before any has had its last.
+    assert len(set(slow_parts[:16])) > 8
 
 
 async def test_more_long_texts_than_may_wait(tokenizer_folder: Path, slow_parts: list[str]) -> None:
-    async with large_server(tokenizer_folder, max_queued_encodings=2) as server:
-        await server.chat(max_tokens=1)
-        long = [asyncio.create_task(server.complete(prompt=LONG, max_tokens=1)) for _ in range(2)]
-        await until(lambda: len(slow_parts) > 0)
-        for path, body in (
-            ("/v1/completions", {"prompt": LONG}),
-            ("/tokenize", {"prompt": LONG}),
-            ("/v1/chat/completions", {"messages": messages(LONG)}),
-            ("/detokenize", {"tokens": [5] * 10_000}),
-        ):
-            response = await server.post(path, **body)
-            assert response.status_code == 429
-            assert int(response.headers["retry-after"]) > 0
-            assert "long texts are being tokenised" in response.json()["error"]["message"]
-        assert (await server.chat(max_tokens=1)).status_code == 200
-        assert [task.status_code for task in await asyncio.gather(*long)] == [200] * 2
-        assert (await server.complete(prompt=LONG, max_tokens=1)).status_code == 200
+    server = large_server(tokenizer_folder, max_queued_encodings=2)
+    await server.chat(max_tokens=1)
+    long = [asyncio.create_task(server.complete(prompt=LONG, max_tokens=1)) for _ in range(2)]
+    await until(lambda: len(slow_parts) > 0)
+    for path, body in (
+        ("/v1/completions", {"prompt": LONG}),
+        ("/tokenize", {"prompt": LONG}),
+        ("/v1/chat/completions", {"messages": messages(LONG)}),
+        ("/detokenize", {"tokens": [5] * 10_000}),
+    ):
+        response = await server.post(path, **body)
+        assert response.status_code == 429
+        assert int(response.headers["retry-after"]) > 0
+        assert "long texts are being tokenised" in response.json()["error"]["message"]
+    assert (await server.chat(max_tokens=1)).status_code == 200
+    assert [task.status_code for task in await asyncio.gather(*long)] == [200] * 2
+    assert (await server.complete(prompt=LONG, max_tokens=1)).status_code == 200
 
 
 async def test_a_client_that_leaves_takes_its_text_along(
     tokenizer_folder: Path, slow_parts: list[str]
 ) -> None:
-    async with large_server(tokenizer_folder) as server, server.listening() as url:
-        async with httpx.AsyncClient(base_url=url) as client:
-            bodies = (
-                ("/v1/completions", {"prompt": LONG * 4}),
-                ("/v1/chat/completions", {"messages": messages(LONG * 4)}),
-                ("/tokenize", {"prompt": LONG * 4}),
-            )
-            leaving = [
-                asyncio.create_task(client.post(path, json=body | {"max_tokens": 1}))
-                for path, body in bodies
-            ]
-            await until(lambda: len(slow_parts) >= 6)
-            for task in leaving:
-                task.cancel()
-            await asyncio.gather(*leaving, return_exceptions=True)
-            await asyncio.sleep(0.3)
-            begun = len(slow_parts)
-            await asyncio.sleep(0.3)
-            assert len(slow_parts) == begun
-            assert begun < 30  # of 42
-        await until(lambda: server.app.state.tandem.admission.num_in_flight() == 0)
-        assert server.engine.requests == []
+    server = large_server(tokenizer_folder)
+    async with server.listening() as url, httpx.AsyncClient(base_url=url) as client:
+        bodies = (
+            ("/v1/completions", {"prompt": LONG * 4}),
+            ("/v1/chat/completions", {"messages": messages(LONG * 4)}),
+            ("/tokenize", {"prompt": LONG * 4}),
+        )
+        leaving = [
+            asyncio.create_task(client.post(path, json=body | {"max_tokens": 1}))
+            for path, body in bodies
+        ]
+        await until(lambda: len(slow_parts) >= 6)
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+        await asyncio.sleep(0.3)
+        begun = len(slow_parts)
+        await asyncio.sleep(0.3)
+        assert len(slow_parts) == begun
+        assert begun < 30  # of 42
+    await until(lambda: server.state.admission.num_in_flight() == 0)
+    assert server.engine.requests == []

@@ -8,6 +8,7 @@ import pytest
 from engine.contract.sampling_params import SAMPLER_PARAMETERS
 from engine.text.tokenizer import load_tokenizer
 from engine.text.vocabulary_search import VocabularySearch
+from tests.helpers.server.fake_server import answer_of, error_of
 from tests.helpers.server.text_server import TextServer, encoding_threads
 
 BREAKERS = "dry_sequence_breakers"
@@ -15,8 +16,7 @@ ROUTES = ["chat", "complete"]
 
 
 async def _patterns(server: TextServer, route: str = "chat", **body: Any) -> Any:
-    response = await getattr(server, route)(**body)
-    assert response.status_code == 200, response.text
+    answer_of(await getattr(server, route)(**body))
     return server.last_request.sampling.dry_sequence_breakers
 
 
@@ -72,11 +72,8 @@ async def test_it_happens_in_a_thread_and_is_remembered(
 async def test_bad_values_are_400s_that_say_what_may_be(
     server: TextServer, fields: dict[str, Any], param: str, said: str
 ) -> None:
-    response = await server.chat(**({"dry_multiplier": 0.8} | fields))
-    error = response.json()["error"]
-    assert response.status_code == 400
+    error = error_of(await server.chat(**({"dry_multiplier": 0.8} | fields)))
     assert error["type"] == "invalid_request_error"
     assert error["param"].split("[")[0] == param
     assert said in error["message"], error["message"]
     assert not server.engine.requests
-    assert server.app.state.tandem.admission.num_in_flight() == 0

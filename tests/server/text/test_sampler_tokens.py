@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from engine.contract.sampling_params import RepetitionDetection, SamplingParams
+from tests.helpers.server.fake_server import answer_of, error_of
 from tests.helpers.server.text_server import EOS, VOCAB_SIZE, TextServer, encoding_threads
 
 ROUTES = ["chat", "complete"]
 
 
 async def _sampling(server: TextServer, route: str = "chat", **body: Any) -> SamplingParams:
-    response = await getattr(server, route)(**body)
-    assert response.status_code == 200, response.text
+    answer_of(await getattr(server, route)(**body))
     return server.last_request.sampling
 
 
@@ -69,6 +69,11 @@ async def test_many_words_are_tokenised_in_a_thread(
     assert len(found) == 2 * len(words)
 
 
+def detection(max_size: int, min_count: int, min_size: int = 1) -> dict[str, Any]:
+    sizes = {"max_pattern_size": max_size, "min_pattern_size": min_size}
+    return {"repetition_detection": {**sizes, "min_count": min_count}}
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "said"),
     [
@@ -97,37 +102,16 @@ async def test_many_words_are_tokenised_in_a_thread(
         ({"logit_bias": ["a", 1]}, "logit_bias[0]", "array"),
         ({"logit_bias": "a"}, "logit_bias", "object"),
         ({"repetition_detection": {}}, "repetition_detection.max_pattern_size", "required"),
-        (
-            {"repetition_detection": {"max_pattern_size": 129, "min_count": 2}},
-            "repetition_detection.max_pattern_size",
-            "128",
-        ),
-        (
-            {"repetition_detection": {"max_pattern_size": 9, "min_count": 1}},
-            "repetition_detection.min_count",
-            "2",
-        ),
-        (
-            {
-                "repetition_detection": {
-                    "max_pattern_size": 2,
-                    "min_pattern_size": 3,
-                    "min_count": 2,
-                }
-            },
-            "repetition_detection.min_pattern_size",
-            "at most",
-        ),
+        (detection(129, 2), "repetition_detection.max_pattern_size", "128"),
+        (detection(9, 1), "repetition_detection.min_count", "2"),
+        (detection(2, 2, 3), "repetition_detection.min_pattern_size", "at most"),
     ],
     ids=lambda value: str(value)[:40],
 )
 async def test_bad_values_are_400s_that_say_what_may_be(
     server: TextServer, fields: dict[str, Any], param: str, said: str
 ) -> None:
-    response = await server.chat(**fields)
-    error = response.json()["error"]
-    assert response.status_code == 400
+    error = error_of(await server.chat(**fields))
     assert error["param"] == param
     assert said in error["message"], error["message"]
     assert not server.engine.requests
-    assert server.app.state.tandem.admission.num_in_flight() == 0

@@ -13,6 +13,7 @@ from engine.contract.generate import Repetition, TokenEvent, TokenLogprob
 from engine.contract.request import FinishReason
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from server.text.output import ChoiceOutput, Delta, TextOptions
+from tests.helpers.server.fake_server import error_of
 from tests.helpers.server.text_server import TextServer
 
 ROUTES = ["/v1/chat/completions", "/v1/completions"]
@@ -89,7 +90,7 @@ async def test_a_stream_tells_in_its_last_chunk_what_the_whole_answer_tells(
 ) -> None:
     server.say("the fox jumps over the lazy dog")
     asked = {"n": 2, "return_uncertainty": True, "uncertainty_threshold": 0.7, "max_tokens": 50}
-    body = (await _post(server, route, **asked)).json()
+    body = (await server.ask(route, **asked)).json()
     whole = [choice["uncertainty"] for choice in body["choices"]]
     num_tokens = len(server.encode("the fox jumps over the lazy dog")) + 1
     for told in whole:
@@ -99,7 +100,7 @@ async def test_a_stream_tells_in_its_last_chunk_what_the_whole_answer_tells(
         assert span["tokens"] == [0, num_tokens]
         assert span["characters"] == [0, len("the fox jumps over the lazy dog")]
     assert body["choices"][0]["logprobs"] is None
-    lines = (await _post(server, route, stream=True, **asked)).text.splitlines()
+    lines = (await server.ask(route, stream=True, **asked)).text.splitlines()
     chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
     ends = [choice for choice in choices if "uncertainty" in choice]
@@ -111,10 +112,10 @@ async def test_a_stream_tells_in_its_last_chunk_what_the_whole_answer_tells(
 
 @pytest.mark.parametrize("route", ROUTES)
 async def test_nothing_is_told_unasked(server: TextServer, route: str) -> None:
-    body = (await _post(server, route, logprobs=1 if "chat" not in route else True)).json()
+    body = (await server.ask(route, logprobs=1 if "chat" not in route else True)).json()
     assert body["choices"][0]["uncertainty"] is None
     assert body["choices"][0]["repetition"] is None
-    assert (await _post(server, route)).status_code == 200
+    assert (await server.ask(route)).status_code == 200
     assert server.last_request.sampling.logprobs is None
 
 
@@ -145,13 +146,8 @@ async def test_texts_with_scores_are_in_the_histograms(server: TextServer) -> No
 async def test_bad_values_are_refused_by_name(
     server: TextServer, route: str, param: str, fields: dict[str, Any]
 ) -> None:
-    answer = await _post(server, route, **fields)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == param
-
-
-async def _post(server: TextServer, route: str, **fields: Any) -> Any:
-    return await (server.chat if "chat" in route else server.complete)(**fields)
+    error = error_of(await server.ask(route, **fields))
+    assert error["param"] == param
 
 
 def _last(

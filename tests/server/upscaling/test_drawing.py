@@ -14,8 +14,9 @@ from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from server.app import create_app
 from server.settings import Settings
 from tests.helpers.diffusion.toy_family import FACTOR, ToyFamily
-from tests.helpers.server.fake_image_engine import image_info
-from tests.helpers.server.image_server import error_of, named_events, opened, png
+from tests.helpers.server.fake_images import image_info
+from tests.helpers.server.fake_server import assert_refused, error_of
+from tests.helpers.server.image_server import named_events, opened, png
 from tests.helpers.server.upscaling_server import UPSCALE_PATH
 from tests.helpers.worker.in_process_client import InProcessEngineClient
 
@@ -169,6 +170,4 @@ async def test_what_is_refused(info: ImageModelInfo, fields: dict[str, str], par
 
 async def test_an_image_that_is_too_large() -> None:
     async with serving(UPSCALER) as client:
-        error = error_of(await client.send(png(256, 256)))
-        assert error["param"] == "image"
-        assert "1048576 pixels" in error["message"]
+        assert_refused(await client.send(png(256, 256)), "image", "1048576 pixels")

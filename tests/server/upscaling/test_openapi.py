@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 from schemathesis import GenerationMode
 
+from tests.helpers.server.fake_images import upscaler_info
 from tests.helpers.server.generated import send_generated
 from tests.helpers.server.image_server import data_url, png
-from tests.helpers.server.upscaling_server import UPSCALE_PATH, UpscalingServer, upscaler_info
+from tests.helpers.server.upscaling_server import UPSCALE_PATH, UpscalingServer
 
 
 async def test_it_describes_both_bodies_and_names_the_models() -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import random
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -12,15 +11,15 @@ import pytest
 from PIL import Image
 
 from tests.helpers.pictures import measure
-from tests.helpers.server.image_server import data_url, error_of, named_events, opened, png, saved
-from tests.helpers.server.upscaling_server import UPSCALE_PATH, UpscalingServer, upscaler_info
+from tests.helpers.server.fake_images import upscaler_info
+from tests.helpers.server.fake_server import error_of
+from tests.helpers.server.image_server import data_url, named_events, opened, png, saved
+from tests.helpers.server.upscaling_server import UPSCALE_PATH, UpscalingServer
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[UpscalingServer]:
-    server = UpscalingServer()
-    yield server
-    await server.client.aclose()
+async def server() -> UpscalingServer:
+    return UpscalingServer()
 
 
 def doubled(file: bytes, mode: str = "RGB") -> Any:
@@ -50,8 +49,9 @@ async def test_a_form(server: UpscalingServer) -> None:
 
 async def test_json(server: UpscalingServer) -> None:
     for image in (data_url(png()), {"image_url": data_url(png())}):
-        body = {"image": image, "tile": 64, "overlap": 16, "model": "enlarger", "scale": None}
-        response = await server.client.post(UPSCALE_PATH, json=body)
+        response = await server.post(
+            UPSCALE_PATH, image=image, tile=64, overlap=16, model="enlarger", scale=None
+        )
         answer = response.json()
         assert (pixels_of(answer["data"][0]["b64_json"]) == doubled(png())).all()
         assert (answer["tile"], answer["overlap"], answer["exact"]) == (64, 16, False)
@@ -138,35 +138,35 @@ async def test_a_stream(server: UpscalingServer) -> None:
     assert completed["num_tiles"] == tiles[0]["num_tiles"]
 
 
+BAD = {
+    "scale": ["2.5", "0.5", "nan"],
+    "tile": ["8", "512"],
+    "overlap": ["-1", "some"],
+    "exact": ["1"],
+    "output_format": ["gif"],
+    "output_compression": ["50"],
+    "partial_images": ["2"],
+    "fidelity": ["1.5"],
+    "face_guard": ["-1"],
+    "heat_map": ["red"],
+    "prompt": ["sharper"],
+    "denoise": ["0.5"],
+    "n": ["2"],
+    "priority": ["1"],
+}
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"scale": "2.5"}, "scale"),
-        ({"scale": "0.5"}, "scale"),
-        ({"scale": "nan"}, "scale"),
-        ({"tile": "8"}, "tile"),
-        ({"tile": "512"}, "tile"),
+        *[({name: value}, name) for name, values in BAD.items() for value in values],
         ({"tile": "32", "overlap": "17"}, "overlap"),
-        ({"overlap": "-1"}, "overlap"),
-        ({"overlap": "some"}, "overlap"),
         ({"tile": "64", "exact": "true"}, "tile"),
         ({"overlap": "8", "exact": "true"}, "overlap"),
-        ({"exact": "1"}, "exact"),
-        ({"output_format": "gif"}, "output_format"),
-        ({"output_compression": "50"}, "output_compression"),
-        ({"partial_images": "2"}, "partial_images"),
-        ({"fidelity": "1.5"}, "fidelity"),
-        ({"face_guard": "-1"}, "face_guard"),
-        ({"heat_map": "red"}, "heat_map"),
-        ({"prompt": "sharper"}, "prompt"),
-        ({"denoise": "0.5"}, "denoise"),
-        ({"n": "2"}, "n"),
-        ({"priority": "1"}, "priority"),
     ],
 )
 async def test_bad_fields(server: UpscalingServer, fields: dict[str, str], param: str) -> None:
-    error = await server.refused(**fields)
-    assert error["param"] == param
+    assert (await server.refused(**fields))["param"] == param
 
 
 async def test_exact_tiles_on_demand() -> None:
@@ -195,11 +195,11 @@ async def test_bad_files(server: UpscalingServer, image: bytes) -> None:
 
 async def test_what_is_no_file(server: UpscalingServer) -> None:
     for body in ({}, {"image": None}, {"image": "https://example.org/a.png"}, {"image": 3}):
-        error_of(await server.client.post(UPSCALE_PATH, json=body))
+        error_of(await server.post(UPSCALE_PATH, **body))
     error_of(await server.client.post(UPSCALE_PATH, data={"scale": "2"}), 415)
     two = [("image", ("a.png", png(), "image/png"))] * 2
     error_of(await server.client.post(UPSCALE_PATH, files=two))
-    assert not server.engine.upscale_requests
+    assert not server.engine.requests
 
 
 async def test_sizes_are_bounded_before_anything_is_decoded() -> None:
@@ -232,7 +232,8 @@ async def test_metrics(server: UpscalingServer) -> None:
 
 
 async def test_the_default_model_is_loaded_when_it_is_first_asked_for() -> None:
-    server = UpscalingServer(is_empty=True)
+    server = UpscalingServer()
+    server.engine.forget("enlarger")
     answers: list[httpx.Response] = await asyncio.gather(server.send(), server.send())
     assert [answer.json()["model"] for answer in answers] == 2 * ["realesrgan-x4plus"]
     assert list(server.engine.specs) == ["realesrgan-x4plus"]
