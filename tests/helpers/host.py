@@ -4,22 +4,25 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.contract.host import Grant
+from engine.contract.status import Phase
 from engine.errors import InsufficientMemory
 
 
 class Host:
-    """Grants the memory that it has for a purpose, by default all of it, and hears no reports.
+    """Grants the memory that it has for a purpose, by default all of it.
 
     Attributes:
         reserved: what was reserved: device, purpose and bytes.
+        phases: the phases that were reported.
     """
 
     def __init__(self, has_memory_for: Callable[[str], bool] = lambda purpose: True) -> None:
         self._has_memory_for = has_memory_for
         self.reserved: list[tuple[str, str, int]] = []
+        self.phases: list[Phase] = []
 
-    def report(self, *report: Any, **more: Any) -> None:
-        pass
+    def report(self, phase: Phase, *report: Any, **more: Any) -> None:
+        self.phases.append(phase)
 
     def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
         if not self._has_memory_for(purpose):

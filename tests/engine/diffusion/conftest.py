@@ -9,11 +9,11 @@ from tests.helpers.diffusion.toy_family import ToyFamily
 
 @pytest.fixture
 def make_engine():
-    """`make_engine(family, **limits)`, or with a `source` of drawings instead → an engine that is
-    shut down after the test."""
+    """`make_engine(family, **limits)`, or with a `source` of drawings instead, and with a table of
+    `adapters` → an engine that is shut down after the test."""
     engines = []
 
-    def make(family=None, *, source=None, **changes):
+    def make(family=None, *, source=None, adapters=None, **changes):
         limits = {
             "max_num_rows": 16,
             "max_batch_pixels": 1 << 20,
@@ -22,7 +22,7 @@ def make_engine():
             **changes,
         }
         source = source or DrawingFactory(family or ToyFamily())
-        engines.append(DiffusionEngine(source, DiffusionLimits(**limits)))
+        engines.append(DiffusionEngine(source, DiffusionLimits(**limits), adapters))
         return engines[-1]
 
     yield make

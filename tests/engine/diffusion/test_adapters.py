@@ -8,8 +8,6 @@ import pytest
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
 from engine.contract.draw import ImageTask, LoraUse
-from engine.diffusion.drawing_factory import DrawingFactory
-from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.errors import InvalidParameter, TooManyAdapters, UnknownAdapter
 from tests.helpers.adapters.image_adapters import kohya, table_of, write
 from tests.helpers.diffusion.engine_runs import results, run
@@ -17,9 +15,6 @@ from tests.helpers.diffusion.tiny_pipelines import tiny_parts
 from tests.helpers.diffusion.toy_family import picture, request
 
 SIZE = {"width": 16, "height": 16, "num_inference_steps": 3, "guidance_scale": 2.0}
-LIMITS = DiffusionLimits(
-    max_num_rows=16, max_batch_pixels=1 << 20, max_num_images=32, max_num_queued=64
-)
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +35,16 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def start(model):
-    engines = []
-
+def start(make_engine, model):
     def start(*names, room=4, shelf=None, **limits):
         parts, folder = model
         family = parts.family()
         table = table_of(family.adapted, room=room, **(shelf or {}))
         table.load_first({name: str(folder / f"{name}.safetensors") for name in names})
         assert table.failed == {}
-        engine = DiffusionEngine(DrawingFactory(family), replace(LIMITS, **limits), table)
-        engines.append(engine)
-        return engine
+        return make_engine(family, adapters=table, **limits)
 
-    yield start
-    for engine in engines:
-        engine.shutdown()
+    return start
 
 
 def ask(id, *settings, n=None, prompt="a fox", **changes):
@@ -65,9 +54,23 @@ def ask(id, *settings, n=None, prompt="a fox", **changes):
     return replace(made, loras=loras)
 
 
-def drawn(engine, *requests, **options):
-    found = results(run(engine, list(requests), **options))
+def drawn(engine, *requests):
+    found = results(run(engine, list(requests)))
     return {key: found[key] for key in sorted(found)}
+
+
+def picture_of(engine, request):
+    """The only picture of a request."""
+    [image] = drawn(engine, request).values()
+    return image
+
+
+def unload_all(engine, *names):
+    """Ask for all of them to go, and go on until the engine has nothing left to do."""
+    answers = []
+    for name in names:
+        engine.unload_adapter(name, answers.append)
+    return answers, run(engine)
 
 
 def differ(one, other):
@@ -82,9 +85,9 @@ def test_rows_with_different_adapters_share_steps(start):
     assert engine.stats().num_steps < sum(one.params.num_inference_steps for one in requests)
     base = start()
     for n, one in enumerate(requests):
-        [alone] = drawn(start("a", "b", "t"), one).values()
+        alone = picture_of(start("a", "b", "t"), one)
         assert np.abs(together[f"r{n}", 0] - alone).max() <= 1
-        [plain] = drawn(base, ask(f"p{n}", seed=n)).values()
+        plain = picture_of(base, ask(f"p{n}", seed=n))
         assert differ(plain, alone) == bool(settings[n])
 
 
@@ -92,7 +95,7 @@ def test_deterministic_ones_have_the_same_bits(start):
     requests = [ask("x", {"a": 1.0, "t": 0.3}), ask("y", {"b": 1.0}), ask("z")]
     together = drawn(start("a", "b", "t", deterministic=True), *requests)
     for one in requests:
-        [alone] = drawn(start("a", "b", "t", deterministic=True), one).values()
+        alone = picture_of(start("a", "b", "t", deterministic=True), one)
         assert np.array_equal(together[one.request_id, 0], alone)
 
 
@@ -103,10 +106,9 @@ def test_a_sweep_draws_the_same_noise_with_each_scale(start):
     assert list(swept) == [("s", index) for index in range(6)]
     for place, scale in enumerate(scales):
         for image in range(2):
-            one = ask("one", {"a": scale}, n=1, seed=40 + image)
-            [alone] = drawn(engine, one).values()
+            alone = picture_of(engine, ask("one", {"a": scale}, n=1, seed=40 + image))
             assert np.array_equal(swept["s", 2 * place + image], alone)
-    [plain] = drawn(engine, ask("plain", seed=40)).values()
+    plain = picture_of(engine, ask("plain", seed=40))
     assert np.array_equal(swept["s", 0], plain), "scale 0 is the base, bit for bit"
     assert differ(swept["s", 2], swept["s", 4])
 
@@ -125,7 +127,7 @@ def test_a_sweep_over_several_input_images(start):
     swept = drawn(engine, replace(both, images=images))
     for index, (scale, image) in enumerate([(0.0, 0), (0.0, 1), (1.0, 0), (1.0, 1)]):
         one = ask("one", {"a": scale}, n=1, **{**options, "seed": 5 + image})
-        [alone] = drawn(engine, replace(one, images=[images[image]])).values()
+        alone = picture_of(engine, replace(one, images=[images[image]]))
         assert np.array_equal(swept["s", index], alone)
 
 
@@ -141,25 +143,24 @@ def test_prompts_are_kept_by_the_adapters_that_read_them(start):
     assert differ(weaker["w", 0], first["y", 0])
 
 
-def test_what_the_model_has_not_is_refused(start):
+def test_what_the_model_has_not_is_refused(start, make_engine):
     engine = start("a")
     with pytest.raises(UnknownAdapter) as caught:
         engine.add(ask("x", {"nobody": 1.0}))
     assert caught.value.param == "loras"
     assert not engine.has_work()
-    bare = DiffusionEngine(DrawingFactory(tiny_parts(0).family()), LIMITS)
+    bare = make_engine(tiny_parts(0).family())
     with pytest.raises(UnknownAdapter):
         bare.add(ask("x", {"a": 1.0}))
     answers = []
     bare.load_adapter(AdapterOrder(name="a", folder="x"), answers.append)
     bare.unload_adapter("a", answers.append)
     assert [type(answer) for answer in answers] == [TooManyAdapters, UnknownAdapter]
-    bare.shutdown()
 
 
 def test_an_unload_waits_for_those_who_draw(start, model):
     engine = start("a", deterministic=True)
-    [wanted] = drawn(start("a", deterministic=True), ask("x", {"a": 1.0})).values()
+    wanted = picture_of(start("a", deterministic=True), ask("x", {"a": 1.0}))
     engine.add(ask("x", {"a": 1.0}))
     engine.step()
     answers = []
@@ -172,8 +173,8 @@ def test_an_unload_waits_for_those_who_draw(start, model):
     [found] = results(events).values()
     assert np.array_equal(found, wanted)
     assert answers == [None]
-    base = drawn(start(deterministic=True), ask("z"))
-    assert np.array_equal(drawn(engine, ask("z"))["z", 0], base["z", 0]), "nothing is left"
+    base = picture_of(start(deterministic=True), ask("z"))
+    assert np.array_equal(picture_of(engine, ask("z")), base), "nothing is left"
 
 
 def test_one_that_waits_has_what_its_name_meant(start, model):
@@ -192,9 +193,9 @@ def test_one_that_waits_has_what_its_name_meant(start, model):
     assert isinstance(answers[0], AdapterReport)
     found = results(events + run(engine, [ask("r2", {"a": 1.0}, seed=0)]))
     for one in waiting:
-        [alone] = drawn(start("a", deterministic=True), one).values()
+        alone = picture_of(start("a", deterministic=True), one)
         assert np.array_equal(found[one.request_id, 0], alone)
-    [other] = drawn(start("b", deterministic=True), ask("r2", {"b": 1.0}, seed=0)).values()
+    other = picture_of(start("b", deterministic=True), ask("r2", {"b": 1.0}, seed=0))
     assert np.array_equal(found["r2", 0], other)
 
 
@@ -205,10 +206,9 @@ def test_storms_of_loads_and_unloads_change_nobodys_picture(start, model):
     rng = random.Random(random.randrange(1 << 30))
     names = ("a", "b", "t")
     engine = start(room=3, deterministic=True)
-    wanted = {}
-    for name in names:
-        [alone] = drawn(start(name, deterministic=True), ask("x", {name: 1.0})).values()
-        wanted[name] = alone
+    wanted = {
+        name: picture_of(start(name, deterministic=True), ask("x", {name: 1.0})) for name in names
+    }
     answers, asked, events = [], {}, []
     for turn in range(60):
         name = rng.choice(names)
@@ -229,17 +229,13 @@ def test_storms_of_loads_and_unloads_change_nobodys_picture(start, model):
                     engine.abort(rng.choice(list(asked)))
         if engine.has_work():
             events += engine.step()[0]
-    while engine.has_work():
-        events += engine.step()[0]
-    for name in names:
-        engine.unload_adapter(name, answers.append)
-    while engine.has_work():
-        events += engine.step()[0]
-    found = results(events)
+    events += run(engine)
+    found = results(events + unload_all(engine, *names)[1])
     assert all(np.array_equal(image, wanted[asked[key[0]]]) for key, image in found.items())
     assert engine._adapters._host.lent == {}
-    base = drawn(start(deterministic=True), ask("z"))
-    assert np.array_equal(drawn(engine, ask("z"))["z", 0], base["z", 0])
+    assert np.array_equal(
+        picture_of(engine, ask("z")), picture_of(start(deterministic=True), ask("z"))
+    )
 
 
 @pytest.mark.parametrize("most", ["max_slots", "max_bytes"])
@@ -252,10 +248,7 @@ def test_more_adapters_than_there_is_room_for(start, most):
     limit = {"max_slots": 2, "max_bytes": sum(sizes[1:])}[most]
     engine = start("a", "b", "t", deterministic=True, shelf={most: limit})
     settings = [{"a": 1.0}, {"b": 0.5}, {"t": 1.0}, {"a": 0.5, "t": 1.0}, {}, {"a": 1.0, "b": 1.0}]
-    wanted = []
-    for one in settings:
-        [alone] = drawn(start(*one, deterministic=True), ask("x", one)).values()
-        wanted.append(alone)
+    wanted = [picture_of(start(*one, deterministic=True), ask("x", one)) for one in settings]
     chosen = [rng.randrange(len(settings)) for _ in range(16)]
     found = {}
     for number, one in enumerate(chosen):
@@ -264,17 +257,11 @@ def test_more_adapters_than_there_is_room_for(start, most):
             engine.abort(f"r{rng.randrange(number + 1)}")
         for _ in range(rng.randrange(4)):
             found |= results(engine.step()[0])
-    while engine.has_work():
-        found |= results(engine.step()[0])
+    found |= results(run(engine))
     assert len(found) >= 12
-    assert all(
-        np.array_equal(image, wanted[chosen[int(key[0][1:])]]) for key, image in found.items()
-    )
-    answers = []
-    for name in ("a", "b", "t"):
-        engine.unload_adapter(name, answers.append)
-    while engine.has_work():
-        engine.step()
+    for (name, _), image in found.items():
+        assert np.array_equal(image, wanted[chosen[int(name[1:])]])
+    answers, _ = unload_all(engine, "a", "b", "t")
     assert (answers, engine._adapters._host.lent) == ([None] * 3, {})
 
 

@@ -16,26 +16,13 @@ from engine.diffusion.noise_schedule import (
     NoiseSchedule,
     NoiseSchedules,
 )
+from tests.helpers.diffusion.schedule_configs import DIFFUSION, FLOW
 
 SEED = random.randrange(1 << 30)
 SHAPE = (1, 4, 5, 7)
 NUM_STEPS = 7
 
-DIFFUSION_CONFIG: dict[str, Any] = {
-    "_class_name": "DDIMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": True,
-    "steps_offset": 1,
-}
-FLOW_CONFIG: dict[str, Any] = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "num_train_timesteps": 1000,
-    "shift": 3.0,
-}
+DIFFUSION_CONFIG = DIFFUSION | {"set_alpha_to_one": True}
 TAKE_SAMPLE_PREDICTION = ("ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "deis", "unipc")
 
 LEAVE_NOISE: tuple[Any, ...] = ("deis", "tcd", ("pndm", "v_prediction"))
@@ -49,19 +36,21 @@ CASES = [
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+def config_of(kind: str) -> dict[str, Any]:
+    return FLOW if kind == "flow" else {**DIFFUSION_CONFIG, "prediction_type": kind}
+
+
+def named(kind: str) -> Any:
+    return FLOW_SCHEDULES if kind == "flow" else DIFFUSION_SCHEDULES
+
+
 def schedule(name: str, kind: str) -> NoiseSchedule:
-    if kind == "flow":
-        return NoiseSchedules(FLOW_CONFIG, FLOW_SCHEDULES).create(name, NUM_STEPS)
-    config = {**DIFFUSION_CONFIG, "prediction_type": kind}
-    return NoiseSchedules(config, DIFFUSION_SCHEDULES).create(name, NUM_STEPS)
+    return NoiseSchedules(config_of(kind), named(kind)).create(name, NUM_STEPS)
 
 
 def diffusers_scheduler(name: str, kind: str) -> Any:
-    entry = (FLOW_SCHEDULES if kind == "flow" else DIFFUSION_SCHEDULES)[name]
-    config = {**(FLOW_CONFIG if kind == "flow" else DIFFUSION_CONFIG)}
-    if kind != "flow":
-        config["prediction_type"] = kind
-    scheduler = getattr(diffusers, entry.class_name).from_config(config, **entry.overrides)
+    entry = named(kind)[name]
+    scheduler = getattr(diffusers, entry.class_name).from_config(config_of(kind), **entry.overrides)
     scheduler.set_timesteps(NUM_STEPS)
     return scheduler
 
@@ -90,13 +79,7 @@ class Draw:
         return denoise
 
 
-def run(
-    schedule: NoiseSchedule,
-    blend: LatentBlend | None,
-    denoise: Denoiser,
-    latents: torch.Tensor,
-    first: int = 0,
-) -> torch.Tensor:
+def run(schedule, blend, denoise, latents, first=0):
     """The engine's loop, one sample."""
     generator = torch.Generator().manual_seed(7)
     for index in range(first, schedule.num_timesteps):
@@ -109,16 +92,7 @@ def run(
     return latents
 
 
-def reference(
-    scheduler: Any,
-    kind: str,
-    masks: Callable[[int, int], torch.Tensor],
-    clean: torch.Tensor,
-    noise: torch.Tensor,
-    denoise: Denoiser,
-    latents: torch.Tensor,
-    first: int,
-) -> torch.Tensor:
+def reference(scheduler, kind, masks, clean, noise, denoise, latents, first):
     """x0-space blending as written in the paper's order, on a scheduler of its own.
 
     `masks(step, num_steps)` is 1 where to redraw.
@@ -154,9 +128,7 @@ def noise_levels(scheduler: Any, timestep: torch.Tensor) -> tuple[float, float]:
     return float(scheduler.add_noise(one, zero, when)), float(scheduler.add_noise(zero, one, when))
 
 
-def x0_of(
-    kind: str, prediction: torch.Tensor, sample: torch.Tensor, signal: float, sigma: float
-) -> torch.Tensor:
+def x0_of(kind, prediction, sample, signal, sigma):
     if kind == "sample":
         return prediction
     if kind == "flow":
@@ -166,9 +138,7 @@ def x0_of(
     return (unit - b * prediction) / a if kind == "epsilon" else a * unit - b * prediction
 
 
-def prediction_of(
-    kind: str, picture: torch.Tensor, sample: torch.Tensor, signal: float, sigma: float
-) -> torch.Tensor:
+def prediction_of(kind, picture, sample, signal, sigma):
     if kind == "sample":
         return picture
     if kind == "flow":
@@ -181,9 +151,7 @@ def prediction_of(
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_blending_is_the_plain_loop_over_x0(
-    name: str, kind: str, soft: bool, strength: float
-) -> None:
+def test_blending_is_the_plain_loop_over_x0(name, kind, soft, strength):
     draw = Draw()
     clean, noise, start = (draw.normal(*SHAPE) for _ in range(3))
     levels, denoise = draw.levels(), draw.denoiser()
@@ -256,13 +224,10 @@ def test_a_soft_mask_lets_cells_go_in_the_order_of_their_levels() -> None:
     blend = LatentBlend(levels, clean, noise, soft=True, first_timestep_index=4)
     marker = torch.full_like(clean, 99.0)
     redrawn = [
-        [bool(cell) for cell in (blend.input(marker, ours, p) == 99.0)[0, 0, 0]]
-        for p in range(4, 12)
+        (blend.input(marker, ours, index) == 99.0)[0, 0, 0].tolist() for index in range(4, 12)
     ]
-    assert redrawn[0] == [False, False, False, False, True]
-    assert redrawn[2] == [False, False, False, True, True]
-    assert redrawn[4] == [False, False, True, True, True]
-    assert redrawn[6] == [False, True, True, True, True]
+    for place, num_kept in ((0, 4), (2, 3), (4, 2), (6, 1)):
+        assert redrawn[place] == [False] * num_kept + [True] * (5 - num_kept)
     assert redrawn[7] == redrawn[6], "level 0 is never redrawn"
 
 
@@ -270,9 +235,9 @@ def test_a_soft_mask_lets_cells_go_in_the_order_of_their_levels() -> None:
 def test_timesteps_without_noise_divide_by_nothing(first: int) -> None:
     draw = Draw()
     clean, noise, start = (draw.normal(*SHAPE) for _ in range(3))
-    config = {**FLOW_CONFIG, "shift": 1.0}
-    schedules = NoiseSchedules(config, FLOW_SCHEDULES)
-    ours = schedules.create("euler", 3, sigmas=[1.0, 0.5, 0.0])
+    ours = NoiseSchedules({**FLOW, "shift": 1.0}, FLOW_SCHEDULES).create(
+        "euler", 3, sigmas=[1.0, 0.5, 0.0]
+    )
     assert ours.scales(2) == (1.0, 0.0)
     blend = LatentBlend(draw.levels(), clean, noise, soft=True, first_timestep_index=first)
     latents = run(ours, blend, draw.denoiser(), start, first)

@@ -10,7 +10,7 @@ import torch
 from engine.contract.draw import ImageTask, PromptSyntax
 from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_factory import DrawingFactory
-from tests.helpers.diffusion.engine_runs import advance
+from tests.helpers.diffusion.engine_runs import advance, drawn_by, take_step
 from tests.helpers.diffusion.tiny_pipelines import Parts, tiny_parts
 from tests.helpers.diffusion.toy_family import ToyFamily, mask, picture, request
 
@@ -31,67 +31,43 @@ def spread_posterior(parts: Parts) -> Parts:
 
 
 def create(family: Any, **changes: Any) -> Drawing:
-    factory = DrawingFactory(family)
     options = {"width": SIDE, "height": SIDE, "num_inference_steps": 4, **changes}
     options |= {"guidance_scale": 3.0, "negative_prompt": "wood", "scheduler": "euler_ancestral"}
-    (drawing,) = factory.create(request(prompt="a door", **options))
+    (drawing,) = DrawingFactory(family).create(request(prompt="a door", **options))
     return drawing
 
 
-def oracle(parts: Parts, kind: str, drawing: Drawing, **options: Any) -> torch.Tensor:
-    """Final latents of the diffusers pipeline, from the drawing's seed and by its schedule."""
+def check(parts: Parts, kind: str, drawing: Drawing, **inputs: Any) -> None:
+    """Compare the final latents with those of diffusers' pipeline."""
     pipeline = parts.pipeline(getattr(diffusers, kind))
-    scheduler = drawing.stage.schedule._scheduler
-    pipeline.scheduler = type(scheduler).from_config(scheduler.config)
-    latents: torch.Tensor = pipeline(
-        prompt="a door",
-        negative_prompt="wood",
-        height=SIDE,
-        width=SIDE,
-        num_inference_steps=4,
-        guidance_scale=3.0,
-        generator=torch.Generator().manual_seed(drawing.seed),
-        output_type="latent",
-        **options,
-    ).images
-    return latents
+    ours = advance(drawing).final()
+    theirs = drawn_by(pipeline, drawing, width=SIDE, height=SIDE, **inputs)
+    worst = (ours - theirs).abs().max().item()
+    assert worst < TOLERANCE, (drawing.seed, worst)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 @pytest.mark.parametrize("xl", [False, True])
 def test_an_inpainting_unet_draws_in_diffusers_order(xl: bool, strength: float) -> None:
-    parts, seed = spread_posterior(tiny_parts(3, in_channels=9, xl=xl)), random.randrange(1 << 31)
-    family = parts.family()
+    parts = spread_posterior(tiny_parts(3, in_channels=9, xl=xl))
     drawing = create(
-        family,
+        parts.family(),
         image=picture(SIDE, SIDE),
         mask=mask(SIDE, SIDE, (4, 4, 12, 14)),
         task=ImageTask.INPAINT,
-        seed=seed,
+        seed=random.randrange(1 << 31),
         strength=strength,
     )
-    theirs = oracle(
-        parts,
-        "StableDiffusionXLInpaintPipeline" if xl else "StableDiffusionInpaintPipeline",
-        drawing,
-        image=drawing.stage.preparation.image,
-        mask_image=drawing.stage.preparation.mask,
-        strength=strength,
-    )
-    worst = (advance(drawing).final() - theirs).abs().max().item()
-    assert worst < TOLERANCE, (seed, worst)
+    seen = drawing.stage.preparation
+    inputs = {"image": seen.image, "mask_image": seen.mask, "strength": strength}
+    check(parts, f"StableDiffusion{'XL' * xl}InpaintPipeline", drawing, **inputs)
 
 
 @pytest.mark.parametrize("xl", [False, True])
 def test_layers_are_skipped_for_the_prompt_alone(xl: bool) -> None:
-    parts, seed = tiny_parts(4, xl=xl), random.randrange(1 << 31)
-    family = parts.family()
-    drawing = create(family, seed=seed, clip_skip=1)
-    kind = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
-    worst = (
-        (advance(drawing).final() - oracle(parts, kind, drawing, clip_skip=1)).abs().max().item()
-    )
-    assert worst < TOLERANCE, (seed, worst)
+    parts = tiny_parts(4, xl=xl)
+    drawing = create(parts.family(), seed=random.randrange(1 << 31), clip_skip=1)
+    check(parts, f"StableDiffusion{'XL' * xl}Pipeline", drawing, clip_skip=1)
 
 
 def test_a_prompt_that_is_edited_says_in_each_step_what_it_says_then() -> None:
@@ -99,16 +75,13 @@ def test_a_prompt_that_is_edited_says_in_each_step_what_it_says_then() -> None:
     options = {"prompt_syntax": PromptSyntax.A1111, "num_inference_steps": 8, "scheduler": "euler"}
     whole = {"image": picture(), "task": ImageTask.IMAGE_TO_IMAGE, "strength": 0.5}
     for inputs, changes in (({}, 4), (whole, 2)):
-        factory = DrawingFactory(family)
-        (drawing,) = factory.create(
-            request(prompt="a [cat:dog:0.5]", negative_prompt="[x|y]", **options, **inputs)
-        )
+        edited = request(prompt="a [cat:dog:0.5]", negative_prompt="[x|y]", **options, **inputs)
+        (drawing,) = DrawingFactory(family).create(edited)
         said = []
         while not drawing.finished:
             unwanted, wanted = (row.prompt.key.text for row in drawing.stage.rows())
             said.append((wanted, unwanted))
-            (outcome,) = drawing.stage.compute([drawing.stage])
-            drawing.stage.advance(outcome)
+            take_step(drawing.stage)
         cats, dogs = ["a cat"] * changes, ["a dog"] * changes
         assert said == list(zip(cats + dogs, ["x", "y"] * changes, strict=True))
     assert len(family.encoded) == 8, "each text once a request"

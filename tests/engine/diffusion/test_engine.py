@@ -136,24 +136,6 @@ def test_prompts_are_encoded_once(make_engine):
     assert len(family.encoded) == 5
 
 
-def test_cancelling_takes_effect_at_once_and_leaves_nothing(make_engine):
-    family = ToyFamily()
-    engine = make_engine(family)
-    engine.add(request("gone", num_inference_steps=50, n=2))
-    engine.add(request("waits", num_inference_steps=50))
-    for _ in range(3):
-        engine.step()
-    engine.abort("gone")
-    engine.abort("waits")
-    engine.abort("never was")
-    calls = len(family.calls)
-    assert run(engine) == []
-    assert len(family.calls) == calls
-    stats = engine.stats()
-    assert (stats.num_running, stats.num_waiting) == (0, 0)
-    assert stats.num_cancelled_steps >= 2 * 47
-
-
 def test_previews_come_in_order_and_before_the_result(make_engine):
     events = run(make_engine(), [request(num_previews=3, num_inference_steps=8)])
     previews = [e for e in events if e.preview is not None]
@@ -179,14 +161,6 @@ def test_a_preview_names_the_step_that_it_was_taken_at(make_engine):
     assert [e.step for e in events if e.preview is not None] == [2, 4, 6]
 
 
-def test_progress_is_told_at_every_step(make_engine):
-    events = run(make_engine(), [request(num_inference_steps=5)])
-    assert [e.step for e in events if e.image is None] == [0, 1, 2, 3, 4, 5]
-    assert events[0].queue_time_s is not None
-    assert events[-1].finish_reason is FinishReason.STOP
-    assert events[-1].stage_time_s > 0 and events[-1].decode_time_s > 0
-
-
 def test_bad_requests_are_answered_and_the_others_go_on(make_engine):
     events = run(
         make_engine(),
@@ -199,28 +173,6 @@ def test_bad_requests_are_answered_and_the_others_go_on(make_engine):
     failed = [(e.request_id, e.index) for e in events if e.finish_reason is FinishReason.ERROR]
     assert failed == [("bad", 0), ("bad", 1), ("unknown schedule", 0)]
     assert ("good", 0) in results(events)
-
-
-def test_running_out_of_memory_fails_the_call_not_the_engine(make_engine):
-    family = ToyFamily()
-    engine = make_engine(family)
-    family.fail_after = 2
-    events = run(engine, [request("victim", num_inference_steps=9)])
-    assert events[-1].finish_reason is FinishReason.ERROR
-    assert "out of memory" in events[-1].failure.message
-    family.fail_after = None
-    assert results(run(engine, [request("next")]))
-
-
-def test_a_broken_decoder_fails_its_image_only(make_engine):
-    family = ToyFamily()
-    decode = family.decode
-    family.decode = lambda latents: 1 / 0
-    engine = make_engine(family)
-    events = run(engine, [request("broken")])
-    assert (events[-1].failure.code, events[-1].image) == ("request_failed", None)
-    family.decode = decode
-    assert results(run(engine, [request("whole")]))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt_cache import PromptCache
 from engine.diffusion.scheduler import StepScheduler
 from engine.errors import ModelLoadError
+from tests.helpers.diffusion import engine_runs
+from tests.helpers.diffusion.engine_runs import results
 from tests.helpers.diffusion.toy_family import ToyFamily, mask, picture, request
 
 PROMPT = "a culprit"
@@ -86,21 +88,9 @@ def requests():
 
 
 def run(engine, items):
-    events = []
     with capture_logs() as logs:
-        for item in items:
-            engine.add(item)
-        while engine.has_work():
-            events += engine.step()[0]
+        events = engine_runs.run(engine, items)
     return events, logs
-
-
-def pictures(events):
-    return {
-        (e.request_id, e.index): np.frombuffer(e.image.data, np.uint8).astype(int)
-        for e in events
-        if e.image is not None
-    }
 
 
 def inject(
@@ -129,7 +119,7 @@ def check(events, logs, expected, tolerance=0, code="request_failed"):
     [line] = [entry for entry in logs if entry.get("reference") == reference[1]]
     assert (line["log_level"], line["request_id"]) == ("error", "culprit")
     assert [entry["log_level"] for entry in logs].count("error") == 1
-    got = pictures(events)
+    got = results(events)
     assert got.keys() == {key for key in expected if key[0] != "culprit"}
     for key, levels in got.items():
         assert np.abs(levels - expected[key]).max() <= tolerance, key
@@ -146,7 +136,7 @@ def check_clean(engine):
     ("stage", "after"), [(stage, 0) for stage in STAGES] + [(s, 3) for s in list(STAGES)[6:11]]
 )
 def test_a_fault_ends_its_request_alone(make_engine, monkeypatch, stage, after, deterministic):
-    expected = pictures(run(make_engine(deterministic=deterministic), requests())[0])
+    expected = results(run(make_engine(deterministic=deterministic), requests())[0])
     assert len(expected) == 6
     engine = make_engine(deterministic=deterministic)
     hits = inject(monkeypatch, *STAGES[stage], after=after)
@@ -156,13 +146,13 @@ def test_a_fault_ends_its_request_alone(make_engine, monkeypatch, stage, after, 
     check(events, logs, expected, tolerance=0 if deterministic else 1)
     monkeypatch.undo()
     check_clean(engine)
-    again = pictures(run(engine, [replace(requests()[2], request_id="again")])[0])
+    again = results(run(engine, [replace(requests()[2], request_id="again")])[0])
     assert np.abs(again["again", 0] - expected["culprit", 0]).max() <= (not deterministic)
 
 
 @pytest.mark.parametrize("name", ["decode", "preview"])
 def test_a_fault_of_the_decoder_ends_its_request_alone(make_engine, monkeypatch, name):
-    expected = pictures(run(make_engine(), requests())[0])
+    expected = results(run(make_engine(), requests())[0])
     original = ToyFamily.decode
 
     def advance(self, outcome):
@@ -186,7 +176,7 @@ def test_a_fault_of_the_decoder_ends_its_request_alone(make_engine, monkeypatch,
 
 
 def test_a_fault_of_the_noise_schedule_ends_its_request_alone(make_engine, monkeypatch):
-    expected = pictures(run(make_engine(), requests())[0])
+    expected = results(run(make_engine(), requests())[0])
     step = NoiseSchedule.step
 
     def broken(self, prediction, index, latents, generator):
@@ -204,10 +194,12 @@ def test_a_fault_of_the_noise_schedule_ends_its_request_alone(make_engine, monke
 def test_a_request_for_which_memory_runs_out_is_asked_to_come_again(
     make_engine, monkeypatch, stage, error
 ):
-    expected = pictures(run(make_engine(), requests())[0])
+    expected = results(run(make_engine(), requests())[0])
     inject(monkeypatch, *STAGES[stage], error=error)
     events, logs = run(make_engine(), requests())
     check(events, logs, expected, code="over_capacity")
+    [message] = [event.failure.message for event in events if event.failure is not None]
+    assert "out of memory" in message
 
 
 def test_memory_that_runs_out_for_the_batch_only_ends_nobody(make_engine):
@@ -217,9 +209,9 @@ def test_memory_that_runs_out_for_the_batch_only_ends_nobody(make_engine):
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().denoise(key, rows)
 
-    expected = pictures(run(make_engine(deterministic=False), requests())[0])
+    expected = results(run(make_engine(deterministic=False), requests())[0])
     events, _ = run(make_engine(Small(), deterministic=False), requests())
-    got = pictures(events)
+    got = results(events)
     assert got.keys() == expected.keys()
     assert max(np.abs(got[key] - expected[key]).max() for key in got) <= 1
 
@@ -231,7 +223,7 @@ def test_a_fault_for_everybody_ends_everybody_and_the_engine_goes_on(
     def fail(*args: object) -> None:
         raise Fault
 
-    expected = pictures(run(make_engine(), requests())[0])
+    expected = results(run(make_engine(), requests())[0])
     engine = make_engine()
     monkeypatch.setattr(*STAGES[stage], fail)
     events, logs = run(engine, requests())
@@ -241,7 +233,7 @@ def test_a_fault_for_everybody_ends_everybody_and_the_engine_goes_on(
     assert len(set(references)) == len(references) >= 5
     monkeypatch.undo()
     check_clean(engine)
-    got = pictures(run(engine, requests())[0])
+    got = results(run(engine, requests())[0])
     assert all(np.array_equal(got[key], expected[key]) for key in expected)
 
 

@@ -14,7 +14,7 @@ from engine.contract.request import FinishReason
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.tasks.enlarge import enlarge_latents, enlarge_picture
 from engine.errors import InvalidParameter
-from tests.helpers.diffusion.engine_runs import advance, results, run
+from tests.helpers.diffusion.engine_runs import advance, drawn_by, results, run, take_step
 from tests.helpers.diffusion.tiny_pipelines import tiny_parts
 from tests.helpers.diffusion.toy_family import FACTOR, ToyFamily, request
 
@@ -78,7 +78,6 @@ def test_redrawing_latents_is_diffusers_image_to_image_over_latents(strength):
     (drawing,) = DrawingFactory(parts.family()).create(asked(second=second, seed=seed, width=16))
     small = advance(drawing).final()
     drawing.go_on(None)
-    stage = drawing.stage
     factor = parts.family().facts.vae_factor
     enlarged = enlarge_latents(small, 32 // factor, 48 // factor, second.enlarging)
     assert small.shape[2:] != enlarged.shape[2:]
@@ -86,17 +85,13 @@ def test_redrawing_latents_is_diffusers_image_to_image_over_latents(strength):
     if strength == 1.0:  # keeps nothing, here
         kind, inputs = "StableDiffusionPipeline", {"width": 32, "height": 48}
     pipeline = parts.pipeline(getattr(diffusers, kind))
-    scheduler = stage.schedule._scheduler
-    pipeline.scheduler = type(scheduler).from_config(scheduler.config)
-    theirs = pipeline(
-        prompt=second.prompt,
-        negative_prompt=second.negative_prompt,
-        **inputs,
-        num_inference_steps=second.num_inference_steps,
-        guidance_scale=second.guidance_scale,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="latent",
-    ).images
+    settings = {
+        "prompt": second.prompt,
+        "negative_prompt": second.negative_prompt,
+        "num_inference_steps": second.num_inference_steps,
+        "guidance_scale": second.guidance_scale,
+    }
+    theirs = drawn_by(pipeline, drawing, **settings, **inputs)
     worst = (advance(drawing).final() - theirs).abs().max().item()
     assert worst < TOLERANCE, (seed, worst)
 
@@ -195,8 +190,7 @@ def test_each_pass_has_its_own_prompt_and_guidance():
         unwanted, wanted = (row.prompt.key.text for row in drawing.stage.rows())
         assert unwanted == ""
         said.append(wanted)
-        (outcome,) = drawing.stage.compute([drawing.stage])
-        drawing.stage.advance(outcome)
+        take_step(drawing.stage)
     assert said == ["a cat"] * 2 + ["a dog"] * 2
     assert (drawing.step, drawing.num_steps) == (8, 8)
     assert whole.params.second_pass.task is ImageTask.IMAGE_TO_IMAGE

@@ -10,11 +10,10 @@ from engine.contract.draw import ImageTask
 from engine.contract.request import FinishReason
 from engine.contract.settings import EngineConfig
 from engine.diffusion import loading
-from engine.diffusion.drawing_factory import DrawingFactory
-from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.diffusion.loading import trial_request, warm_up
 from engine.errors import ModelLoadError
 from engine.weights.source import Checkpoint
+from tests.helpers.diffusion.engine_runs import run
 from tests.helpers.diffusion.toy_family import ToyFamily, mask, picture, request
 from tests.helpers.host import Host
 
@@ -25,13 +24,8 @@ def family():
 
 
 @pytest.fixture
-def engine(family):
-    limits = DiffusionLimits(
-        max_num_rows=16, max_batch_pixels=1 << 20, max_num_images=32, max_num_queued=64
-    )
-    engine = DiffusionEngine(DrawingFactory(family), limits)
-    yield engine
-    engine.shutdown()
+def engine(family, make_engine):
+    return make_engine(family)
 
 
 @pytest.mark.parametrize(("policy", "first"), [("fcfs", "a"), ("priority", "b")])
@@ -88,9 +82,7 @@ def test_a_request_that_ends_in_no_numbers_ends_with_an_error_alone(family, engi
         return honest(latents) if len(decoded) == 1 else honest(latents) * float("nan")
 
     family.decode = decode
-    events = []
-    while engine.has_work():
-        events += engine.step()[0]
+    events = run(engine)
     ends = {e.request_id: e for e in events if e.finish_reason is not None}
     reasons = sorted(end.finish_reason for end in ends.values())
     assert reasons == [FinishReason.ERROR, FinishReason.STOP]

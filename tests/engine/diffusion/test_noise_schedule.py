@@ -6,27 +6,10 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusionImg2ImgPipeline
 
-from engine.diffusion.noise_schedule import (
-    DIFFUSION_SCHEDULES,
-    FLOW_SCHEDULES,
-    NoiseSchedules,
-)
+from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, FLOW_SCHEDULES, NoiseSchedules
 from engine.errors import InvalidParameter
+from tests.helpers.diffusion.schedule_configs import DIFFUSION, FLOW
 
-DIFFUSION = {
-    "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
-FLOW = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "num_train_timesteps": 1000,
-    "shift": 3.0,
-}
 NO_SAMPLE_PREDICTION = ("pndm", "euler_ancestral")
 """diffusers' classes refuse models that predict the sample itself."""
 CASES = [

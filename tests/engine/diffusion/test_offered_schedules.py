@@ -2,7 +2,6 @@
 
 import json
 import random
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -10,15 +9,15 @@ import pytest
 import torch
 
 from engine.diffusion.drawing_factory import DrawingFactory
-from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, NoiseSchedules
 from engine.errors import InvalidParameter
 from engine.pictures.arrays import array_of
-from engine.weights.source import Checkpoint, resolve_source
+from tests.helpers.diffusion.engine_runs import run, take_step
 from tests.helpers.diffusion.tiny_pipelines import CPU, Parts, tiny_parts
 from tests.helpers.diffusion.toy_family import request
+from tests.helpers.named_models import named_model
 from tools.demo_image_model.classify import read
 from tools.demo_image_model.questions import judge, single
 
@@ -73,7 +72,7 @@ CASES = [
 ]
 TOLERANCE = 2e-4
 """fp32 over a few steps; sums are taken in another order with channels last."""
-NUM_STEPS = 5
+SETTINGS = {"width": 16, "height": 16, "num_inference_steps": 5, "guidance_scale": 3.0}
 
 _PARTS: dict[str, Parts] = {}
 
@@ -104,23 +103,12 @@ def test_every_step_is_that_of_diffusers_pipeline(kind: str, name: str) -> None:
     """The same seed, the model's own configuration: equal latents after each step."""
     parts, seed = parts_of(kind), random.randrange(1 << 31)
     family = parts.family()
-    (drawing,) = DrawingFactory(family).create(
-        request(
-            prompt="a door",
-            width=16,
-            height=16,
-            num_inference_steps=NUM_STEPS,
-            guidance_scale=3.0,
-            scheduler=name,
-            seed=seed,
-        )
-    )
+    asked = request(prompt="a door", scheduler=name, seed=seed, **SETTINGS)
+    (drawing,) = DrawingFactory(family).create(asked)
     ours = []
-    with torch.inference_mode():
-        while not drawing.finished:
-            (outcome,) = drawing.stage.compute([drawing.stage])
-            drawing.stage.advance(outcome)
-            ours.append(drawing.stage.latents)
+    while not drawing.finished:
+        take_step(drawing.stage)
+        ours.append(drawing.stage.latents)
     theirs = oracle_steps(parts, name, seed)
     assert len(ours) == len(theirs)
     for step, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
@@ -143,10 +131,7 @@ def oracle_steps(parts: Parts, name: str, seed: int) -> list[torch.Tensor]:
 
     pipeline(
         prompt="a door",
-        width=16,
-        height=16,
-        num_inference_steps=NUM_STEPS,
-        guidance_scale=3.0,
+        **SETTINGS,
         # Pipelines pass 0 to every scheduler; TCD's own default is 0.3.
         eta=0.3 if name == "tcd" else 0.0,
         generator=torch.Generator().manual_seed(seed),
@@ -206,36 +191,23 @@ def test_names_mean_the_same_whatever_the_models_own_algorithm(algorithm: str) -
 
 
 @pytest.mark.slow
-def test_the_built_in_model_draws_what_is_asked_for_with_each_sampler_it_is_offered() -> None:
+def test_the_built_in_model_draws_what_is_asked_for_with_each_sampler_it_is_offered(make_engine):
     """Eight prompts each, in 20 steps. What cannot start from pure noise fails at half of them."""
     options = LoadOptions(dtype=torch.float32, device=CPU)
-    family = StableDiffusionFamily.load(built_in(), options)
+    family = StableDiffusionFamily.load(named_model("tandem-shapes"), options)
     names = family.facts.denoising.schedulers
     assert names == OFFERED_AT_ZERO_SNR
     questions = [single(index) for index in range(8)]
-    limits = DiffusionLimits(
-        max_num_rows=64, max_batch_pixels=1 << 24, max_num_images=100, max_num_queued=100
-    )
-    engine, pictures = DiffusionEngine(DrawingFactory(family), limits), {}
+    engine = make_engine(family, max_num_rows=64, max_num_images=100, max_num_queued=100)
+    size = {"width": 64, "height": 64, "num_inference_steps": 20, "guidance_scale": 3.0}
     for name in names:
         for index, question in enumerate(questions):
-            engine.add(
-                request(
-                    f"{name} {index}",
-                    prompt=question.prompt,
-                    scheduler=name,
-                    seed=question.seed,
-                    width=64,
-                    height=64,
-                    num_inference_steps=20,
-                    guidance_scale=3.0,
-                )
-            )
-    while engine.has_work():
-        for event in engine.step()[0]:
-            if event.image is not None:
-                pictures[event.request_id] = array_of(event.image)
-    engine.shutdown()
+            chosen = {"scheduler": name, "seed": question.seed}
+            engine.add(request(f"{name} {index}", question.prompt, **size, **chosen))
+    pictures = {}
+    for event in run(engine):
+        if event.image is not None:
+            pictures[event.request_id] = array_of(event.image)
     right = {
         name: sum(
             judge(question, read(pictures[f"{name} {index}"]))["objects"]
@@ -247,13 +219,7 @@ def test_the_built_in_model_draws_what_is_asked_for_with_each_sampler_it_is_offe
     assert sum(right.values()) >= 0.9 * len(names) * len(questions), right
 
 
-def built_in() -> Checkpoint:
-    return resolve_source(
-        "tandem-shapes", cache_dir=Path("unused"), on_progress=lambda *_: None, offline=True
-    )
-
-
 def test_the_built_in_models_configuration_is_the_one_tested_here() -> None:
-    text = (built_in().path / "scheduler" / "scheduler_config.json").read_text()
-    config = json.loads(text)
+    path = named_model("tandem-shapes").path / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
     assert {key: config[key] for key in ZERO_SNR} == ZERO_SNR

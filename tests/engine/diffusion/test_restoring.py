@@ -1,6 +1,7 @@
 """Redrawing in tiles: what it computes, beside whom, and what of it can be seen."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.guidance import combine_cfg
 from engine.diffusion.restoring import Restoring
 from engine.errors import InvalidParameter
-from tests.helpers.diffusion.engine_runs import results, run
+from tests.helpers.diffusion.engine_runs import results, run, take_step
 from tests.helpers.diffusion.toy_family import CHANNELS, FACTOR, ToyFamily, picture, request
 
 SIDE = 32
@@ -35,10 +36,8 @@ class PointFamily(ToyFamily):
 
 
 def finished(stage):
-    with torch.inference_mode():
-        while stage.step < stage.num_steps:
-            (outcome,) = stage.compute([stage])
-            stage.advance(outcome)
+    while stage.step < stage.num_steps:
+        take_step(stage)
     return stage
 
 
@@ -50,10 +49,8 @@ def stage_of(family, **changes):
 
 def encoded(stage):
     """After its first pass."""
-    with torch.inference_mode():
-        while stage.canvas.blend is None:
-            (outcome,) = stage.compute([stage])
-            stage.advance(outcome)
+    while stage.canvas.blend is None:
+        take_step(stage)
     return stage
 
 
@@ -70,10 +67,7 @@ def test_it_is_the_mean_of_predictions_on_one_canvas(scheduler):
             rows, index = canvas.rows(), canvas.timestep_index
             total, weight = torch.zeros_like(canvas.latents), torch.zeros(canvas.latents.shape[2:])
             for window in tiling.windows:
-                cut = [
-                    type(row)(**{**fields(row), "latents": row.latents[(..., *window)]})
-                    for row in rows
-                ]
+                cut = [replace(row, latents=row.latents[(..., *window)]) for row in rows]
                 unconditional, full = family.denoise("base", cut).split(1)
                 total[(..., *window)] += tiling._weights * combine_cfg(full, unconditional, 3.0)
                 weight[window] += tiling._weights
@@ -85,10 +79,6 @@ def test_it_is_the_mean_of_predictions_on_one_canvas(scheduler):
             )
             canvas.timestep_index += 1
     torch.testing.assert_close(ours, canvas.latents, atol=1e-4, rtol=1e-4)
-
-
-def fields(row):
-    return {name: getattr(row, name) for name in row.__slots__}
 
 
 def test_tiles_of_a_denoiser_that_sees_points_are_the_whole():

@@ -7,8 +7,11 @@ import pytest
 from engine.diffusion.scheduler import EXPRESS_LEAD, Entry, StepScheduler
 
 
-def make_scheduler(max_num_rows, max_pixels=1 << 40):
-    return StepScheduler(max_num_rows, max_pixels)
+def make_scheduler(max_num_rows, *entries, max_pixels=1 << 40):
+    scheduler = StepScheduler(max_num_rows, max_pixels)
+    for item in entries:
+        scheduler.add(item)
+    return scheduler
 
 
 def entry(drawing_id, *, steps=10, group="64", rows=2, num_pixels=64, priority=0):
@@ -23,16 +26,18 @@ def entry(drawing_id, *, steps=10, group="64", rows=2, num_pixels=64, priority=0
 
 
 class Device:
-    """Runs what the scheduler decides; a call costs a fixed part and a part per row and cell."""
+    """Runs what the scheduler decides; a call costs a second, and a part per row and cell."""
 
-    def __init__(self, scheduler, *, fixed_s=1.0, per_row_s=0.125):
-        self.scheduler = scheduler
-        self.fixed_s, self.per_row_s = fixed_s, per_row_s
+    def __init__(self, max_num_rows, *entries, per_row_s=0.125, max_pixels=1 << 40):
+        self.scheduler = make_scheduler(max_num_rows, max_pixels=max_pixels)
+        self.per_row_s = per_row_s
         self.now_s = 0.0
         self.entries = {}
         self.steps_left = {}
         self.finished_s = {}
         self.served_s = {}
+        for item in entries:
+            self.add(item)
 
     def add(self, item):
         self.entries[item.drawing_id] = item
@@ -45,7 +50,7 @@ class Device:
             return None
         members = [self.entries[i] for i in decision.drawing_ids]
         rows = sum(m.num_rows for m in members)
-        cost_s = self.fixed_s + self.per_row_s * rows * members[0].num_pixels / 64
+        cost_s = 1.0 + self.per_row_s * rows * members[0].num_pixels / 64
         self.now_s += cost_s
         self.scheduler.commit(decision, cost_s)
         self.served_s[decision.group] = self.served_s.get(decision.group, 0.0) + cost_s
@@ -62,8 +67,7 @@ class Device:
 
 
 def solo_s(steps, **device):
-    alone = Device(make_scheduler(64), **device)
-    alone.add(entry(0, steps=steps))
+    alone = Device(64, entry(0, steps=steps), **device)
     alone.run()
     return alone.now_s
 
@@ -73,39 +77,26 @@ def test_nothing_waits_when_nothing_is_there():
 
 
 def test_equal_shapes_share_calls_whatever_their_steps():
-    device = Device(make_scheduler(16))
-    for i, steps in enumerate((10, 12, 20)):
-        device.add(entry(i, steps=steps))
+    device = Device(16, *(entry(i, steps=steps) for i, steps in enumerate((10, 12, 20))))
     assert device.call().drawing_ids == (0, 1, 2)
     device.run()
     assert set(device.finished_s) == {0, 1, 2}
 
 
-def test_rows_are_bounded_and_the_first_come_first():
-    device = Device(make_scheduler(5))
-    for i in range(4):
-        device.add(entry(i))
-    assert device.call().drawing_ids == (0, 1)
-
-
-def test_pixels_are_bounded_too():
-    device = Device(make_scheduler(100, max_pixels=4 * 64))
-    for i in range(4):
-        device.add(entry(i))
+@pytest.mark.parametrize("limits", [{"max_num_rows": 5}, {"max_num_rows": 100, "max_pixels": 256}])
+def test_rows_and_pixels_are_bounded_and_the_first_come_first(limits):
+    device = Device(limits.pop("max_num_rows"), *map(entry, range(4)), **limits)
     assert device.call().drawing_ids == (0, 1)
 
 
 def test_who_did_not_fit_goes_next():
-    device = Device(make_scheduler(4))
-    for i in range(3):
-        device.add(entry(i, steps=1000))
+    device = Device(4, *(entry(i, steps=1000) for i in range(3)))
     calls = [device.call().drawing_ids for _ in range(3)]
     assert calls == [(0, 1), (2, 0), (1, 0)]
 
 
 def test_a_drawing_wider_than_the_bound_still_runs():
-    device = Device(make_scheduler(2))
-    device.add(entry(0, rows=3))
+    device = Device(2, entry(0, rows=3))
     assert device.call().drawing_ids == (0,)
 
 
@@ -115,9 +106,7 @@ def test_a_drawing_wider_than_the_bound_still_runs():
 def test_a_short_job_behind_a_long_batch_ends_within_twice_its_solo_time(
     num_long, per_row_s, steps_before
 ):
-    device = Device(make_scheduler(64), per_row_s=per_row_s)
-    for i in range(num_long):
-        device.add(entry(i, steps=50))
+    device = Device(64, *(entry(i, steps=50) for i in range(num_long)), per_row_s=per_row_s)
     for _ in range(steps_before):
         device.call()
     # It arrives when the step in flight has just begun.
@@ -136,9 +125,7 @@ def test_a_short_job_behind_a_long_batch_ends_within_twice_its_solo_time(
 
 
 def test_several_short_jobs_share_their_express_calls():
-    device = Device(make_scheduler(64))
-    for i in range(8):
-        device.add(entry(i, steps=50))
+    device = Device(64, *(entry(i, steps=50) for i in range(8)))
     device.call()
     for i in (97, 98):
         device.add(entry(i, steps=10))
@@ -149,16 +136,12 @@ def test_several_short_jobs_share_their_express_calls():
 
 @pytest.mark.parametrize(("steps", "is_express"), [(9, True), (10, False)])
 def test_short_is_what_has_less_than_a_third_of_the_others_work(steps, is_express):
-    scheduler = make_scheduler(8)
-    for item in (entry(1, steps=30), entry(2, steps=30), entry(3, steps=steps)):
-        scheduler.add(item)
+    scheduler = make_scheduler(8, *(entry(i, steps=n) for i, n in enumerate((30, 30, steps))))
     assert scheduler.schedule().is_express == is_express
 
 
 def test_however_long_there_was_none_express_calls_run_ahead_by_a_few_steps_alone():
-    scheduler = make_scheduler(8)
-    for item in (entry(1, steps=1000), entry(2, steps=1000)):
-        scheduler.add(item)
+    scheduler = make_scheduler(8, entry(1, steps=1000), entry(2, steps=1000))
     for _ in range(50):
         scheduler.commit(scheduler.schedule(), 1.0)
     scheduler.add(entry(3, steps=100))
@@ -171,9 +154,7 @@ def test_however_long_there_was_none_express_calls_run_ahead_by_a_few_steps_alon
 
 
 def test_priority_goes_before_how_long_one_has_waited():
-    scheduler = make_scheduler(2)
-    for item in (entry(1, priority=1), entry(2)):
-        scheduler.add(item)
+    scheduler = make_scheduler(2, entry(1, priority=1), entry(2))
     for _ in range(3):
         decision = scheduler.schedule()
         scheduler.commit(decision, 1.0)
@@ -181,16 +162,13 @@ def test_priority_goes_before_how_long_one_has_waited():
 
 
 def test_drawings_that_are_nearly_done_stay_in_the_batch():
-    device = Device(make_scheduler(64))
-    for i, steps in enumerate((20, 24, 30, 40)):
-        device.add(entry(i, steps=steps))
+    device = Device(64, *(entry(i, steps=n) for i, n in enumerate((20, 24, 30, 40))))
     device.run()
     assert device.scheduler._num_calls == 40
 
 
 def test_a_stream_of_short_jobs_leaves_half_of_the_time_to_the_long_one():
-    device = Device(make_scheduler(64))
-    device.add(entry(0, steps=400))
+    device = Device(64, entry(0, steps=400))
     for i in range(1, 2000):
         device.add(entry(i, steps=5))
         device.run(until=lambda d, i=i: i in d.finished_s or 0 in d.finished_s)
@@ -200,9 +178,8 @@ def test_a_stream_of_short_jobs_leaves_half_of_the_time_to_the_long_one():
 
 
 def test_shapes_share_the_time_not_the_calls():
-    device = Device(make_scheduler(64))
-    device.add(entry(0, steps=10_000, group="64", num_pixels=64))
-    device.add(entry(1, steps=10_000, group="512", num_pixels=4096))
+    small = entry(0, steps=10_000, group="64", num_pixels=64)
+    device = Device(64, small, entry(1, steps=10_000, group="512", num_pixels=4096))
     for _ in range(2000):
         device.call()
     small, large = device.served_s["64"], device.served_s["512"]
@@ -210,8 +187,7 @@ def test_shapes_share_the_time_not_the_calls():
 
 
 def test_a_new_shape_gets_no_credit_for_having_been_away():
-    device = Device(make_scheduler(64))
-    device.add(entry(0, steps=1000, group="a"))
+    device = Device(64, entry(0, steps=1000, group="a"))
     for _ in range(100):
         device.call()
     device.add(entry(1, steps=1000, group="b"))
@@ -220,9 +196,8 @@ def test_a_new_shape_gets_no_credit_for_having_been_away():
 
 
 def test_priority_doubles_a_shapes_share_and_goes_first_within_it():
-    device = Device(make_scheduler(4))
-    device.add(entry(0, steps=5000, group="a", priority=0))
-    device.add(entry(1, steps=5000, group="b", priority=-1))
+    usual = entry(0, steps=5000, group="a", priority=0)
+    device = Device(4, usual, entry(1, steps=5000, group="b", priority=-1))
     for _ in range(300):
         device.call()
     assert 1.8 < device.served_s["b"] / device.served_s["a"] < 2.2
@@ -234,19 +209,16 @@ def test_priority_doubles_a_shapes_share_and_goes_first_within_it():
 
 
 def test_removed_drawings_are_never_scheduled():
-    scheduler = make_scheduler(16)
-    scheduler.add(entry(0))
-    scheduler.add(entry(1))
+    scheduler = make_scheduler(16, entry(0), entry(1))
     scheduler.remove(0)
     scheduler.remove(0)
-    decision = scheduler.schedule()
-    assert decision is not None and decision.drawing_ids == (1,)
+    assert scheduler.schedule().drawing_ids == (1,)
 
 
 def test_everything_ends_and_no_call_mixes_shapes():
     seed = random.randrange(1 << 30)
     rng = random.Random(seed)
-    device = Device(make_scheduler(rng.randint(1, 20)))
+    device = Device(rng.randint(1, 20))
     coming = [
         entry(
             i,

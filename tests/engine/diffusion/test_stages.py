@@ -136,6 +136,7 @@ def test_progress_and_times_are_told_alike(make_both, prompt):
     assert [e.step for e in plain] == [0, 1, 2, 3, 4]
     previews = [(e.preview_index, e.step) for e in events if e.preview is not None]
     assert previews == [(0, 2), (1, 3)]
+    assert events[0].queue_time_s is not None
     last = events[-1]
     assert last.finish_reason is FinishReason.STOP and last.image is not None
     assert last.stage_time_s > 0 and last.decode_time_s > 0
@@ -151,8 +152,8 @@ def test_one_that_is_cancelled_takes_no_further_step_and_is_released(
     for _ in range(3):
         engine.step()
     assert len(alive("gone")) == 4
-    engine.abort("gone")
-    engine.abort("waits")
+    for request_id in ("gone", "waits", "never was"):
+        engine.abort(request_id)
     num_calls = len(family.calls) + len(source.calls)
     assert run(engine) == []
     assert len(family.calls) + len(source.calls) == num_calls

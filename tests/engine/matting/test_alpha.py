@@ -1,6 +1,5 @@
 """Alpha against pymatting's own, against scenes that were composed, and within bounds."""
 
-import random
 import tracemalloc
 from collections.abc import Generator
 from typing import Any
@@ -16,7 +15,8 @@ from engine.matting.pymatting_library import pymatting
 from engine.matting.trimap import Trimap
 from engine.pictures import arrays
 from engine.pictures.resizing import resized
-from tests.helpers.matting.matting_scenes import Scene, finished, lemur, rms, scene
+from tests.helpers.matting.matting_scenes import finished, lemur, rms, scene
+from tests.helpers.pictures import noise
 
 
 def alpha_at_once(image: np.ndarray, trimap: Trimap) -> np.ndarray:
@@ -55,9 +55,7 @@ def test_pymattings_scene_within_its_error() -> None:
     assert rms(found - expected, trimap.is_unknown) < 0.06
 
 
-def test_a_large_picture_is_solved_small_and_follows_the_edges(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_large_picture_is_solved_small_and_follows_the_edges(monkeypatch):
     made = scene(240, 320, band=8)
     exact = finished(estimate_alpha(made.image, made.trimap)).alpha
     monkeypatch.setattr(alpha_module, "MAX_UNKNOWNS", made.trimap.num_unknown // 4)
@@ -65,9 +63,8 @@ def test_a_large_picture_is_solved_small_and_follows_the_edges(
     assert found.width < 200
     unknown = made.trimap.is_unknown
     assert rms(found.alpha - made.alpha, unknown) < 0.06
-    blurred = cv2.resize(
-        cv2.resize(exact, (found.width, found.height), interpolation=cv2.INTER_AREA), (320, 240)
-    )
+    small = cv2.resize(exact, (found.width, found.height), interpolation=cv2.INTER_AREA)
+    blurred = cv2.resize(small, (320, 240))
     # The hairs, one pixel wide, are what plain enlarging loses.
     assert rms(found.alpha - made.alpha, unknown) < rms(blurred - made.alpha, unknown)
 
@@ -126,9 +123,7 @@ def test_scattered_open_pixels_stay_within_the_bound(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1), (2, 2), (3, 3), (2, 50)])
 def test_tiny_pictures(height: int, width: int) -> None:
-    image = np.array([random.randrange(256) for _ in range(height * width * 3)], np.uint8).reshape(
-        height, width, 3
-    )
+    image = noise(height, width)
     subject = np.zeros((height, width), bool)
     subject.flat[0] = True
     unknown = ~subject
@@ -148,9 +143,8 @@ def test_what_is_known_needs_no_equations() -> None:
 
 
 def test_one_colour_leaves_alpha_open_but_finite() -> None:
-    made: Scene = scene(40, 50)
-    grey = np.full_like(made.image, 128)
-    found = finished(estimate_alpha(grey, made.trimap))
+    made = scene(40, 50)
+    found = finished(estimate_alpha(np.full_like(made.image, 128), made.trimap))
     assert np.isfinite(found.alpha).all()
 
 

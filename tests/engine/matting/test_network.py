@@ -46,7 +46,6 @@ def test_weights_beside_it_are_loaded(tmp_path: Path) -> None:
 
 def test_other_networks_are_refused(tmp_path: Path) -> None:
     for data in (
-        onnx.brightness_network(channels=1),
         onnx.brightness_network(kind=onnx.INT64),
         onnx.model(
             onnx.field(1, onnx.node("Evil", ["image"], ["mask"], domain="com.evil"))

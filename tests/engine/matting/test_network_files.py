@@ -62,13 +62,7 @@ def test_weights_of_inner_graphs_are_seen(tmp_path: Path) -> None:
 
 def test_what_is_no_model_is_said_to_be_none(tmp_path: Path) -> None:
     whole = onnx.brightness_network()
-    for data in (
-        b"",
-        b"\x08\x08",
-        b"GGUF" * 9,
-        whole[: len(whole) - 3],
-        b"\x3a\xff\xff\xff\xff\x7f",
-    ):
+    for data in (b"", b"\x08\x08", b"GGUF" * 9, whole[:-3], b"\x3a\xff\xff\xff\xff\x7f"):
         with pytest.raises(CorruptFile):
             read_facts(write(tmp_path, data))
 
@@ -109,9 +103,7 @@ def test_a_folder_in_its_place_is_refused(tmp_path: Path) -> None:
         ("BiRefNet-general.onnx", "BiRefNet", 0.485, False),
     ],
 )
-def test_classes_by_their_names(
-    name: str, architecture: str, mean: float, by_brightest: bool, tmp_path: Path
-) -> None:
+def test_classes_by_their_names(name, architecture, mean, by_brightest, tmp_path):
     facts = read_facts(write(tmp_path, onnx.brightness_network(), name))
     found = (facts.architecture, facts.mean[0], facts.scales_by_brightest)
     assert found == (architecture, mean, by_brightest)

@@ -7,11 +7,12 @@ import cv2
 import numpy as np
 import pytest
 
-from engine.contract.matte import MattingOutput, MattingRequest, Point
+from engine.contract.matte import MattingOutput, Point
 from engine.matting.job import Job
 from engine.matting.steering import steer
-from engine.pictures.arrays import Floats, pixels_of
+from engine.pictures.arrays import Floats, array_of
 from tests.helpers.matting.matting_scenes import TwoSubjects, finished, two_subjects
+from tests.helpers.matting.matting_toy import ask
 
 NETWORK_SIDE = 320
 BOTH_RIGHT, SECOND_MISSED = (1.0, 1.0), (1.0, 0.0)
@@ -38,16 +39,9 @@ def scenes() -> list[TwoSubjects]:
 def alpha_of(scene: TwoSubjects, found: tuple[float, float], *points: Point) -> Floats:
     """What comes of the picture where the network finds so much of each subject."""
     left, right = (share * alpha for share, alpha in zip(found, scene.alphas, strict=True))
-    request = MattingRequest(
-        request_id="a",
-        model="",
-        image=pixels_of(scene.image),
-        points=list(points),
-        output=MattingOutput.ALPHA,
-    )
+    request = ask("a", image=scene.image, points=list(points), output=MattingOutput.ALPHA)
     event = finished(Job(request, Shown(np.maximum(left, right))).work)
-    height, width = scene.image.shape[:2]
-    return np.frombuffer(event.image.data, np.uint8).reshape(height, width) / np.float32(255)
+    return array_of(event.image) / np.float32(255)
 
 
 def error(alpha: Floats, expected: Floats) -> float:

@@ -32,16 +32,11 @@ def found(mask: np.ndarray, box: Box | None = None, *points: Point) -> tuple[boo
 BOTH = np.ones((60, 96)) * (two_discs()[..., 0] > 100)
 
 
-def test_both_without_points_between_them() -> None:
+def test_a_box_is_what_is_looked_at() -> None:
     assert found(BOTH, (0, 0, 96, 60)) == (True, True)
-
-
-def test_outside_of_a_box_is_background() -> None:
-    assert found(BOTH, (50, 5, 94, 55)) == (False, True)
-
-
-def test_a_box_finds_what_the_network_missed() -> None:
-    assert found(np.zeros((60, 96)), (50, 5, 94, 55)) == (False, True)
+    assert found(BOTH, (50, 5, 94, 55)) == (False, True), "outside of it is background"
+    missed = np.zeros((60, 96))
+    assert found(missed, (50, 5, 94, 55)) == (False, True), "the network had missed it"
 
 
 def test_a_point_chooses_its_part() -> None:

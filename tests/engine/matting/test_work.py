@@ -12,21 +12,9 @@ from engine.contract.request import FinishReason
 from engine.errors import InvalidParameter
 from engine.matting import work as work_module
 from engine.matting.job import NO_SUBJECT
-from engine.matting.work import MattingEngine
 from engine.pictures.arrays import array_of, pixels_of
 from tests.helpers.matting.matting_scenes import scene
-from tests.helpers.matting.matting_toy import ask, make
-
-
-def run(engine: MattingEngine) -> dict[str, Any]:
-    """The last event of each request."""
-    found: dict[str, Any] = {}
-    while engine.has_work():
-        for event in engine.step()[0]:
-            assert event.request_id not in found
-            if event.finish_reason is not None:
-                found[event.request_id] = event
-    return found
+from tests.helpers.matting.matting_toy import ask, make, run
 
 
 @pytest.mark.parametrize(
@@ -34,10 +22,10 @@ def run(engine: MattingEngine) -> dict[str, Any]:
 )
 @pytest.mark.parametrize("with_trimap", [True, False])
 def test_outputs(output: str, channels: int, with_trimap: bool) -> None:
-    made, engine = scene(48, 64, 3), make()
+    made = scene(48, 64, 3)
     trimap = pixels_of(made.trimap.levels()) if with_trimap else None
-    engine.add(ask("a", image=made.image, trimap=trimap, output=MattingOutput(output)))
-    event = run(engine)["a"]
+    asked = ask("a", image=made.image, trimap=trimap, output=MattingOutput(output))
+    event = run(make(), asked)["a"]
     assert event.finish_reason is FinishReason.STOP and event.warnings == ()
     assert (event.image.width, event.image.height, event.image.channels) == (64, 48, channels)
     assert 0 < event.unknown_fraction < 1 and 0 <= event.uncertain_fraction <= 1
@@ -59,17 +47,9 @@ def test_what_comes_out_does_not_depend_on_company() -> None:
         {"image": pictures[1], "box": (10, 5, 54, 43)},
         {"image": pictures[2]},
     ]
-    alone = []
-    for fields in orders:
-        engine = make()
-        engine.add(ask("x", **fields))
-        alone.append(run(engine)["x"].image)
-    numbers = [0, 1, 2]
-    random.shuffle(numbers)
-    engine = make()
-    for number in numbers:
-        engine.add(ask(str(number), **orders[number]))
-    together = run(engine)
+    alone = [run(make(), ask("x", **fields))["x"].image for fields in orders]
+    numbers = random.sample(range(3), 3)
+    together = run(make(), *(ask(str(number), **orders[number]) for number in numbers))
     assert [together[str(number)].image for number in range(3)] == alone
 
 
@@ -80,9 +60,7 @@ class Clock:
         return self.now_s
 
 
-def script(
-    monkeypatch: pytest.MonkeyPatch, clock: Clock, turns: dict[str, list[float]]
-) -> list[str]:
+def script(monkeypatch, clock, turns):
     """Have jobs do nothing but take so many seconds in each turn; notes whose turn it was."""
     order: list[str] = []
 
@@ -141,22 +119,14 @@ def test_events_tell_how_far_it_is() -> None:
         for event in engine.step()[0]:
             stages.append(event.stage)
             progress.append(event.progress)
-    assert [stage for stage in stages if stage] == [
-        "segment",
-        "steer",
-        "trimap",
-        "solve",
-        "foreground",
-        "compose",
-    ]
+    expected = ["segment", "steer", "trimap", "solve", "foreground", "compose"]
+    assert [stage for stage in stages if stage] == expected
     assert progress == sorted(progress) and progress[-1] == 1.0
 
 
 def test_totals() -> None:
-    engine = make()
-    made = scene(48, 64, 3)
-    engine.add(ask("a", image=made.image, trimap=pixels_of(made.trimap.levels())))
-    run(engine)
+    engine, made = make(), scene(48, 64, 3)
+    run(engine, ask("a", image=made.image, trimap=pixels_of(made.trimap.levels())))
     stats = engine.stats()
     expected = (1, 48 * 64, made.trimap.num_unknown)
     assert (stats.num_images, stats.num_pixels, stats.num_unknown_pixels) == expected
@@ -164,35 +134,27 @@ def test_totals() -> None:
 
 
 def test_no_subject_is_all_background_with_a_warning() -> None:
-    engine = make()
-    engine.add(ask("a", image=np.full((30, 40, 3), (0, 0, 200), np.uint8)))
-    event = run(engine)["a"]
+    event = run(make(), ask("a", image=np.full((30, 40, 3), (0, 0, 200), np.uint8)))["a"]
     assert event.warnings == (NO_SUBJECT,)
     assert not array_of(event.image)[..., 3].any()
 
 
 def test_alpha_that_a_picture_has_is_kept() -> None:
-    made = scene(48, 64, 3)
-    own = np.full((48, 64), 100, np.uint8)
-    engine = make()
-    engine.add(ask("a", image=np.dstack([made.image, own]), output=MattingOutput.ALPHA))
-    assert array_of(run(engine)["a"].image).max() == 100
+    image = np.dstack([scene(48, 64, 3).image, np.full((48, 64), 100, np.uint8)])
+    event = run(make(), ask("a", image=image, output=MattingOutput.ALPHA))["a"]
+    assert array_of(event.image).max() == 100
 
 
 def test_a_background_picture_shows_where_the_subject_is_not() -> None:
     made = scene(48, 64, 3)
-    background = np.full((5, 9, 3), (9, 99, 9), np.uint8)
-    engine = make()
-    engine.add(
-        ask(
-            "a",
-            image=made.image,
-            trimap=pixels_of(made.trimap.levels()),
-            output=MattingOutput.COMPOSITE,
-            background=pixels_of(background),
-        )
+    asked = ask(
+        "a",
+        image=made.image,
+        trimap=pixels_of(made.trimap.levels()),
+        output=MattingOutput.COMPOSITE,
+        background=pixels_of(np.full((5, 9, 3), (9, 99, 9), np.uint8)),
     )
-    result = array_of(run(engine)["a"].image)
+    result = array_of(run(make(), asked)["a"].image)
     nothing = ~made.trimap.is_subject & ~made.trimap.is_unknown
     assert (result[nothing] == (9, 99, 9)).all()
     assert np.array_equal(result[made.trimap.is_subject], made.image[made.trimap.is_subject])

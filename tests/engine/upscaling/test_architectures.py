@@ -176,22 +176,18 @@ def test_files_that_claim_more_than_they_hold_are_refused(tmp_path: Path) -> Non
 
 def test_weights_that_do_not_fit_each_other_are_refused() -> None:
     for net in (compact_net(), rrdb_net()):
-        weights = net.state_dict()
-        last = list(weights)[-2]
-        with pytest.raises(CorruptFile):
-            network_of(
-                {name: tensor for name, tensor in weights.items() if name != last[:-6] + "bias"}
-            )
-        bad = dict(weights)
-        bad["body.1.weight" if isinstance(net, CompactNet) else "conv_hr.weight"] = torch.zeros(
-            2, 2
-        )
-        with pytest.raises(ShapeMismatch):
-            network_of(bad)
-        with pytest.raises(UnsupportedArchitecture, match="extra"):
-            network_of(dict(weights) | {"extra": torch.zeros(1)})
-        with pytest.raises(CorruptFile):
-            network_of(dict(weights) | {"body.123456789.rdb1.conv1.weight": torch.zeros(1)})
+        weights = dict(net.state_dict())
+        bias = list(weights)[-2].removesuffix("weight") + "bias"
+        other = "body.1.weight" if isinstance(net, CompactNet) else "conv_hr.weight"
+        far = "body.123456789.rdb1.conv1.weight"
+        for given, error, words in (
+            ({name: weights[name] for name in weights if name != bias}, CorruptFile, None),
+            (weights | {other: torch.zeros(2, 2)}, ShapeMismatch, None),
+            (weights | {"extra": torch.zeros(1)}, UnsupportedArchitecture, "extra"),
+            (weights | {far: torch.zeros(1)}, CorruptFile, None),
+        ):
+            with pytest.raises(error, match=words):
+                network_of(given)
 
 
 def test_facts_count_weights_and_distances() -> None:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine.contract.host import Grant
 from engine.contract.operations import DRAW, ENLARGE
 from engine.contract.settings import EngineConfig
 from engine.contract.status import Phase
@@ -15,6 +14,7 @@ from engine.errors import ModelLoadError, ModelNotFound
 from engine.upscaling.loading import load_engine
 from engine.weights.recognition import kind_of_checkpoint
 from engine.weights.source import Checkpoint, resolve_source
+from tests.helpers.host import Host
 from tests.helpers.upscaling.ncnn_files import write_compact
 from tests.helpers.upscaling.upscaling_nets import (
     compact_net,
@@ -26,26 +26,6 @@ from tests.helpers.upscaling.upscaling_nets import (
 )
 
 CONFIG = EngineConfig(device="cpu", num_threads=1, image_dtype="float32")
-
-
-class Host:
-    """Grants everything."""
-
-    def __init__(self) -> None:
-        self.phases: list[Phase] = []
-
-    def report(
-        self, phase: Phase, progress: float | None = None, detail: str | None = None
-    ) -> None:
-        self.phases.append(phase)
-
-    def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
-        return 1 << 30
-
-    def borrow(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> Grant:
-        return Grant(0, 1 << 30)
-
-    def give_back(self, grant: Grant) -> None: ...
 
 
 def resolved(path: Path) -> Checkpoint:
@@ -76,8 +56,7 @@ def test_a_model_from_each_layout(layout: str, tmp_path: Path) -> None:
     assert engine.stats() == ENLARGE.stats()
     image = noise(70, 33)
     request = upscale_request(image, net, tile=40, overlap=8, exact=True)
-    engine.add(request)
-    found = result_of(request, run(engine)[request.request_id])
+    found = result_of(request, run(engine, request)[request.request_id])
     assert np.abs(found.astype(int) - untiled(image, net)).max() <= 1
 
 

@@ -1,7 +1,5 @@
 """The smallest of the built-in models, on a tiny image: ours beside its graph and ncnn itself."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,16 +10,13 @@ from engine.upscaling.ncnn.recognition import recognised
 from engine.upscaling.ncnn.weights import WeightReader
 from engine.upscaling.precision import LEAST_DECIBELS, decibels, narrowed, trial_image
 from engine.upscaling.srvgg import CompactNet
-from engine.weights.source import Checkpoint, resolve_source
+from engine.weights.source import Checkpoint
+from tests.helpers.named_models import named_model
 
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    return resolve_source(
-        "realesr-animevideov3",
-        cache_dir=Path("~/.cache/tandem").expanduser(),
-        on_progress=lambda fraction, line: None,
-    )
+    return named_model("realesr-animevideov3")
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,6 @@ def test_exact_tiles_give_the_untiled_image(shuffle: int, serve: Callable[[Any],
     for _ in range(3):
         net = serve(random.choice((compact_net(), rrdb_net(shuffle=shuffle))))
         radius = net.facts.receptive_radius
-        assert radius is not None
         tile = 2 * radius + random.randrange(4, 40)
         image = noise(random.randrange(tile, 130), random.randrange(1, 130))
         found = upscaled(image, net, tile=tile, overlap=2 * radius, exact=True)
@@ -73,10 +72,7 @@ def test_an_image_of_one_pixel_and_of_one_row() -> None:
 
 def test_another_scale_is_made_of_the_networks() -> None:
     image = np.full((20, 30, 3), 77, np.uint8)
-    request = upscale_request(image, nearest(4), width=75, height=50)
-    engine = upscaling_engine(nearest(4))
-    engine.add(request)
-    found = result_of(request, run(engine)[request.request_id])
+    found = upscaled(image, nearest(4), width=75, height=50)
     assert found.shape == (50, 75, 3)
     assert (found == 77).all()
 
@@ -99,10 +95,7 @@ def test_a_picture_has_the_same_bytes_in_any_company() -> None:
     net = arranged(compact_net(), CPU)  # as it is served: PyTorch's roundings go by the rows
     images = [noise(random.randrange(20, 70), random.randrange(20, 70)) for _ in range(4)]
     requests = [upscale_request(image, net) for image in images]
-    engine = upscaling_engine(net)
-    for request in requests:
-        engine.add(request)
-    found = run(engine)
+    found = run(upscaling_engine(net), *requests)
     for image, request in zip(images, requests, strict=True):
         alone = upscaled(image, net)
         assert (result_of(request, found[request.request_id]) == alone).all()
@@ -132,14 +125,11 @@ def test_previews_are_spread_over_the_tiles() -> None:
     net = nearest(2)
     image = np.full((60, 60, 3), 9, np.uint8)
     request = upscale_request(image, net, num_previews=3)
-    engine = upscaling_engine(net)
-    engine.add(request)
-    events = run(engine)[request.request_id]
+    events = run(upscaling_engine(net), request)[request.request_id]
     previews = [event for event in events if event.preview is not None]
     assert [event.preview_index for event in previews] == [0, 1, 2]
     assert all(event.finish_reason is None for event in previews)
     for event in previews:
-        assert event.preview is not None
         assert (event.preview.width, event.preview.height) == (120, 120)
         assert set(event.preview.data) == {9}
     assert [event.tile for event in events] == list(range(1, events[0].num_tiles + 1))
@@ -148,13 +138,11 @@ def test_previews_are_spread_over_the_tiles() -> None:
 def test_memory_that_runs_out_makes_tiles_smaller_and_changes_nothing() -> None:
     inner = compact_net()
     radius = inner.facts.receptive_radius
-    assert radius is not None
 
     def compute(images: Tensor) -> Tensor:
         if images.shape[2] * images.shape[3] * len(images) > 40 * 40:
             raise MemoryError
-        made: Tensor = inner(images)
-        return made
+        return inner(images)
 
     scarce = PlainNet(compute, scale=2, radius=radius)
     image = noise(110, 90)
@@ -217,10 +205,9 @@ def test_a_4k_result_takes_the_memory_of_a_row_of_tiles() -> None:
     request = upscale_request(image, net, tile=64, overlap=16)
     engine = upscaling_engine(net, max_num_rows=1)
     engine.add(request)
-    peak, most = 0, 4 * 3 * 256 * (3840 + 2 * 4 * 10)
-    torch_bytes: list[int] = []
+    most = 4 * 3 * 256 * (3840 + 2 * 4 * 10)
+    torch_bytes, num_rows = [], 0
     tracemalloc.start()
-    num_rows = 0
     while engine.has_work():
         events, _ = engine.step()
         num_rows += sum(len(event.rows) // (3 * 3840) for event in events)
@@ -232,19 +219,15 @@ def test_a_4k_result_takes_the_memory_of_a_row_of_tiles() -> None:
     tracemalloc.stop()
     assert num_rows == 2160
     assert max(torch_bytes) == most
-    seen = 4 * image.size
-    assert peak < most + seen, "beside torch's: the rows of one event, tiles, and the result shrunk"
+    assert peak < most + 4 * image.size, (
+        "beside torch's: the rows of one event, tiles, and the result shrunk"
+    )
 
 
 def test_bad_requests_are_refused() -> None:
     net = compact_net()
     engine = upscaling_engine(net)
-    for changes in (
-        {"width": 1000},
-        {"height": 0},
-        {"tile": 5000},
-        {"overlap": 32},
-        {"exact": True, "overlap": 2},
-    ):
+    changes = {"width": 1000}, {"height": 0}, {"tile": 5000}, {"overlap": 32}
+    for fields in (*changes, {"exact": True, "overlap": 2}):
         with pytest.raises(InvalidParameter):
-            engine.add(upscale_request(noise(9, 9), net, **changes))
+            engine.add(upscale_request(noise(9, 9), net, **fields))

@@ -1,17 +1,11 @@
-"""The smallest loop that draws with a family: it does what the engine does, for samples of one step
-each.
+"""The smallest loop that draws one image with a family, as the engine does."""
 
-Steps are taken timestep by timestep; `draw_together` puts the rows of several jobs, each at a
-timestep of its own, into shared calls.
-"""
-
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from engine.contract.draw import ImageTask
+from engine.contract.draw import GuidanceKind, ImageTask
 from engine.diffusion.families.family import Row
 from engine.diffusion.guidance import combine_cfg, combine_dual, is_off
 from engine.diffusion.prompt.states import PromptStates
@@ -46,85 +40,84 @@ class Job:
     schedule: Any = None
 
 
+def redrawing(family: Any, image: torch.Tensor, strength: float, seed: int, **fields: Any) -> Job:
+    """Make a job that redraws an image. Its generator draws the latents, then their noise."""
+    job = Job(latents=image, generator=torch.Generator().manual_seed(seed), **fields)
+    height, width = image.shape[2:]
+    job.schedule = family.new_noise_schedule(job.scheduler, job.num_steps, width, height)
+    job.start = job.schedule.start_of(strength, job.num_steps)
+    clean = family.encode_image(image, job.generator)
+    noise = torch.randn(clean.shape, generator=job.generator)
+    job.latents = job.schedule.noised(clean, noise, job.start)
+    return job
+
+
+def settings_of(job: Job, seed: int) -> dict[str, Any]:
+    """Give a job's settings as diffusers' pipelines take them."""
+    settings = {
+        "prompt": job.prompt,
+        "num_inference_steps": job.num_steps,
+        "guidance_scale": job.guidance,
+        "generator": torch.Generator().manual_seed(seed),
+    }
+    return settings | ({"negative_prompt": job.negative} if job.negative else {})
+
+
+def their_latents(pipeline: Any, job: Job, seed: int, **inputs: Any) -> torch.Tensor:
+    """Return the final latents of diffusers' pipeline for a job's prompt and settings."""
+    latents: torch.Tensor = pipeline(
+        **settings_of(job, seed), output_type="latent", **inputs
+    ).images
+    return latents
+
+
 def draw(family: Any, job: Job) -> torch.Tensor:
     """Return the final latents."""
-    return draw_together(family, [job], [0])[0]
-
-
-def draw_together(family: Any, jobs: Sequence[Job], joins: Sequence[int]) -> list[torch.Tensor]:
-    """Return the final latents of jobs that join at some step and leave when they are done."""
-    states = [_Running(family, job) for job in jobs]
-    step = 0
-    while not all(state.done for state in states):
-        active = [
-            state
-            for state, join in zip(states, joins, strict=True)
-            if join <= step and not state.done
-        ]
-        step += 1
-        rows = [row for state in active for row in state.rows()]
-        if not rows:
-            continue
-        predictions = list(family.denoise(active[0].key, rows).split(1))
-        for state in active:
-            own, predictions = predictions[: state.num_rows], predictions[state.num_rows :]
-            state.advance(own)
-    return [state.latents for state in states]
-
-
-class _Running:
-    def __init__(self, family: Any, job: Job) -> None:
-        self.job = job
-        self.key = family.denoiser_key(job.task)
-        height, width = (side * family.facts.vae_factor for side in job.latents.shape[2:])
-        self._size = {"height": height, "width": width}
-        self.schedule = job.schedule or family.new_noise_schedule(
-            job.scheduler, job.num_steps, width, height
-        )
-        self.index = job.start
-        self.latents = job.latents
-        if job.schedule is None:
-            self.latents = job.latents * self.schedule.init_noise_sigma
-        texts = [
-            PromptText(text=job.prompt, clip_skip=job.clip_skip),
-            PromptText(text=job.negative),
-        ]
-        self._positive, self._negative = family.encode_prompts(texts)
-        self.num_rows = len(self._branches())
-
-    @property
-    def done(self) -> bool:
-        return self.index >= self.schedule.num_timesteps
-
-    def rows(self) -> list[Row]:
-        scaled = self.schedule.scale(self.latents, self.index)
-        timestep = self.schedule.timesteps[self.index]
-        return [
-            Row(latents=scaled, timestep=timestep, prompt=p, image_latents=image, **self._size)
-            for p, image in self._branches()
-        ]
-
-    def advance(self, predictions: Sequence[torch.Tensor]) -> None:
-        prediction = predictions[0]
-        if len(predictions) == 2:
-            prediction = combine_cfg(
-                predictions[0], predictions[1], self.job.guidance, self.job.rescale
+    height, width = (side * family.facts.vae_factor for side in job.latents.shape[2:])
+    schedule, latents = job.schedule, job.latents
+    if schedule is None:
+        schedule = family.new_noise_schedule(job.scheduler, job.num_steps, width, height)
+        latents = latents * schedule.init_noise_sigma
+    positive = PromptText(text=job.prompt, clip_skip=job.clip_skip)
+    states = family.encode_prompts([positive, PromptText(text=job.negative)])
+    branches = _branches(family, job, *states)
+    generator = job.generator or torch.Generator()
+    for index in range(job.start, schedule.num_timesteps):
+        scaled = schedule.scale(latents, index)
+        rows = [
+            Row(
+                latents=scaled,
+                timestep=schedule.timesteps[index],
+                prompt=prompt,
+                image_latents=image,
+                guidance_scale=job.guidance,
+                height=height,
+                width=width,
             )
-        elif len(predictions) == 3:
-            prediction = combine_dual(*predictions, self.job.guidance, self.job.image_guidance)  # type: ignore[call-arg, arg-type]
-        generator = self.job.generator or torch.Generator()
-        self.latents = self.schedule.step(prediction, self.index, self.latents, generator)
-        self.index += 1
+            for prompt, image in branches
+        ]
+        prediction, *others = family.denoise(family.denoiser_key(job.task), rows).split(1)
+        if len(others) == 1:
+            prediction = combine_cfg(prediction, others[0], job.guidance, job.rescale)
+        elif others:
+            scales = job.guidance, job.image_guidance
+            prediction = combine_dual(prediction, others[0], others[1], *scales)
+        latents = schedule.step(prediction, index, latents, generator)
+    return latents
 
-    def _branches(self) -> list[tuple[PromptStates, torch.Tensor | None]]:
-        image = self.job.image_latents
-        full = (self._positive, image)
-        if self.job.task is ImageTask.EDIT:
-            assert image is not None
-            return [full, (self._negative, image), (self._negative, torch.zeros_like(image))]
-        if is_off(self.job.guidance):
-            return [full]
-        return [full, (self._negative, image)]
+
+def _branches(
+    family: Any, job: Job, positive: PromptStates, negative: PromptStates
+) -> list[tuple[PromptStates, torch.Tensor | None]]:
+    """Give the prompt and the image latents of each row."""
+    image = job.image_latents
+    is_guided = family.facts.denoising.guidance is GuidanceKind.CLASSIFIER_FREE
+    if is_guided and job.task is ImageTask.EDIT:
+        assert image is not None
+        return [(positive, image), (negative, image), (negative, torch.zeros_like(image))]
+    if not is_guided or is_off(job.guidance):
+        return [(positive, image)]
+    return [(positive, image), (negative, image)]
 
 
 def assert_same(ours: torch.Tensor, theirs: torch.Tensor, case: object) -> None:

@@ -1,5 +1,4 @@
-"""A second kind of stage, only for tests: it doubles a picture, some rows of it in each step. Its
-groups are called as the toy family's, so that only the engine keeps the two apart.
+"""A second kind of stage, only for tests: it doubles a picture, some rows of it in each step.
 
 Its groups are called as the toy family's, so that only the engine keeps the two apart.
 """

@@ -1,5 +1,7 @@
 """Steps an image engine by hand and collects its results."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -33,12 +35,35 @@ def results(events):
     }
 
 
+def take_step(*stages: Any) -> None:
+    """Compute a step that these stages share with no other."""
+    with torch.inference_mode():
+        for stage, outcome in zip(stages, stages[0].compute(list(stages)), strict=True):
+            stage.advance(outcome)
+
+
 def advance(drawing: Drawing) -> Denoising:
     """Denoise a drawing to its end, without an engine."""
-    stage = drawing.stage
+    while not drawing.finished:
+        take_step(drawing.stage)
+    assert isinstance(drawing.stage, Denoising)
+    return drawing.stage
+
+
+def drawn_by(
+    pipeline: Any, drawing: Drawing, *, output_type: str = "latent", **inputs: Any
+) -> torch.Tensor:
+    """Return what diffusers' pipeline draws for a drawing, from its seed and by its schedule."""
+    stage, params = drawing.stage, drawing.request.params
     assert isinstance(stage, Denoising)
-    with torch.inference_mode():
-        while not drawing.finished:
-            (outcome,) = stage.compute([stage])
-            stage.advance(outcome)
-    return stage
+    scheduler = stage.schedule._scheduler
+    pipeline.scheduler = type(scheduler).from_config(scheduler.config)
+    settings = {
+        "prompt": drawing.request.prompt,
+        "negative_prompt": params.negative_prompt,
+        "num_inference_steps": params.num_inference_steps,
+        "guidance_scale": params.guidance_scale,
+        "generator": torch.Generator().manual_seed(drawing.seed),
+    }
+    images: torch.Tensor = pipeline(**settings | inputs, output_type=output_type).images
+    return images

@@ -1,15 +1,18 @@
 """Every family over tiny random components."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.flux import FluxFamily
+from engine.diffusion.families.registry import load_family
 from engine.diffusion.families.stable_diffusion_3 import StableDiffusion3Family
 from engine.diffusion.prompt.clip import ClipPromptEncoder
 from engine.diffusion.prompt.t5 import T5PromptEncoder
+from engine.weights.source import Checkpoint
 from tests.helpers.diffusion.tiny_pipelines import tiny_parts
 from tests.helpers.diffusion.tiny_transformers import flux_parts, sd3_parts
 from tests.helpers.diffusion.tiny_upscaler import upscaler_of, upscaler_parts
@@ -30,7 +33,19 @@ def parts_of(kind: str, seed: int) -> Any:
     return sd3_parts(seed) if kind == "sd3" else flux_parts(seed, {"guidance_embeds": True})
 
 
-def family_of(kind: str, parts: Any) -> Any:
+def load_folder(
+    folder: Path, quantization: str = "none", dtype: torch.dtype = torch.float32
+) -> Any:
+    checkpoint = Checkpoint("diffusers", folder, "tiny")
+    return load_family(checkpoint, dtype=dtype, device=CPU, quantization=quantization)
+
+
+def family_of(kind: str, parts: Any, *, edits: bool = False) -> Any:
+    """Make our family over the parts.
+
+    Args:
+        edits: whether FLUX takes a reference, as Kontext does.
+    """
     if kind in ("sd", "sdxl"):
         return parts.family()
     if kind == UPSCALER:
@@ -45,8 +60,10 @@ def family_of(kind: str, parts: Any) -> Any:
     if kind == "flux":
         clip = ClipPromptEncoder(parts.tokenizer, parts.text_encoder, final_norm=True)
         t5 = T5PromptEncoder(parts.tokenizer_2, parts.text_encoder_2, max_sequence_length=T5_TOKENS)
-        return FluxFamily(clip=clip, t5=t5, edits=False, **common)
+        return FluxFamily(clip=clip, t5=t5, edits=edits, **common)
     pairs = ((parts.tokenizer, parts.text_encoder), (parts.tokenizer_2, parts.text_encoder_2))
     first, second = (ClipPromptEncoder(*pair, final_norm=False, default_skip=1) for pair in pairs)
-    t5 = T5PromptEncoder(parts.tokenizer_3, parts.text_encoder_3, max_sequence_length=256)
-    return StableDiffusion3Family(clips=(first, second), t5=t5, **common)
+    third = None
+    if parts.text_encoder_3 is not None:
+        third = T5PromptEncoder(parts.tokenizer_3, parts.text_encoder_3, max_sequence_length=256)
+    return StableDiffusion3Family(clips=(first, second), t5=third, **common)

@@ -111,13 +111,11 @@ def tiny_parts(
             **(scheduler or {}),
         ),
         tokenizer=tokenizer,
-        text_encoder=CLIPTextModel(_clip_config(tokenizer, 16)).eval(),
+        text_encoder=CLIPTextModel(clip_config(tokenizer, 16)).eval(),
     )
     if xl:
         parts.tokenizer_2 = clip_tokenizer(pad_token="!")
-        parts.text_encoder_2 = CLIPTextModelWithProjection(
-            _clip_config(parts.tokenizer_2, 8)
-        ).eval()
+        parts.text_encoder_2 = CLIPTextModelWithProjection(clip_config(parts.tokenizer_2, 8)).eval()
     return parts
 
 
@@ -148,14 +146,16 @@ def tiny_unet(
     return unet.eval().requires_grad_(False)
 
 
-def tiny_vae() -> AutoencoderKL:
+def tiny_vae(*widths: int, groups: int = 4, **config: Any) -> AutoencoderKL:
+    """Make an autoencoder with blocks of these widths."""
+    widths = widths or (8, 16)
     vae = AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
-        latent_channels=4,
-        norm_num_groups=4,
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        norm_num_groups=groups,
         sample_size=32,
+        **config,
     )
     return vae.eval().requires_grad_(False)
 
@@ -169,21 +169,22 @@ def clip_tokenizer(*, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77, pad_token=pad_token)
 
 
-def _clip_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=24,
-        projection_dim=8,
-        num_attention_heads=2,
-        num_hidden_layers=3,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+def clip_config(tokenizer: CLIPTokenizer, width: int, **changes: Any) -> CLIPTextConfig:
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 24,
+        "projection_dim": 8,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 3,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
         # Larger than CLIP's, or prompts would hardly differ.
-        initializer_range=0.1,
-        initializer_factor=2.0,
-    )
+        "initializer_range": 0.1,
+        "initializer_factor": 2.0,
+    }
+    return CLIPTextConfig(**settings | changes)
 
 
 _PARTS: dict[tuple[Any, ...], Parts] = {}
@@ -206,6 +207,12 @@ def fresh_seed() -> int:
 
 def noise(seed: int, height: int = 8, width: int = 8) -> torch.Tensor:
     return torch.randn((1, 4, height, width), generator=torch.Generator().manual_seed(seed))
+
+
+def from_noise(job: Any) -> dict[str, Any]:
+    """Give the arguments of a pipeline that starts from a job's latents."""
+    height, width = (FACTOR * side for side in job.latents.shape[2:])
+    return {"latents": job.latents.clone(), "height": height, "width": width}
 
 
 def use(pipeline: Any, family: Any, name: str) -> None:

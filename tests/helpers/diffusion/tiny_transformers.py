@@ -8,8 +8,10 @@ import torch
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
 )
 from transformers import (
     CLIPTextConfig,
@@ -24,21 +26,13 @@ from transformers import (
 from engine.contract.draw import ImageTask
 from engine.diffusion.families.family import Row
 from engine.diffusion.prompt.text import PromptText
+from tests.helpers.diffusion.tiny_pipelines import clip_config, clip_tokenizer, tiny_vae
 
 WIDTH = 64
 """The sizes of T5 and of the transformers, the least that four-bit weights need."""
 CHANNELS = 16
 FACTOR = 4
 """The pixels per latent cell of `vae`."""
-
-
-def clip_tokenizer(max_length: int = 77) -> CLIPTokenizer:
-    """Make a tokenizer of characters, which spells every word."""
-    letters = string.ascii_lowercase + string.digits + ",.'!"
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=max_length)
 
 
 def t5_tokenizer() -> T5Tokenizer:
@@ -48,18 +42,9 @@ def t5_tokenizer() -> T5Tokenizer:
 
 
 def _clip_config(width: int) -> CLIPTextConfig:
-    vocab_size = len(clip_tokenizer())
-    return CLIPTextConfig(
-        vocab_size=vocab_size,
-        hidden_size=width,
-        intermediate_size=24,
-        projection_dim=width,
-        num_attention_heads=2,
-        num_hidden_layers=4,
-        bos_token_id=vocab_size - 2,
-        eos_token_id=vocab_size - 1,
-        pad_token_id=vocab_size - 1,
-    )
+    usual = {"initializer_range": 0.02, "initializer_factor": 1.0}
+    changes = {"projection_dim": width, "num_hidden_layers": 4}
+    return clip_config(clip_tokenizer(), width, **changes, **usual)
 
 
 def t5_encoder() -> T5EncoderModel:
@@ -72,19 +57,9 @@ def t5_encoder() -> T5EncoderModel:
 
 
 def vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=CHANNELS,
-        layers_per_block=1,
-        norm_num_groups=2,
-        sample_size=32,
-        scaling_factor=1.5,
-        shift_factor=0.06,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    ).eval()
+    scale = {"scaling_factor": 1.5, "shift_factor": 0.06}
+    without = {"use_quant_conv": False, "use_post_quant_conv": False}
+    return tiny_vae(8, 8, 8, groups=2, latent_channels=CHANNELS, **scale, **without)
 
 
 def sd3_transformer(**overrides: Any) -> SD3Transformer2DModel:
@@ -176,7 +151,15 @@ def flux_parts(seed: int, transformer: dict[str, Any] | None = None, **scheduler
     )
 
 
-def draw(pipeline: Any, **arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def pipeline_of(parts: Any, kind: Any = None, **changes: Any) -> Any:
+    """Make diffusers' pipeline over the parts, without progress output."""
+    usual = StableDiffusion3Pipeline if isinstance(parts, Sd3Parts) else FluxPipeline
+    pipeline = (kind or usual)(**vars(parts) | changes)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw_with(pipeline: Any, **arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Run a diffusers pipeline once and return the final latents and the picture, in [-1, 1]."""
     steps: list[torch.Tensor] = []
 
@@ -186,6 +169,20 @@ def draw(pipeline: Any, **arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
     images = pipeline(**arguments, callback_on_step_end=keep, output_type="pt").images
     return steps[-1], images * 2 - 1
+
+
+def noise(seed: int, height: int = 32, width: int = 48) -> torch.Tensor:
+    """Draw the latents of a picture of this size."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((1, CHANNELS, height // FACTOR, width // FACTOR), generator=generator)
+
+
+def assert_drawn(
+    family: Any, ours: torch.Tensor, theirs: torch.Tensor, picture: torch.Tensor, seed: int
+) -> None:
+    """Check the final latents and their picture, in fp32, over a few steps."""
+    assert (ours - theirs).abs().max() < 1e-4, f"{seed=}"
+    assert (family.decode(ours) - picture).abs().max() < 1e-4, f"{seed=}"
 
 
 def stirred(model: Any) -> Any:

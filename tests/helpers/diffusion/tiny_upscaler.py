@@ -3,11 +3,11 @@
 import copy
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers import DDPMScheduler
 
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.stable_diffusion_upscale import StableDiffusionUpscaleFamily
-from tests.helpers.diffusion.tiny_pipelines import CPU, Parts, tiny_parts, tiny_unet
+from tests.helpers.diffusion.tiny_pipelines import CPU, Parts, tiny_parts, tiny_unet, tiny_vae
 
 SCALE = 4
 NUM_LEVELS = 100
@@ -21,15 +21,7 @@ def upscaler_parts(seed: int = 11) -> Parts:
     parts.unet = tiny_unet(7, num_class_embeds=NUM_LEVELS, only_cross_attention=(False, True))
     # Embeddings of levels are small at first, and would hardly matter.
     parts.unet.class_embedding.weight.data *= 20
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=4,
-        norm_num_groups=4,
-        scaling_factor=0.08333,
-    )
-    parts.vae = vae.eval().requires_grad_(False)
+    parts.vae = tiny_vae(8, 8, 16, scaling_factor=0.08333)
     return parts
 
 

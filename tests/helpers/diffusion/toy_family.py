@@ -63,7 +63,6 @@ class ToyFamily:
         self.calls = []
         """(key, number of rows, latent shape) of every denoiser call."""
         self.encoded = []
-        self.fail_after = None
 
     def encode_prompts(self, prompts):
         self.encoded += prompts
@@ -91,8 +90,6 @@ class ToyFamily:
         return self.schedules.create(name, num_steps)
 
     def denoise(self, key, rows: list[Row]):
-        if self.fail_after is not None and len(self.calls) >= self.fail_after:
-            raise torch.OutOfMemoryError("no memory")
         latents = torch.cat([row.latents for row in rows])
         self.calls.append((key, len(rows), tuple(latents.shape[1:])))
         image = torch.cat(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.contract.matte import MattingRequest
+from engine.contract.matte import MattingEvent, MattingRequest
 from engine.matting.work import MattingEngine, MattingLimits, MattingWork
 from engine.pictures.arrays import pixels_of
 from tests.helpers.matting.matting_scenes import scene
@@ -29,3 +29,16 @@ def ask(request_id: str, **fields: Any) -> MattingRequest:
     image = fields.pop("image", None)
     pixels = pixels_of(scene(48, 64, 3).image if image is None else image)
     return MattingRequest(request_id=request_id, model="m", image=pixels, **fields)
+
+
+def run(engine: MattingEngine, *requests: MattingRequest) -> dict[str, MattingEvent]:
+    """Run until all is done and return the last event of each request."""
+    for request in requests:
+        engine.add(request)
+    found: dict[str, MattingEvent] = {}
+    while engine.has_work():
+        for event in engine.step()[0]:
+            assert event.request_id not in found
+            if event.finish_reason is not None:
+                found[event.request_id] = event
+    return found

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.contract.enlarge import UpscaleEvent, UpscaleRequest
-from engine.contract.pixels import Pixels
+from engine.pictures.arrays import pixels_of
 from engine.pictures.tiles import mirrored
 from engine.upscaling.network import NetworkFacts
 from engine.upscaling.picture import BORDER
@@ -83,17 +83,12 @@ def noise(width: int, height: int, channels: int = 3) -> Image:
     )
 
 
-def pixels(image: Image) -> Pixels:
-    height, width, channels = image.shape
-    return Pixels(width=width, height=height, channels=channels, data=image.tobytes())
-
-
 def upscale_request(image: Image, net: Any, **changes: Any) -> UpscaleRequest:
     height, width, _ = image.shape
     fields: dict[str, Any] = {
         "request_id": f"r{next(_numbers)}",
         "model": "m",
-        "image": pixels(image),
+        "image": pixels_of(image),
         "width": width * net.facts.scale,
         "height": height * net.facts.scale,
         "tile": 32,
@@ -116,9 +111,11 @@ def upscaling_engine(net: Any, **changes: Any) -> UpscalingEngine:
     return UpscalingEngine(UpscalingWork(runner, net.facts, limits), limits)
 
 
-def run(engine: UpscalingEngine) -> dict[str, list[UpscaleEvent]]:
+def run(engine: UpscalingEngine, *requests: UpscaleRequest) -> dict[str, list[UpscaleEvent]]:
     """Run until all is done and return the events by request."""
     found: dict[str, list[UpscaleEvent]] = {}
+    for request in requests:
+        engine.add(request)
     while engine.has_work():
         events, _ = engine.step()
         for event in events:
@@ -141,9 +138,7 @@ def result_of(request: UpscaleRequest, events: list[UpscaleEvent]) -> Image:
 def upscaled(image: Image, net: Any, **changes: Any) -> Image:
     """Run a request alone in an engine and return its result."""
     request = upscale_request(image, net, **changes)
-    engine = upscaling_engine(net)
-    engine.add(request)
-    return result_of(request, run(engine)[request.request_id])
+    return result_of(request, run(upscaling_engine(net), request)[request.request_id])
 
 
 def untiled(image: Image, net: Any) -> Image:

@@ -7,12 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    FluxPipeline,
-    StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import nn
 
 from engine.contract.adapter_orders import AdapterReport
@@ -35,11 +30,16 @@ from tests.helpers.adapters.image_adapters import (
     unload,
     write,
 )
+from tests.helpers.diffusion.engine_runs import take_step
 from tests.helpers.diffusion.original_names import unet_tensors
 from tests.helpers.diffusion.tiny_families import FAMILIES, T5_TOKENS, family_of, parts_of
 from tests.helpers.diffusion.tiny_pipelines import tiny_parts
-from tests.helpers.diffusion.tiny_transformers import draw as draw_with
-from tests.helpers.diffusion.tiny_transformers import flux_parts, sd3_parts
+from tests.helpers.diffusion.tiny_transformers import (
+    draw_with,
+    flux_parts,
+    pipeline_of,
+    sd3_parts,
+)
 from tests.helpers.diffusion.toy_family import request as toy_request
 
 pytestmark = [
@@ -52,17 +52,15 @@ WIDTH, HEIGHT, STEPS, SCALE = 16, 16, 2, 3.0
 UNMERGED, PARITY = 1e-5, 1e-4
 """The largest differences of latents up to 1, in fp32."""
 PROMPT, NEGATIVE = "a red fox", "rain"
+WAYS = [("lora", None), ("locon", None), ("loha", None), ("lokr", None), ("lora", "dora_scale")]
 
 
-def pipeline_of(kind: str, parts: Any) -> Any:
+def oracle(kind: str, parts: Any) -> Any:
     if kind in ("sd", "sdxl"):
         return parts.pipeline(
             StableDiffusionXLPipeline if kind == "sdxl" else StableDiffusionPipeline
         )
-    classes = {"sd3": StableDiffusion3Pipeline, "flux": FluxPipeline}
-    pipeline = classes[kind](**vars(parts))
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return pipeline_of(parts)
 
 
 def denoiser(kind: str) -> str:
@@ -98,9 +96,7 @@ def draw(family: Any, *requests: Any) -> list[torch.Tensor]:
     factory = DrawingFactory(family)
     drawings = [drawing for one in requests for drawing in factory.create(one)]
     while not drawings[0].finished:
-        stages = [drawing.stage for drawing in drawings]
-        for stage, outcome in zip(stages, stages[0].compute(stages), strict=True):
-            stage.advance(outcome)
+        take_step(*(drawing.stage for drawing in drawings))
     assert all(isinstance(drawing.stage, Denoising) for drawing in drawings)
     return [drawing.stage.final().clone() for drawing in drawings]
 
@@ -133,15 +129,14 @@ def seed() -> int:
     return random.randrange(1 << 30)
 
 
-@pytest.mark.parametrize("way", ["lora", "locon", "loha", "lokr", "dora"])
+@pytest.mark.parametrize(("way", "lengths"), WAYS)
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_unmerged_equals_merged(kind: str, way: str, tmp_path: Any, seed: int) -> None:
+def test_unmerged_equals_merged(kind, way, lengths, tmp_path, seed):
     parts = parts_of(kind, seed % 1000)
     other = copy.deepcopy(parts)
     family = family_of(kind, parts)
     [base] = draw(family, request(seed=seed))
-    written = ("lora", "dora_scale") if way == "dora" else (way, None)
-    updates = adapters(kind, parts, tmp_path / "a.safetensors", seed, *written)
+    updates = adapters(kind, parts, tmp_path / "a.safetensors", seed, way, lengths)
     table = table_of(family.adapted)
     report = load(table, "a", tmp_path / "a.safetensors")
     assert isinstance(report, AdapterReport), report
@@ -160,16 +155,14 @@ def test_unmerged_equals_merged(kind: str, way: str, tmp_path: Any, seed: int) -
     assert torch.equal(draw(family, request(seed=seed))[0], base), "nothing is left of it"
 
 
-@pytest.mark.parametrize("way", ["lora", "locon", "loha", "lokr", "dora"])
+@pytest.mark.parametrize(("way", "lengths"), WAYS)
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_a_mixture_is_what_each_is_alone(kind: str, way: str, tmp_path: Any, seed: int) -> None:
+def test_a_mixture_is_what_each_is_alone(kind, way, lengths, tmp_path, seed):
     """Bit for bit, where there are operations of our own."""
     parts = parts_of(kind, seed % 1000)
     family = family_of(kind, parts)
     table = table_of(family.adapted)
-    written = ("lora", "dora_scale") if way == "dora" else (way, None)
-    for place, name in enumerate("ab"):
-        how = written if name == "a" else ("lora", None)
+    for place, (name, how) in enumerate({"a": (way, lengths), "b": ("lora", None)}.items()):
         adapters(kind, parts, tmp_path / f"{name}.safetensors", seed + 10 * place, *how)
         load(table, name, tmp_path / f"{name}.safetensors")
     a, b = (LoraUse(name=table.key_of(name)) for name in "ab")
@@ -193,9 +186,7 @@ PEFT_LAYERS = {
 
 @pytest.mark.parametrize("lengths", [None, "lora_magnitude_vector"])
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_it_is_what_diffusers_draws(
-    kind: str, lengths: str | None, tmp_path: Any, seed: int
-) -> None:
+def test_it_is_what_diffusers_draws(kind, lengths, tmp_path, seed):
     """The same file in both, as diffusers saves it. DoRA at a scale other than 1 is PEFT's own."""
     scale = 0.6 if lengths is None else 1.0
     parts = parts_of(kind, seed % 1000)
@@ -206,9 +197,8 @@ def test_it_is_what_diffusers_draws(
         paths = [path for path in layer_paths(model) if path.endswith(PEFT_LAYERS[name])]
         # transformers, which reads those of text encoders, leaves DoRA's lengths out.
         own = None if name == "text_encoder" else lengths
-        made = write(
-            model, paths, dotted(name), alpha=None, seed=seed + place, size=0.5, lengths=own
-        )
+        options = {"alpha": None, "seed": seed + place, "size": 0.5, "lengths": own}
+        made = write(model, paths, dotted(name), **options)
         written |= made.tensors
     made.tensors = {
         key.replace("lora_down.", "lora_A.").replace("lora_up.", "lora_B."): tensor
@@ -220,7 +210,7 @@ def test_it_is_what_diffusers_draws(
     assert isinstance(report, AdapterReport) and report.num_left_out == 0, report
     [base] = draw(family, request(seed=seed))
     [ours] = draw(family, request([[LoraUse(name=table.key_of("a"), scale=scale)]], seed=seed))
-    pipeline = pipeline_of(kind, parts)
+    pipeline = oracle(kind, parts)
     pipeline.load_lora_weights(str(file.parent), adapter_name="a")
     pipeline.set_adapters(["a"], [scale])
     arguments = {

@@ -1,7 +1,6 @@
 """Latents have the same bits alone and among others in every family, in fp32 on a CPU."""
 
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +11,12 @@ from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.families.quantized import quantize
 from engine.diffusion.families.registry import load_family
 from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
-from engine.weights.source import resolve_source
 from kernels import native
+from tests.helpers.diffusion.engine_runs import take_step
 from tests.helpers.diffusion.tiny_families import CPU, FAMILIES, UPSCALER, family_of, parts_of
 from tests.helpers.diffusion.toy_family import mask, picture
 from tests.helpers.diffusion.toy_family import request as toy_request
+from tests.helpers.named_models import named_model
 
 pytestmark = [
     pytest.mark.skipif(native.missing() is not None, reason="no C++ operations"),
@@ -28,12 +28,7 @@ pytestmark = [
 SIDE = 16
 PROMPTS = ("a red fox", "", "rain", "a " * 100)
 """The last is longer than a text encoder reads at once."""
-TASKS = (
-    ImageTask.TEXT_TO_IMAGE,
-    ImageTask.IMAGE_TO_IMAGE,
-    ImageTask.INPAINT,
-    ImageTask.UPSCALE,
-)
+TASKS = (ImageTask.TEXT_TO_IMAGE, ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT, ImageTask.UPSCALE)
 
 
 def requests(family: Any, side: int = SIDE) -> list[Any]:
@@ -72,9 +67,7 @@ def drawn(family: Any, *asked: Any) -> list[list[torch.Tensor]]:
     drawings = [drawing for one in asked for drawing in factory.create(one)]
     found: list[list[torch.Tensor]] = [[] for _ in drawings]
     while stages := [drawing.stage for drawing in drawings if not drawing.finished]:
-        outcomes = stages[0].compute(stages)
-        for stage, outcome in zip(stages, outcomes, strict=True):
-            stage.advance(outcome)
+        take_step(*stages)
         for seen, drawing in zip(found, drawings, strict=True):
             if drawing.stage in stages:
                 seen.append(drawing.stage.final().clone())
@@ -117,8 +110,5 @@ def test_the_check_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_built_in_model() -> None:
-    checkpoint = resolve_source(
-        "tandem-shapes", cache_dir=Path("unused"), on_progress=lambda *_: None, offline=True
-    )
-    family = load_family(checkpoint, dtype=torch.float32, device=CPU)
+    family = load_family(named_model("tandem-shapes"), dtype=torch.float32, device=CPU)
     check(family, requests(family, 64))

@@ -18,7 +18,7 @@ from engine.contract.draw import ImageTask
 from engine.diffusion.families.components import ComponentFolder
 from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.families.options import LoadOptions
-from engine.diffusion.families.registry import load_family, pipeline_name
+from engine.diffusion.families.registry import pipeline_name
 from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
 from engine.diffusion.families.stable_diffusion_xl import StableDiffusionXLFamily
 from engine.diffusion.prompt.text import PromptText
@@ -31,7 +31,9 @@ from engine.errors import (
 )
 from engine.weights.source import Checkpoint
 from tests.helpers.diffusion.denoise_loop import Job, draw
+from tests.helpers.diffusion.tiny_families import load_folder
 from tests.helpers.diffusion.tiny_pipelines import CPU, Parts, tiny_parts, tiny_unet
+from tests.helpers.json_files import edit_json
 
 SHIPPED = Path(__file__).parents[4] / "engine/data/shapes"
 
@@ -57,12 +59,6 @@ def save(parts: Parts, folder: Path, **index: object) -> Path:
     return folder
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32) -> StableDiffusionFamily:
-    family = load_family(Checkpoint("diffusers", folder, "m"), dtype=dtype, device=CPU)
-    assert isinstance(family, StableDiffusionFamily)
-    return family
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Parts, Path]:
     torch.set_num_threads(1)
@@ -85,7 +81,8 @@ def job() -> Job:
 
 def test_a_folder(saved: tuple[Parts, Path]) -> None:
     parts, path = saved
-    family = load(path)
+    family = load_folder(path)
+    assert type(family) is StableDiffusionFamily
     assert set(family.facts.tasks) == set(ImageTask) - {ImageTask.UPSCALE}
     denoising = family.facts.denoising
     assert (denoising.default_steps, denoising.default_guidance_scale) == (11, 4.0)
@@ -101,12 +98,10 @@ def test_a_folder(saved: tuple[Parts, Path]) -> None:
 
 def test_a_folder_that_says_which_words_it_knows(folder: Path) -> None:
     prompts = [PromptText(text="a cat"), PromptText(text="a dog")]
-    known, unknown = load(folder).encode_prompts(prompts)
+    known, unknown = load_folder(folder).encode_prompts(prompts)
     assert not known.warnings and not unknown.warnings
-    index = json.loads((folder / "model_index.json").read_text())
-    index["_vocabulary"] = ["a", "cat"]
-    (folder / "model_index.json").write_text(json.dumps(index))
-    family = load(folder)
+    edit_json(folder / "model_index.json", {"_vocabulary": ["a", "cat"]})
+    family = load_folder(folder)
     known, unknown = family.encode_prompts(prompts)
     assert not known.warnings
     (warning,) = unknown.warnings
@@ -114,7 +109,7 @@ def test_a_folder_that_says_which_words_it_knows(folder: Path) -> None:
 
 
 def test_the_built_in_model_names_words_that_it_does_not_know() -> None:
-    family = load(SHIPPED)
+    family = load_folder(SHIPPED)
     texts = ["A large red circle left of a blue star.", "a red dog on a sofa"]
     known, unknown = family.encode_prompts([PromptText(text=text) for text in texts])
     assert not known.warnings
@@ -123,39 +118,36 @@ def test_the_built_in_model_names_words_that_it_does_not_know() -> None:
 
 def test_an_xl_folder(tmp_path: Path) -> None:
     parts = tiny_parts(8, xl=True)
-    family = load(save(parts, tmp_path, force_zeros_for_empty_prompt=False))
+    family = load_folder(save(parts, tmp_path, force_zeros_for_empty_prompt=False))
     assert isinstance(family, StableDiffusionXLFamily)
     expected = parts.family(zeros_for_empty=False)
     torch.testing.assert_close(draw(family, job()), draw(expected, job()))
 
 
-def test_half_precision_weights_of_another_file_name(
-    saved: tuple[Parts, Path], folder: Path
-) -> None:
+def test_half_precision_weights_of_another_file_name(saved, folder):
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     halves = {name: t.half() for name, t in load_file(weights).items()}
     save_file(halves, weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    exact = draw(load(saved[1]), job())
+    exact = draw(load_folder(saved[1]), job())
     # Both are there: full precision for fp32.
-    assert torch.equal(draw(load(folder), job()), exact)
+    assert torch.equal(draw(load_folder(folder), job()), exact)
     weights.unlink()
-    rounded = draw(load(folder), job())
+    rounded = draw(load_folder(folder), job())
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_dtypes(saved: tuple[Parts, Path], dtype: torch.dtype) -> None:
-    drawn = draw(load(saved[1], dtype), job())
-    torch.testing.assert_close(drawn, draw(load(saved[1]), job()), atol=0.3, rtol=0)
+    drawn = draw(load_folder(saved[1], dtype=dtype), job())
+    torch.testing.assert_close(drawn, draw(load_folder(saved[1]), job()), atol=0.3, rtol=0)
 
 
 def test_quantisation_reaches_the_unet(saved: tuple[Parts, Path]) -> None:
-    checkpoint = Checkpoint("diffusers", saved[1], "m")
     with pytest.raises(ModelLoadError, match="'zip' is unknown"):
-        load_family(checkpoint, dtype=torch.float32, device=CPU, quantization="zip")
-    family = load_family(checkpoint, dtype=torch.float32, device=CPU, quantization="bnb-nf4")
-    rounded, exact = draw(family, job()), draw(load(saved[1]), job())
+        load_folder(saved[1], "zip")
+    family = load_folder(saved[1], "bnb-nf4")
+    rounded, exact = draw(family, job()), draw(load_folder(saved[1]), job())
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, atol=0.3, rtol=0)
 
@@ -180,7 +172,7 @@ def test_damage_is_named(folder: Path) -> None:
             weights.write_bytes(content)
         damage()
         with pytest.raises(error, match=words) as caught:
-            load(folder)
+            load_folder(folder)
         assert str(folder) not in str(caught.value)
 
 
@@ -200,20 +192,17 @@ def test_damage_is_named(folder: Path) -> None:
         ({"unet_edit": ["diffusers", "FluxTransformer2DModel"]}, UnsupportedArchitecture, "unet_e"),
     ],
 )
-def test_indexes_that_cannot_be_served(
-    change: dict[str, object], error: type[Exception], words: str, folder: Path
-) -> None:
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps(index | change))
+def test_indexes_that_cannot_be_served(change, error, words, folder):
+    edit_json(folder / "model_index.json", change)
     with pytest.raises(error, match=words):
-        load(folder)
+        load_folder(folder)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "null"])
 def test_broken_indexes(content: str, folder: Path) -> None:
     (folder / "model_index.json").write_text(content)
     with pytest.raises(CorruptFile, match=r"model_index\.json"):
-        load(folder)
+        load_folder(folder)
 
 
 @pytest.mark.parametrize(
@@ -234,12 +223,12 @@ def test_pipes_and_deep_json_in_a_files_place(name: str, folder: Path) -> None:
     path.unlink(missing_ok=True)
     os.mkfifo(path)
     with pytest.raises(CorruptFile, match=f"{path.name} is a pipe"):
-        load(folder)
+        load_folder(folder)
     if path.suffix == ".json":
         path.unlink()
         path.write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
         with pytest.raises(CorruptFile, match=f"{path.name} is nested"):
-            load(folder)
+            load_folder(folder)
 
 
 @pytest.mark.parametrize(
@@ -251,14 +240,11 @@ def test_pipes_and_deep_json_in_a_files_place(name: str, folder: Path) -> None:
         ("text_encoder", {"num_hidden_layers": 20_000}),
     ],
 )
-def test_more_layers_than_can_be_built(
-    component: str, change: dict[str, object], folder: Path
-) -> None:
-    path = folder / component / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+def test_more_layers_than_can_be_built(component, change, folder):
+    edit_json(folder / component / "config.json", change)
     started_s = time.thread_time()
     with pytest.raises(ModelLoadError, match=f"{component} has {next(iter(change))} above 1024"):
-        load(folder)
+        load_folder(folder)
     assert time.thread_time() - started_s < 20
 
 
@@ -271,32 +257,31 @@ def test_editing_unets_that_do_not_edit(saved: tuple[Parts, Path], tmp_path: Pat
     parts = copy.copy(saved[0])
     parts.extra_unets = {"unet_edit": parts.unet}
     with pytest.raises(UnsupportedArchitecture, match="unet_edit has 4"):
-        load(save(parts, tmp_path))
+        load_folder(save(parts, tmp_path))
 
 
-def test_importing_the_registry_imports_no_diffusers() -> None:
+def test_importing_the_registry_imports_no_library_of_models() -> None:
     code = (
         "import sys, engine.diffusion.families.registry; "
-        "sys.exit('diffusers' in sys.modules or 'transformers' in sys.modules)"
+        "sys.exit(bool({'bitsandbytes', 'diffusers', 'transformers'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_noise_schedule_whose_package_is_missing_is_named_at_load(folder: Path) -> None:
-    """diffusers has stand-ins for such classes, which fail when they are used."""
-    path = folder / "scheduler" / "scheduler_config.json"
-    config = json.loads(path.read_text()) | {"_class_name": "DPMSolverSDEScheduler"}
-    path.write_text(json.dumps(config))
-    with pytest.raises(UnsupportedArchitecture, match="needs the package torchsde"):
-        load(folder)
-
-
-@pytest.mark.parametrize("name", ["NoScheduler", "__version__", "StableDiffusionPipeline"])
-def test_a_noise_schedule_that_is_none_is_refused_at_load(folder: Path, name: str) -> None:
-    path = folder / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": name}))
-    with pytest.raises(UnsupportedArchitecture, match=f"{name}' is not one of diffusers"):
-        load(folder)
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        # diffusers has stand-ins for classes whose package is missing. They fail in use.
+        ("DPMSolverSDEScheduler", "needs the package torchsde"),
+        ("NoScheduler", "NoScheduler' is not one of diffusers"),
+        ("__version__", "__version__' is not one of diffusers"),
+        ("StableDiffusionPipeline", "StableDiffusionPipeline' is not one of diffusers"),
+    ],
+)
+def test_a_noise_schedule_that_cannot_be_made_is_refused_at_load(folder, name, words):
+    edit_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": name})
+    with pytest.raises(UnsupportedArchitecture, match=words):
+        load_folder(folder)
 
 
 def test_a_tokenizer_that_needs_another_package_says_what_to_do(tmp_path: Path) -> None:

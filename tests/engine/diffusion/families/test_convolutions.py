@@ -5,7 +5,6 @@ import random
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,6 +16,7 @@ from engine.diffusion.families.convolutions import (
     arranged_bytes,
 )
 from kernels import native
+from tests.helpers.diffusion.tiny_pipelines import tiny_vae
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason="no C++ operations")
 
@@ -103,27 +103,14 @@ def test_what_they_take_is_told_by_their_shape():
         layer = arranged(convolution())
         assert arranged_bytes(tuple(layer.weight.shape)) == layer.arranged.transformed.nbytes
     assert arranged_bytes((320, 640, 3, 3)) == 4 * 36 * 320 * 640 <= MOST_BYTES
-    for shape in (
-        (512, 512, 3, 3),
-        (336, 656, 3, 3),
-        (2, 64, 3, 3),
-        (64, 64, 1, 1),
-        (64, 64),
-        (64,),
-        (),
-    ):
+    maps = (512, 512, 3, 3), (336, 656, 3, 3), (2, 64, 3, 3), (64, 64, 1, 1)
+    for shape in (*maps, (64, 64), (64,), ()):
         assert arranged_bytes(shape) == 0
 
 
 def test_a_whole_autoencoder():
     """Convolutions that follow a doubled map, and some that halve one among them."""
-    vae = AutoencoderKL(
-        block_out_channels=(32, 48),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=8,
-    )
-    vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    vae = tiny_vae(32, 48, groups=8).to(memory_format=torch.channels_last)
     served = copy.deepcopy(vae)
     arrange_convolutions(served)
     kinds = [type(one) for one in served.modules()]

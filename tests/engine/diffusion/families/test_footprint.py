@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, FluxPipeline, StableDiffusion3Pipeline
 from gguf import GGMLQuantizationType
 from safetensors.torch import save_file
 from torch import nn
@@ -25,7 +24,8 @@ from engine.quantization.registry import load_format
 from engine.weights.source import Checkpoint
 from kernels import native
 from tests.helpers.diffusion.gguf_transformers import original_flux, write_gguf
-from tests.helpers.diffusion.tiny_transformers import flux_parts, sd3_parts
+from tests.helpers.diffusion.tiny_pipelines import tiny_vae
+from tests.helpers.diffusion.tiny_transformers import flux_parts, pipeline_of, sd3_parts
 from tests.helpers.host import Host
 
 CPU = torch.device("cpu")
@@ -64,13 +64,10 @@ def quantize_parts(parts: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("save", ["flux", "sd3"])
-def test_a_quantised_model(save: str, kind: ImageQuantization, tmp_path: Path) -> None:
-    pipeline, parts = {
-        "flux": (FluxPipeline, flux_parts(1)),
-        "sd3": (StableDiffusion3Pipeline, sd3_parts(1, with_t5=True)),
-    }[save]
-    pipeline(**vars(parts)).save_pretrained(tmp_path)
+@pytest.mark.parametrize("make", [flux_parts, sd3_parts])
+def test_a_quantised_model(make: Any, kind: ImageQuantization, tmp_path: Path) -> None:
+    parts = make(1)
+    pipeline_of(parts).save_pretrained(tmp_path)
     checkpoint = Checkpoint("diffusers", tmp_path, "m")
     modules = [module for module in vars(parts).values() if isinstance(module, nn.Module)]
     plain = sum(map(size_of, modules))
@@ -83,7 +80,7 @@ def test_a_quantised_model(save: str, kind: ImageQuantization, tmp_path: Path) -
 
 
 def test_the_engine_asks_for_the_quantised_size(tmp_path: Path) -> None:
-    FluxPipeline(**vars(flux_parts(1))).save_pretrained(tmp_path)
+    pipeline_of(flux_parts(1)).save_pretrained(tmp_path)
     checkpoint = Checkpoint("diffusers", tmp_path, "m")
     intent = EngineConfig(device="cpu", num_threads=1, image_quantization="bnb-int8")
     host = Host()
@@ -96,12 +93,7 @@ def test_the_engine_asks_for_the_quantised_size(tmp_path: Path) -> None:
 @pytest.mark.skipif(native.missing() is not None, reason="no C++ operations")
 def test_arranged_layers_are_there_a_second_time(tmp_path: Path) -> None:
     """This happens on a CPU in fp32. The two layers that halve maps are counted with them."""
-    vae = AutoencoderKL(
-        block_out_channels=(32, 48, 64),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        norm_num_groups=8,
-    )
+    vae = tiny_vae(32, 48, 64, groups=8)
     vae.save_pretrained(tmp_path / "vae")
     (tmp_path / "model_index.json").write_text('{"vae": ["diffusers", "AutoencoderKL"]}')
     checkpoint, plain = Checkpoint("diffusers", tmp_path, "m"), size_of(vae)
@@ -135,15 +127,14 @@ def test_a_single_file_quantises_its_denoiser_alone(tmp_path: Path) -> None:
     }
     path = tmp_path / "file.safetensors"
     save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, path)
-    found = weight_bytes(
-        Checkpoint("single_file", path, "m"), dtype=torch.bfloat16, quantization="bnb-int8"
-    )
+    checkpoint = Checkpoint("single_file", path, "m")
+    found = weight_bytes(checkpoint, dtype=torch.bfloat16, quantization="bnb-int8")
     assert found == quantized_bytes((64, 64), "bnb-int8") + 2 * (8 * 4 * 9 + 2 * 64 * 64)
 
 
 def test_a_gguf_file_stays_packed_whatever_the_dtype(tmp_path: Path) -> None:
     parts = flux_parts(1)
-    FluxPipeline(**vars(parts)).save_pretrained(tmp_path)
+    pipeline_of(parts).save_pretrained(tmp_path)
     checkpoint = Checkpoint("diffusers", tmp_path, "m")
     folder = tmp_path / "transformer"
     without = weight_bytes(checkpoint, dtype=torch.float32) - sum(

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 
@@ -17,6 +17,7 @@ from engine.diffusion.families.fused_layers import (
     FusedSelfAttention,
     fuse_layers,
 )
+from tests.helpers.diffusion.tiny_pipelines import tiny_vae
 
 ROUNDING = 1e-4
 """The error of values of about 1. Winograd's sums have ten times the error of others."""
@@ -45,12 +46,7 @@ def unet(**changes):
 
 
 def vae():
-    return AutoencoderKL(
-        block_out_channels=(16, 32),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=8,
-    ).eval()
+    return tiny_vae(16, 32, groups=8)
 
 
 def predict(model, dtype=torch.float32):

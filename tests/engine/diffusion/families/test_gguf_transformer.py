@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -128,61 +129,49 @@ def test_names_equal_diffusers_converter() -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def refused(model, path, state, error, words, type_=TYPES[0]):
+    write_gguf(path, state, type_)
+    with pytest.raises(error, match=words):
+        load(model, path)
+
+
 def test_a_missing_tensor_is_named(flux: Any, sd3: Any) -> None:
-    model, path = flux
-    state = original_flux(model.state_dict())
-    del state["double_blocks.0.img_mlp.0.weight"]
-    write_gguf(path, state, GGMLQuantizationType.Q8_0)
-    model.save_config(path.parent)
-    with pytest.raises(MissingWeight, match=r"transformer_blocks\.0\.ff\.net\.0\.proj\.weight"):
-        load(model, path)
-    model, path = sd3
-    state = original_sd3(model.state_dict())
-    del state["model.diffusion_model.joint_blocks.1.x_block.mlp.fc1.weight"]
-    write_gguf(path, state, GGMLQuantizationType.Q8_0)
-    model.save_config(path.parent)
-    with pytest.raises(MissingWeight, match=r"joint_blocks\.1\.x_block\.mlp\.fc1\.weight"):
-        load(model, path)
+    first, second = "ff.net.0.proj.weight", "joint_blocks.1.x_block.mlp.fc1.weight"
+    for (model, path), names, tensor, words in (
+        (flux, original_flux, "double_blocks.0.img_mlp.0.weight", f"transformer_blocks.0.{first}"),
+        (sd3, original_sd3, f"model.diffusion_model.{second}", second),
+    ):
+        state = names(model.state_dict())
+        del state[tensor]
+        model.save_config(path.parent)
+        refused(model, path, state, MissingWeight, re.escape(words))
 
 
 def test_another_architecture_is_refused(flux: Any) -> None:
+    refused(*flux, {"token_embd.weight": torch.zeros(4, 32)}, MissingWeight, "another model")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"guidance_embeds": False}, "guidance_embedder"), ({"joint_attention_dim": 96}, "context_e")],
+)
+def test_a_tensor_too_many_and_another_size_are_refused(flux, changes, words):
     model, path = flux
-    write_gguf(path, {"token_embd.weight": torch.zeros(4, 32)}, GGMLQuantizationType.Q8_0)
-    with pytest.raises(MissingWeight, match="another model"):
-        load(model, path)
-
-
-def test_a_tensor_too_many_is_refused(flux: Any) -> None:
-    model, path = flux
-    write_gguf(path, original_flux(model.state_dict()), GGMLQuantizationType.Q8_0)
-    flux_transformer(guidance_embeds=False).save_config(path.parent)
-    with pytest.raises(ShapeMismatch, match="guidance_embedder"):
-        load(model, path)
-
-
-def test_another_size_is_refused(flux: Any) -> None:
-    model, path = flux
-    write_gguf(path, original_flux(model.state_dict()), GGMLQuantizationType.Q8_0)
-    flux_transformer(guidance_embeds=True, joint_attention_dim=96).save_config(path.parent)
-    with pytest.raises(ShapeMismatch, match="context_embedder"):
-        load(model, path)
+    flux_transformer(**{"guidance_embeds": True} | changes).save_config(path.parent)
+    refused(model, path, original_flux(model.state_dict()), ShapeMismatch, words)
 
 
 def test_damage_is_reported(flux: Any) -> None:
     model, path = flux
-    write_gguf(path, original_flux(model.state_dict()), GGMLQuantizationType.Q4_0)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CorruptFile, match="truncated"):
-        load(model, path)
-    path.write_bytes(b"not a model")
-    with pytest.raises(CorruptFile, match="GGUF"):
-        load(model, path)
     state = original_flux(model.state_dict())
-    state["img_in.bias"] = torch.full_like(state["img_in.bias"], float("nan"))
     write_gguf(path, state, GGMLQuantizationType.Q4_0)
-    with pytest.raises(CorruptFile, match=r"img_in\.bias"):
-        load(model, path)
+    whole = path.read_bytes()
+    for content, words in ((whole[: len(whole) // 2], "truncated"), (b"not a model", "GGUF")):
+        path.write_bytes(content)
+        with pytest.raises(CorruptFile, match=words):
+            load(model, path)
+    state["img_in.bias"] = torch.full_like(state["img_in.bias"], float("nan"))
+    refused(model, path, state, CorruptFile, r"img_in\.bias", GGMLQuantizationType.Q4_0)
 
 
 def test_a_config_is_needed(flux: Any) -> None:

@@ -1,24 +1,20 @@
 """Transformers of image models whose files have linear layers in few bits."""
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 
 from engine.diffusion.families.footprint import weight_bytes
-from engine.diffusion.families.registry import load_family
 from engine.errors import MissingWeight, ModelLoadError, ShapeMismatch
 from engine.quantization.method_module import MethodModule
 from engine.weights.source import Checkpoint
-from tests.helpers.diffusion.tiny_transformers import (
-    flux_parts,
-    predict,
-    sd3_parts,
-)
+from tests.helpers.diffusion.tiny_families import load_folder
+from tests.helpers.diffusion.tiny_transformers import flux_parts, pipeline_of, predict, sd3_parts
+from tests.helpers.json_files import edit_json
 from tests.helpers.quantization import toy_format
 from tests.helpers.quantization.gptq_checkpoints import Layout, quantised
 from tests.helpers.quantization.stored_formats import VARIETIES
@@ -26,16 +22,10 @@ from tests.helpers.quantization.stored_formats import VARIETIES
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def load(folder: Path, **options: Any) -> Any:
-    settings = {"dtype": torch.float32, "device": torch.device("cpu")} | options
-    return load_family(Checkpoint("diffusers", folder, "tiny"), **settings)
-
-
 def save(kind: str, folder: Path) -> None:
-    if kind == "flux":
-        FluxPipeline(**vars(flux_parts(11, {"guidance_embeds": True}))).save_pretrained(folder)
-    else:
-        StableDiffusion3Pipeline(**vars(sd3_parts(11, with_t5=False))).save_pretrained(folder)
+    is_flux = kind == "flux"
+    parts = flux_parts(11, {"guidance_embeds": True}) if is_flux else sd3_parts(11, with_t5=False)
+    pipeline_of(parts).save_pretrained(folder)
 
 
 def rewrite(component: Path, quantise: Any, config: dict[str, Any]) -> int:
@@ -57,16 +47,31 @@ def rewrite(component: Path, quantise: Any, config: dict[str, Any]) -> int:
             tensors[name] = tensor
     save_file(tensors, component / WEIGHTS)
     save_file({name: t.contiguous() for name, t in plain.items()}, component / "twin")
-    stated = json.loads((component / "config.json").read_text())
-    (component / "config.json").write_text(json.dumps(stated | {"quantization_config": config}))
+    edit_json(component / "config.json", {"quantization_config": config})
     return count
 
 
 def use_twin(component: Path) -> None:
     (component / "twin").rename(component / WEIGHTS)
-    config = json.loads((component / "config.json").read_text())
-    del config["quantization_config"]
-    (component / "config.json").write_text(json.dumps(config))
+    edit_json(component / "config.json", {}, without="quantization_config")
+
+
+def check_twin(folder: Path, num_layers: int | None, *, atol: float) -> tuple[int, int]:
+    """Check that a model has packed layers, and predicts what its twin does.
+
+    Returns:
+        The layers' numbers, and the bytes that the twin takes beyond it.
+    """
+    checkpoint = Checkpoint("diffusers", folder, "tiny")
+    family = load_folder(folder)
+    layers = [m for m in family._transformer.modules() if isinstance(m, MethodModule)]
+    assert len(layers) >= 14 if num_layers is None else len(layers) == num_layers
+    found = predict(family)
+    packed = weight_bytes(checkpoint, dtype=torch.float32)
+    use_twin(folder / "transformer")
+    torch.testing.assert_close(found, predict(load_folder(folder)), atol=atol, rtol=0)
+    plain = weight_bytes(checkpoint, dtype=torch.float32)
+    return sum(m.in_features * m.out_features for m in layers), plain - packed
 
 
 @pytest.fixture(params=["flux", "sd3"])
@@ -79,26 +84,17 @@ def toy(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_transformer_stays_packed_and_predicts_what_its_twin_does(toy: Path) -> None:
-    family = load(toy)
-    layers = [m for m in family._transformer.modules() if isinstance(m, MethodModule)]
-    assert len(layers) >= 14
-    found = predict(family)
-    packed = weight_bytes(Checkpoint("diffusers", toy, "tiny"), dtype=torch.float32)
     with pytest.raises(ModelLoadError, match="quantised already"):
-        load(toy, quantization="bnb-int8")
-    use_twin(toy / "transformer")
-    torch.testing.assert_close(found, predict(load(toy)), atol=1e-4, rtol=0)
-    plain = weight_bytes(Checkpoint("diffusers", toy, "tiny"), dtype=torch.float32)
-    assert plain - packed == 3 * sum(m.in_features * m.out_features for m in layers)
+        load_folder(toy, quantization="bnb-int8")
+    numbers, freed = check_twin(toy, None, atol=1e-4)
+    assert freed == 3 * numbers
 
 
 def test_whatever_is_stated_is_refused_with_a_reason(toy: Path) -> None:
-    config = toy / "transformer" / "config.json"
-    plain = json.loads(config.read_text())
     for stated in ("toy", [], ["toy"], 7, True):
-        config.write_text(json.dumps(plain | {"quantization_config": stated}))
+        edit_json(toy / "transformer" / "config.json", {"quantization_config": stated})
         with pytest.raises(ModelLoadError):
-            load(toy)
+            load_folder(toy)
 
 
 def test_what_is_wrong_is_named(toy: Path) -> None:
@@ -119,7 +115,7 @@ def test_what_is_wrong_is_named(toy: Path) -> None:
     for spoilt, error, words in cases:
         save_file(spoilt, file)
         with pytest.raises(error, match=words.replace(".", r"\.")) as caught:
-            load(toy)
+            load_folder(toy)
         assert str(toy) not in str(caught.value)
 
 
@@ -127,15 +123,9 @@ def test_what_is_wrong_is_named(toy: Path) -> None:
 @pytest.mark.parametrize("kind", ["flux", "sd3"])
 def test_gptq_transformers_are_served_packed(kind: str, layout: Layout, tmp_path: Path) -> None:
     save(kind, tmp_path)
-    count = rewrite(
-        tmp_path / "transformer", lambda weight: quantised(weight, layout), layout.config()
-    )
-    family = load(tmp_path)
-    layers = [m for m in family._transformer.modules() if isinstance(m, MethodModule)]
-    assert len(layers) == count
-    found = predict(family)
-    use_twin(tmp_path / "transformer")
-    torch.testing.assert_close(found, predict(load(tmp_path)), atol=1e-4, rtol=0)
+    quantise = partial(quantised, layout=layout)
+    count = rewrite(tmp_path / "transformer", quantise, layout.config())
+    check_twin(tmp_path, count, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", VARIETIES)
@@ -143,13 +133,5 @@ def test_transformers_of_every_format_are_served_packed(name: str, tmp_path: Pat
     variety = VARIETIES[name]
     save("flux", tmp_path)
     count = rewrite(tmp_path / "transformer", variety.quantise, variety.config)
-    family = load(tmp_path)
-    layers = [m for m in family._transformer.modules() if isinstance(m, MethodModule)]
-    assert len(layers) == count
-    found = predict(family)
-    packed = weight_bytes(Checkpoint("diffusers", tmp_path, "tiny"), dtype=torch.float32)
-    use_twin(tmp_path / "transformer")
-    torch.testing.assert_close(found, predict(load(tmp_path)), atol=1e-3, rtol=0)
-    plain = weight_bytes(Checkpoint("diffusers", tmp_path, "tiny"), dtype=torch.float32)
-    numbers = sum(m.in_features * m.out_features for m in layers)
-    assert plain - packed == pytest.approx(numbers * (4 - variety.bits / 8), rel=0.05)
+    numbers, freed = check_twin(tmp_path, count, atol=1e-3)
+    assert freed == pytest.approx(numbers * (4 - variety.bits / 8), rel=0.05)

@@ -103,9 +103,7 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "in_channels"), [("sd1", 4), ("sd1", 9), ("sd2", 4), ("sdxl", 4)])
-def test_a_file_draws_like_its_components(
-    kind: str, in_channels: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_draws_like_its_components(kind, in_channels, data, tmp_path, monkeypatch):
     torch.manual_seed(3)
     unet = UNet2DConditionModel.from_config(shrink(kind, "unet") | {"in_channels": in_channels})
     vae = AutoencoderKL.from_config(shrink(kind, "vae"))
@@ -121,6 +119,9 @@ def test_a_file_draws_like_its_components(
     tokenizers = [clip_tokenizer(data, "<|endoftext|>"), clip_tokenizer(data, "!")]
     if kind == "sd2":
         tokenizers.reverse()
+    scheduler_config = json.loads((data / kind / "scheduler/scheduler_config.json").read_text())
+    if in_channels == 9:
+        scheduler_config["prediction_type"] = "epsilon"
     expected = expected_class(
         unets={"unet": unet},
         autoencoder=Autoencoder(vae.eval(), dtype=torch.float32, device=CPU),
@@ -128,10 +129,7 @@ def test_a_file_draws_like_its_components(
             expected_class.prompt_encoder(tokenizer, encoder)
             for tokenizer, encoder in zip(tokenizers, encoders, strict=False)
         ],
-        scheduler_config=json.loads(
-            (data / kind / "scheduler" / "scheduler_config.json").read_text()
-        )
-        | ({"prediction_type": "epsilon"} if in_channels == 9 else {}),
+        scheduler_config=scheduler_config,
         device=CPU,
     )
     task = loaded.facts.tasks[0]
@@ -150,8 +148,7 @@ def test_a_file_draws_like_its_components(
     torch.testing.assert_close(loaded.decode(latents), expected.decode(latents))
     image = torch.rand((1, 3, 16, 16))
     torch.testing.assert_close(
-        loaded.encode_image(image, torch.Generator().manual_seed(1)),
-        expected.encode_image(image, torch.Generator().manual_seed(1)),
+        *(each.encode_image(image, torch.Generator().manual_seed(1)) for each in (loaded, expected))
     )
 
 
@@ -201,45 +198,28 @@ STEM = "model.diffusion_model.input_blocks.0.0.weight"
 CLIP = "cond_stage_model.transformer.text_model.final_layer_norm.bias"
 OPEN_CLIP = "cond_stage_model.model.ln_final.bias"
 XL_CLIP = "conditioner.embedders.1.model.ln_final.bias"
+PREDICTS = "modelspec.predict_key"
+EMPTY = ("v_pred", "ztsnr")
 
 
 @pytest.mark.parametrize(
-    ("shapes", "metadata", "pipeline", "is_v"),
+    ("channels", "names", "metadata", "pipeline", "is_v"),
     [
-        ({STEM: (2, 4, 1, 1), CLIP: (1,)}, {}, "StableDiffusionPipeline", False),
-        ({STEM: (2, 9, 1, 1), CLIP: (1,)}, {}, "StableDiffusionInpaintPipeline", False),
-        ({STEM: (2, 8, 1, 1), CLIP: (1,)}, {}, "StableDiffusionInstructPix2PixPipeline", False),
-        ({STEM: (2, 4, 1, 1), OPEN_CLIP: (1,)}, {}, "StableDiffusionPipeline", True),
-        ({STEM: (2, 9, 1, 1), OPEN_CLIP: (1,)}, {}, "StableDiffusionInpaintPipeline", False),
-        (
-            {STEM: (2, 4, 1, 1), OPEN_CLIP: (1,)},
-            {"modelspec.predict_key": "epsilon"},
-            "StableDiffusionPipeline",
-            False,
-        ),
-        ({STEM: (2, 4, 1, 1), XL_CLIP: (1,)}, {}, "StableDiffusionXLPipeline", False),
-        ({STEM: (2, 9, 1, 1), XL_CLIP: (1,)}, {}, "StableDiffusionXLInpaintPipeline", False),
-        (
-            {STEM: (2, 4, 1, 1), XL_CLIP: (1,)},
-            {"modelspec.predict_key": "v"},
-            "StableDiffusionXLPipeline",
-            True,
-        ),
-        (
-            {STEM: (2, 4, 1, 1), XL_CLIP: (1,), "v_pred": (0,), "ztsnr": (0,)},
-            {},
-            "StableDiffusionXLPipeline",
-            True,
-        ),
+        (4, [CLIP], {}, "StableDiffusionPipeline", False),
+        (9, [CLIP], {}, "StableDiffusionInpaintPipeline", False),
+        (8, [CLIP], {}, "StableDiffusionInstructPix2PixPipeline", False),
+        (4, [OPEN_CLIP], {}, "StableDiffusionPipeline", True),
+        (9, [OPEN_CLIP], {}, "StableDiffusionInpaintPipeline", False),
+        (4, [OPEN_CLIP], {PREDICTS: "epsilon"}, "StableDiffusionPipeline", False),
+        (4, [XL_CLIP], {}, "StableDiffusionXLPipeline", False),
+        (9, [XL_CLIP], {}, "StableDiffusionXLInpaintPipeline", False),
+        (4, [XL_CLIP], {PREDICTS: "v"}, "StableDiffusionXLPipeline", True),
+        (4, [XL_CLIP, *EMPTY], {}, "StableDiffusionXLPipeline", True),
     ],
 )
-def test_layouts(
-    shapes: dict[str, tuple[int, ...]],
-    metadata: dict[str, str],
-    pipeline: str,
-    is_v: bool,
-    tmp_path: Path,
-) -> None:
+def test_layouts(channels, names, metadata, pipeline, is_v, tmp_path):
+    shapes = {STEM: (2, channels, 1, 1)}
+    shapes |= {name: (0,) if name in EMPTY else (1,) for name in names}
     path = header(tmp_path, shapes, **metadata)
     assert (layout_of(path).pipeline, layout_of(path).is_v) == (pipeline, is_v)
     checkpoint = Checkpoint("single_file", path, "m")

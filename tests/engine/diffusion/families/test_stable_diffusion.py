@@ -13,11 +13,18 @@ from engine.contract.draw import ImageTask
 from engine.diffusion.families.stable_diffusion import stack_states
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES
 from engine.errors import InvalidParameter, UnsupportedArchitecture
-from tests.helpers.diffusion.denoise_loop import Job, assert_same, draw, draw_together
+from tests.helpers.diffusion.denoise_loop import (
+    Job,
+    assert_same,
+    draw,
+    redrawing,
+    their_latents,
+)
 from tests.helpers.diffusion.tiny_pipelines import (
     FACTOR,
     Parts,
     fresh_seed,
+    from_noise,
     noise,
     parts_of,
     tiny_unet,
@@ -35,8 +42,11 @@ def picture(seed: int, height: int = 16, width: int = 16) -> torch.Tensor:
     return torch.rand((1, 3, height, width), generator=generator) * 2 - 1
 
 
-def pipeline_of(parts: Parts, task: str, xl: bool) -> Any:
-    return parts.pipeline(getattr(diffusers, f"StableDiffusion{'XL' * xl}{task}Pipeline"))
+def pipeline_of(parts: Parts, task: str, family: Any, name: str) -> Any:
+    """diffusers' pipeline for a task, with the scheduler that the name stands for."""
+    pipeline = parts.pipeline(getattr(diffusers, f"StableDiffusion{'XL' * parts.is_xl}{task}"))
+    use(pipeline, family, name)
+    return pipeline
 
 
 def assert_same_picture(family: Any, pipeline: Any, latents: torch.Tensor, case: object) -> None:
@@ -59,8 +69,7 @@ def assert_same_picture(family: Any, pipeline: Any, latents: torch.Tensor, case:
 def test_text_to_image(name: str, prediction_type: str, xl: bool) -> None:
     parts, seed = parts_of(prediction_type, xl=xl), fresh_seed()
     family = parts.family()
-    pipeline = pipeline_of(parts, "", xl)
-    use(pipeline, family, name)
+    pipeline = pipeline_of(parts, "Pipeline", family, name)
     job = Job(
         "a red fox",
         noise(seed, 8, 12),
@@ -70,19 +79,9 @@ def test_text_to_image(name: str, prediction_type: str, xl: bool) -> None:
         guidance=random.Random(seed).choice([1.0, 2.0, 7.5]),
         generator=torch.Generator().manual_seed(seed),
     )
-    theirs = pipeline(
-        prompt=job.prompt,
-        negative_prompt=job.negative,
-        latents=job.latents.clone(),
-        height=16,
-        width=24,
-        num_inference_steps=4,
-        guidance_scale=job.guidance,
-        # Pipelines pass 0 to every scheduler; TCD's own default is 0.3.
-        eta=0.3 if name == "tcd" else 0.0,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="latent",
-    ).images
+    # Pipelines pass 0 to every scheduler; TCD's own default is 0.3.
+    eta = 0.3 if name == "tcd" else 0.0
+    theirs = their_latents(pipeline, job, seed, **from_noise(job), eta=eta)
     ours = draw(family, job)
     case = (name, prediction_type, seed, job.guidance)
     assert_same(ours, theirs, case)
@@ -105,18 +104,14 @@ def test_options(options: dict[str, Any]) -> None:
     parts, seed = parts_of(), fresh_seed()
     family = parts.family()
     job = Job(**({"prompt": "two cats", "latents": noise(seed, 4, 12)} | options))
-    theirs = parts.pipeline(diffusers.StableDiffusionPipeline)(
-        prompt=job.prompt,
-        negative_prompt=job.negative,
-        latents=job.latents.clone(),
-        num_inference_steps=job.num_steps,
-        guidance_scale=job.guidance,
+    theirs = their_latents(
+        parts.pipeline(diffusers.StableDiffusionPipeline),
+        job,
+        seed,
+        **from_noise(job),
         guidance_rescale=job.rescale,
         clip_skip=job.clip_skip or None,
-        height=8,
-        width=24,
-        output_type="latent",
-    ).images
+    )
     assert_same(draw(family, job), theirs, (options, seed))
 
 
@@ -128,33 +123,11 @@ def test_options(options: dict[str, Any]) -> None:
 def test_image_to_image(name: str, xl: bool) -> None:
     parts, seed = parts_of(xl=xl), fresh_seed()
     family = parts.family()
-    pipeline = pipeline_of(parts, "Img2Img", xl)
-    use(pipeline, family, name)
+    pipeline = pipeline_of(parts, "Img2ImgPipeline", family, name)
     image = picture(seed, 16, 24)
-    theirs = pipeline(
-        prompt="a hat",
-        negative_prompt="rain",
-        image=image,
-        strength=0.6,
-        num_inference_steps=5,
-        guidance_scale=4.0,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="latent",
-    ).images
-    generator = torch.Generator().manual_seed(seed)
-    clean = family.encode_image(image, generator)
-    schedule = family.new_noise_schedule(name, 5, 24, 16)
-    start = schedule.start_of(0.6, 5)
-    latents = schedule.noised(clean, torch.randn(clean.shape, generator=generator), start)
-    job = Job(
-        "a hat",
-        latents,
-        negative="rain",
-        guidance=4.0,
-        start=start,
-        schedule=schedule,
-        generator=generator,
-    )
+    fields = {"negative": "rain", "scheduler": name, "num_steps": 5, "guidance": 4.0}
+    job = redrawing(family, image, 0.6, seed, prompt="a hat", **fields)
+    theirs = their_latents(pipeline, job, seed, image=image, strength=0.6)
     assert_same(draw(family, job), theirs, (name, seed))
 
 
@@ -171,28 +144,12 @@ def test_image_to_image(name: str, xl: bool) -> None:
 def test_inpainting_unet(name: str, xl: bool) -> None:
     parts, seed = parts_of(in_channels=9, xl=xl), fresh_seed()
     family = parts.family()
-    pipeline = pipeline_of(parts, "Inpaint", xl)
-    use(pipeline, family, name)
+    pipeline = pipeline_of(parts, "InpaintPipeline", family, name)
     image, mask = picture(seed), torch.zeros((1, 1, 16, 16))
     # Whole latent cells: on others diffusers drops what it does not sample, and we do not.
     mask[..., 4:12, 6:14] = 1.0
-    theirs = pipeline(
-        prompt="a door",
-        negative_prompt="wood",
-        image=image,
-        mask_image=mask,
-        height=16,
-        width=16,
-        strength=1.0,
-        num_inference_steps=3,
-        guidance_scale=6.0,
-        latents=noise(seed),
-        generator=torch.Generator().manual_seed(seed),
-        output_type="latent",
-    ).images
     generator = torch.Generator().manual_seed(seed)
     condition = family.image_condition(ImageTask.INPAINT, image, mask, generator)
-    assert condition is not None
     assert condition.shape == (1, 5, 8, 8)
     job = Job(
         "a door",
@@ -204,6 +161,8 @@ def test_inpainting_unet(name: str, xl: bool) -> None:
         image_latents=condition,
         generator=generator,
     )
+    inputs = {"image": image, "mask_image": mask, "strength": 1.0}
+    theirs = their_latents(pipeline, job, seed, **from_noise(job), **inputs)
     assert_same(draw(family, job), theirs, (name, seed))
 
 
@@ -211,13 +170,11 @@ def test_a_thin_mask_reaches_the_latents() -> None:
     family = parts_of(in_channels=9).family()
     mask = torch.zeros((1, 1, 16, 16))
     mask[..., 5, :] = 1.0
-    condition = family.image_condition(
-        ImageTask.INPAINT, picture(1), mask, torch.Generator().manual_seed(1)
-    )
-    assert condition is not None
+    generator = torch.Generator().manual_seed(1)
+    condition = family.image_condition(ImageTask.INPAINT, picture(1), mask, generator)
     assert condition[0, 0].sum(dim=1).tolist() == [0, 0, 8, 0, 0, 0, 0, 0]
     with pytest.raises(InvalidParameter, match="send a mask"):
-        family.image_condition(ImageTask.INPAINT, picture(1), None, torch.Generator())
+        family.image_condition(ImageTask.INPAINT, picture(1), None, generator)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -226,22 +183,8 @@ def test_instruct_pix2pix(name: str, prediction_type: str) -> None:
     parts, seed = parts_of(prediction_type, in_channels=8), fresh_seed()
     family = parts.family()
     assert family.facts.tasks == (ImageTask.EDIT,)
-    pipeline = parts.pipeline(diffusers.StableDiffusionInstructPix2PixPipeline)
-    use(pipeline, family, name)
-    image = picture(seed)
-    # Its image inputs are in [-1, 1]; it scales what looks like [0, 1].
-    theirs = pipeline(
-        prompt="make it blue",
-        negative_prompt="red",
-        image=image,
-        latents=noise(seed),
-        num_inference_steps=3,
-        guidance_scale=5.0,
-        image_guidance_scale=1.4,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="latent",
-    ).images
-    generator = torch.Generator().manual_seed(seed)
+    pipeline = pipeline_of(parts, "InstructPix2PixPipeline", family, name)
+    image, generator = picture(seed), torch.Generator().manual_seed(seed)
     job = Job(
         "make it blue",
         noise(seed),
@@ -253,6 +196,9 @@ def test_instruct_pix2pix(name: str, prediction_type: str) -> None:
         image_latents=family.image_condition(ImageTask.EDIT, image, None, generator),
         generator=generator,
     )
+    # Its image inputs are in [-1, 1]; it scales what looks like [0, 1].
+    inputs = {"image": image, "image_guidance_scale": job.image_guidance}
+    theirs = their_latents(pipeline, job, seed, latents=noise(seed), **inputs)
     assert_same(draw(family, job), theirs, (name, prediction_type, seed))
 
 
@@ -265,15 +211,13 @@ def test_an_extra_unet_edits() -> None:
     generator = torch.Generator()
     assert family.image_condition(ImageTask.INPAINT, picture(1), None, generator) is None
     edited = family.image_condition(ImageTask.EDIT, picture(1), None, generator)
-    assert edited is not None
     alone = copy.copy(parts_of())
     alone.unet = parts.extra_unets["unet_edit"]
     job = Job("x", noise(3), task=ImageTask.EDIT, image_latents=edited)
     torch.testing.assert_close(draw(family, job), draw(alone.family(), job))
     parts.extra_unets = {"unet_edit": parts.unet}
-    with pytest.raises(
-        UnsupportedArchitecture, match=r"unet_edit has 4 input channels; it must have 8"
-    ):
+    words = "unet_edit has 4 input channels; it must have 8"
+    with pytest.raises(UnsupportedArchitecture, match=words):
         parts.family()
 
 
@@ -286,40 +230,8 @@ def test_an_extra_unet_inpaints() -> None:
     condition = family.image_condition(
         ImageTask.INPAINT, picture(1), torch.ones((1, 1, 16, 16)), torch.Generator()
     )
-    assert condition is not None
-    assert (
-        draw(family, Job("x", noise(1), task=ImageTask.INPAINT, image_latents=condition))
-        .isfinite()
-        .all()
-    )
-
-
-@pytest.mark.parametrize("xl", [False, True])
-def test_a_batch_equals_its_rows_one_by_one(xl: bool) -> None:
-    seed = fresh_seed()
-    choose = random.Random(seed)
-    family = parts_of("epsilon" if xl else "v_prediction", xl=xl).family()
-    long_prompt = "so many words about boats " * 5
-
-    def jobs() -> list[Job]:
-        choose.seed(seed)
-        return [
-            Job(
-                choose.choice(["a cat", "", long_prompt, f"job {index}"]),
-                noise(seed + index),
-                negative=choose.choice(["", "fog", long_prompt]),
-                scheduler=choose.choice(list(DIFFUSION_SCHEDULES)),
-                num_steps=choose.randint(2, 6),
-                guidance=choose.choice([1.0, 3.0, 8.0]),
-                generator=torch.Generator().manual_seed(seed + index),
-            )
-            for index in range(6)
-        ]
-
-    joins = [choose.randint(0, 4) for _ in range(6)]
-    together = draw_together(family, jobs(), joins)
-    for index, job in enumerate(jobs()):
-        assert_same(together[index], draw(family, job), (seed, index, job))
+    job = Job("x", noise(1), task=ImageTask.INPAINT, image_latents=condition)
+    assert draw(family, job).isfinite().all()
 
 
 def test_rows_of_different_prompt_lengths_are_masked() -> None:
@@ -327,7 +239,6 @@ def test_rows_of_different_prompt_lengths_are_masked() -> None:
     states, mask = stack_states([short, long])
     assert states.shape == (2, 5, 3)
     assert states[0, 2:].abs().max() == 0
-    assert mask is not None
     assert mask.tolist() == [[True, True, False, False, False], [True] * 5]
     assert stack_states([short, short])[1] is None
 

@@ -10,8 +10,14 @@ from engine.diffusion.families.family import Row
 from engine.diffusion.families.stable_diffusion_xl import StableDiffusionXLFamily
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import UnsupportedArchitecture
-from tests.helpers.diffusion.denoise_loop import Job, assert_same, draw
-from tests.helpers.diffusion.tiny_pipelines import CPU, FACTOR, fresh_seed, noise, parts_of
+from tests.helpers.diffusion.denoise_loop import Job, assert_same, draw, their_latents
+from tests.helpers.diffusion.tiny_pipelines import (
+    CPU,
+    fresh_seed,
+    from_noise,
+    noise,
+    parts_of,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*:FutureWarning")
 
@@ -23,34 +29,18 @@ def test_without_a_negative_prompt(zeros: bool) -> None:
     pipeline = parts.pipeline(
         diffusers.StableDiffusionXLPipeline, force_zeros_for_empty_prompt=zeros
     )
-    theirs = pipeline(
-        prompt="a boat",
-        latents=noise(seed),
-        height=16,
-        width=16,
-        num_inference_steps=3,
-        guidance_scale=6.0,
-        output_type="latent",
-    ).images
-    assert_same(draw(family, Job("a boat", noise(seed), guidance=6.0)), theirs, (zeros, seed))
+    job = Job("a boat", noise(seed), guidance=6.0)
+    theirs = their_latents(pipeline, job, seed, **from_noise(job))
+    assert_same(draw(family, job), theirs, (zeros, seed))
     states = family.encode_prompts([PromptText(text="")])[0]
-    assert states.pooled is not None
     assert (states.states.abs().max() == 0) == (states.pooled.abs().max() == 0) == zeros
 
 
 def test_clip_skip_counts_from_the_layer_before_the_last() -> None:
     parts, seed = parts_of(xl=True), fresh_seed()
-    theirs = parts.pipeline(diffusers.StableDiffusionXLPipeline)(
-        prompt="a boat",
-        latents=noise(seed),
-        height=16,
-        width=16,
-        num_inference_steps=3,
-        guidance_scale=1.0,
-        clip_skip=1,
-        output_type="latent",
-    ).images
+    pipeline = parts.pipeline(diffusers.StableDiffusionXLPipeline)
     job = Job("a boat", noise(seed), guidance=1.0, clip_skip=1)
+    theirs = their_latents(pipeline, job, seed, **from_noise(job), clip_skip=1)
     assert_same(draw(parts.family(), job), theirs, seed)
 
 
@@ -58,13 +48,7 @@ def test_rows_of_different_pictures_know_their_own_size() -> None:
     family = parts_of(xl=True).family()
     prompt = family.encode_prompts([PromptText(text="x")])[0]
     rows = [
-        Row(
-            latents=noise(1),
-            timestep=torch.tensor(500),
-            prompt=prompt,
-            width=width,
-            height=8 * FACTOR,
-        )
+        Row(latents=noise(1), timestep=torch.tensor(500), prompt=prompt, width=width, height=16)
         for width in (16, 64)
     ]
     both = family.denoise("unet", rows)
@@ -76,6 +60,5 @@ def test_rows_of_different_pictures_know_their_own_size() -> None:
 
 def test_refiners_are_refused() -> None:
     with pytest.raises(UnsupportedArchitecture, match="refiner"):
-        StableDiffusionXLFamily.options_of(
-            SimpleNamespace(index={"requires_aesthetics_score": True})
-        )
+        index = {"requires_aesthetics_score": True}
+        StableDiffusionXLFamily.options_of(SimpleNamespace(index=index))

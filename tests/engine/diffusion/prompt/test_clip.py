@@ -12,7 +12,7 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.contract.draw import PromptSyntax
@@ -33,6 +33,16 @@ LONG = "a red circle left of a blue square on a white background, " * 4
 
 def read_as(text: str, syntax: PromptSyntax = PromptSyntax.PLAIN, clip_skip: int = 0) -> PromptText:
     return PromptText(text=text, syntax=syntax, clip_skip=clip_skip)
+
+
+@pytest.fixture(scope="module")
+def encoder(make_clip):
+    return make_clip(6)
+
+
+@pytest.fixture(scope="module")
+def ours(clip_tokenizer, encoder):
+    return ClipPromptEncoder(clip_tokenizer, encoder, final_norm=True)
 
 
 def diffusers_states(tokenizer, encoder, prompt, clip_skip=None):
@@ -143,18 +153,14 @@ def test_half_precision_stays_half(clip_tokenizer, make_clip):
         (COMPEL, "a (red) (circle)1.0, (green)1"),
     ],
 )
-def test_weights_of_one_change_no_bit(clip_tokenizer, make_clip, syntax, text):
-    encoder = make_clip(6)
-    ours = ClipPromptEncoder(clip_tokenizer, encoder, final_norm=True)
+def test_weights_of_one_change_no_bit(ours, syntax, text):
     plain = ours.encode(read_as("a red circle, green"))
     found = ours.encode(read_as(text, syntax))
     assert torch.equal(found.states, plain.states)
     assert torch.equal(found.pooled, plain.pooled)
 
 
-def test_a1111_multiplies_and_restores_the_mean(clip_tokenizer, make_clip):
-    encoder = make_clip(7)
-    ours = ClipPromptEncoder(clip_tokenizer, encoder, final_norm=True)
+def test_a1111_multiplies_and_restores_the_mean(clip_tokenizer, encoder, ours):
     found = ours.encode(read_as("a (red:1.5) [circle]", A1111))
     states = token_states(clip_tokenizer, encoder, "a red circle")
     scaled = states.clone()
@@ -166,9 +172,7 @@ def test_a1111_multiplies_and_restores_the_mean(clip_tokenizer, make_clip):
     assert torch.equal(found.pooled, plain.pooled)
 
 
-def test_comfy_moves_away_from_the_empty_prompt(clip_tokenizer, make_clip):
-    encoder = make_clip(8)
-    ours = ClipPromptEncoder(clip_tokenizer, encoder, final_norm=True)
+def test_comfy_moves_away_from_the_empty_prompt(clip_tokenizer, encoder, ours):
     found = ours.encode(read_as("a (red:1.5) (circle:0)", COMFY)).states
     states = token_states(clip_tokenizer, encoder, "a red circle")
     empty = token_states(clip_tokenizer, encoder, "")
@@ -178,9 +182,7 @@ def test_comfy_moves_away_from_the_empty_prompt(clip_tokenizer, make_clip):
     assert torch.equal(found[0, untouched], states[0, untouched])
 
 
-def test_compel_below_one_mixes_in_the_prompt_without_the_fragment(clip_tokenizer, make_clip):
-    encoder = make_clip(9)
-    ours = ClipPromptEncoder(clip_tokenizer, encoder, final_norm=True)
+def test_compel_below_one_mixes_in_the_prompt_without_the_fragment(clip_tokenizer, encoder, ours):
     empty = token_states(clip_tokenizer, encoder, "")
     full = token_states(clip_tokenizer, encoder, "a red circle")
     without_red = token_states(clip_tokenizer, encoder, "a red circle", masked=[2])
@@ -210,8 +212,7 @@ def test_compel_below_one_mixes_in_the_prompt_without_the_fragment(clip_tokenize
     torch.testing.assert_close(found[0, kept], without_red[0, kept], atol=1e-3, rtol=1e-3)
 
 
-def test_compel_blends_and_joins_prompts(clip_tokenizer, make_clip):
-    ours = ClipPromptEncoder(clip_tokenizer, make_clip(10), final_norm=True)
+def test_compel_blends_and_joins_prompts(ours):
 
     def plain(text):
         return ours.encode(read_as(text))
@@ -238,9 +239,8 @@ def test_compel_blends_and_joins_prompts(clip_tokenizer, make_clip):
         (COMPEL, '("a (red)1.4 circle", "a blue- square").and()'),
     ],
 )
-def test_chunks_do_not_change_each_other(clip_tokenizer, make_clip, syntax, text):
+def test_chunks_do_not_change_each_other(ours, syntax, text):
     """Means and blends are taken within a chunk: two chunks are two prompts, side by side."""
-    ours = ClipPromptEncoder(clip_tokenizer, make_clip(13), final_norm=True)
     one, two = {
         A1111: ("a (red:1.4) circle", "a [blue] square"),
         COMPEL: ("a (red)1.4 circle", "a blue- square"),
@@ -251,9 +251,7 @@ def test_chunks_do_not_change_each_other(clip_tokenizer, make_clip, syntax, text
     assert torch.equal(found.pooled, first.pooled)
 
 
-def test_a_long_prompt_begins_as_diffusers_truncates_it(clip_tokenizer, make_clip):
-    encoder = make_clip(14)
-    ours = ClipPromptEncoder(clip_tokenizer, encoder, final_norm=True)
+def test_a_long_prompt_begins_as_diffusers_truncates_it(clip_tokenizer, encoder, ours):
     found = ours.encode(read_as(LONG))
     length = clip_tokenizer.model_max_length
     expected = diffusers_states(clip_tokenizer, encoder, LONG)
@@ -263,8 +261,7 @@ def test_a_long_prompt_begins_as_diffusers_truncates_it(clip_tokenizer, make_cli
     assert found.states.shape[1] == length * math.ceil(num_tokens / (length - 2))
 
 
-def test_order_and_neighbours_do_not_matter(clip_tokenizer, make_clip):
-    ours = ClipPromptEncoder(clip_tokenizer, make_clip(15), final_norm=True)
+def test_order_and_neighbours_do_not_matter(ours):
     prompts = [
         read_as(text, syntax, clip_skip)
         for text in ("a (red:1.3) circle", LONG, "", "(blue)0.5 square--")
@@ -277,15 +274,12 @@ def test_order_and_neighbours_do_not_matter(clip_tokenizer, make_clip):
         assert torch.equal(one, other), prompt
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, deadline=None)
 @given(
     text=st.lists(st.sampled_from([*'()[]:,+-"', "red ", "circle", "1.3)", "犬"]) | st.text()),
     syntax=st.sampled_from(list(PromptSyntax)),
 )
-def test_any_prompt_has_finite_states_of_whole_chunks(clip_tokenizer, make_clip, text, syntax):
-    ours = ClipPromptEncoder(clip_tokenizer, make_clip(20), final_norm=True)
+def test_any_prompt_has_finite_states_of_whole_chunks(clip_tokenizer, ours, text, syntax):
     try:
         found = ours.encode(read_as("".join(text), syntax))
     except InvalidParameter:
@@ -313,15 +307,13 @@ def test_the_encoder_limits_a_tokenizer_without_limit(clip_tokenizer, make_clip)
 
 
 @pytest.mark.parametrize("clip_skip", [-1, 4, 100])
-def test_clip_skip_must_leave_a_layer(clip_tokenizer, make_clip, clip_skip):
-    ours = ClipPromptEncoder(clip_tokenizer, make_clip(18), final_norm=True)
+def test_clip_skip_must_leave_a_layer(ours, clip_skip):
     with pytest.raises(InvalidParameter, match="allows 0 to 3") as caught:
         ours.encode(read_as("a", clip_skip=clip_skip))
     assert caught.value.param == "clip_skip"
 
 
-def test_states_carry_no_gradient(clip_tokenizer, make_clip):
-    ours = ClipPromptEncoder(clip_tokenizer, make_clip(19), final_norm=True)
+def test_states_carry_no_gradient(ours):
     found = ours.encode(read_as("a (red:1.3) circle", A1111))
     assert not found.states.requires_grad
     assert not found.pooled.requires_grad

@@ -1,33 +1,19 @@
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from engine.contract.draw import DenoisingFacts, GuidanceKind, ImageTask
 from engine.diffusion.families.family import FamilyFacts
 from engine.diffusion.tasks.crop import Region, region_of_mask, working_size
+from tests.helpers.diffusion.toy_family import ToyFamily
 
 SEED = random.randrange(1 << 30)
 
 
 def facts(width: int = 512, height: int = 512, multiple: int = 8) -> FamilyFacts:
-    return FamilyFacts(
-        architecture="fake",
-        tasks=tuple(ImageTask),
-        denoising=DenoisingFacts(
-            guidance=GuidanceKind.CLASSIFIER_FREE,
-            schedulers=("ddim",),
-            default_steps=20,
-            default_guidance_scale=7.5,
-        ),
-        latent_channels=4,
-        vae_factor=8,
-        size_multiple=multiple,
-        default_width=width,
-        default_height=height,
-        min_side=64,
-        max_pixels=1 << 20,
-    )
+    sides = {"default_width": width, "default_height": height, "min_side": 64}
+    return replace(ToyFamily().facts, vae_factor=8, size_multiple=multiple, **sides)
 
 
 def spot(height: int, width: int, *corners: int) -> np.ndarray:
@@ -63,16 +49,13 @@ def test_random_regions_hold_their_masks() -> None:
         assert 0 <= region.left < region.right <= width, SEED
         assert 0 <= region.top < region.bottom <= height, SEED
         assert mask[region.window].sum() == mask.sum(), SEED
-        fits_ratio = abs(region.width / region.height / ratio - 1) < 2 / min(
-            region.width, region.height
-        )
+        shorter = min(region.width, region.height)
+        fits_ratio = abs(region.width / region.height / ratio - 1) < 2 / shorter
         assert fits_ratio or region.width == width or region.height == height, SEED
 
 
 @pytest.mark.parametrize("default", [(512, 512), (768, 512), (64, 64)])
-def test_a_region_of_the_models_ratio_is_drawn_at_the_models_size(
-    default: tuple[int, int],
-) -> None:
+def test_a_region_of_the_models_ratio_is_drawn_at_the_models_size(default):
     mask = spot(2000, 2000, 900, 900, 950, 931)
     region = region_of_mask(mask, 32, default[0] / default[1])
     assert working_size(region, facts(*default)) == default

@@ -10,41 +10,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.contract.draw import (
-    DenoisingFacts,
-    GuidanceKind,
-    ImageParams,
-    ImageRequest,
-    ImageTask,
-    MaskContent,
-    Outpaint,
-    UpscalingFacts,
-)
+from engine.contract.draw import ImageRequest, ImageTask, MaskContent, Outpaint, UpscalingFacts
 from engine.contract.pixels import Pixels
-from engine.diffusion.families.family import FamilyFacts
 from engine.diffusion.tasks.checks import MAX_CANVAS_PIXELS
 from engine.diffusion.tasks.prepare import Preparation, prepare
 from engine.diffusion.tasks.resize import resize_image
 from engine.errors import InvalidParameter
 from engine.pictures.arrays import array_of, pixels_of
+from tests.helpers.diffusion.toy_family import ToyFamily
+from tests.helpers.diffusion.toy_family import request as toy_request
 
 SEED = random.randrange(1 << 30)
-FACTS = FamilyFacts(
-    architecture="fake",
-    tasks=tuple(ImageTask),
-    denoising=DenoisingFacts(
-        guidance=GuidanceKind.CLASSIFIER_FREE,
-        schedulers=("ddim",),
-        default_steps=20,
-        default_guidance_scale=7.5,
-    ),
-    latent_channels=4,
+FACTS = replace(
+    ToyFamily().facts,
     vae_factor=8,
     size_multiple=16,
     default_width=64,
     default_height=48,
     min_side=32,
     max_pixels=40_000,
+    upscaling=None,
 )
 Array = npt.NDArray[np.uint8]
 
@@ -72,16 +57,20 @@ def request(
             image.shape[0] + grow.top + grow.bottom,
         )
     width, height = size or (64, 64)
-    return ImageRequest(
-        request_id="r",
-        model="m",
-        prompt="p",
-        params=ImageParams(
-            task=task, width=width, height=height, num_inference_steps=4, seed=0, **params
-        ),
-        images=[] if image is None else [pixels_of(image)],
-        mask=None if mask is None else pixels_of(mask),
-    )
+    pixels = [None if levels is None else pixels_of(levels) for levels in (image, mask)]
+    return toy_request("r", "p", *pixels, task=task, width=width, height=height, **params)
+
+
+def box_mask(height: int, width: int, rows: slice, columns: slice) -> Array:
+    mask = np.zeros((height, width), np.uint8)
+    mask[rows, columns] = 255
+    return mask
+
+
+def seen_by(preparation: Preparation) -> Array:
+    """The input as the model sees it, in levels."""
+    levels = ((preparation.image[0] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return levels.permute(1, 2, 0).contiguous().numpy()
 
 
 def drawn(preparation: Preparation, random: np.random.Generator | None = None) -> Pixels:
@@ -89,9 +78,8 @@ def drawn(preparation: Preparation, random: np.random.Generator | None = None) -
     mask protects has the input's colours."""
     picture = noise(preparation.height, preparation.width, 3, random=random)
     if preparation.image is not None and preparation.latent_mask is not None:
-        seen = ((preparation.image[0] + 1) * 127.5).round().to(torch.uint8)
         kept = F.interpolate(preparation.latent_mask, scale_factor=FACTS.vae_factor)[0, 0] == 0
-        picture = np.where(kept[..., None].numpy(), seen.permute(1, 2, 0).numpy(), picture)
+        picture = np.where(kept[..., None].numpy(), seen_by(preparation), picture)
     return pixels_of(picture)
 
 
@@ -112,12 +100,10 @@ def random_mask(random: np.random.Generator, height: int, width: int) -> Array:
 def check_shapes(preparation: Preparation) -> None:
     width, height = preparation.width, preparation.height
     assert width % FACTS.size_multiple == 0 and height % FACTS.size_multiple == 0
-    assert preparation.image is not None
     assert preparation.image.shape == (1, 3, height, width)
     assert preparation.image.dtype == torch.float32
     assert preparation.image.abs().max() <= 1
     if preparation.mask is not None:
-        assert preparation.latent_mask is not None
         assert preparation.mask.shape == (1, 1, height, width)
         assert preparation.mask.amin() >= 0 and preparation.mask.amax() <= 1
         assert preparation.latent_mask.shape == (1, 1, height // 8, width // 8)
@@ -183,9 +169,7 @@ def test_another_size_is_met_by_resizing_and_kept_outside_the_mask() -> None:
         image = noise(height, width, int(random.choice([3, 4])), random=random)
         mask = random_mask(random, height, width)
         crop = bool(random.integers(2))
-        preparation = prepare(
-            request(image, mask, size=(size[0], size[1]), crop_to_mask=crop), FACTS
-        )
+        preparation = prepare(request(image, mask, size=size, crop_to_mask=crop), FACTS)
         check_shapes(preparation)
         answer = finished(preparation, random)
         resized = resize_image(image, *size)
@@ -203,8 +187,7 @@ def test_an_image_off_the_grid_is_padded_by_its_edge_and_cut_back() -> None:
     preparation = prepare(request(image, task=ImageTask.IMAGE_TO_IMAGE), FACTS)
     check_shapes(preparation)
     assert (preparation.width, preparation.height) == (64, 48)
-    assert preparation.image is not None
-    seen = ((preparation.image[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    seen = seen_by(preparation)
     assert np.array_equal(seen[:33, :50], image), SEED
     assert (seen[33:, :50] == image[-1]).all() and (seen[:33, 50:] == image[:, -1:]).all()
     assert preparation.mask is None and preparation.latent_mask is None
@@ -237,12 +220,9 @@ def test_without_a_mask_the_answer_is_rgb_of_the_size_asked_for() -> None:
         (ImageTask.INPAINT, {"outpaint": Outpaint(left=5, top=9)}),
     ],
 )
-def test_a_preview_is_the_answer_so_far(
-    task: ImageTask, params: dict[str, Any], per_pixel: int
-) -> None:
+def test_a_preview_is_the_answer_so_far(task, params, per_pixel):
     """A preview has the answer's size, and the input's bytes around a mask."""
-    image, mask = noise(50, 70, 3), np.zeros((50, 70), np.uint8)
-    mask[20:30, 11:40] = 255
+    image, mask = noise(50, 70, 3), box_mask(50, 70, slice(20, 30), slice(11, 40))
     if task is ImageTask.TEXT_TO_IMAGE:
         preparation = prepare(request(task=task, size=(64, 48), **params), FACTS)
     else:
@@ -261,25 +241,21 @@ def test_hard_masks_are_ones_and_zeros_and_soft_ones_keep_their_levels() -> None
     image, mask = noise(48, 64, 3), noise(48, 64)
     hard = prepare(request(image, mask), FACTS).mask
     soft = prepare(request(image, mask, soft_mask=True), FACTS).mask
-    assert hard is not None and soft is not None
     assert np.array_equal(hard[0, 0].numpy(), (mask >= 128).astype(np.float32)), SEED
     assert np.array_equal((soft[0, 0] * 255).round().numpy(), mask), SEED
 
 
 def test_the_thinnest_mask_reaches_the_latents() -> None:
-    image, mask = noise(48, 64, 3), np.zeros((48, 64), np.uint8)
-    mask[17, 42] = 255
-    latent = prepare(request(image, mask), FACTS).latent_mask
-    assert latent is not None
+    mask = box_mask(48, 64, slice(17, 18), slice(42, 43))
+    latent = prepare(request(noise(48, 64, 3), mask), FACTS).latent_mask
     assert latent.sum() == 1 and latent[0, 0, 17 // 8, 42 // 8] == 1
 
 
 def test_a_crop_is_drawn_at_the_models_size_and_only_there_pasted() -> None:
-    image, mask = noise(500, 700, 3), np.zeros((500, 700), np.uint8)
-    mask[300:310, 400:412] = 255
+    image, mask = noise(500, 700, 3), box_mask(500, 700, slice(300, 310), slice(400, 412))
     preparation = prepare(request(image, mask, crop_to_mask=True, crop_padding=10), FACTS)
     assert (preparation.width, preparation.height) == (64, 48)
-    assert preparation.mask is not None and 0.05 < preparation.mask.mean() < 0.6
+    assert 0.05 < preparation.mask.mean() < 0.6
     picture = array_of(drawn(preparation)).copy()
     picture[preparation.mask[0, 0].numpy() > 0] = (255, 0, 0)
     answer = array_of(preparation.finish(pixels_of(picture)))
@@ -290,12 +266,9 @@ def test_a_crop_is_drawn_at_the_models_size_and_only_there_pasted() -> None:
 def test_a_crop_puts_things_back_where_they_were() -> None:
     y, x = np.mgrid[0:200, 0:300]
     image = np.stack([x * 255 // 300, y * 255 // 200, (x + y) // 2], axis=-1).astype(np.uint8)
-    mask = np.zeros((200, 300), np.uint8)
-    mask[120:170, 30:90] = 255
+    mask = box_mask(200, 300, slice(120, 170), slice(30, 90))
     preparation = prepare(request(image, mask, crop_to_mask=True), FACTS)
-    assert preparation.image is not None
-    same = ((preparation.image[0] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    answer = array_of(preparation.finish(pixels_of(same.permute(1, 2, 0).contiguous().numpy())))
+    answer = array_of(preparation.finish(pixels_of(seen_by(preparation))))
     assert np.abs(answer.astype(int) - image).max() <= 3
 
 
@@ -303,12 +276,10 @@ def test_a_crop_puts_things_back_where_they_were() -> None:
 def test_what_is_under_the_mask_may_be_the_colours_around_it(crop: bool) -> None:
     image = np.full((64, 64, 3), (10, 200, 90), np.uint8)
     image[24:40, 24:40] = (250, 0, 0)
-    mask = np.zeros((64, 64), np.uint8)
-    mask[24:40, 24:40] = 255
+    mask = box_mask(64, 64, slice(24, 40), slice(24, 40))
     asked = {"crop_to_mask": crop, "crop_padding": 16}
     kept = prepare(request(image, mask, **asked), FACTS)
     filled = prepare(request(image, mask, mask_content=MaskContent.FILL, **asked), FACTS)
-    assert kept.image is not None and filled.image is not None
     green = torch.tensor((10, 200, 90)).view(1, 3, 1, 1) / 127.5 - 1
     assert (filled.image - green).abs().max() <= 1.5 / 127.5 + 1e-6
     assert (kept.image - green).abs().max() > 1
@@ -337,7 +308,6 @@ def test_outpainting_keeps_every_byte_of_the_original() -> None:
         assert np.array_equal(inside, image), (SEED, turn, feather)
         new = np.ones(answer.shape[:2], np.bool_)
         new[top : top + height, left : left + width] = False
-        assert preparation.mask is not None
         marked = preparation.mask[0, 0, : new.shape[0], : new.shape[1]].numpy() > 0
         assert np.array_equal(marked, new), (SEED, turn)
         if feather == 0:
@@ -362,28 +332,23 @@ def test_the_feather_of_outpainting_softens_new_pixels_only() -> None:
 
 @pytest.mark.parametrize("crop", [False, True])
 def test_a_tint_of_the_autoencoder_is_taken_back_under_the_mask(crop: bool) -> None:
-    image, mask = np.full((96, 128, 3), (140, 170, 60), np.uint8), np.zeros((96, 128), np.uint8)
-    mask[35:61, 41:90] = 255
+    image = np.full((96, 128, 3), (140, 170, 60), np.uint8)
+    mask = box_mask(96, 128, slice(35, 61), slice(41, 90))
     preparation = prepare(request(image, mask, crop_to_mask=crop, crop_padding=24), FACTS)
-    assert preparation.image is not None
-    seen = ((preparation.image[0] + 1) * 127.5).round().permute(1, 2, 0).numpy()
-    tinted = (seen + np.array((-12, 9, 20))).astype(np.uint8)
+    tinted = (seen_by(preparation) + np.array((-12, 9, 20))).astype(np.uint8)
     answer = array_of(preparation.finish(pixels_of(tinted))).astype(int)
     assert np.abs(answer - image).max() <= 1
 
 
 def test_a_mask_and_outpainting_add_up() -> None:
-    image, mask = noise(32, 32, 3), np.zeros((32, 32), np.uint8)
-    mask[10:20, 5:9] = 255
+    image, mask = noise(32, 32, 3), box_mask(32, 32, slice(10, 20), slice(5, 9))
     sides = Outpaint(left=16, top=16)
     preparation = prepare(request(image, mask, outpaint=sides, feather=0), FACTS)
-    assert preparation.mask is not None
     expected = np.ones((48, 48), np.float32)
     expected[16:, 16:] = mask / 255
     assert np.array_equal(preparation.mask[0, 0].numpy(), expected)
     empty = prepare(request(image, mask * 0, outpaint=sides, feather=0), FACTS)
     alone = prepare(request(image, outpaint=sides, feather=0), FACTS)
-    assert empty.mask is not None and alone.mask is not None
     assert torch.equal(empty.mask, alone.mask)
 
 
@@ -398,7 +363,7 @@ def test_outpainting_with_a_crop_or_another_size() -> None:
 def test_transparent_input_is_seen_on_white() -> None:
     image = np.zeros((48, 64, 4), np.uint8)
     preparation = prepare(request(image, task=ImageTask.IMAGE_TO_IMAGE), FACTS)
-    assert preparation.image is not None and (preparation.image == 1).all()
+    assert (preparation.image == 1).all()
 
 
 def test_hidden_colours_do_not_enter_the_fill() -> None:
@@ -407,7 +372,6 @@ def test_hidden_colours_do_not_enter_the_fill() -> None:
     for crop in (False, True):
         sides = Outpaint(left=16, right=16)
         preparation = prepare(request(image, outpaint=sides, crop_to_mask=crop), FACTS)
-        assert preparation.image is not None
         seen = (preparation.image[0, :, :48, :64] + 1) * 127.5
         assert (seen[:, :, 17:30] > 254).all(), "transparency is white to the model"
         assert (seen[1] > 79).all() and ((seen[0] - seen[2]).abs() < 1).all()
@@ -456,9 +420,7 @@ T2I, I2I = ImageTask.TEXT_TO_IMAGE, ImageTask.IMAGE_TO_IMAGE
         (request(noise(0, 64, 3), size=(64, 64), task=I2I), "image", "no pixels"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_the_limit(
-    bad: ImageRequest, param: str, word: str
-) -> None:
+def test_what_does_not_fit_is_refused_with_the_limit(bad, param, word):
     with pytest.raises(InvalidParameter) as caught:
         prepare(bad, FACTS)
     assert caught.value.param == param
@@ -489,9 +451,7 @@ UPSCALER = replace(
 
 @pytest.mark.parametrize(("height", "width"), [(20, 30), (9, 8), (7, 3), (1, 1)])
 @pytest.mark.parametrize("channels", [3, 4])
-def test_upscaling_sees_the_image_and_answers_in_any_size(
-    height: int, width: int, channels: int
-) -> None:
+def test_upscaling_sees_the_image_and_answers_in_any_size(height, width, channels):
     image = noise(height, width, channels)
     if channels == 4:
         image[..., 3] = 255
@@ -499,10 +459,8 @@ def test_upscaling_sees_the_image_and_answers_in_any_size(
         preparation = prepare(request(image, task=ImageTask.UPSCALE, size=size), UPSCALER)
         tall, wide = max(height, 8), max(width, 8)
         assert (preparation.width, preparation.height) == (4 * wide, 4 * tall)
-        assert preparation.image is not None
         assert preparation.image.shape == (1, 3, tall, wide)
-        seen = ((preparation.image[0] + 1) * 127.5).round().permute(1, 2, 0).numpy()
-        assert (seen[:height, :width] == image[..., :3]).all()
+        assert (seen_by(preparation)[:height, :width] == image[..., :3]).all()
         picture = noise(4 * tall, 4 * wide, 3)
         answer = array_of(preparation.finish(pixels_of(picture)))
         expected = resize_image(picture[: 4 * height, : 4 * width], *size)
@@ -515,7 +473,6 @@ def test_upscaling_keeps_transparency() -> None:
     image = np.zeros((10, 10, 4), np.uint8)
     image[:, :5] = (200, 40, 90, 255)
     preparation = prepare(request(image, task=ImageTask.UPSCALE, size=(40, 40)), UPSCALER)
-    assert preparation.image is not None
     assert preparation.image[..., 5:].min() == 1, "seen on white"
     on_white = np.full((40, 40, 3), 255, np.uint8)
     on_white[:, :20] = (200, 40, 90)

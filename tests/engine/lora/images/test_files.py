@@ -31,6 +31,7 @@ from tests.helpers.adapters.image_adapters import (
     dotted,
     kohya,
     load,
+    merge,
     table_of,
     write,
 )
@@ -79,6 +80,28 @@ def layers(model):
     )
 
 
+@pytest.fixture
+def host():
+    return Host()
+
+
+@pytest.fixture
+def table(layers, host):
+    return table_of(layers, host=host)
+
+
+@pytest.fixture
+def offer(table, tmp_path):
+    """`offer(made)` → the report or the error of a file loaded as adapter `a`."""
+    return lambda made: load(table, "a", made.save(tmp_path / "a.safetensors"))
+
+
+def assert_merges(layers, model, found, updates):
+    """Check an output against the model's with these updates in its weights."""
+    merge(model, updates)
+    torch.testing.assert_close(found, output(layers, model), atol=1e-5, rtol=1e-5)
+
+
 def output(layers, model, key=None):
     x = torch.ones(1, 3, 8)
     with torch.no_grad(), layers.rows([(LoraUse(name=key),) if key else ()]):
@@ -113,58 +136,52 @@ NAMES = {
 
 
 @pytest.mark.parametrize("style", NAMES)
-def test_all_that_trainers_call_layers(layers, model, tmp_path, style):
+def test_all_that_trainers_call_layers(layers, model, table, tmp_path, style):
     name_of, parts = NAMES[style]
     made = write(model, PATHS, name_of, alpha=None if style == "old diffusers" else 2.0)
     made.tensors = renamed(made.tensors, **parts)
-    table = table_of(layers)
     file = made.save(tmp_path / "a.safetensors")
     report = load(table, "a", file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     assert report == AdapterReport(num_layers=8, ranks=(3, 5), digest=digest)
     assert table.digests == {"a": digest}
-    found = output(layers, model, table.key_of("a"))
-    for path, update in made.updates.items():
-        model.get_submodule(path).weight += update
-    torch.testing.assert_close(found, output(layers, model), atol=1e-5, rtol=1e-5)
     assert layers.of_prompts((LoraUse(name=table.key_of("a")),)) == ()
+    assert_merges(layers, model, output(layers, model, table.key_of("a")), made.updates)
 
 
 @pytest.mark.parametrize(
     "prefix", ["lora_te", "lora_te1", "text_encoder", "text_encoder.text_model"]
 )
-def test_text_encoders_are_told_apart(layers, tmp_path, prefix):
+def test_text_encoders_are_told_apart(layers, table, offer, prefix):
     name_of = kohya(prefix) if prefix.startswith("lora") else dotted(prefix)
     made = write(Model(), PATHS, name_of)
     if "." in prefix:
         parts = {"lora_down": ".lora_linear_layer.down.weight"}
         made.tensors = renamed(made.tensors, lora_up=".lora_linear_layer.up.weight", **parts)
-    table = table_of(layers)
-    report = load(table, "a", made.save(tmp_path / "a.safetensors"))
+    report = offer(made)
     assert isinstance(report, AdapterReport), report
     use = LoraUse(name=table.key_of("a"))
     assert layers.of_prompts((use,)) == (use,)
 
 
 @pytest.mark.parametrize("way", ["lora", "loha", "lokr"])
-def test_layers_that_the_original_has_as_one(layers, model, tmp_path, way):
+def test_layers_that_the_original_has_as_one(layers, model, table, offer, way):
     fused = nn.Module()
     fused.blocks = nn.ModuleList([nn.Module(), nn.Module()])
     for block in fused.blocks:
         block.qkv = nn.Linear(8, 24)
     made = write(fused, QKV, kohya("lora_unet"), way=way)
-    table = table_of(layers)
-    report = load(table, "a", made.save(tmp_path / "a.safetensors"))
+    report = offer(made)
     assert isinstance(report, AdapterReport), report
     assert report.num_layers == 6
     found = output(layers, model, table.key_of("a"))
+    updates = {}
     for name, paths in QKV.items():
-        for path, update in zip(paths, made.updates[name].split(8), strict=True):
-            model.get_submodule(path).weight += update
-    torch.testing.assert_close(found, output(layers, model), atol=1e-5, rtol=1e-5)
+        updates |= zip(paths, made.updates[name].split(8), strict=True)
+    assert_merges(layers, model, found, updates)
 
 
-def test_alpha_of_a_configuration_in_the_header(layers, model, tmp_path):
+def test_alpha_of_a_configuration_in_the_header(layers, model, table, tmp_path):
     """As diffusers writes it since 0.34."""
     made = write(model, PATHS, dotted("unet"), alpha=None)
     tensors = renamed(made.tensors, lora_down=".lora_A.weight", lora_up=".lora_B.weight")
@@ -175,27 +192,24 @@ def test_alpha_of_a_configuration_in_the_header(layers, model, tmp_path):
         "unet.use_rslora": False,
     }
     save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps(config)})
-    table = table_of(layers)
     load(table, "a", tmp_path / "a.safetensors")
     found = output(layers, model, table.key_of("a"))
-    for place, (path, update) in enumerate(made.updates.items()):
+    for place, path in enumerate(made.updates):
         rank, alpha = (3, 5)[place % 2], 20 if path == "attn_blocks.1.to_k" else 6
-        model.get_submodule(path).weight += update * alpha / rank
-    torch.testing.assert_close(found, output(layers, model), atol=1e-5, rtol=1e-5)
+        made.updates[path] *= alpha / rank
+    assert_merges(layers, model, found, made.updates)
 
 
-def test_what_the_model_has_not_is_left_out_and_named(layers, model, tmp_path):
+def test_what_the_model_has_not_is_left_out_and_named(model, offer):
     made = write(model, PATHS[:3], kohya("lora_unet"))
-    other = write(model, PATHS[3:5], kohya("lora_te2"))
-    made.tensors |= other.tensors
-    report = load(table_of(layers), "a", made.save(tmp_path / "a.safetensors"))
+    made.tensors |= write(model, PATHS[3:5], kohya("lora_te2")).tensors
+    report = offer(made)
     assert (report.num_layers, report.num_left_out) == (3, 2)
     assert report.left_out == ("lora_te2_attn_blocks_0_to_out_0", "lora_te2_attn_blocks_1_to_q")
 
 
-def test_folders(layers, model, tmp_path):
+def test_folders(model, table, tmp_path):
     made = write(model, PATHS, dotted("unet"))
-    table = table_of(layers)
     made.save(tmp_path / "diffusers" / "pytorch_lora_weights.safetensors")
     made.save(tmp_path / "one" / "whatever.safetensors")
     for name in ("diffusers", "one"):
@@ -205,22 +219,24 @@ def test_folders(layers, model, tmp_path):
     assert isinstance(error, ModelLoadError) and "2 .safetensors files" in error.message
 
 
-def first(tensors, end="lora_down.weight"):
+DOWN = "lora_down.weight"
+
+
+def first(tensors, end=DOWN):
     return next(key for key in tensors if key.endswith(end))
 
 
 def without(end):
-    def damage(tensors):
-        del tensors[first(tensors, end)]
-
-    return damage
+    return lambda tensors: tensors.pop(first(tensors, end))
 
 
 def changed(end, value):
-    def damage(tensors):
-        tensors[first(tensors, end)] = value
+    return lambda tensors: tensors.update({first(tensors, end): value})
 
-    return damage
+
+def added(end, value):
+    """A tensor more of the first layer."""
+    return lambda tensors: tensors.update({first(tensors).replace(DOWN, end): value})
 
 
 def nan(tensors):
@@ -242,29 +258,16 @@ def both_spellings(tensors):
         tensors[key.replace("unet.", "diffusion_model.")] = tensors[key].clone()
 
 
-def two_ways(tensors):
-    key = first(tensors)
-    tensors[key.replace("lora_down.weight", "hada_w1_a")] = torch.ones(8, 2)
-
-
-def lengths(value):
-    def damage(tensors):
-        key = first(tensors, "lora_down.weight")
-        tensors[key.replace("lora_down.weight", "dora_scale")] = value
-
-    return damage
-
-
 DAMAGES = {
     "no up": (without("lora_up.weight"), CorruptFile, "has no up"),
-    "no down": (without("lora_down.weight"), CorruptFile, "has no down"),
+    "no down": (without(DOWN), CorruptFile, "has no down"),
     "not a number": (nan, ModelLoadError, "not finite"),
     "another model's": (renamed_all, ModelLoadError, "none of the adapter's 8 layers"),
-    "another size": (changed("lora_down.weight", torch.ones(3, 9)), ShapeMismatch, "8 inputs"),
+    "another size": (changed(DOWN, torch.ones(3, 9)), ShapeMismatch, "8 inputs"),
     "another rank": (changed("lora_up.weight", torch.ones(8, 4)), ShapeMismatch, "another model"),
-    "no axis": (changed("lora_down.weight", torch.tensor(1.0)), ShapeMismatch, "another model"),
-    "a kernel": (changed("lora_down.weight", torch.ones(3, 8, 3, 3)), ShapeMismatch, "another"),
-    "no rank": (changed("lora_down.weight", torch.ones(0, 8)), ShapeMismatch, "another model"),
+    "no axis": (changed(DOWN, torch.tensor(1.0)), ShapeMismatch, "another model"),
+    "a kernel": (changed(DOWN, torch.ones(3, 8, 3, 3)), ShapeMismatch, "another"),
+    "no rank": (changed(DOWN, torch.ones(0, 8)), ShapeMismatch, "another model"),
     "integers": (changed("alpha", torch.tensor(1)), ModelLoadError, "has type I64"),
     "many alphas": (changed("alpha", torch.ones(2)), CorruptFile, "must be a single number"),
     "endless alpha": (
@@ -274,25 +277,27 @@ DAMAGES = {
     ),
     "twice": (twice, CorruptFile, "twice"),
     "spelt twice": (both_spellings, CorruptFile, "the same layer"),
-    "two ways": (two_ways, CorruptFile, "two adapter types"),
+    "two ways": (added("hada_w1_a", torch.ones(8, 2)), CorruptFile, "two adapter types"),
     "lengths alone": (
         lambda t: t.update({"unet.attn_blocks.9.to_q.dora_scale": torch.ones(8, 1)}),
         CorruptFile,
         "DoRA magnitudes without weights",
     ),
-    "lengths of inputs": (lengths(torch.ones(1, 8)), ModelLoadError, "per input"),
-    "lengths of another": (lengths(torch.ones(7, 1)), ShapeMismatch, "another model"),
-    "endless lengths": (lengths(torch.full((8, 1), torch.inf)), ModelLoadError, "not finite"),
+    "lengths of inputs": (added("dora_scale", torch.ones(1, 8)), ModelLoadError, "per input"),
+    "lengths of another": (added("dora_scale", torch.ones(7, 1)), ShapeMismatch, "another model"),
+    "endless lengths": (
+        added("dora_scale", torch.full((8, 1), torch.inf)),
+        ModelLoadError,
+        "not finite",
+    ),
     "a long name": (lambda t: t.update({"x" * 600 + ".alpha": torch.ones(())}), ModelLoadError, ""),
     "nothing": (dict.clear, ModelLoadError, "none of the adapter's 0 layers"),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGES)
-def test_a_broken_one_is_refused_and_changes_nothing(layers, model, tmp_path, case):
+def test_a_broken_one_is_refused_and_changes_nothing(layers, model, table, host, tmp_path, case):
     damage, kind, words = DAMAGES[case]
-    host = Host()
-    table = table_of(layers, host=host)
     good = write(model, PATHS, dotted("unet"), seed=1)
     load(table, "good", good.save(tmp_path / "good.safetensors"))
     key, lent = table.key_of("good"), dict(host.lent)
@@ -333,42 +338,34 @@ FILES = {
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_files_that_are_none(layers, tmp_path, case):
+def test_files_that_are_none(table, host, tmp_path, case):
     data, kind, words = FILES[case]
     (tmp_path / "a.safetensors").write_bytes(data)
-    host = Host()
-    error = load(table_of(layers, host=host), "a", tmp_path / "a.safetensors")
+    error = load(table, "a", tmp_path / "a.safetensors")
     assert isinstance(error, kind), error
     assert words in error.message
     assert host.lent == {}
 
 
 @pytest.mark.parametrize("name", ["a.bin", "a.pt", "a.ckpt"])
-def test_pickles_are_never_opened(layers, tmp_path, name):
+def test_pickles_are_never_opened(table, tmp_path, name):
     class Trap:
         def __reduce__(self):
             return (open, (str(tmp_path / "sprung"), "w"))
 
     torch.save({"x": Trap()}, tmp_path / name)
     for place in (tmp_path / name, tmp_path):
-        error = load(table_of(layers), "a", place)
+        error = load(table, "a", place)
         assert isinstance(error, ModelLoadError) and "can run any code" in error.message
     assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize(
-    ("part", "value"), [("lokr_w1_b", torch.ones(())), ("lokr_w2", torch.ones(4, 4))]
-)
-def test_a_side_of_lokr_is_whole_or_in_factors(layers, model, tmp_path, part, value):
-    made = write(model, PATHS, dotted("unet"), way="lokr")
-    made.tensors[f"{LAYER}.{part}"] = value
-    error = load(table_of(layers), "a", made.save(tmp_path / "a.safetensors"))
-    assert isinstance(error, ShapeMismatch) and part in error.message
-
-
-@pytest.mark.parametrize(
     ("way", "part", "value"),
     [
+        # A side of LoKr is whole or in factors.
+        ("lokr", "lokr_w1_b", torch.ones(())),
+        ("lokr", "lokr_w2", torch.ones(4, 4)),
         ("lokr whole", "lokr_w2", torch.ones(4, 5)),
         ("lokr whole", "lokr_w1", torch.ones(4, 4)),
         ("lokr factored", "lokr_w1_a", torch.ones(3, 3)),
@@ -378,9 +375,8 @@ def test_a_side_of_lokr_is_whole_or_in_factors(layers, model, tmp_path, part, va
     ],
 )
 def test_sizes_that_do_not_go_together(tmp_path, way, part, value):
-    model = nn.Sequential(
-        nn.Conv2d(8, 8, 3) if way.endswith(("core", "tucker")) else nn.Linear(8, 8)
-    )
+    is_map = way.endswith(("core", "tucker"))
+    model = nn.Sequential(nn.Conv2d(8, 8, 3) if is_map else nn.Linear(8, 8))
     made = write(model, ["0"], dotted("unet"), way=way)
     made.tensors[f"unet.0.{part}"] = value
     table = table_of(AdaptedLayers({"unet": [model]}, device=CPU))
@@ -412,8 +408,7 @@ def another_rank(made):
     made.tensors = write(Model(), PATHS, dotted("unet"), ranks=(4,)).tensors
 
 
-def test_one_whose_file_has_changed_does_not_come_back(layers, model, tmp_path):
-    host = Host()
+def test_one_whose_file_has_changed_does_not_come_back(layers, model, host, tmp_path):
     table = table_of(layers, host=host, max_slots=1)
     for name in "ab":
         file = write(model, PATHS, dotted("unet")).save(tmp_path / f"{name}.safetensors")
@@ -424,15 +419,14 @@ def test_one_whose_file_has_changed_does_not_come_back(layers, model, tmp_path):
     while table._loads:
         table.wait(5)
         table.advance(set, [(key,)])
-    assert (
-        "the adapter's files have changed since it was loaded" in table.failure_of((key,)).message
-    )
+    words = "the adapter's files have changed since it was loaded"
+    assert words in table.failure_of((key,)).message
     assert (table.take((key,)), host.lent) == (False, {})
 
 
 @pytest.mark.parametrize("change", [same_shapes, another_rank])
 def test_one_that_is_written_to_while_it_is_read_is_refused(
-    layers, model, tmp_path, monkeypatch, change
+    model, table, host, tmp_path, monkeypatch, change
 ):
     made, plan = write(model, PATHS, dotted("unet")), image_adapters.plan_adapter
     file = made.save(tmp_path / "a.safetensors")
@@ -445,16 +439,14 @@ def test_one_that_is_written_to_while_it_is_read_is_refused(
         return found
 
     monkeypatch.setattr(image_adapters, "plan_adapter", planned)
-    host = Host()
-    table = table_of(layers, host=host)
     error = load(table, "a", file)
     assert isinstance(error, ModelLoadError)
     assert "have changed since reading them began" in error.message
     assert (table.names, host.lent) == ((), {})
 
 
-def test_a_place_that_is_not_there(layers, tmp_path):
-    error = load(table_of(layers), "a", tmp_path / "nowhere.safetensors")
+def test_a_place_that_is_not_there(table, tmp_path):
+    error = load(table, "a", tmp_path / "nowhere.safetensors")
     assert isinstance(error, ModelLoadError) and "there is no file or folder" in error.message
 
 
@@ -484,7 +476,7 @@ def test_memory_is_asked_for_and_given_back(layers, model, tmp_path):
     assert isinstance(load(table, "b", file), AdapterReport)
 
 
-def test_peft_folders_of_each_kind(layers, model, tmp_path):
+def test_peft_folders_of_each_kind(layers, model, table, tmp_path):
     peft = pytest.importorskip("peft", reason="PEFT is not installed")
     targets = ["to_q", "to_v", "to_out.0"]
     kinds = {
@@ -495,7 +487,6 @@ def test_peft_folders_of_each_kind(layers, model, tmp_path):
         "loha": peft.LoHaConfig(r=4, alpha=6, target_modules=targets, init_weights=False),
         "lokr": peft.LoKrConfig(r=4, alpha=6, target_modules=targets, init_weights=False),
     }  # fmt: skip
-    table = table_of(layers)
     for name, config in kinds.items():
         own = Model()
         own.load_state_dict(model.state_dict())

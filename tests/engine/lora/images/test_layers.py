@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from tests.helpers.adapters.image_adapters import WAYS, dotted, load, merge, tab
 
 ROWS = 5
 CPU = torch.device("cpu")
+DORA = "dora_scale"
 
 
 class Network(nn.Module):
@@ -68,6 +70,26 @@ def ran(layers, network, x, uses):
         return network(x)
 
 
+@pytest.fixture
+def serve(tmp_path):
+    """`serve(layers, *made)` → a table of the adapters `a`, `b` …, and a use of each at scale 1."""
+
+    def serve(layers, *adapters):
+        table, uses = table_of(layers), []
+        for name, made in zip("abcd", adapters, strict=False):
+            report = load(table, name, made.save(tmp_path / f"{name}.safetensors"))
+            assert isinstance(report, AdapterReport), report
+            assert report.num_layers == len(made.updates)
+            uses.append(LoraUse(name=table.key_of(name)))
+        return table, *uses
+
+    return serve
+
+
+def assert_near(found, wanted, case=None):
+    assert (found - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max()), case
+
+
 @torch.no_grad()
 def merged(network, x, *parts):
     """With updates at their scales in the weights."""
@@ -79,37 +101,30 @@ def merged(network, x, *parts):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_write_it_is_what_it_comes_to(network, x, tmp_path, seed, way, layout):
+def test_every_way_to_write_it_is_what_it_comes_to(network, x, serve, seed, way, layout):
     expected = copy.deepcopy(network)
     made = write(network, PATHS, dotted("unet"), way=way, seed=seed)
     base = ran(adapted(network), network, x, [()] * ROWS)
     layers = adapted(network)
-    table = table_of(layers)
-    report = load(table, "a", made.save(tmp_path / "a.safetensors"))
-    assert isinstance(report, AdapterReport), report
-    assert report.num_layers == len(PATHS)
-    use = LoraUse(name=table.key_of("a"), scale=0.7)
-    found = ran(layers, network.to(memory_format=layout), x, [(use,)] * ROWS)
+    _, use = serve(layers, made)
+    uses = [(replace(use, scale=0.7),)] * ROWS
+    found = ran(layers, network.to(memory_format=layout), x, uses)
     wanted = merged(expected, x, (made, 0.7))
     assert (wanted - base).abs().max() > 1e-2, "it does something"
-    assert (found - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max()), way
+    assert_near(found, wanted, way)
 
 
-@pytest.mark.parametrize("lengths", ["dora_scale", "lora_magnitude_vector"])
+@pytest.mark.parametrize("lengths", [DORA, "lora_magnitude_vector"])
 @pytest.mark.parametrize("way", WAYS)
-def test_dora_is_what_it_comes_to(network, x, tmp_path, seed, way, lengths):
+def test_dora_is_what_it_comes_to(network, x, serve, seed, way, lengths):
     """Part of the way from the base with a scale, of layers with and without biases."""
     clean = copy.deepcopy(network)
     made = write(network, PATHS, dotted("unet"), way=way, seed=seed, lengths=lengths)
     layers = adapted(network)
-    table = table_of(layers)
-    report = load(table, "a", made.save(tmp_path / "a.safetensors"))
-    assert isinstance(report, AdapterReport), report
+    _, use = serve(layers, made)
     for scale in (1.0, 0.4):
-        use = LoraUse(name=table.key_of("a"), scale=scale)
-        found = ran(layers, network, x, [(use,)] * ROWS)
-        wanted = merged(clean, x, (made, scale))
-        assert (found - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max()), (way, scale)
+        found = ran(layers, network, x, [(replace(use, scale=scale),)] * ROWS)
+        assert_near(found, merged(clean, x, (made, scale)), (way, scale))
 
 
 class Sealed(nn.Module):
@@ -143,41 +158,39 @@ def test_lengths_of_weights_that_cannot_be_read():
             finish(without.gating([module], torch.float32))
 
 
-def test_dora_beside_another_one(network, x, tmp_path, seed):
+def test_dora_beside_another_one(network, x, serve, seed):
     """Each changes what the layer itself makes of a row, in any order."""
     clean, layers = copy.deepcopy(network), adapted(network)
-    table, made = table_of(layers), {}
-    for place, (name, lengths) in enumerate(
-        {"a": "dora_scale", "b": None, "c": "dora_scale"}.items()
-    ):
-        made[name] = write(clean, PATHS, dotted("unet"), seed=seed + place, lengths=lengths)
-        load(table, name, made[name].save(tmp_path / f"{name}.safetensors"))
-    a, b, c = (LoraUse(name=table.key_of(name)) for name in "abc")
+    made = [
+        write(clean, PATHS, dotted("unet"), seed=seed + place, lengths=lengths)
+        for place, lengths in enumerate((DORA, None, DORA))
+    ]
+    _, a, b, c = served = serve(layers, *made)
     uses = [(a, b, c), (), (c,), (b, a), (b,)]
     found = ran(layers, network, x, uses)
-    names = {use.name: name for name, use in zip("abc", (a, b, c), strict=True)}
     for row, own in enumerate(uses):
-        wanted = merged(clean, x[row : row + 1], *((made[names[one.name]], 1) for one in own))
-        assert (found[row] - wanted[0]).abs().max() < 1e-5 * max(1, wanted.abs().max()), row
+        parts = [(made[served.index(one) - 1], 1) for one in own]
+        wanted = merged(clean, x[row : row + 1], *parts)
+        assert_near(found[row], wanted[0], row)
 
 
 @pytest.mark.parametrize("way", ["lora", "loha", "lokr"])
-def test_rows_have_their_own(network, x, tmp_path, seed, way):
+def test_rows_have_their_own(network, x, serve, seed, way):
     clean = copy.deepcopy(network)
     layers = adapted(network)
     base = ran(layers, network, x, [()] * ROWS)
-    table, made = table_of(layers), {}
-    for place, (name, paths) in enumerate({"a": PATHS, "b": PATHS[1:4]}.items()):
-        made[name] = write(network, paths, dotted("unet"), way=way, seed=seed + place)
-        load(table, name, made[name].save(tmp_path / f"{name}.safetensors"))
-    a, b = (LoraUse(name=table.key_of(name)) for name in "ab")
-    half = LoraUse(name=a.name, scale=0.5)
+    first, second = (
+        write(network, paths, dotted("unet"), way=way, seed=seed + place)
+        for place, paths in enumerate((PATHS, PATHS[1:4]))
+    )
+    _, a, b = serve(layers, first, second)
+    half = replace(a, scale=0.5)
     uses = [(a,), (), (b,), (b, half), (half,)]
     together = ran(layers, network, x, uses)
-    parts = [[("a", 1)], [], [("b", 1)], [("a", 0.5), ("b", 1)], [("a", 0.5)]]
+    parts = [[(first, 1)], [], [(second, 1)], [(first, 0.5), (second, 1)], [(first, 0.5)]]
     for row, own in enumerate(parts):
         alone = ran(layers, network, x[row : row + 1], uses[row : row + 1])
-        wanted = merged(clean, x[row : row + 1], *((made[name], scale) for name, scale in own))
+        wanted = merged(clean, x[row : row + 1], *own)
         limit = 1e-5 * max(1, wanted.abs().max())
         assert (together[row] - wanted[0]).abs().max() < limit, row
         assert (together[row] - alone[0]).abs().max() < limit, row
@@ -196,18 +209,16 @@ class Nothing(nn.Linear):
         return torch.zeros(*x.shape[:-1], self.out_features)
 
 
-def test_a_rows_updates_have_the_same_bits_whatever_the_others_have(tmp_path, seed):
+def test_a_rows_updates_have_the_same_bits_whatever_the_others_have(serve, seed):
     layer = nn.Sequential(Nothing(24, 40, bias=False).requires_grad_(False))
     layers = adapted(layer)
-    table, uses = table_of(layers), {}
-    ways = {"a": "lora", "b": "lokr", "c": "loha", "d": "lora"}
-    for place, (name, way) in enumerate(ways.items()):
-        lengths = "dora_scale" if name == "d" else None
-        made = write(layer, ("0",), dotted("unet"), way=way, seed=seed + place, lengths=lengths)
-        report = load(table, name, made.save(tmp_path / f"{name}.safetensors"))
-        assert isinstance(report, AdapterReport), report
-        uses[name] = LoraUse(name=table.key_of(name), scale=random.uniform(0.5, 2))
-    a, b, c, d = uses.values()
+    ways = ("lora", None), ("lokr", None), ("loha", None), ("lora", DORA)
+    made = [
+        write(layer, ("0",), dotted("unet"), way=way, seed=seed + place, lengths=lengths)
+        for place, (way, lengths) in enumerate(ways)
+    ]
+    _, *uses = serve(layers, *made)
+    a, b, c, d = (replace(use, scale=random.uniform(0.5, 2)) for use in uses)
     x = torch.randn(ROWS, random.randrange(1, 40), 24)
     together = ran(layers, layer, x, [(a,), (b,), (d, a), (c, a), (b, d)])
     for row, own in ((0, (a,)), (3, (a, c))):
@@ -216,34 +227,28 @@ def test_a_rows_updates_have_the_same_bits_whatever_the_others_have(tmp_path, se
         assert torch.equal(together[row], alone[0])
 
 
-def test_nothing_is_left_of_what_has_gone(network, x, tmp_path, seed):
+def test_nothing_is_left_of_what_has_gone(network, x, serve, tmp_path, seed):
     layers = adapted(network)
     base = ran(layers, network, x, [()] * ROWS)
-    table = table_of(layers)
-    made = write(network, PATHS, dotted("unet"), seed=seed)
-    file = made.save(tmp_path / "a.safetensors")
-    load(table, "a", file)
-    use = LoraUse(name=table.key_of("a"))
+    table, use = serve(layers, write(network, PATHS, dotted("unet"), seed=seed))
     assert not torch.equal(ran(layers, network, x, [(use,)] * ROWS), base)
     assert torch.equal(ran(layers, network, x, [()] * ROWS), base)
     assert unload(table, "a") == [None]
     assert torch.equal(ran(layers, network, x, [(use,)] * ROWS), base)
     assert not any(module._forward_hooks for module in network.modules())
-    load(table, "a", file)
+    load(table, "a", tmp_path / "a.safetensors")
     assert table.key_of("a") != use.name
 
 
-def test_fine_tunes_of_a_component_have_it_where_their_layers_fit(network, x, tmp_path, seed):
+def test_fine_tunes_of_a_component_have_it_where_their_layers_fit(network, x, serve, seed):
     torch.manual_seed(seed + 9)
     tuned = Network().requires_grad_(False)
     tuned.grow = nn.Conv2d(4, 6, 5, padding=2).requires_grad_(False)
     layers = AdaptedLayers({"unet": [network, tuned]}, device=CPU)
     made = write(network, PATHS, dotted("unet"), seed=seed)
     wanted = merged(tuned, x, (made_without(made, "grow"), 1.0))
-    table = table_of(layers)
-    load(table, "a", made.save(tmp_path / "a.safetensors"))
-    found = ran(layers, tuned, x, [(LoraUse(name=table.key_of("a")),)] * ROWS)
-    assert (found - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max())
+    _, use = serve(layers, made)
+    assert_near(ran(layers, tuned, x, [(use,)] * ROWS), wanted)
 
 
 def made_without(made, path):
@@ -251,8 +256,8 @@ def made_without(made, path):
     return type(made)(made.tensors, kept)
 
 
-@pytest.mark.parametrize("lengths", [None, "dora_scale"])
-def test_packed_layers_have_them_as_plain_ones_do(network, x, tmp_path, seed, lengths):
+@pytest.mark.parametrize("lengths", [None, DORA])
+def test_packed_layers_have_them_as_plain_ones_do(network, x, serve, seed, lengths):
     def product(weight_and_bias, rows):
         return nn.functional.linear(rows, *weight_and_bias)
 
@@ -264,16 +269,12 @@ def test_packed_layers_have_them_as_plain_ones_do(network, x, tmp_path, seed, le
         setattr(network, name, module)
     layers = adapted(network)
     made = write(plain, PATHS, dotted("unet"), seed=seed, lengths=lengths)
-    table = table_of(layers)
-    report = load(table, "a", made.save(tmp_path / "a.safetensors"))
-    assert report.num_layers == len(PATHS)
-    found = ran(layers, network, x, [(LoraUse(name=table.key_of("a")),)] * ROWS)
-    wanted = merged(plain, x, (made, 1.0))
-    assert (found - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max())
+    _, use = serve(layers, made)
+    assert_near(ran(layers, network, x, [(use,)] * ROWS), merged(plain, x, (made, 1.0)))
 
 
-@pytest.mark.parametrize("lengths", [None, "dora_scale"])
-def test_arranged_convolutions_have_them_as_plain_ones_do(tmp_path, seed, lengths):
+@pytest.mark.parametrize("lengths", [None, DORA])
+def test_arranged_convolutions_have_them_as_plain_ones_do(serve, seed, lengths):
     """And a row without them has the same bits as before."""
     plain = nn.Sequential(nn.Conv2d(20, 36, 3, padding=1), nn.Conv2d(36, 17, 3, padding=1))
     plain.requires_grad_(False)
@@ -283,23 +284,16 @@ def test_arranged_convolutions_have_them_as_plain_ones_do(tmp_path, seed, length
     x = torch.randn(ROWS, 20, 9, 6).contiguous(memory_format=torch.channels_last)
     layers = adapted(network)
     base = ran(layers, network, x, [()] * ROWS)
-    table, made = (
-        table_of(layers),
-        write(plain, ("0", "1"), dotted("unet"), seed=seed, lengths=lengths),
-    )
-    load(table, "a", made.save(tmp_path / "a.safetensors"))
-    use = LoraUse(name=table.key_of("a"))
+    made = write(plain, ("0", "1"), dotted("unet"), seed=seed, lengths=lengths)
+    _, use = serve(layers, made)
     found = ran(layers, network, x, [(use,)] * (ROWS - 1) + [()])
     wanted = merged(plain, x, (made, 1.0))
     assert (found - wanted)[:-1].abs().max() < 1e-5 * max(1, wanted.abs().max())
     assert torch.equal(found[-1], base[-1])
 
 
-def test_a_layer_of_another_type_gets_its_inputs_type(network, x, tmp_path, seed):
+def test_a_layer_of_another_type_gets_its_inputs_type(network, x, serve, seed):
     layers = adapted(network)
-    table = table_of(layers)
-    made = write(network, PATHS, dotted("unet"), seed=seed)
-    load(table, "a", made.save(tmp_path / "a.safetensors"))
+    _, use = serve(layers, write(network, PATHS, dotted("unet"), seed=seed))
     network.to(torch.bfloat16)
-    use = LoraUse(name=table.key_of("a"))
     assert ran(layers, network, x.bfloat16(), [(use,)] * ROWS).dtype is torch.bfloat16
