@@ -9,9 +9,11 @@ import structlog
 from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute
 
+from engine.text.template_process import TemplateProcess
 from server import app
 from server.images.picture_processes import PictureProcesses
-from tests.helpers.server.text_server import TextServer, write_tokenizer
+from server.text import texts
+from tests.helpers.server.text_server import KeptTemplate, TextServer, write_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -34,10 +36,13 @@ class _SharedProcesses(PictureProcesses):
 
 
 class _SharedRoutes(FastAPI):
-    """An app that uses the routes of the first one, with the validators that these have made."""
+    """An app that uses the routes of the first one, with the validators that these have made, and
+    its documentation."""
 
     made: ClassVar[dict[int, BaseRoute]] = {}
     """By the id of the router that was included. A route keeps its router alive."""
+    documents: ClassVar[dict[tuple[str, ...], dict[str, Any]]] = {}
+    """By the paths of an app's own routes, which a test may add."""
 
     def include_router(self, router: APIRouter, **options: Any) -> None:
         if id(router) in self.made:
@@ -46,15 +51,27 @@ class _SharedRoutes(FastAPI):
             super().include_router(router, **options)
             self.made[id(router)] = self.routes[-1]
 
+    def openapi(self) -> dict[str, Any]:
+        own = tuple(getattr(route, "path", "") for route in self.routes)
+        if own not in self.documents:
+            self.documents[own] = super().openapi()
+        return self.documents[own]
+
 
 @pytest.fixture(autouse=True)
 def shared_between_apps(
     picture_processes: PictureProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Share what apps are slow to make: the picture processes, which take half a second, and the
-    validators of their routes, which take a sixth of a second."""
+    """Share what apps are slow to make: the picture processes, which take half a second, the
+    validators of their routes, which take a sixth of a second, and the processes of templates."""
     monkeypatch.setattr(app, "PictureProcesses", lambda max_pixels: picture_processes)
     monkeypatch.setattr(app, "FastAPI", _SharedRoutes)
+    monkeypatch.setattr(texts, "TemplateProcess", KeptTemplate.taken)
+
+
+@pytest.fixture
+def unkept_templates(shared_between_apps: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "TemplateProcess", TemplateProcess)
 
 
 @pytest.fixture(scope="session")

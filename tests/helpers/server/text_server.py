@@ -1,13 +1,14 @@
 """A server over a scripted engine with a real tokenizer, for the tests of the text routes."""
 
 import asyncio
+import contextlib
 import json
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from engine.contract.generate import GenerateRequest, ModelInfo
+from engine.text.template_process import TemplateProcess
 from engine.text.tokenizer import Tokenizer as ModelTokenizer
 from server.app import create_app
 from server.settings import Settings
@@ -65,6 +67,38 @@ def write_tokenizer(
     return folder
 
 
+class KeptTemplate(TemplateProcess):
+    """A chat template's process that serves one `TextServer` after the other, as starting it takes
+    a tenth of a second."""
+
+    _is_keeping = False
+    _kept: ClassVar[dict[bytes, list["KeptTemplate"]]] = {}
+
+    @classmethod
+    def taken(cls, source: str, special_tokens: Mapping[str, str]) -> "KeptTemplate":
+        """Take a process that has been kept, or make one."""
+        made = cls(source, special_tokens)
+        kept = cls._kept.get(made._compile)
+        return kept.pop() if kept else made
+
+    @classmethod
+    @contextlib.contextmanager
+    def keeping(cls) -> Iterator[None]:
+        """Keep processes that are closed and idle."""
+        cls._is_keeping = True
+        try:
+            yield
+        finally:
+            cls._is_keeping = False
+
+    def close(self) -> None:
+        is_idle = not self._waiting and (self._pump is None or self._pump.done())
+        if self._is_keeping and is_idle:
+            self._kept.setdefault(self._compile, []).append(self)
+        else:
+            super().close()
+
+
 class TextServer:
     """An app, its engine, its tokenizer and a client that talks to it in memory."""
 
@@ -102,8 +136,8 @@ class TextServer:
         return await self.post("/v1/completions", **body)
 
     async def aclose(self) -> None:
-        """End the processes of chat templates, as no lifespan ends them."""
-        await self.app.state.tandem.texts.aclose()
+        with KeptTemplate.keeping():
+            await self.app.state.tandem.texts.aclose()
         await self.client.aclose()
 
     @property

@@ -16,6 +16,8 @@ from server.text.encoding_pool import EncodingPool
 from server.text.texts import TextRegistry
 from tests.helpers.server.text_server import until
 
+pytestmark = pytest.mark.usefixtures("unkept_templates")
+
 
 @pytest.fixture
 def folder(tokenizer_folder: Path, tmp_path: Path) -> Path:

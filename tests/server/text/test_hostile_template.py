@@ -15,6 +15,7 @@ import pytest
 
 from tests.helpers.server.text_server import MODEL, TextServer, text_info, until, write_tokenizer
 
+pytestmark = pytest.mark.usefixtures("unkept_templates")
 BAD = "org/hostile"
 _LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 _TEMPLATE = (
