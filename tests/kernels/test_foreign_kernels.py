@@ -7,14 +7,13 @@ ours is not it, and go on.
 import importlib.metadata
 import importlib.util
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.plain_python import ROOT, printed
+
 USES = {
     "bitsandbytes": """
         import bitsandbytes
@@ -46,15 +45,7 @@ THEIRS = [USES[name] for name in INSTALLED]
 def test_libraries_work_beside_our_kernels(sources):
     lines = [line.strip() for line in "\n".join(sources).splitlines() if line.strip()]
     # Brackets may span lines; indentation means nothing in these sources.
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", "\n".join(lines)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    printed("-W", "ignore", "-c", "\n".join(lines))
 
 
 def test_transformers_is_among_the_installed_ones():
