@@ -109,8 +109,8 @@ def text_prompts(smollm2_checkpoint):
     text = "The history of the lighthouse begins long before electric light. " * 20
     ids = tokenizer.encode(text, add_special_tokens=False)
     rng = random.Random(0)
-    # Every second length, as a real model is slow.
-    return [ids[i : i + length] for i, length in enumerate(prompt_lengths(rng)[::2])]
+    prompts = [ids[i : i + length] for i, length in enumerate(prompt_lengths(rng))]
+    return prompts[::2]  # as a real model is slow
 
 
 @pytest.mark.slow
