@@ -6,11 +6,7 @@ option that a client or an operator has.
 
 import importlib.metadata
 import json
-import os
-import subprocess
-import sys
 import tomllib
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -21,10 +17,10 @@ from engine.contract.draw import PromptSyntax
 from engine.contract.examination import Faithfulness
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, FLOW_SCHEDULES
 from server.protocol.file_fields import OutputFormat
+from tests.helpers.plain_python import ROOT, printed
 from tests.helpers.quantization.stored_formats import VARIETIES, write_checkpoint
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -66,16 +62,8 @@ def modules_of_extras(dependencies: list[str]) -> list[str]:
 
 def probe(dependencies: list[str], *models: str) -> dict[str, str | None]:
     hidden = json.dumps(modules_of_extras(dependencies))
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.runtime_probe", hidden, *models],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    answers: dict[str, str | None] = json.loads(result.stdout.splitlines()[-1])
+    output = printed("-m", "tests.helpers.runtime_probe", hidden, *models)
+    answers: dict[str, str | None] = json.loads(output.splitlines()[-1])
     return answers
 
 

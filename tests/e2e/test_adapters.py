@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,6 @@ from functools import partial
 
 import httpx
 import openai
-import psutil
 import pytest
 import torch
 import transformers
@@ -129,13 +129,6 @@ def streamed(server, model, times):
     return found
 
 
-def wait_until(is_so):
-    deadline_s = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
-
-
 def test_adapters_take_turns_and_leave_while_they_stream(server, expected):
     """Three times as many as have places are asked for at once, and each is taken away amid its own
     streams: these are what they were alone, and nothing is left of it."""
@@ -155,7 +148,7 @@ def test_adapters_take_turns_and_leave_while_they_stream(server, expected):
         times = [[], []]
         with ThreadPoolExecutor(len(times)) as pool:
             streams = [pool.submit(streamed, server, name, at) for at in times]
-            wait_until(lambda: all(times))
+            server.wait_until(lambda: all(times))
             assert change("unload", name).status_code == 200
             assert all(stream.result() == alone[name] for stream in streams)
         assert complete(name).status_code == 404
@@ -169,9 +162,9 @@ def test_adapters_take_turns_and_leave_while_they_stream(server, expected):
     server.wait_idle(30)
     for name in RANKS:
         # Of this load's: those of the one before have gone with it.
-        wait_until(lambda: num_requests(lora_name=name) == 1)  # noqa: B023
+        server.wait_until(lambda: num_requests(lora_name=name) == 1)  # noqa: B023
         assert change("unload", name).status_code == 200
-    wait_until(lambda: num_requests() == 0)
+    server.wait_until(lambda: num_requests() == 0)
     # There is room for all of them again.
     for name in RANKS:
         assert change("load", name).status_code == 200
@@ -196,7 +189,7 @@ def test_adapters_come_and_go_beside_streams(start_server, base, expected, folde
         return complete(name).json()["choices"][0]["text"]
 
     names = ("base", "poet", "base", "poet")
-    alone = {name: streamed(server, name, []) for name in names}
+    alone = {name: streamed(server, name, []) for name in set(names)}
     times = [[] for _ in names]
     is_over = threading.Event()
 
@@ -208,7 +201,7 @@ def test_adapters_come_and_go_beside_streams(start_server, base, expected, folde
     with ThreadPoolExecutor(len(names)) as pool:
         beside = [pool.submit(stream_on, name, at) for name, at in zip(names, times, strict=True)]
         try:
-            wait_until(lambda: all(len(at) > 5 for at in times))
+            server.wait_until(lambda: all(len(at) > 5 for at in times))
             for _ in range(3):
                 answer = post(server, "/v1/load_lora_adapter", lora_name="judge")
                 assert answer.status_code == 200, answer.text
@@ -226,9 +219,8 @@ def test_adapters_come_and_go_beside_streams(start_server, base, expected, folde
     assert text("base") == expected["base"]
 
     assert post(server, "/v1/load_lora_adapter", lora_name="judge").status_code == 200
-    children = psutil.Process(server.process.pid).children()
-    [worker] = [child for child in children if "engine.worker.loop" in " ".join(child.cmdline())]
-    worker.kill()
-    wait_until(lambda: complete("judge").status_code == 200)
+    [worker] = server.worker_pids()
+    os.kill(worker, signal.SIGKILL)
+    server.wait_until(lambda: complete("judge").status_code == 200)
     for name in ("base", "poet", "judge"):
         assert text(name) == expected[name]

@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from tests.helpers.models.tiny_encoders import make_encoder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
-MODEL, IMAGE_MODEL = "smollm2-135m-instruct", "tandem-shapes"
 NUM_EXAMPLES = 25
 MORE_EXAMPLES = 100
 """Of an operation that few of the first were accepted for: one strategy's draws resemble each
@@ -58,12 +57,12 @@ def probed(operation, url, num_examples=NUM_EXAMPLES):
     return statuses
 
 
-def test_generated_requests_never_break_the_server(start_server, tmp_path):
+def test_generated_requests_never_break_the_server(start_server, tiny_llama, tmp_path):
     # A short context: a chat without max_tokens goes on to its end. Pictures of a few steps.
-    models = (MODEL, IMAGE_MODEL, f"embedder={make_encoder(tmp_path)}")
+    models = (f"tiny={tiny_llama()}", "tandem-shapes", f"embedder={make_encoder(tmp_path)}")
     server = start_server(
         *(option for model in models for option in ("--model", model)),
-        *("--max-model-len", "96", "--max-image-megapixel-steps", "1"),
+        *("--max-model-len", "128", "--max-image-megapixel-steps", "1"),
     )
     outcomes = [(op, probed(op, server.url)) for op in operations(server)]
     few = [

@@ -92,8 +92,9 @@ def test_a_client_that_leaves_is_not_served_to_the_end(server, client):
 
 def test_a_text_model_embeds_with_the_weights_that_it_has(start_server, tiny_llama):
     folder = str(tiny_llama())
-    embedder = {"ref": folder, "name": "embedder", "settings": {"kind": "embedding"}}
-    server = start_server("--model", f"tiny={folder}", "--model", json.dumps(embedder))
+    tiny = {"ref": folder, "name": "tiny", "settings": {"kind": "auto"}}
+    models = ("--model", json.dumps(tiny), "--model", f"embedder={folder}")
+    server = start_server(*models, "--kind", "embedding")
     texts = ["hello", "a text of some more words", "hi"]
     answers = [
         httpx.post(f"{server.url}/v1/embeddings", json={"model": model, "input": texts}).json()
@@ -102,24 +103,14 @@ def test_a_text_model_embeds_with_the_weights_that_it_has(start_server, tiny_lla
     assert [answer["pooling"] for answer in answers] == ["last", "last"]
     own, alone = ([one["embedding"] for one in answer["data"]] for answer in answers)
     np.testing.assert_allclose(own, alone, atol=1e-5)
+    assert np.shape(alone) == (3, 64)
+    assert np.linalg.norm(alone, axis=1) == pytest.approx(1, abs=1e-2)
     unnamed = httpx.post(f"{server.url}/v1/embeddings", json={"input": "hi"}).json()
     assert unnamed["model"] == "embedder"
     said = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 2})
     assert said.json()["usage"]["completion_tokens"] == 2
-    assert server.metric("tandem_embedding_inputs_total", outcome="completed") == 7
-
-
-def test_a_text_model_that_was_asked_to_embeds(start_server, tiny_llama):
-    server = start_server("--model", f"tiny={tiny_llama()}", "--kind", "embedding")
-    answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": ["hello", "hi"]}).json()
-    first, second = (np.array(one["embedding"]) for one in answer["data"])
-    assert first.shape == (64,)
-    assert np.linalg.norm(second) == pytest.approx(1, abs=1e-2)
-    refused = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a"})
+    body = {"prompt": "a", "model": "embedder"}
+    refused = httpx.post(f"{server.url}/v1/completions", json=body)
     assert refused.status_code == 400
-    assert (
-        "model tiny makes embeddings"
-        in httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "model": "tiny"}).json()[
-            "error"
-        ]["message"]
-    )
+    assert "model embedder makes embeddings" in refused.json()["error"]["message"]
+    assert server.metric("tandem_embedding_inputs_total", outcome="completed") == 7

@@ -91,8 +91,7 @@ def test_a_stream_keeps_its_bits_while_another_model_comes_and_goes(server):
     times, beside = [], []
     streaming = threading.Thread(target=lambda: beside.extend(streamed(server, times)))
     streaming.start()
-    while len(times) < 10:
-        time.sleep(0.01)
+    server.wait_until(lambda: len(times) >= 10)
     began_s = time.monotonic()
     response = post(server, "/models/load", model="tiny")
     loaded_s = time.monotonic()
@@ -140,10 +139,7 @@ def test_a_load_that_fails_leaves_nothing_behind(server, body, status, code):
     response = post(server, "/models/load", **body)
     assert response.status_code == status, response.text
     assert response.json()["error"]["code"] == code
-    deadline_s = time.monotonic() + 5
-    while tree(server)[0] != before:
-        assert time.monotonic() < deadline_s, "something of it still runs"
-        time.sleep(0.05)
+    server.wait_until(lambda: tree(server)[0] == before, 5)
     assert [m["model"] for m in server.get("/ready")[1]["models"]] == [MODEL]
 
 
@@ -160,8 +156,7 @@ def test_a_worker_that_is_killed_while_its_model_is_unloaded(server):
 
     asking = threading.Thread(target=ask)
     asking.start()
-    while server.metric("tandem_num_requests_running", model_name="tiny") == 0:
-        time.sleep(0.01)
+    server.wait_until(lambda: server.metric("tandem_num_requests_running", model_name="tiny"))
     assert post(server, "/models/unload", model="tiny", wait=False).status_code == 202
     refused = post(server, "/v1/completions", model="tiny", prompt="a")
     os.kill(worker, signal.SIGKILL)
@@ -169,12 +164,8 @@ def test_a_worker_that_is_killed_while_its_model_is_unloaded(server):
     assert refused.json()["error"]["code"] == "model_unloading"
     asking.join()
     assert result["answer"].status_code == 503
-    deadline_s = time.monotonic() + 10
-    while status_of(server, "tiny")["value"] != "unloaded":
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
-    time.sleep(0.2)
-    assert tree(server)[0] == before
+    server.wait_until(lambda: status_of(server, "tiny")["value"] == "unloaded", 10)
+    server.wait_until(lambda: tree(server)[0] == before, 5)
 
 
 def test_the_log_tells_of_it_without_tracebacks(server):

@@ -18,11 +18,6 @@ DATA = Path(__file__).parents[1] / "data"
 LEMUR = (DATA / "lemur.png").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def server(start_shared_server):
-    return start_shared_server("--model", "tandem-shapes")
-
-
 def matte(server, **files):
     return httpx.post(f"{server.url}/v1/images/matte", files=files, timeout=300)
 

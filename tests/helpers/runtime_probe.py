@@ -5,7 +5,7 @@ installed.
     python -m tests.helpers.runtime_probe '["scipy", …]'
 
 The last argument has models in formats that only other packages write; without models it tries
-what needs none. Prints a JSON object: for each option what went wrong, or null.
+the server's own options alone. Prints a JSON object: for each option what went wrong, or null.
 """
 
 import asyncio
@@ -296,9 +296,9 @@ def server_options() -> Iterator[tuple[str, Check]]:
 def main() -> None:
     hide(json.loads(sys.argv[1]))
     results: dict[str, str | None] = {}
-    options = [modules(), server_options()]
+    options = [server_options()]
     if sys.argv[2:]:
-        options += [image_options(), matting_options(), upscaling_options()]
+        options += [modules(), image_options(), matting_options(), upscaling_options()]
         options.append(text_options(sys.argv[2], json.loads(sys.argv[3])))
     for name, check in (option for group in options for option in group):
         try:

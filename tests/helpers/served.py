@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httpx
@@ -94,20 +94,20 @@ class Server:
                 total += float(match[2])
         return total
 
-    def wait_idle(self, timeout_s: float, names: Sequence[str] = TEXT_WORK) -> float:
-        """Wait until these gauges are zero. Returns the seconds it took."""
-        start_s = time.monotonic()
-        while any(self.metric(f"tandem_{name}") for name in names):
-            assert time.monotonic() - start_s < timeout_s, f"still busy after {timeout_s} s"
-            time.sleep(0.02)
-        return time.monotonic() - start_s
-
-    def wait_until_nobody_is_in(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Wait until no request holds a place at a model, as a drain does."""
+    def wait_until(self, is_so: Callable[[], object], timeout_s: float = 60.0) -> None:
+        """Wait until a condition holds. A failure shows the server's log."""
         deadline_s = time.monotonic() + timeout_s
-        while load := self.get("/load")[1]["server_load"]:
-            assert time.monotonic() < deadline_s, f"{load} hold places:\n{self.log()}"
+        while not is_so():
+            assert time.monotonic() < deadline_s, f"not so in {timeout_s} s:\n{self.log()}"
             time.sleep(0.02)
+
+    def wait_idle(self, timeout_s: float, names: Sequence[str] = TEXT_WORK) -> None:
+        """Wait until these gauges are zero."""
+        self.wait_until(lambda: not any(self.metric(f"tandem_{name}") for name in names), timeout_s)
+
+    def wait_until_nobody_is_in(self) -> None:
+        """Wait until no request holds a place at a model, as a drain does."""
+        self.wait_until(lambda: self.get("/load")[1]["server_load"] == 0, STOP_TIMEOUT_S)
 
     def new_stalls(self) -> list[str]:
         """Return the stalls found since the last call."""

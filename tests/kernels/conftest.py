@@ -50,9 +50,10 @@ def run_build(monkeypatch: pytest.MonkeyPatch) -> "Callable[[str], None]":
 
 
 @pytest.fixture(scope="session")
-def other_builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The operations that are compiled once for all tests."""
-    return tmp_path_factory.mktemp("other_builds")
+def other_builds(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The operations that are compiled for tests alone, kept from run to run."""
+    cache: pytest.Cache | None = getattr(pytestconfig, "cache", None)
+    return cache.mkdir("kernels") if cache else tmp_path_factory.mktemp("kernels")
 
 
 @pytest.fixture
@@ -70,6 +71,12 @@ def run_build_of(
         run_build(name)
 
     return switch
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Triton's kernels take tensors on a CPU, where they are interpreted."""
+    monkeypatch.setattr(_triton, "runs_on", lambda *tensors: True)
 
 
 @pytest.fixture(params=RUNS)

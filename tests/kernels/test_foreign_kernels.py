@@ -7,15 +7,22 @@ ours is not it, and go on.
 import importlib.metadata
 import importlib.util
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.plain_python import ROOT, printed
+
 USES = {
+    "bitsandbytes": """
+        import bitsandbytes
+        bitsandbytes.nn.Linear4bit
+    """,
+    "diffusers": """
+        import diffusers
+        diffusers.UNet2DModel
+    """,
     "transformers": """
         import transformers
         from transformers.integrations import hub_kernels
@@ -25,43 +32,20 @@ USES = {
             num_hidden_layers=1, num_attention_heads=1)
         transformers.LlamaForCausalLM(config)
     """,
-    "diffusers": """
-        import diffusers
-        diffusers.UNet2DModel
-    """,
-    "bitsandbytes": """
-        import bitsandbytes
-        bitsandbytes.nn.Linear4bit
-    """,
 }
 OURS = "import kernels\nkernels.rms_norm"
 INSTALLED = [name for name in USES if importlib.util.find_spec(name)]
+THEIRS = [USES[name] for name in INSTALLED]
 
 
-def run(source):
-    lines = [line.strip() for line in source.splitlines() if line.strip()]
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sources", [[*THEIRS, OURS], [OURS, *THEIRS]], ids=["libraries first", "our kernels first"]
+)
+def test_libraries_work_beside_our_kernels(sources):
+    lines = [line.strip() for line in "\n".join(sources).splitlines() if line.strip()]
     # Brackets may span lines; indentation means nothing in these sources.
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", "\n".join(lines)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", INSTALLED)
-def test_a_library_that_comes_first_works_beside_our_kernels(name):
-    done = run(f"{USES[name]}\n{OURS}")
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-@pytest.mark.slow
-def test_all_libraries_work_when_our_kernels_come_first():
-    done = run("\n".join([OURS, *(USES[name] for name in INSTALLED)]))
-    assert done.returncode == 0, done.stderr[-2000:]
+    printed("-W", "ignore", "-c", "\n".join(lines))
 
 
 def test_transformers_is_among_the_installed_ones():

@@ -1,7 +1,6 @@
 """One instruction set for all C++ operations: chosen, told to the compiler, refused where it is not
 there; and the lowest one is right."""
 
-import random
 import subprocess
 import sys
 from typing import get_args
@@ -14,7 +13,7 @@ from engine.contract.worker_settings import CpuIsa
 from engine.errors import ModelLoadError
 from engine.runtime.device import choose_cpu_isa
 from kernels import isa, machine, native
-from kernels.tools.check import Mismatch, check
+from kernels.tools.check import check
 from tests.helpers.kernels.rungs import HAS_RUNGS
 
 LOWEST = next(iter(isa.RUNGS))
@@ -121,11 +120,6 @@ def test_the_table_of_kernels_says_which_is_used():
 @pytest.mark.parametrize("op", ON_CPU, ids=lambda op: op.name)
 def test_the_lowest_rung_equals_the_reference(op, run_build):
     run_build(LOWEST)
-    torch.manual_seed(seed := random.randrange(1 << 31))
     for case in op.cases.CASES:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            try:
-                check(op, "cpu", case, dtype, torch.device("cpu"))
-            except Mismatch as mismatch:
-                mismatch.add_note(f"seed {seed}")
-                raise
+            check(op, "cpu", case, dtype, torch.device("cpu"))

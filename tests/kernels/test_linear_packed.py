@@ -11,13 +11,6 @@ from kernels.linear_packed import cpu
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture
-def seed():
-    seed = random.randrange(1 << 31)
-    torch.manual_seed(seed)
-    return seed
-
-
 def problem(dtype, rows, inputs, outputs):
     weight = torch.randn(outputs, inputs).mul_(inputs**-0.5).to(dtype)
     return torch.randn(rows, inputs).to(dtype), PackedWeight.pack(weight)
@@ -31,7 +24,7 @@ def differences_alone(multiply, x):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (16, 32), (45, 37), (960, 576), (100, 9000)])
-def test_unpacking_returns_what_was_packed(dtype, shape, seed):
+def test_unpacking_returns_what_was_packed(dtype, shape):
     weight = torch.randn(shape).to(dtype)
     packed = PackedWeight.pack(weight)
     assert torch.equal(packed.unpack(), weight)
@@ -44,10 +37,10 @@ def test_unpacking_returns_what_was_packed(dtype, shape, seed):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("inputs", [576, 1536, 37, 9000])
-def test_a_row_has_the_same_bits_alone_and_among_others(dtype, inputs, seed):
+def test_a_row_has_the_same_bits_alone_and_among_others(dtype, inputs):
     rows = random.randint(2, 70)
     x, weight = problem(dtype, rows, inputs, random.choice([48, 208, 576]))
-    assert differences_alone(lambda x: linear_packed(x, weight), x) == 0, f"seed {seed}"
+    assert differences_alone(lambda x: linear_packed(x, weight), x) == 0
     first = linear_packed(x, weight, fp32_out=True)
     for _ in range(5):
         some = torch.randperm(rows)[: random.randint(1, rows)]
@@ -55,7 +48,7 @@ def test_a_row_has_the_same_bits_alone_and_among_others(dtype, inputs, seed):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_number_of_threads_changes_nothing(dtype, seed):
+def test_the_number_of_threads_changes_nothing(dtype):
     x, weight = problem(dtype, 100, 576, 960)
     threads = torch.get_num_threads()
     try:
@@ -68,7 +61,7 @@ def test_the_number_of_threads_changes_nothing(dtype, seed):
         torch.set_num_threads(threads)
 
 
-def test_a_library_that_orders_sums_by_the_number_of_rows_is_found_out(seed):
+def test_a_library_that_orders_sums_by_the_number_of_rows_is_found_out():
     """The check above can fail: PyTorch's fp32 product changes with the number of rows."""
     weight = torch.randn(3072, 576)
     x = torch.randn(64, 576)
@@ -77,7 +70,7 @@ def test_a_library_that_orders_sums_by_the_number_of_rows_is_found_out(seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rung", isa.RUNGS)
-def test_other_processors_get_the_same_result(rung, run_build_of, seed):
+def test_other_processors_get_the_same_result(rung, run_build_of):
     run_build_of(cpu, rung, "-O0", "-Wno-psabi")  # quickly
     for dtype, tolerance in ((torch.float32, 2e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)):
         for rows in (3, 19):
@@ -90,7 +83,7 @@ def test_other_processors_get_the_same_result(rung, run_build_of, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 32, 33, 100])
-def test_the_matrix_unit_is_told_the_right_tiles(run_build_of, rows, seed):
+def test_the_matrix_unit_is_told_the_right_tiles(run_build_of, rows):
     run_build_of(cpu, isa.chosen(), "-DTANDEM_EMULATE_MATRIX_TILES")
     for inputs, outputs in ((576, 208), (37, 45), (64, 16)):
         x, weight = problem(torch.bfloat16, rows, inputs, outputs)

@@ -37,11 +37,6 @@ ROWS = (1, 2, 3, 4, 5, 6, 7, 13, 16, 17, 31, 33, 60)
 """Numbers of rows for every way to multiply, and for all heights of tiles."""
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(random.randrange(1 << 31))
-
-
 def random_panels(name, outputs, inputs):
     """A weight of a format, and the numbers that it stands for, in fp32."""
     if name in WIDE:

@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from kernels import _triton, linear_gguf, linear_nf4, linear_w4a16, linear_w8
+from kernels import linear_gguf, linear_nf4, linear_w4a16, linear_w8
 from kernels.linear_gguf import GGUFType
 from kernels.shared import triton_linear as _triton_linear
 
+pytestmark = pytest.mark.usefixtures("interpreted")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 NUM_ROWS = 130
 OPS = [linear_gguf, linear_w8, linear_w4a16, linear_nf4]
@@ -29,11 +30,6 @@ def differing(run, counts=(1, 16, 17, 64, 65)):
     """Numbers of rows which change the first of them; all `NUM_ROWS` are the norm."""
     whole = run(slice(0, NUM_ROWS))
     return [count for count in counts if not torch.equal(run(slice(0, count)), whole[:count])]
-
-
-@pytest.fixture(autouse=True)
-def triton_runs(monkeypatch):
-    monkeypatch.setattr(_triton, "runs_on", lambda *tensors: True)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -5,9 +5,10 @@ import random
 import pytest
 import torch
 
-from kernels import _triton, rope_store_kv
+from kernels import rope_store_kv
 from kernels.rope_store_kv import cases
 
+pytestmark = pytest.mark.usefixtures("interpreted")
 CPU = torch.device("cpu")
 DEVICES = {
     "cpu": CPU,
@@ -17,11 +18,6 @@ DEVICES = {
 """Triton's kernels are interpreted where there is no GPU."""
 CASES = {case.name: case for case in cases.CASES}
 IMPLEMENTATIONS = [one for one in rope_store_kv.implementations() if one != "composed"]
-
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    monkeypatch.setattr(_triton, "runs_on", lambda *tensors: True)
 
 
 def run(name, inputs):

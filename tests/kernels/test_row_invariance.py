@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import kernels
-from kernels import _triton
 
+pytestmark = pytest.mark.usefixtures("interpreted")
 CPU = torch.device("cpu")
 DEVICES = {"triton": torch.device("cuda" if torch.cuda.is_available() else "cpu")}
 """Triton's kernels are interpreted where there is no GPU."""
@@ -39,11 +39,6 @@ def own_kernels():
             names = [name for name in op.implementations() if name in OWN]
             for name in [*names, *([ALSO[op.name]] if op.name in ALSO else [])]:
                 yield pytest.param(op, name, id=f"{op.name}-{name}")
-
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    monkeypatch.setattr(_triton, "runs_on", lambda *tensors: True)
 
 
 def run(op, function, inputs, index):

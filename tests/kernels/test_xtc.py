@@ -2,7 +2,6 @@
 
 import random
 
-import numpy as np
 import pytest
 import torch
 
@@ -37,12 +36,10 @@ def drawn(run, shares, num=1, *, seed=0, logits=None, **parameters):
     ],
 )
 def test_top_choices_but_the_last_are_left_out(run, shares, threshold, kept):
-    seed = random.randrange(1 << 62)
-    tokens, num_kept = drawn(
-        run, shares, 16, seed=seed, xtc_probability=1.0, xtc_threshold=threshold
-    )
+    xtc = {"xtc_probability": 1.0, "xtc_threshold": threshold}
+    tokens, num_kept = drawn(run, shares, 16, seed=random.randrange(1 << 62), **xtc)
     assert num_kept == [len(kept)] * 16
-    assert set(tokens) <= kept, seed
+    assert set(tokens) <= kept
 
 
 @pytest.mark.parametrize(
@@ -66,8 +63,7 @@ def test_it_acts_on_what_the_steps_before_have_left(run, parameters, num_kept):
 
 
 def test_typical_tokens_are_its_choices(run):
-    rng = np.random.default_rng(random.getrandbits(64))
-    logits = torch.from_numpy(rng.normal(0, 2, 200)).float()
+    logits = 2 * torch.randn(200)
     xtc = {"xtc_probability": 1.0, "xtc_threshold": 0.0}
     _, [num_typical] = drawn(run, None, logits=logits, typical_p=0.6)
     [token], [num_kept] = drawn(run, None, logits=logits, typical_p=0.6, **xtc)
@@ -79,27 +75,24 @@ def test_typical_tokens_are_its_choices(run):
 
 def test_it_happens_as_often_as_asked_and_moves_no_other_number(run):
     """Where it does not happen the token is what it was without."""
-    rng = np.random.default_rng(random.getrandbits(64))
-    seed, share = int(rng.integers(1 << 62)), float(rng.uniform(0.2, 0.8))
+    seed, share = random.randrange(1 << 62), random.uniform(0.2, 0.8)
     num = 40 if run is RUNS.get("triton") else 800  # interpreted, it is slow
-    logits = torch.from_numpy(rng.normal(0, 0.5, 8)).float()
+    logits = torch.randn(8) / 2
     plain, all_kept = drawn(run, None, num, seed=seed, logits=logits)
     tokens, num_kept = drawn(
         run, None, num, seed=seed, logits=logits, xtc_probability=share, xtc_threshold=0.01
     )
     assert all_kept == [8] * num
     happened = [kept == 1 for kept in num_kept]
-    assert abs(sum(happened) - share * num) < 5 * (num * share * (1 - share)) ** 0.5, (seed, share)
+    assert abs(sum(happened) - share * num) < 5 * (num * share * (1 - share)) ** 0.5, share
     for yes, token, other, kept in zip(happened, tokens, plain, num_kept, strict=True):
-        assert token == (int(logits.argmin()) if yes else other), (seed, share)
+        assert token == (int(logits.argmin()) if yes else other), share
         assert kept == (1 if yes else 8)
 
 
 def test_neutral_values_change_nothing(run):
-    rng = np.random.default_rng(random.getrandbits(64))
-    seed = int(rng.integers(1 << 62))
-    logits = torch.from_numpy(rng.normal(0, 1, 300)).float()
+    seed, logits = random.randrange(1 << 62), torch.randn(300)
     plain = drawn(run, None, 12, seed=seed, logits=logits)
     for off in ({"xtc_probability": 0.0, "xtc_threshold": 0.0},
                 {"xtc_probability": 1.0, "xtc_threshold": 0.51}):  # fmt: skip
-        assert drawn(run, None, 12, seed=seed, logits=logits, **off) == plain, seed
+        assert drawn(run, None, 12, seed=seed, logits=logits, **off) == plain

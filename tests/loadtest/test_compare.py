@@ -1,6 +1,4 @@
 import asyncio
-import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,25 +7,25 @@ import pytest
 
 from loadtest.compare import Comparison, NoiseLimit
 from loadtest.interrupt import Interrupt
-from loadtest.launch import ServerCommand
 from loadtest.plan import ComparisonPlan
 from loadtest.points import points, prompt_tokens
-from tests.helpers.loadtest.quiet_session import quiet_session
+from tests.helpers.loadtest.comparisons import (
+    WORDS,
+    assert_stopped,
+    completed,
+    quiet_session,
+    server_at,
+)
 
 pytestmark = pytest.mark.slow
-
-SERVER = shlex.join(
-    [sys.executable, str(Path(__file__).parents[1] / "helpers/loadtest/word_server.py")]
-)
 
 
 @pytest.fixture
 def plan(unused_tcp_port_factory: Any) -> ComparisonPlan:
-    servers = []
-    for name in ("ours", "theirs"):
-        port = unused_tcp_port_factory()
-        url = f"http://127.0.0.1:{port}/v1"
-        servers.append(ServerCommand(name, f"exec {SERVER} {port}", url, "m"))
+    servers = [
+        server_at(port := unused_tcp_port_factory(), f"exec {WORDS} {port}", name)
+        for name in ("ours", "theirs")
+    ]
     return ComparisonPlan(tuple(servers), (1, 2), 2, 1, "test")
 
 
@@ -36,10 +34,7 @@ def comparison(plan: ComparisonPlan, log_dir: Path, noise: NoiseLimit, **hooks: 
 
 
 async def test_servers_take_turns(plan: ComparisonPlan, tmp_path: Path) -> None:
-    measured = comparison(plan, tmp_path, NoiseLimit(max_others=1.0))
-    async with Interrupt() as interrupt:
-        await measured.run(interrupt)
-    document = measured.document
+    document = await completed(comparison(plan, tmp_path, NoiseLimit(max_others=1.0)))
     assert document["partial"] is False
     keys = [(run["repeat"], run["server"], run["concurrency"]) for run in document["runs"]]
     assert keys == [
@@ -64,10 +59,8 @@ async def test_servers_take_turns(plan: ComparisonPlan, tmp_path: Path) -> None:
 async def test_servers_that_run_together_are_asked_in_turn(
     plan: ComparisonPlan, tmp_path: Path
 ) -> None:
-    measured = comparison(plan.having(together=True), tmp_path, NoiseLimit(max_others=1.0))
-    async with Interrupt() as interrupt:
-        await measured.run(interrupt)
-    document = measured.document
+    together = plan.having(together=True)
+    document = await completed(comparison(together, tmp_path, NoiseLimit(max_others=1.0)))
     assert document["partial"] is False and document["together"] is True
     keys = [(run["repeat"], run["concurrency"], run["server"]) for run in document["runs"]]
     assert keys == [
@@ -79,37 +72,32 @@ async def test_servers_that_run_together_are_asked_in_turn(
 
 async def test_other_lengths_and_counts(plan: ComparisonPlan, tmp_path: Path) -> None:
     lengths = replace(plan, prompt_words=(20, 40), output_tokens=7, num_requests={2: 3}, repeats=1)
-    measured = comparison(lengths.only(["ours"]), tmp_path, NoiseLimit(max_others=1.0))
-    async with Interrupt() as interrupt:
-        await measured.run(interrupt)
-    runs = measured.document["runs"]
+    ours = lengths.only(["ours"])
+    document = await completed(comparison(ours, tmp_path, NoiseLimit(max_others=1.0)))
+    runs = document["runs"]
     keys = [(run["prompt_words"], run["concurrency"]) for run in runs]
     assert keys == [(20, 1), (20, 2), (40, 1), (40, 2)]
     assert [len(run["requests"]) for run in runs] == [12, 3, 12, 3]
     assert {row["output_tokens"] for run in runs for row in run["requests"]} == {7}
-    found = {point.load: point.median_of(prompt_tokens) for point in points(document_of(measured))}
+    found = {
+        point.load: point.median_of(prompt_tokens)
+        for point in points({"servers": [{"name": "ours"}], **document})
+    }
     assert found[40, 1] == found[40, 2]
     assert (found[40, 1] or 0) - (found[20, 1] or 0) == 20
-
-
-def document_of(measured: Comparison) -> dict[str, Any]:
-    return {"servers": [{"name": "ours"}], **measured.document}
 
 
 async def test_noisy_runs_are_repeated_with_new_prompts(
     plan: ComparisonPlan, tmp_path: Path
 ) -> None:
     one = plan.only(["ours"]).having(repeats=1, concurrencies=(1,))
-    measured = comparison(one, tmp_path, NoiseLimit(max_others=-1.0, max_attempts=3))
-    async with Interrupt() as interrupt:
-        await measured.run(interrupt)
-    assert len(measured.document["discarded"]) == 2
-    (run,) = measured.document["runs"]
+    noisy = NoiseLimit(max_others=-1.0, max_attempts=3)
+    document = await completed(comparison(one, tmp_path, noisy))
+    assert len(document["discarded"]) == 2
+    (run,) = document["runs"]
     assert run["quiet"] is False
-    quiet = comparison(one, tmp_path, NoiseLimit(max_others=1.0))
-    async with Interrupt() as interrupt:
-        await quiet.run(interrupt)
-    assert quiet.document["runs"][0]["workload"]["seed"] != run["workload"]["seed"]
+    quiet = await completed(comparison(one, tmp_path, NoiseLimit(max_others=1.0)))
+    assert quiet["runs"][0]["workload"]["seed"] != run["workload"]["seed"]
 
 
 async def test_an_interrupt_keeps_complete_points(plan: ComparisonPlan, tmp_path: Path) -> None:
@@ -132,6 +120,4 @@ async def test_an_interrupt_keeps_complete_points(plan: ComparisonPlan, tmp_path
         await asyncio.create_task(work())
     assert measured.document["partial"] is True
     assert saved == [2]
-    for server in plan.servers:
-        with pytest.raises(OSError):
-            await asyncio.open_connection("127.0.0.1", int(server.url.split(":")[2].split("/")[0]))
+    await assert_stopped(*plan.servers)

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,18 @@ from loadtest.decoding import DecodingComparison
 from loadtest.decoding_plan import DecodingCase, DecodingPlan, load_decoding_plan
 from loadtest.decoding_report import decoding_section
 from loadtest.interrupt import Interrupt
-from loadtest.launch import ServerCommand
 from loadtest.results import DECODING_FORMAT
 from server.protocol.completions import CompletionRequest
-from tests.helpers.loadtest.quiet_session import quiet_session
-
-SERVER = shlex.join(
-    [sys.executable, str(Path(__file__).parents[1] / "helpers/loadtest/word_server.py")]
+from tests.helpers.loadtest.comparisons import (
+    WORDS,
+    assert_stopped,
+    completed,
+    quiet_session,
+    server_at,
 )
+from tests.helpers.loadtest.documents import CPU, provenance
+
 PLAN = Path(__file__).parents[2] / "loadtest" / "scenarios" / "decoding.yaml"
-CPU = {"watched": 0.9, "loadtest": 0.006, "others": 0.021, "steal": 0.001}
 
 
 def test_every_case_of_the_committed_plan_is_a_request_that_tandem_takes() -> None:
@@ -58,7 +58,7 @@ def test_a_wrong_plan_is_refused(tmp_path: Path, case: str, message: str) -> Non
 
 def _plan(*ports: int) -> DecodingPlan:
     servers = [
-        ServerCommand(name, f"exec {SERVER} {port}", f"http://127.0.0.1:{port}/v1", "m")
+        server_at(port, f"exec {WORDS} {port}", name)
         for name, port in zip(("plain", "guessing"), ports, strict=False)
     ]
     return DecodingPlan(
@@ -103,10 +103,7 @@ def test_cases_of_a_task_get_the_same_prompts(tmp_path: Path) -> None:
 @pytest.mark.slow
 async def test_cases_are_measured_by_turns(tmp_path: Path, unused_tcp_port_factory: Any) -> None:
     plan = _plan(unused_tcp_port_factory(), unused_tcp_port_factory())
-    comparison = _comparison(plan, tmp_path)
-    async with Interrupt() as interrupt:
-        await comparison.run(interrupt)
-    document = comparison.document
+    document = await completed(_comparison(plan, tmp_path))
     assert document["partial"] is False
     assert document["cases"][1]["body"] == {"cache_salt": "other", "n": 1}
     runs = document["runs"]
@@ -121,10 +118,7 @@ async def test_cases_are_measured_by_turns(tmp_path: Path, unused_tcp_port_facto
         for row in run["requests"]:
             assert row["max_tokens"] == row["output_tokens"] == 5
             assert row["end_ms"] > 0 and "gaps_ms" not in row
-    stopped = [server.url.split(":")[2].split("/")[0] for server in plan.servers]
-    for port in stopped:
-        with pytest.raises(OSError):
-            await asyncio.open_connection("127.0.0.1", int(port))
+    await assert_stopped(*plan.servers)
 
 
 @pytest.mark.slow
@@ -165,21 +159,7 @@ def document() -> dict[str, Any]:
                 {"case": case, "repeat": repeat, "concurrency": 1, "cpu": CPU, "requests": rows}
             )
     return {
-        "format": DECODING_FORMAT,
-        "label": "What it costs",
-        "command": "python -m loadtest decoding",
-        "started_at": "2026-01-01T00:00:00Z",
-        "commit": "0123456789abcdef",
-        "uncommitted_changes": False,
-        "machine": {
-            "cpu": "Some CPU",
-            "cpu_family_model": "25/17",
-            "cpu_flags": "avx2",
-            "cores": 2,
-            "memory_gib": 23.4,
-            "system": "Linux 6",
-            "python": "3.11.7",
-        },
+        **provenance(DECODING_FORMAT, "What it costs"),
         "servers": [{"name": "s", "version": "1", "model": "m", "command": "exec s"}],
         "num_requests": {"1": 2, "16": 16},
         "output_tokens": 10,

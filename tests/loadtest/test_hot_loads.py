@@ -1,6 +1,3 @@
-import asyncio
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +6,15 @@ import pytest
 from loadtest.hot_load_report import hot_loads_section
 from loadtest.hot_loads import Gaps, HotLoadPlan, load_hot_load_plan, measure_hot_loads
 from loadtest.interrupt import Interrupt
-from loadtest.launch import ServerCommand
 from loadtest.record import RequestRecord
+from tests.helpers.loadtest.comparisons import WORDS, assert_stopped, server_at
+from tests.helpers.loadtest.documents import provenance
 
-SERVER = shlex.join(
-    [sys.executable, str(Path(__file__).parents[1] / "helpers/loadtest/word_server.py")]
-)
 SCENARIOS = Path(__file__).parents[2] / "loadtest" / "scenarios"
 
 
 def plan(port: int, **fields: Any) -> HotLoadPlan:
-    server = ServerCommand(
-        "words", f"exec {SERVER} {port} --word 0.005", f"http://127.0.0.1:{port}/v1", "m"
-    )
+    server = server_at(port, f"exec {WORDS} {port} --word 0.005")
     settings: dict[str, Any] = {"adapters": ("a", "b"), "repeats": 1} | fields
     settings = {"lead_s": 0.3, "pause_s": 0.05} | settings
     return HotLoadPlan(server, "/adapters", label="l", rung="native", **settings)
@@ -36,7 +29,8 @@ async def measured(plan: HotLoadPlan, log_dir: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 async def test_loads_beside_streams(unused_tcp_port: int, tmp_path: Path) -> None:
-    runs = await measured(plan(unused_tcp_port, clients=(1, 3)), tmp_path)
+    both = plan(unused_tcp_port, clients=(1, 3))
+    runs = await measured(both, tmp_path)
     assert [run["clients"] for run in runs] == [1, 3]
     for run in runs:
         assert [load["name"] for load in run["loads"]] == ["a", "b"]
@@ -45,8 +39,7 @@ async def test_loads_beside_streams(unused_tcp_port: int, tmp_path: Path) -> Non
         gaps = Gaps.of(run)
         assert gaps.others
         assert min(gaps.others) >= 0 and max(gaps.others) > 0, "several tokens may come at once"
-    with pytest.raises(OSError):
-        await asyncio.open_connection("127.0.0.1", unused_tcp_port)
+    await assert_stopped(both.server)
 
 
 @pytest.mark.slow
@@ -89,16 +82,9 @@ def test_a_table() -> None:
         for repeat in (0, 1)
     ]
     document = {
-        "label": "Loads",
-        "started_at": "2026-01-01T00:00:00Z",
-        "commit": "0" * 40,
-        "uncommitted_changes": False,
-        "command": "c",
+        **provenance("hot loads", "Loads"),
         "repeats": 2,
         "pause_s": 0.3,
-        "machine": dict.fromkeys(
-            ("cores", "cpu", "cpu_family_model", "cpu_flags", "memory_gib", "system", "python"), 1
-        ),
         "adapters": ["a", "b"],
         "servers": [{"name": "words", "command": "exec words"}],
         "runs": runs,

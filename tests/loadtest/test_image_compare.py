@@ -1,6 +1,4 @@
 import asyncio
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +10,19 @@ from loadtest.image_plan import ImagePlan, ImageScenario, ImageServer, ScenarioK
 from loadtest.image_report import images_section
 from loadtest.image_workload import ImageSettings, StepRange
 from loadtest.interrupt import Interrupt
-from loadtest.launch import ServerCommand
-from tests.helpers.loadtest.quiet_session import quiet_session
+from loadtest.results import IMAGES_FORMAT
+from tests.helpers.loadtest.comparisons import (
+    PICTURES,
+    assert_stopped,
+    completed,
+    quiet_session,
+    server_at,
+)
+from tests.helpers.loadtest.documents import provenance
 
 pytestmark = pytest.mark.slow
 
-SERVER = shlex.join(
-    [sys.executable, str(Path(__file__).parents[1] / "helpers/loadtest/picture_server.py")]
-)
+HEAD = provenance(IMAGES_FORMAT, "Pictures") | {"servers": []}
 SETTINGS = ImageSettings(64, StepRange(2, 6))
 DRAW = ImageScenario(
     *("draw", ScenarioKind.IMAGES, ("ours", "like ours", "theirs"), SETTINGS),
@@ -50,19 +53,14 @@ READ = ImageScenario(
 def server(unused_tcp_port_factory: Any) -> Any:
     def make(name: str, *variants: str, like: str | None = None) -> ImageServer:
         port = unused_tcp_port_factory()
-        command = ServerCommand(
-            name, f"exec {SERVER} {port} $VARIANT", f"http://127.0.0.1:{port}/v1", "m"
-        )
+        command = server_at(port, f"exec {PICTURES} {port} $VARIANT", name)
         return ImageServer(command, variants, like)
 
     return make
 
 
 async def run(plan: ImagePlan, log_dir: Path, noise: NoiseLimit) -> dict[str, Any]:
-    measured = ImageComparison(plan, quiet_session(log_dir), noise)
-    async with Interrupt() as interrupt:
-        await measured.run(interrupt)
-    return measured.document
+    return await completed(ImageComparison(plan, quiet_session(log_dir), noise))
 
 
 async def test_the_fastest_variant_is_compared(server: Any, tmp_path: Path) -> None:
@@ -140,25 +138,10 @@ async def test_an_interrupt_stops_the_server(server: Any, tmp_path: Path) -> Non
     with pytest.raises(asyncio.CancelledError):
         await task
     assert measured.document["partial"] is True
-    with pytest.raises(OSError):
-        await asyncio.open_connection("127.0.0.1", int(theirs.command.url.split(":")[2][:-3]))
+    await assert_stopped(theirs.command)
 
 
 async def test_a_server_that_ends_early(server: Any, tmp_path: Path) -> None:
-    url = server("theirs").command.url
-    ended = ImageServer(ServerCommand("theirs", "echo no such model; exit 3", url, "m"))
+    ended = ImageServer(server_at(1, "echo no such model; exit 3", "theirs"))
     with pytest.raises(RuntimeError, match=r"ended with status 3:\nno such model"):
         await run(ImagePlan((ended,), (WAIT,), 1, "t"), tmp_path, NoiseLimit())
-
-
-HEAD: dict[str, Any] = {
-    "label": "L",
-    "command": "c",
-    "started_at": "2026-01-01T00:00:00Z",
-    "commit": "0123456789abcdef",
-    "uncommitted_changes": False,
-    "machine": dict.fromkeys(
-        ("cores", "cpu", "cpu_family_model", "cpu_flags", "memory_gib", "system", "python"), "x"
-    ),
-    "servers": [],
-}

@@ -4,8 +4,8 @@ from loadtest.image_record import ImageRecord, summarise_images
 from loadtest.image_report import images_section
 from loadtest.record import RequestRecord
 from loadtest.results import IMAGES_FORMAT
+from tests.helpers.loadtest.documents import CPU, provenance
 
-CPU = {"watched": 0.9, "loadtest": 0.006, "others": 0.021, "steal": 0.001}
 DRAW = {
     "name": "draw",
     "kind": "images",
@@ -86,15 +86,8 @@ def reading() -> dict[str, Any]:
 
 
 def document(*runs: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    machine = ("cores", "cpu", "cpu_family_model", "cpu_flags", "memory_gib", "system", "python")
     return {
-        "format": IMAGES_FORMAT,
-        "label": "Pictures",
-        "command": "python -m loadtest images",
-        "started_at": "2026-01-02T00:00:00Z",
-        "commit": "0123456789abcdef",
-        "uncommitted_changes": False,
-        "machine": dict.fromkeys(machine, "x"),
+        **provenance(IMAGES_FORMAT, "Pictures", day=2),
         "quick": False,
         "servers": [
             {"name": name, "version": None, "model": "m", "command": f"exec {name}"}

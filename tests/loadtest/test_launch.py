@@ -1,26 +1,17 @@
 import asyncio
-import shlex
-import sys
 from pathlib import Path
 
 import pytest
 
 from loadtest.compare import time_starts
-from loadtest.launch import ServerCommand, launched, version_of
+from loadtest.launch import launched, version_of
 from loadtest.processes import ProcessStat, process_trees
-
-SERVER = shlex.join(
-    [sys.executable, str(Path(__file__).parents[1] / "helpers/loadtest/word_server.py")]
-)
-
-
-def server(port: int, command: str, **fields: str) -> ServerCommand:
-    return ServerCommand("words", command, f"http://127.0.0.1:{port}/v1", "m", **fields)  # type: ignore[arg-type]
+from tests.helpers.loadtest.comparisons import WORDS, server_at
 
 
 async def test_a_server_and_its_children_are_stopped(unused_tcp_port: int, tmp_path: Path) -> None:
     log = tmp_path / "logs" / "words.log"
-    command = server(unused_tcp_port, f"exec {SERVER} {unused_tcp_port} --child --load 0.4")
+    command = server_at(unused_tcp_port, f"exec {WORDS} {unused_tcp_port} --child --load 0.4")
     async with launched(command, log) as launch:
         child = int(log.read_text().split()[1])
         assert {stat.pid for stat in process_trees([launch.pid])} == {launch.pid, child}
@@ -34,7 +25,7 @@ async def test_a_server_and_its_children_are_stopped(unused_tcp_port: int, tmp_p
 
 
 async def test_what_a_shell_started_is_stopped_too(unused_tcp_port: int, tmp_path: Path) -> None:
-    command = server(unused_tcp_port, f"{SERVER} {unused_tcp_port}; true")
+    command = server_at(unused_tcp_port, f"{WORDS} {unused_tcp_port}; true")
     async with launched(command, tmp_path / "log") as launch:
         members = {stat.pid for stat in process_trees([launch.pid])}
         assert len(members) == 2
@@ -47,7 +38,7 @@ async def test_cancelling_stops_the_server(unused_tcp_port: int, tmp_path: Path)
     pid: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def use() -> None:
-        command = server(unused_tcp_port, f"exec {SERVER} {unused_tcp_port}")
+        command = server_at(unused_tcp_port, f"exec {WORDS} {unused_tcp_port}")
         async with launched(command, tmp_path / "log") as launch:
             pid.set_result(launch.pid)
             await asyncio.sleep(60)
@@ -63,21 +54,21 @@ async def test_cancelling_stops_the_server(unused_tcp_port: int, tmp_path: Path)
 async def test_a_server_that_ends_shows_its_last_words(
     unused_tcp_port: int, tmp_path: Path
 ) -> None:
-    command = server(unused_tcp_port, "echo $WORD >&2; exit 3", variables={"WORD": "no weights"})  # type: ignore[arg-type]
+    command = server_at(unused_tcp_port, "echo $WORD >&2; exit 3", variables={"WORD": "no weights"})
     with pytest.raises(RuntimeError, match=r"words ended with status 3:\nno weights"):
         async with launched(command, tmp_path / "log"):
             pass
 
 
 async def test_a_server_that_never_serves(unused_tcp_port: int, tmp_path: Path) -> None:
-    command = server(unused_tcp_port, "exec sleep 60")
+    command = server_at(unused_tcp_port, "exec sleep 60")
     with pytest.raises(RuntimeError, match=r"did not serve within 0\.3 s"):
         async with launched(command, tmp_path / "log", timeout_s=0.3):
             pass
 
 
 async def test_a_taken_port_is_not_measured(unused_tcp_port: int, tmp_path: Path) -> None:
-    command = server(unused_tcp_port, f"exec {SERVER} {unused_tcp_port}")
+    command = server_at(unused_tcp_port, f"exec {WORDS} {unused_tcp_port}")
     async with launched(command, tmp_path / "log"):
         with pytest.raises(RuntimeError, match="already listens"):
             async with launched(command, tmp_path / "other"):
@@ -85,14 +76,14 @@ async def test_a_taken_port_is_not_measured(unused_tcp_port: int, tmp_path: Path
 
 
 async def test_versions(unused_tcp_port: int) -> None:
-    assert await version_of(server(1, "true", version_command="echo one; echo two")) == "one"
-    assert await version_of(server(1, "true")) is None
+    assert await version_of(server_at(1, "true", version_command="echo one; echo two")) == "one"
+    assert await version_of(server_at(1, "true")) is None
     with pytest.raises(RuntimeError, match="the version command of words failed"):
-        await version_of(server(1, "true", version_command="exit 1"))
+        await version_of(server_at(1, "true", version_command="exit 1"))
 
 
 async def test_starts_are_timed(unused_tcp_port: int, tmp_path: Path) -> None:
-    command = server(unused_tcp_port, f"exec {SERVER} {unused_tcp_port}")
+    command = server_at(unused_tcp_port, f"exec {WORDS} {unused_tcp_port}")
     said: list[str] = []
     starts = await time_starts((command,), 2, tmp_path, said.append)
     assert [(start["server"], start["repeat"]) for start in starts] == [("words", 0), ("words", 1)]

@@ -1,5 +1,3 @@
-import random
-
 import numpy as np
 import pytest
 
@@ -13,15 +11,11 @@ def record(index: int = 0, **fields: object) -> RequestRecord:
 
 
 def test_percentiles_equal_numpys() -> None:
-    seed = random.randrange(2**32)
-    rng = np.random.default_rng(seed)
     for size in (1, 2, 3, 10, 101, 1000):
-        values = np.sort(rng.exponential(size=size))
+        values = np.sort(np.random.exponential(size=size))
         for q in (0, 1, 50, 90, 99, 99.9, 100):
             expected = np.percentile(values, q)
-            assert percentile(values.tolist(), q) == pytest.approx(expected), (
-                f"{seed=} {size=} {q=}"
-            )
+            assert percentile(values.tolist(), q) == pytest.approx(expected), (size, q)
 
 
 def test_no_values_have_no_distribution() -> None:

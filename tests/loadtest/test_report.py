@@ -9,29 +9,7 @@ from loadtest.metrics import Slo, summarise
 from loadtest.record import RequestRecord
 from loadtest.report import COMMAND, comparison_section, render_page, run_section, starts_section
 from loadtest.results import COMPARISON_FORMAT, RUN_FORMAT, STARTS_FORMAT, save_result
-
-MACHINE = {
-    "cpu": "Some CPU",
-    "cpu_family_model": "25/17",
-    "cpu_flags": "avx2",
-    "cores": 2,
-    "memory_gib": 23.4,
-    "system": "Linux 6",
-    "python": "3.11.7",
-}
-CPU = {"watched": 0.9, "loadtest": 0.006, "others": 0.021, "steal": 0.001}
-
-
-def provenance(form: str, label: str, day: int = 1) -> dict[str, Any]:
-    return {
-        "format": form,
-        "label": label,
-        "command": "python -m loadtest x",
-        "started_at": f"2026-01-{day:02}T00:00:00Z",
-        "commit": "0123456789abcdef",
-        "uncommitted_changes": False,
-        "machine": MACHINE,
-    }
+from tests.helpers.loadtest.documents import CPU, provenance
 
 
 def run(gap_s: float, wall_s: float, memory_mib: float) -> dict[str, Any]:

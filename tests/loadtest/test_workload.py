@@ -63,7 +63,7 @@ def test_closed_lengths_are_drawn_from_their_ranges() -> None:
     seed = random.randrange(2**32)
     workload = closed_workload(4, 200, TokenRange(50, 60), TokenRange(3, 3), seed, EXACT)
     lengths = [num_words(request.prompt) + 9 for request in workload.requests]
-    assert set(lengths) == set(range(50, 61)), f"seed {seed}"
+    assert set(lengths) == set(range(50, 61))
     assert {request.max_tokens for request in workload.requests} == {3}
 
 
@@ -75,8 +75,8 @@ def test_poisson_arrivals_have_the_asked_rate() -> None:
     assert arrivals[0] == 0.0
     assert min(gaps) >= 0
     # 4000 exponential gaps: mean and deviation are within 10 % at more than five sigmas.
-    assert statistics.mean(gaps) == pytest.approx(0.2, rel=0.1), f"seed {seed}"
-    assert statistics.stdev(gaps) == pytest.approx(0.2, rel=0.15), f"seed {seed}"
+    assert statistics.mean(gaps) == pytest.approx(0.2, rel=0.1)
+    assert statistics.stdev(gaps) == pytest.approx(0.2, rel=0.15)
 
 
 def test_token_ranges() -> None:

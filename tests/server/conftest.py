@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 
 import pytest
 import structlog
+from fastapi import APIRouter, FastAPI
 from openai import AsyncOpenAI
+from starlette.routing import BaseRoute
 
 from engine.processes.helper_process import RunningHelper
 from engine.text.template_process import TemplateProcess
@@ -37,16 +39,31 @@ class _SharedProcesses(PictureProcesses):
         """Do nothing: the next app uses the processes, too."""
 
 
-@pytest.fixture(autouse=True)
-def shared_picture_processes(
-    picture_processes: PictureProcesses, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Share the picture processes between all apps, as starting them takes half a second."""
-    monkeypatch.setattr(app, "PictureProcesses", lambda max_pixels: picture_processes)
+class _SharedRoutes(FastAPI):
+    """An app that uses the routes of the first one, with the validators that these have made, and
+    its documentation."""
+
+    made: ClassVar[dict[int, BaseRoute]] = {}
+    """By the id of the router that was included. A route keeps its router alive."""
+    documents: ClassVar[dict[tuple[str, ...], dict[str, Any]]] = {}
+    """By the paths of an app's own routes, which a test may add."""
+
+    def include_router(self, router: APIRouter, **options: Any) -> None:
+        if id(router) in self.made:
+            self.routes.append(self.made[id(router)])
+        else:
+            super().include_router(router, **options)
+            self.made[id(router)] = self.routes[-1]
+
+    def openapi(self) -> dict[str, Any]:
+        own = tuple(getattr(route, "path", "") for route in self.routes)
+        if own not in self.documents:
+            self.documents[own] = super().openapi()
+        return self.documents[own]
 
 
 class _SharedTemplates(TemplateProcess):
-    """Takes over the process of one that was closed, and gives its own on when it is closed."""
+    """A template that takes over the process of a closed one. Its own goes to the next."""
 
     idle: ClassVar[list[RunningHelper]] = []
 
@@ -64,9 +81,20 @@ class _SharedTemplates(TemplateProcess):
 
 
 @pytest.fixture(autouse=True)
-def shared_template_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Share the processes of chat templates, as starting one takes a tenth of a second."""
+def shared_between_apps(
+    picture_processes: PictureProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Share what apps are slow to make: the picture processes, which take half a second, the
+    validators of their routes, which take a sixth of a second, and the processes of templates,
+    which take a tenth of a second."""
+    monkeypatch.setattr(app, "PictureProcesses", lambda max_pixels: picture_processes)
+    monkeypatch.setattr(app, "FastAPI", _SharedRoutes)
     monkeypatch.setattr(texts, "TemplateProcess", _SharedTemplates)
+
+
+@pytest.fixture
+def unkept_templates(shared_between_apps: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "TemplateProcess", TemplateProcess)
 
 
 @pytest.fixture(scope="session")

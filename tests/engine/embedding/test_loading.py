@@ -155,7 +155,7 @@ def test_a_decoder_of_sentence_transformers_is_one_without_being_asked(tiny_qwen
 def test_smollm2_embeds_from_its_gguf_file(
     smollm2_checkpoint: Checkpoint, smollm2_reference: Any
 ) -> None:
-    intent = EngineConfig(device="cpu", num_threads=2, kind="embedding", dtype="float32")
+    intent = EngineConfig(device="cpu", num_threads=1, kind="embedding", dtype="float32")
     assert kind_of_checkpoint(smollm2_checkpoint, intent.kind).main is EMBED
     engine, info = loading.load_engine(smollm2_checkpoint, "m", intent, Host())
     assert (info.max_model_len, info.dimensions) == (8192, 576)

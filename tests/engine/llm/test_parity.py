@@ -114,12 +114,13 @@ def text_prompts(smollm2_checkpoint):
     text = "The history of the lighthouse begins long before electric light. " * 20
     ids = tokenizer.encode(text, add_special_tokens=False)
     rng = random.Random(0)
-    return [ids[i : i + length] for i, length in enumerate(prompt_lengths(rng))]
+    prompts = [ids[i : i + length] for i, length in enumerate(prompt_lengths(rng))]
+    return prompts[::2]  # as a real model is slow
 
 
 @pytest.mark.slow
 def test_smollm2_in_fp32(engines, smollm2_checkpoint, smollm2_reference, text_prompts):
-    engine = engines.make(smollm2_checkpoint.path, max_num_batched_tokens=48, num_threads=2)
+    engine = engines.make(smollm2_checkpoint.path, max_num_batched_tokens=48)
     completions = generate(engines, engine, text_prompts, num_tokens=FEWER_TOKENS)
     assert_equal_to(smollm2_reference, text_prompts, completions)
 
@@ -134,7 +135,6 @@ def test_smollm2_in_bf16(
         dtype="bfloat16",
         quantization="none",
         max_num_batched_tokens=48,
-        num_threads=2,
     )
     judged = excluded = 0
     completions = generate(engines, engine, text_prompts, num_tokens=FEWER_TOKENS)

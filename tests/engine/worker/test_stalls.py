@@ -127,7 +127,7 @@ def test_a_server_that_was_stopped_itself_ends_no_worker(tmp_path):
         while server.stdout.readline() != "ready\n":  # log lines
             assert server.poll() is None
         server.send_signal(signal.SIGSTOP)
-        time.sleep(6)
+        time.sleep(4)
         server.send_signal(signal.SIGCONT)
         output, _ = server.communicate("go on\n", timeout=30)
     finally:

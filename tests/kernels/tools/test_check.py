@@ -19,6 +19,15 @@ class Case:
     rows: int
 
 
+def cases_of(make_inputs, outputs, tolerance, *, rows=1, **more):
+    """The cases of an op, of which there is one."""
+    cases = types.ModuleType("cases")
+    cases.CASES, cases.TOLERANCE = (Case("a_case", rows),), tolerance
+    cases.make_inputs, cases.outputs = make_inputs, outputs
+    vars(cases).update(more)
+    return cases
+
+
 def make_inputs(case, dtype, device):
     """`y` is the left half of wider rows."""
     rows = torch.randn(case.rows, 8).to(dtype)
@@ -28,14 +37,13 @@ def make_inputs(case, dtype, device):
 def checked(function, *, supports=lambda x, y, index: True, rows=3, refused=()):
     """Check `function` as an implementation of: return 2·x, and add x to y in place."""
 
-    def outputs(result, inputs):
-        return (result, inputs["y"])
-
-    cases = types.ModuleType("cases")
-    cases.CASES = (Case("a_case", rows),)
-    cases.TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
-    cases.make_inputs, cases.outputs = make_inputs, outputs
-    cases.REFUSED = {"cpu": refused}
+    cases = cases_of(
+        make_inputs,
+        lambda result, inputs: (result, inputs["y"]),
+        {torch.float32: 1e-6, torch.bfloat16: 1e-2},
+        rows=rows,
+        REFUSED={"cpu": refused},
+    )
 
     @op(cases)
     def double(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
@@ -55,10 +63,11 @@ def right(x, y, index):
 
 def test_an_id_is_right_or_wrong():
     """Within the tolerance of floats there would be hundreds of others."""
-    cases = types.ModuleType("cases")
-    cases.CASES, cases.TOLERANCE = (Case("a_case", 1),), {torch.float32: 1e-2}
-    cases.make_inputs = lambda case, dtype, device: {"x": torch.ones(case.rows)}
-    cases.outputs = lambda result, inputs: (result,)
+    cases = cases_of(
+        lambda case, dtype, device: {"x": torch.ones(case.rows)},
+        lambda result, inputs: (result,),
+        {torch.float32: 1e-2},
+    )
 
     @op(cases)
     def best(x: Tensor) -> Tensor:
@@ -80,31 +89,43 @@ def test_a_right_implementation_passes(rows):
     checked(right, rows=rows)
 
 
-def test_a_wrong_number_is_found():
-    def function(x, y, index):
-        out = right(x, y, index)
-        out[1, 2] += 1
-        return out
+def one_too_much(x, y, index):
+    out = right(x, y, index)
+    out[1, 2] += 1
+    return out
 
-    with pytest.raises(Mismatch, match=r"double cpu a_case torch\.bfloat16: output 0 element 6"):
+
+def with_a_changed_index(x, y, index):
+    index[0] += 1
+    return right(x, y, index)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (one_too_much, r"double cpu a_case torch\.bfloat16: output 0 element 6"),
+        (lambda x, y, index: 2 * x, "output 1 element"),  # y is not written
+        (with_a_changed_index, "byte 0 of an input was changed"),
+        (lambda x, y, index: right(x, y, index)[:-1], r"has shape \(2, 4\) instead of \(3, 4\)"),
+    ],
+)
+def test_a_wrong_implementation_is_found(function, message):
+    with pytest.raises(Mismatch, match=message):
         checked(function)
 
 
-def test_a_wrong_number_written_in_place_is_found():
-    with pytest.raises(Mismatch, match="output 1 element"):
-        checked(lambda x, y, index: 2 * x)
-
-
-@pytest.mark.parametrize("allocate", ["empty_like", "empty", "new_empty"])
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda x: torch.empty_like(x),
+        lambda x: torch.empty(x.shape, dtype=x.dtype),
+        lambda x: x.new_empty(x.shape),
+    ],
+)
 def test_what_is_not_written_is_found(allocate):
     def function(x, y, index):
         y += x
-        if allocate == "empty_like":
-            out = torch.empty_like(x)
-        elif allocate == "empty":
-            out = torch.empty(x.shape, dtype=x.dtype)
-        else:
-            out = x.new_empty(x.shape)
+        out = allocate(x)
         out[:2] = 2 * x[:2]
         return out
 
@@ -135,15 +156,6 @@ def test_a_write_where_no_output_is_is_found(name, offset):
         checked(function)
 
 
-def test_a_changed_index_is_found():
-    def function(x, y, index):
-        index[0] += 1
-        return right(x, y, index)
-
-    with pytest.raises(Mismatch, match="byte 0 of an input was changed"):
-        checked(function)
-
-
 def test_a_refusal_is_found():
     with pytest.raises(Mismatch, match=": refused"):
         checked(right, supports=lambda x, y, index: False)
@@ -153,14 +165,6 @@ def test_a_case_that_should_be_refused_must_be():
     checked(right, supports=lambda x, y, index: False, refused=("a_case",))
     with pytest.raises(Mismatch, match=": not refused"):
         checked(right, refused=("a_case",))
-
-
-def test_a_wrong_shape_is_found():
-    def function(x, y, index):
-        return right(x, y, index)[:-1]
-
-    with pytest.raises(Mismatch, match=r"has shape \(2, 4\) instead of \(3, 4\)"):
-        checked(function)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -175,12 +179,12 @@ def test_one_rounding_stays_within_half_a_unit_and_two_do_not(dtype, scale):
 
 
 def test_outputs_in_fp32_are_not_excused_by_inputs_in_bf16():
-    cases = types.ModuleType("cases")
-    cases.CASES = (Case("a_case", 1),)
-    cases.TOLERANCE = {torch.bfloat16: 1e-5}
-    cases.SLACK = {"composed": {torch.bfloat16: 1e-2}}
-    cases.make_inputs = lambda case, dtype, device: {"x": torch.ones(64).to(dtype)}
-    cases.outputs = lambda result, inputs: (result,)
+    cases = cases_of(
+        lambda case, dtype, device: {"x": torch.ones(64).to(dtype)},
+        lambda result, inputs: (result,),
+        {torch.bfloat16: 1e-5},
+        SLACK={"composed": {torch.bfloat16: 1e-2}},
+    )
 
     @op(cases)
     def third(x: Tensor) -> Tensor:

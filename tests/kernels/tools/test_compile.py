@@ -1,8 +1,6 @@
 """Compiling ahead of time: each fault is found, and the project's own kernels have none."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,48 +12,34 @@ from kernels.tools.compile import Job
 from kernels.tools.compiled_kernel import CompiledKernel
 from kernels.tools.document import Section, table
 from kernels.tools.launches import Launch
+from tests.helpers.plain_python import printed
 
-ROOT = Path(__file__).parents[3]
-SOURCE = f"""
+SOURCE = """
 import json, sys
-sys.path.insert(0, {str(ROOT)!r})
 from tests.helpers.kernels.faulty_kernels import CALLS, launch
 from kernels.tools.chip import CHIPS
 from kernels.tools.compiled_kernel import cached, compiled
 
-found = {{}}
+found = {}
 for name in CALLS:
     for chip in CHIPS:
         one = launch(name, chip.capability)
         try:
             kernel = cached(one, chip) or compiled(one, chip)
         except Exception as error:
-            faults = [f"{{error}}: {{error.__cause__}}"]
+            faults = [f"{error}: {error.__cause__}"]
         else:
             assert cached(one, chip) == kernel
             faults = kernel.faults(chip, uses_tensor_cores=one.name == "_product_kernel")
-        found[f"{{name}}, {{chip.name}}"] = faults
+        found[f"{name}, {chip.name}"] = faults
 json.dump(found, sys.stdout)
 """
-
-
-def plain_python(*arguments):
-    """Run in another process, because this one interprets kernels."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
 def faults():
     """Name of a kernel in `faulty_kernels` and chip → its faults."""
-    done = plain_python("-c", SOURCE)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return json.loads(printed("-W", "error", "-c", SOURCE))
 
 
 @pytest.mark.parametrize("chip", [chip.name for chip in CHIPS])
@@ -83,8 +67,7 @@ def test_each_fault_is_found(faults, chip, name, expected):
 
 @pytest.mark.slow
 def test_all_kernels_compile_and_the_page_shows_what_they_need():
-    done = plain_python("-m", "kernels.tools.compile", "--check")
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    printed("-W", "error", "-m", "kernels.tools.compile", "--check")
 
 
 def test_it_does_not_run_where_kernels_are_interpreted(capsys):

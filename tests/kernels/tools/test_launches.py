@@ -1,28 +1,16 @@
 """What is compiled ahead of time is what Triton's JIT compiles for a launch."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from kernels.tools.launches import recorded
-
-ROOT = Path(__file__).parents[3]
+from tests.helpers.plain_python import printed
 
 
 def plain_python(source):
     """The JSON that it prints, in a process of its own: in this one kernels are interpreted."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{source}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return json.loads(printed("-c", source))
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +21,7 @@ def arguments():
 import json
 from tests.helpers.kernels.faulty_kernels import CALLS, good
 from kernels.tools.launches import recorded
+from tests.helpers.plain_python import printed
 found = {}
 with recorded(90) as launches:
     for size in (1, 2, 16, 1 << 31):

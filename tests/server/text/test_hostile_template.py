@@ -14,6 +14,7 @@ import pytest
 from tests.helpers.server.fake_server import error_of, until
 from tests.helpers.server.text_server import MODEL, TextServer, text_info, write_tokenizer
 
+pytestmark = pytest.mark.usefixtures("unkept_templates")
 BAD = "org/hostile"
 _LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 _TEMPLATE = (

@@ -47,7 +47,7 @@ def seed() -> int:
 def test_reads_renders(seed, size, blur):
     scenes = [draw_scene(scene_rng(seed, i)) for i in range(NUM)]
     pictures = ndimage.gaussian_filter(draw(scenes, size), (0, blur * size, blur * size, 0))
-    assert share_right(scenes, pictures) >= 0.99, f"seed {seed}"
+    assert share_right(scenes, pictures) >= 0.99
 
 
 @pytest.mark.parametrize("size", [64, 128])
@@ -59,7 +59,7 @@ def test_reads_held_out_pairs(seed, size):
         for background in BACKGROUNDS
         for _ in range(4)
     ]
-    assert share_right(scenes, draw(scenes, size)) >= 0.98, f"seed {seed}"
+    assert share_right(scenes, draw(scenes, size)) >= 0.98
 
 
 @pytest.mark.parametrize("size", [64, 128])
@@ -73,8 +73,8 @@ def test_only_round_circles_are_round(seed, size):
     narrow = ndimage.zoom(pictures, (1, 1, 0.9, 1), order=1)
     squashed[:, :, : narrow.shape[2]] = narrow
     for true, false in zip(pictures, squashed, strict=True):
-        assert read(true).objects[0].unevenness <= ROUND, f"seed {seed}"
-        assert read(false).objects[0].unevenness > ROUND, f"seed {seed}"
+        assert read(true).objects[0].unevenness <= ROUND
+        assert read(false).objects[0].unevenness > ROUND
 
 
 @pytest.mark.parametrize("size, smoothness", [(64, 0.0), (64, 0.02), (64, 0.06), (128, 0.02)])
@@ -95,14 +95,14 @@ def test_chance_on_noise(seed, size, smoothness):
         == [(scene.items[0].colour, scene.items[0].shape)]
         for scene, picture in zip(scenes, pictures, strict=True)
     )
-    assert hits <= 8, f"seed {seed}"  # 2.5 by pure luck, and 3.5 standard deviations more
+    assert hits <= 8  # 2.5 by pure luck, and 3.5 standard deviations more
 
 
 def test_chance_on_other_scenes(seed):
     """Pictures of other scenes do not answer: nothing is read into them."""
     scenes = [draw_scene(scene_rng(seed, i)) for i in range(NUM)]
     pictures = np.roll(draw(scenes, 64), 1, axis=0)
-    assert share_right(scenes, pictures) <= 0.02, f"seed {seed}"
+    assert share_right(scenes, pictures) <= 0.02
 
 
 @pytest.mark.parametrize("size", [64, 128])

@@ -45,59 +45,57 @@ def test_same_index_same_edit(seed, edits):
 
 def test_no_held_out_pair(seed, edits):
     for edit in edits:
-        assert not HELD_OUT & {*pairs(edit.source), *pairs(edit.target)}, f"seed {seed}: {edit}"
+        assert not HELD_OUT & {*pairs(edit.source), *pairs(edit.target)}, edit
 
 
 def test_instructions_name_no_held_out_pair(seed, edits):
     for edit in edits:
         words = edit.instruction.split()
         neighbours = set(pairwise(words))
-        assert not HELD_OUT & neighbours, f"seed {seed}: {edit.instruction}"
+        assert not HELD_OUT & neighbours, edit.instruction
 
 
 def test_only_known_words(seed, edits):
     known = set(vocabulary())
     for edit in edits:
-        assert set(edit.instruction.split()) <= known, f"seed {seed}: {edit.instruction}"
+        assert set(edit.instruction.split()) <= known, edit.instruction
 
 
 def test_every_kind_is_drawn_often(seed, edits):
     for kind in KINDS:
         share = sum(edit.kind == kind for edit in edits) / NUM
-        assert share > 0.6 / len(KINDS), f"seed {seed}: {kind}"
+        assert share > 0.6 / len(KINDS), kind
 
 
 def test_only_what_is_said_changes(seed, edits):
     for edit in edits:
-        message = f"seed {seed}: {edit}"
-        assert edit.source != edit.target, message
+        assert edit.source != edit.target, edit
         if edit.kind == "background":
             said = set(BACKGROUND_WORDS[edit.target.background])
-            assert said & set(edit.instruction.split()), message
-            assert edit.source.items == edit.target.items, message
+            assert said & set(edit.instruction.split()), edit
+            assert edit.source.items == edit.target.items, edit
             continue
-        assert edit.source.background == edit.target.background, message
+        assert edit.source.background == edit.target.background, edit
         kept = [i for n, i in enumerate(edit.target.items) if n != edit.changed]
-        assert all(item in edit.source.items for item in kept), message
+        assert all(item in edit.source.items for item in kept), edit
         lost = len(edit.source.items) - len(edit.target.items)
-        assert lost == {"remove": 1, "add": -1}.get(edit.kind, 0), message
+        assert lost == {"remove": 1, "add": -1}.get(edit.kind, 0), edit
 
 
 def test_the_new_attribute_is_named(seed, edits):
     for edit in edits:
         if edit.changed is None:
             continue
-        message = f"seed {seed}: {edit}"
         words, item = edit.instruction.split(), edit.target.items[edit.changed]
         if edit.kind in ("recolour", "replace", "add"):
-            assert item.colour in words, message
+            assert item.colour in words, edit
         if edit.kind in ("reshape", "replace", "add"):
-            assert item.shape in words, message
+            assert item.shape in words, edit
         if edit.kind == "resize" or (edit.kind == "add" and edit.size_said):
-            assert set(SIZE_WORDS[item.size]) & set(words), message
+            assert set(SIZE_WORDS[item.size]) & set(words), edit
         if edit.kind == "move":
             ways = [phrase for way in MOVES for phrase in move_phrases(way)]
-            assert any(edit.instruction.endswith(way) for way in ways), message
+            assert any(edit.instruction.endswith(way) for way in ways), edit
 
 
 def test_exactly_one_object_is_meant(seed, edits):
@@ -119,24 +117,24 @@ def test_exactly_one_object_is_meant(seed, edits):
             for item in edit.source.items
             if colour in (None, item.colour) and shape in (None, item.shape)
         ]
-        assert len(fits) == 1 and (colour or shape), f"seed {seed}: {edit}"
+        assert len(fits) == 1 and (colour or shape), edit
         if edit.kind == "remove":
-            assert fits[0] not in edit.target.items, f"seed {seed}: {edit}"
+            assert fits[0] not in edit.target.items, edit
 
 
 def test_objects_stay_inside_and_apart(seed, edits):
     for edit in edits:
         for item in edit.target.items:
             inside = item.radius < min(item.x, item.y, 1 - item.x, 1 - item.y)
-            assert inside, f"seed {seed}: {edit}"
+            assert inside, edit
         if len(edit.target.items) == 2 and edit.kind not in ("background", "remove"):
             a, b = edit.target.items
             distance = np.hypot(a.x - b.x, a.y - b.y)
-            assert distance > a.radius + b.radius, f"seed {seed}: {edit}"
+            assert distance > a.radius + b.radius, edit
 
 
 def test_backgrounds_are_known(seed, edits):
-    assert {edit.target.background for edit in edits} == set(BACKGROUNDS), f"seed {seed}"
+    assert {edit.target.background for edit in edits} == set(BACKGROUNDS)
 
 
 @pytest.mark.parametrize("naming", NAMINGS)
@@ -145,27 +143,26 @@ def test_a_contrast_edit_names_the_object_of_its_size(seed, naming, size):
     kinds = set()
     for i in range(200):
         edit = draw_contrast_edit(seed, i, naming, size=size)
-        message = f"seed {seed}: {edit}"
         kinds.add(edit.kind)
         named, other = edit.source.items
-        assert named.size == size != other.size, message
-        assert named.colour != other.colour and named.shape != other.shape, message
-        assert other in edit.target.items and named not in edit.target.items, message
+        assert named.size == size != other.size, edit
+        assert named.colour != other.colour and named.shape != other.shape, edit
+        assert other in edit.target.items and named not in edit.target.items, edit
         words = edit.instruction.split()
         if naming == "colour":
-            assert named.colour in words, message
+            assert named.colour in words, edit
         if naming == "shape":
-            assert named.shape in words, message
+            assert named.shape in words, edit
         if naming == "size":
-            assert set(SIZE_WORDS[size]) & set(words), message
+            assert set(SIZE_WORDS[size]) & set(words), edit
         if naming == "place":
             across, down = named.x - other.x, named.y - other.y
             first, second = ("left", "right") if abs(across) >= abs(down) else ("top", "bottom")
             before = across < 0 if first == "left" else down < 0
             where = f"{'on' if first == 'left' else 'at'} the {first if before else second}"
-            assert where in edit.instruction, message
-        assert set(words) <= set(vocabulary()), message
-        assert not HELD_OUT & {*pairs(edit.source), *pairs(edit.target)}, message
+            assert where in edit.instruction, edit
+        assert set(words) <= set(vocabulary()), edit
+        assert not HELD_OUT & {*pairs(edit.source), *pairs(edit.target)}, edit
     assert kinds == set(CONTRAST_KINDS)
 
 
@@ -177,7 +174,7 @@ def test_training_shows_small_objects_beside_large_ones_often(seed):
         a, b = edit.source.items
         meant = a if b in edit.target.items else b
         small += meant.size == "small" and {a.size, b.size} == {"small", "large"}
-    assert small / NUM > 0.2, f"seed {seed}"
+    assert small / NUM > 0.2
     assert {edit.kind for edit in edits} == {*KINDS, "double"}
     assert draw_training_edit(seed, 5) == edits[5]
 
@@ -200,16 +197,15 @@ def test_two_edits_in_a_sentence_change_something_each(seed):
     shortened = 0
     for index in range(NUM):
         edit = draw_double_edit(seed, index)
-        message = f"seed {seed}: {edit}"
         words = edit.instruction.replace(",", " ,").split()
-        assert set(words) <= set(vocabulary()), message
-        assert words[0] in verbs and {"and", "then"} & set(words), message
-        assert not HELD_OUT & {*pairs(edit.source), *pairs(edit.target)}, message
-        assert differences(edit) >= 2, message
-        assert len(set(pairs(edit.target))) == len(edit.target.items), message
-        assert len(words) < 30, message
+        assert set(words) <= set(vocabulary()), edit
+        assert words[0] in verbs and {"and", "then"} & set(words), edit
+        assert not HELD_OUT & {*pairs(edit.source), *pairs(edit.target)}, edit
+        assert differences(edit) >= 2, edit
+        assert len(set(pairs(edit.target))) == len(edit.target.items), edit
+        assert len(words) < 30, edit
         shortened += sum(word in verbs for word in words) == 1
         if edit.changed is not None:
-            assert pairs(edit.target)[edit.changed] not in pairs(edit.source), message
+            assert pairs(edit.target)[edit.changed] not in pairs(edit.source), edit
     assert shortened > NUM / 50
     assert draw_double_edit(seed, 5) == draw_double_edit(seed, 5)

@@ -39,8 +39,8 @@ def test_scenes_and_captions_hold_no_held_out_pair(seed):
     for index in range(NUM):
         rng = scene_rng(seed, index)
         scene = draw_scene(rng)
-        assert not HELD_OUT & {(i.colour, i.shape) for i in scene.items}, f"{seed} {index}"
-        assert not HELD_OUT & neighbours(caption(scene, rng)), f"{seed} {index}"
+        assert not HELD_OUT & {(i.colour, i.shape) for i in scene.items}, index
+        assert not HELD_OUT & neighbours(caption(scene, rng)), index
 
 
 def test_scenes_follow_from_their_index(seed):

@@ -18,10 +18,9 @@ def test_snapped_scenes_lie_on_the_grid_inside_and_apart_and_mean_the_same():
             scene.relation,
         )
         for old, new in zip(scene.items, snap.items, strict=True):
-            message = f"seed {seed} index {index}"
-            assert (new.x * GRID).is_integer() and (new.y * GRID).is_integer(), message
-            assert new.radius <= min(new.x, new.y, 1 - new.x, 1 - new.y), message
-            assert abs(new.x - old.x) <= 0.5 / GRID and abs(new.y - old.y) <= 0.5 / GRID, message
+            assert (new.x * GRID).is_integer() and (new.y * GRID).is_integer(), index
+            assert new.radius <= min(new.x, new.y, 1 - new.x, 1 - new.y), index
+            assert abs(new.x - old.x) <= 0.5 / GRID and abs(new.y - old.y) <= 0.5 / GRID, index
             radii.add((new.size, new.radius))
         assert snapped(snap) == snap
     assert {size for size, _ in radii} == set(SIZES) and len(radii) == len(SIZES)
