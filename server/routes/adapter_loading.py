@@ -82,6 +82,6 @@ async def unload_adapter(body: UnloadAdapterRequest, request: Request, state: St
             param="lora_name",
         )
     unload = state.library.unload_adapter(model, body.lora_name)
-    unload.add_done_callback(lambda _: state.metrics.forget_adapter(model, body.lora_name))
+    unload.add_done_callback(lambda _: state.metrics.forget(model, body.lora_name))
     await asyncio.shield(unload)
     return UnloadedAdapter(lora_name=body.lora_name, model=model)
