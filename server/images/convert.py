@@ -113,12 +113,14 @@ def image_order(
     params = _with_second_pass(body, params, prompt, tags, info, denoising)
     check_sides(given_or(body.output_format, "png"), *params.result_size)
     check_budget(_passes(params, info), params.n, settings.max_image_megapixel_steps)
-    params_guided = _without_idle_guidance(body, params, prompt, denoising)
+    guidance = acting_guidance(
+        body.guidance_scale, params.guidance_scale, prompt, params.negative_prompt, denoising
+    )
     request = ImageRequest(
         request_id=request_id,
         model=info.model,
         prompt=prompt,
-        params=params_guided,
+        params=replace(params, guidance_scale=guidance),
         images=list(inputs.images),
         mask=inputs.mask,
         loras=lora_settings(body, tags, info),
@@ -315,15 +317,15 @@ def _prompt_text(body: ImageFields) -> str:
     return given_or(body.prompt, "") if isinstance(body, ImageVariationRequest) else ""
 
 
-def _without_idle_guidance(
-    body: ImageFields, params: ImageParams, prompt: str, denoising: DenoisingFacts
-) -> ImageParams:
-    """The parameters without guidance between two empty prompts: it changes nothing and costs a
-    second row."""
-    idle = not prompt and not params.negative_prompt and body.guidance_scale is None
-    if not idle or denoising.guidance is not GuidanceKind.CLASSIFIER_FREE:
-        return params
-    return replace(params, guidance_scale=1.0)
+def acting_guidance(
+    asked: float | None, default: float, prompt: str, negative: str, denoising: DenoisingFacts
+) -> float:
+    """The guidance scale: the requested one or the default. Between two empty prompts it is 1 by
+    default, because guidance changes nothing there and costs a second row."""
+    is_idle = not prompt and not negative
+    if asked is None and is_idle and denoising.guidance is GuidanceKind.CLASSIFIER_FREE:
+        return 1.0
+    return given_or(asked, default)
 
 
 def _warnings(

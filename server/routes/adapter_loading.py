@@ -17,18 +17,11 @@ from server.protocol.adapter_loading import (
     UnloadAdapterRequest,
     UnloadedAdapter,
 )
-from server.protocol.answers import ErrorAnswer, error_answers
+from server.protocol.answers import change_answers
 
 router = APIRouter(route_class=JsonRoute, tags=["models"], dependencies=[Depends(check_admin)])
 
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    403: {"model": ErrorAnswer, "description": "The server does not allow this."},
-    409: {
-        "model": ErrorAnswer,
-        "description": ("The models and adapters that are served do not allow this."),
-    },
-    **error_answers(400, 401, 404, 413, 415, 503),
-}
+_ANSWERS = change_answers("The models and adapters that are served do not allow this.")
 
 
 @router.post(

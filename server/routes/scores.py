@@ -50,11 +50,10 @@ async def rerank(body: RerankRequest, client: ClientDep) -> Response:
 async def score(body: ScoreRequest, client: ClientDep) -> Response:
     """Returns the score of each pair: a reranker's, or the cosine between the embeddings."""
     inputs = Inputs(dict(zip(body.sides, (body.first, body.second), strict=True)))
-    write = partial(score_answer, body)
     return await answer_scores(
         body,
         inputs,
-        write,
+        score_answer,
         client,
         num_first=len(body.first),
         keep=body.truncate_prompt_tokens,
