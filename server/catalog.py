@@ -1,6 +1,6 @@
 """Finds the served model that a request means."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from engine.contract.draw import ImageModelInfo
@@ -62,6 +62,12 @@ def find_any_model(engine: EngineClient, name: str) -> Info:
             raise _not_ready(status)
     _check_not_awaited(engine, engine.statuses(), name)
     raise unknown_model(engine, name)
+
+
+def each_name(infos: Iterable[InfoT]) -> list[InfoT]:
+    """An info for each name that requests can use for these models."""
+    named = [info.named(name) for info in infos for name in info.names]
+    return [info for info in named if info is not None]
 
 
 def config_of(engine: EngineClient, model: str) -> EngineConfig:

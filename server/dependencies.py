@@ -7,7 +7,7 @@ from fastapi import Depends, Path, Query, Request
 
 from engine.errors import NotAllowed
 from server.http.admin import has_admin_key
-from server.state import AppState
+from server.state import AppState, ClientRequest
 
 ModelId = Annotated[str, Path(min_length=1, max_length=256, description="Id of a served model.")]
 ModelName = Annotated[
@@ -23,6 +23,14 @@ async def get_state(request: Request) -> AppState:
 StateDep = Annotated[AppState, Depends(get_state)]
 """The state of one running app. `create_app` builds it and keeps it at `app.state.tandem`; there
 are no globals."""
+
+
+async def get_client_request(request: Request, state: StateDep) -> ClientRequest:
+    return ClientRequest(request, state)
+
+
+ClientDep = Annotated[ClientRequest, Depends(get_client_request)]
+"""The request to a route that calls an operation."""
 
 
 async def check_admin(request: Request, state: StateDep) -> None:

@@ -5,7 +5,6 @@ numbers are read when Prometheus asks (`server/engine_collector.py`).
 """
 
 import time
-from collections.abc import Callable
 from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
@@ -13,7 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 from engine.contract.operations import AnyOperation
 from engine.worker.client import EngineClient
 from server.engine_collector import EngineCollector
-from server.http.served_operation import MetricsT, OperationMetrics, ServedOperation
+from server.http.model_metrics import Clock, OperationMetrics
+from server.http.served_operation import MetricsT, ServedOperation
 from server.served import SERVED
 
 
@@ -24,14 +24,12 @@ class ServerMetrics:
         registry: what `/metrics` shows.
     """
 
-    def __init__(
-        self, engine: EngineClient, *, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
+    def __init__(self, engine: EngineClient, *, clock: Clock = time.perf_counter) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.registry.register(EngineCollector(engine))
         self._of: dict[AnyOperation, OperationMetrics] = {
-            operation: served.metrics(self.registry, engine, clock=clock)
+            operation: served.metrics(self.registry, engine, clock)
             for operation, served in SERVED.items()
         }
         self._connections_cut = Counter(
@@ -53,15 +51,10 @@ class ServerMetrics:
         """The metrics of one operation."""
         return cast(MetricsT, self._of[served.operation])
 
-    def forget(self, model: str) -> None:
-        """Remove the metrics of a model that is gone."""
+    def forget(self, model: str, adapter: str | None = None) -> None:
+        """Remove the numbers of a model that is gone, or only those of an adapter."""
         for metrics in self._of.values():
-            metrics.forget(model)
-
-    def forget_adapter(self, model: str, adapter: str) -> None:
-        """Remove the metrics of an adapter that is gone."""
-        for metrics in self._of.values():
-            metrics.forget_adapter(model, adapter)
+            metrics.forget(model, adapter)
 
     def count_http(self, method: str, route: str, status: int) -> None:
         """Count an answered request. `route` is a route's template, not a path: clients choose

@@ -1,18 +1,22 @@
-"""The state of one running app. `create_app` builds it and keeps it at `app.state.tandem`; there
-are no globals."""
+"""The state of one running app, and a client's request to it. `create_app` builds the state and
+keeps it at `app.state.tandem`; there are no globals."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from fastapi import Request
 
 from engine.worker.client import EngineClient
 from server.first_use import FirstUse
 from server.http.admission import Admission
 from server.http.lifecycle import Lifecycle
 from server.http.live_requests import LiveRequests
+from server.http.shape import Shape
 from server.images.jobs import ImageJobs
 from server.images.pictures import Pictures
 from server.images.store import ImageStore
 from server.metrics import ServerMetrics
 from server.models.library import ModelLibrary
+from server.protocol.common import RequestBody
 from server.responses.background import BackgroundJobs
 from server.responses.store import ResponseStore
 from server.settings import Settings
@@ -39,3 +43,22 @@ class AppState:
     pictures: Pictures
     responses: ResponseStore
     background_responses: BackgroundJobs
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRequest:
+    """A client's request to an operation.
+
+    Attributes:
+        sent: what the client sent, if the operation's body was made from it.
+        shape: form of the reply. Default: OpenAI's.
+    """
+
+    request: Request
+    state: AppState
+    sent: RequestBody | None = None
+    shape: Shape | None = None
+
+    def with_sent(self, sent: RequestBody, shape: Shape | None = None) -> "ClientRequest":
+        """The same request, which came in another form and is answered in that shape."""
+        return replace(self, sent=sent, shape=shape)

@@ -29,7 +29,6 @@ from server.protocol.scores import (
     RerankRequest,
     Score,
     ScoreAnswer,
-    ScoreRequest,
 )
 
 
@@ -58,7 +57,7 @@ async def pooling_answer(body: PoolingRequest, embedded: Embedded) -> bytes:
     return msgspec.json.encode(answer)
 
 
-async def score_answer(body: ScoreRequest, scored: Scored) -> bytes:
+async def score_answer(scored: Scored) -> bytes:
     """The answer of `/v1/score`."""
     answer = ScoreAnswer(
         id=scored.request_id,

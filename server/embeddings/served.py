@@ -7,16 +7,13 @@ from typing import Any
 from engine.contract.embed import EmbeddingModelInfo
 from engine.contract.operations import EMBED, SCORE
 from engine.contract.score import RerankerInfo
-from engine.contract.settings import EngineConfig
-from server.http.admission import Places
 from server.http.item_metrics import ItemMetrics, ItemNames
 from server.http.schemas import integer_items, variant
-from server.http.served_operation import FirstQuestion, ServedOperation
+from server.http.served_operation import FirstQuestion, ServedOperation, card_of, sequence_places
 from server.protocol.embeddings import EmbeddingModelCard, EmbeddingsRequest, PoolingRequest
 from server.protocol.groundedness import GroundednessRequest
 from server.protocol.prompts import MAX_PROMPTS
 from server.protocol.scores import RERANKER_FIELDS, RerankerCard, RerankRequest, ScoreRequest
-from server.settings import Settings
 
 
 def _metrics(subsystem: str, done: str) -> ItemNames:
@@ -25,15 +22,6 @@ def _metrics(subsystem: str, done: str) -> ItemNames:
         items="inputs",
         totals={"num_tokens": f"Tokens of all inputs {done}."},
         step_sizes={"step_inputs": "Inputs of a step.", "step_tokens": "Tokens of a step."},
-        step_time="step_time_s",
-    )
-
-
-def _places(settings: Settings, config: EngineConfig) -> Places:
-    return Places(
-        what="inputs",
-        num_running=config.max_num_seqs,
-        num_waiting=settings.max_queued_requests,
     )
 
 
@@ -55,29 +43,11 @@ def _fill_in_rerankers(properties: dict[str, Any], infos: Sequence[RerankerInfo]
 
 
 def _card(info: EmbeddingModelInfo) -> EmbeddingModelCard:
-    return EmbeddingModelCard(
-        id=info.model,
-        created=info.created,
-        max_model_len=info.max_model_len,
-        root=info.model,
-        architecture=info.architecture,
-        dimensions=info.dimensions,
-        pooling=info.pooling,
-        normalized=info.normalized,
-        max_inputs=MAX_PROMPTS,
-    )
+    return card_of(EmbeddingModelCard, info, max_inputs=MAX_PROMPTS)
 
 
 def _reranker_card(info: RerankerInfo) -> RerankerCard:
-    return RerankerCard(
-        id=info.model,
-        created=info.created,
-        max_model_len=info.max_model_len,
-        root=info.model,
-        architecture=info.architecture,
-        activation=info.activation,
-        max_inputs=MAX_PROMPTS,
-    )
+    return card_of(RerankerCard, info, max_inputs=MAX_PROMPTS)
 
 
 def _first_question(model: str) -> FirstQuestion:
@@ -100,7 +70,7 @@ SERVED_EMBEDDINGS = ServedOperation(
         ScoreRequest,
         GroundednessRequest,
     ),
-    places=_places,
+    places=partial(sequence_places, "inputs"),
     fill_in=_fill_in,
     card=_card,
     metrics=partial(ItemMetrics, EMBED, _metrics("embedding", "embedded")),
@@ -114,7 +84,7 @@ SERVED_RERANKERS = ServedOperation(
     nothing_served="no reranker is served here; start the server with one, such as --model "
     "./bge-reranker-v2-m3",
     bodies=(RerankRequest, ScoreRequest),
-    places=_places,
+    places=partial(sequence_places, "inputs"),
     fill_in=_fill_in_rerankers,
     card=_reranker_card,
     metrics=partial(ItemMetrics, SCORE, _metrics("reranker", "scored")),

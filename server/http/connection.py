@@ -104,8 +104,7 @@ class _OldCycle(RequestResponseCycle):
 
 
 class ClientConnection(HttpToolsProtocol):
-    """Invariant: without bodies, one connection makes us keep at most `max_header_bytes` and one
-    read from the socket, times `MAX_PIPELINED`.
+    """One connection of a client.
 
     Invariant: what one connection makes us keep, without a body, is at most `max_header_bytes`
     and one read from the socket, times `MAX_PIPELINED`.

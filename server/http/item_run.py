@@ -8,8 +8,9 @@ from engine.contract.request import EventT, Request
 from engine.worker.client import EngineClient, RequestEvents
 from server.http.admission import Lease
 from server.http.engine_run import EngineRun, cancelled, check_event, cut_short, read_events
+from server.http.item_metrics import ItemMeter
 from server.http.live_requests import Progress
-from server.http.model_metrics import Outcome, OutcomeMeter
+from server.http.model_metrics import Outcome
 
 
 class ItemRun(EngineRun, Generic[EventT]):
@@ -23,7 +24,7 @@ class ItemRun(EngineRun, Generic[EventT]):
         self,
         id: str,
         engine: EngineClient,
-        meter: OutcomeMeter,
+        meter: ItemMeter,
         lease: Lease,
         fraction_of: Callable[[EventT], float] | None = None,
     ) -> None:

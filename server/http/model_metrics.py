@@ -1,19 +1,20 @@
-"""Building blocks for the metrics of every kind of model: a label per model, counters of a worker.
+"""An operation's Prometheus metrics: their description, and the numbers of each model and adapter.
 
-Each kind has its own metrics on top, in the app's registry (`server/metrics.py`).
+An operation lists its metrics as rows. What is particular to it is on top (`server/metrics.py`).
+Prometheus computes rates.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Generic, Protocol, TypeVar
+from itertools import chain
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from engine.contract.operations import Operation
-from engine.contract.request import AdaptableInfo
 from engine.errors import RequestAborted, RequestError
 from engine.worker.client import EngineClient
 
@@ -21,6 +22,46 @@ MODEL = "model_name"
 """The first label of each metric, as in vLLM."""
 ADAPTER = "lora_name"
 """The label of adapters in metrics."""
+
+Clock = Callable[[], float]
+Read = Callable[[Any], Iterable[float | None]]
+
+
+def fields(*names: str) -> Read:
+    """A function that returns these fields of a step's report."""
+    return lambda stats: [getattr(stats, name) for name in names]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    """A metric of every model: a counter, or a histogram if it has buckets.
+
+    Attributes:
+        label: its label beside the model's name, if it has one.
+        values: the label's values that are shown from the start.
+        read: the numbers of a step's report, one for each value. A counter follows sums that
+            restart with the worker. A histogram observes the newest step, except where a number is
+            None.
+    """
+
+    name: str
+    text: str
+    buckets: Sequence[float] = ()
+    label: str = ""
+    values: Sequence[str] = ()
+    read: Read | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return (MODEL, self.label) if self.label else (MODEL,)
+
+    def create(self, registry: CollectorRegistry, subsystem: str) -> Counter | Histogram:
+        """Create the metric; `subsystem` is the operation's part of its name."""
+        names: dict[str, Any] = {"namespace": "tandem", "subsystem": subsystem}
+        if self.buckets:
+            names["buckets"] = self.buckets
+        create = Histogram if self.buckets else Counter
+        return create(self.name, self.text, self.labels, registry=registry, **names)
 
 
 class Outcome(StrEnum):
@@ -40,43 +81,56 @@ class Outcome(StrEnum):
         return cls.FAILED if failed else cls.CANCELLED
 
 
-class MetricFactory:
-    """Creates one kind's metrics in a registry; `subsystem` is the kind's part of their names."""
+Metrics = Sequence[tuple[MetricRow, Counter | Histogram]]
 
-    def __init__(self, registry: CollectorRegistry, subsystem: str = "") -> None:
-        self._registry = registry
-        self._subsystem = subsystem
-        self._created: list[tuple[Counter | Histogram, tuple[str, ...]]] = []
 
-    def forget(self, model: str, **labelled: str) -> None:
-        """Remove a model's numbers, or only those with certain labels. Whoever still counts for it
-        counts for nobody."""
-        wanted = {MODEL: model, **labelled}.items()
-        for metric, labels in self._created:
-            samples = [sample for family in metric.collect() for sample in family.samples]
-            its = [sample.labels for sample in samples if wanted <= sample.labels.items()]
-            for values in {tuple(found[label] for label in labels) for found in its}:
-                metric.remove(*values)
+class Series:
+    """The numbers of one model, or of an adapter in addition to those of its model. They are looked
+    up once, because `labels()` is not free.
 
-    def counter(self, name: str, text: str, *labels: str) -> Counter:
-        counter = Counter(
-            name, text, (MODEL, *labels), "tandem", self._subsystem, registry=self._registry
-        )
-        self._created.append((counter, (MODEL, *labels)))
-        return counter
+    Args:
+        names: the model, and the adapter.
+    """
 
-    def histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-        histogram = Histogram(
-            name,
-            text,
-            (MODEL, *labels),
-            "tandem",
-            self._subsystem,
-            registry=self._registry,
-            buckets=buckets,
-        )
-        self._created.append((histogram, (MODEL, *labels)))
-        return histogram
+    def __init__(self, metrics: Metrics, *names: str) -> None:
+        self._names = names
+        self._metrics = {row.name: metric for row, metric in metrics}
+        self._found: dict[tuple[str, ...], Any] = {}
+        self._sums: list[tuple[Read, list[Any]]] = []
+        self._of_step: list[tuple[Read, list[Any]]] = []
+        for row, _ in metrics:
+            needs_value = len(row.labels) > len(names)
+            values = [(value,) for value in row.values] if needs_value else [()]
+            shown = [self.of(row.name, *value) for value in values]
+            if row.read is not None:
+                (self._of_step if row.buckets else self._sums).append((row.read, shown))
+        self._before = [0.0] * (1 + sum(len(counters) for _, counters in self._sums))
+
+    def of(self, metric: str, *value: str) -> Any:
+        """The counter or histogram of that name and value of its label."""
+        key = metric, *value
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = self._metrics[metric].labels(*self._names, *value)
+        return found
+
+    def on_step(self, stats: Any) -> None:
+        """Record a step's report."""
+        sums = [stats.num_steps, *chain.from_iterable(read(stats) for read, _ in self._sums)]
+        before, self._before = self._before, sums
+        if any(now < then for now, then in zip(sums, before, strict=True)):
+            before = [0.0] * len(sums)  # a new worker counts from zero
+        num_steps, *added = (now - then for now, then in zip(sums, before, strict=True))
+        counters = chain.from_iterable(counters for _, counters in self._sums)
+        for counter, number in zip(counters, added, strict=True):
+            if number:
+                counter.inc(number)
+        if not num_steps:
+            return
+        for read, histograms in self._of_step:
+            for histogram, number in zip(histograms, read(stats), strict=True):
+                if number is not None:
+                    histogram.observe(number)
 
 
 class QueueGauges(Collector):
@@ -124,152 +178,64 @@ class QueueGauges(Collector):
         return GaugeMetricFamily(f"tandem_{self._subsystem}_{name}", text, labels=[MODEL])
 
 
-class OutcomeMeter(ABC):
-    """Measures a request from its arrival, and counts how its items ended."""
-
-    def __init__(
-        self,
-        outcomes: Mapping[Outcome, Counter],
-        latency: Histogram,
-        clock: Callable[[], float],
-    ) -> None:
-        self._outcomes = outcomes
-        self._latency = latency
-        self._clock = clock
-        self._started_s = clock()
-        self._closed = False
-
-    @abstractmethod
-    def on_event(self, event: Any) -> None:
-        """Record an event from the engine."""
-
-    def complete(self, outcome: Outcome, count: int = 1) -> None:
-        """Count items that ended this way."""
-        self._outcomes[outcome].inc(count)
-
-    def close(self) -> None:
-        """End the measurement. Only the first call counts."""
-        if not self._closed:
-            self._closed = True
-            self._latency.observe(self._clock() - self._started_s)
-
-
-class OneModelsMetrics(Protocol):
-    """A kind's metrics for one model, looked up once because `labels()` is not free."""
-
-    def on_step(self, stats: Any) -> None:
-        """Record a step's report."""
-        ...
-
-
-MetricsT = TypeVar("MetricsT", bound=OneModelsMetrics)
-
-
-SeriesT = TypeVar("SeriesT")
-
-
-AdaptableT = TypeVar("AdaptableT", bound=AdaptableInfo)
-
-
-class AdapterMetrics(Generic[SeriesT, AdaptableT]):
-    """Metrics of the adapters of a kind's models, counted in addition to the model's own.
+class OperationMetrics:
+    """The metrics of one operation in one app. Event loop only.
 
     Args:
-        create: returns an adapter's metrics, given the names of its model and itself.
+        subsystem: the operation's part of the names.
+        gauges: help texts of the gauges of running and of waiting items, if these are shown.
     """
 
     def __init__(
         self,
+        operation: Operation[Any, Any, Any],
+        rows: Iterable[MetricRow],
+        registry: CollectorRegistry,
         engine: EngineClient,
-        kind: Operation[Any, Any, AdaptableT],
-        create: Callable[[str, str], SeriesT],
+        clock: Clock,
+        subsystem: str = "",
+        gauges: tuple[str, str] | None = None,
     ) -> None:
+        self._operation = operation
         self._engine = engine
-        self._kind = kind
-        self._create = create
-        self._found: dict[tuple[str, str], SeriesT] = {}
-
-    def of(self, model: str, adapter: str) -> SeriesT | None:
-        """An adapter's metrics. None: the adapter has gone since the request came, and must leave
-        no numbers behind."""
-        found = self._found.get((model, adapter))
-        infos = self._engine.infos(self._kind)
-        if found is None and any(i.model == model and adapter in i.adapters for i in infos):
-            found = self._found[model, adapter] = self._create(model, adapter)
-        return found
-
-    def forget(self, model: str, adapter: str | None = None) -> bool:
-        """Stop counting for an adapter, or for all of the model's. Returns whether one had
-        counted."""
-        gone = [key for key in self._found if key[0] == model and adapter in (None, key[1])]
-        for key in gone:
-            del self._found[key]
-        return bool(gone)
-
-
-class OperationMetrics(Generic[MetricsT]):
-    """Metrics of one kind of model in one app. Event loop only.
-
-    Args:
-        create: returns a model's metrics, given its name.
-        adapters: None if models of this kind have no adapters.
-    """
-
-    def __init__(
-        self,
-        factory: MetricFactory,
-        create: Callable[[str], MetricsT],
-        clock: Callable[[], float],
-        adapters: AdapterMetrics[Any, Any] | None = None,
-    ) -> None:
-        self._factory = factory
-        self._create = create
         self._clock = clock
-        self._of_adapters = adapters
-        self._models: dict[str, MetricsT] = {}
+        self._metrics = [(row, row.create(registry, subsystem)) for row in rows]
+        self._found: dict[tuple[str, ...], Series] = {}
+        if gauges is not None:
+            registry.register(QueueGauges(engine, operation, subsystem, *gauges))
+        engine.steps.add(operation, self.on_step)
 
     def on_step(self, model: str, stats: Any) -> None:
         """Record a step's report."""
         self._of(model).on_step(stats)
 
-    def forget(self, model: str) -> None:
-        """Remove the metrics of a model that is gone."""
-        if self._of_adapters is not None:
-            self._of_adapters.forget(model)
-        if self._models.pop(model, None) is not None:
-            self._factory.forget(model)
+    def forget(self, model: str, adapter: str | None = None) -> None:
+        """Remove the numbers of a model that is gone, or only those of an adapter. Whoever still
+        counts for it counts for nobody."""
+        gone = [key for key in self._found if key[0] == model and adapter in (None, *key[1:])]
+        for key in gone:
+            del self._found[key]
+        wanted = {MODEL: model, **({} if adapter is None else {ADAPTER: adapter})}.items()
+        for row, metric in self._metrics if gone else ():
+            samples = [sample for family in metric.collect() for sample in family.samples]
+            its = [sample.labels for sample in samples if wanted <= sample.labels.items()]
+            for values in {tuple(found[label] for label in row.labels) for found in its}:
+                metric.remove(*values)
 
-    def forget_adapter(self, model: str, adapter: str) -> None:
-        """Remove the metrics of an adapter that is gone."""
-        if self._of_adapters is not None and self._of_adapters.forget(model, adapter):
-            self._factory.forget(model, **{ADAPTER: adapter})
+    def _of(self, model: str) -> Series:
+        key = (model,)
+        if key not in self._found:
+            of_models = [one for one in self._metrics if one[0].label != ADAPTER]
+            self._found[key] = Series(of_models, model)
+        return self._found[key]
 
-    def _of(self, model: str) -> MetricsT:
-        metrics = self._models.get(model)
-        if metrics is None:
-            metrics = self._models[model] = self._create(model)
-        return metrics
-
-
-class WorkerTotals:
-    """Counters that follow numbers which a worker sums up, and which restart with the worker.
-
-    Args:
-        counters: one per number of a report; None for a number that is not shown.
-    """
-
-    def __init__(self, counters: Sequence[Counter | None]) -> None:
-        self._counters = counters
-        self._before = (0.0,) * len(counters)
-
-    def take(self, totals: tuple[float, ...]) -> tuple[float, ...]:
-        """Count what has been added since the last report, and return it."""
-        before = self._before
-        if any(now < then for now, then in zip(totals, before, strict=True)):
-            before = (0.0,) * len(totals)  # a new worker counts from zero
-        self._before = totals
-        added = tuple(now - then for now, then in zip(totals, before, strict=True))
-        for counter, number in zip(self._counters, added, strict=True):
-            if counter is not None and number:
-                counter.inc(number)
-        return added
+    def _of_adapter(self, model: str, adapter: str) -> Series | None:
+        """An adapter's numbers. None: the adapter has gone since the request came, and must leave
+        no numbers behind."""
+        key, infos = (model, adapter), self._engine.infos(self._operation)
+        if key not in self._found and any(
+            i.model == model and adapter in i.adapters for i in infos
+        ):
+            of_adapters = [one for one in self._metrics if one[0].label == ADAPTER]
+            self._found[key] = Series(of_adapters, *key)
+        return self._found.get(key)

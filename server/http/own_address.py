@@ -47,10 +47,11 @@ def own_url(request: Request, path: str, *, public_url: str | None, host: str) -
 def _is_ours(name: str, request: Request, host: str) -> bool:
     name = name.strip("[]").lower()
     address = (request.scope.get("server") or ("",))[0]
-    return name in (host.lower(), address, *_machine_names()) or _is_loopback(name)
+    return name in (host.lower(), address, *_machine_names()) or is_loopback(name)
 
 
-def _is_loopback(name: str) -> bool:
+def is_loopback(name: str) -> bool:
+    """Whether this names the machine itself."""
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:

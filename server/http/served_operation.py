@@ -5,18 +5,22 @@ The engine's side of an operation is its row in `engine/contract/operations.py`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
 from engine.contract.operations import Operation
-from engine.contract.request import InfoT
+from engine.contract.request import AdaptableInfo, Info, InfoT
 from engine.contract.settings import EngineConfig
 from engine.worker.client import EngineClient
 from server.http.admission import Places
+from server.http.model_metrics import Clock, OperationMetrics
 from server.settings import Settings
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,28 +34,8 @@ class FirstQuestion:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-class OperationMetrics(Protocol):
-    """The metrics of all models that offer an operation."""
-
-    def forget(self, model: str) -> None:
-        """Remove the metrics of a model that is gone."""
-        ...
-
-    def forget_adapter(self, model: str, adapter: str) -> None:
-        """Remove the metrics of an adapter that is gone."""
-        ...
-
-
+CardT = TypeVar("CardT", bound="DataclassInstance")
 MetricsT = TypeVar("MetricsT", bound=OperationMetrics)
-MadeT = TypeVar("MadeT", bound=OperationMetrics, covariant=True)
-
-
-class MakesMetrics(Protocol[MadeT]):
-    """Registers an operation's metrics, as their class does."""
-
-    def __call__(
-        self, registry: CollectorRegistry, engine: EngineClient, *, clock: Callable[[], float]
-    ) -> MadeT: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,16 +57,34 @@ class ServedOperation(Generic[InfoT, MetricsT]):
     """Bodies of the requests that name such a model."""
     places: Callable[[Settings, EngineConfig], Places]
     """Number of requests that may be in flight at a model of that configuration."""
-    fill_in: Callable[[dict[str, Any], Sequence[InfoT]], None]
-    """Puts facts about the ready models into the schema of a body's fields."""
     card: Callable[[InfoT], Any]
     """A model's card in `GET /v1/models`; its type is one of `server.served.AnyCard`."""
-    metrics: MakesMetrics[MetricsT]
+    metrics: Callable[[CollectorRegistry, EngineClient, Clock], MetricsT]
     """Creates the metrics of its models in an app's registry."""
     first_question: Callable[[str], FirstQuestion]
     """The first question for the model of that id."""
+    fill_in: Callable[[dict[str, Any], Sequence[InfoT]], None] = lambda properties, infos: None
+    """Puts facts about the ready models into the schema of a body's fields."""
     default_model: str | None = None
     """The model that is loaded when a request needs this operation and no served model offers
     it."""
     other_models: tuple[str, ...] = ()
     """Further models that are loaded when a request names them."""
+
+
+def card_of(card: type[CardT], info: Info, **more: Any) -> CardT:
+    """A model's card with the facts that `info` has by the names of its fields, and with more."""
+    known = {one.name: getattr(info, one.name) for one in fields(card) if hasattr(info, one.name)}
+    return card(**{**known, "id": info.name, "root": info.model, **more})
+
+
+def parent_of(info: AdaptableInfo) -> str | None:
+    """The model of an adapter; None for a model."""
+    return None if info.adapter is None else info.model
+
+
+def sequence_places(what: str, settings: Settings, config: EngineConfig) -> Places:
+    """The places at a model that runs a batch of sequences; `what` is their name."""
+    return Places(
+        what=what, num_running=config.max_num_seqs, num_waiting=settings.max_queued_requests
+    )

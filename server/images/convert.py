@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, TypeVar
+from typing import Any
 
 from engine.contract.draw import (
     DenoisingFacts,
@@ -40,7 +40,7 @@ from server.images.limits import (
 from server.images.loras import lora_settings, take_tags
 from server.images.made_with import changed_since, made_with
 from server.images.task import outpaint_of
-from server.protocol.common import INT64_MAX
+from server.protocol.common import INT64_MAX, given_or
 from server.protocol.images import (
     ImageEditRequest,
     ImageFields,
@@ -67,23 +67,6 @@ _QUALITY_STEPS: Mapping[str, float] = {
 _QUALITY_NAMES = {"auto": "medium", "standard": "medium", "hd": "high"}
 _TAKES_NO_PROMPT = (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT)
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class ImageLimits:
-    """The operator's limits for one request."""
-
-    max_megapixel_steps: float
-    max_input_pixels: int
-
-    @classmethod
-    def of(cls, settings: Settings) -> Self:
-        return cls(
-            max_megapixel_steps=settings.max_image_megapixel_steps,
-            max_input_pixels=settings.max_image_input_pixels,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class ImageOrder:
@@ -102,7 +85,7 @@ def image_order(
     task: ImageTask,
     inputs: ImageInputs,
     info: ImageModelInfo,
-    limits: ImageLimits,
+    settings: Settings,
     *,
     request_id: str,
     priority: int = 0,
@@ -121,32 +104,34 @@ def image_order(
         raise UnsupportedFeature(
             f"{info.model} cannot do {task.value}; name a model that can", param="model"
         )
-    params = _params(body, task, inputs, info, denoising, limits)
+    params = _params(body, task, inputs, info, denoising, settings)
     prompt = _prompt_text(body)
     tags: dict[str, float] = {}
     if params.prompt_syntax is PromptSyntax.A1111:
         prompt, tags = take_tags(prompt)
     _check_prompt(prompt, params.task)
     params = _with_second_pass(body, params, prompt, tags, info, denoising)
-    check_sides(_or(body.output_format, "png"), *params.result_size)
-    check_budget(_passes(params, info), params.n, limits.max_megapixel_steps)
-    params_guided = _without_idle_guidance(body, params, prompt, denoising)
+    check_sides(given_or(body.output_format, "png"), *params.result_size)
+    check_budget(_passes(params, info), params.n, settings.max_image_megapixel_steps)
+    guidance = acting_guidance(
+        body.guidance_scale, params.guidance_scale, prompt, params.negative_prompt, denoising
+    )
     request = ImageRequest(
         request_id=request_id,
         model=info.model,
         prompt=prompt,
-        params=params_guided,
+        params=replace(params, guidance_scale=guidance),
         images=list(inputs.images),
         mask=inputs.mask,
         loras=lora_settings(body, tags, info),
         priority=priority,
         arrival_time_s=time.time(),
     )
-    quality = _or(body.quality, "auto")
+    quality = given_or(body.quality, "auto")
     return ImageOrder(
         request=request,
         quality=_QUALITY_NAMES.get(quality, quality),
-        scheduler=_or(params.scheduler, denoising.default_scheduler),
+        scheduler=given_or(params.scheduler, denoising.default_scheduler),
         warnings=tuple(_warnings(body, request, info, denoising)),
         made_with=made_with(info, request.adapter_names),
     )
@@ -158,12 +143,12 @@ def _params(
     inputs: ImageInputs,
     info: ImageModelInfo,
     denoising: DenoisingFacts,
-    limits: ImageLimits,
+    settings: Settings,
 ) -> ImageParams:
     # Each input image is edited n times, and with each setting of adapters.
-    per_setting = _or(body.n, 1) * max(1, len(inputs.images))
+    per_setting = given_or(body.n, 1) * max(1, len(inputs.images))
     n = per_setting * body.num_settings
-    width, height = _size(body, task, inputs, info, limits)
+    width, height = _size(body, task, inputs, info, settings)
     edit = body if isinstance(body, ImageEditRequest) else None
     params = ImageParams(
         task=task,
@@ -172,23 +157,23 @@ def _params(
         num_inference_steps=_num_steps(body, denoising),
         seed=first_seed(body.seed, per_setting),
         n=n,
-        negative_prompt=_or(body.negative_prompt, ""),
-        guidance_scale=_or(body.guidance_scale, _default_guidance(task, denoising)),
+        negative_prompt=given_or(body.negative_prompt, ""),
+        guidance_scale=given_or(body.guidance_scale, _default_guidance(task, denoising)),
         image_guidance_scale=_image_guidance(edit) if edit else DEFAULT_IMAGE_GUIDANCE,
-        guidance_rescale=_or(body.guidance_rescale, 0.0),
-        guidance_start=_or(body.guidance_start, 0.0),
-        guidance_end=_or(body.guidance_end, 1.0),
+        guidance_rescale=given_or(body.guidance_rescale, 0.0),
+        guidance_start=given_or(body.guidance_start, 0.0),
+        guidance_end=given_or(body.guidance_end, 1.0),
         scheduler=offered_scheduler(body.scheduler, info.model, denoising.schedulers),
         strength=_strength(body, task),
-        clip_skip=_or(body.clip_skip, 0),
-        prompt_syntax=PromptSyntax(_or(body.prompt_syntax, "plain")),
-        feather=_or(edit.feather, 4) if edit else 4,
+        clip_skip=given_or(body.clip_skip, 0),
+        prompt_syntax=PromptSyntax(given_or(body.prompt_syntax, "plain")),
+        feather=given_or(edit.feather, 4) if edit else 4,
         soft_mask=bool(edit and edit.soft_mask),
-        mask_content=MaskContent(_or(edit.mask_content, "original") if edit else "original"),
+        mask_content=MaskContent(given_or(edit.mask_content, "original") if edit else "original"),
         crop_to_mask=bool(edit and edit.crop_to_mask),
-        crop_padding=_or(edit.crop_padding, 32) if edit else 32,
+        crop_padding=given_or(edit.crop_padding, 32) if edit else 32,
         outpaint=outpaint_of(edit.outpaint) if edit else None,
-        num_previews=_or(body.partial_images, 0),
+        num_previews=given_or(body.partial_images, 0),
     )
     if steps_to_run(params) == 0:
         check_steps(params.num_inference_steps, params.strength)
@@ -224,7 +209,7 @@ def _size(
     task: ImageTask,
     inputs: ImageInputs,
     info: ImageModelInfo,
-    limits: ImageLimits,
+    settings: Settings,
 ) -> Size:
     asked = parse_size(body.size)
     if asked is None:
@@ -246,7 +231,7 @@ def _size(
         outpaint,
         info,
         crop=bool(body.crop_to_mask),
-        max_pixels=limits.max_input_pixels,
+        max_pixels=settings.max_image_input_pixels,
     )
 
 
@@ -279,7 +264,8 @@ def _worked_pixels(params: ImageParams, info: ImageModelInfo) -> int:
 def _num_steps(body: ImageFields, denoising: DenoisingFacts) -> int:
     if body.num_inference_steps is not None:
         return body.num_inference_steps
-    return max(1, math.ceil(denoising.default_steps * _QUALITY_STEPS[_or(body.quality, "auto")]))
+    share = _QUALITY_STEPS[given_or(body.quality, "auto")]
+    return max(1, math.ceil(denoising.default_steps * share))
 
 
 def first_seed(seed: int | None, n: int) -> int:
@@ -328,18 +314,18 @@ def _check_prompt(prompt: str, task: ImageTask) -> None:
 def _prompt_text(body: ImageFields) -> str:
     if isinstance(body, ImageGenerationRequest | ImageEditRequest):
         return body.prompt
-    return _or(body.prompt, "") if isinstance(body, ImageVariationRequest) else ""
+    return given_or(body.prompt, "") if isinstance(body, ImageVariationRequest) else ""
 
 
-def _without_idle_guidance(
-    body: ImageFields, params: ImageParams, prompt: str, denoising: DenoisingFacts
-) -> ImageParams:
-    """The parameters without guidance between two empty prompts: it changes nothing and costs a
-    second row."""
-    idle = not prompt and not params.negative_prompt and body.guidance_scale is None
-    if not idle or denoising.guidance is not GuidanceKind.CLASSIFIER_FREE:
-        return params
-    return replace(params, guidance_scale=1.0)
+def acting_guidance(
+    asked: float | None, default: float, prompt: str, negative: str, denoising: DenoisingFacts
+) -> float:
+    """The guidance scale: the requested one or the default. Between two empty prompts it is 1 by
+    default, because guidance changes nothing there and costs a second row."""
+    is_idle = not prompt and not negative
+    if asked is None and is_idle and denoising.guidance is GuidanceKind.CLASSIFIER_FREE:
+        return 1.0
+    return given_or(asked, default)
 
 
 def _warnings(
@@ -385,8 +371,3 @@ def _has_own_fidelity(body: ImageEditRequest, task: ImageTask, guidance: Guidanc
         is_guided = guidance is GuidanceKind.CLASSIFIER_FREE
         return body.image_guidance_scale is not None or not is_guided
     return task is ImageTask.INPAINT or body.strength is not None
-
-
-def _or(value: T | None, default: T) -> T:
-    """The value, or the default for null; 0 and false are kept."""
-    return default if value is None else value

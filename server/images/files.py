@@ -1,17 +1,18 @@
 """Writes the image files that clients download. Pure functions for a thread: they take as long as
 their codec."""
 
+import base64
 import io
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
 from engine.contract.pixels import Pixels
 from engine.errors import InvalidParameter
 from server.images.metadata import exif_bytes, png_chunks
+from server.protocol.file_fields import OutputFormat
 
-ImageFormat = Literal["png", "jpeg", "webp"]
 Colour = tuple[int, int, int]
 
 _WHITE: Colour = (255, 255, 255)
@@ -23,7 +24,7 @@ _FULL_CHROMA_FROM = 90
 
 def encode_image(
     pixels: Pixels,
-    format: ImageFormat,
+    format: OutputFormat,
     compression: int = 100,
     metadata: Mapping[str, Any] | None = None,
     *,
@@ -60,7 +61,7 @@ def encode_image(
     return file.getvalue()
 
 
-def check_sides(format: ImageFormat, width: int, height: int) -> None:
+def check_sides(format: OutputFormat, width: int, height: int) -> None:
     """Check that the format can hold a picture of this size.
 
     Raises:
@@ -86,3 +87,8 @@ def _over(image: Image.Image, background: Colour) -> Image.Image:
     canvas = Image.new("RGB", image.size, background)
     canvas.paste(image, mask=image.getchannel("A"))
     return canvas
+
+
+def base64_text(data: bytes) -> str:
+    """A file as JSON holds it."""
+    return base64.b64encode(data).decode("ascii")

@@ -1,7 +1,6 @@
 """The images of a request in OpenAI's form, whole or as server-sent events."""
 
 import asyncio
-import base64
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -13,6 +12,7 @@ from server.http.reply import Reply
 from server.http.shape import Shape, encode
 from server.http.sse import named_event
 from server.images.convert import ImageOrder
+from server.images.files import base64_text
 from server.images.hires import hires_fields
 from server.images.jobs import StageEvent
 from server.images.run import FileOptions, ImageRun
@@ -103,7 +103,7 @@ class ImageReply(Reply):
         operation, stage = _stage_of(event)
         body = PartialImageEvent(
             type=name,
-            b64_json=await asyncio.to_thread(_base64, file),
+            b64_json=await asyncio.to_thread(base64_text, file),
             created_at=int(time.time()),
             output_format=self._options.output_format,
             partial_image_index=event.preview_index,
@@ -141,7 +141,7 @@ class ImageReply(Reply):
         name = f"{self._prefix}.completed"
         body = CompletedImageEvent(
             type=name,
-            b64_json=None if self._keep else await asyncio.to_thread(_base64, file),
+            b64_json=None if self._keep else await asyncio.to_thread(base64_text, file),
             url=self._keep(file) if self._keep else None,
             created_at=int(time.time()),
             background=self._options.background,
@@ -187,7 +187,7 @@ class ImageReply(Reply):
     def _written(self, answer: ImagesAnswer, files: list[bytes]) -> bytes:
         """The JSON of the answer. Runs in a thread, as files are megabytes."""
         for image, file in zip(answer.data, files, strict=False):
-            image.b64_json = _base64(file)
+            image.b64_json = base64_text(file)
         return self._shape.whole(answer)
 
     def _seed(self, event: ImageEvent) -> int:
@@ -213,10 +213,6 @@ class ImageReply(Reply):
 def _stage_of(event: ImageEvent) -> tuple[str, int]:
     """The operation and the number of the stage that an event is about."""
     return (event.operation, event.number) if isinstance(event, StageEvent) else (DRAW.name, 0)
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
 
 
 def _hires(order: ImageOrder) -> HiresAnswer | None:

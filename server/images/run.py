@@ -21,14 +21,15 @@ from server.images.files import encode_image
 from server.images.jobs import ImageJob, ImageJobs, StageEvent
 from server.images.metrics import ImageMeter
 from server.images.replay import replay_fields
-from server.protocol.image_answers import BackgroundName, OutputFormatName
+from server.protocol.file_fields import OutputFormat
+from server.protocol.image_answers import BackgroundName
 
 
 @dataclass(frozen=True, slots=True)
 class FileOptions:
     """How to write the results."""
 
-    output_format: OutputFormatName
+    output_format: OutputFormat
     compression: int
     with_metadata: bool
     background: BackgroundName = "opaque"

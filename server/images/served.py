@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from engine.contract.draw import DenoisingFacts, ImageModelInfo
+from engine.contract.draw import ImageModelInfo
 from engine.contract.operations import DRAW
 from engine.contract.settings import EngineConfig
 from server.http.admission import Places
 from server.http.schemas import variant
-from server.http.served_operation import FirstQuestion, ServedOperation
+from server.http.served_operation import FirstQuestion, ServedOperation, card_of, parent_of
 from server.images.metrics import ImageMetrics
 from server.protocol.images import (
     ImageEditRequest,
@@ -36,30 +36,24 @@ def _fill_in(properties: dict[str, Any], infos: Sequence[ImageModelInfo]) -> Non
 
 
 def _card(info: ImageModelInfo) -> ImageModelCard:
-    return ImageModelCard(
-        id=info.name,
-        created=info.created,
-        root=info.model,
-        parent=None if info.adapter is None else info.model,
-        architecture=info.architecture,
+    denoising: dict[str, Any] = {}
+    if info.denoising is not None:
+        denoising = {
+            "guidance": info.denoising.guidance,
+            "schedulers": list(info.denoising.schedulers),
+            "default_scheduler": info.denoising.default_scheduler,
+            "default_steps": info.denoising.default_steps,
+            "default_guidance_scale": info.denoising.default_guidance_scale,
+            "default_edit_guidance_scale": info.denoising.default_edit_guidance_scale,
+        }
+    return card_of(
+        ImageModelCard,
+        info,
+        parent=parent_of(info),
         tasks=list(info.tasks),
         default_size=f"{info.default_width}x{info.default_height}",
-        size_multiple=info.size_multiple,
-        min_side=info.min_side,
-        max_pixels=info.max_pixels,
-        **({} if info.denoising is None else _denoising_fields(info.denoising)),
+        **denoising,
     )
-
-
-def _denoising_fields(denoising: DenoisingFacts) -> dict[str, Any]:
-    return {
-        "guidance": denoising.guidance,
-        "schedulers": list(denoising.schedulers),
-        "default_scheduler": denoising.default_scheduler,
-        "default_steps": denoising.default_steps,
-        "default_guidance_scale": denoising.default_guidance_scale,
-        "default_edit_guidance_scale": denoising.default_edit_guidance_scale,
-    }
 
 
 def _first_question(model: str) -> FirstQuestion:

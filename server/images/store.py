@@ -24,8 +24,7 @@ class StoredImage:
 
 
 class ImageStore:
-    """Stored files. Invariant: together they have at most `max_bytes`. The oldest make room for new
-    ones.
+    """Stored files.
 
     Invariant: the files together have at most `max_bytes`. The oldest make room for new ones.
 

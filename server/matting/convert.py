@@ -1,15 +1,13 @@
 """Converts a body to the engine's request, and its event to the answer."""
 
-import base64
 import time
 
 from engine.contract.matte import MattingEvent, MattingOutput, MattingRequest, Point
 from engine.contract.pixels import Pixels
 from server.http.engine_run import EngineRun
-from server.images.files import encode_image
+from server.images.files import base64_text, encode_image
 from server.images.picture_wire import Reading
 from server.images.pictures import Pictures
-from server.protocol.image_inputs import UploadedImage
 from server.protocol.matting import MatteAnswer, MatteData, MatteFields, MatteRequest
 
 
@@ -71,15 +69,6 @@ def matting_request(
     )
 
 
-def drop_files(body: MatteRequest) -> None:
-    """Drop the files of the body, which would stay in memory as long as the request."""
-    for reference in (body.image, body.trimap, body.background_image):
-        if isinstance(reference, UploadedImage):
-            reference.data = b""
-        elif reference is not None:
-            reference.image_url = None
-
-
 def encoded(body: MatteRequest, image: Pixels) -> bytes:
     """The result's file. Blocking: call it in a thread."""
     return encode_image(image, body.file_format, body.file_quality, background=body.colour)
@@ -99,7 +88,7 @@ def matte_answer(
     is_cutout = body.result == "cutout" and body.output_format != "jpeg"
     return MatteAnswer(
         created=int(time.time()),
-        data=[MatteData(b64_json=None if url else base64.b64encode(file).decode("ascii"), url=url)],
+        data=[MatteData(b64_json=None if url else base64_text(file), url=url)],
         background="transparent" if is_cutout else "opaque",
         output_format=body.file_format,
         size=f"{image.width}x{image.height}",

@@ -64,14 +64,19 @@ class LoadableModels:
         )
 
 
-def _models_in(folder: Path) -> dict[str, ModelSpec]:
-    found: dict[str, ModelSpec] = {}
+def entries_of(folder: Path, warning: str) -> list[Path]:
+    """The entries of a folder without hidden ones; none, and a warning, if it cannot be read."""
     try:
         entries = sorted(islice(folder.iterdir(), _MOST_ENTRIES))
     except OSError as error:
-        log.warning("models_dir cannot be read", reason=error.strerror)
-        return {}
-    for entry in filter(_is_model, entries):
+        log.warning(warning, reason=error.strerror)
+        return []
+    return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def _models_in(folder: Path) -> dict[str, ModelSpec]:
+    found: dict[str, ModelSpec] = {}
+    for entry in filter(_is_model, entries_of(folder, "models_dir cannot be read")):
         # A file beside a folder of the same name keeps its ending.
         names = [entry.name] if entry.is_dir() else [model_name(entry.name), entry.name]
         for spec in _specs(entry, names):
@@ -90,8 +95,6 @@ def _specs(entry: Path, names: list[str]) -> Iterator[ModelSpec]:
 
 
 def _is_model(entry: Path) -> bool:
-    if entry.name.startswith("."):
-        return False
     try:
         if not entry.is_dir():
             return entry.suffix in _FILES and first_part(entry.name) == entry.name

@@ -2,25 +2,19 @@
 else."""
 
 import os
-from itertools import islice
 from pathlib import Path
-
-import structlog
 
 from engine.contract.adapter_settings import check_adapter, split_adapter
 from engine.contract.model_spec import ModelSpec
 from engine.errors import InvalidParameter, UnknownAdapter
+from server.models.loadable import entries_of
 from server.settings import ANY_MODEL, Settings
 
 _CONFIGURATION = "adapter_config.json"
 _WEIGHTS = ".safetensors"
 _DIFFUSERS = "pytorch_lora_weights.safetensors"
-_MOST_ENTRIES = 4096
-"""The most entries of the folder that are read."""
 _MAX_NAMED = 8
 """The most adapters that a message lists."""
-
-log = structlog.get_logger(__name__)
 
 
 class LoadableAdapters:
@@ -71,12 +65,7 @@ class LoadableAdapters:
         if self._folder is None:
             return {}
         found: dict[str, str] = {}
-        try:
-            entries = sorted(islice(self._folder.iterdir(), _MOST_ENTRIES))
-        except OSError as error:
-            log.warning("loras_dir cannot be read", reason=error.strerror)
-            return {}
-        for entry in filter(_is_adapter, entries):
+        for entry in filter(_is_adapter, entries_of(self._folder, "loras_dir cannot be read")):
             name = entry.name.removesuffix(_WEIGHTS)
             try:
                 check_adapter(name, str(entry.absolute()))
@@ -88,8 +77,6 @@ class LoadableAdapters:
 
 def _is_adapter(entry: Path) -> bool:
     """Whether an entry is a folder of PEFT's or diffusers', or a file of an image adapter."""
-    if entry.name.startswith("."):
-        return False
     try:
         if entry.suffix == _WEIGHTS:
             return entry.is_file()

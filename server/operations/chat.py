@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 
-from fastapi import Request, Response
+from fastapi import Response
 
 from engine.contract.generate import ModelInfo
 from engine.errors import InvalidParameter
 from engine.text.chat_format import ChatFormat
 from server.catalog import find_model
 from server.http.engine_run import new_id
-from server.http.shape import Shape, encode
+from server.http.shape import encode
 from server.http.sse import until_disconnect
 from server.operations.chat_pictures import ChatPictures
 from server.operations.exchange import Exchange
@@ -18,8 +18,7 @@ from server.operations.semantic_entropy import semantic_judge
 from server.operations.tokenize import chat_token_ids
 from server.protocol.answers import InputTokens
 from server.protocol.chat import ChatCompletionRequest, ChatMessage
-from server.protocol.common import RequestBody
-from server.state import AppState
+from server.state import ClientRequest
 from server.text.answer_format import AnswerFormat
 from server.text.answer_structure import answer_structure
 from server.text.chat_prompt import ChatPrompt, chat_prompt
@@ -37,22 +36,14 @@ from server.text.texts import ModelText
 
 async def answer_chat(
     body: ChatCompletionRequest,
-    request: Request,
-    state: AppState,
-    *,
-    sent: RequestBody | None = None,
-    shape: Shape | None = None,
+    client: ClientRequest,
 ) -> Response:
     """Answer a conversation, whole or as a stream.
-
-    Args:
-        sent: what the client sent, if `body` was made from it.
-        shape: form of the reply. Default: OpenAI's.
 
     Raises:
         EngineError: the request is refused, or fails before the first byte.
     """
-    exchange = await Exchange.begin(SERVED_TEXT, body, request, state, sent=sent, shape=shape)
+    exchange = await Exchange.begin(SERVED_TEXT, body, client)
     return await exchange.send(await start_chat(exchange, body))
 
 
@@ -114,20 +105,15 @@ async def start_chat(
 
 async def answer_with_count(
     body: ChatCompletionRequest,
-    request: Request,
-    state: AppState,
-    *,
-    sent: RequestBody | None = None,
+    client: ClientRequest,
 ) -> Response:
     """The number of tokens in a chat's prompt, which may be more than the model takes.
-
-    Args:
-        sent: what the client sent, if `body` was made from it.
 
     Raises:
         EngineError: the request is refused.
     """
-    headers = report_ignored_fields(request, sent or body)
+    request, state = client.request, client.state
+    headers = report_ignored_fields(request, client.sent or body)
     info = find_model(state.engine, body.model)
     text = await state.texts.get(info)
     adds, param = bool(body.add_special_tokens), body.prompt_field

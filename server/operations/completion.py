@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 
-from fastapi import Request, Response
+from fastapi import Response
 
 from engine.contract.generate import GenerateRequest, ModelInfo
 from server.http.engine_run import new_id
-from server.http.shape import Shape
 from server.http.sse import until_disconnect
 from server.operations.exchange import Exchange
-from server.protocol.common import RequestBody
 from server.protocol.completions import CompletionRequest
-from server.state import AppState
+from server.state import ClientRequest
 from server.text.completion_reply import CompletionReply
 from server.text.convert import check_width, completion_requests, prompt_limit, text_options
 from server.text.generation import Generation
@@ -24,15 +22,11 @@ from server.text.texts import ModelText
 
 async def answer_completion(
     body: CompletionRequest,
-    request: Request,
-    state: AppState,
-    *,
-    sent: RequestBody | None = None,
-    shape: Shape | None = None,
+    client: ClientRequest,
 ) -> Response:
     """Like `server.operations.chat.answer_chat`, for text without a template."""
-    exchange = await Exchange.begin(SERVED_TEXT, body, request, state, sent=sent, shape=shape)
-    info = exchange.info
+    exchange = await Exchange.begin(SERVED_TEXT, body, client)
+    state, info = exchange.state, exchange.info
     exchange.log_prompts(prompts=body.prompt)
     check_width(body, exchange.config)
     id = new_id("cmpl")
@@ -42,7 +36,7 @@ async def answer_completion(
     )
     async with generation:
         text = await state.texts.get(info)
-        prompts = await until_disconnect(request.receive, _token_ids(body, text, info))
+        prompts = await until_disconnect(client.request.receive, _token_ids(body, text, info))
         head = ReplyHead.create(id, info)
         requests = await completion_requests(
             body,
@@ -58,7 +52,8 @@ async def answer_completion(
             body, offsets=body.logprobs is not None, keep_text=state.settings.log_prompts
         )
         await generation.submit(text.tokenizer, requests, options, body.num_best)
-        return await exchange.send(CompletionReply(body, head, text, generation, echoes, shape))
+        reply = CompletionReply(body, head, text, generation, echoes, client.shape)
+        return await exchange.send(reply)
 
 
 async def _token_ids(body: CompletionRequest, text: ModelText, info: ModelInfo) -> list[list[int]]:

@@ -2,13 +2,12 @@
 
 from functools import partial
 
-from fastapi import Request, Response
+from fastapi import Response
 
 from engine.contract.draw import ImageModelInfo, ImageTask
 from server.http.admission import Lease
 from server.http.engine_run import new_id
-from server.http.shape import Shape
-from server.images.convert import ImageLimits, image_order
+from server.images.convert import image_order
 from server.images.files import check_sides
 from server.images.inputs import ImageInputs, read_inputs
 from server.images.metrics import ImageMetrics
@@ -19,33 +18,26 @@ from server.images.task import choose_task
 from server.operations.chain import background_after, begin_chain
 from server.operations.exchange import Exchange
 from server.operations.keeping import keeper
-from server.protocol.common import RequestBody
 from server.protocol.images import ImageFields, ImageInputFields
-from server.state import AppState
+from server.state import ClientRequest
 
 ImageExchange = Exchange[ImageModelInfo, ImageMetrics]
 
 
 async def answer_images(
     body: ImageFields,
-    request: Request,
-    state: AppState,
+    client: ClientRequest,
     event_prefix: str,
-    *,
-    sent: RequestBody | None = None,
-    shape: Shape | None = None,
 ) -> Response:
     """Answer with images, whole or as a stream.
 
     Args:
         event_prefix: `image_generation` or `image_edit`.
-        sent: what the client sent, if `body` was made from it.
-        shape: form of the reply. Default: OpenAI's.
 
     Raises:
         EngineError: the request is refused, or fails before the first byte.
     """
-    exchange = await Exchange.begin(SERVED_IMAGES, body, request, state, sent=sent, shape=shape)
+    exchange = await Exchange.begin(SERVED_IMAGES, body, client)
     task = choose_task(body, exchange.info)
     run = image_run(exchange, _num_results(body))
     return await exchange.reply(run, partial(_draw, exchange, run, body, task, event_prefix))
@@ -74,21 +66,20 @@ async def _draw(
     """Decode and convert a request, and send it to the engine."""
     state, info, settings = exchange.state, exchange.info, exchange.state.settings
     chain = await begin_chain(body, run, info, state, exchange.priority)
-    limits = ImageLimits.of(settings)
     inputs = ImageInputs()
     if isinstance(body, ImageInputFields):
         inputs = await read_inputs(
             body,
             state.pictures,
             run,
-            max_pixels=limits.max_input_pixels,
+            max_pixels=settings.max_image_input_pixels,
             model=info.model,
             priority=exchange.priority,
         )
         # The files would wait in memory as long as the request does.
         body.images.clear()
     order = image_order(
-        body, task, inputs, info, limits, request_id=run.id, priority=exchange.priority
+        body, task, inputs, info, settings, request_id=run.id, priority=exchange.priority
     )
     exchange.log_prompts(prompt=order.request.prompt)
     params = order.request.params
@@ -96,7 +87,7 @@ async def _draw(
     if chain is not None:
         width, height = chain.plan(width, height, params.n)
         check_sides(body.file_format, width, height)
-    keep = keeper(body, exchange.request, state, num_pixels=width * height, num_images=params.n)
+    keep = keeper(body, exchange, num_pixels=width * height, num_images=params.n)
     run.begin(order, chain)
     options = FileOptions(
         output_format=body.file_format,

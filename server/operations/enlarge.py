@@ -3,18 +3,15 @@
 from functools import partial
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import Response
 
-from server.http.shape import Shape
 from server.images.files import check_sides
 from server.images.served import SERVED_IMAGES
 from server.operations.draw import image_run
 from server.operations.exchange import Exchange, item_run
 from server.operations.keeping import keeper
-from server.protocol.common import RequestBody
-from server.protocol.image_inputs import ImageReference
 from server.protocol.upscaling import UpscaleFacts, UpscaleImageRequest
-from server.state import AppState
+from server.state import ClientRequest
 from server.upscaling.convert import TiledEnlarging, fraction_of
 from server.upscaling.drawing import DrawnEnlarging, Enlarging, drawing_model
 from server.upscaling.reply import UpscaleReply
@@ -24,23 +21,18 @@ from server.upscaling.served import SERVED_UPSCALING
 
 async def answer_upscaling(
     body: UpscaleImageRequest,
-    request: Request,
-    state: AppState,
-    *,
-    sent: RequestBody | None = None,
-    shape: Shape | None = None,
+    client: ClientRequest,
 ) -> Response:
     """Like `server.operations.draw.answer_images`, for an image to enlarge."""
+    state = client.state
     drawing = drawing_model(state.engine, body.model)
     if drawing is not None:
-        drawn = await Exchange.begin(
-            SERVED_IMAGES, body, request, state, info=drawing, sent=sent, shape=shape
-        )
+        drawn = await Exchange.begin(SERVED_IMAGES, body, client, drawing)
         by_drawing = DrawnEnlarging(body, drawing, state.settings)
         drawn.log_prompts(prompt=body.prompt or "")
         images = image_run(drawn, 1)
         return await drawn.reply(images, partial(_enlarge, drawn, images, body, by_drawing))
-    exchange = await Exchange.begin(SERVED_UPSCALING, body, request, state, sent=sent, shape=shape)
+    exchange = await Exchange.begin(SERVED_UPSCALING, body, client)
     tiled = TiledEnlarging(body, exchange.info, state.settings)
     run = item_run(exchange, "upscale", fraction_of=fraction_of)
     exchange.name(run)
@@ -60,8 +52,7 @@ async def _enlarge(
     width, height = enlarging.size(file.width, file.height)
     check_sides(body.file_format, width, height)
     [image] = await pictures.decode([file], run, exchange.info.model, priority)
-    # The file would stay in memory as long as the request.
-    body.image = ImageReference(image_url=None, file_id=None)
+    body.drop_files()
     facts = UpscaleFacts(
         id=run.id,
         model=exchange.info.model,
@@ -72,6 +63,6 @@ async def _enlarge(
         **enlarging.facts(),
     )
     result = ResultFile.of(body, width, height, image.channels)
-    keep = keeper(body, exchange.request, exchange.state, num_pixels=width * height)
+    keep = keeper(body, exchange, num_pixels=width * height)
     enlarging.begin(run, image, priority)
     return UpscaleReply(run, partial(enlarging.events, run), facts, result, keep, exchange.shape)

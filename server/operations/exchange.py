@@ -22,7 +22,7 @@ from server.http.served_operation import MetricsT, ServedOperation
 from server.http.shape import Shape
 from server.http.sse import until_disconnect
 from server.operations.ignored_fields import Sent, report_ignored_fields
-from server.state import AppState
+from server.state import AppState, ClientRequest
 
 RunT = TypeVar("RunT", bound=EngineRun)
 
@@ -63,23 +63,19 @@ class Exchange(Generic[InfoT, MetricsT]):
         cls,
         served: ServedOperation[InfoT, MetricsT],
         body: Asking,
-        request: Request,
-        state: AppState,
-        *,
+        client: ClientRequest,
         info: InfoT | None = None,
-        sent: Sent | None = None,
-        shape: Shape | None = None,
     ) -> Self:
         """Find the model, which may be loaded first, and report ignored fields.
 
         Args:
             info: the model, if it is known already.
-            sent: what the client sent, if `body` was made from it.
 
         Raises:
             EngineError: there is no such model, or it does not use the priority.
         """
-        headers = report_ignored_fields(request, sent or body)
+        request, state = client.request, client.state
+        headers = report_ignored_fields(request, client.sent or body)
         if info is None and served.default_model is None:
             info = find_offering(state.engine, served.operation, body.model)
         elif info is None:
@@ -96,7 +92,7 @@ class Exchange(Generic[InfoT, MetricsT]):
             config=config,
             priority=acting_priority(body.priority, config),
             headers=headers,
-            shape=shape,
+            shape=client.shape,
             streams=streams,
         )
 

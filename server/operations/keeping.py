@@ -1,17 +1,17 @@
 """Results that are requested by url: they are stored for a while, and the answer says where."""
 
-from fastapi import Request
+from typing import Any
 
 from server.http.own_address import own_url
 from server.images.store import Keep
+from server.operations.exchange import Exchange
 from server.protocol.file_fields import FileFields
-from server.state import AppState
 
 _FOLDER = "/v1/images/files/"
 
 
 def keeper(
-    body: FileFields, request: Request, state: AppState, *, num_pixels: int, num_images: int = 1
+    body: FileFields, exchange: Exchange[Any, Any], *, num_pixels: int, num_images: int = 1
 ) -> Keep | None:
     """A function that stores results with at most this many pixels; None if the answer itself
     contains them.
@@ -21,12 +21,12 @@ def keeper(
     """
     if body.response_format != "url":
         return None
-    state.image_store.check_room(num_images, num_pixels)
+    store, settings = exchange.state.image_store, exchange.state.settings
+    store.check_room(num_images, num_pixels)
     file_format = body.file_format
-    settings = state.settings
-    folder = own_url(request, _FOLDER, public_url=settings.public_url, host=settings.host)
+    folder = own_url(exchange.request, _FOLDER, public_url=settings.public_url, host=settings.host)
 
     def keep(file: bytes) -> str:
-        return f"{folder}{state.image_store.put(file, file_format)}"
+        return f"{folder}{store.put(file, file_format)}"
 
     return keep

@@ -2,13 +2,12 @@
 
 import asyncio
 
-from fastapi import Request, Response
+from fastapi import Response
 
 from engine.contract.matte import MattingEvent
 from server.http.item_run import ItemRun
 from server.http.shape import encode
 from server.matting.convert import (
-    drop_files,
     encoded,
     matte_answer,
     matting_request,
@@ -18,17 +17,17 @@ from server.matting.served import SERVED_MATTING
 from server.operations.exchange import Exchange, item_run
 from server.operations.keeping import keeper
 from server.protocol.matting import MatteRequest
-from server.state import AppState
+from server.state import ClientRequest
 
 
-async def answer_matte(body: MatteRequest, request: Request, state: AppState) -> Response:
+async def answer_matte(body: MatteRequest, client: ClientRequest) -> Response:
     """Answer with an image without its background, or with its matte.
 
     Raises:
         EngineError: the request is refused or fails.
     """
-    exchange = await Exchange.begin(SERVED_MATTING, body, request, state)
-    model = exchange.info.model
+    exchange = await Exchange.begin(SERVED_MATTING, body, client)
+    state, model = exchange.state, exchange.info.model
     run: ItemRun[MattingEvent] = item_run(exchange, "matte", fraction_of=_fraction)
     exchange.name(run)
 
@@ -42,11 +41,11 @@ async def answer_matte(body: MatteRequest, request: Request, state: AppState) ->
             max_pixels=state.settings.max_image_input_pixels,
             priority=priority,
         )
-        drop_files(body)
+        body.drop_files()
         order = matting_request(body, **files, request_id=run.id, model=model, priority=priority)
         del files
         num_pixels = order.image.width * order.image.height
-        keep = keeper(body, request, state, num_pixels=num_pixels)
+        keep = keeper(body, exchange, num_pixels=num_pixels)
         [event] = await run.answers(order)
         del order  # decoded pictures need not wait for the file
         image = event.image

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 
-from fastapi import Request, Response
+from fastapi import Response
 
 from engine.contract.operations import SCORE
 from engine.contract.score import PairsRequest, RerankerInfo
@@ -19,7 +19,7 @@ from server.http.log_fields import annotate
 from server.operations.embed import answer_embeddings
 from server.operations.exchange import Exchange, item_run
 from server.protocol.scores import RERANKER_FIELDS, PairRequest
-from server.state import AppState
+from server.state import ClientRequest
 
 Write = Callable[[Scored], Awaitable[bytes]]
 """Writes the answer's JSON."""
@@ -29,8 +29,7 @@ async def answer_scores(
     body: PairRequest,
     inputs: Inputs,
     write: Write,
-    request: Request,
-    state: AppState,
+    client: ClientRequest,
     *,
     num_first: int,
     keep: int | None,
@@ -49,17 +48,17 @@ async def answer_scores(
     Raises:
         EngineError: the request is refused or fails.
     """
-    if not is_meant(state.engine, SCORE, body.model):
+    if not is_meant(client.state.engine, SCORE, body.model):
         _check_plain(body)
 
         async def compare(embedded: Embedded) -> bytes:
             return await write(await cosines(embedded, num_first))
 
-        return await answer_embeddings(body, inputs, compare, request, state, keep=keep)
-    exchange = await Exchange.begin(SERVED_RERANKERS, body, request, state)
+        return await answer_embeddings(body, inputs, compare, client, keep=keep)
+    exchange = await Exchange.begin(SERVED_RERANKERS, body, client)
     info = exchange.info
     num_pairs = inputs.num_inputs - num_first
-    annotate(request, num_inputs=num_pairs)
+    annotate(client.request, num_inputs=num_pairs)
     exchange.log_prompts(prompts=list(inputs))
     if body.instruction and not info.has_prompt:
         raise _not_read("instruction", info.model)
@@ -67,7 +66,7 @@ async def answer_scores(
     run = item_run(exchange, body.id_prefix, num_pairs)
 
     async def work() -> bytes:
-        text = await state.texts.get(info)
+        text = await client.state.texts.get(info)
         pairs = await pair_ids(inputs, num_first, info, text, keep, body.instruction)
         asked = PairsRequest(
             request_id=run.id,

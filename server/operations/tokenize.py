@@ -24,19 +24,9 @@ async def token_ids(body: TokenizeRequest, request: Request, state: AppState) ->
     info = find_model(state.engine, body.model)
     if isinstance(body.text, list):
         raise InvalidParameter("prompt must be a single text here; send one string", param="prompt")
-    [tokens] = await all_token_ids(body, request, state, info, await state.texts.get(info))
+    encoding = all_token_ids(body, state, info, await state.texts.get(info))
+    [tokens] = await until_disconnect(request.receive, encoding)
     return tokens
-
-
-async def all_token_ids(
-    body: TokenizeRequest, request: Request, state: AppState, info: ModelInfo, text: ModelText
-) -> list[list[int]]:
-    """Token ids of a prompt or a conversation, or of each of several prompts.
-
-    Raises:
-        EngineError: a text is refused, or too long.
-    """
-    return await until_disconnect(request.receive, _token_ids(body, state, info, text))
 
 
 async def chat_token_ids(
@@ -69,9 +59,14 @@ async def chat_token_ids(
     )
 
 
-async def _token_ids(
+async def all_token_ids(
     body: TokenizeRequest, state: AppState, info: ModelInfo, text: ModelText
 ) -> list[list[int]]:
+    """Token ids of a prompt or a conversation, or of each of several prompts.
+
+    Raises:
+        EngineError: a text is refused, or too long.
+    """
     if body.messages is not None:
         adds = body.adds_special_tokens
         return [await chat_token_ids(body, body.messages, state, info, text, "messages", adds)]

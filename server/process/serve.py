@@ -10,7 +10,6 @@ no model could be loaded ─→ the same end, exit code 1
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import logging
 import ssl
 import sys
@@ -35,6 +34,7 @@ from server.http.connection import (
     ConnectionLimits,
     check_connections,
 )
+from server.http.own_address import is_loopback
 from server.process.announce import Announcer
 from server.process.listen import Listener, ListenProblem, allow_open_files, open_listener
 from server.settings import Settings, unknown_variables
@@ -233,7 +233,7 @@ def _log_start(settings: Settings) -> None:
     for name in unknown_variables():
         log.warning("this environment variable is not a setting; check its spelling", name=name)
     is_open = not settings.read_api_keys() and settings.uds is None
-    if is_open and not _is_loopback(settings.host):
+    if is_open and not is_loopback(settings.host):
         log.warning(
             "anybody who can reach this host can use the server; set api_keys to prevent that"
         )
@@ -253,10 +253,3 @@ def _allow_connections(max_connections: int) -> None:
             max_connections=max_connections,
             possible=possible,
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -152,6 +152,19 @@ def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {s: {"model": ErrorAnswer, "description": _ERRORS[s]} for s in statuses or _ERRORS}
 
 
+def change_answers(conflict: str) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` for failures of a route that changes what is served.
+
+    Args:
+        conflict: the description of its 409.
+    """
+    return {
+        403: {"model": ErrorAnswer, "description": "The server does not allow this."},
+        409: {"model": ErrorAnswer, "description": conflict},
+        **error_answers(400, 401, 404, 413, 415, 503),
+    }
+
+
 def whole_answer(model: type, *statuses: int) -> dict[int | str, dict[str, Any]]:
     """FastAPI's `responses` for a route that answers whole, and fails as in `error_answers`."""
     return {200: {"model": model}, **error_answers(*statuses)}

@@ -5,7 +5,7 @@ that is in no table here is accepted and reported.
 """
 
 from collections.abc import Container, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -140,6 +140,14 @@ INSTEAD = {
     }.items()
 }
 """Advice about refused fields that have a successor, or another name here."""
+
+
+T = TypeVar("T")
+
+
+def given_or(value: T | None, default: T) -> T:
+    """The value, or the default for null; 0 and false are kept."""
+    return default if value is None else value
 
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_COUNT)]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from server.protocol.common import MAX_TOKEN_COUNT, ModelRequest, Priority
+from server.protocol.models import TextModelCard
 from server.protocol.prompts import Prompts
 
 UNSUPPORTED_EMBEDDING_FIELDS: Mapping[str, tuple[Any, ...]] = {
@@ -139,17 +140,9 @@ class PoolingAnswer:
 
 
 @dataclass(slots=True, kw_only=True)
-class EmbeddingModelCard:
+class EmbeddingModelCard(TextModelCard):
     """A served embedding model. The fields after `parent` say what it takes and returns."""
 
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    max_model_len: int
-    """Tokens of the longest possible input."""
-    root: str
-    owned_by: str = "tandem"
-    parent: str | None = None
     architecture: str
     dimensions: int
     pooling: str

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-OutputFormatName = Literal["png", "jpeg", "webp"]
+from server.protocol.file_fields import OutputFormat
+
 BackgroundName = Literal["opaque", "transparent"]
 
 
@@ -71,7 +72,7 @@ class ImagesAnswer:
     created: int
     data: list[ImageData]
     background: BackgroundName = "opaque"
-    output_format: OutputFormatName
+    output_format: OutputFormat
     quality: str
     size: str
     usage: ImageUsage
@@ -101,7 +102,7 @@ class PartialImageEvent:
     b64_json: str
     background: Literal["opaque"] = "opaque"
     created_at: int
-    output_format: OutputFormatName
+    output_format: OutputFormat
     partial_image_index: int
     quality: str
     size: str
@@ -142,7 +143,7 @@ class CompletedImageEvent:
     url: str | None
     background: BackgroundName = "opaque"
     created_at: int
-    output_format: OutputFormatName
+    output_format: OutputFormat
     quality: str
     size: str
     usage: ImageUsage

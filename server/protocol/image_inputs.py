@@ -1,7 +1,7 @@
 """Input images and canvas sizes in the bodies of the image routes."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -96,6 +96,32 @@ def image_form_body(model: type[BaseModel], files: Sequence[str]) -> dict[str, A
     properties |= {name: {"type": "string", "format": "binary"} for name in files}
     schema = {"type": "object", "properties": properties, "required": [files[0]]}
     return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}
+
+
+class PictureBody(BaseModel):
+    """A body with pictures: JSON, or a form in which they are files."""
+
+    picture_fields: ClassVar[tuple[str, ...]]
+    """Names of the fields that are pictures. The first one is required."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_body(cls, data: Any) -> Any:
+        return read_image_form(data, cls, cls.picture_fields) if isinstance(data, Form) else data
+
+    def drop_files(self) -> None:
+        """Drop the files, which would stay in memory as long as the request."""
+        for name in self.picture_fields:
+            reference = getattr(self, name)
+            if isinstance(reference, UploadedImage):
+                reference.data = b""
+            elif reference is not None:
+                reference.image_url = None
+
+    @classmethod
+    def form_body(cls) -> dict[str, Any]:
+        """OpenAPI's description of the body as a form."""
+        return image_form_body(cls, cls.picture_fields)
 
 
 class OutpaintFields(WireModel):

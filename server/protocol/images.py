@@ -14,7 +14,7 @@ from engine.errors import InvalidParameter
 from server.http.form_values import read_fields
 from server.http.multipart import Form, Part
 from server.protocol.chain import Then, check_stages
-from server.protocol.common import INT64_MAX, Priority
+from server.protocol.common import INT64_MAX, Priority, given_or
 from server.protocol.file_fields import MAX_STEPS, NO_EFFECT_FIELDS, FileFields, Prompt
 from server.protocol.hires import HiresFields
 from server.protocol.image_inputs import ImageReference, OutpaintFields, image_form_body, uploaded
@@ -195,10 +195,10 @@ class ImageFields(OtherNames, FileFields):
                 "or webp",
                 param="output_format",
             )
-        if _or(self.guidance_start, 0.0) > _or(self.guidance_end, 1.0):
+        if given_or(self.guidance_start, 0.0) > given_or(self.guidance_end, 1.0):
             raise InvalidParameter(
                 f"guidance_start is {self.guidance_start}; it must be at most guidance_end, here "
-                f"{_or(self.guidance_end, 1.0)}",
+                f"{given_or(self.guidance_end, 1.0)}",
                 param="guidance_start",
             )
         check_loras(self.loras or [], self.n or 1, MAX_IMAGES)
@@ -378,7 +378,3 @@ def _check_no_inputs(data: Mapping[str, Any]) -> None:
                 "/v1/images/edits",
                 param=name,
             )
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value

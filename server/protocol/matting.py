@@ -12,16 +12,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from engine.errors import InvalidParameter
-from server.http.multipart import Form
 from server.protocol.common import Priority, WireModel
-from server.protocol.file_fields import FileFields
-from server.protocol.image_answers import OutputFormatName
-from server.protocol.image_inputs import ImageReference, image_form_body, read_image_form
+from server.protocol.file_fields import FileFields, OutputFormat
+from server.protocol.image_inputs import ImageReference, PictureBody
+from server.protocol.models import PictureModelCard
 
 MAX_POINTS = 64
 MAX_COORDINATE = 1 << 20
 
-_FILES = ("image", "trimap", "background_image")
 _COLOUR = re.compile(r"#(?:[0-9a-fA-F]{3}|[0-9a-fA-F]{6})")
 
 MethodName = Literal["closed_form"]
@@ -110,8 +108,10 @@ class MatteFields(FileFields):
         return int(digits[:2], 16), int(digits[2:4], 16), int(digits[4:], 16)
 
 
-class MatteRequest(MatteFields):
+class MatteRequest(PictureBody, MatteFields):
     """Remove a picture's background."""
+
+    picture_fields: ClassVar[tuple[str, ...]] = ("image", "trimap", "background_image")
 
     image: ImageReference = Field(
         description="The picture: PNG, JPEG or WebP. In a form it is a file."
@@ -126,11 +126,6 @@ class MatteRequest(MatteFields):
         None, description="Background of a composite; it is scaled to cover the image, and cut."
     )
     priority: Priority = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_body(cls, data: Any) -> Any:
-        return read_image_form(data, cls, _FILES) if isinstance(data, Form) else data
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -174,7 +169,7 @@ class MatteAnswer:
     created: int
     data: list[MatteData]
     background: Literal["transparent", "opaque"]
-    output_format: OutputFormatName
+    output_format: OutputFormat
     size: str
     id: str
     model: str
@@ -195,21 +190,9 @@ class MatteAnswer:
 
 
 @dataclass(slots=True, kw_only=True)
-class MattingModelCard:
+class MattingModelCard(PictureModelCard):
     """A served model that removes backgrounds."""
 
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    root: str
-    owned_by: str = "tandem"
-    parent: str | None = None
-    architecture: str
     side: int
     """Side in pixels of the picture that its network takes."""
     methods: tuple[MethodName, ...] = ("closed_form",)
-
-
-def form_body() -> dict[str, Any]:
-    """OpenAPI's description of the body as a form."""
-    return image_form_body(MatteRequest, _FILES)

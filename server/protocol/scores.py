@@ -12,6 +12,7 @@ from engine.contract.score import Activation
 from engine.errors import InvalidParameter
 from server.protocol.common import MAX_TOKEN_COUNT, WireModel
 from server.protocol.embeddings import CutRequest, EmbeddingUsage
+from server.protocol.models import TextModelCard
 from server.protocol.prompts import MAX_PROMPTS
 
 UNSUPPORTED_SCORE_FIELDS: Mapping[str, tuple[Any, ...]] = {
@@ -296,17 +297,9 @@ class ScoreAnswer:
 
 
 @dataclass(slots=True, kw_only=True)
-class RerankerCard:
+class RerankerCard(TextModelCard):
     """A served reranker. The fields after `parent` say what it takes and returns."""
 
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    max_model_len: int
-    """Tokens of the longest possible pair."""
-    root: str
-    owned_by: str = "tandem"
-    parent: str | None = None
     architecture: str
     activation: Activation
     """What the model's number passes to become a score; none leaves it unchanged."""

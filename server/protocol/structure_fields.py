@@ -148,11 +148,7 @@ def _of_structured_outputs(value: Mapping[str, Any] | None) -> Structure | None:
 def _of_schema(schema: Any, param: str) -> Structure | None:
     if schema is None:
         return None
-    if isinstance(schema, str):
-        try:
-            schema = json.loads(schema)
-        except (ValueError, RecursionError):
-            raise InvalidParameter(f"{param} is not valid JSON", param=param) from None
+    schema = _parsed(schema, param)
     if not isinstance(schema, Mapping | bool):
         raise InvalidParameter("a JSON Schema must be an object or a boolean", param=param)
     _check_amount(schema, param)
@@ -189,11 +185,7 @@ def _of_choice(value: Any, param: str) -> Structure:
 def _of_tags(value: Any, param: str) -> Structure:
     """The structure of tags: vLLM's and SGLang's `structures` and `triggers`, or xgrammar's
     `format`."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise InvalidParameter(f"{param} is not valid JSON", param=param) from None
+    value = _parsed(value, param)
     match value:
         case {"structures": list(tags), "triggers": list(triggers)}:
             return _tags(tags, triggers, param)
@@ -263,6 +255,16 @@ def _of_guided(value: Any, kind: str) -> Structure | None:
         return None
     structure: Structure | None = _KINDS[kind](value, f"guided_{kind}")
     return structure
+
+
+def _parsed(value: Any, param: str) -> Any:
+    """The value, which may have come as JSON in a string."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise InvalidParameter(f"{param} is not valid JSON", param=param) from None
 
 
 def _string(value: Any, param: str) -> str:

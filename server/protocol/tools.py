@@ -1,5 +1,6 @@
 """Functions that a model may call, in requests and in answers."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
@@ -327,3 +328,12 @@ class ToolCallDelta(msgspec.Struct, omit_defaults=True):
     id: str | None = None
     type: str | None = None
     function: FunctionDelta | None = None
+
+
+def read_arguments(text: str) -> dict[str, Any] | None:
+    """The arguments of a call as an object; None if their text was cut off."""
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, dict) else None

@@ -12,17 +12,14 @@ from pydantic import Field, model_validator
 
 from engine.contract.examination import Consistency
 from engine.errors import InvalidParameter
-from server.http.multipart import Form
 from server.protocol.common import INT64_MAX, Priority
-from server.protocol.file_fields import MAX_STEPS, FileFields, Prompt
-from server.protocol.image_answers import OutputFormatName
-from server.protocol.image_inputs import ImageReference, image_form_body, read_image_form
+from server.protocol.file_fields import MAX_STEPS, FileFields, OutputFormat, Prompt
+from server.protocol.image_inputs import ImageReference, PictureBody
+from server.protocol.models import PictureModelCard
 
 MAX_SCALE = 16
 MIN_TILE = 16
 MAX_TILE = 2048
-
-_FILES = ("image",)
 
 
 class EnlargeFields(FileFields):
@@ -113,8 +110,10 @@ class EnlargeFields(FileFields):
         return self
 
 
-class UpscaleImageRequest(EnlargeFields):
+class UpscaleImageRequest(PictureBody, EnlargeFields):
     """Enlarge an image."""
+
+    picture_fields: ClassVar[tuple[str, ...]] = ("image",)
 
     image: ImageReference = Field(
         description="The image: PNG, JPEG or WebP. In a form it is a file."
@@ -128,11 +127,6 @@ class UpscaleImageRequest(EnlargeFields):
         None, description="Answer with server-sent events, one for each tile."
     )
     priority: Priority = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_body(cls, data: Any) -> Any:
-        return read_image_form(data, cls, _FILES) if isinstance(data, Form) else data
 
     @model_validator(mode="after")
     def _check_stream(self) -> Self:
@@ -180,7 +174,7 @@ class UpscaleAnswer(UpscaleFacts):
 
     created: int
     data: list[UpscaledImage]
-    output_format: OutputFormatName
+    output_format: OutputFormat
     warnings: list[str] = field(default_factory=list)
 
 
@@ -205,7 +199,7 @@ class PartialUpscaleEvent:
     id: str
     b64_json: str
     created_at: int
-    output_format: OutputFormatName
+    output_format: OutputFormat
     partial_image_index: int
     size: str
     """Size of the preview."""
@@ -221,21 +215,14 @@ class CompletedUpscaleEvent(UpscaleFacts):
     b64_json: str | None
     url: str | None
     created_at: int
-    output_format: OutputFormatName
+    output_format: OutputFormat
     warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True, kw_only=True)
-class UpscaleModelCard:
+class UpscaleModelCard(PictureModelCard):
     """A served model that enlarges images."""
 
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    root: str
-    owned_by: str = "tandem"
-    parent: str | None = None
-    architecture: str
     scale: int
     default_tile: int
     default_overlap: int
@@ -243,8 +230,3 @@ class UpscaleModelCard:
     exact_overlap: int | None
     """Overlap in pixels with `exact`; null if it is not known."""
     max_tile: int
-
-
-def form_body() -> dict[str, Any]:
-    """OpenAPI's description of the body as a form."""
-    return image_form_body(UpscaleImageRequest, _FILES)

@@ -24,7 +24,7 @@ _OVERHEAD_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A stored response. Invariant: `response` is in its last state.
+    """A stored response.
 
     Invariant: `response` is in its last state.
 

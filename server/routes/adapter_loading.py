@@ -17,18 +17,11 @@ from server.protocol.adapter_loading import (
     UnloadAdapterRequest,
     UnloadedAdapter,
 )
-from server.protocol.answers import ErrorAnswer, error_answers
+from server.protocol.answers import change_answers
 
 router = APIRouter(route_class=JsonRoute, tags=["models"], dependencies=[Depends(check_admin)])
 
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    403: {"model": ErrorAnswer, "description": "The server does not allow this."},
-    409: {
-        "model": ErrorAnswer,
-        "description": ("The models and adapters that are served do not allow this."),
-    },
-    **error_answers(400, 401, 404, 413, 415, 503),
-}
+_ANSWERS = change_answers("The models and adapters that are served do not allow this.")
 
 
 @router.post(
@@ -82,6 +75,6 @@ async def unload_adapter(body: UnloadAdapterRequest, request: Request, state: St
             param="lora_name",
         )
     unload = state.library.unload_adapter(model, body.lora_name)
-    unload.add_done_callback(lambda _: state.metrics.forget_adapter(model, body.lora_name))
+    unload.add_done_callback(lambda _: state.metrics.forget(model, body.lora_name))
     await asyncio.shield(unload)
     return UnloadedAdapter(lora_name=body.lora_name, model=model)

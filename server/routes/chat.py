@@ -1,8 +1,8 @@
 """`POST /v1/chat/completions`, and the token count of a conversation."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
-from server.dependencies import StateDep
+from server.dependencies import ClientDep
 from server.http.json_route import JsonRoute
 from server.operations.chat import answer_chat, answer_with_count
 from server.protocol.answers import (
@@ -23,11 +23,9 @@ router = APIRouter(route_class=JsonRoute, tags=["text"])
     responses=stream_answer(ChatCompletion, "`chat.completion.chunk`"),
 )
 @router.post("/chat/completions", include_in_schema=False)
-async def create_chat_completion(
-    body: ChatCompletionRequest, request: Request, state: StateDep
-) -> Response:
+async def create_chat_completion(body: ChatCompletionRequest, client: ClientDep) -> Response:
     """Answers whole, or with server-sent events if `stream` is set."""
-    return await answer_chat(body, request, state)
+    return await answer_chat(body, client)
 
 
 @router.get("/v1/chat/completions", summary="List stored answers", responses=error_answers(401))
@@ -42,8 +40,6 @@ async def list_chat_completions() -> StoredList:
     responses=whole_answer(InputTokens),
 )
 @router.post("/chat/completions/input_tokens", include_in_schema=False)
-async def count_chat_tokens(
-    body: ChatCompletionRequest, request: Request, state: StateDep
-) -> Response:
+async def count_chat_tokens(body: ChatCompletionRequest, client: ClientDep) -> Response:
     """Counts the tokens of the conversation as the model's chat template writes it."""
-    return await answer_with_count(body, request, state)
+    return await answer_with_count(body, client)

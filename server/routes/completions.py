@@ -1,8 +1,8 @@
 """`POST /v1/completions`."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
-from server.dependencies import StateDep
+from server.dependencies import ClientDep
 from server.http.json_route import JsonRoute
 from server.operations.completion import answer_completion
 from server.protocol.answers import stream_answer
@@ -16,6 +16,6 @@ router = APIRouter(route_class=JsonRoute, tags=["text"])
     summary="Continue text",
     responses=stream_answer(Completion, "`text_completion`"),
 )
-async def create_completion(body: CompletionRequest, request: Request, state: StateDep) -> Response:
+async def create_completion(body: CompletionRequest, client: ClientDep) -> Response:
     """Answers whole, or with server-sent events if `stream` is set."""
-    return await answer_completion(body, request, state)
+    return await answer_completion(body, client)

@@ -3,9 +3,9 @@ results."""
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Path, Request, Response
+from fastapi import APIRouter, HTTPException, Path, Response
 
-from server.dependencies import StateDep
+from server.dependencies import ClientDep, StateDep
 from server.http.errors import INVALID_REQUEST, error_response
 from server.http.form_route import FormRoute
 from server.http.json_route import JsonRoute
@@ -40,9 +40,9 @@ def _responses(prefix: str) -> dict[int | str, dict[str, Any]]:
     summary="Draw images",
     responses=_responses("image_generation"),
 )
-async def create_image(body: ImageGenerationRequest, request: Request, state: StateDep) -> Response:
+async def create_image(body: ImageGenerationRequest, client: ClientDep) -> Response:
     """Answers whole, or with server-sent events if `stream` is set."""
-    return await answer_images(body, request, state, "image_generation")
+    return await answer_images(body, client, "image_generation")
 
 
 @form_router.post(
@@ -51,9 +51,9 @@ async def create_image(body: ImageGenerationRequest, request: Request, state: St
     responses=_responses("image_edit"),
     openapi_extra=form_body(ImageEditRequest),
 )
-async def edit_image(body: ImageEditRequest, request: Request, state: StateDep) -> Response:
+async def edit_image(body: ImageEditRequest, client: ClientDep) -> Response:
     """Takes a form with the files `image` and `mask`, or JSON with data URLs."""
-    return await answer_images(body, request, state, "image_edit")
+    return await answer_images(body, client, "image_edit")
 
 
 @form_router.post(
@@ -62,9 +62,9 @@ async def edit_image(body: ImageEditRequest, request: Request, state: StateDep) 
     responses=_responses("image_edit"),
     openapi_extra=form_body(ImageVariationRequest),
 )
-async def vary_image(body: ImageVariationRequest, request: Request, state: StateDep) -> Response:
+async def vary_image(body: ImageVariationRequest, client: ClientDep) -> Response:
     """Takes a form with the file `image`, or JSON with a data URL."""
-    return await answer_images(body, request, state, "image_edit")
+    return await answer_images(body, client, "image_edit")
 
 
 @router.get(

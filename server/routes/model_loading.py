@@ -16,7 +16,7 @@ from server.http.errors import load_error_response
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
 from server.models.library import LibraryEntry, LoadOrder
-from server.protocol.answers import ErrorAnswer, error_answers
+from server.protocol.answers import change_answers, error_answers
 from server.protocol.model_loading import (
     LoadableCard,
     LoadableList,
@@ -39,15 +39,10 @@ _VALUES = {
 
 
 _ADMIN = [Depends(check_admin)]
-
-
-def _answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {
-        202: {"model": ModelChange, "description": "Begun, with `wait` false."},
-        403: {"model": ErrorAnswer, "description": "The server does not allow this."},
-        409: {"model": ErrorAnswer, "description": "The state of the models does not allow this."},
-        **error_answers(*statuses),
-    }
+_ANSWERS = {
+    202: {"model": ModelChange, "description": "Begun, with `wait` false."},
+    **change_answers("The state of the models does not allow this."),
+}
 
 
 @router.get("/models", summary="List the models that may be loaded", responses=error_answers(401))
@@ -61,7 +56,7 @@ async def list_loadable_models(state: StateDep) -> LoadableList:
     summary="Load a model",
     dependencies=_ADMIN,
     response_model=ModelChange,
-    responses=_answers(400, 401, 404, 413, 415, 503),
+    responses=_ANSWERS,
 )
 async def load_model(
     body: LoadModelRequest, request: Request, state: StateDep, response: Response
@@ -86,7 +81,7 @@ async def load_model(
     summary="Unload a model",
     dependencies=_ADMIN,
     response_model=ModelChange,
-    responses=_answers(400, 401, 404, 413, 415, 503),
+    responses=_ANSWERS,
 )
 async def unload_model(
     body: UnloadModelRequest, request: Request, state: StateDep, response: Response

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 
 from engine.contract.operations import operation_of
 from engine.contract.request import Info
-from server.catalog import find_any_model
+from server.catalog import each_name, find_any_model
 from server.dependencies import ModelId, StateDep
 from server.protocol.answers import error_answers
 from server.served import SERVED, AnyCard
@@ -27,8 +27,7 @@ class ModelList:
 async def list_models(state: StateDep) -> ModelList:
     """Lists the models that requests can use now; `/ready` also shows models that are loading."""
     infos = [info for operation in SERVED for info in state.engine.made_for(operation)]
-    named = [info.named(name) for info in infos for name in info.names]
-    return ModelList(data=[_card(info) for info in named if info is not None])
+    return ModelList(data=[_card(info) for info in each_name(infos)])
 
 
 @router.get(

@@ -9,7 +9,7 @@ from fastapi import Response as HttpResponse
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.catalog import find_model
-from server.dependencies import StateDep
+from server.dependencies import ClientDep, StateDep
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
 from server.http.owner import owner_of
@@ -36,9 +36,10 @@ ResponseId = Annotated[str, Path(max_length=256, description="The response's `id
     responses=stream_answer(Response, "`response.*`", done=False),
 )
 @router.post("/responses", include_in_schema=False)
-async def create_response(body: ResponseRequest, request: Request, state: StateDep) -> HttpResponse:
+async def create_response(body: ResponseRequest, client: ClientDep) -> HttpResponse:
     """Answers whole, with server-sent events if `stream` is set, or later with `background`."""
     await asyncio.sleep(0)  # reading a long body took a while, and so will converting it
+    request, state = client.request, client.state
     store, owner = state.responses, owner_of(request)
     model = find_model(state.engine, body.model).name
     stores = _stores(body, state)
@@ -52,9 +53,10 @@ async def create_response(body: ResponseRequest, request: Request, state: StateD
 
     shape = ResponseShape(body, unique, model=model, stores=stores, on_end=keep)
     annotate(request, response_id=shape.response.id)
+    client = client.with_sent(body, shape)
     if not body.background:
-        return await answer_chat(chat, request, state, sent=body, shape=shape)
-    exchange = await Exchange.begin(SERVED_TEXT, chat, request, state, sent=body, shape=shape)
+        return await answer_chat(chat, client)
+    exchange = await Exchange.begin(SERVED_TEXT, chat, client)
     reply = await start_chat(exchange, chat)
     job = state.background_responses.start(shape, reply, owner)
     return _json(job.response(), exchange.headers)
@@ -66,14 +68,13 @@ async def create_response(body: ResponseRequest, request: Request, state: StateD
     responses=whole_answer(InputTokens),
 )
 @router.post("/responses/input_tokens", include_in_schema=False)
-async def count_input_tokens(
-    body: ResponseRequest, request: Request, state: StateDep
-) -> HttpResponse:
+async def count_input_tokens(body: ResponseRequest, client: ClientDep) -> HttpResponse:
     """Counts the tokens of the input and of the conversation that it continues, as the model's chat
     template writes them."""
     await asyncio.sleep(0)
-    before = state.responses.conversation(body.previous_response_id, owner_of(request))
-    return await answer_with_count(chat_of(body, before), request, state, sent=body)
+    owner = owner_of(client.request)
+    before = client.state.responses.conversation(body.previous_response_id, owner)
+    return await answer_with_count(chat_of(body, before), client.with_sent(body))
 
 
 @bare_router.get(

@@ -3,9 +3,9 @@ embeddings, or by a reranker."""
 
 from functools import partial
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
-from server.dependencies import StateDep
+from server.dependencies import ClientDep
 from server.embeddings.answers import rerank_answer, score_answer
 from server.embeddings.groundedness import Comparison
 from server.embeddings.inputs import Inputs
@@ -28,7 +28,7 @@ router = APIRouter(route_class=JsonRoute, tags=["embeddings"])
 @router.post("/v2/rerank", include_in_schema=False)
 @router.post("/reranking", include_in_schema=False)
 @router.post("/v1/reranking", include_in_schema=False)
-async def rerank(body: RerankRequest, request: Request, state: StateDep) -> Response:
+async def rerank(body: RerankRequest, client: ClientDep) -> Response:
     """Sorts documents by their scores with the query: a reranker's, or the cosine between the
     query's embedding and each document's."""
     field = "documents" if body.texts is None else "texts"
@@ -38,8 +38,7 @@ async def rerank(body: RerankRequest, request: Request, state: StateDep) -> Resp
         body,
         inputs,
         write,
-        request,
-        state,
+        client,
         num_first=1,
         keep=body.kept_tokens,
         is_raw=body.use_activation is False or bool(body.raw_scores),
@@ -48,16 +47,14 @@ async def rerank(body: RerankRequest, request: Request, state: StateDep) -> Resp
 
 @router.post("/v1/score", summary="Compare texts", responses=whole_answer(ScoreAnswer))
 @router.post("/score", include_in_schema=False)
-async def score(body: ScoreRequest, request: Request, state: StateDep) -> Response:
+async def score(body: ScoreRequest, client: ClientDep) -> Response:
     """Returns the score of each pair: a reranker's, or the cosine between the embeddings."""
     inputs = Inputs(dict(zip(body.sides, (body.first, body.second), strict=True)))
-    write = partial(score_answer, body)
     return await answer_scores(
         body,
         inputs,
-        write,
-        request,
-        state,
+        score_answer,
+        client,
         num_first=len(body.first),
         keep=body.truncate_prompt_tokens,
         is_raw=body.use_activation is False,
@@ -69,9 +66,9 @@ async def score(body: ScoreRequest, request: Request, state: StateDep) -> Respon
     summary="Compare an answer with passages",
     responses=whole_answer(GroundednessAnswer),
 )
-async def groundedness(body: GroundednessRequest, request: Request, state: StateDep) -> Response:
+async def groundedness(body: GroundednessRequest, client: ClientDep) -> Response:
     """Finds the sentences of an answer that the passages do not support, or contradict."""
-    pool = state.encoding_pool
+    pool = client.state.encoding_pool
     comparison = await Comparison.of(body, pool)
     write = partial(comparison.written, pool)
-    return await answer_embeddings(body, comparison.inputs(), write, request, state)
+    return await answer_embeddings(body, comparison.inputs(), write, client)

@@ -38,7 +38,7 @@ async def tokenize(body: TokenizeRequest, request: Request, state: StateDep) -> 
     the model takes (or 65,536 tokens)."""
     info = find_default_model(state.engine, body.model)
     text = await state.texts.get(info)
-    each = await all_token_ids(body, request, state, info, text)
+    each = await until_disconnect(request.receive, all_token_ids(body, state, info, text))
     counts = [len(tokens) for tokens in each]
     shown: list[Any] = [_pieces(tokens, text) for tokens in each] if body.with_pieces else each
     entries = [text.vocabulary_entries(ids) for ids in each] if body.return_token_strs else None

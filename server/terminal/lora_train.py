@@ -14,23 +14,18 @@ from rich.table import Table
 from engine.contract.knob import GIB
 from engine.contract.orders import TrainingOrder
 from server.settings import Settings
-from server.terminal.own_process import OrderProblem, report_of
+from server.terminal.own_process import report_of, told_in_a_line
 
 _PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "total")
 
 
+@told_in_a_line
 def lora_train_command(order: TrainingOrder, settings: Settings, *, as_json: bool = False) -> int:
     """Train, and print the result. Returns the exit code: 2 if it cannot be done."""
     console = Console(stderr=True, markup=False, highlight=False)
-    try:
-        with _progress(console) as tell:
-            on_cpu = replace(settings.engine, device="cpu")
-            report = report_of(order, settings, on_cpu, tell)
-    except OrderProblem as problem:
-        typer.echo(f"tandem: {problem}", err=True)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    with _progress(console) as tell:
+        on_cpu = replace(settings.engine, device="cpu")
+        report = report_of(order, settings, on_cpu, tell)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
         return 0

@@ -1,24 +1,47 @@
 """Runs work in a separate process, because this one does without torch."""
 
+import functools
 import json
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ParamSpec
 
 import msgspec
+import typer
 
 from engine.contract.gpus import command_on
 from engine.contract.host import Tell
 from engine.contract.orders import Order
 from engine.contract.settings import EngineConfig
+from engine.errors import EngineError
 from engine.processes.own_packages import module_command
 from server.settings import Settings
+from server.terminal.client import ServerProblem
+
+P = ParamSpec("P")
 
 
 class OrderProblem(Exception):
     """The order cannot be carried out. `str(problem)` is one line, perhaps followed by a table."""
+
+
+def told_in_a_line(command: Callable[P, int]) -> Callable[P, int]:
+    """Decorate a command that returns its exit code: a problem becomes one line and code 2."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return command(*args, **kwargs)
+        except (EngineError, ServerProblem, OrderProblem) as problem:
+            typer.echo(f"tandem: {problem}", err=True)
+            return 2
+        except KeyboardInterrupt:
+            return 130
+
+    return run
 
 
 def report_of(order: Order, settings: Settings, config: EngineConfig, tell: Tell) -> dict[str, Any]:

@@ -10,11 +10,10 @@ from rich.console import Console
 from engine.contract.host import Tell
 from engine.contract.model_spec import ModelSpec
 from engine.contract.orders import MeasuringOrder
-from engine.errors import EngineError
 from engine.text.scores.passages import ScoredFile
 from server.settings import ClientSettings, Settings
-from server.terminal.client import ServerProblem, first_text_model, open_client
-from server.terminal.own_process import OrderProblem, report_of
+from server.terminal.client import first_text_model, open_client
+from server.terminal.own_process import report_of, told_in_a_line
 from server.terminal.progress import progress_line
 from server.terminal.quality_table import quality_table
 from server.terminal.served_measurement import served_report
@@ -68,17 +67,12 @@ def served(settings: ClientSettings, model: str | None, file: ScoredFile) -> Mea
     return measure
 
 
+@told_in_a_line
 def perplexity_command(measure: Measure, *, as_json: bool, max_kl: float | None) -> int:
     """Measure and print. Returns the exit code: 1 if the divergence is above `max_kl`, 2 if it
     cannot be measured."""
-    try:
-        with progress_line() as tell:
-            report = measure(tell)
-    except (EngineError, ServerProblem, OrderProblem) as problem:
-        typer.echo(f"tandem: {problem}", err=True)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    with progress_line() as tell:
+        report = measure(tell)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:

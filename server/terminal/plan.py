@@ -6,25 +6,19 @@ import typer
 
 from engine.contract.model_spec import ModelSpec
 from engine.contract.orders import PlanningOrder
-from engine.errors import EngineError
 from engine.planning.plain_text import plan_table
 from server.settings import Settings
-from server.terminal.own_process import OrderProblem, report_of
+from server.terminal.own_process import report_of, told_in_a_line
 from server.terminal.progress import progress_line
 
 
+@told_in_a_line
 def plan_command(
     order: PlanningOrder, settings: Settings, model: ModelSpec, *, as_json: bool
 ) -> int:
     """Plan and print. Returns the exit code: 1 if nothing fits, 2 if planning is not possible."""
-    try:
-        with progress_line() as tell:
-            config = model.config(settings.engine_config)
-            plan = report_of(order, settings, config, tell)
-    except (EngineError, OrderProblem) as problem:
-        typer.echo(f"tandem: {problem}", err=True)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    with progress_line() as tell:
+        config = model.config(settings.engine_config)
+        plan = report_of(order, settings, config, tell)
     typer.echo(json.dumps(plan, indent=2) if as_json else plan_table(plan))
     return 0 if any(row["fits"] for row in plan["rows"]) else 1

@@ -8,22 +8,17 @@ import typer
 
 from engine.contract.orders import QuantizingOrder
 from server.settings import Settings
-from server.terminal.own_process import OrderProblem, report_of
+from server.terminal.own_process import report_of, told_in_a_line
 from server.terminal.progress import progress_line
 
 MIB = 1 << 20
 
 
+@told_in_a_line
 def quantize_command(order: QuantizingOrder, settings: Settings, *, as_json: bool) -> int:
     """Make the checkpoint and describe it. Returns the exit code: 2 if it cannot be made."""
-    try:
-        with progress_line() as tell:
-            report = report_of(order, settings, settings.engine, tell)
-    except OrderProblem as problem:
-        typer.echo(f"tandem: {problem}", err=True)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    with progress_line() as tell:
+        report = report_of(order, settings, settings.engine, tell)
     typer.echo(json.dumps(report, indent=2) if as_json else _told(report))
     return 0
 

@@ -47,6 +47,8 @@ class ChatReply(TextReply):
         judge: compares the answers by meaning; None if that was not requested.
     """
 
+    chunk_type = ChatChunk
+
     def __init__(
         self,
         request: ChatCompletionRequest,
@@ -72,10 +74,7 @@ class ChatReply(TextReply):
 
     async def _answer(self, wholes: list[Delta]) -> ChatCompletion:
         return ChatCompletion(
-            id=self.head.id,
-            created=self.head.created,
-            model=self.head.model,
-            system_fingerprint=self.head.system_fingerprint,
+            **self.head,
             choices=await in_turns(self._choice, wholes),
             usage=self._usage(),
             prompt_logprobs=await self._prompt_logprobs(),
@@ -160,21 +159,6 @@ class ChatReply(TextReply):
         num_tokens = sum(count.num_tokens for count in self._reasoning)
         usage.completion_tokens_details = CompletionTokensDetails(reasoning_tokens=num_tokens)
         return usage
-
-    def _usage_chunk(self, usage: Usage) -> ChatChunk:
-        return self._chunk(usage=usage)
-
-    def _chunk(
-        self, *choices: ChatChunkChoice, usage: Usage | msgspec.UnsetType = msgspec.UNSET
-    ) -> ChatChunk:
-        return ChatChunk(
-            id=self.head.id,
-            created=self.head.created,
-            model=self.head.model,
-            system_fingerprint=self.head.system_fingerprint,
-            choices=list(choices),
-            usage=self._usage_so_far() if usage is msgspec.UNSET else usage,
-        )
 
     def _logprobs(self, delta: Delta) -> ChatLogprobs | None:
         if not self._request.logprobs:

@@ -6,7 +6,7 @@ import msgspec
 
 from server.http.shape import Shape
 from server.http.turns import in_turns
-from server.protocol.answers import PromptLogprobs, Usage
+from server.protocol.answers import PromptLogprobs
 from server.protocol.completions import (
     Completion,
     CompletionChoice,
@@ -38,6 +38,8 @@ class CompletionReply(TextReply):
         echoes: each prompt's text, which precedes its choices: empty without `echo`.
     """
 
+    chunk_type = CompletionChunk
+
     def __init__(
         self,
         request: CompletionRequest,
@@ -62,10 +64,7 @@ class CompletionReply(TextReply):
         for prompt in self._prompts:
             await prompt.prepare()
         return Completion(
-            id=self.head.id,
-            created=self.head.created,
-            model=self.head.model,
-            system_fingerprint=self.head.system_fingerprint,
+            **self.head,
             choices=await in_turns(self._choice, wholes),
             usage=self.generation.usage(),
         )
@@ -122,21 +121,6 @@ class CompletionReply(TextReply):
             choice.uncertainty = delta.uncertainty or msgspec.UNSET
             choice.repetition = delta.repetition or msgspec.UNSET
         return [self._chunk(choice)]
-
-    def _usage_chunk(self, usage: Usage) -> CompletionChunk:
-        return self._chunk(usage=usage)
-
-    def _chunk(
-        self, *choices: CompletionChunkChoice, usage: Usage | msgspec.UnsetType = msgspec.UNSET
-    ) -> CompletionChunk:
-        return CompletionChunk(
-            id=self.head.id,
-            created=self.head.created,
-            model=self.head.model,
-            system_fingerprint=self.head.system_fingerprint,
-            choices=list(choices),
-            usage=self._usage_so_far() if usage is msgspec.UNSET else usage,
-        )
 
     def _prompt_of(self, index: int) -> "_Prompt":
         return self._prompts[index // self._request.num_choices]

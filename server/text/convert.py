@@ -30,7 +30,7 @@ from engine.errors import ContextLengthExceeded, InvalidParameter, Overflow
 from server.http.owner import current_client
 from server.http.turns import in_turns
 from server.protocol.chat import ChatCompletionRequest
-from server.protocol.common import SamplingRequest
+from server.protocol.common import SamplingRequest, given_or
 from server.protocol.completions import CompletionRequest
 from server.text.output import TextOptions
 from server.text.prompt_limit import PromptLimit, max_counted_tokens, max_total_tokens
@@ -57,10 +57,10 @@ def text_options(
     """The request's options for its text."""
     return TextOptions(
         stop=tuple(request.stop or ()),
-        include_stop=_or(request.include_stop_str_in_output, False),
-        skip_special_tokens=_or(request.skip_special_tokens, True),
+        include_stop=given_or(request.include_stop_str_in_output, False),
+        skip_special_tokens=given_or(request.skip_special_tokens, True),
         kept_special_tokens=kept_special_tokens,
-        min_tokens=_or(request.min_tokens, 0),
+        min_tokens=given_or(request.min_tokens, 0),
         offsets=offsets,
         uncertain_below=request.uncertain_below,
         tells_ranges=request.uncertain_below is not None
@@ -100,7 +100,7 @@ def chat_request(
         priority=priority,
         max_tokens=_asked_tokens(request),
         default_max_tokens=info.max_model_len,
-        logprobs=_or(request.top_logprobs, 0) if request.logprobs else None,
+        logprobs=given_or(request.top_logprobs, 0) if request.logprobs else None,
         prompt_logprobs=request.prompt_logprobs,
         tokens=tokens,
         structure=structure,
@@ -165,8 +165,8 @@ def prompt_limit(
     param = request.prompt_field
     asked = _asked_tokens(request)
     asked = None if asked == _TO_THE_END else asked
-    most = info.max_model_len - _or(asked, 1)
-    keep = _num_kept(request.truncate_prompt_tokens, info, _or(asked, 1))
+    most = info.max_model_len - given_or(asked, 1)
+    keep = _num_kept(request.truncate_prompt_tokens, info, given_or(asked, 1))
 
     def exceeded(num_tokens: int, index: int) -> ContextLengthExceeded:
         return _does_not_fit(num_tokens, asked, info, request, is_exact=False)
@@ -220,7 +220,7 @@ def _generate_request(
     """
     if max_tokens == _TO_THE_END:
         max_tokens, default_max_tokens = None, info.max_model_len
-    prompt = _truncated(prompt, request.truncate_prompt_tokens, info, _or(max_tokens, 1))
+    prompt = _truncated(prompt, request.truncate_prompt_tokens, info, given_or(max_tokens, 1))
     max_tokens = _fitting_max_tokens(len(prompt), max_tokens, default_max_tokens, info, request)
     sampling = _sampling_params(
         request, info, max_tokens, logprobs, prompt_logprobs, tokens, structure
@@ -274,7 +274,7 @@ def _fitting_max_tokens(
     request: SamplingRequest,
 ) -> int:
     room = info.max_model_len - num_prompt_tokens
-    if _or(asked, 1) > room:
+    if given_or(asked, 1) > room:
         raise _does_not_fit(num_prompt_tokens, asked, info, request)
     return min(default, room) if asked is None else asked
 
@@ -295,7 +295,7 @@ def _does_not_fit(
     room = info.max_model_len - num_prompt_tokens
     however = _what_does_not_fit(num_prompt_tokens, asked, room, request, is_exact)
     error = ContextLengthExceeded.beyond(info.max_model_len, however, param=request.prompt_field)
-    error.overflow = Overflow(num_prompt_tokens, _or(asked, 1), info.max_model_len)
+    error.overflow = Overflow(num_prompt_tokens, given_or(asked, 1), info.max_model_len)
     return error
 
 
@@ -308,7 +308,7 @@ def _what_does_not_fit(
     if not asked:
         return (
             f"your {param} resulted in {about}{num_prompt_tokens} tokens. Please reduce the length "
-            f"of the {param} by at least {_or(asked, 1) - room}."
+            f"of the {param} by at least {given_or(asked, 1) - room}."
         )
     fits = is_exact and room > 0
     fix = f"; {request.limit_field} can be at most {room} here" if fits else ""
@@ -328,7 +328,7 @@ def _sampling_params(
     tokens: SamplerTokens,
     structure: Structure | None,
 ) -> SamplingParams:
-    min_tokens = _or(request.min_tokens, 0)
+    min_tokens = given_or(request.min_tokens, 0)
     if min_tokens > max_tokens:
         raise InvalidParameter(
             f"min_tokens is {min_tokens}; it can be at most {request.limit_field}, here "
@@ -350,7 +350,7 @@ def _sampling_params(
             values["order"] = acting_order(values, samplers)
     values |= {name: getattr(asked, name) for name in groups.GROUPS}
     if request.num_best is not None or request.return_uncertainty:
-        logprobs = _or(logprobs, 0)
+        logprobs = given_or(logprobs, 0)
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=min_tokens,
@@ -361,7 +361,7 @@ def _sampling_params(
         allowed_token_ids=_as_bytes(request.allowed_token_ids),
         bad_words=tokens.bad_words(request),
         stop_token_ids=stop_token_ids,
-        ignore_eos=_or(request.ignore_eos, False),
+        ignore_eos=given_or(request.ignore_eos, False),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         structure=structure,
@@ -408,14 +408,9 @@ def _sampler_values(
             values[name] = patterns.get(name, one.neutral)
             continue
         asked = _first(*(getattr(request, each) for each in (name, *one.other_names)))
-        value = _or(asked, one.kind(model.get(name, one.neutral)))
+        value = given_or(asked, one.kind(model.get(name, one.neutral)))
         values[name] = one.settled(value) if one.settled else value
     return values
-
-
-def _or(value: T | None, default: T) -> T:
-    """The value, or the default for null; 0 and false are kept."""
-    return default if value is None else value
 
 
 def _first(*values: T | None) -> T | None:

@@ -5,9 +5,9 @@ import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -48,6 +48,8 @@ class ReplyHead:
 class TextReply(Reply):
     """A generation as one of OpenAI's answers, which its shape writes."""
 
+    chunk_type: ClassVar[type[msgspec.Struct]]
+
     def __init__(
         self,
         head: ReplyHead,
@@ -56,7 +58,7 @@ class TextReply(Reply):
         shape: Shape | None,
     ) -> None:
         super().__init__(generation, shape)
-        self.head = head
+        self.head = asdict(head)
         self.generation = generation
         self._usage_at_end = bool(options and options.include_usage)
         self._usage_always = bool(options and options.continuous_usage_stats)
@@ -93,7 +95,7 @@ class TextReply(Reply):
                 if data:
                     yield data
         if self._usage_at_end:
-            yield self._shape.chunk(self._usage_chunk(self._usage()))
+            yield self._shape.chunk(self._chunk(usage=self._usage()))
 
     def log_fields(self) -> dict[str, Any]:
         usage = self.generation.usage()
@@ -131,9 +133,10 @@ class TextReply(Reply):
     def _chunks(self, delta: Delta) -> list[Any]:
         """A delta's chunks; none while its text is held back."""
 
-    @abstractmethod
-    def _usage_chunk(self, usage: Usage) -> Any:
-        """The chunk without choices that ends a stream."""
+    def _chunk(self, *choices: Any, usage: Usage | msgspec.UnsetType = msgspec.UNSET) -> Any:
+        """A chunk with these choices. The one that ends a stream has the usage and no choices."""
+        usage_so_far = self._usage_so_far() if usage is msgspec.UNSET else usage
+        return self.chunk_type(**self.head, choices=list(choices), usage=usage_so_far)
 
     def _usage_so_far(self) -> Usage | msgspec.UnsetType | None:
         """A chunk's `usage`: absent, null until the last chunk, or the numbers so far."""

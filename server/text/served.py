@@ -1,20 +1,24 @@
 """The text kind: what the server knows of text models, besides their routes."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from engine.contract.generate import ModelInfo
 from engine.contract.operations import GENERATE
-from engine.contract.settings import EngineConfig
-from server.http.admission import Places
 from server.http.schemas import integer_items, variant
-from server.http.served_operation import FirstQuestion, ServedOperation
+from server.http.served_operation import (
+    FirstQuestion,
+    ServedOperation,
+    card_of,
+    parent_of,
+    sequence_places,
+)
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.models import ModelCard
 from server.protocol.responses import ResponseRequest
 from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
-from server.settings import Settings
 from server.text.metrics import TextMetrics
 
 _TOKEN_COUNTS = (
@@ -24,14 +28,6 @@ _TOKEN_COUNTS = (
     "min_tokens",
     "max_output_tokens",
 )
-
-
-def _places(settings: Settings, config: EngineConfig) -> Places:
-    return Places(
-        what="sequences",
-        num_running=config.max_num_seqs,
-        num_waiting=settings.max_queued_requests,
-    )
 
 
 def _fill_in(properties: dict[str, Any], infos: Sequence[ModelInfo]) -> None:
@@ -48,14 +44,11 @@ def _fill_in(properties: dict[str, Any], infos: Sequence[ModelInfo]) -> None:
 
 
 def _card(info: ModelInfo) -> ModelCard:
-    return ModelCard(
-        id=info.name,
-        created=info.created,
-        max_model_len=info.max_model_len,
-        root=info.model,
-        parent=None if info.adapter is None else info.model,
+    return card_of(
+        ModelCard,
+        info,
+        parent=parent_of(info),
         input_modalities=["text"] if info.pictures is None else ["text", "image"],
-        default_sampling=info.default_sampling,
     )
 
 
@@ -88,7 +81,7 @@ SERVED_TEXT = ServedOperation(
         TokenizeRequest,
         DetokenizeRequest,
     ),
-    places=_places,
+    places=partial(sequence_places, "sequences"),
     fill_in=_fill_in,
     card=_card,
     metrics=TextMetrics,

@@ -1,5 +1,7 @@
 """Describes a tokenizer with the names of tokenizer_config.json."""
 
+from dataclasses import fields
+
 from engine.contract.generate import ModelInfo
 from engine.text.tokenizer import Tokenizer
 from server.protocol.tokenize import AddedToken, TokenizerInfo
@@ -17,14 +19,7 @@ def tokenizer_info(tokenizer: Tokenizer, info: ModelInfo) -> TokenizerInfo:
         unk_token=special.get("unk_token"),
         pad_token=special.get("pad_token"),
         added_tokens_decoder={
-            token_id: AddedToken(
-                content=token.content,
-                special=token.special,
-                lstrip=token.lstrip,
-                rstrip=token.rstrip,
-                normalized=token.normalized,
-                single_word=token.single_word,
-            )
+            token_id: AddedToken(*(getattr(token, field.name) for field in fields(AddedToken)))
             for token_id, token in sorted(tokenizer.raw.get_added_tokens_decoder().items())
         },
         chat_template=tokenizer.chat_template,

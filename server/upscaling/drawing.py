@@ -12,7 +12,6 @@ from typing import Any
 
 from engine.contract.draw import (
     DenoisingFacts,
-    GuidanceKind,
     ImageModelInfo,
     ImageParams,
     ImageRequest,
@@ -24,7 +23,7 @@ from engine.contract.pixels import Pixels
 from engine.contract.request import FinishReason
 from engine.errors import InvalidParameter, UnsupportedFeature
 from engine.worker.client import EngineClient
-from server.images.convert import ImageOrder, first_seed
+from server.images.convert import ImageOrder, acting_guidance, first_seed
 from server.images.limits import Size, check_budget, offered_scheduler, steps_to_run
 from server.images.made_with import made_with
 from server.images.run import ImageRun
@@ -149,7 +148,13 @@ class DrawnEnlarging:
             num_inference_steps=fields.num_inference_steps or self._denoising.default_steps,
             seed=self._seed + index,
             negative_prompt=fields.negative_prompt or "",
-            guidance_scale=_guidance(fields, self._denoising),
+            guidance_scale=acting_guidance(
+                fields.guidance_scale,
+                self._denoising.default_guidance_scale,
+                fields.prompt or "",
+                fields.negative_prompt or "",
+                self._denoising,
+            ),
             scheduler=offered_scheduler(fields.scheduler, info.model, self._denoising.schedulers),
             strength=RESTORED_DENOISE if fields.denoise is None else fields.denoise,
             noise_level=_noise_level(fields, info),
@@ -188,17 +193,6 @@ def _scale(fields: EnlargeFields, info: ImageModelInfo) -> float:
     if info.upscaling is None or not _upscales(info):
         return RESTORED_SCALE if fields.scale is None else fields.scale
     return scale_up_to(info.upscaling.scale, fields, info.model)
-
-
-def _guidance(fields: EnlargeFields, denoising: DenoisingFacts) -> float:
-    """The guidance scale. Without prompts it is 1: guidance between two empty prompts changes
-    nothing and costs a second row."""
-    if fields.guidance_scale is not None:
-        return fields.guidance_scale
-    idle = not fields.prompt and not fields.negative_prompt
-    if idle and denoising.guidance is GuidanceKind.CLASSIFIER_FREE:
-        return 1.0
-    return denoising.default_guidance_scale
 
 
 def _unused(fields: EnlargeFields) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """An enlarged image in OpenAI's shape, whole or as server-sent events."""
 
 import asyncio
-import base64
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -14,7 +13,7 @@ from server.http.engine_run import EngineRun
 from server.http.reply import Reply
 from server.http.shape import Shape, encode
 from server.http.sse import named_event
-from server.images.files import encode_image
+from server.images.files import base64_text, encode_image
 from server.images.store import Keep
 from server.protocol.upscaling import (
     CompletedUpscaleEvent,
@@ -99,7 +98,7 @@ class UpscaleReply(Reply):
         )
         body = PartialUpscaleEvent(
             id=self._facts.id,
-            b64_json=_base64(file),
+            b64_json=base64_text(file),
             created_at=int(time.time()),
             output_format=self._result.format,
             partial_image_index=event.preview_index,
@@ -110,7 +109,7 @@ class UpscaleReply(Reply):
         return named_event(body.type, encode(body))
 
     def _written(self, file: bytes, url: str | None) -> bytes:
-        image = UpscaledImage(b64_json=None if url else _base64(file), url=url)
+        image = UpscaledImage(b64_json=None if url else base64_text(file), url=url)
         answer = UpscaleAnswer(
             created=self._created,
             data=[image],
@@ -122,7 +121,7 @@ class UpscaleReply(Reply):
 
     def _completed(self, file: bytes, url: str | None) -> bytes:
         body = CompletedUpscaleEvent(
-            b64_json=None if url else _base64(file),
+            b64_json=None if url else base64_text(file),
             url=url,
             created_at=int(time.time()),
             output_format=self._result.format,
@@ -134,9 +133,5 @@ class UpscaleReply(Reply):
     def _fields(self) -> dict[str, Any]:
         """The facts, as fields of an answer."""
         if self._heat_map is not None:
-            self._facts.heat_map = _base64(encode_image(self._heat_map, "png", 100))
+            self._facts.heat_map = base64_text(encode_image(self._heat_map, "png", 100))
         return asdict(self._facts)
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")

@@ -5,8 +5,7 @@ from typing import Self
 from engine.contract.pixels import Pixels
 from server.images.files import encode_image
 from server.images.png_rows import PngRows
-from server.protocol.file_fields import FileFields
-from server.protocol.image_answers import OutputFormatName
+from server.protocol.file_fields import FileFields, OutputFormat
 
 
 class ResultFile:
@@ -14,7 +13,7 @@ class ResultFile:
     end. Both methods block: call them in a thread, one at a time."""
 
     def __init__(
-        self, width: int, height: int, channels: int, form: OutputFormatName, compression: int
+        self, width: int, height: int, channels: int, form: OutputFormat, compression: int
     ) -> None:
         self.format = form
         self.compression = compression

@@ -8,7 +8,7 @@ from engine.contract.enlarge import UpscaleModelInfo
 from engine.contract.operations import ENLARGE
 from server.http.item_metrics import ItemMetrics, ItemNames
 from server.http.schemas import variant
-from server.http.served_operation import FirstQuestion, ServedOperation
+from server.http.served_operation import FirstQuestion, ServedOperation, card_of
 from server.images.served import image_places
 from server.protocol.upscaling import UpscaleImageRequest, UpscaleModelCard
 
@@ -20,7 +20,6 @@ _METRICS = ItemNames(
         "output_megapixels": "Megapixels of the results.",
     },
     step_sizes={"step_tiles": "Tiles of a step."},
-    step_time="step_time_s",
 )
 
 
@@ -32,18 +31,8 @@ def _fill_in(properties: dict[str, Any], infos: Sequence[UpscaleModelInfo]) -> N
 
 def _card(info: UpscaleModelInfo) -> UpscaleModelCard:
     radius = info.receptive_radius
-    return UpscaleModelCard(
-        id=info.model,
-        created=info.created,
-        root=info.model,
-        architecture=info.architecture,
-        scale=info.scale,
-        default_tile=info.default_tile,
-        default_overlap=info.default_overlap,
-        exact_by_default=info.exact_by_default,
-        exact_overlap=None if radius is None else 2 * radius,
-        max_tile=info.max_tile,
-    )
+    overlap = None if radius is None else 2 * radius
+    return card_of(UpscaleModelCard, info, exact_overlap=overlap)
 
 
 SERVED_UPSCALING = ServedOperation(

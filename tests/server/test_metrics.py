@@ -107,7 +107,7 @@ def test_an_adapters_requests_count_for_it_and_for_its_model(metrics, engine):
 
     late = text.meter("m", "poet")
     engine.served["m"] = model_info("m", adapters=("judge",))
-    text.forget_adapter("m", "poet")
+    text.forget("m", "poet")
     late.close(num_prompt_tokens=3, num_generation_tokens=5)
     for unknown in ("poet", "stranger"):
         text.meter("m", unknown).close(num_prompt_tokens=3, num_generation_tokens=5)

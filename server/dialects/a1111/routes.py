@@ -10,7 +10,7 @@ from engine.contract.kinds import kind_for
 from engine.contract.operations import DRAW
 from engine.errors import UnsupportedFeature
 from server.catalog import find_image_model
-from server.dependencies import StateDep
+from server.dependencies import ClientDep, StateDep
 from server.dialects.a1111 import listings
 from server.dialects.a1111.convert import (
     drawing_body,
@@ -49,20 +49,20 @@ _IMAGES = answers({"images": ["..."], "parameters": {}, "info": "{}"})
 
 
 @router.post("/sdapi/v1/txt2img", summary="Draw images", responses=_IMAGES)
-async def txt2img(body: Txt2ImgRequest, request: Request, state: StateDep) -> Response:
+async def txt2img(body: Txt2ImgRequest, client: ClientDep) -> Response:
     """Draws images from a prompt."""
-    openai = drawing_body(body, find_image_model(state.engine, model_of(body)))
-    shape = A1111Shape(body)
-    return await answer_images(openai, request, state, "image_generation", sent=body, shape=shape)
+    openai = drawing_body(body, find_image_model(client.state.engine, model_of(body)))
+    client = client.with_sent(body, A1111Shape(body))
+    return await answer_images(openai, client, "image_generation")
 
 
 @router.post("/sdapi/v1/img2img", summary="Redraw an image", responses=_IMAGES)
-async def img2img(body: Img2ImgRequest, request: Request, state: StateDep) -> Response:
+async def img2img(body: Img2ImgRequest, client: ClientDep) -> Response:
     """Redraws a whole image, or the part that a mask marks."""
-    openai = redrawing_body(body, find_image_model(state.engine, model_of(body)))
-    shape = A1111Shape(body)
+    openai = redrawing_body(body, find_image_model(client.state.engine, model_of(body)))
+    client = client.with_sent(body, A1111Shape(body))
     body.init_images, body.mask = [], None
-    return await answer_images(openai, request, state, "image_edit", sent=body, shape=shape)
+    return await answer_images(openai, client, "image_edit")
 
 
 @router.post(
@@ -70,13 +70,11 @@ async def img2img(body: Img2ImgRequest, request: Request, state: StateDep) -> Re
     summary="Enlarge an image",
     responses=answers({"html_info": "", "image": "..."}),
 )
-async def extra_single_image(
-    body: ExtraSingleImageRequest, request: Request, state: StateDep
-) -> Response:
+async def extra_single_image(body: ExtraSingleImageRequest, client: ClientDep) -> Response:
     """Enlarges an image with the named upscaler; faces are not restored."""
     openai = upscaling_body(body)
     body.image = ""
-    return await answer_upscaling(openai, request, state, sent=body, shape=EnlargedShape())
+    return await answer_upscaling(openai, client.with_sent(body, EnlargedShape()))
 
 
 @router.post(

@@ -10,9 +10,8 @@ from starlette.types import Scope
 
 from engine.contract.generate import ModelInfo
 from engine.contract.operations import GENERATE
-from server.catalog import find_model
+from server.catalog import each_name, find_model
 from server.dependencies import ModelId, StateDep
-from server.state import AppState
 
 
 class _AnthropicsRoute(APIRoute):
@@ -31,7 +30,7 @@ router = APIRouter(route_class=_AnthropicsRoute, include_in_schema=False)
 @router.get("/v1/models")
 async def list_models(state: StateDep) -> dict[str, Any]:
     """Lists all models on one page."""
-    models = [_described(info) for info in _infos(state)]
+    models = [_described(info) for info in each_name(state.engine.infos(GENERATE))]
     ids = [model["id"] for model in models]
     ends = {"first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None}
     return {"data": models, "has_more": False, **ends}
@@ -41,12 +40,6 @@ async def list_models(state: StateDep) -> dict[str, Any]:
 async def get_model(model_id: ModelId, state: StateDep) -> dict[str, Any]:
     """Describes one model."""
     return _described(find_model(state.engine, model_id))
-
-
-def _infos(state: AppState) -> list[ModelInfo]:
-    """One entry for each name that requests can use."""
-    named = [info.named(name) for info in state.engine.infos(GENERATE) for name in info.names]
-    return [info for info in named if info is not None]
 
 
 def _described(info: ModelInfo) -> dict[str, Any]:

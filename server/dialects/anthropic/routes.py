@@ -5,7 +5,7 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from engine.contract.operations import GENERATE
-from server.dependencies import StateDep
+from server.dependencies import ClientDep, StateDep
 from server.dialects.anthropic import models
 from server.dialects.anthropic.convert import chat_body, count_body
 from server.dialects.anthropic.protocol import CountTokensRequest, MessagesRequest
@@ -32,9 +32,9 @@ _answers = partial(responses, failure=_FAILURE)
         stream_type=FRAMING.media_type,
     ),
 )
-async def create_message(body: MessagesRequest, request: Request, state: StateDep) -> Response:
+async def create_message(body: MessagesRequest, client: ClientDep) -> Response:
     """Whole, or as server-sent events with `stream`."""
-    return await answer_chat(chat_body(body), request, state, sent=body, shape=MessageShape())
+    return await answer_chat(chat_body(body), client.with_sent(body, MessageShape()))
 
 
 @router.post(

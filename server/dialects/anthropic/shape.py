@@ -1,6 +1,5 @@
 """Answers in Anthropic's form: a message of blocks, or events that build it."""
 
-import json
 from typing import Any
 
 from engine.errors import Overflow
@@ -10,7 +9,7 @@ from server.http.shape import Shape, encode
 from server.http.sse import Framing, named_event
 from server.protocol.answers import Usage
 from server.protocol.chat import ChatChunk, ChatCompletion, MessageDelta
-from server.protocol.tools import FunctionDelta
+from server.protocol.tools import FunctionDelta, read_arguments
 
 _TYPES = {
     401: "authentication_error",
@@ -80,10 +79,10 @@ class MessageShape(Shape):
         if message.content:
             blocks.append(_block("text") | {"text": message.content})
         for call in message.tool_calls or ():
-            tool_use = {"id": call.id, "name": call.function.name}
-            blocks.append(
-                _block("tool_use") | tool_use | {"input": _input(call.function.arguments)}
-            )
+            tool_use: Block = {"id": call.id, "name": call.function.name}
+            # It is empty if the text was cut off.
+            tool_use["input"] = read_arguments(call.function.arguments) or {}
+            blocks.append(_block("tool_use") | tool_use)
         end = _end_of(choice.finish_reason, choice.stop_reason)
         return encode(_message(answer, blocks) | end | {"usage": _usage(answer.usage)})
 
@@ -190,13 +189,3 @@ def _end_of(finish_reason: str, stop_reason: Any) -> Block:
         return {"stop_reason": "stop_sequence", "stop_sequence": stop_reason}
     reasons = {"length": "max_tokens", "tool_calls": "tool_use"}
     return {"stop_reason": reasons.get(finish_reason, "end_turn"), "stop_sequence": None}
-
-
-def _input(arguments: str) -> dict[str, Any]:
-    """The arguments of a call as an object, as in Anthropic's API; empty if their text was cut
-    off."""
-    try:
-        parsed = json.loads(arguments or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return parsed if isinstance(parsed, dict) else {}

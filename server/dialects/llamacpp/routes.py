@@ -12,7 +12,7 @@ from engine.contract.operations import EMBED, GENERATE
 from engine.errors import CapacityError
 from engine.version import __version__
 from server.catalog import config_of, find_model
-from server.dependencies import ModelName, StateDep
+from server.dependencies import ClientDep, ModelName, StateDep
 from server.dialects.dialect import Dialect, responses
 from server.dialects.llamacpp.convert import completion_body, infill_body
 from server.dialects.llamacpp.infill import GapTokens, infill_prompt, texts_of
@@ -31,7 +31,7 @@ from server.operations.embed import answer_embeddings
 from server.operations.tokenize import token_ids
 from server.protocol.completions import CompletionRequest
 from server.protocol.tokenize import TokenizeRequest
-from server.state import AppState
+from server.state import AppState, ClientRequest
 from server.text.prompt_limit import counting_limit
 
 router = APIRouter(route_class=JsonRoute, tags=["llama-server"])
@@ -49,24 +49,24 @@ Flag = Annotated[
 
 @router.post("/completion", summary="Continue a prompt", responses=_text_answers())
 @router.post("/completions", include_in_schema=False)
-async def complete(body: LlamaCompletionRequest, request: Request, state: StateDep) -> Response:
+async def complete(body: LlamaCompletionRequest, client: ClientDep) -> Response:
     """Answers whole, or with server-sent events if `stream` is set."""
-    return await _answer(completion_body(body), body, request, state)
+    return await _answer(completion_body(body), body, client)
 
 
 @router.post("/infill", summary="Fill a gap", responses=_text_answers())
-async def infill(body: LlamaInfillRequest, request: Request, state: StateDep) -> Response:
+async def infill(body: LlamaInfillRequest, client: ClientDep) -> Response:
     """Fills a gap in a text. The model must have tokens for gaps."""
-    info = find_model(state.engine, body.model)
-    text = await state.texts.get(info)
+    info = find_model(client.state.engine, body.model)
+    text = await client.state.texts.get(info)
     tokens = GapTokens.of(text.tokenizer.raw.token_to_id)
     texts = texts_of(body)
     encoding = text.encode_all(
         texts, add_special_tokens=False, limit=counting_limit(info, "input_prefix")
     )
-    ids_of = dict(zip(texts, await until_disconnect(request.receive, encoding), strict=True))
+    ids_of = dict(zip(texts, await until_disconnect(client.request.receive, encoding), strict=True))
     prompt = infill_prompt(body, tokens, ids_of, text.tokens_before)
-    return await _answer(infill_body(body, prompt, tokens), body, request, state)
+    return await _answer(infill_body(body, prompt, tokens), body, client)
 
 
 @router.post(
@@ -75,9 +75,9 @@ async def infill(body: LlamaInfillRequest, request: Request, state: StateDep) ->
     responses=_answers([{"index": 0, "embedding": [[0.1, 0.2]]}]),
 )
 @router.post("/embeddings", include_in_schema=False)
-async def embed_texts(body: LlamaEmbeddingRequest, request: Request, state: StateDep) -> Response:
+async def embed_texts(body: LlamaEmbeddingRequest, client: ClientDep) -> Response:
     """Returns one embedding per text, in the order of the texts, each in an array of its own."""
-    return await answer_embeddings(body, body.texts, embeddings_answer, request, state)
+    return await answer_embeddings(body, body.texts, embeddings_answer, client)
 
 
 @router.post(
@@ -147,9 +147,9 @@ def _running(info: ModelInfo, request: Request, state: AppState) -> list[dict[st
 
 
 async def _answer(
-    openai: CompletionRequest, body: LlamaTextRequest, request: Request, state: AppState
+    openai: CompletionRequest, body: LlamaTextRequest, client: ClientRequest
 ) -> Response:
-    text = await state.texts.get(find_model(state.engine, body.model))
+    text = await client.state.texts.get(find_model(client.state.engine, body.model))
     told = (body.model_fields_set & type(body).model_fields.keys()) - _PROMPTS
     [prompt] = openai.prompt
     shape = LlamaShape(
@@ -157,7 +157,7 @@ async def _answer(
         prompt if isinstance(prompt, str) else "",
         body.model_dump(mode="json", include=told),
     )
-    return await answer_completion(openai, request, state, sent=body, shape=shape)
+    return await answer_completion(openai, client.with_sent(body, shape))
 
 
 LLAMACPP = Dialect(

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request, Response
 from engine.contract.operations import EMBED, GENERATE
 from engine.errors import InvalidParameter
 from engine.version import __version__
-from server.catalog import config_of, find_any_model, find_model
-from server.dependencies import StateDep
+from server.catalog import config_of, each_name, find_any_model, find_model
+from server.dependencies import ClientDep, StateDep
 from server.dialects.dialect import Dialect, openai_body, responses
 from server.dialects.ollama.convert import (
     chat_body,
@@ -69,14 +69,14 @@ _answers = partial(responses, failure={"error": "..."})
         {"message": {"role": "assistant", "content": "..."}}, stream_type=LINES.media_type
     ),
 )
-async def chat(body: OllamaChatRequest, request: Request, state: StateDep) -> Response:
+async def chat(body: OllamaChatRequest, client: ClientDep) -> Response:
     """Answers line by line, or whole with `stream: false`."""
-    model = served_name(state.engine, body.model)
+    model = served_name(client.state.engine, body.model)
     if not body.messages:
-        info = find_model(state.engine, model)
+        info = find_model(client.state.engine, model)
         return Response(loaded(body.model or info.name, "message"), media_type=_JSON)
-    shape = OllamaShape(body.model or find_model(state.engine, model).name, "message")
-    return await answer_chat(chat_body(body, model), request, state, sent=body, shape=shape)
+    shape = OllamaShape(body.model or find_model(client.state.engine, model).name, "message")
+    return await answer_chat(chat_body(body, model), client.with_sent(body, shape))
 
 
 @router.post(
@@ -84,25 +84,25 @@ async def chat(body: OllamaChatRequest, request: Request, state: StateDep) -> Re
     summary="Answer or continue a prompt",
     responses=_answers({"response": "..."}, stream_type=LINES.media_type),
 )
-async def generate(body: OllamaGenerateRequest, request: Request, state: StateDep) -> Response:
+async def generate(body: OllamaGenerateRequest, client: ClientDep) -> Response:
     """Answers line by line, or whole with `stream: false`."""
-    model = served_name(state.engine, body.model)
-    info = find_model(state.engine, model)
+    model = served_name(client.state.engine, body.model)
+    info = find_model(client.state.engine, model)
     if not body.prompt:
         return Response(loaded(body.model or info.name, "response"), media_type=_JSON)
     shape = OllamaShape(body.model or info.name, "response")
-    if body.raw or not (await state.texts.get(info)).has_chat_template:
+    if body.raw or not (await client.state.texts.get(info)).has_chat_template:
         openai = raw_body(body, model)
-        return await answer_completion(openai, request, state, sent=body, shape=shape)
+        return await answer_completion(openai, client.with_sent(body, shape))
     openai_chat = generate_chat_body(body, model)
-    return await answer_chat(openai_chat, request, state, sent=body, shape=shape)
+    return await answer_chat(openai_chat, client.with_sent(body, shape))
 
 
 @router.post("/api/embed", summary="Embed texts", responses=_answers({"embeddings": [[0.1, 0.2]]}))
-async def embed_texts(body: OllamaEmbedRequest, request: Request, state: StateDep) -> Response:
+async def embed_texts(body: OllamaEmbedRequest, client: ClientDep) -> Response:
     """Returns one embedding per text, in the order of the texts."""
     start_ns = time.perf_counter_ns()
-    model = served_name(state.engine, body.model)
+    model = served_name(client.state.engine, body.model)
 
     async def write(embedded: Embedded) -> bytes:
         answer = {
@@ -121,9 +121,7 @@ async def embed_texts(body: OllamaEmbedRequest, request: Request, state: StateDe
         openai,
         inputs,
         write,
-        request,
-        state,
-        sent=body,
+        client.with_sent(body),
         dimensions=body.dimensions,
         keep=None if body.truncate is False else _ALL_THAT_FIT,
     )
@@ -132,9 +130,9 @@ async def embed_texts(body: OllamaEmbedRequest, request: Request, state: StateDe
 @router.post(
     "/api/embeddings", summary="Embed a text", responses=_answers({"embedding": [0.1, 0.2]})
 )
-async def embed_text(body: OllamaEmbeddingsRequest, request: Request, state: StateDep) -> Response:
+async def embed_text(body: OllamaEmbeddingsRequest, client: ClientDep) -> Response:
     """Returns the embedding of one text, for clients that do not use `/api/embed`."""
-    model = served_name(state.engine, body.model)
+    model = served_name(client.state.engine, body.model)
 
     async def write(embedded: Embedded) -> bytes:
         [numbers] = await plain_embeddings(embedded)
@@ -143,7 +141,7 @@ async def embed_text(body: OllamaEmbeddingsRequest, request: Request, state: Sta
     openai = openai_body(EmbeddingsRequest, {"model": model, "input": body.prompt})
     inputs = Inputs({"prompt": [body.prompt]})
     return await answer_embeddings(
-        openai, inputs, write, request, state, sent=body, keep=_ALL_THAT_FIT
+        openai, inputs, write, client.with_sent(body), keep=_ALL_THAT_FIT
     )
 
 
@@ -201,9 +199,7 @@ async def version() -> dict[str, str]:
 def _infos(state: AppState) -> list[AnyTextInfo]:
     """One entry for each name that requests can use."""
     made_for = state.engine.made_for
-    infos: list[AnyTextInfo] = [*made_for(GENERATE), *made_for(EMBED)]
-    named = [info.named(name) for info in infos for name in info.names]
-    return [info for info in named if info is not None]
+    return each_name([*made_for(GENERATE), *made_for(EMBED)])
 
 
 OLLAMA = Dialect(

@@ -1,6 +1,5 @@
 """Answers in Ollama's form: a JSON object, or a line for each part of it."""
 
-import json
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -20,7 +19,7 @@ from server.protocol.completions import (
     CompletionChunk,
     CompletionChunkChoice,
 )
-from server.protocol.tools import ToolCallDelta
+from server.protocol.tools import ToolCallDelta, read_arguments
 
 
 def error_shape(facts: ErrorFacts) -> bytes:
@@ -184,10 +183,7 @@ def _calls(pieces: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     off is left out."""
     calls = []
     for name, text in pieces:
-        try:
-            arguments = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(arguments, dict):
+        arguments = read_arguments(text)
+        if arguments is not None:
             calls.append({"function": {"name": name, "arguments": arguments}})
     return calls

@@ -25,7 +25,6 @@ NAMES = ItemNames(
     items="things",
     totals={"num_rows": "Rows."},
     step_sizes={"step_rows": "Rows of a step."},
-    step_time="step_time_s",
 )
 
 

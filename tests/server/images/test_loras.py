@@ -74,7 +74,7 @@ async def test_adapters_count_what_is_drawn_with_them(server: ImageServer) -> No
     assert value("tandem_image_lora_images_total", "ink") == 5, "scale 0 has no effect"
     assert value("tandem_image_lora_requests_total", "neon") == 1
     assert value("tandem_image_lora_images_total", "neon") == 6
-    server.state.metrics.forget_adapter("painter", "ink")
+    server.state.metrics.forget("painter", "ink")
     assert value("tandem_image_lora_images_total", "ink") is None
     assert value("tandem_image_lora_images_total", "neon") == 6
 
