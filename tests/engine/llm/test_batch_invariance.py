@@ -10,13 +10,7 @@ import torch
 from engine.quantization.plain import PlainState, UnquantizedMethod
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
-from tests.helpers.llm.logits import (
-    SIZES,
-    alone,
-    logits_of,
-    make_requests,
-    number_of_changes,
-)
+from tests.helpers.llm.logits import SIZES, alone, logits_of, make_requests, number_of_changes
 
 DTYPES = ["float32", "bfloat16", "float16"]
 

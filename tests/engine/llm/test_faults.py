@@ -25,12 +25,7 @@ from engine.llm.runner.model_runner import DrawnTokens, ModelRunner
 from engine.llm.sampling.logits_processors import LogitBias, ProcessorChain
 from engine.llm.sampling.sampler import Sampler
 from engine.llm.sequences import Sequences
-from tests.helpers.llm.paged_executor import (
-    Answer,
-    PagedExecutor,
-    PagedStep,
-    answer_alone,
-)
+from tests.helpers.llm.paged_executor import Answer, PagedExecutor, PagedStep, answer_alone
 from tests.helpers.llm.sessions import Session, run_sessions
 
 CULPRIT = 2

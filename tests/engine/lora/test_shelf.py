@@ -8,12 +8,7 @@ import pytest
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
 from engine.contract.request import Request
-from engine.errors import (
-    InsufficientMemory,
-    InvalidParameter,
-    TooManyAdapters,
-    UnknownAdapter,
-)
+from engine.errors import InsufficientMemory, InvalidParameter, TooManyAdapters, UnknownAdapter
 from engine.lora.shelf import AdapterLimits, ReadAdapter, Shelf
 from engine.lora.source import Source
 from engine.turns.adapter_queue import AdapterQueue

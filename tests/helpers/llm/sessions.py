@@ -282,7 +282,9 @@ class Session:
         stats = self.scheduler.stats()
         assert (stats.num_running, stats.num_waiting) == (0, 0)
         assert (stats.kv_blocks_used, stats.kv_slots_unused) == (0, 0)
-        finished = self.scheduler._sequences.take_finished()
+        sequences = self.scheduler._sequences
+        assert not sequences._requests and not sequences._by_id, "somebody is left behind"
+        finished = sequences.take_finished()
         assert sorted(finished) == sorted(self.executor.sequences), "the executor was not told"
         self.seen["preemptions"] += stats.num_preemptions
         self.seen["encoded parts"] += sum(self.executor.num_encoded)

@@ -18,7 +18,7 @@ from engine.llm.runner.model_runner import ModelRunner
 from engine.llm.sampling import sampler as sampling
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
-from tests.helpers.llm.paged_executor import make_config
+from tests.helpers.llm.paged_executor import Guesser, make_config
 from tests.helpers.llm.repetitive import VOCAB, make_requests, outcome, repetitive
 
 pytestmark = pytest.mark.usefixtures("cheap_rows")
@@ -32,32 +32,25 @@ def folder(request):
     return make(seed=5, head_dim=64, hidden_size=96, intermediate_size=136)
 
 
-class Oracle:
+class Oracle(Guesser):
     """A drafter that has seen the answers and is wrong now and then."""
 
     def __init__(self, expected, rng):
+        super().__init__(rng, is_right=0.85)
         self.expected = expected
-        self.rng = rng
-
-    def may_draft(self, decodes):
-        return True
 
     def draft(self, decodes, num_rows, price):
         for sequence in decodes:
             text = self.expected[sequence.owner.request.request_id, sequence.index][0]
             text = text[sequence.num_output_tokens + sequence.num_pending :]
-            text = [t if self.rng.random() < 0.85 else self.rng.randrange(VOCAB) for t in text]
+            text = [
+                t if self.rng.random() < self.is_right else self.rng.randrange(VOCAB) for t in text
+            ]
             text += [self.rng.randrange(VOCAB) for _ in range(3)]
             num_drafts = min(self.rng.randrange(8), sequence.num_draftable, num_rows, len(text))
             if num_drafts > 0:
                 num_rows -= num_drafts
                 yield sequence, text[:num_drafts]
-
-    def learn(self, sequence, num_drafts, num_accepted):
-        pass
-
-    def forget(self, sequence):
-        pass
 
 
 def draft_by(engine, drafter):

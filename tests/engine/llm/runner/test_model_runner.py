@@ -6,10 +6,7 @@ import pytest
 import torch
 
 from engine.errors import InsufficientMemory, ModelLoadError
-from engine.llm.decision import (
-    PENDING_TOKEN_ID,
-    ScheduleDecision,
-)
+from engine.llm.decision import PENDING_TOKEN_ID, ScheduleDecision
 from engine.llm.runner import model_runner
 from engine.llm.runner.model_runner import ModelRunner
 from tests.helpers.llm.steps import CPU, new, part, resolved
