@@ -129,11 +129,8 @@ def engines():
 
 
 @pytest.fixture
-def rng(record_property):
-    seed = random.randrange(1 << 32)
-    record_property("seed", seed)
-    print("seed", seed)
-    return random.Random(seed)
+def rng():
+    return random.Random(random.randrange(1 << 32))
 
 
 @pytest.fixture

@@ -174,13 +174,11 @@ def cached_texts(scheduler: Scheduler) -> set[tuple[int, bytes]]:
 
 
 def test_the_prefix_cache_ends_up_with_the_same_blocks() -> None:
-    rng = random.Random(seed := random.getrandbits(32))
-    print("seed", seed)
     requests = [
         make_request(
             f"r{i}",
-            rng.randrange(1, 40),
-            rng.randrange(0, 40),
+            random.randrange(1, 40),
+            random.randrange(0, 40),
             seed=i,
             ignore_eos=False,
             n=1 + i % 3,

@@ -386,24 +386,23 @@ def test_answers_and_cache_are_those_of_eager_steps(pair, monkeypatch, is_async)
 def test_recorded_calls_of_c_give_the_bits_of_eager_steps(family, dtype, monkeypatch):
     monkeypatch.setattr(step_graph, "SHORTEST_CONTEXT", 16)
     monkeypatch.setattr(rotary, "CHUNK", 8)  # the table moves under the recordings
-    seed = random.randrange(1 << 30)
-    _, theirs, model_config = create_pair(family, seed)
+    _, theirs, model_config = create_pair(family, random.randrange(1 << 30))
     model = create_model(model_config, dtype=dtype)
     model.load_weights(named_weights(theirs))
     pair = (model, theirs, model_config)
-    asked = requests(random.Random(seed), 14)
+    asked = requests(random, 14)
     eager, eager_runner = make_engine(pair)
     recorder = CountingNativeRecorder()
     recorded, runner = make_engine(pair, recorder)
     for _ in range(random.randrange(20)):
         recorded.use_idle_time()
-    assert run(recorded, asked) == run(eager, asked), seed
+    assert run(recorded, asked) == run(eager, asked)
     sizes = runner._graphs._graphs
     assert {size.has_prompts for size in sizes} == {False, True}
     assert not runner._graphs._broken
     assert len(recorder.made) == len(sizes) >= 3
     for ours, theirs in zip(runner._kv.layers, eager_runner._kv.layers, strict=True):
-        assert torch.equal(ours[:80], theirs[:80]), seed
+        assert torch.equal(ours[:80], theirs[:80])
 
 
 class CountingNativeRecorder(NativeRecorder):
