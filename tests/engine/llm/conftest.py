@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 
 from engine.contract.generate import GenerateRequest, TokenLogprob
 from engine.contract.request import FinishReason
@@ -126,6 +127,14 @@ def engines():
     return SimpleNamespace(
         make=make_engine, run=run, run_alone=run_alone, told=told, request=make_request
     )
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    """transformers' model, whose texts end only where that is asked for."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    return model
 
 
 @pytest.fixture

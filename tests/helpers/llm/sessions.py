@@ -77,17 +77,12 @@ def random_request(
     if pictures is not None and pictures.looks_both_ways:
         most = config.max_num_batched_tokens - pictures.rows_per_crop + 1
         config = replace(config, max_num_seqs=min(config.max_num_seqs, most))
-    beams = random_beams(rng, config)
-    if beams is not None:
-        capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks // beams.width)
-        if capacity < 2:
-            beams, capacity = None, config.kv_layout(windows).most_tokens(config.num_kv_blocks)
-    contrast = None if beams is not None else random_contrast(rng, config)
-    if contrast is not None:
-        capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks // contrast.width)
-        if capacity < 2:
-            contrast = None
-            capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks)
+    search = random_search(rng, config)
+    if search is not None:
+        of_each = config.kv_layout(windows).most_tokens(config.num_kv_blocks // search.width)
+        search, capacity = (search, of_each) if of_each >= 2 else (None, capacity)
+    beams = search if isinstance(search, BeamParams) else None
+    contrast = search if isinstance(search, ContrastParams) else None
     longest = min(config.max_model_len, capacity) - 1
     stem = rng.choice(stems)
     # Few lengths, so that whole prompts repeat.
@@ -97,7 +92,7 @@ def random_request(
     prompt = prompt[:longest] or [rng.randrange(PLACEHOLDER)]
     prompt, states = with_pictures(rng, prompt, longest, pictures)
     max_tokens = rng.choice([0, 1, 2, 5, 12, 40, 60, 1000])
-    if beams is not None or contrast is not None:
+    if search is not None:
         max_tokens = max(1, min(max_tokens, 60))
     n = rng.choice([1, 1, 1, 2, 3, 5])
     if beams is not None:
@@ -146,19 +141,15 @@ def random_pictures(rng: random.Random, config: ResolvedConfig) -> PictureFacts 
     return rng.choice([None, picture_facts(rows, looks_both_ways=both_ways)])
 
 
-def random_contrast(rng: random.Random, config: ResolvedConfig) -> ContrastParams | None:
+def random_search(rng: random.Random, config: ResolvedConfig) -> BeamParams | ContrastParams | None:
     most = min(5, config.max_num_seqs, config.max_num_batched_tokens)
-    if most == 1 or rng.random() < 0.7:
+    if most == 1 or rng.random() < 0.5:
         return None
-    return ContrastParams(alpha=rng.choice([0.1, 0.6, 1.0]), width=rng.randint(2, most))
-
-
-def random_beams(rng: random.Random, config: ResolvedConfig) -> BeamParams | None:
-    most = min(5, config.max_num_seqs, config.max_num_batched_tokens)
-    if most == 1 or rng.random() < 0.7:
-        return None
+    width = rng.randint(2, most)
+    if rng.random() < 0.4:
+        return ContrastParams(alpha=rng.choice([0.1, 0.6, 1.0]), width=width)
     return BeamParams(
-        width=rng.randint(2, most),
+        width=width,
         length_penalty=rng.choice([1.0, 0.0, -1.0, 2.0]),
         early_stopping=rng.choice([True, False, "never"]),
     )

@@ -57,7 +57,7 @@ def test_the_work_of_a_decision() -> None:
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
 def test_any_machine_is_learned(machine: tuple[float, ...]) -> None:
-    cost = taught(machine, rng, num_steps=150, noise=0.1)
+    cost = taught(machine, num_steps=150, noise=0.1)
     works = [random_work() for _ in range(100)]
     errors = sorted(abs(cost.predict(work) / seconds(machine, work) - 1) for work in works)
     assert errors[50] < 0.2
@@ -65,10 +65,8 @@ def test_any_machine_is_learned(machine: tuple[float, ...]) -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
-def test_tokens_that_fit_are_predicted_to_fit(
-    machine: tuple[float, ...], rng: random.Random
-) -> None:
-    cost = taught(machine, rng, num_steps=100, noise=0.05)
+def test_tokens_that_fit_are_predicted_to_fit(machine: tuple[float, ...]) -> None:
+    cost = taught(machine, num_steps=100, noise=0.05)
     for _ in range(50):
         start, limit = (
             random.randrange(3000),
@@ -99,7 +97,7 @@ def test_one_step_gives_the_scale() -> None:
 
 def test_a_few_late_steps_change_nothing() -> None:
     """Somebody else had the processor: three times, once for a minute."""
-    cost = taught(TYPICAL, rng, num_steps=100, noise=0.05)
+    cost = taught(TYPICAL, num_steps=100, noise=0.05)
     work = StepWork(num_decodes=16, decode_context=2000)
     mixed = StepWork(num_decodes=15, num_prompt_tokens=40, num_pairs=800)
     for late in (work, mixed, work):
@@ -113,7 +111,7 @@ def test_a_few_late_steps_change_nothing() -> None:
 @pytest.mark.parametrize("factor", [3.0, 1 / 3])
 def test_a_change_of_pace_is_followed_at_once(factor: float) -> None:
     """Steps with prompts follow it too, though only decodes have shown it."""
-    cost = taught(TYPICAL, rng, num_steps=100, noise=0.05)
+    cost = taught(TYPICAL, num_steps=100, noise=0.05)
     work = StepWork(num_decodes=16, decode_context=2000)
     for _ in range(5):
         cost.observe(work, factor * seconds(TYPICAL, work))
@@ -123,7 +121,7 @@ def test_a_change_of_pace_is_followed_at_once(factor: float) -> None:
 
 def test_thousands_of_decodes_do_not_wipe_out_what_prompts_cost() -> None:
     machine = MACHINES["bound by arithmetic"]
-    cost = taught(machine, rng, num_steps=100, noise=0.05)
+    cost = taught(machine, num_steps=100, noise=0.05)
     for _ in range(5_000):
         work = StepWork(num_decodes=4, decode_context=800)
         cost.observe(work, seconds(machine, work) * random.lognormvariate(0, 0.1))
@@ -133,7 +131,7 @@ def test_thousands_of_decodes_do_not_wipe_out_what_prompts_cost() -> None:
 
 def test_new_kernels_are_learned() -> None:
     """The shape changes, not the pace only: prompts become four times cheaper."""
-    cost = taught(TYPICAL, rng, num_steps=100, noise=0.05)
+    cost = taught(TYPICAL, num_steps=100, noise=0.05)
     machine = (*TYPICAL[:3], TYPICAL[3] / 4, TYPICAL[4] / 4)
     for _ in range(400):
         work = random_work()

@@ -31,7 +31,9 @@ from tests.helpers.adapters.image_adapters import (
     dotted,
     kohya,
     load,
+    merge,
     table_of,
+    use_of,
     write,
 )
 from tests.helpers.adapters.peft_adapters import Host
@@ -85,6 +87,12 @@ def output(layers, model, key=None):
         return model(x)
 
 
+def check_merged(found, layers, model, updates):
+    """It is what the model makes with the updates in its weights."""
+    merge(model, updates)
+    torch.testing.assert_close(found, output(layers, model), atol=1e-5, rtol=1e-5)
+
+
 def renamed(tensors, **parts):
     found = {}
     for key, tensor in tensors.items():
@@ -124,9 +132,7 @@ def test_all_that_trainers_call_layers(layers, model, tmp_path, style):
     assert report == AdapterReport(num_layers=8, ranks=(3, 5), digest=digest)
     assert table.digests == {"a": digest}
     found = output(layers, model, table.key_of("a"))
-    for path, update in made.updates.items():
-        model.get_submodule(path).weight += update
-    torch.testing.assert_close(found, output(layers, model), atol=1e-5, rtol=1e-5)
+    check_merged(found, layers, model, made.updates)
     assert layers.of_prompts((LoraUse(name=table.key_of("a")),)) == ()
 
 
@@ -139,10 +145,7 @@ def test_text_encoders_are_told_apart(layers, tmp_path, prefix):
     if "." in prefix:
         parts = {"lora_down": ".lora_linear_layer.down.weight"}
         made.tensors = renamed(made.tensors, lora_up=".lora_linear_layer.up.weight", **parts)
-    table = table_of(layers)
-    report = load(table, "a", made.save(tmp_path / "a.safetensors"))
-    assert isinstance(report, AdapterReport), report
-    use = LoraUse(name=table.key_of("a"))
+    use = use_of(table_of(layers), made, tmp_path)
     assert layers.of_prompts((use,)) == (use,)
 
 
@@ -158,10 +161,12 @@ def test_layers_that_the_original_has_as_one(layers, model, tmp_path, way):
     assert isinstance(report, AdapterReport), report
     assert report.num_layers == 6
     found = output(layers, model, table.key_of("a"))
-    for name, paths in QKV.items():
-        for path, update in zip(paths, made.updates[name].split(8), strict=True):
-            model.get_submodule(path).weight += update
-    torch.testing.assert_close(found, output(layers, model), atol=1e-5, rtol=1e-5)
+    updates = {
+        path: update
+        for name, paths in QKV.items()
+        for path, update in zip(paths, made.updates[name].split(8), strict=True)
+    }
+    check_merged(found, layers, model, updates)
 
 
 def test_alpha_of_a_configuration_in_the_header(layers, model, tmp_path):
@@ -180,8 +185,8 @@ def test_alpha_of_a_configuration_in_the_header(layers, model, tmp_path):
     found = output(layers, model, table.key_of("a"))
     for place, (path, update) in enumerate(made.updates.items()):
         rank, alpha = (3, 5)[place % 2], 20 if path == "attn_blocks.1.to_k" else 6
-        model.get_submodule(path).weight += update * alpha / rank
-    torch.testing.assert_close(found, output(layers, model), atol=1e-5, rtol=1e-5)
+        update *= alpha / rank
+    check_merged(found, layers, model, made.updates)
 
 
 def test_what_the_model_has_not_is_left_out_and_named(layers, model, tmp_path):
@@ -209,16 +214,14 @@ def first(tensors, end="lora_down.weight"):
     return next(key for key in tensors if key.endswith(end))
 
 
-def without(end):
-    def damage(tensors):
-        del tensors[first(tensors, end)]
-
-    return damage
-
-
 def changed(end, value):
+    """Replace the first tensor whose name ends so; None removes it."""
+
     def damage(tensors):
-        tensors[first(tensors, end)] = value
+        key = first(tensors, end)
+        tensors[key] = value
+        if value is None:
+            del tensors[key]
 
     return damage
 
@@ -232,32 +235,19 @@ def renamed_all(tensors):
         tensors[key.replace("attn_blocks", "elsewhere")] = tensors.pop(key)
 
 
-def twice(tensors):
-    key = first(tensors)
-    tensors[key.replace("lora_down", "lora_A")] = tensors[key].clone()
-
-
 def both_spellings(tensors):
     for key in [key for key in tensors if key.startswith("unet.attn_blocks.0.to_q.")]:
         tensors[key.replace("unet.", "diffusion_model.")] = tensors[key].clone()
 
 
-def two_ways(tensors):
-    key = first(tensors)
-    tensors[key.replace("lora_down.weight", "hada_w1_a")] = torch.ones(8, 2)
-
-
-def lengths(value):
-    def damage(tensors):
-        key = first(tensors, "lora_down.weight")
-        tensors[key.replace("lora_down.weight", "dora_scale")] = value
-
-    return damage
+def beside(part, value):
+    """Add a tensor of the first layer."""
+    return lambda tensors: tensors.update({first(tensors).replace("lora_down.weight", part): value})
 
 
 DAMAGES = {
-    "no up": (without("lora_up.weight"), CorruptFile, "has no up"),
-    "no down": (without("lora_down.weight"), CorruptFile, "has no down"),
+    "no up": (changed("lora_up.weight", None), CorruptFile, "has no up"),
+    "no down": (changed("lora_down.weight", None), CorruptFile, "has no down"),
     "not a number": (nan, ModelLoadError, "not finite"),
     "another model's": (renamed_all, ModelLoadError, "none of the adapter's 8 layers"),
     "another size": (changed("lora_down.weight", torch.ones(3, 9)), ShapeMismatch, "8 inputs"),
@@ -272,17 +262,21 @@ DAMAGES = {
         ModelLoadError,
         "alpha that is",
     ),
-    "twice": (twice, CorruptFile, "twice"),
+    "twice": (beside("lora_A.weight", torch.ones(3, 8)), CorruptFile, "twice"),
     "spelt twice": (both_spellings, CorruptFile, "the same layer"),
-    "two ways": (two_ways, CorruptFile, "two adapter types"),
+    "two ways": (beside("hada_w1_a", torch.ones(8, 2)), CorruptFile, "two adapter types"),
     "lengths alone": (
         lambda t: t.update({"unet.attn_blocks.9.to_q.dora_scale": torch.ones(8, 1)}),
         CorruptFile,
         "DoRA magnitudes without weights",
     ),
-    "lengths of inputs": (lengths(torch.ones(1, 8)), ModelLoadError, "per input"),
-    "lengths of another": (lengths(torch.ones(7, 1)), ShapeMismatch, "another model"),
-    "endless lengths": (lengths(torch.full((8, 1), torch.inf)), ModelLoadError, "not finite"),
+    "lengths of inputs": (beside("dora_scale", torch.ones(1, 8)), ModelLoadError, "per input"),
+    "lengths of another": (beside("dora_scale", torch.ones(7, 1)), ShapeMismatch, "another model"),
+    "endless lengths": (
+        beside("dora_scale", torch.full((8, 1), torch.inf)),
+        ModelLoadError,
+        "not finite",
+    ),
     "a long name": (lambda t: t.update({"x" * 600 + ".alpha": torch.ones(())}), ModelLoadError, ""),
     "nothing": (dict.clear, ModelLoadError, "none of the adapter's 0 layers"),
 }
@@ -424,9 +418,8 @@ def test_one_whose_file_has_changed_does_not_come_back(layers, model, tmp_path):
     while table._loads:
         table.wait(5)
         table.advance(set, [(key,)])
-    assert (
-        "the adapter's files have changed since it was loaded" in table.failure_of((key,)).message
-    )
+    message = table.failure_of((key,)).message
+    assert "the adapter's files have changed since it was loaded" in message
     assert (table.take((key,)), host.lent) == (False, {})
 
 

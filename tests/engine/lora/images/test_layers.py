@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,16 @@ from engine.lora.images.gated_change import Lengths
 from engine.lora.images.layers import AdaptedLayers
 from engine.lora.shelf import finish
 from engine.quantization.method_module import MethodModule
-from tests.helpers.adapters.image_adapters import WAYS, dotted, load, merge, table_of, unload, write
+from tests.helpers.adapters.image_adapters import (
+    WAYS,
+    dotted,
+    load,
+    merge,
+    table_of,
+    unload,
+    use_of,
+    write,
+)
 
 ROWS = 5
 CPU = torch.device("cpu")
@@ -77,6 +87,10 @@ def merged(network, x, *parts):
     return other(x)
 
 
+def check_close(found, wanted):
+    assert (found - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max())
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_write_it_is_what_it_comes_to(network, x, tmp_path, seed, way, layout):
@@ -92,7 +106,7 @@ def test_every_way_to_write_it_is_what_it_comes_to(network, x, tmp_path, seed, w
     found = ran(layers, network.to(memory_format=layout), x, [(use,)] * ROWS)
     wanted = merged(expected, x, (made, 0.7))
     assert (wanted - base).abs().max() > 1e-2, "it does something"
-    assert (found - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max()), way
+    check_close(found, wanted)
 
 
 @pytest.mark.parametrize("lengths", ["dora_scale", "lora_magnitude_vector"])
@@ -102,14 +116,11 @@ def test_dora_is_what_it_comes_to(network, x, tmp_path, seed, way, lengths):
     clean = copy.deepcopy(network)
     made = write(network, PATHS, dotted("unet"), way=way, seed=seed, lengths=lengths)
     layers = adapted(network)
-    table = table_of(layers)
-    report = load(table, "a", made.save(tmp_path / "a.safetensors"))
-    assert isinstance(report, AdapterReport), report
+    use = use_of(table_of(layers), made, tmp_path)
     for scale in (1.0, 0.4):
-        use = LoraUse(name=table.key_of("a"), scale=scale)
-        found = ran(layers, network, x, [(use,)] * ROWS)
+        found = ran(layers, network, x, [(replace(use, scale=scale),)] * ROWS)
         wanted = merged(clean, x, (made, scale))
-        assert (found - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max()), (way, scale)
+        check_close(found, wanted)
 
 
 class Sealed(nn.Module):
@@ -158,7 +169,7 @@ def test_dora_beside_another_one(network, x, tmp_path, seed):
     names = {use.name: name for name, use in zip("abc", (a, b, c), strict=True)}
     for row, own in enumerate(uses):
         wanted = merged(clean, x[row : row + 1], *((made[names[one.name]], 1) for one in own))
-        assert (found[row] - wanted[0]).abs().max() < 1e-5 * max(1, wanted.abs().max()), row
+        check_close(found[row], wanted[0])
 
 
 @pytest.mark.parametrize("way", ["lora", "loha", "lokr"])
@@ -178,9 +189,8 @@ def test_rows_have_their_own(network, x, tmp_path, seed, way):
     for row, own in enumerate(parts):
         alone = ran(layers, network, x[row : row + 1], uses[row : row + 1])
         wanted = merged(clean, x[row : row + 1], *((made[name], scale) for name, scale in own))
-        limit = 1e-5 * max(1, wanted.abs().max())
-        assert (together[row] - wanted[0]).abs().max() < limit, row
-        assert (together[row] - alone[0]).abs().max() < limit, row
+        check_close(together[row], wanted[0])
+        check_close(together[row], alone[0])
     assert torch.equal(together[1], base[1]), "bit for bit"
 
 
@@ -240,10 +250,9 @@ def test_fine_tunes_of_a_component_have_it_where_their_layers_fit(network, x, tm
     layers = AdaptedLayers({"unet": [network, tuned]}, device=CPU)
     made = write(network, PATHS, dotted("unet"), seed=seed)
     wanted = merged(tuned, x, (made_without(made, "grow"), 1.0))
-    table = table_of(layers)
-    load(table, "a", made.save(tmp_path / "a.safetensors"))
-    found = ran(layers, tuned, x, [(LoraUse(name=table.key_of("a")),)] * ROWS)
-    assert (found - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max())
+    use = use_of(table_of(layers), made, tmp_path)
+    found = ran(layers, tuned, x, [(use,)] * ROWS)
+    check_close(found, wanted)
 
 
 def made_without(made, path):
@@ -269,7 +278,7 @@ def test_packed_layers_have_them_as_plain_ones_do(network, x, tmp_path, seed, le
     assert report.num_layers == len(PATHS)
     found = ran(layers, network, x, [(LoraUse(name=table.key_of("a")),)] * ROWS)
     wanted = merged(plain, x, (made, 1.0))
-    assert (found - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max())
+    check_close(found, wanted)
 
 
 @pytest.mark.parametrize("lengths", [None, "dora_scale"])
@@ -283,23 +292,16 @@ def test_arranged_convolutions_have_them_as_plain_ones_do(tmp_path, seed, length
     x = torch.randn(ROWS, 20, 9, 6).contiguous(memory_format=torch.channels_last)
     layers = adapted(network)
     base = ran(layers, network, x, [()] * ROWS)
-    table, made = (
-        table_of(layers),
-        write(plain, ("0", "1"), dotted("unet"), seed=seed, lengths=lengths),
-    )
-    load(table, "a", made.save(tmp_path / "a.safetensors"))
-    use = LoraUse(name=table.key_of("a"))
+    made = write(plain, ("0", "1"), dotted("unet"), seed=seed, lengths=lengths)
+    use = use_of(table_of(layers), made, tmp_path)
     found = ran(layers, network, x, [(use,)] * (ROWS - 1) + [()])
     wanted = merged(plain, x, (made, 1.0))
-    assert (found - wanted)[:-1].abs().max() < 1e-5 * max(1, wanted.abs().max())
+    check_close(found[:-1], wanted[:-1])
     assert torch.equal(found[-1], base[-1])
 
 
 def test_a_layer_of_another_type_gets_its_inputs_type(network, x, tmp_path, seed):
     layers = adapted(network)
-    table = table_of(layers)
-    made = write(network, PATHS, dotted("unet"), seed=seed)
-    load(table, "a", made.save(tmp_path / "a.safetensors"))
+    use = use_of(table_of(layers), write(network, PATHS, dotted("unet"), seed=seed), tmp_path)
     network.to(torch.bfloat16)
-    use = LoraUse(name=table.key_of("a"))
     assert ran(layers, network, x.bfloat16(), [(use,)] * ROWS).dtype is torch.bfloat16
