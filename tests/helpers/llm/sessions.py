@@ -2,10 +2,11 @@
 
 import random
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
-from engine.contract.generate import GenerateRequest
+from engine.contract.generate import GenerateRequest, TokenEvent
 from engine.contract.groups import BeamParams, ContrastParams
 from engine.contract.picture_facts import PictureFacts
 from engine.contract.prompt_states import StatePart
@@ -159,6 +160,7 @@ def random_search(rng: random.Random, config: ResolvedConfig) -> BeamParams | Co
 class Session:
     """One random run."""
 
+    most_steps: ClassVar[int] = 20_000
     seed: int
     config: ResolvedConfig = field(init=False)
     scheduler: Scheduler = field(init=False)
@@ -233,15 +235,19 @@ class Session:
             assert scheduled.issuperset(held_up), "a decode was held up with blocks to spare"
         self.maybe_abort(abort_rate)
         output = self.executor.execute(decision)
-        aborted = self.maybe_abort(abort_rate)
+        self.maybe_abort(abort_rate)
         self.scheduler.note_time(decision, rng.choice([1e-4, 0.03, rng.lognormvariate(-3, 2)]))
-        for event in self.scheduler.commit(decision, output):
-            key = (event.request_id, event.index)
-            assert key not in aborted, "an event after the abort"
-            self.answers.setdefault(key, Answer()).add(event)
+        self.note(self.scheduler.commit(decision, output))
         self.scheduler.check_invariants()
+
+    def note(self, events: Iterable[TokenEvent]) -> None:
+        """Take in what the clients get from a step."""
+        for event in events:
+            key = (event.request_id, event.index)
+            assert key not in self.aborted, "an event after the abort"
+            self.answers.setdefault(key, Answer()).add(event)
         self.check_windows()
-        assert self.executor.num_steps < 20_000, "it does not end"
+        assert self.executor.num_steps < self.most_steps, "it does not end"
 
     def check_windows(self) -> None:
         """Nobody holds what its windows have passed."""
@@ -252,7 +258,7 @@ class Session:
                 assert table.num_passed >= num_passed
                 self.seen["windows that moved"] += num_passed > 0
 
-    def maybe_abort(self, rate: float) -> set[tuple[str, int]]:
+    def maybe_abort(self, rate: float) -> None:
         """Cancel some request or one of its completions, unfinished or not; twice is as good as
         once."""
         if self.added and self.rng.random() < rate:
@@ -264,7 +270,6 @@ class Session:
             self.scheduler.abort(request_id, index)
             self.scheduler.abort(request_id, len(completions))
             self.scheduler.abort("never heard of")
-        return self.aborted
 
     def check_end(self) -> None:
         for request in self.added.values():
@@ -273,9 +278,7 @@ class Session:
         stats = self.scheduler.stats()
         assert (stats.num_running, stats.num_waiting) == (0, 0)
         assert (stats.kv_blocks_used, stats.kv_slots_unused) == (0, 0)
-        sequences = self.scheduler._sequences
-        assert not sequences._requests and not sequences._by_id, "somebody is left behind"
-        finished = sequences.take_finished()
+        finished = self.scheduler._sequences.take_finished()
         assert sorted(finished) == sorted(self.executor.sequences), "the executor was not told"
         self.seen["preemptions"] += stats.num_preemptions
         self.seen["encoded parts"] += sum(self.executor.num_encoded)
@@ -400,26 +403,32 @@ class AccountedStep:
         return self.output
 
 
-class OverlappedSession(Session):
-    """A random run, the next step always launched early. Aborts meet steps in flight."""
+class EngineSession(Session):
+    """A random run whose steps an engine takes."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.config = replace(self.config, async_scheduling=True)
+    engine: LLMEngine
+
+    def run_by_engine(self, executor: type[PagedExecutor], **changes: Any) -> None:
+        self.config = replace(self.config, **changes)
         self.scheduler = self.make_scheduler()
-        self.executor: AccountedExecutor = AccountedExecutor(self.config, **self.model)
+        self.executor = executor(self.config, **self.model)
         self.engine = LLMEngine(self.scheduler, self.executor, self.config)  # type: ignore[arg-type]
 
     def has_work(self) -> bool:
         return self.engine.has_work()
 
     def step(self, abort_rate: float) -> None:
-        events, _ = self.engine.step()
-        for event in events:
-            assert (event.request_id, event.index) not in self.aborted, "an event after the abort"
-            self.answers.setdefault((event.request_id, event.index), Answer()).add(event)
-        self.check_windows()
-        assert self.executor.num_steps < 20_000, "it does not end"
+        self.note(self.engine.step()[0])
+
+
+class OverlappedSession(EngineSession):
+    """A random run, the next step always launched early. Aborts meet steps in flight."""
+
+    executor: AccountedExecutor
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.run_by_engine(AccountedExecutor, async_scheduling=True)
 
     def check_end(self) -> None:
         super().check_end()

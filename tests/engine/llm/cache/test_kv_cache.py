@@ -93,14 +93,6 @@ class TestCopyOnWrite:
         assert pool.take_copies() == []
         pool.check_invariants([parent, child])
 
-    def test_no_copy_at_a_block_border(self) -> None:
-        pool = make_pool()
-        parent = make_table(pool, 8)
-        child = parent.fork(4)
-        assert child.reserve(6)
-        assert child.block_ids == [0, 2]
-        assert pool.take_copies() == []
-
     def test_a_cached_block_without_other_owners_is_written_in_place(self) -> None:
         pool = make_pool(1)
         table = make_table(pool, 4)
@@ -112,16 +104,6 @@ class TestCopyOnWrite:
         assert pool.num_slots_unused == 1
         assert pool.take_copies() == []
         pool.check_invariants([table])
-
-    def test_a_cached_block_with_another_owner_is_copied(self) -> None:
-        pool = make_pool()
-        owner = make_table(pool, 4)
-        cache_all(pool, owner)
-        reader = BlockTable(pool).adopt([0], 3)
-        assert reader.reserve(4)
-        assert pool.take_copies() == [(0, 1)]
-        assert pool.cache.find([b"0"]) == [0]
-        pool.check_invariants([owner, reader])
 
     def test_a_copy_of_a_copy_reads_the_first_source(self) -> None:
         pool = make_pool()
@@ -145,17 +127,6 @@ class TestCopyOnWrite:
         assert pool.take_copies() == [(0, 1)]
         assert pool.num_free == 1
 
-    def test_a_copy_nobody_wants_any_more_is_dropped(self) -> None:
-        pool = make_pool()
-        parent = make_table(pool, 2)
-        child = parent.fork(2)
-        assert child.reserve(3)
-        parent.clear()
-        child.clear()
-        assert pool.num_free == 8
-        assert pool.take_copies() == []
-        pool.check_invariants([])
-
 
 class TestTable:
     def test_reserve_changes_nothing_if_blocks_lack(self) -> None:
@@ -167,14 +138,6 @@ class TestTable:
         assert child.block_ids == parent.block_ids == [0, 1]
         assert child.reserve(8), "the copy alone fits"
         assert pool.take_copies() == [(1, 2)]
-
-    def test_reserve_twice_takes_nothing_twice(self) -> None:
-        pool = make_pool()
-        table = make_table(pool, 3)
-        for end in (5, 5, 4, 8, 9):
-            assert table.reserve(end)
-        assert table.block_ids == [0, 1, 2]
-        assert table.num_tokens == 3
 
     def test_blocks_that_a_run_of_tokens_fills(self) -> None:
         ends = [(3, []), (4, [0]), (5, []), (13, [1, 2]), (16, [3])]

@@ -20,7 +20,6 @@ from engine.llm.decision import NewSequence, SampleRow, ScheduledSequence, Seque
 from engine.llm.drafts.draft_cache import DraftCache
 from engine.llm.drafts.draft_model import FAILURE_PAUSE, DraftModel
 from engine.llm.drafts.drafting import Drafting
-from engine.llm.engine import LLMEngine
 from engine.llm.runner.model_runner import ModelRunner
 from engine.llm.sampling.sampler import Sampler
 from engine.weights.loader import load_model_config
@@ -34,7 +33,12 @@ from tests.helpers.llm.paged_executor import (
     make_scheduler,
 )
 from tests.helpers.llm.repetitive import make_requests, outcome
-from tests.helpers.llm.sessions import OverlappedSession, random_windows, run_sessions
+from tests.helpers.llm.sessions import (
+    AccountedExecutor,
+    OverlappedSession,
+    random_windows,
+    run_sessions,
+)
 
 pytestmark = pytest.mark.usefixtures("cheap_rows")
 MODEL = DrafterName.MODEL
@@ -339,12 +343,9 @@ class DraftSession(OverlappedSession):
     def __post_init__(self) -> None:
         super().__post_init__()
         rng = self.rng
-        self.config = replace(
-            self.config,
-            async_scheduling=rng.random() < 0.5,
-            num_speculative_tokens=rng.randint(1, 7),
-        )
-        self.scheduler = self.make_scheduler()
+        knobs = {"async_scheduling": rng.random() < 0.5}
+        knobs["num_speculative_tokens"] = rng.randint(1, 7)
+        self.run_by_engine(AccountedExecutor, **knobs)
         windows = random_windows(rng)
         config = replace(
             self.config,
@@ -363,7 +364,6 @@ class DraftSession(OverlappedSession):
             clock=lambda: next(ticks) / 1000,
         )
         self.scheduler._drafting = Drafting(self.config, {MODEL: self.drafter})
-        self.engine = LLMEngine(self.scheduler, self.executor, self.config)
 
     def check_end(self) -> None:
         super().check_end()
