@@ -7,7 +7,7 @@ cache: greedy and seeded, in fp32, where a neighbour's rounding hardly ever flip
 import pytest
 
 from tests.helpers.llm import requests as random_requests
-from tests.helpers.llm.requests import VOCAB, alone, make_requests, texts
+from tests.helpers.llm.requests import alone, make_requests, texts
 
 rng = random_requests.rng
 
@@ -17,17 +17,27 @@ def folder(tiny_llama):
     return tiny_llama(seed=11)
 
 
-def test_batched(engines, folder, rng):
-    requests = make_requests(engines, rng)
-    engine = engines.make(folder, enable_prefix_caching=False)
-    assert texts(engines.run(engine, requests)) == alone(engines, folder, requests)
-
-
-@pytest.mark.parametrize("budget", [1, 7, 16, 33, 64])
-def test_any_token_budget(engines, folder, rng, budget):
-    requests = make_requests(engines, rng, count=6)
-    engine = engines.make(folder, max_num_batched_tokens=budget, max_num_seqs=min(budget, 4))
-    assert texts(engines.run(engine, requests)) == alone(engines, folder, requests)
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"enable_prefix_caching": False},
+        {"max_num_batched_tokens": 1, "max_num_seqs": 1},
+        {"max_num_batched_tokens": 7, "max_num_seqs": 4},
+        {"max_num_batched_tokens": 16, "max_num_seqs": 4},
+        {"max_num_batched_tokens": 33, "max_num_seqs": 4},
+        {"max_num_batched_tokens": 64, "max_num_seqs": 4},
+    ],
+    ids=str,
+)
+def test_any_arrivals_and_token_budget(engines, folder, rng, knobs):
+    requests = make_requests(engines, rng, count=8)
+    expected = alone(engines, folder, requests)
+    rng.shuffle(requests)
+    arrivals = [rng.randrange(30) for _ in requests]
+    assert (
+        texts(engines.run(engines.make(folder, **knobs), requests, arrivals=arrivals)) == expected
+    )
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
@@ -58,37 +68,15 @@ def test_prefix_cache_after_eviction(engines, folder, rng):
         assert engine.stats().prefix_cache_hits > hits_before
 
 
-def test_arrival_order(engines, folder, rng):
-    requests = make_requests(engines, rng)
-    expected = alone(engines, folder, requests)
-    rng.shuffle(requests)
-    arrivals = [rng.randrange(40) for _ in requests]
-    assert texts(engines.run(engines.make(folder), requests, arrivals=arrivals)) == expected
-
-
 def test_cancelled_neighbours(engines, folder, rng):
     requests = make_requests(engines, rng)
     expected = alone(engines, folder, requests)
     doomed = {r.request_id: rng.randrange(1, 20) for r in rng.sample(requests, 5)}
     engine = engines.make(folder, num_kv_blocks=24, max_model_len=24 * 16)
     done = engines.run(engine, requests, aborts=doomed)
-    for request in requests:
-        for index in range(request.sampling.n):
-            key = request.request_id, index
-            if request.request_id not in doomed:
-                assert done[key].token_ids == expected[key]
-            elif key in done:
-                got = done[key].token_ids
-                assert got == expected[key][: len(got)]
+    for key, whole in expected.items():
+        if key[0] not in doomed:
+            assert done[key].token_ids == whole
+        elif key in done:
+            assert done[key].token_ids == whole[: len(done[key].token_ids)]
     assert engine.stats().kv_blocks_used == 0
-
-
-def test_salts_do_not_share(engines, folder, rng):
-    prompt = [rng.randrange(VOCAB) for _ in range(50)]
-    engine = engines.make(folder)
-    cached = []
-    for i, salt in enumerate(["a", "b", "a", None]):
-        request = engines.request(str(i), prompt, max_tokens=1, cache_salt=salt)
-        [completion] = engines.run(engine, [request]).values()
-        cached.append(completion.num_cached_tokens)
-    assert cached == [0, 0, 48, 0]

@@ -11,7 +11,7 @@ from engine.contract.request import FinishReason
 from engine.errors import InvalidParameter, ModelLoadError
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
-from tests.helpers.llm.logits import logits_of, number_of_changes
+from tests.helpers.llm.logits import check_same_bits, logits_of, number_of_changes
 from tests.helpers.llm.toy_pictures import (
     PLACEHOLDER,
     ROWS,
@@ -111,8 +111,7 @@ def test_bits_are_the_same_in_any_company_and_chunks(engines, sighted, rng, log,
         sighted, dtype=dtype, max_num_batched_tokens=budget, max_num_seqs=min(budget, 5)
     )
     arrivals = [rng.randrange(10) for _ in requests]
-    found = logits_of(log, lambda: engines.run(engine, requests, arrivals=arrivals))
-    assert number_of_changes(found, expected) == 0
+    check_same_bits(log, lambda: engines.run(engine, requests, arrivals=arrivals), expected)
 
 
 def test_bits_survive_preemption(engines, sighted, rng, log, pictures):
@@ -125,9 +124,8 @@ def test_bits_survive_preemption(engines, sighted, rng, log, pictures):
         max_model_len=14 * 16,
         max_num_batched_tokens=64,
     )
-    found = logits_of(log, lambda: engines.run(engine, requests))
+    check_same_bits(log, lambda: engines.run(engine, requests), expected)
     assert engine.stats().num_preemptions > 0
-    assert number_of_changes(found, expected) == 0
 
 
 def test_equal_pictures_hit_and_others_do_not(engines, folder, rng, encoders):
@@ -174,9 +172,8 @@ def test_a_hit_that_ends_inside_a_picture_is_exact(engines, sighted, rng, log, p
     expected = logits_of(log, lambda: alone(engines, sighted, [second]))
     engine, done = engines.make(sighted), {}
     logits_of(log, lambda: engines.run(engine, [first]))
-    found = logits_of(log, lambda: done.update(engines.run(engine, [second])))
+    check_same_bits(log, lambda: done.update(engines.run(engine, [second])), expected)
     assert done["second", 0].num_cached_tokens == 32
-    assert number_of_changes(found, expected) == 0
 
 
 def test_other_texts_stream_while_many_pictures_are_encoded(engines, folder, rng, encoders):
@@ -250,8 +247,7 @@ def test_recorded_steps_have_the_bits_of_others(engines, folder, rng, log, encod
     engine = engines.make(folder, record_steps=True)
     while engine.use_idle_time():
         pass
-    found = logits_of(log, lambda: engines.run(engine, requests))
-    assert number_of_changes(found, expected) == 0
+    check_same_bits(log, lambda: engines.run(engine, requests), expected)
 
 
 def test_drafts_change_nothing(engines, folder, rng, log, encoders, cheap_rows, pictures):

@@ -23,16 +23,20 @@ def oracle(sentencepiece_folder: Path) -> sentencepiece.SentencePieceProcessor:
 
 
 @pytest.fixture
-def gguf_file(sentencepiece_folder: Path, write_gguf: WriteGGUF) -> Path:
+def metadata(sentencepiece_folder: Path) -> dict[str, Any]:
+    """The vocabulary as llama.cpp would store it."""
     vocabulary, _, _ = _read((sentencepiece_folder / "tokenizer.model").read_bytes())
-    return write_gguf(
-        {
-            "tokenizer.ggml.model": "llama",
-            "tokenizer.ggml.tokens": vocabulary.tokens,
-            "tokenizer.ggml.scores": vocabulary.scores,
-            "tokenizer.ggml.token_type": vocabulary.types,
-        }
-    )
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": vocabulary.tokens,
+        "tokenizer.ggml.scores": vocabulary.scores,
+        "tokenizer.ggml.token_type": vocabulary.types,
+    }
+
+
+@pytest.fixture
+def gguf_file(metadata: dict[str, Any], write_gguf: WriteGGUF) -> Path:
+    return write_gguf(metadata)
 
 
 def some_texts(corpus: list[str], nasty_texts: list[str]) -> list[str]:
@@ -81,20 +85,9 @@ def test_a_space_follows_special_tokens(gguf_file: Path, sentencepiece_folder: P
     assert not raw.encode("self<|end|>self").tokens[2].startswith("▁")
 
 
-def test_no_space_prefix(sentencepiece_folder: Path, write_gguf: WriteGGUF) -> None:
-    vocabulary, _, _ = _read((sentencepiece_folder / "tokenizer.model").read_bytes())
-    tokenizer = load_tokenizer(
-        write_gguf(
-            {
-                "tokenizer.ggml.model": "llama",
-                "tokenizer.ggml.tokens": vocabulary.tokens,
-                "tokenizer.ggml.scores": vocabulary.scores,
-                "tokenizer.ggml.token_type": vocabulary.types,
-                "tokenizer.ggml.add_space_prefix": False,
-                "tokenizer.ggml.add_bos_token": False,
-            }
-        )
-    )
+def test_no_space_prefix(metadata: dict[str, Any], write_gguf: WriteGGUF) -> None:
+    metadata |= {"tokenizer.ggml.add_space_prefix": False, "tokenizer.ggml.add_bos_token": False}
+    tokenizer = load_tokenizer(write_gguf(metadata))
     assert tokenizer.raw.encode(" self").tokens == ["▁self"]
     assert tokenizer.decode(tokenizer.encode(" self")) == " self"
 

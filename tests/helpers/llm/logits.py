@@ -63,6 +63,11 @@ def alone(engines, folder, requests, dtype):
         engines.run(engine, [request])
 
 
+def check_same_bits(log, run, expected):
+    """The logits of a run are these, bit for bit."""
+    assert number_of_changes(logits_of(log, run), expected) == 0
+
+
 def number_of_changes(found, expected):
     assert found.keys() == expected.keys()
     return sum(not torch.equal(found[key], expected[key]) for key in expected)

@@ -16,6 +16,7 @@ from tests.helpers.llm.paged_executor import (
     make_request,
     make_scheduler,
     run_all,
+    run_step,
 )
 
 WIDTH = 4
@@ -131,6 +132,9 @@ class Bench:
         self.scheduler = make_scheduler(self.config)
         self.executor = PagedExecutor(self.config, scheduler=self.scheduler)
 
+    def step(self):
+        run_step(self.scheduler, self.executor, {})
+
     def run(self, *requests):
         return run_all(self.scheduler, self.executor, requests)
 
@@ -140,9 +144,7 @@ def test_beams_share_what_they_have_in_common():
     bench.scheduler.add(make_request("r", 40, 12, n=1, seed=0, **beams(4)))
     most = 0
     while bench.scheduler.has_work():
-        decision = bench.scheduler.schedule()
-        bench.scheduler.commit(decision, bench.executor.execute(decision))
-        bench.scheduler.check_invariants()
+        bench.step()
         most = max(most, bench.scheduler.stats().kv_blocks_used)
     assert most <= 10 + 4 * 3, "the prompt's blocks are there once"
     assert bench.executor.num_copies > 0
@@ -161,8 +163,7 @@ def test_an_abort_in_the_middle_frees_all():
     bench = Bench()
     bench.scheduler.add(make_request("r", 9, 30, n=2, seed=0, **beams(3)))
     for _ in range(5):
-        decision = bench.scheduler.schedule()
-        bench.scheduler.commit(decision, bench.executor.execute(decision))
+        bench.step()
     bench.scheduler.abort("r", 0)
     bench.scheduler.check_invariants()
     assert bench.scheduler.has_work()
