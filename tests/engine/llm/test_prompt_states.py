@@ -11,7 +11,7 @@ from engine.contract.request import FinishReason
 from engine.errors import InvalidParameter, ModelLoadError
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
-from tests.helpers.llm.logits import check_same_bits, logits_of, number_of_changes
+from tests.helpers.llm.logits import alone, check_same_bits, logits_of, number_of_changes
 from tests.helpers.llm.toy_pictures import (
     PLACEHOLDER,
     ROWS,
@@ -56,12 +56,6 @@ def random_requests(engines, rng, pictures, count=6, **sampling):
     requests = [random_request(engines, rng, str(i), pictures, **sampling) for i in range(count)]
     plain = engines.request("plain", random_text(rng), max_tokens=30, ignore_eos=True)
     return [*requests, plain]
-
-
-def alone(engines, folder, requests, **knobs):
-    engine = engines.make(folder, enable_prefix_caching=False, max_num_batched_tokens=512, **knobs)
-    for request in requests:
-        engines.run(engine, [request])
 
 
 FAMILIES = {"tiny_llama": False, "tiny_gemma3": True}

@@ -24,16 +24,15 @@ from engine.quantization import panels as panels_format
 from engine.quantization.panels import PanelsState
 from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.source import Checkpoint
-from engine.weights.weight_plan import plan_weights
 from kernels import GGUFType, isa
 from kernels.linear_gguf.cases import random_weight
 from kernels.linear_panels.panels import unpack
 from kernels.measured.product_times import ProductTimes
 from tests.helpers.adapters.peft_adapters import write_adapter
+from tests.helpers.llm.packed_texts import CPU, plan_of, states_of
 
 MIXED = {"attn_q": Type.Q4_0, "attn_v": Type.Q8_0, "ffn_down": Type.Q5_1}
 """The rest is Q4_1."""
-CPU = MachineFacts(device="cpu", num_cores=1, free_memory_bytes=1 << 40)
 
 
 @pytest.fixture
@@ -107,12 +106,6 @@ def linear_weights(engine):
             assert all(isinstance(state, PanelsState) for state in states), name
             found[name] = torch.cat([unpack(state.panels).dequantised() for state in states])
     return found
-
-
-def states_of(model):
-    """The states of all linear layers and of the output layer."""
-    linears = [m for m in model.modules() if isinstance(m, Linear)]
-    return [*(state for m in linears for _, state in m._parts), model.lm_head._state]
 
 
 def plain_weights(path, kind="gguf"):
@@ -280,12 +273,6 @@ def test_weights_stay_packed_unless_that_is_slower(
     assert asked == [(["Q4_1"], torch.bfloat16)]
 
 
-def plan_of(path, machine=CPU, kind="gguf", **knobs):
-    checkpoint = Checkpoint(kind, path, "m")
-    config = load_model_config(checkpoint)
-    return plan_weights(checkpoint, config, EngineConfig(**knobs), machine)
-
-
 def test_types_count_by_their_weights(tiny_llama, write_gguf, measure):
     path = write_gguf(tiny_llama(tie_word_embeddings=True, vocab_size=64), MIXED)
     asked = measure(Q4_0=1.0, Q4_1=1.0, Q5_1=1.0, Q8_0=1.5)
@@ -319,7 +306,7 @@ def test_weights_stay_packed_where_other_models_hold_the_memory(tiny_llama, writ
     config = load_model_config(checkpoint)
 
     class CrowdedHost:
-        room = plan_weights(checkpoint, config, EngineConfig(), CPU).num_bytes(2) - 1
+        room = plan_of(checkpoint.path).num_bytes(2) - 1
 
         def reserve(self, device, purpose, num_bytes, capacity_bytes):
             if num_bytes > self.room:
@@ -383,7 +370,7 @@ def test_memory_is_counted_as_it_is_kept(tied, engines, tiny_llama, write_gguf):
 @pytest.mark.parametrize("tied", [False, True])
 def test_plain_weights_are_counted_as_they_are_kept(tied, dtype, engines, tiny_llama):
     path = tiny_llama(tie_word_embeddings=tied, vocab_size=64)
-    plan = plan_of(path, kind="folder", dtype=dtype)
+    plan = plan_of(path, dtype=dtype)
     model = model_of(engines.make(path, dtype=dtype))
     packed = sum(state.weight.data.numel() for state in states_of(model))
     norms = sum(t.numel() for n, t in plain_weights(path, "folder").items() if "norm" in n)
@@ -406,7 +393,7 @@ def test_a_tied_embedding_finds_the_rows_of_the_file(quantization, engines, tiny
 def rank_of_two(path, rank):
     checkpoint = Checkpoint("gguf", path, "m")
     config = load_model_config(checkpoint)
-    plan = plan_weights(checkpoint, config, EngineConfig(quantization="gguf"), CPU)
+    plan = plan_of(path, quantization="gguf")
     parallel = TensorParallel(rank=rank, size=2, all_reduce=lambda partial: partial)
     model = create_model(
         config, dtype=torch.float32, parallel=parallel, linear_method=plan.method_for

@@ -607,6 +607,14 @@ class TestWaiting:
         }
 
 
+def drafting(drafts: list[int], prompt: object = 4, **knobs: object) -> Scheduler:
+    """A scheduler whose only text `a` has one token more than its prompt, which is 1."""
+    scheduler = make_scheduler(drafter=FixedDrafts(drafts), **knobs)
+    scheduler.add(make_request("a", prompt, 40))
+    commit(scheduler, scheduler.schedule(), [1])
+    return scheduler
+
+
 class TestDrafts:
     def test_they_run_behind_the_last_known_token(self) -> None:
         drafter = FixedDrafts([5, 6, 7])
@@ -626,11 +634,7 @@ class TestDrafts:
         assert drafter.learned == [(3, 1), 0], "it may forget the sequence"
 
     def test_blocks_of_what_was_rejected_are_given_back(self) -> None:
-        scheduler = make_scheduler(
-            drafter=FixedDrafts([5] * 12), block_size=4, num_speculative_tokens=12
-        )
-        scheduler.add(make_request("a", 3, 40))
-        commit(scheduler, scheduler.schedule(), [1])
+        scheduler = drafting([5] * 12, prompt=3, block_size=4, num_speculative_tokens=12)
         decision = scheduler.schedule()
         assert scheduler.stats().kv_blocks_used == 4, "3 + 1 + 12 tokens"
         commit(scheduler, decision, [2])
@@ -642,20 +646,13 @@ class TestDrafts:
         scheduler.check_invariants()
 
     def test_nobody_is_preempted_for_them(self) -> None:
-        scheduler = make_scheduler(
-            drafter=FixedDrafts([5] * 9), block_size=4, num_kv_blocks=2, max_model_len=8
-        )
-        scheduler.add(make_request("a", [1, 2, 3, 4], 40))
-        commit(scheduler, scheduler.schedule(), [4])
+        scheduler = drafting([5] * 9, block_size=4, num_kv_blocks=2, max_model_len=8)
         [row] = scheduler.schedule().scheduled
-        assert row.token_ids == [4, 5, 5], "two more and the text is full"
+        assert row.token_ids == [1, 5, 5], "two more and the text is full"
 
     @pytest.mark.parametrize("prompt", [9, 40])
     def test_there_are_none_beside_prompts(self, prompt: int) -> None:
-        drafter = FixedDrafts([5, 6])
-        scheduler = make_scheduler(drafter=drafter, max_num_batched_tokens=16)
-        scheduler.add(make_request("a", 4, 20))
-        commit(scheduler, scheduler.schedule(), [1])
+        scheduler = drafting([5, 6], max_num_batched_tokens=16)
         scheduler.add(make_request("b", prompt))
         assert [row.drafts for row in scheduler.schedule().scheduled] == [[], []]
 

@@ -55,7 +55,7 @@ def logits_of(log, run):
     return log.rows
 
 
-def alone(engines, folder, requests, dtype):
+def alone(engines, folder, requests, dtype="float32"):
     engine = engines.make(
         folder, dtype=dtype, enable_prefix_caching=False, max_num_batched_tokens=512
     )
