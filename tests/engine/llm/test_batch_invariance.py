@@ -18,7 +18,7 @@ DTYPES = ["float32", "bfloat16", "float16"]
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_random_company(engines, folder, rng, log, dtype):
     requests = make_requests(engines, rng)
-    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype=dtype))
     engine = engines.make(folder, dtype=dtype, enable_prefix_caching=False)
     arrivals = [rng.randrange(30) for _ in requests]
     check_same_bits(log, lambda: engines.run(engine, requests, arrivals=arrivals), expected)
@@ -27,7 +27,7 @@ def test_random_company(engines, folder, rng, log, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_random_chunks(engines, folder, rng, log, dtype):
     requests = make_requests(engines, rng, count=6)
-    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype=dtype))
     budget = rng.randrange(2, 70)
     engine = engines.make(folder, dtype=dtype, max_num_batched_tokens=budget, max_num_seqs=2)
     check_same_bits(log, lambda: engines.run(engine, requests), expected)
@@ -36,7 +36,7 @@ def test_random_chunks(engines, folder, rng, log, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_prefix_hits(engines, folder, rng, log, dtype):
     requests = make_requests(engines, rng, shared_prefix=rng.randrange(16, 60))
-    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype=dtype))
     engine = engines.make(folder, dtype=dtype)
     arrivals = [3 * i for i in range(len(requests))]
     check_same_bits(log, lambda: engines.run(engine, requests, arrivals=arrivals), expected)
@@ -46,7 +46,7 @@ def test_prefix_hits(engines, folder, rng, log, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_preemption(engines, folder, rng, log, dtype):
     requests = make_requests(engines, rng, output_tokens=(90, 130))
-    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype=dtype))
     # Any two of them begin together and are too much for the pool before they end.
     num_groups = len(load_model_config(Checkpoint("folder", folder, "m")).layer_groups)
     engine = engines.make(
@@ -64,7 +64,7 @@ def test_preemption(engines, folder, rng, log, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_that_come_and_go(engines, folder, rng, log, dtype, monkeypatch):
     requests = make_requests(engines, rng)
-    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype=dtype))
     engine = engines.make(folder, dtype=dtype)
     step = engine.step
 
@@ -81,7 +81,7 @@ def test_a_mixture_that_transformers_runs(engines, tiny_qwen2_moe, rng, log, dty
     """Its routers multiply by their own code, in company, in chunks and after prefix hits."""
     folder = tiny_qwen2_moe(**SIZES)
     requests = make_requests(engines, rng, count=6, shared_prefix=32, output_tokens=(1, 20))
-    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype=dtype))
     engine = engines.make(folder, dtype=dtype, max_num_batched_tokens=rng.randrange(8, 70))
     arrivals = [3 * i for i in range(len(requests))]
     check_same_bits(log, lambda: engines.run(engine, requests, arrivals=arrivals), expected)
@@ -120,7 +120,7 @@ def test_an_order_of_sums_that_depends_on_the_batch_is_found_out(
     )
     folder = tiny_llama(**SIZES)
     requests = make_requests(engines, rng)
-    expected = logits_of(log, lambda: alone(engines, folder, requests, "float32"))
+    expected = logits_of(log, lambda: alone(engines, folder, requests))
     engine = engines.make(folder, enable_prefix_caching=False)
     found = logits_of(log, lambda: engines.run(engine, requests))
     changed = [key for key in found.keys() & expected.keys() if key[2] == 0]

@@ -231,37 +231,9 @@ def test_tensors_that_are_refused(folder, change, reason):
         plan_adapter(folder, MODEL, torch.float16).read()
 
 
-def truncate(folder):
-    os.truncate(folder / WEIGHTS, 999)
-
-
-def cut_header(folder):
-    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:20])
-
-
 def pickled(folder):
     (folder / WEIGHTS).unlink()
     (folder / "adapter_model.bin").write_bytes(pickle.dumps({"a": 1}))
-
-
-def disguised(folder):
-    (folder / WEIGHTS).write_bytes(pickle.dumps({"a": 1}))
-
-
-def no_weights(folder):
-    (folder / WEIGHTS).unlink()
-
-
-def no_config(folder):
-    (folder / CONFIG).unlink()
-
-
-def bad_config(folder):
-    (folder / CONFIG).write_text("{")
-
-
-def listed_config(folder):
-    (folder / CONFIG).write_text("[]")
 
 
 def pipe(folder):
@@ -269,21 +241,21 @@ def pipe(folder):
     os.mkfifo(folder / WEIGHTS)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        truncate,
-        cut_header,
-        pickled,
-        disguised,
-        no_weights,
-        no_config,
-        bad_config,
-        listed_config,
-        pipe,
-        shutil.rmtree,
-    ],
-)
+DAMAGES = {
+    "truncated": lambda folder: os.truncate(folder / WEIGHTS, 999),
+    "a header cut": lambda folder: os.truncate(folder / WEIGHTS, 20),
+    "pickled": pickled,
+    "a pickle by another name": lambda f: (f / WEIGHTS).write_bytes(pickle.dumps({"a": 1})),
+    "no weights": lambda folder: (folder / WEIGHTS).unlink(),
+    "no configuration": lambda folder: (folder / CONFIG).unlink(),
+    "a configuration cut": lambda folder: (folder / CONFIG).write_text("{"),
+    "a configuration that is a list": lambda folder: (folder / CONFIG).write_text("[]"),
+    "a pipe": pipe,
+    "nothing": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damaged_files_harm_nobody(folder, saved, damage):
     damage(folder)
     with pytest.raises(ModelLoadError) as caught:

@@ -55,10 +55,8 @@ def logits_of(log, run):
     return log.rows
 
 
-def alone(engines, folder, requests, dtype="float32"):
-    engine = engines.make(
-        folder, dtype=dtype, enable_prefix_caching=False, max_num_batched_tokens=512
-    )
+def alone(engines, folder, requests, **knobs):
+    engine = engines.make(folder, enable_prefix_caching=False, max_num_batched_tokens=512, **knobs)
     for request in requests:
         engines.run(engine, [request])
 

@@ -70,3 +70,9 @@ def outcome(done):
         key: (c.token_ids, c.finish_reason, c.logprobs, c.prompt_logprobs)
         for key, c in done.items()
     }
+
+
+def without_drafts(engines, folder, requests, **knobs):
+    """The outcome of the requests in an engine that guesses nothing."""
+    engine = engines.make(folder, num_speculative_tokens=0, **knobs)
+    return outcome(engines.run(engine, requests))

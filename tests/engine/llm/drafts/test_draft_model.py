@@ -32,7 +32,7 @@ from tests.helpers.llm.paged_executor import (
     make_request,
     make_scheduler,
 )
-from tests.helpers.llm.repetitive import make_requests, outcome
+from tests.helpers.llm.repetitive import make_requests, outcome, without_drafts
 from tests.helpers.llm.sessions import (
     AccountedExecutor,
     OverlappedSession,
@@ -113,8 +113,7 @@ def test_any_requests(engines, folder, stranger, rng, tmp_path, overlap):
     requests = make_requests(engines, rng, output_tokens=(10, 40))
     arrivals = [rng.randrange(20) for _ in requests]
     doomed = {r.request_id: rng.randrange(2, 40) for r in rng.sample(requests, 2)}
-    plain = engines.make(folder, num_speculative_tokens=0)
-    expected = outcome(engines.run(plain, requests))
+    expected = without_drafts(engines, folder, requests)
     for draft in (folder, relative_of(folder, tmp_path / "relative"), stranger):
         engine = drafted(
             engines,
@@ -148,7 +147,7 @@ def test_a_twin_is_always_right(engines, folder, rng, temperature, overlap):
 
 def test_a_twin_in_fewer_bits(engines, llama, rng):
     requests = plain_requests(engines, rng)
-    expected = outcome(engines.run(engines.make(llama), requests))
+    expected = without_drafts(engines, llama, requests)
     engine = drafted(engines, llama, llama, speculative_quantization="int8-weights")
     assert outcome(engines.run(engine, requests)) == expected
     assert counts_of(engine).num_draft_tokens > 0
@@ -157,8 +156,7 @@ def test_a_twin_in_fewer_bits(engines, llama, rng):
 def test_preemption(engines, folder, rng, tmp_path):
     """The draft cache is as small as the model's. Short prompts all start, and all grow."""
     requests = plain_requests(engines, rng, longest=16, max_tokens=80, ignore_eos=True)
-    plain = engines.make(folder, max_model_len=14 * 16)
-    expected = outcome(engines.run(plain, requests))
+    expected = without_drafts(engines, folder, requests, max_model_len=14 * 16)
     num_groups = len(load_model_config(Checkpoint("folder", folder, "m")).layer_groups)
     engine = drafted(
         engines,
@@ -221,7 +219,7 @@ def test_one_of_them_may_have_tokens_at_the_end_that_the_other_has_not(
     requests = plain_requests(engines, rng, 14, temperature=1.0, ignore_eos=True)
     if not is_draft_larger:
         requests.append(engines.request("unknown", [599, 5, 7], max_tokens=20))
-    expected = outcome(engines.run(engines.make(model), requests))
+    expected = without_drafts(engines, model, requests)
     engine = drafted(engines, model, draft)
     assert outcome(engines.run(engine, requests)) == expected
     assert counts_of(engine).num_draft_tokens > 0
@@ -248,7 +246,7 @@ def test_nobody_drafts_under_load(engines, llama, rng, monkeypatch):
 
 def test_its_errors_are_nobodys(engines, llama, rng):
     requests = plain_requests(engines, rng, 2)
-    expected = outcome(engines.run(engines.make(llama), requests))
+    expected = without_drafts(engines, llama, requests)
     engine = drafted(engines, llama, llama)
     model = model_of(engine)
     launch, num_calls = model._steps._executor.launch, 0
@@ -271,7 +269,7 @@ def test_its_errors_are_nobodys(engines, llama, rng):
 
 def test_numbers_that_are_not_finite_are_no_guesses(engines, llama, rng, monkeypatch):
     requests = plain_requests(engines, rng)
-    expected = outcome(engines.run(engines.make(llama), requests))
+    expected = without_drafts(engines, llama, requests)
     engine = drafted(engines, llama, llama)
     runner = model_of(engine)._steps._executor
     logits_of = ModelRunner._logits_to_sample

@@ -19,7 +19,7 @@ from engine.llm.sampling import sampler as sampling
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
 from tests.helpers.llm.paged_executor import Guesser, make_config
-from tests.helpers.llm.repetitive import VOCAB, make_requests, outcome, repetitive
+from tests.helpers.llm.repetitive import VOCAB, make_requests, outcome, repetitive, without_drafts
 
 pytestmark = pytest.mark.usefixtures("cheap_rows")
 PRICE = StepBudget.price
@@ -66,11 +66,8 @@ def same_with_and_without(engines, folder, requests, rng, *, arrivals=None, abor
     Args:
         rng: for guesses of an oracle, which are right and wrong often enough; None: real ones.
     """
-    plain_knobs = {"num_speculative_tokens": 0, "enable_prefix_caching": False}
-    if "max_model_len" in knobs:  # Ends a text in both.
-        plain_knobs["max_model_len"] = knobs["max_model_len"]
-    plain = engines.make(folder, **plain_knobs)
-    expected = outcome(engines.run(plain, requests))
+    kept = {name: knobs[name] for name in ("max_model_len",) if name in knobs}  # ends a text
+    expected = without_drafts(engines, folder, requests, enable_prefix_caching=False, **kept)
     engine = engines.make(folder, **({"num_speculative_tokens": 7, "prompt_lookup_min": 1} | knobs))
     if rng is not None:
         draft_by(engine, Oracle(expected, rng))
@@ -95,8 +92,7 @@ def check_drafts(result) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_any_requests(engines, folder, rng, dtype):
     requests = make_requests(engines, rng)
-    plain = engines.make(folder, dtype=dtype, num_speculative_tokens=0)
-    expected = outcome(engines.run(plain, requests))
+    expected = without_drafts(engines, folder, requests, dtype=dtype)
     for drafter in (None, Oracle(expected, rng)):
         engine = engines.make(folder, dtype=dtype, num_speculative_tokens=7, prompt_lookup_min=1)
         if drafter is not None:
@@ -468,8 +464,7 @@ def test_busy_engines_draft_nothing(engines, folder, monkeypatch):
 def test_a_draft_that_the_model_cannot_compute_harms_nobody(engines, folder, rng, monkeypatch):
     """A step with drafts fails, and is tried without them."""
     requests = make_requests(engines, rng, 5, (20, 40))
-    plain = engines.make(folder, num_speculative_tokens=0)
-    expected = outcome(engines.run(plain, requests))
+    expected = without_drafts(engines, folder, requests)
     engine = engines.make(folder, num_speculative_tokens=7)
     draft_by(engine, Oracle(expected, rng))
     launch, num_failed = ModelRunner.launch, 0
@@ -490,8 +485,7 @@ def test_a_rejected_row_may_fail(engines, folder, rng, monkeypatch):
     """What a wrong draft makes of the logits is nobody's error."""
     unlikely = {"logit_bias": {399: -100.0}}
     requests = make_requests(engines, rng, 5, (30, 40), ignore_eos=True, **unlikely)
-    plain = engines.make(folder, num_speculative_tokens=0)
-    expected = outcome(engines.run(plain, requests))
+    expected = without_drafts(engines, folder, requests)
     logits_of, num_broken = ModelRunner._logits_to_sample, 0
 
     def broken(runner, rows, hidden):
