@@ -8,9 +8,14 @@ import pytest
 import torch
 
 from engine.quantization.plain import PlainState, UnquantizedMethod
-from engine.weights.loader import load_model_config
-from engine.weights.source import Checkpoint
-from tests.helpers.llm.logits import SIZES, alone, check_same_bits, logits_of, make_requests
+from tests.helpers.llm.logits import (
+    SIZES,
+    alone,
+    check_same_bits,
+    cramped,
+    logits_of,
+    make_requests,
+)
 
 DTYPES = ["float32", "bfloat16", "float16"]
 
@@ -47,16 +52,7 @@ def test_prefix_hits(engines, folder, rng, log, dtype):
 def test_preemption(engines, folder, rng, log, dtype):
     requests = make_requests(engines, rng, output_tokens=(90, 130))
     expected = logits_of(log, lambda: alone(engines, folder, requests, dtype=dtype))
-    # Any two of them begin together and are too much for the pool before they end.
-    num_groups = len(load_model_config(Checkpoint("folder", folder, "m")).layer_groups)
-    engine = engines.make(
-        folder,
-        dtype=dtype,
-        num_kv_blocks=14 + 7 * (num_groups - 1),
-        max_model_len=14 * 16,
-        max_num_batched_tokens=64,
-        enable_prefix_caching=False,
-    )
+    engine = engines.make(folder, dtype=dtype, enable_prefix_caching=False, **cramped(folder))
     check_same_bits(log, lambda: engines.run(engine, requests), expected)
     assert engine.stats().num_preemptions > 0
 

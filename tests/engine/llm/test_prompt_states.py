@@ -9,9 +9,7 @@ import transformers
 from engine.contract.groups import BeamParams, ContrastParams, GuidanceParams
 from engine.contract.request import FinishReason
 from engine.errors import InvalidParameter, ModelLoadError
-from engine.weights.loader import load_model_config
-from engine.weights.source import Checkpoint
-from tests.helpers.llm.logits import alone, check_same_bits, logits_of, number_of_changes
+from tests.helpers.llm.logits import alone, check_same_bits, cramped, logits_of, number_of_changes
 from tests.helpers.llm.toy_pictures import (
     PLACEHOLDER,
     ROWS,
@@ -111,13 +109,7 @@ def test_bits_are_the_same_in_any_company_and_chunks(engines, sighted, rng, log,
 def test_bits_survive_preemption(engines, sighted, rng, log, pictures):
     requests = random_requests(engines, rng, pictures, max_tokens=rng.randrange(80, 100))
     expected = logits_of(log, lambda: alone(engines, sighted, requests))
-    num_groups = len(load_model_config(Checkpoint("folder", sighted, "m")).layer_groups)
-    engine = engines.make(
-        sighted,
-        num_kv_blocks=14 + 7 * (num_groups - 1),
-        max_model_len=14 * 16,
-        max_num_batched_tokens=64,
-    )
+    engine = engines.make(sighted, **cramped(sighted))
     check_same_bits(log, lambda: engines.run(engine, requests), expected)
     assert engine.stats().num_preemptions > 0
 

@@ -558,6 +558,16 @@ class TestEnding:
             with pytest.raises(InvariantViolation):
                 scheduler.commit(decision, StepOutput(outputs))
 
+    def test_an_error_behind_accepted_tokens_comes_after_them(self) -> None:
+        scheduler = make_scheduler(drafter=FixedDrafts([5, 6]))
+        scheduler.add(make_request("a", 1))
+        decision = scheduler.schedule()
+        output = SequenceOutput(0, token_ids=[5, 6], error="NaN")
+        tokens, error = scheduler.commit(decision, StepOutput([output]))
+        assert (tokens.token_ids, tokens.finish_reason) == ([5, 6], None)
+        assert (error.token_ids, error.finish_reason) == ([], "error")
+        assert not scheduler.has_work()
+
     def test_a_missing_token_ends_its_sequence(self) -> None:
         scheduler = make_scheduler()
         scheduler.add(make_request("a", 3))

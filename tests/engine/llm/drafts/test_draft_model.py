@@ -22,9 +22,8 @@ from engine.llm.drafts.draft_model import FAILURE_PAUSE, DraftModel
 from engine.llm.drafts.drafting import Drafting
 from engine.llm.runner.model_runner import ModelRunner
 from engine.llm.sampling.sampler import Sampler
-from engine.weights.loader import load_model_config
-from engine.weights.source import Checkpoint
 from kernels.sample_tokens import reference
+from tests.helpers.llm.logits import cramped
 from tests.helpers.llm.paged_executor import (
     VOCAB_SIZE,
     PagedExecutor,
@@ -157,15 +156,8 @@ def test_preemption(engines, folder, rng, tmp_path):
     """The draft cache is as small as the model's. Short prompts all start, and all grow."""
     requests = plain_requests(engines, rng, longest=16, max_tokens=80, ignore_eos=True)
     expected = without_drafts(engines, folder, requests, max_model_len=14 * 16)
-    num_groups = len(load_model_config(Checkpoint("folder", folder, "m")).layer_groups)
-    engine = drafted(
-        engines,
-        folder,
-        relative_of(folder, tmp_path / "relative"),
-        num_kv_blocks=14 + 7 * (num_groups - 1),
-        max_model_len=14 * 16,
-        max_num_batched_tokens=64,
-    )
+    relative = relative_of(folder, tmp_path / "relative")
+    engine = drafted(engines, folder, relative, **cramped(folder))
     assert outcome(engines.run(engine, requests)) == expected
     assert engine.stats().num_preemptions > 0
     assert counts_of(engine).num_draft_tokens > 0

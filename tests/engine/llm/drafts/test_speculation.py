@@ -16,8 +16,7 @@ from engine.llm.drafts.speculation import HIGHEST_PRICE, INDEXED_PER_STEP, Specu
 from engine.llm.request import Sequence
 from engine.llm.runner.model_runner import ModelRunner
 from engine.llm.sampling import sampler as sampling
-from engine.weights.loader import load_model_config
-from engine.weights.source import Checkpoint
+from tests.helpers.llm.logits import cramped
 from tests.helpers.llm.paged_executor import Guesser, make_config
 from tests.helpers.llm.repetitive import VOCAB, make_requests, outcome, repetitive, without_drafts
 
@@ -139,20 +138,23 @@ def test_any_requests_beside_texts_that_have_ended(engines, folder, rng):
     )
 
 
-@pytest.mark.parametrize("overlap", ["off", "on"])
-@pytest.mark.parametrize("records", [True, False])
-def test_steps_launched_ahead_and_recorded_ones(engines, folder, rng, overlap, records):
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"async_scheduling": "off", "record_steps": False},
+        {"async_scheduling": "off", "record_steps": True},
+        {"async_scheduling": "on", "record_steps": False},
+        {"async_scheduling": "on", "record_steps": True},
+        {"max_num_batched_tokens": 3, "max_num_seqs": 1},
+        {"max_num_batched_tokens": 9, "max_num_seqs": 3},
+        {"max_num_batched_tokens": 40, "max_num_seqs": 3},
+    ],
+    ids=str,
+)
+def test_any_steps(engines, folder, rng, knobs):
     requests = make_requests(engines, rng, 6, (30, 60))
     arrivals = [rng.randrange(40) for _ in requests]
-    knobs = {"async_scheduling": overlap, "record_steps": records}
     check_drafts(same_with_and_without(engines, folder, requests, rng, arrivals=arrivals, **knobs))
-
-
-@pytest.mark.parametrize("budget", [3, 9, 40])
-def test_any_token_budget(engines, folder, rng, budget):
-    requests = make_requests(engines, rng, 5)
-    knobs = {"max_num_batched_tokens": budget, "max_num_seqs": 1 if budget < 5 else 3}
-    check_drafts(same_with_and_without(engines, folder, requests, rng, **knobs))
 
 
 def test_prefix_hits(engines, folder, rng):
@@ -180,18 +182,9 @@ def test_a_text_that_goes_on_from_one_that_was_drafted(engines, folder, rng):
 
 def test_preemption(engines, folder, rng):
     requests = make_requests(engines, rng, output_tokens=(90, 130), ignore_eos=True, n=1)
-    num_groups = len(load_model_config(Checkpoint("folder", folder, "m")).layer_groups)
-    result = same_with_and_without(
-        engines,
-        folder,
-        [request for request in requests if not request.sampling.stop_token_ids],
-        rng,
-        num_kv_blocks=14 + 7 * (num_groups - 1),
-        max_model_len=14 * 16,
-        max_num_batched_tokens=64,
-        enable_prefix_caching=False,
-    )
-    check_drafts(result)
+    requests = [request for request in requests if not request.sampling.stop_token_ids]
+    knobs = {"enable_prefix_caching": False, **cramped(folder)}
+    check_drafts(same_with_and_without(engines, folder, requests, rng, **knobs))
 
 
 def test_aborts(engines, folder, rng):

@@ -38,6 +38,11 @@ def _sampler(vocab_size: int, *params: SamplingParams, seed: int = 0) -> Sampler
     return sampler
 
 
+def _drawn(sampler: Sampler, logits: torch.Tensor) -> list[int]:
+    """The first token of each sequence."""
+    return [token.token_id for token in sampler.sample(logits, _rows(len(logits)))]
+
+
 def _rows(num: int, position: int = 0) -> list[SampleRow]:
     return [SampleRow(i, position) for i in range(num)]
 
@@ -263,7 +268,6 @@ def test_a_row_does_not_depend_on_its_company(vocab_size: int, dtype: torch.dtyp
 
 
 def test_draws_do_not_depend_on_threads() -> None:
-    seed = random.randrange(2**32)
     logits = torch.randn(16, 40_000) * 2
     kinds = [
         SamplingParams(),
@@ -271,6 +275,7 @@ def test_draws_do_not_depend_on_threads() -> None:
         SamplingParams(top_k=50),
         SamplingParams(min_p=0.01),
     ] * 4
+    seed = random.randrange(2**32)
     expected = _sampler(40_000, *kinds, seed=seed).sample(logits, _rows(16))
     torch.set_num_threads(2)
     assert _sampler(40_000, *kinds, seed=seed).sample(logits, _rows(16)) == expected
@@ -309,8 +314,7 @@ def test_greedy_takes_the_first_maximum_after_penalties_and_bias() -> None:
     logits = torch.zeros(4, 9)
     logits[:, [2, 5, 7]] = 1.0
     logits[1, 6] = 1.0
-    tokens = [token.token_id for token in _sampler(9, *params).sample(logits, _rows(4))]
-    assert tokens == [2, 6, 5, 2]
+    assert _drawn(_sampler(9, *params), logits) == [2, 6, 5, 2]
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1e-4, 1e-3])
@@ -318,15 +322,13 @@ def test_cold_is_greedy(temperature: float) -> None:
     logits = torch.randn(8, 5000) * 3
     logits[torch.arange(8), logits.argmax(-1)] += 0.2
     sampler = _sampler(5000, *[SamplingParams(temperature=temperature)] * 8)
-    tokens = [token.token_id for token in sampler.sample(logits, _rows(8))]
-    assert tokens == logits.argmax(-1).tolist()
+    assert _drawn(sampler, logits) == logits.argmax(-1).tolist()
 
 
 def test_top_k_one_is_greedy_even_among_ties() -> None:
     logits = (torch.randn(8, 500) * 2).round()
     sampler = _sampler(500, *[SamplingParams(top_k=1, temperature=2.0)] * 8)
-    tokens = [token.token_id for token in sampler.sample(logits, _rows(8))]
-    assert tokens == logits.max(-1).indices.tolist()
+    assert _drawn(sampler, logits) == logits.max(-1).indices.tolist()
 
 
 def test_bad_rows_fail_alone() -> None:
@@ -352,10 +354,9 @@ def test_bad_rows_fail_alone() -> None:
             assert "non-finite" in (got[broken].error or "")
             others = [i for i in range(7) if i != broken]
             assert [got[i] for i in others] == [expected[i] for i in others]
-    spoilt = torch.full_like(logits, torch.nan)
-    assert all(token.error for token in _sampler(600, *params).sample(spoilt, _rows(7)))
-    spoilt = torch.full_like(logits, -torch.inf)
-    assert all(token.error for token in _sampler(600, *params).sample(spoilt, _rows(7)))
+    for bad in (torch.nan, -torch.inf):
+        spoilt = torch.full_like(logits, bad)
+        assert all(token.error for token in _sampler(600, *params).sample(spoilt, _rows(7)))
     assert not _sampler(600, *params).probabilities(spoilt, _rows(7)).any()
 
 
