@@ -13,6 +13,7 @@ from engine.errors import TooManyAdapters, UnknownAdapter
 from engine.llm.runner.step_graph import StepKind
 from kernels import native
 from tests.helpers.adapters.peft_adapters import write_adapter
+from tests.helpers.llm.repetitive import outcome
 
 pytestmark = pytest.mark.usefixtures("cheap_rows")
 VOCAB = 400
@@ -51,11 +52,6 @@ def make_requests(engines, rng, count=9, output_tokens=(1, 40)):
         )
         requests.append(replace(request, adapter=NAMES[i % 3]))
     return requests
-
-
-def outcome(done):
-    """Everything that a client gets, logits' bits included."""
-    return {key: (one.token_ids, one.logprobs, one.prompt_logprobs) for key, one in done.items()}
 
 
 def alone(engines, folder, lora, requests, names=NAMES, **knobs):

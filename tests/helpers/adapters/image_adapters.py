@@ -219,6 +219,18 @@ def load(table, name, place, *, replaces=False, in_use=()):
     return answer
 
 
+def bring(table, name, in_use=()):
+    """Have a request wait for an adapter; returns why it cannot be had, or None."""
+    key = table.key_of(name)
+    if table.take([key]):
+        return None
+    table.advance(lambda: set(in_use), [[key]])
+    while table._loads:
+        table.wait(5)
+        table.advance(lambda: set(in_use), [[key]])
+    return table.failure_of([key])
+
+
 def use_of(table, made, folder, scale=1.0):
     """Load an adapter that was written as `a`, and return its use."""
     report = load(table, "a", made.save(folder / "a.safetensors"))

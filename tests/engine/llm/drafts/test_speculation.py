@@ -18,7 +18,14 @@ from engine.llm.runner.model_runner import ModelRunner
 from engine.llm.sampling import sampler as sampling
 from tests.helpers.llm.logits import cramped
 from tests.helpers.llm.paged_executor import Guesser, make_config
-from tests.helpers.llm.repetitive import VOCAB, make_requests, outcome, repetitive, without_drafts
+from tests.helpers.llm.repetitive import (
+    VOCAB,
+    check_outcome,
+    make_requests,
+    outcome,
+    repetitive,
+    without_drafts,
+)
 
 pytestmark = pytest.mark.usefixtures("cheap_rows")
 PRICE = StepBudget.price
@@ -71,14 +78,7 @@ def same_with_and_without(engines, folder, requests, rng, *, arrivals=None, abor
     if rng is not None:
         draft_by(engine, Oracle(expected, rng))
     found = outcome(engines.run(engine, requests, arrivals=arrivals, aborts=aborts))
-    for request in requests:
-        for index in range(request.sampling.n):
-            key = request.request_id, index
-            if request.request_id in (aborts or {}):
-                tokens = found[key][0] if key in found else []
-                assert tokens == expected[key][0][: len(tokens)]
-            else:
-                assert found[key] == expected[key], request
+    check_outcome(found, expected, aborts or ())
     assert engine.stats().kv_blocks_used == 0
     return engine.stats()
 

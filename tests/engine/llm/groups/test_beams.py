@@ -7,7 +7,6 @@ import pytest
 
 from engine.contract.groups import BeamParams
 from engine.contract.request import FinishReason
-from engine.contract.structure import Structure
 from engine.errors import OutOfBlocks
 from tests.helpers.llm.paged_executor import (
     Answer,
@@ -18,19 +17,13 @@ from tests.helpers.llm.paged_executor import (
     run_all,
     run_step,
 )
+from tests.helpers.llm.repetitive import outcome
 
 WIDTH = 4
 
 
-CHOICE = Structure.of_choice(["a"], param="grammar")
-
-
 def beams(width=WIDTH, **options):
     return {"beams": BeamParams(width=width, **options)}
-
-
-def texts(done):
-    return {key: (c.token_ids, c.logprobs, c.finish_reason) for key, c in done.items()}
 
 
 @pytest.fixture(scope="module", params=["tiny_llama", "tiny_gemma3"])
@@ -66,7 +59,7 @@ def alone(engines, folder, requests):
     done = {}
     for request in requests:
         engine = engines.make(folder, enable_prefix_caching=False)
-        done |= texts(engines.run(engine, [request]))
+        done |= outcome(engines.run(engine, [request]))
     return done
 
 
@@ -88,12 +81,12 @@ def test_neighbours_change_no_bit(engines, folder, requests, alone, knobs):
         knobs = knobs | {"num_kv_blocks": num_groups * knobs["num_kv_blocks"]}
     engine = engines.make(folder, **knobs)
     arrivals = [0, 0, 1, 1, 2]
-    assert texts(engines.run(engine, requests, arrivals=arrivals)) == alone
+    assert outcome(engines.run(engine, requests, arrivals=arrivals)) == alone
     stats = engine.stats()
     assert stats.kv_blocks_used == 0
     if "num_kv_blocks" in knobs and num_groups == 1:  # layers that slide leave room
         assert stats.num_preemptions > 0
-    assert texts(engines.run(engine, requests[::-1])) == alone  # from the prefix cache
+    assert outcome(engines.run(engine, requests[::-1])) == alone  # from the prefix cache
 
 
 def rows_of(engine):

@@ -28,6 +28,7 @@ from engine.lora.images.layers import AdaptedLayers
 from tests.helpers.adapters.image_adapters import (
     WAYS,
     Written,
+    bring,
     dotted,
     kohya,
     load,
@@ -413,14 +414,9 @@ def test_one_whose_file_has_changed_does_not_come_back(layers, model, tmp_path):
         file = write(model, PATHS, dotted("unet")).save(tmp_path / f"{name}.safetensors")
         load(table, name, file)
     os.utime(file, ns=(0, 0))
-    key = table.key_of("b")
-    table.advance(set, [(key,)])
-    while table._loads:
-        table.wait(5)
-        table.advance(set, [(key,)])
-    message = table.failure_of((key,)).message
-    assert "the adapter's files have changed since it was loaded" in message
-    assert (table.take((key,)), host.lent) == (False, {})
+    error = bring(table, "b")
+    assert "the adapter's files have changed since it was loaded" in error.message
+    assert (table.take((table.key_of("b"),)), host.lent) == (False, {})
 
 
 @pytest.mark.parametrize("change", [same_shapes, another_rank])
