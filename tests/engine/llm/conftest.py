@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +10,7 @@ import pytest
 import torch
 import transformers
 
-from engine.contract.generate import GenerateRequest, TokenLogprob
-from engine.contract.request import FinishReason
+from engine.contract.generate import GenerateRequest
 from engine.contract.sampling_params import SamplingParams
 from engine.contract.settings import EngineConfig
 from engine.llm.cost.step_budget import Price, StepBudget
@@ -19,17 +18,7 @@ from engine.llm.start.loading import load_engine
 from engine.weights.source import resolve_source
 from tests.helpers.host import Host
 from tests.helpers.llm.logits import SIZES, LogitsLog
-
-
-@dataclass
-class Completion:
-    """One finished completion."""
-
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprob | None] | None = None
-    finish_reason: FinishReason | None = None
-    num_cached_tokens: int = 0
+from tests.helpers.llm.paged_executor import Answer
 
 
 def make_engine(ref, *, cache_dir="", **knobs):
@@ -52,14 +41,14 @@ def make_engine(ref, *, cache_dir="", **knobs):
 
 
 def run(engine, requests, *, arrivals=None, aborts=None):
-    """Step until all is done; returns {(request_id, index): Completion}.
+    """Step until all is done; returns {(request_id, index): Answer}.
 
     `arrivals[i]` is the step before which request i is added (0 for all by default); `aborts` maps
     a request id to the step before which it is aborted.
     """
     arrivals = arrivals or [0] * len(requests)
     aborts = aborts or {}
-    done = defaultdict(Completion)
+    done = defaultdict(Answer)
     step = 0
     while True:
         for request, at in zip(requests, arrivals, strict=True):
@@ -73,22 +62,14 @@ def run(engine, requests, *, arrivals=None, aborts=None):
             if step > max(arrivals, default=0):
                 return dict(done)
             continue
-        events, _ = engine.step()
-        for event in events:
-            completion = done[event.request_id, event.index]
-            completion.token_ids += event.token_ids
-            completion.logprobs += event.logprobs or []
-            completion.prompt_logprobs = event.prompt_logprobs or completion.prompt_logprobs
-            completion.finish_reason = event.finish_reason
-            completion.num_cached_tokens = max(
-                completion.num_cached_tokens, event.num_cached_tokens
-            )
+        for event in engine.step()[0]:
+            done[event.request_id, event.index].add(event)
         assert step < 20_000, "no end in sight"
 
 
 def told(done):
     """Return the part of what `run` returns that must not depend on who shared the engine."""
-    return {key: replace(completion, num_cached_tokens=0) for key, completion in done.items()}
+    return {key: replace(answer, num_cached_tokens=0) for key, answer in done.items()}
 
 
 def run_alone(ref, requests):

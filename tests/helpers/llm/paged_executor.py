@@ -490,7 +490,7 @@ class Answer:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_cached_tokens: int = 0
-    queue_times_s: list[float] = field(default_factory=list)
+    queue_times_s: list[float] = field(default_factory=list, compare=False)
 
     def add(self, event: TokenEvent) -> None:
         assert self.finish_reason is None, "an event after the last one"

@@ -184,11 +184,7 @@ def test_a_search_that_outgrows_the_pool_fails_whoever_runs_beside_it():
             bench.scheduler.add(request)
         shorter = replace(request, prompt_token_ids=request.prompt_token_ids[:4])
         answer = bench.run(*others, shorter)["r", 0]
-        assert answer == Answer(
-            finish_reason=FinishReason.ERROR,
-            error_code="out_of_kv_blocks",
-            queue_times_s=answer.queue_times_s,
-        )
+        assert answer == Answer().failed("out_of_kv_blocks")
 
 
 def test_clients_learn_once_that_a_search_has_begun():
