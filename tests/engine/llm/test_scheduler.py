@@ -26,6 +26,7 @@ from tests.helpers.llm.paged_executor import (
     EOS,
     Answer,
     Answers,
+    Guesser,
     PagedExecutor,
     answer_alone,
     make_config,
@@ -450,15 +451,13 @@ class TestPreemption:
         assert bench.stats.num_preemptions == 0
 
 
-class FixedDrafts:
+class FixedDrafts(Guesser):
     """A drafter that always expects the same tokens, whatever the text."""
 
     def __init__(self, token_ids: list[int]) -> None:
+        super().__init__(random.Random(), is_right=0.0)
         self.token_ids = token_ids
         self.learned: list[object] = []
-
-    def may_draft(self, decodes):
-        return True
 
     def draft(self, decodes, num_rows, price):
         for sequence in decodes:
