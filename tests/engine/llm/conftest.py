@@ -10,15 +10,13 @@ import pytest
 import torch
 import transformers
 
-from engine.contract.generate import GenerateRequest
-from engine.contract.sampling_params import SamplingParams
 from engine.contract.settings import EngineConfig
 from engine.llm.cost.step_budget import Price, StepBudget
 from engine.llm.start.loading import load_engine
 from engine.weights.source import resolve_source
 from tests.helpers.host import Host
 from tests.helpers.llm.logits import SIZES, LogitsLog
-from tests.helpers.llm.paged_executor import Answer
+from tests.helpers.llm.paged_executor import Answer, make_request
 
 
 def make_engine(ref, *, cache_dir="", **knobs):
@@ -80,17 +78,9 @@ def run_alone(ref, requests):
     return told(done)
 
 
-def make_request(request_id, prompt, **sampling):
-    priority = sampling.pop("priority", 0)
-    salt = sampling.pop("cache_salt", None)
-    return GenerateRequest(
-        request_id=request_id,
-        model="m",
-        prompt_token_ids=prompt,
-        sampling=SamplingParams(**({"temperature": 0.0, "max_tokens": 20} | sampling)),
-        priority=priority,
-        cache_salt=salt,
-    )
+def make_greedy_request(request_id, prompt, **facts):
+    defaults = {"temperature": 0.0, "max_tokens": 20, "ignore_eos": False}
+    return make_request(request_id, prompt, **(defaults | facts))
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +96,7 @@ def one_thread():
 def engines():
     """Give test modules the functions above."""
     return SimpleNamespace(
-        make=make_engine, run=run, run_alone=run_alone, told=told, request=make_request
+        make=make_engine, run=run, run_alone=run_alone, told=told, request=make_greedy_request
     )
 
 
