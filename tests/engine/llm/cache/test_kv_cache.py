@@ -127,6 +127,17 @@ class TestCopyOnWrite:
         assert pool.take_copies() == [(0, 1)]
         assert pool.num_free == 1
 
+    def test_a_copy_nobody_wants_any_more_is_dropped(self) -> None:
+        pool = make_pool()
+        parent = make_table(pool, 2)
+        child = parent.fork(2)
+        assert child.reserve(3)
+        parent.clear()
+        child.clear()
+        assert pool.num_free == 8
+        assert pool.take_copies() == []
+        pool.check_invariants([])
+
 
 class TestTable:
     def test_reserve_changes_nothing_if_blocks_lack(self) -> None:
