@@ -231,11 +231,11 @@ def bring(table, name, in_use=()):
     return table.failure_of([key])
 
 
-def use_of(table, made, folder, scale=1.0):
+def use_of(table, made, folder):
     """Load an adapter that was written as `a`, and return its use."""
     report = load(table, "a", made.save(folder / "a.safetensors"))
     assert isinstance(report, AdapterReport), report
-    return LoraUse(name=table.key_of("a"), scale=scale)
+    return LoraUse(name=table.key_of("a"))
 
 
 def unload(table, name, in_use=()):
