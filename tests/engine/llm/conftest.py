@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers
 
 from engine.contract.settings import EngineConfig
 from engine.llm.cost.step_budget import Price, StepBudget
@@ -103,6 +102,8 @@ def engines():
 @pytest.fixture(scope="module")
 def model(folder):
     """transformers' model, whose texts end only where that is asked for."""
+    import transformers  # slowly, and only a few test files need it
+
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
     return model
