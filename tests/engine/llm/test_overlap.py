@@ -166,9 +166,9 @@ def test_a_more_important_request_need_not_wait_until_all_others_are_done() -> N
 
 
 def test_the_prefix_cache_ends_up_with_the_same_blocks() -> None:
-    ends = {"ignore_eos": False}
+    ends = {"ignore_eos": False, "n": 3}
     requests = [
-        make_request(f"r{i}", *random.choices(range(1, 40), k=2), seed=i, n=1 + i % 3, **ends)
+        make_request(f"r{i}", random.randrange(1, 40), random.randrange(40), seed=i, **ends)
         for i in range(20)
     ]
     found = []
