@@ -166,10 +166,10 @@ def test_a_more_important_request_need_not_wait_until_all_others_are_done() -> N
 
 
 def test_the_prefix_cache_ends_up_with_the_same_blocks() -> None:
-    ends = {"ignore_eos": False, "n": 3}
+    lengths = [(random.randrange(1, 40), random.randrange(40)) for _ in range(20)]
     requests = [
-        make_request(f"r{i}", random.randrange(1, 40), random.randrange(40), seed=i, **ends)
-        for i in range(20)
+        make_request(f"r{i}", length, num_tokens, seed=i, n=1 + i % 3, ignore_eos=False)
+        for i, (length, num_tokens) in enumerate(lengths)
     ]
     found = []
     for is_async in (False, True):
