@@ -83,7 +83,7 @@ def test_tokens_that_fit_are_predicted_to_fit(machine: tuple[float, ...]) -> Non
 
 
 def test_nothing_fits_in_no_time() -> None:
-    cost = taught(TYPICAL, random.Random(1), num_steps=20, noise=0.0)
+    cost = taught(TYPICAL, num_steps=20, noise=0.0)
     assert cost.prompt_tokens_in(0.0, 0) == cost.prompt_tokens_in(-1.0, 0) == 0
 
 
