@@ -2,33 +2,20 @@
 
 import random
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from engine.contract.generate import GenerateRequest, TokenLogprob
-from engine.contract.request import FinishReason
-from engine.contract.sampling_params import SamplingParams
 from engine.contract.settings import EngineConfig
 from engine.llm.cost.step_budget import Price, StepBudget
 from engine.llm.start.loading import load_engine
 from engine.weights.source import resolve_source
 from tests.helpers.host import Host
 from tests.helpers.llm.logits import SIZES, LogitsLog
-
-
-@dataclass
-class Completion:
-    """One finished completion."""
-
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprob | None] | None = None
-    finish_reason: FinishReason | None = None
-    num_cached_tokens: int = 0
+from tests.helpers.llm.paged_executor import Answer, make_request
 
 
 def make_engine(ref, *, cache_dir="", **knobs):
@@ -51,14 +38,14 @@ def make_engine(ref, *, cache_dir="", **knobs):
 
 
 def run(engine, requests, *, arrivals=None, aborts=None):
-    """Step until all is done; returns {(request_id, index): Completion}.
+    """Step until all is done; returns {(request_id, index): Answer}.
 
     `arrivals[i]` is the step before which request i is added (0 for all by default); `aborts` maps
     a request id to the step before which it is aborted.
     """
     arrivals = arrivals or [0] * len(requests)
     aborts = aborts or {}
-    done = defaultdict(Completion)
+    done = defaultdict(Answer)
     step = 0
     while True:
         for request, at in zip(requests, arrivals, strict=True):
@@ -72,22 +59,14 @@ def run(engine, requests, *, arrivals=None, aborts=None):
             if step > max(arrivals, default=0):
                 return dict(done)
             continue
-        events, _ = engine.step()
-        for event in events:
-            completion = done[event.request_id, event.index]
-            completion.token_ids += event.token_ids
-            completion.logprobs += event.logprobs or []
-            completion.prompt_logprobs = event.prompt_logprobs or completion.prompt_logprobs
-            completion.finish_reason = event.finish_reason
-            completion.num_cached_tokens = max(
-                completion.num_cached_tokens, event.num_cached_tokens
-            )
+        for event in engine.step()[0]:
+            done[event.request_id, event.index].add(event)
         assert step < 20_000, "no end in sight"
 
 
 def told(done):
     """Return the part of what `run` returns that must not depend on who shared the engine."""
-    return {key: replace(completion, num_cached_tokens=0) for key, completion in done.items()}
+    return {key: replace(answer, num_cached_tokens=0) for key, answer in done.items()}
 
 
 def run_alone(ref, requests):
@@ -98,17 +77,9 @@ def run_alone(ref, requests):
     return told(done)
 
 
-def make_request(request_id, prompt, **sampling):
-    priority = sampling.pop("priority", 0)
-    salt = sampling.pop("cache_salt", None)
-    return GenerateRequest(
-        request_id=request_id,
-        model="m",
-        prompt_token_ids=prompt,
-        sampling=SamplingParams(**({"temperature": 0.0, "max_tokens": 20} | sampling)),
-        priority=priority,
-        cache_salt=salt,
-    )
+def make_greedy_request(request_id, prompt, **facts):
+    defaults = {"temperature": 0.0, "max_tokens": 20, "ignore_eos": False}
+    return make_request(request_id, prompt, **(defaults | facts))
 
 
 @pytest.fixture(autouse=True)
@@ -124,16 +95,23 @@ def one_thread():
 def engines():
     """Give test modules the functions above."""
     return SimpleNamespace(
-        make=make_engine, run=run, run_alone=run_alone, told=told, request=make_request
+        make=make_engine, run=run, run_alone=run_alone, told=told, request=make_greedy_request
     )
 
 
+@pytest.fixture(scope="module")
+def model(folder):
+    """transformers' model, whose texts end only where that is asked for."""
+    import transformers  # slowly, and only a few test files need it
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    return model
+
+
 @pytest.fixture
-def rng(record_property):
-    seed = random.randrange(1 << 32)
-    record_property("seed", seed)
-    print("seed", seed)
-    return random.Random(seed)
+def rng():
+    return random.Random(random.randrange(1 << 32))
 
 
 @pytest.fixture

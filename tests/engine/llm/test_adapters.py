@@ -13,6 +13,7 @@ from engine.errors import TooManyAdapters, UnknownAdapter
 from engine.llm.runner.step_graph import StepKind
 from kernels import native
 from tests.helpers.adapters.peft_adapters import write_adapter
+from tests.helpers.llm.repetitive import outcome
 
 pytestmark = pytest.mark.usefixtures("cheap_rows")
 VOCAB = 400
@@ -40,22 +41,10 @@ def make_requests(engines, rng, count=9, output_tokens=(1, 40)):
     for i in range(count):
         prompt = prefix + [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 30))]
         sampling = {"temperature": rng.choice([0.0, 0.9]), "seed": i, "n": rng.choice([1, 1, 3])}
-        request = engines.request(
-            str(i),
-            prompt,
-            max_tokens=rng.randrange(*output_tokens),
-            ignore_eos=True,
-            logprobs=1,
-            prompt_logprobs=1 if i == 4 else None,
-            **sampling,
-        )
-        requests.append(replace(request, adapter=NAMES[i % 3]))
+        sampling |= {"max_tokens": rng.randrange(*output_tokens), "ignore_eos": True}
+        scores = {"logprobs": 1, "prompt_logprobs": 1 if i == 4 else None}
+        requests.append(engines.request(str(i), prompt, adapter=NAMES[i % 3], **sampling, **scores))
     return requests
-
-
-def outcome(done):
-    """Everything that a client gets, logits' bits included."""
-    return {key: (one.token_ids, one.logprobs, one.prompt_logprobs) for key, one in done.items()}
 
 
 def alone(engines, folder, lora, requests, names=NAMES, **knobs):
@@ -143,7 +132,7 @@ def test_what_one_adapter_has_cached_serves_no_other(engines, folder, lora):
     texts = {}
     for turn in range(2):
         for name in NAMES:
-            request = replace(engines.request("x", list(range(2, 60))), adapter=name)
+            request = engines.request("x", list(range(2, 60)), adapter=name)
             (done,) = engines.run(engine, [request]).values()
             assert done.num_cached_tokens == 48 * turn
             assert texts.setdefault(name, done.token_ids) == done.token_ids
@@ -165,7 +154,7 @@ def test_an_adapter_whose_logits_are_not_finite_ends_its_own_requests(
 ):
     write_adapter(folder, tmp_path, lora_alpha=1e30)
     requests = [
-        replace(engines.request(str(i), [5, 6, 7]), adapter=name)
+        engines.request(str(i), [5, 6, 7], adapter=name)
         for i, name in enumerate(("wild", "a", None))
     ]
     engine = engines.make(folder, lora=(f"wild={tmp_path}", *lora))
@@ -277,7 +266,7 @@ def test_a_model_without_room_for_adapters_says_so(engines, folder, tmp_path):
 
 def test_a_model_that_began_without_adapters_records_steps_with_them(engines, folder, lora, rng):
     place = lora[0].partition("=")[2]
-    request = replace(engines.request("x", [5, 6, 7], max_tokens=30, ignore_eos=True), adapter="a")
+    request = engines.request("x", [5, 6, 7], max_tokens=30, ignore_eos=True, adapter="a")
     expected = alone(engines, folder, lora, [request])
     engine, answers = engines.make(folder, max_loras=1), []
     for _ in range(2):
@@ -338,8 +327,7 @@ def test_one_whose_files_are_gone_fails_its_own_requests(engines, folder, lora, 
     engine._adapters._copies.shrink(0)
     shutil.rmtree(tmp_path / "c")
     requests = [
-        replace(engines.request(str(i), [5, 6, 7]), adapter=name)
-        for i, name in enumerate(("c", "b", None))
+        engines.request(str(i), [5, 6, 7], adapter=name) for i, name in enumerate(("c", "b", None))
     ]
     done = engines.run(engine, requests)
     assert [done[str(i), 0].finish_reason for i in range(3)] == ["error", "length", "length"]

@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from engine.quantization.plain import PlainState, UnquantizedMethod
-from engine.weights.loader import load_model_config
-from engine.weights.source import Checkpoint
 from tests.helpers.llm.logits import (
     SIZES,
     alone,
+    check_same_bits,
+    cramped,
     logits_of,
     make_requests,
-    number_of_changes,
 )
 
 DTYPES = ["float32", "bfloat16", "float16"]
@@ -24,57 +23,44 @@ DTYPES = ["float32", "bfloat16", "float16"]
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_random_company(engines, folder, rng, log, dtype):
     requests = make_requests(engines, rng)
-    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype=dtype))
     engine = engines.make(folder, dtype=dtype, enable_prefix_caching=False)
     arrivals = [rng.randrange(30) for _ in requests]
-    found = logits_of(log, lambda: engines.run(engine, requests, arrivals=arrivals))
-    assert number_of_changes(found, expected) == 0
+    check_same_bits(log, lambda: engines.run(engine, requests, arrivals=arrivals), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_random_chunks(engines, folder, rng, log, dtype):
     requests = make_requests(engines, rng, count=6)
-    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype=dtype))
     budget = rng.randrange(2, 70)
     engine = engines.make(folder, dtype=dtype, max_num_batched_tokens=budget, max_num_seqs=2)
-    found = logits_of(log, lambda: engines.run(engine, requests))
-    assert number_of_changes(found, expected) == 0
+    check_same_bits(log, lambda: engines.run(engine, requests), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_prefix_hits(engines, folder, rng, log, dtype):
     requests = make_requests(engines, rng, shared_prefix=rng.randrange(16, 60))
-    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype=dtype))
     engine = engines.make(folder, dtype=dtype)
     arrivals = [3 * i for i in range(len(requests))]
-    found = logits_of(log, lambda: engines.run(engine, requests, arrivals=arrivals))
+    check_same_bits(log, lambda: engines.run(engine, requests, arrivals=arrivals), expected)
     assert engine.stats().prefix_cache_hits > 0
-    assert number_of_changes(found, expected) == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_preemption(engines, folder, rng, log, dtype):
     requests = make_requests(engines, rng, output_tokens=(90, 130))
-    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
-    # Any two of them begin together and are too much for the pool before they end.
-    num_groups = len(load_model_config(Checkpoint("folder", folder, "m")).layer_groups)
-    engine = engines.make(
-        folder,
-        dtype=dtype,
-        num_kv_blocks=14 + 7 * (num_groups - 1),
-        max_model_len=14 * 16,
-        max_num_batched_tokens=64,
-        enable_prefix_caching=False,
-    )
-    found = logits_of(log, lambda: engines.run(engine, requests))
+    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype=dtype))
+    engine = engines.make(folder, dtype=dtype, enable_prefix_caching=False, **cramped(folder))
+    check_same_bits(log, lambda: engines.run(engine, requests), expected)
     assert engine.stats().num_preemptions > 0
-    assert number_of_changes(found, expected) == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_that_come_and_go(engines, folder, rng, log, dtype, monkeypatch):
     requests = make_requests(engines, rng)
-    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype=dtype))
     engine = engines.make(folder, dtype=dtype)
     step = engine.step
 
@@ -83,8 +69,7 @@ def test_threads_that_come_and_go(engines, folder, rng, log, dtype, monkeypatch)
         return step()
 
     monkeypatch.setattr(engine, "step", step_with_some_threads)
-    found = logits_of(log, lambda: engines.run(engine, requests))
-    assert number_of_changes(found, expected) == 0
+    check_same_bits(log, lambda: engines.run(engine, requests), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -92,12 +77,11 @@ def test_a_mixture_that_transformers_runs(engines, tiny_qwen2_moe, rng, log, dty
     """Its routers multiply by their own code, in company, in chunks and after prefix hits."""
     folder = tiny_qwen2_moe(**SIZES)
     requests = make_requests(engines, rng, count=6, shared_prefix=32, output_tokens=(1, 20))
-    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype=dtype))
     engine = engines.make(folder, dtype=dtype, max_num_batched_tokens=rng.randrange(8, 70))
     arrivals = [3 * i for i in range(len(requests))]
-    found = logits_of(log, lambda: engines.run(engine, requests, arrivals=arrivals))
+    check_same_bits(log, lambda: engines.run(engine, requests, arrivals=arrivals), expected)
     assert engine.stats().prefix_cache_hits > 0
-    assert number_of_changes(found, expected) == 0
 
 
 @pytest.mark.slow
@@ -118,8 +102,7 @@ def test_a_real_model(quantization, engines, smollm2_checkpoint, rng, log):
     expected = logits_of(log, lambda: [engines.run(engine, [one]) for one in requests])
     engine = engines.make(path, max_num_batched_tokens=rng.randrange(16, 200), **knobs)
     arrivals = [rng.randrange(10) for _ in requests]
-    found = logits_of(log, lambda: engines.run(engine, requests, arrivals=arrivals))
-    assert number_of_changes(found, expected) == 0
+    check_same_bits(log, lambda: engines.run(engine, requests, arrivals=arrivals), expected)
 
 
 def test_an_order_of_sums_that_depends_on_the_batch_is_found_out(
@@ -133,7 +116,7 @@ def test_an_order_of_sums_that_depends_on_the_batch_is_found_out(
     )
     folder = tiny_llama(**SIZES)
     requests = make_requests(engines, rng)
-    expected = logits_of(log, lambda: alone(engines, folder, requests, "float32"))
+    expected = logits_of(log, lambda: alone(engines, folder, requests))
     engine = engines.make(folder, enable_prefix_caching=False)
     found = logits_of(log, lambda: engines.run(engine, requests))
     changed = [key for key in found.keys() & expected.keys() if key[2] == 0]

@@ -11,7 +11,7 @@ from engine.llm.runner.step_graph import AtOnce
 from engine.models.registry import create_model
 from kernels import _triton, native
 from tests.helpers.llm.recorder import Recorder
-from tests.helpers.llm.steps import new, part, resolved
+from tests.helpers.llm.steps import first_step, part, resolved
 from tests.helpers.models.tiny_pairs import PagedTexts, create_pair, named_weights
 
 pytestmark = pytest.mark.skipif(not _triton.AVAILABLE, reason="Triton is not installed")
@@ -91,11 +91,8 @@ def test_recorded_steps_have_the_bits_of_eager_ones():
     ]
     blocks = {1: [3, 1, 4], 2: [5, 9, 2], 3: [6, 10, 12]}
     prompts = {1: [1] * 4, 2: [7] * 3, 3: [2]}
-    prefill = [part(i, p, 0, blocks[i]) for i, p in prompts.items()]
     for runner in runners:
-        runner.execute(
-            ScheduleDecision(new=[new(i, p) for i, p in prompts.items()], scheduled=prefill)
-        )
+        runner.execute(first_step(prompts, blocks))
     for step in range(5):
         decision = ScheduleDecision(
             scheduled=[

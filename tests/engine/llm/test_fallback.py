@@ -8,6 +8,7 @@ import torch
 
 from engine.errors import ModelLoadError
 from tests.helpers.adapters.peft_adapters import write_adapter
+from tests.helpers.llm.repetitive import outcome
 
 VOCAB = 400
 
@@ -28,10 +29,6 @@ def prompts(count=6):
 def requests_for(engines, prompts, **sampling):
     settings = {"max_tokens": 20, "ignore_eos": True, "logprobs": 0} | sampling
     return [engines.request(str(i), prompt, **settings) for i, prompt in enumerate(prompts)]
-
-
-def outcome(done):
-    return {key: (one.token_ids, one.logprobs) for key, one in done.items()}
 
 
 def test_no_step_is_recorded(engines, folder):

@@ -7,18 +7,12 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file, save_file
 
-from engine.contract.resolved_config import MachineFacts
-from engine.contract.settings import EngineConfig
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
-from engine.models.layers.linear import Linear
 from engine.quantization import int4_groups
 from engine.quantization.gptq import GptqMethod
 from engine.quantization.int4_groups import GroupedWeight, GroupPanels
-from engine.weights.loader import load_model_config
-from engine.weights.source import Checkpoint
-from engine.weights.weight_plan import plan_weights
 from kernels import native
-from tests.helpers.llm.packed_texts import assert_alike, requests_of
+from tests.helpers.llm.packed_texts import CPU, assert_alike, plan_of, requests_of, states_of
 from tests.helpers.quantization.gptq_checkpoints import Layout, write_gptq
 
 LAYOUTS = {
@@ -80,27 +74,18 @@ def test_a_quantised_output_layer_is_not_rounded_to_bf16(engines, write):
     assert max(differences) < 0.2
 
 
-def states_of(engine):
-    model = engine._executor._model
-    linears = [state for m in model.modules() if isinstance(m, Linear) for _, state in m._parts]
-    return [*linears, model.lm_head._state]
-
-
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_weights_stay_packed_and_take_what_was_planned(name, engines, write):
     layout = LAYOUTS[name]
     packed, _ = write(layout)
     engine = engines.make(packed, dtype="bfloat16", quantization="gptq")
-    states = states_of(engine)
+    states = states_of(engine._executor._model)
     kept = [one for state in states if isinstance(state, tuple) for one in state]
     assert len(kept) >= 12
     kind = GroupedWeight if native.library() is None or layout.group_size == 16 else GroupPanels
     assert all(type(one) is kind for one in kept)
     assert isinstance(states[-1], tuple) is layout.lm_head
-    checkpoint = Checkpoint("folder", packed, "m")
-    plan = plan_weights(
-        checkpoint, load_model_config(checkpoint), EngineConfig(quantization="gptq"), CPU
-    )
+    plan = plan_of(packed, quantization="gptq")
     fields = [
         tensor
         for one in kept
@@ -117,9 +102,6 @@ def test_weights_stay_packed_and_take_what_was_planned(name, engines, write):
     assert found < 0.5 * plain
 
 
-CPU = MachineFacts(device="cpu", num_cores=1, free_memory_bytes=1 << 40)
-
-
 @pytest.mark.skipif(native.library() is None, reason=str(native.missing()))
 @pytest.mark.parametrize(
     ("is_slower", "free_memory_bytes", "chosen"),
@@ -130,10 +112,8 @@ def test_a_cpu_unpacks_them_where_that_is_faster_and_there_is_room(
 ):
     monkeypatch.setattr(int4_groups, "are_panels_slower", lambda *_: is_slower)
     packed, _ = write(LAYOUTS["plain"])
-    checkpoint = Checkpoint("folder", packed, "m")
     machine = replace(CPU, free_memory_bytes=free_memory_bytes)
-    plan = plan_weights(checkpoint, load_model_config(checkpoint), EngineConfig(), machine)
-    assert plan.quantization == chosen
+    assert plan_of(packed, machine).quantization == chosen
 
 
 def test_int8_may_be_made_of_them(engines, write):
@@ -202,7 +182,6 @@ JUNK = (None, True, -1, 0, 2**70, float("nan"), "", "x", "\ud800", [], {}, [[]],
 def test_whatever_is_stated_the_answer_is_a_model_or_a_reason(write):
     packed, _ = write(Layout())
     config = json.loads((packed / "config.json").read_text())
-    checkpoint = Checkpoint("folder", packed, "m")
     dice = random.Random(7)
     for _ in range(150):
         stated = dict(config["quantization_config"])
@@ -211,9 +190,7 @@ def test_whatever_is_stated_the_answer_is_a_model_or_a_reason(write):
         whole = config | {"quantization_config": dice.choice([stated, stated, dice.choice(JUNK)])}
         (packed / "config.json").write_text(json.dumps(whole))
         try:
-            plan = plan_weights(
-                checkpoint, load_model_config(checkpoint), EngineConfig(quantization="gptq"), CPU
-            )
+            plan = plan_of(packed, quantization="gptq")
         except ModelLoadError as error:
             assert str(packed) not in str(error)
         else:

@@ -9,12 +9,12 @@ from engine.contract.picture_facts import PictureFacts
 from engine.contract.prompt_states import StatePart
 from engine.errors import ModelLoadError
 from engine.llm.cost.step_budget import Price
-from engine.llm.drafts.drafter import Drafter
 from engine.llm.kept_states import MOST_ENCODED, KeptStates
 from engine.llm.request import Sequence
 from tests.helpers.llm.paged_executor import (
     PLACEHOLDER,
     Answers,
+    Guesser,
     PagedExecutor,
     make_config,
     make_request,
@@ -158,27 +158,19 @@ def test_a_picture_must_fit_into_a_step_beside_a_text() -> None:
     assert scheduler._max_num_running == 4
 
 
-class Guesser(Drafter):
+class PlaceholderGuesser(Guesser):
     """A drafter that expects a placeholder after another token."""
-
-    def may_draft(self, decodes: Iterable[Sequence]) -> bool:
-        return True
 
     def draft(
         self, decodes: Iterable[Sequence], num_rows: int, price: Price
     ) -> Iterator[tuple[Sequence, list[int]]]:
         yield from ((one, [7, PLACEHOLDER, 7]) for one in decodes if one.num_draftable >= 3)
 
-    def learn(self, sequence: Sequence, num_drafts: int, num_accepted: int) -> None:
-        assert num_drafts == 1
-
-    def forget(self, sequence: Sequence) -> None:
-        """Do nothing: it keeps no state."""
-
 
 def test_drafts_end_before_a_placeholder() -> None:
     pictures = picture_facts(3, looks_both_ways=False)
-    scheduler = make_scheduler(drafter=Guesser(), states=KeptStates(1, pictures))
+    drafter = PlaceholderGuesser(random.Random(), is_right=0.0)
+    scheduler = make_scheduler(drafter=drafter, states=KeptStates(1, pictures))
     executor, answers = PagedExecutor(make_config()), {}
     scheduler.add(make_request("text", [1, 2, 3], 20))
     drafts = []
@@ -187,3 +179,4 @@ def test_drafts_end_before_a_placeholder() -> None:
         drafts += [share.drafts for share in decision.scheduled if share.drafts]
     assert drafts
     assert all(one == [7] for one in drafts)
+    assert drafter.num_drafts == len(drafts)

@@ -2,11 +2,10 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 
 import pytest
 
-from engine.contract.adapter_orders import AdapterOrder, Answer
 from engine.contract.generate import EngineStats, TokenEvent
 from engine.errors import InvalidParameter, InvariantViolation, UnknownAdapter
 from engine.llm.engine import LLMEngine
@@ -51,31 +50,14 @@ class Shelf:
     def take(self, keys: Collection[str]) -> bool:
         return True
 
-    def failure_of(self, keys: Collection[str]) -> None:
-        raise NotImplementedError
-
-    def load(self, order: AdapterOrder, answer: Answer) -> None:
-        raise NotImplementedError
-
-    def unload(self, name: str, answer: Answer) -> None:
-        raise NotImplementedError
-
     def has_work(self) -> bool:
         return False
-
-    def advance(
-        self, in_use: Callable[[], Collection[str]], waiting: Sequence[Collection[str]] = ()
-    ) -> None:
-        raise NotImplementedError
-
-    def wait(self, seconds: float) -> None:
-        raise NotImplementedError
 
 
 def test_adapters_that_the_executor_lacks_are_refused() -> None:
     config = make_config()
     shelf = Shelf({"a": "a0"})
-    engine = LLMEngine(make_scheduler(config), Executor(config), config, adapters=shelf)
+    engine = LLMEngine(make_scheduler(config), Executor(config), config, adapters=shelf)  # type: ignore[arg-type]
     engine.add(make_request("1", 6, 3, adapter="a"))
     with pytest.raises(UnknownAdapter, match="no adapter 'b'"):
         engine.add(make_request("2", 6, 3, adapter="b"))

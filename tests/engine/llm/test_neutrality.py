@@ -4,12 +4,22 @@ Every test compares with the same requests run one at a time through a roomy eng
 cache: greedy and seeded, in fp32, where a neighbour's rounding hardly ever flips a token.
 """
 
+import random
+import zlib
+
 import pytest
 
-from tests.helpers.llm import requests as random_requests
-from tests.helpers.llm.requests import VOCAB, alone, make_requests, texts
+from tests.helpers.llm.requests import alone, make_requests, texts
 
-rng = random_requests.rng
+FEW_BLOCKS = {"num_kv_blocks": 14, "max_model_len": 14 * 16}
+
+
+@pytest.fixture
+def rng(request):
+    """A generator with a seed of its own for each test, the same in every run."""
+    # In fp32 another batch size rounds differently, and about one run in 150 has a draw so close
+    # to a border that this moves it.
+    return random.Random(zlib.crc32(request.node.name.encode()))
 
 
 @pytest.fixture(scope="module")
@@ -17,26 +27,46 @@ def folder(tiny_llama):
     return tiny_llama(seed=11)
 
 
-def test_batched(engines, folder, rng):
-    requests = make_requests(engines, rng)
-    engine = engines.make(folder, enable_prefix_caching=False)
-    assert texts(engines.run(engine, requests)) == alone(engines, folder, requests)
+@pytest.fixture(scope="module")
+def short(engines, folder):
+    """Requests, and their texts when each runs alone."""
+    requests = make_requests(engines, random.Random(1))
+    return requests, alone(engines, folder, requests)
 
 
-@pytest.mark.parametrize("budget", [1, 7, 16, 33, 64])
-def test_any_token_budget(engines, folder, rng, budget):
-    requests = make_requests(engines, rng, count=6)
-    engine = engines.make(folder, max_num_batched_tokens=budget, max_num_seqs=min(budget, 4))
-    assert texts(engines.run(engine, requests)) == alone(engines, folder, requests)
+@pytest.fixture(scope="module")
+def long(engines, folder):
+    """The same with long answers: admission sees only what is known of a text, so growth must run
+    into the limit."""
+    requests = make_requests(engines, random.Random(2), output_tokens=(50, 100))
+    return requests, alone(engines, folder, requests)
 
 
-@pytest.mark.parametrize("policy", ["fcfs", "priority"])
-def test_preemption(engines, folder, rng, policy):
-    # Long answers: admission sees only what is known of a text, so growth must run into the limit.
-    requests = make_requests(engines, rng, output_tokens=(50, 100))
-    engine = engines.make(folder, num_kv_blocks=14, max_model_len=14 * 16, scheduling_policy=policy)
-    assert texts(engines.run(engine, requests)) == alone(engines, folder, requests)
-    assert engine.stats().num_preemptions > 0
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"enable_prefix_caching": False},
+        {"async_scheduling": "on"},
+        {"max_num_batched_tokens": 1, "max_num_seqs": 1},
+        {"max_num_batched_tokens": 7, "max_num_seqs": 4},
+        {"max_num_batched_tokens": 16, "max_num_seqs": 4},
+        {"max_num_batched_tokens": 33, "max_num_seqs": 4},
+        {"max_num_batched_tokens": 64, "max_num_seqs": 4},
+        {**FEW_BLOCKS, "scheduling_policy": "fcfs"},
+        {**FEW_BLOCKS, "scheduling_policy": "priority"},
+        {**FEW_BLOCKS, "async_scheduling": "on"},
+    ],
+    ids=str,
+)
+def test_any_arrivals_budget_and_memory(engines, folder, short, long, rng, knobs):
+    requests, expected = long if "num_kv_blocks" in knobs else short
+    engine = engines.make(folder, **knobs)
+    requests = rng.sample(requests, len(requests))
+    arrivals = [rng.randrange(20) for _ in requests]
+    assert texts(engines.run(engine, requests, arrivals=arrivals)) == expected
+    assert engine.stats().kv_blocks_used == 0
+    assert (engine.stats().num_preemptions > 0) == ("num_kv_blocks" in knobs)
 
 
 def test_prefix_cache_hits(engines, folder, rng):
@@ -58,37 +88,14 @@ def test_prefix_cache_after_eviction(engines, folder, rng):
         assert engine.stats().prefix_cache_hits > hits_before
 
 
-def test_arrival_order(engines, folder, rng):
-    requests = make_requests(engines, rng)
-    expected = alone(engines, folder, requests)
-    rng.shuffle(requests)
-    arrivals = [rng.randrange(40) for _ in requests]
-    assert texts(engines.run(engines.make(folder), requests, arrivals=arrivals)) == expected
-
-
-def test_cancelled_neighbours(engines, folder, rng):
-    requests = make_requests(engines, rng)
-    expected = alone(engines, folder, requests)
+def test_cancelled_neighbours(engines, folder, short, rng):
+    requests, expected = short
     doomed = {r.request_id: rng.randrange(1, 20) for r in rng.sample(requests, 5)}
     engine = engines.make(folder, num_kv_blocks=24, max_model_len=24 * 16)
     done = engines.run(engine, requests, aborts=doomed)
-    for request in requests:
-        for index in range(request.sampling.n):
-            key = request.request_id, index
-            if request.request_id not in doomed:
-                assert done[key].token_ids == expected[key]
-            elif key in done:
-                got = done[key].token_ids
-                assert got == expected[key][: len(got)]
+    for key, whole in expected.items():
+        if key[0] not in doomed:
+            assert done[key].token_ids == whole
+        elif key in done:
+            assert done[key].token_ids == whole[: len(done[key].token_ids)]
     assert engine.stats().kv_blocks_used == 0
-
-
-def test_salts_do_not_share(engines, folder, rng):
-    prompt = [rng.randrange(VOCAB) for _ in range(50)]
-    engine = engines.make(folder)
-    cached = []
-    for i, salt in enumerate(["a", "b", "a", None]):
-        request = engines.request(str(i), prompt, max_tokens=1, cache_salt=salt)
-        [completion] = engines.run(engine, [request]).values()
-        cached.append(completion.num_cached_tokens)
-    assert cached == [0, 0, 48, 0]

@@ -6,17 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.contract.resolved_config import MachineFacts
-from engine.contract.settings import EngineConfig
 from engine.errors import ModelLoadError
 from engine.models.registry import create_model
 from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.source import Checkpoint
-from engine.weights.weight_plan import plan_weights
 from kernels import PackedWeight
+from tests.helpers.llm.packed_texts import plan_of
 from tests.helpers.quantization import toy_format
-
-CPU = MachineFacts(device="cpu", num_cores=1, free_memory_bytes=1 << 40)
 
 
 @pytest.fixture
@@ -55,8 +51,7 @@ def test_a_format_is_its_module_and_a_row(toy_model, engines):
 
 def test_its_memory_is_planned(toy_model):
     folder, plain = toy_model
-    checkpoint = Checkpoint("folder", folder, "m")
-    plan = plan_weights(checkpoint, load_model_config(checkpoint), EngineConfig(), CPU)
+    plan = plan_of(folder)
     numbers = {name: t.numel() for name, t in plain.items()}
     packed = sum(n for name, n in numbers.items() if name.endswith("_proj.weight"))
     assert plan.num_bytes(2) == packed + 2 * (sum(numbers.values()) - packed)
@@ -64,18 +59,15 @@ def test_its_memory_is_planned(toy_model):
 
 def test_what_another_kind_of_checkpoint_has_cannot_be_asked_for(toy_model):
     folder, _ = toy_model
-    checkpoint = Checkpoint("folder", folder, "m")
     with pytest.raises(ModelLoadError, match="no weights packed as in GGUF files"):
-        plan_weights(
-            checkpoint, load_model_config(checkpoint), EngineConfig(quantization="gguf"), CPU
-        )
+        plan_of(folder, quantization="gguf")
 
 
 def test_what_is_kept_plain_equals_what_it_stands_for(toy_model):
     folder, plain = toy_model
     checkpoint = Checkpoint("folder", folder, "m")
     config = load_model_config(checkpoint)
-    plan = plan_weights(checkpoint, config, EngineConfig(quantization="none"), CPU)
+    plan = plan_of(folder, quantization="none")
     model = create_model(config, dtype=torch.float32, linear_method=plan.method_for)
     assert model.load_weights(iter_weights(checkpoint, config, plan.packed)) == []
     found = model.model.layers[1].mlp.down_proj._parts[0][1].weight

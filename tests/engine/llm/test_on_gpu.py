@@ -13,7 +13,7 @@ from engine.llm.runner.step_graph import AtOnce
 from engine.llm.scheduler import Scheduler
 from engine.models.registry import create_model
 from tests.helpers.llm.recorder import requests, run
-from tests.helpers.llm.steps import new, part, resolved
+from tests.helpers.llm.steps import first_step, part, resolved
 from tests.helpers.models.tiny_pairs import create_pair, named_weights
 
 pytestmark = pytest.mark.gpu
@@ -86,14 +86,7 @@ def test_the_host_does_not_wait_inside_a_decode_step(model):
     runner = make_runner(model)
     blocks = {i: list(range(10 * i, 10 * i + 10)) for i in range(3)}
     prompts = {i: [i + 1] * 5 for i in range(3)}
-    steps = [
-        runner.launch(
-            ScheduleDecision(
-                new=[new(i, p) for i, p in prompts.items()],
-                scheduled=[part(i, p, 0, blocks[i]) for i, p in prompts.items()],
-            )
-        )
-    ]
+    steps = [runner.launch(first_step(prompts, blocks))]
     for step in range(6):
         decision = ScheduleDecision(
             scheduled=[

@@ -3,7 +3,7 @@
 import random
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,8 +12,6 @@ from engine.contract.generate import GenerateRequest
 from engine.contract.request import FinishReason
 from engine.llm.decision import PENDING_TOKEN_ID, ScheduleDecision, StepOutput
 from engine.llm.engine import LLMEngine
-from engine.llm.scheduler import Scheduler
-from tests.helpers.llm import requests as random_requests
 from tests.helpers.llm.paged_executor import (
     EOS,
     Answer,
@@ -31,8 +29,6 @@ from tests.helpers.llm.sessions import (
     run_sessions,
 )
 
-rng = random_requests.rng
-
 
 def test_any_load_gives_every_request_its_own_answer() -> None:
     seen = run_sessions(OverlappedSession, 60)
@@ -48,7 +44,7 @@ class Bench:
     """An engine that overlaps, and what it tells."""
 
     def __init__(self, executor: type[PagedExecutor] = AccountedExecutor, **changes: object):
-        self.config = make_config(async_scheduling=True, **changes)
+        self.config = make_config(**({"async_scheduling": True} | changes))
         self.scheduler = make_scheduler(self.config)
         self.executor = executor(self.config)
         self.engine = LLMEngine(self.scheduler, self.executor, self.config)
@@ -169,39 +165,21 @@ def test_a_more_important_request_need_not_wait_until_all_others_are_done() -> N
     assert bench.executor.num_blocking == 1
 
 
-def cached_texts(scheduler: Scheduler) -> set[tuple[int, bytes]]:
-    return set(scheduler._pool.cache._block_of)
-
-
 def test_the_prefix_cache_ends_up_with_the_same_blocks() -> None:
-    rng = random.Random(seed := random.getrandbits(32))
-    print("seed", seed)
+    lengths = [(random.randrange(1, 40), random.randrange(40)) for _ in range(20)]
     requests = [
-        make_request(
-            f"r{i}",
-            rng.randrange(1, 40),
-            rng.randrange(0, 40),
-            seed=i,
-            ignore_eos=False,
-            n=1 + i % 3,
-        )
-        for i in range(20)
+        make_request(f"r{i}", length, num_tokens, seed=i, n=1 + i % 3, ignore_eos=False)
+        for i, (length, num_tokens) in enumerate(lengths)
     ]
     found = []
     for is_async in (False, True):
-        bench = Bench(num_kv_blocks=800, max_idle_cached_blocks=800)
-        if not is_async:
-            bench.engine = LLMEngine(
-                bench.scheduler, bench.executor, replace(bench.config, async_scheduling=False)
-            )
+        bench = Bench(async_scheduling=is_async, num_kv_blocks=800, max_idle_cached_blocks=800)
         bench.run(*requests)
         assert bool(bench.executor.num_pending) == is_async
-        found.append((cached_texts(bench.scheduler), bench.answers))
+        found.append((set(bench.scheduler._pool.cache._block_of), bench.answers))
     (plain_cache, plain_answers), (cache, answers) = found
     assert cache == plain_cache
-    assert {k: (a.token_ids, a.finish_reason) for k, a in answers.items()} == {
-        k: (a.token_ids, a.finish_reason) for k, a in plain_answers.items()
-    }
+    assert answers == plain_answers
 
 
 class Device(PagedExecutor):
@@ -238,14 +216,11 @@ class DeviceStep:
 
 
 def run_on_device(is_async: bool) -> Device:
-    bench = Bench(Device)
+    bench = Bench(Device, async_scheduling=is_async)
     device = bench.executor
     device.last_start = 12  # tokens 1 to 8 are drawn by steps that start at 0, 6, 7, … 12
     if not is_async:
         device.patience_s = 0.02
-        bench.engine = LLMEngine(
-            bench.scheduler, device, replace(bench.config, async_scheduling=False)
-        )
     request = make_request("a", 6, 8, seed=1)
     answer = bench.run(request)["a", 0]
     assert answer.token_ids == answer_alone(request, 0, bench.config).token_ids
@@ -268,22 +243,13 @@ def folder(tiny_llama):
     return tiny_llama(seed=11)
 
 
-@pytest.mark.parametrize("knobs", [{}, {"num_kv_blocks": 14, "max_model_len": 14 * 16}])
-def test_a_model_says_the_same(engines, folder, rng, knobs) -> None:
-    requests = random_requests.make_requests(engines, rng, output_tokens=(30, 80))
-    engine = engines.make(folder, async_scheduling="on", **knobs)
-    done = engines.run(engine, requests, arrivals=[2 * i for i in range(len(requests))])
-    assert random_requests.texts(done) == random_requests.alone(engines, folder, requests)
-    assert (engine.stats().num_preemptions > 0) == bool(knobs)
-    assert engine.stats().kv_blocks_used == 0
+def test_log_probabilities_of_a_model_are_those_of_the_plain_engine(engines, folder) -> None:
+    rng = random.Random(7)  # fixed: in fp32 two tokens can be so close that rounding decides
 
-
-def test_log_probabilities_of_a_model_are_those_of_the_plain_engine(engines, folder, rng) -> None:
     def run(async_scheduling: str) -> dict:
+        scores = [0, 1, None, None, None]
         requests = [
-            engines.request(str(i), prompt, logprobs=2, prompt_logprobs=i, max_tokens=12)
-            if i < 2
-            else engines.request(str(i), prompt, logprobs=2, max_tokens=12)
+            engines.request(str(i), prompt, logprobs=2, prompt_logprobs=scores[i], max_tokens=12)
             for i, prompt in enumerate(prompts)
         ]
         return engines.run(engines.make(folder, async_scheduling=async_scheduling), requests)

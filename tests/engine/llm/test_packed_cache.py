@@ -2,6 +2,7 @@
 prefix or guess changes."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,13 @@ from engine.contract.settings import EngineConfig
 from engine.errors import ModelLoadError
 from engine.llm.runner.kv_storage import KvStorage
 from engine.llm.start import sizing
-from tests.helpers.llm.logits import alone, logits_of, make_requests, number_of_changes
+from tests.helpers.llm.logits import (
+    alone,
+    check_same_bits,
+    logits_of,
+    make_requests,
+    number_of_changes,
+)
 
 KINDS = ["int8", "fp8"]
 VOCAB = 400
@@ -60,46 +67,21 @@ def test_more_tokens_in_the_same_memory(engines, folder, dtype, least, kind):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_company_chunks_prefixes_and_preemption(
-    engines,
-    folder,
-    rng,
-    log,
-    dtype,
-    kind,
-    monkeypatch,
-):
-    make = engines.make
-
-    def make_packed(*args, **knobs):
-        return make(*args, **{"kv_cache_dtype": kind, **knobs})
-
-    monkeypatch.setattr(engines, "make", make_packed)
+def test_company_chunks_prefixes_and_preemption(engines, folder, rng, log, dtype, kind):
+    packed = {"dtype": dtype, "kv_cache_dtype": kind}
     requests = make_requests(
         engines, rng, shared_prefix=rng.randrange(16, 60), output_tokens=(60, 90)
     )
-    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
-    engine = engines.make(
-        folder,
-        dtype=dtype,
-        num_kv_blocks=26,
-        max_model_len=14 * 16,
-        max_num_batched_tokens=rng.randrange(20, 64),
-    )
+    expected = logits_of(log, lambda: alone(engines, folder, requests, **packed))
+    budget = rng.randrange(20, 64)
+    few = {"num_kv_blocks": 26, "max_model_len": 14 * 16, "max_num_batched_tokens": budget}
+    engine = engines.make(folder, **packed, **few)
     arrivals = [rng.randrange(30) for _ in requests]
-    found = logits_of(log, lambda: engines.run(engine, requests, arrivals=arrivals))
-    assert number_of_changes(found, expected) == 0
-    plain = logits_of(log, lambda: alone_plain(make, engines, folder, requests[:1], dtype))
-    assert number_of_changes({key: expected[key] for key in plain if key in expected}, plain) > 0
-
-
-def alone_plain(make, engines, folder, requests, dtype):
-    """The first token's logits with a cache that is not packed."""
-    engine = make(folder, dtype=dtype, enable_prefix_caching=False)
-    for request in requests:
-        engines.run(
-            engine, [engines.request(request.request_id, request.prompt_token_ids, max_tokens=1)]
-        )
+    check_same_bits(log, lambda: engines.run(engine, requests, arrivals=arrivals), expected)
+    [first, *_] = requests
+    first = replace(first, sampling=replace(first.sampling, max_tokens=1))
+    plain = logits_of(log, lambda: alone(engines, folder, [first], dtype=dtype))
+    assert number_of_changes({key: expected[key] for key in plain}, plain) > 0
 
 
 @pytest.mark.usefixtures("cheap_rows")

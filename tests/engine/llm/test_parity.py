@@ -153,12 +153,10 @@ def test_smollm2_in_bf16(
 
 
 def test_prompt_log_probabilities(engines, tiny_llama):
-    seed = random.randrange(1 << 32)
-    rng = random.Random(seed)
     folder = tiny_llama(seed=3)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     engine = engines.make(folder, max_num_batched_tokens=24)
-    prompts = random_prompts(rng, model.config.vocab_size, [1, 2, 16, 17, 24, 25, 70])
+    prompts = random_prompts(random, model.config.vocab_size, [1, 2, 16, 17, 24, 25, 70])
     requests = [
         engines.request(str(i), p, max_tokens=i % 2, prompt_logprobs=2)
         for i, p in enumerate(prompts)
@@ -166,7 +164,7 @@ def test_prompt_log_probabilities(engines, tiny_llama):
     done = engines.run(engine, requests)
     for i, prompt in enumerate(prompts):
         scores = done[str(i), 0].prompt_logprobs
-        assert len(scores) == len(prompt), f"seed {seed}"
+        assert len(scores) == len(prompt)
         assert scores[0] is None
         if len(prompt) > 1:
             expected = reference_logprobs(model, prompt[:1], prompt[1:])

@@ -12,7 +12,7 @@ from engine.errors import InvalidParameter, ModelLoadError
 from engine.llm.kept_states import KeptStates
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
-from tests.helpers.llm.logits import logits_of, number_of_changes
+from tests.helpers.llm.logits import alone, check_same_bits, cramped, logits_of, number_of_changes
 from tests.helpers.llm.toy_pictures import (
     PLACEHOLDER,
     ROWS,
@@ -57,12 +57,6 @@ def random_requests(engines, rng, pictures, count=6, **sampling):
     requests = [random_request(engines, rng, str(i), pictures, **sampling) for i in range(count)]
     plain = engines.request("plain", random_text(rng), max_tokens=30, ignore_eos=True)
     return [*requests, plain]
-
-
-def alone(engines, folder, requests, **knobs):
-    engine = engines.make(folder, enable_prefix_caching=False, max_num_batched_tokens=512, **knobs)
-    for request in requests:
-        engines.run(engine, [request])
 
 
 FAMILIES = {"tiny_llama": False, "tiny_gemma3": True}
@@ -112,23 +106,15 @@ def test_bits_are_the_same_in_any_company_and_chunks(engines, sighted, rng, log,
         sighted, dtype=dtype, max_num_batched_tokens=budget, max_num_seqs=min(budget, 5)
     )
     arrivals = [rng.randrange(10) for _ in requests]
-    found = logits_of(log, lambda: engines.run(engine, requests, arrivals=arrivals))
-    assert number_of_changes(found, expected) == 0
+    check_same_bits(log, lambda: engines.run(engine, requests, arrivals=arrivals), expected)
 
 
 def test_bits_survive_preemption(engines, sighted, rng, log, pictures):
     requests = random_requests(engines, rng, pictures, max_tokens=rng.randrange(80, 100))
     expected = logits_of(log, lambda: alone(engines, sighted, requests))
-    num_groups = len(load_model_config(Checkpoint("folder", sighted, "m")).layer_groups)
-    engine = engines.make(
-        sighted,
-        num_kv_blocks=14 + 7 * (num_groups - 1),
-        max_model_len=14 * 16,
-        max_num_batched_tokens=64,
-    )
-    found = logits_of(log, lambda: engines.run(engine, requests))
+    engine = engines.make(sighted, **cramped(sighted))
+    check_same_bits(log, lambda: engines.run(engine, requests), expected)
     assert engine.stats().num_preemptions > 0
-    assert number_of_changes(found, expected) == 0
 
 
 def test_equal_pictures_hit_and_others_do_not(engines, folder, rng, encoders):
@@ -176,9 +162,8 @@ def test_a_hit_that_ends_inside_a_picture_is_exact(engines, sighted, rng, log, p
     expected = logits_of(log, lambda: alone(engines, sighted, [second]))
     engine, done = engines.make(sighted), {}
     logits_of(log, lambda: engines.run(engine, [first]))
-    found = logits_of(log, lambda: done.update(engines.run(engine, [second])))
+    check_same_bits(log, lambda: done.update(engines.run(engine, [second])), expected)
     assert done["second", 0].num_cached_tokens == 32
-    assert number_of_changes(found, expected) == 0
 
 
 def test_other_texts_stream_while_many_pictures_are_encoded(
@@ -260,8 +245,7 @@ def test_recorded_steps_have_the_bits_of_others(engines, folder, rng, log, encod
     engine = engines.make(folder, record_steps=True)
     while engine.use_idle_time():
         pass
-    found = logits_of(log, lambda: engines.run(engine, requests))
-    assert number_of_changes(found, expected) == 0
+    check_same_bits(log, lambda: engines.run(engine, requests), expected)
 
 
 def test_drafts_change_nothing(engines, folder, rng, log, encoders, cheap_rows, pictures):

@@ -24,16 +24,15 @@ from engine.quantization import panels as panels_format
 from engine.quantization.panels import PanelsState
 from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.source import Checkpoint
-from engine.weights.weight_plan import plan_weights
 from kernels import GGUFType, isa
 from kernels.linear_gguf.cases import random_weight
 from kernels.linear_panels.panels import unpack
 from kernels.measured.product_times import ProductTimes
 from tests.helpers.adapters.peft_adapters import write_adapter
+from tests.helpers.llm.packed_texts import CPU, plan_of, states_of
 
 MIXED = {"attn_q": Type.Q4_0, "attn_v": Type.Q8_0, "ffn_down": Type.Q5_1}
 """The rest is Q4_1."""
-CPU = MachineFacts(device="cpu", num_cores=1, free_memory_bytes=1 << 40)
 
 
 @pytest.fixture
@@ -109,9 +108,9 @@ def linear_weights(engine):
     return found
 
 
-def plain_weights(path):
+def plain_weights(path, kind="gguf"):
     """The same of the dequantised file."""
-    checkpoint = Checkpoint("gguf", path, "m")
+    checkpoint = Checkpoint(kind, path, "m")
     return dict(iter_weights(checkpoint, load_model_config(checkpoint)))
 
 
@@ -144,15 +143,9 @@ def test_a_file_of_4_bits_takes_less_than_two_fifths_of_16(kind, engines, tiny_l
     numbers = sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values())
     path = write_gguf(folder, {}, kind)
     model = model_of(engines.make(path, quantization="gguf", dtype="bfloat16"))
-    states = [state for m in model.modules() if isinstance(m, Linear) for _, state in m._parts]
-    resident = sum(state.panels.data.nbytes for state in [*states, model.lm_head._state])
-    others = [
-        m.weight
-        for m in model.modules()
-        if isinstance(m, RmsNorm | TokenEmbedding)
-        if hasattr(m, "weight")
-    ]
-    resident += sum(weight.nbytes for weight in others)
+    resident = sum(state.panels.data.nbytes for state in states_of(model))
+    others = [m for m in model.modules() if isinstance(m, RmsNorm | TokenEmbedding)]
+    resident += sum(m.weight.nbytes for m in others if hasattr(m, "weight"))
     assert resident <= 0.4 * 2 * numbers
 
 
@@ -166,7 +159,7 @@ def test_matrices_of_16_bits_stay_as_they_are(engines, tiny_llama, write_gguf):
     assert (kept["o_proj"], kept["down_proj"]) == (torch.float16, torch.bfloat16)
     packed = scores_of(engines, path, seed, quantization="gguf")
     plain = scores_of(engines, path, seed, quantization="none")
-    assert (packed - plain).abs().mean() < 1e-5, f"seed {seed}"
+    assert (packed - plain).abs().mean() < 1e-5
 
 
 @pytest.mark.parametrize("kind", [Type.F16, Type.BF16])
@@ -201,7 +194,7 @@ def test_packing_changes_no_bit_of_bf16(tied, engines, tiny_llama, write_gguf):
     path = write_gguf(tiny_llama(seed=seed, tie_word_embeddings=tied), MIXED)
     packed = scores_of(engines, path, seed, dtype="bfloat16", quantization="gguf")
     plain = scores_of(engines, path, seed, dtype="bfloat16", quantization="none")
-    assert torch.equal(packed, plain), f"seed {seed}"
+    assert torch.equal(packed, plain)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +207,7 @@ def test_packing_changes_scores_by_rounding_at_most(
     path = write_gguf(tiny_llama(seed=seed), MIXED)
     packed = scores_of(engines, path, seed, dtype=dtype, quantization="gguf")
     plain = scores_of(engines, path, seed, dtype=dtype, quantization="none")
-    assert (packed - plain).abs().mean() < mean_error, f"seed {seed}"
+    assert (packed - plain).abs().mean() < mean_error
 
 
 @pytest.mark.parametrize("quantization", ["gguf-int8", "int8"])
@@ -224,27 +217,25 @@ def test_scores_stay_close_to_those_of_plain_weights(quantization, engines, tiny
     plain = scores_of(engines, path, seed, quantization="none")
     error = (scores_of(engines, path, seed, quantization=quantization) - plain).abs()
     # Two per cent of rounding in each product; equal ones would mean that nothing was rounded.
-    assert 0 < error.mean() < 0.1, f"seed {seed}: {error}"
+    assert 0 < error.mean() < 0.1, error
 
 
 @pytest.mark.parametrize("quantization", ["gguf", "gguf-int8", "int8"])
 def test_text_does_not_depend_on_what_shares_the_step(
     quantization, engines, tiny_llama, write_gguf
 ):
-    seed = random.randrange(1 << 30)
-    rng = random.Random(seed)
     path = write_gguf(tiny_llama(seed=3), MIXED)
-    prompts = [[rng.randrange(2, 60) for _ in range(rng.randrange(1, 50))] for _ in range(9)]
+    prompts = [[random.randrange(2, 60) for _ in range(random.randrange(1, 50))] for _ in range(9)]
     requests = [
         engines.request(str(i), p, max_tokens=12, ignore_eos=True, logprobs=0)
         for i, p in enumerate(prompts)
     ]
     make = lambda: engines.make(path, quantization=quantization, max_num_batched_tokens=24)  # noqa: E731
-    together = engines.run(make(), requests, arrivals=[rng.randrange(10) for _ in requests])
+    together = engines.run(make(), requests, arrivals=[random.randrange(10) for _ in requests])
     alone = make()
     for request in requests:
         (done,) = engines.run(alone, [request]).values()
-        assert done.token_ids == together[request.request_id, 0].token_ids, f"seed {seed}"
+        assert done.token_ids == together[request.request_id, 0].token_ids
 
 
 @pytest.fixture
@@ -282,12 +273,6 @@ def test_weights_stay_packed_unless_that_is_slower(
     assert asked == [(["Q4_1"], torch.bfloat16)]
 
 
-def plan_of(path, machine=CPU, **knobs):
-    checkpoint = Checkpoint("gguf", path, "m")
-    config = load_model_config(checkpoint)
-    return plan_weights(checkpoint, config, EngineConfig(**knobs), machine)
-
-
 def test_types_count_by_their_weights(tiny_llama, write_gguf, measure):
     path = write_gguf(tiny_llama(tie_word_embeddings=True, vocab_size=64), MIXED)
     asked = measure(Q4_0=1.0, Q4_1=1.0, Q5_1=1.0, Q8_0=1.5)
@@ -321,7 +306,7 @@ def test_weights_stay_packed_where_other_models_hold_the_memory(tiny_llama, writ
     config = load_model_config(checkpoint)
 
     class CrowdedHost:
-        room = plan_weights(checkpoint, config, EngineConfig(), CPU).num_bytes(2) - 1
+        room = plan_of(checkpoint.path).num_bytes(2) - 1
 
         def reserve(self, device, purpose, num_bytes, capacity_bytes):
             if num_bytes > self.room:
@@ -367,34 +352,28 @@ def test_layers_that_do_not_divide_stay_plain(engines, tiny_llama):
 @pytest.mark.parametrize("tied", [False, True])
 def test_memory_is_counted_as_it_is_kept(tied, engines, tiny_llama, write_gguf):
     path = write_gguf(tiny_llama(tie_word_embeddings=tied, vocab_size=64), MIXED)
-    checkpoint = Checkpoint("gguf", path, "m")
-    config = load_model_config(checkpoint)
-    plan = plan_weights(checkpoint, config, EngineConfig(quantization="gguf"), CPU)
+    plan = plan_of(path, quantization="gguf")
     model = model_of(engines.make(path, quantization="gguf", dtype="bfloat16"))
-    states = [state for m in model.modules() if isinstance(m, Linear) for _, state in m._parts]
-    panels = [state.panels for state in [*states, model.lm_head._state]]
-    packed = sum(one.data.numel() for one in panels)
+    packed = sum(state.panels.data.numel() for state in states_of(model))
     norms = sum(t.numel() for n, t in plain_weights(path).items() if "norm" in n)
     # A tied output layer lends its rows.
     embedding = 0 if tied else model.model.embed_tokens.weight.numel()
     assert hasattr(model.model.embed_tokens, "weight") is not tied
     assert plan.num_bytes(2) == packed + 2 * (norms + embedding)
     if tied:
+        head = plain_weights(path)["model.embed_tokens.weight"]
         # Nobody lends any to a model without output layer.
-        assert plan.num_bytes(2, with_head=False) == plan.num_bytes(2) + 2 * 64 * config.hidden_size
+        assert plan.num_bytes(2, with_head=False) == plan.num_bytes(2) + 2 * head.numel()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_plain_weights_are_counted_as_they_are_kept(tied, dtype, engines, tiny_llama):
     path = tiny_llama(tie_word_embeddings=tied, vocab_size=64)
-    checkpoint = Checkpoint("folder", path, "m")
-    config = load_model_config(checkpoint)
-    plan = plan_weights(checkpoint, config, EngineConfig(dtype=dtype), CPU)
+    plan = plan_of(path, dtype=dtype)
     model = model_of(engines.make(path, dtype=dtype))
-    states = [state for m in model.modules() if isinstance(m, Linear) for _, state in m._parts]
-    packed = sum(state.weight.data.numel() for state in [*states, model.lm_head._state])
-    norms = sum(t.numel() for n, t in iter_weights(checkpoint, config) if "norm" in n)
+    packed = sum(state.weight.data.numel() for state in states_of(model))
+    norms = sum(t.numel() for n, t in plain_weights(path, "folder").items() if "norm" in n)
     embedding = 0 if tied else model.model.embed_tokens.weight.numel()
     itemsize = 4 if dtype == "float32" else 2
     assert plan.num_bytes(itemsize) == itemsize * (packed + norms + embedding)
@@ -414,7 +393,7 @@ def test_a_tied_embedding_finds_the_rows_of_the_file(quantization, engines, tiny
 def rank_of_two(path, rank):
     checkpoint = Checkpoint("gguf", path, "m")
     config = load_model_config(checkpoint)
-    plan = plan_weights(checkpoint, config, EngineConfig(quantization="gguf"), CPU)
+    plan = plan_of(path, quantization="gguf")
     parallel = TensorParallel(rank=rank, size=2, all_reduce=lambda partial: partial)
     model = create_model(
         config, dtype=torch.float32, parallel=parallel, linear_method=plan.method_for

@@ -22,14 +22,15 @@ LEAST_P_VALUE = 1e-9
 NUM_SEQUENCES = 500
 
 
-def _fresh_seed() -> int:
-    return random.randrange(2**62)
-
-
 def _draws(
-    logits: torch.Tensor, params: SamplingParams, num_positions: int, seed: int, index: int = 0
+    logits: torch.Tensor,
+    params: SamplingParams,
+    num_positions: int,
+    seed: int | None = None,
+    index: int = 0,
 ) -> np.ndarray:
-    """[num_positions, NUM_SEQUENCES] tokens, all from one row of logits [V]."""
+    """[num_positions, NUM_SEQUENCES] tokens, all from one row of logits [V], by a new seed."""
+    seed = random.randrange(2**62) if seed is None else seed
     sampler = Sampler(len(logits), torch.device("cpu"))
     for i in range(NUM_SEQUENCES):
         sampler.add(NewSequence(i, [], params, seed + i, index, ()))
@@ -79,34 +80,30 @@ def _p_value(tokens: np.ndarray, expected: np.ndarray) -> float:
 )
 def test_draws_follow_the_distribution(params: dict[str, Any], num_positions: int) -> None:
     """Fewer draws where the sampler goes row by row."""
-    seed = _fresh_seed()
-    rng = np.random.default_rng(seed)
-    logits = torch.from_numpy(rng.normal(0, 1.5, 300)).float()
+    logits = torch.randn(300) * 1.5
     sampling = SamplingParams(**params)
     expected = distribution(logits.double().numpy(), sampling)
-    tokens = _draws(logits, sampling, num_positions, seed)
-    assert expected[tokens].min() > 0, seed
+    tokens = _draws(logits, sampling, num_positions)
+    assert expected[tokens].min() > 0
     p_value = _p_value(tokens, expected)
-    assert p_value > LEAST_P_VALUE, (seed, p_value)
+    assert p_value > LEAST_P_VALUE, p_value
 
 
 def test_the_test_notices_a_wrong_temperature() -> None:
-    seed = _fresh_seed()
-    logits = torch.from_numpy(np.random.default_rng(seed).normal(0, 1.5, 300)).float()
-    tokens = _draws(logits, SamplingParams(temperature=1.15), 40, seed)
+    logits = torch.randn(300) * 1.5
+    tokens = _draws(logits, SamplingParams(temperature=1.15), 40)
     expected = distribution(logits.double().numpy(), SamplingParams())
     assert _p_value(tokens, expected) < LEAST_P_VALUE
 
 
 def test_ties_share_evenly() -> None:
-    seed = _fresh_seed()
-    tokens = _draws(torch.zeros(64), SamplingParams(), 40, seed)
-    assert _p_value(tokens, np.full(64, 1 / 64)) > LEAST_P_VALUE, seed
+    tokens = _draws(torch.zeros(64), SamplingParams(), 40)
+    assert _p_value(tokens, np.full(64, 1 / 64)) > LEAST_P_VALUE
 
 
 def test_the_tail_of_a_large_vocabulary_is_not_lost() -> None:
     """One likely token over a flat tail of 100 000 that together are as likely."""
-    seed = _fresh_seed()
+    seed = random.randrange(2**62)
     vocab_size, num_tail = 100_001, 100_000
     logits = torch.zeros(vocab_size)
     logits[500] = float(np.log(num_tail))
@@ -123,14 +120,14 @@ def test_the_tail_of_a_large_vocabulary_is_not_lost() -> None:
     )
     num = len(tokens)
     deviation = (np.sum(tokens != 500) - num / 2) / np.sqrt(num / 4)
-    assert abs(deviation) < 6, (seed, deviation)
+    assert abs(deviation) < 6, deviation
     tail = tokens[tokens != 500]
     middle = (np.sum(tail < vocab_size // 2) - len(tail) / 2) / np.sqrt(len(tail) / 4)
-    assert abs(middle) < 6, (seed, middle)
+    assert abs(middle) < 6, middle
 
 
 def test_positions_and_children_are_independent() -> None:
-    seed = _fresh_seed()
+    seed = random.randrange(2**62)
     logits = torch.zeros(8)
     first = _draws(logits, SamplingParams(n=2), 40, seed)
     second = _draws(logits, SamplingParams(n=2), 40, seed, index=1)
@@ -140,25 +137,24 @@ def test_positions_and_children_are_independent() -> None:
         "sequences": first[:, :-1] * 8 + first[:, 1:],
         "children": first * 8 + second,
     }.items():
-        assert _p_value(pairs, uniform) > LEAST_P_VALUE, (name, seed)
+        assert _p_value(pairs, uniform) > LEAST_P_VALUE, name
 
 
 def test_the_token_drawn_is_the_first_of_the_key_s_exponential_times() -> None:
-    seed = _fresh_seed()
+    seed = random.randrange(2**62)
     tokens = _draws(torch.zeros(1024), SamplingParams(), 3, seed)
     for i in range(NUM_SEQUENCES):
         times = noise.exponentials(
             1024, seed=seed + i, index=0, position=2, device=torch.device("cpu")
         )
-        assert tokens[2, i] == int(times.argmin()), seed
+        assert tokens[2, i] == int(times.argmin())
 
 
 def test_penalised_text_has_the_reference_s_frequencies() -> None:
     """Under a strong presence penalty the first steps are draws without replacement, nearly."""
-    seed = _fresh_seed()
-    logits = torch.from_numpy(np.random.default_rng(seed).normal(0, 1, 12)).float()
+    logits = torch.randn(12)
     params = SamplingParams(presence_penalty=1.0, frequency_penalty=0.5, repetition_penalty=1.1)
-    tokens = _draws(logits, params, 3, seed)
+    tokens = _draws(logits, params, 3)
     base = logits.double().numpy()
     expected: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(3):
@@ -171,4 +167,4 @@ def test_penalised_text_has_the_reference_s_frequencies() -> None:
     texts = sorted(expected)
     numbers = np.repeat(np.arange(len(texts)), [counts[text] for text in texts])
     p_value = _p_value(numbers, np.array([expected[text] for text in texts]))
-    assert p_value > LEAST_P_VALUE, (seed, p_value)
+    assert p_value > LEAST_P_VALUE, p_value

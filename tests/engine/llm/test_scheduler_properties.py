@@ -6,11 +6,7 @@ breaks an invariant, and at the end every block is free or idle in the cache.
 
 import pytest
 
-from tests.helpers.llm.sessions import (
-    EVERYTHING,
-    Session,
-    run_sessions,
-)
+from tests.helpers.llm.sessions import EVERYTHING, Session, run_sessions
 
 
 def test_any_load_gives_every_request_its_own_answer() -> None:

@@ -156,9 +156,7 @@ def serve(machine: Machine, clients: dict[str, Client], **knobs: float | int | b
 
 @pytest.fixture
 def seed() -> int:
-    seed = random.getrandbits(32)
-    print(f"{seed=}")
-    return seed
+    return random.getrandbits(32)
 
 
 def machine(name: str, seed: int, **changes: object) -> Machine:

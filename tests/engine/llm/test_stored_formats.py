@@ -6,21 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from engine.contract.resolved_config import MachineFacts
-from engine.contract.settings import EngineConfig
 from engine.errors import ModelLoadError
 from engine.models.layers.linear import Linear
 from engine.quantization import int4_groups
 from engine.quantization.int4_groups import GroupPanels, takes_panels
-from engine.weights.loader import load_model_config
-from engine.weights.source import Checkpoint
-from engine.weights.weight_plan import plan_weights
 from tests.helpers.adapters.peft_adapters import write_adapter
-from tests.helpers.llm.packed_texts import assert_alike, requests_of
+from tests.helpers.llm.packed_texts import assert_alike, plan_of, requests_of
 from tests.helpers.quantization.gptq_checkpoints import Layout, write_gptq
 from tests.helpers.quantization.stored_formats import VARIETIES, write_checkpoint
 
-CPU = MachineFacts(device="cpu", num_cores=1, free_memory_bytes=1 << 40)
 _NAMES = ("bnb nf4, nested", "bnb int8", "W4A16", "FP8 blocks")
 SOME = {name: VARIETIES[name].name for name in _NAMES} | {"gptq": "gptq"}
 
@@ -82,8 +76,7 @@ def test_weights_stay_packed_and_take_what_was_planned(name, engines, write, mon
     model = engines.make(packed, dtype="bfloat16")._executor._model
     states = [state for m in model.modules() if isinstance(m, Linear) for _, state in m._parts]
     states = [state for state in states if isinstance(state, GroupPanels)]
-    checkpoint = Checkpoint("folder", packed, "m")
-    plan = plan_weights(checkpoint, load_model_config(checkpoint), EngineConfig(), CPU)
+    plan = plan_of(packed)
     assert plan.quantization == VARIETIES[name].name
     stated = sum(layer.num_bytes(2) for layer in plan.layers.values())
     assert sum(state.state.panels.data.nbytes for state in states) == stated

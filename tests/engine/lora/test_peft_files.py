@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import shutil
 
 import pytest
@@ -19,6 +20,8 @@ from tests.helpers.models.tiny_pairs import create_pair
 
 PREFIX = "base_model.model."
 Q = f"{PREFIX}model.layers.0.self_attn.q_proj"
+Q_A, Q_B, Q_MAGNITUDES = f"{Q}.lora_A.weight", f"{Q}.lora_B.weight", f"{Q}.lora_magnitude_vector"
+Q_SHAPES = {Q_A: (4, 48), Q_B: (96, 4)}
 SHAPES = {
     f"model.layers.{layer}.{name}": shape
     for layer in range(2)
@@ -36,6 +39,10 @@ SHAPES = {
 
 MODEL = ModelShapes(SHAPES)
 TABLE, HEAD, NORM = "model.embed_tokens", "lm_head", "model.norm"
+HEAD_UPDATE = {
+    f"{PREFIX}{HEAD}.lora_A.weight": torch.zeros(4, 48),
+    f"{PREFIX}{HEAD}.lora_B.weight": torch.zeros(131, 4),
+}
 WHOLE = ModelShapes(
     SHAPES | {HEAD: (131, 48)},
     tables={TABLE: (48, 131)},
@@ -63,8 +70,12 @@ def configure(folder, **changes):
 
 
 def rewrite(folder, change):
+    """Change the saved tensors by a function, or by the new ones, of which None removes one."""
     tensors = load_file(folder / WEIGHTS)
-    change(tensors)
+    if callable(change):
+        change(tensors)
+    else:
+        tensors = {key: one for key, one in (tensors | change).items() if one is not None}
     save_file(tensors, folder / WEIGHTS)
 
 
@@ -73,8 +84,8 @@ def test_numbers_names_and_scales(folder):
     assert adapter.updates.keys() == SHAPES.keys()
     tensors = load_file(folder / WEIGHTS)
     update = adapter.updates["model.layers.0.self_attn.q_proj"]
-    assert torch.equal(update.a, tensors[f"{Q}.lora_A.weight"])
-    assert torch.equal(update.b, tensors[f"{Q}.lora_B.weight"].T)
+    assert torch.equal(update.a, tensors[Q_A])
+    assert torch.equal(update.b, tensors[Q_B].T)
     assert (update.rank, update.scale) == (4, 2.0)
     assert adapter.report == AdapterReport(num_layers=14, ranks=(4,))
 
@@ -135,50 +146,16 @@ def test_configurations_that_are_refused(folder, changes, reason):
     assert str(folder) not in caught.value.message
 
 
-def nan(tensors):
-    tensors[f"{Q}.lora_A.weight"][1, 2] = torch.nan
-
-
-def large(tensors):
-    tensors[f"{Q}.lora_B.weight"][0, 0] = 1e30
-
-
-def half(tensors):
-    del tensors[f"{Q}.lora_B.weight"]
-
-
-def transposed(tensors):
-    key = f"{Q}.lora_A.weight"
-    tensors[key] = tensors[key].T.contiguous()
+def zeros_but_one(value, *shape):
+    tensor = torch.zeros(shape)
+    tensor.view(-1)[random.randrange(tensor.numel())] = value
+    return tensor
 
 
 def wide(tensors):
     for key in list(tensors):
         if key.endswith("lora_A.weight"):
             tensors[key] = torch.zeros(tensors[key].shape[0], 64)
-
-
-def deep(tensors):
-    for side, shape in (("A", (4, 48)), ("B", (96, 4))):
-        tensors[f"{Q.replace('.0.', '.7.')}.lora_{side}.weight"] = torch.zeros(shape)
-
-
-def huge(tensors):
-    tensors[f"{Q}.lora_A.weight"] = torch.zeros(4096, 48)
-    tensors[f"{Q}.lora_B.weight"] = torch.zeros(96, 4096)
-
-
-def flat(tensors):
-    tensors[f"{Q}.lora_A.weight"] = torch.zeros(())
-
-
-def no_rank(tensors):
-    tensors[f"{Q}.lora_A.weight"] = torch.zeros(0, 48)
-    tensors[f"{Q}.lora_B.weight"] = torch.zeros(96, 0)
-
-
-def magnitudes(tensors):
-    tensors[f"{Q}.lora_magnitude_vector"] = torch.ones(96)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +175,7 @@ def test_magnitudes_of_dora(folder, magnitudes, reason):
                 name = key.replace("lora_A.weight", "lora_magnitude_vector")
                 other = key.replace("lora_A", "lora_B")
                 tensors[name] = torch.ones(len(tensors[other]))
-        tensors[f"{Q}.lora_magnitude_vector"] = magnitudes
+        tensors[Q_MAGNITUDES] = magnitudes
 
     configure(folder, use_dora=True)
     rewrite(folder, add)
@@ -210,51 +187,42 @@ def test_magnitudes_of_dora(folder, magnitudes, reason):
             plan_adapter(folder, MODEL, torch.bfloat16).read()
 
 
-def embedding(tensors):
-    tensors["base_model.model.model.embed_tokens.lora_embedding_A"] = torch.zeros(4, 131)
-
-
-def head(tensors):
-    tensors["base_model.model.lm_head.lora_A.weight"] = torch.zeros(4, 48)
-    tensors["base_model.model.lm_head.lora_B.weight"] = torch.zeros(131, 4)
-
-
-def integers(tensors):
-    tensors[f"{Q}.lora_A.weight"] = torch.zeros(4, 48, dtype=torch.int32)
-
-
 def strangers(tensors):
     for key in list(tensors):
         tensors[key.replace("model.layers", "transformer.h")] = tensors.pop(key)
 
 
-def twice(tensors):
-    tensors["model.layers.0.self_attn.q_proj.lora_A"] = torch.zeros(9, 48)
-
-
-def nothing(tensors):
-    tensors.clear()
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (nan, "not finite"),
-        (large, "not finite in torch.float16"),
-        (half, "q_proj has no lora_B"),
-        (transposed, "made for another model"),
+        ({Q_A: zeros_but_one(torch.nan, 4, 48)}, "not finite"),
+        ({Q_B: zeros_but_one(1e30, 96, 4)}, "not finite in torch.float16"),
+        ({Q_B: None}, "q_proj has no lora_B"),
+        ({Q_A: torch.zeros(48, 4)}, "made for another model"),
         (wide, "made for another model; 13 more of its layers do not fit"),
-        (deep, r"linear layers \(model.layers.7.self_attn.q_proj"),
-        (huge, "rank 4096; the limit is 256"),
-        (flat, "made for another model"),
-        (no_rank, "made for another model"),
-        (magnitudes, "lora_magnitude_vector, which is not supported"),
-        (embedding, "the adapter changes model.embed_tokens"),
-        (head, "the adapter changes lm_head"),
-        (integers, "has type I32"),
+        (
+            {key.replace(".0.", ".7."): torch.zeros(shape) for key, shape in Q_SHAPES.items()},
+            r"linear layers \(model.layers.7.self_attn.q_proj",
+        ),
+        (
+            {Q_A: torch.zeros(4096, 48), Q_B: torch.zeros(96, 4096)},
+            "rank 4096; the limit is 256",
+        ),
+        ({Q_A: torch.zeros(())}, "made for another model"),
+        ({Q_A: torch.zeros(0, 48), Q_B: torch.zeros(96, 0)}, "made for another model"),
+        ({Q_MAGNITUDES: torch.ones(96)}, "lora_magnitude_vector, which is not supported"),
+        (
+            {f"{PREFIX}{TABLE}.lora_embedding_A": torch.zeros(4, 131)},
+            "the adapter changes model.embed_tokens",
+        ),
+        (HEAD_UPDATE, "the adapter changes lm_head"),
+        ({Q_A: torch.zeros(4, 48, dtype=torch.int32)}, "has type I32"),
         (strangers, "has 0: the adapter was made"),
-        (twice, "lora_A of model.layers.0.self_attn.q_proj twice"),
-        (nothing, "has 0: the adapter was made"),
+        (
+            {"model.layers.0.self_attn.q_proj.lora_A": torch.zeros(9, 48)},
+            "lora_A of model.layers.0.self_attn.q_proj twice",
+        ),
+        (dict.clear, "has 0: the adapter was made"),
     ],
 )
 def test_tensors_that_are_refused(folder, change, reason):
@@ -263,37 +231,9 @@ def test_tensors_that_are_refused(folder, change, reason):
         plan_adapter(folder, MODEL, torch.float16).read()
 
 
-def truncate(folder):
-    os.truncate(folder / WEIGHTS, 999)
-
-
-def cut_header(folder):
-    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:20])
-
-
 def pickled(folder):
     (folder / WEIGHTS).unlink()
     (folder / "adapter_model.bin").write_bytes(pickle.dumps({"a": 1}))
-
-
-def disguised(folder):
-    (folder / WEIGHTS).write_bytes(pickle.dumps({"a": 1}))
-
-
-def no_weights(folder):
-    (folder / WEIGHTS).unlink()
-
-
-def no_config(folder):
-    (folder / CONFIG).unlink()
-
-
-def bad_config(folder):
-    (folder / CONFIG).write_text("{")
-
-
-def listed_config(folder):
-    (folder / CONFIG).write_text("[]")
 
 
 def pipe(folder):
@@ -301,21 +241,21 @@ def pipe(folder):
     os.mkfifo(folder / WEIGHTS)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        truncate,
-        cut_header,
-        pickled,
-        disguised,
-        no_weights,
-        no_config,
-        bad_config,
-        listed_config,
-        pipe,
-        shutil.rmtree,
-    ],
-)
+DAMAGES = {
+    "truncated": lambda folder: os.truncate(folder / WEIGHTS, 999),
+    "a header cut": lambda folder: os.truncate(folder / WEIGHTS, 20),
+    "pickled": pickled,
+    "a pickle by another name": lambda f: (f / WEIGHTS).write_bytes(pickle.dumps({"a": 1})),
+    "no weights": lambda folder: (folder / WEIGHTS).unlink(),
+    "no configuration": lambda folder: (folder / CONFIG).unlink(),
+    "a configuration cut": lambda folder: (folder / CONFIG).write_text("{"),
+    "a configuration that is a list": lambda folder: (folder / CONFIG).write_text("[]"),
+    "a pipe": pipe,
+    "nothing": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damaged_files_harm_nobody(folder, saved, damage):
     damage(folder)
     with pytest.raises(ModelLoadError) as caught:
@@ -375,60 +315,34 @@ def test_the_ends_of_a_model(folder):
     assert adapter.report.num_layers == len(SHAPES) + 3
 
 
-def other_vocabulary(tensors):
-    tensors[f"{PREFIX}{HEAD}.weight"] = torch.zeros(132, 48)
-
-
-def other_table(tensors):
-    tensors[f"{PREFIX}{TABLE}.lora_embedding_A"] = torch.zeros(4, 132)
-
-
-def resized(tensors):
-    tensors[f"{PREFIX}{TABLE}.base_layer.weight"] = torch.zeros(132, 48)
-
-
-def half_table(tensors):
-    del tensors[f"{PREFIX}{TABLE}.lora_embedding_B"]
-
-
-def both(tensors):
-    tensors[f"{PREFIX}{HEAD}.lora_A.weight"] = torch.zeros(4, 48)
-    tensors[f"{PREFIX}{HEAD}.lora_B.weight"] = torch.zeros(131, 4)
-
-
-def mixed(tensors):
-    tensors[f"{PREFIX}{TABLE}.lora_A.weight"] = torch.zeros(4, 131)
-
-
-def whole_layer(tensors):
-    tensors[f"{Q}.weight"] = torch.zeros(96, 48)
-
-
-def head_norm(tensors):
-    tensors[f"{Q.replace('q_proj', 'q_norm')}.weight"] = torch.zeros(16)
-
-
-def copy_twice(tensors):
-    tensors["lm_head.weight"] = torch.zeros(131, 48)
-
-
-def infinite_norm(tensors):
-    tensors[f"{PREFIX}{NORM}.weight"][3] = torch.inf
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (other_vocabulary, "another vocabulary"),
-        (other_table, "made for another model"),
-        (resized, "base_layer.weight, which is not supported"),
-        (half_table, "has no lora_embedding_B"),
-        (both, "both an update and a replacement of lm_head"),
-        (mixed, "the adapter has lora_A of model.embed_tokens"),
-        (whole_layer, "the adapter replaces model.layers.0.self_attn.q_proj"),
-        (head_norm, "the adapter replaces model.layers.0.self_attn.q_norm"),
-        (copy_twice, "lm_head twice"),
-        (infinite_norm, "model.norm has numbers that are not finite"),
+        ({f"{PREFIX}{HEAD}.weight": torch.zeros(132, 48)}, "another vocabulary"),
+        ({f"{PREFIX}{TABLE}.lora_embedding_A": torch.zeros(4, 132)}, "made for another model"),
+        (
+            {f"{PREFIX}{TABLE}.base_layer.weight": torch.zeros(132, 48)},
+            "base_layer.weight, which is not supported",
+        ),
+        ({f"{PREFIX}{TABLE}.lora_embedding_B": None}, "has no lora_embedding_B"),
+        (HEAD_UPDATE, "both an update and a replacement of lm_head"),
+        (
+            {f"{PREFIX}{TABLE}.lora_A.weight": torch.zeros(4, 131)},
+            "the adapter has lora_A of model.embed_tokens",
+        ),
+        (
+            {f"{Q}.weight": torch.zeros(96, 48)},
+            "the adapter replaces model.layers.0.self_attn.q_proj",
+        ),
+        (
+            {f"{Q.replace('q_proj', 'q_norm')}.weight": torch.zeros(16)},
+            "the adapter replaces model.layers.0.self_attn.q_norm",
+        ),
+        ({"lm_head.weight": torch.zeros(131, 48)}, "lm_head twice"),
+        (
+            {f"{PREFIX}{NORM}.weight": zeros_but_one(torch.inf, 48)},
+            "model.norm has numbers that are not finite",
+        ),
     ],
 )
 def test_ends_that_are_refused(folder, change, reason):

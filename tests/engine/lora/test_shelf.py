@@ -8,12 +8,7 @@ import pytest
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
 from engine.contract.request import Request
-from engine.errors import (
-    InsufficientMemory,
-    InvalidParameter,
-    TooManyAdapters,
-    UnknownAdapter,
-)
+from engine.errors import InsufficientMemory, InvalidParameter, TooManyAdapters, UnknownAdapter
 from engine.lora.shelf import AdapterLimits, ReadAdapter, Shelf
 from engine.lora.source import Source
 from engine.turns.adapter_queue import AdapterQueue
@@ -75,6 +70,7 @@ class Play:
         self.running: dict[str, list] = {}
         """Requests that have begun, with the steps that they still take."""
         self.begun, self.refused, self.steps_of, self.num_steps = [], {}, {}, 0
+        self.answers = []
 
     def add(self, id, *names, steps=3):
         wish = Wish(request_id=id, model="m", keys=tuple(map(self.board.key_of, names)))
@@ -106,6 +102,15 @@ class Play:
             kept.is_leaving for kept in self.board._kept.values()
         )
 
+    def serve(self, id, *names):
+        self.add(id, *names)
+        self.settle()
+
+    def order(self, name, folder, **how):
+        """Have an adapter loaded; the answer is added to `answers`."""
+        order = AdapterOrder(name=name, folder=str(folder), **how)
+        self.board.load(order, self.answers.append)
+
     def settle(self):
         while self.queue.has_work() or self.running:
             assert self.num_steps < 10_000, "somebody waits for ever"
@@ -115,22 +120,17 @@ class Play:
 def play_of(sizes, **limits):
     play = Play(Board(**limits))
     for name, size in sizes.items():
-        answers = []
-        play.board.load(AdapterOrder(name=name, folder=str(size)), answers.append)
+        play.order(name, size)
         play.settle()
-        assert answers == [REPORT]
+        assert play.answers.pop() == REPORT
     return play
 
 
 def test_the_one_used_least_lately_makes_way():
     play = play_of({"a": 1, "b": 1, "c": 1}, max_slots=2)
     assert [kept.name for kept in play.board._placed()] == ["a", "b"]
-    play.add("1", "b")
-    play.settle()
-    play.add("2", "a")
-    play.settle()
-    play.add("3", "c")
-    play.settle()
+    for id, name in (("1", "b"), ("2", "a"), ("3", "c")):
+        play.serve(id, name)
     assert {kept.name for kept in play.board._placed()} == {"a", "c"}
     read = play.board.read.copy()
     play.add("4", "a")
@@ -163,17 +163,15 @@ def test_of_those_in_use_the_one_that_came_first_makes_way():
 def test_what_is_asked_for_together_does_not_make_way_for_each_other():
     play = play_of({"a": 1, "b": 1, "c": 2}, max_slots=2)
     read = play.board.read.copy()
-    play.add("1", "a", "c")
-    play.settle()
+    play.serve("1", "a", "c")
     assert (play.begun, play.board.read) == (["1"], [*read, "2"])
 
 
 def test_nobody_waits_for_loads_that_were_ordered_later():
     play = play_of({"a": 1, "b": 2}, max_slots=1)
-    for name, folder in (("x", "3"), ("y", "4")):
-        play.board.load(AdapterOrder(name=name, folder=folder), lambda outcome: None)
-    play.add("1", "b")
-    play.settle()
+    play.order("x", 3)
+    play.order("y", 4)
+    play.serve("1", "b")
     assert play.board.read[2:4] == ["3", "2"], "x has begun, y has not"
 
 
@@ -206,10 +204,9 @@ def test_what_can_never_be_in_place_is_refused():
         play.add("x", "a", "b")
     with pytest.raises(InvalidParameter, match="max_loras is 2"):
         play.add("x", "a", "b", "c")
-    answers = []
-    play.board.load(AdapterOrder(name="d", folder="8"), answers.append)
+    play.order("d", 8)
     play.settle()
-    assert isinstance(answers[0], InsufficientMemory)
+    assert isinstance(play.answers[0], InsufficientMemory)
     assert play.board.names == ("a", "b", "c")
 
 
@@ -223,8 +220,7 @@ def test_one_that_cannot_be_had_again_fails_its_requests_alone():
     assert sorted(play.refused) == ["0", "2"]
     assert isinstance(play.refused["0"], UnknownAdapter)
     play.board.broken = set()
-    play.add("4", "b")
-    play.settle()
+    play.serve("4", "b")
     assert "4" in play.begun
 
 
@@ -232,26 +228,23 @@ def test_a_place_that_cannot_be_had_again_is_told_of_as_such():
     play = play_of({"a": 1, "b": 2}, max_slots=1)
     play.board.broken = {"2"}
     play.board.error = InsufficientMemory("no room")
-    play.add("1", "b")
-    play.settle()
+    play.serve("1", "b")
     assert play.refused["1"] is play.board.error
 
 
 def test_no_more_are_kept_than_may_be():
     play = play_of({"a": 1, "b": 1}, max_slots=1, max_adapters=2)
-    answers = []
-    for name, replaces in (("c", False), ("b", True)):
-        order = AdapterOrder(name=name, folder="1", replaces=replaces)
-        play.board.load(order, answers.append)
+    play.order("c", 1)
+    play.order("b", 1, replaces=True)
     play.settle()
-    assert isinstance(answers[0], TooManyAdapters) and answers[1] == REPORT
+    assert isinstance(play.answers[0], TooManyAdapters) and play.answers[1] == REPORT
 
 
 def test_one_that_takes_the_place_of_another_is_in_place_at_once():
     play = play_of({"a": 1}, max_slots=1)
     play.add("1", "a", steps=9)
     play.step()
-    play.board.load(AdapterOrder(name="a", folder="2", replaces=True), lambda outcome: None)
+    play.order("a", 2, replaces=True)
     while play.board._loads:
         play.step()
     play.add("2", "a")
@@ -262,12 +255,11 @@ def test_an_unload_waits_for_those_who_wait():
     play = play_of({"a": 1, "b": 1}, max_slots=1)
     play.add("a", "a", steps=5)
     play.add("b", "b")
-    answers = []
-    play.board.unload("b", answers.append)
+    play.board.unload("b", play.answers.append)
     play.step()
-    assert answers == []
+    assert play.answers == []
     play.settle()
-    assert answers == [None]
+    assert play.answers == [None]
     assert play.begun == ["a", "b"]
 
 
@@ -275,35 +267,33 @@ def test_an_unload_waits_for_those_who_wait():
 def test_whoever_asks_is_served(limits):
     """Random requests for one to three of many adapters, aborted now and then, while adapters are
     loaded, replaced and unloaded: all that were taken begin, and nothing is left."""
-    rng = random.Random(random.randrange(1 << 30))
-    sizes = {name: rng.randrange(1, 5) for name in "abcdefgh"}
+    sizes = {name: random.randrange(1, 5) for name in "abcdefgh"}
     play = play_of(sizes, **limits)
-    taken, aborted, answers = [], set(), []
+    taken, aborted = [], set()
     for number in range(200):
-        names = rng.sample(sorted(sizes), rng.randrange(1, 4))
+        names = random.sample(sorted(sizes), random.randrange(1, 4))
         try:
-            play.add(str(number), *names, steps=rng.randrange(1, 6))
+            play.add(str(number), *names, steps=random.randrange(1, 6))
             taken.append(str(number))
         except UnknownAdapter:
             pass
-        if rng.random() < 0.1:
-            name = rng.choice(sorted(sizes))
-            if name in play.board.names and rng.random() < 0.5:
-                play.board.unload(name, answers.append)
+        if random.random() < 0.1:
+            name = random.choice(sorted(sizes))
+            if name in play.board.names and random.random() < 0.5:
+                play.board.unload(name, play.answers.append)
             else:
-                order = AdapterOrder(name=name, folder=str(sizes[name]), replaces=True)
-                play.board.load(order, answers.append)
-        if rng.random() < 0.1 and taken:
-            id = rng.choice(taken)
+                play.order(name, sizes[name], replaces=True)
+        if random.random() < 0.1 and taken:
+            id = random.choice(taken)
             aborted.add(id)
             play.queue.forget(id)
             play.running.pop(id, None)
-        for _ in range(rng.randrange(3)):
+        for _ in range(random.randrange(3)):
             play.step()
     play.settle()
     assert not play.refused
     assert set(taken) - aborted <= set(play.begun)
     for name in play.board.names:
-        play.board.unload(name, answers.append)
+        play.board.unload(name, play.answers.append)
     play.settle()
     assert play.board._kept == {}

@@ -27,6 +27,8 @@ from engine.lora.slots import LoraSlots
 from engine.lora.text_adapters import load_adapters
 from engine.models.adapters import NO_ADAPTER
 from engine.runtime.huge_pages import lazy_zeros
+from tests.helpers.adapters.image_adapters import bring, settle, unload
+from tests.helpers.adapters.image_adapters import load as ask
 from tests.helpers.adapters.peft_adapters import Host, limits_of, load, write_adapter
 from tests.helpers.models.tiny_pairs import create_pair
 
@@ -64,43 +66,6 @@ def taken_bytes(table):
                 total += shard.gates.less_one[: count + 1].nbytes + shard.gates.bias.nbytes
     tables = table._slots._tables.values()
     return total + sum(one.looked_up[:count].nbytes for one, _ in tables)
-
-
-def settle(table, in_use=()):
-    """Let all that was ordered come to its end."""
-    while table._loads:
-        table.wait(5)
-        table.advance(lambda: set(in_use))
-    table.advance(lambda: set(in_use))
-
-
-def bring(table, name, in_use=()):
-    """Have a request wait for an adapter; returns why it cannot be had, or None."""
-    key = table.key_of(name)
-    if not table.take([key]):
-        table.advance(lambda: set(in_use), [[key]])
-        while table._loads:
-            table.wait(5)
-            table.advance(lambda: set(in_use), [[key]])
-        return table.failure_of([key])
-    return None
-
-
-def ask(table, name, folder, *, replaces=False, in_use=()):
-    """Load an adapter; returns the answer."""
-    answers = []
-    order = AdapterOrder(name=name, folder=str(folder), replaces=replaces)
-    table.load(order, answers.append)
-    settle(table, in_use)
-    [answer] = answers
-    return answer
-
-
-def unload(table, name, in_use=()):
-    answers = []
-    table.unload(name, answers.append)
-    table.advance(lambda: set(in_use))
-    return answers
 
 
 def updates(table, model, name):

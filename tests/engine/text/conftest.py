@@ -39,9 +39,9 @@ def corpus() -> list[str]:
     return [*Path(argparse.__file__).read_text("utf-8").splitlines()[:1500], *_NASTY[9:16] * 5]
 
 
-@pytest.fixture
-def byte_level(corpus: list[str]) -> RawTokenizer:
-    """Byte-level BPE with 600 tokens; every byte is one. Fresh each time, as it can be changed."""
+@pytest.fixture(scope="session")
+def byte_level_json(corpus: list[str]) -> str:
+    """Byte-level BPE with 600 tokens; every byte is one."""
     raw = RawTokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -52,7 +52,13 @@ def byte_level(corpus: list[str]) -> RawTokenizer:
         show_progress=False,
     )
     raw.train_from_iterator(corpus, trainer)
-    return raw
+    return raw.to_str()
+
+
+@pytest.fixture
+def byte_level(byte_level_json: str) -> RawTokenizer:
+    """Fresh each time, as it can be changed."""
+    return RawTokenizer.from_str(byte_level_json)
 
 
 @pytest.fixture

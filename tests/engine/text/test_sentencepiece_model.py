@@ -23,26 +23,27 @@ def oracle(sentencepiece_folder: Path) -> sentencepiece.SentencePieceProcessor:
 
 
 @pytest.fixture
-def gguf_file(sentencepiece_folder: Path, write_gguf: WriteGGUF) -> Path:
+def metadata(sentencepiece_folder: Path) -> dict[str, Any]:
+    """The vocabulary as llama.cpp would store it."""
     vocabulary, _, _ = _read((sentencepiece_folder / "tokenizer.model").read_bytes())
-    return write_gguf(
-        {
-            "tokenizer.ggml.model": "llama",
-            "tokenizer.ggml.tokens": vocabulary.tokens,
-            "tokenizer.ggml.scores": vocabulary.scores,
-            "tokenizer.ggml.token_type": vocabulary.types,
-        }
-    )
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": vocabulary.tokens,
+        "tokenizer.ggml.scores": vocabulary.scores,
+        "tokenizer.ggml.token_type": vocabulary.types,
+    }
+
+
+@pytest.fixture
+def gguf_file(metadata: dict[str, Any], write_gguf: WriteGGUF) -> Path:
+    return write_gguf(metadata)
 
 
 def some_texts(corpus: list[str], nasty_texts: list[str]) -> list[str]:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    rng = random.Random(seed)
     alphabet = "ab \t\n01_▁éß日한👍\u0301\u00a0.;(" + "self" * 3
-    noise = ["".join(rng.choices(alphabet, k=rng.randrange(40))) for _ in range(300)]
+    noise = ["".join(random.choices(alphabet, k=random.randrange(40))) for _ in range(300)]
     # Control tokens written out in a text are not text to us; SentencePiece knows no such thing.
-    texts = [*nasty_texts, *rng.sample(corpus, 200), *noise]
+    texts = [*nasty_texts, *random.sample(corpus, 200), *noise]
     return [t for t in texts if not any(token in t for token in ("<s>", "</s>", "<unk>"))]
 
 
@@ -84,20 +85,9 @@ def test_a_space_follows_special_tokens(gguf_file: Path, sentencepiece_folder: P
     assert not raw.encode("self<|end|>self").tokens[2].startswith("▁")
 
 
-def test_no_space_prefix(sentencepiece_folder: Path, write_gguf: WriteGGUF) -> None:
-    vocabulary, _, _ = _read((sentencepiece_folder / "tokenizer.model").read_bytes())
-    tokenizer = load_tokenizer(
-        write_gguf(
-            {
-                "tokenizer.ggml.model": "llama",
-                "tokenizer.ggml.tokens": vocabulary.tokens,
-                "tokenizer.ggml.scores": vocabulary.scores,
-                "tokenizer.ggml.token_type": vocabulary.types,
-                "tokenizer.ggml.add_space_prefix": False,
-                "tokenizer.ggml.add_bos_token": False,
-            }
-        )
-    )
+def test_no_space_prefix(metadata: dict[str, Any], write_gguf: WriteGGUF) -> None:
+    metadata |= {"tokenizer.ggml.add_space_prefix": False, "tokenizer.ggml.add_bos_token": False}
+    tokenizer = load_tokenizer(write_gguf(metadata))
     assert tokenizer.raw.encode(" self").tokens == ["▁self"]
     assert tokenizer.decode(tokenizer.encode(" self")) == " self"
 
@@ -127,19 +117,17 @@ def test_other_kinds_are_refused(
 def test_damage_never_escapes_as_another_error(sentencepiece_folder: Path, tmp_path: Path) -> None:
     data = (sentencepiece_folder / "tokenizer.model").read_bytes()
     path = tmp_path / "tokenizer.model"
-    seed = random.randrange(2**32)
-    rng = random.Random(seed)
     for _ in range(60):
-        damaged = bytearray(data[: rng.randrange(len(data))] if rng.random() < 0.3 else data)
-        for _ in range(rng.randrange(4)):
-            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        damaged = bytearray(data[: random.randrange(len(data))] if random.random() < 0.3 else data)
+        for _ in range(random.randrange(4)):
+            damaged[random.randrange(len(damaged))] = random.randrange(256)
         path.write_bytes(damaged)
         try:
             read_sentencepiece_model(path, legacy=True)
         except EngineError:
             pass
         except BaseException as error:
-            pytest.fail(f"seed {seed}: {error!r}")
+            pytest.fail(f"{error!r}")
 
 
 def test_empty_file(tmp_path: Path) -> None:

@@ -42,8 +42,10 @@ GREEDY = {
 
 @contextlib.asynccontextmanager
 async def process(source: str, limits: TemplateLimits = LIMITS) -> AsyncIterator[TemplateProcess]:
+    """A process that has started."""
     template = TemplateProcess(source, SPECIAL, limits)
     try:
+        await template.start()
         yield template
     finally:
         template.close()
@@ -77,7 +79,6 @@ async def test_renders_what_the_class_renders() -> None:
     chat = [USER, {"role": "assistant", "content": None, "tool_calls": [{"x": 1.5}]}]
     source = HONEST + "{{ extra | tojson }}{{ tools is none }}{{ messages[1].tool_calls }}"
     async with process(source) as template:
-        await template.start()
         expected = ChatTemplate(source, SPECIAL).render(chat, **options)
         assert await template.render(chat, options) == expected
         assert len(children()) == 1
@@ -91,7 +92,6 @@ async def test_arguments_of_calls_are_read_in_the_process() -> None:
     source += "{{ call.function.arguments is mapping }} {% endfor %}"
     source += "{{ messages[0].tool_calls[0].function.arguments | tojson }}"
     async with process(source) as template:
-        await template.start()
         text = await template.render([{**USER, "tool_calls": calls}], {})
         assert text == 'True False False False True True {"a": [1, "é"]}'
 
@@ -111,17 +111,15 @@ async def test_refusals_arrive_as_they_were() -> None:
     "source", ["{% for %}", "{{ x | no_such_filter }}", "(" + "{{ " + "(" * 999]
 )
 async def test_no_template_at_all(source: str) -> None:
-    async with process(source) as template:
-        with pytest.raises(CorruptFile, match="chat template"):
-            await template.start()
+    with pytest.raises(CorruptFile, match="chat template"):
+        async with process(source):
+            pass
 
 
 async def test_an_endless_loop_is_stopped_and_others_go_on() -> None:
     """The template's own later conversations too: a new process is there for them."""
     source = "{% if messages[0].content == 'loop' %}" + LOOP + "{% endif %}" + HONEST
     async with process(source) as template, process(HONEST) as other:
-        await template.start()
-        await other.start()
         start_s = time.monotonic()
         bad = asyncio.create_task(template.render([{"role": "user", "content": "loop"}], {}))
         while not bad.done():
@@ -136,15 +134,14 @@ async def test_an_endless_loop_is_stopped_and_others_go_on() -> None:
 async def test_a_process_that_never_starts_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     command = (sys.executable, "-c", "import time; time.sleep(600)")
     monkeypatch.setattr(template_process, "module_command", lambda *_: command)
-    async with process(HONEST, TemplateLimits(start_s=0.5)) as template:
-        with pytest.raises(CorruptFile, match="too long or too much memory"):
-            await template.start()
+    with pytest.raises(CorruptFile, match="too long or too much memory"):
+        async with process(HONEST, TemplateLimits(start_s=0.5)):
+            pass
 
 
 async def test_time_that_passes_without_work_is_bounded_too() -> None:
     """A process that was stopped, or that waits for memory."""
     async with process(HONEST, TemplateLimits(wall_s=1.0)) as template:
-        await template.start()
         [pid] = children()
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(InvalidParameter, match="more than 1 s and was stopped"):
@@ -158,7 +155,6 @@ async def test_memory_is_bounded(kind: str) -> None:
     async with process(
         "{% if greedy %}" + GREEDY[kind] + "{% endif %}" + HONEST, limits
     ) as template:
-        await template.start()
         [pid] = children()
         peak = asyncio.create_task(peak_memory(pid))
         with pytest.raises(
@@ -186,13 +182,13 @@ async def peak_memory(pid: int) -> int:
 )
 async def test_compiling_is_bounded(source: str) -> None:
     """Either it can be done within the limits, or it is refused; nothing hangs, nothing crashes."""
-    async with process(source) as template:
-        start_s = time.monotonic()
-        try:
-            await template.start()
-        except CorruptFile as error:
-            assert "chat template" in str(error)
-        assert time.monotonic() - start_s < LIMITS.wall_s
+    start_s = time.monotonic()
+    try:
+        async with process(source):
+            pass
+    except CorruptFile as error:
+        assert "chat template" in str(error)
+    assert time.monotonic() - start_s < LIMITS.wall_s
 
 
 def test_a_template_that_is_no_size_for_a_template() -> None:
@@ -203,7 +199,6 @@ def test_a_template_that_is_no_size_for_a_template() -> None:
 async def test_a_process_that_crashes_at_work_fails_that_conversation_only() -> None:
     source = "{% if loop %}" + LOOP + "{% endif %}" + HONEST
     async with process(source, TemplateLimits(cpu_s=60, wall_s=60)) as template:
-        await template.start()
         [pid] = children()
         bad = asyncio.create_task(template.render([USER], {"loop": True}))
         await asyncio.sleep(0.1)
@@ -220,7 +215,6 @@ async def test_whoever_leaves_is_not_answered_with_anothers_text() -> None:
     long = "{% for i in range(9999) %}{% for j in range(999) %}{% endfor %}{% endfor %}"
     source = "{% if messages[0].content == '0' %}" + long + "{% endif %}" + HONEST
     async with process(source, TemplateLimits(cpu_s=60, wall_s=60)) as template:
-        await template.start()
         tasks = [
             asyncio.create_task(template.render([{"role": "user", "content": str(i)}], {}))
             for i in range(8)
@@ -249,7 +243,6 @@ async def test_those_behind_a_loop_are_served_by_the_next_process() -> None:
 async def test_nobody_waits_for_ever_for_a_turn() -> None:
     limits = TemplateLimits(cpu_s=60, wall_s=60, turn_s=0.2)
     async with process("{% if loop %}" + LOOP + "{% endif %}" + HONEST, limits) as template:
-        await template.start()
         busy = asyncio.create_task(template.render([USER], {"loop": True}))
         await asyncio.sleep(0.05)
         with pytest.raises(QueueFull, match="busy with others") as caught:
@@ -274,7 +267,6 @@ async def test_long_conversations_go_through_whole() -> None:
 
 async def test_closing_ends_the_process() -> None:
     async with process(HONEST) as template:
-        await template.start()
         pids = children()
         template.close()
         await gone(pids)

@@ -196,13 +196,11 @@ def test_real_model_round_trip(smollm2: Tokenizer, nasty_texts: list[str]) -> No
 
 @pytest.mark.slow
 def test_real_model_decodes_like_the_library(smollm2: Tokenizer) -> None:
-    seed = random.randrange(2**32)
-    rng = random.Random(seed)
     for _ in range(3000):
-        ids = [rng.randrange(smollm2.vocab_size) for _ in range(rng.randrange(20))]
+        ids = [random.randrange(smollm2.vocab_size) for _ in range(random.randrange(20))]
         for skip in (True, False):
             ours = smollm2.decode(ids, skip_special_tokens=skip)
-            assert ours == smollm2.raw.decode(ids, skip_special_tokens=skip), f"seed {seed}: {ids}"
+            assert ours == smollm2.raw.decode(ids, skip_special_tokens=skip), ids
 
 
 @pytest.mark.slow

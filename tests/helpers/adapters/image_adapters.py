@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from engine.contract.adapter_orders import AdapterOrder
+from engine.contract.adapter_orders import AdapterOrder, AdapterReport
+from engine.contract.draw import LoraUse
 from engine.lora.images.image_adapters import ImageAdapters
 from tests.helpers.adapters.peft_adapters import Host, limits_of
 
@@ -216,6 +217,25 @@ def load(table, name, place, *, replaces=False, in_use=()):
     settle(table, in_use)
     [answer] = answers
     return answer
+
+
+def bring(table, name, in_use=()):
+    """Have a request wait for an adapter; returns why it cannot be had, or None."""
+    key = table.key_of(name)
+    if table.take([key]):
+        return None
+    table.advance(lambda: set(in_use), [[key]])
+    while table._loads:
+        table.wait(5)
+        table.advance(lambda: set(in_use), [[key]])
+    return table.failure_of([key])
+
+
+def use_of(table, made, folder):
+    """Load an adapter that was written as `a`, and return its use."""
+    report = load(table, "a", made.save(folder / "a.safetensors"))
+    assert isinstance(report, AdapterReport), report
+    return LoraUse(name=table.key_of("a"))
 
 
 def unload(table, name, in_use=()):

@@ -1,6 +1,11 @@
 """A vocabulary in which each byte is a token, for grammars that are tried text by text."""
 
-from llguidance import LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
+from engine.contract.structure import Structure
+from engine.llm.structure.grammar_text import grammar_text
+from engine.llm.structure.matcher import matcher_of
+from engine.llm.structure.token_names import TokenNames
 
 END = 256
 
@@ -18,3 +23,15 @@ class Bytes:
 
 
 TOKENS = LLTokenizer(TokenizerWrapper(Bytes()), n_vocab=END + 1, eos_token=[END])
+
+
+def matcher(structure: Structure) -> LLMatcher:
+    return matcher_of(structure, grammar_text(structure, TokenNames()), TOKENS)
+
+
+def allows(made: LLMatcher, text: str) -> bool:
+    """Whether the text may be written and end there."""
+    written = list(text.encode())
+    taken = made.try_consume_tokens(written) == len(written) and made.is_accepting()
+    made.reset()
+    return taken

@@ -3,6 +3,8 @@
 import torch
 
 from engine.llm.runner.model_runner import ModelRunner
+from engine.weights.loader import load_model_config
+from engine.weights.source import Checkpoint
 
 VOCAB = 400
 
@@ -55,17 +57,27 @@ def logits_of(log, run):
     return log.rows
 
 
-def alone(engines, folder, requests, dtype):
-    engine = engines.make(
-        folder, dtype=dtype, enable_prefix_caching=False, max_num_batched_tokens=512
-    )
+def alone(engines, folder, requests, **knobs):
+    engine = engines.make(folder, enable_prefix_caching=False, max_num_batched_tokens=512, **knobs)
     for request in requests:
         engines.run(engine, [request])
+
+
+def check_same_bits(log, run, expected):
+    """The logits of a run are these, bit for bit."""
+    assert number_of_changes(logits_of(log, run), expected) == 0
 
 
 def number_of_changes(found, expected):
     assert found.keys() == expected.keys()
     return sum(not torch.equal(found[key], expected[key]) for key in expected)
+
+
+def cramped(folder):
+    """Knobs of a pool that any two long texts outgrow after they have begun together."""
+    num_groups = len(load_model_config(Checkpoint("folder", folder, "m")).layer_groups)
+    num_blocks = 14 + 7 * (num_groups - 1)
+    return {"num_kv_blocks": num_blocks, "max_model_len": 14 * 16, "max_num_batched_tokens": 64}
 
 
 SIZES = {"seed": 5, "head_dim": 64, "hidden_size": 96, "intermediate_size": 136}

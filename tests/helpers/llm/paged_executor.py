@@ -490,7 +490,7 @@ class Answer:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_cached_tokens: int = 0
-    queue_times_s: list[float] = field(default_factory=list)
+    queue_times_s: list[float] = field(default_factory=list, compare=False)
 
     def add(self, event: TokenEvent) -> None:
         assert self.finish_reason is None, "an event after the last one"
@@ -507,6 +507,10 @@ class Answer:
         self.stop_token_id = event.stop_token_id
         self.error_code = None if event.failure is None else event.failure.code
         self.num_cached_tokens = event.num_cached_tokens
+
+    def failed(self, code: str) -> "Answer":
+        self.finish_reason, self.error_code = FinishReason.ERROR, code
+        return self
 
 
 Answers = dict[tuple[str, int], Answer]
@@ -531,14 +535,13 @@ def answer_alone(
     new = NewSequence(0, prompt, sampling, sampling.seed, index, suppressed, request.adapter)
     answer, text = Answer(), list(prompt)
     capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks)
-    while True:
-        if breaks(digests(text, request.adapter)[-1], error_rate):
-            answer.finish_reason, answer.error_code = FinishReason.ERROR, "request_failed"
-            return answer
+    while answer.finish_reason is None:
+        digest = digests(text, request.adapter)[-1]
+        if breaks(digest, error_rate):
+            return answer.failed("request_failed")
         if sampling.max_tokens == 0:
             answer.finish_reason = FinishReason.LENGTH
-            return answer
-        digest = digests(text, request.adapter)[-1]
+            break
         token_id = draw(new, digest, len(answer.token_ids))
         text.append(token_id)
         answer.token_ids.append(token_id)
@@ -552,9 +555,8 @@ def answer_alone(
         ):
             answer.finish_reason = FinishReason.LENGTH
         if answer.finish_reason is None and len(text) > capacity:
-            answer.finish_reason, answer.error_code = FinishReason.ERROR, "out_of_kv_blocks"
-        if answer.finish_reason is not None:
-            return answer
+            return answer.failed("out_of_kv_blocks")
+    return answer
 
 
 def beams_alone(
@@ -572,14 +574,9 @@ def beams_alone(
         (0.0, digests(prompt, request.adapter)[-1], [])
     ]
     done: list[tuple[float, list[TokenLogprob]]] = []
-
-    def failed(code: str) -> list[Answer]:
-        answer = Answer(finish_reason=FinishReason.ERROR, error_code=code)
-        return [answer] * sampling.n
-
     for length in range(1, most + 1):
         if any(breaks(digest, error_rate) for _, digest, _ in running):
-            return failed("request_failed")
+            return [Answer().failed("request_failed")] * sampling.n
         found = []
         for rank, (total, digest, text) in enumerate(running):
             row = likeliest(digest, VOCAB_SIZE)
@@ -605,7 +602,7 @@ def beams_alone(
             if beams.early_stopping is True or best <= done[-1][0]:
                 break
         if running and len(prompt) + length > capacity:
-            return failed("out_of_kv_blocks")
+            return [Answer().failed("out_of_kv_blocks")] * sampling.n
     answers = []
     for _, text in done[: sampling.n]:
         last = text[-1].token_id
@@ -633,19 +630,15 @@ def contrast_alone(
     def digest_of(*more: int) -> int:
         return digests([*text, *more], request.adapter)[-1]
 
-    def failed(code: str) -> Answer:
-        answer.finish_reason, answer.error_code = FinishReason.ERROR, code
-        return answer
-
     if breaks(digest_of(), error_rate):
-        return failed("request_failed")
+        return answer.failed("request_failed")
     while answer.finish_reason is None:
         if len(text) + 1 > capacity:
-            return failed("out_of_kv_blocks")
+            return answer.failed("out_of_kv_blocks")
         row = likeliest(digest_of(), contrast.width)
         after = [digest_of(token_id) for token_id in row.top_ids]
         if any(breaks(digest, error_rate) for digest in after):
-            return failed("request_failed")
+            return answer.failed("request_failed")
         scores = [
             (1.0 - contrast.alpha) * math.exp(logprob) - contrast.alpha * similarity(digest)
             for logprob, digest in zip(row.top_logprobs, after, strict=True)

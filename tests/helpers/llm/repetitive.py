@@ -70,3 +70,19 @@ def outcome(done):
         key: (c.token_ids, c.finish_reason, c.logprobs, c.prompt_logprobs)
         for key, c in done.items()
     }
+
+
+def check_outcome(found, expected, aborted=()):
+    """Everybody got what was expected, and requests that were aborted got a beginning of it."""
+    for key, one in expected.items():
+        if key[0] not in aborted:
+            assert found[key] == one, key
+        elif key in found:
+            tokens = found[key][0]
+            assert tokens == one[0][: len(tokens)], key
+
+
+def without_drafts(engines, folder, requests, **knobs):
+    """The outcome of the requests in an engine that guesses nothing."""
+    engine = engines.make(folder, num_speculative_tokens=0, **knobs)
+    return outcome(engines.run(engine, requests))

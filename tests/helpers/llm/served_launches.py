@@ -14,7 +14,7 @@ import torch
 
 from engine.contract.resolved_config import ResolvedConfig
 from engine.contract.sampling_params import SamplingParams
-from engine.llm.decision import GroupBlocks, NewSequence, ScheduleDecision, ScheduledSequence
+from engine.llm.decision import NewSequence, ScheduleDecision
 from engine.llm.runner.cuda_recorder import CudaRecorder
 from engine.llm.runner.model_runner import ModelRunner
 from engine.llm.runner.step_graph import AtOnce
@@ -25,6 +25,7 @@ from kernels.linear.triton import _linear_add_kernel, _linear_kernel
 from kernels.shared import transfer
 from kernels.tools.launches import recorded
 from tests.helpers.llm.paged_executor import make_config
+from tests.helpers.llm.steps import first_step, new, part
 
 META = torch.device("meta")
 LLAMA = ModelConfig(
@@ -134,17 +135,9 @@ def random_step(config: ResolvedConfig, first_id: int) -> ScheduleDecision:
         prompt = [0] * (max(start, 0) + length + random.randrange(2))
         blocks = -(-(max(start, 0) + length) // config.block_size)
         decision.new.append(NewSequence(seq_id, prompt, params, 0, 0, ()))
-        decision.scheduled.append(
-            ScheduledSequence(
-                seq_id,
-                [0] * length,
-                max(start, 0),
-                [GroupBlocks([random.randrange(config.num_kv_blocks) for _ in range(blocks)])],
-                num_draws=int(random.random() < 0.8),
-                num_output_tokens=0,
-                prompt_logprobs=params.prompt_logprobs is not None,
-            )
-        )
+        block_ids = [random.randrange(config.num_kv_blocks) for _ in range(blocks)]
+        how = {"num_draws": int(random.random() < 0.8), "score": params.prompt_logprobs is not None}
+        decision.scheduled.append(part(seq_id, [0] * length, max(start, 0), block_ids, **how))
         budget -= length
     return decision
 
@@ -152,13 +145,7 @@ def random_step(config: ResolvedConfig, first_id: int) -> ScheduleDecision:
 def prompt_step(config: ResolvedConfig, num_tokens: int) -> ScheduleDecision:
     """Make one whole new sequence."""
     blocks = [0] * -(-num_tokens // config.block_size)
-    tokens = [0] * num_tokens
-    return ScheduleDecision(
-        new=[NewSequence(0, tokens, SamplingParams(), 0, 0, ())],
-        scheduled=[
-            ScheduledSequence(0, tokens, 0, [GroupBlocks(blocks)], num_draws=1, num_output_tokens=0)
-        ],
-    )
+    return first_step({0: [0] * num_tokens}, {0: blocks}, temperature=1.0)
 
 
 def random_params() -> SamplingParams:
@@ -192,12 +179,7 @@ def stalls(model: str, facts: dict[str, Any], num_steps: int) -> dict[str, Any]:
     with recorded(capability) as served:
         steps = [random_step(config, i * config.max_num_seqs) for i in range(num_steps)]
         # The numbers of rows that Triton would compile kernels of their own for, and another.
-        for decision in [
-            prompt_step(config, 1),
-            prompt_step(config, 16),
-            prompt_step(config, 9),
-            *steps,
-        ]:
+        for decision in (*(prompt_step(config, n) for n in (1, 16, 9)), *steps):
             runner.launch(decision).collect()
             runner.execute(ScheduleDecision(finished=[one.seq_id for one in decision.new]))
         if config.record_steps:
@@ -213,13 +195,8 @@ def serve_decodes(runner: ModelRunner, config: ResolvedConfig, rows: int) -> Non
         blocks = [1] * -(-1025 // config.block_size)
         context = random.choice([700, 1024]) if config.max_model_len > 1024 else 1
         decision = ScheduleDecision(
-            new=[NewSequence(i, [0] * context, SamplingParams(), 0, 0, ()) for i in range(rows)],
-            scheduled=[
-                ScheduledSequence(
-                    i, [0], context - 1, [GroupBlocks(blocks)], num_draws=1, num_output_tokens=0
-                )
-                for i in range(rows)
-            ],
+            new=[new(i, [0] * context, temperature=1.0) for i in range(rows)],
+            scheduled=[part(i, [0], context - 1, blocks) for i in range(rows)],
         )
         runner.execute(decision)
         runner.execute(ScheduleDecision(finished=list(range(rows))))

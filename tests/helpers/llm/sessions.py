@@ -2,10 +2,11 @@
 
 import random
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
-from engine.contract.generate import GenerateRequest
+from engine.contract.generate import GenerateRequest, TokenEvent
 from engine.contract.groups import BeamParams, ContrastParams
 from engine.contract.picture_facts import PictureFacts
 from engine.contract.prompt_states import StatePart
@@ -77,17 +78,12 @@ def random_request(
     if pictures is not None and pictures.looks_both_ways:
         most = config.max_num_batched_tokens - pictures.rows_per_crop + 1
         config = replace(config, max_num_seqs=min(config.max_num_seqs, most))
-    beams = random_beams(rng, config)
-    if beams is not None:
-        capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks // beams.width)
-        if capacity < 2:
-            beams, capacity = None, config.kv_layout(windows).most_tokens(config.num_kv_blocks)
-    contrast = None if beams is not None else random_contrast(rng, config)
-    if contrast is not None:
-        capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks // contrast.width)
-        if capacity < 2:
-            contrast = None
-            capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks)
+    search = random_search(rng, config)
+    if search is not None:
+        of_each = config.kv_layout(windows).most_tokens(config.num_kv_blocks // search.width)
+        search, capacity = (search, of_each) if of_each >= 2 else (None, capacity)
+    beams = search if isinstance(search, BeamParams) else None
+    contrast = search if isinstance(search, ContrastParams) else None
     longest = min(config.max_model_len, capacity) - 1
     stem = rng.choice(stems)
     # Few lengths, so that whole prompts repeat.
@@ -97,7 +93,7 @@ def random_request(
     prompt = prompt[:longest] or [rng.randrange(PLACEHOLDER)]
     prompt, states = with_pictures(rng, prompt, longest, pictures)
     max_tokens = rng.choice([0, 1, 2, 5, 12, 40, 60, 1000])
-    if beams is not None or contrast is not None:
+    if search is not None:
         max_tokens = max(1, min(max_tokens, 60))
     n = rng.choice([1, 1, 1, 2, 3, 5])
     if beams is not None:
@@ -146,19 +142,15 @@ def random_pictures(rng: random.Random, config: ResolvedConfig) -> PictureFacts 
     return rng.choice([None, picture_facts(rows, looks_both_ways=both_ways)])
 
 
-def random_contrast(rng: random.Random, config: ResolvedConfig) -> ContrastParams | None:
+def random_search(rng: random.Random, config: ResolvedConfig) -> BeamParams | ContrastParams | None:
     most = min(5, config.max_num_seqs, config.max_num_batched_tokens)
-    if most == 1 or rng.random() < 0.7:
+    if most == 1 or rng.random() < 0.5:
         return None
-    return ContrastParams(alpha=rng.choice([0.1, 0.6, 1.0]), width=rng.randint(2, most))
-
-
-def random_beams(rng: random.Random, config: ResolvedConfig) -> BeamParams | None:
-    most = min(5, config.max_num_seqs, config.max_num_batched_tokens)
-    if most == 1 or rng.random() < 0.7:
-        return None
+    width = rng.randint(2, most)
+    if rng.random() < 0.4:
+        return ContrastParams(alpha=rng.choice([0.1, 0.6, 1.0]), width=width)
     return BeamParams(
-        width=rng.randint(2, most),
+        width=width,
         length_penalty=rng.choice([1.0, 0.0, -1.0, 2.0]),
         early_stopping=rng.choice([True, False, "never"]),
     )
@@ -168,6 +160,7 @@ def random_beams(rng: random.Random, config: ResolvedConfig) -> BeamParams | Non
 class Session:
     """One random run."""
 
+    most_steps: ClassVar[int] = 20_000
     seed: int
     config: ResolvedConfig = field(init=False)
     scheduler: Scheduler = field(init=False)
@@ -242,15 +235,19 @@ class Session:
             assert scheduled.issuperset(held_up), "a decode was held up with blocks to spare"
         self.maybe_abort(abort_rate)
         output = self.executor.execute(decision)
-        aborted = self.maybe_abort(abort_rate)
+        self.maybe_abort(abort_rate)
         self.scheduler.note_time(decision, rng.choice([1e-4, 0.03, rng.lognormvariate(-3, 2)]))
-        for event in self.scheduler.commit(decision, output):
-            key = (event.request_id, event.index)
-            assert key not in aborted, "an event after the abort"
-            self.answers.setdefault(key, Answer()).add(event)
+        self.note(self.scheduler.commit(decision, output))
         self.scheduler.check_invariants()
+
+    def note(self, events: Iterable[TokenEvent]) -> None:
+        """Take in what the clients get from a step."""
+        for event in events:
+            key = (event.request_id, event.index)
+            assert key not in self.aborted, "an event after the abort"
+            self.answers.setdefault(key, Answer()).add(event)
         self.check_windows()
-        assert self.executor.num_steps < 20_000, "it does not end"
+        assert self.executor.num_steps < self.most_steps, "it does not end"
 
     def check_windows(self) -> None:
         """Nobody holds what its windows have passed."""
@@ -261,7 +258,7 @@ class Session:
                 assert table.num_passed >= num_passed
                 self.seen["windows that moved"] += num_passed > 0
 
-    def maybe_abort(self, rate: float) -> set[tuple[str, int]]:
+    def maybe_abort(self, rate: float) -> None:
         """Cancel some request or one of its completions, unfinished or not; twice is as good as
         once."""
         if self.added and self.rng.random() < rate:
@@ -273,7 +270,6 @@ class Session:
             self.scheduler.abort(request_id, index)
             self.scheduler.abort(request_id, len(completions))
             self.scheduler.abort("never heard of")
-        return self.aborted
 
     def check_end(self) -> None:
         for request in self.added.values():
@@ -407,26 +403,32 @@ class AccountedStep:
         return self.output
 
 
-class OverlappedSession(Session):
-    """A random run, the next step always launched early. Aborts meet steps in flight."""
+class EngineSession(Session):
+    """A random run whose steps an engine takes."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.config = replace(self.config, async_scheduling=True)
+    engine: LLMEngine
+
+    def run_by_engine(self, executor: type[PagedExecutor], **changes: Any) -> None:
+        self.config = replace(self.config, **changes)
         self.scheduler = self.make_scheduler()
-        self.executor: AccountedExecutor = AccountedExecutor(self.config, **self.model)
+        self.executor = executor(self.config, **self.model)
         self.engine = LLMEngine(self.scheduler, self.executor, self.config)  # type: ignore[arg-type]
 
     def has_work(self) -> bool:
         return self.engine.has_work()
 
     def step(self, abort_rate: float) -> None:
-        events, _ = self.engine.step()
-        for event in events:
-            assert (event.request_id, event.index) not in self.aborted, "an event after the abort"
-            self.answers.setdefault((event.request_id, event.index), Answer()).add(event)
-        self.check_windows()
-        assert self.executor.num_steps < 20_000, "it does not end"
+        self.note(self.engine.step()[0])
+
+
+class OverlappedSession(EngineSession):
+    """A random run, the next step always launched early. Aborts meet steps in flight."""
+
+    executor: AccountedExecutor
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.run_by_engine(AccountedExecutor, async_scheduling=True)
 
     def check_end(self) -> None:
         super().check_end()

@@ -3,7 +3,7 @@
 import torch
 
 from engine.contract.sampling_params import SamplingParams
-from engine.llm.decision import GroupBlocks, NewSequence, ScheduledSequence
+from engine.llm.decision import GroupBlocks, NewSequence, ScheduleDecision, ScheduledSequence
 from tests.helpers.llm.paged_executor import make_config
 
 CPU = torch.device("cpu")
@@ -24,4 +24,12 @@ def part(seq_id, tokens, start, blocks, *, num_draws=1, num_output=0, score=Fals
     groups = [GroupBlocks(blocks)]
     return ScheduledSequence(
         seq_id, list(tokens), start, groups, num_draws, num_output, prompt_logprobs=score
+    )
+
+
+def first_step(prompts, blocks, **sampling):
+    """Whole new prompts, by the ids of their sequences."""
+    return ScheduleDecision(
+        new=[new(i, p, **sampling) for i, p in prompts.items()],
+        scheduled=[part(i, p, 0, blocks[i]) for i, p in prompts.items()],
     )

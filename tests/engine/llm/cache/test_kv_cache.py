@@ -93,14 +93,6 @@ class TestCopyOnWrite:
         assert pool.take_copies() == []
         pool.check_invariants([parent, child])
 
-    def test_no_copy_at_a_block_border(self) -> None:
-        pool = make_pool()
-        parent = make_table(pool, 8)
-        child = parent.fork(4)
-        assert child.reserve(6)
-        assert child.block_ids == [0, 2]
-        assert pool.take_copies() == []
-
     def test_a_cached_block_without_other_owners_is_written_in_place(self) -> None:
         pool = make_pool(1)
         table = make_table(pool, 4)
@@ -112,16 +104,6 @@ class TestCopyOnWrite:
         assert pool.num_slots_unused == 1
         assert pool.take_copies() == []
         pool.check_invariants([table])
-
-    def test_a_cached_block_with_another_owner_is_copied(self) -> None:
-        pool = make_pool()
-        owner = make_table(pool, 4)
-        cache_all(pool, owner)
-        reader = BlockTable(pool).adopt([0], 3)
-        assert reader.reserve(4)
-        assert pool.take_copies() == [(0, 1)]
-        assert pool.cache.find([b"0"]) == [0]
-        pool.check_invariants([owner, reader])
 
     def test_a_copy_of_a_copy_reads_the_first_source(self) -> None:
         pool = make_pool()
@@ -167,14 +149,6 @@ class TestTable:
         assert child.block_ids == parent.block_ids == [0, 1]
         assert child.reserve(8), "the copy alone fits"
         assert pool.take_copies() == [(1, 2)]
-
-    def test_reserve_twice_takes_nothing_twice(self) -> None:
-        pool = make_pool()
-        table = make_table(pool, 3)
-        for end in (5, 5, 4, 8, 9):
-            assert table.reserve(end)
-        assert table.block_ids == [0, 1, 2]
-        assert table.num_tokens == 3
 
     def test_blocks_that_a_run_of_tokens_fills(self) -> None:
         ends = [(3, []), (4, [0]), (5, []), (13, [1, 2]), (16, [3])]
@@ -240,26 +214,26 @@ def test_check_notices_corruption(
 
 def test_random_tables_keep_their_contents() -> None:
     """Against a model that stores the tokens: what a table shows is what it was given."""
-    seed = random.getrandbits(32)
-    rng = random.Random(seed)
     for _ in range(30):
-        pool = make_pool(rng.randint(2, 30), rng.choice([1, 2, 3, 4, 7]), rng.choice([0, 2, 100]))
+        pool = make_pool(
+            random.randint(2, 30), random.choice([1, 2, 3, 4, 7]), random.choice([0, 2, 100])
+        )
         size = pool.block_size
         slots = [[-1] * size for _ in range(pool.num_blocks)]
         live: list[tuple[BlockTable, list[int]]] = [(BlockTable(pool), [])]
         for _ in range(200):
-            at = rng.randrange(len(live))
+            at = random.randrange(len(live))
             table, text = live[at]
-            action = rng.choice(["write", "write", "write", "fork", "truncate", "clear"])
+            action = random.choice(["write", "write", "write", "fork", "truncate", "clear"])
             if action == "write":
-                end = len(text) + rng.randint(1, 2 * size)
+                end = len(text) + random.randint(1, 2 * size)
                 free, needed = pool.num_free, table.blocks_to_reach(end)
-                assert table.reserve(end) == (needed <= free), f"seed {seed}"
+                assert table.reserve(end) == (needed <= free)
                 if needed <= free:
                     for source, destination in pool.take_copies():
                         slots[destination] = list(slots[source])
                     for position in range(len(text), end):
-                        text.append(rng.randrange(1000))
+                        text.append(random.randrange(1000))
                         slots[table.block_ids[position // size]][position % size] = text[-1]
                     start = table.num_tokens
                     table.advance(end)
@@ -267,10 +241,10 @@ def test_random_tables_keep_their_contents() -> None:
                         content = repr(text[: (index + 1) * size]).encode()
                         pool.cache.register(table.block_ids[index], content)
             elif action == "fork" and len(live) < 6:
-                keep = rng.randint(0, len(text))
+                keep = random.randint(0, len(text))
                 live.append((table.fork(keep), text[:keep]))
             elif action == "truncate":
-                del text[rng.randint(0, len(text)) :]
+                del text[random.randint(0, len(text)) :]
                 table.truncate(len(text))
             elif action == "clear":
                 table.clear()
@@ -279,8 +253,8 @@ def test_random_tables_keep_their_contents() -> None:
                 shown = [
                     slots[table.block_ids[i // size]][i % size] for i in range(table.num_tokens)
                 ]
-                assert shown == text, f"seed {seed}: {action}"
+                assert shown == text, action
         for table, _ in live:
             table.clear()
         pool.check_invariants([])
-        assert pool.num_free == pool.num_blocks, f"seed {seed}"
+        assert pool.num_free == pool.num_blocks

@@ -18,35 +18,26 @@ MACHINES = {
 }
 
 
-@pytest.fixture
-def rng() -> random.Random:
-    seed = random.getrandbits(32)
-    print(f"{seed=}")
-    return random.Random(seed)
-
-
 def seconds(machine: tuple[float, ...], work: StepWork) -> float:
     return sum(part * size for part, size in zip(machine, work.sizes, strict=True))
 
 
-def random_work(rng: random.Random, most_prompt_tokens: int = 512) -> StepWork:
-    decodes = rng.randrange(1, 33)
-    tokens = rng.choice([0, 0, rng.randrange(2, most_prompt_tokens)])
+def random_work(most_prompt_tokens: int = 512) -> StepWork:
+    decodes = random.randrange(1, 33)
+    tokens = random.choice([0, 0, random.randrange(2, most_prompt_tokens)])
     return StepWork(
         num_decodes=decodes,
-        decode_context=decodes * rng.randrange(50, 400),
+        decode_context=decodes * random.randrange(50, 400),
         num_prompt_tokens=tokens,
-        num_pairs=tokens * (rng.randrange(500) + tokens / 2),
+        num_pairs=tokens * (random.randrange(500) + tokens / 2),
     )
 
 
-def taught(
-    machine: tuple[float, ...], rng: random.Random, num_steps: int, noise: float
-) -> StepCost:
+def taught(machine: tuple[float, ...], num_steps: int, noise: float) -> StepCost:
     cost = StepCost()
     for _ in range(num_steps):
-        work = random_work(rng)
-        cost.observe(work, seconds(machine, work) * rng.lognormvariate(0, noise))
+        work = random_work()
+        cost.observe(work, seconds(machine, work) * random.lognormvariate(0, noise))
     return cost
 
 
@@ -65,21 +56,22 @@ def test_the_work_of_a_decision() -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
-def test_any_machine_is_learned(machine: tuple[float, ...], rng: random.Random) -> None:
-    cost = taught(machine, rng, num_steps=150, noise=0.1)
-    works = [random_work(rng) for _ in range(100)]
+def test_any_machine_is_learned(machine: tuple[float, ...]) -> None:
+    cost = taught(machine, num_steps=150, noise=0.1)
+    works = [random_work() for _ in range(100)]
     errors = sorted(abs(cost.predict(work) / seconds(machine, work) - 1) for work in works)
     assert errors[50] < 0.2
     assert errors[90] < 0.45
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
-def test_tokens_that_fit_are_predicted_to_fit(
-    machine: tuple[float, ...], rng: random.Random
-) -> None:
-    cost = taught(machine, rng, num_steps=100, noise=0.05)
+def test_tokens_that_fit_are_predicted_to_fit(machine: tuple[float, ...]) -> None:
+    cost = taught(machine, num_steps=100, noise=0.05)
     for _ in range(50):
-        start, limit = rng.randrange(3000), rng.uniform(0.001, 1) * seconds(machine, StepWork()) * 9
+        start, limit = (
+            random.randrange(3000),
+            random.uniform(0.001, 1) * seconds(machine, StepWork()) * 9,
+        )
         num_tokens = cost.prompt_tokens_in(limit, start)
 
         def added(n: int, start: int = start) -> float:
@@ -91,7 +83,7 @@ def test_tokens_that_fit_are_predicted_to_fit(
 
 
 def test_nothing_fits_in_no_time() -> None:
-    cost = taught(TYPICAL, random.Random(1), num_steps=20, noise=0.0)
+    cost = taught(TYPICAL, num_steps=20, noise=0.0)
     assert cost.prompt_tokens_in(0.0, 0) == cost.prompt_tokens_in(-1.0, 0) == 0
 
 
@@ -103,9 +95,9 @@ def test_one_step_gives_the_scale() -> None:
     assert cost.predict(work) == pytest.approx(7.0)
 
 
-def test_a_few_late_steps_change_nothing(rng: random.Random) -> None:
+def test_a_few_late_steps_change_nothing() -> None:
     """Somebody else had the processor: three times, once for a minute."""
-    cost = taught(TYPICAL, rng, num_steps=100, noise=0.05)
+    cost = taught(TYPICAL, num_steps=100, noise=0.05)
     work = StepWork(num_decodes=16, decode_context=2000)
     mixed = StepWork(num_decodes=15, num_prompt_tokens=40, num_pairs=800)
     for late in (work, mixed, work):
@@ -117,9 +109,9 @@ def test_a_few_late_steps_change_nothing(rng: random.Random) -> None:
 
 
 @pytest.mark.parametrize("factor", [3.0, 1 / 3])
-def test_a_change_of_pace_is_followed_at_once(factor: float, rng: random.Random) -> None:
+def test_a_change_of_pace_is_followed_at_once(factor: float) -> None:
     """Steps with prompts follow it too, though only decodes have shown it."""
-    cost = taught(TYPICAL, rng, num_steps=100, noise=0.05)
+    cost = taught(TYPICAL, num_steps=100, noise=0.05)
     work = StepWork(num_decodes=16, decode_context=2000)
     for _ in range(5):
         cost.observe(work, factor * seconds(TYPICAL, work))
@@ -127,23 +119,23 @@ def test_a_change_of_pace_is_followed_at_once(factor: float, rng: random.Random)
     assert cost.predict(mixed) == pytest.approx(factor * seconds(TYPICAL, mixed), rel=0.3)
 
 
-def test_thousands_of_decodes_do_not_wipe_out_what_prompts_cost(rng: random.Random) -> None:
+def test_thousands_of_decodes_do_not_wipe_out_what_prompts_cost() -> None:
     machine = MACHINES["bound by arithmetic"]
-    cost = taught(machine, rng, num_steps=100, noise=0.05)
+    cost = taught(machine, num_steps=100, noise=0.05)
     for _ in range(5_000):
         work = StepWork(num_decodes=4, decode_context=800)
-        cost.observe(work, seconds(machine, work) * rng.lognormvariate(0, 0.1))
+        cost.observe(work, seconds(machine, work) * random.lognormvariate(0, 0.1))
     mixed = StepWork(num_decodes=4, decode_context=800, num_prompt_tokens=64, num_pairs=2048)
     assert cost.predict(mixed) == pytest.approx(seconds(machine, mixed), rel=0.3)
 
 
-def test_new_kernels_are_learned(rng: random.Random) -> None:
+def test_new_kernels_are_learned() -> None:
     """The shape changes, not the pace only: prompts become four times cheaper."""
-    cost = taught(TYPICAL, rng, num_steps=100, noise=0.05)
+    cost = taught(TYPICAL, num_steps=100, noise=0.05)
     machine = (*TYPICAL[:3], TYPICAL[3] / 4, TYPICAL[4] / 4)
     for _ in range(400):
-        work = random_work(rng)
-        cost.observe(work, seconds(machine, work) * rng.lognormvariate(0, 0.05))
+        work = random_work()
+        cost.observe(work, seconds(machine, work) * random.lognormvariate(0, 0.05))
     decodes = StepWork(num_decodes=16, decode_context=2000)
     mixed = StepWork(num_decodes=16, decode_context=2000, num_prompt_tokens=100, num_pairs=5000)
     assert cost.predict(decodes) == pytest.approx(seconds(machine, decodes), rel=0.25)
@@ -157,11 +149,11 @@ def test_a_clock_that_jumps_teaches_nothing(nonsense: float) -> None:
     assert not cost.is_known
 
 
-def test_predictions_stay_positive_and_grow_with_the_work(rng: random.Random) -> None:
+def test_predictions_stay_positive_and_grow_with_the_work() -> None:
     """Whatever was measured: steps of random length."""
     cost = StepCost()
     for _ in range(300):
-        cost.observe(random_work(rng), rng.lognormvariate(-3, 2))
+        cost.observe(random_work(), random.lognormvariate(-3, 2))
         times = [
             cost.predict(StepWork(num_decodes=4, num_prompt_tokens=n, num_pairs=n * n / 2))
             for n in (0, 16, 64, 512)

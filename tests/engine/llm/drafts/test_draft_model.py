@@ -20,12 +20,10 @@ from engine.llm.decision import NewSequence, SampleRow, ScheduledSequence, Seque
 from engine.llm.drafts.draft_cache import DraftCache
 from engine.llm.drafts.draft_model import FAILURE_PAUSE, DraftModel
 from engine.llm.drafts.drafting import Drafting
-from engine.llm.engine import LLMEngine
 from engine.llm.runner.model_runner import ModelRunner
 from engine.llm.sampling.sampler import Sampler
-from engine.weights.loader import load_model_config
-from engine.weights.source import Checkpoint
 from kernels.sample_tokens import reference
+from tests.helpers.llm.logits import cramped
 from tests.helpers.llm.paged_executor import (
     VOCAB_SIZE,
     PagedExecutor,
@@ -33,8 +31,13 @@ from tests.helpers.llm.paged_executor import (
     make_request,
     make_scheduler,
 )
-from tests.helpers.llm.repetitive import make_requests, outcome
-from tests.helpers.llm.sessions import OverlappedSession, random_windows, run_sessions
+from tests.helpers.llm.repetitive import check_outcome, make_requests, outcome, without_drafts
+from tests.helpers.llm.sessions import (
+    AccountedExecutor,
+    OverlappedSession,
+    random_windows,
+    run_sessions,
+)
 
 pytestmark = pytest.mark.usefixtures("cheap_rows")
 MODEL = DrafterName.MODEL
@@ -109,8 +112,7 @@ def test_any_requests(engines, folder, stranger, rng, tmp_path, overlap):
     requests = make_requests(engines, rng, output_tokens=(10, 40))
     arrivals = [rng.randrange(20) for _ in requests]
     doomed = {r.request_id: rng.randrange(2, 40) for r in rng.sample(requests, 2)}
-    plain = engines.make(folder, num_speculative_tokens=0)
-    expected = outcome(engines.run(plain, requests))
+    expected = without_drafts(engines, folder, requests)
     for draft in (folder, relative_of(folder, tmp_path / "relative"), stranger):
         engine = drafted(
             engines,
@@ -121,12 +123,7 @@ def test_any_requests(engines, folder, stranger, rng, tmp_path, overlap):
             prompt_lookup_min=rng.choice([1, 64]),
         )
         found = outcome(engines.run(engine, requests, arrivals=arrivals, aborts=doomed))
-        for key, one in expected.items():
-            if key[0] in doomed:
-                tokens = found[key][0] if key in found else []
-                assert tokens == one[0][: len(tokens)]
-            else:
-                assert found[key] == one
+        check_outcome(found, expected, doomed)
         check_clean(engine)
 
 
@@ -144,7 +141,7 @@ def test_a_twin_is_always_right(engines, folder, rng, temperature, overlap):
 
 def test_a_twin_in_fewer_bits(engines, llama, rng):
     requests = plain_requests(engines, rng)
-    expected = outcome(engines.run(engines.make(llama), requests))
+    expected = without_drafts(engines, llama, requests)
     engine = drafted(engines, llama, llama, speculative_quantization="int8-weights")
     assert outcome(engines.run(engine, requests)) == expected
     assert counts_of(engine).num_draft_tokens > 0
@@ -153,17 +150,9 @@ def test_a_twin_in_fewer_bits(engines, llama, rng):
 def test_preemption(engines, folder, rng, tmp_path):
     """The draft cache is as small as the model's. Short prompts all start, and all grow."""
     requests = plain_requests(engines, rng, longest=16, max_tokens=80, ignore_eos=True)
-    plain = engines.make(folder, max_model_len=14 * 16)
-    expected = outcome(engines.run(plain, requests))
-    num_groups = len(load_model_config(Checkpoint("folder", folder, "m")).layer_groups)
-    engine = drafted(
-        engines,
-        folder,
-        relative_of(folder, tmp_path / "relative"),
-        num_kv_blocks=14 + 7 * (num_groups - 1),
-        max_model_len=14 * 16,
-        max_num_batched_tokens=64,
-    )
+    expected = without_drafts(engines, folder, requests, max_model_len=14 * 16)
+    relative = relative_of(folder, tmp_path / "relative")
+    engine = drafted(engines, folder, relative, **cramped(folder))
     assert outcome(engines.run(engine, requests)) == expected
     assert engine.stats().num_preemptions > 0
     assert counts_of(engine).num_draft_tokens > 0
@@ -217,7 +206,7 @@ def test_one_of_them_may_have_tokens_at_the_end_that_the_other_has_not(
     requests = plain_requests(engines, rng, 14, temperature=1.0, ignore_eos=True)
     if not is_draft_larger:
         requests.append(engines.request("unknown", [599, 5, 7], max_tokens=20))
-    expected = outcome(engines.run(engines.make(model), requests))
+    expected = without_drafts(engines, model, requests)
     engine = drafted(engines, model, draft)
     assert outcome(engines.run(engine, requests)) == expected
     assert counts_of(engine).num_draft_tokens > 0
@@ -244,7 +233,7 @@ def test_nobody_drafts_under_load(engines, llama, rng, monkeypatch):
 
 def test_its_errors_are_nobodys(engines, llama, rng):
     requests = plain_requests(engines, rng, 2)
-    expected = outcome(engines.run(engines.make(llama), requests))
+    expected = without_drafts(engines, llama, requests)
     engine = drafted(engines, llama, llama)
     model = model_of(engine)
     launch, num_calls = model._steps._executor.launch, 0
@@ -267,7 +256,7 @@ def test_its_errors_are_nobodys(engines, llama, rng):
 
 def test_numbers_that_are_not_finite_are_no_guesses(engines, llama, rng, monkeypatch):
     requests = plain_requests(engines, rng)
-    expected = outcome(engines.run(engines.make(llama), requests))
+    expected = without_drafts(engines, llama, requests)
     engine = drafted(engines, llama, llama)
     runner = model_of(engine)._steps._executor
     logits_of = ModelRunner._logits_to_sample
@@ -339,12 +328,9 @@ class DraftSession(OverlappedSession):
     def __post_init__(self) -> None:
         super().__post_init__()
         rng = self.rng
-        self.config = replace(
-            self.config,
-            async_scheduling=rng.random() < 0.5,
-            num_speculative_tokens=rng.randint(1, 7),
-        )
-        self.scheduler = self.make_scheduler()
+        knobs = {"async_scheduling": rng.random() < 0.5}
+        knobs["num_speculative_tokens"] = rng.randint(1, 7)
+        self.run_by_engine(AccountedExecutor, **knobs)
         windows = random_windows(rng)
         config = replace(
             self.config,
@@ -363,7 +349,6 @@ class DraftSession(OverlappedSession):
             clock=lambda: next(ticks) / 1000,
         )
         self.scheduler._drafting = Drafting(self.config, {MODEL: self.drafter})
-        self.engine = LLMEngine(self.scheduler, self.executor, self.config)
 
     def check_end(self) -> None:
         super().check_end()

@@ -20,25 +20,18 @@ def plain_search(text: list[int], shortest: int, longest: int) -> int:
     return best
 
 
-@pytest.fixture
-def rng() -> random.Random:
-    seed = random.getrandbits(32)
-    print("seed", seed)
-    return random.Random(seed)
-
-
-def test_it_finds_what_a_search_of_the_whole_text_finds(rng: random.Random) -> None:
+def test_it_finds_what_a_search_of_the_whole_text_finds() -> None:
     num_found = 0
     for _ in range(60):
-        shortest = rng.randint(1, 4)
-        longest = rng.randint(shortest, 8)
+        shortest = random.randint(1, 4)
+        longest = random.randint(shortest, 8)
         # So many that the search need not be cut short.
-        letters = rng.choice([4, 8, 12])
-        lookup = PromptLookup(shortest, longest, rng.choice([1, 50, 100_000]))
+        letters = random.choice([4, 8, 12])
+        lookup = PromptLookup(shortest, longest, random.choice([1, 50, 100_000]))
         text: list[int] = []
         for _ in range(letters**shortest if letters**shortest < 30 else 40):
-            text.append(rng.randrange(letters))
-            while lookup.extend(text, rng.randint(1, 5)):
+            text.append(random.randrange(letters))
+            while lookup.extend(text, random.randint(1, 5)):
                 pass
             found = lookup.find(text, 5)
             tail = text[-shortest:]
@@ -82,8 +75,8 @@ def test_nothing_is_found_in_texts_that_are_too_short() -> None:
         assert lookup.find(text, 4) == []
 
 
-def test_it_grows_by_what_it_may(rng: random.Random) -> None:
-    text = [rng.randrange(50) for _ in range(1000)]
+def test_it_grows_by_what_it_may() -> None:
+    text = [random.randrange(50) for _ in range(1000)]
     lookup = PromptLookup(3, 8, 1000)
     assert lookup.extend(text, 300) == 300
     assert lookup.num_indexed == 300
@@ -92,14 +85,14 @@ def test_it_grows_by_what_it_may(rng: random.Random) -> None:
 
 
 @pytest.mark.parametrize("letters", [1, 2, 40_000])
-def test_a_step_costs_the_same_in_any_text(letters: int, rng: random.Random) -> None:
+def test_a_step_costs_the_same_in_any_text(letters: int) -> None:
     """Comparing all places would take minutes."""
-    text = [rng.randrange(letters) for _ in range(200_000)]
+    text = [random.randrange(letters) for _ in range(200_000)]
     lookup = PromptLookup(3, 64, len(text))
     lookup.extend(text, len(text))
     start = time.process_time()
     for _ in range(2_000):
-        text.append(rng.randrange(letters))
+        text.append(random.randrange(letters))
         lookup.extend(text, 10)
         lookup.find(text, 8)
     assert time.process_time() - start < 5

@@ -16,10 +16,16 @@ from engine.llm.drafts.speculation import HIGHEST_PRICE, INDEXED_PER_STEP, Specu
 from engine.llm.request import Sequence
 from engine.llm.runner.model_runner import ModelRunner
 from engine.llm.sampling import sampler as sampling
-from engine.weights.loader import load_model_config
-from engine.weights.source import Checkpoint
-from tests.helpers.llm.paged_executor import make_config
-from tests.helpers.llm.repetitive import VOCAB, make_requests, outcome, repetitive
+from tests.helpers.llm.logits import cramped
+from tests.helpers.llm.paged_executor import Guesser, make_config
+from tests.helpers.llm.repetitive import (
+    VOCAB,
+    check_outcome,
+    make_requests,
+    outcome,
+    repetitive,
+    without_drafts,
+)
 
 pytestmark = pytest.mark.usefixtures("cheap_rows")
 PRICE = StepBudget.price
@@ -32,32 +38,25 @@ def folder(request):
     return make(seed=5, head_dim=64, hidden_size=96, intermediate_size=136)
 
 
-class Oracle:
+class Oracle(Guesser):
     """A drafter that has seen the answers and is wrong now and then."""
 
     def __init__(self, expected, rng):
+        super().__init__(rng, is_right=0.85)
         self.expected = expected
-        self.rng = rng
-
-    def may_draft(self, decodes):
-        return True
 
     def draft(self, decodes, num_rows, price):
         for sequence in decodes:
             text = self.expected[sequence.owner.request.request_id, sequence.index][0]
             text = text[sequence.num_output_tokens + sequence.num_pending :]
-            text = [t if self.rng.random() < 0.85 else self.rng.randrange(VOCAB) for t in text]
+            text = [
+                t if self.rng.random() < self.is_right else self.rng.randrange(VOCAB) for t in text
+            ]
             text += [self.rng.randrange(VOCAB) for _ in range(3)]
             num_drafts = min(self.rng.randrange(8), sequence.num_draftable, num_rows, len(text))
             if num_drafts > 0:
                 num_rows -= num_drafts
                 yield sequence, text[:num_drafts]
-
-    def learn(self, sequence, num_drafts, num_accepted):
-        pass
-
-    def forget(self, sequence):
-        pass
 
 
 def draft_by(engine, drafter):
@@ -73,23 +72,13 @@ def same_with_and_without(engines, folder, requests, rng, *, arrivals=None, abor
     Args:
         rng: for guesses of an oracle, which are right and wrong often enough; None: real ones.
     """
-    plain_knobs = {"num_speculative_tokens": 0, "enable_prefix_caching": False}
-    if "max_model_len" in knobs:  # Ends a text in both.
-        plain_knobs["max_model_len"] = knobs["max_model_len"]
-    plain = engines.make(folder, **plain_knobs)
-    expected = outcome(engines.run(plain, requests))
+    kept = {name: knobs[name] for name in ("max_model_len",) if name in knobs}  # ends a text
+    expected = without_drafts(engines, folder, requests, enable_prefix_caching=False, **kept)
     engine = engines.make(folder, **({"num_speculative_tokens": 7, "prompt_lookup_min": 1} | knobs))
     if rng is not None:
         draft_by(engine, Oracle(expected, rng))
     found = outcome(engines.run(engine, requests, arrivals=arrivals, aborts=aborts))
-    for request in requests:
-        for index in range(request.sampling.n):
-            key = request.request_id, index
-            if request.request_id in (aborts or {}):
-                tokens = found[key][0] if key in found else []
-                assert tokens == expected[key][0][: len(tokens)]
-            else:
-                assert found[key] == expected[key], request
+    check_outcome(found, expected, aborts or ())
     assert engine.stats().kv_blocks_used == 0
     return engine.stats()
 
@@ -103,8 +92,7 @@ def check_drafts(result) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_any_requests(engines, folder, rng, dtype):
     requests = make_requests(engines, rng)
-    plain = engines.make(folder, dtype=dtype, num_speculative_tokens=0)
-    expected = outcome(engines.run(plain, requests))
+    expected = without_drafts(engines, folder, requests, dtype=dtype)
     for drafter in (None, Oracle(expected, rng)):
         engine = engines.make(folder, dtype=dtype, num_speculative_tokens=7, prompt_lookup_min=1)
         if drafter is not None:
@@ -151,20 +139,23 @@ def test_any_requests_beside_texts_that_have_ended(engines, folder, rng):
     )
 
 
-@pytest.mark.parametrize("overlap", ["off", "on"])
-@pytest.mark.parametrize("records", [True, False])
-def test_steps_launched_ahead_and_recorded_ones(engines, folder, rng, overlap, records):
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"async_scheduling": "off", "record_steps": False},
+        {"async_scheduling": "off", "record_steps": True},
+        {"async_scheduling": "on", "record_steps": False},
+        {"async_scheduling": "on", "record_steps": True},
+        {"max_num_batched_tokens": 3, "max_num_seqs": 1},
+        {"max_num_batched_tokens": 9, "max_num_seqs": 3},
+        {"max_num_batched_tokens": 40, "max_num_seqs": 3},
+    ],
+    ids=str,
+)
+def test_any_steps(engines, folder, rng, knobs):
     requests = make_requests(engines, rng, 6, (30, 60))
     arrivals = [rng.randrange(40) for _ in requests]
-    knobs = {"async_scheduling": overlap, "record_steps": records}
     check_drafts(same_with_and_without(engines, folder, requests, rng, arrivals=arrivals, **knobs))
-
-
-@pytest.mark.parametrize("budget", [3, 9, 40])
-def test_any_token_budget(engines, folder, rng, budget):
-    requests = make_requests(engines, rng, 5)
-    knobs = {"max_num_batched_tokens": budget, "max_num_seqs": 1 if budget < 5 else 3}
-    check_drafts(same_with_and_without(engines, folder, requests, rng, **knobs))
 
 
 def test_prefix_hits(engines, folder, rng):
@@ -192,18 +183,9 @@ def test_a_text_that_goes_on_from_one_that_was_drafted(engines, folder, rng):
 
 def test_preemption(engines, folder, rng):
     requests = make_requests(engines, rng, output_tokens=(90, 130), ignore_eos=True, n=1)
-    num_groups = len(load_model_config(Checkpoint("folder", folder, "m")).layer_groups)
-    result = same_with_and_without(
-        engines,
-        folder,
-        [request for request in requests if not request.sampling.stop_token_ids],
-        rng,
-        num_kv_blocks=14 + 7 * (num_groups - 1),
-        max_model_len=14 * 16,
-        max_num_batched_tokens=64,
-        enable_prefix_caching=False,
-    )
-    check_drafts(result)
+    requests = [request for request in requests if not request.sampling.stop_token_ids]
+    knobs = {"enable_prefix_caching": False, **cramped(folder)}
+    check_drafts(same_with_and_without(engines, folder, requests, rng, **knobs))
 
 
 def test_aborts(engines, folder, rng):
@@ -476,8 +458,7 @@ def test_busy_engines_draft_nothing(engines, folder, monkeypatch):
 def test_a_draft_that_the_model_cannot_compute_harms_nobody(engines, folder, rng, monkeypatch):
     """A step with drafts fails, and is tried without them."""
     requests = make_requests(engines, rng, 5, (20, 40))
-    plain = engines.make(folder, num_speculative_tokens=0)
-    expected = outcome(engines.run(plain, requests))
+    expected = without_drafts(engines, folder, requests)
     engine = engines.make(folder, num_speculative_tokens=7)
     draft_by(engine, Oracle(expected, rng))
     launch, num_failed = ModelRunner.launch, 0
@@ -498,8 +479,7 @@ def test_a_rejected_row_may_fail(engines, folder, rng, monkeypatch):
     """What a wrong draft makes of the logits is nobody's error."""
     unlikely = {"logit_bias": {399: -100.0}}
     requests = make_requests(engines, rng, 5, (30, 40), ignore_eos=True, **unlikely)
-    plain = engines.make(folder, num_speculative_tokens=0)
-    expected = outcome(engines.run(plain, requests))
+    expected = without_drafts(engines, folder, requests)
     logits_of, num_broken = ModelRunner._logits_to_sample, 0
 
     def broken(runner, rows, hidden):

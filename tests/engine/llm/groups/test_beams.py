@@ -7,7 +7,6 @@ import pytest
 
 from engine.contract.groups import BeamParams
 from engine.contract.request import FinishReason
-from engine.contract.structure import Structure
 from engine.errors import OutOfBlocks
 from tests.helpers.llm.paged_executor import (
     Answer,
@@ -16,20 +15,15 @@ from tests.helpers.llm.paged_executor import (
     make_request,
     make_scheduler,
     run_all,
+    run_step,
 )
+from tests.helpers.llm.repetitive import outcome
 
 WIDTH = 4
 
 
-CHOICE = Structure.of_choice(["a"], param="grammar")
-
-
 def beams(width=WIDTH, **options):
     return {"beams": BeamParams(width=width, **options)}
-
-
-def texts(done):
-    return {key: (c.token_ids, c.logprobs, c.finish_reason) for key, c in done.items()}
 
 
 @pytest.fixture(scope="module", params=["tiny_llama", "tiny_gemma3"])
@@ -65,7 +59,7 @@ def alone(engines, folder, requests):
     done = {}
     for request in requests:
         engine = engines.make(folder, enable_prefix_caching=False)
-        done |= texts(engines.run(engine, [request]))
+        done |= outcome(engines.run(engine, [request]))
     return done
 
 
@@ -87,12 +81,12 @@ def test_neighbours_change_no_bit(engines, folder, requests, alone, knobs):
         knobs = knobs | {"num_kv_blocks": num_groups * knobs["num_kv_blocks"]}
     engine = engines.make(folder, **knobs)
     arrivals = [0, 0, 1, 1, 2]
-    assert texts(engines.run(engine, requests, arrivals=arrivals)) == alone
+    assert outcome(engines.run(engine, requests, arrivals=arrivals)) == alone
     stats = engine.stats()
     assert stats.kv_blocks_used == 0
     if "num_kv_blocks" in knobs and num_groups == 1:  # layers that slide leave room
         assert stats.num_preemptions > 0
-    assert texts(engines.run(engine, requests[::-1])) == alone  # from the prefix cache
+    assert outcome(engines.run(engine, requests[::-1])) == alone  # from the prefix cache
 
 
 def rows_of(engine):
@@ -131,6 +125,9 @@ class Bench:
         self.scheduler = make_scheduler(self.config)
         self.executor = PagedExecutor(self.config, scheduler=self.scheduler)
 
+    def step(self):
+        run_step(self.scheduler, self.executor, {})
+
     def run(self, *requests):
         return run_all(self.scheduler, self.executor, requests)
 
@@ -140,9 +137,7 @@ def test_beams_share_what_they_have_in_common():
     bench.scheduler.add(make_request("r", 40, 12, n=1, seed=0, **beams(4)))
     most = 0
     while bench.scheduler.has_work():
-        decision = bench.scheduler.schedule()
-        bench.scheduler.commit(decision, bench.executor.execute(decision))
-        bench.scheduler.check_invariants()
+        bench.step()
         most = max(most, bench.scheduler.stats().kv_blocks_used)
     assert most <= 10 + 4 * 3, "the prompt's blocks are there once"
     assert bench.executor.num_copies > 0
@@ -161,8 +156,7 @@ def test_an_abort_in_the_middle_frees_all():
     bench = Bench()
     bench.scheduler.add(make_request("r", 9, 30, n=2, seed=0, **beams(3)))
     for _ in range(5):
-        decision = bench.scheduler.schedule()
-        bench.scheduler.commit(decision, bench.executor.execute(decision))
+        bench.step()
     bench.scheduler.abort("r", 0)
     bench.scheduler.check_invariants()
     assert bench.scheduler.has_work()
@@ -190,11 +184,7 @@ def test_a_search_that_outgrows_the_pool_fails_whoever_runs_beside_it():
             bench.scheduler.add(request)
         shorter = replace(request, prompt_token_ids=request.prompt_token_ids[:4])
         answer = bench.run(*others, shorter)["r", 0]
-        assert answer == Answer(
-            finish_reason=FinishReason.ERROR,
-            error_code="out_of_kv_blocks",
-            queue_times_s=answer.queue_times_s,
-        )
+        assert answer == Answer().failed("out_of_kv_blocks")
 
 
 def test_clients_learn_once_that_a_search_has_begun():

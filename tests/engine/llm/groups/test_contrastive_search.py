@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import transformers
 
 from engine.contract.groups import ContrastParams
 from engine.contract.request import FinishReason
@@ -51,8 +50,7 @@ def by_definition(model, prompt_ids, alpha, width, num_tokens):
     return text[len(prompt_ids) :]
 
 
-def test_the_texts_are_those_of_the_definition(engines, folder):
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def test_the_texts_are_those_of_the_definition(engines, folder, model):
     rng = random.Random(SEED)
     engine = engines.make(folder)
     texts = []

@@ -6,13 +6,10 @@ import pytest
 import torch
 
 from engine.errors import InsufficientMemory, ModelLoadError
-from engine.llm.decision import (
-    PENDING_TOKEN_ID,
-    ScheduleDecision,
-)
+from engine.llm.decision import PENDING_TOKEN_ID, ScheduleDecision
 from engine.llm.runner import model_runner
 from engine.llm.runner.model_runner import ModelRunner
-from tests.helpers.llm.steps import CPU, new, part, resolved
+from tests.helpers.llm.steps import CPU, first_step, new, part, resolved
 from tests.helpers.models.tiny_pairs import create_pair, their_logits
 
 
@@ -39,15 +36,10 @@ def greedy_continuation(theirs, prompt, length):
 
 
 def test_greedy_text_equals_transformers_and_outputs_keep_the_decisions_order(pair, runner):
-    seed = random.randrange(1 << 31)
-    random.seed(seed)
     prompts = {1: random_prompt(6), 2: random_prompt(23), 3: random_prompt(1)}
     blocks = {1: list(range(10)), 2: list(range(20, 34)), 3: list(range(40, 50))}
     expected = {i: greedy_continuation(pair[1], p, 12) for i, p in prompts.items()}
-    decision = ScheduleDecision(
-        new=[new(i, p) for i, p in prompts.items()],
-        scheduled=[part(i, p, 0, blocks[i]) for i, p in prompts.items()],
-    )
+    decision = first_step(prompts, blocks)
     found = {i: [] for i in prompts}
     for step in range(12):
         output = runner.execute(decision)
@@ -63,22 +55,17 @@ def test_greedy_text_equals_transformers_and_outputs_keep_the_decisions_order(pa
                 for i in order
             ]
         )
-    assert found == expected, f"seed {seed}"
+    assert found == expected
 
 
 @pytest.mark.parametrize("is_right", [0.0, 0.7, 1.0])
 def test_drafts_bring_what_would_have_come_anyway(pair, runner, is_right):
-    seed = random.randrange(1 << 31)
-    random.seed(seed)
     length = 24
     prompts = {1: random_prompt(5), 2: random_prompt(18), 0: random_prompt(11)}
     blocks = {i: list(range(16 * i, 16 * i + 16)) for i in prompts}
     expected = {i: greedy_continuation(pair[1], p, length + 8) for i, p in prompts.items()}
     found = {i: [] for i in prompts}
-    decision = ScheduleDecision(
-        new=[new(i, p, logprobs=0) for i, p in prompts.items()],
-        scheduled=[part(i, p, 0, blocks[i]) for i, p in prompts.items()],
-    )
+    decision = first_step(prompts, blocks, logprobs=0)
     scores = {i: [] for i in prompts}
     num_steps = 0
     while decision.scheduled:
@@ -91,19 +78,11 @@ def test_drafts_bring_what_would_have_come_anyway(pair, runner, is_right):
             if len(tokens) < length:
                 drafts = expected[i][len(tokens) : len(tokens) + random.randrange(6)]
                 drafts = [t if random.random() < is_right else (t + 1) % 131 for t in drafts]
-                start, num = len(prompts[i]) + len(tokens) - 1, 1 + len(drafts)
-                decision.scheduled.append(
-                    part(
-                        i,
-                        [tokens[-1], *drafts],
-                        start,
-                        blocks[i],
-                        num_draws=num,
-                        num_output=len(tokens),
-                    )
-                )
+                start = len(prompts[i]) + len(tokens) - 1
+                how = {"num_draws": 1 + len(drafts), "num_output": len(tokens)}
+                decision.scheduled.append(part(i, [tokens[-1], *drafts], start, blocks[i], **how))
     for i in prompts:
-        assert found[i] == expected[i][: len(found[i])], f"seed {seed}"
+        assert found[i] == expected[i][: len(found[i])]
         assert [score.token_id for score in scores[i]] == found[i]
     assert (num_steps < length) == (is_right > 0)
 
@@ -111,9 +90,7 @@ def test_drafts_bring_what_would_have_come_anyway(pair, runner, is_right):
 def test_drafts_may_follow_a_token_that_nobody_knows_yet(pair, runner):
     prompt, blocks = random_prompt(7), [3, 1, 2, 5]
     expected = greedy_continuation(pair[1], prompt, 5)
-    first = runner.launch(
-        ScheduleDecision(new=[new(1, prompt)], scheduled=[part(1, prompt, 0, blocks)])
-    )
+    first = runner.launch(first_step({1: prompt}, {1: blocks}))
     drafts = [*expected[1:3], (expected[3] + 1) % 131]
     second = runner.launch(
         ScheduleDecision(
@@ -215,11 +192,7 @@ def test_a_decision_without_rows_only_changes_state(runner):
 
 def test_logprobs_come_with_the_token(pair, runner):
     prompt = random_prompt(9)
-    output = runner.execute(
-        ScheduleDecision(
-            new=[new(1, prompt, logprobs=3)], scheduled=[part(1, prompt, 0, [0, 1, 2])]
-        )
-    ).outputs[0]
+    [output] = runner.execute(first_step({1: prompt}, {1: [0, 1, 2]}, logprobs=3)).outputs
     expected = their_logits(pair[1], prompt)[-1].log_softmax(-1)
     score = output.logprobs[0]
     assert score.token_id == output.token_ids[0] == int(expected.argmax())
@@ -251,11 +224,7 @@ def test_prompt_scores_equal_transformers_whatever_the_chunks(
 
 
 def test_a_decoded_token_has_no_prompt_score(runner):
-    runner.execute(
-        ScheduleDecision(
-            new=[new(1, [1, 2], prompt_logprobs=0)], scheduled=[part(1, [1, 2], 0, [0])]
-        )
-    )
+    runner.execute(first_step({1: [1, 2]}, {1: [0]}, prompt_logprobs=0))
     output = runner.execute(
         ScheduleDecision(scheduled=[part(1, [9], 2, [0], num_output=1, score=True)])
     )
@@ -336,9 +305,7 @@ def test_nan_left_in_freed_blocks_does_not_reach_their_next_owner(pair, runner):
     runner._kv._pool.fill_(torch.nan)
     runner._kv._written[:] = True
     text, expected = [], greedy_continuation(pair[1], prompt, 10)
-    decision = ScheduleDecision(
-        new=[new(1, prompt)], scheduled=[part(1, prompt, 0, [3, 1, 4, 5, 9])]
-    )
+    decision = first_step({1: prompt}, {1: [3, 1, 4, 5, 9]})
     for step in range(10):
         text += runner.execute(decision).outputs[0].token_ids
         decision = ScheduleDecision(
@@ -350,9 +317,7 @@ def test_nan_left_in_freed_blocks_does_not_reach_their_next_owner(pair, runner):
 def test_failures_pass_through_and_leave_the_state_as_it_was(pair, broken):
     model, runner = broken
     prompt = random_prompt(9)
-    decision = ScheduleDecision(
-        new=[new(1, prompt, temperature=1.0)], scheduled=[part(1, prompt, 0, [0, 1, 2])]
-    )
+    decision = first_step({1: prompt}, {1: [0, 1, 2]}, temperature=1.0)
     model.failure = RuntimeError("illegal instruction")
     with pytest.raises(RuntimeError, match="illegal instruction"):
         runner.execute(decision)
@@ -369,10 +334,8 @@ def test_warm_up_changes_nothing_that_shows(pair):
     runner.warm_up()
     assert runner.kv_bytes_committed <= runner._kv._block_bytes
     prompt = random_prompt(5)
-    output = runner.execute(
-        ScheduleDecision(new=[new(1, prompt)], scheduled=[part(1, prompt, 0, [0, 1])])
-    )
-    assert output.outputs[0].token_ids == greedy_continuation(theirs, prompt, 1)
+    [output] = runner.execute(first_step({1: prompt}, {1: [0, 1]})).outputs
+    assert output.token_ids == greedy_continuation(theirs, prompt, 1)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -394,9 +357,7 @@ def test_warm_up_finds_that_memory_does_not_suffice(broken):
 
 def test_memory_is_counted_as_blocks_are_written(runner):
     assert runner.kv_bytes_committed == 0
-    runner.launch(
-        ScheduleDecision(new=[new(1, [1] * 9)], scheduled=[part(1, [1] * 9, 0, [7, 3, 60])])
-    )
+    runner.launch(first_step({1: [1] * 9}, {1: [7, 3, 60]}))
     assert runner.kv_bytes_committed == 3 * runner._kv._block_bytes
 
 

@@ -57,9 +57,17 @@ def decodes(*context_lens):
     return lay_out([decode(i, length) for i, length in enumerate(context_lens)], BLOCK)
 
 
+class Seeing:
+    """A forward pass that notes its last batch."""
+
+    def __call__(self, batch):
+        self.last = batch
+        return batch.token_ids[:, None].float()
+
+
 def make_graphs(recorder=None, background=None, forward=None, **limits):
     return StepGraphs(
-        forward or (lambda batch: batch.token_ids[:, None].float()),
+        forward or Seeing(),
         recorder or Recorder(),
         block_size=BLOCK,
         scratch_block=999,
@@ -241,20 +249,15 @@ def with_adapters(*context_lens):
 
 @torch.inference_mode()
 def test_steps_with_adapters_have_graphs_of_their_own():
-    seen = []
-
-    def forward(batch):
-        seen.append(batch.adapter_slots)
-        return batch.token_ids[:, None].float()
-
+    forward = Seeing()
     graphs = make_graphs(forward=forward, adapters=True)
     graph, plain = find_often(graphs, with_adapters(9, 8, 7)), find_often(graphs, decodes(9, 8, 7))
     graph.load(with_adapters(9, 8, 7))
     graph.replay()
-    assert seen[-1].tolist() == [3, -1, 1, -1]
+    assert forward.last.adapter_slots.tolist() == [3, -1, 1, -1]
     plain.load(decodes(9, 8, 7))
     plain.replay()
-    assert seen[-1] is None
+    assert forward.last.adapter_slots is None
     assert set(graphs._graphs) == {GraphSize(4, 1024, True), GraphSize(4, 1024)}
     assert set(graphs._graphs) <= set(graphs.sizes)
 
@@ -285,19 +288,14 @@ def test_steps_with_other_adapters_are_recorded_anew():
 
 @torch.inference_mode()
 def test_padding_decodes_at_the_start_of_the_scratch_block():
-    seen = []
-
-    def forward(batch):
-        seen.append(batch)
-        return batch.token_ids[:, None].float()
-
+    forward = Seeing()
     graphs = make_graphs(forward=forward)
     first, second = decodes(5, 6, 7, 8, 9), decodes(12, 2, 1, 13, 1, 30)
     graph = find_often(graphs, first)
     for rows in (first, second, first):
         graph.load(rows)
         graph.replay()
-        batch, count = seen[-1], rows.num_rows
+        batch, count = forward.last, rows.num_rows
         assert torch.equal(batch.positions[:count], torch.from_numpy(rows.inputs[1]))
         assert batch.positions[count:].tolist() == batch.token_ids[count:].tolist()
         assert batch.positions[count:].tolist() == [0] * (8 - count)
@@ -316,11 +314,7 @@ def test_padding_decodes_at_the_start_of_the_scratch_block():
 
 @torch.inference_mode()
 def test_spans_of_prompts_lie_between_decodes_and_padding():
-    seen = []
-
-    def forward(batch):
-        seen.append(batch)
-        return batch.token_ids[:, None].float()
+    forward = Seeing()
 
     def chunk(seq_id, start, num_tokens):
         blocks = [GroupBlocks(list(range(start + num_tokens)))] * 2
@@ -341,7 +335,7 @@ def test_spans_of_prompts_lie_between_decodes_and_padding():
         graph.load(rows)
         graph.replay()
         count, num_spans = rows.num_rows, len(rows.spans)
-        [paged, *_] = [paged for paged, _ in seen[-1].groups]
+        [paged, *_] = [paged for paged, _ in forward.last.groups]
         ends = [*rows.cu_seqlens_q.tolist(), *range(count + 1, 17)]
         assert paged.cu_seqlens_q.tolist() == ends + [16] * (17 - len(ends))
         expected = [*rows.context_lens.tolist(), *[1] * (16 - num_spans)]
@@ -355,10 +349,11 @@ def pair():
     return create_pair("Llama", 11)
 
 
-def make_engine(pair, recorder=None, **facts):
+def make_engine(pair, recorder=None, background=AtOnce, **facts):
     ours, _, model_config = pair
     config = resolved(num_kv_blocks=80, max_num_seqs=11, max_num_batched_tokens=40, **facts)
-    runner = ModelRunner(ours, model_config, config, CPU, recorder=recorder, background=AtOnce())
+    how = {"recorder": recorder, "background": background and background()}
+    runner = ModelRunner(ours, model_config, config, CPU, **how)
     scheduler = Scheduler(config, eos_token_ids=(0,), vocab_size=model_config.vocab_size)
     return LLMEngine(scheduler, runner, config), runner
 
@@ -386,24 +381,23 @@ def test_answers_and_cache_are_those_of_eager_steps(pair, monkeypatch, is_async)
 def test_recorded_calls_of_c_give_the_bits_of_eager_steps(family, dtype, monkeypatch):
     monkeypatch.setattr(step_graph, "SHORTEST_CONTEXT", 16)
     monkeypatch.setattr(rotary, "CHUNK", 8)  # the table moves under the recordings
-    seed = random.randrange(1 << 30)
-    _, theirs, model_config = create_pair(family, seed)
+    _, theirs, model_config = create_pair(family, random.randrange(1 << 30))
     model = create_model(model_config, dtype=dtype)
     model.load_weights(named_weights(theirs))
     pair = (model, theirs, model_config)
-    asked = requests(random.Random(seed), 14)
+    asked = requests(random, 14)
     eager, eager_runner = make_engine(pair)
     recorder = CountingNativeRecorder()
     recorded, runner = make_engine(pair, recorder)
     for _ in range(random.randrange(20)):
         recorded.use_idle_time()
-    assert run(recorded, asked) == run(eager, asked), seed
+    assert run(recorded, asked) == run(eager, asked)
     sizes = runner._graphs._graphs
     assert {size.has_prompts for size in sizes} == {False, True}
     assert not runner._graphs._broken
     assert len(recorder.made) == len(sizes) >= 3
     for ours, theirs in zip(runner._kv.layers, eager_runner._kv.layers, strict=True):
-        assert torch.equal(ours[:80], theirs[:80]), seed
+        assert torch.equal(ours[:80], theirs[:80])
 
 
 class CountingNativeRecorder(NativeRecorder):
@@ -435,12 +429,8 @@ def test_serving_goes_on_when_recording_fails(pair):
 def test_a_thread_records_by_default(pair):
     asked = requests(random.Random(5), 6)
     eager, _ = make_engine(pair)
-    ours, _, model_config = pair
     recorder = Recorder()
-    config = resolved(num_kv_blocks=80, max_num_seqs=11, max_num_batched_tokens=40)
-    runner = ModelRunner(ours, model_config, config, CPU, recorder=recorder)
-    scheduler = Scheduler(config, eos_token_ids=(0,), vocab_size=131)
-    engine = LLMEngine(scheduler, runner, config)
+    engine, _ = make_engine(pair, recorder, background=None)
     expected = run(eager, asked)
     for _ in range(200):
         assert run(engine, asked) == expected

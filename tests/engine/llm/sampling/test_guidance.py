@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import transformers
 
 from engine.contract.groups import GuidanceParams
 from engine.contract.request import FinishReason
@@ -20,13 +19,6 @@ SEED = 4
 @pytest.fixture(scope="module")
 def folder(tiny_llama):
     return tiny_llama(seed=SEED)
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    model.generation_config.eos_token_id = None
-    return model
 
 
 def prompt(rng, length):

@@ -13,18 +13,19 @@ from engine.llm.decision import NewSequence
 from engine.llm.sampling.sampler import Sampler, SampleRow
 
 VOCAB = 300
+SEED = random.randrange(1 << 31)
 
 
-def _sampler(*params: dict[str, Any], seed: int = 0) -> Sampler:
+def _sampler(*params: dict[str, Any], first_id: int = 0) -> Sampler:
     sampler = Sampler(VOCAB, torch.device("cpu"))
-    for seq_id, one in enumerate(params):
+    for seq_id, one in enumerate(params, first_id):
         sampling = SamplingParams(**({"mirostat": 2} | one))
-        sampler.add(NewSequence(seq_id, [1], sampling, seed, seq_id, ()))
+        sampler.add(NewSequence(seq_id, [1], sampling, SEED, seq_id, ()))
     return sampler
 
 
-def _logits(rng: np.random.Generator, num: int = 1) -> torch.Tensor:
-    return torch.from_numpy(rng.normal(0, 2, (num, VOCAB))).float()
+def _logits(num: int = 1) -> torch.Tensor:
+    return 2 * torch.randn(num, VOCAB)
 
 
 def _draw(sampler: Sampler, logits: torch.Tensor, position: int) -> list[int]:
@@ -52,66 +53,57 @@ class Llama:
 
 @pytest.mark.parametrize(("tau", "eta"), [(5.0, 0.1), (2.0, 0.5), (0.0, 1.0), (100.0, 1.0)])
 def test_it_equals_the_definition(tau: float, eta: float) -> None:
-    seed = random.randrange(1 << 31)
-    rng = np.random.default_rng(seed)
     params = {"mirostat_tau": tau, "mirostat_eta": eta, "temperature": 0.8}
-    sampler, llama, num_close = _sampler(params, seed=seed), Llama(tau, eta), 0
+    sampler, llama, num_close = _sampler(params), Llama(tau, eta), 0
     for position in range(80):
-        logits = _logits(rng)
+        logits = _logits()
         found = sampler.probabilities(logits, [SampleRow(0, position)])[0].numpy()
         kept = llama.kept(logits[0], 0.8)
         if not np.array_equal(found > 0, kept):
             margin = np.abs(-np.log2(llama.p) - llama.mu)[(found > 0) != kept]
-            assert margin.max() < 1e-3, (seed, position)
+            assert margin.max() < 1e-3, position
             num_close += 1
             kept = found > 0
         np.testing.assert_allclose(found, llama.p * kept / llama.p[kept].sum(), atol=1e-6)
         [token_id] = _draw(sampler, logits, position)
         llama.accept(kept, token_id)
-    assert num_close <= 4, seed
+    assert num_close <= 4
 
 
 def test_the_surprise_comes_near_the_target() -> None:
-    seed = random.randrange(1 << 31)
-    rng = np.random.default_rng(seed)
     for tau in (1.0, 3.0):
-        sampler, surprises = _sampler({"mirostat_tau": tau}, seed=seed), []
+        sampler, surprises = _sampler({"mirostat_tau": tau}), []
         for position in range(400):
-            logits = _logits(rng)
+            logits = _logits()
             p = sampler.probabilities(logits, [SampleRow(0, position)])[0]
             surprises.append(-float(p[_draw(sampler, logits, position)[0]].log2()))
-        assert abs(np.mean(surprises[100:]) - tau) < 0.3, seed
+        assert abs(np.mean(surprises[100:]) - tau) < 0.3
 
 
 def test_other_steps_that_leave_tokens_out_do_nothing() -> None:
-    seed = random.randrange(1 << 31)
-    logits = _logits(np.random.default_rng(seed), 2)
+    logits = _logits(2)
     others = {"top_k": 2, "top_p": 0.1, "min_p": 0.9, "typical_p": 0.1, "top_n_sigma": 0.1,
               "xtc_probability": 1.0}  # fmt: skip
-    sampler = _sampler({}, others, seed=seed)
+    sampler = _sampler({}, others)
     found = sampler.probabilities(logits[[0, 0]], [SampleRow(0, 0), SampleRow(1, 0)])
     assert torch.equal(found[0], found[1])
     assert int((found[0] > 0).sum()) > 2
 
 
 def test_steps_taken_again_give_the_same_and_rows_are_alone() -> None:
-    seed = random.randrange(1 << 31)
-    rng = np.random.default_rng(seed)
     kinds: list[dict[str, Any]] = [{}, {"mirostat_tau": 1.0}, {"mirostat": 0}, {"temperature": 0.0}]
-    steps = [_logits(rng, 4) for _ in range(20)]
-    sampler = _sampler(*kinds, seed=seed)
+    steps = [_logits(4) for _ in range(20)]
+    sampler = _sampler(*kinds)
     drawn = [_draw(sampler, logits, position) for position, logits in enumerate(steps)]
     for start in (12, 3, 0):
         for position in range(start, 20):
-            assert _draw(sampler, steps[position], position) == drawn[position], seed
+            assert _draw(sampler, steps[position], position) == drawn[position]
     for seq_id, kind in enumerate(kinds):
-        alone = Sampler(VOCAB, torch.device("cpu"))
-        sampling = SamplingParams(**({"mirostat": 2} | kind))
-        alone.add(NewSequence(seq_id, [1], sampling, seed, seq_id, ()))
+        alone = _sampler(kind, first_id=seq_id)
         for position, logits in enumerate(steps):
             [token] = alone.sample(logits[[seq_id]], [SampleRow(seq_id, position)])
             assert token is not None
-            assert token.token_id == drawn[position][seq_id], seed
+            assert token.token_id == drawn[position][seq_id]
 
 
 def test_a_mask_of_one_token_leaves_that_token() -> None:

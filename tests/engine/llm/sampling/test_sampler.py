@@ -38,6 +38,11 @@ def _sampler(vocab_size: int, *params: SamplingParams, seed: int = 0) -> Sampler
     return sampler
 
 
+def _drawn(sampler: Sampler, logits: torch.Tensor) -> list[int]:
+    """The first token of each sequence."""
+    return [token.token_id for token in sampler.sample(logits, _rows(len(logits)))]
+
+
 def _rows(num: int, position: int = 0) -> list[SampleRow]:
     return [SampleRow(i, position) for i in range(num)]
 
@@ -113,8 +118,7 @@ def test_no_step_runs_ahead_of_what_needs_the_hosts_tokens(name: str) -> None:
 
 @pytest.mark.parametrize("vocab_size", [1, 2, 37, 300, 511])
 def test_probabilities_equal_the_reference(vocab_size: int) -> None:
-    seed = random.randrange(2**32)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(random.randrange(2**32))
     num, num_close = 60, 0
     params = [_random_params(rng, vocab_size) for _ in range(num)]
     logits = torch.stack([_random_logits(rng, vocab_size) for _ in range(num)])
@@ -124,14 +128,13 @@ def test_probabilities_equal_the_reference(vocab_size: int) -> None:
         row = logits[i].double().numpy()
         expected = distribution(row, params[i])
         if np.abs(got[i] - expected).max() > 2e-5 * max(1.0, expected.max()):
-            assert _is_close_call(row, params[i], expected, rng), (seed, i, params[i])
+            assert _is_close_call(row, params[i], expected, rng), (i, params[i])
             num_close += 1
-    assert num_close <= num // 4, (seed, num_close)
+    assert num_close <= num // 4, num_close
 
 
 def test_long_nuclei_of_a_real_vocabulary_equal_the_reference() -> None:
-    seed = random.randrange(2**32)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(random.randrange(2**32))
     vocab_size = 49_152
     params = [
         SamplingParams(top_p=0.95),
@@ -147,8 +150,8 @@ def test_long_nuclei_of_a_real_vocabulary_equal_the_reference() -> None:
         expected = distribution(logits[i].double().numpy(), p)
         # A token at the threshold may fall to either side of it by rounding; nothing more.
         num_different = int(((got[i] > 0) != (expected > 0)).sum())
-        assert num_different <= 2 + int((expected > 0).sum()) // 500, (seed, i, num_different)
-        assert np.abs(got[i] - expected).sum() < 1e-3, (seed, i)
+        assert num_different <= 2 + int((expected > 0).sum()) // 500, (i, num_different)
+        assert np.abs(got[i] - expected).sum() < 1e-3, i
 
 
 def test_full_chain_equals_the_reference() -> None:
@@ -183,7 +186,7 @@ def test_full_chain_equals_the_reference() -> None:
                 outputs[i],
                 sequence.suppressed_token_ids,
             )
-            np.testing.assert_allclose(got[i], expected, atol=2e-5, err_msg=f"{seed} {i}")
+            np.testing.assert_allclose(got[i], expected, atol=2e-5, err_msg=str(i))
             assert expected[tokens[i].token_id] > 0
             outputs[i].append(tokens[i].token_id)
 
@@ -192,8 +195,7 @@ def test_full_chain_equals_the_reference() -> None:
 def test_masks_equal_transformers(vocab_size: int) -> None:
     from transformers.generation import logits_process as hf
 
-    seed = random.randrange(2**32)
-    logits = torch.randn(8, vocab_size, generator=torch.Generator().manual_seed(seed)) * 3
+    logits = torch.randn(8, vocab_size) * 3
     ids = torch.zeros(8, 1, dtype=torch.int64)
     cases: list[tuple[dict[str, Any], list[Any]]] = [
         ({"top_k": 7}, [hf.TopKLogitsWarper(7)]),
@@ -220,10 +222,10 @@ def test_masks_equal_transformers(vocab_size: int) -> None:
         sampler = _sampler(vocab_size, *[SamplingParams(**params)] * 8)
         got = sampler.probabilities(logits, _rows(8))
         different = ((got > 0) != (expected > -torch.inf)).sum(-1)
-        assert int(different.max()) <= 1, (seed, params)  # a threshold within rounding
-        assert int(different.sum()) <= 1, (seed, params)
+        assert int(different.max()) <= 1, params  # a threshold within rounding
+        assert int(different.sum()) <= 1, params
         if not different.any():
-            assert torch.allclose(got, expected.softmax(-1), atol=1e-5), (seed, params)
+            assert torch.allclose(got, expected.softmax(-1), atol=1e-5), params
 
 
 def _mixed(rng: np.random.Generator, num: int, vocab_size: int) -> list[NewSequence]:
@@ -244,8 +246,7 @@ def _mixed(rng: np.random.Generator, num: int, vocab_size: int) -> list[NewSeque
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("vocab_size", [263, 1500, 8192])
 def test_a_row_does_not_depend_on_its_company(vocab_size: int, dtype: torch.dtype) -> None:
-    seed = random.randrange(2**32)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(random.randrange(2**32))
     num = 24
     sequences = _mixed(rng, num, vocab_size)
     logits = torch.stack([_random_logits(rng, vocab_size) for _ in range(num)]).to(dtype)
@@ -262,22 +263,22 @@ def test_a_row_does_not_depend_on_its_company(vocab_size: int, dtype: torch.dtyp
     companies = [rng.permutation(num)[: rng.integers(1, num + 1)].tolist() for _ in range(12)]
     for rows in [*companies, *[[i] for i in range(num)]]:
         got_tokens, got_probabilities = outcome(rows)
-        assert got_tokens == [tokens[i] for i in rows], (seed, rows)
-        assert torch.equal(got_probabilities, probabilities[rows]), (seed, rows)
+        assert got_tokens == [tokens[i] for i in rows], rows
+        assert torch.equal(got_probabilities, probabilities[rows]), rows
 
 
 def test_draws_do_not_depend_on_threads() -> None:
-    seed = random.randrange(2**32)
-    logits = torch.randn(16, 40_000, generator=torch.Generator().manual_seed(seed)) * 2
+    logits = torch.randn(16, 40_000) * 2
     kinds = [
         SamplingParams(),
         SamplingParams(top_p=0.9),
         SamplingParams(top_k=50),
         SamplingParams(min_p=0.01),
     ] * 4
+    seed = random.randrange(2**32)
     expected = _sampler(40_000, *kinds, seed=seed).sample(logits, _rows(16))
     torch.set_num_threads(2)
-    assert _sampler(40_000, *kinds, seed=seed).sample(logits, _rows(16)) == expected, seed
+    assert _sampler(40_000, *kinds, seed=seed).sample(logits, _rows(16)) == expected
 
 
 def test_the_key_is_seed_index_and_position() -> None:
@@ -313,8 +314,7 @@ def test_greedy_takes_the_first_maximum_after_penalties_and_bias() -> None:
     logits = torch.zeros(4, 9)
     logits[:, [2, 5, 7]] = 1.0
     logits[1, 6] = 1.0
-    tokens = [token.token_id for token in _sampler(9, *params).sample(logits, _rows(4))]
-    assert tokens == [2, 6, 5, 2]
+    assert _drawn(_sampler(9, *params), logits) == [2, 6, 5, 2]
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1e-4, 1e-3])
@@ -322,15 +322,13 @@ def test_cold_is_greedy(temperature: float) -> None:
     logits = torch.randn(8, 5000) * 3
     logits[torch.arange(8), logits.argmax(-1)] += 0.2
     sampler = _sampler(5000, *[SamplingParams(temperature=temperature)] * 8)
-    tokens = [token.token_id for token in sampler.sample(logits, _rows(8))]
-    assert tokens == logits.argmax(-1).tolist()
+    assert _drawn(sampler, logits) == logits.argmax(-1).tolist()
 
 
 def test_top_k_one_is_greedy_even_among_ties() -> None:
     logits = (torch.randn(8, 500) * 2).round()
     sampler = _sampler(500, *[SamplingParams(top_k=1, temperature=2.0)] * 8)
-    tokens = [token.token_id for token in sampler.sample(logits, _rows(8))]
-    assert tokens == logits.max(-1).indices.tolist()
+    assert _drawn(sampler, logits) == logits.max(-1).indices.tolist()
 
 
 def test_bad_rows_fail_alone() -> None:
@@ -356,10 +354,9 @@ def test_bad_rows_fail_alone() -> None:
             assert "non-finite" in (got[broken].error or "")
             others = [i for i in range(7) if i != broken]
             assert [got[i] for i in others] == [expected[i] for i in others]
-    spoilt = torch.full_like(logits, torch.nan)
-    assert all(token.error for token in _sampler(600, *params).sample(spoilt, _rows(7)))
-    spoilt = torch.full_like(logits, -torch.inf)
-    assert all(token.error for token in _sampler(600, *params).sample(spoilt, _rows(7)))
+    for bad in (torch.nan, -torch.inf):
+        spoilt = torch.full_like(logits, bad)
+        assert all(token.error for token in _sampler(600, *params).sample(spoilt, _rows(7)))
     assert not _sampler(600, *params).probabilities(spoilt, _rows(7)).any()
 
 
@@ -495,8 +492,7 @@ def test_adding_again_replaces_the_state() -> None:
 
 @pytest.mark.gpu
 def test_cuda_draws_what_it_draws_alone() -> None:
-    seed = random.randrange(2**32)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(random.randrange(2**32))
     device = torch.device("cuda")
     sequences = _mixed(rng, 24, 8192)
     logits = torch.stack([_random_logits(rng, 8192) for _ in range(24)]).to(device)
@@ -509,7 +505,7 @@ def test_cuda_draws_what_it_draws_alone() -> None:
 
     together = tokens(list(range(24)))
     for i in range(24):
-        assert tokens([i])[0].token_id == together[i].token_id, (seed, i)
+        assert tokens([i])[0].token_id == together[i].token_id, i
 
 
 def _with_drafts(rng: np.random.Generator, texts: dict[int, list[int]]) -> dict[int, list[int]]:
@@ -526,8 +522,7 @@ def _with_drafts(rng: np.random.Generator, texts: dict[int, list[int]]) -> dict[
 def test_drafts_bring_what_single_draws_bring() -> None:
     """Whatever counts of the tokens before, the tokens and scores are those of one row at a time,
     and drafts leave no trace."""
-    seed = random.randrange(2**32)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(random.randrange(2**32))
     num_accepted = num_void = 0
     for _ in range(20):
         vocab_size, num, length = 40, 4, 30
@@ -577,7 +572,7 @@ def test_drafts_bring_what_single_draws_bring() -> None:
                 if token is not None:
                     found[row.seq_id].append(token)
         for i in found:
-            assert found[i][:length] == expected[i], (seed, params[i])
+            assert found[i][:length] == expected[i], params[i]
     assert min(num_accepted, num_void) > 100
 
 

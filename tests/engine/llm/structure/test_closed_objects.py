@@ -4,24 +4,15 @@ import json
 import random
 
 import pytest
-from llguidance import LLMatcher
 
 from engine.contract.structure import Structure, Tag, Tags
 from engine.llm.structure.closed_objects import close_objects
-from engine.llm.structure.grammar_text import grammar_text
-from engine.llm.structure.grammars import matcher_of
-from engine.llm.structure.token_names import TokenNames
-from tests.helpers.llm.byte_tokens import TOKENS
-
-
-def matcher(structure: Structure) -> LLMatcher:
-    return matcher_of(structure, grammar_text(structure, TokenNames()), TOKENS)
+from tests.helpers.llm import byte_tokens
+from tests.helpers.llm.byte_tokens import matcher
 
 
 def allows(schema: object, value: object) -> bool:
-    written = json.dumps(value).encode()
-    taking = matcher(Structure.of_schema(schema))
-    return taking.try_consume_tokens(list(written)) == len(written) and taking.is_accepting()
+    return byte_tokens.allows(matcher(Structure.of_schema(schema)), json.dumps(value))
 
 
 INT = {"type": "integer"}

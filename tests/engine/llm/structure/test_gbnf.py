@@ -8,22 +8,18 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from engine.llm.structure.gbnf_lark import lark_of_gbnf
 from engine.llm.structure.matcher import LIMITS
 from engine.llm.structure.token_names import TokenNames
+from tests.helpers.llm import byte_tokens
 
 END, THINK, THOUGHT, WORD, NO_TOKEN = range(256, 261)
 LONGEST = 4
 """Characters of the texts that random grammars are asked about."""
 
 
-class Bytes:
-    """Each byte is a token."""
+class Bytes(byte_tokens.Bytes):
+    """Each byte is a token, and there are a few more."""
 
-    eos_token_id = END
-    bos_token_id = None
     special_token_ids = (END, THINK, THOUGHT)
-    tokens = (*(bytes([one]) for one in range(256)), b"<end>", b"<t>", b"</t>", b"<b>", b"")
-
-    def __call__(self, text):
-        return list(text)
+    tokens = (*byte_tokens.Bytes.tokens, b"<t>", b"</t>", b"<b>", b"")
 
 
 TOKENS = LLTokenizer(TokenizerWrapper(Bytes()))

@@ -11,10 +11,7 @@ from llguidance import LLMatcher
 
 from engine.contract.structure import Structure
 from engine.errors import InvalidParameter
-from engine.llm.structure.grammar_text import grammar_text
-from engine.llm.structure.matcher import matcher_of
-from engine.llm.structure.token_names import TokenNames
-from tests.helpers.llm.byte_tokens import TOKENS
+from tests.helpers.llm import byte_tokens
 
 SUITE = json.loads((Path(__file__).parents[3] / "data" / "json_schema_test_suite.json").read_text())
 GROUPS = [(name, group) for name, groups in SUITE.items() for group in groups]
@@ -23,15 +20,11 @@ LEAST_HONOURED = 173
 
 
 def matcher(schema: object, **options: object) -> LLMatcher:
-    asked = Structure.of_schema(schema, **options)
-    return matcher_of(asked, grammar_text(asked, TokenNames()), TOKENS)
+    return byte_tokens.matcher(Structure.of_schema(schema, **options))
 
 
 def allows(matcher: LLMatcher, value: object) -> bool:
-    written = json.dumps(value, ensure_ascii=False).encode()
-    taken = matcher.try_consume_tokens(list(written)) == len(written) and matcher.is_accepting()
-    matcher.reset()
-    return taken
+    return byte_tokens.allows(matcher, json.dumps(value, ensure_ascii=False))
 
 
 def test_what_is_taken_is_followed():

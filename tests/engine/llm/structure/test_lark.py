@@ -7,16 +7,12 @@ import pytest
 
 from engine.contract.structure import Structure, StructureKind
 from engine.errors import InvalidParameter
-from engine.llm.structure.grammar_text import grammar_text
-from engine.llm.structure.grammars import matcher_of
-from engine.llm.structure.token_names import TokenNames
-from tests.helpers.llm.byte_tokens import TOKENS
+from tests.helpers.llm import byte_tokens
 
 
 def allows(grammar: str, text: str) -> bool:
     structure = Structure(StructureKind.GRAMMAR, grammar, param="grammar")
-    matcher = matcher_of(structure, grammar_text(structure, TokenNames()), TOKENS)
-    return matcher.try_consume_tokens(list(text.encode())) == len(text) and matcher.is_accepting()
+    return byte_tokens.allows(byte_tokens.matcher(structure), text)
 
 
 @pytest.mark.parametrize("before", ["", "\n  ", "// numbers\n"])

@@ -5,12 +5,11 @@ import re
 
 import jsonschema
 import pytest
-from llguidance import LLParserLimits
 
 from engine.contract.request import FinishReason
 from engine.contract.structure import Structure, StructureKind, Tag, Tags
 from engine.errors import InvalidParameter
-from engine.llm.structure import mask, matcher
+from engine.llm.structure import mask
 from engine.text.tokenizer import load_tokenizer
 
 PERSON = {
@@ -285,18 +284,6 @@ def test_what_is_forced_takes_no_step(engines, folder, rng):
     assert done.finish_reason is FinishReason.STOP
     assert stats.num_accepted_tokens == stats.num_draft_tokens > len(done.token_ids) / 2
     assert stats.num_steps < len(done.token_ids) / 2
-
-
-def test_a_worn_out_lexer_is_made_anew(engines, folder, rng, monkeypatch):
-    """Others have used up the states that texts of one grammar share."""
-    limits = LLParserLimits(max_lexer_states=2000, verbose_errors=False)
-    monkeypatch.setattr(matcher, "LIMITS", limits)
-    engine = engines.make(folder)
-    hungry = of("regex", "(.{1,900}x){1,900}")
-    for i in range(6):
-        request = requests_for(engines, rng, hungry, f"r{i}", temperature=2.0, seed=i)
-        before = len(engines.run(engine, [request])["r" + str(i), 0].token_ids)
-        assert before > 10
 
 
 def test_what_takes_too_long_ends_alone(engines, engine, rng, monkeypatch):
