@@ -59,7 +59,7 @@ def embed(engine: Any, texts: list[list[int]], **fields: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
 @pytest.mark.parametrize("normalizes", [True, False])
-def test_embeddings_of_a_folder(pooling: str, normalizes: bool, tmp_path: Path) -> None:
+def test_embeddings_of_a_folder(pooling, normalizes, tmp_path):
     seed = random.randrange(1 << 16)
     folder = make_encoder(tmp_path, seed=seed)
     add_sentence_layout(folder, pooling, normalizes=normalizes)
@@ -78,7 +78,7 @@ def test_embeddings_of_a_folder(pooling: str, normalizes: bool, tmp_path: Path) 
     assert (cut - expected).abs().max() < 1e-4 * expected.abs().max(), f"seed {seed}"
 
 
-def test_what_the_server_is_told(tmp_path: Path) -> None:
+def test_what_the_server_is_told(tmp_path):
     folder = add_sentence_layout(make_encoder(tmp_path), "cls", max_tokens=30)
     engine, info = load(folder)
     assert (info.model, info.path, info.architecture) == ("m", str(folder), "BertModel")
@@ -91,7 +91,7 @@ def test_what_the_server_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("policy", "first"), [("fcfs", "a"), ("priority", "b")])
-def test_the_configured_policy_is_the_engines(tmp_path: Path, policy: str, first: str) -> None:
+def test_the_configured_policy_is_the_engines(tmp_path, policy, first):
     engine, _ = load(make_encoder(tmp_path), scheduling_policy=policy, max_num_seqs=1)
     for name, priority in (("a", 0), ("b", -1)):
         request = EmbeddingRequest(request_id=name, model="m", inputs=[[1]], priority=priority)
@@ -100,9 +100,9 @@ def test_the_configured_policy_is_the_engines(tmp_path: Path, policy: str, first
     assert event.request_id == first
 
 
-def test_memory_is_asked_for_before_it_is_taken(tmp_path: Path) -> None:
+def test_memory_is_asked_for_before_it_is_taken(tmp_path):
     class Full(Host):
-        def reserve(self, *args: Any) -> int:
+        def reserve(self, *args):
             raise InsufficientMemory("no")
 
     folder = make_encoder(tmp_path)
@@ -116,14 +116,14 @@ def test_memory_is_asked_for_before_it_is_taken(tmp_path: Path) -> None:
         loading.load_engine(Checkpoint("folder", folder, "m"), "m", INTENT, Full())
 
 
-def test_which_folders_are_of_this_kind(tmp_path: Path, tiny_llama: Any) -> None:
+def test_which_folders_are_of_this_kind(tmp_path, tiny_llama):
     encoder = Checkpoint("folder", make_encoder(tmp_path), "m")
     assert kind_of_checkpoint(encoder).main is EMBED
     decoder = Checkpoint("folder", tiny_llama(), "m")
     assert kind_of_checkpoint(decoder).main is GENERATE
 
 
-def test_a_text_model_makes_embeddings_if_that_is_asked_for(tiny_llama: Any) -> None:
+def test_a_text_model_makes_embeddings_if_that_is_asked_for(tiny_llama):
     folder = tiny_llama(seed=4)
     checkpoint = Checkpoint("folder", folder, "m")
     assert kind_of_checkpoint(checkpoint, "embedding").main is EMBED
@@ -144,7 +144,7 @@ def test_a_text_model_makes_embeddings_if_that_is_asked_for(tiny_llama: Any) -> 
     assert torch.equal(embed(engine, long)[0], embed(engine, long[:1])[0])
 
 
-def test_a_decoder_of_sentence_transformers_is_one_without_being_asked(tiny_qwen3: Any) -> None:
+def test_a_decoder_of_sentence_transformers_is_one_without_being_asked(tiny_qwen3):
     folder = add_sentence_layout(tiny_qwen3(), "last", max_tokens=77)
     assert kind_of_checkpoint(Checkpoint("folder", folder, "m")).main is EMBED
     _, info = load(folder)
@@ -152,9 +152,7 @@ def test_a_decoder_of_sentence_transformers_is_one_without_being_asked(tiny_qwen
 
 
 @pytest.mark.slow
-def test_smollm2_embeds_from_its_gguf_file(
-    smollm2_checkpoint: Checkpoint, smollm2_reference: Any
-) -> None:
+def test_smollm2_embeds_from_its_gguf_file(smollm2_checkpoint, smollm2_reference):
     intent = EngineConfig(device="cpu", num_threads=2, kind="embedding", dtype="float32")
     assert kind_of_checkpoint(smollm2_checkpoint, intent.kind).main is EMBED
     engine, info = loading.load_engine(smollm2_checkpoint, "m", intent, Host())
@@ -170,7 +168,7 @@ def test_smollm2_embeds_from_its_gguf_file(
     assert (ours - theirs).abs().max() < 1e-4
 
 
-def test_weights_that_give_no_numbers_are_found_at_the_start(tmp_path: Path) -> None:
+def test_weights_that_give_no_numbers_are_found_at_the_start(tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = make_encoder(tmp_path)
@@ -193,7 +191,7 @@ def test_weights_that_give_no_numbers_are_found_at_the_start(tmp_path: Path) -> 
         ({"intermediate_size": 2**31 - 1}, r"than this machine has|has shape"),
     ],
 )
-def test_folders_that_cannot_be_served(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_folders_that_cannot_be_served(changes, words, tmp_path):
     folder = add_sentence_layout(make_encoder(tmp_path), "mean")
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -211,7 +209,7 @@ SENTENCES = (
 
 
 @pytest.mark.slow
-def test_minilm_is_that_of_transformers(minilm_checkpoint: Checkpoint) -> None:
+def test_minilm_is_that_of_transformers(minilm_checkpoint):
     engine, info = loading.load_engine(minilm_checkpoint, "m", INTENT, Host())
     assert (info.max_model_len, info.dimensions, info.pooling) == (256, 384, "mean")
     tokenizer = load_tokenizer(minilm_checkpoint.path)
@@ -226,7 +224,7 @@ def test_minilm_is_that_of_transformers(minilm_checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.slow
-def test_minilms_tokens_are_those_of_transformers(minilm_checkpoint: Checkpoint) -> None:
+def test_minilms_tokens_are_those_of_transformers(minilm_checkpoint):
     import transformers
 
     tokenizer = load_tokenizer(minilm_checkpoint.path)
@@ -235,7 +233,7 @@ def test_minilms_tokens_are_those_of_transformers(minilm_checkpoint: Checkpoint)
         assert tokenizer.encode(text) == theirs(text)["input_ids"]
 
 
-def test_the_wheel_is_known_by_name(tmp_path: Path) -> None:
+def test_the_wheel_is_known_by_name(tmp_path):
     with pytest.raises(ModelLoadError, match="all-minilm-l6-v2 is not in the cache"):
         resolve_source(
             "all-MiniLM-L6-v2",

@@ -50,7 +50,7 @@ def ask(name: str, num: int, longest: int = LONGEST) -> PairsRequest:
 
 @pytest.mark.parametrize("name", OF_EACH_KIND)
 @pytest.mark.skipif(native.library() is None, reason="needs the C++ operations")
-def test_no_company_changes_a_bit(name: str, tmp_path: Path) -> None:
+def test_no_company_changes_a_bit(name, tmp_path):
     folder = make_reranker(tmp_path, name, seed=random.randrange(1 << 16))
     engine, _ = load(folder, max_num_batched_tokens=random.choice((64, 150, 4000)))
     asked = ask("x", 8)
@@ -65,7 +65,7 @@ def test_no_company_changes_a_bit(name: str, tmp_path: Path) -> None:
     assert (type(stats), stats.num_tokens > 0) == (SCORE.stats, True)
 
 
-def test_which_checkpoints_are_rerankers(tmp_path: Path) -> None:
+def test_which_checkpoints_are_rerankers(tmp_path):
     folder = make_reranker(tmp_path, "bert", seed=0)
     checkpoint = Checkpoint("folder", folder, "m")
     assert kind_of_checkpoint(checkpoint).main is SCORE
@@ -92,9 +92,7 @@ def test_which_checkpoints_are_rerankers(tmp_path: Path) -> None:
         ({"architectures": ["LlamaForSequenceClassification"]}, None),
     ],
 )
-def test_what_config_json_says(
-    changes: dict[str, Any], activation: str | None, tmp_path: Path
-) -> None:
+def test_what_config_json_says(changes, activation, tmp_path):
     folder = make_reranker(tmp_path, "bert", seed=0, num_hidden_layers=1)
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(config))
@@ -106,13 +104,13 @@ def test_what_config_json_says(
 
 
 @pytest.mark.parametrize("name", OF_EACH_KIND)
-def test_a_model_with_several_labels_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_model_with_several_labels_is_refused(name, tmp_path):
     folder = make_reranker(tmp_path, name, seed=0, num_labels=3, num_hidden_layers=1)
     with pytest.raises(UnsupportedArchitecture, match="has 3 labels; a reranker needs"):
         load(folder)
 
 
-def test_a_head_that_is_incomplete_is_refused(tmp_path: Path) -> None:
+def test_a_head_that_is_incomplete_is_refused(tmp_path):
     folder = make_reranker(tmp_path, "bert", seed=0, num_hidden_layers=1)
     tensors = load_file(folder / "model.safetensors")
     del tensors["bert.pooler.dense.bias"]
@@ -121,14 +119,14 @@ def test_a_head_that_is_incomplete_is_refused(tmp_path: Path) -> None:
         load(folder)
 
 
-def test_other_text_models_are_refused_as_rerankers(tiny_llama: Any, tiny_qwen3: Any) -> None:
+def test_other_text_models_are_refused_as_rerankers(tiny_llama, tiny_qwen3):
     with pytest.raises(ModelLoadError, match="LlamaForCausalLM has no head that scores pairs"):
         load(tiny_llama(), kind="reranker")
     with pytest.raises(ModelLoadError, match="no tokens yes and no"):
         load(tiny_qwen3(), kind="reranker")
 
 
-def test_what_the_engine_cannot_take_is_refused(tmp_path: Path) -> None:
+def test_what_the_engine_cannot_take_is_refused(tmp_path):
     engine, _ = load(make_reranker(tmp_path, "bert", seed=0, num_hidden_layers=1))
     for inputs in ([[]], [[3] * (LONGEST + 1)], [[5000]]):
         with pytest.raises(RequestError):

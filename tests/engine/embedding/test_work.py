@@ -1,11 +1,9 @@
 """Steps over whole inputs: how many fit into one, and what comes out."""
 
 import random
-from typing import Any
 
 import pytest
 
-from engine.contract.embed import EmbeddingRequest
 from engine.contract.request import FinishReason
 from engine.embedding.work import EmbeddingEngine, EmbeddingLimits, EmbeddingWork
 from engine.errors import QueueFull, RequestError
@@ -14,7 +12,7 @@ from tests.helpers.models.embedding_toy import ask, make, numbers, run
 from tests.helpers.models.tiny_encoders import NUM_TOKENS, load_encoder, make_encoder, random_texts
 
 
-def test_each_input_ends_with_its_embedding() -> None:
+def test_each_input_ends_with_its_embedding():
     engine, _ = make()
     engine.add(ask("a", [1, 1], [2], arrival_time_s=0.0))
     events, stats = engine.step()
@@ -27,7 +25,7 @@ def test_each_input_ends_with_its_embedding() -> None:
     assert (stats.num_running, stats.num_waiting, engine.has_work()) == (0, 0, False)
 
 
-def test_dimensions_cut_and_lengths_are_1_where_the_model_says_so() -> None:
+def test_dimensions_cut_and_lengths_are_1_where_the_model_says_so():
     engine, _ = make(normalizes=True)
     engine.add(ask("whole", [1, 5]))
     engine.add(ask("cut", [3, 5, 5, 5], dimensions=2))
@@ -39,7 +37,7 @@ def test_dimensions_cut_and_lengths_are_1_where_the_model_says_so() -> None:
     assert numbers(run(engine)["cut", 0]) == [3, 4]
 
 
-def test_a_step_keeps_to_its_tokens_and_inputs() -> None:
+def test_a_step_keeps_to_its_tokens_and_inputs():
     engine, toy = make()
     engine.add(ask("long", *[[1] * 14] * 3))
     run(engine)
@@ -69,9 +67,7 @@ def test_a_step_keeps_to_its_tokens_and_inputs() -> None:
         (ask("r", [1], dimensions=0), "dimensions is 0", "dimensions"),
     ],
 )
-def test_what_the_model_cannot_take_is_refused(
-    request_: EmbeddingRequest, words: str, param: str
-) -> None:
+def test_what_the_model_cannot_take_is_refused(request_, words, param):
     engine, _ = make()
     with pytest.raises(RequestError, match=words) as caught:
         engine.add(request_)
@@ -79,7 +75,7 @@ def test_what_the_model_cannot_take_is_refused(
     assert not engine.has_work()
 
 
-def test_every_input_is_answered_once_whatever_comes_and_goes() -> None:
+def test_every_input_is_answered_once_whatever_comes_and_goes():
     seed = random.randrange(1 << 16)
     rng = random.Random(seed)
     engine, toy = make(max_num_queued=60)
@@ -111,12 +107,12 @@ def test_every_input_is_answered_once_whatever_comes_and_goes() -> None:
 
 
 @pytest.mark.skipif(native.library() is None, reason="needs the C++ operations")
-def test_bytes_do_not_depend_on_what_shares_the_step(tmp_path: Any) -> None:
+def test_bytes_do_not_depend_on_what_shares_the_step(tmp_path):
     seed = random.randrange(1 << 16)
     rng = random.Random(seed)
     encoder = load_encoder(make_encoder(tmp_path, seed=seed))
 
-    def embed(*requests: EmbeddingRequest) -> dict[tuple[str, int], bytes]:
+    def embed(*requests):
         limits = EmbeddingLimits(
             max_model_len=64,
             vocab_size=NUM_TOKENS,

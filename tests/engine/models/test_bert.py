@@ -50,9 +50,7 @@ def keys_of(folder: Path, **changes: Any) -> MetadataKeys:
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_embeddings_are_those_of_transformers(
-    name: str, pooling: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_embeddings_are_those_of_transformers(name, pooling, tmp_path, monkeypatch):
     # Local attention in several calls, as in longer texts.
     monkeypatch.setattr(modernbert, "_QUERIES", random.randint(1, 30))
     seed = random.randrange(1 << 16)
@@ -69,9 +67,7 @@ def test_embeddings_are_those_of_transformers(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.skipif(native.library() is None, reason="needs the C++ operations")
-def test_a_texts_bits_do_not_depend_on_its_company(
-    pooling: Any, dtype: torch.dtype, tmp_path: Path
-) -> None:
+def test_a_texts_bits_do_not_depend_on_its_company(pooling, dtype, tmp_path):
     seed = random.randrange(1 << 16)
     rng = random.Random(seed)
     # A width that no vector divides: what is left over is computed in another way.
@@ -86,7 +82,7 @@ def test_a_texts_bits_do_not_depend_on_its_company(
             assert torch.equal(row, alone[text]), f"text {text} of {chosen}, seed {seed}"
 
 
-def test_another_order_of_sums_would_be_seen(tmp_path: Path) -> None:
+def test_another_order_of_sums_would_be_seen(tmp_path):
     seed = random.randrange(1 << 16)
     hidden = torch.randn(60, 48, generator=torch.Generator().manual_seed(seed))
     turned = pool(hidden.flip(0), [60], "mean")
@@ -94,11 +90,11 @@ def test_another_order_of_sums_would_be_seen(tmp_path: Path) -> None:
     assert torch.allclose(pool(hidden, [60], "mean"), turned, atol=1e-6)
 
 
-def test_equal_neighbours_are_a_run() -> None:
+def test_equal_neighbours_are_a_run():
     assert text_runs([2, 2, 5, 2]) == [TextRun(2, 2), TextRun(1, 5), TextRun(1, 2)]
 
 
-def test_norms_of_the_first_checkpoints_have_other_names(tmp_path: Path) -> None:
+def test_norms_of_the_first_checkpoints_have_other_names(tmp_path):
     folder = make_encoder(tmp_path, architecture="ForMaskedLM")
     texts = random_texts(random.Random(1), 3)
     before = load_encoder(folder).embed(texts)
@@ -114,7 +110,7 @@ def test_norms_of_the_first_checkpoints_have_other_names(tmp_path: Path) -> None
     assert torch.equal(load_encoder(folder).embed(texts), before)
 
 
-def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path):
     folder = make_encoder(tmp_path)
     tensors = load_file(folder / "model.safetensors")
     del tensors["encoder.layer.1.attention.self.key.bias"]
@@ -123,7 +119,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
         load_encoder(folder)
 
 
-def test_what_is_read_of_config_json(tmp_path: Path) -> None:
+def test_what_is_read_of_config_json(tmp_path):
     bert = read_encoder_config(keys_of(make_encoder(tmp_path)))
     assert (bert.architecture, bert.max_position_embeddings, bert.first_position) == (
         "BertModel",
@@ -153,7 +149,7 @@ def test_what_is_read_of_config_json(tmp_path: Path) -> None:
         ({"vocab_size": None}, "no vocab_size"),
     ],
 )
-def test_nonsense_is_named(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_nonsense_is_named(changes, words, tmp_path):
     folder = make_encoder(tmp_path, num_hidden_layers=1)
     config = json.loads((folder / "config.json").read_text()) | changes
     with pytest.raises((ModelLoadError, UnsupportedArchitecture), match=words):

@@ -2,7 +2,6 @@
 
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ MAX_TOKENS, MAX_TEXTS = 600, 12
 
 
 @pytest.fixture(params=FAMILIES)
-def make_folder(request: pytest.FixtureRequest) -> Any:
+def make_folder(request):
     return request.getfixturevalue(request.param)
 
 
@@ -51,7 +50,7 @@ def reference(folder: Path, texts: list[list[int]]) -> Tensor:
         return torch.stack([model(torch.tensor([t])).last_hidden_state[0, -1] for t in texts])
 
 
-def test_last_states_are_those_of_transformers(make_folder: Any) -> None:
+def test_last_states_are_those_of_transformers(make_folder):
     seed = random.randrange(1 << 16)
     folder = make_folder(seed=seed)
     texts = texts_of(random.Random(seed), MAX_TEXTS)
@@ -63,7 +62,7 @@ def test_last_states_are_those_of_transformers(make_folder: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.skipif(native.library() is None, reason="needs the C++ operations")
-def test_a_texts_bits_do_not_depend_on_its_company(make_folder: Any, dtype: torch.dtype) -> None:
+def test_a_texts_bits_do_not_depend_on_its_company(make_folder, dtype):
     seed = random.randrange(1 << 16)
     rng = random.Random(seed)
     decoder = load(make_folder(seed=seed), rng.choice(("last", "mean")), dtype)
@@ -76,7 +75,7 @@ def test_a_texts_bits_do_not_depend_on_its_company(make_folder: Any, dtype: torc
             assert torch.equal(row, alone[text]), f"text {text} of {chosen}, seed {seed}"
 
 
-def test_the_largest_call_has_room() -> None:
+def test_the_largest_call_has_room():
     """The room is counted in blocks: each text may leave its last one almost empty."""
     from engine.models import whole_texts
 
@@ -88,7 +87,7 @@ def test_the_largest_call_has_room() -> None:
         assert needed <= sum(lengths) // block + len(lengths)
 
 
-def test_a_folder_of_a_decoder_alone(tiny_qwen3: Any, tmp_path: Path) -> None:
+def test_a_folder_of_a_decoder_alone(tiny_qwen3, tmp_path):
     """As sentence encoders made of decoders come: without an output layer, and names without
     `model.`."""
     folder = tiny_qwen3(tie_word_embeddings=False)

@@ -35,7 +35,7 @@ print(json.dumps("bitsandbytes.functional" in sys.modules))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "flux"
     FluxPipeline(**vars(flux_parts(11))).save_pretrained(path)
     return path
@@ -56,7 +56,7 @@ def load(folder: Path, quantization: str) -> tuple[bool, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["none", "bnb-int8", "bnb-nf4"])
-def test_weights_do_without(folder: Path, quantization: str) -> None:
+def test_weights_do_without(folder, quantization):
     assert load(folder, quantization) == (False, "")
 
 
@@ -73,5 +73,5 @@ assert sys.modules["bitsandbytes"] is bitsandbytes
 
 
 @pytest.mark.slow
-def test_it_runs_when_it_is_used() -> None:
+def test_it_runs_when_it_is_used():
     subprocess.run([sys.executable, "-c", LAZY], check=True, timeout=300)

@@ -139,14 +139,14 @@ class TinyWheels:
 
 
 @pytest.fixture
-def tiny_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyWheels]:
+def tiny_wheel(tmp_path, monkeypatch):
     """A wheel with 3 MB of model, on an index that is the only one pip sees."""
     with _served_wheels(tmp_path, monkeypatch, ["tiny-model"]) as wheels:
         yield wheels
 
 
 @pytest.fixture
-def tiny_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyWheels]:
+def tiny_wheels(tmp_path, monkeypatch):
     """The same model in three wheels."""
     names = [f"tiny-model-part{part}" for part in (1, 2, 3)]
     with _served_wheels(tmp_path, monkeypatch, names) as wheels:
@@ -280,7 +280,7 @@ def use_endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 
 
 @pytest.fixture
-def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def local_hub(tmp_path, monkeypatch):
     """An empty hub, and the library's cache in a fresh folder."""
     from huggingface_hub import constants
 
@@ -299,7 +299,7 @@ GGUFMaker = Callable[..., Path]
 
 
 @pytest.fixture
-def make_gguf(tmp_path: Path) -> GGUFMaker:
+def make_gguf(tmp_path):
     """`make_gguf(folder, arch, **keys)` → the model of a folder as llama.cpp's converter does it.
 
     `keys` add or replace metadata; a key set to None is left out. `skip` names tensors to omit,
@@ -309,17 +309,17 @@ def make_gguf(tmp_path: Path) -> GGUFMaker:
     """
 
     def make(
-        folder: Path,
-        arch: str,
+        folder,
+        arch,
         *,
-        skip: tuple[str, ...] = (),
-        skip_hf: tuple[str, ...] = (),
-        extra_types: dict[str, Any] | None = None,
-        extra: dict[str, np.ndarray] | None = None,
-        max_tensors: int = 0,
-        no_tensor_first: bool = False,
-        **keys: Any,
-    ) -> Path:
+        skip=(),
+        skip_hf=(),
+        extra_types=None,
+        extra=None,
+        max_tensors=0,
+        no_tensor_first=False,
+        **keys,
+    ):
         import gguf
         from safetensors.numpy import load_file
 

@@ -16,16 +16,14 @@ def gguf_config(path: Path) -> ModelConfig:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3"])
-def test_says_the_same_as_config_json(
-    family: str, make_gguf: Any, request: pytest.FixtureRequest
-) -> None:
+def test_says_the_same_as_config_json(family, make_gguf, request):
     folder = request.getfixturevalue(f"tiny_{family}")(rms_norm_eps=2.0**-17)
     ours = gguf_config(make_gguf(folder, family))
     theirs = load_model_config(Checkpoint("folder", folder, "tiny"))
     assert ours == theirs
 
 
-def test_defaults(make_gguf: Any, tiny_llama: Any) -> None:
+def test_defaults(make_gguf, tiny_llama):
     path = make_gguf(
         tiny_llama(num_key_value_heads=4),
         "llama",
@@ -42,20 +40,20 @@ def test_defaults(make_gguf: Any, tiny_llama: Any) -> None:
     assert (config.bos_token_id, config.eos_token_ids) == (None, ())
 
 
-def test_all_tokens_that_end_an_answer(make_gguf: Any, tiny_llama: Any) -> None:
+def test_all_tokens_that_end_an_answer(make_gguf, tiny_llama):
     keys = {f"tokenizer.ggml.{n}_token_id": i for n, i in (("eos", 5), ("eot", 7), ("eom", 5))}
     assert gguf_config(make_gguf(tiny_llama(), "llama", **keys)).eos_token_ids == (5, 7)
 
 
-def test_sampling_defaults(make_gguf: Any, tiny_llama: Any) -> None:
+def test_sampling_defaults(make_gguf, tiny_llama):
     keys = {"general.sampling.temp": 0.5, "general.sampling.top_k": 20}
     config = gguf_config(make_gguf(tiny_llama(), "llama", **keys))
     assert config.generation == {"temperature": 0.5, "top_k": 20.0}
 
 
 def test_what_a_file_says_of_sampling_comes_before_what_is_known_of_its_model(
-    make_gguf: Any, tiny_llama: Any
-) -> None:
+    make_gguf, tiny_llama
+):
     known = {"general.basename": "SmolLM2", "tokenizer.chat_template": "{{ messages }}"}
     assert gguf_config(make_gguf(tiny_llama(), "llama", **known)).generation == {
         "temperature": 0.3,
@@ -89,19 +87,17 @@ def test_what_a_file_says_of_sampling_comes_before_what_is_known_of_its_model(
         ("tokenizer.ggml.eos_token_id", "</s>", "tokenizer.ggml.eos_token_id is '</s>'"),
     ],
 )
-def test_missing_and_nonsense_keys_are_named(
-    key: str, value: Any, words: str, make_gguf: Any, tiny_llama: Any
-) -> None:
+def test_missing_and_nonsense_keys_are_named(key, value, words, make_gguf, tiny_llama):
     with pytest.raises(ModelLoadError, match=words):
         gguf_config(make_gguf(tiny_llama(), "llama", **{key: value}))
 
 
-def test_no_embedding(make_gguf: Any, tiny_llama: Any) -> None:
+def test_no_embedding(make_gguf, tiny_llama):
     with pytest.raises(MissingWeight, match="token_embd"):
         gguf_config(make_gguf(tiny_llama(), "llama", skip=("token_embd.weight",)))
 
 
-def test_scaled_rotary_embeddings(make_gguf: Any, tiny_qwen2: Any) -> None:
+def test_scaled_rotary_embeddings(make_gguf, tiny_qwen2):
     folder = tiny_qwen2()
     yarn = {"qwen2.rope.scaling.type": "yarn", "qwen2.rope.scaling.factor": 4.0}
     config = gguf_config(make_gguf(folder, "qwen2", **yarn))
@@ -123,9 +119,7 @@ def test_scaled_rotary_embeddings(make_gguf: Any, tiny_qwen2: Any) -> None:
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
-def test_llama3_scaling_is_recovered_from_its_divisors(
-    factor: float, make_gguf: Any, tiny_llama: Any
-) -> None:
+def test_llama3_scaling_is_recovered_from_its_divisors(factor, make_gguf, tiny_llama):
     """The divisors come from transformers' own rule."""
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -161,6 +155,6 @@ def test_llama3_scaling_is_recovered_from_its_divisors(
         gguf_config(make_gguf(folder, "llama", **options))
 
 
-def test_ends_that_are_known_by_name_only(smollm2_checkpoint: Any) -> None:
+def test_ends_that_are_known_by_name_only(smollm2_checkpoint):
     """SmolLM2 states <|im_end|> (2); <|endoftext|> (0) ends a text, too."""
     assert gguf_config(smollm2_checkpoint.path).eos_token_ids == (2, 0)

@@ -118,7 +118,7 @@ def test_a_workers_fingerprint_changes_with_one_weight(folder, tmp_path, monkeyp
     adapter = tmp_path / "adapter"
     write_adapter(folder.path, adapter, seed=random.randrange(1 << 16))
 
-    def fingerprints() -> list[str]:
+    def fingerprints():
         spec = WorkerSpec(
             address="",
             ref=str(folder.path),

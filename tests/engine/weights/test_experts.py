@@ -28,12 +28,12 @@ EXPERT = re.compile(r"model\.layers\.(\d+)\.\w+\.experts\.(\d+)\.(\w+)\.weight")
 
 
 @pytest.fixture(params=ARCHS)
-def family(request: pytest.FixtureRequest) -> str:
+def family(request):
     return str(request.param)
 
 
 @pytest.fixture
-def folder(family: str, request: pytest.FixtureRequest) -> Path:
+def folder(family, request):
     """A model whose sizes are whole blocks of Q8_0."""
     sizes: dict[str, Any] = {"rms_norm_eps": 2.0**-17}
     if family == "qwen3_moe":
@@ -94,9 +94,7 @@ def reference(folder: Path, text: list[int]) -> torch.Tensor:
     return found
 
 
-def test_folder_and_gguf_give_the_logits_of_transformers(
-    folder: Path, family: str, make_gguf: Any
-) -> None:
+def test_folder_and_gguf_give_the_logits_of_transformers(folder, family, make_gguf):
     text = [random.randrange(400) for _ in range(60)]
     expected = reference(folder, text)
     in_gguf = Checkpoint("gguf", as_gguf(folder, family, make_gguf), "tiny")
@@ -104,23 +102,23 @@ def test_folder_and_gguf_give_the_logits_of_transformers(
         torch.testing.assert_close(logits(checkpoint, text), expected, atol=1e-4, rtol=0)
 
 
-def test_gguf_says_the_same_as_config_json(folder: Path, family: str, make_gguf: Any) -> None:
+def test_gguf_says_the_same_as_config_json(folder, family, make_gguf):
     ours = load_model_config(Checkpoint("gguf", as_gguf(folder, family, make_gguf), "tiny"))
     theirs = load_model_config(Checkpoint("folder", folder, "tiny"))
     assert ours.architecture == theirs.architecture
-    assert ours.num_experts == theirs.num_experts  # type: ignore[attr-defined]
-    assert ours.experts_per_token == theirs.experts_per_token  # type: ignore[attr-defined]
-    assert ours.expert_size == theirs.expert_size  # type: ignore[attr-defined]
+    assert ours.num_experts == theirs.num_experts
+    assert ours.experts_per_token == theirs.experts_per_token
+    assert ours.expert_size == theirs.expert_size
 
 
-def test_quantised_experts_stay_packed(folder: Path, family: str, make_gguf: Any) -> None:
+def test_quantised_experts_stay_packed(folder, family, make_gguf):
     checkpoint = Checkpoint("gguf", as_gguf(folder, family, make_gguf, "Q8_0"), "tiny")
     config = load_model_config(checkpoint)
     machine = MachineFacts(device="cpu", free_memory_bytes=1 << 34, num_cores=1)
     intent = EngineConfig(device="cpu", dtype="float32", quantization="gguf")
     plan = plan_weights(checkpoint, config, intent, machine)
     experts = [name for name in plan.layers if ".experts." in name]
-    assert len(experts) >= 2 * 3 * config.num_experts  # type: ignore[attr-defined]
+    assert len(experts) >= 2 * 3 * config.num_experts
     assert all(isinstance(plan.layers[name].method, GgufMethod) for name in experts)
     weights = dict(iter_weights(checkpoint, config, plan.packed))
     assert all(weights[f"{name}.weight"].dtype is torch.uint8 for name in experts)
@@ -129,9 +127,7 @@ def test_quantised_experts_stay_packed(folder: Path, family: str, make_gguf: Any
 @pytest.mark.parametrize(
     ("key", "value"), [("expert_count", 3), ("expert_count", 0), ("expert_used_count", 99)]
 )
-def test_numbers_that_contradict_the_tensors(
-    key: str, value: int, folder: Path, family: str, make_gguf: Any
-) -> None:
+def test_numbers_that_contradict_the_tensors(key, value, folder, family, make_gguf):
     changes = {f"{ARCHS[family]}.{key}": value}
     checkpoint = Checkpoint("gguf", as_gguf(folder, family, make_gguf, **changes), "tiny")
     with pytest.raises((ModelLoadError, CorruptFile)):

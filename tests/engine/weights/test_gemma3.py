@@ -27,9 +27,7 @@ SCALED = {
     [{}, {"final_logit_softcapping": 5.0}, {"rope_parameters": SCALED}],
     ids=["plain", "soft_cap", "scaled_rope"],
 )
-def test_folder_and_gguf_give_the_logits_of_transformers(
-    options: dict[str, Any], tiny_gemma3: Any, make_gguf: Any
-) -> None:
+def test_folder_and_gguf_give_the_logits_of_transformers(options, tiny_gemma3, make_gguf):
     seed = random.randrange(1 << 16)
     # Six layers, the last of which looks back at all: what GGUF files imply.
     sizes = {"num_hidden_layers": 6, "layer_types": None, "rms_norm_eps": 2.0**-17}
@@ -58,7 +56,7 @@ def test_folder_and_gguf_give_the_logits_of_transformers(
     assert read.windows == (24,) * 5 + (None,)
 
 
-def test_what_gptqmodel_writes_beside_the_types_of_layers_does_not_count(tiny_gemma3: Any) -> None:
+def test_what_gptqmodel_writes_beside_the_types_of_layers_does_not_count(tiny_gemma3):
     folder: Path = tiny_gemma3(rope_parameters=SCALED)
     expected = load_model_config(Checkpoint("folder", folder, "tiny"))
     path = folder / "config.json"
@@ -69,7 +67,7 @@ def test_what_gptqmodel_writes_beside_the_types_of_layers_does_not_count(tiny_ge
     assert load_model_config(Checkpoint("folder", folder, "tiny")) == expected
 
 
-def test_reads_what_transformers_4_wrote(tiny_gemma3: Any) -> None:
+def test_reads_what_transformers_4_wrote(tiny_gemma3):
     folder: Path = tiny_gemma3()
     path = folder / "config.json"
     config = json.loads(path.read_text())
@@ -92,9 +90,7 @@ def test_reads_what_transformers_4_wrote(tiny_gemma3: Any) -> None:
     assert read.windows == (24, 24, None, 24)
 
 
-def test_the_largest_ones_scores_are_scaled_by_the_hidden_size(
-    tiny_gemma3: Any, make_gguf: Any
-) -> None:
+def test_the_largest_ones_scores_are_scaled_by_the_hidden_size(tiny_gemma3, make_gguf):
     folder = tiny_gemma3(num_hidden_layers=1, layer_types=["sliding_attention"])
     keys = {"gemma3.attention.sliding_window": 24, "gemma3.block_count": 62}
     read = load_model_config(Checkpoint("gguf", make_gguf(folder, "gemma3", **keys), "tiny"))
@@ -111,9 +107,7 @@ def test_the_largest_ones_scores_are_scaled_by_the_hidden_size(
         ([False, True, True, False], (None, 24, 24, None)),
     ],
 )
-def test_which_layers_slide_in_a_gguf_file(
-    pattern: Any, windows: tuple[int | None, ...], tiny_gemma3: Any, make_gguf: Any
-) -> None:
+def test_which_layers_slide_in_a_gguf_file(pattern, windows, tiny_gemma3, make_gguf):
     keys = {
         "gemma3.attention.sliding_window": 24,
         "gemma3.attention.sliding_window_pattern": pattern,
@@ -123,7 +117,7 @@ def test_which_layers_slide_in_a_gguf_file(
 
 
 @pytest.mark.parametrize("pattern", [0, "two", [True], [1, 0, 1, 0]])
-def test_a_pattern_that_is_none_is_named(pattern: Any, tiny_gemma3: Any, make_gguf: Any) -> None:
+def test_a_pattern_that_is_none_is_named(pattern, tiny_gemma3, make_gguf):
     keys = {
         "gemma3.attention.sliding_window": 24,
         "gemma3.attention.sliding_window_pattern": pattern,
@@ -148,7 +142,7 @@ def test_a_pattern_that_is_none_is_named(pattern: Any, tiny_gemma3: Any, make_gg
         ({"use_bidirectional_attention": True}, "bidirectional"),
     ],
 )
-def test_nonsense_is_named(changes: dict[str, Any], words: str, tiny_gemma3: Any) -> None:
+def test_nonsense_is_named(changes, words, tiny_gemma3):
     folder: Path = tiny_gemma3()
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -1,7 +1,6 @@
 import random
 import threading
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -44,9 +43,7 @@ CONFIG = ModelConfig(
         ("phi3", {}),
     ],
 )
-def test_gives_back_what_the_converter_was_given(
-    family: str, options: dict[str, Any], make_gguf: Any, request: pytest.FixtureRequest
-) -> None:
+def test_gives_back_what_the_converter_was_given(family, options, make_gguf, request):
     folder = request.getfixturevalue(f"tiny_{family}")(**options)
     checkpoint = Checkpoint("gguf", make_gguf(folder, family), "tiny")
     config = load_model_config(checkpoint)
@@ -85,9 +82,7 @@ def quantised_types() -> list[GGMLQuantizationType]:
 
 
 @pytest.mark.parametrize("kind", quantised_types(), ids=lambda kind: kind.name)
-def test_every_type_is_dequantised_the_same_in_chunks(
-    kind: GGMLQuantizationType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_type_is_dequantised_the_same_in_chunks(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "_CHUNK_ELEMENTS", 1500)
     seed = random.randrange(1 << 30)
     block_size, block_bytes = gguf.GGML_QUANT_SIZES[kind]
@@ -105,7 +100,7 @@ def test_every_type_is_dequantised_the_same_in_chunks(
 
 
 @pytest.mark.parametrize("kind", ["I8", "Q8_K", "F64"])
-def test_a_type_that_cannot_be_dequantised_is_named(kind: str, tmp_path: Path) -> None:
+def test_a_type_that_cannot_be_dequantised_is_named(kind, tmp_path):
     quant = GGMLQuantizationType[kind]
     row_bytes = 512 // gguf.GGML_QUANT_SIZES[quant][0] * gguf.GGML_QUANT_SIZES[quant][1]
     raw = np.zeros((2, row_bytes), np.uint8)
@@ -114,7 +109,7 @@ def test_a_type_that_cannot_be_dequantised_is_named(kind: str, tmp_path: Path) -
         dict(reader.iter_gguf_weights(path, CONFIG))
 
 
-def test_plain_types_keep_their_precision(tmp_path: Path) -> None:
+def test_plain_types_keep_their_precision(tmp_path):
     values = (
         np.random.default_rng(random.getrandbits(64)).standard_normal((3, 32)).astype(np.float32)
     )
@@ -137,13 +132,13 @@ def test_plain_types_keep_their_precision(tmp_path: Path) -> None:
     assert all(tensor.is_contiguous() for tensor in weights.values())
 
 
-def test_an_unknown_tensor_is_named(tmp_path: Path) -> None:
+def test_an_unknown_tensor_is_named(tmp_path):
     path = write(tmp_path / "a.gguf", {"blk.0.attn_sinks.weight": (np.zeros(32, np.float32), None)})
     with pytest.raises(ModelLoadError, match=r"blk\.0\.attn_sinks\.weight"):
         dict(reader.iter_gguf_weights(path, CONFIG))
 
 
-def test_rows_that_do_not_divide_into_heads(tmp_path: Path) -> None:
+def test_rows_that_do_not_divide_into_heads(tmp_path):
     path = write(tmp_path / "a.gguf", {"blk.0.attn_q.weight": (np.zeros((12, 32), "f4"), None)})
     llama = ModelConfig(
         **{name: getattr(CONFIG, name) for name in CONFIG.__slots__}
@@ -153,14 +148,12 @@ def test_rows_that_do_not_divide_into_heads(tmp_path: Path) -> None:
         dict(reader.iter_gguf_weights(path, llama))
 
 
-def test_converts_a_bounded_number_of_bytes_ahead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_converts_a_bounded_number_of_bytes_ahead(tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "_MAX_AHEAD_BYTES", 5000)
     started: list[str] = []
     load = reader.load_tensor
 
-    def counted(tensor: Any, **options: Any) -> torch.Tensor:
+    def counted(tensor, **options):
         started.append(tensor.name)
         return load(tensor, **options)
 
@@ -174,15 +167,15 @@ def test_converts_a_bounded_number_of_bytes_ahead(
     assert len(started) == 20
 
 
-def test_a_consumer_that_stops_early_leaves_no_threads(tmp_path: Path) -> None:
+def test_a_consumer_that_stops_early_leaves_no_threads(tmp_path):
     tensors = {f"blk.{i}.ffn_up.weight": (np.zeros((16, 32), np.float32), None) for i in range(20)}
     weights = reader.iter_gguf_weights(write(tmp_path / "a.gguf", dict(tensors)), CONFIG)
     next(weights)
-    weights.close()  # type: ignore[attr-defined]
+    weights.close()
     assert [t.name for t in threading.enumerate() if t.name.startswith("gguf")] == []
 
 
-def test_a_file_that_becomes_shorter_is_named(tmp_path: Path) -> None:
+def test_a_file_that_becomes_shorter_is_named(tmp_path):
     path = write(tmp_path / "a.gguf", {"blk.0.ffn_up.weight": (np.zeros((16, 32), "f4"), None)})
     [tensor] = read_tensors(path).values()
     path.write_bytes(path.read_bytes()[:-8])
@@ -193,7 +186,7 @@ def test_a_file_that_becomes_shorter_is_named(tmp_path: Path) -> None:
         reader.load_tensor(tensor)
 
 
-def test_names() -> None:
+def test_names():
     assert (
         reader.hugging_face_name("blk.12.attn_q.bias", LAYER_TENSORS)
         == "model.layers.12.self_attn.q_proj.bias"
@@ -203,7 +196,7 @@ def test_names() -> None:
         assert reader.hugging_face_name(name, LAYER_TENSORS) is None
 
 
-def test_the_directory_agrees_with_the_library(make_gguf: Any, tiny_llama: Any) -> None:
+def test_the_directory_agrees_with_the_library(make_gguf, tiny_llama):
     path = make_gguf(tiny_llama(), "llama", general__alignment=64)
     theirs = {
         t.name: (tuple(map(int, reversed(t.shape))), t.tensor_type, t.data_offset, t.n_bytes)

@@ -16,7 +16,7 @@ from engine.weights.source import Checkpoint
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def whole(tmp_path_factory):
     """A small but complete Llama, Q8_0 where rows allow it."""
     import gguf
 
@@ -61,12 +61,12 @@ def header_bytes(data: bytes) -> int:
     return data.rindex(b"token_embd.weight") + 64
 
 
-def test_the_whole_file_loads(whole: bytes, tmp_path: Path) -> None:
+def test_the_whole_file_loads(whole, tmp_path):
     (tmp_path / "a.gguf").write_bytes(whole)
     load(tmp_path / "a.gguf")
 
 
-def test_truncated_anywhere(whole: bytes, tmp_path: Path) -> None:
+def test_truncated_anywhere(whole, tmp_path):
     path = tmp_path / "a.gguf"
     seed = random.randrange(1 << 30)
     rng = random.Random(seed)
@@ -82,7 +82,7 @@ def test_truncated_anywhere(whole: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("style", ["bit", "byte", "word"])
-def test_changed_header(whole: bytes, tmp_path: Path, style: str) -> None:
+def test_changed_header(whole, tmp_path, style):
     """A flipped bit may still make a valid file; nothing but our own errors may come of it."""
     path = tmp_path / "a.gguf"
     seed = random.randrange(1 << 30)
@@ -139,21 +139,21 @@ def gguf_of(*entries: bytes, version: int = 3) -> bytes:
         [entry(b"\xff\xfe", (32,), 0, 0)],
     ],
 )
-def test_impossible_tensors(entries: list[bytes], tmp_path: Path) -> None:
+def test_impossible_tensors(entries, tmp_path):
     path = tmp_path / "a.gguf"
     path.write_bytes(gguf_of(*entries))
     with pytest.raises(CorruptFile):
         read_tensors(path)
 
 
-def test_an_unknown_type_is_named(tmp_path: Path) -> None:
+def test_an_unknown_type_is_named(tmp_path):
     path = tmp_path / "a.gguf"
     path.write_bytes(gguf_of(entry(b"blk.0.attn_q.weight", (32, 2), 4711, 0)))
     with pytest.raises(ModelLoadError, match=r"blk\.0\.attn_q\.weight.*4711"):
         read_tensors(path)
 
 
-def test_arrays_of_arrays_are_stepped_over(tmp_path: Path) -> None:
+def test_arrays_of_arrays_are_stepped_over(tmp_path):
     inner = struct.pack("<IQII", 4, 2, 7, 8)
     outer = struct.pack("<IQ", 9, 2) + inner + inner
     key = struct.pack("<Q1sI", 1, b"k", 9) + outer

@@ -32,7 +32,7 @@ def resolve(ref: str, tmp_path: Path, **options: Any) -> Checkpoint:
     )
 
 
-def test_fetches_what_serving_needs_and_asks_no_second_time(local_hub: Any, tmp_path: Path) -> None:
+def test_fetches_what_serving_needs_and_asks_no_second_time(local_hub, tmp_path):
     local_hub.repos["org/model"] = FILES
     checkpoint = resolve("org/model", tmp_path)
     assert (checkpoint.layout, checkpoint.name) == ("folder", "org/model")
@@ -50,7 +50,7 @@ def test_fetches_what_serving_needs_and_asks_no_second_time(local_hub: Any, tmp_
     assert len(local_hub.requests) == num_requests
 
 
-def test_a_file_that_vanished_is_fetched_again(local_hub: Any, tmp_path: Path) -> None:
+def test_a_file_that_vanished_is_fetched_again(local_hub, tmp_path):
     local_hub.repos["org/model"] = FILES
     checkpoint = resolve("org/model", tmp_path)
     os.remove(os.path.realpath(checkpoint.path / "model.safetensors"))
@@ -58,9 +58,7 @@ def test_a_file_that_vanished_is_fetched_again(local_hub: Any, tmp_path: Path) -
     assert (again.path / "model.safetensors").stat().st_size == 300_000
 
 
-def test_progress_counts_bytes(
-    local_hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_counts_bytes(local_hub, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "_POLL_S", 0.001)
     local_hub.repos["org/model"] = FILES | {"model.safetensors": os.urandom(40_000_000)}
     seen: list[tuple[float | None, str]] = []
@@ -73,7 +71,7 @@ def test_progress_counts_bytes(
     assert "of 40 MB" in seen[-1][1]
 
 
-def test_an_interrupted_download_is_resumed(local_hub: Any, tmp_path: Path) -> None:
+def test_an_interrupted_download_is_resumed(local_hub, tmp_path):
     data = os.urandom(400_000)
     local_hub.repos["org/model"] = FILES | {"model.safetensors": data}
     name = f"/org/model/resolve/{'0123456789abcdef' * 2}01234567/model.safetensors"
@@ -85,14 +83,14 @@ def test_an_interrupted_download_is_resumed(local_hub: Any, tmp_path: Path) -> N
     assert int(second.removeprefix("bytes=").removesuffix("-")) >= 100_000
 
 
-def test_a_revision(local_hub: Any, tmp_path: Path) -> None:
+def test_a_revision(local_hub, tmp_path):
     local_hub.repos["org/model"] = FILES
     assert resolve("org/model@v1", tmp_path).name == "org/model"
     with pytest.raises(ModelNotFound, match="no revision 'v9'"):
         resolve("org/model@v9", tmp_path)
 
 
-def test_a_gguf_file_of_a_repository(local_hub: Any, tmp_path: Path) -> None:
+def test_a_gguf_file_of_a_repository(local_hub, tmp_path):
     local_hub.repos["org/model"] = {"a.Q4_K_M.gguf": b"GGUF1", "b.gguf": b"GGUF2", "x.json": b"{}"}
     checkpoint = resolve("org/model:b.gguf", tmp_path)
     assert (checkpoint.layout, checkpoint.name) == ("gguf", "b")
@@ -105,7 +103,7 @@ def test_a_gguf_file_of_a_repository(local_hub: Any, tmp_path: Path) -> None:
         resolve("org/model:c.gguf", tmp_path)
 
 
-def test_a_repository_with_one_gguf_file(local_hub: Any, tmp_path: Path) -> None:
+def test_a_repository_with_one_gguf_file(local_hub, tmp_path):
     local_hub.repos["org/model-GGUF"] = {"a.gguf": b"GGUF1", "README.md": b""}
     checkpoint = resolve("org/model-GGUF", tmp_path)
     assert (checkpoint.layout, checkpoint.path.name) == ("gguf", "a.gguf")
@@ -114,9 +112,7 @@ def test_a_repository_with_one_gguf_file(local_hub: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("folder", "ref"), [("", "org/model"), ("q4/", "org/model:q4/m-00002-of-00003.gguf")]
 )
-def test_all_parts_of_a_split_file_are_fetched(
-    folder: str, ref: str, local_hub: Any, tmp_path: Path
-) -> None:
+def test_all_parts_of_a_split_file_are_fetched(folder, ref, local_hub, tmp_path):
     parts = {f"{folder}m-0000{i}-of-00003.gguf": b"GGUF%d" % i for i in (1, 2, 3)}
     local_hub.repos["org/model"] = parts | {"README.md": b""}
     checkpoint = resolve(ref, tmp_path)
@@ -130,12 +126,12 @@ def test_all_parts_of_a_split_file_are_fetched(
         resolve(ref.replace("model", "other"), tmp_path)
 
 
-def test_missing_and_private(local_hub: Any, tmp_path: Path) -> None:
+def test_missing_and_private(local_hub, tmp_path):
     with pytest.raises(ModelNotFound, match=r"no model org/typo .* spelling.* HF_TOKEN"):
         resolve("org/typo", tmp_path)
 
 
-def test_gated(local_hub: Any, tmp_path: Path) -> None:
+def test_gated(local_hub, tmp_path):
     local_hub.repos["org/gated"] = FILES
     local_hub.gated.add("org/gated")
     with pytest.raises(ModelNotFound, match="accept its licence"):
@@ -145,27 +141,27 @@ def test_gated(local_hub: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "words"), [(401, "check HF_TOKEN"), (403, "accept its licence"), (418, "418")]
 )
-def test_other_refusals(local_hub: Any, tmp_path: Path, status: int, words: str) -> None:
+def test_other_refusals(local_hub, tmp_path, status, words):
     local_hub.status = status
     with pytest.raises(ModelNotFound, match=words):
         resolve("org/model", tmp_path)
 
 
-def test_only_pickles_are_refused_before_the_download(local_hub: Any, tmp_path: Path) -> None:
+def test_only_pickles_are_refused_before_the_download(local_hub, tmp_path):
     local_hub.repos["org/old"] = {"config.json": b"{}", "pytorch_model.bin": bytes(1000)}
     with pytest.raises(ModelLoadError, match="only as pickles"):
         resolve("org/old", tmp_path)
     assert local_hub.asked("GET", "pytorch_model.bin") == []
 
 
-def test_offline_and_never_fetched(local_hub: Any, tmp_path: Path) -> None:
+def test_offline_and_never_fetched(local_hub, tmp_path):
     local_hub.repos["org/model"] = FILES
     with pytest.raises(ModelNotFound, match="offline mode"):
         resolve("org/model", tmp_path, offline=True)
     assert local_hub.requests == []
 
 
-def test_what_another_tool_fetched_serves_offline(local_hub: Any, tmp_path: Path) -> None:
+def test_what_another_tool_fetched_serves_offline(local_hub, tmp_path):
     import huggingface_hub
 
     local_hub.repos["org/model"] = FILES
@@ -175,7 +171,7 @@ def test_what_another_tool_fetched_serves_offline(local_hub: Any, tmp_path: Path
     assert len(local_hub.requests) == num_requests
 
 
-def test_a_partial_snapshot_does_not_serve_offline(local_hub: Any, tmp_path: Path) -> None:
+def test_a_partial_snapshot_does_not_serve_offline(local_hub, tmp_path):
     import huggingface_hub
 
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-2.safetensors"}}
@@ -191,9 +187,7 @@ def test_a_partial_snapshot_does_not_serve_offline(local_hub: Any, tmp_path: Pat
         resolve("org/model", tmp_path, offline=True)
 
 
-def test_no_network_uses_the_library_cache(
-    local_hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_network_uses_the_library_cache(local_hub, tmp_path, monkeypatch):
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -233,12 +227,12 @@ def test_no_network_uses_the_library_cache(
         (["weights.safetensors", "merges.txt"], ["weights.safetensors", "merges.txt"]),
     ],
 )
-def test_one_copy_of_the_weights(names: list[str], wanted: list[str]) -> None:
+def test_one_copy_of_the_weights(names, wanted):
     assert hub.select_files("org/model", names, None) == wanted
 
 
 @pytest.mark.slow
-def test_the_environment_reaches_the_library(local_hub: Any, tmp_path: Path) -> None:
+def test_the_environment_reaches_the_library(local_hub, tmp_path):
     """HF_ENDPOINT, HF_HOME and HF_TOKEN, which it reads when it is imported."""
     local_hub.repos["org/model"] = FILES
     code = (
@@ -259,7 +253,7 @@ def test_the_environment_reaches_the_library(local_hub: Any, tmp_path: Path) -> 
     assert result.stderr == ""
 
 
-def test_two_at_once(local_hub: Any, tmp_path: Path) -> None:
+def test_two_at_once(local_hub, tmp_path):
     local_hub.repos["org/model"] = FILES
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: resolve("org/model", tmp_path), range(4)))
@@ -301,7 +295,7 @@ IMAGE_FILES = {
 }
 
 
-def test_an_image_model_comes_once_and_without_pickles(local_hub: Any, tmp_path: Path) -> None:
+def test_an_image_model_comes_once_and_without_pickles(local_hub, tmp_path):
     local_hub.repos["org/draw"] = IMAGE_FILES
     checkpoint = resolve("org/draw", tmp_path)
     assert (checkpoint.layout, checkpoint.name) == ("diffusers", "org/draw")
@@ -322,7 +316,7 @@ def test_an_image_model_comes_once_and_without_pickles(local_hub: Any, tmp_path:
     assert len(local_hub.requests) == num_requests
 
 
-def test_one_file_of_an_image_model(local_hub: Any, tmp_path: Path) -> None:
+def test_one_file_of_an_image_model(local_hub, tmp_path):
     content = b"\x02" + bytes(7) + b"{}"
     local_hub.repos["org/draw"] = IMAGE_FILES | {"v1-5-pruned.safetensors": content}
     checkpoint = resolve("org/draw:v1-5-pruned.safetensors", tmp_path)
@@ -331,7 +325,7 @@ def test_one_file_of_an_image_model(local_hub: Any, tmp_path: Path) -> None:
     assert local_hub.asked("GET", "diffusion_pytorch_model.safetensors") == []
 
 
-def test_an_image_model_with_pickles_is_refused(local_hub: Any, tmp_path: Path) -> None:
+def test_an_image_model_with_pickles_is_refused(local_hub, tmp_path):
     local_hub.repos["org/draw"] = {
         name: data for name, data in IMAGE_FILES.items() if not name.startswith("unet/diff")
     } | {"unet/diffusion_pytorch_model.bin": b"1"}
@@ -340,9 +334,7 @@ def test_an_image_model_with_pickles_is_refused(local_hub: Any, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("missing", [None, "unet/diff*", "tokenizer/*"])
-def test_an_image_model_that_another_tool_fetched(
-    local_hub: Any, tmp_path: Path, missing: str | None
-) -> None:
+def test_an_image_model_that_another_tool_fetched(local_hub, tmp_path, missing):
     import huggingface_hub
 
     local_hub.repos["org/draw"] = IMAGE_FILES
@@ -371,7 +363,7 @@ def adapter(ref: str, tmp_path: Path, **options: Any) -> Path:
     )
 
 
-def test_an_adapter_is_fetched_once(local_hub: Any, tmp_path: Path) -> None:
+def test_an_adapter_is_fetched_once(local_hub, tmp_path):
     local_hub.repos["org/poet"] = PEFT
     folder = adapter("org/poet", tmp_path)
     names = sorted(path.name for path in folder.iterdir())
@@ -391,9 +383,7 @@ def test_an_adapter_is_fetched_once(local_hub: Any, tmp_path: Path) -> None:
         ({"v1/a.safetensors": b"1"}, "@v1:v1/a.safetensors", "v1/a.safetensors"),
     ],
 )
-def test_files_of_image_adapters(
-    files: dict[str, bytes], ref: str, wanted: str | None, local_hub: Any, tmp_path: Path
-) -> None:
+def test_files_of_image_adapters(files, ref, wanted, local_hub, tmp_path):
     local_hub.repos["org/ink"] = files
     place = adapter(f"org/ink{ref}", tmp_path)
     assert place.is_file() == (wanted is not None)
@@ -413,20 +403,13 @@ def test_files_of_image_adapters(
         ({"a.gguf": b"1"}, ":a.gguf", ModelNotFound, "no .safetensors file"),
     ],
 )
-def test_adapters_that_cannot_be_had(
-    files: dict[str, bytes],
-    ref: str,
-    error: type[Exception],
-    words: str,
-    local_hub: Any,
-    tmp_path: Path,
-) -> None:
+def test_adapters_that_cannot_be_had(files, ref, error, words, local_hub, tmp_path):
     local_hub.repos["org/x"] = files
     with pytest.raises(error, match=words):
         adapter(f"org/x{ref}", tmp_path)
 
 
-def test_an_adapter_that_is_not_here_and_no_network(local_hub: Any, tmp_path: Path) -> None:
+def test_an_adapter_that_is_not_here_and_no_network(local_hub, tmp_path):
     with pytest.raises(ModelNotFound, match="org/poet is not in the cache and offline mode is on"):
         adapter("org/poet", tmp_path, offline=True)
     assert not local_hub.requests

@@ -1,5 +1,3 @@
-from typing import Any
-
 import pytest
 import torch
 
@@ -9,9 +7,7 @@ from tests.helpers.models.weight_counts import num_weights
 
 
 @pytest.mark.slow
-def test_smollm2_equals_transformers_tensor_by_tensor(
-    smollm2_checkpoint: Checkpoint, smollm2_reference: Any
-) -> None:
+def test_smollm2_equals_transformers_tensor_by_tensor(smollm2_checkpoint, smollm2_reference):
     config = load_model_config(smollm2_checkpoint)
     ours = dict(iter_weights(smollm2_checkpoint, config))
     theirs, their_config = smollm2_reference.state_dict(), smollm2_reference.config
@@ -39,9 +35,7 @@ def test_smollm2_equals_transformers_tensor_by_tensor(
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_folder_and_gguf_give_the_same_model(
-    family: str, make_gguf: Any, request: pytest.FixtureRequest
-) -> None:
+def test_folder_and_gguf_give_the_same_model(family, make_gguf, request):
     folder = request.getfixturevalue(f"tiny_{family}")()
     in_folder = Checkpoint("folder", folder, "tiny")
     in_gguf = Checkpoint("gguf", make_gguf(folder, family), "tiny")

