@@ -20,6 +20,7 @@ from engine.text.chat_template import ChatTemplate
 from engine.text.tokenizer import load_tokenizer
 from engine.weights.loader import load_model_config, quantization_config, weight_headers
 from engine.weights.source import resolve_source
+from tests.helpers.models.json_files import change_json
 
 DEEP = "[" * 100_000 + "]" * 100_000
 JSON_FILES = (
@@ -74,9 +75,7 @@ def folder(original, tmp_path):
 
 def read_all(folder: Path) -> None:
     """All that is read before the weights."""
-    checkpoint = resolve_source(
-        str(folder), cache_dir=folder, on_progress=lambda fraction, line: None, offline=True
-    )
+    checkpoint = resolve_source(str(folder), cache_dir=folder, on_progress=print, offline=True)
     weight_headers(checkpoint, load_model_config(checkpoint))
     quantization_config(checkpoint)
     tokenizer = load_tokenizer(checkpoint.path)
@@ -158,9 +157,7 @@ def test_deep_headers(folder):
     ],
 )
 def test_numbers_that_no_model_has(folder, key, value):
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("rope_parameters", None)
-    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    change_json(folder / "config.json", **{"rope_parameters": ..., key: value})
     with pytest.raises(ModelLoadError, match=key):
         read_all(folder)
 
@@ -179,9 +176,7 @@ def test_numbers_that_no_model_has(folder, key, value):
     ],
 )
 def test_rotary_scalings_that_no_model_has(folder, scaling):
-    config = json.loads((folder / "config.json").read_text())
-    config["rope_parameters"] = {"rope_theta": 1e4, **scaling}
-    (folder / "config.json").write_text(json.dumps(config))
+    change_json(folder / "config.json", rope_parameters={"rope_theta": 1e4, **scaling})
     with pytest.raises(ModelLoadError, match="rope_parameters"):
         read_all(folder)
 

@@ -79,12 +79,7 @@ def check(prompt: list[int], names: Any = None, **fields: Any) -> None:
         ([1], guidance([]), "negative_prompt", "negative_prompt has no tokens"),
         ([1], guidance([1, -1]), "negative_prompt", "token id -1"),
         ([1], guidance([1] * 128), "negative_prompt", "negative_prompt has 128 tokens"),
-        (
-            [1],
-            {"max_num_seqs": 1, **guidance([1])},
-            "guidance_scale",
-            "2 .* most 1 .*; leave guidance",
-        ),
+        ([1], {"max_num_seqs": 1, **guidance([1])}, "guidance_scale", "2 .* most 1 .*; leave guid"),
         ([1], {"vocab_size": 5, **beams()}, "best_of", "only 5 tokens, too few"),
         ([1], {"vocab_size": 3, **contrast()}, "top_k", "only 3 tokens, too few"),
     ],
@@ -116,7 +111,7 @@ def test_errors_name_the_clients_fields():
 
 
 def test_each_way_has_a_field_and_a_width():
-    ways: list[dict[str, GroupParams]] = [beams(3), contrast(), guidance([1])]
+    ways = [beams(3), contrast(), guidance([1])]
     assert tuple(name for way in ways for name in way) == GROUPS
     for way, together, at_a_time in zip(ways, (3, 4, 2), (3, 4, 6), strict=True):
         sampling = SamplingParams(n=3, **way)

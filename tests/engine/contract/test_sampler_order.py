@@ -52,18 +52,11 @@ def test_what_is_not_listed_is_neutral():
 
 @pytest.mark.parametrize(
     "samplers",
-    [
-        ["nothing"],
-        ["top_k", "top_k"],
-        ["top_k", "penalties"],
-        ["dry", "penalties"],
-        ["top_k", "dry"],
-    ],
+    [["nothing"], ["top_k"] * 2, ["top_k", "penalties"], ["dry", "penalties"], ["top_k", "dry"]],
 )
 def test_other_orders_are_refused(samplers):
     with pytest.raises(InvalidParameter) as caught:
         check_order(samplers)
     assert caught.value.param == "samplers"
-    check_order(
-        ["penalties", "dry", *reversed([s for s in SAMPLERS if s not in ("penalties", "dry")])]
-    )
+    first, second, *others = SAMPLERS
+    check_order([first, second, *reversed(others)])

@@ -11,17 +11,7 @@ from engine.contract.status import Phase
 from engine.runtime import operations
 from engine.runtime.operations import build_operations, estimated_s, in_words
 from kernels import native
-
-
-class Host:
-    def __init__(self) -> None:
-        self.reports: list[tuple[Phase, float, str]] = []
-
-    def report(
-        self, phase: Phase, progress: float | None = None, detail: str | None = None
-    ) -> None:
-        assert progress is not None and detail is not None
-        self.reports.append((phase, progress, detail))
+from tests.helpers.host import Host
 
 
 def build(monkeypatch: pytest.MonkeyPatch, library: Callable[[], Any]) -> Host:
@@ -35,7 +25,7 @@ def build(monkeypatch: pytest.MonkeyPatch, library: Callable[[], Any]) -> Host:
 
 def test_a_build_tells_its_share_and_what_is_left(monkeypatch):
     shares = iter([0.25, 0.25, *(random.uniform(0.3, 1.0) for _ in range(3))])
-    told: list[float] = []
+    told = []
 
     def share():
         told.append(next(shares, 1.0))

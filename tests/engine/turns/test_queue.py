@@ -56,20 +56,18 @@ def test_a_removed_item_can_return(queue):
 
 
 def test_random_use_keeps_the_order(queue):
-    seed = random.getrandbits(32)
-    rng = random.Random(seed)
     expected: list[Item] = []
     unused = [item(rank) for rank in range(60)]
     for _ in range(500):
-        if unused and (not expected or rng.random() < 0.5):
-            added = unused.pop(rng.randrange(len(unused)))
+        if unused and (not expected or random.random() < 0.5):
+            added = unused.pop(random.randrange(len(unused)))
             queue.push(added)
             expected = sorted([*expected, added], key=lambda s: s.rank)
-        elif rng.random() < 0.5:
-            removed = expected.pop(rng.randrange(len(expected)))
+        elif random.random() < 0.5:
+            removed = expected.pop(random.randrange(len(expected)))
             queue.remove(removed)
             unused.append(removed)
         else:
-            assert queue.pop() is expected[0], f"seed {seed}"
+            assert queue.pop() is expected[0]
             unused.append(expected.pop(0))
-        assert list(queue) == expected, f"seed {seed}"
+        assert list(queue) == expected

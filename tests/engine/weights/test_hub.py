@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import structlog
+from huggingface_hub import constants, snapshot_download
 
 from engine.errors import ModelLoadError, ModelNotFound
 from engine.weights import hub
@@ -26,14 +27,23 @@ FILES = {
 }
 
 
+def usual(tmp_path: Path) -> dict[str, Any]:
+    """The usual options of a fetch."""
+    return {"cache_dir": tmp_path / "cache", "on_progress": lambda fraction, line: None}
+
+
 def resolve(ref: str, tmp_path: Path, **options: Any) -> Checkpoint:
-    return resolve_source(
-        ref, cache_dir=tmp_path / "cache", on_progress=lambda fraction, line: None, **options
-    )
+    return resolve_source(ref, **(usual(tmp_path) | options))
 
 
-def test_fetches_what_serving_needs_and_asks_no_second_time(local_hub, tmp_path):
+@pytest.fixture
+def hub_with_model(local_hub):
+    """A hub with org/model."""
     local_hub.repos["org/model"] = FILES
+    return local_hub
+
+
+def test_fetches_what_serving_needs_and_asks_no_second_time(hub_with_model, tmp_path):
     checkpoint = resolve("org/model", tmp_path)
     assert (checkpoint.layout, checkpoint.name) == ("folder", "org/model")
     assert sorted(p.name for p in checkpoint.path.rglob("*")) == [
@@ -43,15 +53,14 @@ def test_fetches_what_serving_needs_and_asks_no_second_time(local_hub, tmp_path)
         "model.safetensors",
         "tokenizer.json",
     ]
-    num_requests = len(local_hub.requests)
+    num_requests = len(hub_with_model.requests)
     assert num_requests > 0
     assert resolve("org/model", tmp_path) == checkpoint
     assert resolve("org/model", tmp_path, offline=True) == checkpoint
-    assert len(local_hub.requests) == num_requests
+    assert len(hub_with_model.requests) == num_requests
 
 
-def test_a_file_that_vanished_is_fetched_again(local_hub, tmp_path):
-    local_hub.repos["org/model"] = FILES
+def test_a_file_that_vanished_is_fetched_again(hub_with_model, tmp_path):
     checkpoint = resolve("org/model", tmp_path)
     os.remove(os.path.realpath(checkpoint.path / "model.safetensors"))
     again = resolve("org/model", tmp_path)
@@ -61,10 +70,8 @@ def test_a_file_that_vanished_is_fetched_again(local_hub, tmp_path):
 def test_progress_counts_bytes(local_hub, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "_POLL_S", 0.001)
     local_hub.repos["org/model"] = FILES | {"model.safetensors": os.urandom(40_000_000)}
-    seen: list[tuple[float | None, str]] = []
-    resolve_source(
-        "org/model", cache_dir=tmp_path / "cache", on_progress=lambda *args: seen.append(args)
-    )
+    seen = []
+    resolve("org/model", tmp_path, on_progress=lambda *args: seen.append(args))
     fractions = [fraction for fraction, _ in seen if fraction is not None]
     assert fractions == sorted(fractions)
     assert 0 < fractions[-1] <= 1
@@ -83,8 +90,7 @@ def test_an_interrupted_download_is_resumed(local_hub, tmp_path):
     assert int(second.removeprefix("bytes=").removesuffix("-")) >= 100_000
 
 
-def test_a_revision(local_hub, tmp_path):
-    local_hub.repos["org/model"] = FILES
+def test_a_revision(hub_with_model, tmp_path):
     assert resolve("org/model@v1", tmp_path).name == "org/model"
     with pytest.raises(ModelNotFound, match="no revision 'v9'"):
         resolve("org/model@v9", tmp_path)
@@ -126,23 +132,18 @@ def test_all_parts_of_a_split_file_are_fetched(folder, ref, local_hub, tmp_path)
         resolve(ref.replace("model", "other"), tmp_path)
 
 
-def test_missing_and_private(local_hub, tmp_path):
-    with pytest.raises(ModelNotFound, match=r"no model org/typo .* spelling.* HF_TOKEN"):
-        resolve("org/typo", tmp_path)
-
-
-def test_gated(local_hub, tmp_path):
-    local_hub.repos["org/gated"] = FILES
-    local_hub.gated.add("org/gated")
-    with pytest.raises(ModelNotFound, match="accept its licence"):
-        resolve("org/gated", tmp_path)
-
-
 @pytest.mark.parametrize(
-    ("status", "words"), [(401, "check HF_TOKEN"), (403, "accept its licence"), (418, "418")]
+    ("state", "words"),
+    [
+        ({}, r"no model org/model .* spelling.* HF_TOKEN"),
+        ({"repos": {"org/model": FILES}, "gated": {"org/model"}}, "accept its licence"),
+        ({"status": 401}, "check HF_TOKEN"),
+        ({"status": 403}, "accept its licence"),
+        ({"status": 418}, "418"),
+    ],
 )
-def test_other_refusals(local_hub, tmp_path, status, words):
-    local_hub.status = status
+def test_refusals(state, words, local_hub, tmp_path):
+    vars(local_hub).update(state)
     with pytest.raises(ModelNotFound, match=words):
         resolve("org/model", tmp_path)
 
@@ -154,26 +155,20 @@ def test_only_pickles_are_refused_before_the_download(local_hub, tmp_path):
     assert local_hub.asked("GET", "pytorch_model.bin") == []
 
 
-def test_offline_and_never_fetched(local_hub, tmp_path):
-    local_hub.repos["org/model"] = FILES
+def test_offline_and_never_fetched(hub_with_model, tmp_path):
     with pytest.raises(ModelNotFound, match="offline mode"):
         resolve("org/model", tmp_path, offline=True)
-    assert local_hub.requests == []
+    assert hub_with_model.requests == []
 
 
-def test_what_another_tool_fetched_serves_offline(local_hub, tmp_path):
-    import huggingface_hub
-
-    local_hub.repos["org/model"] = FILES
-    huggingface_hub.snapshot_download("org/model")
-    num_requests = len(local_hub.requests)
+def test_what_another_tool_fetched_serves_offline(hub_with_model, tmp_path):
+    snapshot_download("org/model")
+    num_requests = len(hub_with_model.requests)
     assert resolve("org/model", tmp_path, offline=True).layout == "folder"
-    assert len(local_hub.requests) == num_requests
+    assert len(hub_with_model.requests) == num_requests
 
 
 def test_a_partial_snapshot_does_not_serve_offline(local_hub, tmp_path):
-    import huggingface_hub
-
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-2.safetensors"}}
     local_hub.repos["org/model"] = {
         "config.json": b"{}",
@@ -182,17 +177,13 @@ def test_a_partial_snapshot_does_not_serve_offline(local_hub, tmp_path):
         "model-00001-of-00002.safetensors": b"1",
         "model-00002-of-00002.safetensors": b"2",
     }
-    huggingface_hub.snapshot_download("org/model", ignore_patterns="*2.safetensors")
+    snapshot_download("org/model", ignore_patterns="*2.safetensors")
     with pytest.raises(ModelNotFound):
         resolve("org/model", tmp_path, offline=True)
 
 
-def test_no_network_uses_the_library_cache(local_hub, tmp_path, monkeypatch):
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    local_hub.repos["org/model"] = FILES
-    huggingface_hub.snapshot_download("org/model")
+def test_no_network_uses_the_library_cache(hub_with_model, tmp_path, monkeypatch):
+    snapshot_download("org/model")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert resolve("org/model", tmp_path).layout == "folder"
     with (
@@ -205,25 +196,19 @@ def test_no_network_uses_the_library_cache(local_hub, tmp_path, monkeypatch):
     assert "exc_info" not in warning, "sixty lines that say no more"
 
 
+SHARDED = [
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+    "model.safetensors.index.json",
+]
+
+
 @pytest.mark.parametrize(
     ("names", "wanted"),
     [
         # Mistral's second copy.
         (["model.safetensors", "consolidated.safetensors"], ["model.safetensors"]),
-        (
-            [
-                "consolidated.safetensors",
-                "model-00001-of-00002.safetensors",
-                "model-00002-of-00002.safetensors",
-                "model.safetensors.index.json",
-                "original/model.safetensors",
-            ],
-            [
-                "model-00001-of-00002.safetensors",
-                "model-00002-of-00002.safetensors",
-                "model.safetensors.index.json",
-            ],
-        ),
+        (["consolidated.safetensors", *SHARDED, "original/model.safetensors"], SHARDED),
         (["weights.safetensors", "merges.txt"], ["weights.safetensors", "merges.txt"]),
     ],
 )
@@ -232,9 +217,8 @@ def test_one_copy_of_the_weights(names, wanted):
 
 
 @pytest.mark.slow
-def test_the_environment_reaches_the_library(local_hub, tmp_path):
+def test_the_environment_reaches_the_library(hub_with_model, tmp_path):
     """HF_ENDPOINT, HF_HOME and HF_TOKEN, which it reads when it is imported."""
-    local_hub.repos["org/model"] = FILES
     code = (
         "import sys; from pathlib import Path; from engine.weights.source import resolve_source\n"
         "print(resolve_source('org/model', cache_dir=Path(sys.argv[1]), "
@@ -242,7 +226,7 @@ def test_the_environment_reaches_the_library(local_hub, tmp_path):
     )
     result = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "cache")],
-        env=os.environ | {"HF_ENDPOINT": local_hub.url, "HF_HOME": str(tmp_path / "home")},
+        env=os.environ | {"HF_ENDPOINT": hub_with_model.url, "HF_HOME": str(tmp_path / "home")},
         capture_output=True,
         text=True,
         check=True,
@@ -253,8 +237,7 @@ def test_the_environment_reaches_the_library(local_hub, tmp_path):
     assert result.stderr == ""
 
 
-def test_two_at_once(local_hub, tmp_path):
-    local_hub.repos["org/model"] = FILES
+def test_two_at_once(hub_with_model, tmp_path):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: resolve("org/model", tmp_path), range(4)))
     assert len(set(found)) == 1
@@ -335,15 +318,13 @@ def test_an_image_model_with_pickles_is_refused(local_hub, tmp_path):
 
 @pytest.mark.parametrize("missing", [None, "unet/diff*", "tokenizer/*"])
 def test_an_image_model_that_another_tool_fetched(local_hub, tmp_path, missing):
-    import huggingface_hub
-
     local_hub.repos["org/draw"] = IMAGE_FILES
-    huggingface_hub.snapshot_download("org/draw", ignore_patterns=missing)
+    snapshot_download("org/draw", ignore_patterns=missing)
     if missing is None:
         assert resolve("org/draw", tmp_path, offline=True).layout == "diffusers"
-        return
-    with pytest.raises(ModelNotFound):
-        resolve("org/draw", tmp_path, offline=True)
+    else:
+        with pytest.raises(ModelNotFound):
+            resolve("org/draw", tmp_path, offline=True)
 
 
 PEFT = {
@@ -357,10 +338,7 @@ PEFT = {
 
 
 def adapter(ref: str, tmp_path: Path, **options: Any) -> Path:
-    on_progress: Any = lambda fraction, line: None  # noqa: E731
-    return Path(
-        resolve_adapter(ref, cache_dir=tmp_path / "cache", on_progress=on_progress, **options)
-    )
+    return Path(resolve_adapter(ref, **usual(tmp_path), **options))
 
 
 def test_an_adapter_is_fetched_once(local_hub, tmp_path):
@@ -386,7 +364,6 @@ def test_an_adapter_is_fetched_once(local_hub, tmp_path):
 def test_files_of_image_adapters(files, ref, wanted, local_hub, tmp_path):
     local_hub.repos["org/ink"] = files
     place = adapter(f"org/ink{ref}", tmp_path)
-    assert place.is_file() == (wanted is not None)
     if wanted is not None:
         assert place.read_bytes() == files[wanted]
     else:
