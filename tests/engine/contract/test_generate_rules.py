@@ -79,7 +79,12 @@ def check(prompt: list[int], names: Any = None, **fields: Any) -> None:
         ([1], guidance([]), "negative_prompt", "negative_prompt has no tokens"),
         ([1], guidance([1, -1]), "negative_prompt", "token id -1"),
         ([1], guidance([1] * 128), "negative_prompt", "negative_prompt has 128 tokens"),
-        ([1], {"max_num_seqs": 1, **guidance([1])}, "guidance_scale", "2 .* most 1 .*; leave guid"),
+        (
+            [1],
+            {"max_num_seqs": 1, **guidance([1])},
+            "guidance_scale",
+            "2 .* most 1 .*; leave guidance",
+        ),
         ([1], {"vocab_size": 5, **beams()}, "best_of", "only 5 tokens, too few"),
         ([1], {"vocab_size": 3, **contrast()}, "top_k", "only 3 tokens, too few"),
     ],

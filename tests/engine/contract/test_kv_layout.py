@@ -1,6 +1,6 @@
 """How layers share blocks, and how many a text takes, against counting."""
 
-import random
+from random import choice, randint
 
 import pytest
 
@@ -39,21 +39,15 @@ def test_more_windows_than_groups_get_a_group_each():
 
 def random_layout():
     return KvLayout(
-        block_size=random.choice([1, 2, 3, 4, 16]),
-        windows=tuple(
-            random.choice([None, random.randint(1, 40)]) for _ in range(random.randint(1, 4))
-        ),
-        max_in_flight=random.randint(1, 30),
+        block_size=choice([1, 2, 3, 4, 16]),
+        windows=tuple(choice([None, randint(1, 40)]) for _ in range(randint(1, 4))),
+        max_in_flight=randint(1, 30),
     )
 
 
 def test_passed_blocks_are_those_that_nothing_later_looks_at():
     for _ in range(300):
-        size, window, num_tokens = (
-            random.randint(1, 9),
-            random.randint(1, 30),
-            random.randint(0, 100),
-        )
+        size, window, num_tokens = randint(1, 9), randint(1, 30), randint(0, 100)
         layout = KvLayout(block_size=size, windows=(window,))
         unseen = layout.num_unseen(window, num_tokens)
         first_seen = max(0, num_tokens - window + 1)
@@ -67,12 +61,10 @@ def test_passed_blocks_are_those_that_nothing_later_looks_at():
 def test_a_growing_text_never_takes_more_blocks_than_it_says():
     for _ in range(200):
         layout, size = random_layout(), 0
-        end = random.randint(1, 150)
+        end = randint(1, 150)
         computed, most = 0, 0
         while computed < end:
-            reached = min(
-                end, computed + random.choice([1, random.randint(1, layout.max_in_flight)])
-            )
+            reached = min(end, computed + choice([1, randint(1, layout.max_in_flight)]))
             held = sum(
                 -(-reached // layout.block_size) - layout.num_passed(window, computed)
                 for window in layout.windows

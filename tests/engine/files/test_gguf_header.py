@@ -69,9 +69,8 @@ def test_damaged_bytes_never_escape_as_another_error(written):
     for _ in range(600):
         damaged = bytearray(data)
         for _ in range(random.randint(1, 4)):
-            damaged[random.randrange(len(data))] = random.choice(
-                (0, 1, 9, 127, 255, random.randrange(256))
-            )
+            value = random.choice((0, 1, 9, 127, 255, random.randrange(256)))
+            damaged[random.randrange(len(data))] = value
         written.write_bytes(damaged)
         try:
             read_gguf_header(written, keeps_arrays=random.random() < 0.5)

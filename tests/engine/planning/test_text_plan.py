@@ -211,7 +211,8 @@ def test_what_a_mixture_has_and_what_a_token_meets(tmp_path):
         row = rows[name, "bfloat16"]
         each = 48 * 3 * 2048 * 768 * bits / 8
         unread = 128 - experts.per_step
-        saved = row.weight_bytes - row.read_bytes - 2 * 151936 * 2048  # of the embedding
+        embedding = 2 * 151936 * 2048
+        saved = row.weight_bytes - row.read_bytes - embedding
         assert saved == pytest.approx(unread * each, rel=1e-3)
 
 

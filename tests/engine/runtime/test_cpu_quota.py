@@ -61,7 +61,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_quota_is_that_of_the_group(case, tmp_path):
+def test_the_quota_is_that_of_the_tightest_group(case, tmp_path):
     groups, mounts, group, files, quota = CASES[case]
     files = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
     files |= {"proc/self/cgroup": groups, "proc/self/mountinfo": OTHERS + mounts.format(root=group)}

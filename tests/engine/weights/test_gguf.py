@@ -58,7 +58,7 @@ def test_gives_back_what_the_converter_was_given(family, options, make_gguf, req
 
 
 def write(folder: Path, tensors: dict[str, np.ndarray], **types: GGMLQuantizationType) -> Path:
-    """Write tensors of the first layer's MLP: `types` of some by their part."""
+    """Write tensors into a file. `types` has those of parts of the first layer's MLP."""
     of_name = {f"blk.0.ffn_{part}.weight": type_ for part, type_ in types.items()}
     return write_gguf(folder / "a.gguf", "qwen2", {}, tensors, of_name)
 

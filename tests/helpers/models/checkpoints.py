@@ -1,4 +1,4 @@
-"""Checkpoints of models: their weights' number and their logits."""
+"""Checkpoints of models, the number of their weights, and their logits."""
 
 import math
 import random
