@@ -70,6 +70,7 @@ if not torch.cuda.is_available():
 
 from engine.runtime.device import choose_cpu_isa  # noqa: E402
 from engine.weights.source import Checkpoint, resolve_source  # noqa: E402
+from tests.helpers.models.random_vectors import randomise_vectors  # noqa: E402
 
 choose_cpu_isa(CPU_ISA)
 
@@ -178,7 +179,7 @@ def _tiny(family: str, **particular: Any) -> Any:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 model = model_class(config)
-                _randomise_vectors(model)
+                randomise_vectors(model)
             model.to(getattr(torch, dtype)).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             return folder
@@ -223,15 +224,6 @@ tiny_gemma3 = _tiny(
     head_dim=32,
     query_pre_attn_scalar=32,
 )
-
-
-def _randomise_vectors(model: Any) -> None:
-    """Randomise norms and biases. transformers starts them at 1 and 0, which would hide that they
-    are ignored."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 or name.endswith("bias"):
-                parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.2)
 
 
 def _tiny_tokenizer() -> Any:

@@ -8,9 +8,10 @@ import httpx
 import pytest
 from safetensors.torch import load_file, save_file
 
-from engine.weights.quality_record import Kept, MeasuredQuality, save_quality
+from engine.weights.quality_record import save_quality
 from engine.weights.source import Checkpoint
 from tests.helpers.quantization.gptq_checkpoints import Layout, write_gptq
+from tests.helpers.quantization.measured_quality import measured
 
 pytestmark = pytest.mark.e2e
 
@@ -27,18 +28,8 @@ def text(server, model, prompt):
 def note_divergence(folder, kl):
     """However the machine prefers to keep it."""
     for quantization in ("gptq", "none"):
-        measured = MeasuredQuality(
-            kept=Kept(quantization=quantization, dtype="float32", kv_cache_dtype="float32"),
-            kl_divergence=kl,
-            kl_divergence_error=0.01,
-            top1_agreement=0.75,
-            perplexity=30.0,
-            original_perplexity=25.0,
-            tokens=4080,
-            against="original",
-            text="text.txt",
-        )
-        save_quality(Checkpoint("folder", folder, "m"), measured)
+        one = measured(kl, quantization=quantization)
+        save_quality(Checkpoint("folder", folder, "m"), one)
 
 
 def test_served_texts_and_warnings(start_server, tiny_llama, tmp_path):

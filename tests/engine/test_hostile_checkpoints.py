@@ -10,7 +10,6 @@ import random
 import shutil
 import signal
 import struct
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from engine.text.chat_template import ChatTemplate
 from engine.text.tokenizer import load_tokenizer
 from engine.weights.loader import load_model_config, quantization_config, weight_headers
 from engine.weights.source import resolve_source
+from tests.helpers.models.json_files import change_json
 
 DEEP = "[" * 100_000 + "]" * 100_000
 JSON_FILES = (
@@ -41,10 +41,10 @@ TIME_LIMIT_S = 60
 
 
 @pytest.fixture(autouse=True)
-def time_limit() -> Iterator[None]:
+def time_limit():
     """A read that waits for ever fails the test, and does not stop the run."""
 
-    def expire(number: int, frame: object) -> None:
+    def expire(number, frame):
         raise TimeoutError(f"it took more than {TIME_LIMIT_S} s")
 
     before = signal.signal(signal.SIGALRM, expire)
@@ -55,7 +55,7 @@ def time_limit() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def original(tiny_llama: Callable[..., Path]) -> Path:
+def original(tiny_llama):
     """An honest model, with every file that may be there."""
     folder = tiny_llama()
     for name in JSON_FILES:
@@ -68,16 +68,14 @@ def original(tiny_llama: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def folder(original: Path, tmp_path: Path) -> Path:
+def folder(original, tmp_path):
     """A copy, to be spoilt."""
     return Path(shutil.copytree(original, tmp_path / "model"))
 
 
 def read_all(folder: Path) -> None:
     """All that is read before the weights."""
-    checkpoint = resolve_source(
-        str(folder), cache_dir=folder, on_progress=lambda fraction, line: None, offline=True
-    )
+    checkpoint = resolve_source(str(folder), cache_dir=folder, on_progress=print, offline=True)
     weight_headers(checkpoint, load_model_config(checkpoint))
     quantization_config(checkpoint)
     tokenizer = load_tokenizer(checkpoint.path)
@@ -86,7 +84,7 @@ def read_all(folder: Path) -> None:
         ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
 
 
-def test_the_honest_one_is_read(folder: Path) -> None:
+def test_the_honest_one_is_read(folder):
     read_all(folder)
 
 
@@ -101,7 +99,7 @@ def test_the_honest_one_is_read(folder: Path) -> None:
         pytest.param("{", id="cut off"),
     ],
 )
-def test_json_that_is_none_or_too_deep(folder: Path, name: str, text: str) -> None:
+def test_json_that_is_none_or_too_deep(folder, name, text):
     if name == "chat_template.json":  # the other one wins
         (folder / "chat_template.jinja").unlink()
     (folder / name).write_text(text)
@@ -112,7 +110,7 @@ def test_json_that_is_none_or_too_deep(folder: Path, name: str, text: str) -> No
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
 @pytest.mark.parametrize("name", JSON_FILES + OTHER_FILES)
-def test_what_is_no_file_in_a_files_place(folder: Path, name: str, kind: str) -> None:
+def test_what_is_no_file_in_a_files_place(folder, name, kind):
     path = folder / name
     path.unlink(missing_ok=True)
     if name == "chat_template.json":  # the other one wins
@@ -128,7 +126,7 @@ def test_what_is_no_file_in_a_files_place(folder: Path, name: str, kind: str) ->
     assert name in str(caught.value)
 
 
-def test_deep_headers(folder: Path) -> None:
+def test_deep_headers(folder):
     for header in ('{"__metadata__": ' + DEEP + "}", DEEP, '{"a": ' + DEEP + "}"):
         data = struct.pack("<Q", len(header)) + header.encode()
         (folder / "model.safetensors").write_bytes(data)
@@ -158,10 +156,8 @@ def test_deep_headers(folder: Path) -> None:
         ("rms_norm_eps", float("nan")),
     ],
 )
-def test_numbers_that_no_model_has(folder: Path, key: str, value: object) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("rope_parameters", None)
-    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+def test_numbers_that_no_model_has(folder, key, value):
+    change_json(folder / "config.json", **{"rope_parameters": ..., key: value})
     with pytest.raises(ModelLoadError, match=key):
         read_all(folder)
 
@@ -179,10 +175,8 @@ def test_numbers_that_no_model_has(folder: Path, key: str, value: object) -> Non
         {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": float("inf")},
     ],
 )
-def test_rotary_scalings_that_no_model_has(folder: Path, scaling: dict[str, Any]) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config["rope_parameters"] = {"rope_theta": 1e4, **scaling}
-    (folder / "config.json").write_text(json.dumps(config))
+def test_rotary_scalings_that_no_model_has(folder, scaling):
+    change_json(folder / "config.json", rope_parameters={"rope_theta": 1e4, **scaling})
     with pytest.raises(ModelLoadError, match="rope_parameters"):
         read_all(folder)
 
@@ -213,7 +207,7 @@ EXTRA_KEYS = (
 
 
 @pytest.mark.parametrize("name", [*JSON_FILES, "the header"])
-def test_values_of_other_kinds(folder: Path, name: str) -> None:
+def test_values_of_other_kinds(folder, name):
     """Whatever is in them, the answer is a model or a reason, never an exception of Python's."""
     dice = random.Random(name)
     path = folder / ("model.safetensors" if name == "the header" else name)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.contract.host import Grant
-from engine.contract.status import Phase
 from engine.errors import InsufficientMemory
 
 
@@ -13,16 +12,16 @@ class Host:
 
     Attributes:
         reserved: what was reserved: device, purpose and bytes.
-        phases: the phases that were reported.
+        reports: what was reported: the phase and what followed it.
     """
 
     def __init__(self, has_memory_for: Callable[[str], bool] = lambda purpose: True) -> None:
         self._has_memory_for = has_memory_for
         self.reserved: list[tuple[str, str, int]] = []
-        self.phases: list[Phase] = []
+        self.reports: list[tuple[Any, ...]] = []
 
-    def report(self, phase: Phase, *report: Any, **more: Any) -> None:
-        self.phases.append(phase)
+    def report(self, *report: Any, **more: Any) -> None:
+        self.reports.append(report)
 
     def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
         if not self._has_memory_for(purpose):

@@ -8,9 +8,7 @@ from typing import Any
 
 from server.protocol.groundedness import MAX_ANSWER_CHARS, MAX_PASSAGE_CHARS
 
-CHAT = "/v1/chat/completions"
 MEGA = 1 << 20
-HI = [{"role": "user", "content": "hi"}]
 
 Body = dict[str, Any]
 
@@ -23,13 +21,25 @@ def many(pattern: str, num: int) -> list[str]:
     return [pattern % number for number in range(num)]
 
 
-def calling(arguments: Any, num_calls: int = 1) -> Body:
+def said(text: str) -> list[Body]:
+    return [{"role": "user", "content": text}]
+
+
+def chat(**fields: Any) -> tuple[str, Body]:
+    return "/v1/chat/completions", {"messages": said("hi")} | fields
+
+
+def calling(arguments: Any, num_calls: int = 1) -> tuple[str, Body]:
     """Make a conversation in which a function was called with these arguments."""
     function = {"name": "f", "arguments": arguments}
     ids = many("call_%d", num_calls)
     calls = [{"id": id, "type": "function", "function": function} for id in ids]
     results = [{"role": "tool", "tool_call_id": id, "content": "x"} for id in ids]
-    return {"messages": [*HI, {"role": "assistant", "tool_calls": calls}, *results]}
+    return chat(messages=[*said("hi"), {"role": "assistant", "tool_calls": calls}, *results])
+
+
+def long_function() -> Body:
+    return {"name": "f", "parameters": {"properties": {name: {} for name in many("a%d", 40_000)}}}
 
 
 def nested(depth: int, begin: str, end: str) -> str:
@@ -81,28 +91,25 @@ TO_EMBED: dict[str, Callable[[], tuple[str, Body]]] = {
 }
 
 TO_ANSWER: dict[str, Callable[[], tuple[str, Body]]] = {
-    "a long message": lambda: (CHAT, {"messages": [{"role": "user", "content": long_text()}]}),
+    "a long message": lambda: chat(messages=said(long_text())),
     "a long prompt": lambda: ("/v1/completions", {"prompt": long_text()}),
     "a long prompt, cut": lambda: (
         "/v1/completions",
         {"prompt": f"the {letters()} " * 2 * MEGA, "truncate_prompt_tokens": 10, "max_tokens": 1},
     ),
-    "a long negative prompt": lambda: (
-        CHAT,
-        {"messages": HI, "negative_prompt": long_text(), "guidance_scale": 2},
-    ),
+    "a long negative prompt": lambda: chat(negative_prompt=long_text(), guidance_scale=2),
     "a long text to count": lambda: ("/tokenize", {"prompt": long_text()}),
     "a long text, in Anthropic's words": lambda: (
         "/v1/messages",
-        {"max_tokens": 3, "messages": [{"role": "user", "content": long_text()}]},
+        {"max_tokens": 3, "messages": said(long_text())},
     ),
     "a long text to count, in Anthropic's words": lambda: (
         "/v1/messages/count_tokens",
-        {"messages": [{"role": "user", "content": long_text()}]},
+        {"messages": said(long_text())},
     ),
     "a long text, in Ollama's words": lambda: (
         "/api/chat",
-        {"messages": [{"role": "user", "content": long_text()}]},
+        {"messages": said(long_text())},
     ),
     "a long text, in llama-server's words": lambda: ("/completion", {"prompt": long_text()}),
     "a long text, as a response": lambda: ("/v1/responses", {"input": long_text()}),
@@ -110,76 +117,33 @@ TO_ANSWER: dict[str, Callable[[], tuple[str, Body]]] = {
         "/v1/responses",
         {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x"}] * 16384}]},
     ),
-    "deep arguments": lambda: (CHAT, calling(nested(900, '{"a":', "}"), 200)),
-    "deep lists as arguments": lambda: (CHAT, calling(nested(MEGA, "[", "]"))),
-    "floats as arguments": lambda: (CHAT, calling(f'{{"a":[{"1.5e300," * 250_000}1]}}')),
-    "long integers as arguments": lambda: (
-        CHAT,
-        calling(f'{{"a":[{("1" * 4000 + ",") * 2500}1]}}'),
+    "deep arguments": lambda: calling(nested(900, '{"a":', "}"), 200),
+    "deep lists as arguments": lambda: calling(nested(MEGA, "[", "]")),
+    "floats as arguments": lambda: calling(f'{{"a":[{"1.5e300," * 250_000}1]}}'),
+    "long integers as arguments": lambda: calling(f'{{"a":[{("1" * 4000 + ",") * 2500}1]}}'),
+    "ten megabytes of arguments": lambda: calling(json.dumps({"a": "\n" * 5 * MEGA})),
+    "many objects as arguments": lambda: calling({"a": [{"b": [1]}] * 60_000}),
+    "many floats": lambda: chat(messages=[0.5 + random.random()] * 120_000),
+    "many biases": lambda: chat(logit_bias=dict.fromkeys(many("%d", 10**5), 1)),
+    "many biased words": lambda: chat(logit_bias=dict.fromkeys(many("w%d", 10**5), 1)),
+    "many stop strings": lambda: chat(stop=many("w%d", 10**5)),
+    "much metadata": lambda: chat(metadata={"a": [{"b": 1}] * 120_000}),
+    "a schema of megabytes": lambda: chat(
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "x", "schema": {"enum": many("x%d", 10**5)}},
+        }
     ),
-    "ten megabytes of arguments": lambda: (CHAT, calling(json.dumps({"a": "\n" * 5 * MEGA}))),
-    "many objects as arguments": lambda: (CHAT, calling({"a": [{"b": [1]}] * 60_000})),
-    "many floats": lambda: (CHAT, {"messages": [0.5 + random.random()] * 120_000}),
-    "many biases": lambda: (
-        CHAT,
-        {"messages": HI, "logit_bias": dict.fromkeys(many("%d", 10**5), 1)},
-    ),
-    "many biased words": lambda: (
-        CHAT,
-        {"messages": HI, "logit_bias": dict.fromkeys(many("w%d", 10**5), 1)},
-    ),
-    "many stop strings": lambda: (CHAT, {"messages": HI, "stop": many("w%d", 10**5)}),
-    "much metadata": lambda: (CHAT, {"messages": HI, "metadata": {"a": [{"b": 1}] * 120_000}}),
-    "a schema of megabytes": lambda: (
-        CHAT,
-        {
-            "messages": HI,
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "x", "schema": {"enum": many("x%d", 10**5)}},
-            },
-        },
-    ),
-    "tools of megabytes": lambda: (
-        CHAT,
-        {
-            "messages": HI,
-            "tools": [
-                {
-                    "type": "function",
-                    "function": {
-                        "name": "f",
-                        "parameters": {"properties": {name: {} for name in many("a%d", 40_000)}},
-                    },
-                }
-            ],
-        },
-    ),
+    "tools of megabytes": lambda: chat(tools=[{"type": "function", "function": long_function()}]),
     "many prompts": lambda: ("/v1/completions", {"prompt": [[5] * 50] * 900, "max_tokens": 1}),
     "a scored prompt": lambda: (
         "/v1/completions",
         {"prompt": [5, 6] * 3000, "max_tokens": 0, "echo": True, "logprobs": 20},
     ),
-    "scores of many texts": lambda: (
-        CHAT,
-        {
-            "messages": HI,
-            "n": 128,
-            "max_tokens": 40,
-            "logprobs": True,
-            "top_logprobs": 20,
-            "ignore_eos": True,
-        },
+    "scores of many texts": lambda: chat(
+        n=128, max_tokens=40, logprobs=True, top_logprobs=20, ignore_eos=True
     ),
-    "many texts that are compared": lambda: (
-        CHAT,
-        {
-            "messages": HI,
-            "n": 128,
-            "max_tokens": 60,
-            "semantic_entropy": True,
-            "ignore_eos": True,
-            "temperature": 1.5,
-        },
+    "many texts that are compared": lambda: chat(
+        n=128, max_tokens=60, semantic_entropy=True, ignore_eos=True, temperature=1.5
     ),
 }

@@ -90,9 +90,7 @@ def check(prompt: list[int], names: Any = None, **fields: Any) -> None:
     ],
     ids=str,
 )
-def test_a_request_that_cannot_run_is_refused(
-    prompt: list[int], fields: dict[str, Any], param: str, message: str
-) -> None:
+def test_a_request_that_cannot_run_is_refused(prompt, fields, param, message):
     with pytest.raises(RequestError, match=message) as caught:
         check(prompt, **fields)
     assert caught.value.param == param
@@ -103,12 +101,12 @@ def test_a_request_that_cannot_run_is_refused(
     [beams(8), {"n": 4, **beams()}, contrast(1.0, 8), {"n": 9, **FORM, **guidance([1] * 127)}],
     ids=str,
 )
-def test_what_is_within_the_limits_passes(fields: dict[str, Any]) -> None:
+def test_what_is_within_the_limits_passes(fields):
     check([1], **fields)
     check([1], max_num_seqs=None, **fields)
 
 
-def test_errors_name_the_clients_fields() -> None:
+def test_errors_name_the_clients_fields():
     names = {"prompt": "messages", "max_tokens": "n_predict", "best_of": "beam_width"}
     for prompt, fields in (([], {}), ([1], {"max_tokens": 0, **beams()}), ([1], beams(17))):
         with pytest.raises(InvalidParameter) as caught:
@@ -117,8 +115,8 @@ def test_errors_name_the_clients_fields() -> None:
         assert caught.value.message.startswith(caught.value.param)
 
 
-def test_each_way_has_a_field_and_a_width() -> None:
-    ways: list[dict[str, GroupParams]] = [beams(3), contrast(), guidance([1])]
+def test_each_way_has_a_field_and_a_width():
+    ways = [beams(3), contrast(), guidance([1])]
     assert tuple(name for way in ways for name in way) == GROUPS
     for way, together, at_a_time in zip(ways, (3, 4, 2), (3, 4, 6), strict=True):
         sampling = SamplingParams(n=3, **way)

@@ -1,6 +1,5 @@
 """The table of kinds: what a row must be, and that a third one is served like the first two."""
 
-import asyncio
 import subprocess
 import sys
 from functools import partial
@@ -30,6 +29,7 @@ from engine.weights.source import Checkpoint, resolve_source
 from engine.worker import messages
 from engine.worker.client import ProcessEngineClient, WorkerOptions
 from tests.helpers.worker import echo_kind
+from tests.helpers.worker.calls import collect, until
 from tests.helpers.worker.echo_kind import (
     ECHO,
     ECHO_KIND,
@@ -123,14 +123,11 @@ def test_models_that_a_configuration_names_are_fetched_for_the_kinds_that_use_th
 )
 def test_the_setting_is_blamed_for_a_further_model(tmp_path, ref, reason):
     (tmp_path / "u2netp.onnx").write_bytes(b"\x08\x07" + bytes(20))
-    fetch = partial(
-        resolve_source, cache_dir=tmp_path, offline=True, on_progress=lambda fraction, line: None
-    )
+    fetch = partial(resolve_source, cache_dir=tmp_path, offline=True, on_progress=print)
     ref = str(tmp_path / ref) if ref.endswith(".onnx") else ref
     config = EngineConfig(speculative_model=ref, num_speculative_tokens=4)
-    with pytest.raises(
-        ModelLoadError, match=rf"^speculative_model (cannot be used: )?{reason}"
-    ) as refused:
+    words = rf"^speculative_model (cannot be used: )?{reason}"
+    with pytest.raises(ModelLoadError, match=words) as refused:
         with_fetched(config, KINDS["text"], fetch)
     assert refused.value.param == "speculative_model"
     assert str(tmp_path) not in refused.value.message
@@ -194,10 +191,8 @@ async def test_a_third_kind_is_a_row(echo_row, folder, tmp_path):
         streams = [client.submit(ask(name, name, name)) for name in ("a", "b")]
         for stream, name in zip(streams, ("A", "B"), strict=True):
             events = await collect(stream)
-            assert [(type(e), e.index, e.text) for e in events] == [
-                (EchoEvent, 0, name),
-                (EchoEvent, 1, name),
-            ]
+            wanted = [(EchoEvent, 0, name), (EchoEvent, 1, name)]
+            assert [(type(e), e.index, e.text) for e in events] == wanted
         model, stats = reports[-1]
         assert (model, type(stats), stats.num_chars) == ("m", EchoStats, 4)
         assert stats.num_threads >= 1 and stats.publish_time_s >= 0
@@ -208,10 +203,8 @@ async def test_a_third_kind_is_a_row(echo_row, folder, tmp_path):
         [refused] = await collect(client.submit(ask("empty", "")))
         assert (refused.failure.code, refused.failure.param) == ("invalid_value", "texts")
         ends = await collect(client.submit(ask("broken", "fail", "too")))
-        assert [(e.index, e.text, e.finish_reason) for e in ends] == [
-            (0, "", "error"),
-            (1, "TOO", "stop"),
-        ]
+        wanted = [(0, "", "error"), (1, "TOO", "stop")]
+        assert [(e.index, e.text, e.finish_reason) for e in ends] == wanted
         with pytest.raises(RequestFailed, match="under reference"):
             await collect(client.submit(ask("unreadable", 5)))
         [event] = await collect(client.submit(ask("after", "fine")))
@@ -223,15 +216,5 @@ async def test_a_third_kind_is_a_row(echo_row, folder, tmp_path):
 
 
 async def ready(client):
-    await until(lambda: client.statuses()[0].phase in (Phase.READY, Phase.FAILED))
+    await until(lambda: client.statuses()[0].phase in (Phase.READY, Phase.FAILED), 60)
     assert client.statuses()[0].phase is Phase.READY, client.statuses()
-
-
-async def until(condition, timeout_s=60.0):
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110  (the state belongs to another task)
-            await asyncio.sleep(0.01)
-
-
-async def collect(stream):
-    return [event async for event in stream]

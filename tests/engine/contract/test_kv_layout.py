@@ -1,6 +1,6 @@
 """How layers share blocks, and how many a text takes, against counting."""
 
-import random
+from random import choice, randint
 
 import pytest
 
@@ -37,45 +37,43 @@ def test_more_windows_than_groups_get_a_group_each():
     assert len(group_layers(list(range(1, MAX_GROUPS + 3)))) == MAX_GROUPS + 2
 
 
-def random_layout(rng):
+def random_layout():
     return KvLayout(
-        block_size=rng.choice([1, 2, 3, 4, 16]),
-        windows=tuple(rng.choice([None, rng.randint(1, 40)]) for _ in range(rng.randint(1, 4))),
-        max_in_flight=rng.randint(1, 30),
+        block_size=choice([1, 2, 3, 4, 16]),
+        windows=tuple(choice([None, randint(1, 40)]) for _ in range(randint(1, 4))),
+        max_in_flight=randint(1, 30),
     )
 
 
 def test_passed_blocks_are_those_that_nothing_later_looks_at():
     for _ in range(300):
-        rng = random.Random(seed := random.randrange(1 << 31))
-        size, window, num_tokens = rng.randint(1, 9), rng.randint(1, 30), rng.randint(0, 100)
+        size, window, num_tokens = randint(1, 9), randint(1, 30), randint(0, 100)
         layout = KvLayout(block_size=size, windows=(window,))
         unseen = layout.num_unseen(window, num_tokens)
         first_seen = max(0, num_tokens - window + 1)
-        assert unseen * size <= first_seen < (unseen + 1) * size, f"seed {seed}"
+        assert unseen * size <= first_seen < (unseen + 1) * size
         # One token more is kept.
         one_short = layout.num_unseen(window, max(0, num_tokens - 1))
-        assert layout.num_passed(window, num_tokens) == one_short, f"seed {seed}"
+        assert layout.num_passed(window, num_tokens) == one_short
     assert layout.num_passed(None, 10**6) == layout.num_unseen(None, 10**6) == 0
 
 
 def test_a_growing_text_never_takes_more_blocks_than_it_says():
     for _ in range(200):
-        rng = random.Random(seed := random.randrange(1 << 31))
-        layout, size = random_layout(rng), 0
-        end = rng.randint(1, 150)
+        layout, size = random_layout(), 0
+        end = randint(1, 150)
         computed, most = 0, 0
         while computed < end:
-            reached = min(end, computed + rng.choice([1, rng.randint(1, layout.max_in_flight)]))
+            reached = min(end, computed + choice([1, randint(1, layout.max_in_flight)]))
             held = sum(
                 -(-reached // layout.block_size) - layout.num_passed(window, computed)
                 for window in layout.windows
             )
             most, computed = max(most, held), reached
-        assert most <= layout.most_blocks(end), f"seed {seed}"
+        assert most <= layout.most_blocks(end)
         size = layout.most_blocks(end)
-        assert layout.most_tokens(size) >= end, f"seed {seed}"
-        assert layout.most_tokens(size - 1) < end, f"seed {seed}"
+        assert layout.most_tokens(size) >= end
+        assert layout.most_tokens(size - 1) < end
 
 
 def test_a_plain_model_takes_a_block_per_block_size_tokens():

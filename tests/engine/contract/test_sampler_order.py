@@ -11,12 +11,12 @@ from kernels.sample_tokens.columns import STEPS
 NEUTRAL = {name: one.neutral for name, one in SAMPLER_PARAMETERS.items()}
 
 
-def test_the_usual_order_is_that_of_the_kernels() -> None:
+def test_the_usual_order_is_that_of_the_kernels():
     assert [*SAMPLERS] == ["penalties", "dry", *STEPS]
     assert [step.__name__ for step in reference.STEPS if step.__name__ in STEPS] == [*STEPS[2:]]
 
 
-def test_what_acts_in_rows_belongs_to_a_sampler() -> None:
+def test_what_acts_in_rows_belongs_to_a_sampler():
     """Otherwise it would act where it is not listed, and beside Mirostat."""
     named = {name for names in SAMPLERS.values() for name in names}
     in_rows = {name for name, one in SAMPLER_PARAMETERS.items() if not one.on_host}
@@ -37,12 +37,12 @@ def test_what_acts_in_rows_belongs_to_a_sampler() -> None:
         ({"xtc_probability": 0.5, "min_p": 0.1}, ["xtc", "min_p"], ("xtc", "min_p")),
     ],
 )
-def test_what_acts_in_which_order(changes, samplers, expected) -> None:
+def test_what_acts_in_which_order(changes, samplers, expected):
     values = without_unlisted(NEUTRAL | changes, samplers)
     assert acting_order(values, samplers) == expected
 
 
-def test_what_is_not_listed_is_neutral() -> None:
+def test_what_is_not_listed_is_neutral():
     values = NEUTRAL | {"temperature": 0.0, "top_k": 5, "repetition_penalty": 2.0, "min_p": 0.2}
     expected = NEUTRAL | {"min_p": 0.2}
     assert without_unlisted(values, ["min_p"]) == expected
@@ -52,18 +52,11 @@ def test_what_is_not_listed_is_neutral() -> None:
 
 @pytest.mark.parametrize(
     "samplers",
-    [
-        ["nothing"],
-        ["top_k", "top_k"],
-        ["top_k", "penalties"],
-        ["dry", "penalties"],
-        ["top_k", "dry"],
-    ],
+    [["nothing"], ["top_k"] * 2, ["top_k", "penalties"], ["dry", "penalties"], ["top_k", "dry"]],
 )
-def test_other_orders_are_refused(samplers) -> None:
+def test_other_orders_are_refused(samplers):
     with pytest.raises(InvalidParameter) as caught:
         check_order(samplers)
     assert caught.value.param == "samplers"
-    check_order(
-        ["penalties", "dry", *reversed([s for s in SAMPLERS if s not in ("penalties", "dry")])]
-    )
+    first, second, *others = SAMPLERS
+    check_order([first, second, *reversed(others)])

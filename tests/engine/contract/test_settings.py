@@ -16,6 +16,12 @@ NUMBERS = [
     for bound, step in ((f.metadata["ge"], -1), (f.metadata["le"], 1))
     if bound is not None
 ]
+
+
+def on(device):
+    return MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
+
+
 MODEL = ModelFacts(max_position_embeddings=64, kv_bytes_per_token=8, weight_bytes=1000)
 
 
@@ -43,18 +49,11 @@ def test_an_engine_receives_its_own_settings_only():
 
 @pytest.mark.parametrize(
     ("asked", "device", "is_async"),
-    [
-        ("auto", "cpu", False),
-        ("auto", "cuda", True),
-        ("on", "cpu", True),
-        ("off", "cuda", False),
-    ],
+    [("auto", "cpu", False), ("auto", "cuda", True), ("on", "cpu", True), ("off", "cuda", False)],
 )
 def test_scheduling_is_asynchronous_where_there_is_something_to_overlap(asked, device, is_async):
-    machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
-    assert (
-        resolve(EngineConfig(async_scheduling=asked), MODEL, machine).async_scheduling == is_async
-    )
+    resolved = resolve(EngineConfig(async_scheduling=asked), MODEL, on(device))
+    assert resolved.async_scheduling == is_async
 
 
 @pytest.mark.parametrize(
@@ -68,8 +67,7 @@ def test_scheduling_is_asynchronous_where_there_is_something_to_overlap(asked, d
     ],
 )
 def test_steps_have_one_target_or_none(asked, device, step_ms, ratio):
-    machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
-    resolved = resolve(EngineConfig(max_step_ms=asked), MODEL, machine)
+    resolved = resolve(EngineConfig(max_step_ms=asked), MODEL, on(device))
     assert (resolved.max_step_ms, resolved.max_step_ratio) == (step_ms, ratio)
 
 
@@ -81,25 +79,21 @@ def test_rows_of_a_step_of_decodes(num_seqs, num_drafts, budget, num_rows):
     intent = EngineConfig(
         max_num_seqs=num_seqs, num_speculative_tokens=num_drafts, max_num_batched_tokens=budget
     )
-    machine = MachineFacts(device="cpu", num_cores=2, free_memory_bytes=1 << 30)
-    assert resolve(intent, MODEL, machine).max_decode_rows == num_rows
+    assert resolve(intent, MODEL, on("cpu")).max_decode_rows == num_rows
 
 
 def test_n_grams_have_a_length():
     intent = EngineConfig(prompt_lookup_min=5, prompt_lookup_max=4)
-    machine = MachineFacts(device="cpu", num_cores=2, free_memory_bytes=1 << 30)
-    with pytest.raises(
-        InvalidParameter, match="prompt_lookup_min is 5; it must be at most prompt_lookup_max"
-    ):
-        resolve(intent, MODEL, machine)
+    words = "prompt_lookup_min is 5; it must be at most prompt_lookup_max"
+    with pytest.raises(InvalidParameter, match=words):
+        resolve(intent, MODEL, on("cpu"))
 
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_steps_are_recorded_unless_told_otherwise(asked):
     for device in ("cpu", "cuda"):
-        machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
-        assert resolve(EngineConfig(), MODEL, machine).record_steps
-        assert resolve(EngineConfig(record_steps=asked), MODEL, machine).record_steps == asked
+        assert resolve(EngineConfig(), MODEL, on(device)).record_steps
+        assert resolve(EngineConfig(record_steps=asked), MODEL, on(device)).record_steps == asked
 
 
 @pytest.mark.parametrize(
@@ -115,25 +109,17 @@ def test_steps_are_recorded_unless_told_otherwise(asked):
 def test_linear_layers_are_kept_as_asked(wanted, device, is_packed, has_native):
     facts = {"stored": "gguf" if is_packed else None, "has_native": has_native}
     assert resolve_quantization(wanted, device, **facts) == wanted
-    machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
-    assert resolve(EngineConfig(quantization=wanted), MODEL, machine).quantization == wanted
+    assert resolve(EngineConfig(quantization=wanted), MODEL, on(device)).quantization == wanted
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("is_packed", [True, False])
 @pytest.mark.parametrize("has_native", [True, False])
 def test_packed_weights_stay_packed_where_that_costs_nothing(device, is_packed, has_native):
-    found = resolve_quantization(
-        "auto", device, stored="gguf" if is_packed else None, has_native=has_native
-    )
-    packed = is_packed and has_native
-    assert found == ("gguf" if packed else "none")
-    facts = {
-        "stored": "gguf" if is_packed else None,
-        "has_native": has_native,
-        "prefers_plain": True,
-    }
-    assert resolve_quantization("auto", device, **facts) == "none"
+    facts = {"stored": "gguf" if is_packed else None, "has_native": has_native}
+    expected = "gguf" if is_packed and has_native else "none"
+    assert resolve_quantization("auto", device, **facts) == expected
+    assert resolve_quantization("auto", device, **facts, prefers_plain=True) == "none"
 
 
 @pytest.mark.parametrize(
@@ -163,7 +149,7 @@ def test_a_sliding_model_needs_blocks_for_its_windows_only():
         weight_bytes=0,
         kv_windows=(100, None, 100),
     )
-    machine = MachineFacts(device="cpu", num_cores=2, free_memory_bytes=1 << 30)
+    machine = on("cpu")
     intent = EngineConfig(max_num_batched_tokens=60, num_kv_blocks=85, async_scheduling="off")
     assert resolve(intent, model, machine).max_model_len == 1000
     intent = replace(intent, num_kv_blocks=84)
@@ -190,7 +176,6 @@ def test_adapters_have_few_bits_where_the_model_has(asked, device, quantization,
 
 
 def test_a_gpu_keeps_adapters_in_the_models_type():
-    with pytest.raises(
-        ModelLoadError, match="int8, which works only on a CPU, and the model is on cuda"
-    ):
+    words = "int8, which works only on a CPU, and the model is on cuda"
+    with pytest.raises(ModelLoadError, match=words):
         EngineConfig(lora_dtype="int8").has_packed_adapters("cuda", "gguf")

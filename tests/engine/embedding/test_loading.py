@@ -1,6 +1,5 @@
 """From a folder to embeddings: which folders, which limits, and the numbers of a reference."""
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
 
 from engine.contract.embed import EmbeddingModelInfo, EmbeddingRequest
 from engine.contract.operations import DRAW, EMBED, GENERATE
@@ -18,6 +20,9 @@ from engine.errors import InsufficientMemory, ModelLoadError, UnsupportedArchite
 from engine.text.tokenizer import load_tokenizer
 from engine.weights.recognition import kind_of_checkpoint
 from engine.weights.source import Checkpoint, resolve_source
+from tests.helpers.host import Host
+from tests.helpers.models.checkpoints import in_folder
+from tests.helpers.models.json_files import change_json
 from tests.helpers.models.tiny_encoders import (
     NUM_TOKENS,
     add_sentence_layout,
@@ -26,30 +31,16 @@ from tests.helpers.models.tiny_encoders import (
     reference_embeddings,
 )
 
-INTENT = EngineConfig(device="cpu", num_threads=1)
 
-
-class Host:
-    def __init__(self) -> None:
-        self.phases: list[Phase] = []
-        self.reserved: dict[str, int] = {}
-
-    def report(self, phase: Phase, *args: Any, **fields: Any) -> None:
-        self.phases.append(phase)
-
-    def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
-        self.reserved[purpose] = num_bytes
-        return capacity_bytes
-
-
-def load(folder: Path, **knobs: Any) -> tuple[Any, EmbeddingModelInfo]:
+def load(model: Path | Checkpoint, host=None, **knobs: Any) -> tuple[Any, EmbeddingModelInfo]:
     intent = EngineConfig(**({"device": "cpu", "num_threads": 1} | knobs))
-    return loading.load_engine(Checkpoint("folder", folder, "m"), "m", intent, Host())
+    checkpoint = model if isinstance(model, Checkpoint) else in_folder(model)
+    return loading.load_engine(checkpoint, "m", intent, host or Host())
 
 
 def embed(engine: Any, texts: list[list[int]], **fields: Any) -> torch.Tensor:
     engine.add(EmbeddingRequest(request_id="r", model="m", inputs=texts, **fields))
-    found: dict[int, Any] = {}
+    found = {}
     while engine.has_work():
         for event in engine.step()[0]:
             assert event.failure is None, event.failure
@@ -59,26 +50,21 @@ def embed(engine: Any, texts: list[list[int]], **fields: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
 @pytest.mark.parametrize("normalizes", [True, False])
-def test_embeddings_of_a_folder(pooling: str, normalizes: bool, tmp_path: Path) -> None:
-    seed = random.randrange(1 << 16)
-    folder = make_encoder(tmp_path, seed=seed)
-    add_sentence_layout(folder, pooling, normalizes=normalizes)
-    texts = random_texts(random.Random(seed), 20)
+def test_embeddings_of_a_folder(pooling, normalizes, tmp_path):
+    folder = add_sentence_layout(make_encoder(tmp_path), pooling, normalizes=normalizes)
+    texts = random_texts(20)
     engine, info = load(folder)
     assert (info.pooling, info.normalized, info.dtype) == (pooling, normalizes, "float32")
-    ours = embed(engine, texts)
-    theirs = reference_embeddings(folder, texts, pooling)
-    if normalizes:
-        theirs = torch.nn.functional.normalize(theirs)
-    assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max(), f"seed {seed}"
-    cut = embed(engine, texts, dimensions=7)
-    expected = theirs[:, :7]
-    if normalizes:
-        expected = torch.nn.functional.normalize(expected)
-    assert (cut - expected).abs().max() < 1e-4 * expected.abs().max(), f"seed {seed}"
+    expected = reference_embeddings(folder, texts, pooling)
+    for dimensions in (None, 7):
+        expected = expected[:, :dimensions]
+        if normalizes:
+            expected = normalize(expected)
+        found = embed(engine, texts, dimensions=dimensions)
+        assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def test_what_the_server_is_told(tmp_path: Path) -> None:
+def test_what_the_server_is_told(tmp_path):
     folder = add_sentence_layout(make_encoder(tmp_path), "cls", max_tokens=30)
     engine, info = load(folder)
     assert (info.model, info.path, info.architecture) == ("m", str(folder), "BertModel")
@@ -91,7 +77,7 @@ def test_what_the_server_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("policy", "first"), [("fcfs", "a"), ("priority", "b")])
-def test_the_configured_policy_is_the_engines(tmp_path: Path, policy: str, first: str) -> None:
+def test_the_configured_policy_is_the_engines(tmp_path, policy, first):
     engine, _ = load(make_encoder(tmp_path), scheduling_policy=policy, max_num_seqs=1)
     for name, priority in (("a", 0), ("b", -1)):
         request = EmbeddingRequest(request_id=name, model="m", inputs=[[1]], priority=priority)
@@ -100,51 +86,47 @@ def test_the_configured_policy_is_the_engines(tmp_path: Path, policy: str, first
     assert event.request_id == first
 
 
-def test_memory_is_asked_for_before_it_is_taken(tmp_path: Path) -> None:
-    class Full(Host):
-        def reserve(self, *args: Any) -> int:
-            raise InsufficientMemory("no")
-
+def test_memory_is_asked_for_before_it_is_taken(tmp_path):
     folder = make_encoder(tmp_path)
     host = Host()
-    loading.load_engine(Checkpoint("folder", folder, "m"), "m", INTENT, host)
+    load(folder, host)
+    reserved = {purpose: num_bytes for _, purpose, num_bytes in host.reserved}
     size = (folder / "model.safetensors").stat().st_size
-    assert abs(host.reserved["weights"] - size) < 10_000
-    assert host.reserved["activations"] > 512 * 80 * 4
-    assert host.phases[-1] is Phase.WARMING_UP
-    with pytest.raises(InsufficientMemory, match="no"):
-        loading.load_engine(Checkpoint("folder", folder, "m"), "m", INTENT, Full())
+    assert abs(reserved["weights"] - size) < 10_000
+    assert reserved["activations"] > 512 * 80 * 4
+    assert host.reports[-1][0] is Phase.WARMING_UP
+    with pytest.raises(InsufficientMemory, match="no memory for weights"):
+        load(folder, Host(lambda purpose: False))
 
 
-def test_which_folders_are_of_this_kind(tmp_path: Path, tiny_llama: Any) -> None:
-    encoder = Checkpoint("folder", make_encoder(tmp_path), "m")
-    assert kind_of_checkpoint(encoder).main is EMBED
-    decoder = Checkpoint("folder", tiny_llama(), "m")
-    assert kind_of_checkpoint(decoder).main is GENERATE
+def test_which_folders_are_of_this_kind(tmp_path, tiny_llama):
+    assert kind_of_checkpoint(in_folder(make_encoder(tmp_path))).main is EMBED
+    assert kind_of_checkpoint(in_folder(tiny_llama())).main is GENERATE
 
 
-def test_a_text_model_makes_embeddings_if_that_is_asked_for(tiny_llama: Any) -> None:
+@torch.no_grad()
+def last_states(model: Any, texts: list[list[int]]) -> torch.Tensor:
+    """Give transformers' embeddings by a decoder."""
+    states = [model(torch.tensor([text])).last_hidden_state[0, -1] for text in texts]
+    return normalize(torch.stack(states))
+
+
+def test_a_text_model_makes_embeddings_if_that_is_asked_for(tiny_llama):
     folder = tiny_llama(seed=4)
-    checkpoint = Checkpoint("folder", folder, "m")
-    assert kind_of_checkpoint(checkpoint, "embedding").main is EMBED
+    assert kind_of_checkpoint(in_folder(folder), "embedding").main is EMBED
     image = Checkpoint("diffusers", folder, "m")
     assert kind_of_checkpoint(image, "embedding").main is DRAW
     engine, info = load(folder, kind="embedding", dtype="float32")
     assert (info.architecture, info.pooling, info.normalized) == ("LlamaForCausalLM", "last", True)
     assert (info.max_model_len, info.dimensions) == (512, 64)
     texts = [[5, 6, 7], [8] * 40, [9]]
-    import transformers
-
     model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    with torch.no_grad():
-        states = [model(torch.tensor([text])).last_hidden_state[0, -1] for text in texts]
-    theirs = torch.nn.functional.normalize(torch.stack(states))
-    assert (embed(engine, texts) - theirs).abs().max() < 1e-4
+    assert (embed(engine, texts) - last_states(model, texts)).abs().max() < 1e-4
     long = [[1] * 512, [2] * 3, [3]]
     assert torch.equal(embed(engine, long)[0], embed(engine, long[:1])[0])
 
 
-def test_a_decoder_of_sentence_transformers_is_one_without_being_asked(tiny_qwen3: Any) -> None:
+def test_a_decoder_of_sentence_transformers_is_one_without_being_asked(tiny_qwen3):
     folder = add_sentence_layout(tiny_qwen3(), "last", max_tokens=77)
     assert kind_of_checkpoint(Checkpoint("folder", folder, "m")).main is EMBED
     _, info = load(folder)
@@ -152,27 +134,18 @@ def test_a_decoder_of_sentence_transformers_is_one_without_being_asked(tiny_qwen
 
 
 @pytest.mark.slow
-def test_smollm2_embeds_from_its_gguf_file(
-    smollm2_checkpoint: Checkpoint, smollm2_reference: Any
-) -> None:
-    intent = EngineConfig(device="cpu", num_threads=1, kind="embedding", dtype="float32")
-    assert kind_of_checkpoint(smollm2_checkpoint, intent.kind).main is EMBED
-    engine, info = loading.load_engine(smollm2_checkpoint, "m", intent, Host())
+def test_smollm2_embeds_from_its_gguf_file(smollm2_checkpoint, smollm2_reference):
+    assert kind_of_checkpoint(smollm2_checkpoint, "embedding").main is EMBED
+    how = {"num_threads": 1, "kind": "embedding", "dtype": "float32"}
+    engine, info = load(smollm2_checkpoint, **how)
     assert (info.max_model_len, info.dimensions) == (8192, 576)
     tokenizer = load_tokenizer(smollm2_checkpoint.path)
     texts = [tokenizer.encode(text) for text in SENTENCES[:4]]
     ours = embed(engine, texts)
-    with torch.no_grad():
-        states = [
-            smollm2_reference.model(torch.tensor([t])).last_hidden_state[0, -1] for t in texts
-        ]
-    theirs = torch.nn.functional.normalize(torch.stack(states))
-    assert (ours - theirs).abs().max() < 1e-4
+    assert (ours - last_states(smollm2_reference.model, texts)).abs().max() < 1e-4
 
 
-def test_weights_that_give_no_numbers_are_found_at_the_start(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
+def test_weights_that_give_no_numbers_are_found_at_the_start(tmp_path):
     folder = make_encoder(tmp_path)
     tensors = load_file(folder / "model.safetensors")
     tensors["embeddings.LayerNorm.bias"][3] = float("inf")
@@ -193,10 +166,9 @@ def test_weights_that_give_no_numbers_are_found_at_the_start(tmp_path: Path) -> 
         ({"intermediate_size": 2**31 - 1}, r"than this machine has|has shape"),
     ],
 )
-def test_folders_that_cannot_be_served(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_folders_that_cannot_be_served(changes, words, tmp_path):
     folder = add_sentence_layout(make_encoder(tmp_path), "mean")
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    change_json(folder / "config.json", **changes)
     with pytest.raises((ModelLoadError, UnsupportedArchitecture), match=words):
         load(folder)
 
@@ -211,35 +183,27 @@ SENTENCES = (
 
 
 @pytest.mark.slow
-def test_minilm_is_that_of_transformers(minilm_checkpoint: Checkpoint) -> None:
-    engine, info = loading.load_engine(minilm_checkpoint, "m", INTENT, Host())
+def test_minilm_is_that_of_transformers(minilm_checkpoint):
+    engine, info = load(minilm_checkpoint)
     assert (info.max_model_len, info.dimensions, info.pooling) == (256, 384, "mean")
     tokenizer = load_tokenizer(minilm_checkpoint.path)
     texts = [tokenizer.encode(text) for text in SENTENCES]
-    rng = random.Random(random.getrandbits(64))
-    texts += [[101, *(rng.randrange(999, 30522) for _ in range(rng.randint(1, 250))), 102]]
+    texts += [[101, *random.choices(range(999, 30522), k=random.randint(1, 250)), 102]]
     ours = embed(engine, texts)
-    theirs = torch.nn.functional.normalize(reference_embeddings(minilm_checkpoint.path, texts))
+    theirs = normalize(reference_embeddings(minilm_checkpoint.path, texts))
     assert (ours - theirs).abs().max() < 1e-5, texts[-1]
     alike, other = ours[0] @ ours[1], ours[0] @ ours[2]
     assert alike > 0.5 > other
 
 
 @pytest.mark.slow
-def test_minilms_tokens_are_those_of_transformers(minilm_checkpoint: Checkpoint) -> None:
-    import transformers
-
+def test_minilms_tokens_are_those_of_transformers(minilm_checkpoint):
     tokenizer = load_tokenizer(minilm_checkpoint.path)
     theirs = transformers.AutoTokenizer.from_pretrained(minilm_checkpoint.path)
     for text in SENTENCES:
         assert tokenizer.encode(text) == theirs(text)["input_ids"]
 
 
-def test_the_wheel_is_known_by_name(tmp_path: Path) -> None:
+def test_the_wheel_is_known_by_name(tmp_path):
     with pytest.raises(ModelLoadError, match="all-minilm-l6-v2 is not in the cache"):
-        resolve_source(
-            "all-MiniLM-L6-v2",
-            cache_dir=tmp_path,
-            on_progress=lambda fraction, line: None,
-            offline=True,
-        )
+        resolve_source("all-MiniLM-L6-v2", cache_dir=tmp_path, on_progress=print, offline=True)

@@ -35,7 +35,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_what_is_no_file_is_named_and_never_waited_for(kind: str, tmp_path: Path) -> None:
+def test_what_is_no_file_is_named_and_never_waited_for(kind, tmp_path):
     path = tmp_path / "config.json"
     MAKERS[kind](path)
     for read in (check_regular, open_regular, read_json, read_optional_json):
@@ -46,9 +46,7 @@ def test_what_is_no_file_is_named_and_never_waited_for(kind: str, tmp_path: Path
         check_folder(tmp_path)
 
 
-def test_a_pipe_that_takes_a_files_place_just_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pipe_that_takes_a_files_place_just_then(tmp_path, monkeypatch):
     """It comes between the first look and the opening; the second look sees it."""
     path = tmp_path / "model.safetensors"
     os.mkfifo(path)
@@ -58,7 +56,7 @@ def test_a_pipe_that_takes_a_files_place_just_then(
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
-def test_depth(opening: str, closing: str, tmp_path: Path) -> None:
+def test_depth(opening, closing, tmp_path):
     """Far beyond Python's limit, just beyond ours, and just within it."""
     path = tmp_path / "config.json"
     for depth in (100_000, 900, MAX_JSON_DEPTH):
@@ -74,14 +72,14 @@ def test_depth(opening: str, closing: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", '{"a": 1', "[1]", "1", "null", '"a"', "\xff\xfe"])
-def test_what_is_no_object(text: str, tmp_path: Path) -> None:
+def test_what_is_no_object(text, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(text, encoding="latin-1")
     with pytest.raises(CorruptFile, match=r"config\.json is not (valid JSON|a JSON object)"):
         read_json(path)
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
+def test_what_is_not_there(tmp_path):
     assert read_optional_json(tmp_path / "a.json") == {}
     with pytest.raises(ModelLoadError, match=r"a\.json cannot be read: No such file"):
         read_json(tmp_path / "a.json")
@@ -90,7 +88,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     check_folder(tmp_path)
 
 
-def test_size(tmp_path: Path) -> None:
+def test_size(tmp_path):
     path = tmp_path / "vocab.json"
     with path.open("wb") as file:
         file.truncate(MAX_JSON_BYTES + 1)
@@ -105,7 +103,7 @@ def test_size(tmp_path: Path) -> None:
         read_bounded(path, 4)
 
 
-def test_a_folder_of_ordinary_files_passes(tmp_path: Path) -> None:
+def test_a_folder_of_ordinary_files_passes(tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps(["a", "b"]))
     (tmp_path / "weights.bin").write_bytes(b"\xff")
     (tmp_path / "inner").mkdir()

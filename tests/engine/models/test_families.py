@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from engine.models.registry import create_model
-from tests.helpers.models.tiny_pairs import PagedTexts, create_pair, named_weights, their_logits
+from tests.helpers.models.tiny_pairs import (
+    PagedTexts,
+    create_pair,
+    error_of_bf16,
+    named_weights,
+    random_text,
+    run_alone,
+    their_logits,
+)
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -165,24 +173,18 @@ TOLERANCE = 1e-4
 @pytest.fixture(params=MODELS)
 def pair(request):
     family, overrides = MODELS[request.param]
-    seed = random.randrange(1 << 31)
-    return seed, *create_pair(family, seed, **overrides)
+    return create_pair(family, **overrides)
 
 
-def random_text(length):
-    return [random.randrange(131) for _ in range(length)]
-
-
-def assert_same(found, expected, seed):
+def assert_same(found, expected, way=""):
     assert found.shape == expected.shape
     error = (found - expected).abs().max().item()
     largest = expected.abs().max().item()
-    assert error < TOLERANCE * max(1, largest), f"logits differ by {error}, seed {seed}"
+    assert error < TOLERANCE * max(1, largest), f"logits differ by {error} {way}"
 
 
 def test_whole_prompts_chunks_and_decodes_equal_transformers(pair):
-    seed, ours, theirs, config = pair
-    random.seed(seed)
+    ours, theirs, config = pair
     text = random_text(90)
     expected = their_logits(theirs, text)
     texts = PagedTexts(ours, config)
@@ -195,12 +197,11 @@ def test_whole_prompts_chunks_and_decodes_equal_transformers(pair):
     }
     for number, (way, sizes) in enumerate(ways.items()):
         texts.add(number, text)
-        assert_same(texts.run(number, sizes), expected, f"{seed}, {way}")
+        assert_same(texts.run(number, sizes), expected, way)
 
 
 def test_neighbours_in_a_batch_change_nothing(pair):
-    seed, ours, theirs, config = pair
-    random.seed(seed)
+    ours, theirs, config = pair
     lengths = {0: 70, 1: 5, 2: 33, 3: 1, 4: 48, 5: 16, 6: 17}
     texts = PagedTexts(ours, config)
     found = {}
@@ -215,12 +216,11 @@ def test_neighbours_in_a_batch_change_nothing(pair):
         for text_id, logits in texts.step(pieces).items():
             found[text_id].append(logits)
     for text_id, logits in found.items():
-        assert_same(torch.cat(logits), their_logits(theirs, texts.texts[text_id]), seed)
+        assert_same(torch.cat(logits), their_logits(theirs, texts.texts[text_id]))
 
 
 def test_a_shared_prefix_is_read_from_another_texts_blocks(pair):
-    seed, ours, theirs, config = pair
-    random.seed(seed)
+    ours, theirs, config = pair
     prefix = random_text(24)
     texts = PagedTexts(ours, config)
     texts.add(0, prefix + random_text(8))
@@ -234,41 +234,24 @@ def test_a_shared_prefix_is_read_from_another_texts_blocks(pair):
 
 @pytest.mark.parametrize("block_size", [1, 16, 64])
 def test_any_block_size(block_size):
-    seed = random.randrange(1 << 31)
-    ours, theirs, config = create_pair("Llama", seed)
-    random.seed(seed)
+    ours, theirs, config = create_pair("Llama")
     text = random_text(66)
-    texts = PagedTexts(ours, config, block_size=block_size)
-    texts.add(0, text)
-    assert_same(texts.run(0, [32, 1, 31, 1, 1]), their_logits(theirs, text), seed)
+    found = run_alone(ours, config, text, [32, 1, 31, 1, 1], block_size=block_size)
+    assert_same(found, their_logits(theirs, text))
 
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma3", "Phi3"])
 def test_bf16_on_packed_weights_stays_near_fp32(family):
-    seed = random.randrange(1 << 31)
-    _, theirs, config = create_pair(family, seed, initializer_range=0.1)
-    random.seed(seed)
-    text = random_text(40)
-    expected = their_logits(theirs, text)
-    half = create_model(config, dtype=torch.bfloat16)
-    half.load_weights(named_weights(theirs))
-    texts = PagedTexts(half, config)
-    texts.add(0, text)
-    found = texts.run(0, [33] + [1] * 7).float()
-    error = (found - expected).abs().max() / expected.abs().max()
     # Two layers of bf16 roundings, 2^-9 each, add up to about a percent.
-    assert error < 0.05, f"relative error {error}, seed {seed}"
+    assert error_of_bf16(family, initializer_range=0.1) < 0.05
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma3", "Phi3"])
 def test_cuda_equals_transformers(family):
-    seed = random.randrange(1 << 31)
-    _, theirs, config = create_pair(family, seed)
-    random.seed(seed)
+    _, theirs, config = create_pair(family)
     text = random_text(60)
     ours = create_model(config, dtype=torch.float32, device="cuda")
     ours.load_weights(named_weights(theirs))
-    texts = PagedTexts(ours, config, device=torch.device("cuda"))
-    texts.add(0, text)
-    assert_same(texts.run(0, [33] + [1] * 27).cpu(), their_logits(theirs, text), seed)
+    found = run_alone(ours, config, text, [33] + [1] * 27, device=torch.device("cuda"))
+    assert_same(found.cpu(), their_logits(theirs, text))

@@ -10,9 +10,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.decoder import rope_of
 from engine.models.layers.rotary import CHUNK, Rope, RotaryTable
-from tests.helpers.models.tiny_pairs import PagedTexts, config_of, create_pair
+from tests.helpers.models.tiny_pairs import config_of, create_pair, random_text, run_alone
 
 CPU = torch.device("cpu")
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+SHORT = {"original_max_position_embeddings": 128}
 SCALINGS = {
     "default": {"rope_type": "default"},
     "high_theta": {"rope_type": "default", "rope_theta": 1e6},
@@ -26,33 +28,13 @@ SCALINGS = {
         "original_max_position_embeddings": 128,
         "rope_theta": 5e5,
     },
-    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256},
-    "yarn_mscale": {
-        "rope_type": "yarn",
-        "factor": 40.0,
-        "original_max_position_embeddings": 128,
-        "beta_fast": 16,
-        "beta_slow": 2,
-        "mscale": 1.0,
-        "mscale_all_dim": 0.707,
-    },
-    "yarn_not_truncated": {
-        "rope_type": "yarn",
-        "factor": 8.0,
-        "original_max_position_embeddings": 128,
-        "truncate": False,
-    },
-    "yarn_given_factor": {
-        "rope_type": "yarn",
-        "factor": 4.0,
-        "original_max_position_embeddings": 256,
-        "attention_factor": 0.8,
-    },
-    "yarn_shrinking": {
-        "rope_type": "yarn",
-        "factor": 0.5,
-        "original_max_position_embeddings": 256,
-    },
+    "yarn": YARN,
+    "yarn_mscale": YARN
+    | SHORT
+    | {"factor": 40.0, "beta_fast": 16, "beta_slow": 2, "mscale": 1.0, "mscale_all_dim": 0.707},
+    "yarn_not_truncated": YARN | SHORT | {"factor": 8.0, "truncate": False},
+    "yarn_given_factor": YARN | {"attention_factor": 0.8},
+    "yarn_shrinking": YARN | {"factor": 0.5},
 }
 
 
@@ -113,24 +95,18 @@ def test_off_the_cpu_a_table_is_made_whole():
 # Newer transformers call the argument `cache`; both are within the range we test with.
 @pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")
 def test_dynamic_scaling_past_the_trained_length_decodes_as_transformers_does():
-    seed = random.randrange(1 << 31)
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 3.0}
-    ours, theirs, config = create_pair(
-        "Llama", seed, rope_parameters=rope, max_position_embeddings=24
-    )
-    random.seed(seed)
-    text = [random.randrange(131) for _ in range(60)]
+    ours, theirs, config = create_pair("Llama", rope_parameters=rope, max_position_embeddings=24)
+    text = random_text(60)
     cache = transformers.DynamicCache()
     with torch.no_grad():
         pieces = [text[:20], *([t] for t in text[20:])]
         expected = torch.cat(
             [theirs(torch.tensor([p]), past_key_values=cache).logits[0] for p in pieces]
         )
-    texts = PagedTexts(ours, config)
-    for number, sizes in enumerate([[20] + [1] * 40, [60], [7, 20, 33]]):
-        texts.add(number, text)
-        error = (texts.run(number, sizes) - expected).abs().max().item()
-        assert error < 1e-4, f"pieces {sizes}: {error}, seed {seed}"
+    for sizes in ([20] + [1] * 40, [60], [7, 20, 33]):
+        error = (run_alone(ours, config, text, sizes) - expected).abs().max().item()
+        assert error < 1e-4, f"pieces {sizes}: {error}"
 
 
 def test_unknown_scheme_is_named_with_the_known_ones():

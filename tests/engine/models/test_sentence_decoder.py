@@ -2,33 +2,34 @@
 
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
 from torch import Tensor
 
+from engine.models import whole_texts
 from engine.models.registry import create_model
 from engine.models.sentence_decoder import SentenceDecoder
 from engine.models.sentence_encoder import Pooling
 from engine.weights.loader import iter_weights, load_model_config
-from engine.weights.source import Checkpoint
 from kernels import native
+from tests.helpers.models.checkpoints import in_folder
+from tests.helpers.models.tiny_encoders import assert_no_company_matters
 
 FAMILIES = ("tiny_llama", "tiny_qwen2", "tiny_qwen3", "tiny_gemma3")
 MAX_TOKENS, MAX_TEXTS = 600, 12
 
 
 @pytest.fixture(params=FAMILIES)
-def make_folder(request: pytest.FixtureRequest) -> Any:
+def make_folder(request):
     return request.getfixturevalue(request.param)
 
 
 def load(
     folder: Path, pooling: Pooling = "last", dtype: torch.dtype = torch.float32
 ) -> SentenceDecoder:
-    checkpoint = Checkpoint("folder", folder, "m")
+    checkpoint = in_folder(folder)
     config = load_model_config(checkpoint)
     model = create_model(config, dtype=dtype)
     del model.lm_head
@@ -37,9 +38,9 @@ def load(
     return SentenceDecoder(model, pooling, max_tokens=MAX_TOKENS, max_texts=MAX_TEXTS)
 
 
-def texts_of(rng: random.Random, num_texts: int) -> list[list[int]]:
-    lengths = [rng.choice((1, 1, 2, 16, 17, 40, rng.randint(1, 50))) for _ in range(num_texts)]
-    return [[rng.randrange(400) for _ in range(length)] for length in lengths]
+def texts_of(num_texts: int) -> list[list[int]]:
+    lengths = random.choices((1, 1, 2, 16, 17, 40, random.randint(1, 50)), k=num_texts)
+    return [[random.randrange(400) for _ in range(length)] for length in lengths]
 
 
 def reference(folder: Path, texts: list[list[int]]) -> Tensor:
@@ -51,49 +52,38 @@ def reference(folder: Path, texts: list[list[int]]) -> Tensor:
         return torch.stack([model(torch.tensor([t])).last_hidden_state[0, -1] for t in texts])
 
 
-def test_last_states_are_those_of_transformers(make_folder: Any) -> None:
-    seed = random.randrange(1 << 16)
-    folder = make_folder(seed=seed)
-    texts = texts_of(random.Random(seed), MAX_TEXTS)
+def test_last_states_are_those_of_transformers(make_folder):
+    folder = make_folder(seed=random.randrange(1 << 16))
+    texts = texts_of(MAX_TEXTS)
     ours = load(folder).embed(texts)
     theirs = reference(folder, texts)
     error = (ours - theirs).abs().max() / theirs.abs().max()
-    assert error < 5e-5, f"{error}, seed {seed}"
+    assert error < 5e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.skipif(native.library() is None, reason="needs the C++ operations")
-def test_a_texts_bits_do_not_depend_on_its_company(make_folder: Any, dtype: torch.dtype) -> None:
-    seed = random.randrange(1 << 16)
-    rng = random.Random(seed)
-    decoder = load(make_folder(seed=seed), rng.choice(("last", "mean")), dtype)
-    texts = texts_of(rng, MAX_TEXTS)
-    alone = [decoder.embed([text])[0] for text in texts]
-    for _ in range(5):
-        chosen = rng.sample(range(len(texts)), rng.randint(2, len(texts)))
-        company = decoder.embed([texts[text] for text in chosen])
-        for row, text in zip(company, chosen, strict=True):
-            assert torch.equal(row, alone[text]), f"text {text} of {chosen}, seed {seed}"
+def test_a_texts_bits_do_not_depend_on_its_company(make_folder, dtype):
+    folder = make_folder(seed=random.randrange(1 << 16))
+    decoder = load(folder, random.choice(("last", "mean")), dtype)
+    assert_no_company_matters(decoder.embed, texts_of(MAX_TEXTS))
 
 
-def test_the_largest_call_has_room() -> None:
+def test_the_largest_call_has_room():
     """The room is counted in blocks: each text may leave its last one almost empty."""
-    from engine.models import whole_texts
-
     block = whole_texts._BLOCK
-    for seed in range(50):
-        rng = random.Random(seed)
-        lengths = [rng.randint(1, 40) for _ in range(rng.randint(1, 20))]
+    for _ in range(50):
+        lengths = [random.randint(1, 40) for _ in range(random.randint(1, 20))]
         needed = sum(-(-length // block) for length in lengths)
         assert needed <= sum(lengths) // block + len(lengths)
 
 
-def test_a_folder_of_a_decoder_alone(tiny_qwen3: Any, tmp_path: Path) -> None:
+def test_a_folder_of_a_decoder_alone(tiny_qwen3, tmp_path):
     """As sentence encoders made of decoders come: without an output layer, and names without
     `model.`."""
     folder = tiny_qwen3(tie_word_embeddings=False)
-    texts = texts_of(random.Random(3), 5)
+    texts = texts_of(5)
     expected = load(folder).embed(texts)
     transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).save_pretrained(tmp_path)
-    assert load_model_config(Checkpoint("folder", tmp_path, "m")).architecture == "Qwen3ForCausalLM"
+    assert load_model_config(in_folder(tmp_path)).architecture == "Qwen3ForCausalLM"
     assert torch.equal(load(tmp_path).embed(texts), expected)

@@ -15,9 +15,9 @@ from engine.errors import InsufficientMemory, InvalidParameter, UnsupportedFeatu
 from engine.llm.start import loading
 from engine.planning.plain_text import plan_table
 from engine.planning.planner import make_plan
-from engine.weights.source import Checkpoint
 from tests.helpers.adapters.peft_adapters import write_adapter
 from tests.helpers.host import Host
+from tests.helpers.models.checkpoints import in_folder
 
 SHAPES = Path(loading.__file__).parents[2] / "data" / "shapes"
 
@@ -84,7 +84,7 @@ def test_adapters_take_what_was_planned(tiny_llama, tmp_path):
         num_kv_blocks=64,
         lora=tuple(f"{name}={tmp_path / name}" for name in options),
     )
-    checkpoint = Checkpoint("folder", folder, "t")
+    checkpoint = in_folder(folder)
     engine, _ = loading.load_engine(checkpoint, "t", config, Host())
     plan = made(folder, tmp_path, config=config, context=100)
     adapters = plan["adapters"]
@@ -131,26 +131,26 @@ def test_adapters_of_image_models(tmp_path):
 
 def test_models_that_embed_are_not_planned(tiny_llama, tmp_path):
     wanted = EngineConfig(device="cpu", kind="embedding")
-    with pytest.raises(
-        UnsupportedFeature, match="makes embeddings; plans exist only for models that make text"
-    ):
+    words = "makes embeddings; plans exist only for models that make text"
+    with pytest.raises(UnsupportedFeature, match=words):
         made(tiny_llama(), tmp_path, config=wanted)
 
 
 def test_a_model_that_does_not_fit_is_told_what_would(tiny_llama):
-    checkpoint = Checkpoint("folder", tiny_llama(), "t")
-    config = EngineConfig(device="cpu", num_threads=1)
-    with pytest.raises(InsufficientMemory, match="no memory for KV cache") as caught:
-        loading.load_engine(checkpoint, "t", config, Host(lambda purpose: purpose == "weights"))
-    assert "t on this machine" in caught.value.hint
-    assert "1 text of 512 tokens at a time" in caught.value.hint
-    assert "Fits with" in caught.value.hint
-    large = replace(config, kv_cache_memory_gib=random.choice([50, 1000]))
-    with pytest.raises(InsufficientMemory, match="no memory for KV cache") as caught:
-        loading.load_engine(checkpoint, "t", large, Host(lambda purpose: purpose == "weights"))
-    assert "the model itself fits" in caught.value.hint
-    assert "Fits with" not in caught.value.hint, "no table that says yes"
-    small = replace(config, max_model_len=512, num_kv_blocks=2)
-    with pytest.raises(InsufficientMemory, match="lower max_model_len to 32") as caught:
-        loading.load_engine(checkpoint, "t", small, Host(lambda purpose: purpose == "weights"))
-    assert "--kv-cache-dtype int8" in caught.value.hint
+    checkpoint = in_folder(tiny_llama())
+
+    def hint(words, **changes):
+        config = EngineConfig(device="cpu", num_threads=1, **changes)
+        with pytest.raises(InsufficientMemory, match=words) as caught:
+            loading.load_engine(checkpoint, "t", config, Host(lambda purpose: purpose == "weights"))
+        return caught.value.hint
+
+    found = hint("no memory for KV cache")
+    assert "tiny on this machine" in found
+    assert "1 text of 512 tokens at a time" in found
+    assert "Fits with" in found
+    found = hint("no memory for KV cache", kv_cache_memory_gib=random.choice([50, 1000]))
+    assert "the model itself fits" in found
+    assert "Fits with" not in found, "no table that says yes"
+    found = hint("lower max_model_len to 32", max_model_len=512, num_kv_blocks=2)
+    assert "--kv-cache-dtype int8" in found

@@ -11,7 +11,7 @@ import torch
 
 from engine.contract.knob import GIB
 from engine.contract.kv_numbers import KvNumbers
-from engine.contract.resolved_config import MachineFacts, ModelFacts, pool_bytes, resolve
+from engine.contract.resolved_config import MachineFacts, pool_bytes, resolve
 from engine.contract.settings import EngineConfig
 from engine.errors import InsufficientMemory, InvalidParameter
 from engine.llm.runner.kv_storage import KvStorage
@@ -24,9 +24,9 @@ from engine.planning.report import Target
 from engine.planning.text import plan
 from engine.runtime.device import PACKED_KV_DTYPES, torch_dtype
 from engine.weights.loader import load_model_config
-from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import plan_weights
 from tests.helpers.host import Host
+from tests.helpers.models.checkpoints import in_folder
 
 LLAMA3 = {
     "architectures": ["LlamaForCausalLM"],
@@ -84,7 +84,7 @@ def write_headers(folder, config):
         file.write(struct.pack("<Q", len(data)) + data)
         file.truncate(8 + len(data) + at)
     (folder / "config.json").write_text(json.dumps(config))
-    return Checkpoint("folder", folder, "llama"), at
+    return in_folder(folder), at
 
 
 def mlp_shapes(config):
@@ -144,13 +144,8 @@ def test_a_packed_cache_takes_half_and_its_scales(llama3):
 
 def test_many_texts_are_bounded_by_products(llama3):
     chip = chip_named("L4")
-    row = rows_of(
-        plan(
-            llama3[0],
-            EngineConfig(),
-            target(free=200 * GIB, chip=chip, concurrency=4000, context=16),
-        )
-    )["none", "bfloat16"]
+    wanted = target(free=200 * GIB, chip=chip, concurrency=4000, context=16)
+    row = rows_of(plan(llama3[0], EngineConfig(), wanted))["none", "bfloat16"]
     per_token = 2 * (8_030_261_248 - 128256 * 4096 - 65 * 4096) + 4 * 32 * 4096 * 16
     assert row.decode_tokens_per_s == pytest.approx(chip.flops / per_token, rel=1e-3)
     assert "--max-num-seqs 4000" in row.flags
@@ -167,16 +162,10 @@ def test_experts_that_nobody_chose_are_neither_read_nor_multiplied(tmp_path):
     }
     checkpoint, _ = write_headers(tmp_path, config)
     chip = CHIPS["h100"]
-    found = {
-        texts: rows_of(
-            plan(
-                checkpoint,
-                EngineConfig(),
-                target(free=70 * GIB, chip=chip, concurrency=texts, context=1),
-            )
-        )["none", "bfloat16"]
-        for texts in (1, 64)
-    }
+    found = {}
+    for texts in (1, 64):
+        wanted = target(free=70 * GIB, chip=chip, concurrency=texts, context=1)
+        found[texts] = rows_of(plan(checkpoint, EngineConfig(), wanted))["none", "bfloat16"]
     expert, hidden = 3 * 4096 * 14336, 4096
     attention = 2 * (2 * hidden * hidden + 2 * hidden * 1024 + 8 * hidden)
     head = 128256 * hidden
@@ -223,9 +212,8 @@ def test_what_a_mixture_has_and_what_a_token_meets(tmp_path):
         each = 48 * 3 * 2048 * 768 * bits / 8
         unread = 128 - experts.per_step
         embedding = 2 * 151936 * 2048
-        assert row.weight_bytes - row.read_bytes - embedding == pytest.approx(
-            unread * each, rel=1e-3
-        )
+        saved = row.weight_bytes - row.read_bytes - embedding
+        assert saved == pytest.approx(unread * each, rel=1e-3)
 
 
 def test_a_model_without_experts_says_nothing_of_them(llama3):
@@ -255,7 +243,7 @@ def engine_config(intent, flags):
 def test_what_fits_is_what_an_engine_can_hold(llama3, tiny_gemma3):
     """Whatever memory there is: the flags of a row that fits make room for all the texts, and
     nobody finds room where a row does not fit."""
-    folders = [llama3[0], Checkpoint("folder", tiny_gemma3(), "g")]
+    folders = [llama3[0], in_folder(tiny_gemma3())]
     for _ in range(40):
         checkpoint = random.choice(folders)
         is_large = checkpoint is folders[0]
@@ -269,11 +257,7 @@ def test_what_fits_is_what_an_engine_can_hold(llama3, tiny_gemma3):
             config = load_model_config(checkpoint)
             asked = engine_config(intent, row.flags)
             kept = plan_weights(checkpoint, config, asked, wanted.machine)
-            facts = text_facts(kept, config, asked)
-            facts = ModelFacts(
-                **{name: getattr(facts, name) for name in ModelFacts.__slots__}
-                | {"step_bytes": row.step_bytes}
-            )
+            facts = replace(text_facts(kept, config, asked), step_bytes=row.step_bytes)
             try:
                 resolved = resolve(asked, facts, wanted.machine)
             except InsufficientMemory:
@@ -287,7 +271,7 @@ def test_what_fits_is_what_an_engine_can_hold(llama3, tiny_gemma3):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8", "fp8"])
 def test_cache_bytes_are_those_of_the_storage(tiny_gemma3, dtype):
-    config = load_model_config(Checkpoint("folder", tiny_gemma3(), "g"))
+    config = load_model_config(in_folder(tiny_gemma3()))
     storage = KvStorage(
         num_blocks=3,
         layer_groups=[group.layers for group in config.layer_groups],
@@ -303,12 +287,11 @@ def test_cache_bytes_are_those_of_the_storage(tiny_gemma3, dtype):
 @pytest.mark.parametrize("on", ["cpu", "cuda"])
 def test_a_draft_model_is_counted(tiny_gemma3, tiny_llama, on):
     """The plan and the load count its weights and a cache of as many tokens as the model's."""
-    folders = {"model": tiny_gemma3(), "draft": tiny_llama()}
-    checkpoint = Checkpoint("folder", folders["model"], "g")
+    checkpoint, smaller = in_folder(tiny_gemma3()), in_folder(tiny_llama())
     intent = EngineConfig(
         dtype="float32",
         quantization="none",
-        speculative_model=str(folders["draft"]),
+        speculative_model=str(smaller.path),
         num_speculative_tokens=4,
     )
     wanted = target(on, 8 * GIB, concurrency=2, context=256)
@@ -316,10 +299,7 @@ def test_a_draft_model_is_counted(tiny_gemma3, tiny_llama, on):
         rows_of(plan(checkpoint, one, wanted))["none", "float32"]
         for one in (intent, replace(intent, speculative_model=None))
     ]
-    config = load_model_config(Checkpoint("folder", folders["draft"], "l"))
-    weights = plan_weights(
-        Checkpoint("folder", folders["draft"], "l"), config, intent, wanted.machine
-    )
+    weights = plan_weights(smaller, load_model_config(smaller), intent, wanted.machine)
     assert rows[0].weight_bytes - rows[1].weight_bytes == weights.num_bytes(4)
     model_config = load_model_config(checkpoint)
     draft = plan_draft(checkpoint, model_config, intent, wanted.machine)
@@ -363,7 +343,7 @@ def test_memory_that_is_set_aside_for_adapters(llama3):
 
 
 def test_on_a_cpu_a_large_pool_must_be_asked_for(tiny_llama):
-    checkpoint = Checkpoint("folder", tiny_llama(max_position_embeddings=1 << 16), "t")
+    checkpoint = in_folder(tiny_llama(max_position_embeddings=1 << 16))
     wanted = target("cpu", 64 * GIB, concurrency=100, context=1 << 16)
     row = rows_of(plan(checkpoint, EngineConfig(dtype="float32"), wanted))["none", "float32"]
     assert row.fits

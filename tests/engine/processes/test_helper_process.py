@@ -45,7 +45,7 @@ def pid_of(process: HelperProcess) -> int:
     return int(ask(process, b"who", 60)[1])
 
 
-def test_questions_are_answered_whatever_their_size() -> None:
+def test_questions_are_answered_whatever_their_size():
     process = helper()
     for num_bytes in (0, 1, random.randrange(1 << 22)):
         body = random.randbytes(num_bytes)
@@ -63,8 +63,8 @@ def test_questions_are_answered_whatever_their_size() -> None:
     ],
 )
 def test_a_process_that_is_lost_leaves_nothing_and_another_is_started(
-    body: bytes, wall_s: float, exit_codes: set[int], is_late: bool
-) -> None:
+    body, wall_s, exit_codes, is_late
+):
     """It ended, was late, or answered another question."""
     process = helper()
     before = psutil.Process().num_fds()
@@ -79,7 +79,7 @@ def test_a_process_that_is_lost_leaves_nothing_and_another_is_started(
     assert psutil.Process().num_fds() == before
 
 
-def test_anybody_may_kill_it_over_a_question_or_when_it_is_idle() -> None:
+def test_anybody_may_kill_it_over_a_question_or_when_it_is_idle():
     process = helper()
     process.kill()
     first = pid_of(process)
@@ -96,14 +96,14 @@ def test_anybody_may_kill_it_over_a_question_or_when_it_is_idle() -> None:
     process.close()
 
 
-def test_one_that_cannot_be_started_leaves_nothing() -> None:
+def test_one_that_cannot_be_started_leaves_nothing():
     before = psutil.Process().num_fds()
     with pytest.raises(OSError):
         HelperProcess(["/no/such/program"]).running()
     assert psutil.Process().num_fds() == before
 
 
-def test_it_ends_with_whoever_held_it() -> None:
+def test_it_ends_with_whoever_held_it():
     process = helper()
     pid = pid_of(process)
     os.kill(pid, 0)

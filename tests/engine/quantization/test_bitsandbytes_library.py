@@ -67,5 +67,5 @@ assert sys.modules["bitsandbytes"] is bitsandbytes
 
 
 @pytest.mark.slow
-def test_it_runs_when_it_is_used() -> None:
+def test_it_runs_when_it_is_used():
     subprocess.run([sys.executable, "-c", LAZY], check=True, timeout=300)

@@ -10,7 +10,6 @@ from torch import nn
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
 from engine.models.forward_context import NO_CONTEXT
 from engine.models.layers.embedding import LmHead, TokenEmbedding
-from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.parallel import TensorParallel
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.loading import Loader
@@ -22,6 +21,7 @@ from kernels.linear_panels.panels import unpack
 from tests.helpers.quantization import format_layers
 from tests.helpers.quantization.format_layers import (
     assert_divided,
+    assert_multiplies,
     assert_product,
     assert_rows_alike,
     filled,
@@ -57,8 +57,7 @@ def random_layer(layout, shards=None, size=160, *, bias=False):
     """Tensors by checkpoint name, and the weights by shard."""
     few = 32 if layout.bits == 3 else 16
     shards = shards or (("q", 3 * few), ("k", few), ("v", few))
-    tensors, weights = {}, {}
-    shared = None
+    tensors, weights, shared = {}, {}, None
     for name, outputs in shards:
         made, weights[name] = quantised(torch.randn(outputs, size) / size**0.5, layout, shared)
         shared = made.get("g_idx")
@@ -115,9 +114,7 @@ def test_shards_with_other_orders_of_inputs_are_multiplied_apart():
     tensors |= {f"a.k.{kind}": tensor for kind, tensor in made.items()}
     layer = loaded(tensors, weights, layout)
     assert [outputs_of(one) for one in layer._parts[0][1]] == [48, 16, 16]
-    x = torch.randn(5, 160)
-    expected = x @ torch.cat(list(weights.values())).T
-    torch.testing.assert_close(layer(x, NO_CONTEXT), expected, atol=1e-5, rtol=0)
+    assert_multiplies(layer, weights, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=IDS)
@@ -192,10 +189,7 @@ def test_an_order_that_the_configuration_denies_is_kept_on_one_rank_alone():
     layout = Layout(desc_act=True)
     tensors, weights = random_layer(layout)
     denied = Layout()
-    layer = loaded(tensors, weights, denied)
-    x = torch.randn(2, 160)
-    expected = x @ torch.cat(list(weights.values())).T
-    torch.testing.assert_close(layer(x, NO_CONTEXT), expected, atol=1e-5, rtol=0)
+    assert_multiplies(loaded(tensors, weights, denied), weights, atol=1e-5)
     tensors, weights = random_layer(layout, (("q", 16),), 128)
     with pytest.raises(ModelLoadError, match=r"a\.q\.g_idx .*desc_act is false"):
         parallel = TensorParallel(1, 2, lambda partial: partial)
@@ -225,73 +219,64 @@ def test_an_embedding_and_an_output_layer_may_be_quantised(tied):
     assert isinstance(model.head._method, UnquantizedMethod if tied else GptqMethod)
 
 
-def spoilt(change):
-    """The error of loading one layer after `change(tensors)`, with or without act-order."""
+def check_spoilt(change, error, words):
+    """Check the error of loading one layer after `change(tensors)`."""
     layout = Layout(desc_act=True)
     tensors, weights = random_layer(layout, (("q", 48),))
     change(tensors)
     with pytest.raises(ModelLoadError) as caught:
         loaded(tensors, weights, layout)
-    return caught
+    assert caught.type is error
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_scales_that_are_no_numbers(value):
-    def change(tensors):
-        tensors["a.q.scales"][2, 5] = value
-
-    caught = spoilt(change)
-    assert caught.type is CorruptFile
-    assert "a.q.scales has values that are not numbers" in str(caught.value)
+    check_spoilt(
+        lambda tensors: tensors["a.q.scales"].__setitem__((2, 5), value),
+        CorruptFile,
+        "a.q.scales has values that are not numbers",
+    )
 
 
 @pytest.mark.parametrize("group", [-1, 5, 2**31 - 1, -(2**31)])
 def test_groups_that_are_not_there(group):
-    caught = spoilt(lambda tensors: tensors["a.q.g_idx"].__setitem__(17, group))
-    assert caught.type is CorruptFile
-    assert f"a.q.g_idx names group {group}; the tensors have groups 0 to 4" in str(caught.value)
+    check_spoilt(
+        lambda tensors: tensors["a.q.g_idx"].__setitem__(17, group),
+        CorruptFile,
+        f"a.q.g_idx names group {group}; the tensors have groups 0 to 4",
+    )
+
+
+DAMAGES = {
+    "rows": (lambda tensor: tensor[:-1], "has"),
+    "columns": (lambda tensor: tensor[..., :-8], "has"),
+    "empty": (lambda tensor: tensor[:0], "has"),
+    "one more": (lambda tensor: torch.cat([tensor, tensor[:1]]), "has"),
+    "type": (
+        lambda tensor: tensor.to(torch.int32 if tensor.is_floating_point() else torch.float32),
+        "has type",
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", ["qweight", "qzeros", "scales", "g_idx"])
-@pytest.mark.parametrize("damage", ["rows", "columns", "empty", "one more"])
-def test_shapes_that_do_not_fit(kind, damage):
-    def change(tensors):
-        tensor = tensors[f"a.q.{kind}"]
-        tensors[f"a.q.{kind}"] = {
-            "rows": tensor[:-1],
-            "columns": tensor[..., :-8],
-            "empty": tensor[:0],
-            "one more": torch.cat([tensor, tensor[:1]]),
-        }[damage].contiguous()
-
-    caught = spoilt(change)
-    assert caught.type is ShapeMismatch
-    assert f"a.q.{kind} has" in str(caught.value)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_tensors_that_do_not_fit(kind, damage):
+    name = f"a.q.{kind}"
+    spoil, words = DAMAGES[damage]
+    check_spoilt(
+        lambda tensors: tensors.update({name: spoil(tensors[name]).contiguous()}),
+        ShapeMismatch,
+        f"{name} {words}",
+    )
 
 
 @pytest.mark.parametrize("kind", ["qweight", "qzeros", "scales", "g_idx"])
-def test_numbers_of_another_type(kind):
-    def change(tensors):
-        tensors[f"a.q.{kind}"] = tensors[f"a.q.{kind}"].to(
-            torch.int32 if kind == "scales" else torch.float32
-        )
-
-    caught = spoilt(change)
-    assert caught.type is ShapeMismatch
-    assert f"a.q.{kind} has type" in str(caught.value)
-
-
-@pytest.mark.parametrize("kind", ["qzeros", "scales", "g_idx"])
 def test_tensors_that_are_not_there(kind):
-    caught = spoilt(lambda tensors: tensors.pop(f"a.q.{kind}"))
-    assert caught.type is MissingWeight
-    assert f"lacks a.q.{kind}" in str(caught.value)
-
-
-def test_a_layer_without_its_qweight_is_a_plain_one_that_is_missing():
-    caught = spoilt(lambda tensors: tensors.pop("a.q.qweight"))
-    assert caught.type is MissingWeight
-    assert "lacks a.q.weight" in str(caught.value)
+    """A layer without its qweight is a plain one that is missing."""
+    named = "weight" if kind == "qweight" else kind
+    check_spoilt(lambda tensors: tensors.pop(f"a.q.{kind}"), MissingWeight, f"lacks a.q.{named}")
 
 
 RULES = {"+:.*k": {"bits": 8, "group_size": -1}, "w": {"bits": 3, "sym": True}, "-:.*v": {}}
@@ -315,24 +300,10 @@ def test_layers_may_have_bits_and_groups_of_their_own(pattern):
     config = Layout().config() | {"dynamic": {pattern: RULES["+:.*k"]} | RULES}
     headers = headers_of(tensors)
     layers = GptqFormat.detect(config, headers).layers(headers)
-    assert {name: one.method.bits for name, one in layers.items()} == {
-        "a.q": 4,
-        "a.k": 8,
-        "a.w": 3,
-    }
-    assert layers["a.k"].method.group_size in (-1, 160)
     methods = {name: one.method for name, one in layers.items()}
-    model = nn.Module()
-    model.a = nn.Module()
-    layer = Linear(160, [Shard(name, 32) for name in weights])
-    model.a.all = layer
-    options = WeightOptions(
-        dtype=torch.float32, device=torch.device("cpu"), linear_method=methods.get
-    )
-    Loader(model, options).load(tensors.items())
-    x = torch.randn(3, 160)
-    expected = x @ torch.cat(list(weights.values())).T
-    torch.testing.assert_close(layer(x, NO_CONTEXT), expected, atol=1e-4, rtol=0)
+    assert {name: method.bits for name, method in methods.items()} == {"a.q": 4, "a.k": 8, "a.w": 3}
+    assert methods["a.k"].group_size in (-1, 160)
+    assert_multiplies(filled(tensors, weights, methods), weights)
 
 
 @pytest.mark.parametrize(

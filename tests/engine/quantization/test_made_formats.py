@@ -29,8 +29,7 @@ SIZE = 192
 def what_is_kept(weight, name):
     """The numbers that a format keeps of a weight, by other code than ours where there is some."""
     if name in ("int8-weights", "int4"):
-        kind = gguf.GGMLQuantizationType.Q8_0 if name == "int8-weights" else GGUFType.Q4_1
-        kind = gguf.GGMLQuantizationType(kind)
+        kind = gguf.GGMLQuantizationType["Q8_0" if name == "int8-weights" else "Q4_1"]
         made = gguf.quants.quantize(weight.float().numpy(), kind)
         return torch.from_numpy(gguf.quants.dequantize(made, kind))
     if name == "bnb-int8":
@@ -64,17 +63,18 @@ def test_products_are_those_of_what_is_kept(name, dtype):
     assert_product(layer, tensors, kept, dtype, cases.TOLERANCE[dtype])
 
 
+needs_panels = pytest.mark.skipif(not takes_panels(), reason="no C++ compiler")
+
+
+@needs_panels
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_has_the_same_bits_in_any_batch(name):
-    if not takes_panels():
-        pytest.skip("no C++ compiler")
     assert_rows_alike(lambda dtype: made(name, dtype)[0], SIZE)
 
 
+@needs_panels
 @pytest.mark.parametrize("name", NAMES)
 def test_memory_is_what_is_stated(name):
-    if not takes_panels():
-        pytest.skip("no C++ compiler")
     layer, _, _ = made(name)
     ((method, state),) = layer._parts
     panels = state.panels if hasattr(state, "panels") else state.state.panels
@@ -130,11 +130,8 @@ def test_a_tied_output_layer_is_made_of_the_embedding(name):
     model.embed = TokenEmbedding(40, 64)
     model.head = LmHead(model.embed, tied=True)
     method = load_format(name).output_method_for(40, 64)
-    options = WeightOptions(
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-        linear_method={"head": method}.get,
-    )
+    how = {"dtype": torch.float32, "device": torch.device("cpu")}
+    options = WeightOptions(**how, linear_method={"head": method}.get)
     Loader(model, options).load([("embed.weight", weight)])
     x = torch.randn(3, 64)
     wanted = x @ what_is_kept(weight, "int8-weights").T

@@ -17,6 +17,7 @@ from engine.quantization.plain import UnpackingMethod, UnquantizedMethod
 from engine.quantization.registry import detect
 from kernels.linear_panels import cases
 from tests.helpers.quantization.format_layers import (
+    assert_multiplies,
     assert_product,
     assert_rows_alike,
     filled,
@@ -50,11 +51,8 @@ def test_products_are_those_of_the_dequantised_weight(variety, dtype):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_products_without_panels(variety, device, monkeypatch):
     """Panels are missing on a GPU, and without a C++ compiler."""
-    monkeypatch.setattr("engine.quantization.four_bit_blocks.takes_panels", lambda: False)
-    monkeypatch.setattr("engine.quantization.byte_groups.takes_panels", lambda: False)
-    monkeypatch.setattr("engine.quantization.fp8_blocks.takes_panels", lambda: False)
-    monkeypatch.setattr("engine.quantization.int4_groups.takes_panels", lambda: False)
-    monkeypatch.setattr("engine.quantization.mxfp4.takes_panels", lambda: False)
+    for module in ("four_bit_blocks", "byte_groups", "fp8_blocks", "int4_groups", "mxfp4"):
+        monkeypatch.setattr(f"engine.quantization.{module}.takes_panels", lambda: False)
     tensors, weights = random_layer(variety.quantise, SHARDS, SIZE, bias=True)
     methods = {name: one.method for name, one in layers_of(tensors, variety.config, device).items()}
     layer = filled(tensors, weights, methods)
@@ -91,11 +89,9 @@ def test_what_is_unpacked_equals_what_it_stands_for(variety):
         for name, one in layers_of(tensors, variety.config).items()
     }
     found = filled(tensors, weights, methods)
-    part = torch.eye(SIZE)
     # Each row takes one input's weights out, exactly.
-    torch.testing.assert_close(
-        found(part, NO_CONTEXT).T, torch.cat(list(weights.values())), rtol=1e-6, atol=1e-7
-    )
+    rows = found(torch.eye(SIZE), NO_CONTEXT).T
+    torch.testing.assert_close(rows, torch.cat(list(weights.values())), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("size", [40, 200])
@@ -105,16 +101,12 @@ def test_sizes_that_panels_do_not_take(variety, size):
     if made.keys() & {"weight_packed", "blocks"} and variety.bits < 8:
         pytest.skip("its groups of 32 divide no such rows")
     tensors, weights = random_layer(variety.quantise, {"q": 24}, size)
-    layer = loaded(tensors, weights, variety.config)
-    x = torch.randn(3, size)
-    torch.testing.assert_close(layer(x, NO_CONTEXT), x @ weights["q"].T, atol=1e-4, rtol=0)
+    assert_multiplies(loaded(tensors, weights, variety.config), weights)
 
 
 def test_a_layer_of_one_output(variety):
     tensors, weights = random_layer(variety.quantise, {"q": 1}, 64)
-    x = torch.randn(3, 64)
-    found = loaded(tensors, weights, variety.config)(x, NO_CONTEXT)
-    torch.testing.assert_close(found, x @ weights["q"].T, atol=1e-4, rtol=0)
+    assert_multiplies(loaded(tensors, weights, variety.config), weights)
 
 
 def test_a_tensor_that_is_not_there_is_named(variety):
@@ -200,12 +192,19 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def endless_nested_blocks():
-    variety = VARIETIES["bnb nf4, nested"]
-    tensors, weights = random_layer(variety.quantise, {"q": 32}, 64)
-    state = json.loads(tensors[STATE].numpy().tobytes()) | {"nested_blocksize": 1 << 28}
+STATE = "a.q.weight.quant_state.bitsandbytes__nf4"
+
+
+def nested_blocks(**changes):
+    """A layer of bitsandbytes with changes of what it states."""
+    tensors, weights = random_layer(VARIETIES["bnb nf4, nested"].quantise, {"q": 32}, 64)
+    state = json.loads(tensors[STATE].numpy().tobytes()) | changes
     tensors[STATE] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
-    return tensors, weights, variety.config
+    return tensors, weights
+
+
+def endless_nested_blocks():
+    return *nested_blocks(nested_blocksize=1 << 28), VARIETIES["bnb nf4, nested"].config
 
 
 def endless_rectangles():
@@ -221,8 +220,7 @@ def test_sizes_that_are_merely_stated_take_no_memory(made):
     with Largest() as largest:
         layer = loaded(tensors, weights, config)
     assert largest.most < 1 << 20
-    x = torch.randn(3, 64)
-    torch.testing.assert_close(layer(x, NO_CONTEXT), x @ weights["q"].T, atol=1e-4, rtol=0)
+    assert_multiplies(layer, weights)
 
 
 def test_ranks_do_not_divide_what_they_cannot(variety):
@@ -259,14 +257,10 @@ def test_inputs_that_share_a_scale_may_lie_anywhere():
     tensors, weights = random_layer(ct_ordered, SHARDS, SIZE)
     for numbers in (torch.int32, torch.int64):
         names = {name: one.to(numbers) for name, one in tensors.items() if "g_idx" in name}
-        layer = loaded(tensors | names, weights, ORDERED)
-        x = torch.randn(3, SIZE)
-        expected = x @ torch.cat(list(weights.values())).T
-        torch.testing.assert_close(layer(x, NO_CONTEXT), expected, atol=1e-4, rtol=0)
+        assert_multiplies(loaded(tensors | names, weights, ORDERED), weights)
     (one, *_) = layers_of(tensors, ORDERED).values()
-    (plain, *_) = layers_of(
-        random_layer(ct_packed, SHARDS, SIZE)[0], VARIETIES["W4A16"].config
-    ).values()
+    packed, _ = random_layer(ct_packed, SHARDS, SIZE)
+    (plain, *_) = layers_of(packed, VARIETIES["W4A16"].config).values()
     assert one.num_bytes(2) - plain.num_bytes(2) == 4 * SIZE
 
 
@@ -299,12 +293,7 @@ def test_codes_are_symmetric_unless_stated_otherwise():
     tensors, weights = random_layer(ct_packed, {"q": 32}, SIZE)
     config = ct_config("pack-quantized", num_bits=4)
     del config["config_groups"]["group_0"]["weights"]["symmetric"]
-    x = torch.randn(3, SIZE)
-    found = loaded(tensors, weights, config)(x, NO_CONTEXT)
-    torch.testing.assert_close(found, x @ weights["q"].T, atol=1e-4, rtol=0)
-
-
-STATE = "a.q.weight.quant_state.bitsandbytes__nf4"
+    assert_multiplies(loaded(tensors, weights, config), weights)
 
 
 @pytest.mark.parametrize(
@@ -330,12 +319,9 @@ STATE = "a.q.weight.quant_state.bitsandbytes__nf4"
     ids=str,
 )
 def test_what_bitsandbytes_states_is_checked(changes, reason):
-    variety = VARIETIES["bnb nf4, nested"]
-    tensors, weights = random_layer(variety.quantise, {"q": 32}, 64)
-    state = json.loads(tensors[STATE].numpy().tobytes()) | changes
-    tensors[STATE] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    tensors, weights = nested_blocks(**changes)
     with pytest.raises(ModelLoadError, match=reason):
-        loaded(tensors, weights, variety.config)
+        loaded(tensors, weights, VARIETIES["bnb nf4, nested"].config)
 
 
 @pytest.mark.parametrize("given", ["weight_g_idx", "weight_zero_point"])
@@ -369,20 +355,19 @@ def test_configurations_that_are_not_supported_are_refused_by_key(key, value):
 JUNK = (None, True, -1, 0, 2**70, float("nan"), "", "x", [], {}, [[]], {"": None}, 1e308, [2, 3])
 
 
-def junk_of(value, dice):
+def junk_of(value):
     """A configuration with one thing in it changed, however deep."""
-    if isinstance(value, dict) and value and dice.random() < 0.9:
-        key = dice.choice(sorted(value))
-        return value | {key: junk_of(value[key], dice)}
-    return dice.choice(JUNK)
+    if isinstance(value, dict) and value and random.random() < 0.9:
+        key = random.choice(sorted(value))
+        return value | {key: junk_of(value[key])}
+    return random.choice(JUNK)
 
 
 def test_whatever_is_stated_the_answer_is_layers_or_a_reason(variety):
     tensors, _ = random_layer(variety.quantise, {"q": 32}, 64)
     headers = headers_of(tensors)
-    dice = random.Random(random.randrange(1 << 30))
     for _ in range(60):
-        stated = junk_of(variety.config, dice)
+        stated = junk_of(variety.config)
         if not isinstance(stated, dict):
             continue
         try:

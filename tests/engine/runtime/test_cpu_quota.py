@@ -12,69 +12,64 @@ OTHERS = (
 )
 
 
-@pytest.fixture
-def system(tmp_path):
-    """`system(groups, mounts, files)` → the root of a file system that has them."""
-
-    def make(groups, mounts, files):
-        (tmp_path / "proc/self").mkdir(parents=True)
-        (tmp_path / "proc/self/cgroup").write_text(groups)
-        (tmp_path / "proc/self/mountinfo").write_text(OTHERS + mounts)
-        for name, text in files.items():
-            path = tmp_path / "sys/fs/cgroup" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return tmp_path
-
-    return make
-
-
-def test_version_2_in_a_container(system):
-    root = system("0::/\n", VERSION_2.format(root="/"), {"cpu.max": "150000 100000\n"})
-    assert cpu_quota(root) == 1.5
-
-
-def test_the_tightest_of_the_groups_above_holds(system):
-    files = {
-        "a/cpu.max": "250000 100000\n",
-        "a/b/cpu.max": "max 100000\n",
-        "a/b/c/cpu.max": "400000 100000\n",
-        "other/cpu.max": "10000 100000\n",
-    }
-    root = system("0::/a/b/c\n", VERSION_2.format(root="/"), files)
-    assert cpu_quota(root) == 2.5
-
-
-def test_a_group_whose_name_only_the_host_knows(system):
-    files = {"cpu.max": "50000 100000\n"}
-    root = system("0::/docker/1f2e\n", VERSION_2.format(root="/docker/1f2e"), files)
-    assert cpu_quota(root) == 0.5
-
-
-def test_version_1(system):
-    files = {
-        "cpu,cpuacct/docker/1f2e/cpu.cfs_quota_us": "300000\n",
-        "cpu,cpuacct/docker/1f2e/cpu.cfs_period_us": "100000\n",
-        "cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
-        "cpu,cpuacct/cpu.cfs_period_us": "100000\n",
-    }
-    groups = "5:memory:/m\n2:cpu,cpuacct:/docker/1f2e\n0::/\n"
-    assert cpu_quota(system(groups, VERSION_1.format(root="/"), files)) == 3.0
+V1 = "cpu,cpuacct"
+CASES = {
+    "version 2 in a container": ("0::/", VERSION_2, "/", {"cpu.max": "150000 100000"}, 1.5),
+    "the tightest of the groups above": (
+        "0::/a/b/c",
+        VERSION_2,
+        "/",
+        {
+            "a/cpu.max": "250000 100000",
+            "a/b/cpu.max": "max 100000",
+            "a/b/c/cpu.max": "400000 100000",
+            "other/cpu.max": "10000 100000",
+        },
+        2.5,
+    ),
+    "a group whose name only the host knows": (
+        "0::/docker/1f2e",
+        VERSION_2,
+        "/docker/1f2e",
+        {"cpu.max": "50000 100000"},
+        0.5,
+    ),
+    "version 1": (
+        "5:memory:/m\n2:cpu,cpuacct:/docker/1f2e\n0::/",
+        VERSION_1,
+        "/",
+        {
+            f"{V1}/docker/1f2e/cpu.cfs_quota_us": "300000",
+            f"{V1}/docker/1f2e/cpu.cfs_period_us": "100000",
+            f"{V1}/cpu.cfs_quota_us": "-1",
+            f"{V1}/cpu.cfs_period_us": "100000",
+        },
+        3.0,
+    ),
+    "version 1 mounted into a container under another name": (
+        "2:cpu,cpuacct:/docker/1f2e",
+        VERSION_1,
+        "/docker/1f2e",
+        {f"{V1}/cpu.cfs_quota_us": "200000", f"{V1}/cpu.cfs_period_us": "100000"},
+        2.0,
+    ),
+    **{
+        f"no limit: {text!r}": ("0::/", VERSION_2, "/", {"cpu.max": text}, None)
+        for text in ("max 100000", "", "x y", "100000", "100000 0")
+    },
+}
 
 
-def test_version_1_mounted_into_a_container_under_another_name(system):
-    files = {
-        "cpu,cpuacct/cpu.cfs_quota_us": "200000\n",
-        "cpu,cpuacct/cpu.cfs_period_us": "100000\n",
-    }
-    groups = "2:cpu,cpuacct:/docker/1f2e\n"
-    assert cpu_quota(system(groups, VERSION_1.format(root="/docker/1f2e"), files)) == 2.0
-
-
-@pytest.mark.parametrize("text", ["max 100000\n", "", "x y\n", "100000\n", "100000 0\n"])
-def test_what_is_no_limit(system, text):
-    root = system("0::/\n", VERSION_2.format(root="/"), {"cpu.max": text})
-    assert cpu_quota(root) is None
+@pytest.mark.parametrize("case", CASES)
+def test_the_quota_is_that_of_the_tightest_group(case, tmp_path):
+    groups, mounts, group, files, quota = CASES[case]
+    files = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    files |= {"proc/self/cgroup": groups, "proc/self/mountinfo": OTHERS + mounts.format(root=group)}
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    assert cpu_quota(tmp_path) == quota
 
 
 def test_a_system_without_control_groups(tmp_path):

@@ -11,17 +11,7 @@ from engine.contract.status import Phase
 from engine.runtime import operations
 from engine.runtime.operations import build_operations, estimated_s, in_words
 from kernels import native
-
-
-class Host:
-    def __init__(self) -> None:
-        self.reports: list[tuple[Phase, float, str]] = []
-
-    def report(
-        self, phase: Phase, progress: float | None = None, detail: str | None = None
-    ) -> None:
-        assert progress is not None and detail is not None
-        self.reports.append((phase, progress, detail))
+from tests.helpers.host import Host
 
 
 def build(monkeypatch: pytest.MonkeyPatch, library: Callable[[], Any]) -> Host:
@@ -29,21 +19,21 @@ def build(monkeypatch: pytest.MonkeyPatch, library: Callable[[], Any]) -> Host:
     monkeypatch.setattr(native, "is_built", lambda: False)
     monkeypatch.setattr(native, "library", library)
     monkeypatch.setattr(operations, "_REPORT_S", 0.001)
-    build_operations(host)  # type: ignore[arg-type]
+    build_operations(host)
     return host
 
 
-def test_a_build_tells_its_share_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_tells_its_share_and_what_is_left(monkeypatch):
     shares = iter([0.25, 0.25, *(random.uniform(0.3, 1.0) for _ in range(3))])
-    told: list[float] = []
+    told = []
 
-    def share() -> float:
+    def share():
         told.append(next(shares, 1.0))
         return told[-1]
 
     monkeypatch.setattr(native, "share_built", lambda: share)
 
-    def library() -> None:
+    def library():
         while len(told) < 5:
             time.sleep(0.001)
 
@@ -56,17 +46,17 @@ def test_a_build_tells_its_share_and_what_is_left(monkeypatch: pytest.MonkeyPatc
     assert len(host.reports) == count, "nobody tells any more"
 
 
-def test_a_build_that_fails_is_told_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_that_fails_is_told_no_longer(monkeypatch):
     monkeypatch.setattr(native, "share_built", lambda: lambda: 0.5)
 
-    def library() -> None:
+    def library():
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
         build(monkeypatch, library)
 
 
-def test_the_estimate_follows_the_pace_once_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_estimate_follows_the_pace_once_there_is_one(monkeypatch):
     monkeypatch.setattr(operations.os, "cpu_count", lambda: 2)
     whole = native.BUILD_CORE_S / 2
     assert estimated_s(0.0, 0.0, 0.0) == whole
@@ -77,7 +67,7 @@ def test_the_estimate_follows_the_pace_once_there_is_one(monkeypatch: pytest.Mon
     assert estimated_s(0.0, 1.0, 30.0) == 0.0
 
 
-def test_estimates_are_rounded() -> None:
+def test_estimates_are_rounded():
     words = {0: "a few seconds", 9.9: "a few seconds", 33: "about 35 s", 89: "about 90 s"}
     words |= {91: "2 minutes", 290: "5 minutes"}
     assert {seconds: in_words(seconds) for seconds in words} == words

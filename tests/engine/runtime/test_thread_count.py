@@ -129,9 +129,6 @@ def test_steps_shorter_and_longer_than_a_window():
 
 
 def test_it_stays_within_its_bounds_whatever_happens():
-    seed = random.randrange(1 << 32)
-    print("seed", seed)
-    random.seed(seed)
     count, time_s = ThreadCount(random.randint(1, 9)), 0.0
     for _ in range(3000):
         time_s += WINDOW_S

@@ -85,7 +85,7 @@ def ends(events: list[Any]) -> list[str | None]:
 
 
 @every_kind
-def test_a_full_queue_refuses_until_requests_have_begun(case: Case) -> None:
+def test_a_full_queue_refuses_until_requests_have_begun(case):
     engine = case.make(max_num_queued=2 * case.ask("a").num_completions)
     engine.add(case.ask("a"))
     engine.add(case.ask("b"))
@@ -97,7 +97,7 @@ def test_a_full_queue_refuses_until_requests_have_begun(case: Case) -> None:
     assert set(run(engine)) == set("abc")
 
 
-def test_one_request_may_bring_more_than_may_wait() -> None:
+def test_one_request_may_bring_more_than_may_wait():
     engine, _ = embedding_toy.make(max_num_queued=8)
     engine.add(texts("many", *[[1]] * 20))
     with pytest.raises(QueueFull, match="20 inputs are waiting and this request has 1 more; the"):
@@ -106,14 +106,14 @@ def test_one_request_may_bring_more_than_may_wait() -> None:
 
 @every_kind
 @pytest.mark.parametrize(("policy", "order"), [("fcfs", "abc"), ("priority", "cba")])
-def test_the_policy_decides_who_goes_first(case: Case, policy: str, order: str) -> None:
+def test_the_policy_decides_who_goes_first(case, policy, order):
     engine = case.make(scheduling_policy=policy, **case.alone)
     for name, priority in (("a", 5), ("b", 0), ("c", -5)):
         engine.add(case.ask(name, priority=priority))
     assert list(run(engine)) == list(order)
 
 
-def test_turns_go_round_among_equals_and_to_newcomers_that_are_more_important() -> None:
+def test_turns_go_round_among_equals_and_to_newcomers_that_are_more_important():
     for policy, expected in (("fcfs", [1, 2, 3, 1, 2, 4, 3]), ("priority", [2, 3, 4, 2, 3, 1, 1])):
         engine, toy = embedding_toy.make(max_num_seqs=1, scheduling_policy=policy)
         for number, priority in ((1, 5), (2, -1), (3, -1)):
@@ -126,7 +126,7 @@ def test_turns_go_round_among_equals_and_to_newcomers_that_are_more_important() 
 
 
 @every_kind
-def test_an_aborted_request_gets_no_further_turn(case: Case) -> None:
+def test_an_aborted_request_gets_no_further_turn(case):
     for num_steps in random.sample(range(12), 5):
         engine, before = case.make(**random.choice([case.alone, {}])), []
         for name in "ab":
@@ -156,7 +156,7 @@ def test_an_aborted_request_gets_no_further_turn(case: Case) -> None:
         (MATTING, green("bad"), [FAILED]),
     ],
 )
-def test_a_fault_ends_its_own_completion(case: Case, bad: Any, expected: list[Any]) -> None:
+def test_a_fault_ends_its_own_completion(case, bad, expected):
     good, alone, engine = case.ask("good"), case.make(), case.make()
     for request in random.sample([good, bad], 2):
         engine.add(request)
@@ -172,7 +172,7 @@ def test_a_fault_ends_its_own_completion(case: Case, bad: Any, expected: list[An
 
 
 @every_kind
-def test_a_trial_is_not_counted(case: Case) -> None:
+def test_a_trial_is_not_counted(case):
     engine = case.make()
     engine.try_out([case.ask("trial")], "never said")
     assert engine.stats() == type(engine.stats())()

@@ -20,18 +20,18 @@ def ranked(policy: object, priorities: list[int]) -> list[int]:
 @pytest.mark.parametrize(
     ("name", "order"), [("fcfs", [0, 1, 2, 3, 4]), ("priority", [3, 1, 4, 0, 2])]
 )
-def test_order(name: str, order: list[int]) -> None:
+def test_order(name, order):
     assert ranked(create_policy(name), [5, 0, 5, -7, 0]) == order
 
 
-def test_ranks_are_unique() -> None:
+def test_ranks_are_unique():
     for policy in (FirstComeFirstServed(), PriorityFirst()):
         ranks = [policy.rank(asking(0), arrival) for arrival in range(5)]
         assert len(set(ranks)) == 5
 
 
 @pytest.mark.parametrize(("name", "counts"), [("fcfs", 0), ("priority", -7)])
-def test_what_counts_of_a_priority(name: str, counts: int) -> None:
+def test_what_counts_of_a_priority(name, counts):
     assert create_policy(name).priority(asking(-7)) == counts
 
 
@@ -44,12 +44,10 @@ def test_what_counts_of_a_priority(name: str, counts: int) -> None:
         (PriorityFirst(), 3, 2, False),
     ],
 )
-def test_only_strictly_less_important_ones_are_displaced(
-    policy: object, priority: int, other: int, allowed: bool
-) -> None:
+def test_only_strictly_less_important_ones_are_displaced(policy, priority, other, allowed):
     assert policy.may_displace(asking(priority), asking(other)) is allowed
 
 
-def test_each_policy_brings_its_queue() -> None:
+def test_each_policy_brings_its_queue():
     assert isinstance(create_policy("fcfs").create_queue(), ArrivalQueue)
     assert isinstance(create_policy("priority").create_queue(), RankQueue)

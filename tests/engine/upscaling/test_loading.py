@@ -52,7 +52,7 @@ def test_a_model_from_each_layout(layout: str, tmp_path: Path) -> None:
     engine, info = load_engine(checkpoint, "m", CONFIG, host)
     assert (info.architecture, info.scale, info.receptive_radius) == ("Compact", 2, 4)
     assert info.exact_by_default and info.default_overlap == 8
-    assert host.phases == [Phase.WARMING_UP]
+    assert [phase for phase, *_ in host.reports] == [Phase.WARMING_UP]
     assert engine.stats() == ENLARGE.stats()
     image = noise(70, 33)
     request = upscale_request(image, net, tile=40, overlap=8, exact=True)

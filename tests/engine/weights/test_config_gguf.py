@@ -1,69 +1,58 @@
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
 from engine.errors import MissingWeight, ModelLoadError
-from engine.models.config import ModelConfig
 from engine.weights.loader import load_model_config
-from engine.weights.source import Checkpoint
+from tests.helpers.models.checkpoints import in_folder, in_gguf
 
 
-def gguf_config(path: Path) -> ModelConfig:
-    return load_model_config(Checkpoint("gguf", path, "tiny"))
+@pytest.fixture
+def read(make_gguf, tiny_llama):
+    """`read(folder, arch, **keys)` → the configuration; of a small Llama by default."""
+
+    def read(folder=None, arch="llama", **options):
+        path = make_gguf(folder or tiny_llama(), arch, **options)
+        return load_model_config(in_gguf(path))
+
+    return read
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3"])
-def test_says_the_same_as_config_json(
-    family: str, make_gguf: Any, request: pytest.FixtureRequest
-) -> None:
+def test_says_the_same_as_config_json(family, read, request):
     folder = request.getfixturevalue(f"tiny_{family}")(rms_norm_eps=2.0**-17)
-    ours = gguf_config(make_gguf(folder, family))
-    theirs = load_model_config(Checkpoint("folder", folder, "tiny"))
-    assert ours == theirs
+    ours = read(folder, family)
+    assert ours == load_model_config(in_folder(folder))
 
 
-def test_defaults(make_gguf: Any, tiny_llama: Any) -> None:
-    path = make_gguf(
+def test_defaults(read, tiny_llama):
+    config = read(
         tiny_llama(num_key_value_heads=4),
-        "llama",
-        **{
-            "llama.attention.head_count_kv": None,
-            "llama.attention.key_length": None,
-            "llama.rope.freq_base": None,
-            "tokenizer.ggml.bos_token_id": None,
-            "tokenizer.ggml.eos_token_id": None,
-        },
+        llama__attention__head_count_kv=None,
+        llama__attention__key_length=None,
+        llama__rope__freq_base=None,
+        tokenizer__ggml__bos_token_id=None,
+        tokenizer__ggml__eos_token_id=None,
     )
-    config = gguf_config(path)
     assert (config.num_key_value_heads, config.head_dim, config.rope_theta) == (4, 16, 10000.0)
     assert (config.bos_token_id, config.eos_token_ids) == (None, ())
 
 
-def test_all_tokens_that_end_an_answer(make_gguf: Any, tiny_llama: Any) -> None:
+def test_all_tokens_that_end_an_answer(read):
     keys = {f"tokenizer.ggml.{n}_token_id": i for n, i in (("eos", 5), ("eot", 7), ("eom", 5))}
-    assert gguf_config(make_gguf(tiny_llama(), "llama", **keys)).eos_token_ids == (5, 7)
+    assert read(**keys).eos_token_ids == (5, 7)
 
 
-def test_sampling_defaults(make_gguf: Any, tiny_llama: Any) -> None:
+def test_sampling_defaults(read):
     keys = {"general.sampling.temp": 0.5, "general.sampling.top_k": 20}
-    config = gguf_config(make_gguf(tiny_llama(), "llama", **keys))
-    assert config.generation == {"temperature": 0.5, "top_k": 20.0}
+    assert read(**keys).generation == {"temperature": 0.5, "top_k": 20.0}
 
 
-def test_what_a_file_says_of_sampling_comes_before_what_is_known_of_its_model(
-    make_gguf: Any, tiny_llama: Any
-) -> None:
+def test_what_a_file_says_of_sampling_comes_before_what_is_known_of_its_model(read):
     known = {"general.basename": "SmolLM2", "tokenizer.chat_template": "{{ messages }}"}
-    assert gguf_config(make_gguf(tiny_llama(), "llama", **known)).generation == {
-        "temperature": 0.3,
-        "top_p": 0.9,
-    }
+    assert read(**known).generation == {"temperature": 0.3, "top_p": 0.9}
     stated = {"general.sampling.top_p": 0.5}
-    config = gguf_config(make_gguf(tiny_llama(), "llama", **known, **stated))
-    assert config.generation == {"top_p": 0.5}
+    assert read(**known, **stated).generation == {"top_p": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -89,22 +78,20 @@ def test_what_a_file_says_of_sampling_comes_before_what_is_known_of_its_model(
         ("tokenizer.ggml.eos_token_id", "</s>", "tokenizer.ggml.eos_token_id is '</s>'"),
     ],
 )
-def test_missing_and_nonsense_keys_are_named(
-    key: str, value: Any, words: str, make_gguf: Any, tiny_llama: Any
-) -> None:
+def test_missing_and_nonsense_keys_are_named(key, value, words, read):
     with pytest.raises(ModelLoadError, match=words):
-        gguf_config(make_gguf(tiny_llama(), "llama", **{key: value}))
+        read(**{key: value})
 
 
-def test_no_embedding(make_gguf: Any, tiny_llama: Any) -> None:
+def test_no_embedding(read):
     with pytest.raises(MissingWeight, match="token_embd"):
-        gguf_config(make_gguf(tiny_llama(), "llama", skip=("token_embd.weight",)))
+        read(skip=("token_embd.weight",))
 
 
-def test_scaled_rotary_embeddings(make_gguf: Any, tiny_qwen2: Any) -> None:
+def test_scaled_rotary_embeddings(read, tiny_qwen2):
     folder = tiny_qwen2()
     yarn = {"qwen2.rope.scaling.type": "yarn", "qwen2.rope.scaling.factor": 4.0}
-    config = gguf_config(make_gguf(folder, "qwen2", **yarn))
+    config = read(folder, "qwen2", **yarn)
     assert config.rope_scaling == {
         "rope_type": "yarn",
         "factor": 4.0,
@@ -112,20 +99,15 @@ def test_scaled_rotary_embeddings(make_gguf: Any, tiny_qwen2: Any) -> None:
     }
     assert config.max_position_embeddings == 2048
     original = {"qwen2.rope.scaling.original_context_length": 256}
-    assert (
-        gguf_config(make_gguf(folder, "qwen2", **yarn, **original)).max_position_embeddings == 1024
-    )
+    assert read(folder, "qwen2", **yarn, **original).max_position_embeddings == 1024
     linear = {"qwen2.rope.scaling.type": "linear", "qwen2.rope.scaling.factor": 2.0}
-    config = gguf_config(make_gguf(folder, "qwen2", **linear))
-    assert config.rope_scaling == {"rope_type": "linear", "factor": 2.0}
-    none = {"qwen2.rope.scaling.type": "none"}
-    assert gguf_config(make_gguf(folder, "qwen2", **none)).rope_scaling is None
+    stated = {"rope_type": "linear", "factor": 2.0}
+    assert read(folder, "qwen2", **linear).rope_scaling == stated
+    assert read(folder, "qwen2", qwen2__rope__scaling__type="none").rope_scaling is None
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
-def test_llama3_scaling_is_recovered_from_its_divisors(
-    factor: float, make_gguf: Any, tiny_llama: Any
-) -> None:
+def test_llama3_scaling_is_recovered_from_its_divisors(factor, read, tiny_llama):
     """The divisors come from transformers' own rule."""
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -145,22 +127,21 @@ def test_llama3_scaling_is_recovered_from_its_divisors(
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](theirs, torch.device("cpu"))
     plain = 500000.0 ** -(torch.arange(0, 128, 2, dtype=torch.float32) / 128)
     divisors = (plain / scaled).numpy()
-    options: dict[str, Any] = {
+    options = {
         "extra": {"rope_freqs.weight": divisors},
         "llama.rope.freq_base": 500000.0,
         "llama.attention.key_length": 128,
     }
     folder = tiny_llama(head_dim=128)
-    config = gguf_config(make_gguf(folder, "llama", **options))
-    assert config.rope_scaling is not None
-    assert config.rope_scaling | {"factor": factor} == scaling
-    assert config.rope_scaling["factor"] == pytest.approx(factor, rel=1e-5)
+    found = read(folder, **options).rope_scaling
+    assert found | {"factor": factor} == scaling
+    assert found["factor"] == pytest.approx(factor, rel=1e-5)
 
     options["extra"] = {"rope_freqs.weight": np.linspace(1, factor, 64, dtype=np.float32)}
     with pytest.raises(ModelLoadError, match="unsupported way"):
-        gguf_config(make_gguf(folder, "llama", **options))
+        read(folder, **options)
 
 
-def test_ends_that_are_known_by_name_only(smollm2_checkpoint: Any) -> None:
+def test_ends_that_are_known_by_name_only(smollm2_checkpoint):
     """SmolLM2 states <|im_end|> (2); <|endoftext|> (0) ends a text, too."""
-    assert gguf_config(smollm2_checkpoint.path).eos_token_ids == (2, 0)
+    assert load_model_config(smollm2_checkpoint).eos_token_ids == (2, 0)

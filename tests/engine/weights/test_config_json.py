@@ -52,30 +52,15 @@ LLAMA3 = {
         {"sliding_window": 128, "use_sliding_window": False},
     ],
 )
-def test_reads_what_transformers_5_writes(
-    model_type: str, options: dict[str, Any], tmp_path: Path
-) -> None:
+def test_reads_what_transformers_5_writes(model_type, options, tmp_path):
     from transformers import AutoConfig
 
-    changes = {**LLAMA, **options, "eos_token_id": [3, 5], "bos_token_id": 1}
-    for name in ("architectures", "model_type"):
-        changes.pop(name)
+    sizes = {name: size for name, size in LLAMA.items() if isinstance(size, int | float)}
+    changes = sizes | options | {"eos_token_id": [3, 5], "bos_token_id": 1}
     theirs = AutoConfig.for_model(model_type, **changes)
     theirs.save_pretrained(tmp_path)
     ours = read_config_json(tmp_path)
-    for name in (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "rms_norm_eps",
-        "max_position_embeddings",
-        "tie_word_embeddings",
-        "hidden_act",
-        "bos_token_id",
-    ):
+    for name in (*sizes, "tie_word_embeddings", "hidden_act", "bos_token_id"):
         assert getattr(ours, name) == getattr(theirs, name), name
     assert ours.head_dim == (theirs.head_dim if getattr(theirs, "head_dim", None) else 16)
     assert ours.eos_token_ids == (3, 5)
@@ -88,14 +73,10 @@ def test_reads_what_transformers_5_writes(
     assert list(ours.layer_windows) == expected_windows
 
 
-def test_reads_what_transformers_4_wrote(tmp_path: Path) -> None:
-    config = read(
-        tmp_path,
-        rope_theta=500000.0,
-        rope_scaling={"type": "linear", "factor": 2.0},
-        eos_token_id=7,
-        torch_dtype="bfloat16",
-    )
+def test_reads_what_transformers_4_wrote(tmp_path):
+    scaling = {"type": "linear", "factor": 2.0}
+    more = {"eos_token_id": 7, "torch_dtype": "bfloat16"}
+    config = read(tmp_path, rope_theta=500000.0, rope_scaling=scaling, **more)
     assert config.rope_theta == 500000.0
     assert config.rope_scaling == {"rope_type": "linear", "factor": 2.0}
     assert config.eos_token_ids == (7,)
@@ -104,14 +85,14 @@ def test_reads_what_transformers_4_wrote(tmp_path: Path) -> None:
     assert read(tmp_path, rope_scaling={"rope_type": "default"}).rope_scaling is None
 
 
-def test_old_files_without_grouped_heads_or_architectures(tmp_path: Path) -> None:
+def test_old_files_without_grouped_heads_or_architectures(tmp_path):
     config = read(tmp_path, num_key_value_heads=..., architectures=..., model_type="mistral")
     assert config.num_key_value_heads == 4
     assert config.architecture == "MistralForCausalLM"
     assert config.rope_theta == 10000.0
 
 
-def test_yarn_extends_the_length(tmp_path: Path) -> None:
+def test_yarn_extends_the_length(tmp_path):
     config = read(tmp_path, rope_scaling=YARN)
     assert config.max_position_embeddings == 8192
     assert config.rope_scaling == YARN | {"original_max_position_embeddings": 2048}
@@ -120,14 +101,14 @@ def test_yarn_extends_the_length(tmp_path: Path) -> None:
     assert read(tmp_path, rope_scaling=LLAMA3).max_position_embeddings == 2048
 
 
-def test_qwens_old_sliding_layers(tmp_path: Path) -> None:
+def test_qwens_old_sliding_layers(tmp_path):
     options = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 64, "max_window_layers": 3}
     config = read(tmp_path, use_sliding_window=True, **options)
     assert config.windows == (None, None, None, 64)
     assert read(tmp_path, **options).windows == ()
 
 
-def test_generation_defaults_and_the_tokens_that_end(tmp_path: Path) -> None:
+def test_generation_defaults_and_the_tokens_that_end(tmp_path):
     config = read(
         tmp_path,
         {"temperature": 0.6, "top_k": 20, "top_p": None, "do_sample": True, "eos_token_id": [5, 2]},
@@ -174,35 +155,29 @@ def test_generation_defaults_and_the_tokens_that_end(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_missing_and_nonsense_keys_are_named(
-    changes: dict[str, Any], words: str, tmp_path: Path
-) -> None:
+def test_missing_and_nonsense_keys_are_named(changes, words, tmp_path):
     with pytest.raises(ModelLoadError, match=words):
         read(tmp_path, **changes)
 
 
-def test_nonsense_about_sampling_is_left_to_who_samples(tmp_path: Path) -> None:
+def test_nonsense_about_sampling_is_left_to_who_samples(tmp_path):
     assert read(tmp_path, {"temperature": "hot"}).generation == {"temperature": "hot"}
 
 
-def test_another_architecture_is_named_before_its_missing_keys(tmp_path: Path) -> None:
+def test_another_architecture_is_named_before_its_missing_keys(tmp_path):
     with pytest.raises(UnsupportedArchitecture, match="T5ForConditionalGeneration"):
-        read(
-            tmp_path,
-            architectures=["T5ForConditionalGeneration"],
-            hidden_size=...,
-            rms_norm_eps=...,
-        )
+        name = "T5ForConditionalGeneration"
+        read(tmp_path, architectures=[name], hidden_size=..., rms_norm_eps=...)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"a": ', "\x00", "[" * 100_000])
-def test_not_json(text: str, tmp_path: Path) -> None:
+def test_not_json(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CorruptFile, match=r"config\.json"):
         read_config_json(tmp_path)
 
 
-def test_not_utf8(tmp_path: Path) -> None:
+def test_not_utf8(tmp_path):
     (tmp_path / "config.json").write_bytes(b'{"a": "\xff"}')
     with pytest.raises(CorruptFile):
         read_config_json(tmp_path)

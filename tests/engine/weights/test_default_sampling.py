@@ -3,7 +3,6 @@
 import json
 import math
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +27,7 @@ def drawn() -> dict[str, Any]:
     }
 
 
-def test_the_models_recommendation_is_taken_unless_the_operator_says_otherwise() -> None:
+def test_the_models_recommendation_is_taken_unless_the_operator_says_otherwise():
     own = drawn()
     assert default_sampling(own, "auto", None) == own
     assert default_sampling(own, "none", None) == {}
@@ -36,7 +35,7 @@ def test_the_models_recommendation_is_taken_unless_the_operator_says_otherwise()
     assert default_sampling(own, "none", {"min_p": 0.125}) == {"min_p": 0.125}
 
 
-def test_another_generation_config_takes_its_place(tmp_path: Path) -> None:
+def test_another_generation_config_takes_its_place(tmp_path):
     other = drawn()
     beside = {"max_new_tokens": 7, "do_sample": True, "typical_p": None, "eos_token_id": [1]}
     file = tmp_path / "generation_config.json"
@@ -50,7 +49,7 @@ def test_another_generation_config_takes_its_place(tmp_path: Path) -> None:
         default_sampling({}, str(file), None)
 
 
-def test_of_a_generation_config_only_sampling_is_taken() -> None:
+def test_of_a_generation_config_only_sampling_is_taken():
     own = drawn()
     assert recommended(own | {"num_beams": 4, "top_h": 1, "pad_token_id": 0}) == own
     assert recommended(dict.fromkeys(own)) == {}
@@ -58,7 +57,7 @@ def test_of_a_generation_config_only_sampling_is_taken() -> None:
 
 @pytest.mark.parametrize("value", ["hot", True, None, [1], math.nan, -5, 1 << 4000, 1e308])
 @pytest.mark.parametrize("name", ["temperature", "top_k", "mirostat"])
-def test_values_out_of_their_bounds_are_named(name: str, value: Any) -> None:
+def test_values_out_of_their_bounds_are_named(name, value):
     with pytest.raises(InvalidParameter, match=rf"^{name} is .{{1,80}}; it must be "):
         checked({name: value})
     with pytest.raises(ModelLoadError, match=f"json: {name} is .* --generation-config none"):
@@ -66,19 +65,19 @@ def test_values_out_of_their_bounds_are_named(name: str, value: Any) -> None:
     assert default_sampling({name: value}, "none", None) == {}
 
 
-def test_whole_numbers_and_choices() -> None:
+def test_whole_numbers_and_choices():
     assert checked({"top_k": 20.0}) == {"top_k": 20}
     for values in ({"top_k": 2.5}, {"mirostat": 1}, {"typical_p": 0}):
         with pytest.raises(InvalidParameter):
             checked(values)
 
 
-def test_all_neutral_values_are_within_the_bounds() -> None:
+def test_all_neutral_values_are_within_the_bounds():
     neutral = {one.name: one.neutral for one in NUMBERS}
     assert checked(neutral) == neutral
 
 
-def test_a_bad_override_is_refused_before_anything_is_loaded() -> None:
+def test_a_bad_override_is_refused_before_anything_is_loaded():
     for bad in ({"temperature": 2.5}, {"heat": 1.0}, {"dry_sequence_breakers": 1.0}):
         with pytest.raises(InvalidParameter) as refused:
             EngineConfig(override_generation_config=bad)
@@ -100,9 +99,7 @@ def test_a_bad_override_is_refused_before_anything_is_loaded() -> None:
         (7, [1], None, {}),
     ],
 )
-def test_files_of_known_models_need_not_say_it(
-    basename: Any, finetune: Any, version: Any, known: dict[str, float]
-) -> None:
+def test_files_of_known_models_need_not_say_it(basename, finetune, version, known):
     named = {"basename": basename, "finetune": finetune, "version": version}
     metadata = {f"general.{key}": value for key, value in named.items() if value is not None}
     chats = metadata | {"tokenizer.chat_template": "{{ messages }}"}

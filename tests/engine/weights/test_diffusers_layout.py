@@ -38,16 +38,12 @@ NEW_SHARDED = [f"diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for 
         ),
     ],
 )
-def test_one_set_is_chosen(
-    names: list[str],
-    half_first: tuple[str, list[str]],
-    full_first: tuple[str, list[str]],
-) -> None:
+def test_one_set_is_chosen(names, half_first, full_first):
     names = random.sample(names, len(names))
     assert choose_weights(names, HALF_FIRST) == half_first
     assert choose_weights(names, FULL_FIRST) == full_first
 
 
-def test_pickles() -> None:
+def test_pickles():
     assert has_pickles(["config.json", "diffusion_pytorch_model.bin"])
     assert not has_pickles(["config.json", "model.safetensors"])

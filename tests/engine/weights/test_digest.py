@@ -20,7 +20,8 @@ from engine.worker import loop
 from engine.worker.messages import WorkerSpec
 from kernels import cache_folder
 from server.text.reply import ReplyHead
-from tests.helpers.adapters.peft_adapters import Host, write_adapter
+from tests.helpers.adapters.peft_adapters import write_adapter
+from tests.helpers.host import Host
 
 
 def change_one_weight(file: Path) -> None:
@@ -118,7 +119,7 @@ def test_a_workers_fingerprint_changes_with_one_weight(folder, tmp_path, monkeyp
     adapter = tmp_path / "adapter"
     write_adapter(folder.path, adapter, seed=random.randrange(1 << 16))
 
-    def fingerprints() -> list[str]:
+    def fingerprints():
         spec = WorkerSpec(
             address="",
             ref=str(folder.path),
@@ -148,9 +149,6 @@ def test_a_workers_fingerprint_changes_with_one_weight(folder, tmp_path, monkeyp
 
 class Link(Host):
     """A worker's, which nobody listens to."""
-
-    def report(self, *args, **more):
-        pass
 
     def send(self, message):
         pass

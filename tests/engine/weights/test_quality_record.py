@@ -11,31 +11,10 @@ from structlog.testing import capture_logs
 from engine.contract.settings import EngineConfig
 from engine.errors import ModelLoadError
 from engine.llm.start import loading
-from engine.weights.quality_record import (
-    Kept,
-    MeasuredQuality,
-    measured_quality,
-    read_record,
-    record_path,
-    save_quality,
-)
+from engine.weights.quality_record import measured_quality, read_record, record_path, save_quality
 from engine.weights.source import Checkpoint
-
-KEPT = Kept(quantization="none", dtype="float32", kv_cache_dtype="float32")
-
-
-def measured(kl, **kept):
-    return MeasuredQuality(
-        kept=replace(KEPT, **kept),
-        kl_divergence=kl,
-        kl_divergence_error=0.01,
-        top1_agreement=0.9,
-        perplexity=20.5,
-        original_perplexity=19.5,
-        tokens=1000,
-        against="original",
-        text="text.txt",
-    )
+from tests.helpers.host import Host
+from tests.helpers.quantization.measured_quality import KEPT, measured
 
 
 @pytest.fixture
@@ -73,10 +52,10 @@ def test_a_copy_has_the_record_and_other_weights_have_none(checkpoint, tiny_llam
         "{",
         "[]",
         "{}",
-        '{"weights": 1}',
-        '{"weights": "x", "measured": [{}]}',
         "\x00",
+        '{"weights": 1}',
         '{"measured": []}',
+        '{"weights": "x", "measured": [{}]}',
     ],
 )
 def test_a_damaged_record_counts_for_nothing(checkpoint, content):
@@ -103,21 +82,10 @@ def test_a_file_has_its_record_beside_it(tmp_path):
     assert read_record(checkpoint) == []
 
 
-class Host:
-    """Grants all memory, hears no reports."""
-
-    def report(self, phase, progress=None, detail=None):
-        pass
-
-    def reserve(self, device, purpose, num_bytes, capacity_bytes):
-        return capacity_bytes
-
-
 def loaded(checkpoint, **knobs):
     config = EngineConfig(device="cpu", dtype="float32", num_threads=1, num_kv_blocks=64, **knobs)
     with capture_logs() as logs:
-        engine, info = loading.load_engine(checkpoint, "m", config, Host())
-    del engine
+        _, info = loading.load_engine(checkpoint, "m", config, Host())
     return info, [entry for entry in logs if entry["log_level"] == "warning"]
 
 

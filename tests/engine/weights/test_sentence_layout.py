@@ -23,7 +23,7 @@ def write(folder: Path, name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max", "last"])
 @pytest.mark.parametrize("normalizes", [True, False])
-def test_what_it_writes_is_read(pooling: Any, normalizes: bool, tmp_path: Path) -> None:
+def test_what_it_writes_is_read(pooling, normalizes, tmp_path):
     add_sentence_layout(tmp_path, pooling, normalizes=normalizes, max_tokens=99)
     assert has_sentence_layout(tmp_path)
     assert read_sentence_layout(tmp_path) == SentenceLayout(
@@ -34,13 +34,13 @@ def test_what_it_writes_is_read(pooling: Any, normalizes: bool, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("stated", "pooling"), [("lasttoken", "last"), (["cls"], "cls"), ("mean", "mean")]
 )
-def test_newer_files_name_the_pooling(stated: Any, pooling: str, tmp_path: Path) -> None:
+def test_newer_files_name_the_pooling(stated, pooling, tmp_path):
     add_sentence_layout(tmp_path, "max")
     write(tmp_path, "1_Pooling/config.json", {"pooling_mode": stated})
     assert read_sentence_layout(tmp_path).pooling == pooling
 
 
-def test_a_folder_without_it_is_pooled_by_default_and_normalised(tmp_path: Path) -> None:
+def test_a_folder_without_it_is_pooled_by_default_and_normalised(tmp_path):
     assert not has_sentence_layout(tmp_path)
     assert read_sentence_layout(tmp_path) == SentenceLayout()
     assert read_sentence_layout(tmp_path, "last").pooling == "last"
@@ -76,9 +76,7 @@ def test_a_folder_without_it_is_pooled_by_default_and_normalised(tmp_path: Path)
         ("sentence_bert_config.json", {"max_seq_length": "all"}, ModelLoadError, "max_seq_length"),
     ],
 )
-def test_other_files_are_refused_by_name(
-    name: str, value: Any, error: type[Exception], words: str, tmp_path: Path
-) -> None:
+def test_other_files_are_refused_by_name(name, value, error, words, tmp_path):
     add_sentence_layout(tmp_path, "mean")
     write(tmp_path, name, value)
     with pytest.raises(error, match=words):

@@ -5,13 +5,12 @@ import json
 import pytest
 import structlog
 
-from engine.contract.host import Host
 from engine.contract.settings import EngineConfig
-from engine.contract.status import Phase
 from engine.llm.start.loading import load_engine
 from engine.quantization.format import TensorHeader
 from engine.weights.source import Checkpoint
 from engine.weights.stored_bits import stored_bits
+from tests.helpers.host import Host
 from tests.helpers.quantization.gptq_checkpoints import Layout, write_gptq
 
 
@@ -43,14 +42,6 @@ def test_the_mean_over_the_blocks_layers(found, stated, wanted):
     assert stored_bits(found, stated) == wanted
 
 
-class Granted(Host):
-    def report(self, phase: Phase, progress=None, detail=None):
-        pass
-
-    def reserve(self, device, purpose, num_bytes, capacity_bytes):
-        return capacity_bytes
-
-
 @pytest.mark.parametrize("bits", [3, 4])
 def test_few_bits_are_warned_of_when_they_are_loaded(tiny_llama, tmp_path, bits):
     vocab_size = json.loads((tiny_llama() / "config.json").read_text())["vocab_size"]
@@ -58,7 +49,7 @@ def test_few_bits_are_warned_of_when_they_are_loaded(tiny_llama, tmp_path, bits)
     packed, _ = write_gptq(original, tmp_path, Layout(bits=bits))
     config = EngineConfig(device="cpu", dtype="float32", num_threads=1, num_kv_blocks=64)
     with structlog.testing.capture_logs() as logs:
-        load_engine(Checkpoint("folder", packed, "m"), "m", config, Granted())
+        load_engine(Checkpoint("folder", packed, "m"), "m", config, Host())
     warned = [line for line in logs if "fewer than 4 bits" in line["event"]]
     assert [line["bits"] for line in warned] == ([3.0] if bits == 3 else [])
     assert all("tandem perplexity" in line["event"] for line in warned)

@@ -10,16 +10,12 @@ from engine.weights.source import resolve_source
 
 def hint_for(ref: str) -> str:
     with pytest.raises(ModelNotFound) as caught:
-        resolve_source(
-            ref, cache_dir=Path("unused"), on_progress=lambda fraction, line: None, offline=True
-        )
-    hint = caught.value.hint
-    assert hint is not None
-    return hint
+        resolve_source(ref, cache_dir=Path("unused"), on_progress=print, offline=True)
+    return caught.value.hint
 
 
 @pytest.fixture(autouse=True)
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def places(tmp_path, monkeypatch):
     """A working folder with models, and a hub cache with one."""
     for name in ("my-finetune", "qwen", ".hidden-finetune"):
         (tmp_path / name).mkdir()
@@ -43,18 +39,18 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("qwen/qwen3-0.6b", "Qwen/Qwen3-0.6B"),
     ],
 )
-def test_did_you_mean(ref: str, meant: str, places: Path) -> None:
+def test_did_you_mean(ref, meant, places):
     hint = hint_for(ref)
     assert f"did you mean {meant}" in hint
     assert "notes.txt" not in hint
     assert ".hidden" not in hint
 
 
-def test_the_whole_path_is_named(places: Path) -> None:
+def test_the_whole_path_is_named(places):
     assert hint_for("./nothing/like/it").startswith(f"looked for {places}/nothing/like/it")
     assert hint_for("/nowhere/x.gguf") == "looked for /nowhere/x.gguf"
     assert f"the hub's cache {places}/hub" in hint_for("org/unheard-of")
 
 
-def test_absolute_paths_are_compared_with_what_is_there(places: Path) -> None:
+def test_absolute_paths_are_compared_with_what_is_there(places):
     assert f"did you mean {places}/my-finetune?" in hint_for(f"{places}/my-finetunes")

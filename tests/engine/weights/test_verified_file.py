@@ -1,7 +1,6 @@
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ DATA = b"weights"
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
-def test_is_verified_after_verify_until_touched(tmp_path: Path) -> None:
+def test_is_verified_after_verify_until_touched(tmp_path):
     path = tmp_path / "a"
     assert not verify(path, SHA256)
     path.write_bytes(DATA)
@@ -29,7 +28,7 @@ def test_is_verified_after_verify_until_touched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("record", ["", "[]", "null", "{", '{"sha256": 1}'])
-def test_a_damaged_record_counts_as_none(record: str, tmp_path: Path) -> None:
+def test_a_damaged_record_counts_as_none(record, tmp_path):
     path = tmp_path / "a"
     path.write_bytes(DATA)
     assert verify(path, SHA256)
@@ -37,8 +36,8 @@ def test_a_damaged_record_counts_as_none(record: str, tmp_path: Path) -> None:
     assert not is_verified(path, SHA256)
 
 
-def test_writes_all_or_nothing(tmp_path: Path) -> None:
-    def broken() -> "list[bytes]":
+def test_writes_all_or_nothing(tmp_path):
+    def broken():
         raise OSError("no more")
 
     path = tmp_path / "a"
@@ -52,7 +51,7 @@ def test_writes_all_or_nothing(tmp_path: Path) -> None:
     assert has_sha256(path, hashlib.sha256(b"new").hexdigest())
 
 
-def test_many_writers_at_once(tmp_path: Path) -> None:
+def test_many_writers_at_once(tmp_path):
     path = tmp_path / "a"
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: write_whole(path, [bytes([i]) * 1000]), range(40)))

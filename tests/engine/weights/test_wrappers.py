@@ -14,12 +14,12 @@ from engine.contract.resolved_config import MachineFacts
 from engine.contract.settings import EngineConfig
 from engine.errors import UnsupportedArchitecture
 from engine.models.causal_lm import CausalLM
-from engine.models.gemma3 import Gemma3Config
 from engine.models.registry import create_model
 from engine.weights.config_json import read_config_json
 from engine.weights.loader import iter_weights, load_model_config
-from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import WeightPlan, plan_weights
+from tests.helpers.models.checkpoints import in_folder
+from tests.helpers.models.json_files import change_json
 from tests.helpers.models.tiny_wrappers import (
     GEMMA3_LAYOUTS,
     KINDS,
@@ -120,10 +120,6 @@ def write(folder: Path, **files: dict[str, Any]) -> Path:
     return folder
 
 
-def in_folder(folder: Path) -> Checkpoint:
-    return Checkpoint("folder", folder, "tiny")
-
-
 def load(folder: Path) -> CausalLM:
     config = load_model_config(in_folder(folder))
     model = create_model(config, dtype=torch.float32)
@@ -138,23 +134,14 @@ def planned(folder: Path, quantization: Any = "none") -> WeightPlan:
     return plan_weights(in_folder(folder), config, intent, machine)
 
 
-def change(folder: Path, name: str, **changes: Any) -> None:
-    """Change keys of a file; those changed to `...` are left out."""
-    path = folder / name
-    merged = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: one for key, one in merged.items() if one is not ...}))
-
-
 def test_reads_gemma_3_4b_as_published(tmp_path):
     config = read_config_json(write(tmp_path, config=GEMMA3_4B, preprocessor_config=GEMMA3_IMAGES))
-    assert isinstance(config, Gemma3Config)
     assert (config.vocab_size, config.num_attention_heads, config.head_dim) == (262208, 8, 256)
     assert (config.max_position_embeddings, config.rms_norm_eps) == (131072, 1e-6)
     assert config.rope_scaling == {"rope_type": "linear", "factor": 8.0}
     assert config.layer_windows[:7] == (1024,) * 5 + (None, 1024)
     assert config.eos_token_ids == (1, 106) and config.tie_word_embeddings
     facts, vision = config.pictures, config.vision
-    assert facts is not None and vision is not None
     assert (facts.side, facts.rows_per_crop, facts.placeholder_id) == (896, 256, 262144)
     assert (facts.marker, facts.looks_both_ways) == ("<start_of_image>", True)
     assert (vision.grid, vision.joined, vision.num_hidden_layers) == (64, 4, 27)
@@ -162,18 +149,11 @@ def test_reads_gemma_3_4b_as_published(tmp_path):
 
 def test_reads_smolvlm_256m_as_published(tmp_path):
     processor = {"image_seq_len": 64, "processor_class": "Idefics3Processor"}
-    config = read_config_json(
-        write(
-            tmp_path,
-            config=SMOLVLM_256M,
-            preprocessor_config=SMOLVLM_IMAGES,
-            processor_config=processor,
-        )
-    )
+    files = {"preprocessor_config": SMOLVLM_IMAGES, "processor_config": processor}
+    config = read_config_json(write(tmp_path, config=SMOLVLM_256M, **files))
     assert (config.head_dim, config.rope_theta, config.tie_word_embeddings) == (64, 1e5, False)
     assert config.eos_token_ids == (49279,)
     facts, vision = config.pictures, config.vision
-    assert facts is not None and vision is not None
     assert (facts.side, facts.rows_per_crop, facts.longest_edge) == (512, 64, 2048)
     assert (vision.grid, vision.joined, vision.intermediate_size) == (32, 4, 3072)
     assert vision.num_hidden_layers == 12
@@ -193,64 +173,42 @@ def test_tensors_may_have_the_names_of_any_release(layout, tmp_path):
     before = load(make_wrapper(tmp_path, "gemma3")).picture_encoder
     rename_tensors(tmp_path, GEMMA3_LAYOUTS[layout])
     after = load(tmp_path).picture_encoder
-    assert before is not None and after is not None
     assert torch.equal(encoded(before, pixels), encoded(after, pixels))
 
 
-def _drop_files(folder: Path) -> None:
-    (folder / "processor_config.json").unlink()
-
-
-def _unknown_processor(folder: Path) -> None:
-    split_processor_files(folder)
-    change(folder, "preprocessor_config.json", image_processor_type="NewImageProcessor")
-
-
-def _nonsense_size(folder: Path) -> None:
-    split_processor_files(folder)
-    change(folder, "preprocessor_config.json", size=7, max_image_size="large")
-
-
-def _many_crops(folder: Path) -> None:
-    split_processor_files(folder)
-    change(folder, "preprocessor_config.json", size={"longest_edge": 924, "height": 924})
-
-
-def _never_resized(folder: Path) -> None:
-    split_processor_files(folder)
-    change(folder, "preprocessor_config.json", do_resize=False)
-
-
-def _other_rows(folder: Path) -> None:
-    change(folder, "processor_config.json", image_seq_length=5, image_seq_len=5)
-
-
-def _no_placeholder(folder: Path) -> None:
-    change(folder, "config.json", image_token_index=..., image_token_id=...)
-
-
-def _damaged(folder: Path) -> None:
-    (folder / "processor_config.json").write_text("{")
-
-
 DEFECTS = {
-    "no files": (_drop_files, "neither processor_config.json nor preprocessor_config.json"),
-    "unknown processor": (_unknown_processor, "'NewImageProcessor'"),
-    "nonsense size": (_nonsense_size, "must be an object"),
-    "many crops": (_many_crops, "924"),
-    "never resized": (_never_resized, "do_resize is False; it must be true"),
-    "other rows": (_other_rows, "5"),
-    "no placeholder": (_no_placeholder, "image_token"),
-    "damaged": (_damaged, "not valid JSON"),
+    "processor_config.json": (
+        (None, "neither processor_config.json nor preprocessor_config.json"),
+        ("{", "not valid JSON"),
+        ({"image_seq_length": 5, "image_seq_len": 5}, "5"),
+    ),
+    "preprocessor_config.json": (
+        ({"image_processor_type": "NewImageProcessor"}, "'NewImageProcessor'"),
+        ({"size": 7, "max_image_size": "large"}, "must be an object"),
+        ({"size": {"longest_edge": 924, "height": 924}}, "924"),
+        ({"do_resize": False}, "do_resize is False; it must be true"),
+    ),
+    "config.json": (({"image_token_index": ..., "image_token_id": ...}, "image_token"),),
 }
+"""For each file, its new text or changed keys, or None where it is missing, and the reason."""
 
 
-@pytest.mark.parametrize("defect", DEFECTS)
+@pytest.mark.parametrize(
+    ("name", "defect", "reason"),
+    [(name, *defect) for name, defects in DEFECTS.items() for defect in defects],
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_usable_files_the_text_model_remains(kind, defect, tmp_path):
+def test_without_usable_files_the_text_model_remains(kind, name, defect, reason, tmp_path):
     whole = load(make_wrapper(tmp_path, kind))
-    spoil, reason = DEFECTS[defect]
-    spoil(tmp_path)
+    path = tmp_path / name
+    if name == "preprocessor_config.json":
+        split_processor_files(tmp_path)
+    if defect is None:
+        path.unlink()
+    elif isinstance(defect, str):
+        path.write_text(defect)
+    else:
+        change_json(path, **defect)
     with structlog.testing.capture_logs() as logs:
         text = load(tmp_path)
     [entry] = [one for one in logs if one["event"] == "the model will take no pictures"]
@@ -264,13 +222,13 @@ def test_without_usable_files_the_text_model_remains(kind, defect, tmp_path):
 def test_pan_and_scan_is_not_supported(tmp_path):
     make_wrapper(tmp_path, "gemma3")
     split_processor_files(tmp_path)
-    change(tmp_path, "preprocessor_config.json", do_pan_and_scan=True)
+    change_json(tmp_path / "preprocessor_config.json", do_pan_and_scan=True)
     assert read_config_json(tmp_path).pictures is None
 
 
 def test_another_text_model_is_refused(tmp_path):
     make_wrapper(tmp_path, "smolvlm")
-    change(tmp_path, "config.json", text_config={"model_type": "qwen2"})
+    change_json(tmp_path / "config.json", text_config={"model_type": "qwen2"})
     with pytest.raises(UnsupportedArchitecture, match="'qwen2' is not supported"):
         read_config_json(tmp_path)
 
@@ -301,5 +259,4 @@ def test_a_quantised_text_model_keeps_its_encoder(kind, tmp_path):
     assert model.load_weights(iter_weights(in_folder(folder), config, plan.packed)) == []
     pixels = torch.randint(0, 256, (2, 28, 28, 3), dtype=torch.uint8)
     before, after = load(source).picture_encoder, model.picture_encoder
-    assert before is not None and after is not None
     assert torch.equal(encoded(before, pixels), encoded(after, pixels))

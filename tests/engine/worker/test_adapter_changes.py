@@ -18,7 +18,7 @@ from engine.errors import (
     UnknownAdapter,
     UnknownModel,
 )
-from tests.helpers.worker.calls import collect, process_of, request, tokens_of, until
+from tests.helpers.worker.calls import collect, pid_of, request, restart, tokens_of, until
 
 
 def order(name, folder="good", **more):
@@ -31,13 +31,6 @@ def adapters(client):
 
 def ask(client, adapter, tokens=(1, 5), model="m"):
     return client.submit(replace(request(list(tokens), adapter, model), adapter=adapter))
-
-
-async def restart(client, model="m"):
-    before = [status.restarts for status in client.statuses()]
-    os.kill(process_of(client, model).pid, signal.SIGKILL)
-    await until(lambda: [status.restarts for status in client.statuses()] != before)
-    await until(lambda: client.infos(GENERATE))
 
 
 async def test_one_comes_and_goes(start):
@@ -125,7 +118,7 @@ async def test_a_name_means_one_thing(start):
 
 async def test_a_model_that_does_not_serve_takes_none(start):
     client = await start("m=x", lora=("poet=a",), max_loras=9)
-    os.kill(process_of(client, "m").pid, signal.SIGKILL)
+    os.kill(pid_of(client, "m"), signal.SIGKILL)
     await until(lambda: not client.infos(GENERATE))
     with pytest.raises(ModelNotReady):
         client.load_adapter("m", order("b"))

@@ -30,8 +30,10 @@ from tests.helpers.worker.calls import (
     broken_text,
     collect,
     is_alive,
+    pid_of,
     process_of,
     request,
+    restart,
     slow_text,
     tokens_of,
     until,
@@ -129,8 +131,7 @@ async def test_a_worker_that_comes_back_is_tried_again(start):
         return 7
 
     client = await start("m=x", check_text=check)
-    os.kill(process_of(client, "m").pid, signal.SIGKILL)
-    await until(lambda: client.statuses()[0].restarts == 1 and client.infos(GENERATE))
+    await restart(client)
     assert tried == ["/somewhere", "/somewhere"]
 
 
@@ -155,7 +156,7 @@ async def test_time_is_left_to_nobody_whose_worker_died(start):
     client = await start("m=x")
     waiting = client.submit(request([3]))
     assert client._image_share.bound == EngineConfig().image_share
-    os.kill(process_of(client, "m").pid, signal.SIGKILL)
+    os.kill(pid_of(client, "m"), signal.SIGKILL)
     with pytest.raises(EngineDead):
         await collect(waiting)
     assert client._image_share.bound is None
@@ -163,9 +164,8 @@ async def test_time_is_left_to_nobody_whose_worker_died(start):
 
 async def test_an_idle_worker_that_is_killed_comes_back(start):
     client = await start("m=x")
-    process = process_of(client, "m")
-    os.kill(process.pid, signal.SIGKILL)
-    await until(lambda: client.statuses()[0].restarts == 1 and client.infos(GENERATE))
+    await restart(client)
+    assert client.statuses()[0].restarts == 1
 
 
 async def test_closing_a_stream_aborts_once(start):

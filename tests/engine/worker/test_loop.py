@@ -1,6 +1,7 @@
 """A worker's loop over a scripted engine: one request's faults stay its own."""
 
 import contextlib
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -8,23 +9,18 @@ import zmq
 from structlog.testing import capture_logs
 
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
-from engine.contract.generate import EngineStats, GenerateRequest, TokenEvent
+from engine.contract.generate import EngineStats, TokenEvent
 from engine.contract.request import FinishReason
-from engine.contract.sampling_params import SamplingParams
 from engine.errors import Failure, InsufficientMemory, QueueFull
 from engine.runtime.fault import answer_for, is_out_of_memory, names_device
 from engine.runtime.threads import ComputeThreads
 from engine.worker import loop, messages
 from engine.worker.loop import Link, Loop
+from tests.helpers.worker import calls
 
 
-def request(request_id, tokens=(1,), n=1):
-    return GenerateRequest(
-        request_id=request_id,
-        model="m",
-        prompt_token_ids=list(tokens),
-        sampling=SamplingParams(n=n),
-    )
+def request(request_id, n=1):
+    return calls.request([1], request_id, n=n)
 
 
 LAST = "no more messages"
@@ -77,31 +73,39 @@ class Engine:
 
 
 @pytest.fixture
-def serve(tmp_path):
+def server(tmp_path):
+    """The server's end of a worker's socket; `server.address` is the worker's."""
+    with zmq.Context() as context, context.socket(zmq.PAIR) as server:
+        server.linger = 0
+        address = f"ipc://{tmp_path}/worker.sock"
+        server.bind(address)
+        yield SimpleNamespace(socket=server, address=address)
+
+
+def received(server, wait_ms=500):
+    found = []
+    while server.socket.poll(wait_ms):
+        found.append(messages.decode_from_worker(server.socket.recv()))
+    return found
+
+
+@pytest.fixture
+def serve(server):
     """`serve(*frames)`: what the worker answers to these messages."""
-    context = zmq.Context()
-    server = context.socket(zmq.PAIR)
-    address = f"ipc://{tmp_path}/worker.sock"
-    server.bind(address)
     engine = Engine()
     threads = ComputeThreads(3, None, lambda threads: None)
 
     def serve(*frames):
-        link = Link(address)
-        engine.on_step = lambda: server.send(messages.encode(messages.Shutdown()))
+        link = Link(server.address)
+        engine.on_step = lambda: server.socket.send(messages.encode(messages.Shutdown()))
         for frame in (*frames, messages.Abort(LAST)):
-            server.send(frame if isinstance(frame, bytes) else messages.encode(frame))
+            server.socket.send(frame if isinstance(frame, bytes) else messages.encode(frame))
         with contextlib.closing(link), capture_logs() as logs:
             Loop(engine, link, threads).run()
-        answers = []
-        while server.poll(500):
-            answers.append(messages.decode_from_worker(server.recv()))
-        return answers, logs
+        return received(server), logs
 
     serve.engine = engine
-    yield serve
-    server.close(0)
-    context.term()
+    return serve
 
 
 def test_an_engine_without_work_prepares_until_it_has_nothing_to_prepare(serve, monkeypatch):
@@ -125,9 +129,12 @@ def test_an_engine_prepares_only_after_a_while_without_messages(serve, monkeypat
     assert [e.request_id for e in events_of(answers)] == ["a"]
 
 
+def of_type(kind, answers):
+    return [answer for answer in answers if isinstance(answer, kind)]
+
+
 def events_of(answers):
-    steps = [answer for answer in answers if isinstance(answer, messages.Step)]
-    return [event for step in steps for event in step.read()[0]]
+    return [event for step in of_type(messages.Step, answers) for event in step.read()[0]]
 
 
 def check_logged(logs, message, request_id):
@@ -154,7 +161,7 @@ def test_an_event_that_cannot_be_written_ends_its_request_alone(serve):
     names = ("a", "unwritable", "b")
     answers, logs = serve(*(messages.Submit.of(request(name)) for name in names))
     assert [e.request_id for e in events_of(answers)] == ["a", "b"]
-    [refusal] = [answer for answer in answers if isinstance(answer, messages.Refused)]
+    [refusal] = of_type(messages.Refused, answers)
     assert (refusal.request_id, refusal.failure.code) == ("unwritable", "request_failed")
     check_logged(logs, refusal.failure.message, "unwritable")
     assert serve.engine.aborted == ["unwritable"]
@@ -166,7 +173,7 @@ def test_a_request_that_cannot_be_read_ends_alone(serve):
     bad = messages.Submit("text", body)
     answers, logs = serve(messages.Submit.of(request("a")), bad, messages.Submit.of(request("b")))
     assert [e.request_id for e in events_of(answers)] == ["a", "b"]
-    [refusal] = [answer for answer in answers if isinstance(answer, messages.Refused)]
+    [refusal] = of_type(messages.Refused, answers)
     assert (refusal.request_id, refusal.failure.code) == ("bad", "request_failed")
     check_logged(logs, refusal.failure.message, "bad")
 
@@ -178,7 +185,7 @@ def test_orders_about_adapters_are_answered(serve):
         messages.UnloadAdapter(8, "judge"),
     )
     answers, _ = serve(*orders, messages.Submit.of(request("a")))
-    changes = [answer for answer in answers if isinstance(answer, messages.AdapterChanged)]
+    changes = of_type(messages.AdapterChanged, answers)
     assert [(c.id, c.report, c.failure.code) for c in changes] == [
         (7, None, "unsupported_feature"),
         (8, None, "unsupported_feature"),
@@ -187,7 +194,7 @@ def test_orders_about_adapters_are_answered(serve):
     serve.engine.load_adapter = lambda order, answer: seen.append(order) or answer(report)
     serve.engine.unload_adapter = lambda name, answer: seen.append(name) or answer(None)
     answers, _ = serve(*orders, messages.Submit.of(request("b")))
-    changes = [answer for answer in answers if isinstance(answer, messages.AdapterChanged)]
+    changes = of_type(messages.AdapterChanged, answers)
     assert changes == [messages.AdapterChanged(7, report), messages.AdapterChanged(8)]
     assert seen == [orders[0].order, "judge"]
 
@@ -239,37 +246,19 @@ def test_each_report_says_how_many_threads_compute(serve):
     assert [answer.read()[1].num_threads for answer in answers] == [3]
 
 
-def answering(tmp_path, *answers):
-    """A link whose server has sent these, and what it received."""
-    context = zmq.Context()
-    server = context.socket(zmq.PAIR)
-    address = f"ipc://{tmp_path}/answering.sock"
-    server.bind(address)
-    link = Link(address)
+def answering(server, *answers):
+    """A link whose server has sent these."""
+    link = Link(server.address)
     for answer in answers:
-        server.send(messages.encode(answer))
-
-    def received():
-        found = []
-        while server.poll(200):
-            found.append(messages.decode_from_worker(server.recv()))
-        return found
-
-    def close():
-        link.close()
-        server.close(0)
-        context.term()
-
-    return link, received, close
+        server.socket.send(messages.encode(answer))
+    return contextlib.closing(link)
 
 
-def test_memory_is_asked_for_in_the_midst_of_other_messages(tmp_path):
+def test_memory_is_asked_for_in_the_midst_of_other_messages(server):
     submit = messages.Submit.of(request("a"))
     between = (submit, messages.Granted(7, 1), messages.Abort("a"))
-    link, received, close = answering(
-        tmp_path, *between, messages.Granted(0, 50), messages.Throttle(0.5), messages.Granted(1, 20)
-    )
-    try:
+    later = (messages.Granted(0, 50), messages.Throttle(0.5), messages.Granted(1, 20))
+    with answering(server, *between, *later) as link:
         assert link.reserve("cpu", "weights", 10, 100) == 50
         grant = link.borrow("cuda", "adapter", 30, 100)
         assert (grant.id, grant.free_bytes) == (1, 20)
@@ -279,21 +268,16 @@ def test_memory_is_asked_for_in_the_midst_of_other_messages(tmp_path):
             kept.append(link.receive())
         assert kept.pop(0).read() == request("a")
         assert kept == [*between[1:], messages.Throttle(0.5)]
-        assert received() == [
+        assert received(server, 200) == [
             messages.Reserve(0, "cpu", "weights", 10, 100),
             messages.Reserve(1, "cuda", "adapter", 30, 100),
             messages.Release(1),
         ]
-    finally:
-        close()
 
 
-def test_memory_that_is_refused_keeps_what_came_before(tmp_path):
+def test_memory_that_is_refused_keeps_what_came_before(server):
     denied = messages.Denied(0, Failure.of(InsufficientMemory("a holds it all")))
-    link, _, close = answering(tmp_path, messages.Abort("a"), denied)
-    try:
+    with answering(server, messages.Abort("a"), denied) as link:
         with pytest.raises(InsufficientMemory, match="a holds it all"):
             link.borrow("cpu", "adapter", 10, 100)
         assert link.receive() == messages.Abort("a")
-    finally:
-        close()

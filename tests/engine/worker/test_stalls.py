@@ -13,11 +13,7 @@ import pytest
 from engine.contract.operations import GENERATE
 from engine.contract.status import Phase
 from engine.errors import EngineDead
-from tests.helpers.worker.calls import collect, process_of, request, tokens_of, until
-
-
-def pid_of(client, model):
-    return process_of(client, model).pid
+from tests.helpers.worker.calls import collect, pid_of, request, tokens_of, until
 
 
 def status_of(client, model):

@@ -2,8 +2,9 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import torch
@@ -15,18 +16,11 @@ from engine.models.encoder_registry import create_encoder, encoder_weights
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.sentence_encoder import Pooling, SentenceEncoder
 from engine.weights.safetensors import iter_tensors
+from tests.helpers.models.random_vectors import randomise_vectors
 
 WORDS = "the quick brown fox jumps over that lazy dog while seven wizards make toxic brew"
-VOCABULARY = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    *WORDS.split(),
-    *"abcdefghijklmnopqrstuvwxyz",
-]
-VOCABULARY += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS.split(), *ascii_lowercase]
+VOCABULARY += [f"##{letter}" for letter in ascii_lowercase]
 NUM_TOKENS = len(VOCABULARY)
 
 _FLAGS = {
@@ -41,12 +35,13 @@ def make_encoder(
     folder: Path,
     family: str = "Bert",
     *,
-    seed: int = 0,
+    seed: int | None = None,
     architecture: str = "Model",
     **overrides: Any,
 ) -> Path:
-    """A folder as transformers saves it, with a tokenizer of whole words and letters."""
-    sizes: dict[str, Any] = {
+    """A folder as transformers saves it, with a tokenizer of whole words and letters. The seed is
+    drawn by default."""
+    sizes = {
         "vocab_size": NUM_TOKENS,
         "hidden_size": 48,
         "intermediate_size": 80,
@@ -57,12 +52,9 @@ def make_encoder(
     }
     create = getattr(transformers, f"{family}{architecture}")
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(random.randrange(1 << 31) if seed is None else seed)
         model = create(create.config_class(**(sizes | overrides)))
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.ndim == 1:
-                    parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.2)
+        randomise_vectors(model)
     model.save_pretrained(folder)
     write_wordpiece(folder)
     return folder
@@ -135,7 +127,21 @@ def reference_embeddings(
     return hidden[torch.arange(len(texts)), last]
 
 
-def random_texts(rng: random.Random, num_texts: int, longest: int = 64) -> list[list[int]]:
+def random_texts(num_texts: int, longest: int = 64) -> list[list[int]]:
     """Token ids, some texts of equal lengths; no padding token among them."""
-    lengths = [rng.choice((1, 2, 7, rng.randint(1, longest), longest)) for _ in range(num_texts)]
-    return [[rng.randrange(2, NUM_TOKENS) for _ in range(length)] for length in lengths]
+    lengths = [
+        random.choice((1, 2, 7, random.randint(1, longest), longest)) for _ in range(num_texts)
+    ]
+    return [random.choices(range(2, NUM_TOKENS), k=length) for length in lengths]
+
+
+def assert_no_company_matters(
+    embed: Callable[[list[list[int]]], Tensor], texts: list[list[int]]
+) -> None:
+    """Assert that a text's embedding has the same bits alone and among others."""
+    alone = [embed([text])[0] for text in texts]
+    for _ in range(6):
+        chosen = random.sample(range(len(texts)), random.randint(2, len(texts)))
+        company = embed([texts[text] for text in chosen])
+        for row, text in zip(company, chosen, strict=True):
+            assert torch.equal(row, alone[text]), f"text {text} of {chosen}"

@@ -18,6 +18,7 @@ from engine.models.forward_context import ForwardContext
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.recurrent_config import allocate_states
 from engine.models.registry import create_model, family_of
+from tests.helpers.models.random_vectors import randomise_vectors
 
 CPU = torch.device("cpu")
 NUM_SLOTS = 32
@@ -47,18 +48,17 @@ def _architecture(family: str) -> str:
     return family if family.endswith("Model") else f"{family}ForCausalLM"
 
 
-def create_pair(family: str, seed: int, **overrides: Any) -> tuple[CausalLM, Any, ModelConfig]:
+def create_pair(
+    family: str, seed: int | None = None, **overrides: Any
+) -> tuple[CausalLM, Any, ModelConfig]:
     """Make our model and Hugging Face's with the same random weights, in fp32."""
-    torch.manual_seed(seed)
+    if seed is not None:
+        torch.manual_seed(seed)
     model_class = getattr(transformers, _architecture(family))
     hf_config = model_class.config_class(**({"pad_token_id": None} | SIZES | overrides))
     hf_config.head_dim = (SIZES | overrides)["head_dim"]
     theirs = model_class(hf_config).eval()
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            if parameter.ndim == 1 or name.endswith("bias"):
-                # Norms start at 1 and biases at 0, which would hide that they are ignored.
-                parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.3)
+    randomise_vectors(theirs, 0.3)
     config = config_of(family, hf_config)
     ours = create_model(config, dtype=torch.float32)
     assert ours.load_weights(named_weights(theirs)) == []
@@ -89,6 +89,10 @@ def named_weights(theirs: Any) -> list[tuple[str, torch.Tensor]]:
         if ".experts." not in name:
             found.append((path, tensor))
     return found
+
+
+def random_text(length: int) -> list[int]:
+    return [random.randrange(SIZES["vocab_size"]) for _ in range(length)]
 
 
 @torch.no_grad()
@@ -219,3 +223,23 @@ class PagedTexts:
     def run(self, text_id: int, sizes: list[int]) -> torch.Tensor:
         """Run one text alone in pieces of these sizes and return its logits, [T, V]."""
         return torch.cat([self.step({text_id: size})[text_id] for size in sizes])
+
+
+def run_alone(
+    model: CausalLM, config: ModelConfig, token_ids: list[int], sizes: list[int], **how: Any
+) -> torch.Tensor:
+    """Run a text through our model in pieces of these sizes and return its logits, [T, V]."""
+    texts = PagedTexts(model, config, **how)
+    texts.add(0, token_ids)
+    return texts.run(0, sizes)
+
+
+def error_of_bf16(family: str, **overrides: Any) -> float:
+    """The largest error of our logits in bf16, relative to the largest logit."""
+    _, theirs, config = create_pair(family, **overrides)
+    text = random_text(40)
+    expected = their_logits(theirs, text)
+    half = create_model(config, dtype=torch.bfloat16)
+    half.load_weights(named_weights(theirs))
+    found = run_alone(half, config, text, [33] + [1] * 7).float()
+    return float((found - expected).abs().max() / expected.abs().max())

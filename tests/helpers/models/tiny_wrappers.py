@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers.models.smolvlm import processing_smolvlm
 
 from engine.models.picture_encoder import PictureEncoder, run_slices
+from tests.helpers.models.random_vectors import randomise_vectors
 
 Kind = Literal["gemma3", "smolvlm", "idefics3"]
 KINDS: tuple[Kind, ...] = ("gemma3", "smolvlm", "idefics3")
@@ -201,11 +202,10 @@ def _create(
             text_config=text, vision_config=_VISION | vision, **(own | ends | overrides)
         )
         model = create(config).eval()
+        randomise_vectors(model)
         with torch.no_grad():
             for path, parameter in model.named_parameters():
-                if parameter.ndim == 1:
-                    parameter.normal_(0.0 if path.endswith("bias") else 1.0, 0.2)
-                elif "projection" in path or "position_embedding" in path:
+                if parameter.ndim > 1 and ("projection" in path or "position_embedding" in path):
                     parameter.normal_(0.0, 0.3)
     return model
 

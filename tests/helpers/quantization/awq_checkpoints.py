@@ -3,13 +3,12 @@
 The packing is written out number by number, and shares no code with what reads it.
 """
 
-import json
 import math
-import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+
+from tests.helpers.quantization.packed_folders import write_packed
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """AutoAWQ's order: which of eight outputs each nibble holds."""
@@ -58,16 +57,8 @@ def quantised(outputs, size, version="gemm", group_size=32, dtype=torch.float16)
 
 def write_awq(original: Path, folder: Path) -> Path:
     """Write a model folder whose linear layers are random ones in AWQ's layout."""
-    target = shutil.copytree(original, folder / "awq")
-    tensors = {}
-    for name, tensor in load_file(original / "model.safetensors").items():
-        layer, _, kind = name.rpartition(".")
-        if kind == "weight" and layer.endswith("_proj"):
-            made, _ = quantised(*tensor.shape)
-            tensors |= {f"{layer}.{one}": value for one, value in made.items()}
-        else:
-            tensors[name] = tensor.clone()
-    save_file(tensors, target / "model.safetensors", {"format": "pt"})
-    stated = json.loads((target / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps(stated | {"quantization_config": config()}))
-    return target
+
+    def quantise(layer, weight):
+        return quantised(*weight.shape) if layer.endswith("_proj") else None
+
+    return write_packed(original, folder, quantise, config())[0]

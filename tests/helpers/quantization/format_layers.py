@@ -121,6 +121,13 @@ def assert_product(
     assert difference <= tolerance + torch.finfo(dtype).eps * 4
 
 
+def assert_multiplies(layer: Linear, weights: Mapping[str, Tensor], atol: float = 1e-4) -> None:
+    """Assert that the layer, which has no bias, multiplies by the weights of its shards."""
+    weight = torch.cat(list(weights.values()))
+    x = torch.randn(3, weight.shape[1])
+    torch.testing.assert_close(layer(x, NO_CONTEXT), x @ weight.T, atol=atol, rtol=0)
+
+
 def assert_rows_alike(make: Callable[[torch.dtype], Linear], size: int) -> None:
     """Assert that a row has the same bits in any batch."""
     for dtype in (torch.bfloat16, torch.float32):

@@ -6,14 +6,14 @@ The packing is written out number by number, and shares no code with what reads 
 import json
 import math
 import random
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from tests.helpers.quantization.packed_folders import Made, write_packed
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,7 @@ def g_idx_of(size: int, layout: Layout) -> Tensor:
     return (runs[torch.randperm(size)] if layout.desc_act else runs).int()
 
 
-def quantised(
-    weight: Tensor, layout: Layout, g_idx: Tensor | None = None
-) -> tuple[dict[str, Tensor], Tensor]:
+def quantised(weight: Tensor, layout: Layout, g_idx: Tensor | None = None) -> Made:
     """A layer's tensors by kind, and the weight [N, K] fp32 that they stand for.
 
     Args:
@@ -110,34 +108,24 @@ def quantised(
 
 
 def write_gptq(original: Path, folder: Path, layout: Layout, seed: int = 0) -> tuple[Path, Path]:
-    """A model folder in GPTQ's layout, and its twin with the same weights in fp32.
+    """Write a model folder in GPTQ's layout, and its twin with the same weights in fp32.
 
     Linear layers inside the blocks are quantised, and the output layer if `layout` says so.
     """
     torch.manual_seed(seed)
-    packed, twin = folder / "gptq", folder / "twin"
-    for copy in (packed, twin):
-        shutil.copytree(original, copy)
-    tensors, plain = {}, {}
     orders: dict[tuple[str, int], Tensor] = {}
-    for name, tensor in load_file(original / "model.safetensors").items():
-        layer, _, kind = name.rpartition(".")
-        is_linear = layer.endswith("_proj") or (layer == "lm_head" and layout.lm_head)
-        if kind != "weight" or not is_linear:
-            tensors[name] = plain[name] = tensor.clone()
-            continue
+
+    def quantise(layer: str, weight: Tensor) -> Made | None:
+        if not (layer.endswith("_proj") or (layer == "lm_head" and layout.lm_head)):
+            return None
         # Layers with the same inputs share their order, but not always.
-        key = (layer.rpartition(".")[0], tensor.shape[1])
-        order = orders.setdefault(key, g_idx_of(tensor.shape[1], layout))
-        own = None if random.Random(f"{seed}{name}").random() < 0.2 else order
-        made, plain[name] = quantised(tensor, layout, own)
-        tensors |= {f"{layer}.{kind}": value for kind, value in made.items()}
-    config = json.loads((original / "config.json").read_text())
-    save_file(plain, twin / "model.safetensors")
-    save_file(tensors, packed / "model.safetensors", {"format": "pt"})
+        key = (layer.rpartition(".")[0], weight.shape[1])
+        order = orders.setdefault(key, g_idx_of(weight.shape[1], layout))
+        own = None if random.Random(f"{seed}{layer}.weight").random() < 0.2 else order
+        return quantised(weight, layout, own)
+
+    config = ... if layout.side_file else layout.config()
+    packed, twin = write_packed(original, folder, quantise, config)
     if layout.side_file:
         (packed / "quantize_config.json").write_text(json.dumps(layout.config()))
-    else:
-        config["quantization_config"] = layout.config()
-        (packed / "config.json").write_text(json.dumps(config))
     return packed, twin

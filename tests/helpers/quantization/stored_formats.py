@@ -4,8 +4,6 @@ bitsandbytes' are written by its own package. The others are packed number by nu
 shares nothing with what reads it.
 """
 
-import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +11,10 @@ from typing import Any
 
 import bitsandbytes.functional as bnb
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.helpers.quantization.gptq_checkpoints import pack_inputs
-
-Made = tuple[dict[str, Tensor], Tensor]
-"""The tensors by kind, and the weight [N, K] fp32."""
+from tests.helpers.quantization.packed_folders import Made, write_packed
 
 
 @dataclass(frozen=True)
@@ -253,26 +248,7 @@ VARIETIES = {
 def write_checkpoint(original: Path, folder: Path, variety: Variety) -> tuple[Path, Path]:
     """Write a model folder whose blocks' linear layers are quantised, and its twin with plain
     weights."""
-    packed, twin = folder / "packed", folder / "twin"
-    for copy in (packed, twin):
-        shutil.copytree(original, copy)
-    tensors, plain = {}, {}
-    for name, tensor in load_file(original / "model.safetensors").items():
-        layer, _, kind = name.rpartition(".")
-        plain[name] = tensor
-        if kind == "weight" and layer.endswith("_proj"):
-            made, plain[name] = variety.quantise(tensor)
-            tensors |= {f"{layer}.{own}": value for own, value in made.items()}
-        elif layer.endswith(".experts") and kind.endswith("_proj"):  # transposed, and stacked
-            rows = tensor.mT
-            made, found = variety.quantise(rows.flatten(0, 1))
-            plain[name] = found.view_as(rows).mT
-            tensors |= {f"{name}_{own}": v.unflatten(0, rows.shape[:2]) for own, v in made.items()}
-        else:
-            tensors[name] = tensor
-    save_file({name: one.contiguous() for name, one in plain.items()}, twin / "model.safetensors")
-    save_file(tensors, packed / "model.safetensors", {"format": "pt"})
-    config = json.loads((original / "config.json").read_text())
-    config["quantization_config"] = variety.config
-    (packed / "config.json").write_text(json.dumps(config))
-    return packed, twin
+    def quantise(layer: str, weight: Tensor) -> Made | None:
+        return variety.quantise(weight) if layer.endswith("_proj") else None
+
+    return write_packed(original, folder, quantise, variety.config)

@@ -1,16 +1,17 @@
 """Calls of a client whose workers need no model."""
 
 import asyncio
+import os
+import signal
 import sys
 from pathlib import Path
 
 import psutil
 
 from engine.contract.generate import GenerateRequest
+from engine.contract.operations import GENERATE
 from engine.contract.sampling_params import SamplingParams
-from engine.errors import (
-    CorruptFile,
-)
+from engine.errors import CorruptFile
 
 FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 
@@ -27,10 +28,25 @@ def process_of(client, model):
     return None if worker is None else worker._process
 
 
+def pid_of(client, model):
+    return process_of(client, model).pid
+
+
 async def until(condition, timeout_s=15.0):
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110  (the state belongs to another task)
             await asyncio.sleep(0.01)
+
+
+async def restart(client, model="m"):
+    """Kill a model's worker and wait until another one serves."""
+    before, num_serving = restarts(client), len(client.infos(GENERATE))
+    os.kill(pid_of(client, model), signal.SIGKILL)
+    await until(lambda: restarts(client) != before and len(client.infos(GENERATE)) == num_serving)
+
+
+def restarts(client):
+    return [status.restarts for status in client.statuses()]
 
 
 async def collect(stream):

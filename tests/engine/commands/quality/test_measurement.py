@@ -17,8 +17,9 @@ from engine.contract.orders import MeasuringOrder
 from engine.contract.settings import EngineConfig
 from engine.errors import InsufficientMemory, InvalidParameter, ModelLoadError, UnsupportedFeature
 from engine.processes.telling_host import TellingHost
-from engine.weights.quality_record import Kept, measured_quality
-from engine.weights.source import Checkpoint
+from engine.weights.quality_record import measured_quality
+from tests.helpers.models.checkpoints import in_folder
+from tests.helpers.quantization.measured_quality import KEPT
 
 CONFIG = EngineConfig(device="cpu", dtype="float32", num_threads=1)
 SIZE = 24
@@ -211,9 +212,7 @@ def test_a_result_is_saved_beside_the_model(tiny_llama, text, tmp_path):
     coarse = rounded(original, tmp_path / "coarse", 0.1)
     report = measured(coarse, text, against=str(original), save=True)
     assert report["saved_to"] == "tandem_quality.json"
-    kept = Kept(quantization="none", dtype="float32", kv_cache_dtype="float32")
-    found = measured_quality(Checkpoint("folder", coarse, "coarse"), kept)
-    assert found is not None
+    found = measured_quality(in_folder(coarse), KEPT)
     assert found.kl_divergence == report["kl_divergence"]
     assert (found.against, found.text) == (original.name, "text.txt")
     assert "saved_to" not in measured(original, text, save=True)

@@ -22,6 +22,7 @@ from engine.commands.quantizing.order import carry_out
 from engine.contract.orders import MeasuringOrder, QuantizingOrder
 from engine.contract.settings import EngineConfig
 from engine.errors import EngineError, InvalidParameter, ModelLoadError, UnsupportedFeature
+from tests.helpers.models.gguf_files import write_gguf
 from tests.helpers.quantization.gptq_checkpoints import pack_inputs, pack_outputs
 
 
@@ -181,17 +182,12 @@ def test_what_cannot_be_made_leaves_nothing_behind(model, tmp_path, changes, wor
 
 
 def test_nothing_is_overwritten(model, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("file", "folder", "dangling"):
-        path = tmp_path / name
-        match name:
-            case "file":
-                path.write_text("mine")
-            case "folder":
-                path.mkdir()
-            case "dangling":
-                path.symlink_to(tmp_path / "nowhere")
         with pytest.raises(InvalidParameter, match="exists already"):
-            made(model, path)
+            made(model, tmp_path / name)
     assert (tmp_path / "file").read_text() == "mine"
     with pytest.raises(InvalidParameter, match="create it first"):
         made(model, tmp_path / "no" / "folder")
@@ -216,20 +212,16 @@ def test_what_is_quantised_or_damaged_is_not_quantised(model, tmp_path):
 def plain_gguf(tmp_path):
     """A file of some matrices, a vector, and metadata of several kinds."""
     path = tmp_path / "plain.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("tiny")
-    writer.add_block_count(1)
-    writer.add_token_list(["a", "b", "ü"])
-    writer.add_token_scores([0.5, 1.5, -2.0])
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    rng = np.random.default_rng(random.randrange(1 << 32))
-    for name, shape in (("a.weight", (6, 64)), ("odd.weight", (3, 20)), ("norm.weight", (64,))):
-        writer.add_tensor(name, rng.standard_normal(shape, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    metadata = {
+        "general.name": "tiny",
+        "llama.block_count": 1,
+        "tokenizer.ggml.tokens": ["a", "b", "ü"],
+        "tokenizer.ggml.scores": [0.5, 1.5, -2.0],
+        "general.file_type": int(gguf.LlamaFileType.ALL_F32),
+    }
+    shapes = {"a.weight": (6, 64), "odd.weight": (3, 20), "norm.weight": (64,)}
+    tensors = {name: torch.randn(shape).numpy() for name, shape in shapes.items()}
+    return write_gguf(path, "llama", metadata, tensors)
 
 
 @pytest.mark.parametrize("name", gguf_file.SIMPLE)
@@ -314,9 +306,8 @@ def test_gptqmodel_gets_samples_and_enough_workers(model, tmp_path, monkeypatch,
 
     class Made:
         def quantize(self, samples, batch_size, backend):
-            asked["samples"] = samples
-            asked["backend"] = backend
-            asked["workers"] = os.environ["GPTQMODEL_CPU_WORKERS"]
+            workers = os.environ["GPTQMODEL_CPU_WORKERS"]
+            asked.update(samples=samples, backend=backend, workers=workers)
             Path("a_log").touch()
 
         def save(self, folder):

@@ -23,10 +23,8 @@ def test_captions_beside_pictures(folder):
     (folder / "a.txt").write_text(" a cat\n")
     (folder / "b.txt").write_text("a dog")
     found = find_pictures(folder)
-    assert [(one.path.name, one.caption) for one in found] == [
-        ("a.jpg", "a cat"),
-        ("b.png", "a dog"),
-    ]
+    wanted = [("a.jpg", "a cat"), ("b.png", "a dog")]
+    assert [(one.path.name, one.caption) for one in found] == wanted
 
 
 def test_captions_in_a_list(folder):

@@ -53,7 +53,16 @@ def order(tmp_path):
 
 
 def built_in(order):
-    return resolve_source(order.model, cache_dir=order.cache_dir, on_progress=lambda *_: None)
+    return resolve_source(order.model, cache_dir=order.cache_dir, on_progress=print)
+
+
+def trained_unet(order):
+    """diffusers' network with the adapter."""
+    with warnings.catch_warnings(action="ignore"):
+        path = built_in(order).path
+        pipeline = StableDiffusionPipeline.from_pretrained(path, local_files_only=True)
+        pipeline.load_lora_weights(order.output / "adapter")
+    return pipeline.unet
 
 
 def test_it_is_saved_as_diffusers_loads_it(order):
@@ -65,29 +74,20 @@ def test_it_is_saved_as_diffusers_loads_it(order):
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     with Image.open(order.output / "samples" / "step-00000004-0.png") as picture:
         assert picture.size == (64, 64)
-    with warnings.catch_warnings(action="ignore"):
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            built_in(order).path, local_files_only=True
-        )
-        pipeline.load_lora_weights(order.output / "adapter")
-    config = pipeline.unet.peft_config["default_0"]
+    config = trained_unet(order).peft_config["default_0"]
     assert (config.r, config.lora_alpha) == (4, 4)
 
 
 def test_it_is_served_as_diffusers_computes_it(order):
     """Alpha is in the record that diffusers keeps in the file's header."""
     run(dataclasses.replace(order, alpha=10.0), PLENTY, lambda message: None)
-    checkpoint = built_in(order)
-    family = load_family(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
+    family = load_family(built_in(order), dtype=torch.float32, device=torch.device("cpu"))
     table = table_of(family.adapted)
     report = load(table, "style", order.output / "adapter")
     assert isinstance(report, AdapterReport), report
     assert (report.ranks, report.num_left_out) == ((4,), 0)
     [prompt] = family.encode_prompts([PromptText(text="a red circle")])
-    with warnings.catch_warnings(action="ignore"):
-        pipeline = StableDiffusionPipeline.from_pretrained(checkpoint.path, local_files_only=True)
-        pipeline.load_lora_weights(order.output / "adapter")
-    unet = pipeline.unet
+    unet = trained_unet(order)
     side = unet.config.sample_size
     latents = torch.randn(1, unet.config.in_channels, side, side)
     row = Row(latents=latents, timestep=torch.tensor(500.0), prompt=prompt)

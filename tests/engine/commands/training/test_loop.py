@@ -98,10 +98,8 @@ def test_an_interrupted_training_ends_with_the_same_bits(order, tmp_path, optimi
 
 def test_samples_change_nothing(order, tmp_path):
     plain, _, _ = finished(order)
-    sampled = dataclasses.replace(
-        order, output=tmp_path / "sampled", sample_every=9, sample_prompts=("a",)
-    )
-    learner, _, _ = finished(sampled)
+    changes = {"output": tmp_path / "sampled", "sample_every": 9, "sample_prompts": ("a",)}
+    learner, _, _ = finished(dataclasses.replace(order, **changes))
     assert learner.samples == [9, 18, 27, 36, 45, 54]
     assert torch.equal(learner.weight, plain.weight)
 

@@ -1,5 +1,7 @@
 """What a training will take, without a number of the model read."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -49,8 +51,6 @@ def test_known_shapes_from_their_configurations(order):
 
 
 def test_what_makes_a_training_larger(order):
-    from dataclasses import replace
-
     small = estimate_shape("sd-1.5", order)
     assert estimate_shape("sd-1.5", replace(order, rank=8)).num_trained == 2 * small.num_trained
     half = estimate_shape("sd-1.5", replace(order, precision="bfloat16"))
@@ -65,8 +65,6 @@ def test_shapes_that_nobody_knows(order):
 
 
 def test_what_does_not_fit_is_refused_before_it_is_loaded(order, tiny_llama):
-    from dataclasses import replace
-
     order = replace(order, model=str(tiny_llama()))
     with pytest.raises(InsufficientMemory, match="--batch-size"):
         run(order, 1000, lambda message: None)

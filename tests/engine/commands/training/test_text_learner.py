@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from engine.contract.orders import TrainingOrder
 from engine.errors import InvalidParameter, ShapeMismatch, UnsupportedFeature
 from engine.lora.peft_files import ModelShapes, plan_adapter
 from engine.text.tokenizer import load_tokenizer
-from engine.weights.source import Checkpoint
+from tests.helpers.models.checkpoints import in_folder
+from tests.helpers.models.json_files import change_json
 
 pytestmark = pytest.mark.filterwarnings(
     # PEFT asks transformers for it.
@@ -60,9 +62,8 @@ def test_it_learns_and_others_load_it(order, folder):
     assert report["last_loss"] < 0.5 * report["first_loss"]
     assert ANSWER in (order.output / "samples" / "step-00000040.txt").read_text()
     saved = order.output / "adapter"
-    assert json.loads((saved / "adapter_config.json").read_text())[
-        "base_model_name_or_path"
-    ] == str(folder)
+    stated = json.loads((saved / "adapter_config.json").read_text())
+    assert stated["base_model_name_or_path"] == str(folder)
 
     tokenizer = load_tokenizer(folder)
     base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -99,10 +100,10 @@ def test_one_that_is_resumed_is_the_same(order, tmp_path):
         run(again, PLENTY, interrupt)
     resumed = run(dataclasses.replace(again, resume=True), PLENTY, lambda message: None)
     assert resumed["last_loss"] == whole["last_loss"]
-    files = [
-        path / "adapter" / "adapter_model.safetensors" for path in (order.output, again.output)
-    ]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    one, other = (
+        path / "adapter/adapter_model.safetensors" for path in (order.output, again.output)
+    )
+    assert one.read_bytes() == other.read_bytes()
     with pytest.raises(ShapeMismatch, match="another rank"):
         run(dataclasses.replace(again, resume=True, rank=4), PLENTY, lambda message: None)
 
@@ -120,11 +121,7 @@ def test_layers_that_the_model_has_not(order):
 
 
 def test_a_model_that_transformers_does_not_know(order, tmp_path, folder):
-    strange = tmp_path / "strange"
-    strange.mkdir()
-    for file in folder.iterdir():
-        (strange / file.name).write_bytes(file.read_bytes())
-    config = json.loads((strange / "config.json").read_text()) | {"model_type": "strange"}
-    (strange / "config.json").write_text(json.dumps(config))
+    strange = shutil.copytree(folder, tmp_path / "strange")
+    change_json(strange / "config.json", model_type="strange")
     with pytest.raises(UnsupportedFeature, match="transformers cannot load"):
-        load_text_learner(Checkpoint("folder", strange, "strange"), order)
+        load_text_learner(in_folder(strange), order)

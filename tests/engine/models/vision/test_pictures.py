@@ -15,8 +15,8 @@ from engine.models.registry import create_model
 from engine.models.vision import siglip, smolvlm_pictures
 from engine.models.vision_config import VisionConfig
 from engine.weights.loader import iter_weights, load_model_config
-from engine.weights.source import Checkpoint
 from tests.helpers.adapters.peft_adapters import load, write_adapter
+from tests.helpers.models.checkpoints import in_folder
 from tests.helpers.models.tiny_wrappers import KINDS, encoded, make_wrapper
 
 VISIONS: dict[str, dict[str, Any]] = {
@@ -32,9 +32,8 @@ class Pair:
     """Our model and transformers' with the same weights."""
 
     def __init__(self, folder: Any, dtype: torch.dtype = torch.float32) -> None:
-        checkpoint = Checkpoint("folder", folder, "tiny")
+        checkpoint = in_folder(folder)
         self.config = load_model_config(checkpoint)
-        assert self.config.pictures is not None
         self.facts = self.config.pictures
         self.ours: CausalLM = create_model(self.config, dtype=dtype)
         assert self.ours.load_weights(iter_weights(checkpoint, self.config)) == []
