@@ -7,7 +7,7 @@ the picture has everything of the target scene and nothing else: each object's p
 shape, objects that were not to change at their place and of their size, and the background.
 
 `--contrast-num` adds that many edits of a small object beside a large one for each way of naming
-it, and `--double-num` that many sentences with two edits.
+it.
 """
 
 import argparse
@@ -20,13 +20,7 @@ import numpy as np
 import torch
 
 from tools.demo_image_model.classify import Reading, Seen, read
-from tools.demo_image_model.edits import (
-    NAMINGS,
-    Edit,
-    draw_contrast_edit,
-    draw_double_edit,
-    draw_edit,
-)
+from tools.demo_image_model.edits import NAMINGS, Edit, draw_contrast_edit, draw_edit
 from tools.demo_image_model.evaluate import Counts, Report, tally
 from tools.demo_image_model.questions import SEED, Ask, match
 from tools.demo_image_model.render import render
@@ -42,15 +36,14 @@ MAX_SHIFT = 0.06
 """Distance from the right place, in image widths, above which an object has moved."""
 MAX_GROWTH = 1.2
 """Ratio of radii above which an object's size has changed; large to small is at least 1.29."""
-EDIT_SEED, CONTRAST_SEED, DOUBLE_SEED = SEED + 100, SEED + 200, SEED + 300
+EDIT_SEED, CONTRAST_SEED = SEED + 100, SEED + 200
 
 
 def judge_edit(edit: Edit, reading: Reading) -> dict[str, bool]:
     """Judge the parts of an edit.
 
     `edited`: the instructed change is there. `kept`: everything else is as it was. `success`: both.
-    For two edits in one sentence only `success` is judged. A picture with more or fewer objects
-    than the target, or with other pairs, fails both.
+    A picture with more or fewer objects than the target, or with other pairs, fails both.
     """
     target = edit.target
     asks = tuple(Ask(item.colour, item.shape) for item in target.items)
@@ -62,12 +55,10 @@ def judge_edit(edit: Edit, reading: Reading) -> dict[str, bool]:
         assert matched is not None
         if index != edit.changed:
             kept = kept and _as_drawn(item, matched[index])
-        elif edit.kind in ("add", "double"):
+        elif edit.kind == "add":
             edited = edited and _as_said(edit, matched)
         else:
             edited = edited and _as_drawn(item, matched[index])
-    if edit.kind == "double":
-        return {"success": edited and kept}
     return {"edited": edited, "kept": kept, "success": edited and kept}
 
 
@@ -125,11 +116,6 @@ class EditEvaluation:
             for turn, naming in enumerate(NAMINGS)
         }
 
-    def double(self, num: int) -> Counts:
-        """Counts for sentences that ask for two edits."""
-        edits = [draw_double_edit(DOUBLE_SEED, i) for i in range(num)]
-        return tally(self._judge(edits, [DOUBLE_SEED + i for i in range(num)]))
-
     def _judge(self, edits: Sequence[Edit], seeds: Sequence[int]) -> list[dict[str, bool]]:
         drawn = self.sampler.draw(
             pictures(edits, self.size),
@@ -158,8 +144,6 @@ def run(args: argparse.Namespace) -> None:
         report.add("kinds", evaluation.kinds(args.num))
     if args.contrast_num:
         report.add("contrast", evaluation.contrast(args.contrast_num))
-    if args.double_num:
-        report.add("double", evaluation.double(args.double_num))
     if args.grid_num:
         # Use other edits, so that settings chosen by the grid are not judged on the same ones.
         grid = {
@@ -187,7 +171,6 @@ def main() -> None:
         default=0,
         help="edits of small objects for each way of naming them",
     )
-    parser.add_argument("--double-num", type=int, default=0, help="sentences with two edits")
     parser.add_argument(
         "--grid-num", type=int, default=0, help="edits for each pair of guidance scales"
     )

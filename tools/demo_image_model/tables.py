@@ -20,7 +20,6 @@ SUITE_TITLES = {
     "single": "one object",
     "double": "two objects",
     "held_out": "one object, held-out pair",
-    "held_out_double": "two objects, one of a held-out pair",
 }
 PARTS = ("objects", "colours", "shapes", "size", "place", "relation", "background", "all")
 
@@ -56,14 +55,6 @@ def images_section(results: Mapping[str, Any]) -> str:
     ]
     if rows:
         parts.append(table(["prompt", "asked", *PARTS], rows))
-    if "autoencoder" in results:
-        limits = ", ".join(
-            f"{name} {share(counts)}" for name, counts in results["autoencoder"].items()
-        )
-        parts.append(
-            "Renders whose objects are read rightly after encoding and decoding alone, a ceiling "
-            f"for all of the above (small and large: one object of that size): {limits}."
-        )
     if "circles" in results:
         circles = results["circles"]
         parts.append(
@@ -78,18 +69,6 @@ def images_section(results: Mapping[str, Any]) -> str:
         )
         rows = [[f"`{n}`", str(c[1]), share(c)] for n, c in sorted(results["phrases"].items())]
         parts.append(table(["phrase", "asked", "right"], rows))
-    if "negative" in results:
-        negative = results["negative"]
-        parts.append(
-            "The negated colour is seen in "
-            f"{share(negative['with'])} of the pictures with the negative prompt and in "
-            f"{share(negative['without'])} without it, same prompts and seeds."
-        )
-    if "diversity" in results:
-        diversity = results["diversity"]
-        rows = [[f"{value:.2f}" for value in diversity.values()]]
-        parts.append("Spread over seeds (1 is even; pixels of 255):")
-        parts.append(table(diversity, rows))
     for name, axis in (("guidance_curve", "guidance"), ("steps_curve", "steps")):
         if name in results:
             parts.append(f"Objects right against {axis}:")
@@ -116,12 +95,6 @@ def edits_section(results: Mapping[str, Any]) -> str:
     if "contrast" in results:
         parts.append("A small object beside a large one, told from it by its:")
         parts.append(_verdicts("named by", results["contrast"]))
-    if "double" in results:
-        counts = results["double"]["success"]
-        parts.append(
-            f"Of {counts[1]} sentences that ask for two edits {share(counts)} had both done and "
-            "nothing else."
-        )
     if "guidance_grid" in results:
         grid = results["guidance_grid"]
         columns = sorted(next(iter(grid.values())), key=float)

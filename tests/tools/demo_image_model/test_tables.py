@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tools.demo_image_model.evaluate import evenness, tally
+from tools.demo_image_model.evaluate import tally
 from tools.demo_image_model.tables import BEGIN, END, fill, render_results, share
 
 COUNTS = {"objects": [9, 10], "all": [7, 10], "size": [3, 4]}
@@ -37,10 +37,7 @@ def test_every_result_is_shown():
                 "guidance": 4.0,
                 "steps": 20,
                 "double": COUNTS,
-                "autoencoder": {"scenes": [89, 100], "small": [17, 20]},
                 "circles": {"circle": [48, 50], "round": [43, 50]},
-                "negative": {"with": [1, 20], "without": [6, 20]},
-                "diversity": {"colour": 0.9123},
                 "steps_curve": curve,
             },
         }
@@ -51,13 +48,8 @@ def test_every_result_is_shown():
         "90.0 %",
         "70.0 %",
         "75.0 %",
-        "5.0 %",
-        "30.0 %",
-        "0.91",
         "83.3 %",
         "66.7 %",
-        "89.0 %",
-        "85.0 %",
         "62.5 %",
         "96.0 %",
         "86.0 %",
@@ -84,10 +76,3 @@ def test_fill_refuses_other_pages(page):
 def test_tally_counts_what_was_asked():
     counts = tally([{"a": True}, {"a": False, "b": True}, {}])
     assert counts == {"a": (1, 2), "b": (1, 1)}
-
-
-def test_evenness():
-    assert evenness(["a", "b", "c", "d"], 4) == pytest.approx(1)
-    assert evenness(["a", None, "a"], 4) == 0
-    assert evenness([None], 4) == 0
-    assert 0 < evenness(["a", "a", "b"], 2) < 1
