@@ -4,7 +4,7 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels.gelu_mul import cases, composed, cpu, reference
-from kernels.registry import op
+from kernels.registry import every_call, op
 
 
 @op(cases)
@@ -24,7 +24,7 @@ def gelu_mul(gate_up: Tensor) -> Tensor:
     return reference.gelu_mul(gate_up)
 
 
-gelu_mul.implementation("composed", supports=composed.supports)(composed.gelu_mul)
+gelu_mul.implementation("composed", supports=every_call)(composed.gelu_mul)
 gelu_mul.implementation("cpu", supports=cpu.supports)(cpu.gelu_mul)
 if _triton.AVAILABLE:
     from kernels.gelu_mul import triton

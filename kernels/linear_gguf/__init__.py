@@ -6,7 +6,7 @@ from kernels import _triton
 from kernels.linear_gguf import cases, composed, reference
 from kernels.linear_gguf.fields import fields_apart
 from kernels.linear_gguf.quant_type import GGUFType
-from kernels.registry import op
+from kernels.registry import every_call, op
 
 
 @op(cases)
@@ -41,7 +41,7 @@ def linear_gguf(
     return reference.linear_gguf(x, weight, quant_type, bias, int8_activations=int8_activations)
 
 
-linear_gguf.implementation("composed", supports=composed.supports)(composed.linear_gguf)
+linear_gguf.implementation("composed", supports=every_call)(composed.linear_gguf)
 if _triton.AVAILABLE:
     from kernels.linear_gguf import triton as triton_gguf
 

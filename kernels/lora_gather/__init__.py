@@ -9,7 +9,7 @@ from kernels.lora_gather import cases, composed, cpu, reference
 from kernels.lora_gather.packed import chunk_bytes, num_chunks, pack
 from kernels.lora_gather.packing import pack_each
 from kernels.lora_gather.shard import LoraShard
-from kernels.registry import op
+from kernels.registry import every_call, op
 
 __all__ = ["LoraShard", "lora_gather", "chunk_bytes", "num_chunks", "pack", "pack_each"]
 
@@ -33,7 +33,7 @@ def lora_gather(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: 
     reference.lora_gather(y, x, shards, adapter_ids)
 
 
-lora_gather.implementation("composed", supports=composed.supports)(composed.lora_gather)
+lora_gather.implementation("composed", supports=every_call)(composed.lora_gather)
 lora_gather.implementation("cpu", supports=cpu.supports)(cpu.lora_gather)
 if _triton.AVAILABLE:
     from kernels.lora_gather import triton as triton_lora

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kernels import _triton
-from kernels.registry import op
+from kernels.registry import every_call, op
 from kernels.rms_norm import add_cases, cases, composed, cpu, reference
 
 
@@ -45,8 +45,8 @@ def add_rms_norm(
     return reference.add_rms_norm(x, residual, weight, eps, offset=offset)
 
 
-rms_norm.implementation("composed", supports=composed.supports)(composed.rms_norm)
-add_rms_norm.implementation("composed", supports=composed.supports_add)(composed.add_rms_norm)
+rms_norm.implementation("composed", supports=every_call)(composed.rms_norm)
+add_rms_norm.implementation("composed", supports=every_call)(composed.add_rms_norm)
 rms_norm.implementation("cpu", supports=cpu.supports)(cpu.rms_norm)
 add_rms_norm.implementation("cpu", supports=cpu.supports_add)(cpu.add_rms_norm)
 if _triton.AVAILABLE:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kernels import _triton
-from kernels.registry import op
+from kernels.registry import every_call, op
 from kernels.score_tokens import cases, composed, cpu, reference
 from kernels.score_tokens.token_scores import TokenScores
 
@@ -30,7 +30,7 @@ def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> TokenScores
     return reference.score_tokens(logits, token_ids, num_top)
 
 
-score_tokens.implementation("composed", supports=composed.supports)(composed.score_tokens)
+score_tokens.implementation("composed", supports=every_call)(composed.score_tokens)
 score_tokens.implementation("cpu", supports=cpu.supports)(cpu.score_tokens)
 if _triton.AVAILABLE:
     from kernels.score_tokens import triton
