@@ -99,7 +99,7 @@ class Op(Generic[P, R]):
 
 
 def op(cases: ModuleType) -> Callable[[Callable[P, R]], Op[P, R]]:
-    """Declare an op by decorating its reference call."""
+    """Declare an op by its reference."""
 
     def declare(reference: Callable[P, R]) -> Op[P, R]:
         return Op(reference, cases)

@@ -91,7 +91,7 @@ async def test_an_interrupt_keeps_what_is_there(
     assert outcome.num_planned == 40
     errors = [record.error for record in outcome.records]
     assert errors.count(None) >= 2
-    assert errors.count("interrupted") in (1, 2, 3, 4)
+    assert 1 <= errors.count("interrupted") <= (concurrency or 40)
     assert len(errors) == errors.count(None) + errors.count("interrupted") < 40
     await asyncio.sleep(0.1)
     assert fake_openai.in_flight == 0, "the server was not told"

@@ -149,19 +149,24 @@ def evaluate(args: argparse.Namespace) -> None:
     print(f"{time.monotonic() - started_s:.0f} s", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser, *, guidance: float, asked: str) -> None:
+    """Add the options of both evaluations, with the default guidance and what `--num` counts."""
     parser.add_argument("model", type=Path, help="diffusers folder")
     parser.add_argument("--size", type=int, default=64, help="pixels")
-    parser.add_argument("--num", type=int, default=500, help="questions of each suite")
+    parser.add_argument("--num", type=int, default=500, help=asked)
+    parser.add_argument("--guidance", type=float, default=guidance)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="file for the results")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser, guidance=GUIDANCE, asked="questions of each suite")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument(
         "--curve-num", type=int, default=0, help="questions for each point of the curves"
     )
-    parser.add_argument("--guidance", type=float, default=GUIDANCE)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     evaluate(args)

@@ -21,13 +21,13 @@ import torch
 
 from tools.demo_image_model.classify import Reading, Seen, read
 from tools.demo_image_model.edits import NAMINGS, Edit, draw_contrast_edit, draw_edit
-from tools.demo_image_model.evaluate import Counts, Report, tally
+from tools.demo_image_model.evaluate import Counts, Report, add_arguments, tally
 from tools.demo_image_model.questions import SEED, Ask, match
 from tools.demo_image_model.render import render
 from tools.demo_image_model.sampling import EditSampler, to_uint8
 from tools.demo_image_model.scenes import Item, relation_of
 
-GUIDANCE, IMAGE_GUIDANCE, STEPS = 2.0, 1.5, 20
+GUIDANCE, IMAGE_GUIDANCE = 2.0, 1.5
 GUIDANCE_GRID = (1.5, 2.0, 3.0, 4.0, 6.0)
 IMAGE_GUIDANCE_GRID = (1.0, 1.2, 1.5, 2.0)
 GRID_FIRST = 500
@@ -161,10 +161,8 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, help="diffusers folder")
+    add_arguments(parser, guidance=GUIDANCE, asked="edits")
     parser.add_argument("--unet", type=Path, help="editing UNet, if not MODEL/unet_edit")
-    parser.add_argument("--size", type=int, default=64, help="pixels")
-    parser.add_argument("--num", type=int, default=500, help="edits")
     parser.add_argument(
         "--contrast-num",
         type=int,
@@ -174,11 +172,7 @@ def main() -> None:
     parser.add_argument(
         "--grid-num", type=int, default=0, help="edits for each pair of guidance scales"
     )
-    parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--image-guidance", type=float, default=IMAGE_GUIDANCE)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     run(args)

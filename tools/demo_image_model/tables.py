@@ -7,15 +7,17 @@ All numbers come from the JSON file that `evaluate` and `evaluate_edit` write.
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from loadtest.markdown import page_with
+from loadtest.markdown import table as markdown_table
 from tools.demo_image_model.questions import ROUND
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+COMMAND = "python -m tools.demo_image_model.tables"
 SUITE_TITLES = {
     "single": "one object",
     "double": "two objects",
@@ -36,11 +38,9 @@ def share(counts: Iterable[int]) -> str:
     return f"{100 * right / asked:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
-    header = list(header)
-    lines = [header, ["---"] * len(header), *map(list, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns are all aligned to the left."""
+    return markdown_table(header, rows, num_text_columns=len(header))
 
 
 def images_section(results: Mapping[str, Any]) -> str:
@@ -123,26 +123,15 @@ def render_results(results: Mapping[str, Any]) -> str:
     return "\n\n".join(sections[key.split()[0]](results[key]) for key in keys)
 
 
-def fill(page: str, text: str) -> str:
-    """The page with `text` between its marks.
-
-    Raises:
-        ValueError: the page does not have each mark once, in order.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end) or BEGIN in after or END in after or END in before:
-        raise ValueError(f"the page needs one {BEGIN} and, after it, one {END}")
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, help="JSON file")
     parser.add_argument("page", type=Path, help="Markdown page, changed in place")
     args = parser.parse_args()
     results = json.loads(args.results.read_text())
-    args.page.write_text(fill(args.page.read_text(), render_results(results)))
+    args.page.write_text(
+        page_with(args.page.read_text(), {"results": render_results(results)}, COMMAND)
+    )
 
 
 if __name__ == "__main__":

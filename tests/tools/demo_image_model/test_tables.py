@@ -2,10 +2,8 @@
 
 import re
 
-import pytest
-
 from tools.demo_image_model.evaluate import tally
-from tools.demo_image_model.tables import BEGIN, END, fill, render_results, share
+from tools.demo_image_model.tables import render_results, share
 
 COUNTS = {"objects": [9, 10], "all": [7, 10], "size": [3, 4]}
 
@@ -58,19 +56,6 @@ def test_every_result_is_shown():
     assert text.index("\n| 5 |") < text.index("\n| 10 |")
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in rows)
-
-
-def test_fill_replaces_only_the_marked_part():
-    page = f"above\n{BEGIN}\nold\n{END}\nbelow\n"
-    filled = fill(page, "new")
-    assert filled == f"above\n{BEGIN}\n\nnew\n\n{END}\nbelow\n"
-    assert fill(filled, "new") == filled
-
-
-@pytest.mark.parametrize("page", ["", BEGIN, END + BEGIN, BEGIN + END + BEGIN + END])
-def test_fill_refuses_other_pages(page):
-    with pytest.raises(ValueError, match="needs one"):
-        fill(page, "new")
 
 
 def test_tally_counts_what_was_asked():
