@@ -124,7 +124,6 @@ class Trainer:
     def _loss(self, step: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
         scenes, latents = self.pools.sample(step, generator)
-        self.pools.refresh(step)
         words = scene_rng(SEED + 1, step)
         tokens = self._tokenizer(
             [caption(scene, words) for scene in scenes],

@@ -121,7 +121,6 @@ class EditTrainer:
     def _loss(self, step: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
         edits, both = self.pools.sample(step, generator)
-        self.pools.refresh(step)
         latents, pictures = both.chunk(2, dim=1)
         states = self._states([edit.instruction for edit in edits])
         no_text, no_picture = drop_conditions(torch.rand(len(edits), generator=generator))
