@@ -43,14 +43,14 @@ def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
 
         edits      penalties, biases, bans, masks (`kernels.sample_tokens.rows.LogitEdits`)
         greedy     temperature 0: the first maximum, and nothing else applies
-        steps      `reference.STEPS`, one after the other: which tokens may be drawn
+        steps      `STEPS`, one after the other: which tokens may be drawn
         draw       token i with probability w_i / sum(w): the least of E_i / w_i, where E_i is
                    exponentially distributed (the Gumbel-max trick without its outer logarithm)
 
-    Every step keeps at least one token. The weights w are integers (`reference.py`) and E_i is a
-    function of (seed, index, position, i) (`noise.py`), both free of library functions. So every
-    implementation on every machine gives the same tokens, and a row's token depends on its own
-    logits and parameters alone. No implementation but the reference sorts, and none but the
+    Every step keeps at least one token. The weights w are integers (see the top of this file), and
+    E_i is a function of (seed, index, position, i) (`noise.py`), both free of library functions. So
+    every implementation on every machine gives the same tokens, and a row's token depends on its
+    own logits and parameters alone. No implementation but the reference sorts, and none but the
     reference waits for the device.
 
     Args:
