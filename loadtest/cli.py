@@ -53,7 +53,7 @@ _PAGE = Path("docs/benchmarks.md")
 _LOGS = Path("build/loadtest")
 
 PlanPath = Annotated[
-    Path, typer.Argument(metavar="PLAN", help="A YAML file like the default, which is the example.")
+    Path, typer.Argument(metavar="PLAN", help="A YAML file; the default one shows the form.")
 ]
 Only = Annotated[
     list[str] | None, typer.Option(help="Use only this server of the plan. Repeatable.")
