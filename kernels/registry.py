@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from kernels.refusal import refusal
 
@@ -29,15 +29,21 @@ class Implementation(Generic[P, R]):
     supports: Callable[P, bool]
 
 
+def every_call(*args: object, **kwargs: object) -> bool:
+    """The `supports` of an implementation that refuses no call."""
+    return True
+
+
 class Op(Generic[P, R]):
     """A callable that runs the first implementation that supports its arguments.
 
-    `cases` is the op's module of inputs: `CASES`, `make_inputs(case, dtype, device)`,
-    `TOLERANCE[dtype]` and `outputs(result, inputs)`; tests and benchmarks read it. `TOLERANCE` is
-    for inputs of that dtype and is added to one rounding of each output to its own type. Optional:
-    `SLACK` (implementation name → dtype → additional tolerance, where intermediate results are
-    rounded, too), `REFUSED` (implementation name → names of cases), exactly the cases it leaves to
-    others, and `TESTED_DTYPES`, if inputs are the same for other dtypes.
+    `cases` is the op's module of inputs: `CASES`, `make_inputs(case, dtype, device)` and
+    `TOLERANCE[dtype]`; tests and benchmarks read it. `TOLERANCE` is for inputs of that dtype and is
+    added to one rounding of each output to its own type. Optional: `outputs(result, inputs)`, if
+    the op writes anything but its result, `SLACK` (implementation name → dtype → additional
+    tolerance, where intermediate results are rounded, too), `REFUSED` (implementation name → names
+    of cases), exactly the cases it leaves to others, and `TESTED_DTYPES`, if inputs are the same
+    for other dtypes.
     """
 
     def __init__(self, reference: Callable[P, R], cases: ModuleType) -> None:
@@ -76,6 +82,11 @@ class Op(Generic[P, R]):
         """The registered implementations by name, first choice first; without the reference."""
         return {one.name: one for one in self._implementations}
 
+    def outputs(self, result: Any, inputs: dict[str, object]) -> tuple[Any, ...]:
+        """Return everything that a call wrote."""
+        stated = getattr(self.cases, "outputs", None)
+        return (result,) if stated is None else tuple(stated(result, inputs))
+
     def choice(self, *args: P.args, **kwargs: P.kwargs) -> tuple[str, dict[str, str]]:
         """Return the implementation for these arguments, and the reasons why earlier ones
         refused."""
@@ -88,7 +99,7 @@ class Op(Generic[P, R]):
 
 
 def op(cases: ModuleType) -> Callable[[Callable[P, R]], Op[P, R]]:
-    """Declare an op by decorating its reference call."""
+    """Declare an op by its reference."""
 
     def declare(reference: Callable[P, R]) -> Op[P, R]:
         return Op(reference, cases)

@@ -1,37 +1,39 @@
-"""`python -m loadtest`: run a workload, compare servers, time starts, write the benchmark page."""
+"""`python -m loadtest`: run a workload, compare servers, write the benchmark page."""
 
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from loadtest.cli_decoding import decoding
-from loadtest.cli_hot_loads import hot_loads
-from loadtest.cli_images import images
-from loadtest.cli_options import (
-    LOGS,
-    Label,
-    LogDir,
-    MaxAttempts,
-    MaxNoise,
-    Only,
-    Output,
-    Repeats,
-    Seed,
-    Variables,
-)
 from loadtest.cli_run import EXIT_INTERRUPTED, run
-from loadtest.cli_session import say, session_of
-from loadtest.compare import Comparison, NoiseLimit, time_starts
+from loadtest.compare import Comparison, NoiseLimit
+from loadtest.decoding import DecodingComparison
+from loadtest.decoding_plan import load_decoding_plan
+from loadtest.decoding_report import decoding_section
+from loadtest.hot_load_report import hot_loads_section
+from loadtest.hot_loads import load_hot_load_plan, measure_hot_loads
+from loadtest.image_compare import ImageComparison
+from loadtest.image_plan import load_image_plan
+from loadtest.image_report import images_section
 from loadtest.interrupt import Interrupt
-from loadtest.launch import described
+from loadtest.launch import ServerCommand, described
 from loadtest.machine import provenance
-from loadtest.plan import ComparisonPlan, load_plan, parse_overrides
-from loadtest.report import COMMAND, comparison_section, render_page, starts_section
-from loadtest.results import COMPARISON_FORMAT, STARTS_FORMAT, save_result
+from loadtest.plan import load_plan, parse_overrides
+from loadtest.report import COMMAND, comparison_section, render_page
+from loadtest.results import (
+    COMPARISON_FORMAT,
+    DECODING_FORMAT,
+    HOT_LOADS_FORMAT,
+    IMAGES_FORMAT,
+    keeping,
+)
+from loadtest.scenario import random_seed
+from loadtest.session import Session
 
 app = typer.Typer(
     help="Drive any OpenAI-compatible server over HTTP and measure it.",
@@ -40,20 +42,37 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(run)
-app.command()(images)
-app.command()(decoding)
-app.command()(hot_loads)
 errors = Console(stderr=True, highlight=False)
+_console = Console(highlight=False)
 
 EXIT_OUTDATED = 1
 
-PlanPath = Annotated[
-    Path, typer.Argument(metavar="PLAN", help="A YAML file like loadtest/scenarios/peers.yaml.")
-]
-
-_PEERS = Path("loadtest/scenarios/peers.yaml")
+_SCENARIOS = Path("loadtest/scenarios")
 _RAW = Path("docs/benchmarks/raw")
 _PAGE = Path("docs/benchmarks.md")
+_LOGS = Path("build/loadtest")
+
+PlanPath = Annotated[
+    Path, typer.Argument(metavar="PLAN", help="A YAML file; the default one shows the form.")
+]
+Only = Annotated[
+    list[str] | None, typer.Option(help="Use only this server of the plan. Repeatable.")
+]
+Variables = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Set a variable of the plan."),
+]
+Repeats = Annotated[
+    int | None, typer.Option(min=1, help="Repeats of every run. Default: the plan's.")
+]
+MaxNoise = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of the CPU that other processes may take.")
+]
+MaxAttempts = Annotated[int, typer.Option(min=1, help="Most runs per point.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Default: random.")]
+Output = Annotated[Path | None, typer.Option(help="Write the raw results (JSON) here.")]
+LogDir = Annotated[Path, typer.Option(help="Folder for the servers' own output.")]
+Label = Annotated[str | None, typer.Option(help="Title of the result. Default: the plan's.")]
 
 
 def main() -> None:
@@ -70,7 +89,7 @@ def main() -> None:
 
 @app.command()
 def compare(
-    plan_path: PlanPath = _PEERS,
+    plan_path: PlanPath = _SCENARIOS / "peers.yaml",
     only: Only = None,
     variables: Variables = None,
     repeats: Repeats = None,
@@ -98,66 +117,121 @@ def compare(
     max_attempts: MaxAttempts = 4,
     seed: Seed = None,
     output: Output = None,
-    log_dir: LogDir = LOGS,
+    log_dir: LogDir = _LOGS,
     label: Label = None,
 ) -> None:
     """Start several servers in turn and measure each at every concurrency.
 
     Ctrl-C stops the running server and keeps the points that are complete.
     """
-    plan = _plan(plan_path, only, variables)
-    document: dict[str, Any] = {
-        "format": COMPARISON_FORMAT,
-        **provenance(plan.label if label is None else label),
-    }
-
-    comparison = Comparison(
-        plan.having(
-            repeats=repeats,
-            concurrencies=tuple(concurrency or ()),
-            prompt_words=tuple(prompt_words or ()),
-            num_requests=num_requests,
-            together=together,
-        ),
-        session_of(document, output, seed=seed, log_dir=log_dir),
-        NoiseLimit(max_noise, max_attempts),
+    plan = load_plan(plan_path, parse_overrides(variables))
+    plan = (plan.only(only) if only else plan).having(
+        repeats=repeats,
+        concurrencies=tuple(concurrency or ()),
+        prompt_words=tuple(prompt_words or ()),
+        num_requests=num_requests,
+        together=together,
     )
-
-    async def work() -> None:
-        document["servers"] = [await described(server) for server in plan.servers]
-        async with Interrupt() as interrupt:
-            await comparison.run(interrupt)
-
-    try:
-        asyncio.run(work())
-    finally:
-        if document.get("runs"):
-            say(comparison_section(document))
+    document = _document(COMPARISON_FORMAT, plan.label, label)
+    session = _session(document, output, seed, log_dir)
+    comparison = Comparison(plan, session, NoiseLimit(max_noise, max_attempts))
+    _measure(document, plan.servers, comparison.run, comparison_section)
 
 
 @app.command()
-def starts(
-    plan_path: PlanPath = _PEERS,
+def images(
+    plan_path: PlanPath = _SCENARIOS / "images.yaml",
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option("--scenario", "-s", help="Run only this scenario of the plan. Repeatable."),
+    ] = None,
     only: Only = None,
     variables: Variables = None,
-    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    repeats: Repeats = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny runs that only show that everything works.")
+    ] = False,
+    max_noise: MaxNoise = 0.04,
+    max_attempts: MaxAttempts = 4,
+    seed: Seed = None,
     output: Output = None,
-    log_dir: LogDir = LOGS,
-    label: Annotated[str, typer.Option()] = "Start-up",
+    log_dir: LogDir = _LOGS,
+    label: Label = None,
 ) -> None:
-    """Time from launch to the first HTTP answer and to the first completed one-token request."""
-    plan = _plan(plan_path, only, variables)
-    document = {"format": STARTS_FORMAT, **provenance(label)}
+    """Start several image servers in turn and measure each in its scenarios.
 
-    async def work() -> None:
-        document["servers"] = [await described(server) for server in plan.servers]
-        async with Interrupt():
-            document["starts"] = await time_starts(plan.servers, repeats, log_dir, say)
+    Ctrl-C stops the running server and keeps the servers that are complete.
+    """
+    plan = load_image_plan(plan_path, parse_overrides(variables)).only(only or [], scenario or [])
+    if quick:
+        plan, max_attempts = plan.quick(), 1
+    plan = replace(plan, repeats=repeats or plan.repeats)
+    document = _document(IMAGES_FORMAT, plan.label, label) | {"quick": quick}
+    session = _session(document, output, seed, log_dir)
+    comparison = ImageComparison(plan, session, NoiseLimit(max_noise, max_attempts))
 
-    asyncio.run(work())
-    if output is not None:
-        save_result(document, output)
-    say(starts_section(document))
+    async def measure(interrupt: Interrupt) -> None:
+        for server, entry in zip(plan.servers, document["servers"], strict=True):
+            entry["variants"] = list(server.variants)
+        await comparison.run(interrupt)
+
+    _measure(document, [server.command for server in plan.servers], measure, images_section)
+
+
+@app.command()
+def decoding(
+    plan_path: PlanPath = _SCENARIOS / "decoding.yaml",
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="Measure only this case of the plan. Repeatable."),
+    ] = None,
+    variables: Variables = None,
+    repeats: Repeats = None,
+    seed: Seed = None,
+    output: Output = None,
+    log_dir: LogDir = _LOGS,
+    label: Label = None,
+) -> None:
+    """Start the plan's servers together and measure its cases in turn.
+
+    Ctrl-C stops the servers and keeps the runs that are complete.
+    """
+    plan = load_decoding_plan(plan_path, parse_overrides(variables))
+    plan = plan.only(only) if only else plan
+    plan = replace(plan, repeats=repeats or plan.repeats)
+    document = _document(DECODING_FORMAT, plan.label, label)
+    comparison = DecodingComparison(plan, _session(document, output, seed, log_dir))
+    _measure(document, plan.servers, comparison.run, decoding_section)
+
+
+@app.command()
+def hot_loads(
+    plan_path: PlanPath = _SCENARIOS / "hot-loads.yaml",
+    variables: Variables = None,
+    repeats: Repeats = None,
+    seed: Seed = None,
+    output: Output = None,
+    log_dir: LogDir = _LOGS,
+    label: Label = None,
+) -> None:
+    """Load adapters while texts stream: how long it takes, and what the streams notice."""
+    plan = load_hot_load_plan(plan_path, parse_overrides(variables))
+    plan = replace(plan, repeats=repeats or plan.repeats)
+    document = _document(HOT_LOADS_FORMAT, plan.label, label)
+    session = _session(document, output, seed, log_dir)
+    document |= {
+        "rung": plan.rung,
+        "repeats": plan.repeats,
+        "adapters": list(plan.adapters),
+        "pause_s": plan.pause_s,
+        "seed": session.seed,
+    }
+
+    async def measure(interrupt: Interrupt) -> None:
+        runs = await measure_hot_loads(plan, session, interrupt)
+        session.save({"runs": runs})
+
+    _measure(document, [plan.server], measure, hot_loads_section)
 
 
 @app.command()
@@ -178,6 +252,38 @@ def report(
         raise typer.Exit(EXIT_OUTDATED)
 
 
-def _plan(path: Path, only: list[str] | None, variables: list[str] | None) -> ComparisonPlan:
-    plan = load_plan(path, parse_overrides(variables))
-    return plan.only(only) if only else plan
+def _document(form: str, title: str, label: str | None) -> dict[str, Any]:
+    return {"format": form, **provenance(title if label is None else label)}
+
+
+def _session(
+    document: dict[str, Any], output: Path | None, seed: int | None, log_dir: Path
+) -> Session:
+    """A session that fills `document`, saves it as `output`, if given, and prints its progress."""
+    seed = random_seed() if seed is None else seed
+    return Session(seed=seed, log_dir=log_dir, say=_say, save=keeping(document, output))
+
+
+def _measure(
+    document: dict[str, Any],
+    servers: Sequence[ServerCommand],
+    run: Callable[[Interrupt], Awaitable[None]],
+    section: Callable[[dict[str, Any]], str],
+) -> None:
+    """Describe the servers in `document`, measure until the end or Ctrl-C, and print the tables."""
+
+    async def work() -> None:
+        document["servers"] = [await described(server) for server in servers]
+        async with Interrupt() as interrupt:
+            await run(interrupt)
+
+    try:
+        asyncio.run(work())
+    finally:
+        if document.get("runs"):
+            _say(section(document))
+
+
+def _say(line: str) -> None:
+    """Print a line without markup."""
+    _console.print(line, markup=False, soft_wrap=True)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -17,12 +16,11 @@ from loadtest.interrupt import Interrupt
 from loadtest.machine import provenance
 from loadtest.measure import measure
 from loadtest.metrics import Slo
-from loadtest.plot import plot_run
 from loadtest.record import RequestRecord
 from loadtest.results import RUN_FORMAT, save_result
 from loadtest.scenario import Scenario, ScenarioOptions, create_workload, random_seed
 from loadtest.table import run_table
-from loadtest.workload import TokenRange, TraceScale
+from loadtest.workload import TokenRange
 
 console = Console()
 errors = Console(stderr=True)
@@ -43,10 +41,6 @@ def run(
     rate: given.Rate = 1.0,
     prompt_tokens: given.Lengths = _PROMPT_TOKENS,
     output_tokens: given.Lengths = _OUTPUT_TOKENS,
-    trace: given.Trace = None,
-    speed: given.Speed = 1.0,
-    length_scale: given.LengthScale = 1.0,
-    max_context: given.MaxContext = 2048,
     endpoint: given.Endpoint = given.Endpoint.COMPLETIONS,
     seed: given.NewSeed = None,
     warmup: given.WarmUp = 4,
@@ -60,9 +54,8 @@ def run(
     pid: given.Pids = None,
     label: given.Name = "",
     json_path: given.JsonPath = None,
-    plot_path: given.PlotPath = None,
 ) -> None:
-    """Send one workload to one server; print a table, write JSON and a plot.
+    """Send one workload to one server; print a table and write JSON.
 
     Ctrl-C ends the run and reports what there is. Exit status 1: some requests failed.
     """
@@ -85,12 +78,12 @@ def run(
         rate=rate,
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
-        trace=trace,
-        scale=TraceScale(speed, length_scale, max_context),
     )
     document = {"format": RUN_FORMAT, **provenance(label), "model": model}
     document |= asyncio.run(_run(target, options, warmup, pid or [], slo))
-    _report(document, _title(options, label), json_path, plot_path)
+    console.print(run_table(document, _title(options, label)))
+    if json_path is not None:
+        save_result(document, json_path)
     if document["partial"]:
         raise typer.Exit(EXIT_INTERRUPTED)
     if document["summary"]["num_failed"]:
@@ -99,19 +92,9 @@ def run(
 
 def _title(options: ScenarioOptions, label: str) -> str:
     name = label or options.scenario.value
-    if options.scenario in (Scenario.POISSON, Scenario.TRACE):
+    if options.scenario is Scenario.POISSON:
         return name
     return f"{name} at concurrency {options.concurrency}"
-
-
-def _report(
-    document: dict[str, Any], title: str, json_path: Path | None, plot_path: Path | None
-) -> None:
-    console.print(run_table(document, title))
-    if json_path is not None:
-        save_result(document, json_path)
-    if plot_path is not None:
-        plot_run(document, plot_path, title)
 
 
 async def _run(

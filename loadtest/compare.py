@@ -12,10 +12,9 @@ that compared runs are only seconds apart.
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from loadtest.client import CompletionClient, Target
@@ -169,26 +168,6 @@ class Comparison:
     def _point_seed(self, *which: int) -> int:
         """A seed that all servers share and no other run of the comparison has."""
         return random.Random(f"{self._session.seed} {which}").randrange(2**40)
-
-
-async def time_starts(
-    servers: tuple[ServerCommand, ...],
-    repeats: int,
-    log_dir: Path,
-    say: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """Start and stop the servers in turn; one entry per start."""
-    starts = []
-    for repeat in range(repeats):
-        for server in servers:
-            async with launched(server, log_dir / "start.log") as launch:
-                pass
-            starts.append({"server": server.name, "repeat": repeat} | launch.to_json())
-            say(
-                f"{server.name}: answers after {launch.first_answer_s:.2f} s, "
-                f"serves after {launch.ready_s:.2f} s, stopped in {launch.stop_s:.2f} s"
-            )
-    return starts
 
 
 async def _idle_share(pid: int, duration_s: float) -> float:

@@ -107,7 +107,9 @@ class DecodingComparison:
             "requests": [_row(record) for record in outcome.records],
         }
 
-    def _workload(self, case: DecodingCase, repeat: int, concurrency: int) -> Workload:
+    def _workload(
+        self, case: DecodingCase, repeat: int, concurrency: int
+    ) -> Workload[PlannedRequest]:
         is_again = case.task == "again"
         which = f"{case.task} {0 if is_again else repeat} {concurrency}"
         rng = random.Random(f"{self._session.seed} {which}")

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -14,32 +14,14 @@ from loadtest.workload import (
     PEERS_NUM_WORDS,
     PEERS_OUTPUT_TOKENS,
     WARMUP_STRIDE,
+    Planned,
     PlannedRequest,
+    Timed,
     Workload,
 )
 
-
-class Timed(Protocol):
-    """A request with the time to send it; see `PlannedRequest`."""
-
-    @property
-    def at_s(self) -> float | None: ...
-
-
-Planned = TypeVar("Planned", bound=Timed)
-PlannedCo = TypeVar("PlannedCo", bound=Timed, covariant=True)
 PlannedContra = TypeVar("PlannedContra", bound=Timed, contravariant=True)
 Record = TypeVar("Record")
-
-
-class Requests(Protocol[PlannedCo]):
-    """The part of a workload that driving needs; see `Workload`."""
-
-    @property
-    def requests(self) -> Sequence[PlannedCo]: ...
-
-    @property
-    def concurrency(self) -> int | None: ...
 
 
 class Client(Protocol[PlannedContra, Record]):
@@ -63,7 +45,7 @@ class Outcome(Generic[Record]):
 
 
 async def drive(
-    workload: Requests[Planned],
+    workload: Workload[Planned],
     client: Client[Planned, Record],
     *,
     interrupt: Interrupt | None = None,

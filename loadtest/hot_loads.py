@@ -4,8 +4,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ from loadtest.plan import check_keys, expand, plan_variables, server_command
 from loadtest.plan_file import load_yaml
 from loadtest.prompts import story_prompt
 from loadtest.record import RequestRecord
+from loadtest.session import Session
 from loadtest.workload import PlannedRequest
 
 _PLAN_KEYS = {"label", "rung", "variables", "repeats", "server", "folder", "adapters", "clients"}
 _PLAN_KEYS |= {"max_tokens", "lead_s", "pause_s"}
-_SERVER_KEYS = {"name", "command", "url", "model", "version_command"}
 _REQUIRED_KEYS = {"server", "folder", "adapters"}
 _BEFORE_S = 0.5
 """Seconds before the first load that count: prompts were being read before that."""
@@ -49,16 +48,11 @@ class HotLoadPlan:
     lead_s: float = 1.0
     pause_s: float = 0.3
 
-    def having(self, *, repeats: int | None = None) -> "HotLoadPlan":
-        """A copy with the given values in place of the file's."""
-        return replace(self, repeats=repeats or self.repeats)
-
 
 def load_hot_load_plan(path: Path, overrides: dict[str, str] | None = None) -> HotLoadPlan:
     """Read a plan; variables are those of `loadtest.plan.load_plan`. Raises ValueError."""
     document = load_yaml(path)
     check_keys("the plan", document, _PLAN_KEYS, _REQUIRED_KEYS)
-    check_keys("the server", document["server"], _SERVER_KEYS, _SERVER_KEYS - {"version_command"})
     variables = plan_variables(document, overrides)
     others = {
         key: document[key]
@@ -68,7 +62,7 @@ def load_hot_load_plan(path: Path, overrides: dict[str, str] | None = None) -> H
     if "clients" in document:
         others["clients"] = tuple(document["clients"])
     return HotLoadPlan(
-        server=server_command(document["server"], variables),
+        server=server_command("the server", document["server"], variables),
         folder=expand(document["folder"], variables),
         adapters=tuple(document["adapters"]),
         label=expand(document.get("label", path.stem), variables),
@@ -78,12 +72,7 @@ def load_hot_load_plan(path: Path, overrides: dict[str, str] | None = None) -> H
 
 
 async def measure_hot_loads(
-    plan: HotLoadPlan,
-    *,
-    seed: int,
-    log_dir: Path,
-    interrupt: Interrupt,
-    say: Callable[[str], None],
+    plan: HotLoadPlan, session: Session, interrupt: Interrupt
 ) -> list[dict[str, Any]]:
     """Run the plan; returns one entry per repeat and number of clients.
 
@@ -92,16 +81,16 @@ async def measure_hot_loads(
     """
     runs = []
     for repeat in range(plan.repeats):
-        async with launched(plan.server, plan.server.log_path(log_dir)) as launch:
+        async with launched(plan.server, plan.server.log_path(session.log_dir)) as launch:
             for clients in plan.clients:
                 before = CpuTimes.read([launch.pid])
-                run = await _run(plan, clients, random.Random(f"{seed} {repeat} {clients}"))
+                run = await _run(plan, clients, random.Random(f"{session.seed} {repeat} {clients}"))
                 if interrupt.requested:
                     raise asyncio.CancelledError
                 cpu = cpu_shares(before, CpuTimes.read([launch.pid]))
                 runs.append({"repeat": repeat, "clients": clients, "cpu": cpu} | run)
                 longest = max(load["end_s"] - load["begin_s"] for load in run["loads"])
-                say(f"{clients} streams: the longest load took {longest * 1000:.0f} ms")
+                session.say(f"{clients} streams: the longest load took {longest * 1000:.0f} ms")
     return runs
 
 

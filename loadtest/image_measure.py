@@ -17,7 +17,7 @@ from loadtest.image_plan import ImageScenario, ScenarioKind
 from loadtest.image_record import ImageRecord, summarise_images
 from loadtest.image_workload import (
     ImageSettings,
-    ImageWorkload,
+    PlannedImage,
     StepRange,
     behind_images,
     closed_images,
@@ -25,7 +25,7 @@ from loadtest.image_workload import (
 from loadtest.interrupt import Interrupt
 from loadtest.launch import Probe, ServerCommand
 from loadtest.measure import drive_watched, measure
-from loadtest.workload import WARMUP_STRIDE, peers_workload
+from loadtest.workload import WARMUP_STRIDE, Workload, peers_workload
 
 _WARMUP_STEPS = StepRange(4, 4)
 _PROBE_STEPS = StepRange(2, 2)
@@ -114,7 +114,7 @@ async def _behind(running: Running, scenario: ImageScenario, seed: int) -> dict[
     return phases
 
 
-async def _phase(running: Running, workload: ImageWorkload) -> dict[str, Any]:
+async def _phase(running: Running, workload: Workload[PlannedImage]) -> dict[str, Any]:
     outcome, load = await drive_watched(
         workload, running.client, interrupt=running.interrupt, pids=[running.pid]
     )
@@ -193,5 +193,7 @@ async def _images_meanwhile(
             await task
 
 
-async def _drive_all(client: ImageClient, workload: ImageWorkload, meanwhile: _Meanwhile) -> None:
+async def _drive_all(
+    client: ImageClient, workload: Workload[PlannedImage], meanwhile: _Meanwhile
+) -> None:
     await drive(workload, client, on_end=meanwhile.on_end)

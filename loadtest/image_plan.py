@@ -19,11 +19,6 @@ from loadtest.plan import (
 from loadtest.plan_file import load_yaml
 
 _PLAN_KEYS = {"label", "rung", "variables", "repeats", "servers", "scenarios"}
-_SERVER_KEYS = {
-    *("name", "command", "url", "model", "models", "version_command"),
-    *("variants", "same_variant_as"),
-}
-_REQUIRED_SERVER_KEYS = {"name", "command", "url", "model"}
 
 VARIANT = "VARIANT"
 """The environment variable that tells a server's command which variant to run."""
@@ -153,10 +148,6 @@ class ImagePlan:
             scenarios=tuple(kept),
         )
 
-    def having(self, *, repeats: int | None = None) -> "ImagePlan":
-        """A copy with the given values in place of the file's."""
-        return replace(self, repeats=repeats or self.repeats)
-
     def quick(self) -> "ImagePlan":
         """A tiny copy that shows that everything works; its numbers mean nothing."""
         few = StepRange(4, 4)
@@ -206,8 +197,9 @@ def load_image_plan(path: Path, overrides: dict[str, str] | None = None) -> Imag
 
 
 def _server(entry: Any, variables: dict[str, str], earlier: tuple[ImageServer, ...]) -> ImageServer:
-    check_keys("a server", entry, _SERVER_KEYS, _REQUIRED_SERVER_KEYS)
-    command = server_command(entry, variables)
+    command = server_command(
+        "a server", entry, variables, {"models", "variants", "same_variant_as"}
+    )
     model = entry.get("same_variant_as")
     if model is None:
         return ImageServer(command, tuple(entry.get("variants", ("",))))

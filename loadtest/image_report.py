@@ -72,22 +72,18 @@ def text_summary(phase: dict[str, Any]) -> dict[str, Any]:
     return summarise(records, phase["summary"]["wall_s"], phase["summary"]["num_planned"])
 
 
-def images_rate(run: dict[str, Any]) -> float | None:
-    return float(image_summary(run["phases"]["images"])["images_s"])
+def _value(key: str, statistic: str | None = None) -> Value:
+    """A number of the summary of pictures, or a statistic such as `p50` of a distribution in it."""
+    return lambda run: _number(image_summary(run["phases"]["images"])[key], statistic)
 
 
-def latency(statistic: str) -> Value:
-    """A value such as `latency("p50")`."""
-
-    def value(run: dict[str, Any]) -> float | None:
-        found = image_summary(run["phases"]["images"])["latency_ms"]
-        return float(found[statistic]) if found else None
-
-    return value
+def _number(found: Any, statistic: str | None) -> float | None:
+    if statistic is None:
+        return float(found)
+    return float(found[statistic]) if found else None
 
 
-def megapixel_steps_rate(run: dict[str, Any]) -> float | None:
-    return float(image_summary(run["phases"]["images"])["megapixel_steps_s"])
+images_rate = _value("images_s")
 
 
 def _images_parts(document: dict[str, Any], points: list[Point]) -> list[str]:
@@ -97,8 +93,10 @@ def _images_parts(document: dict[str, Any], points: list[Point]) -> list[str]:
             point.label,
             _variants(point),
             with_range(point.values(images_rate), 2),
-            " / ".join(number(point.median_of(latency(q)), 0) for q in ("p50", "p90", "p99")),
-            number(point.median_of(megapixel_steps_rate), 2),
+            " / ".join(
+                number(point.median_of(_value("latency_ms", q)), 0) for q in ("p50", "p90", "p99")
+            ),
+            number(point.median_of(_value("megapixel_steps_s")), 2),
             number(point.median_of(_peak_memory), 0),
             _failures(point),
         ]
@@ -121,7 +119,7 @@ def _ratios(points: list[Point]) -> str:
     """Each server's medians divided by those of each server after it."""
     rows = []
     for ours, theirs in combinations(points, 2):
-        values = (images_rate, latency("p50"))
+        values = (images_rate, _value("latency_ms", "p50"))
         ratios = [ratio(ours.median_of(value), theirs.median_of(value)) for value in values]
         rows.append([f"{ours.server} / {theirs.server}", *ratios])
     return table(["ratio of medians", "images/s", "latency p50"], rows, num_text_columns=1)
@@ -138,8 +136,7 @@ def _trials(document: dict[str, Any], scenario: dict[str, Any]) -> list[str]:
 
 def solo_ms(run: dict[str, Any]) -> float | None:
     """The median latency of the short request when it is alone."""
-    latency = image_summary(run["phases"]["solo"])["latency_ms"]
-    return float(latency["p50"]) if latency else None
+    return _number(image_summary(run["phases"]["solo"])["latency_ms"], "p50")
 
 
 def _behind_rows(run: dict[str, Any]) -> list[list[ImageRecord]]:
@@ -208,16 +205,8 @@ def _behind_parts(document: dict[str, Any], points: list[Point]) -> list[str]:
     return [text, table(heads, rows, num_text_columns=1)]
 
 
-def _text_latency(phase: str, name: str, statistic: str) -> Value:
-    def value(run: dict[str, Any]) -> float | None:
-        found = text_summary(run["phases"][phase])[name]
-        return float(found[statistic]) if found else None
-
-    return value
-
-
-def _text_rate(phase: str) -> Value:
-    return lambda run: float(text_summary(run["phases"][phase])["output_tok_s"])
+def _text_value(phase: str, key: str, statistic: str | None = None) -> Value:
+    return lambda run: _number(text_summary(run["phases"][phase])[key], statistic)
 
 
 def images_beside(run: dict[str, Any]) -> float | None:
@@ -230,12 +219,12 @@ def _text_parts(document: dict[str, Any], points: list[Point]) -> list[str]:
     for point in points:
         cells = [point.label]
         for phase in ("alone", "beside"):
-            gaps = (_text_latency(phase, "itl_ms", q) for q in ("p50", "p99"))
+            gaps = (_text_value(phase, "itl_ms", q) for q in ("p50", "p99"))
             cells.append(" / ".join(number(point.median_of(gap)) for gap in gaps))
         for phase in ("alone", "beside"):
-            cells.append(number(point.median_of(_text_latency(phase, "ttft_ms", "p50"))))
+            cells.append(number(point.median_of(_text_value(phase, "ttft_ms", "p50"))))
         for phase in ("alone", "beside"):
-            cells.append(number(point.median_of(_text_rate(phase))))
+            cells.append(number(point.median_of(_text_value(phase, "output_tok_s"))))
         cells += [with_range(point.values(images_beside), 2), _failures(point)]
         rows.append(cells)
     heads = ["server", "ITL ms p50 / p99 alone", "beside images", "TTFT ms p50 alone"]

@@ -1,10 +1,10 @@
 """Image workloads: the pictures to ask for and their steps. Made before the run."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from loadtest.workload import TokenRange
+from loadtest.workload import TokenRange, Workload
 
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple")
@@ -47,19 +47,6 @@ class PlannedImage:
     role: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ImageWorkload:
-    """Pictures to be asked for by `concurrency` clients or, if that is None, at their own times.
-
-    `parameters` are enough to make the same workload again.
-    """
-
-    name: str
-    requests: list[PlannedImage]
-    concurrency: int | None
-    parameters: dict[str, Any] = field(default_factory=dict)
-
-
 def scene_prompt(rng: random.Random) -> str:
     """A caption of two coloured shapes, at most 75 tokens even if every letter is a token."""
     first, second = (
@@ -71,7 +58,7 @@ def scene_prompt(rng: random.Random) -> str:
 
 def closed_images(
     settings: ImageSettings, concurrency: int, num_requests: int, seed: int
-) -> ImageWorkload:
+) -> Workload[PlannedImage]:
     """A workload of `concurrency` clients that ask for the next picture when they have the last.
 
     The step counts are spread evenly over the range and then shuffled, so that every run has the
@@ -82,7 +69,7 @@ def closed_images(
     rng.shuffle(steps)
     requests = [_planned(i, settings, count, rng) for i, count in enumerate(steps)]
     parameters = settings.to_json() | {"clients": concurrency, "seed": seed}
-    return ImageWorkload("images", requests, concurrency, parameters)
+    return Workload("images", requests, concurrency, parameters)
 
 
 def spread(steps: StepRange, count: int) -> list[int]:
@@ -95,7 +82,7 @@ def spread(steps: StepRange, count: int) -> list[int]:
 
 def behind_images(
     settings: ImageSettings, num_long: int, long_steps: int, delay_s: float, seed: int
-) -> ImageWorkload:
+) -> Workload[PlannedImage]:
     """`num_long` pictures of `long_steps` at once, and `delay_s` later one of `settings.steps`."""
     rng = random.Random(seed)
     requests = [
@@ -110,7 +97,7 @@ def behind_images(
         "delay_s": delay_s,
         "seed": seed,
     }
-    return ImageWorkload("behind", requests, None, parameters)
+    return Workload("behind", requests, None, parameters)
 
 
 def _planned(

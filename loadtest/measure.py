@@ -4,17 +4,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from loadtest.client import CompletionClient
-from loadtest.drive import Client, Outcome, Planned, Record, Requests, drive
+from loadtest.drive import Client, Outcome, Record, drive
 from loadtest.interrupt import Interrupt
 from loadtest.metrics import Slo, summarise
 from loadtest.noise import CpuTimes, cpu_shares
 from loadtest.processes import MemoryWatch
 from loadtest.record import RequestRecord
-from loadtest.workload import Workload
+from loadtest.workload import Planned, PlannedRequest, Workload
 
 
 async def measure(
-    workload: Workload,
+    workload: Workload[PlannedRequest],
     client: CompletionClient,
     *,
     interrupt: Interrupt,
@@ -48,7 +48,7 @@ async def measure(
 
 
 async def drive_watched(
-    workload: Requests[Planned],
+    workload: Workload[Planned],
     client: Client[Planned, Record],
     *,
     interrupt: Interrupt,

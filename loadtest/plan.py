@@ -16,8 +16,7 @@ _PLAN_KEYS = {
     *("label", "rung", "variables", "concurrencies", "repeats", "warmup", "servers"),
     *("prompt_words", "output_tokens", "num_requests"),
 }
-_REQUIRED_SERVER_KEYS = {"name", "command", "url", "model"}
-_SERVER_KEYS = {*_REQUIRED_SERVER_KEYS, "version_command", "groups", "models", "extra_body"}
+_SERVER_KEYS = {"name", "command", "url", "model"}
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -92,7 +91,10 @@ def load_plan(path: Path, overrides: dict[str, str] | None = None) -> Comparison
     document = load_yaml(path)
     check_keys("the plan", document, _PLAN_KEYS, {"servers"})
     variables = plan_variables(document, overrides)
-    servers = tuple(_server(entry, variables) for entry in document["servers"])
+    optional = {"groups", "models", "extra_body"}
+    servers = tuple(
+        server_command("a server", entry, variables, optional) for entry in document["servers"]
+    )
     check_names(server.name for server in servers)
     return ComparisonPlan(
         servers=servers,
@@ -116,13 +118,14 @@ def plan_variables(document: dict[str, Any], overrides: dict[str, str] | None) -
     return variables
 
 
-def _server(entry: Any, variables: dict[str, str]) -> ServerCommand:
-    check_keys("a server", entry, _SERVER_KEYS, _REQUIRED_SERVER_KEYS)
-    return server_command(entry, variables)
+def server_command(
+    what: str, entry: Any, variables: dict[str, str], optional: Iterable[str] = ()
+) -> ServerCommand:
+    """The server that a plan's entry describes.
 
-
-def server_command(entry: dict[str, Any], variables: dict[str, str]) -> ServerCommand:
-    """The server that a plan's entry describes. Its keys must have been checked."""
+    Raises ValueError for missing keys, and for unknown ones that are not `optional`.
+    """
+    check_keys(what, entry, {*_SERVER_KEYS, "version_command", *optional}, _SERVER_KEYS)
     return ServerCommand(
         name=entry["name"],
         command=entry["command"].strip(),

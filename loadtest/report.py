@@ -31,7 +31,6 @@ from loadtest.points import (
     points,
     prompt_tokens,
     request_rate,
-    summary_of,
     throughput,
 )
 from loadtest.results import (
@@ -39,8 +38,6 @@ from loadtest.results import (
     DECODING_FORMAT,
     HOT_LOADS_FORMAT,
     IMAGES_FORMAT,
-    RUN_FORMAT,
-    STARTS_FORMAT,
     TURNS_FORMAT,
     load_any_result,
 )
@@ -60,6 +57,8 @@ def render_page(page: str, raw: Path) -> str:
     texts = {}
     for path in sorted(raw.glob("*.json")):
         document = load_any_result(path)
+        if document["format"] not in _SECTIONS:
+            raise ValueError(f"{path.name} is a single run: the page shows comparisons only")
         texts[path.stem] = _SECTIONS[document["format"]](document)
     if missing := set(_MARK.findall(page)) - texts.keys():
         names = ", ".join(f"{name}.json" for name in sorted(missing))
@@ -190,59 +189,8 @@ def _idle_note(comparison: dict[str, Any]) -> str:
     return f"An idle server took at most {max(idle, default=0.0):.1%}."
 
 
-def starts_section(document: dict[str, Any]) -> str:
-    rows = []
-    for server in document["servers"]:
-        starts = [start for start in document["starts"] if start["server"] == server["name"]]
-        if starts:
-            keys = ("first_answer_s", "ready_s", "stop_s")
-            values = [[start[key] for start in starts] for key in keys]
-            ranges = [with_range(v, 2) for v in values]
-            rows.append([server["name"], str(len(starts)), *ranges])
-    heads = ["server", "starts", "first answer s (range)", "serving s (range)", "stop s (range)"]
-    cells = table(heads, rows, num_text_columns=1)
-    return "\n\n".join(filter(None, [origin(document), cells, versions(document)]))
-
-
-def run_section(run: dict[str, Any]) -> str:
-    summary = summary_of(run)
-    rows = [
-        [
-            run["workload"]["name"],
-            str(run["workload"]["concurrency"] or "open loop"),
-            f"{summary['num_ok']} / {summary['num_failed']}",
-            f"{summary['output_tok_s']:.1f}",
-            *(
-                " / ".join(f"{summary[name][q]:.0f}" for q in ("p50", "p90", "p99"))
-                if summary[name]
-                else "-"
-                for name in ("ttft_ms", "itl_ms", "e2e_ms")
-            ),
-            f"{run['memory']['peak_pss_mib']:.0f}" if run["memory"] else "-",
-        ]
-    ]
-    heads = ["workload", "clients", "ok / failed", "out tok/s", "TTFT ms p50 / p90 / p99"]
-    heads += ["ITL ms p50 / p90 / p99", "E2E ms p50 / p90 / p99", "peak memory MiB"]
-    parts = [origin(run), table(heads, rows, num_text_columns=1), _goodput_line(summary)]
-    if slo := run["summary"].get("slo"):
-        limits = ", ".join(f"{name} at most {ms:g} ms" for name, ms in slo["limits_ms"].items())
-        parts.append(
-            f"Goodput ({limits}): {slo['goodput_request_s']:.2f} requests/s, "
-            f"{slo['ratio']:.1%} of all."
-        )
-    return "\n\n".join(parts)
-
-
-def _goodput_line(summary: dict[str, Any]) -> str:
-    found = summary["itl_goodput_request_s"].items()
-    parts = ", ".join(f"{limit} ms: {rate:.2f}" for limit, rate in found)
-    return f"Requests/s that kept 99 % of their gaps between tokens within {parts}."
-
-
 _SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     COMPARISON_FORMAT: comparison_section,
-    STARTS_FORMAT: starts_section,
-    RUN_FORMAT: run_section,
     IMAGES_FORMAT: images_section,
     DECODING_FORMAT: decoding_section,
     HOT_LOADS_FORMAT: hot_loads_section,

@@ -7,14 +7,13 @@ from typing import Any
 
 RUN_FORMAT = "loadtest-run/1"
 COMPARISON_FORMAT = "loadtest-comparison/1"
-STARTS_FORMAT = "loadtest-starts/1"
 IMAGES_FORMAT = "loadtest-images/1"
 DECODING_FORMAT = "loadtest-decoding/1"
 HOT_LOADS_FORMAT = "loadtest-hot-loads/1"
 TURNS_FORMAT = "loadtest-turns/1"
 
 _FORMATS = (
-    *(RUN_FORMAT, COMPARISON_FORMAT, STARTS_FORMAT, IMAGES_FORMAT),
+    *(RUN_FORMAT, COMPARISON_FORMAT, IMAGES_FORMAT),
     *(DECODING_FORMAT, HOT_LOADS_FORMAT, TURNS_FORMAT),
 )
 _LINE_LENGTH = 110

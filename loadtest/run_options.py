@@ -47,7 +47,7 @@ WhichScenario = Annotated[
     Scenario,
     typer.Option(
         help="peers: the workload of the comparisons (100 random words in, 64 tokens "
-        "out). closed: N clients. poisson: random arrivals. trace: replay of a recorded file."
+        "out). closed: N clients. poisson: random arrivals."
     ),
 ]
 Concurrency = Annotated[int, typer.Option("--concurrency", "-c", min=1)]
@@ -61,16 +61,6 @@ Lengths = Annotated[
     typer.Option(
         parser=_parsed(TokenRange.parse), metavar="N|LOW:HIGH", help="closed, poisson: tokens."
     ),
-]
-Trace = Annotated[
-    Path | None, typer.Option(help="CSV: TIMESTAMP,ContextTokens,GeneratedTokens.", exists=True)
-]
-Speed = Annotated[float, typer.Option(min=0.001, help="trace: 2 replays twice as fast.")]
-LengthScale = Annotated[
-    float, typer.Option(min=0.001, help="trace: multiplies prompt and output lengths.")
-]
-MaxContext = Annotated[
-    int, typer.Option(min=2, help="trace: longer requests are cut to this many tokens.")
 ]
 NewSeed = Annotated[
     int | None, typer.Option(min=0, help="Default: random, so every prompt is new.")
@@ -104,4 +94,3 @@ Pids = Annotated[
 ]
 Name = Annotated[str, typer.Option(help="A name for the results.")]
 JsonPath = Annotated[Path | None, typer.Option("--json", help="Write all results here.")]
-PlotPath = Annotated[Path | None, typer.Option("--plot", help="Write a PNG here.")]

@@ -1,12 +1,8 @@
 """Workloads: the requests and when to send them. Made before the run, to send cheaply."""
 
-import csv
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Protocol, TypeVar
 
 from loadtest.prompts import TokenEstimate, story_prompt
 
@@ -29,15 +25,25 @@ class PlannedRequest:
     at_s: float | None = None
 
 
+class Timed(Protocol):
+    """A request with the time to send it; see `PlannedRequest`."""
+
+    @property
+    def at_s(self) -> float | None: ...
+
+
+Planned = TypeVar("Planned", bound=Timed)
+
+
 @dataclass(frozen=True, slots=True)
-class Workload:
+class Workload(Generic[Planned]):
     """Requests, sent by `concurrency` clients or, if that is None, at their own times.
 
     `parameters` are enough to make the same workload again.
     """
 
     name: str
-    requests: list[PlannedRequest]
+    requests: list[Planned]
     concurrency: int | None
     parameters: dict[str, Any] = field(default_factory=dict)
 
@@ -75,7 +81,7 @@ def peers_workload(
     *,
     num_words: int = PEERS_NUM_WORDS,
     output_tokens: int = PEERS_OUTPUT_TOKENS,
-) -> Workload:
+) -> Workload[PlannedRequest]:
     """The workload that all engines are compared on: 100 random words in, 64 tokens out.
 
     Other lengths are for slower models and for long prompts. Words are counted, not
@@ -93,129 +99,54 @@ def peers_workload(
     return Workload("peers", requests, concurrency, parameters)
 
 
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How many requests a workload has, and the ranges from which `seed` draws their lengths."""
+
+    num_requests: int
+    prompt_tokens: TokenRange
+    output_tokens: TokenRange
+    seed: int
+
+
 def closed_workload(
-    concurrency: int,
-    num_requests: int,
-    prompt_tokens: TokenRange,
-    output_tokens: TokenRange,
-    seed: int,
-    estimate: TokenEstimate,
-) -> Workload:
+    concurrency: int, lengths: Lengths, estimate: TokenEstimate
+) -> Workload[PlannedRequest]:
     """A workload of `concurrency` clients that send the next request after each answer."""
-    rng = random.Random(seed)
-    lengths = [(prompt_tokens.draw(rng), output_tokens.draw(rng)) for _ in range(num_requests)]
-    parameters = {
-        "seed": seed,
-        "prompt_tokens": str(prompt_tokens),
-        "output_tokens": str(output_tokens),
-    }
-    requests = _requests(lengths, [None] * num_requests, seed, estimate)
-    return Workload("closed", requests, concurrency, parameters)
+    requests = _requests(lengths, random.Random(lengths.seed), estimate)
+    return Workload("closed", requests, concurrency, _parameters(lengths))
 
 
 def poisson_workload(
-    rate: float,
-    num_requests: int,
-    prompt_tokens: TokenRange,
-    output_tokens: TokenRange,
-    seed: int,
-    estimate: TokenEstimate,
-) -> Workload:
+    rate: float, lengths: Lengths, estimate: TokenEstimate
+) -> Workload[PlannedRequest]:
     """A workload that sends `rate` requests per second, with exponential gaps, in any case."""
-    rng = random.Random(seed)
-    lengths = [(prompt_tokens.draw(rng), output_tokens.draw(rng)) for _ in range(num_requests)]
-    arrivals, now = [], 0.0
-    for _ in range(num_requests):
-        arrivals.append(now)
+    rng = random.Random(lengths.seed)
+    requests, now = [], 0.0
+    for request in _requests(lengths, rng, estimate):
+        requests.append(replace(request, at_s=now))
         now += rng.expovariate(rate)
-    parameters = {
-        "seed": seed,
-        "rate": rate,
-        "prompt_tokens": str(prompt_tokens),
-        "output_tokens": str(output_tokens),
+    return Workload("poisson", requests, None, _parameters(lengths) | {"rate": rate})
+
+
+def _parameters(lengths: Lengths) -> dict[str, Any]:
+    return {
+        "seed": lengths.seed,
+        "prompt_tokens": str(lengths.prompt_tokens),
+        "output_tokens": str(lengths.output_tokens),
     }
-    return Workload("poisson", _requests(lengths, arrivals, seed, estimate), None, parameters)
-
-
-@dataclass(frozen=True, slots=True)
-class TraceRow:
-    """A recorded request: its seconds after the first one, and its lengths."""
-
-    at_s: float
-    prompt_tokens: int
-    output_tokens: int
-
-
-def load_trace(path: Path) -> list[TraceRow]:
-    """Rows of a `TIMESTAMP,ContextTokens,GeneratedTokens` file (the Azure LLM traces).
-
-    Raises ValueError when columns are missing or a row cannot be read.
-    """
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if not {"TIMESTAMP", "ContextTokens", "GeneratedTokens"} <= set(reader.fieldnames or ()):
-            raise ValueError("a trace needs columns TIMESTAMP, ContextTokens, GeneratedTokens")
-        rows = list(reader)
-    if not rows:
-        raise ValueError("the trace has no rows")
-    times = [datetime.fromisoformat(row["TIMESTAMP"][:26]) for row in rows]
-    return [
-        TraceRow(
-            (time - times[0]).total_seconds(),
-            int(row["ContextTokens"]),
-            int(row["GeneratedTokens"]),
-        )
-        for time, row in zip(times, rows, strict=True)
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class TraceScale:
-    """Scales that fit a recorded trace to the server under test.
-
-    `speed` 2 replays twice as fast. `length` multiplies both token counts; a request that is then
-    longer than `max_context` first gets a shorter prompt, then a shorter output.
-    """
-
-    speed: float = 1.0
-    length: float = 1.0
-    max_context: int = 2048
-
-    def lengths(self, row: TraceRow) -> tuple[int, int]:
-        output = min(max(1, round(row.output_tokens * self.length)), self.max_context - 1)
-        prompt = min(max(1, round(row.prompt_tokens * self.length)), self.max_context - output)
-        return prompt, output
-
-
-def trace_workload(
-    rows: Sequence[TraceRow],
-    scale: TraceScale,
-    seed: int,
-    estimate: TokenEstimate,
-    name: str = "",
-) -> Workload:
-    """A workload with a trace's arrival times and lengths. Its texts are made up."""
-    lengths = [scale.lengths(row) for row in rows]
-    arrivals = [(row.at_s - rows[0].at_s) / scale.speed for row in rows]
-    parameters = {
-        "seed": seed,
-        "trace": name,
-        "speed": scale.speed,
-        "length_scale": scale.length,
-        "max_context": scale.max_context,
-    }
-    return Workload("trace", _requests(lengths, arrivals, seed, estimate), None, parameters)
 
 
 def _requests(
-    lengths: Sequence[tuple[int, int]],
-    arrivals: Sequence[float | None],
-    seed: int,
-    estimate: TokenEstimate,
+    lengths: Lengths, rng: random.Random, estimate: TokenEstimate
 ) -> list[PlannedRequest]:
+    ranges = [
+        (lengths.prompt_tokens.draw(rng), lengths.output_tokens.draw(rng))
+        for _ in range(lengths.num_requests)
+    ]
     return [
         PlannedRequest(
-            i, story_prompt(seed * _SEED_STRIDE + i, estimate.num_words(prompt)), output, at_s
+            i, story_prompt(lengths.seed * _SEED_STRIDE + i, estimate.num_words(prompt)), output
         )
-        for i, ((prompt, output), at_s) in enumerate(zip(lengths, arrivals, strict=True))
+        for i, (prompt, output) in enumerate(ranges)
     ]

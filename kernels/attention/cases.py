@@ -73,11 +73,6 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
     }
 
 
-def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
-    """Everything the op wrote."""
-    return (result,)
-
-
 def _heads(case: Case, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     if case.interleaved:
         states = torch.randn(case.rows, length, case.num_heads, case.head_dim, device=device)

@@ -5,11 +5,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def supports(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Supports every call."""
-    return True
-
-
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """See `kernels.attention`."""
     if not query.is_cpu or not len(query):

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from kernels.conv3x3.convolution import Convolution
+from kernels.shared.tolerances import FLOATS
 from kernels.shared.work import Work, num_bytes
 
 # The transformed patches and kernels are up to 10 times as large as the results, and so are their
 # rounding errors.
-TOLERANCE = dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), 1e-4)
+TOLERANCE = dict.fromkeys(FLOATS, 1e-4)
 """The tolerance; numbers are fp32 for every requested dtype."""
 
 
@@ -72,11 +73,6 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
         "scale": 0.2 if case.has_addend else 1.0,
         "out": whole[:, case.inputs : -3] if case.is_slice else None,
     }
-
-
-def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
-    """Everything the op wrote."""
-    return (result,)
 
 
 def work(inputs: dict[str, Any]) -> Work:

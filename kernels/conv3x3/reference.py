@@ -14,7 +14,24 @@ def conv3x3(
     scale: float = 1.0,
     out: Tensor | None = None,
 ) -> Tensor:
-    """See `kernels.conv3x3`."""
+    """Convolve zero-padded maps, apply slopes, and add the addend.
+
+    Args:
+        x: [R, C, H, W], fp32, fastest where a cell's channels lie side by side: channels-last
+            layout, or some channels of a wider map in it.
+        convolution: from C to N channels.
+        addend: [R, N, H, W]; the result is `addend + scale * convolved`.
+        out: [R, N, H, W], with the same choice of layouts as x; written to. May be other channels
+            of x's map.
+
+    Returns:
+        [R, N, H, W], `out` or a new map in channels-last layout. In the faster implementation a
+            row's result depends on the row alone; cells that have the same surroundings but lie
+            differently to multiples of 4 may differ by rounding.
+
+    Papers: Winograd 1980, Arithmetic Complexity of Computations; Lavin and Gray 2015,
+    arXiv:1509.09308, section 4.3.
+    """
     bias, slopes = (
         numbers[: convolution.num_outputs] for numbers in (convolution.bias, convolution.slopes)
     )

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.shared.tolerances import FLOATS
 from kernels.shared.work import Work, num_bytes
 
-TOLERANCE = dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), 0.0)
+TOLERANCE = dict.fromkeys(FLOATS, 0.0)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kernels.experts.expert_weights import ExpertWeights, GgufRows, Weight
 from kernels.experts.routing import Routing
@@ -147,11 +146,6 @@ def _weight(case: Case, dtype: torch.dtype, device: torch.device) -> Weight:
     if case.for_gpu:
         return GgufRows(fields_apart(rows, case.quant_type).to(device), case.quant_type)
     return panels_from_gguf(rows, case.quant_type)
-
-
-def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
-    """Everything the op wrote."""
-    return (result,)
 
 
 def work(inputs: dict[str, Any]) -> Work:

@@ -13,7 +13,20 @@ from kernels.shared.int8_activations import round_to_int8
 
 
 def route_experts(logits: Tensor, top_k: int, *, normalised: bool) -> Routing:
-    """See `kernels.experts`."""
+    """Choose each token's experts and sort the pairs by expert.
+
+    A token's weights are the softmax of its logits at the `top_k` largest; of equal ones the first
+    is chosen first.
+
+    Args:
+        logits: [T, E] fp32, rows may be strided; E experts of which each token gets `top_k`.
+        normalised: whether the chosen experts' weights are scaled to the sum of 1.
+
+    Returns:
+        See `Routing`. A token's choice and weights depend on its logits alone.
+
+    Paper: Shazeer et al. 2017, arXiv:1701.06538.
+    """
     choice = logits.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
     weights = logits.softmax(-1).gather(1, choice)
     if normalised:
@@ -30,7 +43,22 @@ def linear_experts(
     *,
     int8_activations: bool = False,
 ) -> Tensor:
-    """See `kernels.experts`."""
+    """Multiply rows that are sorted by expert, each by the weight of its expert.
+
+    Args:
+        x: [T, K], fp32, bf16 or fp16; rows may be strided.
+        weights: the weights of E experts, [N, K] each.
+        starts: [E + 1] int64: rows starts[e] ... starts[e + 1] - 1 of the result belong to expert
+            e; the first is 0, the last the number of rows.
+        rows: [R] int64: the row of x for each row of the result; None: row by row.
+        bias: [E, N] fp32, contiguous, added to the sums.
+        int8_activations: see `linear_panels`; for panels of GGUF's types.
+
+    Returns:
+        [R, N], contiguous, x's dtype. A row has the bits of the product for this form of weights
+            (`linear_packed`, `linear_panels`, on a GPU `linear_gguf`) for the row alone; with plain
+            weights on a GPU it depends on the row and the weight alone.
+    """
     y = x.float() if rows is None else x[rows].float()
     dtype = x.dtype
     if int8_activations:
@@ -45,7 +73,16 @@ def linear_experts(
 
 
 def sum_experts(answers: Tensor, weights: Tensor, places: Tensor) -> Tensor:
-    """See `kernels.experts`."""
+    """Add up the chosen experts' results for each token, the first choice first.
+
+    Args:
+        answers: [T·k, C], sorted by expert; any float dtype, contiguous.
+        weights: [T, k] fp32.
+        places: [T, k] int64: the rows of each token's answers.
+
+    Returns:
+        [T, C], contiguous, the answers' dtype; products and sums are rounded to fp32 one by one.
+    """
     total = answers[places[:, 0]].float() * weights[:, :1]
     for rank in range(1, places.shape[1]):
         total += answers[places[:, rank]].float() * weights[:, rank : rank + 1]

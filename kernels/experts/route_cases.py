@@ -5,15 +5,12 @@ from dataclasses import dataclass
 import torch
 
 from kernels.experts.routing import Routing
+from kernels.shared.tolerances import FLOATS
 
 TESTED_DTYPES = (torch.float32,)
 """The dtypes of models to test; inputs are the same for others."""
-TOLERANCE = {
-    # An exponential and sums of up to 512 of them in another order; weights are below 1.
-    torch.float32: 2e-6,
-    torch.bfloat16: 2e-6,
-    torch.float16: 2e-6,
-}
+# An exponential and sums of up to 512 of them in another order; weights are below 1.
+TOLERANCE = dict.fromkeys(FLOATS, 2e-6)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def supports(up_gate: Tensor) -> bool:
-    """Supports every call."""
-    return True
-
-
 def geglu(up_gate: Tensor) -> Tensor:
     """See `kernels.geglu`."""
     size = up_gate.shape[1] // 2

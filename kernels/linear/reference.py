@@ -12,7 +12,20 @@ def linear(
     fp32_out: bool = False,
     invariant: bool = False,
 ) -> Tensor:
-    """See `kernels.linear`."""
+    """Compute `x @ weight.T + bias`.
+
+    Args:
+        x: [M, K], fp32, bf16 or fp16; rows may be strided.
+        weight: [N, K], x's dtype, contiguous.
+        bias: [N], fp32 or x's dtype.
+        fp32_out: return the unrounded sums. Logits need this: bf16 numbers between 16 and 32 are an
+            eighth apart.
+        invariant: a row's result has the same bits whatever the other rows are. Vendors' libraries,
+            which run otherwise, choose the order of their sums by the number of rows.
+
+    Returns:
+        [M, N], contiguous, x's dtype or fp32. Sums in fp32, rounded once.
+    """
     matrix = weight.float().T
     # One row at a time where the number of rows must not matter, each from memory of its own: the
     # order of sums may also depend on the alignment of a row's first element.

@@ -9,17 +9,10 @@ from torch import Tensor
 from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_gguf.fields import fields_apart
 from kernels.linear_gguf.quant_type import BLOCKS, GGUFType, row_bytes
+from kernels.shared.tolerances import ROUNDED_WEIGHTS
 from kernels.shared.work import Work, product_work
 
-TOLERANCE = {
-    # Sums in fp32 of up to 14336 products in another order.
-    torch.float32: 2e-5,
-    # Weights are rounded to x's type before they are multiplied, by up to 2^-8 and 2^-11 of each.
-    # Rounding errors are random: an output near one is off by a thousandth, by ten at worst among
-    # ten thousand.
-    torch.bfloat16: 1.6e-2,
-    torch.float16: 2e-3,
-}
+TOLERANCE = ROUNDED_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -139,11 +132,6 @@ def _set_scales(blocks: Tensor, offsets: tuple[int, ...], size: Tensor) -> None:
         sign = torch.randint(2, (len(blocks), 1)) * 2 - 1
         scale = (torch.rand(len(blocks), 1) + 0.5) * sign * size
         blocks[:, offset : offset + 2] = scale.to(torch.float16).view(torch.uint8)
-
-
-def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
-    """Everything the op wrote."""
-    return (result,)
 
 
 def work(inputs: dict[str, Any]) -> Work:

@@ -17,18 +17,6 @@ CHUNK_WEIGHTS = 1 << 22
 """Weights dequantised at a time: 16 MB in fp32."""
 
 
-def supports(
-    x: Tensor,
-    weight: Tensor,
-    quant_type: GGUFType,
-    bias: Tensor | None = None,
-    *,
-    int8_activations: bool = False,
-) -> bool:
-    """Supports every call."""
-    return True
-
-
 def linear_gguf(
     x: Tensor,
     weight: Tensor,

@@ -1,8 +1,9 @@
 """The meaning of a GGUF block's bytes, written to be read.
 
-Each function takes blocks [B, bytes] and returns [B, weights] fp32, in the order and with the
-roundings of ggml, with the same bits as `gguf.quants.dequantize`. `q` is the small integer of a
-weight; `low` and `high` are the bits that its block stores separately.
+A weight is `scale * (code - offset) + minimum`; its scale and minimum belong to a run of weights.
+The codes of both IQ4 types are places in `IQ4_NUMBERS` instead. `low` and `high` are the bits of
+codes that a block stores separately. Results have the order and the roundings of ggml, and the same
+bits as `gguf.quants.dequantize`.
 
 Layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 """
@@ -12,19 +13,48 @@ from torch import Tensor
 
 from kernels.linear_gguf.quant_type import BLOCKS, IQ4_NUMBERS, GGUFType
 
+OFFSETS = {
+    GGUFType.Q4_0: 8,
+    GGUFType.Q5_0: 16,
+    GGUFType.Q8_0: 128,
+    GGUFType.Q3_K: 4,
+    GGUFType.Q6_K: 32,
+}
+"""The numbers that are subtracted from codes, where they are not 0."""
+
+Parts = tuple[Tensor, Tensor, Tensor | None]
+"""The parts of blocks: [B, weights] uint8 codes, [B, runs] fp32 scales and minima."""
+
 
 def dequantize(weight: Tensor, quant_type: GGUFType) -> Tensor:
     """Dequantise rows of blocks: [N, bytes] uint8 → [N, K] fp32."""
-    blocks = weight.reshape(-1, BLOCKS[quant_type].num_bytes)
-    return _FUNCTIONS[quant_type](blocks).reshape(weight.shape[0], -1)
+    codes, scales, minima = parts(weight, quant_type)
+    run = codes.shape[1] // scales.shape[1]
+    weights = _numbers(codes, quant_type).float() * scales.repeat_interleave(run, dim=1)
+    if minima is not None:
+        weights = weights + minima.repeat_interleave(run, dim=1)
+    return weights.reshape(weight.shape[0], -1)
 
 
-def fp16(blocks: Tensor, offset: int) -> Tensor:
+def parts(weight: Tensor, quant_type: GGUFType) -> Parts:
+    """Split rows of blocks into their parts."""
+    return _PARTS[quant_type](weight.reshape(-1, BLOCKS[quant_type].num_bytes))
+
+
+def _numbers(codes: Tensor, quant_type: GGUFType) -> Tensor:
+    """Return the int8 number of each code."""
+    if quant_type in (GGUFType.IQ4_NL, GGUFType.IQ4_XS):
+        return torch.tensor(IQ4_NUMBERS, dtype=torch.int8, device=codes.device)[codes.int()]
+    # Differences below 0 wrap around, which a signed byte reads as they are meant.
+    return (codes - OFFSETS.get(quant_type, 0)).view(torch.int8)
+
+
+def _fp16(blocks: Tensor, offset: int) -> Tensor:
     """Read the fp16 number at a byte → [B, 1] fp32."""
     return blocks[:, offset : offset + 2].contiguous().view(torch.float16).float()
 
 
-def split(packed: Tensor, bits: int, span: int) -> Tensor:
+def _split(packed: Tensor, bits: int, span: int) -> Tensor:
     """Split each `span` bytes into numbers: their lowest `bits` bits first, then the next ones.
 
     [B, bytes] → [B, bytes * 8 / bits]: `span` numbers, then `span` from the same bytes, and so on.
@@ -34,64 +64,54 @@ def split(packed: Tensor, bits: int, span: int) -> Tensor:
     return ((spans >> shifts) & ((1 << bits) - 1)).flatten(1)
 
 
-def bits_of(packed: Tensor) -> Tensor:
+def _bits_of(packed: Tensor) -> Tensor:
     """Return every bit of every byte, the lowest first: [B, bytes] → [B, bytes * 8]."""
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
     return ((packed[:, :, None] >> shifts) & 1).flatten(1)
 
 
-def _times(scales: Tensor, q: Tensor) -> Tensor:
-    """Multiply each run of weights by its scale: [B, runs] and [B, weights]."""
-    return q.float() * scales.repeat_interleave(q.shape[1] // scales.shape[1], dim=1)
+def _q4_0(blocks: Tensor) -> Parts:
+    return _split(blocks[:, 2:], bits=4, span=16), _fp16(blocks, 0), None
 
 
-def _minus(weights: Tensor, minima: Tensor) -> Tensor:
-    """Subtract its minimum from each run of weights: [B, weights] and [B, runs]."""
-    return weights - minima.repeat_interleave(weights.shape[1] // minima.shape[1], dim=1)
+def _q4_1(blocks: Tensor) -> Parts:
+    return _split(blocks[:, 4:], bits=4, span=16), _fp16(blocks, 0), _fp16(blocks, 2)
 
 
-def _q4_0(blocks: Tensor) -> Tensor:
-    q = split(blocks[:, 2:], bits=4, span=16).to(torch.int8) - 8
-    return _times(fp16(blocks, 0), q)
+def _q5_0(blocks: Tensor) -> Parts:
+    low, high = _split(blocks[:, 6:], bits=4, span=16), _bits_of(blocks[:, 2:6])
+    return low | high << 4, _fp16(blocks, 0), None
 
 
-def _q4_1(blocks: Tensor) -> Tensor:
-    return _times(fp16(blocks, 0), split(blocks[:, 4:], bits=4, span=16)) + fp16(blocks, 2)
+def _q5_1(blocks: Tensor) -> Parts:
+    low, high = _split(blocks[:, 8:], bits=4, span=16), _bits_of(blocks[:, 4:8])
+    return low | high << 4, _fp16(blocks, 0), _fp16(blocks, 2)
 
 
-def _q5_0(blocks: Tensor) -> Tensor:
-    low, high = split(blocks[:, 6:], bits=4, span=16), bits_of(blocks[:, 2:6])
-    return _times(fp16(blocks, 0), (low | high << 4).to(torch.int8) - 16)
+def _q8_0(blocks: Tensor) -> Parts:
+    # Adding 128 to a signed byte flips its highest bit.
+    return blocks[:, 2:] ^ 128, _fp16(blocks, 0), None
 
 
-def _q5_1(blocks: Tensor) -> Tensor:
-    low, high = split(blocks[:, 8:], bits=4, span=16), bits_of(blocks[:, 4:8])
-    return _times(fp16(blocks, 0), low | high << 4) + fp16(blocks, 2)
-
-
-def _q8_0(blocks: Tensor) -> Tensor:
-    return _times(fp16(blocks, 0), blocks[:, 2:].view(torch.int8))
-
-
-def _q2_k(blocks: Tensor) -> Tensor:
+def _q2_k(blocks: Tensor) -> Parts:
     """16 runs of 16 weights; a byte holds a run's 4-bit scale and, above it, its minimum."""
     packed = blocks[:, :16]
-    scales = fp16(blocks, 80) * (packed & 15).float()
-    minima = fp16(blocks, 82) * (packed >> 4).float()
-    return _minus(_times(scales, split(blocks[:, 16:80], bits=2, span=32)), minima)
+    scales = _fp16(blocks, 80) * (packed & 15).float()
+    mins = _fp16(blocks, 82) * -(packed >> 4).float()
+    return _split(blocks[:, 16:80], bits=2, span=32), scales, mins
 
 
-def _q3_k(blocks: Tensor) -> Tensor:
+def _q3_k(blocks: Tensor) -> Parts:
     """16 runs of 16 weights with 6-bit scales around 32; a high bit of 0 means minus 4."""
-    low_scales = split(blocks[:, 96:104], bits=4, span=8)
-    high_scales = split(blocks[:, 104:108], bits=2, span=4)
+    low_scales = _split(blocks[:, 96:104], bits=4, span=8)
+    high_scales = _split(blocks[:, 104:108], bits=2, span=4)
     scales = (low_scales | high_scales << 4).to(torch.int8) - 32
-    low = split(blocks[:, 32:96], bits=2, span=32).to(torch.int8)
-    high = split(blocks[:, :32], bits=1, span=32).to(torch.int8)
-    return _times(fp16(blocks, 108) * scales.float(), low - 4 * (1 - high))
+    low = _split(blocks[:, 32:96], bits=2, span=32)
+    high = _split(blocks[:, :32], bits=1, span=32)
+    return low | high << 2, _fp16(blocks, 108) * scales.float(), None
 
 
-def k_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
+def _k_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
     """6-bit scales and minima of eight runs, from the 12 bytes of a Q4_K or Q5_K block.
 
     The first four of each are the low six bits of a byte; the last four have their low four bits
@@ -105,48 +125,43 @@ def k_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
     return scales.float(), minima.float()
 
 
-def _q4_k(blocks: Tensor) -> Tensor:
-    scales, minima = k_scales(blocks[:, 4:16])
-    q = split(blocks[:, 16:], bits=4, span=32)
-    return _minus(_times(fp16(blocks, 0) * scales, q), fp16(blocks, 2) * minima)
+def _q4_k(blocks: Tensor) -> Parts:
+    scales, minima = _k_scales(blocks[:, 4:16])
+    codes = _split(blocks[:, 16:], bits=4, span=32)
+    return codes, _fp16(blocks, 0) * scales, _fp16(blocks, 2) * -minima
 
 
-def _q5_k(blocks: Tensor) -> Tensor:
-    scales, minima = k_scales(blocks[:, 4:16])
-    low = split(blocks[:, 48:], bits=4, span=32)
-    high = split(blocks[:, 16:48], bits=1, span=32)
-    q = low | high << 4
-    return _minus(_times(fp16(blocks, 0) * scales, q), fp16(blocks, 2) * minima)
+def _q5_k(blocks: Tensor) -> Parts:
+    scales, minima = _k_scales(blocks[:, 4:16])
+    low = _split(blocks[:, 48:], bits=4, span=32)
+    high = _split(blocks[:, 16:48], bits=1, span=32)
+    return low | high << 4, _fp16(blocks, 0) * scales, _fp16(blocks, 2) * -minima
 
 
-def _q6_k(blocks: Tensor) -> Tensor:
+def _q6_k(blocks: Tensor) -> Parts:
     """16 runs of 16 weights with int8 scales; 64 bytes hold the low bits of 128 weights."""
-    low = split(blocks[:, :128], bits=4, span=64)
-    high = split(blocks[:, 128:192], bits=2, span=32)
-    scales = fp16(blocks, 208) * blocks[:, 192:208].view(torch.int8).float()
-    return _times(scales, (low | high << 4).to(torch.int8) - 32)
+    low = _split(blocks[:, :128], bits=4, span=64)
+    high = _split(blocks[:, 128:192], bits=2, span=32)
+    scales = _fp16(blocks, 208) * blocks[:, 192:208].view(torch.int8).float()
+    return low | high << 4, scales, None
 
 
-def _iq4_nl(blocks: Tensor) -> Tensor:
-    return _times(fp16(blocks, 0), _iq4_numbers(split(blocks[:, 2:], bits=4, span=16)))
+def _iq4_nl(blocks: Tensor) -> Parts:
+    return _split(blocks[:, 2:], bits=4, span=16), _fp16(blocks, 0), None
 
 
-def iq4_xs_scales(blocks: Tensor) -> Tensor:
+def _iq4_xs_scales(blocks: Tensor) -> Tensor:
     """Return the scales [B, 8] of runs of 32 weights: a block's factor times integers of 6 bits
     around 32, whose high two bits are stored separately."""
-    low, high = split(blocks[:, 4:8], bits=4, span=1), split(blocks[:, 2:4], bits=2, span=1)
-    return fp16(blocks, 0) * ((low | high << 4).to(torch.int8) - 32).float()
+    low, high = _split(blocks[:, 4:8], bits=4, span=1), _split(blocks[:, 2:4], bits=2, span=1)
+    return _fp16(blocks, 0) * ((low | high << 4).to(torch.int8) - 32).float()
 
 
-def _iq4_xs(blocks: Tensor) -> Tensor:
-    return _times(iq4_xs_scales(blocks), _iq4_numbers(split(blocks[:, 8:], bits=4, span=16)))
+def _iq4_xs(blocks: Tensor) -> Parts:
+    return _split(blocks[:, 8:], bits=4, span=16), _iq4_xs_scales(blocks), None
 
 
-def _iq4_numbers(codes: Tensor) -> Tensor:
-    return torch.tensor(IQ4_NUMBERS, dtype=torch.int8, device=codes.device)[codes.int()]
-
-
-_FUNCTIONS = {
+_PARTS = {
     GGUFType.Q4_0: _q4_0,
     GGUFType.Q4_1: _q4_1,
     GGUFType.Q5_0: _q5_0,

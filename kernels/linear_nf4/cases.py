@@ -5,37 +5,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from kernels.shared.linear_cases import LinearCase
+from kernels.shared.tolerances import ROUNDED_SUMS, ROUNDED_WEIGHTS
 from kernels.shared.work import Work, product_work
 
-TOLERANCE = {
-    # Sums in fp32 of up to 14336 products in another order.
-    torch.float32: 2e-5,
-    # Weights are rounded to x's type before they are multiplied, by up to 2^-8 and 2^-11 of each.
-    # Rounding errors are random: an output near one is off by a thousandth, by ten at worst among
-    # ten thousand.
-    torch.bfloat16: 1.6e-2,
-    torch.float16: 2e-3,
-}
-SLACK = {
-    # PyTorch rounds before it adds the bias, at up to 8.
-    "composed": {torch.bfloat16: 1.6e-2, torch.float16: 2e-3},
-}
+TOLERANCE = ROUNDED_WEIGHTS
+SLACK = {"composed": ROUNDED_SUMS}
 
 
 @dataclass(frozen=True)
-class Case:
-    """`rows` times a [`outputs`, `inputs`] weight."""
+class Case(LinearCase):
+    """A product with a weight of 4-bit numbers in blocks."""
 
-    name: str
-    rows: int
-    outputs: int
-    inputs: int
     block_size: int = 64
-    bias: bool = False
-    strided: bool = False
-    """Whether rows of x are views of wider ones."""
     fp4: bool = False
 
 
@@ -86,27 +69,20 @@ COMPILED = (
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
     """Keyword arguments of the op."""
-    width = case.inputs * 2 if case.strided else case.inputs
-    x = torch.randn(case.rows, width, device=device).to(dtype)[:, : case.inputs]
     num_weights = case.outputs * case.inputs
     num_blocks = math.ceil(num_weights / case.block_size)
     # Random codes have a root mean square of 0.54, so outputs stay near one.
     absmax = (torch.rand(num_blocks, device=device) + 0.5) / (0.54 * case.inputs**0.5)
     shape = (math.ceil(num_weights / 2), 1)
     return {
-        "x": x,
+        "x": case.make_x(dtype, device),
         "weight": torch.randint(256, shape, dtype=torch.uint8, device=device),
         "absmax": absmax,
         "block_size": case.block_size,
         "shape": (case.outputs, case.inputs),
-        "bias": torch.randn(case.outputs, device=device).to(dtype) if case.bias else None,
+        "bias": case.make_bias(dtype, device),
         "fp4": case.fp4,
     }
-
-
-def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
-    """Everything the op wrote."""
-    return (result,)
 
 
 def work(inputs: dict[str, Any]) -> Work:

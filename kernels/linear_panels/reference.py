@@ -15,7 +15,32 @@ def linear_panels(
     int8_activations: bool = False,
     fp32_out: bool = False,
 ) -> Tensor:
-    """See `kernels.linear_panels`."""
+    """Compute `x @ weight.T + bias` for a weight of few bits.
+
+    The weight is brought into the order of the CPU's instructions once, at load. Where the
+    processor multiplies pairs of bf16 numbers and x is bf16, the weight is unpacked piece by piece
+    and rounded: results have the bits of `linear_packed` with the dequantised weight, from a third
+    of the memory or less. Otherwise no weight is rounded: arithmetic is fp32, or, for x of 16 bits
+    where products of integers are faster (`kernels.isa.multiplies_int16`), x becomes 16-bit
+    integers as defined in `kernels.linear_panels.int16_activations`, and a group's sum is exact.
+
+    Args:
+        x: [M, K], fp32, bf16 or fp16; rows may be strided. K is a multiple of 32.
+        panels: the [N, K] weight, from `panels_from_gguf` or `panels_from_floats`.
+        bias: [N] fp32.
+        int8_activations: multiply in 8-bit integers, faster and less precise, as `linear_gguf`
+            does: each 32 elements of a row are rounded as defined in
+            `kernels.shared.int8_activations`. Products and their sums within a group of weights are
+            exact integers; groups are added in fp32 from the first to the last.
+        fp32_out: return the unrounded sums, as logits need them.
+
+    A row's result does not depend on other rows.
+
+    Returns:
+        [M, N], contiguous, x's dtype or fp32.
+
+    Paper: Jacob et al. 2018, arXiv:1712.05877, section 2.3, for integers, applied block by block.
+    """
     weight = unpack(panels).dequantised()
     if int8_activations:
         codes, scale = round_to_int8(x, BLOCK)

@@ -7,37 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.shared.linear_cases import LinearCase
+from kernels.shared.tolerances import ROUNDED_SUMS, ROUNDED_WEIGHTS
 from kernels.shared.work import Work, product_work
 
-TOLERANCE = {
-    # Sums in fp32 of up to 14336 products in another order.
-    torch.float32: 2e-5,
-    # Weights are rounded to x's type before they are multiplied, by up to 2^-8 and 2^-11 of each.
-    # Rounding errors are random: an output near one is off by a thousandth, by ten at worst among
-    # ten thousand.
-    torch.bfloat16: 1.6e-2,
-    torch.float16: 2e-3,
-}
-SLACK = {
-    # PyTorch rounds before it adds the bias, at up to 8.
-    "composed": {torch.bfloat16: 1.6e-2, torch.float16: 2e-3},
-}
+TOLERANCE = ROUNDED_WEIGHTS
+SLACK = {"composed": ROUNDED_SUMS}
 
 
 @dataclass(frozen=True)
-class Case:
-    """`rows` times a [`inputs`, `outputs`] weight."""
+class Case(LinearCase):
+    """A product with a weight of 4-bit integers in groups."""
 
-    name: str
-    rows: int
-    outputs: int
-    inputs: int
     group_size: int = 128
     symmetric: bool = False
     act_order: bool = False
-    bias: bool = False
-    strided: bool = False
-    """Whether rows of x are views of wider ones."""
 
 
 CASES = (
@@ -85,8 +69,6 @@ COMPILED = (
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
     """Keyword arguments of the op."""
-    width = case.inputs * 2 if case.strided else case.inputs
-    x = torch.randn(case.rows, width, device=device).to(dtype)[:, : case.inputs]
     num_groups = math.ceil(case.inputs / case.group_size)
     groups = (num_groups, case.outputs)
     # q - zero has a root mean square of 6.5, so outputs stay near one.
@@ -94,23 +76,18 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
     g_idx = torch.arange(case.inputs, dtype=torch.int32, device=device) // case.group_size
     shape = (case.inputs // 8, case.outputs)
     return {
-        "x": x,
+        "x": case.make_x(dtype, device),
         "qweight": torch.randint(-(1 << 31), 1 << 31, shape, device=device).to(torch.int32),
         "scales": scales.to(torch.float16 if dtype is torch.float32 else dtype),
         "zeros": None if case.symmetric else _zeros(groups, device),
         "group_size": case.group_size,
         "g_idx": g_idx[torch.randperm(case.inputs, device=device)] if case.act_order else None,
-        "bias": torch.randn(case.outputs, device=device).to(dtype) if case.bias else None,
+        "bias": case.make_bias(dtype, device),
     }
 
 
 def _zeros(shape: tuple[int, int], device: torch.device) -> Tensor:
     return torch.randint(16, shape, dtype=torch.uint8, device=device)
-
-
-def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
-    """Everything the op wrote."""
-    return (result,)
 
 
 def work(inputs: dict[str, Any]) -> Work:

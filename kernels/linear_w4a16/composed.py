@@ -12,19 +12,6 @@ CHUNK_WEIGHTS = 1 << 22
 """Weights dequantised at a time: 16 MB in fp32."""
 
 
-def supports(
-    x: Tensor,
-    qweight: Tensor,
-    scales: Tensor,
-    zeros: Tensor | None,
-    group_size: int,
-    g_idx: Tensor | None = None,
-    bias: Tensor | None = None,
-) -> bool:
-    """Supports every call."""
-    return True
-
-
 def linear_w4a16(
     x: Tensor,
     qweight: Tensor,

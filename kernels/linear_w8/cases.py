@@ -4,33 +4,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from kernels.shared.linear_cases import LinearCase
+from kernels.shared.tolerances import FLOATS, ROUNDED_SUMS
 from kernels.shared.work import Work, product_work
 
-TOLERANCE = {
-    # Sums in fp32 of up to 14336 products in another order; int8 weights are exact in every type.
-    torch.float32: 2e-5,
-    torch.bfloat16: 2e-5,
-    torch.float16: 2e-5,
-}
+# Sums in fp32 of up to 14336 products in another order; int8 weights are exact in every type.
+TOLERANCE = dict.fromkeys(FLOATS, 2e-5)
 SLACK = {
     # PyTorch rounds before it applies the scale and before it adds the bias, at up to 8.
-    "composed": {torch.bfloat16: 1.6e-2, torch.float16: 2e-3},
+    "composed": ROUNDED_SUMS,
 }
 
 
 @dataclass(frozen=True)
-class Case:
-    """`rows` times a [`outputs`, `inputs`] weight."""
+class Case(LinearCase):
+    """A product with a weight of bytes."""
 
-    name: str
-    rows: int
-    outputs: int
-    inputs: int
-    bias: bool = False
-    strided: bool = False
-    """Whether rows of x are views of wider ones."""
     int8_activations: bool = False
 
 
@@ -91,8 +81,7 @@ COMPILED = (
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
     """Keyword arguments of the op."""
-    width = case.inputs * 2 if case.strided else case.inputs
-    x = torch.randn(case.rows, width, device=device).to(dtype)[:, : case.inputs]
+    x = case.make_x(dtype, device)
     if case.rows > 1:
         # A row of zeros has no largest magnitude to round by.
         x[1] = 0
@@ -103,14 +92,9 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
         "x": x,
         "weight": torch.randint(-128, 128, shape, dtype=torch.int8, device=device),
         "scale": scale,
-        "bias": torch.randn(case.outputs, device=device).to(dtype) if case.bias else None,
+        "bias": case.make_bias(dtype, device),
         "int8_activations": case.int8_activations,
     }
-
-
-def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
-    """Everything the op wrote."""
-    return (result,)
 
 
 def work(inputs: dict[str, Any]) -> Work:

@@ -15,18 +15,6 @@ EXACT_TERMS = 1024
 """The number of products of int8 numbers that fp32 sums up exactly in any order."""
 
 
-def supports(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor | None = None,
-    *,
-    int8_activations: bool = False,
-) -> bool:
-    """Supports every call."""
-    return True
-
-
 def linear_w8(
     x: Tensor,
     weight: Tensor,

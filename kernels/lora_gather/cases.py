@@ -8,17 +8,14 @@ import torch
 
 from kernels.lora_gather.packed import pack
 from kernels.lora_gather.shard import LoraShard
+from kernels.shared.tolerances import FLOATS, ROUNDED_SUMS
 from kernels.shared.work import Work, num_bytes
 
-TOLERANCE = {
-    # Sums in fp32 of up to 4096 products in another order.
-    torch.float32: 2e-5,
-    torch.bfloat16: 2e-5,
-    torch.float16: 2e-5,
-}
+# Sums in fp32 of up to 4096 products in another order.
+TOLERANCE = dict.fromkeys(FLOATS, 2e-5)
 SLACK = {
     # PyTorch rounds both products and the update.
-    "composed": {torch.bfloat16: 1.6e-2, torch.float16: 2e-3},
+    "composed": ROUNDED_SUMS,
 }
 
 

@@ -12,11 +12,6 @@ from torch import Tensor
 from kernels.lora_gather.shard import LoraShard
 
 
-def supports(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: Tensor) -> bool:
-    """Supports every call."""
-    return True
-
-
 def lora_gather(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: Tensor) -> None:
     """See `kernels.lora_gather`."""
     for adapter in sorted(set(adapter_ids.tolist())):

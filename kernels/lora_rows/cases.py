@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from kernels.lora_rows.updates import RowUpdates
+from kernels.shared.tolerances import FLOATS
 from kernels.shared.work import Work, num_bytes
 
-TOLERANCE = dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), 2e-5)
+TOLERANCE = dict.fromkeys(FLOATS, 2e-5)
 """The tolerance for sums in fp32 of up to 1280 products in another order. Numbers are fp32 for
 every requested dtype."""
 

@@ -8,18 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def supports(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> bool:
-    """Supports every call."""
-    return True
-
-
-def supports_add(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
-) -> bool:
-    """Supports every call."""
-    return True
-
-
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> Tensor:
     """See `kernels.rms_norm`."""
     if x.is_cuda:

@@ -6,14 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.shared.tolerances import FLOATS
 from kernels.shared.work import Work, num_bytes
 
-TOLERANCE = {
-    # Some fp32 operations, and with norms a sum.
-    torch.float32: 1e-5,
-    torch.bfloat16: 1e-5,
-    torch.float16: 1e-5,
-}
+# Some fp32 operations, and with norms a sum.
+TOLERANCE = dict.fromkeys(FLOATS, 1e-5)
 
 
 @dataclass(frozen=True)

@@ -6,23 +6,6 @@ from torch import Tensor
 from kernels.rope_store_kv.reference import LARGEST
 
 
-def supports(
-    heads: Tensor,
-    positions: Tensor,
-    cos_sin: Tensor,
-    kv_cache: Tensor,
-    slot_mapping: tuple[Tensor, Tensor],
-    *,
-    num_heads: int,
-    q_norm: Tensor | None = None,
-    k_norm: Tensor | None = None,
-    eps: float = 1e-6,
-    kv_scales: Tensor | None = None,
-) -> bool:
-    """Supports every call."""
-    return True
-
-
 def rope_store_kv(
     heads: Tensor,
     positions: Tensor,

@@ -19,14 +19,11 @@ from kernels.sample_tokens.rows import (
     SamplingRows,
     packed_row,
 )
+from kernels.shared.tolerances import FLOATS
 from kernels.shared.work import Work, num_bytes
 
-TOLERANCE = {
-    # The results are decisions, not numbers: every implementation makes the same ones.
-    torch.float32: 0.0,
-    torch.bfloat16: 0.0,
-    torch.float16: 0.0,
-}
+# The results are decisions, not numbers: every implementation makes the same ones.
+TOLERANCE = dict.fromkeys(FLOATS, 0.0)
 
 KINDS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0},

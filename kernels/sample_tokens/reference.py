@@ -37,7 +37,32 @@ _EXP_TERMS = (
 
 
 def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
-    """See `kernels.sample_tokens`."""
+    """Draw one token per row.
+
+    A row's steps, each on what the one before left:
+
+        edits      penalties, biases, bans, masks (`kernels.sample_tokens.rows.LogitEdits`)
+        greedy     temperature 0: the first maximum, and nothing else applies
+        steps      `STEPS`, one after the other: which tokens may be drawn
+        draw       token i with probability w_i / sum(w): the least of E_i / w_i, where E_i is
+                   exponentially distributed (the Gumbel-max trick without its outer logarithm)
+
+    Every step keeps at least one token. The weights w are integers (see the top of this file), and
+    E_i is a function of (seed, index, position, i) (`noise.py`), both free of library functions. So
+    every implementation on every machine gives the same tokens, and a row's token depends on its
+    own logits and parameters alone. No implementation but the reference sorts, and none but the
+    reference waits for the device.
+
+    Args:
+        logits: [R, V], any float dtype, any strides, V below 2**31. Not changed.
+        rows: parameters of the R rows, on logits' device.
+
+    Returns:
+        Tokens, or why a row has none; a bad row does not disturb the others.
+
+    Paper: exponential races, Efraimidis and Spirakis 2006, doi:10.1016/j.ipl.2005.11.003. The steps
+    name their own.
+    """
     work = edited(logits, rows.edits)
     drawn = [_draw(logits[i], work[i], knobs) for i, knobs in enumerate(rows.host_knobs())]
     table = torch.tensor(drawn, dtype=torch.int64).view(-1, 5).to(logits.device)

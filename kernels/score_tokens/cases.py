@@ -5,13 +5,10 @@ from dataclasses import dataclass
 import torch
 
 from kernels.score_tokens.token_scores import TokenScores
+from kernels.shared.tolerances import FLOATS
 
-TOLERANCE = {
-    # The order of a sum of up to 151 936 exponentials, and the rounding of values up to 30.
-    torch.float32: 1e-5,
-    torch.bfloat16: 1e-5,
-    torch.float16: 1e-5,
-}
+# The order of a sum of up to 151 936 exponentials, and the rounding of values up to 30.
+TOLERANCE = dict.fromkeys(FLOATS, 1e-5)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,6 @@ LEAST_DISTANCE = -87.0
 mean."""
 
 
-def supports(logits: Tensor, token_ids: Tensor, num_top: int) -> bool:
-    """Supports every call."""
-    return True
-
-
 def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> TokenScores:
     """See `kernels.score_tokens`."""
     values = logits.float()

@@ -7,7 +7,21 @@ from kernels.score_tokens.token_scores import TokenScores
 
 
 def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> TokenScores:
-    """See `kernels.score_tokens`."""
+    """Compute the log-softmax of one token per row, its rank, the likeliest tokens, and the row's
+    entropy.
+
+    Ranks and alternatives follow the logits, so that no rounding of a logarithm decides: equal
+    logits have equal ranks, and of equals the lower id comes first. The host does not wait for the
+    device.
+
+    Args:
+        logits: [R, V], any float dtype, any strides. Not changed.
+        token_ids: [R] int64, on logits' device.
+        num_top: alternatives per row; more than V means V.
+
+    Returns:
+        fp32 numbers; those of a row with NaN, +infinity or only -infinity are meaningless.
+    """
     values = logits.float()
     exact = values.double().log_softmax(-1)  # sums of 150 000 terms
     probabilities, surprises = exact.exp(), -exact.clamp(min=torch.finfo(torch.float64).min)

@@ -4,11 +4,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def supports(gate_up: Tensor) -> bool:
-    """Supports every call."""
-    return True
-
-
 def silu_mul(gate_up: Tensor) -> Tensor:
     """See `kernels.silu_mul`."""
     size = gate_up.shape[1] // 2

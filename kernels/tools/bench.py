@@ -88,7 +88,7 @@ def timings_of(op: Op[..., Any], dtype: torch.dtype, device: torch.device) -> It
     """Time each implementation that takes a case; the reference comes last."""
     for case in op.cases.BENCHMARKS[device.type]:
         inputs = op.cases.make_inputs(case, dtype, device)
-        work = work_of(op, inputs, op.cases.outputs(op.reference(**inputs), inputs))
+        work = work_of(op, inputs, op.outputs(op.reference(**inputs), inputs))
         num_copies = 0
         if work.bytes > IN_CACHE_BYTES:
             num_copies = math.ceil(2 * ceilings.cache_bytes(device) / work.bytes)

@@ -22,7 +22,7 @@ def check(op: Op[..., Any], name: str, case: Any, dtype: torch.dtype, device: to
     """
     inputs = op.cases.make_inputs(case, dtype, device)
     exact = GuardedMemory().copied(inputs, torch.float32)
-    expected = op.cases.outputs(op.reference(**exact), exact)
+    expected = op.outputs(op.reference(**exact), exact)
     memory = GuardedMemory()
     given = memory.copied(inputs)
     what = f"{op.name} {name} {case.name} {dtype}"
@@ -37,7 +37,7 @@ def check(op: Op[..., Any], name: str, case: Any, dtype: torch.dtype, device: to
             return
     with memory.holding_allocations():
         result = run(**given)
-    found = op.cases.outputs(result, given)
+    found = op.outputs(result, given)
     tolerance = op.cases.TOLERANCE[dtype] + getattr(case, "slack", 0.0)
     tolerance += getattr(op.cases, "SLACK", {}).get(name, {}).get(dtype, 0.0)
     for one, (got, want) in enumerate(zip(found, expected, strict=True)):

@@ -44,7 +44,7 @@ def own_kernels():
 def run(op, function, inputs, index):
     """Everything the op writes for some rows of its inputs, which stay as they are."""
     few = inputs | {name: inputs[name][list(index)] for name in ROWS[op.name]}
-    return [output.clone() for output in op.cases.outputs(function(**few), few)]
+    return [output.clone() for output in op.outputs(function(**few), few)]
 
 
 def differing_rows(op, function, inputs, size):

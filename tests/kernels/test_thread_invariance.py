@@ -44,7 +44,7 @@ def run(op, function, inputs, threads):
     """Everything the op writes, which the inputs do not keep."""
     torch.set_num_threads(threads)
     inputs = copy.deepcopy(inputs)
-    return [output.clone() for output in op.cases.outputs(function(**inputs), inputs)]
+    return [output.clone() for output in op.outputs(function(**inputs), inputs)]
 
 
 def check_threads(op, function, inputs):

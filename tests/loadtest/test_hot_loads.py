@@ -9,6 +9,7 @@ from loadtest.interrupt import Interrupt
 from loadtest.record import RequestRecord
 from tests.helpers.loadtest.comparisons import WORDS, assert_stopped, server_at
 from tests.helpers.loadtest.documents import provenance
+from tests.helpers.loadtest.quiet_session import quiet_session
 
 SCENARIOS = Path(__file__).parents[2] / "loadtest" / "scenarios"
 
@@ -22,9 +23,7 @@ def plan(port: int, **fields: Any) -> HotLoadPlan:
 
 async def measured(plan: HotLoadPlan, log_dir: Path) -> list[dict[str, Any]]:
     async with Interrupt() as interrupt:
-        return await measure_hot_loads(
-            plan, seed=1, log_dir=log_dir, interrupt=interrupt, say=lambda line: None
-        )
+        return await measure_hot_loads(plan, quiet_session(log_dir), interrupt)
 
 
 @pytest.mark.slow
@@ -99,5 +98,3 @@ def test_the_projects_own_plan_loads() -> None:
     found = load_hot_load_plan(SCENARIOS / "hot-loads.yaml", {"ADAPTERS_DIR": "/x"})
     assert found.folder == "/x/all"
     assert (found.clients, found.repeats, len(found.adapters)) == ((1, 8), 3, 8)
-    assert found.having(repeats=2).repeats == 2
-    assert found.having() == found

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.compare import time_starts
 from loadtest.launch import launched, version_of
 from loadtest.processes import ProcessStat, process_trees
 from tests.helpers.loadtest.comparisons import WORDS, server_at
@@ -80,12 +79,3 @@ async def test_versions(unused_tcp_port: int) -> None:
     assert await version_of(server_at(1, "true")) is None
     with pytest.raises(RuntimeError, match="the version command of words failed"):
         await version_of(server_at(1, "true", version_command="exit 1"))
-
-
-async def test_starts_are_timed(unused_tcp_port: int, tmp_path: Path) -> None:
-    command = server_at(unused_tcp_port, f"exec {WORDS} {unused_tcp_port}")
-    said: list[str] = []
-    starts = await time_starts((command,), 2, tmp_path, said.append)
-    assert [(start["server"], start["repeat"]) for start in starts] == [("words", 0), ("words", 1)]
-    assert all(0 < start["first_answer_s"] <= start["ready_s"] for start in starts)
-    assert len(said) == 2

@@ -4,7 +4,6 @@ import gguf
 import numpy as np
 import pytest
 
-from kernels.shared.model_shapes import LLAMA3_1B
 from loadtest.random_llama import SHAPES, llama_tensors, quantized, write_random_llama
 
 
@@ -26,14 +25,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_shape_is_that_of_the_kernels_benchmarks() -> None:
-    shape = SHAPES["1b"]
-    for name in (
-        *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-        *("num_key_value_heads", "head_dim"),
-    ):
-        assert getattr(shape, name) == getattr(LLAMA3_1B, name)
-    sizes = [np.prod(tensor.shape) for tensor in llama_tensors(shape, 49152)]
+def test_the_shape_has_a_billion_parameters() -> None:
+    sizes = [np.prod(tensor.shape) for tensor in llama_tensors(SHAPES["1b"], 49152)]
     assert 1.0e9 < sum(sizes) < 1.1e9
 
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from loadtest.markdown import END_MARK, begin_mark
-from loadtest.metrics import Slo, summarise
+from loadtest.metrics import summarise
 from loadtest.record import RequestRecord
-from loadtest.report import COMMAND, comparison_section, render_page, run_section, starts_section
-from loadtest.results import COMPARISON_FORMAT, RUN_FORMAT, STARTS_FORMAT, save_result
+from loadtest.report import COMMAND, comparison_section, render_page
+from loadtest.results import COMPARISON_FORMAT, RUN_FORMAT, save_result
 from tests.helpers.loadtest.documents import CPU, provenance
 
 
@@ -20,7 +20,7 @@ def run(gap_s: float, wall_s: float, memory_mib: float) -> dict[str, Any]:
     return {
         "workload": {"name": "peers", "concurrency": 1},
         "partial": False,
-        "summary": summarise(records, wall_s, 2, Slo.parse("ttft=100")),
+        "summary": summarise(records, wall_s, 2),
         "cpu": CPU,
         "memory": {"pss_mib": memory_mib, "peak_pss_mib": memory_mib + 1},
         "requests": [record.to_row() for record in records],
@@ -148,25 +148,9 @@ def test_numbers_come_from_the_rows_not_from_the_summary() -> None:
     assert "999" not in comparison_section(document)
 
 
-def test_other_formats() -> None:
-    starts = {
-        **provenance(STARTS_FORMAT, "Starts", day=3),
-        "servers": comparison()["servers"],
-        "starts": [
-            {"server": "ours", "first_answer_s": 0.5, "ready_s": ready_s, "stop_s": 0.1}
-            for ready_s in (3.0, 2.0, 9.0)
-        ],
-    }
-    assert "| ours | 3 | 0.50 (0.50-0.50) | 3.00 (2.00-9.00) | 0.10 (0.10-0.10) |" in (
-        starts_section(starts)
-    )
-    assert "Cut short" in comparison_section(comparison() | {"partial": True})
-    single = provenance(RUN_FORMAT, "Trace", day=2) | run(0.01, 1.5, 700)
-    page = run_section(single | {"uncommitted_changes": True})
-    assert "| peers | 1 | 2 / 0 | 4.0 | 100 / 100 / 100 | 10 / 10 / 10 | 1000 / 1000 / 1000" in page
-    assert "Goodput (ttft at most 100 ms): 1.33 requests/s, 100.0% of all." in page
-    assert "within 50 ms: 1.33, 100 ms: 1.33, 200 ms: 1.33." in page
-    assert "with uncommitted changes" in page
+def test_where_a_result_comes_from() -> None:
+    page = comparison_section(comparison() | {"partial": True, "uncommitted_changes": True})
+    assert "Cut short" in page and "with uncommitted changes" in page
 
 
 def test_results_are_written_between_their_marks(tmp_path: Path) -> None:
@@ -184,7 +168,11 @@ def test_results_are_written_between_their_marks(tmp_path: Path) -> None:
         render_page(page + begin_mark("three", COMMAND) + END_MARK, tmp_path)
 
 
-def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text(json.dumps({"format": "other"}))
-    with pytest.raises(ValueError, match=r"x\.json"):
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [("other", r"x\.json is not one of"), (RUN_FORMAT, r"x\.json is a single run")],
+)
+def test_a_file_without_a_table_is_refused(tmp_path: Path, form: str, message: str) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({"format": form}))
+    with pytest.raises(ValueError, match=message):
         render_page("", tmp_path)

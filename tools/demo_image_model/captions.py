@@ -43,20 +43,6 @@ EXTRA_WORDS = (
     "make the turn into add remove delete change replace with move to background color colour "
     "shape it one object and then on in at of . ,"
 )
-STARTS_AS = {
-    "centre": "center",
-    "middle": "center",
-    "upper": "top",
-    "lower": "bottom",
-    "grey": "gray",
-    "over": "above",
-    "beneath": "under",
-    "next": "and",
-    "beside": "and",
-    "then": "and",
-    "side": "one",
-}
-"""Words that older weights do not know, with the known word whose embedding each starts from."""
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:

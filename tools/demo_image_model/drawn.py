@@ -110,7 +110,7 @@ def _edit(folder: Path, size: int, num: int) -> Iterator[torch.Tensor]:
             numbers,
             guidance=evaluate_edit.GUIDANCE,
             image_guidance=evaluate_edit.IMAGE_GUIDANCE,
-            steps=evaluate_edit.STEPS,
+            steps=evaluate.STEPS,
         )
 
 

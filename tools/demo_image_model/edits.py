@@ -1,14 +1,12 @@
 """Editing pairs: a scene, an instruction, and the resulting scene, drawn by index.
 
 An instruction names its object so that only one fits, no scene holds a held-out pair, and the
-tokenizer knows every word. There are three streams: `draw_edit` over all scenes,
-`draw_contrast_edit` over two objects of which one is small and the other large, and
-`draw_double_edit` over two edits in one sentence.
+tokenizer knows every word. `draw_edit` draws from all scenes, `draw_contrast_edit` from those with
+a small and a large object, and `draw_training_edit` from both.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
@@ -42,10 +40,9 @@ GAP = 0.01
 EMPTY_SHARE = 0.2
 """The share of scenes without objects among those that something is added to."""
 
-DOUBLE_SHARE = 0.35
-"""The share of training pairs with two edits in one sentence."""
 CONTRAST_SHARE, SMALL_SHARE = 0.5, 0.67
-"""The share of a small and a large object among the others, and of the small one among these."""
+"""The share of training pairs with a small and a large object, and of those that mean the small
+one among these."""
 SNAPPED_SHARE = 0.5
 """The share of training pairs whose objects lie as in the pictures that the model draws."""
 
@@ -75,18 +72,6 @@ def move_phrases(way: str) -> list[str]:
     return others.get(way, list(dict.fromkeys(ways)) if way.endswith("corner") else [way])
 
 
-AND = ("and", "and", "and", ", then", "and then")
-"""Words between two edits."""
-CHANGED_BY = {
-    "recolour": {"colour"},
-    "reshape": {"shape"},
-    "replace": {"colour", "shape"},
-    "resize": {"size"},
-    "move": {"place"},
-}
-"""The properties that each kind changes. A sentence changes no property twice."""
-
-
 @dataclass(frozen=True, slots=True)
 class Edit:
     """A pair of scenes and the instruction between them.
@@ -104,77 +89,39 @@ class Edit:
     size_said: bool = True
 
 
-class Subject(Protocol):
-    """Chooses the object of an edit and names it."""
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Chooses the object of an edit: any one or, with `naming`, the one of this `size` among two.
+
+    `naming` is the property that distinguishes the object from the other, one of `NAMINGS`.
+    """
+
+    naming: str | None = None
+    size: str = "small"
 
     def choose(self, rng: np.random.Generator) -> tuple[Scene, int]:
         """A scene and the index of the object in it."""
-        ...
-
-    def name(self, scene: Scene, index: int, rng: np.random.Generator) -> str:
-        """Words that fit this object of the scene only."""
-        ...
-
-
-class AnySubject:
-    """Any object of any scene."""
-
-    def choose(self, rng: np.random.Generator) -> tuple[Scene, int]:
+        if self.naming is not None:
+            return contrast_scene(rng, self.size), 0
         scene = draw_scene(rng)
         return scene, int(rng.integers(len(scene.items)))
 
     def name(self, scene: Scene, index: int, rng: np.random.Generator) -> str:
-        return _name(scene, index, rng)
-
-
-@dataclass(frozen=True, slots=True)
-class ContrastSubject:
-    """The small or the large of two objects, named by the property `naming`."""
-
-    naming: str
-    size: str
-
-    def choose(self, rng: np.random.Generator) -> tuple[Scene, int]:
-        return contrast_scene(rng, self.size), 0
-
-    def name(self, scene: Scene, index: int, rng: np.random.Generator) -> str:
-        return pick(rng, NAMINGS[self.naming](scene, index))
+        """Words that fit this object of the scene only."""
+        names = _names if self.naming is None else NAMINGS[self.naming]
+        return pick(rng, names(scene, index))
 
 
 def draw_edit(seed: int, index: int) -> Edit:
     """Pair `index` of a stream; always the same one."""
     rng = scene_rng(seed, index)
-    return _draw(pick(rng, KINDS), rng, AnySubject())
+    return _draw(pick(rng, KINDS), rng, Subject())
 
 
 def draw_contrast_edit(seed: int, index: int, naming: str, *, size: str = "small") -> Edit:
-    """Pair `index` of a stream where the object of this size lies beside one of the other.
-
-    `naming` is one of `NAMINGS`: the property that distinguishes the object from the other.
-    """
+    """Pair `index` of a stream where the object of this size lies beside one of the other."""
     rng = scene_rng(seed, index)
-    subject = ContrastSubject(naming, size)
-    return _draw(pick(rng, [kind for kind in KINDS if kind in CONTRAST_KINDS]), rng, subject)
-
-
-@dataclass(frozen=True, slots=True)
-class FixedSubject:
-    """A given object of a given scene, with a given name."""
-
-    scene: Scene
-    index: int
-    called: str
-
-    def choose(self, rng: np.random.Generator) -> tuple[Scene, int]:
-        return self.scene, self.index
-
-    def name(self, scene: Scene, index: int, rng: np.random.Generator) -> str:
-        return self.called
-
-
-def draw_double_edit(seed: int, index: int) -> Edit:
-    """Pair `index` of a stream with two edits in one sentence."""
-    return _draw_double(scene_rng(seed, index))
+    return _draw(pick(rng, CONTRAST_KINDS), rng, Subject(naming, size))
 
 
 def draw_training_edit(seed: int, index: int) -> Edit:
@@ -189,12 +136,10 @@ def draw_training_edit(seed: int, index: int) -> Edit:
 
 
 def _draw_training(rng: np.random.Generator) -> Edit:
-    if rng.random() < DOUBLE_SHARE:
-        return _draw_double(rng)
     if rng.random() >= CONTRAST_SHARE:
-        return _draw(pick(rng, [*KINDS, *HARD_KINDS]), rng, AnySubject())
+        return _draw(pick(rng, [*KINDS, *HARD_KINDS]), rng, Subject())
     size = "small" if rng.random() < SMALL_SHARE else "large"
-    subject = ContrastSubject(pick(rng, NAMINGS), size)
+    subject = Subject(pick(rng, NAMINGS), size)
     hard = [kind for kind in HARD_KINDS if kind in CONTRAST_KINDS]
     return _draw(pick(rng, [*CONTRAST_KINDS, *hard]), rng, subject)
 
@@ -206,91 +151,10 @@ def _draw(kind: str, rng: np.random.Generator, subject: Subject) -> Edit:
             return edit
 
 
-def _draw_double(rng: np.random.Generator) -> Edit:
-    while True:
-        first = _draw(pick(rng, KINDS), rng, AnySubject())
-        edit = _add_and(first, rng) if first.kind == "add" else _and(first, rng)
-        if edit is not None:
-            return edit
-
-
-def _and(first: Edit, rng: np.random.Generator) -> Edit | None:
-    """The edit and a second one: of the same object, of the other one, or of the background."""
-    options = [] if first.kind == "background" else [_background(rng, first.target)]
-    for index in range(len(first.target.items)):
-        same = index == first.changed
-        name = "it" if same else _name_in_both(first.source, first.target, index, rng)
-        kind = pick(rng, CONTRAST_KINDS)
-        said_twice = CHANGED_BY.get(kind, {kind}) & CHANGED_BY.get(first.kind, {first.kind})
-        if name is None or (same and (said_twice or kind == "remove")):
-            continue
-        options += [KINDS[kind](rng, FixedSubject(first.target, index, name))] * 2
-    second = options[rng.integers(len(options))] if options else None
-    if second is None or _settled(second.target) == _settled(first.source):
-        return None
-    return _joined(first, second, (first.instruction, second.instruction), None, rng)
-
-
-def _add_and(first: Edit, rng: np.random.Generator) -> Edit | None:
-    """An added object and an edit of an old one, in either order."""
-    second = _background(rng, first.target)
-    if len(first.target.items) == 2 and rng.random() < 0.75:
-        name = _name_in_both(Scene("", first.source.items), first.target, 1, rng, before=0)
-        if name is None:
-            return None
-        subject = FixedSubject(first.target, 1, name)
-        second = KINDS[pick(rng, CONTRAST_KINDS)](rng, subject)
-    if second is None:
-        return None
-    texts = first.instruction, second.instruction
-    # `left of the circle` comes before the circle changes.
-    if first.target.relation is None and rng.random() < 0.5:
-        texts = texts[::-1]
-    edit = _joined(first, second, texts, 0, rng)
-    target = replace(edit.target, place=first.target.place)
-    if len(target.items) == 2 and first.target.relation is not None:
-        target = replace(target, relation=first.target.relation)
-        if relation_of(*target.items) != target.relation:
-            return None
-    return replace(edit, target=target, size_said=first.size_said)
-
-
-def _joined(
-    first: Edit, second: Edit, texts: tuple[str, str], changed: int | None, rng: np.random.Generator
-) -> Edit:
-    one, other = texts
-    verb = one.split()[0]
-    if rng.random() < 0.5 and verb == other.split()[0] != "add":
-        # `make the circle blue and large`, `make the circle blue and the star red`
-        other = other.removeprefix(f"{verb} ").removeprefix("it ")
-        text = f"{one} and {other}"
-    else:
-        text = f"{one} {pick(rng, AND)} {other}".replace(" ,", ",")
-    return Edit("double", first.source, second.target, text, changed)
-
-
-def _settled(scene: Scene) -> Scene:
-    """The scene without its stated place and relation."""
-    return replace(scene, place=None, relation=None)
-
-
 def _snapped(edit: Edit) -> Edit:
     """The edit between snapped scenes, or unchanged if objects would touch or nothing change."""
     snap = replace(edit, source=snapped(edit.source), target=snapped(edit.target))
     return snap if _apart(snap.target) and snap.source != snap.target else edit
-
-
-def _name_in_both(
-    source: Scene, target: Scene, index: int, rng: np.random.Generator, *, before: int | None = None
-) -> str | None:
-    """Words that fit this object of the target before and after the change beside it."""
-    item = target.items[index]
-    if before is None:
-        before = source.items.index(item) if item in source.items else None
-    if before is None:
-        return None
-    names = set(_names(source, before)) & set(_names(target, index)) - {"it", "the object"}
-    return pick(rng, sorted(names)) if names else None
 
 
 def _recolour(rng: np.random.Generator, subject: Subject) -> Edit | None:
@@ -376,7 +240,8 @@ def _add(rng: np.random.Generator, _: Subject) -> Edit | None:
     luck = rng.random()
     if others and luck < 0.35:
         relation = relation_of(item, others[0])
-        text += f" {pick(rng, RELATIONS[relation])} {_name(Scene('', others), 0, rng, it=False)}"
+        names = [name for name in _names(Scene("", others), 0) if name != "it"]
+        text += f" {pick(rng, RELATIONS[relation])} {pick(rng, names)}"
     elif luck < 0.65:
         place = _place(item)
         if place is None:
@@ -388,11 +253,8 @@ def _add(rng: np.random.Generator, _: Subject) -> Edit | None:
     return Edit("add", source, after, text, 0, size_said)
 
 
-def _any_background(rng: np.random.Generator, _: Subject) -> Edit | None:
-    return _background(rng, draw_scene(rng))
-
-
-def _background(rng: np.random.Generator, scene: Scene) -> Edit | None:
+def _background(rng: np.random.Generator, _: Subject) -> Edit | None:
+    scene = draw_scene(rng)
     background = pick(rng, BACKGROUNDS)
     if background == scene.background:
         return None
@@ -418,7 +280,7 @@ KINDS: dict[str, Callable[[np.random.Generator, Subject], Edit | None]] = {
     "move": _move,
     "remove": _remove,
     "add": _add,
-    "background": _any_background,
+    "background": _background,
 }
 """The kinds of edits, equally likely. Each draws an edit, or None if the draw allows none."""
 CONTRAST_KINDS = ("recolour", "reshape", "replace", "resize", "move", "remove")
@@ -448,12 +310,8 @@ def _apart(scene: Scene) -> bool:
     return bool(distance >= first.radius + second.radius + GAP)
 
 
-def _name(scene: Scene, index: int, rng: np.random.Generator, *, it: bool = True) -> str:
-    """A name that fits only this object: `the circle`, `the red circle`, `the red one` or `it`."""
-    return pick(rng, [name for name in _names(scene, index) if it or name != "it"])
-
-
 def _names(scene: Scene, index: int) -> list[str]:
+    """Names that fit only this object: `the circle`, `the red circle`, `the red one`, `it`."""
     item = scene.items[index]
     others = [other for i, other in enumerate(scene.items) if i != index]
     options = [f"the {item.colour} {item.shape}"]

@@ -11,81 +11,52 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from tools.demo_image_model.classify import Reading, read
-from tools.demo_image_model.palette import BACKGROUNDS, COLOURS, PLACES, SHAPES
 from tools.demo_image_model.questions import (
     ROUND,
-    SEED,
     SUITES,
-    Ask,
     Question,
     circle,
     judge,
     kind_of_phrase,
     match,
-    negated,
     placed,
 )
-from tools.demo_image_model.render import render
 from tools.demo_image_model.sampling import Sampler
-from tools.demo_image_model.scenes import draw_scene, scene_rng
 
 GUIDANCE, STEPS = 3.0, 20
 GUIDANCE_CURVE = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0)
 STEPS_CURVE = (5, 8, 10, 15, 20, 30)
-PARTS = ("autoencoder", *SUITES, "circles", "phrases", "negative", "diversity")
-CURVE_SUITES = ("single", "double", "held_out")
+PARTS = (*SUITES, "circles", "phrases")
 
 Counts = dict[str, tuple[int, int]]
 """Pairs of (right, asked), by what was judged."""
 
 
+@dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The evaluation of one model at one size."""
+    """The evaluation of one model at one size, with its settings."""
 
-    def __init__(self, sampler: Sampler, *, guidance: float, steps: int) -> None:
-        self.sampler = sampler
-        self.guidance = guidance
-        self.steps = steps
+    sampler: Sampler
+    guidance: float
+    steps: int
 
-    def suite(
-        self, name: str, num: int, *, guidance: float | None = None, steps: int | None = None
-    ) -> Counts:
+    def suite(self, name: str, num: int) -> Counts:
         """Counts over `num` questions of the suite."""
         questions = [SUITES[name](i) for i in range(num)]
-        readings = self._read(questions, guidance=guidance, steps=steps)
+        readings = self._read(questions)
         return tally([judge(q, r) for q, r in zip(questions, readings, strict=True)])
 
-    def curve_point(
-        self, num: int, *, guidance: float | None = None, steps: int | None = None
-    ) -> dict[str, Counts]:
-        """Counts of the suites that the curves show, with one setting changed."""
-        return {
-            name: self.suite(name, num, guidance=guidance, steps=steps) for name in CURVE_SUITES
-        }
-
-    def autoencoder(self, num: int) -> Counts:
-        """Scenes that are read correctly after encoding and decoding, the limit for any prompt.
-
-        `small` and `large`: those with one object of that size.
-        """
-        scenes = [draw_scene(scene_rng(SEED + 5, i)) for i in range(num)]
-        pictures = self.sampler.reconstruct(render(scenes, self.sampler.size))
-        verdicts = []
-        for scene, picture in zip(scenes, pictures, strict=True):
-            asks = tuple(Ask(item.colour, item.shape) for item in scene.items)
-            right = match(asks, read(picture).objects) is not None
-            verdicts.append({"scenes": right})
-            if len(scene.items) == 1:
-                verdicts[-1][scene.items[0].size] = right
-        return tally(verdicts)
+    def suites(self, num: int) -> dict[str, Counts]:
+        """Counts of all suites."""
+        return {name: self.suite(name, num) for name in SUITES}
 
     def circles(self, num: int) -> Counts:
         """Circles asked for alone: those recognised as a circle, and those that are `round`."""
@@ -109,62 +80,14 @@ class Evaluation:
             ]
         )
 
-    def negative(self, num: int) -> Counts:
-        """Counts of the negated colour, with and without the negative prompt."""
-        questions, colours = zip(*(negated(i) for i in range(num)), strict=True)
-        plain = [Question(q.prompt, q.seed, ()) for q in questions]
-        return {
-            "with": (_colour_hits(self._read(questions), colours), num),
-            "without": (_colour_hits(self._read(plain), colours), num),
-        }
-
-    def diversity(self, num: int) -> dict[str, float]:
-        """The evenness over seeds of what a prompt leaves open, from 0 (always one) to 1 (even).
-
-        `pixels` is the mean difference, of 255, between pictures of neighbouring seeds of one
-        prompt. At least two seeds.
-        """
-        seeds = [SEED + i for i in range(num)]
-        spreads: dict[str, list[str | None]] = {"colour": [], "background": [], "place": []}
-        pictures = self._draw(["a circle"] * num, seeds)
-        for reading in map(read, pictures):
-            spreads["background"].append(reading.background)
-            for seen in reading.objects[:1]:
-                spreads["colour"].append(seen.colour)
-                spreads["place"].append(seen.place)
-        shapes = [
-            seen.shape
-            for picture in self._draw(["red"] * num, seeds)
-            for seen in read(picture).objects
-            if seen.colour == "red"
-        ]
-        pairs = self._draw(["a red circle"] * num, seeds).astype(np.float32)
-        return {
-            "colour": evenness(spreads["colour"], len(COLOURS)),
-            "background": evenness(spreads["background"], len(BACKGROUNDS)),
-            "place": evenness(spreads["place"], len(PLACES)),
-            "shape": evenness(shapes, len(SHAPES)),
-            "pixels": float(np.abs(np.diff(pairs, axis=0)).mean()),
-        }
-
-    def _read(
-        self,
-        questions: Sequence[Question],
-        *,
-        guidance: float | None = None,
-        steps: int | None = None,
-    ) -> list[Reading]:
+    def _read(self, questions: Sequence[Question]) -> list[Reading]:
         pictures = self.sampler.draw(
             [q.prompt for q in questions],
             [q.seed for q in questions],
-            negatives=[q.negative_prompt for q in questions],
-            guidance=self.guidance if guidance is None else guidance,
-            steps=self.steps if steps is None else steps,
+            guidance=self.guidance,
+            steps=self.steps,
         )
         return [read(picture) for picture in pictures]
-
-    def _draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
-        return self.sampler.draw(prompts, seeds, guidance=self.guidance, steps=self.steps)
 
 
 def tally(verdicts: Sequence[dict[str, bool]]) -> Counts:
@@ -175,22 +98,6 @@ def tally(verdicts: Sequence[dict[str, bool]]) -> Counts:
             before, asked = counts.get(name, (0, 0))
             counts[name] = before + right, asked + 1
     return counts
-
-
-def evenness(names: Sequence[str | None], num_options: int) -> float:
-    """The entropy of the names, divided by the largest possible."""
-    _, counts = np.unique([name for name in names if name is not None], return_counts=True)
-    if not counts.size:
-        return 0.0
-    shares = counts / counts.sum()
-    return float(-(shares * np.log(shares)).sum() / np.log(num_options)) + 0.0
-
-
-def _colour_hits(readings: Sequence[Reading], colours: Sequence[str]) -> int:
-    return sum(
-        any(seen.colour == colour for seen in reading.objects)
-        for reading, colour in zip(readings, colours, strict=True)
-    )
 
 
 class Report:
@@ -216,16 +123,13 @@ def evaluate(args: argparse.Namespace) -> None:
     """Measure everything that the arguments ask for."""
     started_s = time.monotonic()
     sampler = Sampler(args.model, size=args.size)
-    evaluation = Evaluation(sampler, guidance=args.guidance, steps=args.steps)
+    evaluation = Evaluation(sampler, args.guidance, args.steps)
     settings = {"guidance": args.guidance, "steps": args.steps, "size": args.size}
     report = Report(args.json, f"images {args.size}", settings)
     parts: dict[str, Callable[[], Any]] = {
-        "autoencoder": lambda: evaluation.autoencoder(args.num),
         **{name: partial(evaluation.suite, name, args.num) for name in SUITES},
         "circles": lambda: evaluation.circles(args.num),
         "phrases": lambda: evaluation.phrases(args.num),
-        "negative": lambda: evaluation.negative(args.num),
-        "diversity": lambda: evaluation.diversity(min(max(args.num, 2), 256)),
     }
     assert tuple(parts) == PARTS
     for name in args.parts:
@@ -233,28 +137,36 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.curve_num:
         report.add(
             "guidance_curve",
-            {f"{g:g}": evaluation.curve_point(args.curve_num, guidance=g) for g in GUIDANCE_CURVE},
+            {
+                f"{g:g}": replace(evaluation, guidance=g).suites(args.curve_num)
+                for g in GUIDANCE_CURVE
+            },
         )
         report.add(
             "steps_curve",
-            {f"{s}": evaluation.curve_point(args.curve_num, steps=s) for s in STEPS_CURVE},
+            {f"{s}": replace(evaluation, steps=s).suites(args.curve_num) for s in STEPS_CURVE},
         )
     print(f"{time.monotonic() - started_s:.0f} s", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser, *, guidance: float, asked: str) -> None:
+    """Add the options of both evaluations, with the default guidance and what `--num` counts."""
     parser.add_argument("model", type=Path, help="diffusers folder")
     parser.add_argument("--size", type=int, default=64, help="pixels")
-    parser.add_argument("--num", type=int, default=500, help="questions of each suite")
+    parser.add_argument("--num", type=int, default=500, help=asked)
+    parser.add_argument("--guidance", type=float, default=guidance)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="file for the results")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser, guidance=GUIDANCE, asked="questions of each suite")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument(
         "--curve-num", type=int, default=0, help="questions for each point of the curves"
     )
-    parser.add_argument("--guidance", type=float, default=GUIDANCE)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     evaluate(args)

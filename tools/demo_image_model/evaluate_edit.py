@@ -7,7 +7,7 @@ the picture has everything of the target scene and nothing else: each object's p
 shape, objects that were not to change at their place and of their size, and the background.
 
 `--contrast-num` adds that many edits of a small object beside a large one for each way of naming
-it, and `--double-num` that many sentences with two edits.
+it.
 """
 
 import argparse
@@ -20,20 +20,14 @@ import numpy as np
 import torch
 
 from tools.demo_image_model.classify import Reading, Seen, read
-from tools.demo_image_model.edits import (
-    NAMINGS,
-    Edit,
-    draw_contrast_edit,
-    draw_double_edit,
-    draw_edit,
-)
-from tools.demo_image_model.evaluate import Counts, Report, tally
+from tools.demo_image_model.edits import NAMINGS, Edit, draw_contrast_edit, draw_edit
+from tools.demo_image_model.evaluate import Counts, Report, add_arguments, tally
 from tools.demo_image_model.questions import SEED, Ask, match
 from tools.demo_image_model.render import render
 from tools.demo_image_model.sampling import EditSampler, to_uint8
 from tools.demo_image_model.scenes import Item, relation_of
 
-GUIDANCE, IMAGE_GUIDANCE, STEPS = 2.0, 1.5, 20
+GUIDANCE, IMAGE_GUIDANCE = 2.0, 1.5
 GUIDANCE_GRID = (1.5, 2.0, 3.0, 4.0, 6.0)
 IMAGE_GUIDANCE_GRID = (1.0, 1.2, 1.5, 2.0)
 GRID_FIRST = 500
@@ -42,15 +36,14 @@ MAX_SHIFT = 0.06
 """Distance from the right place, in image widths, above which an object has moved."""
 MAX_GROWTH = 1.2
 """Ratio of radii above which an object's size has changed; large to small is at least 1.29."""
-EDIT_SEED, CONTRAST_SEED, DOUBLE_SEED = SEED + 100, SEED + 200, SEED + 300
+EDIT_SEED, CONTRAST_SEED = SEED + 100, SEED + 200
 
 
 def judge_edit(edit: Edit, reading: Reading) -> dict[str, bool]:
     """Judge the parts of an edit.
 
     `edited`: the instructed change is there. `kept`: everything else is as it was. `success`: both.
-    For two edits in one sentence only `success` is judged. A picture with more or fewer objects
-    than the target, or with other pairs, fails both.
+    A picture with more or fewer objects than the target, or with other pairs, fails both.
     """
     target = edit.target
     asks = tuple(Ask(item.colour, item.shape) for item in target.items)
@@ -62,12 +55,10 @@ def judge_edit(edit: Edit, reading: Reading) -> dict[str, bool]:
         assert matched is not None
         if index != edit.changed:
             kept = kept and _as_drawn(item, matched[index])
-        elif edit.kind in ("add", "double"):
+        elif edit.kind == "add":
             edited = edited and _as_said(edit, matched)
         else:
             edited = edited and _as_drawn(item, matched[index])
-    if edit.kind == "double":
-        return {"success": edited and kept}
     return {"edited": edited, "kept": kept, "success": edited and kept}
 
 
@@ -125,11 +116,6 @@ class EditEvaluation:
             for turn, naming in enumerate(NAMINGS)
         }
 
-    def double(self, num: int) -> Counts:
-        """Counts for sentences that ask for two edits."""
-        edits = [draw_double_edit(DOUBLE_SEED, i) for i in range(num)]
-        return tally(self._judge(edits, [DOUBLE_SEED + i for i in range(num)]))
-
     def _judge(self, edits: Sequence[Edit], seeds: Sequence[int]) -> list[dict[str, bool]]:
         drawn = self.sampler.draw(
             pictures(edits, self.size),
@@ -158,8 +144,6 @@ def run(args: argparse.Namespace) -> None:
         report.add("kinds", evaluation.kinds(args.num))
     if args.contrast_num:
         report.add("contrast", evaluation.contrast(args.contrast_num))
-    if args.double_num:
-        report.add("double", evaluation.double(args.double_num))
     if args.grid_num:
         # Use other edits, so that settings chosen by the grid are not judged on the same ones.
         grid = {
@@ -177,25 +161,18 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, help="diffusers folder")
+    add_arguments(parser, guidance=GUIDANCE, asked="edits")
     parser.add_argument("--unet", type=Path, help="editing UNet, if not MODEL/unet_edit")
-    parser.add_argument("--size", type=int, default=64, help="pixels")
-    parser.add_argument("--num", type=int, default=500, help="edits")
     parser.add_argument(
         "--contrast-num",
         type=int,
         default=0,
         help="edits of small objects for each way of naming them",
     )
-    parser.add_argument("--double-num", type=int, default=0, help="sentences with two edits")
     parser.add_argument(
         "--grid-num", type=int, default=0, help="edits for each pair of guidance scales"
     )
-    parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--image-guidance", type=float, default=IMAGE_GUIDANCE)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     run(args)

@@ -7,8 +7,6 @@ Every picture is what the server answered.
 """
 
 import argparse
-import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,9 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from tools.strip import decoded, encoded, strip
+
 MODEL = "tandem-shapes"
-ZOOM = 1
 GAP = 6
 SCENE = "a large red circle left of a small blue star on a white background"
 
@@ -42,9 +41,9 @@ class Painter:
         """`POST /v1/images/edits`, as a form."""
         form = {"model": MODEL, "prompt": prompt, "seed": "1"}
         form |= {k: v if isinstance(v, str) else json.dumps(v) for k, v in fields.items()}
-        files = {"image": ("image.png", _png(image), "image/png")}
+        files = {"image": ("image.png", encoded(image), "image/png")}
         if mask is not None:
-            files["mask"] = ("mask.png", _png(mask), "image/png")
+            files["mask"] = ("mask.png", encoded(mask), "image/png")
         return _picture(self._http.post("/v1/images/edits", data=form, files=files))
 
     def previews(self, prompt: str, count: int) -> list[Image.Image]:
@@ -56,22 +55,8 @@ class Painter:
             for line in response.iter_lines():
                 if line.startswith("data: {"):
                     event = json.loads(line.removeprefix("data: "))
-                    pictures.append(_decoded(event["b64_json"]))
+                    pictures.append(decoded(event["b64_json"]))
         return pictures
-
-
-def strip(pictures: list[Image.Image]) -> Image.Image:
-    """The pictures side by side, enlarged, on white."""
-    large = [
-        p.resize((p.width * ZOOM, p.height * ZOOM), Image.Resampling.NEAREST) for p in pictures
-    ]
-    width = sum(p.width for p in large) + GAP * (len(large) - 1)
-    sheet = Image.new("RGB", (width, max(p.height for p in large)), "white")
-    left = 0
-    for picture in large:
-        sheet.paste(picture, (left, 0))
-        left += picture.width + GAP
-    return sheet
 
 
 def half_mask(image: Image.Image) -> Image.Image:
@@ -133,23 +118,13 @@ def make_gallery(painter: Painter, out: Path) -> None:
         ],
     }
     for name, pictures in strips.items():
-        strip(pictures).save(out / f"{name}.png", optimize=True)
+        strip(pictures, GAP).save(out / f"{name}.png", optimize=True)
 
 
 def _picture(response: httpx.Response) -> Image.Image:
     if response.status_code != 200:
         raise SystemExit(f"{response.request.url}: {response.text}")
-    return _decoded(response.json()["data"][0]["b64_json"])
-
-
-def _decoded(b64: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(b64))).convert("RGB")
-
-
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+    return decoded(response.json()["data"][0]["b64_json"])
 
 
 def main() -> None:

@@ -64,14 +64,14 @@ class LatentPools(Generic[S]):
         }
 
     def sample(self, step: int, generator: torch.Generator) -> tuple[list[S], torch.Tensor]:
-        """The batch of this step: scenes and their tensors."""
-        size = self._turns[step % len(self._turns)]
-        return self._pools[size].sample(batch_at(self._batch, size), generator)
+        """The batch of this step: scenes and their tensors.
 
-    def refresh(self, step: int) -> None:
-        """Replace the oldest scenes of the pool that this step's batch came from."""
+        Afterwards, the oldest scenes of its pool are replaced.
+        """
         size = self._turns[step % len(self._turns)]
+        found = self._pools[size].sample(batch_at(self._batch, size), generator)
         self._pools[size].refresh(batch_at(self._refresh, size))
+        return found
 
 
 class LatentPool(Generic[S]):

@@ -50,7 +50,6 @@ class Question:
     background: str | None = None
     place: str | None = None
     relation: str | None = None
-    negative_prompt: str = ""
 
 
 def single(index: int) -> Question:
@@ -73,21 +72,6 @@ def held_out(index: int) -> Question:
     rng = scene_rng(SEED + 2, index)
     pairs = sorted(HELD_OUT)
     return _phrase(rng, [pairs[rng.integers(len(pairs))]])
-
-
-def held_out_double(index: int) -> Question:
-    """A question for two objects, one of them with a pair that training has never shown."""
-    rng = scene_rng(SEED + 3, index)
-    pairs = [sorted(HELD_OUT)[rng.integers(len(HELD_OUT))], draw_pair(rng)]
-    return _phrase(rng, [pairs[i] for i in rng.permutation(2)])
-
-
-def negated(index: int) -> tuple[Question, str]:
-    """A question for a shape with a colour as the negative prompt, and that colour."""
-    rng = scene_rng(SEED + 4, index)
-    colour, shape = draw_pair(rng)
-    question = Question(f"a {shape}", _seed(rng), (), negative_prompt=colour)
-    return question, colour
 
 
 def circle(index: int) -> Question:
@@ -119,7 +103,6 @@ SUITES = {
     "single": single,
     "double": double,
     "held_out": held_out,
-    "held_out_double": held_out_double,
 }
 
 

@@ -66,16 +66,6 @@ class Sampler:
             latents.append(output.images.float())
         return torch.cat(latents) / self._pipeline.vae.config.scaling_factor
 
-    @torch.no_grad()
-    def reconstruct(self, images: torch.Tensor) -> np.ndarray:
-        """Encode and decode pictures, to show the loss without any denoising.
-
-        Args:
-            images: `[N, 3, H, W]` fp32 in [-1, 1], at least one. Returns `[N, H, W, 3]` uint8.
-        """
-        vae = self._pipeline.vae
-        return decode(vae, vae.encode(images).latent_dist.mode())
-
 
 class EditSampler:
     """Edits pictures by instructions, in fp32, with the folder's `unet_edit`."""

@@ -7,20 +7,21 @@ All numbers come from the JSON file that `evaluate` and `evaluate_edit` write.
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from loadtest.markdown import page_with
+from loadtest.markdown import table as markdown_table
 from tools.demo_image_model.questions import ROUND
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+COMMAND = "python -m tools.demo_image_model.tables"
 SUITE_TITLES = {
     "single": "one object",
     "double": "two objects",
     "held_out": "one object, held-out pair",
-    "held_out_double": "two objects, one of a held-out pair",
 }
 PARTS = ("objects", "colours", "shapes", "size", "place", "relation", "background", "all")
 
@@ -37,11 +38,9 @@ def share(counts: Iterable[int]) -> str:
     return f"{100 * right / asked:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
-    header = list(header)
-    lines = [header, ["---"] * len(header), *map(list, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns are all aligned to the left."""
+    return markdown_table(header, rows, num_text_columns=len(header))
 
 
 def images_section(results: Mapping[str, Any]) -> str:
@@ -56,14 +55,6 @@ def images_section(results: Mapping[str, Any]) -> str:
     ]
     if rows:
         parts.append(table(["prompt", "asked", *PARTS], rows))
-    if "autoencoder" in results:
-        limits = ", ".join(
-            f"{name} {share(counts)}" for name, counts in results["autoencoder"].items()
-        )
-        parts.append(
-            "Renders whose objects are read rightly after encoding and decoding alone, a ceiling "
-            f"for all of the above (small and large: one object of that size): {limits}."
-        )
     if "circles" in results:
         circles = results["circles"]
         parts.append(
@@ -78,18 +69,6 @@ def images_section(results: Mapping[str, Any]) -> str:
         )
         rows = [[f"`{n}`", str(c[1]), share(c)] for n, c in sorted(results["phrases"].items())]
         parts.append(table(["phrase", "asked", "right"], rows))
-    if "negative" in results:
-        negative = results["negative"]
-        parts.append(
-            "The negated colour is seen in "
-            f"{share(negative['with'])} of the pictures with the negative prompt and in "
-            f"{share(negative['without'])} without it, same prompts and seeds."
-        )
-    if "diversity" in results:
-        diversity = results["diversity"]
-        rows = [[f"{value:.2f}" for value in diversity.values()]]
-        parts.append("Spread over seeds (1 is even; pixels of 255):")
-        parts.append(table(diversity, rows))
     for name, axis in (("guidance_curve", "guidance"), ("steps_curve", "steps")):
         if name in results:
             parts.append(f"Objects right against {axis}:")
@@ -116,12 +95,6 @@ def edits_section(results: Mapping[str, Any]) -> str:
     if "contrast" in results:
         parts.append("A small object beside a large one, told from it by its:")
         parts.append(_verdicts("named by", results["contrast"]))
-    if "double" in results:
-        counts = results["double"]["success"]
-        parts.append(
-            f"Of {counts[1]} sentences that ask for two edits {share(counts)} had both done and "
-            "nothing else."
-        )
     if "guidance_grid" in results:
         grid = results["guidance_grid"]
         columns = sorted(next(iter(grid.values())), key=float)
@@ -150,26 +123,15 @@ def render_results(results: Mapping[str, Any]) -> str:
     return "\n\n".join(sections[key.split()[0]](results[key]) for key in keys)
 
 
-def fill(page: str, text: str) -> str:
-    """The page with `text` between its marks.
-
-    Raises:
-        ValueError: the page does not have each mark once, in order.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end) or BEGIN in after or END in after or END in before:
-        raise ValueError(f"the page needs one {BEGIN} and, after it, one {END}")
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, help="JSON file")
     parser.add_argument("page", type=Path, help="Markdown page, changed in place")
     args = parser.parse_args()
     results = json.loads(args.results.read_text())
-    args.page.write_text(fill(args.page.read_text(), render_results(results)))
+    args.page.write_text(
+        page_with(args.page.read_text(), {"results": render_results(results)}, COMMAND)
+    )
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
-from tools.demo_image_model.captions import STARTS_AS, caption
+from tools.demo_image_model.captions import caption
 from tools.demo_image_model.latent_pool import LatentPools
 from tools.demo_image_model.model import (
     build_noise_schedule,
@@ -33,7 +33,7 @@ from tools.demo_image_model.object_weight import object_weight, weighted_mse
 from tools.demo_image_model.render import render
 from tools.demo_image_model.scenes import Scene, draw_scene, scene_rng, snapped
 from tools.demo_image_model.tokenizer import write_tokenizer
-from tools.demo_image_model.training_run import TrainingRun, add_arguments
+from tools.demo_image_model.training_run import TrainingRun, add_arguments, add_sizes
 
 SEED = 3
 UNET_RATE, TEXT_RATE = 6e-4, 2e-4
@@ -87,7 +87,7 @@ class Trainer:
         torch.manual_seed(SEED)
         self.model = model = Model(build_text_encoder(self._tokenizer), build_unet())
         if args.init is not None:
-            load_weights(model, self._tokenizer, args.init)
+            load_weights(model, args.init)
         ready_for_training(model.unet)
         model.train()
         rates: list[tuple[torch.nn.Module, float]] = [(model.unet, UNET_RATE)]
@@ -124,7 +124,6 @@ class Trainer:
     def _loss(self, step: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
         scenes, latents = self.pools.sample(step, generator)
-        self.pools.refresh(step)
         words = scene_rng(SEED + 1, step)
         tokens = self._tokenizer(
             [caption(scene, words) for scene in scenes],
@@ -154,21 +153,12 @@ class Trainer:
         )
 
 
-def load_weights(model: Model, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Load both parts from a saved diffusers folder, which may know fewer words."""
+def load_weights(model: Model, folder: Path) -> None:
+    """Load both parts from a saved diffusers folder."""
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
     text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32)
-    known = CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab()
     model.unet.load_state_dict(unet.state_dict())
-    weights = text.state_dict()
-    name = next(name for name in weights if name.endswith("token_embedding.weight"))
-    rows = model.text_encoder.state_dict()[name].clone()
-    for token, index in tokenizer.get_vocab().items():
-        word = token.removesuffix("</w>")
-        old = known.get(token, known.get(f"{STARTS_AS.get(word, word)}</w>"))
-        if old is not None:
-            rows[index] = weights[name][old]
-    model.text_encoder.load_state_dict(weights | {name: rows})
+    model.text_encoder.load_state_dict(text.state_dict())
 
 
 def main() -> None:
@@ -181,9 +171,7 @@ def main() -> None:
         action="store_true",
         help="keep the text encoder as it is, so that other UNets can share it",
     )
-    parser.add_argument(
-        "--size", type=int, nargs="+", default=[64], help="sizes of the pictures in pixels"
-    )
+    add_sizes(parser)
     parser.add_argument(
         "--single-share",
         type=float,
@@ -196,12 +184,6 @@ def main() -> None:
         default=2.0,
         help="factor on the draws of the noisiest timesteps, which settle where and how many "
         "objects there are; below 1, the quietest are drawn more often, which settle outlines",
-    )
-    parser.add_argument(
-        "--batch",
-        type=int,
-        default=64,
-        help="pictures of 64 pixels in a batch; larger ones are fewer",
     )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

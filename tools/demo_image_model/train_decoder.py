@@ -77,7 +77,6 @@ class DecoderTrainer:
         """A batch of scenes and unscaled latents, encoded and drawn."""
         generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
         encoded, latents = self.pools.sample(step, generator)
-        self.pools.refresh(step)
         size = latents.shape[-1] * 8
         drawn = self._drawn[size].sample(batch_at(DRAWN_BATCH, size), generator)
         return encoded + drawn.scenes, torch.cat([latents, drawn.latents.float()])

@@ -30,7 +30,7 @@ from tools.demo_image_model.model import (
 from tools.demo_image_model.object_weight import object_weight, weighted_mse
 from tools.demo_image_model.render import render
 from tools.demo_image_model.train import draw_timesteps, noised
-from tools.demo_image_model.training_run import TrainingRun, add_arguments
+from tools.demo_image_model.training_run import TrainingRun, add_arguments, add_sizes
 
 SEED = 7
 RATE = 3e-4
@@ -121,7 +121,6 @@ class EditTrainer:
     def _loss(self, step: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
         edits, both = self.pools.sample(step, generator)
-        self.pools.refresh(step)
         latents, pictures = both.chunk(2, dim=1)
         states = self._states([edit.instruction for edit in edits])
         no_text, no_picture = drop_conditions(torch.rand(len(edits), generator=generator))
@@ -145,15 +144,7 @@ def main() -> None:
     add_arguments(parser, steps=20_000, warm_up=500, decay=3000, pool=32_768)
     parser.add_argument("--base", type=Path, required=True, help="diffusers folder of the base")
     parser.add_argument("--init", type=Path, help="an earlier run's `unet_edit` to start from")
-    parser.add_argument(
-        "--size", type=int, nargs="+", default=[64], help="sizes of the pictures in pixels"
-    )
-    parser.add_argument(
-        "--batch",
-        type=int,
-        default=64,
-        help="pictures of 64 pixels in a batch; larger ones are fewer",
-    )
+    add_sizes(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     EditTrainer(args).train()

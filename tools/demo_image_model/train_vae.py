@@ -4,22 +4,23 @@
 
 Half of the pictures are 64-pixel crops of scenes drawn at 128 pixels, so that the decoder knows
 edges at both sizes. The loss is L1 of pixels and of their gradients, objects weighted up against
-the plain background, and a very small KL term. At the end the latents' standard deviation becomes
-`scaling_factor`.
+the plain background, and a very small KL term. Each save measures `scaling_factor`, the inverse
+standard deviation of the latents.
 """
 
 import argparse
-import time
+import math
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from tools.demo_image_model.checkpoint import Ema, load_state, save_state
 from tools.demo_image_model.model import mixed_precision
 from tools.demo_image_model.render import render
 from tools.demo_image_model.scenes import draw_scene, scene_rng
+from tools.demo_image_model.training_run import TrainingRun
 
 SEED = 1
 BATCH = 16
@@ -74,12 +75,12 @@ def object_weight(target: torch.Tensor) -> torch.Tensor:
     return 1 + (OBJECT_WEIGHT - 1) * F.max_pool2d(differs, 7, stride=1, padding=3)
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """The learning rate: a linear warm-up, then a cosine to a twentieth."""
+def rate_factor(step: int, args: argparse.Namespace) -> float:
+    """The factor of the learning rate: a linear warm-up, then a cosine to a twentieth."""
     if step < WARM_UP:
-        return LEARNING_RATE * (step + 1) / WARM_UP
-    progress = torch.tensor((step - WARM_UP) / max(1, steps - WARM_UP)).clamp(0, 1)
-    return LEARNING_RATE * float(0.05 + 0.95 * (1 + torch.cos(torch.pi * progress)) / 2)
+        return (step + 1) / WARM_UP
+    progress = min(1.0, (step - WARM_UP) / max(1, args.steps - WARM_UP))
+    return 0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2
 
 
 @torch.no_grad()
@@ -92,54 +93,36 @@ def measure_scaling_factor(vae: AutoencoderKL) -> float:
     return float(1 / torch.cat(latents).std())
 
 
-def train(run: Path, steps: int) -> None:
-    """Train up to `steps`, continuing where `run` stopped; write `run/vae` at the end."""
+def train(args: argparse.Namespace) -> None:
+    """Train up to `--steps`, continuing where the run stopped; each save writes `RUN/vae`."""
     torch.manual_seed(SEED)
-    vae = build_vae().to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    ema = Ema(vae, 0.998)
-    first = 0
-    state = load_state(run / "state.pt")
-    if state is not None:
-        vae.load_state_dict(state["vae"])
-        optimiser.load_state_dict(state["optimiser"])
-        ema.shadow, ema.num_updates, first = state["ema"], state["step"], state["step"]
-    started_s, running = time.monotonic(), 0.0
-    for step in range(first, steps):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps)
+    vae: Any = build_vae().to(memory_format=torch.channels_last)
+    run = TrainingRun(
+        args,
+        vae,
+        [(vae, LEARNING_RATE)],
+        ema_decay=0.998,
+        weight_decay=0.0,
+        betas=(0.9, 0.999),
+        save_every=SAVE_EVERY,
+        factor_at=rate_factor,
+    )
+
+    def loss_at(step: int) -> torch.Tensor:
         images = draw_batch(step).to(memory_format=torch.channels_last)
         noise = torch.Generator().manual_seed(step)
         with mixed_precision():
             posterior = vae.encode(images).latent_dist
-            latents = posterior.sample(generator=noise)
-            output = vae.decode(latents).sample
+            output = vae.decode(posterior.sample(generator=noise)).sample
         loss = reconstruction_loss(output.float(), images)
-        (loss + KL_WEIGHT * posterior.kl().float().mean()).backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        ema.update(vae)
-        running += (F.l1_loss(output.detach().float(), images).item() - running) / min(
-            step + 1, 100
-        )
-        if (step + 1) % 100 == 0:
-            speed = (step + 1 - first) * BATCH / (time.monotonic() - started_s)
-            print(f"step {step + 1} L1 {running:.4f} {speed:.0f} pictures/s", flush=True)
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            save_state(
-                run / "state.pt",
-                {
-                    "vae": vae.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "ema": ema.shadow,
-                    "step": step + 1,
-                },
-            )
-    ema.copy_to(vae)
-    vae.register_to_config(scaling_factor=measure_scaling_factor(vae))
-    vae.to(torch.float16).save_pretrained(run / "vae")
-    print(f"scaling factor {vae.config.scaling_factor:.4f}; saved {run / 'vae'}", flush=True)
+        kl: torch.Tensor = posterior.kl().float().mean()
+        return loss + KL_WEIGHT * kl
+
+    def save(averaged: Any) -> None:
+        averaged.register_to_config(scaling_factor=measure_scaling_factor(averaged))
+        averaged.to(torch.float16).save_pretrained(args.run / "vae")
+
+    run.train(loss_at, save)
 
 
 def main() -> None:
@@ -147,9 +130,10 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder for state and result")
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--threads", type=int, default=2)
+    parser.set_defaults(rate=1.0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    train(args.run, args.steps)
+    train(args)
 
 
 if __name__ == "__main__":

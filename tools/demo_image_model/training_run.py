@@ -37,20 +37,24 @@ class TrainingRun(Generic[M]):
         *,
         ema_decay: float,
         weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.99),
         save_every: int = 200,
+        factor_at: Callable[[int, argparse.Namespace], float] = rate_factor,
     ) -> None:
         """Resume the run in the folder `args.run`, if it holds one.
 
         Args:
             args: the options that `add_arguments` defines.
             rates: the parts that change and their learning rates, before `args.rate`.
+            factor_at: the factor of the learning rates at a step.
         """
         self.step = 0
         self._args, self._module, self._save_every = args, module, save_every
+        self._factor_at = factor_at
         self._path: Path = args.run / "state.pt"
         groups = [{"params": part.parameters(), "base": rate * args.rate} for part, rate in rates]
         self._optimiser = torch.optim.AdamW(
-            groups, betas=(0.9, 0.99), weight_decay=weight_decay, foreach=True
+            groups, betas=betas, weight_decay=weight_decay, foreach=True
         )
         self._ema = Ema(module, ema_decay)
         state = load_state(self._path)
@@ -70,7 +74,7 @@ class TrainingRun(Generic[M]):
         started_s, first, running = time.monotonic(), self.step, 0.0
         while self.step < self._args.steps:
             for group in self._optimiser.param_groups:
-                group["lr"] = group["base"] * rate_factor(self.step, self._args)
+                group["lr"] = group["base"] * self._factor_at(self.step, self._args)
             loss: Any = loss_at(self.step)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self._module.parameters(), 1.0)
@@ -98,6 +102,19 @@ class TrainingRun(Generic[M]):
                 "step": self.step,
             },
         )
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the trainers of UNets."""
+    parser.add_argument(
+        "--size", type=int, nargs="+", default=[64], help="sizes of the pictures in pixels"
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=64,
+        help="pictures of 64 pixels in a batch; larger ones are fewer",
+    )
 
 
 def add_arguments(

@@ -34,13 +34,12 @@ def test_a_size_named_twice_has_one_pool_and_two_turns():
         assert {one for one, _ in scenes} == {size}
         assert len(scenes) == (8 if size == 64 else 2)
         assert rows.tolist() == [[float(size), float(i)] for _, i in scenes]
-        running.refresh(step)
 
 
 def test_rebuilds_what_a_stopped_run_held():
     running = pools(0)
     for step in range(50):
-        running.refresh(step)
+        running.sample(step, torch.Generator())
     rebuilt = pools(50)
     for step in range(50, 53):
         generators = [torch.Generator().manual_seed(step) for _ in range(2)]

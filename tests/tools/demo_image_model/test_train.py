@@ -6,10 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools.demo_image_model import tokenizer as words
-from tools.demo_image_model.captions import STARTS_AS, vocabulary
-from tools.demo_image_model.model import build_text_encoder, build_unet, load_vae, save_folder
-from tools.demo_image_model.train import Model, Trainer, load_weights
+from tools.demo_image_model.train import Trainer
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
@@ -43,26 +40,3 @@ def test_a_frozen_text_encoder_stays_while_the_unet_learns(base, tmp_path):
     after = dict(run.model.named_parameters())
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all(name.startswith("unet.") for name in changed)
-
-
-def test_weights_that_know_fewer_words_are_taken(tmp_path, base, monkeypatch):
-    """Each word keeps its embedding, and a new one begins as the word that it is like."""
-    old_words = [word for word in vocabulary() if word not in STARTS_AS]
-    with monkeypatch.context() as patch:
-        patch.setattr(words, "vocabulary", lambda: old_words)
-        old_tokenizer = words.write_tokenizer(tmp_path / "tokenizer")
-        old = build_text_encoder(old_tokenizer)
-        save_folder(tmp_path, text_encoder=old, unet=build_unet(), vae=load_vae(base / "vae"))
-    tokenizer = words.write_tokenizer(tmp_path / "new")
-    model = Model(build_text_encoder(tokenizer), build_unet())
-    load_weights(model, tokenizer, tmp_path)
-    for word in vocabulary():
-        known = STARTS_AS.get(word, word)
-        states = [
-            encoder(torch.tensor([one(text).input_ids])).last_hidden_state
-            for encoder, one, text in (
-                (model.text_encoder, tokenizer, f"a {word} star"),
-                (old.float(), old_tokenizer, f"a {known} star"),
-            )
-        ]
-        assert torch.equal(*states), word
