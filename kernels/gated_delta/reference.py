@@ -20,7 +20,28 @@ def gated_delta(
     dt_bias: Tensor,
     num_k_heads: int,
 ) -> Tensor:
-    """See `kernels.gated_delta`."""
+    """Run the recurrence over the rows of each sequence.
+
+    For each row of a value head, with its key head's q and k divided by their lengths:
+
+        S ← S · exp(-exp(a_log) · softplus(a + dt_bias))
+        S ← S + k ⊗ sigmoid(b) · (v - Sᵀk)
+        y = Sᵀq / √Dk
+
+    Args:
+        qkv: [T, 2 · Hk · Dk + Hv · Dv]: queries, keys, values; any strides of rows. Not changed.
+        gates: [T, 2 · Hv], qkv's dtype, any strides of rows: b of each value head, then a of each.
+        states: [S, Hv, Dk, Dv] fp32. Slots of `batch.write_slots` are mutated.
+        batch: rows and slots of the sequences.
+        a_log, dt_bias: [Hv] fp32.
+        num_k_heads: Hk. Each key head serves Hv / Hk neighbouring value heads.
+
+    Returns:
+        [T, Hv · Dv], contiguous, qkv's dtype. Computed in fp32, rounded once. A row's result
+            depends on its own sequence alone, and not on how that is cut into steps.
+
+    Paper: Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464, equation 10.
+    """
     _, num_v_heads, k_dim, v_dim = states.shape
     shapes = ((num_k_heads, k_dim), (num_k_heads, k_dim), (num_v_heads, v_dim))
     parts = torch.split(qkv.float(), [heads * size for heads, size in shapes], 1)

@@ -16,7 +16,23 @@ def short_conv(
     bias: Tensor | None = None,
     silu: bool = True,
 ) -> Tensor:
-    """See `kernels.short_conv`."""
+    """Mix each channel's last W inputs: `y[t] = act(bias + Σ weight[j] · x[t - W + 1 + j])`.
+
+    Args:
+        x: [T, C], any strides of rows. Not changed.
+        weight: [C, W] fp32, W from 2 to 8; the last column is for the row itself.
+        states: [S, C, W - 1], x's dtype: the last inputs before the rows, the latest one last.
+            Slots of `batch.write_slots` are mutated; `states[i]` is contiguous.
+        batch: rows and slots of the sequences.
+        bias: [C] fp32.
+        silu: whether SiLU follows.
+
+    Returns:
+        [T, C], contiguous, x's dtype. Computed in fp32, rounded once. A row's result depends on its
+            own sequence alone, and not on how that is cut into steps.
+
+    Paper: Gu and Dao 2023, arXiv:2312.00752, section 3.4.
+    """
     out = x.new_empty(x.shape)
     for first, last, read, write in batch.on_host():
         before = torch.zeros_like(states[write]) if read < 0 else states[read]
