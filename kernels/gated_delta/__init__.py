@@ -4,7 +4,6 @@ from kernels import _triton
 from kernels.gated_delta import cases, cpu, reference
 from kernels.registry import op
 
-
 gated_delta = op(cases)(reference.gated_delta)
 gated_delta.implementation("cpu", supports=cpu.supports)(cpu.gated_delta)
 if _triton.AVAILABLE:

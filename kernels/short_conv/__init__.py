@@ -4,7 +4,6 @@ from kernels import _triton
 from kernels.registry import op
 from kernels.short_conv import cases, cpu, reference
 
-
 short_conv = op(cases)(reference.short_conv)
 short_conv.implementation("cpu", supports=cpu.supports)(cpu.short_conv)
 if _triton.AVAILABLE:

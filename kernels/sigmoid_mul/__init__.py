@@ -4,7 +4,6 @@ from kernels import _triton
 from kernels.registry import op
 from kernels.sigmoid_mul import cases, composed, cpu, reference
 
-
 sigmoid_mul = op(cases)(reference.sigmoid_mul)
 sigmoid_mul.implementation("composed", supports=composed.supports)(composed.sigmoid_mul)
 sigmoid_mul.implementation("cpu", supports=cpu.supports)(cpu.sigmoid_mul)

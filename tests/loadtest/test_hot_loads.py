@@ -7,9 +7,8 @@ from loadtest.hot_load_report import hot_loads_section
 from loadtest.hot_loads import Gaps, HotLoadPlan, load_hot_load_plan, measure_hot_loads
 from loadtest.interrupt import Interrupt
 from loadtest.record import RequestRecord
-from tests.helpers.loadtest.comparisons import WORDS, assert_stopped, server_at
+from tests.helpers.loadtest.comparisons import WORDS, assert_stopped, quiet_session, server_at
 from tests.helpers.loadtest.documents import provenance
-from tests.helpers.loadtest.quiet_session import quiet_session
 
 SCENARIOS = Path(__file__).parents[2] / "loadtest" / "scenarios"
 

@@ -10,8 +10,6 @@ from engine.contract.groups import BeamParams, ContrastParams, GuidanceParams
 from engine.contract.request import FinishReason
 from engine.errors import InvalidParameter, ModelLoadError
 from engine.llm.kept_states import KeptStates
-from engine.weights.loader import load_model_config
-from engine.weights.source import Checkpoint
 from tests.helpers.llm.logits import alone, check_same_bits, cramped, logits_of, number_of_changes
 from tests.helpers.llm.toy_pictures import (
     PLACEHOLDER,

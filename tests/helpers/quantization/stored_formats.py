@@ -248,6 +248,7 @@ VARIETIES = {
 def write_checkpoint(original: Path, folder: Path, variety: Variety) -> tuple[Path, Path]:
     """Write a model folder whose blocks' linear layers are quantised, and its twin with plain
     weights."""
+
     def quantise(layer: str, weight: Tensor) -> Made | None:
         return variety.quantise(weight) if layer.endswith("_proj") else None
 

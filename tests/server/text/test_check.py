@@ -21,6 +21,7 @@ from tests.helpers.server.fake_server import until
 def shared_template_processes() -> None:
     """Have each app start and end processes of its own."""
 
+
 pytestmark = pytest.mark.usefixtures("unkept_templates")
 
 
