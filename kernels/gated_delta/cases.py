@@ -6,14 +6,11 @@ import torch
 from torch import Tensor
 
 from kernels.shared.recurrent_cases import random_batch
+from kernels.shared.tolerances import FLOATS
 from kernels.shared.work import Work, num_bytes
 
-TOLERANCE = {
-    # Products of states are summed in another order, row after row.
-    torch.float32: 2e-5,
-    torch.bfloat16: 2e-5,
-    torch.float16: 2e-5,
-}
+# Products of states are summed in another order, row after row.
+TOLERANCE = dict.fromkeys(FLOATS, 2e-5)
 
 
 @dataclass(frozen=True)

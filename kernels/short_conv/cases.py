@@ -6,14 +6,11 @@ import torch
 from torch import Tensor
 
 from kernels.shared.recurrent_cases import random_batch
+from kernels.shared.tolerances import FLOATS
 from kernels.shared.work import Work, num_bytes
 
-TOLERANCE = {
-    # Sums of a few products in fp32, and SiLU.
-    torch.float32: 1e-5,
-    torch.bfloat16: 1e-5,
-    torch.float16: 1e-5,
-}
+# Sums of a few products in fp32, and SiLU.
+TOLERANCE = dict.fromkeys(FLOATS, 1e-5)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Inputs for `sigmoid_mul`."""
 
-from kernels.shared.gated_cases import SLACK, TOLERANCE, Case, make_inputs, outputs
+from kernels.shared.gated_cases import SLACK, TOLERANCE, Case, make_inputs
 
-__all__ = ["BENCHMARKS", "CASES", "SLACK", "TOLERANCE", "make_inputs", "outputs"]
+__all__ = ["BENCHMARKS", "CASES", "SLACK", "TOLERANCE", "make_inputs"]
 
 CASES = (
     Case("qwen3_5_decode", 1, 4096),

@@ -10,10 +10,10 @@ from engine.models.gemma3 import Gemma3Config
 from engine.weights.loader import load_model_config
 from tests.helpers.models.checkpoints import (
     assert_logits_of_transformers,
-    change_json,
     in_folder,
     in_gguf,
 )
+from tests.helpers.models.json_files import change_json
 
 SCALED = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},

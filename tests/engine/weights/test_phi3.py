@@ -14,10 +14,10 @@ from engine.models.config import ModelConfig
 from engine.weights.loader import load_model_config
 from tests.helpers.models.checkpoints import (
     assert_logits_of_transformers,
-    change_json,
     in_folder,
     in_gguf,
 )
+from tests.helpers.models.json_files import change_json
 
 LONG, SHORT = [1.5, 2.0, 3.0, 5.0, 8.0, 12.0], [1.0, 1.25, 1.5, 2.0, 3.0, 4.0]
 LONGROPE = {

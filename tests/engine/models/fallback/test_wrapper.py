@@ -8,11 +8,11 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tests.helpers.models.checkpoint_logits import logits
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
+from tests.helpers.models.checkpoints import logits
 
 TEXT: dict[str, Any] = {
     "vocab_size": 300,
