@@ -16,6 +16,7 @@ from server.protocol.common import Priority, WireModel
 from server.protocol.file_fields import FileFields, OutputFormat
 from server.protocol.image_inputs import ImageReference, PictureBody
 from server.protocol.models import PictureModelCard
+from server.protocol.whole_numbers import NOT_A_FLAG
 
 MAX_POINTS = 64
 MAX_COORDINATE = 1 << 20
@@ -43,7 +44,9 @@ class PointFields(WireModel):
 
     x: Coordinate
     y: Coordinate
-    label: Literal[0, 1] = Field(1, description="1: a pixel of the subject; 0: of the background.")
+    label: Annotated[Literal[0, 1], NOT_A_FLAG] = Field(
+        1, description="1: a pixel of the subject; 0: of the background."
+    )
 
 
 class MatteFields(FileFields):

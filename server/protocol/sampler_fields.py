@@ -15,6 +15,7 @@ from engine.contract.sampling_params import (
     Patterns,
     SamplerParameter,
 )
+from server.protocol.whole_numbers import NOT_A_FLAG
 
 OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     other: (name,) for name, one in SAMPLER_PARAMETERS.items() for other in one.other_names
@@ -61,7 +62,9 @@ def _field(one: SamplerParameter, description: str) -> tuple[Any, Any]:
     if one.kind == Patterns:
         return _Strings | None, Field(None, max_length=MAX_STRINGS, description=description)
     if one.choices:
-        return Literal[one.choices] | None, Field(None, description=description)
+        return Annotated[Literal[one.choices], NOT_A_FLAG] | None, Field(
+            None, description=description
+        )
     bounds: dict[str, Any] = {
         name: one.kind(bound)
         for name, bound in (("ge", one.ge), ("gt", one.gt), ("le", one.le))

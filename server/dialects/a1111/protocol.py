@@ -1,13 +1,14 @@
 """Bodies of A1111's routes. Values that become fields of our image routes are checked there."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
 from server.protocol.common import RequestBody
 from server.protocol.image_inputs import ImageReference
 from server.protocol.images import MAX_INPUT_IMAGES
+from server.protocol.whole_numbers import NOT_A_FLAG
 
 _STRENGTH = 0.75
 _NO_EFFECT: Mapping[str, str] = {
@@ -180,7 +181,7 @@ class Img2ImgRequest(DrawingFields):
         None, description="Work only on the mask's surroundings. Default true."
     )
     inpaint_full_res_padding: int | None = Field(None, description="Default 32.")
-    inpainting_fill: Literal[0, 1, 2, 3] | None = Field(
+    inpainting_fill: Annotated[Literal[0, 1, 2, 3], NOT_A_FLAG] | None = Field(
         None, description="Under a mask: 0 the colours around it, 1 the image. Default 1."
     )
     inpainting_mask_invert: bool | Literal[0, 1] | None = Field(

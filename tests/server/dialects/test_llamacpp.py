@@ -95,6 +95,7 @@ async def test_probabilities(server: TextServer) -> None:
         ("/completion", {"prompt": "a", "n_predict": -2}, "n_predict"),
         ("/completion", {"prompt": "a", "t_max_predict_ms": 5}, "t_max_predict_ms"),
         ("/completion", {"prompt": "a", "mirostat": 1}, "mirostat"),
+        ("/completion", {"prompt": "a", "mirostat": False}, "mirostat"),
         ("/completion", {}, "prompt"),
         ("/infill", {"input_prefix": "a", "input_suffix": "b"}, "input_prefix"),
         ("/infill", {"input_prefix": "a"}, "input_suffix"),

@@ -130,6 +130,7 @@ async def test_by_url(server: MattingServer) -> None:
         ({"box": "everything"}, "box", ""),
         ({"points": [{"x": 1}]}, None, ""),
         ({"points": [{"x": 1, "y": 1, "label": 2}]}, None, ""),
+        ({"points": [{"x": 1, "y": 1, "label": False}]}, None, ""),
         ({"points": [{"x": 1, "y": 1}] * 65}, "points", ""),
         ({"method": "magic"}, "method", ""),
         ({"output": "everything"}, "output", ""),
