@@ -11,7 +11,6 @@ from server.dialects.anthropic.protocol import MessagesRequest
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.one_text import TEXT_FIELDS
 from server.protocol.responses import ResponseRequest
-from tests.helpers.server.fake_server import error_of
 from tests.helpers.server.text_server import TextServer
 
 ROUTES: dict[str, dict[str, Any]] = {
@@ -82,8 +81,9 @@ async def test_they_act_as_in_a_chat(server: TextServer, path: str, name: str) -
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
 async def test_others_are_refused_by_name(server: TextServer, path: str, name: str) -> None:
-    error = error_of(await ask(server, path, **{name: REFUSED[name]}))
-    assert name in error["message"]
+    answer = await ask(server, path, **{name: REFUSED[name]})
+    assert answer.status_code == 400, answer.text
+    assert name in answer.json()["error"]["message"]
     assert not server.engine.requests
     assert (await ask(server, path, **{name: None})).status_code == 200
 
@@ -123,8 +123,9 @@ async def test_two_forms_are_one_too_many(server: TextServer, path: str, own: An
         {"response_format": {"type": "json_object"}},
         {"structured_outputs": {"regex": "a"}},
     ):
-        error = error_of(await server.post(path, **ROUTES[path], **own, **other))
-        assert "send one of them" in error["message"]
+        answer = await server.post(path, **ROUTES[path], **own, **other)
+        assert answer.status_code == 400
+        assert "send one of them" in answer.json()["error"]["message"]
     action = {"max_pattern_size": 4, "min_count": 3, "action": "report"}
     answer = await server.post(path, **ROUTES[path], repetition_detection=action)
     assert "repetition_detection.action" in answer.text or "action" in answer.text

@@ -178,7 +178,7 @@ async def test_what_the_server_says_of_a_reranker(server: Server) -> None:
     error = await server.refused("/v1/rerank", query="a", documents=["b"], instruction="c")
     assert error["param"] == "instruction"
     await server.scores("a", ["b", "c", "d"])
-    value = server.state.metrics.registry.get_sample_value
+    value = server.app.state.tandem.metrics.registry.get_sample_value
     labels = {"model_name": "m", "outcome": "completed"}
     assert value("tandem_reranker_inputs_total", labels) == 3
     schemas = (await server.client.get("/openapi.json")).json()["components"]["schemas"]

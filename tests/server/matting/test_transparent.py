@@ -86,7 +86,7 @@ async def test_a_cancel_ends_the_matte_as_well(server: MattingServer) -> None:
     draw = server.engine.draw
     server.engine.draw = draw_and_hold
     task = asyncio.create_task(server.generate(background="transparent"))
-    await until(lambda: bool(server.engine.live))
+    await until(lambda: bool(server.engine.requests_for("matte")))
     [matte] = server.engine.requests_for("matte")
     image_id = server.last.request_id
     await server.client.delete(f"/v1/images/{image_id}")

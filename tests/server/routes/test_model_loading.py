@@ -386,6 +386,7 @@ async def test_a_web_page_cannot_post_to_it(server: TextServer) -> None:
     assert await served(server) == [MODEL]
 
 
+@pytest.mark.usefixtures("unkept_templates")
 async def test_the_text_side_of_a_model_that_is_gone_is_closed(
     server: TextServer, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
