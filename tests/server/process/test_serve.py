@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from pydantic import TypeAdapter
 
 from server.app import create_app
@@ -193,6 +194,7 @@ async def test_routes_are_built_before_the_first_request(monkeypatch):
     async def start(self, sockets=None):
         built.clear()
 
+    monkeypatch.setattr("server.app.FastAPI", FastAPI)  # not the one that shares its routes
     monkeypatch.setattr(TypeAdapter, "__init__", note)
     monkeypatch.setattr(uvicorn.Server, "startup", start)
     settings = Settings(port=0)
