@@ -211,6 +211,60 @@ tiny_qwen3_5 = _tiny(
     linear_key_head_dim=16,
     linear_value_head_dim=24,
 )
+# No layer has keys and values.
+tiny_mamba = _tiny("Mamba")
+tiny_falcon_mamba = _tiny("FalconMamba")
+tiny_mamba2 = _tiny("Mamba2", hidden_size=96, num_heads=3, head_dim=64, n_groups=3, state_size=24)
+# Mamba 2 and attention: in one layer or another, or side by side.
+_HYBRID = {"mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 24}
+tiny_granite_hybrid = _tiny(
+    "GraniteMoeHybrid",
+    **_HYBRID,
+    layer_types=["mamba", "attention", "mamba"],
+    num_local_experts=5,
+    shared_intermediate_size=80,
+    embedding_multiplier=3.0,
+    attention_multiplier=0.1,
+    residual_multiplier=0.5,
+    logits_scaling=0.5,
+)
+tiny_bamba = _tiny("Bamba", **_HYBRID, attn_layer_indices=[1])
+tiny_falcon_h1 = _tiny(
+    "FalconH1",
+    **_HYBRID,
+    mamba_d_ssm=128,
+    key_multiplier=0.7,
+    ssm_in_multiplier=1.2,
+    ssm_out_multiplier=0.6,
+    mlp_multipliers=[0.9, 0.8],
+)
+tiny_nemotron_h = _tiny(
+    "NemotronH",
+    layers_block_type=["linear_attention", "moe", "full_attention", "mlp", "linear_attention"],
+    n_routed_experts=6,
+    moe_intermediate_size=32,
+    moe_shared_expert_intermediate_size=64,
+    mamba_num_heads=8,
+    mamba_head_dim=16,
+    n_groups=2,
+    ssm_state_size=24,
+    head_dim=16,
+)
+tiny_jamba = _tiny(
+    "Jamba", attn_layer_period=3, attn_layer_offset=1, num_experts=5, mamba_d_state=12
+)
+# Three layers call one transformer layer.
+tiny_zamba2 = _tiny(
+    "Zamba2",
+    num_hidden_layers=4,
+    layers_block_type=["hybrid", "linear_attention", "hybrid", "hybrid"],
+    num_key_value_heads=4,
+    n_mamba_heads=8,
+    mamba_ngroups=2,
+    mamba_d_state=24,
+    adapter_rank=8,
+    use_mem_rope=True,
+)
 # Models without a family here. GPT-NeoX's checkpoint has other names than its modules.
 tiny_gpt_neox = _tiny("GPTNeoX")
 tiny_olmo2 = _tiny("Olmo2")

@@ -110,7 +110,8 @@ def _rows(
     adapter_bytes: int,
 ) -> Iterator[PlanRow]:
     """The rows of one format of weights, one for each kind of KV cache."""
-    for cache in dict.fromkeys((intent.kv_cache_dtype, *CACHES)):
+    attends = any(group.layers for group in config.layer_groups)
+    for cache in dict.fromkeys((intent.kv_cache_dtype, *(CACHES if attends else ()))):
         of_cache = replace(intent, kv_cache_dtype=cache)
         yield _row(kept, config, of_cache, target, context, draft, adapter_bytes)
 
@@ -131,7 +132,10 @@ def _row(
         drawing_rows=min(intent.max_num_seqs, intent.max_num_batched_tokens),
         dtype_bytes=dtype_bytes,
     )
-    facts = replace(text_facts(kept, config, intent), step_bytes=step)
+    # Every text that runs has a place for its recurrent states, which count as weights.
+    texts = max(intent.max_num_seqs, target.concurrency)
+    of_texts = replace(intent, max_num_seqs=texts)
+    facts = replace(text_facts(kept, config, of_texts), step_bytes=step)
     if draft is not None:
         facts = draft.with_cache(intent).beside(facts)
     machine = target.machine
@@ -144,6 +148,10 @@ def _row(
     # Adapters count as weights, as when an engine sizes the pool.
     held = replace(facts, weight_bytes=facts.weight_bytes + adapter_bytes)
     left = usable - held.weight_bytes - step
+    if block_bytes:
+        max_tokens = max(0, left) // block_bytes * context // blocks_of_text
+    else:  # no layer attends
+        max_tokens = texts * context if left >= 0 else 0
     flags = []
     if (kept.quantization, kept.stored) != ("none", "none"):
         flags.append(f"--quantization {kept.quantization}")
@@ -166,7 +174,7 @@ def _row(
         step_bytes=step,
         process_bytes=target.process_bytes,
         fits=kv <= left,
-        max_tokens=max(0, left) // block_bytes * context // blocks_of_text,
+        max_tokens=max_tokens,
         decode_tokens_per_s=speeds.decode(chip, target.concurrency, context) if chip else None,
         prefill_tokens_per_s=speeds.prefill(chip, context) if chip else None,
         flags=flags,
@@ -179,6 +187,8 @@ class Speeds:
     def __init__(self, kept: WeightPlan, config: ModelConfig, intent: TextSettings) -> None:
         dtype_bytes = torch_dtype(intent.model_dtype).itemsize
         self._config = config
+        self._windows = [group.window for group in config.layer_groups for _ in group.layers]
+        self._state_bytes = config.recurrent_bytes(dtype_bytes)
         self._head_bytes = KvNumbers(intent.resolved_kv_cache_dtype).head_bytes(config.head_dim)
         self._head_weights = config.vocab_size * config.hidden_size
         self._mixture = mixture = Mixture.of(kept, config)
@@ -199,17 +209,18 @@ class Speeds:
     def decode(self, chip: Chip, concurrency: int, context: int) -> float:
         """The tokens per second of this many texts with this many tokens each."""
         config = self._config
-        seen = sum(min(context, window or context) for window in config.layer_windows)
+        seen = sum(min(context, window or context) for window in self._windows)
         kv = 2 * seen * config.num_key_value_heads * self._head_bytes
+        kept = kv + 2 * self._state_bytes  # states are read and written
         products = 2 * (self._layer_weights + self._head_weights)
         attention = 4 * seen * config.num_attention_heads * config.head_dim
-        reading_s = (self.read_bytes(concurrency) + concurrency * kv) / chip.bytes_per_s
+        reading_s = (self.read_bytes(concurrency) + concurrency * kept) / chip.bytes_per_s
         computing_s = concurrency * (products + attention) / chip.flops
         return concurrency / max(reading_s, computing_s)
 
     def prefill(self, chip: Chip, context: int) -> float:
         """The tokens per second of a prompt with this many tokens."""
         config = self._config
-        seen = sum(min(context / 2, window or context) for window in config.layer_windows)
+        seen = sum(min(context / 2, window or context) for window in self._windows)
         attention = 4 * seen * config.num_attention_heads * config.head_dim
         return chip.flops / (2 * self._layer_weights + attention)

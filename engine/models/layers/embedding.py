@@ -96,14 +96,21 @@ class LmHead(nn.Module, WeightOwner):
 
     Args:
         soft_cap: c bends each logit x to c·tanh(x / c); None leaves them as they are.
+        scale: factor of the logits.
     """
 
     def __init__(
-        self, embedding: TokenEmbedding, *, tied: bool, soft_cap: float | None = None
+        self,
+        embedding: TokenEmbedding,
+        *,
+        tied: bool,
+        soft_cap: float | None = None,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.shape = embedding.shape
         self._soft_cap = soft_cap
+        self._scale = scale
         # Kept in a tuple so that the embedding does not become a submodule twice.
         self._tied: tuple[TokenEmbedding, ...] = (embedding,) if tied else ()
         embedding.is_tied = tied
@@ -120,6 +127,8 @@ class LmHead(nn.Module, WeightOwner):
         logits = self.in_fp32(hidden)
         if adapters is not None:
             adapters.add_to_logits(self.path, hidden, logits, self._plain.apply_in_fp32)
+        if self._scale != 1.0:
+            logits.mul_(self._scale)
         if self._soft_cap is not None:
             logits.div_(self._soft_cap).tanh_().mul_(self._soft_cap)
         return logits

@@ -157,6 +157,26 @@ MODELS |= {
         },
     ),
 }
+MAMBA = {"state_size": 5, "initializer_range": 0.1, "layer_norm_epsilon": 1e-4}
+MAMBA2 = MAMBA | {"num_heads": 6, "n_groups": 2}
+MODELS |= {
+    "mamba": ("Mamba", MAMBA | {"tie_word_embeddings": False}),
+    "mamba_tied": ("Mamba", MAMBA | {"use_bias": True, "use_conv_bias": False, "conv_kernel": 3}),
+    "falcon_mamba": ("FalconMamba", MAMBA | {"time_step_rank": 7, "mixer_rms_eps": 1e-3}),
+    "mamba2": ("Mamba2", MAMBA2 | {"chunk_size": 7}),
+    "mamba2_tied": (
+        "Mamba2",
+        MAMBA2
+        | {
+            "n_groups": 1,
+            "use_bias": True,
+            "use_conv_bias": False,
+            "tie_word_embeddings": True,
+            "conv_kernel": 2,
+            "time_step_limit": (0.5, 0.9),
+        },
+    ),
+}
 GPT_OSS: dict[str, Any] = {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 7}
 GPT_OSS_YARN = YARN | {"factor": 32.0, "rope_theta": 150000.0, "truncate": False}
 MODELS |= {
@@ -165,6 +185,175 @@ MODELS |= {
         "GptOss",
         GPT_OSS
         | {"layer_types": ["full_attention", "sliding_attention"], "num_key_value_heads": 1},
+    ),
+}
+HYBRID: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "head_dim": 8,
+    "mamba_n_heads": 6,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 12,
+    "initializer_range": 0.1,
+}
+GRANITE = HYBRID | {
+    "layer_types": ["mamba", "attention", "mamba"],
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+    "shared_intermediate_size": 72,
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.1,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 2.0,
+}
+MODELS |= {
+    "granite_hybrid": ("GraniteMoeHybrid", GRANITE),
+    "granite_hybrid_experts": (
+        "GraniteMoeHybrid",
+        GRANITE
+        | {
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "position_embedding_type": "rope",
+            "tie_word_embeddings": True,
+            "mamba_n_groups": 1,
+            "mamba_conv_bias": False,
+            "mamba_proj_bias": True,
+            "attention_bias": True,
+        },
+    ),
+    "granite_hybrid_attention": (
+        "GraniteMoeHybrid",
+        GRANITE | {"layer_types": ["full_attention"] * 3, "position_embedding_type": "rope"},
+    ),
+    "bamba": ("Bamba", HYBRID | {"attn_layer_indices": [1]}),
+    "bamba_biases": (
+        "Bamba",
+        HYBRID
+        | {
+            "attn_layer_indices": [0, 1],
+            "attention_bias": True,
+            "mlp_bias": True,
+            "mamba_proj_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+FALCON_H1 = HYBRID | {
+    "num_hidden_layers": 2,
+    "mamba_d_ssm": 96,
+    "embedding_multiplier": 2.5,
+    "lm_head_multiplier": 0.3,
+    "key_multiplier": 0.7,
+    "attention_in_multiplier": 1.3,
+    "attention_out_multiplier": 0.8,
+    "ssm_in_multiplier": 1.2,
+    "ssm_out_multiplier": 0.6,
+    "ssm_multipliers": [0.5, 0.9, 1.5, 0.8, 1.1],
+    "mlp_multipliers": [0.9, 0.5],
+}
+MODELS |= {
+    "falcon_h1": ("FalconH1", FALCON_H1),
+    "falcon_h1_norm_first": (
+        "FalconH1",
+        FALCON_H1 | {"mamba_rms_norm": True, "mamba_norm_before_gate": True},
+    ),
+    "falcon_h1_gate_first": (
+        "FalconH1",
+        FALCON_H1
+        | {
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "projectors_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+NEMOTRON_H: dict[str, Any] = {
+    "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp", "linear_attention"],
+    "mamba_num_heads": 6,
+    "mamba_head_dim": 16,
+    "n_groups": 2,
+    "ssm_state_size": 12,
+    "initializer_range": 0.1,
+}
+MODELS |= {
+    "nemotron_h": ("NemotronH", NEMOTRON_H),
+    "nemotron_h_biases": (
+        "NemotronH",
+        NEMOTRON_H
+        | {
+            "layers_block_type": ["full_attention", "linear_attention", "mlp", "full_attention"],
+            "n_groups": 1,
+            "mlp_bias": True,
+            "use_bias": True,
+            "use_conv_bias": False,
+        },
+    ),
+}
+NEMOTRON_EXPERTS = NEMOTRON_H | {
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "moe", "mlp"],
+    "n_routed_experts": 7,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "moe_shared_expert_intermediate_size": 40,
+    "routed_scaling_factor": 1.5,
+}
+MODELS |= {
+    "nemotron_h_experts": ("NemotronH", NEMOTRON_EXPERTS),
+    "nemotron_h_latent_experts": (
+        "NemotronH",
+        NEMOTRON_EXPERTS | {"moe_latent_size": 20, "norm_topk_prob": False, "mlp_bias": True},
+    ),
+}
+JAMBA: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "head_dim": 8,
+    "attn_layer_period": 3,
+    "attn_layer_offset": 1,
+    "num_experts": 5,
+    "mamba_d_state": 5,
+    "initializer_range": 0.1,
+}
+MODELS |= {
+    "jamba": ("Jamba", JAMBA),
+    "jamba_plain": (
+        "Jamba",
+        JAMBA
+        | {
+            "num_experts": 1,
+            "num_experts_per_tok": 1,
+            "mamba_proj_bias": True,
+            "mamba_conv_bias": False,
+            "mamba_dt_rank": 7,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+ZAMBA2: dict[str, Any] = {
+    "num_hidden_layers": 5,
+    "layers_block_type": ["hybrid", "linear_attention", "hybrid", "hybrid", "linear_attention"],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 24,
+    "n_mamba_heads": 6,
+    "mamba_ngroups": 2,
+    "mamba_d_state": 12,
+    "adapter_rank": 5,
+    "initializer_range": 0.1,
+}
+MODELS |= {
+    "zamba2": ("Zamba2", ZAMBA2),
+    "zamba2_in_turn": (
+        "Zamba2",
+        ZAMBA2
+        | {
+            "num_mem_blocks": 2,
+            "use_mem_rope": True,
+            "use_shared_attention_adapter": True,
+            "add_bias_linear": True,
+            "rms_norm_eps": 1e-3,
+        },
     ),
 }
 TOLERANCE = 1e-4
