@@ -3,6 +3,7 @@
 import difflib
 import functools
 import importlib
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,6 +23,8 @@ MODULES = (
     "vision.gemma3_pictures", "vision.smolvlm_pictures",
 )  # fmt: skip
 """The modules of `engine.models` with `FAMILIES`, imported when the first model is looked up."""
+
+_ENDING = re.compile(r"(for(causal|conditional|sequence)|lmhead|model).*")
 
 
 def create_model(
@@ -81,14 +84,25 @@ def family_of(architecture: str) -> Family:
     whole = f"{architecture.removesuffix('Model')}ForCausalLM"
     family = families().get(architecture) or families().get(whole) or _fallback(architecture)
     if family is None:
-        nearest = difflib.get_close_matches(architecture, families(), n=3, cutoff=0.4)
-        supported = ", ".join(nearest or families())
         raise UnsupportedArchitecture(
-            f"architecture {architecture!r} is not supported; "
-            f"{'the nearest supported ones are' if nearest else 'the supported ones are'} "
-            f"{supported}"
+            f"architecture {architecture!r} is not supported; {alternatives(architecture)}"
         )
     return family
+
+
+def alternatives(architecture: str) -> str:
+    """Name the families whose names are most like that of an architecture, for error messages."""
+    stems = {_stem(name): name for name in families()}
+    found = difflib.get_close_matches(_stem(architecture), stems, n=3, cutoff=0.65)
+    if not found:
+        return "docs/models.md lists the supported ones"
+    nearest = ", ".join(stems[stem] for stem in found)
+    return f"the nearest supported ones are {nearest}, and docs/models.md lists more"
+
+
+def _stem(architecture: str) -> str:
+    """The part of a name that says which family it is."""
+    return _ENDING.sub("", architecture.lower())
 
 
 def _fallback(architecture: str) -> Family | None:

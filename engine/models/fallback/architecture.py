@@ -1,14 +1,22 @@
 """The causal classes of transformers and their configurations."""
 
+import functools
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import transformers
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from torch import nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.config import MAX_LAYERS
+from engine.models.registry import alternatives
 from engine.models.rope_keys import MAX_POSITIONS
 
 NOT_OURS = (
@@ -27,14 +35,44 @@ NOT_OURS = (
 """Keys of config.json that choose code to run, or outputs that are not used here."""
 _OTHER_STATES = ("linear", "mamba", "conv", "recurrent", "ssm")
 """Substrings of the types of layers that keep other states than keys and values."""
+_OTHER_LIMITS = ("max_seq_len", "seq_length", "n_positions", "n_ctx")
+"""Names of the longest text in configurations without `max_position_embeddings`."""
+_UNSTATED_LIMIT = 2048
+_PYTHON_NAMES = re.compile(
+    r"\b\w+(Error|Exception): |(Class v|V)alidation error for (field|validator) '\w+':"
+)
 _MOVING_ROPES = ("dynamic", "longrope")
 
 
+@functools.cache
 def causal_class(architecture: str) -> Any | None:
-    """Return transformers' class of that name if it is a causal language model."""
-    if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        return None
-    return getattr(transformers, architecture, None)
+    """Return transformers' class of that name if it is a causal language model, or a text model
+    without an output layer, such as `Glm4vTextModel`, with one. Published files may write a name
+    with other capitals, as MPT's do."""
+    if architecture in MODEL_MAPPING_NAMES.values() and architecture.endswith("TextModel"):
+        return _with_head(getattr(transformers, architecture))
+    names = {name.lower(): name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
+    name = names.get(architecture.lower())
+    return None if name is None else getattr(transformers, name, None)
+
+
+def _with_head(text_model: Any) -> Any:
+    class TextModelWithHead(text_model.__base__):  # type: ignore[misc]
+        """A text model with the output layer that the model around it has."""
+
+        base_model_prefix = "model"
+        config_class = text_model.config_class
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.model = text_model(config)
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+        def forward(self, **inputs: Any) -> Any:
+            states = self.model(**inputs).last_hidden_state
+            return SimpleNamespace(logits=self.lm_head(states))
+
+    return TextModelWithHead
 
 
 def read_config(architecture: str, values: Mapping[str, Any]) -> Any:
@@ -46,16 +84,20 @@ def read_config(architecture: str, values: Mapping[str, Any]) -> Any:
     """
     with strangers_file(architecture):
         config = parse(causal_class(architecture).config_class, values)  # type: ignore[union-attr]
-        num_layers, vocab_size = config.num_hidden_layers, config.vocab_size
-        max_positions = config.max_position_embeddings
-    for name, value, least, most in (
-        ("num_hidden_layers", num_layers, 1, MAX_LAYERS),
-        ("vocab_size", vocab_size, 1, 1 << 31),
-        ("max_position_embeddings", max_positions, 8, MAX_POSITIONS),
+        if not hasattr(config, "max_position_embeddings"):
+            limits = (getattr(config, name, None) for name in _OTHER_LIMITS)
+            config.max_position_embeddings = next(filter(None, limits), _UNSTATED_LIMIT)
+    _check_kind(architecture, config)
+    for name, least, most in (
+        ("num_hidden_layers", 1, MAX_LAYERS),
+        ("vocab_size", 1, 1 << 31),
+        ("max_position_embeddings", 8, MAX_POSITIONS),
     ):
+        if not hasattr(config, name):
+            raise refusal(architecture, f"its configuration states no {name}")
+        value = getattr(config, name)
         if not isinstance(value, int) or not least <= value <= most:
             raise ModelLoadError(f"config.json: {name} must be an integer from {least} to {most}")
-    _check_kind(architecture, config)
     return config
 
 
@@ -70,19 +112,30 @@ def strangers_file(architecture: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise ModelLoadError(
-            f"config.json is not valid for {architecture}: {type(error).__name__}: "
-            f"{str(error)[:300]}"
+            f"config.json is not valid for {architecture}: {in_words(error)}"
         ) from error
+
+
+def in_words(error: Exception) -> str:
+    """What an error of transformers or PyTorch says, in one line and without names of exceptions,
+    which mean nothing to users."""
+    text = " ".join(_PYTHON_NAMES.sub("", str(error)).split())
+    if "meta tensor" in text:
+        return "its code looks at numbers to decide what to compute"
+    return text[:300] or "it gives no reason"
 
 
 def parse(config_class: Any, values: Mapping[str, Any]) -> Any:
     """Build a configuration without the keys that are `NOT_OURS`."""
-    return config_class.from_dict({k: v for k, v in values.items() if k not in NOT_OURS})
+    ours = {k: v for k, v in values.items() if k not in NOT_OURS}
+    return config_class.from_dict(config_class._decode_special_floats(ours))
 
 
 def _check_kind(architecture: str, config: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise refusal(architecture, "it is an encoder-decoder model")
+    if hasattr(config, "decoder_attention_heads"):
+        raise refusal(architecture, "it is the decoder of an encoder-decoder model")
     types = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     others = [str(one) for one in types or () if any(part in str(one) for part in _OTHER_STATES)]
     if others:
@@ -110,5 +163,5 @@ def refusal(architecture: str, reason: str) -> UnsupportedArchitecture:
     """Why transformers' code for it cannot be served."""
     return UnsupportedArchitecture(
         f"architecture {architecture!r} is not supported, and transformers' code for it cannot run "
-        f"on the paged KV cache: {reason}"
+        f"on the paged KV cache: {reason}; {alternatives(architecture)}"
     )

@@ -18,6 +18,7 @@ from engine.models.fallback.layers import (
     replacement,
     replacement_for_head,
 )
+from engine.models.fallback.own_attention import has_own_attention, open_attention
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
 from engine.quantization.method import TensorSpec
 
@@ -39,9 +40,12 @@ def create_class(
         ModelLoadError: see `read_config`.
     """
     config = read_config(architecture, values)
-    config._attn_implementation = attention
+    config._attn_implementation = "eager" if has_own_attention(config) else attention
     config._experts_implementation = experts
-    return causal_class(architecture)(config)  # type: ignore[misc]
+    model = causal_class(architecture)(config)  # type: ignore[misc]
+    if has_own_attention(config):
+        open_attention(model, attention)
+    return model
 
 
 def build(
@@ -51,13 +55,15 @@ def build(
     *,
     windows: Sequence[int | None],
     embedding: str,
+    head: str,
     experts: Collection[str],
 ) -> Any:
     """Build the class with our layers in it. Owners of weights are at the checkpoint's names.
 
     Args:
         windows: the window of each layer.
-        embedding: path of the input embedding.
+        embedding, head: paths of the input embedding and of the output layer; the latter's tensors
+            are called `HEAD` here.
         experts: paths of the experts that our layers replace.
 
     Raises:
@@ -81,13 +87,20 @@ def build(
     for path, module in causal.named_modules():
         if path.startswith(within) or path in experts:
             continue
-        if path != HEAD and (ours := replacement(path, module)) is not None:
+        if path != head and (ours := replacement(path, module)) is not None:
             places[path] = ours
         if isinstance(getattr(module, "layer_idx", None), int):
             module.tandem_window = windows[module.layer_idx]
-    places[HEAD] = replacement_for_head(causal.get_output_embeddings(), rows, tied=tied)
+    output = replacement_for_head(causal.get_output_embeddings(), rows, tied=tied)
     for path, module in places.items():
         causal.set_submodule(path, module)
+    parent, _, name = head.rpartition(".")
+    owner = causal.get_submodule(parent)
+    del owner._modules[name]
+    causal._modules[HEAD] = output
+    if head != HEAD:
+        # The model's code finds it at its own place, the loader and the plan of weights as `HEAD`.
+        object.__setattr__(owner, name, output)
     for module in causal.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:

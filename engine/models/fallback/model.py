@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
-from engine.models.fallback.architecture import refusal
+from engine.models.fallback.architecture import in_words, refusal
 from engine.models.fallback.attention import PAGED
-from engine.models.fallback.build import build
+from engine.models.fallback.build import HEAD, build
 from engine.models.fallback.comparison import compare
 from engine.models.fallback.names import TensorNames
+from engine.models.fallback.own_attention import unread_inputs
 from engine.models.fallback.rows import RowsApart
 from engine.models.fallback.step import in_step
 from engine.models.forward_context import NO_CONTEXT, ForwardContext, RowAdapters
@@ -46,6 +47,8 @@ class FallbackConfig(ModelConfig):
     values: dict[str, Any]
     """The values of config.json."""
     names: TensorNames
+    head: str
+    """Path of the output layer."""
 
     @property
     def experts(self) -> tuple[int, int] | None:
@@ -60,7 +63,10 @@ class FallbackConfig(ModelConfig):
     def tensor_name(self, name: str) -> str:
         """See `ModelConfig.tensor_name`."""
         own = unwrapped(name) if self.is_wrapped else name
-        return own if own.startswith(PICTURE_ENCODER) else self.names.of(own)
+        if own.startswith(PICTURE_ENCODER):
+            return own
+        own = self.names.of(own)
+        return HEAD + own.removeprefix(self.head) if own.startswith(f"{self.head}.") else own
 
 
 class FallbackModel(CausalLM):
@@ -82,8 +88,10 @@ class FallbackModel(CausalLM):
             options,
             windows=config.layer_windows,
             embedding=config.embedding,
+            head=config.head,
             experts=config.names.experts,
         )
+        self._unread = unread_inputs(self.causal.config)
         is_ours = options.device.type == "cpu" and native.missing() is None
         self._rows_apart = RowsApart() if is_ours else None
         # Kept in a tuple so that its parts do not become submodules twice.
@@ -96,7 +104,7 @@ class FallbackModel(CausalLM):
     def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
         """See `CausalLM.forward`."""
         with in_step(ctx), self._rows_apart or nullcontext():
-            given = {"input_ids": token_ids[None], "position_ids": positions[None]}
+            given = {"input_ids": token_ids[None], "position_ids": positions[None], **self._unread}
             states: Tensor = self.causal.base_model(**given, use_cache=False).last_hidden_state
         return states[0]
 
@@ -104,7 +112,8 @@ class FallbackModel(CausalLM):
         """Compute [T, C] from [T] token ids of one whole text with transformers' own attention and
         masks."""
         config = self.causal.config
-        config._attn_implementation = "eager"
+        # Falcon's eager code adds its position biases twice.
+        config._attn_implementation = "sdpa" if config.model_type == "falcon" else "eager"
         try:
             mask = torch.ones_like(token_ids)[None]
             positions = torch.arange(len(token_ids), device=token_ids.device)[None]
@@ -143,6 +152,8 @@ class FallbackModel(CausalLM):
             UnsupportedArchitecture: the results on the paged cache differ from those of
                 transformers' own attention.
         """
+        names: TensorNames = self.config.names  # type: ignore[attr-defined]
+        weights = names.rearranged(weights, self.causal)
         unexpected = load_weights(self.causal, weights, self.options)
         self._check()
         return unexpected
@@ -160,7 +171,7 @@ class FallbackModel(CausalLM):
             if is_out_of_memory(error):
                 raise
             raise refusal(
-                self.config.architecture, f"a trial run failed: {type(error).__name__}: {error}"
+                self.config.architecture, f"a trial run failed: {in_words(error)}"
             ) from error
         if self._rows_apart is not None and not self._rows_apart.was_needed:
             self._rows_apart = None

@@ -5,6 +5,7 @@ a forward pass over meta tensors reports what each layer passes to the attention
 which keys its mask lets a query see.
 """
 
+import contextlib
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from engine.errors import UnsupportedArchitecture
-from engine.models.fallback.architecture import refusal
+from engine.models.fallback.architecture import in_words, refusal
+from engine.models.fallback.attention import cached_dim
 
 TRACED = "tandem_traced"
 _NUM_TOKENS = 4
 _MAX_WINDOW = 1 << 17
 """The most positions within which a window is looked for; a longer one counts as none."""
+_NO_WINDOW = 0
 _WITHOUT_MEANING = (
     "cache",
     "cache_position",
@@ -47,12 +50,11 @@ key."""
 
 @dataclass(frozen=True, slots=True)
 class LayerFacts:
-    """The sizes and the window of one layer's attention."""
+    """The sizes and the window of one layer's attention, as the cache needs them."""
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    """Size of a query and of a key."""
     window: int | None
 
 
@@ -60,6 +62,8 @@ class LayerFacts:
 class _Trace:
     architecture: str
     longest: int
+    no_window: str
+    """Why a mask that is no window cannot be served."""
     layers: dict[int, LayerFacts] = field(default_factory=dict)
     masks: dict[int, tuple[Tensor, int | None]] = field(default_factory=dict)
     """The masks that transformers passes on, by identity, each with the window that it means."""
@@ -81,7 +85,10 @@ def trace_layers(architecture: str, model: Any) -> list[LayerFacts]:
         UnsupportedArchitecture: the model cannot run on a paged cache; the message says why.
     """
     config = model.config
-    trace = _Trace(architecture, min(config.max_position_embeddings, _MAX_WINDOW))
+    no_window = "its attention mask is neither causal nor a sliding window"
+    if getattr(config, "is_decoder", None) is False:
+        no_window = "it is an encoder, which reads texts in both directions"
+    trace = _Trace(architecture, min(config.max_position_embeddings, _MAX_WINDOW), no_window)
     token = _current.set(trace)
     try:
         with torch.device("meta"), torch.inference_mode():
@@ -94,7 +101,7 @@ def trace_layers(architecture: str, model: Any) -> list[LayerFacts]:
     except UnsupportedArchitecture:
         raise
     except Exception as error:  # transformers' code may fail in any way on strange sizes
-        raise trace.refuse(f"it cannot be examined: {type(error).__name__}: {error}") from error
+        raise trace.refuse(f"it cannot be examined, as {in_words(error)}") from error
     finally:
         _current.reset(token)
     num_layers = config.num_hidden_layers
@@ -114,6 +121,8 @@ def _note_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    alibi: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Stand in for attention and note its arguments."""
@@ -129,29 +138,31 @@ def _note_attention(
     if unknown:
         raise trace.refuse(f"its attention takes the arguments {', '.join(sorted(unknown))}")
     if others.get("is_causal", getattr(module, "is_causal", True)) is False:
-        raise trace.refuse("its attention is not causal")
+        raise trace.refuse(trace.no_window)
     batch, heads, num_tokens, dim = query.shape
     if batch != 1 or num_tokens != _NUM_TOKENS or key.shape[2] != num_tokens:
         raise trace.refuse("its attention does not have one query and one key per token")
-    if key.shape[3] != dim or value.shape[1] != key.shape[1] or value.shape[3] > dim:
-        raise trace.refuse("its queries, keys and values differ in size")
+    if key.shape[3] != dim or value.shape[1] != key.shape[1] or heads % key.shape[1]:
+        raise trace.refuse("its queries, keys and values do not fit each other")
     window = others.get("sliding_window")
     if attention_mask is not None:
         if id(attention_mask) not in trace.masks:
             raise trace.refuse("it changes the mask of its attention")
         window = trace.masks[id(attention_mask)][1]
-    trace.layers[layer] = LayerFacts(heads, key.shape[1], dim, window)
+        if window == _NO_WINDOW:
+            raise trace.refuse(trace.no_window)
+    size = cached_dim(dim, value.shape[3], alibi is not None)
+    trace.layers[layer] = LayerFacts(heads, key.shape[1], size, window)
     return value.new_empty(1, num_tokens, heads, value.shape[3]), None
 
 
 def _note_mask(*, mask_function: MaskFunction, **others: Any) -> Tensor:
     """Stand in for a mask with a tensor by which `_note_attention` recognises it."""
     trace = _current.get()
-    try:
-        with torch.device("cpu"):
-            window = _window_of(mask_function, trace.longest)
-    except Exception as error:
-        raise trace.refuse("its attention mask is neither causal nor a sliding window") from error
+    window: int | None = _NO_WINDOW
+    # A mask that is no window may belong to attention that a text alone does not use.
+    with contextlib.suppress(Exception), torch.device("cpu"):
+        window = _window_of(mask_function, trace.longest)
     mask = torch.empty(1, 1, _NUM_TOKENS, _NUM_TOKENS, dtype=torch.bool)
     trace.masks[id(mask)] = mask, window
     return mask
