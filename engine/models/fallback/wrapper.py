@@ -19,6 +19,7 @@ _DECODERS = {
     "qwen2_vl_text": "Qwen2ForCausalLM",
     "qwen2_5_vl_text": "Qwen2ForCausalLM",
     "qwen3_vl_text": "Qwen3ForCausalLM",
+    "qwen3_vl_moe_text": "Qwen3MoeForCausalLM",
 }
 """Decoders that have no class of their own, and the class that computes the same for texts: the
 axes of their positions are equal there."""
@@ -37,7 +38,6 @@ _PLAIN_HEADS = (
     "pp_formulanet_text",
     "qwen2_5_omni_text",
     "qwen3_omni_moe_text",
-    "qwen3_vl_moe_text",
     "step3p5",
     "unlimited_ocr_text",
 )
@@ -45,6 +45,8 @@ _PLAIN_HEADS = (
 matrix and no more."""
 _CHANGED = dict.fromkeys(("aya_vision", "cohere2_vision"), {"logit_scale": 1.0})
 """Values of text models that are different in the models around them, which do not scale logits."""
+_UNSTATED = {"qwen3_vl_moe_text": {"norm_topk_prob": True}}
+"""What these decoders do and their files may not say."""
 _OTHERS = {
     "paligemma": "its prompts are read in both directions",
     "florence2": "its text model is an encoder-decoder",
@@ -79,6 +81,7 @@ def inner_decoder(keys: MetadataKeys) -> MetadataKeys | None:
     rope = values.get("rope_parameters")
     if text.model_type in _DECODERS and isinstance(rope, dict):
         values["rope_parameters"] = json_keys.without_axes(rope)
+    values |= _UNSTATED.get(text.model_type, {})
     return MetadataKeys({**values, "architectures": [inner]}, f"{keys.source}: text_config")
 
 

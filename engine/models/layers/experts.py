@@ -14,7 +14,9 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from engine.models.forward_context import ForwardContext
@@ -22,7 +24,7 @@ from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.mlp import MLP_NAMES, GatedMlp, MlpNames
 from engine.models.layers.weight_slots import WeightOptions, WeightSlot, fp32_slots
 from engine.quantization.grouped import GroupedState
-from kernels import Routing, route_experts, sum_experts
+from kernels import Routing, route_experts, sigmoid_mul, sum_experts
 from kernels.native_recording import refuse_recording
 
 
@@ -41,7 +43,30 @@ class Scores:
 SOFTMAX = Scores()
 
 
-class Router(Linear):
+class SharedExpert(NamedTuple):
+    """An MLP that all tokens pass, beside the experts that are chosen."""
+
+    name: str
+    """Its name in the checkpoint."""
+    inner: int
+    """The size of its activations."""
+    gated: bool = False
+    """Whether its results are multiplied by the sigmoid of a gate, whose name ends in `_gate`."""
+
+
+class PreciseLinear(Linear):
+    """A small layer whose weights stay plain, since much depends on them, unless the checkpoint has
+    them in few bits."""
+
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        """Name the layer's tensors."""
+        neighbours, [shard] = path.rpartition(".")[0], self.shards
+        if options.method_for(f"{neighbours}.{shard.name}").takes_plain_weights:
+            options = replace(options, linear_method=None)
+        return super().create_weights(path, options)
+
+
+class Router(PreciseLinear):
     """A router, which chooses each token's experts in fp32.
 
     Args:
@@ -82,14 +107,11 @@ class Router(Linear):
         return found if factor == 1.0 else replace(found, weights=found.weights * factor)
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
-        """Name the layer's tensors. Weights stay plain, since choices depend on them, unless the
-        checkpoint has them in few bits."""
-        neighbours, [shard] = path.rpartition(".")[0], self.shards
-        if options.method_for(f"{neighbours}.{shard.name}").takes_plain_weights:
-            options = replace(options, linear_method=None)
+        """Name the layer's tensors, with the bias of the choice if there is one."""
         slots = super().create_weights(path, options)
         if self._scores.bias is not None:
-            names, shape = {self._scores.bias: "choice_bias"}, (shard.out_features,)
+            names, [shard] = {self._scores.bias: "choice_bias"}, self.shards
+            neighbours, shape = path.rpartition(".")[0], (shard.out_features,)
             slots |= fp32_slots(self, neighbours, names, shape, options)
         return slots
 
@@ -167,7 +189,7 @@ class Experts(nn.ModuleList):
 
 
 class SparseMlp(nn.Module):
-    """A router and its experts.
+    """A router and its experts, and possibly an expert that all tokens pass.
 
     Args:
         hidden, inner: sizes of the inputs and outputs, and of the activations in an expert.
@@ -177,6 +199,7 @@ class SparseMlp(nn.Module):
         gate: see `Experts`.
         scores: how the router weighs experts.
         router: the router's name.
+        shared: the expert that all tokens pass.
     """
 
     def __init__(
@@ -193,8 +216,15 @@ class SparseMlp(nn.Module):
         gate: Callable[[Tensor], Tensor] | None = None,
         scores: Scores = SOFTMAX,
         router: str = "gate",
+        shared: SharedExpert | None = None,
     ) -> None:
         super().__init__()
+        self._shared = shared
+        if shared is not None:
+            self.add_module(shared.name, GatedMlp(hidden, shared.inner, act, names=names))
+            if shared.gated:
+                gate_name = f"{shared.name}_gate"
+                self.add_module(gate_name, PreciseLinear(hidden, (Shard(gate_name, 1),)))
         self.gate = Router(
             router, hidden, num_experts, top_k, normalised=normalised, bias=bias, scores=scores
         )
@@ -202,9 +232,19 @@ class SparseMlp(nn.Module):
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """Map [T, C] to [T, C]."""
-        return self.experts.mix(x, self.gate.choose(x), ctx)
+        chosen = self.experts.mix(x, self.gate.choose(x), ctx)
+        return chosen if self._shared is None else chosen.add_(self._pass_shared(x, ctx))
 
     __call__ = forward
+
+    def _pass_shared(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        assert self._shared is not None
+        name = self._shared.name
+        y: Tensor = self.get_submodule(name)(x, ctx)
+        if not self._shared.gated:
+            return y
+        gate: Tensor = self.get_submodule(f"{name}_gate")(x, ctx)
+        return sigmoid_mul(torch.cat((gate.expand_as(y), y), 1))
 
 
 def _context_of(rows: Tensor, ctx: ForwardContext) -> ForwardContext:

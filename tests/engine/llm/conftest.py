@@ -129,9 +129,8 @@ def log(monkeypatch):
         "tiny_gemma3",
         "tiny_olmo2",
         "tiny_qwen3_moe",
-        "tiny_qwen3_5",
+        "tiny_qwen3_next",
         "tiny_mamba",
-        "tiny_mamba2",
         "tiny_falcon_h1",
     ],
 )

@@ -134,13 +134,57 @@ MODELS |= {
         },
     ),
 }
+QWEN2_MOE: dict[str, Any] = {
+    "head_dim": 8,
+    "num_experts": 7,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+}
+MODELS |= {
+    "qwen2_moe": ("Qwen2Moe", QWEN2_MOE),
+    "qwen2_moe_mixed": (
+        "Qwen2Moe",
+        QWEN2_MOE
+        | {
+            "norm_topk_prob": True,
+            "qkv_bias": False,
+            "decoder_sparse_step": 2,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+        },
+    ),
+}
+GLM4_MOE: dict[str, Any] = {
+    "n_routed_experts": 7,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+}
+MODELS |= {
+    "glm4_moe": ("Glm4Moe", GLM4_MOE),
+    "glm4_moe_mixed": (
+        "Glm4Moe",
+        GLM4_MOE
+        | {
+            "num_hidden_layers": 3,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 2,
+            "routed_scaling_factor": 2.5,
+            "norm_topk_prob": False,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25},
+        },
+    ),
+}
 DELTA = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 12,
     "num_hidden_layers": 4,
-    "initializer_range": 0.1,
+    # Roundings of transformers' chunks grow with the states.
+    "initializer_range": 0.05,
 }
 MODELS |= {
     "qwen3_5": ("Qwen3_5", DELTA),
@@ -174,6 +218,27 @@ MODELS |= {
             "tie_word_embeddings": True,
             "conv_kernel": 2,
             "time_step_limit": (0.5, 0.9),
+        },
+    ),
+}
+DELTA_EXPERTS = DELTA | {
+    "num_experts": 9,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+}
+MODELS |= {
+    "qwen3_5_moe": ("Qwen3_5Moe", DELTA_EXPERTS),
+    "qwen3_next": ("Qwen3Next", DELTA_EXPERTS),
+    "qwen3_next_mixed": (
+        "Qwen3Next",
+        DELTA_EXPERTS
+        | {
+            "mlp_only_layers": [0],
+            "decoder_sparse_step": 2,
+            "norm_topk_prob": False,
+            "linear_num_value_heads": 6,
+            "attention_bias": True,
         },
     ),
 }

@@ -80,30 +80,8 @@ MODELS = {
         "Ernie4_5_Moe",
         SHARED | {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 24},
     ),
-    "glm4_moe": (
-        "Glm4Moe",
-        SHARED
-        | {
-            "n_routed_experts": 6,
-            "num_experts_per_tok": 2,
-            "n_group": 1,
-            "topk_group": 1,
-            "moe_intermediate_size": 24,
-            "first_k_dense_replace": 1,
-        },
-    ),
     "olmoe": ("Olmoe", SHARED | {"num_experts": 6, "num_experts_per_tok": 2}),
     "phimoe": ("Phimoe", SHARED | {"num_local_experts": 5}),
-    "qwen2_moe": (
-        "Qwen2Moe",
-        SHARED
-        | {
-            "num_experts": 6,
-            "num_experts_per_tok": 3,
-            "moe_intermediate_size": 24,
-            "shared_expert_intermediate_size": 40,
-        },
-    ),
     "stablelm": ("StableLm", SHARED | {"use_qkv_bias": True}),
     "starcoder2": ("Starcoder2", SHARED | {"sliding_window": 9}),
     "xglm": (
@@ -113,7 +91,7 @@ MODELS = {
 }
 
 
-MIXTURES = {"deepseek_v3", "ernie4_5_moe", "glm4_moe", "olmoe", "phimoe", "qwen2_moe"}
+MIXTURES = {"deepseek_v3", "ernie4_5_moe", "olmoe", "phimoe"}
 
 
 @pytest.fixture(params=MODELS)
@@ -127,7 +105,7 @@ def test_whole_prompts_chunks_and_decodes_equal_transformers(pair, request):
     assert isinstance(ours, FallbackModel)
     name = request.node.callspec.params["pair"]
     assert name in MIXTURES or config.experts is None
-    assert name != "qwen2_moe" or config.experts == (6, 3)
+    assert name != "olmoe" or config.experts == (6, 2)
     text = random_text(50)
     expected = their_logits(theirs, text)
     texts = PagedTexts(ours, config)
