@@ -27,7 +27,8 @@ def axis_positions(parts: Sequence[StatePart], start: int, end: int) -> NDArray[
         if not part.columns or part.start >= end:
             continue
         inside = slice(max(part.start - start, 0), max(part.end - start, 0))
-        at = rows[inside] - part.start
-        found[:, inside] += np.stack((np.zeros_like(at), *np.divmod(at, part.columns))) - at
+        if inside.stop:
+            at = rows[inside] - part.start
+            found[:, inside] += np.stack((np.zeros_like(at), *np.divmod(at, part.columns))) - at
         found[:, inside.stop :] -= part.length - part.num_positions
     return found

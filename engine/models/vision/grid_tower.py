@@ -207,18 +207,18 @@ class GridAttention(nn.Module):
         super().__init__()
         self.qkv = TowerLinear(hidden, (Shard("qkv", 3 * hidden),), bias=True)
         self.proj = TowerLinear(hidden, (Shard("proj", hidden),), bias=True)
-        self._num_heads = num_heads
+        self.head_shape = num_heads, hidden // num_heads
 
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor, heads: Tensor) -> None:
         """Make rotated queries and keys, and values, of some patches: [R, C] → [R, 3, H, D].
 
         Args:
             cos, sin: [R, 1, 1, D/2].
+            heads: the result.
         """
-        heads = self.qkv(x, NO_CONTEXT).view(len(x), 3, self._num_heads, -1)
+        heads.copy_(self.qkv(x, NO_CONTEXT).view(heads.shape))
         first, second = heads[:, :2].float().chunk(2, -1)
         heads[:, :2] = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
-        return heads
 
     def everywhere(self, heads: Tensor, first: int, last: int) -> Tensor:
         """Let the patches `first .. last` see all: [L, 3, H, D] → [last - first, C]."""
@@ -278,12 +278,11 @@ class Block(nn.Module):
             windows: those in which patches see each other; None if all see all.
         """
         cos, sin = rotation
-        projected = []
+        heads = x.new_empty(len(x), 3, *self.attn.head_shape)
         for first in range(0, len(x), num_rows):
             part = slice(first, first + num_rows)
-            projected.append(self.attn.project(self.norm1(x[part]), cos[part], sin[part]))
+            self.attn.project(self.norm1(x[part]), cos[part], sin[part], heads[part])
             yield
-        heads = torch.cat(projected)
         # Together the windows take little time.
         seen = None if windows is None else self.attn.in_windows(heads, windows)
         for first in range(0, len(x), num_rows):
@@ -364,9 +363,7 @@ class GridEncoder(nn.Module):
                 merger = self.deepstack_merger_list[config.deep_layers.index(number)]
                 deep.append((yield from merger.slices(x, num_rows)))  # type: ignore[operator]
         merged = yield from self.merger.slices(x, num_rows)
-        states = torch.empty_like(torch.cat((merged, *deep), -1))
-        states[grid.order] = torch.cat((merged, *deep), -1)
-        return states
+        return torch.cat((merged, *deep), -1)[grid.order.argsort()]
 
 
 def _rotation(grid: Grid, dim: int) -> tuple[Tensor, Tensor]:

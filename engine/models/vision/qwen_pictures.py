@@ -103,7 +103,7 @@ def _qwen3_tower(keys: MetadataKeys, side: int) -> dict[str, Any]:
 
 def _layers(keys: MetadataKeys, key: str) -> tuple[int, ...]:
     found = keys.values.get(key)
-    if not isinstance(found, Sequence) or not all(type(one) is int for one in found):
+    if not isinstance(found, list) or not all(type(one) is int for one in found):
         raise keys.nonsense(key, "a list of layers' numbers")
     return tuple(found)
 
@@ -166,8 +166,8 @@ def read_json(architecture: str, release: _Release, keys: MetadataKeys) -> Model
     if keys.values.get("text_config") is None:
         stated = MetadataKeys({**release.text, **keys.values}, keys.source)
     rope = json_keys.rope_parameters(stated)
-    if rope.get("rope_type", rope.get("type")) == "mrope":
-        rope["rope_type"] = "default"
+    kind = rope.get("rope_type") or rope.get("type")
+    rope["rope_type"] = "default" if kind == "mrope" else kind
     tied = stated.flag("tie_word_embeddings", False) or keys.flag("tie_word_embeddings", False)
     changes = {
         "rope_parameters": json_keys.without_axes(rope),
@@ -178,7 +178,8 @@ def read_json(architecture: str, release: _Release, keys: MetadataKeys) -> Model
     config: ModelConfig = release.decoder.read_json(text)
     sections = rope.get("mrope_section", release.sections)
     half = config.head_dim // 2
-    if not isinstance(sections, Sequence) or len(sections) != 3 or sum(sections) != half:
+    is_list = isinstance(sections, list | tuple) and len(sections) == 3
+    if not (is_list and all(type(one) is int for one in sections) and sum(sections) == half):
         raise ModelLoadError(
             f"{stated.source}: mrope_section is {sections!r}; it must be three numbers whose sum "
             f"is {half}, half of head_dim"
@@ -193,8 +194,7 @@ def _axes(sections: Sequence[int], *, is_interleaved: bool) -> tuple[int, ...]:
         return tuple(axis for axis, count in enumerate(sections) for _ in range(count))
     axes = [0] * sum(sections)
     for axis in (1, 2):
-        places = range(axis, min(3 * sections[axis], len(axes)), 3)
-        for place in places:
+        for place in range(axis, min(3 * sections[axis], len(axes)), 3):
             axes[place] = axis
     return tuple(axes)
 

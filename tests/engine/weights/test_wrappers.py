@@ -12,7 +12,7 @@ import torch
 from engine.commands.quantizing.rounded import write_rounded
 from engine.contract.resolved_config import MachineFacts
 from engine.contract.settings import EngineConfig
-from engine.errors import UnsupportedArchitecture
+from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.causal_lm import CausalLM
 from engine.models.registry import create_model
 from engine.weights.config_json import read_config_json
@@ -282,6 +282,38 @@ def test_without_usable_files_the_text_model_remains(kind, name, defect, reason,
     hidden = torch.randn(2, whole.config.hidden_size)
     assert torch.equal(text.compute_logits(hidden), whole.compute_logits(hidden))
     assert not planned(tmp_path).encoder_bytes(4)
+
+
+GRID_DEFECTS: dict[str, tuple[dict[str, Any], str]] = {
+    "another processor": ({"image_processor_type": "New"}, "it must be Qwen2VLImageProcessor"),
+    "another merge": ({"merge_size": 3}, "merge_size is 3; it must be 2"),
+    "bounds": ({"min_pixels": 1 << 24}, "16777216 to 12845056 pixels"),
+    "too few pixels": ({"min_pixels": 9, "max_pixels": 9}, "the 28 x 28 pixels of a prompt row"),
+}
+
+
+@pytest.mark.parametrize("defect", GRID_DEFECTS)
+def test_qwens_text_model_remains_if_pictures_cannot_be_prepared(defect, tmp_path):
+    changes, reason = GRID_DEFECTS[defect]
+    images = QWEN2_5_VL_IMAGES | changes
+    with structlog.testing.capture_logs() as logs:
+        config = read_config_json(write(tmp_path, config=QWEN2_5_VL_3B, preprocessor_config=images))
+    assert config.pictures is None and reason in logs[0]["reason"]
+
+
+def test_impossible_sections_of_positions_are_refused(tmp_path):
+    for sections in ([16, 24, 25], [64], "all", [16.0, 24, 24]):
+        rope = {"mrope_section": sections, "type": "mrope"}
+        write(tmp_path, config=QWEN2_5_VL_3B | {"rope_scaling": rope})
+        with pytest.raises(ModelLoadError, match="three numbers whose sum is 64"):
+            read_config_json(tmp_path)
+
+
+def test_positions_may_be_stretched(tmp_path):
+    rope = {"type": "yarn", "mrope_section": [16, 24, 24], "factor": 4}
+    rope |= {"original_max_position_embeddings": 32768}
+    config = read_config_json(write(tmp_path, config=QWEN2_5_VL_3B | {"rope_scaling": rope}))
+    assert config.rope_scaling["rope_type"] == "yarn" and config.rope_axes[15:17] == (0, 1)
 
 
 def test_pan_and_scan_is_not_supported(tmp_path):

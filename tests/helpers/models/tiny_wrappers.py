@@ -157,6 +157,12 @@ GRID_PIXELS = {"shortest_edge": 8 * 8 * 4, "longest_edge": 8 * 8 * 60}
 """The fewest and the most pixels of a picture of `GRID_KINDS`: 4 to 60 prompt rows."""
 _TURNS = ("<start_of_turn>", "<end_of_turn>")
 _GRID = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
+_FORMS: dict[str, tuple[dict[str, str], tuple[str, ...], str]] = {
+    "gemma3": (_GEMMA3_TOKENS, _TURNS, GEMMA3_TEMPLATE),
+    "smolvlm": (_SMOLVLM_TOKENS, _GRID, SMOLVLM_TEMPLATE),
+    "idefics3": (_SMOLVLM_TOKENS, _GRID, SMOLVLM_TEMPLATE),
+}
+"""The named tokens, further tokens and chat template of each kind but `GRID_KINDS`."""
 
 
 def make_wrapper(
@@ -201,16 +207,13 @@ def encoded(encoder: PictureEncoder | None, pixels: torch.Tensor) -> torch.Tenso
 def write_tokenizer(folder: Path, kind: Kind) -> Any:
     """Write a tokenizer of bytes, in which neighbouring newlines are one token, and a chat
     template. Return transformers' tokenizer."""
-    named = {"gemma3": _GEMMA3_TOKENS, "smolvlm": _SMOLVLM_TOKENS, "idefics3": _SMOLVLM_TOKENS}.get(
-        kind, _QWEN_TOKENS
-    )
+    named, more, template = _FORMS.get(kind, (_QWEN_TOKENS, (), QWEN_TEMPLATE))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("Ċ", "Ċ"), ("ĊĊ", "Ċ")]
     words = [*alphabet, "ĊĊ", "ĊĊĊ"]
     raw = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=merges))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
-    more = {"gemma3": _TURNS, "smolvlm": _GRID, "idefics3": _GRID}.get(kind, ())
     raw.add_special_tokens(
         [AddedToken(token, normalized=False, special=True) for token in (*named.values(), *more)]
     )
@@ -220,9 +223,7 @@ def write_tokenizer(folder: Path, kind: Kind) -> Any:
         extra_special_tokens={name: one for name, one in named.items() if name not in usual},
         **{name: one for name, one in named.items() if name in usual},
     )
-    templates = {"gemma3": GEMMA3_TEMPLATE, "smolvlm": SMOLVLM_TEMPLATE}
-    templates |= {"idefics3": SMOLVLM_TEMPLATE}
-    tokenizer.chat_template = templates.get(kind, QWEN_TEMPLATE)
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     return tokenizer
 
