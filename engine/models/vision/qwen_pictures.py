@@ -1,17 +1,17 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: decoders whose positions have axes in pictures, with towers
-for pictures of any size.
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: decoders whose positions have axes in pictures, with
+towers for pictures of any size.
 
 Papers: Wang et al. 2024, arXiv:2409.12191; Bai et al. 2025, arXiv:2502.13923.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from engine.contract.picture_facts import PictureFacts
 from engine.errors import ModelLoadError
-from engine.models import json_keys, qwen2, qwen3
+from engine.models import json_keys, qwen2, qwen3, qwen3_5
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.family import Family
@@ -21,7 +21,6 @@ from engine.models.picture_keys import PictureKeys
 from engine.models.vision.grid_tower import GridEncoder, GridVisionConfig
 from engine.models.vision_config import VisionConfig
 
-_PLACEHOLDER_ID = 151_655
 _PIXELS = (56 * 56, 28 * 28 * 1280)
 """The fewest and the most pixels of a picture, if the files name none."""
 _MOST_PIXELS = 1 << 26
@@ -53,7 +52,29 @@ _QWEN3_TEXT: Mapping[str, Any] = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 5e5,
 }
+_QWEN3_5_TEXT: Mapping[str, Any] = {
+    "vocab_size": 248_320,
+    "hidden_size": 4096,
+    "intermediate_size": 12_288,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32_768,
+    "rms_norm_eps": 1e-6,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+}
 _VISION = {"depth": 32, "num_heads": 16, "patch_size": 14}
+_QWEN3_VISION = {
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_heads": 16,
+    "patch_size": 16,
+    "hidden_act": "gelu_pytorch_tanh",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +90,7 @@ class _Release:
     """The number of rotary frequencies that turn by time, height and width."""
     is_interleaved: bool = False
     """Whether these frequencies take turns, instead of standing in three sections."""
+    placeholder_id: int = 151_655
     tower: Callable[[MetadataKeys, int], dict[str, Any]]
     """Reads the fields of `GridVisionConfig` from the tower's keys and the width of a prompt
     row's square."""
@@ -132,17 +154,18 @@ _RELEASES = {
     ("Qwen3VLForConditionalGeneration", "qwen3_vl"): _Release(
         decoder=qwen3,
         text=_QWEN3_TEXT,
-        vision=_VISION
-        | {
-            "depth": 27,
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "patch_size": 16,
-            "hidden_act": "gelu_pytorch_tanh",
-            "deepstack_visual_indexes": [8, 16, 24],
-        },
+        vision=_QWEN3_VISION | {"deepstack_visual_indexes": [8, 16, 24]},
         sections=(24, 20, 20),
         is_interleaved=True,
+        tower=_qwen3_tower,
+    ),
+    ("Qwen3_5ForConditionalGeneration", "qwen3_5"): _Release(
+        decoder=qwen3_5,
+        text=_QWEN3_5_TEXT,
+        vision=_QWEN3_VISION | {"deepstack_visual_indexes": []},
+        sections=(11, 11, 10),
+        is_interleaved=True,
+        placeholder_id=248_056,
         tower=_qwen3_tower,
     ),
 }
@@ -157,11 +180,7 @@ def create(release: _Release, config: ModelConfig, options: WeightOptions) -> Ca
 
 
 def read_json(architecture: str, release: _Release, keys: MetadataKeys) -> ModelConfig:
-    """Read the text model's keys of config.json, which older files have beside the tower's.
-
-    Raises:
-        ModelLoadError: a key is missing or has an impossible value; the message names it.
-    """
+    """Read the text model's keys of config.json, which older files have beside the tower's."""
     stated = keys.inner("text_config", release.text)
     if keys.values.get("text_config") is None:
         stated = MetadataKeys({**release.text, **keys.values}, keys.source)
@@ -176,25 +195,22 @@ def read_json(architecture: str, release: _Release, keys: MetadataKeys) -> Model
     }
     text = MetadataKeys({**stated.values, **changes}, stated.source)
     config: ModelConfig = release.decoder.read_json(text)
-    sections = rope.get("mrope_section", release.sections)
-    half = config.head_dim // 2
-    is_list = isinstance(sections, list | tuple) and len(sections) == 3
-    if not (is_list and all(type(one) is int for one in sections) and sum(sections) == half):
-        raise ModelLoadError(
-            f"{stated.source}: mrope_section is {sections!r}; it must be three numbers whose sum "
-            f"is {half}, half of head_dim"
-        )
-    axes = _axes(sections, is_interleaved=release.is_interleaved)
+    half = (config.rotary_dim or config.head_dim) // 2
+    axes = _axes(rope.get("mrope_section", release.sections), half, release.is_interleaved)
     return replace(config, architecture=architecture, is_wrapped=True, rope_axes=axes)
 
 
-def _axes(sections: Sequence[int], *, is_interleaved: bool) -> tuple[int, ...]:
-    """Return `ModelConfig.rope_axes`."""
+def _axes(sections: object, half: int, is_interleaved: bool) -> tuple[int, ...]:
+    """Return `ModelConfig.rope_axes` for `half` frequencies; empty if the sections do not fit."""
+    if not isinstance(sections, list | tuple) or not all(type(one) is int for one in sections):
+        return ()
+    if len(sections) != 3 or sum(sections) != half:
+        return ()
     if not is_interleaved:
         return tuple(axis for axis, count in enumerate(sections) for _ in range(count))
-    axes = [0] * sum(sections)
+    axes = [0] * half
     for axis in (1, 2):
-        for place in range(axis, min(3 * sections[axis], len(axes)), 3):
+        for place in range(axis, min(3 * sections[axis], half), 3):
             axes[place] = axis
     return tuple(axes)
 
@@ -208,6 +224,12 @@ def read_pictures(
         ModelLoadError: the checkpoint does not say so, or in a way that is not supported.
     """
     keys.check_processor("Qwen2VLImageProcessor")
+    if not config.rope_axes:
+        half = (config.rotary_dim or config.head_dim) // 2
+        raise ModelLoadError(
+            f"{keys.config.source}: mrope_section must be three numbers whose sum is {half}, half "
+            f"of the numbers of a head that are rotated"
+        )
     images = MetadataKeys({**_CLIP, **keys.images.values}, keys.images.source)
     keys = replace(keys, images=images)
     vision = keys.config.inner("vision_config", release.vision)
@@ -234,7 +256,9 @@ def read_pictures(
         rows_per_crop=1,
         marker=placeholder,
         placeholder=placeholder,
-        placeholder_id=keys.placeholder_id("image_token_id", _PLACEHOLDER_ID, config.vocab_size),
+        placeholder_id=keys.placeholder_id(
+            "image_token_id", release.placeholder_id, config.vocab_size
+        ),
         resampling=keys.resampling("bicubic"),
         before="",
         after="",

@@ -16,10 +16,10 @@ from transformers.models.smolvlm import processing_smolvlm
 from engine.models.picture_encoder import PictureEncoder, run_slices
 from tests.helpers.models.random_vectors import randomise_vectors
 
-Kind = Literal["gemma3", "smolvlm", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+Kind = Literal["gemma3", "smolvlm", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"]
 CROP_KINDS: tuple[Kind, ...] = ("gemma3", "smolvlm", "idefics3")
 """Models that see pictures in crops of one size."""
-GRID_KINDS: tuple[Kind, ...] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+GRID_KINDS: tuple[Kind, ...] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 """Models that see pictures of any size."""
 KINDS = (*CROP_KINDS, *GRID_KINDS)
 VOCAB_SIZE = 384
@@ -150,6 +150,19 @@ _QWEN_PARTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "Qwen3VL",
         {"hidden_size": 48, "head_dim": 16, "mrope_section": [4, 2, 2]},
         {"num_position_embeddings": 36, "deepstack_visual_indexes": [0, 2]},
+    ),
+    "qwen3_5": (
+        "Qwen3_5",
+        {
+            "hidden_size": 48,
+            "head_dim": 32,
+            "mrope_section": [2, 1, 1],
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 24,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+        },
+        {"num_position_embeddings": 36},
     ),
 }
 """For each kind, its name in transformers, and what its two parts have besides."""
@@ -298,10 +311,10 @@ def _qwen_parts(
 
 
 def _grid_processor(kind: Kind, tokenizer: Any) -> Any:
-    name = _QWEN_PARTS[kind][0]
+    name = _QWEN_PARTS[kind][0].replace("3_5", "3VL")
     sizes = {"patch_size": 4, "merge_size": 2, "size": GRID_PIXELS}
     create = getattr(transformers, f"{name}Processor")
-    films = "Qwen3VLVideoProcessor" if kind == "qwen3_vl" else "Qwen2VLVideoProcessor"
+    films = "Qwen3VLVideoProcessor" if "qwen3" in kind else "Qwen2VLVideoProcessor"
     return create(
         transformers.Qwen2VLImageProcessor(**sizes),
         tokenizer,
