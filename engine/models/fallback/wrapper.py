@@ -15,12 +15,7 @@ from engine.models.fallback.architecture import parse, strangers_file
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.registry import alternatives
 
-_DECODERS = {
-    "qwen2_vl_text": "Qwen2ForCausalLM",
-    "qwen2_5_vl_text": "Qwen2ForCausalLM",
-    "qwen3_vl_text": "Qwen3ForCausalLM",
-    "qwen3_vl_moe_text": "Qwen3MoeForCausalLM",
-}
+_DECODERS = {"qwen3_vl_moe_text": "Qwen3MoeForCausalLM"}
 """Decoders that have no class of their own, and the class that computes the same for texts: the
 axes of their positions are equal there."""
 _PLAIN_HEADS = (
@@ -43,7 +38,7 @@ _PLAIN_HEADS = (
 )
 """Decoders that have no class with an output layer of their own, in models whose output layer is a
 matrix and no more."""
-_CHANGED = dict.fromkeys(("aya_vision", "cohere2_vision"), {"logit_scale": 1.0})
+_CHANGED = {kind: {"logit_scale": 1.0} for kind in ("aya_vision", "cohere2_vision")}
 """Values of text models that are different in the models around them, which do not scale logits."""
 _UNSTATED = {"qwen3_vl_moe_text": {"norm_topk_prob": True}}
 """What these decoders do and their files may not say."""
