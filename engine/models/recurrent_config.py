@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.contract.kv_layout import LayerGroup, group_layers
 from engine.models.config import ModelConfig
 
 
@@ -41,14 +40,9 @@ class RecurrentConfig(ModelConfig):
     shapes: RecurrentShapes
 
     @property
-    def layer_groups(self) -> tuple[LayerGroup, ...]:
-        """See `ModelConfig.layer_groups`; only layers that attend have KV blocks."""
-        attending = [i for i in range(self.num_hidden_layers) if i not in self.recurrent_layers]
-        groups = group_layers([self.layer_windows[layer] for layer in attending])
-        return tuple(
-            LayerGroup(tuple(attending[at] for at in group.layers), group.window)
-            for group in groups
-        )
+    def kv_layers(self) -> tuple[int, ...]:
+        """See `ModelConfig.kv_layers`: the layers that attend."""
+        return tuple(i for i in range(self.num_hidden_layers) if i not in self.recurrent_layers)
 
     def recurrent_bytes(self, dtype_bytes: int) -> int:
         """See `ModelConfig.recurrent_bytes`."""

@@ -20,8 +20,9 @@ def step_bytes(config: ModelConfig, *, rows: int, drawing_rows: int, dtype_bytes
         rows: the tokens of all texts in it.
         drawing_rows: the tokens among them whose next token is drawn.
     """
-    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
-    widest = max(heads * config.head_dim, 3 * config.intermediate_size)
+    queries = config.num_attention_heads
+    heads = (2 * (queries + kv.num_heads) * kv.head_dim for kv in config.layer_kv_shapes)
+    widest = max(*heads, 3 * config.intermediate_size)
     if isinstance(config, ExpertsConfig):
         # Each row exists once for each of its experts.
         answers = config.experts_per_token * (config.hidden_size + 3 * config.expert_size)

@@ -179,7 +179,7 @@ class Speeds:
     def __init__(self, kept: WeightPlan, config: ModelConfig, intent: TextSettings) -> None:
         dtype_bytes = torch_dtype(intent.model_dtype).itemsize
         self._config = config
-        self._head_bytes = KvNumbers(intent.resolved_kv_cache_dtype).head_bytes(config.head_dim)
+        self._kept = KvNumbers(intent.resolved_kv_cache_dtype)
         self._head_weights = config.vocab_size * config.hidden_size
         self._mixture = mixture = Mixture.of(kept, config)
         unchosen = mixture.parameters - mixture.active_parameters
@@ -199,10 +199,12 @@ class Speeds:
     def decode(self, chip: Chip, concurrency: int, context: int) -> float:
         """The tokens per second of this many texts with this many tokens each."""
         config = self._config
-        seen = sum(min(context, window or context) for window in config.layer_windows)
-        kv = 2 * seen * config.num_key_value_heads * self._head_bytes
+        kv, attention = 0, 0.0
+        for window, shape in zip(config.layer_windows, config.layer_kv_shapes, strict=True):
+            seen = min(context, window or context)
+            kv += 2 * seen * shape.num_heads * self._kept.head_bytes(shape.head_dim)
+            attention += 4 * seen * config.num_attention_heads * shape.head_dim
         products = 2 * (self._layer_weights + self._head_weights)
-        attention = 4 * seen * config.num_attention_heads * config.head_dim
         reading_s = (self.read_bytes(concurrency) + concurrency * kv) / chip.bytes_per_s
         computing_s = concurrency * (products + attention) / chip.flops
         return concurrency / max(reading_s, computing_s)
@@ -210,6 +212,8 @@ class Speeds:
     def prefill(self, chip: Chip, context: int) -> float:
         """The tokens per second of a prompt with this many tokens."""
         config = self._config
-        seen = sum(min(context / 2, window or context) for window in config.layer_windows)
-        attention = 4 * seen * config.num_attention_heads * config.head_dim
+        attention = sum(
+            4 * min(context / 2, window or context) * config.num_attention_heads * shape.head_dim
+            for window, shape in zip(config.layer_windows, config.layer_kv_shapes, strict=True)
+        )
         return chip.flops / (2 * self._layer_weights + attention)

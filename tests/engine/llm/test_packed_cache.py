@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine.contract.kv_layout import KvShape, LayerGroup
 from engine.contract.resolved_config import ResolvedConfig
 from engine.contract.settings import EngineConfig
 from engine.errors import ModelLoadError
@@ -30,10 +31,8 @@ VOCAB = 400
 def test_a_block_holds_numbers_and_scales_in_one_run(kind, torch_type):
     storage = KvStorage(
         num_blocks=6,
-        layer_groups=[(0, 2), (1,)],
-        num_kv_heads=3,
+        layer_groups=[LayerGroup(layers, None, KvShape(3, 6)) for layers in [(0, 2), (1,)]],
         block_size=5,
-        head_dim=6,
         dtype=torch_type,
         device=torch.device("cpu"),
     )

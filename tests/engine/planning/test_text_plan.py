@@ -274,10 +274,8 @@ def test_cache_bytes_are_those_of_the_storage(tiny_gemma3, dtype):
     config = load_model_config(in_folder(tiny_gemma3()))
     storage = KvStorage(
         num_blocks=3,
-        layer_groups=[group.layers for group in config.layer_groups],
-        num_kv_heads=config.num_key_value_heads,
+        layer_groups=config.layer_groups,
         block_size=16,
-        head_dim=config.head_dim,
         dtype=PACKED_KV_DTYPES.get(dtype) or torch_dtype(dtype),
         device=torch.device("cpu"),
     )
