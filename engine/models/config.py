@@ -57,6 +57,8 @@ class ModelConfig:
     with the same window and shape. Empty: each layer has its own."""
     embedding: str = "model.embed_tokens"
     """The input embedding's name in the checkpoint."""
+    tables: tuple[str, ...] = ()
+    """The names of further embeddings in the checkpoint. Their rows are looked up, too."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pictures: PictureFacts | None = None

@@ -32,7 +32,10 @@ class Attention(nn.Module):
     Args:
         layer: the layer's number.
         qkv_bias, o_bias: whether the projections have biases.
-        head_norms: norms of query and key heads before rotation.
+        head_norms: norms of query and key heads before rotation. The second one is unused in a
+            layer that reads another layer's keys.
+        value_norm: norm of value heads.
+        values_are_keys: whether the values are the keys before norm and rotation.
         scale: factor of the scores; by default D**-0.5.
         soft_cap: see `PagedAttention`.
         fused: whether the checkpoint has q, k and v in one tensor.
@@ -48,16 +51,19 @@ class Attention(nn.Module):
         o_bias: bool = False,
         fused: bool = False,
         head_norms: tuple[RmsNorm, RmsNorm] | None = None,
+        value_norm: RmsNorm | None = None,
+        values_are_keys: bool = False,
         scale: float | None = None,
         soft_cap: float | None = None,
     ) -> None:
         super().__init__()
-        hidden, dim = config.hidden_size, config.head_dim
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        hidden, heads = config.hidden_size, config.num_attention_heads
+        kv_heads, dim = config.layer_kv_shapes[layer]
+        source = config.layer_kv_sources[layer]
+        stored = ("k_proj", "v_proj")[: 2 - values_are_keys] if source == layer else ()
         shards = (
             Shard("q_proj", heads * dim),
-            Shard("k_proj", kv_heads * dim),
-            Shard("v_proj", kv_heads * dim),
+            *(Shard(name, kv_heads * dim) for name in stored),
         )
         self.qkv_proj = Linear(
             hidden,
@@ -73,8 +79,11 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = head_norms or (None, None)
         for norm in head_norms or ():  # attention itself multiplies by their weights
             norm.takes_adapters = False
+        if source != layer:
+            self.k_norm = self.q_norm
+        self.v_norm = value_norm if source == layer else None
         self.attention = PagedAttention(
-            layer,
+            source,
             options.parallel,
             num_heads=heads,
             num_kv_heads=kv_heads,
@@ -83,17 +92,29 @@ class Attention(nn.Module):
             window=config.layer_windows[layer],
             soft_cap=soft_cap,
             norm_eps=config.rms_norm_eps,
+            stores=source == layer,
         )
 
     def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
         """Map [T, C] to [T, C]."""
         qkv = self.qkv_proj(x, ctx)
+        if self.v_norm is not None:
+            qkv = self._with_normed_values(qkv, self.v_norm)
         if self.q_norm is None or self.k_norm is None:
             return self.o_proj(self.attention(qkv, rotation, ctx), ctx)
         norms = self.q_norm.weight, self.k_norm.weight
         return self.o_proj(self.attention(qkv, rotation, ctx, *norms), ctx)
 
     __call__ = forward
+
+    def _with_normed_values(self, qkv: Tensor, norm: RmsNorm) -> Tensor:
+        """Return [T, (H + 2·K)·D] with normalised values, which are the last heads of `qkv` even if
+        those are the keys."""
+        attention = self.attention
+        dim, num_kv_heads = attention.head_dim, attention.num_kv_heads
+        values = norm(qkv[:, -num_kv_heads * dim :].reshape(-1, dim))
+        queries_and_keys = qkv[:, : (attention.num_heads + num_kv_heads) * dim]
+        return torch.cat((queries_and_keys, values.view(len(qkv), -1)), 1)
 
 
 class DecoderLayer(nn.Module):
@@ -147,12 +168,17 @@ class DecoderModel(nn.Module):
     def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
         """See `CausalLM.forward`."""
         residual = self.embed_tokens(token_ids, ctx)
+        return self.norm.add(self.run_layers(residual, positions, ctx), residual, ctx)
+
+    def run_layers(self, residual: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        """Run all layers on the embedded rows, which are mutated. Return the last one's
+        addition."""
         longest = ctx.longest_context
         rotations = [table.at(positions, longest) for table in self._tables]
         x = torch.zeros_like(residual)
         for layer, table in zip(self.layers, self._table_of_layer, strict=True):
             x = layer(x, residual, rotations[table], ctx)
-        return self.norm.add(x, residual, ctx)
+        return x
 
     __call__ = forward
 
@@ -165,6 +191,7 @@ class Decoder(CausalLM):
         norm: the last norm; by default a plain `RmsNorm`.
         ropes: the rope of each layer; by default the configuration's.
         embedding_scale, soft_cap: see `TokenEmbedding` and `LmHead`.
+        create_model: builds the model from the arguments of `DecoderModel`.
     """
 
     ends_take_adapters = True
@@ -179,10 +206,11 @@ class Decoder(CausalLM):
         ropes: Sequence[Rope] | None = None,
         embedding_scale: float = 1.0,
         soft_cap: float | None = None,
+        create_model: Callable[..., DecoderModel] = DecoderModel,
     ) -> None:
         super().__init__(config, options)
         num_layers = config.num_hidden_layers
-        self.model = DecoderModel(
+        self.model = create_model(
             TokenEmbedding(config.vocab_size, config.hidden_size, scale=embedding_scale),
             [create_layer(layer) for layer in range(num_layers)],
             norm or RmsNorm(config.hidden_size, config.rms_norm_eps),

@@ -15,6 +15,7 @@ class ExpertsConfig(ModelConfig):
     """A configuration with experts. `intermediate_size` is that of layers without experts."""
 
     num_experts: int
+    """0 if no layer has any."""
     experts_per_token: int
     expert_size: int
     """Inner size of an expert."""
@@ -24,8 +25,8 @@ class ExpertsConfig(ModelConfig):
     """The layers without experts."""
 
     @property
-    def experts(self) -> tuple[int, int]:
-        return self.num_experts, self.experts_per_token
+    def experts(self) -> tuple[int, int] | None:
+        return (self.num_experts, self.experts_per_token) if self.num_experts else None
 
 
 def expert_row_counts(config: ModelConfig) -> tuple[int, ...]:

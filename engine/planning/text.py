@@ -185,7 +185,7 @@ class Speeds:
         unchosen = mixture.parameters - mixture.active_parameters
         self._layer_weights = sum(kept.layer_weights().values()) - unchosen
         looked_up = self._head_weights * dtype_bytes if kept.has_lookup_rows else 0
-        unread = looked_up + kept.encoder_bytes(dtype_bytes)
+        unread = looked_up + kept.encoder_bytes(dtype_bytes) + kept.table_bytes(dtype_bytes)
         self._weight_bytes = kept.num_bytes(dtype_bytes) - unread
         self._expert_bytes = expert_bytes(kept, dtype_bytes)
 

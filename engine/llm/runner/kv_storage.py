@@ -21,9 +21,10 @@ _MADV_POPULATE_WRITE = 23
 
 
 class KvStorage:
-    """The keys and values of all layers in one tensor [N, block]. A block holds those of one group of
-    layers (`engine.contract.kv_layout`), [L, 2, K, S, D]; in a packed cache their scales [L, 2, K,
-    S] follow them. L, K and D are the group's, and a smaller group leaves the block's end unused.
+    """The keys and values of all layers in one tensor [N, block]. A block holds those of one group
+    of layers (`engine.contract.kv_layout`), [L, 2, K, S, D]; in a packed cache their scales
+    [L, 2, K, S] follow them. L, K and D are the group's, and a smaller group leaves the block's end
+    unused.
 
     A block is one run of memory: it is copied or moved at once, and on a CPU memory is committed
     block by block, in the order in which blocks are first written. Within a block each head's keys

@@ -26,16 +26,28 @@ from kernels import Routing, route_experts, sum_experts
 from kernels.native_recording import refuse_recording
 
 
-class Router(Linear):
+class FineLinear(Linear):
+    """A small layer, called with `in_fp32`. Its weights stay plain, unless the checkpoint has them
+    in few bits."""
+
+    takes_adapters = False
+
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        """See `Linear.create_weights`."""
+        if options.method_for(path).takes_plain_weights:
+            options = replace(options, linear_method=None)
+        return super().create_weights(path, options)
+
+
+class Router(FineLinear):
     """A router, which chooses each token's experts in fp32.
 
     Args:
         name: the last part of the layer's path.
         top_k: experts per token.
         normalised: whether the chosen experts' weights are scaled to the sum of 1.
+        scale: factor of the scores.
     """
-
-    takes_adapters = False
 
     def __init__(
         self,
@@ -46,21 +58,19 @@ class Router(Linear):
         *,
         normalised: bool,
         bias: bool = False,
+        scale: float = 1.0,
     ) -> None:
         super().__init__(hidden, (Shard(name, num_experts),), bias=bias)
+        self._scale = scale
         self._top_k = top_k
         self._normalised = normalised
 
     def choose(self, x: Tensor) -> Routing:
         """Choose the experts of the rows [T, C]."""
-        return route_experts(self.in_fp32(x), self._top_k, normalised=self._normalised)
-
-    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
-        """Name the layer's tensors. Weights stay plain, since choices depend on them, unless the
-        checkpoint has them in few bits."""
-        if options.method_for(path).takes_plain_weights:
-            options = replace(options, linear_method=None)
-        return super().create_weights(path, options)
+        scores = self.in_fp32(x)
+        if self._scale != 1.0:
+            scores.mul_(self._scale)
+        return route_experts(scores, self._top_k, normalised=self._normalised)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,16 +15,18 @@ class RmsNorm(nn.Module, WeightOwner):
 
     Args:
         offset: added to the checkpoint's weights, which some families store minus 1.
+        learned: whether the checkpoint has weights; otherwise they are 1.
     """
 
     weight: Tensor
 
-    def __init__(self, size: int, eps: float, *, offset: float = 0.0) -> None:
+    def __init__(self, size: int, eps: float, *, offset: float = 0.0, learned: bool = True) -> None:
         super().__init__()
         self.size = size
         self.eps = eps
         self.offset = offset
-        self.takes_adapters = True
+        self.learned = learned
+        self.takes_adapters = learned
         """Whether the norm is called with a step's context."""
         self.path = ""
         """The path in the model, set by `create_weights`."""
@@ -57,13 +59,32 @@ class RmsNorm(nn.Module, WeightOwner):
         # small part.
         is_fp32 = options.device.type == "cpu" or self.offset != 0.0
         dtype = torch.float32 if is_fp32 else options.dtype
-        self.weight = torch.empty(self.size, dtype=dtype, device=options.device)
+        self.weight = torch.ones(self.size, dtype=dtype, device=options.device)
+        if not self.learned:
+            return {}
         return {f"{path}.weight": WeightSlot(TensorSpec(shape=(self.size,)), self._fill)}
 
     def _fill(self, tensor: Tensor) -> None:
         self.weight.copy_(tensor)
         if self.offset:
             self.weight += self.offset
+
+
+class LearnedVector(nn.Module, WeightOwner):
+    """A learned vector of `size` numbers, which the checkpoint stores under the path itself."""
+
+    weight: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        self.weight = torch.empty(self.size, dtype=options.dtype, device=options.device)
+        return {path: WeightSlot(TensorSpec(shape=(self.size,)), self._fill)}
+
+    def _fill(self, tensor: Tensor) -> None:
+        self.weight.copy_(tensor)
 
 
 class LayerNorm(nn.Module, WeightOwner):

@@ -68,11 +68,12 @@ def create_pair(
 def named_weights(theirs: Any) -> list[tuple[str, torch.Tensor]]:
     """Return what a checkpoint would hold: without a tied output layer, with experts one by one."""
     weights = theirs.state_dict()
-    if theirs.config.model_type == "gpt_oss":
-        config = config_of("GptOss", theirs.config)
-        return [part for pair in weights.items() for part in config.parts_of(*pair)]
     if theirs.config.tie_word_embeddings:
         weights.pop("lm_head.weight")
+    family = type(theirs).__name__.removesuffix("ForCausalLM")
+    if family in ("GptOss", "Gemma4", "Gemma3n"):
+        config = config_of(family, theirs.config)
+        return [part for pair in weights.items() for part in config.parts_of(*pair)]
     mixtral = theirs.config.model_type == "mixtral"
     gate, up, down = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
     found = []
