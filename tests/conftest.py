@@ -234,7 +234,7 @@ _PER_LAYER = {
     "vocab_size_per_layer_input": 500,
 }
 # Larger heads where all is seen, inputs for each layer, and keys that three layers borrow.
-tiny_gemma4 = _tiny("Gemma4", **_PER_LAYER, global_head_dim=64)
+tiny_gemma4 = _tiny("Gemma4", **_PER_LAYER, global_head_dim=128)
 tiny_gemma3n = _tiny("Gemma3n", **_PER_LAYER, activation_sparsity_pattern=[0.9, 0.5] + [0.0] * 4)
 
 

@@ -116,6 +116,11 @@ class ModelConfig:
         return self.kv_shapes or (same,) * self.num_hidden_layers
 
     @property
+    def widest_head(self) -> int:
+        """The largest size of a head."""
+        return max(shape.head_dim for shape in self.layer_kv_shapes)
+
+    @property
     def layer_kv_sources(self) -> tuple[int, ...]:
         """`kv_sources`, one per layer."""
         return self.kv_sources or tuple(range(self.num_hidden_layers))

@@ -25,6 +25,7 @@ from engine.models.decoder import Decoder
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
 from engine.models.gemma4 import (
+    INPUT_SIZE,
     Gemma4Config,
     LayerWithInput,
     ModelWithInputs,
@@ -253,7 +254,7 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
         scales_corrected=keys.flag("altup_correct_scale", True),
         laurel_rank=keys.integer("laurel_rank", 64),
         sparsities=_sparsities(keys, num_layers),
-        **input_fields(keys, keys.integer("hidden_size_per_layer_input", 256), 262144),
+        **input_fields(keys, keys.integer("hidden_size_per_layer_input", INPUT_SIZE)),
     )
 
 

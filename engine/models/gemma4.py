@@ -1,4 +1,4 @@
-"""Gemma 4's text models: dense, with inputs for each layer (E2B, E4B), and with experts.
+"""Gemma 4's text models: dense, with inputs for each layer (E2B, E4B), and with experts (26B-A4B).
 
 Differences from Gemma 3: layers that see the whole context have larger heads and fewer of them for
 keys, whose projection may also give the values; values are normalised; the last layers may read the
@@ -36,9 +36,11 @@ from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
 from kernels import Routing
 
-ARCHITECTURE = "Gemma4ForCausalLM"
-HEAD_DIM, GLOBAL_HEAD_DIM, WINDOW, PERIOD = 256, 512, 512, 6
+ARCHITECTURE, UNIFIED = "Gemma4ForCausalLM", "Gemma4UnifiedForCausalLM"
+HEAD_DIM, GLOBAL_HEAD_DIM, WINDOW, UNIFIED_WINDOW, PERIOD = 256, 512, 512, 1024, 6
 """The values of missing keys; one layer in `PERIOD` sees the whole context."""
+INPUT_SIZE, VOCAB = 256, 262144
+"""The values of missing keys about inputs for each layer."""
 ROPES: Mapping[str, dict[str, Any]] = {
     FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
     SLIDING: {"rope_type": "default", "rope_theta": 1e4},
@@ -279,7 +281,6 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
     num_experts = 0
     if keys.flag("enable_moe_block", False):
         num_experts = keys.integer("num_experts", high=MAX_EXPERTS)
-    input_size = keys.integer("hidden_size_per_layer_input", 256, low=0)
     return Gemma4Config(
         architecture=ARCHITECTURE,
         **sizes | {"intermediate_size": max(inner_sizes)},
@@ -296,15 +297,25 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
         expert_size=keys.integer("moe_intermediate_size") if num_experts else 0,
         normalised=True,
         logit_soft_cap=keys.number("final_logit_softcapping", None),
-        **input_fields(keys, input_size, sizes["vocab_size"]),
+        **input_fields(keys, keys.integer("hidden_size_per_layer_input", INPUT_SIZE, low=0)),
     )
 
 
-def input_fields(keys: MetadataKeys, size: int, vocab_size: int) -> dict[str, Any]:
+def read_unified(keys: MetadataKeys) -> ModelConfig:
+    """Read the keys of config.json of the models without inputs for each layer and without
+    experts, which take pictures and sound without encoders."""
+    own = {"hidden_size_per_layer_input": 0, "enable_moe_block": False}
+    stated = {name: value for name, value in keys.values.items() if value is not None}
+    values = {"sliding_window": UNIFIED_WINDOW, **stated, **own}
+    config = read_json(MetadataKeys(values, keys.source))
+    return replace(config, architecture=UNIFIED)
+
+
+def input_fields(keys: MetadataKeys, size: int) -> dict[str, Any]:
     """Read the fields of `Gemma4Config` about inputs for each layer."""
     return {
         "layer_input_size": size,
-        "layer_input_vocab": keys.integer("vocab_size_per_layer_input", vocab_size),
+        "layer_input_vocab": keys.integer("vocab_size_per_layer_input", VOCAB),
         "tables": (TABLE,) if size else (),
     }
 
@@ -360,17 +371,17 @@ def _kv_shapes(keys: MetadataKeys, windows: tuple[int | None, ...]) -> tuple[KvS
     if keys.flag("attention_k_eq_v", False):
         heads = keys.integer("num_global_key_value_heads", heads)
     of_full = heads, keys.integer("global_head_dim", GLOBAL_HEAD_DIM)
-    entries = keys.values.get("per_layer_config")
-    shapes = []
-    for layer, window in enumerate(windows):
-        if entries is None:
-            shapes.append(KvShape(*(of_full if window is None else own)))
-            continue
-        layers = keys.inner("per_layer_config").values
-        stated = MetadataKeys({"entry": layers.get(str(layer), layers.get(layer))}, keys.source)
-        entry = stated.inner("entry")
-        shapes.append(
-            KvShape(entry.integer("num_key_value_heads", own[0]), entry.integer("head_dim", own[1]))
+    shapes = [KvShape(*(of_full if window is None else own)) for window in windows]
+    if keys.values.get("per_layer_config") is None:
+        return tuple(shapes)
+    entries = keys.inner("per_layer_config")
+    shapes = [KvShape(*own)] * len(windows)
+    for name in entries.values:
+        entry, layer = entries.inner(name), str(name)  # such as "05", or a number
+        if not layer.isdecimal() or int(layer) >= len(windows):
+            raise keys.nonsense("per_layer_config", f"of layers below {len(windows)}")
+        shapes[int(layer)] = KvShape(
+            entry.integer("num_key_value_heads", own[0]), entry.integer("head_dim", own[1])
         )
     return tuple(shapes)
 
@@ -386,5 +397,11 @@ FAMILIES = (
         model_type="gemma4_text",
         create=create,
         read_json=read_json,
+    ),
+    Family(
+        architecture=UNIFIED,
+        model_type="gemma4_unified_text",
+        create=create,
+        read_json=read_unified,
     ),
 )

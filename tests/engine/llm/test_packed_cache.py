@@ -111,10 +111,12 @@ def test_what_reads_no_packed_cache_is_refused(monkeypatch):
     object.__setattr__(config, "kv_cache_dtype", random.choice(KINDS))
     object.__setattr__(config, "device", "cpu")
     with pytest.raises(ModelLoadError, match=r"needs the C\+\+ operations"):
-        sizing.check_kv_cache_dtype(config)
+        sizing.check_kv_cache_dtype(config, 512)
     object.__setattr__(config, "device", "cuda")
     monkeypatch.setattr(sizing.paged_attention, "implementations", dict)
     with pytest.raises(ModelLoadError, match="needs Triton"):
-        sizing.check_kv_cache_dtype(config)
+        sizing.check_kv_cache_dtype(config, 256)
+    with pytest.raises(ModelLoadError, match="this model's have 512"):
+        sizing.check_kv_cache_dtype(config, 512)
     object.__setattr__(config, "kv_cache_dtype", "float32")
-    sizing.check_kv_cache_dtype(config)
+    sizing.check_kv_cache_dtype(config, 512)

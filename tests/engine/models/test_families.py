@@ -158,15 +158,15 @@ MODELS |= {
     ),
 }
 GEMMA4 = GEMMA | {
-    "hidden_size_per_layer_input": 0,
     "global_head_dim": 24,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
 }
+NO_INPUTS = {"hidden_size_per_layer_input": 0}
 PER_LAYER = {"hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 131}
 MODELS |= {
-    "gemma4": ("Gemma4", GEMMA4 | {"final_logit_softcapping": 3.0}),
+    "gemma4": ("Gemma4", GEMMA4 | NO_INPUTS | {"final_logit_softcapping": 3.0}),
     "gemma4_values_are_keys": (
-        "Gemma4",
+        "Gemma4Unified",
         GEMMA4
         | {
             "attention_k_eq_v": True,
@@ -189,6 +189,7 @@ MODELS |= {
     "gemma4_experts": (
         "Gemma4",
         GEMMA4
+        | NO_INPUTS
         | {
             "enable_moe_block": True,
             "num_experts": 6,
