@@ -24,6 +24,7 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Store the step's keys and values, and attend to everything cached.
@@ -32,6 +33,7 @@ def attend(
         module: the attention module; `layer_idx` gives its cache and `tandem_window` its window.
         query: [1, H, T, D].
         key, value: [1, K, T, D] and [1, K, T, ≤ D]; shorter values are padded.
+        s_aux: the scores of the heads' sinks, [H].
         others: arguments that `engine.models.fallback.trace` has found to be without effect here.
 
     Returns:
@@ -63,6 +65,7 @@ def attend(
         window=window,
         soft_cap=softcap,
         kv_scales=scales,
+        sinks=None if s_aux is None else s_aux.float(),
     )
     return mixed.view(1, num_tokens, num_heads, dim)[..., : dim - padding].to(query.dtype), None
 

@@ -21,7 +21,7 @@ TRACED = "tandem_traced"
 _NUM_TOKENS = 4
 _MAX_WINDOW = 1 << 17
 """The most positions within which a window is looked for; a longer one counts as none."""
-_WITHOUT_MEANING = (
+_TAKEN = (
     "cache",
     "cache_position",
     "dropout",
@@ -35,10 +35,12 @@ _WITHOUT_MEANING = (
     "position_embeddings",
     "position_ids",
     "return_dict",
+    "s_aux",
     "sliding_window",
     "use_cache",
 )
-"""Arguments of attention that the paged cache replaces or that have no effect here."""
+"""Arguments of attention that `engine.models.fallback.attention` takes (sinks), that the paged
+cache replaces, or that have no effect here."""
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """A function of (batch, head, query position, key position) that says whether the query sees the
@@ -124,7 +126,7 @@ def _note_attention(
     unknown = [
         name
         for name, given in others.items()
-        if name not in _WITHOUT_MEANING and given is not None and given is not False
+        if name not in _TAKEN and given is not None and given is not False
     ]
     if unknown:
         raise trace.refuse(f"its attention takes the arguments {', '.join(sorted(unknown))}")

@@ -79,6 +79,23 @@ MODELS = {
             "first_k_dense_replace": 1,
         },
     ),
+    "mimo_v2_flash": (
+        "MiMoV2Flash",
+        WINDOW
+        | SMALL
+        | {
+            "v_head_dim": 10,
+            "num_key_value_heads": 1,
+            "n_routed_experts": 6,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
     "olmoe": ("Olmoe", SHARED | {"num_experts": 6, "num_experts_per_tok": 2}),
     "phimoe": ("Phimoe", SHARED | {"num_local_experts": 5}),
     "qwen2_moe": (
@@ -96,7 +113,9 @@ MODELS = {
 }
 
 
-MIXTURES = {"deepseek_v3", "ernie4_5_moe", "glm4_moe", "olmoe", "phimoe", "qwen2_moe"}
+MIXTURES = {
+    *("deepseek_v3", "ernie4_5_moe", "glm4_moe", "mimo_v2_flash", "olmoe", "phimoe", "qwen2_moe"),
+}
 
 
 @pytest.fixture(params=MODELS)
@@ -169,7 +188,6 @@ def read(architecture, **values):
         ("Qwen3NextForCausalLM", {}, "layers of type linear_attention"),
         ("RwkvForCausalLM", {}, "0 of its 2 layers"),
         ("BloomForCausalLM", {}, "use transformers' attention interface"),
-        ("GptOssForCausalLM", {"head_dim": 16}, "its attention takes the arguments s_aux"),
         ("Llama4ForCausalLM", {}, "neither causal nor a sliding window"),
         ("BertLMHeadModel", {}, "neither causal nor a sliding window"),
         ("DogeForCausalLM", {}, "changes the mask"),
