@@ -76,6 +76,11 @@ class ModelConfig:
         experts."""
         return None
 
+    @property
+    def numbers_beside_layers(self) -> int:
+        """The numbers that a row of a step has besides hidden states and those of one layer."""
+        return 0
+
     def recurrent_bytes(self, dtype_bytes: int) -> int:
         """The bytes of one text's recurrent states; 0 without layers that have one."""
         return 0

@@ -66,6 +66,12 @@ class Gemma3nConfig(Gemma4Config):
     sparsities: tuple[float, ...]
     """The share of each layer's gates that pass nothing."""
 
+    @property
+    def numbers_beside_layers(self) -> int:
+        """See `ModelConfig`: the inputs for each layer; all streams, and twice in fp32."""
+        streams = 5 * self.num_streams * self.hidden_size
+        return self.num_hidden_layers * self.layer_input_size + streams
+
 
 class AltUp(nn.Module):
     """Predicts the streams before a layer, and corrects them after it, in fp32."""

@@ -70,6 +70,11 @@ class Gemma4Config(ExpertsConfig):
     """The tokens that have such inputs; others get those of token 0."""
     logit_soft_cap: float | None = None
 
+    @property
+    def numbers_beside_layers(self) -> int:
+        """See `ModelConfig`: the inputs for each layer."""
+        return self.num_hidden_layers * self.layer_input_size
+
     def rope_of(self, layer: int) -> Rope:
         """Return the rope of a layer."""
         base = self.local_rope_theta, self.local_rope_scaling

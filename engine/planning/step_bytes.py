@@ -27,6 +27,7 @@ def step_bytes(config: ModelConfig, *, rows: int, drawing_rows: int, dtype_bytes
         # Each row exists once for each of its experts.
         answers = config.experts_per_token * (config.hidden_size + 3 * config.expert_size)
         widest = max(widest, answers)
-    layer = rows * (_STREAMS * config.hidden_size + widest) * dtype_bytes
+    row = _STREAMS * config.hidden_size + widest + config.numbers_beside_layers
+    layer = rows * row * dtype_bytes
     logits = max(drawing_rows, min(rows, _MOST_SCORED_ROWS))
     return layer + _LOGITS_COPIES * logits * config.vocab_size * LOGITS_BYTES

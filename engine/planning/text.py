@@ -29,6 +29,7 @@ from engine.runtime.device import torch_dtype
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import WeightPlan, plan_weights
+from kernels.paged_attention.paged_batch import WIDEST_IN_TRITON
 
 CACHES: tuple[KvCacheDType, ...] = ("auto", "int8")
 """The compared kinds of cache; fp8 takes as much memory as int8."""
@@ -109,8 +110,9 @@ def _rows(
     draft: DraftPlan | None,
     adapter_bytes: int,
 ) -> Iterator[PlanRow]:
-    """The rows of one format of weights, one for each kind of KV cache."""
-    for cache in dict.fromkeys((intent.kv_cache_dtype, *CACHES)):
+    """The rows of one format of weights, one for each kind of KV cache that its attention takes."""
+    is_plain = target.machine.device == "cuda" and config.widest_head > WIDEST_IN_TRITON
+    for cache in dict.fromkeys((intent.kv_cache_dtype, *CACHES[: 1 if is_plain else None])):
         of_cache = replace(intent, kv_cache_dtype=cache)
         yield _row(kept, config, of_cache, target, context, draft, adapter_bytes)
 

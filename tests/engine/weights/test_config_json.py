@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine.contract.kv_layout import KvShape
 from engine.errors import CorruptFile, ModelLoadError, UnsupportedArchitecture
@@ -139,6 +140,10 @@ def test_gemma_4s_shapes_in_published_files_and_in_those_of_transformers_5(tmp_p
     assert published.rope_scaling == {"rope_type": "proportional", "rotated": 0.25, "factor": 1.0}
     assert published.inner_sizes == (128,) * 6 + (256,) * 6
     assert published.kv_layers == (0, 1, 2, 3, 4, 5)
+    # Published files have keys that nobody reads.
+    for layer, is_read in ((5, True), (6, False)):
+        part = f"model.layers.{layer}.self_attn.k_proj.weight", torch.zeros(1)
+        assert list(published.parts_of(*part)) == [part] * is_read
 
 
 def test_generation_defaults_and_the_tokens_that_end(tmp_path):
