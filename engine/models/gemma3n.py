@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from engine.errors import UnsupportedArchitecture
 from engine.models import json_keys
 from engine.models.causal_lm import CausalLM
-from engine.models.config import ModelConfig
+from engine.models.config import MAX_LAYERS, ModelConfig
 from engine.models.decoder import Decoder
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
@@ -228,13 +228,8 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
 
 
 def read_json(keys: MetadataKeys) -> ModelConfig:
-    inner = keys.values.get("intermediate_size")
-    num_layers = keys.integer("num_hidden_layers", high=json_keys.MAX_LAYERS)
-    inner_sizes = inner if isinstance(inner, list) else [inner] * num_layers
-    by_layer = [MetadataKeys({"intermediate_size": size}, keys.source) for size in inner_sizes]
-    inner_sizes = [one.integer("intermediate_size") for one in by_layer]
-    if len(inner_sizes) != num_layers:
-        raise keys.nonsense("intermediate_size", f"a number or a list of {num_layers} numbers")
+    num_layers = keys.integer("num_hidden_layers", high=MAX_LAYERS)
+    inner_sizes = _inner_sizes(keys, num_layers)
     values = {**keys.values, "intermediate_size": max(inner_sizes)}
     keys = MetadataKeys(values, keys.source)
     sizes = json_keys.size_fields(keys, head_dim=HEAD_DIM, tied=True)
@@ -249,7 +244,7 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
         hidden_act=keys.text("hidden_activation", "gelu_pytorch_tanh"),
         windows=windows,
         kv_sources=kv_sources(keys, windows, SHARED_LAYERS),
-        inner_sizes=tuple(inner_sizes),
+        inner_sizes=inner_sizes,
         num_experts=0,
         experts_per_token=0,
         expert_size=0,
@@ -262,6 +257,16 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
         sparsities=_sparsities(keys, num_layers),
         **input_fields(keys, keys.integer("hidden_size_per_layer_input", INPUT_SIZE)),
     )
+
+
+def _inner_sizes(keys: MetadataKeys, num_layers: int) -> tuple[int, ...]:
+    """Read the inner size of each layer's MLP: one for all, or a list."""
+    name = "intermediate_size"
+    stated = keys.values.get(name)
+    entries = stated if isinstance(stated, list) else [stated] * num_layers
+    if len(entries) != num_layers:
+        raise keys.nonsense(name, f"a number or a list of {num_layers} numbers")
+    return tuple(MetadataKeys({name: entry}, keys.source).integer(name) for entry in entries)
 
 
 def _sparsities(keys: MetadataKeys, num_layers: int) -> tuple[float, ...]:

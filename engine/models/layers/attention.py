@@ -73,13 +73,13 @@ class PagedAttention(nn.Module):
             heads,
             rotation.positions,
             rotation.cos_sin,
-            cache if self.stores else cache.narrow(2, 0, 0),
+            self._stored(cache),
             slot_mapping,
             num_heads=self.num_heads,
             q_norm=q_norm,
             k_norm=k_norm,
             eps=self.norm_eps,
-            kv_scales=scales if self.stores else None,
+            kv_scales=None if scales is None else self._stored(scales),
         )
         q = heads.narrow(1, 0, self.num_heads)
         return paged_attention(
@@ -94,3 +94,8 @@ class PagedAttention(nn.Module):
         )
 
     __call__ = forward
+
+    def _stored(self, cache: Tensor) -> Tensor:
+        """Return the part of [N, 2, K, …] that new keys and values go to, which has no heads if
+        there are none."""
+        return cache if self.stores else cache.narrow(2, 0, 0)
