@@ -1,8 +1,9 @@
 """How a model's layers share the blocks of the KV pool, and how many blocks a text needs.
 
-Layers that look back equally far form groups of equal size. A block holds the keys and values of
-one group, so that all blocks have the same size and one pool serves every group. Each sequence has
-a block table per group; a group that slides gives back the blocks that its window has passed:
+Layers that look back equally far and whose keys have one shape form groups of about equal size. A
+block holds the keys and values of one group, so that all blocks have the same size and one pool
+serves every group. Each sequence has a block table per group; a group that slides gives back the
+blocks that its window has passed:
 
     18 layers, every sixth looks back without limit: 6 groups of 3 layers
 
@@ -13,12 +14,33 @@ a block table per group; a group that slides gives back the blocks that its wind
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_GROUPS = 8
 """The most block tables of a sequence: each costs time in every step."""
 _MOST_TOKENS = 1 << 31
+
+
+class KvShape(NamedTuple):
+    """The shape of one token's key, and of its value, in one layer."""
+
+    num_heads: int
+    head_dim: int
+
+    @property
+    def size(self) -> int:
+        """The numbers of a key."""
+        return self.num_heads * self.head_dim
+
+
+class LayerKind(NamedTuple):
+    """What layers of one group have in common."""
+
+    window: int | None
+    """How many positions each layer looks back, its own included; None is all."""
+    shape: KvShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,38 +48,56 @@ class LayerGroup:
     """Layers whose keys and values share blocks."""
 
     layers: tuple[int, ...]
-    window: int | None = None
-    """How many positions each layer looks back, its own included; None is all."""
+    window: int | None
+    """See `LayerKind`."""
+    shape: KvShape
 
 
-def group_layers(windows: Sequence[int | None]) -> tuple[LayerGroup, ...]:
-    """Divide layers into groups with one window each, none larger than the first.
+def group_layers(kinds: Mapping[int, LayerKind]) -> tuple[LayerGroup, ...]:
+    """Divide layers into groups of one kind each.
 
-    The size is chosen to leave the least of a block unused, first in the groups that look back
-    farthest, which have most blocks, then in all groups.
+    A block has room for a number of keys, counted in their numbers. The room is chosen to leave the
+    least of it unused, first in the groups that look back farthest, which have most blocks, then in
+    all groups.
 
     Args:
-        windows: the window of each layer.
+        kinds: the kind of each layer that keeps keys and values, by the layer's number.
     """
-    kinds = {window: [i for i, w in enumerate(windows) if w == window] for window in windows}
-    farthest = max(kinds, key=lambda window: _MOST_TOKENS if window is None else window)
+    layers_of: dict[LayerKind, list[int]] = {}
+    for layer, kind in kinds.items():
+        layers_of.setdefault(kind, []).append(layer)
+    farthest = max(_reach(kind) for kind in layers_of)
 
-    def unused(size: int) -> tuple[int, int, int]:
-        padding = {window: -len(layers) % size for window, layers in kinds.items()}
-        return padding[farthest], sum(padding.values()), -size
+    def num_groups(room: int, kind: LayerKind) -> int:
+        return -(-len(layers_of[kind]) // (room // kind.shape.size))
 
-    def num_groups(size: int) -> int:
-        return sum(-(-len(layers) // size) for layers in kinds.values())
+    def unused(room: int) -> tuple[int, int, int]:
+        padding = {
+            kind: num_groups(room, kind) * room - len(layers) * kind.shape.size
+            for kind, layers in layers_of.items()
+        }
+        of_farthest = sum(padding[kind] for kind in padding if _reach(kind) == farthest)
+        return of_farthest, sum(padding.values()), -room
 
-    sizes = range(1, len(windows) + 1)
+    least = max(kind.shape.size for kind in layers_of)
+    rooms = {kind.shape.size * number for kind in layers_of for number in range(1, len(kinds) + 1)}
     # With more kinds of layers than that, each kind is one group.
-    few = [size for size in sizes if num_groups(size) <= max(MAX_GROUPS, len(kinds))]
-    size = min(few, key=unused)
+    most = max(MAX_GROUPS, len(layers_of))
+    few = [
+        room
+        for room in rooms
+        if room >= least and sum(num_groups(room, kind) for kind in layers_of) <= most
+    ]
+    room = min(few, key=unused)
     return tuple(
-        LayerGroup(tuple(layers[at : at + size]), window)
-        for window, layers in kinds.items()
-        for at in range(0, len(layers), size)
+        LayerGroup(tuple(layers[at : at + room // kind.shape.size]), *kind)
+        for kind, layers in layers_of.items()
+        for at in range(0, len(layers), room // kind.shape.size)
     )
+
+
+def _reach(kind: LayerKind) -> int:
+    return _MOST_TOKENS if kind.window is None else kind.window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

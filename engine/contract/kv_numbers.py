@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from engine.contract.kv_layout import LayerGroup
+
 SCALE_BYTES = 4
 """The bytes of a scale, which is an fp32 number."""
 
@@ -26,3 +28,8 @@ class KvNumbers:
     def head_bytes(self, head_dim: int) -> int:
         """The bytes of one token's key or value in one head."""
         return head_dim * _ITEM_BYTES[self.dtype] + (SCALE_BYTES if self.is_packed else 0)
+
+    def bytes_per_token(self, group: LayerGroup) -> int:
+        """The bytes of one token's keys and values in all layers of a group."""
+        heads = 2 * len(group.layers) * group.shape.num_heads
+        return heads * self.head_bytes(group.shape.head_dim)

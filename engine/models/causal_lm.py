@@ -13,6 +13,7 @@ from engine.models.layers.experts import Experts
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.loading import load_dummy_weights, load_weights
 from engine.models.picture_encoder import PictureEncoder
+from kernels.paged_attention.paged_batch import WIDEST_IN_TRITON
 
 
 class CausalLM(nn.Module, ABC):
@@ -48,8 +49,10 @@ class CausalLM(nn.Module, ABC):
     @property
     def can_be_recorded(self) -> bool:
         """Whether a decode step launches the same operations for all tokens; known once weights are
-        loaded. Recordings have no recurrent states."""
-        if self.config.recurrent_bytes(1):
+        loaded. Recordings have no recurrent states, nor PyTorch's attention on a GPU, which plans
+        on the host."""
+        is_wide = self.config.widest_head > WIDEST_IN_TRITON
+        if self.config.recurrent_bytes(1) or (is_wide and self.options.device.type == "cuda"):
             return False
         mixtures = (module for module in self.modules() if isinstance(module, Experts))
         return all(experts.can_be_recorded for experts in mixtures)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from engine.contract.kv_layout import LayerGroup, group_layers
+from engine.contract.kv_layout import KvShape, LayerGroup, LayerKind, group_layers
 from engine.contract.kv_numbers import KvNumbers
 from engine.contract.picture_facts import PictureFacts
 from engine.models.vision_config import VisionConfig
@@ -53,8 +53,15 @@ class ModelConfig:
     windows: tuple[int | None, ...] = ()
     """The number of positions that each layer looks back at, the present one included; None for
     all. Empty: no layer has a limit."""
+    kv_shapes: tuple[KvShape, ...] = ()
+    """The shape of each layer's keys. Empty: `num_key_value_heads` of `head_dim` in all layers."""
+    kv_sources: tuple[int, ...] = ()
+    """The layer whose keys and values each layer reads: its own number or that of an earlier layer
+    with the same window and shape. Empty: each layer has its own."""
     embedding: str = "model.embed_tokens"
     """The input embedding's name in the checkpoint."""
+    tables: tuple[str, ...] = ()
+    """The names of further embeddings in the checkpoint. Their rows are looked up, too."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pictures: PictureFacts | None = None
@@ -71,6 +78,11 @@ class ModelConfig:
         """The number of experts of a layer and how many of them each token passes; None without
         experts."""
         return None
+
+    @property
+    def numbers_beside_layers(self) -> int:
+        """The numbers that a row of a step has besides hidden states and those of one layer."""
+        return 0
 
     def recurrent_bytes(self, dtype_bytes: int) -> int:
         """The bytes of one text's recurrent states; 0 without layers that have one."""
@@ -111,9 +123,34 @@ class ModelConfig:
         return self.windows or (None,) * self.num_hidden_layers
 
     @property
+    def layer_kv_shapes(self) -> tuple[KvShape, ...]:
+        """`kv_shapes`, one per layer."""
+        same = KvShape(self.num_key_value_heads, self.head_dim)
+        return self.kv_shapes or (same,) * self.num_hidden_layers
+
+    @property
+    def widest_head(self) -> int:
+        """The largest size of a head."""
+        return max(shape.head_dim for shape in self.layer_kv_shapes)
+
+    @property
+    def layer_kv_sources(self) -> tuple[int, ...]:
+        """`kv_sources`, one per layer."""
+        return self.kv_sources or tuple(range(self.num_hidden_layers))
+
+    @property
+    def kv_layers(self) -> tuple[int, ...]:
+        """The layers that keep keys and values."""
+        return tuple(sorted(set(self.layer_kv_sources)))
+
+    @property
     def layer_groups(self) -> tuple[LayerGroup, ...]:
-        """The groups of layers that share KV blocks."""
-        return group_layers(self.layer_windows)
+        """The groups of layers that share KV blocks. If no layer attends, one group has blocks that
+        hold nothing: they count tokens and name what states follow."""
+        if not self.kv_layers:
+            return (LayerGroup((), None, KvShape(self.num_key_value_heads, self.head_dim)),)
+        windows, shapes = self.layer_windows, self.layer_kv_shapes
+        return group_layers({i: LayerKind(windows[i], shapes[i]) for i in self.kv_layers})
 
     @property
     def group_windows(self) -> tuple[int | None, ...]:
@@ -122,5 +159,4 @@ class ModelConfig:
 
     def kv_bytes_per_token(self, kept: KvNumbers) -> int:
         """Bytes of one token's keys and values in the blocks of one of the `layer_groups`."""
-        num_layers = max(len(group.layers) for group in self.layer_groups)
-        return 2 * num_layers * self.num_key_value_heads * kept.head_bytes(self.head_dim)
+        return max(kept.bytes_per_token(group) for group in self.layer_groups)

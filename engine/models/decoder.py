@@ -35,7 +35,10 @@ class Attention(nn.Module):
     Args:
         layer: the layer's number.
         qkv_bias, o_bias: whether the projections have biases.
-        head_norms: norms of query and key heads before rotation.
+        head_norms: norms of query and key heads before rotation. The second one is unused in a
+            layer that reads another layer's keys.
+        value_norm: norm of value heads.
+        values_are_keys: whether the values are the keys before norm and rotation.
         scale: factor of the scores; by default D**-0.5.
         soft_cap: see `PagedAttention`.
         fused: whether the checkpoint has q, k and v in one tensor.
@@ -53,18 +56,21 @@ class Attention(nn.Module):
         o_bias: bool = False,
         fused: bool = False,
         head_norms: tuple[RmsNorm, RmsNorm] | None = None,
+        value_norm: RmsNorm | None = None,
+        values_are_keys: bool = False,
         scale: float | None = None,
         soft_cap: float | None = None,
         gated: bool = False,
     ) -> None:
         super().__init__()
         self._gated = gated
-        hidden, dim = config.hidden_size, config.head_dim
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        hidden, heads = config.hidden_size, config.num_attention_heads
+        kv_heads, dim = config.layer_kv_shapes[layer]
+        source = config.layer_kv_sources[layer]
+        stored = ("k_proj", "v_proj")[: 2 - values_are_keys] if source == layer else ()
         shards = (
             Shard("q_proj", (1 + gated) * heads * dim),
-            Shard("k_proj", kv_heads * dim),
-            Shard("v_proj", kv_heads * dim),
+            *(Shard(name, kv_heads * dim) for name in stored),
         )
         self.qkv_proj = Linear(
             hidden,
@@ -80,8 +86,11 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = head_norms or (None, None)
         for norm in head_norms or ():  # attention itself multiplies by their weights
             norm.takes_adapters = False
+        if source != layer:
+            self.k_norm = self.q_norm
+        self.v_norm = value_norm if source == layer else None
         self.attention = PagedAttention(
-            layer,
+            source,
             options.parallel,
             num_heads=heads,
             num_kv_heads=kv_heads,
@@ -90,6 +99,7 @@ class Attention(nn.Module):
             window=config.layer_windows[layer],
             soft_cap=soft_cap,
             norm_eps=config.rms_norm_eps,
+            stores=source == layer,
         )
 
     def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
@@ -97,6 +107,8 @@ class Attention(nn.Module):
         qkv = self.qkv_proj(x, ctx)
         if self._gated:
             gates, qkv = self._split_gates(qkv)
+        if self.v_norm is not None:
+            qkv = self._with_normed_values(qkv, self.v_norm)
         if self.q_norm is None or self.k_norm is None:
             found = self.attention(qkv, rotation, ctx)
         else:
@@ -113,6 +125,15 @@ class Attention(nn.Module):
         queries = qkv[:, : 2 * heads * dim].view(len(qkv), heads, 2, dim)
         others = qkv[:, 2 * heads * dim :]
         return queries[:, :, 1].flatten(1), torch.cat((queries[:, :, 0].flatten(1), others), 1)
+
+    def _with_normed_values(self, qkv: Tensor, norm: RmsNorm) -> Tensor:
+        """Return [T, (H + 2·K)·D] with normalised values, which are the last heads of `qkv` even if
+        those are the keys."""
+        attention = self.attention
+        dim, num_kv_heads = attention.head_dim, attention.num_kv_heads
+        values = norm(qkv[:, -num_kv_heads * dim :].reshape(-1, dim))
+        queries_and_keys = qkv[:, : (attention.num_heads + num_kv_heads) * dim]
+        return torch.cat((queries_and_keys, values.view(len(qkv), -1)), 1)
 
 
 class DecoderLayer(nn.Module):

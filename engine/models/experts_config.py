@@ -22,6 +22,7 @@ class ExpertsConfig(ModelConfig):
     """A configuration with experts. `intermediate_size` is that of layers without experts."""
 
     num_experts: int
+    """0 if no layer has any."""
     experts_per_token: int
     expert_size: int
     """Inner size of an expert."""
@@ -33,8 +34,8 @@ class ExpertsConfig(ModelConfig):
     shared: SharedExpert | None = None
 
     @property
-    def experts(self) -> tuple[int, int]:
-        return self.num_experts, self.experts_per_token
+    def experts(self) -> tuple[int, int] | None:
+        return (self.num_experts, self.experts_per_token) if self.num_experts else None
 
     def parts_of(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each expert's part of a stacked tensor, as Qwen3.5 has them; those of Qwen3-VL are

@@ -118,6 +118,8 @@ class ForwardContext:
     """The rows' adapters, or None when no row has one."""
     states: RowStates | None = None
     """The rows that are states, or None when no row is."""
+    layer_inputs: Tensor | None = None
+    """The inputs of single layers beside hidden states, [T, L, P]; None if there are none."""
 
     @property
     def longest_context(self) -> int:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.contract.kv_layout import LayerGroup, group_layers
 from engine.models.config import ModelConfig
 
 
@@ -43,20 +42,12 @@ class RecurrentConfig(ModelConfig):
     """The layers with keys and values; None for all that keep no state."""
 
     @property
-    def layer_groups(self) -> tuple[LayerGroup, ...]:
-        """See `ModelConfig.layer_groups`; only layers that attend have KV blocks. If none does,
-        one group has blocks that hold nothing: they count tokens and name what states follow."""
-        attending = self.attending_layers
-        if attending is None:
-            every = range(self.num_hidden_layers)
-            attending = tuple(layer for layer in every if layer not in self.recurrent_layers)
-        if not attending:
-            return (LayerGroup(()),)
-        groups = group_layers([self.layer_windows[layer] for layer in attending])
-        return tuple(
-            LayerGroup(tuple(attending[at] for at in group.layers), group.window)
-            for group in groups
-        )
+    def kv_layers(self) -> tuple[int, ...]:
+        """See `ModelConfig.kv_layers`."""
+        if self.attending_layers is not None:
+            return self.attending_layers
+        every = range(self.num_hidden_layers)
+        return tuple(layer for layer in every if layer not in self.recurrent_layers)
 
     def recurrent_bytes(self, dtype_bytes: int) -> int:
         """See `ModelConfig.recurrent_bytes`."""

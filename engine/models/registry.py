@@ -18,10 +18,10 @@ from engine.models.layers.weight_slots import WeightOptions
 from engine.quantization.method import LinearMethod
 
 MODULES = (
-    "bamba", "falcon_h1", "gemma3", "glm4_moe", "gpt_oss", "granite_hybrid", "jamba", "llama",
-    "mamba", "mixtral", "nemotron_h", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_5",
-    "qwen3_moe", "qwen3_next", "zamba2", "vision.gemma3_pictures", "vision.qwen_pictures",
-    "vision.smolvlm_pictures",
+    "bamba", "falcon_h1", "gemma3", "gemma3n", "gemma4", "glm4_moe", "gpt_oss", "granite_hybrid",
+    "jamba", "llama", "mamba", "mixtral", "nemotron_h", "phi3", "qwen2", "qwen2_moe", "qwen3",
+    "qwen3_5", "qwen3_moe", "qwen3_next", "zamba2", "vision.gemma3_pictures",
+    "vision.qwen_pictures", "vision.smolvlm_pictures",
 )  # fmt: skip
 """The modules of `engine.models` with `FAMILIES`, imported when the first model is looked up."""
 
@@ -143,16 +143,15 @@ def _by_name(named: Iterable[tuple[str, Family]]) -> dict[str, Family]:
 
 
 def _check_sizes(config: ModelConfig) -> None:
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    if heads % kv_heads:
-        raise ModelLoadError(
-            f"{heads} attention heads cannot share {kv_heads} key/value heads; the first number "
-            f"must be a multiple of the second"
-        )
-    if config.head_dim % 2:
-        raise ModelLoadError(
-            f"head_dim is {config.head_dim}; it must be even for rotary embeddings"
-        )
+    heads = config.num_attention_heads
+    for kv_heads, head_dim in config.layer_kv_shapes:
+        if heads % kv_heads:
+            raise ModelLoadError(
+                f"{heads} attention heads cannot share {kv_heads} key/value heads; the first "
+                f"number must be a multiple of the second"
+            )
+        if head_dim % 2:
+            raise ModelLoadError(f"head_dim is {head_dim}; it must be even for rotary embeddings")
     if len(config.layer_windows) != config.num_hidden_layers:
         raise ModelLoadError(
             f"windows are given for {len(config.windows)} layers; num_hidden_layers is "

@@ -41,7 +41,10 @@ def normalise_rope_scaling(raw: dict[str, Any], trained: int, source: str) -> di
     scaling = {name: value for name, value in raw.items() if name not in elsewhere}
     keys = MetadataKeys(raw, source)
     scaling["rope_type"] = keys.text("rope_type", None) or keys.text("type", "default")
-    if keys.number("partial_rotary_factor", 1.0) != 1.0:
+    if scaling["rope_type"] == "proportional":
+        scaling["rotated"] = keys.number("partial_rotary_factor", 1.0, high=1.0)
+        scaling["factor"] = keys.number("factor", 1.0, low=1e-3, high=1e4)
+    elif keys.number("partial_rotary_factor", 1.0) != 1.0:
         raise keys.nonsense(
             "partial_rotary_factor", "1, as partial rotary embeddings are not supported"
         )

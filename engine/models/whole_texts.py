@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.contract.kv_layout import KvShape
 from engine.models.causal_lm import CausalLM
 from engine.models.forward_context import ForwardContext, GroupContext
 from engine.models.recurrent_config import RecurrentConfig
@@ -19,8 +20,8 @@ _BLOCK = 16
 class WholeTexts:
     """A decoder and the memory for one pass.
 
-    The keys and values of one layer lie in blocks that the next layer overwrites, and so do its
-    recurrent states.
+    The keys and values of one layer lie in blocks that the next layer overwrites, unless a later
+    layer reads them too. So do its recurrent states.
 
     Args:
         max_tokens: the most tokens of all texts of a call together.
@@ -40,13 +41,29 @@ class WholeTexts:
         config, options = model.config, model.options
         self.model = model
         self._num_layers = config.num_hidden_layers
-        # Unwritten slots must hold finite numbers, because attention multiplies them by zero.
-        shape = (max_tokens // _BLOCK + max_texts, 2, config.num_key_value_heads, _BLOCK)
-        self._scratch = torch.zeros(
-            (*shape, config.head_dim), dtype=kv_dtype or options.dtype, device=options.device
-        )
-        is_packed = self._scratch.dtype.itemsize == 1
-        self._scales = torch.zeros(shape, device=options.device) if is_packed else None
+        sources, num_blocks = config.layer_kv_sources, max_tokens // _BLOCK + max_texts
+        dtype = kv_dtype or options.dtype
+        made: dict[tuple[KvShape, int | None], tuple[Tensor, Tensor | None]] = {}
+
+        def memory_of(layer: int, kv_shape: KvShape) -> tuple[Tensor, Tensor | None]:
+            """Return a layer's keys and values, and their scales if they are packed. Unwritten
+            slots must hold finite numbers, because attention multiplies them by zero."""
+            place = kv_shape, layer if sources.count(layer) > 1 else None
+            if place not in made:
+                shape = (num_blocks, 2, kv_shape.num_heads, _BLOCK)
+                numbers = torch.zeros(
+                    (*shape, kv_shape.head_dim), dtype=dtype, device=options.device
+                )
+                is_packed = dtype.itemsize == 1
+                made[place] = (
+                    numbers,
+                    torch.zeros(shape, device=options.device) if is_packed else None,
+                )
+            return made[place]
+
+        places = [memory_of(layer, kv) for layer, kv in enumerate(config.layer_kv_shapes)]
+        self._caches = [numbers for numbers, _ in places]
+        self._scales = [scales for _, scales in places]
         self._recurrent: dict[int, tuple[Tensor, Tensor]] = {}
         if isinstance(config, RecurrentConfig):
             state = config.shapes.allocate(max_texts, options.dtype, options.device)
@@ -69,7 +86,7 @@ class WholeTexts:
     ) -> tuple[Tensor, Tensor, ForwardContext]:
         """Return token ids and positions, [T] each, and the context, with each text's keys and
         values in blocks of its own, one after the other."""
-        device = self._scratch.device
+        device = self.model.options.device
         num_blocks = [-(-length // _BLOCK) for length in lengths]
         first_blocks = np.cumsum([0, *num_blocks[:-1]])
         columns = np.arange(max(num_blocks))
@@ -106,8 +123,8 @@ class WholeTexts:
         ctx = ForwardContext(
             groups=(GroupContext(batch, (inputs[2], inputs[3])),),
             group_of_layer=(0,) * self._num_layers,
-            kv_caches=(self._scratch,) * self._num_layers,
-            kv_scales=(self._scales,) * self._num_layers,
+            kv_caches=self._caches,
+            kv_scales=self._scales,
             recurrent=recurrent,
             recurrent_states=self._recurrent,
         )

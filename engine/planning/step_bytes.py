@@ -20,12 +20,14 @@ def step_bytes(config: ModelConfig, *, rows: int, drawing_rows: int, dtype_bytes
         rows: the tokens of all texts in it.
         drawing_rows: the tokens among them whose next token is drawn.
     """
-    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
-    widest = max(heads * config.head_dim, 3 * config.intermediate_size)
+    queries = config.num_attention_heads
+    heads = (2 * (queries + kv.num_heads) * kv.head_dim for kv in config.layer_kv_shapes)
+    widest = max(*heads, 3 * config.intermediate_size)
     if isinstance(config, ExpertsConfig):
         # Each row exists once for each of its experts.
         answers = config.experts_per_token * (config.hidden_size + 3 * config.expert_size)
         widest = max(widest, answers)
-    layer = rows * (_STREAMS * config.hidden_size + widest) * dtype_bytes
+    row = _STREAMS * config.hidden_size + widest + config.numbers_beside_layers
+    layer = rows * row * dtype_bytes
     logits = max(drawing_rows, min(rows, _MOST_SCORED_ROWS))
     return layer + _LOGITS_COPIES * logits * config.vocab_size * LOGITS_BYTES

@@ -29,6 +29,7 @@ from engine.runtime.device import torch_dtype
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import WeightPlan, plan_weights
+from kernels.paged_attention.paged_batch import WIDEST_IN_TRITON
 
 CACHES: tuple[KvCacheDType, ...] = ("auto", "int8")
 """The compared kinds of cache; fp8 takes as much memory as int8."""
@@ -109,9 +110,11 @@ def _rows(
     draft: DraftPlan | None,
     adapter_bytes: int,
 ) -> Iterator[PlanRow]:
-    """The rows of one format of weights, one for each kind of KV cache."""
-    attends = any(group.layers for group in config.layer_groups)
-    for cache in dict.fromkeys((intent.kv_cache_dtype, *(CACHES if attends else ()))):
+    """The rows of one format of weights, one for each kind of KV cache that its attention takes."""
+    caches = CACHES if config.kv_layers else ()
+    if target.machine.device == "cuda" and config.widest_head > WIDEST_IN_TRITON:
+        caches = caches[:1]
+    for cache in dict.fromkeys((intent.kv_cache_dtype, *caches)):
         of_cache = replace(intent, kv_cache_dtype=cache)
         yield _row(kept, config, of_cache, target, context, draft, adapter_bytes)
 
@@ -187,15 +190,19 @@ class Speeds:
     def __init__(self, kept: WeightPlan, config: ModelConfig, intent: TextSettings) -> None:
         dtype_bytes = torch_dtype(intent.model_dtype).itemsize
         self._config = config
-        self._windows = [group.window for group in config.layer_groups for _ in group.layers]
+        self._attending = [
+            (config.layer_windows[layer], config.layer_kv_shapes[layer])
+            for layer, source in enumerate(config.layer_kv_sources)
+            if source in config.kv_layers
+        ]
         self._state_bytes = config.recurrent_bytes(dtype_bytes)
-        self._head_bytes = KvNumbers(intent.resolved_kv_cache_dtype).head_bytes(config.head_dim)
+        self._kept = KvNumbers(intent.resolved_kv_cache_dtype)
         self._head_weights = config.vocab_size * config.hidden_size
         self._mixture = mixture = Mixture.of(kept, config)
         unchosen = mixture.parameters - mixture.active_parameters
         self._layer_weights = sum(kept.layer_weights().values()) - unchosen
         looked_up = self._head_weights * dtype_bytes if kept.has_lookup_rows else 0
-        unread = looked_up + kept.encoder_bytes(dtype_bytes)
+        unread = looked_up + kept.encoder_bytes(dtype_bytes) + kept.table_bytes(dtype_bytes)
         self._weight_bytes = kept.num_bytes(dtype_bytes) - unread
         self._expert_bytes = expert_bytes(kept, dtype_bytes)
 
@@ -209,11 +216,13 @@ class Speeds:
     def decode(self, chip: Chip, concurrency: int, context: int) -> float:
         """The tokens per second of this many texts with this many tokens each."""
         config = self._config
-        seen = sum(min(context, window or context) for window in self._windows)
-        kv = 2 * seen * config.num_key_value_heads * self._head_bytes
+        kv, attention = 0, 0.0
+        for window, shape in self._attending:
+            seen = min(context, window or context)
+            kv += 2 * seen * shape.num_heads * self._kept.head_bytes(shape.head_dim)
+            attention += 4 * seen * config.num_attention_heads * shape.head_dim
         kept = kv + 2 * self._state_bytes  # states are read and written
         products = 2 * (self._layer_weights + self._head_weights)
-        attention = 4 * seen * config.num_attention_heads * config.head_dim
         reading_s = (self.read_bytes(concurrency) + concurrency * kept) / chip.bytes_per_s
         computing_s = concurrency * (products + attention) / chip.flops
         return concurrency / max(reading_s, computing_s)
@@ -221,6 +230,8 @@ class Speeds:
     def prefill(self, chip: Chip, context: int) -> float:
         """The tokens per second of a prompt with this many tokens."""
         config = self._config
-        seen = sum(min(context / 2, window or context) for window in self._windows)
-        attention = 4 * seen * config.num_attention_heads * config.head_dim
+        attention = sum(
+            4 * min(context / 2, window or context) * config.num_attention_heads * shape.head_dim
+            for window, shape in self._attending
+        )
         return chip.flops / (2 * self._layer_weights + attention)

@@ -19,6 +19,7 @@ from engine.weights.loader import iter_weights
 from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import HEAD, WeightPlan
 from kernels import paged_attention
+from kernels.paged_attention.paged_batch import WIDEST_IN_TRITON
 
 REPORT_EVERY_S = 0.2
 
@@ -46,7 +47,7 @@ def load_decoder(
         ModelLoadError: the model cannot be loaded.
     """
     if device.type == "cuda" and deterministic:
-        check_determinism()
+        check_determinism(model_config.widest_head)
     model = create_model(
         model_config,
         dtype=dtype,
@@ -68,7 +69,7 @@ def load_decoder(
     return model
 
 
-def check_determinism() -> None:
+def check_determinism(widest_head: int) -> None:
     """Check that attention on this GPU can be deterministic.
 
     Raises:
@@ -78,6 +79,11 @@ def check_determinism() -> None:
         raise ModelLoadError(
             "deterministic text on a GPU needs Triton; install tandem-server[gpu] or leave "
             "deterministic off"
+        )
+    if widest_head > WIDEST_IN_TRITON:
+        raise ModelLoadError(
+            f"deterministic text on a GPU needs heads of at most {WIDEST_IN_TRITON} numbers; this "
+            f"model's have {widest_head}; leave deterministic off"
         )
 
 

@@ -57,6 +57,8 @@ class WeightPlan:
     """The type of most of the checkpoint's weights."""
     embedding: str
     """The checkpoint's name of the input embedding."""
+    tables: tuple[str, ...] = ()
+    """The checkpoint's names of further embeddings."""
     copies_embedding: bool = False
     """Whether the output layer is a packed copy of the embedding, which is plain."""
     leaves_out_embedding: bool = False
@@ -85,6 +87,10 @@ class WeightPlan:
         layers = {n: one for n, one in self.layers.items() if n.startswith(PICTURE_ENCODER)}
         return num_bytes(encoder, layers, dtype_bytes)
 
+    def table_bytes(self, dtype_bytes: int) -> int:
+        """The memory of further embeddings."""
+        return sum(math.prod(self.shapes[f"{name}.weight"]) for name in self.tables) * dtype_bytes
+
     @property
     def has_lookup_rows(self) -> bool:
         """Whether the embedding has plain rows that no product reads."""
@@ -101,7 +107,7 @@ class WeightPlan:
     def layer_weights(self) -> dict[str, int]:
         """The number of weights of each matrix that tokens are multiplied with, by tensor or layer,
         without the output layer."""
-        ends = (self.embedding, HEAD)
+        ends = (self.embedding, HEAD, *self.tables)
         owned = {
             f"{name}.{kind}" for name, one in self.layers.items() for kind in one.owned_kinds()
         }
@@ -183,8 +189,8 @@ def plan_weights(
     layers = planned_layers(chosen, stored, headers, plain, device, stays_packed=stays_packed)
     embedding, head = model_config.embedding, layers.get(HEAD)
     is_tied, borrows = model_config.tie_word_embeddings, model_config.borrows_rows
-    if embedding in layers:
-        layers = {**layers, embedding: kept_by(plain, layers[embedding])}
+    looked_up = {name for name in (embedding, *model_config.tables) if name in layers}
+    layers = {**layers, **{name: kept_by(plain, layers[name]) for name in looked_up}}
     return WeightPlan(
         quantization=cast(Quantization, chosen),
         shapes=shapes,
@@ -195,6 +201,7 @@ def plan_weights(
         stored_bits=stored_bits(all_headers, stated),
         stored_type=stored_type(all_headers),
         embedding=embedding,
+        tables=model_config.tables,
         copies_embedding=has_native and is_tied and head is None and not borrows,
         leaves_out_embedding=(
             is_tied and borrows and head is not None and head.method.lends_rows(device)
@@ -224,7 +231,8 @@ def planned_layers(
 def linear_headers(headers: Headers, config: ModelConfig) -> Headers:
     """The headers of linear layers and norms, without the embedding unless it is also the output
     layer."""
-    found = dict(headers)
+    tables = {f"{name}.weight" for name in config.tables}
+    found = {name: header for name, header in headers.items() if name not in tables}
     embedding = found.pop(f"{config.embedding}.weight", None)
     if config.tie_word_embeddings and embedding is not None:
         found[f"{HEAD}.weight"] = embedding

@@ -12,6 +12,8 @@ from torch import Tensor
 from kernels.shared.transfer import to_device
 
 Int32Array = NDArray[np.int32]
+WIDEST_IN_TRITON = 256
+"""The largest head that attention in Triton takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from kernels import _triton
-from kernels.paged_attention.paged_batch import Int32Array, PagedBatch
+from kernels.paged_attention.paged_batch import WIDEST_IN_TRITON, Int32Array, PagedBatch
 from kernels.paged_attention.triton_decode import (
     _paged_attention_decode_kernel,
     _paged_attention_join_kernel,
@@ -34,7 +34,6 @@ TENSOR_CORES = ("_paged_attention_decode_kernel", "_paged_attention_prefill_kern
 SPLIT = 512
 """Keys of a split, by position in the sequence. Part of the results: it changes their last bits."""
 JOIN_UNROLL = 8
-MAX_HEAD_DIM = 256
 PACKED = (torch.int8, torch.float8_e4m3fn)
 
 
@@ -73,7 +72,7 @@ def supports(
     tensors = (q, kv_cache) if kv_scales is None else (q, kv_cache, kv_scales)
     return (
         _triton.runs_on(*tensors)
-        and head_dim <= MAX_HEAD_DIM
+        and head_dim <= WIDEST_IN_TRITON
         and q.stride(2) == 1
         and kv_cache.stride()[1:] == (num_kv_heads * run, run, head_dim, 1)
         and (

@@ -58,6 +58,8 @@ CASES = (
     Case("block_of_one", 5, 4, 2, 8, block_size=1),
     Case("odd", 23, 7, 5, 7, block_size=7, rotary_dim=6, qk_norm=True, num_layers=1),
     Case("smallest", 5, 1, 1, 2),
+    Case("queries_alone", 5, 6, 0, 16, qk_norm=True),
+    Case("queries_alone_int8", 5, 6, 0, 16, qk_norm=True, cache_dtype=INT8),
     Case("no_tokens", 0, 4, 2, 16),
     Case("int8", 13, 9, 3, 64, cache_dtype=INT8, zeros=True),
     Case("int8_norm", 9, 16, 8, 128, cache_dtype=INT8, qk_norm=True),

@@ -35,7 +35,8 @@ def rope_store_kv(
             and at most D; elements from R on are not rotated.
         kv_cache: [N, 2, K, S, D], one layer's keys and values; blocks may be strided (the pool
             holds all layers of a block together), the rest is contiguous. heads' dtype, or int8 or
-            float8_e4m3fn with `kv_scales`. Mutated in the rows' slots only.
+            float8_e4m3fn with `kv_scales`. Mutated in the rows' slots only. K is 0 where queries
+            alone are rotated.
         slot_mapping: block ids and slots within the block, each [T] int64. Of rows that share a
             slot, as padding may, any one is stored.
         num_heads: H.

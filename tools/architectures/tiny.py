@@ -72,16 +72,16 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "n_output_layers": 1,
     },
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
-    **dict.fromkeys(
-        ("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text"),
-        {
+    **{
+        kind: {
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 1e4,
                 "mrope_section": [4, 6, 6],
             }
-        },
-    ),
+        }
+        for kind in ("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text")
+    },
     "emu3": {"vocabulary_map": {"<image>": 4}},
 }
 """Values that the configurations of some models need, by `model_type`."""

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.contract.kv_layout import LayerGroup
 from engine.contract.kv_numbers import SCALE_BYTES
 
 COMMITTED_AHEAD_BYTES = 256 << 20
@@ -20,11 +21,12 @@ _MADV_POPULATE_WRITE = 23
 
 
 class KvStorage:
-    """The keys and values of all layers in one tensor [N, L, 2, K, S, D]. A block's bytes lie side
-    by side; in a packed cache its scales [L, 2, K, S] follow them.
+    """The keys and values of all layers in one tensor [N, block]. A block holds those of one group
+    of layers (`engine.contract.kv_layout`), [L, 2, K, S, D]; in a packed cache their scales
+    [L, 2, K, S] follow them. L, K and D are the group's, and a smaller group leaves the block's end
+    unused.
 
-    L is the number of layers in a group (`engine.contract.kv_layout`), or in the largest one. A
-    block is thus one run of memory: it is copied or moved at once, and on a CPU memory is committed
+    A block is one run of memory: it is copied or moved at once, and on a CPU memory is committed
     block by block, in the order in which blocks are first written. Within a block each head's keys
     are one run of S·D elements, which a core reads at a time.
 
@@ -36,49 +38,49 @@ class KvStorage:
         self,
         *,
         num_blocks: int,
-        layer_groups: Sequence[Sequence[int]],
-        num_kv_heads: int,
+        layer_groups: Sequence[LayerGroup],
         block_size: int,
-        head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         """Allocate the memory.
 
         Args:
-            layer_groups: the layers of each group; layers without keys and values are in none.
-                If all groups are empty, blocks hold nothing.
+            layer_groups: layers without keys and values are in none. If all groups are empty,
+                blocks hold nothing.
             dtype: the numbers' dtype; int8 and float8_e4m3fn have a scale for each slot and head.
         """
-        layers_per_block = max(map(len, layer_groups))
-        shape = (layers_per_block, 2, num_kv_heads, block_size, head_dim)
-        num_numbers, num_scales = math.prod(shape), math.prod(shape[:-1])
-        scales: Sequence[Tensor | None]
-        if dtype.itemsize == 1 and layers_per_block:
-            block = num_numbers + num_scales * SCALE_BYTES
-            self._pool = _allocate((num_blocks, block), torch.uint8, device)
-            numbers = self._pool[:, :num_numbers].view(dtype).view(num_blocks, *shape)
-            behind = self._pool[:, num_numbers:].view(torch.float32)
-            scales = behind.view(num_blocks, *shape[:-1]).unbind(1)
-        else:
-            self._pool = numbers = _allocate((num_blocks, *shape), dtype, device)
-            scales = [None] * layers_per_block
+        is_packed = dtype.itemsize == 1
+        shapes = [
+            (len(group.layers), 2, group.shape.num_heads, block_size, group.shape.head_dim)
+            for group in layer_groups
+        ]
+        per_head = SCALE_BYTES if is_packed else 0
+        block = max(math.prod(shape[:-1]) * (shape[-1] + per_head) for shape in shapes)
+        self._pool = _allocate((num_blocks, block), torch.uint8 if is_packed else dtype, device)
         self._block_bytes = self._pool[:1].nbytes
         self._written = np.zeros(num_blocks, dtype=np.bool_)
         self._always_committed = device.type != "cpu"
-        shares = numbers.unbind(1)
-        places = {
-            layer: (group, at)
-            for group, layers in enumerate(layer_groups)
-            for at, layer in enumerate(layers)
-        }
+        places: dict[int, tuple[int, Tensor, Tensor | None]] = {}
+        for number, (group, shape) in enumerate(zip(layer_groups, shapes, strict=True)):
+            size, num_scales = math.prod(shape), math.prod(shape[:-1])
+            shares = self._pool[:, :size].view(dtype).view(num_blocks, *shape).unbind(1)
+            scales: Sequence[Tensor | None] = [None] * len(shares)
+            if is_packed:
+                behind = self._pool[:, size : size + num_scales * SCALE_BYTES].view(torch.float32)
+                scales = behind.view(num_blocks, *shape[:-1]).unbind(1)
+            entries = zip(group.layers, shares, scales, strict=True)
+            places |= {layer: (number, share, scale) for layer, share, scale in entries}
         # A layer without keys and values has entries that nobody reads.
-        of_layer = [places.get(layer, (0, 0)) for layer in range(1 + max(places, default=-1))]
-        self.group_of_layer = [group for group, _ in of_layer]
-        self.layers: list[Tensor] = [shares[at] for _, at in of_layer]
+        of_layer = []
+        if places:
+            anyone = next(iter(places.values()))
+            of_layer = [places.get(layer, anyone) for layer in range(1 + max(places))]
+        self.group_of_layer = [group for group, _, _ in of_layer]
+        self.layers = [share for _, share, _ in of_layer]
         """One view per layer, [N, 2, K, S, D], which the kernels take as `kv_cache`. Layers of
-        different groups may share one: their blocks differ."""
-        self.scales = [scales[at] for _, at in of_layer]
+        different groups may share memory: their blocks differ."""
+        self.scales = [scales for _, _, scales in of_layer]
         """One view per layer, [N, 2, K, S] fp32, which the kernels take as `kv_scales`; None if the
         cache is not packed."""
 

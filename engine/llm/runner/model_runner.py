@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.contract.generate import TokenLogprob
+from engine.contract.kv_layout import LayerGroup
 from engine.contract.resolved_config import ResolvedConfig
 from engine.contract.structure import Structure
 from engine.errors import EngineError, InsufficientMemory, InvariantViolation, ModelLoadError
@@ -40,6 +41,7 @@ from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.experts_config import expert_row_counts
 from engine.models.forward_context import ForwardContext, RowAdapters, RowStates
+from engine.models.layers.parallel import TensorParallel
 from engine.models.recurrent_config import allocate_states
 from engine.runtime.device import PACKED_KV_DTYPES
 from engine.runtime.fault import is_out_of_memory
@@ -152,10 +154,8 @@ class ModelRunner:
         self._expert_rows = expert_row_counts(model_config)
         self._kv = KvStorage(
             num_blocks=config.num_kv_blocks + (recorder is not None),
-            layer_groups=[group.layers for group in model_config.layer_groups],
-            num_kv_heads=parallel.share(model_config.num_key_value_heads, "key/value heads"),
+            layer_groups=[_own_share(group, parallel) for group in model_config.layer_groups],
             block_size=config.block_size,
-            head_dim=model_config.head_dim,
             dtype=PACKED_KV_DTYPES.get(config.kv_cache_dtype, model.options.dtype),
             device=device,
         )
@@ -444,6 +444,12 @@ class ModelRunner:
             )
             scores += self._sampler.score(logits, piece, num_top)
         return scores
+
+
+def _own_share(group: LayerGroup, parallel: TensorParallel) -> LayerGroup:
+    """Return a group with this rank's key/value heads only."""
+    num_heads = parallel.share(group.shape.num_heads, "key/value heads")
+    return replace(group, shape=group.shape._replace(num_heads=num_heads))
 
 
 def _fill_in(token_ids: Tensor, rows: StepRows, before: DrawnTokens | None) -> None:

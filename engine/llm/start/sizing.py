@@ -25,6 +25,7 @@ from engine.runtime.device_memory import CudaMemory
 from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import WeightPlan, plan_within_memory
 from kernels import native, paged_attention
+from kernels.paged_attention.paged_batch import WIDEST_IN_TRITON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,7 @@ def sized(
             memory = memory.with_draft(draft, host)
         memory = memory.beside(adapter_bytes)
         config = memory.resolved()
-        check_kv_cache_dtype(config)
+        check_kv_cache_dtype(config, model_config.widest_head)
         if config.device == "cpu":
             memory.reserve_pool(config, host)
     return Sizing(
@@ -92,7 +93,7 @@ def explained_shortage(
         raise
 
 
-def check_kv_cache_dtype(config: ResolvedConfig) -> None:
+def check_kv_cache_dtype(config: ResolvedConfig, widest_head: int) -> None:
     """Refuse a packed KV cache that only the reference code could read.
 
     Raises:
@@ -102,6 +103,13 @@ def check_kv_cache_dtype(config: ResolvedConfig) -> None:
         return
     if config.device == "cuda":
         is_possible, missing = "triton" in paged_attention.implementations(), "Triton"
+        if widest_head > WIDEST_IN_TRITON:
+            raise ModelLoadError(
+                f"kv_cache_dtype {config.kv_cache_dtype} needs heads of at most "
+                f"{WIDEST_IN_TRITON} numbers on a GPU; this model's have {widest_head}; "
+                f"set kv_cache_dtype to auto",
+                param="kv_cache_dtype",
+            )
     else:
         is_possible, missing = native.library() is not None, "the C++ operations"
     if not is_possible:

@@ -81,11 +81,14 @@ class _Cache:
         self._model = model
         self._num_layers = model.config.num_hidden_layers
         self._width = -(-_LONGEST // _BLOCK)
-        shape = (2 * self._width, 2, model.config.num_key_value_heads, _BLOCK)
-        options = model.options
+        num_blocks, options = 2 * self._width, model.options
         self._layers = [
-            torch.zeros(*shape, model.config.head_dim, dtype=options.dtype, device=options.device)
-            for _ in range(self._num_layers)
+            torch.zeros(
+                (num_blocks, 2, shape.num_heads, _BLOCK, shape.head_dim),
+                dtype=options.dtype,
+                device=options.device,
+            )
+            for shape in model.config.layer_kv_shapes
         ]
 
     def run(self, pieces: list[tuple[Tensor, int]]) -> list[Tensor]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from engine.contract.kv_layout import KvShape
 from engine.errors import ModelLoadError
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
@@ -47,8 +48,6 @@ def read_json(keys: MetadataKeys, *, architecture: str) -> ModelConfig:
     """
     model = _without_memory(architecture, keys.values)
     config, layers = model.config, trace_layers(architecture, model)
-    num_kv_heads = max(one.num_kv_heads for one in layers)
-    group = max(one.num_heads // one.num_kv_heads for one in layers)
     paths = {id(module): path for path, module in model.named_modules()}
     head = paths.get(id(model.get_output_embeddings()))
     if head is None:
@@ -59,13 +58,14 @@ def read_json(keys: MetadataKeys, *, architecture: str) -> ModelConfig:
         hidden_size=config.hidden_size,
         intermediate_size=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
         num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=num_kv_heads * group,
-        num_key_value_heads=num_kv_heads,
+        num_attention_heads=max(one.num_heads for one in layers),
+        num_key_value_heads=max(one.num_kv_heads for one in layers),
         head_dim=max(one.head_dim for one in layers),
         rms_norm_eps=0.0,
         max_position_embeddings=config.max_position_embeddings,
         tie_word_embeddings=bool(config.tie_word_embeddings),
         windows=tuple(one.window for one in layers),
+        kv_shapes=tuple(KvShape(one.num_kv_heads, one.head_dim) for one in layers),
         embedding=paths[id(model.get_input_embeddings())],
         head=head,
         values=dict(keys.values),

@@ -13,6 +13,8 @@ class PagedAttention(nn.Module):
 
     Args:
         layer: the layer whose cache is used.
+        stores: whether there are new keys and values; without, the layer reads what another one of
+            the step has stored.
         num_heads, num_kv_heads: the model's numbers; heads of one key/value head stay together.
         scale: factor of the scores.
         window: positions that each query looks back at, its own included; None for all.
@@ -37,9 +39,11 @@ class PagedAttention(nn.Module):
         window: int | None = None,
         soft_cap: float | None = None,
         norm_eps: float = 0.0,
+        stores: bool = True,
     ) -> None:
         super().__init__()
         self.layer = layer
+        self.stores = stores
         self.num_heads = parallel.share(num_heads, "attention heads")
         self.num_kv_heads = parallel.share(num_kv_heads, "key/value heads")
         self.head_dim = head_dim
@@ -56,7 +60,8 @@ class PagedAttention(nn.Module):
         q_norm: Tensor | None = None,
         k_norm: Tensor | None = None,
     ) -> Tensor:
-        """Map [T, (H + 2·K)·D], each row's query, key and value heads, to [T, H·D].
+        """Map [T, (H + 2·K)·D], each row's query, key and value heads, to [T, H·D]. A layer that
+        does not store takes [T, H·D], the query heads.
 
         `q_norm` and `k_norm` are the weights of RMS norms before the rotation, [D].
         """
@@ -68,13 +73,13 @@ class PagedAttention(nn.Module):
             heads,
             rotation.positions,
             rotation.cos_sin,
-            cache,
+            self._stored(cache),
             slot_mapping,
             num_heads=self.num_heads,
             q_norm=q_norm,
             k_norm=k_norm,
             eps=self.norm_eps,
-            kv_scales=scales,
+            kv_scales=None if scales is None else self._stored(scales),
         )
         q = heads.narrow(1, 0, self.num_heads)
         return paged_attention(
@@ -89,3 +94,8 @@ class PagedAttention(nn.Module):
         )
 
     __call__ = forward
+
+    def _stored(self, cache: Tensor) -> Tensor:
+        """Return the part of [N, 2, K, …] that new keys and values go to, which has no heads if
+        there are none."""
+        return cache if self.stores else cache.narrow(2, 0, 0)

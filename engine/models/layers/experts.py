@@ -38,6 +38,8 @@ class Scores:
     """The name, beside the router's, of what is added to the sigmoids for the choice alone."""
     factor: float = 1.0
     """The factor of the weights."""
+    logit_factor: float = 1.0
+    """The factor of the logits."""
 
 
 SOFTMAX = Scores()
@@ -66,7 +68,13 @@ class PreciseLinear(Linear):
         return super().create_weights(path, options)
 
 
-class Router(PreciseLinear):
+class Fp32Linear(PreciseLinear):
+    """A precise layer with outputs in fp32, called with `in_fp32`."""
+
+    takes_adapters = False
+
+
+class Router(Fp32Linear):
     """A router, which chooses each token's experts in fp32.
 
     Args:
@@ -75,7 +83,6 @@ class Router(PreciseLinear):
         normalised: whether the chosen experts' weights are scaled to the sum of 1.
     """
 
-    takes_adapters = False
     choice_bias: Tensor | None = None
 
     def __init__(
@@ -96,8 +103,11 @@ class Router(PreciseLinear):
 
     def choose(self, x: Tensor) -> Routing:
         """Choose the experts of the rows [T, C]."""
+        logits = self.in_fp32(x)
+        if self._scores.logit_factor != 1.0:
+            logits.mul_(self._scores.logit_factor)
         found = route_experts(
-            self.in_fp32(x),
+            logits,
             self._top_k,
             normalised=self._normalised,
             sigmoid=self._scores.sigmoid,

@@ -26,7 +26,7 @@ class RmsNorm(nn.Module, WeightOwner):
         self.eps = eps
         self.offset = offset
         self._learned = learned
-        self.takes_adapters = True
+        self.takes_adapters = learned
         """Whether the norm is called with a step's context."""
         self.path = ""
         """The path in the model, set by `create_weights`."""
@@ -89,6 +89,23 @@ class GroupedRmsNorm(RmsNorm):
 
     def process_weights_after_loading(self) -> None:
         self._ones = torch.ones_like(self.weight[: self.size // self._num_groups])
+
+
+class LearnedVector(nn.Module, WeightOwner):
+    """A learned vector of `size` numbers, which the checkpoint stores under the path itself."""
+
+    weight: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        self.weight = torch.empty(self.size, dtype=options.dtype, device=options.device)
+        return {path: WeightSlot(TensorSpec(shape=(self.size,)), self._fill)}
+
+    def _fill(self, tensor: Tensor) -> None:
+        self.weight.copy_(tensor)
 
 
 class LayerNorm(nn.Module, WeightOwner):

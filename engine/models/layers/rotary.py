@@ -212,6 +212,13 @@ def _longrope(rope: Rope) -> Frequencies:
     return inv_freq / torch.tensor(divisors), _scaling(rope, "attention_factor")
 
 
+def _proportional(rope: Rope) -> Frequencies:
+    """Gemma 4: the first frequencies of a whole rotation; the other pairs do not turn."""
+    inv_freq, factor = _linear(rope)
+    inv_freq[int(_scaling(rope, "rotated") * rope.dim // 2) :] = 0.0
+    return inv_freq, factor
+
+
 def _scaling(rope: Rope, key: str) -> float:
     value = (rope.scaling or {}).get(key)
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -227,4 +234,5 @@ _SCHEMES: dict[str, Callable[[Rope], Frequencies]] = {
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+    "proportional": _proportional,
 }

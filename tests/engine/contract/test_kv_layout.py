@@ -4,7 +4,14 @@ from random import choice, randint
 
 import pytest
 
-from engine.contract.kv_layout import MAX_GROUPS, KvLayout, group_layers
+from engine.contract.kv_layout import MAX_GROUPS, KvLayout, KvShape, LayerKind, group_layers
+
+SHAPE = KvShape(2, 64)
+
+
+def kinds_of(windows, shapes=None):
+    shapes = shapes or [SHAPE] * len(windows)
+    return dict(enumerate(map(LayerKind, windows, shapes)))
 
 
 @pytest.mark.parametrize(
@@ -25,7 +32,7 @@ from engine.contract.kv_layout import MAX_GROUPS, KvLayout, group_layers
     ],
 )
 def test_groups_have_one_window_and_about_one_size(windows, sizes):
-    groups = group_layers(windows)
+    groups = group_layers(kinds_of(windows))
     assert [len(group.layers) for group in groups] == sizes
     assert sorted(layer for group in groups for layer in group.layers) == list(range(len(windows)))
     for group in groups:
@@ -33,8 +40,28 @@ def test_groups_have_one_window_and_about_one_size(windows, sizes):
         assert list(group.layers) == sorted(group.layers)
 
 
+@pytest.mark.parametrize(
+    ("num_layers", "period", "sliding", "full", "sizes"),
+    [
+        # Gemma 4 E2B and E4B (without the layers that read others' keys), 26B-A4B and 31B.
+        (15, 5, KvShape(1, 256), KvShape(1, 512), [6, 6, 3]),
+        (24, 6, KvShape(2, 256), KvShape(2, 512), [4] * 5 + [2, 2]),
+        (30, 6, KvShape(8, 256), KvShape(2, 512), [4] * 6 + [1, 5]),
+        (60, 6, KvShape(16, 256), KvShape(4, 512), [8] * 6 + [2, 10]),
+    ],
+)
+def test_groups_of_two_shapes_fill_blocks_of_one_size(num_layers, period, sliding, full, sizes):
+    is_full = [layer % period == period - 1 for layer in range(num_layers)]
+    groups = group_layers(
+        kinds_of([None if f else 512 for f in is_full], [full if f else sliding for f in is_full])
+    )
+    assert [len(group.layers) for group in groups] == sizes
+    assert {group.shape for group in groups if group.window is None} == {full}
+    assert {group.shape for group in groups if group.window == 512} == {sliding}
+
+
 def test_more_windows_than_groups_get_a_group_each():
-    assert len(group_layers(list(range(1, MAX_GROUPS + 3)))) == MAX_GROUPS + 2
+    assert len(group_layers(kinds_of(range(1, MAX_GROUPS + 3)))) == MAX_GROUPS + 2
 
 
 def random_layout():

@@ -125,13 +125,8 @@ def log(monkeypatch):
 @pytest.fixture(
     scope="module",
     params=[
-        "tiny_llama",
-        "tiny_gemma3",
-        "tiny_olmo2",
-        "tiny_qwen3_moe",
-        "tiny_qwen3_next",
-        "tiny_mamba",
-        "tiny_falcon_h1",
+        *("tiny_llama", "tiny_gemma3", "tiny_gemma3n", "tiny_gemma4"),
+        *("tiny_olmo2", "tiny_qwen3_moe", "tiny_qwen3_next", "tiny_mamba", "tiny_falcon_h1"),
     ],
 )
 def folder(request):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine.contract.kv_layout import KvShape, LayerGroup
 from engine.contract.resolved_config import ResolvedConfig
 from engine.contract.settings import EngineConfig
 from engine.errors import ModelLoadError
@@ -30,10 +31,8 @@ VOCAB = 400
 def test_a_block_holds_numbers_and_scales_in_one_run(kind, torch_type):
     storage = KvStorage(
         num_blocks=6,
-        layer_groups=[(0, 2), (1,)],
-        num_kv_heads=3,
+        layer_groups=[LayerGroup(layers, None, KvShape(3, 6)) for layers in [(0, 2), (1,)]],
         block_size=5,
-        head_dim=6,
         dtype=torch_type,
         device=torch.device("cpu"),
     )
@@ -112,10 +111,12 @@ def test_what_reads_no_packed_cache_is_refused(monkeypatch):
     object.__setattr__(config, "kv_cache_dtype", random.choice(KINDS))
     object.__setattr__(config, "device", "cpu")
     with pytest.raises(ModelLoadError, match=r"needs the C\+\+ operations"):
-        sizing.check_kv_cache_dtype(config)
+        sizing.check_kv_cache_dtype(config, 512)
     object.__setattr__(config, "device", "cuda")
     monkeypatch.setattr(sizing.paged_attention, "implementations", dict)
     with pytest.raises(ModelLoadError, match="needs Triton"):
-        sizing.check_kv_cache_dtype(config)
+        sizing.check_kv_cache_dtype(config, 256)
+    with pytest.raises(ModelLoadError, match="this model's have 512"):
+        sizing.check_kv_cache_dtype(config, 512)
     object.__setattr__(config, "kv_cache_dtype", "float32")
-    sizing.check_kv_cache_dtype(config)
+    sizing.check_kv_cache_dtype(config, 512)

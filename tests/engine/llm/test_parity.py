@@ -79,6 +79,8 @@ def assert_equal_to(model, prompts, completions, tolerance=TOLERANCE):
         "tiny_qwen2",
         "tiny_qwen3",
         "tiny_gemma3",
+        "tiny_gemma3n",
+        "tiny_gemma4",
         "tiny_phi3",
         "tiny_mixtral",
         "tiny_gpt_oss",

@@ -242,6 +242,73 @@ MODELS |= {
         },
     ),
 }
+GEMMA4 = GEMMA | {
+    "global_head_dim": 24,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+NO_INPUTS = {"hidden_size_per_layer_input": 0}
+PER_LAYER = {"hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 131}
+MODELS |= {
+    "gemma4": ("Gemma4", GEMMA4 | NO_INPUTS | {"final_logit_softcapping": 3.0}),
+    "gemma4_values_are_keys": (
+        "Gemma4Unified",
+        GEMMA4
+        | {
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "tie_word_embeddings": False,
+            "attention_bias": True,
+        },
+    ),
+    "gemma4_shared_keys": (
+        "Gemma4",
+        GEMMA4
+        | PER_LAYER
+        | {
+            "num_hidden_layers": 6,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+            "num_kv_shared_layers": 3,
+            "use_double_wide_mlp": True,
+        },
+    ),
+    "gemma4_experts": (
+        "Gemma4",
+        GEMMA4
+        | NO_INPUTS
+        | {
+            "enable_moe_block": True,
+            "num_experts": 6,
+            "top_k_experts": 3,
+            "moe_intermediate_size": 24,
+        },
+    ),
+}
+GEMMA3N = (
+    GEMMA
+    | PER_LAYER
+    | {
+        "num_hidden_layers": 6,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 3,
+        "laurel_rank": 8,
+        "activation_sparsity_pattern": [0.9, 0.5, 0.0, 0.8, 0.0, 0.0],
+    }
+)
+MODELS |= {
+    "gemma3n": ("Gemma3n", GEMMA3N),
+    "gemma3n_streams": (
+        "Gemma3n",
+        GEMMA3N
+        | {
+            "altup_num_inputs": 3,
+            "altup_active_idx": 1,
+            "altup_correct_scale": False,
+            "num_kv_shared_layers": 0,
+            "vocab_size_per_layer_input": 100,
+            "intermediate_size": [80, 96, 64, 80, 32, 80],
+        },
+    ),
+}
 GPT_OSS: dict[str, Any] = {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 7}
 GPT_OSS_YARN = YARN | {"factor": 32.0, "rope_theta": 150000.0, "truncate": False}
 MODELS |= {

@@ -17,7 +17,10 @@ from kernels import native
 from tests.helpers.models.checkpoints import in_folder
 from tests.helpers.models.tiny_encoders import assert_no_company_matters
 
-FAMILIES = ("tiny_llama", "tiny_qwen2", "tiny_qwen3", "tiny_gemma3")
+FAMILIES = (
+    *("tiny_llama", "tiny_qwen2", "tiny_qwen3"),
+    *("tiny_gemma3", "tiny_gemma3n", "tiny_gemma4"),
+)
 MAX_TOKENS, MAX_TEXTS = 600, 12
 
 

@@ -240,11 +240,11 @@ def engine_config(intent, flags):
     return EngineConfig(**{"device": intent.device, **changes})
 
 
-def test_what_fits_is_what_an_engine_can_hold(llama3, tiny_gemma3, tiny_mamba2):
+def test_what_fits_is_what_an_engine_can_hold(llama3, tiny_gemma3, tiny_gemma4, tiny_mamba2):
     """Whatever memory there is: the flags of a row that fits make room for all the texts, and
     nobody finds room where a row does not fit."""
-    folders = [llama3[0], in_folder(tiny_gemma3()), in_folder(tiny_mamba2())]
-    for _ in range(40):
+    folders = [llama3[0], *(in_folder(one()) for one in (tiny_gemma3, tiny_gemma4, tiny_mamba2))]
+    for _ in range(60):
         checkpoint = random.choice(folders)
         is_large = checkpoint is folders[0]
         free = int(random.uniform(1, 60) * GIB) if is_large else random.randrange(1 << 18, 64 << 20)
@@ -270,15 +270,13 @@ def test_what_fits_is_what_an_engine_can_hold(llama3, tiny_gemma3, tiny_mamba2):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8", "fp8"])
-@pytest.mark.parametrize("family", ["tiny_gemma3", "tiny_mamba"])
+@pytest.mark.parametrize("family", ["tiny_gemma3", "tiny_gemma4", "tiny_mamba"])
 def test_cache_bytes_are_those_of_the_storage(family, dtype, request):
     config = load_model_config(in_folder(request.getfixturevalue(family)()))
     storage = KvStorage(
         num_blocks=3,
-        layer_groups=[group.layers for group in config.layer_groups],
-        num_kv_heads=config.num_key_value_heads,
+        layer_groups=config.layer_groups,
         block_size=16,
-        head_dim=config.head_dim,
         dtype=PACKED_KV_DTYPES.get(dtype) or torch_dtype(dtype),
         device=torch.device("cpu"),
     )

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.contract.kv_layout import KvShape
 from engine.errors import CorruptFile, ModelLoadError, UnsupportedArchitecture
 from engine.models.config import ModelConfig
 from engine.models.loading import Loader
@@ -113,6 +114,42 @@ def test_qwens_old_sliding_layers(tmp_path):
     assert read(tmp_path, **options).windows == ()
 
 
+GEMMA4 = {
+    "architectures": ["Gemma4ForCausalLM"],
+    "model_type": "gemma4_text",
+    "num_hidden_layers": 12,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "attention_k_eq_v": True,
+    "num_kv_shared_layers": 6,
+    "use_double_wide_mlp": True,
+    "sliding_window": 64,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
+OF_FULL_LAYERS = {"global_head_dim": 32, "num_global_key_value_heads": 2}
+
+
+def test_gemma_4s_shapes_in_published_files_and_in_those_of_transformers_5(tmp_path):
+    from transformers import AutoConfig
+
+    published = read(tmp_path, **GEMMA4, **OF_FULL_LAYERS)
+    AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert "global_head_dim" not in json.loads((tmp_path / "config.json").read_text())
+    assert read_config_json(tmp_path) == published
+    full, sliding = KvShape(2, 32), KvShape(4, 16)
+    assert published.kv_shapes == ((sliding,) * 5 + (full,)) * 2
+    assert published.kv_sources == (0, 1, 2, 3, 4, 5, 4, 4, 4, 4, 4, 5)
+    assert published.windows == ((64,) * 5 + (None,)) * 2
+    assert published.rope_scaling == {"rope_type": "proportional", "rotated": 0.25, "factor": 1.0}
+    assert published.inner_sizes == (128,) * 6 + (256,) * 6
+    assert published.kv_layers == (0, 1, 2, 3, 4, 5)
+    # Published files have keys that nobody reads.
+    for layer, is_read in ((5, True), (6, False)):
+        part = f"model.layers.{layer}.self_attn.k_proj.weight", torch.zeros(1)
+        assert list(published.parts_of(*part)) == [part] * is_read
+
+
 def test_generation_defaults_and_the_tokens_that_end(tmp_path):
     config = read(
         tmp_path,
@@ -132,6 +169,9 @@ def test_generation_defaults_and_the_tokens_that_end(tmp_path):
         ({"hidden_size": None}, "no hidden_size"),
         ({"hidden_size": 66}, "hidden_size is 66"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        (GEMMA4 | {"num_kv_shared_layers": 7}, "num_kv_shared_layers is 7"),
+        (GEMMA4 | {"use_bidirectional_attention": "all"}, "bidirectional attention"),
+        (GEMMA4 | {"per_layer_config": {"12": {}}}, "layers below 12"),
         ({"num_hidden_layers": True}, "num_hidden_layers is True"),
         ({"num_hidden_layers": 2.5}, "num_hidden_layers is 2.5"),
         ({"vocab_size": 2**40}, "vocab_size is"),

@@ -13,3 +13,6 @@ def randomise_vectors(model: Any, spread: float = 0.2) -> None:
     for name, parameter in (*model.named_parameters(), *buffers):
         if parameter.ndim == 1 or name.endswith("bias"):
             parameter.normal_(0.0 if name.endswith("bias") else 1.0, spread)
+    for name, buffer in model.named_buffers():
+        if name.endswith("layer_scalar"):
+            buffer.normal_(1.0, spread)

@@ -110,10 +110,8 @@ class PagedTexts:
     def __post_init__(self) -> None:
         self.storage = KvStorage(
             num_blocks=self.num_blocks,
-            layer_groups=[group.layers for group in self.config.layer_groups],
-            num_kv_heads=self.config.num_key_value_heads,
+            layer_groups=self.config.layer_groups,
             block_size=self.block_size,
-            head_dim=self.config.head_dim,
             dtype=self.kv_dtype or self.model.options.dtype,
             device=self.device,
         )

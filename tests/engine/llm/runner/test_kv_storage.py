@@ -1,16 +1,31 @@
+from random import randint
+
 import numpy as np
 import pytest
 import torch
 
+from engine.contract.kv_layout import KvShape, LayerGroup
+from engine.contract.kv_numbers import KvNumbers
 from engine.llm.runner import kv_storage
 from engine.llm.runner.kv_storage import KvStorage
 
 CPU = torch.device("cpu")
 
 
-def make_storage(num_blocks=8, dtype=torch.bfloat16, **sizes):
-    defaults = {"layer_groups": [range(3)], "num_kv_heads": 2, "block_size": 4, "head_dim": 8}
-    return KvStorage(num_blocks=num_blocks, dtype=dtype, device=CPU, **(defaults | sizes))
+def make_storage(
+    num_blocks=8, dtype=torch.bfloat16, groups=((0, 1, 2),), shapes=None, block_size=4
+):
+    shapes = shapes or [KvShape(2, 8)] * len(groups)
+    return KvStorage(
+        num_blocks=num_blocks,
+        layer_groups=[
+            LayerGroup(tuple(layers), None, shape)
+            for layers, shape in zip(groups, shapes, strict=True)
+        ],
+        block_size=block_size,
+        dtype=dtype,
+        device=CPU,
+    )
 
 
 def resident_bytes():
@@ -22,22 +37,48 @@ def test_layers_are_views_of_one_pool():
     storage = make_storage()
     assert [tuple(layer.shape) for layer in storage.layers] == [(8, 2, 2, 4, 8)] * 3
     storage.layers[1][5] = 7.0
-    assert storage._pool.count_nonzero() == storage._pool[5, 1].count_nonzero() == 2 * 2 * 4 * 8
+    layers = storage._pool[5].view(3, 2 * 2 * 4 * 8)
+    assert storage._pool.count_nonzero() == layers[1].count_nonzero() == 2 * 2 * 4 * 8
 
 
 def test_groups_of_layers_share_the_memory_of_a_block():
-    storage = make_storage(layer_groups=[(2, 5), (0, 1), (3,), (4,)])
+    storage = make_storage(groups=[(2, 5), (0, 1), (3,), (4,)])
     assert storage.group_of_layer == [1, 1, 0, 2, 3, 0]
-    assert storage._pool.shape[1] == 2
+    layers = storage._pool.view(8, 2, 2 * 2 * 4 * 8)
     for layer, at in enumerate([0, 1, 0, 0, 0, 1]):
-        assert storage.layers[layer].data_ptr() == storage._pool[:, at].data_ptr(), layer
+        assert storage.layers[layer].data_ptr() == layers[:, at].data_ptr(), layer
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8, torch.float8_e4m3fn])
+def test_groups_of_several_shapes_share_the_memory_of_a_block(dtype):
+    """A block is as large as its largest group, and no layer of a group overlaps another."""
+    shapes = [KvShape(randint(1, 4), 2 * randint(1, 6)) for _ in range(3)]
+    groups = [range(randint(1, 3)) for _ in shapes]
+    for at, layers in enumerate(groups[1:], 1):
+        first = groups[at - 1][-1] + 1
+        groups[at] = range(first, first + len(layers))
+    storage = make_storage(dtype=dtype, groups=groups, shapes=shapes, block_size=randint(1, 5))
+    kept = KvNumbers({torch.bfloat16: "bfloat16", torch.int8: "int8"}.get(dtype, "fp8"))
+    block_size = storage.layers[0].shape[3]
+    sizes = [
+        kept.bytes_per_token(LayerGroup(tuple(layers), None, shape)) * block_size
+        for layers, shape in zip(groups, shapes, strict=True)
+    ]
+    assert storage._block_bytes == max(sizes)
+    for layers, (num_heads, head_dim) in zip(groups, shapes, strict=True):
+        for layer in layers:
+            assert tuple(storage.layers[layer].shape) == (8, 2, num_heads, block_size, head_dim)
+            storage.layers[layer][3] = layer + 1
+            if storage.scales[layer] is not None:
+                storage.scales[layer][3] = layer + 1
+        for layer in layers:
+            assert (storage.layers[layer][3].float() == layer + 1).all()
+            assert storage.scales[layer] is None or (storage.scales[layer][3] == layer + 1).all()
 
 
 def test_a_huge_pool_takes_memory_only_where_it_is_written():
     before = resident_bytes()
-    storage = make_storage(
-        1 << 16, layer_groups=[range(8)], num_kv_heads=4, block_size=16, head_dim=64
-    )
+    storage = make_storage(1 << 16, groups=[range(8)], shapes=[KvShape(4, 64)], block_size=16)
     block_bytes = storage._block_bytes
     assert block_bytes == 2 * 8 * 4 * 16 * 64 * 2
     assert storage._pool.nbytes == 8 << 30
@@ -52,9 +93,7 @@ def test_a_huge_pool_takes_memory_only_where_it_is_written():
 def test_the_first_blocks_can_be_committed_ahead_of_their_use(monkeypatch):
     monkeypatch.setattr(kv_storage, "COMMITTED_AHEAD_BYTES", 64 << 20)
     before = resident_bytes()
-    storage = make_storage(
-        1 << 16, layer_groups=[range(8)], num_kv_heads=4, block_size=16, head_dim=64
-    )
+    storage = make_storage(1 << 16, groups=[range(8)], shapes=[KvShape(4, 64)], block_size=16)
     thread = storage.commit_ahead()
     assert thread is not None
     thread.join()

@@ -77,6 +77,11 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         },
         QWEN_VISION | {"out_hidden_size": 48},
     ),
+    "Gemma4": (
+        *("gemma4_text", "gemma4_vision"),
+        {"global_head_dim": 16, "hidden_size_per_layer_input": 6, "num_kv_shared_layers": 0},
+        {"head_dim": 8, "num_key_value_heads": 3},
+    ),
     "Exaone4_5_": ("exaone4", "exaone4_5_vision", {}, {"depth": 1, "num_heads": 3}),
 }
 """The types of their parts, and what these have besides. transformers' code runs the last one's
