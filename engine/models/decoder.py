@@ -34,8 +34,11 @@ class Attention(nn.Module):
         qkv_bias, o_bias: whether the projections have biases.
         head_norms: norms of query and key heads before rotation.
         scale: factor of the scores; by default D**-0.5.
-        soft_cap: see `PagedAttention`.
+        soft_cap, chunked: see `PagedAttention`.
+        interleaved: whether neighbouring elements of a head are rotated together, instead of those
+            of its halves.
         fused: whether the checkpoint has q, k and v in one tensor.
+        o_name: the output projection's name in the checkpoint.
     """
 
     def __init__(
@@ -50,8 +53,12 @@ class Attention(nn.Module):
         head_norms: tuple[RmsNorm, RmsNorm] | None = None,
         scale: float | None = None,
         soft_cap: float | None = None,
+        o_name: str = "o_proj",
+        interleaved: bool = False,
+        chunked: bool = False,
     ) -> None:
         super().__init__()
+        self._interleaved = interleaved
         hidden, dim = config.hidden_size, config.head_dim
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         shards = (
@@ -65,9 +72,7 @@ class Attention(nn.Module):
             bias=qkv_bias,
             partition="outputs",
         )
-        self.o_proj = Linear(
-            heads * dim, (Shard("o_proj", hidden),), bias=o_bias, partition="inputs"
-        )
+        self.o_proj = Linear(heads * dim, (Shard(o_name, hidden),), bias=o_bias, partition="inputs")
         self.q_norm: RmsNorm | None
         self.k_norm: RmsNorm | None
         self.q_norm, self.k_norm = head_norms or (None, None)
@@ -81,6 +86,7 @@ class Attention(nn.Module):
             head_dim=dim,
             scale=dim**-0.5 if scale is None else scale,
             window=config.layer_windows[layer],
+            chunked=chunked,
             soft_cap=soft_cap,
             norm_eps=config.rms_norm_eps,
         )
@@ -88,12 +94,22 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
         """Map [T, C] to [T, C]."""
         qkv = self.qkv_proj(x, ctx)
+        if self._interleaved:
+            qkv = self._by_halves(qkv)
         if self.q_norm is None or self.k_norm is None:
             return self.o_proj(self.attention(qkv, rotation, ctx), ctx)
         norms = self.q_norm.weight, self.k_norm.weight
         return self.o_proj(self.attention(qkv, rotation, ctx, *norms), ctx)
 
     __call__ = forward
+
+    def _by_halves(self, qkv: Tensor) -> Tensor:
+        """Move elements 0 2 4 … of each query and key head before 1 3 5 …, since halves are
+        rotated together. Scores do not depend on the order."""
+        num_heads = self.attention.num_heads + self.attention.num_kv_heads
+        size = num_heads * self.attention.head_dim
+        pairs = qkv[:, :size].view(len(qkv), num_heads, -1, 2)
+        return torch.cat((pairs.transpose(2, 3).flatten(1), qkv[:, size:]), 1)
 
 
 class DecoderLayer(nn.Module):

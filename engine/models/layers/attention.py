@@ -1,5 +1,7 @@
 """The attention of one layer over the paged cache."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from engine.models.forward_context import ForwardContext
@@ -16,14 +18,18 @@ class PagedAttention(nn.Module):
         num_heads, num_kv_heads: the model's numbers; heads of one key/value head stay together.
         scale: factor of the scores.
         window: positions that each query looks back at, its own included; None for all.
+        chunked: see `kernels.paged_attention`.
         soft_cap: bends the scores, see `kernels.paged_attention`; None leaves them.
         norm_eps: epsilon of the norms whose weights `forward` gets.
 
     Attributes:
         sinks: see `kernels.paged_attention`, for this rank's heads; None for models without.
+        query_factor: computes the factors of rotated queries, which fit [T, H, D], from their
+            positions, [T]; None for none.
     """
 
     sinks: Tensor | None = None
+    query_factor: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
         self,
@@ -35,6 +41,7 @@ class PagedAttention(nn.Module):
         head_dim: int,
         scale: float,
         window: int | None = None,
+        chunked: bool = False,
         soft_cap: float | None = None,
         norm_eps: float = 0.0,
     ) -> None:
@@ -45,6 +52,7 @@ class PagedAttention(nn.Module):
         self.head_dim = head_dim
         self.scale = scale
         self.window = window
+        self.chunked = chunked
         self.soft_cap = soft_cap
         self.norm_eps = norm_eps
 
@@ -77,6 +85,8 @@ class PagedAttention(nn.Module):
             kv_scales=scales,
         )
         q = heads.narrow(1, 0, self.num_heads)
+        if self.query_factor is not None:
+            q = (q * self.query_factor(rotation.positions)).to(q.dtype)
         return paged_attention(
             q,
             cache,
@@ -86,6 +96,7 @@ class PagedAttention(nn.Module):
             soft_cap=self.soft_cap,
             kv_scales=scales,
             sinks=self.sinks,
+            chunked=self.chunked,
         )
 
     __call__ = forward

@@ -133,6 +133,7 @@ def log(monkeypatch):
         "tiny_mamba",
         "tiny_mamba2",
         "tiny_falcon_h1",
+        "tiny_lfm2_moe",
     ],
 )
 def folder(request):

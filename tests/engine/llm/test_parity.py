@@ -84,6 +84,10 @@ def assert_equal_to(model, prompts, completions, tolerance=TOLERANCE):
         *RECURRENT,
         "tiny_mamba",
         "tiny_falcon_mamba",
+        "tiny_lfm2",
+        "tiny_lfm2_moe",
+        "tiny_llama4",
+        "tiny_hunyuan_moe",
         "tiny_gpt_neox",
     ],
 )

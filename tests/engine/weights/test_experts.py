@@ -24,7 +24,7 @@ from tests.helpers.models.checkpoints import (
     logits,
 )
 
-ARCHS = {"mixtral": "llama", "qwen3_moe": "qwen3moe"}
+ARCHS = {"mixtral": "llama", "qwen3_moe": "qwen3moe", "lfm2_moe": "lfm2moe"}
 PARTS = {"w1": "gate", "w3": "up", "w2": "down"} | {
     f"{part}_proj": part for part in ("gate", "up", "down")
 }
@@ -43,6 +43,8 @@ def folder(family, request):
     if family == "qwen3_moe":
         # llama.cpp has no names for layers without experts beside others.
         sizes["mlp_only_layers"] = []
+    if family == "lfm2_moe":
+        sizes["norm_eps"] = sizes["rms_norm_eps"]
     return request.getfixturevalue(f"tiny_{family}")(seed=random.randrange(1000), **sizes)
 
 
@@ -65,6 +67,9 @@ def as_gguf(
         elif name.endswith(".gate.weight"):
             layer = name.split(".")[2]
             stacks[f"blk.{layer}.ffn_gate_inp.weight"] = {-1: weight}
+            single.append(name)
+        elif name.endswith(".expert_bias"):
+            stacks[f"blk.{name.split('.')[2]}.exp_probs_b.bias"] = {-1: weight}
             single.append(name)
     arch = ARCHS[family]
     num_experts = config.get("num_local_experts") or config.get("num_experts")
