@@ -280,6 +280,21 @@ tiny_llama4 = _tiny(
     attention_chunk_size=24,
     floor_scale=32,
 )
+# Every second layer attends, to keys and values from a latent.
+tiny_kimi_linear = _tiny(
+    "KimiLinear",
+    **_EXPERTS,
+    num_hidden_layers=4,
+    layer_types=["linear_attention", "full_attention"] * 2,
+    linear_num_heads=2,
+    linear_head_dim=16,
+    num_key_value_heads=4,
+    kv_lora_rank=24,
+    qk_nope_head_dim=16,
+    qk_rope_head_dim=8,
+    v_head_dim=16,
+    num_local_experts=6,
+)
 tiny_hunyuan_moe = _tiny(
     "HunYuanMoEV1",
     num_experts=6,

@@ -117,7 +117,7 @@ class DecoderLayer(nn.Module):
     experts."""
 
     def __init__(
-        self, config: ModelConfig, self_attn: Attention, mlp: GatedMlp | SparseMlp
+        self, config: ModelConfig, self_attn: nn.Module, mlp: GatedMlp | SparseMlp
     ) -> None:
         super().__init__()
         self.input_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)

@@ -17,9 +17,9 @@ from engine.models.layers.weight_slots import WeightOptions
 from engine.quantization.method import LinearMethod
 
 MODULES = (
-    "bamba", "falcon_h1", "gemma3", "gpt_oss", "granite_hybrid", "hunyuan", "jamba", "lfm2",
-    "llama", "llama4", "mamba", "mixtral", "nemotron_h", "phi3", "qwen2", "qwen3", "qwen3_5",
-    "qwen3_moe", "zamba2",
+    "bamba", "falcon_h1", "gemma3", "gpt_oss", "granite_hybrid", "hunyuan", "jamba", "kimi_linear",
+    "lfm2", "llama", "llama4", "mamba", "mixtral", "nemotron_h", "phi3", "qwen2", "qwen3",
+    "qwen3_5", "qwen3_moe", "zamba2",
     "vision.gemma3_pictures", "vision.smolvlm_pictures",
 )  # fmt: skip
 """The modules of `engine.models` with `FAMILIES`, imported when the first model is looked up."""

@@ -26,6 +26,7 @@ RECURRENT = (
     "tiny_nemotron_h",
     "tiny_jamba",
     "tiny_zamba2",
+    "tiny_kimi_linear",
 )
 OF_CHUNKS = 5e-4
 """For recurrent states, which transformers computes in chunks whose sums round more."""

@@ -246,6 +246,24 @@ MODELS |= {
         {"num_experts": 6, "moe_topk": [3, 3], "rope_parameters": ALPHA},
     ),
 }
+MODELS["kimi_linear"] = (
+    "KimiLinear",
+    {
+        "num_hidden_layers": 4,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "linear_num_heads": 3,
+        "linear_head_dim": 8,
+        "num_key_value_heads": 6,
+        "kv_lora_rank": 20,
+        "qk_nope_head_dim": 12,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 24,
+        "initializer_range": 0.1,
+    },
+)
 GPT_OSS: dict[str, Any] = {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 7}
 GPT_OSS_YARN = YARN | {"factor": 32.0, "rope_theta": 150000.0, "truncate": False}
 MODELS |= {
