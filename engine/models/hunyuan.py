@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.models import json_keys
+from engine.models import gguf_keys, json_keys
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.decoder import Attention, Decoder, DecoderLayer, gated_mlp
-from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
+from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig, gguf_expert_fields
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
+from engine.models.gguf_keys import LAYER_TENSORS, GgufKeys
 from engine.models.layers.experts import SparseMlp
 from engine.models.layers.mlp import GatedMlp
 from engine.models.layers.norm import RmsNorm
@@ -22,6 +23,17 @@ from engine.models.metadata_keys import MetadataKeys
 from engine.models.rope_keys import rope_base
 
 DENSE, MIXTURE = "HunYuanDenseV1ForCausalLM", "HunYuanMoEV1ForCausalLM"
+GGUF_TENSORS = LAYER_TENSORS | {
+    "attn_q_norm": "self_attn.query_layernorm",
+    "attn_k_norm": "self_attn.key_layernorm",
+    "ffn_gate_inp": "mlp.gate.wg",
+    "ffn_gate_exps": "mlp.experts.*.gate_proj",
+    "ffn_up_exps": "mlp.experts.*.up_proj",
+    "ffn_down_exps": "mlp.experts.*.down_proj",
+    "ffn_gate_shexp": "mlp.shared_mlp.gate_proj",
+    "ffn_up_shexp": "mlp.shared_mlp.up_proj",
+    "ffn_down_shexp": "mlp.shared_mlp.down_proj",
+}
 
 
 class NormedAttention(Attention, WeightOwner):
@@ -131,9 +143,46 @@ def _of_all_layers(keys: MetadataKeys, name: str) -> MetadataKeys:
     return MetadataKeys({**keys.values, name: value[0]}, keys.source)
 
 
+def read_gguf_dense(keys: GgufKeys) -> ModelConfig:
+    return ModelConfig(architecture=DENSE, **_gguf_fields(keys))
+
+
+def read_gguf_mixture(keys: GgufKeys) -> ModelConfig:
+    fields = _gguf_fields(keys, experts=True)
+    return ExpertsConfig(
+        architecture=MIXTURE,
+        **fields,
+        **gguf_expert_fields(keys, fields["intermediate_size"]),
+        normalised=True,
+    )
+
+
+def _gguf_fields(keys: GgufKeys, *, experts: bool = False) -> dict[str, Any]:
+    """Read the fields of `ModelConfig`, all but `architecture`. A file has the stretched base."""
+    return {
+        **gguf_keys.size_fields(keys, experts=experts),
+        **gguf_keys.rope_fields(keys),
+        **gguf_keys.bias_fields(keys),
+    }
+
+
 FAMILIES = (
-    Family(architecture=DENSE, model_type="hunyuan_v1_dense", create=create, read_json=read_dense),
     Family(
-        architecture=MIXTURE, model_type="hunyuan_v1_moe", create=create, read_json=read_mixture
+        architecture=DENSE,
+        model_type="hunyuan_v1_dense",
+        gguf="hunyuan-dense",
+        create=create,
+        read_json=read_dense,
+        read_gguf=read_gguf_dense,
+        gguf_tensors=GGUF_TENSORS,
+    ),
+    Family(
+        architecture=MIXTURE,
+        model_type="hunyuan_v1_moe",
+        gguf="hunyuan-moe",
+        create=create,
+        read_json=read_mixture,
+        read_gguf=read_gguf_mixture,
+        gguf_tensors=GGUF_TENSORS,
     ),
 )

@@ -348,7 +348,9 @@ def make_gguf(tmp_path):
             name.replace("__", "."): value for name, value in keys.items()
         }
         tensors = {}
-        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config["num_hidden_layers"])
+        names = gguf.get_tensor_name_map(
+            gguf.MODEL_ARCH[arch.upper().replace("-", "_")], config["num_hidden_layers"]
+        )
         for hf_name, weight in load_file(folder / "model.safetensors").items():
             if hf_name in skip_hf:
                 continue
@@ -383,11 +385,16 @@ def _gguf_metadata(config: dict[str, Any], arch: str) -> dict[str, Any]:
         f"{arch}.attention.head_count_kv": num_kv_heads,
         f"{arch}.attention.key_length": head_dim,
         f"{arch}.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
-        f"{arch}.rope.freq_base": rope["rope_theta"],
+        f"{arch}.rope.freq_base": rope["rope_theta"] * _stretch(rope, head_dim),
         "tokenizer.ggml.tokens": [f"token {i}" for i in range(config["vocab_size"])],
         "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 1,
     }
+
+
+def _stretch(rope: dict[str, Any], head_dim: int) -> float:
+    """What the converter multiplies the base of Hunyuan's wavelengths by."""
+    return float(rope.get("alpha", 1.0) ** (head_dim / (head_dim - 2)))
 
 
 def _converted(name: str, weight: np.ndarray, config: dict[str, Any], arch: str) -> np.ndarray:

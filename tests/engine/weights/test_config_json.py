@@ -92,7 +92,7 @@ def test_reads_what_transformers_4_wrote(tmp_path):
 
 
 ALPHA = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "mscale": 1.0}
-PUBLISHED: dict[str, dict[str, Any]] = {
+AS_PUBLISHED: dict[str, dict[str, Any]] = {
     "Lfm2ForCausalLM": {
         "block_auto_adjust_ff_dim": True,
         "block_ff_dim": 12288,
@@ -171,11 +171,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 """Keys as in the files of published models, with small sizes."""
 
 
-@pytest.mark.parametrize("architecture", PUBLISHED)
+@pytest.mark.parametrize("architecture", AS_PUBLISHED)
 def test_published_files_say_what_transformers_makes_of_them(architecture, tmp_path):
     import transformers
 
-    ours = read(tmp_path, architectures=[architecture], model_type=..., **PUBLISHED[architecture])
+    ours = read(
+        tmp_path, architectures=[architecture], model_type=..., **AS_PUBLISHED[architecture]
+    )
     written = json.loads((tmp_path / "config.json").read_text())
     config_class = getattr(transformers, architecture).config_class
     config_class.from_dict(written).save_pretrained(tmp_path)

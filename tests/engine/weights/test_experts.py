@@ -24,7 +24,12 @@ from tests.helpers.models.checkpoints import (
     logits,
 )
 
-ARCHS = {"mixtral": "llama", "qwen3_moe": "qwen3moe", "lfm2_moe": "lfm2moe"}
+ARCHS = {
+    "mixtral": "llama",
+    "qwen3_moe": "qwen3moe",
+    "lfm2_moe": "lfm2moe",
+    "hunyuan_moe": "hunyuan-moe",
+}
 PARTS = {"w1": "gate", "w3": "up", "w2": "down"} | {
     f"{part}_proj": part for part in ("gate", "up", "down")
 }
@@ -75,7 +80,7 @@ def as_gguf(
     num_experts = config.get("num_local_experts") or config.get("num_experts")
     keys = {
         f"{arch}.expert_count": num_experts,
-        f"{arch}.expert_used_count": config["num_experts_per_tok"],
+        f"{arch}.expert_used_count": config.get("num_experts_per_tok") or config["moe_topk"],
         f"{arch}.expert_feed_forward_length": config.get("moe_intermediate_size"),
     }
     whole = {
