@@ -269,7 +269,7 @@ tiny_zamba2 = _tiny(
 _CONV = {"num_hidden_layers": 4, "layer_types": ["conv", "conv", "full_attention", "conv"]}
 tiny_lfm2 = _tiny("Lfm2", **_CONV)
 tiny_lfm2_moe = _tiny("Lfm2Moe", **_CONV, **_EXPERTS, num_experts=8, num_dense_layers=1)
-# The fourth layer sees beyond its chunk, and only the second has experts.
+# All layers but the fourth have aligned windows; the second and fourth have experts.
 tiny_llama4 = _tiny(
     "Llama4",
     num_hidden_layers=4,

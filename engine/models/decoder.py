@@ -34,7 +34,7 @@ class Attention(nn.Module):
         qkv_bias, o_bias: whether the projections have biases.
         head_norms: norms of query and key heads before rotation.
         scale: factor of the scores; by default D**-0.5.
-        soft_cap, chunked: see `PagedAttention`.
+        soft_cap, aligned: see `PagedAttention`.
         interleaved: whether neighbouring elements of a head are rotated together, instead of those
             of its halves.
         fused: whether the checkpoint has q, k and v in one tensor.
@@ -55,7 +55,7 @@ class Attention(nn.Module):
         soft_cap: float | None = None,
         o_name: str = "o_proj",
         interleaved: bool = False,
-        chunked: bool = False,
+        aligned: bool = False,
     ) -> None:
         super().__init__()
         self._interleaved = interleaved
@@ -86,7 +86,7 @@ class Attention(nn.Module):
             head_dim=dim,
             scale=dim**-0.5 if scale is None else scale,
             window=config.layer_windows[layer],
-            chunked=chunked,
+            aligned=aligned,
             soft_cap=soft_cap,
             norm_eps=config.rms_norm_eps,
         )

@@ -1,4 +1,4 @@
-"""Llama 4: most layers see only their chunk of the text, the others all of it without rotation.
+"""Llama 4: most layers have aligned windows, the others see all of a text without rotation.
 
 Neighbouring elements of a head are rotated together, and heads are normalised after that without
 weights. A token's only expert gets its inputs times its score. Source: transformers'
@@ -31,16 +31,16 @@ from engine.models.metadata_keys import MetadataKeys
 from engine.models.rope_keys import rope_base
 
 ARCHITECTURE = "Llama4ForCausalLM"
-CHUNKED = "chunked_attention"
-CHUNK, FLOOR = 8192, 8192
-"""The positions of a chunk, and between two temperatures, where a file lacks them."""
+ALIGNED = "chunked_attention"
+WINDOW, FLOOR = 8192, 8192
+"""The positions of a window, and between two temperatures, where a file lacks them."""
 ROPE_BASE = 500000.0
 _STACKED = re.compile(r"(.+\.feed_forward\.experts)\.(gate_up|down)_proj")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Llama4Config(ExpertsConfig):
-    """Llama 4's configuration. Windows are chunks."""
+    """Llama 4's configuration. Windows are aligned."""
 
     rotated_layers: frozenset[int]
     norms_heads: bool
@@ -89,7 +89,7 @@ def _attention(config: Llama4Config, options: WeightOptions, layer: int) -> Atte
         o_bias=config.attention_bias,
         head_norms=None if norms is None else (norms[0], norms[1]),
         interleaved=is_rotated,
-        chunked=config.layer_windows[layer] is not None,
+        aligned=config.layer_windows[layer] is not None,
     )
     if not is_rotated and config.temperature is not None:
         floor, growth = config.temperature
@@ -180,7 +180,7 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
         ),
         attention_bias=keys.flag("attention_bias", False),
         hidden_act=keys.text("hidden_act", "silu"),
-        windows=_chunks(keys, num_layers, rotated),
+        windows=_windows(keys, num_layers, rotated),
         num_experts=keys.integer("num_local_experts", 16, high=MAX_EXPERTS),
         experts_per_token=keys.integer("num_experts_per_tok", 1, high=1),
         expert_size=expert_size,
@@ -203,23 +203,25 @@ def _rotated_layers(keys: MetadataKeys, num_layers: int) -> frozenset[int]:
     return frozenset(layer for layer in range(num_layers) if marks[layer])
 
 
-def _chunks(keys: MetadataKeys, num_layers: int, rotated: frozenset[int]) -> tuple[int | None, ...]:
-    """Return the chunk of each layer, None for layers that see all positions."""
-    if keys.values.get("attention_chunk_size", CHUNK) is None:
+def _windows(
+    keys: MetadataKeys, num_layers: int, rotated: frozenset[int]
+) -> tuple[int | None, ...]:
+    """Return the window of each layer, None for layers that see all positions."""
+    if keys.values.get("attention_chunk_size", WINDOW) is None:
         return ()
-    size = keys.integer("attention_chunk_size", CHUNK)
+    size = keys.integer("attention_chunk_size", WINDOW)
     types = keys.values.get("layer_types")
     if types is None:
-        types = [CHUNKED if layer in rotated else FULL for layer in range(num_layers)]
+        types = [ALIGNED if layer in rotated else FULL for layer in range(num_layers)]
     if (
         not isinstance(types, list)
         or len(types) != num_layers
-        or any(entry not in (FULL, CHUNKED) for entry in types)
+        or any(entry not in (FULL, ALIGNED) for entry in types)
     ):
         raise keys.nonsense(
-            "layer_types", f"a list of {num_layers} entries, each {FULL} or {CHUNKED}"
+            "layer_types", f"a list of {num_layers} entries, each {FULL} or {ALIGNED}"
         )
-    return tuple(size if entry == CHUNKED else None for entry in types)
+    return tuple(size if entry == ALIGNED else None for entry in types)
 
 
 def _plain_layers(keys: MetadataKeys, num_layers: int) -> frozenset[int]:

@@ -27,7 +27,7 @@ def supports(
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
     sinks: Tensor | None = None,
-    chunked: bool = False,
+    aligned: bool = False,
 ) -> bool:
     """Supports CPU tensors that keep to the contract and whose query heads are contiguous."""
     return (
@@ -49,7 +49,7 @@ def paged_attention(
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
     sinks: Tensor | None = None,
-    chunked: bool = False,
+    aligned: bool = False,
 ) -> Tensor:
     """See `kernels.paged_attention`."""
     num_tokens, num_heads, head_dim = q.shape
@@ -78,7 +78,7 @@ def paged_attention(
         block_size,
         head_dim,
         window or 0,
-        chunked,
+        aligned,
         scale,
         soft_cap or 0.0,
     )

@@ -31,7 +31,7 @@ def _paged_attention_decode_kernel(
     window,
     bend,
     steepness,
-    CHUNKED: tl.constexpr,
+    ALIGNED: tl.constexpr,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -50,7 +50,7 @@ def _paged_attention_decode_kernel(
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     kv_head, sequence, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     context_len = tl.load(context_lens_ptr + sequence)
-    first_key = first_seen(context_len - 1, window, CHUNKED)
+    first_key = first_seen(context_len - 1, window, ALIGNED)
     split = first_key // SPLIT + part
     begin = tl.maximum(split * SPLIT, first_key // BLOCK_N * BLOCK_N)
     end = tl.minimum((split + 1) * SPLIT, context_len)
@@ -86,7 +86,7 @@ def _paged_attention_decode_kernel(
         window,
         bend,
         steepness,
-        CHUNKED,
+        ALIGNED,
         NUM_KV_HEADS,
         HEAD_DIM,
         BLOCK_SIZE,
@@ -119,7 +119,7 @@ def _paged_attention_join_kernel(
     num_splits,
     window,
     steepness,
-    CHUNKED: tl.constexpr,
+    ALIGNED: tl.constexpr,
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PACKED: tl.constexpr,
@@ -131,7 +131,7 @@ def _paged_attention_join_kernel(
     NEVER: tl.constexpr = float("-inf")
     head, sequence = tl.program_id(0), tl.program_id(1)
     context_len = tl.load(context_lens_ptr + sequence)
-    num_parts = tl.cdiv(context_len, SPLIT) - first_seen(context_len - 1, window, CHUNKED) // SPLIT
+    num_parts = tl.cdiv(context_len, SPLIT) - first_seen(context_len - 1, window, ALIGNED) // SPLIT
     dims = tl.arange(0, BLOCK_D)
     row = sequence.to(tl.int64) * NUM_HEADS + head
     highest = tl.full([1], NEVER, tl.float32)

@@ -31,7 +31,7 @@ def _paged_attention_prefill_kernel(
     window,
     bend,
     steepness,
-    CHUNKED: tl.constexpr,
+    ALIGNED: tl.constexpr,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -71,7 +71,7 @@ def _paged_attention_prefill_kernel(
     if scales_ptr is not None:
         scales_ptr += kv_head * BLOCK_SIZE
     table_ptr = tables_ptr + sequence.to(tl.int64) * table_stride
-    first_key = first_seen(num_cached + first_query, window, CHUNKED)
+    first_key = first_seen(num_cached + first_query, window, ALIGNED)
     query_at = num_cached + queries
     sees_to = query_at
     last_key = num_cached + last_query
@@ -96,7 +96,7 @@ def _paged_attention_prefill_kernel(
             window,
             bend,
             steepness,
-            CHUNKED,
+            ALIGNED,
             NUM_KV_HEADS,
             HEAD_DIM,
             BLOCK_SIZE,

@@ -36,7 +36,7 @@ def attend_split(
     window,
     bend,
     steepness,
-    CHUNKED: tl.constexpr,
+    ALIGNED: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -74,7 +74,7 @@ def attend_split(
             # tanh(x) = 1 - 2 / (1 + e**2x)
             score = 1.0 - 2.0 / (1.0 + tl.exp2(score * bend))
         visible = key_at[None, :] <= sees_to[:, None]
-        if CHUNKED:
+        if ALIGNED:
             visible = visible & (key_at[None, :] >= (query_at // window * window)[:, None])
         elif window is not None:
             visible = visible & (key_at[None, :] > query_at[:, None] - window)
@@ -101,10 +101,10 @@ def attend_split(
 
 
 @triton.jit
-def first_seen(position, window, CHUNKED: tl.constexpr):
+def first_seen(position, window, ALIGNED: tl.constexpr):
     """Return the first key that a query at this position sees."""
     first = position * 0
-    if CHUNKED:
+    if ALIGNED:
         first = position // window * window
     elif window is not None:
         first = tl.maximum(position + 1 - window, 0)

@@ -18,7 +18,7 @@ class PagedAttention(nn.Module):
         num_heads, num_kv_heads: the model's numbers; heads of one key/value head stay together.
         scale: factor of the scores.
         window: positions that each query looks back at, its own included; None for all.
-        chunked: see `kernels.paged_attention`.
+        aligned: see `kernels.paged_attention`.
         soft_cap: bends the scores, see `kernels.paged_attention`; None leaves them.
         norm_eps: epsilon of the norms whose weights `forward` gets.
 
@@ -41,7 +41,7 @@ class PagedAttention(nn.Module):
         head_dim: int,
         scale: float,
         window: int | None = None,
-        chunked: bool = False,
+        aligned: bool = False,
         soft_cap: float | None = None,
         norm_eps: float = 0.0,
     ) -> None:
@@ -52,7 +52,7 @@ class PagedAttention(nn.Module):
         self.head_dim = head_dim
         self.scale = scale
         self.window = window
-        self.chunked = chunked
+        self.aligned = aligned
         self.soft_cap = soft_cap
         self.norm_eps = norm_eps
 
@@ -96,7 +96,7 @@ class PagedAttention(nn.Module):
             soft_cap=self.soft_cap,
             kv_scales=scales,
             sinks=self.sinks,
-            chunked=self.chunked,
+            aligned=self.aligned,
         )
 
     __call__ = forward
