@@ -89,9 +89,10 @@ class SharedMixture(SparseMlp):
 
 def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
     def create_layer(layer: int) -> DecoderLayer:
-        is_mixture = isinstance(config, ExpertsConfig)
-        mlp = SharedMixture(config) if is_mixture else gated_mlp(config)
-        return DecoderLayer(config, NormedAttention(config, options, layer), mlp)
+        attention = NormedAttention(config, options, layer)
+        if isinstance(config, ExpertsConfig):
+            return DecoderLayer(config, attention, SharedMixture(config))
+        return DecoderLayer(config, attention, gated_mlp(config))
 
     return Decoder(config, options, create_layer)
 

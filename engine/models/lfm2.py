@@ -261,7 +261,7 @@ def read_gguf_mixture(keys: GgufKeys) -> ModelConfig:
 def _gguf_fields(keys: GgufKeys, *, experts: bool = False) -> dict[str, Any]:
     """Read the fields of `Lfm2Config`, all but `architecture`. Convolutions have 0 key heads."""
     name, num_layers = keys.own("attention.head_count_kv"), keys.integer(keys.own("block_count"))
-    counts = keys.values.get(name)
+    counts: Any = keys.values.get(name)
     numbers = {*counts} - {0} if isinstance(counts, list) and len(counts) == num_layers else ()
     if len(numbers) != 1:
         raise keys.nonsense(
