@@ -269,6 +269,43 @@ tiny_zamba2 = _tiny(
     adapter_rank=8,
     use_mem_rope=True,
 )
+# Three of four layers keep only the last inputs of a convolution.
+_CONV = {"num_hidden_layers": 4, "layer_types": ["conv", "conv", "full_attention", "conv"]}
+tiny_lfm2 = _tiny("Lfm2", **_CONV)
+tiny_lfm2_moe = _tiny("Lfm2Moe", **_CONV, **_EXPERTS, num_experts=8, num_dense_layers=1)
+# All layers but the fourth have aligned windows; the second and fourth have experts.
+tiny_llama4 = _tiny(
+    "Llama4",
+    num_hidden_layers=4,
+    head_dim=32,
+    intermediate_size_mlp=96,
+    num_local_experts=5,
+    interleave_moe_layer_step=2,
+    attention_chunk_size=24,
+    floor_scale=32,
+)
+# Every second layer attends, to keys and values from a latent.
+tiny_kimi_linear = _tiny(
+    "KimiLinear",
+    **_EXPERTS,
+    num_hidden_layers=4,
+    layer_types=["linear_attention", "full_attention"] * 2,
+    linear_num_heads=2,
+    linear_head_dim=16,
+    num_key_value_heads=4,
+    kv_lora_rank=24,
+    qk_nope_head_dim=16,
+    qk_rope_head_dim=8,
+    v_head_dim=16,
+    num_local_experts=6,
+)
+tiny_hunyuan_moe = _tiny(
+    "HunYuanMoEV1",
+    num_experts=6,
+    moe_topk=2,
+    head_dim=32,
+    rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0},
+)
 # Models without a family here. GPT-NeoX's checkpoint has other names than its modules.
 tiny_gpt_neox = _tiny("GPTNeoX")
 tiny_olmo2 = _tiny("Olmo2")

@@ -40,10 +40,13 @@ class Attention(nn.Module):
         value_norm: norm of value heads.
         values_are_keys: whether the values are the keys before norm and rotation.
         scale: factor of the scores; by default D**-0.5.
-        soft_cap: see `PagedAttention`.
+        soft_cap, aligned: see `PagedAttention`.
+        interleaved: whether neighbouring elements of a head are rotated together, instead of those
+            of its halves.
         fused: whether the checkpoint has q, k and v in one tensor.
         gated: whether each head's queries come with a gate, whose sigmoid multiplies what the head
             finds.
+        o_name: the output projection's name in the checkpoint.
     """
 
     def __init__(
@@ -60,10 +63,14 @@ class Attention(nn.Module):
         values_are_keys: bool = False,
         scale: float | None = None,
         soft_cap: float | None = None,
+        o_name: str = "o_proj",
+        interleaved: bool = False,
+        aligned: bool = False,
         gated: bool = False,
     ) -> None:
         super().__init__()
         self._gated = gated
+        self._interleaved = interleaved
         hidden, heads = config.hidden_size, config.num_attention_heads
         kv_heads, dim = config.layer_kv_shapes[layer]
         source = config.layer_kv_sources[layer]
@@ -78,9 +85,7 @@ class Attention(nn.Module):
             bias=qkv_bias,
             partition="outputs",
         )
-        self.o_proj = Linear(
-            heads * dim, (Shard("o_proj", hidden),), bias=o_bias, partition="inputs"
-        )
+        self.o_proj = Linear(heads * dim, (Shard(o_name, hidden),), bias=o_bias, partition="inputs")
         self.q_norm: RmsNorm | None
         self.k_norm: RmsNorm | None
         self.q_norm, self.k_norm = head_norms or (None, None)
@@ -97,6 +102,7 @@ class Attention(nn.Module):
             head_dim=dim,
             scale=dim**-0.5 if scale is None else scale,
             window=config.layer_windows[layer],
+            aligned=aligned,
             soft_cap=soft_cap,
             norm_eps=config.rms_norm_eps,
             stores=source == layer,
@@ -109,6 +115,8 @@ class Attention(nn.Module):
             gates, qkv = self._split_gates(qkv)
         if self.v_norm is not None:
             qkv = self._with_normed_values(qkv, self.v_norm)
+        if self._interleaved:
+            qkv = self._by_halves(qkv)
         if self.q_norm is None or self.k_norm is None:
             found = self.attention(qkv, rotation, ctx)
         else:
@@ -135,13 +143,21 @@ class Attention(nn.Module):
         queries_and_keys = qkv[:, : (attention.num_heads + num_kv_heads) * dim]
         return torch.cat((queries_and_keys, values.view(len(qkv), -1)), 1)
 
+    def _by_halves(self, qkv: Tensor) -> Tensor:
+        """Move elements 0 2 4 … of each query and key head before 1 3 5 …, since halves are
+        rotated together. Scores do not depend on the order."""
+        num_heads = self.attention.num_heads + self.attention.num_kv_heads
+        size = num_heads * self.attention.head_dim
+        pairs = qkv[:, :size].view(len(qkv), num_heads, -1, 2)
+        return torch.cat((pairs.transpose(2, 3).flatten(1), qkv[:, size:]), 1)
+
 
 class DecoderLayer(nn.Module):
     """A layer with a norm before attention and one before the MLP, which may be a mixture of
     experts."""
 
     def __init__(
-        self, config: ModelConfig, self_attn: Attention, mlp: GatedMlp | SparseMlp
+        self, config: ModelConfig, self_attn: nn.Module, mlp: GatedMlp | SparseMlp
     ) -> None:
         super().__init__()
         self.input_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)

@@ -16,7 +16,7 @@ class RecurrentShapes(NamedTuple):
     inputs: tuple[int, int]
     """The last inputs of its convolution, [channels, width - 1], in the model's dtype."""
     state: tuple[int, ...]
-    """Its state, in fp32."""
+    """Its state, in fp32; (0,) for a layer that keeps only its last inputs."""
 
     def num_bytes(self, dtype_bytes: int) -> int:
         """The bytes of one layer and text."""

@@ -79,8 +79,8 @@ def _check_bends(keys: MetadataKeys, rope_type: str) -> None:
     """Check the numbers that state where a scaling begins, if they are present."""
     if rope_type == "llama3":
         low, high = (keys.number(f"{end}_freq_factor", None) for end in ("low", "high"))
-        if low is not None and high is not None and low >= high:
-            raise keys.nonsense("high_freq_factor", f"above low_freq_factor, which is {low:g}")
+        if low is not None and high is not None and low > high:
+            raise keys.nonsense("high_freq_factor", f"at least low_freq_factor, which is {low:g}")
     if rope_type == "yarn":
         for name in ("beta_fast", "beta_slow", "attention_factor"):
             keys.number(name, None)

@@ -32,6 +32,8 @@ class TensorSpec:
     adds it."""
     is_most: bool = False
     """Whether a vector may be shorter than `shape`."""
+    ignores_ones: bool = False
+    """Whether axes of length 1 may be missing, as in GGUF files."""
 
     def check(self, name: str, tensor: Tensor) -> None:
         """Check a loaded tensor.
@@ -42,6 +44,8 @@ class TensorSpec:
         fits = tuple(tensor.shape) == self.shape
         if self.is_most:
             fits = tensor.dim() == 1 and len(tensor) <= self.shape[0]
+        if self.ignores_ones:
+            fits = [n for n in tensor.shape if n > 1] == [n for n in self.shape if n > 1]
         if not fits:
             raise ShapeMismatch(
                 f"{name} has shape {tuple(tensor.shape)}; the configuration needs {self.shape}"

@@ -23,7 +23,12 @@ from engine.models.gguf_keys import NO_WEIGHTS
 from engine.models.registry import family_of
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
 
-_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_TOP = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "token_embd_norm": "model.norm",  # LFM2's name
+    "output": "lm_head",
+}
 _PLAIN = {
     GGMLQuantizationType.F32: torch.float32,
     GGMLQuantizationType.F16: torch.float16,

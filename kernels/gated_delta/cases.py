@@ -25,6 +25,7 @@ class Case:
     v_dim: int = 16
     strided: bool = False
     slow_decay: bool = False
+    decays_of_rows: bool = False
 
 
 CASES = (
@@ -38,6 +39,8 @@ CASES = (
     Case("strided", (1, -9, 6), strided=True),
     Case("slow_decay", (-90, 60), slow_decay=True),
     Case("no_rows", ()),
+    Case("kimi", (1, 1, -9), 4, 4, 128, 128, decays_of_rows=True),
+    Case("odd_decays", (-7, 4), 1, 3, 24, 20, strided=True, decays_of_rows=True),
 )
 BENCHMARKS = {
     "cpu": (
@@ -58,7 +61,8 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
     batch, num_slots = random_batch(case.rows, device)
     size = 2 * case.num_k_heads * case.k_dim + case.num_v_heads * case.v_dim
     num_rows, stride = sum(map(abs, case.rows)), size * 2 if case.strided else size
-    num_gates, gap = 2 * case.num_v_heads, 3 if case.strided else 0
+    num_decays = case.num_v_heads * (case.k_dim if case.decays_of_rows else 1)
+    num_gates, gap = case.num_v_heads + num_decays, 3 if case.strided else 0
     gates = 2 * torch.randn(num_rows, num_gates + gap, device=device)
     a_log = torch.rand(case.num_v_heads, device=device) * 3 - (6 if case.slow_decay else 1)
     return {
@@ -67,7 +71,7 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
         "states": torch.randn(num_slots, case.num_v_heads, case.k_dim, case.v_dim, device=device),
         "batch": batch,
         "a_log": a_log,
-        "dt_bias": torch.randn(case.num_v_heads, device=device),
+        "dt_bias": torch.randn(num_decays, device=device),
         "num_k_heads": case.num_k_heads,
     }
 

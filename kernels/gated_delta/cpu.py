@@ -49,6 +49,7 @@ def gated_delta(
         gates.stride(0),
         a_log.data_ptr(),
         dt_bias.data_ptr(),
+        len(dt_bias) // num_v_heads,
         states.data_ptr(),
         batch.cu_seqlens_q.data_ptr(),
         batch.read_slots.data_ptr(),
@@ -65,4 +66,4 @@ def gated_delta(
 
 @functools.cache
 def _function() -> native.Function:
-    return native.function("tandem_gated_delta", "ipipipppppppiiiii")
+    return native.function("tandem_gated_delta", "ipipippipppppiiiii")

@@ -24,23 +24,26 @@ def gated_delta(
 
     For each row of a value head, with its key head's q and k divided by their lengths:
 
-        S ← S · exp(-exp(a_log) · softplus(a + dt_bias))
+        S ← exp(-exp(a_log) · softplus(a + dt_bias)) · S
         S ← S + k ⊗ sigmoid(b) · (v - Sᵀk)
         y = Sᵀq / √Dk
 
     Args:
         qkv: [T, 2 · Hk · Dk + Hv · Dv]: queries, keys, values; any strides of rows. Not changed.
-        gates: [T, 2 · Hv], qkv's dtype, any strides of rows: b of each value head, then a of each.
+        gates: [T, Hv + len(dt_bias)], qkv's dtype, any strides of rows: b of each value head, then
+            a of each, or a of each of its rows of S (Kimi).
         states: [S, Hv, Dk, Dv] fp32. Slots of `batch.write_slots` are mutated.
         batch: rows and slots of the sequences.
-        a_log, dt_bias: [Hv] fp32.
+        a_log: [Hv] fp32.
+        dt_bias: [Hv] fp32, or [Hv · Dk].
         num_k_heads: Hk. Each key head serves Hv / Hk neighbouring value heads.
 
     Returns:
         [T, Hv · Dv], contiguous, qkv's dtype. Computed in fp32, rounded once. A row's result
             depends on its own sequence alone, and not on how that is cut into steps.
 
-    Paper: Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464, equation 10.
+    Papers: Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464, equation 10; decays of rows, Kimi
+    Team 2025, arXiv:2510.26692.
     """
     _, num_v_heads, k_dim, v_dim = states.shape
     shapes = ((num_k_heads, k_dim), (num_k_heads, k_dim), (num_v_heads, v_dim))
@@ -52,13 +55,14 @@ def gated_delta(
         )
         for x in (q, k)
     )
-    b, a = gates.float().chunk(2, 1)
-    decay = torch.exp(-a_log.exp() * F.softplus(a + dt_bias))
+    b, a = torch.split(gates.float(), [num_v_heads, len(dt_bias)], 1)
+    steps = F.softplus(a + dt_bias).unflatten(1, (num_v_heads, -1))
+    decay = torch.exp(-a_log.exp()[:, None] * steps)
     out = torch.empty_like(v)
     for first, last, read, write in batch.on_host():
         state = torch.zeros_like(states[write]) if read < 0 else states[read].clone()
         for row in range(first, last):
-            state *= decay[row][:, None, None]
+            state *= decay[row][:, :, None]
             known = torch.einsum("hkv,hk->hv", state, k[row])
             change = b[row].sigmoid()[:, None] * (v[row] - known)
             state += k[row][:, :, None] * change[:, None, :]

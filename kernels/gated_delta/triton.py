@@ -33,6 +33,7 @@ def _gated_delta_kernel(
     V_HEADS: tl.constexpr,
     K_DIM: tl.constexpr,
     V_DIM: tl.constexpr,
+    DECAYS: tl.constexpr,
     PADDED_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
@@ -50,7 +51,10 @@ def _gated_delta_kernel(
     from_slot = states_ptr + tl.maximum(read, 0) * size + place
     state = tl.where(read >= 0, tl.load(from_slot, held, other=0.0), 0.0)
     rate = -tl.exp(tl.load(a_log_ptr + head))
-    dt_bias = tl.load(dt_bias_ptr + head)
+    # One decay for the head, or one for each row of its state.
+    at_decay = head * DECAYS + tl.arange(0, PADDED_K if DECAYS > 1 else 1)
+    is_decay = at_decay < (head + 1) * DECAYS
+    dt_bias = tl.load(dt_bias_ptr + at_decay, is_decay, other=0.0)
     row = first.to(tl.int64)
     for _ in range(first, end):
         at_row = qkv_ptr + row * stride
@@ -60,11 +64,11 @@ def _gated_delta_kernel(
         v = tl.load(values + at_v, is_v, other=0.0).to(tl.float32)
         q = q * (scale / tl.sqrt(tl.sum(q * q, 0) + eps))
         k = k * (1.0 / tl.sqrt(tl.sum(k * k, 0) + eps))
-        at_gate = gates_ptr + row * gate_stride + head
-        b = tl.load(at_gate).to(tl.float32)
-        a = tl.load(at_gate + V_HEADS).to(tl.float32) + dt_bias
+        at_gate = gates_ptr + row * gate_stride
+        b = tl.load(at_gate + head).to(tl.float32)
+        a = tl.load(at_gate + V_HEADS + at_decay, is_decay, other=0.0).to(tl.float32) + dt_bias
         step = tl.where(a > 20.0, a, tl.log(1.0 + tl.exp(tl.minimum(a, 20.0))))
-        state = state * tl.exp(rate * step)
+        state = state * tl.exp(rate * step)[:, None]
         known = tl.sum(state * k[:, None], 0)
         change = (v - known) / (1.0 + tl.exp(-b))
         state = state + k[:, None] * change[None, :]
@@ -129,6 +133,7 @@ def gated_delta(
         V_HEADS=num_v_heads,
         K_DIM=k_dim,
         V_DIM=v_dim,
+        DECAYS=len(dt_bias) // num_v_heads,
         PADDED_K=triton.next_power_of_2(k_dim),
         BLOCK_V=BLOCK_V,
     )

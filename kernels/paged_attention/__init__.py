@@ -21,6 +21,7 @@ def paged_attention(
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
     sinks: Tensor | None = None,
+    aligned: bool = False,
 ) -> Tensor:
     """Compute causal attention of each new token over its sequence's cached keys and values.
 
@@ -42,6 +43,8 @@ def paged_attention(
             wherever the cache must be. Blocks may be strided, the rest is contiguous.
         sinks: [H] fp32, contiguous: for each query head, the score of one more key that every
             query sees and whose value is 0 (GPT-OSS). `scale` and `soft_cap` do not apply to it.
+        aligned: whether windows begin at multiples of `window`, which is then not None, and do not
+            move with the query: it looks back to the last such position (Llama 4).
 
     Returns:
         [T, H·D], contiguous, q's dtype. Scores and weights in fp32.
@@ -59,6 +62,7 @@ def paged_attention(
         soft_cap=soft_cap,
         kv_scales=kv_scales,
         sinks=sinks,
+        aligned=aligned,
     )
 
 

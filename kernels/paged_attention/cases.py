@@ -33,6 +33,7 @@ class Case:
     kv_dtype: torch.dtype | None = None
     """The dtype of a packed cache, with a scale per slot and head; None for q's dtype."""
     num_layers: int = 3
+    aligned: bool = False
     sinks: tuple[float, float] | None = None
     """The mean and spread of the heads' sinks."""
     both_ways: int = 0
@@ -57,6 +58,11 @@ CASES = (
     Case("window_of_one", ((1, 30), (17, 17)), window=1),
     Case("window_beyond_context", ((1, 30), (17, 17)), window=4096),
     Case("no_sequences", ()),
+    Case(
+        "aligned", ((1, 100), (1, 27), (1, 26), (1, 9), (40, 40), (10, 60)), window=13, aligned=True
+    ),
+    Case("llama4_mixed", ((1, 1500), (1, 9), (50, 1060)), 40, 8, 128, window=512, aligned=True),
+    Case("int8_aligned", ((1, 70), (9, 40)), window=16, kv_dtype=torch.int8, aligned=True),
     Case("head_80", ((1, 70), (1, 9), (9, 40)), 8, 2, 80, 32),
     Case("head_96", ((1, 70), (9, 40)), 3, 3, 96),
     Case("gemma2_mixed", ((1, 150), (1, 20), (19, 90)), 8, 4, 256, window=64, soft_cap=50.0),
@@ -162,6 +168,7 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
         "soft_cap": case.soft_cap,
         "kv_scales": None if scales is None else scales[:, layer],
         "sinks": _sinks(case, device),
+        "aligned": case.aligned,
     }
 
 

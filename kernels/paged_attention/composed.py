@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.paged_attention.paged_batch import PagedBatch
+from kernels.paged_attention.reference import first_seen
 
 MAX_WASTED_BLOCKS = 32
 """Padding blocks that a group of decodes may gather, which cost about as much as one more call on a
@@ -47,6 +48,7 @@ def supports(
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
     sinks: Tensor | None = None,
+    aligned: bool = False,
 ) -> bool:
     """Supports caches of q's dtype whose blocks start at a multiple of a head's run of S·D
     elements.
@@ -72,10 +74,11 @@ def paged_attention(
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
     sinks: Tensor | None = None,
+    aligned: bool = False,
 ) -> Tensor:
     """See `kernels.paged_attention`."""
     runs = _as_runs(kv_cache)
-    groups = _plan(batch, kv_cache, q.dtype, window)
+    groups = _plan(batch, kv_cache, q.dtype, window, aligned)
     if len(groups) == 1:
         return _attend(q, runs, kv_cache, groups[0], scale)
     result = q.new_empty(len(q), q.shape[1] * q.shape[2])
@@ -117,14 +120,14 @@ def _as_runs(kv_cache: Tensor) -> Tensor:
 
 
 def _plan(
-    batch: PagedBatch, kv_cache: Tensor, dtype: torch.dtype, window: int | None
+    batch: PagedBatch, kv_cache: Tensor, dtype: torch.dtype, window: int | None, aligned: bool
 ) -> list[Group]:
     """Return the step's groups, which the first layer of the step makes."""
-    key = (kv_cache.stride(0), kv_cache.shape[2:], dtype, window)
+    key = (kv_cache.stride(0), kv_cache.shape[2:], dtype, window, aligned)
     plan: list[Group] | None = batch.plans.get(key)
     if plan is None:
         plan = [
-            _group(batch, first, last, kv_cache, dtype, window)
+            _group(batch, first, last, kv_cache, dtype, window, aligned)
             for first, last in _ranges(batch, kv_cache)
         ]
         batch.plans[key] = plan
@@ -155,6 +158,7 @@ def _group(
     kv_cache: Tensor,
     dtype: torch.dtype,
     window: int | None,
+    aligned: bool,
 ) -> Group:
     block_size = kv_cache.shape[3]
     longest = int(batch.host_context_lens[first])
@@ -163,11 +167,12 @@ def _group(
     num_queries = (rows.stop - rows.start) // (last - first)
     if num_queries == 1:
         length = num_blocks * block_size
-        hidden: Tensor | None = _decode_mask(batch.context_lens[first:last], length, window)
+        lens = batch.context_lens[first:last]
+        hidden: Tensor | None = _decode_mask(lens, length, window, aligned)
     else:
         length = longest
         ends = None if batch.key_ends is None else batch.key_ends[rows]
-        hidden = _chunk_mask(num_queries, length, window, kv_cache.device, ends)
+        hidden = _chunk_mask(num_queries, length, window, kv_cache.device, ends, aligned)
     return Group(
         rows=rows,
         num_sequences=last - first,
@@ -187,12 +192,12 @@ def _gather_rows(block_tables: Tensor, kv_cache: Tensor) -> Tensor:
     return (block_tables.long()[None, :, None, :] * runs_per_block + heads).flatten()
 
 
-def _decode_mask(context_lens: Tensor, length: int, window: int | None) -> Tensor:
+def _decode_mask(context_lens: Tensor, length: int, window: int | None, aligned: bool) -> Tensor:
     """Return [G, 1, 1, X] bool: each sequence's last token sees its context."""
     key_at = torch.arange(length, device=context_lens.device)
     ends = context_lens[:, None, None, None]
     hidden = key_at >= ends
-    return hidden if window is None else hidden | (key_at < ends - window)
+    return hidden if window is None else hidden | (key_at < first_seen(ends - 1, window, aligned))
 
 
 def _chunk_mask(
@@ -201,6 +206,7 @@ def _chunk_mask(
     window: int | None,
     device: torch.device,
     key_ends: Tensor | None,
+    aligned: bool,
 ) -> Tensor | None:
     """Return [Q, X] bool, or None if it equals plain causality from position 0."""
     if key_ends is None and num_queries == length and (window is None or window >= length):
@@ -208,7 +214,7 @@ def _chunk_mask(
     key_at = torch.arange(length, device=device)
     query_at = key_at[length - num_queries :, None]
     hidden = key_at > query_at if key_ends is None else key_at >= key_ends[:, None]
-    return hidden if window is None else hidden | (key_at <= query_at - window)
+    return hidden if window is None else hidden | (key_at < first_seen(query_at, window, aligned))
 
 
 def _scores_to_add(hidden: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -14,7 +14,7 @@ from kernels.paged_attention.paged_batch import PagedBatch
 
 FORMATS = {torch.int8: 1, torch.float8_e4m3fn: 2}
 """Codes of the packed caches in `task.h`."""
-SIGNATURE = "ipiipiipipippppp" + "iiiiii" + "ff"
+SIGNATURE = "ipiipiipipippppp" + "iiiiiii" + "ff"
 
 
 def supports(
@@ -27,6 +27,7 @@ def supports(
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
     sinks: Tensor | None = None,
+    aligned: bool = False,
 ) -> bool:
     """Supports CPU tensors that keep to the contract and whose query heads are contiguous."""
     return (
@@ -48,6 +49,7 @@ def paged_attention(
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
     sinks: Tensor | None = None,
+    aligned: bool = False,
 ) -> Tensor:
     """See `kernels.paged_attention`."""
     num_tokens, num_heads, head_dim = q.shape
@@ -76,6 +78,7 @@ def paged_attention(
         block_size,
         head_dim,
         window or 0,
+        aligned,
         scale,
         soft_cap or 0.0,
     )

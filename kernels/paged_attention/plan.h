@@ -42,9 +42,8 @@ struct Plan {
 
   static Task task(const Arguments& a, int64_t s, int64_t head, int64_t row, int64_t num_rows) {
     int64_t first = a.context_lens[s] - (a.first_rows[s + 1] - a.first_rows[s]) + row / a.group;
-    int64_t begin = a.window > 0 ? std::max<int64_t>(0, first + 1 - a.window) : 0;
     int64_t end = a.key_end(s, (row + num_rows - 1) / a.group);
-    return {s, head, row, num_rows, begin, end, -1};
+    return {s, head, row, num_rows, a.key_begin(first), end, -1};
   }
 
   void cut(int64_t width) {

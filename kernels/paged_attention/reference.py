@@ -16,6 +16,7 @@ def paged_attention(
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
     sinks: Tensor | None = None,
+    aligned: bool = False,
 ) -> Tensor:
     """See `kernels.paged_attention`."""
     num_tokens, num_heads, head_dim = q.shape
@@ -28,7 +29,7 @@ def paged_attention(
             k_scale, v_scale = gather_context(scales, batch.block_tables[index], context_len)
             k, v = k.float() * k_scale, v.float() * v_scale
         ends = None if batch.key_ends is None else batch.key_ends[first:last]
-        visible = visible_keys(last - first, context_len, window, q.device, ends)
+        visible = visible_keys(last - first, context_len, window, q.device, ends, aligned)
         attended = attend(q[first:last], k, v, visible, scale, soft_cap, sinks)
         result[first:last] = attended.to(q.dtype)
     return result.flatten(1)
@@ -51,12 +52,20 @@ def visible_keys(
     window: int | None,
     device: torch.device,
     key_ends: Tensor | None = None,
+    aligned: bool = False,
 ) -> Tensor:
     """Return [Q, context_len] bool: the keys that each query sees."""
     query_at = torch.arange(context_len - num_queries, context_len, device=device)[:, None]
     key_at = torch.arange(context_len, device=device)[None, :]
     visible = key_at <= query_at if key_ends is None else key_at < key_ends[:, None]
-    return visible if window is None else visible & (key_at > query_at - window)
+    return (
+        visible if window is None else visible & (key_at >= first_seen(query_at, window, aligned))
+    )
+
+
+def first_seen(query_at: Tensor, window: int, aligned: bool) -> Tensor:
+    """Return the first positions that queries see, which may be negative."""
+    return query_at // window * window if aligned else query_at + 1 - window
 
 
 def attend(

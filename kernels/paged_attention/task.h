@@ -1,5 +1,6 @@
 // The arguments of a call, and the parts into which it is cut.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 namespace {
@@ -27,9 +28,14 @@ struct Arguments {
   const int32_t* key_ends;  // Of each row; null if rows see the keys up to their own.
   const float* sinks;  // Of each query head; null without.
   void* out;
-  int64_t sequences, kv_heads, group, block_size, dim, window;
+  int64_t sequences, kv_heads, group, block_size, dim, window, aligned;
   float scale, soft_cap;
 
+  // The first key that a row at this position sees.
+  int64_t key_begin(int64_t position) const {
+    if (window == 0) return 0;
+    return aligned ? position / window * window : std::max<int64_t>(0, position + 1 - window);
+  }
   // The first key after those that a row of a sequence sees.
   int64_t key_end(int64_t sequence, int64_t row) const {
     int64_t token = first_rows[sequence] + row;

@@ -65,6 +65,7 @@ def supports(
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
     sinks: Tensor | None = None,
+    aligned: bool = False,
 ) -> bool:
     """Supports head dims up to 256 on NVIDIA GPUs."""
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
@@ -94,6 +95,7 @@ def paged_attention(
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
     sinks: Tensor | None = None,
+    aligned: bool = False,
 ) -> Tensor:
     """See `kernels.paged_attention`."""
     num_tokens, num_heads, head_dim = q.shape
@@ -118,6 +120,7 @@ def paged_attention(
         "sinks_ptr": sinks,
         "out_ptr": out,
         "window": window,
+        "ALIGNED": aligned,
         # The weights are powers of two; until then a bent score is within ±1.
         "bend": None if soft_cap is None else 2 * scale / soft_cap * math.log2(math.e),
         "steepness": (scale if soft_cap is None else soft_cap) * math.log2(math.e),
@@ -166,7 +169,7 @@ def _decode(
         )
 
 
-JOIN_INPUTS = ("context_lens_ptr", "sinks_ptr", "out_ptr", "window", "steepness")
+JOIN_INPUTS = ("context_lens_ptr", "sinks_ptr", "out_ptr", "window", "steepness", "ALIGNED")
 JOIN_CONSTANTS = ("NUM_HEADS", "HEAD_DIM", "SPLIT", "BLOCK_D")
 
 

@@ -1,7 +1,13 @@
 """Single decoded tokens: a program per split of the keys, and a second launch that joins them."""
 
 from kernels._triton import tl, triton
-from kernels.paged_attention.triton_tile import attend_split, averaged, joined, with_sinks
+from kernels.paged_attention.triton_tile import (
+    attend_split,
+    averaged,
+    first_seen,
+    joined,
+    with_sinks,
+)
 
 
 # The batch decides both, so their values must not specialise kernels.
@@ -25,6 +31,7 @@ def _paged_attention_decode_kernel(
     window,
     bend,
     steepness,
+    ALIGNED: tl.constexpr,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -43,9 +50,7 @@ def _paged_attention_decode_kernel(
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     kv_head, sequence, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     context_len = tl.load(context_lens_ptr + sequence)
-    first_key = context_len * 0
-    if window is not None:
-        first_key = tl.maximum(context_len - window, 0)
+    first_key = first_seen(context_len - 1, window, ALIGNED)
     split = first_key // SPLIT + part
     begin = tl.maximum(split * SPLIT, first_key // BLOCK_N * BLOCK_N)
     end = tl.minimum((split + 1) * SPLIT, context_len)
@@ -81,6 +86,7 @@ def _paged_attention_decode_kernel(
         window,
         bend,
         steepness,
+        ALIGNED,
         NUM_KV_HEADS,
         HEAD_DIM,
         BLOCK_SIZE,
@@ -113,6 +119,7 @@ def _paged_attention_join_kernel(
     num_splits,
     window,
     steepness,
+    ALIGNED: tl.constexpr,
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PACKED: tl.constexpr,
@@ -124,9 +131,7 @@ def _paged_attention_join_kernel(
     NEVER: tl.constexpr = float("-inf")
     head, sequence = tl.program_id(0), tl.program_id(1)
     context_len = tl.load(context_lens_ptr + sequence)
-    num_parts = tl.cdiv(context_len, SPLIT)
-    if window is not None:
-        num_parts -= tl.maximum(context_len - window, 0) // SPLIT
+    num_parts = tl.cdiv(context_len, SPLIT) - first_seen(context_len - 1, window, ALIGNED) // SPLIT
     dims = tl.arange(0, BLOCK_D)
     row = sequence.to(tl.int64) * NUM_HEADS + head
     highest = tl.full([1], NEVER, tl.float32)

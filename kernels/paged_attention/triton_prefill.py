@@ -1,7 +1,13 @@
 """Prompt chunks: a program per tile of query rows, which walks all splits of the keys itself."""
 
 from kernels._triton import tl, triton
-from kernels.paged_attention.triton_tile import attend_split, averaged, joined, with_sinks
+from kernels.paged_attention.triton_tile import (
+    attend_split,
+    averaged,
+    first_seen,
+    joined,
+    with_sinks,
+)
 
 
 # The batch decides the values, so they must not specialise kernels.
@@ -25,6 +31,7 @@ def _paged_attention_prefill_kernel(
     window,
     bend,
     steepness,
+    ALIGNED: tl.constexpr,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -64,9 +71,7 @@ def _paged_attention_prefill_kernel(
     if scales_ptr is not None:
         scales_ptr += kv_head * BLOCK_SIZE
     table_ptr = tables_ptr + sequence.to(tl.int64) * table_stride
-    first_key = first_query * 0
-    if window is not None:
-        first_key = tl.maximum(num_cached + first_query + 1 - window, 0)
+    first_key = first_seen(num_cached + first_query, window, ALIGNED)
     query_at = num_cached + queries
     sees_to = query_at
     last_key = num_cached + last_query
@@ -91,6 +96,7 @@ def _paged_attention_prefill_kernel(
             window,
             bend,
             steepness,
+            ALIGNED,
             NUM_KV_HEADS,
             HEAD_DIM,
             BLOCK_SIZE,

@@ -36,6 +36,7 @@ def attend_split(
     window,
     bend,
     steepness,
+    ALIGNED: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -73,7 +74,9 @@ def attend_split(
             # tanh(x) = 1 - 2 / (1 + e**2x)
             score = 1.0 - 2.0 / (1.0 + tl.exp2(score * bend))
         visible = key_at[None, :] <= sees_to[:, None]
-        if window is not None:
+        if ALIGNED:
+            visible = visible & (key_at[None, :] >= (query_at // window * window)[:, None])
+        elif window is not None:
             visible = visible & (key_at[None, :] > query_at[:, None] - window)
         score = tl.where(visible, score, NEVER)
 
@@ -95,6 +98,17 @@ def attend_split(
             input_precision="tf32x3",
         )
     return values, total, highest
+
+
+@triton.jit
+def first_seen(position, window, ALIGNED: tl.constexpr):
+    """Return the first key that a query at this position sees."""
+    first = position * 0
+    if ALIGNED:
+        first = position // window * window
+    elif window is not None:
+        first = tl.maximum(position + 1 - window, 0)
+    return first
 
 
 PACKED_UNIT = tl.constexpr(64.0)

@@ -88,7 +88,7 @@ class Worker {
   // The keys of a tile that a row sees, counted from its start: begin .. end - 1.
   std::pair<int64_t, int64_t> visible(const Task& task, int64_t row, int64_t base) const {
     int64_t end = a.key_end(task.sequence, (task.first_row + row) / a.group);
-    int64_t begin = a.window > 0 ? std::max<int64_t>(0, position(task, row) + 1 - a.window) : 0;
+    int64_t begin = a.key_begin(position(task, row));
     return {std::clamp<int64_t>(begin - base, 0, kTile), std::clamp<int64_t>(end - base, 0, kTile)};
   }
 

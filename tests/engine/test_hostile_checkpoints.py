@@ -171,7 +171,7 @@ def test_numbers_that_no_model_has(folder, key, value):
         {"rope_type": "yarn", "factor": 2.0, "beta_slow": -1},
         {"rope_type": "yarn", "factor": 2.0, "attention_factor": float("nan")},
         {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 2**30},
-        {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0},
+        {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 4.5, "high_freq_factor": 4.0},
         {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": float("inf")},
     ],
 )

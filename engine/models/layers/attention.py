@@ -1,5 +1,7 @@
 """The attention of one layer over the paged cache."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from engine.models.forward_context import ForwardContext
@@ -18,14 +20,18 @@ class PagedAttention(nn.Module):
         num_heads, num_kv_heads: the model's numbers; heads of one key/value head stay together.
         scale: factor of the scores.
         window: positions that each query looks back at, its own included; None for all.
+        aligned: see `kernels.paged_attention`.
         soft_cap: bends the scores, see `kernels.paged_attention`; None leaves them.
         norm_eps: epsilon of the norms whose weights `forward` gets.
 
     Attributes:
         sinks: see `kernels.paged_attention`, for this rank's heads; None for models without.
+        query_factor: computes the factors of rotated queries, which fit [T, H, D], from their
+            positions, [T]; None for none.
     """
 
     sinks: Tensor | None = None
+    query_factor: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
         self,
@@ -37,6 +43,7 @@ class PagedAttention(nn.Module):
         head_dim: int,
         scale: float,
         window: int | None = None,
+        aligned: bool = False,
         soft_cap: float | None = None,
         norm_eps: float = 0.0,
         stores: bool = True,
@@ -49,6 +56,7 @@ class PagedAttention(nn.Module):
         self.head_dim = head_dim
         self.scale = scale
         self.window = window
+        self.aligned = aligned
         self.soft_cap = soft_cap
         self.norm_eps = norm_eps
 
@@ -82,6 +90,8 @@ class PagedAttention(nn.Module):
             kv_scales=None if scales is None else self._stored(scales),
         )
         q = heads.narrow(1, 0, self.num_heads)
+        if self.query_factor is not None:
+            q = (q * self.query_factor(rotation.positions)).to(q.dtype)
         return paged_attention(
             q,
             cache,
@@ -91,6 +101,7 @@ class PagedAttention(nn.Module):
             soft_cap=self.soft_cap,
             kv_scales=scales,
             sinks=self.sinks,
+            aligned=self.aligned,
         )
 
     __call__ = forward

@@ -149,7 +149,8 @@ def _linear(rope: Rope) -> Frequencies:
 
 
 def _llama3(rope: Rope) -> Frequencies:
-    """Llama 3.1: long waves are stretched, short ones kept, and those between blended."""
+    """Llama 3.1: long waves are stretched, short ones kept, and those between blended. Llama 4 has
+    none between: both factors are 1."""
     inv_freq, _ = _default(rope)
     factor = _scaling(rope, "factor")
     low, high = _scaling(rope, "low_freq_factor"), _scaling(rope, "high_freq_factor")

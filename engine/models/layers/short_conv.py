@@ -10,28 +10,31 @@ from kernels.shared.recurrent_batch import RecurrentBatch
 
 
 class ShortConv(nn.Module, WeightOwner):
-    """A convolution over a few positions, one filter per channel, followed by SiLU."""
+    """A convolution over a few positions, one filter per channel, followed by SiLU if `silu`."""
 
     weight: Tensor
     """[C, W] fp32."""
     bias: Tensor | None = None
     """[C] fp32."""
 
-    def __init__(self, num_channels: int, width: int, *, bias: bool = False) -> None:
+    def __init__(
+        self, num_channels: int, width: int, *, bias: bool = False, silu: bool = True
+    ) -> None:
         super().__init__()
         self._shape = (num_channels, width)
         self._has_bias = bias
+        self._silu = silu
 
     def forward(self, x: Tensor, inputs: Tensor, batch: RecurrentBatch) -> Tensor:
         """Map [T, C] to [T, C]; `inputs` are the last ones of each slot, [S, C, W - 1]."""
-        return short_conv(x, self.weight, inputs, batch, bias=self.bias)
+        return short_conv(x, self.weight, inputs, batch, bias=self.bias, silu=self._silu)
 
     __call__ = forward
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
         num_channels, width = self._shape
         self.weight = torch.empty(self._shape, dtype=torch.float32, device=options.device)
-        spec = TensorSpec(shape=(num_channels, 1, width))
+        spec = TensorSpec(shape=(num_channels, 1, width), ignores_ones=True)
         names = {"bias": "bias"} if self._has_bias else {}
         return {
             f"{path}.weight": WeightSlot(spec, self._fill),
@@ -39,4 +42,4 @@ class ShortConv(nn.Module, WeightOwner):
         }
 
     def _fill(self, tensor: Tensor) -> None:
-        self.weight.copy_(tensor[:, 0])
+        self.weight.copy_(tensor.view(self._shape))

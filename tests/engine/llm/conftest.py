@@ -127,6 +127,7 @@ def log(monkeypatch):
     params=[
         *("tiny_llama", "tiny_gemma3", "tiny_gemma3n", "tiny_gemma4"),
         *("tiny_olmo2", "tiny_qwen3_moe", "tiny_qwen3_next", "tiny_mamba", "tiny_falcon_h1"),
+        "tiny_lfm2_moe",
     ],
 )
 def folder(request):

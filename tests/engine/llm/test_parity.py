@@ -28,6 +28,7 @@ RECURRENT = (
     "tiny_nemotron_h",
     "tiny_jamba",
     "tiny_zamba2",
+    "tiny_kimi_linear",
 )
 OF_CHUNKS = 1e-3
 """For recurrent states, which transformers computes in chunks whose sums round more."""
@@ -89,6 +90,10 @@ def assert_equal_to(model, prompts, completions, tolerance=TOLERANCE):
         *RECURRENT,
         "tiny_mamba",
         "tiny_falcon_mamba",
+        "tiny_lfm2",
+        "tiny_lfm2_moe",
+        "tiny_llama4",
+        "tiny_hunyuan_moe",
         "tiny_gpt_neox",
     ],
 )

@@ -10,7 +10,9 @@ from engine.llm.runner.model_runner import ModelRunner
 BLOCK = 16
 
 
-@pytest.fixture(scope="module", params=["tiny_qwen3_next", "tiny_mamba2", "tiny_falcon_h1"])
+@pytest.fixture(
+    scope="module", params=["tiny_qwen3_next", "tiny_mamba2", "tiny_falcon_h1", "tiny_lfm2"]
+)
 def folder(request):
     return request.getfixturevalue(request.param)(seed=random.randrange(1 << 30))
 

@@ -309,6 +309,93 @@ MODELS |= {
         },
     ),
 }
+LFM2: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layer_types": ["conv", "conv", "full_attention", "conv"],
+}
+MODELS |= {
+    "lfm2": ("Lfm2", LFM2),
+    "lfm2_untied": (
+        "Lfm2",
+        LFM2
+        | {
+            "layer_types": None,
+            "full_attn_idxs": [0, 3],
+            "conv_L_cache": 4,
+            "conv_bias": True,
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": False,
+            "rope_parameters": YARN,
+        },
+    ),
+    "lfm2_moe": (
+        "Lfm2Moe",
+        LFM2 | {"num_experts": 9, "num_experts_per_tok": 4, "moe_intermediate_size": 24},
+    ),
+    "lfm2_moe_no_bias": (
+        "Lfm2Moe",
+        LFM2
+        | {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "num_dense_layers": 0,
+            "use_expert_bias": False,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.5,
+        },
+    ),
+}
+LLAMA4: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "intermediate_size_mlp": 96,
+    "num_local_experts": 5,
+    "attention_chunk_size": 11,
+    "floor_scale": 16,
+}
+MODELS |= {
+    "llama4": ("Llama4", LLAMA4 | {"rope_parameters": LLAMA3 | {"low_freq_factor": 4.0}}),
+    "llama4_mixed": (
+        "Llama4",
+        LLAMA4
+        | {
+            "no_rope_layers": [0, 1, 1, 0],
+            "interleave_moe_layer_step": 2,
+            "use_qk_norm": False,
+            "attn_temperature_tuning": False,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "llama4_whole": ("Llama4", LLAMA4 | {"attention_chunk_size": None, "moe_layers": [1]}),
+}
+ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 1000.0}
+MODELS |= {
+    "hunyuan": ("HunYuanDenseV1", {"rope_parameters": ALPHA, "tie_word_embeddings": True}),
+    "hunyuan_bias": ("HunYuanDenseV1", {"attention_bias": True}),
+    "hunyuan_moe": (
+        "HunYuanMoEV1",
+        {"num_experts": 6, "moe_topk": [3, 3], "rope_parameters": ALPHA},
+    ),
+}
+MODELS["kimi_linear"] = (
+    "KimiLinear",
+    {
+        "num_hidden_layers": 4,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "linear_num_heads": 3,
+        "linear_head_dim": 8,
+        "num_key_value_heads": 6,
+        "kv_lora_rank": 20,
+        "qk_nope_head_dim": 12,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 24,
+        "initializer_range": 0.1,
+    },
+)
 GPT_OSS: dict[str, Any] = {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 7}
 GPT_OSS_YARN = YARN | {"factor": 32.0, "rope_theta": 150000.0, "truncate": False}
 MODELS |= {

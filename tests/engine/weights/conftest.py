@@ -348,7 +348,9 @@ def make_gguf(tmp_path):
             name.replace("__", "."): value for name, value in keys.items()
         }
         tensors = {}
-        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config["num_hidden_layers"])
+        names = gguf.get_tensor_name_map(
+            gguf.MODEL_ARCH[arch.upper().replace("-", "_")], config["num_hidden_layers"]
+        )
         for hf_name, weight in load_file(folder / "model.safetensors").items():
             if hf_name in skip_hf:
                 continue
@@ -366,25 +368,40 @@ def _gguf_metadata(config: dict[str, Any], arch: str) -> dict[str, Any]:
     rope = rope.get("full_attention", rope)
     num_heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // num_heads
-    return {
+    num_kv_heads, particular = config["num_key_value_heads"], {}
+    if arch.startswith("lfm2"):
+        types = config["layer_types"]
+        num_kv_heads = [num_kv_heads if kind == "full_attention" else 0 for kind in types]
+        particular = {
+            f"{arch}.shortconv.l_cache": config["conv_L_cache"],
+            f"{arch}.leading_dense_block_count": config.get("num_dense_layers"),
+        }
+    return particular | {
         f"{arch}.block_count": config["num_hidden_layers"],
         f"{arch}.context_length": config["max_position_embeddings"],
         f"{arch}.embedding_length": config["hidden_size"],
         f"{arch}.feed_forward_length": config["intermediate_size"],
         f"{arch}.attention.head_count": num_heads,
-        f"{arch}.attention.head_count_kv": config["num_key_value_heads"],
+        f"{arch}.attention.head_count_kv": num_kv_heads,
         f"{arch}.attention.key_length": head_dim,
         f"{arch}.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
-        f"{arch}.rope.freq_base": rope["rope_theta"],
+        f"{arch}.rope.freq_base": rope["rope_theta"] * _stretch(rope, head_dim),
         "tokenizer.ggml.tokens": [f"token {i}" for i in range(config["vocab_size"])],
         "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 1,
     }
 
 
+def _stretch(rope: dict[str, Any], head_dim: int) -> float:
+    """What the converter multiplies the base of Hunyuan's wavelengths by."""
+    return float(rope.get("alpha", 1.0) ** (head_dim / (head_dim - 2)))
+
+
 def _converted(name: str, weight: np.ndarray, config: dict[str, Any], arch: str) -> np.ndarray:
     """What llama.cpp's converter does to some weights: `LlamaModel.permute` to q and k of Llama,
-    and it adds the 1 that Gemma's norms lack."""
+    and it adds the 1 that Gemma's norms lack. Filters of convolutions lose an axis."""
+    if name.endswith(".conv.conv.weight"):
+        return weight.squeeze(1)
     if arch == "gemma3" and name.endswith("norm.weight"):
         return weight + 1
     heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}

@@ -25,6 +25,15 @@ def test_says_the_same_as_config_json(family, read, request):
     assert ours == load_model_config(in_folder(folder))
 
 
+def test_convolutions_are_layers_without_key_heads(read, tiny_lfm2):
+    eps = {"rms_norm_eps": 2.0**-17, "norm_eps": 2.0**-17}
+    folder = tiny_lfm2(**eps, block_auto_adjust_ff_dim=False)
+    assert read(folder, "lfm2") == load_model_config(in_folder(folder))
+    for wrong in (2, [2, 2], [0] * 4, [1, 2, 0, 0]):
+        with pytest.raises(ModelLoadError, match=r"lfm2\.attention\.head_count_kv is"):
+            read(folder, "lfm2", lfm2__attention__head_count_kv=wrong)
+
+
 def test_defaults(read, tiny_llama):
     config = read(
         tiny_llama(num_key_value_heads=4),
@@ -61,7 +70,7 @@ def test_what_a_file_says_of_sampling_comes_before_what_is_known_of_its_model(re
         (
             "general.architecture",
             "gemma2",
-            "'gemma2' is not supported; supported are gemma3, llama",
+            "'gemma2' is not supported; supported are gemma3, hunyuan-dense",
         ),
         ("llama.expert_count", 8, "no llama.expert_used_count"),
         ("llama.block_count", None, "no llama.block_count"),

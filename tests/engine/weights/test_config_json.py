@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,100 @@ def test_reads_what_transformers_4_wrote(tmp_path):
     assert config.head_dim == 16
     assert read(tmp_path, rope_scaling=None).rope_scaling is None
     assert read(tmp_path, rope_scaling={"rope_type": "default"}).rope_scaling is None
+
+
+ALPHA = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "mscale": 1.0}
+AS_PUBLISHED: dict[str, dict[str, Any]] = {
+    "Lfm2ForCausalLM": {
+        "block_auto_adjust_ff_dim": True,
+        "block_ff_dim": 12288,
+        "block_ffn_dim_multiplier": 1.0,
+        "block_multiple_of": 256,
+        "conv_L_cache": 3,
+        "full_attn_idxs": [1, 3],
+        "intermediate_size": ...,
+        "norm_eps": 1e-5,
+        "rope_theta": 1e6,
+    },
+    "Lfm2MoeForCausalLM": {
+        "conv_L_cache": 3,
+        "layer_types": ["conv", "conv", "full_attention", "conv"],
+        "moe_intermediate_size": 48,
+        "num_dense_layers": 2,
+        "num_experts": 32,
+        "num_experts_per_tok": 4,
+        "tie_embedding": True,
+    },
+    "Llama4ForCausalLM": {
+        "attention_chunk_size": 8192,
+        "attn_temperature_tuning": True,
+        "head_dim": 16,
+        "interleave_moe_layer_step": 2,
+        "intermediate_size_mlp": 256,
+        "no_rope_layers": [],
+        "num_experts_per_tok": 1,
+        "num_local_experts": 16,
+        "rope_scaling": {**LLAMA3, "factor": 16.0, "high_freq_factor": 1.0},
+        "rope_theta": 5e5,
+    },
+    "HunYuanDenseV1ForCausalLM": {
+        "attention_head_dim": 128,
+        "head_dim": 128,
+        "rope_scaling": ALPHA,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "use_qk_norm": True,
+    },
+    "HunYuanMoEV1ForCausalLM": {
+        "moe_intermediate_size": [128] * 4,
+        "moe_topk": [8] * 4,
+        "num_experts": 64,
+        "num_shared_expert": [1] * 4,
+        "rope_scaling": ALPHA,
+    },
+    "KimiLinearForCausalLM": {
+        "first_k_dense_replace": 1,
+        "head_dim": 72,
+        "kv_lora_rank": 32,
+        "linear_attn_config": {
+            "full_attn_layers": [4],
+            "head_dim": 8,
+            "kda_layers": [1, 2, 3],
+            "num_heads": 2,
+            "short_conv_kernel_size": 4,
+        },
+        "mla_use_nope": True,
+        "model_max_length": 4096,
+        "moe_intermediate_size": 48,
+        "moe_renormalize": True,
+        "num_expert_group": 1,
+        "num_experts": 16,
+        "num_experts_per_token": 4,
+        "num_key_value_heads": 4,
+        "num_shared_experts": 1,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "rope_theta": 10000.0,
+        "routed_scaling_factor": 2.446,
+        "v_head_dim": 16,
+    },
+}
+"""Keys as in the files of published models, with small sizes."""
+
+
+@pytest.mark.parametrize("architecture", AS_PUBLISHED)
+def test_published_files_say_what_transformers_makes_of_them(architecture, tmp_path):
+    import transformers
+
+    ours = read(
+        tmp_path, architectures=[architecture], model_type=..., **AS_PUBLISHED[architecture]
+    )
+    written = json.loads((tmp_path / "config.json").read_text())
+    config_class = getattr(transformers, architecture).config_class
+    config_class.from_dict(written).save_pretrained(tmp_path)
+    theirs = read_config_json(tmp_path)
+    assert replace(theirs, bos_token_id=None, eos_token_ids=()) == ours
 
 
 def test_old_files_without_grouped_heads_or_architectures(tmp_path):

@@ -24,7 +24,12 @@ from tests.helpers.models.checkpoints import (
     logits,
 )
 
-ARCHS = {"mixtral": "llama", "qwen3_moe": "qwen3moe"}
+ARCHS = {
+    "mixtral": "llama",
+    "qwen3_moe": "qwen3moe",
+    "lfm2_moe": "lfm2moe",
+    "hunyuan_moe": "hunyuan-moe",
+}
 PARTS = {"w1": "gate", "w3": "up", "w2": "down"} | {
     f"{part}_proj": part for part in ("gate", "up", "down")
 }
@@ -43,6 +48,8 @@ def folder(family, request):
     if family == "qwen3_moe":
         # llama.cpp has no names for layers without experts beside others.
         sizes["mlp_only_layers"] = []
+    if family == "lfm2_moe":
+        sizes["norm_eps"] = sizes["rms_norm_eps"]
     return request.getfixturevalue(f"tiny_{family}")(seed=random.randrange(1000), **sizes)
 
 
@@ -66,11 +73,14 @@ def as_gguf(
             layer = name.split(".")[2]
             stacks[f"blk.{layer}.ffn_gate_inp.weight"] = {-1: weight}
             single.append(name)
+        elif name.endswith(".expert_bias"):
+            stacks[f"blk.{name.split('.')[2]}.exp_probs_b.bias"] = {-1: weight}
+            single.append(name)
     arch = ARCHS[family]
     num_experts = config.get("num_local_experts") or config.get("num_experts")
     keys = {
         f"{arch}.expert_count": num_experts,
-        f"{arch}.expert_used_count": config["num_experts_per_tok"],
+        f"{arch}.expert_used_count": config.get("num_experts_per_tok") or config["moe_topk"],
         f"{arch}.expert_feed_forward_length": config.get("moe_intermediate_size"),
     }
     whole = {

@@ -377,7 +377,9 @@ def test_answers_and_cache_are_those_of_eager_steps(pair, monkeypatch, is_async)
 
 @pytest.mark.skipif(native.library() is None, reason=str(native.missing()))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Mistral"])
+@pytest.mark.parametrize(
+    "family", ["Llama", "Qwen2", "Qwen3", "Mistral", "Llama4", "HunYuanDenseV1"]
+)
 def test_recorded_calls_of_c_give_the_bits_of_eager_steps(family, dtype, monkeypatch):
     monkeypatch.setattr(step_graph, "SHORTEST_CONTEXT", 16)
     monkeypatch.setattr(rotary, "CHUNK", 8)  # the table moves under the recordings

@@ -1,0 +1,300 @@
+"""Kimi Linear: most layers keep a state by a delta rule with a decay for each row of it, the others
+attend without rotation to keys and values that come from a narrow latent.
+
+Paper: Kimi Team 2025, arXiv:2510.26692.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.errors import UnsupportedArchitecture
+from engine.models import json_keys
+from engine.models.causal_lm import CausalLM
+from engine.models.config import ModelConfig
+from engine.models.decoder import Decoder, DecoderLayer, gated_mlp
+from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
+from engine.models.family import Family
+from engine.models.forward_context import ForwardContext
+from engine.models.json_keys import FULL
+from engine.models.layers.attention import PagedAttention
+from engine.models.layers.experts import Scores, SparseMlp
+from engine.models.layers.linear import Linear, Shard
+from engine.models.layers.mlp import GatedMlp
+from engine.models.layers.norm import RmsNorm
+from engine.models.layers.rotary import Rope, Rotation
+from engine.models.layers.short_conv import ShortConv
+from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot, fp32_slots
+from engine.models.metadata_keys import MetadataKeys
+from engine.models.recurrent_config import RecurrentConfig, RecurrentShapes
+from engine.quantization.method import TensorSpec
+from kernels import gated_delta, sigmoid_mul
+
+ARCHITECTURE = "KimiLinearForCausalLM"
+LINEAR = "linear_attention"
+_RENAMED = {
+    ".block_sparse_moe.": ".mlp.",
+    ".w1.": ".gate_proj.",
+    ".w3.": ".up_proj.",
+    ".w2.": ".down_proj.",
+}
+"""Parts of names in checkpoints, and the model's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KimiConfig(ExpertsConfig, RecurrentConfig):
+    """Kimi Linear's configuration. Heads have the size of those that attend."""
+
+    latent_size: int
+    """The numbers from which a token's keys and values are computed, in layers that attend."""
+    shared_dim: int
+    """The elements of a key that all heads share, its last ones."""
+    value_dim: int
+    """The elements of a value."""
+    shared_size: int
+    """The inner size of the expert that all tokens pass."""
+    score_factor: float
+    """The factor of the chosen experts' weights."""
+
+    def tensor_name(self, name: str) -> str:
+        """See `ModelConfig.tensor_name`."""
+        for stored, own in _RENAMED.items():
+            name = name.replace(stored, own)
+        return RecurrentConfig.tensor_name(self, name)
+
+
+class JointConv(ShortConv):
+    """The convolutions of queries, keys and values, which checkpoints have apart."""
+
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        num_channels, width = self._shape
+        self.weight = torch.empty(self._shape, dtype=torch.float32, device=options.device)
+        spec = TensorSpec(shape=(num_channels // 3, 1, width))
+        neighbours = path.rpartition(".")[0]
+        return {
+            f"{neighbours}.{name}_conv1d.weight": WeightSlot(spec, partial(self._fill_part, part))
+            for part, name in zip(self.weight.chunk(3), "qkv", strict=True)
+        }
+
+    @staticmethod
+    def _fill_part(part: Tensor, tensor: Tensor) -> None:
+        part.copy_(tensor[:, 0])
+
+
+class DeltaAttention(nn.Module, WeightOwner):
+    """Projections, a short convolution, the delta rule and a gated norm. Two narrow layers make the
+    decays, and two others the gate."""
+
+    a_log: Tensor
+    dt_bias: Tensor
+
+    def __init__(self, config: KimiConfig, layer: int) -> None:
+        super().__init__()
+        hidden, (num_channels, kept) = config.hidden_size, config.shapes.inputs
+        self._num_heads, _, dim = config.shapes.state
+        inner = self._num_heads * dim
+        sizes = {"q_proj": inner, "k_proj": inner, "v_proj": inner}
+        sizes |= {"b_proj": self._num_heads, "f_a_proj": dim, "g_a_proj": dim}
+        self.in_proj = Linear(hidden, [Shard(name, size) for name, size in sizes.items()])
+        self.conv1d = JointConv(num_channels, kept + 1)
+        self.f_b_proj = Linear(dim, (Shard("f_b_proj", inner),))
+        self.g_b_proj = Linear(dim, (Shard("g_b_proj", inner),))
+        self.o_norm = RmsNorm(dim, config.rms_norm_eps)
+        self.o_norm.takes_adapters = False
+        self.o_proj = Linear(inner, (Shard("o_proj", hidden),))
+        self._layer = layer
+        self._sizes = [num_channels, self._num_heads, dim, dim]
+
+    def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
+        """Map [T, C] to [T, C]."""
+        assert ctx.recurrent is not None
+        inputs, states = ctx.recurrent_states[self._layer]
+        qkv, b, decays, gate = torch.split(self.in_proj(x, ctx), self._sizes, 1)
+        mixed = gated_delta(
+            self.conv1d(qkv, inputs, ctx.recurrent),
+            torch.cat((b, self.f_b_proj(decays.contiguous(), ctx)), 1),
+            states,
+            ctx.recurrent,
+            a_log=self.a_log,
+            dt_bias=self.dt_bias,
+            num_k_heads=self._num_heads,
+        )
+        normed = self.o_norm(mixed.view(-1, self.o_norm.size)).view(len(x), -1)
+        gate = self.g_b_proj(gate.contiguous(), ctx)
+        return self.o_proj(sigmoid_mul(torch.cat((gate, normed), 1)), ctx)
+
+    __call__ = forward
+
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        heads, dim = self._num_heads, self.o_norm.size
+        return {
+            **fp32_slots(self, path, {"A_log": "a_log"}, (1, 1, heads, 1), options),
+            **fp32_slots(self, path, {"dt_bias": "dt_bias"}, (heads * dim,), options),
+        }
+
+    def process_weights_after_loading(self) -> None:
+        self.a_log = self.a_log.flatten()
+
+
+class LatentAttention(nn.Module):
+    """Attention to keys and values that are computed from a latent before they are cached. Values
+    are filled up with zeros to the size of keys."""
+
+    def __init__(self, config: KimiConfig, options: WeightOptions, layer: int) -> None:
+        super().__init__()
+        hidden, heads, dim = config.hidden_size, config.num_attention_heads, config.head_dim
+        self._sizes = [heads * dim, config.latent_size, config.shared_dim]
+        self._parts = [dim - config.shared_dim, config.value_dim]
+        self._heads = heads
+        shards = (
+            Shard("q_proj", heads * dim),
+            Shard("kv_a_proj_with_mqa", config.latent_size + config.shared_dim),
+        )
+        self.in_proj = Linear(hidden, shards)
+        self.kv_a_layernorm = RmsNorm(config.latent_size, config.rms_norm_eps)
+        self.kv_a_layernorm.takes_adapters = False
+        outputs = heads * sum(self._parts)
+        self.kv_b_proj = Linear(config.latent_size, (Shard("kv_b_proj", outputs),))
+        self.o_proj = Linear(heads * config.value_dim, (Shard("o_proj", hidden),))
+        self.attention = PagedAttention(
+            layer,
+            options.parallel,
+            num_heads=heads,
+            num_kv_heads=heads,
+            head_dim=dim,
+            scale=dim**-0.5,
+        )
+
+    def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
+        """Map [T, C] to [T, C]."""
+        rows, heads, dim = len(x), self._heads, self.attention.head_dim
+        q, latent, shared = torch.split(self.in_proj(x, ctx), self._sizes, 1)
+        kv = self.kv_b_proj(self.kv_a_layernorm(latent), ctx).view(rows, heads, -1)
+        k, v = torch.split(kv, self._parts, 2)
+        k = torch.cat((k, shared[:, None].expand(-1, heads, -1)), 2)
+        v_dim = v.shape[2]
+        v = F.pad(v, (0, dim - v_dim))
+        qkv = torch.cat((q, k.flatten(1), v.flatten(1)), 1)
+        found = self.attention(qkv, rotation, ctx).view(rows, heads, dim)
+        return self.o_proj(found[:, :, :v_dim].flatten(1), ctx)
+
+    __call__ = forward
+
+
+class SharedMixture(SparseMlp):
+    """A mixture with an expert that all tokens pass."""
+
+    def __init__(self, config: KimiConfig) -> None:
+        hidden, act = config.hidden_size, config.hidden_act
+        super().__init__(
+            hidden,
+            config.expert_size,
+            act,
+            num_experts=config.num_experts,
+            top_k=config.experts_per_token,
+            normalised=config.normalised,
+            scores=Scores(
+                sigmoid=True, bias="gate.e_score_correction_bias", factor=config.score_factor
+            ),
+        )
+        self.shared_experts = GatedMlp(hidden, config.shared_size, act)
+
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        """Map [T, C] to [T, C]."""
+        return super().forward(x, ctx).add_(self.shared_experts(x, ctx))
+
+    __call__ = forward
+
+
+def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
+    assert isinstance(config, KimiConfig)
+
+    def create_layer(layer: int) -> DecoderLayer:
+        mixer: DeltaAttention | LatentAttention
+        if layer in config.recurrent_layers:
+            mixer = DeltaAttention(config, layer)
+        else:
+            mixer = LatentAttention(config, options, layer)
+        is_plain = layer in config.plain_layers
+        return DecoderLayer(config, mixer, gated_mlp(config) if is_plain else SharedMixture(config))
+
+    still = Rope(2, 1.0, config.max_position_embeddings, {"rope_type": "none"})
+    return Decoder(config, options, create_layer, ropes=[still] * config.num_hidden_layers)
+
+
+def read_json(keys: MetadataKeys) -> ModelConfig:
+    """Read the keys of config.json.
+
+    Raises:
+        UnsupportedArchitecture: the file describes another model than those that were published.
+    """
+    if keys.values.get("q_lora_rank") is not None:
+        raise UnsupportedArchitecture(f"{ARCHITECTURE} with q_lora_rank is not supported")
+    if keys.integer("num_expert_group", 1) > 1:
+        raise UnsupportedArchitecture(f"{ARCHITECTURE} with groups of experts is not supported")
+    shared_dim = keys.integer("qk_rope_head_dim")
+    head_dim = keys.integer("qk_nope_head_dim") + shared_dim
+    sizes = json_keys.size_fields(MetadataKeys({**keys.values, "head_dim": head_dim}, keys.source))
+    delta = keys.inner("linear_attn_config")
+    heads = delta.integer("num_heads", None) or keys.integer("linear_num_heads")
+    dim = delta.integer("head_dim", None) or keys.integer("linear_head_dim")
+    width = delta.integer("short_conv_kernel_size", None, low=2, high=8) or keys.integer(
+        "linear_conv_kernel_dim", 4, low=2, high=8
+    )
+    num_experts = keys.integer("num_experts", high=MAX_EXPERTS)
+    expert_size = keys.integer("moe_intermediate_size")
+    return KimiConfig(
+        architecture=ARCHITECTURE,
+        **sizes,
+        max_position_embeddings=keys.integer("model_max_length", high=1 << 27),
+        hidden_act=keys.text("hidden_act", "silu"),
+        recurrent_layers=_delta_layers(keys, delta, sizes["num_hidden_layers"]),
+        shapes=RecurrentShapes((3 * heads * dim, width - 1), (heads, dim, dim)),
+        latent_size=keys.integer("kv_lora_rank"),
+        shared_dim=shared_dim,
+        value_dim=keys.integer("v_head_dim", high=head_dim),
+        num_experts=num_experts,
+        experts_per_token=keys.integer("num_experts_per_token", high=num_experts),
+        expert_size=expert_size,
+        normalised=keys.flag("moe_renormalize", True),
+        plain_layers=_plain_layers(keys, sizes["num_hidden_layers"]),
+        shared_size=expert_size * keys.integer("num_shared_experts", 1),
+        score_factor=keys.number("routed_scaling_factor", 1.0),
+    )
+
+
+def _delta_layers(keys: MetadataKeys, delta: MetadataKeys, num_layers: int) -> tuple[int, ...]:
+    """Return the layers that keep a state. Published files count those that attend from 1."""
+    attending = delta.values.get("full_attn_layers")
+    types = keys.values.get("layer_types")
+    if isinstance(attending, list):
+        types = [FULL if layer + 1 in attending else LINEAR for layer in range(num_layers)]
+    if (
+        not isinstance(types, list)
+        or len(types) != num_layers
+        or any(entry not in (FULL, LINEAR) for entry in types)
+        or FULL not in types
+    ):
+        raise keys.nonsense(
+            "layer_types",
+            f"a list of {num_layers} entries, each {FULL} or {LINEAR}, and one at least {FULL}",
+        )
+    return tuple(layer for layer, entry in enumerate(types) if entry == LINEAR)
+
+
+def _plain_layers(keys: MetadataKeys, num_layers: int) -> frozenset[int]:
+    """Return the layers without experts."""
+    types = keys.values.get("mlp_layer_types")
+    if types is None:
+        return frozenset(range(keys.integer("first_k_dense_replace", 1, low=0)))
+    if not isinstance(types, list) or len(types) != num_layers:
+        raise keys.nonsense("mlp_layer_types", f"a list of {num_layers} entries")
+    return frozenset(layer for layer, entry in enumerate(types) if entry == "dense")
+
+
+FAMILIES = (
+    Family(architecture=ARCHITECTURE, model_type="kimi_linear", create=create, read_json=read_json),
+)
