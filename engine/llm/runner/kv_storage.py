@@ -50,7 +50,7 @@ class KvStorage:
                 blocks hold nothing.
             dtype: the numbers' dtype; int8 and float8_e4m3fn have a scale for each slot and head.
         """
-        is_packed = dtype.itemsize == 1
+        is_packed = dtype.itemsize == 1 and any(group.layers for group in layer_groups)
         shapes = [
             (len(group.layers), 2, group.shape.num_heads, block_size, group.shape.head_dim)
             for group in layer_groups

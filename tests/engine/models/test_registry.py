@@ -42,7 +42,7 @@ def test_a_name_of_two_families_is_noticed():
     [
         ("Qwen3NewForCausalLM", "Qwen3ForCausalLM"),
         ("Llama45ForCausalLM", "LlamaForCausalLM"),
-        ("llamaforcausallm", "LlamaForCausalLM"),
+        ("lammaforcausallm", "LlamaForCausalLM"),
         ("MistralForSequenceClassification", "MistralForCausalLM"),
     ],
 )
