@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal, NamedTuple
 
+from engine.contract.prompt_states import StatePart
+
 Resampling = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 """Filters of Pillow, by which crops are resized."""
 Size = tuple[int, int]
@@ -16,6 +18,9 @@ Size = tuple[int, int]
 
 KEPT_BYTES = 64 << 20
 """The memory of the states that an engine keeps."""
+MOST_TIMES_LONGER = 200
+"""How many times as long as the shorter side the longer side of a picture may be, with
+`PictureFacts.pixel_bounds`."""
 
 
 class Crop(NamedTuple):
@@ -25,7 +30,13 @@ class Crop(NamedTuple):
     """The sizes to which the whole picture is resized, one after the other, before the box is cut
     out. Each result has 8 bits per channel."""
     box: tuple[int, int, int, int]
-    """Left, top, right and bottom in the resized picture: S x S pixels."""
+    """Left, top, right and bottom in the resized picture: S x S pixels, or squares of this size."""
+
+    @property
+    def size(self) -> Size:
+        """The crop's width and height."""
+        left, top, right, bottom = self.box
+        return right - left, bottom - top
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +44,9 @@ class PictureFacts:
     """What the server must know of a model that takes pictures in its prompts."""
 
     side: int
-    """S, the width and height of each crop."""
+    """S, the width and height of each crop; with `pixel_bounds`, of each of its squares."""
     rows_per_crop: int
-    """The number of prompt rows that a crop takes."""
+    """The number of prompt rows that a crop takes; with `pixel_bounds` 1, for each square."""
     marker: str
     """The text by which the model's chat template marks the place of a picture."""
     placeholder: str
@@ -55,13 +66,69 @@ class PictureFacts:
     longest_edge: int | None = None
     """The length of the longer side to which pictures are resized first. None: they are resized to
     S x S at once."""
+    pixel_bounds: tuple[int, int] | None = None
+    """The fewest and the most pixels of a crop. It shows the whole picture in nearly its own ratio,
+    in squares of S x S pixels, each of which takes a row. None: all crops are S x S pixels."""
     before_cell: str | None = None
     """The text before each cell of the grid into which a picture is cut, followed by the cell's row
     and column. None: pictures are not cut."""
 
+    @property
+    def most_rows(self) -> int:
+        """The most prompt rows of a crop."""
+        if self.pixel_bounds is None:
+            return self.rows_per_crop
+        return max(1, self.pixel_bounds[1] // self.side**2)
+
+    def takes(self, width: int, height: int) -> bool:
+        """Whether pictures of this size can be read."""
+        longer, shorter = max(width, height), min(width, height)
+        return self.pixel_bounds is None or longer <= MOST_TIMES_LONGER * shorter
+
+    def num_rows(self, crop: Crop) -> int:
+        """The number of prompt rows of a crop."""
+        width, height = crop.size
+        return width * height // self.side**2 * self.rows_per_crop
+
+    def fits(self, part: StatePart) -> bool:
+        """Whether a part has as many rows and bytes as a crop."""
+        if self.pixel_bounds is None:
+            squares = int(part.columns is None)
+        else:
+            squares = part.length if part.columns and part.length % part.columns == 0 else 0
+        sizes = squares * self.rows_per_crop, squares * 3 * self.side**2
+        return squares > 0 and (part.length, len(part.content)) == sizes
+
+    def black(self, crop: Crop, start: int = 0) -> StatePart:
+        """The part of a prompt that shows a crop, which is black until the picture is decoded.
+
+        Args:
+            start: the number of prompt rows before it.
+        """
+        width, height = crop.size
+        return StatePart(
+            start=start,
+            length=self.num_rows(crop),
+            content=bytes(3 * width * height),
+            columns=None if self.pixel_bounds is None else width // self.side,
+        )
+
+    def largest(self, most_rows: int) -> StatePart:
+        """The largest part of a prompt that shows a crop.
+
+        Args:
+            most_rows: the most rows that it may have, if crops have several sizes.
+        """
+        columns = 1 if self.pixel_bounds is None else math.isqrt(min(self.most_rows, most_rows))
+        length = columns * self.side
+        return self.black(Crop((), (0, 0, length, length)))
+
     def pieces(self, width: int, height: int) -> list[str | Crop]:
         """What replaces the marker of a picture of this size: text and crops, in order."""
         whole = (self.side, self.side)
+        if self.pixel_bounds is not None:
+            size = _whole_squares(width, height, self.side, *self.pixel_bounds)
+            return [self.before, Crop((size,), (0, 0, *size)), self.after]
         if self.longest_edge is None:
             return [self.before, self._crop((whole,)), self.after]
         first = _fitted(width, height, self.longest_edge)
@@ -72,16 +139,16 @@ class PictureFacts:
         return [*cells, f"\n\n{self.before}", self._crop((first, grid, whole)), self.after]
 
     def num_kept(self, row_bytes: int) -> int:
-        """The number of crops whose states an engine keeps, at least one.
+        """The number of crops of the largest size whose states an engine keeps, at least one.
 
         Args:
             row_bytes: the bytes of one row's state.
         """
-        return max(1, KEPT_BYTES // (self.rows_per_crop * row_bytes))
+        return max(1, KEPT_BYTES // (self.most_rows * row_bytes))
 
     def kept_bytes(self, row_bytes: int) -> int:
         """The memory of those states."""
-        return self.num_kept(row_bytes) * self.rows_per_crop * row_bytes
+        return self.num_kept(row_bytes) * self.most_rows * row_bytes
 
     def _cells(self, resizes: tuple[Size, ...]) -> Iterator[str | Crop]:
         columns, rows = (length // self.side for length in resizes[-1])
@@ -112,6 +179,25 @@ def _whole_cells(width: int, height: int, side: int) -> Size:
         return wide, _up_to_multiple(int(wide / ratio), side)
     high = _up_to_multiple(height, side)
     return _up_to_multiple(int(high * ratio), side), high
+
+
+def _whole_squares(width: int, height: int, side: int, fewest: int, most: int) -> Size:
+    """A size of whole squares with nearly the same ratio and that many pixels, rounded as
+    transformers' processor of Qwen2-VL does."""
+    wide, high = round(width / side) * side, round(height / side) * side
+    if wide * high > most:
+        shrink = math.sqrt(height * width / most)
+        return (
+            max(side, math.floor(width / shrink / side) * side),
+            max(side, math.floor(height / shrink / side) * side),
+        )
+    if wide * high < fewest:
+        stretch = math.sqrt(fewest / (height * width))
+        return (
+            math.ceil(width * stretch / side) * side,
+            math.ceil(height * stretch / side) * side,
+        )
+    return wide, high
 
 
 def _even(length: int) -> int:

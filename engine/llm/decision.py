@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.contract.generate import TokenLogprob
 from engine.contract.prompt_states import StatePart
 from engine.contract.sampling_params import SamplingParams
@@ -115,6 +118,9 @@ class ScheduledSequence:
     one more token. The text of a sequence is certain only if it is not a candidate."""
     states: Sequence[StateRows] = ()
     """The rows that are states, in order."""
+    positions: NDArray[np.int64] | None = None
+    """Shape [3, len(token_ids)]: the rows' positions in time, height and width; None if they are
+    those of the tokens in the text."""
     recurrent: RecurrentSlots | None = None
     """The slots of its recurrent state; None if the model has none."""
     is_apart: bool = False

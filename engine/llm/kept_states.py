@@ -8,7 +8,7 @@ used for longest are dropped first. A prompt whose rows are computed, or found i
 needs no states.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from engine.contract.picture_facts import PictureFacts
 from engine.contract.prompt_states import StatePart
@@ -52,19 +52,25 @@ class KeptStates:
     """The digests of the states that the executor keeps, from the longest unused to the latest.
 
     Args:
-        most: the most parts whose states are kept, at least 1.
+        most: the most parts of the largest size whose states are kept, at least 1.
         pictures: how the model sees pictures; None if it takes none.
-        num_slices: the number of slices in which a part is encoded.
+        num_slices: counts the slices in which a part of so many rows is encoded.
     """
 
     def __init__(
-        self, most: int = 1, pictures: PictureFacts | None = None, num_slices: int = 1
+        self,
+        most: int = 1,
+        pictures: PictureFacts | None = None,
+        num_slices: Callable[[int], int] = lambda num_rows: 1,
     ) -> None:
         self.pictures = pictures
-        self._most = most
+        largest = 1 if pictures is None else pictures.most_rows
+        self._most_rows = most * largest
         self._num_slices = num_slices
+        self._has_slices = num_slices(largest) > 1
         self._looks_both_ways = pictures is not None and pictures.looks_both_ways
-        self._kept: dict[bytes, None] = {}
+        self._kept: dict[bytes, int] = {}
+        """The number of rows of each."""
         self._lost: list[bytes] = []
         """What the executor may keep in vain, after a step that failed."""
         self._begun: bytes | None = None
@@ -81,7 +87,7 @@ class KeptStates:
     @property
     def num_uncut_rows(self) -> int:
         """The most rows that must be computed in one step."""
-        return self.pictures.rows_per_crop if self.pictures and self._looks_both_ways else 1
+        return self.pictures.most_rows if self.pictures and self._looks_both_ways else 1
 
     def most_beside_streams(self) -> int:
         """The most slices that a step may do while texts stream."""
@@ -114,10 +120,15 @@ class KeptStates:
             parts: the parts of the step without these tokens.
         """
         end = start + num_tokens
-        used = {digest: self._num_missing(digest) for digest in parts.used}
+        used = {digest: part.length for digest, part in parts.used.items()}
+        num_rows, num_slices = sum(used.values()), self.num_slices(parts.used.values())
         for part in sequence.states_between(start, end):
-            used[part.digest] = self._num_missing(part.digest)
-            if len(used) > self._most or sum(used.values()) > self._most_slices(parts):
+            if part.digest not in used:
+                used[part.digest] = part.length
+                num_rows += part.length
+                num_slices += self._num_missing(part)
+            too_many = len(used) > 1 and num_rows > self._most_rows  # one part always has room
+            if too_many or num_slices > self._most_slices(parts):
                 parts.missed.setdefault(part.digest, (part, sequence.seq_id))
                 return max(0, part.start - start)
             if self._looks_both_ways and part.end > end:
@@ -139,9 +150,9 @@ class KeptStates:
                 encoded.append(part)
                 if part.digest == self._begun:
                     self._begun = None
-            self._kept[part.digest] = None
+            self._kept[part.digest] = part.length
         dropped, self._lost = self._lost, []
-        while len(self._kept) > self._most:
+        while len(self._kept) > 1 and sum(self._kept.values()) > self._most_rows:
             oldest = next(iter(self._kept))
             del self._kept[oldest]
             dropped.append(oldest)
@@ -160,7 +171,7 @@ class KeptStates:
             return None
         part, seq_id = missed.get(self._begun or b"") or next(iter(missed.values()))
         left = self._most_slices(parts) - self.num_slices(used)
-        num_slices = min(left, self._num_missing(part.digest) - 1)
+        num_slices = min(left, self._num_missing(part) - 1)
         if num_slices <= 0:
             return None
         if part.digest != self._begun:
@@ -172,7 +183,7 @@ class KeptStates:
 
     def num_slices(self, used: Iterable[StatePart]) -> int:
         """The slices that the parts of a step still need. Call this before `settle`."""
-        return sum(self._num_missing(part.digest) for part in used)
+        return sum(self._num_missing(part) for part in used)
 
     def start_over(self) -> None:
         """Have all states made again."""
@@ -182,15 +193,16 @@ class KeptStates:
         self._kept.clear()
         self._begun = None
 
-    def _num_missing(self, digest: bytes) -> int:
+    def _num_missing(self, part: StatePart) -> int:
         """The number of slices that a part still needs."""
-        if digest in self._kept:
+        if part.digest in self._kept:
             return 0
-        return self._num_slices - (self._num_done if digest == self._begun else 0)
+        done = self._num_done if part.digest == self._begun else 0
+        return self._num_slices(part.length) - done
 
     def _most_slices(self, parts: PartsOfStep) -> int:
         if parts.most_slices is not None:
             return parts.most_slices
-        if self._num_slices == 1:
+        if not self._has_slices:
             return MOST_ENCODED
         return max(1, int(_MOST_S / self._slice_s)) if self._slice_s else 1

@@ -24,6 +24,7 @@ from engine.contract.prompt_states import StatePart
 from engine.contract.request import FinishReason
 from engine.contract.sampling_params import SamplingParams
 from engine.errors import ContextLengthExceeded, EngineError, Failure, OutOfBlocks
+from engine.llm.axis_positions import axis_positions
 from engine.llm.cache.prefix_cache import extend_chain
 from engine.llm.cache.sequence_blocks import SequenceBlocks
 from engine.llm.decision import (
@@ -371,6 +372,7 @@ class Sequence:
             prompt_logprobs=self.scores_prompt and start < owner.prompt_len - 1,
             follows=self.follows,
             states=self._state_rows(start, end) if self.states else (),
+            positions=axis_positions(self.states, start, start + len(token_ids)),
             recurrent=self.table.state.step(end) if self.table.state is not None else None,
         )
         self.table.advance(start + len(token_ids))

@@ -37,7 +37,9 @@ class CausalLM(nn.Module, ABC):
         """Compute one step.
 
         Args:
-            token_ids, positions: [T] int64.
+            token_ids: [T] int64.
+            positions: [T] int64; [3, T] in time, height and width in a step with pictures that
+                have these.
             ctx: its caches are mutated: the rows' keys and values are stored.
 
         Returns:

@@ -43,6 +43,9 @@ class ModelConfig:
     """Hugging Face's dictionary (`rope_type`: linear, llama3, yarn ...); None is plain RoPE."""
     rotary_dim: int | None = None
     """Elements of a head that are rotated, the first ones; None for all."""
+    rope_axes: tuple[int, ...] = ()
+    """For each rotary frequency, the axis of positions in pictures that it turns by: 0 for time, 1
+    for height, 2 for width. Empty if positions have no axes."""
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -96,6 +99,11 @@ class ModelConfig:
         """Yield the model's tensors that a safetensors file has in one tensor, as views with their
         names."""
         yield name, tensor
+
+    @property
+    def state_size(self) -> int:
+        """The numbers of the state of a picture's row."""
+        return self.hidden_size * (1 if self.vision is None else self.vision.states_per_row)
 
     @property
     def layer_windows(self) -> tuple[int | None, ...]:

@@ -150,8 +150,12 @@ class DecoderModel(nn.Module):
         longest = ctx.longest_context
         rotations = [table.at(positions, longest) for table in self._tables]
         x = torch.zeros_like(residual)
-        for layer, table in zip(self.layers, self._table_of_layer, strict=True):
+        for number, (layer, table) in enumerate(
+            zip(self.layers, self._table_of_layer, strict=True)
+        ):
             x = layer(x, residual, rotations[table], ctx)
+            if ctx.states is not None:
+                ctx.states.add_after(number, x)
         return self.norm.add(x, residual, ctx)
 
     __call__ = forward
@@ -242,4 +246,10 @@ def gated_mlp(config: ModelConfig, *, bias: bool = False, fused: bool = False) -
 def rope_of(config: ModelConfig) -> Rope:
     """Return the rope of the configuration."""
     dim = config.rotary_dim or config.head_dim
-    return Rope(dim, config.rope_theta, config.max_position_embeddings, config.rope_scaling)
+    return Rope(
+        dim,
+        config.rope_theta,
+        config.max_position_embeddings,
+        config.rope_scaling,
+        config.rope_axes,
+    )

@@ -80,11 +80,19 @@ class RowStates(NamedTuple):
     rows: Tensor
     """[R] int64."""
     states: Tensor
-    """[R, C], in the model's dtype."""
+    """[R, N · C], in the model's dtype: the inputs, then what is added to the outputs of the first
+    N - 1 layers."""
 
     def replace_in(self, embedded: Tensor) -> None:
-        """Put the states in the rows of [T, C], which is mutated."""
-        embedded.index_copy_(0, self.rows, self.states)
+        """Put the inputs in the rows of [T, C], which is mutated."""
+        embedded.index_copy_(0, self.rows, self.states[:, : embedded.shape[1]])
+
+    def add_after(self, layer: int, x: Tensor) -> None:
+        """Add what belongs there to the output of a layer, [T, C], which is mutated."""
+        size = x.shape[1]
+        start = (layer + 1) * size
+        if start < self.states.shape[1]:
+            x.index_add_(0, self.rows, self.states[:, start : start + size])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,8 @@ from torch import Tensor
 Encoding = Generator[None, None, Tensor]
 """The states of a crop in the making. Each `next` computes a slice; the last one returns the
 states, [L, C] in the model's dtype: what enters the decoder in place of L looked-up rows (after the
-scaling of embeddings, if the family has one)."""
+scaling of embeddings, if the family has one), with more behind if the model adds some to its first
+layers (`RowStates`)."""
 
 
 class PictureEncoder(Protocol):
@@ -18,7 +19,7 @@ class PictureEncoder(Protocol):
         """Begin to compute the states of a crop. Nothing is computed before the first `next`.
 
         Args:
-            pixels: [S, S, 3] uint8, on the model's device.
+            pixels: [H, W, 3] uint8, on the model's device.
         """
         ...
 

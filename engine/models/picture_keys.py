@@ -84,32 +84,47 @@ class PictureKeys:
                 other; the message names the key.
         """
         keys = self.config.inner("vision_config", _DEFAULTS | dict(missing))
-        hidden, heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
-        if hidden % heads:
-            raise keys.nonsense("hidden_size", f"a multiple of num_attention_heads, {heads}")
-        if keys.text("hidden_act") not in ACTIVATIONS:
-            raise keys.nonsense("hidden_act", " or ".join(ACTIVATIONS))
-        scale, shift = self._inputs()
-        patch = keys.integer("patch_size", high=min(side, _MAX_SIDE))
+        fields = self.tower_fields(keys, most_patch=min(side, _MAX_SIDE))
+        patch = fields["patch_size"]
         if side // patch % joined:
             raise ModelLoadError(
                 f"{keys.source}: {side // patch} patches per side cannot be divided into squares "
                 f"of {joined} x {joined}"
             )
         return VisionConfig(
-            hidden_size=hidden,
-            intermediate_size=keys.integer("intermediate_size"),
-            num_hidden_layers=keys.integer("num_hidden_layers", high=MAX_LAYERS),
-            num_attention_heads=heads,
             image_size=keys.integer("image_size", low=patch, high=_MAX_SIDE),
-            patch_size=patch,
-            hidden_act=keys.text("hidden_act"),
-            layer_norm_eps=keys.number("layer_norm_eps"),
             side=side,
             joined=joined,
-            scale=scale,
-            shift=shift,
+            **fields,
         )
+
+    def tower_fields(self, keys: MetadataKeys, most_patch: int = _MAX_SIDE) -> dict[str, Any]:
+        """The fields of `VisionConfig` that all towers have.
+
+        Args:
+            keys: those of the tower.
+            most_patch: the largest possible `patch_size`.
+
+        Raises:
+            ModelLoadError: a key is missing or has an impossible value.
+        """
+        hidden, heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
+        if hidden % heads:
+            raise keys.nonsense("hidden_size", f"a multiple of num_attention_heads, {heads}")
+        if keys.text("hidden_act") not in ACTIVATIONS:
+            raise keys.nonsense("hidden_act", " or ".join(ACTIVATIONS))
+        scale, shift = self._inputs()
+        return {
+            "hidden_size": hidden,
+            "intermediate_size": keys.integer("intermediate_size"),
+            "num_hidden_layers": keys.integer("num_hidden_layers", high=MAX_LAYERS),
+            "num_attention_heads": heads,
+            "patch_size": keys.integer("patch_size", high=most_patch),
+            "hidden_act": keys.text("hidden_act"),
+            "layer_norm_eps": keys.number("layer_norm_eps"),
+            "scale": scale,
+            "shift": shift,
+        }
 
     def _inputs(self) -> tuple[Channels, Channels]:
         """`VisionConfig.scale` and `VisionConfig.shift`."""

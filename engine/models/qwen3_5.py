@@ -130,7 +130,8 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
     num_layers = keys.integer("num_hidden_layers")
     types = keys.values.get("layer_types")
     if types is None:
-        types = [FULL if (i + 1) % PERIOD == 0 else LINEAR for i in range(num_layers)]
+        period = keys.integer("full_attention_interval", PERIOD)
+        types = [LINEAR if (i + 1) % period else FULL for i in range(num_layers)]
     if (
         not isinstance(types, list)
         or len(types) != num_layers

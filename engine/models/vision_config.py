@@ -19,13 +19,14 @@ class VisionConfig:
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
-    image_size: int
-    """The width and height of the pictures that the tower was trained with."""
+    image_size: int = 0
+    """The width and height of the pictures that the tower was trained with; 0 if it has no learned
+    positions."""
     patch_size: int
     hidden_act: str
     layer_norm_eps: float
-    side: int
-    """The width and height of crops."""
+    side: int = 0
+    """The width and height of crops; 0 for pictures of any size."""
     joined: int
     """The width and height, in patches, of the square that becomes one prompt row."""
     scale: Channels
@@ -43,10 +44,15 @@ class VisionConfig:
         return self.image_size // self.patch_size
 
     @property
-    def num_slices(self) -> int:
-        """The number of slices in which a crop is encoded on a CPU: each layer's projections and
-        its other work, for some patches at a time, and the end."""
-        return 2 * self.num_hidden_layers * -(-(self.grid**2) // ROWS_OF_SLICE) + 1
+    def states_per_row(self) -> int:
+        """How many states of the decoder's size a prompt row has."""
+        return 1
+
+    def num_slices(self, num_rows: int) -> int:
+        """The number of slices in which a crop of so many prompt rows is encoded on a CPU: each
+        layer's projections and its other work, for some patches at a time, and the end."""
+        num_patches = num_rows * self.joined**2
+        return 2 * self.num_hidden_layers * -(-num_patches // ROWS_OF_SLICE) + 1
 
     @property
     def rows_per_crop(self) -> int:

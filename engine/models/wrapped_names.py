@@ -12,6 +12,10 @@ _PARTS = {
     "vision_model.": f"{PICTURE_ENCODER}tower.",
     "multi_modal_projector.": f"{PICTURE_ENCODER}projector.",
     "connector.": f"{PICTURE_ENCODER}projector.",
+    "visual.merger.ln_q.": f"{PICTURE_ENCODER}merger.norm.",
+    "visual.merger.mlp.0.": f"{PICTURE_ENCODER}merger.linear_fc1.",
+    "visual.merger.mlp.2.": f"{PICTURE_ENCODER}merger.linear_fc2.",
+    "visual.": PICTURE_ENCODER,
 }
 """Beginnings of names in files of all releases of transformers, some with `model.` before them, and
 the model's own."""

@@ -10,8 +10,8 @@ from engine.pictures.arrays import Bytes
 
 
 def cut_crops(picture: Bytes, crops: Sequence[Crop], resampling: Resampling) -> list[Bytes]:
-    """Cut crops from a picture, [H, W, 3]; each is [S, S, 3]. The results have the bits of
-    transformers' processors that use Pillow."""
+    """Cut crops from a picture, [H, W, 3]. The results have the bits of transformers' processors
+    that use Pillow."""
     method = Image.Resampling[resampling.upper()]
     resized: dict[tuple[Size, ...], Image.Image] = {(): Image.fromarray(picture)}
 

@@ -12,7 +12,7 @@ def text_facts(plan: WeightPlan, config: ModelConfig, intent: TextSettings) -> M
     """The facts of a weight plan, for plans and for loaded models."""
     number_bytes = torch_dtype(intent.model_dtype).itemsize
     pictures = config.pictures
-    kept_bytes = 0 if pictures is None else pictures.kept_bytes(config.hidden_size * number_bytes)
+    kept_bytes = 0 if pictures is None else pictures.kept_bytes(config.state_size * number_bytes)
     recurrent_bytes = config.recurrent_bytes(number_bytes)
     slot_bytes = num_recurrent_slots(intent) * recurrent_bytes
     return ModelFacts(

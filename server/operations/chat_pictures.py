@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from engine.contract.generate import ModelInfo
 from engine.contract.operations import GENERATE
-from engine.contract.picture_facts import Crop
+from engine.contract.picture_facts import MOST_TIMES_LONGER, Crop
 from engine.contract.prompt_states import StatePart
 from engine.errors import EngineError, InvalidParameter, UnsupportedFeature
 from server.http.engine_run import EngineRun
@@ -71,6 +71,12 @@ class ChatPictures:
                     max_pixels=settings.max_image_input_pixels,
                     reading=Reading.CROPS,
                 )
+                if not facts.takes(opened.width, opened.height):
+                    raise InvalidParameter(
+                        f"image {number} has {opened.width}x{opened.height} pixels; this model "
+                        f"reads images whose longer side is at most {MOST_TIMES_LONGER} times the "
+                        "shorter; cut the image"
+                    )
                 pieces = facts.pieces(opened.width, opened.height)
                 crops = tuple(piece for piece in pieces if isinstance(piece, Crop))
                 self._files.append(replace(opened, crops=crops, resampling=facts.resampling))
@@ -92,9 +98,14 @@ class ChatPictures:
         """
         with self._named():
             found = await self._state.pictures.decode(self._files, run, self._model, priority)
+        crops = (
+            crop
+            for file, pixels in zip(self._files, found, strict=True)
+            for crop in _cut(pixels.data, file.crops)
+        )
+        parts = tuple(replace(part, content=crop) for part, crop in zip(states, crops, strict=True))
         self._files.clear()
-        crops = [crop for pixels in found for crop in _cut(pixels.data, pixels.width)]
-        return tuple(replace(part, content=crop) for part, crop in zip(states, crops, strict=True))
+        return parts
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -106,9 +117,12 @@ class ChatPictures:
             raise
 
 
-def _cut(data: bytes, side: int) -> Iterator[bytes]:
-    size = 3 * side * side
-    return (data[start : start + size] for start in range(0, len(data), size))
+def _cut(data: bytes, crops: Sequence[Crop]) -> Iterator[bytes]:
+    start = 0
+    for width, height in (crop.size for crop in crops):
+        end = start + 3 * width * height
+        yield data[start:end]
+        start = end
 
 
 def _no_images(info: ModelInfo, state: AppState) -> str:

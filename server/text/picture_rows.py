@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -26,8 +27,8 @@ class PictureRows:
     param: str
 
     @property
-    def num_crops(self) -> int:
-        return sum(isinstance(piece, Crop) for pieces in self.pictures for piece in pieces)
+    def crops(self) -> list[Crop]:
+        return [piece for pieces in self.pictures for piece in pieces if isinstance(piece, Crop)]
 
     def reduced(self, limit: PromptLimit) -> PromptLimit:
         """The limit for the text, in which a placeholder stands for all rows of a crop.
@@ -35,7 +36,7 @@ class PictureRows:
         Raises:
             EngineError: the pictures alone are too long.
         """
-        num_more = self.num_crops * (self.facts.rows_per_crop - 1)
+        num_more = sum(self.facts.num_rows(crop) - 1 for crop in self.crops)
         if not num_more:
             return limit
         if num_more > limit.max_tokens:
@@ -76,21 +77,26 @@ class PictureRows:
             InvalidParameter: the conversation's own text has a placeholder.
         """
         is_crop = np.equal(token_ids, self.facts.placeholder_id)
-        if np.count_nonzero(is_crop) != self.num_crops:
+        crops = self.crops
+        if np.count_nonzero(is_crop) != len(crops):
             raise self._spelled(self.facts.placeholder)
-        if not self.num_crops:
+        if not crops:
             return token_ids
-        ids: list[int] = np.repeat(
-            token_ids, np.where(is_crop, self.facts.rows_per_crop, 1)
-        ).tolist()
+        repeats = np.ones(len(token_ids), dtype=np.int64)
+        repeats[is_crop] = [self.facts.num_rows(crop) for crop in crops]
+        ids: list[int] = np.repeat(token_ids, repeats).tolist()
         return ids
 
     def states(self, prompt: Sequence[int]) -> tuple[StatePart, ...]:
         """The parts of an expanded prompt that are states; until the pictures are decoded, their
         crops are black."""
-        length, black = self.facts.rows_per_crop, bytes(3 * self.facts.side**2)
-        starts = np.flatnonzero(np.equal(prompt, self.facts.placeholder_id))[::length].tolist()
-        return tuple(StatePart(start=start, length=length, content=black) for start in starts)
+        crops = self.crops
+        places = np.flatnonzero(np.equal(prompt, self.facts.placeholder_id))
+        firsts = accumulate((self.facts.num_rows(crop) for crop in crops[:-1]), initial=0)
+        return tuple(
+            self.facts.black(crop, int(places[first]))
+            for crop, first in zip(crops, firsts, strict=False)
+        )
 
     def _spelled(self, text: str) -> InvalidParameter:
         return InvalidParameter(

@@ -52,8 +52,8 @@ class StepRows:
     num_decodes: int
     """The number of spans with a single row; they come first, the longest context first."""
     inputs: Int64Array
-    """Shape [3 + G, T]: token id (`PENDING_TOKEN_ID` in pending rows), position in the text, the
-    slot for key and value, and the block of that slot in each layer group."""
+    """Shape [3 + G, T]: token id (`PENDING_TOKEN_ID` in pending rows), position, the slot for key
+    and value, and the block of that slot in each layer group."""
     block_tables: Int32Array
     """Shape [G, B, M]; unused entries repeat a sequence's first block, or the first that its window
     has not passed."""
@@ -77,6 +77,8 @@ class StepRows:
     """The rows that are states, counted in the step."""
     key_ends: Int32Array | None
     """Shape [T], see `PagedBatch`; None when no row sees keys behind its own."""
+    axes: Int64Array | None
+    """Shape [3, T]: the positions in time, height and width; None when these are equal."""
     recurrent_slots: Int32Array | None
     """Shape [2, B]: the slots that each span reads and writes; None without recurrent states."""
 
@@ -98,7 +100,7 @@ class Batch:
     token_ids: Tensor
     """Shape [T], int64; pending rows are filled in later."""
     positions: Tensor
-    """Shape [T], int64."""
+    """Shape [T], int64; [3, T] if the rows of pictures have axes."""
     groups: list[GroupContext]
     """One context per layer group."""
     adapter_slots: Tensor | None = None
@@ -120,7 +122,7 @@ class Batch:
         )
         return cls(
             token_ids=inputs[TOKEN_IDS],
-            positions=inputs[POSITIONS],
+            positions=inputs[POSITIONS] if rows.axes is None else to_device([rows.axes], device)[0],
             groups=[
                 GroupContext(batch, (block_ids, inputs[SLOTS]))
                 for batch, block_ids in zip(batches, inputs[BLOCK_IDS:], strict=True)
@@ -164,7 +166,8 @@ def lay_out(
         t for s, first, num_rows, _ in spans for t in s.token_ids[first : first + num_rows]
     ]
     positions = np.arange(cu_seqlens_q[-1]) + (starts - cu_seqlens_q[:-1])[span_of_row]
-    inputs[POSITIONS] = positions
+    axes = _axes(spans, positions)
+    inputs[POSITIONS] = positions if axes is None else axes[0]
     inputs[SLOTS] = positions % block_size
     inputs[BLOCK_IDS:] = tables[:, span_of_row, positions // block_size]
     drawing_rows, draws = _draws(spans, cu_seqlens_q[:-1].tolist())
@@ -185,6 +188,7 @@ def lay_out(
         adapter_slots=_adapter_slots(spans, adapter_slots, span_of_row),
         states=states,
         key_ends=_key_ends(positions, states) if looks_both_ways and states else None,
+        axes=axes if states else None,
         recurrent_slots=_recurrent_slots(spans),
     )
 
@@ -245,6 +249,18 @@ def _key_ends(positions: Int64Array, states: Sequence[StateRows]) -> Int32Array:
         last = one.first_row + one.num_rows - 1
         ends[one.first_row : last] = ends[last]
     return ends.astype(np.int32)
+
+
+def _axes(spans: Sequence[Span], positions: Int64Array) -> Int64Array | None:
+    """Return the rows' positions in time, height and width, [3, T]; None if all are `positions`."""
+    if all(span.sequence.positions is None for span in spans):
+        return None
+    axes, end = np.tile(positions, (3, 1)), 0
+    for sequence, first, num_rows, _ in spans:
+        start, end = end, end + num_rows
+        if sequence.positions is not None:
+            axes[:, start:end] = sequence.positions[:, first : first + num_rows]
+    return axes
 
 
 def _recurrent_slots(spans: Sequence[Span]) -> Int32Array | None:

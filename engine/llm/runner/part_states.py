@@ -1,6 +1,5 @@
 """Keeps the states of prompts' parts on the device, and puts them in the rows of a step."""
 
-import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -75,6 +74,5 @@ class PartStates:
     def _begin(self, part: StatePart) -> Encoding:
         if self._encoder is None:
             raise InvariantViolation("a prompt has pictures, but this model takes none")
-        side = math.isqrt(len(part.content) // 3)
-        pixels = np.frombuffer(bytearray(part.content), dtype=np.uint8).reshape(side, side, 3)
+        pixels = np.frombuffer(bytearray(part.content), dtype=np.uint8).reshape(*part.size, 3)
         return self._encoder.begin(to_device([pixels], self._device)[0])

@@ -29,6 +29,8 @@ CPU_ROWS = (1, 16, 32)
 GPU_ROWS = (1, 2, 17, 65)
 """The sizes of steps on a GPU, one of each kind; a chunk of two tokens is the smallest that is not
 a decode."""
+GPU_ROWS_OF_PICTURE = 100
+"""The rows of a picture on a GPU: enough for the kernels of long chunks."""
 FIRST_SPLIT = 512
 """The number of keys that attention on a GPU processes in one piece."""
 GREEDY = SamplingParams(temperature=0.0, max_tokens=1)
@@ -65,9 +67,9 @@ def warm_up_steps(
         sizes = sorted({min(rows, most) for rows in CPU_ROWS})
         chunk = min(config.block_size, _most_tokens(config))
         steps = [*([Text(1)] * size for size in sizes), [Text(chunk)]]
-    else:
-        steps = [*_decodes(config), *_chunks(config, {*GPU_ROWS, *more_rows})]
-    return steps + _pictures(config, pictures)
+        return steps + _pictures(config, pictures, most_rows=1)
+    steps = [*_decodes(config), *_chunks(config, {*GPU_ROWS, *more_rows})]
+    return steps + _pictures(config, pictures, most_rows=GPU_ROWS_OF_PICTURE)
 
 
 def largest_steps(config: ResolvedConfig, pictures: PictureFacts | None = None) -> list[WarmUpStep]:
@@ -79,7 +81,7 @@ def largest_steps(config: ResolvedConfig, pictures: PictureFacts | None = None) 
     return [
         [Text(chunk, sampling=SamplingParams(max_tokens=1, prompt_logprobs=20))],
         [decode] * config.max_decode_rows,
-        *_pictures(config, pictures),
+        *_pictures(config, pictures, most_rows=config.max_model_len),
     ]
 
 
@@ -113,13 +115,18 @@ def _most_tokens(config: ResolvedConfig) -> int:
     return min(config.max_num_batched_tokens, config.max_model_len)
 
 
-def _pictures(config: ResolvedConfig, pictures: PictureFacts | None) -> list[WarmUpStep]:
-    """Make a step with a black picture, if the model takes pictures."""
+def _pictures(
+    config: ResolvedConfig, pictures: PictureFacts | None, most_rows: int
+) -> list[WarmUpStep]:
+    """Make a step with a black picture, if the model takes pictures.
+
+    Args:
+        most_rows: see `PictureFacts.largest`.
+    """
     if pictures is None:
         return []
-    num_rows = pictures.rows_per_crop
-    part = StatePart(start=0, length=num_rows, content=bytes(3 * pictures.side**2))
-    return [[Text(min(num_rows, _most_tokens(config)), part=part)]]
+    part = pictures.largest(most_rows)
+    return [[Text(min(part.length, _most_tokens(config)), part=part)]]
 
 
 def _decodes(config: ResolvedConfig) -> list[WarmUpStep]:

@@ -198,10 +198,11 @@ def kept_states(model_config: ModelConfig, config: ResolvedConfig) -> KeptStates
     pictures = model_config.pictures
     if pictures is None:
         return None
-    row_bytes = model_config.hidden_size * torch_dtype(config.dtype).itemsize
+    most = pictures.num_kept(model_config.state_size * torch_dtype(config.dtype).itemsize)
     vision = model_config.vision
-    num_slices = vision.num_slices if vision is not None and config.device == "cpu" else 1
-    return KeptStates(pictures.num_kept(row_bytes), pictures, num_slices)
+    if vision is None or config.device != "cpu":
+        return KeptStates(most, pictures)
+    return KeptStates(most, pictures, vision.num_slices)
 
 
 def model_info(

@@ -9,17 +9,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from engine.errors import UnsupportedArchitecture
-from engine.models import json_keys
 from engine.models.fallback.architecture import parse, strangers_file
 from engine.models.metadata_keys import MetadataKeys
 
-_DECODERS = {
-    "qwen2_vl_text": "Qwen2ForCausalLM",
-    "qwen2_5_vl_text": "Qwen2ForCausalLM",
-    "qwen3_vl_text": "Qwen3ForCausalLM",
-}
-"""Decoders that have no class of their own, and the class that computes the same for texts: the
-axes of their positions are equal there."""
 _OTHERS = {
     "paligemma": "its prompts are read in both directions",
     "florence2": "its text model is an encoder-decoder",
@@ -46,12 +38,9 @@ def inner_decoder(keys: MetadataKeys) -> MetadataKeys | None:
     text, values = _text_config(known, keys)
     if text is None:
         return None
-    inner = _DECODERS.get(text.model_type) or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text.model_type)
+    inner = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text.model_type)
     if inner is None:
         raise _refusal(known, f"its text model, of type {text.model_type!r}, is not supported")
-    rope = values.get("rope_parameters")
-    if text.model_type in _DECODERS and isinstance(rope, dict):
-        values["rope_parameters"] = json_keys.without_axes(rope)
     return MetadataKeys({**values, "architectures": [inner]}, f"{keys.source}: text_config")
 
 

@@ -23,6 +23,11 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return gelu_mul(torch.cat((x, torch.ones_like(x)), -1))
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """Apply the sigmoid approximation of GELU: [T, I] → [T, I]."""
+    return silu_mul(torch.cat((1.702 * x, torch.full_like(x, 1 / 1.702)), -1))
+
+
 def silu(x: Tensor) -> Tensor:
     """Apply SiLU: [T, I] → [T, I]."""
     return silu_mul(torch.cat((x, torch.ones_like(x)), -1))
@@ -32,6 +37,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": gelu,
     "gelu_new": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
     "relu": torch.relu,
     "silu": silu,
 }

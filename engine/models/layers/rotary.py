@@ -33,6 +33,9 @@ class Rope:
     """The length that the model can use."""
     scaling: dict[str, Any] | None = None
     """Hugging Face's dictionary; None for no scaling."""
+    axes: tuple[int, ...] = ()
+    """For each frequency, the axis of the positions that it turns by, where rows of pictures have
+    several; empty for models whose rows never do."""
 
 
 class Rotation(NamedTuple):
@@ -57,6 +60,8 @@ class RotaryTable:
         inv_freq, self._factor = _SCHEMES[scheme](rope)
         self._inv_freq = inv_freq.to(device)
         self._cos_sin = torch.empty(0, 2 * len(inv_freq), device=device)
+        self._axis_of = torch.tensor(2 * rope.axes, device=device)
+        """The axis of each cosine and sine."""
         self._outgrown: list[Tensor] = []
         """Smaller tables that recorded steps of shorter contexts still refer to."""
         self._num_positions = 0
@@ -65,12 +70,18 @@ class RotaryTable:
             self._reach(rope.max_positions)
 
     def at(self, positions: Tensor, longest: int) -> Rotation:
-        """Return the rotation of rows at [T] positions below `longest`, which the host must know.
+        """Return the rotation of rows at [T] positions, or at [A, T] along A axes. All are below
+        `longest`, which the host must know.
 
         The table keeps its place in memory unless `longest` is above all earlier values.
         """
         self._reach(longest)
-        return Rotation(positions, self._cos_sin)
+        if positions.ndim == 1:
+            return Rotation(positions, self._cos_sin)
+        columns = torch.arange(len(self._axis_of), device=positions.device)
+        rows = torch.arange(positions.shape[1], device=positions.device)
+        turns = self._cos_sin[positions[self._axis_of].T, columns]
+        return Rotation(rows, turns.contiguous())
 
     def _reach(self, num_positions: int) -> None:
         while self._num_positions < num_positions:

@@ -30,7 +30,7 @@ def part_of(content: int, start: int = 0, rows: int = 4) -> StatePart:
 
 def test_the_longest_unused_states_are_dropped_first() -> None:
     a, b, c, d = (part_of(i) for i in range(4))
-    kept = KeptStates(3)
+    kept = KeptStates(3, picture_facts(4, looks_both_ways=False))
     assert kept.settle([a, b]) == ([], [a, b])
     assert kept.settle([c]) == ([], [c])
     assert kept.settle([a]) == ([], [])
@@ -38,9 +38,19 @@ def test_the_longest_unused_states_are_dropped_first() -> None:
     assert kept.settle([b, a]) == ([c.digest], [b])
 
 
+def test_small_pictures_leave_room_for_more() -> None:
+    pictures = picture_facts(1, looks_both_ways=False, pixel_bounds=(1, 8))
+    small = [part_of(i, rows=2) for i in range(4)]
+    large, too_large = part_of(4, rows=8), part_of(5, rows=9)
+    kept = KeptStates(1, pictures)
+    assert kept.settle(small) == ([], small)
+    assert kept.settle([large]) == ([part.digest for part in small], [large])
+    assert kept.settle([too_large]) == ([large.digest], [too_large])
+
+
 def test_after_a_failed_step_all_states_are_dropped_and_made_again() -> None:
     a, b = part_of(0), part_of(1)
-    kept = KeptStates(3)
+    kept = KeptStates(3, picture_facts(4, looks_both_ways=False))
     kept.settle([a, b])
     kept.start_over()
     assert kept.settle([b]) == ([a.digest, b.digest], [b])

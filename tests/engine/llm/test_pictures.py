@@ -9,12 +9,17 @@ import transformers
 from PIL import Image
 
 from engine.contract.picture_facts import Crop
-from engine.contract.prompt_states import StatePart
 from engine.pictures.crops import cut_crops
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
 from tests.helpers.llm.logits import logits_of, number_of_changes
-from tests.helpers.models.tiny_wrappers import KINDS, SIDE, load_processor, make_wrapper
+from tests.helpers.models.tiny_wrappers import (
+    GRID_KINDS,
+    KINDS,
+    SIDE,
+    load_processor,
+    make_wrapper,
+)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -39,29 +44,30 @@ class Chat:
 
     def __init__(self, engines, folder, kind, rng, name, pictures, **sampling):
         facts = load_model_config(Checkpoint("folder", folder, "m")).pictures
-        marker = "<start_of_image>" if kind == "gemma3" else "<image>"
         words = ["".join(rng.choices("abcdefgh ", k=rng.randrange(1, 30))) for _ in pictures]
-        text = "".join(f"{word}{marker}" for word in words) + "."
+        text = "".join(f"{word}{facts.marker}" for word in words) + "."
         images = [Image.fromarray(picture) for picture in pictures]
         processor = load_processor(folder)
+        if kind in GRID_KINDS:  # its pictures are resized, which others do differently
+            processor.image_processor = transformers.Qwen2VLImageProcessorPil.from_pretrained(
+                folder
+            )
         self.inputs = processor(text=text, images=[images], return_tensors="pt")
         prompt = self.inputs["input_ids"][0].tolist()
-        crops = []
+        states, places = [], [i for i, token in enumerate(prompt) if token == facts.placeholder_id]
         for picture in pictures:
             height, width, _ = picture.shape
             pieces = [p for p in facts.pieces(width, height) if isinstance(p, Crop)]
-            crops += cut_crops(picture, pieces, facts.resampling)
-        places = [i for i, token in enumerate(prompt) if token == facts.placeholder_id]
-        starts = places[:: facts.rows_per_crop]
-        assert len(starts) == len(crops)
+            crops = cut_crops(picture, pieces, facts.resampling)
+            for piece, crop in zip(pieces, crops, strict=True):
+                part = facts.black(piece, places[0])
+                states.append(replace(part, content=crop.tobytes()))
+                places = places[part.length :]
+        assert not places
         # A next turn may repeat what is drawn.
         bias = {facts.placeholder_id: -100.0}
         sampling = {"max_tokens": 6, "ignore_eos": True, "logit_bias": bias} | sampling
-        states = tuple(
-            StatePart(start=start, length=facts.rows_per_crop, content=crop.tobytes())
-            for start, crop in zip(starts, crops, strict=True)
-        )
-        self.request = replace(engines.request(name, prompt, **sampling), states=states)
+        self.request = replace(engines.request(name, prompt, **sampling), states=tuple(states))
 
     @torch.inference_mode()
     def logits(self, model, output):
@@ -70,15 +76,14 @@ class Chat:
         inputs = dict(self.inputs)
         inputs["input_ids"] = torch.cat((inputs["input_ids"], more), 1)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        if "token_type_ids" in inputs:
-            types = inputs["token_type_ids"], torch.zeros_like(more)
-            inputs["token_type_ids"] = torch.cat(types, 1)
+        for name in {"token_type_ids", "mm_token_type_ids"} & inputs.keys():
+            inputs[name] = torch.cat((inputs[name], torch.zeros_like(more)), 1)
         return model(**inputs).logits[0, len(self.request.prompt_token_ids) - 1 : -1]
 
 
 def random_pictures(rng, kind, count):
-    """Pictures that SmolVLM cuts into few or many crops."""
-    sizes = [(SIDE, SIDE), (3 * SIDE, SIDE), (70, 90)]
+    """Pictures that SmolVLM cuts into few or many crops, and that have many or few rows."""
+    sizes = [(SIDE, SIDE), (3 * SIDE, SIDE), (70, 90), (11, 4)]
     chosen = [sizes[0] if kind == "gemma3" else rng.choice(sizes) for _ in range(count)]
     draws = np.random.default_rng(rng.randrange(1 << 31))
     return [draws.integers(0, 256, (height, width, 3), np.uint8) for width, height in chosen]
@@ -90,7 +95,8 @@ def test_logits_equal_those_of_transformers(engines, folder, kind, theirs, rng, 
         for i in range(2)
     ]
     engine = engines.make(folder, max_num_batched_tokens=rng.choice([40, 512]))
-    done = engines.run(engine, [chat.request for chat in chats])
+    arrivals = [0, rng.randrange(4)]
+    done = engines.run(engine, [chat.request for chat in chats], arrivals=arrivals)
     for chat in chats:
         output = done[chat.request.request_id, 0].token_ids
         key = tuple(chat.request.prompt_token_ids), 0
@@ -104,7 +110,7 @@ def test_the_next_turn_finds_the_pictures_of_the_last(engines, folder, kind, rng
     engine = engines.make(folder)
     first = engines.run(engine, [chat.request])["first", 0]
     known = [*chat.request.prompt_token_ids, *first.token_ids]
-    second = engines.request("second", [*known, *known[:3]], max_tokens=4, ignore_eos=True)
+    second = engines.request("second", [*known, *known[:1] * 3], max_tokens=4, ignore_eos=True)
     second = replace(second, states=chat.request.states)
     done = {}
     found = logits_of(log, lambda: done.update(engines.run(engine, [second])))

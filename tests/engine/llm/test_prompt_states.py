@@ -18,6 +18,7 @@ from tests.helpers.llm.toy_pictures import (
     random_picture,
     reference_logits,
     seeing,
+    with_grids,
 )
 
 
@@ -57,15 +58,26 @@ def random_requests(engines, rng, pictures, count=6, **sampling):
     return [*requests, plain]
 
 
-FAMILIES = {"tiny_llama": False, "tiny_gemma3": True}
-"""Whether rows of a picture see each other in both directions."""
+FAMILIES = {
+    "tiny_llama": {},
+    "tiny_gemma3": {"looks_both_ways": True},
+    "tiny_qwen3": {"has_axes": True},
+}
+"""How each of them sees pictures."""
 
 
 @pytest.fixture(params=FAMILIES)
 def sighted(request, monkeypatch):
     """A model of each kind."""
-    give_sight(monkeypatch, looks_both_ways=FAMILIES[request.param])
+    give_sight(monkeypatch, **FAMILIES[request.param])
     return request.getfixturevalue(request.param)(seed=11)
+
+
+@pytest.fixture
+def shaped(request):
+    """Gives the pictures of requests the shape that the model needs."""
+    has_axes = "has_axes" in FAMILIES[request.node.callspec.params["sighted"]]
+    return lambda requests: [with_grids(one) if has_axes else one for one in requests]
 
 
 def gemma_masks(num_tokens, parts):
@@ -78,6 +90,7 @@ def gemma_masks(num_tokens, parts):
     return {"full_attention": sees[None, None], "sliding_attention": sliding[None, None]}
 
 
+@pytest.mark.parametrize("sighted", ["tiny_llama", "tiny_gemma3"], indirect=True)
 def test_logits_equal_those_of_transformers(engines, request, rng, log, sighted, pictures):
     model = transformers.AutoModelForCausalLM.from_pretrained(sighted, dtype=torch.float32).eval()
     masks = gemma_masks if "gemma" in model.config.model_type else None
@@ -96,8 +109,10 @@ def key_of(request):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_bits_are_the_same_in_any_company_and_chunks(engines, sighted, rng, log, pictures, dtype):
-    requests = random_requests(engines, rng, pictures)
+def test_bits_are_the_same_in_any_company_and_chunks(
+    engines, sighted, shaped, rng, log, pictures, dtype
+):
+    requests = shaped(random_requests(engines, rng, pictures))
     expected = logits_of(log, lambda: alone(engines, sighted, requests, dtype=dtype))
     budget = rng.choice([ROWS, ROWS + 1, 17, 100])
     engine = engines.make(
@@ -107,8 +122,9 @@ def test_bits_are_the_same_in_any_company_and_chunks(engines, sighted, rng, log,
     check_same_bits(log, lambda: engines.run(engine, requests, arrivals=arrivals), expected)
 
 
-def test_bits_survive_preemption(engines, sighted, rng, log, pictures):
+def test_bits_survive_preemption(engines, sighted, shaped, rng, log, pictures):
     requests = random_requests(engines, rng, pictures, max_tokens=rng.randrange(80, 100))
+    requests = shaped(requests)
     expected = logits_of(log, lambda: alone(engines, sighted, requests))
     engine = engines.make(sighted, **cramped(sighted))
     check_same_bits(log, lambda: engines.run(engine, requests), expected)
@@ -147,10 +163,10 @@ def test_a_picture_is_encoded_once_wherever_it_stands(engines, folder, rng, enco
     assert encoder.num_encoded == before + 1
 
 
-def test_a_hit_that_ends_inside_a_picture_is_exact(engines, sighted, rng, log, pictures):
+def test_a_hit_that_ends_inside_a_picture_is_exact(engines, sighted, shaped, rng, log, pictures):
     picture, start = pictures[0], rng.randrange(16 * 2 - ROWS + 1, 16 * 2)
     text = random_text(rng, 60, 90)
-    first, second = (
+    first, second = shaped(
         seeing(
             engines.request(name, [*text[:start], *more], max_tokens=4, ignore_eos=True),
             [(start, picture)],

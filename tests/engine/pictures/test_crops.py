@@ -1,6 +1,7 @@
 """Pieces and crops of pictures against transformers' processors."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,9 @@ import transformers
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 
-from engine.contract.picture_facts import Crop, PictureFacts
+from engine.contract.picture_facts import MOST_TIMES_LONGER, Crop, PictureFacts
 from engine.pictures.crops import cut_crops
-from tests.helpers.models.tiny_wrappers import KINDS, Kind, load_processor, make_wrapper
+from tests.helpers.models.tiny_wrappers import CROP_KINDS, Kind, load_processor, make_wrapper
 
 ROWS = 3
 GRIDS: tuple[Kind, ...] = ("smolvlm", "idefics3")
@@ -76,7 +77,7 @@ def random_size() -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def processors(tmp_path_factory):
-    folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in CROP_KINDS}
     return {kind: load_processor(make_wrapper(folder, kind)) for kind, folder in folders.items()}
 
 
@@ -113,7 +114,7 @@ def test_the_text_of_gemmas_pictures_is_the_processors(processors):
     assert text_of(facts, *size) == expected
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CROP_KINDS)
 @pytest.mark.parametrize("cuts", [True, False])
 def test_crops_have_the_pixels_of_the_processor(kind, cuts):
     sizes = [(random.randint(1, 300), random.randint(1, 300)) for _ in range(4)]
@@ -139,3 +140,52 @@ def test_no_picture_has_more_crops_than_the_longest_edge_allows():
     most = (edge // side + 2) ** 2
     for size in [(1 << 20, 1 << 20), (1 << 20, 1), (1, 1 << 20), random_size()]:
         assert len(crops_of(facts_of("smolvlm", side, edge), *size)) <= most + 1
+
+
+def test_pictures_in_grids_have_the_pixels_of_the_processor():
+    sizes = [(random.randint(1, 300), random.randint(1, 300)) for _ in range(6)]
+    sizes += [(1, 1), (1, random.randint(2, 200)), (random.randint(2, 200), 1), (700, 500)]
+    for width, height in sizes:
+        patch, joined = random.randint(3, 8), random.randint(1, 3)
+        side = patch * joined
+        fewest = side**2 * random.randint(1, 30)
+        most = fewest + side**2 * random.randint(1, 300)
+        picture = np.random.randint(0, 256, (height, width, 3), np.uint8)
+        theirs = transformers.Qwen2VLImageProcessorPil(
+            size={"shortest_edge": fewest, "longest_edge": most},
+            patch_size=patch,
+            merge_size=joined,
+            temporal_patch_size=1,
+            do_rescale=False,
+            do_normalize=False,
+        )
+        expected = theirs([Image.fromarray(picture)], return_tensors="np")
+        facts = PictureFacts(
+            side=side,
+            rows_per_crop=1,
+            marker="<image>",
+            placeholder="<image>",
+            placeholder_id=0,
+            resampling="bicubic",
+            before="",
+            after="",
+            pixel_bounds=(fewest, most),
+        )
+        [crop] = crops_of(facts, width, height)
+        [found] = cut_crops(picture, [crop], facts.resampling)
+        [(_, lines, columns)] = expected["image_grid_thw"] // joined
+        assert found.shape == (lines * side, columns * side, 3), (width, height)
+        part = facts.black(crop)
+        assert (part.length, part.columns) == (lines * columns, columns)
+        cut = found.reshape(lines, joined, patch, columns, joined, patch, 3)
+        patches = cut.transpose(0, 3, 1, 4, 6, 2, 5).reshape(expected["pixel_values"].shape)
+        assert np.array_equal(patches, expected["pixel_values"].astype(np.uint8))
+
+
+def test_long_pictures_in_grids_are_refused():
+    facts = facts_of("gemma3", 8)
+    grids = replace(facts, pixel_bounds=(64, 6400))
+    length = random.randint(1, 50)
+    size = (length * MOST_TIMES_LONGER, length)
+    assert grids.takes(*size) and grids.takes(*size[::-1])
+    assert not grids.takes(size[0] + 1, length) and facts.takes(size[0] + 1, length)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import structlog
 import torch
+from safetensors.torch import load_file, save_file
 
 from engine.commands.quantizing.rounded import write_rounded
 from engine.contract.resolved_config import MachineFacts
@@ -21,6 +22,7 @@ from engine.weights.weight_plan import WeightPlan, plan_weights
 from tests.helpers.models.checkpoints import in_folder
 from tests.helpers.models.json_files import change_json
 from tests.helpers.models.tiny_wrappers import (
+    CROP_KINDS,
     GEMMA3_LAYOUTS,
     KINDS,
     encoded,
@@ -110,6 +112,57 @@ SMOLVLM_IMAGES: dict[str, Any] = {
     "size": {"longest_edge": 2048},
 }
 
+QWEN2_5_VL_3B: dict[str, Any] = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "image_token_id": 151655,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 128000,
+    "max_window_layers": 70,
+    "model_type": "qwen2_5_vl",
+    "num_attention_heads": 16,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": {"mrope_section": [16, 24, 24], "type": "mrope"},
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "vision_config": {
+        "depth": 32,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+        "hidden_act": "silu",
+        "hidden_size": 1280,
+        "in_chans": 3,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 2048,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "temporal_patch_size": 2,
+        "tokens_per_second": 2,
+        "window_size": 112,
+    },
+    "vision_token_id": 151654,
+    "vocab_size": 151936,
+}
+QWEN2_5_VL_IMAGES: dict[str, Any] = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "max_pixels": 12845056,
+    "merge_size": 2,
+    "min_pixels": 3136,
+    "patch_size": 14,
+    "processor_class": "Qwen2_5_VLProcessor",
+    "temporal_patch_size": 2,
+}
+
 WIDE = {"hidden_size": 96, "intermediate_size": 96}
 """Sizes of text models whose rows can be divided into groups of 32 weights."""
 
@@ -159,6 +212,19 @@ def test_reads_smolvlm_256m_as_published(tmp_path):
     assert vision.num_hidden_layers == 12
 
 
+def test_reads_qwen2_5_vl_3b_as_published(tmp_path):
+    files = {"config": QWEN2_5_VL_3B, "preprocessor_config": QWEN2_5_VL_IMAGES}
+    config = read_config_json(write(tmp_path, **files))
+    assert (config.head_dim, config.rope_theta, config.tie_word_embeddings) == (128, 1e6, True)
+    assert config.rope_scaling is None and config.eos_token_ids == (151645,)
+    assert config.rope_axes == (0,) * 16 + (1,) * 24 + (2,) * 24
+    facts, vision = config.pictures, config.vision
+    assert (facts.side, facts.pixel_bounds, facts.most_rows) == (28, (3136, 12845056), 16384)
+    assert (facts.resampling, facts.placeholder_id) == ("bicubic", 151655)
+    assert (vision.window, vision.whole_layers, vision.joined) == (4, (7, 15, 23, 31), 2)
+    assert (vision.num_hidden_layers, vision.num_attention_heads) == (32, 16)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_layouts_of_the_processors_files_say_the_same(kind, tmp_path):
     config = read_config_json(make_wrapper(tmp_path, kind))
@@ -197,7 +263,7 @@ DEFECTS = {
     ("name", "defect", "reason"),
     [(name, *defect) for name, defects in DEFECTS.items() for defect in defects],
 )
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CROP_KINDS)
 def test_without_usable_files_the_text_model_remains(kind, name, defect, reason, tmp_path):
     whole = load(make_wrapper(tmp_path, kind))
     path = tmp_path / name
@@ -217,6 +283,40 @@ def test_without_usable_files_the_text_model_remains(kind, name, defect, reason,
     hidden = torch.randn(2, whole.config.hidden_size)
     assert torch.equal(text.compute_logits(hidden), whole.compute_logits(hidden))
     assert not planned(tmp_path).encoder_bytes(4)
+
+
+GRID_DEFECTS: dict[str, tuple[dict[str, Any], str]] = {
+    "another processor": ({"image_processor_type": "New"}, "it must be Qwen2VLImageProcessor"),
+    "another merge": ({"merge_size": 3}, "merge_size is 3; it must be 2"),
+    "bounds": ({"min_pixels": 1 << 24}, "16777216 to 12845056 pixels"),
+    "too few pixels": ({"min_pixels": 9, "max_pixels": 9}, "the 28 x 28 pixels of a prompt row"),
+}
+
+
+@pytest.mark.parametrize("defect", GRID_DEFECTS)
+def test_qwens_text_model_remains_if_pictures_cannot_be_prepared(defect, tmp_path):
+    changes, reason = GRID_DEFECTS[defect]
+    images = QWEN2_5_VL_IMAGES | changes
+    with structlog.testing.capture_logs() as logs:
+        config = read_config_json(write(tmp_path, config=QWEN2_5_VL_3B, preprocessor_config=images))
+    assert config.pictures is None and reason in logs[0]["reason"]
+
+
+@pytest.mark.parametrize("sections", [[16, 24, 25], [64], "all", [16.0, 24, 24]])
+def test_without_sections_of_positions_qwens_text_model_remains(sections, tmp_path):
+    stated = QWEN2_5_VL_3B | {"rope_scaling": {"mrope_section": sections, "type": "mrope"}}
+    with structlog.testing.capture_logs() as logs:
+        config = read_config_json(
+            write(tmp_path, config=stated, preprocessor_config=QWEN2_5_VL_IMAGES)
+        )
+    assert config.pictures is None and "whose sum is 64" in logs[0]["reason"]
+
+
+def test_positions_may_be_stretched(tmp_path):
+    rope = {"type": "yarn", "mrope_section": [16, 24, 24], "factor": 4}
+    rope |= {"original_max_position_embeddings": 32768}
+    config = read_config_json(write(tmp_path, config=QWEN2_5_VL_3B | {"rope_scaling": rope}))
+    assert config.rope_scaling["rope_type"] == "yarn" and config.rope_axes[15:17] == (0, 1)
 
 
 def test_pan_and_scan_is_not_supported(tmp_path):
@@ -257,6 +357,15 @@ def test_a_quantised_text_model_keeps_its_encoder(kind, tmp_path):
     config = load_model_config(in_folder(folder))
     model = create_model(config, dtype=torch.float32, linear_method=plan.method_for)
     assert model.load_weights(iter_weights(in_folder(folder), config, plan.packed)) == []
-    pixels = torch.randint(0, 256, (2, 28, 28, 3), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (2, 56, 56, 3), dtype=torch.uint8)
+    pixels = pixels[:, :28, :28] if kind in CROP_KINDS else pixels
     before, after = load(source).picture_encoder, model.picture_encoder
     assert torch.equal(encoded(before, pixels), encoded(after, pixels))
+
+
+def test_layers_that_guess_tokens_are_left_out(tmp_path):
+    path = make_wrapper(tmp_path, "qwen3_5") / "model.safetensors"
+    before = planned(tmp_path)
+    save_file(load_file(path) | {"mtp.fc.weight": torch.ones(8, 8)}, path)
+    assert planned(tmp_path).shapes == before.shapes
+    load(tmp_path)

@@ -18,8 +18,10 @@ from engine.weights.decoder import load_decoder
 from engine.weights.loader import load_model_config
 from tests.helpers.llm.paged_executor import picture_facts
 
-SIDE, ROWS = 4, 6
-"""Pictures of 48 numbers, 8 for each of their 6 rows: blocks of 16 begin within them."""
+SIDE, ROWS = 6, 9
+"""Pictures of 108 numbers, 12 for each of their 9 rows: blocks of 16 begin within them."""
+COLUMNS = 3
+"""How many of these rows lie side by side in models whose positions have axes."""
 PLACEHOLDER = 399
 
 
@@ -40,7 +42,7 @@ class ToyEncoder:
     def begin(self, pixels: Tensor) -> Encoding:
         self.num_encoded += 1
         states = self.encode(pixels)
-        for row in range(ROWS):  # a slice for each row, and one for the end
+        for row in range(len(states)):  # a slice for each row, and one for the end
             states[row] *= 1.0
             yield
         return states
@@ -48,7 +50,7 @@ class ToyEncoder:
     def encode(self, pixels: Tensor) -> Tensor:
         if bytes(pixels.flatten().tolist()) == self._fails_for:
             raise RuntimeError("this picture breaks the encoder")
-        numbers = pixels.reshape(ROWS, -1).float() / 255 - 0.5
+        numbers = pixels.reshape(-1, len(self._matrix)).float() / 255 - 0.5
         return (numbers @ self._matrix).to(self._dtype)
 
 
@@ -56,6 +58,7 @@ def give_sight(
     monkeypatch: pytest.MonkeyPatch,
     *,
     looks_both_ways: bool = False,
+    has_axes: bool = False,
     fails_for: bytes = b"",
     num_slices: int | None = None,
 ) -> list[ToyEncoder]:
@@ -63,19 +66,27 @@ def give_sight(
     which each new one is added.
 
     Args:
+        has_axes: whether the rows of pictures are a grid, along which positions have axes.
         num_slices: in how many slices the scheduler plans an encoding; by default drawn.
     """
     planned = num_slices or random.choice([1, ROWS + 1])
+    of_grids: dict[str, Any] = {"side": SIDE // COLUMNS, "pixel_bounds": (SIDE**2, SIDE**2)}
     facts = picture_facts(
-        ROWS, looks_both_ways=looks_both_ways, side=SIDE, placeholder_id=PLACEHOLDER
+        1 if has_axes else ROWS,
+        looks_both_ways=looks_both_ways,
+        placeholder_id=PLACEHOLDER,
+        **(of_grids if has_axes else {"side": SIDE}),
     )
+    axes = tuple(random.choices(range(3), k=64))
     encoders: list[ToyEncoder] = []
 
     def with_facts(*args: Any, **kwargs: Any) -> Any:
-        return replace(load_model_config(*args, **kwargs), pictures=facts)
+        config = load_model_config(*args, **kwargs)
+        chosen = axes[: config.head_dim // 2] if has_axes else ()
+        return replace(config, pictures=facts, rope_axes=chosen)
 
     def with_slices(*args: Any) -> KeptStates:
-        return KeptStates(3, facts, planned)
+        return KeptStates(3, facts, lambda num_rows: planned)
 
     def with_encoder(*args: Any, **kwargs: Any) -> Any:
         model = load_decoder(*args, **kwargs)
@@ -111,6 +122,12 @@ def seeing(request: GenerateRequest, pictures: Iterable[tuple[int, bytes]]) -> G
     """The request with pictures put into its prompt."""
     prompt, states = prompt_with(request.prompt_token_ids, pictures)
     return replace(request, prompt_token_ids=prompt, states=states)
+
+
+def with_grids(request: GenerateRequest) -> GenerateRequest:
+    """The request with the rows of its pictures in a grid."""
+    states = tuple(replace(part, columns=COLUMNS) for part in request.states)
+    return replace(request, states=states)
 
 
 @torch.inference_mode()

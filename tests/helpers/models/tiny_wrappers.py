@@ -16,8 +16,12 @@ from transformers.models.smolvlm import processing_smolvlm
 from engine.models.picture_encoder import PictureEncoder, run_slices
 from tests.helpers.models.random_vectors import randomise_vectors
 
-Kind = Literal["gemma3", "smolvlm", "idefics3"]
-KINDS: tuple[Kind, ...] = ("gemma3", "smolvlm", "idefics3")
+Kind = Literal["gemma3", "smolvlm", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"]
+CROP_KINDS: tuple[Kind, ...] = ("gemma3", "smolvlm", "idefics3")
+"""Models that see pictures in crops of one size."""
+GRID_KINDS: tuple[Kind, ...] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+"""Models that see pictures of any size."""
+KINDS = (*CROP_KINDS, *GRID_KINDS)
 VOCAB_SIZE = 384
 SIDE = 28
 LONGEST_EDGE = 4 * SIDE
@@ -69,6 +73,16 @@ SMOLVLM_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
+    "<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 _TEXT: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 48,
@@ -104,8 +118,64 @@ _SMOLVLM_TOKENS = {
     "image_token": "<image>",
     "global_image_token": "<global-img>",
 }
+_QWEN_TOKENS = {
+    "bos_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "pad_token": "<|endoftext|>",
+    "vision_start_token": "<|vision_start|>",
+    "vision_end_token": "<|vision_end|>",
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+}
+_QWEN_VISION: dict[str, Any] = {
+    "depth": 3,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_heads": 3,
+    "patch_size": 4,
+    "initializer_range": 0.2,
+}
+_QWEN_PARTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "qwen2_vl": (
+        "Qwen2VL",
+        {"hidden_size": 96, "mrope_section": [2, 3, 3]},
+        {"embed_dim": 24, "mlp_ratio": 2},
+    ),
+    "qwen2_5_vl": (
+        "Qwen2_5_VL",
+        {"hidden_size": 96, "mrope_section": [2, 3, 3]},
+        {"window_size": 16, "fullatt_block_indexes": [1]},
+    ),
+    "qwen3_vl": (
+        "Qwen3VL",
+        {"hidden_size": 48, "head_dim": 16, "mrope_section": [4, 2, 2]},
+        {"num_position_embeddings": 36, "deepstack_visual_indexes": [0, 2]},
+    ),
+    "qwen3_5": (
+        "Qwen3_5",
+        {
+            "hidden_size": 48,
+            "head_dim": 32,
+            "mrope_section": [2, 1, 1],
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 24,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+        },
+        {"num_position_embeddings": 36},
+    ),
+}
+"""For each kind, its name in transformers, and what its two parts have besides."""
+GRID_PIXELS = {"shortest_edge": 8 * 8 * 4, "longest_edge": 8 * 8 * 60}
+"""The fewest and the most pixels of a picture of `GRID_KINDS`: 4 to 60 prompt rows."""
 _TURNS = ("<start_of_turn>", "<end_of_turn>")
 _GRID = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
+_FORMS: dict[str, tuple[dict[str, str], tuple[str, ...], str]] = {
+    "gemma3": (_GEMMA3_TOKENS, _TURNS, GEMMA3_TEMPLATE),
+    "smolvlm": (_SMOLVLM_TOKENS, _GRID, SMOLVLM_TEMPLATE),
+    "idefics3": (_SMOLVLM_TOKENS, _GRID, SMOLVLM_TEMPLATE),
+}
+"""The named tokens, further tokens and chat template of each kind but `GRID_KINDS`."""
 
 
 def make_wrapper(
@@ -129,6 +199,9 @@ def make_wrapper(
     tokenizer = write_tokenizer(folder, kind)
     model = _create(kind, tokenizer, text or {}, vision or {}, overrides, seed)
     model.save_pretrained(folder)
+    if kind in GRID_KINDS:
+        _grid_processor(kind, tokenizer).save_pretrained(folder)
+        return folder
     side = model.config.vision_config.image_size
     _processor(kind, tokenizer, side, _rows_per_crop(kind, model), longest_edge).save_pretrained(
         folder
@@ -147,14 +220,13 @@ def encoded(encoder: PictureEncoder | None, pixels: torch.Tensor) -> torch.Tenso
 def write_tokenizer(folder: Path, kind: Kind) -> Any:
     """Write a tokenizer of bytes, in which neighbouring newlines are one token, and a chat
     template. Return transformers' tokenizer."""
-    named = _GEMMA3_TOKENS if kind == "gemma3" else _SMOLVLM_TOKENS
+    named, more, template = _FORMS.get(kind, (_QWEN_TOKENS, (), QWEN_TEMPLATE))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("Ċ", "Ċ"), ("ĊĊ", "Ċ")]
     words = [*alphabet, "ĊĊ", "ĊĊĊ"]
     raw = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=merges))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
-    more = _TURNS if kind == "gemma3" else _GRID
     raw.add_special_tokens(
         [AddedToken(token, normalized=False, special=True) for token in (*named.values(), *more)]
     )
@@ -164,7 +236,7 @@ def write_tokenizer(folder: Path, kind: Kind) -> Any:
         extra_special_tokens={name: one for name, one in named.items() if name not in usual},
         **{name: one for name, one in named.items() if name in usual},
     )
-    tokenizer.chat_template = GEMMA3_TEMPLATE if kind == "gemma3" else SMOLVLM_TEMPLATE
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     return tokenizer
 
@@ -177,7 +249,8 @@ def _create(
     overrides: dict[str, Any],
     seed: int | None,
 ) -> Any:
-    name = {"gemma3": "Gemma3", "smolvlm": "SmolVLM", "idefics3": "Idefics3"}[kind]
+    names = {"gemma3": "Gemma3", "smolvlm": "SmolVLM", "idefics3": "Idefics3"}
+    name = names[kind] if kind in names else _QWEN_PARTS[kind][0]
     create = getattr(transformers, f"{name}ForConditionalGeneration")
     ends = {
         "bos_token_id": tokenizer.bos_token_id,
@@ -196,10 +269,20 @@ def _create(
         windows = {"sliding_window": 16, "sliding_window_pattern": 4}
         text = windows | text | {"model_type": "gemma3_text"}
         vision = {"model_type": "siglip_vision_model", "vision_use_head": False} | vision
+    if kind in GRID_KINDS:
+        own = {
+            "image_token_id": tokenizer.image_token_id,
+            "video_token_id": tokenizer.video_token_id,
+            "vision_start_token_id": tokenizer.vision_start_token_id,
+            "vision_end_token_id": tokenizer.vision_end_token_id,
+        }
+        text, vision = _qwen_parts(kind, text, vision)
+    else:
+        vision = _VISION | vision
     with torch.random.fork_rng():
         torch.manual_seed(random.randrange(1 << 31) if seed is None else seed)
         config = create.config_class(
-            text_config=text, vision_config=_VISION | vision, **(own | ends | overrides)
+            text_config=text, vision_config=vision, **(own | ends | overrides)
         )
         model = create(config).eval()
         randomise_vectors(model)
@@ -208,6 +291,36 @@ def _create(
                 if parameter.ndim > 1 and ("projection" in path or "position_embedding" in path):
                     parameter.normal_(0.0, 0.3)
     return model
+
+
+def _qwen_parts(
+    kind: str, text: dict[str, Any], vision: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configurations of the parts of one of `GRID_KINDS`."""
+    _, of_text, of_vision = _QWEN_PARTS[kind]
+    usual = {name: one for name, one in _TEXT.items() if name != "head_dim"} | of_text
+    text = usual | {name: one for name, one in text.items() if one != _TEXT.get(name)}
+    text["rope_parameters"] = {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "mrope_section": text.pop("mrope_section"),
+    }
+    size = "hidden_size" if kind == "qwen2_vl" else "out_hidden_size"
+    own = _QWEN_VISION | of_vision | vision | {size: text["hidden_size"]}
+    return text | {"model_type": f"{kind}_text"}, own | {"model_type": f"{kind}_vision"}
+
+
+def _grid_processor(kind: Kind, tokenizer: Any) -> Any:
+    name = _QWEN_PARTS[kind][0].replace("3_5", "3VL")
+    sizes = {"patch_size": 4, "merge_size": 2, "size": GRID_PIXELS}
+    create = getattr(transformers, f"{name}Processor")
+    films = "Qwen3VLVideoProcessor" if "qwen3" in kind else "Qwen2VLVideoProcessor"
+    return create(
+        transformers.Qwen2VLImageProcessor(**sizes),
+        tokenizer,
+        getattr(transformers, films)(**sizes),
+        chat_template=tokenizer.chat_template,
+    )
 
 
 def _rows_per_crop(kind: Kind, model: Any) -> int:

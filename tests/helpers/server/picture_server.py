@@ -26,6 +26,17 @@ FACTS = PictureFacts(
     longest_edge=16,
     before_cell="<cell>",
 )
+FACTS_OF_ANY_SIZE = PictureFacts(
+    side=8,
+    rows_per_crop=1,
+    marker="<pic>",
+    placeholder="<ph>",
+    placeholder_id=3,
+    resampling="bicubic",
+    before="<pic>",
+    after="<end>",
+    pixel_bounds=(3 * 8**2, 20 * 8**2),
+)
 LIST_TEMPLATE = (
     "{% for m in messages %}<|s|>{{ m.role }}\n"
     "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
@@ -41,13 +52,15 @@ Body = Callable[[Sequence[str]], dict[str, Any]]
 """Makes a body of one user's message: pictures, then a question."""
 
 
-def picture_server(folder: Path, template: str = LIST_TEMPLATE, **settings: Any) -> TextServer:
+def picture_server(
+    folder: Path, template: str = LIST_TEMPLATE, facts: PictureFacts = FACTS, **settings: Any
+) -> TextServer:
     """Serve a model that sees pictures, whose tokenizer is written into a new folder."""
     folder = folder / f"tokenizer{random.randrange(1 << 30)}"
     folder.mkdir()
     tokens = (FACTS.marker, FACTS.placeholder, FACTS.after, str(FACTS.before_cell))
     write_tokenizer(folder, chat_template=template, more_tokens=tokens)
-    return TextServer(folder, text_info(folder, pictures=FACTS), **settings)
+    return TextServer(folder, text_info(folder, pictures=facts), **settings)
 
 
 def noise(width: int = 0, height: int = 0, mode: str = "RGB") -> Image.Image:

@@ -22,6 +22,7 @@ from tests.helpers.server.hostile_files import frames, jpeg_of_scans, png_of_siz
 from tests.helpers.server.image_server import ImageServer
 from tests.helpers.server.picture_server import (
     FACTS,
+    FACTS_OF_ANY_SIZE,
     LIST_TEMPLATE,
     ROUTES,
     STRING_TEMPLATE,
@@ -101,6 +102,38 @@ async def test_every_dialect_shows_pictures(
             path, field = route.counts
             answer = await seeing.post(path, **route.body(files))
             assert answer.json()[field] == len(expected), name
+
+
+async def test_rows_and_pixels_of_pictures_follow_from_their_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = FACTS_OF_ANY_SIZE
+    server = picture_server(tmp_path, facts=facts)
+    pictures = [noise() for _ in range(random.randint(1, 3))]
+    body = ROUTES["chat"].body([encoded(picture) for picture in pictures])
+    assert (await server.chat(**body, max_tokens=1)).status_code == 200
+    prompt, states = server.last_request.prompt_token_ids, server.last_request.states
+    end = 0
+    for part, picture in zip(states, pictures, strict=True):
+        [crop] = [p for p in facts.pieces(*picture.size) if isinstance(p, Crop)]
+        [pixels] = cut_crops(np.asarray(picture), [crop], facts.resampling)
+        assert part.content == pixels.tobytes() and part.size == pixels.shape[:2]
+        assert part.start >= end and part.length == pixels.size // 3 // facts.side**2
+        end = part.end
+        assert set(prompt[part.start : end]) == {facts.placeholder_id}
+    assert prompt.count(facts.placeholder_id) == sum(part.length for part in states)
+    forbid_decoding(monkeypatch)
+    answer = await server.post("/tokenize", **body)
+    assert answer.json()["count"] == len(prompt)
+
+
+async def test_pictures_that_are_too_long_are_refused(tmp_path: Path) -> None:
+    server = picture_server(tmp_path, facts=FACTS_OF_ANY_SIZE)
+    length = random.randint(1, 9)
+    size = random.choice([(200 * length + 1, length), (length, 200 * length + 1)])
+    answer = await server.chat(**ROUTES["chat"].body([encoded(noise()), encoded(noise(*size))]))
+    refused(server, answer, f"image 2 has {size[0]}x{size[1]} pixels")
+    assert not server.engine.requests
 
 
 async def test_a_model_without_pictures_says_so(server: TextServer) -> None:

@@ -12,12 +12,12 @@ from engine.models import vision_config
 from engine.models.causal_lm import CausalLM
 from engine.models.picture_encoder import run_slices
 from engine.models.registry import create_model
-from engine.models.vision import siglip, smolvlm_pictures
+from engine.models.vision import grid_tower, siglip, smolvlm_pictures
 from engine.models.vision_config import VisionConfig
 from engine.weights.loader import iter_weights, load_model_config
 from tests.helpers.adapters.peft_adapters import load, write_adapter
 from tests.helpers.models.checkpoints import in_folder
-from tests.helpers.models.tiny_wrappers import KINDS, encoded, make_wrapper
+from tests.helpers.models.tiny_wrappers import CROP_KINDS, GRID_KINDS, encoded, make_wrapper
 
 VISIONS: dict[str, dict[str, Any]] = {
     "gemma3": {"image_size": 42, "hidden_size": 32, "num_attention_heads": 4},
@@ -57,7 +57,7 @@ def random_crops(side: int, num_crops: int = 3) -> Tensor:
     return torch.randint(0, 256, (num_crops, side, side, 3), dtype=torch.uint8)
 
 
-@pytest.fixture(params=[(kind, other) for kind in KINDS for other in (False, True)], ids=str)
+@pytest.fixture(params=[(kind, other) for kind in CROP_KINDS for other in (False, True)], ids=str)
 def pair(request, tmp_path):
     kind, other = request.param
     vision = VISIONS[kind] if other else {}
@@ -78,7 +78,8 @@ def test_a_crop_is_encoded_in_as_many_slices_as_planned(pair, monkeypatch, num_r
     expected = pair.encode(pixels)[0]
     for module in (siglip, vision_config):
         monkeypatch.setattr(module, "ROWS_OF_SLICE", num_rows)
-    num_slices, encoding = pair.config.vision.num_slices, pair.ours.picture_encoder.begin(pixels[0])
+    num_slices = pair.config.vision.num_slices(pair.facts.rows_per_crop)
+    encoding = pair.ours.picture_encoder.begin(pixels[0])
     assert run_slices(encoding, num_slices - 1) is None
     found = run_slices(encoding, 1)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
@@ -94,7 +95,7 @@ def test_adapters_change_the_text_model_alone(pair, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CROP_KINDS)
 def test_states_of_a_crop_have_the_same_bits_in_any_company(kind, dtype, tmp_path):
     pair = Pair(make_wrapper(tmp_path, kind), dtype)
     pixels = random_crops(pair.facts.side, 5)
@@ -136,3 +137,86 @@ def test_positions_of_crops_of_any_size_are_transformers(grid):
         shift=(0.0, 0.0, 0.0),
     )
     assert smolvlm_pictures.position_ids(config).tolist() == found[0, :, 0].long().tolist()
+
+
+GRID_VISIONS: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 3},
+    "qwen2_5_vl": {"window_size": 28, "fullatt_block_indexes": [0, 2], "num_heads": 2},
+    "qwen3_vl": {"num_position_embeddings": 25, "deepstack_visual_indexes": [1]},
+    "qwen3_5": {"hidden_act": "gelu", "spatial_merge_size": 2, "hidden_size": 48},
+}
+
+
+class GridPair(Pair):
+    """The same for pictures of any size."""
+
+    def random_pixels(self) -> Tensor:
+        """A picture whose size need not be changed."""
+        lines, columns = random.randint(1, 9), random.randint(1, 9)
+        side = self.facts.side
+        return torch.randint(0, 256, (lines * side, columns * side, 3), dtype=torch.uint8)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        assert self.ours.picture_encoder is not None
+        found = run_slices(self.ours.picture_encoder.begin(pixels))
+        assert found is not None
+        return found
+
+    @torch.no_grad()
+    def their_states(self, pixels: Tensor) -> Tensor:
+        process = transformers.Qwen2VLImageProcessorPil(patch_size=4, do_resize=False)
+        inputs = process([pixels.numpy()], return_tensors="pt")
+        values, grid = inputs["pixel_values"].to(self.theirs.dtype), inputs["image_grid_thw"]
+        found = self.theirs.get_image_features(values, grid)
+        parts = [found.pooler_output, *getattr(found, "deepstack_features", ())]
+        return torch.cat([torch.cat(list(part)) for part in parts], -1)
+
+
+@pytest.fixture(params=[(kind, other) for kind in GRID_KINDS for other in (False, True)], ids=str)
+def grid_pair(request, tmp_path):
+    kind, other = request.param
+    return GridPair(make_wrapper(tmp_path, kind, vision=GRID_VISIONS[kind] if other else {}))
+
+
+def test_states_of_pictures_of_any_size_are_transformers(grid_pair):
+    for _ in range(6):
+        pixels = grid_pair.random_pixels()
+        found, expected = grid_pair.encode(pixels), grid_pair.their_states(pixels)
+        num_rows = pixels.numel() // 3 // grid_pair.facts.side**2
+        assert found.shape == (num_rows, grid_pair.config.state_size)
+        torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_patches", [4, 8, 20])
+def test_a_picture_of_any_size_is_encoded_in_as_many_slices_as_planned(
+    grid_pair, monkeypatch, num_patches
+):
+    pixels = grid_pair.random_pixels()
+    expected = grid_pair.encode(pixels)
+    for module in (grid_tower, vision_config):
+        monkeypatch.setattr(module, "ROWS_OF_SLICE", num_patches)
+    num_slices = grid_pair.config.vision.num_slices(len(expected))
+    encoding = grid_pair.ours.picture_encoder.begin(pixels)
+    assert run_slices(encoding, num_slices - 1) is None
+    found = run_slices(encoding, 1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", GRID_KINDS)
+def test_adapters_leave_pictures_of_any_size_unchanged(kind, tmp_path):
+    pair = GridPair(make_wrapper(tmp_path, kind))
+    pixels = pair.random_pixels()
+    before = pair.encode(pixels)
+    names = ("q_proj", "qkv", "gate_proj", "fc1", "linear_fc1")
+    write_adapter(pair.theirs, tmp_path / "adapter", target_modules=names)
+    assert load(pair.ours, {"adapter": tmp_path / "adapter"}).names == ("adapter",)
+    assert torch.equal(pair.encode(pixels), before)
+
+
+@pytest.mark.parametrize("kind", GRID_KINDS)
+def test_pictures_of_any_size_in_16_bits(kind, tmp_path):
+    pair = GridPair(make_wrapper(tmp_path, kind), torch.bfloat16)
+    pixels = pair.random_pixels()
+    found, expected = pair.encode(pixels), pair.their_states(pixels)
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).abs().max() < 0.1 * expected.abs().max()

@@ -1,0 +1,286 @@
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: decoders whose positions have axes in pictures, with
+towers for pictures of any size.
+
+Papers: Wang et al. 2024, arXiv:2409.12191; Bai et al. 2025, arXiv:2502.13923.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from engine.contract.picture_facts import PictureFacts
+from engine.errors import ModelLoadError
+from engine.models import json_keys, qwen2, qwen3, qwen3_5
+from engine.models.causal_lm import CausalLM
+from engine.models.config import ModelConfig
+from engine.models.family import Family
+from engine.models.layers.weight_slots import WeightOptions
+from engine.models.metadata_keys import MetadataKeys
+from engine.models.picture_keys import PictureKeys
+from engine.models.vision.grid_tower import GridEncoder, GridVisionConfig
+from engine.models.vision_config import VisionConfig
+
+_PIXELS = (56 * 56, 28 * 28 * 1280)
+"""The fewest and the most pixels of a picture, if the files name none."""
+_MOST_PIXELS = 1 << 26
+_CLIP: Mapping[str, Any] = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+_TEXT: Mapping[str, Any] = {
+    "vocab_size": 152_064,
+    "hidden_size": 8192,
+    "intermediate_size": 29_568,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 32_768,
+    "max_window_layers": 80,
+    "sliding_window": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+}
+"""The values of missing keys, as in the next tables."""
+_QWEN3_TEXT: Mapping[str, Any] = {
+    "vocab_size": 151_936,
+    "hidden_size": 4096,
+    "intermediate_size": 22_016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 128_000,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 5e5,
+}
+_QWEN3_5_TEXT: Mapping[str, Any] = {
+    "vocab_size": 248_320,
+    "hidden_size": 4096,
+    "intermediate_size": 12_288,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32_768,
+    "rms_norm_eps": 1e-6,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+}
+_VISION = {"depth": 32, "num_heads": 16, "patch_size": 14}
+_QWEN3_VISION = {
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_heads": 16,
+    "patch_size": 16,
+    "hidden_act": "gelu_pytorch_tanh",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Release:
+    """What distinguishes the models of a release."""
+
+    decoder: Any
+    """The module of the text model's family."""
+    text: Mapping[str, Any]
+    vision: Mapping[str, Any]
+    """The values of missing keys."""
+    sections: tuple[int, ...]
+    """The number of rotary frequencies that turn by time, height and width."""
+    is_interleaved: bool = False
+    """Whether these frequencies take turns, instead of standing in three sections."""
+    placeholder_id: int = 151_655
+    tower: Callable[[MetadataKeys, int], dict[str, Any]]
+    """Reads the fields of `GridVisionConfig` from the tower's keys and the width of a prompt
+    row's square."""
+
+
+def _qwen2_tower(keys: MetadataKeys, side: int) -> dict[str, Any]:
+    size = keys.integer("embed_dim", 1280)
+    inner = size * keys.integer("mlp_ratio", 4)
+    return {"hidden_size": size, "intermediate_size": inner, "mlp": ("fc1", "fc2")}
+
+
+def _qwen2_5_tower(keys: MetadataKeys, side: int) -> dict[str, Any]:
+    if keys.text("hidden_act") != "silu":
+        raise keys.nonsense("hidden_act", "silu")
+    return {
+        "mlp": ("gate_proj", "up_proj", "down_proj"),
+        "has_rms_norms": True,
+        "window": max(1, keys.integer("window_size", 112) // side),
+        "whole_layers": _layers(keys, "fullatt_block_indexes"),
+    }
+
+
+def _qwen3_tower(keys: MetadataKeys, side: int) -> dict[str, Any]:
+    positions = keys.integer("num_position_embeddings", 2304)
+    return {
+        "mlp": ("linear_fc1", "linear_fc2"),
+        "has_patch_bias": True,
+        "image_size": int(positions**0.5) * keys.integer("patch_size"),
+        "deep_layers": _layers(keys, "deepstack_visual_indexes"),
+    }
+
+
+def _layers(keys: MetadataKeys, key: str) -> tuple[int, ...]:
+    found = keys.values.get(key)
+    if not isinstance(found, list) or not all(type(one) is int for one in found):
+        raise keys.nonsense(key, "a list of layers' numbers")
+    return tuple(found)
+
+
+_RELEASES = {
+    ("Qwen2VLForConditionalGeneration", "qwen2_vl"): _Release(
+        decoder=qwen2,
+        text=_TEXT,
+        vision=_VISION | {"hidden_size": 3584, "hidden_act": "quick_gelu"},
+        sections=(16, 24, 24),
+        tower=_qwen2_tower,
+    ),
+    ("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"): _Release(
+        decoder=qwen2,
+        text=_TEXT,
+        vision=_VISION
+        | {
+            "hidden_size": 3584,
+            "intermediate_size": 3420,
+            "hidden_act": "silu",
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+        sections=(16, 24, 24),
+        tower=_qwen2_5_tower,
+    ),
+    ("Qwen3VLForConditionalGeneration", "qwen3_vl"): _Release(
+        decoder=qwen3,
+        text=_QWEN3_TEXT,
+        vision=_QWEN3_VISION | {"deepstack_visual_indexes": [8, 16, 24]},
+        sections=(24, 20, 20),
+        is_interleaved=True,
+        tower=_qwen3_tower,
+    ),
+    ("Qwen3_5ForConditionalGeneration", "qwen3_5"): _Release(
+        decoder=qwen3_5,
+        text=_QWEN3_5_TEXT,
+        vision=_QWEN3_VISION | {"deepstack_visual_indexes": []},
+        sections=(11, 11, 10),
+        is_interleaved=True,
+        placeholder_id=248_056,
+        tower=_qwen3_tower,
+    ),
+}
+
+
+def create(release: _Release, config: ModelConfig, options: WeightOptions) -> CausalLM:
+    """Build the decoder, with an encoder if the checkpoint says how to use it."""
+    model: CausalLM = release.decoder.create(config, options)
+    if isinstance(config.vision, GridVisionConfig):
+        model.picture_encoder = GridEncoder(config.vision, config.hidden_size)
+    return model
+
+
+def read_json(architecture: str, release: _Release, keys: MetadataKeys) -> ModelConfig:
+    """Read the text model's keys of config.json, which older files have beside the tower's."""
+    stated = keys.inner("text_config", release.text)
+    if keys.values.get("text_config") is None:
+        stated = MetadataKeys({**release.text, **keys.values}, keys.source)
+    rope = json_keys.rope_parameters(stated)
+    kind = rope.get("rope_type") or rope.get("type")
+    rope["rope_type"] = "default" if kind == "mrope" else kind
+    tied = stated.flag("tie_word_embeddings", False) or keys.flag("tie_word_embeddings", False)
+    changes = {
+        "rope_parameters": json_keys.without_axes(rope),
+        "rope_scaling": None,
+        "tie_word_embeddings": tied,
+    }
+    text = MetadataKeys({**stated.values, **changes}, stated.source)
+    config: ModelConfig = release.decoder.read_json(text)
+    half = (config.rotary_dim or config.head_dim) // 2
+    axes = _axes(rope.get("mrope_section", release.sections), half, release.is_interleaved)
+    return replace(config, architecture=architecture, is_wrapped=True, rope_axes=axes)
+
+
+def _axes(sections: object, half: int, is_interleaved: bool) -> tuple[int, ...]:
+    """Return `ModelConfig.rope_axes` for `half` frequencies; empty if the sections do not fit."""
+    if not isinstance(sections, list | tuple) or not all(type(one) is int for one in sections):
+        return ()
+    if len(sections) != 3 or sum(sections) != half:
+        return ()
+    if not is_interleaved:
+        return tuple(axis for axis, count in enumerate(sections) for _ in range(count))
+    axes = [0] * half
+    for axis in (1, 2):
+        for place in range(axis, min(3 * sections[axis], half), 3):
+            axes[place] = axis
+    return tuple(axes)
+
+
+def read_pictures(
+    release: _Release, keys: PictureKeys, config: ModelConfig
+) -> tuple[PictureFacts, VisionConfig]:
+    """Read how pictures become rows.
+
+    Raises:
+        ModelLoadError: the checkpoint does not say so, or in a way that is not supported.
+    """
+    keys.check_processor("Qwen2VLImageProcessor")
+    if not config.rope_axes:
+        half = (config.rotary_dim or config.head_dim) // 2
+        raise ModelLoadError(
+            f"{keys.config.source}: mrope_section must be three numbers whose sum is {half}, half "
+            f"of the numbers of a head that are rotated"
+        )
+    images = MetadataKeys({**_CLIP, **keys.images.values}, keys.images.source)
+    keys = replace(keys, images=images)
+    vision = keys.config.inner("vision_config", release.vision)
+    patch, joined = vision.integer("patch_size"), vision.integer("spatial_merge_size", 2)
+    frames = vision.integer("temporal_patch_size", 2)
+    shapes = {"patch_size": (14, patch), "merge_size": (2, joined)}
+    for name, (usual, needed) in {**shapes, "temporal_patch_size": (2, frames)}.items():
+        if images.integer(name, usual) != needed:
+            raise images.nonsense(name, f"{needed}, as in {vision.source}")
+    side = patch * joined
+    size = images.inner("size")
+    fewest, most = (
+        images.integer(f"{end}_pixels", size.integer(f"{edge}_edge", usual), high=_MOST_PIXELS)
+        for end, edge, usual in zip(("min", "max"), ("shortest", "longest"), _PIXELS, strict=True)
+    )
+    if not fewest <= most or most < side**2:
+        raise ModelLoadError(
+            f"{images.source}: pictures have {fewest} to {most} pixels; the second number must not "
+            f"be smaller than the first, or than the {side} x {side} pixels of a prompt row"
+        )
+    placeholder = keys.token("image_token", "<|image_pad|>")
+    facts = PictureFacts(
+        side=side,
+        rows_per_crop=1,
+        marker=placeholder,
+        placeholder=placeholder,
+        placeholder_id=keys.placeholder_id(
+            "image_token_id", release.placeholder_id, config.vocab_size
+        ),
+        resampling=keys.resampling("bicubic"),
+        before="",
+        after="",
+        pixel_bounds=(fewest, most),
+    )
+    own = release.tower(vision, side)
+    named = {
+        "num_hidden_layers": vision.integer("depth"),
+        "num_attention_heads": vision.integer("num_heads"),
+    }
+    tower = MetadataKeys({"layer_norm_eps": 1e-6, **vision.values, **named, **own}, vision.source)
+    fields = keys.tower_fields(tower) | own
+    return facts, GridVisionConfig(**fields, joined=joined, frames=frames)
+
+
+FAMILIES = tuple(
+    Family(
+        architecture=architecture,
+        model_type=model_type,
+        create=partial(create, release),
+        read_json=partial(read_json, architecture, release),
+        read_pictures=partial(read_pictures, release),
+    )
+    for (architecture, model_type), release in _RELEASES.items()
+)
