@@ -82,7 +82,8 @@ def give_sight(
 
     def with_facts(*args: Any, **kwargs: Any) -> Any:
         config = load_model_config(*args, **kwargs)
-        chosen = axes[: config.head_dim // 2] if has_axes else ()
+        half = (config.rotary_dim or config.head_dim) // 2
+        chosen = axes[:half] if has_axes else ()
         return replace(config, pictures=facts, rope_axes=chosen)
 
     def with_slices(*args: Any) -> KeptStates:
