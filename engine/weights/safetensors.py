@@ -25,6 +25,8 @@ from engine.models.config import ModelConfig
 from engine.quantization.format import TensorHeader
 from engine.quantization.plan import PICTURE_ENCODER
 
+_GUESSES = "mtp."
+"""The beginning of names of layers that guess further tokens, which are not used."""
 _INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100 << 20
 """The format's own limit on a header."""
@@ -179,9 +181,9 @@ def _small_content(path: Path, first: int, entry: dict[str, Any]) -> Callable[[]
 
 
 def is_redundant(name: str, config: ModelConfig) -> bool:
-    """Whether the model does not read a tensor: a tied output layer, old files' rotary tables,
-    Qwen's layers for drafts, or an encoder for pictures that cannot be used."""
-    if name.startswith("mtp."):
+    """Whether the model does not read a tensor: a tied output layer, old files' rotary tables, an
+    encoder for pictures that cannot be used, or layers that guess tokens."""
+    if name.startswith(_GUESSES):
         return True
     own = config.tensor_name(name)
     if own.startswith("lm_head."):

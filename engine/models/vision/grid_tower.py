@@ -1,4 +1,4 @@
-"""The vision towers of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, which read pictures of any size.
+"""The vision towers of Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5, which read pictures of any size.
 
 Rotary positions have a height and a width. Papers: Wang et al. 2024, arXiv:2409.12191, section 2.1;
 Bai et al. 2025, arXiv:2502.13923, section 2.1.1, for attention in windows; Meng et al. 2024,
@@ -61,7 +61,7 @@ class Windows(NamedTuple):
 
     first: int
     """The number of patches before them."""
-    count: int
+    number: int
     num_patches: int
     """The number of patches of each."""
 
@@ -197,7 +197,10 @@ class LearnedPositions(nn.Module, WeightOwner):
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
         self._table = torch.empty(self._shape, dtype=options.dtype, device=options.device)
-        return {f"{path}.weight": WeightSlot(TensorSpec(shape=self._shape), self._table.copy_)}
+        return {f"{path}.weight": WeightSlot(TensorSpec(shape=self._shape), self._fill)}
+
+    def _fill(self, tensor: Tensor) -> None:
+        self._table.copy_(tensor)
 
 
 class GridAttention(nn.Module):
@@ -228,8 +231,9 @@ class GridAttention(nn.Module):
     def in_windows(self, heads: Tensor, windows: list[Windows]) -> Tensor:
         """Let all patches see their windows: [L, 3, H, D] → [L, C]."""
         found = []
-        for first, count, num_patches in windows:
-            cut = heads[first : first + count * num_patches].unflatten(0, (count, num_patches))
+        for first, number, num_patches in windows:
+            rows = heads[first : first + number * num_patches]
+            cut = rows.view(number, num_patches, *rows.shape[1:])
             query, key, value = cut.permute(2, 0, 3, 1, 4)
             found.append(attention(query, key, value).flatten(0, 1))
         return torch.cat(found)
@@ -349,7 +353,7 @@ class GridEncoder(nn.Module):
         square = config.patch_size * config.joined
         lines, columns = (length // square for length in pixels.shape[:2])
         grid = Grid(lines, columns, config.joined, config.window, pixels.device)
-        x = self.patch_embed["proj"](pixels, grid)  # type: ignore[operator]
+        x = self.patch_embed["proj"](pixels, grid)
         if self.pos_embed is not None:
             x = x + self.pos_embed(grid)
         rotation = _rotation(grid, config.hidden_size // config.num_attention_heads)

@@ -62,6 +62,7 @@ FAMILIES = {
     "tiny_llama": {},
     "tiny_gemma3": {"looks_both_ways": True},
     "tiny_qwen3": {"has_axes": True},
+    "tiny_qwen3_5": {"has_axes": True},
 }
 """How each of them sees pictures."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import structlog
 import torch
+from safetensors.torch import load_file, save_file
 
 from engine.commands.quantizing.rounded import write_rounded
 from engine.contract.resolved_config import MachineFacts
@@ -360,3 +361,11 @@ def test_a_quantised_text_model_keeps_its_encoder(kind, tmp_path):
     pixels = pixels[:, :28, :28] if kind in CROP_KINDS else pixels
     before, after = load(source).picture_encoder, model.picture_encoder
     assert torch.equal(encoded(before, pixels), encoded(after, pixels))
+
+
+def test_layers_that_guess_tokens_are_left_out(tmp_path):
+    path = make_wrapper(tmp_path, "qwen3_5") / "model.safetensors"
+    before = planned(tmp_path)
+    save_file(load_file(path) | {"mtp.fc.weight": torch.ones(8, 8)}, path)
+    assert planned(tmp_path).shapes == before.shapes
+    load(tmp_path)

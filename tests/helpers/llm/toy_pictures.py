@@ -42,7 +42,7 @@ class ToyEncoder:
     def begin(self, pixels: Tensor) -> Encoding:
         self.num_encoded += 1
         states = self.encode(pixels)
-        for row in range(ROWS):  # a slice for each row, and one for the end
+        for row in range(len(states)):  # a slice for each row, and one for the end
             states[row] *= 1.0
             yield
         return states
@@ -50,7 +50,7 @@ class ToyEncoder:
     def encode(self, pixels: Tensor) -> Tensor:
         if bytes(pixels.flatten().tolist()) == self._fails_for:
             raise RuntimeError("this picture breaks the encoder")
-        numbers = pixels.reshape(ROWS, -1).float() / 255 - 0.5
+        numbers = pixels.reshape(-1, len(self._matrix)).float() / 255 - 0.5
         return (numbers @ self._matrix).to(self._dtype)
 
 
@@ -77,12 +77,14 @@ def give_sight(
         placeholder_id=PLACEHOLDER,
         **(of_grids if has_axes else {"side": SIDE}),
     )
+    axes = tuple(random.choices(range(3), k=64))
     encoders: list[ToyEncoder] = []
 
     def with_facts(*args: Any, **kwargs: Any) -> Any:
         config = load_model_config(*args, **kwargs)
-        axes = [random.randrange(3) for _ in range(config.head_dim // 2)] if has_axes else ()
-        return replace(config, pictures=facts, rope_axes=tuple(axes))
+        half = (config.rotary_dim or config.head_dim) // 2
+        chosen = axes[:half] if has_axes else ()
+        return replace(config, pictures=facts, rope_axes=chosen)
 
     def with_slices(*args: Any) -> KeptStates:
         return KeptStates(3, facts, lambda num_rows: planned)
