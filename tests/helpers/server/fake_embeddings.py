@@ -6,7 +6,7 @@ An embedding or a score is a pure function of the token ids, so that answers can
 import struct
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine.contract.embed import EmbeddingEvent, EmbeddingModelInfo, EmbeddingRequest
 from engine.contract.operations import operation_of
@@ -14,9 +14,7 @@ from engine.contract.rejection import rejection
 from engine.contract.request import Event, FinishReason
 from engine.contract.score import PairEvent, RerankerInfo
 from engine.contract.whole_texts import WholeTextsRequest
-
-if TYPE_CHECKING:
-    from tests.helpers.server.fake_engine import Failure, FakeEngine
+from tests.helpers.server.fake_failure import Failure
 
 DIMENSIONS = 8
 
@@ -61,7 +59,7 @@ def vector(token_ids: Sequence[int], dimensions: int | None = None) -> list[floa
 
 
 async def embed(
-    engine: "FakeEngine", request: WholeTextsRequest[Any], failure: "Failure | None"
+    engine: Any, request: WholeTextsRequest[Any], failure: Failure | None
 ) -> AsyncIterator[Event]:
     # Backwards: inputs may end in any order.
     for index in reversed(range(len(request.inputs))):

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine import errors
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
 from engine.contract.draw import ImageRequest
 from engine.contract.enlarge import UpscaleRequest
@@ -37,6 +36,7 @@ from engine.worker.client import EngineClient
 from engine.worker.request_stream import RequestStream
 from engine.worker.step_listeners import StepListeners
 from tests.helpers.server import fake_embeddings, fake_images, fake_texts
+from tests.helpers.server.fake_failure import Failure
 from tests.helpers.server.fake_texts import Reply, model_info
 
 _ANSWERS: dict[type[Request[Any]], Callable[..., AsyncIterator[Event]]] = {
@@ -46,19 +46,6 @@ _ANSWERS: dict[type[Request[Any]], Callable[..., AsyncIterator[Event]]] = {
     UpscaleRequest: fake_images.enlarge,
 }
 """Makes the events of a request, given the engine and the failure; other requests are embedded."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Ends a completion with finish reason `error` after a number of tokens."""
-
-    after: int = 0
-    code: str = "out_of_kv_blocks"
-    message: str = "the request needs 9 blocks; the pool has 8; raise kv_cache_memory_gib"
-    param: str | None = None
-
-    def value(self) -> errors.Failure:
-        return errors.Failure(self.code, self.message, self.param)
 
 
 @dataclass(eq=False)

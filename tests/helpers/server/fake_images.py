@@ -9,7 +9,7 @@ import zlib
 from asyncio import sleep
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -33,9 +33,7 @@ from engine.contract.pixels import Pixels
 from engine.contract.rejection import rejection
 from engine.contract.request import FinishReason
 from server.images.limits import steps_to_run
-
-if TYPE_CHECKING:
-    from tests.helpers.server.fake_engine import Failure, FakeEngine
+from tests.helpers.server.fake_failure import Failure
 
 SCALE = 2
 NUM_TILES = 2
@@ -121,7 +119,7 @@ def setting_of(request: ImageRequest, index: int) -> list[tuple[str, float]]:
 
 
 async def draw(
-    engine: "FakeEngine", request: ImageRequest, failure: "Failure | None"
+    engine: Any, request: ImageRequest, failure: Failure | None
 ) -> AsyncIterator[ImageEvent]:
     num_steps = steps_to_run(request.params)
     preview_steps = _preview_steps(num_steps, request.params.num_previews)
@@ -172,7 +170,7 @@ def _step_event(request: ImageRequest, index: int, step: int, num_steps: int) ->
 
 
 async def enlarge(
-    engine: "FakeEngine", request: UpscaleRequest, failure: "Failure | None"
+    engine: Any, request: UpscaleRequest, failure: Failure | None
 ) -> AsyncIterator[UpscaleEvent]:
     large = enlarged(request)
     half = large.height // 2 * large.width * large.channels
@@ -204,7 +202,7 @@ def enlarged(request: UpscaleRequest) -> Pixels:
 
 
 async def matte(
-    engine: "FakeEngine", request: MattingRequest, failure: "Failure | None"
+    engine: Any, request: MattingRequest, failure: Failure | None
 ) -> AsyncIterator[MattingEvent]:
     yield MattingEvent(
         request_id=request.request_id, stage="solve", progress=0.25, queue_time_s=0.5

@@ -9,7 +9,7 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine.contract.generate import (
     EngineStats,
@@ -19,9 +19,7 @@ from engine.contract.generate import (
     TokenLogprob,
 )
 from engine.contract.request import FinishReason
-
-if TYPE_CHECKING:
-    from tests.helpers.server.fake_engine import Failure, FakeEngine
+from tests.helpers.server.fake_failure import Failure
 
 Reply = Callable[[GenerateRequest, int], Sequence[int]]
 """Maps (request, completion index) to the tokens that the model would write, end-of-sequence
@@ -64,7 +62,7 @@ def as_reply(reply: Reply | Sequence[int] | None) -> Reply:
 
 
 async def write(
-    engine: "FakeEngine", request: GenerateRequest, failure: "Failure | None"
+    engine: Any, request: GenerateRequest, failure: Failure | None
 ) -> AsyncIterator[TokenEvent]:
     """Write all completions, interleaved."""
     completions = [_EventWriter(engine, request, i, failure) for i in range(request.sampling.n)]
@@ -83,7 +81,7 @@ async def write(
             _account(engine, request.model, len(event.token_ids))
 
 
-def _account(engine: "FakeEngine", model: str, num_tokens: int) -> None:
+def _account(engine: Any, model: str, num_tokens: int) -> None:
     before: Any = engine.stats(model) or EngineStats(kv_blocks_total=64, kv_block_size=16)
     stats = replace(
         before,
@@ -99,10 +97,10 @@ class _EventWriter:
 
     def __init__(
         self,
-        engine: "FakeEngine",
+        engine: Any,
         request: GenerateRequest,
         index: int,
-        failure: "Failure | None",
+        failure: Failure | None,
     ) -> None:
         self.engine = engine
         self.request = request
