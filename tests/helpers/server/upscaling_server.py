@@ -12,7 +12,8 @@ from engine.contract.enlarge import UpscaleModelInfo
 from engine.contract.operations import ENLARGE
 from engine.contract.request import Request
 from engine.worker.request_stream import RequestStream
-from tests.helpers.server.fake_engine import Failure, FakeEngine, Live
+from tests.helpers.server.fake_engine import FakeEngine, Live
+from tests.helpers.server.fake_failure import Failure
 from tests.helpers.server.fake_images import SCALE, upscaler_info
 from tests.helpers.server.fake_server import error_of
 from tests.helpers.server.image_server import ImageServer, png
