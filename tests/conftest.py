@@ -321,16 +321,27 @@ tiny_gemma3 = _tiny(
 )
 _PER_LAYER = {
     "num_hidden_layers": 6,
-    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
     "sliding_window": 24,
     "head_dim": 32,
-    "num_kv_shared_layers": 3,
     "hidden_size_per_layer_input": 16,
     "vocab_size_per_layer_input": 500,
 }
-# Larger heads where all is seen, inputs for each layer, and keys that three layers borrow.
-tiny_gemma4 = _tiny("Gemma4", **_PER_LAYER, global_head_dim=128)
-tiny_gemma3n = _tiny("Gemma3n", **_PER_LAYER, activation_sparsity_pattern=[0.9, 0.5] + [0.0] * 4)
+# The last layers read the keys of earlier ones.
+tiny_gemma3n = _tiny(
+    "Gemma3n",
+    **_PER_LAYER,
+    layer_types=["sliding_attention", "full_attention"] * 3,
+    num_kv_shared_layers=4,
+    activation_sparsity_pattern=[0.9, 0.5] + [0.0] * 4,
+)
+# Heads are larger where all is seen.
+tiny_gemma4 = _tiny(
+    "Gemma4",
+    **_PER_LAYER,
+    layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    num_kv_shared_layers=3,
+    global_head_dim=128,
+)
 
 
 def _tiny_tokenizer() -> Any:

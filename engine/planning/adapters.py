@@ -94,7 +94,7 @@ def model_shapes(kept: WeightPlan, config: ModelConfig) -> ModelShapes:
     shapes |= {kept.embedding: ends, OUTPUT_LAYER: ends}
     matrices = {name: (shape[0], shape[1]) for name, shape in shapes.items() if len(shape) == 2}
     del matrices[kept.embedding]
-    tables = {name: matrices.pop(name)[::-1] for name in kept.tables}
+    tables = {name: matrices.pop(name)[::-1] for name in kept.tables if name in matrices}
     norms = {name: shape for name, shape in shapes.items() if len(shape) == 1}
     return ModelShapes(
         matrices,

@@ -89,7 +89,8 @@ class WeightPlan:
 
     def table_bytes(self, dtype_bytes: int) -> int:
         """The memory of further embeddings."""
-        return sum(math.prod(self.shapes[f"{name}.weight"]) for name in self.tables) * dtype_bytes
+        shapes = (self.shapes.get(f"{name}.weight", (0,)) for name in self.tables)
+        return sum(map(math.prod, shapes)) * dtype_bytes
 
     @property
     def has_lookup_rows(self) -> bool:

@@ -18,7 +18,18 @@ pytestmark = pytest.mark.skipif(not _triton.AVAILABLE, reason="Triton is not ins
 
 CPU = torch.device("cpu")
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
-PARTICULAR = {"Gemma3": {"sliding_window": 5, "sliding_window_pattern": 2}}
+PARTICULAR = {
+    "Gemma3": {"sliding_window": 5, "sliding_window_pattern": 2},
+    "Gemma4": {
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "sliding_window": 5,
+        "global_head_dim": 24,
+        "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 131,
+    },
+}
 """Options of families, such as a layer that slides beside one that does not."""
 
 
@@ -56,7 +67,7 @@ def logits_alone_and_among_others(dtype, deterministic, family="Llama", kv_dtype
     return alone, torch.cat(pieces)
 
 
-@pytest.mark.parametrize("family", ["Llama", "Gemma3"])
+@pytest.mark.parametrize("family", ["Llama", "Gemma3", "Gemma4"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_text_has_the_same_logits_whatever_runs_beside_it(dtype, family):
     random.seed(seed := random.getrandbits(32))

@@ -1,6 +1,7 @@
 """Each family against transformers: whole prompts, odd chunks, single tokens, mixed batches."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -638,6 +639,13 @@ def test_a_shared_prefix_is_read_from_another_texts_blocks(pair):
     found = [texts.run(1, [8, 13]), texts.run(0, [8])]
     for text_id, logits in zip((1, 0), found, strict=True):
         assert_same(logits, their_logits(theirs, texts.texts[text_id])[24:])
+
+
+def test_steps_with_large_heads_are_not_recorded_on_a_gpu():
+    ours, _, _ = create_pair("Gemma4", **(GEMMA4 | NO_INPUTS | {"global_head_dim": 512}))
+    assert ours.can_be_recorded
+    ours.options = replace(ours.options, device=torch.device("cuda"))
+    assert not ours.can_be_recorded
 
 
 @pytest.mark.parametrize("block_size", [1, 16, 64])

@@ -301,6 +301,13 @@ def test_recurrent_states_of_all_planned_texts_are_counted(tiny_mamba2):
     assert rows[1].weight_bytes == rows[0].weight_bytes > 8 * of_text
 
 
+@pytest.mark.parametrize(("on", "caches"), [("cpu", {"float32", "int8"}), ("cuda", {"float32"})])
+def test_large_heads_have_no_packed_cache_on_a_gpu(tiny_gemma4, on, caches):
+    checkpoint = in_folder(tiny_gemma4(global_head_dim=512))
+    report = plan(checkpoint, EngineConfig(dtype="float32"), target(on, GIB, context=100))
+    assert {row.kv_cache_dtype for row in report.rows} == caches
+
+
 @pytest.mark.parametrize("on", ["cpu", "cuda"])
 def test_a_draft_model_is_counted(tiny_gemma3, tiny_llama, on):
     """The plan and the load count its weights and a cache of as many tokens as the model's."""
