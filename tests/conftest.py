@@ -202,19 +202,22 @@ tiny_qwen3_moe = _tiny(
     "Qwen3Moe", **_EXPERTS, num_experts=8, norm_topk_prob=True, mlp_only_layers=[1], head_dim=32
 )
 # Three of four layers keep a state instead of keys and values.
-tiny_qwen3_5 = _tiny(
-    "Qwen3_5",
-    num_hidden_layers=4,
-    head_dim=32,
-    linear_num_key_heads=2,
-    linear_num_value_heads=4,
-    linear_key_head_dim=16,
-    linear_value_head_dim=24,
-)
+_DELTA = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+}
+_SHARED = _EXPERTS | {"num_experts": 6, "shared_expert_intermediate_size": 40}
+tiny_qwen3_5 = _tiny("Qwen3_5", **_DELTA)
+tiny_qwen3_5_moe = _tiny("Qwen3_5Moe", **_DELTA, **_SHARED)
+tiny_qwen3_next = _tiny("Qwen3Next", **_DELTA, **_SHARED, mlp_only_layers=[1])
 # Models without a family here. GPT-NeoX's checkpoint has other names than its modules.
 tiny_gpt_neox = _tiny("GPTNeoX")
 tiny_olmo2 = _tiny("Olmo2")
-tiny_qwen2_moe = _tiny("Qwen2Moe", **_EXPERTS, num_experts=6, shared_expert_intermediate_size=40)
+tiny_qwen2_moe = _tiny("Qwen2Moe", **_SHARED)
 # Every second layer looks back only 24 tokens.
 tiny_gemma3 = _tiny(
     "Gemma3",

@@ -6,12 +6,14 @@ et al. 2023, arXiv:2302.13971.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
+from engine.models.experts_config import ExpertsConfig
 from engine.models.forward_context import ForwardContext
 from engine.models.layers.attention import PagedAttention
 from engine.models.layers.embedding import LmHead, TokenEmbedding
@@ -21,6 +23,7 @@ from engine.models.layers.mlp import GatedMlp
 from engine.models.layers.norm import RmsNorm
 from engine.models.layers.rotary import Rope, RotaryTable, Rotation
 from engine.models.layers.weight_slots import WeightOptions
+from kernels import sigmoid_mul
 
 CreateLayer = Callable[[int], nn.Module]
 """A function that builds the layer of a number, which is called as `DecoderLayer.forward` is."""
@@ -36,6 +39,8 @@ class Attention(nn.Module):
         scale: factor of the scores; by default D**-0.5.
         soft_cap: see `PagedAttention`.
         fused: whether the checkpoint has q, k and v in one tensor.
+        gated: whether each head's queries come with a gate, whose sigmoid multiplies what the head
+            finds.
     """
 
     def __init__(
@@ -50,12 +55,14 @@ class Attention(nn.Module):
         head_norms: tuple[RmsNorm, RmsNorm] | None = None,
         scale: float | None = None,
         soft_cap: float | None = None,
+        gated: bool = False,
     ) -> None:
         super().__init__()
+        self._gated = gated
         hidden, dim = config.hidden_size, config.head_dim
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         shards = (
-            Shard("q_proj", heads * dim),
+            Shard("q_proj", (1 + gated) * heads * dim),
             Shard("k_proj", kv_heads * dim),
             Shard("v_proj", kv_heads * dim),
         )
@@ -88,12 +95,24 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
         """Map [T, C] to [T, C]."""
         qkv = self.qkv_proj(x, ctx)
+        if self._gated:
+            gates, qkv = self._split_gates(qkv)
         if self.q_norm is None or self.k_norm is None:
-            return self.o_proj(self.attention(qkv, rotation, ctx), ctx)
-        norms = self.q_norm.weight, self.k_norm.weight
-        return self.o_proj(self.attention(qkv, rotation, ctx, *norms), ctx)
+            found = self.attention(qkv, rotation, ctx)
+        else:
+            found = self.attention(qkv, rotation, ctx, self.q_norm.weight, self.k_norm.weight)
+        if self._gated:
+            found = sigmoid_mul(torch.cat((gates, found.view(len(x), -1)), 1))
+        return self.o_proj(found, ctx)
 
     __call__ = forward
+
+    def _split_gates(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the gates, [T, H·D], out of the projections' outputs."""
+        heads, dim = self.attention.num_heads, self.attention.head_dim
+        queries = qkv[:, : 2 * heads * dim].view(len(qkv), heads, 2, dim)
+        others = qkv[:, 2 * heads * dim :]
+        return queries[:, :, 1].flatten(1), torch.cat((queries[:, :, 0].flatten(1), others), 1)
 
 
 class DecoderLayer(nn.Module):
@@ -228,7 +247,8 @@ def pre_norm_decoder(
             head_norms=(head_norm(), head_norm()) if norms_heads else None,
             fused=fused,
         )
-        return DecoderLayer(config, attention, gated_mlp(config, bias=mlp_bias, fused=fused))
+        mlp = mlp_of(config, layer, bias=mlp_bias, fused=fused)
+        return DecoderLayer(config, attention, mlp)
 
     return Decoder(config, options, create_layer)
 
@@ -237,6 +257,35 @@ def gated_mlp(config: ModelConfig, *, bias: bool = False, fused: bool = False) -
     """Build a gated MLP with the configuration's sizes and activation."""
     sizes = config.hidden_size, config.intermediate_size
     return GatedMlp(*sizes, config.hidden_act, bias=bias, fused=fused)
+
+
+def sparse_mlp(config: ExpertsConfig, **particular: Any) -> SparseMlp:
+    """Build a mixture with the configuration's sizes, activation and choice.
+
+    Args:
+        particular: other arguments of `SparseMlp`.
+    """
+    return SparseMlp(
+        config.hidden_size,
+        config.expert_size,
+        config.hidden_act,
+        num_experts=config.num_experts,
+        top_k=config.experts_per_token,
+        normalised=config.normalised,
+        shared=config.shared,
+        **particular,
+    )
+
+
+def mlp_of(config: ModelConfig, layer: int, **particular: Any) -> GatedMlp | SparseMlp:
+    """Build a layer's MLP, which is a mixture if the configuration has experts there.
+
+    Args:
+        particular: arguments of `gated_mlp`, which a mixture does not need.
+    """
+    if isinstance(config, ExpertsConfig) and layer not in config.plain_layers:
+        return sparse_mlp(config)
+    return gated_mlp(config, **particular)
 
 
 def rope_of(config: ModelConfig) -> Rope:

@@ -1,16 +1,33 @@
 """The additional configuration of families with experts."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from engine.models.config import ModelConfig
+from torch import Tensor
+
+from engine.models.config import MAX_LAYERS, ModelConfig
 from engine.models.gguf_keys import GgufKeys
+from engine.models.metadata_keys import MetadataKeys
 
 MAX_EXPERTS = 4096
 """The most experts of a layer; published models have up to 512."""
+_STACKED = re.compile(r"(.+\.mlp\.experts)\.(gate_up|down)_proj(_scale_inv)?")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedExpert(NamedTuple):
+    """An MLP that all tokens pass, beside the experts that are chosen."""
+
+    name: str
+    """Its name in the checkpoint."""
+    inner: int
+    """The size of its activations."""
+    gated: bool = False
+    """Whether its results are multiplied by the sigmoid of a gate, whose name ends in `_gate`."""
+
+
+@dataclass(frozen=True, kw_only=True)  # without slots, for classes that also derive from another
 class ExpertsConfig(ModelConfig):
     """A configuration with experts. `intermediate_size` is that of layers without experts."""
 
@@ -22,10 +39,32 @@ class ExpertsConfig(ModelConfig):
     """Whether the chosen experts' weights are scaled to the sum of 1."""
     plain_layers: frozenset[int] = frozenset()
     """The layers without experts."""
+    shared: SharedExpert | None = None
 
     @property
     def experts(self) -> tuple[int, int]:
         return self.num_experts, self.experts_per_token
+
+    def parts_of(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield each expert's part of a stacked tensor, as Qwen3.5 has them; those of Qwen3-VL are
+        also transposed."""
+        stacked = _STACKED.fullmatch(name)
+        if stacked is None or tensor.ndim != 3:
+            yield name, tensor
+            return
+        experts, layer, suffix = stacked.groups("")
+        rows, columns = self.hidden_size, self.expert_size
+        if layer == "gate_up":
+            rows, columns = 2 * columns, rows
+        if tensor.shape[1] * columns != tensor.shape[2] * rows:
+            tensor = tensor.mT
+        for number, part in enumerate(tensor):
+            if layer == "down":
+                yield f"{experts}.{number}.down_proj.weight{suffix}", part
+            else:
+                gate, up = part.tensor_split(2)
+                yield f"{experts}.{number}.gate_proj.weight{suffix}", gate
+                yield f"{experts}.{number}.up_proj.weight{suffix}", up
 
 
 def expert_row_counts(config: ModelConfig) -> tuple[int, ...]:
@@ -36,6 +75,34 @@ def expert_row_counts(config: ModelConfig) -> tuple[int, ...]:
         return ()
     number, per_token = config.experts
     return tuple(sorted({pairs // per_token + 1 for pairs in (64, 16 * number, 64 * number)}))
+
+
+def json_expert_fields(
+    keys: MetadataKeys, *, num_experts: int, chosen: int, expert_size: int
+) -> dict[str, Any]:
+    """Read the fields of `ExpertsConfig` from config.json, all but `normalised`. The arguments are
+    the values of missing keys."""
+    num_experts = keys.integer("num_experts", None, high=MAX_EXPERTS) or keys.integer(
+        "num_local_experts", num_experts, high=MAX_EXPERTS
+    )
+    return {
+        "num_experts": num_experts,
+        "experts_per_token": keys.integer("num_experts_per_tok", chosen, high=num_experts),
+        "expert_size": keys.integer("moe_intermediate_size", expert_size),
+        "plain_layers": _plain_layers(keys),
+    }
+
+
+def _plain_layers(keys: MetadataKeys) -> frozenset[int]:
+    """Return the layers without experts. Every `decoder_sparse_step`-th layer has experts, unless
+    `mlp_only_layers` names it."""
+    step = keys.integer("decoder_sparse_step", 1)
+    named = keys.values.get("mlp_only_layers") or []
+    if not isinstance(named, list) or not all(isinstance(layer, int) for layer in named):
+        raise keys.nonsense("mlp_only_layers", "a list of layer numbers")
+    num_layers = keys.integer("num_hidden_layers", high=MAX_LAYERS)
+    between = (layer for layer in range(num_layers) if (layer + 1) % step)
+    return frozenset(between) | frozenset(named)
 
 
 def gguf_expert_fields(keys: GgufKeys, expert_size: int) -> dict[str, Any]:

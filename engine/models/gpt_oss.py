@@ -17,11 +17,10 @@ from torch import Tensor
 from engine.models import json_keys
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
-from engine.models.decoder import Attention, Decoder, DecoderLayer
+from engine.models.decoder import Attention, Decoder, DecoderLayer, sparse_mlp
 from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
 from engine.models.family import Family
 from engine.models.json_keys import FULL, SLIDING
-from engine.models.layers.experts import SparseMlp
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.rope_keys import rope_base
@@ -101,16 +100,7 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
     gate = partial(clamped_gate, slope=config.gate_slope, limit=config.gate_limit)
 
     def create_layer(layer: int) -> DecoderLayer:
-        mlp = SparseMlp(
-            config.hidden_size,
-            config.expert_size,
-            config.hidden_act,
-            num_experts=config.num_experts,
-            top_k=config.experts_per_token,
-            normalised=config.normalised,
-            bias=True,
-            gate=gate,
-        )
+        mlp = sparse_mlp(config, bias=True, gate=gate)
         return DecoderLayer(config, SinkAttention(config, options, layer), mlp)
 
     return Decoder(config, options, create_layer)

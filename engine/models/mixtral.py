@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from engine.models import gguf_keys, json_keys
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
-from engine.models.decoder import Attention, Decoder
+from engine.models.decoder import Attention, Decoder, sparse_mlp
 from engine.models.experts_config import ExpertsConfig, gguf_expert_fields
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
 from engine.models.gguf_keys import LAYER_TENSORS, GgufKeys
-from engine.models.layers.experts import SparseMlp
 from engine.models.layers.mlp import MlpNames
 from engine.models.layers.norm import RmsNorm
 from engine.models.layers.rotary import Rotation
@@ -36,15 +35,7 @@ class MixtralLayer(nn.Module):
         self.input_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config, options, layer)
         self.post_attention_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
-        self.block_sparse_moe = SparseMlp(
-            config.hidden_size,
-            config.expert_size,
-            config.hidden_act,
-            num_experts=config.num_experts,
-            top_k=config.experts_per_token,
-            normalised=config.normalised,
-            names=NAMES,
-        )
+        self.block_sparse_moe = sparse_mlp(config, names=NAMES)
 
     def forward(
         self, x: Tensor, residual: Tensor, rotation: Rotation, ctx: ForwardContext

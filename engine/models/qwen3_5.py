@@ -6,31 +6,28 @@ Heads are normalised before a rotation of their first quarter, and norms store t
 """
 
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from engine.models import json_keys
 from engine.models.causal_lm import CausalLM
-from engine.models.config import ModelConfig
-from engine.models.decoder import Decoder, gated_mlp
+from engine.models.config import MAX_LAYERS, ModelConfig
+from engine.models.decoder import Attention, Decoder, mlp_of
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
 from engine.models.json_keys import FULL
-from engine.models.layers.attention import PagedAttention
 from engine.models.layers.gated_delta_net import GatedDeltaNet, shapes
-from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.norm import RmsNorm
 from engine.models.layers.rotary import Rotation
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.recurrent_config import RecurrentConfig
-from kernels import sigmoid_mul
 
 ARCHITECTURE = "Qwen3_5ForCausalLM"
 LINEAR = "linear_attention"
 PERIOD = 4
-"""One layer in this many attends where a file lacks `layer_types`."""
+"""One layer in this many attends where a file says nothing about that."""
 ROTATED = 0.25
 """The share of a head that is rotated where a file lacks it."""
 
@@ -41,49 +38,8 @@ class Qwen35Config(RecurrentConfig):
 
     num_k_heads: int
     """The key heads of layers with a state."""
-
-
-class GatedAttention(nn.Module):
-    """Attention whose output is multiplied by the sigmoid of a gate, which comes with the
-    queries."""
-
-    def __init__(self, config: Qwen35Config, options: WeightOptions, layer: int) -> None:
-        super().__init__()
-        hidden, dim = config.hidden_size, config.head_dim
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        shards = (
-            Shard("q_proj", 2 * heads * dim),
-            Shard("k_proj", kv_heads * dim),
-            Shard("v_proj", kv_heads * dim),
-        )
-        bias = config.attention_bias
-        self.qkv_proj = Linear(hidden, shards, bias=bias)
-        self.o_proj = Linear(heads * dim, (Shard("o_proj", hidden),), bias=bias)
-        self.q_norm, self.k_norm = _norm(config, dim), _norm(config, dim)
-        for norm in (self.q_norm, self.k_norm):  # attention itself multiplies by their weights
-            norm.takes_adapters = False
-        self.attention = PagedAttention(
-            layer,
-            options.parallel,
-            num_heads=heads,
-            num_kv_heads=kv_heads,
-            head_dim=dim,
-            scale=dim**-0.5,
-            norm_eps=config.rms_norm_eps,
-        )
-
-    def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
-        """Map [T, C] to [T, C]."""
-        qkv = self.qkv_proj(x, ctx)
-        attention = self.attention
-        width = attention.num_heads * attention.head_dim
-        queries = qkv[:, : 2 * width].view(len(x), attention.num_heads, 2, attention.head_dim)
-        heads = torch.cat((queries[:, :, 0].flatten(1), qkv[:, 2 * width :]), 1)
-        found = attention(heads, rotation, ctx, self.q_norm.weight, self.k_norm.weight)
-        gate = queries[:, :, 1].flatten(1)
-        return self.o_proj(sigmoid_mul(torch.cat((gate, found.view(len(x), -1)), 1)), ctx)
-
-    __call__ = forward
+    interleaved: bool = False
+    """See `GatedDeltaNet`."""
 
 
 class Qwen35Layer(nn.Module):
@@ -92,14 +48,24 @@ class Qwen35Layer(nn.Module):
     def __init__(self, config: Qwen35Config, options: WeightOptions, layer: int) -> None:
         super().__init__()
         self.input_layernorm = _norm(config, config.hidden_size)
-        self.self_attn: GatedAttention | None = None
+        self.self_attn: Attention | None = None
         self.linear_attn: GatedDeltaNet | None = None
         if layer in config.recurrent_layers:
-            self.linear_attn = GatedDeltaNet(config, layer, num_k_heads=config.num_k_heads)
+            self.linear_attn = GatedDeltaNet(
+                config, layer, num_k_heads=config.num_k_heads, interleaved=config.interleaved
+            )
         else:
-            self.self_attn = GatedAttention(config, options, layer)
+            self.self_attn = Attention(
+                config,
+                options,
+                layer,
+                qkv_bias=config.attention_bias,
+                o_bias=config.attention_bias,
+                head_norms=(_norm(config, config.head_dim), _norm(config, config.head_dim)),
+                gated=True,
+            )
         self.post_attention_layernorm = _norm(config, config.hidden_size)
-        self.mlp = gated_mlp(config)
+        self.mlp = mlp_of(config, layer)
 
     def forward(
         self, x: Tensor, residual: Tensor, rotation: Rotation, ctx: ForwardContext
@@ -127,10 +93,16 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
 
 
 def read_json(keys: MetadataKeys) -> ModelConfig:
-    num_layers = keys.integer("num_hidden_layers")
+    return Qwen35Config(architecture=ARCHITECTURE, **fields(keys))
+
+
+def fields(keys: MetadataKeys) -> dict[str, Any]:
+    """Read the fields of `Qwen35Config`, all but the architecture."""
+    num_layers = keys.integer("num_hidden_layers", high=MAX_LAYERS)
     types = keys.values.get("layer_types")
     if types is None:
-        types = [FULL if (i + 1) % PERIOD == 0 else LINEAR for i in range(num_layers)]
+        period = keys.integer("full_attention_interval", PERIOD)
+        types = [LINEAR if (i + 1) % period else FULL for i in range(num_layers)]
     if (
         not isinstance(types, list)
         or len(types) != num_layers
@@ -154,23 +126,22 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
     rope["partial_rotary_factor"] = None
     keys = MetadataKeys({**keys.values, "rope_parameters": rope, "rope_scaling": None}, keys.source)
     sizes = json_keys.size_fields(keys, head_dim=256)
-    return Qwen35Config(
-        architecture=ARCHITECTURE,
+    return {
         **sizes,
         **json_keys.rope_fields(keys),
-        rotary_dim=int(sizes["head_dim"] * part),
-        attention_bias=keys.flag("attention_bias", False),
-        hidden_act=keys.text("hidden_act", "silu"),
-        recurrent_layers=tuple(i for i, entry in enumerate(types) if entry == LINEAR),
-        shapes=shapes(
+        "rotary_dim": int(sizes["head_dim"] * part),
+        "attention_bias": keys.flag("attention_bias", False),
+        "hidden_act": keys.text("hidden_act", "silu"),
+        "recurrent_layers": tuple(i for i, entry in enumerate(types) if entry == LINEAR),
+        "shapes": shapes(
             num_k_heads=num_k_heads,
             num_v_heads=num_v_heads,
             k_dim=keys.integer("linear_key_head_dim"),
             v_dim=keys.integer("linear_value_head_dim"),
             width=keys.integer("linear_conv_kernel_dim", 4, low=2, high=8),
         ),
-        num_k_heads=num_k_heads,
-    )
+        "num_k_heads": num_k_heads,
+    }
 
 
 def _norm(config: Qwen35Config, size: int) -> RmsNorm:

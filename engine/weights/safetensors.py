@@ -179,8 +179,10 @@ def _small_content(path: Path, first: int, entry: dict[str, Any]) -> Callable[[]
 
 
 def is_redundant(name: str, config: ModelConfig) -> bool:
-    """Whether the model does not read a tensor: a tied output layer, old files' rotary tables, or
-    an encoder for pictures that cannot be used."""
+    """Whether the model does not read a tensor: a tied output layer, old files' rotary tables,
+    Qwen's layers for drafts, or an encoder for pictures that cannot be used."""
+    if name.startswith("mtp."):
+        return True
     own = config.tensor_name(name)
     if own.startswith("lm_head."):
         return config.tie_word_embeddings

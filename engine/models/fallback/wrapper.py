@@ -17,9 +17,12 @@ _DECODERS = {
     "qwen2_vl_text": "Qwen2ForCausalLM",
     "qwen2_5_vl_text": "Qwen2ForCausalLM",
     "qwen3_vl_text": "Qwen3ForCausalLM",
+    "qwen3_vl_moe_text": "Qwen3MoeForCausalLM",
 }
 """Decoders that have no class of their own, and the class that computes the same for texts: the
 axes of their positions are equal there."""
+_UNSTATED = {"qwen3_vl_moe_text": {"norm_topk_prob": True}}
+"""What these decoders do and their files may not say."""
 _OTHERS = {
     "paligemma": "its prompts are read in both directions",
     "florence2": "its text model is an encoder-decoder",
@@ -52,6 +55,7 @@ def inner_decoder(keys: MetadataKeys) -> MetadataKeys | None:
     rope = values.get("rope_parameters")
     if text.model_type in _DECODERS and isinstance(rope, dict):
         values["rope_parameters"] = json_keys.without_axes(rope)
+    values |= _UNSTATED.get(text.model_type, {})
     return MetadataKeys({**values, "architectures": [inner]}, f"{keys.source}: text_config")
 
 

@@ -15,18 +15,31 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
+from engine.models.experts_config import SharedExpert
 from engine.models.forward_context import ForwardContext
 from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.mlp import MLP_NAMES, GatedMlp, MlpNames
 from engine.models.layers.weight_slots import WeightOptions, WeightSlot
 from engine.quantization.grouped import GroupedState
-from kernels import Routing, route_experts, sum_experts
+from kernels import Routing, route_experts, sigmoid_mul, sum_experts
 from kernels.native_recording import refuse_recording
 
 
-class Router(Linear):
+class PreciseLinear(Linear):
+    """A small layer whose weights stay plain, since much depends on them, unless the checkpoint has
+    them in few bits."""
+
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        """Name the layer's tensors."""
+        if options.method_for(path).takes_plain_weights:
+            options = replace(options, linear_method=None)
+        return super().create_weights(path, options)
+
+
+class Router(PreciseLinear):
     """A router, which chooses each token's experts in fp32.
 
     Args:
@@ -54,13 +67,6 @@ class Router(Linear):
     def choose(self, x: Tensor) -> Routing:
         """Choose the experts of the rows [T, C]."""
         return route_experts(self.in_fp32(x), self._top_k, normalised=self._normalised)
-
-    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
-        """Name the layer's tensors. Weights stay plain, since choices depend on them, unless the
-        checkpoint has them in few bits."""
-        if options.method_for(path).takes_plain_weights:
-            options = replace(options, linear_method=None)
-        return super().create_weights(path, options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +142,7 @@ class Experts(nn.ModuleList):
 
 
 class SparseMlp(nn.Module):
-    """A router and its experts.
+    """A router and its experts, and possibly an expert that all tokens pass.
 
     Args:
         hidden, inner: sizes of the inputs and outputs, and of the activations in an expert.
@@ -144,6 +150,7 @@ class SparseMlp(nn.Module):
         names: the names of the experts' layers.
         bias: whether the router and these layers have biases.
         gate: see `Experts`.
+        shared: the expert that all tokens pass.
     """
 
     def __init__(
@@ -158,16 +165,33 @@ class SparseMlp(nn.Module):
         names: MlpNames = MLP_NAMES,
         bias: bool = False,
         gate: Callable[[Tensor], Tensor] | None = None,
+        shared: SharedExpert | None = None,
     ) -> None:
         super().__init__()
+        self._shared = shared
+        if shared is not None:
+            self.add_module(shared.name, GatedMlp(hidden, shared.inner, act, names=names))
+            if shared.gated:
+                gate_name = f"{shared.name}_gate"
+                self.add_module(gate_name, PreciseLinear(hidden, (Shard(gate_name, 1),)))
         self.gate = Router("gate", hidden, num_experts, top_k, normalised=normalised, bias=bias)
         self.experts = Experts(num_experts, hidden, inner, act, names=names, bias=bias, gate=gate)
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """Map [T, C] to [T, C]."""
-        return self.experts.mix(x, self.gate.choose(x), ctx)
+        chosen = self.experts.mix(x, self.gate.choose(x), ctx)
+        return chosen if self._shared is None else chosen.add_(self._pass_shared(x, ctx))
 
     __call__ = forward
+
+    def _pass_shared(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        assert self._shared is not None
+        name = self._shared.name
+        y: Tensor = self.get_submodule(name)(x, ctx)
+        if not self._shared.gated:
+            return y
+        gate: Tensor = self.get_submodule(f"{name}_gate")(x, ctx)
+        return sigmoid_mul(torch.cat((gate.expand_as(y), y), 1))
 
 
 def _context_of(rows: Tensor, ctx: ForwardContext) -> ForwardContext:

@@ -43,15 +43,24 @@ class GatedDeltaNet(nn.Module, WeightOwner):
 
     Args:
         layer: the layer's number.
+        interleaved: whether the checkpoint has two projections, `in_proj_qkvz` and `in_proj_ba`,
+            whose outputs are sorted by key head, as in Qwen3-Next.
     """
 
     a_log: Tensor
     dt_bias: Tensor
 
-    def __init__(self, config: RecurrentConfig, layer: int, *, num_k_heads: int) -> None:
+    def __init__(
+        self,
+        config: RecurrentConfig,
+        layer: int,
+        *,
+        num_k_heads: int,
+        interleaved: bool = False,
+    ) -> None:
         super().__init__()
         num_channels, kept = config.shapes.inputs
-        num_v_heads, _, v_dim = config.shapes.state
+        num_v_heads, k_dim, v_dim = config.shapes.state
         values = num_v_heads * v_dim
         shards = (
             Shard("in_proj_qkv", num_channels),
@@ -59,6 +68,19 @@ class GatedDeltaNet(nn.Module, WeightOwner):
             Shard("in_proj_b", num_v_heads),
             Shard("in_proj_a", num_v_heads),
         )
+        self._sizes = [shard.out_features for shard in shards[:2]] + [2 * num_v_heads]
+        self._per_k_head: tuple[tuple[int, ...], ...] = ()
+        """For each interleaved projection, the sizes of what a key head has in it."""
+        if interleaved:
+            per_head = num_v_heads // num_k_heads
+            self._per_k_head = (
+                (k_dim, k_dim, per_head * v_dim, per_head * v_dim),
+                (per_head, per_head),
+            )
+            shards = (
+                Shard("in_proj_qkvz", num_channels + values),
+                Shard("in_proj_ba", 2 * num_v_heads),
+            )
         self.in_proj = Linear(config.hidden_size, shards)
         self.conv1d = ShortConv(num_channels, kept + 1)
         self.norm = RmsNorm(v_dim, config.rms_norm_eps)
@@ -66,14 +88,16 @@ class GatedDeltaNet(nn.Module, WeightOwner):
         self.out_proj = Linear(values, (Shard("out_proj", config.hidden_size),))
         self._layer = layer
         self._num_k_heads = num_k_heads
-        self._sizes = [shard.out_features for shard in shards[:2]] + [2 * num_v_heads]
         self._v_dim = v_dim
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """Map [T, C] to [T, C]."""
         assert ctx.recurrent is not None
         inputs, states = ctx.recurrent_states[self._layer]
-        qkv, z, gates = torch.split(self.in_proj(x, ctx), self._sizes, 1)
+        projected = self.in_proj(x, ctx)
+        if self._per_k_head:
+            projected = self._reordered(projected)
+        qkv, z, gates = torch.split(projected, self._sizes, 1)
         mixed = gated_delta(
             short_conv(qkv, self.conv1d.weight, inputs, ctx.recurrent),
             gates,
@@ -87,6 +111,17 @@ class GatedDeltaNet(nn.Module, WeightOwner):
         return self.out_proj(silu_mul(torch.cat((z, normed), 1)), ctx)
 
     __call__ = forward
+
+    def _reordered(self, projected: Tensor) -> Tensor:
+        """Bring outputs of interleaved projections into the order of separate ones."""
+        heads = self._num_k_heads
+        both = projected.split([heads * sum(sizes) for sizes in self._per_k_head], 1)
+        parts = [
+            part.flatten(1)
+            for one, sizes in zip(both, self._per_k_head, strict=True)
+            for part in one.unflatten(1, (heads, -1)).split(sizes, 2)
+        ]
+        return torch.cat(parts, 1)
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
         shape = (self._sizes[2] // 2,)

@@ -157,6 +157,27 @@ MODELS |= {
         },
     ),
 }
+DELTA_EXPERTS = DELTA | {
+    "num_experts": 9,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+}
+MODELS |= {
+    "qwen3_5_moe": ("Qwen3_5Moe", DELTA_EXPERTS),
+    "qwen3_next": ("Qwen3Next", DELTA_EXPERTS),
+    "qwen3_next_mixed": (
+        "Qwen3Next",
+        DELTA_EXPERTS
+        | {
+            "mlp_only_layers": [0],
+            "decoder_sparse_step": 2,
+            "norm_topk_prob": False,
+            "linear_num_value_heads": 6,
+            "attention_bias": True,
+        },
+    ),
+}
 GPT_OSS: dict[str, Any] = {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 7}
 GPT_OSS_YARN = YARN | {"factor": 32.0, "rope_theta": 150000.0, "truncate": False}
 MODELS |= {

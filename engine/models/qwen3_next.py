@@ -1,0 +1,66 @@
+"""Qwen3-Next and Qwen3.5's mixtures: the layers of Qwen3.5 with experts instead of an MLP.
+
+Besides the experts that its router chooses, every token passes one more, whose result is gated.
+"""
+
+from dataclasses import dataclass
+
+from engine.models.config import ModelConfig
+from engine.models.experts_config import ExpertsConfig, SharedExpert, json_expert_fields
+from engine.models.family import Family
+from engine.models.metadata_keys import MetadataKeys
+from engine.models.qwen3_5 import Qwen35Config, create, fields
+
+QWEN3_NEXT, QWEN3_5_MOE = "Qwen3NextForCausalLM", "Qwen3_5MoeForCausalLM"
+EXPERT_SIZE = 512
+"""The inner size of experts where a file lacks it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Qwen3NextConfig(ExpertsConfig, Qwen35Config):
+    """A configuration with recurrent states and experts."""
+
+
+def read_qwen3_next(keys: MetadataKeys) -> ModelConfig:
+    return Qwen3NextConfig(
+        architecture=QWEN3_NEXT,
+        **fields(keys),
+        **json_expert_fields(keys, num_experts=512, chosen=10, expert_size=EXPERT_SIZE),
+        normalised=keys.flag("norm_topk_prob", True),
+        shared=_shared(keys),
+        interleaved=True,
+    )
+
+
+def read_qwen3_5_moe(keys: MetadataKeys) -> ModelConfig:
+    """Read the keys of config.json. No layer has a plain MLP, so a file need not state its size."""
+    shared = _shared(keys)
+    sizes = {"intermediate_size": shared.inner, **keys.values}
+    return Qwen3NextConfig(
+        architecture=QWEN3_5_MOE,
+        **fields(MetadataKeys(sizes, keys.source)),
+        **json_expert_fields(keys, num_experts=256, chosen=8, expert_size=EXPERT_SIZE),
+        normalised=True,
+        shared=shared,
+    )
+
+
+def _shared(keys: MetadataKeys) -> SharedExpert:
+    inner = keys.integer("shared_expert_intermediate_size", EXPERT_SIZE)
+    return SharedExpert("shared_expert", inner, gated=True)
+
+
+FAMILIES = (
+    Family(
+        architecture=QWEN3_NEXT,
+        model_type="qwen3_next",
+        create=create,
+        read_json=read_qwen3_next,
+    ),
+    Family(
+        architecture=QWEN3_5_MOE,
+        model_type="qwen3_5_moe_text",
+        create=create,
+        read_json=read_qwen3_5_moe,
+    ),
+)
