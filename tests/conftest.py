@@ -210,7 +210,7 @@ _DELTA = {
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 24,
 }
-_SHARED = _EXPERTS | {"num_experts": 6, "shared_expert_intermediate_size": 40}
+_SHARED = _EXPERTS | {"num_experts": 6, "shared_expert_intermediate_size": 96}
 tiny_qwen3_5 = _tiny("Qwen3_5", **_DELTA)
 tiny_qwen3_5_moe = _tiny("Qwen3_5Moe", **_DELTA, **_SHARED)
 tiny_qwen3_next = _tiny("Qwen3Next", **_DELTA, **_SHARED, mlp_only_layers=[1])

@@ -20,11 +20,13 @@ SOME = {name: VARIETIES[name].name for name in _NAMES} | {"gptq": "gptq"}
 
 
 @pytest.fixture
-def write(tiny_llama, tiny_gpt_oss, tmp_path):
-    """`write(name)` → folders of a random model in a format and of its twin."""
+def write(tiny_llama, tiny_gpt_oss, tiny_qwen3_next, tmp_path):
+    """`write(name)` → folders of a random model in a format and of its twin; with `mixes`, of a
+    mixture of experts."""
 
-    def make(name):
-        tiny = tiny_gpt_oss if name == "MXFP4" else tiny_llama
+    def make(name, *, mixes=False):
+        tiny = tiny_qwen3_next if mixes else tiny_llama
+        tiny = tiny_gpt_oss if name == "MXFP4" else tiny
         original = tiny(seed=random.randrange(1000), vocab_size=64)
         if name == "gptq":
             return write_gptq(original, tmp_path, Layout(desc_act=True, sym=True, lm_head=True))
@@ -39,7 +41,7 @@ def scores_of(done):
 
 @pytest.mark.parametrize("name", VARIETIES)
 def test_texts_and_scores_are_those_of_the_plain_twin(name, engines, write):
-    packed, twin = write(name)
+    packed, twin = write(name, mixes=random.random() < 0.5)
     requests = requests_of(engines, name, logprobs=0)
     wanted = engines.run(engines.make(twin, dtype="float32"), requests)
     kept = VARIETIES[name].name

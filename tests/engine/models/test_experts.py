@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from engine.models.experts_config import SharedExpert
 from engine.models.forward_context import NO_CONTEXT
 from engine.models.layers.experts import SparseMlp
 from engine.models.layers.weight_slots import WeightOptions
@@ -115,6 +116,23 @@ def test_a_recorded_mixture_follows_what_the_router_chooses():
         for _ in range(3):
             x.copy_(torch.randn(5, 48))
             assert torch.equal(recording.replay(), definition(x, mlp))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_shared_expert_is_added_to_the_chosen_ones(gated):
+    mlp = make(6, 2, shared=SharedExpert("shared", 24, gated))
+    x = torch.randn(17, 48)
+    expected = mlp.shared(x, NO_CONTEXT)
+    if gated:
+        expected = expected * mlp.shared_gate(x, NO_CONTEXT).sigmoid()
+    found = mlp(x, NO_CONTEXT)
+    torch.testing.assert_close(found, expected + definition(x, mlp))
+    assert torch.equal(found, torch.cat([mlp(row[None], NO_CONTEXT) for row in x]))
+    if native.library() is not None:
+        with torch.inference_mode():
+            recording = NativeRecorder().record(lambda: mlp(x, NO_CONTEXT))
+            x.normal_()
+            assert torch.equal(recording.replay(), mlp(x, NO_CONTEXT))
 
 
 def test_no_tokens_give_none():

@@ -94,7 +94,8 @@ def test_without_an_index_the_usual_file_or_all(config, tmp_path):
 
 
 def test_what_the_model_does_not_read_is_left_out(config, tied, tmp_path):
-    tensors = {"lm_head.weight": torch.zeros(2, 2), "a.rotary_emb.inv_freq": torch.zeros(2)}
+    names = ("lm_head.weight", "a.rotary_emb.inv_freq", "mtp.fc.weight")
+    tensors = {name: torch.zeros(2, 2) for name in names}
     save_file(tensors, tmp_path / "model.safetensors")
     assert dict(iter_folder_weights(tmp_path, config)).keys() == {"lm_head.weight"}
     assert dict(iter_folder_weights(tmp_path, tied)) == {}

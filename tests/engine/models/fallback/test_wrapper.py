@@ -34,6 +34,7 @@ VISION: dict[str, Any] = {
     "patch_size": 14,
 }
 AXES = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
 QWEN_VISION = {"depth": 2, "num_heads": 3, "patch_size": 14, "hidden_size": 24}
 MODELS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "Llava": ("llama", "clip_vision_model", {}, {}),
@@ -55,6 +56,26 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         *("qwen3_vl_text", "qwen3_vl"),
         {"rope_parameters": AXES | {"mrope_interleaved": True}},
         QWEN_VISION | {"out_hidden_size": 48, "deepstack_visual_indexes": [0]},
+    ),
+    "Qwen3VLMoe": (
+        *("qwen3_vl_moe_text", "qwen3_vl_moe"),
+        EXPERTS | {"rope_parameters": AXES | {"mrope_interleaved": True}},
+        QWEN_VISION | {"out_hidden_size": 48, "deepstack_visual_indexes": [0]},
+    ),
+    "Qwen3_5Moe": (
+        *("qwen3_5_moe_text", "qwen3_5_moe"),
+        EXPERTS
+        | {
+            "head_dim": 16,
+            "rope_parameters": AXES | {"mrope_interleaved": True, "partial_rotary_factor": 0.5},
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 12,
+            "shared_expert_intermediate_size": 40,
+        },
+        QWEN_VISION | {"out_hidden_size": 48},
     ),
     "Exaone4_5_": ("exaone4", "exaone4_5_vision", {}, {"depth": 1, "num_heads": 3}),
 }
@@ -122,6 +143,19 @@ def test_files_of_older_releases(tmp_path):
     }
     assert "model.layers.0.self_attn.q_proj.weight" in older
     save_file(older, path, {"format": "pt"})
+    assert_alike(model, checkpoint)
+
+
+@pytest.mark.parametrize("name", ["Qwen3VLMoe", "Qwen3_5Moe"])
+def test_files_with_stacked_experts(tmp_path, name):
+    """Published files of Qwen3-VL have them transposed."""
+    model, checkpoint = make(tmp_path, name)
+    weights = model.state_dict()
+    for path in weights:
+        if name == "Qwen3VLMoe" and ".experts." in path:
+            weights[path] = weights[path].mT.contiguous()
+    assert "model.language_model.layers.0.mlp.experts.gate_up_proj" in weights
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     assert_alike(model, checkpoint)
 
 
