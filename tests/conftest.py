@@ -214,10 +214,11 @@ _SHARED = _EXPERTS | {"num_experts": 6, "shared_expert_intermediate_size": 96}
 tiny_qwen3_5 = _tiny("Qwen3_5", **_DELTA)
 tiny_qwen3_5_moe = _tiny("Qwen3_5Moe", **_DELTA, **_SHARED)
 tiny_qwen3_next = _tiny("Qwen3Next", **_DELTA, **_SHARED, mlp_only_layers=[1])
+tiny_qwen2_moe = _tiny("Qwen2Moe", **_SHARED)
 # Models without a family here. GPT-NeoX's checkpoint has other names than its modules.
 tiny_gpt_neox = _tiny("GPTNeoX")
 tiny_olmo2 = _tiny("Olmo2")
-tiny_qwen2_moe = _tiny("Qwen2Moe", **_SHARED)
+tiny_olmoe = _tiny("Olmoe", num_experts_per_tok=3, num_experts=6)
 # Every second layer looks back only 24 tokens.
 tiny_gemma3 = _tiny(
     "Gemma3",

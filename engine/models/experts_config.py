@@ -93,6 +93,13 @@ def json_expert_fields(
     }
 
 
+def gated_shared_expert(keys: MetadataKeys, inner: int) -> SharedExpert:
+    """Read the expert that all tokens of Qwen's mixtures pass; `inner` is the size where a file
+    lacks it."""
+    inner = keys.integer("shared_expert_intermediate_size", inner)
+    return SharedExpert("shared_expert", inner, gated=True)
+
+
 def _plain_layers(keys: MetadataKeys) -> frozenset[int]:
     """Return the layers without experts. Every `decoder_sparse_step`-th layer has experts, unless
     `mlp_only_layers` names it."""

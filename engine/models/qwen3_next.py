@@ -6,7 +6,7 @@ Besides the experts that its router chooses, every token passes one more, whose 
 from dataclasses import dataclass
 
 from engine.models.config import ModelConfig
-from engine.models.experts_config import ExpertsConfig, SharedExpert, json_expert_fields
+from engine.models.experts_config import ExpertsConfig, gated_shared_expert, json_expert_fields
 from engine.models.family import Family
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.qwen3_5 import Qwen35Config, create, fields
@@ -27,14 +27,14 @@ def read_qwen3_next(keys: MetadataKeys) -> ModelConfig:
         **fields(keys),
         **json_expert_fields(keys, num_experts=512, chosen=10, expert_size=EXPERT_SIZE),
         normalised=keys.flag("norm_topk_prob", True),
-        shared=_shared(keys),
+        shared=gated_shared_expert(keys, EXPERT_SIZE),
         interleaved=True,
     )
 
 
 def read_qwen3_5_moe(keys: MetadataKeys) -> ModelConfig:
     """Read the keys of config.json. No layer has a plain MLP, so a file need not state its size."""
-    shared = _shared(keys)
+    shared = gated_shared_expert(keys, EXPERT_SIZE)
     sizes = {"intermediate_size": shared.inner, **keys.values}
     return Qwen3NextConfig(
         architecture=QWEN3_5_MOE,
@@ -43,11 +43,6 @@ def read_qwen3_5_moe(keys: MetadataKeys) -> ModelConfig:
         normalised=True,
         shared=shared,
     )
-
-
-def _shared(keys: MetadataKeys) -> SharedExpert:
-    inner = keys.integer("shared_expert_intermediate_size", EXPERT_SIZE)
-    return SharedExpert("shared_expert", inner, gated=True)
 
 
 FAMILIES = (

@@ -73,9 +73,9 @@ def test_threads_that_come_and_go(engines, folder, rng, log, dtype, monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_mixture_that_transformers_runs(engines, tiny_qwen2_moe, rng, log, dtype):
+def test_a_mixture_that_transformers_runs(engines, tiny_olmoe, rng, log, dtype):
     """Its routers multiply by their own code, in company, in chunks and after prefix hits."""
-    folder = tiny_qwen2_moe(**SIZES)
+    folder = tiny_olmoe(**SIZES | {"head_dim": 24})
     requests = make_requests(engines, rng, count=6, shared_prefix=32, output_tokens=(1, 20))
     expected = logits_of(log, lambda: alone(engines, folder, requests, dtype=dtype))
     engine = engines.make(folder, dtype=dtype, max_num_batched_tokens=rng.randrange(8, 70))

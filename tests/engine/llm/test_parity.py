@@ -71,6 +71,7 @@ def assert_equal_to(model, prompts, completions, tolerance=TOLERANCE):
         "tiny_phi3",
         "tiny_mixtral",
         "tiny_gpt_oss",
+        "tiny_qwen2_moe",
         "tiny_qwen3_moe",
         *RECURRENT,
         "tiny_gpt_neox",

@@ -134,6 +134,27 @@ MODELS |= {
         },
     ),
 }
+QWEN2_MOE: dict[str, Any] = {
+    "head_dim": 8,
+    "num_experts": 7,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+}
+MODELS |= {
+    "qwen2_moe": ("Qwen2Moe", QWEN2_MOE),
+    "qwen2_moe_mixed": (
+        "Qwen2Moe",
+        QWEN2_MOE
+        | {
+            "norm_topk_prob": True,
+            "qkv_bias": False,
+            "decoder_sparse_step": 2,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+        },
+    ),
+}
 DELTA = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,

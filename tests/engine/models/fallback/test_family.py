@@ -81,22 +81,12 @@ MODELS = {
     ),
     "olmoe": ("Olmoe", SHARED | {"num_experts": 6, "num_experts_per_tok": 2}),
     "phimoe": ("Phimoe", SHARED | {"num_local_experts": 5}),
-    "qwen2_moe": (
-        "Qwen2Moe",
-        SHARED
-        | {
-            "num_experts": 6,
-            "num_experts_per_tok": 3,
-            "moe_intermediate_size": 24,
-            "shared_expert_intermediate_size": 40,
-        },
-    ),
     "stablelm": ("StableLm", SHARED | {"use_qkv_bias": True}),
     "starcoder2": ("Starcoder2", SHARED | {"sliding_window": 9}),
 }
 
 
-MIXTURES = {"deepseek_v3", "ernie4_5_moe", "glm4_moe", "olmoe", "phimoe", "qwen2_moe"}
+MIXTURES = {"deepseek_v3", "ernie4_5_moe", "glm4_moe", "olmoe", "phimoe"}
 
 
 @pytest.fixture(params=MODELS)
@@ -110,7 +100,7 @@ def test_whole_prompts_chunks_and_decodes_equal_transformers(pair, request):
     assert isinstance(ours, FallbackModel)
     name = request.node.callspec.params["pair"]
     assert name in MIXTURES or config.experts is None
-    assert name != "qwen2_moe" or config.experts == (6, 3)
+    assert name != "olmoe" or config.experts == (6, 2)
     text = random_text(50)
     expected = their_logits(theirs, text)
     texts = PagedTexts(ours, config)
