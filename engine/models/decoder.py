@@ -272,6 +272,7 @@ def sparse_mlp(config: ExpertsConfig, **particular: Any) -> SparseMlp:
         num_experts=config.num_experts,
         top_k=config.experts_per_token,
         normalised=config.normalised,
+        scores=config.scores,
         shared=config.shared,
         **particular,
     )

@@ -3,28 +3,18 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from engine.models.config import MAX_LAYERS, ModelConfig
 from engine.models.gguf_keys import GgufKeys
+from engine.models.layers.experts import SOFTMAX, Scores, SharedExpert
 from engine.models.metadata_keys import MetadataKeys
 
 MAX_EXPERTS = 4096
 """The most experts of a layer; published models have up to 512."""
 _STACKED = re.compile(r"(.+\.mlp\.experts)\.(gate_up|down)_proj(_scale_inv)?")
-
-
-class SharedExpert(NamedTuple):
-    """An MLP that all tokens pass, beside the experts that are chosen."""
-
-    name: str
-    """Its name in the checkpoint."""
-    inner: int
-    """The size of its activations."""
-    gated: bool = False
-    """Whether its results are multiplied by the sigmoid of a gate, whose name ends in `_gate`."""
 
 
 @dataclass(frozen=True, kw_only=True)  # without slots, for classes that also derive from another
@@ -39,6 +29,7 @@ class ExpertsConfig(ModelConfig):
     """Whether the chosen experts' weights are scaled to the sum of 1."""
     plain_layers: frozenset[int] = frozenset()
     """The layers without experts."""
+    scores: Scores = SOFTMAX
     shared: SharedExpert | None = None
 
     @property

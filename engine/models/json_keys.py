@@ -63,6 +63,19 @@ def rope_parameters(keys: MetadataKeys) -> dict[str, Any]:
     return merged
 
 
+def partial_rope_fields(keys: MetadataKeys, head_dim: int, part: float) -> dict[str, Any]:
+    """Read what `rope_fields` reads, and how many elements of a head are rotated.
+
+    Args:
+        part: the rotated share of a head where a file lacks it.
+    """
+    rope = without_axes(rope_parameters(keys))
+    part = MetadataKeys(rope, ROPE_SOURCE).number("partial_rotary_factor", part, high=1.0)
+    rope["partial_rotary_factor"] = None
+    keys = MetadataKeys({**keys.values, "rope_parameters": rope, "rope_scaling": None}, keys.source)
+    return {**rope_fields(keys), "rotary_dim": int(head_dim * part)}
+
+
 def without_axes(rope: dict[str, Any]) -> dict[str, Any]:
     """Return parameters without those of several axes, along which positions of texts are equal."""
     return {key: one for key, one in rope.items() if key not in _AXES}

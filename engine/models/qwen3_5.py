@@ -119,17 +119,10 @@ def fields(keys: MetadataKeys) -> dict[str, Any]:
         raise keys.nonsense(
             "linear_num_value_heads", f"a multiple of linear_num_key_heads, {num_k_heads}"
         )
-    rope = json_keys.without_axes(json_keys.rope_parameters(keys))
-    part = MetadataKeys(rope, json_keys.ROPE_SOURCE).number(
-        "partial_rotary_factor", ROTATED, high=1.0
-    )
-    rope["partial_rotary_factor"] = None
-    keys = MetadataKeys({**keys.values, "rope_parameters": rope, "rope_scaling": None}, keys.source)
     sizes = json_keys.size_fields(keys, head_dim=256)
     return {
         **sizes,
-        **json_keys.rope_fields(keys),
-        "rotary_dim": int(sizes["head_dim"] * part),
+        **json_keys.partial_rope_fields(keys, sizes["head_dim"], ROTATED),
         "attention_bias": keys.flag("attention_bias", False),
         "hidden_act": keys.text("hidden_act", "silu"),
         "recurrent_layers": tuple(i for i, entry in enumerate(types) if entry == LINEAR),

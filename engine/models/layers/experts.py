@@ -14,18 +14,44 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from engine.models.experts_config import SharedExpert
 from engine.models.forward_context import ForwardContext
 from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.mlp import MLP_NAMES, GatedMlp, MlpNames
-from engine.models.layers.weight_slots import WeightOptions, WeightSlot
+from engine.models.layers.weight_slots import WeightOptions, WeightSlot, fp32_slots
 from engine.quantization.grouped import GroupedState
 from kernels import Routing, route_experts, sigmoid_mul, sum_experts
 from kernels.native_recording import refuse_recording
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How the weights of the chosen experts follow from a router's logits."""
+
+    sigmoid: bool = False
+    """Whether they are sigmoids instead of a softmax."""
+    bias: str | None = None
+    """The name, beside the router's, of what is added to the sigmoids for the choice alone."""
+    factor: float = 1.0
+    """The factor of the weights."""
+
+
+SOFTMAX = Scores()
+
+
+class SharedExpert(NamedTuple):
+    """An MLP that all tokens pass, beside the experts that are chosen."""
+
+    name: str
+    """Its name in the checkpoint."""
+    inner: int
+    """The size of its activations."""
+    gated: bool = False
+    """Whether its results are multiplied by the sigmoid of a gate, whose name ends in `_gate`."""
 
 
 class PreciseLinear(Linear):
@@ -34,7 +60,8 @@ class PreciseLinear(Linear):
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
         """Name the layer's tensors."""
-        if options.method_for(path).takes_plain_weights:
+        neighbours, [shard] = path.rpartition(".")[0], self.shards
+        if options.method_for(f"{neighbours}.{shard.name}").takes_plain_weights:
             options = replace(options, linear_method=None)
         return super().create_weights(path, options)
 
@@ -49,6 +76,7 @@ class Router(PreciseLinear):
     """
 
     takes_adapters = False
+    choice_bias: Tensor | None = None
 
     def __init__(
         self,
@@ -59,14 +87,33 @@ class Router(PreciseLinear):
         *,
         normalised: bool,
         bias: bool = False,
+        scores: Scores = SOFTMAX,
     ) -> None:
         super().__init__(hidden, (Shard(name, num_experts),), bias=bias)
         self._top_k = top_k
         self._normalised = normalised
+        self._scores = scores
 
     def choose(self, x: Tensor) -> Routing:
         """Choose the experts of the rows [T, C]."""
-        return route_experts(self.in_fp32(x), self._top_k, normalised=self._normalised)
+        found = route_experts(
+            self.in_fp32(x),
+            self._top_k,
+            normalised=self._normalised,
+            sigmoid=self._scores.sigmoid,
+            bias=self.choice_bias,
+        )
+        factor = self._scores.factor
+        return found if factor == 1.0 else replace(found, weights=found.weights * factor)
+
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        """Name the layer's tensors, with the bias of the choice if there is one."""
+        slots = super().create_weights(path, options)
+        if self._scores.bias is not None:
+            names, [shard] = {self._scores.bias: "choice_bias"}, self.shards
+            neighbours, shape = path.rpartition(".")[0], (shard.out_features,)
+            slots |= fp32_slots(self, neighbours, names, shape, options)
+        return slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +197,8 @@ class SparseMlp(nn.Module):
         names: the names of the experts' layers.
         bias: whether the router and these layers have biases.
         gate: see `Experts`.
+        scores: how the router weighs experts.
+        router: the router's name.
         shared: the expert that all tokens pass.
     """
 
@@ -165,6 +214,8 @@ class SparseMlp(nn.Module):
         names: MlpNames = MLP_NAMES,
         bias: bool = False,
         gate: Callable[[Tensor], Tensor] | None = None,
+        scores: Scores = SOFTMAX,
+        router: str = "gate",
         shared: SharedExpert | None = None,
     ) -> None:
         super().__init__()
@@ -174,7 +225,9 @@ class SparseMlp(nn.Module):
             if shared.gated:
                 gate_name = f"{shared.name}_gate"
                 self.add_module(gate_name, PreciseLinear(hidden, (Shard(gate_name, 1),)))
-        self.gate = Router("gate", hidden, num_experts, top_k, normalised=normalised, bias=bias)
+        self.gate = Router(
+            router, hidden, num_experts, top_k, normalised=normalised, bias=bias, scores=scores
+        )
         self.experts = Experts(num_experts, hidden, inner, act, names=names, bias=bias, gate=gate)
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.models.experts_config import SharedExpert
 from engine.models.forward_context import NO_CONTEXT
-from engine.models.layers.experts import SparseMlp
+from engine.models.layers.experts import SharedExpert, SparseMlp
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.loading import Loader
 from engine.models.loading import load_dummy_weights as fill

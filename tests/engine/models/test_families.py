@@ -155,6 +155,28 @@ MODELS |= {
         },
     ),
 }
+GLM4_MOE: dict[str, Any] = {
+    "n_routed_experts": 7,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+}
+MODELS |= {
+    "glm4_moe": ("Glm4Moe", GLM4_MOE),
+    "glm4_moe_mixed": (
+        "Glm4Moe",
+        GLM4_MOE
+        | {
+            "num_hidden_layers": 3,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 2,
+            "routed_scaling_factor": 2.5,
+            "norm_topk_prob": False,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25},
+        },
+    ),
+}
 DELTA = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,

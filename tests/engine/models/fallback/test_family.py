@@ -67,18 +67,6 @@ MODELS = {
         "Ernie4_5_Moe",
         SHARED | {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 24},
     ),
-    "glm4_moe": (
-        "Glm4Moe",
-        SHARED
-        | {
-            "n_routed_experts": 6,
-            "num_experts_per_tok": 2,
-            "n_group": 1,
-            "topk_group": 1,
-            "moe_intermediate_size": 24,
-            "first_k_dense_replace": 1,
-        },
-    ),
     "olmoe": ("Olmoe", SHARED | {"num_experts": 6, "num_experts_per_tok": 2}),
     "phimoe": ("Phimoe", SHARED | {"num_local_experts": 5}),
     "stablelm": ("StableLm", SHARED | {"use_qkv_bias": True}),
@@ -86,7 +74,7 @@ MODELS = {
 }
 
 
-MIXTURES = {"deepseek_v3", "ernie4_5_moe", "glm4_moe", "olmoe", "phimoe"}
+MIXTURES = {"deepseek_v3", "ernie4_5_moe", "olmoe", "phimoe"}
 
 
 @pytest.fixture(params=MODELS)
