@@ -40,21 +40,19 @@ class GatedDeltaNet(nn.Module, WeightOwner):
         num_channels, kept = config.shapes.inputs
         num_v_heads, k_dim, v_dim = config.shapes.state
         values = num_v_heads * v_dim
-        shards = (
+        shards: tuple[Shard, ...] = (
             Shard("in_proj_qkv", num_channels),
             Shard("in_proj_z", values),
             Shard("in_proj_b", num_v_heads),
             Shard("in_proj_a", num_v_heads),
         )
         self._sizes = [shard.out_features for shard in shards[:2]] + [2 * num_v_heads]
-        self._per_k_head: tuple[tuple[int, ...], ...] = ()
+        self._per_k_head: list[list[int]] = []
         """For each interleaved projection, the sizes of what a key head has in it."""
         if interleaved:
             per_head = num_v_heads // num_k_heads
-            self._per_k_head = (
-                (k_dim, k_dim, per_head * v_dim, per_head * v_dim),
-                (per_head, per_head),
-            )
+            of_values = per_head * v_dim
+            self._per_k_head = [[k_dim, k_dim, of_values, of_values], [per_head, per_head]]
             shards = (
                 Shard("in_proj_qkvz", num_channels + values),
                 Shard("in_proj_ba", 2 * num_v_heads),
@@ -93,11 +91,11 @@ class GatedDeltaNet(nn.Module, WeightOwner):
     def _reordered(self, projected: Tensor) -> Tensor:
         """Bring outputs of interleaved projections into the order of separate ones."""
         heads = self._num_k_heads
-        both = projected.split([heads * sum(sizes) for sizes in self._per_k_head], 1)
+        both = torch.split(projected, [heads * sum(sizes) for sizes in self._per_k_head], 1)
         parts = [
             part.flatten(1)
             for one, sizes in zip(both, self._per_k_head, strict=True)
-            for part in one.unflatten(1, (heads, -1)).split(sizes, 2)
+            for part in torch.split(one.view(len(one), heads, -1), sizes, 2)
         ]
         return torch.cat(parts, 1)
 

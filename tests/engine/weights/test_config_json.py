@@ -1,5 +1,6 @@
 import json
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from engine.contract.kv_layout import KvShape
 from engine.errors import CorruptFile, ModelLoadError, UnsupportedArchitecture
 from engine.models.config import ModelConfig
 from engine.models.loading import Loader
+from engine.models.qwen3_next import Qwen3NextConfig
 from engine.models.registry import create_model
 from engine.weights.config_json import read_config_json
 from tests.helpers.models.published_hybrids import PUBLISHED
@@ -422,3 +424,48 @@ def test_what_hybrids_do_not_support_is_refused(name, changes, words, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name][0] | changes))
     with pytest.raises(ModelLoadError, match=words):
         read_config_json(tmp_path)
+
+
+QWEN3_NEXT_80B: dict[str, Any] = {
+    "architectures": ["Qwen3NextForCausalLM"],
+    "decoder_sparse_step": 1,
+    "full_attention_interval": 4,
+    "head_dim": 256,
+    "hidden_size": 2048,
+    "intermediate_size": 5120,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+    "max_position_embeddings": 262144,
+    "mlp_only_layers": [],
+    "moe_intermediate_size": 512,
+    "norm_topk_prob": True,
+    "num_attention_heads": 16,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 2,
+    "partial_rotary_factor": 0.25,
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": None,
+    "rope_theta": 10000000,
+    "shared_expert_intermediate_size": 512,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+
+
+def test_reads_qwen3_next_80b_as_published(tmp_path):
+    period = random.choice((4, 6))
+    changes = {"full_attention_interval": period}
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_NEXT_80B | changes))
+    config = read_config_json(tmp_path)
+    assert isinstance(config, Qwen3NextConfig)
+    attending = {layer for group in config.layer_groups for layer in group.layers}
+    assert attending == set(range(period - 1, 48, period))
+    assert (config.rotary_dim, config.rope_theta, config.rope_scaling) == (64, 1e7, None)
+    assert config.experts == (512, 10) and config.normalised and not config.plain_layers
+    assert config.shared == ("shared_expert", 512, True)
+    assert config.shapes.state == (32, 128, 128)

@@ -176,6 +176,17 @@ def test_files_with_stacked_experts(tmp_path, name):
     assert_alike(model, checkpoint)
 
 
+def test_scales_of_stacked_experts(tmp_path):
+    """Those of 8-bit floats, one for each block of 4 x 4 weights."""
+    config = load_model_config(make(tmp_path, "Qwen3VLMoe")[1])
+    scales = torch.randn(5, 48 // 4, 2 * 20 // 4)
+    experts = "model.layers.0.mlp.experts"
+    parts = dict(config.parts_of(f"{experts}.gate_up_proj_scale_inv", scales))
+    assert len(parts) == 2 * 5
+    gate, up = (parts[f"{experts}.3.{one}_proj.weight_scale_inv"] for one in ("gate", "up"))
+    assert torch.equal(torch.cat((gate, up)), scales[3].T)
+
+
 def test_keys_that_files_leave_out_are_transformers(tmp_path):
     values = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}
     values |= {"text_config": {"model_type": "llama", "vocab_size": 32_064}, "vision_config": {}}
