@@ -1,4 +1,4 @@
-"""Checkpoints of compressed-tensors (LLM Compressor): integers of 4 and 8 bits, and 8-bit floats.
+"""Checkpoints of compressed-tensors (LLM Compressor): integers and floats of 4 and 8 bits.
 
 - `pack-quantized`: `weight_packed` [N, K bits / 32] (int32, along the inputs), `weight_scale`
   [N, G], `weight_shape`, and where codes are not symmetric `weight_zero_point` [N bits / 32, G]
@@ -6,6 +6,9 @@
 - `int-quantized`: `weight` [N, K] (int8) and `weight_scale` [N, G].
 - `float-quantized`: `weight` [N, K] (float8_e4m3fn) and `weight_scale`; see `fp8.py`.
 - `naive-quantized`: either of the last two.
+- `mxfp8-quantized`: like `float-quantized`, with exponents plus 127 (uint8) as scales of 32 inputs.
+- `nvfp4-pack-quantized` and `mxfp4-pack-quantized`: see `compressed_float4.py`.
+- `mixed-precision`: the schemes of `config_groups` have formats of their own.
 
 Weights stay packed. Activations keep their 16 bits, even if the checkpoint is meant for 8-bit
 activations. Tensors tell which layers are quantised: the patterns of `config_groups` and `ignore`
@@ -23,6 +26,7 @@ from torch import Tensor
 
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
 from engine.quantization.byte_groups import SYMMETRIC_ZERO, ByteWeight, bits_of_bytes
+from engine.quantization.compressed_float4 import CompressedFloat4Method, float4_layer
 from engine.quantization.format import Headers, QuantizedLayer, StoredFormat
 from engine.quantization.fp8 import fp8_layer, fp8_layers, left_out, stated_block
 from engine.quantization.int4_groups import (
@@ -40,9 +44,24 @@ from engine.quantization.products import Product, ProductMethod
 from kernels import GGUFType
 from kernels.linear_w4a16.layouts import gptq_zeros
 
-_FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
+_FLOAT4_FORMATS = ("nvfp4-pack-quantized", "mxfp4-pack-quantized")
+_FORMATS = (
+    "pack-quantized",
+    "int-quantized",
+    "float-quantized",
+    "naive-quantized",
+    "mxfp8-quantized",
+    *_FLOAT4_FORMATS,
+)
+_MIXED = "mixed-precision"
 _PACKED_BITS = (4, 8)
-_UNUSED = ("input_scale", "output_scale", "input_zero_point", "weight_shape")
+_UNUSED = (
+    "input_scale",
+    "input_global_scale",
+    "output_scale",
+    "input_zero_point",
+    "weight_shape",
+)
 _INT_SIZES = {"I64": "<2q", "I32": "<2i"}
 
 
@@ -231,7 +250,9 @@ class CompressedTensorsFormat(StoredFormat):
         }
         for name, header in headers.items():
             layer, _, kind = name.rpartition(".")
-            if kind == "weight_packed" or (kind == "weight" and header.type == "I8"):
+            if kind == "weight_packed" and header.type == "U8":
+                found[layer] = float4_layer(layer, headers, device, _UNUSED)
+            elif kind == "weight_packed" or (kind == "weight" and header.type == "I8"):
                 found[layer] = self._integer_layer(layer, headers, device)
         return found
 
@@ -249,6 +270,8 @@ class CompressedTensorsFormat(StoredFormat):
             method = layer.method
             if isinstance(method, CompressedMethod) and method.bits == BITS:
                 return GGUFType.Q4_K if method.has_zeros else GGUFType.Q4_0
+            if isinstance(method, CompressedFloat4Method):
+                return GGUFType.IQ4_NL
             return GGUFType.Q8_0
 
         return is_slower_packed_like(layers.values(), dtype, like)
@@ -334,8 +357,8 @@ def _check_config(config: Mapping[str, Any]) -> None:
     """
     kind = "compressed-tensors"
     found = config.get("format")
-    if found not in _FORMATS:
-        raise unsupported(kind, "format", found, f"one of {', '.join(_FORMATS)}")
+    if found != _MIXED:
+        _check_format(found)
     sparsity = config.get("sparsity_config") or {}
     if not isinstance(sparsity, dict) or sparsity.get("format", "dense") != "dense":
         raise unsupported(kind, "sparsity_config", sparsity, "absent, or have format dense")
@@ -345,22 +368,35 @@ def _check_config(config: Mapping[str, Any]) -> None:
     if not isinstance(groups, dict):
         raise unsupported(kind, "config_groups", groups, "an object with schemes by name")
     for group in groups.values():
-        _check_scheme(group if isinstance(group, dict) else {})
+        _check_scheme(group if isinstance(group, dict) else {}, found)
 
 
-def _check_scheme(group: Mapping[str, Any]) -> None:
+def _check_format(found: object) -> None:
+    if found not in _FORMATS:
+        raise unsupported("compressed-tensors", "format", found, f"one of {', '.join(_FORMATS)}")
+
+
+def _check_scheme(group: Mapping[str, Any], form: object) -> None:
+    """Check a scheme.
+
+    Args:
+        form: the format of the checkpoint.
+    """
     weights = group.get("weights")
+    form = group.get("format") or form
+    _check_format(form)
     if not isinstance(weights, dict):
         raise unsupported(
             "compressed-tensors", "weights", weights, "an object with type and num_bits"
         )
     number, bits = weights.get("type", "int"), weights.get("num_bits", 8)
-    if (number, bits) not in (("int", 4), ("int", 8), ("float", 8)):
+    is_float4 = (number, bits) == ("float", 4) and form in _FLOAT4_FORMATS
+    if not is_float4 and (number, bits) not in (("int", 4), ("int", 8), ("float", 8)):
         raise unsupported(
             "compressed-tensors",
             "weights",
             {"type": number, "num_bits": bits},
-            "int with 4 or 8 bits, or float with 8",
+            "int with 4 or 8 bits, or float with 8, or with 4 as NVFP4 or MXFP4",
         )
 
 

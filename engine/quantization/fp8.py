@@ -1,9 +1,9 @@
 """Checkpoints in 8-bit floats (float8_e4m3fn), which stay packed on a CPU.
 
 A layer has `weight` [N, K] and either `weight_scale_inv`, a scale for each rectangle of
-`weight_block_size` (DeepSeek, Qwen), or `weight_scale`, one for the whole weight or for each
-output. Settings for rounded activations, such as `input_scale`, are ignored: activations keep their
-16 bits.
+`weight_block_size` (DeepSeek, Qwen), or `weight_scale`: one for the whole weight, one for each
+output, or in MXFP8 a power of two for each 32 inputs. Settings for rounded activations, such as
+`input_scale`, are ignored: activations keep their 16 bits.
 """
 
 import math
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
+from engine.quantization.float4_groups import powers_of_two
 from engine.quantization.format import Headers, QuantizedLayer, StoredFormat
 from engine.quantization.fp8_blocks import Fp8Weight, bits_of_fp8
 from engine.quantization.int4_groups import (
@@ -27,8 +28,11 @@ from engine.quantization.int4_groups import (
 from engine.quantization.method import LinearPart, TensorSpec, bias_tensors
 from engine.quantization.products import Product, ProductMethod
 from kernels import GGUFType
+from kernels.linear_panels.panels import BLOCK
 
 FP8_TYPE = "F8_E4M3"
+_SCALE_DTYPES = SCALE_DTYPES | {"U8": torch.uint8}
+"""The dtypes of scales; bytes are exponents plus 127 for each 32 inputs, as in MXFP8."""
 _METHODS = ("fp8", "fbgemm_fp8")
 """The values of `quant_method`."""
 _SCALES = ("weight_scale_inv", "weight_scale")
@@ -96,6 +100,8 @@ class Fp8Method(ProductMethod):
         width = self.width or part.in_features
         for shard, (its_numbers, its_scales) in enumerate(zip(numbers, scales, strict=True)):
             name = part.name(shard, self.scale)
+            if its_scales.dtype == torch.uint8:
+                its_scales = powers_of_two(name, its_scales)
             check_finite(name, its_scales)
             if bool((its_numbers.view(torch.uint8) & _NAN == _NAN).any()):
                 raise CorruptFile(
@@ -175,12 +181,14 @@ def fp8_layer(
             f"the checkpoint lacks the scales of {name}.weight; fetch the model again"
         )
     scale = headers[f"{name}.{kinds[0]}"]
-    if not is_matrix(shape) or scale.type not in SCALE_DTYPES:
+    if not is_matrix(shape) or scale.type not in _SCALE_DTYPES:
         raise ShapeMismatch(
             f"{name}.weight has shape {shape} and {kinds[0]} type {scale.type}; it must be a "
-            f"matrix with scales of type {', '.join(SCALE_DTYPES)}"
+            f"matrix with scales of type {', '.join(_SCALE_DTYPES)}"
         )
     out_features, in_features = shape
+    if scale.type == "U8":
+        block = (1, BLOCK)
     whole = None
     if (
         math.prod(scale.shape) == 1
@@ -202,7 +210,7 @@ def fp8_layer(
         width=width,
         scale=kinds[0],
         scale_shape=whole,
-        scale_dtype=SCALE_DTYPES[scale.type],
+        scale_dtype=_SCALE_DTYPES[scale.type],
         left_out=left_out(name, headers, unused),
         device=device,
     )

@@ -168,16 +168,50 @@ BNB8 = {"quant_method": "bitsandbytes", "load_in_8bit": True}
 FP8_BLOCKS = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [32, 64]}
 
 
-def mxfp4(weight: Tensor) -> Made:
-    blocks = weight.float().unflatten(1, (-1, 32))
-    exponents = (blocks.abs().amax(2).log2().floor() - 2).clamp(-126, 126)
-    scaled = blocks / exponents.exp2()[..., None]
+def float4(weight: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Round runs of inputs to 4-bit floats: packed bytes [N, runs, bytes], and the weight."""
+    scaled = weight.float().unflatten(1, (scales.shape[1], -1)) / scales[..., None]
     numbers = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
     magnitudes = (scaled.abs()[..., None] - numbers).abs().argmin(-1)
-    plain = (numbers[magnitudes].copysign(scaled) * exponents.exp2()[..., None]).flatten(1)
+    plain = (numbers[magnitudes].copysign(scaled) * scales[..., None]).flatten(1)
     codes = magnitudes + 8 * scaled.signbit()
-    packed = (codes[..., ::2] + 16 * codes[..., 1::2]).byte()
+    return (codes[..., ::2] + 16 * codes[..., 1::2]).byte(), plain
+
+
+def exponents_of(weight: Tensor, most: int) -> Tensor:
+    """The powers of two by which each 32 inputs are divided to be below two to the `most`."""
+    largest = weight.float().unflatten(1, (-1, 32)).abs().amax(2)
+    return (largest.log2().floor() + 1 - most).clamp(-126, 126)
+
+
+def mxfp4(weight: Tensor) -> Made:
+    exponents = exponents_of(weight, 3)
+    packed, plain = float4(weight, exponents.exp2())
     return {"blocks": packed, "scales": (exponents + 127).byte()}, plain
+
+
+def ct_mxfp4(weight: Tensor) -> Made:
+    tensors, plain = mxfp4(weight)
+    return {
+        "weight_packed": tensors["blocks"].flatten(1),
+        "weight_scale": tensors["scales"],
+    }, plain
+
+
+def ct_mxfp8(weight: Tensor) -> Made:
+    exponents = exponents_of(weight, 8)
+    scales = exponents.exp2().repeat_interleave(32, 1)
+    numbers = (weight.float() / scales).to(torch.float8_e4m3fn)
+    return {"weight": numbers, "weight_scale": (exponents + 127).byte()}, numbers.float() * scales
+
+
+def ct_nvfp4(weight: Tensor) -> Made:
+    largest = weight.float().unflatten(1, (-1, 16)).abs().amax(2)
+    whole = 448 * 6 / largest.amax().clamp(min=1e-6)
+    scales = (largest / 6 * whole).clamp(min=1).to(torch.float8_e4m3fn)
+    packed, plain = float4(weight, scales.float() / whole)
+    tensors = {"weight_packed": packed.flatten(1), "weight_scale": scales}
+    return tensors | {"weight_global_scale": whole.view(1)}, plain
 
 
 VARIETIES = {
@@ -225,6 +259,24 @@ VARIETIES = {
             fp8(w, "weight_scale", None, (1,))[0] | {"input_scale": torch.ones(1)},
             fp8(w, "weight_scale", None)[1],
         ),
+        9,
+        "compressed-tensors",
+    ),
+    "NVFP4": Variety(
+        ct_config("nvfp4-pack-quantized", num_bits=4, type="float", group_size=16),
+        lambda w: (ct_nvfp4(w)[0] | {"input_global_scale": torch.ones(1)}, ct_nvfp4(w)[1]),
+        6,
+        "compressed-tensors",
+    ),
+    "MXFP4 of compressed-tensors": Variety(
+        ct_config("mxfp4-pack-quantized", num_bits=4, type="float", group_size=32),
+        ct_mxfp4,
+        5,
+        "compressed-tensors",
+    ),
+    "MXFP8": Variety(
+        ct_config("mxfp8-quantized", type="float", group_size=32),
+        ct_mxfp8,
         9,
         "compressed-tensors",
     ),
