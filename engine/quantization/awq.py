@@ -3,7 +3,7 @@
 An int32 has eight numbers. A layer of version `gemm` has `qweight` [K, N / 8] and `qzeros`
 [G, N / 8], in which eight outputs are interleaved, and `scales` [G, N]; one of version `gemv` has
 `qweight` [N, K / 8], `qzeros` [N, W] and `scales` [N, 8 W], where W leaves room for more than G
-groups.
+groups. Without zero points (`zero_point` is false) all are 8, and `qzeros` may be missing.
 
 Paper: Lin et al. 2023, arXiv:2306.00978.
 """
@@ -36,11 +36,22 @@ from engine.quantization.method import LinearPart, TensorSpec, bias_tensors
 from kernels.linear_w4a16.layouts import PER_INT32, from_awq, gptq_zeros
 
 _KINDS = ("qweight", "qzeros", "scales")
+_EIGHTS = 0x88888888 - (1 << 32)
+"""An int32 of eight zero points that are 8."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AwqMethod(GroupedMethod[GroupedWeight | GroupPanels]):
     """A method with one product for neighbouring shards, whose groups are runs of inputs."""
+
+    sym: bool
+    """Whether all zero points are 8."""
+    has_zeros: bool
+    """Whether zero points are stored."""
+
+    @property
+    def is_symmetric(self) -> bool:
+        return self.sym
 
     @property
     def may_cut_groups(self) -> bool:
@@ -63,7 +74,12 @@ class AwqMethod(GroupedMethod[GroupedWeight | GroupPanels]):
                 f"into groups of {size}; use another format of this model, or a smaller "
                 f"tensor_parallel_size"
             )
-        loaded = {kind: part.shards(kind) for kind in _KINDS}
+        loaded = {kind: part.shards(kind) for kind in _KINDS if self._is_stored(kind)}
+        if not self.has_zeros:
+            loaded["qzeros"] = [
+                torch.full((len(one), one.shape[1] // PER_INT32), _EIGHTS, dtype=torch.int32)
+                for one in loaded["scales"]
+            ]
         shards = range(len(part.out_features))
         for shard in shards:
             check_finite(part.name(shard, "scales"), loaded["scales"][shard])
@@ -74,6 +90,9 @@ class AwqMethod(GroupedMethod[GroupedWeight | GroupPanels]):
         ]
         qweight, zeros, scales = zip(*parts, strict=True)
         return GroupedWeight.of_shards(qweight, scales, zeros, min(size, part.in_features))
+
+    def _is_stored(self, kind: str) -> bool:
+        return kind != "qzeros" or self.has_zeros
 
     @abstractmethod
     def _in_kernels_layout(
@@ -106,7 +125,8 @@ class _Gemm(AwqMethod):
                 dtypes=(self.scale_dtype,),
             ),
         }
-        return specs | bias_tensors(out_features, has_bias)
+        stored = {kind: spec for kind, spec in specs.items() if self._is_stored(kind)}
+        return stored | bias_tensors(out_features, has_bias)
 
     def _in_kernels_layout(
         self, qweight: Tensor, qzeros: Tensor, scales: Tensor, *, groups: int
@@ -133,7 +153,8 @@ class _Gemv(AwqMethod):
                 shape=(out_features, PER_INT32 * width), out_axis=0, dtypes=(self.scale_dtype,)
             ),
         }
-        return specs | bias_tensors(out_features, has_bias)
+        stored = {kind: spec for kind, spec in specs.items() if self._is_stored(kind)}
+        return stored | bias_tensors(out_features, has_bias)
 
     def _weight(self, part: LinearPart) -> GroupedWeight:
         if part.is_part_of_inputs:
@@ -160,13 +181,14 @@ class AwqFormat(StoredFormat):
         _check_config(config)
         self._group_size: int = _group_size(config)
         self._method = _VERSIONS[_version(config)]
+        self._sym: bool = not config.get("zero_point", True)
 
     @classmethod
     def detect(cls, config: Mapping[str, Any], headers: Headers) -> Self | None:
         return cls(config) if config.get("quant_method") == "awq" else None
 
     def is_slower_packed(self, layers: Mapping[str, QuantizedLayer], dtype: torch.dtype) -> bool:
-        return is_slower_packed(layers.values(), dtype, is_symmetric=False)
+        return is_slower_packed(layers.values(), dtype, is_symmetric=self._sym)
 
     def layers(self, headers: Headers, device: str = "cpu") -> dict[str, QuantizedLayer]:
         """Find the quantised layers; `modules_to_not_convert` names the others by parts of their
@@ -174,8 +196,10 @@ class AwqFormat(StoredFormat):
         return {name: self._layer(name, headers, device) for name in packed_layers(headers)}
 
     def _layer(self, name: str, headers: Headers, device: str) -> QuantizedLayer:
+        has_zeros = f"{name}.qzeros" in headers
         for kind in _KINDS:
-            if f"{name}.{kind}" not in headers:
+            is_needed = kind != "qzeros" or not self._sym
+            if is_needed and f"{name}.{kind}" not in headers:
                 raise MissingWeight(
                     f"the checkpoint lacks {name}.{kind}, which an AWQ layer needs; fetch the "
                     "model again"
@@ -184,6 +208,8 @@ class AwqFormat(StoredFormat):
         method = self._method(
             group_size=self._group_size,
             scale_dtype=stored_scale_dtype(name, headers),
+            sym=self._sym,
+            has_zeros=has_zeros,
             device=device,
         )
         if self._method is _Gemm:
@@ -217,8 +243,8 @@ def _check_config(config: Mapping[str, Any]) -> None:
     if bits != BITS or isinstance(bits, bool | float):
         raise unsupported("AWQ", "bits", bits, str(BITS))
     check_group_size("AWQ", _group_size(config))
-    if config.get("zero_point", True) is not True:
-        raise unsupported("AWQ", "zero_point", config["zero_point"], "true")
+    if not isinstance(config.get("zero_point", True), bool):
+        raise unsupported("AWQ", "zero_point", config["zero_point"], "true or false")
     version = _version(config)
     if not isinstance(version, str) or version not in _VERSIONS:
         raise unsupported("AWQ", "version", version, f"{' or '.join(_VERSIONS)}")

@@ -77,6 +77,22 @@ def test_memory_is_what_is_stated(version, group_size):
             assert stated == 64 * (SIZE / 2 + 3 * groups)
 
 
+@pytest.mark.parametrize(("version", "group_size"), CASES)
+@pytest.mark.parametrize("are_stored", [True, False])
+def test_symmetric_layers(version, group_size, are_stored):
+    tensors, weights = random_layer(version, group_size, sym=True)
+    if not are_stored:
+        tensors = {name: one for name, one in tensors.items() if "qzeros" not in name}
+    given = config(version, group_size, zero_point=False)
+    layer = loaded(tensors, weights, given)
+    weight = torch.cat(list(weights.values()))
+    assert_product(layer, tensors, weight, torch.float32, 1e-4)
+    state = layer._parts[0][1]
+    if isinstance(state, GroupPanels):
+        stated = sum(one.num_bytes(2) for one in layers_of(tensors, given).values())
+        assert state.state.panels.data.nbytes == stated == weight.numel() * 4.5 / 8
+
+
 @pytest.mark.parametrize(
     ("version", "partition"), [("gemm", "outputs"), ("gemm", "inputs"), ("gemv", "outputs")]
 )
@@ -149,7 +165,6 @@ def test_tensors_that_do_not_fit(kind, damage):
         ("group_size", 0),
         ("group_size", None),
         ("group_size", 2**70),
-        ("zero_point", False),
         ("zero_point", "yes"),
         ("version", "marlin"),
         ("version", ["gemm"]),

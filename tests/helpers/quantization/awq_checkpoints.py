@@ -29,13 +29,13 @@ def packed(q, order):
     return words
 
 
-def quantised(outputs, size, version="gemm", group_size=32, dtype=torch.float16):
+def quantised(outputs, size, version="gemm", group_size=32, dtype=torch.float16, sym=False):
     """Quantise a layer. Returns its tensors by kind, and the weight [N, K] fp32 that they stand
     for."""
     run = size if group_size == -1 else group_size
     groups = math.ceil(size / run)
     q = torch.randint(0, 16, (size, outputs))
-    zeros = torch.randint(0, 16, (groups, outputs))
+    zeros = torch.full((groups, outputs), 8) if sym else torch.randint(0, 16, (groups, outputs))
     scales = (torch.rand(groups, outputs) / size).add(1e-4).to(dtype)
     of_input = torch.arange(size) // run
     weight = ((q - zeros[of_input]) * scales.float()[of_input]).T.contiguous()
