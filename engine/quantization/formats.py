@@ -81,6 +81,12 @@ FORMATS = {
         cpu_only=True,
         needs_native=True,
     ),
+    "auto-round": FormatFacts(
+        target="engine.quantization.auto_round:AutoRoundFormat",
+        stored_as="auto-round",
+        described="quantised by auto-round",
+        kept_by_auto_on=("cpu", "cuda"),
+    ),
     "int8": FormatFacts(
         target="engine.quantization.int8:Int8Format", cpu_only=True, needs_native=True
     ),

@@ -291,6 +291,18 @@ VARIETIES = {
         "fp8",
     ),
     "MXFP4": Variety({"quant_method": "mxfp4"}, mxfp4, 5, "mxfp4"),
+    "auto-round": Variety(
+        {
+            "quant_method": "auto-round",
+            "packing_format": "auto_round:llm_compressor",
+            "data_type": "mx_fp",
+            "bits": 4,
+            "group_size": 32,
+        },
+        ct_mxfp4,
+        5,
+        "auto-round",
+    ),
     "fbgemm": Variety(
         {"quant_method": "fbgemm_fp8"}, lambda w: fp8(w, "weight_scale", (1, 0)), 9, "fp8"
     ),
