@@ -14,7 +14,7 @@ from engine.models.layers.parallel import TensorParallel
 from engine.quantization.int4_groups import GroupPanels, takes_panels
 from engine.quantization.method import LinearPart
 from engine.quantization.plain import UnpackingMethod, UnquantizedMethod
-from engine.quantization.registry import detect
+from engine.quantization.registry import detect, side_files
 from kernels.linear_panels import cases
 from tests.helpers.quantization.format_layers import (
     assert_multiplies,
@@ -112,11 +112,10 @@ def test_a_layer_of_one_output(variety):
 
 def test_a_tensor_that_is_not_there_is_named(variety):
     tensors, weights = random_layer(variety.quantise, {"q": 32}, 64)
-    used = [
-        kind
-        for kind in tensors
-        if not kind.endswith(("input_scale", "input_global_scale", "weight_format"))
-    ]
+    unused = ("input_scale", "output_scale", "input_global_scale", "weight_format")
+    if variety.bits < 9:
+        unused += ("zero_point",)  # of symmetric codes
+    used = [kind for kind in tensors if not kind.endswith(unused)]
     for name in used:
         rest = {other: one for other, one in tensors.items() if other != name}
         with pytest.raises(ModelLoadError, match=r"a\.q"):
@@ -150,7 +149,8 @@ def test_damage_is_refused_or_changes_nothing(variety):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_weight_without_numbers_is_refused_by_its_header(variety, device):
     tensors, _ = random_layer(variety.quantise, {"q": 32}, 64)
-    [name] = [name for name in tensors if name.endswith((".weight", ".weight_packed", ".blocks"))]
+    ends = (".weight", ".weight_packed", ".blocks", "_qdata", ".weight._data")
+    [name] = [name for name in tensors if name.endswith(ends)]
     for cut in (tensors[name][:0], tensors[name][:, :0]):
         with pytest.raises(ModelLoadError, match=r"a\.q"):
             layers = layers_of(tensors | {name: cut}, variety.config, device)
@@ -253,6 +253,48 @@ def test_ranks_do_not_divide_what_they_cannot(variety):
             halves = [half.contiguous() for half in x.chunk(2, 1)]
             found = sum(layer(half, NO_CONTEXT) for layer, half in zip(parts, halves, strict=True))
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors"),
+    [
+        ("torchao int8", {"_weight_qdata": torch.zeros(32, 4, dtype=torch.int32)}),
+        (
+            "torchao int8",
+            {
+                "_weight_qdata": torch.zeros(32, 32, dtype=torch.int8),
+                "_weight_scale": torch.ones(2, 32),
+                "_weight_zero_point": torch.zeros(2, 32),
+            },
+        ),
+        (
+            "torchao int8",
+            {
+                "_weight_qdata": torch.zeros(32, 32, dtype=torch.int8),
+                "_weight_scale": torch.ones(32, 1),
+                "_weight_act_pre_scale": torch.ones(32),
+            },
+        ),
+        ("quanto qint8", {"weight._data._data": torch.zeros(32, 32, dtype=torch.uint8)}),
+    ],
+)
+def test_what_a_tool_packed_for_itself_is_refused_with_another_way(config, tensors):
+    named = {f"a.q.{kind}": one for kind, one in tensors.items()}
+    with pytest.raises(ModelLoadError, match=r"a\.q\..* with tandem quantize"):
+        layers_of(named, VARIETIES[config].config)
+
+
+@pytest.mark.parametrize("quant_type", [None, "int8_weight_only"])
+def test_what_old_versions_of_torchao_state_is_refused(quant_type):
+    with pytest.raises(ModelLoadError, match="quantization_config: quant_type is"):
+        detect({"quant_method": "torchao", "quant_type": quant_type}, {})
+
+
+def test_quanto_is_detected_by_its_side_file():
+    stated = {"model.layers.0.mlp.up_proj": {"weights": "qint8", "activations": "none"}}
+    found = detect(stated, {})
+    assert found is not None and found[0] == "quanto"
+    assert "quanto_qmap.json" in side_files()
 
 
 ORDERED = ct_config("pack-quantized", num_bits=4, strategy="group", group_size=32, actorder="group")
