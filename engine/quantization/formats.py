@@ -99,6 +99,12 @@ FORMATS = {
         described="quantised by quanto",
         kept_by_auto_on=("cpu", "cuda"),
     ),
+    "hqq": FormatFacts(
+        target="engine.quantization.hqq:HqqFormat",
+        stored_as="hqq",
+        described="quantised by HQQ",
+        kept_by_auto_on=("cpu", "cuda"),
+    ),
     "int8": FormatFacts(
         target="engine.quantization.int8:Int8Format", cpu_only=True, needs_native=True
     ),

@@ -241,6 +241,29 @@ def quanto_int8(weight: Tensor) -> Made:
     return tensors | {"input_scale": torch.ones(()), "output_scale": torch.ones(())}, plain
 
 
+HQQ = {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"axis": 1}}}
+
+
+def hqq(weight: Tensor, bits: int, size: int = 32, axis: int = 1) -> Made:
+    groups = weight.float().reshape((-1, size) if axis == 1 else (size, -1))
+    low, high = groups.amin(axis, keepdim=True), groups.amax(axis, keepdim=True)
+    scales = ((high - low) / (2**bits - 1)).clamp(min=1e-4).to(torch.bfloat16)
+    zeros = (-low / scales).to(torch.bfloat16)
+    codes = (groups / scales + zeros).round().clamp(0, 2**bits - 1).int()
+    plain = ((codes - zeros.float()) * scales.float()).view_as(weight)
+    together = 10 if bits == 3 else 8 // bits
+    parts = torch.nn.functional.pad(codes, (0, 0, 0, -len(codes) % together)).chunk(together)
+    packed = torch.zeros_like(parts[0])
+    for part in parts:
+        packed = packed << bits | part
+    stated = {"nbits": bits, "group_size": size, "axis": axis, "shape": list(weight.shape)}
+    return {
+        "W_q": packed if bits == 3 else packed.byte(),
+        "scale": scales,
+        "zero": zeros,
+    } | {name: torch.tensor(one, dtype=torch.int32) for name, one in stated.items()}, plain
+
+
 VARIETIES = {
     "bnb nf4": Variety(BNB4, lambda w: bnb_4bit(w, "nf4"), 5, "bitsandbytes"),
     "bnb nf4, nested": Variety(BNB4, lambda w: bnb_4bit(w, "nf4", True), 5, "bitsandbytes"),
@@ -358,6 +381,9 @@ VARIETIES = {
         9,
         "quanto",
     ),
+    "HQQ": Variety(HQQ, lambda w: hqq(w, 4), 6, "hqq"),
+    "HQQ, 3 bits": Variety(HQQ, lambda w: hqq(w, 3), 6, "hqq"),
+    "HQQ, 8 bits": Variety(HQQ, lambda w: hqq(w, 8), 10, "hqq"),
     "fbgemm": Variety(
         {"quant_method": "fbgemm_fp8"}, lambda w: fp8(w, "weight_scale", (1, 0)), 9, "fp8"
     ),
