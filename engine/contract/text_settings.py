@@ -21,6 +21,9 @@ Quantization = Literal[
     "fp8",
     "mxfp4",
     "auto-round",
+    "torchao",
+    "quanto",
+    "hqq",
     "int8",
     "int8-weights",
     "int4",
@@ -61,11 +64,12 @@ class TokenSettings(WorkerSettings):
         "auto",
         "How linear layers keep their weights. auto: as the checkpoint has them, unless plain "
         "weights measured faster on this CPU and fit into memory. none: plain, in dtype. gguf, "
-        "gptq, awq, bitsandbytes, compressed-tensors, fp8, mxfp4, auto-round: packed as in the "
-        "checkpoint, which takes less memory for the same results. Rounded at load: int8-weights "
-        "and int4 in groups of 32; bnb-nf4, bnb-fp4 and bnb-int8 as bitsandbytes does. Faster and "
-        "less precise, on CPUs: int8 rounds any weights to 8 bits at load, and activations in each "
-        "step; gguf-int8 rounds only the activations of a GGUF file.",
+        "gptq, awq, bitsandbytes, compressed-tensors, fp8, mxfp4, auto-round, torchao, quanto, "
+        "hqq: packed as in the checkpoint, which takes less memory for the same results. Rounded "
+        "at load: int8-weights and int4 in groups of 32; bnb-nf4, bnb-fp4 and bnb-int8 as "
+        "bitsandbytes does. Faster and less precise, on CPUs: int8 rounds any weights to 8 bits "
+        "at load, and activations in each step; gguf-int8 rounds only the activations of a GGUF "
+        "file.",
     )
     max_model_len: int | None = knob(
         None,

@@ -82,12 +82,18 @@ class CompressedMethod(ProductMethod):
     """The shape of a single scale for the whole weight; otherwise the shape is [N, G]."""
     left_out: tuple[tuple[str, tuple[int, ...]], ...]
     """Kinds and shapes of tensors that are not used."""
+    sym: bool = False
+    """Whether stored zero points are all zero."""
     device: str
     """The device of the weights, `cpu` or `cuda`."""
 
     @property
     def takes_plain_weights(self) -> bool:
         return False
+
+    @property
+    def is_symmetric(self) -> bool:
+        return self.sym or not self.has_zeros
 
     def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
         """Return the tensor specs. Ranks divide only outputs, and only of symmetric codes."""
@@ -210,7 +216,7 @@ class CompressedMethod(ProductMethod):
         size = self.group_size or in_features
         if self.bits == BITS:
             return bits_of_nibbles(
-                in_features, size, self.scale_dtype, self.device, is_symmetric=not self.has_zeros
+                in_features, size, self.scale_dtype, self.device, is_symmetric=self.is_symmetric
             )
         return bits_of_bytes(
             in_features,
@@ -218,7 +224,7 @@ class CompressedMethod(ProductMethod):
             self.scale_dtype,
             self.device,
             dtype_bytes,
-            is_symmetric=not self.has_zeros,
+            is_symmetric=self.is_symmetric,
         )
 
 
@@ -263,7 +269,7 @@ class CompressedTensorsFormat(StoredFormat):
                     f"the checkpoint lacks {name}.{needed}, which its configuration needs; "
                     f"fetch the model again"
                 )
-        return _integer_layer(name, headers, device)
+        return integer_layer(name, headers, device)
 
     def is_slower_packed(self, layers: Mapping[str, QuantizedLayer], dtype: torch.dtype) -> bool:
         def like(layer: QuantizedLayer) -> GGUFType:
@@ -277,8 +283,11 @@ class CompressedTensorsFormat(StoredFormat):
         return is_slower_packed_like(layers.values(), dtype, like)
 
 
-def _integer_layer(name: str, headers: Headers, device: str) -> QuantizedLayer:
+def integer_layer(name: str, headers: Headers, device: str, *, sym: bool = False) -> QuantizedLayer:
     """Describe a layer of integer weights.
+
+    Args:
+        sym: whether zero points are all zero, if there are any.
 
     Raises:
         MissingWeight, ShapeMismatch: the tensors do not fit together.
@@ -328,6 +337,7 @@ def _integer_layer(name: str, headers: Headers, device: str) -> QuantizedLayer:
         has_g_idx=f"{name}.weight_g_idx" in headers,
         scale_dtype=SCALE_DTYPES[scale.type],
         scale_shape=whole,
+        sym=sym,
         left_out=left_out(name, headers, _UNUSED),
         device=device,
     )

@@ -87,6 +87,24 @@ FORMATS = {
         described="quantised by auto-round",
         kept_by_auto_on=("cpu", "cuda"),
     ),
+    "torchao": FormatFacts(
+        target="engine.quantization.torchao:TorchaoFormat",
+        stored_as="torchao",
+        described="quantised by torchao",
+        kept_by_auto_on=("cpu", "cuda"),
+    ),
+    "quanto": FormatFacts(
+        target="engine.quantization.quanto:QuantoFormat",
+        stored_as="quanto",
+        described="quantised by quanto",
+        kept_by_auto_on=("cpu", "cuda"),
+    ),
+    "hqq": FormatFacts(
+        target="engine.quantization.hqq:HqqFormat",
+        stored_as="hqq",
+        described="quantised by HQQ",
+        kept_by_auto_on=("cpu", "cuda"),
+    ),
     "int8": FormatFacts(
         target="engine.quantization.int8:Int8Format", cpu_only=True, needs_native=True
     ),

@@ -1,7 +1,7 @@
 """The methods by which a linear layer keeps its weights and multiplies by them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -77,6 +77,8 @@ class LinearPart:
     total_inputs: int | None = None
     """Input features of all ranks; None means `in_features`."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    stored_kinds: Mapping[str, str] = field(default_factory=dict)
+    """The kinds of tensors in the checkpoint by those of the method, where they differ."""
 
     @property
     def is_part_of_inputs(self) -> bool:
@@ -89,7 +91,7 @@ class LinearPart:
 
     def name(self, shard: int, kind: str) -> str:
         """Return the name of a shard's tensor in the checkpoint."""
-        return f"{self.names[shard]}.{kind}"
+        return f"{self.names[shard]}.{self.stored_kinds.get(kind, kind)}"
 
     def shards(self, kind: str) -> list[Tensor]:
         """Return the shards' loaded tensors, which may lie in a file's memory, and forget them."""

@@ -190,7 +190,8 @@ def _dequantise(flat: np.ndarray, tensor: GGUFTensor) -> torch.Tensor:
             except NotImplementedError as error:
                 raise ModelLoadError(
                     f"{tensor.path.name}: tensor {tensor.name!r} has type {tensor.type.name}, "
-                    f"which cannot be dequantised; use a file with another quantisation"
+                    f"which cannot be dequantised; use a file with another quantisation, or make "
+                    f"one with llama-quantize"
                 ) from error
     return out.reshape(tensor.shape)
 

@@ -17,6 +17,9 @@ from engine.files.gguf_part_names import part_names
 _SPLIT = {"split.no": "number", "split.count": "count", "split.tensors.count": "num_tensors"}
 """A part's metadata keys and the fields of `_Split` that they fill."""
 
+_NEWER_TYPES = {42: "type Q2_0, which the installed gguf package cannot read"}
+"""What is said of types that are newer than the gguf package, by their numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
@@ -143,9 +146,10 @@ def _tensor(entry: GgufEntry, header: GgufHeader, path: Path) -> GGUFTensor:
     try:
         tensor_type = GGMLQuantizationType(entry.type_id)
     except ValueError:
+        kind = _NEWER_TYPES.get(entry.type_id, f"the unknown type number {entry.type_id}")
         raise ModelLoadError(
-            f"{path.name}: tensor {entry.name[:80]!r} has the unknown type number {entry.type_id}; "
-            f"use a file with another quantisation"
+            f"{path.name}: tensor {entry.name[:80]!r} has {kind}; use a file with another "
+            f"quantisation, or make one with llama-quantize"
         ) from None
     block_size, block_bytes = GGML_QUANT_SIZES[tensor_type]
     if 0 in entry.shape or entry.shape[-1] % block_size:

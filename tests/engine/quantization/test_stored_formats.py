@@ -14,7 +14,7 @@ from engine.models.layers.parallel import TensorParallel
 from engine.quantization.int4_groups import GroupPanels, takes_panels
 from engine.quantization.method import LinearPart
 from engine.quantization.plain import UnpackingMethod, UnquantizedMethod
-from engine.quantization.registry import detect
+from engine.quantization.registry import detect, side_files
 from kernels.linear_panels import cases
 from tests.helpers.quantization.format_layers import (
     assert_multiplies,
@@ -26,7 +26,14 @@ from tests.helpers.quantization.format_layers import (
     loaded,
     random_layer,
 )
-from tests.helpers.quantization.stored_formats import VARIETIES, ct_config, ct_ordered, ct_packed
+from tests.helpers.quantization.stored_formats import (
+    HQQ,
+    VARIETIES,
+    ct_config,
+    ct_ordered,
+    ct_packed,
+    hqq,
+)
 
 SHARDS = {"q": 96, "k": 32, "v": 32}
 SIZE = 192
@@ -51,7 +58,14 @@ def test_products_are_those_of_the_dequantised_weight(variety, dtype):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_products_without_panels(variety, device, monkeypatch):
     """Panels are missing on a GPU, and without a C++ compiler."""
-    for module in ("four_bit_blocks", "byte_groups", "fp8_blocks", "int4_groups", "float4_groups"):
+    for module in (
+        "four_bit_blocks",
+        "byte_groups",
+        "fp8_blocks",
+        "int4_groups",
+        "float4_groups",
+        "hqq",
+    ):
         monkeypatch.setattr(f"engine.quantization.{module}.takes_panels", lambda: False)
     tensors, weights = random_layer(variety.quantise, SHARDS, SIZE, bias=True)
     methods = {name: one.method for name, one in layers_of(tensors, variety.config, device).items()}
@@ -99,7 +113,8 @@ def test_sizes_that_panels_do_not_take(variety, size):
     """Rows of which 32 neighbours do not divide."""
     made = variety.quantise(torch.zeros(8, 32))[0]
     has_exponents = "weight_scale" in made and made["weight_scale"].dtype == torch.uint8
-    if has_exponents or (made.keys() & {"weight_packed", "blocks"} and variety.bits < 8):
+    has_groups = made.keys() & {"weight_packed", "blocks"} and variety.bits < 8
+    if has_exponents or has_groups or "W_q" in made:
         pytest.skip("its groups of 32 divide no such rows")
     tensors, weights = random_layer(variety.quantise, {"q": 24}, size)
     assert_multiplies(loaded(tensors, weights, variety.config), weights)
@@ -112,11 +127,10 @@ def test_a_layer_of_one_output(variety):
 
 def test_a_tensor_that_is_not_there_is_named(variety):
     tensors, weights = random_layer(variety.quantise, {"q": 32}, 64)
-    used = [
-        kind
-        for kind in tensors
-        if not kind.endswith(("input_scale", "input_global_scale", "weight_format"))
-    ]
+    unused = ("input_scale", "output_scale", "input_global_scale", "weight_format")
+    if variety.bits < 9:
+        unused += ("zero_point",)  # of symmetric codes
+    used = [kind for kind in tensors if not kind.endswith(unused)]
     for name in used:
         rest = {other: one for other, one in tensors.items() if other != name}
         with pytest.raises(ModelLoadError, match=r"a\.q"):
@@ -150,7 +164,8 @@ def test_damage_is_refused_or_changes_nothing(variety):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_weight_without_numbers_is_refused_by_its_header(variety, device):
     tensors, _ = random_layer(variety.quantise, {"q": 32}, 64)
-    [name] = [name for name in tensors if name.endswith((".weight", ".weight_packed", ".blocks"))]
+    ends = (".weight", ".weight_packed", ".blocks", "_qdata", ".weight._data", ".W_q")
+    [name] = [name for name in tensors if name.endswith(ends)]
     for cut in (tensors[name][:0], tensors[name][:, :0]):
         with pytest.raises(ModelLoadError, match=r"a\.q"):
             layers = layers_of(tensors | {name: cut}, variety.config, device)
@@ -253,6 +268,82 @@ def test_ranks_do_not_divide_what_they_cannot(variety):
             halves = [half.contiguous() for half in x.chunk(2, 1)]
             found = sum(layer(half, NO_CONTEXT) for layer, half in zip(parts, halves, strict=True))
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors"),
+    [
+        ("torchao int8", {"_weight_qdata": torch.zeros(32, 4, dtype=torch.int32)}),
+        (
+            "torchao int8",
+            {
+                "_weight_qdata": torch.zeros(32, 32, dtype=torch.int8),
+                "_weight_scale": torch.ones(2, 32),
+                "_weight_zero_point": torch.zeros(2, 32),
+            },
+        ),
+        (
+            "torchao int8",
+            {
+                "_weight_qdata": torch.zeros(32, 32, dtype=torch.int8),
+                "_weight_scale": torch.ones(32, 1),
+                "_weight_act_pre_scale": torch.ones(32),
+            },
+        ),
+        ("quanto qint8", {"weight._data._data": torch.zeros(32, 32, dtype=torch.uint8)}),
+    ],
+)
+def test_what_a_tool_packed_for_itself_is_refused_with_another_way(config, tensors):
+    named = {f"a.q.{kind}": one for kind, one in tensors.items()}
+    with pytest.raises(ModelLoadError, match=r"a\.q\..* with tandem quantize"):
+        layers_of(named, VARIETIES[config].config)
+
+
+@pytest.mark.parametrize(("bits", "size", "axis"), [(4, 32, 0), (2, 16, 1), (1, 64, 1), (8, 24, 0)])
+def test_groups_of_hqq_may_be_of_any_kind(bits, size, axis):
+    """Where they are not multiples of 32 inputs, weights are unpacked."""
+    tensors, weights = random_layer(lambda w: hqq(w, bits, size, axis), SHARDS, SIZE)
+    layer = loaded(tensors, weights, HQQ)
+    assert_multiplies(layer, weights)
+    stays_packed = axis == 1 and size % 32 == 0 and takes_panels()
+    assert isinstance(layer._parts[0][1], GroupPanels) is stays_packed
+    bits_kept = 6 if stays_packed else 16
+    stated = sum(one.num_bytes(2) for one in layers_of(tensors, HQQ).values())
+    assert stated == sum(weight.numel() for weight in weights.values()) * bits_kept / 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("nbits", torch.tensor(5)),
+        ("nbits", torch.tensor(4.0)),
+        ("axis", torch.tensor(2)),
+        ("group_size", torch.tensor(0)),
+        ("group_size", torch.tensor(48)),
+        ("shape", torch.tensor([64, 64])),
+        ("shape", torch.tensor([-32, 64])),
+        ("shape", torch.tensor([32])),
+        ("scale", torch.zeros(64, 1, dtype=torch.uint8)),
+        ("W_q", torch.zeros(32, 16, dtype=torch.bfloat16)),
+    ],
+)
+def test_what_hqq_states_is_checked(kind, value):
+    tensors, _ = random_layer(lambda w: hqq(w, 4), {"q": 32}, 64)
+    with pytest.raises(ModelLoadError, match=r"a\.q"):
+        layers_of(tensors | {f"a.q.{kind}": value}, HQQ)
+
+
+@pytest.mark.parametrize("quant_type", [None, "int8_weight_only"])
+def test_what_old_versions_of_torchao_state_is_refused(quant_type):
+    with pytest.raises(ModelLoadError, match="quantization_config: quant_type is"):
+        detect({"quant_method": "torchao", "quant_type": quant_type}, {})
+
+
+def test_quanto_is_detected_by_its_side_file():
+    stated = {"model.layers.0.mlp.up_proj": {"weights": "qint8", "activations": "none"}}
+    found = detect(stated, {})
+    assert found is not None and found[0] == "quanto"
+    assert "quanto_qmap.json" in side_files()
 
 
 ORDERED = ct_config("pack-quantized", num_bits=4, strategy="group", group_size=32, actorder="group")

@@ -119,17 +119,24 @@ def ct_ordered(weight: Tensor, size: int = 32) -> Made:
     return tensors, plain_of(codes, scales, zeros)[:, place]
 
 
-def ct_int8(weight: Tensor, *, whole: bool = False, symmetric: bool = True) -> Made:
-    codes, scales, zeros = grouped(weight, 8, None, symmetric=symmetric)
+def ct_int8(
+    weight: Tensor, *, whole: bool = False, symmetric: bool = True, zeros: bool = False
+) -> Made:
+    """Quantise to bytes.
+
+    Args:
+        zeros: whether symmetric codes have zero points, too.
+    """
+    codes, scales, zero_points = grouped(weight, 8, None, symmetric=symmetric)
     if whole:
         scales = scales.amax().view(1)
         codes = (weight.float() / scales.float()).round().clamp(-128, 127).long()
         plain = codes.float() * scales.float()
     else:
-        plain = plain_of(codes, scales, zeros)
+        plain = plain_of(codes, scales, zero_points)
     tensors = {"weight": codes.to(torch.int8), "weight_scale": scales}
-    if not symmetric:
-        tensors["weight_zero_point"] = zeros.to(torch.int8)
+    if zeros or not symmetric:
+        tensors["weight_zero_point"] = zero_points.to(torch.int8)
     return tensors, plain
 
 
@@ -212,6 +219,49 @@ def ct_nvfp4(weight: Tensor) -> Made:
     packed, plain = float4(weight, scales.float() / whole)
     tensors = {"weight_packed": packed.flatten(1), "weight_scale": scales}
     return tensors | {"weight_global_scale": whole.view(1)}, plain
+
+
+TORCHAO = {"quant_method": "torchao", "quant_type": {"default": {"_data": {}}}}
+TORCHAO_NAMES = {
+    "weight": "_weight_qdata",
+    "weight_scale": "_weight_scale",
+    "weight_zero_point": "_weight_zero_point",
+}
+QUANTO_NAMES = {"weight": "weight._data", "weight_scale": "weight._scale"}
+
+
+def renamed(weight: Tensor, made: Callable[[Tensor], Made], names: dict[str, str]) -> Made:
+    """The same tensors with other names."""
+    tensors, plain = made(weight)
+    return {names[kind]: tensor for kind, tensor in tensors.items()}, plain
+
+
+def quanto_int8(weight: Tensor) -> Made:
+    tensors, plain = renamed(weight, ct_int8, QUANTO_NAMES)
+    return tensors | {"input_scale": torch.ones(()), "output_scale": torch.ones(())}, plain
+
+
+HQQ = {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"axis": 1}}}
+
+
+def hqq(weight: Tensor, bits: int, size: int = 32, axis: int = 1) -> Made:
+    groups = weight.float().reshape((-1, size) if axis == 1 else (size, -1))
+    low, high = groups.amin(axis, keepdim=True), groups.amax(axis, keepdim=True)
+    scales = ((high - low) / (2**bits - 1)).clamp(min=1e-4).to(torch.bfloat16)
+    zeros = (-low / scales).to(torch.bfloat16)
+    codes = (groups / scales + zeros).round().clamp(0, 2**bits - 1).int()
+    plain = ((codes - zeros.float()) * scales.float()).view_as(weight)
+    together = 10 if bits == 3 else 8 // bits
+    parts = torch.nn.functional.pad(codes, (0, 0, 0, -len(codes) % together)).chunk(together)
+    packed = torch.zeros_like(parts[0])
+    for part in parts:
+        packed = packed << bits | part
+    stated = {"nbits": bits, "group_size": size, "axis": axis, "shape": list(weight.shape)}
+    return {
+        "W_q": packed if bits == 3 else packed.byte(),
+        "scale": scales,
+        "zero": zeros,
+    } | {name: torch.tensor(one, dtype=torch.int32) for name, one in stated.items()}, plain
 
 
 VARIETIES = {
@@ -303,6 +353,37 @@ VARIETIES = {
         5,
         "auto-round",
     ),
+    "torchao int8": Variety(
+        TORCHAO,
+        lambda w: renamed(w, lambda w: ct_int8(w, symmetric=True, zeros=True), TORCHAO_NAMES),
+        8.5,
+        "torchao",
+    ),
+    "torchao int8, asymmetric": Variety(
+        {
+            "quant_method": "torchao",
+            "quant_type": {"default": {"_data": {"mapping_type": {"_data": "ASYMMETRIC"}}}},
+        },
+        lambda w: renamed(w, lambda w: ct_int8(w, symmetric=False), TORCHAO_NAMES),
+        10,
+        "torchao",
+    ),
+    "torchao float8": Variety(
+        TORCHAO,
+        lambda w: renamed(w, lambda w: fp8(w, "weight_scale", (1, 0)), TORCHAO_NAMES),
+        9,
+        "torchao",
+    ),
+    "quanto qint8": Variety({"quant_method": "quanto"}, quanto_int8, 8.5, "quanto"),
+    "quanto qfloat8": Variety(
+        {"quant_method": "quanto"},
+        lambda w: renamed(w, lambda w: fp8(w, "weight_scale", (1, 0)), QUANTO_NAMES),
+        9,
+        "quanto",
+    ),
+    "HQQ": Variety(HQQ, lambda w: hqq(w, 4), 6, "hqq"),
+    "HQQ, 3 bits": Variety(HQQ, lambda w: hqq(w, 3), 6, "hqq"),
+    "HQQ, 8 bits": Variety(HQQ, lambda w: hqq(w, 8), 10, "hqq"),
     "fbgemm": Variety(
         {"quant_method": "fbgemm_fp8"}, lambda w: fp8(w, "weight_scale", (1, 0)), 9, "fp8"
     ),
