@@ -1,5 +1,6 @@
 """The causal classes of transformers and their configurations."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,12 @@ NOT_OURS = (
 """Keys of config.json that choose code to run, or outputs that are not used here."""
 _OTHER_STATES = ("linear", "mamba", "conv", "recurrent", "ssm")
 """Substrings of the types of layers that keep other states than keys and values."""
+_OTHER_LIMITS = ("max_seq_len", "seq_length", "n_positions", "n_ctx")
+"""Names of the longest text in configurations without `max_position_embeddings`."""
+_UNSTATED_LIMIT = 2048
+_PYTHON_NAMES = re.compile(
+    r"\b\w+(Error|Exception): |(Class v|V)alidation error for (field|validator) '\w+':"
+)
 _MOVING_ROPES = ("dynamic", "longrope")
 
 
@@ -46,16 +53,18 @@ def read_config(architecture: str, values: Mapping[str, Any]) -> Any:
     """
     with strangers_file(architecture):
         config = parse(causal_class(architecture).config_class, values)  # type: ignore[union-attr]
-        num_layers, vocab_size = config.num_hidden_layers, config.vocab_size
-        max_positions = config.max_position_embeddings
-    for name, value, least, most in (
-        ("num_hidden_layers", num_layers, 1, MAX_LAYERS),
-        ("vocab_size", vocab_size, 1, 1 << 31),
-        ("max_position_embeddings", max_positions, 8, MAX_POSITIONS),
+        if not hasattr(config, "max_position_embeddings"):
+            limits = (getattr(config, name, None) for name in _OTHER_LIMITS)
+            config.max_position_embeddings = next(filter(None, limits), _UNSTATED_LIMIT)
+    _check_kind(architecture, config)
+    for name, least, most in (
+        ("num_hidden_layers", 1, MAX_LAYERS),
+        ("vocab_size", 1, 1 << 31),
+        ("max_position_embeddings", 8, MAX_POSITIONS),
     ):
+        value = getattr(config, name, None)
         if not isinstance(value, int) or not least <= value <= most:
             raise ModelLoadError(f"config.json: {name} must be an integer from {least} to {most}")
-    _check_kind(architecture, config)
     return config
 
 
@@ -70,9 +79,15 @@ def strangers_file(architecture: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise ModelLoadError(
-            f"config.json is not valid for {architecture}: {type(error).__name__}: "
-            f"{str(error)[:300]}"
+            f"config.json is not valid for {architecture}: {in_words(error)}"
         ) from error
+
+
+def in_words(error: Exception) -> str:
+    """What an error of transformers or PyTorch says, in one line and without names of exceptions,
+    which mean nothing to users."""
+    text = " ".join(_PYTHON_NAMES.sub("", str(error)).split())
+    return text[:300] or "it gives no reason"
 
 
 def parse(config_class: Any, values: Mapping[str, Any]) -> Any:
@@ -110,5 +125,5 @@ def refusal(architecture: str, reason: str) -> UnsupportedArchitecture:
     """Why transformers' code for it cannot be served."""
     return UnsupportedArchitecture(
         f"architecture {architecture!r} is not supported, and transformers' code for it cannot run "
-        f"on the paged KV cache: {reason}"
+        f"on the paged KV cache: {reason}; docs/models.md lists the models that are served"
     )

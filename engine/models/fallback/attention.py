@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from engine.models.fallback.step import current_context
-from kernels import paged_attention, rope_store_kv
+from kernels import PagedBatch, paged_attention, rope_store_kv
 
 PAGED = "tandem_paged"
 """The name of the function in configurations. It has no mask function, so transformers makes no
 masks."""
+_POSITION_DIMS = 8
+"""Numbers by which keys grow for biases that depend on positions."""
+_PART = 256
 
 
 def attend(
@@ -24,18 +27,24 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    alibi: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Store the step's keys and values, and attend to everything cached.
 
+    Layers may have fewer and smaller heads than the cache; they are padded with zeros.
+
     Args:
         module: the attention module; `layer_idx` gives its cache and `tandem_window` its window.
         query: [1, H, T, D].
-        key, value: [1, K, T, D] and [1, K, T, ≤ D]; shorter values are padded.
+        key, value: [1, K, T, D] and [1, K, T, E].
+        s_aux: [H], the sinks' scores (`kernels.paged_attention`).
+        alibi: [H], what is added to a head's scaled score for each position of the key.
         others: arguments that `engine.models.fallback.trace` has found to be without effect here.
 
     Returns:
-        [1, T, H, size of a value].
+        [1, T, H, E].
     """
     ctx = current_context()
     layer: int = module.layer_idx  # type: ignore[assignment]
@@ -44,8 +53,11 @@ def attend(
     scales = ctx.kv_scales[layer] if ctx.kv_scales else None
     batch, slot_mapping = ctx.groups[ctx.group_of_layer[layer]]
     num_heads, num_tokens, dim = query.shape[1:]
-    padding = dim - value.shape[3]
-    rows = torch.cat((key[0], F.pad(value[0], (0, padding)) if padding else value[0]))
+    scale = dim**-0.5 if scaling is None else scaling
+    if alibi is not None:
+        query, key = _with_positions(query, key, alibi / scale, batch)
+    num_kv_heads, cached_heads, cached_dim = key.shape[1], cache.shape[2], cache.shape[4]
+    rows = torch.cat([_padded(one[0], cached_heads, cached_dim) for one in (key, value)])
     rope_store_kv(
         rows.transpose(0, 1),
         torch.zeros_like(slot_mapping[0]),
@@ -55,16 +67,56 @@ def attend(
         num_heads=0,
         kv_scales=scales,
     )
+    all_heads = cached_heads * num_heads // num_kv_heads
+    sinks = None if s_aux is None else F.pad(s_aux.float(), (0, all_heads - num_heads))
     mixed = paged_attention(
-        query[0].transpose(0, 1).to(rows.dtype).contiguous(),
+        _padded(query[0], all_heads, cached_dim).transpose(0, 1).to(rows.dtype).contiguous(),
         cache,
         batch,
-        scale=dim**-0.5 if scaling is None else scaling,
+        scale=scale,
         window=window,
         soft_cap=softcap,
         kv_scales=scales,
+        sinks=sinks,
     )
-    return mixed.view(1, num_tokens, num_heads, dim)[..., : dim - padding].to(query.dtype), None
+    mixed = mixed.view(1, num_tokens, all_heads, cached_dim)
+    return mixed[:, :, :num_heads, : value.shape[3]].to(query.dtype), None
+
+
+def cached_dim(dim: int, value_dim: int, has_alibi: bool) -> int:
+    """The size of cached keys and values of a layer with these sizes."""
+    positions = _POSITION_DIMS if has_alibi else 0
+    return max(dim + positions, value_dim)
+
+
+def _padded(heads: Tensor, num_heads: int, dim: int) -> Tensor:
+    """Pad [H, T, D] with zeros to that many heads of that size."""
+    missing = (0, dim - heads.shape[2], 0, 0, 0, num_heads - heads.shape[0])
+    return F.pad(heads, missing) if any(missing) else heads
+
+
+def _with_positions(
+    query: Tensor, key: Tensor, slopes: Tensor, batch: PagedBatch
+) -> tuple[Tensor, Tensor]:
+    """Append numbers to keys, and to queries, whose product is the slope of the head times the
+    position of the key. A position is divided so that its parts are exact in bf16.
+
+    Args:
+        slopes: [H].
+    """
+    ends = batch.cu_seqlens_q[1:]
+    lengths = ends - batch.cu_seqlens_q[:-1]
+    rows = torch.arange(key.shape[2], device=key.device)
+    positions = rows + torch.repeat_interleave(
+        batch.context_lens - ends, lengths, output_size=len(rows)
+    )
+    unused = (0, _POSITION_DIMS - 2)
+    parts = F.pad(torch.stack((positions // _PART, positions % _PART), -1), unused)
+    weights = F.pad(torch.stack((slopes * _PART, slopes), -1), unused)
+    return (
+        torch.cat((query, weights[None, :, None].expand(*query.shape[:3], -1).to(query.dtype)), -1),
+        torch.cat((key, parts[None, None].expand(*key.shape[:3], -1).to(key.dtype)), -1),
+    )
 
 
 @functools.cache

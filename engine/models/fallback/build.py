@@ -18,6 +18,7 @@ from engine.models.fallback.layers import (
     replacement,
     replacement_for_head,
 )
+from engine.models.fallback.own_attention import has_own_attention, open_attention
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
 from engine.quantization.method import TensorSpec
 
@@ -39,9 +40,12 @@ def create_class(
         ModelLoadError: see `read_config`.
     """
     config = read_config(architecture, values)
-    config._attn_implementation = attention
+    config._attn_implementation = "eager" if has_own_attention(config) else attention
     config._experts_implementation = experts
-    return causal_class(architecture)(config)  # type: ignore[misc]
+    model = causal_class(architecture)(config)  # type: ignore[misc]
+    if has_own_attention(config):
+        open_attention(model, attention)
+    return model
 
 
 def build(

@@ -9,7 +9,7 @@ import torch
 from engine.errors import ModelLoadError
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
-from engine.models.fallback.architecture import causal_class, refusal
+from engine.models.fallback.architecture import causal_class, in_words, refusal
 from engine.models.fallback.build import HEAD, create_class
 from engine.models.fallback.model import FallbackConfig, FallbackModel
 from engine.models.fallback.names import TensorNames
@@ -47,8 +47,8 @@ def read_json(keys: MetadataKeys, *, architecture: str) -> ModelConfig:
     """
     model = _without_memory(architecture, keys.values)
     config, layers = model.config, trace_layers(architecture, model)
-    if len({(one.num_heads, one.num_kv_heads, one.head_dim) for one in layers}) > 1:
-        raise refusal(architecture, "the sizes of keys and values differ between its layers")
+    num_kv_heads = max(one.num_kv_heads for one in layers)
+    group = max(one.num_heads // one.num_kv_heads for one in layers)
     paths = {id(module): path for path, module in model.named_modules()}
     if paths.get(id(model.get_output_embeddings())) != HEAD:
         raise refusal(architecture, f"its output layer is not called {HEAD}")
@@ -58,9 +58,9 @@ def read_json(keys: MetadataKeys, *, architecture: str) -> ModelConfig:
         hidden_size=config.hidden_size,
         intermediate_size=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
         num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=layers[0].num_heads,
-        num_key_value_heads=layers[0].num_kv_heads,
-        head_dim=layers[0].head_dim,
+        num_attention_heads=num_kv_heads * group,
+        num_key_value_heads=num_kv_heads,
+        head_dim=max(one.head_dim for one in layers),
         rms_norm_eps=0.0,
         max_position_embeddings=config.max_position_embeddings,
         tie_word_embeddings=bool(config.tie_word_embeddings),
@@ -84,7 +84,9 @@ def _without_memory(architecture: str, values: Mapping[str, Any]) -> Any:
     except ModelLoadError:
         raise
     except Exception as error:  # transformers' code may fail in any way on strange sizes
-        raise refusal(
-            architecture, f"it cannot be built: {type(error).__name__}: {error}"
-        ) from error
+        if isinstance(error, KeyError) and error.args == (TRACED,):
+            reason = "it has attention code of its own"
+        else:
+            reason = f"it cannot be built from config.json: {in_words(error)}"
+        raise refusal(architecture, reason) from error
     return model.eval()

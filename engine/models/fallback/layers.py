@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import activations
+from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
 from engine.errors import ModelLoadError
@@ -203,7 +204,7 @@ def replacement(path: str, module: Any) -> nn.Module | None:
     """Return our replacement of a module that one of our layers can compute; None keeps the
     module."""
     name = path.rpartition(".")[2]
-    if type(module) is nn.Linear:
+    if type(module) in (nn.Linear, FalconLinear):
         has_bias = module.bias is not None
         return FallbackLinear(name, module.in_features, module.out_features, bias=has_bias)
     if type(module) is Conv1D:

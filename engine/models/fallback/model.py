@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
-from engine.models.fallback.architecture import refusal
+from engine.models.fallback.architecture import in_words, refusal
 from engine.models.fallback.attention import PAGED
 from engine.models.fallback.build import build
 from engine.models.fallback.comparison import compare
@@ -104,7 +104,8 @@ class FallbackModel(CausalLM):
         """Compute [T, C] from [T] token ids of one whole text with transformers' own attention and
         masks."""
         config = self.causal.config
-        config._attn_implementation = "eager"
+        # Falcon's eager code adds its position biases twice.
+        config._attn_implementation = "sdpa" if config.model_type == "falcon" else "eager"
         try:
             mask = torch.ones_like(token_ids)[None]
             positions = torch.arange(len(token_ids), device=token_ids.device)[None]
@@ -160,7 +161,7 @@ class FallbackModel(CausalLM):
             if is_out_of_memory(error):
                 raise
             raise refusal(
-                self.config.architecture, f"a trial run failed: {type(error).__name__}: {error}"
+                self.config.architecture, f"a trial run failed: {in_words(error)}"
             ) from error
         if self._rows_apart is not None and not self._rows_apart.was_needed:
             self._rows_apart = None

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from engine.errors import UnsupportedArchitecture
-from engine.models.fallback.architecture import refusal
+from engine.models.fallback.architecture import in_words, refusal
+from engine.models.fallback.attention import cached_dim
 
 TRACED = "tandem_traced"
 _NUM_TOKENS = 4
@@ -47,12 +48,11 @@ key."""
 
 @dataclass(frozen=True, slots=True)
 class LayerFacts:
-    """The sizes and the window of one layer's attention."""
+    """The sizes and the window of one layer's attention, as the cache needs them."""
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    """Size of a query and of a key."""
     window: int | None
 
 
@@ -94,7 +94,7 @@ def trace_layers(architecture: str, model: Any) -> list[LayerFacts]:
     except UnsupportedArchitecture:
         raise
     except Exception as error:  # transformers' code may fail in any way on strange sizes
-        raise trace.refuse(f"it cannot be examined: {type(error).__name__}: {error}") from error
+        raise trace.refuse(f"it cannot be examined: {in_words(error)}") from error
     finally:
         _current.reset(token)
     num_layers = config.num_hidden_layers
@@ -114,6 +114,8 @@ def _note_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    alibi: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Stand in for attention and note its arguments."""
@@ -133,14 +135,15 @@ def _note_attention(
     batch, heads, num_tokens, dim = query.shape
     if batch != 1 or num_tokens != _NUM_TOKENS or key.shape[2] != num_tokens:
         raise trace.refuse("its attention does not have one query and one key per token")
-    if key.shape[3] != dim or value.shape[1] != key.shape[1] or value.shape[3] > dim:
-        raise trace.refuse("its queries, keys and values differ in size")
+    if key.shape[3] != dim or value.shape[1] != key.shape[1] or heads % key.shape[1]:
+        raise trace.refuse("its queries, keys and values do not fit each other")
     window = others.get("sliding_window")
     if attention_mask is not None:
         if id(attention_mask) not in trace.masks:
             raise trace.refuse("it changes the mask of its attention")
         window = trace.masks[id(attention_mask)][1]
-    trace.layers[layer] = LayerFacts(heads, key.shape[1], dim, window)
+    size = cached_dim(dim, value.shape[3], alibi is not None)
+    trace.layers[layer] = LayerFacts(heads, key.shape[1], size, window)
     return value.new_empty(1, num_tokens, heads, value.shape[3]), None
 
 

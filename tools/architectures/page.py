@@ -1,0 +1,103 @@
+"""The page about the models of transformers, docs/models.md."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loadtest.markdown import table
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, DATA = DOCS / "models.md", DOCS / "models.json"
+TOLERANCE = 1e-3
+Row = Mapping[str, Any]
+
+
+def page_of(rows: Mapping[str, Row], version: str) -> str:
+    """The page with the counts and a table by name for each outcome."""
+    of_state: dict[str, dict[str, Row]] = {}
+    for name, row in rows.items():
+        of_state.setdefault(row["state"], {})[name] = row
+    served = of_state.get("family", {}) | of_state.get("fallback", {})
+    alike = sum(_is_alike(row) for row in served.values())
+    counts = [
+        ("all architectures", len(rows)),
+        ("served by a family of Tandem", len(of_state.get("family", {}))),
+        ("served by transformers' code on Tandem's cache", len(of_state.get("fallback", {}))),
+        ("of those served: as transformers within 1e-3, with the same bits in company", alike),
+        ("refused with a reason", len(of_state.get("refused", {}))),
+        ("failed without a reason", len(of_state.get("failed", {}))),
+        ("not tried, because the command cannot make a tiny one", len(of_state.get("not made", {}))),
+    ]
+    parts = [
+        _HEAD.format(version=version),
+        table(["", "number"], [[name, str(count)] for name, count in counts], num_text_columns=1),
+    ]
+    for title, state, text in _SECTIONS:
+        found = of_state.get(state, {})
+        if found:
+            cells = _served if state in ("family", "fallback") else _unserved
+            heads = _SERVED_HEADS if state in ("family", "fallback") else _UNSERVED_HEADS
+            lines = [cells(name, row) for name, row in sorted(found.items())]
+            parts += [f"## {title}", text, table(heads, lines, num_text_columns=len(heads))]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(row: Row) -> str:
+    """A row in one line."""
+    if "difference" not in row:
+        return f"{row['state']}: {row['reason']}"
+    bits = f"same bits in company: {row['same_in_company']}, after a hit: {row['same_after_hit']}"
+    return f"{row['state']} ({row['by']}), difference {row['difference']:.1e}, {bits}"
+
+
+def _is_alike(row: Row) -> bool:
+    return bool(row["difference"] <= TOLERANCE and row["same_in_company"] and row["same_after_hit"])
+
+
+def _served(name: str, row: Row) -> list[str]:
+    takes = "text" if row["kind"] == "text" or not row["pictures"] else "text and pictures"
+    by = "" if row["by"] == name else f"as {row['by']}"
+    bits = [_yes(row["same_in_company"]), _yes(row["same_after_hit"])]
+    return [name, takes, by, f"{row['difference']:.0e}", *bits]
+
+
+def _unserved(name: str, row: Row) -> list[str]:
+    return [name, row["reason"].replace("|", "\\|").replace("<", "&lt;")]
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "**no**"
+
+
+_SERVED_HEADS = (
+    *("architecture", "takes", "computed", "difference"),
+    *("same bits in company", "same bits after a prefix hit"),
+)
+_UNSERVED_HEADS = ("architecture", "reason")
+_SECTIONS = (
+    (
+        "Served by a family",
+        "family",
+        "Tandem's own layers compute these models.",
+    ),
+    (
+        "Served by transformers' code",
+        "fallback",
+        "Transformers' layers compute these models with Tandem's products, attention and cache "
+        "([how](decisions/023-models-without-a-family.md)). They are slower.",
+    ),
+    ("Refused", "refused", "Tandem refuses to load these models with the sentence shown."),
+    ("Failed", "failed", "These models fail without a useful sentence, which is a defect."),
+    ("Not tried", "not made", "The command cannot make a tiny model of these architectures."),
+)
+_HEAD = """# Models
+
+<!-- written by python -m tools.architectures -->
+
+This page lists every causal and every picture-and-text architecture of transformers {version}. For each
+one, `python -m tools.architectures` makes a tiny checkpoint with random weights, serves it on a CPU in
+fp32 and compares log-probabilities of a random text with those of transformers. The difference is the
+greatest one of the 20 likeliest tokens at 84 positions. The text is computed alone, then in steps with
+other texts and with too few KV blocks, so that texts are preempted, and then again with its prompt found in
+the prefix cache. A picture-and-text model that takes only text is served without its pictures. The
+results say nothing about the quality of real checkpoints, which this command does not have."""

@@ -1,0 +1,136 @@
+"""Makes a tiny random model of any of transformers' language models."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+
+VOCAB_SIZE = 384
+NUM_POSITIONS = 512
+WINDOW = 24
+_MOST_WEIGHTS = 40_000_000
+_MOST_LAYERS = 8
+_LAYER_COUNTS = re.compile(
+    r"num_hidden_layers|num_layers|n_layers?|layers|(en|de)coder_layers|num_(en|de)coder_layers"
+    r"|depth|num_blocks|decoder_num_layers"
+)
+_SIZES: tuple[tuple[str, int], ...] = (
+    (r"(.*_)?vocab_size(_.*)?|codebook_size", VOCAB_SIZE),
+    (r".*max_(source_|target_)?position_embeddings|n_positions|n_ctx|max_seq_len", NUM_POSITIONS),
+    (r"original_max_position_embeddings|model_max_length", NUM_POSITIONS),
+    (r"(.*_)?sliding_window(_size)?|attention_chunk_size|(attention|local_attention)_window.*", WINDOW),
+    (r"attention_window_size|window_size", WINDOW),
+    (r"head_dim|.*_head_dim|qk_nope_head_dim|v_head_dim|d_kv|kv_channels|dim_head|d_head", 32),
+    (r"rotary_dim|qk_rope_head_dim", 16),
+    (r".*attention_heads|.*num_heads|n_heads?|linear_num_(key|value)_heads|mamba_n_heads", 4),
+    (r"(q|kv|o)_lora_rank|.*_rank|time_step_rank", 32),
+    (r"moe_.*intermediate_size|.*expert.*intermediate_size|expert_ffn.*", 64),
+    (r".*intermediate_size.*|.*ffn_dim|.*ffn_hidden_size|n_inner|d_ff|dff|dim_ff|mlp_dim", 192),
+    (r".*hidden_size.*|n_embd|d_model|.*embed_dim|embedding_size|.*proj(ection)?_dim|width", 128),
+    (r"dim|input_size|.*out_dim|output_dim|d_inner|.*hidden_dim", 128),
+    (r".*num_(local_|routed_)?experts|n_routed_experts|moe_num_experts|num_experts_per_layer", 8),
+    (r".*experts_per_tok(en)?|moe_top_?k|moe_k|top_k", 2),
+    (r"n_group|num_expert_group", 2),
+    (r"topk_group", 1),
+    (r"first_k_dense_replace|moe_layer_start_index|num_dense_layers|.*num_kv_shared_layers", 1),
+    (r"image_size|max_image_size|resolution", 56),
+    (r".*mamba_d_state|state_size|ssm_state_size|index_topk|index_block_size", 16),
+    (r".*chunk_size", 16),
+)
+"""Names of sizes and their most, the first that fits."""
+_KV_HEADS = (
+    ("num_key_value_heads", "num_attention_heads"),
+    ("swa_num_key_value_heads", "swa_num_attention_heads"),
+    ("num_kv_heads", "num_attention_heads"),
+)
+"""Numbers of heads for keys and values, and of the heads that share them."""
+_LISTS_OF_LAYERS = re.compile(r".*_index(e?s)?|.*layers|.*_idxs|.*layer_ids")
+
+EXCEPTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {}
+"""Changes to the configurations of some models, by `model_type`."""
+
+
+def architectures() -> dict[str, str]:
+    """All causal and picture-and-text classes of the installed transformers, with their kind."""
+    causal = dict.fromkeys(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), "text")
+    both = dict.fromkeys(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values(), "pictures and text")
+    return dict(sorted((causal | both).items()))
+
+
+def tiny_model(architecture: str) -> Any:
+    """Make a model in fp32 whose numbers are all random."""
+    model_class = getattr(transformers, architecture)
+    config_class = model_class.config_class
+    values = config_class().to_dict()
+    _shrink(values)
+    EXCEPTIONS.get(values["model_type"], dict)(values)
+    config = config_class.from_dict(values)
+    config._attn_implementation = "eager"
+    with torch.device("meta"):
+        size = sum(one.numel() for one in model_class(config).parameters())
+    if size > _MOST_WEIGHTS:
+        raise ValueError(f"the model has {size:,} weights")
+    model = model_class(config).float().eval()
+    _randomise(model)
+    return model
+
+
+def _shrink(values: dict[str, Any]) -> None:
+    """Make the sizes of a configuration small, and those of the configurations in it."""
+    old_values = dict(values)
+    counts = {k: v for k, v in values.items() if _LAYER_COUNTS.fullmatch(k) and _is_size(v)}
+    kinds = values.get("layer_types") or values.get("layers_block_type") or []
+    wanted = min(max(2, _layers_with_all_kinds(kinds)), _MOST_LAYERS)
+    for name, value in counts.items():
+        values[name] = min(value, wanted)
+    old = max(counts.values(), default=0)
+    for name, value in values.items():
+        if isinstance(value, dict):
+            if not name.startswith(("id2label", "label2id")):
+                _shrink(value)
+        elif isinstance(value, list) and counts:
+            if len(value) == old:
+                values[name] = value[:wanted]
+            elif _LISTS_OF_LAYERS.fullmatch(name) and all(_is_size(one) for one in value):
+                values[name] = [one for one in value if one < wanted] or [0]
+        elif _is_size(value) and name not in counts:
+            values[name] = _small(name, value)
+    for name, heads in _KV_HEADS:
+        if _is_size(values.get(name)) and _is_size(values.get(heads)):
+            values[name] = min(old_values[name], 4 if old_values[name] == old_values[heads] else 2)
+    section = values.get("mrope_section")
+    if section:
+        values["mrope_section"] = [one // 4 for one in section]
+
+
+def _small(name: str, value: int) -> int:
+    if re.fullmatch(r".*token_(id|index)|.*_id", name):
+        return value if value < VOCAB_SIZE else VOCAB_SIZE - 1 - value % 97
+    most = next((most for pattern, most in _SIZES if re.fullmatch(pattern, name)), value)
+    return min(value, most)
+
+
+def _layers_with_all_kinds(kinds: list[Any]) -> int:
+    """The number of first layers among which each kind is."""
+    return max((kinds.index(one) + 1 for one in set(map(str, kinds)) if one in kinds), default=0)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@torch.no_grad()
+def _randomise(model: Any) -> None:
+    """Draw norms and biases, which transformers starts at 1 and 0, and matrices large enough that
+    attention tells tokens apart."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1 or name.endswith("bias"):
+            parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.2)
+        else:
+            parameter.normal_(0.0, parameter.shape[-1] ** -0.5)
