@@ -20,8 +20,9 @@ from typing import Any
 import torch
 import transformers
 
+import engine.models.fallback.family  # noqa: F401  # so that the processes need not import it
 from tools.architectures.page import DATA, PAGE, page_of, summary
-from tools.architectures.tiny import architectures
+from tools.architectures.tiny import architectures, tiny_model
 from tools.architectures.trial import try_architecture
 
 LIMIT_S = 180.0
@@ -43,6 +44,7 @@ def main() -> None:
         parser.error(f"transformers {transformers.__version__} has no {', '.join(unknown)}")
     rows = json.loads(DATA.read_text()) if DATA.exists() else {}
     names = options.names or [one for one in known if not (options.rest and one in rows)]
+    tiny_model("LlamaForCausalLM")  # imports what the processes share
     for name in () if options.page else names:
         row = tried(name)
         rows[name] = {"kind": known[name], **row}

@@ -28,7 +28,7 @@ from engine.weights.source import Checkpoint
 from tools.architectures.tiny import VOCAB_SIZE, tiny_model
 
 TOLERANCE = 1e-3
-_PROMPT, _OUTPUT = 48, 36
+_PROMPT, _OUTPUT = 52, 32
 _TOP = 20
 """Log-probabilities that are compared at each position, those of the likeliest tokens."""
 _BLOCKS = 14
@@ -130,8 +130,8 @@ def _joined(events: list[TokenEvent]) -> Answer:
 
 
 def _compare(served: Served, theirs: Any) -> dict[str, Any]:
-    """Compare a random text with transformers', and with itself among others, found in the cache
-    and preempted."""
+    """Compare a random text with transformers', and with itself with its prompt in the cache, and
+    among others with so few blocks that it is preempted."""
     ordinary = _ordinary_tokens(theirs.config, served.config.vocab_size)
     prompt = random.choices(ordinary, k=_PROMPT)
     allowed = array("i", ordinary).tobytes()
@@ -154,10 +154,10 @@ def _compare(served: Served, theirs: Any) -> dict[str, Any]:
     [alone] = served.answers([request("alone", prompt, prompt_logprobs=_TOP)])
     strangers = [
         request(f"stranger {i}", random.choices(ordinary, k=random.randint(1, _PROMPT)))
-        for i in range(3)
+        for i in range(4)
     ]
-    crowd = [*strangers, request("anew", prompt, salt="anew"), request("again", prompt)]
-    *_, anew, again = served.answers(crowd)
+    [again] = served.answers([request("again", prompt)])
+    *_, anew = served.answers([*strangers, request("anew", prompt, salt="anew")])
     return {
         "difference": _difference(alone, prompt, theirs),
         "same_in_company": anew.logprobs == alone.logprobs,
@@ -186,9 +186,9 @@ def _ordinary_tokens(config: Any, vocab_size: int) -> list[int]:
         for name, value in parts.pop().items():
             if isinstance(value, dict):
                 parts.append(value)
-            elif name.endswith(("_id", "_index", "_ids")):
-                special |= {*(value if isinstance(value, list) else [value])}
-    return [one for one in range(min(VOCAB_SIZE, vocab_size)) if one not in special]
+            elif str(name).endswith(("_id", "_index", "_ids")):
+                special |= {str(one) for one in (value if isinstance(value, list) else [value])}
+    return [one for one in range(min(VOCAB_SIZE, vocab_size)) if str(one) not in special]
 
 
 def _described(error: Exception) -> str:

@@ -19,6 +19,7 @@ from engine.models.fallback.attention import PAGED
 from engine.models.fallback.build import build
 from engine.models.fallback.comparison import compare
 from engine.models.fallback.names import TensorNames
+from engine.models.fallback.own_attention import unread_inputs
 from engine.models.fallback.rows import RowsApart
 from engine.models.fallback.step import in_step
 from engine.models.forward_context import NO_CONTEXT, ForwardContext, RowAdapters
@@ -84,6 +85,7 @@ class FallbackModel(CausalLM):
             embedding=config.embedding,
             experts=config.names.experts,
         )
+        self._unread = unread_inputs(self.causal.config)
         is_ours = options.device.type == "cpu" and native.missing() is None
         self._rows_apart = RowsApart() if is_ours else None
         # Kept in a tuple so that its parts do not become submodules twice.
@@ -96,7 +98,7 @@ class FallbackModel(CausalLM):
     def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
         """See `CausalLM.forward`."""
         with in_step(ctx), self._rows_apart or nullcontext():
-            given = {"input_ids": token_ids[None], "position_ids": positions[None]}
+            given = {"input_ids": token_ids[None], "position_ids": positions[None], **self._unread}
             states: Tensor = self.causal.base_model(**given, use_cache=False).last_hidden_state
         return states[0]
 

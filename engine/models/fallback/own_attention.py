@@ -36,6 +36,11 @@ def open_attention(model: Any, implementation: str) -> None:
             module.forward = partial(_forward, model.config, implementation, forward, module)
 
 
+def unread_inputs(config: Any) -> dict[str, Tensor]:
+    """Inputs that our attention does not read but that the model's code needs."""
+    return {"attention_mask": torch.ones(1, 1, 1, 1)} if config.model_type == "mpt" else {}
+
+
 def _forward(
     config: Any,
     implementation: str,
