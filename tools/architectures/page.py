@@ -26,7 +26,10 @@ def page_of(rows: Mapping[str, Row], version: str) -> str:
         ("of those served: as transformers within 1e-3, with the same bits in company", alike),
         ("refused with a reason", len(of_state.get("refused", {}))),
         ("failed without a reason", len(of_state.get("failed", {}))),
-        ("not tried, because the command cannot make a tiny one", len(of_state.get("not made", {}))),
+        (
+            "not tried, because the command cannot make a tiny one",
+            len(of_state.get("not made", {})),
+        ),
     ]
     parts = [
         _HEAD.format(version=version),

@@ -24,7 +24,10 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"(.*_)?vocab_size(_.*)?|codebook_size", VOCAB_SIZE),
     (r".*max_(source_|target_)?position_embeddings|n_positions|n_ctx|max_seq_len", NUM_POSITIONS),
     (r"original_max_position_embeddings|model_max_length", NUM_POSITIONS),
-    (r"(.*_)?sliding_window(_size)?|attention_chunk_size|(attention|local_attention)_window.*", WINDOW),
+    (
+        r"(.*_)?sliding_window(_size)?|attention_chunk_size|(attention|local_attention)_window.*",
+        WINDOW,
+    ),
     (r"attention_window_size|window_size", WINDOW),
     (r"head_dim|.*_head_dim|qk_nope_head_dim|v_head_dim|d_kv|kv_channels|dim_head|d_head", 32),
     (r"rotary_dim|qk_rope_head_dim", 16),

@@ -55,8 +55,12 @@ def create_pair(
     if seed is not None:
         torch.manual_seed(seed)
     model_class = getattr(transformers, _architecture(family))
-    hf_config = model_class.config_class(**({"pad_token_id": None} | SIZES | overrides))
-    hf_config.head_dim = (SIZES | overrides)["head_dim"]
+    values = {"pad_token_id": None} | SIZES | overrides
+    if values["head_dim"] is None:
+        del values["head_dim"]
+    hf_config = model_class.config_class(**values)
+    if "head_dim" in values:
+        hf_config.head_dim = values["head_dim"]
     theirs = model_class(hf_config).eval()
     randomise_vectors(theirs, 0.3)
     config = config_of(family, hf_config)
