@@ -3,6 +3,7 @@
 import difflib
 import functools
 import importlib
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,6 +22,9 @@ MODULES = (
     "vision.gemma3_pictures", "vision.smolvlm_pictures",
 )  # fmt: skip
 """The modules of `engine.models` with `FAMILIES`, imported when the first model is looked up."""
+
+_ENDING = re.compile(r"(For[A-Z]|LMHead).*|Model$")
+"""The part of an architecture's name that says nothing about its family."""
 
 
 def create_model(
@@ -80,14 +84,19 @@ def family_of(architecture: str) -> Family:
     whole = f"{architecture.removesuffix('Model')}ForCausalLM"
     family = families().get(architecture) or families().get(whole) or _fallback(architecture)
     if family is None:
-        nearest = difflib.get_close_matches(architecture, families(), n=3, cutoff=0.4)
-        supported = ", ".join(nearest or families())
         raise UnsupportedArchitecture(
-            f"architecture {architecture!r} is not supported; "
-            f"{'the nearest supported ones are' if nearest else 'the supported ones are'} "
-            f"{supported}"
+            f"architecture {architecture!r} is not supported; {alternatives(architecture)}"
         )
     return family
+
+
+def alternatives(architecture: str) -> str:
+    """Name the families whose names are most like that of an architecture, for error messages."""
+    stems = {_ENDING.sub("", name): name for name in families()}
+    found = difflib.get_close_matches(_ENDING.sub("", architecture), stems, n=3, cutoff=0.6)
+    names = ", ".join(stems[stem] for stem in found)
+    nearest = f"the nearest supported ones are {names}; " if names else ""
+    return f"{nearest}docs/models.md lists all supported ones"
 
 
 def _fallback(architecture: str) -> Family | None:

@@ -1,7 +1,6 @@
 """Makes a tiny random model of any of transformers' language models."""
 
 import re
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 VOCAB_SIZE = 384
-NUM_POSITIONS = 512
+NUM_POSITIONS = 2048
 WINDOW = 24
 _MOST_WEIGHTS = 40_000_000
 _MOST_LAYERS = 8
@@ -35,7 +34,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"(q|kv|o)_lora_rank|.*_rank|time_step_rank", 32),
     (r"moe_.*intermediate_size|.*expert.*intermediate_size|expert_ffn.*", 64),
     (r".*intermediate_size.*|.*ffn_dim|.*ffn_hidden_size|n_inner|d_ff|dff|dim_ff|mlp_dim", 192),
-    (r".*hidden_size.*|n_embd|d_model|.*embed_dim|embedding_size|.*proj(ection)?_dim|width", 128),
+    (r".*hidden_size.*|n_embd|d_model|.*embed_dim|codebook_dim|embedding_size|.*proj(ection)?_dim|width", 128),
     (r"dim|input_size|.*out_dim|output_dim|d_inner|.*hidden_dim", 128),
     (r".*num_(local_|routed_)?experts|n_routed_experts|moe_num_experts|num_experts_per_layer", 8),
     (r".*experts_per_tok(en)?|moe_top_?k|moe_k|top_k", 2),
@@ -55,8 +54,22 @@ _KV_HEADS = (
 """Numbers of heads for keys and values, and of the heads that share them."""
 _LISTS_OF_LAYERS = re.compile(r".*_index(e?s)?|.*layers|.*_idxs|.*layer_ids")
 
-EXCEPTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {}
-"""Changes to the configurations of some models, by `model_type`."""
+EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "apertus1p5": {"image_token_offset": 0, "audio_token_offset": VOCAB_SIZE},
+    "apertus1p5_text": {"vocab_size": 3 * VOCAB_SIZE},
+    "blt": {"encoder_hash_byte_group_vocab": VOCAB_SIZE},
+    "chameleon": {"vocabulary_map": {"<image>": 4}},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dory": {
+        "num_hidden_layers": 3,
+        "n_input_layers": 1,
+        "n_recurrent_layers": 1,
+        "n_output_layers": 1,
+    },
+    "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "emu3": {"vocabulary_map": {"<image>": 4}},
+}
+"""Values that the configurations of some models need, by `model_type`."""
 
 
 def architectures() -> dict[str, str]:
@@ -72,7 +85,8 @@ def tiny_model(architecture: str) -> Any:
     config_class = model_class.config_class
     values = config_class().to_dict()
     _shrink(values)
-    EXCEPTIONS.get(values["model_type"], dict)(values)
+    if "is_decoder" in values:
+        values["is_decoder"] = True
     config = config_class.from_dict(values)
     config._attn_implementation = "eager"
     with torch.device("meta"):
@@ -87,7 +101,7 @@ def tiny_model(architecture: str) -> Any:
 def _shrink(values: dict[str, Any]) -> None:
     """Make the sizes of a configuration small, and those of the configurations in it."""
     old_values = dict(values)
-    counts = {k: v for k, v in values.items() if _LAYER_COUNTS.fullmatch(k) and _is_size(v)}
+    counts = {k: v for k, v in values.items() if _LAYER_COUNTS.fullmatch(str(k)) and _is_size(v)}
     kinds = values.get("layer_types") or values.get("layers_block_type") or []
     wanted = min(max(2, _layers_with_all_kinds(kinds)), _MOST_LAYERS)
     for name, value in counts.items():
@@ -95,18 +109,20 @@ def _shrink(values: dict[str, Any]) -> None:
     old = max(counts.values(), default=0)
     for name, value in values.items():
         if isinstance(value, dict):
-            if not name.startswith(("id2label", "label2id")):
-                _shrink(value)
+            if value and all(str(one).isdigit() for one in value) and name != "id2label":
+                values[name] = {one: part for one, part in value.items() if int(one) < wanted}
+            _shrink(values[name])
         elif isinstance(value, list) and counts:
             if len(value) == old:
                 values[name] = value[:wanted]
             elif _LISTS_OF_LAYERS.fullmatch(name) and all(_is_size(one) for one in value):
                 values[name] = [one for one in value if one < wanted] or [0]
         elif _is_size(value) and name not in counts:
-            values[name] = _small(name, value)
+            values[name] = _small(str(name), value)
     for name, heads in _KV_HEADS:
         if _is_size(values.get(name)) and _is_size(values.get(heads)):
             values[name] = min(old_values[name], 4 if old_values[name] == old_values[heads] else 2)
+    values |= EXCEPTIONS.get(values.get("model_type", ""), {})
     section = values.get("mrope_section")
     if section:
         values["mrope_section"] = [one // 4 for one in section]

@@ -4,6 +4,7 @@ import random
 import tempfile
 from array import array
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,9 @@ def _compare(served: Served, theirs: Any) -> dict[str, Any]:
 def _difference(answer: Answer, prompt: list[int], theirs: Any) -> float:
     """The greatest difference of a log-probability from transformers'."""
     text = torch.tensor([prompt + answer.token_ids[:-1]])
+    needed = signature(theirs.forward).parameters.get("pixel_values")
+    if needed is not None and needed.default is needed.empty:
+        theirs = theirs.language_model
     expected = theirs(input_ids=text, use_cache=False).logits[0].float().log_softmax(-1)
     scores = [*answer.prompt_logprobs, *answer.logprobs]
     ours = torch.tensor([one.top_logprobs for one in scores])

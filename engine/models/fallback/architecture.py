@@ -10,6 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.config import MAX_LAYERS
+from engine.models.registry import alternatives
 from engine.models.rope_keys import MAX_POSITIONS
 
 NOT_OURS = (
@@ -92,12 +93,15 @@ def in_words(error: Exception) -> str:
 
 def parse(config_class: Any, values: Mapping[str, Any]) -> Any:
     """Build a configuration without the keys that are `NOT_OURS`."""
-    return config_class.from_dict({k: v for k, v in values.items() if k not in NOT_OURS})
+    ours = {k: v for k, v in values.items() if k not in NOT_OURS}
+    return config_class.from_dict(config_class._decode_special_floats(ours))
 
 
 def _check_kind(architecture: str, config: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise refusal(architecture, "it is an encoder-decoder model")
+    if hasattr(config, "encoder_attention_heads"):
+        raise refusal(architecture, "it is the decoder of an encoder-decoder model")
     types = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     others = [str(one) for one in types or () if any(part in str(one) for part in _OTHER_STATES)]
     if others:
@@ -125,5 +129,5 @@ def refusal(architecture: str, reason: str) -> UnsupportedArchitecture:
     """Why transformers' code for it cannot be served."""
     return UnsupportedArchitecture(
         f"architecture {architecture!r} is not supported, and transformers' code for it cannot run "
-        f"on the paged KV cache: {reason}; docs/models.md lists the models that are served"
+        f"on the paged KV cache: {reason}; {alternatives(architecture)}"
     )

@@ -146,6 +146,8 @@ class FallbackModel(CausalLM):
             UnsupportedArchitecture: the results on the paged cache differ from those of
                 transformers' own attention.
         """
+        names: TensorNames = self.config.names  # type: ignore[attr-defined]
+        weights = names.rearranged(weights, self.causal)
         unexpected = load_weights(self.causal, weights, self.options)
         self._check()
         return unexpected

@@ -1,17 +1,23 @@
 """The names that a model of transformers has for a checkpoint's tensors.
 
-Files keep the names that they were written with. transformers renames them while it loads, by
-tables of its own.
+Files keep the names that they were written with. transformers renames and rearranges tensors while
+it loads them, by tables of its own.
 """
 
 import re
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
     WeightRenaming,
     apply_renamings,
+    dot_natural_key,
     rename_source_key,
 )
 
@@ -21,6 +27,9 @@ from engine.models.fallback.layers import FallbackExperts
 _EXPERTS_PART = re.compile(r"(.*\.experts)(\.\d+\.)(gate_proj|up_proj|down_proj|w1|w2|w3)(\..+)")
 _PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 """Names of tensors of experts as in Mixtral, with their usual names."""
+
+_REARRANGED = "rearranged:"
+_PLAIN = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class TensorNames:
@@ -48,20 +57,51 @@ class TensorNames:
         )
 
     def of(self, name: str) -> str:
-        """Return the model's name for a tensor of a checkpoint.
-
-        Raises:
-            UnsupportedArchitecture: transformers would merge or change the tensor.
-        """
+        """Return the model's name for a tensor of a checkpoint. A tensor that has to be rearranged
+        keeps its name behind a mark, until `rearranged` gets it."""
         part = _EXPERTS_PART.fullmatch(apply_renamings(name, self._renamings))
         if part is not None and part[1] in self.experts:
             return f"{part[1]}{part[2]}{_PARTS.get(part[3], part[3])}{part[4]}"
-        found, converter = rename_source_key(
+        found, converter = self._renamed(name)
+        if converter is not None and name not in self._known:
+            return _REARRANGED + name
+        return str(found)
+
+    def rearranged(
+        self, weights: Iterable[tuple[str, Tensor]], model: Any
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the model's tensors, some of which transformers merges or splits while it loads.
+
+        Raises:
+            UnsupportedArchitecture: such a tensor is packed.
+        """
+        held: dict[str, Tensor] = {}
+        for name, tensor in weights:
+            if not name.startswith(_REARRANGED):
+                yield name, tensor
+            elif tensor.dtype not in _PLAIN:
+                raise refusal(
+                    self._architecture,
+                    f"transformers rearranges {name.removeprefix(_REARRANGED)[:80]!r} when it "
+                    f"loads it, which is not supported for packed weights; take a checkpoint in "
+                    f"bfloat16",
+                )
+            else:
+                held[name.removeprefix(_REARRANGED)] = tensor
+        by_pattern = {one: each for each in self._converters for one in each.source_patterns}
+        converters: dict[str, WeightConverter] = {}
+        for name in sorted(held, key=dot_natural_key):
+            target, pattern = self._renamed(name)
+            converter = converters.setdefault(target, deepcopy(by_pattern[pattern]))
+            converter.add_tensor(target, name, pattern, held[name])
+        for target, converter in converters.items():
+            found = converter.convert(target, model=model, config=model.config)
+            for name, value in found.items():
+                yield name, value[0] if isinstance(value, list) else value
+
+    def _renamed(self, name: str) -> tuple[str, Any]:
+        """The name of the tensor, or of the first that it becomes part of, and the pattern that
+        transformers rearranges it by, if any."""
+        return rename_source_key(
             name, self._renamings, self._converters, self._prefix, self._known
         )
-        if converter is not None and name not in self._known:
-            raise refusal(
-                self._architecture,
-                f"transformers rearranges tensors such as {name[:80]!r} when it loads them",
-            )
-        return str(found)

@@ -5,6 +5,7 @@ a forward pass over meta tensors reports what each layer passes to the attention
 which keys its mask lets a query see.
 """
 
+import contextlib
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ TRACED = "tandem_traced"
 _NUM_TOKENS = 4
 _MAX_WINDOW = 1 << 17
 """The most positions within which a window is looked for; a longer one counts as none."""
+_NO_WINDOW = 0
 _WITHOUT_MEANING = (
     "cache",
     "cache_position",
@@ -142,6 +144,8 @@ def _note_attention(
         if id(attention_mask) not in trace.masks:
             raise trace.refuse("it changes the mask of its attention")
         window = trace.masks[id(attention_mask)][1]
+        if window == _NO_WINDOW:
+            raise trace.refuse("its attention mask is neither causal nor a sliding window")
     size = cached_dim(dim, value.shape[3], alibi is not None)
     trace.layers[layer] = LayerFacts(heads, key.shape[1], size, window)
     return value.new_empty(1, num_tokens, heads, value.shape[3]), None
@@ -150,11 +154,10 @@ def _note_attention(
 def _note_mask(*, mask_function: MaskFunction, **others: Any) -> Tensor:
     """Stand in for a mask with a tensor by which `_note_attention` recognises it."""
     trace = _current.get()
-    try:
-        with torch.device("cpu"):
-            window = _window_of(mask_function, trace.longest)
-    except Exception as error:
-        raise trace.refuse("its attention mask is neither causal nor a sliding window") from error
+    window: int | None = _NO_WINDOW
+    # A mask that is no window may belong to attention that a text alone does not use.
+    with contextlib.suppress(Exception), torch.device("cpu"):
+        window = _window_of(mask_function, trace.longest)
     mask = torch.empty(1, 1, _NUM_TOKENS, _NUM_TOKENS, dtype=torch.bool)
     trace.masks[id(mask)] = mask, window
     return mask

@@ -12,6 +12,7 @@ from engine.errors import UnsupportedArchitecture
 from engine.models import json_keys
 from engine.models.fallback.architecture import parse, strangers_file
 from engine.models.metadata_keys import MetadataKeys
+from engine.models.registry import alternatives
 
 _DECODERS = {
     "qwen2_vl_text": "Qwen2ForCausalLM",
@@ -62,11 +63,12 @@ def _text_config(architecture: str, keys: MetadataKeys) -> tuple[Any, dict[str, 
         text = config.get_text_config(decoder=True)
         if text is config:
             return None, {}
-        tied = {"tie_word_embeddings": bool(getattr(config, "tie_word_embeddings", False))}
-        return text, {**text.to_dict(), **tied}
+        tied = any(getattr(one, "tie_word_embeddings", False) for one in (config, text))
+        return text, {**text.to_dict(), "tie_word_embeddings": tied}
 
 
 def _refusal(architecture: str, reason: str) -> UnsupportedArchitecture:
     return UnsupportedArchitecture(
-        f"architecture {architecture!r} is not supported, not even for text alone: {reason}"
+        f"architecture {architecture!r} is not supported, not even for text alone: {reason}; "
+        f"{alternatives(architecture)}"
     )
