@@ -23,8 +23,7 @@ MODULES = (
 )  # fmt: skip
 """The modules of `engine.models` with `FAMILIES`, imported when the first model is looked up."""
 
-_ENDING = re.compile(r"(For[A-Z]|LMHead).*|Model$")
-"""The part of an architecture's name that says nothing about its family."""
+_ENDING = re.compile(r"(for(causal|conditional|sequence)|lmhead|model).*")
 
 
 def create_model(
@@ -91,12 +90,20 @@ def family_of(architecture: str) -> Family:
 
 
 def alternatives(architecture: str) -> str:
-    """Name the families whose names are most like that of an architecture, for error messages."""
-    stems = {_ENDING.sub("", name): name for name in families()}
-    found = difflib.get_close_matches(_ENDING.sub("", architecture), stems, n=3, cutoff=0.6)
-    names = ", ".join(stems[stem] for stem in found)
-    nearest = f"the nearest supported ones are {names}; " if names else ""
-    return f"{nearest}docs/models.md lists all supported ones"
+    """Name the families whose names are most like that of an architecture, or all, for error
+    messages."""
+    stems = {_stem(name): name for name in families()}
+    nearest = difflib.get_close_matches(_stem(architecture), stems, n=3, cutoff=0.65)
+    supported = ", ".join(stems[stem] for stem in nearest) or ", ".join(families())
+    return (
+        f"{'the nearest supported ones are' if nearest else 'the supported ones are'} {supported}; "
+        f"docs/models.md lists more"
+    )
+
+
+def _stem(architecture: str) -> str:
+    """The part of a name that says which family it is."""
+    return _ENDING.sub("", architecture.lower())
 
 
 def _fallback(architecture: str) -> Family | None:

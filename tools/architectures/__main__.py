@@ -5,7 +5,7 @@
     python -m tools.architectures NAME …       # these again
     python -m tools.architectures --page       # only writes the page
 
-Each architecture gets a process of its own, so that one that crashes or hangs is a row of the table.
+Each architecture is tried in a process of its own, so one that crashes or hangs is a row, too.
 """
 
 import argparse
@@ -20,9 +20,8 @@ from typing import Any
 import torch
 import transformers
 
-import engine.models.fallback.family  # noqa: F401  # so that the processes need not import it
 from tools.architectures.page import DATA, PAGE, page_of, summary
-from tools.architectures.tiny import architectures, tiny_model
+from tools.architectures.tiny import architectures
 from tools.architectures.trial import try_architecture
 
 LIMIT_S = 180.0
@@ -44,7 +43,8 @@ def main() -> None:
         parser.error(f"transformers {transformers.__version__} has no {', '.join(unknown)}")
     rows = json.loads(DATA.read_text()) if DATA.exists() else {}
     names = options.names or [one for one in known if not (options.rest and one in rows)]
-    tiny_model("LlamaForCausalLM")  # imports what the processes share
+    if not options.page:
+        try_architecture("OlmoForCausalLM")  # imports and loads what all processes need
     for name in () if options.page else names:
         row = tried(name)
         rows[name] = {"kind": known[name], **row}
@@ -89,5 +89,6 @@ def _try(architecture: str, pipe: Connection) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     main()

@@ -18,18 +18,19 @@ def page_of(rows: Mapping[str, Row], version: str) -> str:
     for name, row in rows.items():
         of_state.setdefault(row["state"], {})[name] = row
     served = of_state.get("family", {}) | of_state.get("fallback", {})
-    alike = sum(_is_alike(row) for row in served.values())
+    refused = of_state.get("refused", {}).values()
     counts = [
         ("all architectures", len(rows)),
         ("served by a family of Tandem", len(of_state.get("family", {}))),
         ("served by transformers' code on Tandem's cache", len(of_state.get("fallback", {}))),
-        ("of those served: as transformers within 1e-3, with the same bits in company", alike),
-        ("refused with a reason", len(of_state.get("refused", {}))),
-        ("failed without a reason", len(of_state.get("failed", {}))),
+        ("served, equal to transformers, same bits", sum(map(_is_alike, served.values()))),
+        ("refused", len(refused)),
         (
-            "not tried, because the command cannot make a tiny one",
-            len(of_state.get("not made", {})),
+            "refused because they do not continue texts",
+            sum("encoder" in r["reason"] for r in refused),
         ),
+        ("failed without a useful sentence", len(of_state.get("failed", {}))),
+        ("not tried", len(of_state.get("not made", {}))),
     ]
     parts = [
         _HEAD.format(version=version),
@@ -97,10 +98,11 @@ _HEAD = """# Models
 
 <!-- written by python -m tools.architectures -->
 
-This page lists every causal and every picture-and-text architecture of transformers {version}. For each
-one, `python -m tools.architectures` makes a tiny checkpoint with random weights, serves it on a CPU in
-fp32 and compares log-probabilities of a random text with those of transformers. The difference is the
-greatest one of the 20 likeliest tokens at 84 positions. The text is computed alone, then in steps with
-other texts and with too few KV blocks, so that texts are preempted, and then again with its prompt found in
-the prefix cache. A picture-and-text model that takes only text is served without its pictures. The
-results say nothing about the quality of real checkpoints, which this command does not have."""
+This page lists every causal and every picture-and-text architecture of transformers {version}.
+For each one, `python -m tools.architectures` makes a tiny checkpoint with random weights, serves it
+on a CPU in fp32 and compares log-probabilities of a random text with those of transformers. The
+difference is the greatest one among the 20 likeliest tokens of each position. Then the text is
+computed again, first with its prompt in the prefix cache, and then beside other texts with so few
+KV blocks that texts are preempted; its bits must stay the same. A model that takes pictures in
+transformers and only text here is served without its pictures. The weights are random, so nothing
+here says how good a published checkpoint is."""

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import (
 VOCAB_SIZE = 384
 NUM_POSITIONS = 2048
 WINDOW = 24
-_MOST_WEIGHTS = 40_000_000
+_MOST_WEIGHTS = 250_000_000
 _MOST_LAYERS = 8
 _LAYER_COUNTS = re.compile(
     r"num_hidden_layers|num_layers|n_layers?|layers|(en|de)coder_layers|num_(en|de)coder_layers"
@@ -34,7 +34,10 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"(q|kv|o)_lora_rank|.*_rank|time_step_rank", 32),
     (r"moe_.*intermediate_size|.*expert.*intermediate_size|expert_ffn.*", 64),
     (r".*intermediate_size.*|.*ffn_dim|.*ffn_hidden_size|n_inner|d_ff|dff|dim_ff|mlp_dim", 192),
-    (r".*hidden_size.*|n_embd|d_model|.*embed_dim|codebook_dim|embedding_size|.*proj(ection)?_dim|width", 128),
+    (
+        r".*hidden_size.*|n_embd|d_model|.*embed_dim|codebook_dim|embedding_size|.*proj(ection)?_dim|width",
+        128,
+    ),
     (r"dim|input_size|.*out_dim|output_dim|d_inner|.*hidden_dim", 128),
     (r".*num_(local_|routed_)?experts|n_routed_experts|moe_num_experts|num_experts_per_layer", 8),
     (r".*experts_per_tok(en)?|moe_top_?k|moe_k|top_k", 2),
@@ -85,8 +88,6 @@ def tiny_model(architecture: str) -> Any:
     config_class = model_class.config_class
     values = config_class().to_dict()
     _shrink(values)
-    if "is_decoder" in values:
-        values["is_decoder"] = True
     config = config_class.from_dict(values)
     config._attn_implementation = "eager"
     with torch.device("meta"):
@@ -123,6 +124,17 @@ def _shrink(values: dict[str, Any]) -> None:
         if _is_size(values.get(name)) and _is_size(values.get(heads)):
             values[name] = min(old_values[name], 4 if old_values[name] == old_values[heads] else 2)
     values |= EXCEPTIONS.get(values.get("model_type", ""), {})
+    parts = ("qk_nope_head_dim", "qk_rope_head_dim")
+    if all(_is_size(values.get(one)) for one in parts):
+        sums = sum(old_values[one] for one in parts), sum(values[one] for one in parts)
+        for name, value in old_values.items():
+            if str(name).endswith("head_dim") and name not in parts:
+                if value == sums[0]:
+                    values[name] = sums[1]
+                elif name == "head_dim" and value == old_values[parts[1]]:
+                    values[name] = values[parts[1]]
+    if values.get("head_dim", 0) is None:
+        values["head_dim"] = 32
     section = values.get("mrope_section")
     if section:
         values["mrope_section"] = [one // 4 for one in section]

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -102,6 +101,4 @@ class TensorNames:
     def _renamed(self, name: str) -> tuple[str, Any]:
         """The name of the tensor, or of the first that it becomes part of, and the pattern that
         transformers rearranges it by, if any."""
-        return rename_source_key(
-            name, self._renamings, self._converters, self._prefix, self._known
-        )
+        return rename_source_key(name, self._renamings, self._converters, self._prefix, self._known)

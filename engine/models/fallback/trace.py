@@ -62,6 +62,8 @@ class LayerFacts:
 class _Trace:
     architecture: str
     longest: int
+    no_window: str
+    """Why a mask that is no window cannot be served."""
     layers: dict[int, LayerFacts] = field(default_factory=dict)
     masks: dict[int, tuple[Tensor, int | None]] = field(default_factory=dict)
     """The masks that transformers passes on, by identity, each with the window that it means."""
@@ -83,7 +85,10 @@ def trace_layers(architecture: str, model: Any) -> list[LayerFacts]:
         UnsupportedArchitecture: the model cannot run on a paged cache; the message says why.
     """
     config = model.config
-    trace = _Trace(architecture, min(config.max_position_embeddings, _MAX_WINDOW))
+    no_window = "its attention mask is neither causal nor a sliding window"
+    if getattr(config, "is_decoder", None) is False:
+        no_window = "it is an encoder, which reads texts in both directions"
+    trace = _Trace(architecture, min(config.max_position_embeddings, _MAX_WINDOW), no_window)
     token = _current.set(trace)
     try:
         with torch.device("meta"), torch.inference_mode():
@@ -133,7 +138,7 @@ def _note_attention(
     if unknown:
         raise trace.refuse(f"its attention takes the arguments {', '.join(sorted(unknown))}")
     if others.get("is_causal", getattr(module, "is_causal", True)) is False:
-        raise trace.refuse("its attention is not causal")
+        raise trace.refuse(trace.no_window)
     batch, heads, num_tokens, dim = query.shape
     if batch != 1 or num_tokens != _NUM_TOKENS or key.shape[2] != num_tokens:
         raise trace.refuse("its attention does not have one query and one key per token")
@@ -145,7 +150,7 @@ def _note_attention(
             raise trace.refuse("it changes the mask of its attention")
         window = trace.masks[id(attention_mask)][1]
         if window == _NO_WINDOW:
-            raise trace.refuse("its attention mask is neither causal nor a sliding window")
+            raise trace.refuse(trace.no_window)
     size = cached_dim(dim, value.shape[3], alibi is not None)
     trace.layers[layer] = LayerFacts(heads, key.shape[1], size, window)
     return value.new_empty(1, num_tokens, heads, value.shape[3]), None
