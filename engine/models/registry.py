@@ -90,15 +90,13 @@ def family_of(architecture: str) -> Family:
 
 
 def alternatives(architecture: str) -> str:
-    """Name the families whose names are most like that of an architecture, or all, for error
-    messages."""
+    """Name the families whose names are most like that of an architecture, for error messages."""
     stems = {_stem(name): name for name in families()}
-    nearest = difflib.get_close_matches(_stem(architecture), stems, n=3, cutoff=0.65)
-    supported = ", ".join(stems[stem] for stem in nearest) or ", ".join(families())
-    return (
-        f"{'the nearest supported ones are' if nearest else 'the supported ones are'} {supported}; "
-        f"docs/models.md lists more"
-    )
+    found = difflib.get_close_matches(_stem(architecture), stems, n=3, cutoff=0.65)
+    if not found:
+        return "docs/models.md lists the supported ones"
+    nearest = ", ".join(stems[stem] for stem in found)
+    return f"the nearest supported ones are {nearest}, and docs/models.md lists more"
 
 
 def _stem(architecture: str) -> str:

@@ -1,10 +1,12 @@
 """Makes a tiny random model of any of transformers' language models."""
 
 import re
+from inspect import signature
 from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -70,6 +72,16 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "n_output_layers": 1,
     },
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    **dict.fromkeys(
+        ("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text"),
+        {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [4, 6, 6],
+            }
+        },
+    ),
     "emu3": {"vocabulary_map": {"<image>": 4}},
 }
 """Values that the configurations of some models need, by `model_type`."""
@@ -96,7 +108,18 @@ def tiny_model(architecture: str) -> Any:
         raise ValueError(f"the model has {size:,} weights")
     model = model_class(config).float().eval()
     _randomise(model)
+    their_logits(model, list(range(NUM_POSITIONS // 64)))
     return model
+
+
+@torch.inference_mode()
+def their_logits(model: Any, token_ids: list[int]) -> Tensor:
+    """transformers' logits of a text, [T, V]."""
+    needed = signature(model.forward).parameters.get("pixel_values")
+    if needed is not None and needed.default is needed.empty:
+        model = model.language_model
+    found: Tensor = model(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0]
+    return found
 
 
 def _shrink(values: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ import random
 import tempfile
 from array import array
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from engine.runtime.device import machine_facts
 from engine.runtime.operations import build_operations
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
-from tools.architectures.tiny import VOCAB_SIZE, tiny_model
+from tools.architectures.tiny import VOCAB_SIZE, their_logits, tiny_model
 
 TOLERANCE = 1e-3
 _PROMPT, _OUTPUT = 52, 32
@@ -168,14 +167,9 @@ def _compare(served: Served, theirs: Any) -> dict[str, Any]:
     }
 
 
-@torch.inference_mode()
 def _difference(answer: Answer, prompt: list[int], theirs: Any) -> float:
     """The greatest difference of a log-probability from transformers'."""
-    text = torch.tensor([prompt + answer.token_ids[:-1]])
-    needed = signature(theirs.forward).parameters.get("pixel_values")
-    if needed is not None and needed.default is needed.empty:
-        theirs = theirs.language_model
-    expected = theirs(input_ids=text, use_cache=False).logits[0].float().log_softmax(-1)
+    expected = their_logits(theirs, prompt + answer.token_ids[:-1]).float().log_softmax(-1)
     scores = [*answer.prompt_logprobs, *answer.logprobs]
     ours = torch.tensor([one.top_logprobs for one in scores])
     found = expected.gather(1, torch.tensor([one.top_ids for one in scores]))

@@ -1,12 +1,18 @@
 """The causal classes of transformers and their configurations."""
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import transformers
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from torch import nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.config import MAX_LAYERS
@@ -38,11 +44,35 @@ _PYTHON_NAMES = re.compile(
 _MOVING_ROPES = ("dynamic", "longrope")
 
 
+@functools.cache
 def causal_class(architecture: str) -> Any | None:
-    """Return transformers' class of that name if it is a causal language model."""
-    if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        return None
-    return getattr(transformers, architecture, None)
+    """Return transformers' class of that name if it is a causal language model, or a text model
+    without an output layer, such as `Glm4vTextModel`, with one. Published files may write a name
+    with other capitals, as MPT's do."""
+    if architecture in MODEL_MAPPING_NAMES.values() and architecture.endswith("TextModel"):
+        return _with_head(getattr(transformers, architecture))
+    names = {name.lower(): name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
+    name = names.get(architecture.lower())
+    return None if name is None else getattr(transformers, name, None)
+
+
+def _with_head(text_model: Any) -> Any:
+    class TextModelWithHead(text_model.__base__):  # type: ignore[misc]
+        """A text model with the output layer that the model around it has."""
+
+        base_model_prefix = "model"
+        config_class = text_model.config_class
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.model = text_model(config)
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+        def forward(self, **inputs: Any) -> Any:
+            states = self.model(**inputs).last_hidden_state
+            return SimpleNamespace(logits=self.lm_head(states))
+
+    return TextModelWithHead
 
 
 def read_config(architecture: str, values: Mapping[str, Any]) -> Any:
@@ -63,7 +93,9 @@ def read_config(architecture: str, values: Mapping[str, Any]) -> Any:
         ("vocab_size", 1, 1 << 31),
         ("max_position_embeddings", 8, MAX_POSITIONS),
     ):
-        value = getattr(config, name, None)
+        if not hasattr(config, name):
+            raise refusal(architecture, f"its configuration states no {name}")
+        value = getattr(config, name)
         if not isinstance(value, int) or not least <= value <= most:
             raise ModelLoadError(f"config.json: {name} must be an integer from {least} to {most}")
     return config
@@ -88,6 +120,8 @@ def in_words(error: Exception) -> str:
     """What an error of transformers or PyTorch says, in one line and without names of exceptions,
     which mean nothing to users."""
     text = " ".join(_PYTHON_NAMES.sub("", str(error)).split())
+    if "meta tensor" in text:
+        return "its code looks at numbers to decide what to compute"
     return text[:300] or "it gives no reason"
 
 
@@ -100,7 +134,7 @@ def parse(config_class: Any, values: Mapping[str, Any]) -> Any:
 def _check_kind(architecture: str, config: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise refusal(architecture, "it is an encoder-decoder model")
-    if hasattr(config, "encoder_attention_heads"):
+    if hasattr(config, "decoder_attention_heads"):
         raise refusal(architecture, "it is the decoder of an encoder-decoder model")
     types = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     others = [str(one) for one in types or () if any(part in str(one) for part in _OTHER_STATES)]

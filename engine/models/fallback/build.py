@@ -55,13 +55,15 @@ def build(
     *,
     windows: Sequence[int | None],
     embedding: str,
+    head: str,
     experts: Collection[str],
 ) -> Any:
     """Build the class with our layers in it. Owners of weights are at the checkpoint's names.
 
     Args:
         windows: the window of each layer.
-        embedding: path of the input embedding.
+        embedding, head: paths of the input embedding and of the output layer; the latter's tensors
+            are called `HEAD` here.
         experts: paths of the experts that our layers replace.
 
     Raises:
@@ -85,13 +87,20 @@ def build(
     for path, module in causal.named_modules():
         if path.startswith(within) or path in experts:
             continue
-        if path != HEAD and (ours := replacement(path, module)) is not None:
+        if path != head and (ours := replacement(path, module)) is not None:
             places[path] = ours
         if isinstance(getattr(module, "layer_idx", None), int):
             module.tandem_window = windows[module.layer_idx]
-    places[HEAD] = replacement_for_head(causal.get_output_embeddings(), rows, tied=tied)
+    output = replacement_for_head(causal.get_output_embeddings(), rows, tied=tied)
     for path, module in places.items():
         causal.set_submodule(path, module)
+    parent, _, name = head.rpartition(".")
+    owner = causal.get_submodule(parent)
+    del owner._modules[name]
+    causal._modules[HEAD] = output
+    if head != HEAD:
+        # The model's code finds it at its own place, the loader and the plan of weights as `HEAD`.
+        object.__setattr__(owner, name, output)
     for module in causal.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:

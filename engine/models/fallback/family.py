@@ -10,7 +10,7 @@ from engine.errors import ModelLoadError
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.fallback.architecture import causal_class, in_words, refusal
-from engine.models.fallback.build import HEAD, create_class
+from engine.models.fallback.build import create_class
 from engine.models.fallback.model import FallbackConfig, FallbackModel
 from engine.models.fallback.names import TensorNames
 from engine.models.fallback.trace import TRACED, trace_layers
@@ -50,8 +50,9 @@ def read_json(keys: MetadataKeys, *, architecture: str) -> ModelConfig:
     num_kv_heads = max(one.num_kv_heads for one in layers)
     group = max(one.num_heads // one.num_kv_heads for one in layers)
     paths = {id(module): path for path, module in model.named_modules()}
-    if paths.get(id(model.get_output_embeddings())) != HEAD:
-        raise refusal(architecture, f"its output layer is not called {HEAD}")
+    head = paths.get(id(model.get_output_embeddings()))
+    if head is None:
+        raise refusal(architecture, "it has no output layer")
     return FallbackConfig(
         architecture=architecture,
         vocab_size=config.vocab_size,
@@ -66,6 +67,7 @@ def read_json(keys: MetadataKeys, *, architecture: str) -> ModelConfig:
         tie_word_embeddings=bool(config.tie_word_embeddings),
         windows=tuple(one.window for one in layers),
         embedding=paths[id(model.get_input_embeddings())],
+        head=head,
         values=dict(keys.values),
         names=TensorNames(architecture, model),
     )

@@ -132,26 +132,33 @@ class RotaryTable(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self._module = module
+        # Some models read it there.
+        self.config = getattr(module, "config", None)
         self._tables: dict[Any, tuple[Tensor, ...]] = {}
 
     def forward(self, x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return the module's own result for position ids [1, T]."""
+        """Return the module's own result for position ids [1, T], or [A, 1, T] with equal axes."""
+        *axes, num_rows = position_ids.shape
+        rows = position_ids.reshape(-1, num_rows)[0]
         key = (x.dtype, args, tuple(sorted(kwargs.items())))
         longest = current_context().longest_context
         table = self._tables.get(key, ())
         while not table or len(table[0]) < longest:
             start = len(table[0]) if table else 0
-            piece = self._piece(start, x, args, kwargs)
+            piece = self._piece(start, axes, x, args, kwargs)
             table = tuple(map(torch.cat, zip(table, piece, strict=True))) if table else piece
             self._tables[key] = table
-        found = tuple(part[position_ids[0]][None] for part in table)
+        found = tuple(part[rows].movedim(0, -2) for part in table)
         return found if len(found) > 1 else found[0]
 
-    def _piece(self, start: int, x: Tensor, args: Any, kwargs: Any) -> tuple[Tensor, ...]:
+    def _piece(
+        self, start: int, axes: list[int], x: Tensor, args: Any, kwargs: Any
+    ) -> tuple[Tensor, ...]:
         """Compute a piece of the table, each tensor [PIECE, ...]."""
-        positions = torch.arange(start, start + self.PIECE, device=x.device)[None]
+        positions = torch.arange(start, start + self.PIECE, device=x.device).expand(*axes, -1)
         values = self._module(x[:, :1], positions, *args, **kwargs)
-        return tuple(part[0] for part in (values if isinstance(values, tuple) else (values,)))
+        parts = values if isinstance(values, tuple) else (values,)
+        return tuple(part.movedim(-2, 0) for part in parts)
 
     @classmethod
     def fits(cls, module: nn.Module) -> bool:

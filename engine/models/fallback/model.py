@@ -16,7 +16,7 @@ from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.fallback.architecture import in_words, refusal
 from engine.models.fallback.attention import PAGED
-from engine.models.fallback.build import build
+from engine.models.fallback.build import HEAD, build
 from engine.models.fallback.comparison import compare
 from engine.models.fallback.names import TensorNames
 from engine.models.fallback.own_attention import unread_inputs
@@ -47,6 +47,8 @@ class FallbackConfig(ModelConfig):
     values: dict[str, Any]
     """The values of config.json."""
     names: TensorNames
+    head: str
+    """Path of the output layer."""
 
     @property
     def experts(self) -> tuple[int, int] | None:
@@ -61,7 +63,10 @@ class FallbackConfig(ModelConfig):
     def tensor_name(self, name: str) -> str:
         """See `ModelConfig.tensor_name`."""
         own = unwrapped(name) if self.is_wrapped else name
-        return own if own.startswith(PICTURE_ENCODER) else self.names.of(own)
+        if own.startswith(PICTURE_ENCODER):
+            return own
+        own = self.names.of(own)
+        return HEAD + own.removeprefix(self.head) if own.startswith(f"{self.head}.") else own
 
 
 class FallbackModel(CausalLM):
@@ -83,6 +88,7 @@ class FallbackModel(CausalLM):
             options,
             windows=config.layer_windows,
             embedding=config.embedding,
+            head=config.head,
             experts=config.names.experts,
         )
         self._unread = unread_inputs(self.causal.config)

@@ -101,7 +101,7 @@ def trace_layers(architecture: str, model: Any) -> list[LayerFacts]:
     except UnsupportedArchitecture:
         raise
     except Exception as error:  # transformers' code may fail in any way on strange sizes
-        raise trace.refuse(f"it cannot be examined: {in_words(error)}") from error
+        raise trace.refuse(f"it cannot be examined, as {in_words(error)}") from error
     finally:
         _current.reset(token)
     num_layers = config.num_hidden_layers

@@ -52,10 +52,9 @@ def test_unknown_architecture_names_the_nearest(architecture, nearest):
 
 
 @pytest.mark.parametrize("architecture", ["", "T5", "?" * 500])
-def test_unlike_anything_lists_all(architecture):
-    with pytest.raises(UnsupportedArchitecture) as caught:
+def test_unlike_anything_names_the_page(architecture):
+    with pytest.raises(UnsupportedArchitecture, match=r"docs/models\.md lists the supported ones"):
         family_of(architecture)
-    assert all(name in caught.value.message for name in families())
 
 
 @pytest.mark.parametrize(
