@@ -9,10 +9,7 @@ from typing import Any
 
 import transformers
 from torch import nn
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_MAPPING_NAMES,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.config import MAX_LAYERS
@@ -49,7 +46,7 @@ def causal_class(architecture: str) -> Any | None:
     """Return transformers' class of that name if it is a causal language model, or a text model
     without an output layer, such as `Glm4vTextModel`, with one. Published files may write a name
     with other capitals, as MPT's do."""
-    if architecture in MODEL_MAPPING_NAMES.values() and architecture.endswith("TextModel"):
+    if architecture.endswith("TextModel") and hasattr(transformers, architecture):
         return _with_head(getattr(transformers, architecture))
     names = {name.lower(): name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
     name = names.get(architecture.lower())
