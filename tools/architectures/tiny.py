@@ -163,6 +163,8 @@ def _shrink(values: dict[str, Any]) -> None:
                     values[name] = sums[1]
                 elif name == "head_dim" and value == old_values[parts[1]]:
                     values[name] = values[parts[1]]
+    if "num_key_value_heads" in values and not values["num_key_value_heads"]:
+        values["num_key_value_heads"] = values["num_attention_heads"]
     if not values.get("head_dim", 1):
         values["head_dim"] = 32
     rope = values.get("rope_parameters")

@@ -56,10 +56,15 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {"rope_parameters": AXES | {"mrope_interleaved": True}},
         QWEN_VISION | {"out_hidden_size": 48, "deepstack_visual_indexes": [0]},
     ),
+    "Glm4v": (
+        *("glm4v_text", "glm4v_vision"),
+        {"rope_parameters": AXES},
+        QWEN_VISION | {"intermediate_size": 40, "out_hidden_size": 48},
+    ),
     "Exaone4_5_": ("exaone4", "exaone4_5_vision", {}, {"depth": 1, "num_heads": 3}),
 }
-"""The types of their parts, and what these have besides. transformers' code runs the last one's
-decoder."""
+"""The types of their parts, and what these have besides. transformers' code runs the last two's
+decoders; that of GLM-4V has no class with an output layer."""
 
 
 def make(folder, name, **overrides):
