@@ -121,6 +121,8 @@ def in_words(error: Exception) -> str:
     text = " ".join(_PYTHON_NAMES.sub("", str(error)).split())
     if "meta tensor" in text:
         return "its code looks at numbers to decide what to compute"
+    if "object has no attribute" in text:
+        return "its code uses a part of a layer that Tandem's own layer does not have"
     return text[:300] or "it gives no reason"
 
 

@@ -30,7 +30,7 @@ _HEADLESS = {
     "emu3_text_model": "Emu3ForCausalLM",
 }
 """Decoders whose class has no output layer; the models around them have a plain matrix."""
-_CHANGED = dict.fromkeys(("aya_vision", "cohere2_vision"), {"logit_scale": 1.0})
+_CHANGED = {"aya_vision": {"logit_scale": 1.0}, "cohere2_vision": {"logit_scale": 1.0}}
 """Values of text models that are different in the models around them, which do not scale logits."""
 _OTHERS = {
     "paligemma": "its prompts are read in both directions",
