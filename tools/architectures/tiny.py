@@ -1,7 +1,6 @@
 """Makes a tiny random model of any of transformers' language models."""
 
 import re
-from inspect import signature
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"rotary_dim|qk_rope_head_dim", 16),
     (r".*attention_heads|.*num_heads|n_heads?|linear_num_(key|value)_heads|mamba_n_heads", 4),
     (r"(q|kv|o)_lora_rank|.*_rank|time_step_rank", 32),
-    (r"moe_.*intermediate_size|.*expert.*intermediate_size|expert_ffn.*", 64),
+    (r"moe_.*intermediate_size|.*expert.*intermediate_size|expert_ffn.*", 80),
     (r".*intermediate_size.*|.*ffn_dim|.*ffn_hidden_size|n_inner|d_ff|dff|dim_ff|mlp_dim", 192),
     (
         r".*hidden_size.*|n_embd|d_model|.*embed_dim|codebook_dim|embedding_size|.*proj(ection)?_dim|width",
@@ -65,6 +64,18 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "blt": {"encoder_hash_byte_group_vocab": VOCAB_SIZE},
     "chameleon": {"vocabulary_map": {"<image>": 4}},
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "falcon_h1": {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32},
+    "gemma3n_text": {
+        "num_hidden_layers": 6,
+        "layer_types": ["sliding_attention", "full_attention"] * 3,
+        "num_kv_shared_layers": 2,
+        "intermediate_size": [192] * 6,
+        "activation_sparsity_pattern": [0.5] * 6,
+    },
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"num_heads": 8},
+    "nemotron_h": {"n_groups": 1},
+    "moshi": {"codebook_size": 512},
     "dory": {
         "num_hidden_layers": 3,
         "n_input_layers": 1,
@@ -72,19 +83,15 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "n_output_layers": 1,
     },
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
-    **{
-        kind: {
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e4,
-                "mrope_section": [4, 6, 6],
-            }
-        }
-        for kind in ("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text")
-    },
     "emu3": {"vocabulary_map": {"<image>": 4}},
 }
 """Values that the configurations of some models need, by `model_type`."""
+
+_AXES = (
+    *("glm4v_moe_text", "glm4v_text", "glm_ocr_text", "paddleocr_vl_text"),
+    *("qwen2_5_omni_text", "qwen2_5_vl_text", "qwen2_vl_text"),
+)
+"""Text models whose positions have axes, which their default configuration does not state."""
 
 
 def architectures() -> dict[str, str]:
@@ -108,17 +115,20 @@ def tiny_model(architecture: str) -> Any:
         raise ValueError(f"the model has {size:,} weights")
     model = model_class(config).float().eval()
     _randomise(model)
-    their_logits(model, list(range(NUM_POSITIONS // 64)))
     return model
 
 
 @torch.inference_mode()
 def their_logits(model: Any, token_ids: list[int]) -> Tensor:
-    """transformers' logits of a text, [T, V]."""
-    needed = signature(model.forward).parameters.get("pixel_values")
-    if needed is not None and needed.default is needed.empty:
-        model = model.language_model
-    found: Tensor = model(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0]
+    """transformers' logits of a text, [T, V]. Some models need a picture; their part for texts is
+    asked then."""
+    inputs = {"input_ids": torch.tensor([token_ids]), "use_cache": False}
+    try:
+        found: Tensor = model(**inputs).logits[0]
+    except Exception:
+        if not hasattr(model, "language_model"):
+            raise
+        found = model.language_model(**inputs).logits[0]
     return found
 
 
@@ -156,11 +166,15 @@ def _shrink(values: dict[str, Any]) -> None:
                     values[name] = sums[1]
                 elif name == "head_dim" and value == old_values[parts[1]]:
                     values[name] = values[parts[1]]
-    if values.get("head_dim", 0) is None:
+    if "num_key_value_heads" in values and not values["num_key_value_heads"]:
+        values["num_key_value_heads"] = values["num_attention_heads"]
+    if not values.get("head_dim", 1):
         values["head_dim"] = 32
-    section = values.get("mrope_section")
-    if section:
-        values["mrope_section"] = [one // 4 for one in section]
+    rope = values.get("rope_parameters")
+    if isinstance(rope, dict) and ("mrope_section" in rope or values.get("model_type") in _AXES):
+        dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
+        pairs = int(dim * rope.get("partial_rotary_factor", 1)) // 2
+        rope["mrope_section"] = [pairs - 2 * (3 * pairs // 8), 3 * pairs // 8, 3 * pairs // 8]
 
 
 def _small(name: str, value: int) -> int:

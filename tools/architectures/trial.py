@@ -48,6 +48,10 @@ def try_architecture(architecture: str) -> dict[str, Any]:
             served = Served.load(Path(folder))
         except EngineError as error:
             return {"state": "refused", "reason": str(error)}
+        try:
+            their_logits(theirs, [1, 2, 3])
+        except Exception as error:
+            return {"state": "not made", "reason": _described(error)}
         by = served.config.architecture
         return {
             "state": "family" if by in families() else "fallback",

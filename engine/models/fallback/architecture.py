@@ -9,10 +9,7 @@ from typing import Any
 
 import transformers
 from torch import nn
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_MAPPING_NAMES,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.config import MAX_LAYERS
@@ -35,6 +32,8 @@ NOT_OURS = (
 """Keys of config.json that choose code to run, or outputs that are not used here."""
 _OTHER_STATES = ("linear", "mamba", "conv", "recurrent", "ssm")
 """Substrings of the types of layers that keep other states than keys and values."""
+_PUBLISHED = {"MPTForCausalLM": "MptForCausalLM"}
+"""Names that published files have for classes of transformers."""
 _OTHER_LIMITS = ("max_seq_len", "seq_length", "n_positions", "n_ctx")
 """Names of the longest text in configurations without `max_position_embeddings`."""
 _UNSTATED_LIMIT = 2048
@@ -47,13 +46,13 @@ _MOVING_ROPES = ("dynamic", "longrope")
 @functools.cache
 def causal_class(architecture: str) -> Any | None:
     """Return transformers' class of that name if it is a causal language model, or a text model
-    without an output layer, such as `Glm4vTextModel`, with one. Published files may write a name
-    with other capitals, as MPT's do."""
-    if architecture in MODEL_MAPPING_NAMES.values() and architecture.endswith("TextModel"):
+    without an output layer, such as `Glm4vTextModel`, with one."""
+    if architecture.endswith("TextModel") and hasattr(transformers, architecture):
         return _with_head(getattr(transformers, architecture))
-    names = {name.lower(): name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
-    name = names.get(architecture.lower())
-    return None if name is None else getattr(transformers, name, None)
+    name = _PUBLISHED.get(architecture, architecture)
+    if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        return None
+    return getattr(transformers, name, None)
 
 
 def _with_head(text_model: Any) -> Any:
@@ -122,6 +121,8 @@ def in_words(error: Exception) -> str:
     text = " ".join(_PYTHON_NAMES.sub("", str(error)).split())
     if "meta tensor" in text:
         return "its code looks at numbers to decide what to compute"
+    if "object has no attribute" in text:
+        return "its code uses a part of a layer that Tandem's own layer does not have"
     return text[:300] or "it gives no reason"
 
 

@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    get_model_conversion_mapping,
+)
 from transformers.core_model_loading import (
     WeightConverter,
     WeightRenaming,
@@ -48,6 +51,9 @@ class TensorNames:
         self._known = dict.fromkeys(model.state_dict(), True)
         transforms = get_model_conversion_mapping(model)
         self._renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+        kind, _, is_text = model.config.model_type.rpartition("_text")
+        if kind and not is_text:  # listed with the model around it
+            transforms += get_checkpoint_conversion_mapping(kind) or []
         self._converters = [one for one in transforms if isinstance(one, WeightConverter)]
         self.experts = frozenset(
             path

@@ -6,7 +6,6 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_MAPPING_NAMES,
 )
 
 from engine.errors import UnsupportedArchitecture
@@ -18,27 +17,16 @@ from engine.models.registry import alternatives
 _DECODERS = {"qwen3_vl_moe_text": "Qwen3MoeForCausalLM"}
 """Decoders that have no class of their own, and the class that computes the same for texts: the
 axes of their positions are equal there."""
-_PLAIN_HEADS = (
-    "cosmos3_edge_text",
-    "emu3_text_model",
-    "glm4v_text",
-    "glm4v_moe_text",
-    "glm5_next_text",
-    "glm_ocr_text",
-    "granite_docling_text",
-    "mistral_large4_text",
-    "muse_glimmer_text",
-    "muse_spark_text",
-    "paddleocr_vl_text",
-    "pp_formulanet_text",
-    "qwen2_5_omni_text",
-    "qwen3_omni_moe_text",
-    "step3p5",
-    "unlimited_ocr_text",
-)
-"""Decoders that have no class with an output layer of their own, in models whose output layer is a
-matrix and no more."""
-_CHANGED = {kind: {"logit_scale": 1.0} for kind in ("aya_vision", "cohere2_vision")}
+_HEADLESS = {
+    "glm4v_text": "Glm4vTextModel",
+    "glm4v_moe_text": "Glm4vMoeTextModel",
+    "glm_ocr_text": "GlmOcrTextModel",
+    "paddleocr_vl_text": "PaddleOCRTextModel",
+    "qwen2_5_omni_text": "Qwen2ForCausalLM",
+    "emu3_text_model": "Emu3ForCausalLM",
+}
+"""Decoders whose class has no output layer; the models around them have a plain matrix."""
+_CHANGED = {"aya_vision": {"logit_scale": 1.0}, "cohere2_vision": {"logit_scale": 1.0}}
 """Values of text models that are different in the models around them, which do not scale logits."""
 _UNSTATED = {"qwen3_vl_moe_text": {"norm_topk_prob": True}}
 """What these decoders do and their files may not say."""
@@ -68,9 +56,8 @@ def inner_decoder(keys: MetadataKeys) -> MetadataKeys | None:
     text, values = _text_config(known, keys)
     if text is None:
         return None
-    inner = _DECODERS.get(text.model_type) or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text.model_type)
-    if inner is None and text.model_type in _PLAIN_HEADS:
-        inner = MODEL_MAPPING_NAMES[text.model_type]
+    named = _DECODERS | _HEADLESS
+    inner = named.get(text.model_type) or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text.model_type)
     if inner is None:
         raise _refusal(known, f"its text model, of type {text.model_type!r}, is not supported")
     rope = values.get("rope_parameters")

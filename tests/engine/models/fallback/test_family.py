@@ -32,6 +32,19 @@ WINDOW = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attent
 # What comes out behind many norms is large otherwise, and its roundings with it.
 SMALL = {"initializer_range": 0.1}
 MODELS = {
+    "beam": (
+        "Beam",
+        SHARED
+        | SMALL
+        | {
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "moe_intermediate_size": 24,
+            "sliding_window": 9,
+        },
+    ),
     "bloom": ("Bloom", SHARED | SMALL),
     "cohere": ("Cohere", SHARED | SMALL),
     "cohere2": ("Cohere2", WINDOW | SMALL),

@@ -92,10 +92,15 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {"intermediate_size_mlp": 96, "num_local_experts": 3, "attention_chunk_size": 16},
         {"projector_input_dim": 24, "projector_output_dim": 24, "vision_output_dim": 24},
     ),
+    "Glm4v": (
+        *("glm4v_text", "glm4v_vision"),
+        {"rope_parameters": AXES},
+        QWEN_VISION | {"intermediate_size": 40, "out_hidden_size": 48},
+    ),
     "Exaone4_5_": ("exaone4", "exaone4_5_vision", {}, {"depth": 1, "num_heads": 3}),
 }
-"""The types of their parts, and what these have besides. transformers' code runs the last one's
-decoder."""
+"""The types of their parts, and what these have besides. transformers' code runs the last two's
+decoders; that of GLM-4V has no class with an output layer."""
 
 
 def make(folder, name, **overrides):
