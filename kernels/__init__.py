@@ -44,6 +44,7 @@ from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope_store_kv import rope_store_kv
 from kernels.sample_tokens import EditLists, SampledTokens, SamplingRows, sample_tokens
 from kernels.score_tokens import TokenScores, score_tokens
+from kernels.selective_scan import selective_scan
 from kernels.short_conv import short_conv
 from kernels.sigmoid_mul import sigmoid_mul
 from kernels.silu_mul import silu_mul
@@ -77,6 +78,7 @@ OPS = (
     conv3x3,
     short_conv,
     gated_delta,
+    selective_scan,
 )
 """Every op, for tests and benchmarks."""
 
@@ -123,6 +125,7 @@ __all__ = [
     "route_experts",
     "sample_tokens",
     "score_tokens",
+    "selective_scan",
     "short_conv",
     "sigmoid_mul",
     "silu_mul",
