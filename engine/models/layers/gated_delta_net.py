@@ -3,38 +3,21 @@
 Paper: Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464.
 """
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
 from engine.models.forward_context import ForwardContext
 from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.norm import RmsNorm
-from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
+from engine.models.layers.short_conv import ShortConv
+from engine.models.layers.weight_slots import (
+    WeightOptions,
+    WeightOwner,
+    WeightSlot,
+    fp32_slots,
+)
 from engine.models.recurrent_config import RecurrentConfig, RecurrentShapes
-from engine.quantization.method import TensorSpec
-from kernels import gated_delta, short_conv, silu_mul
-
-
-class ShortConv(nn.Module, WeightOwner):
-    """The weights of a convolution over a few positions, one filter per channel."""
-
-    weight: Tensor
-    """[C, W] fp32."""
-
-    def __init__(self, num_channels: int, width: int) -> None:
-        super().__init__()
-        self._shape = (num_channels, width)
-
-    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
-        num_channels, width = self._shape
-        self.weight = torch.empty(self._shape, dtype=torch.float32, device=options.device)
-        spec = TensorSpec(shape=(num_channels, 1, width))
-        return {f"{path}.weight": WeightSlot(spec, self._fill)}
-
-    def _fill(self, tensor: Tensor) -> None:
-        self.weight.copy_(tensor[:, 0])
+from kernels import gated_delta, silu_mul
 
 
 class GatedDeltaNet(nn.Module, WeightOwner):
@@ -75,7 +58,7 @@ class GatedDeltaNet(nn.Module, WeightOwner):
         inputs, states = ctx.recurrent_states[self._layer]
         qkv, z, gates = torch.split(self.in_proj(x, ctx), self._sizes, 1)
         mixed = gated_delta(
-            short_conv(qkv, self.conv1d.weight, inputs, ctx.recurrent),
+            self.conv1d(qkv, inputs, ctx.recurrent),
             gates,
             states,
             ctx.recurrent,
@@ -89,15 +72,8 @@ class GatedDeltaNet(nn.Module, WeightOwner):
     __call__ = forward
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
-        shape = (self._sizes[2] // 2,)
-
-        def take(name: str, tensor: Tensor) -> None:
-            setattr(self, name, tensor.to(options.device, torch.float32, copy=True))
-
-        return {
-            f"{path}.{stored}": WeightSlot(TensorSpec(shape=shape), partial(take, name))
-            for stored, name in (("A_log", "a_log"), ("dt_bias", "dt_bias"))
-        }
+        names = {"A_log": "a_log", "dt_bias": "dt_bias"}
+        return fp32_slots(self, path, names, (self._sizes[2] // 2,), options)
 
 
 def shapes(

@@ -15,15 +15,17 @@ class RmsNorm(nn.Module, WeightOwner):
 
     Args:
         offset: added to the checkpoint's weights, which some families store minus 1.
+        learned: whether the checkpoint has weights; they are 1 otherwise.
     """
 
     weight: Tensor
 
-    def __init__(self, size: int, eps: float, *, offset: float = 0.0) -> None:
+    def __init__(self, size: int, eps: float, *, offset: float = 0.0, learned: bool = True) -> None:
         super().__init__()
         self.size = size
         self.eps = eps
         self.offset = offset
+        self._learned = learned
         self.takes_adapters = True
         """Whether the norm is called with a step's context."""
         self.path = ""
@@ -57,13 +59,36 @@ class RmsNorm(nn.Module, WeightOwner):
         # small part.
         is_fp32 = options.device.type == "cpu" or self.offset != 0.0
         dtype = torch.float32 if is_fp32 else options.dtype
-        self.weight = torch.empty(self.size, dtype=dtype, device=options.device)
+        self.weight = torch.ones(self.size, dtype=dtype, device=options.device)
+        if not self._learned:
+            return {}
         return {f"{path}.weight": WeightSlot(TensorSpec(shape=(self.size,)), self._fill)}
 
     def _fill(self, tensor: Tensor) -> None:
         self.weight.copy_(tensor)
         if self.offset:
             self.weight += self.offset
+
+
+class GroupedRmsNorm(RmsNorm):
+    """RMS norms over `num_groups` equal parts of the last dimension."""
+
+    def __init__(self, size: int, eps: float, num_groups: int) -> None:
+        super().__init__(size, eps)
+        self._num_groups = num_groups
+
+    def forward(self, x: Tensor, ctx: ForwardContext = NO_CONTEXT) -> Tensor:
+        """Map [T, C] to contiguous [T, C]. Adapters bring no norm of their own."""
+        if self._num_groups == 1:
+            return rms_norm(x, self.weight, self.eps)
+        parts = x.view(-1, self.size // self._num_groups)
+        normed = rms_norm(parts, self._ones, self.eps).view(x.shape)
+        return (normed * self.weight).to(x.dtype)
+
+    __call__ = forward
+
+    def process_weights_after_loading(self) -> None:
+        self._ones = torch.ones_like(self.weight[: self.size // self._num_groups])
 
 
 class LayerNorm(nn.Module, WeightOwner):

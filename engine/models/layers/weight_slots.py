@@ -8,6 +8,7 @@ there, and at no time do two copies of more than one layer exist.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,3 +61,25 @@ class WeightOwner(ABC):
 
     def process_weights_after_loading(self) -> None:  # noqa: B027 - most owners have nothing to do
         """Finish the weights once all slots are filled."""
+
+
+def fp32_slots(
+    owner: WeightOwner,
+    path: str,
+    names: dict[str, str],
+    shape: tuple[int, ...],
+    options: WeightOptions,
+) -> dict[str, WeightSlot]:
+    """Return the slots of tensors of one shape that the owner at `path` keeps in fp32.
+
+    Args:
+        names: the attribute that gets the tensor, by the checkpoint's name below `path`.
+    """
+
+    def take(attribute: str, tensor: Tensor) -> None:
+        setattr(owner, attribute, tensor.to(options.device, torch.float32, copy=True))
+
+    return {
+        f"{path}.{stored}": WeightSlot(TensorSpec(shape=shape), partial(take, attribute))
+        for stored, attribute in names.items()
+    }
