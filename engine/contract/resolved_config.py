@@ -23,7 +23,8 @@ class ModelFacts:
 
     max_position_embeddings: int
     kv_bytes_per_token: int
-    """The bytes of a token's keys and values in one layer group of the cache."""
+    """The bytes of a token's keys and values in one layer group of the cache; 0 if no layer
+    attends."""
     weight_bytes: int
     """The bytes of the weights and of the states of pictures that are kept."""
     step_bytes: int = 0
@@ -124,7 +125,7 @@ def resolve(intent: TextSettings, model: ModelFacts, machine: MachineFacts) -> R
     wanted_len = _wanted_len(intent, model)
     _check_speculation(intent)
     block_bytes = model.cache_bytes_per_token * intent.block_size
-    num_kv_blocks = intent.num_kv_blocks or pool_bytes(intent, model, machine) // block_bytes
+    num_kv_blocks = intent.num_kv_blocks or _num_kv_blocks(wanted_len, intent, model, machine)
     overlaps = _wants_async_scheduling(intent, machine)
     return ResolvedConfig(
         device=machine.device,
@@ -154,6 +155,15 @@ def resolve(intent: TextSettings, model: ModelFacts, machine: MachineFacts) -> R
         debug_invariants=intent.debug_invariants,
         num_recurrent_slots=num_recurrent_slots(intent) if model.recurrent_bytes else 0,
     )
+
+
+def _num_kv_blocks(
+    wanted_len: int, intent: TextSettings, model: ModelFacts, machine: MachineFacts
+) -> int:
+    block_bytes = model.cache_bytes_per_token * intent.block_size
+    if block_bytes == 0:  # no layer attends: there are enough for all texts
+        return intent.max_num_seqs * kv_layout_of(intent, model, machine).most_blocks(wanted_len)
+    return pool_bytes(intent, model, machine) // block_bytes
 
 
 def num_recurrent_slots(intent: TextSettings) -> int:
@@ -272,6 +282,6 @@ def _max_idle_cached_blocks(
 ) -> int:
     if not intent.enable_prefix_caching:
         return 0
-    if intent.prefix_cache_memory_gib is not None:
+    if intent.prefix_cache_memory_gib is not None and block_bytes:
         return min(num_kv_blocks, int(intent.prefix_cache_memory_gib * GIB) // block_bytes)
     return num_kv_blocks if machine.device == "cuda" else max(1, num_kv_blocks // 8)

@@ -4,6 +4,7 @@ This module knows the layouts that transformers 4 and 5 write. A family's own mo
 key, or its absence, means in that family.
 """
 
+from math import inf
 from typing import Any
 
 from engine.errors import ModelLoadError
@@ -86,6 +87,20 @@ def trained_length(keys: MetadataKeys) -> int:
     """Return the number of positions that the model was trained for."""
     length: int = keys.integer("max_position_embeddings", high=MAX_POSITIONS)
     return length
+
+
+def dt_limits(keys: MetadataKeys) -> tuple[float, float]:
+    """Read the limits of the steps of Mamba 2. transformers 5 writes infinity as an object."""
+    stated = keys.values.get("time_step_limit")
+    if stated is None:
+        return 0.0, inf
+    try:
+        low, high = (float(one["__float__"] if isinstance(one, dict) else one) for one in stated)
+    except (KeyError, TypeError, ValueError):
+        low, high = inf, 0.0
+    if not 0 <= low <= high:
+        raise keys.nonsense("time_step_limit", "two numbers from 0 up, the lower one first")
+    return low, high
 
 
 def bias_fields(keys: MetadataKeys) -> dict[str, Any]:

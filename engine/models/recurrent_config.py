@@ -42,8 +42,11 @@ class RecurrentConfig(ModelConfig):
 
     @property
     def layer_groups(self) -> tuple[LayerGroup, ...]:
-        """See `ModelConfig.layer_groups`; only layers that attend have KV blocks."""
+        """See `ModelConfig.layer_groups`; only layers that attend have KV blocks. If none does,
+        one group has blocks that hold nothing: they count tokens and name what states follow."""
         attending = [i for i in range(self.num_hidden_layers) if i not in self.recurrent_layers]
+        if not attending:
+            return (LayerGroup(()),)
         groups = group_layers([self.layer_windows[layer] for layer in attending])
         return tuple(
             LayerGroup(tuple(attending[at] for at in group.layers), group.window)

@@ -144,6 +144,10 @@ def _row(
     # Adapters count as weights, as when an engine sizes the pool.
     held = replace(facts, weight_bytes=facts.weight_bytes + adapter_bytes)
     left = usable - held.weight_bytes - step
+    if block_bytes:
+        max_tokens = max(0, left) // block_bytes * context // blocks_of_text
+    else:  # no layer attends, and states count as weights
+        max_tokens = intent.max_num_seqs * context if left >= 0 else 0
     flags = []
     if (kept.quantization, kept.stored) != ("none", "none"):
         flags.append(f"--quantization {kept.quantization}")
@@ -166,7 +170,7 @@ def _row(
         step_bytes=step,
         process_bytes=target.process_bytes,
         fits=kv <= left,
-        max_tokens=max(0, left) // block_bytes * context // blocks_of_text,
+        max_tokens=max_tokens,
         decode_tokens_per_s=speeds.decode(chip, target.concurrency, context) if chip else None,
         prefill_tokens_per_s=speeds.prefill(chip, context) if chip else None,
         flags=flags,

@@ -47,6 +47,7 @@ class KvStorage:
 
         Args:
             layer_groups: the layers of each group; layers without keys and values are in none.
+                If all groups are empty, blocks hold nothing.
             dtype: the numbers' dtype; int8 and float8_e4m3fn have a scale for each slot and head.
         """
         layers_per_block = max(map(len, layer_groups))
@@ -72,7 +73,7 @@ class KvStorage:
             for at, layer in enumerate(layers)
         }
         # A layer without keys and values has entries that nobody reads.
-        of_layer = [places.get(layer, (0, 0)) for layer in range(1 + max(places))]
+        of_layer = [places.get(layer, (0, 0)) for layer in range(1 + max(places, default=-1))]
         self.group_of_layer = [group for group, _ in of_layer]
         self.layers: list[Tensor] = [shares[at] for _, at in of_layer]
         """One view per layer, [N, 2, K, S, D], which the kernels take as `kv_cache`. Layers of
@@ -122,7 +123,7 @@ class KvStorage:
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Allocate zeros. On a CPU these are fresh anonymous pages, which are zero without being
     touched: an allocator might reuse memory, and zeroing would commit all of it."""
-    if device.type != "cpu":
+    if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
     num_bytes = max(1, math.prod(shape) * dtype.itemsize)
     pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -157,6 +157,26 @@ MODELS |= {
         },
     ),
 }
+MAMBA = {"state_size": 5, "initializer_range": 0.1, "layer_norm_epsilon": 1e-4}
+MAMBA2 = MAMBA | {"num_heads": 6, "n_groups": 2}
+MODELS |= {
+    "mamba": ("Mamba", MAMBA | {"tie_word_embeddings": False}),
+    "mamba_tied": ("Mamba", MAMBA | {"use_bias": True, "use_conv_bias": False, "conv_kernel": 3}),
+    "falcon_mamba": ("FalconMamba", MAMBA | {"time_step_rank": 7, "mixer_rms_eps": 1e-3}),
+    "mamba2": ("Mamba2", MAMBA2 | {"chunk_size": 7}),
+    "mamba2_tied": (
+        "Mamba2",
+        MAMBA2
+        | {
+            "n_groups": 1,
+            "use_bias": True,
+            "use_conv_bias": False,
+            "tie_word_embeddings": True,
+            "conv_kernel": 2,
+            "time_step_limit": (0.5, 0.9),
+        },
+    ),
+}
 GPT_OSS: dict[str, Any] = {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 7}
 GPT_OSS_YARN = YARN | {"factor": 32.0, "rope_theta": 150000.0, "truncate": False}
 MODELS |= {
