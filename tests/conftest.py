@@ -211,6 +211,10 @@ tiny_qwen3_5 = _tiny(
     linear_key_head_dim=16,
     linear_value_head_dim=24,
 )
+# No layer has keys and values.
+tiny_mamba = _tiny("Mamba")
+tiny_falcon_mamba = _tiny("FalconMamba")
+tiny_mamba2 = _tiny("Mamba2", num_heads=8, head_dim=16, n_groups=2, state_size=24)
 # Models without a family here. GPT-NeoX's checkpoint has other names than its modules.
 tiny_gpt_neox = _tiny("GPTNeoX")
 tiny_olmo2 = _tiny("Olmo2")

@@ -25,9 +25,10 @@ from engine.models.layers.norm import RmsNorm
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.recurrent_config import RecurrentConfig
+from engine.models.rope_keys import MAX_POSITIONS
 
 LONGEST = 1 << 18
-"""The tokens of the longest text that is served. The architecture has no limit."""
+"""The tokens of the longest text if the file states no limit. The architecture has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +146,9 @@ def read_json(keys: MetadataKeys, *, architecture: str, tied: bool) -> ModelConf
         num_key_value_heads=1,
         head_dim=2,
         rms_norm_eps=keys.number("layer_norm_epsilon", 1e-5),
-        max_position_embeddings=LONGEST,
+        max_position_embeddings=keys.integer(
+            "max_position_embeddings", LONGEST, high=MAX_POSITIONS
+        ),
         tie_word_embeddings=keys.flag("tie_word_embeddings", tied),
         embedding="backbone.embeddings",
         recurrent_layers=tuple(range(num_layers)),

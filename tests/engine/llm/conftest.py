@@ -124,7 +124,15 @@ def log(monkeypatch):
 
 @pytest.fixture(
     scope="module",
-    params=["tiny_llama", "tiny_gemma3", "tiny_olmo2", "tiny_qwen3_moe", "tiny_qwen3_5"],
+    params=[
+        "tiny_llama",
+        "tiny_gemma3",
+        "tiny_olmo2",
+        "tiny_qwen3_moe",
+        "tiny_qwen3_5",
+        "tiny_mamba",
+        "tiny_mamba2",
+    ],
 )
 def folder(request):
     """A model of each kind that must give the same bits in any company."""

@@ -72,6 +72,9 @@ def assert_equal_to(model, prompts, completions, tolerance=TOLERANCE):
         "tiny_gpt_oss",
         "tiny_qwen3_moe",
         "tiny_qwen3_5",
+        "tiny_mamba",
+        "tiny_falcon_mamba",
+        "tiny_mamba2",
         "tiny_gpt_neox",
     ],
 )
@@ -85,7 +88,7 @@ def test_tiny_models_in_fp32(family, implementation, engines, request, monkeypat
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     engine = engines.make(folder, max_num_batched_tokens=48)
     prompts = random_prompts(rng, model.config.vocab_size, prompt_lengths(rng))
-    tolerance = OF_CHUNKS if family == "tiny_qwen3_5" else TOLERANCE
+    tolerance = OF_CHUNKS if family in ("tiny_qwen3_5", "tiny_mamba2") else TOLERANCE
     assert_equal_to(model, prompts, generate(engines, engine, prompts), tolerance)
 
 

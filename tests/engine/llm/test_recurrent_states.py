@@ -10,9 +10,9 @@ from engine.llm.runner.model_runner import ModelRunner
 BLOCK = 16
 
 
-@pytest.fixture(scope="module")
-def folder(tiny_qwen3_5):
-    return tiny_qwen3_5(seed=random.randrange(1 << 30))
+@pytest.fixture(scope="module", params=["tiny_qwen3_5", "tiny_mamba2"])
+def folder(request):
+    return request.getfixturevalue(request.param)(seed=random.randrange(1 << 30))
 
 
 def text(rng, length):
