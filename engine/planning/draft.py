@@ -7,6 +7,7 @@ from pathlib import Path
 from engine.contract.kinds import KINDS
 from engine.contract.resolved_config import MachineFacts, ModelFacts
 from engine.contract.text_settings import TextSettings
+from engine.errors import UnsupportedArchitecture
 from engine.models.config import ModelConfig
 from engine.planning.facts import text_facts
 from engine.text.same_tokens import check_same_tokens
@@ -74,6 +75,12 @@ def plan_draft(
             load_tokenizer(checkpoint.path),
             load_tokenizer(found.path),
             min(model_config.vocab_size, config.vocab_size),
+        )
+    if config.recurrent_bytes(1):
+        raise UnsupportedArchitecture(
+            f"speculative_model {found.name} has recurrent states, which cannot forget tokens "
+            f"that are rejected; name a model whose layers all attend",
+            param="speculative_model",
         )
     as_draft = replace(intent, quantization=intent.speculative_quantization)
     weights = plan_weights(found, config, as_draft, machine)

@@ -131,7 +131,10 @@ def _row(
         drawing_rows=min(intent.max_num_seqs, intent.max_num_batched_tokens),
         dtype_bytes=dtype_bytes,
     )
-    facts = replace(text_facts(kept, config, intent), step_bytes=step)
+    # Every text that runs has a place for its recurrent states, which count as weights.
+    texts = max(intent.max_num_seqs, target.concurrency)
+    of_texts = replace(intent, max_num_seqs=texts)
+    facts = replace(text_facts(kept, config, of_texts), step_bytes=step)
     if draft is not None:
         facts = draft.with_cache(intent).beside(facts)
     machine = target.machine
@@ -146,8 +149,8 @@ def _row(
     left = usable - held.weight_bytes - step
     if block_bytes:
         max_tokens = max(0, left) // block_bytes * context // blocks_of_text
-    else:  # no layer attends, and states count as weights
-        max_tokens = intent.max_num_seqs * context if left >= 0 else 0
+    else:  # no layer attends
+        max_tokens = texts * context if left >= 0 else 0
     flags = []
     if (kept.quantization, kept.stored) != ("none", "none"):
         flags.append(f"--quantization {kept.quantization}")

@@ -240,10 +240,10 @@ def engine_config(intent, flags):
     return EngineConfig(**{"device": intent.device, **changes})
 
 
-def test_what_fits_is_what_an_engine_can_hold(llama3, tiny_gemma3):
+def test_what_fits_is_what_an_engine_can_hold(llama3, tiny_gemma3, tiny_mamba2):
     """Whatever memory there is: the flags of a row that fits make room for all the texts, and
     nobody finds room where a row does not fit."""
-    folders = [llama3[0], in_folder(tiny_gemma3())]
+    folders = [llama3[0], in_folder(tiny_gemma3()), in_folder(tiny_mamba2())]
     for _ in range(40):
         checkpoint = random.choice(folders)
         is_large = checkpoint is folders[0]
@@ -270,8 +270,9 @@ def test_what_fits_is_what_an_engine_can_hold(llama3, tiny_gemma3):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8", "fp8"])
-def test_cache_bytes_are_those_of_the_storage(tiny_gemma3, dtype):
-    config = load_model_config(in_folder(tiny_gemma3()))
+@pytest.mark.parametrize("family", ["tiny_gemma3", "tiny_mamba"])
+def test_cache_bytes_are_those_of_the_storage(family, dtype, request):
+    config = load_model_config(in_folder(request.getfixturevalue(family)()))
     storage = KvStorage(
         num_blocks=3,
         layer_groups=[group.layers for group in config.layer_groups],
@@ -282,6 +283,21 @@ def test_cache_bytes_are_those_of_the_storage(tiny_gemma3, dtype):
         device=torch.device("cpu"),
     )
     assert storage._pool.nbytes == 3 * 16 * config.kv_bytes_per_token(KvNumbers(dtype))
+
+
+def test_recurrent_states_of_all_planned_texts_are_counted(tiny_mamba2):
+    checkpoint = in_folder(tiny_mamba2())
+    config = load_model_config(checkpoint)
+    wanted = target("cuda", GIB, context=300)
+    rows = [
+        plan(checkpoint, EngineConfig(max_num_seqs=8), replace(wanted, concurrency=texts)).rows[0]
+        for texts in (1, 8, 20)
+    ]
+    assert [row.kv_bytes for row in rows] == [0, 0, 0]
+    assert [row.max_tokens for row in rows] == [2400, 2400, 6000]
+    of_text = 2 * config.recurrent_bytes(2)
+    assert rows[2].weight_bytes - rows[1].weight_bytes == 12 * of_text
+    assert rows[1].weight_bytes == rows[0].weight_bytes > 8 * of_text
 
 
 @pytest.mark.parametrize("on", ["cpu", "cuda"])

@@ -181,3 +181,71 @@ def test_not_utf8(tmp_path):
     (tmp_path / "config.json").write_bytes(b'{"a": "\xff"}')
     with pytest.raises(CorruptFile):
         read_config_json(tmp_path)
+
+
+FALCON_MAMBA: dict[str, Any] = {
+    "architectures": ["FalconMambaForCausalLM"],
+    "vocab_size": 65024,
+    "hidden_size": 4096,
+    "num_hidden_layers": 64,
+    "conv_kernel": 4,
+    "expand": 16,
+    "intermediate_size": 8192,
+    "state_size": 16,
+    "time_step_rank": 256,
+    "tie_word_embeddings": False,
+}
+CODESTRAL_MAMBA: dict[str, Any] = {
+    "architectures": ["Mamba2ForCausalLM"],
+    "vocab_size": 32768,
+    "hidden_size": 4096,
+    "num_hidden_layers": 64,
+    "num_heads": 128,
+    "n_groups": 8,
+    "norm_before_gate": True,
+    "time_step_limit": [0.0, float("inf")],
+    "time_step_rank": 256,
+}
+
+
+def test_models_without_attention_as_published(tmp_path):
+    """FalconMamba 7B and Codestral Mamba 7B, whose files state no longest text."""
+    (tmp_path / "config.json").write_text(json.dumps(FALCON_MAMBA))
+    falcon = read_config_json(tmp_path)
+    assert falcon.shapes == ((8192, 3), (8192, 1, 16))
+    assert falcon.mixer["rank"] == 256
+    (tmp_path / "config.json").write_text(json.dumps(CODESTRAL_MAMBA))
+    codestral = read_config_json(tmp_path)
+    assert codestral.shapes == ((8192 + 2 * 8 * 128, 3), (128, 64, 128))
+    assert not codestral.tie_word_embeddings
+    for config in (falcon, codestral):
+        assert config.recurrent_layers == tuple(range(64))
+        assert [group.layers for group in config.layer_groups] == [()]
+        assert config.max_position_embeddings == 1 << 18
+
+
+INFINITY = {"__float__": "Infinity"}
+"""As transformers 5 writes it."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"time_step_limit": [0.5]}, "time_step_limit is"),
+        ({"time_step_limit": 3}, "time_step_limit is 3"),
+        ({"time_step_limit": [2.0, 1.0]}, "two numbers from 0 up"),
+        ({"time_step_limit": [0.0, float("nan")]}, "time_step_limit is"),
+        ({"time_step_limit": [{"__float__": "much"}, 1.0]}, "time_step_limit is"),
+        ({"n_groups": 7}, "num_heads is 128"),
+        ({"conv_kernel": 9}, "conv_kernel is 9"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"time_step_limit": [0.25, INFINITY]}, None),
+    ],
+)
+def test_mixers_of_mamba_2_are_checked(changes, words, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CODESTRAL_MAMBA | changes))
+    if words is None:
+        assert read_config_json(tmp_path).mixer["dt_limits"] == (0.25, float("inf"))
+        return
+    with pytest.raises(ModelLoadError, match=words):
+        read_config_json(tmp_path)

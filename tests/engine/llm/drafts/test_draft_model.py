@@ -213,11 +213,13 @@ def test_one_of_them_may_have_tokens_at_the_end_that_the_other_has_not(
     check_clean(engine)
 
 
-def test_what_cannot_guess_is_refused(engines, llama):
+def test_what_cannot_guess_is_refused(engines, llama, tiny_mamba):
     with pytest.raises(InvalidParameter, match="for example to 8"):
         drafted(engines, llama, llama, num_speculative_tokens=0)
     with pytest.raises(ModelLoadError, match="not a text model"):
         drafted(engines, llama, "tandem-shapes")
+    with pytest.raises(ModelLoadError, match="has recurrent states"):
+        drafted(engines, llama, tiny_mamba())
 
 
 def test_nobody_drafts_under_load(engines, llama, rng, monkeypatch):
