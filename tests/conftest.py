@@ -214,7 +214,7 @@ tiny_qwen3_5 = _tiny(
 # No layer has keys and values.
 tiny_mamba = _tiny("Mamba")
 tiny_falcon_mamba = _tiny("FalconMamba")
-tiny_mamba2 = _tiny("Mamba2", num_heads=8, head_dim=16, n_groups=2, state_size=24)
+tiny_mamba2 = _tiny("Mamba2", hidden_size=96, num_heads=3, head_dim=64, n_groups=3, state_size=24)
 # Models without a family here. GPT-NeoX's checkpoint has other names than its modules.
 tiny_gpt_neox = _tiny("GPTNeoX")
 tiny_olmo2 = _tiny("Olmo2")
