@@ -110,7 +110,8 @@ def _rows(
     adapter_bytes: int,
 ) -> Iterator[PlanRow]:
     """The rows of one format of weights, one for each kind of KV cache."""
-    for cache in dict.fromkeys((intent.kv_cache_dtype, *CACHES)):
+    attends = any(group.layers for group in config.layer_groups)
+    for cache in dict.fromkeys((intent.kv_cache_dtype, *(CACHES if attends else ()))):
         of_cache = replace(intent, kv_cache_dtype=cache)
         yield _row(kept, config, of_cache, target, context, draft, adapter_bytes)
 
@@ -186,6 +187,8 @@ class Speeds:
     def __init__(self, kept: WeightPlan, config: ModelConfig, intent: TextSettings) -> None:
         dtype_bytes = torch_dtype(intent.model_dtype).itemsize
         self._config = config
+        self._windows = [group.window for group in config.layer_groups for _ in group.layers]
+        self._state_bytes = config.recurrent_bytes(dtype_bytes)
         self._head_bytes = KvNumbers(intent.resolved_kv_cache_dtype).head_bytes(config.head_dim)
         self._head_weights = config.vocab_size * config.hidden_size
         self._mixture = mixture = Mixture.of(kept, config)
@@ -206,17 +209,18 @@ class Speeds:
     def decode(self, chip: Chip, concurrency: int, context: int) -> float:
         """The tokens per second of this many texts with this many tokens each."""
         config = self._config
-        seen = sum(min(context, window or context) for window in config.layer_windows)
+        seen = sum(min(context, window or context) for window in self._windows)
         kv = 2 * seen * config.num_key_value_heads * self._head_bytes
+        kept = kv + 2 * self._state_bytes  # states are read and written
         products = 2 * (self._layer_weights + self._head_weights)
         attention = 4 * seen * config.num_attention_heads * config.head_dim
-        reading_s = (self.read_bytes(concurrency) + concurrency * kv) / chip.bytes_per_s
+        reading_s = (self.read_bytes(concurrency) + concurrency * kept) / chip.bytes_per_s
         computing_s = concurrency * (products + attention) / chip.flops
         return concurrency / max(reading_s, computing_s)
 
     def prefill(self, chip: Chip, context: int) -> float:
         """The tokens per second of a prompt with this many tokens."""
         config = self._config
-        seen = sum(min(context / 2, window or context) for window in config.layer_windows)
+        seen = sum(min(context / 2, window or context) for window in self._windows)
         attention = 4 * seen * config.num_attention_heads * config.head_dim
         return chip.flops / (2 * self._layer_weights + attention)

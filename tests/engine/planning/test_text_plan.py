@@ -288,7 +288,8 @@ def test_cache_bytes_are_those_of_the_storage(family, dtype, request):
 def test_recurrent_states_of_all_planned_texts_are_counted(tiny_mamba2):
     checkpoint = in_folder(tiny_mamba2())
     config = load_model_config(checkpoint)
-    wanted = target("cuda", GIB, context=300)
+    chip = CHIPS["h100"]
+    wanted = target("cuda", GIB, context=300, chip=chip)
     rows = [
         plan(checkpoint, EngineConfig(max_num_seqs=8), replace(wanted, concurrency=texts)).rows[0]
         for texts in (1, 8, 20)
@@ -296,6 +297,8 @@ def test_recurrent_states_of_all_planned_texts_are_counted(tiny_mamba2):
     assert [row.kv_bytes for row in rows] == [0, 0, 0]
     assert [row.max_tokens for row in rows] == [2400, 2400, 6000]
     of_text = 2 * config.recurrent_bytes(2)
+    read = rows[2].read_bytes + 20 * of_text
+    assert rows[2].decode_tokens_per_s == pytest.approx(20 * chip.bytes_per_s / read, rel=1e-3)
     assert rows[2].weight_bytes - rows[1].weight_bytes == 12 * of_text
     assert rows[1].weight_bytes == rows[0].weight_bytes > 8 * of_text
 
