@@ -19,17 +19,12 @@ struct Scan {
   float least, greatest;
 };
 
-// log(1 + e) for e in (0, 1], by the series of 2 artanh(e / (2 + e)).
-inline Lanes log1p_lanes(Lanes e) {
-  Lanes s = e / (e + 2.0f), square = s * s;
-  Lanes sum = fill(2.0f / 15);
-  for (int n = 13; n > 0; n -= 2) sum = multiply_add(sum, square, fill(2.0f / n));
-  return sum * s;
-}
-
+// max(x, 0) + log(1 + e) with e = exp(-|x|), by the series of 2 artanh(e / (2 + e)).
 inline Lanes softplus(Lanes x) {
-  Lanes size = larger(x, -x);
-  return larger(fill(0.0f), x) + log1p_lanes(native::exp2_nonpositive(size * -kLog2E));
+  Lanes e = native::exp2_nonpositive(larger(x, -x) * -kLog2E);
+  Lanes s = e / (e + 2.0f), square = s * s, sum = fill(2.0f / 15);
+  for (int n = 13; n > 0; n -= 2) sum = multiply_add(sum, square, fill(2.0f / n));
+  return multiply_add(sum, s, larger(fill(0.0f), x));
 }
 
 inline void store_some(float* to, Lanes x, int64_t count) {

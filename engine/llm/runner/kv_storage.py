@@ -54,7 +54,7 @@ class KvStorage:
         shape = (layers_per_block, 2, num_kv_heads, block_size, head_dim)
         num_numbers, num_scales = math.prod(shape), math.prod(shape[:-1])
         scales: Sequence[Tensor | None]
-        if dtype.itemsize == 1:
+        if dtype.itemsize == 1 and layers_per_block:
             block = num_numbers + num_scales * SCALE_BYTES
             self._pool = _allocate((num_blocks, block), torch.uint8, device)
             numbers = self._pool[:, :num_numbers].view(dtype).view(num_blocks, *shape)
