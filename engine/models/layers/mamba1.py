@@ -10,12 +10,7 @@ from engine.models.forward_context import ForwardContext
 from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.norm import RmsNorm
 from engine.models.layers.short_conv import ShortConv
-from engine.models.layers.weight_slots import (
-    WeightOptions,
-    WeightOwner,
-    WeightSlot,
-    fp32_slots,
-)
+from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot, fp32_slots
 from engine.models.recurrent_config import RecurrentConfig, RecurrentShapes
 from kernels import selective_scan, silu_mul
 
