@@ -13,7 +13,6 @@ from engine.models.layers.experts import Experts
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.loading import load_dummy_weights, load_weights
 from engine.models.picture_encoder import PictureEncoder
-from engine.models.recurrent_config import RecurrentConfig
 
 
 class CausalLM(nn.Module, ABC):
@@ -48,7 +47,7 @@ class CausalLM(nn.Module, ABC):
     def can_be_recorded(self) -> bool:
         """Whether a decode step launches the same operations for all tokens; known once weights are
         loaded. Recordings have no recurrent states."""
-        if isinstance(self.config, RecurrentConfig):
+        if self.config.recurrent_bytes(1):
             return False
         mixtures = (module for module in self.modules() if isinstance(module, Experts))
         return all(experts.can_be_recorded for experts in mixtures)

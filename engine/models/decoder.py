@@ -164,7 +164,7 @@ class Decoder(CausalLM):
         create_layer: builds the layer of a number.
         norm: the last norm; by default a plain `RmsNorm`.
         ropes: the rope of each layer; by default the configuration's.
-        embedding_scale, soft_cap: see `TokenEmbedding` and `LmHead`.
+        embedding_scale, soft_cap, logit_scale: see `TokenEmbedding` and `LmHead`.
     """
 
     ends_take_adapters = True
@@ -179,6 +179,7 @@ class Decoder(CausalLM):
         ropes: Sequence[Rope] | None = None,
         embedding_scale: float = 1.0,
         soft_cap: float | None = None,
+        logit_scale: float = 1.0,
     ) -> None:
         super().__init__(config, options)
         num_layers = config.num_hidden_layers
@@ -190,7 +191,10 @@ class Decoder(CausalLM):
             options.device,
         )
         self.lm_head = LmHead(
-            self.model.embed_tokens, tied=config.tie_word_embeddings, soft_cap=soft_cap
+            self.model.embed_tokens,
+            tied=config.tie_word_embeddings,
+            soft_cap=soft_cap,
+            scale=logit_scale,
         )
 
     def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:

@@ -10,7 +10,7 @@ MAX_EXPERTS = 4096
 """The most experts of a layer; published models have up to 512."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots, for classes that also derive from another
 class ExpertsConfig(ModelConfig):
     """A configuration with experts. `intermediate_size` is that of layers without experts."""
 

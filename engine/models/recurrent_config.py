@@ -35,16 +35,21 @@ class RecurrentShapes(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecurrentConfig(ModelConfig):
-    """A `ModelConfig` with layers that keep a state. The others attend."""
+    """A `ModelConfig` with layers that keep a state."""
 
     recurrent_layers: tuple[int, ...]
     shapes: RecurrentShapes
+    attending_layers: tuple[int, ...] | None = None
+    """The layers with keys and values; None for all that keep no state."""
 
     @property
     def layer_groups(self) -> tuple[LayerGroup, ...]:
         """See `ModelConfig.layer_groups`; only layers that attend have KV blocks. If none does,
         one group has blocks that hold nothing: they count tokens and name what states follow."""
-        attending = [i for i in range(self.num_hidden_layers) if i not in self.recurrent_layers]
+        attending = self.attending_layers
+        if attending is None:
+            every = range(self.num_hidden_layers)
+            attending = tuple(layer for layer in every if layer not in self.recurrent_layers)
         if not attending:
             return (LayerGroup(()),)
         groups = group_layers([self.layer_windows[layer] for layer in attending])

@@ -7,7 +7,6 @@ rows up in them, so a tied matrix is stored once.
 from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,7 +22,7 @@ class TokenEmbedding(nn.Module, WeightOwner):
     looked up. A tied output layer may lend its rows.
 
     Args:
-        scale: factor of looked-up rows, rounded to the weights' dtype.
+        scale: factor of looked-up rows.
 
     Attributes:
         is_tied: whether there is an output layer with the same matrix.
@@ -70,7 +69,6 @@ class TokenEmbedding(nn.Module, WeightOwner):
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
         self.path, self._options = path, options
-        self.scale = torch.tensor(self.scale).to(options.dtype).item()
         if self.is_tied and options.method_for(OUTPUT_LAYER).lends_rows(options.device.type):
             return {}
         self._loading = options.method_for(path), _part(path, self.shape, options)
@@ -96,14 +94,21 @@ class LmHead(nn.Module, WeightOwner):
 
     Args:
         soft_cap: c bends each logit x to c·tanh(x / c); None leaves them as they are.
+        scale: factor of the logits.
     """
 
     def __init__(
-        self, embedding: TokenEmbedding, *, tied: bool, soft_cap: float | None = None
+        self,
+        embedding: TokenEmbedding,
+        *,
+        tied: bool,
+        soft_cap: float | None = None,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.shape = embedding.shape
         self._soft_cap = soft_cap
+        self._scale = scale
         # Kept in a tuple so that the embedding does not become a submodule twice.
         self._tied: tuple[TokenEmbedding, ...] = (embedding,) if tied else ()
         embedding.is_tied = tied
@@ -120,6 +125,8 @@ class LmHead(nn.Module, WeightOwner):
         logits = self.in_fp32(hidden)
         if adapters is not None:
             adapters.add_to_logits(self.path, hidden, logits, self._plain.apply_in_fp32)
+        if self._scale != 1.0:
+            logits.mul_(self._scale)
         if self._soft_cap is not None:
             logits.div_(self._soft_cap).tanh_().mul_(self._soft_cap)
         return logits

@@ -25,6 +25,8 @@ class MlpNames(NamedTuple):
     gate: str
     up: str
     down: str
+    fused: str = "gate_up_proj"
+    """The layer of gate and up in one tensor."""
 
 
 MLP_NAMES = MlpNames("gate_proj", "up_proj", "down_proj")
@@ -63,7 +65,7 @@ class GatedMlp(nn.Module):
         shards = (Shard(names.gate, inner), Shard(names.up, inner))
         self.gate_up_proj = Linear(
             hidden,
-            (fused_shard("gate_up_proj", shards),) if fused else shards,
+            (fused_shard(names.fused, shards),) if fused else shards,
             bias=bias,
             partition="outputs",
         )

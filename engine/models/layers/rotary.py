@@ -126,6 +126,11 @@ def _default(rope: Rope) -> Frequencies:
     return 1.0 / rope.theta ** _exponents(rope.dim), 1.0
 
 
+def _none(rope: Rope) -> Frequencies:
+    """Heads are not rotated: all angles are 0."""
+    return torch.zeros(rope.dim // 2), 1.0
+
+
 def _linear(rope: Rope) -> Frequencies:
     """Position interpolation, Chen et al. 2023, arXiv:2306.15595."""
     inv_freq, factor = _default(rope)
@@ -205,6 +210,7 @@ def _scaling(rope: Rope, key: str) -> float:
 
 _SCHEMES: dict[str, Callable[[Rope], Frequencies]] = {
     "default": _default,
+    "none": _none,
     "linear": _linear,
     "dynamic": _default,
     "llama3": _llama3,

@@ -187,6 +187,88 @@ MODELS |= {
         | {"layer_types": ["full_attention", "sliding_attention"], "num_key_value_heads": 1},
     ),
 }
+MAMBA: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "head_dim": 8,
+    "mamba_n_heads": 6,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 12,
+    "initializer_range": 0.1,
+}
+GRANITE = MAMBA | {
+    "layer_types": ["mamba", "attention", "mamba"],
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+    "shared_intermediate_size": 72,
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.1,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 2.0,
+}
+MODELS |= {
+    "granite_hybrid": ("GraniteMoeHybrid", GRANITE),
+    "granite_hybrid_experts": (
+        "GraniteMoeHybrid",
+        GRANITE
+        | {
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "position_embedding_type": "rope",
+            "tie_word_embeddings": True,
+            "mamba_n_groups": 1,
+            "mamba_conv_bias": False,
+            "mamba_proj_bias": True,
+            "attention_bias": True,
+        },
+    ),
+    "granite_hybrid_attention": (
+        "GraniteMoeHybrid",
+        GRANITE | {"layer_types": ["full_attention"] * 3, "position_embedding_type": "rope"},
+    ),
+    "bamba": ("Bamba", MAMBA | {"attn_layer_indices": [1]}),
+    "bamba_biases": (
+        "Bamba",
+        MAMBA
+        | {
+            "attn_layer_indices": [0, 1],
+            "attention_bias": True,
+            "mlp_bias": True,
+            "mamba_proj_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+FALCON_H1 = MAMBA | {
+    "num_hidden_layers": 2,
+    "mamba_d_ssm": 96,
+    "embedding_multiplier": 2.5,
+    "lm_head_multiplier": 0.3,
+    "key_multiplier": 0.7,
+    "attention_in_multiplier": 1.3,
+    "attention_out_multiplier": 0.8,
+    "ssm_in_multiplier": 1.2,
+    "ssm_out_multiplier": 0.6,
+    "ssm_multipliers": [0.5, 0.9, 1.5, 0.8, 1.1],
+    "mlp_multipliers": [0.9, 0.5],
+}
+MODELS |= {
+    "falcon_h1": ("FalconH1", FALCON_H1),
+    "falcon_h1_norm_first": (
+        "FalconH1",
+        FALCON_H1 | {"mamba_rms_norm": True, "mamba_norm_before_gate": True},
+    ),
+    "falcon_h1_gate_first": (
+        "FalconH1",
+        FALCON_H1
+        | {
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "projectors_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
 TOLERANCE = 1e-4
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from transformers.core_model_loading import revert_weight_conversion
 
 from engine.contract.kv_layout import KvLayout
 from engine.llm.decision import GroupBlocks, RecurrentSlots, ScheduledSequence
@@ -66,29 +67,16 @@ def create_pair(
 
 
 def named_weights(theirs: Any) -> list[tuple[str, torch.Tensor]]:
-    """Return what a checkpoint would hold: without a tied output layer, with experts one by one."""
-    weights = theirs.state_dict()
-    if theirs.config.model_type == "gpt_oss":
-        config = config_of("GptOss", theirs.config)
-        return [part for pair in weights.items() for part in config.parts_of(*pair)]
+    """Return the tensors of a published checkpoint, named and divided as our model wants them."""
+    weights = revert_weight_conversion(theirs, theirs.state_dict())
     if theirs.config.tie_word_embeddings:
         weights.pop("lm_head.weight")
-    mixtral = theirs.config.model_type == "mixtral"
-    gate, up, down = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
-    found = []
-    for name, tensor in weights.items():
-        path = name.replace(".mlp.", ".block_sparse_moe.") if mixtral else name
-        experts = path.rpartition(".")[0]
-        for number, expert in enumerate(tensor if ".experts." in name else ()):
-            if name.endswith("gate_up_proj"):
-                halves = expert.chunk(2)
-                found.append((f"{experts}.{number}.{gate}.weight", halves[0]))
-                found.append((f"{experts}.{number}.{up}.weight", halves[1]))
-            else:
-                found.append((f"{experts}.{number}.{down}.weight", expert))
-        if ".experts." not in name:
-            found.append((path, tensor))
-    return found
+    config = config_of(type(theirs).__name__.removesuffix("ForCausalLM"), theirs.config)
+    return [
+        part
+        for name, tensor in weights.items()
+        for part in config.parts_of(config.tensor_name(name), tensor)
+    ]
 
 
 def random_text(length: int) -> list[int]:

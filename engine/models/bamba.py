@@ -1,0 +1,164 @@
+"""Bamba: most layers keep a state by Mamba 2, the others attend; an MLP follows in each.
+
+Configurations of Granite 4 and Falcon-H1 name the keys of Mamba 2 as Bamba does. Source:
+transformers' `modeling_bamba.py`.
+"""
+
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from torch import Tensor, nn
+
+from engine.models import json_keys
+from engine.models.causal_lm import CausalLM
+from engine.models.config import ModelConfig
+from engine.models.decoder import Attention, Decoder, gated_mlp
+from engine.models.family import Family
+from engine.models.forward_context import ForwardContext
+from engine.models.layers.experts import SparseMlp
+from engine.models.layers.mamba1 import Mamba1
+from engine.models.layers.mamba2 import Mamba2, shapes
+from engine.models.layers.mlp import GatedMlp
+from engine.models.layers.norm import RmsNorm
+from engine.models.layers.rotary import Rotation
+from engine.models.layers.weight_slots import WeightOptions
+from engine.models.metadata_keys import MetadataKeys
+from engine.models.recurrent_config import RecurrentConfig
+from engine.models.rope_keys import rope_base
+
+ARCHITECTURE = "BambaForCausalLM"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mamba2Config(RecurrentConfig):
+    """A configuration whose layers with a state are of Mamba 2."""
+
+    mixer: dict[str, Any]
+    """The arguments of `Mamba2`."""
+
+    def tensor_name(self, name: str) -> str:
+        """See `ModelConfig.tensor_name`."""
+        own = ModelConfig.tensor_name(self, name)
+        return own.replace("model.final_layernorm.", "model.norm.")
+
+
+class HybridLayer(nn.Module):
+    """A layer with a norm before Mamba or attention, and one before the MLP."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        mamba: Mamba1 | Mamba2 | None,
+        self_attn: Attention | None,
+        feed_forward: GatedMlp | SparseMlp,
+    ) -> None:
+        super().__init__()
+        self.input_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+        self.mamba = mamba
+        self.self_attn = self_attn
+        self.pre_ff_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+        self.feed_forward = feed_forward
+
+    def forward(
+        self, x: Tensor, residual: Tensor, rotation: Rotation, ctx: ForwardContext
+    ) -> Tensor:
+        """See `DecoderLayer.forward`."""
+        x = self.mix(self.input_layernorm.add(x, residual, ctx), rotation, ctx)
+        return self.feed_forward(self.pre_ff_layernorm.add(x, residual, ctx), ctx)
+
+    __call__ = forward
+
+    def mix(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
+        """Map [T, C] to [T, C] by Mamba or attention."""
+        if self.mamba is not None:
+            return self.mamba(x, ctx)
+        assert self.self_attn is not None
+        return self.self_attn(x, rotation, ctx)
+
+
+def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
+    assert isinstance(config, Mamba2Config)
+    bias = config.attention_bias
+
+    def create_layer(layer: int) -> HybridLayer:
+        mamba = attention = None
+        if layer in config.recurrent_layers:
+            mamba = Mamba2(config, layer, **config.mixer)
+        else:
+            attention = Attention(config, options, layer, qkv_bias=bias, o_bias=bias)
+        return HybridLayer(config, mamba, attention, gated_mlp(config, bias=config.mlp_bias))
+
+    return Decoder(config, options, create_layer)
+
+
+def read_json(keys: MetadataKeys) -> ModelConfig:
+    sizes = json_keys.size_fields(keys)
+    every = range(sizes["num_hidden_layers"])
+    attending = keys.values.get("attn_layer_indices")
+    if not isinstance(attending, list) or not attending or not {*attending} <= {*every}:
+        raise keys.nonsense("attn_layer_indices", "a list of the numbers of one or more layers")
+    # transformers rotates half of each head, whatever the file says.
+    rope = json_keys.rope_parameters(keys) | {"partial_rotary_factor": None}
+    trained, base = json_keys.trained_length(keys), rope_base(keys, "rope_theta")
+    return Mamba2Config(
+        architecture=ARCHITECTURE,
+        **sizes,
+        **json_keys.rope_fields_of(rope, json_keys.ROPE_SOURCE, trained, base),
+        **json_keys.bias_fields(keys),
+        **mamba_fields(keys),
+        rotary_dim=sizes["head_dim"] // 2,
+        hidden_act=keys.text("hidden_act", "silu"),
+        recurrent_layers=tuple(layer for layer in every if layer not in attending),
+    )
+
+
+def mamba_fields(keys: MetadataKeys) -> dict[str, Any]:
+    """Read the fields of `Mamba2Config` about layers with a state."""
+    inner = keys.integer("mamba_d_ssm", None)
+    if inner is None:
+        inner = keys.integer("mamba_expand", 2) * keys.integer("hidden_size")
+    num_heads = keys.integer("mamba_n_heads", 128)
+    num_groups = keys.integer("mamba_n_groups", 1)
+    if inner % num_heads or num_heads % num_groups:
+        raise keys.nonsense(
+            "mamba_n_heads",
+            f"a divisor of {inner}, the channels of Mamba, and a multiple of mamba_n_groups, "
+            f"{num_groups}",
+        )
+    head_dim = inner // num_heads
+    if keys.values.get("mamba_d_head", head_dim) not in (None, "auto", head_dim):
+        raise keys.nonsense(
+            "mamba_d_head", f"{head_dim}, for {num_heads} heads of {inner} channels"
+        )
+    bias = keys.flag("mamba_proj_bias", False)
+    return {
+        "shapes": shapes(
+            num_heads=num_heads,
+            head_dim=head_dim,
+            state_size=keys.integer("mamba_d_state", 256),
+            num_groups=num_groups,
+            width=keys.integer("mamba_d_conv", 4, low=2, high=8),
+        ),
+        "mixer": {
+            "bias": bias,
+            "out_bias": bias,
+            "conv_bias": keys.flag("mamba_conv_bias", True),
+            "dt_limits": dt_limits(keys),
+        },
+    }
+
+
+def dt_limits(keys: MetadataKeys) -> tuple[float, float]:
+    """Read the limits of dt. transformers 5 writes infinity as an object."""
+    stated = keys.values.get("time_step_limit") or (0.0, inf)
+    try:
+        low, high = (float(end["__float__"] if isinstance(end, dict) else end) for end in stated)
+    except (KeyError, TypeError, ValueError):
+        raise keys.nonsense("time_step_limit", "a list of two numbers") from None
+    return low, high
+
+
+FAMILIES = (
+    Family(architecture=ARCHITECTURE, model_type="bamba", create=create, read_json=read_json),
+)

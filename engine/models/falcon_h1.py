@@ -1,0 +1,146 @@
+"""Falcon-H1: each layer attends and keeps a state by Mamba 2 side by side; an MLP follows.
+
+What goes into these parts and what comes out of them is multiplied by factors of the
+configuration. Source: transformers' `modeling_falcon_h1.py`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from engine.models import json_keys
+from engine.models.bamba import HybridLayer, Mamba2Config, mamba_fields
+from engine.models.causal_lm import CausalLM
+from engine.models.config import ModelConfig
+from engine.models.decoder import Attention, Decoder, gated_mlp
+from engine.models.family import Family
+from engine.models.forward_context import ForwardContext
+from engine.models.layers.mamba2 import Mamba2, NormPlace
+from engine.models.layers.rotary import Rotation
+from engine.models.layers.weight_slots import WeightOptions
+from engine.models.metadata_keys import MetadataKeys
+
+ARCHITECTURE = "FalconH1ForCausalLM"
+NUM_PARTS = 5
+"""The parts of what Mamba 2 projects: gate, x, b, c and dt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FalconH1Config(Mamba2Config):
+    """Falcon-H1's configuration: Mamba 2's, and the factors of its other parts."""
+
+    embedding_scale: float
+    score_scale: float
+    attention_scale: float
+    """Factor of what attention adds."""
+    mamba_scale: float
+    """Factor of what Mamba adds."""
+    gate_scale: float
+    """Factor of the MLP's gates before their activation."""
+    mlp_scale: float
+    """Factor of what the MLP adds."""
+    logit_scale: float
+
+
+class FalconH1Layer(HybridLayer):
+    """A layer whose norm feeds both Mamba and attention."""
+
+    def __init__(self, config: FalconH1Config, options: WeightOptions, layer: int) -> None:
+        mlp = gated_mlp(config)
+        mlp.gate = partial(
+            _scaled_gate, gate=mlp.gate, before=config.gate_scale, after=config.mlp_scale
+        )
+        super().__init__(
+            config,
+            Mamba2(config, layer, **config.mixer),
+            Attention(config, options, layer, scale=config.score_scale),
+            mlp,
+        )
+        self._scales = config.mamba_scale, config.attention_scale
+
+    def mix(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
+        """Map [T, C] to [T, C] by Mamba and attention."""
+        assert self.mamba is not None and self.self_attn is not None
+        mamba, attention = self._scales
+        found = self.self_attn(x, rotation, ctx).mul_(attention)
+        return self.mamba(x, ctx).mul_(mamba).add_(found)
+
+
+def _scaled_gate(
+    gate_up: Tensor, *, gate: Callable[[Tensor], Tensor], before: float, after: float
+) -> Tensor:
+    """Compute `gate(before · gate, up) · after`, [T, 2·I] → [T, I]. `gate_up` is mutated."""
+    gate_up.narrow(1, 0, gate_up.shape[1] // 2).mul_(before)
+    return gate(gate_up).mul_(after)
+
+
+def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
+    assert isinstance(config, FalconH1Config)
+    return Decoder(
+        config,
+        options,
+        lambda layer: FalconH1Layer(config, options, layer),
+        embedding_scale=config.embedding_scale,
+        logit_scale=config.logit_scale,
+    )
+
+
+def read_json(keys: MetadataKeys) -> ModelConfig:
+    sizes = json_keys.size_fields(keys)
+    for name in ("attention_bias", "mlp_bias", "mamba_proj_bias"):
+        if keys.flag(name, False):
+            raise keys.nonsense(name, "false; factors of layers with biases are not supported")
+    every = tuple(range(sizes["num_hidden_layers"]))
+    attention_in = _factor(keys, "attention_in_multiplier")
+    mamba_in = _factor(keys, "ssm_in_multiplier")
+    gate_scale, mlp_scale = _factors(keys, "mlp_multipliers", 2)
+    fields = mamba_fields(keys)
+    fields["mixer"] |= {
+        "out_bias": keys.flag("projectors_bias", False),
+        "multipliers": [mamba_in * one for one in _factors(keys, "ssm_multipliers", NUM_PARTS)],
+        "norm": _norm_place(keys),
+    }
+    return FalconH1Config(
+        architecture=ARCHITECTURE,
+        **sizes,
+        **json_keys.rope_fields(keys),
+        **fields,
+        hidden_act=keys.text("hidden_act", "silu"),
+        recurrent_layers=every,
+        attending_layers=every,
+        embedding_scale=_factor(keys, "embedding_multiplier"),
+        # Queries and keys are linear in the inputs, and so are values.
+        score_scale=attention_in**2 * _factor(keys, "key_multiplier") * sizes["head_dim"] ** -0.5,
+        attention_scale=attention_in * _factor(keys, "attention_out_multiplier"),
+        mamba_scale=_factor(keys, "ssm_out_multiplier"),
+        gate_scale=gate_scale,
+        mlp_scale=mlp_scale,
+        logit_scale=_factor(keys, "lm_head_multiplier"),
+    )
+
+
+def _factor(keys: MetadataKeys, name: str) -> float:
+    factor: float = keys.number(name, 1.0)
+    return factor
+
+
+def _factors(keys: MetadataKeys, name: str, number: int) -> tuple[float, ...]:
+    if keys.values.get(name) is None:
+        return (1.0,) * number
+    factors = keys.numbers(name)
+    if len(factors) != number:
+        raise keys.nonsense(name, f"a list of {number} numbers")
+    return factors
+
+
+def _norm_place(keys: MetadataKeys) -> NormPlace:
+    if not keys.flag("mamba_rms_norm", False):
+        return "none"
+    return "before_gate" if keys.flag("mamba_norm_before_gate", True) else "after_gate"
+
+
+FAMILIES = (
+    Family(architecture=ARCHITECTURE, model_type="falcon_h1", create=create, read_json=read_json),
+)

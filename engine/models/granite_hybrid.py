@@ -1,0 +1,205 @@
+"""Granite 4: most layers keep a state by Mamba 2, the others attend; an MLP follows in each, and
+in larger models experts beside it.
+
+Embeddings, scores, what layers add, and logits are multiplied by factors of the configuration. The
+residual stream is kept divided by the factor of what layers add. So layers add without it, and
+norms find the same if their epsilon is divided by its square. Source: transformers'
+`modeling_granitemoehybrid.py`.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from engine.models import json_keys
+from engine.models.bamba import Mamba2Config, mamba_fields
+from engine.models.causal_lm import CausalLM
+from engine.models.config import ModelConfig
+from engine.models.decoder import Attention, Decoder
+from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
+from engine.models.family import Family
+from engine.models.forward_context import ForwardContext
+from engine.models.json_keys import FULL
+from engine.models.layers.experts import SparseMlp
+from engine.models.layers.mamba2 import Mamba2
+from engine.models.layers.mlp import GatedMlp, MlpNames
+from engine.models.layers.norm import RmsNorm
+from engine.models.layers.rotary import Rotation
+from engine.models.layers.weight_slots import WeightOptions
+from engine.models.metadata_keys import MetadataKeys
+
+ARCHITECTURE = "GraniteMoeHybridForCausalLM"
+LINEAR = "linear_attention"
+TYPES = {"mamba": LINEAR, "attention": FULL, LINEAR: LINEAR, FULL: FULL}
+"""The entries of `layer_types`, in files of transformers 4 and 5."""
+EXPERTS, CHOSEN = 8, 2
+"""The numbers of experts and of chosen experts where a file lacks them."""
+SHARED = MlpNames("gate_proj", "up_proj", "output_linear", fused="input_linear")
+_MIXTURE = re.compile(r"(.+\.block_sparse_moe)\.(?:(input|output)_linear|router\.layer)\.weight")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraniteConfig(Mamba2Config):
+    """Granite 4's configuration without experts; `intermediate_size` is that of the MLP."""
+
+    embedding_scale: float
+    score_scale: float
+    layer_scale: float
+    """Factor of what a layer adds."""
+    logit_scale: float
+
+    @property
+    def stream_eps(self) -> float:
+        """The epsilon of norms of the residual stream."""
+        return self.rms_norm_eps / self.layer_scale**2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraniteExpertsConfig(GraniteConfig, ExpertsConfig):
+    """Granite 4's configuration with experts."""
+
+    def parts_of(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield each expert's part of a stacked tensor."""
+        found = _MIXTURE.fullmatch(name)
+        if found is None:
+            yield name, tensor
+            return
+        path, layer = found.groups()
+        if layer is None:
+            yield f"{path}.gate.weight", tensor
+            return
+        for number, part in enumerate(tensor):
+            expert = f"{path}.experts.{number}"
+            if layer == "output":
+                yield f"{expert}.down_proj.weight", part
+            else:
+                gate, up = part.tensor_split(2)
+                yield f"{expert}.gate_proj.weight", gate
+                yield f"{expert}.up_proj.weight", up
+
+
+class GraniteLayer(nn.Module):
+    """A layer with a norm before Mamba or attention, and one before the MLP and the experts."""
+
+    def __init__(self, config: GraniteConfig, options: WeightOptions, layer: int) -> None:
+        super().__init__()
+        bias = config.attention_bias
+        self.input_layernorm = _norm(config)
+        self.mamba: Mamba2 | None = None
+        self.self_attn: Attention | None = None
+        if layer in config.recurrent_layers:
+            self.mamba = Mamba2(config, layer, **config.mixer)
+        else:
+            self.self_attn = Attention(
+                config, options, layer, qkv_bias=bias, o_bias=bias, scale=config.score_scale
+            )
+        self.post_attention_layernorm = _norm(config)
+        sizes = config.hidden_size, config.intermediate_size
+        self.shared_mlp = GatedMlp(*sizes, config.hidden_act, fused=True, names=SHARED)
+        self.block_sparse_moe: SparseMlp | None = None
+        if isinstance(config, GraniteExpertsConfig):
+            self.block_sparse_moe = SparseMlp(
+                config.hidden_size,
+                config.expert_size,
+                config.hidden_act,
+                num_experts=config.num_experts,
+                top_k=config.experts_per_token,
+                normalised=config.normalised,
+            )
+
+    def forward(
+        self, x: Tensor, residual: Tensor, rotation: Rotation, ctx: ForwardContext
+    ) -> Tensor:
+        """See `DecoderLayer.forward`."""
+        x = self.input_layernorm.add(x, residual, ctx)
+        if self.mamba is not None:
+            x = self.mamba(x, ctx)
+        else:
+            assert self.self_attn is not None
+            x = self.self_attn(x, rotation, ctx)
+        x = self.post_attention_layernorm.add(x, residual, ctx)
+        found = self.shared_mlp(x, ctx)
+        return found if self.block_sparse_moe is None else found + self.block_sparse_moe(x, ctx)
+
+    __call__ = forward
+
+
+def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
+    assert isinstance(config, GraniteConfig)
+    return Decoder(
+        config,
+        options,
+        lambda layer: GraniteLayer(config, options, layer),
+        norm=_norm(config),
+        embedding_scale=config.embedding_scale / config.layer_scale,
+        logit_scale=config.logit_scale,
+    )
+
+
+def read_json(keys: MetadataKeys) -> ModelConfig:
+    """Read the keys of config.json. `intermediate_size` is that of an expert there."""
+    sizes = json_keys.size_fields(keys)
+    expert_size = sizes["intermediate_size"]
+    sizes["intermediate_size"] = keys.integer("shared_intermediate_size", 1024)
+    types = keys.values.get("layer_types")
+    if (
+        not isinstance(types, list)
+        or len(types) != sizes["num_hidden_layers"]
+        or any(entry not in TYPES for entry in types)
+        or FULL not in (TYPES[entry] for entry in types)
+    ):
+        raise keys.nonsense(
+            "layer_types",
+            f"a list of {sizes['num_hidden_layers']} entries, each mamba or attention, and one at "
+            f"least attention",
+        )
+    fields = (
+        sizes
+        | _rope_fields(keys)
+        | mamba_fields(keys)
+        | {
+            "architecture": ARCHITECTURE,
+            "attention_bias": keys.flag("attention_bias", False),
+            "hidden_act": keys.text("hidden_act", "silu"),
+            "recurrent_layers": tuple(
+                layer for layer, entry in enumerate(types) if TYPES[entry] == LINEAR
+            ),
+            "embedding_scale": keys.number("embedding_multiplier", 1.0),
+            "score_scale": keys.number("attention_multiplier", 1.0),
+            "layer_scale": keys.number("residual_multiplier", 1.0),
+            "logit_scale": 1 / keys.number("logits_scaling", 1.0),
+        }
+    )
+    num_experts = keys.integer("num_local_experts", EXPERTS, low=0, high=MAX_EXPERTS)
+    if not num_experts:
+        return GraniteConfig(**fields)
+    return GraniteExpertsConfig(
+        **fields,
+        num_experts=num_experts,
+        experts_per_token=keys.integer("num_experts_per_tok", CHOSEN, high=num_experts),
+        expert_size=expert_size,
+        normalised=True,
+    )
+
+
+def _rope_fields(keys: MetadataKeys) -> dict[str, Any]:
+    """Read the fields about positions. Most models of the family do not rotate heads."""
+    kind = keys.text("position_embedding_type", None)
+    if kind not in (None, "nope", "rope"):
+        raise keys.nonsense("position_embedding_type", "rope or nope")
+    fields = json_keys.rope_fields(keys)
+    return fields if kind == "rope" else fields | {"rope_scaling": {"rope_type": "none"}}
+
+
+def _norm(config: GraniteConfig) -> RmsNorm:
+    return RmsNorm(config.hidden_size, config.stream_eps)
+
+
+FAMILIES = (
+    Family(
+        architecture=ARCHITECTURE, model_type="granitemoehybrid", create=create, read_json=read_json
+    ),
+)
