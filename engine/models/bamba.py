@@ -5,7 +5,6 @@ transformers' `modeling_bamba.py`.
 """
 
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from engine.models.config import ModelConfig
 from engine.models.decoder import Attention, Decoder, gated_mlp
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
+from engine.models.json_keys import FULL
 from engine.models.layers.experts import SparseMlp
 from engine.models.layers.mamba1 import Mamba1
 from engine.models.layers.mamba2 import Mamba2, shapes
@@ -28,6 +28,10 @@ from engine.models.recurrent_config import RecurrentConfig
 from engine.models.rope_keys import rope_base
 
 ARCHITECTURE = "BambaForCausalLM"
+LINEAR = "linear_attention"
+"""What transformers calls a layer with a state."""
+_OLD_KINDS = {"mamba": LINEAR, "attention": FULL}
+"""The names of transformers 4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +99,9 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
 def read_json(keys: MetadataKeys) -> ModelConfig:
     sizes = json_keys.size_fields(keys)
     every = range(sizes["num_hidden_layers"])
-    attending = keys.values.get("attn_layer_indices")
-    if not isinstance(attending, list) or not attending or not {*attending} <= {*every}:
-        raise keys.nonsense("attn_layer_indices", "a list of the numbers of one or more layers")
+    attending = keys.values.get("attn_layer_indices") or []
+    if not isinstance(attending, list) or any(layer not in every for layer in attending):
+        raise keys.nonsense("attn_layer_indices", "a list of layer numbers")
     # transformers rotates half of each head, whatever the file says.
     rope = json_keys.rope_parameters(keys) | {"partial_rotary_factor": None}
     trained, base = json_keys.trained_length(keys), rope_base(keys, "rope_theta")
@@ -108,13 +112,14 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
         **json_keys.bias_fields(keys),
         **mamba_fields(keys),
         rotary_dim=sizes["head_dim"] // 2,
-        hidden_act=keys.text("hidden_act", "silu"),
         recurrent_layers=tuple(layer for layer in every if layer not in attending),
     )
 
 
 def mamba_fields(keys: MetadataKeys) -> dict[str, Any]:
     """Read the fields of `Mamba2Config` about layers with a state."""
+    if keys.text("hidden_act", "silu") != "silu":
+        raise keys.nonsense("hidden_act", "silu, the only activation of layers with a state")
     inner = keys.integer("mamba_d_ssm", None)
     if inner is None:
         inner = keys.integer("mamba_expand", 2) * keys.integer("hidden_size")
@@ -144,19 +149,20 @@ def mamba_fields(keys: MetadataKeys) -> dict[str, Any]:
             "bias": bias,
             "out_bias": bias,
             "conv_bias": keys.flag("mamba_conv_bias", True),
-            "dt_limits": dt_limits(keys),
+            "dt_limits": json_keys.dt_limits(keys),
         },
     }
 
 
-def dt_limits(keys: MetadataKeys) -> tuple[float, float]:
-    """Read the limits of dt. transformers 5 writes infinity as an object."""
-    stated = keys.values.get("time_step_limit") or (0.0, inf)
-    try:
-        low, high = (float(end["__float__"] if isinstance(end, dict) else end) for end in stated)
-    except (KeyError, TypeError, ValueError):
-        raise keys.nonsense("time_step_limit", "a list of two numbers") from None
-    return low, high
+def layer_kinds(keys: MetadataKeys, name: str, *others: str) -> list[str]:
+    """Read the kind of each layer: `LINEAR`, `FULL` or one of the others."""
+    stated, known = keys.values.get(name), (LINEAR, FULL, *others)
+    found = (
+        [_OLD_KINDS.get(str(one), str(one)) for one in stated] if isinstance(stated, list) else []
+    )
+    if not found or not {*found} <= {*known}:
+        raise keys.nonsense(name, f"a list of one entry per layer, each of {', '.join(known)}")
+    return found
 
 
 FAMILIES = (

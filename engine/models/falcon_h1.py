@@ -107,7 +107,6 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
         **sizes,
         **json_keys.rope_fields(keys),
         **fields,
-        hidden_act=keys.text("hidden_act", "silu"),
         recurrent_layers=every,
         attending_layers=every,
         embedding_scale=_factor(keys, "embedding_multiplier"),

@@ -15,14 +15,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from engine.models import json_keys
-from engine.models.bamba import Mamba2Config, mamba_fields
+from engine.models.bamba import LINEAR, Mamba2Config, layer_kinds, mamba_fields
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.decoder import Attention, Decoder
 from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
-from engine.models.json_keys import FULL
 from engine.models.layers.experts import SparseMlp
 from engine.models.layers.mamba2 import Mamba2
 from engine.models.layers.mlp import GatedMlp, MlpNames
@@ -32,9 +31,6 @@ from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
 
 ARCHITECTURE = "GraniteMoeHybridForCausalLM"
-LINEAR = "linear_attention"
-TYPES = {"mamba": LINEAR, "attention": FULL, LINEAR: LINEAR, FULL: FULL}
-"""The entries of `layer_types`, in files of transformers 4 and 5."""
 EXPERTS, CHOSEN = 8, 2
 """The numbers of experts and of chosen experts where a file lacks them."""
 SHARED = MlpNames("gate_proj", "up_proj", "output_linear", fused="input_linear")
@@ -144,18 +140,9 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
     sizes = json_keys.size_fields(keys)
     expert_size = sizes["intermediate_size"]
     sizes["intermediate_size"] = keys.integer("shared_intermediate_size", 1024)
-    types = keys.values.get("layer_types")
-    if (
-        not isinstance(types, list)
-        or len(types) != sizes["num_hidden_layers"]
-        or any(entry not in TYPES for entry in types)
-        or FULL not in (TYPES[entry] for entry in types)
-    ):
-        raise keys.nonsense(
-            "layer_types",
-            f"a list of {sizes['num_hidden_layers']} entries, each mamba or attention, and one at "
-            f"least attention",
-        )
+    kinds = layer_kinds(keys, "layer_types")
+    if len(kinds) != sizes["num_hidden_layers"]:
+        raise keys.nonsense("layer_types", f"a list of {sizes['num_hidden_layers']} entries")
     fields = (
         sizes
         | _rope_fields(keys)
@@ -163,10 +150,7 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
         | {
             "architecture": ARCHITECTURE,
             "attention_bias": keys.flag("attention_bias", False),
-            "hidden_act": keys.text("hidden_act", "silu"),
-            "recurrent_layers": tuple(
-                layer for layer, entry in enumerate(types) if TYPES[entry] == LINEAR
-            ),
+            "recurrent_layers": tuple(layer for layer, kind in enumerate(kinds) if kind == LINEAR),
             "embedding_scale": keys.number("embedding_multiplier", 1.0),
             "score_scale": keys.number("attention_multiplier", 1.0),
             "layer_scale": keys.number("residual_multiplier", 1.0),

@@ -28,11 +28,17 @@ def silu(x: Tensor) -> Tensor:
     return silu_mul(torch.cat((x, torch.ones_like(x)), -1))
 
 
+def relu2(x: Tensor) -> Tensor:
+    """Apply the square of ReLU."""
+    return torch.relu(x).square_()
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": gelu,
     "gelu_new": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
     "relu": torch.relu,
+    "relu2": relu2,
     "silu": silu,
 }
 """The activations by Hugging Face's `hidden_act`."""

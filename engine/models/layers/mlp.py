@@ -1,4 +1,4 @@
-"""The gated MLP that Llama and most of its descendants use."""
+"""The MLP of decoders, which is gated in Llama and most of its descendants."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from engine.errors import UnsupportedArchitecture
 from engine.models.forward_context import ForwardContext
+from engine.models.layers.activation import activation_named
 from engine.models.layers.linear import Linear, Shard, fused_shard
 from kernels import gelu_mul, silu_mul
 
@@ -22,7 +23,8 @@ _GATES = {
 class MlpNames(NamedTuple):
     """The checkpoint's names for the layers of an MLP."""
 
-    gate: str
+    gate: str | None
+    """None for an MLP without gates."""
     up: str
     down: str
     fused: str = "gate_up_proj"
@@ -33,7 +35,7 @@ MLP_NAMES = MlpNames("gate_proj", "up_proj", "down_proj")
 
 
 class GatedMlp(nn.Module):
-    """An MLP that computes `down(act(gate(x)) * up(x))`.
+    """An MLP that computes `down(act(gate(x)) * up(x))`, or `down(act(up(x)))` without gates.
 
     Args:
         hidden, inner: sizes of the inputs and outputs, and of the activations between.
@@ -56,13 +58,18 @@ class GatedMlp(nn.Module):
         names: MlpNames = MLP_NAMES,
     ) -> None:
         super().__init__()
-        if act not in _GATES:
+        self.gate: Callable[[Tensor], Tensor]
+        """The activation: with gates [T, 2·I] → [T, I], otherwise [T, I] → [T, I]."""
+        if names.gate is None:
+            shards = [Shard(names.up, inner)]
+            self.gate = activation_named(act)
+        elif act in _GATES:
+            shards = [Shard(names.gate, inner), Shard(names.up, inner)]
+            self.gate = _GATES[act]
+        else:
             raise UnsupportedArchitecture(
                 f"hidden_act {act!r} is not supported; it must be one of {', '.join(_GATES)}"
             )
-        self.gate: Callable[[Tensor], Tensor] = _GATES[act]
-        """The gated activation, [T, 2·I] → [T, I]."""
-        shards = (Shard(names.gate, inner), Shard(names.up, inner))
         self.gate_up_proj = Linear(
             hidden,
             (fused_shard(names.fused, shards),) if fused else shards,

@@ -187,7 +187,7 @@ MODELS |= {
         | {"layer_types": ["full_attention", "sliding_attention"], "num_key_value_heads": 1},
     ),
 }
-MAMBA: dict[str, Any] = {
+HYBRID: dict[str, Any] = {
     "num_hidden_layers": 3,
     "head_dim": 8,
     "mamba_n_heads": 6,
@@ -196,7 +196,7 @@ MAMBA: dict[str, Any] = {
     "mamba_d_state": 12,
     "initializer_range": 0.1,
 }
-GRANITE = MAMBA | {
+GRANITE = HYBRID | {
     "layer_types": ["mamba", "attention", "mamba"],
     "num_local_experts": 0,
     "num_experts_per_tok": 0,
@@ -226,10 +226,10 @@ MODELS |= {
         "GraniteMoeHybrid",
         GRANITE | {"layer_types": ["full_attention"] * 3, "position_embedding_type": "rope"},
     ),
-    "bamba": ("Bamba", MAMBA | {"attn_layer_indices": [1]}),
+    "bamba": ("Bamba", HYBRID | {"attn_layer_indices": [1]}),
     "bamba_biases": (
         "Bamba",
-        MAMBA
+        HYBRID
         | {
             "attn_layer_indices": [0, 1],
             "attention_bias": True,
@@ -239,7 +239,7 @@ MODELS |= {
         },
     ),
 }
-FALCON_H1 = MAMBA | {
+FALCON_H1 = HYBRID | {
     "num_hidden_layers": 2,
     "mamba_d_ssm": 96,
     "embedding_multiplier": 2.5,
@@ -266,6 +266,28 @@ MODELS |= {
             "mamba_norm_before_gate": False,
             "projectors_bias": True,
             "tie_word_embeddings": True,
+        },
+    ),
+}
+NEMOTRON_H: dict[str, Any] = {
+    "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp", "linear_attention"],
+    "mamba_num_heads": 6,
+    "mamba_head_dim": 16,
+    "n_groups": 2,
+    "ssm_state_size": 12,
+    "initializer_range": 0.1,
+}
+MODELS |= {
+    "nemotron_h": ("NemotronH", NEMOTRON_H),
+    "nemotron_h_biases": (
+        "NemotronH",
+        NEMOTRON_H
+        | {
+            "layers_block_type": ["full_attention", "linear_attention", "mlp", "full_attention"],
+            "n_groups": 1,
+            "mlp_bias": True,
+            "use_bias": True,
+            "use_conv_bias": False,
         },
     ),
 }
