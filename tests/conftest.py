@@ -215,6 +215,41 @@ tiny_qwen3_5 = _tiny(
 tiny_mamba = _tiny("Mamba")
 tiny_falcon_mamba = _tiny("FalconMamba")
 tiny_mamba2 = _tiny("Mamba2", hidden_size=96, num_heads=3, head_dim=64, n_groups=3, state_size=24)
+# Mamba 2 and attention: in one layer or another, or side by side.
+_HYBRID = {"mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 24}
+tiny_granite_hybrid = _tiny(
+    "GraniteMoeHybrid",
+    **_HYBRID,
+    layer_types=["mamba", "attention", "mamba"],
+    num_local_experts=5,
+    shared_intermediate_size=80,
+    embedding_multiplier=3.0,
+    attention_multiplier=0.1,
+    residual_multiplier=0.5,
+    logits_scaling=0.5,
+)
+tiny_bamba = _tiny("Bamba", **_HYBRID, attn_layer_indices=[1])
+tiny_falcon_h1 = _tiny(
+    "FalconH1",
+    **_HYBRID,
+    mamba_d_ssm=128,
+    key_multiplier=0.7,
+    ssm_in_multiplier=1.2,
+    ssm_out_multiplier=0.6,
+    mlp_multipliers=[0.9, 0.8],
+)
+tiny_nemotron_h = _tiny(
+    "NemotronH",
+    layers_block_type=["linear_attention", "mlp", "full_attention", "mlp", "linear_attention"],
+    mamba_num_heads=8,
+    mamba_head_dim=16,
+    n_groups=2,
+    ssm_state_size=24,
+    head_dim=16,
+)
+tiny_jamba = _tiny(
+    "Jamba", attn_layer_period=3, attn_layer_offset=1, num_experts=5, mamba_d_state=12
+)
 # Models without a family here. GPT-NeoX's checkpoint has other names than its modules.
 tiny_gpt_neox = _tiny("GPTNeoX")
 tiny_olmo2 = _tiny("Olmo2")

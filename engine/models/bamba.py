@@ -120,22 +120,14 @@ def mamba_fields(keys: MetadataKeys) -> dict[str, Any]:
     """Read the fields of `Mamba2Config` about layers with a state."""
     if keys.text("hidden_act", "silu") != "silu":
         raise keys.nonsense("hidden_act", "silu, the only activation of layers with a state")
-    inner = keys.integer("mamba_d_ssm", None)
-    if inner is None:
+    num_heads, num_groups = keys.integer("mamba_n_heads", 128), keys.integer("mamba_n_groups", 1)
+    if num_heads % num_groups:
+        raise keys.nonsense("mamba_n_heads", f"a multiple of mamba_n_groups, {num_groups}")
+    if keys.values.get("mamba_d_head", "auto") == "auto":
         inner = keys.integer("mamba_expand", 2) * keys.integer("hidden_size")
-    num_heads = keys.integer("mamba_n_heads", 128)
-    num_groups = keys.integer("mamba_n_groups", 1)
-    if inner % num_heads or num_heads % num_groups:
-        raise keys.nonsense(
-            "mamba_n_heads",
-            f"a divisor of {inner}, the channels of Mamba, and a multiple of mamba_n_groups, "
-            f"{num_groups}",
-        )
-    head_dim = inner // num_heads
-    if keys.values.get("mamba_d_head", head_dim) not in (None, "auto", head_dim):
-        raise keys.nonsense(
-            "mamba_d_head", f"{head_dim}, for {num_heads} heads of {inner} channels"
-        )
+        head_dim = keys.integer("mamba_d_ssm", inner) // num_heads
+    else:
+        head_dim = keys.integer("mamba_d_head")
     bias = keys.flag("mamba_proj_bias", False)
     return {
         "shapes": shapes(

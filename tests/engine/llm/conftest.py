@@ -132,6 +132,7 @@ def log(monkeypatch):
         "tiny_qwen3_5",
         "tiny_mamba",
         "tiny_mamba2",
+        "tiny_falcon_h1",
     ],
 )
 def folder(request):

@@ -17,6 +17,15 @@ NUM_PROMPTS, NUM_TOKENS = 20, 64
 FEWER_TOKENS = 12
 """The number of tokens from a real model, which is slow."""
 TOLERANCE = 1e-4
+RECURRENT = (
+    "tiny_qwen3_5",
+    "tiny_mamba2",
+    "tiny_granite_hybrid",
+    "tiny_bamba",
+    "tiny_falcon_h1",
+    "tiny_nemotron_h",
+    "tiny_jamba",
+)
 OF_CHUNKS = 5e-4
 """For recurrent states, which transformers computes in chunks whose sums round more."""
 CLEAR_LEAD = 0.5
@@ -71,10 +80,9 @@ def assert_equal_to(model, prompts, completions, tolerance=TOLERANCE):
         "tiny_mixtral",
         "tiny_gpt_oss",
         "tiny_qwen3_moe",
-        "tiny_qwen3_5",
+        *RECURRENT,
         "tiny_mamba",
         "tiny_falcon_mamba",
-        "tiny_mamba2",
         "tiny_gpt_neox",
     ],
 )
@@ -88,7 +96,7 @@ def test_tiny_models_in_fp32(family, implementation, engines, request, monkeypat
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     engine = engines.make(folder, max_num_batched_tokens=48)
     prompts = random_prompts(rng, model.config.vocab_size, prompt_lengths(rng))
-    tolerance = OF_CHUNKS if family in ("tiny_qwen3_5", "tiny_mamba2") else TOLERANCE
+    tolerance = OF_CHUNKS if family in RECURRENT else TOLERANCE
     assert_equal_to(model, prompts, generate(engines, engine, prompts), tolerance)
 
 

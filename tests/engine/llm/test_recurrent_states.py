@@ -10,7 +10,7 @@ from engine.llm.runner.model_runner import ModelRunner
 BLOCK = 16
 
 
-@pytest.fixture(scope="module", params=["tiny_qwen3_5", "tiny_mamba2"])
+@pytest.fixture(scope="module", params=["tiny_qwen3_5", "tiny_mamba2", "tiny_falcon_h1"])
 def folder(request):
     return request.getfixturevalue(request.param)(seed=random.randrange(1 << 30))
 

@@ -291,6 +291,30 @@ MODELS |= {
         },
     ),
 }
+JAMBA: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "head_dim": 8,
+    "attn_layer_period": 3,
+    "attn_layer_offset": 1,
+    "num_experts": 5,
+    "mamba_d_state": 5,
+    "initializer_range": 0.1,
+}
+MODELS |= {
+    "jamba": ("Jamba", JAMBA),
+    "jamba_plain": (
+        "Jamba",
+        JAMBA
+        | {
+            "num_experts": 1,
+            "num_experts_per_tok": 1,
+            "mamba_proj_bias": True,
+            "mamba_conv_bias": False,
+            "mamba_dt_rank": 7,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
 TOLERANCE = 1e-4
 
 
