@@ -9,26 +9,34 @@
 namespace native::experts {
 namespace {
 
+float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
+
 // Chooses the best `top_k` of `experts` for one token, the first of equal ones, with their shares
-// of the softmax.
-void choose(const float* logits, int64_t experts, int64_t top_k, bool normalised, float* weights,
-            int64_t* chosen) {
+// of the softmax or their sigmoids. With a bias, the largest sums of it and the sigmoids are best.
+void choose(const float* logits, int64_t experts, int64_t top_k, bool normalised, bool sigmoids,
+            const float* bias, float* weights, int64_t* chosen) {
   std::vector<char> taken(experts);
+  std::vector<float> sums(bias ? experts : 0);
+  for (size_t e = 0; e < sums.size(); ++e) sums[e] = sigmoid(logits[e]) + bias[e];
+  const float* keys = bias ? sums.data() : logits;
   for (int64_t rank = 0; rank < top_k; ++rank) {
     // For any logits, including NaN, these are `top_k` different experts.
     int64_t best = -1;
     for (int64_t e = 0; e < experts; ++e)
-      if (!taken[e] && (best < 0 || logits[e] > logits[best])) best = e;
+      if (!taken[e] && (best < 0 || keys[e] > keys[best])) best = e;
     taken[best] = true;
     chosen[rank] = best;
   }
   float most = logits[chosen[0]], sum = 0;
-  for (int64_t e = 0; e < experts; ++e) sum += std::exp(logits[e] - most);
-  for (int64_t rank = 0; rank < top_k; ++rank)
-    weights[rank] = std::exp(logits[chosen[rank]] - most) / sum;
+  for (int64_t e = 0; e < experts && !sigmoids; ++e) sum += std::exp(logits[e] - most);
+  for (int64_t rank = 0; rank < top_k; ++rank) {
+    float logit = logits[chosen[rank]];
+    weights[rank] = sigmoids ? sigmoid(logit) : std::exp(logit - most) / sum;
+  }
   if (!normalised) return;
   float share = 0;
   for (int64_t rank = 0; rank < top_k; ++rank) share += weights[rank];
+  share = std::max(share, 1e-20f);  // The sum of sigmoids may be 0.
   for (int64_t rank = 0; rank < top_k; ++rank) weights[rank] /= share;
 }
 
@@ -51,14 +59,14 @@ void add_up(const T* answers, const float* weights, const int64_t* places, int64
 
 extern "C" void tandem_route_experts(const float* logits, int64_t stride, int64_t tokens,
                                      int64_t experts, int64_t top_k, int64_t normalised,
-                                     float* weights, int64_t* places, int64_t* rows,
-                                     int64_t* starts) {
+                                     int64_t sigmoids, const float* bias, float* weights,
+                                     int64_t* places, int64_t* rows, int64_t* starts) {
   using namespace native;
   // Until pairs are sorted, places hold the experts' numbers.
   for_ranges(tokens, tokens * experts * top_k, [&](int64_t first, int64_t last) {
     for (int64_t t = first; t < last; ++t)
-      experts::choose(logits + t * stride, experts, top_k, normalised, weights + t * top_k,
-                      places + t * top_k);
+      experts::choose(logits + t * stride, experts, top_k, normalised, sigmoids, bias,
+                      weights + t * top_k, places + t * top_k);
   });
   std::fill(starts, starts + experts + 1, 0);
   for (int64_t i = 0; i < tokens * top_k; ++i) ++starts[places[i] + 1];

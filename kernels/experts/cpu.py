@@ -13,19 +13,33 @@ from kernels.linear_packed import PackedWeight
 from kernels.linear_panels.panels import BLOCK, Panels
 
 _SIGNATURES = {
-    "tandem_route_experts": "piiiiipppp",
+    "tandem_route_experts": "piiiiiippppp",
     "tandem_linear_experts_packed": "ipippppiiip",
     "tandem_linear_experts_panels": "ipippppiiiiiiiiiipi",
     "tandem_sum_experts": "ipppiiip",
 }
 
 
-def supports_route(logits: Tensor, top_k: int, *, normalised: bool) -> bool:
+def supports_route(
+    logits: Tensor,
+    top_k: int,
+    *,
+    normalised: bool,
+    sigmoid: bool = False,
+    bias: Tensor | None = None,
+) -> bool:
     """Supports fp32 logits on a CPU."""
     return logits.dtype == torch.float32 and logits.stride(1) == 1 and native.runs_on(logits)
 
 
-def route_experts(logits: Tensor, top_k: int, *, normalised: bool) -> Routing:
+def route_experts(
+    logits: Tensor,
+    top_k: int,
+    *,
+    normalised: bool,
+    sigmoid: bool = False,
+    bias: Tensor | None = None,
+) -> Routing:
     """See `kernels.experts`."""
     tokens, experts = logits.shape
     found = Routing(
@@ -41,6 +55,8 @@ def route_experts(logits: Tensor, top_k: int, *, normalised: bool) -> Routing:
         experts,
         top_k,
         normalised,
+        sigmoid,
+        None if bias is None else bias.data_ptr(),
         found.weights.data_ptr(),
         found.places.data_ptr(),
         found.rows.data_ptr(),

@@ -12,25 +12,37 @@ from kernels.linear_panels.panels import BLOCK
 from kernels.shared.int8_activations import round_to_int8
 
 
-def route_experts(logits: Tensor, top_k: int, *, normalised: bool) -> Routing:
+def route_experts(
+    logits: Tensor,
+    top_k: int,
+    *,
+    normalised: bool,
+    sigmoid: bool = False,
+    bias: Tensor | None = None,
+) -> Routing:
     """Choose each token's experts and sort the pairs by expert.
 
-    A token's weights are the softmax of its logits at the `top_k` largest; of equal ones the first
-    is chosen first.
+    A token's weights are the softmax of its logits, or the sigmoid of each, at the `top_k` largest;
+    of equal ones the first is chosen first.
 
     Args:
         logits: [T, E] fp32, rows may be strided; E experts of which each token gets `top_k`.
         normalised: whether the chosen experts' weights are scaled to the sum of 1.
+        sigmoid: whether weights are sigmoids.
+        bias: [E] fp32, contiguous; with it, which needs `sigmoid`, the largest sums of sigmoid and
+            bias are chosen. Weights do not contain it.
 
     Returns:
         See `Routing`. A token's choice and weights depend on its logits alone.
 
-    Paper: Shazeer et al. 2017, arXiv:1701.06538.
+    Papers: Shazeer et al. 2017, arXiv:1701.06538; the bias: Wang et al. 2024, arXiv:2408.15664.
     """
-    choice = logits.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
-    weights = logits.softmax(-1).gather(1, choice)
+    keys = logits if bias is None else logits.sigmoid() + bias
+    choice = keys.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+    weights = (logits.sigmoid() if sigmoid else logits.softmax(-1)).gather(1, choice)
     if normalised:
-        weights = weights / weights.sum(-1, keepdim=True)
+        # The sum of sigmoids may be 0.
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-20)
     return Routing.of(choice, weights, logits.shape[1])
 
 

@@ -25,6 +25,10 @@ class Case:
     levels: int | None = None
     """The number of different logits, so that most are equal to others."""
     strided: bool = False
+    sigmoid: bool = False
+    biases: int = 0
+    """The number of different biases, multiples of a quarter: with `levels`, which a case with
+    biases needs, sums of different experts then differ clearly or not at all."""
 
 
 CASES = (
@@ -37,6 +41,10 @@ CASES = (
     Case("one_expert", 7, 1, 1),
     Case("strided", 6, 24, 5, strided=True),
     Case("no_tokens", 0, 8, 2),
+    Case("llama4", 40, 16, 1, normalised=False, sigmoid=True),
+    Case("sigmoids", 33, 60, 4, sigmoid=True),
+    Case("lfm2_moe", 50, 32, 4, levels=4, sigmoid=True, biases=3),
+    Case("biases", 9, 64, 6, levels=4, normalised=False, sigmoid=True, biases=5),
 )
 BENCHMARKS: dict[str, tuple[Case, ...]] = {
     "cpu": (
@@ -59,10 +67,13 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
     logits = torch.randn(case.tokens, width, device=device)
     if case.levels is not None:
         logits = torch.randint(case.levels, logits.shape, device=device).float()
+    biases = torch.randint(max(case.biases, 1), (case.experts,), device=device) / 4
     return {
         "logits": logits[:, : case.experts],
         "top_k": case.top_k,
         "normalised": case.normalised,
+        "sigmoid": case.sigmoid,
+        "bias": biases if case.biases else None,
     }
 
 

@@ -23,7 +23,14 @@ _COUNTS = ("num_pairs",)
 """Arguments that must not specialise kernels, so that all numbers of pairs share one."""
 
 
-def supports_route(logits: Tensor, top_k: int, *, normalised: bool) -> bool:
+def supports_route(
+    logits: Tensor,
+    top_k: int,
+    *,
+    normalised: bool,
+    sigmoid: bool = False,
+    bias: Tensor | None = None,
+) -> bool:
     """Supports fp32 logits on a GPU, if a row fits the registers."""
     return (
         logits.dtype == torch.float32
@@ -34,7 +41,14 @@ def supports_route(logits: Tensor, top_k: int, *, normalised: bool) -> bool:
     )
 
 
-def route_experts(logits: Tensor, top_k: int, *, normalised: bool) -> Routing:
+def route_experts(
+    logits: Tensor,
+    top_k: int,
+    *,
+    normalised: bool,
+    sigmoid: bool = False,
+    bias: Tensor | None = None,
+) -> Routing:
     """See `kernels.experts`."""
     tokens, experts = logits.shape
     device = logits.device
@@ -50,6 +64,7 @@ def route_experts(logits: Tensor, top_k: int, *, normalised: bool) -> Routing:
         _choose_experts_kernel[(tokens,)](
             logits,
             logits.stride(0),
+            bias,
             choice,
             found.weights,
             NUM_EXPERTS=experts,
@@ -57,6 +72,7 @@ def route_experts(logits: Tensor, top_k: int, *, normalised: bool) -> Routing:
             TOP_K=top_k,
             CHOSEN=triton.next_power_of_2(top_k),
             NORMALISED=normalised,
+            SIGMOID=sigmoid,
         )
     num_blocks = triton.cdiv(num_pairs, PAIRS)
     _sort_pairs_kernel[(num_blocks + triton.cdiv(experts + 1, PAIRS),)](
@@ -77,6 +93,7 @@ def route_experts(logits: Tensor, top_k: int, *, normalised: bool) -> Routing:
 def _choose_experts_kernel(
     logits_ptr,
     row_stride,
+    bias_ptr,
     choice_ptr,
     weights_ptr,
     NUM_EXPERTS: tl.constexpr,
@@ -84,6 +101,7 @@ def _choose_experts_kernel(
     TOP_K: tl.constexpr,
     CHOSEN: tl.constexpr,
     NORMALISED: tl.constexpr,
+    SIGMOID: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     number = tl.arange(0, BLOCK_SIZE)
@@ -91,7 +109,10 @@ def _choose_experts_kernel(
     is_one = number < NUM_EXPERTS
     logits = tl.load(logits_ptr + token * row_stride + number, mask=is_one, other=float("-inf"))
     # NaN is chosen like the lowest number, so that the chosen experts always differ.
-    keys = tl.where(logits == logits, logits, float("-inf"))
+    keys = logits
+    if bias_ptr is not None:
+        keys = 1.0 / (1.0 + tl.exp(-logits)) + tl.load(bias_ptr + number, mask=is_one, other=0.0)
+    keys = tl.where(keys == keys, keys, float("-inf"))
     left = is_one
     choice = tl.zeros((CHOSEN,), tl.int32)
     chosen_logits = tl.zeros((CHOSEN,), tl.float32)
@@ -102,11 +123,15 @@ def _choose_experts_kernel(
         choice = tl.where(rank == place, best, choice)
         chosen_logits = tl.where(rank == place, logit, chosen_logits)
         left = left & (number != best)
-    most = tl.max(keys, 0)
-    total = tl.sum(tl.where(is_one, tl.exp(logits - most), 0.0), 0)
-    weights = tl.where(rank < TOP_K, tl.exp(chosen_logits - most) / total, 0.0)
+    if SIGMOID:
+        weights = tl.where(rank < TOP_K, 1.0 / (1.0 + tl.exp(-chosen_logits)), 0.0)
+    else:
+        most = tl.max(keys, 0)
+        total = tl.sum(tl.where(is_one, tl.exp(logits - most), 0.0), 0)
+        weights = tl.where(rank < TOP_K, tl.exp(chosen_logits - most) / total, 0.0)
     if NORMALISED:
-        weights = weights / tl.sum(weights, 0)
+        # The sum of sigmoids may be 0.
+        weights = weights / tl.maximum(tl.sum(weights, 0), 1e-20)
     at = token * TOP_K + rank
     tl.store(choice_ptr + at, choice, mask=rank < TOP_K)
     tl.store(weights_ptr + at, weights, mask=rank < TOP_K)
