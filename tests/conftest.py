@@ -240,7 +240,10 @@ tiny_falcon_h1 = _tiny(
 )
 tiny_nemotron_h = _tiny(
     "NemotronH",
-    layers_block_type=["linear_attention", "mlp", "full_attention", "mlp", "linear_attention"],
+    layers_block_type=["linear_attention", "moe", "full_attention", "mlp", "linear_attention"],
+    n_routed_experts=6,
+    moe_intermediate_size=32,
+    moe_shared_expert_intermediate_size=64,
     mamba_num_heads=8,
     mamba_head_dim=16,
     n_groups=2,

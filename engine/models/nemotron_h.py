@@ -1,9 +1,10 @@
-"""Nemotron-H: each layer is a norm and one part: Mamba 2, attention or an MLP.
+"""Nemotron-H: each layer is a norm and one part: Mamba 2, attention, an MLP, or experts.
 
 Heads are not rotated, and MLPs have no gates. Source: transformers' `modeling_nemotron_h.py`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,9 +13,12 @@ from engine.models.bamba import LINEAR, Mamba2Config, layer_kinds
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.decoder import Attention, Decoder
+from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
 from engine.models.json_keys import FULL
+from engine.models.layers.experts import Experts, Router, Scores
+from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.mamba2 import Mamba2, shapes
 from engine.models.layers.mlp import GatedMlp, MlpNames
 from engine.models.layers.norm import RmsNorm
@@ -23,10 +27,12 @@ from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
 
 ARCHITECTURE = "NemotronHForCausalLM"
-MLP = "mlp"
-LETTERS = {"M": LINEAR, "*": FULL, "-": MLP}
+MLP, MIXTURE = "mlp", "moe"
+LETTERS = {"M": LINEAR, "*": FULL, "-": MLP, "E": MIXTURE}
 """The letters of `hybrid_override_pattern`."""
 NAMES = MlpNames(gate=None, up="up_proj", down="down_proj")
+EXPERTS, CHOSEN, EXPERT_SIZE = 8, 2, 7688
+"""The numbers of missing keys."""
 HEAD_DIM = 128
 """The size of a head where a file lacks it."""
 _OWN_NAMES = {
@@ -48,18 +54,69 @@ class NemotronConfig(Mamba2Config):
         return name
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NemotronExpertsConfig(NemotronConfig, ExpertsConfig):
+    """A configuration with experts in some layers."""
+
+    shared_size: int
+    """Inner size of the expert that all tokens pass."""
+    latent_size: int | None
+    """The size of the inputs and outputs of the chosen experts; None for the hidden size."""
+    routed_scale: float
+    """Factor of what the chosen experts add."""
+
+
+class NemotronMixture(nn.Module):
+    """Experts that a router chooses, between projections if they have a size of their own, and one
+    that all tokens pass."""
+
+    def __init__(self, config: NemotronExpertsConfig) -> None:
+        super().__init__()
+        hidden, act, bias = config.hidden_size, config.hidden_act, config.mlp_bias
+        latent = config.latent_size or hidden
+        self.gate = Router(
+            "gate",
+            hidden,
+            config.num_experts,
+            config.experts_per_token,
+            normalised=config.normalised,
+            scores=Scores(
+                sigmoid=True, bias="gate.e_score_correction_bias", factor=config.routed_scale
+            ),
+        )
+        self.experts = Experts(config.num_experts, latent, config.expert_size, act, names=NAMES)
+        self.shared_experts = GatedMlp(hidden, config.shared_size, act, bias=bias, names=NAMES)
+        self.fc1_latent_proj: Linear | None = None
+        self.fc2_latent_proj: Linear | None = None
+        if config.latent_size is not None:
+            self.fc1_latent_proj = Linear(hidden, (Shard("fc1_latent_proj", latent),), bias=bias)
+            self.fc2_latent_proj = Linear(latent, (Shard("fc2_latent_proj", hidden),), bias=bias)
+
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        """Map [T, C] to [T, C]."""
+        inputs = x if self.fc1_latent_proj is None else self.fc1_latent_proj(x, ctx)
+        found = self.experts.mix(inputs, self.gate.choose(x), ctx)
+        if self.fc2_latent_proj is not None:
+            found = self.fc2_latent_proj(found, ctx)
+        return found.add_(self.shared_experts(x, ctx))
+
+    __call__ = forward
+
+
 class NemotronLayer(nn.Module):
     """A norm and one part."""
 
     def __init__(self, config: NemotronConfig, options: WeightOptions, layer: int) -> None:
         super().__init__()
         self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
-        self.mixer: Mamba2 | Attention | GatedMlp
+        self.mixer: Mamba2 | Attention | GatedMlp | NemotronMixture
         if layer in config.recurrent_layers:
             self.mixer = Mamba2(config, layer, **config.mixer)
         elif layer in config.attending_layers:
             bias = config.attention_bias
             self.mixer = Attention(config, options, layer, qkv_bias=bias, o_bias=bias)
+        elif isinstance(config, NemotronExpertsConfig) and layer not in config.plain_layers:
+            self.mixer = NemotronMixture(config)
         else:
             sizes = config.hidden_size, config.intermediate_size
             self.mixer = GatedMlp(*sizes, config.hidden_act, bias=config.mlp_bias, names=NAMES)
@@ -85,7 +142,7 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
     """Read the keys of config.json. Unlike in transformers, dt is at least `time_step_limit`, as in
     the original code, and not `time_step_min` in prompts alone."""
     keys = _with_kinds(keys)
-    kinds = layer_kinds(keys, "layers_block_type", MLP)
+    kinds = layer_kinds(keys, "layers_block_type", MLP, MIXTURE)
     sizes = json_keys.size_fields(
         MetadataKeys(
             {
@@ -101,7 +158,7 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
     if num_heads % num_groups:
         raise keys.nonsense("mamba_num_heads", f"a multiple of n_groups, {num_groups}")
     bias = keys.flag("use_bias", False)
-    return NemotronConfig(
+    fields: dict[str, Any] = dict(
         architecture=ARCHITECTURE,
         **sizes,
         **json_keys.bias_fields(keys),
@@ -124,6 +181,25 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
             "dt_limits": json_keys.dt_limits(keys),
         },
     )
+    if MIXTURE not in kinds:
+        return NemotronConfig(**fields)
+    plain = frozenset(range(len(kinds))) - frozenset(_layers_of(MIXTURE, kinds))
+    return NemotronExpertsConfig(**fields, **_expert_fields(keys), plain_layers=plain)
+
+
+def _expert_fields(keys: MetadataKeys) -> dict[str, Any]:
+    num_experts = keys.integer("n_routed_experts", EXPERTS, high=MAX_EXPERTS)
+    if keys.integer("n_group", 1) != 1:
+        raise keys.nonsense("n_group", "1, as routing in groups is not supported here")
+    return {
+        "num_experts": num_experts,
+        "experts_per_token": keys.integer("num_experts_per_tok", CHOSEN, high=num_experts),
+        "expert_size": keys.integer("moe_intermediate_size", EXPERT_SIZE),
+        "normalised": keys.flag("norm_topk_prob", True),
+        "shared_size": keys.integer("moe_shared_expert_intermediate_size", EXPERT_SIZE),
+        "latent_size": keys.integer("moe_latent_size", None),
+        "routed_scale": keys.number("routed_scaling_factor", 1.0),
+    }
 
 
 def _with_kinds(keys: MetadataKeys) -> MetadataKeys:

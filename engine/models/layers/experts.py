@@ -20,10 +20,25 @@ from torch import Tensor, nn
 from engine.models.forward_context import ForwardContext
 from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.mlp import MLP_NAMES, GatedMlp, MlpNames
-from engine.models.layers.weight_slots import WeightOptions, WeightSlot
+from engine.models.layers.weight_slots import WeightOptions, WeightSlot, fp32_slots
 from engine.quantization.grouped import GroupedState
 from kernels import Routing, route_experts, sum_experts
 from kernels.native_recording import refuse_recording
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How the weights of the chosen experts follow from a router's logits."""
+
+    sigmoid: bool = False
+    """Whether they are sigmoids instead of a softmax."""
+    bias: str | None = None
+    """The name, beside the router's, of what is added to the sigmoids for the choice alone."""
+    factor: float = 1.0
+    """The factor of the weights."""
+
+
+SOFTMAX = Scores()
 
 
 class Router(Linear):
@@ -36,6 +51,7 @@ class Router(Linear):
     """
 
     takes_adapters = False
+    choice_bias: Tensor | None = None
 
     def __init__(
         self,
@@ -46,21 +62,36 @@ class Router(Linear):
         *,
         normalised: bool,
         bias: bool = False,
+        scores: Scores = SOFTMAX,
     ) -> None:
         super().__init__(hidden, (Shard(name, num_experts),), bias=bias)
         self._top_k = top_k
         self._normalised = normalised
+        self._scores = scores
 
     def choose(self, x: Tensor) -> Routing:
         """Choose the experts of the rows [T, C]."""
-        return route_experts(self.in_fp32(x), self._top_k, normalised=self._normalised)
+        found = route_experts(
+            self.in_fp32(x),
+            self._top_k,
+            normalised=self._normalised,
+            sigmoid=self._scores.sigmoid,
+            bias=self.choice_bias,
+        )
+        factor = self._scores.factor
+        return found if factor == 1.0 else replace(found, weights=found.weights * factor)
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
         """Name the layer's tensors. Weights stay plain, since choices depend on them, unless the
         checkpoint has them in few bits."""
-        if options.method_for(path).takes_plain_weights:
+        neighbours, [shard] = path.rpartition(".")[0], self.shards
+        if options.method_for(f"{neighbours}.{shard.name}").takes_plain_weights:
             options = replace(options, linear_method=None)
-        return super().create_weights(path, options)
+        slots = super().create_weights(path, options)
+        if self._scores.bias is not None:
+            names, shape = {self._scores.bias: "choice_bias"}, (shard.out_features,)
+            slots |= fp32_slots(self, neighbours, names, shape, options)
+        return slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +175,8 @@ class SparseMlp(nn.Module):
         names: the names of the experts' layers.
         bias: whether the router and these layers have biases.
         gate: see `Experts`.
+        scores: how the router weighs experts.
+        router: the router's name.
     """
 
     def __init__(
@@ -158,9 +191,13 @@ class SparseMlp(nn.Module):
         names: MlpNames = MLP_NAMES,
         bias: bool = False,
         gate: Callable[[Tensor], Tensor] | None = None,
+        scores: Scores = SOFTMAX,
+        router: str = "gate",
     ) -> None:
         super().__init__()
-        self.gate = Router("gate", hidden, num_experts, top_k, normalised=normalised, bias=bias)
+        self.gate = Router(
+            router, hidden, num_experts, top_k, normalised=normalised, bias=bias, scores=scores
+        )
         self.experts = Experts(num_experts, hidden, inner, act, names=names, bias=bias, gate=gate)
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:

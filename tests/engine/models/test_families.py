@@ -291,6 +291,21 @@ MODELS |= {
         },
     ),
 }
+NEMOTRON_EXPERTS = NEMOTRON_H | {
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "moe", "mlp"],
+    "n_routed_experts": 7,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "moe_shared_expert_intermediate_size": 40,
+    "routed_scaling_factor": 1.5,
+}
+MODELS |= {
+    "nemotron_h_experts": ("NemotronH", NEMOTRON_EXPERTS),
+    "nemotron_h_latent_experts": (
+        "NemotronH",
+        NEMOTRON_EXPERTS | {"moe_latent_size": 20, "norm_topk_prob": False, "mlp_bias": True},
+    ),
+}
 JAMBA: dict[str, Any] = {
     "num_hidden_layers": 4,
     "head_dim": 8,

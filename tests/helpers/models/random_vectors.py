@@ -9,6 +9,7 @@ import torch
 def randomise_vectors(model: Any, spread: float = 0.2) -> None:
     """Randomise norms and biases. transformers starts them at 1 and 0, which would hide that they
     are ignored."""
-    for name, parameter in model.named_parameters():
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name.endswith("bias"))
+    for name, parameter in (*model.named_parameters(), *buffers):
         if parameter.ndim == 1 or name.endswith("bias"):
             parameter.normal_(0.0 if name.endswith("bias") else 1.0, spread)
