@@ -253,6 +253,18 @@ tiny_nemotron_h = _tiny(
 tiny_jamba = _tiny(
     "Jamba", attn_layer_period=3, attn_layer_offset=1, num_experts=5, mamba_d_state=12
 )
+# Three layers call one transformer layer.
+tiny_zamba2 = _tiny(
+    "Zamba2",
+    num_hidden_layers=4,
+    layers_block_type=["hybrid", "linear_attention", "hybrid", "hybrid"],
+    num_key_value_heads=4,
+    n_mamba_heads=8,
+    mamba_ngroups=2,
+    mamba_d_state=24,
+    adapter_rank=8,
+    use_mem_rope=True,
+)
 # Models without a family here. GPT-NeoX's checkpoint has other names than its modules.
 tiny_gpt_neox = _tiny("GPTNeoX")
 tiny_olmo2 = _tiny("Olmo2")

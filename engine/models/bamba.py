@@ -146,9 +146,9 @@ def mamba_fields(keys: MetadataKeys) -> dict[str, Any]:
     }
 
 
-def layer_kinds(keys: MetadataKeys, name: str, *others: str) -> list[str]:
-    """Read the kind of each layer: `LINEAR`, `FULL` or one of the others."""
-    stated, known = keys.values.get(name), (LINEAR, FULL, *others)
+def layer_kinds(keys: MetadataKeys, name: str, *known: str) -> list[str]:
+    """Read the kind of each layer, which must be one of the known ones."""
+    stated = keys.values.get(name)
     found = (
         [_OLD_KINDS.get(str(one), str(one)) for one in stated] if isinstance(stated, list) else []
     )

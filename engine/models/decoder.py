@@ -147,12 +147,17 @@ class DecoderModel(nn.Module):
     def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
         """See `CausalLM.forward`."""
         residual = self.embed_tokens(token_ids, ctx)
+        return self.norm.add(self.run_layers(residual, positions, ctx), residual, ctx)
+
+    def run_layers(self, residual: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        """Run all layers on the embedded rows, which are mutated. Return the last one's
+        addition."""
         longest = ctx.longest_context
         rotations = [table.at(positions, longest) for table in self._tables]
         x = torch.zeros_like(residual)
         for layer, table in zip(self.layers, self._table_of_layer, strict=True):
             x = layer(x, residual, rotations[table], ctx)
-        return self.norm.add(x, residual, ctx)
+        return x
 
     __call__ = forward
 
@@ -165,6 +170,7 @@ class Decoder(CausalLM):
         norm: the last norm; by default a plain `RmsNorm`.
         ropes: the rope of each layer; by default the configuration's.
         embedding_scale, soft_cap, logit_scale: see `TokenEmbedding` and `LmHead`.
+        create_model: builds the model from the arguments of `DecoderModel`.
     """
 
     ends_take_adapters = True
@@ -180,10 +186,11 @@ class Decoder(CausalLM):
         embedding_scale: float = 1.0,
         soft_cap: float | None = None,
         logit_scale: float = 1.0,
+        create_model: Callable[..., DecoderModel] = DecoderModel,
     ) -> None:
         super().__init__(config, options)
         num_layers = config.num_hidden_layers
-        self.model = DecoderModel(
+        self.model = create_model(
             TokenEmbedding(config.vocab_size, config.hidden_size, scale=embedding_scale),
             [create_layer(layer) for layer in range(num_layers)],
             norm or RmsNorm(config.hidden_size, config.rms_norm_eps),

@@ -104,6 +104,8 @@ class ForwardContext:
     """The rows and slots of recurrent states; None if no layer has one."""
     recurrent_states: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """For each layer with a recurrent state, its last inputs and its state, [S, …] each."""
+    embedded: Tensor | None = None
+    """The embedded rows, [T, C], for layers that read them again; None for other models."""
     adapters: RowAdapters | None = None
     """The rows' adapters, or None when no row has one."""
     states: RowStates | None = None

@@ -22,6 +22,7 @@ from engine.models.decoder import Attention, Decoder
 from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
+from engine.models.json_keys import FULL
 from engine.models.layers.experts import SparseMlp
 from engine.models.layers.mamba2 import Mamba2
 from engine.models.layers.mlp import GatedMlp, MlpNames
@@ -140,7 +141,7 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
     sizes = json_keys.size_fields(keys)
     expert_size = sizes["intermediate_size"]
     sizes["intermediate_size"] = keys.integer("shared_intermediate_size", 1024)
-    kinds = layer_kinds(keys, "layer_types")
+    kinds = layer_kinds(keys, "layer_types", LINEAR, FULL)
     if len(kinds) != sizes["num_hidden_layers"]:
         raise keys.nonsense("layer_types", f"a list of {sizes['num_hidden_layers']} entries")
     fields = (

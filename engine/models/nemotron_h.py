@@ -142,7 +142,7 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
     """Read the keys of config.json. Unlike in transformers, dt is at least `time_step_limit`, as in
     the original code, and not `time_step_min` in prompts alone."""
     keys = _with_kinds(keys)
-    kinds = layer_kinds(keys, "layers_block_type", MLP, MIXTURE)
+    kinds = layer_kinds(keys, "layers_block_type", *LETTERS.values())
     sizes = json_keys.size_fields(
         MetadataKeys(
             {

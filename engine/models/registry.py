@@ -18,7 +18,7 @@ from engine.quantization.method import LinearMethod
 
 MODULES = (
     "bamba", "falcon_h1", "gemma3", "gpt_oss", "granite_hybrid", "jamba", "llama", "mamba",
-    "mixtral", "nemotron_h", "phi3", "qwen2", "qwen3", "qwen3_5", "qwen3_moe",
+    "mixtral", "nemotron_h", "phi3", "qwen2", "qwen3", "qwen3_5", "qwen3_moe", "zamba2",
     "vision.gemma3_pictures", "vision.smolvlm_pictures",
 )  # fmt: skip
 """The modules of `engine.models` with `FAMILIES`, imported when the first model is looked up."""

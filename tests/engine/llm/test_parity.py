@@ -25,6 +25,7 @@ RECURRENT = (
     "tiny_falcon_h1",
     "tiny_nemotron_h",
     "tiny_jamba",
+    "tiny_zamba2",
 )
 OF_CHUNKS = 5e-4
 """For recurrent states, which transformers computes in chunks whose sums round more."""

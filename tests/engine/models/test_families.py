@@ -330,6 +330,32 @@ MODELS |= {
         },
     ),
 }
+ZAMBA2: dict[str, Any] = {
+    "num_hidden_layers": 5,
+    "layers_block_type": ["hybrid", "linear_attention", "hybrid", "hybrid", "linear_attention"],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 24,
+    "n_mamba_heads": 6,
+    "mamba_ngroups": 2,
+    "mamba_d_state": 12,
+    "adapter_rank": 5,
+    "initializer_range": 0.1,
+}
+MODELS |= {
+    "zamba2": ("Zamba2", ZAMBA2),
+    "zamba2_in_turn": (
+        "Zamba2",
+        ZAMBA2
+        | {
+            "num_mem_blocks": 2,
+            "use_mem_rope": True,
+            "use_shared_attention_adapter": True,
+            "add_bias_linear": True,
+            "rms_norm_eps": 1e-3,
+        },
+    ),
+}
 TOLERANCE = 1e-4
 
 

@@ -69,13 +69,14 @@ def create_pair(
 def named_weights(theirs: Any) -> list[tuple[str, torch.Tensor]]:
     """Return the tensors of a published checkpoint, named and divided as our model wants them."""
     weights = revert_weight_conversion(theirs, theirs.state_dict())
-    if theirs.config.tie_word_embeddings:
-        weights.pop("lm_head.weight")
+    # A tensor with several names has the first one in files.
+    names = {tensor.data_ptr(): name for name, tensor in reversed(weights.items())}
     config = config_of(type(theirs).__name__.removesuffix("ForCausalLM"), theirs.config)
     return [
         part
-        for name, tensor in weights.items()
-        for part in config.parts_of(config.tensor_name(name), tensor)
+        for name in weights
+        if names[weights[name].data_ptr()] == name
+        for part in config.parts_of(config.tensor_name(name), weights[name])
     ]
 
 
