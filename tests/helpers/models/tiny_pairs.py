@@ -68,15 +68,13 @@ def create_pair(
 
 def named_weights(theirs: Any) -> list[tuple[str, torch.Tensor]]:
     """Return the tensors of a published checkpoint, named and divided as our model wants them."""
-    weights = revert_weight_conversion(theirs, theirs.state_dict())
-    # A tensor with several names has the first one in files.
-    names = {tensor.data_ptr(): name for name, tensor in reversed(weights.items())}
+    tied = theirs.all_tied_weights_keys
+    stored = {name: one for name, one in theirs.state_dict().items() if name not in tied}
     config = config_of(type(theirs).__name__.removesuffix("ForCausalLM"), theirs.config)
     return [
         part
-        for name in weights
-        if names[weights[name].data_ptr()] == name
-        for part in config.parts_of(config.tensor_name(name), weights[name])
+        for name, tensor in revert_weight_conversion(theirs, stored).items()
+        for part in config.parts_of(config.tensor_name(name), tensor)
     ]
 
 
