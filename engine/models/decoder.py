@@ -126,7 +126,12 @@ class DecoderModel(nn.Module):
 
     Args:
         ropes: the rope of each layer; equal ones share a table.
+
+    Attributes:
+        stream_scale: factor of embedded rows, what adapters add to them included.
     """
+
+    stream_scale = 1.0
 
     def __init__(
         self,
@@ -147,6 +152,8 @@ class DecoderModel(nn.Module):
     def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
         """See `CausalLM.forward`."""
         residual = self.embed_tokens(token_ids, ctx)
+        if self.stream_scale != 1.0:
+            residual.mul_(self.stream_scale)
         return self.norm.add(self.run_layers(residual, positions, ctx), residual, ctx)
 
     def run_layers(self, residual: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
@@ -170,6 +177,7 @@ class Decoder(CausalLM):
         norm: the last norm; by default a plain `RmsNorm`.
         ropes: the rope of each layer; by default the configuration's.
         embedding_scale, soft_cap, logit_scale: see `TokenEmbedding` and `LmHead`.
+        stream_scale: see `DecoderModel`.
         create_model: builds the model from the arguments of `DecoderModel`.
     """
 
@@ -186,6 +194,7 @@ class Decoder(CausalLM):
         embedding_scale: float = 1.0,
         soft_cap: float | None = None,
         logit_scale: float = 1.0,
+        stream_scale: float = 1.0,
         create_model: Callable[..., DecoderModel] = DecoderModel,
     ) -> None:
         super().__init__(config, options)
@@ -197,6 +206,7 @@ class Decoder(CausalLM):
             ropes or [rope_of(config)] * num_layers,
             options.device,
         )
+        self.model.stream_scale = stream_scale
         self.lm_head = LmHead(
             self.model.embed_tokens,
             tied=config.tie_word_embeddings,

@@ -82,7 +82,7 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
         config,
         options,
         lambda layer: FalconH1Layer(config, options, layer),
-        embedding_scale=config.embedding_scale,
+        stream_scale=config.embedding_scale,
         logit_scale=config.logit_scale,
     )
 

@@ -8,7 +8,6 @@ base of their own. Paper: Gemma Team 2025, arXiv:2503.19786.
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from engine.errors import UnsupportedArchitecture
@@ -99,7 +98,7 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
         lambda layer: Gemma3Layer(config, options, layer),
         norm=_norm(config),
         ropes=[rope_of(config) if window is None else local for window in config.layer_windows],
-        embedding_scale=torch.tensor(config.hidden_size**0.5).to(options.dtype).item(),
+        embedding_scale=config.hidden_size**0.5,
         soft_cap=config.logit_soft_cap,
     )
 

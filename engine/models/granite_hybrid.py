@@ -131,7 +131,7 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
         options,
         lambda layer: GraniteLayer(config, options, layer),
         norm=_norm(config),
-        embedding_scale=config.embedding_scale / config.layer_scale,
+        stream_scale=config.embedding_scale / config.layer_scale,
         logit_scale=config.logit_scale,
     )
 

@@ -112,7 +112,7 @@ class NemotronLayer(nn.Module):
         self.mixer: Mamba2 | Attention | GatedMlp | NemotronMixture
         if layer in config.recurrent_layers:
             self.mixer = Mamba2(config, layer, **config.mixer)
-        elif layer in config.attending_layers:
+        elif layer in (config.attending_layers or ()):
             bias = config.attention_bias
             self.mixer = Attention(config, options, layer, qkv_bias=bias, o_bias=bias)
         elif isinstance(config, NemotronExpertsConfig) and layer not in config.plain_layers:

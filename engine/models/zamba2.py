@@ -65,8 +65,11 @@ class Additions(nn.ModuleList):
 
     def at(self, place: int, x: Tensor, ctx: ForwardContext) -> Tensor:
         """Map [T, in] to [T, out] by the addition of one layer."""
-        first, second = self[place]  # type: ignore[misc]
-        return second(first(x, ctx), ctx)
+        pair = self[place]
+        assert isinstance(pair, nn.Sequential)
+        for layer in pair:
+            x = layer(x, ctx)
+        return x
 
 
 class SharedAttention(nn.Module):

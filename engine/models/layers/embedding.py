@@ -7,6 +7,7 @@ rows up in them, so a tied matrix is stored once.
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ class TokenEmbedding(nn.Module, WeightOwner):
     looked up. A tied output layer may lend its rows.
 
     Args:
-        scale: factor of looked-up rows.
+        scale: factor of looked-up rows, rounded to the weights' dtype.
 
     Attributes:
         is_tied: whether there is an output layer with the same matrix.
@@ -69,6 +70,7 @@ class TokenEmbedding(nn.Module, WeightOwner):
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
         self.path, self._options = path, options
+        self.scale = torch.tensor(self.scale).to(options.dtype).item()
         if self.is_tied and options.method_for(OUTPUT_LAYER).lends_rows(options.device.type):
             return {}
         self._loading = options.method_for(path), _part(path, self.shape, options)
