@@ -1,12 +1,17 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine.errors import CorruptFile, ModelLoadError, UnsupportedArchitecture
 from engine.models.config import ModelConfig
+from engine.models.loading import Loader
+from engine.models.registry import create_model
 from engine.weights.config_json import read_config_json
+from tests.helpers.models.published_hybrids import PUBLISHED
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -247,5 +252,38 @@ def test_mixers_of_mamba_2_are_checked(changes, words, tmp_path):
     if words is None:
         assert read_config_json(tmp_path).mixer["dt_limits"] == (0.25, float("inf"))
         return
+    with pytest.raises(ModelLoadError, match=words):
+        read_config_json(tmp_path)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_hybrids_have_all_their_weights(name, tmp_path):
+    values, millions = PUBLISHED[name]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    model = create_model(read_config_json(tmp_path), dtype=torch.bfloat16, device="meta")
+    shapes = Loader(model, model.options).shapes()
+    assert round(sum(map(math.prod, shapes.values())) / 1e6) == millions
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("granite-4.0-h-tiny", {"layer_types": ["mamba"]}, "a list of 40 entries"),
+        ("granite-4.0-h-tiny", {"layer_types": ["mamba", 3]}, "linear_attention, full_attention"),
+        ("granite-4.0-h-tiny", {"position_embedding_type": "alibi"}, "rope or nope"),
+        ("granite-4.0-h-tiny", {"hidden_act": "gelu"}, "silu, the only activation"),
+        ("granite-4.0-h-tiny", {"mamba_n_groups": 5}, "multiple of mamba_n_groups, 5"),
+        ("Falcon-H1-0.5B", {"mlp_bias": True}, "layers with biases are not supported"),
+        ("Falcon-H1-0.5B", {"ssm_multipliers": [1.0]}, "a list of 5 numbers"),
+        ("Nemotron-H-8B", {"hybrid_override_pattern": "M*X"}, "a text of"),
+        ("NVIDIA-Nemotron-3-Nano-30B-A3B", {"n_group": 2}, "routing in groups"),
+        ("Bamba-9B-v2", {"attn_layer_indices": [40]}, "a list of layer numbers"),
+        ("AI21-Jamba-Mini", {"attn_layer_offset": 8}, "from 0 to 7"),
+        ("Zamba2-7B", {"use_long_context": True}, "its rotation is not supported"),
+        ("Zamba2-7B", {"tie_word_embeddings": False}, "shared layers depend on it"),
+    ],
+)
+def test_what_hybrids_do_not_support_is_refused(name, changes, words, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name][0] | changes))
     with pytest.raises(ModelLoadError, match=words):
         read_config_json(tmp_path)
