@@ -93,8 +93,8 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
         if keys.flag(name, False):
             raise keys.nonsense(name, "false; factors of layers with biases are not supported")
     every = tuple(range(sizes["num_hidden_layers"]))
-    attention_in = _factor(keys, "attention_in_multiplier")
-    mamba_in = _factor(keys, "ssm_in_multiplier")
+    attention_in = keys.number("attention_in_multiplier", 1.0)
+    mamba_in = keys.number("ssm_in_multiplier", 1.0)
     gate_scale, mlp_scale = _factors(keys, "mlp_multipliers", 2)
     fields = mamba_fields(keys)
     fields["mixer"] |= {
@@ -109,20 +109,17 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
         **fields,
         recurrent_layers=every,
         attending_layers=every,
-        embedding_scale=_factor(keys, "embedding_multiplier"),
+        embedding_scale=keys.number("embedding_multiplier", 1.0),
         # Queries and keys are linear in the inputs, and so are values.
-        score_scale=attention_in**2 * _factor(keys, "key_multiplier") * sizes["head_dim"] ** -0.5,
-        attention_scale=attention_in * _factor(keys, "attention_out_multiplier"),
-        mamba_scale=_factor(keys, "ssm_out_multiplier"),
+        score_scale=attention_in**2
+        * keys.number("key_multiplier", 1.0)
+        * sizes["head_dim"] ** -0.5,
+        attention_scale=attention_in * keys.number("attention_out_multiplier", 1.0),
+        mamba_scale=keys.number("ssm_out_multiplier", 1.0),
         gate_scale=gate_scale,
         mlp_scale=mlp_scale,
-        logit_scale=_factor(keys, "lm_head_multiplier"),
+        logit_scale=keys.number("lm_head_multiplier", 1.0),
     )
-
-
-def _factor(keys: MetadataKeys, name: str) -> float:
-    factor: float = keys.number(name, 1.0)
-    return factor
 
 
 def _factors(keys: MetadataKeys, name: str, number: int) -> tuple[float, ...]:
