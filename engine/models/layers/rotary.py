@@ -210,10 +210,10 @@ def _scaling(rope: Rope, key: str) -> float:
 
 _SCHEMES: dict[str, Callable[[Rope], Frequencies]] = {
     "default": _default,
-    "none": _none,
     "linear": _linear,
     "dynamic": _default,
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+    "none": _none,
 }
