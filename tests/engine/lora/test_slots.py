@@ -54,6 +54,10 @@ class AdaptedTexts(PagedTexts):
             self.model.forward, self.model.compute_logits = self._forward, self._compute
 
 
+FACTORS = {"FalconH1": {"embedding_multiplier": 2.5, "lm_head_multiplier": 0.5}}
+"""Factors that the adapters of a family are multiplied by, too."""
+
+
 def random_text(length=20):
     return torch.randint(0, 131, (length,)).tolist()
 
@@ -63,11 +67,12 @@ def random_text(length=20):
     [
         *product(FAMILIES, (*OPTIONS, *ENDS)),
         ("Mamba", {"target_modules": ("in_proj", "x_proj", "embeddings")}),
+        ("FalconH1", {"target_modules": ("in_proj", "q_proj", "embed_tokens", "lm_head")}),
     ],
 )
 def test_peft(family, options, tmp_path, monkeypatch):
     monkeypatch.setattr("engine.lora.dora.INPUTS_AT_ONCE", 20)  # of 48 and more
-    ours, theirs, config = create_pair(family, 3)
+    ours, theirs, config = create_pair(family, 3, **FACTORS.get(family, {}))
     peft_model = write_adapter(theirs, tmp_path, **options)
     loaded = load(ours, {"a": tmp_path})
     texts, text = AdaptedTexts(ours, config, loaded, {0: 0}), random_text()
