@@ -284,4 +284,5 @@ def _max_idle_cached_blocks(
         return 0
     if intent.prefix_cache_memory_gib is not None and block_bytes:
         return min(num_kv_blocks, int(intent.prefix_cache_memory_gib * GIB) // block_bytes)
-    return num_kv_blocks if machine.device == "cuda" else max(1, num_kv_blocks // 8)
+    keeps_all = machine.device == "cuda" and block_bytes > 0
+    return num_kv_blocks if keeps_all else max(1, num_kv_blocks // 8)

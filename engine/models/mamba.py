@@ -51,6 +51,12 @@ class MambaLayer(nn.Module):
         self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.mixer = mixer
 
+    def forward(self, x: Tensor, residual: Tensor, ctx: ForwardContext) -> Tensor:
+        """Run the layer; the arguments are those of `DecoderLayer.forward`."""
+        return self.mixer(self.norm.add(x, residual, ctx), ctx)
+
+    __call__ = forward
+
 
 class Backbone(nn.Module):
     """Embedding, layers and last norm, named as checkpoints name them."""
@@ -70,7 +76,7 @@ class Backbone(nn.Module):
         residual = self.embeddings(token_ids, ctx)
         x = torch.zeros_like(residual)
         for layer in self.layers:
-            x = layer.mixer(layer.norm.add(x, residual, ctx), ctx)
+            x = layer(x, residual, ctx)
         return self.norm_f.add(x, residual, ctx)
 
     __call__ = forward

@@ -13,12 +13,16 @@ def text_facts(plan: WeightPlan, config: ModelConfig, intent: TextSettings) -> M
     number_bytes = torch_dtype(intent.model_dtype).itemsize
     pictures = config.pictures
     kept_bytes = 0 if pictures is None else pictures.kept_bytes(config.state_size * number_bytes)
-    recurrent_bytes = config.recurrent_bytes(number_bytes)
-    slot_bytes = num_recurrent_slots(intent) * recurrent_bytes
     return ModelFacts(
         max_position_embeddings=config.max_position_embeddings,
         kv_bytes_per_token=config.kv_bytes_per_token(KvNumbers(intent.resolved_kv_cache_dtype)),
         kv_windows=config.group_windows,
-        weight_bytes=plan.num_bytes(number_bytes) + kept_bytes + slot_bytes,
-        recurrent_bytes=recurrent_bytes,
+        weight_bytes=plan.num_bytes(number_bytes) + kept_bytes + state_bytes(config, intent),
+        recurrent_bytes=config.recurrent_bytes(number_bytes),
     )
+
+
+def state_bytes(config: ModelConfig, intent: TextSettings) -> int:
+    """The bytes of the recurrent states of all texts that may run."""
+    number_bytes = torch_dtype(intent.model_dtype).itemsize
+    return num_recurrent_slots(intent) * config.recurrent_bytes(number_bytes)

@@ -107,5 +107,5 @@ def work(inputs: dict[str, object]) -> Work:
     """The op's memory traffic and arithmetic: each row fades, changes and reads the states."""
     x, states, batch = inputs["x"], inputs["states"], inputs["batch"]
     moved = 2 * batch.num_sequences * num_bytes(states[0])  # type: ignore
-    moved += 2 * num_bytes(x) + sum(num_bytes(inputs[name]) for name in ("dt", "b", "c"))  # type: ignore
+    moved += 2 * num_bytes(x) + sum(num_bytes(inputs[name]) for name in ("dt", "b", "c"))
     return Work(moved, 5 * len(x) * states[0].numel())  # type: ignore

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from engine.contract.host import Host
+from engine.contract.knob import GIB
 from engine.contract.kv_numbers import KvNumbers
 from engine.contract.resolved_config import MachineFacts, ResolvedConfig
 from engine.contract.text_settings import TextSettings
@@ -19,7 +20,7 @@ from engine.models.adapters import Adapters
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.planning.draft import DraftPlan, plan_draft
-from engine.planning.facts import text_facts
+from engine.planning.facts import state_bytes, text_facts
 from engine.planning.shortage import shortage_hint
 from engine.runtime.device_memory import CudaMemory
 from engine.weights.source import Checkpoint
@@ -89,7 +90,13 @@ def explained_shortage(
     except InsufficientMemory as error:
         if error.hint is None:
             longest = model_config.max_position_embeddings
-            error.hint = shortage_hint(checkpoint, intent, machine, longest)
+            hints = [shortage_hint(checkpoint, intent, machine, longest)]
+            if states := state_bytes(model_config, intent):
+                hints.append(
+                    f"{states / GIB:.2f} GiB of the weights are recurrent states of "
+                    f"{intent.max_num_seqs} texts; a lower max_num_seqs needs less"
+                )
+            error.hint = "\n".join(filter(None, hints)) or None
         raise
 
 

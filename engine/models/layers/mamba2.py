@@ -37,6 +37,7 @@ class Mamba2(nn.Module, WeightOwner):
     a: Tensor
     d: Tensor
     dt_bias: Tensor
+    _factors: Tensor
 
     def __init__(
         self,

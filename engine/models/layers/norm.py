@@ -73,6 +73,8 @@ class RmsNorm(nn.Module, WeightOwner):
 class GroupedRmsNorm(RmsNorm):
     """RMS norms over `num_groups` equal parts of the last dimension."""
 
+    _ones: Tensor
+
     def __init__(self, size: int, eps: float, num_groups: int) -> None:
         super().__init__(size, eps)
         self._num_groups = num_groups

@@ -229,11 +229,11 @@ def _scaling(rope: Rope, key: str) -> float:
 
 _SCHEMES: dict[str, Callable[[Rope], Frequencies]] = {
     "default": _default,
-    "none": _none,
     "linear": _linear,
     "dynamic": _default,
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
     "proportional": _proportional,
+    "none": _none,
 }

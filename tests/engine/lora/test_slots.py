@@ -1,6 +1,7 @@
 """What rows with adapters are, against PEFT, and that each row's bits are its own adapter's."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -36,12 +37,12 @@ class AdaptedTexts(PagedTexts):
     def __init__(self, model, config, loaded, slots):
         super().__init__(model, config)
         self._forward, self._compute = model.forward, model.compute_logits
-        self._loaded, self._slots = loaded, slots
+        self._loaded, self._adapter_of = loaded, slots
 
     def step(self, pieces):
         # `lay_out` puts single rows first.
         order = sorted(pieces, key=lambda i: (pieces[i] > 1, -self.computed[i] - pieces[i]))
-        slots = torch.tensor([self._slots[i] for i in order for _ in range(pieces[i])])
+        slots = torch.tensor([self._adapter_of[i] for i in order for _ in range(pieces[i])])
         rows = self._loaded.of_rows(slots.int())
         self.model.forward = lambda ids, at, ctx: self._forward(
             ids, at, replace(ctx, adapters=rows)
@@ -53,15 +54,25 @@ class AdaptedTexts(PagedTexts):
             self.model.forward, self.model.compute_logits = self._forward, self._compute
 
 
+FACTORS = {"FalconH1": {"embedding_multiplier": 2.5, "lm_head_multiplier": 0.5}}
+"""Factors that the adapters of a family are multiplied by, too."""
+
+
 def random_text(length=20):
     return torch.randint(0, 131, (length,)).tolist()
 
 
-@pytest.mark.parametrize("options", [*OPTIONS, *ENDS])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        *product(FAMILIES, (*OPTIONS, *ENDS)),
+        ("Mamba", {"target_modules": ("in_proj", "x_proj", "embeddings")}),
+        ("FalconH1", {"target_modules": ("in_proj", "q_proj", "embed_tokens", "lm_head")}),
+    ],
+)
 def test_peft(family, options, tmp_path, monkeypatch):
     monkeypatch.setattr("engine.lora.dora.INPUTS_AT_ONCE", 20)  # of 48 and more
-    ours, theirs, config = create_pair(family, 3)
+    ours, theirs, config = create_pair(family, 3, **FACTORS.get(family, {}))
     peft_model = write_adapter(theirs, tmp_path, **options)
     loaded = load(ours, {"a": tmp_path})
     texts, text = AdaptedTexts(ours, config, loaded, {0: 0}), random_text()

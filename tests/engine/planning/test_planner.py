@@ -136,13 +136,13 @@ def test_models_that_embed_are_not_planned(tiny_llama, tmp_path):
         made(tiny_llama(), tmp_path, config=wanted)
 
 
-def test_a_model_that_does_not_fit_is_told_what_would(tiny_llama):
+def test_a_model_that_does_not_fit_is_told_what_would(tiny_llama, tiny_mamba2):
     checkpoint = in_folder(tiny_llama())
 
-    def hint(words, **changes):
+    def hint(words, has="weights", **changes):
         config = EngineConfig(device="cpu", num_threads=1, **changes)
         with pytest.raises(InsufficientMemory, match=words) as caught:
-            loading.load_engine(checkpoint, "t", config, Host(lambda purpose: purpose == "weights"))
+            loading.load_engine(checkpoint, "t", config, Host(lambda purpose: purpose == has))
         return caught.value.hint
 
     found = hint("no memory for KV cache")
@@ -154,3 +154,7 @@ def test_a_model_that_does_not_fit_is_told_what_would(tiny_llama):
     assert "Fits with" not in found, "no table that says yes"
     found = hint("lower max_model_len to 32", max_model_len=512, num_kv_blocks=2)
     assert "--kv-cache-dtype int8" in found
+    assert "recurrent" not in found
+    checkpoint = in_folder(tiny_mamba2())
+    found = hint("no memory for weights", has="nothing", max_num_seqs=9)
+    assert "are recurrent states of 9 texts; a lower max_num_seqs needs less" in found
