@@ -73,7 +73,16 @@ def written(
 ) -> dict[str, str]:
     """Models by their format, for whose writing packages are needed that an installation lacks."""
     folders = {}
-    for variety in (VARIETIES[name] for name in ("bnb nf4", "W4A16", "FP8 blocks", "MXFP4")):
+    names = (
+        "bnb nf4",
+        "W4A16",
+        "FP8 blocks",
+        "MXFP4",
+        "auto-round",
+        "torchao int8",
+        "quanto qint8",
+    )
+    for variety in (VARIETIES[name] for name in (*names, "HQQ")):
         plain = tiny_gpt_oss() if variety.name == "mxfp4" else tiny_llama()
         packed, _ = write_checkpoint(plain, tmp_path_factory.mktemp("written"), variety)
         folders[variety.name] = str(packed)

@@ -89,10 +89,11 @@ class TorchaoFormat(StoredFormat):
                 return integer_layer(name, own, device, sym=self._sym)
             block = None
             if scale is not None and is_matrix(scale.shape) and is_matrix(numbers.shape):
-                block = tuple(
+                height, width = (
                     -(-size // count)
                     for size, count in zip(numbers.shape, scale.shape, strict=True)
                 )
+                block = height, width
             return fp8_layer(name, own, device, block, ())
 
         return renamed_layer(name, headers, _NAMES, described)
