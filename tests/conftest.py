@@ -299,6 +299,17 @@ tiny_kimi_linear = _tiny(
     v_head_dim=16,
     num_local_experts=6,
 )
+# Layers with a window, the last two, have twice as many key heads.
+tiny_mimo_v2_flash = _tiny(
+    "MiMoV2Flash",
+    **_EXPERTS,
+    layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+    num_key_value_heads=1,
+    head_dim=32,
+    v_head_dim=16,
+    sliding_window=24,
+    n_routed_experts=6,
+)
 tiny_hunyuan_moe = _tiny(
     "HunYuanMoEV1",
     num_experts=6,

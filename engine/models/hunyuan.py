@@ -10,19 +10,19 @@ from torch import Tensor
 from engine.models import gguf_keys, json_keys
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
-from engine.models.decoder import Attention, Decoder, DecoderLayer, gated_mlp
+from engine.models.decoder import Attention, Decoder, DecoderLayer, gated_mlp, sparse_mlp
 from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig, gguf_expert_fields
 from engine.models.family import Family
-from engine.models.forward_context import ForwardContext
 from engine.models.gguf_keys import LAYER_TENSORS, GgufKeys
-from engine.models.layers.experts import SparseMlp
-from engine.models.layers.mlp import GatedMlp
+from engine.models.layers.experts import SharedExpert
 from engine.models.layers.norm import RmsNorm
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot, fp32_slots
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.rope_keys import rope_base
 
 DENSE, MIXTURE = "HunYuanDenseV1ForCausalLM", "HunYuanMoEV1ForCausalLM"
+SHARED = "shared_mlp"
+"""The name of the expert that all tokens pass."""
 GGUF_TENSORS = LAYER_TENSORS | {
     "attn_q_norm": "self_attn.query_layernorm",
     "attn_k_norm": "self_attn.key_layernorm",
@@ -64,34 +64,11 @@ class NormedAttention(Attention, WeightOwner):
         self.attention.query_factor = lambda positions: weight
 
 
-class SharedMixture(SparseMlp):
-    """A mixture with an expert that all tokens pass."""
-
-    def __init__(self, config: ExpertsConfig) -> None:
-        hidden, inner, act = config.hidden_size, config.expert_size, config.hidden_act
-        super().__init__(
-            hidden,
-            inner,
-            act,
-            num_experts=config.num_experts,
-            top_k=config.experts_per_token,
-            normalised=config.normalised,
-            router="gate.wg",
-        )
-        self.shared_mlp = GatedMlp(hidden, inner, act)
-
-    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        """Map [T, C] to [T, C]."""
-        return super().forward(x, ctx).add_(self.shared_mlp(x, ctx))
-
-    __call__ = forward
-
-
 def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
     def create_layer(layer: int) -> DecoderLayer:
         attention = NormedAttention(config, options, layer)
         if isinstance(config, ExpertsConfig):
-            return DecoderLayer(config, attention, SharedMixture(config))
+            return DecoderLayer(config, attention, sparse_mlp(config, router="gate.wg"))
         return DecoderLayer(config, attention, gated_mlp(config))
 
     return Decoder(config, options, create_layer)
@@ -112,6 +89,7 @@ def read_mixture(keys: MetadataKeys) -> ModelConfig:
         experts_per_token=chosen,
         expert_size=fields["intermediate_size"],
         normalised=True,
+        shared=SharedExpert(SHARED, fields["intermediate_size"]),
     )
 
 
@@ -150,11 +128,13 @@ def read_gguf_dense(keys: GgufKeys) -> ModelConfig:
 
 def read_gguf_mixture(keys: GgufKeys) -> ModelConfig:
     fields = _gguf_fields(keys, experts=True)
+    experts = gguf_expert_fields(keys, fields["intermediate_size"])
     return ExpertsConfig(
         architecture=MIXTURE,
         **fields,
-        **gguf_expert_fields(keys, fields["intermediate_size"]),
+        **experts,
         normalised=True,
+        shared=SharedExpert(SHARED, experts["expert_size"]),
     )
 
 

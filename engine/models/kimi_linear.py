@@ -15,15 +15,14 @@ from engine.errors import UnsupportedArchitecture
 from engine.models import json_keys
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
-from engine.models.decoder import Decoder, DecoderLayer, gated_mlp
+from engine.models.decoder import Decoder, DecoderLayer, mlp_of
 from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
 from engine.models.json_keys import FULL
 from engine.models.layers.attention import PagedAttention
-from engine.models.layers.experts import Scores, SparseMlp
+from engine.models.layers.experts import Scores, SharedExpert
 from engine.models.layers.linear import Linear, Shard
-from engine.models.layers.mlp import GatedMlp
 from engine.models.layers.norm import RmsNorm
 from engine.models.layers.rotary import Rope, Rotation
 from engine.models.layers.short_conv import ShortConv
@@ -54,10 +53,6 @@ class KimiConfig(ExpertsConfig, RecurrentConfig):
     """The elements of a key that all heads share, its last ones."""
     value_dim: int
     """The elements of a value."""
-    shared_size: int
-    """The inner size of the expert that all tokens pass."""
-    score_factor: float
-    """The factor of the chosen experts' weights."""
 
     def tensor_name(self, name: str) -> str:
         """See `ModelConfig.tensor_name`."""
@@ -184,31 +179,6 @@ class LatentAttention(nn.Module):
     __call__ = forward
 
 
-class SharedMixture(SparseMlp):
-    """A mixture with an expert that all tokens pass."""
-
-    def __init__(self, config: KimiConfig) -> None:
-        hidden, act = config.hidden_size, config.hidden_act
-        super().__init__(
-            hidden,
-            config.expert_size,
-            act,
-            num_experts=config.num_experts,
-            top_k=config.experts_per_token,
-            normalised=config.normalised,
-            scores=Scores(
-                sigmoid=True, bias="gate.e_score_correction_bias", factor=config.score_factor
-            ),
-        )
-        self.shared_experts = GatedMlp(hidden, config.shared_size, act)
-
-    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        """Map [T, C] to [T, C]."""
-        return super().forward(x, ctx).add_(self.shared_experts(x, ctx))
-
-    __call__ = forward
-
-
 def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
     assert isinstance(config, KimiConfig)
 
@@ -218,8 +188,7 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
             mixer = DeltaAttention(config, layer)
         else:
             mixer = LatentAttention(config, options, layer)
-        is_plain = layer in config.plain_layers
-        return DecoderLayer(config, mixer, gated_mlp(config) if is_plain else SharedMixture(config))
+        return DecoderLayer(config, mixer, mlp_of(config, layer))
 
     still = Rope(2, 1.0, config.max_position_embeddings, {"rope_type": "none"})
     return Decoder(config, options, create_layer, ropes=[still] * config.num_hidden_layers)
@@ -261,8 +230,12 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
         expert_size=expert_size,
         normalised=keys.flag("moe_renormalize", True),
         plain_layers=_plain_layers(keys, sizes["num_hidden_layers"]),
-        shared_size=expert_size * keys.integer("num_shared_experts", 1),
-        score_factor=keys.number("routed_scaling_factor", 1.0),
+        scores=Scores(
+            sigmoid=True,
+            bias="gate.e_score_correction_bias",
+            factor=keys.number("routed_scaling_factor", 1.0),
+        ),
+        shared=SharedExpert("shared_experts", expert_size * keys.integer("num_shared_experts", 1)),
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from engine.models import gguf_keys, json_keys
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
-from engine.models.decoder import Attention, Decoder
+from engine.models.decoder import Attention, Decoder, sparse_mlp
 from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig, gguf_expert_fields
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
@@ -83,8 +83,6 @@ class Lfm2Config(RecurrentConfig):
 class Lfm2MoeConfig(ExpertsConfig, Lfm2Config):
     """The configuration of LFM2's mixtures."""
 
-    scores: Scores
-
 
 class GatedConv(nn.Module):
     """A short convolution whose inputs and results are multiplied by gates, which come with the
@@ -142,19 +140,10 @@ class Lfm2Layer(nn.Module):
 
 
 def _mlp(config: Lfm2Config, layer: int) -> GatedMlp | SparseMlp:
-    hidden, act = config.hidden_size, config.hidden_act
     if not isinstance(config, Lfm2MoeConfig) or layer in config.plain_layers:
-        return GatedMlp(hidden, config.intermediate_size, act, names=NAMES)
-    return SparseMlp(
-        hidden,
-        config.expert_size,
-        act,
-        num_experts=config.num_experts,
-        top_k=config.experts_per_token,
-        normalised=config.normalised,
-        names=NAMES,
-        scores=config.scores,
-    )
+        sizes = config.hidden_size, config.intermediate_size
+        return GatedMlp(*sizes, config.hidden_act, names=NAMES)
+    return sparse_mlp(config, names=NAMES)
 
 
 def create(config: ModelConfig, options: WeightOptions) -> CausalLM:

@@ -22,7 +22,7 @@ from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
 from engine.models.json_keys import FULL
-from engine.models.layers.experts import Scores, SparseMlp
+from engine.models.layers.experts import Scores, SharedExpert, SparseMlp
 from engine.models.layers.mlp import GatedMlp
 from engine.models.layers.norm import RmsNorm
 from engine.models.layers.rotary import Rope, Rotation
@@ -112,15 +112,15 @@ class Llama4Mixture(SparseMlp):
             normalised=False,
             scores=Scores(sigmoid=True),
             router="router",
+            shared=SharedExpert("shared_expert", inner),
         )
-        self.shared_expert = GatedMlp(hidden, inner, act)
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """Map [T, C] to [T, C]."""
         routing = self.gate.choose(x)
         scaled = (x * routing.weights).to(x.dtype)
         routing = replace(routing, weights=torch.ones_like(routing.weights))
-        return self.experts.mix(scaled, routing, ctx).add_(self.shared_expert(x, ctx))
+        return self.experts.mix(scaled, routing, ctx).add_(self._pass_shared(x, ctx))
 
     __call__ = forward
 

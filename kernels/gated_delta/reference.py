@@ -56,7 +56,7 @@ def gated_delta(
         for x in (q, k)
     )
     b, a = torch.split(gates.float(), [num_v_heads, len(dt_bias)], 1)
-    steps = F.softplus(a + dt_bias).unflatten(1, (num_v_heads, -1))
+    steps = F.softplus(a + dt_bias).view(len(a), num_v_heads, len(dt_bias) // num_v_heads)
     decay = torch.exp(-a_log.exp()[:, None] * steps)
     out = torch.empty_like(v)
     for first, last, read, write in batch.on_host():

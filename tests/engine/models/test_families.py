@@ -397,6 +397,19 @@ MODELS["kimi_linear"] = (
         "initializer_range": 0.1,
     },
 )
+MODELS["mimo_v2_flash"] = (
+    "MiMoV2Flash",
+    {
+        "num_hidden_layers": 3,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "num_attention_heads": 8,
+        "v_head_dim": 12,
+        "sliding_window": 7,
+        "n_routed_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 24,
+    },
+)
 GPT_OSS: dict[str, Any] = {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 7}
 GPT_OSS_YARN = YARN | {"factor": 32.0, "rope_theta": 150000.0, "truncate": False}
 MODELS |= {
