@@ -107,4 +107,7 @@ class TensorNames:
     def _renamed(self, name: str) -> tuple[str, Any]:
         """The name of the tensor, or of the first that it becomes part of, and the pattern that
         transformers rearranges it by, if any."""
-        return rename_source_key(name, self._renamings, self._converters, self._prefix, self._known)
+        found: tuple[str, Any] = rename_source_key(
+            name, self._renamings, self._converters, self._prefix, self._known
+        )
+        return found

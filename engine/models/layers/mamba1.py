@@ -47,7 +47,7 @@ class Mamba1(nn.Module, WeightOwner):
         inner, kept = config.shapes.inputs
         size, hidden = config.shapes.state[-1], config.hidden_size
         self._layer = layer
-        self._sizes = (rank, size, size)
+        self._sizes = [rank, size, size]
         self._shape = (inner, size)
         self.in_proj = Linear(hidden, (Shard("in_proj", 2 * inner),), bias=bias)
         self.conv1d = ShortConv(inner, kept + 1, bias=conv_bias)

@@ -56,8 +56,8 @@ class Mamba2(nn.Module, WeightOwner):
         num_heads, head_dim, size = config.shapes.state
         inner = num_heads * head_dim
         groups = (num_channels - inner) // 2
-        self._sizes = (inner, num_channels, num_heads)
-        self._mixed_sizes = (inner, groups, groups)
+        self._sizes = [inner, num_channels, num_heads]
+        self._mixed_sizes = [inner, groups, groups]
         hidden = config.hidden_size
         self.in_proj = Linear(hidden, (Shard("in_proj", sum(self._sizes)),), bias=bias)
         self.conv1d = ShortConv(num_channels, kept + 1, bias=conv_bias)
