@@ -1,7 +1,7 @@
 """The whole engine against transformers: the same tokens, the same log-probabilities.
 
 transformers scores prompt and output in one forward pass. If its best token at every position is
-the one we generated, its own greedy text is ours.
+the one we generated, or as likely but for rounding, its own greedy text is ours.
 """
 
 import random
@@ -66,9 +66,10 @@ def reference_logprobs(model, prompt, output):
 def assert_equal_to(model, prompts, completions, tolerance=TOLERANCE):
     for prompt, completion in zip(prompts, completions, strict=True):
         expected = reference_logprobs(model, prompt, completion.token_ids)
-        assert completion.token_ids == expected.argmax(-1).tolist(), f"prompt {prompt}"
         ours = torch.tensor([entry.logprob for entry in completion.logprobs])
         theirs = expected.gather(1, torch.tensor([completion.token_ids]).T)[:, 0]
+        # Rounding decides between tokens that are equally likely.
+        torch.testing.assert_close(theirs, expected.amax(-1), atol=tolerance, rtol=0)
         torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
 
 

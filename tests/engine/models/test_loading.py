@@ -140,10 +140,12 @@ def test_shards_of_different_methods_keep_their_order():
     torch.testing.assert_close(layer(x, NO_CONTEXT), expected)
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Phi3"])
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Qwen3_5", "Phi3"])
 def test_ranks_together_equal_the_whole_model(family):
     """Runs both ranks' layers in lockstep: each all-reduce adds up what the ranks brought."""
     overrides = {"attention_bias": True, "mlp_bias": True} if family == "Llama" else {}
+    if family == "Qwen3_5":
+        overrides = {"layer_types": ["full_attention"]}
     _, theirs, config = create_pair(family, num_hidden_layers=1, **overrides)
     partials = [[], []]
 
