@@ -143,7 +143,7 @@ def _shrink(values: dict[str, Any]) -> None:
     old = max(counts.values(), default=0)
     for name, value in values.items():
         if isinstance(value, dict):
-            if value and all(str(one).isdigit() for one in value) and name != "id2label":
+            if name == "per_layer_config":
                 values[name] = {one: part for one, part in value.items() if int(one) < wanted}
             _shrink(values[name])
         elif isinstance(value, list) and counts:

@@ -12,7 +12,7 @@ import torch
 from engine.contract.generate import GenerateRequest, TokenEvent, TokenLogprob
 from engine.contract.sampling_params import SamplingParams
 from engine.contract.settings import EngineConfig
-from engine.errors import EngineError
+from engine.errors import EngineError, MissingWeight
 from engine.llm.engine import LLMEngine
 from engine.llm.runner.runner_factory import create_runner
 from engine.llm.scheduler import Scheduler
@@ -43,9 +43,8 @@ def try_architecture(architecture: str) -> dict[str, Any]:
     except Exception as error:
         return {"state": "not made", "reason": _described(error)}
     with tempfile.TemporaryDirectory() as folder:
-        theirs.save_pretrained(folder)
         try:
-            served = Served.load(Path(folder))
+            served = _saved_and_loaded(theirs, Path(folder))
         except EngineError as error:
             return {"state": "refused", "reason": str(error)}
         try:
@@ -59,6 +58,17 @@ def try_architecture(architecture: str) -> dict[str, Any]:
             "pictures": served.config.pictures is not None,
             **_compare(served, theirs),
         }
+
+
+def _saved_and_loaded(theirs: Any, folder: Path) -> "Served":
+    """Save a model with the names of published files, or, where transformers gets these wrong, with
+    those in memory."""
+    theirs.save_pretrained(folder)
+    try:
+        return Served.load(folder)
+    except MissingWeight:
+        theirs.save_pretrained(folder, save_original_format=False)
+        return Served.load(folder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,7 @@ def in_words(error: Exception) -> str:
     """What an error of transformers or PyTorch says, in one line and without names of exceptions,
     which mean nothing to users."""
     text = " ".join(_PYTHON_NAMES.sub("", str(error)).split())
-    if "meta tensor" in text:
+    if "meta tensor" in text or "register_meta" in text:
         return "its code looks at numbers to decide what to compute"
     if "object has no attribute" in text:
         return "its code uses a part of a layer that Tandem's own layer does not have"

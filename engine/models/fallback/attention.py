@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from engine.errors import ModelLoadError
 from engine.models.fallback.step import current_context
 from kernels import PagedBatch, paged_attention, rope_store_kv
 
@@ -55,6 +56,12 @@ def attend(
     num_heads, num_tokens, dim = query.shape[1:]
     scale = dim**-0.5 if scaling is None else scaling
     if alibi is not None:
+        if scales is not None:
+            raise ModelLoadError(
+                "this model's keys contain their positions, which 8 bits cannot hold; set "
+                "kv_cache_dtype to auto",
+                param="kv_cache_dtype",
+            )
         query, key = _with_positions(query, key, alibi / scale, batch)
     num_kv_heads, cached_heads, cached_dim = key.shape[1], cache.shape[2], cache.shape[4]
     rows = torch.cat([_padded(one[0], cached_heads, cached_dim) for one in (key, value)])

@@ -70,7 +70,7 @@ class TensorNames:
         found, converter = self._renamed(name)
         if converter is not None and name not in self._known:
             return _REARRANGED + name
-        return str(found)
+        return found
 
     def rearranged(
         self, weights: Iterable[tuple[str, Tensor]], model: Any
@@ -107,7 +107,7 @@ class TensorNames:
     def _renamed(self, name: str) -> tuple[str, Any]:
         """The name of the tensor, or of the first that it becomes part of, and the pattern that
         transformers rearranges it by, if any."""
-        found: tuple[str, Any] = rename_source_key(
+        found, pattern = rename_source_key(
             name, self._renamings, self._converters, self._prefix, self._known
         )
-        return found
+        return str(found), pattern

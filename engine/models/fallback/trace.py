@@ -135,6 +135,8 @@ def _note_attention(
         for name, given in others.items()
         if name not in _WITHOUT_MEANING and given is not None and given is not False
     ]
+    if "indices" in unknown:
+        raise trace.refuse("its attention reads only keys that another part of the model chooses")
     if unknown:
         raise trace.refuse(f"its attention takes the arguments {', '.join(sorted(unknown))}")
     if others.get("is_causal", getattr(module, "is_causal", True)) is False:

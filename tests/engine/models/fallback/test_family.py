@@ -20,6 +20,7 @@ from tests.helpers.models.tiny_pairs import (
     error_of_bf16,
     named_weights,
     random_text,
+    run_alone,
     their_logits,
 )
 
@@ -149,11 +150,17 @@ def test_neighbours_and_chunks_leave_the_bits(pair):
     assert torch.equal(alone, together)
 
 
-@pytest.mark.parametrize("family", ["GPTNeoX", "Gemma2"])
+@pytest.mark.parametrize("family", ["Bloom", "GPTNeoX", "Gemma2"])
 def test_bf16_stays_near_fp32(family):
     overrides = next(more for name, more in MODELS.values() if name == family)
     # Roundings alone come to a few percent, for Gemma 2 to more; another model would to all.
     assert error_of_bf16(family, **(overrides | SMALL)) < 0.25
+
+
+def test_keys_with_positions_are_not_kept_in_8_bits():
+    ours, _, config = create_pair("Mpt", **MODELS["mpt"][1])
+    with pytest.raises(ModelLoadError, match="set kv_cache_dtype to auto"):
+        run_alone(ours, config, random_text(20), [20], kv_dtype=torch.int8)
 
 
 def test_windows_are_those_of_the_masks():
