@@ -14,7 +14,7 @@ from engine.llm.cost.step_budget import Price, StepBudget
 from engine.llm.start.loading import load_engine
 from engine.weights.source import resolve_source
 from tests.helpers.host import Host
-from tests.helpers.llm.logits import SIZES, LogitsLog
+from tests.helpers.llm.logits import ATTENDING, SIZES, LogitsLog
 from tests.helpers.llm.paged_executor import Answer, make_request
 
 
@@ -122,14 +122,7 @@ def log(monkeypatch):
     return log
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        *("tiny_llama", "tiny_gemma3", "tiny_gemma3n", "tiny_gemma4"),
-        *("tiny_olmo2", "tiny_qwen3_moe", "tiny_qwen3_next", "tiny_mamba", "tiny_falcon_h1"),
-        "tiny_lfm2_moe",
-    ],
-)
+@pytest.fixture(scope="module", params=[*ATTENDING, "tiny_mamba"])
 def folder(request):
     """A model of each kind that must give the same bits in any company."""
     return request.getfixturevalue(request.param)(**SIZES)

@@ -140,7 +140,7 @@ def test_what_is_not_there_cannot_be_asked_for(engines, tiny_llama):
 def test_other_formats_are_refused_by_name(engines, tiny_llama):
     folder = tiny_llama()
     config = json.loads((folder / "config.json").read_text())
-    for stated, named in (({"quant_method": "hqq"}, "hqq"), ({"x": 1}, "unknown method")):
+    for stated, named in (({"quant_method": "aqlm"}, "aqlm"), ({"x": 1}, "unknown method")):
         text = json.dumps(config | {"quantization_config": stated})
         (folder / "config.json").write_text(text)
         with pytest.raises(ModelLoadError, match=rf"quantised \({named}\), which is not supported"):

@@ -14,6 +14,8 @@ from engine.errors import ModelLoadError
 from engine.llm.runner.kv_storage import KvStorage
 from engine.llm.start import sizing
 from tests.helpers.llm.logits import (
+    ATTENDING,
+    SIZES,
     alone,
     check_same_bits,
     logits_of,
@@ -23,6 +25,11 @@ from tests.helpers.llm.logits import (
 
 KINDS = ["int8", "fp8"]
 VOCAB = 400
+
+
+@pytest.fixture(scope="module", params=ATTENDING)
+def folder(request):
+    return request.getfixturevalue(request.param)(**SIZES)
 
 
 @pytest.mark.parametrize(

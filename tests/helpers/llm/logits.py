@@ -80,5 +80,10 @@ def cramped(folder):
     return {"num_kv_blocks": num_blocks, "max_model_len": 14 * 16, "max_num_batched_tokens": 64}
 
 
+ATTENDING = (
+    *("tiny_llama", "tiny_gemma3", "tiny_gemma4", "tiny_olmo2"),
+    *("tiny_qwen3_moe", "tiny_qwen3_next", "tiny_lfm2_moe"),
+)
+"""A model of each kind with keys and values that must give the same bits in any company."""
 SIZES = {"seed": 5, "head_dim": 64, "hidden_size": 96, "intermediate_size": 136}
 """Heads of 64 as in real models, sizes that no tile divides evenly."""
