@@ -76,7 +76,7 @@ def test_more_tokens_in_the_same_memory(engines, folder, dtype, least, kind):
 def test_company_chunks_prefixes_and_preemption(engines, folder, rng, log, dtype, kind):
     packed = {"dtype": dtype, "kv_cache_dtype": kind}
     requests = make_requests(
-        engines, rng, shared_prefix=rng.randrange(16, 60), output_tokens=(60, 90)
+        engines, rng, shared_prefix=rng.randrange(16, 60), output_tokens=(60, 86)
     )
     expected = logits_of(log, lambda: alone(engines, folder, requests, **packed))
     budget = rng.randrange(20, 64)
