@@ -24,7 +24,7 @@ _UNUSED = ("input_scale", "output_scale")
 
 
 class QuantoFormat(StoredFormat):
-    """quanto checkpoints, detected by `quant_method` or by the file that quanto writes beside
+    """Checkpoints of quanto, detected by `quant_method` or by the file that quanto writes beside
     them."""
 
     side_file = "quanto_qmap.json"

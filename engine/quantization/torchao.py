@@ -34,7 +34,10 @@ _NAMES = {
 
 
 class TorchaoFormat(StoredFormat):
-    """torchao checkpoints, detected by `quant_method`; tensors tell which layers are quantised."""
+    """Checkpoints of torchao, detected by `quant_method`.
+
+    Tensors tell which layers are quantised.
+    """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         stated = config.get("quant_type")

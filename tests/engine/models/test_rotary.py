@@ -110,7 +110,7 @@ def test_dynamic_scaling_past_the_trained_length_decodes_as_transformers_does():
 
 
 def test_unknown_scheme_is_named_with_the_known_ones():
-    with pytest.raises(UnsupportedArchitecture, match=r"'su'.*default, none, linear.*yarn"):
+    with pytest.raises(UnsupportedArchitecture, match=r"'su'.*default, linear.*yarn"):
         RotaryTable(with_scaling({"rope_type": "su"}), CPU)
 
 

@@ -144,7 +144,7 @@ def test_weights_saved_in_other_formats_need_a_gpu(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("diffusers loads them on a GPU")
     save_flux(tmp_path)
-    config = {"quantization_config": {"quant_method": "quanto"}}
+    config = {"quantization_config": {"quant_method": "modelopt"}}
     edit_json(tmp_path / "transformer" / "config.json", config)
     with pytest.raises(ModelLoadError, match="GPU"):
         load_folder(tmp_path)
