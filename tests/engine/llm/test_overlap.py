@@ -3,7 +3,7 @@
 import random
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -176,10 +176,10 @@ def test_the_prefix_cache_ends_up_with_the_same_blocks() -> None:
         bench = Bench(async_scheduling=is_async, num_kv_blocks=800, max_idle_cached_blocks=800)
         bench.run(*requests)
         assert bool(bench.executor.num_pending) == is_async
-        found.append((set(bench.scheduler._pool.cache._block_of), bench.answers))
-    (plain_cache, plain_answers), (cache, answers) = found
-    assert cache == plain_cache
-    assert answers == plain_answers
+        # Which prompts find others in the cache depends on when steps end.
+        texts = {key: replace(one, num_cached_tokens=0) for key, one in bench.answers.items()}
+        found.append((set(bench.scheduler._pool.cache._block_of), texts))
+    assert found[0] == found[1]
 
 
 class Device(PagedExecutor):
