@@ -34,7 +34,7 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Store the step's keys and values, and attend to everything cached.
 
-    Layers may have fewer and smaller heads than the cache; they are padded with zeros.
+    Heads that are smaller than the layer's cache are padded with zeros.
 
     Args:
         module: the attention module; `layer_idx` gives its cache and `tandem_window` its window.
@@ -63,8 +63,8 @@ def attend(
                 param="kv_cache_dtype",
             )
         query, key = _with_positions(query, key, alibi / scale, batch)
-    num_kv_heads, cached_heads, cached_dim = key.shape[1], cache.shape[2], cache.shape[4]
-    rows = torch.cat([_padded(one[0], cached_heads, cached_dim) for one in (key, value)])
+    size = cache.shape[4]
+    rows = torch.cat([_padded(one[0], size) for one in (key, value)])
     rope_store_kv(
         rows.transpose(0, 1),
         torch.zeros_like(slot_mapping[0]),
@@ -74,20 +74,18 @@ def attend(
         num_heads=0,
         kv_scales=scales,
     )
-    all_heads = cached_heads * num_heads // num_kv_heads
-    sinks = None if s_aux is None else F.pad(s_aux.float(), (0, all_heads - num_heads))
     mixed = paged_attention(
-        _padded(query[0], all_heads, cached_dim).transpose(0, 1).to(rows.dtype).contiguous(),
+        _padded(query[0], size).transpose(0, 1).to(rows.dtype).contiguous(),
         cache,
         batch,
         scale=scale,
         window=window,
         soft_cap=softcap,
         kv_scales=scales,
-        sinks=sinks,
+        sinks=None if s_aux is None else s_aux.float(),
     )
-    mixed = mixed.view(1, num_tokens, all_heads, cached_dim)
-    return mixed[:, :, :num_heads, : value.shape[3]].to(query.dtype), None
+    mixed = mixed.view(1, num_tokens, num_heads, size)
+    return mixed[..., : value.shape[3]].to(query.dtype), None
 
 
 def cached_dim(dim: int, value_dim: int, has_alibi: bool) -> int:
@@ -96,10 +94,10 @@ def cached_dim(dim: int, value_dim: int, has_alibi: bool) -> int:
     return max(dim + positions, value_dim)
 
 
-def _padded(heads: Tensor, num_heads: int, dim: int) -> Tensor:
-    """Pad [H, T, D] with zeros to that many heads of that size."""
-    missing = (0, dim - heads.shape[2], 0, 0, 0, num_heads - heads.shape[0])
-    return F.pad(heads, missing) if any(missing) else heads
+def _padded(heads: Tensor, dim: int) -> Tensor:
+    """Pad [H, T, D] with zeros to heads of that size."""
+    missing = dim - heads.shape[2]
+    return F.pad(heads, (0, missing)) if missing else heads
 
 
 def _with_positions(
