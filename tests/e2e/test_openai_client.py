@@ -283,7 +283,8 @@ def test_errors_are_the_clients_types(client):
 
 
 def test_the_models_are_listed(client):
-    assert {model.id for model in client.models.list()} == {MODEL, "tiny", "tandem-shapes"}
+    # Other tests of this server may have made it load the default models of other operations.
+    assert {model.id for model in client.models.list()} >= {MODEL, "tiny", "tandem-shapes"}
     assert client.models.retrieve(MODEL).id == MODEL
 
 
