@@ -45,6 +45,14 @@ inline Vec load(const Float16* p) {
 #endif
 }
 
+inline Vec load(const int8_t* p) {
+  Lanes parts[16 / kLanes];
+  for (int i = 0; i < 16 / kLanes; ++i) parts[i] = load_lanes(p + i * kLanes);
+  Vec v;
+  std::memcpy(&v, parts, sizeof v);
+  return v;
+}
+
 // Sixteen 32-bit words: pairs of neighbouring bf16 numbers, for example.
 inline Words load_words(const void* p) {
   Words w;

@@ -121,7 +121,7 @@ def linear_experts(
         first.in_features // BLOCK,
         form.bits,
         form.group,
-        native.DTYPES[form.scale_dtype],
+        form.scale_type,
         form.has_min,
         form.offset,
         form.meaning,

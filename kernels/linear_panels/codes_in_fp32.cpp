@@ -145,24 +145,26 @@ struct InRegisters {
   template <int rows, int strips>
   __attribute__((noinline)) void add(int64_t strip, const float* x, int64_t x_stride,
                                      float* sums) const {
-    int64_t panel = blocks * R::bytes;
-    const uint8_t* record = data + strip * panel;
+    int64_t panel = R::panel_bytes(blocks);
+    const uint8_t* first = data + strip * panel;
     fp32::Sums<rows, strips> total;
     total.load(sums);
-    for (int64_t b = 0; b < blocks; ++b, record += R::bytes, x += kRowBlock<R::groups>) {
-      for (int s = 0; s < strips; ++s) fetch<R::bytes>(fp32::anew(record + (strips + s) * panel));
+    for (int64_t b = 0; b < blocks; ++b, x += kRowBlock<R::groups>) {
+      const Block block = R::block(first, blocks, b);
+      const Block later = R::block(fp32::anew(first), blocks, b) + strips * panel;
+      for (int s = 0; s < strips; ++s) R::fetch_block(later + s * panel);
       GroupSums<R::has_min, rows, strips> group;
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         const float* of_group = x + kBlock + (R::groups == 1 ? 0 : half);
         if (half < R::groups) group.begin(of_group, x_stride);
-        add_half(half, record, panel, x + half * kBlock / 2, x_stride, group);
+        add_half(half, block.record, panel, x + half * kBlock / 2, x_stride, group);
         if (half < 2 - R::groups) continue;
 #pragma GCC unroll 4
         for (int s = 0; s < strips; ++s)
 #pragma GCC unroll 2
           for (int part = 0; part < fp32::kParts; ++part)
-            join(half, record + s * panel, s, part, of_group, x_stride, group, total);
+            join(half, block + s * panel, s, part, of_group, x_stride, group, total);
       }
     }
     total.store(sums);
@@ -193,13 +195,13 @@ struct InRegisters {
   }
 
   template <class Group, class Total>
-  static ALWAYS_INLINE void join(int half, const uint8_t* record, int s, int part,
+  static ALWAYS_INLINE void join(int half, Block block, int s, int part,
                                  const float* of_group, int64_t x_stride, const Group& group,
                                  Total& total) {
     int g = R::groups == 1 ? 0 : half;
-    Lanes scale = R::scales(record, g, part);
+    Lanes scale = R::scales(block, g, part);
     group.join(total, s, part, of_group, x_stride, scale,
-               R::has_min ? R::mins(record, g, part) : scale);
+               R::has_min ? R::mins(block, g, part) : scale);
   }
 };
 

@@ -141,10 +141,13 @@ struct InRegisters {
   template <int rows, int strips>
   __attribute__((noinline)) void add(int64_t strip, const int32_t* x, int64_t x_stride,
                                      float* sums) const {
-    int64_t panel = blocks * R::bytes;
-    const uint8_t* record = data + strip * panel;
-    for (int64_t b = 0; b < blocks; ++b, record += R::bytes, x += kRowBlock<R::groups>) {
-      for (int s = 0; s < strips; ++s) fetch<R::bytes>(fp32::anew(record + (strips + s) * panel));
+    int64_t panel = R::panel_bytes(blocks);
+    const uint8_t* first = data + strip * panel;
+    for (int64_t b = 0; b < blocks; ++b, x += kRowBlock<R::groups>) {
+      const Block block = R::block(first, blocks, b);
+      const uint8_t* record = block.record;
+      const Block later = R::block(fp32::anew(first), blocks, b) + strips * panel;
+      for (int s = 0; s < strips; ++s) R::fetch_block(later + s * panel);
       RowBlock<R::groups> row{x, x_stride};
       Dots<rows, strips> upper, lower;
 #pragma GCC unroll 2
@@ -162,7 +165,7 @@ struct InRegisters {
         join<R::has_min, rows, strips>(
             sums,
             [&](int s, int part, bool min) INLINE_BODY {
-              const uint8_t* of_strip = record + s * panel;
+              Block of_strip = block + s * panel;
               return min ? R::mins(of_strip, g, part) : R::scales(of_strip, g, part);
             },
             row, g,

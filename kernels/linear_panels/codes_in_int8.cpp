@@ -99,22 +99,22 @@ struct Tile {
     I32x16 of[kRows];
   };
 
-  void run(const uint8_t* record, const int32_t* x, int64_t blocks, bool fetches) {
+  void run(const uint8_t* panel, const int32_t* x, int64_t blocks, bool fetches) {
     for (int64_t b = 0; b < blocks; ++b) {
-      if (fetches) fetch<R::bytes>(record + blocks * R::bytes);
+      const Block block = R::block(panel, blocks, b);
+      if (fetches) R::fetch_block(block + R::panel_bytes(blocks));
       Dots dots[R::groups];
 #pragma GCC unroll 2
       for (int g = 0; g < R::groups; ++g) start(dots[g], x, g);
 #pragma GCC unroll 4
       for (int q = 0; q < kQuads / 2; ++q) {
         U8x64 low, high;
-        R::codes(record, q, low, high);
+        R::codes(block.record, q, low, high);
         multiply(dots[0], low, x, q);
         multiply(dots[R::groups - 1], high, x, q + kQuads / 2);
       }
 #pragma GCC unroll 2
-      for (int g = 0; g < R::groups; ++g) add(dots[g], record, x, g);
-      record += R::bytes;
+      for (int g = 0; g < R::groups; ++g) add(dots[g], block, x, g);
       x += kRows * Activations::words_of(R::groups);
     }
   }
@@ -131,16 +131,16 @@ struct Tile {
     for (int r = 0; r < kRows; ++r) dots.of[r] = dot4<R::bits>(dots.of[r], weights, x[quad * kRows + r]);
   }
 
-  void add(const Dots& dots, const uint8_t* record, const int32_t* x, int group) {
+  void add(const Dots& dots, Block block, const int32_t* x, int group) {
     const float* scales = (const float*)(x + kQuads * kRows);
     const float* scaled_sums = (const float*)(x + (kQuads + 1 + group) * kRows);
-    Vec weight_scale = R::scale(record, group);
+    Vec weight_scale = R::scale(block, group);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
       sums[r] = multiply_add(__builtin_convertvector(dots.of[r], Vec), weight_scale * scales[r],
                              sums[r]);
     if (!R::has_min) return;
-    Vec min = R::min(record, group);
+    Vec min = R::min(block, group);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
       sums[r] = multiply_add(min, broadcast(scaled_sums[r]), sums[r]);
@@ -165,8 +165,8 @@ void multiply(const Problem& p, const uint8_t* panels, const Activations& x) {
         int64_t first = x.tiles.first(t), rows = x.tiles.first(t + 1) - first;
         bool is_last = t + 1 == x.tiles.count;
         Vec sums[kTileRows];
-        run_tile<R, kTileRows>(rows, panels + panel * x.blocks * R::bytes, x.tile(first), x.blocks,
-                               is_last, sums);
+        run_tile<R, kTileRows>(rows, panels + panel * R::panel_bytes(x.blocks), x.tile(first),
+                               x.blocks, is_last, sums);
         for (int64_t r = 0; r < rows; ++r) strips::finish<X>(p, first + r, panel, sums[r]);
       }
   });

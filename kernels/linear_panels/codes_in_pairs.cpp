@@ -27,10 +27,10 @@ inline Vec low_bits(Words words) {
 template <class R>
 class Unpacking {
  public:
-  Unpacking(const uint8_t* record, float offset) : record_(record) {
+  Unpacking(Block block, float offset) : record_(block.record) {
     for (int g = 0; g < R::groups; ++g) {
-      scales_[g] = R::scale(record, g);
-      mins_[g] = R::has_min ? R::min(record, g) : scales_[g] * -offset;
+      scales_[g] = R::scale(block, g);
+      mins_[g] = R::has_min ? R::min(block, g) : scales_[g] * -offset;
     }
   }
 
@@ -63,9 +63,9 @@ class Unpacking {
 template <class R>
 class PairUnpacking {
  public:
-  PairUnpacking(const uint8_t* record, float offset) : record_(record) {
+  PairUnpacking(Block block, float offset) : record_(block.record) {
     for (int g = 0; g < R::groups; ++g) {
-      Vec scale = R::scale(record, g), min = R::has_min ? R::min(record, g) : scale * -offset;
+      Vec scale = R::scale(block, g), min = R::has_min ? R::min(block, g) : scale * -offset;
       for (int i = 0; i < 2; ++i) {
         scales_[g][i] = twice(scale, i);
         mins_[g][i] = twice(min, i);
@@ -173,9 +173,9 @@ class Unpacked {
   void unpack_block(int64_t strip, int64_t strips, int64_t block, X* to,
                     int64_t stride = 16 * kBlock) const {
     for (int64_t s = 0; s < strips; ++s, to += stride) {
-      const uint8_t* record = at(strip + s, block);
-      fetch<R::bytes>(record + strips * blocks_ * R::bytes);
-      unpack(record, to);
+      Block here = at(strip + s, block);
+      R::fetch_block(here + strips * R::panel_bytes(blocks_));
+      unpack(here, to);
     }
   }
 
@@ -201,12 +201,12 @@ class Unpacked {
 #endif
 
  private:
-  const uint8_t* at(int64_t strip, int64_t block) const {
-    return panels_ + (strip * blocks_ + block) * R::bytes;
+  Block at(int64_t strip, int64_t block) const {
+    return R::block(panels_ + strip * R::panel_bytes(blocks_), blocks_, block);
   }
 
-  void unpack(const uint8_t* record, X* to) const {
-    PairUnpacking<R> unpacking(record, offset_);
+  void unpack(Block block, X* to) const {
+    PairUnpacking<R> unpacking(block, offset_);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half)
 #pragma GCC unroll 4
@@ -230,11 +230,11 @@ class Unpacked {
 
   // One block of neighbouring strips, whose sums stay in registers.
   template <size_t... number, int rows, int width>
-  void add_block(std::index_sequence<number...>, const uint8_t* record, const X* x,
+  void add_block(std::index_sequence<number...>, Block block, const X* x,
                  int64_t x_stride, Vec (&sums)[rows][width]) const {
-    int64_t panel = blocks_ * R::bytes;
-    const Unpacking<R> unpacking[] = {{record + number * panel, offset_}...};
-    for (int s = 0; s < width; ++s) fetch<R::bytes>(record + (width + s) * panel);
+    int64_t panel = R::panel_bytes(blocks_);
+    const Unpacking<R> unpacking[] = {{block + number * panel, offset_}...};
+    for (int s = 0; s < width; ++s) R::fetch_block(block + (width + s) * panel);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half)
 #pragma GCC unroll 1

@@ -49,7 +49,7 @@ def linear_panels(
         panels.data.data_ptr(),
         form.bits,
         form.group,
-        native.DTYPES[form.scale_dtype],
+        form.scale_type,
         form.has_min,
         form.offset,
         form.meaning,

@@ -1,8 +1,7 @@
 """Converts rows of a GGUF tensor to panels, exactly.
 
-The first types keep their fp16 scales. A `_K` type's scale is the product of an fp16 number and an
-integer of up to 8 bits, which fp32 holds exactly. Codes keep their bits; those of Q2_K and Q3_K get
-four. Both IQ4 types have one format, with scales in fp32.
+Most types keep their fp16 scales, the `_K` types and IQ4_XS their factors and integers of up to 8
+bits. Codes keep their bits; those of Q2_K and Q3_K get four.
 """
 
 import torch
@@ -15,21 +14,20 @@ from kernels.linear_panels.panels import LANES, Codes, Meaning, PanelFormat, Pan
 _CHUNK_WEIGHTS = 1 << 22
 """Weights converted at a time."""
 
-_FP32 = torch.float32
-_IQ4 = PanelFormat(bits=4, scale_dtype=_FP32, offset=128, meaning=Meaning.IQ4)
+_INT8 = torch.int8
 FORMATS = {
     GGUFType.Q4_0: PanelFormat(bits=4, offset=OFFSETS[GGUFType.Q4_0]),
     GGUFType.Q4_1: PanelFormat(bits=4, has_min=True),
     GGUFType.Q5_0: PanelFormat(bits=5, offset=OFFSETS[GGUFType.Q5_0]),
     GGUFType.Q5_1: PanelFormat(bits=5, has_min=True),
     GGUFType.Q8_0: PanelFormat(bits=8, offset=OFFSETS[GGUFType.Q8_0]),
-    GGUFType.Q2_K: PanelFormat(bits=4, group=16, scale_dtype=_FP32, has_min=True),
-    GGUFType.Q3_K: PanelFormat(bits=4, group=16, scale_dtype=_FP32, offset=OFFSETS[GGUFType.Q3_K]),
-    GGUFType.Q4_K: PanelFormat(bits=4, scale_dtype=_FP32, has_min=True),
-    GGUFType.Q5_K: PanelFormat(bits=5, scale_dtype=_FP32, has_min=True),
-    GGUFType.Q6_K: PanelFormat(bits=6, group=16, scale_dtype=_FP32, offset=OFFSETS[GGUFType.Q6_K]),
-    GGUFType.IQ4_NL: _IQ4,
-    GGUFType.IQ4_XS: _IQ4,
+    GGUFType.Q2_K: PanelFormat(bits=4, group=16, scale_dtype=_INT8, has_min=True),
+    GGUFType.Q3_K: PanelFormat(bits=4, group=16, scale_dtype=_INT8, offset=OFFSETS[GGUFType.Q3_K]),
+    GGUFType.Q4_K: PanelFormat(bits=4, scale_dtype=_INT8, has_min=True),
+    GGUFType.Q5_K: PanelFormat(bits=5, scale_dtype=_INT8, has_min=True),
+    GGUFType.Q6_K: PanelFormat(bits=6, group=16, scale_dtype=_INT8, offset=OFFSETS[GGUFType.Q6_K]),
+    GGUFType.IQ4_NL: PanelFormat(bits=4, offset=128, meaning=Meaning.IQ4),
+    GGUFType.IQ4_XS: PanelFormat(bits=4, scale_dtype=_INT8, offset=128, meaning=Meaning.IQ4),
 }
 
 
@@ -52,13 +50,16 @@ def panels_from_gguf(weight: Tensor, quant_type: GGUFType) -> Panels:
 
 
 def gguf_codes(weight: Tensor, quant_type: GGUFType) -> Codes:
-    """Split [N, bytes] into [N, K] codes with their scales and minima."""
+    """Split [N, bytes] into [N, K] codes with their scales, minima and factors."""
     form = FORMATS[quant_type]
-    codes, scales, mins = parts(weight, quant_type)
+    codes, *numbers = parts(weight, quant_type)
     rows = weight.shape[0]
+    types = form.scale_dtype, form.scale_dtype, torch.float16
+    scales, mins, factors = (
+        None if one is None else one.to(dtype).reshape(rows, -1)
+        for one, dtype in zip(numbers, types, strict=True)
+    )
+    assert scales is not None
     return Codes(
-        format=form,
-        codes=codes.reshape(rows, -1),
-        scales=scales.to(form.scale_dtype).reshape(rows, -1),
-        mins=None if mins is None else mins.to(form.scale_dtype).reshape(rows, -1),
+        format=form, codes=codes.reshape(rows, -1), scales=scales, mins=mins, factors=factors
     )

@@ -11,7 +11,14 @@ namespace {
 
 using namespace native;
 
-constexpr int64_t kLanes = 16, kBlock = 32, kQuads = 8, kQuad = 4;
+constexpr int64_t kLanes = 16, kBlock = 32, kQuads = 8, kQuad = 4, kFactorBlocks = 8;
+constexpr int64_t kInt8 = 3;  // as in product.h
+
+float to_number(int8_t x) { return x; }
+template <class T>
+float to_number(T x) {
+  return to_float(x);
+}
 
 struct Panels {
   const uint8_t* data;
@@ -24,27 +31,36 @@ struct Panels {
 template <class T, class Scale>
 class Lookup {
  public:
-  explicit Lookup(const Panels& panels) : p_(panels), groups_(kBlock / p_.group) {}
+  explicit Lookup(const Panels& panels)
+      : p_(panels), groups_(kBlock / p_.group), factors_(kLanes * (p_.has_min ? 2 : 1)) {}
 
   // A number beyond the last row would read memory outside the panels.
   void operator()(int64_t row, T* to) const {
     row = std::clamp<int64_t>(row, 0, p_.rows - 1);
-    const uint8_t* record = p_.data + row / kLanes * p_.panel_bytes;
-    for (int64_t i = 0; i < p_.inputs; i += kBlock, record += p_.record_bytes)
-      block(record, row % kLanes, to + i);
+    const uint8_t* panel = p_.data + row / kLanes * p_.panel_bytes;
+    int64_t blocks = p_.inputs / kBlock;
+    const uint8_t* records = panel + p_.panel_bytes - blocks * p_.record_bytes;
+    for (int64_t b = 0; b < blocks; ++b)
+      block(records + b * p_.record_bytes, (const Float16*)panel + b / kFactorBlocks * factors_,
+            row % kLanes, to + b * kBlock);
   }
 
  private:
-  void block(const uint8_t* record, int64_t lane, T* to) const {
+  static constexpr bool kHasFactors = std::is_same_v<Scale, int8_t>;
+
+  void block(const uint8_t* record, const Float16* factors, int64_t lane, T* to) const {
     auto* scales = (const Scale*)record;
     auto* mins = scales + groups_ * kLanes;
+    float factor = kHasFactors ? to_float(factors[lane]) : 1;
+    float min_factor = kHasFactors && p_.has_min ? to_float(factors[kLanes + lane]) : 1;
     const uint8_t* codes = record + groups_ * kLanes * sizeof(Scale) * (p_.has_min ? 2 : 1);
     uint8_t found[kBlock];
     take_apart(codes + lane * kQuad, found);
     for (int64_t i = 0; i < kBlock; ++i) {
       int64_t at = i / p_.group * kLanes + lane;
-      float weight = p_.numbers[found[i]] * to_float(scales[at]);
-      to[i] = from_float<T>(p_.has_min ? weight + to_float(mins[at]) : weight);
+      float weight = p_.numbers[found[i]] * (to_number(scales[at]) * factor);
+      if (p_.has_min) weight += to_number(mins[at]) * min_factor;
+      to[i] = from_float<T>(weight);
     }
   }
 
@@ -69,7 +85,7 @@ class Lookup {
   }
 
   const Panels p_;
-  const int64_t groups_;
+  const int64_t groups_, factors_;  // of a record, and shared by several
 };
 
 }  // namespace
@@ -84,11 +100,13 @@ extern "C" void tandem_panel_rows(int64_t dtype, const int64_t* rows, int64_t co
                 bits, group, has_min != 0, numbers};
   with_type(dtype, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    with_type(scale_dtype, [&](auto* tag) {
+    auto look_up_all = [&](auto* tag) {
       Lookup<T, std::remove_pointer_t<decltype(tag)>> look_up(panels);
       for_ranges(count, count * inputs, [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) look_up(rows[i], (T*)out + i * inputs);
       });
-    });
+    };
+    if (scale_dtype == kInt8) return look_up_all(static_cast<int8_t*>(nullptr));
+    with_type(scale_dtype, look_up_all);
   });
 }

@@ -25,8 +25,8 @@ def row_lookup(panels: Panels, dtype: torch.dtype) -> RowLookup:
     # The offset is subtracted first: the numbers are rounded here as they would be for each weight.
     numbers = numbers_of(form).sub(form.offset)
     numbers_of_panels = (
-        *(data.shape[1] * data.shape[2], form.record_bytes, panels.out_features),
-        *(panels.in_features, form.bits, native.DTYPES[form.scale_dtype], form.group),
+        *(data.shape[1], form.record_bytes, panels.out_features),
+        *(panels.in_features, form.bits, form.scale_type, form.group),
         int(form.has_min),
     )
 

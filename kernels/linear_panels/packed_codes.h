@@ -18,7 +18,7 @@ class PackedCodes {
 
   PackedCodes(const uint8_t* panels, int64_t blocks) : panels_(panels), blocks_(blocks) {}
 
-  InRegisters whole(int64_t strip) const { return {at(strip, 0), blocks_}; }
+  InRegisters whole(int64_t strip) const { return {panel(strip), blocks_}; }
 
   InCache piece(int64_t strip, int64_t strips, int64_t first, int64_t last) const {
     first /= kBlock;
@@ -28,31 +28,29 @@ class PackedCodes {
     Element* to = data;
     for (int64_t s = 0; s < strips; ++s)
       for (int64_t b = first; b < last; ++b, to += InCache::kSize) {
-        const uint8_t* record = at(strip + s, b);
-        fetch<R::bytes>(record + (last - first) * R::bytes);  // the next piece
-        unpack(record, to);
+        Block block = R::block(panel(strip + s), blocks_, b);
+        fetch<R::bytes>(block.record + (last - first) * R::bytes);  // the next piece
+        unpack(block, to);
       }
     return {data, first, last - first};
   }
 
  private:
-  const uint8_t* at(int64_t strip, int64_t block) const {
-    return panels_ + (strip * blocks_ + block) * R::bytes;
-  }
+  const uint8_t* panel(int64_t strip) const { return panels_ + strip * R::panel_bytes(blocks_); }
 
-  static void unpack(const uint8_t* record, Element* to) {
+  static void unpack(Block block, Element* to) {
     for (int part = 0; part < fp32::kParts; ++part) {
       Element* at = to + part * kLanes;
       for (int g = 0; g < R::groups; ++g) {
-        store((float*)at + g * 16, R::scales(record, g, part));
-        if (R::has_min) store((float*)at + g * 16 + InCache::kMins, R::mins(record, g, part));
+        store((float*)at + g * 16, R::scales(block, g, part));
+        if (R::has_min) store((float*)at + g * 16 + InCache::kMins, R::mins(block, g, part));
       }
       at += InCache::kCodes;
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half)
 #pragma GCC unroll 4
         for (int q = 0; q < kQuads / 2; ++q)
-          at = InCache::template put<R>(R::words(record, half, q, part), half, at);
+          at = InCache::template put<R>(R::words(block.record, half, q, part), half, at);
     }
   }
 

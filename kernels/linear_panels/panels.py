@@ -1,15 +1,18 @@
 """Block-quantised weights in the order in which `cpu.cpp` reads them.
 
 A weight is `scale * (code - offset) + min`; scale and min belong to a group of 16 or 32 inputs of
-one output. Stored codes may have another meaning, see `Meaning`.
+one output. Stored codes may have another meaning, see `Meaning`. Scales and minima of 8 bits are
+multiplied by factors that 256 inputs share.
 16 outputs make a panel, 32 inputs of a panel a record:
 
-- scales, [groups, 16 outputs], fp16 or fp32, then minima if the format has any;
+- scales, [groups, 16 outputs], fp16, fp32 or int8, then minima if the format has any;
 - 8-bit codes: [8 quads, 16 outputs, 4 inputs], one byte each;
 - fewer bits: low nibbles of quads 0 to 3, with those of quads 4 to 7 in the upper halves, then the
   upper bits: with 5 bits those of all quads in one byte, with 6 of quads 0 to 3, then of 4 to 7.
 
 A panel is its records in order of inputs, so that a multiplication reads memory once, in order.
+Before them are its factors, if it has any: [inputs / 256, 1 or 2, 16 outputs] fp16, those of scales
+and of minima.
 """
 
 import functools
@@ -25,6 +28,8 @@ from kernels.shared.four_bit_numbers import E2M1, FP4, NF4
 from kernels.shared.strip_rows import STRIP, StripRows
 
 LANES, BLOCK = STRIP, 32
+FACTOR_BLOCKS = 8
+"""Records that share factors."""
 _CHUNK_WEIGHTS = 1 << 20
 _QUADS = BLOCK // 4
 
@@ -54,20 +59,43 @@ class PanelFormat:
     group: int = BLOCK
     """Inputs that share a scale: 16 or 32."""
     scale_dtype: torch.dtype = torch.float16
+    """The type of scales and minima; int8 ones are multiplied by factors."""
     has_min: bool = False
     offset: int = 0
     """The number that is subtracted from codes."""
     meaning: Meaning = Meaning.INTEGERS
 
     @property
+    def has_factors(self) -> bool:
+        return self.scale_dtype == torch.int8
+
+    @property
+    def scale_type(self) -> int:
+        """The number of the scales' type in `product.h`."""
+        return {torch.float32: 0, torch.float16: 2, torch.int8: 3}[self.scale_dtype]
+
+    @property
+    def scales_of_group(self) -> int:
+        """A group's numbers for each output: its scale, and its minimum if it has one."""
+        return 2 if self.has_min else 1
+
+    @property
     def record_bytes(self) -> int:
-        scales = BLOCK // self.group * LANES * self.scale_dtype.itemsize
-        return scales * (2 if self.has_min else 1) + BLOCK * LANES * self.bits // 8
+        scales = BLOCK // self.group * LANES * self.scale_dtype.itemsize * self.scales_of_group
+        return scales + BLOCK * LANES * self.bits // 8
+
+    def factor_bytes(self, in_features: int) -> int:
+        """The bytes of a panel's factors."""
+        if not self.has_factors:
+            return 0
+        return in_features // (BLOCK * FACTOR_BLOCKS) * self.scales_of_group * LANES * 2
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits per weight, including scales and minima."""
-        return 8 * self.record_bytes / (BLOCK * LANES)
+        """Bits per weight, including scales, minima and factors."""
+        inputs = BLOCK * FACTOR_BLOCKS
+        of_panel = FACTOR_BLOCKS * self.record_bytes + self.factor_bytes(inputs)
+        return 8 * of_panel / (inputs * LANES)
 
     @property
     def takes_int8_activations(self) -> bool:
@@ -79,25 +107,42 @@ class PanelFormat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codes:
-    """An unpacked weight: [N, C] codes, [N, C / group] scales and minima."""
+    """An unpacked weight: [N, C] codes, [N, C / group] scales and minima, [N, C / 256 * 1 or 2]
+    factors."""
 
     format: PanelFormat
     codes: Tensor
     """uint8."""
     scales: Tensor
     mins: Tensor | None = None
+    factors: Tensor | None = None
+    """fp16, those of scales and of minima in turn."""
 
     def dequantised(self) -> Tensor:
         """Compute the weight, [N, C] fp32."""
         group = self.format.group
+        scales, mins = self._products()
         codes = self.codes
         if self.format.meaning != Meaning.INTEGERS:
             codes = _numbers(self.format.meaning)[codes.int()]
         codes = codes.float().sub_(self.format.offset).view(len(codes), -1, group)
-        weights = codes.mul_(self.scales.float().unsqueeze(2))
-        if self.mins is not None:
-            weights.add_(self.mins.float().unsqueeze(2))
+        weights = codes.mul_(scales.unsqueeze(2))
+        if mins is not None:
+            weights.add_(mins.unsqueeze(2))
         return weights.flatten(1)
+
+    def _products(self) -> tuple[Tensor, Tensor | None]:
+        """Return the scales and minima in fp32, which holds every product exactly."""
+        both = [None if one is None else one.float() for one in (self.scales, self.mins)]
+        if self.factors is not None:
+            factors = self.factors.float().view(len(self.factors), -1, self.format.scales_of_group)
+            for i, one in enumerate(both):
+                if one is not None:
+                    shared = one.view(*factors.shape[:2], -1)
+                    both[i] = (shared * factors[:, :, i : i + 1]).flatten(1)
+        scales, mins = both
+        assert scales is not None
+        return scales, mins
 
 
 def numbers_of(form: PanelFormat) -> Tensor:
@@ -125,17 +170,19 @@ class Panels:
     out_features: int
     in_features: int
     data: Tensor
-    """[panels, records, bytes] uint8; outputs beyond the last are zero."""
+    """[panels, bytes] uint8; outputs beyond the last are zero."""
 
     def row_lookup(self) -> Callable[[Tensor], Tensor]:
         """Return a function that looks up dequantised rows: [T] int64 → [T, C] fp32, new memory."""
         form = self.format
         groups = BLOCK // form.group
-        num_scales = groups * (2 if form.has_min else 1)
-        scale_bytes = form.scale_dtype.itemsize
+        num_scales = groups * form.scales_of_group
         find_scales = self._finder(form.scale_dtype, 0, num_scales)
         # A record has as many words of 4 codes (or bits of them) as a code has bits.
-        find_codes = self._finder(torch.int32, num_scales * LANES * scale_bytes // 4, form.bits)
+        scale_bytes = num_scales * LANES * form.scale_dtype.itemsize
+        find_codes = self._finder(torch.int32, scale_bytes, form.bits)
+        num_factors = form.factor_bytes(self.in_features) // (2 * LANES)
+        find_factors = self._strip_rows(torch.float16, torch.arange(num_factors) * LANES)
 
         def look_up(rows: Tensor) -> Tensor:
             scales = find_scales(rows).view(len(rows), -1, num_scales)
@@ -145,20 +192,20 @@ class Panels:
                 codes=_unpacked_codes(words, form.bits, lanes=1).view(len(rows), -1),
                 scales=scales[:, :, :groups].reshape(len(rows), -1),
                 mins=scales[:, :, groups:].reshape(len(rows), -1) if form.has_min else None,
+                factors=find_factors(rows) if form.has_factors else None,
             ).dequantised()
 
         return look_up
 
-    def _finder(self, dtype: torch.dtype, first: int, count: int) -> StripRows:
-        """Return a finder of `count` numbers that every record has for an output.
+    def _finder(self, dtype: torch.dtype, first_byte: int, count: int) -> StripRows:
+        """Return a finder of `count` numbers that every record has for an output."""
+        records = torch.arange(self.in_features // BLOCK).unsqueeze(1) * self.format.record_bytes
+        starts = records + self.format.factor_bytes(self.in_features) + first_byte
+        places = (starts // dtype.itemsize + torch.arange(count) * LANES).view(-1)
+        return self._strip_rows(dtype, places)
 
-        Args:
-            first: the place of the first of them in a record, counted in numbers.
-        """
-        records = torch.arange(self.data.shape[1]).unsqueeze(1)
-        starts = records * (self.format.record_bytes // dtype.itemsize) + first
-        places = (starts + torch.arange(count) * LANES).view(-1)
-        return StripRows(self.data.view(len(self.data), -1).view(dtype), places)
+    def _strip_rows(self, dtype: torch.dtype, places: Tensor) -> StripRows:
+        return StripRows(self.data.view(dtype), places)
 
 
 def pack_in_parts(out_features: int, in_features: int, codes: Callable[[slice], Codes]) -> Panels:
@@ -201,7 +248,10 @@ def pack(weight: Codes) -> Panels:
         parts.append(codes[:, :, : _QUADS // 2] & 15 | codes[:, :, _QUADS // 2 :] << 4)
         if form.bits > 4:
             parts.append(_packed_upper_bits(codes, form.bits - 4))
-    data = torch.cat([part.flatten(2).view(torch.uint8) for part in parts], 2)
+    data = torch.cat([part.flatten(2).view(torch.uint8) for part in parts], 2).flatten(1)
+    if weight.factors is not None:
+        factors = _lanes_last(weight.factors, padding, form.scales_of_group)
+        data = torch.cat([factors.flatten(1).view(torch.uint8), data], 1)
     return Panels(format=form, out_features=rows, in_features=columns, data=data)
 
 
@@ -210,8 +260,9 @@ def unpack(panels: Panels) -> Codes:
     form = panels.format
     groups = BLOCK // form.group
     scale_bytes = groups * LANES * form.scale_dtype.itemsize
-    num_scales = 2 if form.has_min else 1
-    parts = panels.data.tensor_split([scale_bytes * (i + 1) for i in range(num_scales)], 2)
+    ends = [scale_bytes * (i + 1) for i in range(form.scales_of_group)]
+    factors, data = panels.data.tensor_split([form.factor_bytes(panels.in_features)], 1)
+    parts = data.reshape(len(data), -1, form.record_bytes).tensor_split(ends, 2)
     scales = [
         _rows_first(part.contiguous().view(form.scale_dtype), panels, groups) for part in parts[:-1]
     ]
@@ -221,7 +272,15 @@ def unpack(panels: Panels) -> Codes:
         codes=_rows_first(quads, panels, _QUADS).contiguous().view(torch.uint8),
         scales=scales[0],
         mins=scales[1] if form.has_min else None,
+        factors=_factors(factors, panels) if form.has_factors else None,
     )
+
+
+def _factors(data: Tensor, panels: Panels) -> Tensor:
+    """Return the factors [N, inputs / 256 * 1 or 2] from the bytes before each panel's records."""
+    per_record = panels.format.scales_of_group
+    lanes = data.contiguous().view(torch.float16).view(len(data), -1, per_record * LANES)
+    return _rows_first(lanes, panels, per_record)
 
 
 def _unpacked_codes(data: Tensor, bits: int, *, lanes: int) -> Tensor:

@@ -18,6 +18,9 @@ enum class Meaning : int64_t { kIntegers, kIq4, kNf4, kFp4, kFp8, kE2m1 };
 
 constexpr bool is_integer(Meaning meaning) { return meaning <= Meaning::kIq4; }
 
+// A type of scales beside the storage types: integers of 8 bits, to be multiplied by factors.
+constexpr int64_t kInt8 = 3;
+
 // The formula of weights: a code minus the offset times its group's scale, or plus its minimum.
 struct Format {
   int64_t bits, group, scale_dtype;

@@ -88,6 +88,14 @@ ALWAYS_INLINE Bytes looked_up(Bytes places) {
   return places;
 }
 
+// A block of a panel: its record, and the factors of its scales, if there are any. Adding the bytes of
+// a panel gives the same block of the next one.
+struct Block {
+  const uint8_t *record, *factors;
+
+  Block operator+(int64_t bytes) const { return {record + bytes, factors + bytes}; }
+};
+
 // A panel's data for one block: scales, minima, then codes, or 4-bit places of 8-bit codes.
 template <int kBits, int kGroup, class S, bool kHasMin, Meaning kMeaning = Meaning::kIntegers>
 struct Record {
@@ -100,20 +108,32 @@ struct Record {
   static constexpr int scale_bytes = groups * kOutputs * sizeof(Scale);
   static constexpr int codes_at = scale_bytes * (has_min ? 2 : 1);
   static constexpr int bytes = codes_at + kBlock * kOutputs * stored_bits / 8;
+  // Several blocks share factors, which lie before the records of their panel.
+  static constexpr bool has_factors = std::is_same_v<Scale, int8_t>;
+  static constexpr int factor_bytes = has_factors ? kOutputs * 2 * (has_min ? 2 : 1) : 0;
+  static constexpr int64_t kBlocksOfFactors = 8;
 
-  static Vec scale(const uint8_t* record, int group) {
-    return load((const Scale*)record + group * kOutputs);
+  static constexpr int64_t records_at(int64_t blocks) {
+    return blocks / kBlocksOfFactors * factor_bytes;
   }
-  static Vec min(const uint8_t* record, int group) {
-    return load((const Scale*)(record + scale_bytes) + group * kOutputs);
+  static constexpr int64_t panel_bytes(int64_t blocks) {
+    return records_at(blocks) + blocks * bytes;
   }
+  static Block block(const uint8_t* panel, int64_t blocks, int64_t number) {
+    return {panel + records_at(blocks) + number * bytes,
+            panel + number / kBlocksOfFactors * factor_bytes};
+  }
+  // Fetches a block that is needed soon.
+  static ALWAYS_INLINE void fetch_block(Block block) {
+    fetch<bytes>(block.record);
+    if (has_factors) fetch<factor_bytes>(block.factors);
+  }
+
+  static Vec scale(Block block, int group) { return scale_or_min<0>(block, group); }
+  static Vec min(Block block, int group) { return scale_or_min<1>(block, group); }
   // The same for outputs `part * kLanes` and following.
-  static Lanes scales(const uint8_t* record, int group, int part) {
-    return load_lanes((const Scale*)record + group * kOutputs + part * kLanes);
-  }
-  static Lanes mins(const uint8_t* record, int group, int part) {
-    return scales(record + scale_bytes, group, part);
-  }
+  static Lanes scales(Block block, int group, int part) { return in_lanes<0>(block, group, part); }
+  static Lanes mins(Block block, int group, int part) { return in_lanes<1>(block, group, part); }
   // The place of the low four bits of quads q (in low halves of bytes) and q + 4 (in high ones).
   static const uint8_t* nibbles(const uint8_t* record, int q) {
     return record + codes_at + q * kVector;
@@ -151,6 +171,23 @@ struct Record {
   }
 
  private:
+  // Scales, or minima if `which` is 1. Products with factors are exact.
+  template <int which>
+  static ALWAYS_INLINE Vec scale_or_min(Block block, int group) {
+    Vec numbers = load((const Scale*)(block.record + which * scale_bytes) + group * kOutputs);
+    if constexpr (has_factors) numbers *= load((const Float16*)block.factors + which * kOutputs);
+    return numbers;
+  }
+  template <int which>
+  static ALWAYS_INLINE Lanes in_lanes(Block block, int group, int part) {
+    int at = part * kLanes;
+    Lanes lanes =
+        load_lanes((const Scale*)(block.record + which * scale_bytes) + group * kOutputs + at);
+    if constexpr (has_factors)
+      lanes *= load_lanes((const Float16*)block.factors + which * kOutputs + at);
+    return lanes;
+  }
+
   static constexpr int upper = bits - 4, quads_per_byte = bits > 4 ? 8 / (bits - 4) : 1;
 
   static const uint8_t* upper_bits(const uint8_t* record, int quad) {
@@ -184,8 +221,10 @@ template <class Function>
 void with_gguf_record(const Format& format, Function run) {
   int64_t bits = format.bits;
   bool half = format.scale_dtype == kFloat16;
-  if (format.meaning == Meaning::kIq4)
-    return run((Record<8, 32, float, false, Meaning::kIq4>*)nullptr);
+  if (format.meaning == Meaning::kIq4) {
+    if (half) return run((Record<8, 32, Float16, false, Meaning::kIq4>*)nullptr);
+    return run((Record<8, 32, int8_t, false, Meaning::kIq4>*)nullptr);
+  }
   if (format.group == 32 && half && !format.has_min) {
     if (bits == 4) return run((Record<4, 32, Float16, false>*)nullptr);
     if (bits == 5) return run((Record<5, 32, Float16, false>*)nullptr);
@@ -195,13 +234,14 @@ void with_gguf_record(const Format& format, Function run) {
     if (bits == 4) return run((Record<4, 32, Float16, true>*)nullptr);
     return run((Record<5, 32, Float16, true>*)nullptr);
   }
+  if (format.scale_dtype == kFloat32) return run((Record<4, 32, float, true>*)nullptr);
   if (format.group == 32) {
-    if (bits == 4) return run((Record<4, 32, float, true>*)nullptr);
-    return run((Record<5, 32, float, true>*)nullptr);
+    if (bits == 4) return run((Record<4, 32, int8_t, true>*)nullptr);
+    return run((Record<5, 32, int8_t, true>*)nullptr);
   }
-  if (bits == 6) return run((Record<6, 16, float, false>*)nullptr);
-  if (format.has_min) return run((Record<4, 16, float, true>*)nullptr);
-  return run((Record<4, 16, float, false>*)nullptr);
+  if (bits == 6) return run((Record<6, 16, int8_t, false>*)nullptr);
+  if (format.has_min) return run((Record<4, 16, int8_t, true>*)nullptr);
+  return run((Record<4, 16, int8_t, false>*)nullptr);
 }
 
 // those whose codes are integers,

@@ -103,7 +103,7 @@ def test_weights_of_few_bits(program, tmp_path, case, dtype):
         panels.in_features // 32,
         form.bits,
         form.group,
-        native.DTYPES[form.scale_dtype],
+        form.scale_type,
         form.has_min,
         form.offset,
         form.meaning,
