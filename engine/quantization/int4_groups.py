@@ -25,8 +25,8 @@ BITS = 4
 SYMMETRIC = PanelFormat(bits=BITS, offset=SYMMETRIC_ZERO)
 """The panel format for fp16 scales, like GGUF's Q4_0."""
 ASYMMETRIC = PanelFormat(bits=BITS, scale_dtype=torch.float32, has_min=True)
-"""The panel format with minimums, like GGUF's Q4_K. A minimum is a scale times a zero point, which
-fp32 holds exactly."""
+"""The panel format with minimums. A minimum is a scale times a zero point, which fp32 holds
+exactly."""
 FP16_SCALES = (torch.float16, torch.bfloat16)
 SCALE_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
