@@ -15,6 +15,7 @@ counts as computed, and what it draws as known, though its id is pending:
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -62,6 +63,16 @@ class Group(ABC):
         """The sampling parameters that the executor gets for each sequence."""
         self._outcomes: dict[Sequence, SequenceOutput] = {}
         """The outcome of each sequence whose row has been computed in this step."""
+
+    @staticmethod  # noqa: B027 - most groups share nothing that is limited
+    def check_beside(
+        request: GenerateRequest, others: Iterable[GenerateRequest], max_model_len: int
+    ) -> None:
+        """Refuse a request for which there is no room beside the other unfinished requests.
+
+        Raises:
+            InvalidParameter, QueueFull: the error names the limit.
+        """
 
     @property
     def keeps_outcome(self) -> bool:

@@ -59,6 +59,30 @@ class Candidates(Group):
         for sequence in self.sequences[1:]:
             sequence.token_ids = []
 
+    @staticmethod
+    def check_beside(
+        request: GenerateRequest, others: Iterable[GenerateRequest], max_model_len: int
+    ) -> None:
+        """See `Group`. A search needs memory for its hidden states."""
+        asked = _num_compared(request, max_model_len)
+        if asked > MAX_COMPARED_TOKENS:
+            raise InvalidParameter(
+                f"prompt and max_tokens are {asked} tokens together; with penalty_alpha the limit "
+                f"is {MAX_COMPARED_TOKENS}: lower max_tokens, or shorten the prompt",
+                param="max_tokens",
+            )
+        taken = sum(
+            _num_compared(other, max_model_len)
+            for other in others
+            if other.sampling.contrast is not None
+        )
+        if taken + asked > MAX_COMPARED_TOKENS:
+            raise QueueFull(
+                f"other requests with penalty_alpha hold {taken} tokens and this one needs "
+                f"{asked}; together they can have {MAX_COMPARED_TOKENS}: retry later, or lower "
+                "max_tokens"
+            )
+
     @property
     def keeps_outcome(self) -> bool:
         """See `Group`. False while a text is computed again without candidates: what makes a step
@@ -145,37 +169,6 @@ def _token(offer: TokenLogprob, place: int, num_top: int | None) -> TokenLogprob
         top_ids=offer.top_ids[: num_top or 0],
         top_logprobs=offer.top_logprobs[: num_top or 0],
     )
-
-
-def check_compared(
-    request: GenerateRequest, others: Iterable[GenerateRequest], max_model_len: int
-) -> None:
-    """Refuse a search for whose hidden states there is no memory.
-
-    Args:
-        others: the other unfinished requests.
-
-    Raises:
-        InvalidParameter: the text is too long even alone.
-        QueueFull: the hidden states of one more text do not fit.
-    """
-    asked = _num_compared(request, max_model_len)
-    if asked > MAX_COMPARED_TOKENS:
-        raise InvalidParameter(
-            f"prompt and max_tokens are {asked} tokens together; with penalty_alpha the limit is "
-            f"{MAX_COMPARED_TOKENS}: lower max_tokens, or shorten the prompt",
-            param="max_tokens",
-        )
-    taken = sum(
-        _num_compared(other, max_model_len)
-        for other in others
-        if other.sampling.contrast is not None
-    )
-    if taken + asked > MAX_COMPARED_TOKENS:
-        raise QueueFull(
-            f"other requests with penalty_alpha hold {taken} tokens and this one needs {asked}; "
-            f"together they can have {MAX_COMPARED_TOKENS}: retry later, or lower max_tokens"
-        )
 
 
 def _num_compared(request: GenerateRequest, max_model_len: int) -> int:
