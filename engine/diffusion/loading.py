@@ -21,7 +21,7 @@ from engine.diffusion.families.registry import load_family
 from engine.diffusion.families.row_layouts import is_exact
 from engine.errors import ModelLoadError
 from engine.lora.images.image_adapters import load_image_adapters
-from engine.lora.shelf import AdapterLimits
+from engine.lora.loaded_adapters import AdapterLimits
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.operations import build_operations
 from engine.runtime.threads import limit_threads
