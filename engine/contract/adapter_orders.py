@@ -1,5 +1,5 @@
-"""Orders to load and unload adapters while a model serves, and the interface of an adapter shelf
-(`engine.lora.text_adapters` has one). Imports neither torch nor a wire library.
+"""Orders to load and unload adapters while a model serves, and the interface of those that it has
+(`engine.lora.text_adapters` implements it). Imports neither torch nor a wire library.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -41,7 +41,7 @@ Answer = Callable[[AdapterReport | EngineError | None], None]
 unload."""
 
 
-class AdapterShelf(Protocol):
+class ServedAdapters(Protocol):
     """The adapters that a model has now. Used between two steps only.
 
     A name may mean another adapter later, so whatever outlasts a step uses a key instead, which
@@ -101,7 +101,7 @@ class AdapterShelf(Protocol):
 
 
 class NoAdapters:
-    """The `AdapterShelf` of a model that is served without adapters."""
+    """The `ServedAdapters` of a model that is served without adapters."""
 
     names: tuple[str, ...] = ()
     failed: Mapping[str, str] = MappingProxyType({})
@@ -147,9 +147,9 @@ class AdaptableEngine(Protocol):
     """An engine that loads and unloads adapters while it serves."""
 
     def load_adapter(self, order: AdapterOrder, answer: Answer) -> None:
-        """See `AdapterShelf.load`."""
+        """See `ServedAdapters.load`."""
         ...
 
     def unload_adapter(self, name: str, answer: Answer) -> None:
-        """See `AdapterShelf.unload`."""
+        """See `ServedAdapters.unload`."""
         ...

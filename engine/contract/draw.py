@@ -1,11 +1,16 @@
 """Requests for images and their answers."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import ClassVar, Generic
+
+from typing_extensions import TypeVar  # the standard library's has no default before Python 3.13
 
 from engine.contract.examination import Examination, Faithfulness
 from engine.contract.pixels import Pixels
 from engine.contract.request import AdaptableInfo, Event, Request, Stats
+from engine.errors import InvalidParameter
 
 
 class ImageTask(StrEnum):
@@ -52,6 +57,9 @@ class GuidanceKind(StrEnum):
     """A few-step model without guidance (FLUX schnell)."""
 
 
+MAX_FEATHER = 256
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outpaint:
     """The pixels by which the canvas grows on each side."""
@@ -60,6 +68,20 @@ class Outpaint:
     right: int = 0
     top: int = 0
     bottom: int = 0
+
+    def check(self) -> None:
+        """Check that the canvas grows.
+
+        Raises:
+            InvalidParameter: it does not, or a side would shrink.
+        """
+        sides = (self.left, self.right, self.top, self.bottom)
+        if min(sides) < 0 or max(sides) == 0:
+            raise InvalidParameter(
+                f"outpaint grows the image by {sides} px (left, right, top, bottom); "
+                "each must be 0 or more and at least one above 0",
+                param="outpaint",
+            )
 
 
 class Enlarging(StrEnum):
@@ -102,9 +124,10 @@ class HiresPass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageParams:
-    """How an image is made. The server has checked the values and filled in defaults."""
+    """How an image is made: what all tasks share. The server has checked the values and filled in
+    defaults."""
 
-    task: ImageTask
+    task: ClassVar[ImageTask]
     width: int
     """The width of the result, or of the first of two passes, in pixels. For TEXT_TO_IMAGE a
     multiple of the model's `size_multiple`; with an input image any size, which the engine pads to
@@ -118,8 +141,6 @@ class ImageParams:
     negative_prompt: str = ""
     guidance_scale: float = 7.5
     """The strength of guidance; 1 is off, and the unconditional row is not computed."""
-    image_guidance_scale: float = 1.5
-    """The strength of image guidance in editing as with InstructPix2Pix."""
     guidance_rescale: float = 0.0
     """The value phi of Lin et al. 2023 (arXiv 2305.08891), section 3.4."""
     guidance_start: float = 0.0
@@ -127,16 +148,88 @@ class ImageParams:
     """Guidance acts on steps up to this share of the schedule, counted as diffusers' guiders do."""
     scheduler: str | None = None
     """One of the model's `schedulers`; None is the model's own."""
-    strength: float = 0.8
-    """The share of the schedule that is run for IMAGE_TO_IMAGE, INPAINT and RESTORE; 1 starts from
-    noise."""
-    restoration: float = 2.0
-    """The power of the noise with which RESTORE's pull towards the input falls."""
-    noise_level: int = 0
-    """How much of the input UPSCALE treats as noise, up to the model's `max_noise_level`."""
     clip_skip: int = 0
     """The number of last layers of the CLIP text encoder to leave out."""
     prompt_syntax: PromptSyntax = PromptSyntax.PLAIN
+    num_previews: int = 0
+    """The number of previews per image, at equally spaced steps."""
+
+    @property
+    def share(self) -> float:
+        """The share of the schedule that is run."""
+        return 1.0
+
+    @property
+    def num_steps(self) -> int:
+        """The number of denoising steps of this pass, as diffusers counts them."""
+        return num_steps_at(self.num_inference_steps, self.share)
+
+    @property
+    def passes(self) -> "tuple[ImageParams, ...]":
+        """The parameters of each pass over the image."""
+        return (self,)
+
+    @property
+    def result_size(self) -> tuple[int, int]:
+        """The width and height of the final picture."""
+        last = self.passes[-1]
+        return last.width, last.height
+
+    def check(self, *, has_mask: bool) -> None:
+        """Check that the fields agree with each other and with the request's mask.
+
+        Raises:
+            InvalidParameter: a field is wrong; the message names it.
+        """
+
+
+def num_steps_at(num_inference_steps: int, share: float) -> int:
+    """The number of steps that are run if only this last share of a schedule is."""
+    return min(int(num_inference_steps * share), num_inference_steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedrawParams(ImageParams):
+    """An input image is redrawn from a point on its way to noise."""
+
+    task: ClassVar[ImageTask] = ImageTask.IMAGE_TO_IMAGE
+    strength: float = 0.8
+    """The share of the schedule that is run; 1 starts from noise."""
+
+    @property
+    def share(self) -> float:
+        return self.strength
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawParams(ImageParams):
+    """An image is drawn from a prompt alone."""
+
+    task: ClassVar[ImageTask] = ImageTask.TEXT_TO_IMAGE
+    hires: HiresPass | None = None
+    """The second pass; None is a single pass."""
+
+    @property
+    def passes(self) -> tuple[ImageParams, ...]:
+        second = self.second_pass
+        return (self,) if second is None else (self, second)
+
+    @property
+    def second_pass(self) -> RedrawParams | None:
+        """The parameters of the second pass; None if there is none."""
+        hires = self.hires
+        if hires is None:
+            return None
+        shared = {each.name: getattr(self, each.name) for each in fields(ImageParams)}
+        own = {name: getattr(hires, name) for name in shared.keys() & HiresPass.__slots__}
+        return RedrawParams(**shared | own, strength=hires.strength)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InpaintParams(RedrawParams):
+    """An input image is redrawn under its mask, and in the new part of its canvas."""
+
+    task: ClassVar[ImageTask] = ImageTask.INPAINT
     feather: int = 4
     """The width in pixels over which the edge of the drawn part is blended; they lie within the
     mask or the new part of the canvas."""
@@ -148,37 +241,58 @@ class ImageParams:
     result."""
     crop_padding: int = 32
     outpaint: Outpaint | None = None
-    num_previews: int = 0
-    """The number of previews per image, at equally spaced steps."""
+
+    def check(self, *, has_mask: bool) -> None:
+        if not 0 <= self.feather <= MAX_FEATHER:
+            raise InvalidParameter(
+                f"feather is {self.feather} px; it must be 0 to {MAX_FEATHER}", param="feather"
+            )
+        if self.crop_padding < 0:
+            raise InvalidParameter("crop_padding must not be negative", param="crop_padding")
+        if not has_mask and self.outpaint is None:
+            raise InvalidParameter("inpainting needs a mask or outpaint", param="mask")
+        if self.outpaint is not None:
+            self.outpaint.check()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditParams(ImageParams):
+    """An input image is changed as an instruction says."""
+
+    task: ClassVar[ImageTask] = ImageTask.EDIT
+    image_guidance_scale: float = 1.5
+    """The strength of image guidance, as with InstructPix2Pix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpscaleParams(ImageParams):
+    """An input image is drawn larger."""
+
+    task: ClassVar[ImageTask] = ImageTask.UPSCALE
+    noise_level: int = 0
+    """How much of the input is treated as noise, up to the model's `max_noise_level`."""
     faithfulness: Faithfulness | None = None
-    """Faithfulness of UPSCALE and RESTORE; None reports nothing about the result."""
-    hires: HiresPass | None = None
-    """The second pass of TEXT_TO_IMAGE; None is a single pass."""
+    """What to do for the result's faithfulness; None reports nothing about the result."""
 
-    @property
-    def result_size(self) -> tuple[int, int]:
-        """The width and height of the final picture."""
-        last = self.hires or self
-        return last.width, last.height
 
-    @property
-    def second_pass(self) -> "ImageParams | None":
-        """The parameters of the second pass; None if there is none."""
-        hires = self.hires
-        if hires is None:
-            return None
-        return replace(
-            self,
-            task=ImageTask.IMAGE_TO_IMAGE,
-            width=hires.width,
-            height=hires.height,
-            num_inference_steps=hires.num_inference_steps,
-            strength=hires.strength,
-            guidance_scale=hires.guidance_scale,
-            scheduler=hires.scheduler,
-            negative_prompt=hires.negative_prompt,
-            hires=None,
-        )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreParams(RedrawParams):
+    """An input image is enlarged and redrawn in tiles."""
+
+    task: ClassVar[ImageTask] = ImageTask.RESTORE
+    restoration: float = 2.0
+    """The power of the noise with which the pull towards the input falls."""
+    faithfulness: Faithfulness | None = None
+    """As for UPSCALE."""
+
+
+PARAMS: Mapping[ImageTask, type[ImageParams]] = {
+    one.task: one
+    for one in (DrawParams, RedrawParams, InpaintParams, EditParams, UpscaleParams, RestoreParams)
+}
+"""The parameters of each task."""
+
+ParamsT = TypeVar("ParamsT", bound=ImageParams, default=ImageParams, covariant=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,11 +304,11 @@ class LoraUse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageRequest(Request["ImageEvent"]):
+class ImageRequest(Request["ImageEvent"], Generic[ParamsT]):
     """A prompt to draw `params.n` times."""
 
     prompt: str
-    params: ImageParams
+    params: ParamsT
     images: list[Pixels] = field(default_factory=list)
     """The input images, RGB or RGBA. With several, each is used for an equal share of `params.n`
     images, in order. A mask needs exactly one."""
@@ -203,6 +317,10 @@ class ImageRequest(Request["ImageEvent"]):
     loras: list[list[LoraUse]] = field(default_factory=list)
     """The adapter settings. With several, each draws an equal share of `params.n` images, in order,
     with the same seeds and from the same input images."""
+
+    @property
+    def variant(self) -> str:
+        return self.params.task
 
     @property
     def num_completions(self) -> int:

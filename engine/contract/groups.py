@@ -2,7 +2,7 @@
 their parameters, their width and their rules.
 
 A way is a class here and a row of `Groups`. `SamplingParams`, the scheduler and the server read
-that table; `engine.llm.groups.group_classes` has the code that runs each way.
+that table.
 """
 
 from collections.abc import Collection, Mapping
@@ -41,6 +41,8 @@ class _Way:
     one."""
 
     __slots__ = ()
+    runs: ClassVar[str]
+    """The `engine.llm.request.Group` that runs it, as `module:name`."""
     field: ClassVar[str]
     """The field of a request that asks for it."""
     width_field: ClassVar[str]
@@ -70,6 +72,7 @@ class _Way:
 class BeamParams(_Way):
     """Beam search: looks for the likeliest texts instead of drawing tokens."""
 
+    runs = "engine.llm.groups.beams:Beams"
     field = "use_beam_search"
     width_field = "best_of"
     widths = (1, MAX_BEAM_WIDTH)
@@ -99,6 +102,7 @@ class ContrastParams(_Way):
     """Contrastive search: takes, of the likeliest tokens, the one with the highest (1 - alpha) *
     probability - alpha * similarity to the text before."""
 
+    runs = "engine.llm.groups.contrastive_search:Candidates"
     field = "penalty_alpha"
     width_field = "top_k"
     widths = (MIN_CANDIDATES, MAX_CANDIDATES)
@@ -122,6 +126,7 @@ class ContrastParams(_Way):
 class GuidanceParams(_Way):
     """Classifier-free guidance: draws tokens away from what a negative prompt makes likely."""
 
+    runs = "engine.llm.groups.guided_pair:GuidedPair"
     field = "guidance_scale"
     width_field = "guidance_scale"
     widths = (2, 2)

@@ -4,10 +4,12 @@ An operation owns its request, the events that answer it, its statistics and wha
 know of a model to offer it. A model offers one operation or several (`engine.contract.engines`).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import GenericAlias
 from typing import Any, Generic
 
-from engine.contract.draw import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
+from engine.contract.draw import PARAMS, ImageEvent, ImageModelInfo, ImageRequest, ImageStats
 from engine.contract.embed import (
     EmbeddingEvent,
     EmbeddingModelInfo,
@@ -34,6 +36,17 @@ class Operation(Generic[EventT, StatsT, InfoT]):
     event: type[EventT]
     stats: type[StatsT]
     info: type[InfoT]
+    variants: Mapping[str, Any] = field(default_factory=dict)
+    """The types of requests by `Request.variant`; empty if all have the type `request`."""
+
+    def request_type(self, variant: str) -> type[Request[EventT]]:
+        """The type of the requests of a variant.
+
+        Raises:
+            KeyError: there is no such variant.
+        """
+        found: type[Request[EventT]] = self.variants[variant] if self.variants else self.request
+        return found
 
     def stats_among(self, stats: Stats | None) -> StatsT | None:
         """This operation's part of an engine's statistics; None if it has none."""
@@ -63,6 +76,7 @@ DRAW = Operation(
     event=ImageEvent,
     stats=ImageStats,
     info=ImageModelInfo,
+    variants={task: GenericAlias(ImageRequest, (own,)) for task, own in PARAMS.items()},
 )
 EMBED = Operation(
     name="embed",

@@ -53,6 +53,11 @@ class Request(Generic[EventT]):
     """The name of the LoRA adapter to use."""
 
     @property
+    def variant(self) -> str:
+        """Which of its operation's requests this is, where there are several."""
+        return ""
+
+    @property
     def num_completions(self) -> int:
         """The number of completions, each of which ends with an event."""
         return 1

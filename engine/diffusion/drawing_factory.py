@@ -6,11 +6,23 @@ from functools import partial
 
 import torch
 
-from engine.contract.draw import GuidanceKind, ImageParams, ImageRequest, ImageTask, PromptSyntax
+from engine.contract.draw import (
+    DrawParams,
+    EditParams,
+    Enlarging,
+    GuidanceKind,
+    ImageParams,
+    ImageRequest,
+    ImageTask,
+    InpaintParams,
+    PromptSyntax,
+    RestoreParams,
+    UpscaleParams,
+)
 from engine.diffusion.blending import LatentBlend
 from engine.diffusion.denoising import Branches, Denoising, needs_unconditional
 from engine.diffusion.drawing import Drawing
-from engine.diffusion.drawing_start import DrawingStart, start_of, starts_later
+from engine.diffusion.drawing_start import DrawingStart, start_of
 from engine.diffusion.families.family import Family
 from engine.diffusion.guidance import Guidance, is_off
 from engine.diffusion.hires import Redrawing
@@ -59,18 +71,21 @@ class DrawingFactory:
             InvalidParameter: the request does not fit the model or contradicts itself.
         """
         started_s, params = time.perf_counter(), request.params
+        hires = params.hires if isinstance(params, DrawParams) else None
         n = params.n // request.num_settings
         preparations = self._prepare(request)
-        second = _second_request(request)
         drawings = []
         for setting, uses in enumerate(_settings(request)):
             first_pass = self._pass(request, uses)
-            second_pass = None if second is None else self._pass(second, uses)
+            second_pass = None
+            if hires is not None:
+                second = replace(request, prompt=hires.prompt, params=params.passes[-1])
+                second_pass = self._pass(second, uses)
             for place in range(n):
                 preparation = preparations[place * len(preparations) // n]
                 drawing = self._create(first_pass, setting * n + place, place, preparation)
-                if second_pass is not None:
-                    self._add_pass(drawing, second_pass)
+                if hires is not None and second_pass is not None:
+                    self._add_pass(drawing, second_pass, hires.enlarging)
                 drawings.append(drawing)
         each_s = (time.perf_counter() - started_s) / len(drawings)
         for drawing in drawings:
@@ -92,7 +107,7 @@ class DrawingFactory:
     def _guidance(self, params: ImageParams) -> Guidance:
         return Guidance(
             scale=params.guidance_scale,
-            image_scale=params.image_guidance_scale,
+            image_scale=params.image_guidance_scale if isinstance(params, EditParams) else 1.0,
             rescale=params.guidance_rescale,
             start=params.guidance_start,
             end=params.guidance_end,
@@ -133,9 +148,9 @@ class DrawingFactory:
         start = start_of(self._family, params, preparation, seed)
         denoising = self._denoising(wanted, preparation, start)
         stage: Stage = denoising
-        if params.task is ImageTask.INPAINT and start.condition is None:
+        if isinstance(params, InpaintParams) and start.condition is None:
             denoising.blend = self._blend(params, preparation, start)
-        if start.tiling is not None:
+        if isinstance(params, RestoreParams) and start.tiling is not None:
             stage = self._restoring(params, preparation, start, start.tiling, denoising)
         return Drawing(
             request=request,
@@ -159,23 +174,21 @@ class DrawingFactory:
             preparation=preparation,
             first_timestep_index=start.timestep_index,
             timestep_index=start.timestep_index,
-            noise_level=params.noise_level,
+            noise_level=params.noise_level if isinstance(params, UpscaleParams) else 0,
             keeps_x0=params.num_previews > 0,
             adapters=wanted.uses,
         )
 
-    def _add_pass(self, drawing: Drawing, wanted: _Pass) -> None:
+    def _add_pass(self, drawing: Drawing, wanted: _Pass, enlarging: Enlarging) -> None:
         """Add a second pass to a drawing."""
-        hires = drawing.request.params.hires
-        assert hires is not None
         denoise = partial(self._denoising, wanted)
-        redrawing = Redrawing(self._family, wanted.request, hires.enlarging, drawing.seed, denoise)
+        redrawing = Redrawing(self._family, wanted.request, enlarging, drawing.seed, denoise)
         more = self._warnings(wanted, redrawing.num_steps)
         drawing.next_pass = redrawing
         drawing.warnings = tuple(dict.fromkeys((*drawing.warnings, *more)))
 
     def _blend(
-        self, params: ImageParams, preparation: Preparation, start: DrawingStart
+        self, params: InpaintParams, preparation: Preparation, start: DrawingStart
     ) -> LatentBlend:
         """The blend that keeps the input outside the mask."""
         assert start.clean is not None and preparation.latent_mask is not None
@@ -189,7 +202,7 @@ class DrawingFactory:
 
     def _restoring(
         self,
-        params: ImageParams,
+        params: RestoreParams,
         preparation: Preparation,
         start: DrawingStart,
         tiling: Tiling,
@@ -223,15 +236,6 @@ class DrawingFactory:
         return (UNUSED_NEGATIVE.format(reason=reason),)
 
 
-def _second_request(request: ImageRequest) -> ImageRequest | None:
-    """The second pass as a request of its own, without its image; None if there is no second
-    pass."""
-    hires, params = request.params.hires, request.params.second_pass
-    if hires is None or params is None:
-        return None
-    return replace(request, prompt=hires.prompt, params=params)
-
-
 def _settings(request: ImageRequest) -> list[Uses]:
     """The acting adapters of each setting."""
     settings = [tuple(use for use in one if use.scale != 0) for one in request.loras]
@@ -242,10 +246,7 @@ def _texts(prompt: str, params: ImageParams) -> tuple[str, ...]:
     """The text for each step that is run, or a single text for all."""
     if params.prompt_syntax is not PromptSyntax.A1111:
         return (prompt,)
-    num_steps = params.num_inference_steps
-    if starts_later(params):
-        num_steps = max(1, int(num_steps * params.strength))
-    return course_of(prompt, num_steps)
+    return course_of(prompt, max(1, params.num_steps))
 
 
 def _unused_guidance(guidance: Guidance, num_steps: int) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.contract.draw import ImageParams, ImageTask
+from engine.contract.draw import ImageParams, ImageTask, UpscaleParams
 from engine.diffusion.families.family import Family
 from engine.diffusion.tasks.prepare import Preparation
 from engine.pictures.tiles import Tiling
@@ -20,9 +20,6 @@ from engine.pictures.tiles import Tiling
 if TYPE_CHECKING:
     # Imported only for types: it imports diffusers, which takes seconds.
     from engine.diffusion.noise_schedule import NoiseSchedule
-
-_PARTIAL_TASKS = (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT, ImageTask.RESTORE)
-"""The tasks in which `strength` is the share of the steps that is run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +66,8 @@ def start_of(
     noise = _noise(family, preparation, generator)
     first = 0
     latents = noise * schedule.init_noise_sigma
-    if starts_later(params) and (clean is not None or tiling is not None):
-        first = schedule.start_of(params.strength, params.num_inference_steps)
+    if params.share < 1.0 and (clean is not None or tiling is not None):
+        first = schedule.start_of(params.share, params.num_inference_steps)
         latents = latents if clean is None else schedule.noised(clean, noise, first)
     if not upscales:
         condition = _condition(family, params, preparation, generator)
@@ -84,11 +81,6 @@ def start_of(
         condition=condition,
         tiling=tiling,
     )
-
-
-def starts_later(params: ImageParams) -> bool:
-    """Whether only the last steps are run."""
-    return params.strength < 1.0 and params.task in _PARTIAL_TASKS
 
 
 def _tiling(family: Family, preparation: Preparation) -> Tiling:
@@ -125,7 +117,7 @@ def _clean(
 
 def _needs_input(family: Family, params: ImageParams) -> bool:
     """Whether the input's latents are needed, as a start or to be kept outside the mask."""
-    if params.strength >= 1.0 and params.task in family.facts.image_free_at_full_strength:
+    if params.share >= 1.0 and params.task in family.facts.image_free_at_full_strength:
         return False
     return params.task in (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT)
 
@@ -152,5 +144,5 @@ def _condition(
         preparation.image.to(device),
         None if mask is None else (mask > 0.5).float().to(device),
         generator,
-        noise_level=params.noise_level,
+        noise_level=params.noise_level if isinstance(params, UpscaleParams) else 0,
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import structlog
 import torch
 
-from engine.contract.adapter_orders import AdapterOrder, AdapterShelf, Answer, NoAdapters
+from engine.contract.adapter_orders import AdapterOrder, Answer, NoAdapters, ServedAdapters
 from engine.contract.draw import ImageEvent, ImageRequest, ImageStats
 from engine.contract.examination import Examined
 from engine.contract.pixels import Pixels
@@ -82,7 +82,7 @@ class DiffusionEngine:
         self,
         source: DrawingSource,
         limits: DiffusionLimits,
-        adapters: AdapterShelf | None = None,
+        adapters: ServedAdapters | None = None,
     ) -> None:
         self._source = source
         self._adapters = adapters or NoAdapters()

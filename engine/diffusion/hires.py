@@ -8,14 +8,14 @@ result. It does not need the first pass any more, and shares steps with other dr
 from collections.abc import Callable
 from dataclasses import replace
 
-from engine.contract.draw import Enlarging, ImageRequest, ImageTask
+from engine.contract.draw import Enlarging, ImageRequest
 from engine.contract.pixels import Pixels
 from engine.diffusion.denoising import Denoising
-from engine.diffusion.drawing_start import DrawingStart, start_of, starts_later
+from engine.diffusion.drawing_start import DrawingStart, start_of
 from engine.diffusion.families.family import Family
 from engine.diffusion.stage import Stage
 from engine.diffusion.tasks.enlarge import enlarge_latents, enlarge_picture
-from engine.diffusion.tasks.prepare import Preparation, prepare
+from engine.diffusion.tasks.prepare import Preparation, prepare, prepare_without_image
 from engine.errors import InvalidParameter
 
 Denoise = Callable[[Preparation, DrawingStart], Denoising]
@@ -47,7 +47,7 @@ class Redrawing:
         self._seed = seed
         self._denoise = denoise
         try:
-            self._without_image = self._prepare_without_image()
+            self._without_image = prepare_without_image(request.params, family.facts)
             self._num_steps = self._count_steps()
         except InvalidParameter as error:
             raise InvalidParameter(f"hires: {error}", param=f"hires.{error.param}") from None
@@ -77,15 +77,11 @@ class Redrawing:
         start = start_of(self._family, params, preparation, self._seed, clean=clean)
         return self._denoise(preparation, start)
 
-    def _prepare_without_image(self) -> Preparation:
-        params = replace(self._request.params, task=ImageTask.TEXT_TO_IMAGE)
-        return prepare(replace(self._request, params=params), self._family.facts)
-
     def _count_steps(self) -> int:
         params = self._request.params
         steps = params.num_inference_steps
         schedule = self._family.new_noise_schedule(
             params.scheduler, steps, params.width, params.height
         )
-        begin = schedule.start_of(params.strength, steps) if starts_later(params) else 0
+        begin = schedule.start_of(params.share, steps) if params.share < 1.0 else 0
         return schedule.num_timesteps - begin

@@ -2,11 +2,12 @@
 
 import time
 from dataclasses import asdict, replace
+from typing import Any
 
 import structlog
 import torch
 
-from engine.contract.draw import ImageModelInfo, ImageParams, ImageRequest, ImageTask
+from engine.contract.draw import PARAMS, ImageModelInfo, ImageRequest, ImageTask, RedrawParams
 from engine.contract.fingerprint import fingerprint
 from engine.contract.host import Host
 from engine.contract.image_settings import ImageSettings
@@ -20,7 +21,7 @@ from engine.diffusion.families.registry import load_family
 from engine.diffusion.families.row_layouts import is_exact
 from engine.errors import ModelLoadError
 from engine.lora.images.image_adapters import load_image_adapters
-from engine.lora.shelf import AdapterLimits
+from engine.lora.loaded_adapters import AdapterLimits
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.operations import build_operations
 from engine.runtime.threads import limit_threads
@@ -139,18 +140,18 @@ def trial_request(facts: FamilyFacts) -> ImageRequest:
     needs_image, needs_mask = task is not ImageTask.TEXT_TO_IMAGE, task is ImageTask.INPAINT
     grey = _flat(width // scale, height // scale, 3, 0x80)
     mask = _flat(width, height, 1, 0xFF)
+    whole: dict[str, Any] = {"strength": 1.0} if issubclass(PARAMS[task], RedrawParams) else {}
     return ImageRequest(
         request_id="warm-up",
         model="",
         prompt="a grey wall",
-        params=ImageParams(
-            task=task,
+        params=PARAMS[task](
             width=width,
             height=height,
             num_inference_steps=1,
             seed=0,
             guidance_scale=facts.denoising.default_guidance_scale,
-            strength=1.0,
+            **whole,
         ),
         images=[grey] if needs_image else [],
         mask=mask if needs_mask else None,

@@ -11,7 +11,7 @@ from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.loading import ACTIVATION_BYTES_PER_PIXEL, image_dtype
 from engine.files.checkpoint_files import read_optional_json
 from engine.lora.images.contents import find_file, read_contents
-from engine.lora.shelf import cause_of
+from engine.lora.loaded_adapters import cause_of
 from engine.planning.report import AdapterFacts, PlanReport, PlanRow, Target
 from engine.runtime.device import torch_dtype
 from engine.weights.source import Checkpoint

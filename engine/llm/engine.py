@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
 
-from engine.contract.adapter_orders import AdapterOrder, AdapterShelf, Answer, NoAdapters
+from engine.contract.adapter_orders import AdapterOrder, Answer, NoAdapters, ServedAdapters
 from engine.contract.generate import EngineStats, GenerateRequest, TokenEvent
 from engine.contract.rejection import rejection
 from engine.contract.resolved_config import ResolvedConfig
@@ -44,7 +44,7 @@ class LLMEngine:
         executor: Executor,
         config: ResolvedConfig,
         *,
-        adapters: AdapterShelf | None = None,
+        adapters: ServedAdapters | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._scheduler = scheduler

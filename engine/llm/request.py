@@ -15,6 +15,7 @@ counts as computed, and what it draws as known, though its id is pending:
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -54,28 +55,47 @@ class Group(ABC):
     One sequence computes the prompt; the others have no tokens until they continue a text.
     """
 
-    sequences: "list[Sequence]"
-    """The group's sequences, by rank. The first one reports the text, unless there are several."""
-    sampling: SamplingParams
-    """The sampling parameters that the executor gets for each sequence."""
+    def __init__(self, sequences: "list[Sequence]", sampling: SamplingParams) -> None:
+        self.sequences = sequences
+        """The group's sequences, by rank. The first one reports the text, unless there are
+        several."""
+        self.sampling = sampling
+        """The sampling parameters that the executor gets for each sequence."""
+        self._outcomes: dict[Sequence, SequenceOutput] = {}
+        """The outcome of each sequence whose row has been computed in this step."""
+
+    @staticmethod  # noqa: B027 - most groups share nothing that is limited
+    def check_beside(
+        request: GenerateRequest, others: Iterable[GenerateRequest], max_model_len: int
+    ) -> None:
+        """Refuse a request for which there is no room beside the other unfinished requests.
+
+        Raises:
+            InvalidParameter, QueueFull: the error names the limit.
+        """
 
     @property
     def keeps_outcome(self) -> bool:
         """Whether the last step's outcome survives `restart`."""
         return True
 
-    @abstractmethod
     def waits(self, sequence: "Sequence") -> bool:
         """Whether a sequence has nothing to run: it has no text yet, or an outcome that others
         still lack."""
+        return not sequence.token_ids or sequence in self._outcomes
 
-    @abstractmethod
     def note(self, sequence: "Sequence", result: SequenceOutput) -> bool:
         """Take in a sequence's outcome of a step.
 
         Returns:
-            Whether all sequences have an outcome now, so that `advance` must be called.
+            Whether all sequences that have a text have an outcome now, so that `advance` must be
+            called.
         """
+        sequence.note_scores(result)
+        if not result.token_ids:
+            return False
+        self._outcomes[sequence] = result
+        return len(self._outcomes) == sum(1 for one in self.sequences if one.token_ids)
 
     @abstractmethod
     def advance(self) -> list[TokenEvent]:
@@ -85,9 +105,9 @@ class Group(ABC):
             The news for clients: that the text has begun, or the completions, which end the group.
         """
 
-    @abstractmethod
     def restart(self) -> None:
         """Forget outcomes, because what was computed is computed again."""
+        self._outcomes.clear()
 
     def leave_out(self, index: int) -> bool:
         """Note that nobody waits for completion `index` any more. Returns whether the same is true

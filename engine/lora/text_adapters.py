@@ -19,11 +19,11 @@ from engine.errors import InsufficientMemory, UnknownAdapter
 from engine.lora.copies import Copies
 from engine.lora.dora import with_gates
 from engine.lora.file_parts import WEIGHTS
+from engine.lora.loaded_adapters import AdapterLimits, Kept, LoadedAdapters, ReadAdapter, finish
 from engine.lora.numbers import AdapterNumbers
 from engine.lora.own_modules import OwnModules
 from engine.lora.peft_config import CONFIG
 from engine.lora.peft_files import Adapter, AdapterSize, ModelShapes, plan_adapter
-from engine.lora.shelf import AdapterLimits, Kept, ReadAdapter, Shelf, finish
 from engine.lora.slots import CopiesOf, LoraRows, LoraSlots, Room
 from engine.lora.source import Source
 from engine.models.causal_lm import CausalLM
@@ -51,9 +51,9 @@ class _Ready(NamedTuple):
     """The grant of the modules' memory."""
 
 
-class TextAdapters(Shelf[AdapterSize, int]):
+class TextAdapters(LoadedAdapters[AdapterSize, int]):
     """An `engine.models.adapters.Adapters`, and the engine's
-    `engine.contract.adapter_orders.AdapterShelf`.
+    `engine.contract.adapter_orders.ServedAdapters`.
 
     Places are slots of the arrays. Where there may be more adapters than slots, or memory is
     limited, copies of adapters are kept in the host's memory while there is room; others are read

@@ -26,7 +26,7 @@ class Adapters(Protocol):
 
     def slot_of(self, key: str) -> int:
         """Return the slot of an adapter by its key, valid as long as some request has the adapter
-        (`engine.contract.adapter_orders.AdapterShelf`).
+        (`engine.contract.adapter_orders.ServedAdapters`).
 
         Raises:
             UnknownAdapter: there is no adapter of that key.

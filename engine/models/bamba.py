@@ -120,9 +120,9 @@ def mamba_fields(keys: MetadataKeys) -> dict[str, Any]:
     """Read the fields of `Mamba2Config` about layers with a state."""
     if keys.text("hidden_act", "silu") != "silu":
         raise keys.nonsense("hidden_act", "silu, the only activation of layers with a state")
-    num_heads, num_groups = keys.integer("mamba_n_heads", 128), keys.integer("mamba_n_groups", 1)
-    if num_heads % num_groups:
-        raise keys.nonsense("mamba_n_heads", f"a multiple of mamba_n_groups, {num_groups}")
+    num_heads, num_groups = json_keys.heads_and_groups(
+        keys, ("mamba_n_heads", 128), ("mamba_n_groups", 1)
+    )
     if keys.values.get("mamba_d_head", "auto") == "auto":
         inner = keys.integer("mamba_expand", 2) * keys.integer("hidden_size")
         head_dim = keys.integer("mamba_d_ssm", inner) // num_heads
@@ -135,7 +135,7 @@ def mamba_fields(keys: MetadataKeys) -> dict[str, Any]:
             head_dim=head_dim,
             state_size=keys.integer("mamba_d_state", 256),
             num_groups=num_groups,
-            width=keys.integer("mamba_d_conv", 4, low=2, high=8),
+            width=json_keys.conv_width(keys, "mamba_d_conv"),
         ),
         "mixer": {
             "bias": bias,

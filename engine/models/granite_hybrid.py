@@ -18,7 +18,7 @@ from engine.models import json_keys
 from engine.models.bamba import LINEAR, Mamba2Config, layer_kinds, mamba_fields
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
-from engine.models.decoder import Attention, Decoder
+from engine.models.decoder import Attention, Decoder, sparse_mlp
 from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
@@ -98,14 +98,7 @@ class GraniteLayer(nn.Module):
         self.shared_mlp = GatedMlp(*sizes, config.hidden_act, fused=True, names=SHARED)
         self.block_sparse_moe: SparseMlp | None = None
         if isinstance(config, GraniteExpertsConfig):
-            self.block_sparse_moe = SparseMlp(
-                config.hidden_size,
-                config.expert_size,
-                config.hidden_act,
-                num_experts=config.num_experts,
-                top_k=config.experts_per_token,
-                normalised=config.normalised,
-            )
+            self.block_sparse_moe = sparse_mlp(config)
 
     def forward(
         self, x: Tensor, residual: Tensor, rotation: Rotation, ctx: ForwardContext

@@ -10,12 +10,10 @@ from engine.models import json_keys
 from engine.models.bamba import HybridLayer
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
-from engine.models.decoder import Attention, Decoder, gated_mlp
+from engine.models.decoder import Attention, Decoder, mlp_of
 from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
 from engine.models.family import Family
-from engine.models.layers.experts import SparseMlp
 from engine.models.layers.mamba1 import Mamba1, shapes
-from engine.models.layers.mlp import GatedMlp
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.recurrent_config import RecurrentConfig
@@ -47,19 +45,7 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
             mamba = Mamba1(config, layer, **config.mixer)
         else:
             attention = Attention(config, options, layer)
-        mlp: GatedMlp | SparseMlp
-        if layer in config.plain_layers:
-            mlp = gated_mlp(config)
-        else:
-            mlp = SparseMlp(
-                config.hidden_size,
-                config.expert_size,
-                config.hidden_act,
-                num_experts=config.num_experts,
-                top_k=config.experts_per_token,
-                normalised=config.normalised,
-            )
-        return HybridLayer(config, mamba, attention, mlp)
+        return HybridLayer(config, mamba, attention, mlp_of(config, layer))
 
     return Decoder(config, options, create_layer)
 
@@ -83,7 +69,7 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
         shapes=shapes(
             num_channels=keys.integer("mamba_expand", 2) * sizes["hidden_size"],
             state_size=keys.integer("mamba_d_state", 16),
-            width=keys.integer("mamba_d_conv", 4, low=2, high=8),
+            width=json_keys.conv_width(keys, "mamba_d_conv"),
         ),
         mixer={
             "rank": (

@@ -102,6 +102,23 @@ def trained_length(keys: MetadataKeys) -> int:
     return length
 
 
+def heads_and_groups(
+    keys: MetadataKeys, heads: tuple[str, int] | tuple[str], groups: tuple[str, int] | tuple[str]
+) -> tuple[int, int]:
+    """Read the numbers of heads and of their groups. The arguments are the keys, with the values of
+    missing keys if these may be missing."""
+    num_heads, num_groups = keys.integer(*heads), keys.integer(*groups)
+    if num_heads % num_groups:
+        raise keys.nonsense(heads[0], f"a multiple of {groups[0]}, which is {num_groups}")
+    return num_heads, num_groups
+
+
+def conv_width(keys: MetadataKeys, name: str) -> int:
+    """Read how many positions a short convolution sees."""
+    width: int = keys.integer(name, 4, low=2, high=8)
+    return width
+
+
 def dt_limits(keys: MetadataKeys) -> tuple[float, float]:
     """Read the limits of the steps of Mamba 2. transformers 5 writes infinity as an object."""
     stated = keys.values.get("time_step_limit")

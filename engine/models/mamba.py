@@ -16,7 +16,7 @@ from engine.models.causal_lm import CausalLM
 from engine.models.config import MAX_LAYERS, ModelConfig
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
-from engine.models.json_keys import dt_limits
+from engine.models.json_keys import conv_width, dt_limits, heads_and_groups
 from engine.models.layers import mamba1, mamba2
 from engine.models.layers.embedding import LmHead, TokenEmbedding
 from engine.models.layers.mamba1 import Mamba1
@@ -118,14 +118,12 @@ def read_json(keys: MetadataKeys, *, architecture: str, tied: bool) -> ModelConf
         "bias": keys.flag("use_bias", False),
         "conv_bias": keys.flag("use_conv_bias", True),
     }
-    width = keys.integer("conv_kernel", 4, low=2, high=8)
+    width = conv_width(keys, "conv_kernel")
     if architecture == "Mamba2ForCausalLM":
         mixer |= {"out_bias": mixer["bias"], "dt_limits": dt_limits(keys)}
-        num_heads, head_dim = keys.integer("num_heads", 128), keys.integer("head_dim", 64)
-        num_groups = keys.integer("n_groups", 8)
+        num_heads, num_groups = heads_and_groups(keys, ("num_heads", 128), ("n_groups", 8))
+        head_dim = keys.integer("head_dim", 64)
         inner = num_heads * head_dim
-        if num_heads % num_groups:
-            raise keys.nonsense("num_heads", f"a multiple of n_groups, which is {num_groups}")
         shapes = mamba2.shapes(
             num_heads=num_heads,
             head_dim=head_dim,

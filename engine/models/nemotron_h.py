@@ -154,9 +154,9 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
         ),
         head_dim=keys.integer("attention_head_dim", HEAD_DIM),
     )
-    num_heads, num_groups = keys.integer("mamba_num_heads", 128), keys.integer("n_groups", 8)
-    if num_heads % num_groups:
-        raise keys.nonsense("mamba_num_heads", f"a multiple of n_groups, {num_groups}")
+    num_heads, num_groups = json_keys.heads_and_groups(
+        keys, ("mamba_num_heads", 128), ("n_groups", 8)
+    )
     bias = keys.flag("use_bias", False)
     fields: dict[str, Any] = dict(
         architecture=ARCHITECTURE,
@@ -172,7 +172,7 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
             head_dim=keys.integer("mamba_head_dim", 64),
             state_size=keys.integer("ssm_state_size", 128),
             num_groups=num_groups,
-            width=keys.integer("conv_kernel", 4, low=2, high=8),
+            width=json_keys.conv_width(keys, "conv_kernel"),
         ),
         mixer={
             "bias": bias,

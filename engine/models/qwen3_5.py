@@ -113,12 +113,9 @@ def fields(keys: MetadataKeys) -> dict[str, Any]:
             "layer_types",
             f"a list of {num_layers} entries, each {FULL} or {LINEAR}, and one at least {FULL}",
         )
-    num_k_heads = keys.integer("linear_num_key_heads")
-    num_v_heads = keys.integer("linear_num_value_heads")
-    if num_v_heads % num_k_heads:
-        raise keys.nonsense(
-            "linear_num_value_heads", f"a multiple of linear_num_key_heads, {num_k_heads}"
-        )
+    num_v_heads, num_k_heads = json_keys.heads_and_groups(
+        keys, ("linear_num_value_heads",), ("linear_num_key_heads",)
+    )
     sizes = json_keys.size_fields(keys, head_dim=256)
     return {
         **sizes,
@@ -131,7 +128,7 @@ def fields(keys: MetadataKeys) -> dict[str, Any]:
             num_v_heads=num_v_heads,
             k_dim=keys.integer("linear_key_head_dim"),
             v_dim=keys.integer("linear_value_head_dim"),
-            width=keys.integer("linear_conv_kernel_dim", 4, low=2, high=8),
+            width=json_keys.conv_width(keys, "linear_conv_kernel_dim"),
         ),
         "num_k_heads": num_k_heads,
     }

@@ -241,9 +241,9 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
     sizes = json_keys.size_fields(keys, tied=True)
     if len(kinds) != sizes["num_hidden_layers"]:
         raise keys.nonsense("layers_block_type", f"a list of {sizes['num_hidden_layers']} entries")
-    num_mamba_heads, num_groups = keys.integer("n_mamba_heads", 8), keys.integer("mamba_ngroups", 1)
-    if num_mamba_heads % num_groups:
-        raise keys.nonsense("n_mamba_heads", f"a multiple of mamba_ngroups, {num_groups}")
+    num_mamba_heads, num_groups = json_keys.heads_and_groups(
+        keys, ("n_mamba_heads", 8), ("mamba_ngroups", 1)
+    )
     bias = keys.flag("add_bias_linear", False)
     rope = json_keys.rope_fields(keys)
     if not keys.flag("use_mem_rope", False):
@@ -260,7 +260,7 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
             head_dim=keys.integer("mamba_expand", 2) * hidden // num_mamba_heads,
             state_size=keys.integer("mamba_d_state", 64),
             num_groups=num_groups,
-            width=keys.integer("mamba_d_conv", 4, low=2, high=8),
+            width=json_keys.conv_width(keys, "mamba_d_conv"),
         ),
         mixer={"bias": bias, "out_bias": bias, "dt_limits": json_keys.dt_limits(keys)},
         num_shared=keys.integer("num_mem_blocks", 1),

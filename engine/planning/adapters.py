@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.contract.text_settings import TextSettings
+from engine.lora.loaded_adapters import cause_of
 from engine.lora.numbers import AdapterNumbers
 from engine.lora.peft_files import AdapterSize, ModelShapes, plan_adapter
-from engine.lora.shelf import cause_of
 from engine.lora.slots import Room
 from engine.models.config import ModelConfig
 from engine.planning.report import AdapterFacts

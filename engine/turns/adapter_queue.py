@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from typing import Any, Generic, TypeVar
 
-from engine.contract.adapter_orders import AdapterShelf
+from engine.contract.adapter_orders import ServedAdapters
 from engine.contract.request import Request
 from engine.errors import EngineError
 from engine.runtime.fault import answer_for
@@ -16,11 +16,11 @@ class AdapterQueue(Generic[RequestT]):
 
     Adapters are loaded for the first request only. A later request goes ahead if its own adapters
     are already in place. So a request that waits for adapters to become free is not overtaken for
-    ever (`AdapterShelf.advance`). Requests name adapters by their keys here.
+    ever (`ServedAdapters.advance`). Requests name adapters by their keys here.
     """
 
-    def __init__(self, shelf: AdapterShelf) -> None:
-        self._shelf = shelf
+    def __init__(self, adapters: ServedAdapters) -> None:
+        self._adapters = adapters
         self._waiting: dict[str, RequestT] = {}
 
     def __len__(self) -> int:
@@ -43,7 +43,7 @@ class AdapterQueue(Generic[RequestT]):
 
     def has_work(self) -> bool:
         """Whether `advance` has work now or will have some."""
-        return bool(self._waiting) or self._shelf.has_work()
+        return bool(self._waiting) or self._adapters.has_work()
 
     def advance(
         self, in_use: Callable[[], Collection[str]], begin: Callable[[RequestT], None]
@@ -57,11 +57,11 @@ class AdapterQueue(Generic[RequestT]):
         """
         if not self.has_work():
             return []
-        self._shelf.advance(in_use, [request.adapter_names for request in self.requests()])
+        self._adapters.advance(in_use, [request.adapter_names for request in self.requests()])
         refused: list[tuple[RequestT, EngineError]] = []
         for request in self.requests():
-            reason = self._shelf.failure_of(request.adapter_names)
-            if reason is None and not self._shelf.take(request.adapter_names):
+            reason = self._adapters.failure_of(request.adapter_names)
+            if reason is None and not self._adapters.take(request.adapter_names):
                 continue
             del self._waiting[request.request_id]
             try:

@@ -83,21 +83,23 @@ class Submit(msgspec.Struct, tag="submit", frozen=True, omit_defaults=True):
 
     operation: str
     body: msgspec.Raw
+    variant: str = ""
     pixels: tuple[bytes, ...] = ()
     """The pixels of its pictures, after its arrival."""
 
     @classmethod
     def of(cls, request: Request[Any]) -> Self:
-        return cls(operation_of(request).name, _body(request))
+        return cls(operation_of(request).name, _body(request), request.variant)
 
     def read(self) -> Request[Any]:
         """The request.
 
         Raises:
             ValidationError, DecodeError: the body is not a request for that operation.
-            KeyError: there is no such operation.
+            KeyError: there is no such operation or variant.
         """
-        return _read(self.body, OPERATIONS[self.operation].request, self.pixels)
+        expected = OPERATIONS[self.operation].request_type(self.variant)
+        return _read(self.body, expected, self.pixels)
 
     def request_id(self) -> str | None:
         """The request's id, if it can be found in a body that cannot be read."""

@@ -210,8 +210,8 @@ class OperationMetrics:
         self._of(model).on_step(stats)
 
     def forget(self, model: str, adapter: str | None = None) -> None:
-        """Remove the numbers of a model that is gone, or only those of an adapter. Whoever still
-        counts for it counts for nobody."""
+        """Remove the numbers of a model that is gone, or only those of an adapter. A meter that is
+        still used for it has no effect then."""
         gone = [key for key in self._found if key[0] == model and adapter in (None, *key[1:])]
         for key in gone:
             del self._found[key]

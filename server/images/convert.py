@@ -12,12 +12,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.contract.draw import (
+    PARAMS,
     DenoisingFacts,
+    DrawParams,
     GuidanceKind,
     ImageModelInfo,
     ImageParams,
     ImageRequest,
     ImageTask,
+    InpaintParams,
     MaskContent,
     PromptSyntax,
 )
@@ -34,7 +37,6 @@ from server.images.limits import (
     offered_scheduler,
     painted_size,
     parse_size,
-    steps_to_run,
     worked_pixels,
 )
 from server.images.loras import lora_settings, take_tags
@@ -110,9 +112,11 @@ def image_order(
     if params.prompt_syntax is PromptSyntax.A1111:
         prompt, tags = take_tags(prompt)
     _check_prompt(prompt, params.task)
-    params = _with_second_pass(body, params, prompt, tags, info, denoising)
+    if isinstance(params, DrawParams) and isinstance(body, ImageGenerationRequest):
+        params = _with_second_pass(body, params, prompt, tags, info, denoising)
     check_sides(given_or(body.output_format, "png"), *params.result_size)
-    check_budget(_passes(params, info), params.n, settings.max_image_megapixel_steps)
+    passes = [(_worked_pixels(each, info), each.num_steps) for each in params.passes]
+    check_budget(passes, params.n, settings.max_image_megapixel_steps)
     guidance = acting_guidance(
         body.guidance_scale, params.guidance_scale, prompt, params.negative_prompt, denoising
     )
@@ -149,9 +153,7 @@ def _params(
     per_setting = given_or(body.n, 1) * max(1, len(inputs.images))
     n = per_setting * body.num_settings
     width, height = _size(body, task, inputs, info, settings)
-    edit = body if isinstance(body, ImageEditRequest) else None
-    params = ImageParams(
-        task=task,
+    params = PARAMS[task](
         width=width,
         height=height,
         num_inference_steps=_num_steps(body, denoising),
@@ -159,36 +161,47 @@ def _params(
         n=n,
         negative_prompt=given_or(body.negative_prompt, ""),
         guidance_scale=given_or(body.guidance_scale, _default_guidance(task, denoising)),
-        image_guidance_scale=_image_guidance(edit) if edit else DEFAULT_IMAGE_GUIDANCE,
         guidance_rescale=given_or(body.guidance_rescale, 0.0),
         guidance_start=given_or(body.guidance_start, 0.0),
         guidance_end=given_or(body.guidance_end, 1.0),
         scheduler=offered_scheduler(body.scheduler, info.model, denoising.schedulers),
-        strength=_strength(body, task),
         clip_skip=given_or(body.clip_skip, 0),
         prompt_syntax=PromptSyntax(given_or(body.prompt_syntax, "plain")),
-        feather=given_or(edit.feather, 4) if edit else 4,
-        soft_mask=bool(edit and edit.soft_mask),
-        mask_content=MaskContent(given_or(edit.mask_content, "original") if edit else "original"),
-        crop_to_mask=bool(edit and edit.crop_to_mask),
-        crop_padding=given_or(edit.crop_padding, 32) if edit else 32,
-        outpaint=outpaint_of(edit.outpaint) if edit else None,
         num_previews=given_or(body.partial_images, 0),
+        **_fields_of_task(body, task),
     )
-    if steps_to_run(params) == 0:
-        check_steps(params.num_inference_steps, params.strength)
+    check_steps(params.num_inference_steps, params.share)
     return params
 
 
+def _fields_of_task(body: ImageFields, task: ImageTask) -> dict[str, Any]:
+    """The fields that only the parameters of this task have."""
+    if task is ImageTask.IMAGE_TO_IMAGE:
+        return {"strength": _strength(body, task)}
+    if not isinstance(body, ImageEditRequest):
+        return {}
+    if task is ImageTask.EDIT:
+        return {"image_guidance_scale": _image_guidance(body)}
+    return {
+        "strength": _strength(body, task),
+        "feather": given_or(body.feather, 4),
+        "soft_mask": bool(body.soft_mask),
+        "mask_content": MaskContent(given_or(body.mask_content, "original")),
+        "crop_to_mask": bool(body.crop_to_mask),
+        "crop_padding": given_or(body.crop_padding, 32),
+        "outpaint": outpaint_of(body.outpaint),
+    }
+
+
 def _with_second_pass(
-    body: ImageFields,
-    params: ImageParams,
+    body: ImageGenerationRequest,
+    params: DrawParams,
     prompt: str,
     tags: Mapping[str, float],
     info: ImageModelInfo,
     denoising: DenoisingFacts,
-) -> ImageParams:
-    if not isinstance(body, ImageGenerationRequest) or body.hires is None:
+) -> DrawParams:
+    if body.hires is None:
         return params
     hires = hires_pass(body.hires, params, prompt, info, denoising)
     if params.prompt_syntax is PromptSyntax.A1111:
@@ -247,16 +260,8 @@ def _check_one_size(inputs: ImageInputs) -> None:
         )
 
 
-def _passes(params: ImageParams, info: ImageModelInfo) -> list[tuple[int, int]]:
-    """Pixels and steps of each pass."""
-    if params.second_pass is None:
-        return [(_worked_pixels(params, info), steps_to_run(params))]
-    first = replace(params, hires=None)
-    return [*_passes(first, info), *_passes(params.second_pass, info)]
-
-
 def _worked_pixels(params: ImageParams, info: ImageModelInfo) -> int:
-    if params.crop_to_mask:
+    if isinstance(params, InpaintParams) and params.crop_to_mask:
         return info.default_width * info.default_height
     return worked_pixels(params.width, params.height, info)
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from engine.contract.draw import (
     DenoisingFacts,
+    DrawParams,
     Enlarging,
     HiresPass,
     ImageModelInfo,
-    ImageParams,
     ImageTask,
 )
 from engine.errors import UnsupportedFeature
@@ -32,7 +32,7 @@ LABELS: Mapping[Enlarging, str] = {
 
 def hires_pass(
     fields: HiresFields,
-    first: ImageParams,
+    first: DrawParams,
     prompt: str,
     info: ImageModelInfo,
     denoising: DenoisingFacts,
@@ -74,7 +74,7 @@ def hires_pass(
     return found
 
 
-def hires_fields(hires: HiresPass, first: ImageParams, prompt: str) -> dict[str, Any]:
+def hires_fields(hires: HiresPass, first: DrawParams, prompt: str) -> dict[str, Any]:
     """The fields that request this pass again.
 
     Args:

@@ -15,7 +15,6 @@ from engine.errors import EngineError, RequestAborted
 from server.http.errors import status_row
 from server.http.expiring import ExpiringTable
 from server.http.live_requests import Progress
-from server.images.limits import steps_to_run
 from server.protocol.image_answers import ImageJobAnswer, JobStatus
 
 MAX_ENDED_JOBS = 1024
@@ -55,7 +54,7 @@ class ImageJob:
         self._created = int(time.time())
         self._seed = request.params.seed
         self._steps = [0] * request.params.n
-        self._steps_per_image = steps_to_run(request.params)
+        self._steps_per_image = sum(each.num_steps for each in request.params.passes)
         self._num_finished = 0
         self._num_stages = num_stages
         self._followed = [0.0] * request.params.n

@@ -7,12 +7,11 @@ import math
 import re
 from collections.abc import Sequence
 
-from engine.contract.draw import ImageModelInfo, ImageParams, ImageTask, Outpaint
+from engine.contract.draw import ImageModelInfo, Outpaint, num_steps_at
 from engine.contract.pixels import Pixels
 from engine.errors import InvalidParameter
 
 _SIZE = re.compile(r"([0-9]{1,6})[xX]([0-9]{1,6})")
-_PARTIAL_TASKS = (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT, ImageTask.RESTORE)
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -153,27 +152,13 @@ def check_budget(passes: Sequence[tuple[int, int]], n: int, max_megapixel_steps:
         )
 
 
-def steps_to_run(params: ImageParams) -> int:
-    """Denoising steps of one image in all passes, as diffusers counts them."""
-    if params.second_pass is not None:
-        return params.num_inference_steps + steps_to_run(params.second_pass)
-    if params.task not in _PARTIAL_TASKS:
-        return params.num_inference_steps
-    return partial_steps(params.num_inference_steps, params.strength)
-
-
-def partial_steps(num_steps: int, strength: float) -> int:
-    """Number of steps that run on an input image."""
-    return min(int(num_steps * strength), num_steps)
-
-
 def check_steps(num_steps: int, strength: float, *, param: str = "strength") -> None:
     """Check that the strength leaves a step to run.
 
     Raises:
         InvalidParameter: no step is left.
     """
-    if partial_steps(num_steps, strength) == 0:
+    if num_steps_at(num_steps, strength) == 0:
         raise InvalidParameter(
             f"strength {strength:g} with {num_steps} steps runs none of them; raise strength to "
             f"at least {_rounded_up(1 / num_steps)}",

@@ -12,10 +12,10 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from engine.contract.draw import Enlarging
+from engine.contract.draw import Enlarging, num_steps_at
 from server.images.exif import write_comment
 from server.images.hires import LABELS
-from server.images.limits import parse_size, partial_steps
+from server.images.limits import parse_size
 from server.images.sampler_names import names_of
 
 PARAMETERS_CHUNK = "parameters"
@@ -78,7 +78,7 @@ def hires_settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
     settings = {
         "Hires upscale": f"{scale:g}" if is_scaled else None,
         "Hires resize": None if is_scaled else hires["size"],
-        "Hires steps": partial_steps(hires["num_inference_steps"], hires["strength"]),
+        "Hires steps": num_steps_at(hires["num_inference_steps"], hires["strength"]),
         "Hires upscaler": LABELS[Enlarging(hires["upscaler"])],
         "Hires sampler": sampler.get("Sampler") if differs else None,
         "Hires schedule type": sampler.get("Schedule type") if differs else None,

@@ -5,17 +5,25 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from engine.contract.draw import ImageParams, ImageTask, MaskContent, PromptSyntax
+from engine.contract.draw import (
+    DrawParams,
+    ImageParams,
+    ImageTask,
+    InpaintParams,
+    MaskContent,
+    PromptSyntax,
+)
 from server.images.convert import ImageOrder
 from server.images.hires import hires_fields
 from server.images.made_with import of_adapters
 
-_ALWAYS = ("num_inference_steps", "guidance_scale")
-_WHERE_USED: Mapping[str, tuple[ImageTask, ...]] = {
-    "strength": (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT),
-    "image_guidance_scale": (ImageTask.EDIT,),
-    "feather": (ImageTask.INPAINT,),
-}
+_WHERE_USED = (
+    "num_inference_steps",
+    "guidance_scale",
+    "strength",
+    "image_guidance_scale",
+    "feather",
+)
 _UNLESS_DEFAULT: Mapping[str, Any] = {
     "negative_prompt": "",
     "guidance_rescale": 0.0,
@@ -47,21 +55,19 @@ def replay_fields(order: ImageOrder, seed: int, index: int = 0) -> dict[str, Any
         fields["loras"] = [{"name": use.name, "scale": use.scale} for use in setting]
     if files := of_adapters(order.made_with, [use.name for use in setting]):
         fields["made_with"] = files
-    if params.hires is not None:
+    if isinstance(params, DrawParams) and params.hires is not None:
         fields["hires"] = hires_fields(params.hires, params, request.prompt)
     return fields | _params(params)
 
 
 def _params(params: ImageParams) -> dict[str, Any]:
-    fields = {name: getattr(params, name) for name in _ALWAYS}
-    for name, tasks in _WHERE_USED.items():
-        if params.task in tasks:
-            fields[name] = getattr(params, name)
+    fields = {name: getattr(params, name) for name in _WHERE_USED if hasattr(params, name)}
     for name, default in _UNLESS_DEFAULT.items():
-        if getattr(params, name) != default:
+        if getattr(params, name, default) != default:
             fields[name] = getattr(params, name)
-    if params.crop_to_mask:
-        fields["crop_padding"] = params.crop_padding
-    if params.outpaint is not None:
-        fields["outpaint"] = asdict(params.outpaint)
+    if isinstance(params, InpaintParams):
+        if params.crop_to_mask:
+            fields["crop_padding"] = params.crop_padding
+        if params.outpaint is not None:
+            fields["outpaint"] = asdict(params.outpaint)
     return fields

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from engine.contract.draw import ImageEvent
+from engine.contract.draw import DrawParams, ImageEvent
 from engine.contract.operations import DRAW
 from engine.contract.pixels import Pixels
 from server.http.reply import Reply
@@ -217,7 +217,7 @@ def _stage_of(event: ImageEvent) -> tuple[str, int]:
 
 def _hires(order: ImageOrder) -> HiresAnswer | None:
     params = order.request.params
-    if params.hires is None:
+    if not isinstance(params, DrawParams) or params.hires is None:
         return None
     fields = {"first_size": f"{params.width}x{params.height}", "scheduler": order.scheduler}
     return HiresAnswer(**fields | hires_fields(params.hires, params, order.request.prompt))

@@ -17,7 +17,7 @@ from server.images.served import SERVED_IMAGES
 from server.images.task import choose_task
 from server.operations.chain import background_after, begin_chain
 from server.operations.exchange import Exchange
-from server.operations.keeping import keeper
+from server.operations.result_urls import url_keeper
 from server.protocol.images import ImageFields, ImageInputFields
 from server.state import ClientRequest
 
@@ -87,7 +87,7 @@ async def _draw(
     if chain is not None:
         width, height = chain.plan(width, height, params.n)
         check_sides(body.file_format, width, height)
-    keep = keeper(body, exchange, num_pixels=width * height, num_images=params.n)
+    keep = url_keeper(body, exchange, num_pixels=width * height, num_images=params.n)
     run.begin(order, chain)
     options = FileOptions(
         output_format=body.file_format,

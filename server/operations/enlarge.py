@@ -9,7 +9,7 @@ from server.images.files import check_sides
 from server.images.served import SERVED_IMAGES
 from server.operations.draw import image_run
 from server.operations.exchange import Exchange, item_run
-from server.operations.keeping import keeper
+from server.operations.result_urls import url_keeper
 from server.protocol.upscaling import UpscaleFacts, UpscaleImageRequest
 from server.state import ClientRequest
 from server.upscaling.convert import TiledEnlarging, fraction_of
@@ -63,6 +63,6 @@ async def _enlarge(
         **enlarging.facts(),
     )
     result = ResultFile.of(body, width, height, image.channels)
-    keep = keeper(body, exchange, num_pixels=width * height)
+    keep = url_keeper(body, exchange, num_pixels=width * height)
     enlarging.begin(run, image, priority)
     return UpscaleReply(run, partial(enlarging.events, run), facts, result, keep, exchange.shape)

@@ -15,7 +15,7 @@ from server.matting.convert import (
 )
 from server.matting.served import SERVED_MATTING
 from server.operations.exchange import Exchange, item_run
-from server.operations.keeping import keeper
+from server.operations.result_urls import url_keeper
 from server.protocol.matting import MatteRequest
 from server.state import ClientRequest
 
@@ -45,7 +45,7 @@ async def answer_matte(body: MatteRequest, client: ClientRequest) -> Response:
         order = matting_request(body, **files, request_id=run.id, model=model, priority=priority)
         del files
         num_pixels = order.image.width * order.image.height
-        keep = keeper(body, exchange, num_pixels=num_pixels)
+        keep = url_keeper(body, exchange, num_pixels=num_pixels)
         [event] = await run.answers(order)
         del order  # decoded pictures need not wait for the file
         image = event.image

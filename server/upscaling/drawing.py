@@ -16,6 +16,9 @@ from engine.contract.draw import (
     ImageParams,
     ImageRequest,
     ImageTask,
+    RestoreParams,
+    UpscaleParams,
+    UpscalingFacts,
 )
 from engine.contract.enlarge import UpscaleEvent
 from engine.contract.operations import DRAW
@@ -24,7 +27,7 @@ from engine.contract.request import FinishReason
 from engine.errors import InvalidParameter, UnsupportedFeature
 from engine.worker.client import EngineClient
 from server.images.convert import ImageOrder, acting_guidance, first_seed
-from server.images.limits import Size, check_budget, offered_scheduler, steps_to_run
+from server.images.limits import Size, check_budget, offered_scheduler
 from server.images.made_with import made_with
 from server.images.run import ImageRun
 from server.protocol.upscaling import EnlargeFields
@@ -69,10 +72,10 @@ class DrawnEnlarging:
         first_seed(self._seed, num_images)
         self._check_size(width, height)
         params = self._params(width, height)
-        steps = steps_to_run(params)
-        if steps == 0 and params.strength > 0:
+        steps = params.num_steps
+        if steps == 0 and params.share > 0:
             raise InvalidParameter(
-                f"denoise {params.strength:g} with {params.num_inference_steps} steps runs none of "
+                f"denoise {params.share:g} with {params.num_inference_steps} steps runs none of "
                 "them; raise denoise or num_inference_steps, or ask for denoise 0, which only "
                 "enlarges",
                 param="denoise",
@@ -92,7 +95,7 @@ class DrawnEnlarging:
             priority=priority,
             arrival_time_s=time.time(),
         )
-        warnings = _unused(self._fields) if steps_to_run(params) == 0 else ()
+        warnings = _unused(self._fields) if params.num_steps == 0 else ()
         run.begin(
             ImageOrder(
                 request=request,
@@ -141,26 +144,29 @@ class DrawnEnlarging:
     def _params(self, width: int, height: int, index: int = 0) -> ImageParams:
         fields, info = self._fields, self.info
         width, height = scaled(width, height, self.scale)
-        return ImageParams(
-            task=_tasks(info)[0],
-            width=width,
-            height=height,
-            num_inference_steps=fields.num_inference_steps or self._denoising.default_steps,
-            seed=self._seed + index,
-            negative_prompt=fields.negative_prompt or "",
-            guidance_scale=acting_guidance(
+        shared: dict[str, Any] = {
+            "width": width,
+            "height": height,
+            "num_inference_steps": fields.num_inference_steps or self._denoising.default_steps,
+            "seed": self._seed + index,
+            "negative_prompt": fields.negative_prompt or "",
+            "guidance_scale": acting_guidance(
                 fields.guidance_scale,
                 self._denoising.default_guidance_scale,
                 fields.prompt or "",
                 fields.negative_prompt or "",
                 self._denoising,
             ),
-            scheduler=offered_scheduler(fields.scheduler, info.model, self._denoising.schedulers),
-            strength=RESTORED_DENOISE if fields.denoise is None else fields.denoise,
-            noise_level=_noise_level(fields, info),
-            num_previews=fields.partial_images or 0,
-            faithfulness=faithfulness(fields),
-        )
+            "scheduler": offered_scheduler(
+                fields.scheduler, info.model, self._denoising.schedulers
+            ),
+            "num_previews": fields.partial_images or 0,
+            "faithfulness": faithfulness(fields),
+        }
+        if info.upscaling is not None and _upscales(info):
+            return UpscaleParams(noise_level=_noise_level(fields, info.upscaling), **shared)
+        strength = RESTORED_DENOISE if fields.denoise is None else fields.denoise
+        return RestoreParams(strength=strength, **shared)
 
     def _check_size(self, width: int, height: int) -> None:
         info, limit = self.info, self._settings.max_upscaled_pixels
@@ -201,9 +207,7 @@ def _unused(fields: EnlargeFields) -> tuple[str, ...]:
     return tuple(f"{name} has no effect: denoise 0 only enlarges" for name in given)
 
 
-def _noise_level(fields: EnlargeFields, info: ImageModelInfo) -> int:
-    if info.upscaling is None or not _upscales(info):
-        return 0
+def _noise_level(fields: EnlargeFields, facts: UpscalingFacts) -> int:
     if fields.denoise is None:
-        return info.upscaling.default_noise_level
-    return round(fields.denoise * info.upscaling.max_noise_level)
+        return facts.default_noise_level
+    return round(fields.denoise * facts.max_noise_level)

@@ -80,7 +80,7 @@ def image_options() -> Iterator[tuple[str, Check]]:
     grey = Pixels(width=64, height=64, channels=3, data=b"\x80" * (64 * 64 * 3))
 
     def draw(**changes: Any) -> None:
-        from engine.contract.draw import ImageParams, ImageRequest
+        from engine.contract.draw import PARAMS, ImageRequest
 
         task = changes.pop("task", ImageTask.TEXT_TO_IMAGE)
         pictures = [] if task is ImageTask.TEXT_TO_IMAGE else [grey]
@@ -91,7 +91,7 @@ def image_options() -> Iterator[tuple[str, Check]]:
                 request_id="r",
                 model="m",
                 prompt="a (red) circle",
-                params=ImageParams(task=task, **params),
+                params=PARAMS[task](**params),
                 images=pictures,
                 mask=mask if task is ImageTask.INPAINT else None,
             )

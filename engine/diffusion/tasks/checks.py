@@ -2,9 +2,8 @@
 
 import re
 
-from engine.contract.draw import ImageParams, ImageRequest, ImageTask, Outpaint
+from engine.contract.draw import ImageParams, ImageRequest, InpaintParams, Outpaint
 from engine.contract.pixels import Pixels
-from engine.diffusion.tasks.mask import MAX_FEATHER
 from engine.errors import InvalidParameter
 
 MAX_CANVAS_PIXELS = 1 << 26
@@ -28,37 +27,13 @@ def check_request(request: ImageRequest) -> None:
         raise InvalidParameter(
             f"image has {image.channels} channels; it must be RGB or RGBA", param="image"
         )
-    if not 0 <= params.feather <= MAX_FEATHER:
-        raise InvalidParameter(
-            f"feather is {params.feather} px; it must be 0 to {MAX_FEATHER}", param="feather"
-        )
-    if params.crop_padding < 0:
-        raise InvalidParameter("crop_padding must not be negative", param="crop_padding")
-    has_area = request.mask is not None or params.outpaint is not None
-    if params.task is ImageTask.INPAINT and not has_area:
-        raise InvalidParameter("inpainting needs a mask or outpaint", param="mask")
-    if params.crop_to_mask and not has_area:
-        raise InvalidParameter("crop_to_mask needs a mask or outpaint", param="crop_to_mask")
-    if params.outpaint is not None:
-        _check_outpaint(params.outpaint, params.task)
+    params.check(has_mask=request.mask is not None)
     _check_canvas(image, params)
-
-
-def _check_outpaint(outpaint: Outpaint, task: ImageTask) -> None:
-    sides = (outpaint.left, outpaint.right, outpaint.top, outpaint.bottom)
-    if task is not ImageTask.INPAINT:
-        raise InvalidParameter(f"outpaint cannot be combined with {task}", param="outpaint")
-    if min(sides) < 0 or max(sides) == 0:
-        raise InvalidParameter(
-            f"outpaint grows the image by {sides} px (left, right, top, bottom); "
-            "each must be 0 or more and at least one above 0",
-            param="outpaint",
-        )
 
 
 def _check_canvas(image: Pixels, params: ImageParams) -> None:
     """Check the size of the canvas before anything of that size is allocated."""
-    grow = params.outpaint or Outpaint()
+    grow = (isinstance(params, InpaintParams) and params.outpaint) or Outpaint()
     canvas_pixels = (image.width + grow.left + grow.right) * (image.height + grow.top + grow.bottom)
     if min(params.width, params.height) < 1:
         raise InvalidParameter(

@@ -9,7 +9,6 @@ from engine.contract.pixels import Pixels
 from engine.errors import InvalidParameter
 from engine.pictures.arrays import Bools, Bytes, Floats, array_of
 
-MAX_FEATHER = 256
 _HALF = 128
 
 

@@ -13,7 +13,17 @@ from functools import partial
 import numpy as np
 import torch
 
-from engine.contract.draw import ImageParams, ImageRequest, ImageTask, MaskContent, Outpaint
+from engine.contract.draw import (
+    DrawParams,
+    EditParams,
+    ImageParams,
+    ImageRequest,
+    InpaintParams,
+    MaskContent,
+    Outpaint,
+    RestoreParams,
+    UpscaleParams,
+)
 from engine.contract.examination import Examined, Faithfulness
 from engine.contract.pixels import Pixels
 from engine.diffusion.families.family import FamilyFacts
@@ -63,13 +73,13 @@ class _Picture:
     Attributes:
         base: `[H, W, C]`, of which the answer keeps what is outside the mask.
         seen: `[H, W, 3]`, the same over white; new parts repeat the edges.
-        levels: the mask's levels `[H, W]`; None without a mask.
+        levels: the levels `[H, W]` of the mask and the new area.
         new: the area that outpainting added.
     """
 
     base: Bytes
     seen: Bytes
-    levels: Bytes | None
+    levels: Bytes
     new: Bools | None
 
     @property
@@ -95,37 +105,24 @@ def prepare(request: ImageRequest, facts: FamilyFacts) -> Preparation:
         InvalidParameter: image, mask or sizes do not fit the task, the model or each other.
     """
     params = request.params
-    if params.task is ImageTask.TEXT_TO_IMAGE:
-        return _from_text(params, facts)
+    if isinstance(params, DrawParams):
+        return prepare_without_image(params, facts)
     check_request(request)
-    if params.task is ImageTask.EDIT and facts.does_one_edit:
+    if isinstance(params, EditParams) and facts.does_one_edit:
         check_one_edit(request.prompt)
-    if params.task is ImageTask.UPSCALE:
-        return _to_upscale(request, facts)
-    picture = _picture(request)
-    region, (width, height) = _working_area(picture, params, facts)
-    restores = params.task is ImageTask.RESTORE
-    _check_area(width, height, facts.max_restored_pixels if restores else facts.max_pixels)
-    filled = _filled(picture, params.mask_content)
-    seen = _seen(picture, filled, region, width, height, is_cropped=params.crop_to_mask)
-    image = to_signed(seen)
-    if restores:
-        original = array_of(request.images[0])
-        finish = _examined(_recoloured(original, picture), original, params.faithfulness)
-        return _preparation(image, None, facts, finish, _same)
-    if picture.levels is None:
-        cut = _cut(picture.width, picture.height)
-        return _preparation(image, None, facts, cut, _scaled(width, height, cut))
-    fit_mask = resize_mask if params.crop_to_mask else canvas.pad_to
-    mask = as_tensor(fit_mask(picture.levels[region.window], width, height))[None] / 255
-    trust = trust_levels(latent_mask(mask, facts.vae_factor), facts.vae_factor)
-    weights = paste_weights(picture.levels > 0, params.feather)
-    paste = partial(_paste, picture, weights, region, is_cropped=params.crop_to_mask)
-    show = _scaled(width, height, paste(None))
-    return _preparation(image, mask, facts, paste(trust), show)
+    if isinstance(params, UpscaleParams):
+        return _to_upscale(request, params, facts)
+    if isinstance(params, InpaintParams):
+        return _to_paint(request, params, facts)
+    return _to_redraw(request, params, facts)
 
 
-def _from_text(params: ImageParams, facts: FamilyFacts) -> Preparation:
+def prepare_without_image(params: ImageParams, facts: FamilyFacts) -> Preparation:
+    """Prepare an image that is drawn from a prompt alone.
+
+    Raises:
+        InvalidParameter: the size does not fit the model.
+    """
     multiple = facts.size_multiple
     if params.width % multiple or params.height % multiple or min(params.width, params.height) < 1:
         raise InvalidParameter(
@@ -144,10 +141,41 @@ def _from_text(params: ImageParams, facts: FamilyFacts) -> Preparation:
     )
 
 
-def _to_upscale(request: ImageRequest, facts: FamilyFacts) -> Preparation:
+def _to_redraw(request: ImageRequest, params: ImageParams, facts: FamilyFacts) -> Preparation:
+    """The whole image, at the size of the answer."""
+    original, restores = array_of(request.images[0]), isinstance(params, RestoreParams)
+    width, height = _grid_size(params.width, params.height, facts)
+    _check_area(width, height, facts.max_restored_pixels if restores else facts.max_pixels)
+    seen = resize_image(flatten(original), params.width, params.height)
+    image = to_signed(canvas.pad_to(seen, width, height))
+    if isinstance(params, RestoreParams):
+        recoloured = _recoloured(original, params.width, params.height)
+        finish = _examined(recoloured, original, params.faithfulness)
+        return _preparation(image, None, facts, finish, _same)
+    cut = _cut(params.width, params.height)
+    return _preparation(image, None, facts, cut, _scaled(width, height, cut))
+
+
+def _to_paint(request: ImageRequest, params: InpaintParams, facts: FamilyFacts) -> Preparation:
+    """The image or the mask's surroundings, with the area to redraw."""
+    picture = _picture(request, params)
+    region, (width, height) = _working_area(picture, params, facts)
+    _check_area(width, height, facts.max_pixels)
+    filled = _filled(picture, params.mask_content)
+    image = to_signed(_seen(picture, filled, region, width, height, is_cropped=params.crop_to_mask))
+    fit_mask = resize_mask if params.crop_to_mask else canvas.pad_to
+    mask = as_tensor(fit_mask(picture.levels[region.window], width, height))[None] / 255
+    trust = trust_levels(latent_mask(mask, facts.vae_factor), facts.vae_factor)
+    weights = paste_weights(picture.levels > 0, params.feather)
+    paste = partial(_paste, picture, weights, region, is_cropped=params.crop_to_mask)
+    show = _scaled(width, height, paste(None))
+    return _preparation(image, mask, facts, paste(trust), show)
+
+
+def _to_upscale(request: ImageRequest, params: UpscaleParams, facts: FamilyFacts) -> Preparation:
     """The image unchanged, except that its right and bottom edges repeat if the model needs
     more."""
-    params, upscaling = request.params, facts.upscaling
+    upscaling = facts.upscaling
     if upscaling is None or not 0 <= params.noise_level <= upscaling.max_noise_level:
         limit = 0 if upscaling is None else upscaling.max_noise_level
         raise InvalidParameter(
@@ -229,9 +257,9 @@ def _preparation(
     )
 
 
-def _picture(request: ImageRequest) -> _Picture:
+def _picture(request: ImageRequest, params: InpaintParams) -> _Picture:
     """The input on its canvas and at the size of the answer, in whose pixels the feather counts."""
-    params, image = request.params, request.images[0]
+    image = request.images[0]
     size = (params.width, params.height)
     grow = params.outpaint or Outpaint()
     array = array_of(image)
@@ -239,23 +267,20 @@ def _picture(request: ImageRequest) -> _Picture:
     seen = base
     if image.channels == 4:
         seen = resize_image(canvas.extend_image(flatten(array), grow), *size)
-    levels = _levels(request)
-    if levels is not None:
-        levels = resize_mask(canvas.extend_mask(levels, grow), *size)
+    levels = np.zeros((params.height, params.width), np.uint8)
+    if request.mask is not None:
+        marked = canvas.extend_mask(_levels(request.mask, image, params), grow)
+        levels = resize_mask(marked, *size)
     if params.outpaint is None:
         return _Picture(base=base, seen=seen, levels=levels, new=None)
     added = canvas.new_area(image.width, image.height, grow).astype(np.uint8)
     new = resize_mask(added, *size).astype(np.bool_)
     drawn = np.where(new, 255, 0).astype(np.uint8)
-    levels = drawn if levels is None else np.maximum(levels, drawn)
-    return _Picture(base=base, seen=seen, levels=levels, new=new)
+    return _Picture(base=base, seen=seen, levels=np.maximum(levels, drawn), new=new)
 
 
-def _levels(request: ImageRequest) -> Bytes | None:
-    if request.mask is None:
-        return None
-    params = request.params
-    levels = mask_levels(request.mask, request.images[0], soft=params.soft_mask)
+def _levels(mask: Pixels, image: Pixels, params: InpaintParams) -> Bytes:
+    levels = mask_levels(mask, image, soft=params.soft_mask)
     if levels.any() or params.outpaint is not None:
         return levels
     hint = "" if params.soft_mask else "; levels below half count only with soft_mask"
@@ -264,9 +289,7 @@ def _levels(request: ImageRequest) -> Bytes | None:
 
 def _filled(picture: _Picture, content: MaskContent) -> Bools | None:
     """The area in which the model sees the surrounding colours instead of the input."""
-    if content is MaskContent.ORIGINAL or picture.levels is None:
-        return picture.new
-    return picture.levels > 0
+    return picture.new if content is MaskContent.ORIGINAL else picture.levels > 0
 
 
 def _seen(
@@ -289,20 +312,23 @@ def _seen(
 
 
 def _working_area(
-    picture: _Picture, params: ImageParams, facts: FamilyFacts
+    picture: _Picture, params: InpaintParams, facts: FamilyFacts
 ) -> tuple[Region, tuple[int, int]]:
     """The part that is drawn, and the size at which it is drawn."""
     if params.crop_to_mask:
-        assert picture.levels is not None
         ratio = facts.default_width / facts.default_height
         region = region_of_mask(picture.levels > 0, params.crop_padding, ratio)
         return region, working_size(region, facts)
+    return picture.whole, _grid_size(picture.width, picture.height, facts)
+
+
+def _grid_size(width: int, height: int, facts: FamilyFacts) -> tuple[int, int]:
+    """The smallest size on the model's grid that holds this one."""
     multiple = facts.size_multiple
     width, height = (
-        math.ceil(max(side, facts.min_side) / multiple) * multiple
-        for side in (picture.width, picture.height)
+        math.ceil(max(side, facts.min_side) / multiple) * multiple for side in (width, height)
     )
-    return picture.whole, (width, height)
+    return width, height
 
 
 def _same(drawn: Pixels) -> Pixels:
@@ -320,14 +346,14 @@ def _cut(width: int, height: int) -> Callable[[Pixels], Pixels]:
     return lambda drawn: pixels_of(array_of(drawn)[:height, :width])
 
 
-def _recoloured(original: Bytes, picture: _Picture) -> Callable[[Pixels], Pixels]:
+def _recoloured(original: Bytes, width: int, height: int) -> Callable[[Pixels], Pixels]:
     """A function that cuts a drawn picture to the answer's size and applies the input's colours and
     alpha."""
 
     from engine.fidelity.wavelet_colour import wavelet_colour
 
     def finish(drawn: Pixels) -> Pixels:
-        cut = array_of(drawn)[: picture.height, : picture.width]
+        cut = array_of(drawn)[:height, :width]
         recoloured = wavelet_colour(cut, flatten(original))
         if original.shape[2] == 4:
             recoloured = lift_off_white(recoloured, original[..., 3:])

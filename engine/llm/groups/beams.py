@@ -14,7 +14,6 @@ from engine.contract.groups import BeamParams
 from engine.contract.request import FinishReason
 from engine.contract.sampling_params import SamplingParams
 from engine.errors import EngineError, InvariantViolation
-from engine.llm.decision import SequenceOutput
 from engine.llm.groups.beam_search import BeamSearch, Continuation
 from engine.llm.request import ActiveRequest, Group, Sequence
 
@@ -28,7 +27,6 @@ class Beams(Group):
 
     def __init__(self, owner: ActiveRequest, sequences: list[Sequence], params: BeamParams) -> None:
         self._owner = owner
-        self.sequences = sequences
         self._asked = asked = owner.request.sampling
         first = sequences[0]
         self._search = BeamSearch(
@@ -37,17 +35,16 @@ class Beams(Group):
             min_tokens=asked.min_tokens,
             ends=owner.ends,
         )
-        self.sampling = SamplingParams(
+        sampling = SamplingParams(
             max_tokens=asked.max_tokens,
             temperature=0.0,
             logprobs=max(self._search.num_candidates, asked.logprobs or 0),
             prompt_logprobs=asked.prompt_logprobs,
             beams=params,
         )
+        super().__init__(sequences, sampling)
         self._beams = [first]
         """The sequences that have a text, best first."""
-        self._rows: dict[Sequence, TokenLogprob] = {}
-        """What may follow each beam whose row has been computed in this step."""
         self._prompt_scores: list[TokenLogprob | None] | None = None
         self._wanted = set(range(asked.n))
         """Indexes of the completions that the client still waits for."""
@@ -56,35 +53,22 @@ class Beams(Group):
         for sequence in sequences[1:]:
             sequence.token_ids = []
 
-    def waits(self, sequence: Sequence) -> bool:
-        """See `Group`."""
-        return not sequence.token_ids or sequence in self._rows
-
-    def note(self, sequence: Sequence, result: SequenceOutput) -> bool:
-        """See `Group`."""
-        sequence.note_scores(result)
-        if not result.token_ids:
-            return False
-        if not result.logprobs:
-            raise InvariantViolation("a beam's row has no list of likeliest tokens")
-        self._rows[sequence] = result.logprobs[0]
-        self._prompt_scores = self._prompt_scores or sequence.take_scores()
-        return len(self._rows) == len(self._beams)
-
     def advance(self) -> list[TokenEvent]:
         """See `Group`."""
-        continuations = self._search.advance([self._rows[beam] for beam in self._beams])
-        self._rows.clear()
+        rows = []
+        for beam in self._beams:
+            self._prompt_scores = self._prompt_scores or beam.take_scores()
+            rows += self._outcomes[beam].logprobs or ()
+        if len(rows) != len(self._beams):
+            raise InvariantViolation("a beam's row has no list of likeliest tokens")
+        continuations = self._search.advance(rows)
+        self._outcomes.clear()
         if not continuations:
             return self._completions()
         self._beams = self._assign(continuations)
         for sequence, continuation in zip(self._beams, continuations, strict=True):
             sequence.token_ids.append(continuation.token_id)
         return self._beginning()
-
-    def restart(self) -> None:
-        """See `Group`."""
-        self._rows.clear()
 
     def leave_out(self, index: int) -> bool:
         """See `Group`."""

@@ -17,7 +17,6 @@ Paper: Su et al. 2022, arXiv:2202.06417, equation 5, as transformers' contrastiv
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import NamedTuple
 
 from engine.contract.generate import GenerateRequest, TokenEvent, TokenLogprob
 from engine.contract.groups import ContrastParams
@@ -29,14 +28,6 @@ from engine.llm.request import ActiveRequest, Group, Sequence
 MAX_COMPARED_TOKENS = 65_536
 """The most tokens that all texts of an engine with contrastive search have together. Their hidden
 states are kept beside the KV pool with 4 bytes a number: a gibibyte at a hidden size of 4096."""
-
-
-class _Row(NamedTuple):
-    """The outcome of a step for one sequence."""
-
-    offer: TokenLogprob
-    """What may follow the sequence's text."""
-    similarity: float
 
 
 class Candidates(Group):
@@ -51,24 +42,46 @@ class Candidates(Group):
     ) -> None:
         self._params = params
         self._asked = asked = owner.request.sampling
-        self.sequences = sequences
-        self._first = self.sequences[0]
-        self.sampling = SamplingParams(
+        sampling = SamplingParams(
             max_tokens=asked.max_tokens,
             temperature=0.0,
             logprobs=max(params.width, asked.logprobs or 0),
             prompt_logprobs=asked.prompt_logprobs,
             contrast=params,
         )
+        super().__init__(sequences, sampling)
+        self._first = sequences[0]
         self._offer: TokenLogprob | None = None
         """What may follow the text; None while the first sequence is still computing the text
         itself."""
         self._has_accepted = False
         """Whether the last step brought a token."""
-        self._rows: dict[Sequence, _Row] = {}
-        """The outcome of each sequence whose row has been computed in this step."""
         for sequence in self.sequences[1:]:
             sequence.token_ids = []
+
+    @staticmethod
+    def check_beside(
+        request: GenerateRequest, others: Iterable[GenerateRequest], max_model_len: int
+    ) -> None:
+        """See `Group`. A search needs memory for its hidden states."""
+        asked = _num_compared(request, max_model_len)
+        if asked > MAX_COMPARED_TOKENS:
+            raise InvalidParameter(
+                f"prompt and max_tokens are {asked} tokens together; with penalty_alpha the limit "
+                f"is {MAX_COMPARED_TOKENS}: lower max_tokens, or shorten the prompt",
+                param="max_tokens",
+            )
+        taken = sum(
+            _num_compared(other, max_model_len)
+            for other in others
+            if other.sampling.contrast is not None
+        )
+        if taken + asked > MAX_COMPARED_TOKENS:
+            raise QueueFull(
+                f"other requests with penalty_alpha hold {taken} tokens and this one needs "
+                f"{asked}; together they can have {MAX_COMPARED_TOKENS}: retry later, or lower "
+                "max_tokens"
+            )
 
     @property
     def keeps_outcome(self) -> bool:
@@ -76,39 +89,25 @@ class Candidates(Group):
         fail may only come back with them."""
         return self._has_accepted
 
-    def waits(self, sequence: Sequence) -> bool:
-        """See `Group`."""
-        return not sequence.token_ids or sequence in self._rows
-
-    def note(self, sequence: Sequence, result: SequenceOutput) -> bool:
-        """See `Group`."""
-        sequence.note_scores(result)
-        if not result.token_ids:
-            return False
-        if not result.logprobs or (self._offer is not None and result.similarity is None):
-            raise InvariantViolation("a candidate's row has no scores")
-        self._rows[sequence] = _Row(result.logprobs[0], result.similarity or 0.0)
-        return len(self._rows) == (1 if self._offer is None else len(self.sequences))
-
     def advance(self) -> list[TokenEvent]:
         """See `Group`."""
-        rows, self._rows = self._rows, {}
+        outcomes, self._outcomes = self._outcomes, {}
         self._has_accepted = self._offer is not None
         if self._offer is None:
-            self._try(self._first, rows[self._first].offer)
+            self._try(self._first, outcomes[self._first])
             return []
-        similarities = [rows[sequence].similarity for sequence in self.sequences]
+        similarities = [outcomes[sequence].similarity for sequence in self.sequences]
         place = self._best(self._offer, similarities)
         best = self.sequences[place]
         news = self._accept(best, _token(self._offer, place, self._asked.logprobs))
         if news.finish_reason is None:
-            self._try(best, rows[best].offer)
+            self._try(best, outcomes[best])
         return [news]
 
     def restart(self) -> None:
         """See `Group`. The text is computed again from its beginning, without candidates. The
         caller has already freed the blocks."""
-        self._rows.clear()
+        super().restart()
         if self._offer is None:
             return
         self._offer = None
@@ -119,13 +118,13 @@ class Candidates(Group):
             sequence.token_ids = []
             sequence.chain = []
 
-    def _best(self, offer: TokenLogprob, similarities: list[float]) -> int:
+    def _best(self, offer: TokenLogprob, similarities: Iterable[float | None]) -> int:
         """The place of the best candidate; among equals, of the likeliest."""
-        alpha = self._params.alpha
-        scores = [
-            (1.0 - alpha) * math.exp(logprob) - alpha * similarity
-            for logprob, similarity in zip(offer.top_logprobs, similarities, strict=False)
-        ]
+        alpha, scores = self._params.alpha, []
+        for logprob, similarity in zip(offer.top_logprobs, similarities, strict=False):
+            if similarity is None:
+                raise InvariantViolation("a candidate's row was not compared")
+            scores.append((1.0 - alpha) * math.exp(logprob) - alpha * similarity)
         return scores.index(max(scores))
 
     def _accept(self, best: Sequence, token: TokenLogprob) -> TokenEvent:
@@ -143,13 +142,16 @@ class Candidates(Group):
             stop_token_id=first.stop_token_id,
         )
 
-    def _try(self, best: Sequence, offer: TokenLogprob) -> None:
+    def _try(self, best: Sequence, outcome: SequenceOutput) -> None:
         """Give each sequence the first one's text and one token that may follow.
 
         Args:
             best: the sequence whose row computed the text's last token.
+            outcome: the outcome of that row.
         """
-        self._offer = offer
+        if not outcome.logprobs:
+            raise InvariantViolation("a candidate's row has no list of likeliest tokens")
+        self._offer = offer = outcome.logprobs[0]
         for sequence in self.sequences[1:]:
             sequence.go_on_from(self._first)
         for sequence, token_id in zip(self.sequences, offer.top_ids, strict=False):
@@ -167,37 +169,6 @@ def _token(offer: TokenLogprob, place: int, num_top: int | None) -> TokenLogprob
         top_ids=offer.top_ids[: num_top or 0],
         top_logprobs=offer.top_logprobs[: num_top or 0],
     )
-
-
-def check_compared(
-    request: GenerateRequest, others: Iterable[GenerateRequest], max_model_len: int
-) -> None:
-    """Refuse a search for whose hidden states there is no memory.
-
-    Args:
-        others: the other unfinished requests.
-
-    Raises:
-        InvalidParameter: the text is too long even alone.
-        QueueFull: the hidden states of one more text do not fit.
-    """
-    asked = _num_compared(request, max_model_len)
-    if asked > MAX_COMPARED_TOKENS:
-        raise InvalidParameter(
-            f"prompt and max_tokens are {asked} tokens together; with penalty_alpha the limit is "
-            f"{MAX_COMPARED_TOKENS}: lower max_tokens, or shorten the prompt",
-            param="max_tokens",
-        )
-    taken = sum(
-        _num_compared(other, max_model_len)
-        for other in others
-        if other.sampling.contrast is not None
-    )
-    if taken + asked > MAX_COMPARED_TOKENS:
-        raise QueueFull(
-            f"other requests with penalty_alpha hold {taken} tokens and this one needs {asked}; "
-            f"together they can have {MAX_COMPARED_TOKENS}: retry later, or lower max_tokens"
-        )
 
 
 def _num_compared(request: GenerateRequest, max_model_len: int) -> int:

@@ -1,23 +1,14 @@
-"""The class that runs each way of `engine.contract.groups`."""
+"""Creates the groups of a request, each by the class that its way names."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args
 
 from engine.contract.generate import GenerateRequest
-from engine.contract.groups import BeamParams, ContrastParams, GuidanceParams
-from engine.llm.groups.beams import Beams
-from engine.llm.groups.contrastive_search import Candidates, check_compared
-from engine.llm.groups.guided_pair import GuidedPair
-from engine.llm.request import ActiveRequest, Group, Sequence
+from engine.contract.groups import GroupParams
+from engine.contract.kinds import imported
+from engine.llm.request import ActiveRequest, Group
 
-_CLASSES: Mapping[type, Callable[[ActiveRequest, list[Sequence], Any], Group]] = {
-    BeamParams: Beams,
-    ContrastParams: Candidates,
-    GuidanceParams: GuidedPair,
-}
-_CHECKS: Mapping[type, Callable[[GenerateRequest, Iterable[GenerateRequest], int], None]] = {
-    ContrastParams: check_compared,
-}
+_CLASSES: Mapping[type, Any] = {way: imported(way.runs) for way in get_args(GroupParams)}
 
 
 def create_groups(owner: ActiveRequest) -> list[Group]:
@@ -38,5 +29,5 @@ def check_beside(
     Raises:
         InvalidParameter, QueueFull: the error names the limit.
     """
-    if check := _CHECKS.get(type(request.sampling.group)):
-        check(request, others, max_model_len)
+    if (params := request.sampling.group) is not None:
+        _CLASSES[type(params)].check_beside(request, others, max_model_len)

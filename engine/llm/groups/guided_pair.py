@@ -8,7 +8,7 @@ of the two outcomes then is that token, and the other says that it was not known
 from engine.contract.generate import TokenEvent
 from engine.contract.groups import GuidanceParams
 from engine.errors import InvariantViolation
-from engine.llm.decision import PENDING_TOKEN_ID, SequenceOutput
+from engine.llm.decision import PENDING_TOKEN_ID
 from engine.llm.request import ActiveRequest, Group, Sequence
 
 
@@ -22,10 +22,8 @@ class GuidedPair(Group):
     def __init__(
         self, owner: ActiveRequest, sequences: list[Sequence], params: GuidanceParams
     ) -> None:
-        self.sampling = owner.request.sampling
-        self.sequences = sequences
+        super().__init__(sequences, owner.request.sampling)
         self._main, self._guide = sequences
-        self._outcomes: dict[Sequence, SequenceOutput] = {}
         num_negative = len(params.negative_token_ids)
         room = min(self.sampling.max_tokens, owner.max_model_len - num_negative)
         most = min(self._main.max_num_tokens, owner.prompt_len + room)
@@ -36,18 +34,6 @@ class GuidedPair(Group):
         self._guide.num_prompt_tokens = num_negative
         self._guide.states = ()
         self._guide.guides = self._main.seq_id
-
-    def waits(self, sequence: Sequence) -> bool:
-        """See `Group`."""
-        return sequence in self._outcomes
-
-    def note(self, sequence: Sequence, result: SequenceOutput) -> bool:
-        """See `Group`."""
-        sequence.note_scores(result)
-        if not result.token_ids:
-            return False
-        self._outcomes[sequence] = result
-        return len(self._outcomes) == 2
 
     def advance(self) -> list[TokenEvent]:
         """See `Group`."""
@@ -67,7 +53,3 @@ class GuidedPair(Group):
                 stop_token_id=main.stop_token_id,
             )
         ]
-
-    def restart(self) -> None:
-        """See `Group`."""
-        self._outcomes.clear()

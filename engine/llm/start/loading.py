@@ -27,7 +27,7 @@ from engine.llm.start.sizing import Sizing, explained_shortage, measured, sized
 from engine.llm.structure.grammars import Grammars
 from engine.llm.structure.reader_process import ReaderProcess
 from engine.llm.structure.token_table import load_token_table
-from engine.lora.shelf import AdapterLimits
+from engine.lora.loaded_adapters import AdapterLimits
 from engine.lora.text_adapters import TextAdapters, load_adapters
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig

@@ -18,12 +18,12 @@ from engine.lora.images.files import Plan, plan_adapter, read_changes
 from engine.lora.images.gated_change import Gated, Lengths, is_plain
 from engine.lora.images.layers import AdaptedLayers, Place
 from engine.lora.images.names import layer_names
+from engine.lora.loaded_adapters import AdapterLimits, LoadedAdapters, ReadAdapter, finish
 from engine.lora.peft_config import CONFIG
-from engine.lora.shelf import AdapterLimits, ReadAdapter, Shelf, finish
 from engine.lora.source import Source
 
 
-class ImageAdapters(Shelf[int, Grant]):
+class ImageAdapters(LoadedAdapters[int, Grant]):
     """The adapters of an image model, each with weights in memory that is borrowed while it is in
     place. An adapter that comes back is read from its files again.
 

@@ -62,8 +62,8 @@ class PreciseLinear(Linear):
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
         """Name the layer's tensors."""
-        neighbours, [shard] = path.rpartition(".")[0], self.shards
-        if options.method_for(f"{neighbours}.{shard.name}").takes_plain_weights:
+        self.path = path
+        if options.method_for(self.shard_paths[0]).takes_plain_weights:
             options = replace(options, linear_method=None)
         return super().create_weights(path, options)
 

@@ -27,8 +27,8 @@ class _Blob:
 
     Attributes:
         scale: its pixels per pixel of the input, along a side.
-        left, right: how far it depends on the input beyond both ends of a stretch of its own
-            pixels, in pixels of the input.
+        radius: how far one of its pixels depends on the input to each side, in pixels of the
+            input.
     """
 
     channels: int

@@ -3,12 +3,11 @@
 import math
 from typing import Any
 
-from engine.contract.draw import Enlarging, ImageModelInfo
+from engine.contract.draw import Enlarging, ImageModelInfo, num_steps_at
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.dialects.a1111.protocol import Txt2ImgRequest
 from server.dialects.a1111.samplers import find_scheduler
 from server.images.hires import LABELS, enlarging_of
-from server.images.limits import partial_steps
 from server.protocol.file_fields import MAX_STEPS
 
 _SAME_SAMPLER = ("", "Use same sampler")
@@ -82,7 +81,7 @@ def _num_steps(body: Txt2ImgRequest, info: ImageModelInfo) -> int | None:
     if not 0 < strength <= 1 or wanted < 1:
         return None  # refused by name, whatever the number
     num_steps = math.ceil(wanted / strength)
-    num_steps += partial_steps(num_steps, strength) < wanted  # the product is just below an integer
+    num_steps += num_steps_at(num_steps, strength) < wanted  # the product is just below an integer
     if num_steps > MAX_STEPS:
         raise InvalidParameter(
             f"{wanted} steps with denoising_strength {strength:g} need a schedule of {num_steps} "

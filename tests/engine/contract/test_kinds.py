@@ -164,9 +164,12 @@ def test_failures_survive_the_border():
     assert sent.read() == ([event], GENERATE.stats())
 
 
-@pytest.mark.parametrize("operation", ["draw", "of another version"])
-def test_a_body_for_another_operation_cannot_be_read(operation):
-    sent = messages.Submit(operation, messages.Submit.of(TEXT_REQUEST).body)
+@pytest.mark.parametrize(
+    ("operation", "variant"),
+    [("embed", ""), ("draw", "edit"), ("draw", "of another version"), ("of another version", "")],
+)
+def test_a_body_for_another_operation_cannot_be_read(operation, variant):
+    sent = messages.Submit(operation, messages.Submit.of(TEXT_REQUEST).body, variant)
     arrived = messages.decode_to_worker(messages.encode(sent))
     with pytest.raises((msgspec.ValidationError, KeyError)):
         arrived.read()

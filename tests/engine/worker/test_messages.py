@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import zmq
 
-from engine.contract.draw import ImageEvent, ImageParams, ImageRequest, ImageStats, ImageTask
+from engine.contract.draw import ImageEvent, ImageRequest, ImageStats, InpaintParams
 from engine.contract.enlarge import UpscaleRequest
 from engine.contract.matte import MattingRequest
 from engine.contract.pixels import Pixels
@@ -25,9 +25,7 @@ def image_request() -> ImageRequest:
         request_id="r",
         model="m",
         prompt="a wolf",
-        params=ImageParams(
-            task=ImageTask.INPAINT, width=8, height=8, num_inference_steps=1, seed=1, n=1
-        ),
+        params=InpaintParams(width=8, height=8, seed=1, feather=random.randint(0, 9)),
         images=[picture() for _ in range(random.randint(1, 3))],
         mask=picture(),
     )

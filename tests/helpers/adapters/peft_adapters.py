@@ -11,7 +11,7 @@ import transformers
 
 from engine.contract.host import Grant
 from engine.errors import InsufficientMemory
-from engine.lora.shelf import AdapterLimits
+from engine.lora.loaded_adapters import AdapterLimits
 from engine.lora.text_adapters import TextAdapters
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -5,13 +5,14 @@ that rows mixed up show at once.
 """
 
 import zlib
+from dataclasses import fields
 
 import torch
 
 from engine.contract.draw import (
+    PARAMS,
     DenoisingFacts,
     GuidanceKind,
-    ImageParams,
     ImageRequest,
     ImageTask,
     UpscalingFacts,
@@ -111,8 +112,11 @@ class ToyFamily:
 
 
 def params(task=ImageTask.TEXT_TO_IMAGE, **changes):
+    """Return a task's parameters; changes of fields that the task does not have are left out."""
     defaults = {"width": 32, "height": 32, "num_inference_steps": 4, "seed": 0}
-    return ImageParams(task=task, **{**defaults, "guidance_scale": 3.0, **changes})
+    given = {**defaults, "guidance_scale": 3.0, **changes}
+    own = {each.name for each in fields(PARAMS[task])}
+    return PARAMS[task](**{name: value for name, value in given.items() if name in own})
 
 
 def picture(width=32, height=32, seed=0):

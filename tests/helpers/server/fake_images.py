@@ -32,7 +32,6 @@ from engine.contract.matte import (
 from engine.contract.pixels import Pixels
 from engine.contract.rejection import rejection
 from engine.contract.request import FinishReason
-from server.images.limits import steps_to_run
 from tests.helpers.server.fake_failure import Failure
 
 SCALE = 2
@@ -121,7 +120,7 @@ def setting_of(request: ImageRequest, index: int) -> list[tuple[str, float]]:
 async def draw(
     engine: Any, request: ImageRequest, failure: Failure | None
 ) -> AsyncIterator[ImageEvent]:
-    num_steps = steps_to_run(request.params)
+    num_steps = sum(each.num_steps for each in request.params.passes)
     preview_steps = _preview_steps(num_steps, request.params.num_previews)
     images = range(request.params.n)
     for step in range(num_steps + 1):

@@ -13,10 +13,16 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from engine.contract.draw import Enlarging, HiresPass, ImageTask, MaskContent, PromptSyntax
+from engine.contract.draw import (
+    Enlarging,
+    HiresPass,
+    ImageTask,
+    MaskContent,
+    PromptSyntax,
+    num_steps_at,
+)
 from server.dialects.a1111.hires import hires_body
 from server.dialects.a1111.protocol import Txt2ImgRequest
-from server.images.limits import partial_steps
 from tests.helpers.server.fake_engine import Failure
 from tests.helpers.server.fake_images import DENOISING, image_info
 from tests.helpers.server.fake_server import answer_of, until
@@ -531,7 +537,7 @@ async def test_a_second_pass(server: ImageServer) -> None:
     assert (params.task, params.width, params.height) == (ImageTask.TEXT_TO_IMAGE, 48, 32)
     assert (hires.width, hires.height, hires.enlarging) == (96, 64, Enlarging.LATENT)
     assert (hires.strength, hires.prompt, hires.guidance_scale) == (0.75, "a", 4.0)
-    assert partial_steps(hires.num_inference_steps, hires.strength) == 8, "steps are those run"
+    assert num_steps_at(hires.num_inference_steps, hires.strength) == 8, "steps are those run"
     assert opened(answer["images"][0]).size == (96, 64)
     info = answer["info"]
     assert (info["width"], info["height"], info["denoising_strength"]) == (48, 32, 0.75)
@@ -570,7 +576,7 @@ async def test_every_field_of_a_second_pass() -> None:
     assert (hires.width, hires.height, hires.enlarging) == (96, 72, Enlarging.LANCZOS)
     assert (hires.strength, hires.guidance_scale, hires.scheduler) == (0.3, 2, "dpmpp_2m_karras")
     assert (hires.prompt, hires.negative_prompt) == ("b, c", "d")
-    assert partial_steps(hires.num_inference_steps, 0.3) == 3
+    assert num_steps_at(hires.num_inference_steps, 0.3) == 3
     read = (await server.post(PNG_INFO, image=answer["images"][0])).json()
     expected = {
         "Hires upscale": "1.5",
@@ -603,7 +609,7 @@ async def test_steps_of_a_second_pass_are_those_that_run() -> None:
             prompt="a", enable_hr=True, hr_second_pass_steps=wanted, denoising_strength=strength
         )
         found = hires_body(body, info)["num_inference_steps"]
-        assert partial_steps(found, strength) == wanted, (wanted, strength)
+        assert num_steps_at(found, strength) == wanted, (wanted, strength)
 
 
 @pytest.mark.parametrize(

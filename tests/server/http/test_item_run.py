@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from engine.contract.draw import ImageEvent, ImageParams, ImageRequest, ImageStats, ImageTask
+from engine.contract.draw import DrawParams, ImageEvent, ImageRequest, ImageStats
 from engine.contract.operations import DRAW
 from engine.contract.rejection import rejection
 from engine.contract.request import FinishReason
@@ -77,14 +77,7 @@ class Setting:
 
 
 def ask(num_items: int = 3) -> ImageRequest:
-    params = ImageParams(
-        task=ImageTask.TEXT_TO_IMAGE,
-        width=8,
-        height=8,
-        num_inference_steps=1,
-        seed=0,
-        n=num_items,
-    )
+    params = DrawParams(width=8, height=8, seed=0, n=num_items)
     return ImageRequest(request_id="r", model="m", prompt="p", params=params)
 
 

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.contract.draw import ImageTask, MaskContent, Outpaint
+from engine.contract.draw import (
+    EditParams,
+    ImageTask,
+    InpaintParams,
+    MaskContent,
+    Outpaint,
+    RedrawParams,
+)
 from tests.helpers.server.fake_images import DENOISING, image_info
 from tests.helpers.server.fake_server import answer_of, assert_refused, error_of
 from tests.helpers.server.image_server import (
@@ -365,9 +372,10 @@ async def test_fidelity_beside_what_says_more_is_warned_about(
     response = await server.edit(input_fidelity="high", **fields)
     assert [line.split()[0] for line in response.json()["warnings"]] == ["input_fidelity"]
     params = server.last.params
-    expected = {"image_guidance_scale": (1.2, 0.5), "strength": (2.0, 0.9)}
-    given = expected.get(next(iter(fields)), (2.0, 1.0))
-    assert (params.image_guidance_scale, params.strength) == given
+    expected = {"image_guidance_scale": EditParams, "strength": RedrawParams}
+    assert type(params) is expected.get(next(iter(fields)), InpaintParams)
+    given = {"image_guidance_scale": 1.2, "strength": 0.9}.get(next(iter(fields)), 1.0)
+    assert given == (params.image_guidance_scale if type(params) is EditParams else params.strength)
 
 
 async def test_empty_files_are_refused(server: ImageServer) -> None:

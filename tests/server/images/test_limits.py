@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from engine.contract.draw import ImageParams, ImageTask
+from engine.contract.draw import PARAMS, ImageTask
 from engine.contract.pixels import Pixels
 from engine.errors import InvalidParameter
 from server.images.limits import (
@@ -12,7 +12,6 @@ from server.images.limits import (
     drawing_size,
     edited_size,
     parse_size,
-    steps_to_run,
     worked_pixels,
 )
 from tests.helpers.server.fake_images import image_info
@@ -83,19 +82,20 @@ def test_padding_counts() -> None:
 @pytest.mark.parametrize(
     ("task", "strength", "steps", "expected"),
     [
-        (ImageTask.TEXT_TO_IMAGE, 0.1, 10, 10),
-        (ImageTask.EDIT, 0.1, 10, 10),
+        (ImageTask.TEXT_TO_IMAGE, None, 10, 10),
+        (ImageTask.EDIT, None, 10, 10),
         (ImageTask.IMAGE_TO_IMAGE, 0.5, 10, 5),
         (ImageTask.IMAGE_TO_IMAGE, 0.55, 10, 5),
         (ImageTask.INPAINT, 1.0, 10, 10),
         (ImageTask.INPAINT, 0.05, 10, 0),
     ],
 )
-def test_steps_that_are_run(task: ImageTask, strength: float, steps: int, expected: int) -> None:
-    params = ImageParams(
-        task=task, width=8, height=8, num_inference_steps=steps, seed=0, strength=strength
-    )
-    assert steps_to_run(params) == expected
+def test_steps_that_are_run(
+    task: ImageTask, strength: float | None, steps: int, expected: int
+) -> None:
+    own = {} if strength is None else {"strength": strength}
+    params = PARAMS[task](width=8, height=8, num_inference_steps=steps, seed=0, **own)
+    assert params.num_steps == expected
 
 
 def test_the_budget() -> None:

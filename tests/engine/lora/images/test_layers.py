@@ -15,7 +15,7 @@ from engine.errors import ModelLoadError
 from engine.lora.images.changes import Layer, Product
 from engine.lora.images.gated_change import Lengths
 from engine.lora.images.layers import AdaptedLayers
-from engine.lora.shelf import finish
+from engine.lora.loaded_adapters import finish
 from engine.quantization.method_module import MethodModule
 from tests.helpers.adapters.image_adapters import WAYS, dotted, load, merge, table_of, unload, write
 

@@ -80,9 +80,9 @@ class Kept(Generic[Size, Place]):
     place: Place | None = None
     """The place, or None if the adapter must be brought before rows can have it."""
     placed: int = 0
-    """The shelf's count when the adapter was put in place."""
+    """When the adapter was put in place, counted in uses of all adapters."""
     used: int = 0
-    """The shelf's count when a request last began with the adapter."""
+    """When a request last began with the adapter, counted in the same way."""
     is_leaving: bool = False
     answer: Answer | None = None
     """The answer to give when the adapter is gone."""
@@ -112,8 +112,8 @@ class ReadAdapter(NamedTuple):
     """The grant of the memory with the numbers, if it was borrowed."""
 
 
-class Shelf(ABC, Generic[Size, Place]):
-    """An `engine.contract.adapter_orders.AdapterShelf`. Loop thread only.
+class LoadedAdapters(ABC, Generic[Size, Place]):
+    """An `engine.contract.adapter_orders.ServedAdapters`. Loop thread only.
 
     Invariant: the adapter of a request that has begun is in place.
 

@@ -10,7 +10,7 @@ from server.protocol.file_fields import FileFields
 _FOLDER = "/v1/images/files/"
 
 
-def keeper(
+def url_keeper(
     body: FileFields, exchange: Exchange[Any, Any], *, num_pixels: int, num_images: int = 1
 ) -> Keep | None:
     """A function that stores results with at most this many pixels; None if the answer itself

@@ -1,4 +1,4 @@
-"""Turns of adapters on any shelf: more of them than places, and requests that want them."""
+"""Turns of adapters of any kind: more of them than places, and requests that want them."""
 
 import random
 from concurrent.futures import Future
@@ -9,7 +9,7 @@ import pytest
 from engine.contract.adapter_orders import AdapterOrder, AdapterReport
 from engine.contract.request import Request
 from engine.errors import InsufficientMemory, InvalidParameter, TooManyAdapters, UnknownAdapter
-from engine.lora.shelf import AdapterLimits, ReadAdapter, Shelf
+from engine.lora.loaded_adapters import AdapterLimits, LoadedAdapters, ReadAdapter
 from engine.lora.source import Source
 from engine.turns.adapter_queue import AdapterQueue
 
@@ -27,7 +27,7 @@ class Wish(Request):
         return self.keys
 
 
-class Board(Shelf):
+class Board(LoadedAdapters):
     """Adapters are numbers of bytes: their folders. Reading takes a random number of steps."""
 
     def __init__(self, **limits):
