@@ -23,6 +23,22 @@ inline Vec low_bits(Words words) {
   return __builtin_convertvector((I32x16)(words & ((1 << bits) - 1)), Vec);
 }
 
+// Converts byte i of each word to a number; 4-bit codes are in its lower half.
+template <class R>
+inline Vec byte_number(Words words, int i) {
+#if defined(__AVX512VBMI__)
+  if constexpr (R::bits > 4 && is_integer(R::meaning)) {
+    // One permutation instead of a shift and a mask.
+    const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
+    const __m512i places = _mm512_add_epi32(first, _mm512_set1_epi32(i));
+    constexpr __mmask64 kLowest = 0x1111111111111111;
+    return (Vec)_mm512_cvtepi32_ps(
+        _mm512_maskz_permutexvar_epi8(kLowest, places, (__m512i)words));
+  }
+#endif
+  return low_bits<R>(words >> 8 * i);
+}
+
 // The numbers of one record.
 template <class R>
 class Unpacking {
@@ -48,7 +64,7 @@ class Unpacking {
     }
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i)
-      inputs[i] = multiply_add(low_bits<R>(codes >> 8 * i), scales_[group], mins_[group]);
+      inputs[i] = multiply_add(byte_number<R>(codes, i), scales_[group], mins_[group]);
   }
 
  private:
