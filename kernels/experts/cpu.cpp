@@ -11,14 +11,39 @@ namespace {
 
 float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
 
+// Marks the experts outside the best `top_groups` of `groups` as taken. A group is as good as its
+// largest key, or as the sum of its two largest if `counts_two`.
+void close_groups(const float* keys, int64_t experts, int64_t groups, int64_t top_groups,
+                  bool counts_two, char* taken) {
+  int64_t size = experts / groups;
+  std::vector<float> sums(groups);
+  for (int64_t g = 0; g < groups; ++g) {
+    float first = -INFINITY, second = -INFINITY;
+    for (int64_t e = g * size; e < (g + 1) * size; ++e) {
+      second = std::max(second, std::min(first, keys[e]));
+      first = std::max(first, keys[e]);
+    }
+    sums[g] = counts_two ? first + second : first;
+  }
+  std::fill_n(taken, experts, true);
+  for (int64_t rank = 0; rank < top_groups; ++rank) {
+    int64_t best = -1;
+    for (int64_t g = 0; g < groups; ++g)
+      if (taken[g * size] && (best < 0 || sums[g] > sums[best])) best = g;
+    std::fill_n(taken + best * size, size, false);
+  }
+}
+
 // Chooses the best `top_k` of `experts` for one token, the first of equal ones, with their shares
 // of the softmax or their sigmoids. With a bias, the largest sums of it and the sigmoids are best.
 void choose(const float* logits, int64_t experts, int64_t top_k, bool normalised, bool sigmoids,
-            const float* bias, float* weights, int64_t* chosen) {
+            const float* bias, int64_t groups, int64_t top_groups, float* weights,
+            int64_t* chosen) {
   std::vector<char> taken(experts);
   std::vector<float> sums(bias ? experts : 0);
   for (size_t e = 0; e < sums.size(); ++e) sums[e] = sigmoid(logits[e]) + bias[e];
   const float* keys = bias ? sums.data() : logits;
+  if (top_groups < groups) close_groups(keys, experts, groups, top_groups, bias, taken.data());
   for (int64_t rank = 0; rank < top_k; ++rank) {
     // For any logits, including NaN, these are `top_k` different experts.
     int64_t best = -1;
@@ -59,14 +84,15 @@ void add_up(const T* answers, const float* weights, const int64_t* places, int64
 
 extern "C" void tandem_route_experts(const float* logits, int64_t stride, int64_t tokens,
                                      int64_t experts, int64_t top_k, int64_t normalised,
-                                     int64_t sigmoids, const float* bias, float* weights,
-                                     int64_t* places, int64_t* rows, int64_t* starts) {
+                                     int64_t sigmoids, const float* bias, int64_t groups,
+                                     int64_t top_groups, float* weights, int64_t* places,
+                                     int64_t* rows, int64_t* starts) {
   using namespace native;
   // Until pairs are sorted, places hold the experts' numbers.
   for_ranges(tokens, tokens * experts * top_k, [&](int64_t first, int64_t last) {
     for (int64_t t = first; t < last; ++t)
       experts::choose(logits + t * stride, experts, top_k, normalised, sigmoids, bias,
-                      weights + t * top_k, places + t * top_k);
+                      groups, top_groups, weights + t * top_k, places + t * top_k);
   });
   std::fill(starts, starts + experts + 1, 0);
   for (int64_t i = 0; i < tokens * top_k; ++i) ++starts[places[i] + 1];

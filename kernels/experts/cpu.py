@@ -13,7 +13,7 @@ from kernels.linear_packed import PackedWeight
 from kernels.linear_panels.panels import BLOCK, Panels
 
 _SIGNATURES = {
-    "tandem_route_experts": "piiiiiippppp",
+    "tandem_route_experts": "piiiiiipiipppp",
     "tandem_linear_experts_packed": "ipippppiiip",
     "tandem_linear_experts_panels": "ipippppiiiiiiiiiipi",
     "tandem_sum_experts": "ipppiiip",
@@ -27,6 +27,7 @@ def supports_route(
     normalised: bool,
     sigmoid: bool = False,
     bias: Tensor | None = None,
+    groups: tuple[int, int] | None = None,
 ) -> bool:
     """Supports fp32 logits on a CPU."""
     return logits.dtype == torch.float32 and logits.stride(1) == 1 and native.runs_on(logits)
@@ -39,6 +40,7 @@ def route_experts(
     normalised: bool,
     sigmoid: bool = False,
     bias: Tensor | None = None,
+    groups: tuple[int, int] | None = None,
 ) -> Routing:
     """See `kernels.experts`."""
     tokens, experts = logits.shape
@@ -57,6 +59,7 @@ def route_experts(
         normalised,
         sigmoid,
         None if bias is None else bias.data_ptr(),
+        *(groups or (1, 1)),
         found.weights.data_ptr(),
         found.places.data_ptr(),
         found.rows.data_ptr(),

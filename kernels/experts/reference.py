@@ -19,6 +19,7 @@ def route_experts(
     normalised: bool,
     sigmoid: bool = False,
     bias: Tensor | None = None,
+    groups: tuple[int, int] | None = None,
 ) -> Routing:
     """Choose each token's experts and sort the pairs by expert.
 
@@ -31,19 +32,37 @@ def route_experts(
         sigmoid: whether weights are sigmoids.
         bias: [E] fp32, contiguous; with it, which needs `sigmoid`, the largest sums of sigmoid and
             bias are chosen. Weights do not contain it.
+        groups: (G, g): the experts form G equal groups of neighbours, and each token gets experts
+            of the best g only, which have at least `top_k`. A group is as good as its largest
+            logit, or with a bias as its two largest sums together; of equal groups the first is
+            better. None: all experts are one group.
 
     Returns:
         See `Routing`. A token's choice and weights depend on its logits alone.
 
-    Papers: Shazeer et al. 2017, arXiv:1701.06538; the bias: Wang et al. 2024, arXiv:2408.15664.
+    Papers: Shazeer et al. 2017, arXiv:1701.06538; the bias: Wang et al. 2024, arXiv:2408.15664;
+    groups: DeepSeek-AI 2024, arXiv:2405.04434 and arXiv:2412.19437.
     """
     keys = logits if bias is None else logits.sigmoid() + bias
+    if groups is not None:
+        keys = _in_groups(keys, groups, 1 if bias is None else 2)
     choice = keys.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
     weights = (logits.sigmoid() if sigmoid else logits.softmax(-1)).gather(1, choice)
     if normalised:
         # The sum of sigmoids may be 0.
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-20)
     return Routing.of(choice, weights, logits.shape[1])
+
+
+def _in_groups(keys: Tensor, groups: tuple[int, int], counted: int) -> Tensor:
+    """Return the keys with those outside a token's groups lowered to -∞. A group is as good as the
+    sum of its `counted` largest keys."""
+    by_group = keys.unflatten(1, (groups[0], -1))
+    sums = by_group.topk(counted).values.sum(-1)
+    others = sums.sort(dim=-1, descending=True, stable=True).indices[:, groups[1] :]
+    return by_group.scatter(
+        1, others[..., None].expand(-1, -1, by_group.shape[2]), -torch.inf
+    ).flatten(1)
 
 
 def linear_experts(

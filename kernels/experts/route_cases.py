@@ -28,7 +28,9 @@ class Case:
     sigmoid: bool = False
     biases: int = 0
     """The number of different biases, multiples of a quarter: with `levels`, which a case with
-    biases needs, sums of different experts then differ clearly or not at all."""
+    biases needs, sums of different experts then differ clearly or not at all. Experts of a group
+    have the same one, so that this is also true of sums of two."""
+    groups: tuple[int, int] | None = None
 
 
 CASES = (
@@ -44,6 +46,11 @@ CASES = (
     Case("llama4", 40, 16, 1, normalised=False, sigmoid=True),
     Case("sigmoids", 33, 60, 4, sigmoid=True),
     Case("lfm2_moe", 50, 32, 4, levels=4, sigmoid=True, biases=3),
+    Case("deepseek_v2", 40, 160, 6, normalised=False, groups=(8, 3)),
+    Case("equal_groups", 50, 12, 3, levels=2, groups=(4, 2)),
+    Case("deepseek_v3", 30, 256, 8, levels=4, sigmoid=True, biases=3, groups=(8, 4)),
+    Case("groups_of_two", 40, 10, 4, levels=4, sigmoid=True, biases=2, groups=(5, 3)),
+    Case("all_groups", 7, 12, 3, levels=4, sigmoid=True, biases=2, groups=(2, 2)),
     Case("biases", 9, 64, 6, levels=4, normalised=False, sigmoid=True, biases=5),
 )
 BENCHMARKS: dict[str, tuple[Case, ...]] = {
@@ -67,13 +74,16 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
     logits = torch.randn(case.tokens, width, device=device)
     if case.levels is not None:
         logits = torch.randint(case.levels, logits.shape, device=device).float()
-    biases = torch.randint(max(case.biases, 1), (case.experts,), device=device) / 4
+    apart = case.experts if case.groups is None else case.groups[0]
+    biases = torch.randint(max(case.biases, 1), (apart,), device=device) / 4
+    biases = biases.repeat_interleave(case.experts // apart)
     return {
         "logits": logits[:, : case.experts],
         "top_k": case.top_k,
         "normalised": case.normalised,
         "sigmoid": case.sigmoid,
         "bias": biases if case.biases else None,
+        "groups": case.groups,
     }
 
 

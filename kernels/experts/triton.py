@@ -30,6 +30,7 @@ def supports_route(
     normalised: bool,
     sigmoid: bool = False,
     bias: Tensor | None = None,
+    groups: tuple[int, int] | None = None,
 ) -> bool:
     """Supports fp32 logits on a GPU, if a row fits the registers."""
     return (
@@ -48,11 +49,13 @@ def route_experts(
     normalised: bool,
     sigmoid: bool = False,
     bias: Tensor | None = None,
+    groups: tuple[int, int] | None = None,
 ) -> Routing:
     """See `kernels.experts`."""
     tokens, experts = logits.shape
     device = logits.device
     num_pairs = tokens * top_k
+    num_groups, top_groups = groups or (1, 1)
     choice = torch.empty(num_pairs, dtype=torch.int32, device=device)
     found = Routing(
         weights=torch.empty((tokens, top_k), device=device),
@@ -73,6 +76,9 @@ def route_experts(
             CHOSEN=triton.next_power_of_2(top_k),
             NORMALISED=normalised,
             SIGMOID=sigmoid,
+            NUM_GROUPS=num_groups,
+            TOP_GROUPS=top_groups,
+            BLOCK_GROUPS=triton.next_power_of_2(num_groups),
         )
     num_blocks = triton.cdiv(num_pairs, PAIRS)
     _sort_pairs_kernel[(num_blocks + triton.cdiv(experts + 1, PAIRS),)](
@@ -102,6 +108,9 @@ def _choose_experts_kernel(
     CHOSEN: tl.constexpr,
     NORMALISED: tl.constexpr,
     SIGMOID: tl.constexpr,
+    NUM_GROUPS: tl.constexpr,
+    TOP_GROUPS: tl.constexpr,
+    BLOCK_GROUPS: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     number = tl.arange(0, BLOCK_SIZE)
@@ -114,6 +123,24 @@ def _choose_experts_kernel(
         keys = 1.0 / (1.0 + tl.exp(-logits)) + tl.load(bias_ptr + number, mask=is_one, other=0.0)
     keys = tl.where(keys == keys, keys, float("-inf"))
     left = is_one
+    if TOP_GROUPS < NUM_GROUPS:
+        group = number // (NUM_EXPERTS // NUM_GROUPS)
+        group_number = tl.arange(0, BLOCK_GROUPS)
+        sums = tl.full((BLOCK_GROUPS,), float("-inf"), tl.float32)
+        for at in tl.static_range(NUM_GROUPS):
+            inside = tl.where(is_one & (group == at), keys, float("-inf"))
+            first = tl.max(inside, 0)
+            if bias_ptr is not None:
+                first_at = tl.min(tl.where(inside == first, number, BLOCK_SIZE), 0)
+                first += tl.max(tl.where(number == first_at, float("-inf"), inside), 0)
+            sums = tl.where(group_number == at, first, sums)
+        closed = group_number < NUM_GROUPS
+        left = is_one & (number < 0)
+        for _ in tl.static_range(TOP_GROUPS):
+            most = tl.max(tl.where(closed, sums, float("-inf")), 0)
+            best = tl.min(tl.where(closed & (sums == most), group_number, BLOCK_GROUPS), 0)
+            left = left | (is_one & (group == best))
+            closed = closed & (group_number != best)
     choice = tl.zeros((CHOSEN,), tl.int32)
     chosen_logits = tl.zeros((CHOSEN,), tl.float32)
     for place in tl.static_range(TOP_K):
