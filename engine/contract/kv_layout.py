@@ -28,11 +28,13 @@ class KvShape(NamedTuple):
 
     num_heads: int
     head_dim: int
+    parts: int = 2
+    """2 for a key and a value, 1 for a key that is the value, too."""
 
     @property
     def size(self) -> int:
-        """The numbers of a key."""
-        return self.num_heads * self.head_dim
+        """The numbers of a key and a value."""
+        return self.parts * self.num_heads * self.head_dim
 
 
 class LayerKind(NamedTuple):
@@ -56,9 +58,9 @@ class LayerGroup:
 def group_layers(kinds: Mapping[int, LayerKind]) -> tuple[LayerGroup, ...]:
     """Divide layers into groups of one kind each.
 
-    A block has room for a number of keys, counted in their numbers. The room is chosen to leave the
-    least of it unused, first in the groups that look back farthest, which have most blocks, then in
-    all groups.
+    A block has room for some keys and values, counted in their numbers. The room is chosen to leave
+    the least of it unused, first in the groups that look back farthest, which have most blocks,
+    then in all groups.
 
     Args:
         kinds: the kind of each layer that keeps keys and values, by the layer's number.

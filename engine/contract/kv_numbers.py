@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from engine.contract.kv_layout import LayerGroup
+from engine.contract.kv_layout import KvShape, LayerGroup
 
 SCALE_BYTES = 4
 """The bytes of a scale, which is an fp32 number."""
@@ -31,5 +31,8 @@ class KvNumbers:
 
     def bytes_per_token(self, group: LayerGroup) -> int:
         """The bytes of one token's keys and values in all layers of a group."""
-        heads = 2 * len(group.layers) * group.shape.num_heads
-        return heads * self.head_bytes(group.shape.head_dim)
+        return len(group.layers) * self.shape_bytes(group.shape)
+
+    def shape_bytes(self, shape: KvShape) -> int:
+        """The bytes of one token's key and value in one layer."""
+        return shape.parts * shape.num_heads * self.head_bytes(shape.head_dim)

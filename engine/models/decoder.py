@@ -72,7 +72,7 @@ class Attention(nn.Module):
         self._gated = gated
         self._interleaved = interleaved
         hidden, heads = config.hidden_size, config.num_attention_heads
-        kv_heads, dim = config.layer_kv_shapes[layer]
+        kv_heads, dim, _ = config.layer_kv_shapes[layer]
         source = config.layer_kv_sources[layer]
         stored = ("k_proj", "v_proj")[: 2 - values_are_keys] if source == layer else ()
         shards = (

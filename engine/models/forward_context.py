@@ -104,9 +104,9 @@ class ForwardContext:
     """The context of each group of layers that share blocks."""
     group_of_layer: Sequence[int]
     kv_caches: Sequence[Tensor]
-    """The cache [N, 2, K, S, D] of each layer that attends."""
+    """The cache [N, C, K, S, D] of each layer that attends; C is `KvShape.parts`."""
     kv_scales: Sequence[Tensor | None] = ()
-    """The scales [N, 2, K, S] of each layer with a packed cache, None for others; empty if no cache
+    """The scales [N, C, K, S] of each layer with a packed cache, None for others; empty if no cache
     is packed."""
     recurrent: RecurrentBatch | None = None
     """The rows and slots of recurrent states; None if no layer has one."""

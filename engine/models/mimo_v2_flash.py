@@ -61,7 +61,7 @@ class MimoAttention(nn.Module, WeightOwner):
     def __init__(self, config: MimoConfig, options: WeightOptions, layer: int) -> None:
         super().__init__()
         hidden, heads = config.hidden_size, config.num_attention_heads
-        kv_heads, dim = config.layer_kv_shapes[layer]
+        kv_heads, dim, _ = config.layer_kv_shapes[layer]
         self._value_dim, self._value_factor = config.value_dim, config.value_factor
         bias = config.attention_bias
         self._sizes = [(heads + kv_heads) * dim, kv_heads * self._value_dim]

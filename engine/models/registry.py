@@ -145,7 +145,7 @@ def _by_name(named: Iterable[tuple[str, Family]]) -> dict[str, Family]:
 
 def _check_sizes(config: ModelConfig) -> None:
     heads = config.num_attention_heads
-    for kv_heads, head_dim in config.layer_kv_shapes:
+    for kv_heads, head_dim, _ in config.layer_kv_shapes:
         if heads % kv_heads:
             raise ModelLoadError(
                 f"{heads} attention heads cannot share {kv_heads} key/value heads; the first "

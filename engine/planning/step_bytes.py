@@ -21,7 +21,11 @@ def step_bytes(config: ModelConfig, *, rows: int, drawing_rows: int, dtype_bytes
         drawing_rows: the tokens among them whose next token is drawn.
     """
     queries = config.num_attention_heads
-    heads = (2 * (queries + kv.num_heads) * kv.head_dim for kv in config.layer_kv_shapes)
+    heads = (
+        # Queries for keys that are the values, too, are made by a product of their own.
+        (2 if kv.parts == 2 else 3) * queries * kv.head_dim + kv.size
+        for kv in config.layer_kv_shapes
+    )
     widest = max(*heads, 3 * config.intermediate_size)
     if isinstance(config, ExpertsConfig):
         # Each row exists once for each of its experts.

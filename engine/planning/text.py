@@ -219,7 +219,7 @@ class Speeds:
         kv, attention = 0, 0.0
         for window, shape in self._attending:
             seen = min(context, window or context)
-            kv += 2 * seen * shape.num_heads * self._kept.head_bytes(shape.head_dim)
+            kv += seen * self._kept.shape_bytes(shape)
             attention += 4 * seen * config.num_attention_heads * shape.head_dim
         kept = kv + 2 * self._state_bytes  # states are read and written
         products = 2 * (self._layer_weights + self._head_weights)

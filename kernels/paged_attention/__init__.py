@@ -31,16 +31,17 @@ def paged_attention(
 
     Args:
         q: [T, H, D], fp32, bf16 or fp16; rows may be strided. Heads h·H/K .. share key head h.
-        kv_cache: [N, 2, K, S, D], one layer; blocks may be strided, the rest is contiguous. q's
-            dtype, or int8 or float8_e4m3fn with `kv_scales`. Slots past a context's end, in a block
+        kv_cache: [N, 2, K, S, D], one layer, or [N, 1, K, S, D] if the values are the keys
+            themselves; blocks may be strided, the rest is contiguous. q's dtype, or int8 or
+            float8_e4m3fn with `kv_scales`. Slots past a context's end, in a block
             that belongs to it, get weight zero and must hold finite numbers.
         batch: the rows of each sequence and the places of its blocks.
         scale: factor of the scores, usually D**-0.5.
         window: positions that each query looks back at, its own included; None for all.
         soft_cap: c > 0 bends each scaled score x to c·tanh(x / c), before hidden keys are left out
             (Gemma 2); None leaves scores unchanged.
-        kv_scales: [N, 2, K, S] fp32, the factor of the key or value in each slot and head; finite
-            wherever the cache must be. Blocks may be strided, the rest is contiguous.
+        kv_scales: [N, 2 or 1, K, S] fp32, the factor of the key or value in each slot and head;
+            finite wherever the cache must be. Blocks may be strided, the rest is contiguous.
         sinks: [H] fp32, contiguous: for each query head, the score of one more key that every
             query sees and whose value is 0 (GPT-OSS). `scale` and `soft_cap` do not apply to it.
         aligned: whether windows begin at multiples of `window`, which is then not None, and do not
@@ -50,7 +51,7 @@ def paged_attention(
         [T, H·D], contiguous, q's dtype. Scores and weights in fp32.
 
     Papers: PagedAttention, Kwon et al. 2023, arXiv:2309.06180; grouped-query attention, Ainslie et
-    al. 2023, arXiv:2305.13245; soft-capping, Gemma 2, 2024, arXiv:2408.00118; sinks, OpenAI 2025,
+    al. 2023, arXiv:2305.13245; keys as values, DeepSeek-AI 2024, arXiv:2405.04434; soft-capping, Gemma 2, 2024, arXiv:2408.00118; sinks, OpenAI 2025,
     arXiv:2508.10925.
     """
     return reference.paged_attention(

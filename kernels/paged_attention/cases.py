@@ -36,6 +36,8 @@ class Case:
     aligned: bool = False
     sinks: tuple[float, float] | None = None
     """The mean and spread of the heads' sinks."""
+    parts: int = 2
+    """1 if the values are the keys."""
     both_ways: int = 0
     """The number of rows of each stretch in which rows see each other in both directions, in chunks
     from the text's row 3 on; 0 for none."""
@@ -82,6 +84,10 @@ CASES = (
     Case("small_sinks", ((1, 700), (16, 16)), window=13, sinks=(-200.0, 90.0)),
     Case("int8_sinks", ((1, 600), (33, 50)), 9, 3, kv_dtype=torch.int8, sinks=(1.0, 2.0)),
     Case("soft_cap_sinks", ((1, 600), (9, 40)), soft_cap=2.0, sinks=(1.0, 2.0)),
+    Case("keys_as_values", ((1, 600), (1, 9), (9, 40), (33, 33)), 16, 1, 72, parts=1),
+    Case("keys_as_values_two_heads", ((1, 70), (20, 60)), 6, 2, 24, 7, window=13, parts=1),
+    Case("deepseek_v2_lite_mixed", ((1, 600), (1, 9), (20, 90)), 16, 1, 576, parts=1),
+    Case("int8_keys_as_values", ((1, 70), (9, 40)), 5, 1, 40, kv_dtype=torch.int8, parts=1),
 )
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 """The largest number of each packed dtype."""
@@ -91,6 +97,7 @@ _SMOLLM2 = (9, 3, 64)
 _LLAMA3 = (32, 8, 128)
 _LLAMA3_1B = (32, 8, 64)
 _GPT_OSS = (64, 8, 64)
+_LATENT = (16, 1, 576)
 _DECODE_64 = ((1, 4096),) * 64
 BENCHMARKS = {
     "cpu": (
@@ -102,6 +109,7 @@ BENCHMARKS = {
         Case("llama3.2_1b decode 1, context 6k", ((1, 6144),), *_LLAMA3_1B, num_layers=1),
         Case("llama3.2_1b chunk 256, context 6k", ((256, 6144),), *_LLAMA3_1B, num_layers=1),
         Case("llama3_8b decode 8, context 2k", ((1, 2048),) * 8, *_LLAMA3, num_layers=1),
+        Case("deepseek_v2_lite decode 1, context 6k", ((1, 6144),), *_LATENT, parts=1),
     ),
     "cuda": (
         Case("llama3_8b decode 1, context 4k", ((1, 4096),), *_LLAMA3),
@@ -139,7 +147,7 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
     num_blocks = [-(-context // case.block_size) for _, context in case.sequences]
     tables = _block_tables(num_blocks)
     shape = (case.num_kv_heads, case.block_size, case.head_dim)
-    pool = torch.randn(sum(num_blocks) + 1, case.num_layers, 2, *shape, device=device)
+    pool = torch.randn(sum(num_blocks) + 1, case.num_layers, case.parts, *shape, device=device)
     for (_, context), table, used in zip(case.sequences, tables, num_blocks, strict=True):
         pool[table[used - 1], :, :, :, context - (used - 1) * case.block_size :] = 1e4
     num_queries = [queries for queries, _ in case.sequences]
@@ -226,8 +234,8 @@ def work(inputs: dict[str, Any]) -> Work:
         seen = [min(end, window or end) for end in range(context - queries + 1, context + 1)]
         read += min(context, queries - 1 + (window or context))
         pairs += sum(seen)
-    kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
-    slot = 2 * kv_heads * head_dim * kv_cache.element_size()
+    stored, head_dim = kv_cache.shape[1] * kv_cache.shape[2], kv_cache.shape[4]
+    slot = stored * head_dim * kv_cache.element_size()
     if inputs["kv_scales"] is not None:
-        slot += 2 * kv_heads * 4
+        slot += stored * 4
     return Work(2 * num_bytes(q) + read * slot, 4 * pairs * q.shape[1] * head_dim)

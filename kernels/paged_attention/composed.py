@@ -33,7 +33,8 @@ class Group:
     length: int
     """X, the keys that the call sees."""
     gather_rows: Tensor
-    """[2 · G · K · M] int64: runs of S·D elements from the layer's first one: keys, then values."""
+    """[C · G · K · M] int64: runs of S·D elements from the layer's first one: keys, then values
+    unless they are the keys."""
     mask: Tensor | None
     """[G, 1, 1, X] or [Q, X], added to the scores; None for plain causality from position 0."""
 
@@ -92,8 +93,8 @@ def _attend(q: Tensor, runs: Tensor, kv_cache: Tensor, group: Group, scale: floa
     num_rows, num_heads, head_dim = q.shape
     num_kv_heads = kv_cache.shape[2]
     kv = runs.index_select(0, group.gather_rows)
-    kv = kv.view(2, group.num_sequences, num_kv_heads, -1, head_dim)
-    k, v = kv.select(0, 0), kv.select(0, 1)
+    kv = kv.view(kv_cache.shape[1], group.num_sequences, num_kv_heads, -1, head_dim)
+    k, v = kv.select(0, 0), kv.select(0, -1)
     if group.num_queries == 1:
         # The heads that share a key head take the place of a sequence's query rows.
         q = q.view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
@@ -113,9 +114,9 @@ def _attend(q: Tensor, runs: Tensor, kv_cache: Tensor, group: Group, scale: floa
 
 def _as_runs(kv_cache: Tensor) -> Tensor:
     """View the memory from the layer's first element on as rows of S·D elements."""
-    num_blocks, _, num_kv_heads, block_size, head_dim = kv_cache.shape
+    num_blocks, parts, num_kv_heads, block_size, head_dim = kv_cache.shape
     run = block_size * head_dim
-    num_runs = (num_blocks - 1) * (kv_cache.stride(0) // run) + 2 * num_kv_heads
+    num_runs = (num_blocks - 1) * (kv_cache.stride(0) // run) + parts * num_kv_heads
     return kv_cache.as_strided((num_runs, run), (run, 1))
 
 
@@ -123,7 +124,7 @@ def _plan(
     batch: PagedBatch, kv_cache: Tensor, dtype: torch.dtype, window: int | None, aligned: bool
 ) -> list[Group]:
     """Return the step's groups, which the first layer of the step makes."""
-    key = (kv_cache.stride(0), kv_cache.shape[2:], dtype, window, aligned)
+    key = (kv_cache.stride(0), kv_cache.shape[1:], dtype, window, aligned)
     plan: list[Group] | None = batch.plans.get(key)
     if plan is None:
         plan = [
@@ -184,11 +185,11 @@ def _group(
 
 
 def _gather_rows(block_tables: Tensor, kv_cache: Tensor) -> Tensor:
-    """Return the runs of each sequence, head and block, in the order [2, G, K, M]."""
-    num_kv_heads, block_size, head_dim = kv_cache.shape[2:]
+    """Return the runs of each sequence, head and block, in the order [C, G, K, M]."""
+    parts, num_kv_heads, block_size, head_dim = kv_cache.shape[1:]
     runs_per_block = kv_cache.stride(0) // (block_size * head_dim)
-    heads = torch.arange(2 * num_kv_heads, device=block_tables.device)
-    heads = heads.view(2, 1, num_kv_heads, 1)
+    heads = torch.arange(parts * num_kv_heads, device=block_tables.device)
+    heads = heads.view(parts, 1, num_kv_heads, 1)
     return (block_tables.long()[None, :, None, :] * runs_per_block + heads).flatten()
 
 

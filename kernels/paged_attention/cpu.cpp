@@ -52,11 +52,12 @@ extern "C" void tandem_paged_attention(
     int64_t cache_format, int64_t block_stride, const float* scales, int64_t scales_stride,
     const int32_t* block_tables, int64_t table_stride, const int32_t* context_lens,
     const int32_t* first_rows, const int32_t* key_ends, const float* sinks, void* out,
-    int64_t sequences, int64_t kv_heads, int64_t group, int64_t block_size, int64_t dim,
-    int64_t window, int64_t aligned, float scale, float soft_cap) {
+    int64_t sequences, int64_t parts, int64_t kv_heads, int64_t group, int64_t block_size,
+    int64_t dim, int64_t window, int64_t aligned, float scale, float soft_cap) {
   Arguments a{q,          q_token_stride, q_head_stride, cache,        cache_format, block_stride,
               scales,     scales_stride,  block_tables,  table_stride, context_lens, first_rows,
-              key_ends,   sinks,          out,           sequences,    kv_heads,     group,
-              block_size, dim,            window,        aligned,      scale,        soft_cap};
+              key_ends,   sinks,          out,           sequences,    parts,        kv_heads,
+              group,      block_size,     dim,           window,       aligned,      scale,
+              soft_cap};
   native::with_type(dtype, [&](auto* tag) { attend<std::remove_pointer_t<decltype(tag)>>(a); });
 }

@@ -14,7 +14,7 @@ from kernels.paged_attention.paged_batch import PagedBatch
 
 FORMATS = {torch.int8: 1, torch.float8_e4m3fn: 2}
 """Codes of the packed caches in `task.h`."""
-SIGNATURE = "ipiipiipipippppp" + "iiiiiii" + "ff"
+SIGNATURE = "ipiipiipipippppp" + "iiiiiiii" + "ff"
 
 
 def supports(
@@ -53,7 +53,7 @@ def paged_attention(
 ) -> Tensor:
     """See `kernels.paged_attention`."""
     num_tokens, num_heads, head_dim = q.shape
-    num_kv_heads, block_size = kv_cache.shape[2:4]
+    parts, num_kv_heads, block_size = kv_cache.shape[1:4]
     out = q.new_empty(num_tokens, num_heads * head_dim)
     _function()(
         native.DTYPES[q.dtype],
@@ -73,6 +73,7 @@ def paged_attention(
         None if sinks is None else sinks.data_ptr(),
         out.data_ptr(),
         len(batch.host_context_lens),
+        parts,
         num_kv_heads,
         num_heads // num_kv_heads,
         block_size,

@@ -38,12 +38,12 @@ def paged_attention(
 def gather_context(
     kv_cache: Tensor, block_table: Tensor, context_len: int
 ) -> tuple[Tensor, Tensor]:
-    """Copy one sequence's keys and values out of its blocks, each [K, context_len, D]."""
+    """Return one sequence's keys and values from its blocks, each [K, context_len, D]."""
     block_size = kv_cache.shape[3]
     num_blocks = -(-context_len // block_size)
-    blocks = kv_cache[block_table[:num_blocks].long()]  # [M, 2, K, S, D]
-    k, v = blocks.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :context_len]
-    return k, v
+    blocks = kv_cache[block_table[:num_blocks].long()]  # [M, 2 or 1, K, S, D]
+    kv = blocks.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :context_len]
+    return kv[0], kv[-1]
 
 
 def visible_keys(

@@ -28,7 +28,9 @@ struct Arguments {
   const int32_t* key_ends;  // Of each row; null if rows see the keys up to their own.
   const float* sinks;  // Of each query head; null without.
   void* out;
-  int64_t sequences, kv_heads, group, block_size, dim, window, aligned;
+  int64_t sequences;
+  int64_t parts;  // 2 for keys and values, 1 for keys that are the values, too.
+  int64_t kv_heads, group, block_size, dim, window, aligned;
   float scale, soft_cap;
 
   // The first key that a row at this position sees.

@@ -49,7 +49,7 @@ class Tile {
       int64_t slot = at % a.block_size;
       last = std::min(end, at + a.block_size - slot);
       ahead_.add(block.keys + slot * row_size(), (last - at) * row_size());
-      ahead_.add(block.values + slot * row_size(), (last - at) * row_size());
+      if (a.parts > 1) ahead_.add(block.values + slot * row_size(), (last - at) * row_size());
     }
     ahead_.divide(keys / kLanes * divide_up(a.dim, Turned::kDims * kLanes) +
                   divide_up(q_width_, kDepth * kTurn) +
@@ -139,14 +139,14 @@ class Tile {
     if (d < a.dim) function(d, a.dim - d);
   }
 
-  // A sequence's block at this position; one head's keys come first, its values further on.
+  // A sequence's block at this position; one head's keys come first, its own values further on.
   struct Block {
     const char *keys, *values;
     const float *key_scales, *value_scales;
   };
   Block block_at(const Task& task, int64_t position) const {
     int64_t id = a.block_tables[task.sequence * a.table_stride + position / a.block_size];
-    int64_t key = task.head * a.block_size, value = key + a.kv_heads * a.block_size;
+    int64_t key = task.head * a.block_size, value = key + (a.parts - 1) * a.kv_heads * a.block_size;
     const char* start = (const char*)a.cache + id * a.block_stride * element_size();
     const float* scales = a.scales + id * a.scales_stride;
     return {start + key * row_size(), start + value * row_size(), scales + key, scales + value};

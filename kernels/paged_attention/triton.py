@@ -99,7 +99,7 @@ def paged_attention(
 ) -> Tensor:
     """See `kernels.paged_attention`."""
     num_tokens, num_heads, head_dim = q.shape
-    _, _, num_kv_heads, block_size, _ = kv_cache.shape
+    _, parts, num_kv_heads, block_size, _ = kv_cache.shape
     capability = _triton.capability(q.device)
     if kv_cache.dtype is torch.float8_e4m3fn and capability < 89:
         kv_cache = kv_cache.view(torch.uint8)
@@ -125,7 +125,7 @@ def paged_attention(
         "bend": None if soft_cap is None else 2 * scale / soft_cap * math.log2(math.e),
         "steepness": (scale if soft_cap is None else soft_cap) * math.log2(math.e),
     }
-    constants = _constants(num_heads, num_kv_heads, head_dim, block_size, tiles)
+    constants = _constants(num_heads, parts, num_kv_heads, head_dim, block_size, tiles)
     if batch.num_decodes:
         _decode(inputs, constants, batch, tiles)
     if batch.num_decodes < len(batch.host_context_lens):
@@ -244,11 +244,12 @@ def _power_of_two(number: int) -> int:
 
 
 def _constants(
-    num_heads: int, num_kv_heads: int, head_dim: int, block_size: int, tiles: Tiles
+    num_heads: int, parts: int, num_kv_heads: int, head_dim: int, block_size: int, tiles: Tiles
 ) -> dict[str, int]:
     return {
         "NUM_HEADS": num_heads,
         "NUM_KV_HEADS": num_kv_heads,
+        "PARTS": parts,
         "HEAD_DIM": head_dim,
         "BLOCK_SIZE": block_size,
         "SPLIT": SPLIT,

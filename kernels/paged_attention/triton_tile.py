@@ -37,7 +37,7 @@ def attend_split(
     bend,
     steepness,
     ALIGNED: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
+    VALUES_AT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -47,7 +47,8 @@ def attend_split(
     """Process the keys from `begin` to `end` of one head, for rows at positions `query_at` that see
     keys up to `sees_to`.
 
-    Pointers are to the sequence's block table and to the head's first slot in block 0. Returns
+    Pointers are to the sequence's block table and to the head's first slot in block 0; its values
+    are VALUES_AT slots further on. Returns
     weighted values [M, D], their weights' sum [M, 16] (equal columns) and the highest score [M];
     weights are `2 ** (steepness * (score - highest))`. Packed values are PACKED_UNIT times too
     large.
@@ -87,9 +88,9 @@ def attend_split(
         weight = tl.exp2(tl.fma(score, steepness, -(base * steepness)[:, None]))
         highest = higher
         total = tl.dot(weight.to(q.dtype), ones, total * shrink[:, None], input_precision="tf32x3")
-        v = load_rows(rows + NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM, dims, HEAD_DIM, BLOCK_D)
+        v = load_rows(rows + VALUES_AT * HEAD_DIM, dims, HEAD_DIM, BLOCK_D)
         if scales_ptr is not None:
-            v_scale = tl.load(scales + NUM_KV_HEADS * BLOCK_SIZE)
+            v_scale = tl.load(scales + VALUES_AT)
             weight = weight * (v_scale * PACKED_UNIT)[None, :]
         values = tl.dot(
             weight.to(q.dtype),

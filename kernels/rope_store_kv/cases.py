@@ -29,6 +29,8 @@ class Case:
     """The rotated elements of a head; None for all."""
     qk_norm: bool = False
     fp32_norms: bool = False
+    parts: int = 2
+    """1 if keys alone are stored."""
     tail: int = 0
     """Elements after each token's heads."""
     cache_dtype: torch.dtype | None = None
@@ -61,6 +63,8 @@ CASES = (
     Case("queries_alone", 5, 6, 0, 16, qk_norm=True),
     Case("queries_alone_int8", 5, 6, 0, 16, qk_norm=True, cache_dtype=INT8),
     Case("no_tokens", 0, 4, 2, 16),
+    Case("keys_alone", 9, 16, 1, 576, rotary_dim=64, parts=1),
+    Case("keys_alone_int8", 9, 4, 2, 24, cache_dtype=INT8, rotary_dim=8, parts=1, tail=3),
     Case("int8", 13, 9, 3, 64, cache_dtype=INT8, zeros=True),
     Case("int8_norm", 9, 16, 8, 128, cache_dtype=INT8, qk_norm=True),
     Case("int8_odd", 13, 6, 3, 7, cache_dtype=INT8, rotary_dim=4, block_size=5),
@@ -92,7 +96,7 @@ COMPILED = (
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
     """Keyword arguments of the op."""
-    num_all, dim = case.num_heads + 2 * case.num_kv_heads, case.head_dim
+    num_all, dim = case.num_heads + case.parts * case.num_kv_heads, case.head_dim
     packed = torch.randn(case.num_tokens, num_all * dim + case.tail, device=device)
     heads = packed.to(dtype)[:, : num_all * dim].view(-1, num_all, dim)
     if case.zeros:
@@ -114,7 +118,8 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
 
 def _pool(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
     """Make one layer's cache, a view of a pool of all layers that already holds numbers."""
-    shape = (case.num_blocks, case.num_layers, 2, case.num_kv_heads, case.block_size, case.head_dim)
+    heads = (case.parts, case.num_kv_heads, case.block_size, case.head_dim)
+    shape = (case.num_blocks, case.num_layers, *heads)
     layer = case.num_layers // 2
     if case.cache_dtype is None:
         return {"kv_cache": torch.randn(shape, device=device).to(dtype)[:, layer]}

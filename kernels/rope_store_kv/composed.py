@@ -21,7 +21,7 @@ def rope_store_kv(
 ) -> None:
     """See `kernels.rope_store_kv`."""
     num_tokens, num_all, dim = heads.shape
-    num_kv_heads = kv_cache.shape[2]
+    parts, num_kv_heads = kv_cache.shape[1:3]
     rotated = heads.narrow(1, 0, num_heads + num_kv_heads)
     x = rotated.float()
     if q_norm is not None and k_norm is not None:
@@ -33,14 +33,14 @@ def rope_store_kv(
     low, high = x1 * cos - x2 * sin, x2 * cos + x1 * sin
     x = torch.cat((low, high, x[..., 2 * half :]), dim=-1)
     cache = kv_cache.permute(0, 3, 1, 2, 4)
-    shape = (num_tokens, 2, num_kv_heads, dim)
+    shape = (num_tokens, parts, num_kv_heads, dim)
     if kv_scales is None:
         rotated.copy_(x)
         kv = heads.narrow(1, num_heads, num_all - num_heads)
         cache.index_put_(slot_mapping, kv.view(shape))
         return
     heads[:, :num_heads] = x[:, :num_heads]
-    v = heads.narrow(1, num_heads + num_kv_heads, num_kv_heads).float()
+    v = heads.narrow(1, num_heads + num_kv_heads, (parts - 1) * num_kv_heads).float()
     kv = torch.cat((x[:, num_heads:], v), dim=1).view(shape)
     largest = LARGEST[kv_cache.dtype]
     scales = kv.abs().amax(-1, keepdim=True) / largest

@@ -14,7 +14,9 @@ enum CacheFormat : int { kSame = 0, kInt8 = 1, kFloat8 = 2 };
 template <class T>
 struct Heads {
   T* data;
-  int64_t token_stride, head_stride, num_q, num_kv, dim;
+  int64_t token_stride, head_stride, num_q;
+  int64_t parts;  // 2 for keys and values, 1 for keys alone.
+  int64_t num_kv, dim;
   int64_t rotary;
   float eps;
   bool fp32_norms;
@@ -124,7 +126,7 @@ void run_token(const Heads<T>& heads, const Cache& cache, int64_t token, const f
     prepare(heads, x, heads.k_norm, cos_sin, y);
     store<T>(cache, y, block, head * cache.block_size + slot, heads.dim);
   }
-  for (int64_t head = heads.num_kv; head < 2 * heads.num_kv; ++head, x += heads.head_stride) {
+  for (int64_t head = heads.num_kv; head < heads.parts * heads.num_kv; ++head, x += heads.head_stride) {
     int64_t row = head * cache.block_size + slot;
     if (cache.format == kSame) {
       T* to = (T*)cache.data + block * cache.block_stride + row * heads.dim;
@@ -140,17 +142,17 @@ void run_token(const Heads<T>& heads, const Cache& cache, int64_t token, const f
 
 extern "C" void tandem_rope_store_kv(
     int64_t dtype, void* data, int64_t token_stride, int64_t head_stride, int64_t tokens,
-    int64_t num_q, int64_t num_kv, int64_t dim, const int64_t* positions, const float* cos_sin,
-    int64_t rotary, const void* q_norm, const void* k_norm, int64_t norm_dtype, float eps,
+    int64_t num_q, int64_t parts, int64_t num_kv, int64_t dim, const int64_t* positions,
+    const float* cos_sin, int64_t rotary, const void* q_norm, const void* k_norm, int64_t norm_dtype, float eps,
     void* cache_data, int64_t format, int64_t block_stride, float* scales,
     int64_t scales_block_stride, int64_t block_size, const int64_t* blocks,
     const int64_t* slots) {
   Cache cache{cache_data, block_stride, scales, scales_block_stride, block_size, int(format)};
   native::with_type(dtype, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    Heads<T> heads{(T*)data, token_stride, head_stride,  num_q,  num_kv, dim, rotary,
+    Heads<T> heads{(T*)data, token_stride, head_stride, num_q, parts, num_kv, dim, rotary,
                    eps,      norm_dtype == native::kFloat32, q_norm, k_norm};
-    int64_t elements = tokens * (num_q + 2 * num_kv) * dim;
+    int64_t elements = tokens * (num_q + parts * num_kv) * dim;
     native::for_ranges(tokens, elements, [&](int64_t first, int64_t last) {
       for (int64_t token = first; token < last; ++token)
         run_token(heads, cache, token, cos_sin + positions[token] * rotary, blocks[token],

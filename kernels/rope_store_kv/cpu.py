@@ -57,6 +57,7 @@ def rope_store_kv(
         heads.stride(1),
         tokens,
         num_heads,
+        kv_cache.shape[1],
         kv_cache.shape[2],
         dim,
         positions.data_ptr(),
@@ -79,4 +80,4 @@ def rope_store_kv(
 
 @functools.cache
 def _function() -> native.Function:
-    return native.function("tandem_rope_store_kv", "ipiiiiiippippifpiipiipp")
+    return native.function("tandem_rope_store_kv", "ipiiiiiiippippifpiipiipp")

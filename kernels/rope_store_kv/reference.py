@@ -27,23 +27,23 @@ def rope_store_kv(
         x[:R/2], x[R/2:R]  ←  x1·cos - x2·sin,  x2·cos + x1·sin
 
     Args:
-        heads: [T, H + 2·K, D], each token's query, key and value heads, any float dtype; the last
+        heads: [T, H + C·K, D], each token's query, key and value heads, any float dtype; the last
             dimension is contiguous, the others may be strided. Mutated: the first H heads become
             the rotated queries; what the others hold afterwards is unspecified.
         positions: [T] int64, below P.
         cos_sin: [P, R] fp32, contiguous: a position's R/2 cosines, then its R/2 sines. R is even
             and at most D; elements from R on are not rotated.
-        kv_cache: [N, 2, K, S, D], one layer's keys and values; blocks may be strided (the pool
-            holds all layers of a block together), the rest is contiguous. heads' dtype, or int8 or
-            float8_e4m3fn with `kv_scales`. Mutated in the rows' slots only. K is 0 where queries
-            alone are rotated.
+        kv_cache: [N, C, K, S, D], one layer's keys and values, C = 2, or keys alone, C = 1; blocks
+            may be strided (the pool holds all layers of a block together), the rest is contiguous.
+            heads' dtype, or int8 or float8_e4m3fn with `kv_scales`. Mutated in the rows' slots
+            only. K is 0 where queries alone are rotated.
         slot_mapping: block ids and slots within the block, each [T] int64. Of rows that share a
             slot, as padding may, any one is stored.
         num_heads: H.
         q_norm, k_norm: [D], fp32 or heads' dtype, both or none: weights of RMS norms of the heads
             before their rotation (Qwen3).
         eps: added to the mean square by these norms.
-        kv_scales: [N, 2, K, S] fp32, blocks may be strided. Mutated: the largest magnitude of each
+        kv_scales: [N, C, K, S] fp32, blocks may be strided. Mutated: the largest magnitude of each
             stored head, divided by 127 (int8) or 448 (float8); the cache holds `value / scale`,
             rounded to the nearest, and zeros where the scale is 0.
 
@@ -53,12 +53,11 @@ def rope_store_kv(
     neighbours paired, as in Hugging Face checkpoints; PagedAttention, Kwon et al. 2023,
     arXiv:2309.06180, section 4.
     """
-    num_kv_heads = kv_cache.shape[2]
-    sizes = [num_heads, num_kv_heads, num_kv_heads]
-    q, k, v = torch.split(heads.float(), sizes, dim=1)
+    parts, num_kv_heads = kv_cache.shape[1:3]
+    q, k, v = heads.float().tensor_split([num_heads, num_heads + num_kv_heads], 1)
     angles = cos_sin[positions][:, None]
     heads[:, :num_heads] = _rotated(_normed(q, q_norm, eps), angles).to(heads.dtype)
-    kv = torch.stack((_rotated(_normed(k, k_norm, eps), angles), v), dim=1)
+    kv = torch.stack((_rotated(_normed(k, k_norm, eps), angles), v)[:parts], dim=1)
     block_ids, slots = slot_mapping[0].tolist(), slot_mapping[1].tolist()
     for token, (block_id, slot) in enumerate(zip(block_ids, slots, strict=True)):
         if kv_scales is None:

@@ -180,14 +180,14 @@ def rope_store_kv(
 ) -> None:
     """See `kernels.rope_store_kv`."""
     tokens, _, head_dim = heads.shape
-    num_kv_heads, block_size = kv_cache.shape[2:4]
+    parts, num_kv_heads, block_size = kv_cache.shape[1:4]
     if tokens == 0:
         return
     cache_format = 0 if kv_scales is None else FORMATS[kv_cache.dtype]
     constants = _constants(
         num_heads, num_kv_heads, head_dim, cos_sin.shape[1], block_size, cache_format, q_norm
     )
-    groups = triton.cdiv(num_heads, BLOCK_HEADS) + 2 * triton.cdiv(num_kv_heads, BLOCK_HEADS)
+    groups = triton.cdiv(num_heads, BLOCK_HEADS) + parts * triton.cdiv(num_kv_heads, BLOCK_HEADS)
     _rope_store_kv_kernel[(tokens, groups)](
         heads,
         positions,

@@ -22,9 +22,9 @@ _MADV_POPULATE_WRITE = 23
 
 class KvStorage:
     """The keys and values of all layers in one tensor [N, block]. A block holds those of one group
-    of layers (`engine.contract.kv_layout`), [L, 2, K, S, D]; in a packed cache their scales
-    [L, 2, K, S] follow them. L, K and D are the group's, and a smaller group leaves the block's end
-    unused.
+    of layers (`engine.contract.kv_layout`), [L, C, K, S, D]; in a packed cache their scales
+    [L, C, K, S] follow them. L is the number of the group's layers, C, K and D are its shape, and a
+    smaller group leaves the block's end unused.
 
     A block is one run of memory: it is copied or moved at once, and on a CPU memory is committed
     block by block, in the order in which blocks are first written. Within a block each head's keys
@@ -52,8 +52,9 @@ class KvStorage:
         """
         is_packed = dtype.itemsize == 1 and any(group.layers for group in layer_groups)
         shapes = [
-            (len(group.layers), 2, group.shape.num_heads, block_size, group.shape.head_dim)
+            (len(group.layers), parts, num_heads, block_size, head_dim)
             for group in layer_groups
+            for num_heads, head_dim, parts in [group.shape]
         ]
         per_head = SCALE_BYTES if is_packed else 0
         block = max(math.prod(shape[:-1]) * (shape[-1] + per_head) for shape in shapes)
@@ -78,10 +79,10 @@ class KvStorage:
             of_layer = [places.get(layer, anyone) for layer in range(1 + max(places))]
         self.group_of_layer = [group for group, _, _ in of_layer]
         self.layers = [share for _, share, _ in of_layer]
-        """One view per layer, [N, 2, K, S, D], which the kernels take as `kv_cache`. Layers of
+        """One view per layer, [N, C, K, S, D], which the kernels take as `kv_cache`. Layers of
         different groups may share memory: their blocks differ."""
         self.scales = [scales for _, _, scales in of_layer]
-        """One view per layer, [N, 2, K, S] fp32, which the kernels take as `kv_scales`; None if the
+        """One view per layer, [N, C, K, S] fp32, which the kernels take as `kv_scales`; None if the
         cache is not packed."""
 
     @property

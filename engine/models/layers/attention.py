@@ -68,8 +68,9 @@ class PagedAttention(nn.Module):
         q_norm: Tensor | None = None,
         k_norm: Tensor | None = None,
     ) -> Tensor:
-        """Map [T, (H + 2·K)·D], each row's query, key and value heads, to [T, H·D]. A layer that
-        does not store takes [T, H·D], the query heads.
+        """Map [T, (H + 2·K)·D], each row's query, key and value heads, to [T, H·D]. Keys that are
+        the values, too, are given once. A layer that does not store takes [T, H·D], the query
+        heads.
 
         `q_norm` and `k_norm` are the weights of RMS norms before the rotation, [D].
         """
@@ -107,6 +108,6 @@ class PagedAttention(nn.Module):
     __call__ = forward
 
     def _stored(self, cache: Tensor) -> Tensor:
-        """Return the part of [N, 2, K, …] that new keys and values go to, which has no heads if
+        """Return the part of [N, C, K, …] that new keys and values go to, which has no heads if
         there are none."""
         return cache if self.stores else cache.narrow(2, 0, 0)
