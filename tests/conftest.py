@@ -299,6 +299,23 @@ tiny_kimi_linear = _tiny(
     v_head_dim=16,
     num_local_experts=6,
 )
+# The cache keeps a latent; experts come in groups.
+tiny_deepseek = _tiny(
+    "DeepseekV3",
+    **_EXPERTS,
+    num_hidden_layers=3,
+    num_key_value_heads=4,
+    q_lora_rank=40,
+    kv_lora_rank=24,
+    qk_nope_head_dim=16,
+    qk_rope_head_dim=64,
+    head_dim=64,
+    v_head_dim=12,
+    n_routed_experts=8,
+    n_group=4,
+    topk_group=2,
+    first_k_dense_replace=1,
+)
 # Layers with a window, the last two, have twice as many key heads.
 tiny_mimo_v2_flash = _tiny(
     "MiMoV2Flash",

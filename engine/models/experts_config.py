@@ -85,6 +85,39 @@ def json_expert_fields(
     }
 
 
+def expert_groups(
+    keys: MetadataKeys, num_experts: int, chosen: int, key: str = "n_group"
+) -> tuple[int, int] | None:
+    """Read the number of groups of experts, under `key`, and how many of them a token may use; None
+    for a single group."""
+    number = keys.integer(key, 1, high=num_experts)
+    size = num_experts // number
+    if number > 1 and (size < 2 or num_experts % number):
+        raise keys.nonsense(key, f"a divisor of the {num_experts} experts, at most half of them")
+    used = keys.integer("topk_group", 1, high=number)
+    if used * size < chosen:
+        raise keys.nonsense(
+            "topk_group", f"{-(-chosen // size)} or more, as {chosen} experts are chosen"
+        )
+    return (number, used) if number > 1 else None
+
+
+def first_plain_layers(keys: MetadataKeys, default: int = 1) -> frozenset[int]:
+    """Return the layers without experts: those that `mlp_layer_types` calls dense, or the first
+    ones.
+
+    Args:
+        default: the number of first ones where a file lacks it.
+    """
+    types = keys.values.get("mlp_layer_types")
+    if types is None:
+        return frozenset(range(keys.integer("first_k_dense_replace", default, low=0)))
+    num_layers = keys.integer("num_hidden_layers", high=MAX_LAYERS)
+    if not isinstance(types, list) or len(types) != num_layers:
+        raise keys.nonsense("mlp_layer_types", f"a list of {num_layers} entries")
+    return frozenset(layer for layer, entry in enumerate(types) if entry == "dense")
+
+
 def gated_shared_expert(keys: MetadataKeys, inner: int) -> SharedExpert:
     """Read the expert that all tokens of Qwen's mixtures pass; `inner` is the size where a file
     lacks it."""

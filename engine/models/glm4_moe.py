@@ -6,12 +6,16 @@ arXiv:2508.06471.
 
 from dataclasses import dataclass
 
-from engine.errors import UnsupportedArchitecture
 from engine.models import json_keys
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.decoder import pre_norm_decoder
-from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
+from engine.models.experts_config import (
+    MAX_EXPERTS,
+    ExpertsConfig,
+    expert_groups,
+    first_plain_layers,
+)
 from engine.models.family import Family
 from engine.models.layers.experts import Scores, SharedExpert
 from engine.models.layers.weight_slots import WeightOptions
@@ -38,16 +42,11 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
 
 
 def read_json(keys: MetadataKeys) -> ModelConfig:
-    """Read the keys of config.json.
-
-    Raises:
-        UnsupportedArchitecture: the file describes another model than the published ones.
-    """
-    if keys.integer("n_group", 1) > 1:
-        raise UnsupportedArchitecture(f"{ARCHITECTURE} with groups of experts is not supported")
+    """Read the keys of config.json."""
     sizes = json_keys.size_fields(keys)
     num_experts = keys.integer("n_routed_experts", EXPERTS, high=MAX_EXPERTS)
     expert_size = keys.integer("moe_intermediate_size", EXPERT_SIZE)
+    chosen = keys.integer("num_experts_per_tok", CHOSEN, high=num_experts)
     shared_size = expert_size * keys.integer("n_shared_experts", 1)
     return Glm4MoeConfig(
         architecture=ARCHITECTURE,
@@ -57,14 +56,15 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
         hidden_act=keys.text("hidden_act", "silu"),
         norms_heads=keys.flag("use_qk_norm", False),
         num_experts=num_experts,
-        experts_per_token=keys.integer("num_experts_per_tok", CHOSEN, high=num_experts),
+        experts_per_token=chosen,
         expert_size=expert_size,
         normalised=keys.flag("norm_topk_prob", True),
-        plain_layers=frozenset(range(keys.integer("first_k_dense_replace", 1, low=0))),
+        plain_layers=first_plain_layers(keys),
         scores=Scores(
             sigmoid=True,
             bias="gate.e_score_correction_bias",
             factor=keys.number("routed_scaling_factor", 1.0),
+            groups=expert_groups(keys, num_experts, chosen),
         ),
         shared=SharedExpert("shared_experts", shared_size),
     )

@@ -8,20 +8,23 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.errors import UnsupportedArchitecture
-from engine.models import json_keys
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.decoder import Decoder, DecoderLayer, mlp_of
-from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
+from engine.models.deepseek import latent_fields
+from engine.models.experts_config import (
+    MAX_EXPERTS,
+    ExpertsConfig,
+    expert_groups,
+    first_plain_layers,
+)
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
 from engine.models.json_keys import FULL
-from engine.models.layers.attention import PagedAttention
 from engine.models.layers.experts import Scores, SharedExpert
+from engine.models.layers.latent_attention import LatentAttention, LatentShape
 from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.norm import RmsNorm
 from engine.models.layers.rotary import Rope, Rotation
@@ -47,12 +50,7 @@ _RENAMED = {
 class KimiConfig(ExpertsConfig, RecurrentConfig):
     """Kimi Linear's configuration. Heads have the size of those that attend."""
 
-    latent_size: int
-    """The numbers from which a token's keys and values are computed, in layers that attend."""
-    shared_dim: int
-    """The elements of a key that all heads share, its last ones."""
-    value_dim: int
-    """The elements of a value."""
+    latent: LatentShape
 
     def tensor_name(self, name: str) -> str:
         """See `ModelConfig.tensor_name`."""
@@ -134,51 +132,6 @@ class DeltaAttention(nn.Module, WeightOwner):
         self.a_log = self.a_log.flatten()
 
 
-class LatentAttention(nn.Module):
-    """Attention to keys and values that are computed from a latent before they are cached. Values
-    are filled up with zeros to the size of keys."""
-
-    def __init__(self, config: KimiConfig, options: WeightOptions, layer: int) -> None:
-        super().__init__()
-        hidden, heads, dim = config.hidden_size, config.num_attention_heads, config.head_dim
-        self._sizes = [heads * dim, config.latent_size, config.shared_dim]
-        self._parts = [dim - config.shared_dim, config.value_dim]
-        self._heads = heads
-        shards = (
-            Shard("q_proj", heads * dim),
-            Shard("kv_a_proj_with_mqa", config.latent_size + config.shared_dim),
-        )
-        self.in_proj = Linear(hidden, shards)
-        self.kv_a_layernorm = RmsNorm(config.latent_size, config.rms_norm_eps)
-        self.kv_a_layernorm.takes_adapters = False
-        outputs = heads * sum(self._parts)
-        self.kv_b_proj = Linear(config.latent_size, (Shard("kv_b_proj", outputs),))
-        self.o_proj = Linear(heads * config.value_dim, (Shard("o_proj", hidden),))
-        self.attention = PagedAttention(
-            layer,
-            options.parallel,
-            num_heads=heads,
-            num_kv_heads=heads,
-            head_dim=dim,
-            scale=dim**-0.5,
-        )
-
-    def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
-        """Map [T, C] to [T, C]."""
-        rows, heads, dim = len(x), self._heads, self.attention.head_dim
-        q, latent, shared = torch.split(self.in_proj(x, ctx), self._sizes, 1)
-        kv = self.kv_b_proj(self.kv_a_layernorm(latent), ctx).view(rows, heads, -1)
-        k, v = torch.split(kv, self._parts, 2)
-        k = torch.cat((k, shared[:, None].expand(-1, heads, -1)), 2)
-        v_dim = v.shape[2]
-        v = F.pad(v, (0, dim - v_dim))
-        qkv = torch.cat((q, k.flatten(1), v.flatten(1)), 1)
-        found = self.attention(qkv, rotation, ctx).view(rows, heads, dim)
-        return self.o_proj(found[:, :, :v_dim].flatten(1), ctx)
-
-    __call__ = forward
-
-
 def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
     assert isinstance(config, KimiConfig)
 
@@ -187,7 +140,14 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
         if layer in config.recurrent_layers:
             mixer = DeltaAttention(config, layer)
         else:
-            mixer = LatentAttention(config, options, layer)
+            mixer = LatentAttention(
+                config.hidden_size,
+                config.num_attention_heads,
+                config.latent,
+                options,
+                layer,
+                scale=config.head_dim**-0.5,
+            )
         return DecoderLayer(config, mixer, mlp_of(config, layer))
 
     still = Rope(2, 1.0, config.max_position_embeddings, {"rope_type": "none"})
@@ -195,18 +155,8 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
 
 
 def read_json(keys: MetadataKeys) -> ModelConfig:
-    """Read the keys of config.json.
-
-    Raises:
-        UnsupportedArchitecture: the file describes another model than those that were published.
-    """
-    if keys.values.get("q_lora_rank") is not None:
-        raise UnsupportedArchitecture(f"{ARCHITECTURE} with q_lora_rank is not supported")
-    if keys.integer("num_expert_group", 1) > 1:
-        raise UnsupportedArchitecture(f"{ARCHITECTURE} with groups of experts is not supported")
-    shared_dim = keys.integer("qk_rope_head_dim")
-    head_dim = keys.integer("qk_nope_head_dim") + shared_dim
-    sizes = json_keys.size_fields(MetadataKeys({**keys.values, "head_dim": head_dim}, keys.source))
+    """Read the keys of config.json."""
+    fields = latent_fields(keys)
     delta = keys.inner("linear_attn_config")
     heads = delta.integer("num_heads", None) or keys.integer("linear_num_heads")
     dim = delta.integer("head_dim", None) or keys.integer("linear_head_dim")
@@ -214,26 +164,25 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
         "linear_conv_kernel_dim", 4, low=2, high=8
     )
     num_experts = keys.integer("num_experts", high=MAX_EXPERTS)
+    chosen = keys.integer("num_experts_per_token", high=num_experts)
     expert_size = keys.integer("moe_intermediate_size")
     return KimiConfig(
         architecture=ARCHITECTURE,
-        **sizes,
+        **fields,
         max_position_embeddings=keys.integer("model_max_length", high=1 << 27),
         hidden_act=keys.text("hidden_act", "silu"),
-        recurrent_layers=_delta_layers(keys, delta, sizes["num_hidden_layers"]),
+        recurrent_layers=_delta_layers(keys, delta, fields["num_hidden_layers"]),
         shapes=RecurrentShapes((3 * heads * dim, width - 1), (heads, dim, dim)),
-        latent_size=keys.integer("kv_lora_rank"),
-        shared_dim=shared_dim,
-        value_dim=keys.integer("v_head_dim", high=head_dim),
         num_experts=num_experts,
-        experts_per_token=keys.integer("num_experts_per_token", high=num_experts),
+        experts_per_token=chosen,
         expert_size=expert_size,
         normalised=keys.flag("moe_renormalize", True),
-        plain_layers=_plain_layers(keys, sizes["num_hidden_layers"]),
+        plain_layers=first_plain_layers(keys),
         scores=Scores(
             sigmoid=True,
             bias="gate.e_score_correction_bias",
             factor=keys.number("routed_scaling_factor", 1.0),
+            groups=expert_groups(keys, num_experts, chosen, "num_expert_group"),
         ),
         shared=SharedExpert("shared_experts", expert_size * keys.integer("num_shared_experts", 1)),
     )
@@ -256,16 +205,6 @@ def _delta_layers(keys: MetadataKeys, delta: MetadataKeys, num_layers: int) -> t
             f"a list of {num_layers} entries, each {FULL} or {LINEAR}, and one at least {FULL}",
         )
     return tuple(layer for layer, entry in enumerate(types) if entry == LINEAR)
-
-
-def _plain_layers(keys: MetadataKeys, num_layers: int) -> frozenset[int]:
-    """Return the layers without experts."""
-    types = keys.values.get("mlp_layer_types")
-    if types is None:
-        return frozenset(range(keys.integer("first_k_dense_replace", 1, low=0)))
-    if not isinstance(types, list) or len(types) != num_layers:
-        raise keys.nonsense("mlp_layer_types", f"a list of {num_layers} entries")
-    return frozenset(layer for layer, entry in enumerate(types) if entry == "dense")
 
 
 FAMILIES = (

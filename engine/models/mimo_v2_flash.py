@@ -12,12 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.contract.kv_layout import KvShape
-from engine.errors import UnsupportedArchitecture
 from engine.models import json_keys
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.decoder import Decoder, DecoderLayer, mlp_of
-from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
+from engine.models.experts_config import (
+    MAX_EXPERTS,
+    ExpertsConfig,
+    expert_groups,
+    first_plain_layers,
+)
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
 from engine.models.json_keys import FULL, SLIDING
@@ -123,13 +127,7 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
 
 
 def read_json(keys: MetadataKeys) -> ModelConfig:
-    """Read the keys of config.json.
-
-    Raises:
-        UnsupportedArchitecture: the file describes another model than the published one.
-    """
-    if keys.integer("n_group", 1) > 1:
-        raise UnsupportedArchitecture(f"{ARCHITECTURE} with groups of experts is not supported")
+    """Read the keys of config.json."""
     eps = keys.number("layernorm_epsilon", None) or keys.number("rms_norm_eps", 1e-5)
     sizes = json_keys.size_fields(
         MetadataKeys({**keys.values, "rms_norm_eps": eps}, keys.source), head_dim=192
@@ -137,6 +135,7 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
     num_layers, head_dim = sizes["num_hidden_layers"], sizes["head_dim"]
     kv_heads = sizes["num_key_value_heads"]
     num_experts = keys.integer("n_routed_experts", high=MAX_EXPERTS)
+    chosen = keys.integer("num_experts_per_tok", high=num_experts)
     beside = keys.integer("sliding_window_size", None)
     window = keys.integer("sliding_window", 129) if beside is None else beside + 1
     pattern = [SLIDING if at % PERIOD and at > 1 else FULL for at in range(1, num_layers + 1)]
@@ -160,14 +159,15 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
         value_dim=keys.integer("v_head_dim", 128, high=head_dim),
         value_factor=keys.number("attention_value_scale", VALUE_FACTOR),
         num_experts=num_experts,
-        experts_per_token=keys.integer("num_experts_per_tok", high=num_experts),
+        experts_per_token=chosen,
         expert_size=keys.integer("moe_intermediate_size"),
         normalised=keys.flag("norm_topk_prob", True),
-        plain_layers=_plain_layers(keys, num_layers),
+        plain_layers=first_plain_layers(keys),
         scores=Scores(
             sigmoid=True,
             bias="gate.e_score_correction_bias",
             factor=keys.number("routed_scaling_factor", 1.0),
+            groups=expert_groups(keys, num_experts, chosen),
         ),
     )
 
@@ -182,16 +182,6 @@ def _rope(keys: MetadataKeys, kind: str) -> tuple[float, float]:
     return rope_base(rope, "rope_theta", BASES[kind]), rope.number(
         "partial_rotary_factor", ROTATED, high=1.0
     )
-
-
-def _plain_layers(keys: MetadataKeys, num_layers: int) -> frozenset[int]:
-    """Return the layers without experts, which is the first one where a file does not say."""
-    types = keys.values.get("mlp_layer_types")
-    if types is None:
-        return frozenset({0})
-    if not isinstance(types, list) or len(types) != num_layers:
-        raise keys.nonsense("mlp_layer_types", f"a list of {num_layers} entries")
-    return frozenset(layer for layer, entry in enumerate(types) if entry == "dense")
 
 
 FAMILIES = (

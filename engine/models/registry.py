@@ -18,10 +18,10 @@ from engine.models.layers.weight_slots import WeightOptions
 from engine.quantization.method import LinearMethod
 
 MODULES = (
-    "bamba", "falcon_h1", "gemma3", "gemma3n", "gemma4", "glm4_moe", "gpt_oss", "granite_hybrid",
-    "hunyuan", "jamba", "kimi_linear", "lfm2", "llama", "llama4", "mamba", "mimo_v2_flash",
-    "mixtral", "nemotron_h", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_5", "qwen3_moe",
-    "qwen3_next", "zamba2",
+    "bamba", "deepseek", "falcon_h1", "gemma3", "gemma3n", "gemma4", "glm4_moe", "gpt_oss",
+    "granite_hybrid", "hunyuan", "jamba", "kimi_linear", "lfm2", "llama", "llama4", "mamba",
+    "mimo_v2_flash", "mixtral", "nemotron_h", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_5",
+    "qwen3_moe", "qwen3_next", "zamba2",
     "vision.gemma3_pictures", "vision.qwen_pictures", "vision.smolvlm_pictures",
 )  # fmt: skip
 """The modules of `engine.models` with `FAMILIES`, imported when the first model is looked up."""

@@ -51,8 +51,8 @@ def paged_attention(
         [T, H·D], contiguous, q's dtype. Scores and weights in fp32.
 
     Papers: PagedAttention, Kwon et al. 2023, arXiv:2309.06180; grouped-query attention, Ainslie et
-    al. 2023, arXiv:2305.13245; keys as values, DeepSeek-AI 2024, arXiv:2405.04434; soft-capping, Gemma 2, 2024, arXiv:2408.00118; sinks, OpenAI 2025,
-    arXiv:2508.10925.
+    al. 2023, arXiv:2305.13245; soft-capping, Gemma 2, 2024, arXiv:2408.00118; sinks, OpenAI 2025,
+    arXiv:2508.10925; keys that are the values, DeepSeek-AI 2024, arXiv:2405.04434.
     """
     return reference.paged_attention(
         q,

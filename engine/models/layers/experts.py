@@ -40,6 +40,8 @@ class Scores:
     """The factor of the weights."""
     logit_factor: float = 1.0
     """The factor of the logits."""
+    groups: tuple[int, int] | None = None
+    """See `kernels.route_experts`."""
 
 
 SOFTMAX = Scores()
@@ -112,6 +114,7 @@ class Router(Fp32Linear):
             normalised=self._normalised,
             sigmoid=self._scores.sigmoid,
             bias=self.choice_bias,
+            groups=self._scores.groups,
         )
         factor = self._scores.factor
         return found if factor == 1.0 else replace(found, weights=found.weights * factor)

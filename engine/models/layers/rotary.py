@@ -188,13 +188,15 @@ def _yarn_factor(scaling: dict[str, Any], factor: float) -> float:
     if given is not None:
         return float(given)
 
-    def magnitude(weight: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
     all_dims = scaling.get("mscale_all_dim")
     if scaling.get("mscale") and all_dims:
-        return magnitude(scaling["mscale"]) / magnitude(all_dims)
-    return magnitude(1.0)
+        return yarn_magnitude(factor, scaling["mscale"]) / yarn_magnitude(factor, all_dims)
+    return yarn_magnitude(factor, 1.0)
+
+
+def yarn_magnitude(factor: float, weight: float) -> float:
+    """Return how much larger vectors become where texts are `factor` times as long."""
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
 def _longrope(rope: Rope) -> Frequencies:

@@ -168,6 +168,9 @@ MODELS |= {
         GLM4_MOE
         | {
             "num_hidden_layers": 3,
+            "n_routed_experts": 8,
+            "n_group": 4,
+            "topk_group": 2,
             "n_shared_experts": 2,
             "first_k_dense_replace": 2,
             "routed_scaling_factor": 2.5,
@@ -393,10 +396,56 @@ MODELS["kimi_linear"] = (
         "v_head_dim": 8,
         "num_local_experts": 6,
         "num_experts_per_tok": 3,
+        "n_group": 3,
+        "topk_group": 2,
         "moe_intermediate_size": 24,
         "initializer_range": 0.1,
     },
 )
+LATENT: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 6,
+    "q_lora_rank": 28,
+    "kv_lora_rank": 20,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "head_dim": 8,
+    "v_head_dim": 10,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "initializer_range": 0.1,
+}
+LATENT_YARN = YARN | {"mscale": 0.7, "mscale_all_dim": 1.3}
+MODELS |= {
+    "deepseek_v2": (
+        "DeepseekV2",
+        LATENT
+        | {
+            "topk_method": "group_limited_greedy",
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 3.0,
+            "rope_parameters": LATENT_YARN,
+        },
+    ),
+    "deepseek_v2_lite": (
+        "DeepseekV2",
+        LATENT | {"q_lora_rank": None, "first_k_dense_replace": 0, "n_shared_experts": 1},
+    ),
+    "deepseek_v3": (
+        "DeepseekV3",
+        LATENT | {"n_group": 4, "topk_group": 2, "rope_parameters": LATENT_YARN},
+    ),
+    "deepseek_v3_halves": (
+        "DeepseekV3",
+        LATENT | {"rope_interleave": False, "norm_topk_prob": False, "q_lora_rank": None},
+    ),
+    "glm4_moe_lite": ("Glm4MoeLite", LATENT | {"v_head_dim": 20}),
+}
 MODELS["mimo_v2_flash"] = (
     "MiMoV2Flash",
     {

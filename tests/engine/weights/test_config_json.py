@@ -95,6 +95,32 @@ def test_reads_what_transformers_4_wrote(tmp_path):
 
 
 ALPHA = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "mscale": 1.0}
+LATENT: dict[str, Any] = {
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 32,
+    "moe_intermediate_size": 48,
+    "moe_layer_freq": 1,
+    "n_routed_experts": 16,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 4,
+    "num_key_value_heads": 4,
+    "num_nextn_predict_layers": 1,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "rope_theta": 10000.0,
+    "routed_scaling_factor": 2.5,
+    "v_head_dim": 16,
+}
+LATENT_YARN: dict[str, Any] = {
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "factor": 40,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 4096,
+    "type": "yarn",
+}
 AS_PUBLISHED: dict[str, dict[str, Any]] = {
     "Lfm2ForCausalLM": {
         "block_auto_adjust_ff_dim": True,
@@ -162,6 +188,35 @@ AS_PUBLISHED: dict[str, dict[str, Any]] = {
         "swa_num_key_value_heads": 4,
         "swa_rope_theta": 1e4,
         "v_head_dim": 16,
+    },
+    "DeepseekV2ForCausalLM": LATENT
+    | {
+        "n_group": 4,
+        "norm_topk_prob": False,
+        "q_lora_rank": None,
+        "rope_scaling": LATENT_YARN | {"mscale": 0.707, "mscale_all_dim": 0.707},
+        "scoring_func": "softmax",
+        "topk_group": 2,
+        "topk_method": "group_limited_greedy",
+    },
+    "DeepseekV3ForCausalLM": LATENT
+    | {
+        "n_group": 8,
+        "norm_topk_prob": True,
+        "rope_scaling": LATENT_YARN,
+        "scoring_func": "sigmoid",
+        "topk_group": 4,
+        "topk_method": "noaux_tc",
+    },
+    "Glm4MoeLiteForCausalLM": LATENT
+    | {
+        "n_group": 1,
+        "norm_topk_prob": True,
+        "partial_rotary_factor": 1.0,
+        "rope_scaling": None,
+        "rope_theta": 1e6,
+        "topk_group": 1,
+        "topk_method": "noaux_tc",
     },
     "KimiLinearForCausalLM": {
         "first_k_dense_replace": 1,

@@ -83,6 +83,7 @@ def cramped(folder):
 ATTENDING = (
     *("tiny_llama", "tiny_gemma3", "tiny_gemma4", "tiny_olmo2"),
     *("tiny_qwen3_moe", "tiny_qwen3_next", "tiny_lfm2_moe"),
+    "tiny_deepseek",
 )
 """A model of each kind with keys and values that must give the same bits in any company."""
 SIZES = {"seed": 5, "head_dim": 64, "hidden_size": 96, "intermediate_size": 136}
