@@ -1,17 +1,25 @@
-"""DeepSeek V2 and V3 and models built like them (Kimi K2, Moonlight, GLM 4.7 Flash): latent
-attention, and mixtures whose experts may come in groups.
+"""DeepSeek V2 and V3 and models built like them: latent attention, and mixtures whose experts may
+come in groups.
 
-Reports: DeepSeek-AI 2024, arXiv:2405.04434 and arXiv:2412.19437.
+Kimi K2 and Moonlight are DeepSeek V3. GLM 4.7 Flash has its layers, and Mistral 4 also sharpens the
+attention of tokens far into a text. Youtu and MiniCPM 3 have no experts.
+
+Reports: DeepSeek-AI 2024, arXiv:2405.04434 and arXiv:2412.19437; MiniCPM, Hu et al. 2024,
+arXiv:2404.06395.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from engine.errors import UnsupportedArchitecture
 from engine.models import json_keys
 from engine.models.causal_lm import CausalLM
-from engine.models.config import ModelConfig
+from engine.models.config import MAX_LAYERS, ModelConfig
 from engine.models.decoder import Decoder, DecoderLayer, mlp_of
 from engine.models.experts_config import (
     MAX_EXPERTS,
@@ -24,10 +32,14 @@ from engine.models.layers.experts import Scores, SharedExpert
 from engine.models.layers.latent_attention import LatentAttention, LatentShape
 from engine.models.layers.rotary import yarn_magnitude
 from engine.models.layers.weight_slots import WeightOptions
+from engine.models.llama4 import temperatures
 from engine.models.metadata_keys import MetadataKeys
 
+V2, MISTRAL4, MINICPM3 = "DeepseekV2ForCausalLM", "Mistral4ForCausalLM", "MiniCPM3ForCausalLM"
 SCORES_OF = {"greedy": "softmax", "group_limited_greedy": "softmax", "noaux_tc": "sigmoid"}
 """The function of logits for each way to choose experts."""
+GROWTH = "llama_4_scaling_beta"
+"""The key, among those of rotary embeddings, of how much attention is sharpened."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +49,13 @@ class DeepseekConfig(ExpertsConfig):
     latent: LatentShape
     interleaved: bool
     """Whether neighbouring elements are rotated together, instead of those of halves."""
+    stream_scale: float = 1.0
+    """See `DecoderModel`."""
+    logit_scale: float = 1.0
 
     @property
     def score_scale(self) -> float:
-        """The factor of scores. YaRN changes it for longer texts."""
+        """The factor of scores, which YaRN changes for longer texts."""
         scaling = self.rope_scaling or {}
         weight = scaling.get("mscale_all_dim") or 0.0
         return self.head_dim**-0.5 * yarn_magnitude(scaling.get("factor", 1.0), weight) ** 2
@@ -49,15 +64,23 @@ class DeepseekConfig(ExpertsConfig):
 class Missing(NamedTuple):
     """The values of keys that a file lacks."""
 
-    choice: str
+    choice: str = "noaux_tc"
     """How experts are chosen, as `topk_method` says."""
-    normalised: bool
-    plain_layers: int
+    normalised: bool = True
+    plain_layers: int = 0
     """The number of layers without experts, the first ones."""
+    interleaved: bool = True
+    tied: bool = False
 
 
 def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
     assert isinstance(config, DeepseekConfig)
+    scaling = config.rope_scaling or {}
+
+    def sharpen(positions: Tensor) -> Tensor:
+        # Llama 4 counts positions from 1 here, Mistral 4 from 0.
+        floor = scaling["original_max_position_embeddings"]
+        return temperatures(positions - 1, floor, scaling[GROWTH])
 
     def create_layer(layer: int) -> DecoderLayer:
         attention = LatentAttention(
@@ -69,13 +92,25 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
             scale=config.score_scale,
             interleaved=config.interleaved,
         )
+        if scaling.get(GROWTH):
+            attention.attention.query_factor = sharpen
         return DecoderLayer(config, attention, mlp_of(config, layer))
 
-    return Decoder(config, options, create_layer)
+    return Decoder(
+        config,
+        options,
+        create_layer,
+        stream_scale=config.stream_scale,
+        logit_scale=config.logit_scale,
+    )
 
 
-def latent_fields(keys: MetadataKeys) -> dict[str, Any]:
-    """Read the sizes of a model with latent attention: fields of `ModelConfig`, and `latent`."""
+def latent_fields(keys: MetadataKeys, *, tied: bool = False) -> dict[str, Any]:
+    """Read the sizes of a model with latent attention: fields of `ModelConfig`, and `latent`.
+
+    Args:
+        tied: see `json_keys.size_fields`.
+    """
     latent = LatentShape(
         latent=keys.integer("kv_lora_rank"),
         rotated=keys.integer("qk_rope_head_dim"),
@@ -84,18 +119,61 @@ def latent_fields(keys: MetadataKeys) -> dict[str, Any]:
         of_queries=keys.integer("q_lora_rank", None),
     )
     keys = MetadataKeys({**keys.values, "head_dim": latent.key}, keys.source)
-    sizes = json_keys.size_fields(keys)
+    sizes = json_keys.size_fields(keys, tied=tied)
     shapes = (latent.cached,) * sizes["num_hidden_layers"]
     return {**sizes, "kv_shapes": shapes, "latent": latent}
 
 
-def read_json(architecture: str, missing: Missing, keys: MetadataKeys) -> ModelConfig:
+def read_json(architecture: str, missing: Missing, keys: MetadataKeys) -> DeepseekConfig:
     """Read the keys of config.json.
 
     Raises:
         UnsupportedArchitecture: the file describes another model than the published ones.
     """
-    fields = latent_fields(keys)
+    if keys.flag("attention_bias", False) or keys.flag("mlp_bias", False):
+        raise UnsupportedArchitecture(f"{architecture} with biases is not supported")
+    sizes = latent_fields(keys, tied=missing.tied)
+    return DeepseekConfig(
+        architecture=architecture,
+        **sizes,
+        **_rope_fields(keys, sizes["latent"]),
+        **_expert_fields(architecture, missing, keys),
+        interleaved=keys.flag("rope_interleave", missing.interleaved),
+        hidden_act=keys.text("hidden_act", "silu"),
+    )
+
+
+def read_minicpm3(keys: MetadataKeys) -> ModelConfig:
+    """Read the keys of MiniCPM 3's config.json. What layers add is smaller by a factor; instead the
+    stream that they add to is larger, and so are the squares that its norms add epsilon to."""
+    whole, heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
+    values = {**keys.values, "v_head_dim": keys.integer("v_head_dim", whole // heads)}
+    missing = Missing(interleaved=False, tied=True)
+    config = read_json(MINICPM3, missing, MetadataKeys(values, keys.source))
+    depth = math.sqrt(config.num_hidden_layers)
+    layer_scale = keys.number("scale_depth", depth) / depth
+    return replace(
+        config,
+        rms_norm_eps=config.rms_norm_eps / layer_scale**2,
+        stream_scale=keys.number("scale_emb", 1.0) / layer_scale,
+        logit_scale=keys.number("dim_model_base", whole) / whole,
+    )
+
+
+def _rope_fields(keys: MetadataKeys, latent: LatentShape) -> dict[str, Any]:
+    """Read the fields about positions. Mistral 4 states which part of a head is rotated."""
+    rope = json_keys.rope_parameters(keys)
+    if rope["partial_rotary_factor"] == latent.rotated / latent.key:
+        rope["partial_rotary_factor"] = None
+    keys = MetadataKeys({**keys.values, "rope_parameters": rope, "rope_scaling": None}, keys.source)
+    return {**json_keys.rope_fields(keys), "rotary_dim": latent.rotated}
+
+
+def _expert_fields(architecture: str, missing: Missing, keys: MetadataKeys) -> dict[str, Any]:
+    """Read the fields of `ExpertsConfig`."""
+    num_experts = keys.integer("n_routed_experts", 0, low=0, high=MAX_EXPERTS)
+    chosen = keys.integer("num_experts_per_tok", high=num_experts) if num_experts else 0
+    expert_size = keys.integer("moe_intermediate_size") if num_experts else 0
     choice = keys.text("topk_method", missing.choice)
     if choice not in SCORES_OF:
         raise keys.nonsense("topk_method", " or ".join(SCORES_OF))
@@ -103,44 +181,42 @@ def read_json(architecture: str, missing: Missing, keys: MetadataKeys) -> ModelC
     if keys.text("scoring_func", function) != function:
         raise keys.nonsense("scoring_func", f"{function}, as topk_method is {choice}")
     normalised = keys.flag("norm_topk_prob", missing.normalised)
-    refused = {
-        "biases": keys.flag("attention_bias", False) or keys.flag("mlp_bias", False),
-        "norm_topk_prob": normalised and function == "softmax",
-    }
-    for name in (name for name, is_stated in refused.items() if is_stated):
-        raise UnsupportedArchitecture(f"{architecture} with {name} is not supported")
-    num_experts = keys.integer("n_routed_experts", high=MAX_EXPERTS)
-    chosen = keys.integer("num_experts_per_tok", high=num_experts)
-    expert_size = keys.integer("moe_intermediate_size")
-    return DeepseekConfig(
-        architecture=architecture,
-        **fields,
-        **json_keys.rope_fields(keys),
-        rotary_dim=fields["latent"].rotated,
-        interleaved=keys.flag("rope_interleave", True),
-        hidden_act=keys.text("hidden_act", "silu"),
-        num_experts=num_experts,
-        experts_per_token=chosen,
-        expert_size=expert_size,
-        normalised=normalised,
-        plain_layers=first_plain_layers(keys, missing.plain_layers),
-        scores=Scores(
+    groups = expert_groups(keys, num_experts, chosen) if num_experts else None
+    plain = first_plain_layers(keys, missing.plain_layers)
+    if normalised and architecture == V2:
+        # Its own code then leaves out the factor, and transformers' code does not normalise.
+        raise UnsupportedArchitecture(f"{architecture} with norm_topk_prob is not supported")
+    if groups is not None and architecture == MISTRAL4:
+        raise UnsupportedArchitecture(f"{architecture} with groups of experts is not supported")
+    return {
+        "num_experts": num_experts,
+        "experts_per_token": chosen,
+        "expert_size": expert_size,
+        "normalised": normalised,
+        "plain_layers": plain if num_experts else frozenset(range(MAX_LAYERS)),
+        "scores": Scores(
             sigmoid=function == "sigmoid",
             bias="gate.e_score_correction_bias" if function == "sigmoid" else None,
             factor=keys.number("routed_scaling_factor", 1.0),
-            groups=None if choice == "greedy" else expert_groups(keys, num_experts, chosen),
+            groups=None if choice == "greedy" else groups,
         ),
-        shared=SharedExpert("shared_experts", expert_size * keys.integer("n_shared_experts", 1)),
-    )
+        "shared": SharedExpert("shared_experts", expert_size * keys.integer("n_shared_experts", 1)),
+    }
 
 
-def _family(architecture: str, model_type: str, missing: Missing) -> Family:
-    reads = partial(read_json, architecture, missing)
+def _family(
+    architecture: str, model_type: str, reads: Missing | Callable[[MetadataKeys], ModelConfig]
+) -> Family:
+    if isinstance(reads, Missing):
+        reads = partial(read_json, architecture, reads)
     return Family(architecture=architecture, model_type=model_type, create=create, read_json=reads)
 
 
 FAMILIES = (
-    _family("DeepseekV2ForCausalLM", "deepseek_v2", Missing("greedy", False, 0)),
-    _family("DeepseekV3ForCausalLM", "deepseek_v3", Missing("noaux_tc", True, 3)),
-    _family("Glm4MoeLiteForCausalLM", "glm4_moe_lite", Missing("noaux_tc", True, 1)),
+    _family(V2, "deepseek_v2", Missing("greedy", normalised=False)),
+    _family("DeepseekV3ForCausalLM", "deepseek_v3", Missing(plain_layers=3)),
+    _family("Glm4MoeLiteForCausalLM", "glm4_moe_lite", Missing(plain_layers=1)),
+    _family(MISTRAL4, "mistral4", Missing("greedy")),
+    _family("YoutuForCausalLM", "youtu", Missing(tied=True)),
+    _family(MINICPM3, "minicpm3", read_minicpm3),
 )

@@ -411,19 +411,21 @@ LATENT: dict[str, Any] = {
     "qk_rope_head_dim": 8,
     "head_dim": 8,
     "v_head_dim": 10,
+    "initializer_range": 0.1,
+}
+LATENT_MOE = LATENT | {
     "n_routed_experts": 8,
     "num_experts_per_tok": 3,
     "moe_intermediate_size": 24,
     "n_group": 1,
     "topk_group": 1,
     "first_k_dense_replace": 1,
-    "initializer_range": 0.1,
 }
 LATENT_YARN = YARN | {"mscale": 0.7, "mscale_all_dim": 1.3}
 MODELS |= {
     "deepseek_v2": (
         "DeepseekV2",
-        LATENT
+        LATENT_MOE
         | {
             "topk_method": "group_limited_greedy",
             "n_group": 4,
@@ -434,17 +436,35 @@ MODELS |= {
     ),
     "deepseek_v2_lite": (
         "DeepseekV2",
-        LATENT | {"q_lora_rank": None, "first_k_dense_replace": 0, "n_shared_experts": 1},
+        LATENT_MOE | {"q_lora_rank": None, "first_k_dense_replace": 0, "n_shared_experts": 1},
     ),
     "deepseek_v3": (
         "DeepseekV3",
-        LATENT | {"n_group": 4, "topk_group": 2, "rope_parameters": LATENT_YARN},
+        LATENT_MOE | {"n_group": 4, "topk_group": 2, "rope_parameters": LATENT_YARN},
     ),
     "deepseek_v3_halves": (
         "DeepseekV3",
-        LATENT | {"rope_interleave": False, "norm_topk_prob": False, "q_lora_rank": None},
+        LATENT_MOE | {"rope_interleave": False, "norm_topk_prob": False, "q_lora_rank": None},
     ),
-    "glm4_moe_lite": ("Glm4MoeLite", LATENT | {"v_head_dim": 20}),
+    "glm4_moe_lite": ("Glm4MoeLite", LATENT_MOE | {"v_head_dim": 20}),
+    "mistral4": (
+        "Mistral4",
+        LATENT_MOE
+        | {
+            "head_dim": 20,
+            "rope_parameters": LATENT_YARN
+            | {
+                "llama_4_scaling_beta": 0.3,
+                "original_max_position_embeddings": 16,
+                "partial_rotary_factor": 0.4,
+            },
+        },
+    ),
+    "youtu": ("Youtu", LATENT),
+    "minicpm3": (
+        "MiniCPM3",
+        LATENT | {"scale_emb": 3, "scale_depth": 0.9, "dim_model_base": 20},
+    ),
 }
 MODELS["mimo_v2_flash"] = (
     "MiMoV2Flash",
