@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from engine.errors import UnsupportedArchitecture
-from engine.models import json_keys
+from engine.models import gguf_keys, json_keys
 from engine.models.causal_lm import CausalLM
 from engine.models.config import MAX_LAYERS, ModelConfig
 from engine.models.decoder import Decoder, DecoderLayer, mlp_of
@@ -26,8 +26,10 @@ from engine.models.experts_config import (
     ExpertsConfig,
     expert_groups,
     first_plain_layers,
+    gguf_expert_fields,
 )
 from engine.models.family import Family
+from engine.models.gguf_keys import LAYER_TENSORS, GgufKeys
 from engine.models.layers.experts import Scores, SharedExpert
 from engine.models.layers.latent_attention import LatentAttention, LatentShape
 from engine.models.layers.rotary import yarn_magnitude
@@ -35,11 +37,42 @@ from engine.models.layers.weight_slots import WeightOptions
 from engine.models.llama4 import temperatures
 from engine.models.metadata_keys import MetadataKeys
 
-V2, MISTRAL4, MINICPM3 = "DeepseekV2ForCausalLM", "Mistral4ForCausalLM", "MiniCPM3ForCausalLM"
+V2, V3 = "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"
+MISTRAL4, MINICPM3 = "Mistral4ForCausalLM", "MiniCPM3ForCausalLM"
 SCORES_OF = {"greedy": "softmax", "group_limited_greedy": "softmax", "noaux_tc": "sigmoid"}
 """The function of logits for each way to choose experts."""
 GROWTH = "llama_4_scaling_beta"
 """The key, among those of rotary embeddings, of how much attention is sharpened."""
+
+GGUF_TENSORS = LAYER_TENSORS | {
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    "attn_k_b": "self_attn.k_b_proj",
+    "attn_v_b": "self_attn.v_b_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "exp_probs_b": "mlp.gate.exp_probs_b",
+}
+for _part in ("gate", "up", "down"):
+    GGUF_TENSORS[f"ffn_{_part}_exps"] = f"mlp.experts.*.{_part}_proj"
+    GGUF_TENSORS[f"ffn_{_part}_shexp"] = f"mlp.shared_experts.{_part}_proj"
+for _part in ("eh_proj", "embed_tokens", "enorm", "hnorm", "shared_head_head", "shared_head_norm"):
+    # Of layers that predict more tokens, which are not used.
+    GGUF_TENSORS[f"nextn.{_part}"] = f"nextn.{_part}"
+
+SOFTMAX, SIGMOID = 1, 2
+"""The functions of logits in GGUF files."""
+NO_EXPERTS: dict[str, Any] = {
+    "num_experts": 0,
+    "experts_per_token": 0,
+    "expert_size": 0,
+    "normalised": True,
+    "plain_layers": frozenset(range(MAX_LAYERS)),
+    "scores": Scores(),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +193,77 @@ def read_minicpm3(keys: MetadataKeys) -> ModelConfig:
     )
 
 
+def read_gguf(keys: GgufKeys) -> ModelConfig:
+    """Read the keys of a GGUF file, which do not say by which rule V2 chooses groups."""
+    own = keys.own
+    rotated = keys.integer(own("rope.dimension_count"))
+    stated = {
+        part: keys.integer(own(f"attention.{part}_length_mla"), None)
+        or keys.integer(own(f"attention.{part}_length"))
+        for part in ("key", "value")
+    }
+    latent = LatentShape(
+        latent=keys.integer(own("attention.kv_lora_rank")),
+        rotated=rotated,
+        own=stated["key"] - rotated,
+        value=stated["value"],
+        of_queries=keys.integer(own("attention.q_lora_rank"), None),
+        is_divided="blk.0.attn_k_b.weight" in keys.shapes,
+    )
+    unused = keys.integer(own("nextn_predict_layers"), 0, low=0)
+    # The keys of the parts of heads that are rotated, and of the layers that are used.
+    changed = {own(f"attention.{part}_length"): rotated for part in ("key", "value")}
+    changed[own("block_count")] = keys.integer(own("block_count"), low=unused + 1) - unused
+    keys = GgufKeys({**keys.values, **changed}, keys.source, keys.shapes, keys.divisors)
+    sizes = gguf_keys.size_fields(keys, experts=True)
+    experts = _gguf_expert_fields(keys)
+    return DeepseekConfig(
+        architecture=V3 if experts["scores"].sigmoid else V2,
+        **(sizes | {"head_dim": latent.key, "num_key_value_heads": sizes["num_attention_heads"]}),
+        **_gguf_rope_fields(keys),
+        **experts,
+        kv_shapes=(latent.cached,) * sizes["num_hidden_layers"],
+        latent=latent,
+        interleaved=True,
+    )
+
+
+def _gguf_rope_fields(keys: GgufKeys) -> dict[str, Any]:
+    """Read the fields about positions. All published models scale vectors and scores by the same
+    weight."""
+    fields = gguf_keys.rope_fields(keys)
+    weight = keys.number(keys.own("rope.scaling.yarn_log_multiplier"), None)
+    if fields["rope_scaling"] is not None and weight is not None:
+        fields["rope_scaling"] |= dict.fromkeys(("mscale", "mscale_all_dim"), 10 * weight)
+    return {**fields, "rotary_dim": keys.integer(keys.own("rope.dimension_count"))}
+
+
+def _gguf_expert_fields(keys: GgufKeys) -> dict[str, Any]:
+    """Read the fields of `ExpertsConfig`. Files of GLM do not say how experts are scored."""
+    own = keys.own
+    if not keys.integer(own("expert_count"), 0, low=0):
+        return NO_EXPERTS
+    has_bias = any(name.endswith("exp_probs_b.bias") for name in keys.shapes)
+    function = keys.integer(own("expert_gating_func"), SIGMOID if has_bias else SOFTMAX, high=2)
+    if has_bias and function != SIGMOID:
+        raise keys.nonsense(own("expert_gating_func"), f"{SIGMOID}, as experts have biases")
+    fields = gguf_expert_fields(keys, keys.integer(own("feed_forward_length")))
+    num_experts, chosen, expert_size = fields.values()
+    num_shared = keys.integer(own("expert_shared_count"), 1)
+    group_keys = own("expert_group_count"), own("expert_group_used_count")
+    return fields | {
+        "normalised": keys.flag(own("expert_weights_norm"), False),
+        "plain_layers": frozenset(range(keys.integer(own("leading_dense_block_count"), 0, low=0))),
+        "scores": Scores(
+            sigmoid=function == SIGMOID,
+            bias="gate.exp_probs_b.bias" if has_bias else None,
+            factor=keys.number(own("expert_weights_scale"), 1.0),
+            groups=expert_groups(keys, num_experts, chosen, *group_keys),
+        ),
+        "shared": SharedExpert("shared_experts", expert_size * num_shared),
+    }
+
+
 def _rope_fields(keys: MetadataKeys, latent: LatentShape) -> dict[str, Any]:
     """Read the fields about positions. Mistral 4 states which part of a head is rotated."""
     rope = json_keys.rope_parameters(keys)
@@ -172,8 +276,10 @@ def _rope_fields(keys: MetadataKeys, latent: LatentShape) -> dict[str, Any]:
 def _expert_fields(architecture: str, missing: Missing, keys: MetadataKeys) -> dict[str, Any]:
     """Read the fields of `ExpertsConfig`."""
     num_experts = keys.integer("n_routed_experts", 0, low=0, high=MAX_EXPERTS)
-    chosen = keys.integer("num_experts_per_tok", high=num_experts) if num_experts else 0
-    expert_size = keys.integer("moe_intermediate_size") if num_experts else 0
+    if not num_experts:
+        return NO_EXPERTS
+    chosen = keys.integer("num_experts_per_tok", high=num_experts)
+    expert_size = keys.integer("moe_intermediate_size")
     choice = keys.text("topk_method", missing.choice)
     if choice not in SCORES_OF:
         raise keys.nonsense("topk_method", " or ".join(SCORES_OF))
@@ -181,8 +287,7 @@ def _expert_fields(architecture: str, missing: Missing, keys: MetadataKeys) -> d
     if keys.text("scoring_func", function) != function:
         raise keys.nonsense("scoring_func", f"{function}, as topk_method is {choice}")
     normalised = keys.flag("norm_topk_prob", missing.normalised)
-    groups = expert_groups(keys, num_experts, chosen) if num_experts else None
-    plain = first_plain_layers(keys, missing.plain_layers)
+    groups = expert_groups(keys, num_experts, chosen)
     if normalised and architecture == V2:
         # Its own code then leaves out the factor, and transformers' code does not normalise.
         raise UnsupportedArchitecture(f"{architecture} with norm_topk_prob is not supported")
@@ -193,7 +298,7 @@ def _expert_fields(architecture: str, missing: Missing, keys: MetadataKeys) -> d
         "experts_per_token": chosen,
         "expert_size": expert_size,
         "normalised": normalised,
-        "plain_layers": plain if num_experts else frozenset(range(MAX_LAYERS)),
+        "plain_layers": first_plain_layers(keys, missing.plain_layers),
         "scores": Scores(
             sigmoid=function == "sigmoid",
             bias="gate.e_score_correction_bias" if function == "sigmoid" else None,
@@ -205,16 +310,26 @@ def _expert_fields(architecture: str, missing: Missing, keys: MetadataKeys) -> d
 
 
 def _family(
-    architecture: str, model_type: str, reads: Missing | Callable[[MetadataKeys], ModelConfig]
+    architecture: str,
+    model_type: str,
+    reads: Missing | Callable[[MetadataKeys], ModelConfig],
+    **gguf: Any,
 ) -> Family:
     if isinstance(reads, Missing):
         reads = partial(read_json, architecture, reads)
-    return Family(architecture=architecture, model_type=model_type, create=create, read_json=reads)
+    return Family(
+        architecture=architecture,
+        model_type=model_type,
+        create=create,
+        read_json=reads,
+        gguf_tensors=GGUF_TENSORS,
+        **gguf,
+    )
 
 
 FAMILIES = (
     _family(V2, "deepseek_v2", Missing("greedy", normalised=False)),
-    _family("DeepseekV3ForCausalLM", "deepseek_v3", Missing(plain_layers=3)),
+    _family(V3, "deepseek_v3", Missing(plain_layers=3), gguf="deepseek2", read_gguf=read_gguf),
     _family("Glm4MoeLiteForCausalLM", "glm4_moe_lite", Missing(plain_layers=1)),
     _family(MISTRAL4, "mistral4", Missing("greedy")),
     _family("YoutuForCausalLM", "youtu", Missing(tied=True)),

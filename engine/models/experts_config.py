@@ -86,18 +86,22 @@ def json_expert_fields(
 
 
 def expert_groups(
-    keys: MetadataKeys, num_experts: int, chosen: int, key: str = "n_group"
+    keys: MetadataKeys,
+    num_experts: int,
+    chosen: int,
+    key: str = "n_group",
+    used_key: str = "topk_group",
 ) -> tuple[int, int] | None:
-    """Read the number of groups of experts, under `key`, and how many of them a token may use; None
-    for a single group."""
+    """Read the number of groups of experts and how many of them a token may use; None for a single
+    group."""
     number = keys.integer(key, 1, high=num_experts)
     size = num_experts // number
     if number > 1 and (size < 2 or num_experts % number):
         raise keys.nonsense(key, f"a divisor of the {num_experts} experts, at most half of them")
-    used = keys.integer("topk_group", 1, high=number)
+    used = keys.integer(used_key, 1, high=number)
     if used * size < chosen:
         raise keys.nonsense(
-            "topk_group", f"{-(-chosen // size)} or more, as {chosen} experts are chosen"
+            used_key, f"{-(-chosen // size)} or more, as {chosen} experts are chosen"
         )
     return (number, used) if number > 1 else None
 

@@ -8,6 +8,7 @@ multiplied, not each latent. Prompts and single tokens are computed alike and ge
 Paper: DeepSeek-V2, DeepSeek-AI 2024, arXiv:2405.04434, section 2.1.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.norm import RmsNorm
 from engine.models.layers.rotary import Rotation
 from engine.models.layers.weight_slots import WeightOptions, WeightSlot
+from engine.quantization.method import TensorSpec
 from kernels import ExpertWeights, linear_experts
 
 EPS = 1e-6
@@ -40,6 +42,8 @@ class LatentShape(NamedTuple):
     """The elements of a value."""
     of_queries: int | None = None
     """The numbers of the latent from which queries follow; None if they have none."""
+    is_divided: bool = False
+    """Whether the checkpoint has two tensors for keys and values from a latent, as GGUF files."""
 
     @property
     def key(self) -> int:
@@ -88,19 +92,37 @@ class LatentExpansion(PreciseLinear):
         self._num_heads, self._shape = num_heads, shape
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
-        """Name the layer's tensors."""
-        self._options = options
-        return super().create_weights(path, options)
+        """Name the layer's tensors, which are [H, latent, own] and [H, value, latent] if there are
+        two."""
+        self._options, shape = options, self._shape
+        if not shape.is_divided:
+            return super().create_weights(path, options)
+        neighbours = path.rpartition(".")[0]
+        sizes = {"k_b_proj": (shape.latent, shape.own), "v_b_proj": (shape.value, shape.latent)}
+        self._divided: dict[str, Tensor] = {}
+        return {
+            f"{neighbours}.{name}.weight": WeightSlot(
+                TensorSpec(shape=(self._num_heads, *size)), partial(self._take, name)
+            )
+            for name, size in sizes.items()
+        }
+
+    def _take(self, name: str, tensor: Tensor) -> None:
+        self._divided[name] = tensor.to(self._options.device, self._options.dtype, copy=True)
 
     def process_weights_after_loading(self) -> None:
         """Divide the weights between the two products, whatever their format is."""
         super().process_weights_after_loading()
         options, shape = self._options, self._shape
-        ones = torch.eye(shape.latent, dtype=options.dtype, device=options.device)
-        weights = self.in_fp32(ones).to(options.dtype).T.unflatten(0, (self._num_heads, -1))
-        keys, values = weights.split((shape.own, shape.value), 1)
-        self.to_latent, self.to_values = HeadProduct(keys.mT, options), HeadProduct(values, options)
-        self._parts = []
+        if shape.is_divided:
+            keys, values = self._divided.pop("k_b_proj"), self._divided.pop("v_b_proj")
+        else:
+            ones = torch.eye(shape.latent, dtype=options.dtype, device=options.device)
+            weights = self.in_fp32(ones).to(options.dtype).T.unflatten(0, (self._num_heads, -1))
+            keys, values = weights.split((shape.own, shape.value), 1)
+            keys = keys.mT
+            self._parts = []
+        self.to_latent, self.to_values = HeadProduct(keys, options), HeadProduct(values, options)
 
 
 class LatentAttention(nn.Module):

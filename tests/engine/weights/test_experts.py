@@ -29,6 +29,15 @@ ARCHS = {
     "qwen3_moe": "qwen3moe",
     "lfm2_moe": "lfm2moe",
     "hunyuan_moe": "hunyuan-moe",
+    "deepseek": "deepseek2",
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 64,
+    "mscale": 0.75,
+    "mscale_all_dim": 0.75,
 }
 PARTS = {"w1": "gate", "w3": "up", "w2": "down"} | {
     f"{part}_proj": part for part in ("gate", "up", "down")
@@ -48,6 +57,8 @@ def folder(family, request):
     if family == "qwen3_moe":
         # llama.cpp has no names for layers without experts beside others.
         sizes["mlp_only_layers"] = []
+    if family == "deepseek":
+        sizes["rope_parameters"] = YARN
     if family == "lfm2_moe":
         sizes["norm_eps"] = sizes["rms_norm_eps"]
     return request.getfixturevalue(f"tiny_{family}")(seed=random.randrange(1000), **sizes)
@@ -73,18 +84,33 @@ def as_gguf(
             layer = name.split(".")[2]
             stacks[f"blk.{layer}.ffn_gate_inp.weight"] = {-1: weight}
             single.append(name)
-        elif name.endswith(".expert_bias"):
+        elif name.endswith(".kv_b_proj.weight"):
+            block = f"blk.{name.split('.')[2]}.attn"
+            keys_and_values = weight.reshape(config["num_attention_heads"], -1, weight.shape[1])
+            own = config["qk_nope_head_dim"]
+            stacks[f"{block}_k_b.weight"] = {-1: keys_and_values[:, :own].swapaxes(1, 2)}
+            stacks[f"{block}_v_b.weight"] = {-1: keys_and_values[:, own:]}
+            single.append(name)
+        elif name.endswith((".expert_bias", ".e_score_correction_bias")):
             stacks[f"blk.{name.split('.')[2]}.exp_probs_b.bias"] = {-1: weight}
             single.append(name)
     arch = ARCHS[family]
-    num_experts = config.get("num_local_experts") or config.get("num_experts")
+    num_experts = next(
+        config[name]
+        for name in ("num_local_experts", "num_experts", "n_routed_experts")
+        if config.get(name)
+    )
     keys = {
         f"{arch}.expert_count": num_experts,
         f"{arch}.expert_used_count": config.get("num_experts_per_tok") or config["moe_topk"],
         f"{arch}.expert_feed_forward_length": config.get("moe_intermediate_size"),
     }
+    if family == "deepseek":
+        keys |= _latent_keys(config)
     whole = {
-        name: stack[-1] if -1 in stack else np.stack([stack[i] for i in range(len(stack))])
+        name: np.ascontiguousarray(stack[-1])
+        if -1 in stack
+        else np.stack([stack[i] for i in range(len(stack))])
         for name, stack in stacks.items()
     }
     types = {}
@@ -98,6 +124,33 @@ def as_gguf(
         folder, arch, skip_hf=tuple(single), extra=whole, extra_types=types, **(keys | changes)
     )
     return in_gguf(path)
+
+
+def _latent_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys of DeepSeek alone. Keys and values have the sizes of those in the cache."""
+    rotated, latent = config["qk_rope_head_dim"], config["kv_lora_rank"]
+    keys = {
+        "attention.head_count_kv": 1,
+        "attention.key_length": latent + rotated,
+        "attention.value_length": latent,
+        "attention.key_length_mla": config["qk_nope_head_dim"] + rotated,
+        "attention.value_length_mla": config["v_head_dim"],
+        "attention.kv_lora_rank": latent,
+        "attention.q_lora_rank": config["q_lora_rank"],
+        "rope.dimension_count": rotated,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": YARN["factor"],
+        "rope.scaling.original_context_length": YARN["original_max_position_embeddings"],
+        "rope.scaling.yarn_log_multiplier": 0.1 * YARN["mscale"],
+        "expert_group_count": config["n_group"],
+        "expert_group_used_count": config["topk_group"],
+        "expert_gating_func": random.choice([None, 2]),
+        "expert_shared_count": config["n_shared_experts"],
+        "expert_weights_norm": config["norm_topk_prob"],
+        "expert_weights_scale": config["routed_scaling_factor"],
+        "leading_dense_block_count": config["first_k_dense_replace"],
+    }
+    return {f"deepseek2.{name}": value for name, value in keys.items()}
 
 
 def test_folder_and_gguf_give_the_logits_of_transformers(folder, family, make_gguf):
