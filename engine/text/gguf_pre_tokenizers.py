@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 r"""The rules by which byte-level BPE cuts text into words, by the name in `tokenizer.ggml.pre`.
 
 The cuts are those that llama.cpp makes for the name, with the regular expressions of the models'
@@ -39,6 +40,16 @@ _GPT4O = (
     rf"|{_PUNCTUATION_RUN}[\r\n/]*|{_SPACES}"
 )
 _THREE_DIGITS = "[0-9][0-9][0-9]"
+_CASED_LETTERS = (
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚ"
+    "Ḁ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄ"
+    "Ⰰ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+)
+_DEEPSEEK3 = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
+    r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    rf"|{_SPACES}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +90,13 @@ _RULES = {
     PreTokenizerRule(
         (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", _DIGIT)
     ): ["deepseek-coder"],
+    PreTokenizerRule(
+        (
+            r"[\r\n]", rf"\s?[{_CASED_LETTERS}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$",
+            "[一-龥ࠀ-一가-퟿]+", r"\p{N}+",
+        )
+    ): ["deepseek-llm"],
+    PreTokenizerRule((r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3)): ["deepseek-v3"],
 }  # fmt: skip
 _BY_NAME = {name: rule for rule, names in _RULES.items() for name in names}
 KNOWN_CUTS = frozenset(cut for rule in _RULES for cut in rule.cuts)
