@@ -90,8 +90,9 @@ class DeepseekConfig(ExpertsConfig):
     def score_scale(self) -> float:
         """The factor of scores, which YaRN changes for longer texts."""
         scaling = self.rope_scaling or {}
-        weight = scaling.get("mscale_all_dim") or 0.0
-        return self.head_dim**-0.5 * yarn_magnitude(scaling.get("factor", 1.0), weight) ** 2
+        weight: float = scaling.get("mscale_all_dim") or 0.0
+        factor: float = scaling.get("factor") or 1.0
+        return yarn_magnitude(factor, weight) ** 2 / math.sqrt(self.head_dim)
 
 
 class Missing(NamedTuple):

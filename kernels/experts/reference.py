@@ -57,12 +57,11 @@ def route_experts(
 def _in_groups(keys: Tensor, groups: tuple[int, int], counted: int) -> Tensor:
     """Return the keys with those outside a token's groups lowered to -∞. A group is as good as the
     sum of its `counted` largest keys."""
-    by_group = keys.unflatten(1, (groups[0], -1))
+    by_group = keys.reshape(len(keys), groups[0], keys.shape[1] // groups[0])
     sums = by_group.topk(counted).values.sum(-1)
     others = sums.sort(dim=-1, descending=True, stable=True).indices[:, groups[1] :]
-    return by_group.scatter(
-        1, others[..., None].expand(-1, -1, by_group.shape[2]), -torch.inf
-    ).flatten(1)
+    others = others[:, :, None].expand(-1, -1, by_group.shape[2])
+    return by_group.scatter(1, others, -torch.inf).flatten(1)
 
 
 def linear_experts(

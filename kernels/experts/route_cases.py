@@ -63,6 +63,7 @@ BENCHMARKS: dict[str, tuple[Case, ...]] = {
         Case("qwen3_30b decode 1", 1, 128, 8),
         Case("qwen3_30b decode 64", 64, 128, 8),
         Case("qwen3_30b prompt 2048", 2048, 128, 8),
+        Case("deepseek_v3 decode 64", 64, 256, 8, True, 4, sigmoid=True, biases=3, groups=(8, 4)),
     ),
 }
 """Shapes of real models by type of device; `kernels.tools.bench` times them."""

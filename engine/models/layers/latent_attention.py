@@ -118,7 +118,7 @@ class LatentExpansion(PreciseLinear):
             keys, values = self._divided.pop("k_b_proj"), self._divided.pop("v_b_proj")
         else:
             ones = torch.eye(shape.latent, dtype=options.dtype, device=options.device)
-            weights = self.in_fp32(ones).to(options.dtype).T.unflatten(0, (self._num_heads, -1))
+            weights = self.in_fp32(ones).to(options.dtype).T.view(self._num_heads, -1, shape.latent)
             keys, values = weights.split((shape.own, shape.value), 1)
             keys = keys.mT
             self._parts = []
@@ -192,4 +192,4 @@ class LatentAttention(nn.Module):
     def _by_halves(self, x: Tensor) -> Tensor:
         """Move elements 0 2 4 … before 1 3 5 …, since halves are rotated together. Scores do not
         depend on the order."""
-        return x.unflatten(-1, (-1, 2)).mT.flatten(-2) if self._interleaved else x
+        return x.view(*x.shape[:-1], -1, 2).mT.flatten(-2) if self._interleaved else x

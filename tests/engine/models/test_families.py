@@ -4,10 +4,14 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import gguf
 import pytest
 import torch
 
 from engine.models.registry import create_model
+from engine.quantization.gguf import GgufMethod
+from engine.quantization.int4_groups import takes_panels
+from kernels import GGUFType
 from tests.helpers.models.tiny_pairs import (
     PagedTexts,
     create_pair,
@@ -730,6 +734,27 @@ def test_steps_with_large_heads_are_not_recorded_on_a_gpu():
     assert not ours.can_be_recorded
 
 
+@pytest.mark.skipif(not takes_panels(), reason="no C++ compiler")
+def test_latents_are_multiplied_by_packed_weights():
+    """Whatever form the weights have that make keys and values, they are divided."""
+    family, overrides = MODELS["deepseek_v3"]
+    _, theirs, config = create_pair(family, **overrides | {"kv_lora_rank": 32})
+    kind, method = gguf.GGMLQuantizationType.Q8_0, GgufMethod(GGUFType.Q8_0)
+    weights = dict(named_weights(theirs))
+    for name in [name for name in weights if ".kv_b_proj." in name]:
+        packed = gguf.quants.quantize(weights[name].numpy(), kind)
+        weights[name].copy_(torch.from_numpy(gguf.quants.dequantize(packed, kind)))
+        weights[name] = torch.from_numpy(packed)
+    ours = create_model(
+        config,
+        dtype=torch.float32,
+        linear_method=lambda name: method if name.endswith(".kv_b_proj") else None,
+    )
+    assert ours.load_weights(weights.items()) == []
+    text = random_text(40)
+    assert_same(run_alone(ours, config, text, [33] + [1] * 7), their_logits(theirs, text))
+
+
 @pytest.mark.parametrize("block_size", [1, 16, 64])
 def test_any_block_size(block_size):
     ours, theirs, config = create_pair("Llama")
@@ -738,10 +763,13 @@ def test_any_block_size(block_size):
     assert_same(found, their_logits(theirs, text))
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma3", "Phi3"])
-def test_bf16_on_packed_weights_stays_near_fp32(family):
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [*((name, {}) for name in ("Llama", "Qwen2", "Qwen3", "Gemma3", "Phi3")), MODELS["youtu"]],
+)
+def test_bf16_on_packed_weights_stays_near_fp32(family, overrides):
     # Two layers of bf16 roundings, 2^-9 each, add up to about a percent.
-    assert error_of_bf16(family, initializer_range=0.1) < 0.05
+    assert error_of_bf16(family, **overrides | {"initializer_range": 0.1}) < 0.05
 
 
 @pytest.mark.gpu

@@ -72,6 +72,7 @@ def as_gguf(
     from safetensors.numpy import load_file
 
     config = json.loads((folder / "config.json").read_text())
+    is_old = random.random() < 0.5  # Until 2025 files had DeepSeek's kv_b_proj in one tensor.
     stacks: dict[str, dict[int, np.ndarray]] = {}
     single = []
     for name, weight in load_file(folder / "model.safetensors").items():
@@ -84,7 +85,7 @@ def as_gguf(
             layer = name.split(".")[2]
             stacks[f"blk.{layer}.ffn_gate_inp.weight"] = {-1: weight}
             single.append(name)
-        elif name.endswith(".kv_b_proj.weight"):
+        elif name.endswith(".kv_b_proj.weight") and not is_old:
             block = f"blk.{name.split('.')[2]}.attn"
             keys_and_values = weight.reshape(config["num_attention_heads"], -1, weight.shape[1])
             own = config["qk_nope_head_dim"]
@@ -106,7 +107,7 @@ def as_gguf(
         f"{arch}.expert_feed_forward_length": config.get("moe_intermediate_size"),
     }
     if family == "deepseek":
-        keys |= _latent_keys(config)
+        keys |= _latent_keys(config, is_old)
     whole = {
         name: np.ascontiguousarray(stack[-1])
         if -1 in stack
@@ -126,15 +127,20 @@ def as_gguf(
     return in_gguf(path)
 
 
-def _latent_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """The keys of DeepSeek alone. Keys and values have the sizes of those in the cache."""
+def _latent_keys(config: dict[str, Any], is_old: bool) -> dict[str, Any]:
+    """The keys of DeepSeek alone. In new files keys and values have the sizes of those in the
+    cache."""
     rotated, latent = config["qk_rope_head_dim"], config["kv_lora_rank"]
+    of_heads = {"key_length": config["qk_nope_head_dim"] + rotated}
+    of_heads["value_length"] = config["v_head_dim"]
+    sizes = {
+        "head_count_kv": 1,
+        "key_length": latent + rotated,
+        "value_length": latent,
+        **{f"{name}_mla": size for name, size in of_heads.items()},
+    }
     keys = {
-        "attention.head_count_kv": 1,
-        "attention.key_length": latent + rotated,
-        "attention.value_length": latent,
-        "attention.key_length_mla": config["qk_nope_head_dim"] + rotated,
-        "attention.value_length_mla": config["v_head_dim"],
+        **{f"attention.{name}": size for name, size in (of_heads if is_old else sizes).items()},
         "attention.kv_lora_rank": latent,
         "attention.q_lora_rank": config["q_lora_rank"],
         "rope.dimension_count": rotated,
