@@ -375,15 +375,33 @@ def test_answers_and_cache_are_those_of_eager_steps(pair, monkeypatch, is_async)
             assert ours[80, :, :, 1:].count_nonzero() == 0, "padding stays in one slot"
 
 
+LATENT = {
+    "num_key_value_heads": 6,
+    "q_lora_rank": 28,
+    "kv_lora_rank": 20,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "head_dim": 8,
+    "v_head_dim": 10,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 24,
+}
+
+
 @pytest.mark.skipif(native.library() is None, reason=str(native.missing()))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    "family", ["Llama", "Qwen2", "Qwen3", "Mistral", "Llama4", "HunYuanDenseV1"]
+    "family", ["Llama", "Qwen2", "Qwen3", "Mistral", "Llama4", "HunYuanDenseV1", "DeepseekV3"]
 )
 def test_recorded_calls_of_c_give_the_bits_of_eager_steps(family, dtype, monkeypatch):
     monkeypatch.setattr(step_graph, "SHORTEST_CONTEXT", 16)
     monkeypatch.setattr(rotary, "CHUNK", 8)  # the table moves under the recordings
-    _, theirs, model_config = create_pair(family, random.randrange(1 << 30))
+    sizes = LATENT if family == "DeepseekV3" else {}
+    _, theirs, model_config = create_pair(family, random.randrange(1 << 30), **sizes)
     model = create_model(model_config, dtype=dtype)
     model.load_weights(named_weights(theirs))
     pair = (model, theirs, model_config)
