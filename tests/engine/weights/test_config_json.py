@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.contract.kv_layout import KvShape
+from engine.contract.kv_numbers import KvNumbers
 from engine.errors import CorruptFile, ModelLoadError, UnsupportedArchitecture
 from engine.models.config import ModelConfig
 from engine.models.loading import Loader
@@ -497,6 +498,78 @@ def test_published_hybrids_have_all_their_weights(name, tmp_path):
 )
 def test_what_hybrids_do_not_support_is_refused(name, changes, words, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name][0] | changes))
+    with pytest.raises(ModelLoadError, match=words):
+        read_config_json(tmp_path)
+
+
+DEEPSEEK_V2_LITE: dict[str, Any] = {
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "attention_bias": False,
+    "first_k_dense_replace": 1,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 10944,
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 163840,
+    "model_type": "deepseek_v2",
+    "moe_intermediate_size": 1408,
+    "moe_layer_freq": 1,
+    "n_group": 1,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "norm_topk_prob": False,
+    "num_attention_heads": 16,
+    "num_experts_per_tok": 6,
+    "num_hidden_layers": 27,
+    "num_key_value_heads": 16,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": LATENT_YARN | {"mscale": 0.707, "mscale_all_dim": 0.707},
+    "rope_theta": 10000,
+    "routed_scaling_factor": 1.0,
+    "scoring_func": "softmax",
+    "tie_word_embeddings": False,
+    "topk_group": 1,
+    "topk_method": "greedy",
+    "v_head_dim": 128,
+    "vocab_size": 102400,
+}
+
+
+def test_deepseek_v2_lite_has_all_its_weights_and_a_small_cache(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK_V2_LITE))
+    config = read_config_json(tmp_path)
+    assert config.kv_bytes_per_token(KvNumbers("bfloat16")) == 27 * (512 + 64) * 2
+    assert config.kv_bytes_per_token(KvNumbers("int8")) == 27 * (512 + 64 + 4)
+    assert config.score_scale == pytest.approx((1 + 0.0707 * math.log(40)) ** 2 / math.sqrt(192))
+    model = create_model(config, dtype=torch.bfloat16, device="meta")
+    shapes = Loader(model, model.options).shapes()
+    assert round(sum(map(math.prod, shapes.values())) / 1e6) == 15706
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n_group": 5}, "n_group is 5; it must be a divisor of the 64 experts, at most half"),
+        ({"n_group": 64}, "n_group is 64; it must be a divisor of the 64 experts, at most half"),
+        ({"n_group": 16}, "topk_group is 1; it must be 2 or more, as 6 experts are chosen"),
+        ({"topk_method": "best"}, "topk_method is 'best'; it must be greedy or group_limited"),
+        ({"scoring_func": "sigmoid"}, "it must be softmax, as topk_method is greedy"),
+        ({"attention_bias": True}, "DeepseekV2ForCausalLM with biases is not supported"),
+        ({"norm_topk_prob": True}, "DeepseekV2ForCausalLM with norm_topk_prob is not supported"),
+        ({"rope_scaling": {"type": "linear"}}, "has no factor"),
+        ({"kv_lora_rank": ...}, "has no kv_lora_rank"),
+        (
+            {"architectures": ["Mistral4ForCausalLM"], "n_group": 2, "topk_group": 1},
+            "Mistral4ForCausalLM with groups of experts is not supported",
+        ),
+    ],
+)
+def test_what_deepseek_does_not_support_is_refused(changes, words, tmp_path):
+    values = {name: one for name, one in (DEEPSEEK_V2_LITE | changes).items() if one is not ...}
+    (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(ModelLoadError, match=words):
         read_config_json(tmp_path)
 
