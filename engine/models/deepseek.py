@@ -152,6 +152,8 @@ def latent_fields(keys: MetadataKeys, *, tied: bool = False) -> dict[str, Any]:
         value=keys.integer("v_head_dim"),
         of_queries=keys.integer("q_lora_rank", None),
     )
+    if latent.rotated % 2:
+        raise keys.nonsense("qk_rope_head_dim", "an even number")
     keys = MetadataKeys({**keys.values, "head_dim": latent.key}, keys.source)
     sizes = json_keys.size_fields(keys, tied=tied)
     shapes = (latent.cached,) * sizes["num_hidden_layers"]
@@ -199,9 +201,9 @@ def read_gguf(keys: GgufKeys) -> ModelConfig:
     own = keys.own
     rotated = keys.integer(own("rope.dimension_count"))
     stated = {
-        part: keys.integer(own(f"attention.{part}_length_mla"), None)
-        or keys.integer(own(f"attention.{part}_length"))
-        for part in ("key", "value")
+        part: keys.integer(own(f"attention.{part}_length_mla"), None, low=least)
+        or keys.integer(own(f"attention.{part}_length"), low=least)
+        for part, least in (("key", rotated + 1), ("value", 1))
     }
     latent = LatentShape(
         latent=keys.integer(own("attention.kv_lora_rank")),

@@ -561,6 +561,7 @@ def test_deepseek_v2_lite_has_all_its_weights_and_a_small_cache(tmp_path):
         ({"norm_topk_prob": True}, "DeepseekV2ForCausalLM with norm_topk_prob is not supported"),
         ({"rope_scaling": {"type": "linear"}}, "has no factor"),
         ({"kv_lora_rank": ...}, "has no kv_lora_rank"),
+        ({"qk_rope_head_dim": 63}, "qk_rope_head_dim is 63; it must be an even number"),
         (
             {"architectures": ["Mistral4ForCausalLM"], "n_group": 2, "topk_group": 1},
             "Mistral4ForCausalLM with groups of experts is not supported",

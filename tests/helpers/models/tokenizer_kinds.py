@@ -60,7 +60,7 @@ def sentencepiece(prefix: SpacePrefix, *, has_bytes: bool = True) -> RawTokenize
 
 RULES = (
     "default", "gpt-2", "smollm", "llama3", "dbrx", "qwen2", "qwen35", "tekken", "gpt-4o", "falcon",
-    "deepseek-coder", "deepseek-llm", "deepseek-v3",
+    "deepseek-coder", "deepseek-llm", "deepseek-v3", "youtu",
 )  # fmt: skip
 
 Build = Callable[[list[str]], RawTokenizer]

@@ -71,8 +71,8 @@ MODELS = {
     "opt": ("OPT", SHARED | {"ffn_dim": 80, "word_embed_proj_dim": 48}),
     "phi": ("Phi", SHARED | {"num_key_value_heads": 6}),
     "smollm3": ("SmolLM3", SHARED | {"no_rope_layers": [1, 0]}),
-    "deepseek_v3": (
-        "DeepseekV3",
+    "axk1": (
+        "AXK1",
         {
             "num_key_value_heads": 6,
             "head_dim": 8,
@@ -87,7 +87,6 @@ MODELS = {
             "n_group": 2,
             "topk_group": 1,
             "moe_intermediate_size": 24,
-            "first_k_dense_replace": 1,
         },
     ),
     "ernie4_5_moe": (
@@ -105,7 +104,7 @@ MODELS = {
 }
 
 
-MIXTURES = {"deepseek_v3", "ernie4_5_moe", "olmoe", "phimoe"}
+MIXTURES = {"axk1", "ernie4_5_moe", "olmoe", "phimoe"}
 
 
 @pytest.fixture(params=MODELS)
