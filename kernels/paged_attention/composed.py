@@ -100,14 +100,18 @@ def _attend(q: Tensor, runs: Tensor, kv_cache: Tensor, group: Group, scale: floa
         q = q.view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, scale=scale)
         return out.reshape(num_rows, -1)
+    k, v = k[:, :, : group.length], v[:, :, : group.length]
+    if kv_cache.shape[1] == num_kv_heads == 1:
+        # PyTorch copies a key for each of its heads otherwise, which are up to 128 here.
+        k, v = k.expand(-1, num_heads, -1, -1), v.expand(-1, num_heads, -1, -1)
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1).unsqueeze(0),
-        k[:, :, : group.length],
-        v[:, :, : group.length],
+        k,
+        v,
         attn_mask=group.mask,
         is_causal=group.mask is None,
         scale=scale,
-        enable_gqa=num_kv_heads != num_heads,
+        enable_gqa=k.shape[1] != num_heads,
     )
     return out.squeeze(0).transpose(0, 1).reshape(num_rows, -1)
 
