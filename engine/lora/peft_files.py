@@ -49,6 +49,8 @@ _BASE = "base_layer"
 update."""
 _COPY = "weight"
 """The part name of a whole module, one of `modules_to_save`."""
+_LATENT_LAYER = "kv_b_proj"
+"""The layer of `engine.models.layers.latent_attention` that takes no adapters."""
 
 Shapes = Mapping[str, tuple[int, int]]
 """Outputs and inputs of a model's linear layers, by the checkpoint's names."""
@@ -366,6 +368,11 @@ def _checked_unknown(num_found: int, names: Sequence[str]) -> tuple[str, ...]:
             layers is in the model.
     """
     foreign = [name for name in names if name.startswith("model.layers.")]
+    if num_found and foreign and all(name.endswith(f".{_LATENT_LAYER}") for name in foreign):
+        raise ModelLoadError(
+            f"the adapter changes {listed(foreign)}, and adapters cannot change how a model makes "
+            f"keys and values from latents; train one without {_LATENT_LAYER}"
+        )
     if foreign or not num_found:
         raise ModelLoadError(
             f"the model lacks {len(names)} of the adapter's linear layers "

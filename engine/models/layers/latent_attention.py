@@ -119,8 +119,7 @@ class LatentExpansion(PreciseLinear):
         else:
             ones = torch.eye(shape.latent, dtype=options.dtype, device=options.device)
             weights = self.in_fp32(ones).to(options.dtype).T.view(self._num_heads, -1, shape.latent)
-            keys, values = weights.split((shape.own, shape.value), 1)
-            keys = keys.mT
+            keys, values = weights[:, : shape.own].mT, weights[:, shape.own :]
             self._parts = []
         self.to_latent, self.to_values = HeadProduct(keys, options), HeadProduct(values, options)
 

@@ -219,6 +219,13 @@ def strangers(tensors):
         ({Q_A: torch.zeros(4, 48, dtype=torch.int32)}, "has type I32"),
         (strangers, "has 0: the adapter was made"),
         (
+            {
+                key.replace("q_proj", "kv_b_proj"): torch.zeros(shape)
+                for key, shape in Q_SHAPES.items()
+            },
+            r"changes model.layers.0.self_attn.kv_b_proj, and .* train one without kv_b_proj",
+        ),
+        (
             {"model.layers.0.self_attn.q_proj.lora_A": torch.zeros(9, 48)},
             "lora_A of model.layers.0.self_attn.q_proj twice",
         ),
