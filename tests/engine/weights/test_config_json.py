@@ -485,7 +485,7 @@ def test_published_hybrids_have_all_their_weights(name, tmp_path):
         ("granite-4.0-h-tiny", {"layer_types": ["mamba", 3]}, "linear_attention, full_attention"),
         ("granite-4.0-h-tiny", {"position_embedding_type": "alibi"}, "rope or nope"),
         ("granite-4.0-h-tiny", {"hidden_act": "gelu"}, "silu, the only activation"),
-        ("granite-4.0-h-tiny", {"mamba_n_groups": 5}, "multiple of mamba_n_groups, 5"),
+        ("granite-4.0-h-tiny", {"mamba_n_groups": 5}, "multiple of mamba_n_groups, which is 5"),
         ("Falcon-H1-0.5B", {"mlp_bias": True}, "layers with biases are not supported"),
         ("Falcon-H1-0.5B", {"ssm_multipliers": [1.0]}, "a list of 5 numbers"),
         ("Nemotron-H-8B", {"hybrid_override_pattern": "M*X"}, "a text of"),
