@@ -55,7 +55,7 @@ class Beams(Group):
 
     def advance(self) -> list[TokenEvent]:
         """See `Group`."""
-        rows = []
+        rows: list[TokenLogprob] = []
         for beam in self._beams:
             self._prompt_scores = self._prompt_scores or beam.take_scores()
             rows += self._outcomes[beam].logprobs or ()
