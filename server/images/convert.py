@@ -8,7 +8,7 @@ import math
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from engine.contract.draw import (
@@ -175,22 +175,18 @@ def _params(
 
 
 def _fields_of_task(body: ImageFields, task: ImageTask) -> dict[str, Any]:
-    """The fields that only the parameters of this task have."""
-    if task is ImageTask.IMAGE_TO_IMAGE:
-        return {"strength": _strength(body, task)}
-    if not isinstance(body, ImageEditRequest):
-        return {}
-    if task is ImageTask.EDIT:
-        return {"image_guidance_scale": _image_guidance(body)}
-    return {
-        "strength": _strength(body, task),
-        "feather": given_or(body.feather, 4),
-        "soft_mask": bool(body.soft_mask),
-        "mask_content": MaskContent(given_or(body.mask_content, "original")),
-        "crop_to_mask": bool(body.crop_to_mask),
-        "crop_padding": given_or(body.crop_padding, 32),
-        "outpaint": outpaint_of(body.outpaint),
-    }
+    """The fields that only the parameters of this task have: those that the body gives under the
+    same name, and those that are converted here."""
+    own = {each.name for each in fields(PARAMS[task])} - {each.name for each in fields(ImageParams)}
+    given = {name: value for name in own if (value := getattr(body, name, None)) is not None}
+    converted: dict[str, Any] = {"strength": _strength(body, task), "hires": None}
+    if isinstance(body, ImageEditRequest):
+        converted |= {
+            "image_guidance_scale": _image_guidance(body),
+            "mask_content": MaskContent(given_or(body.mask_content, "original")),
+            "outpaint": outpaint_of(body.outpaint),
+        }
+    return given | {name: value for name, value in converted.items() if name in own}
 
 
 def _with_second_pass(

@@ -1,18 +1,10 @@
 """The request that makes one image again, by the names of the HTTP API; it is written into the
 image's file."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
-from engine.contract.draw import (
-    DrawParams,
-    ImageParams,
-    ImageTask,
-    InpaintParams,
-    MaskContent,
-    PromptSyntax,
-)
+from engine.contract.draw import DrawParams, ImageParams, ImageTask, InpaintParams, PromptSyntax
 from server.images.convert import ImageOrder
 from server.images.hires import hires_fields
 from server.images.made_with import of_adapters
@@ -24,22 +16,22 @@ _WHERE_USED = (
     "image_guidance_scale",
     "feather",
 )
-_UNLESS_DEFAULT: Mapping[str, Any] = {
-    "negative_prompt": "",
-    "guidance_rescale": 0.0,
-    "guidance_start": 0.0,
-    "guidance_end": 1.0,
-    "clip_skip": 0,
-    "soft_mask": False,
-    "mask_content": MaskContent.ORIGINAL,
-    "crop_to_mask": False,
-}
+_UNLESS_DEFAULT = (
+    "negative_prompt",
+    "guidance_rescale",
+    "guidance_start",
+    "guidance_end",
+    "clip_skip",
+    "soft_mask",
+    "mask_content",
+    "crop_to_mask",
+)
 
 
 def replay_fields(order: ImageOrder, seed: int, index: int = 0) -> dict[str, Any]:
     """A body that makes this image alone, for the same route and the same input images."""
     request, params = order.request, order.request.params
-    fields: dict[str, Any] = {
+    found: dict[str, Any] = {
         "model": request.model,
         "prompt": request.prompt,
         "size": f"{params.width}x{params.height}",
@@ -47,27 +39,28 @@ def replay_fields(order: ImageOrder, seed: int, index: int = 0) -> dict[str, Any
         "scheduler": order.scheduler,
     }
     if params.task is not ImageTask.TEXT_TO_IMAGE:
-        fields["task"] = params.task.value
+        found["task"] = params.task.value
     if params.prompt_syntax is not PromptSyntax.PLAIN:
-        fields["prompt_syntax"] = params.prompt_syntax.value
+        found["prompt_syntax"] = params.prompt_syntax.value
     setting = request.setting_of(index)
     if request.loras:
-        fields["loras"] = [{"name": use.name, "scale": use.scale} for use in setting]
+        found["loras"] = [{"name": use.name, "scale": use.scale} for use in setting]
     if files := of_adapters(order.made_with, [use.name for use in setting]):
-        fields["made_with"] = files
+        found["made_with"] = files
     if isinstance(params, DrawParams) and params.hires is not None:
-        fields["hires"] = hires_fields(params.hires, params, request.prompt)
-    return fields | _params(params)
+        found["hires"] = hires_fields(params.hires, params, request.prompt)
+    return found | _params(params)
 
 
 def _params(params: ImageParams) -> dict[str, Any]:
-    fields = {name: getattr(params, name) for name in _WHERE_USED if hasattr(params, name)}
-    for name, default in _UNLESS_DEFAULT.items():
-        if getattr(params, name, default) != default:
-            fields[name] = getattr(params, name)
+    values = {each.name: getattr(params, each.name) for each in fields(params)}
+    defaults = {each.name: each.default for each in fields(params)}
+    names = [name for name in _WHERE_USED if name in values]
+    names += [name for name in _UNLESS_DEFAULT if values.get(name) != defaults.get(name)]
+    found = {name: values[name] for name in names}
     if isinstance(params, InpaintParams):
         if params.crop_to_mask:
-            fields["crop_padding"] = params.crop_padding
+            found["crop_padding"] = params.crop_padding
         if params.outpaint is not None:
-            fields["outpaint"] = asdict(params.outpaint)
-    return fields
+            found["outpaint"] = asdict(params.outpaint)
+    return found
