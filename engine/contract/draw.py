@@ -9,6 +9,7 @@ from typing_extensions import TypeVar  # the standard library's has no default b
 
 from engine.contract.examination import Examination, Faithfulness
 from engine.contract.pixels import Pixels
+from engine.contract.reference_images import ReferenceFacts
 from engine.contract.request import AdaptableInfo, Event, Request, Stats
 from engine.errors import InvalidParameter
 
@@ -23,7 +24,7 @@ class ImageTask(StrEnum):
     """Redraw under the mask. Outpainting is the same, with the new part of the canvas as the
     mask."""
     EDIT = "edit"
-    """Follow an instruction, as InstructPix2Pix and Kontext do."""
+    """Follow an instruction, as InstructPix2Pix, Kontext and FLUX.2 do."""
     UPSCALE = "upscale"
     """Draw the image larger, with detail that its size could not show."""
     RESTORE = "restore"
@@ -311,7 +312,8 @@ class ImageRequest(Request["ImageEvent"], Generic[ParamsT]):
     params: ParamsT
     images: list[Pixels] = field(default_factory=list)
     """The input images, RGB or RGBA. With several, each is used for an equal share of `params.n`
-    images, in order. A mask needs exactly one."""
+    images, in order, unless the model combines them (`combines_images`). A mask needs exactly
+    one."""
     mask: Pixels | None = None
     """A one-channel mask of the first image's size, 255 where to edit."""
     loras: list[list[LoraUse]] = field(default_factory=list)
@@ -434,3 +436,10 @@ class ImageModelInfo(AdaptableInfo):
     """Facts for UPSCALE; None if the model does not do it."""
     max_restored_pixels: int = 0
     """The most pixels of a RESTORE result, width times height."""
+    references: ReferenceFacts | None = None
+    """Facts for EDIT; None if the model sees one image, at the size of the result."""
+
+
+def combines_images(task: ImageTask, references: ReferenceFacts | None) -> bool:
+    """Whether all input images of a request go into each result."""
+    return task is ImageTask.EDIT and references is not None and references.combines

@@ -48,6 +48,7 @@ class Denoising:
         latents: `[1, C, h, w]` fp32 at the schedule's `timestep_index`.
         timestep_index, first_timestep_index: indexes into `schedule.timesteps`.
         noise_level: the noise level of the image beside the latents.
+        references: the latents of the reference images, `[1, C, h', w']` each.
         keeps_x0: whether previews were asked for.
         x0: the picture that the newest prediction implies; previews show it.
         adapters: the adapters that the denoiser uses in each of its rows.
@@ -65,6 +66,7 @@ class Denoising:
     first_timestep_index: int = 0
     timestep_index: int = 0
     noise_level: int = 0
+    references: tuple[torch.Tensor, ...] = ()
     keeps_x0: bool = False
     x0: torch.Tensor | None = field(default=None, repr=False)
     adapters: Uses = ()
@@ -85,7 +87,8 @@ class Denoising:
 
     @property
     def group(self) -> Hashable:
-        return (self.denoiser_key, tuple(self.latents.shape[1:]))
+        sizes = (tuple(reference.shape[2:]) for reference in self.references)
+        return (self.denoiser_key, tuple(self.latents.shape[1:]), *sizes)
 
     @property
     def num_rows(self) -> int:
@@ -94,7 +97,10 @@ class Denoising:
 
     @property
     def num_pixels(self) -> int:
-        return self.preparation.width * self.preparation.height
+        """The pixels of the picture and of the reference images, which the denoiser also sees."""
+        cells = sum(reference.shape[2:].numel() for reference in self.references)
+        factor = self.family.facts.vae_factor
+        return self.preparation.width * self.preparation.height + cells * factor**2
 
     def compute(self, stages: Sequence["Denoising"]) -> list[list[torch.Tensor]]:
         """The denoiser's predictions for the rows of each stage."""
@@ -112,6 +118,7 @@ class Denoising:
                 timestep=timestep,
                 prompt=course.at(self.step, self.num_steps),
                 image_latents=image,
+                references=self.references,
                 guidance_scale=self.guidance.scale,
                 width=self.preparation.width,
                 height=self.preparation.height,

@@ -18,6 +18,7 @@ from engine.contract.draw import (
     PromptSyntax,
     RestoreParams,
     UpscaleParams,
+    combines_images,
 )
 from engine.diffusion.blending import LatentBlend
 from engine.diffusion.denoising import Branches, Denoising, needs_unconditional
@@ -65,7 +66,8 @@ class DrawingFactory:
         return self._prompts.lookups
 
     def create(self, request: ImageRequest) -> list[Drawing]:
-        """Make one drawing per image of the request; several input images get equal shares of them.
+        """Make one drawing per image of the request; several input images get equal shares of them,
+        unless the model combines them.
 
         Raises:
             InvalidParameter: the request does not fit the model or contradicts itself.
@@ -74,6 +76,7 @@ class DrawingFactory:
         hires = params.hires if isinstance(params, DrawParams) else None
         n = params.n // request.num_settings
         preparations = self._prepare(request)
+        references = [self._references(preparation) for preparation in preparations]
         drawings = []
         for setting, uses in enumerate(_settings(request)):
             first_pass = self._pass(request, uses)
@@ -82,8 +85,10 @@ class DrawingFactory:
                 second = replace(request, prompt=hires.prompt, params=params.passes[-1])
                 second_pass = self._pass(second, uses)
             for place in range(n):
-                preparation = preparations[place * len(preparations) // n]
-                drawing = self._create(first_pass, setting * n + place, place, preparation)
+                share = place * len(preparations) // n
+                drawing = self._create(
+                    first_pass, setting * n + place, place, preparations[share], references[share]
+                )
                 if hires is not None and second_pass is not None:
                     self._add_pass(drawing, second_pass, hires.enlarging)
                 drawings.append(drawing)
@@ -93,11 +98,18 @@ class DrawingFactory:
         return drawings
 
     def _prepare(self, request: ImageRequest) -> list[Preparation]:
-        """The preparation of each input image, or one preparation if there is no input image."""
+        """The preparation of each input image, or one preparation for all results."""
         facts = self._family.facts
-        if len(request.images) <= 1:
+        if len(request.images) <= 1 or combines_images(request.params.task, facts.references):
             return [prepare(request, facts)]
         return [prepare(replace(request, images=[image]), facts) for image in request.images]
+
+    def _references(self, preparation: Preparation) -> tuple[torch.Tensor, ...]:
+        """The latents of the reference images."""
+        family = self._family
+        return tuple(
+            family.encode_image(image.to(family.device), None) for image in preparation.references
+        )
 
     def _pass(self, request: ImageRequest, uses: Uses) -> _Pass:
         guidance = self._guidance(request.params)
@@ -140,13 +152,22 @@ class DrawingFactory:
     def _is_guided(self, params: ImageParams, guidance: Guidance) -> bool:
         if self._family.facts.denoising.guidance is not GuidanceKind.CLASSIFIER_FREE:
             return False
-        return needs_unconditional(guidance, dual=params.task is ImageTask.EDIT)
+        is_dual = isinstance(params, EditParams) and self._family.facts.references is None
+        return needs_unconditional(guidance, dual=is_dual)
 
-    def _create(self, wanted: _Pass, index: int, place: int, preparation: Preparation) -> Drawing:
+    def _create(
+        self,
+        wanted: _Pass,
+        index: int,
+        place: int,
+        preparation: Preparation,
+        references: tuple[torch.Tensor, ...],
+    ) -> Drawing:
         request, params = wanted.request, wanted.request.params
         seed = params.seed + place
         start = start_of(self._family, params, preparation, seed)
         denoising = self._denoising(wanted, preparation, start)
+        denoising.references = references
         stage: Stage = denoising
         if isinstance(params, InpaintParams) and start.condition is None:
             denoising.blend = self._blend(params, preparation, start)

@@ -28,7 +28,8 @@ from engine.runtime.threads import limit_threads
 from engine.weights.source import Checkpoint
 
 ACTIVATION_BYTES_PER_PIXEL = 1024
-"""A rough bound of one row's activations for the arbiter; it includes the VAE's largest layer."""
+"""A rough bound of one row's activations for the arbiter; it includes the VAE's largest layer. In
+models that take reference images, a row has one."""
 
 _WARM_UP_SIDE = 256
 """The side of the warm-up picture in pixels. At a large model's own size a CPU would need most of a
@@ -66,7 +67,10 @@ def load_engine(
         quantization=intent.image_quantization,
     )
     facts = family.facts
-    activations = ACTIVATION_BYTES_PER_PIXEL * facts.default_width * facts.default_height
+    num_pixels = facts.default_width * facts.default_height
+    if facts.references is not None:
+        num_pixels += facts.references.max_pixels
+    activations = ACTIVATION_BYTES_PER_PIXEL * num_pixels
     host.reserve(machine.device, "activations", activations, machine.free_memory_bytes)
     limits = DiffusionLimits(
         max_num_rows=intent.max_num_rows,
@@ -187,5 +191,6 @@ def model_info(
         denoising=facts.denoising,
         upscaling=facts.upscaling,
         max_restored_pixels=facts.max_restored_pixels,
+        references=facts.references,
         config_hash=fingerprint((facts, dtype, quantization, limits.deterministic)),
     )

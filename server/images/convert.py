@@ -15,6 +15,7 @@ from engine.contract.draw import (
     PARAMS,
     DenoisingFacts,
     DrawParams,
+    EditParams,
     GuidanceKind,
     ImageModelInfo,
     ImageParams,
@@ -23,6 +24,7 @@ from engine.contract.draw import (
     InpaintParams,
     MaskContent,
     PromptSyntax,
+    combines_images,
 )
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.images.files import check_sides
@@ -115,7 +117,7 @@ def image_order(
     if isinstance(params, DrawParams) and isinstance(body, ImageGenerationRequest):
         params = _with_second_pass(body, params, prompt, tags, info, denoising)
     check_sides(given_or(body.output_format, "png"), *params.result_size)
-    passes = [(_worked_pixels(each, info), each.num_steps) for each in params.passes]
+    passes = [(_worked_pixels(each, inputs, info), each.num_steps) for each in params.passes]
     check_budget(passes, params.n, settings.max_image_megapixel_steps)
     guidance = acting_guidance(
         body.guidance_scale, params.guidance_scale, prompt, params.negative_prompt, denoising
@@ -150,7 +152,8 @@ def _params(
     settings: Settings,
 ) -> ImageParams:
     # Each input image is edited n times, and with each setting of adapters.
-    per_setting = given_or(body.n, 1) * max(1, len(inputs.images))
+    num_shares = 1 if combines_images(task, info.references) else max(1, len(inputs.images))
+    per_setting = given_or(body.n, 1) * num_shares
     n = per_setting * body.num_settings
     width, height = _size(body, task, inputs, info, settings)
     params = PARAMS[task](
@@ -221,10 +224,13 @@ def _size(
     settings: Settings,
 ) -> Size:
     asked = parse_size(body.size)
-    if asked is None:
+    if asked is None and not combines_images(task, info.references):
         _check_one_size(inputs)
     if task is ImageTask.TEXT_TO_IMAGE:
         return drawing_size(asked, info)
+    if asked is None and task is ImageTask.EDIT and info.references is not None:
+        first = inputs.images[0]
+        return info.references.size_of(first.width, first.height)
     if not isinstance(body, ImageEditRequest) or task is not ImageTask.INPAINT:
         return edited_size(asked, inputs.images[0], info)
     outpaint = outpaint_of(body.outpaint)
@@ -256,10 +262,20 @@ def _check_one_size(inputs: ImageInputs) -> None:
         )
 
 
-def _worked_pixels(params: ImageParams, info: ImageModelInfo) -> int:
+def _worked_pixels(params: ImageParams, inputs: ImageInputs, info: ImageModelInfo) -> int:
+    num_pixels = worked_pixels(params.width, params.height, info)
     if isinstance(params, InpaintParams) and params.crop_to_mask:
-        return info.default_width * info.default_height
-    return worked_pixels(params.width, params.height, info)
+        num_pixels = info.default_width * info.default_height
+    if info.references is None:
+        return num_pixels
+    if isinstance(params, InpaintParams) and info.references.sees_inpainted:
+        return 2 * num_pixels
+    if isinstance(params, EditParams):
+        seen = [info.references.size_of(one.width, one.height) for one in inputs.images]
+        # One by one, each result has one of them beside it.
+        num_beside = len(seen) if info.references.combines else 1
+        num_pixels += sum(sorted(width * height for width, height in seen)[-num_beside:])
+    return num_pixels
 
 
 def _num_steps(body: ImageFields, denoising: DenoisingFacts) -> int:
@@ -340,8 +356,9 @@ def _warnings(
     if body.made_with is not None:
         warnings += changed_since(body.made_with, info, request.adapter_names)
     if isinstance(body, ImageEditRequest):
-        warnings += _edit_warnings(body, request.params.task, denoising.guidance)
-        if (num_images := len(request.images)) > 1:
+        warnings += _edit_warnings(body, request.params.task, info, denoising.guidance)
+        num_images = len(request.images)
+        if num_images > 1 and not combines_images(request.params.task, info.references):
             warnings.append(
                 f"{request.model} takes one image at a time: each of the {num_images} images was "
                 "edited separately, and the results are in their order"
@@ -349,13 +366,18 @@ def _warnings(
     return warnings
 
 
-def _edit_warnings(body: ImageEditRequest, task: ImageTask, guidance: GuidanceKind) -> list[str]:
+def _edit_warnings(
+    body: ImageEditRequest, task: ImageTask, info: ImageModelInfo, guidance: GuidanceKind
+) -> list[str]:
     idle = []
-    if body.input_fidelity is not None and _has_own_fidelity(body, task, guidance):
+    # Between reference images and the prompt there is nothing to weight.
+    is_weighted = task is ImageTask.EDIT and info.references is None
+    is_guided = is_weighted and guidance is GuidanceKind.CLASSIFIER_FREE
+    if body.input_fidelity is not None and _has_own_fidelity(body, task, is_guided=is_guided):
         idle.append("input_fidelity")
     if task is ImageTask.EDIT and body.strength is not None:
         idle.append("strength")
-    if task is not ImageTask.EDIT and body.image_guidance_scale is not None:
+    if not is_weighted and body.image_guidance_scale is not None:
         idle.append("image_guidance_scale")
     if task is not ImageTask.INPAINT and body.feather is not None:
         idle.append("feather")
@@ -366,9 +388,12 @@ def _edit_warnings(body: ImageEditRequest, task: ImageTask, guidance: GuidanceKi
     return [f"{name} has no effect on this request ({task.value})" for name in idle]
 
 
-def _has_own_fidelity(body: ImageEditRequest, task: ImageTask, guidance: GuidanceKind) -> bool:
-    """Whether another field decides how closely the image is kept."""
+def _has_own_fidelity(body: ImageEditRequest, task: ImageTask, *, is_guided: bool) -> bool:
+    """Whether another field decides how closely the image is kept.
+
+    Args:
+        is_guided: whether `image_guidance_scale` has an effect.
+    """
     if task is ImageTask.EDIT:
-        is_guided = guidance is GuidanceKind.CLASSIFIER_FREE
         return body.image_guidance_scale is not None or not is_guided
     return task is ImageTask.INPAINT or body.strength is not None

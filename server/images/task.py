@@ -1,6 +1,6 @@
 """Chooses the task of an image request: drawing, redrawing, following an instruction."""
 
-from engine.contract.draw import ImageModelInfo, ImageTask, Outpaint
+from engine.contract.draw import ImageModelInfo, ImageTask, Outpaint, combines_images
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.protocol.image_inputs import OutpaintFields
 from server.protocol.images import (
@@ -34,8 +34,22 @@ def choose_task(body: ImageFields, info: ImageModelInfo) -> ImageTask:
             param=param,
         )
     if isinstance(body, ImageInputFields) and len(body.images) > 1:
-        _check_several(body, len(body.images))
+        if combines_images(task, info.references):
+            _check_combined(len(body.images), info)
+        else:
+            _check_several(body, len(body.images))
     return task
+
+
+def _check_combined(num_images: int, info: ImageModelInfo) -> None:
+    assert info.references is not None
+    most = info.references.max_images
+    if num_images > most:
+        raise InvalidParameter(
+            f"{num_images} images were sent; {info.model} combines at most {most} in an edit; send "
+            "fewer",
+            param="image",
+        )
 
 
 def _check_several(body: ImageInputFields, num_images: int) -> None:

@@ -4,7 +4,7 @@ from functools import partial
 
 from fastapi import Response
 
-from engine.contract.draw import ImageModelInfo, ImageTask
+from engine.contract.draw import ImageModelInfo, ImageTask, combines_images
 from server.http.admission import Lease
 from server.http.engine_run import new_id
 from server.images.convert import image_order
@@ -39,7 +39,8 @@ async def answer_images(
     """
     exchange = await Exchange.begin(SERVED_IMAGES, body, client)
     task = choose_task(body, exchange.info)
-    run = image_run(exchange, _num_results(body))
+    combines = combines_images(task, exchange.info.references)
+    run = image_run(exchange, _num_results(body, combines=combines))
     return await exchange.reply(run, partial(_draw, exchange, run, body, task, event_prefix))
 
 
@@ -106,6 +107,6 @@ async def _draw(
     )
 
 
-def _num_results(body: ImageFields) -> int:
-    num_inputs = len(body.images) if isinstance(body, ImageInputFields) else 1
-    return (body.n or 1) * num_inputs * body.num_settings
+def _num_results(body: ImageFields, *, combines: bool) -> int:
+    num_shares = len(body.images) if isinstance(body, ImageInputFields) and not combines else 1
+    return (body.n or 1) * num_shares * body.num_settings

@@ -241,8 +241,8 @@ class ImageInputFields(ImageFields):
         min_length=1,
         max_length=MAX_INPUT_IMAGES,
         description="Input images. In a form they are files named `image` or `image[]`; JSON "
-        "bodies may use these names, too. Several images are for edits only, and "
-        "each is edited separately.",
+        "bodies may use these names, too. Several images are for edits only. A model "
+        "that follows instructions may combine them; otherwise each is edited separately.",
     )
 
 

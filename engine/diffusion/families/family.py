@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from engine.contract.draw import DenoisingFacts, ImageTask, UpscalingFacts
+from engine.contract.reference_images import ReferenceFacts
 from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.text import PromptText
 from engine.lora.images.layers import AdaptedLayers, Uses
@@ -49,6 +50,8 @@ class FamilyFacts:
     upscaling: UpscalingFacts | None = None
     """The facts for UPSCALE, if the family does it; its latents have a cell for each input
     pixel."""
+    references: ReferenceFacts | None = None
+    """The facts for EDIT, if the denoiser sees the input images at sizes of their own."""
 
     @property
     def max_restored_pixels(self) -> int:
@@ -65,8 +68,8 @@ class Row:
         timestep: the noise schedule's timestep, a scalar tensor.
         prompt: the states of this branch's prompt.
         image_latents: `[1, K, h, w]` beside the latents: InstructPix2Pix's image (zeros in the
-            unconditional branch), an inpainting model's mask and masked image, or Kontext's
-            reference.
+            unconditional branch), or an inpainting model's mask and masked image.
+        references: the latents of each reference image, `[1, C, h', w']` of any size.
         guidance_scale: the scale, for models that take it as an input.
         width, height: the picture's size in pixels, for families with size conditioning.
         noise_level: the noise of the image beside the latents, for families that take it as an
@@ -78,6 +81,7 @@ class Row:
     timestep: torch.Tensor
     prompt: PromptStates
     image_latents: torch.Tensor | None = None
+    references: tuple[torch.Tensor, ...] = ()
     guidance_scale: float = 1.0
     width: int = 0
     height: int = 0

@@ -14,6 +14,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from engine.contract.draw import DenoisingFacts, GuidanceKind, ImageTask
+from engine.contract.reference_images import ReferenceFacts
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.components import ComponentFolder
 from engine.diffusion.families.family import FamilyFacts, Row
@@ -48,6 +49,12 @@ _GENERAL_TASKS = (
 _PROMPT_TOKENS = 512
 _SCHNELL_PROMPT_TOKENS = 256
 """The lengths to which prompts are padded, as in the models' training."""
+KONTEXT_SIZES = (
+    (672, 1568), (688, 1504), (720, 1456), (752, 1392), (800, 1328), (832, 1248), (880, 1184),
+    (944, 1104), (1024, 1024), (1104, 944), (1184, 880), (1248, 832), (1328, 800), (1392, 752),
+    (1456, 720), (1504, 688), (1568, 672),
+)  # fmt: skip
+"""The widths and heights of Kontext's training."""
 
 
 class FluxFamily:
@@ -140,10 +147,7 @@ class FluxFamily:
         *,
         noise_level: int = 0,
     ) -> torch.Tensor | None:
-        """For Kontext the latents of the reference; for Fill those of the masked image, and the
-        mask."""
-        if task is ImageTask.EDIT:
-            return self._autoencoder.encode(image, None)
+        """For Fill the latents of the masked image, and the mask."""
         if not self._fills:
             return None
         if mask is None:
@@ -156,9 +160,8 @@ class FluxFamily:
         return torch.cat([masked, cells.to(masked)], dim=1)
 
     def denoiser_key(self, task: ImageTask) -> Hashable:
-        """The key, which separates edits: no other row can share their sequences of twice the
-        length."""
-        return "edit" if task is ImageTask.EDIT else "image"
+        """A single key, as one transformer serves all tasks."""
+        return "image"
 
     def new_noise_schedule(
         self, name: str | None, num_steps: int, width: int, height: int
@@ -221,11 +224,12 @@ class FluxFamily:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The image tokens `[R, T, D]` and their positions `[T, 3]`."""
         ids = position_ids(*latents.shape[-2:], image=0)
-        if rows[0].image_latents is None:
-            return pack(latents), ids
-        beside = torch.cat([_image_latents(row) for row in rows])
         if self._fills:
+            beside = torch.cat([_image_latents(row) for row in rows])
             return pack(torch.cat([latents, beside.to(latents)], dim=1)), ids
+        if not rows[0].references:
+            return pack(latents), ids
+        beside = torch.cat([row.references[0] for row in rows])
         tokens = torch.cat([pack(latents), pack(beside.to(latents))], dim=1)
         return tokens, torch.cat([ids, position_ids(*beside.shape[-2:], image=1)])
 
@@ -252,8 +256,8 @@ def position_ids(height: int, width: int, *, image: int) -> torch.Tensor:
 
 
 def _layout(row: Row) -> Hashable:
-    beside = None if row.image_latents is None else tuple(row.image_latents.shape)
-    return tuple(row.prompt.states.shape), beside
+    references = tuple(reference.shape for reference in row.references)
+    return tuple(row.prompt.states.shape), references
 
 
 def _pooled(row: Row) -> torch.Tensor:
@@ -289,10 +293,14 @@ def _facts(
     """The facts, with the defaults of the model cards."""
     steps, scale = (28, 3.5) if takes_guidance else (4, 1.0)
     tasks: tuple[ImageTask, ...] = _GENERAL_TASKS
+    references = None
     if fills:
         tasks, steps, scale = (ImageTask.INPAINT,), 50, 30.0
     elif edits:
         tasks, scale = (*_GENERAL_TASKS, ImageTask.EDIT), 2.5
+        references = ReferenceFacts(
+            max_images=1, size_multiple=autoencoder.factor * _PATCH, sizes=KONTEXT_SIZES
+        )
     return FamilyFacts(
         architecture="flux",
         tasks=tasks,
@@ -309,4 +317,5 @@ def _facts(
         default_height=1024,
         min_side=autoencoder.factor * _PATCH,
         max_pixels=2048 * 2048,
+        references=references,
     )

@@ -7,7 +7,7 @@ model's grid. `Preparation.finish` takes the same way back.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -26,12 +26,14 @@ from engine.contract.draw import (
 )
 from engine.contract.examination import Examined, Faithfulness
 from engine.contract.pixels import Pixels
+from engine.contract.reference_images import ReferenceFacts
 from engine.diffusion.families.family import FamilyFacts
 from engine.diffusion.tasks import canvas
 from engine.diffusion.tasks.checks import check_one_edit, check_request
 from engine.diffusion.tasks.composite import composite
 from engine.diffusion.tasks.crop import Region, region_of_mask, working_size
 from engine.diffusion.tasks.mask import latent_mask, mask_levels, paste_weights
+from engine.diffusion.tasks.references import reference_tensor
 from engine.diffusion.tasks.resize import lift_off_white, resize_image, resize_mask
 from engine.diffusion.tasks.seam import match_colours, trust_levels
 from engine.errors import InvalidParameter
@@ -47,6 +49,8 @@ class Preparation:
     Attributes:
         image: `[1, 3, H, W]` fp32 in [-1, 1], RGBA over white; None without an input image. For
             UPSCALE it is small: `width` and `height` divided by the model's scale.
+        references: the reference images, like `image`, each of its own size; empty in models that
+            see the input as `image` alone.
         mask: `[1, 1, H, W]` in [0, 1], 1 where to redraw; in {0, 1} unless the mask is soft.
         latent_mask: the mask over latent cells, `[1, 1, h, w]`.
         width, height: the size at which the image is drawn, multiples of the model's
@@ -64,6 +68,7 @@ class Preparation:
     height: int
     finish: Callable[[Pixels], Pixels | Examined]
     show: Callable[[Pixels], Pixels]
+    references: tuple[torch.Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,6 +112,8 @@ def prepare(request: ImageRequest, facts: FamilyFacts) -> Preparation:
     params = request.params
     if isinstance(params, DrawParams):
         return prepare_without_image(params, facts)
+    if isinstance(params, EditParams) and facts.references is not None:
+        return _from_references(request, facts, facts.references)
     check_request(request)
     if isinstance(params, EditParams) and facts.does_one_edit:
         check_one_edit(request.prompt)
@@ -169,7 +176,35 @@ def _to_paint(request: ImageRequest, params: InpaintParams, facts: FamilyFacts) 
     weights = paste_weights(picture.levels > 0, params.feather)
     paste = partial(_paste, picture, weights, region, is_cropped=params.crop_to_mask)
     show = _scaled(width, height, paste(None))
-    return _preparation(image, mask, facts, paste(trust), show)
+    prepared = _preparation(image, mask, facts, paste(trust), show)
+    if facts.references is not None and facts.references.sees_inpainted:
+        return replace(prepared, references=(image,))
+    return prepared
+
+
+def _from_references(
+    request: ImageRequest, facts: FamilyFacts, references: ReferenceFacts
+) -> Preparation:
+    """The input images apart from the result, whose size they do not decide."""
+    params, num_images = request.params, len(request.images)
+    if not 1 <= num_images <= references.max_images:
+        raise InvalidParameter(
+            f"there are {num_images} input images; this model takes 1 to {references.max_images}",
+            param="image",
+        )
+    width, height = _grid_size(params.width, params.height, facts)
+    _check_area(width, height, facts.max_pixels)
+    cut = _cut(params.width, params.height)
+    return Preparation(
+        image=None,
+        mask=None,
+        latent_mask=None,
+        width=width,
+        height=height,
+        finish=cut,
+        show=_scaled(width, height, cut),
+        references=tuple(reference_tensor(image, references) for image in request.images),
+    )
 
 
 def _to_upscale(request: ImageRequest, params: UpscaleParams, facts: FamilyFacts) -> Preparation:

@@ -21,6 +21,7 @@ class Job:
 
     Attributes:
         image_latents: the latents of the conditional rows.
+        references: the latents of reference images.
         start: the index of the first timestep.
     """
 
@@ -35,6 +36,7 @@ class Job:
     rescale: float = 0.0
     clip_skip: int = 0
     image_latents: torch.Tensor | None = None
+    references: tuple[torch.Tensor, ...] = ()
     start: int = 0
     generator: torch.Generator | None = None
     schedule: Any = None
@@ -90,6 +92,7 @@ def draw(family: Any, job: Job) -> torch.Tensor:
                 timestep=schedule.timesteps[index],
                 prompt=prompt,
                 image_latents=image,
+                references=job.references,
                 guidance_scale=job.guidance,
                 height=height,
                 width=width,
@@ -112,8 +115,7 @@ def _branches(
     """Give the prompt and the image latents of each row."""
     image = job.image_latents
     is_guided = family.facts.denoising.guidance is GuidanceKind.CLASSIFIER_FREE
-    if is_guided and job.task is ImageTask.EDIT:
-        assert image is not None
+    if is_guided and job.task is ImageTask.EDIT and image is not None:
         return [(positive, image), (negative, image), (negative, torch.zeros_like(image))]
     if not is_guided or is_off(job.guidance):
         return [(positive, image)]

@@ -13,12 +13,14 @@ from PIL import Image
 
 from engine.contract.draw import (
     EditParams,
+    GuidanceKind,
     ImageTask,
     InpaintParams,
     MaskContent,
     Outpaint,
     RedrawParams,
 )
+from engine.contract.reference_images import ReferenceFacts
 from tests.helpers.server.fake_images import DENOISING, image_info
 from tests.helpers.server.fake_server import answer_of, assert_refused, error_of
 from tests.helpers.server.image_server import (
@@ -261,6 +263,46 @@ async def test_each_of_several_images_is_edited_by_itself(server: ImageServer) -
     assert answer["usage"]["input_tokens_details"]["image_tokens"] == (
         3 * single["input_tokens_details"]["image_tokens"]
     )
+
+
+REFERENCES_OF_ANY_SIZE = ReferenceFacts(max_images=3, size_multiple=8, max_pixels=64 * 64)
+
+
+async def test_a_model_that_combines_images_gets_them_all() -> None:
+    server = ImageServer(image_info(references=REFERENCES_OF_ANY_SIZE))
+    sent = [{"image_url": data_url(png(*size))} for size in ((40, 56), (128, 64), (32, 32))]
+    answer = answer_of(await server.post(EDITS, prompt="x", images=sent, n=2, seed=5))
+    request = server.last
+    assert (len(request.images), request.params.n) == (3, 2)
+    assert (request.params.width, request.params.height) == (40, 56)
+    assert [image["seed"] for image in answer["data"]] == [5, 6]
+    assert answer["warnings"] == []
+    answer_of(await server.post(EDITS, prompt="x", images=sent[1:]))
+    assert (server.last.params.width, server.last.params.height) == (88, 40)
+    four = await server.post(EDITS, prompt="x", images=[*sent, sent[0]])
+    assert_refused(four, "image", "painter combines at most 3 in an edit")
+    redrawn = answer_of(await server.post(EDITS, prompt="x", images=sent[:1] * 2, strength=0.5))
+    assert len(redrawn["data"]) == 2, "other tasks take the images one by one"
+
+
+@pytest.mark.parametrize("mask", [None, mask_png(40, 56)])
+async def test_reference_images_count_in_the_budget(mask: bytes | None) -> None:
+    """40x56 pixels, once drawn and once beside them, in 10 steps."""
+    steps = {"num_inference_steps": "10"}
+    references = replace(REFERENCES_OF_ANY_SIZE, sees_inpainted=True)
+    for limit, fits in ((0.044, False), (0.045, True)):
+        server = ImageServer(image_info(references=references), max_image_megapixel_steps=limit)
+        assert (await server.edit(png(40, 56), mask, **steps)).is_success is fits
+
+
+async def test_reference_images_are_not_weighted() -> None:
+    guided = replace(DENOISING, guidance=GuidanceKind.CLASSIFIER_FREE)
+    server = ImageServer(image_info(references=REFERENCES_OF_ANY_SIZE, denoising=guided))
+    answer = (await server.edit(image_guidance_scale="2", input_fidelity="high")).json()
+    assert [warning.split()[0] for warning in answer["warnings"]] == [
+        "input_fidelity",
+        "image_guidance_scale",
+    ]
 
 
 async def test_sixteen_images_in_json(server: ImageServer) -> None:

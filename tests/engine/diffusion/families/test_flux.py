@@ -119,8 +119,8 @@ def test_editing_equals_kontext(name: str) -> None:
     parts = flux_parts(seed, DEV, **DYNAMIC)
     family = family_of("flux", parts, edits=True)
     image = torch.rand((1, 3, HEIGHT, WIDTH)) * 2 - 1
-    reference = family.image_condition(ImageTask.EDIT, image, None, torch.Generator())
-    job = job_of(name, noise(seed), task=ImageTask.EDIT, image_latents=reference)
+    references = (family.encode_image(image, None),)
+    job = job_of(name, noise(seed), task=ImageTask.EDIT, references=references)
     ours = draw(family, job)
     theirs = theirs_of(
         oracle(parts, name, FluxKontextPipeline),
@@ -168,7 +168,7 @@ def test_rows_of_different_requests_equal_one_by_one() -> None:
             latents=noise(seed + i),
             timestep=family.new_noise_schedule(None, 6 + i, WIDTH, HEIGHT).timesteps[i],
             prompt=prompt,
-            image_latents=reference,
+            references=() if reference is None else (reference,),
             guidance_scale=1.0 + i,
         )
         for i, (prompt, reference) in enumerate(zip(prompts, references, strict=True))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from engine.contract.draw import ImageRequest, ImageTask, MaskContent, Outpaint, UpscalingFacts
 from engine.contract.pixels import Pixels
+from engine.contract.reference_images import ReferenceFacts
 from engine.diffusion.tasks.checks import MAX_CANVAS_PIXELS
 from engine.diffusion.tasks.prepare import Preparation, prepare
 from engine.diffusion.tasks.resize import resize_image
@@ -200,6 +201,25 @@ def test_small_images_are_padded_to_the_models_smallest_side() -> None:
     preparation = prepare(request(image, task=ImageTask.EDIT), FACTS)
     assert (preparation.width, preparation.height) == (32, 32)
     assert finished(preparation).shape == (1, 3, 3)
+
+
+def test_reference_images_do_not_decide_the_size_of_the_result() -> None:
+    limits = ReferenceFacts(max_images=2, size_multiple=16, max_pixels=40 * 40)
+    facts = replace(FACTS, references=limits)
+    asked = request(noise(70, 40, 3), task=ImageTask.EDIT, size=(50, 33))
+    asked.images.append(pixels_of(noise(20, 36, 4)))
+    preparation = prepare(asked, facts)
+    assert preparation.image is None
+    # 70x40 is reduced to 1600 pixels; the grid cuts both.
+    assert [image.shape[2:] for image in preparation.references] == [(48, 16), (16, 32)]
+    assert (preparation.width, preparation.height) == (64, 48)
+    assert finished(preparation).shape == (33, 50, 3)
+    asked.images.append(asked.images[0])
+    with pytest.raises(InvalidParameter, match="3 input images; this model takes 1 to 2"):
+        prepare(asked, facts)
+    grey = replace(asked, images=[pixels_of(noise(40, 40))])
+    with pytest.raises(InvalidParameter, match="1 channels; it must be RGB or RGBA"):
+        prepare(grey, facts)
 
 
 def test_without_a_mask_the_answer_is_rgb_of_the_size_asked_for() -> None:
