@@ -33,7 +33,7 @@ class ImageSettings(PixelSettings, AdapterSettings):
 
     image_quantization: ImageQuantization = knob(
         "none",
-        "Quantize an image model's denoiser and T5 encoder at load, with the formats of "
+        "Quantize an image model's denoiser and large text encoder at load, with the formats of "
         "quantization; CLIP encoders and the autoencoder stay as they are.",
     )
     max_batch_megapixels: float = knob(

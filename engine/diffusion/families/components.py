@@ -144,14 +144,21 @@ class ComponentFolder:
         component_class = _CLIP_CLASSES.get(self.class_name(name) or "", CLIPTextModel)
         return self.load(name, component_class).to(self._options.device)
 
-    def tokenizer(self, name: str, tokenizer_class: type[Component] = CLIPTokenizer) -> Component:
+    def tokenizer(
+        self, name: str, tokenizer_class: type[Component] = CLIPTokenizer, *more_names: str
+    ) -> Component:
         """Load a tokenizer.
+
+        Args:
+            more_names: further classes that the index may name, such as a processor with this
+                tokenizer.
 
         Raises:
             UnsupportedArchitecture: the index names another class.
             ModelLoadError: its files are missing or damaged.
         """
-        self._check_class(name, tokenizer_class.__name__, f"{tokenizer_class.__name__}Fast")
+        known = (tokenizer_class.__name__, f"{tokenizer_class.__name__}Fast", *more_names)
+        self._check_class(name, *known)
         check_component(self._folder / name)
         files = _names(self._folder / name)
         if "spiece.model" in files and "tokenizer.json" not in files:

@@ -7,7 +7,7 @@ Paper: Esser et al. 2024, arXiv:2403.03206, section 5.3.2.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine.diffusion.noise_schedule import FLOW_SCHEDULES, NoiseSchedule, NoiseSchedules
@@ -19,14 +19,22 @@ class FlowSchedules:
     Args:
         config: the model's own scheduler config, with `_class_name`.
         max_shift: mu at `max_image_seq_len` tokens if the config does not give it.
+        mu_of: mu for a number of tokens and of steps, in models that do not take it from the
+            config.
         spans_unit_interval: whether to start from sigmas 1 ... 1/steps, like FLUX's pipelines,
             instead of the ends of the training range.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], *, max_shift: float, spans_unit_interval: bool
+        self,
+        config: Mapping[str, Any],
+        *,
+        max_shift: float,
+        spans_unit_interval: bool,
+        mu_of: Callable[[int, int], float] | None = None,
     ) -> None:
         self._config = dict(config)
+        self._mu_of = mu_of
         self._max_shift = max_shift
         self._spans_unit_interval = spans_unit_interval and not config.get("use_flow_sigmas")
         self._is_dynamic = bool(config.get("use_dynamic_shifting"))
@@ -50,7 +58,7 @@ class FlowSchedules:
             sigmas = [1.0 + i * step for i in range(num_steps)]
         if not self._is_dynamic:
             return self._schedules.create(name, num_steps, sigmas=sigmas)
-        mu = self._mu(num_tokens)
+        mu = self._mu(num_tokens) if self._mu_of is None else self._mu_of(num_tokens, num_steps)
         if name not in (None, self._schedules.default):
             return self._with_fixed_shift(mu).create(name, num_steps)
         return self._schedules.create(name, num_steps, sigmas=sigmas, mu=mu)

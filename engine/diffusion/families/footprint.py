@@ -24,7 +24,8 @@ _SINGLE_FILE_DENOISER = "model.diffusion_model."
 _ARRANGED = ("unet", "vae")
 """The prefixes of the names of components whose layers are replaced by our own."""
 _SINGLE_FILE_ARRANGED = (_SINGLE_FILE_DENOISER, "first_stage_model.")
-_T5 = "T5EncoderModel"
+_LARGE_ENCODERS = ("T5EncoderModel", "Qwen3ForCausalLM", "Mistral3ForConditionalGeneration")
+"""The classes of text encoders that are quantised like the denoiser."""
 
 
 def weight_bytes(
@@ -40,7 +41,7 @@ def weight_bytes(
 
     Args:
         dtype: the type of plain weights.
-        quantization: the format of the denoiser and of T5 encoders.
+        quantization: the format of the denoiser and of large text encoders.
         device: on a CPU, convolutions and small products in fp32, which autoencoders of fp16 models
             may also have, exist a second time, arranged. The result is an upper bound: headers do
             not show which of them skip cells, and which tensors are not layers.
@@ -64,7 +65,7 @@ def _components(path: Path) -> Iterator[tuple[Path, bool]]:
     """The folders of the served components, and whether quantisation applies to them."""
     for name, entry in read_json(path / INDEX).items():
         if isinstance(entry, list) and name not in UNUSED and (path / name).is_dir():
-            yield path / name, name.startswith(_DENOISERS) or entry[-1] == _T5
+            yield path / name, name.startswith(_DENOISERS) or entry[-1] in _LARGE_ENCODERS
 
 
 def _headers(folder: Path) -> Headers:

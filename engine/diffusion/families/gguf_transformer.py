@@ -1,4 +1,5 @@
-"""Loads FLUX and SD3 transformers from GGUF files; weights stay packed and are expanded by layer.
+"""Loads transformers of FLUX and SD3 from GGUF files; weights stay packed and are expanded by
+layer.
 
 Such a file holds only the transformer, with the names of the original release or of diffusers. It
 lies in the `transformer` folder of a diffusers checkpoint instead of the safetensors files, beside
@@ -11,22 +12,33 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import FluxTransformer2DModel, GGUFQuantizationConfig, SD3Transformer2DModel
+from diffusers import (
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    GGUFQuantizationConfig,
+    SD3Transformer2DModel,
+)
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES, GGUFParameter
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from engine.diffusion.families.components import check_component
-from engine.diffusion.families.flux_names import to_diffusers_names
+from engine.diffusion.families.flux_names import FLUX_1, FLUX_2, to_diffusers_names
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
 from engine.files.gguf_part_names import first_part
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
 
-Transformer = TypeVar("Transformer", FluxTransformer2DModel, SD3Transformer2DModel)
+Transformer = TypeVar(
+    "Transformer", FluxTransformer2DModel, Flux2Transformer2DModel, SD3Transformer2DModel
+)
 
 _POSITIONS = "pos_embed"
 _PREFIX = "model.diffusion_model."
+_FLUX = {
+    FluxTransformer2DModel.__name__: FLUX_1,
+    Flux2Transformer2DModel.__name__: FLUX_2,
+}
 _PLAIN = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
 
 
@@ -100,9 +112,10 @@ def _renamed(
     if any(name.startswith("transformer_blocks.") for name in state):
         return state
     try:
-        if config["_class_name"] == FluxTransformer2DModel.__name__:
+        names = _FLUX.get(config["_class_name"])
+        if names is not None:
             inner_dim = config["num_attention_heads"] * config["attention_head_dim"]
-            return to_diffusers_names(state, inner_dim=inner_dim)
+            return to_diffusers_names(state, inner_dim=inner_dim, names=names)
         converted: dict[str, torch.Tensor] = convert_sd3_transformer_checkpoint_to_diffusers(state)
     except (KeyError, IndexError) as error:
         raise _lacks(path, str(error)) from error

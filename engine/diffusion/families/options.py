@@ -11,7 +11,7 @@ class LoadOptions:
 
     Attributes:
         dtype: the type of weights and activations.
-        quantization: the format of the denoiser and of T5 encoders, one of `QUANTIZATIONS`.
+        quantization: the format of the denoiser and of large text encoders, one of `QUANTIZATIONS`.
     """
 
     dtype: torch.dtype

@@ -21,6 +21,7 @@ _SDXL = "engine.diffusion.families.stable_diffusion_xl:StableDiffusionXLFamily"
 _UPSCALE = "engine.diffusion.families.stable_diffusion_upscale:StableDiffusionUpscaleFamily"
 _SD3 = "engine.diffusion.families.stable_diffusion_3:StableDiffusion3Family"
 _FLUX = "engine.diffusion.families.flux:FluxFamily"
+_FLUX2 = "engine.diffusion.families.flux2:Flux2Family"
 
 FAMILIES = {
     "StableDiffusionPipeline": _SD,
@@ -39,6 +40,8 @@ FAMILIES = {
     "FluxInpaintPipeline": _FLUX,
     "FluxKontextPipeline": _FLUX,
     "FluxFillPipeline": _FLUX,
+    "Flux2Pipeline": _FLUX2,
+    "Flux2KleinPipeline": _FLUX2,
 }
 """The families by `_class_name` of model_index.json."""
 
@@ -61,7 +64,7 @@ def load_family(
 
     Args:
         dtype: the type of weights and activations; latents stay fp32.
-        quantization: the format of the denoiser and of T5 encoders
+        quantization: the format of the denoiser and of large text encoders
             (`ImageSettings.image_quantization`).
 
     Raises:

@@ -1,10 +1,11 @@
-"""Encodes prompts with a T5 encoder (SD 3, FLUX)."""
+"""Encodes prompts with a T5 encoder (SD 3, FLUX.1), and what all encoders of whole texts share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import T5EncoderModel, T5Tokenizer
+from transformers import PreTrainedModel, T5EncoderModel, T5Tokenizer
 
 from engine.diffusion.prompt.fragments import Blend, Break, Fragment
 from engine.diffusion.prompt.syntax import parse_prompt, plain_text
@@ -12,12 +13,13 @@ from engine.diffusion.prompt.text import PromptText
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class T5States:
+class TextStates:
     """The states of one prompt.
 
     Attributes:
         states: `[1, L, D]` in the encoder's dtype, L the maximum length.
         num_tokens: the number of the prompt's own tokens that were read.
+        encoder: the kind of encoder, for the client.
         weights_ignored: whether the prompt has weights, which have no effect here.
         truncated: whether the prompt is longer than the maximum length, so that its end was not
             read.
@@ -25,6 +27,7 @@ class T5States:
 
     states: torch.Tensor
     num_tokens: int
+    encoder: str
     weights_ignored: bool = False
     truncated: bool = False
 
@@ -33,39 +36,32 @@ class T5States:
         """Sentences for the client about ignored weights and a truncated prompt."""
         said = []
         if self.weights_ignored:
-            said.append("prompt weights have no effect on this model's T5 text encoder")
+            said.append(f"prompt weights have no effect on this model's {self.encoder}")
         if self.truncated:
             said.append(
-                f"the prompt is longer than the {self.states.shape[1]} tokens that this model's T5 "
-                f"text encoder reads; its end has no effect"
+                f"the prompt is longer than the {self.states.shape[1]} tokens that this model's "
+                f"{self.encoder} reads; its end has no effect"
             )
         return tuple(said)
 
 
-class T5PromptEncoder:
-    """A T5 encoder with its tokenizer.
+class WholeTextEncoder(ABC):
+    """An encoder that reads a prompt as one text of a fixed length.
 
-    Weights have no effect: no syntax defines what they would do to T5. Syntaxes other than plain
+    Weights have no effect: no syntax defines what they would do to it. Syntaxes other than plain
     are read, and the text is encoded without its weights; compel's `.blend()` works, as it is a sum
     of whole prompts.
-
-    Args:
-        max_sequence_length: the tokens to which a prompt is padded and cut (256 in SD 3, 512 in
-            FLUX).
 
     Attributes:
         model: the text encoder.
     """
 
-    def __init__(
-        self, tokenizer: T5Tokenizer, text_encoder: T5EncoderModel, *, max_sequence_length: int
-    ) -> None:
-        self._tokenizer = tokenizer
-        self.model = self._encoder = text_encoder
-        self._length = max_sequence_length
+    model: PreTrainedModel
+    name: str
+    """The kind of encoder, for the client."""
 
-    def encode(self, prompt: PromptText) -> T5States:
-        """The states of one prompt, which are those of diffusers' `_get_t5_prompt_embeds`.
+    def encode(self, prompt: PromptText) -> TextStates:
+        """The states of one prompt.
 
         Raises:
             InvalidParameter: the prompt cannot be read (`parse_prompt`).
@@ -76,31 +72,60 @@ class T5PromptEncoder:
                 return self._encode_blend(pieces[0])
             return self._encode_pieces([p for p in pieces if not isinstance(p, Blend)])
 
-    def _encode_blend(self, blend: Blend) -> T5States:
+    @abstractmethod
+    def _encode_text(self, text: str) -> tuple[torch.Tensor, int, bool]:
+        """The states of a text, the number of its own tokens that were read, and whether its end
+        was not read."""
+
+    def _encode_blend(self, blend: Blend) -> TextStates:
         parts = [self._encode_pieces(part) for part in blend.parts]
         states = torch.cat([part.states.float() for part in parts])
         weights = torch.tensor(blend.weights, device=states.device)[:, None, None]
-        return T5States(
-            (states * weights).sum(dim=0, keepdim=True).to(self._encoder.dtype),
+        return TextStates(
+            (states * weights).sum(dim=0, keepdim=True).to(self.model.dtype),
             sum(part.num_tokens for part in parts),
+            self.name,
             weights_ignored=any(part.weights_ignored for part in parts),
             truncated=any(part.truncated for part in parts),
         )
 
-    def _encode_pieces(self, pieces: Sequence[Fragment | Break]) -> T5States:
+    def _encode_pieces(self, pieces: Sequence[Fragment | Break]) -> TextStates:
+        states, num_tokens, truncated = self._encode_text(plain_text(pieces))
+        return TextStates(
+            states.to(self.model.dtype),
+            num_tokens,
+            self.name,
+            weights_ignored=any(isinstance(p, Fragment) and p.weight != 1.0 for p in pieces),
+            truncated=truncated,
+        )
+
+
+class T5PromptEncoder(WholeTextEncoder):
+    """A T5 encoder with its tokenizer. The states are those of diffusers' `_get_t5_prompt_embeds`.
+
+    Args:
+        max_sequence_length: the tokens to which a prompt is padded and cut (256 in SD 3, 512 in
+            FLUX).
+    """
+
+    name = "T5 text encoder"
+
+    def __init__(
+        self, tokenizer: T5Tokenizer, text_encoder: T5EncoderModel, *, max_sequence_length: int
+    ) -> None:
+        self._tokenizer = tokenizer
+        self.model = text_encoder
+        self._length = max_sequence_length
+
+    def _encode_text(self, text: str) -> tuple[torch.Tensor, int, bool]:
         token_ids: list[int] = self._tokenizer(
-            plain_text(pieces), truncation=False, padding=False, verbose=False
+            text, truncation=False, padding=False, verbose=False
         )["input_ids"]
         truncated = len(token_ids) > self._length
         if truncated:
             # The end token stays, as in the tokenizer's own truncation.
             token_ids = [*token_ids[: self._length - 1], token_ids[-1]]
         padding = [self._tokenizer.pad_token_id] * (self._length - len(token_ids))
-        padded = torch.tensor([[*token_ids, *padding]], device=self._encoder.device)
-        states = self._encoder(padded, return_dict=True).last_hidden_state
-        return T5States(
-            states.to(self._encoder.dtype),
-            len(token_ids) - 1,
-            weights_ignored=any(isinstance(p, Fragment) and p.weight != 1.0 for p in pieces),
-            truncated=truncated,
-        )
+        padded = torch.tensor([[*token_ids, *padding]], device=self.model.device)
+        states = self.model(padded, return_dict=True).last_hidden_state
+        return states, len(token_ids) - 1, truncated

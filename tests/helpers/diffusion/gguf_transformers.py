@@ -82,6 +82,48 @@ def original_flux(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return out
 
 
+def original_flux2(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """diffusers' names to those of black-forest-labs/flux2."""
+    left, out = dict(state), {}
+
+    def move(new: str, *old: str, kind: str = "weight") -> None:
+        out[f"{new}.{kind}"] = torch.cat([left.pop(f"{name}.weight") for name in old])
+
+    move("img_in", "x_embedder")
+    move("txt_in", "context_embedder")
+    for new, old in {"time_in": "timestep", "guidance_in": "guidance"}.items():
+        if f"time_guidance_embed.{old}_embedder.linear_1.weight" in left:
+            move(f"{new}.in_layer", f"time_guidance_embed.{old}_embedder.linear_1")
+            move(f"{new}.out_layer", f"time_guidance_embed.{old}_embedder.linear_2")
+    for name in ("double_stream_modulation_img", "double_stream_modulation_txt"):
+        move(f"{name}.lin", f"{name}.linear")
+    move("single_stream_modulation.lin", "single_stream_modulation.linear")
+    move("final_layer.linear", "proj_out")
+    scale, shift = left.pop("norm_out.linear.weight").chunk(2)
+    out["final_layer.adaLN_modulation.1.weight"] = torch.cat([shift, scale])
+    for number in _numbers(state, "transformer_blocks"):
+        new, old = f"double_blocks.{number}", f"transformer_blocks.{number}"
+        for side, projection, qk_norm, output, ff in (
+            ("img", "to_{}", "norm_{}", "to_out.0", "ff"),
+            ("txt", "add_{}_proj", "norm_added_{}", "to_add_out", "ff_context"),
+        ):
+            move(f"{new}.{side}_attn.qkv", *(f"{old}.attn.{projection.format(c)}" for c in "qkv"))
+            for letter, word in (("q", "query"), ("k", "key")):
+                source = f"{old}.attn.{qk_norm.format(letter)}"
+                move(f"{new}.{side}_attn.norm.{word}_norm", source, kind="scale")
+            move(f"{new}.{side}_attn.proj", f"{old}.attn.{output}")
+            move(f"{new}.{side}_mlp.0", f"{old}.{ff}.linear_in")
+            move(f"{new}.{side}_mlp.2", f"{old}.{ff}.linear_out")
+    for number in _numbers(state, "single_transformer_blocks"):
+        new, old = f"single_blocks.{number}", f"single_transformer_blocks.{number}.attn"
+        move(f"{new}.linear1", f"{old}.to_qkv_mlp_proj")
+        move(f"{new}.linear2", f"{old}.to_out")
+        for letter, word in (("q", "query"), ("k", "key")):
+            move(f"{new}.norm.{word}_norm", f"{old}.norm_{letter}", kind="scale")
+    assert not left, left.keys()
+    return out
+
+
 def original_sd3(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """diffusers' names to those of Stability's release, prefix included."""
     left, out = dict(state), {}

@@ -13,11 +13,12 @@ from engine.diffusion.families.stable_diffusion_3 import StableDiffusion3Family
 from engine.diffusion.prompt.clip import ClipPromptEncoder
 from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.weights.source import Checkpoint
+from tests.helpers.diffusion.tiny_flux2 import flux2_parts
 from tests.helpers.diffusion.tiny_pipelines import tiny_parts
 from tests.helpers.diffusion.tiny_transformers import flux_parts, sd3_parts
 from tests.helpers.diffusion.tiny_upscaler import upscaler_of, upscaler_parts
 
-FAMILIES = ("sd", "sdxl", "sd3", "flux")
+FAMILIES = ("sd", "sdxl", "sd3", "flux", "flux2")
 UPSCALER = "upscaler"
 """The family that does not draw from a text alone."""
 T5_TOKENS = 24
@@ -30,6 +31,8 @@ def parts_of(kind: str, seed: int) -> Any:
         return tiny_parts(seed, xl=kind == "sdxl")
     if kind == UPSCALER:
         return upscaler_parts(seed)
+    if kind == "flux2":
+        return flux2_parts(seed, "dev")
     return sd3_parts(seed) if kind == "sd3" else flux_parts(seed, {"guidance_embeds": True})
 
 
@@ -46,7 +49,7 @@ def family_of(kind: str, parts: Any, *, edits: bool = False) -> Any:
     Args:
         edits: whether FLUX takes a reference, as Kontext does.
     """
-    if kind in ("sd", "sdxl"):
+    if kind in ("sd", "sdxl", "flux2"):
         return parts.family()
     if kind == UPSCALER:
         return upscaler_of(parts)

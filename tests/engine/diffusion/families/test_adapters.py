@@ -15,8 +15,13 @@ from engine.contract.draw import LoraUse
 from engine.diffusion.denoising import Denoising
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.families.flux import pack
+from engine.diffusion.families.flux_names import (
+    FLUX_1,
+    FLUX_2,
+    OriginalNames,
+    to_diffusers_names,
+)
 from engine.diffusion.families.flux_names import original_names as flux_names
-from engine.diffusion.families.flux_names import to_diffusers_names
 from engine.diffusion.families.stable_diffusion_3_names import original_names as sd3_names
 from engine.diffusion.families.unet_names import original_names as unet_names
 from kernels import native
@@ -33,6 +38,7 @@ from tests.helpers.adapters.image_adapters import (
 from tests.helpers.diffusion.engine_runs import take_step
 from tests.helpers.diffusion.original_names import unet_tensors
 from tests.helpers.diffusion.tiny_families import FAMILIES, T5_TOKENS, family_of, parts_of
+from tests.helpers.diffusion.tiny_flux2 import TOKENS, flux2_transformer
 from tests.helpers.diffusion.tiny_pipelines import tiny_parts
 from tests.helpers.diffusion.tiny_transformers import (
     draw_with,
@@ -60,6 +66,8 @@ def oracle(kind: str, parts: Any) -> Any:
         return parts.pipeline(
             StableDiffusionXLPipeline if kind == "sdxl" else StableDiffusionPipeline
         )
+    if kind == "flux2":
+        return parts.pipeline()
     return pipeline_of(parts)
 
 
@@ -74,6 +82,7 @@ def components(kind: str) -> dict[str, str]:
         "sdxl": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
         "sd3": {"text_encoder": "lora_te1", "text_encoder_3": "lora_te3"},
         "flux": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te3"},
+        "flux2": {},
     }
     return {denoiser(kind): "lora_unet"} | others[kind]
 
@@ -179,7 +188,10 @@ def test_a_mixture_is_what_each_is_alone(kind, way, lengths, tmp_path, seed):
 
 PEFT_LAYERS = {
     "unet": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "conv1", "conv2", "proj_in"),
-    "transformer": ("to_q", "to_k", "add_v_proj", "ff.net.2", "norm1.linear", "proj_mlp"),
+    "transformer": (
+        *("to_q", "to_k", "add_v_proj", "ff.net.2", "norm1.linear", "proj_mlp"),
+        *("ff.linear_in", "to_qkv_mlp_proj", "img.linear"),
+    ),
     "text_encoder": ("q_proj", "v_proj", "out_proj", "fc1"),
 }
 
@@ -192,7 +204,8 @@ def test_it_is_what_diffusers_draws(kind, lengths, tmp_path, seed):
     parts = parts_of(kind, seed % 1000)
     family = family_of(kind, copy.deepcopy(parts))
     written: dict[str, Any] = {}
-    for place, name in enumerate((denoiser(kind), "text_encoder")):
+    names = [name for name in components(kind) if name in PEFT_LAYERS]
+    for place, name in enumerate(names):
         model = getattr(parts, name)
         paths = [path for path in layer_paths(model) if path.endswith(PEFT_LAYERS[name])]
         # transformers, which reads those of text encoders, leaves DoRA's lengths out.
@@ -221,13 +234,15 @@ def test_it_is_what_diffusers_draws(kind, lengths, tmp_path, seed):
         "height": HEIGHT,
         "generator": torch.Generator().manual_seed(seed),
     }
-    if kind == "flux":
-        arguments["max_sequence_length"] = T5_TOKENS
+    if kind in ("flux", "flux2"):
+        arguments["max_sequence_length"] = T5_TOKENS if kind == "flux" else TOKENS
     else:
         arguments["negative_prompt"] = NEGATIVE
     theirs = draw_with(pipeline, **arguments)[0]
     if kind == "flux":
         ours, base = pack(ours), pack(base)
+    elif kind == "flux2":
+        ours, base = (each.flatten(2).transpose(1, 2) for each in (ours, base))
     close(ours, theirs, PARITY, (kind, seed))
     assert (theirs - base).abs().max() > 1e-3, "it does something"
 
@@ -247,16 +262,19 @@ def test_names_of_the_original_unet() -> None:
         assert {name: found.get(name) for name in wanted} == wanted
 
 
-def test_names_of_the_original_transformers() -> None:
-    """FLUX has the names of its GGUF files; SD3 has the model's names, each once."""
-    transformer = flux_parts(0, {"guidance_embeds": True}).transformer
-    names, width = flux_names(transformer.config), 64
+@pytest.mark.parametrize("release", [FLUX_1, FLUX_2])
+def test_flux_has_the_names_of_its_gguf_files(release: OriginalNames) -> None:
+    if release is FLUX_1:
+        transformer = flux_parts(0, {"guidance_embeds": True}).transformer
+    else:
+        transformer = flux2_transformer()
+    names, width = flux_names(transformer.config, release), 64
     sizes = {path: len(transformer.get_submodule(path).weight) for path in layer_paths(transformer)}
     state = {
         f"{name}.weight": torch.arange(sum(sizes[path] for path in paths))
         for name, paths in names.items()
     }
-    converted = to_diffusers_names(state, inner_dim=width)
+    converted = to_diffusers_names(state, inner_dim=width, names=release)
     for name, paths in names.items():
         first = 0
         for path in paths:
@@ -264,6 +282,9 @@ def test_names_of_the_original_transformers() -> None:
             assert torch.equal(converted[f"{path}.weight"], wanted), (name, path)
             first += sizes[path]
     assert set(sizes) - {path for paths in names.values() for path in paths} == {"norm_out.linear"}
+
+
+def test_sd3_has_the_models_names_each_once() -> None:
     sd3 = sd3_parts(0).transformer
     known = [path for paths in sd3_names(int(sd3.config.num_layers)).values() for path in paths]
     assert len(known) == len(set(known))

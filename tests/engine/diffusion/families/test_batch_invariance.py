@@ -1,12 +1,13 @@
 """Latents have the same bits alone and among others in every family, in fp32 on a CPU."""
 
 import random
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
 
-from engine.contract.draw import ImageTask
+from engine.contract.draw import EditParams, ImageParams, ImageTask
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.families.quantized import quantize
 from engine.diffusion.families.registry import load_family
@@ -86,6 +87,26 @@ def check(family: Any, asked: list[Any]) -> None:
 def test_company_changes_no_bit(kind: str) -> None:
     family = family_of(kind, parts_of(kind, random.randrange(1000)))
     check(family, requests(family))
+
+
+@pytest.mark.parametrize("kind", ["flux", "flux2"])
+def test_company_of_edits(kind: str) -> None:
+    """References of several sizes, in several numbers if the model combines them, beside text to
+    image."""
+    family = family_of(kind, parts_of(kind, random.randrange(1000)), edits=True)
+    limits = {"sizes": (), "max_pixels": 3 * SIDE * SIDE, "min_side": 1}
+    references = replace(family.facts.references, **limits)
+    family.facts = replace(family.facts, references=references)
+    most = min(3, references.max_images)
+    check(family, [as_edit(one, most) if one.images else one for one in requests(family)])
+
+
+def as_edit(one: Any, max_images: int) -> Any:
+    """The same request as an edit of random images."""
+    shared = {each.name: getattr(one.params, each.name) for each in fields(ImageParams)}
+    sides = [random.choice([SIDE, 2 * SIDE]) for _ in range(random.randint(1, max_images))]
+    images = [picture(side, SIDE, place) for place, side in enumerate(sides)]
+    return replace(one, params=EditParams(**shared), images=images, mask=None)
 
 
 def test_quantised_unets() -> None:

@@ -24,6 +24,7 @@ from engine.quantization.registry import load_format
 from engine.weights.source import Checkpoint
 from kernels import native
 from tests.helpers.diffusion.gguf_transformers import original_flux, write_gguf
+from tests.helpers.diffusion.tiny_flux2 import flux2_parts
 from tests.helpers.diffusion.tiny_pipelines import tiny_vae
 from tests.helpers.diffusion.tiny_transformers import flux_parts, pipeline_of, sd3_parts
 from tests.helpers.host import Host
@@ -59,15 +60,17 @@ def quantized_bytes(shape: tuple[int, int], kind: str) -> float:
 
 def quantize_parts(parts: Any, kind: str) -> None:
     for name, module in vars(parts).items():
-        if name == "transformer" or type(module).__name__ == "T5EncoderModel":
+        large = ("T5EncoderModel", "Qwen3ForCausalLM", "Mistral3ForConditionalGeneration")
+        if name == "transformer" or type(module).__name__ in large:
             quantize(module, kind, dtype=torch.float32, device=CPU)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("make", [flux_parts, sd3_parts])
+@pytest.mark.parametrize("make", [flux_parts, sd3_parts, flux2_parts])
 def test_a_quantised_model(make: Any, kind: ImageQuantization, tmp_path: Path) -> None:
     parts = make(1)
-    pipeline_of(parts).save_pretrained(tmp_path)
+    pipeline = parts.pipeline() if make is flux2_parts else pipeline_of(parts)
+    pipeline.save_pretrained(tmp_path)
     checkpoint = Checkpoint("diffusers", tmp_path, "m")
     modules = [module for module in vars(parts).values() if isinstance(module, nn.Module)]
     plain = sum(map(size_of, modules))

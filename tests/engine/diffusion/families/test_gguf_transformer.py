@@ -4,13 +4,22 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+from diffusers.loaders.single_file_utils import (
+    convert_flux2_transformer_checkpoint_to_diffusers,
+    convert_flux_transformer_checkpoint_to_diffusers,
+)
 from gguf import GGMLQuantizationType
 
-from engine.diffusion.families.flux_names import to_diffusers_names
+from engine.diffusion.families.flux_names import FLUX_2, to_diffusers_names
 from engine.diffusion.families.gguf_transformer import find_gguf, load_gguf_transformer
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
-from tests.helpers.diffusion.gguf_transformers import original_flux, original_sd3, write_gguf
+from tests.helpers.diffusion.gguf_transformers import (
+    original_flux,
+    original_flux2,
+    original_sd3,
+    write_gguf,
+)
+from tests.helpers.diffusion.tiny_flux2 import flux2_transformer
 from tests.helpers.diffusion.tiny_transformers import (
     CHANNELS,
     WIDTH,
@@ -127,6 +136,34 @@ def test_names_equal_diffusers_converter() -> None:
     ours = to_diffusers_names(state, inner_dim=wide)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_flux2_equals_its_expanded_weights(tmp_path: Path, type_: GGMLQuantizationType) -> None:
+    model = stirred(flux2_transformer())
+    model.save_config(tmp_path)
+    path = tmp_path / "flux2.gguf"
+    read_back = write_gguf(path, original_flux2(model.state_dict()), type_)
+    theirs = convert_flux2_transformer_checkpoint_to_diffusers(dict(read_back))
+    ours = to_diffusers_names(read_back, inner_dim=WIDTH, names=FLUX_2)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    twin = flux2_transformer()
+    twin.load_state_dict(ours)
+    inputs = {
+        "hidden_states": torch.randn((2, 6, CHANNELS)),
+        "encoder_hidden_states": torch.randn((2, 5, 3 * WIDTH)),
+        "timestep": torch.tensor([0.3, 0.9]),
+        "guidance": torch.tensor([3.5, 1.0]),
+        "txt_ids": torch.zeros((5, 4)),
+        "img_ids": torch.zeros((6, 4)),
+    }
+    with torch.no_grad():
+        found, expected, plain = (
+            each(**inputs, return_dict=False)[0] for each in (load(model, path), twin, model)
+        )
+    assert (found - expected).abs().max() < ROUNDING * expected.abs().max()
+    assert (found - plain).abs().max() > 1e-6, "weights are quantised"
 
 
 def refused(model, path, state, error, words, type_=TYPES[0]):

@@ -13,6 +13,7 @@ from engine.errors import MissingWeight, ModelLoadError, ShapeMismatch
 from engine.quantization.method_module import MethodModule
 from engine.weights.source import Checkpoint
 from tests.helpers.diffusion.tiny_families import load_folder
+from tests.helpers.diffusion.tiny_flux2 import flux2_parts
 from tests.helpers.diffusion.tiny_transformers import flux_parts, pipeline_of, predict, sd3_parts
 from tests.helpers.json_files import edit_json
 from tests.helpers.quantization import toy_format
@@ -23,6 +24,9 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def save(kind: str, folder: Path) -> None:
+    if kind == "flux2":
+        flux2_parts(11).pipeline().save_pretrained(folder)
+        return
     is_flux = kind == "flux"
     parts = flux_parts(11, {"guidance_embeds": True}) if is_flux else sd3_parts(11, with_t5=False)
     pipeline_of(parts).save_pretrained(folder)
@@ -120,7 +124,7 @@ def test_what_is_wrong_is_named(toy: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(desc_act=True, group_size=16, sym=True)])
-@pytest.mark.parametrize("kind", ["flux", "sd3"])
+@pytest.mark.parametrize("kind", ["flux", "flux2", "sd3"])
 def test_gptq_transformers_are_served_packed(kind: str, layout: Layout, tmp_path: Path) -> None:
     save(kind, tmp_path)
     quantise = partial(quantised, layout=layout)

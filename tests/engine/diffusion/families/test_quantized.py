@@ -17,8 +17,14 @@ from engine.diffusion.families.quantized_layers import QUANTIZATIONS
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import ModelLoadError
 from engine.quantization.method_module import MethodModule
-from tests.helpers.diffusion.gguf_transformers import original_flux, original_sd3, write_gguf
+from tests.helpers.diffusion.gguf_transformers import (
+    original_flux,
+    original_flux2,
+    original_sd3,
+    write_gguf,
+)
 from tests.helpers.diffusion.tiny_families import load_folder
+from tests.helpers.diffusion.tiny_flux2 import flux2_parts
 from tests.helpers.diffusion.tiny_transformers import (
     flux_parts,
     pipeline_of,
@@ -35,6 +41,10 @@ def save_flux(folder: Path, kind: Any = None) -> None:
     pipeline_of(flux_parts(11, {"guidance_embeds": True}), kind).save_pretrained(folder)
 
 
+def save_flux2(folder: Path) -> None:
+    flux2_parts(11).pipeline().save_pretrained(folder)
+
+
 def save_sd3(folder: Path, *, with_t5: bool = True) -> None:
     pipeline_of(sd3_parts(11, with_t5=with_t5)).save_pretrained(folder)
 
@@ -43,7 +53,7 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("save", [save_flux, save_sd3])
+@pytest.mark.parametrize("save", [save_flux, save_flux2, save_sd3])
 def test_a_folder_is_loaded_and_quantised(save: Callable[[Path], None], tmp_path: Path) -> None:
     save(tmp_path)
     plain = predict(load_folder(tmp_path))
@@ -76,7 +86,10 @@ def test_kontext_is_told_by_its_class(tmp_path: Path) -> None:
     assert ImageTask.EDIT not in load_folder(tmp_path / "dev").facts.tasks
 
 
-@pytest.mark.parametrize(("save", "names"), [(save_flux, original_flux), (save_sd3, original_sd3)])
+@pytest.mark.parametrize(
+    ("save", "names"),
+    [(save_flux, original_flux), (save_flux2, original_flux2), (save_sd3, original_sd3)],
+)
 def test_a_gguf_file_stands_in_for_the_transformer(
     save: Callable[[Path], None], names: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -119,12 +132,12 @@ def test_the_setting_says_what_is_quantised(tmp_path: Path) -> None:
     family = load_folder(tmp_path, "bnb-int8")
     quantised = {
         type(module).__name__
-        for module in (family._transformer, family._t5._encoder, family._clip._encoder)
+        for module in (family._transformer, family._t5.model, family._clip._encoder)
         if any(isinstance(layer, MethodModule) for layer in module.modules())
     }
     assert quantised == {"FluxTransformer2DModel", "T5EncoderModel"}
     (setting,) = [f for f in fields(EngineConfig) if f.name == "image_quantization"]
-    assert "denoiser and T5 encoder" in setting.metadata["help"]
+    assert "denoiser and large text encoder" in setting.metadata["help"]
 
 
 def test_none_changes_nothing() -> None:
