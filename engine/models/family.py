@@ -4,6 +4,8 @@ model."""
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from engine.contract.picture_facts import PictureFacts
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
@@ -38,6 +40,9 @@ class Family:
     read_gguf: Callable[[GgufKeys], ModelConfig] | None = None
     """Reads the keys of a GGUF file whose architecture is `gguf`."""
     gguf_tensors: Mapping[str, str] = field(default_factory=lambda: LAYER_TENSORS)
-    """A layer's tensors: GGUF's name to Hugging Face's, both without layer and suffix."""
-    gguf_pairs_rows: bool = False
-    """Whether llama.cpp's converter puts rows of q and k that are rotated together side by side."""
+    """GGUF's names to Hugging Face's: a layer's without the layer, and others that differ from
+    those of most families. Names without suffix hold for `.weight` and `.bias`; one that ends
+    in a dot is that of a tensor without suffix."""
+    gguf_original: Callable[[ModelConfig, str, Tensor], Tensor] | None = None
+    """Undoes what llama.cpp's converter did to a tensor, given by Hugging Face's name. Rows of
+    packed weights are [bytes]; it may only change their order."""

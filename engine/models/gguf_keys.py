@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from engine.errors import MissingWeight, ModelLoadError, UnsupportedArchitecture
-from engine.models.config import MAX_LAYERS
+from engine.models.config import MAX_LAYERS, ModelConfig
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.rope_keys import (
     MAX_POSITIONS,
@@ -36,6 +38,33 @@ LAYER_TENSORS = {
 """The tensors of most families' layers: GGUF's name to Hugging Face's."""
 
 
+EXPERT_TENSORS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.*.gate_proj",
+    "ffn_up_exps": "mlp.experts.*.up_proj",
+    "ffn_down_exps": "mlp.experts.*.down_proj",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+"""The tensors of Qwen's experts."""
+_JSON_NAMES = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+    "sliding_window": "attention.sliding_window",
+}
+"""Keys of config.json, and GGUF's names of them without the architecture."""
+
+
 class GgufKeys(MetadataKeys):
     """A GGUF file's metadata, with facts about its tensors.
 
@@ -61,6 +90,59 @@ class GgufKeys(MetadataKeys):
     def own(self, name: str) -> str:
         """Return the full name of one of the architecture's keys."""
         return f"{self.architecture}.{name}"
+
+
+def unpaired_rows(config: ModelConfig, name: str, stored: Tensor) -> Tensor:
+    """Bring rows of q and k into Hugging Face's order: those of two elements that are rotated
+    together lie side by side in the file.
+
+    Raises:
+        ModelLoadError: the rows do not divide into the heads.
+    """
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    num_heads, num_rows = heads.get(name.split(".")[-2]), len(stored)
+    if num_heads is None:
+        return stored
+    if num_rows % (2 * num_heads):
+        raise ModelLoadError(
+            f"tensor {name!r} has {num_rows} rows, which cannot be divided into {num_heads} "
+            f"heads with an even number of rows each; the file contradicts its own metadata"
+        )
+    return stored[torch.arange(num_rows).reshape(num_heads, -1, 2).transpose(1, 2).flatten()]
+
+
+def as_json(keys: GgufKeys, names: Mapping[str, str], **values: Any) -> MetadataKeys:
+    """Return the keys of config.json that a file implies.
+
+    Args:
+        names: the family's keys: GGUF's name without the architecture, by config.json's.
+        values: values of other keys.
+    """
+    own = keys.own
+    num_heads = keys.integer(own("attention.head_count"))
+    head_dim = keys.integer(
+        own("attention.key_length"), keys.integer(own("embedding_length")) // num_heads
+    )
+    rope = rope_fields(keys, partial=True)
+    stated = {name: keys.values.get(own(key)) for name, key in {**_JSON_NAMES, **names}.items()}
+    drafting = keys.integer(own("nextn_predict_layers"), 0, low=0)
+    return MetadataKeys(
+        stated
+        | {
+            "vocab_size": _vocab_size(keys),
+            "num_hidden_layers": keys.integer(own("block_count"), high=MAX_LAYERS) - drafting,
+            "head_dim": head_dim,
+            "tie_word_embeddings": "output.weight" not in keys.shapes,
+            "attention_bias": any(name.endswith("attn_q.bias") for name in keys.shapes),
+            "rope_parameters": {
+                "rope_theta": rope["rope_theta"],
+                "partial_rotary_factor": rope["rotary_dim"] / head_dim,
+                **(rope["rope_scaling"] or {}),
+            },
+        }
+        | values,
+        keys.source,
+    )
 
 
 def size_fields(keys: GgufKeys, *, experts: bool = False) -> dict[str, Any]:
@@ -92,8 +174,12 @@ def size_fields(keys: GgufKeys, *, experts: bool = False) -> dict[str, Any]:
     }
 
 
-def rope_fields(keys: GgufKeys) -> dict[str, Any]:
-    """Read the fields of `ModelConfig` about positions."""
+def rope_fields(keys: GgufKeys, *, partial: bool = False) -> dict[str, Any]:
+    """Read the fields of `ModelConfig` about positions.
+
+    Args:
+        partial: whether the family may rotate a part of each head.
+    """
     trained = keys.integer(keys.own("context_length"), high=MAX_POSITIONS)
     theta = rope_base(keys, keys.own("rope.freq_base"))
     scaling = _rope_scaling(keys, trained)
@@ -101,9 +187,11 @@ def rope_fields(keys: GgufKeys) -> dict[str, Any]:
     if ROPE_DIVISORS in keys.divisors:
         scaling = _llama3_scaling(keys, keys.divisors[ROPE_DIVISORS], theta, head_dim)
     dimensions = keys.own("rope.dimension_count")
-    if keys.integer(dimensions, head_dim) != head_dim:
+    rotated = keys.integer(dimensions, head_dim, low=2, high=head_dim)
+    if rotated != head_dim and not partial:
         raise keys.nonsense(dimensions, f"{head_dim}, the size of a head")
     return {
+        **({"rotary_dim": rotated} if partial else {}),
         "rope_theta": theta,
         "rope_scaling": scaling,
         "max_position_embeddings": extended_length(trained, scaling),

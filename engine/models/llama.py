@@ -66,7 +66,7 @@ FAMILIES = (
         create=create,
         read_json=read_llama,
         read_gguf=read_gguf,
-        gguf_pairs_rows=True,
+        gguf_original=gguf_keys.unpaired_rows,
     ),
     Family(architecture=MISTRAL, model_type="mistral", create=create, read_json=read_mistral),
 )

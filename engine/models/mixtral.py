@@ -87,7 +87,7 @@ FAMILIES = (
         model_type="mixtral",
         create=create,
         read_json=read_json,
-        gguf_pairs_rows=True,
+        gguf_original=gguf_keys.unpaired_rows,
         gguf_tensors=LAYER_TENSORS
         | {
             "ffn_gate_inp": "block_sparse_moe.gate",

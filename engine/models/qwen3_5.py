@@ -5,9 +5,10 @@ Heads are normalised before a rotation of their first quarter, and norms store t
 1. Source: transformers' `modeling_qwen3_5.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from engine.models import json_keys
@@ -16,6 +17,7 @@ from engine.models.config import MAX_LAYERS, ModelConfig
 from engine.models.decoder import Attention, Decoder, mlp_of
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
+from engine.models.gguf_keys import LAYER_TENSORS, GgufKeys, as_json
 from engine.models.json_keys import FULL
 from engine.models.layers.gated_delta_net import GatedDeltaNet, shapes
 from engine.models.layers.norm import RmsNorm
@@ -31,6 +33,19 @@ PERIOD = 4
 ROTATED = 0.25
 """The share of a head that is rotated where a file lacks it."""
 
+GGUF_TENSORS = LAYER_TENSORS | {
+    "post_attention_norm": "post_attention_layernorm",
+    "attn_qkv": "linear_attn.in_proj_qkv",
+    "attn_gate": "linear_attn.in_proj_z",
+    "ssm_beta": "linear_attn.in_proj_b",
+    "ssm_alpha": "linear_attn.in_proj_a",
+    "ssm_conv1d": "linear_attn.conv1d",
+    "ssm_a.": "linear_attn.A_log",
+    "ssm_dt.bias": "linear_attn.dt_bias",
+    "ssm_norm": "linear_attn.norm",
+    "ssm_out": "linear_attn.out_proj",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Qwen35Config(RecurrentConfig):
@@ -38,8 +53,10 @@ class Qwen35Config(RecurrentConfig):
 
     num_k_heads: int
     """The key heads of layers with a state."""
-    interleaved: bool = False
-    """See `GatedDeltaNet`."""
+    norm_offset: float = 1.0
+    """The value to add to norm weights."""
+    delta: dict[str, bool] = field(default_factory=dict)
+    """Further arguments of `GatedDeltaNet`."""
 
 
 class Qwen35Layer(nn.Module):
@@ -52,7 +69,7 @@ class Qwen35Layer(nn.Module):
         self.linear_attn: GatedDeltaNet | None = None
         if layer in config.recurrent_layers:
             self.linear_attn = GatedDeltaNet(
-                config, layer, num_k_heads=config.num_k_heads, interleaved=config.interleaved
+                config, layer, num_k_heads=config.num_k_heads, **config.delta
             )
         else:
             self.self_attn = Attention(
@@ -134,8 +151,56 @@ def fields(keys: MetadataKeys) -> dict[str, Any]:
     }
 
 
+def read_gguf(keys: GgufKeys) -> ModelConfig:
+    config = read_json(gguf_json(keys))
+    assert isinstance(config, Qwen35Config)
+    return replace(config, norm_offset=0.0, delta={"tiled": True})
+
+
+def gguf_json(keys: GgufKeys) -> MetadataKeys:
+    """Return the keys of config.json that a GGUF file implies."""
+    num_v_heads = keys.integer(keys.own("ssm.time_step_rank"))
+    names = {
+        "linear_conv_kernel_dim": "ssm.conv_kernel",
+        "linear_key_head_dim": "ssm.state_size",
+        "linear_num_key_heads": "ssm.group_count",
+        "linear_num_value_heads": "ssm.time_step_rank",
+        "full_attention_interval": "full_attention_interval",
+    }
+    found = as_json(
+        keys,
+        names,
+        linear_value_head_dim=keys.integer(keys.own("ssm.inner_size")) // num_v_heads,
+        hidden_act="silu",
+    )
+    recurrent = keys.values.get(keys.own("attention.recurrent_layers"))
+    if isinstance(recurrent, list):
+        types = [LINEAR if one else FULL for one in recurrent[: found.integer("num_hidden_layers")]]
+        found = MetadataKeys({**found.values, "layer_types": types}, keys.source)
+    return found
+
+
+def gguf_original(config: ModelConfig, name: str, stored: Tensor) -> Tensor:
+    """Undo what llama.cpp's converter did to a tensor: value heads are in another order, and decays
+    are no logarithms."""
+    assert isinstance(config, Qwen35Config)
+    part = name.partition(".linear_attn.")[2]
+    heads, k_dim, v_dim = config.shapes.state
+    if part == "A_log":
+        stored = stored.neg().log()
+    if part == "in_proj_ba.weight" and config.delta.get("joins_gates"):
+        return stored.unflatten(0, (config.num_k_heads, 2, -1)).transpose(0, 1).flatten(0, 2)
+    if not part or not config.delta.get("tiled") or part in ("norm.weight", "out_proj.weight"):
+        return stored
+    is_mixed = part in ("in_proj_qkv.weight", "conv1d.weight")
+    first = 2 * config.num_k_heads * k_dim if is_mixed else 0
+    size = v_dim if is_mixed or part == "in_proj_z.weight" else 1
+    order = torch.arange(heads * size).view(-1, config.num_k_heads, size).transpose(0, 1).flatten()
+    return torch.cat((stored[:first], stored[first:][order]))
+
+
 def _norm(config: Qwen35Config, size: int) -> RmsNorm:
-    return RmsNorm(size, config.rms_norm_eps, offset=1.0)
+    return RmsNorm(size, config.rms_norm_eps, offset=config.norm_offset)
 
 
 FAMILIES = (
@@ -144,5 +209,9 @@ FAMILIES = (
         model_type="qwen3_5_text",
         create=create,
         read_json=read_json,
+        gguf="qwen35",
+        read_gguf=read_gguf,
+        gguf_tensors=GGUF_TENSORS,
+        gguf_original=gguf_original,
     ),
 )

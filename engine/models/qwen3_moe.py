@@ -11,7 +11,7 @@ from engine.models.config import ModelConfig
 from engine.models.decoder import pre_norm_decoder
 from engine.models.experts_config import ExpertsConfig, gguf_expert_fields, json_expert_fields
 from engine.models.family import Family
-from engine.models.gguf_keys import LAYER_TENSORS, GgufKeys
+from engine.models.gguf_keys import EXPERT_TENSORS, LAYER_TENSORS, GgufKeys
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
 
@@ -66,12 +66,6 @@ FAMILIES = (
         create=create,
         read_json=read_json,
         read_gguf=read_gguf,
-        gguf_tensors=LAYER_TENSORS
-        | {
-            "ffn_gate_inp": "mlp.gate",
-            "ffn_gate_exps": "mlp.experts.*.gate_proj",
-            "ffn_up_exps": "mlp.experts.*.up_proj",
-            "ffn_down_exps": "mlp.experts.*.down_proj",
-        },
+        gguf_tensors=LAYER_TENSORS | EXPERT_TENSORS,
     ),
 )

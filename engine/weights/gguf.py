@@ -36,7 +36,9 @@ _PLAIN = {
 }
 EXPERT = "*"
 """A marker in names of `Family.gguf_tensors`: the tensor holds all experts' weights in turn."""
-_EMBEDDING, _HEAD = _TOP["token_embd"], _TOP["output"]
+_HEAD = _TOP["output"]
+_DRAFTS = ".nextn."
+"""A part of names in layers that predict further tokens, which are not read."""
 
 _MAX_AHEAD_BYTES = 128 << 20
 _CHUNK_ELEMENTS = 1 << 18
@@ -44,22 +46,27 @@ _CHUNK_ELEMENTS = 1 << 18
 log = structlog.get_logger(__name__)
 
 
-def hugging_face_name(name: str, in_layer: Mapping[str, str]) -> str | None:
+def hugging_face_name(name: str, names: Mapping[str, str], root: str = "model") -> str | None:
     """`blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`; None if unknown.
 
     Args:
-        in_layer: the names within a layer (`Family.gguf_tensors`).
+        names: the family's names (`Family.gguf_tensors`).
+        root: the first part of names in the model.
     """
+    prefix, _, rest = name.partition(".")
+    layer, _, part = rest.partition(".")
+    if prefix != "blk":
+        return _renamed(name, _TOP | names)
+    own = _renamed(part, names) if layer.isdecimal() else None
+    return None if own is None else f"{root}.layers.{int(layer)}.{own}"
+
+
+def _renamed(name: str, names: Mapping[str, str]) -> str | None:
+    """Look a name up, first with its suffix. One without `weight` or `bias` has an empty suffix."""
     stem, _, suffix = name.rpartition(".")
     if suffix not in ("weight", "bias"):
-        return None
-    if stem in _TOP:
-        return f"{_TOP[stem]}.{suffix}"
-    prefix, _, rest = stem.partition(".")
-    layer, _, part = rest.partition(".")
-    if prefix == "blk" and layer.isdecimal() and part in in_layer:
-        return f"model.layers.{int(layer)}.{in_layer[part]}.{suffix}"
-    return None
+        return names.get(f"{name}.")
+    return names.get(name) or (f"{names[stem]}.{suffix}" if stem in names else None)
 
 
 def named_tensors(path: Path, config: ModelConfig) -> dict[str, GGUFTensor]:
@@ -70,11 +77,13 @@ def named_tensors(path: Path, config: ModelConfig) -> dict[str, GGUFTensor]:
         ModelLoadError: no supported family has some tensor, or its type cannot be read.
     """
     named = {}
-    in_layer = family_of(config.architecture).gguf_tensors
-    for tensor in sorted(read_tensors(path).values(), key=lambda t: (t.path, t.offset)):
-        if tensor.name in NO_WEIGHTS:
+    names, root = family_of(config.architecture).gguf_tensors, config.embedding.partition(".")[0]
+    tensors = read_tensors(path)
+    drafting = {layer for name in tensors if (layer := name.partition(_DRAFTS)[0]) != name}
+    for tensor in sorted(tensors.values(), key=lambda t: (t.path, t.offset)):
+        if tensor.name in NO_WEIGHTS or ".".join(tensor.name.split(".")[:2]) in drafting:
             continue
-        name = hugging_face_name(tensor.name, in_layer)
+        name = hugging_face_name(tensor.name, names, root)
         if name is None:
             raise ModelLoadError(
                 f"{tensor.path.name} holds tensor {tensor.name[:80]!r}, which no supported model "
@@ -105,13 +114,13 @@ def iter_gguf_weights(
     named = named_tensors(path, config)
     sources = dict(named)
     if config.tie_word_embeddings and _HEAD in packed:
-        sources[f"{_HEAD}.weight"] = named[f"{_EMBEDDING}.weight"]
+        sources[f"{_HEAD}.weight"] = named[f"{config.embedding}.weight"]
     wanted = [
         (name, tensor, layer in packed)
         for name, tensor in sources.items()
         if (layer := name.rpartition(".")[0]) not in left_out
     ]
-    _tell_unpacked(wanted)
+    _tell_unpacked(wanted, config.embedding)
     waiting = deque(wanted)
     ready: deque[tuple[str, int, Future[torch.Tensor]]] = deque()
     ahead_bytes = 0
@@ -124,8 +133,7 @@ def iter_gguf_weights(
             ):
                 name, tensor, is_packed = waiting.popleft()
                 ahead_bytes += _fp32_bytes(tensor)
-                heads = _rotary_heads(name, config)
-                load = pool.submit(load_tensor, tensor, rotary_heads=heads, packed=is_packed)
+                load = pool.submit(_load_original, tensor, name, config, packed=is_packed)
                 ready.append((name, _fp32_bytes(tensor), load))
             name, num_bytes, future = ready.popleft()
             yield name, future.result()
@@ -134,14 +142,14 @@ def iter_gguf_weights(
         pool.shutdown(cancel_futures=True)
 
 
-def _tell_unpacked(wanted: Sequence[tuple[str, GGUFTensor, bool]]) -> None:
+def _tell_unpacked(wanted: Sequence[tuple[str, GGUFTensor, bool]], embedding: str) -> None:
     """Log which weights are unpacked although others stay packed."""
     if not any(is_packed for _, _, is_packed in wanted):
         return
     unpacked = Counter(
         tensor.type.name
         for name, tensor, is_packed in wanted
-        if not is_packed and tensor.type not in _PLAIN and name != f"{_EMBEDDING}.weight"
+        if not is_packed and tensor.type not in _PLAIN and name != f"{embedding}.weight"
     )
     if unpacked:
         log.info(
@@ -150,13 +158,19 @@ def _tell_unpacked(wanted: Sequence[tuple[str, GGUFTensor, bool]]) -> None:
         )
 
 
-def load_tensor(
-    tensor: GGUFTensor, *, rotary_heads: int | None = None, packed: bool = False
+def _load_original(
+    tensor: GGUFTensor, name: str, config: ModelConfig, *, packed: bool
 ) -> torch.Tensor:
+    """Read a tensor as it was before it was converted."""
+    loaded = load_tensor(tensor, packed=packed)
+    original = family_of(config.architecture).gguf_original
+    return loaded if original is None else original(config, name, loaded)
+
+
+def load_tensor(tensor: GGUFTensor, *, packed: bool = False) -> torch.Tensor:
     """Read one tensor and dequantise it.
 
     Args:
-        rotary_heads: the number of heads, to put rows into Hugging Face's rotary order.
         packed: keep the blocks as they are: [rows, bytes of a row] uint8.
 
     Raises:
@@ -166,14 +180,10 @@ def load_tensor(
     flat = tensor.mapped()
     dtype = _PLAIN.get(tensor.type)
     if packed:
-        loaded = torch.from_numpy(np.array(flat)).view(tensor.shape[0], -1)
-    elif dtype is not None:
-        loaded = torch.from_numpy(np.array(flat)).view(dtype).reshape(tensor.shape)
-    else:
-        loaded = _dequantise(flat, tensor)
-    if rotary_heads is None:
-        return loaded
-    return loaded[_rotary_order(tensor, rotary_heads)]
+        return torch.from_numpy(np.array(flat)).view(tensor.shape[0], -1)
+    if dtype is not None:
+        return torch.from_numpy(np.array(flat)).view(dtype).reshape(tensor.shape)
+    return _dequantise(flat, tensor)
 
 
 def _dequantise(flat: np.ndarray, tensor: GGUFTensor) -> torch.Tensor:
@@ -198,27 +208,3 @@ def _dequantise(flat: np.ndarray, tensor: GGUFTensor) -> torch.Tensor:
 
 def _fp32_bytes(tensor: GGUFTensor) -> int:
     return 4 * tensor.num_elements
-
-
-def _rotary_heads(name: str, config: ModelConfig) -> int | None:
-    """The number of heads of a q or k projection that llama.cpp stored in its own rotary order.
-
-    Its converter reorders the rows of some families, so that the two halves of a rotated pair are
-    neighbours.
-    """
-    if not family_of(config.architecture).gguf_pairs_rows:
-        return None
-    if ".q_proj." in name:
-        return config.num_attention_heads
-    return config.num_key_value_heads if ".k_proj." in name else None
-
-
-def _rotary_order(tensor: GGUFTensor, num_heads: int) -> torch.Tensor:
-    """Row i of the result is row `order[i]` of the file: rows (2j, 2j+1) become (j, j + D/2)."""
-    num_rows = tensor.shape[0]
-    if num_rows % (2 * num_heads):
-        raise ModelLoadError(
-            f"tensor {tensor.name!r} has {num_rows} rows, which cannot be divided into {num_heads} "
-            f"heads with an even number of rows each; the file contradicts its own metadata"
-        )
-    return torch.arange(num_rows).reshape(num_heads, -1, 2).transpose(1, 2).flatten()

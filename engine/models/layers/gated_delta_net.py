@@ -23,6 +23,8 @@ class GatedDeltaNet(nn.Module, WeightOwner):
         layer: the layer's number.
         interleaved: whether the checkpoint has two projections, `in_proj_qkvz` and `in_proj_ba`,
             whose outputs are sorted by key head, as in Qwen3-Next.
+        joins_gates: whether the checkpoint has `in_proj_b` and `in_proj_a` in one `in_proj_ba`.
+        tiled: whether the inputs of `out_proj` have one value head of each key head in turn.
     """
 
     a_log: Tensor
@@ -35,6 +37,8 @@ class GatedDeltaNet(nn.Module, WeightOwner):
         *,
         num_k_heads: int,
         interleaved: bool = False,
+        joins_gates: bool = False,
+        tiled: bool = False,
     ) -> None:
         super().__init__()
         num_channels, kept = config.shapes.inputs
@@ -47,6 +51,8 @@ class GatedDeltaNet(nn.Module, WeightOwner):
             Shard("in_proj_a", num_v_heads),
         )
         self._sizes = [shard.out_features for shard in shards[:2]] + [2 * num_v_heads]
+        if joins_gates:
+            shards = (*shards[:2], Shard("in_proj_ba", 2 * num_v_heads))
         self._per_k_head: list[list[int]] = []
         """For each interleaved projection, the sizes of what a key head has in it."""
         if interleaved:
@@ -65,6 +71,7 @@ class GatedDeltaNet(nn.Module, WeightOwner):
         self._layer = layer
         self._num_k_heads = num_k_heads
         self._v_dim = v_dim
+        self._is_tiled = tiled
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """Map [T, C] to [T, C]."""
@@ -84,7 +91,11 @@ class GatedDeltaNet(nn.Module, WeightOwner):
             num_k_heads=self._num_k_heads,
         )
         normed = self.norm(mixed.view(-1, self._v_dim)).view(len(x), -1)
-        return self.out_proj(silu_mul(torch.cat((z, normed), 1)), ctx)
+        found = silu_mul(torch.cat((z, normed), 1))
+        if self._is_tiled:
+            by_k_head = found.view(len(x), self._num_k_heads, -1, self._v_dim)
+            found = by_k_head.transpose(1, 2).flatten(1)
+        return self.out_proj(found, ctx)
 
     __call__ = forward
 

@@ -1,0 +1,176 @@
+"""Writes tiny models as GGUF files as llama.cpp's `convert_hf_to_gguf.py` (release b11434) does."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from tests.helpers.models.gguf_files import write_gguf
+
+Array = NDArray[np.float32]
+Config = dict[str, Any]
+EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What the converter does with a family."""
+
+    arch: str
+    keys: Callable[[Config], dict[str, Any]]
+    """Returns the architecture's keys that not all families have, without its name."""
+    change: Callable[[str, Array, Config], Iterator[tuple[str, Array]]]
+    """Yields the tensors, by names that `gguf` knows or GGUF's own, for one of the checkpoint."""
+    sizes: dict[str, Any] = field(default_factory=dict)
+    """Fields of the tiny model, for what the format or the converter cannot express."""
+
+
+def convert(folder: Path, family: str, **keys: Any) -> Path:
+    """Write the model of a folder beside its files and return the path.
+
+    Args:
+        keys: more metadata, with `__` for dots; what is None is left out.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    conversion = CONVERSIONS[family]
+    arch, num_layers = conversion.arch, config["num_hidden_layers"]
+    kinds = {name: one for one, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(kinds[arch], num_layers)
+    metadata = {f"{arch}.{key}": one for key, one in _keys(config).items()} | {
+        "tokenizer.ggml.tokens": [f"token {i}" for i in range(config["vocab_size"])]
+    }
+    metadata |= {f"{arch}.{key}": one for key, one in conversion.keys(config).items()}
+    metadata |= {name.replace("__", "."): one for name, one in keys.items()}
+    tensors = {}
+    for name, weight in _stacked(load_file(folder / "model.safetensors")).items():
+        for known, changed in conversion.change(name, weight, config):
+            own = names.get_name(known, try_suffixes=(".weight", ".bias")) or known
+            tensors[own] = np.ascontiguousarray(changed)
+    return write_gguf(folder / "model.gguf", arch, metadata, tensors)
+
+
+def _keys(config: Config) -> dict[str, Any]:
+    rope = config.get("rope_parameters") or {}
+    return {
+        "block_count": config["num_hidden_layers"],
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": config["num_attention_heads"],
+        "attention.head_count_kv": config["num_key_value_heads"],
+        "attention.key_length": config.get("head_dim"),
+        "attention.value_length": config.get("head_dim"),
+        "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        "rope.freq_base": rope.get("full_attention", rope).get("rope_theta"),
+        "expert_count": config.get("num_experts") or config.get("num_local_experts"),
+        "expert_used_count": config.get("num_experts_per_tok"),
+        "expert_feed_forward_length": config.get("moe_intermediate_size"),
+        "expert_shared_feed_forward_length": config.get("shared_expert_intermediate_size"),
+    }
+
+
+def _stacked(weights: Mapping[str, Array]) -> dict[str, Array]:
+    """Put the weights of a layer's experts into one tensor."""
+    whole: dict[str, Array] = {}
+    stacks: dict[str, dict[int, Array]] = {}
+    for name, weight in weights.items():
+        if match := EXPERT.fullmatch(name):
+            experts, number, part = match.groups()
+            stacks.setdefault(f"{experts}.{part}", {})[int(number)] = weight
+        else:
+            whole[name] = weight
+    return whole | {
+        name: np.stack([stack[number] for number in sorted(stack)])
+        for name, stack in stacks.items()
+    }
+
+
+def _state_space(name: str, weight: Array) -> tuple[str, Array]:
+    """What happens to the tensors of layers with a state."""
+    if name.endswith(".A_log"):
+        return name, -np.exp(weight)
+    if name.endswith(".conv1d.weight"):
+        return name, weight.squeeze(1)
+    return name.replace(".dt_bias", ".dt_proj.bias"), weight
+
+
+def _gate_up_apart(name: str, weight: Array) -> Iterator[tuple[str, Array]]:
+    """Divide experts that the checkpoint stacks."""
+    if name.endswith(".experts.gate_up_proj"):
+        for part, half in zip(("gate", "up"), np.split(weight, 2, 1), strict=True):
+            yield name.replace("gate_up_proj", f"{part}_proj.weight"), half
+    else:
+        yield name + ".weight" * name.endswith(".experts.down_proj"), weight
+
+
+def _delta_keys(config: Config) -> dict[str, Any]:
+    num_v_heads = config["linear_num_value_heads"]
+    return {
+        "ssm.conv_kernel": config["linear_conv_kernel_dim"],
+        "ssm.state_size": config["linear_key_head_dim"],
+        "ssm.group_count": config["linear_num_key_heads"],
+        "ssm.time_step_rank": num_v_heads,
+        "ssm.inner_size": config["linear_value_head_dim"] * num_v_heads,
+        "full_attention_interval": 4,
+        "rope.dimension_count": config["head_dim"] // 4,
+    }
+
+
+def _delta(name: str, weight: Array, config: Config) -> Iterator[tuple[str, Array]]:
+    """`Qwen3NextModel.modify_tensors`."""
+    k_heads, v_heads = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    k_dim, v_dim = config["linear_key_head_dim"], config["linear_value_head_dim"]
+    if name.endswith("norm.weight") and not name.endswith(".linear_attn.norm.weight"):
+        weight = weight + 1
+    if name.endswith(".in_proj_qkvz.weight"):
+        values = v_heads // k_heads * v_dim
+        parts = np.split(
+            weight.reshape(k_heads, -1, weight.shape[1]),
+            np.cumsum([k_dim, k_dim, values]),
+            1,
+        )
+        q, k, v, z = (part.reshape(-1, weight.shape[1]) for part in parts)
+        layer = name.split(".")[2]
+        yield f"blk.{layer}.attn_qkv.weight", np.concatenate((q, k, v))
+        yield f"blk.{layer}.attn_gate.weight", z
+        return
+    yield from _gate_up_apart(*_state_space(name, weight))
+
+
+def _tiled_delta(name: str, weight: Array, config: Config) -> Iterator[tuple[str, Array]]:
+    """`_LinearAttentionVReorderBase.modify_tensors`."""
+    k_heads, v_heads = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    k_dim, v_dim = config["linear_key_head_dim"], config["linear_value_head_dim"]
+
+    def tiled(rows: Array, size: int) -> Array:
+        heads = rows.reshape(k_heads, v_heads // k_heads, size, *rows.shape[1:])
+        return heads.swapaxes(0, 1).reshape(rows.shape)
+
+    part = name.partition(".linear_attn.")[2]
+    if part in ("in_proj_qkv.weight", "conv1d.weight"):
+        first = 2 * k_heads * k_dim
+        weight = np.concatenate((weight[:first], tiled(weight[first:], v_dim)))
+    elif part == "in_proj_z.weight":
+        weight = tiled(weight, v_dim)
+    elif part in ("in_proj_a.weight", "in_proj_b.weight", "A_log", "dt_bias"):
+        weight = tiled(weight, 1)
+    elif part == "out_proj.weight":
+        weight = tiled(weight.T, v_dim).T
+    yield from _delta(name, weight, config)
+
+
+EPS = {"rms_norm_eps": 2.0**-17}
+"""An epsilon that fp32 holds."""
+CONVERSIONS = {
+    "qwen3_5": Conversion("qwen35", _delta_keys, _tiled_delta, EPS),
+    "qwen3_5_moe": Conversion("qwen35moe", _delta_keys, _tiled_delta, EPS),
+    "qwen3_next": Conversion("qwen3next", _delta_keys, _delta, EPS | {"mlp_only_layers": []}),
+}
+"""The families, by the names of their fixtures."""
