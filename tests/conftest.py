@@ -215,6 +215,7 @@ tiny_qwen3_5 = _tiny("Qwen3_5", **_DELTA)
 tiny_qwen3_5_moe = _tiny("Qwen3_5Moe", **_DELTA, **_SHARED)
 tiny_qwen3_next = _tiny("Qwen3Next", **_DELTA, **_SHARED, mlp_only_layers=[1])
 tiny_qwen2_moe = _tiny("Qwen2Moe", **_SHARED)
+tiny_glm4_moe = _tiny("Glm4Moe", **_EXPERTS, n_routed_experts=6, head_dim=32, use_qk_norm=True)
 # No layer has keys and values.
 tiny_mamba = _tiny("Mamba")
 tiny_falcon_mamba = _tiny("FalconMamba")

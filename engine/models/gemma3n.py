@@ -11,6 +11,7 @@ al. 2024, arXiv:2411.07501; sparse gates, You et al. 2025, arXiv:2506.06644. Sou
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from statistics import NormalDist
 from typing import Any
 
@@ -25,15 +26,20 @@ from engine.models.decoder import Decoder
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
 from engine.models.gemma4 import (
+    GGUF_TENSORS,
     INPUT_SIZE,
     Gemma4Config,
     LayerWithInput,
     ModelWithInputs,
+    gguf_input_vocab,
+    gguf_layer_types,
+    gguf_ropes,
     input_fields,
     kv_sources,
     norm_of,
     rope_fields,
 )
+from engine.models.gguf_keys import GgufKeys, as_json
 from engine.models.json_keys import FULL, SLIDING
 from engine.models.layers.experts import Fp32Linear
 from engine.models.layers.linear import Linear, Shard
@@ -259,6 +265,34 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
     )
 
 
+def read_gguf(keys: GgufKeys) -> ModelConfig:
+    """Read the keys of a GGUF file, which has the standard deviations of sparsities."""
+    name = keys.own("activation_sparsity_scale")
+    deviations = keys.values.get(name)
+    if not isinstance(deviations, list) or not all(isinstance(one, float) for one in deviations):
+        raise keys.nonsense(name, "a list of numbers")
+    names = {
+        "altup_num_inputs": "altup.num_inputs",
+        "altup_active_idx": "altup.active_idx",
+        "num_kv_shared_layers": "attention.shared_kv_layers",
+        "hidden_size_per_layer_input": "embedding_length_per_layer_input",
+        "final_logit_softcapping": "final_logit_softcapping",
+    }
+    found = as_json(
+        keys,
+        names,
+        head_dim=keys.integer(keys.own("attention.key_length")),
+        layer_types=gguf_layer_types(keys),
+        laurel_rank=keys.shapes.get("blk.0.laurel_l.weight", (None,))[0],
+        vocab_size_per_layer_input=gguf_input_vocab(keys),
+        activation_sparsity_pattern=[
+            0.0 if one == -inf else NormalDist().cdf(one) for one in deviations
+        ],
+        rope_parameters=gguf_ropes(keys),
+    )
+    return read_json(found)
+
+
 def _inner_sizes(keys: MetadataKeys, num_layers: int) -> tuple[int, ...]:
     """Read the inner size of each layer's MLP: one for all, or a list."""
     name = "intermediate_size"
@@ -301,5 +335,20 @@ FAMILIES = (
         model_type="gemma3n_text",
         create=create,
         read_json=read_json,
+        gguf="gemma3n",
+        read_gguf=read_gguf,
+        gguf_tensors=GGUF_TENSORS
+        | {
+            "altup_proj": "model.altup_projections.*",
+            "altup_unembd_proj": "model.altup_unembed_projections.*",
+            "altup_correct_scale.weight": "altup.correct_output_scale",
+            "altup_correct_coef": "altup.correction_coefs",
+            "altup_predict_coef": "altup.prediction_coefs",
+            "altup_router": "altup.modality_router",
+            "altup_router_norm": "altup.router_norm",
+            "laurel_l": "laurel.linear_left",
+            "laurel_r": "laurel.linear_right",
+            "laurel_post_norm": "laurel.post_laurel_norm",
+        },
     ),
 )

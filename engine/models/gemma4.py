@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from engine.models.decoder import Attention, Decoder, DecoderModel
 from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
+from engine.models.gguf_keys import LAYER_TENSORS, ROPE_DIVISORS, GgufKeys, as_json
 from engine.models.json_keys import FULL, SLIDING
 from engine.models.layers.embedding import TokenEmbedding
 from engine.models.layers.experts import Experts, Router, Scores
@@ -34,6 +36,7 @@ from engine.models.layers.norm import LearnedVector, RmsNorm
 from engine.models.layers.rotary import Rope, Rotation
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
+from engine.models.rope_keys import rope_base
 from kernels import Routing
 
 ARCHITECTURE, UNIFIED = "Gemma4ForCausalLM", "Gemma4UnifiedForCausalLM"
@@ -48,6 +51,17 @@ ROPES: Mapping[str, dict[str, Any]] = {
 """The rotary embeddings of a file that states none."""
 TABLE = "model.embed_tokens_per_layer"
 """The name of the embedding of inputs for each layer."""
+GGUF_TENSORS = LAYER_TENSORS | {
+    "per_layer_token_embd": TABLE,
+    "per_layer_model_proj": "model.per_layer_model_projection",
+    "per_layer_proj_norm": "model.per_layer_projection_norm",
+    "inp_gate": "per_layer_input_gate",
+    "proj": "per_layer_projection",
+    "post_norm": "post_per_layer_input_norm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 _STACKED = re.compile(r"(.+\.experts)\.(gate_up|down)_proj")
 _OF_KEYS = re.compile(r"model\.layers\.(\d+)\.self_attn\.[kv]_(?:proj|norm)\..+")
 
@@ -391,6 +405,91 @@ def _kv_shapes(keys: MetadataKeys, windows: tuple[int | None, ...]) -> tuple[KvS
     return tuple(shapes)
 
 
+def read_gguf(keys: GgufKeys) -> ModelConfig:
+    """Read the keys of a GGUF file. Only sliding layers have values' projections if keys give the
+    values of the others."""
+    divisors = keys.divisors.get(ROPE_DIVISORS)
+    layer_types = gguf_layer_types(keys)
+    heads, inner = (
+        _of_layers(keys, name, len(layer_types))
+        for name in ("attention.head_count_kv", "feed_forward_length")
+    )
+    sizes = {
+        SLIDING: keys.integer(keys.own("attention.key_length_swa")),
+        FULL: keys.integer(keys.own("attention.key_length")),
+    }
+    names = {
+        "num_kv_shared_layers": "attention.shared_kv_layers",
+        "hidden_size_per_layer_input": "embedding_length_per_layer_input",
+        "top_k_experts": "expert_used_count",
+        "final_logit_softcapping": "final_logit_softcapping",
+    }
+    full = layer_types.index(FULL) if FULL in layer_types else 0
+    found = as_json(
+        keys,
+        names,
+        layer_types=layer_types,
+        intermediate_size=inner[0],
+        use_double_wide_mlp=inner[-1] == 2 * inner[0],
+        num_key_value_heads=heads[0],
+        head_dim=sizes[SLIDING],
+        per_layer_config={
+            layer: {"num_key_value_heads": heads[layer], "head_dim": sizes[kind]}
+            for layer, kind in enumerate(layer_types)
+        },
+        attention_k_eq_v=f"blk.{full}.attn_v.weight" not in keys.shapes,
+        enable_moe_block=keys.integer(keys.own("expert_count"), 0, low=0) > 0,
+        vocab_size_per_layer_input=gguf_input_vocab(keys),
+        rope_parameters=gguf_ropes(keys)
+        | {
+            FULL: {
+                "rope_type": "proportional",
+                "rope_theta": rope_base(keys, keys.own("rope.freq_base"), 1e6),
+                "partial_rotary_factor": 1.0
+                if divisors is None
+                else float(np.mean(divisors == 1.0)),
+            }
+        },
+    )
+    return read_json(found)
+
+
+def gguf_layer_types(keys: GgufKeys) -> list[str]:
+    """Return the type of each layer."""
+    name = keys.own("attention.sliding_window_pattern")
+    slides, num_layers = keys.values.get(name), keys.integer(keys.own("block_count"))
+    if (
+        not isinstance(slides, list)
+        or len(slides) != num_layers
+        or not all(isinstance(one, bool) for one in slides)
+    ):
+        raise keys.nonsense(name, f"a list of {num_layers} values true or false, one per layer")
+    return [SLIDING if one else FULL for one in slides]
+
+
+def gguf_ropes(keys: GgufKeys) -> dict[str, Any]:
+    """Return the plain rotary embedding of each type of layer, as config.json has them."""
+    names = {FULL: ("rope.freq_base", 1e6), SLIDING: ("rope.freq_base_swa", 1e4)}
+    return {
+        kind: {"rope_type": "default", "rope_theta": rope_base(keys, keys.own(name), base)}
+        for kind, (name, base) in names.items()
+    }
+
+
+def gguf_input_vocab(keys: GgufKeys) -> int | None:
+    """Return the number of tokens that have inputs for each layer."""
+    return keys.shapes.get("per_layer_token_embd.weight", (None,))[0]
+
+
+def _of_layers(keys: GgufKeys, name: str, num_layers: int) -> list[Any]:
+    """Return an entry per layer of a number, or of a list of them."""
+    stated = keys.values.get(keys.own(name))
+    entries = stated if isinstance(stated, list) else [stated] * num_layers
+    if len(entries) != num_layers:
+        raise keys.nonsense(keys.own(name), f"a number or a list of {num_layers} numbers")
+    return entries
+
+
 def norm_of(config: Gemma4Config, size: int | None = None) -> RmsNorm:
     """Build a norm with the configuration's epsilon."""
     return RmsNorm(size or config.hidden_size, config.rms_norm_eps)
@@ -402,6 +501,22 @@ FAMILIES = (
         model_type="gemma4_text",
         create=create,
         read_json=read_json,
+        gguf="gemma4",
+        read_gguf=read_gguf,
+        gguf_tensors=GGUF_TENSORS
+        | {
+            "layer_output_scale.weight": "layer_scalar",
+            "ffn_gate_inp": "router.proj",
+            "ffn_gate_inp.scale.": "router.norm.weight",
+            "ffn_down_exps.scale.": "router.per_expert_scale",
+            "ffn_gate_exps": "experts.*.gate_proj",
+            "ffn_up_exps": "experts.*.up_proj",
+            "ffn_gate_up_exps": "experts.*.gate_up_proj",
+            "ffn_down_exps": "experts.*.down_proj",
+            "post_ffw_norm_1": "post_feedforward_layernorm_1",
+            "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+            "post_ffw_norm_2": "post_feedforward_layernorm_2",
+        },
     ),
     Family(
         architecture=UNIFIED,

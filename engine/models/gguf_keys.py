@@ -42,13 +42,14 @@ EXPERT_TENSORS = {
     "ffn_gate_inp": "mlp.gate",
     "ffn_gate_exps": "mlp.experts.*.gate_proj",
     "ffn_up_exps": "mlp.experts.*.up_proj",
+    "ffn_gate_up_exps": "mlp.experts.*.gate_up_proj",
     "ffn_down_exps": "mlp.experts.*.down_proj",
     "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
     "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
-"""The tensors of Qwen's experts."""
+"""The tensors of Qwen's experts; some files have gates and ups in one."""
 _JSON_NAMES = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -57,6 +58,7 @@ _JSON_NAMES = {
     "max_position_embeddings": "context_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "num_experts": "expert_count",
+    "num_local_experts": "expert_count",
     "num_experts_per_tok": "expert_used_count",
     "moe_intermediate_size": "expert_feed_forward_length",
     "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
@@ -119,30 +121,29 @@ def as_json(keys: GgufKeys, names: Mapping[str, str], **values: Any) -> Metadata
         values: values of other keys.
     """
     own = keys.own
-    num_heads = keys.integer(own("attention.head_count"))
-    head_dim = keys.integer(
-        own("attention.key_length"), keys.integer(own("embedding_length")) // num_heads
-    )
-    rope = rope_fields(keys, partial=True)
-    stated = {name: keys.values.get(own(key)) for name, key in {**_JSON_NAMES, **names}.items()}
+    found = {name: keys.values.get(own(key)) for name, key in {**_JSON_NAMES, **names}.items()}
     drafting = keys.integer(own("nextn_predict_layers"), 0, low=0)
-    return MetadataKeys(
-        stated
-        | {
-            "vocab_size": _vocab_size(keys),
-            "num_hidden_layers": keys.integer(own("block_count"), high=MAX_LAYERS) - drafting,
-            "head_dim": head_dim,
-            "tie_word_embeddings": "output.weight" not in keys.shapes,
-            "attention_bias": any(name.endswith("attn_q.bias") for name in keys.shapes),
-            "rope_parameters": {
-                "rope_theta": rope["rope_theta"],
-                "partial_rotary_factor": rope["rotary_dim"] / head_dim,
-                **(rope["rope_scaling"] or {}),
-            },
-        }
-        | values,
-        keys.source,
-    )
+    found |= {
+        "vocab_size": _vocab_size(keys),
+        "num_hidden_layers": keys.integer(own("block_count"), high=MAX_LAYERS) - drafting,
+        "tie_word_embeddings": "output.weight" not in keys.shapes,
+        "attention_bias": any(name.endswith("attn_q.bias") for name in keys.shapes),
+    }
+    if "rope_parameters" not in values:
+        found |= _json_rope(keys)
+    return MetadataKeys(found | values, keys.source)
+
+
+def _json_rope(keys: GgufKeys) -> dict[str, Any]:
+    """Return config.json's keys about heads that are rotated."""
+    head_dim = _head_dim(keys, keys.integer(keys.own("attention.head_count")))
+    rope = rope_fields(keys, partial=True)
+    parameters = {
+        "rope_theta": rope["rope_theta"],
+        "partial_rotary_factor": rope["rotary_dim"] / head_dim,
+        **(rope["rope_scaling"] or {}),
+    }
+    return {"head_dim": head_dim, "rope_parameters": parameters}
 
 
 def size_fields(keys: GgufKeys, *, experts: bool = False) -> dict[str, Any]:

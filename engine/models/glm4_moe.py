@@ -17,6 +17,7 @@ from engine.models.experts_config import (
     first_plain_layers,
 )
 from engine.models.family import Family
+from engine.models.gguf_keys import EXPERT_TENSORS, LAYER_TENSORS, GgufKeys, as_json
 from engine.models.layers.experts import Scores, SharedExpert
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
@@ -70,6 +71,34 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
     )
 
 
+def read_gguf(keys: GgufKeys) -> ModelConfig:
+    names = {
+        "n_routed_experts": "expert_count",
+        "n_shared_experts": "expert_shared_count",
+        "first_k_dense_replace": "leading_dense_block_count",
+        "norm_topk_prob": "expert_weights_norm",
+        "routed_scaling_factor": "expert_weights_scale",
+    }
+    has_norms = any(name.endswith("attn_q_norm.weight") for name in keys.shapes)
+    return read_json(as_json(keys, names, use_qk_norm=has_norms))
+
+
 FAMILIES = (
-    Family(architecture=ARCHITECTURE, model_type="glm4_moe", create=create, read_json=read_json),
+    Family(
+        architecture=ARCHITECTURE,
+        model_type="glm4_moe",
+        create=create,
+        read_json=read_json,
+        gguf="glm4moe",
+        read_gguf=read_gguf,
+        gguf_tensors=LAYER_TENSORS
+        | EXPERT_TENSORS
+        | {
+            "post_attention_norm": "post_attention_layernorm",
+            "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+            "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+            "ffn_up_shexp": "mlp.shared_experts.up_proj",
+            "ffn_down_shexp": "mlp.shared_experts.down_proj",
+        },
+    ),
 )

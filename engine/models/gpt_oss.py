@@ -20,6 +20,7 @@ from engine.models.config import ModelConfig
 from engine.models.decoder import Attention, Decoder, DecoderLayer, sparse_mlp
 from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
 from engine.models.family import Family
+from engine.models.gguf_keys import EXPERT_TENSORS, LAYER_TENSORS, GgufKeys, as_json
 from engine.models.json_keys import FULL, SLIDING
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
 from engine.models.metadata_keys import MetadataKeys
@@ -133,6 +134,27 @@ def _rope_fields(keys: MetadataKeys) -> dict[str, Any]:
     return json_keys.rope_fields_of(parameters, json_keys.ROPE_SOURCE, trained, base)
 
 
+def read_gguf(keys: GgufKeys) -> ModelConfig:
+    """Read the keys of a GGUF file. Its scaling ends at no whole dimension, as in all published
+    models."""
+    found = as_json(keys, {})
+    rope = {**found.values["rope_parameters"], "truncate": False}
+    return read_json(MetadataKeys({**found.values, "rope_parameters": rope}, keys.source))
+
+
 FAMILIES = (
-    Family(architecture=ARCHITECTURE, model_type="gpt_oss", create=create, read_json=read_json),
+    Family(
+        architecture=ARCHITECTURE,
+        model_type="gpt_oss",
+        create=create,
+        read_json=read_json,
+        gguf="gpt-oss",
+        read_gguf=read_gguf,
+        gguf_tensors=LAYER_TENSORS
+        | EXPERT_TENSORS
+        | {
+            "post_attention_norm": "post_attention_layernorm",
+            "attn_sinks.weight": "self_attn.sinks",
+        },
+    ),
 )

@@ -10,6 +10,7 @@ from engine.models.config import MAX_LAYERS, ModelConfig
 from engine.models.decoder import pre_norm_decoder
 from engine.models.experts_config import ExpertsConfig, gated_shared_expert, json_expert_fields
 from engine.models.family import Family
+from engine.models.gguf_keys import EXPERT_TENSORS, LAYER_TENSORS, GgufKeys, as_json
 from engine.models.json_keys import FULL, SLIDING
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
@@ -48,6 +49,22 @@ def _windows(keys: MetadataKeys) -> tuple[int | None, ...]:
     return json_keys.layer_windows(keys, keys.integer("sliding_window", 4096), types)
 
 
+def read_gguf(keys: GgufKeys) -> ModelConfig:
+    """Read the keys of a GGUF file, whose converter drops `norm_topk_prob`: published models have
+    false."""
+    found = as_json(keys, {})
+    has_bias = found.flag("attention_bias", False)
+    return read_json(MetadataKeys({**found.values, "qkv_bias": has_bias}, keys.source))
+
+
 FAMILIES = (
-    Family(architecture=ARCHITECTURE, model_type="qwen2_moe", create=create, read_json=read_json),
+    Family(
+        architecture=ARCHITECTURE,
+        model_type="qwen2_moe",
+        create=create,
+        read_json=read_json,
+        gguf="qwen2moe",
+        read_gguf=read_gguf,
+        gguf_tensors=LAYER_TENSORS | EXPERT_TENSORS,
+    ),
 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelLoadError
+from engine.quantization.float4_groups import Float4Method, Float4Weight, powers_of_two
 from engine.quantization.format import Headers, QuantizedLayer, StoredFormat
 from engine.quantization.method import (
     LinearMethod,
@@ -24,6 +25,7 @@ from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_gguf.quant_type import BLOCKS, row_bytes
 from kernels.linear_panels.gguf import FORMATS as PANEL_FORMATS
 from kernels.linear_panels.lookup import row_lookup
+from kernels.linear_panels.panels import BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,22 @@ class GgufMethod(LinearMethod[PanelsState | BlocksProduct]):
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class GgufFloat4Method(Float4Method):
+    """MXFP4 weights. A block has an exponent plus 127, and 16 bytes with numbers i and i + 16."""
+
+    def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
+        shape = (out_features, in_features // BLOCK * (1 + BLOCK // 2))
+        weight = TensorSpec(shape=shape, out_axis=0, in_axis=1, dtypes=(torch.uint8,))
+        return {"weight": weight} | bias_tensors(out_features, has_bias)
+
+    def weight(self, part: LinearPart) -> Float4Weight:
+        blocks = part.concatenated_as_loaded("weight").unflatten(1, (-1, 1 + BLOCK // 2))
+        numbers = torch.cat((blocks[..., 1:] & 15, blocks[..., 1:] >> 4), 2).flatten(1)
+        packed = numbers[:, ::2] | numbers[:, 1::2] << 4
+        return Float4Weight(packed, powers_of_two(part.name(0, "weight"), blocks[..., 0]))
+
+
 class GgufFormat(StoredFormat):
     """GGUF matrices of the types that kernels can multiply; a reader unpacks the others."""
 
@@ -107,22 +125,27 @@ class GgufFormat(StoredFormat):
         return found if found.layers(headers) else None
 
     def layers(self, headers: Headers, device: str = "cpu") -> dict[str, QuantizedLayer]:
-        known = GGUFType.__members__
         return {
-            name.removesuffix(".weight"): QuantizedLayer(
-                GgufMethod(known[header.type], self.int8_activations, device), *header.shape
-            )
+            name.removesuffix(".weight"): QuantizedLayer(method, *header.shape)
             for name, header in headers.items()
-            if name.endswith(".weight") and len(header.shape) == 2 and header.type in known
+            if name.endswith(".weight")
+            and len(header.shape) == 2
+            and (method := self._method(header.type, device)) is not None
         }
+
+    def _method(self, kind: str, device: str) -> GgufMethod | GgufFloat4Method | None:
+        if kind == "MXFP4":
+            return GgufFloat4Method(device=device)
+        known = GGUFType.__members__.get(kind)
+        return None if known is None else GgufMethod(known, self.int8_activations, device)
 
     def is_slower_packed(self, layers: Mapping[str, QuantizedLayer], dtype: torch.dtype) -> bool:
         """Whether plain weights are faster; measured unless it is known."""
         num_weights = Counter[GGUFType]()
         for layer in layers.values():
-            assert isinstance(layer.method, GgufMethod)
-            num_weights[layer.method.quant_type] += layer.out_features * layer.in_features
-        return are_panels_slower(num_weights, dtype)
+            if isinstance(layer.method, GgufMethod):
+                num_weights[layer.method.quant_type] += layer.out_features * layer.in_features
+        return bool(num_weights) and are_panels_slower(num_weights, dtype)
 
 
 class GgufInt8Format(GgufFormat):

@@ -9,6 +9,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,11 @@ _PLAIN = {
 EXPERT = "*"
 """A marker in names of `Family.gguf_tensors`: the tensor holds all experts' weights in turn."""
 _HEAD = _TOP["output"]
+_GATE_UP = ".gate_up_proj."
+"""A part of names of tensors with the rows of two matrices."""
+_NOTHING = torch.empty(0)
+_SINGLE_ROW = "shared_expert_gate.weight"
+"""The end of names of matrices with one row, whose axis llama.cpp's tools drop."""
 _DRAFTS = ".nextn."
 """A part of names in layers that predict further tokens, which are not read."""
 
@@ -89,9 +95,19 @@ def named_tensors(path: Path, config: ModelConfig) -> dict[str, GGUFTensor]:
                 f"{tensor.path.name} holds tensor {tensor.name[:80]!r}, which no supported model "
                 f"family has; serve another model"
             )
+        if next(config.parts_of(name, _NOTHING), None) is None:
+            continue
+        if name.endswith(_SINGLE_ROW) and len(tensor.shape) == 1:
+            tensor = replace(tensor, shape=(1, *tensor.shape))
         if f".{EXPERT}." in name:
             for number, part in enumerate(tensor.parts()):
-                named[name.replace(EXPERT, str(number))] = part
+                own = name.replace(EXPERT, str(number))
+                if _GATE_UP in own:
+                    gate, up = part.halves()
+                    named[own.replace(_GATE_UP, ".gate_proj.")] = gate
+                    named[own.replace(_GATE_UP, ".up_proj.")] = up
+                else:
+                    named[own] = part
         else:
             named[name] = tensor
     return named
@@ -116,7 +132,7 @@ def iter_gguf_weights(
     if config.tie_word_embeddings and _HEAD in packed:
         sources[f"{_HEAD}.weight"] = named[f"{config.embedding}.weight"]
     wanted = [
-        (name, tensor, layer in packed)
+        (name, tensor, layer in packed and tensor.type not in _PLAIN)
         for name, tensor in sources.items()
         if (layer := name.rpartition(".")[0]) not in left_out
     ]

@@ -48,6 +48,12 @@ class GGUFTensor:
             for at in range(count)
         ]
 
+    def halves(self) -> "tuple[GGUFTensor, GGUFTensor]":
+        """The first and the second half of the rows."""
+        shape, size = (self.shape[0] // 2, *self.shape[1:]), self.num_bytes // 2
+        first = replace(self, shape=shape, num_bytes=size)
+        return first, replace(first, offset=self.offset + size)
+
     def mapped(self) -> np.ndarray:
         """The bytes as [num_bytes] uint8: the file's own memory, which must not be written to.
 

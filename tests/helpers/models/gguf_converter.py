@@ -1,10 +1,12 @@
 """Writes tiny models as GGUF files as llama.cpp's `convert_hf_to_gguf.py` (release b11434) does."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import gguf
@@ -16,7 +18,7 @@ from tests.helpers.models.gguf_files import write_gguf
 
 Array = NDArray[np.float32]
 Config = dict[str, Any]
-EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(.+)")
+STACKED = re.compile(r"(.+\.(?:experts|altup_\w*projections))\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,12 @@ def convert(folder: Path, family: str, **keys: Any) -> Path:
     }
     metadata |= {f"{arch}.{key}": one for key, one in conversion.keys(config).items()}
     metadata |= {name.replace("__", "."): one for name, one in keys.items()}
-    tensors = {}
+    tensors: dict[str, Array] = {}
+    if arch == "gemma4":
+        # A quarter of the wider heads is rotated.
+        size = metadata[f"{arch}.attention.key_length"] // 2
+        tensors["rope_freqs.weight"] = np.where(np.arange(size) < size // 4, 1.0, 1e30)
+        tensors["rope_freqs.weight"] = tensors["rope_freqs.weight"].astype(np.float32)
     for name, weight in _stacked(load_file(folder / "model.safetensors")).items():
         for known, changed in conversion.change(name, weight, config):
             own = names.get_name(known, try_suffixes=(".weight", ".bias")) or known
@@ -81,7 +88,7 @@ def _stacked(weights: Mapping[str, Array]) -> dict[str, Array]:
     whole: dict[str, Array] = {}
     stacks: dict[str, dict[int, Array]] = {}
     for name, weight in weights.items():
-        if match := EXPERT.fullmatch(name):
+        if match := STACKED.fullmatch(name):
             experts, number, part = match.groups()
             stacks.setdefault(f"{experts}.{part}", {})[int(number)] = weight
         else:
@@ -166,11 +173,121 @@ def _tiled_delta(name: str, weight: Array, config: Config) -> Iterator[tuple[str
     yield from _delta(name, weight, config)
 
 
+def _stacked_experts(name: str, weight: Array, config: Config) -> Iterator[tuple[str, Array]]:
+    """`GptOssModel.modify_tensors`; stacked experts are transposed, and gate and up alternate."""
+    if name.endswith(".sinks"):
+        yield f"{name}.weight", weight
+        return
+    found = re.fullmatch(r"(.+\.experts)\.(gate_up|down)_proj(_bias)?", name)
+    if found is None:
+        yield name, weight
+        return
+    experts, layer, is_bias = found.groups()
+    kind, weight = ("bias", weight) if is_bias else ("weight", weight.swapaxes(1, 2))
+    if layer == "down":
+        yield f"{experts}.down_proj.{kind}", weight
+    else:
+        yield f"{experts}.gate_proj.{kind}", weight[:, ::2]
+        yield f"{experts}.up_proj.{kind}", weight[:, 1::2]
+
+
+def _scaling_keys(config: Config) -> dict[str, Any]:
+    rope = config["rope_parameters"]
+    return {
+        "attention.sliding_window": config["sliding_window"],
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": rope["factor"],
+        "rope.scaling.original_context_length": rope["original_max_position_embeddings"],
+        "rope.scaling.yarn_beta_fast": rope["beta_fast"],
+        "rope.scaling.yarn_beta_slow": rope["beta_slow"],
+        "expert_feed_forward_length": config["intermediate_size"],
+    }
+
+
+def _as_it_is(name: str, weight: Array, config: Config) -> Iterator[tuple[str, Array]]:
+    """Rename a tensor, and divide experts that the checkpoint stacks."""
+    name = name.replace("e_score_correction_bias", "e_score_correction.bias")
+    yield from _gate_up_apart(name, weight)
+
+
+def _glm_keys(config: Config) -> dict[str, Any]:
+    return {
+        "expert_count": config["n_routed_experts"],
+        "expert_shared_count": config["n_shared_experts"],
+        "leading_dense_block_count": config["first_k_dense_replace"],
+        "expert_weights_scale": config["routed_scaling_factor"],
+        "expert_weights_norm": config["norm_topk_prob"],
+        "rope.dimension_count": config["head_dim"] // 2,
+    }
+
+
+def _gemma_keys(config: Config) -> dict[str, Any]:
+    ropes = config["rope_parameters"]
+    return {
+        "attention.sliding_window": config["sliding_window"],
+        "attention.sliding_window_pattern": [
+            kind == "sliding_attention" for kind in config["layer_types"]
+        ],
+        "attention.shared_kv_layers": config["num_kv_shared_layers"],
+        "embedding_length_per_layer_input": config["hidden_size_per_layer_input"],
+        "rope.freq_base_swa": ropes["sliding_attention"]["rope_theta"],
+        "final_logit_softcapping": config["final_logit_softcapping"],
+    }
+
+
+def _gemma3n_keys(config: Config) -> dict[str, Any]:
+    sparsities = config["activation_sparsity_pattern"]
+    return _gemma_keys(config) | {
+        "altup.active_idx": config["altup_active_idx"],
+        "altup.num_inputs": config["altup_num_inputs"],
+        "feed_forward_length": config["intermediate_size"][0],
+        "activation_sparsity_scale": [
+            NormalDist().inv_cdf(one) if one else -math.inf for one in sparsities
+        ],
+    }
+
+
+def _gemma3n(name: str, weight: Array, config: Config) -> Iterator[tuple[str, Array]]:
+    """`Gemma3NModel.modify_tensors`."""
+    yield name + ".weight" * name.endswith("_scale"), weight
+
+
+def _gemma4_keys(config: Config) -> dict[str, Any]:
+    inner, num_shared = config["intermediate_size"], config["num_kv_shared_layers"]
+    first = config["num_hidden_layers"] - num_shared
+    full = next(iter(config["per_layer_config"].values()))
+    return _gemma_keys(config) | {
+        "attention.key_length": full["head_dim"],
+        "attention.value_length": full["head_dim"],
+        "attention.key_length_swa": config["head_dim"],
+        "attention.value_length_swa": config["head_dim"],
+        "feed_forward_length": [inner] * first + [2 * inner] * num_shared,
+    }
+
+
+def _gemma4(name: str, weight: Array, config: Config) -> Iterator[tuple[str, Array]]:
+    """`Gemma4Model.modify_tensors`."""
+    layer = f"blk.{name.split('.')[2]}"
+    own = {
+        "router.scale": f"{layer}.ffn_gate_inp.scale",
+        "router.per_expert_scale": f"{layer}.ffn_down_exps.scale",
+        "layer_scalar": f"{layer}.layer_output_scale.weight",
+        "experts.gate_up_proj": f"{layer}.ffn_gate_up_exps.weight",
+        "experts.down_proj": f"{layer}.ffn_down_exps.weight",
+    }
+    yield next((one for end, one in own.items() if name.endswith(f".{end}")), name), weight
+
+
 EPS = {"rms_norm_eps": 2.0**-17}
 """An epsilon that fp32 holds."""
 CONVERSIONS = {
     "qwen3_5": Conversion("qwen35", _delta_keys, _tiled_delta, EPS),
     "qwen3_5_moe": Conversion("qwen35moe", _delta_keys, _tiled_delta, EPS),
     "qwen3_next": Conversion("qwen3next", _delta_keys, _delta, EPS | {"mlp_only_layers": []}),
+    "gpt_oss": Conversion("gpt-oss", _scaling_keys, _stacked_experts, EPS),
+    "qwen2_moe": Conversion("qwen2moe", lambda config: {}, _as_it_is, EPS),
+    "glm4_moe": Conversion("glm4moe", _glm_keys, _as_it_is, EPS),
+    "gemma3n": Conversion("gemma3n", _gemma3n_keys, _gemma3n, EPS),
+    "gemma4": Conversion("gemma4", _gemma4_keys, _gemma4, EPS | {"use_double_wide_mlp": True}),
 }
 """The families, by the names of their fixtures."""
