@@ -15,6 +15,7 @@ from engine.models.config import ModelConfig
 from engine.models.decoder import Attention, Decoder, gated_mlp
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
+from engine.models.gguf_keys import GgufKeys, has
 from engine.models.json_keys import FULL
 from engine.models.layers.experts import SparseMlp
 from engine.models.layers.mamba1 import Mamba1
@@ -32,6 +33,17 @@ LINEAR = "linear_attention"
 """What transformers calls a layer with a state."""
 _OLD_KINDS = {"mamba": LINEAR, "attention": FULL}
 """The names of transformers 4."""
+
+GGUF_TENSORS = {
+    "ssm_in": "mamba.in_proj",
+    "ssm_conv1d": "mamba.conv1d",
+    "ssm_a.": "mamba.A_log",
+    "ssm_d.": "mamba.D",
+    "ssm_dt.bias": "mamba.dt_bias",
+    "ssm_norm": "mamba.norm",
+    "ssm_out": "mamba.out_proj",
+}
+"""The tensors of Mamba 2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +156,32 @@ def mamba_fields(keys: MetadataKeys) -> dict[str, Any]:
             "dt_limits": json_keys.dt_limits(keys),
         },
     }
+
+
+def gguf_mamba(keys: GgufKeys) -> dict[str, Any]:
+    """Return what config.json says of layers with a state."""
+    num_heads = keys.integer(keys.own("ssm.time_step_rank"))
+    return {
+        "mamba_n_heads": num_heads,
+        "mamba_d_head": keys.integer(keys.own("ssm.inner_size")) // num_heads,
+        "mamba_n_groups": keys.integer(keys.own("ssm.group_count")),
+        "mamba_d_state": keys.integer(keys.own("ssm.state_size")),
+        "mamba_d_conv": keys.integer(keys.own("ssm.conv_kernel")),
+        "mamba_conv_bias": has(keys, "ssm_conv1d.bias"),
+        "mamba_proj_bias": has(keys, "ssm_in.bias"),
+        "hidden_act": "silu",
+    }
+
+
+def gguf_original(config: ModelConfig, name: str, stored: Tensor) -> Tensor:
+    """Undo what llama.cpp's converter did to a tensor of Mamba 2: decays are no logarithms, and
+    vectors have two axes."""
+    part = name.rpartition(".")[2]
+    if part == "A_log":
+        return stored.neg().log().flatten()
+    if part == "D" or name.endswith((".mamba.norm.weight", ".mixer.norm.weight")):
+        return stored.flatten()
+    return stored
 
 
 def layer_kinds(keys: MetadataKeys, name: str, *known: str) -> list[str]:

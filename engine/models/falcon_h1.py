@@ -11,12 +11,20 @@ from functools import partial
 from torch import Tensor
 
 from engine.models import json_keys
-from engine.models.bamba import HybridLayer, Mamba2Config, mamba_fields
+from engine.models.bamba import (
+    GGUF_TENSORS,
+    HybridLayer,
+    Mamba2Config,
+    gguf_mamba,
+    gguf_original,
+    mamba_fields,
+)
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.decoder import Attention, Decoder, gated_mlp
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
+from engine.models.gguf_keys import LAYER_TENSORS, GgufKeys, as_json, has
 from engine.models.layers.mamba2 import Mamba2, NormPlace
 from engine.models.layers.rotary import Rotation
 from engine.models.layers.weight_slots import WeightOptions
@@ -122,6 +130,18 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
     )
 
 
+def read_gguf(keys: GgufKeys) -> ModelConfig:
+    """Read the keys of a GGUF file. llama.cpp's converter has multiplied weights by the factors."""
+    found = as_json(
+        keys,
+        {},
+        **gguf_mamba(keys),
+        mamba_rms_norm=has(keys, "ssm_norm.weight"),
+        mamba_norm_before_gate=False,
+    )
+    return read_json(found)
+
+
 def _factors(keys: MetadataKeys, name: str, number: int) -> tuple[float, ...]:
     if keys.values.get(name) is None:
         return (1.0,) * number
@@ -138,5 +158,22 @@ def _norm_place(keys: MetadataKeys) -> NormPlace:
 
 
 FAMILIES = (
-    Family(architecture=ARCHITECTURE, model_type="falcon_h1", create=create, read_json=read_json),
+    Family(
+        architecture=ARCHITECTURE,
+        model_type="falcon_h1",
+        create=create,
+        read_json=read_json,
+        gguf="falcon-h1",
+        read_gguf=read_gguf,
+        gguf_tensors=LAYER_TENSORS
+        | GGUF_TENSORS
+        | {
+            "ffn_norm": "pre_ff_layernorm",
+            "ffn_norm.": "pre_ff_layernorm.weight",
+            "ffn_gate": "feed_forward.gate_proj",
+            "ffn_up": "feed_forward.up_proj",
+            "ffn_down": "feed_forward.down_proj",
+        },
+        gguf_original=gguf_original,
+    ),
 )

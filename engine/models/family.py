@@ -37,6 +37,8 @@ class Family:
     gguf: str | None = None
     """The `general.architecture` of a GGUF file; None if there is none or it belongs to another
     family."""
+    gguf_others: tuple[str, ...] = ()
+    """Further architectures of GGUF files, which are read in the same way."""
     read_gguf: Callable[[GgufKeys], ModelConfig] | None = None
     """Reads the keys of a GGUF file whose architecture is `gguf`."""
     gguf_tensors: Mapping[str, str] = field(default_factory=lambda: LAYER_TENSORS)

@@ -26,7 +26,7 @@ from engine.models.decoder import Attention, Decoder, DecoderModel
 from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
-from engine.models.gguf_keys import LAYER_TENSORS, ROPE_DIVISORS, GgufKeys, as_json
+from engine.models.gguf_keys import LAYER_TENSORS, ROPE_DIVISORS, GgufKeys, as_json, of_layers
 from engine.models.json_keys import FULL, SLIDING
 from engine.models.layers.embedding import TokenEmbedding
 from engine.models.layers.experts import Experts, Router, Scores
@@ -411,8 +411,7 @@ def read_gguf(keys: GgufKeys) -> ModelConfig:
     divisors = keys.divisors.get(ROPE_DIVISORS)
     layer_types = gguf_layer_types(keys)
     heads, inner = (
-        _of_layers(keys, name, len(layer_types))
-        for name in ("attention.head_count_kv", "feed_forward_length")
+        of_layers(keys, name) for name in ("attention.head_count_kv", "feed_forward_length")
     )
     sizes = {
         SLIDING: keys.integer(keys.own("attention.key_length_swa")),
@@ -479,15 +478,6 @@ def gguf_ropes(keys: GgufKeys) -> dict[str, Any]:
 def gguf_input_vocab(keys: GgufKeys) -> int | None:
     """Return the number of tokens that have inputs for each layer."""
     return keys.shapes.get("per_layer_token_embd.weight", (None,))[0]
-
-
-def _of_layers(keys: GgufKeys, name: str, num_layers: int) -> list[Any]:
-    """Return an entry per layer of a number, or of a list of them."""
-    stated = keys.values.get(keys.own(name))
-    entries = stated if isinstance(stated, list) else [stated] * num_layers
-    if len(entries) != num_layers:
-        raise keys.nonsense(keys.own(name), f"a number or a list of {num_layers} numbers")
-    return entries
 
 
 def norm_of(config: Gemma4Config, size: int | None = None) -> RmsNorm:

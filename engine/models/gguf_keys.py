@@ -127,7 +127,7 @@ def as_json(keys: GgufKeys, names: Mapping[str, str], **values: Any) -> Metadata
         "vocab_size": _vocab_size(keys),
         "num_hidden_layers": keys.integer(own("block_count"), high=MAX_LAYERS) - drafting,
         "tie_word_embeddings": "output.weight" not in keys.shapes,
-        "attention_bias": any(name.endswith("attn_q.bias") for name in keys.shapes),
+        "attention_bias": has(keys, "attn_q.bias"),
     }
     if "rope_parameters" not in values:
         found |= _json_rope(keys)
@@ -140,10 +140,30 @@ def _json_rope(keys: GgufKeys) -> dict[str, Any]:
     rope = rope_fields(keys, partial=True)
     parameters = {
         "rope_theta": rope["rope_theta"],
-        "partial_rotary_factor": rope["rotary_dim"] / head_dim,
+        "partial_rotary_factor": rotated_share(rope["rotary_dim"], head_dim),
         **(rope["rope_scaling"] or {}),
     }
     return {"head_dim": head_dim, "rope_parameters": parameters}
+
+
+def rotated_share(rotated: int, head_dim: int) -> float:
+    """Return a share of a head that gives the number of elements again, however it is rounded."""
+    return min(1.0, (rotated + 0.25) / head_dim)
+
+
+def of_layers(keys: GgufKeys, key: str) -> list[int]:
+    """Return an entry per layer of a key that has a number, or a list of them."""
+    name, num_layers = keys.own(key), keys.integer(keys.own("block_count"), high=MAX_LAYERS)
+    stated = keys.values.get(name)
+    entries = stated if isinstance(stated, list) else [stated] * num_layers
+    if len(entries) != num_layers or not all(isinstance(one, int) for one in entries):
+        raise keys.nonsense(name, f"a number or a list of {num_layers} numbers")
+    return entries
+
+
+def has(keys: GgufKeys, end: str) -> bool:
+    """Return whether a layer has a tensor with a name that ends so."""
+    return any(name.endswith(f".{end}") for name in keys.shapes)
 
 
 def size_fields(keys: GgufKeys, *, experts: bool = False) -> dict[str, Any]:
@@ -264,32 +284,35 @@ def _llama3_scaling(
 ) -> dict[str, Any]:
     """Recover the parameters of `rope_freqs.weight`, which holds a divisor for each frequency.
 
-    llama.cpp stores the result of Llama 3.1's rule instead of its parameters. All published models
-    use the same three of them; only the factor differs, and it is the largest divisor.
+    llama.cpp stores the result of Llama 3.1's rule instead of its parameters. Published models
+    share two of them, and the third is 4, or 1 in Llama 4; the factor is the largest divisor.
 
     Raises:
         ModelLoadError: the divisors do not follow that rule.
     """
     factor = float(stored.max())
-    scaling = {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    expected = _llama3_divisors(theta, head_dim, factor)
-    if stored.shape != expected.shape or not np.allclose(stored, expected, rtol=1e-3):
-        raise ModelLoadError(
-            f"{keys.source}: {ROPE_DIVISORS} scales rotary frequencies in an unsupported way; use "
-            f"the safetensors of this model"
-        )
-    return scaling
+    for high in (4.0, 1.0):
+        expected = _llama3_divisors(theta, head_dim, factor, high)
+        if stored.shape == expected.shape and np.allclose(stored, expected, rtol=1e-3):
+            return {
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": 8192,
+            }
+    raise ModelLoadError(
+        f"{keys.source}: {ROPE_DIVISORS} scales rotary frequencies in an unsupported way; use "
+        f"the safetensors of this model"
+    )
 
 
-def _llama3_divisors(theta: float, head_dim: int, factor: float) -> NDArray[np.float64]:
+def _llama3_divisors(
+    theta: float, head_dim: int, factor: float, high: float
+) -> NDArray[np.float64]:
     """Compute the divisors [D/2] in fp64, the inverse of transformers'
     `_compute_llama3_parameters`."""
     wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    smooth = np.clip((8192 / wavelength - 1.0) / (4.0 - 1.0), 0.0, 1.0)
+    turns = 8192 / wavelength
+    smooth = np.clip((turns - 1.0) / (high - 1.0), 0.0, 1.0) if high > 1.0 else turns > 1.0
     return np.asarray(1.0 / ((1.0 - smooth) / factor + smooth))

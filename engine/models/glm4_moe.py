@@ -17,7 +17,7 @@ from engine.models.experts_config import (
     first_plain_layers,
 )
 from engine.models.family import Family
-from engine.models.gguf_keys import EXPERT_TENSORS, LAYER_TENSORS, GgufKeys, as_json
+from engine.models.gguf_keys import EXPERT_TENSORS, LAYER_TENSORS, GgufKeys, as_json, has
 from engine.models.layers.experts import Scores, SharedExpert
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
@@ -79,8 +79,7 @@ def read_gguf(keys: GgufKeys) -> ModelConfig:
         "norm_topk_prob": "expert_weights_norm",
         "routed_scaling_factor": "expert_weights_scale",
     }
-    has_norms = any(name.endswith("attn_q_norm.weight") for name in keys.shapes)
-    return read_json(as_json(keys, names, use_qk_norm=has_norms))
+    return read_json(as_json(keys, names, use_qk_norm=has(keys, "attn_q_norm.weight")))
 
 
 FAMILIES = (

@@ -9,19 +9,20 @@ norms find the same if their epsilon is divided by its square. Source: transform
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from engine.models import json_keys
-from engine.models.bamba import LINEAR, Mamba2Config, layer_kinds, mamba_fields
+from engine.models import bamba, json_keys
+from engine.models.bamba import LINEAR, Mamba2Config, gguf_mamba, layer_kinds, mamba_fields
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.decoder import Attention, Decoder, sparse_mlp
 from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
+from engine.models.gguf_keys import LAYER_TENSORS, GgufKeys, as_json, of_layers, unpaired_rows
 from engine.models.json_keys import FULL
 from engine.models.layers.experts import SparseMlp
 from engine.models.layers.mamba2 import Mamba2
@@ -47,6 +48,8 @@ class GraniteConfig(Mamba2Config):
     layer_scale: float
     """Factor of what a layer adds."""
     logit_scale: float
+    fuses_mlp: bool = True
+    """Whether the checkpoint has gate and up in one tensor."""
 
     @property
     def stream_eps(self) -> float:
@@ -95,7 +98,7 @@ class GraniteLayer(nn.Module):
             )
         self.post_attention_layernorm = _norm(config)
         sizes = config.hidden_size, config.intermediate_size
-        self.shared_mlp = GatedMlp(*sizes, config.hidden_act, fused=True, names=SHARED)
+        self.shared_mlp = GatedMlp(*sizes, config.hidden_act, fused=config.fuses_mlp, names=SHARED)
         self.block_sparse_moe: SparseMlp | None = None
         if isinstance(config, GraniteExpertsConfig):
             self.block_sparse_moe = sparse_mlp(config)
@@ -163,6 +166,44 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
     )
 
 
+def read_gguf(keys: GgufKeys) -> ModelConfig:
+    """Read the keys of a GGUF file. In those of models named `granite`, all layers attend."""
+    is_hybrid = keys.architecture == "granitehybrid"
+    kv_heads = of_layers(keys, "attention.head_count_kv")
+    names = {
+        "shared_intermediate_size": "expert_shared_feed_forward_length"
+        if keys.values.get(keys.own("expert_shared_feed_forward_length"))
+        else "feed_forward_length",
+        "embedding_multiplier": "embedding_scale",
+        "attention_multiplier": "attention.scale",
+        "residual_multiplier": "residual_scale",
+        "logits_scaling": "logit_scale",
+    }
+    is_rotated = keys.flag(keys.own("rope.scaling.finetuned"), not is_hybrid)
+    heads = GgufKeys(
+        {**keys.values, keys.own("attention.head_count_kv"): max(kv_heads)},
+        keys.source,
+        keys.shapes,
+        keys.divisors,
+    )
+    found = as_json(
+        heads,
+        names,
+        **(gguf_mamba(keys) if is_hybrid else {}),
+        num_local_experts=keys.integer(keys.own("expert_count"), 0, low=0),
+        layer_types=[FULL if number else LINEAR for number in kv_heads],
+        position_embedding_type="rope" if is_rotated else "nope",
+    )
+    config = read_json(found)
+    assert isinstance(config, GraniteConfig)
+    return replace(config, fuses_mlp=False)
+
+
+def gguf_original(config: ModelConfig, name: str, stored: Tensor) -> Tensor:
+    """Undo what llama.cpp's converter did to a tensor."""
+    return unpaired_rows(config, name, bamba.gguf_original(config, name, stored))
+
+
 def _rope_fields(keys: MetadataKeys) -> dict[str, Any]:
     """Read the fields about positions. Most models of the family do not rotate heads."""
     kind = keys.text("position_embedding_type", None)
@@ -178,6 +219,26 @@ def _norm(config: GraniteConfig) -> RmsNorm:
 
 FAMILIES = (
     Family(
-        architecture=ARCHITECTURE, model_type="granitemoehybrid", create=create, read_json=read_json
+        architecture=ARCHITECTURE,
+        model_type="granitemoehybrid",
+        create=create,
+        read_json=read_json,
+        gguf="granitehybrid",
+        gguf_others=("granite",),
+        read_gguf=read_gguf,
+        gguf_tensors=LAYER_TENSORS
+        | bamba.GGUF_TENSORS
+        | {
+            "ffn_gate_inp": "block_sparse_moe.gate",
+            "ffn_gate_exps": "block_sparse_moe.experts.*.gate_proj",
+            "ffn_up_exps": "block_sparse_moe.experts.*.up_proj",
+            "ffn_down_exps": "block_sparse_moe.experts.*.down_proj",
+        }
+        | {
+            f"ffn_{part}{kind}": f"shared_mlp.{name}"
+            for part, name in zip(("gate", "up", "down"), SHARED[:3], strict=True)
+            for kind in ("", "_shexp")
+        },
+        gguf_original=gguf_original,
     ),
 )

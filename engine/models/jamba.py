@@ -3,16 +3,19 @@
 Heads are not rotated. Paper: Lieber et al. 2024, arXiv:2403.19887.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.models import json_keys
+from torch import Tensor
+
+from engine.models import bamba, json_keys
 from engine.models.bamba import HybridLayer
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.decoder import Attention, Decoder, mlp_of
 from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
 from engine.models.family import Family
+from engine.models.gguf_keys import LAYER_TENSORS, GgufKeys, as_json, has, of_layers
 from engine.models.layers.mamba1 import Mamba1, shapes
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
@@ -89,6 +92,42 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
     )
 
 
+def read_gguf(keys: GgufKeys) -> ModelConfig:
+    """Read the keys of a GGUF file, which lists the layers that attend. Those with a router have
+    experts."""
+    kv_heads = of_layers(keys, "attention.head_count_kv")
+    names = {
+        "mamba_d_conv": "ssm.conv_kernel",
+        "mamba_d_state": "ssm.state_size",
+        "mamba_dt_rank": "ssm.time_step_rank",
+    }
+    inner, hidden = keys.integer(keys.own("ssm.inner_size")), keys.own("embedding_length")
+    found = as_json(
+        keys,
+        names,
+        num_key_value_heads=max(kv_heads),
+        mamba_expand=inner // keys.integer(hidden),
+        mamba_conv_bias=has(keys, "ssm_conv1d.bias"),
+        rope_parameters=None,
+    )
+    config = read_json(found)
+    assert isinstance(config, JambaConfig)
+    return replace(
+        config,
+        recurrent_layers=tuple(layer for layer, number in enumerate(kv_heads) if not number),
+        plain_layers=frozenset(
+            layer
+            for layer in range(len(kv_heads))
+            if f"blk.{layer}.ffn_gate_inp.weight" not in keys.shapes
+        ),
+    )
+
+
+def gguf_original(config: ModelConfig, name: str, stored: Tensor) -> Tensor:
+    """Undo what llama.cpp's converter did to a tensor: decays are no logarithms."""
+    return stored.neg().log() if name.endswith(".A_log") else stored
+
+
 def _layers(
     keys: MetadataKeys, kind: str, period: int, offset: int, every: range
 ) -> tuple[int, ...]:
@@ -99,5 +138,31 @@ def _layers(
 
 
 FAMILIES = (
-    Family(architecture=ARCHITECTURE, model_type="jamba", create=create, read_json=read_json),
+    Family(
+        architecture=ARCHITECTURE,
+        model_type="jamba",
+        create=create,
+        read_json=read_json,
+        gguf="jamba",
+        read_gguf=read_gguf,
+        gguf_tensors=LAYER_TENSORS
+        | bamba.GGUF_TENSORS
+        | {
+            "ssm_x": "mamba.x_proj",
+            "ssm_dt": "mamba.dt_proj",
+            "ssm_dt.bias": "mamba.dt_proj.bias",
+            "ssm_dt_norm": "mamba.dt_layernorm",
+            "ssm_b_norm": "mamba.b_layernorm",
+            "ssm_c_norm": "mamba.c_layernorm",
+            "ffn_norm": "pre_ff_layernorm",
+            "ffn_gate": "feed_forward.gate_proj",
+            "ffn_up": "feed_forward.up_proj",
+            "ffn_down": "feed_forward.down_proj",
+            "ffn_gate_inp": "feed_forward.gate",
+            "ffn_gate_exps": "feed_forward.experts.*.gate_proj",
+            "ffn_up_exps": "feed_forward.experts.*.up_proj",
+            "ffn_down_exps": "feed_forward.experts.*.down_proj",
+        },
+        gguf_original=gguf_original,
+    ),
 )

@@ -21,6 +21,7 @@ from engine.models.decoder import Attention, Decoder, gated_mlp, rope_of
 from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
+from engine.models.gguf_keys import EXPERT_TENSORS, LAYER_TENSORS, GgufKeys, as_json
 from engine.models.json_keys import FULL
 from engine.models.layers.experts import Scores, SharedExpert, SparseMlp
 from engine.models.layers.mlp import GatedMlp
@@ -35,6 +36,7 @@ ALIGNED = "chunked_attention"
 WINDOW, FLOOR = 8192, 8192
 """The positions of a window, and between two temperatures, where a file lacks them."""
 ROPE_BASE = 500000.0
+EXPERTS_WITHOUT_NORMS = 128
 _STACKED = re.compile(r"(.+\.feed_forward\.experts)\.(gate_up|down)_proj")
 
 
@@ -236,6 +238,34 @@ def _plain_layers(keys: MetadataKeys, num_layers: int) -> frozenset[int]:
     return frozenset(range(num_layers)) - frozenset(listed)
 
 
+def read_gguf(keys: GgufKeys) -> ModelConfig:
+    """Read the keys of a GGUF file. Only Maverick, with 128 experts, does not normalise heads; a
+    window of 0 means that all layers see and rotate everything."""
+    names = {
+        "intermediate_size": "expert_feed_forward_length",
+        "intermediate_size_mlp": "feed_forward_length",
+        "interleave_moe_layer_step": "interleave_moe_layer_step",
+    }
+    values: dict[str, Any] = {}
+    if keys.integer(keys.own("attention.sliding_window"), None, low=0) == 0:
+        num_layers = keys.integer(keys.own("block_count"))
+        values = {"layer_types": [FULL] * num_layers, "no_rope_layers": [1] * num_layers}
+    has_norms = keys.integer(keys.own("expert_count")) != EXPERTS_WITHOUT_NORMS
+    return read_json(as_json(keys, names, use_qk_norm=has_norms, **values))
+
+
 FAMILIES = (
-    Family(architecture=ARCHITECTURE, model_type="llama4_text", create=create, read_json=read_json),
+    Family(
+        architecture=ARCHITECTURE,
+        model_type="llama4_text",
+        create=create,
+        read_json=read_json,
+        gguf="llama4",
+        read_gguf=read_gguf,
+        gguf_tensors={
+            own: name.replace("mlp.", "feed_forward.")
+            for own, name in (LAYER_TENSORS | EXPERT_TENSORS).items()
+        }
+        | {"ffn_gate_inp": "feed_forward.router"},
+    ),
 )

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UnsupportedArchitecture
+from engine.models import bamba
 from engine.models.causal_lm import CausalLM
 from engine.models.config import MAX_LAYERS, ModelConfig
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
+from engine.models.gguf_keys import GgufKeys, as_json, has
 from engine.models.json_keys import conv_width, dt_limits, heads_and_groups
 from engine.models.layers import mamba1, mamba2
 from engine.models.layers.embedding import LmHead, TokenEmbedding
@@ -161,16 +163,76 @@ def read_json(keys: MetadataKeys, *, architecture: str, tied: bool) -> ModelConf
     )
 
 
+def read_gguf_1(keys: GgufKeys) -> ModelConfig:
+    """Read the keys of a GGUF file of Mamba 1 or FalconMamba."""
+    is_falcon = keys.flag(keys.own("ssm.dt_b_c_rms"), False)
+    found = _gguf_json(keys, {"time_step_rank": "ssm.time_step_rank"})
+    name = "FalconMambaForCausalLM" if is_falcon else "MambaForCausalLM"
+    return read_json(found, architecture=name, tied=True)
+
+
+def read_gguf_2(keys: GgufKeys) -> ModelConfig:
+    """Read the keys of a GGUF file of Mamba 2."""
+    num_heads = keys.integer(keys.own("ssm.time_step_rank"))
+    found = _gguf_json(
+        keys,
+        {"n_groups": "ssm.group_count"},
+        num_heads=num_heads,
+        head_dim=keys.integer(keys.own("ssm.inner_size")) // num_heads,
+    )
+    return read_json(found, architecture="Mamba2ForCausalLM", tied=False)
+
+
+def _gguf_json(keys: GgufKeys, names: dict[str, str], **values: Any) -> MetadataKeys:
+    """Return the keys of config.json. A file's length of texts is arbitrary."""
+    names |= {
+        "intermediate_size": "ssm.inner_size",
+        "state_size": "ssm.state_size",
+        "conv_kernel": "ssm.conv_kernel",
+        "layer_norm_epsilon": "attention.layer_norm_rms_epsilon",
+    }
+    return as_json(
+        keys,
+        names,
+        use_bias=has(keys, "ssm_in.bias"),
+        use_conv_bias=has(keys, "ssm_conv1d.bias"),
+        max_position_embeddings=None,
+        rope_parameters=None,
+        **values,
+    )
+
+
+def gguf_original(config: ModelConfig, name: str, stored: Tensor) -> Tensor:
+    """Undo what llama.cpp's converter did to a tensor: decays are no logarithms."""
+    if config.architecture == "Mamba2ForCausalLM":
+        return bamba.gguf_original(config, name, stored)
+    return stored.neg().log() if name.endswith(".A_log") else stored
+
+
+GGUF_TENSORS = {
+    "token_embd": "backbone.embeddings",
+    "output_norm": "backbone.norm_f",
+    "attn_norm": "norm",
+    **{own: name.replace("mamba.", "mixer.") for own, name in bamba.GGUF_TENSORS.items()},
+}
+GGUF_TENSORS_1 = {"ssm_x": "mixer.x_proj", "ssm_dt": "mixer.dt_proj"} | {
+    "ssm_dt.bias": "mixer.dt_proj.bias"
+}
+"""The tensors of Mamba 1 alone."""
 FAMILIES = tuple(
     Family(
         architecture=architecture,
         model_type=model_type,
         create=create,
         read_json=partial(read_json, architecture=architecture, tied=tied),
+        gguf=gguf,
+        read_gguf=read_gguf,
+        gguf_tensors=GGUF_TENSORS | of_mamba_1,
+        gguf_original=gguf_original,
     )
-    for architecture, model_type, tied in (
-        ("MambaForCausalLM", "mamba", True),
-        ("FalconMambaForCausalLM", "falcon_mamba", True),
-        ("Mamba2ForCausalLM", "mamba2", False),
+    for architecture, model_type, tied, gguf, read_gguf, of_mamba_1 in (
+        ("MambaForCausalLM", "mamba", True, "mamba", read_gguf_1, GGUF_TENSORS_1),
+        ("FalconMambaForCausalLM", "falcon_mamba", True, None, None, GGUF_TENSORS_1),
+        ("Mamba2ForCausalLM", "mamba2", False, "mamba2", read_gguf_2, {}),
     )
 )

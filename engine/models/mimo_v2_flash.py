@@ -24,6 +24,14 @@ from engine.models.experts_config import (
 )
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
+from engine.models.gguf_keys import (
+    EXPERT_TENSORS,
+    LAYER_TENSORS,
+    GgufKeys,
+    as_json,
+    of_layers,
+    rotated_share,
+)
 from engine.models.json_keys import FULL, SLIDING
 from engine.models.layers.attention import PagedAttention
 from engine.models.layers.experts import Scores
@@ -184,8 +192,56 @@ def _rope(keys: MetadataKeys, kind: str) -> tuple[float, float]:
     )
 
 
+def read_gguf(keys: GgufKeys) -> ModelConfig:
+    """Read the keys of a GGUF file. The published window leaves out the present position."""
+    head_dim = keys.integer(keys.own("attention.key_length"))
+    rotated = keys.integer(keys.own("rope.dimension_count"), high=head_dim)
+    num_layers = keys.integer(keys.own("block_count")) - keys.integer(
+        keys.own("nextn_predict_layers"), 0, low=0
+    )
+    kv_heads = of_layers(keys, "attention.head_count_kv")[:num_layers]
+    slides = of_layers(keys, "attention.sliding_window_pattern")[:num_layers]
+    names = {
+        "sliding_window_size": "attention.sliding_window",
+        "n_routed_experts": "expert_count",
+        "v_head_dim": "attention.value_length",
+        "attention_value_scale": "attention.value_scale",
+    }
+    bases = {FULL: "rope.freq_base", SLIDING: "rope.freq_base_swa"}
+    found = as_json(
+        keys,
+        names,
+        head_dim=head_dim,
+        num_key_value_heads=min(kv_heads),
+        layer_types=[SLIDING if one else FULL for one in slides],
+        mlp_layer_types=[
+            "sparse" if f"blk.{layer}.ffn_gate_inp.weight" in keys.shapes else "dense"
+            for layer in range(num_layers)
+        ],
+        rope_parameters={
+            kind: {
+                "rope_theta": rope_base(keys, keys.own(name), BASES[kind]),
+                "partial_rotary_factor": rotated_share(rotated, head_dim),
+            }
+            for kind, name in bases.items()
+        },
+    )
+    return read_json(found)
+
+
 FAMILIES = (
     Family(
-        architecture=ARCHITECTURE, model_type="mimo_v2_flash", create=create, read_json=read_json
+        architecture=ARCHITECTURE,
+        model_type="mimo_v2_flash",
+        create=create,
+        read_json=read_json,
+        gguf="mimo2",
+        read_gguf=read_gguf,
+        gguf_tensors=LAYER_TENSORS
+        | EXPERT_TENSORS
+        | {
+            "attn_sinks.weight": "self_attn.attention_sink_bias",
+            "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+        },
     ),
 )

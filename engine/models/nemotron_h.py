@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from engine.models import json_keys
+from engine.models import bamba, json_keys
 from engine.models.bamba import LINEAR, Mamba2Config, layer_kinds
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
@@ -16,6 +16,7 @@ from engine.models.decoder import Attention, Decoder
 from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig
 from engine.models.family import Family
 from engine.models.forward_context import ForwardContext
+from engine.models.gguf_keys import LAYER_TENSORS, GgufKeys, as_json, has, of_layers
 from engine.models.json_keys import FULL
 from engine.models.layers.experts import Experts, Router, Scores
 from engine.models.layers.linear import Linear, Shard
@@ -187,6 +188,48 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
     return NemotronExpertsConfig(**fields, **_expert_fields(keys), plain_layers=plain)
 
 
+def read_gguf(keys: GgufKeys) -> ModelConfig:
+    kv_heads, inner = (
+        of_layers(keys, name) for name in ("attention.head_count_kv", "feed_forward_length")
+    )
+    num_experts = keys.integer(keys.own("expert_count"), 0, low=0)
+    drafting = keys.integer(keys.own("nextn_predict_layers"), 0, low=0)
+    parts = MIXTURE if num_experts else MLP
+    kinds = [
+        FULL if attends else parts if size else LINEAR
+        for attends, size in zip(kv_heads, inner, strict=True)
+    ]
+    names = {
+        "conv_kernel": "ssm.conv_kernel",
+        "ssm_state_size": "ssm.state_size",
+        "n_groups": "ssm.group_count",
+        "mamba_num_heads": "ssm.time_step_rank",
+        "attention_head_dim": "attention.key_length",
+        "n_routed_experts": "expert_count",
+        "n_group": "expert_group_count",
+        "norm_topk_prob": "expert_weights_norm",
+        "routed_scaling_factor": "expert_weights_scale",
+        "moe_shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+        "moe_latent_size": "moe_latent_size",
+    }
+    eps = keys.number(keys.own("attention.layer_norm_rms_epsilon"), None)
+    num_heads = keys.integer(keys.own("ssm.time_step_rank"))
+    found = as_json(
+        keys,
+        names,
+        layers_block_type=kinds[: len(kinds) - drafting],
+        intermediate_size=max(inner),
+        num_key_value_heads=max(kv_heads),
+        layer_norm_epsilon=eps or keys.number(keys.own("attention.layer_norm_epsilon")),
+        mamba_head_dim=keys.integer(keys.own("ssm.inner_size")) // num_heads,
+        use_conv_bias=has(keys, "ssm_conv1d.bias"),
+        use_bias=has(keys, "ssm_in.bias"),
+        mlp_bias=has(keys, "ffn_up.bias"),
+        rope_parameters=None,
+    )
+    return read_json(found)
+
+
 def _expert_fields(keys: MetadataKeys) -> dict[str, Any]:
     num_experts = keys.integer("n_routed_experts", EXPERTS, high=MAX_EXPERTS)
     if keys.integer("n_group", 1) != 1:
@@ -218,5 +261,31 @@ def _layers_of(kind: str, kinds: list[str]) -> tuple[int, ...]:
 
 
 FAMILIES = (
-    Family(architecture=ARCHITECTURE, model_type="nemotron_h", create=create, read_json=read_json),
+    Family(
+        architecture=ARCHITECTURE,
+        model_type="nemotron_h",
+        create=create,
+        read_json=read_json,
+        gguf="nemotron_h",
+        gguf_others=("nemotron_h_moe",),
+        read_gguf=read_gguf,
+        gguf_tensors={
+            own: name.replace("mamba.", "mixer.").replace("self_attn.", "mixer.")
+            for own, name in (LAYER_TENSORS | bamba.GGUF_TENSORS).items()
+        }
+        | {
+            "attn_norm": "norm",
+            "ffn_up": "mixer.up_proj",
+            "ffn_down": "mixer.down_proj",
+            "ffn_gate_inp": "mixer.gate",
+            "exp_probs_b.bias": "mixer.gate.e_score_correction_bias",
+            "ffn_up_exps": "mixer.experts.*.up_proj",
+            "ffn_down_exps": "mixer.experts.*.down_proj",
+            "ffn_up_shexp": "mixer.shared_experts.up_proj",
+            "ffn_down_shexp": "mixer.shared_experts.down_proj",
+            "ffn_latent_down": "mixer.fc1_latent_proj",
+            "ffn_latent_up": "mixer.fc2_latent_proj",
+        },
+        gguf_original=bamba.gguf_original,
+    ),
 )

@@ -59,6 +59,7 @@ FAMILIES = (
         architecture=ARCHITECTURE,
         model_type="qwen2",
         gguf="qwen2",
+        gguf_others=("qwen2vl",),
         create=create,
         read_json=read_json,
         read_gguf=read_gguf,

@@ -49,6 +49,7 @@ FAMILIES = (
         architecture=ARCHITECTURE,
         model_type="qwen3",
         gguf="qwen3",
+        gguf_others=("qwen3vl",),
         create=create,
         read_json=read_json,
         read_gguf=read_gguf,

@@ -63,6 +63,7 @@ FAMILIES = (
         architecture=ARCHITECTURE,
         model_type="qwen3_moe",
         gguf="qwen3moe",
+        gguf_others=("qwen3vlmoe",),
         create=create,
         read_json=read_json,
         read_gguf=read_gguf,

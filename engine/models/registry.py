@@ -132,7 +132,9 @@ def gguf_architectures() -> list[str]:
 
 def _by_gguf() -> dict[str, Family]:
     known = families().values()
-    return _by_name((family.gguf, family) for family in known if family.gguf is not None)
+    return _by_name(
+        (name, family) for family in known for name in (family.gguf, *family.gguf_others) if name
+    )
 
 
 def _by_name(named: Iterable[tuple[str, Family]]) -> dict[str, Family]:

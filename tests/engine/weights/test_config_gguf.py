@@ -70,7 +70,7 @@ def test_what_a_file_says_of_sampling_comes_before_what_is_known_of_its_model(re
         (
             "general.architecture",
             "gemma2",
-            "'gemma2' is not supported; supported are deepseek2, gemma3, hunyuan-dense",
+            "'gemma2' is not supported; supported are deepseek2, falcon-h1, gemma3, gemma3n",
         ),
         ("llama.expert_count", 8, "no llama.expert_used_count"),
         ("llama.block_count", None, "no llama.block_count"),

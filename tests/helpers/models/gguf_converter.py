@@ -18,6 +18,7 @@ from tests.helpers.models.gguf_files import write_gguf
 
 Array = NDArray[np.float32]
 Config = dict[str, Any]
+MAX_LAYERS = 8
 STACKED = re.compile(r"(.+\.(?:experts|altup_\w*projections))\.(\d+)\.(.+)")
 
 
@@ -42,7 +43,7 @@ def convert(folder: Path, family: str, **keys: Any) -> Path:
     """
     config = json.loads((folder / "config.json").read_text())
     conversion = CONVERSIONS[family]
-    arch, num_layers = conversion.arch, config["num_hidden_layers"]
+    arch, num_layers = conversion.arch, config.get("num_hidden_layers", MAX_LAYERS)
     kinds = {name: one for one, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[arch], num_layers)
     metadata = {f"{arch}.{key}": one for key, one in _keys(config).items()} | {
@@ -64,22 +65,25 @@ def convert(folder: Path, family: str, **keys: Any) -> Path:
 
 
 def _keys(config: Config) -> dict[str, Any]:
+    """The keys that most families have. What is None is left out."""
     rope = config.get("rope_parameters") or {}
-    return {
-        "block_count": config["num_hidden_layers"],
-        "context_length": config["max_position_embeddings"],
-        "embedding_length": config["hidden_size"],
-        "feed_forward_length": config["intermediate_size"],
-        "attention.head_count": config["num_attention_heads"],
-        "attention.head_count_kv": config["num_key_value_heads"],
-        "attention.key_length": config.get("head_dim"),
-        "attention.value_length": config.get("head_dim"),
-        "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+    names = {
+        "block_count": "num_hidden_layers",
+        "context_length": "max_position_embeddings",
+        "embedding_length": "hidden_size",
+        "feed_forward_length": "intermediate_size",
+        "attention.head_count": "num_attention_heads",
+        "attention.head_count_kv": "num_key_value_heads",
+        "attention.key_length": "head_dim",
+        "attention.value_length": "head_dim",
+        "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    }
+    return {own: config.get(name) for own, name in names.items()} | {
         "rope.freq_base": rope.get("full_attention", rope).get("rope_theta"),
         "expert_count": config.get("num_experts") or config.get("num_local_experts"),
-        "expert_used_count": config.get("num_experts_per_tok"),
-        "expert_feed_forward_length": config.get("moe_intermediate_size"),
-        "expert_shared_feed_forward_length": config.get("shared_expert_intermediate_size"),
     }
 
 
@@ -97,6 +101,12 @@ def _stacked(weights: Mapping[str, Array]) -> dict[str, Array]:
         name: np.stack([stack[number] for number in sorted(stack)])
         for name, stack in stacks.items()
     }
+
+
+def _layer(name: str) -> str:
+    """GGUF's name of a tensor's layer, if it is in one."""
+    found = re.search(r"\.layers\.(\d+)\.", name)
+    return f"blk.{found[1]}" if found else ""
 
 
 def _state_space(name: str, weight: Array) -> tuple[str, Array]:
@@ -267,7 +277,7 @@ def _gemma4_keys(config: Config) -> dict[str, Any]:
 
 def _gemma4(name: str, weight: Array, config: Config) -> Iterator[tuple[str, Array]]:
     """`Gemma4Model.modify_tensors`."""
-    layer = f"blk.{name.split('.')[2]}"
+    layer = _layer(name)
     own = {
         "router.scale": f"{layer}.ffn_gate_inp.scale",
         "router.per_expert_scale": f"{layer}.ffn_down_exps.scale",
@@ -276,6 +286,164 @@ def _gemma4(name: str, weight: Array, config: Config) -> Iterator[tuple[str, Arr
         "experts.down_proj": f"{layer}.ffn_down_exps.weight",
     }
     yield next((one for end, one in own.items() if name.endswith(f".{end}")), name), weight
+
+
+def _state_keys(config: Config) -> dict[str, Any]:
+    """The keys of layers with a state, as `mamba_…` or without that in config.json."""
+    own = {name.removeprefix("mamba_"): one for name, one in config.items()}
+    hidden, num_heads = config["hidden_size"], own.get("n_heads") or own.get("num_heads")
+    inner = own.get("d_ssm") or own.get("expand", 2) * hidden
+    if config["model_type"] == "nemotron_h":
+        inner = num_heads * config["mamba_head_dim"]
+    if config["model_type"] in ("mamba", "falcon_mamba"):
+        inner = config["intermediate_size"]
+    return {
+        "ssm.conv_kernel": own.get("d_conv") or own["conv_kernel"],
+        "ssm.state_size": own.get("d_state") or own.get("ssm_state_size") or own["state_size"],
+        "ssm.group_count": own.get("n_groups"),
+        "ssm.time_step_rank": num_heads or own.get("dt_rank") or own["time_step_rank"],
+        "ssm.inner_size": inner,
+        "attention.layer_norm_rms_epsilon": config.get("layer_norm_epsilon")
+        or config["rms_norm_eps"],
+    }
+
+
+def _heads_of_layers(config: Config, kinds: list[str]) -> list[int]:
+    return [config["num_key_value_heads"] if "full" in kind else 0 for kind in kinds]
+
+
+def _scan(name: str, weight: Array, config: Config) -> Iterator[tuple[str, Array]]:
+    """`Mamba2Model.modify_tensors`, and that of Mamba 1."""
+    name, weight = _state_space(name, weight)
+    if config["model_type"] not in ("mamba", "falcon_mamba", "jamba"):
+        if name.endswith((".A_log", ".D")):
+            weight = weight[:, None]
+        if name.endswith((".mixer.norm.weight", ".mamba.norm.weight")):
+            weight = weight.reshape(_state_keys(config)["ssm.group_count"], -1)
+    yield from _as_it_is(name, weight, config)
+
+
+def _granite_keys(config: Config) -> dict[str, Any]:
+    return _state_keys(config) | {
+        "attention.head_count_kv": _heads_of_layers(config, config["layer_types"]),
+        "attention.scale": config["attention_multiplier"],
+        "embedding_scale": config["embedding_multiplier"],
+        "residual_scale": config["residual_multiplier"],
+        "logit_scale": config["logits_scaling"],
+        "expert_shared_feed_forward_length": config["shared_intermediate_size"],
+        "rope.scaling.finetuned": False,
+    }
+
+
+def _granite(name: str, weight: Array, config: Config) -> Iterator[tuple[str, Array]]:
+    """`GraniteMoeModel.modify_tensors`."""
+    layer = _layer(name)
+    axis = {".shared_mlp.input_linear.weight": 0, ".block_sparse_moe.input_linear.weight": 1}
+    for end, at in axis.items():
+        if name.endswith(end):
+            kind = "exps" if at else "shexp"
+            for part, half in zip(("gate", "up"), np.split(weight, 2, at), strict=True):
+                yield f"{layer}.ffn_{part}_{kind}.weight", half
+            return
+    yield from _scan(name, weight, config)
+
+
+def _falcon_h1(name: str, weight: Array, config: Config) -> Iterator[tuple[str, Array]]:
+    """`FalconH1Model.modify_tensors`: factors become a part of weights."""
+    before = config["attention_in_multiplier"]
+    gate, down = config["mlp_multipliers"]
+    factors = {
+        "down_proj": down,
+        "gate_proj": gate,
+        "k_proj": config["key_multiplier"] * before,
+        "q_proj": before,
+        "v_proj": before,
+        "o_proj": config["attention_out_multiplier"],
+        "out_proj": config["ssm_out_multiplier"],
+        "lm_head": config["lm_head_multiplier"],
+        "embed_tokens": config["embedding_multiplier"],
+    }
+    part = name.split(".")[-2]
+    if part == "in_proj":
+        inner, groups = config["mamba_d_ssm"], config["mamba_n_groups"] * config["mamba_d_state"]
+        sizes = [inner, inner, groups, groups, config["mamba_n_heads"]]
+        rows = np.repeat(np.array(config["ssm_multipliers"], np.float32), sizes)
+        weight = weight * rows[:, None] * np.float32(config["ssm_in_multiplier"])
+    yield from _scan(name, weight * np.float32(factors.get(part, 1.0)), config)
+
+
+def _nemotron_keys(config: Config) -> dict[str, Any]:
+    kinds = config["layers_block_type"]
+    inner = config["moe_intermediate_size"]
+    return _state_keys(config) | {
+        "block_count": len(kinds),
+        "attention.head_count_kv": _heads_of_layers(config, kinds),
+        "attention.layer_norm_rms_epsilon": None,
+        "attention.layer_norm_epsilon": config["layer_norm_epsilon"],
+        "feed_forward_length": [inner if kind == "moe" else 0 for kind in kinds],
+        "expert_count": config["n_routed_experts"],
+        "expert_shared_feed_forward_length": config["moe_shared_expert_intermediate_size"],
+        "expert_weights_norm": config["norm_topk_prob"],
+        "expert_weights_scale": config["routed_scaling_factor"],
+        "expert_group_count": config["n_group"],
+        "moe_latent_size": config["moe_latent_size"],
+    }
+
+
+def _nemotron(name: str, weight: Array, config: Config) -> Iterator[tuple[str, Array]]:
+    """`NemotronHModel.modify_tensors`."""
+    name = re.sub(r"backbone(.+)\.mixer\.experts\.", r"model\1.mlp.experts.", name)
+    yield from _scan(name, weight, config)
+
+
+def _jamba_keys(config: Config) -> dict[str, Any]:
+    first, period = config["attn_layer_offset"], config["attn_layer_period"]
+    layers = range(config["num_hidden_layers"])
+    kinds = ["full" if layer % period == first else "state" for layer in layers]
+    return _state_keys(config) | {"attention.head_count_kv": _heads_of_layers(config, kinds)}
+
+
+def _jamba(name: str, weight: Array, config: Config) -> Iterator[tuple[str, Array]]:
+    """`JambaModel.modify_tensors`."""
+    name = re.sub(r"feed_forward\.(experts\.\w+)$", r"mlp.\1", name)
+    for known, one in _scan(name, weight, config):
+        yield known.replace(".feed_forward.experts.", ".mlp.experts."), one
+
+
+def _llama4_keys(config: Config) -> dict[str, Any]:
+    return {
+        "feed_forward_length": config["intermediate_size_mlp"],
+        "expert_feed_forward_length": config["intermediate_size"],
+        "interleave_moe_layer_step": config["interleave_moe_layer_step"],
+    }
+
+
+def _llama4(name: str, weight: Array, config: Config) -> Iterator[tuple[str, Array]]:
+    """`Llama4Model.modify_tensors`."""
+    if re.search(r"\.experts\.\w+$", name):
+        weight = weight.swapaxes(1, 2)
+    yield from _gate_up_apart(name, weight)
+
+
+def _mimo_keys(config: Config) -> dict[str, Any]:
+    slides = [int(kind == "sliding_attention") for kind in config["layer_types"]]
+    ropes = config["rope_parameters"]
+    share = ropes["full_attention"]["partial_rotary_factor"]
+    return {
+        "attention.head_count_kv": [config["num_key_value_heads"] * (1 + one) for one in slides],
+        "attention.sliding_window": config["sliding_window"] - 1,
+        "attention.sliding_window_pattern": slides,
+        "attention.value_length": config["v_head_dim"],
+        "attention.value_scale": config["attention_value_scale"],
+        "rope.dimension_count": int(config["head_dim"] * share),
+        "rope.freq_base_swa": ropes["sliding_attention"]["rope_theta"],
+        "expert_count": config["n_routed_experts"],
+    }
+
+
+def _mimo(name: str, weight: Array, config: Config) -> Iterator[tuple[str, Array]]:
+    """`MimoV2Model.modify_tensors`."""
+    yield from _as_it_is(name + ".weight" * name.endswith("_sink_bias"), weight, config)
 
 
 EPS = {"rms_norm_eps": 2.0**-17}
@@ -287,6 +455,40 @@ CONVERSIONS = {
     "gpt_oss": Conversion("gpt-oss", _scaling_keys, _stacked_experts, EPS),
     "qwen2_moe": Conversion("qwen2moe", lambda config: {}, _as_it_is, EPS),
     "glm4_moe": Conversion("glm4moe", _glm_keys, _as_it_is, EPS),
+    "granite_hybrid": Conversion("granitehybrid", _granite_keys, _granite, EPS),
+    "falcon_h1": Conversion(
+        "falcon-h1",
+        _state_keys,
+        _falcon_h1,
+        EPS
+        | {
+            "head_dim": 16,
+            "ssm_multipliers": [0.5, 1.2, 0.7, 0.9, 1.1],
+            "attention_in_multiplier": 0.8,
+            "attention_out_multiplier": 1.3,
+            "lm_head_multiplier": 0.5,
+            "embedding_multiplier": 2.0,
+        },
+    ),
+    "mamba": Conversion("mamba", _state_keys, _scan),
+    "falcon_mamba": Conversion(
+        "mamba", lambda config: _state_keys(config) | {"ssm.dt_b_c_rms": True}, _scan
+    ),
+    "mamba2": Conversion("mamba2", _state_keys, _scan),
+    "nemotron_h": Conversion(
+        "nemotron_h_moe",
+        _nemotron_keys,
+        _nemotron,
+        {
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+            "moe_latent_size": 48,
+        },
+    ),
+    "jamba": Conversion("jamba", _jamba_keys, _jamba, EPS),
+    "llama4": Conversion(
+        "llama4", _llama4_keys, _llama4, EPS | {"attention_chunk_size": 8192, "floor_scale": 8192}
+    ),
+    "mimo_v2_flash": Conversion("mimo2", _mimo_keys, _mimo, EPS),
     "gemma3n": Conversion("gemma3n", _gemma3n_keys, _gemma3n, EPS),
     "gemma4": Conversion("gemma4", _gemma4_keys, _gemma4, EPS | {"use_double_wide_mlp": True}),
 }
