@@ -13,6 +13,7 @@ from engine.models.gguf_keys import LAYER_TENSORS, GgufKeys
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.picture_keys import PictureKeys
+from engine.models.vision.projector_keys import ProjectorKeys
 from engine.models.vision_config import VisionConfig
 
 
@@ -41,6 +42,14 @@ class Family:
     """Further architectures of GGUF files, which are read in the same way."""
     read_gguf: Callable[[GgufKeys], ModelConfig] | None = None
     """Reads the keys of a GGUF file whose architecture is `gguf`."""
+    projector: tuple[str, str] | None = None
+    """The type of encoder in an mmproj file, and the architecture of the text model beside it; None
+    if there are no such files for the family."""
+    read_projector: (
+        Callable[[ProjectorKeys, ModelConfig], tuple[PictureKeys, ModelConfig]] | None
+    ) = None
+    """Reads the keys of an mmproj file, given the text model's configuration, and returns the keys
+    for `read_pictures` and the configuration with what pictures need."""
     gguf_tensors: Mapping[str, str] = field(default_factory=lambda: LAYER_TENSORS)
     """GGUF's names to Hugging Face's: a layer's without the layer, and others that differ from
     those of most families. Names without suffix hold for `.weight` and `.bias`; one that ends

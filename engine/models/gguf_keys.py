@@ -103,7 +103,7 @@ def unpaired_rows(config: ModelConfig, name: str, stored: Tensor) -> Tensor:
     """
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     num_heads, num_rows = heads.get(name.split(".")[-2]), len(stored)
-    if num_heads is None:
+    if num_heads is None or not name.startswith("model."):
         return stored
     if num_rows % (2 * num_heads):
         raise ModelLoadError(

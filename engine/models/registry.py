@@ -125,6 +125,12 @@ def family_of_gguf(architecture: str) -> Family | None:
     return _by_gguf().get(architecture)
 
 
+def family_of_projector(projector: str, text: str) -> Family | None:
+    """Return the family whose mmproj files have this type of encoder, beside a text model of that
+    architecture."""
+    return next((one for one in families().values() if one.projector == (projector, text)), None)
+
+
 def gguf_architectures() -> list[str]:
     """List the architectures that GGUF files may state."""
     return list(_by_gguf())

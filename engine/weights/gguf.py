@@ -22,6 +22,7 @@ from engine.errors import ModelLoadError
 from engine.models.config import ModelConfig
 from engine.models.gguf_keys import NO_WEIGHTS
 from engine.models.registry import family_of
+from engine.models.vision.projector_keys import LAYERS
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
 
 _TOP = {
@@ -59,12 +60,14 @@ def hugging_face_name(name: str, names: Mapping[str, str], root: str = "model") 
         names: the family's names (`Family.gguf_tensors`).
         root: the first part of names in the model.
     """
-    prefix, _, rest = name.partition(".")
+    of_tower = name.startswith(LAYERS)
+    prefix, _, rest = name.removeprefix("v." if of_tower else "").partition(".")
     layer, _, part = rest.partition(".")
     if prefix != "blk":
         return _renamed(name, _TOP | names)
-    own = _renamed(part, names) if layer.isdecimal() else None
-    return None if own is None else f"{root}.layers.{int(layer)}.{own}"
+    own = _renamed(f"v.{part}" if of_tower else part, names) if layer.isdecimal() else None
+    layers = names.get(LAYERS) if of_tower else f"{root}.layers"
+    return None if own is None or layers is None else f"{layers}.{int(layer)}.{own}"
 
 
 def _renamed(name: str, names: Mapping[str, str]) -> str | None:
@@ -75,8 +78,13 @@ def _renamed(name: str, names: Mapping[str, str]) -> str | None:
     return names.get(name) or (f"{names[stem]}.{suffix}" if stem in names else None)
 
 
-def named_tensors(path: Path, config: ModelConfig) -> dict[str, GGUFTensor]:
+def named_tensors(
+    path: Path, config: ModelConfig, mmproj: Path | None = None
+) -> dict[str, GGUFTensor]:
     """The tensors by Hugging Face names, in the order of the file or of its parts.
+
+    Args:
+        mmproj: the file of the encoder for pictures, which is read if the model takes pictures.
 
     Raises:
         CorruptFile: the file is damaged.
@@ -85,6 +93,8 @@ def named_tensors(path: Path, config: ModelConfig) -> dict[str, GGUFTensor]:
     named = {}
     names, root = family_of(config.architecture).gguf_tensors, config.embedding.partition(".")[0]
     tensors = read_tensors(path)
+    if mmproj is not None and config.vision is not None:
+        tensors = {**tensors, **read_tensors(mmproj)}
     drafting = {layer for name in tensors if (layer := name.partition(_DRAFTS)[0]) != name}
     for tensor in sorted(tensors.values(), key=lambda t: (t.path, t.offset)):
         if tensor.name in NO_WEIGHTS or ".".join(tensor.name.split(".")[:2]) in drafting:
@@ -118,6 +128,7 @@ def iter_gguf_weights(
     config: ModelConfig,
     packed: Container[str] = (),
     left_out: Container[str] = (),
+    mmproj: Path | None = None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (Hugging Face name, tensor), converting a little ahead of the consumer.
 
@@ -127,7 +138,7 @@ def iter_gguf_weights(
     Besides the current tensor this takes the memory of at most `_MAX_AHEAD_BYTES` of converted
     tensors, or of one tensor if that is larger, and of one chunk per thread.
     """
-    named = named_tensors(path, config)
+    named = named_tensors(path, config, mmproj)
     sources = dict(named)
     if config.tie_word_embeddings and _HEAD in packed:
         sources[f"{_HEAD}.weight"] = named[f"{config.embedding}.weight"]

@@ -35,7 +35,7 @@ def load_model_config(checkpoint: Checkpoint) -> ModelConfig:
         ModelLoadError: a key is missing or has an impossible value; the message names it.
     """
     if checkpoint.layout == "gguf":
-        return read_gguf_config(checkpoint.path)
+        return read_gguf_config(checkpoint.path, checkpoint.mmproj)
     return read_config_json(checkpoint.path)
 
 
@@ -75,7 +75,9 @@ def iter_weights(
         ModelLoadError: a tensor or a tensor type is unknown; the message names it.
     """
     if checkpoint.layout == "gguf":
-        return iter_gguf_weights(checkpoint.path, config, packed, left_out)
+        return iter_gguf_weights(
+            checkpoint.path, config, packed, left_out, checkpoint.mmproj
+        )
     return (
         part
         for name, tensor in iter_folder_weights(checkpoint.path, config)
@@ -90,7 +92,9 @@ def weight_headers(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Ten
     if checkpoint.layout == "gguf":
         return {
             name: TensorHeader(tensor.shape, tensor.type.name)
-            for name, tensor in named_tensors(checkpoint.path, config).items()
+            for name, tensor in named_tensors(
+                checkpoint.path, config, checkpoint.mmproj
+            ).items()
         }
     headers = folder_headers(checkpoint.path)
     return {

@@ -31,6 +31,8 @@ _FILE_FORMATS = {
     "torch_file": "pickle",
 }
 """The file formats of layouts with another name than their format."""
+MMPROJ = "mmproj"
+"""The beginning of names of GGUF files with a model's encoder for pictures."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _ONNX_VERSION = b"\x08"
 """The tag of the first field of an ONNX file."""
@@ -55,6 +57,8 @@ class Checkpoint:
     path: Path
     name: str
     """The default id under which it is served."""
+    mmproj: Path | None = None
+    """The GGUF file of the encoder for pictures that belongs to a GGUF file."""
 
     @property
     def file_format(self) -> str:
@@ -204,7 +208,9 @@ def _ncnn(path: Path, name: str) -> Checkpoint:
 
 def _folder(path: Path, name: str) -> Checkpoint:
     names = sorted(entry.name for entry in path.iterdir())
-    ggufs = sorted({first_part(n) for n in names if n.endswith(".gguf")})
+    ggufs = sorted(
+        {first_part(n) for n in names if n.endswith(".gguf") and not n.startswith(MMPROJ)}
+    )
     if "model_index.json" in names:
         return Checkpoint("diffusers", path, name)
     if "config.json" in names and any(n.endswith(".safetensors") for n in names):

@@ -21,9 +21,11 @@ from engine.models.layers.norm import RmsNorm
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.picture_keys import PictureKeys
+from engine.models.vision.projector_keys import SIGLIP_TENSORS, ProjectorKeys
 from engine.models.vision.siglip import TowerEncoder, VisionTower, squares
 from engine.models.vision_config import VisionConfig
 from engine.quantization.method import TensorSpec
+from engine.quantization.plan import PICTURE_ENCODER
 
 ARCHITECTURE = "Gemma3ForConditionalGeneration"
 _TEXT = {
@@ -133,6 +135,26 @@ def read_pictures(keys: PictureKeys, config: ModelConfig) -> tuple[PictureFacts,
     return facts, vision
 
 
+def read_projector(keys: ProjectorKeys, config: ModelConfig) -> tuple[PictureKeys, ModelConfig]:
+    """Read the keys of an mmproj file. Many vocabularies lack the placeholder; any token without a
+    meaning will do."""
+    side, patch = keys.size("image_size"), keys.size("patch_size")
+    rows = (side // patch // keys.size("projector.scale_factor", 4)) ** 2
+    found = keys.picture_keys(
+        {"vision_config": keys.vision(), "mm_tokens_per_image": rows},
+        placeholder=keys.first_token("<image_soft_token>", "<unused0>"),
+        id_key="image_token_index",
+        images={"size": {"height": side, "width": side}},
+        processor={"image_seq_length": rows},
+    )
+    return found, config
+
+
+def gguf_original(config: ModelConfig, name: str, stored: Tensor) -> Tensor:
+    """Undo what llama.cpp's converter did to a tensor: it adds the 1 that the norm lacks."""
+    return stored.float() - 1.0 if name.endswith("mm_soft_emb_norm.weight") else stored
+
+
 FAMILIES = (
     Family(
         architecture=ARCHITECTURE,
@@ -140,5 +162,14 @@ FAMILIES = (
         create=create,
         read_json=read_json,
         read_pictures=read_pictures,
+        projector=("gemma3", gemma3.ARCHITECTURE),
+        read_projector=read_projector,
+        gguf_tensors=gemma3.FAMILIES[0].gguf_tensors
+        | SIGLIP_TENSORS
+        | {
+            "mm.soft_emb_norm": f"{PICTURE_ENCODER}projector.mm_soft_emb_norm",
+            "mm.input_projection.weight": f"{PICTURE_ENCODER}projector.mm_input_projection_weight",
+        },
+        gguf_original=gguf_original,
     ),
 )

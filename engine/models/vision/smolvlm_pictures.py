@@ -17,12 +17,15 @@ from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.family import Family
 from engine.models.forward_context import NO_CONTEXT
+from engine.models.gguf_keys import LAYER_TENSORS, unpaired_rows
 from engine.models.layers.linear import Shard
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.picture_keys import PictureKeys
+from engine.models.vision.projector_keys import SIGLIP_TENSORS, ProjectorKeys
 from engine.models.vision.siglip import TowerEncoder, TowerLinear, VisionTower, squares
 from engine.models.vision_config import VisionConfig
+from engine.quantization.plan import PICTURE_ENCODER
 
 SMOLVLM, IDEFICS3 = "SmolVLMForConditionalGeneration", "Idefics3ForConditionalGeneration"
 _TEXT = {
@@ -137,6 +140,22 @@ def read_pictures(keys: PictureKeys, config: ModelConfig) -> tuple[PictureFacts,
     return facts, vision
 
 
+def read_projector(keys: ProjectorKeys, config: ModelConfig) -> tuple[PictureKeys, ModelConfig]:
+    """Read the keys of an mmproj file."""
+    side, joined = keys.size("image_size"), keys.size("projector.scale_factor")
+    found = keys.picture_keys(
+        {"vision_config": keys.vision(), "scale_factor": joined},
+        placeholder="<image>",
+        id_key="image_token_id",
+        images={
+            "max_image_size": {"longest_edge": side},
+            "size": {"longest_edge": keys.size("preproc_image_size", side)},
+        },
+        processor={"image_seq_len": (side // keys.size("patch_size") // joined) ** 2},
+    )
+    return found, config
+
+
 FAMILIES = tuple(
     Family(
         architecture=architecture,
@@ -144,6 +163,12 @@ FAMILIES = tuple(
         create=create,
         read_json=partial(read_json, architecture),
         read_pictures=read_pictures,
+        projector=("idefics3", llama.FAMILIES[0].architecture) if model_type == "smolvlm" else None,
+        read_projector=read_projector,
+        gguf_tensors=LAYER_TENSORS
+        | SIGLIP_TENSORS
+        | {"mm.model.fc": f"{PICTURE_ENCODER}projector.modality_projection.proj"},
+        gguf_original=unpaired_rows,
     )
     for architecture, model_type in ((SMOLVLM, "smolvlm"), (IDEFICS3, "idefics3"))
 )
