@@ -166,6 +166,13 @@ class TextSettings(TokenSettings, AdapterSettings):
         "Replay recorded steps: on a GPU decode steps as CUDA graphs, on a CPU most steps as "
         "lists of calls to the C++ operations.",
     )
+    mmproj: str | None = knob(
+        None,
+        "The GGUF file with the encoder by which a GGUF model sees pictures, as llama.cpp's "
+        "--mmproj. By default the one beside the model whose name begins with mmproj.",
+        form="FILE",
+        names_files=True,
+    )
     num_speculative_tokens: int = knob(
         0,
         "Most tokens to guess per request and step, from its own text so far (prompt lookup) or "

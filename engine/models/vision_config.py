@@ -48,6 +48,10 @@ class VisionConfig:
         """How many states of the decoder's size a prompt row has."""
         return 1
 
+    def tensor_name(self, name: str) -> str:
+        """Return the model's name for a tensor that an mmproj file names by a layer's number."""
+        return name
+
     def num_slices(self, num_rows: int) -> int:
         """The number of slices in which a crop of so many prompt rows is encoded on a CPU: each
         layer's projections and its other work, for some patches at a time, and the end."""

@@ -27,6 +27,7 @@ from engine.planning.report import AdapterFacts, ExpertFacts, PlanReport, PlanRo
 from engine.planning.step_bytes import step_bytes
 from engine.runtime.device import torch_dtype
 from engine.weights.loader import load_model_config
+from engine.weights.mmproj import with_mmproj
 from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import WeightPlan, plan_weights
 from kernels.paged_attention.paged_batch import WIDEST_IN_TRITON
@@ -42,6 +43,7 @@ def plan(checkpoint: Checkpoint, intent: TextSettings, target: Target) -> PlanRe
         ModelLoadError: its files cannot be used.
         InvalidParameter: texts would be longer than the model takes.
     """
+    checkpoint = with_mmproj(checkpoint, intent.mmproj)
     config = load_model_config(checkpoint).within(intent.max_model_len)
     longest = intent.max_model_len or config.max_position_embeddings
     context = longest if target.context is None else target.context

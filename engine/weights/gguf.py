@@ -105,6 +105,8 @@ def named_tensors(
                 f"{tensor.path.name} holds tensor {tensor.name[:80]!r}, which no supported model "
                 f"family has; serve another model"
             )
+        if config.vision is not None:
+            name = config.vision.tensor_name(name)
         if next(config.parts_of(name, _NOTHING), None) is None:
             continue
         if name.endswith(_SINGLE_ROW) and len(tensor.shape) == 1:

@@ -19,7 +19,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "Models": (
         *("models", "device", "kind", "dtype", "quantization", "max_kl", "max_model_len"),
         *("tool_call_parser", "reasoning_parser", "generation_config"),
-        *("override_generation_config", "seed", "deterministic"),
+        *("override_generation_config", "seed", "deterministic", "mmproj"),
     ),
     "Address and keys": (
         *("host", "port", "uds", "root_path", "ssl_certfile", "ssl_keyfile", "api_keys"),

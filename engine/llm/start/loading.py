@@ -38,6 +38,7 @@ from engine.runtime.threads import limit_threads
 from engine.weights.decoder import load_decoder
 from engine.weights.default_sampling import default_sampling
 from engine.weights.loader import load_model_config
+from engine.weights.mmproj import with_mmproj
 from engine.weights.source import Checkpoint
 from engine.weights.stored_bits import FEW_BITS
 from engine.weights.weight_plan import WeightPlan
@@ -54,6 +55,7 @@ def load_engine(
         ModelLoadError: one of its kinds; the message is fit for clients.
     """
     started_s = time.monotonic()
+    checkpoint = with_mmproj(checkpoint, intent.mmproj)
     model_config = load_model_config(checkpoint).within(intent.max_model_len)
     sampling = default_sampling(
         model_config.generation, intent.generation_config, intent.override_generation_config

@@ -35,6 +35,10 @@ class GridVisionConfig(VisionConfig):
     """How many times each patch is repeated, since the tower was trained with films, too."""
     mlp: tuple[str, ...]
     """The checkpoint's names for the layers of an MLP, of which a gated one has three."""
+    qkv: tuple[str, ...] = ("qkv",)
+    """The checkpoint's names for the layers of queries, keys and values."""
+    frame_weights: tuple[str, ...] = ("weight",)
+    """The checkpoint's names for the weights of patches: one tensor, or one for each frame."""
     has_rms_norms: bool = False
     has_patch_bias: bool = False
     window: int = 0
@@ -48,6 +52,14 @@ class GridVisionConfig(VisionConfig):
     @property
     def states_per_row(self) -> int:
         return 1 + len(self.deep_layers)
+
+    def tensor_name(self, name: str) -> str:
+        """See `VisionConfig.tensor_name`: mergers stand in the order of their layers."""
+        before, mergers, rest = name.partition(".deepstack_merger_list.")
+        layer, _, part = rest.partition(".")
+        if not mergers or int(layer) not in self.deep_layers:
+            return name
+        return f"{before}{mergers}{self.deep_layers.index(int(layer))}.{part}"
 
     def num_slices(self, num_rows: int) -> int:
         """See `VisionConfig.num_slices`; each merger's work is divided into slices, too."""
@@ -143,9 +155,10 @@ class PatchProjection(nn.Module, WeightOwner):
             torch.tensor(numbers, device=options.device) for numbers in (config.scale, config.shift)
         )
         patch = config.patch_size
-        shapes: dict[str, tuple[int, ...]] = {
-            "weight": (config.hidden_size, 3, config.frames, patch, patch)
-        }
+        frames = (config.frames,) if len(config.frame_weights) == 1 else ()
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
+            config.frame_weights, (config.hidden_size, 3, *frames, patch, patch)
+        )
         if config.has_patch_bias:
             shapes["bias"] = (config.hidden_size,)
 
@@ -158,8 +171,9 @@ class PatchProjection(nn.Module, WeightOwner):
         }
 
     def process_weights_after_loading(self) -> None:
-        weight = self._loaded["weight"].flatten(1)
-        self._state = self._method.arrange(weight, self._loaded.get("bias"))
+        weights = [self._loaded[name] for name in self._config.frame_weights]
+        weight = weights[0] if len(weights) == 1 else torch.stack(weights, 2)
+        self._state = self._method.arrange(weight.flatten(1), self._loaded.get("bias"))
         self._loaded = {}
 
 
@@ -206,9 +220,11 @@ class LearnedPositions(nn.Module, WeightOwner):
 class GridAttention(nn.Module):
     """Attention with rotary positions of two axes."""
 
-    def __init__(self, hidden: int, num_heads: int) -> None:
+    def __init__(self, config: GridVisionConfig) -> None:
         super().__init__()
-        self.qkv = TowerLinear(hidden, (Shard("qkv", 3 * hidden),), bias=True)
+        hidden, num_heads = config.hidden_size, config.num_attention_heads
+        size = 3 * hidden // len(config.qkv)
+        self.qkv = TowerLinear(hidden, [Shard(name, size) for name in config.qkv], bias=True)
         self.proj = TowerLinear(hidden, (Shard("proj", hidden),), bias=True)
         self.head_shape = num_heads, hidden // num_heads
 
@@ -264,7 +280,7 @@ class Block(nn.Module):
     def __init__(self, config: GridVisionConfig) -> None:
         super().__init__()
         self.norm1 = _norm(config, config.hidden_size)
-        self.attn = GridAttention(config.hidden_size, config.num_attention_heads)
+        self.attn = GridAttention(config)
         self.norm2 = _norm(config, config.hidden_size)
         self.mlp = TowerMlp(config)
 

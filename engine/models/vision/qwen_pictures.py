@@ -13,13 +13,15 @@ from engine.contract.picture_facts import PictureFacts
 from engine.errors import ModelLoadError
 from engine.models import json_keys, qwen2, qwen3, qwen3_5
 from engine.models.causal_lm import CausalLM
-from engine.models.config import ModelConfig
+from engine.models.config import MAX_LAYERS, ModelConfig
 from engine.models.family import Family
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.picture_keys import PictureKeys
 from engine.models.vision.grid_tower import GridEncoder, GridVisionConfig
+from engine.models.vision.projector_keys import LAYERS, ProjectorKeys
 from engine.models.vision_config import VisionConfig
+from engine.quantization.plan import PICTURE_ENCODER
 
 _PIXELS = (56 * 56, 28 * 28 * 1280)
 """The fewest and the most pixels of a picture, if the files name none."""
@@ -91,6 +93,11 @@ class _Release:
     is_interleaved: bool = False
     """Whether these frequencies take turns, instead of standing in three sections."""
     placeholder_id: int = 151_655
+    projector: str
+    """The type of encoder in an mmproj file."""
+    pixels: tuple[int, int]
+    """The fewest and the most pixels of a picture in the published files of the processor, which
+    an mmproj file lacks."""
     tower: Callable[[MetadataKeys, int], dict[str, Any]]
     """Reads the fields of `GridVisionConfig` from the tower's keys and the width of a prompt
     row's square."""
@@ -136,6 +143,8 @@ _RELEASES = {
         text=_TEXT,
         vision=_VISION | {"hidden_size": 3584, "hidden_act": "quick_gelu"},
         sections=(16, 24, 24),
+        projector="qwen2vl_merger",
+        pixels=(56 * 56, 28 * 28 * 16_384),
         tower=_qwen2_tower,
     ),
     ("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"): _Release(
@@ -149,6 +158,8 @@ _RELEASES = {
             "fullatt_block_indexes": [7, 15, 23, 31],
         },
         sections=(16, 24, 24),
+        projector="qwen2.5vl_merger",
+        pixels=(56 * 56, 28 * 28 * 16_384),
         tower=_qwen2_5_tower,
     ),
     ("Qwen3VLForConditionalGeneration", "qwen3_vl"): _Release(
@@ -157,6 +168,8 @@ _RELEASES = {
         vision=_QWEN3_VISION | {"deepstack_visual_indexes": [8, 16, 24]},
         sections=(24, 20, 20),
         is_interleaved=True,
+        projector="qwen3vl_merger",
+        pixels=(1 << 16, 1 << 24),
         tower=_qwen3_tower,
     ),
     ("Qwen3_5ForConditionalGeneration", "qwen3_5"): _Release(
@@ -166,6 +179,8 @@ _RELEASES = {
         sections=(11, 11, 10),
         is_interleaved=True,
         placeholder_id=248_056,
+        projector="qwen3vl_merger",
+        pixels=(1 << 16, 1 << 24),
         tower=_qwen3_tower,
     ),
 }
@@ -270,8 +285,86 @@ def read_pictures(
         "num_attention_heads": vision.integer("num_heads"),
     }
     tower = MetadataKeys({"layer_norm_eps": 1e-6, **vision.values, **named, **own}, vision.source)
-    fields = keys.tower_fields(tower) | own
+    stored = keys.config.inner("stored").values
+    fields = keys.tower_fields(tower) | own | stored
     return facts, GridVisionConfig(**fields, joined=joined, frames=frames)
+
+
+def read_projector(
+    release: _Release, keys: ProjectorKeys, config: ModelConfig
+) -> tuple[PictureKeys, ModelConfig]:
+    """Read the keys of an mmproj file. It has queries, keys and values apart in older models, and
+    the weights of patches apart for each frame."""
+    text, num_layers = keys.text_keys, keys.size("block_count")
+    sections = text.values.get(text.own("rope.dimension_sections")) or [*release.sections, 0]
+    half = (config.rotary_dim or config.head_dim) // 2
+    axes = _axes(sections[:3], half, release.is_interleaved)
+    deep = keys.values.get("clip.vision.is_deepstack_layers") or []
+    period = keys.size("n_wa_pattern", num_layers)
+    inner = keys.shapes.get("v.blk.0.ffn_up.weight", (None,))[0]
+    tower = keys.vision(
+        depth=num_layers,
+        num_heads=keys.size("attention.head_count"),
+        embed_dim=keys.size("embedding_length"),
+        intermediate_size=inner,
+        mlp_ratio=None if inner is None else max(1, inner // keys.size("embedding_length")),
+        spatial_merge_size=keys.size("spatial_merge_size", 2),
+        num_position_embeddings=keys.shapes.get("v.position_embd.weight", (None,))[0],
+        fullatt_block_indexes=list(range(period - 1, num_layers, period)),
+        deepstack_visual_indexes=[layer for layer, is_deep in enumerate(deep) if is_deep],
+        layer_norm_eps=None,
+    )
+    stored: dict[str, Any] = {"frame_weights": ("weight", "weight.1")}
+    if "v.blk.0.attn_q.weight" in keys.shapes:
+        stored["qkv"] = ("q", "k", "v")
+    fewest, most = release.pixels
+    found = keys.picture_keys(
+        {"vision_config": tower, "stored": stored},
+        placeholder="<|image_pad|>",
+        id_key="image_token_id",
+        images={
+            "patch_size": keys.size("patch_size"),
+            "merge_size": keys.size("spatial_merge_size", 2),
+            "min_pixels": keys.size("image_min_pixels", fewest),
+            "max_pixels": keys.size("image_max_pixels", most),
+        },
+    )
+    return found, replace(config, rope_axes=axes)
+
+
+_NAMES = {
+    "attn_qkv": "attn.qkv",
+    "attn_q": "attn.q",
+    "attn_k": "attn.k",
+    "attn_v": "attn.v",
+    "attn_out": "attn.proj",
+    "ln1": "norm1",
+    "ln2": "norm2",
+}
+
+
+def _tensors(release: _Release) -> dict[str, str]:
+    """Return GGUF's names of tensors."""
+    own = release.tower
+    up, down = ("fc1", "fc2") if own is _qwen2_tower else ("linear_fc1", "linear_fc2")
+    mlp = {"ffn_up": f"mlp.{up}", "ffn_down": f"mlp.{down}"}
+    if own is _qwen2_5_tower:
+        mlp = {f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")}
+    return {
+        **release.decoder.FAMILIES[0].gguf_tensors,
+        **{f"v.{own}": name for own, name in (_NAMES | mlp).items()},
+        LAYERS: f"{PICTURE_ENCODER}blocks",
+        "v.patch_embd": f"{PICTURE_ENCODER}patch_embed.proj",
+        "v.patch_embd.weight.1.": f"{PICTURE_ENCODER}patch_embed.proj.weight.1",
+        "v.position_embd": f"{PICTURE_ENCODER}pos_embed",
+        "v.post_ln": f"{PICTURE_ENCODER}merger.norm",
+        "mm.0": f"{PICTURE_ENCODER}merger.linear_fc1",
+        "mm.2": f"{PICTURE_ENCODER}merger.linear_fc2",
+    } | {
+        f"v.deepstack.{layer}.{part}": f"{PICTURE_ENCODER}deepstack_merger_list.{layer}.{name}"
+        for part, name in (("norm", "norm"), ("fc1", "linear_fc1"), ("fc2", "linear_fc2"))
+        for layer in range(MAX_LAYERS if own is _qwen3_tower else 0)
+    }
 
 
 FAMILIES = tuple(
@@ -281,6 +374,10 @@ FAMILIES = tuple(
         create=partial(create, release),
         read_json=partial(read_json, architecture, release),
         read_pictures=partial(read_pictures, release),
+        projector=(release.projector, release.decoder.ARCHITECTURE),
+        read_projector=partial(read_projector, release),
+        gguf_tensors=_tensors(release),
+        gguf_original=release.decoder.FAMILIES[0].gguf_original,
     )
     for (architecture, model_type), release in _RELEASES.items()
 )

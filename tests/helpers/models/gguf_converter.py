@@ -42,7 +42,14 @@ def convert(folder: Path, family: str, **keys: Any) -> Path:
         keys: more metadata, with `__` for dots; what is None is left out.
     """
     config = json.loads((folder / "config.json").read_text())
-    conversion = CONVERSIONS[family]
+    weights = load_file(folder / "model.safetensors")
+    return write_text_model(folder, CONVERSIONS[family], config, weights, **keys)
+
+
+def write_text_model(
+    folder: Path, conversion: Conversion, config: Config, weights: Mapping[str, Array], **keys: Any
+) -> Path:
+    """Write a text model with the configuration and weights into a folder."""
     arch, num_layers = conversion.arch, config.get("num_hidden_layers", MAX_LAYERS)
     kinds = {name: one for one, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[arch], num_layers)
@@ -57,7 +64,7 @@ def convert(folder: Path, family: str, **keys: Any) -> Path:
         size = metadata[f"{arch}.attention.key_length"] // 2
         tensors["rope_freqs.weight"] = np.where(np.arange(size) < size // 4, 1.0, 1e30)
         tensors["rope_freqs.weight"] = tensors["rope_freqs.weight"].astype(np.float32)
-    for name, weight in _stacked(load_file(folder / "model.safetensors")).items():
+    for name, weight in _stacked(weights).items():
         for known, changed in conversion.change(name, weight, config):
             own = names.get_name(known, try_suffixes=(".weight", ".bias")) or known
             tensors[own] = np.ascontiguousarray(changed)
