@@ -83,7 +83,8 @@ _RULES = {
     PreTokenizerRule((_LLAMA3,), ignore_merges=True, adds_bos=True): [
         "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
     ],
-    PreTokenizerRule((_LLAMA3,)): ["dbrx", "smaug-bpe", "glm4", "chatglm-bpe"],
+    PreTokenizerRule((_LLAMA3,)): ["dbrx", "smaug-bpe", "chatglm-bpe"],
+    PreTokenizerRule((_LLAMA3,), ignore_merges=True): ["glm4"],
     PreTokenizerRule((_QWEN2,)): [
         "qwen2", "deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan", "kormo", "grok-2",
     ],

@@ -35,11 +35,21 @@ def build_spm_tokenizer(vocabulary: Vocabulary, *, prefix: SpacePrefix) -> RawTo
     else:
         prepend = [normalizers.Prepend(_SPACE)] * (prefix == "every")
         raw.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", _SPACE)])
+    _set_decoder(raw, prefix)
+    return raw
+
+
+def set_spaces(raw: RawTokenizer) -> None:
+    """Let a tokenizer write spaces as SentencePiece does, without one before the text."""
+    raw.normalizer = normalizers.Replace(" ", _SPACE)
+    _set_decoder(raw, "none")
+
+
+def _set_decoder(raw: RawTokenizer, prefix: SpacePrefix) -> None:
     raw.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
         + [decoders.Strip(" ", 1, 0)] * (prefix != "none")
     )
-    return raw
 
 
 def _derive_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from engine.models.config import ModelConfig
 from engine.models.gguf_keys import NO_WEIGHTS, GgufKeys
 from engine.models.registry import family_of_gguf, family_of_projector, gguf_architectures
 from engine.models.vision.projector_keys import ProjectorKeys
-from engine.text.gguf_tokenizer import END_TOKENS
+from engine.text.gguf_tokenizer import end_tokens
 from engine.text.vocabulary import TokenType
 from engine.weights.gguf import load_tensor
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
@@ -99,11 +99,11 @@ def _stop_tokens(keys: GgufKeys) -> tuple[int, ...]:
     ids = [i for name in _STOP_TOKENS for i in keys.ids(f"tokenizer.ggml.{name}_token_id")]
     tokens = keys.values.get("tokenizer.ggml.tokens", ())
     types = keys.values.get("tokenizer.ggml.token_type", ())
-    whole = (TokenType.CONTROL, TokenType.USER_DEFINED)
+    whole, ends = (TokenType.CONTROL, TokenType.USER_DEFINED), end_tokens(tokens)
     named = [
         i
         for i, (token, kind) in enumerate(zip(tokens, types, strict=False))
-        if kind in whole and token in END_TOKENS
+        if kind in whole and token in ends
     ]
     return tuple(dict.fromkeys(ids + named))
 

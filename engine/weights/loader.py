@@ -75,9 +75,7 @@ def iter_weights(
         ModelLoadError: a tensor or a tensor type is unknown; the message names it.
     """
     if checkpoint.layout == "gguf":
-        return iter_gguf_weights(
-            checkpoint.path, config, packed, left_out, checkpoint.mmproj
-        )
+        return iter_gguf_weights(checkpoint.path, config, packed, left_out, checkpoint.mmproj)
     return (
         part
         for name, tensor in iter_folder_weights(checkpoint.path, config)
@@ -92,9 +90,7 @@ def weight_headers(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Ten
     if checkpoint.layout == "gguf":
         return {
             name: TensorHeader(tensor.shape, tensor.type.name)
-            for name, tensor in named_tensors(
-                checkpoint.path, config, checkpoint.mmproj
-            ).items()
+            for name, tensor in named_tensors(checkpoint.path, config, checkpoint.mmproj).items()
         }
     headers = folder_headers(checkpoint.path)
     return {

@@ -101,6 +101,36 @@ def test_every_token_that_ends_an_answer(metadata: dict[str, Any]) -> None:
     assert tokenizer.decode(tokenizer.encode("a<|im_end|>b")) == "ab"
 
 
+def test_messages_of_gpt_oss_end_without_ending_an_answer(metadata: dict[str, Any]) -> None:
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    assert "<|end|>" in tokens
+    assert gguf_tokenizer_parts(metadata).eos_token_ids == (1, 2)
+    size = len(tokens)
+    tokens += ["<|return|>", "<|call|>"]
+    types += [3, 3]
+    assert gguf_tokenizer_parts(metadata).eos_token_ids == (1, size, size + 1)
+
+
+def test_gemma_4_merges_text_with_marked_spaces() -> None:
+    """Ids by the rules of llama.cpp's `LLAMA_VOCAB_PRE_TYPE_GEMMA4`: bytes stand for characters
+    that are no tokens, and `</s>` is text."""
+    whole = ["<pad>", "<bos>", "<|tool_response>", "<unk>", "</s>"]
+    pieces = ["▁", "a", "b", "ab", "▁ab", "\n", "\n\n", "<0xC3>", "<0xA4>"]
+    metadata = {
+        "tokenizer.ggml.model": "gemma4",
+        "tokenizer.ggml.tokens": whole + pieces,
+        "tokenizer.ggml.token_type": [3, 3, 3, 2, 1, *[1] * 7, 6, 6],
+        "tokenizer.ggml.merges": ["a b", "▁ ab", "\n \n"],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    parts = gguf_tokenizer_parts(metadata)
+    tokenizer = Tokenizer(parts)
+    assert tokenizer.encode("ab ab\n\n\nä b") == [1, 8, 9, 11, 10, 12, 13, 5, 7]
+    assert tokenizer.decode([8, 9, 11, 10, 12, 13, 5, 7]) == "ab ab\n\n\nä b"
+    assert parts.eos_token_ids == (2,)
+
+
 def test_older_files(metadata: dict[str, Any]) -> None:
     """They have no token types, no pre-tokenizer, and tokens without text."""
     del metadata["tokenizer.ggml.token_type"], metadata["tokenizer.ggml.pre"]

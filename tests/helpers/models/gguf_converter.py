@@ -35,21 +35,34 @@ class Conversion:
     """Fields of the tiny model, for what the format or the converter cannot express."""
 
 
-def convert(folder: Path, family: str, **keys: Any) -> Path:
-    """Write the model of a folder beside its files and return the path.
-
-    Args:
-        keys: more metadata, with `__` for dots; what is None is left out.
-    """
+def convert(folder: Path, family: str, **options: Any) -> Path:
+    """Write the model of a folder beside its files and return the path. The options are those of
+    `write_text_model`."""
     config = json.loads((folder / "config.json").read_text())
     weights = load_file(folder / "model.safetensors")
-    return write_text_model(folder, CONVERSIONS[family], config, weights, **keys)
+    return write_text_model(folder, CONVERSIONS[family], config, weights, **options)
 
 
 def write_text_model(
-    folder: Path, conversion: Conversion, config: Config, weights: Mapping[str, Array], **keys: Any
+    folder: Path,
+    conversion: Conversion,
+    config: Config,
+    weights: Mapping[str, Array],
+    *,
+    quant: Any = None,
+    fuses_experts: bool = False,
+    extra: Mapping[str, Array] | None = None,
+    **keys: Any,
 ) -> Path:
-    """Write a text model with the configuration and weights into a folder."""
+    """Write a text model with the configuration and weights into a folder, as `convert` does.
+
+    Args:
+        quant: the type of all matrices whose rows are whole blocks; fp32 by default. Matrices with
+            one row become vectors then, as llama-quantize writes them.
+        fuses_experts: whether the converter has the option `--fuse-gate-up-exps`.
+        extra: further tensors by GGUF's names.
+        keys: more metadata, with `__` for dots; what is None is left out.
+    """
     arch, num_layers = conversion.arch, config.get("num_hidden_layers", MAX_LAYERS)
     kinds = {name: one for one, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[arch], num_layers)
@@ -68,7 +81,28 @@ def write_text_model(
         for known, changed in conversion.change(name, weight, config):
             own = names.get_name(known, try_suffixes=(".weight", ".bias")) or known
             tensors[own] = np.ascontiguousarray(changed)
-    return write_gguf(folder / "model.gguf", arch, metadata, tensors)
+    if fuses_experts:
+        _fuse(tensors)
+    types = _quantise(tensors, quant) if quant is not None else {}
+    return write_gguf(folder / "model.gguf", arch, metadata, tensors | (extra or {}), types)
+
+
+def _fuse(tensors: dict[str, Array]) -> None:
+    for name in [name for name in tensors if name.endswith("ffn_gate_exps.weight")]:
+        both = tensors.pop(name), tensors.pop(name.replace("gate", "up"))
+        tensors[name.replace("gate", "gate_up")] = np.concatenate(both, 1)
+
+
+def _quantise(tensors: dict[str, Any], quant: Any) -> dict[str, Any]:
+    """Quantise matrices, and return their types."""
+    types, block = {}, gguf.GGML_QUANT_SIZES[quant][0]
+    for name, weight in tensors.items():
+        if weight.ndim == 2 and len(weight) == 1:
+            tensors[name] = weight[0]
+        elif weight.ndim > 1 and not weight.shape[-1] % block and name.endswith(".weight"):
+            tensors[name] = gguf.quants.quantize(weight, quant)
+            types[name] = quant
+    return types
 
 
 def _keys(config: Config) -> dict[str, Any]:
