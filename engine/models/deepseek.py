@@ -59,9 +59,6 @@ GGUF_TENSORS = LAYER_TENSORS | {
 for _part in ("gate", "up", "down"):
     GGUF_TENSORS[f"ffn_{_part}_exps"] = f"mlp.experts.*.{_part}_proj"
     GGUF_TENSORS[f"ffn_{_part}_shexp"] = f"mlp.shared_experts.{_part}_proj"
-for _part in ("eh_proj", "embed_tokens", "enorm", "hnorm", "shared_head_head", "shared_head_norm"):
-    # Of layers that predict more tokens, which are not used.
-    GGUF_TENSORS[f"nextn.{_part}"] = f"nextn.{_part}"
 
 SOFTMAX, SIGMOID = 1, 2
 """The functions of logits in GGUF files."""

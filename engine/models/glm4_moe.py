@@ -75,6 +75,8 @@ def read_gguf(keys: GgufKeys) -> ModelConfig:
     names = {
         "n_routed_experts": "expert_count",
         "n_shared_experts": "expert_shared_count",
+        "n_group": "expert_group_count",
+        "topk_group": "expert_group_used_count",
         "first_k_dense_replace": "leading_dense_block_count",
         "norm_topk_prob": "expert_weights_norm",
         "routed_scaling_factor": "expert_weights_scale",

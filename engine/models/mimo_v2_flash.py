@@ -204,6 +204,8 @@ def read_gguf(keys: GgufKeys) -> ModelConfig:
     names = {
         "sliding_window_size": "attention.sliding_window",
         "n_routed_experts": "expert_count",
+        "n_group": "expert_group_count",
+        "topk_group": "expert_group_used_count",
         "v_head_dim": "attention.value_length",
         "attention_value_scale": "attention.value_scale",
     }

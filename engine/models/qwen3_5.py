@@ -189,6 +189,8 @@ def gguf_original(config: ModelConfig, name: str, stored: Tensor) -> Tensor:
     if part == "A_log":
         stored = stored.neg().log()
     if part == "in_proj_ba.weight" and config.delta.get("joins_gates"):
+        if len(stored) != 2 * heads:
+            return stored  # the layer refuses it
         return stored.unflatten(0, (config.num_k_heads, 2, -1)).transpose(0, 1).flatten(0, 2)
     if not part or not config.delta.get("tiled") or part in ("norm.weight", "out_proj.weight"):
         return stored
@@ -196,7 +198,8 @@ def gguf_original(config: ModelConfig, name: str, stored: Tensor) -> Tensor:
     first = 2 * config.num_k_heads * k_dim if is_mixed else 0
     size = v_dim if is_mixed or part == "in_proj_z.weight" else 1
     order = torch.arange(heads * size).view(-1, config.num_k_heads, size).transpose(0, 1).flatten()
-    return torch.cat((stored[:first], stored[first:][order]))
+    rows = stored[first:]
+    return torch.cat((stored[:first], rows[order])) if len(rows) == len(order) else stored
 
 
 def _norm(config: Qwen35Config, size: int) -> RmsNorm:
