@@ -253,7 +253,9 @@ def _gguf_expert_fields(keys: GgufKeys) -> dict[str, Any]:
     group_keys = own("expert_group_count"), own("expert_group_used_count")
     return fields | {
         "normalised": keys.flag(own("expert_weights_norm"), False),
-        "plain_layers": frozenset(range(keys.integer(own("leading_dense_block_count"), 0, low=0))),
+        "plain_layers": frozenset(
+            range(keys.integer(own("leading_dense_block_count"), 0, low=0, high=MAX_LAYERS))
+        ),
         "scores": Scores(
             sigmoid=function == SIGMOID,
             bias="gate.exp_probs_b.bias" if has_bias else None,

@@ -115,7 +115,9 @@ def first_plain_layers(keys: MetadataKeys, default: int = 1) -> frozenset[int]:
     """
     types = keys.values.get("mlp_layer_types")
     if types is None:
-        return frozenset(range(keys.integer("first_k_dense_replace", default, low=0)))
+        return frozenset(
+            range(keys.integer("first_k_dense_replace", default, low=0, high=MAX_LAYERS))
+        )
     num_layers = keys.integer("num_hidden_layers", high=MAX_LAYERS)
     if not isinstance(types, list) or len(types) != num_layers:
         raise keys.nonsense("mlp_layer_types", f"a list of {num_layers} entries")

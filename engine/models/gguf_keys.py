@@ -156,9 +156,10 @@ def of_layers(keys: GgufKeys, key: str) -> list[int]:
     name, num_layers = keys.own(key), keys.integer(keys.own("block_count"), high=MAX_LAYERS)
     stated = keys.values.get(name)
     entries = stated if isinstance(stated, list) else [stated] * num_layers
-    if len(entries) != num_layers or not all(isinstance(one, int) for one in entries):
+    found = [one for one in entries if isinstance(one, int)]
+    if not len(found) == len(entries) == num_layers:
         raise keys.nonsense(name, f"a number or a list of {num_layers} numbers")
-    return entries
+    return found
 
 
 def has(keys: GgufKeys, end: str) -> bool:

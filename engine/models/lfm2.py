@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from engine.models import gguf_keys, json_keys
 from engine.models.causal_lm import CausalLM
-from engine.models.config import ModelConfig
+from engine.models.config import MAX_LAYERS, ModelConfig
 from engine.models.decoder import Attention, Decoder, sparse_mlp
 from engine.models.experts_config import MAX_EXPERTS, ExpertsConfig, gguf_expert_fields
 from engine.models.family import Family
@@ -165,7 +165,7 @@ def read_mixture(keys: MetadataKeys) -> ModelConfig:
         experts_per_token=keys.integer("num_experts_per_tok", high=num_experts),
         expert_size=keys.integer("moe_intermediate_size"),
         normalised=keys.flag("norm_topk_prob", True),
-        plain_layers=frozenset(range(keys.integer("num_dense_layers", 2, low=0))),
+        plain_layers=frozenset(range(keys.integer("num_dense_layers", 2, low=0, high=MAX_LAYERS))),
         scores=Scores(
             sigmoid=True,
             bias="expert_bias" if keys.flag("use_expert_bias", True) else None,
@@ -242,7 +242,9 @@ def read_gguf_mixture(keys: GgufKeys) -> ModelConfig:
         **fields,
         **gguf_expert_fields(keys, fields["intermediate_size"]),
         normalised=True,
-        plain_layers=frozenset(range(keys.integer(keys.own("leading_dense_block_count"), low=0))),
+        plain_layers=frozenset(
+            range(keys.integer(keys.own("leading_dense_block_count"), low=0, high=MAX_LAYERS))
+        ),
         scores=Scores(sigmoid=True, bias=EXPERT_BIAS if has_bias else None),
     )
 

@@ -1,7 +1,7 @@
 """What a checkpoint's files say about pictures."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine.contract.picture_facts import Resampling
@@ -30,6 +30,8 @@ class PictureKeys:
     """The part of processor_config.json about images, or preprocessor_config.json."""
     tokenizer: MetadataKeys
     """tokenizer_config.json"""
+    form: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the family's `VisionConfig` that follow from how the file stores tensors."""
 
     def check_processor(self, *names: str) -> None:
         """Check that pictures are prepared in one of these ways: beginnings of class names.

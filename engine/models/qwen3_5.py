@@ -191,7 +191,7 @@ def gguf_original(config: ModelConfig, name: str, stored: Tensor) -> Tensor:
     if part == "in_proj_ba.weight" and config.delta.get("joins_gates"):
         if len(stored) != 2 * heads:
             return stored  # the layer refuses it
-        return stored.unflatten(0, (config.num_k_heads, 2, -1)).transpose(0, 1).flatten(0, 2)
+        return stored.view(config.num_k_heads, 2, -1, stored.shape[1]).transpose(0, 1).flatten(0, 2)
     if not part or not config.delta.get("tiled") or part in ("norm.weight", "out_proj.weight"):
         return stored
     is_mixed = part in ("in_proj_qkv.weight", "conv1d.weight")

@@ -106,7 +106,8 @@ class GgufFloat4Method(Float4Method):
         return {"weight": weight} | bias_tensors(out_features, has_bias)
 
     def weight(self, part: LinearPart) -> Float4Weight:
-        blocks = part.concatenated_as_loaded("weight").unflatten(1, (-1, 1 + BLOCK // 2))
+        rows = part.concatenated_as_loaded("weight")
+        blocks = rows.view(len(rows), -1, 1 + BLOCK // 2)
         numbers = torch.cat((blocks[..., 1:] & 15, blocks[..., 1:] >> 4), 2).flatten(1)
         packed = numbers[:, ::2] | numbers[:, 1::2] << 4
         return Float4Weight(packed, powers_of_two(part.name(0, "weight"), blocks[..., 0]))

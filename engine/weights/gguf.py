@@ -64,7 +64,7 @@ def hugging_face_name(name: str, names: Mapping[str, str], root: str = "model") 
     prefix, _, rest = name.removeprefix("v." if of_tower else "").partition(".")
     layer, _, part = rest.partition(".")
     if prefix != "blk":
-        return _renamed(name, _TOP | names)
+        return _renamed(name, {**_TOP, **names})
     own = _renamed(f"v.{part}" if of_tower else part, names) if layer.isdecimal() else None
     layers = names.get(LAYERS) if of_tower else f"{root}.layers"
     return None if own is None or layers is None else f"{layers}.{int(layer)}.{own}"

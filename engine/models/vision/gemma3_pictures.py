@@ -164,9 +164,9 @@ FAMILIES = (
         read_pictures=read_pictures,
         projector=("gemma3", gemma3.ARCHITECTURE),
         read_projector=read_projector,
-        gguf_tensors=gemma3.FAMILIES[0].gguf_tensors
-        | SIGLIP_TENSORS
-        | {
+        gguf_tensors={
+            **gemma3.FAMILIES[0].gguf_tensors,
+            **SIGLIP_TENSORS,
             "mm.soft_emb_norm": f"{PICTURE_ENCODER}projector.mm_soft_emb_norm",
             "mm.input_projection.weight": f"{PICTURE_ENCODER}projector.mm_input_projection_weight",
         },

@@ -86,6 +86,7 @@ class ProjectorKeys(MetadataKeys):
         id_key: str,
         images: Mapping[str, Any],
         processor: Mapping[str, Any] | None = None,
+        form: Mapping[str, Any] | None = None,
     ) -> PictureKeys:
         """Return the keys of a folder's files that say the same.
 
@@ -94,6 +95,7 @@ class ProjectorKeys(MetadataKeys):
             placeholder: the text of the token that stands for a row of a picture.
             id_key: config.json's key of its id.
             images, processor: keys of the processor's files.
+            form: see `PictureKeys`.
         """
         tokens = self._tokens()
         place = tokens.index(placeholder) if placeholder in tokens else None
@@ -102,7 +104,15 @@ class ProjectorKeys(MetadataKeys):
             processor=MetadataKeys(processor or {}, self.source),
             images=MetadataKeys({**self._renamed(_IMAGES), **images}, self.source),
             tokenizer=MetadataKeys({"image_token": placeholder}, self.source),
+            form=form or {},
         )
+
+    def flags(self, key: str) -> list[bool]:
+        """Read a list of flags; empty if it is missing."""
+        found = self.values.get(key) or []
+        if not isinstance(found, list) or not all(isinstance(one, bool) for one in found):
+            raise self.nonsense(key, "a list of values true or false")
+        return found
 
     def _tokens(self) -> list[str]:
         found = self.text_keys.values.get("tokenizer.ggml.tokens")

@@ -285,8 +285,7 @@ def read_pictures(
         "num_attention_heads": vision.integer("num_heads"),
     }
     tower = MetadataKeys({"layer_norm_eps": 1e-6, **vision.values, **named, **own}, vision.source)
-    stored = keys.config.inner("stored").values
-    fields = keys.tower_fields(tower) | own | stored
+    fields = {**keys.tower_fields(tower), **own, **keys.form}
     return facts, GridVisionConfig(**fields, joined=joined, frames=frames)
 
 
@@ -296,10 +295,11 @@ def read_projector(
     """Read the keys of an mmproj file. It has queries, keys and values apart in older models, and
     the weights of patches apart for each frame."""
     text, num_layers = keys.text_keys, keys.size("block_count")
-    sections = text.values.get(text.own("rope.dimension_sections")) or [*release.sections, 0]
+    sections = text.values.get(text.own("rope.dimension_sections"))
+    sections = sections[:3] if isinstance(sections, list) else release.sections
     half = (config.rotary_dim or config.head_dim) // 2
-    axes = _axes(sections[:3], half, release.is_interleaved)
-    deep = keys.values.get("clip.vision.is_deepstack_layers") or []
+    axes = _axes(sections, half, release.is_interleaved)
+    deep = keys.flags("clip.vision.is_deepstack_layers")
     period = keys.size("n_wa_pattern", num_layers)
     inner = keys.shapes.get("v.blk.0.ffn_up.weight", (None,))[0]
     tower = keys.vision(
@@ -314,12 +314,12 @@ def read_projector(
         deepstack_visual_indexes=[layer for layer, is_deep in enumerate(deep) if is_deep],
         layer_norm_eps=None,
     )
-    stored: dict[str, Any] = {"frame_weights": ("weight", "weight.1")}
+    form: dict[str, Any] = {"frame_weights": ("weight", "weight.1")}
     if "v.blk.0.attn_q.weight" in keys.shapes:
-        stored["qkv"] = ("q", "k", "v")
+        form["qkv"] = ("q", "k", "v")
     fewest, most = release.pixels
     found = keys.picture_keys(
-        {"vision_config": tower, "stored": stored},
+        {"vision_config": tower},
         placeholder="<|image_pad|>",
         id_key="image_token_id",
         images={
@@ -328,6 +328,7 @@ def read_projector(
             "min_pixels": keys.size("image_min_pixels", fewest),
             "max_pixels": keys.size("image_max_pixels", most),
         },
+        form=form,
     )
     return found, replace(config, rope_axes=axes)
 

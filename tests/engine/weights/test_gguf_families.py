@@ -1,19 +1,23 @@
 """GGUF files of families whose tensors llama.cpp's converter changes, beside their checkpoints."""
 
+import json
 import random
+from dataclasses import replace
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from engine.contract.resolved_config import MachineFacts
 from engine.contract.settings import EngineConfig
+from engine.errors import ModelLoadError
 from engine.models.registry import create_model
 from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.weight_plan import plan_weights
 from tests.helpers.models.checkpoints import in_folder, in_gguf, logits
-from tests.helpers.models.gguf_converter import CONVERSIONS, convert
+from tests.helpers.models.gguf_converter import CONVERSIONS, convert, write_text_model
 from tests.helpers.models.tiny_pairs import run_alone
 
 
@@ -94,3 +98,28 @@ def test_experts_with_gates_and_ups_in_one_tensor(tiny_qwen2_moe):
     expected = logits(in_gguf(path), text)
     fused = convert(folder, "qwen2_moe", fuses_experts=True)
     assert torch.equal(logits(in_gguf(fused), text), expected)
+
+
+def test_old_files_of_qwen3_next_have_the_projections_of_the_checkpoint(tiny_qwen3_next):
+    own = CONVERSIONS["qwen3_next"]
+
+    def old(name, weight, config):
+        if name.endswith(".in_proj_qkvz.weight"):
+            yield f"blk.{name.split('.')[2]}.ssm_in.weight", weight
+        else:
+            yield from own.change(name, weight, config)
+
+    folder = tiny_qwen3_next(**own.sizes)
+    config = json.loads((folder / "config.json").read_text())
+    text = random_text(in_folder(folder))
+    expected = logits(in_folder(folder), text)
+    path = write_text_model(
+        folder, replace(own, change=old), config, load_file(folder / "model.safetensors")
+    )
+    assert (logits(in_gguf(path), text) - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
+def test_a_number_of_layers_that_no_model_has(tiny_glm4_moe):
+    path = convert(tiny_glm4_moe(), "glm4_moe", glm4moe__leading_dense_block_count=1 << 30)
+    with pytest.raises(ModelLoadError, match="first_k_dense_replace is 1073741824"):
+        load_model_config(in_gguf(path))

@@ -84,7 +84,7 @@ def write_text_model(
     if fuses_experts:
         _fuse(tensors)
     types = _quantise(tensors, quant) if quant is not None else {}
-    return write_gguf(folder / "model.gguf", arch, metadata, tensors | (extra or {}), types)
+    return write_gguf(folder / "model.gguf", arch, metadata, {**tensors, **(extra or {})}, types)
 
 
 def _fuse(tensors: dict[str, Array]) -> None:
@@ -107,7 +107,7 @@ def _quantise(tensors: dict[str, Any], quant: Any) -> dict[str, Any]:
 
 def _keys(config: Config) -> dict[str, Any]:
     """The keys that most families have. What is None is left out."""
-    rope = config.get("rope_parameters") or {}
+    rope: Config = config.get("rope_parameters") or {}
     names = {
         "block_count": "num_hidden_layers",
         "context_length": "max_position_embeddings",
@@ -122,7 +122,8 @@ def _keys(config: Config) -> dict[str, Any]:
         "expert_feed_forward_length": "moe_intermediate_size",
         "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
     }
-    return {own: config.get(name) for own, name in names.items()} | {
+    found: dict[str, Any] = {own: config.get(name) for own, name in names.items()}
+    return found | {
         "rope.freq_base": rope.get("full_attention", rope).get("rope_theta"),
         "expert_count": config.get("num_experts") or config.get("num_local_experts"),
     }
