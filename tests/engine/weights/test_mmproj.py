@@ -7,8 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine.contract.resolved_config import MachineFacts
+from engine.contract.settings import EngineConfig
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.registry import create_model
+from engine.planning.report import Target
+from engine.planning.text import plan
 from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.mmproj import with_mmproj
 from engine.weights.source import resolve_source
@@ -91,3 +95,19 @@ def test_a_folder_with_both_files(tmp_path):
     assert with_mmproj(found, None) == replace(found, mmproj=only / mmproj.name)
     with pytest.raises(UnsupportedArchitecture, match="holds the encoder for a model's pictures"):
         load_model_config(in_gguf(mmproj))
+
+
+def test_plans_count_the_encoder(tmp_path):
+    path, mmproj = write_both(make_wrapper(tmp_path / "model", "smolvlm"), "smolvlm")
+    machine = MachineFacts(device="cpu", num_cores=2, free_memory_bytes=1 << 34)
+    wanted = Target(machine=machine, process_bytes=0, device="it", context=100)
+    intent = EngineConfig(dtype="float32", quantization="none")
+    beside = in_gguf(path)
+    counted = [
+        plan(beside, intent, wanted),
+        plan(beside, replace(intent, mmproj=str(mmproj)), wanted),
+    ]
+    mmproj.rename(tmp_path / "elsewhere.gguf")
+    counted.append(plan(beside, intent, wanted))
+    both, named, alone = (report.rows[0].weight_bytes for report in counted)
+    assert both == named > alone
