@@ -62,12 +62,7 @@ class GgufMethod(LinearMethod[PanelsState | BlocksProduct]):
         return dequantize(rows, self.quant_type).to(part.dtype)
 
     def _rows(self, part: LinearPart) -> Tensor:
-        if part.in_features % BLOCKS[self.quant_type].num_weights:
-            raise ModelLoadError(
-                f"a rank's {part.in_features} input features of type {self.quant_type.name} cannot "
-                f"be divided into whole blocks; set quantization to none"
-            )
-        return part.concatenated_as_loaded("weight")
+        return _whole_blocks(part, self.quant_type.name, BLOCKS[self.quant_type].num_weights)
 
     def apply(self, state: PanelsState | BlocksProduct, x: Tensor) -> Tensor:
         return state.multiply(x)
@@ -106,11 +101,21 @@ class GgufFloat4Method(Float4Method):
         return {"weight": weight} | bias_tensors(out_features, has_bias)
 
     def weight(self, part: LinearPart) -> Float4Weight:
-        rows = part.concatenated_as_loaded("weight")
+        rows = _whole_blocks(part, "MXFP4", BLOCK)
         blocks = rows.view(len(rows), -1, 1 + BLOCK // 2)
         numbers = torch.cat((blocks[..., 1:] & 15, blocks[..., 1:] >> 4), 2).flatten(1)
         packed = numbers[:, ::2] | numbers[:, 1::2] << 4
         return Float4Weight(packed, powers_of_two(part.name(0, "weight"), blocks[..., 0]))
+
+
+def _whole_blocks(part: LinearPart, kind: str, block: int) -> Tensor:
+    """The rows of a weight, which must have whole blocks of so many numbers."""
+    if part.in_features % block:
+        raise ModelLoadError(
+            f"a rank's {part.in_features} input features of type {kind} cannot be divided into "
+            f"whole blocks; set quantization to none"
+        )
+    return part.concatenated_as_loaded("weight")
 
 
 class GgufFormat(StoredFormat):
