@@ -44,6 +44,7 @@ def assert_logits_of_transformers(folder: Path, *checkpoints: Checkpoint) -> Non
     text = [random.randrange(theirs.config.vocab_size) for _ in range(70)]
     expected = their_logits(theirs, text)
     for checkpoint in checkpoints:
-        # Logits reach 30 and more, so fp32's own steps are as large as 4e-6.
+        # Logits reach 30 and more, so fp32's own steps are as large as 4e-6; a soft cap keeps those
+        # steps and makes the largest logit smaller.
         error = (logits(checkpoint, text) - expected).abs().max() / expected.abs().max()
-        assert error < 2e-5, f"{checkpoint.layout}: {error}, text {text}"
+        assert error < 4e-5, f"{checkpoint.layout}: {error}, text {text}"
