@@ -119,7 +119,8 @@ def load_transformer(
         _check_stored(stated, options)
         loaded = folder.load("transformer", model)
     quantize(loaded, options.quantization, dtype=options.dtype, device=options.device)
-    return loaded.to(options.device)
+    loaded.to(options.device)
+    return loaded
 
 
 def _check_stored(stated: Mapping[str, Any], options: LoadOptions) -> None:

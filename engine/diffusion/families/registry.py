@@ -22,6 +22,7 @@ _UPSCALE = "engine.diffusion.families.stable_diffusion_upscale:StableDiffusionUp
 _SD3 = "engine.diffusion.families.stable_diffusion_3:StableDiffusion3Family"
 _FLUX = "engine.diffusion.families.flux:FluxFamily"
 _FLUX2 = "engine.diffusion.families.flux2:Flux2Family"
+_Z_IMAGE = "engine.diffusion.families.z_image:ZImageFamily"
 
 FAMILIES = {
     "StableDiffusionPipeline": _SD,
@@ -42,6 +43,9 @@ FAMILIES = {
     "FluxFillPipeline": _FLUX,
     "Flux2Pipeline": _FLUX2,
     "Flux2KleinPipeline": _FLUX2,
+    "ZImagePipeline": _Z_IMAGE,
+    "ZImageImg2ImgPipeline": _Z_IMAGE,
+    "ZImageInpaintPipeline": _Z_IMAGE,
 }
 """The families by `_class_name` of model_index.json."""
 

@@ -10,15 +10,18 @@ from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.flux import FluxFamily
 from engine.diffusion.families.registry import load_family
 from engine.diffusion.families.stable_diffusion_3 import StableDiffusion3Family
+from engine.diffusion.families.z_image import ZImageFamily
+from engine.diffusion.families.z_image import prompt_encoder as z_image_encoder
 from engine.diffusion.prompt.clip import ClipPromptEncoder
 from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.weights.source import Checkpoint
 from tests.helpers.diffusion.tiny_flux2 import flux2_parts
+from tests.helpers.diffusion.tiny_language import z_image_parts
 from tests.helpers.diffusion.tiny_pipelines import tiny_parts
 from tests.helpers.diffusion.tiny_transformers import flux_parts, sd3_parts
 from tests.helpers.diffusion.tiny_upscaler import upscaler_of, upscaler_parts
 
-FAMILIES = ("sd", "sdxl", "sd3", "flux", "flux2")
+FAMILIES = ("sd", "sdxl", "sd3", "flux", "flux2", "z_image")
 UPSCALER = "upscaler"
 """The family that does not draw from a text alone."""
 T5_TOKENS = 24
@@ -33,6 +36,8 @@ def parts_of(kind: str, seed: int) -> Any:
         return upscaler_parts(seed)
     if kind == "flux2":
         return flux2_parts(seed, "dev")
+    if kind == "z_image":
+        return z_image_parts(seed)
     return sd3_parts(seed) if kind == "sd3" else flux_parts(seed, {"guidance_embeds": True})
 
 
@@ -64,6 +69,9 @@ def family_of(kind: str, parts: Any, *, edits: bool = False) -> Any:
         clip = ClipPromptEncoder(parts.tokenizer, parts.text_encoder, final_norm=True)
         t5 = T5PromptEncoder(parts.tokenizer_2, parts.text_encoder_2, max_sequence_length=T5_TOKENS)
         return FluxFamily(clip=clip, t5=t5, edits=edits, **common)
+    if kind == "z_image":
+        encoder = z_image_encoder(parts.tokenizer, parts.text_encoder)
+        return ZImageFamily(encoder=encoder, **common)
     pairs = ((parts.tokenizer, parts.text_encoder), (parts.tokenizer_2, parts.text_encoder_2))
     first, second = (ClipPromptEncoder(*pair, final_norm=False, default_skip=1) for pair in pairs)
     third = None

@@ -154,7 +154,7 @@ def flux_parts(seed: int, transformer: dict[str, Any] | None = None, **scheduler
 def pipeline_of(parts: Any, kind: Any = None, **changes: Any) -> Any:
     """Make diffusers' pipeline over the parts, without progress output."""
     usual = StableDiffusion3Pipeline if isinstance(parts, Sd3Parts) else FluxPipeline
-    pipeline = (kind or usual)(**vars(parts) | changes)
+    pipeline = (kind or getattr(parts, "pipeline", usual))(**vars(parts) | changes)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

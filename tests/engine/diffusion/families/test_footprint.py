@@ -25,11 +25,18 @@ from engine.weights.source import Checkpoint
 from kernels import native
 from tests.helpers.diffusion.gguf_transformers import original_flux, write_gguf
 from tests.helpers.diffusion.tiny_flux2 import flux2_parts
+from tests.helpers.diffusion.tiny_language import z_image_parts
 from tests.helpers.diffusion.tiny_pipelines import tiny_vae
 from tests.helpers.diffusion.tiny_transformers import flux_parts, pipeline_of, sd3_parts
 from tests.helpers.host import Host
 
 CPU = torch.device("cpu")
+LARGE_ENCODERS = (
+    "T5EncoderModel",
+    "Qwen3ForCausalLM",
+    "Mistral3ForConditionalGeneration",
+    "Qwen3Model",
+)
 KINDS: tuple[ImageQuantization, ...] = QUANTIZATIONS[1:]
 
 
@@ -60,13 +67,12 @@ def quantized_bytes(shape: tuple[int, int], kind: str) -> float:
 
 def quantize_parts(parts: Any, kind: str) -> None:
     for name, module in vars(parts).items():
-        large = ("T5EncoderModel", "Qwen3ForCausalLM", "Mistral3ForConditionalGeneration")
-        if name == "transformer" or type(module).__name__ in large:
+        if name == "transformer" or type(module).__name__ in LARGE_ENCODERS:
             quantize(module, kind, dtype=torch.float32, device=CPU)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("make", [flux_parts, sd3_parts, flux2_parts])
+@pytest.mark.parametrize("make", [flux_parts, sd3_parts, flux2_parts, z_image_parts])
 def test_a_quantised_model(make: Any, kind: ImageQuantization, tmp_path: Path) -> None:
     parts = make(1)
     pipeline = parts.pipeline() if make is flux2_parts else pipeline_of(parts)
