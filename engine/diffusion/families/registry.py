@@ -22,6 +22,7 @@ _UPSCALE = "engine.diffusion.families.stable_diffusion_upscale:StableDiffusionUp
 _SD3 = "engine.diffusion.families.stable_diffusion_3:StableDiffusion3Family"
 _FLUX = "engine.diffusion.families.flux:FluxFamily"
 _FLUX2 = "engine.diffusion.families.flux2:Flux2Family"
+_QWEN_IMAGE = "engine.diffusion.families.qwen_image:QwenImageFamily"
 _Z_IMAGE = "engine.diffusion.families.z_image:ZImageFamily"
 
 FAMILIES = {
@@ -43,6 +44,9 @@ FAMILIES = {
     "FluxFillPipeline": _FLUX,
     "Flux2Pipeline": _FLUX2,
     "Flux2KleinPipeline": _FLUX2,
+    "QwenImagePipeline": _QWEN_IMAGE,
+    "QwenImageImg2ImgPipeline": _QWEN_IMAGE,
+    "QwenImageInpaintPipeline": _QWEN_IMAGE,
     "ZImagePipeline": _Z_IMAGE,
     "ZImageImg2ImgPipeline": _Z_IMAGE,
     "ZImageInpaintPipeline": _Z_IMAGE,

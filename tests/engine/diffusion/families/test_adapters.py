@@ -84,6 +84,7 @@ def components(kind: str) -> dict[str, str]:
         "flux": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te3"},
         "flux2": {},
         "z_image": {"text_encoder": "lora_te"},
+        "qwen_image": {},
     }
     return {denoiser(kind): "lora_unet"} | others[kind]
 
@@ -238,12 +239,14 @@ def test_it_is_what_diffusers_draws(kind, lengths, tmp_path, seed):
     }
     if kind == "z_image":
         arguments["guidance_scale"] -= 1  # its scales are smaller by 1
+    if kind == "qwen_image":
+        arguments["true_cfg_scale"] = arguments.pop("guidance_scale")
     if kind in ("flux", "flux2"):
         arguments["max_sequence_length"] = T5_TOKENS if kind == "flux" else TOKENS
     else:
         arguments["negative_prompt"] = NEGATIVE
     theirs = draw_with(pipeline, **arguments)[0]
-    if kind == "flux":
+    if kind in ("flux", "qwen_image"):
         ours, base = pack(ours), pack(base)
     elif kind == "flux2":
         ours, base = (each.flatten(2).transpose(1, 2) for each in (ours, base))

@@ -21,7 +21,7 @@ from tests.helpers.diffusion.gguf_transformers import (
     write_gguf,
 )
 from tests.helpers.diffusion.tiny_flux2 import flux2_transformer
-from tests.helpers.diffusion.tiny_language import z_image_transformer
+from tests.helpers.diffusion.tiny_language import qwen_image_transformer, z_image_transformer
 from tests.helpers.diffusion.tiny_transformers import (
     CHANNELS,
     WIDTH,
@@ -73,6 +73,18 @@ def z_image_output(model: Any) -> torch.Tensor:
             return_dict=False,
         )[0]
     return torch.stack(found)
+
+
+def qwen_image_output(model: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        return model(
+            hidden_states=torch.randn((2, 8, 4 * CHANNELS), generator=generator),
+            encoder_hidden_states=torch.randn((2, 5, WIDTH), generator=generator),
+            timestep=torch.tensor([0.3, 0.9]),
+            img_shapes=[[(1, 4, 2)]] * 2,
+            return_dict=False,
+        )[0]
 
 
 def load(model: Any, path: Path) -> Any:
@@ -140,6 +152,22 @@ def test_z_image_equals_its_expanded_weights(tmp_path: Path, type_: GGMLQuantiza
     assert (z_image_output(loaded) - expected).abs().max() < ROUNDING * expected.abs().max()
     assert (z_image_output(loaded) - z_image_output(model)).abs().max() > 1e-6
     assert loaded.layers[0].attention.to_v.weight.dtype == torch.uint8, "weights stay packed"
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_qwen_image_equals_its_expanded_weights(
+    tmp_path: Path, type_: GGMLQuantizationType
+) -> None:
+    torch.manual_seed(8)
+    model, twin = stirred(qwen_image_transformer()), qwen_image_transformer()
+    model.save_config(tmp_path)
+    path = tmp_path / "qwen.gguf"
+    twin.load_state_dict(write_gguf(path, model.state_dict(), type_))
+    loaded, expected = load(model, path), qwen_image_output(twin)
+    assert (qwen_image_output(loaded) - expected).abs().max() < ROUNDING * expected.abs().max()
+    assert (qwen_image_output(loaded) - qwen_image_output(model)).abs().max() > 1e-6
+    packed = loaded.transformer_blocks[0].img_mlp.net[2].weight
+    assert packed.dtype == torch.uint8, "weights stay packed"
 
 
 def test_names_of_diffusers_are_read_too(flux: Any, sd3: Any) -> None:
