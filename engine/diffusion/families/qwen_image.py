@@ -1,5 +1,6 @@
-"""Qwen-Image: text tokens and packed image tokens in two streams that attend to each other.
+"""Qwen-Image, and what its editing models share with it.
 
+Tokens of text and packed tokens of images, in two streams, attend to each other.
 Rotary positions `(image, row, column)` count from the picture's centre, and those of the text
 follow on the diagonal. Latents are packed, two by two cells to a token, only in here.
 
@@ -74,6 +75,7 @@ class QwenImageFamily:
     ) -> None:
         _check(transformer.config, autoencoder, encoder)
         self.device = device
+        self._one_by_one = is_exact(device, dtype) or bool(transformer.config.get("zero_cond_t"))
         self._dtype = dtype
         self._transformer = transformer.eval()
         self._autoencoder = autoencoder
@@ -97,22 +99,33 @@ class QwenImageFamily:
         transformer = load_transformer(
             QwenImageTransformer2DModel, folder, checkpoint.path, options
         )
-        whole = folder.load("text_encoder", Qwen2_5_VLForConditionalGeneration)
-        language = whole.model.language_model
-        quantize(language, options.quantization, dtype=options.dtype, device=options.device)
+        encoder = cls.load_encoder(folder)
+        quantize(encoder.model, options.quantization, dtype=options.dtype, device=options.device)
+        encoder.model.to(options.device)
         vae_dtype = autoencoder_dtype(folder.config("vae"), options.dtype)
         vae = folder.load("vae", AutoencoderKLQwenImage, dtype=vae_dtype)
         return cls(
             transformer=transformer,
             autoencoder=FrameAutoencoder(vae, dtype=vae_dtype, device=options.device),
-            encoder=prompt_encoder(
-                folder.tokenizer("tokenizer", Qwen2Tokenizer), language.to(options.device)
-            ),
+            encoder=encoder,
             scheduler_config=folder.scheduler_config(),
             defaults=folder.defaults(),
             dtype=options.dtype,
             device=options.device,
+            **cls.options_of(folder),
         )
+
+    @classmethod
+    def options_of(cls, folder: ComponentFolder) -> dict[str, Any]:
+        """Further arguments of the class."""
+        return {}
+
+    @classmethod
+    def load_encoder(cls, folder: ComponentFolder) -> LanguagePromptEncoder:
+        """Load the text encoder, without the parts that see pictures and write text."""
+        whole = folder.load("text_encoder", Qwen2_5_VLForConditionalGeneration)
+        tokenizer = folder.tokenizer("tokenizer", Qwen2Tokenizer)
+        return prompt_encoder(tokenizer, whole.model.language_model)
 
     def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
         """The states `[1, L, D]` of each prompt, which differ in length."""
@@ -148,7 +161,7 @@ class QwenImageFamily:
     @torch.no_grad()
     def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
         """Predict velocities `[R, C, h, w]`, fp32. Timesteps and prompts may differ."""
-        if is_exact(self.device, self._dtype):
+        if self._one_by_one:
             return denoise_each(rows, self._forward)
         return denoise_by_layout(rows, _layout, self._forward)
 
@@ -161,18 +174,21 @@ class QwenImageFamily:
         return self._autoencoder.preview(latents)
 
     def _forward(self, rows: Sequence[Row]) -> torch.Tensor:
-        latents = torch.cat([row.latents for row in rows])
-        height, width = latents.shape[-2:]
+        images = [torch.cat([row.latents for row in rows])]
+        for references in zip(*(row.references for row in rows), strict=True):
+            images.append(torch.cat(references).to(images[0]))
+        tokens = [pack(image) for image in images]
+        height, width = images[0].shape[-2:]
         states = torch.cat([row.prompt.states for row in rows])
         with self.adapted.rows(row.adapters for row in rows):
             predictions = self._transformer(
-                hidden_states=pack(latents).to(self._dtype),
+                hidden_states=torch.cat(tokens, dim=1).to(self._dtype),
                 timestep=stack_timesteps(rows, self.device) / 1000,
                 encoder_hidden_states=states.to(self._dtype),
-                img_shapes=[[(1, height // _PATCH, width // _PATCH)]] * len(rows),
+                img_shapes=[[_grid(image) for image in images]] * len(rows),
                 return_dict=False,
             )[0]
-        return unpack(predictions.float(), height, width)
+        return unpack(predictions[:, : tokens[0].shape[1]].float(), height, width)
 
 
 def prompt_encoder(tokenizer: Qwen2Tokenizer, model: PreTrainedModel) -> LanguagePromptEncoder:
@@ -187,8 +203,13 @@ def prompt_encoder(tokenizer: Qwen2Tokenizer, model: PreTrainedModel) -> Languag
     )
 
 
+def _grid(latents: torch.Tensor) -> tuple[int, int, int]:
+    """The frames, rows and columns of an image's tokens."""
+    return 1, latents.shape[2] // _PATCH, latents.shape[3] // _PATCH
+
+
 def _layout(row: Row) -> Hashable:
-    return row.prompt.states.shape[1]
+    return row.prompt.states.shape[1], tuple(image.shape for image in row.references)
 
 
 def _check(

@@ -23,6 +23,7 @@ _SD3 = "engine.diffusion.families.stable_diffusion_3:StableDiffusion3Family"
 _FLUX = "engine.diffusion.families.flux:FluxFamily"
 _FLUX2 = "engine.diffusion.families.flux2:Flux2Family"
 _QWEN_IMAGE = "engine.diffusion.families.qwen_image:QwenImageFamily"
+_QWEN_IMAGE_EDIT = "engine.diffusion.families.qwen_image_edit:QwenImageEditFamily"
 _Z_IMAGE = "engine.diffusion.families.z_image:ZImageFamily"
 
 FAMILIES = {
@@ -45,6 +46,8 @@ FAMILIES = {
     "Flux2Pipeline": _FLUX2,
     "Flux2KleinPipeline": _FLUX2,
     "QwenImagePipeline": _QWEN_IMAGE,
+    "QwenImageEditPipeline": _QWEN_IMAGE_EDIT,
+    "QwenImageEditPlusPipeline": _QWEN_IMAGE_EDIT,
     "QwenImageImg2ImgPipeline": _QWEN_IMAGE,
     "QwenImageInpaintPipeline": _QWEN_IMAGE,
     "ZImagePipeline": _Z_IMAGE,

@@ -65,10 +65,15 @@ class LanguagePromptEncoder(WholeTextEncoder):
     def _encode_text(self, text: str) -> tuple[torch.Tensor, int, bool]:
         token_ids = self._tokens(self._template.format(text))
         num_tokens = len(token_ids) - self._num_around
-        batch = torch.tensor([token_ids[: self._length]], device=self.model.device)
-        found = self.model(input_ids=batch, output_hidden_states=True, use_cache=False)
-        states = found.hidden_states[self._layer][:, self._num_dropped :]
+        states = self._states(token_ids[: self._length])
         return states, min(num_tokens, self._room), num_tokens > self._room
+
+    def _states(self, token_ids: list[int], **images: torch.Tensor) -> torch.Tensor:
+        """The states `[1, L, D]` of tokens, and of images if the model sees them."""
+        batch = torch.tensor([token_ids], device=self.model.device)
+        found = self.model(input_ids=batch, output_hidden_states=True, use_cache=False, **images)
+        states: torch.Tensor = found.hidden_states[self._layer][:, self._num_dropped :]
+        return states
 
     def _encode_blend(self, blend: Blend) -> NoReturn:
         raise InvalidParameter(

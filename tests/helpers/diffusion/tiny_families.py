@@ -12,6 +12,11 @@ from engine.diffusion.families.flux import FluxFamily
 from engine.diffusion.families.frame_autoencoder import FrameAutoencoder
 from engine.diffusion.families.qwen_image import QwenImageFamily
 from engine.diffusion.families.qwen_image import prompt_encoder as qwen_image_encoder
+from engine.diffusion.families.qwen_image_edit import (
+    EDITINGS,
+    QwenImageEditFamily,
+    sighted_encoder,
+)
 from engine.diffusion.families.registry import load_family
 from engine.diffusion.families.stable_diffusion_3 import StableDiffusion3Family
 from engine.diffusion.families.z_image import ZImageFamily
@@ -20,7 +25,11 @@ from engine.diffusion.prompt.clip import ClipPromptEncoder
 from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.weights.source import Checkpoint
 from tests.helpers.diffusion.tiny_flux2 import flux2_parts
-from tests.helpers.diffusion.tiny_language import qwen_image_parts, z_image_parts
+from tests.helpers.diffusion.tiny_language import (
+    image_processor,
+    qwen_image_parts,
+    z_image_parts,
+)
 from tests.helpers.diffusion.tiny_pipelines import tiny_parts
 from tests.helpers.diffusion.tiny_transformers import flux_parts, sd3_parts
 from tests.helpers.diffusion.tiny_upscaler import upscaler_of, upscaler_parts
@@ -58,7 +67,7 @@ def family_of(kind: str, parts: Any, *, edits: bool = False) -> Any:
     """Make our family over the parts.
 
     Args:
-        edits: whether FLUX takes a reference, as Kontext does.
+        edits: whether FLUX takes a reference, as Kontext does, and Qwen-Image several.
     """
     if kind in ("sd", "sdxl", "flux2"):
         return parts.family()
@@ -79,6 +88,11 @@ def family_of(kind: str, parts: Any, *, edits: bool = False) -> Any:
     if kind == "z_image":
         encoder = z_image_encoder(parts.tokenizer, parts.text_encoder)
         return ZImageFamily(encoder=encoder, **common)
+    if kind == "qwen_image" and edits:
+        editing = EDITINGS["QwenImageEditPlusPipeline"]
+        language, processor = parts.text_encoder.model, image_processor().image_processor
+        common["encoder"] = sighted_encoder(parts.tokenizer, language, processor, editing)
+        return QwenImageEditFamily(editing=editing, defaults={"size": 64}, **common)
     if kind == "qwen_image":
         language = parts.text_encoder.model.language_model
         return QwenImageFamily(encoder=qwen_image_encoder(parts.tokenizer, language), **common)

@@ -18,6 +18,9 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen2VLImageProcessorPil,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
     Qwen3Config,
     Qwen3Model,
 )
@@ -145,6 +148,10 @@ def vision_language_model() -> Qwen2_5_VLForConditionalGeneration:
     marks = {f"{name}_token_id": 256 + MARKS.index(mark) for name, mark in VISION_MARKS.items()}
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **marks)
     return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def image_processor() -> Qwen2VLProcessor:
+    return Qwen2VLProcessor(Qwen2VLImageProcessorPil(), qwen_tokenizer(), Qwen2VLVideoProcessor())
 
 
 @dataclass
