@@ -134,13 +134,19 @@ def _check_stored(stated: Mapping[str, Any], options: LoadOptions) -> None:
 
 
 def load_t5(
-    folder: ComponentFolder, suffix: str, options: LoadOptions, *, length: int
+    folder: ComponentFolder,
+    suffix: str,
+    options: LoadOptions,
+    *,
+    length: int,
+    encoder_class: type[T5PromptEncoder] = T5PromptEncoder,
 ) -> T5PromptEncoder:
     """Load the components `tokenizer` and `text_encoder` with this suffix, quantised like the
     denoiser, since a T5 encoder is nearly as large.
 
     Args:
         length: the number of tokens to which prompts are padded and cut.
+        encoder_class: how prompts are encoded.
 
     Raises:
         ModelLoadError: they cannot be loaded.
@@ -148,7 +154,7 @@ def load_t5(
     tokenizer = folder.tokenizer(f"tokenizer{suffix}", T5Tokenizer)
     encoder = folder.load(f"text_encoder{suffix}", T5EncoderModel)
     quantize(encoder, options.quantization, dtype=options.dtype, device=options.device)
-    return T5PromptEncoder(tokenizer, encoder.to(options.device), max_sequence_length=length)
+    return encoder_class(tokenizer, encoder.to(options.device), max_sequence_length=length)
 
 
 def _layers(

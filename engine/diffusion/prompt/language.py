@@ -1,15 +1,11 @@
 """Encodes prompts with a whole language model (Z-Image, Qwen-Image)."""
 
-from typing import NoReturn
-
 import torch
 from transformers import PreTrainedModel, Qwen2Tokenizer
 
-from engine.diffusion.prompt.fragments import Blend
 from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.t5 import WholeTextEncoder
 from engine.diffusion.prompt.text import PromptText
-from engine.errors import InvalidParameter
 
 
 class LanguagePromptEncoder(WholeTextEncoder):
@@ -55,7 +51,7 @@ class LanguagePromptEncoder(WholeTextEncoder):
         """The states `[1, L, D]` of one prompt, which are those of diffusers' pipelines.
 
         Raises:
-            InvalidParameter: the prompt cannot be read (`parse_prompt`), or is a blend.
+            InvalidParameter: the prompt cannot be read (`encode`).
         """
         text = self.encode(prompt)
         return PromptStates(
@@ -74,13 +70,6 @@ class LanguagePromptEncoder(WholeTextEncoder):
         found = self.model(input_ids=batch, output_hidden_states=True, use_cache=False, **images)
         states: torch.Tensor = found.hidden_states[self._layer][:, self._num_dropped :]
         return states
-
-    def _encode_blend(self, blend: Blend) -> NoReturn:
-        raise InvalidParameter(
-            "this model cannot blend prompts, because their states differ in number; write one "
-            "prompt without .blend()",
-            param="prompt",
-        )
 
     def _tokens(self, text: str) -> list[int]:
         token_ids: list[int] = self._tokenizer(text, truncation=False, verbose=False)["input_ids"]

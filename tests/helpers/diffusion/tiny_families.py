@@ -10,6 +10,7 @@ import torch
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.flux import FluxFamily
 from engine.diffusion.families.frame_autoencoder import FrameAutoencoder
+from engine.diffusion.families.pixart import PixArtFamily, PixArtPromptEncoder
 from engine.diffusion.families.qwen_image import QwenImageFamily
 from engine.diffusion.families.qwen_image import prompt_encoder as qwen_image_encoder
 from engine.diffusion.families.qwen_image_edit import (
@@ -31,10 +32,10 @@ from tests.helpers.diffusion.tiny_language import (
     z_image_parts,
 )
 from tests.helpers.diffusion.tiny_pipelines import tiny_parts
-from tests.helpers.diffusion.tiny_transformers import flux_parts, sd3_parts
+from tests.helpers.diffusion.tiny_transformers import flux_parts, pixart_parts, sd3_parts
 from tests.helpers.diffusion.tiny_upscaler import upscaler_of, upscaler_parts
 
-FAMILIES = ("sd", "sdxl", "sd3", "flux", "flux2", "z_image", "qwen_image")
+FAMILIES = ("sd", "sdxl", "sd3", "flux", "flux2", "z_image", "qwen_image", "pixart")
 UPSCALER = "upscaler"
 """The family that does not draw from a text alone."""
 T5_TOKENS = 24
@@ -51,6 +52,8 @@ def parts_of(kind: str, seed: int) -> Any:
         return flux2_parts(seed, "dev")
     if kind == "z_image":
         return z_image_parts(seed)
+    if kind == "pixart":
+        return pixart_parts(seed)
     if kind == "qwen_image":
         return qwen_image_parts(seed)
     return sd3_parts(seed) if kind == "sd3" else flux_parts(seed, {"guidance_embeds": True})
@@ -85,6 +88,9 @@ def family_of(kind: str, parts: Any, *, edits: bool = False) -> Any:
         clip = ClipPromptEncoder(parts.tokenizer, parts.text_encoder, final_norm=True)
         t5 = T5PromptEncoder(parts.tokenizer_2, parts.text_encoder_2, max_sequence_length=T5_TOKENS)
         return FluxFamily(clip=clip, t5=t5, edits=edits, **common)
+    if kind == "pixart":
+        t5 = PixArtPromptEncoder(parts.tokenizer, parts.text_encoder, max_sequence_length=300)
+        return PixArtFamily(t5=t5, **common)
     if kind == "z_image":
         encoder = z_image_encoder(parts.tokenizer, parts.text_encoder)
         return ZImageFamily(encoder=encoder, **common)

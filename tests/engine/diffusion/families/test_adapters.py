@@ -85,6 +85,7 @@ def components(kind: str) -> dict[str, str]:
         "flux2": {},
         "z_image": {"text_encoder": "lora_te"},
         "qwen_image": {},
+        "pixart": {"text_encoder": "lora_te3"},
     }
     return {denoiser(kind): "lora_unet"} | others[kind]
 
@@ -199,7 +200,7 @@ PEFT_LAYERS = {
 
 
 @pytest.mark.parametrize("lengths", [None, "lora_magnitude_vector"])
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", [kind for kind in FAMILIES if kind != "pixart"])
 def test_it_is_what_diffusers_draws(kind, lengths, tmp_path, seed):
     """The same file in both, as diffusers saves it. DoRA at a scale other than 1 is PEFT's own."""
     scale = 0.6 if lengths is None else 1.0

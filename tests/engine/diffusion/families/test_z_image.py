@@ -81,7 +81,7 @@ def test_weights_have_no_effect_and_blends_are_refused() -> None:
     assert "weights have no effect" in found.warnings[0]
     with pytest.raises(InvalidParameter, match="cannot blend"):
         family.encode_prompts(
-            [PromptText(text='("a", "b").blend(1, 1)', syntax=PromptSyntax.COMPEL)]
+            [PromptText(text='("a", "bc").blend(1, 1)', syntax=PromptSyntax.COMPEL)]
         )
 
 
