@@ -3,7 +3,7 @@
 Papers: Chen et al. 2023, arXiv:2310.00426; Chen et al. 2024, arXiv:2403.04692.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,8 @@ from engine.diffusion.families.components import ComponentFolder
 from engine.diffusion.families.family import FamilyFacts, Row
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.quantized import load_t5, load_transformer
-from engine.diffusion.families.row_layouts import (
-    denoise_by_layout,
-    denoise_each,
-    is_exact,
-    stack_timesteps,
-)
+from engine.diffusion.families.row_layouts import stack_timesteps
+from engine.diffusion.families.transformer_family import TransformerFamily
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, NoiseSchedule, NoiseSchedules
 from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.t5 import T5PromptEncoder
@@ -44,7 +40,7 @@ class PixArtPromptEncoder(T5PromptEncoder):
         return super()._encode_text(text.lower().strip())
 
 
-class PixArtFamily:
+class PixArtFamily(TransformerFamily):
     """PixArt-Alpha and PixArt-Sigma (see the module).
 
     Args:
@@ -70,10 +66,7 @@ class PixArtFamily:
                 f"the transformer takes {config.in_channels} channels and the VAE makes "
                 f"{autoencoder.channels}; only plain PixArt checkpoints are supported"
             )
-        self.device = device
-        self._dtype = dtype
-        self._transformer = transformer.eval()
-        self._autoencoder = autoencoder
+        super().__init__(transformer, autoencoder, dtype=dtype, device=device)
         self._t5 = t5
         self.adapted = AdaptedLayers(
             {"transformer": [self._transformer]} | text_encoders([t5.model]), device=device
@@ -111,46 +104,11 @@ class PixArtFamily:
                 found.append(self._encode(prompt))
         return found
 
-    def encode_image(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        """Encode pixels `[1, 3, H, W]` in [-1, 1] as scaled latents."""
-        return self._autoencoder.encode(image, generator)
-
-    def image_condition(
-        self,
-        task: ImageTask,
-        image: torch.Tensor,
-        mask: torch.Tensor | None,
-        generator: torch.Generator,
-        *,
-        noise_level: int = 0,
-    ) -> torch.Tensor | None:
-        """None, as the transformer sees only latents."""
-        return None
-
-    def denoiser_key(self, task: ImageTask) -> Hashable:
-        """A single key, as one transformer serves all tasks."""
-        return "image"
-
     def new_noise_schedule(
         self, name: str | None, num_steps: int, width: int, height: int
     ) -> NoiseSchedule:
         """A new schedule for one image; its size has no effect."""
         return self._schedules.create(name, num_steps)
-
-    @torch.no_grad()
-    def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
-        """Predict noise `[R, C, h, w]`, fp32. Timesteps and prompts may differ."""
-        if is_exact(self.device, self._dtype):
-            return denoise_each(rows, self._forward)
-        return denoise_by_layout(rows, _layout, self._forward)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32 in [-1, 1]."""
-        return self._autoencoder.decode(latents)
-
-    def preview(self, latents: torch.Tensor) -> torch.Tensor:
-        """A rough picture with one pixel per latent cell."""
-        return self._autoencoder.preview(latents)
 
     def _encode(self, prompt: PromptText) -> PromptStates:
         text = self._t5.encode(prompt)
@@ -209,7 +167,3 @@ class PixArtFamily:
             min_side=self._token_side,
             max_pixels=max(2048, default_side) ** 2,
         )
-
-
-def _layout(row: Row) -> Hashable:
-    return row.prompt.states.shape[1]

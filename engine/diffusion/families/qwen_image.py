@@ -23,12 +23,8 @@ from engine.diffusion.families.flux import pack, unpack
 from engine.diffusion.families.frame_autoencoder import FrameAutoencoder
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.quantized import load_transformer, quantize
-from engine.diffusion.families.row_layouts import (
-    denoise_by_layout,
-    denoise_each,
-    is_exact,
-    stack_timesteps,
-)
+from engine.diffusion.families.row_layouts import stack_timesteps
+from engine.diffusion.families.transformer_family import TransformerFamily
 from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt.language import LanguagePromptEncoder
 from engine.diffusion.prompt.states import PromptStates
@@ -51,7 +47,7 @@ _PROMPT_TOKENS = 512
 _SIDE = 1328
 
 
-class QwenImageFamily:
+class QwenImageFamily(TransformerFamily):
     """Qwen-Image (see the module).
 
     Args:
@@ -74,11 +70,8 @@ class QwenImageFamily:
         device: torch.device,
     ) -> None:
         _check(transformer.config, autoencoder, encoder)
-        self.device = device
-        self._one_by_one = is_exact(device, dtype) or bool(transformer.config.get("zero_cond_t"))
-        self._dtype = dtype
-        self._transformer = transformer.eval()
-        self._autoencoder = autoencoder
+        super().__init__(transformer, autoencoder, dtype=dtype, device=device)
+        self._one_by_one |= bool(transformer.config.get("zero_cond_t"))
         self._encoder = encoder
         self.adapted = AdaptedLayers({"transformer": [self._transformer]}, device=device)
         self._schedules = FlowSchedules(
@@ -131,26 +124,6 @@ class QwenImageFamily:
         """The states `[1, L, D]` of each prompt, which differ in length."""
         return [self._encoder.states(prompt) for prompt in prompts]
 
-    def encode_image(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        """Encode pixels `[1, 3, H, W]` in [-1, 1] as scaled latents."""
-        return self._autoencoder.encode(image, generator)
-
-    def image_condition(
-        self,
-        task: ImageTask,
-        image: torch.Tensor,
-        mask: torch.Tensor | None,
-        generator: torch.Generator,
-        *,
-        noise_level: int = 0,
-    ) -> torch.Tensor | None:
-        """None, as the transformer sees only latents."""
-        return None
-
-    def denoiser_key(self, task: ImageTask) -> Hashable:
-        """A single key, as one transformer serves all tasks."""
-        return "image"
-
     def new_noise_schedule(
         self, name: str | None, num_steps: int, width: int, height: int
     ) -> NoiseSchedule:
@@ -158,20 +131,8 @@ class QwenImageFamily:
         side = self._autoencoder.factor * _PATCH
         return self._schedules.create(name, num_steps, (width // side) * (height // side))
 
-    @torch.no_grad()
-    def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
-        """Predict velocities `[R, C, h, w]`, fp32. Timesteps and prompts may differ."""
-        if self._one_by_one:
-            return denoise_each(rows, self._forward)
-        return denoise_by_layout(rows, _layout, self._forward)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32 in [-1, 1]."""
-        return self._autoencoder.decode(latents)
-
-    def preview(self, latents: torch.Tensor) -> torch.Tensor:
-        """A rough picture with one pixel per latent cell."""
-        return self._autoencoder.preview(latents)
+    def _layout(self, row: Row) -> Hashable:
+        return row.prompt.states.shape[1], tuple(image.shape for image in row.references)
 
     def _forward(self, rows: Sequence[Row]) -> torch.Tensor:
         images = [torch.cat([row.latents for row in rows])]
@@ -206,10 +167,6 @@ def prompt_encoder(tokenizer: Qwen2Tokenizer, model: PreTrainedModel) -> Languag
 def _grid(latents: torch.Tensor) -> tuple[int, int, int]:
     """The frames, rows and columns of an image's tokens."""
     return 1, latents.shape[2] // _PATCH, latents.shape[3] // _PATCH
-
-
-def _layout(row: Row) -> Hashable:
-    return row.prompt.states.shape[1], tuple(image.shape for image in row.references)
 
 
 def _check(

@@ -22,12 +22,8 @@ from engine.diffusion.families.family import FamilyFacts, Row
 from engine.diffusion.families.flow_schedules import FlowSchedules
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.quantized import load_transformer, quantize
-from engine.diffusion.families.row_layouts import (
-    denoise_by_layout,
-    denoise_each,
-    is_exact,
-    stack_timesteps,
-)
+from engine.diffusion.families.row_layouts import stack_timesteps
+from engine.diffusion.families.transformer_family import TransformerFamily
 from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt.language import LanguagePromptEncoder
 from engine.diffusion.prompt.states import PromptStates
@@ -48,7 +44,7 @@ _PROMPT_TOKENS = 512
 _LAYER = -2
 
 
-class ZImageFamily:
+class ZImageFamily(TransformerFamily):
     """Z-Image and Z-Image Turbo (see the module).
 
     Guidance counts as in the other families, so a scale of 1 is off; that is 0 in diffusers'
@@ -75,14 +71,11 @@ class ZImageFamily:
     ) -> None:
         config = transformer.config
         _check(config, autoencoder, encoder)
-        self.device = device
-        self._dtype = dtype
-        self._transformer = transformer.eval()
+        super().__init__(transformer, autoencoder, dtype=dtype, device=device)
         times = transformer.t_embedder.mlp[0]
         if not hasattr(times, "weight"):
             # diffusers reads the dtype of this layer's weight, which packed layers do not have.
             times.register_buffer("weight", torch.empty(0, dtype=dtype), persistent=False)
-        self._autoencoder = autoencoder
         self._encoder = encoder
         self.adapted = AdaptedLayers(
             {"transformer": [self._transformer]} | text_encoders([encoder.model]),
@@ -130,26 +123,6 @@ class ZImageFamily:
                 found.append(self._encoder.states(prompt))
         return found
 
-    def encode_image(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        """Encode pixels `[1, 3, H, W]` in [-1, 1] as scaled latents."""
-        return self._autoencoder.encode(image, generator)
-
-    def image_condition(
-        self,
-        task: ImageTask,
-        image: torch.Tensor,
-        mask: torch.Tensor | None,
-        generator: torch.Generator,
-        *,
-        noise_level: int = 0,
-    ) -> torch.Tensor | None:
-        """None, as the transformer sees only latents."""
-        return None
-
-    def denoiser_key(self, task: ImageTask) -> Hashable:
-        """A single key, as one transformer serves all tasks."""
-        return "image"
-
     def new_noise_schedule(
         self, name: str | None, num_steps: int, width: int, height: int
     ) -> NoiseSchedule:
@@ -167,20 +140,10 @@ class ZImageFamily:
         side = self._token_side
         return self._schedules.create(name, num_steps, (width // side) * (height // side))
 
-    @torch.no_grad()
-    def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
-        """Predict velocities `[R, C, h, w]`, fp32. Timesteps and prompts may differ."""
-        if is_exact(self.device, self._dtype):
-            return denoise_each(rows, self._forward)
-        return denoise_by_layout(rows, _layout, self._forward)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32 in [-1, 1]."""
-        return self._autoencoder.decode(latents)
-
-    def preview(self, latents: torch.Tensor) -> torch.Tensor:
-        """A rough picture with one pixel per latent cell."""
-        return self._autoencoder.preview(latents)
+    def _layout(self, row: Row) -> Hashable:
+        """The number of groups to which the transformer pads the prompt."""
+        num_groups: int = math.ceil(row.prompt.states.shape[1] / SEQ_MULTI_OF)
+        return num_groups
 
     def _forward(self, rows: Sequence[Row]) -> torch.Tensor:
         latents = torch.cat([row.latents for row in rows]).to(self._dtype)
@@ -251,11 +214,6 @@ def original_names(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
             names[f"{attention}.qkv"] = tuple(f"{attention}.to_{letter}" for letter in "qkv")
             names[f"{attention}.out"] = (f"{attention}.to_out.0",)
     return names
-
-
-def _layout(row: Row) -> Hashable:
-    """The number of groups to which the transformer pads the prompt."""
-    return math.ceil(row.prompt.states.shape[1] / SEQ_MULTI_OF)
 
 
 def _check(
