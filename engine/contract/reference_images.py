@@ -17,8 +17,12 @@ class ReferenceFacts:
     """The number that divides width and height of a reference image."""
     sizes: tuple[tuple[int, int], ...] = ()
     """The widths and heights that the model was trained on; empty: any up to `max_pixels`."""
+    keeps_area: bool = False
+    """Whether every image is scaled, up or down, to about `max_pixels`."""
     max_pixels: int = 1 << 20
     min_side: int = 1
+    prompt_pixels: int = 0
+    """The pixels, about, at which the text encoder sees each image; 0: it sees none."""
     max_ratio: int = 1 << 20
     """The largest ratio of the longer side to the shorter one."""
     sees_inpainted: bool = False
@@ -31,7 +35,7 @@ class ReferenceFacts:
 
     def scaled_size(self, width: int, height: int) -> tuple[int, int]:
         """The size to which an image is scaled: the size of the nearest shape if there are `sizes`,
-        otherwise its own, reduced to `max_pixels`.
+        one of `max_pixels` if the model keeps the area, otherwise its own, reduced to `max_pixels`.
 
         Raises:
             InvalidParameter: the image is too small or too long.
@@ -47,8 +51,18 @@ class ReferenceFacts:
                 f"enlarge the image or cut it",
                 param="image",
             )
+        if self.keeps_area:
+            return self.size_near(self.max_pixels, width, height)
         scale = min(1.0, math.sqrt(self.max_pixels / (width * height)))
         return int(width * scale), int(height * scale)
+
+    def size_near(self, num_pixels: int, width: int, height: int) -> tuple[int, int]:
+        """The size of about `num_pixels` with this shape, in multiples of `size_multiple`."""
+        across = math.sqrt(num_pixels * width / height)
+        multiple = self.size_multiple
+        sides = (round(side / multiple) * multiple for side in (across, across * height / width))
+        scaled_width, scaled_height = (max(side, multiple) for side in sides)
+        return scaled_width, scaled_height
 
     def size_of(self, width: int, height: int) -> tuple[int, int]:
         """The size at which the model sees an image: the middle of the scaled image.

@@ -172,7 +172,8 @@ class Denoising:
             return predictions[0]
         if len(predictions) == 2:
             unconditional, full = predictions
-            return combine_cfg(full, unconditional, guidance.scale, guidance.rescale)
+            patch = self.family.facts.guidance_patch
+            return combine_cfg(full, unconditional, guidance.scale, guidance.rescale, patch)
         full, image_only, unconditional = predictions
         return combine_dual(
             full,

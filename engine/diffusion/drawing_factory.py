@@ -29,7 +29,7 @@ from engine.diffusion.guidance import Guidance, is_off
 from engine.diffusion.hires import Redrawing
 from engine.diffusion.prompt.course import course_of
 from engine.diffusion.prompt.states import PromptCourse
-from engine.diffusion.prompt.text import PromptText
+from engine.diffusion.prompt.text import PromptImage, PromptText
 from engine.diffusion.prompt_cache import Lookups, PromptCache
 from engine.diffusion.restoring import Restoring
 from engine.diffusion.stage import Stage
@@ -77,17 +77,20 @@ class DrawingFactory:
         n = params.n // request.num_settings
         preparations = self._prepare(request)
         references = [self._references(preparation) for preparation in preparations]
+        seen = dict.fromkeys(preparation.prompt_images for preparation in preparations)
         drawings = []
         for setting, uses in enumerate(_settings(request)):
-            first_pass = self._pass(request, uses)
+            passes = {images: self._pass(request, uses, images) for images in seen}
             second_pass = None
             if hires is not None:
                 second = replace(request, prompt=hires.prompt, params=params.passes[-1])
                 second_pass = self._pass(second, uses)
             for place in range(n):
                 share = place * len(preparations) // n
+                preparation = preparations[share]
+                first_pass = passes[preparation.prompt_images]
                 drawing = self._create(
-                    first_pass, setting * n + place, place, preparations[share], references[share]
+                    first_pass, setting * n + place, place, preparation, references[share]
                 )
                 if hires is not None and second_pass is not None:
                     self._add_pass(drawing, second_pass, hires.enlarging)
@@ -111,9 +114,11 @@ class DrawingFactory:
             family.encode_image(image.to(family.device), None) for image in preparation.references
         )
 
-    def _pass(self, request: ImageRequest, uses: Uses) -> _Pass:
+    def _pass(
+        self, request: ImageRequest, uses: Uses, images: tuple[PromptImage, ...] = ()
+    ) -> _Pass:
         guidance = self._guidance(request.params)
-        states = self._encode(request.prompt, request.params, guidance, uses)
+        states = self._encode(request.prompt, request.params, guidance, uses, images)
         return _Pass(request=request, guidance=guidance, states=states, uses=uses)
 
     def _guidance(self, params: ImageParams) -> Guidance:
@@ -126,20 +131,26 @@ class DrawingFactory:
         )
 
     def _encode(
-        self, prompt: str, params: ImageParams, guidance: Guidance, uses: Uses
+        self,
+        prompt: str,
+        params: ImageParams,
+        guidance: Guidance,
+        uses: Uses,
+        images: tuple[PromptImage, ...],
     ) -> tuple[PromptCourse, PromptCourse | None]:
         """Encode the prompt and, if it has an effect, the negative prompt.
 
         As in diffusers' pipelines, `clip_skip` applies only to the prompt.
         """
-        syntax = params.prompt_syntax
-        adapters = self._family.adapted.of_prompts(uses) if uses else ()
-        wanted = [
-            PromptText(text=text, syntax=syntax, clip_skip=params.clip_skip, adapters=adapters)
-            for text in _texts(prompt, params)
-        ]
+        written = partial(
+            PromptText,
+            syntax=params.prompt_syntax,
+            adapters=self._family.adapted.of_prompts(uses) if uses else (),
+            images=images,
+        )
+        wanted = [written(text=text, clip_skip=params.clip_skip) for text in _texts(prompt, params)]
         unwanted = [
-            PromptText(text=text, syntax=syntax, adapters=adapters)
+            written(text=text)
             for text in _texts(params.negative_prompt, params)
             if self._is_guided(params, guidance)
         ]

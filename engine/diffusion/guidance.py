@@ -46,10 +46,20 @@ def is_off(scale: float) -> bool:
 
 
 def combine_cfg(
-    conditional: torch.Tensor, unconditional: torch.Tensor, scale: float, rescale: float = 0.0
+    conditional: torch.Tensor,
+    unconditional: torch.Tensor,
+    scale: float,
+    rescale: float = 0.0,
+    patch: int = 0,
 ) -> torch.Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022, in Imagen's form), then guidance rescale."""
+    """Classifier-free guidance (Ho & Salimans 2022, in Imagen's form), then guidance rescale.
+
+    Args:
+        patch: the side of patches that keep the norm of the conditional prediction; 0 is none.
+    """
     guided = unconditional + scale * (conditional - unconditional)
+    if patch:
+        guided = with_norms(guided, conditional, patch)
     return rescaled(guided, conditional, rescale) if rescale else guided
 
 
@@ -66,6 +76,16 @@ def combine_dual(
         unconditional + image_scale * (image_only - unconditional) + scale * (full - image_only)
     )
     return rescaled(guided, full, rescale) if rescale else guided
+
+
+def with_norms(guided: torch.Tensor, conditional: torch.Tensor, patch: int) -> torch.Tensor:
+    """Give each patch, of `patch` by `patch` cells in all channels, the conditional prediction's
+    norm."""
+    ours, wanted = (
+        torch.nn.functional.pixel_unshuffle(one, patch).norm(dim=1, keepdim=True)
+        for one in (guided, conditional)
+    )
+    return guided * torch.nn.functional.interpolate(wanted / ours, scale_factor=patch)
 
 
 def rescaled(guided: torch.Tensor, conditional: torch.Tensor, phi: float) -> torch.Tensor:

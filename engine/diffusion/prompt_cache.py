@@ -10,6 +10,9 @@ from engine.diffusion.prompt.text import PromptText
 
 CAPACITY = 64
 """The number of prompts kept. A 77-token prompt takes 0.2 MB (SD 1) to 5 MB (FLUX with T5)."""
+MOST_NUMBERS = CAPACITY * 512 * 4096
+"""The most numbers in their states: those of 64 prompts of FLUX.1. States that include images or
+several layers are larger."""
 
 
 @dataclass(slots=True)
@@ -39,6 +42,9 @@ class PromptCache:
         for prompt in prompts:
             self._states[prompt] = found[prompt]
             self._states.move_to_end(prompt)
-        while len(self._states) > CAPACITY:
+        while len(self._states) > CAPACITY or self._num_numbers() > MOST_NUMBERS:
             self._states.popitem(last=False)
         return [found[prompt] for prompt in prompts]
+
+    def _num_numbers(self) -> int:
+        return sum(states.states.numel() for states in self._states.values())

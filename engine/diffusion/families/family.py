@@ -45,6 +45,9 @@ class FamilyFacts:
     """Tasks that at strength 1 put nothing of the input image into the latents, because the
     denoiser sees it beside them. As in diffusers' pipelines, no random numbers are then drawn for
     it."""
+    guidance_patch: int = 0
+    """The side, in latent cells, of the patches to which guidance leaves the norms of the
+    conditional prediction, as Qwen-Image does; 0: it leaves none."""
     does_one_edit: bool = False
     """Whether an instruction may ask for only one edit."""
     upscaling: UpscalingFacts | None = None

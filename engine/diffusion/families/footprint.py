@@ -24,8 +24,6 @@ _SINGLE_FILE_DENOISER = "model.diffusion_model."
 _ARRANGED = ("unet", "vae")
 """The prefixes of the names of components whose layers are replaced by our own."""
 _SINGLE_FILE_ARRANGED = (_SINGLE_FILE_DENOISER, "first_stage_model.")
-_LARGE_ENCODERS = ("T5EncoderModel", "Qwen3ForCausalLM", "Mistral3ForConditionalGeneration")
-"""The classes of text encoders that are quantised like the denoiser."""
 
 
 def weight_bytes(
@@ -65,7 +63,8 @@ def _components(path: Path) -> Iterator[tuple[Path, bool]]:
     """The folders of the served components, and whether quantisation applies to them."""
     for name, entry in read_json(path / INDEX).items():
         if isinstance(entry, list) and name not in UNUSED and (path / name).is_dir():
-            yield path / name, name.startswith(_DENOISERS) or entry[-1] in _LARGE_ENCODERS
+            is_large_encoder = name.startswith("text_encoder") and not entry[-1].startswith("CLIP")
+            yield path / name, name.startswith(_DENOISERS) or is_large_encoder
 
 
 def _headers(folder: Path) -> Headers:
@@ -100,7 +99,8 @@ def _plain_bytes(
 
 
 def _arranged_bytes(headers: Headers) -> int:
-    shapes = [header.shape for header in headers.values()]
+    # Of kernels over frames, pictures need one slice.
+    shapes = [one[:2] + one[-2:] if len(one) == 5 else one for one in _shapes(headers).values()]
     return sum(arranged_bytes(shape) + packed_bytes(shape) for shape in shapes)
 
 

@@ -1,5 +1,4 @@
-"""Loads transformers of FLUX and SD3 from GGUF files; weights stay packed and are expanded by
-layer.
+"""Loads transformers of image models from GGUF files; weights stay packed until a layer runs.
 
 Such a file holds only the transformer, with the names of the original release or of diffusers. It
 lies in the `transformer` folder of a diffusers checkpoint instead of the safetensors files, beside
@@ -16,9 +15,13 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
     GGUFQuantizationConfig,
-    SD3Transformer2DModel,
+    ModelMixin,
+    ZImageTransformer2DModel,
 )
-from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+from diffusers.loaders.single_file_utils import (
+    convert_sd3_transformer_checkpoint_to_diffusers,
+    convert_z_image_transformer_checkpoint_to_diffusers,
+)
 from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES, GGUFParameter
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
@@ -29,11 +32,13 @@ from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMisma
 from engine.files.gguf_part_names import first_part
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
 
-Transformer = TypeVar(
-    "Transformer", FluxTransformer2DModel, Flux2Transformer2DModel, SD3Transformer2DModel
-)
+Transformer = TypeVar("Transformer", bound=ModelMixin)
 
-_POSITIONS = "pos_embed"
+_OURS = ("transformer_blocks.", "all_x_embedder.")
+"""The beginnings of names by which diffusers' names are recognised."""
+_SHORTENED = {"pos_embed": 2, "_pad_token": 1}
+"""The tensors outside of layers whose leading 1 ggml drops, by the end of their names: SD3's table
+of positions and Z-Image's padding; and the number of dimensions that are left."""
 _PREFIX = "model.diffusion_model."
 _FLUX = {
     FluxTransformer2DModel.__name__: FLUX_1,
@@ -81,7 +86,9 @@ def load_gguf_transformer(
             f"{path.name} has a tensor {min(state.keys() - expected)!r} that its config.json has "
             f"no place for; take the config.json of the same model"
         )
-    return _build(model, state, path, dtype, device).eval()
+    loaded = _build(model, state, path, dtype, device)
+    loaded.eval()
+    return loaded
 
 
 def _build(
@@ -109,14 +116,17 @@ def _renamed(
     state: dict[str, torch.Tensor], config: Mapping[str, Any], path: Path
 ) -> dict[str, torch.Tensor]:
     """The file's tensors under diffusers' names."""
-    if any(name.startswith("transformer_blocks.") for name in state):
+    if any(name.startswith(_OURS) for name in state):
         return state
     try:
         names = _FLUX.get(config["_class_name"])
         if names is not None:
             inner_dim = config["num_attention_heads"] * config["attention_head_dim"]
             return to_diffusers_names(state, inner_dim=inner_dim, names=names)
-        converted: dict[str, torch.Tensor] = convert_sd3_transformer_checkpoint_to_diffusers(state)
+        convert = convert_sd3_transformer_checkpoint_to_diffusers
+        if config["_class_name"] == ZImageTransformer2DModel.__name__:
+            convert = convert_z_image_transformer_checkpoint_to_diffusers
+        converted: dict[str, torch.Tensor] = convert(state)
     except (KeyError, IndexError) as error:
         raise _lacks(path, str(error)) from error
     return converted
@@ -157,7 +167,7 @@ def _tensor(entry: GGUFTensor) -> torch.Tensor:
             f"tensor {entry.name!r} has type {entry.type.name}, which is not supported for image "
             f"models; use a file in Q8_0, Q4_0 or a K-quantisation"
         )
-    if len(entry.shape) == 2 and not entry.name.endswith(_POSITIONS):
+    if len(entry.shape) == 2 and not entry.name.endswith(tuple(_SHORTENED)):
         rows = np.array(packed).reshape(entry.shape[0], -1)
         matrix: torch.Tensor = GGUFParameter(torch.from_numpy(rows), quant_type=entry.type)
         return matrix
@@ -166,8 +176,8 @@ def _tensor(entry: GGUFTensor) -> torch.Tensor:
 
 
 def _shaped(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """Restore the leading 1 of SD3's table of positions, which ggml drops."""
-    if name.endswith(_POSITIONS) and tensor.ndim == 2:
+    """Restore a leading 1 that ggml dropped."""
+    if any(name.endswith(end) and tensor.ndim == left for end, left in _SHORTENED.items()):
         return tensor[None]
     if not torch.isfinite(tensor).all():
         raise CorruptFile(f"tensor {name!r} has values that are not numbers; fetch the file again")

@@ -119,7 +119,8 @@ def load_transformer(
         _check_stored(stated, options)
         loaded = folder.load("transformer", model)
     quantize(loaded, options.quantization, dtype=options.dtype, device=options.device)
-    return loaded.to(options.device)
+    loaded.to(options.device)
+    return loaded
 
 
 def _check_stored(stated: Mapping[str, Any], options: LoadOptions) -> None:
@@ -133,13 +134,19 @@ def _check_stored(stated: Mapping[str, Any], options: LoadOptions) -> None:
 
 
 def load_t5(
-    folder: ComponentFolder, suffix: str, options: LoadOptions, *, length: int
+    folder: ComponentFolder,
+    suffix: str,
+    options: LoadOptions,
+    *,
+    length: int,
+    encoder_class: type[T5PromptEncoder] = T5PromptEncoder,
 ) -> T5PromptEncoder:
     """Load the components `tokenizer` and `text_encoder` with this suffix, quantised like the
     denoiser, since a T5 encoder is nearly as large.
 
     Args:
         length: the number of tokens to which prompts are padded and cut.
+        encoder_class: how prompts are encoded.
 
     Raises:
         ModelLoadError: they cannot be loaded.
@@ -147,7 +154,7 @@ def load_t5(
     tokenizer = folder.tokenizer(f"tokenizer{suffix}", T5Tokenizer)
     encoder = folder.load(f"text_encoder{suffix}", T5EncoderModel)
     quantize(encoder, options.quantization, dtype=options.dtype, device=options.device)
-    return T5PromptEncoder(tokenizer, encoder.to(options.device), max_sequence_length=length)
+    return encoder_class(tokenizer, encoder.to(options.device), max_sequence_length=length)
 
 
 def _layers(

@@ -22,6 +22,10 @@ _UPSCALE = "engine.diffusion.families.stable_diffusion_upscale:StableDiffusionUp
 _SD3 = "engine.diffusion.families.stable_diffusion_3:StableDiffusion3Family"
 _FLUX = "engine.diffusion.families.flux:FluxFamily"
 _FLUX2 = "engine.diffusion.families.flux2:Flux2Family"
+_PIXART = "engine.diffusion.families.pixart:PixArtFamily"
+_QWEN_IMAGE = "engine.diffusion.families.qwen_image:QwenImageFamily"
+_QWEN_IMAGE_EDIT = "engine.diffusion.families.qwen_image_edit:QwenImageEditFamily"
+_Z_IMAGE = "engine.diffusion.families.z_image:ZImageFamily"
 
 FAMILIES = {
     "StableDiffusionPipeline": _SD,
@@ -42,6 +46,16 @@ FAMILIES = {
     "FluxFillPipeline": _FLUX,
     "Flux2Pipeline": _FLUX2,
     "Flux2KleinPipeline": _FLUX2,
+    "PixArtAlphaPipeline": _PIXART,
+    "PixArtSigmaPipeline": _PIXART,
+    "QwenImagePipeline": _QWEN_IMAGE,
+    "QwenImageEditPipeline": _QWEN_IMAGE_EDIT,
+    "QwenImageEditPlusPipeline": _QWEN_IMAGE_EDIT,
+    "QwenImageImg2ImgPipeline": _QWEN_IMAGE,
+    "QwenImageInpaintPipeline": _QWEN_IMAGE,
+    "ZImagePipeline": _Z_IMAGE,
+    "ZImageImg2ImgPipeline": _Z_IMAGE,
+    "ZImageInpaintPipeline": _Z_IMAGE,
 }
 """The families by `_class_name` of model_index.json."""
 

@@ -6,7 +6,7 @@ follow in the sequence.
 Paper: Esser et al. 2024, arXiv:2403.03206.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,13 +19,9 @@ from engine.diffusion.families.family import FamilyFacts, Row
 from engine.diffusion.families.flow_schedules import FlowSchedules
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.quantized import load_t5, load_transformer
-from engine.diffusion.families.row_layouts import (
-    denoise_by_layout,
-    denoise_each,
-    is_exact,
-    stack_timesteps,
-)
+from engine.diffusion.families.row_layouts import stack_timesteps
 from engine.diffusion.families.stable_diffusion_3_names import original_names
+from engine.diffusion.families.transformer_family import TransformerFamily
 from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt.clip import ClipPromptEncoder
 from engine.diffusion.prompt.states import PromptStates
@@ -40,7 +36,7 @@ _PROMPT_TOKENS = 256
 """The length to which T5's states are padded; without T5 they are zeros of this length."""
 
 
-class StableDiffusion3Family:
+class StableDiffusion3Family(TransformerFamily):
     """SD3 medium, and 3.5 medium and large (see the module).
 
     Args:
@@ -69,10 +65,7 @@ class StableDiffusion3Family:
                 f"the transformer takes {config.in_channels} channels and the VAE makes "
                 f"{autoencoder.channels}; only plain Stable Diffusion 3 checkpoints are supported"
             )
-        self.device = device
-        self._dtype = dtype
-        self._transformer = transformer.eval()
-        self._autoencoder = autoencoder
+        super().__init__(transformer, autoencoder, dtype=dtype, device=device)
         self._clips, self._t5 = clips, t5
         encoders = [clip.model for clip in clips] + ([] if t5 is None else [t5.model])
         self.adapted = AdaptedLayers(
@@ -128,26 +121,6 @@ class StableDiffusion3Family:
                 found.append(self._encode(prompt))
         return found
 
-    def encode_image(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        """Encode pixels `[1, 3, H, W]` in [-1, 1] as scaled latents."""
-        return self._autoencoder.encode(image, generator)
-
-    def image_condition(
-        self,
-        task: ImageTask,
-        image: torch.Tensor,
-        mask: torch.Tensor | None,
-        generator: torch.Generator,
-        *,
-        noise_level: int = 0,
-    ) -> torch.Tensor | None:
-        """None, as the transformer sees only latents."""
-        return None
-
-    def denoiser_key(self, task: ImageTask) -> Hashable:
-        """A single key, as one transformer serves all tasks."""
-        return "image"
-
     def new_noise_schedule(
         self, name: str | None, num_steps: int, width: int, height: int
     ) -> NoiseSchedule:
@@ -164,21 +137,6 @@ class StableDiffusion3Family:
             )
         side = self._token_side
         return self._schedules.create(name, num_steps, (width // side) * (height // side))
-
-    @torch.no_grad()
-    def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
-        """Predict velocities `[R, C, h, w]`, fp32. Timesteps and prompts may differ."""
-        if is_exact(self.device, self._dtype):
-            return denoise_each(rows, self._forward)
-        return denoise_by_layout(rows, _layout, self._forward)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32 in [-1, 1]."""
-        return self._autoencoder.decode(latents)
-
-    def preview(self, latents: torch.Tensor) -> torch.Tensor:
-        """A rough picture with one pixel per latent cell."""
-        return self._autoencoder.preview(latents)
 
     def _encode(self, prompt: PromptText) -> PromptStates:
         first, second = (clip.encode(prompt) for clip in self._clips)
@@ -244,10 +202,6 @@ class StableDiffusion3Family:
             min_side=self._token_side,
             max_pixels=min(2048, self._max_side) ** 2,
         )
-
-
-def _layout(row: Row) -> Hashable:
-    return tuple(row.prompt.states.shape)
 
 
 def _padded(states: torch.Tensor, length: int) -> torch.Tensor:

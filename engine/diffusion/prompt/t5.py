@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from transformers import PreTrainedModel, T5EncoderModel, T5Tokenizer
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel, T5EncoderModel, T5Tokenizer
 from engine.diffusion.prompt.fragments import Blend, Break, Fragment
 from engine.diffusion.prompt.syntax import parse_prompt, plain_text
 from engine.diffusion.prompt.text import PromptText
+from engine.errors import InvalidParameter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +48,7 @@ class TextStates:
 
 
 class WholeTextEncoder(ABC):
-    """An encoder that reads a prompt as one text of a fixed length.
+    """An encoder that reads a prompt as one text.
 
     Weights have no effect: no syntax defines what they would do to it. Syntaxes other than plain
     are read, and the text is encoded without its weights; compel's `.blend()` works, as it is a sum
@@ -79,6 +81,12 @@ class WholeTextEncoder(ABC):
 
     def _encode_blend(self, blend: Blend) -> TextStates:
         parts = [self._encode_pieces(part) for part in blend.parts]
+        if len({part.states.shape[1] for part in parts}) > 1:
+            raise InvalidParameter(
+                "this model cannot blend these prompts, because they differ in their number of "
+                "tokens; write one prompt without .blend()",
+                param="prompt",
+            )
         states = torch.cat([part.states.float() for part in parts])
         weights = torch.tensor(blend.weights, device=states.device)[:, None, None]
         return TextStates(
@@ -109,6 +117,8 @@ class T5PromptEncoder(WholeTextEncoder):
     """
 
     name = "T5 text encoder"
+    pads: ClassVar[bool] = True
+    """Whether prompts are padded to the maximum length."""
 
     def __init__(
         self, tokenizer: T5Tokenizer, text_encoder: T5EncoderModel, *, max_sequence_length: int
@@ -125,7 +135,8 @@ class T5PromptEncoder(WholeTextEncoder):
         if truncated:
             # The end token stays, as in the tokenizer's own truncation.
             token_ids = [*token_ids[: self._length - 1], token_ids[-1]]
-        padding = [self._tokenizer.pad_token_id] * (self._length - len(token_ids))
+        num_missing = self._length - len(token_ids) if self.pads else 0
+        padding = [self._tokenizer.pad_token_id] * num_missing
         padded = torch.tensor([[*token_ids, *padding]], device=self.model.device)
         states = self.model(padded, return_dict=True).last_hidden_state
         return states, len(token_ids) - 1, truncated

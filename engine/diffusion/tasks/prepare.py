@@ -28,12 +28,13 @@ from engine.contract.examination import Examined, Faithfulness
 from engine.contract.pixels import Pixels
 from engine.contract.reference_images import ReferenceFacts
 from engine.diffusion.families.family import FamilyFacts
+from engine.diffusion.prompt.text import PromptImage
 from engine.diffusion.tasks import canvas
 from engine.diffusion.tasks.checks import check_one_edit, check_request
 from engine.diffusion.tasks.composite import composite
 from engine.diffusion.tasks.crop import Region, region_of_mask, working_size
 from engine.diffusion.tasks.mask import latent_mask, mask_levels, paste_weights
-from engine.diffusion.tasks.references import reference_tensor
+from engine.diffusion.tasks.references import prompt_image, reference_tensor
 from engine.diffusion.tasks.resize import lift_off_white, resize_image, resize_mask
 from engine.diffusion.tasks.seam import match_colours, trust_levels
 from engine.errors import InvalidParameter
@@ -52,6 +53,7 @@ class Preparation:
         references: the reference images, like `image`, each of its own size; empty in models that
             see the input as `image` alone.
         mask: `[1, 1, H, W]` in [0, 1], 1 where to redraw; in {0, 1} unless the mask is soft.
+        prompt_images: the same images, as the text encoder sees them, if it does.
         latent_mask: the mask over latent cells, `[1, 1, h, w]`.
         width, height: the size at which the image is drawn, multiples of the model's
             `size_multiple`.
@@ -69,6 +71,7 @@ class Preparation:
     finish: Callable[[Pixels], Pixels | Examined]
     show: Callable[[Pixels], Pixels]
     references: tuple[torch.Tensor, ...] = ()
+    prompt_images: tuple[PromptImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -195,6 +198,8 @@ def _from_references(
     width, height = _grid_size(params.width, params.height, facts)
     _check_area(width, height, facts.max_pixels)
     cut = _cut(params.width, params.height)
+    tensors = tuple(reference_tensor(image, references) for image in request.images)
+    seen = request.images if references.prompt_pixels else ()
     return Preparation(
         image=None,
         mask=None,
@@ -203,7 +208,8 @@ def _from_references(
         height=height,
         finish=cut,
         show=_scaled(width, height, cut),
-        references=tuple(reference_tensor(image, references) for image in request.images),
+        references=tensors,
+        prompt_images=tuple(prompt_image(image, references) for image in seen),
     )
 
 

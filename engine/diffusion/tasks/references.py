@@ -6,6 +6,7 @@ from PIL import Image
 
 from engine.contract.pixels import Pixels
 from engine.contract.reference_images import ReferenceFacts
+from engine.diffusion.prompt.text import PromptImage
 from engine.errors import InvalidParameter
 from engine.pictures.alpha import flatten
 from engine.pictures.arrays import array_of
@@ -30,3 +31,11 @@ def reference_tensor(image: Pixels, facts: ReferenceFacts) -> torch.Tensor:
         picture = picture.resize(scaled, Image.Resampling.LANCZOS)
     left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
     return to_signed(np.asarray(picture)[top : top + height, left : left + width])
+
+
+def prompt_image(image: Pixels, facts: ReferenceFacts) -> PromptImage:
+    """An image over white at the size at which the text encoder sees it."""
+    picture = Image.fromarray(flatten(array_of(image)))
+    size = facts.size_near(facts.prompt_pixels, image.width, image.height)
+    scaled = picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
+    return PromptImage(*size, scaled.tobytes())

@@ -107,6 +107,9 @@ class _Watch:
             acting = self._known = self._sort(groups, x.dtype)
         if not acting.by_rows and not acting.others:
             return
+        if output.ndim == 2 and len(output) != self._step.num_rows:
+            # Z-Image has the tokens of all rows in one list, and Qwen-Image-Edit two times of one.
+            x, output = (torch.unflatten(one, 0, (self._step.num_rows, -1)) for one in (x, output))
         assert len(output) == self._step.num_rows, "a layer's first axis is its rows"
         own = output.clone() if acting.needs_own else output
         if acting.by_rows:

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from engine.contract.draw import ImageTask, PromptSyntax
+from engine.diffusion import prompt_cache
 from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_factory import DrawingFactory
+from engine.diffusion.prompt.text import PromptText
+from engine.diffusion.prompt_cache import PromptCache
 from tests.helpers.diffusion.engine_runs import advance, drawn_by, take_step
 from tests.helpers.diffusion.tiny_pipelines import Parts, tiny_parts
 from tests.helpers.diffusion.toy_family import ToyFamily, mask, picture, request
@@ -93,3 +96,19 @@ def test_the_posterior_is_drawn_from() -> None:
     image = torch.zeros((1, 3, SIDE, SIDE))
     first, second = (family.encode_image(image, torch.Generator().manual_seed(s)) for s in (1, 2))
     assert (first - second).abs().mean() > 0.1
+
+
+def test_the_cache_of_prompts_is_limited_by_the_numbers_of_its_states(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    family = ToyFamily()
+    cache = PromptCache(family)
+    texts = [PromptText(text=letter) for letter in "abc"]
+    [states] = cache.encode(texts[:1])
+    monkeypatch.setattr(prompt_cache, "MOST_NUMBERS", 2 * states.states.numel())
+    cache.encode(texts)
+    family.encoded.clear()
+    cache.encode(texts[1:])
+    assert family.encoded == [], "the newest are kept"
+    cache.encode(texts[:1])
+    assert family.encoded == texts[:1]

@@ -101,7 +101,8 @@ def draw(family: Any, job: Job) -> torch.Tensor:
         ]
         prediction, *others = family.denoise(family.denoiser_key(job.task), rows).split(1)
         if len(others) == 1:
-            prediction = combine_cfg(prediction, others[0], job.guidance, job.rescale)
+            settings = job.guidance, job.rescale, family.facts.guidance_patch
+            prediction = combine_cfg(prediction, others[0], *settings)
         elif others:
             scales = job.guidance, job.image_guidance
             prediction = combine_dual(prediction, others[0], others[1], *scales)

@@ -161,5 +161,23 @@ def original_sd3(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return out
 
 
+def original_z_image(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """diffusers' names to those of Tongyi's release. ggml drops leading ones."""
+    renamed = {"all_x_embedder.2-1": "x_embedder", "all_final_layer.2-1": "final_layer"}
+    renamed |= {"attention.norm_": "attention.", "attention.to_out.0": "attention.out"}
+    out: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        for old, new in renamed.items():
+            if old in name and old.endswith("norm_"):
+                name = name.replace(".weight", "_norm.weight")
+            name = name.replace(old, new)
+        out[name] = tensor[0] if name.endswith("_pad_token") else tensor
+        if name.endswith("to_v.weight"):
+            attention = name.removesuffix("to_v.weight")
+            qkv = [out.pop(f"{attention}to_{letter}.weight") for letter in "qkv"]
+            out[f"{attention}qkv.weight"] = torch.cat(qkv)
+    return out
+
+
 def _numbers(state: Mapping[str, torch.Tensor], kind: str) -> list[int]:
     return sorted({int(name.split(".")[1]) for name in state if name.startswith(f"{kind}.")})

@@ -2,14 +2,17 @@
 
 import string
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import (
     AutoencoderKL,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
@@ -95,6 +98,45 @@ def flux_transformer(**overrides: Any) -> FluxTransformer2DModel:
     return FluxTransformer2DModel(**{**config, **overrides}).eval()
 
 
+def pixart_transformer(**overrides: Any) -> PixArtTransformer2DModel:
+    config = {
+        "sample_size": 8,
+        "in_channels": CHANNELS,
+        "out_channels": 2 * CHANNELS,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 32,
+        "cross_attention_dim": WIDTH,
+        "caption_channels": WIDTH,
+    }
+    return PixArtTransformer2DModel(**{**config, **overrides}).eval()
+
+
+@dataclass
+class PixArtParts:
+    """The components, as PixArtSigmaPipeline names them."""
+
+    pipeline: ClassVar[Any] = PixArtSigmaPipeline
+    scheduler: Any
+    vae: AutoencoderKL
+    text_encoder: T5EncoderModel
+    tokenizer: T5Tokenizer
+    transformer: PixArtTransformer2DModel
+
+
+def pixart_parts(seed: int, **transformer: Any) -> PixArtParts:
+    torch.manual_seed(seed)
+    return PixArtParts(
+        scheduler=DPMSolverMultistepScheduler(
+            beta_schedule="linear", beta_start=0.0001, beta_end=0.002
+        ),
+        vae=tiny_vae(8, 8, 8, groups=2, latent_channels=CHANNELS, scaling_factor=1.5),
+        text_encoder=t5_encoder(),
+        tokenizer=t5_tokenizer(),
+        transformer=stirred(pixart_transformer(**transformer)),
+    )
+
+
 @dataclass
 class Sd3Parts:
     """The components, as StableDiffusion3Pipeline names them."""
@@ -154,7 +196,7 @@ def flux_parts(seed: int, transformer: dict[str, Any] | None = None, **scheduler
 def pipeline_of(parts: Any, kind: Any = None, **changes: Any) -> Any:
     """Make diffusers' pipeline over the parts, without progress output."""
     usual = StableDiffusion3Pipeline if isinstance(parts, Sd3Parts) else FluxPipeline
-    pipeline = (kind or usual)(**vars(parts) | changes)
+    pipeline = (kind or getattr(parts, "pipeline", usual))(**vars(parts) | changes)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -168,6 +210,17 @@ def draw_with(pipeline: Any, **arguments: Any) -> tuple[torch.Tensor, torch.Tens
         return {}
 
     images = pipeline(**arguments, callback_on_step_end=keep, output_type="pt").images
+    return steps[-1], images * 2 - 1
+
+
+def draw_with_callback(pipeline: Any, **arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do the same with a pipeline that has the older kind of callback."""
+    steps: list[torch.Tensor] = []
+
+    def keep(step: int, timestep: Any, latents: torch.Tensor) -> None:
+        steps.append(latents)
+
+    images = pipeline(**arguments, callback=keep, output_type="pt").images
     return steps[-1], images * 2 - 1
 
 

@@ -89,14 +89,16 @@ def test_company_changes_no_bit(kind: str) -> None:
     check(family, requests(family))
 
 
-@pytest.mark.parametrize("kind", ["flux", "flux2"])
+@pytest.mark.parametrize("kind", ["flux", "flux2", "qwen_image"])
 def test_company_of_edits(kind: str) -> None:
     """References of several sizes, in several numbers if the model combines them, beside text to
     image."""
     family = family_of(kind, parts_of(kind, random.randrange(1000)), edits=True)
     limits = {"sizes": (), "max_pixels": 3 * SIDE * SIDE, "min_side": 1}
     references = replace(family.facts.references, **limits)
-    family.facts = replace(family.facts, references=references)
+    redraws = ImageTask.IMAGE_TO_IMAGE in family.facts.tasks
+    tasks = family.facts.tasks if redraws else (ImageTask.IMAGE_TO_IMAGE,)
+    family.facts = replace(family.facts, references=references, tasks=tasks)
     most = min(3, references.max_images)
     check(family, [as_edit(one, most) if one.images else one for one in requests(family)])
 

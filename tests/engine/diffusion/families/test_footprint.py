@@ -14,6 +14,7 @@ from engine.contract.image_settings import ImageQuantization
 from engine.contract.settings import EngineConfig
 from engine.diffusion.families.convolutions import ArrangedConvolution
 from engine.diffusion.families.footprint import weight_bytes
+from engine.diffusion.families.frame_autoencoder import FrameAutoencoder
 from engine.diffusion.families.fused_layers import fuse_layers
 from engine.diffusion.families.products import PointwiseConvolution, RowProduct
 from engine.diffusion.families.quantized import quantize
@@ -25,11 +26,20 @@ from engine.weights.source import Checkpoint
 from kernels import native
 from tests.helpers.diffusion.gguf_transformers import original_flux, write_gguf
 from tests.helpers.diffusion.tiny_flux2 import flux2_parts
+from tests.helpers.diffusion.tiny_language import frame_vae, qwen_image_parts, z_image_parts
 from tests.helpers.diffusion.tiny_pipelines import tiny_vae
 from tests.helpers.diffusion.tiny_transformers import flux_parts, pipeline_of, sd3_parts
 from tests.helpers.host import Host
 
 CPU = torch.device("cpu")
+LARGE_ENCODERS = (
+    "T5EncoderModel",
+    "Qwen3ForCausalLM",
+    "Mistral3ForConditionalGeneration",
+    "Qwen3Model",
+    "Qwen2_5_VLForConditionalGeneration",
+)
+MAKERS = (flux_parts, sd3_parts, flux2_parts, z_image_parts, qwen_image_parts)
 KINDS: tuple[ImageQuantization, ...] = QUANTIZATIONS[1:]
 
 
@@ -60,13 +70,12 @@ def quantized_bytes(shape: tuple[int, int], kind: str) -> float:
 
 def quantize_parts(parts: Any, kind: str) -> None:
     for name, module in vars(parts).items():
-        large = ("T5EncoderModel", "Qwen3ForCausalLM", "Mistral3ForConditionalGeneration")
-        if name == "transformer" or type(module).__name__ in large:
+        if name == "transformer" or type(module).__name__ in LARGE_ENCODERS:
             quantize(module, kind, dtype=torch.float32, device=CPU)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("make", [flux_parts, sd3_parts, flux2_parts])
+@pytest.mark.parametrize("make", MAKERS)
 def test_a_quantised_model(make: Any, kind: ImageQuantization, tmp_path: Path) -> None:
     parts = make(1)
     pipeline = parts.pipeline() if make is flux2_parts else pipeline_of(parts)
@@ -111,6 +120,19 @@ def test_arranged_layers_are_there_a_second_time(tmp_path: Path) -> None:
     assert found == taken + 4 * 36 * (32 * 32 + 48 * 48)
     assert weight_bytes(checkpoint, dtype=torch.float32, device="cuda") == plain
     assert weight_bytes(checkpoint, dtype=torch.bfloat16) == plain / 2
+
+
+@pytest.mark.skipif(native.missing() is not None, reason="no C++ operations")
+def test_a_vae_of_videos_has_room_for_its_slices(tmp_path: Path) -> None:
+    vae = frame_vae(base_dim=32)
+    vae.save_pretrained(tmp_path / "vae")
+    (tmp_path / "model_index.json").write_text('{"vae": ["diffusers", "AutoencoderKLQwenImage"]}')
+    reserved = weight_bytes(Checkpoint("diffusers", tmp_path, "m"), dtype=torch.float32)
+    framed = FrameAutoencoder(vae, dtype=torch.float32, device=CPU)._vae
+    layers = [layer for layer in framed.modules() if isinstance(layer, ArrangedConvolution)]
+    assert len(layers) > 10
+    taken = size_of(framed) + sum(layer.arranged.transformed.nbytes for layer in layers)
+    assert taken <= reserved < 2.5 * taken
 
 
 @pytest.mark.parametrize("kind", KINDS)

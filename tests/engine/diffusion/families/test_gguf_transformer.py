@@ -17,9 +17,11 @@ from tests.helpers.diffusion.gguf_transformers import (
     original_flux,
     original_flux2,
     original_sd3,
+    original_z_image,
     write_gguf,
 )
 from tests.helpers.diffusion.tiny_flux2 import flux2_transformer
+from tests.helpers.diffusion.tiny_language import qwen_image_transformer, z_image_transformer
 from tests.helpers.diffusion.tiny_transformers import (
     CHANNELS,
     WIDTH,
@@ -57,6 +59,30 @@ def sd3_output(model: Any) -> torch.Tensor:
             encoder_hidden_states=torch.randn((2, 5, WIDTH), generator=generator),
             pooled_projections=torch.randn((2, 20), generator=generator),
             timestep=torch.tensor([300.0, 900.0]),
+            return_dict=False,
+        )[0]
+
+
+def z_image_output(model: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        found = model(
+            list(torch.randn((2, CHANNELS, 1, 8, 4), generator=generator)),
+            torch.tensor([0.3, 0.9]),
+            [torch.randn((length, WIDTH), generator=generator) for length in (5, 40)],
+            return_dict=False,
+        )[0]
+    return torch.stack(found)
+
+
+def qwen_image_output(model: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        return model(
+            hidden_states=torch.randn((2, 8, 4 * CHANNELS), generator=generator),
+            encoder_hidden_states=torch.randn((2, 5, WIDTH), generator=generator),
+            timestep=torch.tensor([0.3, 0.9]),
+            img_shapes=[[(1, 4, 2)]] * 2,
             return_dict=False,
         )[0]
 
@@ -109,6 +135,39 @@ def test_sd3_equals_its_expanded_weights(sd3: Any, type_: GGMLQuantizationType) 
     expected = sd3_output(twin)
     assert (sd3_output(loaded) - expected).abs().max() < ROUNDING * expected.abs().max()
     assert (sd3_output(loaded) - sd3_output(model)).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_z_image_equals_its_expanded_weights(tmp_path: Path, type_: GGMLQuantizationType) -> None:
+    torch.manual_seed(7)
+    model = stirred(z_image_transformer())
+    model.save_config(tmp_path)
+    path, other = tmp_path / "z.gguf", tmp_path / "plain.bin"
+    write_gguf(path, original_z_image(model.state_dict()), type_)
+    twin = z_image_transformer()
+    by_diffusers = write_gguf(other, model.state_dict(), type_)
+    pads = {name: model.state_dict()[name] for name in ("x_pad_token", "cap_pad_token")}
+    twin.load_state_dict(by_diffusers | pads)
+    loaded, expected = load(model, path), z_image_output(twin)
+    assert (z_image_output(loaded) - expected).abs().max() < ROUNDING * expected.abs().max()
+    assert (z_image_output(loaded) - z_image_output(model)).abs().max() > 1e-6
+    assert loaded.layers[0].attention.to_v.weight.dtype == torch.uint8, "weights stay packed"
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_qwen_image_equals_its_expanded_weights(
+    tmp_path: Path, type_: GGMLQuantizationType
+) -> None:
+    torch.manual_seed(8)
+    model, twin = stirred(qwen_image_transformer()), qwen_image_transformer()
+    model.save_config(tmp_path)
+    path = tmp_path / "qwen.gguf"
+    twin.load_state_dict(write_gguf(path, model.state_dict(), type_))
+    loaded, expected = load(model, path), qwen_image_output(twin)
+    assert (qwen_image_output(loaded) - expected).abs().max() < ROUNDING * expected.abs().max()
+    assert (qwen_image_output(loaded) - qwen_image_output(model)).abs().max() > 1e-6
+    packed = loaded.transformer_blocks[0].img_mlp.net[2].weight
+    assert packed.dtype == torch.uint8, "weights stay packed"
 
 
 def test_names_of_diffusers_are_read_too(flux: Any, sd3: Any) -> None:

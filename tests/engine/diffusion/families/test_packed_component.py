@@ -14,6 +14,7 @@ from engine.quantization.method_module import MethodModule
 from engine.weights.source import Checkpoint
 from tests.helpers.diffusion.tiny_families import load_folder
 from tests.helpers.diffusion.tiny_flux2 import flux2_parts
+from tests.helpers.diffusion.tiny_language import qwen_image_parts, z_image_parts
 from tests.helpers.diffusion.tiny_transformers import flux_parts, pipeline_of, predict, sd3_parts
 from tests.helpers.json_files import edit_json
 from tests.helpers.quantization import toy_format
@@ -27,8 +28,13 @@ def save(kind: str, folder: Path) -> None:
     if kind == "flux2":
         flux2_parts(11).pipeline().save_pretrained(folder)
         return
-    is_flux = kind == "flux"
-    parts = flux_parts(11, {"guidance_embeds": True}) if is_flux else sd3_parts(11, with_t5=False)
+    makers = {
+        "flux": lambda: flux_parts(11, {"guidance_embeds": True}),
+        "sd3": lambda: sd3_parts(11, with_t5=False),
+        "z_image": lambda: z_image_parts(11),
+        "qwen_image": lambda: qwen_image_parts(11),
+    }
+    parts = makers[kind]()
     pipeline_of(parts).save_pretrained(folder)
 
 
@@ -78,7 +84,7 @@ def check_twin(folder: Path, num_layers: int | None, *, atol: float) -> tuple[in
     return sum(m.in_features * m.out_features for m in layers), plain - packed
 
 
-@pytest.fixture(params=["flux", "sd3"])
+@pytest.fixture(params=["flux", "sd3", "z_image", "qwen_image"])
 def toy(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model whose transformer is in a format that is a module and a row of the table."""
     toy_format.register(monkeypatch)
