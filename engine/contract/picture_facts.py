@@ -19,8 +19,8 @@ Size = tuple[int, int]
 KEPT_BYTES = 64 << 20
 """The memory of the states that an engine keeps."""
 MOST_TIMES_LONGER = 200
-"""How many times as long as the shorter side the longer side of a picture may be, with
-`PictureFacts.pixel_bounds`."""
+"""How many times as long as the shorter side the longer side of a picture may be, if crops have any
+size."""
 
 
 class Crop(NamedTuple):
@@ -44,9 +44,9 @@ class PictureFacts:
     """What the server must know of a model that takes pictures in its prompts."""
 
     side: int
-    """S, the width and height of each crop; with `pixel_bounds`, of each of its squares."""
+    """S, the width and height of each crop; if crops have any size, of each of their squares."""
     rows_per_crop: int
-    """The number of prompt rows that a crop takes; with `pixel_bounds` 1, for each square."""
+    """The number of states of a crop; if crops have any size 1, for each square."""
     marker: str
     """The text by which the model's chat template marks the place of a picture."""
     placeholder: str
@@ -68,14 +68,28 @@ class PictureFacts:
     S x S at once."""
     pixel_bounds: tuple[int, int] | None = None
     """The fewest and the most pixels of a crop. It shows the whole picture in nearly its own ratio,
-    in squares of S x S pixels, each of which takes a row. None: all crops are S x S pixels."""
+    in squares of S x S pixels, each of which is a state."""
+    longest_side: int | None = None
+    """The longest width or height of a crop, before it is stretched to whole squares as above. If
+    this and `pixel_bounds` are None, all crops are S x S pixels."""
+    has_axes: bool = False
+    """Whether the positions of a picture's rows have a height and a width."""
+    line_end: str | None = None
+    """The text of the token between two lines of squares; None if there is none."""
     before_cell: str | None = None
     """The text before each cell of the grid into which a picture is cut, followed by the cell's row
     and column. None: pictures are not cut."""
 
     @property
-    def most_rows(self) -> int:
-        """The most prompt rows of a crop."""
+    def has_any_size(self) -> bool:
+        """Whether crops have any size, in squares."""
+        return self.pixel_bounds is not None or self.longest_side is not None
+
+    @property
+    def most_states(self) -> int:
+        """The most states of a crop."""
+        if self.longest_side is not None:
+            return math.ceil(self.longest_side / self.side) ** 2
         if self.pixel_bounds is None:
             return self.rows_per_crop
         return max(1, self.pixel_bounds[1] // self.side**2)
@@ -83,21 +97,26 @@ class PictureFacts:
     def takes(self, width: int, height: int) -> bool:
         """Whether pictures of this size can be read."""
         longer, shorter = max(width, height), min(width, height)
-        return self.pixel_bounds is None or longer <= MOST_TIMES_LONGER * shorter
+        return not self.has_any_size or longer <= MOST_TIMES_LONGER * shorter
 
-    def num_rows(self, crop: Crop) -> int:
-        """The number of prompt rows of a crop."""
-        width, height = crop.size
-        return width * height // self.side**2 * self.rows_per_crop
+    def lines(self, crop: Crop) -> list[int]:
+        """The number of states of each line of a crop; of the whole crop if no token stands between
+        its lines."""
+        width, height = (length // self.side for length in crop.size)
+        if self.line_end is None:
+            return [width * height * self.rows_per_crop]
+        return [width] * height
 
     def fits(self, part: StatePart) -> bool:
         """Whether a part has as many rows and bytes as a crop."""
-        if self.pixel_bounds is None:
-            squares = int(part.columns is None)
-        else:
-            squares = part.length if part.columns and part.length % part.columns == 0 else 0
-        sizes = squares * self.rows_per_crop, squares * 3 * self.side**2
-        return squares > 0 and (part.length, len(part.content)) == sizes
+        form = part.columns is not None, part.has_axes, part.parts_lines
+        if form != (self.has_any_size, self.has_axes, self.line_end is not None):
+            return False
+        squares, columns = part.num_states if self.has_any_size else 1, part.columns or 1
+        num_more = squares // columns - 1 if part.parts_lines else 0
+        sizes = squares * self.rows_per_crop + num_more, squares * 3 * self.side**2
+        has_lines = squares > 0 and squares % columns == 0
+        return has_lines and (part.length, len(part.content)) == sizes
 
     def black(self, crop: Crop, start: int = 0) -> StatePart:
         """The part of a prompt that shows a crop, which is black until the picture is decoded.
@@ -106,26 +125,32 @@ class PictureFacts:
             start: the number of prompt rows before it.
         """
         width, height = crop.size
+        lines = self.lines(crop)
         return StatePart(
             start=start,
-            length=self.num_rows(crop),
+            length=sum(lines) + len(lines) - 1,
             content=bytes(3 * width * height),
-            columns=None if self.pixel_bounds is None else width // self.side,
+            columns=width // self.side if self.has_any_size else None,
+            has_axes=self.has_axes,
+            parts_lines=self.line_end is not None,
         )
 
-    def largest(self, most_rows: int) -> StatePart:
+    def largest(self, most_states: int) -> StatePart:
         """The largest part of a prompt that shows a crop.
 
         Args:
-            most_rows: the most rows that it may have, if crops have several sizes.
+            most_states: the most states that it may have, if crops have several sizes.
         """
-        columns = 1 if self.pixel_bounds is None else math.isqrt(min(self.most_rows, most_rows))
+        columns = math.isqrt(min(self.most_states, most_states)) if self.has_any_size else 1
         length = columns * self.side
         return self.black(Crop((), (0, 0, length, length)))
 
     def pieces(self, width: int, height: int) -> list[str | Crop]:
         """What replaces the marker of a picture of this size: text and crops, in order."""
         whole = (self.side, self.side)
+        if self.longest_side is not None:
+            size = _whole_squares_within(width, height, self.side, self.longest_side)
+            return [self.before, Crop((size,), (0, 0, *size)), self.after]
         if self.pixel_bounds is not None:
             size = _whole_squares(width, height, self.side, *self.pixel_bounds)
             return [self.before, Crop((size,), (0, 0, *size)), self.after]
@@ -144,11 +169,11 @@ class PictureFacts:
         Args:
             row_bytes: the bytes of one row's state.
         """
-        return max(1, KEPT_BYTES // (self.most_rows * row_bytes))
+        return max(1, KEPT_BYTES // (self.most_states * row_bytes))
 
     def kept_bytes(self, row_bytes: int) -> int:
         """The memory of those states."""
-        return self.num_kept(row_bytes) * self.most_rows * row_bytes
+        return self.num_kept(row_bytes) * self.most_states * row_bytes
 
     def _cells(self, resizes: tuple[Size, ...]) -> Iterator[str | Crop]:
         columns, rows = (length // self.side for length in resizes[-1])
@@ -198,6 +223,15 @@ def _whole_squares(width: int, height: int, side: int, fewest: int, most: int) -
             math.ceil(height * stretch / side) * side,
         )
     return wide, high
+
+
+def _whole_squares_within(width: int, height: int, side: int, longest_side: int) -> Size:
+    """A size of whole squares with nearly the same ratio, no side of which is longer than
+    `longest_side` before it is rounded up, as in transformers' processor of Pixtral."""
+    ratio = max(height / longest_side, width / longest_side)
+    if ratio > 1:
+        width, height = math.floor(width / ratio), math.floor(height / ratio)
+    return _up_to_multiple(width, side), _up_to_multiple(height, side)
 
 
 def _even(length: int) -> int:

@@ -13,6 +13,10 @@ from engine.models.metadata_keys import MetadataKeys
 from engine.models.picture_keys import PictureKeys
 from engine.models.vision_config import VisionConfig
 
+ReadPictures = Callable[[PictureKeys, ModelConfig], tuple[PictureFacts, VisionConfig]]
+"""A function that reads how a model with this configuration sees pictures. It raises ModelLoadError
+if the files cannot be used for pictures."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
@@ -28,10 +32,8 @@ class Family:
     read_json: Callable[[MetadataKeys], ModelConfig]
     """Reads the keys of config.json. The caller adds the keys for generation (stop tokens,
     sampling), here and below."""
-    read_pictures: (
-        Callable[[PictureKeys, ModelConfig], tuple[PictureFacts, VisionConfig]] | None
-    ) = None
-    """Reads how a model with this configuration sees pictures; None if none of the family does."""
+    read_pictures: ReadPictures | None = None
+    """None if no model of the family sees pictures."""
     gguf: str | None = None
     """The `general.architecture` of a GGUF file; None if there is none or it belongs to another
     family."""

@@ -13,6 +13,11 @@ from engine.models.vision_config import Channels, VisionConfig
 
 _FILTERS: tuple[Resampling, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """The filters by their numbers in Pillow."""
+CLIP_COLOURS: Mapping[str, Any] = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+"""The colours that CLIP was trained with, where a processor's file lacks them."""
 _MAX_SIDE = 4096
 """The most pixels of a side of a crop, or of the picture that is cut into crops."""
 _DEFAULTS = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_hidden_layers": 12}

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from engine.models.picture_encoder import PictureEncoder
+
 ROWS_OF_SLICE = 256
 """The patches that one slice of work on a CPU computes: about 100 ms of two cores for the largest
 published towers."""
@@ -53,6 +55,10 @@ class VisionConfig:
         layer's projections and its other work, for some patches at a time, and the end."""
         num_patches = num_rows * self.joined**2
         return 2 * self.num_hidden_layers * -(-num_patches // ROWS_OF_SLICE) + 1
+
+    def create_encoder(self) -> PictureEncoder | None:
+        """Build the encoder, without weights; None if the decoder's family builds it."""
+        return None
 
     @property
     def rows_per_crop(self) -> int:

@@ -1,4 +1,5 @@
-"""The vision towers of Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5, which read pictures of any size.
+"""The vision towers of Pixtral, Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5, which read pictures of
+any size.
 
 Rotary positions have a height and a width. Papers: Wang et al. 2024, arXiv:2409.12191, section 2.1;
 Bai et al. 2025, arXiv:2502.13923, section 2.1.1, for attention in windows; Meng et al. 2024,
@@ -8,7 +9,7 @@ arXiv:2406.04334, for states that are added to the decoder's first layers (deeps
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,19 +25,27 @@ from engine.models.vision_config import ROWS_OF_SLICE, VisionConfig
 from engine.quantization.method import TensorSpec
 from kernels import attention, silu_mul
 
-_ROPE_BASE = 10000.0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridVisionConfig(VisionConfig):
     """The shape of a tower for pictures of any size."""
 
-    frames: int
-    """How many times each patch is repeated, since the tower was trained with films, too."""
+    frames: int | None = None
+    """How many times each patch is repeated, if the tower was trained with films, too."""
+    qkv: tuple[str, ...] = ("qkv",)
+    """The checkpoint's names for the projections of queries, keys and values."""
     mlp: tuple[str, ...]
     """The checkpoint's names for the layers of an MLP, of which a gated one has three."""
     has_rms_norms: bool = False
     has_patch_bias: bool = False
+    has_patch_norm: bool = False
+    """Whether projected patches are normalised."""
+    has_bias: bool = True
+    """Whether the linear layers of blocks have biases."""
+    rope_base: float = 10000.0
+    axes_take_turns: bool = False
+    """Whether every other rotary frequency belongs to the height. If not, both axes have the same
+    frequencies."""
     window: int = 0
     """The width and height, in prompt rows, of windows in which patches see each other; 0 if all
     see all."""
@@ -128,7 +137,7 @@ class PatchProjection(nn.Module, WeightOwner):
         inputs = pixels.float() * self._scale + self._shift
         cut = inputs.to(self._dtype).view(lines, joined, patch, columns, joined, patch, 3)
         rows = cut.permute(0, 3, 1, 4, 6, 2, 5).reshape(lines * columns, joined**2, 3, 1, patch**2)
-        patches = rows[grid.order].expand(-1, -1, -1, frames, -1)
+        patches = rows[grid.order].expand(-1, -1, -1, frames or 1, -1)
         found: Tensor = self._method.apply(
             self._state, patches.reshape(grid.positions.shape[1], -1)
         )
@@ -143,8 +152,9 @@ class PatchProjection(nn.Module, WeightOwner):
             torch.tensor(numbers, device=options.device) for numbers in (config.scale, config.shift)
         )
         patch = config.patch_size
+        frames = () if config.frames is None else (config.frames,)
         shapes: dict[str, tuple[int, ...]] = {
-            "weight": (config.hidden_size, 3, config.frames, patch, patch)
+            "weight": (config.hidden_size, 3, *frames, patch, patch)
         }
         if config.has_patch_bias:
             shapes["bias"] = (config.hidden_size,)
@@ -206,11 +216,13 @@ class LearnedPositions(nn.Module, WeightOwner):
 class GridAttention(nn.Module):
     """Attention with rotary positions of two axes."""
 
-    def __init__(self, hidden: int, num_heads: int) -> None:
+    def __init__(self, config: GridVisionConfig) -> None:
         super().__init__()
-        self.qkv = TowerLinear(hidden, (Shard("qkv", 3 * hidden),), bias=True)
-        self.proj = TowerLinear(hidden, (Shard("proj", hidden),), bias=True)
-        self.head_shape = num_heads, hidden // num_heads
+        hidden, bias = config.hidden_size, config.has_bias
+        shards = [Shard(name, 3 * hidden // len(config.qkv)) for name in config.qkv]
+        self.qkv = TowerLinear(hidden, shards, bias=bias)
+        self.proj = TowerLinear(hidden, (Shard("proj", hidden),), bias=bias)
+        self.head_shape = config.num_attention_heads, hidden // config.num_attention_heads
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor, heads: Tensor) -> None:
         """Make rotated queries and keys, and values, of some patches: [R, C] → [R, 3, H, D].
@@ -245,11 +257,12 @@ class TowerMlp(nn.Module):
     def __init__(self, config: GridVisionConfig) -> None:
         super().__init__()
         *names, last = config.mlp
-        hidden, inner = config.hidden_size, config.intermediate_size
-        self.first = TowerLinear(hidden, [Shard(name, inner) for name in names], bias=True)
-        self.last = TowerLinear(inner, (Shard(last, hidden),), bias=True)
-        self._act: Callable[[Tensor], Tensor]
-        self._act = ACTIVATIONS[config.hidden_act] if len(names) == 1 else silu_mul
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.has_bias
+        self.first = TowerLinear(hidden, [Shard(name, inner) for name in names], bias=bias)
+        self.last = TowerLinear(inner, (Shard(last, hidden),), bias=bias)
+        self._act: Callable[[Tensor], Tensor] = ACTIVATIONS[config.hidden_act]
+        if len(names) > 1:
+            self._act = silu_mul if config.hidden_act == "silu" else partial(_gated, self._act)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [L, C] to [L, C]."""
@@ -258,13 +271,18 @@ class TowerMlp(nn.Module):
     __call__ = forward
 
 
+def _gated(act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, -1)
+    return act(gate.contiguous()) * up
+
+
 class Block(nn.Module):
     """Attention and an MLP, each behind a norm. Modules are named as in checkpoints."""
 
     def __init__(self, config: GridVisionConfig) -> None:
         super().__init__()
         self.norm1 = _norm(config, config.hidden_size)
-        self.attn = GridAttention(config.hidden_size, config.num_attention_heads)
+        self.attn = GridAttention(config)
         self.norm2 = _norm(config, config.hidden_size)
         self.mlp = TowerMlp(config)
 
@@ -298,6 +316,14 @@ class Block(nn.Module):
             yield
 
 
+class GridProjector(Protocol):
+    """Projects the states of the patches of each prompt row to the decoder's size."""
+
+    def slices(self, x: Tensor, num_rows: int) -> Generator[None, None, Tensor]:
+        """Map [L, C] to the states of prompt rows, with `num_rows` patches in each slice."""
+        ...
+
+
 class Merger(nn.Module):
     """Projects the states of the patches of each prompt row together.
 
@@ -316,7 +342,7 @@ class Merger(nn.Module):
         self.linear_fc2 = TowerLinear(self._size, (Shard("linear_fc2", hidden_size),), bias=True)
 
     def slices(self, x: Tensor, num_rows: int) -> Generator[None, None, Tensor]:
-        """Map [L, C] to the states of prompt rows, with `num_rows` patches in each slice."""
+        """See `GridProjector.slices`."""
         found = []
         for first in range(0, len(x), num_rows):
             rows = x[first : first + num_rows]
@@ -334,15 +360,19 @@ class GridEncoder(nn.Module):
 
     Args:
         hidden_size: the decoder's.
+        projector: by default a `Merger`.
     """
 
-    def __init__(self, config: GridVisionConfig, hidden_size: int) -> None:
+    def __init__(
+        self, config: GridVisionConfig, hidden_size: int, projector: GridProjector | None = None
+    ) -> None:
         super().__init__()
         self._config = config
         self.patch_embed = nn.ModuleDict({"proj": PatchProjection(config)})
+        self.patch_norm = _norm(config, config.hidden_size) if config.has_patch_norm else None
         self.pos_embed = LearnedPositions(config) if config.image_size else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.merger = Merger(config, hidden_size)
+        self.projector = projector or Merger(config, hidden_size)
         self.deepstack_merger_list = nn.ModuleList(
             Merger(config, hidden_size, norms_rows=True) for _ in config.deep_layers
         )
@@ -354,9 +384,11 @@ class GridEncoder(nn.Module):
         lines, columns = (length // square for length in pixels.shape[:2])
         grid = Grid(lines, columns, config.joined, config.window, pixels.device)
         x = self.patch_embed["proj"](pixels, grid)
+        if self.patch_norm is not None:
+            x = self.patch_norm(x)
         if self.pos_embed is not None:
             x = x + self.pos_embed(grid)
-        rotation = _rotation(grid, config.hidden_size // config.num_attention_heads)
+        rotation = _rotation(grid, config)
         num_rows = ROWS_OF_SLICE if x.device.type == "cpu" else len(x)
         deep = []
         for number, block in enumerate(self.blocks):
@@ -366,16 +398,18 @@ class GridEncoder(nn.Module):
             if number in config.deep_layers:
                 merger = self.deepstack_merger_list[config.deep_layers.index(number)]
                 deep.append((yield from merger.slices(x, num_rows)))  # type: ignore[operator]
-        merged = yield from self.merger.slices(x, num_rows)
+        merged = yield from self.projector.slices(x, num_rows)
         return torch.cat((merged, *deep), -1)[grid.order.argsort()]
 
 
-def _rotation(grid: Grid, dim: int) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines for heads of `dim` numbers, [L, 1, 1, dim / 2] each: half of the
+def _rotation(grid: Grid, config: GridVisionConfig) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines for heads of D numbers, [L, 1, 1, D / 2] each: half of the
     frequencies turn by the height, the others by the width."""
-    exponents = torch.arange(0, dim // 2, 2, dtype=torch.float32) / (dim // 2)
-    inv_freq = (1.0 / _ROPE_BASE**exponents).to(grid.positions.device)
-    down, across = grid.positions[..., None].float() * inv_freq
+    half = config.hidden_size // config.num_attention_heads // 2
+    exponents = torch.arange(0, half, 2, dtype=torch.float32) / half
+    shifts = torch.tensor([0.0, config.axes_take_turns / half])[:, None]
+    inv_freq = (1.0 / config.rope_base ** (exponents + shifts)).to(grid.positions.device)
+    down, across = grid.positions[..., None].float() * inv_freq[:, None]
     angles = torch.cat((down, across), -1)[:, None, None]
     return angles.cos(), angles.sin()
 

@@ -49,9 +49,8 @@ class Chat:
         images = [Image.fromarray(picture) for picture in pictures]
         processor = load_processor(folder)
         if kind in GRID_KINDS:  # its pictures are resized, which others do differently
-            processor.image_processor = transformers.Qwen2VLImageProcessorPil.from_pretrained(
-                folder
-            )
+            by_pillow = f"{type(processor.image_processor).__name__}Pil"
+            processor.image_processor = getattr(transformers, by_pillow).from_pretrained(folder)
         self.inputs = processor(text=text, images=[images], return_tensors="pt")
         prompt = self.inputs["input_ids"][0].tolist()
         states, places = [], [i for i, token in enumerate(prompt) if token == facts.placeholder_id]
@@ -62,7 +61,7 @@ class Chat:
             for piece, crop in zip(pieces, crops, strict=True):
                 part = facts.black(piece, places[0])
                 states.append(replace(part, content=crop.tobytes()))
-                places = places[part.length :]
+                places = places[part.num_states :]
         assert not places
         # A next turn may repeat what is drawn.
         bias = {facts.placeholder_id: -100.0}

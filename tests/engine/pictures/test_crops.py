@@ -77,7 +77,7 @@ def random_size() -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def processors(tmp_path_factory):
-    folders = {kind: tmp_path_factory.mktemp(kind) for kind in CROP_KINDS}
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in (*CROP_KINDS, "mistral3")}
     return {kind: load_processor(make_wrapper(folder, kind)) for kind, folder in folders.items()}
 
 
@@ -180,6 +180,41 @@ def test_pictures_in_grids_have_the_pixels_of_the_processor():
         cut = found.reshape(lines, joined, patch, columns, joined, patch, 3)
         patches = cut.transpose(0, 3, 1, 4, 6, 2, 5).reshape(expected["pixel_values"].shape)
         assert np.array_equal(patches, expected["pixel_values"].astype(np.uint8))
+
+
+def test_pixtrals_pictures_have_the_text_and_pixels_of_the_processor(processors):
+    sizes = [(random.randint(1, 300), random.randint(1, 300)) for _ in range(6)]
+    sizes += [(1, 1), (1, random.randint(2, 200)), (random.randint(2, 200), 1), (700, 500)]
+    processor = processors["mistral3"]
+    for width, height in sizes:
+        side, longest = random.randint(3, 20), random.randint(200, 400)
+        picture = np.random.randint(0, 256, (height, width, 3), np.uint8)
+        theirs = transformers.PixtralImageProcessorPil(
+            size={"longest_edge": longest}, patch_size=side, do_rescale=False, do_normalize=False
+        )
+        expected = theirs([Image.fromarray(picture)], return_tensors="np")
+        facts = PictureFacts(
+            side=side,
+            rows_per_crop=1,
+            marker="[IMG]",
+            placeholder="[IMG]",
+            placeholder_id=0,
+            resampling="bicubic",
+            before="",
+            after="[IMG_END]",
+            longest_side=longest,
+            line_end="[IMG_BREAK]",
+        )
+        [crop] = crops_of(facts, width, height)
+        [found] = cut_crops(picture, [crop], facts.resampling)
+        [pixels] = expected["pixel_values"]
+        assert np.array_equal(found.transpose(2, 0, 1), pixels.astype(np.uint8)), (width, height)
+        processor.patch_size, processor.spatial_merge_size = side, 1
+        text = facts.line_end.join(facts.placeholder * length for length in facts.lines(crop))
+        assert text + facts.after == processor.replace_image_token(expected, 0)
+        part = facts.black(crop)
+        assert facts.fits(part) and part.num_states == sum(facts.lines(crop)) <= facts.most_states
+        assert part.length == text.count("[")
 
 
 def test_long_pictures_in_grids_are_refused():

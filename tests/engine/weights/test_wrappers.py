@@ -162,6 +162,60 @@ QWEN2_5_VL_IMAGES: dict[str, Any] = {
     "processor_class": "Qwen2_5_VLProcessor",
     "temporal_patch_size": 2,
 }
+MISTRAL_SMALL_3_1: dict[str, Any] = {
+    "architectures": ["Mistral3ForConditionalGeneration"],
+    "image_token_index": 10,
+    "model_type": "mistral3",
+    "multimodal_projector_bias": False,
+    "projector_hidden_act": "gelu",
+    "spatial_merge_size": 2,
+    "text_config": {
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 5120,
+        "intermediate_size": 32768,
+        "max_position_embeddings": 131072,
+        "model_type": "mistral",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000000.0,
+        "sliding_window": None,
+        "vocab_size": 131072,
+    },
+    "vision_config": {
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "hidden_size": 1024,
+        "image_size": 1540,
+        "intermediate_size": 4096,
+        "model_type": "pixtral",
+        "num_attention_heads": 16,
+        "num_channels": 3,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "rope_theta": 10000.0,
+    },
+    "vision_feature_layer": -1,
+}
+MISTRAL_IMAGES: dict[str, Any] = {
+    "do_convert_rgb": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_processor_type": "PixtralImageProcessor",
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "patch_size": {"height": 14, "width": 14},
+    "resample": 3,
+    "size": {"longest_edge": 1540},
+}
+MISTRAL_PROCESSOR: dict[str, Any] = {
+    "image_break_token": "[IMG_BREAK]",
+    "image_end_token": "[IMG_END]",
+    "image_token": "[IMG]",
+    "patch_size": 14,
+    "processor_class": "PixtralProcessor",
+    "spatial_merge_size": 2,
+}
 
 WIDE = {"hidden_size": 96, "intermediate_size": 96}
 """Sizes of text models whose rows can be divided into groups of 32 weights."""
@@ -219,10 +273,44 @@ def test_reads_qwen2_5_vl_3b_as_published(tmp_path):
     assert config.rope_scaling is None and config.eos_token_ids == (151645,)
     assert config.rope_axes == (0,) * 16 + (1,) * 24 + (2,) * 24
     facts, vision = config.pictures, config.vision
-    assert (facts.side, facts.pixel_bounds, facts.most_rows) == (28, (3136, 12845056), 16384)
+    assert (facts.side, facts.pixel_bounds, facts.most_states) == (28, (3136, 12845056), 16384)
     assert (facts.resampling, facts.placeholder_id) == ("bicubic", 151655)
     assert (vision.window, vision.whole_layers, vision.joined) == (4, (7, 15, 23, 31), 2)
     assert (vision.num_hidden_layers, vision.num_attention_heads) == (32, 16)
+
+
+def test_reads_mistral_small_3_1_as_published(tmp_path):
+    files = {"preprocessor_config": MISTRAL_IMAGES, "processor_config": MISTRAL_PROCESSOR}
+    write(tmp_path, config=MISTRAL_SMALL_3_1, **files)
+    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    config = read_config_json(tmp_path)
+    assert (config.head_dim, config.rope_theta, config.tie_word_embeddings) == (128, 1e9, False)
+    facts, vision = config.pictures, config.vision
+    assert (facts.side, facts.longest_side, facts.most_states) == (28, 1540, 55**2)
+    assert (facts.placeholder_id, facts.line_end, facts.after) == (10, "[IMG_BREAK]", "[IMG_END]")
+    assert (vision.num_hidden_layers, vision.row_size, vision.projector_bias) == (24, 5120, False)
+
+
+PIXTRAL_DEFECTS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "other squares": ("processor_config", {"spatial_merge_size": 1}, "14 x 14 pixels"),
+    "an oblong": ("preprocessor_config", {"size": {"height": 8, "width": 9}}, "one length for both sides"),
+    "other layers": ("config", {"vision_feature_layer": [2, 3]}, "must be -1"),
+}
+
+
+@pytest.mark.parametrize("defect", PIXTRAL_DEFECTS)
+def test_mistrals_text_model_remains_if_pictures_cannot_be_prepared(defect, tmp_path):
+    name, changes, reason = PIXTRAL_DEFECTS[defect]
+    files = {
+        "config": MISTRAL_SMALL_3_1,
+        "preprocessor_config": MISTRAL_IMAGES,
+        "processor_config": MISTRAL_PROCESSOR,
+    }
+    write(tmp_path, **(files | {name: files[name] | changes}))
+    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with structlog.testing.capture_logs() as logs:
+        config = read_config_json(tmp_path)
+    assert config.pictures is None and reason in logs[0]["reason"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

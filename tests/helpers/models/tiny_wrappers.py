@@ -16,10 +16,15 @@ from transformers.models.smolvlm import processing_smolvlm
 from engine.models.picture_encoder import PictureEncoder, run_slices
 from tests.helpers.models.random_vectors import randomise_vectors
 
-Kind = Literal["gemma3", "smolvlm", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"]
+Kind = Literal[
+    "gemma3", "smolvlm", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "mistral3",
+    "pixtral",
+]  # fmt: skip
 CROP_KINDS: tuple[Kind, ...] = ("gemma3", "smolvlm", "idefics3")
 """Models that see pictures in crops of one size."""
-GRID_KINDS: tuple[Kind, ...] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+QWEN_KINDS: tuple[Kind, ...] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+PIXTRAL_KINDS: tuple[Kind, ...] = ("mistral3", "pixtral")
+GRID_KINDS = (*QWEN_KINDS, *PIXTRAL_KINDS)
 """Models that see pictures of any size."""
 KINDS = (*CROP_KINDS, *GRID_KINDS)
 VOCAB_SIZE = 384
@@ -81,6 +86,12 @@ QWEN_TEMPLATE = (
     "<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MISTRAL_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}[INST]"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}[IMG]"
+    "{% else %}{{ content['text'] }}{% endif %}{% endfor %}[/INST]"
+    "{% else %}{{ message['content'][0]['text'] }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 
 _TEXT: dict[str, Any] = {
@@ -167,15 +178,42 @@ _QWEN_PARTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 """For each kind, its name in transformers, and what its two parts have besides."""
 GRID_PIXELS = {"shortest_edge": 8 * 8 * 4, "longest_edge": 8 * 8 * 60}
-"""The fewest and the most pixels of a picture of `GRID_KINDS`: 4 to 60 prompt rows."""
+"""The fewest and the most pixels of a picture of `QWEN_KINDS`: 4 to 60 prompt rows."""
+_MISTRAL_TOKENS = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "pad_token": "<pad>",
+    "image_token": "[IMG]",
+    "image_break_token": "[IMG_BREAK]",
+    "image_end_token": "[IMG_END]",
+}
+_MINISTRAL_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 16.0,
+    "original_max_position_embeddings": 64,
+    "llama_4_scaling_beta": 0.2,
+}
+_PIXTRAL_VISION: dict[str, Any] = {
+    "model_type": "pixtral",
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "image_size": 64,
+    "patch_size": 4,
+    "initializer_range": 0.2,
+}
 _TURNS = ("<start_of_turn>", "<end_of_turn>")
 _GRID = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
 _FORMS: dict[str, tuple[dict[str, str], tuple[str, ...], str]] = {
     "gemma3": (_GEMMA3_TOKENS, _TURNS, GEMMA3_TEMPLATE),
     "smolvlm": (_SMOLVLM_TOKENS, _GRID, SMOLVLM_TEMPLATE),
     "idefics3": (_SMOLVLM_TOKENS, _GRID, SMOLVLM_TEMPLATE),
+    "mistral3": (_MISTRAL_TOKENS, ("[INST]", "[/INST]"), MISTRAL_TEMPLATE),
+    "pixtral": (_MISTRAL_TOKENS, ("[INST]", "[/INST]"), MISTRAL_TEMPLATE),
 }
-"""The named tokens, further tokens and chat template of each kind but `GRID_KINDS`."""
+"""The named tokens, further tokens and chat template of each kind but `QWEN_KINDS`."""
 
 
 def make_wrapper(
@@ -249,7 +287,13 @@ def _create(
     overrides: dict[str, Any],
     seed: int | None,
 ) -> Any:
-    names = {"gemma3": "Gemma3", "smolvlm": "SmolVLM", "idefics3": "Idefics3"}
+    names = {
+        "gemma3": "Gemma3",
+        "smolvlm": "SmolVLM",
+        "idefics3": "Idefics3",
+        "mistral3": "Mistral3",
+        "pixtral": "Llava",
+    }
     name = names[kind] if kind in names else _QWEN_PARTS[kind][0]
     create = getattr(transformers, f"{name}ForConditionalGeneration")
     ends = {
@@ -269,7 +313,15 @@ def _create(
         windows = {"sliding_window": 16, "sliding_window_pattern": 4}
         text = windows | text | {"model_type": "gemma3_text"}
         vision = {"model_type": "siglip_vision_model", "vision_use_head": False} | vision
-    if kind in GRID_KINDS:
+    if kind in PIXTRAL_KINDS:
+        own = {"image_token_index": tokenizer.image_token_id, "vision_feature_layer": -1}
+        text |= {"model_type": "mistral", "sliding_window": None}
+        vision = _PIXTRAL_VISION | vision
+        if kind == "pixtral":
+            own["vision_feature_select_strategy"] = "full"
+        else:
+            text |= {"model_type": "ministral3", "rope_parameters": _MINISTRAL_ROPE}
+    elif kind in QWEN_KINDS:
         own = {
             "image_token_id": tokenizer.image_token_id,
             "video_token_id": tokenizer.video_token_id,
@@ -296,7 +348,7 @@ def _create(
 def _qwen_parts(
     kind: str, text: dict[str, Any], vision: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configurations of the parts of one of `GRID_KINDS`."""
+    """The configurations of the parts of one of `QWEN_KINDS`."""
     _, of_text, of_vision = _QWEN_PARTS[kind]
     usual = {name: one for name, one in _TEXT.items() if name != "head_dim"} | of_text
     text = usual | {name: one for name, one in text.items() if one != _TEXT.get(name)}
@@ -311,6 +363,18 @@ def _qwen_parts(
 
 
 def _grid_processor(kind: Kind, tokenizer: Any) -> Any:
+    if kind in PIXTRAL_KINDS:
+        joined = 2 if kind == "mistral3" else 1
+        pictures = transformers.PixtralImageProcessor(
+            size={"longest_edge": 64}, patch_size={"height": 4, "width": 4}
+        )
+        return transformers.PixtralProcessor(
+            pictures,
+            tokenizer,
+            patch_size=4,
+            spatial_merge_size=joined,
+            chat_template=tokenizer.chat_template,
+        )
     name = _QWEN_PARTS[kind][0].replace("3_5", "3VL")
     sizes = {"patch_size": 4, "merge_size": 2, "size": GRID_PIXELS}
     create = getattr(transformers, f"{name}Processor")

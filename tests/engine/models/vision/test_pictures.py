@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor
 
 from engine.models import vision_config
@@ -144,6 +145,8 @@ GRID_VISIONS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": {"window_size": 28, "fullatt_block_indexes": [0, 2], "num_heads": 2},
     "qwen3_vl": {"num_position_embeddings": 25, "deepstack_visual_indexes": [1]},
     "qwen3_5": {"hidden_act": "gelu", "spatial_merge_size": 2, "hidden_size": 48},
+    "mistral3": {"hidden_act": "silu", "num_attention_heads": 2},
+    "pixtral": {"hidden_act": "silu", "rope_parameters": {"rope_theta": 100.0}},
 }
 
 
@@ -164,10 +167,14 @@ class GridPair(Pair):
 
     @torch.no_grad()
     def their_states(self, pixels: Tensor) -> Tensor:
-        process = transformers.Qwen2VLImageProcessorPil(patch_size=4, do_resize=False)
-        inputs = process([pixels.numpy()], return_tensors="pt")
-        values, grid = inputs["pixel_values"].to(self.theirs.dtype), inputs["image_grid_thw"]
-        found = self.theirs.get_image_features(values, grid)
+        pixtral = self.facts.longest_side is not None
+        name = "Pixtral" if pixtral else "Qwen2VL"
+        process = getattr(transformers, f"{name}ImageProcessorPil")(patch_size=4, do_resize=False)
+        inputs = process([Image.fromarray(pixels.numpy())], return_tensors="pt")
+        values = inputs["pixel_values"].to(self.theirs.dtype)
+        size = {"image_sizes": torch.tensor([pixels.shape[:2]])}
+        size = size if pixtral else {"image_grid_thw": inputs["image_grid_thw"]}
+        found = self.theirs.get_image_features(pixel_values=values, **size)
         parts = [found.pooler_output, *getattr(found, "deepstack_features", ())]
         return torch.cat([torch.cat(list(part)) for part in parts], -1)
 
