@@ -30,7 +30,10 @@ class Crop(NamedTuple):
     """The sizes to which the whole picture is resized, one after the other, before the box is cut
     out. Each result has 8 bits per channel."""
     box: tuple[int, int, int, int]
-    """Left, top, right and bottom in the resized picture: S x S pixels, or squares of this size."""
+    """Left, top, right and bottom in the resized picture: S x S pixels, or squares of this size. It
+    may be larger than the picture, around which it is black."""
+    shape: tuple[int, int] | None = None
+    """The numbers of lines and columns of its states, if these do not follow from its size."""
 
     @property
     def size(self) -> Size:
@@ -69,11 +72,21 @@ class PictureFacts:
     pixel_bounds: tuple[int, int] | None = None
     """The fewest and the most pixels of a crop. It shows the whole picture in nearly its own ratio,
     in squares of S x S pixels, each of which is a state."""
+    most_squares: int | None = None
+    """The number of squares that a crop has at most, and nearly has. None: see `pixel_bounds` and
+    `longest_side`."""
     longest_side: int | None = None
     """The longest width or height of a crop, before it is stretched to whole squares as above. If
-    this and `pixel_bounds` are None, all crops are S x S pixels."""
+    the last three are None, all crops are S x S pixels."""
     has_axes: bool = False
     """Whether the positions of a picture's rows have a height and a width."""
+    shortest_edge: int | None = None
+    """The length of the shorter side to which pictures are resized, before S x S pixels are cut out
+    of their middle. None: they are not cut like this."""
+    mosaics: tuple[Size, ...] = ()
+    """The sizes of mosaics of S x S pixels. A second crop shows the picture in one of them, in its
+    own ratio between black borders. States that show only borders are left out, and each line of
+    states has one more at its end. Empty: there is no second crop."""
     line_end: str | None = None
     """The text of the token between two lines of squares; None if there is none."""
     before_cell: str | None = None
@@ -83,13 +96,18 @@ class PictureFacts:
     @property
     def has_any_size(self) -> bool:
         """Whether crops have any size, in squares."""
-        return self.pixel_bounds is not None or self.longest_side is not None
+        limits = self.pixel_bounds, self.most_squares, self.longest_side
+        return any(limit is not None for limit in limits)
 
     @property
     def most_states(self) -> int:
         """The most states of a crop."""
+        if self.most_squares is not None:
+            return self.most_squares
         if self.longest_side is not None:
             return math.ceil(self.longest_side / self.side) ** 2
+        if self.mosaics:
+            return max(lines * columns for lines, columns in map(self._shape_of, self.mosaics))
         if self.pixel_bounds is None:
             return self.rows_per_crop
         return max(1, self.pixel_bounds[1] // self.side**2)
@@ -97,11 +115,14 @@ class PictureFacts:
     def takes(self, width: int, height: int) -> bool:
         """Whether pictures of this size can be read."""
         longer, shorter = max(width, height), min(width, height)
-        return not self.has_any_size or longer <= MOST_TIMES_LONGER * shorter
+        is_bounded = self.has_any_size or self.shortest_edge is not None
+        return not is_bounded or longer <= MOST_TIMES_LONGER * shorter
 
     def lines(self, crop: Crop) -> list[int]:
         """The number of states of each line of a crop; of the whole crop if no token stands between
         its lines."""
+        if crop.shape is not None:
+            return [math.prod(crop.shape)]
         width, height = (length // self.side for length in crop.size)
         if self.line_end is None:
             return [width * height * self.rows_per_crop]
@@ -109,6 +130,8 @@ class PictureFacts:
 
     def fits(self, part: StatePart) -> bool:
         """Whether a part has as many rows and bytes as a crop."""
+        if self.mosaics and part.shape is not None:
+            return self._fits_mosaic(part, part.shape)
         form = part.columns is not None, part.has_axes, part.parts_lines
         if form != (self.has_any_size, self.has_axes, self.line_end is not None):
             return False
@@ -116,7 +139,8 @@ class PictureFacts:
         num_more = squares // columns - 1 if part.parts_lines else 0
         sizes = squares * self.rows_per_crop + num_more, squares * 3 * self.side**2
         has_lines = squares > 0 and squares % columns == 0
-        return has_lines and (part.length, len(part.content)) == sizes
+        is_wide = part.width == (columns * self.side if self.has_any_size else None)
+        return has_lines and is_wide and (part.length, len(part.content)) == sizes
 
     def black(self, crop: Crop, start: int = 0) -> StatePart:
         """The part of a prompt that shows a crop, which is black until the picture is decoded.
@@ -125,12 +149,13 @@ class PictureFacts:
             start: the number of prompt rows before it.
         """
         width, height = crop.size
-        lines = self.lines(crop)
+        lines, columns = self.lines(crop), width // self.side if self.has_any_size else None
         return StatePart(
             start=start,
             length=sum(lines) + len(lines) - 1,
             content=bytes(3 * width * height),
-            columns=width // self.side if self.has_any_size else None,
+            columns=crop.shape[1] if crop.shape else columns,
+            width=width if crop.shape or columns else None,
             has_axes=self.has_axes,
             parts_lines=self.line_end is not None,
         )
@@ -141,6 +166,10 @@ class PictureFacts:
         Args:
             most_states: the most states that it may have, if crops have several sizes.
         """
+        for size in self.mosaics:
+            shape = self._shape_of(size)
+            if math.prod(shape) == min(self.most_states, most_states):
+                return self.black(Crop((), (0, 0, *size), shape))
         columns = math.isqrt(min(self.most_states, most_states)) if self.has_any_size else 1
         length = columns * self.side
         return self.black(Crop((), (0, 0, length, length)))
@@ -148,14 +177,23 @@ class PictureFacts:
     def pieces(self, width: int, height: int) -> list[str | Crop]:
         """What replaces the marker of a picture of this size: text and crops, in order."""
         whole = (self.side, self.side)
+        if self.most_squares is not None:
+            size = _as_many_squares(width, height, self.side, self.most_squares)
+            return [self.before, Crop((size,), (0, 0, *size)), self.after]
         if self.longest_side is not None:
             size = _whole_squares_within(width, height, self.side, self.longest_side)
             return [self.before, Crop((size,), (0, 0, *size)), self.after]
         if self.pixel_bounds is not None:
             size = _whole_squares(width, height, self.side, *self.pixel_bounds)
             return [self.before, Crop((size,), (0, 0, *size)), self.after]
+        if self.shortest_edge is not None:
+            size = _around(width, height, self.shortest_edge)
+            left, top = ((length - self.side) // 2 for length in size)
+            box = (left, top, left + self.side, top + self.side)
+            return [self.before, Crop((size,), box), self.after]
         if self.longest_edge is None:
-            return [self.before, self._crop((whole,)), self.after]
+            mosaic = self._mosaic(width, height)
+            return [self.before, self._crop((whole,)), *mosaic, self.after]
         first = _fitted(width, height, self.longest_edge)
         grid = whole if self.before_cell is None else _whole_cells(*first, self.side)
         if grid == whole:
@@ -175,6 +213,36 @@ class PictureFacts:
         """The memory of those states."""
         return self.num_kept(row_bytes) * self.most_states * row_bytes
 
+    def _mosaic(self, width: int, height: int) -> list[Crop]:
+        """The crop that shows a picture in one of the `mosaics`, if any of its states is kept."""
+        if not self.mosaics:
+            return []
+        size = _best_mosaic(width, height, self.mosaics)
+        inner = _between_borders(width, height, size)
+        left, top = (-((whole - part) // 2) for whole, part in zip(size, inner, strict=True))
+        lines, columns = self._shape_of(size)
+        columns -= 1
+        if width / height > columns / lines:
+            lines -= (lines - int(round(height * (columns / width), 7))) // 2 * 2
+        else:
+            columns -= (columns - int(round(width * (lines / height), 7))) // 2 * 2
+        box = (left, top, left + size[0], top + size[1])
+        return [Crop((inner,), box, (lines, columns + 1))] if lines else []
+
+    def _shape_of(self, mosaic: Size) -> tuple[int, int]:
+        """The numbers of lines and columns of a mosaic whose states are all kept."""
+        across, down = (length // self.side for length in mosaic)
+        grid = math.isqrt(self.rows_per_crop)
+        return down * grid, across * grid + 1
+
+    def _fits_mosaic(self, part: StatePart, shape: tuple[int, int]) -> bool:
+        """Whether a part is a mosaic of which lines or columns may be left out."""
+        height, width = part.size
+        most = self._shape_of((width, height))
+        is_within = all(1 <= one <= limit for one, limit in zip(shape, most, strict=True))
+        is_known = (width, height) in self.mosaics and len(part.content) == 3 * width * height
+        return is_within and is_known and part.length == math.prod(shape)
+
     def _cells(self, resizes: tuple[Size, ...]) -> Iterator[str | Crop]:
         columns, rows = (length // self.side for length in resizes[-1])
         for row, column in product(range(rows), range(columns)):
@@ -185,6 +253,34 @@ class PictureFacts:
     def _crop(self, resizes: tuple[Size, ...], column: int = 0, row: int = 0) -> Crop:
         left, top = column * self.side, row * self.side
         return Crop(resizes, (left, top, left + self.side, top + self.side))
+
+
+def _around(width: int, height: int, shortest_edge: int) -> Size:
+    """A size whose shorter side is `shortest_edge`, rounded as transformers' processor of CLIP
+    does."""
+    if width <= height:
+        return shortest_edge, int(shortest_edge * height / width)
+    return int(shortest_edge * width / height), shortest_edge
+
+
+# The next two functions round as transformers' processor of LLaVA-NeXT does.
+def _best_mosaic(width: int, height: int, mosaics: tuple[Size, ...]) -> Size:
+    """The mosaic in which a picture keeps most pixels, and of these the one with fewest others."""
+
+    def value(mosaic: Size) -> tuple[int, int]:
+        scale = min(mosaic[0] / width, mosaic[1] / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        return kept, -math.prod(mosaic)
+
+    return max(mosaics, key=value)
+
+
+def _between_borders(width: int, height: int, mosaic: Size) -> Size:
+    """The size of a picture in a mosaic, of which it fills the width or the height."""
+    across, down = mosaic[0] / width, mosaic[1] / height
+    if across < down:
+        return mosaic[0], min(math.ceil(height * across), mosaic[1])
+    return min(math.ceil(width * down), mosaic[0]), mosaic[1]
 
 
 # Both functions round as transformers' processors of SmolVLM and Idefics3 do.
@@ -223,6 +319,18 @@ def _whole_squares(width: int, height: int, side: int, fewest: int, most: int) -
             math.ceil(height * stretch / side) * side,
         )
     return wide, high
+
+
+def _as_many_squares(width: int, height: int, side: int, most: int) -> Size:
+    """The largest size of whole squares with nearly the same ratio, at most `most` of them, as in
+    transformers' processor of Gemma 4."""
+    factor = math.sqrt(most * side**2 / (height * width))
+    wide, high = (math.floor(factor * length / side) for length in (width, height))
+    if high == 0:
+        wide, high = min(width // height, most), 1
+    elif wide == 0:
+        wide, high = 1, min(height // width, most)
+    return wide * side, high * side
 
 
 def _whole_squares_within(width: int, height: int, side: int, longest_side: int) -> Size:

@@ -35,8 +35,10 @@ class StatePart:
     content: bytes = field(repr=False)
     """What the encoder reads; of a picture, the pixels of one crop: 8-bit RGB [H, W, 3]."""
     columns: int | None = None
-    """The number of states that lie side by side, in a picture whose states are squares; None for a
-    square crop."""
+    """The number of states that lie side by side, in a picture of any size; None for a square
+    crop."""
+    width: int | None = None
+    """The width in pixels of what is shown; None for a square."""
     has_axes: bool = False
     """Whether the positions of its rows have a height and a width."""
     parts_lines: bool = False
@@ -69,10 +71,15 @@ class StatePart:
     def size(self) -> tuple[int, int]:
         """The height and width of the content in pixels."""
         num_pixels = len(self.content) // 3
+        width = self.width or isqrt(num_pixels)
+        return num_pixels // width, width
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """The numbers of lines and columns of its states; None for a square crop."""
         if self.columns is None:
-            return isqrt(num_pixels), isqrt(num_pixels)
-        side = isqrt(num_pixels // self.num_states)
-        return self.num_states // self.columns * side, self.columns * side
+            return None
+        return self.num_states // self.columns, self.columns
 
     @property
     def num_positions(self) -> int:
@@ -86,5 +93,5 @@ class StatePart:
     def digest(self) -> bytes:
         """The hash of the content and its shape: parts with equal digests have equal states."""
         found = sha256(self.content)
-        found.update(repr(self.columns).encode())
+        found.update(repr((self.columns, self.width)).encode())
         return found.digest()

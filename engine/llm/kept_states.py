@@ -54,20 +54,20 @@ class KeptStates:
     Args:
         most: the most parts of the largest size whose states are kept, at least 1.
         pictures: how the model sees pictures; None if it takes none.
-        num_slices: counts the slices in which a part of so many states is encoded.
+        num_slices: counts the slices in which a part is encoded.
     """
 
     def __init__(
         self,
         most: int = 1,
         pictures: PictureFacts | None = None,
-        num_slices: Callable[[int], int] = lambda num_rows: 1,
+        num_slices: Callable[[StatePart], int] = lambda part: 1,
     ) -> None:
         self.pictures = pictures
         largest = 1 if pictures is None else pictures.most_states
         self._most_rows = most * largest
         self._num_slices = num_slices
-        self._has_slices = num_slices(largest) > 1
+        self._has_slices = pictures is not None and num_slices(pictures.largest(1)) > 1
         self._looks_both_ways = pictures is not None and pictures.looks_both_ways
         self._kept: dict[bytes, int] = {}
         """The number of states of each."""
@@ -198,7 +198,7 @@ class KeptStates:
         if part.digest in self._kept:
             return 0
         done = self._num_done if part.digest == self._begun else 0
-        return self._num_slices(part.num_states) - done
+        return self._num_slices(part) - done
 
     def _most_slices(self, parts: PartsOfStep) -> int:
         if parts.most_slices is not None:

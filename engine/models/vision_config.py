@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from engine.contract.prompt_states import StatePart
 from engine.models.picture_encoder import PictureEncoder
 
 ROWS_OF_SLICE = 256
@@ -34,6 +35,10 @@ class VisionConfig:
     scale: Channels
     """Inputs are levels from 0 to 255 times this, plus `shift`."""
     shift: Channels
+    has_class_state: bool = False
+    """Whether the tower adds a state of its own before those of the patches, as CLIP does."""
+    has_last_norm: bool = True
+    """Whether the states of the last layer are normalised."""
 
     @property
     def grid(self) -> int:
@@ -50,11 +55,15 @@ class VisionConfig:
         """How many states of the decoder's size a prompt row has."""
         return 1
 
-    def num_slices(self, num_rows: int) -> int:
-        """The number of slices in which a crop of so many prompt rows is encoded on a CPU: each
-        layer's projections and its other work, for some patches at a time, and the end."""
-        num_patches = num_rows * self.joined**2
+    def num_slices(self, part: StatePart) -> int:
+        """The number of slices in which a part of a prompt is encoded on a CPU: each layer's
+        projections and its other work, for some patches at a time, and the end."""
+        num_patches = part.num_states * self.joined**2
         return 2 * self.num_hidden_layers * -(-num_patches // ROWS_OF_SLICE) + 1
+
+    def reads(self, name: str) -> bool:
+        """Whether the encoder reads a tensor, by its name in the model."""
+        return True
 
     def create_encoder(self) -> PictureEncoder | None:
         """Build the encoder, without weights; None if the decoder's family builds it."""

@@ -75,4 +75,4 @@ class PartStates:
         if self._encoder is None:
             raise InvariantViolation("a prompt has pictures, but this model takes none")
         pixels = np.frombuffer(bytearray(part.content), dtype=np.uint8).reshape(*part.size, 3)
-        return self._encoder.begin(to_device([pixels], self._device)[0])
+        return self._encoder.begin(to_device([pixels], self._device)[0], part.shape)

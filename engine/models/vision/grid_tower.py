@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from engine.contract.prompt_states import StatePart
 from engine.models.forward_context import NO_CONTEXT
 from engine.models.layers.activation import ACTIVATIONS, gelu
 from engine.models.layers.linear import Shard
@@ -58,9 +59,9 @@ class GridVisionConfig(VisionConfig):
     def states_per_row(self) -> int:
         return 1 + len(self.deep_layers)
 
-    def num_slices(self, num_rows: int) -> int:
+    def num_slices(self, part: StatePart) -> int:
         """See `VisionConfig.num_slices`; each merger's work is divided into slices, too."""
-        num_patches = num_rows * self.joined**2
+        num_patches = part.num_states * self.joined**2
         per_patch = 2 * self.num_hidden_layers + self.states_per_row
         return per_patch * -(-num_patches // ROWS_OF_SLICE) + 1
 
@@ -377,7 +378,7 @@ class GridEncoder(nn.Module):
             Merger(config, hidden_size, norms_rows=True) for _ in config.deep_layers
         )
 
-    def begin(self, pixels: Tensor) -> Encoding:
+    def begin(self, pixels: Tensor, shape: tuple[int, int] | None = None) -> Encoding:
         """See `PictureEncoder.begin`. A GPU is so fast that each slice has all patches."""
         config = self._config
         square = config.patch_size * config.joined

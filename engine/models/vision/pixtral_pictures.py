@@ -4,7 +4,7 @@ Paper: Agrawal et al. 2024, arXiv:2410.07073.
 """
 
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,9 +17,8 @@ from engine.models.forward_context import NO_CONTEXT
 from engine.models.layers.activation import activation_named
 from engine.models.layers.linear import Shard
 from engine.models.layers.norm import RmsNorm
-from engine.models.metadata_keys import MetadataKeys
 from engine.models.picture_encoder import PictureEncoder
-from engine.models.picture_keys import CLIP_COLOURS, PictureKeys
+from engine.models.picture_keys import PictureKeys
 from engine.models.vision.grid_tower import GridEncoder, GridVisionConfig
 from engine.models.vision.siglip import TowerLinear
 from engine.models.vision_config import VisionConfig
@@ -118,8 +117,7 @@ def read_pixtral(
         ModelLoadError: as `read_pictures`.
     """
     keys.check_processor("PixtralImageProcessor")
-    images = MetadataKeys({**CLIP_COLOURS, **keys.images.values}, keys.images.source)
-    keys = replace(keys, images=images)
+    keys = keys.with_clip_colours()
     missing = _VISION | {"patch_size": patch}
     vision = keys.config.inner("vision_config", missing)
     rope = vision.inner("rope_parameters", {"rope_theta": vision.number("rope_theta", 1e4)})
@@ -131,24 +129,23 @@ def read_pixtral(
             f"{processor.source}: pictures are cut into squares of {stated} x {stated} pixels; the "
             f"encoder needs {side} x {side}"
         )
-    size = images.inner("size")
+    size = keys.images.inner("size")
     longest, width = (
         size.integer("longest_edge", size.integer(key, 1024), high=_MOST_SIDE)
         for key in ("height", "width")
     )
     if longest != width:
-        raise images.nonsense("size", "one length for both sides")
+        raise keys.images.nonsense("size", "one length for both sides")
     layer = keys.config.values.get("vision_feature_layer", -1)
     if layer != -1:
         raise keys.config.nonsense("vision_feature_layer", "-1, the last one")
     placeholder = processor.text("image_token", keys.token("image_token", "[IMG]"))
-    named = "image_token_id" if "image_token_id" in keys.config.values else "image_token_index"
     facts = PictureFacts(
         side=side,
         rows_per_crop=1,
         marker=placeholder,
         placeholder=placeholder,
-        placeholder_id=keys.placeholder_id(named, 10, config.vocab_size),
+        placeholder_id=keys.placeholder_id("image_token_index", 10, config.vocab_size),
         resampling=keys.resampling("bicubic"),
         before="",
         after=processor.text("image_end_token", "[IMG_END]"),
@@ -172,16 +169,4 @@ def read_pixtral(
     )
 
 
-def read_llava(keys: PictureKeys, config: ModelConfig) -> tuple[PictureFacts, VisionConfig]:
-    """Read how pictures of LLaVA become rows.
-
-    Raises:
-        ModelLoadError: as `read_pictures`; or the vision tower is another one.
-    """
-    tower = keys.config.inner("vision_config")
-    if tower.text("model_type", "") != "pixtral":
-        raise tower.nonsense("model_type", "pixtral")
-    return read_pixtral(keys, config, joined=1, merger_eps=None, patch=16, has_bias=True)
-
-
-PICTURE_READERS = {MISTRAL3: read_pictures, "LlavaForConditionalGeneration": read_llava}
+PICTURE_READERS = {MISTRAL3: read_pictures}

@@ -17,7 +17,7 @@ from engine.models.config import ModelConfig
 from engine.models.family import Family
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
-from engine.models.picture_keys import CLIP_COLOURS, PictureKeys
+from engine.models.picture_keys import PictureKeys
 from engine.models.vision.grid_tower import GridEncoder, GridVisionConfig
 from engine.models.vision_config import VisionConfig
 
@@ -226,8 +226,8 @@ def read_pictures(
             f"{keys.config.source}: mrope_section must be three numbers whose sum is {half}, half "
             f"of the numbers of a head that are rotated"
         )
-    images = MetadataKeys({**CLIP_COLOURS, **keys.images.values}, keys.images.source)
-    keys = replace(keys, images=images)
+    keys = keys.with_clip_colours()
+    images = keys.images
     vision = keys.config.inner("vision_config", release.vision)
     patch, joined = vision.integer("patch_size"), vision.integer("spatial_merge_size", 2)
     frames = vision.integer("temporal_patch_size", 2)

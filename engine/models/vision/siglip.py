@@ -1,7 +1,7 @@
-"""SigLIP's vision tower: patches of a crop in, a state of each patch out.
+"""The vision towers of SigLIP and CLIP: patches of a crop in, a state of each patch out.
 
-Pre-norm layers, learned positions, attention in both directions. Paper: Zhai et al. 2023,
-arXiv:2303.15343.
+Pre-norm layers, learned positions, attention in both directions. Papers: Zhai et al. 2023,
+arXiv:2303.15343; Radford et al. 2021, arXiv:2103.00020.
 """
 
 from collections.abc import Callable, Generator
@@ -42,16 +42,20 @@ class PatchEmbeddings(nn.Module, WeightOwner):
         self._method: Any
         self._state: Any
         self._positions: Tensor
+        self._class_state: Tensor | None
         self._scale: Tensor
         self._shift: Tensor
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Map a crop, [S, S, 3] uint8, to [L, C]."""
+        """Map a crop, [S, S, 3] uint8, to [L, C]; a state that belongs to no patch comes first."""
         grid, patch = self._config.grid, self._config.patch_size
         inputs = pixels[: grid * patch, : grid * patch].float() * self._scale + self._shift
         cut = inputs.to(self._positions.dtype).view(grid, patch, grid, patch, 3)
         patches = cut.permute(0, 2, 4, 1, 3).reshape(grid * grid, -1)
-        return self._method.apply(self._state, patches) + self._positions  # type: ignore[no-any-return]
+        found: Tensor = self._method.apply(self._state, patches)
+        if self._class_state is not None:
+            found = torch.cat((self._class_state, found))
+        return found + self._positions
 
     __call__ = forward
 
@@ -64,8 +68,8 @@ class PatchEmbeddings(nn.Module, WeightOwner):
         )
         shapes = {
             "patch_embedding.weight": (size, 3, patch, patch),
-            "patch_embedding.bias": (size,),
-            "position_embedding.weight": (config.trained_grid**2, size),
+            "position_embedding.weight": (config.trained_grid**2 + config.has_class_state, size),
+            "class_embedding" if config.has_class_state else "patch_embedding.bias": (size,),
         }
 
         def take(kind: str, tensor: Tensor) -> None:
@@ -77,8 +81,10 @@ class PatchEmbeddings(nn.Module, WeightOwner):
         }
 
     def process_weights_after_loading(self) -> None:
-        weight, bias = (self._loaded[f"patch_embedding.{kind}"] for kind in ("weight", "bias"))
-        self._state = self._method.arrange(weight.flatten(1), bias)
+        weight = self._loaded["patch_embedding.weight"].flatten(1)
+        self._state = self._method.arrange(weight, self._loaded.get("patch_embedding.bias"))
+        state = self._loaded.get("class_embedding")
+        self._class_state = None if state is None else state[None]
         table = self._loaded["position_embedding.weight"]
         self._positions = table[self._position_ids(self._config).to(table.device)]
         self._loaded = {}
@@ -153,23 +159,28 @@ class Layer(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """The tower up to its last norm."""
+    """The tower up to its last norm, or up to a layer before."""
 
     def __init__(self, config: VisionConfig, position_ids: PositionIds) -> None:
         super().__init__()
+        size, eps = config.hidden_size, config.layer_norm_eps
         self.embeddings = PatchEmbeddings(config, position_ids)
+        # The checkpoints' name has this typing error.
+        self.pre_layrnorm = LayerNorm(size, eps) if config.has_class_state else None
         layers = [Layer(config) for _ in range(config.num_hidden_layers)]
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
-        self.post_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.post_layernorm = LayerNorm(size, eps) if config.has_last_norm else None
 
     def begin(self, pixels: Tensor) -> Encoding:
         """Map a crop, [S, S, 3] uint8, to [L, C], slice by slice. A GPU is so fast that each slice
         has all patches."""
         x = self.embeddings(pixels)
+        if self.pre_layrnorm is not None:
+            x = self.pre_layrnorm(x)
         num_rows = ROWS_OF_SLICE if x.device.type == "cpu" else len(x)
         for layer in self.encoder["layers"]:  # type: ignore[attr-defined]
             yield from layer.slices(x, num_rows)
-        return self.post_layernorm(x)
+        return x if self.post_layernorm is None else self.post_layernorm(x)
 
 
 class TowerEncoder(nn.Module):
@@ -181,7 +192,7 @@ class TowerEncoder(nn.Module):
         self.tower = tower
         self.projector = projector
 
-    def begin(self, pixels: Tensor) -> Encoding:
+    def begin(self, pixels: Tensor, shape: tuple[int, int] | None = None) -> Encoding:
         """See `PictureEncoder.begin`."""
         return self.projector((yield from self.tower.begin(pixels)))
 

@@ -24,6 +24,7 @@ from tests.helpers.models.json_files import change_json
 from tests.helpers.models.tiny_wrappers import (
     CROP_KINDS,
     GEMMA3_LAYOUTS,
+    GRID_KINDS,
     KINDS,
     encoded,
     make_wrapper,
@@ -291,9 +292,80 @@ def test_reads_mistral_small_3_1_as_published(tmp_path):
     assert (vision.num_hidden_layers, vision.row_size, vision.projector_bias) == (24, 5120, False)
 
 
+LLAVA_1_5: dict[str, Any] = {
+    "architectures": ["LlavaForConditionalGeneration"],
+    "image_token_index": 32000,
+    "model_type": "llava",
+    "projector_hidden_act": "gelu",
+    "text_config": {
+        "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": 4096,
+        "model_type": "llama",
+        "rms_norm_eps": 1e-05,
+        "vocab_size": 32064,
+    },
+    "vision_config": {
+        "hidden_size": 1024,
+        "image_size": 336,
+        "intermediate_size": 4096,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "projection_dim": 768,
+        "vocab_size": 32000,
+    },
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+}
+CLIP_IMAGES: dict[str, Any] = {
+    "crop_size": {"height": 336, "width": 336},
+    "do_center_crop": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_processor_type": "CLIPImageProcessor",
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "size": {"shortest_edge": 336},
+}
+
+
+def test_reads_llava_1_5_as_published(tmp_path):
+    write(tmp_path, config=LLAVA_1_5, preprocessor_config=CLIP_IMAGES)
+    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    config = read_config_json(tmp_path)
+    facts, vision = config.pictures, config.vision
+    assert (facts.side, facts.rows_per_crop, facts.shortest_edge) == (336, 576, 336)
+    assert (facts.placeholder, facts.placeholder_id) == ("<image>", 32000)
+    assert (vision.num_hidden_layers, vision.hidden_act) == (23, "quick_gelu")
+    assert vision.has_class_state and not vision.keeps_class_state
+
+
+LLAVA_DEFECTS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "another tower": ("config", {"vision_config": {"model_type": "vit"}}, "or pixtral"),
+    "several layers": ("config", {"vision_feature_layer": [2, 3]}, "from -24 to 24"),
+    "another size": ("preprocessor_config", {"crop_size": {"height": 28, "width": 28}}, "28 x 28"),
+    "an oblong": ("preprocessor_config", {"crop_size": {"height": 8, "width": 9}}, "one length"),
+}
+
+
+@pytest.mark.parametrize("defect", LLAVA_DEFECTS)
+def test_llavas_text_model_remains_if_pictures_cannot_be_prepared(defect, tmp_path):
+    name, changes, reason = LLAVA_DEFECTS[defect]
+    files = {"config": LLAVA_1_5, "preprocessor_config": CLIP_IMAGES}
+    write(tmp_path, **(files | {name: files[name] | changes}))
+    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with structlog.testing.capture_logs() as logs:
+        config = read_config_json(tmp_path)
+    assert config.pictures is None and reason in logs[0]["reason"]
+
+
 PIXTRAL_DEFECTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "other squares": ("processor_config", {"spatial_merge_size": 1}, "14 x 14 pixels"),
-    "an oblong": ("preprocessor_config", {"size": {"height": 8, "width": 9}}, "one length for both sides"),
+    "an oblong": (
+        "preprocessor_config",
+        {"size": {"height": 8, "width": 9}},
+        "one length for both sides",
+    ),
     "other layers": ("config", {"vision_feature_layer": [2, 3]}, "must be -1"),
 }
 
@@ -445,8 +517,8 @@ def test_a_quantised_text_model_keeps_its_encoder(kind, tmp_path):
     config = load_model_config(in_folder(folder))
     model = create_model(config, dtype=torch.float32, linear_method=plan.method_for)
     assert model.load_weights(iter_weights(in_folder(folder), config, plan.packed)) == []
-    pixels = torch.randint(0, 256, (2, 56, 56, 3), dtype=torch.uint8)
-    pixels = pixels[:, :28, :28] if kind in CROP_KINDS else pixels
+    pixels = torch.randint(0, 256, (2, 48, 48, 3), dtype=torch.uint8)
+    pixels = pixels if kind in GRID_KINDS else pixels[:, :28, :28]
     before, after = load(source).picture_encoder, model.picture_encoder
     assert torch.equal(encoded(before, pixels), encoded(after, pixels))
 

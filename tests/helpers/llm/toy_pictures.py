@@ -39,7 +39,7 @@ class ToyEncoder:
         self._fails_for = fails_for
         self.num_encoded = 0
 
-    def begin(self, pixels: Tensor) -> Encoding:
+    def begin(self, pixels: Tensor, shape: tuple[int, int] | None = None) -> Encoding:
         self.num_encoded += 1
         states = self.encode(pixels)
         for row in range(len(states)):  # a slice for each row, and one for the end
@@ -95,7 +95,7 @@ def give_sight(
         return replace(config, pictures=facts, rope_axes=chosen)
 
     def with_slices(*args: Any) -> KeptStates:
-        return KeptStates(3, facts, lambda num_rows: planned)
+        return KeptStates(3, facts, lambda part: planned)
 
     def with_encoder(*args: Any, **kwargs: Any) -> Any:
         model = load_decoder(*args, **kwargs)

@@ -18,15 +18,19 @@ from tests.helpers.models.random_vectors import randomise_vectors
 
 Kind = Literal[
     "gemma3", "smolvlm", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "mistral3",
-    "pixtral",
+    "pixtral", "llava", "llava_next", "llava_siglip",
+    "gemma4", "gemma4_large",
 ]  # fmt: skip
 CROP_KINDS: tuple[Kind, ...] = ("gemma3", "smolvlm", "idefics3")
 """Models that see pictures in crops of one size."""
 QWEN_KINDS: tuple[Kind, ...] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 PIXTRAL_KINDS: tuple[Kind, ...] = ("mistral3", "pixtral")
-GRID_KINDS = (*QWEN_KINDS, *PIXTRAL_KINDS)
+GEMMA4_KINDS: tuple[Kind, ...] = ("gemma4", "gemma4_large")
+GRID_KINDS = (*QWEN_KINDS, *PIXTRAL_KINDS, *GEMMA4_KINDS)
 """Models that see pictures of any size."""
-KINDS = (*CROP_KINDS, *GRID_KINDS)
+LLAVA_KINDS: tuple[Kind, ...] = ("llava", "llava_next", "llava_siglip")
+"""Models that read all squares of a picture with CLIP or SigLIP."""
+KINDS = (*CROP_KINDS, *GRID_KINDS, *LLAVA_KINDS)
 VOCAB_SIZE = 384
 SIDE = 28
 LONGEST_EDGE = 4 * SIDE
@@ -179,6 +183,46 @@ _QWEN_PARTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 """For each kind, its name in transformers, and what its two parts have besides."""
 GRID_PIXELS = {"shortest_edge": 8 * 8 * 4, "longest_edge": 8 * 8 * 60}
 """The fewest and the most pixels of a picture of `QWEN_KINDS`: 4 to 60 prompt rows."""
+MOSAICS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
+"""The heights and widths of the mosaics of LLaVA-NeXT."""
+_LLAVA_TOKENS = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "pad_token": "<pad>",
+    "image_token": "<image>",
+}
+_LLAVA_TEMPLATE = SMOLVLM_TEMPLATE.replace("<|im_start|>", "<s>").replace(
+    "<end_of_utterance>", "</s>"
+)
+_GEMMA4_TOKENS = {
+    "bos_token": "<bos>",
+    "eos_token": "<turn|>",
+    "pad_token": "<pad>",
+    "boi_token": "<|image>",
+    "eoi_token": "<image|>",
+    "image_token": "<|image|>",
+    "boa_token": "<|audio>",
+    "eoa_token": "<audio|>",
+    "audio_token": "<|audio|>",
+}
+_GEMMA4_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|turn>{{ message['role'] }}\n"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}<|image|>"
+    "{% else %}{{ content['text'] }}{% endif %}{% endfor %}<turn|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn>model\n{% endif %}"
+)
+_GEMMA4_TEXT: dict[str, dict[str, Any]] = {
+    "gemma4": {"hidden_size_per_layer_input": 6, "num_kv_shared_layers": 1},
+    "gemma4_large": {
+        "hidden_size_per_layer_input": 0,
+        "use_bidirectional_attention": "vision",
+        "sliding_window": 24,
+    },
+}
+_GEMMA4_VISION: dict[str, dict[str, Any]] = {
+    "gemma4": {"use_clipped_linears": True, "pooling_kernel_size": 2},
+    "gemma4_large": {"standardize": True, "pooling_kernel_size": 3, "hidden_size": 48},
+}
 _MISTRAL_TOKENS = {
     "bos_token": "<s>",
     "eos_token": "</s>",
@@ -210,6 +254,8 @@ _FORMS: dict[str, tuple[dict[str, str], tuple[str, ...], str]] = {
     "gemma3": (_GEMMA3_TOKENS, _TURNS, GEMMA3_TEMPLATE),
     "smolvlm": (_SMOLVLM_TOKENS, _GRID, SMOLVLM_TEMPLATE),
     "idefics3": (_SMOLVLM_TOKENS, _GRID, SMOLVLM_TEMPLATE),
+    **dict.fromkeys(GEMMA4_KINDS, (_GEMMA4_TOKENS, ("<|video|>",), _GEMMA4_TEMPLATE)),
+    **dict.fromkeys(LLAVA_KINDS, (_LLAVA_TOKENS, (), _LLAVA_TEMPLATE)),
     "mistral3": (_MISTRAL_TOKENS, ("[INST]", "[/INST]"), MISTRAL_TEMPLATE),
     "pixtral": (_MISTRAL_TOKENS, ("[INST]", "[/INST]"), MISTRAL_TEMPLATE),
 }
@@ -239,6 +285,9 @@ def make_wrapper(
     model.save_pretrained(folder)
     if kind in GRID_KINDS:
         _grid_processor(kind, tokenizer).save_pretrained(folder)
+        return folder
+    if kind in LLAVA_KINDS:
+        _llava_processor(kind, tokenizer, model.config).save_pretrained(folder)
         return folder
     side = model.config.vision_config.image_size
     _processor(kind, tokenizer, side, _rows_per_crop(kind, model), longest_edge).save_pretrained(
@@ -293,6 +342,11 @@ def _create(
         "idefics3": "Idefics3",
         "mistral3": "Mistral3",
         "pixtral": "Llava",
+        "llava": "Llava",
+        "llava_next": "LlavaNext",
+        "llava_siglip": "Llava",
+        "gemma4": "Gemma4",
+        "gemma4_large": "Gemma4",
     }
     name = names[kind] if kind in names else _QWEN_PARTS[kind][0]
     create = getattr(transformers, f"{name}ForConditionalGeneration")
@@ -310,10 +364,37 @@ def _create(
             "boi_token_index": tokenizer.boi_token_id,
             "eoi_token_index": tokenizer.eoi_token_id,
         }
-        windows = {"sliding_window": 16, "sliding_window_pattern": 4}
+        windows: dict[str, Any] = {"sliding_window": 16, "sliding_window_pattern": 4}
         text = windows | text | {"model_type": "gemma3_text"}
         vision = {"model_type": "siglip_vision_model", "vision_use_head": False} | vision
-    if kind in PIXTRAL_KINDS:
+    if kind in LLAVA_KINDS:
+        own = {"image_token_index": tokenizer.image_token_id}
+        vision = _VISION | {"model_type": "clip_vision_model", "num_hidden_layers": 3} | vision
+        if kind == "llava_next":
+            own["image_grid_pinpoints"] = MOSAICS
+            text |= {"model_type": "mistral", "sliding_window": None}
+        if kind == "llava_siglip":
+            own |= {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+            text |= {"model_type": "qwen2"}
+            vision |= {"model_type": "siglip_vision_model"}
+    elif kind in GEMMA4_KINDS:
+        own = {
+            "image_token_id": tokenizer.image_token_id,
+            "boi_token_id": tokenizer.boi_token_id,
+            "eoi_token_id": tokenizer.eoi_token_id,
+            "audio_config": None,
+        }
+        windows = {
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "global_head_dim": 16,
+            "vocab_size_per_layer_input": VOCAB_SIZE,
+        }
+        text = windows | text | {"model_type": "gemma4_text"} | _GEMMA4_TEXT[kind]
+        vision = _PIXTRAL_VISION | {"head_dim": 8, "num_key_value_heads": 3} | vision
+        vision |= {"model_type": "gemma4_vision", "position_embedding_size": 300}
+        vision |= _GEMMA4_VISION[kind]
+    elif kind in PIXTRAL_KINDS:
         own = {"image_token_index": tokenizer.image_token_id, "vision_feature_layer": -1}
         text |= {"model_type": "mistral", "sliding_window": None}
         vision = _PIXTRAL_VISION | vision
@@ -342,6 +423,11 @@ def _create(
             for path, parameter in model.named_parameters():
                 if parameter.ndim > 1 and ("projection" in path or "position_embedding" in path):
                     parameter.normal_(0.0, 0.3)
+            for path, buffer in model.named_buffers():
+                if path.endswith(("_min", "_max")):
+                    buffer.copy_(buffer.sign() * (0.5 + torch.rand(())))
+                elif "std_" in path:
+                    buffer.normal_(0.5, 0.2)
     return model
 
 
@@ -363,6 +449,16 @@ def _qwen_parts(
 
 
 def _grid_processor(kind: Kind, tokenizer: Any) -> Any:
+    if kind in GEMMA4_KINDS:
+        own = {"pooling_kernel_size": _GEMMA4_VISION[kind]["pooling_kernel_size"]}
+        sizes = {"patch_size": 4, "max_soft_tokens": 70}
+        return transformers.Gemma4Processor(
+            transformers.Gemma4AudioFeatureExtractor(),
+            transformers.Gemma4ImageProcessor(**sizes, **own),
+            tokenizer,
+            transformers.Gemma4VideoProcessor(**sizes, **own),
+            chat_template=tokenizer.chat_template,
+        )
     if kind in PIXTRAL_KINDS:
         joined = 2 if kind == "mistral3" else 1
         pictures = transformers.PixtralImageProcessor(
@@ -376,13 +472,35 @@ def _grid_processor(kind: Kind, tokenizer: Any) -> Any:
             chat_template=tokenizer.chat_template,
         )
     name = _QWEN_PARTS[kind][0].replace("3_5", "3VL")
-    sizes = {"patch_size": 4, "merge_size": 2, "size": GRID_PIXELS}
+    grids: dict[str, Any] = {"patch_size": 4, "merge_size": 2, "size": GRID_PIXELS}
     create = getattr(transformers, f"{name}Processor")
     films = "Qwen3VLVideoProcessor" if "qwen3" in kind else "Qwen2VLVideoProcessor"
     return create(
-        transformers.Qwen2VLImageProcessor(**sizes),
+        transformers.Qwen2VLImageProcessor(**grids),
         tokenizer,
-        getattr(transformers, films)(**sizes),
+        getattr(transformers, films)(**grids),
+        chat_template=tokenizer.chat_template,
+    )
+
+
+def _llava_processor(kind: Kind, tokenizer: Any, config: Any) -> Any:
+    side = config.vision_config.image_size
+    square = {"height": side, "width": side}
+    name = "LlavaNext" if kind == "llava_next" else "Llava"
+    if kind == "llava_siglip":
+        pictures = transformers.SiglipImageProcessor(size=square)
+    elif kind == "llava":
+        pictures = transformers.CLIPImageProcessor(size={"shortest_edge": side}, crop_size=square)
+    else:
+        pictures = transformers.LlavaNextImageProcessor(
+            size={"shortest_edge": side}, crop_size=square, image_grid_pinpoints=MOSAICS
+        )
+    return getattr(transformers, f"{name}Processor")(
+        pictures,
+        tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=int(kind != "llava_siglip"),
         chat_template=tokenizer.chat_template,
     )
 
