@@ -135,7 +135,7 @@ def seeing(request: GenerateRequest, pictures: Iterable[tuple[int, bytes]]) -> G
 
 def with_grids(request: GenerateRequest) -> GenerateRequest:
     """The request with the rows of its pictures in a grid."""
-    states = tuple(replace(part, columns=COLUMNS, has_axes=True) for part in request.states)
+    states = tuple(replace(part, columns=COLUMNS, width=SIDE, has_axes=True) for part in request.states)
     return replace(request, states=states)
 
 
@@ -151,6 +151,7 @@ def with_lines(request: GenerateRequest) -> GenerateRequest:
             "start": start,
             "length": length,
             "columns": COLUMNS,
+            "width": SIDE,
             "parts_lines": True,
         }
         states.append(replace(part, **changes))
