@@ -87,6 +87,9 @@ class PictureFacts:
     """The sizes of mosaics of S x S pixels. A second crop shows the picture in one of them, in its
     own ratio between black borders. States that show only borders are left out, and each line of
     states has one more at its end. Empty: there is no second crop."""
+    tiles: tuple[int, int] | None = None
+    """The fewest and the most crops of a grid into which a picture is cut, in nearly its own ratio;
+    if there are several, one of the whole picture follows. None: there is no such grid."""
     line_end: str | None = None
     """The text of the token between two lines of squares; None if there is none."""
     before_cell: str | None = None
@@ -191,6 +194,8 @@ class PictureFacts:
             left, top = ((length - self.side) // 2 for length in size)
             box = (left, top, left + self.side, top + self.side)
             return [self.before, Crop((size,), box), self.after]
+        if self.tiles is not None:
+            return [self.before, *self._tiles(width, height, *self.tiles), self.after]
         if self.longest_edge is None:
             mosaic = self._mosaic(width, height)
             return [self.before, self._crop((whole,)), *mosaic, self.after]
@@ -212,6 +217,14 @@ class PictureFacts:
     def kept_bytes(self, row_bytes: int) -> int:
         """The memory of those states."""
         return self.num_kept(row_bytes) * self.most_states * row_bytes
+
+    def _tiles(self, width: int, height: int, fewest: int, most: int) -> Iterator[Crop]:
+        columns, rows = _closest_grid(width, height, self.side, fewest, most)
+        resizes = ((columns * self.side, rows * self.side),)
+        for row, column in product(range(rows), range(columns)):
+            yield self._crop(resizes, column, row)
+        if columns * rows > 1:
+            yield self._crop(((self.side, self.side),))
 
     def _mosaic(self, width: int, height: int) -> list[Crop]:
         """The crop that shows a picture in one of the `mosaics`, if any of its states is kept."""
@@ -319,6 +332,20 @@ def _whole_squares(width: int, height: int, side: int, fewest: int, most: int) -
             math.ceil(height * stretch / side) * side,
         )
     return wide, high
+
+
+def _closest_grid(width: int, height: int, side: int, fewest: int, most: int) -> Size:
+    """The columns and rows of the grid whose ratio is nearest to the picture's; of several, the one
+    with most squares that are not much larger than the picture, as in transformers' processor of
+    InternVL."""
+    grids = product(range(1, most + 1), range(1, most + 1))
+    best, least = (1, 1), math.inf
+    for grid in sorted((g for g in grids if fewest <= math.prod(g) <= most), key=math.prod):
+        difference = abs(width / height - grid[0] / grid[1])
+        is_filled = width * height > 0.5 * side * side * math.prod(grid)
+        if difference < least or (difference == least and is_filled):
+            best, least = grid, difference
+    return best
 
 
 def _as_many_squares(width: int, height: int, side: int, most: int) -> Size:

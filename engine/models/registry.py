@@ -25,7 +25,10 @@ MODULES = (
     "vision.gemma3_pictures", "vision.qwen_pictures", "vision.smolvlm_pictures",
 )  # fmt: skip
 """The modules of `engine.models` with `FAMILIES`, imported when the first model is looked up."""
-PICTURE_MODULES = ("vision.gemma4_pictures", "vision.llava_pictures", "vision.pixtral_pictures")
+PICTURE_MODULES = (
+    "vision.gemma4_pictures", "vision.internvl_pictures", "vision.llava_pictures",
+    "vision.pixtral_pictures",
+)  # fmt: skip
 """The modules with `PICTURE_READERS`."""
 
 T = TypeVar("T")

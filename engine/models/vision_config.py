@@ -37,8 +37,16 @@ class VisionConfig:
     shift: Channels
     has_class_state: bool = False
     """Whether the tower adds a state of its own before those of the patches, as CLIP does."""
+    has_first_norm: bool = False
+    """Whether the states of patches are normalised before the first layer."""
     has_last_norm: bool = True
     """Whether the states of the last layer are normalised."""
+    has_rms_norms: bool = False
+    norms_queries: bool = False
+    """Whether queries and keys are normalised."""
+    scales_parts: bool = False
+    """Whether the outputs of attention and MLPs are multiplied by learned numbers."""
+    attention_bias: bool = True
 
     @property
     def grid(self) -> int:
@@ -58,8 +66,12 @@ class VisionConfig:
     def num_slices(self, part: StatePart) -> int:
         """The number of slices in which a part of a prompt is encoded on a CPU: each layer's
         projections and its other work, for some patches at a time, and the end."""
-        num_patches = part.num_states * self.joined**2
-        return 2 * self.num_hidden_layers * -(-num_patches // ROWS_OF_SLICE) + 1
+        num_tiles, num_patches = 1, part.num_states * self.joined**2
+        if self.side:
+            height, width = part.size
+            num_tiles = height * width // self.side**2
+            num_patches = self.grid**2 + self.has_class_state
+        return num_tiles * 2 * self.num_hidden_layers * -(-num_patches // ROWS_OF_SLICE) + 1
 
     def reads(self, name: str) -> bool:
         """Whether the encoder reads a tensor, by its name in the model."""

@@ -10,6 +10,8 @@ _PARTS = {
     "vision_tower.transformer.layers.": f"{PICTURE_ENCODER}blocks.",
     "vision_tower.patch_conv.": f"{PICTURE_ENCODER}patch_embed.proj.",
     "vision_tower.ln_pre.": f"{PICTURE_ENCODER}patch_norm.",
+    "vision_tower.encoder.layer.": f"{PICTURE_ENCODER}tower.encoder.layers.",
+    "vision_tower.layernorm.": f"{PICTURE_ENCODER}tower.post_layernorm.",
     "vision_tower.vision_model.": f"{PICTURE_ENCODER}tower.",
     "vision_tower.": f"{PICTURE_ENCODER}tower.",
     "vision_model.": f"{PICTURE_ENCODER}tower.",
@@ -23,14 +25,22 @@ _PARTS = {
 }
 """Beginnings of names in files of all releases of transformers, some with `model.` before them, and
 the model's own."""
-_IN_PIXTRAL = {
-    "attention.o_proj.": "attn.proj.",
-    "attention.": "attn.",
-    "attention_norm.": "norm1.",
-    "ffn_norm.": "norm2.",
-    "feed_forward.": "mlp.",
+_IN_LAYERS = {
+    "vision_tower.transformer.layers.": {
+        "attention.o_proj.": "attn.proj.",
+        "attention.": "attn.",
+        "attention_norm.": "norm1.",
+        "ffn_norm.": "norm2.",
+        "feed_forward.": "mlp.",
+    },
+    "vision_tower.encoder.layer.": {
+        "attention.projection_layer.": "self_attn.out_proj.",
+        "attention.": "self_attn.",
+        "layernorm_before.": "layer_norm1.",
+        "layernorm_after.": "layer_norm2.",
+    },
 }
-"""Parts of the names of layers in Pixtral's tower, and the model's own."""
+"""The names of what is in the layers of Pixtral's and InternVL's towers, and the model's own."""
 _OF_DECODERS = ("embed_tokens.", "layers.", "norm.", "lm_head.")
 """Beginnings in files that name the decoder's tensors as if it were alone."""
 
@@ -47,10 +57,8 @@ def unwrapped(name: str) -> str:
 
 def _renamed(rest: str, part: str) -> str:
     """Return the end of a tensor's name in the model."""
-    if "transformer" not in part:
-        return rest
     number, _, inner = rest.partition(".")
-    for stored, own in _IN_PIXTRAL.items():
+    for stored, own in _IN_LAYERS.get(part, {}).items():
         if inner.startswith(stored):
             return f"{number}.{own}{inner.removeprefix(stored)}"
     return rest

@@ -37,7 +37,6 @@ class GridVisionConfig(VisionConfig):
     """The checkpoint's names for the projections of queries, keys and values."""
     mlp: tuple[str, ...]
     """The checkpoint's names for the layers of an MLP, of which a gated one has three."""
-    has_rms_norms: bool = False
     has_patch_bias: bool = False
     has_patch_norm: bool = False
     """Whether projected patches are normalised."""

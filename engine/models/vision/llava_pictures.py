@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from engine.contract.picture_facts import PictureFacts, Size
-from engine.contract.prompt_states import StatePart
 from engine.errors import ModelLoadError
 from engine.models.config import ModelConfig
 from engine.models.forward_context import NO_CONTEXT
@@ -25,8 +24,8 @@ from engine.models.metadata_keys import MetadataKeys
 from engine.models.picture_encoder import Encoding, PictureEncoder
 from engine.models.picture_keys import PictureKeys
 from engine.models.vision.pixtral_pictures import read_pixtral
-from engine.models.vision.siglip import TowerLinear, VisionTower
-from engine.models.vision_config import ROWS_OF_SLICE, VisionConfig
+from engine.models.vision.siglip import TowerLinear, VisionTower, own_positions
+from engine.models.vision_config import VisionConfig
 
 LLAVA, LLAVA_NEXT = "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration"
 _CLIP: Mapping[str, Any] = {
@@ -66,13 +65,6 @@ class LlavaConfig(VisionConfig):
     projector_act: str
     projector_bias: bool
 
-    def num_slices(self, part: StatePart) -> int:
-        """See `VisionConfig.num_slices`; the tiles of a mosaic are encoded one after the other."""
-        height, width = part.size
-        num_tiles = height * width // self.side**2
-        num_patches = self.grid**2 + self.has_class_state
-        return num_tiles * 2 * self.num_hidden_layers * -(-num_patches // ROWS_OF_SLICE) + 1
-
     def reads(self, name: str) -> bool:
         """See `VisionConfig.reads`."""
         layer = _LAYER.match(name)
@@ -108,7 +100,7 @@ class LlavaEncoder(nn.Module):
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__()
         self._config = config
-        self.tower = VisionTower(config, _position_ids)
+        self.tower = VisionTower(config, own_positions)
         self.projector = Projector(config)
         self.image_newline = LearnedVector(config.row_size) if config.has_mosaics else None
 
@@ -132,10 +124,6 @@ class LlavaEncoder(nn.Module):
         kept = whole[top : top + lines, left : left + columns]
         ends = self.image_newline.weight.expand(lines, 1, -1)
         return torch.cat((kept, ends), 1).flatten(0, 1)
-
-
-def _position_ids(config: VisionConfig) -> Tensor:
-    return torch.arange(config.grid**2 + config.has_class_state)
 
 
 def read_pictures(
@@ -174,6 +162,7 @@ def read_pictures(
         | {
             "num_hidden_layers": _num_layers(keys.config, vision.num_hidden_layers),
             "has_class_state": is_clip,
+            "has_first_norm": is_clip,
             "has_last_norm": False,
         },
         row_size=config.hidden_size,

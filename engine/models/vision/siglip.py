@@ -1,4 +1,4 @@
-"""The vision towers of SigLIP and CLIP: patches of a crop in, a state of each patch out.
+"""The vision towers of SigLIP, CLIP and InternVL: patches of a crop in, a state of each patch out.
 
 Pre-norm layers, learned positions, attention in both directions. Papers: Zhai et al. 2023,
 arXiv:2303.15343; Radford et al. 2021, arXiv:2103.00020.
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from engine.models.forward_context import NO_CONTEXT
 from engine.models.layers.activation import ACTIVATIONS
 from engine.models.layers.linear import Linear, Shard
-from engine.models.layers.norm import LayerNorm
+from engine.models.layers.norm import LayerNorm, LearnedVector, RmsNorm
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
 from engine.models.picture_encoder import Encoding
 from engine.models.vision_config import ROWS_OF_SLICE, VisionConfig
@@ -23,6 +23,11 @@ from kernels import attention
 
 PositionIds = Callable[[VisionConfig], Tensor]
 """A function that finds the row of the table of positions for each patch of a crop, [L] int64."""
+
+
+def own_positions(config: VisionConfig) -> Tensor:
+    """Each state has the position that the tower was trained with."""
+    return torch.arange(config.grid**2 + config.has_class_state)
 
 
 class TowerLinear(Linear):
@@ -93,16 +98,23 @@ class PatchEmbeddings(nn.Module, WeightOwner):
 class SelfAttention(nn.Module):
     """Attention in which each patch of a crop sees all patches of that crop."""
 
-    def __init__(self, hidden: int, num_heads: int) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
+        hidden = config.hidden_size
         shards = [Shard(name, hidden) for name in ("q_proj", "k_proj", "v_proj")]
-        self.qkv_proj = TowerLinear(hidden, shards, bias=True)
+        self.qkv_proj = TowerLinear(hidden, shards, bias=config.attention_bias)
         self.out_proj = TowerLinear(hidden, (Shard("out_proj", hidden),), bias=True)
-        self._num_heads = num_heads
+        self.q_norm = _rms_norm(hidden, 1e-6) if config.norms_queries else None
+        self.k_norm = _rms_norm(hidden, 1e-6) if config.norms_queries else None
+        self._num_heads = config.num_attention_heads
 
     def project(self, x: Tensor) -> Tensor:
         """Make queries, keys and values of some patches: [R, C] → [R, 3C]."""
-        return self.qkv_proj(x, NO_CONTEXT)
+        projected = self.qkv_proj(x, NO_CONTEXT)
+        if self.q_norm is None or self.k_norm is None:
+            return projected
+        query, key, value = (part.contiguous() for part in projected.chunk(3, -1))
+        return torch.cat((self.q_norm(query), self.k_norm(key), value), -1)
 
     def attend(self, projected: Tensor, first: int, last: int) -> Tensor:
         """Compute the patches `first .. last`: [L, 3C] → [last - first, C]."""
@@ -134,10 +146,14 @@ class Layer(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.self_attn = SelfAttention(config.hidden_size, config.num_attention_heads)
-        self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        size, eps = config.hidden_size, config.layer_norm_eps
+        norm = _rms_norm if config.has_rms_norms else LayerNorm
+        self.layer_norm1 = norm(size, eps)
+        self.self_attn = SelfAttention(config)
+        self.layer_norm2 = norm(size, eps)
         self.mlp = Mlp(config)
+        self.lambda_1 = LearnedVector(size) if config.scales_parts else None
+        self.lambda_2 = LearnedVector(size) if config.scales_parts else None
 
     def slices(self, x: Tensor, num_rows: int) -> Generator[None]:
         """Run the layer slice by slice, with `num_rows` patches in each.
@@ -153,20 +169,35 @@ class Layer(nn.Module):
         whole = torch.cat(projected)
         for first in range(0, len(x), num_rows):
             rows = x[first : first + num_rows]
-            rows += attn.attend(whole, first, first + len(rows))
-            rows += self.mlp(self.layer_norm2(rows))
+            rows += _scaled(attn.attend(whole, first, first + len(rows)), self.lambda_1)
+            rows += _scaled(self.mlp(self.layer_norm2(rows)), self.lambda_2)
             yield
+
+
+def _scaled(x: Tensor, scale: LearnedVector | None) -> Tensor:
+    return x if scale is None else x * scale.weight
+
+
+def _rms_norm(size: int, eps: float) -> RmsNorm:
+    norm = RmsNorm(size, eps)
+    norm.takes_adapters = False
+    return norm
 
 
 class VisionTower(nn.Module):
     """The tower up to its last norm, or up to a layer before."""
 
-    def __init__(self, config: VisionConfig, position_ids: PositionIds) -> None:
+    def __init__(
+        self,
+        config: VisionConfig,
+        position_ids: PositionIds,
+        embeddings: type[PatchEmbeddings] = PatchEmbeddings,
+    ) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.layer_norm_eps
-        self.embeddings = PatchEmbeddings(config, position_ids)
+        self.embeddings = embeddings(config, position_ids)
         # The checkpoints' name has this typing error.
-        self.pre_layrnorm = LayerNorm(size, eps) if config.has_class_state else None
+        self.pre_layrnorm = LayerNorm(size, eps) if config.has_first_norm else None
         layers = [Layer(config) for _ in range(config.num_hidden_layers)]
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
         self.post_layernorm = LayerNorm(size, eps) if config.has_last_norm else None

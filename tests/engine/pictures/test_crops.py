@@ -283,6 +283,27 @@ def test_gemma_4s_pictures_have_the_pixels_of_the_processor():
         assert facts.fits(part) and part.num_states <= facts.most_states
 
 
+def test_tiles_have_the_pixels_of_the_processor():
+    sizes = [(random.randint(1, 300), random.randint(1, 300)) for _ in range(6)]
+    sizes += [(1, 1), (1, random.randint(2, 200)), (random.randint(2, 200), 1), (700, 500)]
+    for width, height in sizes:
+        side, fewest = random.randint(8, 40), random.randint(1, 3)
+        most = random.randint(max(2, fewest), 12)
+        picture = np.random.randint(0, 256, (height, width, 3), np.uint8)
+        theirs = transformers.GotOcr2ImageProcessorPil(
+            size={"height": side, "width": side},
+            crop_to_patches=True,
+            min_patches=fewest,
+            max_patches=most,
+            do_rescale=False,
+            do_normalize=False,
+        )
+        expected = np.array(theirs([Image.fromarray(picture)])["pixel_values"])
+        facts = replace(facts_of("gemma3", side), resampling="bicubic", tiles=(fewest, most))
+        found = np.stack(cut_crops(picture, crops_of(facts, width, height), facts.resampling))
+        assert np.array_equal(found.transpose(0, 3, 1, 2), expected.astype(np.uint8))
+
+
 def test_long_pictures_in_grids_are_refused():
     facts = facts_of("gemma3", 8)
     grids = replace(facts, pixel_bounds=(64, 6400))

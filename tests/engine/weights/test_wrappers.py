@@ -340,6 +340,114 @@ def test_reads_llava_1_5_as_published(tmp_path):
     assert vision.has_class_state and not vision.keeps_class_state
 
 
+INTERNVL3_1B: dict[str, Any] = {
+    "architectures": ["InternVLForConditionalGeneration"],
+    "downsample_ratio": 0.5,
+    "image_seq_length": 256,
+    "image_token_id": 151667,
+    "model_type": "internvl",
+    "projector_hidden_act": "gelu",
+    "text_config": {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "max_position_embeddings": 32768,
+        "model_type": "qwen2",
+        "num_attention_heads": 14,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "vocab_size": 151674,
+    },
+    "vision_config": {
+        "attention_bias": True,
+        "hidden_act": "gelu",
+        "hidden_size": 1024,
+        "image_size": [448, 448],
+        "intermediate_size": 4096,
+        "layer_norm_eps": 1e-06,
+        "model_type": "internvl_vision",
+        "norm_type": "layer_norm",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": [14, 14],
+        "use_absolute_position_embeddings": True,
+        "use_mean_pooling": True,
+        "use_qk_norm": False,
+    },
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "default",
+}
+INTERNVL_IMAGES: dict[str, Any] = {
+    "crop_to_patches": False,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_processor_type": "GotOcr2ImageProcessorFast",
+    "image_std": [0.229, 0.224, 0.225],
+    "max_patches": 12,
+    "min_patches": 1,
+    "resample": 3,
+    "size": {"height": 448, "width": 448},
+}
+
+
+def test_reads_internvl3_1b_as_published(tmp_path):
+    write(tmp_path, config=INTERNVL3_1B, preprocessor_config=INTERNVL_IMAGES)
+    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    config = read_config_json(tmp_path)
+    facts, vision = config.pictures, config.vision
+    assert (facts.side, facts.rows_per_crop, facts.tiles) == (448, 256, (1, 12))
+    assert (facts.placeholder_id, facts.before, facts.after) == (151667, "<img>", "</img>")
+    assert (vision.joined, vision.num_hidden_layers, vision.attention_bias) == (2, 24, True)
+    assert not vision.has_last_norm and not vision.norms_queries
+
+
+GEMMA4_VISION: dict[str, Any] = {
+    "head_dim": 64,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "model_type": "gemma4_vision",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 12,
+    "patch_size": 16,
+    "pooling_kernel_size": 3,
+    "position_embedding_size": 10240,
+    "rms_norm_eps": 1e-06,
+    "use_clipped_linears": True,
+}
+GEMMA4_IMAGES: dict[str, Any] = {
+    "do_convert_rgb": True,
+    "do_normalize": False,
+    "image_mean": [0.0, 0.0, 0.0],
+    "image_processor_type": "Gemma4ImageProcessor",
+    "image_std": [1.0, 1.0, 1.0],
+    "max_soft_tokens": 280,
+    "patch_size": 16,
+    "pooling_kernel_size": 3,
+    "resample": 3,
+}
+
+
+@pytest.mark.parametrize("sees", [None, "vision"])
+def test_reads_gemma_4s_towers(tmp_path, sees):
+    config = {
+        "architectures": ["Gemma4ForConditionalGeneration"],
+        "image_token_id": 258880,
+        "model_type": "gemma4",
+        "text_config": {"model_type": "gemma4_text", "use_bidirectional_attention": sees},
+        "vision_config": GEMMA4_VISION,
+    }
+    write(tmp_path, config=config, preprocessor_config=GEMMA4_IMAGES)
+    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    config = read_config_json(tmp_path)
+    facts, vision = config.pictures, config.vision
+    assert (facts.side, facts.most_squares, facts.placeholder_id) == (48, 280, 258880)
+    assert facts.looks_both_ways == (sees is not None)
+    assert (vision.head_dim, vision.num_positions, vision.has_bounds) == (64, 10240, True)
+    assert vision.scale == (2 / 255,) * 3 and vision.shift == (-1.0,) * 3
+
+
 LLAVA_DEFECTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "another tower": ("config", {"vision_config": {"model_type": "vit"}}, "or pixtral"),
     "several layers": ("config", {"vision_feature_layer": [2, 3]}, "from -24 to 24"),

@@ -135,7 +135,9 @@ def seeing(request: GenerateRequest, pictures: Iterable[tuple[int, bytes]]) -> G
 
 def with_grids(request: GenerateRequest) -> GenerateRequest:
     """The request with the rows of its pictures in a grid."""
-    states = tuple(replace(part, columns=COLUMNS, width=SIDE, has_axes=True) for part in request.states)
+    states = tuple(
+        replace(part, columns=COLUMNS, width=SIDE, has_axes=True) for part in request.states
+    )
     return replace(request, states=states)
 
 

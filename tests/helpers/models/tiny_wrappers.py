@@ -19,7 +19,7 @@ from tests.helpers.models.random_vectors import randomise_vectors
 Kind = Literal[
     "gemma3", "smolvlm", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "mistral3",
     "pixtral", "llava", "llava_next", "llava_siglip",
-    "gemma4", "gemma4_large",
+    "gemma4", "gemma4_large", "internvl", "internvl_large",
 ]  # fmt: skip
 CROP_KINDS: tuple[Kind, ...] = ("gemma3", "smolvlm", "idefics3")
 """Models that see pictures in crops of one size."""
@@ -29,8 +29,10 @@ GEMMA4_KINDS: tuple[Kind, ...] = ("gemma4", "gemma4_large")
 GRID_KINDS = (*QWEN_KINDS, *PIXTRAL_KINDS, *GEMMA4_KINDS)
 """Models that see pictures of any size."""
 LLAVA_KINDS: tuple[Kind, ...] = ("llava", "llava_next", "llava_siglip")
-"""Models that read all squares of a picture with CLIP or SigLIP."""
-KINDS = (*CROP_KINDS, *GRID_KINDS, *LLAVA_KINDS)
+INTERN_KINDS: tuple[Kind, ...] = ("internvl", "internvl_large")
+TILE_KINDS = (*LLAVA_KINDS, *INTERN_KINDS)
+"""Models that see pictures in crops of one size, and pair their towers with any decoder."""
+KINDS = (*CROP_KINDS, *GRID_KINDS, *TILE_KINDS)
 VOCAB_SIZE = 384
 SIDE = 28
 LONGEST_EDGE = 4 * SIDE
@@ -223,6 +225,18 @@ _GEMMA4_VISION: dict[str, dict[str, Any]] = {
     "gemma4": {"use_clipped_linears": True, "pooling_kernel_size": 2},
     "gemma4_large": {"standardize": True, "pooling_kernel_size": 3, "hidden_size": 48},
 }
+_INTERN_TOKENS = {
+    "bos_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "pad_token": "<pad>",
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+_INTERN_TEMPLATE = SMOLVLM_TEMPLATE.replace("<end_of_utterance>", "<|im_end|>").replace(
+    "<image>", "<IMG_CONTEXT>\n"
+)
 _MISTRAL_TOKENS = {
     "bos_token": "<s>",
     "eos_token": "</s>",
@@ -255,6 +269,7 @@ _FORMS: dict[str, tuple[dict[str, str], tuple[str, ...], str]] = {
     "smolvlm": (_SMOLVLM_TOKENS, _GRID, SMOLVLM_TEMPLATE),
     "idefics3": (_SMOLVLM_TOKENS, _GRID, SMOLVLM_TEMPLATE),
     **dict.fromkeys(GEMMA4_KINDS, (_GEMMA4_TOKENS, ("<|video|>",), _GEMMA4_TEMPLATE)),
+    **dict.fromkeys(INTERN_KINDS, (_INTERN_TOKENS, (), _INTERN_TEMPLATE)),
     **dict.fromkeys(LLAVA_KINDS, (_LLAVA_TOKENS, (), _LLAVA_TEMPLATE)),
     "mistral3": (_MISTRAL_TOKENS, ("[INST]", "[/INST]"), MISTRAL_TEMPLATE),
     "pixtral": (_MISTRAL_TOKENS, ("[INST]", "[/INST]"), MISTRAL_TEMPLATE),
@@ -285,6 +300,9 @@ def make_wrapper(
     model.save_pretrained(folder)
     if kind in GRID_KINDS:
         _grid_processor(kind, tokenizer).save_pretrained(folder)
+        return folder
+    if kind in INTERN_KINDS:
+        _intern_processor(tokenizer).save_pretrained(folder)
         return folder
     if kind in LLAVA_KINDS:
         _llava_processor(kind, tokenizer, model.config).save_pretrained(folder)
@@ -347,6 +365,8 @@ def _create(
         "llava_siglip": "Llava",
         "gemma4": "Gemma4",
         "gemma4_large": "Gemma4",
+        "internvl": "InternVL",
+        "internvl_large": "InternVL",
     }
     name = names[kind] if kind in names else _QWEN_PARTS[kind][0]
     create = getattr(transformers, f"{name}ForConditionalGeneration")
@@ -355,7 +375,8 @@ def _create(
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    own: dict[str, Any] = {"image_token_id": tokenizer.image_token_id, "scale_factor": 2}
+    image_token_id = getattr(tokenizer, "image_token_id", None)
+    own: dict[str, Any] = {"image_token_id": image_token_id, "scale_factor": 2}
     text = _TEXT | ends | {"model_type": "llama"} | text
     if kind == "gemma3":
         own = {
@@ -377,6 +398,15 @@ def _create(
             own |= {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
             text |= {"model_type": "qwen2"}
             vision |= {"model_type": "siglip_vision_model"}
+    elif kind in INTERN_KINDS:
+        own = {"image_token_id": tokenizer.context_image_token_id}
+        text |= {"model_type": "qwen2"}
+        vision = _VISION | {"model_type": "internvl_vision", "layer_scale_init_value": 0.5} | vision
+        if kind == "internvl_large":
+            text |= {"model_type": "qwen3"}
+            vision |= {"use_qk_norm": True, "norm_type": "rms_norm", "use_mean_pooling": False}
+        else:
+            vision |= {"attention_bias": True}
     elif kind in GEMMA4_KINDS:
         own = {
             "image_token_id": tokenizer.image_token_id,
@@ -479,6 +509,17 @@ def _grid_processor(kind: Kind, tokenizer: Any) -> Any:
         transformers.Qwen2VLImageProcessor(**grids),
         tokenizer,
         getattr(transformers, films)(**grids),
+        chat_template=tokenizer.chat_template,
+    )
+
+
+def _intern_processor(tokenizer: Any) -> Any:
+    square = {"height": SIDE, "width": SIDE}
+    return transformers.InternVLProcessor(
+        transformers.GotOcr2ImageProcessor(size=square, max_patches=6),
+        tokenizer,
+        transformers.InternVLVideoProcessor(size=square),
+        image_seq_length=ROWS_PER_CROP,
         chat_template=tokenizer.chat_template,
     )
 

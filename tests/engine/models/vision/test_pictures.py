@@ -18,7 +18,6 @@ from engine.models.registry import create_model
 from engine.models.vision import (
     gemma4_pictures,
     grid_tower,
-    llava_pictures,
     siglip,
     smolvlm_pictures,
 )
@@ -30,7 +29,7 @@ from tests.helpers.models.checkpoints import in_folder
 from tests.helpers.models.tiny_wrappers import (
     CROP_KINDS,
     GRID_KINDS,
-    LLAVA_KINDS,
+    TILE_KINDS,
     encoded,
     make_wrapper,
 )
@@ -260,11 +259,13 @@ LLAVAS: dict[str, dict[str, Any]] = {
     "llava": {"vision_feature_layer": 1, "vision_feature_select_strategy": "full"},
     "llava_next": {"vision_feature_layer": 3, "multimodal_projector_bias": False},
     "llava_siglip": {"vision_feature_layer": -2, "projector_hidden_act": "relu"},
+    "internvl": {"projector_hidden_act": "relu"},
+    "internvl_large": {"vision": {"num_attention_heads": 2, "hidden_act": "gelu_pytorch_tanh"}},
 }
 
 
-class LlavaPair(Pair):
-    """The same for LLaVA, whose pictures are compared as a whole."""
+class TilePair(Pair):
+    """The same for `TILE_KINDS`, whose pictures are compared as a whole."""
 
     def encode(self, pixels: Tensor) -> Tensor:
         height, width, _ = pixels.shape
@@ -284,26 +285,31 @@ class LlavaPair(Pair):
     @torch.no_grad()
     def their_states(self, pixels: Tensor) -> Tensor:
         config = self.theirs.config
-        side = config.vision_config.image_size
+        side = self.facts.side
         square, name = {"height": side, "width": side}, "LlavaNext"
         sizes = {"size": {"shortest_edge": side}, "crop_size": square}
         if not self.facts.mosaics:
             name = "CLIP" if self.facts.shortest_edge else "Siglip"
         if name == "Siglip":
             sizes = {"size": square}
+        if self.facts.tiles:
+            name, sizes = "GotOcr2", {"size": square, "crop_to_patches": True, "max_patches": 6}
         if name == "LlavaNext":
             sizes["image_grid_pinpoints"] = config.image_grid_pinpoints
         process = getattr(transformers, f"{name}ImageProcessorPil")(**sizes)
         inputs = process([Image.fromarray(pixels.numpy())], return_tensors="pt")
         inputs["pixel_values"] = inputs["pixel_values"].to(self.theirs.dtype)
+        inputs.pop("num_patches", None)
         return torch.cat(list(self.theirs.get_image_features(**inputs).pooler_output))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", LLAVA_KINDS)
+@pytest.mark.parametrize("kind", TILE_KINDS)
 @pytest.mark.parametrize("other", [False, True])
-def test_states_of_llavas_pictures_are_transformers(kind, other, dtype, tmp_path, monkeypatch):
-    pair = LlavaPair(make_wrapper(tmp_path, kind, **(LLAVAS[kind] if other else {})), dtype)
+def test_states_of_all_crops_of_a_picture_are_transformers(
+    kind, other, dtype, tmp_path, monkeypatch
+):
+    pair = TilePair(make_wrapper(tmp_path, kind, **(LLAVAS[kind] if other else {})), dtype)
     for _ in range(6):
         size = random.randint(1, 150), random.randint(1, 150)
         pixels = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
@@ -312,6 +318,6 @@ def test_states_of_llavas_pictures_are_transformers(kind, other, dtype, tmp_path
         error = (found - expected).abs().max()
         assert error < (0.1 if dtype is torch.bfloat16 else TOLERANCE) * expected.abs().max()
     num_rows = random.randint(1, 9)
-    for module in (siglip, llava_pictures):
+    for module in (siglip, vision_config):
         monkeypatch.setattr(module, "ROWS_OF_SLICE", num_rows)
     torch.testing.assert_close(pair.encode(pixels), found, atol=1e-2, rtol=1e-2)
