@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal, NamedTuple
 
+from engine.contract import picture_sizes
+from engine.contract.picture_sizes import Size
 from engine.contract.prompt_states import StatePart
 
 Resampling = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 """Filters of Pillow, by which crops are resized."""
-Size = tuple[int, int]
-"""Width and height."""
-
 KEPT_BYTES = 64 << 20
 """The memory of the states that an engine keeps."""
 MOST_TIMES_LONGER = 200
@@ -141,7 +140,7 @@ class PictureFacts:
         squares, columns = part.num_states if self.has_any_size else 1, part.columns or 1
         num_more = squares // columns - 1 if part.parts_lines else 0
         sizes = squares * self.rows_per_crop + num_more, squares * 3 * self.side**2
-        has_lines = squares > 0 and squares % columns == 0
+        has_lines = squares > 0 and columns > 0 and squares % columns == 0
         is_wide = part.width == (columns * self.side if self.has_any_size else None)
         return has_lines and is_wide and (part.length, len(part.content)) == sizes
 
@@ -181,16 +180,16 @@ class PictureFacts:
         """What replaces the marker of a picture of this size: text and crops, in order."""
         whole = (self.side, self.side)
         if self.most_squares is not None:
-            size = _as_many_squares(width, height, self.side, self.most_squares)
+            size = picture_sizes.as_many_squares(width, height, self.side, self.most_squares)
             return [self.before, Crop((size,), (0, 0, *size)), self.after]
         if self.longest_side is not None:
-            size = _whole_squares_within(width, height, self.side, self.longest_side)
+            size = picture_sizes.whole_squares_within(width, height, self.side, self.longest_side)
             return [self.before, Crop((size,), (0, 0, *size)), self.after]
         if self.pixel_bounds is not None:
-            size = _whole_squares(width, height, self.side, *self.pixel_bounds)
+            size = picture_sizes.whole_squares(width, height, self.side, *self.pixel_bounds)
             return [self.before, Crop((size,), (0, 0, *size)), self.after]
         if self.shortest_edge is not None:
-            size = _around(width, height, self.shortest_edge)
+            size = picture_sizes.around(width, height, self.shortest_edge)
             left, top = ((length - self.side) // 2 for length in size)
             box = (left, top, left + self.side, top + self.side)
             return [self.before, Crop((size,), box), self.after]
@@ -199,8 +198,8 @@ class PictureFacts:
         if self.longest_edge is None:
             mosaic = self._mosaic(width, height)
             return [self.before, self._crop((whole,)), *mosaic, self.after]
-        first = _fitted(width, height, self.longest_edge)
-        grid = whole if self.before_cell is None else _whole_cells(*first, self.side)
+        first = picture_sizes.fitted(width, height, self.longest_edge)
+        grid = whole if self.before_cell is None else picture_sizes.whole_cells(*first, self.side)
         if grid == whole:
             return [self.before, self._crop((first, whole)), self.after]
         cells = self._cells((first, grid))
@@ -219,7 +218,7 @@ class PictureFacts:
         return self.num_kept(row_bytes) * self.most_states * row_bytes
 
     def _tiles(self, width: int, height: int, fewest: int, most: int) -> Iterator[Crop]:
-        columns, rows = _closest_grid(width, height, self.side, fewest, most)
+        columns, rows = picture_sizes.closest_grid(width, height, self.side, fewest, most)
         resizes = ((columns * self.side, rows * self.side),)
         for row, column in product(range(rows), range(columns)):
             yield self._crop(resizes, column, row)
@@ -230,8 +229,8 @@ class PictureFacts:
         """The crop that shows a picture in one of the `mosaics`, if any of its states is kept."""
         if not self.mosaics:
             return []
-        size = _best_mosaic(width, height, self.mosaics)
-        inner = _between_borders(width, height, size)
+        size = picture_sizes.best_mosaic(width, height, self.mosaics)
+        inner = picture_sizes.between_borders(width, height, size)
         left, top = (-((whole - part) // 2) for whole, part in zip(size, inner, strict=True))
         lines, columns = self._shape_of(size)
         columns -= 1
@@ -266,112 +265,3 @@ class PictureFacts:
     def _crop(self, resizes: tuple[Size, ...], column: int = 0, row: int = 0) -> Crop:
         left, top = column * self.side, row * self.side
         return Crop(resizes, (left, top, left + self.side, top + self.side))
-
-
-def _around(width: int, height: int, shortest_edge: int) -> Size:
-    """A size whose shorter side is `shortest_edge`, rounded as transformers' processor of CLIP
-    does."""
-    if width <= height:
-        return shortest_edge, int(shortest_edge * height / width)
-    return int(shortest_edge * width / height), shortest_edge
-
-
-# The next two functions round as transformers' processor of LLaVA-NeXT does.
-def _best_mosaic(width: int, height: int, mosaics: tuple[Size, ...]) -> Size:
-    """The mosaic in which a picture keeps most pixels, and of these the one with fewest others."""
-
-    def value(mosaic: Size) -> tuple[int, int]:
-        scale = min(mosaic[0] / width, mosaic[1] / height)
-        kept = min(int(width * scale) * int(height * scale), width * height)
-        return kept, -math.prod(mosaic)
-
-    return max(mosaics, key=value)
-
-
-def _between_borders(width: int, height: int, mosaic: Size) -> Size:
-    """The size of a picture in a mosaic, of which it fills the width or the height."""
-    across, down = mosaic[0] / width, mosaic[1] / height
-    if across < down:
-        return mosaic[0], min(math.ceil(height * across), mosaic[1])
-    return min(math.ceil(width * down), mosaic[0]), mosaic[1]
-
-
-# Both functions round as transformers' processors of SmolVLM and Idefics3 do.
-def _fitted(width: int, height: int, longest_edge: int) -> Size:
-    """A size whose longer side is `longest_edge`, and whose other side is even."""
-    ratio = width / height
-    if width >= height:
-        return longest_edge, max(1, _even(int(longest_edge / ratio)))
-    return max(1, _even(int(longest_edge * ratio))), longest_edge
-
-
-def _whole_cells(width: int, height: int, side: int) -> Size:
-    """A size of whole cells that is not smaller and has nearly the same ratio."""
-    ratio = width / height
-    if width >= height:
-        wide = _up_to_multiple(width, side)
-        return wide, _up_to_multiple(int(wide / ratio), side)
-    high = _up_to_multiple(height, side)
-    return _up_to_multiple(int(high * ratio), side), high
-
-
-def _whole_squares(width: int, height: int, side: int, fewest: int, most: int) -> Size:
-    """A size of whole squares with nearly the same ratio and that many pixels, rounded as
-    transformers' processor of Qwen2-VL does."""
-    wide, high = round(width / side) * side, round(height / side) * side
-    if wide * high > most:
-        shrink = math.sqrt(height * width / most)
-        return (
-            max(side, math.floor(width / shrink / side) * side),
-            max(side, math.floor(height / shrink / side) * side),
-        )
-    if wide * high < fewest:
-        stretch = math.sqrt(fewest / (height * width))
-        return (
-            math.ceil(width * stretch / side) * side,
-            math.ceil(height * stretch / side) * side,
-        )
-    return wide, high
-
-
-def _closest_grid(width: int, height: int, side: int, fewest: int, most: int) -> Size:
-    """The columns and rows of the grid whose ratio is nearest to the picture's; of several, the one
-    with most squares that are not much larger than the picture, as in transformers' processor of
-    InternVL."""
-    grids = product(range(1, most + 1), range(1, most + 1))
-    best, least = (1, 1), math.inf
-    for grid in sorted((g for g in grids if fewest <= math.prod(g) <= most), key=math.prod):
-        difference = abs(width / height - grid[0] / grid[1])
-        is_filled = width * height > 0.5 * side * side * math.prod(grid)
-        if difference < least or (difference == least and is_filled):
-            best, least = grid, difference
-    return best
-
-
-def _as_many_squares(width: int, height: int, side: int, most: int) -> Size:
-    """The largest size of whole squares with nearly the same ratio, at most `most` of them, as in
-    transformers' processor of Gemma 4."""
-    factor = math.sqrt(most * side**2 / (height * width))
-    wide, high = (math.floor(factor * length / side) for length in (width, height))
-    if high == 0:
-        wide, high = min(width // height, most), 1
-    elif wide == 0:
-        wide, high = 1, min(height // width, most)
-    return wide * side, high * side
-
-
-def _whole_squares_within(width: int, height: int, side: int, longest_side: int) -> Size:
-    """A size of whole squares with nearly the same ratio, no side of which is longer than
-    `longest_side` before it is rounded up, as in transformers' processor of Pixtral."""
-    ratio = max(height / longest_side, width / longest_side)
-    if ratio > 1:
-        width, height = math.floor(width / ratio), math.floor(height / ratio)
-    return _up_to_multiple(width, side), _up_to_multiple(height, side)
-
-
-def _even(length: int) -> int:
-    return length + length % 2
-
-
-def _up_to_multiple(length: int, side: int) -> int:
-    return max(1, math.ceil(length / side)) * side

@@ -52,7 +52,7 @@ class StatePart:
     @property
     def num_states(self) -> int:
         """The number of its rows that are states."""
-        if not self.parts_lines or self.columns is None:
+        if not self.parts_lines or self.columns is None or self.columns < 1:
             return self.length
         return (self.length + 1) // (self.columns + 1) * self.columns
 
@@ -79,7 +79,7 @@ class StatePart:
         """The numbers of lines and columns of its states; None for a square crop."""
         if self.columns is None:
             return None
-        return self.num_states // self.columns, self.columns
+        return self.num_states // max(1, self.columns), self.columns
 
     @property
     def num_positions(self) -> int:

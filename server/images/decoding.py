@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms
 
-from engine.contract.picture_facts import Crop, Resampling, Size
+from engine.contract.picture_facts import Crop, Resampling
+from engine.contract.picture_sizes import Size
 from engine.errors import InvalidParameter
 from engine.pictures.crops import cut_crops
 from server.images.exif import EXIF_COMMENT, read_comment

@@ -8,7 +8,8 @@ from enum import StrEnum
 
 import msgspec
 
-from engine.contract.picture_facts import Crop, Resampling, Size
+from engine.contract.picture_facts import Crop, Resampling
+from engine.contract.picture_sizes import Size
 from engine.errors import Failure
 from server.images.decoding import MaskMode
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.contract.picture_facts import PictureFacts, Size
+from engine.contract.picture_facts import PictureFacts
+from engine.contract.picture_sizes import Size
 from engine.errors import ModelLoadError
 from engine.models.config import ModelConfig
 from engine.models.forward_context import NO_CONTEXT
