@@ -72,11 +72,11 @@ class PictureFacts:
     """The fewest and the most pixels of a crop. It shows the whole picture in nearly its own ratio,
     in squares of S x S pixels, each of which is a state."""
     most_squares: int | None = None
-    """The number of squares that a crop has at most, and nearly has. None: see `pixel_bounds` and
-    `longest_side`."""
+    """The most squares of a crop. Pictures are enlarged or reduced until they fill nearly as
+    many."""
     longest_side: int | None = None
-    """The longest width or height of a crop, before it is stretched to whole squares as above. If
-    the last three are None, all crops are S x S pixels."""
+    """The longest width or height of a crop, before it is stretched to whole squares. If this,
+    `most_squares` and `pixel_bounds` are None, all crops are S x S pixels."""
     has_axes: bool = False
     """Whether the positions of a picture's rows have a height and a width."""
     shortest_edge: int | None = None

@@ -1,7 +1,7 @@
 """LLaVA and LLaVA-NeXT: decoders of any family with a CLIP, SigLIP or Pixtral tower.
 
-LLaVA reads a square of a picture. LLaVA-NeXT reads a small copy of the whole picture and a mosaic
-of larger tiles. Paper: Liu et al. 2023, arXiv:2310.03744.
+LLaVA reads one square crop of a picture. LLaVA-NeXT reads a small copy of the whole picture and a
+mosaic of larger tiles. Paper: Liu et al. 2023, arXiv:2310.03744.
 """
 
 import re

@@ -26,7 +26,7 @@ PositionIds = Callable[[VisionConfig], Tensor]
 
 
 def own_positions(config: VisionConfig) -> Tensor:
-    """Each state has the position that the tower was trained with."""
+    """The rows of the table of positions for a crop of the trained size, [L]: all of them."""
     return torch.arange(config.grid**2 + config.has_class_state)
 
 
