@@ -41,7 +41,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decoded(msgspec.Struct, tag=True, frozen=True):
-    """The file was decoded; its pixels follow. Crops are one below the other."""
+    """The file was decoded; its pixels follow. Those of crops are one below the other."""
 
     width: int
     height: int
