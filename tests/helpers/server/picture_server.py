@@ -39,7 +39,7 @@ FACTS_OF_ANY_SIZE = PictureFacts(
 )
 FACTS_WITH_LINES = replace(FACTS_OF_ANY_SIZE, pixel_bounds=None, longest_side=30, line_end="<cell>")
 FACTS_WITH_MOSAICS = replace(
-    FACTS, rows_per_crop=4, longest_edge=None, before_cell=None, mosaics=((8, 24), (16, 16))
+    FACTS, rows_per_crop=4, longest_edge=None, before_cell=None, mosaics=((16, 24), (24, 8))
 )
 LIST_TEMPLATE = (
     "{% for m in messages %}<|s|>{{ m.role }}\n"
