@@ -52,7 +52,7 @@ def _check_states(request: GenerateRequest, pictures: PictureFacts | None, field
             )
         return
     placeholder, rows, size = pictures.placeholder_id, pictures.rows_per_crop, 3 * pictures.side**2
-    each = "" if pictures.pixel_bounds is None else " for each square of the picture"
+    each = " for each square of the picture" if pictures.has_any_size else ""
     end = 0
     for part in parts:
         if not end <= part.start <= part.end <= len(prompt):
@@ -63,9 +63,9 @@ def _check_states(request: GenerateRequest, pictures: PictureFacts | None, field
             )
         end = part.end
         num_there = prompt[part.start : end].count(placeholder)
-        if num_there != part.length or not pictures.fits(part):
+        if num_there != part.num_states or not pictures.fits(part):
             raise InvalidParameter(
-                f"{field} has a picture of {part.length} rows, {num_there} placeholders and "
+                f"{field} has a picture of {part.num_states} rows, {num_there} placeholders and "
                 f"{len(part.content)} bytes; this model needs {rows} rows, as many placeholders "
                 f"(token {placeholder}) and {size} bytes{each}",
                 param=field,
@@ -73,7 +73,7 @@ def _check_states(request: GenerateRequest, pictures: PictureFacts | None, field
     guidance = request.sampling.guidance
     negative = () if guidance is None else guidance.negative_token_ids
     for name, token_ids, expected in (
-        (field, prompt, sum(part.length for part in parts)),
+        (field, prompt, sum(part.num_states for part in parts)),
         ("negative_prompt", negative, 0),
     ):
         if token_ids.count(placeholder) != expected:

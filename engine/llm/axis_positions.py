@@ -19,12 +19,12 @@ def axis_positions(parts: Sequence[StatePart], start: int, end: int) -> NDArray[
     Args:
         parts: the parts of the text that are states.
     """
-    if not any(part.columns for part in parts):
+    if not any(part.has_axes for part in parts):
         return None
     rows = np.arange(start, end)
     found = np.tile(rows, (3, 1))
     for part in parts:
-        if not part.columns or part.start >= end:
+        if not part.has_axes or not part.columns or part.start >= end:
             continue
         inside = slice(max(part.start - start, 0), max(part.end - start, 0))
         if inside.stop:

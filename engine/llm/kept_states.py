@@ -54,23 +54,23 @@ class KeptStates:
     Args:
         most: the most parts of the largest size whose states are kept, at least 1.
         pictures: how the model sees pictures; None if it takes none.
-        num_slices: counts the slices in which a part of so many rows is encoded.
+        num_slices: counts the slices in which a part is encoded.
     """
 
     def __init__(
         self,
         most: int = 1,
         pictures: PictureFacts | None = None,
-        num_slices: Callable[[int], int] = lambda num_rows: 1,
+        num_slices: Callable[[StatePart], int] = lambda part: 1,
     ) -> None:
         self.pictures = pictures
-        largest = 1 if pictures is None else pictures.most_rows
+        largest = 1 if pictures is None else pictures.most_states
         self._most_rows = most * largest
         self._num_slices = num_slices
-        self._has_slices = num_slices(largest) > 1
+        self._has_slices = pictures is not None and num_slices(pictures.largest(1)) > 1
         self._looks_both_ways = pictures is not None and pictures.looks_both_ways
         self._kept: dict[bytes, int] = {}
-        """The number of rows of each."""
+        """The number of states of each."""
         self._lost: list[bytes] = []
         """What the executor may keep in vain, after a step that failed."""
         self._begun: bytes | None = None
@@ -87,7 +87,7 @@ class KeptStates:
     @property
     def num_uncut_rows(self) -> int:
         """The most rows that must be computed in one step."""
-        return self.pictures.most_rows if self.pictures and self._looks_both_ways else 1
+        return self.pictures.most_states if self.pictures and self._looks_both_ways else 1
 
     def most_beside_streams(self) -> int:
         """The most slices that a step may do while texts stream."""
@@ -120,12 +120,12 @@ class KeptStates:
             parts: the parts of the step without these tokens.
         """
         end = start + num_tokens
-        used = {digest: part.length for digest, part in parts.used.items()}
+        used = {digest: part.num_states for digest, part in parts.used.items()}
         num_rows, num_slices = sum(used.values()), self.num_slices(parts.used.values())
         for part in sequence.states_between(start, end):
             if part.digest not in used:
-                used[part.digest] = part.length
-                num_rows += part.length
+                used[part.digest] = part.num_states
+                num_rows += part.num_states
                 num_slices += self._num_missing(part)
             too_many = len(used) > 1 and num_rows > self._most_rows  # one part always has room
             if too_many or num_slices > self._most_slices(parts):
@@ -150,7 +150,7 @@ class KeptStates:
                 encoded.append(part)
                 if part.digest == self._begun:
                     self._begun = None
-            self._kept[part.digest] = part.length
+            self._kept[part.digest] = part.num_states
         dropped, self._lost = self._lost, []
         while len(self._kept) > 1 and sum(self._kept.values()) > self._most_rows:
             oldest = next(iter(self._kept))
@@ -198,7 +198,7 @@ class KeptStates:
         if part.digest in self._kept:
             return 0
         done = self._num_done if part.digest == self._begun else 0
-        return self._num_slices(part.length) - done
+        return self._num_slices(part) - done
 
     def _most_slices(self, parts: PartsOfStep) -> int:
         if parts.most_slices is not None:

@@ -302,8 +302,8 @@ class Sequence:
         """Those of the rows `start .. end` of its text that are states."""
         found = []
         for part in self.states_between(start, end):
-            first, last = max(part.start, start), min(part.end, end)
-            found.append(StateRows(part.digest, first - part.start, first - start, last - first))
+            for first_row, first_state, num_rows in part.stretches(start, end):
+                found.append(StateRows(part.digest, first_state, first_row - start, num_rows))
         return found
 
     def extend_chain(self, block_size: int) -> list[bytes]:

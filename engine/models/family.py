@@ -13,8 +13,12 @@ from engine.models.gguf_keys import LAYER_TENSORS, GgufKeys
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.picture_keys import PictureKeys
-from engine.models.vision.projector_keys import ProjectorKeys
+from engine.models.projector_keys import ProjectorKeys
 from engine.models.vision_config import VisionConfig
+
+ReadPictures = Callable[[PictureKeys, ModelConfig], tuple[PictureFacts, VisionConfig]]
+"""A function that reads how a model with this configuration sees pictures. It raises ModelLoadError
+if the files cannot be used for pictures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +35,8 @@ class Family:
     read_json: Callable[[MetadataKeys], ModelConfig]
     """Reads the keys of config.json. The caller adds the keys for generation (stop tokens,
     sampling), here and below."""
-    read_pictures: (
-        Callable[[PictureKeys, ModelConfig], tuple[PictureFacts, VisionConfig]] | None
-    ) = None
-    """Reads how a model with this configuration sees pictures; None if none of the family does."""
+    read_pictures: ReadPictures | None = None
+    """None if no model of the family sees pictures."""
     gguf: str | None = None
     """The `general.architecture` of a GGUF file; None if there is none or it belongs to another
     family."""

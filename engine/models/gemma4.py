@@ -82,6 +82,8 @@ class Gemma4Config(ExpertsConfig):
     """The size of the inputs for each layer; 0 if there are none."""
     layer_input_vocab: int = 0
     """The tokens that have such inputs; others get those of token 0."""
+    pad_token_id: int = 0
+    """The token whose inputs for each layer are looked up for rows of pictures."""
     logit_soft_cap: float | None = None
 
     @property
@@ -141,6 +143,7 @@ class LayerWithInput(nn.Module):
             values_are_keys=config.values_are_keys and config.layer_windows[layer] is None,
             scale=1.0,
         )
+        self.self_attn.attention.looks_ahead = config.layer_windows[layer] is not None
         self.post_attention_layernorm = norm_of(config)
         self.pre_feedforward_layernorm = norm_of(config)
         self.mlp = GatedMlp(hidden, config.inner_sizes[layer], config.hidden_act)
@@ -233,7 +236,7 @@ class ModelWithInputs(DecoderModel):
         super().__init__(*parts)
         num_layers, size = config.num_hidden_layers, config.layer_input_size
         self._num_layers = num_layers
-        self._vocab = config.layer_input_vocab
+        self._vocab, self._pad = config.layer_input_vocab, config.pad_token_id
         self.embed_tokens_per_layer = TokenEmbedding(
             config.layer_input_vocab, num_layers * size, scale=size**0.5
         )
@@ -253,7 +256,9 @@ class ModelWithInputs(DecoderModel):
     __call__ = forward
 
     def _inputs(self, token_ids: Tensor, embedded: Tensor, ctx: ForwardContext) -> Tensor:
-        """Compute [T, L, P]."""
+        """Compute [T, L, P]. The part that is looked up is that of padding for rows of pictures."""
+        if ctx.states is not None:
+            token_ids = token_ids.index_fill(0, ctx.states.rows, self._pad)
         token_ids = torch.where(token_ids < self._vocab, token_ids, 0)
         looked_up = self.embed_tokens_per_layer(token_ids, replace(ctx, states=None))
         projected = self.per_layer_model_projection(embedded, ctx)
@@ -311,6 +316,7 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
         kv_sources=sources,
         inner_sizes=inner_sizes,
         values_are_keys=keys.flag("attention_k_eq_v", False),
+        pad_token_id=keys.integer("pad_token_id", 0, low=0, high=sizes["vocab_size"] - 1),
         num_experts=num_experts,
         experts_per_token=keys.integer("top_k_experts", high=num_experts) if num_experts else 0,
         expert_size=keys.integer("moe_intermediate_size") if num_experts else 0,

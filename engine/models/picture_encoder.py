@@ -15,11 +15,12 @@ layers (`RowStates`)."""
 class PictureEncoder(Protocol):
     """Vision tower and projector of a model. `CausalLM.picture_encoder` holds it, or None."""
 
-    def begin(self, pixels: Tensor) -> Encoding:
+    def begin(self, pixels: Tensor, shape: tuple[int, int] | None = None) -> Encoding:
         """Begin to compute the states of a crop. Nothing is computed before the first `next`.
 
         Args:
             pixels: [H, W, 3] uint8, on the model's device.
+            shape: the numbers of lines and columns of the states; None for a square crop.
         """
         ...
 

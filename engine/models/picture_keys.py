@@ -1,7 +1,7 @@
 """What a checkpoint's files say about pictures."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.contract.picture_facts import Resampling
@@ -13,6 +13,11 @@ from engine.models.vision_config import Channels, VisionConfig
 
 _FILTERS: tuple[Resampling, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """The filters by their numbers in Pillow."""
+_CLIP_COLOURS: Mapping[str, Any] = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+"""The colours that CLIP was trained with, where a processor's file lacks them."""
 _MAX_SIDE = 4096
 """The most pixels of a side of a crop, or of the picture that is cut into crops."""
 _DEFAULTS = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_hidden_layers": 12}
@@ -33,8 +38,12 @@ class PictureKeys:
     form: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the family's `VisionConfig` that follow from how the file stores tensors."""
 
-    def check_processor(self, *names: str) -> None:
-        """Check that pictures are prepared in one of these ways: beginnings of class names.
+    def check_processor(self, *names: str, normalises: bool = True) -> None:
+        """Check that pictures are prepared in one of these ways.
+
+        Args:
+            names: beginnings of class names.
+            normalises: whether colours are shifted and scaled by the file's numbers.
 
         Raises:
             ModelLoadError: they are prepared in another way.
@@ -42,9 +51,10 @@ class PictureKeys:
         stated = self.images.text("image_processor_type", names[0])
         if not stated.startswith(names):
             raise self.images.nonsense("image_processor_type", " or ".join(names))
-        for name in ("do_resize", "do_rescale", "do_normalize"):
-            if not self.images.flag(name, True):
-                raise self.images.nonsense(name, "true")
+        needed = {"do_resize": True, "do_rescale": True, "do_normalize": normalises}
+        for name, value in needed.items():
+            if self.images.flag(name, value) != value:
+                raise self.images.nonsense(name, str(value).lower())
 
     def token(self, name: str, default: str) -> str:
         """The text of a special token that the tokenizer's configuration names."""
@@ -55,8 +65,15 @@ class PictureKeys:
         content = stated.get("content") if isinstance(stated, Mapping) else stated
         return content if isinstance(content, str) else default
 
+    def with_clip_colours(self) -> "PictureKeys":
+        """The same with CLIP's colours where the processor's file has none."""
+        images = MetadataKeys({**_CLIP_COLOURS, **self.images.values}, self.images.source)
+        return replace(self, images=images)
+
     def placeholder_id(self, key: str, default: int, vocab_size: int) -> int:
-        """The id of the token that stands for a row of a picture."""
+        """The id of the token that stands for a row of a picture. Its key is `image_token_id` where
+        the file has that one."""
+        key = "image_token_id" if self.config.values.get("image_token_id") is not None else key
         found: int = self.config.integer(key, default, low=0)
         if found >= vocab_size:
             raise self.config.nonsense(key, f"an integer below the vocabulary's size, {vocab_size}")

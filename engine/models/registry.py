@@ -5,14 +5,14 @@ import functools
 import importlib
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
-from engine.models.family import Family
+from engine.models.family import Family, ReadPictures
 from engine.models.layers.parallel import SINGLE, TensorParallel
 from engine.models.layers.weight_slots import WeightOptions
 from engine.quantization.method import LinearMethod
@@ -25,7 +25,13 @@ MODULES = (
     "vision.gemma3_pictures", "vision.qwen_pictures", "vision.smolvlm_pictures",
 )  # fmt: skip
 """The modules of `engine.models` with `FAMILIES`, imported when the first model is looked up."""
+PICTURE_MODULES = (
+    "vision.gemma4_pictures", "vision.internvl_pictures", "vision.llava_pictures",
+    "vision.pixtral_pictures",
+)  # fmt: skip
+"""The modules with `PICTURE_READERS`."""
 
+T = TypeVar("T")
 _ENDING = re.compile(r"(for(causal|conditional|sequence)|lmhead|model).*")
 
 
@@ -64,7 +70,18 @@ def create_model(
         linear_method=linear_method,
         deterministic=deterministic,
     )
-    return family.create(config, options).eval()
+    model = family.create(config, options)
+    if config.vision is not None and model.picture_encoder is None:
+        model.picture_encoder = config.vision.create_encoder()
+    return model.eval()
+
+
+@functools.cache
+def picture_readers() -> dict[str, ReadPictures]:
+    """Return how models that pair an encoder for pictures with a decoder of any family read their
+    pictures, by architecture."""
+    modules = (importlib.import_module(f"engine.models.{name}") for name in PICTURE_MODULES)
+    return _by_name(item for module in modules for item in module.PICTURE_READERS.items())
 
 
 @functools.cache
@@ -143,8 +160,8 @@ def _by_gguf() -> dict[str, Family]:
     )
 
 
-def _by_name(named: Iterable[tuple[str, Family]]) -> dict[str, Family]:
-    found: dict[str, Family] = {}
+def _by_name(named: Iterable[tuple[str, T]]) -> dict[str, T]:
+    found: dict[str, T] = {}
     for name, family in named:
         if found.setdefault(name, family) is not family:
             raise ValueError(f"two families are called {name!r}")

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from engine.contract.picture_facts import Crop, Resampling, Size
+from engine.contract.picture_facts import Crop, Resampling
+from engine.contract.picture_sizes import Size
 from engine.pictures.arrays import Bytes
 
 

@@ -12,8 +12,8 @@ from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.files.gguf_header import read_gguf_header
 from engine.models.config import ModelConfig
 from engine.models.gguf_keys import NO_WEIGHTS, GgufKeys
+from engine.models.projector_keys import ProjectorKeys
 from engine.models.registry import family_of_gguf, family_of_projector, gguf_architectures
-from engine.models.vision.projector_keys import ProjectorKeys
 from engine.text.gguf_tokenizer import end_tokens
 from engine.text.vocabulary import TokenType
 from engine.weights.gguf import load_tensor

@@ -10,7 +10,12 @@ from engine.files.checkpoint_files import read_json, read_optional_json
 from engine.models.config import ModelConfig
 from engine.models.family import Family
 from engine.models.metadata_keys import MetadataKeys
-from engine.models.registry import families, family_of, family_of_model_type
+from engine.models.registry import (
+    families,
+    family_of,
+    family_of_model_type,
+    picture_readers,
+)
 from engine.weights.default_sampling import FILE_NAME, recommended
 from engine.weights.picture_files import with_pictures
 from engine.weights.safetensors import folder_headers
@@ -35,8 +40,12 @@ def read_config_json(folder: Path) -> ModelConfig:
     # The family is found first, so that an unknown one is not reported as having missing keys.
     family, text = _family(keys)
     config = family.read_json(text)
+    read_pictures = family.read_pictures
     if text is not keys:
-        log.warning("only texts are served", reason="this model's pictures are not supported")
+        if family.architecture in families():
+            read_pictures = picture_readers().get(keys.values["architectures"][0])
+        if read_pictures is None:
+            log.warning("only texts are served", reason="this model's pictures are not supported")
         tied = config.tie_word_embeddings and not _has_head(folder)
         config = replace(config, is_wrapped=True, tie_word_embeddings=tied)
     elif config.is_wrapped:
@@ -49,7 +58,9 @@ def read_config_json(folder: Path) -> ModelConfig:
         ),
         generation=recommended(generation.values),
     )
-    return with_pictures(config, family, keys, folder)
+    if read_pictures is None:
+        return config
+    return with_pictures(config, read_pictures, keys, folder)
 
 
 def _family(keys: MetadataKeys) -> tuple[Family, MetadataKeys]:

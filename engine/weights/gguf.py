@@ -21,8 +21,8 @@ from gguf.quants import dequantize
 from engine.errors import ModelLoadError
 from engine.models.config import ModelConfig
 from engine.models.gguf_keys import NO_WEIGHTS
+from engine.models.projector_keys import LAYERS
 from engine.models.registry import family_of
-from engine.models.vision.projector_keys import LAYERS
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
 
 _TOP = {

@@ -8,7 +8,7 @@ import structlog
 from engine.errors import ModelLoadError
 from engine.files.checkpoint_files import read_optional_json
 from engine.models.config import ModelConfig
-from engine.models.family import Family
+from engine.models.family import ReadPictures
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.picture_keys import PictureKeys
 
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 def with_pictures(
-    config: ModelConfig, family: Family, keys: MetadataKeys, folder: Path
+    config: ModelConfig, read_pictures: ReadPictures, keys: MetadataKeys, folder: Path
 ) -> ModelConfig:
     """Return the configuration with what the folder says about pictures. A folder whose files
     cannot be used for pictures still has a text model; the log says why it takes none.
@@ -27,10 +27,8 @@ def with_pictures(
     Args:
         keys: the keys of config.json.
     """
-    if family.read_pictures is None:
-        return config
     try:
-        facts, vision = family.read_pictures(_picture_keys(keys, folder), config)
+        facts, vision = read_pictures(_picture_keys(keys, folder), config)
     except ModelLoadError as error:
         log.warning("the model will take no pictures", reason=error.message)
         return config

@@ -182,14 +182,15 @@ def _small_content(path: Path, first: int, entry: dict[str, Any]) -> Callable[[]
 
 def is_redundant(name: str, config: ModelConfig) -> bool:
     """Whether the model does not read a tensor: a tied output layer, old files' rotary tables, an
-    encoder for pictures that cannot be used, or layers that guess tokens."""
+    encoder for pictures that cannot be used or parts of one that are not needed, or layers that
+    guess tokens."""
     if name.startswith(_GUESSES):
         return True
     own = config.tensor_name(name)
     if own.startswith("lm_head."):
         return config.tie_word_embeddings
     if own.startswith(PICTURE_ENCODER):
-        return config.vision is None
+        return config.vision is None or not config.vision.reads(own)
     return name.endswith("rotary_emb.inv_freq")
 
 

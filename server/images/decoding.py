@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms
 
-from engine.contract.picture_facts import Crop, Resampling, Size
+from engine.contract.picture_facts import Crop, Resampling
+from engine.contract.picture_sizes import Size
 from engine.errors import InvalidParameter
 from engine.pictures.crops import cut_crops
 from server.images.exif import EXIF_COMMENT, read_comment
@@ -87,8 +88,9 @@ def decode_crops(
     max_pixels: int,
     max_side: int,
 ) -> Array:
-    """Crops of a file as `[N * S, S, 3]`, made as transformers makes them: the picture is turned as
-    EXIF says, transparency lies over white, and colour profiles are ignored.
+    """The pixels of a file's crops, one after the other, as `[P, 1, 3]`. They are made as
+    transformers makes them: the picture is turned as EXIF says, transparency lies over white, and
+    colour profiles are ignored.
 
     Args:
         upright: the width and height from which the crops were computed.
@@ -107,7 +109,8 @@ def decode_crops(
         picture.putalpha(Image.fromarray(planes.alpha))
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture).convert("RGB")
-    return np.concatenate(cut_crops(np.asarray(picture), crops, resampling))
+    cut = cut_crops(np.asarray(picture), crops, resampling)
+    return np.concatenate([crop.reshape(-1, 1, 3) for crop in cut])
 
 
 def texts_of(data: bytes, *, param: str, max_pixels: int, max_side: int) -> dict[str, str]:

@@ -8,7 +8,8 @@ from enum import StrEnum
 
 import msgspec
 
-from engine.contract.picture_facts import Crop, Resampling, Size
+from engine.contract.picture_facts import Crop, Resampling
+from engine.contract.picture_sizes import Size
 from engine.errors import Failure
 from server.images.decoding import MaskMode
 
@@ -40,7 +41,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decoded(msgspec.Struct, tag=True, frozen=True):
-    """The file was decoded; its pixels follow. Crops are one below the other."""
+    """The file was decoded; its pixels follow. Those of crops are one below the other."""
 
     width: int
     height: int

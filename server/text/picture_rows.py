@@ -30,13 +30,23 @@ class PictureRows:
     def crops(self) -> list[Crop]:
         return [piece for pieces in self.pictures for piece in pieces if isinstance(piece, Crop)]
 
+    @property
+    def _lines(self) -> list[int]:
+        """The number of states of each line of all crops."""
+        return [length for crop in self.crops for length in self.facts.lines(crop)]
+
+    def _text(self, crop: Crop) -> str:
+        """The text that shows a crop, with one placeholder for each line."""
+        lines = [self.facts.placeholder] * len(self.facts.lines(crop))
+        return (self.facts.line_end or "").join(lines)
+
     def reduced(self, limit: PromptLimit) -> PromptLimit:
-        """The limit for the text, in which a placeholder stands for all rows of a crop.
+        """The limit for the text, in which a placeholder stands for all states of a line.
 
         Raises:
             EngineError: the pictures alone are too long.
         """
-        num_more = sum(self.facts.num_rows(crop) - 1 for crop in self.crops)
+        num_more = sum(length - 1 for length in self._lines)
         if not num_more:
             return limit
         if num_more > limit.max_tokens:
@@ -48,7 +58,8 @@ class PictureRows:
         return replace(limit, max_tokens=limit.max_tokens - num_more, exceeded=exceeded)
 
     def inserted(self, text: str) -> str:
-        """A rendered conversation with the pictures' pieces; each crop is one placeholder.
+        """A rendered conversation with the pictures' pieces; each line of a crop, or the whole crop
+        if it is not divided into lines, is one placeholder.
 
         Raises:
             InvalidParameter: the text has another number of markers than there are pictures.
@@ -64,26 +75,24 @@ class PictureRows:
             )
         joined = [before]
         for pieces, after in zip(self.pictures, rest, strict=True):
-            joined += [
-                piece if isinstance(piece, str) else self.facts.placeholder for piece in pieces
-            ]
+            joined += [piece if isinstance(piece, str) else self._text(piece) for piece in pieces]
             joined.append(after)
         return "".join(joined)
 
     def expanded(self, token_ids: list[int]) -> list[int]:
-        """The token ids with a placeholder for each row of a crop.
+        """The token ids with a placeholder for each state of a crop.
 
         Raises:
             InvalidParameter: the conversation's own text has a placeholder.
         """
-        is_crop = np.equal(token_ids, self.facts.placeholder_id)
-        crops = self.crops
-        if np.count_nonzero(is_crop) != len(crops):
+        is_line = np.equal(token_ids, self.facts.placeholder_id)
+        lines = self._lines
+        if np.count_nonzero(is_line) != len(lines):
             raise self._spelled(self.facts.placeholder)
-        if not crops:
+        if not lines:
             return token_ids
         repeats = np.ones(len(token_ids), dtype=np.int64)
-        repeats[is_crop] = [self.facts.num_rows(crop) for crop in crops]
+        repeats[is_line] = lines
         ids: list[int] = np.repeat(token_ids, repeats).tolist()
         return ids
 
@@ -92,7 +101,7 @@ class PictureRows:
         crops are black."""
         crops = self.crops
         places = np.flatnonzero(np.equal(prompt, self.facts.placeholder_id))
-        firsts = accumulate((self.facts.num_rows(crop) for crop in crops[:-1]), initial=0)
+        firsts = accumulate((sum(self.facts.lines(crop)) for crop in crops[:-1]), initial=0)
         return tuple(
             self.facts.black(crop, int(places[first]))
             for crop, first in zip(crops, firsts, strict=False)

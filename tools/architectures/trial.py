@@ -19,7 +19,7 @@ from engine.llm.scheduler import Scheduler
 from engine.llm.start.loading import load_weights
 from engine.llm.start.sizing import sized
 from engine.models.config import ModelConfig
-from engine.models.registry import families
+from engine.models.registry import families, picture_readers
 from engine.processes.telling_host import TellingHost
 from engine.runtime.device import machine_facts
 from engine.runtime.operations import build_operations
@@ -55,9 +55,16 @@ def try_architecture(architecture: str) -> dict[str, Any]:
         return {
             "state": "family" if by in families() else "fallback",
             "by": by,
-            "pictures": served.config.pictures is not None,
+            "pictures": _sees(architecture),
             **_compare(served, theirs),
         }
+
+
+def _sees(architecture: str) -> bool:
+    """Whether Tandem takes pictures for this architecture, if a folder has a processor's files."""
+    family = families().get(architecture)
+    own = family is not None and family.read_pictures is not None
+    return own or architecture in picture_readers()
 
 
 def _saved_and_loaded(theirs: Any, folder: Path) -> "Served":

@@ -64,9 +64,9 @@ class PartStates:
         if states is None:
             self._begun[part.digest] = encoding
             return
-        if len(states) != part.length:
+        if len(states) != part.num_states:
             raise InvariantViolation(
-                f"the encoder made {len(states)} states for {part.length} rows"
+                f"the encoder made {len(states)} states for {part.num_states} rows"
             )
         # A copy of its own, as a view would keep the memory of what it is cut from.
         self._states[part.digest] = states.clone()
@@ -75,4 +75,4 @@ class PartStates:
         if self._encoder is None:
             raise InvariantViolation("a prompt has pictures, but this model takes none")
         pixels = np.frombuffer(bytearray(part.content), dtype=np.uint8).reshape(*part.size, 3)
-        return self._encoder.begin(to_device([pixels], self._device)[0])
+        return self._encoder.begin(to_device([pixels], self._device)[0], part.shape)

@@ -67,9 +67,9 @@ def warm_up_steps(
         sizes = sorted({min(rows, most) for rows in CPU_ROWS})
         chunk = min(config.block_size, _most_tokens(config))
         steps = [*([Text(1)] * size for size in sizes), [Text(chunk)]]
-        return steps + _pictures(config, pictures, most_rows=1)
+        return steps + _pictures(config, pictures, most_states=1)
     steps = [*_decodes(config), *_chunks(config, {*GPU_ROWS, *more_rows})]
-    return steps + _pictures(config, pictures, most_rows=GPU_ROWS_OF_PICTURE)
+    return steps + _pictures(config, pictures, most_states=GPU_ROWS_OF_PICTURE)
 
 
 def largest_steps(config: ResolvedConfig, pictures: PictureFacts | None = None) -> list[WarmUpStep]:
@@ -81,7 +81,7 @@ def largest_steps(config: ResolvedConfig, pictures: PictureFacts | None = None) 
     return [
         [Text(chunk, sampling=SamplingParams(max_tokens=1, prompt_logprobs=20))],
         [decode] * config.max_decode_rows,
-        *_pictures(config, pictures, most_rows=config.max_model_len),
+        *_pictures(config, pictures, most_states=config.max_model_len),
     ]
 
 
@@ -116,16 +116,16 @@ def _most_tokens(config: ResolvedConfig) -> int:
 
 
 def _pictures(
-    config: ResolvedConfig, pictures: PictureFacts | None, most_rows: int
+    config: ResolvedConfig, pictures: PictureFacts | None, most_states: int
 ) -> list[WarmUpStep]:
     """Make a step with a black picture, if the model takes pictures.
 
     Args:
-        most_rows: see `PictureFacts.largest`.
+        most_states: see `PictureFacts.largest`.
     """
     if pictures is None:
         return []
-    part = pictures.largest(most_rows)
+    part = pictures.largest(most_states)
     return [[Text(min(part.length, _most_tokens(config)), part=part)]]
 
 
@@ -160,6 +160,11 @@ def _sequence(seq_id: int, text: Text) -> NewSequence:
     return NewSequence(seq_id, prompt, text.sampling, 0, 0, ())
 
 
+def _state_rows(part: StatePart, num_rows: int) -> list[StateRows]:
+    found = part.stretches(0, num_rows)
+    return [StateRows(part.digest, state, row, number) for row, state, number in found]
+
+
 def _scheduled(
     seq_id: int, text: Text, block_size: int, num_groups: int, recurrent: RecurrentSlots | None
 ) -> ScheduledSequence:
@@ -172,6 +177,6 @@ def _scheduled(
         num_draws=1,
         num_output_tokens=0,
         prompt_logprobs=text.sampling.prompt_logprobs is not None,
-        states=() if text.part is None else [StateRows(text.part.digest, 0, 0, text.num_tokens)],
+        states=[] if text.part is None else _state_rows(text.part, text.num_tokens),
         recurrent=recurrent,
     )

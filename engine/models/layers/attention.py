@@ -1,6 +1,7 @@
 """The attention of one layer over the paged cache."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -28,10 +29,12 @@ class PagedAttention(nn.Module):
         sinks: see `kernels.paged_attention`, for this rank's heads; None for models without.
         query_factor: computes the factors of rotated queries, which fit [T, H, D], from their
             positions, [T]; None for none.
+        looks_ahead: whether rows see later ones where the step says so (`PagedBatch.key_ends`).
     """
 
     sinks: Tensor | None = None
     query_factor: Callable[[Tensor], Tensor] | None = None
+    looks_ahead = True
 
     def __init__(
         self,
@@ -77,6 +80,8 @@ class PagedAttention(nn.Module):
         cache = ctx.kv_caches[self.layer]
         scales = ctx.kv_scales[self.layer] if ctx.kv_scales else None
         batch, slot_mapping = ctx.groups[ctx.group_of_layer[self.layer]]
+        if batch.key_ends is not None and not self.looks_ahead:
+            batch = replace(batch, key_ends=None)
         heads = qkv.view(len(qkv), -1, self.head_dim)
         rope_store_kv(
             heads,

@@ -8,7 +8,6 @@ from functools import partial
 from math import isqrt
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from engine.contract.picture_facts import PictureFacts
@@ -21,8 +20,8 @@ from engine.models.layers.norm import RmsNorm
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.picture_keys import PictureKeys
-from engine.models.vision.projector_keys import SIGLIP_TENSORS, ProjectorKeys
-from engine.models.vision.siglip import TowerEncoder, VisionTower, squares
+from engine.models.projector_keys import SIGLIP_TENSORS, ProjectorKeys
+from engine.models.vision.siglip import TowerEncoder, VisionTower, own_positions, squares
 from engine.models.vision_config import VisionConfig
 from engine.quantization.method import TensorSpec
 from engine.quantization.plan import PICTURE_ENCODER
@@ -85,7 +84,7 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
     """Build the decoder, with an encoder if the checkpoint says how to use it."""
     model, vision = gemma3.create(config, options), config.vision
     if vision is not None:
-        tower = VisionTower(vision, lambda vision: torch.arange(vision.grid**2))
+        tower = VisionTower(vision, own_positions)
         model.picture_encoder = TowerEncoder(tower, Projector(vision, config.hidden_size))
     return model
 

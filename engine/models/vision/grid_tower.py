@@ -1,4 +1,5 @@
-"""The vision towers of Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5, which read pictures of any size.
+"""The vision towers of Pixtral, Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5, which read pictures of
+any size.
 
 Rotary positions have a height and a width. Papers: Wang et al. 2024, arXiv:2409.12191, section 2.1;
 Bai et al. 2025, arXiv:2502.13923, section 2.1.1, for attention in windows; Meng et al. 2024,
@@ -8,11 +9,12 @@ arXiv:2406.04334, for states that are added to the decoder's first layers (deeps
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from engine.contract.prompt_states import StatePart
 from engine.models.forward_context import NO_CONTEXT
 from engine.models.layers.activation import ACTIVATIONS, gelu
 from engine.models.layers.linear import Shard
@@ -24,23 +26,28 @@ from engine.models.vision_config import ROWS_OF_SLICE, VisionConfig
 from engine.quantization.method import TensorSpec
 from kernels import attention, silu_mul
 
-_ROPE_BASE = 10000.0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridVisionConfig(VisionConfig):
     """The shape of a tower for pictures of any size."""
 
-    frames: int
-    """How many times each patch is repeated, since the tower was trained with films, too."""
+    frames: int | None = None
+    """How many times each patch is repeated, if the tower was trained with films, too."""
+    qkv: tuple[str, ...] = ("qkv",)
+    """The checkpoint's names for the projections of queries, keys and values."""
     mlp: tuple[str, ...]
     """The checkpoint's names for the layers of an MLP, of which a gated one has three."""
-    qkv: tuple[str, ...] = ("qkv",)
-    """The checkpoint's names for the layers of queries, keys and values."""
     frame_weights: tuple[str, ...] = ("weight",)
     """The checkpoint's names for the weights of patches: one tensor, or one for each frame."""
-    has_rms_norms: bool = False
     has_patch_bias: bool = False
+    has_patch_norm: bool = False
+    """Whether projected patches are normalised."""
+    has_bias: bool = True
+    """Whether the linear layers of blocks have biases."""
+    rope_base: float = 10000.0
+    axes_take_turns: bool = False
+    """Whether every other rotary frequency belongs to the height. If not, both axes have the same
+    frequencies."""
     window: int = 0
     """The width and height, in prompt rows, of windows in which patches see each other; 0 if all
     see all."""
@@ -61,9 +68,9 @@ class GridVisionConfig(VisionConfig):
             return name
         return f"{before}{mergers}{self.deep_layers.index(int(layer))}.{part}"
 
-    def num_slices(self, num_rows: int) -> int:
+    def num_slices(self, part: StatePart) -> int:
         """See `VisionConfig.num_slices`; each merger's work is divided into slices, too."""
-        num_patches = num_rows * self.joined**2
+        num_patches = part.num_states * self.joined**2
         per_patch = 2 * self.num_hidden_layers + self.states_per_row
         return per_patch * -(-num_patches // ROWS_OF_SLICE) + 1
 
@@ -140,7 +147,7 @@ class PatchProjection(nn.Module, WeightOwner):
         inputs = pixels.float() * self._scale + self._shift
         cut = inputs.to(self._dtype).view(lines, joined, patch, columns, joined, patch, 3)
         rows = cut.permute(0, 3, 1, 4, 6, 2, 5).reshape(lines * columns, joined**2, 3, 1, patch**2)
-        patches = rows[grid.order].expand(-1, -1, -1, frames, -1)
+        patches = rows[grid.order].expand(-1, -1, -1, frames or 1, -1)
         found: Tensor = self._method.apply(
             self._state, patches.reshape(grid.positions.shape[1], -1)
         )
@@ -155,7 +162,8 @@ class PatchProjection(nn.Module, WeightOwner):
             torch.tensor(numbers, device=options.device) for numbers in (config.scale, config.shift)
         )
         patch = config.patch_size
-        frames = (config.frames,) if len(config.frame_weights) == 1 else ()
+        one_tensor = len(config.frame_weights) == 1 and config.frames is not None
+        frames = (config.frames,) if one_tensor else ()
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
             config.frame_weights, (config.hidden_size, 3, *frames, patch, patch)
         )
@@ -222,11 +230,11 @@ class GridAttention(nn.Module):
 
     def __init__(self, config: GridVisionConfig) -> None:
         super().__init__()
-        hidden, num_heads = config.hidden_size, config.num_attention_heads
-        size = 3 * hidden // len(config.qkv)
-        self.qkv = TowerLinear(hidden, [Shard(name, size) for name in config.qkv], bias=True)
-        self.proj = TowerLinear(hidden, (Shard("proj", hidden),), bias=True)
-        self.head_shape = num_heads, hidden // num_heads
+        hidden, bias = config.hidden_size, config.has_bias
+        shards = [Shard(name, 3 * hidden // len(config.qkv)) for name in config.qkv]
+        self.qkv = TowerLinear(hidden, shards, bias=bias)
+        self.proj = TowerLinear(hidden, (Shard("proj", hidden),), bias=bias)
+        self.head_shape = config.num_attention_heads, hidden // config.num_attention_heads
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor, heads: Tensor) -> None:
         """Make rotated queries and keys, and values, of some patches: [R, C] → [R, 3, H, D].
@@ -261,17 +269,23 @@ class TowerMlp(nn.Module):
     def __init__(self, config: GridVisionConfig) -> None:
         super().__init__()
         *names, last = config.mlp
-        hidden, inner = config.hidden_size, config.intermediate_size
-        self.first = TowerLinear(hidden, [Shard(name, inner) for name in names], bias=True)
-        self.last = TowerLinear(inner, (Shard(last, hidden),), bias=True)
-        self._act: Callable[[Tensor], Tensor]
-        self._act = ACTIVATIONS[config.hidden_act] if len(names) == 1 else silu_mul
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.has_bias
+        self.first = TowerLinear(hidden, [Shard(name, inner) for name in names], bias=bias)
+        self.last = TowerLinear(inner, (Shard(last, hidden),), bias=bias)
+        self._act: Callable[[Tensor], Tensor] = ACTIVATIONS[config.hidden_act]
+        if len(names) > 1:
+            self._act = silu_mul if config.hidden_act == "silu" else partial(_gated, self._act)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [L, C] to [L, C]."""
         return self.last(self._act(self.first(x, NO_CONTEXT)), NO_CONTEXT)
 
     __call__ = forward
+
+
+def _gated(act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, -1)
+    return act(gate.contiguous()) * up
 
 
 class Block(nn.Module):
@@ -314,6 +328,14 @@ class Block(nn.Module):
             yield
 
 
+class GridProjector(Protocol):
+    """Projects the states of the patches of each prompt row to the decoder's size."""
+
+    def slices(self, x: Tensor, num_rows: int) -> Generator[None, None, Tensor]:
+        """Map [L, C] to the states of prompt rows, with `num_rows` patches in each slice."""
+        ...
+
+
 class Merger(nn.Module):
     """Projects the states of the patches of each prompt row together.
 
@@ -332,7 +354,7 @@ class Merger(nn.Module):
         self.linear_fc2 = TowerLinear(self._size, (Shard("linear_fc2", hidden_size),), bias=True)
 
     def slices(self, x: Tensor, num_rows: int) -> Generator[None, None, Tensor]:
-        """Map [L, C] to the states of prompt rows, with `num_rows` patches in each slice."""
+        """See `GridProjector.slices`."""
         found = []
         for first in range(0, len(x), num_rows):
             rows = x[first : first + num_rows]
@@ -350,29 +372,35 @@ class GridEncoder(nn.Module):
 
     Args:
         hidden_size: the decoder's.
+        projector: by default a `Merger`.
     """
 
-    def __init__(self, config: GridVisionConfig, hidden_size: int) -> None:
+    def __init__(
+        self, config: GridVisionConfig, hidden_size: int, projector: GridProjector | None = None
+    ) -> None:
         super().__init__()
         self._config = config
         self.patch_embed = nn.ModuleDict({"proj": PatchProjection(config)})
+        self.patch_norm = _norm(config, config.hidden_size) if config.has_patch_norm else None
         self.pos_embed = LearnedPositions(config) if config.image_size else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.merger = Merger(config, hidden_size)
+        self.projector = projector or Merger(config, hidden_size)
         self.deepstack_merger_list = nn.ModuleList(
             Merger(config, hidden_size, norms_rows=True) for _ in config.deep_layers
         )
 
-    def begin(self, pixels: Tensor) -> Encoding:
+    def begin(self, pixels: Tensor, shape: tuple[int, int] | None = None) -> Encoding:
         """See `PictureEncoder.begin`. A GPU is so fast that each slice has all patches."""
         config = self._config
         square = config.patch_size * config.joined
         lines, columns = (length // square for length in pixels.shape[:2])
         grid = Grid(lines, columns, config.joined, config.window, pixels.device)
         x = self.patch_embed["proj"](pixels, grid)
+        if self.patch_norm is not None:
+            x = self.patch_norm(x)
         if self.pos_embed is not None:
             x = x + self.pos_embed(grid)
-        rotation = _rotation(grid, config.hidden_size // config.num_attention_heads)
+        rotation = _rotation(grid, config)
         num_rows = ROWS_OF_SLICE if x.device.type == "cpu" else len(x)
         deep = []
         for number, block in enumerate(self.blocks):
@@ -382,16 +410,18 @@ class GridEncoder(nn.Module):
             if number in config.deep_layers:
                 merger = self.deepstack_merger_list[config.deep_layers.index(number)]
                 deep.append((yield from merger.slices(x, num_rows)))  # type: ignore[operator]
-        merged = yield from self.merger.slices(x, num_rows)
+        merged = yield from self.projector.slices(x, num_rows)
         return torch.cat((merged, *deep), -1)[grid.order.argsort()]
 
 
-def _rotation(grid: Grid, dim: int) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines for heads of `dim` numbers, [L, 1, 1, dim / 2] each: half of the
+def _rotation(grid: Grid, config: GridVisionConfig) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines for heads of D numbers, [L, 1, 1, D / 2] each: half of the
     frequencies turn by the height, the others by the width."""
-    exponents = torch.arange(0, dim // 2, 2, dtype=torch.float32) / (dim // 2)
-    inv_freq = (1.0 / _ROPE_BASE**exponents).to(grid.positions.device)
-    down, across = grid.positions[..., None].float() * inv_freq
+    half = config.hidden_size // config.num_attention_heads // 2
+    exponents = torch.arange(0, half, 2, dtype=torch.float32) / half
+    shifts = torch.tensor([0.0, config.axes_take_turns / half])[:, None]
+    inv_freq = (1.0 / config.rope_base ** (exponents + shifts)).to(grid.positions.device)
+    down, across = grid.positions[..., None].float() * inv_freq[:, None]
     angles = torch.cat((down, across), -1)[:, None, None]
     return angles.cos(), angles.sin()
 

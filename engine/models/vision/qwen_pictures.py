@@ -18,18 +18,14 @@ from engine.models.family import Family
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.picture_keys import PictureKeys
+from engine.models.projector_keys import LAYERS, ProjectorKeys
 from engine.models.vision.grid_tower import GridEncoder, GridVisionConfig
-from engine.models.vision.projector_keys import LAYERS, ProjectorKeys
 from engine.models.vision_config import VisionConfig
 from engine.quantization.plan import PICTURE_ENCODER
 
 _PIXELS = (56 * 56, 28 * 28 * 1280)
 """The fewest and the most pixels of a picture, if the files name none."""
 _MOST_PIXELS = 1 << 26
-_CLIP: Mapping[str, Any] = {
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-}
 _TEXT: Mapping[str, Any] = {
     "vocab_size": 152_064,
     "hidden_size": 8192,
@@ -245,8 +241,8 @@ def read_pictures(
             f"{keys.config.source}: mrope_section must be three numbers whose sum is {half}, half "
             f"of the numbers of a head that are rotated"
         )
-    images = MetadataKeys({**_CLIP, **keys.images.values}, keys.images.source)
-    keys = replace(keys, images=images)
+    keys = keys.with_clip_colours()
+    images = keys.images
     vision = keys.config.inner("vision_config", release.vision)
     patch, joined = vision.integer("patch_size"), vision.integer("spatial_merge_size", 2)
     frames = vision.integer("temporal_patch_size", 2)
@@ -278,6 +274,7 @@ def read_pictures(
         before="",
         after="",
         pixel_bounds=(fewest, most),
+        has_axes=True,
     )
     own = release.tower(vision, side)
     named = {

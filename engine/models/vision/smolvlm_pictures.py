@@ -22,7 +22,7 @@ from engine.models.layers.linear import Shard
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.picture_keys import PictureKeys
-from engine.models.vision.projector_keys import SIGLIP_TENSORS, ProjectorKeys
+from engine.models.projector_keys import SIGLIP_TENSORS, ProjectorKeys
 from engine.models.vision.siglip import TowerEncoder, TowerLinear, VisionTower, squares
 from engine.models.vision_config import VisionConfig
 from engine.quantization.plan import PICTURE_ENCODER

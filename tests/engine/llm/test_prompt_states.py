@@ -19,6 +19,7 @@ from tests.helpers.llm.toy_pictures import (
     reference_logits,
     seeing,
     with_grids,
+    with_lines,
 )
 
 
@@ -63,6 +64,7 @@ FAMILIES = {
     "tiny_gemma3": {"looks_both_ways": True},
     "tiny_qwen3": {"has_axes": True},
     "tiny_qwen3_5": {"has_axes": True},
+    "tiny_qwen2": {"parts_lines": True},
 }
 """How each of them sees pictures."""
 
@@ -77,8 +79,9 @@ def sighted(request, monkeypatch):
 @pytest.fixture
 def shaped(request):
     """Gives the pictures of requests the shape that the model needs."""
-    has_axes = "has_axes" in FAMILIES[request.node.callspec.params["sighted"]]
-    return lambda requests: [with_grids(one) if has_axes else one for one in requests]
+    sees = FAMILIES[request.node.callspec.params["sighted"]]
+    change = {"has_axes": with_grids, "parts_lines": with_lines}.get(next(iter(sees), ""))
+    return lambda requests: [change(one) if change else one for one in requests]
 
 
 def gemma_masks(num_tokens, parts):
@@ -91,11 +94,11 @@ def gemma_masks(num_tokens, parts):
     return {"full_attention": sees[None, None], "sliding_attention": sliding[None, None]}
 
 
-@pytest.mark.parametrize("sighted", ["tiny_llama", "tiny_gemma3"], indirect=True)
-def test_logits_equal_those_of_transformers(engines, request, rng, log, sighted, pictures):
+@pytest.mark.parametrize("sighted", ["tiny_llama", "tiny_gemma3", "tiny_qwen2"], indirect=True)
+def test_logits_equal_those_of_transformers(engines, shaped, rng, log, sighted, pictures):
     model = transformers.AutoModelForCausalLM.from_pretrained(sighted, dtype=torch.float32).eval()
     masks = gemma_masks if "gemma" in model.config.model_type else None
-    requests = random_requests(engines, rng, pictures)
+    requests = shaped(random_requests(engines, rng, pictures))
     engine = engines.make(sighted, max_num_batched_tokens=48, max_num_seqs=rng.choice([2, 40]))
     done = engines.run(engine, requests)
     for one in requests:

@@ -51,6 +51,10 @@ MODELS = {
     "llama_dynamic_rope": ("Llama", {"rope_parameters": DYNAMIC}),
     "llama_yarn_rope": ("Llama", {"rope_parameters": YARN}),
     "mistral_window": ("Mistral", {"sliding_window": 7}),
+    "ministral3": (
+        "Ministral3",
+        {"rope_parameters": YARN | {"llama_4_scaling_beta": 0.3, "factor": 16.0}},
+    ),
     "mistral_no_window": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {}),
     "qwen2_yarn_rope": ("Qwen2", {"rope_parameters": YARN}),

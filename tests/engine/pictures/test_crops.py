@@ -77,7 +77,9 @@ def random_size() -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def processors(tmp_path_factory):
-    folders = {kind: tmp_path_factory.mktemp(kind) for kind in CROP_KINDS}
+    folders = {
+        kind: tmp_path_factory.mktemp(kind) for kind in (*CROP_KINDS, "mistral3", "llava_next")
+    }
     return {kind: load_processor(make_wrapper(folder, kind)) for kind, folder in folders.items()}
 
 
@@ -180,6 +182,126 @@ def test_pictures_in_grids_have_the_pixels_of_the_processor():
         cut = found.reshape(lines, joined, patch, columns, joined, patch, 3)
         patches = cut.transpose(0, 3, 1, 4, 6, 2, 5).reshape(expected["pixel_values"].shape)
         assert np.array_equal(patches, expected["pixel_values"].astype(np.uint8))
+
+
+def test_pixtrals_pictures_have_the_text_and_pixels_of_the_processor(processors):
+    sizes = [(random.randint(1, 300), random.randint(1, 300)) for _ in range(6)]
+    sizes += [(1, 1), (1, random.randint(2, 200)), (random.randint(2, 200), 1), (700, 500)]
+    processor = processors["mistral3"]
+    for width, height in sizes:
+        side, longest = random.randint(3, 20), random.randint(200, 400)
+        picture = np.random.randint(0, 256, (height, width, 3), np.uint8)
+        theirs = transformers.PixtralImageProcessorPil(
+            size={"longest_edge": longest}, patch_size=side, do_rescale=False, do_normalize=False
+        )
+        expected = theirs([Image.fromarray(picture)], return_tensors="np")
+        facts = PictureFacts(
+            side=side,
+            rows_per_crop=1,
+            marker="[IMG]",
+            placeholder="[IMG]",
+            placeholder_id=0,
+            resampling="bicubic",
+            before="",
+            after="[IMG_END]",
+            longest_side=longest,
+            line_end="[IMG_BREAK]",
+        )
+        [crop] = crops_of(facts, width, height)
+        [found] = cut_crops(picture, [crop], facts.resampling)
+        [pixels] = expected["pixel_values"]
+        assert np.array_equal(found.transpose(2, 0, 1), pixels.astype(np.uint8)), (width, height)
+        processor.patch_size, processor.spatial_merge_size = side, 1
+        text = facts.line_end.join(facts.placeholder * length for length in facts.lines(crop))
+        assert text + facts.after == processor.replace_image_token(expected, 0)
+        part = facts.black(crop)
+        assert facts.fits(part) and part.num_states == sum(facts.lines(crop)) <= facts.most_states
+        assert part.length == text.count("[")
+
+
+def test_mosaics_have_as_many_rows_as_in_the_processor(processors):
+    processor, patch, grid = processors["llava_next"], 14, random.randint(2, 24)
+    side = patch * grid
+    stated = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
+    mosaics = [[side * down, side * across] for down, across in stated]
+    processor.patch_size, processor.image_processor.image_grid_pinpoints = patch, mosaics
+    facts = PictureFacts(
+        side=side,
+        rows_per_crop=grid**2,
+        marker="<image>",
+        placeholder="<image>",
+        placeholder_id=0,
+        resampling="bicubic",
+        before="",
+        after="",
+        mosaics=tuple((width, height) for height, width in mosaics),
+    )
+    assert facts.largest(1).num_states == grid**2
+    assert facts.largest(facts.most_states).num_states == facts.most_states
+    for _ in range(200):
+        width, height = random_size()
+        crops = crops_of(facts, width, height)
+        rows = processor._get_number_of_features(height, width, side, side) - 1
+        assert sum(sum(facts.lines(crop)) for crop in crops) == rows, (width, height)
+        assert all(facts.fits(facts.black(crop)) for crop in crops)
+    part = facts.black(crops_of(facts, 100, 100)[1])
+    for wrong in ({"columns": 3 * grid + 2}, {"width": 5}, {"length": part.length + 1}):
+        assert not facts.fits(replace(part, **wrong))
+
+
+def test_gemma_4s_pictures_have_the_pixels_of_the_processor():
+    sizes = [(random.randint(1, 300), random.randint(1, 300)) for _ in range(6)]
+    sizes += [(1, 1), (1, random.randint(2, 200)), (random.randint(2, 200), 1), (700, 500)]
+    for width, height in sizes:
+        patch, joined, most = random.randint(2, 5), random.randint(1, 3), random.choice((70, 140))
+        side = patch * joined
+        picture = np.random.randint(0, 256, (height, width, 3), np.uint8)
+        theirs = transformers.Gemma4ImageProcessorPil(
+            patch_size=patch, pooling_kernel_size=joined, max_soft_tokens=most, do_rescale=False
+        )
+        expected = theirs([Image.fromarray(picture)], return_tensors="np")
+        facts = PictureFacts(
+            side=side,
+            rows_per_crop=1,
+            marker="<image>",
+            placeholder="<image>",
+            placeholder_id=0,
+            resampling="bicubic",
+            before="",
+            after="",
+            most_squares=most,
+        )
+        [crop] = crops_of(facts, width, height)
+        [found] = cut_crops(picture, [crop], facts.resampling)
+        lines, columns = (length // patch for length in found.shape[:2])
+        patches = found.reshape(lines, patch, columns, patch, 3).transpose(0, 2, 1, 3, 4)
+        patches = patches.reshape(lines * columns, -1)
+        pixels = expected["pixel_values"][0][: len(patches)]
+        assert np.array_equal(patches, pixels.astype(np.uint8)), (width, height)
+        part = facts.black(crop)
+        assert [part.num_states] == list(expected["num_soft_tokens_per_image"])
+        assert facts.fits(part) and part.num_states <= facts.most_states
+
+
+def test_tiles_have_the_pixels_of_the_processor():
+    sizes = [(random.randint(1, 300), random.randint(1, 300)) for _ in range(6)]
+    sizes += [(1, 1), (1, random.randint(2, 200)), (random.randint(2, 200), 1), (700, 500)]
+    for width, height in sizes:
+        side, fewest = random.randint(8, 40), random.randint(1, 3)
+        most = random.randint(max(2, fewest), 12)
+        picture = np.random.randint(0, 256, (height, width, 3), np.uint8)
+        theirs = transformers.GotOcr2ImageProcessorPil(
+            size={"height": side, "width": side},
+            crop_to_patches=True,
+            min_patches=fewest,
+            max_patches=most,
+            do_rescale=False,
+            do_normalize=False,
+        )
+        expected = np.array(theirs([Image.fromarray(picture)])["pixel_values"])
+        facts = replace(facts_of("gemma3", side), resampling="bicubic", tiles=(fewest, most))
+        found = np.stack(cut_crops(picture, crops_of(facts, width, height), facts.resampling))
+        assert np.array_equal(found.transpose(0, 3, 1, 2), expected.astype(np.uint8))
 
 
 def test_long_pictures_in_grids_are_refused():

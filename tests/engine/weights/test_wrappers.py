@@ -24,6 +24,7 @@ from tests.helpers.models.json_files import change_json
 from tests.helpers.models.tiny_wrappers import (
     CROP_KINDS,
     GEMMA3_LAYOUTS,
+    GRID_KINDS,
     KINDS,
     encoded,
     make_wrapper,
@@ -162,6 +163,60 @@ QWEN2_5_VL_IMAGES: dict[str, Any] = {
     "processor_class": "Qwen2_5_VLProcessor",
     "temporal_patch_size": 2,
 }
+MISTRAL_SMALL_3_1: dict[str, Any] = {
+    "architectures": ["Mistral3ForConditionalGeneration"],
+    "image_token_index": 10,
+    "model_type": "mistral3",
+    "multimodal_projector_bias": False,
+    "projector_hidden_act": "gelu",
+    "spatial_merge_size": 2,
+    "text_config": {
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 5120,
+        "intermediate_size": 32768,
+        "max_position_embeddings": 131072,
+        "model_type": "mistral",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000000.0,
+        "sliding_window": None,
+        "vocab_size": 131072,
+    },
+    "vision_config": {
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "hidden_size": 1024,
+        "image_size": 1540,
+        "intermediate_size": 4096,
+        "model_type": "pixtral",
+        "num_attention_heads": 16,
+        "num_channels": 3,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "rope_theta": 10000.0,
+    },
+    "vision_feature_layer": -1,
+}
+MISTRAL_IMAGES: dict[str, Any] = {
+    "do_convert_rgb": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_processor_type": "PixtralImageProcessor",
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "patch_size": {"height": 14, "width": 14},
+    "resample": 3,
+    "size": {"longest_edge": 1540},
+}
+MISTRAL_PROCESSOR: dict[str, Any] = {
+    "image_break_token": "[IMG_BREAK]",
+    "image_end_token": "[IMG_END]",
+    "image_token": "[IMG]",
+    "patch_size": 14,
+    "processor_class": "PixtralProcessor",
+    "spatial_merge_size": 2,
+}
 
 WIDE = {"hidden_size": 96, "intermediate_size": 96}
 """Sizes of text models whose rows can be divided into groups of 32 weights."""
@@ -219,10 +274,223 @@ def test_reads_qwen2_5_vl_3b_as_published(tmp_path):
     assert config.rope_scaling is None and config.eos_token_ids == (151645,)
     assert config.rope_axes == (0,) * 16 + (1,) * 24 + (2,) * 24
     facts, vision = config.pictures, config.vision
-    assert (facts.side, facts.pixel_bounds, facts.most_rows) == (28, (3136, 12845056), 16384)
+    assert (facts.side, facts.pixel_bounds, facts.most_states) == (28, (3136, 12845056), 16384)
     assert (facts.resampling, facts.placeholder_id) == ("bicubic", 151655)
     assert (vision.window, vision.whole_layers, vision.joined) == (4, (7, 15, 23, 31), 2)
     assert (vision.num_hidden_layers, vision.num_attention_heads) == (32, 16)
+
+
+def test_reads_mistral_small_3_1_as_published(tmp_path):
+    files = {"preprocessor_config": MISTRAL_IMAGES, "processor_config": MISTRAL_PROCESSOR}
+    write(tmp_path, config=MISTRAL_SMALL_3_1, **files)
+    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    config = read_config_json(tmp_path)
+    assert (config.head_dim, config.rope_theta, config.tie_word_embeddings) == (128, 1e9, False)
+    facts, vision = config.pictures, config.vision
+    assert (facts.side, facts.longest_side, facts.most_states) == (28, 1540, 55**2)
+    assert (facts.placeholder_id, facts.line_end, facts.after) == (10, "[IMG_BREAK]", "[IMG_END]")
+    assert (vision.num_hidden_layers, vision.row_size, vision.projector_bias) == (24, 5120, False)
+
+
+LLAVA_1_5: dict[str, Any] = {
+    "architectures": ["LlavaForConditionalGeneration"],
+    "image_token_index": 32000,
+    "model_type": "llava",
+    "projector_hidden_act": "gelu",
+    "text_config": {
+        "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": 4096,
+        "model_type": "llama",
+        "rms_norm_eps": 1e-05,
+        "vocab_size": 32064,
+    },
+    "vision_config": {
+        "hidden_size": 1024,
+        "image_size": 336,
+        "intermediate_size": 4096,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "projection_dim": 768,
+        "vocab_size": 32000,
+    },
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+}
+CLIP_IMAGES: dict[str, Any] = {
+    "crop_size": {"height": 336, "width": 336},
+    "do_center_crop": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_processor_type": "CLIPImageProcessor",
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "size": {"shortest_edge": 336},
+}
+
+
+def test_reads_llava_1_5_as_published(tmp_path):
+    write(tmp_path, config=LLAVA_1_5, preprocessor_config=CLIP_IMAGES)
+    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    config = read_config_json(tmp_path)
+    facts, vision = config.pictures, config.vision
+    assert (facts.side, facts.rows_per_crop, facts.shortest_edge) == (336, 576, 336)
+    assert (facts.placeholder, facts.placeholder_id) == ("<image>", 32000)
+    assert (vision.num_hidden_layers, vision.hidden_act) == (23, "quick_gelu")
+    assert vision.has_class_state and not vision.keeps_class_state
+
+
+INTERNVL3_1B: dict[str, Any] = {
+    "architectures": ["InternVLForConditionalGeneration"],
+    "downsample_ratio": 0.5,
+    "image_seq_length": 256,
+    "image_token_id": 151667,
+    "model_type": "internvl",
+    "projector_hidden_act": "gelu",
+    "text_config": {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "max_position_embeddings": 32768,
+        "model_type": "qwen2",
+        "num_attention_heads": 14,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "vocab_size": 151674,
+    },
+    "vision_config": {
+        "attention_bias": True,
+        "hidden_act": "gelu",
+        "hidden_size": 1024,
+        "image_size": [448, 448],
+        "intermediate_size": 4096,
+        "layer_norm_eps": 1e-06,
+        "model_type": "internvl_vision",
+        "norm_type": "layer_norm",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": [14, 14],
+        "use_absolute_position_embeddings": True,
+        "use_mean_pooling": True,
+        "use_qk_norm": False,
+    },
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "default",
+}
+INTERNVL_IMAGES: dict[str, Any] = {
+    "crop_to_patches": False,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_processor_type": "GotOcr2ImageProcessorFast",
+    "image_std": [0.229, 0.224, 0.225],
+    "max_patches": 12,
+    "min_patches": 1,
+    "resample": 3,
+    "size": {"height": 448, "width": 448},
+}
+
+
+def test_reads_internvl3_1b_as_published(tmp_path):
+    write(tmp_path, config=INTERNVL3_1B, preprocessor_config=INTERNVL_IMAGES)
+    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    config = read_config_json(tmp_path)
+    facts, vision = config.pictures, config.vision
+    assert (facts.side, facts.rows_per_crop, facts.tiles) == (448, 256, (1, 12))
+    assert (facts.placeholder_id, facts.before, facts.after) == (151667, "<img>", "</img>")
+    assert (vision.joined, vision.num_hidden_layers, vision.attention_bias) == (2, 24, True)
+    assert not vision.has_last_norm and not vision.norms_queries
+
+
+GEMMA4_VISION: dict[str, Any] = {
+    "head_dim": 64,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "model_type": "gemma4_vision",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 12,
+    "patch_size": 16,
+    "pooling_kernel_size": 3,
+    "position_embedding_size": 10240,
+    "rms_norm_eps": 1e-06,
+    "use_clipped_linears": True,
+}
+GEMMA4_IMAGES: dict[str, Any] = {
+    "do_convert_rgb": True,
+    "do_normalize": False,
+    "image_mean": [0.0, 0.0, 0.0],
+    "image_processor_type": "Gemma4ImageProcessor",
+    "image_std": [1.0, 1.0, 1.0],
+    "max_soft_tokens": 280,
+    "patch_size": 16,
+    "pooling_kernel_size": 3,
+    "resample": 3,
+}
+
+
+@pytest.mark.parametrize("sees", [None, "vision"])
+def test_reads_gemma_4s_towers(tmp_path, sees):
+    config = {
+        "architectures": ["Gemma4ForConditionalGeneration"],
+        "image_token_id": 258880,
+        "model_type": "gemma4",
+        "text_config": {"model_type": "gemma4_text", "use_bidirectional_attention": sees},
+        "vision_config": GEMMA4_VISION,
+    }
+    write(tmp_path, config=config, preprocessor_config=GEMMA4_IMAGES)
+    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    config = read_config_json(tmp_path)
+    facts, vision = config.pictures, config.vision
+    assert (facts.side, facts.most_squares, facts.placeholder_id) == (48, 280, 258880)
+    assert facts.looks_both_ways == (sees is not None)
+    assert (vision.head_dim, vision.num_positions, vision.has_bounds) == (64, 10240, True)
+    assert vision.scale == (2 / 255,) * 3 and vision.shift == (-1.0,) * 3
+
+
+LLAVA_DEFECTS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "another tower": ("config", {"vision_config": {"model_type": "vit"}}, "or pixtral"),
+    "several layers": ("config", {"vision_feature_layer": [2, 3]}, "from -24 to 24"),
+    "another size": ("preprocessor_config", {"crop_size": {"height": 28, "width": 28}}, "28 x 28"),
+    "an oblong": ("preprocessor_config", {"crop_size": {"height": 8, "width": 9}}, "one length"),
+}
+
+
+@pytest.mark.parametrize("defect", LLAVA_DEFECTS)
+def test_llavas_text_model_remains_if_pictures_cannot_be_prepared(defect, tmp_path):
+    name, changes, reason = LLAVA_DEFECTS[defect]
+    files = {"config": LLAVA_1_5, "preprocessor_config": CLIP_IMAGES}
+    write(tmp_path, **(files | {name: files[name] | changes}))
+    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with structlog.testing.capture_logs() as logs:
+        config = read_config_json(tmp_path)
+    assert config.pictures is None and reason in logs[0]["reason"]
+
+
+PIXTRAL_DEFECTS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "other squares": ("processor_config", {"spatial_merge_size": 1}, "14 x 14 pixels"),
+    "an oblong": (
+        "preprocessor_config",
+        {"size": {"height": 8, "width": 9}},
+        "one length for both sides",
+    ),
+    "other layers": ("config", {"vision_feature_layer": [2, 3]}, "must be -1"),
+}
+
+
+@pytest.mark.parametrize("defect", PIXTRAL_DEFECTS)
+def test_mistrals_text_model_remains_if_pictures_cannot_be_prepared(defect, tmp_path):
+    name, changes, reason = PIXTRAL_DEFECTS[defect]
+    files = {
+        "config": MISTRAL_SMALL_3_1,
+        "preprocessor_config": MISTRAL_IMAGES,
+        "processor_config": MISTRAL_PROCESSOR,
+    }
+    write(tmp_path, **(files | {name: files[name] | changes}))
+    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with structlog.testing.capture_logs() as logs:
+        config = read_config_json(tmp_path)
+    assert config.pictures is None and reason in logs[0]["reason"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -357,8 +625,8 @@ def test_a_quantised_text_model_keeps_its_encoder(kind, tmp_path):
     config = load_model_config(in_folder(folder))
     model = create_model(config, dtype=torch.float32, linear_method=plan.method_for)
     assert model.load_weights(iter_weights(in_folder(folder), config, plan.packed)) == []
-    pixels = torch.randint(0, 256, (2, 56, 56, 3), dtype=torch.uint8)
-    pixels = pixels[:, :28, :28] if kind in CROP_KINDS else pixels
+    pixels = torch.randint(0, 256, (2, 48, 48, 3), dtype=torch.uint8)
+    pixels = pixels if kind in GRID_KINDS else pixels[:, :28, :28]
     before, after = load(source).picture_encoder, model.picture_encoder
     assert torch.equal(encoded(before, pixels), encoded(after, pixels))
 

@@ -191,7 +191,7 @@ class Session:
         self.executor = PagedExecutor(self.config, **self.model)
 
     def make_scheduler(self) -> Scheduler:
-        states = KeptStates(self.most_kept, self.pictures, lambda num_rows: self.num_slices)
+        states = KeptStates(self.most_kept, self.pictures, lambda part: self.num_slices)
         return make_scheduler(self.config, self.windows, self.drafter, states)
 
     def run(self) -> None:

@@ -39,7 +39,7 @@ class ToyEncoder:
         self._fails_for = fails_for
         self.num_encoded = 0
 
-    def begin(self, pixels: Tensor) -> Encoding:
+    def begin(self, pixels: Tensor, shape: tuple[int, int] | None = None) -> Encoding:
         self.num_encoded += 1
         states = self.encode(pixels)
         for row in range(len(states)):  # a slice for each row, and one for the end
@@ -59,6 +59,7 @@ def give_sight(
     *,
     looks_both_ways: bool = False,
     has_axes: bool = False,
+    parts_lines: bool = False,
     fails_for: bytes = b"",
     num_slices: int | None = None,
 ) -> list[ToyEncoder]:
@@ -67,15 +68,22 @@ def give_sight(
 
     Args:
         has_axes: whether the rows of pictures are a grid, along which positions have axes.
+        parts_lines: whether they are a grid with a token between its lines.
         num_slices: in how many slices the scheduler plans an encoding; by default drawn.
     """
     planned = num_slices or random.choice([1, ROWS + 1])
-    of_grids: dict[str, Any] = {"side": SIDE // COLUMNS, "pixel_bounds": (SIDE**2, SIDE**2)}
+    of_grids: dict[str, Any] = {
+        "side": SIDE // COLUMNS,
+        "pixel_bounds": (SIDE**2, SIDE**2),
+        "has_axes": has_axes,
+        "line_end": "<line>" if parts_lines else None,
+    }
+    has_grids = has_axes or parts_lines
     facts = picture_facts(
-        1 if has_axes else ROWS,
+        1 if has_grids else ROWS,
         looks_both_ways=looks_both_ways,
         placeholder_id=PLACEHOLDER,
-        **(of_grids if has_axes else {"side": SIDE}),
+        **(of_grids if has_grids else {"side": SIDE}),
     )
     axes = tuple(random.choices(range(3), k=64))
     encoders: list[ToyEncoder] = []
@@ -87,7 +95,7 @@ def give_sight(
         return replace(config, pictures=facts, rope_axes=chosen)
 
     def with_slices(*args: Any) -> KeptStates:
-        return KeptStates(3, facts, lambda num_rows: planned)
+        return KeptStates(3, facts, lambda part: planned)
 
     def with_encoder(*args: Any, **kwargs: Any) -> Any:
         model = load_decoder(*args, **kwargs)
@@ -127,8 +135,29 @@ def seeing(request: GenerateRequest, pictures: Iterable[tuple[int, bytes]]) -> G
 
 def with_grids(request: GenerateRequest) -> GenerateRequest:
     """The request with the rows of its pictures in a grid."""
-    states = tuple(replace(part, columns=COLUMNS) for part in request.states)
+    states = tuple(
+        replace(part, columns=COLUMNS, width=SIDE, has_axes=True) for part in request.states
+    )
     return replace(request, states=states)
+
+
+def with_lines(request: GenerateRequest) -> GenerateRequest:
+    """The request with a token between the lines of its pictures."""
+    prompt, states = list(request.prompt_token_ids), []
+    for number, part in enumerate(request.states):
+        start = part.start + number * (ROWS // COLUMNS - 1)
+        for place in range(start + COLUMNS, start + ROWS + 1, COLUMNS + 1):
+            prompt.insert(place, 7)
+        length = ROWS + ROWS // COLUMNS - 1
+        changes: dict[str, Any] = {
+            "start": start,
+            "length": length,
+            "columns": COLUMNS,
+            "width": SIDE,
+            "parts_lines": True,
+        }
+        states.append(replace(part, **changes))
+    return replace(request, prompt_token_ids=prompt, states=tuple(states))
 
 
 @torch.inference_mode()
@@ -148,7 +177,8 @@ def reference_logits(
     for part in request.states:
         pixels = torch.tensor(list(part.content), dtype=torch.uint8)
         states = encoder.encode(pixels.view(SIDE, SIDE, 3))
-        embedded[:, part.start : part.end] = states
+        for row, state, number in part.stretches(0, len(prompt)):
+            embedded[:, row : row + number] = states[state : state + number]
     given = {} if masks is None else {"attention_mask": masks(token_ids.shape[1], request.states)}
     logits: Tensor = model(inputs_embeds=embedded, **given).logits
     return logits[0, len(prompt) - 1 : -1].float()

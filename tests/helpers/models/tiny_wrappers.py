@@ -16,12 +16,23 @@ from transformers.models.smolvlm import processing_smolvlm
 from engine.models.picture_encoder import PictureEncoder, run_slices
 from tests.helpers.models.random_vectors import randomise_vectors
 
-Kind = Literal["gemma3", "smolvlm", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"]
+Kind = Literal[
+    "gemma3", "smolvlm", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "mistral3",
+    "pixtral", "llava", "llava_next", "llava_siglip",
+    "gemma4", "gemma4_large", "internvl", "internvl_large",
+]  # fmt: skip
 CROP_KINDS: tuple[Kind, ...] = ("gemma3", "smolvlm", "idefics3")
 """Models that see pictures in crops of one size."""
-GRID_KINDS: tuple[Kind, ...] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+QWEN_KINDS: tuple[Kind, ...] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+PIXTRAL_KINDS: tuple[Kind, ...] = ("mistral3", "pixtral")
+GEMMA4_KINDS: tuple[Kind, ...] = ("gemma4", "gemma4_large")
+GRID_KINDS = (*QWEN_KINDS, *PIXTRAL_KINDS, *GEMMA4_KINDS)
 """Models that see pictures of any size."""
-KINDS = (*CROP_KINDS, *GRID_KINDS)
+LLAVA_KINDS: tuple[Kind, ...] = ("llava", "llava_next", "llava_siglip")
+INTERN_KINDS: tuple[Kind, ...] = ("internvl", "internvl_large")
+TILE_KINDS = (*LLAVA_KINDS, *INTERN_KINDS)
+"""Models that see pictures in crops of one size, and pair their towers with any decoder."""
+KINDS = (*CROP_KINDS, *GRID_KINDS, *TILE_KINDS)
 VOCAB_SIZE = 384
 SIDE = 28
 LONGEST_EDGE = 4 * SIDE
@@ -81,6 +92,12 @@ QWEN_TEMPLATE = (
     "<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MISTRAL_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}[INST]"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}[IMG]"
+    "{% else %}{{ content['text'] }}{% endif %}{% endfor %}[/INST]"
+    "{% else %}{{ message['content'][0]['text'] }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 
 _TEXT: dict[str, Any] = {
@@ -167,15 +184,97 @@ _QWEN_PARTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 """For each kind, its name in transformers, and what its two parts have besides."""
 GRID_PIXELS = {"shortest_edge": 8 * 8 * 4, "longest_edge": 8 * 8 * 60}
-"""The fewest and the most pixels of a picture of `GRID_KINDS`: 4 to 60 prompt rows."""
+"""The fewest and the most pixels of a picture of `QWEN_KINDS`: 4 to 60 prompt rows."""
+MOSAICS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
+"""The heights and widths of the mosaics of LLaVA-NeXT."""
+_LLAVA_TOKENS = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "pad_token": "<pad>",
+    "image_token": "<image>",
+}
+_LLAVA_TEMPLATE = SMOLVLM_TEMPLATE.replace("<|im_start|>", "<s>").replace(
+    "<end_of_utterance>", "</s>"
+)
+_GEMMA4_TOKENS = {
+    "bos_token": "<bos>",
+    "eos_token": "<turn|>",
+    "pad_token": "<pad>",
+    "boi_token": "<|image>",
+    "eoi_token": "<image|>",
+    "image_token": "<|image|>",
+    "boa_token": "<|audio>",
+    "eoa_token": "<audio|>",
+    "audio_token": "<|audio|>",
+}
+_GEMMA4_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|turn>{{ message['role'] }}\n"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}<|image|>"
+    "{% else %}{{ content['text'] }}{% endif %}{% endfor %}<turn|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn>model\n{% endif %}"
+)
+_GEMMA4_TEXT: dict[str, dict[str, Any]] = {
+    "gemma4": {"hidden_size_per_layer_input": 6, "num_kv_shared_layers": 1},
+    "gemma4_large": {
+        "hidden_size_per_layer_input": 0,
+        "use_bidirectional_attention": "vision",
+        "sliding_window": 24,
+    },
+}
+_GEMMA4_VISION: dict[str, dict[str, Any]] = {
+    "gemma4": {"use_clipped_linears": True, "pooling_kernel_size": 2},
+    "gemma4_large": {"standardize": True, "pooling_kernel_size": 3, "hidden_size": 48},
+}
+_INTERN_TOKENS = {
+    "bos_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "pad_token": "<pad>",
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+_INTERN_TEMPLATE = SMOLVLM_TEMPLATE.replace("<end_of_utterance>", "<|im_end|>").replace(
+    "<image>", "<IMG_CONTEXT>\n"
+)
+_MISTRAL_TOKENS = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "pad_token": "<pad>",
+    "image_token": "[IMG]",
+    "image_break_token": "[IMG_BREAK]",
+    "image_end_token": "[IMG_END]",
+}
+_MINISTRAL_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 16.0,
+    "original_max_position_embeddings": 64,
+    "llama_4_scaling_beta": 0.2,
+}
+_PIXTRAL_VISION: dict[str, Any] = {
+    "model_type": "pixtral",
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "image_size": 64,
+    "patch_size": 4,
+    "initializer_range": 0.2,
+}
 _TURNS = ("<start_of_turn>", "<end_of_turn>")
 _GRID = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
 _FORMS: dict[str, tuple[dict[str, str], tuple[str, ...], str]] = {
     "gemma3": (_GEMMA3_TOKENS, _TURNS, GEMMA3_TEMPLATE),
     "smolvlm": (_SMOLVLM_TOKENS, _GRID, SMOLVLM_TEMPLATE),
     "idefics3": (_SMOLVLM_TOKENS, _GRID, SMOLVLM_TEMPLATE),
+    **dict.fromkeys(GEMMA4_KINDS, (_GEMMA4_TOKENS, ("<|video|>",), _GEMMA4_TEMPLATE)),
+    **dict.fromkeys(INTERN_KINDS, (_INTERN_TOKENS, (), _INTERN_TEMPLATE)),
+    **dict.fromkeys(LLAVA_KINDS, (_LLAVA_TOKENS, (), _LLAVA_TEMPLATE)),
+    "mistral3": (_MISTRAL_TOKENS, ("[INST]", "[/INST]"), MISTRAL_TEMPLATE),
+    "pixtral": (_MISTRAL_TOKENS, ("[INST]", "[/INST]"), MISTRAL_TEMPLATE),
 }
-"""The named tokens, further tokens and chat template of each kind but `GRID_KINDS`."""
+"""The named tokens, further tokens and chat template of each kind but `QWEN_KINDS`."""
 
 
 def make_wrapper(
@@ -201,6 +300,12 @@ def make_wrapper(
     model.save_pretrained(folder)
     if kind in GRID_KINDS:
         _grid_processor(kind, tokenizer).save_pretrained(folder)
+        return folder
+    if kind in INTERN_KINDS:
+        _intern_processor(tokenizer).save_pretrained(folder)
+        return folder
+    if kind in LLAVA_KINDS:
+        _llava_processor(kind, tokenizer, model.config).save_pretrained(folder)
         return folder
     side = model.config.vision_config.image_size
     _processor(kind, tokenizer, side, _rows_per_crop(kind, model), longest_edge).save_pretrained(
@@ -249,7 +354,20 @@ def _create(
     overrides: dict[str, Any],
     seed: int | None,
 ) -> Any:
-    names = {"gemma3": "Gemma3", "smolvlm": "SmolVLM", "idefics3": "Idefics3"}
+    names = {
+        "gemma3": "Gemma3",
+        "smolvlm": "SmolVLM",
+        "idefics3": "Idefics3",
+        "mistral3": "Mistral3",
+        "pixtral": "Llava",
+        "llava": "Llava",
+        "llava_next": "LlavaNext",
+        "llava_siglip": "Llava",
+        "gemma4": "Gemma4",
+        "gemma4_large": "Gemma4",
+        "internvl": "InternVL",
+        "internvl_large": "InternVL",
+    }
     name = names[kind] if kind in names else _QWEN_PARTS[kind][0]
     create = getattr(transformers, f"{name}ForConditionalGeneration")
     ends = {
@@ -257,7 +375,8 @@ def _create(
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    own: dict[str, Any] = {"image_token_id": tokenizer.image_token_id, "scale_factor": 2}
+    image_token_id = getattr(tokenizer, "image_token_id", None)
+    own: dict[str, Any] = {"image_token_id": image_token_id, "scale_factor": 2}
     text = _TEXT | ends | {"model_type": "llama"} | text
     if kind == "gemma3":
         own = {
@@ -266,10 +385,54 @@ def _create(
             "boi_token_index": tokenizer.boi_token_id,
             "eoi_token_index": tokenizer.eoi_token_id,
         }
-        windows = {"sliding_window": 16, "sliding_window_pattern": 4}
+        windows: dict[str, Any] = {"sliding_window": 16, "sliding_window_pattern": 4}
         text = windows | text | {"model_type": "gemma3_text"}
         vision = {"model_type": "siglip_vision_model", "vision_use_head": False} | vision
-    if kind in GRID_KINDS:
+    if kind in LLAVA_KINDS:
+        own = {"image_token_index": tokenizer.image_token_id}
+        vision = _VISION | {"model_type": "clip_vision_model", "num_hidden_layers": 3} | vision
+        if kind == "llava_next":
+            own["image_grid_pinpoints"] = MOSAICS
+            text |= {"model_type": "mistral", "sliding_window": None}
+        if kind == "llava_siglip":
+            own |= {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+            text |= {"model_type": "qwen2"}
+            vision |= {"model_type": "siglip_vision_model"}
+    elif kind in INTERN_KINDS:
+        own = {"image_token_id": tokenizer.context_image_token_id}
+        text |= {"model_type": "qwen2"}
+        vision = _VISION | {"model_type": "internvl_vision", "layer_scale_init_value": 0.5} | vision
+        if kind == "internvl_large":
+            text |= {"model_type": "qwen3"}
+            vision |= {"use_qk_norm": True, "norm_type": "rms_norm", "use_mean_pooling": False}
+        else:
+            vision |= {"attention_bias": True}
+    elif kind in GEMMA4_KINDS:
+        own = {
+            "image_token_id": tokenizer.image_token_id,
+            "boi_token_id": tokenizer.boi_token_id,
+            "eoi_token_id": tokenizer.eoi_token_id,
+            "audio_config": None,
+        }
+        windows = {
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "global_head_dim": 16,
+            "vocab_size_per_layer_input": VOCAB_SIZE,
+        }
+        text = windows | text | {"model_type": "gemma4_text"} | _GEMMA4_TEXT[kind]
+        vision = _PIXTRAL_VISION | {"head_dim": 8, "num_key_value_heads": 3} | vision
+        vision |= {"model_type": "gemma4_vision", "position_embedding_size": 300}
+        vision |= _GEMMA4_VISION[kind]
+    elif kind in PIXTRAL_KINDS:
+        own = {"image_token_index": tokenizer.image_token_id, "vision_feature_layer": -1}
+        text |= {"model_type": "mistral", "sliding_window": None}
+        vision = _PIXTRAL_VISION | vision
+        if kind == "pixtral":
+            own["vision_feature_select_strategy"] = "full"
+        else:
+            text |= {"model_type": "ministral3", "rope_parameters": _MINISTRAL_ROPE}
+    elif kind in QWEN_KINDS:
         own = {
             "image_token_id": tokenizer.image_token_id,
             "video_token_id": tokenizer.video_token_id,
@@ -290,13 +453,18 @@ def _create(
             for path, parameter in model.named_parameters():
                 if parameter.ndim > 1 and ("projection" in path or "position_embedding" in path):
                     parameter.normal_(0.0, 0.3)
+            for path, buffer in model.named_buffers():
+                if path.endswith(("_min", "_max")):
+                    buffer.copy_(buffer.sign() * (0.5 + torch.rand(())))
+                elif "std_" in path:
+                    buffer.normal_(0.5, 0.2)
     return model
 
 
 def _qwen_parts(
     kind: str, text: dict[str, Any], vision: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configurations of the parts of one of `GRID_KINDS`."""
+    """The configurations of the parts of one of `QWEN_KINDS`."""
     _, of_text, of_vision = _QWEN_PARTS[kind]
     usual = {name: one for name, one in _TEXT.items() if name != "head_dim"} | of_text
     text = usual | {name: one for name, one in text.items() if one != _TEXT.get(name)}
@@ -311,14 +479,69 @@ def _qwen_parts(
 
 
 def _grid_processor(kind: Kind, tokenizer: Any) -> Any:
+    if kind in GEMMA4_KINDS:
+        own = {"pooling_kernel_size": _GEMMA4_VISION[kind]["pooling_kernel_size"]}
+        sizes = {"patch_size": 4, "max_soft_tokens": 70}
+        return transformers.Gemma4Processor(
+            transformers.Gemma4AudioFeatureExtractor(),
+            transformers.Gemma4ImageProcessor(**sizes, **own),
+            tokenizer,
+            transformers.Gemma4VideoProcessor(**sizes, **own),
+            chat_template=tokenizer.chat_template,
+        )
+    if kind in PIXTRAL_KINDS:
+        joined = 2 if kind == "mistral3" else 1
+        pictures = transformers.PixtralImageProcessor(
+            size={"longest_edge": 64}, patch_size={"height": 4, "width": 4}
+        )
+        return transformers.PixtralProcessor(
+            pictures,
+            tokenizer,
+            patch_size=4,
+            spatial_merge_size=joined,
+            chat_template=tokenizer.chat_template,
+        )
     name = _QWEN_PARTS[kind][0].replace("3_5", "3VL")
-    sizes = {"patch_size": 4, "merge_size": 2, "size": GRID_PIXELS}
+    grids: dict[str, Any] = {"patch_size": 4, "merge_size": 2, "size": GRID_PIXELS}
     create = getattr(transformers, f"{name}Processor")
     films = "Qwen3VLVideoProcessor" if "qwen3" in kind else "Qwen2VLVideoProcessor"
     return create(
-        transformers.Qwen2VLImageProcessor(**sizes),
+        transformers.Qwen2VLImageProcessor(**grids),
         tokenizer,
-        getattr(transformers, films)(**sizes),
+        getattr(transformers, films)(**grids),
+        chat_template=tokenizer.chat_template,
+    )
+
+
+def _intern_processor(tokenizer: Any) -> Any:
+    square = {"height": SIDE, "width": SIDE}
+    return transformers.InternVLProcessor(
+        transformers.GotOcr2ImageProcessor(size=square, max_patches=6),
+        tokenizer,
+        transformers.InternVLVideoProcessor(size=square),
+        image_seq_length=ROWS_PER_CROP,
+        chat_template=tokenizer.chat_template,
+    )
+
+
+def _llava_processor(kind: Kind, tokenizer: Any, config: Any) -> Any:
+    side = config.vision_config.image_size
+    square = {"height": side, "width": side}
+    name = "LlavaNext" if kind == "llava_next" else "Llava"
+    if kind == "llava_siglip":
+        pictures = transformers.SiglipImageProcessor(size=square)
+    elif kind == "llava":
+        pictures = transformers.CLIPImageProcessor(size={"shortest_edge": side}, crop_size=square)
+    else:
+        pictures = transformers.LlavaNextImageProcessor(
+            size={"shortest_edge": side}, crop_size=square, image_grid_pinpoints=MOSAICS
+        )
+    return getattr(transformers, f"{name}Processor")(
+        pictures,
+        tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=int(kind != "llava_siglip"),
         chat_template=tokenizer.chat_template,
     )
 

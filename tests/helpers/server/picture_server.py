@@ -4,7 +4,7 @@ import base64
 import io
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,10 @@ FACTS_OF_ANY_SIZE = PictureFacts(
     before="<pic>",
     after="<end>",
     pixel_bounds=(3 * 8**2, 20 * 8**2),
+)
+FACTS_WITH_LINES = replace(FACTS_OF_ANY_SIZE, pixel_bounds=None, longest_side=30, line_end="<cell>")
+FACTS_WITH_MOSAICS = replace(
+    FACTS, rows_per_crop=4, longest_edge=None, before_cell=None, mosaics=((16, 24), (24, 8))
 )
 LIST_TEMPLATE = (
     "{% for m in messages %}<|s|>{{ m.role }}\n"

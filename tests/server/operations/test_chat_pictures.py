@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from engine.contract.picture_facts import Crop
+from engine.contract.picture_facts import Crop, PictureFacts
 from engine.pictures.crops import cut_crops
 from server.images.picture_processes import PictureProcesses
 from tests.helpers.server.fake_images import image_info
@@ -23,6 +24,8 @@ from tests.helpers.server.image_server import ImageServer
 from tests.helpers.server.picture_server import (
     FACTS,
     FACTS_OF_ANY_SIZE,
+    FACTS_WITH_LINES,
+    FACTS_WITH_MOSAICS,
     LIST_TEMPLATE,
     ROUTES,
     STRING_TEMPLATE,
@@ -104,24 +107,32 @@ async def test_every_dialect_shows_pictures(
             assert answer.json()[field] == len(expected), name
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [FACTS_OF_ANY_SIZE, FACTS_WITH_LINES, FACTS_WITH_MOSAICS],
+    ids=["any size", "lines", "mosaics"],
+)
 async def test_rows_and_pixels_of_pictures_follow_from_their_sizes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: PictureFacts
 ) -> None:
-    facts = FACTS_OF_ANY_SIZE
     server = picture_server(tmp_path, facts=facts)
     pictures = [noise() for _ in range(random.randint(1, 3))]
     body = ROUTES["chat"].body([encoded(picture) for picture in pictures])
     assert (await server.chat(**body, max_tokens=1)).status_code == 200
     prompt, states = server.last_request.prompt_token_ids, server.last_request.states
+    expected = []
+    for picture in pictures:
+        crops = [p for p in facts.pieces(*picture.size) if isinstance(p, Crop)]
+        cut = cut_crops(np.asarray(picture), crops, facts.resampling)
+        expected += zip(crops, cut, strict=True)
     end = 0
-    for part, picture in zip(states, pictures, strict=True):
-        [crop] = [p for p in facts.pieces(*picture.size) if isinstance(p, Crop)]
-        [pixels] = cut_crops(np.asarray(picture), [crop], facts.resampling)
-        assert part.content == pixels.tobytes() and part.size == pixels.shape[:2]
-        assert part.start >= end and part.length == pixels.size // 3 // facts.side**2
+    for part, (crop, pixels) in zip(states, expected, strict=True):
+        assert part == replace(facts.black(crop, part.start), content=pixels.tobytes())
+        assert part.size == pixels.shape[:2] and part.start >= end and facts.fits(part)
         end = part.end
-        assert set(prompt[part.start : end]) == {facts.placeholder_id}
-    assert prompt.count(facts.placeholder_id) == sum(part.length for part in states)
+        for first, _, number in part.stretches(0, end):
+            assert set(prompt[first : first + number]) == {facts.placeholder_id}
+    assert prompt.count(facts.placeholder_id) == sum(part.num_states for part in states)
     forbid_decoding(monkeypatch)
     answer = await server.post("/tokenize", **body)
     assert answer.json()["count"] == len(prompt)

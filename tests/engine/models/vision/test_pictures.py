@@ -3,21 +3,36 @@
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor
 
+from engine.contract.picture_facts import Crop
 from engine.models import vision_config
 from engine.models.causal_lm import CausalLM
 from engine.models.picture_encoder import run_slices
 from engine.models.registry import create_model
-from engine.models.vision import grid_tower, siglip, smolvlm_pictures
+from engine.models.vision import (
+    gemma4_pictures,
+    grid_tower,
+    siglip,
+    smolvlm_pictures,
+)
 from engine.models.vision_config import VisionConfig
+from engine.pictures.crops import cut_crops
 from engine.weights.loader import iter_weights, load_model_config
 from tests.helpers.adapters.peft_adapters import load, write_adapter
 from tests.helpers.models.checkpoints import in_folder
-from tests.helpers.models.tiny_wrappers import CROP_KINDS, GRID_KINDS, encoded, make_wrapper
+from tests.helpers.models.tiny_wrappers import (
+    CROP_KINDS,
+    GRID_KINDS,
+    TILE_KINDS,
+    encoded,
+    make_wrapper,
+)
 
 VISIONS: dict[str, dict[str, Any]] = {
     "gemma3": {"image_size": 42, "hidden_size": 32, "num_attention_heads": 4},
@@ -78,7 +93,7 @@ def test_a_crop_is_encoded_in_as_many_slices_as_planned(pair, monkeypatch, num_r
     expected = pair.encode(pixels)[0]
     for module in (siglip, vision_config):
         monkeypatch.setattr(module, "ROWS_OF_SLICE", num_rows)
-    num_slices = pair.config.vision.num_slices(pair.facts.rows_per_crop)
+    num_slices = pair.config.vision.num_slices(pair.facts.largest(1))
     encoding = pair.ours.picture_encoder.begin(pixels[0])
     assert run_slices(encoding, num_slices - 1) is None
     found = run_slices(encoding, 1)
@@ -144,6 +159,10 @@ GRID_VISIONS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": {"window_size": 28, "fullatt_block_indexes": [0, 2], "num_heads": 2},
     "qwen3_vl": {"num_position_embeddings": 25, "deepstack_visual_indexes": [1]},
     "qwen3_5": {"hidden_act": "gelu", "spatial_merge_size": 2, "hidden_size": 48},
+    "mistral3": {"hidden_act": "silu", "num_attention_heads": 2},
+    "gemma4": {"num_hidden_layers": 1},
+    "gemma4_large": {"rope_parameters": {"rope_type": "axial", "rope_theta": 30.0}},
+    "pixtral": {"hidden_act": "silu", "rope_parameters": {"rope_theta": 100.0}},
 }
 
 
@@ -152,7 +171,7 @@ class GridPair(Pair):
 
     def random_pixels(self) -> Tensor:
         """A picture whose size need not be changed."""
-        lines, columns = random.randint(1, 9), random.randint(1, 9)
+        lines, columns = random.randint(1, 8), random.randint(1, 8)
         side = self.facts.side
         return torch.randint(0, 256, (lines * side, columns * side, 3), dtype=torch.uint8)
 
@@ -164,10 +183,20 @@ class GridPair(Pair):
 
     @torch.no_grad()
     def their_states(self, pixels: Tensor) -> Tensor:
-        process = transformers.Qwen2VLImageProcessorPil(patch_size=4, do_resize=False)
-        inputs = process([pixels.numpy()], return_tensors="pt")
-        values, grid = inputs["pixel_values"].to(self.theirs.dtype), inputs["image_grid_thw"]
-        found = self.theirs.get_image_features(values, grid)
+        name, size = "Qwen2VL", {}
+        particular = {}
+        if self.facts.longest_side is not None:
+            name, size = "Pixtral", {"image_sizes": torch.tensor([pixels.shape[:2]])}
+        elif self.facts.most_squares is not None:
+            name, particular = "Gemma4", {"pooling_kernel_size": self.config.vision.joined}
+        process = getattr(transformers, f"{name}ImageProcessorPil")(
+            patch_size=4, do_resize=False, **particular
+        )
+        inputs = process([Image.fromarray(pixels.numpy())], return_tensors="pt")
+        values = inputs["pixel_values"].to(self.theirs.dtype)
+        places = ("image_grid_thw", "image_position_ids")
+        given = {key: inputs[key] for key in places if key in inputs} | size
+        found = self.theirs.get_image_features(pixel_values=values, **given)
         parts = [found.pooler_output, *getattr(found, "deepstack_features", ())]
         return torch.cat([torch.cat(list(part)) for part in parts], -1)
 
@@ -193,9 +222,11 @@ def test_a_picture_of_any_size_is_encoded_in_as_many_slices_as_planned(
 ):
     pixels = grid_pair.random_pixels()
     expected = grid_pair.encode(pixels)
-    for module in (grid_tower, vision_config):
+    for module in (gemma4_pictures, grid_tower, vision_config):
         monkeypatch.setattr(module, "ROWS_OF_SLICE", num_patches)
-    num_slices = grid_pair.config.vision.num_slices(len(expected))
+    height, width, _ = pixels.shape
+    part = grid_pair.facts.black(Crop((), (0, 0, width, height)))
+    num_slices = grid_pair.config.vision.num_slices(part)
     encoding = grid_pair.ours.picture_encoder.begin(pixels)
     assert run_slices(encoding, num_slices - 1) is None
     found = run_slices(encoding, 1)
@@ -208,6 +239,8 @@ def test_adapters_leave_pictures_of_any_size_unchanged(kind, tmp_path):
     pixels = pair.random_pixels()
     before = pair.encode(pixels)
     names = ("q_proj", "qkv", "gate_proj", "fc1", "linear_fc1")
+    if "gemma4" in kind:  # PEFT can only change the layers within those of its tower
+        names = ("language_model.layers.0.self_attn.q_proj", "linear")
     write_adapter(pair.theirs, tmp_path / "adapter", target_modules=names)
     assert load(pair.ours, {"adapter": tmp_path / "adapter"}).names == ("adapter",)
     assert torch.equal(pair.encode(pixels), before)
@@ -220,3 +253,71 @@ def test_pictures_of_any_size_in_16_bits(kind, tmp_path):
     found, expected = pair.encode(pixels), pair.their_states(pixels)
     assert found.dtype == torch.bfloat16
     assert (found - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+LLAVAS: dict[str, dict[str, Any]] = {
+    "llava": {"vision_feature_layer": 1, "vision_feature_select_strategy": "full"},
+    "llava_next": {"vision_feature_layer": 3, "multimodal_projector_bias": False},
+    "llava_siglip": {"vision_feature_layer": -2, "projector_hidden_act": "relu"},
+    "internvl": {"projector_hidden_act": "relu"},
+    "internvl_large": {"vision": {"num_attention_heads": 2, "hidden_act": "gelu_pytorch_tanh"}},
+}
+
+
+class TilePair(Pair):
+    """The same for `TILE_KINDS`, whose pictures are compared as a whole."""
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        height, width, _ = pixels.shape
+        crops = [piece for piece in self.facts.pieces(width, height) if isinstance(piece, Crop)]
+        found = []
+        for crop, cut in zip(
+            crops, cut_crops(pixels.numpy(), crops, self.facts.resampling), strict=True
+        ):
+            part = self.facts.black(crop)
+            assert self.facts.fits(part) and part.num_states <= self.facts.most_states
+            encoding = self.ours.picture_encoder.begin(torch.tensor(np.array(cut)), part.shape)
+            assert run_slices(encoding, self.config.vision.num_slices(part) - 1) is None
+            found.append(run_slices(encoding, 1))
+            assert len(found[-1]) == part.num_states
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def their_states(self, pixels: Tensor) -> Tensor:
+        config = self.theirs.config
+        side = self.facts.side
+        square, name = {"height": side, "width": side}, "LlavaNext"
+        sizes = {"size": {"shortest_edge": side}, "crop_size": square}
+        if not self.facts.mosaics:
+            name = "CLIP" if self.facts.shortest_edge else "Siglip"
+        if name == "Siglip":
+            sizes = {"size": square}
+        if self.facts.tiles:
+            name, sizes = "GotOcr2", {"size": square, "crop_to_patches": True, "max_patches": 6}
+        if name == "LlavaNext":
+            sizes["image_grid_pinpoints"] = config.image_grid_pinpoints
+        process = getattr(transformers, f"{name}ImageProcessorPil")(**sizes)
+        inputs = process([Image.fromarray(pixels.numpy())], return_tensors="pt")
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.theirs.dtype)
+        inputs.pop("num_patches", None)
+        return torch.cat(list(self.theirs.get_image_features(**inputs).pooler_output))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", TILE_KINDS)
+@pytest.mark.parametrize("other", [False, True])
+def test_states_of_all_crops_of_a_picture_are_transformers(
+    kind, other, dtype, tmp_path, monkeypatch
+):
+    pair = TilePair(make_wrapper(tmp_path, kind, **(LLAVAS[kind] if other else {})), dtype)
+    for _ in range(6):
+        size = random.randint(1, 150), random.randint(1, 150)
+        pixels = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
+        found, expected = pair.encode(pixels), pair.their_states(pixels)
+        assert found.shape == expected.shape
+        error = (found - expected).abs().max()
+        assert error < (0.1 if dtype is torch.bfloat16 else TOLERANCE) * expected.abs().max()
+    num_rows = random.randint(1, 9)
+    for module in (siglip, vision_config):
+        monkeypatch.setattr(module, "ROWS_OF_SLICE", num_rows)
+    torch.testing.assert_close(pair.encode(pixels), found, atol=1e-2, rtol=1e-2)
