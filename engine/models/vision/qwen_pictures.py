@@ -355,9 +355,9 @@ def _tensors(release: _Release) -> dict[str, str]:
         "v.patch_embd": f"{PICTURE_ENCODER}patch_embed.proj",
         "v.patch_embd.weight.1.": f"{PICTURE_ENCODER}patch_embed.proj.weight.1",
         "v.position_embd": f"{PICTURE_ENCODER}pos_embed",
-        "v.post_ln": f"{PICTURE_ENCODER}merger.norm",
-        "mm.0": f"{PICTURE_ENCODER}merger.linear_fc1",
-        "mm.2": f"{PICTURE_ENCODER}merger.linear_fc2",
+        "v.post_ln": f"{PICTURE_ENCODER}projector.norm",
+        "mm.0": f"{PICTURE_ENCODER}projector.linear_fc1",
+        "mm.2": f"{PICTURE_ENCODER}projector.linear_fc2",
     } | {
         f"v.deepstack.{layer}.{part}": f"{PICTURE_ENCODER}deepstack_merger_list.{layer}.{name}"
         for part, name in (("norm", "norm"), ("fc1", "linear_fc1"), ("fc2", "linear_fc2"))
