@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -30,10 +31,10 @@ NOT_OURS = (
     "use_cache",
 )
 """Keys of config.json that choose code to run, or outputs that are not used here."""
-_OTHER_STATES = ("linear", "mamba", "conv", "recurrent", "ssm")
-"""Substrings of the types of layers that keep other states than keys and values."""
 _PUBLISHED = {"MPTForCausalLM": "MptForCausalLM"}
 """Names that published files have for classes of transformers."""
+_WITHOUT_PARTS = (*("ChameleonForConditionalGeneration", "GitForCausalLM", "Mistral4ForCausalLM"),)
+"""Classes for pictures and text in which the text model is not a part of its own."""
 _OTHER_LIMITS = ("max_seq_len", "seq_length", "n_positions", "n_ctx")
 """Names of the longest text in configurations without `max_position_embeddings`."""
 _UNSTATED_LIMIT = 2048
@@ -50,7 +51,7 @@ def causal_class(architecture: str) -> Any | None:
     if architecture.endswith("TextModel") and hasattr(transformers, architecture):
         return _with_head(getattr(transformers, architecture))
     name = _PUBLISHED.get(architecture, architecture)
-    if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+    if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() and name not in _WITHOUT_PARTS:
         return None
     return getattr(transformers, name, None)
 
@@ -66,10 +67,16 @@ def _with_head(text_model: Any) -> Any:
             super().__init__(config)
             self.model = text_model(config)
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            scale = getattr(config, "output_multiplier", 1.0)
+            self._scale = scale / getattr(config, "logits_scaling", 1.0)
+            self._cap = getattr(config, "final_logit_softcapping", None)
 
         def forward(self, **inputs: Any) -> Any:
             states = self.model(**inputs).last_hidden_state
-            return SimpleNamespace(logits=self.lm_head(states))
+            logits = self.lm_head(states) * self._scale
+            if self._cap:
+                logits = self._cap * torch.tanh(logits / self._cap)
+            return SimpleNamespace(logits=logits)
 
     return TextModelWithHead
 
@@ -137,12 +144,6 @@ def _check_kind(architecture: str, config: Any) -> None:
         raise refusal(architecture, "it is an encoder-decoder model")
     if hasattr(config, "decoder_attention_heads"):
         raise refusal(architecture, "it is the decoder of an encoder-decoder model")
-    types = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
-    others = [str(one) for one in types or () if any(part in str(one) for part in _OTHER_STATES)]
-    if others:
-        raise refusal(
-            architecture, f"its layers of type {others[0]} keep a state that is not keys and values"
-        )
     moving = sorted(set(_rope_types(getattr(config, "rope_parameters", None))) & {*_MOVING_ROPES})
     if moving:
         raise refusal(

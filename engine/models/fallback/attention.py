@@ -1,6 +1,7 @@
 """Our paged attention as a function of transformers' attention interface."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from engine.errors import ModelLoadError
-from engine.models.fallback.step import current_context
+from engine.models.fallback.step import current_context, next_number
 from kernels import PagedBatch, paged_attention, rope_store_kv
 
 PAGED = "tandem_paged"
@@ -37,7 +38,7 @@ def attend(
     Heads that are smaller than the layer's cache are padded with zeros.
 
     Args:
-        module: the attention module; `layer_idx` gives its cache and `tandem_window` its window.
+        module: the attention module; `tandem_windows` has the windows of all calls.
         query: [1, H, T, D].
         key, value: [1, K, T, D] and [1, K, T, E].
         s_aux: [H], the sinks' scores (`kernels.paged_attention`).
@@ -48,8 +49,8 @@ def attend(
         [1, T, H, E].
     """
     ctx = current_context()
-    layer: int = module.layer_idx  # type: ignore[assignment]
-    window: int | None = module.tandem_window  # type: ignore[assignment]
+    layer = next_number()
+    windows: Sequence[int | None] = module.tandem_windows  # type: ignore[assignment]
     cache = ctx.kv_caches[layer]
     scales = ctx.kv_scales[layer] if ctx.kv_scales else None
     batch, slot_mapping = ctx.groups[ctx.group_of_layer[layer]]
@@ -79,7 +80,7 @@ def attend(
         cache,
         batch,
         scale=scale,
-        window=window,
+        window=windows[layer],
         soft_cap=softcap,
         kv_scales=scales,
         sinks=None if s_aux is None else s_aux.float(),

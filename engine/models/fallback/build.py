@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from engine.models.fallback.architecture import causal_class, read_config, refusal
-from engine.models.fallback.attention import PAGED
 from engine.models.fallback.layers import (
     FallbackExperts,
     KeptEmbedding,
@@ -57,25 +56,27 @@ def build(
     embedding: str,
     head: str,
     experts: Collection[str],
+    attention: str,
 ) -> Any:
     """Build the class with our layers in it. Owners of weights are at the checkpoint's names.
 
     Args:
-        windows: the window of each layer.
+        windows: the window of each call of attention.
         embedding, head: paths of the input embedding and of the output layer; the latter's tensors
             are called `HEAD` here.
         experts: paths of the experts that our layers replace.
+        attention: the implementation of transformers that runs.
 
     Raises:
         UnsupportedArchitecture: parts of the class cannot be replaced.
     """
     with _default_dtype(options.dtype), _NoWeights():
-        causal = create_class(architecture, values, attention=PAGED, experts="eager")
+        causal = create_class(architecture, values, attention=attention, experts="eager")
     causal.eval().requires_grad_(False)
     empty = [name for name, buffer in causal.named_buffers() if buffer.is_meta]
     if empty:
         raise refusal(architecture, f"it needs code of its own to fill {empty[0]}")
-    tied = bool(causal.config.tie_word_embeddings)
+    tied = bool(getattr(causal.config, "tie_word_embeddings", False))
     places: dict[str, nn.Module] = {}
     words: nn.Embedding = causal.get_submodule(embedding)
     rows: OwnEmbedding = KeptEmbedding(words)
@@ -89,8 +90,7 @@ def build(
             continue
         if path != head and (ours := replacement(path, module)) is not None:
             places[path] = ours
-        if isinstance(getattr(module, "layer_idx", None), int):
-            module.tandem_window = windows[module.layer_idx]
+        module.tandem_windows = windows
     output = replacement_for_head(causal.get_output_embeddings(), rows, tied=tied)
     for path, module in places.items():
         causal.set_submodule(path, module)

@@ -16,7 +16,9 @@ from torch import Tensor
 from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext, GroupContext
 from engine.models.layers.weight_slots import WeightOptions
+from engine.models.recurrent_config import allocate_states
 from kernels import PagedBatch
+from kernels.shared.recurrent_batch import NO_SLOT, RecurrentBatch
 
 _BLOCK = 16
 _SHORTEST, _LONGEST = 24, 160
@@ -90,6 +92,7 @@ class _Cache:
             )
             for shape in model.config.layer_kv_shapes
         ]
+        self._states = allocate_states(model.config, 2, options.dtype, options.device)
 
     def run(self, pieces: list[tuple[Tensor, int]]) -> list[Tensor]:
         """Compute the states of some texts' next tokens, given with their start positions."""
@@ -117,8 +120,13 @@ class _Cache:
             for position in range(start, start + size)
         ]
         blocks, slots = torch.tensor(rows, device=device).T.contiguous()
+        written = np.arange(len(sizes), dtype=np.int32)
+        read = np.where(np.array(starts) > 0, written, NO_SLOT).astype(np.int32)
+        recurrent = RecurrentBatch.from_host(offsets, read, written, device)
         return ForwardContext(
             groups=(GroupContext(batch, (blocks, slots)),),
             group_of_layer=(0,) * self._num_layers,
             kv_caches=self._layers,
+            recurrent=recurrent,
+            recurrent_states=self._states,
         )

@@ -1,5 +1,6 @@
 """The family for models without a family of their own."""
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -7,17 +8,19 @@ from typing import Any
 import torch
 
 from engine.contract.kv_layout import KvShape
-from engine.errors import ModelLoadError
+from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.fallback.architecture import causal_class, in_words, refusal
 from engine.models.fallback.build import create_class
 from engine.models.fallback.model import FallbackConfig, FallbackModel
 from engine.models.fallback.names import TensorNames
-from engine.models.fallback.trace import TRACED, trace_layers
+from engine.models.fallback.own_cache import trace_cache
+from engine.models.fallback.trace import TRACED, Findings, trace_layers
 from engine.models.family import Family
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
+from engine.models.recurrent_config import RecurrentShapes
 
 
 @functools.cache
@@ -47,8 +50,10 @@ def read_json(keys: MetadataKeys, *, architecture: str) -> ModelConfig:
         ModelLoadError: transformers refuses the file.
     """
     model = _without_memory(architecture, keys.values)
-    config, layers = model.config, trace_layers(architecture, model)
+    config = model.config
     paths = {id(module): path for path, module in model.named_modules()}
+    facts = _examined(architecture, model)
+    layers = facts.layers
     head = paths.get(id(model.get_output_embeddings()))
     if head is None:
         raise refusal(architecture, "it has no output layer")
@@ -57,20 +62,39 @@ def read_json(keys: MetadataKeys, *, architecture: str) -> ModelConfig:
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
+        num_hidden_layers=len(layers),
         num_attention_heads=max(one.num_heads for one in layers),
         num_key_value_heads=max(one.num_kv_heads for one in layers),
         head_dim=max(one.head_dim for one in layers),
         rms_norm_eps=0.0,
         max_position_embeddings=config.max_position_embeddings,
-        tie_word_embeddings=bool(config.tie_word_embeddings),
+        tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
         windows=tuple(one.window for one in layers),
         kv_shapes=tuple(KvShape(one.num_kv_heads, one.head_dim) for one in layers),
         embedding=paths[id(model.get_input_embeddings())],
         head=head,
+        recurrent_layers=tuple(range(facts.num_attending, len(layers))),
+        shapes=RecurrentShapes((0, 0), (facts.state_size,)),
+        facts=facts,
         values=dict(keys.values),
         names=TensorNames(architecture, model),
     )
+
+
+def _examined(architecture: str, model: Any) -> Findings:
+    """Find out how a model can be served: on the paged cache, or else on transformers' own.
+
+    Raises:
+        UnsupportedArchitecture: neither; the message says why the first is impossible.
+    """
+    try:
+        if model.config._attn_implementation != TRACED:
+            raise refusal(architecture, "it has attention code of its own")
+        return trace_layers(architecture, model)
+    except UnsupportedArchitecture as error:
+        with contextlib.suppress(Exception):  # transformers' code may fail in any way
+            return Findings.of_cache(trace_cache(model, str(error)))
+        raise
 
 
 def _without_memory(architecture: str, values: Mapping[str, Any]) -> Any:
@@ -79,16 +103,19 @@ def _without_memory(architecture: str, values: Mapping[str, Any]) -> Any:
     Raises:
         ModelLoadError: transformers refuses the file.
     """
-    try:
-        # The implementation of experts that does not depend on which of them are used.
-        with torch.device("meta"):
-            model = create_class(architecture, values, attention=TRACED, experts="batched_mm")
-    except ModelLoadError:
-        raise
-    except Exception as error:  # transformers' code may fail in any way on strange sizes
-        if isinstance(error, KeyError) and error.args == (TRACED,):
-            reason = "it has attention code of its own"
-        else:
-            reason = f"it cannot be built from config.json: {in_words(error)}"
-        raise refusal(architecture, reason) from error
-    return model.eval()
+    for attention in (TRACED, "eager"):
+        try:
+            # The implementation of experts that does not depend on which of them are used.
+            with torch.device("meta"):
+                model = create_class(
+                    architecture, values, attention=attention, experts="batched_mm"
+                )
+            return model.eval()
+        except ModelLoadError:
+            raise
+        except Exception as error:  # transformers' code may fail in any way on strange sizes
+            # Some classes know only their own attention.
+            if not isinstance(error, KeyError) or error.args != (TRACED,):
+                reason = f"it cannot be built from config.json: {in_words(error)}"
+                raise refusal(architecture, reason) from error
+    raise AssertionError("unreachable")

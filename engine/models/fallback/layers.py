@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from engine.errors import ModelLoadError
 from engine.models.fallback.step import current_context
-from engine.models.forward_context import ForwardContext, RowAdapters
+from engine.models.forward_context import NO_CONTEXT, ForwardContext, RowAdapters
 from engine.models.layers.activation import gelu, gelu_tanh, silu
 from engine.models.layers.embedding import LmHead, TokenEmbedding
 from engine.models.layers.experts import Experts
@@ -32,6 +32,23 @@ class FallbackLinear(Linear):
 
     def __init__(self, name: str, in_features: int, out_features: int, *, bias: bool) -> None:
         super().__init__(in_features, (Shard(name, out_features),), bias=bias)
+        self._options: WeightOptions
+        self._weight: Tensor | None = None
+
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        self._options = options
+        return super().create_weights(path, options)
+
+    @property
+    def weight(self) -> Tensor:
+        """A copy of the weight, for code that multiplies with it itself, as some routers' does."""
+        if self.bias:
+            raise AttributeError("weight")
+        if self._weight is None:
+            options = self._options
+            one = torch.eye(self.in_features, dtype=options.dtype, device=options.device)
+            self._weight = super().forward(one, NO_CONTEXT).T.contiguous()
+        return self._weight
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         """Map [..., in] to [..., out]."""
@@ -76,6 +93,15 @@ class BiasedHead(FallbackLinear):
 
 class Head(LmHead):
     """An output layer without a bias, with fp32 logits."""
+
+    @property
+    def weight(self) -> Tensor:
+        """A tensor without numbers, as some models' code asks for its dtype."""
+        return torch.empty(0, dtype=self._dtype)
+
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        self._dtype = options.dtype
+        return super().create_weights(path, options)
 
     def forward(self, hidden: Tensor, adapters: RowAdapters | None = None) -> Tensor:
         """Map [..., C] to [..., V] in fp32."""
@@ -132,9 +158,14 @@ class RotaryTable(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self._module = module
-        # Some models read it there.
-        self.config = getattr(module, "config", None)
         self._tables: dict[Any, tuple[Tensor, ...]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the module, as some models read them."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("_module"), name)
 
     def forward(self, x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return the module's own result for position ids [1, T], or [A, 1, T] with equal axes."""

@@ -21,10 +21,14 @@ from engine.models.fallback.comparison import compare
 from engine.models.fallback.names import TensorNames
 from engine.models.fallback.own_attention import unread_inputs
 from engine.models.fallback.rows import RowsApart
+from engine.models.fallback.own_cache import OneByOne
+from engine.models.fallback.states import keep_states
 from engine.models.fallback.step import in_step
+from engine.models.fallback.trace import Findings
 from engine.models.forward_context import NO_CONTEXT, ForwardContext, RowAdapters
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.loading import load_dummy_weights, load_weights
+from engine.models.recurrent_config import RecurrentConfig
 from engine.models.wrapped_names import unwrapped
 from engine.quantization.plan import PICTURE_ENCODER
 from engine.runtime.fault import is_out_of_memory
@@ -40,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FallbackConfig(ModelConfig):
+class FallbackConfig(RecurrentConfig):
     """A configuration with the findings about the model's own code."""
 
     borrows_rows: ClassVar[bool] = False
@@ -49,6 +53,7 @@ class FallbackConfig(ModelConfig):
     names: TensorNames
     head: str
     """Path of the output layer."""
+    facts: Findings
 
     @property
     def experts(self) -> tuple[int, int] | None:
@@ -90,8 +95,15 @@ class FallbackModel(CausalLM):
             embedding=config.embedding,
             head=config.head,
             experts=config.names.experts,
+            attention=PAGED if config.facts.own_cache is None else "eager",
         )
-        self._unread = unread_inputs(self.causal.config)
+        self._unread: dict[str, Any] = unread_inputs(self.causal.config)
+        if config.facts.modules:
+            modules = config.facts.modules
+            self._unread["cache"] = keep_states(self.causal, modules, options.dtype)
+        self._one_by_one: OneByOne | None = None
+        if config.facts.own_cache is not None:
+            self._one_by_one = OneByOne(self.causal, config.facts.own_cache, options.dtype)
         is_ours = options.device.type == "cpu" and native.missing() is None
         self._rows_apart = RowsApart() if is_ours else None
         # Kept in a tuple so that its parts do not become submodules twice.
@@ -104,6 +116,8 @@ class FallbackModel(CausalLM):
     def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
         """See `CausalLM.forward`."""
         with in_step(ctx), self._rows_apart or nullcontext():
+            if self._one_by_one is not None:
+                return self._one_by_one.forward(token_ids, positions, ctx)
             given = {"input_ids": token_ids[None], "position_ids": positions[None], **self._unread}
             states: Tensor = self.causal.base_model(**given, use_cache=False).last_hidden_state
         return states[0]
@@ -112,6 +126,7 @@ class FallbackModel(CausalLM):
         """Compute [T, C] from [T] token ids of one whole text with transformers' own attention and
         masks."""
         config = self.causal.config
+        ours = config._attn_implementation
         # Falcon's eager code adds its position biases twice.
         config._attn_implementation = "sdpa" if config.model_type == "falcon" else "eager"
         try:
@@ -125,7 +140,7 @@ class FallbackModel(CausalLM):
                     use_cache=False,
                 ).last_hidden_state
         finally:
-            config._attn_implementation = PAGED
+            config._attn_implementation = ours
         return states[0]
 
     def leave_out_head(self) -> None:
@@ -153,7 +168,7 @@ class FallbackModel(CausalLM):
                 transformers' own attention.
         """
         names: TensorNames = self.config.names  # type: ignore[attr-defined]
-        weights = names.rearranged(weights, self.causal)
+        weights = names.rearranged(weights)
         unexpected = load_weights(self.causal, weights, self.options)
         self._check()
         return unexpected
@@ -164,18 +179,23 @@ class FallbackModel(CausalLM):
 
     @torch.inference_mode()
     def _check(self) -> None:
+        layout = self.config.facts.own_cache  # type: ignore[attr-defined]
         try:
             found = compare(self)
             self.compute_logits(found.states)
         except Exception as error:  # transformers' code may fail in any way
             if is_out_of_memory(error):
                 raise
+            if layout is not None:
+                raise UnsupportedArchitecture(layout.reason) from error
             raise refusal(
                 self.config.architecture, f"a trial run failed: {in_words(error)}"
             ) from error
         if self._rows_apart is not None and not self._rows_apart.was_needed:
             self._rows_apart = None
         if found.difference > LARGEST_DIFFERENCE[self.options.dtype]:
+            if layout is not None:
+                raise UnsupportedArchitecture(layout.reason)
             raise refusal(
                 self.config.architecture,
                 f"its states differ by {found.difference:.1%} from those with transformers' own "
@@ -199,13 +219,22 @@ class FallbackModel(CausalLM):
 def _head_of(causal: Any) -> Any:
     """Copy the model with `GivenStates` for a body."""
     head = copy(causal)
-    head._modules = causal._modules | {causal.base_model_prefix: GivenStates()}
+    body = GivenStates(causal.base_model)
+    head._modules = causal._modules | {causal.base_model_prefix: body}
     return head
 
 
 class GivenStates(nn.Module):
-    """A body that returns the states it is given, for classes that continue from a body's
-    states."""
+    """A body that returns the states it is given, for classes that continue from a body's states.
+    Its attributes are those of the model's own."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        # Kept in a tuple so that its parts do not become submodules twice.
+        self._body = (body,)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body[0], name)
 
     @property
     def decoder(self) -> nn.Module:

@@ -46,7 +46,7 @@ class TensorNames:
     """
 
     def __init__(self, architecture: str, model: Any) -> None:
-        self._architecture = architecture
+        self._architecture, self._model = architecture, model
         self._prefix: str = model.base_model_prefix
         self._known = dict.fromkeys(model.state_dict(), True)
         transforms = get_model_conversion_mapping(model)
@@ -55,10 +55,12 @@ class TensorNames:
         if kind and not is_text:  # listed with the model around it
             transforms += get_checkpoint_conversion_mapping(kind) or []
         self._converters = [one for one in transforms if isinstance(one, WeightConverter)]
+        merged = [name for one in self._converters for name in one.target_patterns]
+        merges_experts = any("experts" in name for name in merged)
         self.experts = frozenset(
             path
             for path, module in model.named_modules()
-            if self._converters and FallbackExperts.activation_of(module) is not None
+            if merges_experts and FallbackExperts.activation_of(module) is not None
         )
 
     def of(self, name: str) -> str:
@@ -72,9 +74,7 @@ class TensorNames:
             return _REARRANGED + name
         return found
 
-    def rearranged(
-        self, weights: Iterable[tuple[str, Tensor]], model: Any
-    ) -> Iterator[tuple[str, Tensor]]:
+    def rearranged(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Yield the model's tensors, some of which transformers merges or splits while it loads.
 
         Raises:
@@ -100,7 +100,8 @@ class TensorNames:
             converter = converters.setdefault(target, deepcopy(by_pattern[pattern]))
             converter.add_tensor(target, name, pattern, held[name])
         for target, converter in converters.items():
-            found = converter.convert(target, model=model, config=model.config)
+            # Some ask the model for the shapes of its weights.
+            found = converter.convert(target, model=self._model, config=self._model.config)
             for name, value in found.items():
                 yield name, value[0] if isinstance(value, list) else value
 

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import count
 
 from engine.models.forward_context import NO_CONTEXT, ForwardContext
 
 _current: ContextVar[ForwardContext] = ContextVar("step", default=NO_CONTEXT)
+_numbers: ContextVar[Iterator[int]] = ContextVar("numbers")
 
 
 def current_context() -> ForwardContext:
@@ -17,8 +19,15 @@ def current_context() -> ForwardContext:
 @contextmanager
 def in_step(ctx: ForwardContext) -> Iterator[None]:
     """Set the context while a forward pass runs."""
-    token = _current.set(ctx)
+    token, numbers = _current.set(ctx), _numbers.set(count())
     try:
         yield
     finally:
         _current.reset(token)
+        _numbers.reset(numbers)
+
+
+def next_number() -> int:
+    """Number the calls of attention in a forward pass: each has keys and values of its own, even if
+    a layer makes two, or is computed twice."""
+    return next(_numbers.get())

@@ -6,24 +6,29 @@ which keys its mask lets a query see.
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from engine.errors import UnsupportedArchitecture
 from engine.models.fallback.architecture import in_words, refusal
 from engine.models.fallback.attention import cached_dim
+from engine.models.fallback.own_cache import CacheLayout
+from engine.models.fallback.states import StateModule, TracedStates, has_states
 
 TRACED = "tandem_traced"
 _NUM_TOKENS = 4
 _MAX_WINDOW = 1 << 17
 """The most positions within which a window is looked for; a longer one counts as none."""
 _NO_WINDOW = 0
+_ENCODER = "it is an encoder, which reads texts in both directions"
 _WITHOUT_MEANING = (
     "cache",
     "cache_position",
@@ -50,12 +55,46 @@ key."""
 
 @dataclass(frozen=True, slots=True)
 class LayerFacts:
-    """The sizes and the window of one layer's attention, as the cache needs them."""
+    """The sizes and the window of one call of attention, as the cache needs them."""
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
     window: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a model keeps in our cache.
+
+    Attributes:
+        layers: the places in the cache: those with keys and values, then those with states.
+        num_attending: the number of places with keys and values.
+        state_size: the most numbers of states of a layer.
+        modules: the modules that read and write states, by path.
+        own_cache: how the model is served if it runs on transformers' own cache.
+    """
+
+    layers: list[LayerFacts]
+    num_attending: int
+    state_size: int
+    modules: dict[str, StateModule] = field(default_factory=dict)
+    own_cache: CacheLayout | None = None
+
+    @classmethod
+    def of_cache(cls, layout: CacheLayout) -> Self:
+        """What a model keeps that runs on transformers' own cache."""
+        attending = [
+            LayerFacts(shape.num_heads, shape.num_heads, shape.head_dim, None)
+            for shape in (one.shape for one in layout.growing)
+        ]
+        nothing = LayerFacts(1, 1, 2, None)
+        return cls(
+            layers=attending + [nothing] * len(layout.stateful),
+            num_attending=len(attending),
+            state_size=max((one.states.size for one in layout.stateful), default=0),
+            own_cache=layout,
+        )
 
 
 @dataclass(slots=True)
@@ -64,7 +103,9 @@ class _Trace:
     longest: int
     no_window: str
     """Why a mask that is no window cannot be served."""
-    layers: dict[int, LayerFacts] = field(default_factory=dict)
+    calls: list[LayerFacts] = field(default_factory=list)
+    layers: set[int] = field(default_factory=set)
+    """The numbers of the layers that attend."""
     masks: dict[int, tuple[Tensor, int | None]] = field(default_factory=dict)
     """The masks that transformers passes on, by identity, each with the window that it means."""
 
@@ -75,27 +116,36 @@ class _Trace:
 _current: ContextVar[_Trace] = ContextVar("trace")
 
 
-def trace_layers(architecture: str, model: Any) -> list[LayerFacts]:
-    """Examine the layers of a model and return their facts in order.
+def trace_layers(architecture: str, model: Any) -> Findings:
+    """Examine the layers of a model.
 
     Args:
-        model: a model of transformers on the meta device, with the attention called `TRACED`.
+        model: a model of transformers on the meta device, with the attention called `TRACED`. The
+            dtype of its weights changes if it has states.
 
     Raises:
         UnsupportedArchitecture: the model cannot run on a paged cache; the message says why.
     """
     config = model.config
+    is_encoder = getattr(config, "is_decoder", None) is False
     no_window = "its attention mask is neither causal nor a sliding window"
-    if getattr(config, "is_decoder", None) is False:
-        no_window = "it is an encoder, which reads texts in both directions"
-    trace = _Trace(architecture, min(config.max_position_embeddings, _MAX_WINDOW), no_window)
+    trace = _Trace(
+        architecture,
+        min(config.max_position_embeddings, _MAX_WINDOW),
+        _ENCODER if is_encoder else no_window,
+    )
+    skip_experts(model)
+    states = TracedStates(config) if has_states(config) else None
+    watched = contextlib.nullcontext() if states is None else states.watching(model)
     token = _current.set(trace)
     try:
-        with torch.device("meta"), torch.inference_mode():
+        with torch.device("meta"), torch.inference_mode(), watched, _NoNumbers():
             model.base_model(
                 input_ids=torch.zeros(1, _NUM_TOKENS, dtype=torch.int64),
                 position_ids=torch.arange(_NUM_TOKENS)[None],
-                attention_mask=torch.ones(1, _NUM_TOKENS, dtype=torch.int64),
+                # Some code asks whether all are ones.
+                attention_mask=torch.ones(1, _NUM_TOKENS, dtype=torch.int64, device="cpu"),
+                **({} if states is None else {"cache": states}),
                 use_cache=False,
             )
     except UnsupportedArchitecture:
@@ -104,13 +154,46 @@ def trace_layers(architecture: str, model: Any) -> list[LayerFacts]:
         raise trace.refuse(f"it cannot be examined, as {in_words(error)}") from error
     finally:
         _current.reset(token)
-    num_layers = config.num_hidden_layers
-    if sorted(trace.layers) != list(range(num_layers)):
+    modules = {} if states is None else states.modules(len(trace.calls))
+    num_layers = config.num_hidden_layers - len(getattr(config, "cross_attention_layers", ()))
+    num_known = len(trace.layers | {one.layer for one in modules.values()})
+    if num_known < num_layers and len(trace.calls) < num_layers:
         raise trace.refuse(
-            f"only {len(trace.layers)} of its {num_layers} layers use transformers' attention "
-            f"interface; the others keep another kind of state or have attention code of their own"
+            _ENCODER
+            if is_encoder
+            else f"only {num_known} of its {num_layers} layers use transformers' attention interface or "
+            f"keep states where it keeps them; the others have code of their own"
         )
-    return [trace.layers[layer] for layer in range(num_layers)]
+    nothing = LayerFacts(1, 1, 2, None)
+    return Findings(
+        layers=trace.calls + [nothing] * len({one.place for one in modules.values()}),
+        num_attending=len(trace.calls),
+        state_size=max((one.states.size for one in modules.values()), default=0),
+        modules=modules,
+    )
+
+
+class _NoNumbers(TorchFunctionMode):
+    """A mode in which tensors without memory have no numbers, instead of failing."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.tolist and args[0].is_meta:
+            return []
+        return func(*args, **(kwargs or {}))
+
+
+def skip_experts(model: nn.Module) -> None:
+    """Let the experts of a model return tensors without numbers, as they look at numbers to decide
+    what to compute."""
+    for module in model.modules():
+        takes = inspect.signature(module.forward).parameters
+        if "top_k_index" in takes:
+            module.forward = lambda hidden_states, *_: torch.empty_like(hidden_states)
+        elif "expert_size" in takes:  # JetMoe's
+            size = module.output_size
+            module.forward = lambda rows, _, size=size: rows.new_empty(len(rows), size)
 
 
 def _note_attention(
@@ -128,8 +211,8 @@ def _note_attention(
     """Stand in for attention and note its arguments."""
     trace = _current.get()
     layer = getattr(module, "layer_idx", None)
-    if not isinstance(layer, int) or layer in trace.layers:
-        raise trace.refuse("the numbers of its attention layers are missing or repeated")
+    if isinstance(layer, int):
+        trace.layers.add(layer)
     unknown = [
         name
         for name, given in others.items()
@@ -154,7 +237,7 @@ def _note_attention(
         if window == _NO_WINDOW:
             raise trace.refuse(trace.no_window)
     size = cached_dim(dim, value.shape[3], alibi is not None)
-    trace.layers[layer] = LayerFacts(heads, key.shape[1], size, window)
+    trace.calls.append(LayerFacts(heads, key.shape[1], size, window))
     return value.new_empty(1, num_tokens, heads, value.shape[3]), None
 
 

@@ -14,16 +14,31 @@ from engine.models.fallback.architecture import parse, strangers_file
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.registry import alternatives
 
-_DECODERS = {"qwen3_vl_moe_text": "Qwen3MoeForCausalLM"}
+_DECODERS = {
+    "qwen3_omni_moe_text": "Qwen3MoeForCausalLM",
+    "qwen3_vl_moe_text": "Qwen3MoeForCausalLM",
+    "qwen3_vl_text": "Qwen3ForCausalLM",
+}
 """Decoders that have no class of their own, and the class that computes the same for texts: the
 axes of their positions are equal there."""
 _HEADLESS = {
+    "cosmos3_edge_text": "Cosmos3EdgeTextModel",
+    "emu3_text_model": "Emu3ForCausalLM",
     "glm4v_text": "Glm4vTextModel",
     "glm4v_moe_text": "Glm4vMoeTextModel",
+    "glm5_next_text": "Glm5NextTextModel",
     "glm_ocr_text": "GlmOcrTextModel",
+    "granite_docling_text": "GraniteDoclingTextModel",
+    "hunyuan_vl_text": "HunYuanVLTextModel",
+    "hy_v4_vl_text": "HYV4VLTextModel",
+    "mistral_large4_text": "MistralLarge4TextModel",
+    "mllama_text_model": "MllamaForCausalLM",
+    "muse_glimmer_text": "MuseGlimmerTextModel",
+    "muse_spark_text": "MuseSparkTextModel",
     "paddleocr_vl_text": "PaddleOCRTextModel",
     "qwen2_5_omni_text": "Qwen2ForCausalLM",
-    "emu3_text_model": "Emu3ForCausalLM",
+    "step3p5": "Step3p7TextModel",
+    "unlimited_ocr_text": "UnlimitedOcrTextModel",
 }
 """Decoders whose class has no output layer; the models around them have a plain matrix."""
 _CHANGED = {"aya_vision": {"logit_scale": 1.0}, "cohere2_vision": {"logit_scale": 1.0}}
@@ -48,8 +63,11 @@ def inner_decoder(keys: MetadataKeys) -> MetadataKeys | None:
         ModelLoadError: transformers refuses the file.
     """
     kind, names = keys.values.get("model_type"), keys.values.get("architectures")
-    known = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(kind) if isinstance(kind, str) else None
-    if known is None or not isinstance(names, list) or known not in names:
+    if not isinstance(kind, str) or not isinstance(names, list):
+        return None
+    maps = (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    known = next((one[kind] for one in maps if one.get(kind) in names), None)
+    if known is None:
         return None
     if kind in _OTHERS:
         raise _refusal(known, _OTHERS[kind])
