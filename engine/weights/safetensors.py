@@ -187,6 +187,8 @@ def is_redundant(name: str, config: ModelConfig) -> bool:
     if name.startswith(_GUESSES):
         return True
     own = config.tensor_name(name)
+    if own == "lm_head.bias":
+        return False
     if own.startswith("lm_head."):
         return config.tie_word_embeddings
     if own.startswith(PICTURE_ENCODER):

@@ -2,14 +2,17 @@
 
 import re
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
+from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModel
 
 VOCAB_SIZE = 384
 NUM_POSITIONS = 2048
@@ -58,6 +61,17 @@ _KV_HEADS = (
 """Numbers of heads for keys and values, and of the heads that share them."""
 _LISTS_OF_LAYERS = re.compile(r".*_index(e?s)?|.*layers|.*_idxs|.*layer_ids")
 
+_ROPE = {"rope_theta": 10000.0, "rope_type": "default"}
+_TWO_ROPES = {"full_attention": _ROPE, "sliding_attention": _ROPE | {"rope_theta": 500.0}}
+_MIXED = ["sliding_attention", "full_attention"]
+_ZAMBA = {
+    "attention_head_dim": 64,
+    "attention_hidden_size": 256,
+    "hybrid_layer_ids": [2, 5],
+    "layers_block_type": ["linear_attention", "linear_attention", "hybrid"] * 2,
+    "mamba_headdim": 32,
+    "num_hidden_layers": 6,
+}
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "apertus1p5": {"image_token_offset": 0, "audio_token_offset": VOCAB_SIZE},
     "apertus1p5_text": {"vocab_size": 3 * VOCAB_SIZE},
@@ -75,17 +89,57 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8},
     "nemotron_h": {"n_groups": 1},
-    "moshi": {"codebook_size": 512},
-    "dory": {
-        "num_hidden_layers": 3,
-        "n_input_layers": 1,
-        "n_recurrent_layers": 1,
-        "n_output_layers": 1,
+    "cohere_compass_text": {
+        "layer_types": _MIXED,
+        "logit_scale": 0.25,
+        "rope_parameters": {
+            kind: one | {"mrope_section": [6, 5, 5]} for kind, one in _TWO_ROPES.items()
+        },
     },
+    "dbrx": {"attn_config": {"clip_qkv": 8.0, "kv_n_heads": 2, "rope_theta": 10000.0}},
+    "dory": {
+        "layer_types": ["sliding_attention", "mlp", "full_attention", "mlp"] * 2,
+        "num_hidden_layers": 8,
+        "n_input_layers": 2,
+        "n_recurrent_layers": 4,
+        "n_output_layers": 2,
+    },
+    "dots3_note_text": {"head_dim": 64},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2},
+    "ernie4_5_vl_moe_text": {"rope_parameters": _ROPE | {"mrope_section": [6, 6, 4]}},
+    "granite4_vision": {
+        "deepstack_layer_map": [],
+        "downsample_rate": "4/8",
+        "spatial_target_layers": [],
+    },
+    "hunyuan_vl_text": {"rope_parameters": _ROPE | {"mrope_section": [4, 4, 4, 4]}},
+    "mimi": {"codebook_size": 512},
+    "molmo2_adapter": {"vision_feature_layer": [1, 0]},
+    "moshi": {"codebook_size": 512},
+    "timm_wrapper": {"model_args": {"embed_dim": 128}},
+    "qwen4_exp_text": {
+        "eos_token_id": 2,
+        "indexer_budget": 16,
+        "indexer_compress_ratio": 4,
+        "indexer_head_dim": 32,
+        "indexer_kv_heads": 1,
+        "indexer_n_heads": 2,
+        "ngram_vocab_size_base": 512,
+        "number_of_conv_states": 3,
+        "ple_layer_ids": [1],
+        "split_ngram_parts": 1,
+    },
+    "reformer": {"axial_pos_embds_dim": [64, 64], "is_decoder": True},
+    "step3p5": {"layer_types": _MIXED, "rope_parameters": _TWO_ROPES, "sliding_window": WINDOW},
+    "zamba": _ZAMBA,
+    "zamba2": _ZAMBA,
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "emu3": {"vocabulary_map": {"<image>": 4}},
 }
 """Values that the configurations of some models need, by `model_type`."""
+
+_SMALL = (".lambda_1", ".lambda_2", ".logit_scale", ".qk_scale")
+"""Weights that models multiply by large numbers."""
 
 _AXES = (
     *("glm4v_moe_text", "glm4v_text", "glm_ocr_text", "paddleocr_vl_text"),
@@ -109,11 +163,13 @@ def tiny_model(architecture: str) -> Any:
     _shrink(values)
     config = config_class.from_dict(values)
     config._attn_implementation = "eager"
-    with torch.device("meta"):
-        size = sum(one.numel() for one in model_class(config).parameters())
-    if size > _MOST_WEIGHTS:
-        raise ValueError(f"the model has {size:,} weights")
-    model = model_class(config).float().eval()
+    # This encoder of pictures needs another package, and text does not need it.
+    with mock.patch.object(TimmWrapperModel, "__init__", PreTrainedModel.__init__):
+        with torch.device("meta"):
+            size = sum(one.numel() for one in model_class(config).parameters())
+        if size > _MOST_WEIGHTS:
+            raise ValueError(f"the model has {size:,} weights")
+        model = model_class(config).float().eval()
     _randomise(model)
     return model
 
@@ -198,7 +254,9 @@ def _randomise(model: Any) -> None:
     """Draw norms and biases, which transformers starts at 1 and 0, and matrices large enough that
     attention tells tokens apart."""
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 1 or name.endswith("bias"):
+        if name.endswith(_SMALL):
+            parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
+        elif parameter.ndim == 1 or name.endswith("bias"):
             parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.2)
         else:
             parameter.normal_(0.0, parameter.shape[-1] ** -0.5)

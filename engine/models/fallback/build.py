@@ -55,6 +55,7 @@ def build(
     windows: Sequence[int | None],
     embedding: str,
     head: str,
+    tied: bool,
     experts: Collection[str],
     attention: str,
 ) -> Any:
@@ -64,6 +65,7 @@ def build(
         windows: the window of each call of attention.
         embedding, head: paths of the input embedding and of the output layer; the latter's tensors
             are called `HEAD` here.
+        tied: whether the output layer shares the input embedding's matrix.
         experts: paths of the experts that our layers replace.
         attention: the implementation of transformers that runs.
 
@@ -76,7 +78,6 @@ def build(
     empty = [name for name, buffer in causal.named_buffers() if buffer.is_meta]
     if empty:
         raise refusal(architecture, f"it needs code of its own to fill {empty[0]}")
-    tied = bool(getattr(causal.config, "tie_word_embeddings", False))
     places: dict[str, nn.Module] = {}
     words: nn.Embedding = causal.get_submodule(embedding)
     rows: OwnEmbedding = KeptEmbedding(words)
@@ -147,6 +148,8 @@ class _NoWeights(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in _LEFT_EMPTY:
             kwargs["device"] = "meta"
+        elif func is Tensor.copy_ and args[1].is_meta:
+            return args[0]
         return func(*args, **kwargs)
 
 

@@ -17,7 +17,7 @@ from engine.models.layers.activation import gelu, gelu_tanh, silu
 from engine.models.layers.embedding import LmHead, TokenEmbedding
 from engine.models.layers.experts import Experts
 from engine.models.layers.linear import Linear, Shard
-from engine.models.layers.weight_slots import WeightOptions, WeightSlot
+from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
 from engine.quantization.method import RowLookup, TensorSpec
 from engine.quantization.plain import UnquantizedMethod
 from kernels import Routing
@@ -109,6 +109,37 @@ class Head(LmHead):
         return logits.view(*hidden.shape[:-1], logits.shape[-1])
 
     __call__ = forward
+
+
+class TiedHeadWithBias(Head):
+    """An output layer that shares the token embeddings and has a bias."""
+
+    def __init__(self, embedding: TokenEmbedding) -> None:
+        super().__init__(embedding, tied=True)
+        self.own_bias = _Bias(self.shape[0])
+
+    def forward(self, hidden: Tensor, adapters: RowAdapters | None = None) -> Tensor:
+        return super().forward(hidden) + self.own_bias.numbers
+
+    __call__ = forward
+
+
+class _Bias(nn.Module, WeightOwner):
+    """The bias [V] of the layer that it is a part of, in fp32. It is loaded on its own, since the
+    layer waits for the embeddings."""
+
+    numbers: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        def load(bias: Tensor) -> None:
+            self.numbers = bias.to(device=options.device, dtype=torch.float32, copy=True)
+
+        slot = WeightSlot(TensorSpec(shape=(self._size,)), load)
+        return {f"{path.rpartition('.')[0]}.bias": slot}
 
 
 class OwnEmbedding(TokenEmbedding):
@@ -259,17 +290,21 @@ def _activation(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 
 def replacement_for_head(head: Any, embedding: TokenEmbedding, *, tied: bool) -> nn.Module:
-    """Return our replacement of the output layer.
+    """Return our replacement of the output layer; one that computes more stays as it is.
 
     Raises:
         ModelLoadError: the layer is of an unsupported kind.
     """
     has_bias = getattr(head, "bias", None) is not None
-    if type(head) is not nn.Linear or (tied and has_bias):
+    if isinstance(head, nn.Linear) and type(head) is not nn.Linear and not tied:
+        return head
+    if type(head) is not nn.Linear:
         raise ModelLoadError(
-            "the model's output layer is not supported: it must be a plain nn.Linear, without a "
-            "bias where it shares the token embeddings"
+            "the model's output layer is not supported: it does more than multiply with a matrix "
+            "and add a bias"
         )
+    if has_bias and tied:
+        return TiedHeadWithBias(embedding)
     if has_bias:
         return BiasedHead("lm_head", head.in_features, head.out_features, bias=True)
     if not tied:

@@ -13,15 +13,14 @@ from torch import Tensor, nn
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.causal_lm import CausalLM
-from engine.models.config import ModelConfig
 from engine.models.fallback.architecture import in_words, refusal
 from engine.models.fallback.attention import PAGED
 from engine.models.fallback.build import HEAD, build
 from engine.models.fallback.comparison import compare
 from engine.models.fallback.names import TensorNames
 from engine.models.fallback.own_attention import unread_inputs
-from engine.models.fallback.rows import RowsApart
 from engine.models.fallback.own_cache import OneByOne
+from engine.models.fallback.rows import RowsApart
 from engine.models.fallback.states import keep_states
 from engine.models.fallback.step import in_step
 from engine.models.fallback.trace import Findings
@@ -94,6 +93,7 @@ class FallbackModel(CausalLM):
             windows=config.layer_windows,
             embedding=config.embedding,
             head=config.head,
+            tied=config.tie_word_embeddings,
             experts=config.names.experts,
             attention=PAGED if config.facts.own_cache is None else "eager",
         )

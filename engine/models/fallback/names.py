@@ -55,6 +55,11 @@ class TensorNames:
         if kind and not is_text:  # listed with the model around it
             transforms += get_checkpoint_conversion_mapping(kind) or []
         self._converters = [one for one in transforms if isinstance(one, WeightConverter)]
+        self._shared: dict[str, list[str]] = {}
+        """The further names of weights that layers share, which a checkpoint may have once."""
+        for name, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+            if model.get_submodule(name.rpartition(".")[0]) is not model.get_output_embeddings():
+                self._shared.setdefault(source, []).append(name)
         merged = [name for one in self._converters for name in one.target_patterns]
         merges_experts = any("experts" in name for name in merged)
         self.experts = frozenset(
@@ -83,7 +88,8 @@ class TensorNames:
         held: dict[str, Tensor] = {}
         for name, tensor in weights:
             if not name.startswith(_REARRANGED):
-                yield name, tensor
+                for own in (name, *self._shared.get(name, ())):
+                    yield own, tensor
             elif tensor.dtype not in _PLAIN:
                 raise refusal(
                     self._architecture,

@@ -7,13 +7,14 @@ whatever is beside it.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental import _config
 from transformers import DynamicCache
 
 from engine.contract.kv_layout import KvShape
@@ -99,7 +100,8 @@ def trace_cache(model: Any, reason: str) -> CacheLayout:
     model.bfloat16()
     model.config._attn_implementation = "eager"
     cache = _Cache(model.config)
-    with torch.device("meta"), torch.inference_mode():
+    some = _config.patch(meta_nonzero_assume_all_nonzero=True)
+    with torch.device("meta"), torch.inference_mode(), some:
         zero = torch.zeros(1, 1, dtype=torch.int64)
         model.base_model(input_ids=zero, position_ids=zero, cache=cache, use_cache=True)
     layers = []
