@@ -212,7 +212,8 @@ def _shrink(values: dict[str, Any]) -> None:
     for name, heads in _KV_HEADS:
         if _is_size(values.get(name)) and _is_size(values.get(heads)):
             values[name] = min(old_values[name], 4 if old_values[name] == old_values[heads] else 2)
-    values |= EXCEPTIONS.get(values.get("model_type", ""), {})
+    exceptions = EXCEPTIONS.get(values.get("model_type", ""), {})
+    values |= exceptions
     parts = ("qk_nope_head_dim", "qk_rope_head_dim")
     if all(_is_size(values.get(one)) for one in parts):
         sums = sum(old_values[one] for one in parts), sum(values[one] for one in parts)
@@ -226,7 +227,7 @@ def _shrink(values: dict[str, Any]) -> None:
         values["num_key_value_heads"] = values["num_attention_heads"]
     if not values.get("head_dim", 1):
         values["head_dim"] = 32
-    rope = values.get("rope_parameters")
+    rope = None if "rope_parameters" in exceptions else values.get("rope_parameters")
     if isinstance(rope, dict) and ("mrope_section" in rope or values.get("model_type") in _AXES):
         dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
         pairs = int(dim * rope.get("partial_rotary_factor", 1)) // 2

@@ -22,6 +22,8 @@ from engine.models.layers.weight_slots import WeightOptions, WeightOwner, Weight
 from engine.quantization.method import TensorSpec
 
 HEAD = "lm_head"
+BEFORE_HEAD = "before_head"
+"""Our name for another part of a model that is called `HEAD` there."""
 _LEFT_EMPTY = (torch.empty, torch.rand, torch.randn)
 """The functions with which layers create weights; buffers are created by others."""
 
@@ -78,6 +80,10 @@ def build(
     empty = [name for name, buffer in causal.named_buffers() if buffer.is_meta]
     if empty:
         raise refusal(architecture, f"it needs code of its own to fill {empty[0]}")
+    if head != HEAD and HEAD in causal._modules:
+        # The loader knows the output layer by this name; the model's code still finds its own.
+        object.__setattr__(causal, HEAD, causal._modules.pop(HEAD))
+        causal._modules[BEFORE_HEAD] = getattr(causal, HEAD)
     places: dict[str, nn.Module] = {}
     words: nn.Embedding = causal.get_submodule(embedding)
     rows: OwnEmbedding = KeptEmbedding(words)
@@ -124,6 +130,7 @@ class OtherTensors(nn.Module, WeightOwner):
         slots = {}
         for name, tensor in model.state_dict(keep_vars=True).items():
             dtype = torch.float32 if any(part in name for part in in_fp32) else options.dtype
+            dtype = dtype if tensor.is_floating_point() else tensor.dtype
             fill = partial(self._fill, name, dtype, options.device)
             slots[name] = WeightSlot(TensorSpec(shape=tuple(tensor.shape)), fill)
         return slots

@@ -15,7 +15,7 @@ from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.causal_lm import CausalLM
 from engine.models.fallback.architecture import in_words, refusal
 from engine.models.fallback.attention import PAGED
-from engine.models.fallback.build import HEAD, build
+from engine.models.fallback.build import BEFORE_HEAD, HEAD, build
 from engine.models.fallback.comparison import compare
 from engine.models.fallback.names import TensorNames
 from engine.models.fallback.own_attention import unread_inputs
@@ -70,6 +70,8 @@ class FallbackConfig(RecurrentConfig):
         if own.startswith(PICTURE_ENCODER):
             return own
         own = self.names.of(own)
+        if self.head != HEAD and own.startswith(f"{HEAD}."):
+            return BEFORE_HEAD + own.removeprefix(HEAD)
         return HEAD + own.removeprefix(self.head) if own.startswith(f"{self.head}.") else own
 
 

@@ -30,6 +30,8 @@ _EXPERTS_PART = re.compile(r"(.*\.experts)(\.\d+\.)(gate_proj|up_proj|down_proj|
 _PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 """Names of tensors of experts as in Mixtral, with their usual names."""
 
+_DIVIDED = ("text_moe.experts", "vision_moe.experts")
+"""Ends of paths of experts that checkpoints count together with others."""
 _REARRANGED = "rearranged:"
 _PLAIN = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -65,7 +67,9 @@ class TensorNames:
         self.experts = frozenset(
             path
             for path, module in model.named_modules()
-            if merges_experts and FallbackExperts.activation_of(module) is not None
+            if merges_experts
+            and not path.endswith(_DIVIDED)
+            and FallbackExperts.activation_of(module) is not None
         )
 
     def of(self, name: str) -> str:

@@ -35,10 +35,12 @@ class CacheLayer:
     Attributes:
         tokens: the shape of what one token adds to each growing attribute.
         states: the states of the layer, if it has any.
+        num_axes: the axes of the positions that it keeps; 0 for none.
     """
 
     tokens: Mapping[str, tuple[int, int]]
     states: LayerStates
+    num_axes: int
 
     @property
     def shape(self) -> KvShape:
@@ -111,7 +113,9 @@ def trace_cache(model: Any, reason: str) -> CacheLayout:
             for name in _GROWING
             if (added := cache.added.get((number, name)))
         }
-        layers.append(CacheLayer(tokens, LayerStates.of(layer)))
+        positions = getattr(layer, "indexer_position_ids", None)
+        num_axes = 0 if positions is None else len(positions)
+        layers.append(CacheLayer(tokens, LayerStates.of(layer), num_axes))
     if not any(one.tokens or one.states.parts for one in layers):
         raise ValueError("it keeps nothing")
     return CacheLayout(tuple(layers), reason)
@@ -163,6 +167,9 @@ class OneByOne:
                 start += heads * size
                 part = part.transpose(0, 1)[None].contiguous()
                 self._fill(layer, name, part)
+            if kept.num_axes:
+                rows = torch.arange(length, device=memory.device)
+                layer.indexer_position_ids = rows.expand(kept.num_axes, 1, -1)
         if ctx.recurrent is not None:
             slot = int(ctx.recurrent.read_slots[text])
             for place, layer, kept in self._stateful(cache):
