@@ -14,7 +14,7 @@ from engine.models.metadata_keys import MetadataKeys
 
 MAX_EXPERTS = 4096
 """The most experts of a layer; published models have up to 512."""
-_STACKED = re.compile(r"(.+\.mlp\.experts)\.(gate_up|down)_proj(_scale_inv)?")
+STACKED = re.compile(r"(.+\.mlp\.experts)\.(gate_up|down)_proj(_scale_inv)?")
 
 
 @dataclass(frozen=True, kw_only=True)  # without slots, for classes that also derive from another
@@ -40,7 +40,7 @@ class ExpertsConfig(ModelConfig):
     def parts_of(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each expert's part of a stacked tensor, as Qwen3.5 has them; those of Qwen3-VL are
         also transposed."""
-        stacked = _STACKED.fullmatch(name)
+        stacked = STACKED.fullmatch(name)
         if stacked is None or tensor.ndim != 3:
             yield name, tensor
             return
@@ -50,13 +50,20 @@ class ExpertsConfig(ModelConfig):
             rows, columns = 2 * columns, rows
         if tensor.shape[1] * columns != tensor.shape[2] * rows:
             tensor = tensor.mT
-        for number, part in enumerate(tensor):
-            if layer == "down":
-                yield f"{experts}.{number}.down_proj.weight{suffix}", part
-            else:
-                gate, up = part.tensor_split(2)
-                yield f"{experts}.{number}.gate_proj.weight{suffix}", gate
-                yield f"{experts}.{number}.up_proj.weight{suffix}", up
+        yield from parts_of_experts(experts, layer, suffix, tensor)
+
+
+def parts_of_experts(
+    experts: str, layer: str, suffix: str, tensor: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield each expert's part of the stacked tensor of a layer, `gate_up` or `down`."""
+    for number, part in enumerate(tensor):
+        if layer == "down":
+            yield f"{experts}.{number}.down_proj.weight{suffix}", part
+        else:
+            gate, up = part.tensor_split(2)
+            yield f"{experts}.{number}.gate_proj.weight{suffix}", gate
+            yield f"{experts}.{number}.up_proj.weight{suffix}", up
 
 
 def expert_row_counts(config: ModelConfig) -> tuple[int, ...]:

@@ -21,7 +21,6 @@ from engine.weights.picture_files import with_pictures
 from engine.weights.safetensors import folder_headers
 
 _HEAD = "lm_head.weight"
-_WRAPPER = "ForConditionalGeneration"
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +74,7 @@ def _family(keys: MetadataKeys) -> tuple[Family, MetadataKeys]:
         return family, keys
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise keys.nonsense("architectures", "a list of names")
-    if names[0] not in families() and names[0].endswith(_WRAPPER):
+    if names[0] not in families():
         from engine.models.fallback.wrapper import inner_decoder  # it brings transformers
 
         keys = inner_decoder(keys) or keys

@@ -44,6 +44,8 @@ def create_class(
     config._attn_implementation = "eager" if has_own_attention(config) else attention
     config._experts_implementation = experts
     model = causal_class(architecture)(config)  # type: ignore[misc]
+    if model.base_model is model and hasattr(model, "model"):
+        model.base_model_prefix = "model"  # Mllama's is that of another class
     if has_own_attention(config):
         open_attention(model, attention)
     return model

@@ -1,6 +1,6 @@
 """A model of transformers in the form of ours."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.causal_lm import CausalLM
+from engine.models.experts_config import STACKED, parts_of_experts
 from engine.models.fallback.architecture import in_words, refusal
 from engine.models.fallback.attention import PAGED
 from engine.models.fallback.build import BEFORE_HEAD, HEAD, build
@@ -73,6 +74,14 @@ class FallbackConfig(RecurrentConfig):
         if self.head != HEAD and own.startswith(f"{HEAD}."):
             return BEFORE_HEAD + own.removeprefix(HEAD)
         return HEAD + own.removeprefix(self.head) if own.startswith(f"{self.head}.") else own
+
+    def parts_of(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield each expert's part of a stacked tensor of experts that our layers compute."""
+        stacked = STACKED.fullmatch(name)
+        if stacked is not None and stacked[1] in self.names.experts and tensor.ndim == 3:
+            yield from parts_of_experts(*stacked.groups(""), tensor)
+        else:
+            yield name, tensor
 
 
 class FallbackModel(CausalLM):
