@@ -26,6 +26,7 @@ from engine.models.layers.norm import RmsNorm
 from engine.models.layers.rotary import Rotation
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
+from engine.models.wrapped_names import unwrapped
 
 ARCHITECTURE = "NemotronHForCausalLM"
 MLP, MIXTURE = "mlp", "moe"
@@ -36,6 +37,8 @@ EXPERTS, CHOSEN, EXPERT_SIZE = 8, 2, 7688
 """The numbers of missing keys."""
 HEAD_DIM = 128
 """The size of a head where a file lacks it."""
+_DECODER = "language_model."
+"""The beginning of the decoder's names in models that hear and see."""
 _OWN_NAMES = {
     "backbone.": "model.",
     "model.embeddings.": "model.embed_tokens.",
@@ -49,6 +52,10 @@ class NemotronConfig(Mamba2Config):
 
     def tensor_name(self, name: str) -> str:
         """See `ModelConfig.tensor_name`."""
+        if self.is_wrapped:
+            if not name.startswith(_DECODER):
+                return unwrapped(name)
+            name = name.removeprefix(_DECODER)
         for stored, own in _OWN_NAMES.items():
             if name.startswith(stored):
                 name = own + name.removeprefix(stored)

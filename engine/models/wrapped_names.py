@@ -6,6 +6,7 @@ _PARTS = {
     "language_model.lm_head.": "lm_head.",
     "language_model.model.": "model.",
     "language_model.": "model.",
+    "llm.": "model.",
     "text_model.": "model.",
     "vision_tower.transformer.layers.": f"{PICTURE_ENCODER}blocks.",
     "vision_tower.patch_conv.": f"{PICTURE_ENCODER}patch_embed.proj.",

@@ -129,6 +129,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "ple_layer_ids": [1],
         "split_ngram_parts": 1,
     },
+    "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"axial_pos_embds_dim": [64, 64], "is_decoder": True},
     "step3p5": {"layer_types": _MIXED, "rope_parameters": _TWO_ROPES, "sliding_window": WINDOW},
     "zamba": _ZAMBA,

@@ -225,7 +225,7 @@ class RotaryTable(nn.Module):
     @classmethod
     def fits(cls, module: nn.Module) -> bool:
         """Whether a module looks like those that transformers' models share."""
-        if not type(module).__name__.endswith("RotaryEmbedding"):
+        if not type(module).__name__.endswith("RotaryEmbedding") or [*module.parameters()]:
             return False
         return list(inspect.signature(module.forward).parameters)[:2] == ["x", "position_ids"]
 

@@ -48,7 +48,8 @@ class TensorNames:
     """
 
     def __init__(self, architecture: str, model: Any) -> None:
-        self._architecture, self._model = architecture, model
+        # Conversions give tensors the dtype of the model's weights.
+        self._architecture, self._model = architecture, model.float()
         self._prefix: str = model.base_model_prefix
         self._known = dict.fromkeys(model.state_dict(), True)
         transforms = get_model_conversion_mapping(model)
@@ -79,6 +80,8 @@ class TensorNames:
         if part is not None and part[1] in self.experts:
             return f"{part[1]}{part[2]}{_PARTS.get(part[3], part[3])}{part[4]}"
         found, converter = self._renamed(name)
+        if name in self._known and found not in self._known:
+            return name
         if converter is not None and name not in self._known:
             return _REARRANGED + name
         return found

@@ -12,6 +12,7 @@ from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi
 from transformers.models.falcon.modeling_falcon import FalconAttention, apply_rotary_pos_emb
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 from transformers.models.mpt.modeling_mpt import MptAttention, build_mpt_alibi_tensor
+from transformers.models.openai.modeling_openai import Attention as OpenAIGPTAttention
 from transformers.models.xglm.modeling_xglm import XGLMAttention
 
 Attend = Callable[..., Tensor]
@@ -31,8 +32,6 @@ def open_attention(model: Any, implementation: str) -> None:
     for module in model.modules():
         forward = _FORWARDS.get(type(module))
         if forward is not None:
-            if not hasattr(module, "layer_idx"):
-                module.layer_idx = module.layer_id
             module.forward = partial(_forward, model.config, implementation, forward, module)
 
 
@@ -121,6 +120,19 @@ def _mpt(
     return module.out_proj(mixed), None
 
 
+def _openai_gpt(
+    attend: Attend,
+    module: Any,
+    hidden: Tensor,
+    attention_mask: Tensor | None = None,
+    output_attentions: bool = False,
+) -> list[Tensor]:
+    heads = module.c_attn(hidden).unflatten(-1, (3, module.n_head, -1)).unbind(2)
+    query, key, value = (one.transpose(1, 2) for one in heads)
+    scale = None if module.scale else 1.0
+    return [module.c_proj(attend(query, key, value, None, scaling=scale))]
+
+
 def _projected(
     attend: Attend,
     module: Any,
@@ -140,12 +152,13 @@ def _projected(
     return module.out_proj(mixed), None
 
 
-_MODEL_TYPES = ("bloom", "falcon", "gpt_neo", "mpt", "xglm")
+_MODEL_TYPES = ("bloom", "falcon", "gpt_neo", "mpt", "openai-gpt", "xglm")
 _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
     BloomAttention: _bloom,
     FalconAttention: _falcon,
     GPTNeoSelfAttention: _projected,
     MptAttention: _mpt,
+    OpenAIGPTAttention: _openai_gpt,
     XGLMAttention: _projected,
 }
 

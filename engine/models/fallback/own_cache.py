@@ -8,6 +8,7 @@ whatever is beside it.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -139,7 +140,7 @@ class OneByOne:
             )
         states = []
         offsets = ctx.groups[0].batch.host_cu_seqlens_q.tolist()
-        for text, (start, end) in enumerate(zip(offsets, offsets[1:], strict=False)):
+        for text, (start, end) in enumerate(pairwise(offsets)):
             cache = self._load(text, int(positions[start]), ctx)
             for row in range(start, end):
                 given = {

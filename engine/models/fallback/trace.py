@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from engine.errors import UnsupportedArchitecture
 from engine.models.fallback.architecture import in_words, refusal
 from engine.models.fallback.attention import cached_dim
+from engine.models.fallback.own_attention import has_own_attention
 from engine.models.fallback.own_cache import CacheLayout
 from engine.models.fallback.states import StateModule, TracedStates, has_states
 
@@ -135,6 +136,7 @@ def trace_layers(architecture: str, model: Any) -> Findings:
         _ENCODER if is_encoder else no_window,
     )
     skip_experts(model)
+    mask_device = "meta" if has_own_attention(config) else "cpu"
     states = TracedStates(config) if has_states(config) else None
     watched = contextlib.nullcontext() if states is None else states.watching(model)
     token = _current.set(trace)
@@ -143,8 +145,8 @@ def trace_layers(architecture: str, model: Any) -> Findings:
             model.base_model(
                 input_ids=torch.zeros(1, _NUM_TOKENS, dtype=torch.int64),
                 position_ids=torch.arange(_NUM_TOKENS)[None],
-                # Some code asks whether all are ones.
-                attention_mask=torch.ones(1, _NUM_TOKENS, dtype=torch.int64, device="cpu"),
+                # Some code asks whether all are ones, and some computes with it.
+                attention_mask=torch.ones(1, _NUM_TOKENS, dtype=torch.int64, device=mask_device),
                 **({} if states is None else {"cache": states}),
                 use_cache=False,
             )
@@ -158,12 +160,11 @@ def trace_layers(architecture: str, model: Any) -> Findings:
     num_layers = config.num_hidden_layers - len(getattr(config, "cross_attention_layers", ()))
     num_known = len(trace.layers | {one.layer for one in modules.values()})
     if num_known < num_layers and len(trace.calls) < num_layers:
-        raise trace.refuse(
-            _ENCODER
-            if is_encoder
-            else f"only {num_known} of its {num_layers} layers use transformers' attention interface or "
-            f"keep states where it keeps them; the others have code of their own"
+        own_code = (
+            f"only {num_known} of its {num_layers} layers use transformers' attention interface "
+            f"or cache; the others have code of their own"
         )
+        raise trace.refuse(_ENCODER if is_encoder else own_code)
     nothing = LayerFacts(1, 1, 2, None)
     return Findings(
         layers=trace.calls + [nothing] * len({one.place for one in modules.values()}),
