@@ -19,16 +19,16 @@ def page_of(rows: Mapping[str, Row], version: str) -> str:
         of_state.setdefault(row["state"], {})[name] = row
     served = of_state.get("family", {}) | of_state.get("fallback", {})
     refused = of_state.get("refused", {}).values()
-    counts = [
+    num_others = sum(any(one in r["reason"] for one in _NO_TEXTS) for r in refused)
+    share = len(served) / max(1, len(rows) - num_others)
+    counts: list[tuple[str, int | str]] = [
         ("all architectures", len(rows)),
+        ("encoders, encoder-decoders and others that do not continue texts", num_others),
+        ("served, of the rest", f"{share:.1%}"),
         ("served by a family of Tandem", len(of_state.get("family", {}))),
         ("served by transformers' code on Tandem's cache", len(of_state.get("fallback", {}))),
         ("served, equal to transformers, same bits", sum(map(_is_alike, served.values()))),
         ("refused", len(refused)),
-        (
-            "refused because they do not continue texts",
-            sum("encoder" in r["reason"] for r in refused),
-        ),
         ("failed without a useful sentence", len(of_state.get("failed", {}))),
         ("not tried", len(of_state.get("not made", {}))),
     ]
@@ -73,6 +73,8 @@ def _yes(value: bool) -> str:
     return "yes" if value else "**no**"
 
 
+_NO_TEXTS = ("encoder", "in both directions", "does not continue texts")
+"""Parts of the reasons for refusing models that do not continue texts."""
 _SERVED_HEADS = (
     *("architecture", "takes", "computed", "difference"),
     *("same bits in company", "same bits after a prefix hit"),

@@ -39,7 +39,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"moe_.*intermediate_size|.*expert.*intermediate_size|expert_ffn.*", 80),
     (r".*intermediate_size.*|.*ffn_dim|.*ffn_hidden_size|n_inner|d_ff|dff|dim_ff|mlp_dim", 192),
     (
-        r".*hidden_size.*|n_embd|d_model|.*embed_dim|codebook_dim|embedding_size|.*proj(ection)?_dim|width",
+        r".*hidden_size.*|n_embd|d_model|.*embed_dim|codebook_dim|embedding_size|.*proj(ection)?_dim|width|adapter_.*(dim|size)",
         128,
     ),
     (r"dim|input_size|.*out_dim|output_dim|d_inner|.*hidden_dim", 128),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from engine.contract.generate import GenerateRequest, TokenEvent, TokenLogprob
 from engine.contract.sampling_params import SamplingParams
@@ -41,6 +42,9 @@ def try_architecture(architecture: str) -> dict[str, Any]:
     try:
         theirs = tiny_model(architecture)
     except Exception as error:
+        refusal = _refusal_of_default(architecture)
+        if refusal is not None:
+            return {"state": "refused", "reason": refusal}
         return {"state": "not made", "reason": _described(error)}
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -60,11 +64,20 @@ def try_architecture(architecture: str) -> dict[str, Any]:
         }
 
 
-def _sees(architecture: str) -> bool:
-    """Whether Tandem takes pictures for this architecture, if a folder has a processor's files."""
-    family = families().get(architecture)
-    own = family is not None and family.read_pictures is not None
-    return own or architecture in picture_readers()
+def _refusal_of_default(architecture: str) -> str | None:
+    """The sentence with which transformers' default configuration of an architecture is refused;
+    None if it is not."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            config = getattr(transformers, architecture).config_class()
+            config.architectures = [architecture]
+            config.save_pretrained(folder)
+            load_model_config(Checkpoint("folder", Path(folder), "tiny"))
+        except EngineError as error:
+            return str(error)
+        except Exception:
+            return None
+    return None
 
 
 def _saved_and_loaded(theirs: Any, folder: Path) -> "Served":

@@ -1,6 +1,5 @@
 """The family for models without a family of their own."""
 
-import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +15,7 @@ from engine.models.fallback.build import create_class
 from engine.models.fallback.model import FallbackConfig, FallbackModel
 from engine.models.fallback.names import TensorNames
 from engine.models.fallback.own_cache import trace_cache
-from engine.models.fallback.trace import TRACED, Findings, trace_layers
+from engine.models.fallback.trace import ENCODER, TRACED, Findings, is_encoder, trace_layers
 from engine.models.family import Family
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
@@ -92,9 +91,13 @@ def _examined(architecture: str, model: Any) -> Findings:
             raise refusal(architecture, "it has attention code of its own")
         return trace_layers(architecture, model)
     except UnsupportedArchitecture as error:
-        with contextlib.suppress(Exception):  # transformers' code may fail in any way
-            return Findings.of_cache(trace_cache(model, str(error)))
-        raise
+        if ENCODER in str(error):
+            raise
+        refused = refusal(architecture, ENCODER) if is_encoder(model.config) else error
+        try:
+            return Findings.of_cache(trace_cache(model, str(refused)))
+        except Exception:  # transformers' code may fail in any way
+            raise refused from error
 
 
 def _without_memory(architecture: str, values: Mapping[str, Any]) -> Any:

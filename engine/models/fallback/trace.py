@@ -29,7 +29,7 @@ _NUM_TOKENS = 4
 _MAX_WINDOW = 1 << 17
 """The most positions within which a window is looked for; a longer one counts as none."""
 _NO_WINDOW = 0
-_ENCODER = "it is an encoder, which reads texts in both directions"
+ENCODER = "it is an encoder, which reads texts in both directions"
 _WITHOUT_MEANING = (
     "cache",
     "cache_position",
@@ -128,12 +128,11 @@ def trace_layers(architecture: str, model: Any) -> Findings:
         UnsupportedArchitecture: the model cannot run on a paged cache; the message says why.
     """
     config = model.config
-    is_encoder = getattr(config, "is_decoder", None) is False
     no_window = "its attention mask is neither causal nor a sliding window"
     trace = _Trace(
         architecture,
         min(config.max_position_embeddings, _MAX_WINDOW),
-        _ENCODER if is_encoder else no_window,
+        ENCODER if is_encoder(config) else no_window,
     )
     skip_experts(model)
     mask_device = "meta" if has_own_attention(config) else "cpu"
@@ -162,9 +161,9 @@ def trace_layers(architecture: str, model: Any) -> Findings:
     if num_known < num_layers and len(trace.calls) < num_layers:
         own_code = (
             f"only {num_known} of its {num_layers} layers use transformers' attention interface "
-            f"or cache; the others have code of their own"
+            f"or cache; the others keep what they remember in a way of their own"
         )
-        raise trace.refuse(_ENCODER if is_encoder else own_code)
+        raise trace.refuse(own_code)
     nothing = LayerFacts(1, 1, 2, None)
     return Findings(
         layers=trace.calls + [nothing] * len({one.place for one in modules.values()}),
@@ -172,6 +171,12 @@ def trace_layers(architecture: str, model: Any) -> Findings:
         state_size=max((one.states.size for one in modules.values()), default=0),
         modules=modules,
     )
+
+
+def is_encoder(config: Any) -> bool:
+    """Whether a configuration says that the model reads texts in both directions. Some say so of
+    models that do not."""
+    return getattr(config, "is_decoder", None) is False
 
 
 class _NoNumbers(TorchFunctionMode):

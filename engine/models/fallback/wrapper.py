@@ -49,11 +49,35 @@ _CHANGED = {"aya_vision": {"logit_scale": 1.0}, "cohere2_vision": {"logit_scale"
 """Values of text models that are different in the models around them, which do not scale logits."""
 _UNSTATED = {"qwen3_vl_moe_text": {"norm_topk_prob": True}}
 """What these decoders do and their files may not say."""
+_PAIR = "its text model is an encoder-decoder"
 _OTHERS = {
+    "blip": _PAIR,
+    "blt": "it consists of several models that read bytes in patches",
+    "diffusion_gemma": "it draws blocks of tokens and does not continue texts",
+    "evolla": "it answers about proteins and does not continue texts",
+    "florence2": _PAIR,
+    "gemma4_assistant": "it drafts for another model and does not continue texts alone",
+    "gemma4_unified_assistant": "it drafts for another model and does not continue texts alone",
+    "idefics": "it reads no text without a picture",
+    "kosmos-2": "it counts positions in a way of its own",
+    "kosmos-2.5": "it counts positions in a way of its own",
+    "musicgen_decoder": "it writes music and does not continue texts",
+    "musicgen_melody_decoder": "it writes music and does not continue texts",
     "paligemma": "its prompts are read in both directions",
-    "florence2": "its text model is an encoder-decoder",
+    "pi0": "it controls robots and does not continue texts",
+    "pix2struct": _PAIR,
+    "pp_formulanet": _PAIR,
+    "prophetnet": _PAIR,
+    "rwkv": "it keeps its states in a form of its own",
+    "t5gemma2": _PAIR,
+    "udop": _PAIR,
+    "vision-encoder-decoder": _PAIR,
+    "xlm": "it is an encoder, which reads texts in both directions",
+    "xlnet": "it reads texts in both directions",
+    "xlstm": "it keeps its states in a form of its own",
+    "xmod": "it is an encoder, which reads texts in both directions",
 }
-"""Types of models whose decoder computes something else than alone, and how."""
+"""Types of models whose text cannot be served, and why."""
 
 
 def inner_decoder(keys: MetadataKeys) -> MetadataKeys | None:
@@ -102,7 +126,9 @@ def _text_config(architecture: str, keys: MetadataKeys) -> tuple[Any, dict[str, 
 
 
 def _refusal(architecture: str, reason: str) -> UnsupportedArchitecture:
+    has_pictures = architecture in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
+    pictures = ", not even for text alone" if has_pictures else ""
     return UnsupportedArchitecture(
-        f"architecture {architecture!r} is not supported, not even for text alone: {reason}; "
+        f"architecture {architecture!r} is not supported{pictures}: {reason}; "
         f"{alternatives(architecture)}"
     )

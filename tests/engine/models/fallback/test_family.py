@@ -32,6 +32,22 @@ UNSET = {"head_dim": None}
 WINDOW = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}
 # What comes out behind many norms is large otherwise, and its roundings with it.
 SMALL = {"initializer_range": 0.1}
+MLA = {
+    "num_key_value_heads": 6,
+    "head_dim": 8,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_routed_experts": 8,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_group": 2,
+    "topk_group": 1,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+}
 MODELS = {
     "beam": (
         "Beam",
@@ -71,27 +87,29 @@ MODELS = {
     "opt": ("OPT", SHARED | {"ffn_dim": 80, "word_embed_proj_dim": 48}),
     "phi": ("Phi", SHARED | {"num_key_value_heads": 6}),
     "smollm3": ("SmolLM3", SHARED | {"no_rope_layers": [1, 0]}),
-    "axk1": (
-        "AXK1",
-        {
-            "num_key_value_heads": 6,
-            "head_dim": 8,
-            "q_lora_rank": 24,
-            "kv_lora_rank": 32,
-            "qk_nope_head_dim": 8,
-            "qk_rope_head_dim": 8,
-            "v_head_dim": 12,
-            "n_routed_experts": 8,
-            "num_local_experts": 8,
-            "num_experts_per_tok": 3,
-            "n_group": 2,
-            "topk_group": 1,
-            "moe_intermediate_size": 24,
-        },
+    "deepseek_v3": ("DeepseekV3", MLA),
+    "ctrl": ("CTRLLMHeadModel", SHARED | {"dff": 80}),
+    "deepseek_v32": (
+        "DeepseekV32",
+        MLA | {"num_hidden_layers": 1, "index_topk": 8, "index_head_dim": 16, "index_n_heads": 16},
     ),
+    "diff_llama": ("DiffLlama", SHARED),
+    "doge": ("Doge", SHARED | {"keep_window_size": 9, "num_experts": 4}),
     "ernie4_5_moe": (
         "Ernie4_5_Moe",
         SHARED | {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 24},
+    ),
+    "lfm3": ("Lfm3", SHARED | {"layer_types": ["conv", "full_attention"]}),
+    "olmo_hybrid": (
+        "OlmoHybrid",
+        SHARED
+        | {
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 12,
+        },
     ),
     "olmoe": ("Olmoe", SHARED | {"num_experts": 6, "num_experts_per_tok": 2}),
     "phimoe": ("Phimoe", SHARED | {"num_local_experts": 5}),
@@ -179,16 +197,10 @@ def read(architecture, **values):
     ("architecture", "values", "reason"),
     [
         ("BartForCausalLM", {"is_encoder_decoder": True}, "encoder-decoder"),
-        ("Mamba2ForCausalLM", {"layer_types": None}, "state that is not keys and values|Mamba2"),
-        ("Qwen3NextForCausalLM", {}, "layers of type linear_attention"),
         ("RwkvForCausalLM", {}, "0 of its 2 layers"),
-        ("GPTNeoXJapaneseForCausalLM", {}, "use transformers' attention interface"),
-        ("MambaForCausalLM", {}, "layers of type linear_attention"),
-        ("Llama4ForCausalLM", {}, "neither causal nor a sliding window"),
         ("BertLMHeadModel", {}, "it is an encoder"),
         ("TrOCRForCausalLM", {}, "the decoder of an encoder-decoder"),
-        ("DogeForCausalLM", {}, "changes the mask"),
-        ("GotOcr2ForConditionalGeneration", {}, "layers use"),
+        ("BigBirdForCausalLM", {}, "it is an encoder"),
     ],
 )
 def test_what_cannot_run_is_refused_with_its_reason(architecture, values, reason):
