@@ -51,10 +51,12 @@ def test_the_page_counts_and_lists_all_outcomes() -> None:
         "BForCausalLM": {"kind": "text", "state": "fallback", **served, "same_after_hit": False},
         "CForCausalLM": {"kind": "text", "state": "refused", "reason": "it has a <reason>"},
         "DForCausalLM": {"kind": "text", "state": "not made", "reason": "a | b"},
+        "EForCausalLM": {"kind": "text", "state": "refused", "reason": "it is an encoder"},
     }
     page = page_of(rows, "9.9")
-    assert "| all architectures | 4 |" in page
-    assert "| refused | 1 |" in page
+    assert "| all architectures | 5 |" in page
+    assert "| refused | 2 |" in page
+    assert "do not continue texts | 1 |" in page and "| served, of the rest | 50.0% |" in page
     assert "it has a &lt;reason>" in page and "a \\| b" in page
     assert "**no**" in page and "transformers 9.9" in page
     assert [summary(row)[:7] for row in rows.values()] == [
@@ -62,6 +64,7 @@ def test_the_page_counts_and_lists_all_outcomes() -> None:
         "fallbac",
         "refused",
         "not mad",
+        "refused",
     ]
 
 

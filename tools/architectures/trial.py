@@ -1,5 +1,6 @@
 """Serves a tiny random model as Tandem serves any folder, and compares it with transformers."""
 
+import json
 import random
 import tempfile
 from array import array
@@ -13,7 +14,7 @@ import transformers
 from engine.contract.generate import GenerateRequest, TokenEvent, TokenLogprob
 from engine.contract.sampling_params import SamplingParams
 from engine.contract.settings import EngineConfig
-from engine.errors import EngineError, MissingWeight
+from engine.errors import EngineError, MissingWeight, UnsupportedArchitecture
 from engine.llm.engine import LLMEngine
 from engine.llm.runner.runner_factory import create_runner
 from engine.llm.scheduler import Scheduler
@@ -42,7 +43,7 @@ def try_architecture(architecture: str) -> dict[str, Any]:
     try:
         theirs = tiny_model(architecture)
     except Exception as error:
-        refusal = _refusal_of_default(architecture)
+        refusal = _refusal(architecture)
         if refusal is not None:
             return {"state": "refused", "reason": refusal}
         return {"state": "not made", "reason": _described(error)}
@@ -64,18 +65,18 @@ def try_architecture(architecture: str) -> dict[str, Any]:
         }
 
 
-def _refusal_of_default(architecture: str) -> str | None:
-    """The sentence with which transformers' default configuration of an architecture is refused;
-    None if it is not."""
+def _refusal(architecture: str) -> str | None:
+    """The sentence with which an architecture is refused whatever its configuration says; None if
+    it is not."""
+    kind = getattr(transformers, architecture).config_class.model_type
+    values = {"model_type": kind, "architectures": [architecture]}
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(values))
         try:
-            config = getattr(transformers, architecture).config_class()
-            config.architectures = [architecture]
-            config.save_pretrained(folder)
             load_model_config(Checkpoint("folder", Path(folder), "tiny"))
-        except EngineError as error:
+        except UnsupportedArchitecture as error:
             return str(error)
-        except Exception:
+        except EngineError:
             return None
     return None
 

@@ -54,6 +54,7 @@ class FallbackConfig(RecurrentConfig):
     head: str
     """Path of the output layer."""
     facts: Findings
+    """What the examination of the model's code has found."""
 
     @property
     def experts(self) -> tuple[int, int] | None:
@@ -220,7 +221,11 @@ class FallbackModel(CausalLM):
         log.warning(
             "this architecture has no implementation in Tandem and runs on transformers' code: "
             "matrix products and attention are Tandem's, but steps are not recorded and other "
-            "operations are not fused, so each step is slower",
+            "operations are not fused, so each step is slower"
+            if layout is None
+            else "this architecture has no implementation in Tandem and runs on transformers' code "
+            "with transformers' own cache, one token of one text at a time, so prompts and several "
+            "texts at once are slow",
             architecture=self.config.architecture,
             difference=f"{found.difference:.1e}",
             same_bits_in_any_company=found.same_bits,

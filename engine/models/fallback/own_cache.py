@@ -21,6 +21,7 @@ from transformers import DynamicCache
 from engine.contract.kv_layout import KvShape
 from engine.errors import ModelLoadError
 from engine.models.fallback.states import LayerStates
+from engine.models.fallback.step import at_row
 from engine.models.forward_context import ForwardContext
 from kernels.shared.recurrent_batch import NO_SLOT
 
@@ -147,7 +148,8 @@ class OneByOne:
                     "input_ids": token_ids[None, row : row + 1],
                     "position_ids": positions[None, row : row + 1],
                 }
-                found = self.model.base_model(**given, cache=cache, use_cache=True)
+                with at_row(row):
+                    found = self.model.base_model(**given, cache=cache, use_cache=True)
                 states.append(found.last_hidden_state[0])
             self._save(cache, text, slice(start, end), ctx)
         return torch.cat(states)

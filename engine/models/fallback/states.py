@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin, LinearAttentionLayer
 
-from engine.models.fallback.step import current_context
+from engine.models.fallback.step import at_row, current_context
 from kernels.shared.recurrent_batch import NO_SLOT
 
 
@@ -235,7 +235,8 @@ class _InTurn:
             if read != NO_SLOT:
                 self._kept.states.load(layer, memory[read], self._dtype)
             for row in range(start, end):
-                outputs.append(self._forward(**_cut(given, row, num_rows)))
+                with at_row(row):
+                    outputs.append(self._forward(**_cut(given, row, num_rows)))
             self._kept.states.save(layer, memory[write])
         return _joined(outputs)
 

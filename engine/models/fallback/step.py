@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from itertools import count
+
+import torch
 
 from engine.models.forward_context import NO_CONTEXT, ForwardContext
 
@@ -25,6 +28,20 @@ def in_step(ctx: ForwardContext) -> Iterator[None]:
     finally:
         _current.reset(token)
         _numbers.reset(numbers)
+
+
+@contextmanager
+def at_row(row: int) -> Iterator[None]:
+    """Let layers compute one row of the step alone, with its adapter."""
+    ctx = _current.get()
+    if ctx.adapters is None:
+        yield
+        return
+    token = _current.set(replace(ctx, adapters=ctx.adapters.at(torch.tensor([row]))))
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 def next_number() -> int:

@@ -53,6 +53,8 @@ _PAIR = "its text model is an encoder-decoder"
 _OTHERS = {
     "blip": _PAIR,
     "blt": "it consists of several models that read bytes in patches",
+    "cpmant": "it puts tokens of its own before each text",
+    "deepseek_v4": "it keeps compressed keys in a form of its own",
     "diffusion_gemma": "it draws blocks of tokens and does not continue texts",
     "evolla": "it answers about proteins and does not continue texts",
     "florence2": _PAIR,
@@ -68,6 +70,8 @@ _OTHERS = {
     "pix2struct": _PAIR,
     "pp_formulanet": _PAIR,
     "prophetnet": _PAIR,
+    "recurrent_gemma": "it keeps its states in a form of its own",
+    "reformer": "its attention sorts tokens into buckets, which later tokens change",
     "rwkv": "it keeps its states in a form of its own",
     "t5gemma2": _PAIR,
     "udop": _PAIR,

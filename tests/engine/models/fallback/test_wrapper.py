@@ -205,7 +205,7 @@ def test_keys_that_files_leave_out_are_transformers(tmp_path):
 REFUSED = {
     "PaliGemma": ("paligemma", {"text_config": {"model_type": "gemma"}}, "in both directions"),
     "Florence2": ("florence2", {}, "encoder-decoder"),
-    "Mllama": ("mllama", {}, "mllama_text_model"),
+    "PI0": ("pi0", {}, "does not continue texts"),
 }
 
 
