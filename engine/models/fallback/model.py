@@ -80,7 +80,8 @@ class FallbackConfig(RecurrentConfig):
         """Yield each expert's part of a stacked tensor of experts that our layers compute."""
         stacked = STACKED.fullmatch(name)
         if stacked is not None and stacked[1] in self.names.experts and tensor.ndim == 3:
-            yield from parts_of_experts(*stacked.groups(""), tensor)
+            experts, layer, suffix = stacked.groups("")
+            yield from parts_of_experts(experts, layer, suffix, tensor)
         else:
             yield name, tensor
 

@@ -75,7 +75,7 @@ class CacheLayout:
         return [one for one in self.layers if one.states.parts]
 
 
-class _Cache(DynamicCache):
+class _Cache(DynamicCache):  # type: ignore[misc]
     """transformers' cache, which also collects what tokens add: for each layer and attribute the
     tokens' numbers, [1, H, T, D] each."""
 
@@ -104,12 +104,14 @@ def trace_cache(model: Any, reason: str) -> CacheLayout:
     model.bfloat16()
     model.config._attn_implementation = "eager"
     cache = _Cache(model.config)
-    some = _config.patch(meta_nonzero_assume_all_nonzero=True)
+    some = _config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
     with torch.device("meta"), torch.inference_mode(), some:
         zero = torch.zeros(1, 1, dtype=torch.int64)
         model.base_model(input_ids=zero, position_ids=zero, cache=cache, use_cache=True)
     layers = []
     for number, layer in enumerate(cache.layers):
+        if type(layer).__module__ != DynamicCache.__module__:
+            raise ValueError("this model has a cache of its own")
         tokens = {
             name: (added[0].shape[1], added[0].shape[3])
             for name in _GROWING
@@ -206,7 +208,7 @@ class OneByOne:
             ]
             numbers = torch.cat(parts, 1).to(memory.dtype)
             numbers = F.pad(numbers, (0, 2 * memory.shape[4] - numbers.shape[1]))
-            memory[blocks[rows], :, 0, slots[rows]] = numbers.unflatten(1, (2, -1))
+            memory[blocks[rows], :, 0, slots[rows]] = numbers.view(len(numbers), 2, -1)
         if ctx.recurrent is not None:
             slot = int(ctx.recurrent.write_slots[text])
             for place, layer, kept in self._stateful(cache):

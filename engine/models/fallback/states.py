@@ -106,7 +106,7 @@ class StateModule:
 _KINDS = ("conv_states", "recurrent_states")
 
 
-class States(DynamicCache):
+class States(DynamicCache):  # type: ignore[misc]
     """The states of one text while a module computes it; keys and values are kept elsewhere."""
 
     def update(

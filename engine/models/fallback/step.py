@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from engine.models.forward_context import NO_CONTEXT, ForwardContext
+from engine.models.forward_context import NO_CONTEXT, ForwardContext, RowAdapters
 
 _current: ContextVar[ForwardContext] = ContextVar("step", default=NO_CONTEXT)
 _numbers: ContextVar[Iterator[int]] = ContextVar("numbers")
@@ -30,14 +32,32 @@ def in_step(ctx: ForwardContext) -> Iterator[None]:
         _numbers.reset(numbers)
 
 
+@dataclass(frozen=True, slots=True)
+class _AdaptersOfRow:
+    """The adapter of one row of the step for any number of rows."""
+
+    adapters: RowAdapters
+    row: int
+
+    def add(self, path: str, x: Tensor, y: Tensor) -> None:
+        """See `RowAdapters.add`."""
+        self.at(x).add(path, x, y)
+
+    def at(self, rows: Tensor) -> RowAdapters:
+        """See `RowAdapters.at`."""
+        return self.adapters.at(torch.full((len(rows),), self.row))
+
+
 @contextmanager
 def at_row(row: int) -> Iterator[None]:
-    """Let layers compute one row of the step alone, with its adapter."""
+    """Let layers compute one row of the step alone, with its adapter. Layers may compute the text's
+    earlier tokens again."""
     ctx = _current.get()
     if ctx.adapters is None:
         yield
         return
-    token = _current.set(replace(ctx, adapters=ctx.adapters.at(torch.tensor([row]))))
+    adapters: Any = _AdaptersOfRow(ctx.adapters, row)
+    token = _current.set(replace(ctx, adapters=adapters))
     try:
         yield
     finally:

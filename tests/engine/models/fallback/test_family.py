@@ -279,3 +279,31 @@ def test_deterministic_is_refused_where_bits_depend_on_company(monkeypatch):
     monkeypatch.setattr("engine.models.fallback.model.compare", lambda model: found)
     with pytest.raises(ModelLoadError, match="turn deterministic off"):
         ours.load_weights(named_weights(theirs))
+
+
+class RowNumbers:
+    """Adapters that check that they are asked for as many rows as they are for."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def at(self, rows):
+        return RowNumbers([self.rows[row] for row in rows.tolist()])
+
+    def add(self, path, x, y):
+        assert len(x) == len(y) == len(self.rows)
+        y += torch.tensor(self.rows)[:, None]
+
+
+@pytest.mark.parametrize("name", ["lfm3", "doge"])
+def test_tokens_that_are_computed_alone_have_their_own_adapters(name):
+    family, overrides = MODELS[name]
+    ours, _, _ = create_pair(family, **overrides)
+    text = torch.tensor(random_text(4))
+    states = []
+    for rows in ([0, 0, 0, 0], [0, 0, 0, 1]):
+        context = comparison._Cache(ours).context([4], [0])
+        context = replace(context, adapters=RowNumbers(rows))
+        states.append(ours.forward(text, torch.arange(4), context))
+    assert torch.equal(states[0][:3], states[1][:3])
+    assert not torch.equal(states[0][3], states[1][3])
