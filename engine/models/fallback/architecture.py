@@ -33,7 +33,7 @@ NOT_OURS = (
 """Keys of config.json that choose code to run, or outputs that are not used here."""
 _PUBLISHED = {"MPTForCausalLM": "MptForCausalLM"}
 """Names that published files have for classes of transformers."""
-_WITHOUT_PARTS = (*("ChameleonForConditionalGeneration", "GitForCausalLM", "Mistral4ForCausalLM"),)
+_WITHOUT_PARTS = ("ChameleonForConditionalGeneration", "GitForCausalLM")
 """Classes for pictures and text in which the text model is not a part of its own."""
 _OTHER_LIMITS = ("max_seq_len", "seq_length", "n_positions", "n_ctx")
 """Names of the longest text in configurations without `max_position_embeddings`."""

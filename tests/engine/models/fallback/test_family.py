@@ -46,7 +46,6 @@ MLA = {
     "n_group": 2,
     "topk_group": 1,
     "moe_intermediate_size": 24,
-    "first_k_dense_replace": 1,
 }
 MODELS = {
     "beam": (
@@ -87,11 +86,18 @@ MODELS = {
     "opt": ("OPT", SHARED | {"ffn_dim": 80, "word_embed_proj_dim": 48}),
     "phi": ("Phi", SHARED | {"num_key_value_heads": 6}),
     "smollm3": ("SmolLM3", SHARED | {"no_rope_layers": [1, 0]}),
-    "deepseek_v3": ("DeepseekV3", MLA),
+    "axk1": ("AXK1", MLA),
     "ctrl": ("CTRLLMHeadModel", SHARED | {"dff": 80}),
     "deepseek_v32": (
         "DeepseekV32",
-        MLA | {"num_hidden_layers": 1, "index_topk": 8, "index_head_dim": 16, "index_n_heads": 16},
+        MLA
+        | {
+            "num_hidden_layers": 1,
+            "first_k_dense_replace": 1,
+            "index_topk": 8,
+            "index_head_dim": 16,
+            "index_n_heads": 16,
+        },
     ),
     "diff_llama": ("DiffLlama", SHARED),
     "doge": ("Doge", SHARED | {"keep_window_size": 9, "num_experts": 4}),
