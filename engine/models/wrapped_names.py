@@ -49,6 +49,7 @@ _OF_DECODERS = ("embed_tokens.", "layers.", "norm.", "lm_head.")
 def unwrapped(name: str) -> str:
     """Return the model's name for a tensor of such a checkpoint. All but the decoder counts as the
     encoder for pictures."""
+    name = name.removeprefix("thinker.")
     rest = name.removeprefix("model.")
     for stored, own in _PARTS.items():
         if rest.startswith(stored):

@@ -91,8 +91,8 @@ _SECTIONS = (
         "fallback",
         "Transformers' layers compute these models with Tandem's products, attention and cache "
         "([how](decisions/023-models-without-a-family.md)). They are slower, above all those with "
-        "states or with attention that only transformers' code can compute: these take one token at "
-        "a time.",
+        "states or with attention that only transformers' code can compute: these take one token "
+        "at a time.",
     ),
     ("Refused", "refused", "Tandem refuses to load these models with the sentence shown."),
     ("Failed", "failed", "These models fail without a useful sentence, which is a defect."),

@@ -94,6 +94,7 @@ def inner_decoder(keys: MetadataKeys) -> MetadataKeys | None:
         UnsupportedArchitecture: the decoder cannot be served alone; the message says why.
         ModelLoadError: transformers refuses the file.
     """
+    keys = _thinker(keys) or keys
     kind, names = keys.values.get("model_type"), keys.values.get("architectures")
     if not isinstance(kind, str) or not isinstance(names, list):
         return None
@@ -115,6 +116,16 @@ def inner_decoder(keys: MetadataKeys) -> MetadataKeys | None:
         values["rope_parameters"] = json_keys.without_axes(rope)
     values |= _UNSTATED.get(text.model_type, {})
     return MetadataKeys({**values, "architectures": [inner]}, f"{keys.source}: text_config")
+
+
+def _thinker(keys: MetadataKeys) -> MetadataKeys | None:
+    """Return the keys of the part of an Omni model that reads and writes texts, if it has one."""
+    values = keys.values.get("thinker_config")
+    if not isinstance(values, dict):
+        return None
+    architecture = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(str(values.get("model_type")))
+    named = {**values, "architectures": [architecture]}
+    return MetadataKeys(named, f"{keys.source}: thinker_config")
 
 
 def _text_config(architecture: str, keys: MetadataKeys) -> tuple[Any, dict[str, Any]]:

@@ -202,6 +202,25 @@ def test_keys_that_files_leave_out_are_transformers(tmp_path):
     assert not config.tie_word_embeddings
 
 
+@pytest.mark.parametrize("kind", ["qwen2_5_omni", "qwen3_omni_moe"])
+def test_of_a_model_that_also_speaks_the_part_for_texts_is_served(tmp_path, kind):
+    text = {"model_type": f"{kind}_text", "vocab_size": 320, "num_hidden_layers": 3}
+    text |= {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    thinker = {"model_type": f"{kind}_thinker", "text_config": text}
+    values = {"model_type": kind, "architectures": ["AnyOmni"], "thinker_config": thinker}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    tensors = {"thinker.lm_head.weight": torch.zeros(1), "talker.model.norm.weight": torch.zeros(1)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = load_model_config(Checkpoint("folder", tmp_path, "tiny"))
+    assert (config.vocab_size, config.num_hidden_layers) == (320, 3)
+    names = {
+        "thinker.model.layers.0.x": "model.layers.0.x",
+        "thinker.lm_head.weight": "lm_head.weight",
+    }
+    assert {name: config.tensor_name(name) for name in names} == names
+    assert config.tensor_name("talker.model.layers.0.x").startswith("picture_encoder.")
+
+
 REFUSED = {
     "PaliGemma": ("paligemma", {"text_config": {"model_type": "gemma"}}, "in both directions"),
     "Florence2": ("florence2", {}, "encoder-decoder"),
