@@ -175,7 +175,7 @@ def test_neighbours_and_chunks_leave_the_bits(pair):
     assert torch.equal(alone, together)
 
 
-@pytest.mark.parametrize("family", ["Bloom", "GPTNeoX", "Gemma2", "OlmoHybrid", "Lfm3"])
+@pytest.mark.parametrize("family", ["Bloom", "GPTNeoX", "Gemma2", "Lfm3"])
 def test_bf16_stays_near_fp32(family):
     overrides = next(more for name, more in MODELS.values() if name == family)
     # Roundings alone come to a few percent, for Gemma 2 to more; another model would to all.
