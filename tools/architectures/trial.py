@@ -65,6 +65,13 @@ def try_architecture(architecture: str) -> dict[str, Any]:
         }
 
 
+def _sees(architecture: str) -> bool:
+    """Whether Tandem takes pictures for this architecture, if a folder has a processor's files."""
+    family = families().get(architecture)
+    own = family is not None and family.read_pictures is not None
+    return own or architecture in picture_readers()
+
+
 def _refusal(architecture: str) -> str | None:
     """The sentence with which an architecture is refused whatever its configuration says; None if
     it is not."""
