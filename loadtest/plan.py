@@ -104,7 +104,9 @@ def load_plan(path: Path, overrides: dict[str, str] | None = None) -> Comparison
         label=expand(document.get("label", path.stem), variables),
         rung=expand(document.get("rung", NATIVE_RUNG), variables),
         prompt_words=tuple(document.get("prompt_words", (PEERS_NUM_WORDS,))),
-        output_tokens=document.get("output_tokens", PEERS_OUTPUT_TOKENS),
+        output_tokens=int(
+            expand(str(document.get("output_tokens", PEERS_OUTPUT_TOKENS)), variables)
+        ),
         num_requests=document.get("num_requests", {}),
     )
 
