@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.paged_attention.paged_batch import PagedBatch
+from kernels.paged_attention.paged_batch import WIDEST_IN_TRITON, PagedBatch
 from kernels.shared.work import Work, num_bytes
 
 TOLERANCE = {
@@ -91,7 +91,10 @@ CASES = (
 )
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 """The largest number of each packed dtype."""
-REFUSED = {"composed": {c.name for c in CASES if c.soft_cap or c.kv_dtype or c.sinks}}
+REFUSED = {
+    "composed": {c.name for c in CASES if c.soft_cap or c.kv_dtype or c.sinks},
+    "triton": {c.name for c in CASES if c.head_dim > WIDEST_IN_TRITON},
+}
 """The cases that each implementation leaves to others; it takes all other cases."""
 _SMOLLM2 = (9, 3, 64)
 _LLAMA3 = (32, 8, 128)

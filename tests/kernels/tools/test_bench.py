@@ -25,6 +25,8 @@ MODELS = (
     "qwen3_30b",
     "qwen3.5_0.8b",
     "qwen3.5_4b",
+    "deepseek_v2_lite",
+    "deepseek_v3",
     "mamba_130m",
     "mamba2_130m",
     "falcon_mamba_7b",
