@@ -73,9 +73,13 @@ class EngineRun(ABC):
         """
         self._work = task = asyncio.ensure_future(work)
         try:
+            if self._is_cancelled:  # after the work before this one
+                raise cancelled()
             await asyncio.wait([task])
             if task.cancelled():
                 raise cancelled() if self._is_cancelled else cut_short()
+            if self._is_cancelled and task.exception() is None:  # when the work was just done
+                raise cancelled()
             return task.result()
         except Exception as error:
             self.fail(error)

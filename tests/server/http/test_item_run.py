@@ -12,7 +12,7 @@ from engine.contract.draw import DrawParams, ImageEvent, ImageRequest, ImageStat
 from engine.contract.operations import DRAW
 from engine.contract.rejection import rejection
 from engine.contract.request import FinishReason
-from engine.errors import EngineDead, InvalidParameter, QueueFull, RequestFailed
+from engine.errors import EngineDead, InvalidParameter, QueueFull, RequestAborted, RequestFailed
 from engine.worker.request_stream import RequestStream
 from engine.worker.step_listeners import StepListeners
 from server.http.admission import Admission, Places
@@ -149,3 +149,23 @@ def test_steps_are_counted_by_the_fields_that_the_kind_names(setting: Setting) -
     assert setting.value("step_seconds_count") == 1
     setting.engine.steps.tell("m", ImageStats(num_steps=1, num_rows=2))  # of a new worker
     assert setting.value("rows_total") == 9
+
+
+async def test_a_cancel_between_two_pieces_of_work_or_at_the_end_of_one_is_not_lost():
+    async def work() -> str:
+        return "done"
+
+    between = Setting().run()
+    assert await between.perform(work()) == "done"
+    await between.cancel()
+    with pytest.raises(RequestAborted):
+        await between.perform(work())
+
+    at_the_end = Setting().run()
+
+    async def work_that_is_cancelled_when_done() -> str:
+        asyncio.get_running_loop().call_soon(asyncio.ensure_future, at_the_end.cancel())
+        return "done"
+
+    with pytest.raises(RequestAborted):
+        await at_the_end.perform(work_that_is_cancelled_when_done())
