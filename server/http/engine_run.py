@@ -73,13 +73,12 @@ class EngineRun(ABC):
         """
         self._work = task = asyncio.ensure_future(work)
         try:
-            if self._is_cancelled:  # after the work before this one
-                raise cancelled()
+            self._check()  # it may have been cancelled after the work before this one,
             await asyncio.wait([task])
             if task.cancelled():
                 raise cancelled() if self._is_cancelled else cut_short()
-            if self._is_cancelled and task.exception() is None:  # when the work was just done
-                raise cancelled()
+            if task.exception() is None:
+                self._check()  # or when this work was just done
             return task.result()
         except Exception as error:
             self.fail(error)
@@ -90,6 +89,15 @@ class EngineRun(ABC):
                 await asyncio.wait([task])
             self._work = None
             del task  # its error would hold this frame, and this frame would hold the error
+
+    def _check(self) -> None:
+        """Check that nobody has cancelled the request.
+
+        Raises:
+            RequestAborted: somebody has.
+        """
+        if self._is_cancelled:
+            raise cancelled()
 
     def fail(self, error: BaseException) -> None:
         """Note why the items without a result will have none."""
