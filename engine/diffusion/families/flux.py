@@ -7,7 +7,7 @@ rotary, `(image, row, column)` each. Latents are packed, two by two cells to a t
 Papers: Labs et al. 2025, arXiv:2506.15742 (Kontext); rectified flow, arXiv:2403.03206.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,12 +22,8 @@ from engine.diffusion.families.flow_schedules import FlowSchedules
 from engine.diffusion.families.flux_names import original_names
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.quantized import load_t5, load_transformer
-from engine.diffusion.families.row_layouts import (
-    denoise_by_layout,
-    denoise_each,
-    is_exact,
-    stack_timesteps,
-)
+from engine.diffusion.families.row_layouts import stack_timesteps
+from engine.diffusion.families.transformer_family import TransformerFamily
 from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt.clip import ClipPromptEncoder
 from engine.diffusion.prompt.states import PromptStates
@@ -57,7 +53,7 @@ KONTEXT_SIZES = (
 """The widths and heights of Kontext's training."""
 
 
-class FluxFamily:
+class FluxFamily(TransformerFamily):
     """FLUX.1 in all variants (see the module).
 
     Args:
@@ -80,10 +76,7 @@ class FluxFamily:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.device = device
-        self._dtype = dtype
-        self._transformer = transformer.eval()
-        self._autoencoder = autoencoder
+        super().__init__(transformer, autoencoder, dtype=dtype, device=device)
         self._clip, self._t5 = clip, t5
         self.adapted = AdaptedLayers(
             {"transformer": [self._transformer]} | text_encoders([clip.model, t5.model]),
@@ -134,10 +127,6 @@ class FluxFamily:
                 found.append(self._encode(prompt))
         return found
 
-    def encode_image(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        """Encode pixels `[1, 3, H, W]` in [-1, 1] as scaled latents."""
-        return self._autoencoder.encode(image, generator)
-
     def image_condition(
         self,
         task: ImageTask,
@@ -159,31 +148,12 @@ class FluxFamily:
         cells = torch.nn.functional.pixel_unshuffle(mask, self._autoencoder.factor)
         return torch.cat([masked, cells.to(masked)], dim=1)
 
-    def denoiser_key(self, task: ImageTask) -> Hashable:
-        """A single key, as one transformer serves all tasks."""
-        return "image"
-
     def new_noise_schedule(
         self, name: str | None, num_steps: int, width: int, height: int
     ) -> NoiseSchedule:
         """A new schedule for one image, shifted by its size if the config says so."""
         side = self._autoencoder.factor * _PATCH
         return self._schedules.create(name, num_steps, (width // side) * (height // side))
-
-    @torch.no_grad()
-    def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
-        """Predict velocities `[R, C, h, w]`, fp32. Timesteps, guidance and prompts may differ."""
-        if is_exact(self.device, self._dtype):
-            return denoise_each(rows, self._forward)
-        return denoise_by_layout(rows, _layout, self._forward)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32 in [-1, 1]."""
-        return self._autoencoder.decode(latents)
-
-    def preview(self, latents: torch.Tensor) -> torch.Tensor:
-        """A rough picture with one pixel per latent cell."""
-        return self._autoencoder.preview(latents)
 
     def _encode(self, prompt: PromptText) -> PromptStates:
         text = self._t5.encode(prompt)
@@ -253,11 +223,6 @@ def position_ids(height: int, width: int, *, image: int) -> torch.Tensor:
     rows, columns = torch.arange(height // _PATCH), torch.arange(width // _PATCH)
     grid = torch.cartesian_prod(torch.tensor([image]), rows, columns)
     return grid.float()
-
-
-def _layout(row: Row) -> Hashable:
-    references = tuple(reference.shape for reference in row.references)
-    return tuple(row.prompt.states.shape), references
 
 
 def _pooled(row: Row) -> torch.Tensor:

@@ -7,7 +7,7 @@ column, word)` each. A latent cell is a token: the autoencoder joins two by two 
 Sources: Labs 2025 (bfl.ai/blog/flux-2) and the pipelines of diffusers.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,12 +29,8 @@ from engine.diffusion.families.flow_schedules import FlowSchedules
 from engine.diffusion.families.flux_names import FLUX_2, original_names
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.quantized import load_transformer, quantize
-from engine.diffusion.families.row_layouts import (
-    denoise_by_layout,
-    denoise_each,
-    is_exact,
-    stack_timesteps,
-)
+from engine.diffusion.families.row_layouts import stack_timesteps
+from engine.diffusion.families.transformer_family import TransformerFamily
 from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt.language_model import LanguageModelEncoder
 from engine.diffusion.prompt.states import PromptStates
@@ -98,7 +94,7 @@ class Flux2Autoencoder(Autoencoder):
         return super().decode(torch.nn.functional.pixel_shuffle(joined, _PATCH))
 
 
-class Flux2Family:
+class Flux2Family(TransformerFamily):
     """FLUX.2 in all variants (see the module).
 
     Args:
@@ -126,10 +122,7 @@ class Flux2Family:
                 f"the transformer takes {config.in_channels} channels and the VAE makes "
                 f"{autoencoder.channels}; only plain FLUX.2 checkpoints are supported"
             )
-        self.device = device
-        self._dtype = dtype
-        self._transformer = transformer.eval()
-        self._autoencoder = autoencoder
+        super().__init__(transformer, autoencoder, dtype=dtype, device=device)
         self._encoder = encoder
         self.adapted = AdaptedLayers(
             {"transformer": [self._transformer]},
@@ -180,43 +173,12 @@ class Flux2Family:
         pipelines do."""
         return self._autoencoder.encode(image, None)
 
-    def image_condition(
-        self,
-        task: ImageTask,
-        image: torch.Tensor,
-        mask: torch.Tensor | None,
-        generator: torch.Generator,
-        *,
-        noise_level: int = 0,
-    ) -> torch.Tensor | None:
-        """None, as the transformer sees other images only as references."""
-        return None
-
-    def denoiser_key(self, task: ImageTask) -> Hashable:
-        """A single key, as one transformer serves all tasks."""
-        return "image"
-
     def new_noise_schedule(
         self, name: str | None, num_steps: int, width: int, height: int
     ) -> NoiseSchedule:
         """A new schedule for one image, shifted by its size and steps if the config says so."""
         side = self._autoencoder.factor
         return self._schedules.create(name, num_steps, (width // side) * (height // side))
-
-    @torch.no_grad()
-    def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
-        """Predict velocities `[R, C, h, w]`, fp32. Timesteps, guidance and prompts may differ."""
-        if is_exact(self.device, self._dtype):
-            return denoise_each(rows, self._forward)
-        return denoise_by_layout(rows, _layout, self._forward)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32 in [-1, 1]."""
-        return self._autoencoder.decode(latents)
-
-    def preview(self, latents: torch.Tensor) -> torch.Tensor:
-        """A rough picture with one pixel per latent cell."""
-        return self._autoencoder.preview(latents)
 
     def _encode(self, prompt: PromptText) -> PromptStates:
         text = self._encoder.encode(prompt)
@@ -276,11 +238,6 @@ def _positions(image: int, height: int, width: int, num_words: int) -> torch.Ten
 
 def _tokens(latents: torch.Tensor) -> torch.Tensor:
     return latents.flatten(2).transpose(1, 2)
-
-
-def _layout(row: Row) -> Hashable:
-    references = tuple(reference.shape for reference in row.references)
-    return tuple(row.prompt.states.shape), references
 
 
 def _load_encoder(

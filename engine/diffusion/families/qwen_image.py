@@ -7,7 +7,7 @@ follow on the diagonal. Latents are packed, two by two cells to a token, only in
 Paper: Wu et al. 2025, arXiv:2508.02324.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -130,9 +130,6 @@ class QwenImageFamily(TransformerFamily):
         """A new schedule for one image, shifted by its size if the config says so."""
         side = self._autoencoder.factor * _PATCH
         return self._schedules.create(name, num_steps, (width // side) * (height // side))
-
-    def _layout(self, row: Row) -> Hashable:
-        return row.prompt.states.shape[1], tuple(image.shape for image in row.references)
 
     def _forward(self, rows: Sequence[Row]) -> torch.Tensor:
         images = [torch.cat([row.latents for row in rows])]

@@ -1,5 +1,4 @@
-"""What families share whose only denoiser is a transformer without an image of its own size beside
-the latents."""
+"""What families share whose only denoiser is a transformer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
@@ -51,7 +50,7 @@ class TransformerFamily(ABC):
         *,
         noise_level: int = 0,
     ) -> torch.Tensor | None:
-        """None, as the transformer sees no image beside the latents."""
+        """None, as the transformer sees no image in the channels of the latents."""
         return None
 
     def denoiser_key(self, task: ImageTask) -> Hashable:
@@ -75,7 +74,8 @@ class TransformerFamily(ABC):
 
     def _layout(self, row: Row) -> Hashable:
         """A key: rows with equal keys can share a pass."""
-        return tuple(row.prompt.states.shape)
+        references = tuple(reference.shape for reference in row.references)
+        return tuple(row.prompt.states.shape), references
 
     @abstractmethod
     def _forward(self, rows: Sequence[Row]) -> torch.Tensor:
