@@ -15,10 +15,11 @@ def cut_crops(picture: Bytes, crops: Sequence[Crop], resampling: Resampling) -> 
     that use Pillow."""
     method = Image.Resampling[resampling.upper()]
     resized: dict[tuple[Size, ...], Image.Image] = {(): Image.fromarray(picture)}
-
-    def resize(resizes: tuple[Size, ...]) -> Image.Image:
-        if resizes not in resized:
-            resized[resizes] = resize(resizes[:-1]).resize(resizes[-1], method)
-        return resized[resizes]
-
-    return [np.asarray(resize(crop.resizes).crop(crop.box)) for crop in crops]
+    cut = []
+    for crop in crops:
+        for number in range(1, len(crop.resizes) + 1):
+            sizes = crop.resizes[:number]
+            if sizes not in resized:
+                resized[sizes] = resized[sizes[:-1]].resize(sizes[-1], method)
+        cut.append(np.asarray(resized[crop.resizes].crop(crop.box)))
+    return cut

@@ -1,5 +1,6 @@
 """Pieces and crops of pictures against transformers' processors."""
 
+import gc
 import random
 from dataclasses import replace
 from typing import Any
@@ -311,3 +312,18 @@ def test_long_pictures_in_grids_are_refused():
     size = (length * MOST_TIMES_LONGER, length)
     assert grids.takes(*size) and grids.takes(*size[::-1])
     assert not grids.takes(size[0] + 1, length) and facts.takes(size[0] + 1, length)
+
+
+def test_nothing_is_left_of_a_picture_that_was_cut():
+    """A process that decodes has a limit on its memory, so whatever stays makes it refuse later
+    pictures."""
+    picture = np.zeros((20, 30, 3), np.uint8)
+    crop = Crop(resizes=((40, 50), (30, 20)), box=(0, 0, 10, 10))
+    gc.disable()
+    try:
+        before = sum(isinstance(one, Image.Image) for one in gc.get_objects())
+        cut_crops(picture, [crop], "bicubic")
+        after = sum(isinstance(one, Image.Image) for one in gc.get_objects())
+    finally:
+        gc.enable()
+    assert after == before
