@@ -18,7 +18,7 @@ from engine.contract.picture_sizes import Size
 from engine.errors import InvalidParameter
 from engine.pictures.crops import cut_crops
 from server.images.exif import EXIF_COMMENT, read_comment
-from server.images.header import broken, read_header
+from server.images.header import IN_CHATS, UPLOADED, Format, broken, read_header
 
 Array = npt.NDArray[np.uint8]
 MaskMode = Literal["auto", "alpha", "luminance"]
@@ -98,7 +98,8 @@ def decode_crops(
     Raises:
         InvalidParameter: as for `decode_image`; or the size is another one.
     """
-    planes = _decoded(_opened(data, param, max_pixels, max_side), param, use_profile=False)
+    image = _opened(data, param, max_pixels, max_side, IN_CHATS)
+    planes = _decoded(image, param, use_profile=False)
     picture = Image.fromarray(planes.rgb)
     if picture.size != upright:
         raise InvalidParameter(
@@ -196,9 +197,17 @@ def decode_grey(data: bytes, *, param: str, max_pixels: int, max_side: int) -> A
     return _luminance(_decoded(image, param, use_profile=False))[..., None]
 
 
-def _opened(data: bytes, param: str, max_pixels: int, max_side: int) -> Image.Image:
+def _opened(
+    data: bytes,
+    param: str,
+    max_pixels: int,
+    max_side: int,
+    formats: tuple[Format, ...] = UPLOADED,
+) -> Image.Image:
     """The file's header, checked; nothing is decoded yet."""
-    header = read_header(data, param=param, max_pixels=max_pixels, max_side=max_side)
+    header = read_header(
+        data, param=param, max_pixels=max_pixels, max_side=max_side, formats=formats
+    )
     try:
         image = Image.open(io.BytesIO(data), formats=[header.format])
     except Exception as error:  # Pillow lets through any error of its parsers.

@@ -23,12 +23,13 @@ _ORIENTATION = 0x0112
 _SIDEWAYS = range(5, 9)
 """The orientations of EXIF that exchange width and height."""
 
-Format = Literal["PNG", "JPEG", "WEBP"]
+Format = Literal["PNG", "JPEG", "WEBP", "GIF"]
+UPLOADED: tuple[Format, ...] = ("PNG", "JPEG", "WEBP")
+IN_CHATS: tuple[Format, ...] = (*UPLOADED, "GIF")
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _EXIF_MAGIC = b"Exif\0\0"
 _REFUSED_FORMATS = (
-    (b"GIF8", "GIF"),
     (b"BM", "BMP"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
@@ -58,18 +59,26 @@ class _Broken(Exception):
     """The file cannot be read any further."""
 
 
-def read_header(data: bytes, *, param: str, max_pixels: int, max_side: int) -> Header:
+def read_header(
+    data: bytes,
+    *,
+    param: str,
+    max_pixels: int,
+    max_side: int,
+    formats: tuple[Format, ...] = UPLOADED,
+) -> Header:
     """The checked header of a picture file.
 
     Args:
         param: the field that messages name.
 
     Raises:
-        InvalidParameter: the file is not PNG, JPEG or WebP, is broken at its beginning, or too
+        InvalidParameter: the file has none of the formats, is broken at its beginning, or too
             large.
     """
-    format = _format(data, param)
-    read = {"PNG": _png_size, "JPEG": _jpeg_size, "WEBP": _webp_size}[format]
+    format = _format(data, param, formats)
+    sizes = {"PNG": _png_size, "JPEG": _jpeg_size, "WEBP": _webp_size, "GIF": _gif_size}
+    read = sizes[format]
     try:
         width, height = read(data)
     except (_Broken, struct.error):
@@ -100,6 +109,8 @@ def read_header(data: bytes, *, param: str, max_pixels: int, max_side: int) -> H
 
 def upright_size(data: bytes, header: Header) -> tuple[int, int]:
     """Width and height once the picture is turned as its EXIF data say."""
+    if header.format == "GIF":
+        return header.width, header.height
     find = {"PNG": _png_exif, "JPEG": _jpeg_exif, "WEBP": _webp_exif}[header.format]
     try:
         is_sideways = _orientation(find(data).removeprefix(_EXIF_MAGIC)) in _SIDEWAYS
@@ -117,20 +128,26 @@ def broken(param: str, format: str) -> InvalidParameter:
     )
 
 
-def _format(data: bytes, param: str) -> Format:
+def _format(data: bytes, param: str, formats: tuple[Format, ...]) -> Format:
+    advice = "send PNG, JPEG" + (", WebP or GIF" if "GIF" in formats else " or WebP")
     if not data:
-        raise InvalidParameter(f"{param} is empty (0 bytes); send PNG, JPEG or WebP", param=param)
+        raise InvalidParameter(f"{param} is empty (0 bytes); {advice}", param=param)
     if data.startswith(_PNG_MAGIC):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WEBP"
+    is_gif = data.startswith(b"GIF8")
+    if is_gif and "GIF" in formats:
+        return "GIF"
     found = next((name for magic, name in _REFUSED_FORMATS if data.startswith(magic)), None)
     if data[4:8] == b"ftyp":
         found = "AVIF, HEIC or video"
+    if is_gif:
+        found = "GIF"
     what = "not a picture that can be read" if found is None else f"a {found} file"
-    raise InvalidParameter(f"{param} is {what}; send PNG, JPEG or WebP", param=param)
+    raise InvalidParameter(f"{param} is {what}; {advice}", param=param)
 
 
 def _png_size(data: bytes) -> tuple[int, int]:
@@ -159,6 +176,10 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     start_code, width, height = struct.unpack_from("<3sHH", data, start + 3)
     is_known = kind == b"VP8 " and start_code == b"\x9d\x01\x2a"
     return _checked(is_known, width & 0x3FFF, height & 0x3FFF)
+
+
+def _gif_size(data: bytes) -> tuple[int, int]:
+    return _checked(True, *struct.unpack_from("<HH", data, 6))
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:

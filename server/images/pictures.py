@@ -12,7 +12,7 @@ from engine.contract.picture_facts import Crop, Resampling
 from engine.contract.pixels import Pixels
 from server.http.engine_run import EngineRun
 from server.images.decoding import MaskMode
-from server.images.header import read_header, upright_size
+from server.images.header import IN_CHATS, UPLOADED, read_header, upright_size
 from server.images.links import PictureLinks
 from server.images.picture_budget import PictureBudget
 from server.images.picture_processes import PictureProcesses
@@ -107,7 +107,13 @@ class Pictures:
 
         def opened() -> EncodedPicture:
             data = file_of(followed, param)
-            header = read_header(data, param=param, max_pixels=max_pixels, max_side=MAX_INPUT_SIDE)
+            header = read_header(
+                data,
+                param=param,
+                max_pixels=max_pixels,
+                max_side=MAX_INPUT_SIDE,
+                formats=IN_CHATS if reading is Reading.CROPS else UPLOADED,
+            )
             width, height = header.width, header.height
             if reading is Reading.CROPS:
                 width, height = upright_size(data, header)

@@ -220,6 +220,8 @@ FORMATS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "one bit": ("1", "PNG", {}),
     "CMYK": ("CMYK", "JPEG", {}),
     "JPEG": ("RGB", "JPEG", {}),
+    "GIF": ("RGB", "GIF", {}),
+    "transparent GIF": ("P", "GIF", {"transparency": 3}),
 }
 
 
@@ -259,7 +261,9 @@ FILES: dict[str, tuple[Any, str]] = {
     "a claimed size": (lambda: _file(png_of_size(1 << 20, 1 << 20)), "scale it down"),
     "no pixels": (lambda: _file(png_of_size(9, 9)), "broken"),
     "truncated": (lambda: _file(truncated("PNG")), ""),
-    "an animation": (lambda: _file(frames("GIF", 3)), "GIF"),
+    "an animation": (lambda: _file(frames("GIF", 3)), "is animated"),
+    "the beginning of a GIF": (lambda: _file(b"GIF89a"), "broken"),
+    "a GIF with a size and nothing else": (lambda: _file(b"GIF89a" + b"\1" * 9), "broken"),
 }
 
 
