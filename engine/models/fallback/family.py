@@ -10,7 +10,7 @@ from engine.contract.kv_layout import KvShape
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
-from engine.models.fallback.architecture import causal_class, in_words, refusal
+from engine.models.fallback.architecture import causal_class, in_words, refusal, strangers_file
 from engine.models.fallback.build import create_class
 from engine.models.fallback.model import FallbackConfig, FallbackModel
 from engine.models.fallback.names import TensorNames
@@ -56,6 +56,8 @@ def read_json(keys: MetadataKeys, *, architecture: str) -> ModelConfig:
     head = paths.get(id(model.get_output_embeddings()))
     if head is None:
         raise refusal(architecture, "it has no output layer")
+    with strangers_file(architecture):
+        names = TensorNames(architecture, model)
     return FallbackConfig(
         architecture=architecture,
         vocab_size=config.vocab_size,
@@ -76,7 +78,7 @@ def read_json(keys: MetadataKeys, *, architecture: str) -> ModelConfig:
         shapes=RecurrentShapes((0, 0), (facts.state_size,)),
         facts=facts,
         values=dict(keys.values),
-        names=TensorNames(architecture, model),
+        names=names,
     )
 
 

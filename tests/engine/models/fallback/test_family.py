@@ -234,6 +234,8 @@ def test_a_rope_that_moves_with_the_longest_text_is_refused(rope_type):
         {"hidden_size": 0},
         {"num_attention_heads": 0},
         {"rope_parameters": [1, 2]},
+        {"model_type": False},
+        {"model_type": []},
     ],
 )
 def test_nonsense_is_refused(values):
