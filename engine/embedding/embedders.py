@@ -28,7 +28,7 @@ from engine.runtime.huge_pages import use_huge_pages
 from engine.weights.decoder import load_decoder
 from engine.weights.loader import load_model_config
 from engine.weights.safetensors import folder_headers, iter_tensors
-from engine.weights.sentence_layout import SentenceLayout, read_sentence_layout
+from engine.weights.sentence_layout import SentenceLayout, read_gguf_layout, read_sentence_layout
 from engine.weights.source import Checkpoint
 from engine.weights.stored_bits import stored_type
 from engine.weights.weight_plan import WeightPlan, plan_within_memory
@@ -141,7 +141,7 @@ def _load_decoder(
         ) from error
     if layout is None and checkpoint.layout == "folder":
         layout = read_sentence_layout(checkpoint.path, default="last")
-    layout = layout or SentenceLayout(pooling="last")
+    layout = layout or read_gguf_layout(checkpoint.path)
     dtype = torch_dtype(intent.model_dtype)
     max_model_len = _max_model_len(intent, layout, config.max_position_embeddings)
     step_tokens = _step_tokens(intent, max_model_len)

@@ -231,11 +231,14 @@ def read_gguf(keys: GgufKeys) -> ModelConfig:
 def _gguf_rope_fields(keys: GgufKeys) -> dict[str, Any]:
     """Read the fields about positions. All published models scale vectors and scores by the same
     weight."""
-    fields = gguf_keys.rope_fields(keys)
-    weight = keys.number(keys.own("rope.scaling.yarn_log_multiplier"), None)
-    if fields["rope_scaling"] is not None and weight is not None:
-        fields["rope_scaling"] |= dict.fromkeys(("mscale", "mscale_all_dim"), 10 * weight)
-    return {**fields, "rotary_dim": keys.integer(keys.own("rope.dimension_count"))}
+    fields, own = gguf_keys.rope_fields(keys), keys.own
+    tenth = keys.number(own("rope.scaling.yarn_log_multiplier"), None)
+    weight = None if tenth is None else 10 * tenth
+    growth = keys.number(own("attention.temperature_scale"), None)
+    stated = {"mscale": weight, "mscale_all_dim": weight, GROWTH: growth}
+    if scaling := fields["rope_scaling"]:
+        scaling |= {name: number for name, number in stated.items() if number is not None}
+    return {**fields, "rotary_dim": keys.integer(own("rope.dimension_count"))}
 
 
 def _gguf_expert_fields(keys: GgufKeys) -> dict[str, Any]:

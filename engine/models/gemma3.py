@@ -150,7 +150,7 @@ def read_gguf(keys: GgufKeys) -> ModelConfig:
     """Read the keys of a GGUF file. llama.cpp's converter has added the 1 to the norms; its loader
     supplies the values that the file lacks."""
     sizes = gguf_keys.size_fields(keys)
-    window = keys.integer(keys.own("attention.sliding_window"))
+    window = keys.integer(keys.own("attention.sliding_window"), 0, low=0) or None
     scaled_by = sizes["head_dim"]
     if sizes["num_hidden_layers"] == LAYERS_OF_27B:
         scaled_by = sizes["hidden_size"] // sizes["num_attention_heads"]

@@ -267,14 +267,24 @@ def _head_dim(keys: GgufKeys, num_heads: int) -> int:
 
 
 def _rope_scaling(keys: GgufKeys, trained: int) -> dict[str, Any] | None:
-    kind = keys.text(keys.own("rope.scaling.type"), "none")
-    if kind == "none":
+    """Read a scaling. Without a type it is linear, and old files have another key for its factor.
+
+    `yarn_attn_factor` is left out: it may be either of two settings with different meanings.
+    """
+    kind = keys.text(keys.own("rope.scaling.type"), "linear")
+    factor = keys.own("rope.scaling.factor")
+    if kind == "linear" and factor not in keys.values:
+        factor = keys.own("rope.scale_linear")
+    if kind == "none" or (kind == "linear" and not keys.values.get(factor)):
         return None
-    original = keys.integer(keys.own("rope.scaling.original_context_length"), None)
     raw = {
         "rope_type": kind,
-        "factor": keys.number(keys.own("rope.scaling.factor")),
-        "original_max_position_embeddings": original,
+        "factor": keys.number(factor),
+        "original_max_position_embeddings": keys.integer(
+            keys.own("rope.scaling.original_context_length"), None
+        ),
+        "beta_fast": keys.number(keys.own("rope.scaling.yarn_beta_fast"), None),
+        "beta_slow": keys.number(keys.own("rope.scaling.yarn_beta_slow"), None),
     }
     present = {name: value for name, value in raw.items() if value is not None}
     return normalise_rope_scaling(present, trained, keys.source)

@@ -55,6 +55,11 @@ def read_gguf_config(path: Path, mmproj: Path | None = None) -> ModelConfig:
             f"GGUF architecture {keys.architecture[:80]!r} is not supported; supported are "
             f"{', '.join(gguf_architectures())}"
         )
+    if not keys.flag(keys.own("attention.causal"), True):
+        raise UnsupportedArchitecture(
+            f"{path.name} holds a model whose tokens also attend to later ones, which is not "
+            f"supported; serve a model that writes texts, or an encoder from a folder"
+        )
     config = family.read_gguf(keys)
     if mmproj is not None:
         config = _with_pictures(config, keys, mmproj)

@@ -1,4 +1,4 @@
-"""Reads from sentence-transformers' files how hidden states become one embedding.
+"""Reads from sentence-transformers' files, or a GGUF file, how hidden states become one embedding.
 
 `modules.json` names the steps after the transformer, each with a folder of its own. A folder of an
 encoder without this file is treated as in sentence-transformers, with the mean of all tokens; its
@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gguf import PoolingType
+
 from engine.errors import CorruptFile, UnsupportedArchitecture
 from engine.files.checkpoint_files import parse_json_list, read_bounded, read_optional_json
+from engine.files.gguf_header import read_gguf_header
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.sentence_encoder import POOLINGS, Pooling
 
@@ -26,6 +29,14 @@ _STATED = {
     "pooling_mode_weightedmean_tokens": "weightedmean_tokens",
 }
 """Flags in a pooling module's config.json, and the ways of pooling that they stand for."""
+
+_POOLING_OF_GGUF: dict[int, Pooling] = {
+    PoolingType.NONE: "last",
+    PoolingType.MEAN: "mean",
+    PoolingType.CLS: "cls",
+    PoolingType.LAST: "last",
+    PoolingType.RANK: "last",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +86,25 @@ def read_sentence_layout(folder: Path, default: Pooling = "mean") -> SentenceLay
                     f"supported"
                 )
     return SentenceLayout(pooling=pooling, normalizes=normalizes, max_tokens=max_tokens)
+
+
+def read_gguf_layout(path: Path) -> SentenceLayout:
+    """Read the layout of a decoder's GGUF file. One that states no pooling takes the last token.
+
+    Raises:
+        CorruptFile: the file is damaged.
+        UnsupportedArchitecture: its pooling is unknown.
+    """
+    metadata = read_gguf_header(path, keeps_arrays=False).metadata
+    key = f"{metadata.get('general.architecture')}.pooling_type"
+    stated = metadata.get(key, PoolingType.NONE)
+    way = _POOLING_OF_GGUF.get(stated) if isinstance(stated, int) else None
+    if way is None:
+        raise UnsupportedArchitecture(
+            f"{path.name}: {key} is {str(stated)[:80]}; it must be one of "
+            f"{', '.join(f'{number} ({one})' for number, one in _POOLING_OF_GGUF.items())}"
+        )
+    return SentenceLayout(pooling=way)
 
 
 def _steps(folder: Path) -> Sequence[tuple[str, str]]:

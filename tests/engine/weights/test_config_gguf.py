@@ -1,8 +1,10 @@
+import random
+
 import numpy as np
 import pytest
 import torch
 
-from engine.errors import MissingWeight, ModelLoadError
+from engine.errors import MissingWeight, ModelLoadError, UnsupportedArchitecture
 from engine.weights.loader import load_model_config
 from tests.helpers.models.checkpoints import in_folder, in_gguf
 
@@ -113,6 +115,36 @@ def test_scaled_rotary_embeddings(read, tiny_qwen2):
     stated = {"rope_type": "linear", "factor": 2.0}
     assert read(folder, "qwen2", **linear).rope_scaling == stated
     assert read(folder, "qwen2", qwen2__rope__scaling__type="none").rope_scaling is None
+    without_type = {"qwen2.rope.scaling.factor": 2.0}
+    assert read(folder, "qwen2", **without_type).rope_scaling == stated
+    assert read(folder, "qwen2", qwen2__rope__scale_linear=2.0).rope_scaling == stated
+    assert read(folder, "qwen2", qwen2__rope__scale_linear=0.0).rope_scaling is None
+
+
+def test_where_yarn_begins_and_ends(read, tiny_qwen2):
+    yarn = {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 128,
+        "beta_fast": random.randrange(9, 200) / 4,
+        "beta_slow": random.randrange(1, 9) / 4,
+    }
+    folder = tiny_qwen2(rope_parameters=yarn | {"rope_theta": 1e4})
+    names = {
+        "type": yarn["rope_type"],
+        "factor": yarn["factor"],
+        "original_context_length": yarn["original_max_position_embeddings"],
+        "yarn_beta_fast": yarn["beta_fast"],
+        "yarn_beta_slow": yarn["beta_slow"],
+    }
+    config = read(folder, "qwen2", **{f"qwen2.rope.scaling.{key}": names[key] for key in names})
+    assert config.rope_scaling == load_model_config(in_folder(folder)).rope_scaling == yarn
+
+
+def test_attention_that_looks_ahead_is_refused(read):
+    assert read(llama__attention__causal=True)
+    with pytest.raises(UnsupportedArchitecture, match="also attend to later ones"):
+        read(llama__attention__causal=False)
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])

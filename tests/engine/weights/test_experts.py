@@ -36,6 +36,8 @@ YARN = {
     "rope_theta": 10000.0,
     "factor": 8.0,
     "original_max_position_embeddings": 64,
+    "beta_fast": 8.0,
+    "beta_slow": 2.0,
     "mscale": 0.75,
     "mscale_all_dim": 0.75,
 }
@@ -147,6 +149,8 @@ def _latent_keys(config: dict[str, Any], is_old: bool) -> dict[str, Any]:
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": YARN["factor"],
         "rope.scaling.original_context_length": YARN["original_max_position_embeddings"],
+        "rope.scaling.yarn_beta_fast": YARN["beta_fast"],
+        "rope.scaling.yarn_beta_slow": YARN["beta_slow"],
         "rope.scaling.yarn_log_multiplier": 0.1 * YARN["mscale"],
         "expert_group_count": config["n_group"],
         "expert_group_used_count": config["topk_group"],
@@ -165,6 +169,19 @@ def test_folder_and_gguf_give_the_logits_of_transformers(folder, family, make_gg
     theirs, ours = map(load_model_config, both)
     for name in ("architecture", "num_experts", "experts_per_token", "expert_size"):
         assert getattr(ours, name) == getattr(theirs, name), name
+
+
+def test_scores_that_grow_with_the_position(tiny_deepseek, make_gguf):
+    folder = tiny_deepseek(rope_parameters=YARN)
+    plain, growing = (
+        as_gguf(folder, "deepseek", make_gguf, deepseek2__attention__temperature_scale=growth)
+        for growth in (None, 2.0)
+    )
+    text = [random.randrange(400) for _ in range(100)]
+    error = (logits(growing, text) - logits(plain, text)).abs().amax(1)
+    before = YARN["original_max_position_embeddings"]
+    assert error[:before].max() == 0.0
+    assert error[before:].max() > 1e-3
 
 
 def test_quantised_experts_stay_packed(folder, family, make_gguf):

@@ -99,6 +99,11 @@ def test_which_layers_slide_in_a_gguf_file(pattern, windows, tiny_gemma3, make_g
         assert load_model_config(checkpoint).layer_windows == windows
 
 
+def test_no_layer_slides_in_a_gguf_file_without_a_window(tiny_gemma3, make_gguf):
+    config = load_model_config(in_gguf(make_gguf(tiny_gemma3(), "gemma3")))
+    assert config.layer_windows == (None,) * 4
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -5,13 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import PoolingType
 
+from engine.contract.resolved_config import MachineFacts
+from engine.contract.settings import EngineConfig
+from engine.embedding.embedders import load_embedder
 from engine.errors import CorruptFile, ModelLoadError, UnsupportedArchitecture
 from engine.weights.sentence_layout import (
     SentenceLayout,
     has_sentence_layout,
+    read_gguf_layout,
     read_sentence_layout,
 )
+from tests.helpers.host import Host
+from tests.helpers.models.checkpoints import in_gguf
 from tests.helpers.models.tiny_encoders import add_sentence_layout
 
 
@@ -81,3 +88,26 @@ def test_other_files_are_refused_by_name(name, value, error, words, tmp_path):
     write(tmp_path, name, value)
     with pytest.raises(error, match=words):
         read_sentence_layout(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stated", "pooling"),
+    [(None, "last"), *((int(one), one.name.lower()) for one in list(PoolingType)[1:4])],
+)
+def test_gguf_files_state_the_pooling(stated, pooling, tiny_qwen2, make_gguf):
+    path = make_gguf(tiny_qwen2(), "qwen2", qwen2__pooling_type=stated)
+    assert read_gguf_layout(path).pooling == pooling
+
+
+@pytest.mark.parametrize("stated", [7, "mean", [1]])
+def test_other_poolings_of_gguf_files_are_refused_by_name(stated, tiny_qwen2, make_gguf):
+    path = make_gguf(tiny_qwen2(), "qwen2", qwen2__pooling_type=stated)
+    with pytest.raises(UnsupportedArchitecture, match=r"qwen2\.pooling_type is"):
+        read_gguf_layout(path)
+
+
+def test_a_decoder_in_a_gguf_file_pools_as_it_states(tiny_qwen2, make_gguf):
+    path = make_gguf(tiny_qwen2(), "qwen2", qwen2__pooling_type=int(PoolingType.MEAN))
+    intent = EngineConfig(device="cpu", num_threads=1, kind="embedding")
+    machine = MachineFacts(device="cpu", free_memory_bytes=1 << 34, num_cores=1)
+    assert load_embedder(in_gguf(path), intent, machine, Host()).layout.pooling == "mean"
