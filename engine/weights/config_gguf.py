@@ -23,6 +23,8 @@ from engine.weights.known_sampling import known_sampling
 _ENCODER = "clip"
 """The architecture of files with an encoder for pictures."""
 _STOP_TOKENS = ("eos", "eot", "eom")
+_DRAWING = ("flux", "lumina2", "qwen_image", "sd3")
+"""The architectures of image models' transformers; Z-Image is lumina2."""
 _SAMPLING = {one.name: one.gguf_key for one in SAMPLER_PARAMETERS.values() if one.gguf_key}
 
 
@@ -48,6 +50,12 @@ def read_gguf_config(path: Path, mmproj: Path | None = None) -> ModelConfig:
         raise UnsupportedArchitecture(
             f"{path.name} holds the encoder for a model's pictures; give the model's own file, and "
             f"this one as mmproj"
+        )
+    if keys.architecture in _DRAWING:
+        raise UnsupportedArchitecture(
+            f"{path.name} holds the transformer of an image model; move it into the folder "
+            f"'transformer' of the same model's diffusers folder, in place of the .safetensors "
+            f"files there, and give the diffusers folder, which has the other parts"
         )
     family = family_of_gguf(keys.architecture)
     if family is None or family.read_gguf is None:

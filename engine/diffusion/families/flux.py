@@ -81,7 +81,7 @@ class FluxFamily(TransformerFamily):
         self.adapted = AdaptedLayers(
             {"transformer": [self._transformer]} | text_encoders([clip.model, t5.model]),
             device=device,
-            aliases={"transformer": original_names(transformer.config)},
+            aliases={"transformer": original_names(transformer.config).modules},
         )
         self._schedules = FlowSchedules(
             scheduler_config, max_shift=_MAX_SHIFT, spans_unit_interval=True

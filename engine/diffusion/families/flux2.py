@@ -127,7 +127,7 @@ class Flux2Family(TransformerFamily):
         self.adapted = AdaptedLayers(
             {"transformer": [self._transformer]},
             device=device,
-            aliases={"transformer": original_names(config, FLUX_2)},
+            aliases={"transformer": original_names(config, FLUX_2).modules},
         )
         self._schedules = FlowSchedules(
             scheduler_config, max_shift=_MAX_SHIFT, spans_unit_interval=True, mu_of=empirical_mu

@@ -1,19 +1,18 @@
-"""Converts the names of FLUX.1's and FLUX.2's tensors from the original release's to diffusers'.
+"""The original releases' names of FLUX.1's and FLUX.2's modules.
 
-The original fuses projections that diffusers keeps separate. They are split by rows, so packed rows
-of a quantised matrix are split in the same way.
+The original fuses projections that diffusers keeps separate.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from engine.diffusion.families.original_names import OriginalNames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OriginalNames:
-    """The original names of a transformer's modules, and diffusers' names for them."""
+class Release:
+    """The names of a release: of single modules, and of those within a block."""
 
     single: Mapping[str, str]
     double_block: Mapping[str, str]
@@ -58,13 +57,12 @@ _FUSED = {
     "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
     "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
 }
-_SHIFT_SCALE = "final_layer.adaLN_modulation.1"
 
 
-FLUX_1 = OriginalNames(
+FLUX_1 = Release(
     single=_SINGLE, double_block=_DOUBLE_BLOCK, single_block=_SINGLE_BLOCK, fused=_FUSED
 )
-FLUX_2 = OriginalNames(
+FLUX_2 = Release(
     single={
         "img_in": "x_embedder",
         "txt_in": "context_embedder",
@@ -94,80 +92,27 @@ FLUX_2 = OriginalNames(
 )
 
 
-def to_diffusers_names(
-    state: Mapping[str, torch.Tensor], *, inner_dim: int, names: OriginalNames = FLUX_1
-) -> dict[str, torch.Tensor]:
-    """Rename tensors and split fused ones.
-
-    Args:
-        inner_dim: the number of attention heads times their width.
-        names: the names of the transformer's release.
-
-    Raises:
-        KeyError: a tensor does not belong to a FLUX transformer.
-    """
-    converted: dict[str, torch.Tensor] = {}
-    for name, tensor in state.items():
-        converted.update(_convert(name, tensor, inner_dim, names))
-    return converted
-
-
-def original_names(
-    config: Mapping[str, Any], names: OriginalNames = FLUX_1
-) -> dict[str, tuple[str, ...]]:
-    """The original names of linear layers, and diffusers' names of the layers in them, in order.
-    The last modulation is left out, because its halves are exchanged.
+def original_names(config: Mapping[str, Any], release: Release = FLUX_1) -> OriginalNames:
+    """The original names of a transformer.
 
     Args:
         config: the transformer's config, with its numbers of blocks.
-        names: the names of the transformer's release.
     """
-    found: dict[str, tuple[str, ...]] = {name: (one,) for name, one in names.single.items()}
-    singles = (names.single_block, config["num_single_layers"])
+    modules: dict[str, tuple[str, ...]] = {name: (one,) for name, one in release.single.items()}
+    singles = (release.single_block, config["num_single_layers"])
     kinds = (
-        ("double_blocks", "transformer_blocks", names.double_block, config["num_layers"]),
+        ("double_blocks", "transformer_blocks", release.double_block, config["num_layers"]),
         ("single_blocks", "single_transformer_blocks", *singles),
     )
     for kind, prefix, renamings, num_blocks in kinds:
-        fused = [name for name in names.fused if (name == "linear1") == (kind == "single_blocks")]
-        table: dict[str, tuple[str, ...]] = {
-            name: (one,) for name, one in renamings.items() if "norm." not in name
-        }
-        table |= {name: names.fused[name] for name in fused}
+        fused = [name for name in release.fused if (name == "linear1") == (kind == "single_blocks")]
+        table: dict[str, tuple[str, ...]] = {name: (one,) for name, one in renamings.items()}
+        table |= {name: release.fused[name] for name in fused}
         for number in range(num_blocks):
             for name, parts in table.items():
-                found[f"{kind}.{number}.{name}"] = tuple(f"{prefix}.{number}.{p}" for p in parts)
-    return found
-
-
-def _convert(
-    name: str, tensor: torch.Tensor, inner_dim: int, names: OriginalNames
-) -> dict[str, torch.Tensor]:
-    module, _, suffix = name.rpartition(".")
-    suffix = "weight" if suffix == "scale" else suffix
-    if module == _SHIFT_SCALE:
-        shift, scale = tensor.chunk(2, dim=0)
-        return {f"norm_out.linear.{suffix}": torch.cat([scale, shift])}
-    if module in names.single:
-        return {f"{names.single[module]}.{suffix}": tensor}
-    block, prefix, rest = _block_of(module, names)
-    if rest in names.fused:
-        parts = names.fused[rest]
-        sizes = [inner_dim] * 3 + [len(tensor) - 3 * inner_dim] * (len(parts) - 3)
-        pieces = torch.split(tensor, sizes, dim=0)
-        return {
-            f"{prefix}.{part}.{suffix}": torch.cat([piece])
-            for part, piece in zip(parts, pieces, strict=True)
-        }
-    return {f"{prefix}.{block[rest]}.{suffix}": tensor}
-
-
-def _block_of(module: str, names: OriginalNames) -> tuple[Mapping[str, str], str, str]:
-    """The table of names, the block's prefix in diffusers, and the module within the block."""
-    kind, _, rest = module.partition(".")
-    number, _, rest = rest.partition(".")
-    if kind == "double_blocks" and number.isdigit():
-        return names.double_block, f"transformer_blocks.{number}", rest
-    if kind == "single_blocks" and number.isdigit():
-        return names.single_block, f"single_transformer_blocks.{number}", rest
-    raise KeyError(module)
+                modules[f"{kind}.{number}.{name}"] = tuple(f"{prefix}.{number}.{p}" for p in parts)
+    return OriginalNames(
+        modules=modules,
+        swapped={"final_layer.adaLN_modulation.1": "norm_out.linear"},
+        parameters={"scale": "weight"},
+    )

@@ -7,6 +7,11 @@ import torch
 
 from engine.contract.image_settings import ImageQuantization
 from engine.diffusion.families.convolutions import arranged_bytes
+from engine.diffusion.families.foreign_file import (
+    find_foreign,
+    foreign_headers,
+    fp8_layers_of,
+)
 from engine.diffusion.families.products import packed_bytes
 from engine.diffusion.families.quantized_layers import quantized_layer
 from engine.diffusion.families.registry import INDEX
@@ -53,7 +58,8 @@ def weight_bytes(
     total = 0
     for folder, quantizable in _components(checkpoint.path):
         headers = _headers(folder)
-        total += _component_bytes(folder, headers, dtype, quantization if quantizable else "none")
+        wanted = quantization if quantizable else "none"
+        total += _component_bytes(folder, headers, dtype, wanted, device)
         if is_arranged and folder.name.startswith(_ARRANGED):
             total += _arranged_bytes(headers)
     return total
@@ -73,8 +79,19 @@ def _headers(folder: Path) -> Headers:
 
 
 def _component_bytes(
-    folder: Path, headers: Headers, dtype: torch.dtype, quantization: ImageQuantization
+    folder: Path,
+    headers: Headers,
+    dtype: torch.dtype,
+    quantization: ImageQuantization,
+    device: str,
 ) -> int:
+    foreign = find_foreign(folder) if folder.name == "transformer" else None
+    if foreign is not None:
+        headers = foreign_headers(foreign)
+        layers = fp8_layers_of(headers, device)
+        if layers:
+            return num_bytes(_shapes(headers), layers, dtype.itemsize)
+        return _plain_bytes(headers, dtype, quantization)
     stated = stated_in(read_optional_json(folder / "config.json"))
     stored = detect(stated, headers)
     if stored is not None:

@@ -11,39 +11,23 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import (
-    Flux2Transformer2DModel,
-    FluxTransformer2DModel,
-    GGUFQuantizationConfig,
-    ModelMixin,
-    ZImageTransformer2DModel,
-)
-from diffusers.loaders.single_file_utils import (
-    convert_sd3_transformer_checkpoint_to_diffusers,
-    convert_z_image_transformer_checkpoint_to_diffusers,
-)
+from diffusers import GGUFQuantizationConfig, ModelMixin
 from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES, GGUFParameter
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from engine.diffusion.families.components import check_component
-from engine.diffusion.families.flux_names import FLUX_1, FLUX_2, to_diffusers_names
+from engine.diffusion.families.original_names import rows_of
+from engine.diffusion.families.transformer_names import PREFIX, names_in
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
 from engine.files.gguf_part_names import first_part
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
 
 Transformer = TypeVar("Transformer", bound=ModelMixin)
 
-_OURS = ("transformer_blocks.", "all_x_embedder.")
-"""The beginnings of names by which diffusers' names are recognised."""
 _SHORTENED = {"pos_embed": 2, "_pad_token": 1}
 """The tensors outside of layers whose leading 1 ggml drops, by the end of their names: SD3's table
 of positions and Z-Image's padding; and the number of dimensions that are left."""
-_PREFIX = "model.diffusion_model."
-_FLUX = {
-    FluxTransformer2DModel.__name__: FLUX_1,
-    Flux2Transformer2DModel.__name__: FLUX_2,
-}
 _PLAIN = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
 
 
@@ -76,9 +60,13 @@ def load_gguf_transformer(
         ModelLoadError: a tensor type is not supported, or there is no config.
     """
     config = _config(model, path)
-    state = _renamed(_read_state(path), config, path)
     with torch.device("meta"):
-        expected = model.from_config(config).state_dict().keys()
+        empty = model.from_config(config).state_dict()
+    found, expected = _read_state(path), empty.keys()
+    names, num_rows = names_in(found, model, config), rows_of(empty)
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in found.items():
+        state |= names.to_diffusers(name, tensor, num_rows)
     if expected - state.keys():
         raise _lacks(path, min(expected - state.keys()))
     if state.keys() - expected:
@@ -112,26 +100,6 @@ def _build(
     return loaded
 
 
-def _renamed(
-    state: dict[str, torch.Tensor], config: Mapping[str, Any], path: Path
-) -> dict[str, torch.Tensor]:
-    """The file's tensors under diffusers' names."""
-    if any(name.startswith(_OURS) for name in state):
-        return state
-    try:
-        names = _FLUX.get(config["_class_name"])
-        if names is not None:
-            inner_dim = config["num_attention_heads"] * config["attention_head_dim"]
-            return to_diffusers_names(state, inner_dim=inner_dim, names=names)
-        convert = convert_sd3_transformer_checkpoint_to_diffusers
-        if config["_class_name"] == ZImageTransformer2DModel.__name__:
-            convert = convert_z_image_transformer_checkpoint_to_diffusers
-        converted: dict[str, torch.Tensor] = convert(state)
-    except (KeyError, IndexError) as error:
-        raise _lacks(path, str(error)) from error
-    return converted
-
-
 def _lacks(path: Path, name: str) -> MissingWeight:
     return MissingWeight(
         f"{path.name} lacks tensors of the model that its config.json names, {name} among them; is "
@@ -154,7 +122,7 @@ def _config(model: type[Transformer], path: Path) -> Mapping[str, Any]:
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
     """Read all tensors; matrices stay packed as stored, everything else is expanded."""
     tensors = read_tensors(path)
-    return {name.removeprefix(_PREFIX): _tensor(entry) for name, entry in tensors.items()}
+    return {name.removeprefix(PREFIX): _tensor(entry) for name, entry in tensors.items()}
 
 
 def _tensor(entry: GGUFTensor) -> torch.Tensor:

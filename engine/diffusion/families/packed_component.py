@@ -1,18 +1,17 @@
 """Builds a component with the quantised linear layers of its files."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import init_empty_weights
 from diffusers import ModelMixin
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from engine.diffusion.families.components import check_component
 from engine.diffusion.families.options import LoadOptions
-from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
-from engine.files.checkpoint_files import check_regular, read_json
+from engine.errors import MissingWeight, ModelLoadError, ShapeMismatch
+from engine.files.checkpoint_files import read_json
 from engine.quantization.format import QuantizedLayer
 from engine.quantization.method import LinearPart, TensorSpec
 
@@ -22,15 +21,15 @@ Component = TypeVar("Component", bound=ModelMixin)
 def load_packed(
     model: type[Component],
     folder: Path,
-    files: Sequence[Path],
+    tensors: Iterable[tuple[str, Tensor]],
     layers: Mapping[str, QuantizedLayer],
     options: LoadOptions,
 ) -> Component:
     """Build a model with the shape in `config.json` of `folder`.
 
     Args:
-        files: the safetensors files with its tensors.
-        layers: the quantised layers by their path in the model.
+        tensors: its tensors by name, which may be views of mapped files.
+        layers: the quantised layers by their path in the model; there may be none.
 
     Returns:
         The model, with quantised layers on the device and the rest on the CPU.
@@ -41,15 +40,15 @@ def load_packed(
         ModelLoadError: it cannot be built.
     """
     check_component(folder)
-    built = _empty(model, read_json(folder / "config.json"))
+    built = empty_component(model, read_json(folder / "config.json"))
     waiting = _Waiting(built, layers, options)
     plain: dict[str, Tensor] = {}
-    for name, tensor in _tensors(files):
+    for name, tensor in tensors:
         if not waiting.take(name, tensor):
             plain[name] = tensor.to(options.dtype, copy=True)
     waiting.check()
     _fill(built, plain)
-    built.is_quantized = True
+    built.is_quantized = bool(layers)
     built.requires_grad_(False)
     built.eval()
     return built
@@ -105,8 +104,12 @@ class _Waiting:
                 raise MissingWeight(f"the component lacks {path}.{kind}; fetch it again")
 
 
-def _empty(model: type[Component], config: dict[str, Any]) -> Component:
-    """A model without memory for its weights."""
+def empty_component(model: type[Component], config: dict[str, Any]) -> Component:
+    """Build a model without memory for its weights.
+
+    Raises:
+        ModelLoadError: its config is not one of this class.
+    """
     try:
         with init_empty_weights(include_buffers=False):
             built: Component = model.from_config(
@@ -137,18 +140,6 @@ def _linear(model: nn.Module, path: str, layer: QuantizedLayer) -> nn.Linear:
     if found != wanted:
         raise ShapeMismatch(f"{path} has {found} outputs and inputs; the config says {wanted}")
     return plain
-
-
-def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Yield views of the mapped files' tensors."""
-    for path in files:
-        check_regular(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  (no mapping)
-                    yield name, file.get_tensor(name)
-        except SafetensorError as error:
-            raise CorruptFile(f"{path.name} is damaged; fetch it again") from error
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -5,6 +5,7 @@ that is asked for (`quantized_layers` chooses them).
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from engine.contract.image_settings import ImageQuantization
 from engine.diffusion.families.components import ComponentFolder, weight_files
+from engine.diffusion.families.foreign_file import find_foreign, load_foreign
 from engine.diffusion.families.gguf_transformer import (
     Transformer,
     find_gguf,
@@ -27,7 +29,7 @@ from engine.errors import ModelLoadError
 from engine.quantization.format import QuantizedLayer
 from engine.quantization.method import LinearPart
 from engine.quantization.registry import detect, stated_in
-from engine.weights.safetensors import file_headers
+from engine.weights.safetensors import file_headers, iter_file_tensors
 
 
 def check_quantization(name: str) -> ImageQuantization:
@@ -92,7 +94,7 @@ def load_transformer(
     model: type[Transformer], folder: ComponentFolder, path: Path, options: LoadOptions
 ) -> Transformer:
     """Load the component `transformer` onto the device: packed as in its files, quantised while
-    loading, or plain.
+    loading, or plain. Its folder may hold a GGUF file, or a file with names of another tool.
 
     Args:
         path: the path of the checkpoint that `folder` reads.
@@ -107,14 +109,19 @@ def load_transformer(
         loaded = load_gguf_transformer(model, gguf_file, dtype=options.dtype, device=options.device)
         quantize(loaded, options.quantization, dtype=options.dtype, device=options.device)
         return loaded
+    foreign = find_foreign(component)
+    if foreign is not None:
+        loaded = load_foreign(model, foreign, options)
+        quantize(loaded, options.quantization, dtype=options.dtype, device=options.device)
+        return loaded.to(options.device)
     stated = stated_in(folder.config("transformer"))
     _, files = weight_files(component, options.dtype)
     headers = {name: one for file in files for name, one in file_headers(file).items()}
     found = detect(stated, headers)
     if found is not None:
-        loaded = load_packed(
-            model, component, files, found[1].layers(headers, options.device.type), options
-        )
+        layers = found[1].layers(headers, options.device.type)
+        tensors = chain.from_iterable(map(iter_file_tensors, files))
+        loaded = load_packed(model, component, tensors, layers, options)
     else:
         _check_stored(stated, options)
         loaded = folder.load("transformer", model)

@@ -32,6 +32,7 @@ from transformers import (
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.components import autoencoder_dtype, place_autoencoder
 from engine.diffusion.families.options import LoadOptions
+from engine.diffusion.families.transformer_names import is_transformer
 from engine.errors import (
     CorruptFile,
     MissingWeight,
@@ -264,8 +265,13 @@ def _unsupported(header: Mapping[str, Any]) -> UnsupportedArchitecture:
         found = "this one is a LoRA; give the base model that it was made for"
     elif _has(header, _XL_REFINER):
         found = "this one is an SDXL refiner, which only finishes another model's pictures"
-    elif any("double_blocks." in name or "joint_blocks." in name for name in header):
-        found = "this one is FLUX or Stable Diffusion 3; give the model's diffusers folder"
+    elif is_transformer(header):
+        found = (
+            "this one is a transformer, as FLUX, Stable Diffusion 3, Qwen-Image and Z-Image have: "
+            "move it into the folder 'transformer' of the same model's diffusers folder, in place "
+            "of the .safetensors files there, and give the diffusers folder, which has the other "
+            "parts"
+        )
     elif _has(header, _UNET) or any(name.startswith("down_blocks.") for name in header):
         found = "this one is a UNet without text encoder or VAE; give the whole model"
     else:

@@ -71,7 +71,7 @@ class StableDiffusion3Family(TransformerFamily):
         self.adapted = AdaptedLayers(
             {"transformer": [self._transformer]} | text_encoders(encoders),
             device=device,
-            aliases={"transformer": original_names(int(config.num_layers))},
+            aliases={"transformer": original_names(config).modules},
         )
         self._schedules = FlowSchedules(
             scheduler_config, max_shift=_MAX_SHIFT, spans_unit_interval=False

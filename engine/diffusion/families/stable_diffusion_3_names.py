@@ -1,4 +1,9 @@
-"""The original release's names of Stable Diffusion 3's linear layers; it fuses some projections."""
+"""The original release's names of Stable Diffusion 3's modules; it fuses some projections."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.diffusion.families.original_names import OriginalNames
 
 _SIDES = {
     "x_block": {
@@ -7,6 +12,12 @@ _SIDES = {
         "mlp.fc1": ("ff.net.0.proj",),
         "mlp.fc2": ("ff.net.2",),
         "adaLN_modulation.1": ("norm1.linear",),
+        "attn.ln_q": ("attn.norm_q",),
+        "attn.ln_k": ("attn.norm_k",),
+        "attn2.qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+        "attn2.proj": ("attn2.to_out.0",),
+        "attn2.ln_q": ("attn2.norm_q",),
+        "attn2.ln_k": ("attn2.norm_k",),
     },
     "context_block": {
         "attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
@@ -14,6 +25,8 @@ _SIDES = {
         "mlp.fc1": ("ff_context.net.0.proj",),
         "mlp.fc2": ("ff_context.net.2",),
         "adaLN_modulation.1": ("norm1_context.linear",),
+        "attn.ln_q": ("attn.norm_added_q",),
+        "attn.ln_k": ("attn.norm_added_k",),
     },
 }
 _OUTSIDE = {
@@ -27,18 +40,26 @@ _OUTSIDE = {
 }
 
 
-def original_names(num_blocks: int) -> dict[str, tuple[str, ...]]:
-    """The original names, and diffusers' names of the layers in them, in order.
+def original_names(config: Mapping[str, Any]) -> OriginalNames:
+    """The original names of a transformer. The halves of its last modulation are exchanged, and
+    those of the text's modulation in the last block.
 
-    Modulations whose halves are exchanged are left out: the last one, and that of the text in the
-    last block.
+    Args:
+        config: the transformer's config, with its number of blocks.
     """
-    names: dict[str, tuple[str, ...]] = {name: (renamed,) for name, renamed in _OUTSIDE.items()}
+    num_blocks = int(config["num_layers"])
+    last = f"joint_blocks.{num_blocks - 1}.context_block.adaLN_modulation.1"
+    modules: dict[str, tuple[str, ...]] = {name: (renamed,) for name, renamed in _OUTSIDE.items()}
     for number in range(num_blocks):
         for side, table in _SIDES.items():
             for name, parts in table.items():
-                is_last = (number, side) == (num_blocks - 1, "context_block")
-                if not (is_last and name == "adaLN_modulation.1"):
-                    original = f"joint_blocks.{number}.{side}.{name}"
-                    names[original] = tuple(f"transformer_blocks.{number}.{p}" for p in parts)
-    return names
+                original = f"joint_blocks.{number}.{side}.{name}"
+                modules[original] = tuple(f"transformer_blocks.{number}.{p}" for p in parts)
+    return OriginalNames(
+        modules=modules,
+        swapped={
+            "final_layer.adaLN_modulation.1": "norm_out.linear",
+            last: modules.pop(last)[0],
+        },
+        parameters={"pos_embed": "pos_embed.pos_embed"},
+    )

@@ -24,6 +24,7 @@ from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.quantized import load_transformer, quantize
 from engine.diffusion.families.row_layouts import stack_timesteps
 from engine.diffusion.families.transformer_family import TransformerFamily
+from engine.diffusion.families.z_image_names import original_names
 from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt.language import LanguagePromptEncoder
 from engine.diffusion.prompt.states import PromptStates
@@ -80,7 +81,7 @@ class ZImageFamily(TransformerFamily):
         self.adapted = AdaptedLayers(
             {"transformer": [self._transformer]} | text_encoders([encoder.model]),
             device=device,
-            aliases={"transformer": original_names(config)},
+            aliases={"transformer": original_names(config).modules},
         )
         self._schedules = FlowSchedules(
             scheduler_config, max_shift=_MAX_SHIFT, spans_unit_interval=True
@@ -191,29 +192,6 @@ def prompt_encoder(tokenizer: Qwen2Tokenizer, model: Qwen3Model) -> LanguageProm
     return LanguagePromptEncoder(
         tokenizer, model, template=_TEMPLATE, layer=_LAYER, max_tokens=_PROMPT_TOKENS
     )
-
-
-def original_names(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The original release's names of linear layers that diffusers calls otherwise, and diffusers'
-    names of the layers in them, in order.
-
-    Args:
-        config: the transformer's config, with its numbers of blocks.
-    """
-    names: dict[str, tuple[str, ...]] = {
-        "x_embedder": ("all_x_embedder.2-1",),
-        "final_layer.linear": ("all_final_layer.2-1.linear",),
-        "final_layer.adaLN_modulation.1": ("all_final_layer.2-1.adaLN_modulation.1",),
-    }
-    num_refiners = int(config["n_refiner_layers"])
-    counts = {"layers": int(config["n_layers"])}
-    counts |= dict.fromkeys(("noise_refiner", "context_refiner"), num_refiners)
-    for kind, num_blocks in counts.items():
-        for number in range(num_blocks):
-            attention = f"{kind}.{number}.attention"
-            names[f"{attention}.qkv"] = tuple(f"{attention}.to_{letter}" for letter in "qkv")
-            names[f"{attention}.out"] = (f"{attention}.to_out.0",)
-    return names
 
 
 def _check(

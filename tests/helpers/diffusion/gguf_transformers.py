@@ -130,6 +130,8 @@ def original_sd3(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
     def move(new: str, *old: str, swap: bool = False) -> None:
         for kind in ("weight", "bias"):
+            if f"{old[0]}.{kind}" not in left:
+                continue
             tensor = torch.cat([left.pop(f"{name}.{kind}") for name in old])
             tensor = torch.cat(tensor.chunk(2)[::-1]) if swap else tensor
             out[f"model.diffusion_model.{new}.{kind}"] = tensor
@@ -151,6 +153,12 @@ def original_sd3(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         move(f"{new}.context_block.adaLN_modulation.1", f"{old}.norm1_context.linear", swap=last)
         move(f"{new}.x_block.mlp.fc1", f"{old}.ff.net.0.proj")
         move(f"{new}.x_block.mlp.fc2", f"{old}.ff.net.2")
+        for letter in "qk":
+            move(f"{new}.x_block.attn.ln_{letter}", f"{old}.attn.norm_{letter}")
+            move(f"{new}.context_block.attn.ln_{letter}", f"{old}.attn.norm_added_{letter}")
+            move(f"{new}.x_block.attn2.ln_{letter}", f"{old}.attn2.norm_{letter}")
+        move(f"{new}.x_block.attn2.qkv", *(f"{old}.attn2.to_{c}" for c in "qkv"))
+        move(f"{new}.x_block.attn2.proj", f"{old}.attn2.to_out.0")
         if not last:
             move(f"{new}.context_block.attn.proj", f"{old}.attn.to_add_out")
             move(f"{new}.context_block.mlp.fc1", f"{old}.ff_context.net.0.proj")

@@ -15,15 +15,12 @@ from engine.contract.draw import LoraUse
 from engine.diffusion.denoising import Denoising
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.families.flux import pack
-from engine.diffusion.families.flux_names import (
-    FLUX_1,
-    FLUX_2,
-    OriginalNames,
-    to_diffusers_names,
-)
+from engine.diffusion.families.flux_names import FLUX_1, FLUX_2, Release
 from engine.diffusion.families.flux_names import original_names as flux_names
+from engine.diffusion.families.original_names import OriginalNames
 from engine.diffusion.families.stable_diffusion_3_names import original_names as sd3_names
 from engine.diffusion.families.unet_names import original_names as unet_names
+from engine.diffusion.families.z_image_names import original_names as z_image_names
 from kernels import native
 from tests.helpers.adapters.image_adapters import (
     dotted,
@@ -271,19 +268,17 @@ def test_names_of_the_original_unet() -> None:
 
 
 @pytest.mark.parametrize("release", [FLUX_1, FLUX_2])
-def test_flux_has_the_names_of_its_gguf_files(release: OriginalNames) -> None:
+def test_flux_has_the_names_of_its_gguf_files(release: Release) -> None:
     if release is FLUX_1:
         transformer = flux_parts(0, {"guidance_embeds": True}).transformer
     else:
         transformer = flux2_transformer()
-    names, width = flux_names(transformer.config, release), 64
+    original = flux_names(transformer.config, release)
     sizes = {path: len(transformer.get_submodule(path).weight) for path in layer_paths(transformer)}
-    state = {
-        f"{name}.weight": torch.arange(sum(sizes[path] for path in paths))
-        for name, paths in names.items()
-    }
-    converted = to_diffusers_names(state, inner_dim=width, names=release)
+    names = {name: paths for name, paths in original.modules.items() if sizes.keys() >= set(paths)}
     for name, paths in names.items():
+        rows = torch.arange(sum(sizes[path] for path in paths))
+        converted = original.to_diffusers(f"{name}.weight", rows, sizes)
         first = 0
         for path in paths:
             wanted = torch.arange(first, first + sizes[path])
@@ -294,7 +289,7 @@ def test_flux_has_the_names_of_its_gguf_files(release: OriginalNames) -> None:
 
 def test_sd3_has_the_models_names_each_once() -> None:
     sd3 = sd3_parts(0).transformer
-    known = [path for paths in sd3_names(int(sd3.config.num_layers)).values() for path in paths]
+    known = [path for paths in sd3_names(sd3.config).modules.values() for path in paths]
     assert len(known) == len(set(known))
     left = set(layer_paths(sd3)) - set(known)
     assert left == {"norm_out.linear", "transformer_blocks.1.norm1_context.linear"}
@@ -307,3 +302,68 @@ def test_layers_are_named_by_their_paths() -> None:
     adapted = parts.family().adapted
     assert {path for component, path in adapted.layers if component == "unet"} == before
     assert all(isinstance(module, nn.Module) for module in parts.unet.modules())
+
+
+SPELLINGS = {
+    "kohya": (kohya("lora_unet"), ("lora_down.weight", "lora_up.weight")),
+    "ComfyUI": (dotted("diffusion_model"), ("lora_down.weight", "lora_up.weight")),
+    "ai-toolkit": (dotted("diffusion_model"), ("lora_A.weight", "lora_B.weight")),
+    "PEFT": (dotted("base_model.model"), ("lora_A.default.weight", "lora_B.default.weight")),
+    "bare": (lambda path: path, ("lora_A.weight", "lora_B.weight")),
+}
+"""How tools name a layer's adapter, and its two parts."""
+RELEASED = {
+    "flux": flux_names,
+    "flux2": lambda config: flux_names(config, FLUX_2),
+    "sd3": sd3_names,
+    "z_image": z_image_names,
+    "qwen_image": lambda config: OriginalNames(),
+}
+
+
+class Fused(nn.Module):
+    """Some layers of a transformer as its original release has them."""
+
+    def __init__(self, model: nn.Module, parts: dict[str, tuple[str, ...]]) -> None:
+        super().__init__()
+        self.layers = {}
+        for name, paths in parts.items():
+            weights = [model.get_submodule(path).weight.detach().flatten(1) for path in paths]
+            self.layers[name] = nn.Linear(weights[0].shape[1], sum(map(len, weights)), bias=False)
+            self.layers[name].weight.data = torch.cat(weights)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        return self.layers[target]
+
+
+@pytest.mark.parametrize("kind", RELEASED)
+def test_adapters_with_names_of_the_release_equal_merged(kind, tmp_path, seed):
+    parts = parts_of(kind, seed % 1000)
+    other = copy.deepcopy(parts)
+    model = parts.transformer
+    linear = set(layer_paths(model, kinds=nn.Linear))
+    original = {
+        name: paths
+        for name, paths in RELEASED[kind](model.config).modules.items()
+        if linear >= set(paths)
+    }
+    alike = linear - {path for paths in original.values() for path in paths}
+    original |= {path: (path,) for path in alike if kind in ("z_image", "qwen_image")}
+    fused, family = Fused(model, original), family_of(kind, parts)
+    table, drawn = table_of(family.adapted), []
+    for spelling, (name_of, kinds) in SPELLINGS.items():
+        made = write(fused, original, name_of, seed=seed, size=0.5)
+        for key in list(made.tensors):
+            for old, new in zip(("lora_down.weight", "lora_up.weight"), kinds, strict=True):
+                if key.endswith(old):
+                    made.tensors[key.replace(old, new)] = made.tensors.pop(key)
+        report = load(table, spelling, made.save(tmp_path / f"{spelling}.safetensors"))
+        assert isinstance(report, AdapterReport) and report.num_left_out == 0, report
+        drawn += draw(family, request([[LoraUse(name=table.key_of(spelling))]], seed=seed))
+    for name, paths in original.items():
+        sizes = [len(model.get_submodule(path).weight) for path in paths]
+        pieces = made.updates[name].split(sizes)
+        merge(other.transformer, dict(zip(paths, pieces, strict=True)))
+    [merged] = draw(family_of(kind, other), request(seed=seed))
+    for spelling, ours in zip(SPELLINGS, drawn, strict=True):
+        close(ours, merged, UNMERGED, (kind, spelling, seed))

@@ -10,8 +10,9 @@ from diffusers.loaders.single_file_utils import (
 )
 from gguf import GGMLQuantizationType
 
-from engine.diffusion.families.flux_names import FLUX_2, to_diffusers_names
 from engine.diffusion.families.gguf_transformer import find_gguf, load_gguf_transformer
+from engine.diffusion.families.original_names import rows_of
+from engine.diffusion.families.transformer_names import names_in
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
 from tests.helpers.diffusion.gguf_transformers import (
     original_flux,
@@ -87,6 +88,13 @@ def qwen_image_output(model: Any) -> torch.Tensor:
         )[0]
 
 
+def renamed(state: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
+    """The tensors under diffusers' names, split for this model."""
+    names, num_rows = names_in(state, type(model), model.config), rows_of(model.state_dict())
+    found = (names.to_diffusers(name, tensor, num_rows) for name, tensor in state.items())
+    return {name: tensor for each in found for name, tensor in each.items()}
+
+
 def load(model: Any, path: Path) -> Any:
     return load_gguf_transformer(type(model), path, dtype=torch.float32, device=CPU)
 
@@ -113,7 +121,7 @@ def test_flux_equals_its_expanded_weights(flux: Any, type_: GGMLQuantizationType
     read_back = write_gguf(path, original_flux(model.state_dict()), type_)
     loaded = load(model, path)
     twin = flux_transformer(guidance_embeds=True)
-    twin.load_state_dict(to_diffusers_names(read_back, inner_dim=WIDTH))
+    twin.load_state_dict(renamed(read_back, twin))
     expected, unquantised = flux_output(twin), flux_output(model)
     assert (flux_output(loaded) - expected).abs().max() < ROUNDING * expected.abs().max()
     assert (flux_output(loaded) - unquantised).abs().max() > 1e-6, "weights are quantised"
@@ -192,7 +200,11 @@ def test_names_equal_diffusers_converter() -> None:
         shapes[name] = (rows, 1) if tensor.ndim == 2 else (rows,)
     state = original_flux({name: torch.randn(shape) for name, shape in shapes.items()})
     theirs = convert_flux_transformer_checkpoint_to_diffusers(dict(state))
-    ours = to_diffusers_names(state, inner_dim=wide)
+    num_rows = {name.removesuffix(".weight"): shape[0] for name, shape in shapes.items()}
+    names = names_in(state, type(model), model.config)
+    ours: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        ours |= names.to_diffusers(name, tensor, num_rows)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -204,7 +216,7 @@ def test_flux2_equals_its_expanded_weights(tmp_path: Path, type_: GGMLQuantizati
     path = tmp_path / "flux2.gguf"
     read_back = write_gguf(path, original_flux2(model.state_dict()), type_)
     theirs = convert_flux2_transformer_checkpoint_to_diffusers(dict(read_back))
-    ours = to_diffusers_names(read_back, inner_dim=WIDTH, names=FLUX_2)
+    ours = renamed(read_back, model)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     twin = flux2_transformer()
@@ -235,7 +247,7 @@ def test_a_missing_tensor_is_named(flux: Any, sd3: Any) -> None:
     first, second = "ff.net.0.proj.weight", "joint_blocks.1.x_block.mlp.fc1.weight"
     for (model, path), names, tensor, words in (
         (flux, original_flux, "double_blocks.0.img_mlp.0.weight", f"transformer_blocks.0.{first}"),
-        (sd3, original_sd3, f"model.diffusion_model.{second}", second),
+        (sd3, original_sd3, f"model.diffusion_model.{second}", f"transformer_blocks.1.{first}"),
     ):
         state = names(model.state_dict())
         del state[tensor]
