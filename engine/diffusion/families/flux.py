@@ -118,15 +118,6 @@ class FluxFamily(TransformerFamily):
             device=options.device,
         )
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
-        """T5's states, padded to one length, and CLIP's pooled state, of each prompt."""
-        found = []
-        for prompt in prompts:
-            with self.adapted.rows([prompt.adapters]):
-                found.append(self._encode(prompt))
-        return found
-
     def image_condition(
         self,
         task: ImageTask,
@@ -156,6 +147,7 @@ class FluxFamily(TransformerFamily):
         return self._schedules.create(name, num_steps, (width // side) * (height // side))
 
     def _encode(self, prompt: PromptText) -> PromptStates:
+        """T5's states, padded to one length, and CLIP's pooled state."""
         text = self._t5.encode(prompt)
         return PromptStates(
             key=prompt,

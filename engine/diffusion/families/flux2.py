@@ -163,11 +163,6 @@ class Flux2Family(TransformerFamily):
             device=options.device,
         )
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
-        """The language model's states, padded to one length, of each prompt."""
-        return [self._encode(prompt) for prompt in prompts]
-
     def encode_image(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """Encode pixels `[1, 3, H, W]` in [-1, 1] as scaled latents: the mode, as diffusers'
         pipelines do."""
@@ -181,6 +176,7 @@ class Flux2Family(TransformerFamily):
         return self._schedules.create(name, num_steps, (width // side) * (height // side))
 
     def _encode(self, prompt: PromptText) -> PromptStates:
+        """The language model's states, padded to one length."""
         text = self._encoder.encode(prompt)
         return PromptStates(
             key=prompt, states=text.states, num_tokens=text.num_tokens, warnings=text.warnings

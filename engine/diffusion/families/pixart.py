@@ -96,14 +96,6 @@ class PixArtFamily(TransformerFamily):
             device=options.device,
         )
 
-    def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
-        """T5's states `[1, L, D]` of each prompt, which differ in length."""
-        found = []
-        for prompt in prompts:
-            with self.adapted.rows([prompt.adapters]):
-                found.append(self._encode(prompt))
-        return found
-
     def new_noise_schedule(
         self, name: str | None, num_steps: int, width: int, height: int
     ) -> NoiseSchedule:
@@ -111,6 +103,7 @@ class PixArtFamily(TransformerFamily):
         return self._schedules.create(name, num_steps)
 
     def _encode(self, prompt: PromptText) -> PromptStates:
+        """T5's states `[1, L, D]`; prompts differ in length."""
         text = self._t5.encode(prompt)
         return PromptStates(
             key=prompt, states=text.states, num_tokens=text.num_tokens, warnings=text.warnings

@@ -120,16 +120,16 @@ class QwenImageFamily(TransformerFamily):
         tokenizer = folder.tokenizer("tokenizer", Qwen2Tokenizer)
         return prompt_encoder(tokenizer, whole.model.language_model)
 
-    def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
-        """The states `[1, L, D]` of each prompt, which differ in length."""
-        return [self._encoder.states(prompt) for prompt in prompts]
-
     def new_noise_schedule(
         self, name: str | None, num_steps: int, width: int, height: int
     ) -> NoiseSchedule:
         """A new schedule for one image, shifted by its size if the config says so."""
         side = self._autoencoder.factor * _PATCH
         return self._schedules.create(name, num_steps, (width // side) * (height // side))
+
+    def _encode(self, prompt: PromptText) -> PromptStates:
+        """The states `[1, L, D]`; prompts differ in length."""
+        return self._encoder.states(prompt)
 
     def _forward(self, rows: Sequence[Row]) -> torch.Tensor:
         images = [torch.cat([row.latents for row in rows])]

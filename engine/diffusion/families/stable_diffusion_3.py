@@ -112,15 +112,6 @@ class StableDiffusion3Family(TransformerFamily):
             device=options.device,
         )
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
-        """The states `[1, 77k + 256, D]` and both CLIPs' pooled states, of each prompt."""
-        found = []
-        for prompt in prompts:
-            with self.adapted.rows([prompt.adapters]):
-                found.append(self._encode(prompt))
-        return found
-
     def new_noise_schedule(
         self, name: str | None, num_steps: int, width: int, height: int
     ) -> NoiseSchedule:
@@ -139,6 +130,7 @@ class StableDiffusion3Family(TransformerFamily):
         return self._schedules.create(name, num_steps, (width // side) * (height // side))
 
     def _encode(self, prompt: PromptText) -> PromptStates:
+        """The states `[1, 77k + 256, D]` and both CLIPs' pooled states."""
         first, second = (clip.encode(prompt) for clip in self._clips)
         assert first.pooled is not None and second.pooled is not None
         # The tokenizers may differ, and with them the number of chunks.

@@ -10,6 +10,8 @@ from engine.contract.draw import ImageTask
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.family import FamilyFacts, Row
 from engine.diffusion.families.row_layouts import denoise_by_layout, denoise_each, is_exact
+from engine.diffusion.prompt.states import PromptStates
+from engine.diffusion.prompt.text import PromptText
 from engine.lora.images.layers import AdaptedLayers
 
 
@@ -58,6 +60,15 @@ class TransformerFamily(ABC):
         return "image"
 
     @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
+        """The states of each prompt, computed one by one, with its adapters."""
+        found = []
+        for prompt in prompts:
+            with self.adapted.rows([prompt.adapters]):
+                found.append(self._encode(prompt))
+        return found
+
+    @torch.no_grad()
     def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
         """Predict `[R, C, h, w]`, fp32. Timesteps and prompts may differ."""
         if self._one_by_one:
@@ -76,6 +87,10 @@ class TransformerFamily(ABC):
         """A key: rows with equal keys can share a pass."""
         references = tuple(reference.shape for reference in row.references)
         return tuple(row.prompt.states.shape), references
+
+    @abstractmethod
+    def _encode(self, prompt: PromptText) -> PromptStates:
+        """The states of a prompt."""
 
     @abstractmethod
     def _forward(self, rows: Sequence[Row]) -> torch.Tensor:

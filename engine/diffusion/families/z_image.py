@@ -116,14 +116,6 @@ class ZImageFamily(TransformerFamily):
             device=options.device,
         )
 
-    def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
-        """The states `[1, L, D]` of each prompt, which differ in length."""
-        found = []
-        for prompt in prompts:
-            with self.adapted.rows([prompt.adapters]):
-                found.append(self._encoder.states(prompt))
-        return found
-
     def new_noise_schedule(
         self, name: str | None, num_steps: int, width: int, height: int
     ) -> NoiseSchedule:
@@ -140,6 +132,10 @@ class ZImageFamily(TransformerFamily):
             )
         side = self._token_side
         return self._schedules.create(name, num_steps, (width // side) * (height // side))
+
+    def _encode(self, prompt: PromptText) -> PromptStates:
+        """The states `[1, L, D]`; prompts differ in length."""
+        return self._encoder.states(prompt)
 
     def _layout(self, row: Row) -> Hashable:
         """The number of groups to which the transformer pads the prompt."""
