@@ -13,6 +13,7 @@ from engine.contract.host import Host
 from engine.contract.image_settings import ImageSettings
 from engine.contract.pixels import Pixels
 from engine.contract.status import Phase
+from engine.diffusion.activations import activation_bytes
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.diffusion.families.family import FamilyFacts
@@ -26,10 +27,6 @@ from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.operations import build_operations
 from engine.runtime.threads import limit_threads
 from engine.weights.source import Checkpoint
-
-ACTIVATION_BYTES_PER_PIXEL = 1024
-"""A rough bound of one row's activations for the arbiter; it includes the VAE's largest layer. In
-models that take reference images, a row has one."""
 
 _WARM_UP_SIDE = 256
 """The side of the warm-up picture in pixels. At a large model's own size a CPU would need most of a
@@ -67,10 +64,13 @@ def load_engine(
         quantization=intent.image_quantization,
     )
     facts = family.facts
-    num_pixels = facts.default_width * facts.default_height
-    if facts.references is not None:
-        num_pixels += facts.references.max_pixels
-    activations = ACTIVATION_BYTES_PER_PIXEL * num_pixels
+    seen = facts.references
+    activations = activation_bytes(
+        checkpoint,
+        num_pixels=facts.default_width * facts.default_height,
+        num_reference_pixels=0 if seen is None else seen.max_images * seen.max_pixels,
+        dtype_bytes=dtype.itemsize,
+    )
     host.reserve(machine.device, "activations", activations, machine.free_memory_bytes)
     limits = DiffusionLimits(
         max_num_rows=intent.max_num_rows,

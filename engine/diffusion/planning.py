@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import get_args
 
 from engine.contract.image_settings import ImageQuantization, ImageSettings
+from engine.diffusion.activations import activation_bytes
 from engine.diffusion.families.footprint import weight_bytes
-from engine.diffusion.loading import ACTIVATION_BYTES_PER_PIXEL, image_dtype
+from engine.diffusion.families.pipeline_facts import facts_of
+from engine.diffusion.loading import image_dtype
 from engine.files.checkpoint_files import read_optional_json
 from engine.lora.images.contents import find_file, read_contents
 from engine.lora.loaded_adapters import cause_of
@@ -18,7 +20,7 @@ from engine.weights.source import Checkpoint
 
 _DENOISERS = ("unet", "transformer")
 _USUAL_SIDE = 1024
-"""The side of pictures in pixels, if the files do not say it."""
+"""The side of pictures in pixels, if the files do not say it, and of reference images."""
 
 
 def plan(checkpoint: Checkpoint, intent: ImageSettings, target: Target) -> PlanReport:
@@ -30,7 +32,14 @@ def plan(checkpoint: Checkpoint, intent: ImageSettings, target: Target) -> PlanR
     device = target.machine.device
     dtype = torch_dtype(image_dtype(intent, device))
     side = _usual_side(checkpoint)
-    step = ACTIVATION_BYTES_PER_PIXEL * side * side * target.concurrency
+    facts = facts_of(checkpoint)
+    row = activation_bytes(
+        checkpoint,
+        num_pixels=side * side,
+        num_reference_pixels=facts.max_references * _USUAL_SIDE**2,
+        dtype_bytes=dtype.itemsize,
+    )
+    step = row * target.concurrency
     free = target.machine.free_memory_bytes
     adapters = adapter_facts(intent, dtype.itemsize)
     held = 0 if adapters is None else adapters.held_bytes

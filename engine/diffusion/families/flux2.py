@@ -28,6 +28,7 @@ from engine.diffusion.families.family import FamilyFacts, Row
 from engine.diffusion.families.flow_schedules import FlowSchedules
 from engine.diffusion.families.flux_names import FLUX_2, original_names
 from engine.diffusion.families.options import LoadOptions
+from engine.diffusion.families.pipeline_facts import FLUX_2 as FLUX_2_FACTS
 from engine.diffusion.families.quantized import load_transformer, quantize
 from engine.diffusion.families.row_layouts import stack_timesteps
 from engine.diffusion.families.transformer_family import TransformerFamily
@@ -45,7 +46,6 @@ _MAX_SHIFT = 1.15
 _PROMPT_TOKENS = 512
 _IMAGE_SPACING = 10
 """The distance between the positions of reference images, in their first number."""
-_MAX_REFERENCES = 10
 _KLEIN = "Flux2KleinPipeline"
 
 QWEN3: Mapping[str, Any] = {
@@ -285,7 +285,7 @@ def _facts(
         min_side=autoencoder.factor,
         max_pixels=2048 * 2048,
         references=ReferenceFacts(
-            max_images=_MAX_REFERENCES,
+            max_images=FLUX_2_FACTS.max_references,
             size_multiple=autoencoder.factor,
             min_side=64,
             max_ratio=8,

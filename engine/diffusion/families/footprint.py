@@ -12,6 +12,7 @@ from engine.diffusion.families.foreign_file import (
     foreign_headers,
     fp8_layers_of,
 )
+from engine.diffusion.families.pipeline_facts import facts_of
 from engine.diffusion.families.products import packed_bytes
 from engine.diffusion.families.quantized_layers import quantized_layer
 from engine.diffusion.families.registry import INDEX
@@ -56,8 +57,10 @@ def weight_bytes(
         ours = {name: one for name, one in whole.items() if name.startswith(_SINGLE_FILE_ARRANGED)}
         return plain + (_arranged_bytes(ours) if is_arranged else 0)
     total = 0
+    facts = facts_of(checkpoint)
     for folder, quantizable in _components(checkpoint.path):
-        headers = _headers(folder)
+        whole = _headers(folder)
+        headers = {name: one for name, one in whole.items() if facts.reads(folder.name, name)}
         wanted = quantization if quantizable else "none"
         total += _component_bytes(folder, headers, dtype, wanted, device)
         if is_arranged and folder.name.startswith(_ARRANGED):

@@ -16,30 +16,46 @@ from engine.diffusion.families.convolutions import ArrangedConvolution
 from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.families.frame_autoencoder import FrameAutoencoder
 from engine.diffusion.families.fused_layers import fuse_layers
+from engine.diffusion.families.pipeline_facts import FACTS
 from engine.diffusion.families.products import PointwiseConvolution, RowProduct
 from engine.diffusion.families.quantized import quantize
 from engine.diffusion.families.quantized_layers import QUANTIZATIONS
+from engine.diffusion.families.qwen_image_edit import EDITINGS
 from engine.diffusion.loading import load_engine
+from engine.diffusion.planning import plan
+from engine.planning.report import Target
 from engine.quantization.method_module import MethodModule
 from engine.quantization.registry import load_format
+from engine.runtime.device import machine_facts
 from engine.weights.source import Checkpoint
 from kernels import native
 from tests.helpers.diffusion.gguf_transformers import original_flux, write_gguf
-from tests.helpers.diffusion.tiny_flux2 import flux2_parts
-from tests.helpers.diffusion.tiny_language import frame_vae, qwen_image_parts, z_image_parts
+from tests.helpers.diffusion.tiny_flux2 import Flux2Parts, flux2_parts
+from tests.helpers.diffusion.tiny_language import (
+    QwenImageParts,
+    frame_vae,
+    qwen_image_parts,
+    z_image_parts,
+)
 from tests.helpers.diffusion.tiny_pipelines import tiny_vae
 from tests.helpers.diffusion.tiny_transformers import flux_parts, pipeline_of, sd3_parts
 from tests.helpers.host import Host
+from tests.helpers.json_files import edit_json
 
 CPU = torch.device("cpu")
+
+
+def flux2_dev_parts(seed: int) -> Flux2Parts:
+    return flux2_parts(seed, "dev")
+
+
 LARGE_ENCODERS = (
     "T5EncoderModel",
-    "Qwen3ForCausalLM",
-    "Mistral3ForConditionalGeneration",
     "Qwen3Model",
-    "Qwen2_5_VLForConditionalGeneration",
+    "MistralModel",
+    "Qwen2_5_VLTextModel",
 )
-MAKERS = (flux_parts, sd3_parts, flux2_parts, z_image_parts, qwen_image_parts)
+MAKERS = (flux_parts, sd3_parts, flux2_parts, flux2_dev_parts, z_image_parts, qwen_image_parts)
 KINDS: tuple[ImageQuantization, ...] = QUANTIZATIONS[1:]
 
 
@@ -68,6 +84,14 @@ def quantized_bytes(shape: tuple[int, int], kind: str) -> float:
     return method.num_bytes(*shape, 4)
 
 
+def keep_what_is_read(parts: Any) -> None:
+    """Drop what families drop of text encoders."""
+    if isinstance(parts, Flux2Parts):
+        parts.text_encoder = parts.family()._encoder.model
+    elif isinstance(parts, QwenImageParts):
+        parts.text_encoder = parts.text_encoder.model.language_model
+
+
 def quantize_parts(parts: Any, kind: str) -> None:
     for name, module in vars(parts).items():
         if name == "transformer" or type(module).__name__ in LARGE_ENCODERS:
@@ -78,9 +102,10 @@ def quantize_parts(parts: Any, kind: str) -> None:
 @pytest.mark.parametrize("make", MAKERS)
 def test_a_quantised_model(make: Any, kind: ImageQuantization, tmp_path: Path) -> None:
     parts = make(1)
-    pipeline = parts.pipeline() if make is flux2_parts else pipeline_of(parts)
+    pipeline = parts.pipeline() if isinstance(parts, Flux2Parts) else pipeline_of(parts)
     pipeline.save_pretrained(tmp_path)
     checkpoint = Checkpoint("diffusers", tmp_path, "m")
+    keep_what_is_read(parts)
     modules = [module for module in vars(parts).values() if isinstance(module, nn.Module)]
     plain = sum(map(size_of, modules))
     assert weight_bytes(checkpoint, dtype=torch.float32) == pytest.approx(plain, rel=0.01)
@@ -100,6 +125,31 @@ def test_the_engine_asks_for_the_quantised_size(tmp_path: Path) -> None:
     engine.shutdown()
     expected = weight_bytes(checkpoint, dtype=torch.float32, quantization="bnb-int8")
     assert [size for _, purpose, size in host.reserved if purpose == "weights"] == [expected]
+
+
+@pytest.mark.parametrize("name", ["FluxPipeline", "FluxKontextPipeline", "Flux2KleinPipeline"])
+def test_a_plan_has_the_memory_that_the_engine_asks_for(name: str, tmp_path: Path) -> None:
+    """As much as the reference images need that the model takes at once."""
+    if name == "Flux2KleinPipeline":
+        flux2_parts(1).pipeline().save_pretrained(tmp_path)
+    else:
+        pipeline_of(flux_parts(1, {"guidance_embeds": True})).save_pretrained(tmp_path)
+        edit_json(tmp_path / "model_index.json", {"_class_name": name})
+    checkpoint, host = Checkpoint("diffusers", tmp_path, "m"), Host()
+    intent = EngineConfig(device="cpu", num_threads=1)
+    engine, _ = load_engine(checkpoint, "m", intent, host)
+    engine.shutdown()
+    reserved = {purpose: size for _, purpose, size in host.reserved}
+    target = Target(machine=machine_facts("cpu"), process_bytes=0, device="a CPU")
+    row = plan(checkpoint, intent, target).rows[0]
+    assert (row.weight_bytes, row.step_bytes) == (reserved["weights"], reserved["activations"])
+    num_references = {"FluxPipeline": 0, "FluxKontextPipeline": 1, "Flux2KleinPipeline": 10}[name]
+    assert row.step_bytes == (1 << 30) + num_references * 4096 * 20 * 64 * 4
+
+
+def test_as_many_reference_images_are_planned_as_the_models_take() -> None:
+    for name, editing in EDITINGS.items():
+        assert FACTS[name].max_references == editing.max_images
 
 
 @pytest.mark.skipif(native.missing() is not None, reason="no C++ operations")
