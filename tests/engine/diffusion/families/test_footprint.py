@@ -144,7 +144,7 @@ def test_a_plan_has_the_memory_that_the_engine_asks_for(name: str, tmp_path: Pat
     row = plan(checkpoint, intent, target).rows[0]
     assert (row.weight_bytes, row.step_bytes) == (reserved["weights"], reserved["activations"])
     num_references = {"FluxPipeline": 0, "FluxKontextPipeline": 1, "Flux2KleinPipeline": 10}[name]
-    assert row.step_bytes == (1 << 30) + num_references * 4096 * 20 * 64 * 4
+    assert row.step_bytes == (1 << 30) + num_references * 4096 * 22 * 64 * 4
 
 
 def test_as_many_reference_images_are_planned_as_the_models_take() -> None:
