@@ -6,7 +6,8 @@ Pure arithmetic on sizes, so that the server knows a picture's tokens before it 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from functools import lru_cache
+from itertools import chain, product
 from typing import Literal, NamedTuple
 
 from engine.contract import picture_sizes
@@ -33,6 +34,8 @@ class Crop(NamedTuple):
     may be larger than the picture, around which it is black."""
     shape: tuple[int, int] | None = None
     """The numbers of lines and columns of its states, if these do not follow from its size."""
+    kept: tuple[int, int] | None = None
+    """The numbers of lines and columns of states that are reduced to these; None if none are."""
 
     @property
     def size(self) -> Size:
@@ -86,6 +89,9 @@ class PictureFacts:
     """The sizes of mosaics of S x S pixels. A second crop shows the picture in one of them, in its
     own ratio between black borders. States that show only borders are left out, and each line of
     states has one more at its end. Empty: there is no second crop."""
+    most_mosaic_crops: int | None = None
+    """The number of crops whose states a mosaic has at most, nearly; the states of larger ones are
+    reduced. None: there is no limit."""
     tiles: tuple[int, int] | None = None
     """The fewest and the most crops of a grid into which a picture is cut, in nearly its own ratio;
     if there are several, one of the whole picture follows. None: there is no such grid."""
@@ -109,7 +115,7 @@ class PictureFacts:
         if self.longest_side is not None:
             return math.ceil(self.longest_side / self.side) ** 2
         if self.mosaics:
-            return max(lines * columns for lines, columns in map(self._shape_of, self.mosaics))
+            return math.prod(_largest_mosaic(self).shape or ())
         if self.pixel_bounds is None:
             return self.rows_per_crop
         return max(1, self.pixel_bounds[1] // self.side**2)
@@ -158,6 +164,7 @@ class PictureFacts:
             content=bytes(3 * width * height),
             columns=crop.shape[1] if crop.shape else columns,
             width=width if crop.shape or columns else None,
+            kept=crop.kept,
             has_axes=self.has_axes,
             parts_lines=self.line_end is not None,
         )
@@ -168,10 +175,8 @@ class PictureFacts:
         Args:
             most_states: the most states that it may have, if crops have several sizes.
         """
-        for size in self.mosaics:
-            shape = self._shape_of(size)
-            if math.prod(shape) == min(self.most_states, most_states):
-                return self.black(Crop((), (0, 0, *size), shape))
+        if self.mosaics and most_states >= self.most_states:
+            return self.black(_largest_mosaic(self))
         columns = math.isqrt(min(self.most_states, most_states)) if self.has_any_size else 1
         length = columns * self.side
         return self.black(Crop((), (0, 0, length, length)))
@@ -233,25 +238,41 @@ class PictureFacts:
         inner = picture_sizes.between_borders(width, height, size)
         left, top = (-((whole - part) // 2) for whole, part in zip(size, inner, strict=True))
         lines, columns = self._shape_of(size)
-        columns -= 1
         if width / height > columns / lines:
             lines -= (lines - int(round(height * (columns / width), 7))) // 2 * 2
         else:
             columns -= (columns - int(round(width * (lines / height), 7))) // 2 * 2
         box = (left, top, left + size[0], top + size[1])
-        return [Crop((inner,), box, (lines, columns + 1))] if lines else []
+        return [self._mosaic_crop((inner,), box, (lines, columns))] if lines else []
+
+    def _mosaic_crop(
+        self, resizes: tuple[Size, ...], box: tuple[int, int, int, int], kept: tuple[int, int]
+    ) -> Crop:
+        """The crop of a mosaic of which these lines and columns of states are kept."""
+        lines, columns = self._reduced(kept)
+        is_reduced = (lines, columns) != kept
+        return Crop(resizes, box, (lines, columns + 1), kept if is_reduced else None)
+
+    def _reduced(self, kept: tuple[int, int]) -> tuple[int, int]:
+        """The lines and columns that remain of a mosaic's, as in transformers' LLaVA-OneVision."""
+        if self.most_mosaic_crops is None:
+            return kept
+        ratio = math.sqrt(math.prod(kept) / (self.most_mosaic_crops * self.rows_per_crop))
+        return (int(kept[0] // ratio), int(kept[1] // ratio)) if ratio > 1.1 else kept
 
     def _shape_of(self, mosaic: Size) -> tuple[int, int]:
         """The numbers of lines and columns of a mosaic whose states are all kept."""
         across, down = (length // self.side for length in mosaic)
         grid = math.isqrt(self.rows_per_crop)
-        return down * grid, across * grid + 1
+        return down * grid, across * grid
 
     def _fits_mosaic(self, part: StatePart, shape: tuple[int, int]) -> bool:
         """Whether a part is a mosaic of which lines or columns may be left out."""
         height, width = part.size
+        lines, columns = kept = part.kept or (shape[0], shape[1] - 1)
         most = self._shape_of((width, height))
-        is_within = all(1 <= one <= limit for one, limit in zip(shape, most, strict=True))
+        is_within = 1 <= lines <= most[0] and 0 <= columns <= most[1]
+        is_within = is_within and self._reduced(kept) == (shape[0], shape[1] - 1)
         is_known = (width, height) in self.mosaics and len(part.content) == 3 * width * height
         return is_within and is_known and part.length == math.prod(shape)
 
@@ -265,3 +286,18 @@ class PictureFacts:
     def _crop(self, resizes: tuple[Size, ...], column: int = 0, row: int = 0) -> Crop:
         left, top = column * self.side, row * self.side
         return Crop(resizes, (left, top, left + self.side, top + self.side))
+
+
+@lru_cache(maxsize=16)
+def _largest_mosaic(facts: PictureFacts) -> Crop:
+    """The crop with most states, as reduced ones may have fewer than smaller ones."""
+    crops = (
+        facts._mosaic_crop((), (0, 0, *size), kept)
+        for size in facts.mosaics
+        for lines, columns in [facts._shape_of(size)]
+        for kept in chain(
+            ((line, columns) for line in range(lines, 0, -2)),
+            ((lines, column) for column in range(columns, 0, -2)),
+        )
+    )
+    return max(crops, key=lambda crop: math.prod(crop.shape or ()))

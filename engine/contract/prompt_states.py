@@ -23,6 +23,16 @@ class Stretch(NamedTuple):
     num_rows: int
 
 
+class ReducedShape(tuple[int, int]):
+    """The lines and columns of states that are averages of more states.
+
+    Attributes:
+        kept: the numbers of lines and columns of states before they are reduced.
+    """
+
+    kept: tuple[int, int]
+
+
 @dataclass(frozen=True, kw_only=True)
 class StatePart:
     """A stretch of a prompt whose rows are states that the model's encoder makes, except for tokens
@@ -39,6 +49,8 @@ class StatePart:
     crop."""
     width: int | None = None
     """The width in pixels of what is shown; None for a square."""
+    kept: tuple[int, int] | None = None
+    """The numbers of lines and columns of states that are reduced; None if none are."""
     has_axes: bool = False
     """Whether the positions of its rows have a height and a width."""
     parts_lines: bool = False
@@ -79,7 +91,12 @@ class StatePart:
         """The numbers of lines and columns of its states; None for a square crop."""
         if self.columns is None:
             return None
-        return self.num_states // max(1, self.columns), self.columns
+        shape = self.num_states // max(1, self.columns), self.columns
+        if self.kept is None:
+            return shape
+        reduced = ReducedShape(shape)
+        reduced.kept = self.kept
+        return reduced
 
     @property
     def num_positions(self) -> int:
@@ -93,5 +110,5 @@ class StatePart:
     def digest(self) -> bytes:
         """The hash of the content and its shape: parts with equal digests have equal states."""
         found = sha256(self.content)
-        found.update(repr((self.columns, self.width)).encode())
+        found.update(repr((self.columns, self.width, self.kept)).encode())
         return found.digest()

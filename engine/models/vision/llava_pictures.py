@@ -1,12 +1,14 @@
-"""LLaVA and LLaVA-NeXT: decoders of any family with a CLIP, SigLIP or Pixtral tower.
+"""LLaVA, LLaVA-NeXT and LLaVA-OneVision: decoders of any family with a CLIP, SigLIP or Pixtral
+tower.
 
-LLaVA reads one square crop of a picture. LLaVA-NeXT reads a small copy of the whole picture and a
-mosaic of larger tiles. Paper: Liu et al. 2023, arXiv:2310.03744.
+LLaVA reads one square crop of a picture. The others read a small copy of the whole picture and a
+mosaic of larger tiles, whose states OneVision averages if there are many.
+Papers: Liu et al. 2023, arXiv:2310.03744; Li et al. 2024, arXiv:2408.03326.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from engine.contract.picture_facts import PictureFacts
 from engine.contract.picture_sizes import Size
+from engine.contract.prompt_states import ReducedShape
 from engine.errors import ModelLoadError
 from engine.models.config import ModelConfig
 from engine.models.forward_context import NO_CONTEXT
@@ -29,6 +32,7 @@ from engine.models.vision.siglip import TowerLinear, VisionTower, own_positions
 from engine.models.vision_config import VisionConfig
 
 LLAVA, LLAVA_NEXT = "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration"
+LLAVA_ONEVISION = "LlavaOnevisionForConditionalGeneration"
 _CLIP: Mapping[str, Any] = {
     "intermediate_size": 4096,
     "hidden_size": 1024,
@@ -48,6 +52,25 @@ _SIGLIP: Mapping[str, Any] = {
     "num_attention_heads": 12,
 }
 _MOSAICS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+_ONEVISION: Mapping[str, Any] = {
+    "image_token_index": 151_646,
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "full",
+    "vision_aspect_ratio": "anyres_max_9",
+    "image_grid_pinpoints": [
+        [384 * down, 384 * across] for down in range(1, 7) for across in range(1, 7)
+    ],
+}
+_ONEVISION_TOWER: Mapping[str, Any] = {
+    "model_type": "siglip_vision_model",
+    "intermediate_size": 4304,
+    "hidden_size": 1152,
+    "patch_size": 14,
+    "image_size": 384,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 16,
+}
+_MOST_CROPS = re.compile(r"anyres_max_(\d{1,3})")
 _PLACEHOLDER_ID = 32_000
 _MOST_TILES = 64
 _UNREAD = re.compile(r"picture_encoder\.tower\.(post_layernorm|head|embeddings\.position_ids)\b")
@@ -118,11 +141,17 @@ class LlavaEncoder(nn.Module):
             found.append(self.projector(states[drops_first:]))
         if shape is None or self.image_newline is None:
             return found[0]
-        lines, columns = shape[0], shape[1] - 1
+        lines, columns = kept_lines, kept_columns = shape[0], shape[1] - 1
+        if isinstance(shape, ReducedShape):
+            kept_lines, kept_columns = shape.kept
         whole = torch.stack(found).view(down, across, grid, grid, -1).transpose(1, 2)
         whole = whole.reshape(down * grid, across * grid, -1)
-        top, left = (whole.shape[0] - lines) // 2, (whole.shape[1] - columns) // 2
-        kept = whole[top : top + lines, left : left + columns]
+        top, left = (whole.shape[0] - kept_lines) // 2, (whole.shape[1] - kept_columns) // 2
+        kept = whole[top : top + kept_lines, left : left + kept_columns]
+        if isinstance(shape, ReducedShape):
+            maps = kept.permute(2, 0, 1)[None]
+            maps = nn.functional.interpolate(maps, (lines, columns), mode="bilinear")
+            kept = maps[0].permute(1, 2, 0)
         ends = self.image_newline.weight.expand(lines, 1, -1)
         return torch.cat((kept, ends), 1).flatten(0, 1)
 
@@ -143,7 +172,8 @@ def read_pictures(
         raise tower.nonsense("model_type", "clip_vision_model, siglip_vision_model or pixtral")
     is_clip = kind == "clip_vision_model"
     keys.check_processor(
-        "LlavaNextImageProcessor" if has_mosaics else "CLIPImageProcessor", "SiglipImageProcessor"
+        "LlavaNextImageProcessor" if has_mosaics else "CLIPImageProcessor",
+        "LlavaOnevisionImageProcessor" if has_mosaics else "SiglipImageProcessor",
     )
     keys = keys.with_clip_colours() if is_clip or has_mosaics else keys
     side, shortest_edge = _sizes(keys.images, cuts=is_clip and not has_mosaics)
@@ -186,6 +216,28 @@ def read_pictures(
         mosaics=_mosaics(keys, side) if has_mosaics else (),
     )
     return facts, vision
+
+
+def read_onevision(keys: PictureKeys, config: ModelConfig) -> tuple[PictureFacts, VisionConfig]:
+    """Read how pictures become rows in LLaVA-OneVision, as if each was the only one of its prompt.
+
+    Raises:
+        ModelLoadError: the checkpoint does not say so, or in a way that is not supported.
+    """
+    stated = {**_ONEVISION, **keys.config.values}
+    tower = stated.get("vision_config")
+    stated["vision_config"] = _ONEVISION_TOWER | (tower if isinstance(tower, dict) else {})
+    mosaics = {"image_grid_pinpoints": stated["image_grid_pinpoints"]}
+    keys = replace(
+        keys,
+        config=MetadataKeys(stated, keys.config.source),
+        images=MetadataKeys({**mosaics, **keys.images.values}, keys.images.source),
+    )
+    found = _MOST_CROPS.fullmatch(keys.config.text("vision_aspect_ratio"))
+    if found is None or int(found[1]) == 0:
+        raise keys.config.nonsense("vision_aspect_ratio", "anyres_max_ and a number of tiles")
+    facts, vision = read_pictures(keys, config, has_mosaics=True)
+    return replace(facts, most_mosaic_crops=int(found[1])), vision
 
 
 def _sizes(images: MetadataKeys, *, cuts: bool) -> tuple[int, int | None]:
@@ -241,4 +293,5 @@ def _mosaics(keys: PictureKeys, side: int) -> tuple[Size, ...]:
 PICTURE_READERS = {
     LLAVA: partial(read_pictures, has_mosaics=False),
     LLAVA_NEXT: partial(read_pictures, has_mosaics=True),
+    LLAVA_ONEVISION: read_onevision,
 }

@@ -51,7 +51,9 @@ class Chat:
         if kind not in CROP_KINDS:  # its pictures are resized, which others do differently
             by_pillow = f"{type(processor.image_processor).__name__}Pil"
             processor.image_processor = getattr(transformers, by_pillow).from_pretrained(folder)
-        self.inputs = processor(text=text, images=[images], return_tensors="pt")
+        # Of nested lists with several pictures, LLaVA-OneVision shows none in tiles.
+        nested = images if kind == "llava_onevision" else [images]
+        self.inputs = processor(text=text, images=nested, return_tensors="pt")
         prompt = self.inputs["input_ids"][0].tolist()
         states, places = [], [i for i, token in enumerate(prompt) if token == facts.placeholder_id]
         for picture in pictures:

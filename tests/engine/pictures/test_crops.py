@@ -13,7 +13,13 @@ from transformers.image_processing_backends import PilBackend
 
 from engine.contract.picture_facts import MOST_TIMES_LONGER, Crop, PictureFacts
 from engine.pictures.crops import cut_crops
-from tests.helpers.models.tiny_wrappers import CROP_KINDS, Kind, load_processor, make_wrapper
+from tests.helpers.models.tiny_wrappers import (
+    CROP_KINDS,
+    MOSAIC_KINDS,
+    Kind,
+    load_processor,
+    make_wrapper,
+)
 
 ROWS = 3
 GRIDS: tuple[Kind, ...] = ("smolvlm", "idefics3")
@@ -79,7 +85,7 @@ def random_size() -> tuple[int, int]:
 @pytest.fixture(scope="module")
 def processors(tmp_path_factory):
     folders = {
-        kind: tmp_path_factory.mktemp(kind) for kind in (*CROP_KINDS, "mistral3", "llava_next")
+        kind: tmp_path_factory.mktemp(kind) for kind in (*CROP_KINDS, "mistral3", *MOSAIC_KINDS)
     }
     return {kind: load_processor(make_wrapper(folder, kind)) for kind, folder in folders.items()}
 
@@ -220,8 +226,9 @@ def test_pixtrals_pictures_have_the_text_and_pixels_of_the_processor(processors)
         assert part.length == text.count("[")
 
 
-def test_mosaics_have_as_many_rows_as_in_the_processor(processors):
-    processor, patch, grid = processors["llava_next"], 14, random.randint(2, 24)
+@pytest.mark.parametrize("kind", MOSAIC_KINDS)
+def test_mosaics_have_as_many_rows_as_in_the_processor(kind, processors):
+    processor, patch, grid = processors[kind], 14, random.randint(2, 24)
     side = patch * grid
     stated = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
     mosaics = [[side * down, side * across] for down, across in stated]
@@ -237,14 +244,20 @@ def test_mosaics_have_as_many_rows_as_in_the_processor(processors):
         after="",
         mosaics=tuple((width, height) for height, width in mosaics),
     )
+    if kind == "llava_onevision":
+        facts = replace(facts, most_mosaic_crops=random.randint(1, 4))
+        processor.vision_aspect_ratio = f"anyres_max_{facts.most_mosaic_crops}"
+        processor.num_image_tokens = grid**2
     assert facts.largest(1).num_states == grid**2
     assert facts.largest(facts.most_states).num_states == facts.most_states
     for _ in range(200):
         width, height = random_size()
         crops = crops_of(facts, width, height)
-        rows = processor._get_number_of_features(height, width, side, side) - 1
+        rows = processor._get_number_of_features(height, width, side, side)
+        rows -= kind == "llava_next"
         assert sum(sum(facts.lines(crop)) for crop in crops) == rows, (width, height)
-        assert all(facts.fits(facts.black(crop)) for crop in crops)
+        parts = [facts.black(crop) for crop in crops]
+        assert all(facts.fits(p) and p.num_states <= facts.most_states for p in parts)
     part = facts.black(crops_of(facts, 100, 100)[1])
     for wrong in ({"columns": 3 * grid + 2}, {"width": 5}, {"length": part.length + 1}):
         assert not facts.fits(replace(part, **wrong))

@@ -329,6 +329,56 @@ CLIP_IMAGES: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("ratio", ["anyres_max_9", "pad"])
+def test_reads_llava_onevision_as_published(tmp_path, ratio):
+    grids = [[384 * down, 384 * across] for down in range(1, 7) for across in range(1, 7)]
+    config = {
+        "architectures": ["LlavaOnevisionForConditionalGeneration"],
+        "image_grid_pinpoints": grids,
+        "image_token_index": 151646,
+        "model_type": "llava_onevision",
+        "text_config": {
+            "architectures": ["Qwen2ForCausalLM"],
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "model_type": "qwen2",
+            "num_attention_heads": 14,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 2,
+            "vocab_size": 152000,
+        },
+        "vision_aspect_ratio": ratio,
+        "vision_config": {
+            "hidden_size": 1152,
+            "image_size": 384,
+            "intermediate_size": 4304,
+            "model_type": "siglip_vision_model",
+            "num_attention_heads": 16,
+            "num_hidden_layers": 26,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+    }
+    images = {
+        "image_grid_pinpoints": grids,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "LlavaOnevisionImageProcessor",
+        "image_std": [0.5, 0.5, 0.5],
+        "resample": 3,
+        "size": {"height": 384, "width": 384},
+    }
+    write(tmp_path, config=config, preprocessor_config=images)
+    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    found = read_config_json(tmp_path)
+    if ratio == "pad":
+        assert found.pictures is None
+        return
+    facts = found.pictures
+    assert (facts.side, facts.rows_per_crop, len(facts.mosaics)) == (384, 27**2, 36)
+    assert 9 * 27**2 < facts.most_states < 1.21 * 9 * 27**2 + 6 * 27
+    assert found.vision.num_hidden_layers == 26 and found.vision.scale == (2 / 255,) * 3
+
+
 def test_reads_llava_1_5_as_published(tmp_path):
     write(tmp_path, config=LLAVA_1_5, preprocessor_config=CLIP_IMAGES)
     save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")

@@ -18,7 +18,7 @@ from tests.helpers.models.random_vectors import randomise_vectors
 
 Kind = Literal[
     "gemma3", "smolvlm", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "mistral3",
-    "pixtral", "llava", "llava_next", "llava_siglip",
+    "pixtral", "llava", "llava_next", "llava_siglip", "llava_onevision",
     "gemma4", "gemma4_large", "internvl", "internvl_large",
 ]  # fmt: skip
 CROP_KINDS: tuple[Kind, ...] = ("gemma3", "smolvlm", "idefics3")
@@ -28,7 +28,8 @@ PIXTRAL_KINDS: tuple[Kind, ...] = ("mistral3", "pixtral")
 GEMMA4_KINDS: tuple[Kind, ...] = ("gemma4", "gemma4_large")
 GRID_KINDS = (*QWEN_KINDS, *PIXTRAL_KINDS, *GEMMA4_KINDS)
 """Models that see pictures of any size."""
-LLAVA_KINDS: tuple[Kind, ...] = ("llava", "llava_next", "llava_siglip")
+LLAVA_KINDS: tuple[Kind, ...] = ("llava", "llava_next", "llava_siglip", "llava_onevision")
+MOSAIC_KINDS: tuple[Kind, ...] = ("llava_next", "llava_onevision")
 INTERN_KINDS: tuple[Kind, ...] = ("internvl", "internvl_large")
 TILE_KINDS = (*LLAVA_KINDS, *INTERN_KINDS)
 """Models that see pictures in crops of one size, and pair their towers with any decoder."""
@@ -186,12 +187,13 @@ _QWEN_PARTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 GRID_PIXELS = {"shortest_edge": 8 * 8 * 4, "longest_edge": 8 * 8 * 60}
 """The fewest and the most pixels of a picture of `QWEN_KINDS`: 4 to 60 prompt rows."""
 MOSAICS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
-"""The heights and widths of the mosaics of LLaVA-NeXT."""
+"""The heights and widths of the mosaics of LLaVA-NeXT and LLaVA-OneVision."""
 _LLAVA_TOKENS = {
     "bos_token": "<s>",
     "eos_token": "</s>",
     "pad_token": "<pad>",
     "image_token": "<image>",
+    "video_token": "<video>",
 }
 _LLAVA_TEMPLATE = SMOLVLM_TEMPLATE.replace("<|im_start|>", "<s>").replace(
     "<end_of_utterance>", "</s>"
@@ -363,6 +365,7 @@ def _create(
         "llava": "Llava",
         "llava_next": "LlavaNext",
         "llava_siglip": "Llava",
+        "llava_onevision": "LlavaOnevision",
         "gemma4": "Gemma4",
         "gemma4_large": "Gemma4",
         "internvl": "InternVL",
@@ -398,6 +401,11 @@ def _create(
             own |= {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
             text |= {"model_type": "qwen2"}
             vision |= {"model_type": "siglip_vision_model"}
+        if kind == "llava_onevision":
+            own |= {"video_token_index": tokenizer.video_token_id}
+            own |= {"image_grid_pinpoints": MOSAICS, "vision_aspect_ratio": "anyres_max_2"}
+            text |= {"model_type": "qwen2"}
+            vision |= {"model_type": "siglip_vision_model", "vision_use_head": False}
     elif kind in INTERN_KINDS:
         own = {"image_token_id": tokenizer.context_image_token_id}
         text |= {"model_type": "qwen2"}
@@ -527,6 +535,17 @@ def _intern_processor(tokenizer: Any) -> Any:
 def _llava_processor(kind: Kind, tokenizer: Any, config: Any) -> Any:
     side = config.vision_config.image_size
     square = {"height": side, "width": side}
+    if kind == "llava_onevision":
+        sizes = {"size": square, "image_grid_pinpoints": MOSAICS}
+        return transformers.LlavaOnevisionProcessor(
+            transformers.LlavaOnevisionImageProcessor(**sizes),
+            tokenizer,
+            transformers.LlavaOnevisionVideoProcessor(size=square),
+            num_image_tokens=(side // config.vision_config.patch_size) ** 2,
+            vision_feature_select_strategy="full",
+            vision_aspect_ratio=config.vision_aspect_ratio,
+            chat_template=tokenizer.chat_template,
+        )
     name = "LlavaNext" if kind == "llava_next" else "Llava"
     if kind == "llava_siglip":
         pictures = transformers.SiglipImageProcessor(size=square)

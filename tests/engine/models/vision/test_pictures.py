@@ -262,6 +262,7 @@ LLAVAS: dict[str, dict[str, Any]] = {
     "llava": {"vision_feature_layer": 1, "vision_feature_select_strategy": "full"},
     "llava_next": {"vision_feature_layer": 3, "multimodal_projector_bias": False},
     "llava_siglip": {"vision_feature_layer": -2, "projector_hidden_act": "relu"},
+    "llava_onevision": {"vision_aspect_ratio": "anyres_max_1", "vision_feature_layer": -2},
     "internvl": {"projector_hidden_act": "relu"},
     "internvl_large": {"vision": {"num_attention_heads": 2, "hidden_act": "gelu_pytorch_tanh"}},
 }
@@ -297,7 +298,9 @@ class TilePair(Pair):
             sizes = {"size": square}
         if self.facts.tiles:
             name, sizes = "GotOcr2", {"size": square, "crop_to_patches": True, "max_patches": 6}
-        if name == "LlavaNext":
+        if self.facts.most_mosaic_crops:
+            name, sizes = "LlavaOnevision", {"size": square}
+        if self.facts.mosaics:
             sizes["image_grid_pinpoints"] = config.image_grid_pinpoints
         process = getattr(transformers, f"{name}ImageProcessorPil")(**sizes)
         inputs = process([Image.fromarray(pixels.numpy())], return_tensors="pt")
