@@ -31,8 +31,9 @@ Transformer = TypeVar("Transformer", bound=ModelMixin)
 _DIFFUSERS = "diffusion_pytorch_model"
 """The beginning of the names of diffusers' files."""
 _ONE = TensorHeader((), "F32")
-_NOTES = ("scaled_fp8", ".comfy_quant")
-"""The ends of the names of tensors in which ComfyUI notes that there are 8-bit floats."""
+_NOTES = ("scaled_fp8", ".comfy_quant", "__index_timestep_zero__")
+"""The ends of the names of tensors in which ComfyUI notes a model's format or variant."""
+_FLOATS = ("F32", "F16", "BF16", FP8_TYPE, "F8_E5M2")
 
 
 def find_foreign(folder: Path) -> Path | None:
@@ -76,14 +77,25 @@ def load_foreign(model: type[Transformer], path: Path, options: LoadOptions) -> 
 
 
 def foreign_headers(path: Path) -> Headers:
-    """The headers of the transformer's tensors by their names in the file, without the prefix."""
+    """The headers of the transformer's tensors by their names in the file, without the prefix.
+
+    Raises:
+        ModelLoadError: weights are in a format that is not supported.
+    """
     headers = file_headers(path)
     prefix = PREFIX if any(name.startswith(PREFIX) for name in headers) else ""
-    return {
+    found = {
         name.removeprefix(prefix): header
         for name, header in headers.items()
         if name.startswith(prefix) and not name.endswith(_NOTES)
     }
+    for name, header in found.items():
+        if name.endswith(".weight") and header.type not in _FLOATS:
+            raise ModelLoadError(
+                f"{path.name}: {name} has type {header.type}; only {', '.join(_FLOATS)} are "
+                f"supported: take a file in bf16 or fp8, or a GGUF file"
+            )
+    return found
 
 
 def fp8_layers_of(headers: Headers, device: str) -> dict[str, QuantizedLayer]:

@@ -14,11 +14,15 @@ _BLOCK = 32
 
 
 def write_gguf(
-    path: Path, state: Mapping[str, torch.Tensor], type_: GGMLQuantizationType
+    path: Path,
+    state: Mapping[str, torch.Tensor],
+    type_: GGMLQuantizationType,
+    *,
+    arch: str = "flux",
 ) -> dict[str, torch.Tensor]:
     """Write matrices of whole blocks in `type_` and the rest in fp32. Returns what the file holds,
     expanded."""
-    writer = gguf.GGUFWriter(str(path), arch="flux")
+    writer = gguf.GGUFWriter(str(path), arch=arch)
     read_back = {}
     for name, tensor in state.items():
         values = tensor.detach().float().numpy()

@@ -122,6 +122,7 @@ def in_fp8(tensors: Tensors, *, scale: str | None) -> tuple[Tensors, Tensors]:
             packed[f"{layer}.{scale}"] = factor.clone()
             unused = {"scale_weight": "scale_input", "weight_scale": "input_scale"}[scale]
             packed[f"{layer}.{unused}"] = torch.tensor([random.random()])
+    packed["__index_timestep_zero__"] = torch.empty(0)
     if scale == "scale_weight":
         packed["scaled_fp8"] = torch.empty(0, dtype=torch.float8_e4m3fn)
     return packed, plain
@@ -167,6 +168,10 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         save(tmp_path, changed)
         with pytest.raises(error, match=words):
             load_folder(tmp_path)
+    save(tmp_path, tensors | {"double_blocks.0.img_mlp.0.weight": fused.to(torch.uint8)})
+    with pytest.raises(ModelLoadError, match="type U8"):
+        load_folder(tmp_path)
+    save(tmp_path, tensors)
     save_file(tensors, tmp_path / "transformer" / "b.safetensors")
     with pytest.raises(ModelLoadError, match=r"2 \.safetensors files \(b\.safetensors, model"):
         load_folder(tmp_path)

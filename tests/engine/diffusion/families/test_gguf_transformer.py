@@ -13,7 +13,14 @@ from gguf import GGMLQuantizationType
 from engine.diffusion.families.gguf_transformer import find_gguf, load_gguf_transformer
 from engine.diffusion.families.original_names import rows_of
 from engine.diffusion.families.transformer_names import names_in
-from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
+from engine.errors import (
+    CorruptFile,
+    MissingWeight,
+    ModelLoadError,
+    ShapeMismatch,
+    UnsupportedArchitecture,
+)
+from engine.weights.config_gguf import read_gguf_config
 from tests.helpers.diffusion.gguf_transformers import (
     original_flux,
     original_flux2,
@@ -288,6 +295,14 @@ def test_a_config_is_needed(flux: Any) -> None:
     (path.parent / "config.json").unlink()
     with pytest.raises(ModelLoadError, match=r"config\.json"):
         load(model, path)
+
+
+@pytest.mark.parametrize("arch", ["flux", "sd3", "qwen_image", "lumina2"])
+def test_a_transformer_alone_is_refused_with_the_way_to_serve_it(arch: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_gguf(path, {"img_in.bias": torch.zeros(4)}, GGMLQuantizationType.Q8_0, arch=arch)
+    with pytest.raises(UnsupportedArchitecture, match="into the folder 'transformer'"):
+        read_gguf_config(path)
 
 
 def test_one_file_is_found(tmp_path: Path) -> None:
