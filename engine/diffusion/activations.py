@@ -26,7 +26,7 @@ def activation_bytes(
     if not num_reference_pixels:
         return picture
     config = read_optional_json(checkpoint.path / "transformer" / "config.json")
-    width = config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0)
+    width: int = config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0)
     num_tokens = num_reference_pixels // _SIDE**2
     token_bytes = _WIDTHS_PER_TOKEN * width * dtype_bytes
     return picture + num_tokens * token_bytes

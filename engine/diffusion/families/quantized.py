@@ -113,7 +113,8 @@ def load_transformer(
     if foreign is not None:
         loaded = load_foreign(model, foreign, options)
         quantize(loaded, options.quantization, dtype=options.dtype, device=options.device)
-        return loaded.to(options.device)
+        loaded.to(options.device)
+        return loaded
     stated = stated_in(folder.config("transformer"))
     _, files = weight_files(component, options.dtype)
     headers = {name: one for file in files for name, one in file_headers(file).items()}

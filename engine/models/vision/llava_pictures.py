@@ -226,7 +226,7 @@ def read_onevision(keys: PictureKeys, config: ModelConfig) -> tuple[PictureFacts
     """
     stated = {**_ONEVISION, **keys.config.values}
     tower = stated.get("vision_config")
-    stated["vision_config"] = _ONEVISION_TOWER | (tower if isinstance(tower, dict) else {})
+    stated["vision_config"] = {**_ONEVISION_TOWER, **(tower if isinstance(tower, dict) else {})}
     mosaics = {"image_grid_pinpoints": stated["image_grid_pinpoints"]}
     keys = replace(
         keys,
