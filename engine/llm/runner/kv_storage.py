@@ -14,9 +14,10 @@ from torch import Tensor
 
 from engine.contract.kv_layout import LayerGroup
 from engine.contract.kv_numbers import SCALE_BYTES
+from engine.runtime.huge_pages import HUGE_PAGE_BYTES
 
-COMMITTED_AHEAD_BYTES = 256 << 20
-"""The memory of the lowest blocks that is committed on a CPU before it is written."""
+COMMITTED_AHEAD_BYTES = 32 << 20
+"""The memory behind the highest written block that is committed on a CPU before it is written."""
 _MADV_POPULATE_WRITE = 23
 
 
@@ -62,6 +63,8 @@ class KvStorage:
         self._block_bytes = self._pool[:1].nbytes
         self._written = np.zeros(num_blocks, dtype=np.bool_)
         self._always_committed = device.type != "cpu"
+        self._ahead_bytes = 0
+        """The end of the memory that was committed ahead."""
         places: dict[int, tuple[int, Tensor, Tensor | None]] = {}
         for number, (group, shape) in enumerate(zip(layer_groups, shapes, strict=True)):
             size, num_scales = math.prod(shape), math.prod(shape[:-1])
@@ -91,16 +94,26 @@ class KvStorage:
         num = len(self._written) if self._always_committed else np.count_nonzero(self._written)
         return int(num) * self._block_bytes
 
-    def commit_ahead(self) -> threading.Thread | None:
-        """Have a thread prepare the memory that the first requests will write.
+    def commit_ahead(self, block_ids: NDArray[np.int64]) -> threading.Thread | None:
+        """Have a thread prepare the memory that steps will write after these blocks, if less than
+        half of `COMMITTED_AHEAD_BYTES` is left. New blocks are handed out in the order of their
+        numbers.
 
         A first write waits until pages are found and cleared, in virtual machines often for longer
         than a step. Where the system cannot prepare memory (Linux before 5.14), steps wait.
         """
-        if self._always_committed:
+        if self._always_committed or not block_ids.size:
             return None
-        num_bytes = min(COMMITTED_AHEAD_BYTES, self._pool.nbytes)
-        libc, address = ctypes.CDLL(None), ctypes.c_void_p(self._pool.data_ptr())
+        written_bytes = (1 + int(block_ids.max())) * self._block_bytes
+        if written_bytes + COMMITTED_AHEAD_BYTES // 2 <= self._ahead_bytes:
+            return None
+        start = max(self._ahead_bytes, written_bytes // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES)
+        end = start + COMMITTED_AHEAD_BYTES
+        self._ahead_bytes = end
+        num_bytes = min(end, self._pool.nbytes) - start
+        if num_bytes <= 0:
+            return None
+        libc, address = ctypes.CDLL(None), ctypes.c_void_p(self._pool.data_ptr() + start)
         arguments = (address, ctypes.c_size_t(num_bytes), _MADV_POPULATE_WRITE)
         thread = threading.Thread(target=libc.madvise, args=arguments, daemon=True)
         thread.start()

@@ -265,7 +265,6 @@ class ModelRunner:
             ) from error
 
     def _run_warm_up_steps(self) -> None:
-        self._kv.commit_ahead()
         for step in warm_up_steps(self._config, self._expert_rows, self._pictures):
             self.run_once(step)
 
@@ -313,7 +312,9 @@ class ModelRunner:
         return self._graphs.record(size)
 
     def use_idle_time(self) -> bool:
-        """Record one step of a likely size (`StepGraphs.record_ahead`)."""
+        """Prepare grammars, then record one step of a likely size (`StepGraphs.record_ahead`)."""
+        if self._grammars is not None:
+            self._grammars.warm_up()
         if self._graphs is None:
             return False
         self._look_at_adapters(self._graphs)
@@ -350,6 +351,7 @@ class ModelRunner:
         C]."""
         self._kv.clear(rows.entered_block_ids)
         self._kv.will_write(rows.inputs[BLOCK_IDS:])
+        self._kv.commit_ahead(rows.inputs[BLOCK_IDS:])
         graph = self._find_graph(rows)
         if graph is not None:
             graph.load(rows)

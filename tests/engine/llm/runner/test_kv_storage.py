@@ -91,16 +91,38 @@ def test_a_huge_pool_takes_memory_only_where_it_is_written():
     assert resident_bytes() - before < 2 * block_bytes + (8 << 20)
 
 
-def test_the_first_blocks_can_be_committed_ahead_of_their_use(monkeypatch):
-    monkeypatch.setattr(kv_storage, "COMMITTED_AHEAD_BYTES", 64 << 20)
+def test_memory_is_committed_ahead_of_the_blocks_that_steps_write(monkeypatch):
+    """Half of what is committed ahead is always left, and never more than all of it."""
+    ahead = 2 * randint(4, 16) << 20
+    monkeypatch.setattr(kv_storage, "COMMITTED_AHEAD_BYTES", ahead)
+    before = resident_bytes()
+    storage = make_storage(1 << 10, groups=[range(8)], shapes=[KvShape(4, 64)], block_size=16)
+    first, num_threads = 0, 0
+    while first < 1 << 10:
+        end = min(1 << 10, first + randint(1, 100))
+        thread = storage.commit_ahead(np.array([0, *range(first, end)]))
+        if thread is not None:
+            thread.join()
+            num_threads += 1
+        storage._pool[first:end] = 1.0
+        written = end * storage._block_bytes
+        assert resident_bytes() - before >= min(written + ahead // 2, storage._pool.nbytes)
+        assert resident_bytes() - before < written + ahead + (8 << 20)
+        first = end
+    assert num_threads <= 2 * storage._pool.nbytes / ahead + 1
+    assert storage.bytes_committed == 0, "counts what requests wrote"
+
+
+def test_memory_between_blocks_that_are_far_apart_is_not_committed():
     before = resident_bytes()
     storage = make_storage(1 << 16, groups=[range(8)], shapes=[KvShape(4, 64)], block_size=16)
-    thread = storage.commit_ahead()
-    assert thread is not None
-    thread.join()
-    assert 64 << 20 <= resident_bytes() - before < 128 << 20
-    assert storage._pool[:200].count_nonzero() == 0
-    assert storage.bytes_committed == 0, "counts what requests wrote"
+    last = randint(1 << 12, 1 << 16) - 1
+    for block_id in (0, last):
+        thread = storage.commit_ahead(np.array([block_id]))
+        if thread is not None:
+            thread.join()
+    assert resident_bytes() - before <= 2 * kv_storage.COMMITTED_AHEAD_BYTES + (8 << 20)
+    assert storage.commit_ahead(np.array([], np.int64)) is None
 
 
 def test_fresh_memory_is_zero():
