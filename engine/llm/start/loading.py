@@ -66,7 +66,7 @@ def load_engine(
     sizing = sized(checkpoint, model_config, intent, machine, host)
     quality = checked_quality(checkpoint, sizing.config, intent.max_kl)
     limit_threads(sizing.config.num_threads)
-    grammars = started_grammars(checkpoint, model_config)
+    grammars = grammars_of(checkpoint, model_config)
     weights = load_weights(checkpoint, model_config, intent, sizing, host)
     host.report(Phase.WARMING_UP)
     config = sizing.config
@@ -105,15 +105,12 @@ def load_engine(
     return with_embeddings(engine, info, weights.model, config, machine, host)
 
 
-def started_grammars(checkpoint: Checkpoint, model_config: ModelConfig) -> Grammars:
-    """Start to prepare grammars while the weights are read, so that no request waits for what
-    structures need."""
+def grammars_of(checkpoint: Checkpoint, model_config: ModelConfig) -> Grammars:
+    """The grammars of a model. What they need is prepared when the model is idle, or when the first
+    structure is requested, so that no start waits for it."""
     tokens = (checkpoint.path, model_config.vocab_size, model_config.eos_token_ids)
     reader = ReaderProcess(*tokens)
-    grammars = Grammars(partial(load_token_table, *tokens), reader.read)
-    reader.start()
-    grammars.warm_up()
-    return grammars
+    return Grammars(partial(load_token_table, *tokens), reader.read, reader.start)
 
 
 @dataclass(frozen=True, slots=True)

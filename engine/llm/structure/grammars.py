@@ -57,11 +57,19 @@ class Grammars:
     Args:
         load_tokens: makes the model's table of tokens; called only once, in a thread.
         read: `ReaderProcess.read` or a substitute; called in a thread.
+        start_reader: starts what `read` needs; called in a thread.
     """
 
-    def __init__(self, load_tokens: Callable[[], TokenTable], read: Read) -> None:
+    def __init__(
+        self,
+        load_tokens: Callable[[], TokenTable],
+        read: Read,
+        start_reader: Callable[[], None] = lambda: None,
+    ) -> None:
         self._load_tokens = load_tokens
         self._read = read
+        self._start_reader = start_reader
+        self._is_warm = False
         self._tokens: TokenTable | None = None
         self._tokens_lock = threading.Lock()
         self._quick = Turns("grammars")
@@ -75,8 +83,11 @@ class Grammars:
         self._num_kept_bytes = 0
 
     def warm_up(self) -> None:
-        """Have the table of tokens made. If that fails, structures are refused with the reason."""
-        self._quick.take_turn("", 0, partial(_settle, Future[TokenTable](), self._known_tokens))
+        """Have a thread start the reader and make the table of tokens, once. If that fails,
+        structures are refused with the reason."""
+        if not self._is_warm:
+            self._is_warm = True
+            self._quick.take_turn("", 0, partial(_settle, Future[TokenTable](), self._warm_up))
 
     def prepare(self, structure: Structure, client: str = "") -> "Future[Grammar]":
         """Make a grammar, unless it exists. While somebody holds it, `held` finds it at once.
@@ -90,6 +101,7 @@ class Grammars:
             self._keep(known)
             grammar.set_result(known)
         else:
+            self.warm_up()
             make = partial(self._quickly, structure, client, grammar)
             self._quick.take_turn(client, len(structure.text), partial(_settle, grammar, make))
         return grammar
@@ -175,6 +187,10 @@ class Grammars:
 
     def _start_of(self, structure: Structure, reading: Reading) -> LLMatcher:
         return matcher_of(structure, reading.text, self._known_tokens().tokens)
+
+    def _warm_up(self) -> TokenTable:
+        self._start_reader()
+        return self._known_tokens()
 
     def _known_tokens(self) -> TokenTable:
         with self._tokens_lock:

@@ -120,6 +120,17 @@ def test_the_tokens_are_there_before_the_first_one(grammars, table, monkeypatch)
     assert made == [1]
 
 
+def test_the_first_structure_starts_the_reader_once(table, reader):
+    started = []
+    grammars = Grammars(lambda: table, reader, lambda: started.append(threading.current_thread()))
+    assert not started
+    for text in ("a", "b"):
+        made(grammars, structure("regex", text))
+        grammars.warm_up()
+    assert len(started) == 1
+    assert started[0] is not threading.current_thread(), "the steps would wait"
+
+
 def test_tokens_that_cannot_be_used_are_told_to_whoever_asks(grammars, monkeypatch):
     def fail():
         raise UnsupportedFeature("no end")
