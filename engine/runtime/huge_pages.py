@@ -18,16 +18,19 @@ MADV_COLLAPSE = 25
 
 
 def use_huge_pages() -> int:
-    """Ask the kernel to hold this process's large private memory in huge pages.
+    """Give freed memory back, and ask the kernel to hold this process's large private memory in
+    huge pages.
 
     Call it when the weights are loaded and before memory is mapped that should stay untouched.
-    Where the kernel cannot do it, nothing changes.
+    Where the system cannot do it, nothing changes.
 
     Returns:
         Bytes that were moved.
     """
     with contextlib.suppress(OSError, AttributeError):
-        madvise = ctypes.CDLL(None).madvise
+        libc = ctypes.CDLL(None)
+        libc.malloc_trim(0)  # loading frees more than it keeps, and huge pages would hold all of it
+        madvise = libc.madvise
         madvise.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
         return sum(
             size
