@@ -65,6 +65,8 @@ class WorkerOptions:
     stderr: int | None = None
     """The file descriptor that workers get as standard error; None is the server's."""
     command: tuple[str, ...] = module_command("engine.worker.loop")
+    tunables: str = ""
+    """glibc's settings for workers, as in GLIBC_TUNABLES; empty are the server's."""
     visible_gpus: tuple[str, ...] | None = None
     """CUDA's names of the GPUs that the server may use; None is all."""
 
@@ -327,6 +329,8 @@ class Supervisor:
             self._set_phase(Phase.STARTING)
             options = self._options
             command = command_on(self.config.device, options.visible_gpus, options.command)
+            if options.tunables:
+                command = ["env", f"GLIBC_TUNABLES={options.tunables}", *command]
             await worker.start(command, options.stderr, self._describe)
             watching = asyncio.create_task(self._watch(worker))
             try:

@@ -97,6 +97,7 @@ def _run(
         # again, which takes ten times as long as decoding.
         gc.collect()
         gc.freeze()
+        gc.enable()
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(server.serve(sockets=[listener.socket]))
     return 1 if server.force_exit or server.has_failed else 0
@@ -119,6 +120,7 @@ def create_process_engine(
         log_format=settings.log_format if terminal is None else "console",
         log_level=settings.log_level if terminal is None else least_level(settings),
         stderr=None if terminal is None else terminal.workers_stderr,
+        tunables=settings.worker_tunables,
         visible_gpus=settings.visible_gpus,
     )
     return ProcessEngineClient(settings.model_specs, options)

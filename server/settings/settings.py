@@ -585,6 +585,13 @@ class Settings(BaseSettings):
         return (Path(base) if base else Path.home() / ".cache") / "tandem"
 
     @property
+    def worker_tunables(self) -> str:
+        """glibc's settings for workers: malloc takes huge pages at once, which is quicker than to
+        move weights there later. The operator's own settings come last, so they win."""
+        own = os.environ.get("GLIBC_TUNABLES", "")
+        return f"glibc.malloc.hugetlb=1:{own}".rstrip(":")
+
+    @property
     def visible_gpus(self) -> tuple[str, ...] | None:
         """CUDA's names of the GPUs that the server may use; None means all."""
         names = os.environ.get(VARIABLE)

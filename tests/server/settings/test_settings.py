@@ -314,6 +314,14 @@ def test_the_engine_can_queue_whatever_admission_lets_in():
     assert queue(0, 10) == 13
 
 
+def test_workers_keep_the_operators_settings_of_glibc(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert load_settings({}).worker_tunables == "glibc.malloc.hugetlb=1"
+    own = "glibc.malloc.hugetlb=0:glibc.malloc.tcache_count=3"
+    monkeypatch.setenv("GLIBC_TUNABLES", own)
+    assert load_settings({}).worker_tunables == f"glibc.malloc.hugetlb=1:{own}"
+
+
 def test_cache_path_follows_the_users_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert load_settings({}).cache_path == tmp_path / "tandem"
