@@ -5,6 +5,7 @@ on standard error and exit code 2.
 """
 
 import contextlib
+import gc
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,7 @@ def _serve(**values: Any) -> None:
     with _told_in_a_line():
         settings = load_settings(given_settings(values))
     _check_packages()
+    gc.disable()  # until `run` has made what stays: nearly nothing of it is garbage
     from server.process.serve import run
 
     raise typer.Exit(run(settings))
