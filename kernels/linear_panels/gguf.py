@@ -10,9 +10,10 @@ from torch import Tensor
 from kernels.linear_gguf.dequantize import OFFSETS, parts
 from kernels.linear_gguf.quant_type import BLOCKS, GGUFType
 from kernels.linear_panels.panels import LANES, Codes, Meaning, PanelFormat, Panels, pack
+from kernels.shared.in_threads import joined_in_threads
 
-_CHUNK_WEIGHTS = 1 << 22
-"""Weights converted at a time."""
+_LEAST_WEIGHTS, _MOST_WEIGHTS = 1 << 20, 1 << 22
+"""The numbers of weights that a thread converts at a time."""
 
 _INT8 = torch.int8
 FORMATS = {
@@ -39,13 +40,15 @@ def panels_from_gguf(weight: Tensor, quant_type: GGUFType) -> Panels:
     """
     block = BLOCKS[quant_type]
     in_features = weight.shape[1] // block.num_bytes * block.num_weights
-    step = max(1, _CHUNK_WEIGHTS // in_features // LANES) * LANES
-    packed = [pack(gguf_codes(rows, quant_type)).data for rows in torch.split(weight, step)]
+    share = max(weight.shape[0] * in_features // torch.get_num_threads(), _LEAST_WEIGHTS)
+    step = max(1, min(share, _MOST_WEIGHTS) // in_features // LANES) * LANES
     return Panels(
         format=FORMATS[quant_type],
         out_features=weight.shape[0],
         in_features=in_features,
-        data=torch.cat(packed),
+        data=joined_in_threads(
+            lambda rows: pack(gguf_codes(rows, quant_type)).data, torch.split(weight, step)
+        ),
     )
 
 
