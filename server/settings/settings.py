@@ -586,8 +586,8 @@ class Settings(BaseSettings):
 
     @property
     def worker_tunables(self) -> str:
-        """glibc's settings for workers: malloc takes huge pages at once, which is quicker than to
-        move weights there later. The operator's own settings come last, so they win."""
+        """GLIBC_TUNABLES of workers: malloc takes huge pages at once, which is quicker than to move
+        weights there later. The operator's own tunables come last, so they win."""
         own = os.environ.get("GLIBC_TUNABLES", "")
         return f"glibc.malloc.hugetlb=1:{own}".rstrip(":")
 
