@@ -1,6 +1,7 @@
 """A worker's loop over a scripted engine: one request's faults stay its own."""
 
 import contextlib
+import gc
 from types import SimpleNamespace
 
 import msgspec
@@ -281,3 +282,27 @@ def test_memory_that_is_refused_keeps_what_came_before(server):
         with pytest.raises(InsufficientMemory, match="a holds it all"):
             link.borrow("cpu", "adapter", 10, 100)
         assert link.receive() == messages.Abort("a")
+
+
+def test_garbage_is_looked_for_once_the_model_is_loaded(monkeypatch):
+    seen = []
+
+    def note(*_):
+        seen.append(gc.isenabled())
+        return SimpleNamespace(run=lambda: None, shutdown=lambda: None), None
+
+    monkeypatch.setattr(loop, "load", note)
+    monkeypatch.setattr(loop, "Loop", lambda *arguments: note(*arguments)[0])
+    for name in ("send_pulses", "_threads"):
+        monkeypatch.setattr(loop, name, lambda *_: None)
+    link = SimpleNamespace(report=seen.append, send=seen.append, close=lambda: None)
+    monkeypatch.setattr(loop, "Link", lambda _: link)
+    monkeypatch.setattr(loop.messages.Ready, "of", lambda _: "ready")
+    gc.disable()
+    try:
+        spec = SimpleNamespace(pulse_fd=0, address="", config=None)
+        assert loop.serve(spec) == 0
+        assert seen[1:] == [False, "ready", True]
+    finally:
+        gc.enable()
+        gc.unfreeze()
