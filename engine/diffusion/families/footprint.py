@@ -59,8 +59,8 @@ def weight_bytes(
     total = 0
     facts = facts_of(checkpoint)
     for folder, quantizable in _components(checkpoint.path):
-        whole = _headers(folder)
-        headers = {name: one for name, one in whole.items() if facts.reads(folder.name, name)}
+        kept = _headers(folder).items()
+        headers = {name: one for name, one in kept if facts.reads(folder.name, name)}
         wanted = quantization if quantizable else "none"
         total += _component_bytes(folder, headers, dtype, wanted, device)
         if is_arranged and folder.name.startswith(_ARRANGED):

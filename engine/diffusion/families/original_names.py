@@ -60,7 +60,7 @@ class OriginalNames:
                 f"{name} has {len(tensor)} rows; by the transformer's config.json it has "
                 f"{sum(sizes)}: take the config.json of the same model"
             )
-        return dict(zip(names, tensor.split(sizes), strict=True))
+        return dict(zip(names, torch.split(tensor, sizes), strict=True))
 
 
 def rows_of(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
