@@ -41,6 +41,7 @@ from server.routes import (
     model_info,
     model_loading,
     models,
+    playground,
 )
 from server.served import SERVED
 from server.settings import Settings
@@ -58,6 +59,7 @@ _ROUTERS = (
     health.router,
     metrics.router,
     docs.router,
+    playground.router,
     *(dialect.router for dialect in DIALECTS),
     models.router,  # last: a dialect answers its own clients on these paths
 )

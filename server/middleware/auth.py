@@ -2,8 +2,8 @@
 authentication, which is all that A1111's clients send.
 
 Guards every path, also those without a route, so that routes cannot be found by trying. Only the
-probes are open, stored images, whose names are secrets themselves, and the page at /docs, which
-asks its reader for a key. Without API keys everything is open, and admin keys only tell who may
+probes are open, stored images, whose names are secrets themselves, and the playground and the page
+at /docs, which ask their reader for a key. Without API keys everything is open, and admin keys only tell who may
 change what is served.
 """
 
@@ -20,7 +20,7 @@ from server.http.owner import note_owner
 from server.http.scope import get_header, get_path
 
 OPEN_PATHS = frozenset({"/health", "/v1/health", "/ping", "/ready"})
-PROBES_OF_MODELS = "/ready/"
+OPEN_TREES = ("/ready/", "/playground/")
 OPEN_PAGES = frozenset({"/", "/docs"})
 """To be read only. They are the same on every server."""
 OPEN_FOLDERS = frozenset({"/docs", "/v1/images/files"})
@@ -77,7 +77,7 @@ def _is_open(scope: Scope) -> bool:
         return path in OPEN_PATHS
     is_file = folder in OPEN_FOLDERS and name != ""
     is_page = path in OPEN_PAGES or is_file
-    return path in OPEN_PATHS or is_page or path.startswith(PROBES_OF_MODELS)
+    return path in OPEN_PATHS or is_page or path.startswith(OPEN_TREES)
 
 
 def _given_key(scope: Scope) -> bytes | None:

@@ -3,8 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
-from starlette.responses import RedirectResponse
+from fastapi import APIRouter, Response
 
 from engine.contract.status import ModelStatus, Phase
 from engine.version import __version__
@@ -13,15 +12,6 @@ from server.dependencies import ModelId, StateDep
 from server.protocol.answers import error_answers
 
 router = APIRouter(tags=["operations"])
-
-
-@router.get("/", include_in_schema=False)
-async def root(request: Request) -> Response:
-    """The page of the API for a browser; a line for clients that ask here whether there is a
-    server, as Ollama's do."""
-    if "text/html" in request.headers.get("accept", ""):
-        return RedirectResponse(request.scope.get("root_path", "").rstrip("/") + "/docs")
-    return Response("Tandem is running; /docs describes its API.\n", media_type="text/plain")
 
 
 @router.get("/v1/health", include_in_schema=False)

@@ -282,7 +282,7 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[ApiKey, ...], *CommaList] = Field(
         (),
         description="Accepted API keys; if there are any, every route except /health, /ready and "
-        "the page /docs requires one.",
+        "the pages / and /docs requires one.",
     )
     api_key_file: ExistingFile | None = Field(
         None, description="File with more API keys, one per line; # begins a comment line."
@@ -453,6 +453,11 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level to log; debug has one line per request."
+    )
+    playground: bool = Field(
+        True,
+        description="Show browsers that open / a page for chats, images and models; without it "
+        "they get /docs.",
     )
     log_prompts: bool = Field(
         False, description="Show prompts and answers in the debug lines of requests."
