@@ -1,6 +1,104 @@
-// The chat view.
-import { html } from "../lib/dom.js";
+// The chat: the conversation on show, with its settings beside it.
+import { html, useEffect, useMemo, useRef, useState } from "../lib/dom.js";
+import { modelsOfKind, useModels } from "../lib/models.js";
+import { usePreference } from "../lib/preferences.js";
+import { go } from "../lib/route.js";
+import { Signal, useSignal } from "../lib/signal.js";
+import { ErrorNote, IconButton } from "../lib/ui.js";
+import { say } from "./actions.js";
+import { begin, change, conversation, shownPath, storageProblem } from "./conversations.js";
+import { Composer } from "./composer.js";
+import { Panel } from "./panel.js";
+import { NO_SETTINGS } from "./request.js";
+import { runs } from "./run.js";
+import { Thread } from "./thread.js";
 
-export function View() {
-  return html`<div class="page"><h1>Chat</h1></div>`;
+export { Sidebar } from "./sidebar.js";
+
+const NONE = new Signal(null);
+
+export function View({ rest: id, active }) {
+  const lastId = useRef("");
+  if (active) lastId.current = id;
+  const shownId = lastId.current;
+  const one = useSignal(shownId ? conversation(shownId) : NONE);
+  const { models } = useModels();
+  const texts = useMemo(() => modelsOfKind(models, "text"), [models]);
+  const [preferred, setPreferred] = usePreference("chat.model", null);
+  const [defaults, setDefaults] = usePreference("chat.defaults", {});
+  const [draft, setDraft] = useState(null);
+  const [isOpen, setOpen] = usePreference("chat.panel", false);
+  const [rival, setRival] = useState(null);
+  const model = one?.model ?? texts.find(({ id }) => id === preferred)?.id ?? texts[0]?.id ?? null;
+  const settings = { ...NO_SETTINGS, ...(one?.settings ?? draft ?? defaults[model]) };
+  const card = texts.find((text) => text.id === model)?.card ?? null;
+  useEffect(() => setDraft(null), [shownId]);
+  if (one === undefined) return html`<div class="chat"></div>`;
+  if (shownId && one === null) return html`<${Missing} />`;
+
+  const chooseModel = (name) => {
+    setPreferred(name);
+    if (one) change(shownId, () => ({ model: name }));
+  };
+  const set = (fields) => {
+    const next = { ...settings, ...fields };
+    if (one) change(shownId, () => ({ settings: next }));
+    else setDraft(next);
+  };
+  const send = (text, images) => {
+    const target = one ? shownId : begin({ model, settings });
+    say(target, text, images, rival ? [model, rival] : [model]);
+    if (!one) go("chat", target);
+  };
+  return html`<div class="chat ${isOpen ? "has-panel" : ""}">
+    <section class="chat-main" aria-label="Conversation">
+      <header class="chat-head">
+        <h1 class="visually-hidden">${one?.title || "New chat"}</h1>
+        <${ModelSelect} label="Model" models=${texts} value=${model} onChange=${chooseModel} />
+        ${rival !== null && html`<span class="versus">and</span>
+          <${ModelSelect} label="Second model" models=${texts} value=${rival} onChange=${setRival} />`}
+        <span class="spacer"></span>
+        <${IconButton} icon="compare" label=${rival === null ? "Compare with a second model" : "Stop comparing"} aria-pressed=${rival !== null}
+          disabled=${texts.length === 0} onClick=${() => setRival(rival === null ? (texts.find(({ id }) => id !== model)?.id ?? model) : null)} />
+        <${IconButton} icon="tune" label="Settings" aria-pressed=${isOpen} aria-expanded=${isOpen} onClick=${() => setOpen(!isOpen)} />
+      </header>
+      <${StorageProblem} />
+      <${Thread} id=${shownId} one=${one} model=${model} models=${texts} onAsk=${send} />
+      <${Composer} key=${shownId} id=${shownId} isReady=${model !== null} takesPictures=${card?.input_modalities?.includes("image") ?? false}
+        running=${one ? running(one) : []} onSend=${send} active=${active} />
+    </section>
+    ${isOpen && html`<${Panel} settings=${settings} card=${card} model=${model} onChange=${set} onClose=${() => setOpen(false)}
+      isDefault=${JSON.stringify(defaults[model] ?? null) === JSON.stringify(settings)}
+      onMakeDefault=${() => setDefaults({ ...defaults, [model]: settings })} />`}
+  </div>`;
+}
+
+/** The runs that write the end of the conversation now. */
+function running(one) {
+  const last = shownPath(one).at(-1);
+  return one.messages
+    .filter(({ id, pair }) => id === last?.id || (pair && pair === last?.pair))
+    .map(({ id }) => runs.get(id))
+    .filter((run) => run && !run.isEnded);
+}
+
+function ModelSelect({ label, models, value, onChange }) {
+  const isKnown = models.some(({ id }) => id === value);
+  return html`<select class="model-select" aria-label=${label} value=${value ?? ""} onChange=${(event) => onChange(event.target.value)} disabled=${models.length === 0}>
+    ${models.length === 0 && html`<option value="">No text model yet</option>`}
+    ${value && !isKnown && html`<option value=${value}>${value} (not served)</option>`}
+    ${models.map(({ id, state }) => html`<option value=${id}>${id}${state === "loaded" ? "" : ` (${state})`}</option>`)}
+  </select>`;
+}
+
+function Missing() {
+  return html`<div class="page"><h1>Not here</h1>
+    <p>This browser has no such conversation. <a href="#/chat">Begin a new one.</a></p>
+  </div>`;
+}
+
+function StorageProblem() {
+  const problem = useSignal(storageProblem);
+  if (!problem) return null;
+  return html`<${ErrorNote} error=${{ message: `This browser does not keep conversations: ${problem.message}. Export what you want to keep.` }} />`;
 }

@@ -2,7 +2,7 @@
 import { Fragment, h } from "../vendor/preact.js";
 import htm from "../vendor/htm.js";
 
-export { createContext, render } from "../vendor/preact.js";
+export { Component, createContext, render } from "../vendor/preact.js";
 export * from "../vendor/hooks.js";
 export { Fragment };
 export const html = htm.bind(h);

@@ -1,0 +1,105 @@
+// The settings of a conversation: system prompt, samplers, the form of the answer, presets.
+import { html, useEffect, useRef, useState } from "../lib/dom.js";
+import { saveFile } from "../lib/files.js";
+import { usePreference } from "../lib/preferences.js";
+import { Field, IconButton, Menu, NumberField, Toggle } from "../lib/ui.js";
+import { NO_SETTINGS, read } from "./request.js";
+
+const SAMPLERS = [
+  { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, fallback: 1, hint: "Higher is more varied; 0 always takes the likeliest token." },
+  { name: "top_p", label: "Top p", min: 0, max: 1, step: 0.01, fallback: 1 },
+  { name: "top_k", label: "Top k", min: 0, max: 200, step: 1, fallback: 0, hint: "0 keeps all tokens." },
+  { name: "min_p", label: "Min p", min: 0, max: 1, step: 0.01, fallback: 0 },
+  { name: "repetition_penalty", label: "Repetition penalty", min: 0.8, max: 2, step: 0.01, fallback: 1 },
+];
+const EFFORTS = ["none", "low", "medium", "high"];
+
+export function Panel({ settings, card, model, onChange, onClose, isDefault, onMakeDefault }) {
+  const sample = (name) => (value) => {
+    const { [name]: _, ...others } = settings.sampling;
+    onChange({ sampling: value === undefined ? others : { ...others, [name]: value } });
+  };
+  const whole = (name) => (event) => sample(name)(event.target.value === "" ? undefined : Math.trunc(Number(event.target.value)));
+  return html`<aside class="panel" aria-label="Settings" onKeyDown=${(event) => event.key === "Escape" && onClose()}>
+    <header><h2>Settings</h2><span class="spacer"></span>
+      <${Presets} settings=${settings} onChange=${onChange} />
+      <${IconButton} icon="close" label="Close the settings" onClick=${onClose} />
+    </header>
+    <${TextField} label="System prompt" rows=${4} value=${settings.system} onChange=${(system) => onChange({ system })} />
+    <${Toggle} label="Show probabilities" value=${settings.showsTokens} onChange=${(showsTokens) => onChange({ showsTokens })}
+      hint="Colours each token by its probability. Click one to see what else could have come, and write on from there." />
+    ${SAMPLERS.map(({ name, fallback, ...field }) => html`<${NumberField} key=${name} ...${field} value=${settings.sampling[name]}
+      fallback=${card?.default_sampling?.[name] ?? fallback} onChange=${sample(name)} />`)}
+    <div class="two">
+      <${Field} label="Most tokens">${(id) => html`<input id=${id} type="number" min="1" placeholder="no limit" value=${settings.sampling.max_tokens ?? ""} onInput=${whole("max_tokens")} />`}</>
+      <${Field} label="Seed">${(id) => html`<input id=${id} type="number" placeholder="random" value=${settings.sampling.seed ?? ""} onInput=${whole("seed")} />`}</>
+    </div>
+    <${Field} label="Reasoning">${(id) => html`<select id=${id} value=${settings.effort} onChange=${(event) => onChange({ effort: event.target.value })}>
+      <option value="">as the model is used to</option>${EFFORTS.map((effort) => html`<option value=${effort}>${effort}</option>`)}
+    </select>`}</>
+    <${JsonField} label="JSON schema of the answer" value=${settings.schema} onChange=${(schema) => onChange({ schema })}
+      placeholder='{"type": "object", "properties": {"city": {"type": "string"}}}' />
+    <${JsonField} label="Tools" value=${settings.tools} onChange=${(tools) => onChange({ tools })}
+      placeholder='[{"name": "get_weather", "parameters": {"type": "object"}}]' />
+    <${JsonField} label="Other fields of the request" value=${settings.extra} onChange=${(extra) => onChange({ extra })}
+      placeholder='{"stop": ["END"], "xtc_probability": 0.5}' />
+    <div class="actions">
+      <button type="button" class="quiet" onClick=${() => onChange(NO_SETTINGS)}>Reset</button>
+      <button type="button" disabled=${isDefault || !model} onClick=${onMakeDefault}>Use for new chats with this model</button>
+    </div>
+  </aside>`;
+}
+
+function TextField({ label, value, rows, placeholder, onChange, problem, mono }) {
+  return html`<${Field} label=${label} hint=${problem}>
+    ${(id) => html`<textarea id=${id} rows=${rows} class=${mono ? "mono" : ""} value=${value} placeholder=${placeholder} spellcheck=${!mono}
+      aria-invalid=${Boolean(problem)} onInput=${(event) => onChange(event.target.value)}></textarea>`}
+  </>`;
+}
+
+function JsonField({ label, ...rest }) {
+  let problem = "";
+  try {
+    if (rest.value.trim()) read(rest.value, "This");
+  } catch (error) {
+    problem = error.message;
+  }
+  return html`<${TextField} label=${label} rows=${3} mono problem=${problem} ...${rest} />`;
+}
+
+/** Named settings, which the browser keeps and which travel as a JSON file. */
+function Presets({ settings, onChange }) {
+  const [presets, setPresets] = usePreference("chat.presets", {});
+  const [isNaming, setNaming] = useState(false);
+  const picker = useRef(null);
+  const load = async (event) => {
+    const [file] = event.target.files;
+    event.target.value = "";
+    if (file) setPresets({ ...presets, ...read(await file.text(), "The file") });
+  };
+  const keep = (name) => {
+    setNaming(false);
+    if (name) setPresets({ ...presets, [name]: settings });
+  };
+  const without = (name) => Object.fromEntries(Object.entries(presets).filter(([other]) => other !== name));
+  return html`${isNaming && html`<${NameField} onDone=${keep} />`}
+    <input type="file" accept="application/json" hidden ref=${picker} onChange=${load} />
+    <${Menu} label="Presets" icon="more" items=${[
+      ...Object.entries(presets).map(([name, kept]) => ({ label: name, icon: "check", run: () => onChange({ ...NO_SETTINGS, ...kept }) })),
+      { label: "Save as a preset", icon: "plus", run: () => setNaming(true) },
+      Object.keys(presets).length > 0 && { label: "Export the presets", icon: "download", run: () => saveFile("tandem-presets.json", JSON.stringify(presets, null, 2)) },
+      { label: "Import presets", icon: "upload", run: () => picker.current.click() },
+      ...Object.keys(presets).map((name) => ({ label: `Delete “${name}”`, icon: "trash", danger: true, run: () => setPresets(without(name)) })),
+    ]} />`;
+}
+
+function NameField({ onDone }) {
+  const field = useRef(null);
+  useEffect(() => field.current.focus(), []);
+  const keys = (event) => {
+    event.stopPropagation();
+    if (event.key === "Enter") onDone(event.target.value.trim());
+    if (event.key === "Escape") onDone("");
+  };
+  return html`<input ref=${field} class="preset-name" aria-label="Name of the preset" placeholder="Name" onKeyDown=${keys} onBlur=${(event) => onDone(event.target.value.trim())} />`;
+}
