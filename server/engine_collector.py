@@ -34,6 +34,10 @@ class EngineCollector(Collector):
         for info in self._engine.infos(GENERATE):
             if info.quality_kl is not None:
                 gauges.quality_kl.add_metric([info.model], info.quality_kl)
+        for memory in self._engine.memory():
+            gauges.memory_budget.add_metric([memory.device], memory.budget_bytes)
+            for model, num_bytes in memory.held_bytes.items():
+                gauges.memory_held.add_metric([model, memory.device], num_bytes)
         return iter(gauges.all())
 
 
@@ -64,6 +68,16 @@ class _Gauges:
             "tandem_engine_stalls",
             "Worker processes ended because they stopped responding.",
             labels=["model_name"],
+        )
+        self.memory_held = GaugeMetricFamily(
+            "tandem_memory_held_bytes",
+            "Memory that the model holds of the device's budget.",
+            labels=["model_name", "device"],
+        )
+        self.memory_budget = GaugeMetricFamily(
+            "tandem_memory_budget_bytes",
+            "Memory of the device that models may hold together.",
+            labels=["device"],
         )
         self.build = GaugeMetricFamily("tandem_build_info", "Always 1.", labels=["version"])
         self.build.add_metric([__version__], 1)

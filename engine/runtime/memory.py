@@ -24,6 +24,15 @@ class Reservation:
     num_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """The memory of a device: its budget, and what each owner holds."""
+
+    device: str
+    budget_bytes: int
+    held_bytes: dict[str, int]
+
+
 class MemoryArbiter:
     """Budgets per device, and the memory that each owner holds. Not thread-safe: one event loop
     owns it.
@@ -48,6 +57,15 @@ class MemoryArbiter:
     def free(self, device: str) -> int:
         """Return the bytes of the budget that nobody holds."""
         return self._budgets.get(device, 0) - self.held(device)
+
+    def devices(self) -> list[DeviceMemory]:
+        """All devices that memory was asked for on."""
+        return [
+            DeviceMemory(
+                device, budget, {r.owner: self.held(device, r.owner) for r in self._on(device)}
+            )
+            for device, budget in self._budgets.items()
+        ]
 
     def reserve(self, owner: str, id: int, device: str, purpose: str, num_bytes: int) -> None:
         """Grant memory to `owner`, who gives it back by the same id. The ids that an owner uses at

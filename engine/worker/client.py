@@ -25,7 +25,7 @@ from engine.errors import (
     ModelConflict,
     UnknownModel,
 )
-from engine.runtime.memory import MemoryArbiter
+from engine.runtime.memory import DeviceMemory, MemoryArbiter
 from engine.worker.image_share import ImageShare
 from engine.worker.request_stream import RequestStream
 from engine.worker.step_listeners import StepListeners
@@ -184,6 +184,10 @@ class EngineClient(Protocol):
         """The newest statistics of that model's engine."""
         ...
 
+    def memory(self) -> list[DeviceMemory]:
+        """The memory of each device that models run on, as far as it is known."""
+        return []
+
     async def start(self) -> None:
         """Begin to load the models in the background and return at once."""
         ...
@@ -276,6 +280,9 @@ class ProcessEngineClient(EngineClient):
 
     def stats(self, model: str) -> Stats | None:
         return self._supervisors[model].stats if model in self._supervisors else None
+
+    def memory(self) -> list[DeviceMemory]:
+        return self._arbiter.devices()
 
     async def start(self) -> None:
         for supervisor in self._supervisors.values():

@@ -2,8 +2,8 @@
 authentication, which is all that A1111's clients send.
 
 Guards every path, also those without a route, so that routes cannot be found by trying. Only the
-probes are open, stored images, whose names are secrets themselves, and the playground and the page
-at /docs, which ask their reader for a key. Without API keys everything is open, and admin keys only tell who may
+probes are open, stored images, whose names are secrets themselves, and the pages / and /docs, which
+ask their reader for a key. Without API keys everything is open, and admin keys only tell who may
 change what is served.
 """
 

@@ -73,12 +73,9 @@ export class Run {
       try {
         return await this.#write();
       } catch (error) {
-        if (!(error instanceof ApiError) || error.code !== "model_not_ready" || !this.#mayBecomeReady()) throw error;
+        if (!(error instanceof ApiError) || error.code !== "model_not_ready") throw error;
+        await this.#untilLoaded(error);
       }
-      await refreshModels();
-      this.waitsFor = this.#loadingNews();
-      this.#tell();
-      await this.#pause(ASK_AGAIN_MS);
       this.#start = performance.now();
     }
   }
@@ -147,15 +144,17 @@ export class Run {
     };
   }
 
-  #mayBecomeReady() {
-    const state = catalogue.value.models?.find(({ id }) => id === this.body.model)?.state;
-    return state !== "failed" && state !== "unloaded";
-  }
-
-  #loadingNews() {
-    const model = catalogue.value.models?.find(({ id }) => id === this.body.model);
-    const share = model?.progress ? `, ${Math.round(100 * model.progress)} %` : "";
-    return `${this.body.model} is ${model?.state ?? "loading"}${share}`;
+  /** @throws `error`, if the model will not be loaded. */
+  async #untilLoaded(error) {
+    for (;;) {
+      await refreshModels();
+      const model = catalogue.value.models?.find(({ id }) => id === this.body.model);
+      if (model?.state === "loaded") return;
+      if (model?.state === "failed" || model?.state === "unloaded") throw error;
+      this.waitsFor = `${this.body.model} is loading${model?.progress ? `, ${Math.round(100 * model.progress)} %` : ""}`;
+      this.#tell();
+      await this.#pause(ASK_AGAIN_MS);
+    }
   }
 
   #pause(ms) {
