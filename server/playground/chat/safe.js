@@ -14,7 +14,6 @@ const RULES = {
   ALLOW_ARIA_ATTR: false,
   RETURN_DOM_FRAGMENT: true,
 };
-const MATH_RULES = { USE_PROFILES: { mathMl: true }, FORBID_ATTR: ["style", "href", "id"], RETURN_DOM_FRAGMENT: true };
 
 const escape = (text) =>
   text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll('"', "&quot;");
@@ -65,18 +64,24 @@ function scrolled(table) {
   return frame;
 }
 
-/** Draws a formula in place of its source, which remains if it cannot be drawn. */
+/** Draws a formula in place of its source, which remains if it cannot be drawn. temml makes elements,
+ * not HTML. */
 async function drawFormula(span) {
   const text = span.textContent;
   if (text.length > LONGEST_FORMULA) return;
   const { default: temml } = await import("../vendor/temml.js");
+  const displayMode = span.classList.contains("display");
+  const drawn = document.createElement("span");
   try {
-    const options = { displayMode: span.classList.contains("display"), trust: false, maxExpand: 200, throwOnError: true };
-    const drawn = purify.sanitize(temml.renderToString(text, options), MATH_RULES);
-    if (drawn.firstElementChild) span.replaceChildren(drawn);
+    temml.render(text, drawn, { displayMode, trust: false, maxSize: [20, 240], maxExpand: 200, throwOnError: true });
   } catch {
-    // The source is what the model wrote.
+    return; // the source is what the model wrote
   }
+  for (const one of drawn.querySelectorAll("[id], [href]")) {
+    one.removeAttribute("id");
+    one.removeAttribute("href");
+  }
+  span.replaceChildren(...drawn.childNodes);
 }
 
 /** marked's extension for $…$, $$…$$, \(…\) and \[…\]. */

@@ -12,7 +12,7 @@ const KINDS = {
   image: "Images",
   embedding: "Embeddings",
   reranker: "Reranker",
-  upscaler: "Upscaler",
+  upscale: "Upscaler",
   matting: "Background removal",
 };
 /** The gauges of running and waiting work of each kind of model. */
@@ -21,7 +21,7 @@ const WORK = {
   image: "image_num",
   embedding: "embedding_num",
   reranker: "reranker_num",
-  upscaler: "upscale_num",
+  upscale: "upscale_num",
   matting: "matting_num",
 };
 

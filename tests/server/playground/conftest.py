@@ -31,7 +31,8 @@ async def closed_servers() -> AsyncIterator[None]:
 @pytest_asyncio.fixture(loop_scope="session")
 async def server(tokenizer_folder: Path) -> TextServer:
     """A server of a text model, `org/tiny`, and an image model, `shapes`."""
-    return TextServer(tokenizer_folder, text_info(tokenizer_folder), image_info("shapes"))
+    text = text_info(tokenizer_folder, max_model_len=100_000)
+    return TextServer(tokenizer_folder, text, image_info("shapes"))
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -1,0 +1,328 @@
+"""The chat of the playground, as a reader sees it."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Locator, Page, expect
+
+from engine.contract.status import Phase
+from engine.errors import EngineDead
+from tests.helpers.server.browser import Visit
+from tests.helpers.server.fake_failure import Failure
+from tests.helpers.server.text_server import MODEL, TextServer
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+SLOW_S = 0.05
+"""The time of a token that a test wants to stop."""
+
+
+async def ask(page: Page, text: str) -> None:
+    await page.get_by_label("Message", exact=True).fill(text)
+    await page.keyboard.press("Enter")
+
+
+async def answered(page: Page) -> None:
+    await expect(page.get_by_label("Stop", exact=True)).to_have_count(0)
+    await expect(page.get_by_label("Copy the answer").last).to_be_visible()
+
+
+def answers(page: Page) -> Locator:
+    return page.locator(".of-model .markdown")
+
+
+async def test_an_answer_streams_with_its_numbers(server: TextServer, start_visit: Any) -> None:
+    server.say("A **bold** fox.\n\n- one\n- two")
+    server.engine.num_cached_tokens = 3
+    page = (await start_visit(server)).page
+    await ask(page, "Tell me")
+    await answered(page)
+    await expect(answers(page)).to_have_text("A bold fox.onetwo")
+    await expect(answers(page).locator("strong")).to_have_text("bold")
+    await expect(answers(page).locator("li")).to_have_count(2)
+    stats = page.locator(".stats")
+    for part in ("tokens/s", "first after", "3 cached"):
+        await expect(stats).to_contain_text(part)
+
+
+async def test_stop_keeps_the_text_and_go_on_continues_it(
+    server: TextServer, start_visit: Any
+) -> None:
+    server.say("word " * 200)
+    server.engine.delay_s = SLOW_S
+    page = (await start_visit(server)).page
+    await ask(page, "Count")
+    await expect(answers(page)).to_contain_text("word word")
+    await page.get_by_label("Stop", exact=True).click()
+    await answered(page)
+    kept = await answers(page).inner_text()
+    assert kept.startswith("word word")
+    await expect(page.locator(".stats")).to_contain_text("stopped")
+    server.engine.delay_s = 0
+    server.say("the end")
+    await page.get_by_role("button", name="Go on").click()
+    await answered(page)
+    await expect(answers(page)).to_have_text(f"{kept} the end".replace("  ", " "))
+    assert server.last_prompt.rstrip().endswith("word")
+
+
+async def test_regenerate_and_edit_make_branches(server: TextServer, start_visit: Any) -> None:
+    page = (await start_visit(server)).page
+    server.say("first")
+    await ask(page, "Question")
+    await answered(page)
+    server.say("second")
+    await page.get_by_label("Write another answer").click()
+    await expect(answers(page)).to_have_text("second")
+    await expect(page.locator(".of-model .versions")).to_have_text("2 / 2")
+    await page.get_by_label("Previous version").click()
+    await expect(answers(page)).to_have_text("first")
+    server.say("third")
+    await page.locator(".of-user").hover()
+    await page.get_by_label("Edit and ask again").click()
+    await page.get_by_label("Text of the message").fill("Another question")
+    await page.get_by_role("button", name="Send", exact=True).first.click()
+    await expect(answers(page)).to_have_text("third")
+    assert "Another question" in server.last_prompt
+    await page.locator(".of-user").get_by_label("Previous version").click()
+    await expect(answers(page)).to_have_text("first")
+
+
+async def test_a_reload_keeps_the_history_which_can_be_searched_renamed_and_deleted(
+    server: TextServer, start_visit: Any
+) -> None:
+    page = (await start_visit(server)).page
+    server.say("about badgers")
+    await ask(page, "First topic")
+    await answered(page)
+    await page.get_by_role("link", name="New chat").click()
+    server.say("about foxes")
+    await ask(page, "Second topic")
+    await answered(page)
+    await expect(page.locator(".entry")).to_have_count(2)
+    await page.reload()
+    await expect(answers(page)).to_have_text("about foxes")
+    entries = page.locator(".entry > a")
+    await expect(entries).to_have_text(["Second topic", "First topic"])
+    await page.get_by_label("Search conversations").fill("badgers")
+    await expect(entries).to_have_text(["First topic"])
+    await page.get_by_label("Search conversations").fill("")
+    await page.get_by_label("Actions for First topic").focus()
+    await page.keyboard.press("Enter")
+    await page.get_by_role("menuitem", name="Rename").click()
+    await page.get_by_label("Title").fill("Renamed")
+    await page.keyboard.press("Enter")
+    await expect(entries).to_have_text(["Renamed", "Second topic"])
+    await page.get_by_label("Actions for Second topic").focus()
+    await page.keyboard.press("Enter")
+    await page.get_by_role("menuitem", name="Delete").click()
+    await page.get_by_role("button", name="Delete", exact=True).click()
+    await expect(entries).to_have_text(["Renamed"])
+    await expect(page.get_by_text("What would you like to know?")).to_be_visible()
+
+
+async def test_what_was_exported_can_be_imported(
+    server: TextServer, start_visit: Any, tmp_path: Path
+) -> None:
+    page = (await start_visit(server)).page
+    server.say("an answer")
+    await ask(page, "A question")
+    await answered(page)
+    await expect(page.locator(".entry")).to_have_count(1)
+    await page.get_by_label("Export and import").click()
+    async with page.expect_download() as waiting:
+        await page.get_by_role("menuitem", name="Export all").click()
+    file = tmp_path / "all.json"
+    await (await waiting.value).save_as(file)
+    [one] = json.loads(file.read_text())["conversations"]
+    assert [message["content"] for message in one["messages"]] == ["A question", "an answer"]
+    other = (await start_visit(server)).page
+    await other.locator("input[type=file][accept='application/json']").first.set_input_files(file)
+    await other.locator(".entry > a").click()
+    await expect(answers(other)).to_have_text("an answer")
+
+
+HOSTILE = """<script>window.hacked = 1</script>
+<img src="https://evil.example/a.png" onerror="window.hacked = 2">
+<iframe src="https://evil.example"></iframe><style>body { display: none }</style>
+<form action="/x"><input name="key"></form>
+
+[link](javascript:window.hacked=3) [out](https://example.com/)
+[data](data:text/html,<script>window.hacked=4</script>)
+![picture](https://evil.example/b.png) ![local](/v1/models) <svg onload="window.hacked=5"></svg>
+
+$\\href{javascript:window.hacked=6}{x} \\class{sidebar}{y}$
+
+```html" onmouseover="window.hacked=7
+<script>window.hacked = 8</script>
+```
+"""
+
+
+async def test_hostile_output_does_nothing(server: TextServer, start_visit: Any) -> None:
+    table = "|a|b|\n|-|-|\n" + "|1|<b onclick=x>2</b>|\n" * 600
+    server.say(f"{HOSTILE}\n{table}")
+    page = (await start_visit(server)).page
+    await ask(page, "Attack")
+    await answered(page)
+    text = answers(page)
+    await expect(text).to_contain_text("<script>window.hacked = 1</script>")
+    await expect(text.locator("table")).not_to_have_count(0)
+    tags = (
+        "script, img, iframe, style, form, input, svg, object, [onclick], [onerror], [style*=url]"
+    )
+    assert await text.locator(tags).count() == 0
+    links = await text.locator("a[href]").evaluate_all("all => all.map((one) => one.href)")
+    assert set(links) == {"https://example.com/", "https://evil.example/b.png"}
+    rel = await text.locator("a[href]").first.get_attribute("rel")
+    assert rel is not None and "noopener" in rel
+    for link in await text.get_by_text("link", exact=True).all():
+        await link.click(force=True)
+    assert await page.evaluate("window.hacked") is None
+    assert await text.locator(".block").count() < 40
+
+
+async def test_an_error_is_shown_in_the_servers_words(server: TextServer, start_visit: Any) -> None:
+    page = (await start_visit(server)).page
+    await ask(page, "long " * 300_000)
+    await expect(page.get_by_role("alert")).to_contain_text("maximum context length")
+    server.engine.failure = Failure(EngineDead("the worker of the model ended"), after=2)
+    await page.get_by_role("link", name="New chat").click()
+    await ask(page, "Hello")
+    await expect(page.get_by_role("alert")).to_contain_text("the worker of the model ended")
+    server.engine.failure = None
+    server.say("well again")
+    await page.get_by_role("button", name="Try again").click()
+    await expect(answers(page)).to_have_text("well again")
+
+
+async def test_a_question_waits_for_a_model_that_is_being_loaded(
+    server: TextServer, start_visit: Any
+) -> None:
+    server.say("ready now")
+    server.engine.set_status(MODEL, Phase.LOADING)
+    page = (await start_visit(server)).page
+    await ask(page, "Are you there?")
+    await expect(page.get_by_text("org/tiny is loading")).to_be_visible()
+    server.engine.set_status(MODEL, Phase.READY)
+    await expect(answers(page)).to_have_text("ready now")
+
+
+async def test_another_token_is_picked_and_the_text_goes_on_from_it(
+    server: TextServer, start_visit: Any
+) -> None:
+    server.say("the quick brown fox")
+    page = (await start_visit(server)).page
+    await page.get_by_label("Settings", exact=True).click()
+    await page.get_by_label("Show probabilities").check()
+    await ask(page, "Go")
+    await answered(page)
+    tokens = page.locator(".token")
+    num_tokens = len(server.encode("the quick brown fox"))
+    await expect(tokens).to_have_count(num_tokens + 1)
+    index = random.randrange(1, num_tokens)
+    before = "".join([await tokens.nth(i).inner_text() for i in range(index)])
+    await tokens.first.focus()
+    for _ in range(index):
+        await page.keyboard.press("ArrowRight")
+    await page.keyboard.press("Enter")
+    choices = page.get_by_role("dialog").locator("button:not(:disabled)")
+    await expect(choices.first).to_be_focused()
+    server.say(" jumps")
+    await page.keyboard.press("Enter")
+    await answered(page)
+    await expect(page.locator(".of-model .versions")).to_have_text("2 / 2")
+    await expect(page.locator(".token.is-picked")).to_have_attribute("data-index", str(index))
+    text = await page.locator(".token-text").inner_text()
+    assert text.startswith(before)
+    assert text.endswith(" jumps⏹")
+    assert server.last_prompt.endswith(text.removesuffix(" jumps⏹"))
+
+
+async def test_settings_shape_the_request_and_presets_keep_them(
+    server: TextServer, start_visit: Any
+) -> None:
+    visit: Visit = await start_visit(server)
+    page = visit.page
+    await page.get_by_label("Settings", exact=True).click()
+    await page.get_by_label("System prompt").fill("Answer as a pirate.")
+    await page.get_by_label("Temperature", exact=True).fill("0.25")
+    await page.get_by_label("Seed").fill("7")
+    await page.get_by_label("Presets").click()
+    await page.get_by_role("menuitem", name="Save as a preset").click()
+    await page.get_by_label("Name of the preset").fill("Pirate")
+    await page.keyboard.press("Enter")
+    server.say("arr")
+    await ask(page, "Hello")
+    await answered(page)
+    assert "Answer as a pirate." in server.last_prompt
+    sampling = server.last_request.sampling
+    assert (sampling.temperature, sampling.seed) == (0.25, 7)
+    await page.get_by_role("link", name="New chat").click()
+    await expect(page.get_by_label("System prompt")).to_have_value("")
+    await page.get_by_label("Presets").click()
+    await page.get_by_role("menuitem", name="Pirate", exact=True).click()
+    await expect(page.get_by_label("System prompt")).to_have_value("Answer as a pirate.")
+    await page.get_by_label("JSON schema of the answer").fill('{"type": ')
+    await expect(page.get_by_text("This is not valid JSON")).to_be_visible()
+
+
+async def test_two_models_answer_side_by_side_and_the_reader_votes(
+    server: TextServer, start_visit: Any
+) -> None:
+    page = (await start_visit(server)).page
+    await page.get_by_label("Compare with a second model").click()
+    server.say("same")
+    await ask(page, "Which?")
+    await expect(answers(page)).to_have_text(["same", "same"])
+    await page.get_by_role("button", name="Right is better").click()
+    await expect(page.get_by_text("You preferred org/tiny")).to_be_visible()
+    await expect(page.locator(".pair-side").nth(1)).to_have_class("pair-side is-chosen")
+
+
+async def test_a_long_stream_is_rendered_by_blocks(server: TextServer, start_visit: Any) -> None:
+    server.say("start here\n\n" + "the quick brown fox jumps\n\n" * 60 + "```\n" + "fox\n" * 450)
+    server.engine.tokens_per_event = 7
+    page = (await start_visit(server)).page
+    await ask(page, "Long")
+    first = answers(page).locator(".block").first
+    await expect(first).to_have_text("start here")
+    await first.evaluate("one => { one.mark = 1; }")
+    await answered(page)
+    await expect(answers(page).locator(".block")).to_have_count(62)
+    assert await first.evaluate("one => one.mark") == 1  # it was not rendered again
+    await expect(answers(page).locator(".code-part")).to_have_count(5)
+
+
+async def test_an_answer_can_be_had_as_a_command_and_as_a_program(
+    server: TextServer, start_visit: Any
+) -> None:
+    server.say("yes")
+    visit: Visit = await start_visit(server, permissions=["clipboard-read", "clipboard-write"])
+    page = visit.page
+    await ask(page, "It's a test")
+    await answered(page)
+    for name, parts in {
+        "Copy as curl": [f"{visit.url}/v1/chat/completions", "It'\\''s a test"],
+        "Copy as Python": ["client.chat.completions.create", 'model="org/tiny"'],
+    }.items():
+        await page.get_by_label("More", exact=True).click()
+        await page.get_by_role("menuitem", name=name).click()
+        copied = await page.evaluate("navigator.clipboard.readText()")
+        for part in parts:
+            assert part in copied
+    compile(copied, "copied", "exec")
+
+
+async def test_two_tabs_share_the_history(server: TextServer, start_visit: Any) -> None:
+    page = (await start_visit(server)).page
+    other = await page.context.new_page()
+    await other.goto(page.url)
+    server.say("from the first tab")
+    await ask(page, "Shared")
+    await answered(page)
+    await other.locator(".entry > a").click()
+    await expect(answers(other)).to_have_text("from the first tab")
