@@ -13,6 +13,7 @@ from engine.contract.draw import ImageStats
 from engine.contract.generate import DraftCounts, EngineStats, TokenEvent
 from engine.contract.request import FinishReason
 from engine.contract.status import Phase
+from engine.runtime.memory import MemoryArbiter
 from server.images.served import SERVED_IMAGES
 from server.metrics import ServerMetrics
 from server.text.served import SERVED_TEXT
@@ -278,6 +279,24 @@ def test_gauges_read_the_newest_report(metrics, engine):
     assert value(metrics, "tandem_kv_bytes_committed") == 1 << 20
     engine.publish("m", replace(report, kv_blocks_used=0, kv_slots_unused=0))
     assert value(metrics, "tandem_kv_cache_waste_ratio") == 0
+
+
+def test_memory_that_models_hold_on_each_device(monkeypatch):
+    engine = FakeEngine(model_info("m"))
+    metrics = ServerMetrics(engine)
+    arbiter = MemoryArbiter()
+    arbiter.ensure_budget("cpu", 1000)
+    arbiter.ensure_budget("cuda:0", 500)
+    arbiter.reserve("m", 0, "cpu", "weights", 600)
+    arbiter.reserve("m", 1, "cpu", "KV cache", 100)
+    arbiter.reserve("n", 0, "cpu", "weights", 50)
+    monkeypatch.setattr(engine, "memory", arbiter.devices)
+    get = metrics.registry.get_sample_value
+    for model, device, num_bytes in (("m", "cpu", 700), ("n", "cpu", 50), ("m", "cuda:0", None)):
+        labels = {"model_name": model, "device": device}
+        assert get("tandem_memory_held_bytes", labels) == num_bytes
+    for device, num_bytes in (("cpu", 1000), ("cuda:0", 500)):
+        assert get("tandem_memory_budget_bytes", {"device": device}) == num_bytes
 
 
 def test_threads_of_text_and_image_workers():

@@ -208,7 +208,8 @@ async def test_anything_else_is_refused(headers):
 
 async def test_the_page_of_the_api_is_open_and_asks_for_the_key_itself():
     async with client_of(create(**KEYS)) as client:
-        for path in ("/", "/docs", *(f"/docs/{name}" for name in docs.CONTENT_TYPES)):
+        pages = ("/", "/docs", "/playground/main.js", "/playground/vendor/preact.js")
+        for path in (*pages, *(f"/docs/{name}" for name in docs.FILES.names)):
             assert (await client.get(path)).status_code == 200, path
             assert (await client.head(path)).status_code == 200, path
             refused = await client.post(path)
@@ -228,7 +229,7 @@ async def test_every_route_but_the_probes_is_guarded():
     assert open_paths <= paths
     paths.remove("/ready/{model_id}")  # a probe
     paths.remove("/v1/images/files/{name}")  # its names are secrets: see test_images_stored.py
-    paths -= {"/", "/docs", "/docs/{name}"}  # the page of the API
+    paths -= {"/", "/docs", "/docs/{name}", "/playground/{name:path}"}  # pages
     assert {"/openapi.json", "/metrics", "/v1/chat/completions"} <= paths
     odd = {"/no/such/route", "/health/", "//ready/x", "//health", "/HEALTH", "/v1/%2e%2e/health"}
     async with client_of(app) as client:

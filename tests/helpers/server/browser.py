@@ -19,11 +19,18 @@ INSTALL = "apt-get install chromium  # or: python -m playwright install chromium
 async def launched() -> AsyncIterator[Any]:
     """A running browser; without one, the test is skipped."""
     api = pytest.importorskip("playwright.async_api", reason="needs playwright: make .venv/.dev")
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
     async with api.async_playwright() as playwright:
-        if program is None and not Path(playwright.chromium.executable_path).exists():
-            pytest.skip(f"needs a browser: {INSTALL}")
+        program = _program(playwright)
         yield await playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+
+
+def _program(playwright: Any) -> str:
+    """The system's Chromium, or Playwright's own."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    program = found or playwright.chromium.executable_path
+    if not Path(program).exists():
+        pytest.skip(f"needs a browser: {INSTALL}")
+    return str(program)
 
 
 class Visit:
