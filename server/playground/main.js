@@ -13,6 +13,9 @@ function App() {
   const { view, rest } = useSignal(route);
   const active = VIEWS.find(({ id }) => id === view) ?? VIEWS[0];
   const visited = useVisited(active);
+  const lastRest = useRef({});
+  lastRest.current[active.id] = view === active.id ? rest : "";
+  const addressOf = (id) => (lastRest.current[id] ? `#/${id}/${lastRest.current[id]}` : `#/${id}`);
   const [isOpen, setOpen] = useState(false);
   useEffect(() => setOpen(false), [view, rest]);
   useEffect(() => {
@@ -20,7 +23,7 @@ function App() {
   }, [active]);
   const show = (part) =>
     visited.map(({ id, module }) => module[part] && html`<${Kept} key=${id} active=${id === active.id}>
-      <${module[part]} rest=${id === active.id ? rest : ""} active=${id === active.id} />
+      <${module[part]} rest=${lastRest.current[id]} active=${id === active.id} />
     </>`);
   return html`
     <a class="skip" href="#main" onClick=${skip}>Skip to the content</a>
@@ -31,7 +34,7 @@ function App() {
     <aside class="sidebar ${isOpen ? "is-open" : ""}" aria-label="Navigation" onKeyDown=${(event) => event.key === "Escape" && setOpen(false)}>
       <${Brand} />
       <nav aria-label="Views">
-        ${VIEWS.map(({ id, label }) => html`<a href=${`#/${id}`} aria-current=${id === active.id ? "page" : undefined}>
+        ${VIEWS.map(({ id, label }) => html`<a href=${addressOf(id)} aria-current=${id === active.id ? "page" : undefined}>
           <${Icon} name=${id} />${label}
         </a>`)}
       </nav>

@@ -1,5 +1,5 @@
 // The chat: the conversation on show, with its settings beside it.
-import { html, useEffect, useMemo, useRef, useState } from "../lib/dom.js";
+import { html, useEffect, useMemo, useState } from "../lib/dom.js";
 import { modelsOfKind, useModels } from "../lib/models.js";
 import { usePreference } from "../lib/preferences.js";
 import { go } from "../lib/route.js";
@@ -17,10 +17,7 @@ export { Sidebar } from "./sidebar.js";
 
 const NONE = new Signal(null);
 
-export function View({ rest: id, active }) {
-  const lastId = useRef("");
-  if (active) lastId.current = id;
-  const shownId = lastId.current;
+export function View({ rest: shownId, active }) {
   const one = useSignal(shownId ? conversation(shownId) : NONE);
   const { models } = useModels();
   const texts = useMemo(() => modelsOfKind(models, "text"), [models]);

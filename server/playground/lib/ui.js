@@ -115,7 +115,7 @@ export function Menu({ label, icon = "more", items }) {
     <button type="button" ref=${button} class="icon-button" aria-label=${label} title=${label} aria-haspopup="menu" popovertarget=${id}>
       <${Icon} name=${icon} />
     </button>
-    <div id=${id} ref=${list} popover="auto" class="menu" role="menu" aria-label=${label} onToggle=${place} onKeyDown=${move}>
+    <div id=${id} ref=${list} popover="auto" class="menu" role="menu" onToggle=${place} onKeyDown=${move}>
       ${items.filter(Boolean).map((item) => html`<button type="button" role="menuitem" class=${item.danger ? "danger" : ""} onClick=${choose(item)}>
         ${item.icon && html`<${Icon} name=${item.icon} size=${16} />`}${item.label}
       </button>`)}

@@ -12,6 +12,7 @@ import pytest
 
 AXE = Path(__file__).parents[2] / "data" / "axe.min.js.gz"
 """axe-core 4.14.1 (MPL-2.0): finds faults of accessibility."""
+TIMEOUT_MS = 20_000
 INSTALL = "apt-get install chromium  # or: python -m playwright install chromium"
 
 
@@ -19,6 +20,7 @@ INSTALL = "apt-get install chromium  # or: python -m playwright install chromium
 async def launched() -> AsyncIterator[Any]:
     """A running browser; without one, the test is skipped."""
     api = pytest.importorskip("playwright.async_api", reason="needs playwright: make .venv/.dev")
+    api.expect.set_options(timeout=TIMEOUT_MS)
     async with api.async_playwright() as playwright:
         program = _program(playwright)
         yield await playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
@@ -88,7 +90,7 @@ class Visit:
 async def visit(browser: Any, url: str, **options: Any) -> AsyncIterator[Visit]:
     """Visit a page with a fresh profile. At its end the page may have reported nothing."""
     context = await browser.new_context(**options)
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(TIMEOUT_MS)
     one = Visit(await context.new_page(), url)
     await one.guard()
     try:

@@ -32,7 +32,9 @@ async def closed_servers() -> AsyncIterator[None]:
 async def server(tokenizer_folder: Path) -> TextServer:
     """A server of a text model, `org/tiny`, and an image model, `shapes`."""
     text = text_info(tokenizer_folder, max_model_len=100_000)
-    return TextServer(tokenizer_folder, text, image_info("shapes"))
+    server = TextServer(tokenizer_folder, text, image_info("shapes"))
+    server.engine.tokens_per_event = 16
+    return server
 
 
 @pytest_asyncio.fixture(loop_scope="session")

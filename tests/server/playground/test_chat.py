@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,15 @@ import pytest
 from playwright.async_api import Locator, Page, expect
 
 from engine.contract.status import Phase
-from engine.errors import EngineDead
 from tests.helpers.server.browser import Visit
 from tests.helpers.server.fake_failure import Failure
-from tests.helpers.server.text_server import MODEL, TextServer
+from tests.helpers.server.picture_server import noise, picture_server
+from tests.helpers.server.text_server import MODEL, TextServer, text_info, write_tokenizer
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-SLOW_S = 0.05
-"""The time of a token that a test wants to stop."""
+SLOW_S = 0.3
+"""The time between events of an answer that a test wants to stop."""
 
 
 async def ask(page: Page, text: str) -> None:
@@ -37,10 +38,11 @@ def answers(page: Page) -> Locator:
 async def test_an_answer_streams_with_its_numbers(server: TextServer, start_visit: Any) -> None:
     server.say("A **bold** fox.\n\n- one\n- two")
     server.engine.num_cached_tokens = 3
+    server.engine.delay_s = 0.05
     page = (await start_visit(server)).page
     await ask(page, "Tell me")
     await answered(page)
-    await expect(answers(page)).to_have_text("A bold fox.onetwo")
+    await expect(answers(page)).to_have_text("A bold fox. one two")
     await expect(answers(page).locator("strong")).to_have_text("bold")
     await expect(answers(page).locator("li")).to_have_count(2)
     stats = page.locator(".stats")
@@ -65,8 +67,8 @@ async def test_stop_keeps_the_text_and_go_on_continues_it(
     server.say("the end")
     await page.get_by_role("button", name="Go on").click()
     await answered(page)
-    await expect(answers(page)).to_have_text(f"{kept} the end".replace("  ", " "))
-    assert server.last_prompt.rstrip().endswith("word")
+    await expect(answers(page)).to_have_text(re.compile(f"{kept} ?the end"))
+    assert server.last_prompt.rstrip().endswith(kept)
 
 
 async def test_regenerate_and_edit_make_branches(server: TextServer, start_visit: Any) -> None:
@@ -185,14 +187,17 @@ async def test_hostile_output_does_nothing(server: TextServer, start_visit: Any)
     assert await text.locator(".block").count() < 40
 
 
-async def test_an_error_is_shown_in_the_servers_words(server: TextServer, start_visit: Any) -> None:
+async def test_an_error_is_shown_in_the_servers_words(
+    tokenizer_folder: Path, start_visit: Any
+) -> None:
+    server = TextServer(tokenizer_folder)
     page = (await start_visit(server)).page
-    await ask(page, "long " * 300_000)
+    await ask(page, "long " * 300)
     await expect(page.get_by_role("alert")).to_contain_text("maximum context length")
-    server.engine.failure = Failure(EngineDead("the worker of the model ended"), after=2)
+    server.engine.failure = Failure(after=2)
     await page.get_by_role("link", name="New chat").click()
     await ask(page, "Hello")
-    await expect(page.get_by_role("alert")).to_contain_text("the worker of the model ended")
+    await expect(page.get_by_role("alert")).to_contain_text("raise kv_cache_memory_gib")
     server.engine.failure = None
     server.say("well again")
     await page.get_by_role("button", name="Try again").click()
@@ -285,7 +290,6 @@ async def test_two_models_answer_side_by_side_and_the_reader_votes(
 
 async def test_a_long_stream_is_rendered_by_blocks(server: TextServer, start_visit: Any) -> None:
     server.say("start here\n\n" + "the quick brown fox jumps\n\n" * 60 + "```\n" + "fox\n" * 450)
-    server.engine.tokens_per_event = 7
     page = (await start_visit(server)).page
     await ask(page, "Long")
     first = answers(page).locator(".block").first
@@ -295,6 +299,57 @@ async def test_a_long_stream_is_rendered_by_blocks(server: TextServer, start_vis
     await expect(answers(page).locator(".block")).to_have_count(62)
     assert await first.evaluate("one => one.mark") == 1  # it was not rendered again
     await expect(answers(page).locator(".code-part")).to_have_count(5)
+
+
+async def test_reasoning_is_folded(tmp_path: Path, start_visit: Any) -> None:
+    folder = write_tokenizer(tmp_path)
+    server = TextServer(folder, text_info(folder), engine={"reasoning_parser": "deepseek_r1"})
+    server.say("first I think</think>then I say")
+    page = (await start_visit(server)).page
+    await ask(page, "Think")
+    await answered(page)
+    await expect(page.locator(".of-model > .markdown")).to_have_text("then I say")
+    thoughts = page.locator(".reasoning .markdown")
+    await expect(thoughts).to_be_hidden()
+    await page.get_by_text("Thoughts").click()
+    await expect(thoughts).to_have_text("first I think")
+
+
+async def test_a_call_is_shown_and_gets_its_result(tmp_path: Path, start_visit: Any) -> None:
+    folder = write_tokenizer(tmp_path)
+    server = TextServer(folder, text_info(folder, max_model_len=4096))
+    server.say('{"name": "get_weather", "arguments": {"city": "Paris"}}')
+    page = (await start_visit(server)).page
+    await page.get_by_label("Settings", exact=True).click()
+    await page.get_by_label("Tools").fill('[{"name": "get_weather"}]')
+    await ask(page, "What is the weather in Paris?")
+    await expect(page.locator(".call")).to_contain_text("Calls get_weather")
+    await expect(page.locator(".call pre")).to_have_text('{ "city": "Paris" }')
+    server.say("It rains.")
+    await page.get_by_label("Result of get_weather").fill("rain all day")
+    await page.keyboard.press("Enter")
+    await expect(answers(page).last).to_have_text("It rains.")
+    assert "rain all day" in server.last_prompt
+
+
+async def test_pictures_are_attached_where_the_model_takes_them(
+    server: TextServer, tmp_path: Path, start_visit: Any
+) -> None:
+    page = (await start_visit(server)).page
+    await expect(page.get_by_label("Model", exact=True)).to_have_value(MODEL)
+    await expect(page.get_by_label("Attach pictures")).to_have_count(0)
+    sighted = picture_server(tmp_path)
+    sighted.say("I see noise.")
+    page = (await start_visit(sighted)).page
+    await expect(page.get_by_label("Attach pictures")).to_be_visible()
+    file = tmp_path / "noise.png"
+    noise(30, 20).save(file)
+    await page.locator(".composer input[type=file]").set_input_files(file)
+    await expect(page.get_by_alt_text("Picture 1", exact=True)).to_be_visible()
+    await ask(page, "What is this?")
+    await expect(answers(page)).to_have_text("I see noise.")
+    await expect(page.get_by_alt_text("Attached picture 1")).to_be_visible()
+    assert "<pic>" in sighted.last_prompt
 
 
 async def test_an_answer_can_be_had_as_a_command_and_as_a_program(

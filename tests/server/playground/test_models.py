@@ -47,7 +47,7 @@ async def test_a_request_in_work_is_listed_and_cancelled(
     server: TextServer, start_visit: Any
 ) -> None:
     server.say("word " * 500)
-    server.engine.delay_s = 0.05
+    server.engine.delay_s = 0.3
     page = (await start_visit(server)).page
     await page.get_by_label("Message", exact=True).fill("Write for long")
     await page.keyboard.press("Enter")
