@@ -6,11 +6,14 @@ import { BlockSplitter } from "./blocks.js";
 import { elementsOf, highlight } from "./safe.js";
 
 const MOST_MS_PER_FRAME = 8;
+const FRAME_MS = 40;
+const PIECES_PER_CHAPTER = 24;
 /** The piece that grows is rendered again at most this share of the time. */
 const MOST_SHARE = 0.25;
 
 export class GrowingText {
   #element;
+  #chapter = null; // pieces that the browser lays out, or skips, together
   #onRender;
   #splitter = new BlockSplitter();
   #pieces = [];
@@ -56,13 +59,15 @@ export class GrowingText {
       this.#finish(this.#pieces[num++]);
     }
     this.#pieces.splice(0, num);
+    let hasChanged = num > 0;
     const isBehind = this.#pieces.length > 0;
     if (!isBehind && this.#isStale && (this.#isEnded || start >= this.#nextRender)) {
       this.#renderOpen();
+      hasChanged = true;
       this.#isStale = false;
-      this.#nextRender = start + (performance.now() - start) / MOST_SHARE;
+      this.#nextRender = start + Math.max(FRAME_MS, (performance.now() - start) / MOST_SHARE);
     }
-    this.#onRender();
+    if (hasChanged) this.#onRender();
     if (isBehind || this.#isStale) this.#frame = requestAnimationFrame(() => this.#render());
   }
 
@@ -96,9 +101,18 @@ export class GrowingText {
       this.#open?.remove();
       this.#open = document.createElement("div");
       this.#open.className = "block";
-      this.#element.append(this.#open);
+      this.#append(this.#open);
     }
     return this.#open;
+  }
+
+  #append(block) {
+    if (!this.#chapter || this.#chapter.childElementCount >= PIECES_PER_CHAPTER) {
+      this.#chapter = document.createElement("div");
+      this.#chapter.className = "chapter";
+      this.#element.append(this.#chapter);
+    }
+    this.#chapter.append(block);
   }
 
   #codeElement({ language }) {
@@ -106,7 +120,7 @@ export class GrowingText {
     this.#open?.remove();
     if (!this.#code) {
       const [frame, code] = codeFrame(language);
-      this.#element.append(frame);
+      this.#append(frame);
       this.#code = code;
     }
     this.#open = document.createElement("span");

@@ -54,7 +54,7 @@ class Group extends Component {
       const text = textOf([token]);
       const isEnd = END.test(text);
       const label = `${isEnd ? "end of the text" : text.trim() || "space"}, ${percent(Math.exp(token.logprob))}`;
-      return html`<span role="button" tabindex=${begin + i === 0 ? 0 : -1} data-index=${begin + i} aria-label=${label} title=${percent(Math.exp(token.logprob))}
+      return html`<span role="button" tabindex=${begin + i === 0 ? 0 : -1} data-index=${begin + i} aria-label=${label} title=${summaryOf(token)}
         aria-haspopup="dialog" aria-expanded=${begin + i === current} class="token shade-${shadeOf(token.logprob)} ${token.isPicked ? "is-picked" : ""}">${isEnd ? "⏹" : visible(text)}</span>`;
     });
   }
@@ -87,7 +87,7 @@ function Alternatives({ token, anchor, onClose, onPick }) {
       const text = textOf([one]);
       const isEnd = END.test(text);
       return html`<button type="button" disabled=${one === token || isEnd || text.includes("\uFFFD")} onClick=${() => onPick(one)}>
-        <code>${isEnd ? "end of the text" : JSON.stringify(text).slice(1, -1).replace(/^ | $/g, "␣")}</code>
+        <code>${readable(text)}</code>
         <meter min="0" max="1" value=${Math.exp(one.logprob)} aria-hidden="true"></meter>
         <span>${percent(Math.exp(one.logprob))}</span>
       </button>`;
@@ -107,6 +107,17 @@ function focus(frame, index) {
 function shadeOf(logprob) {
   const probability = Math.exp(logprob);
   return LIMITS.filter((limit) => probability >= limit).length;
+}
+
+/** The likeliest tokens of a place, one per line. */
+function summaryOf(token) {
+  const all = [token, ...token.others].sort((a, b) => b.logprob - a.logprob);
+  return all.map((one) => `${percent(Math.exp(one.logprob))}  ${readable(textOf([one]))}${one === token ? "  ←" : ""}`).join("\n");
+}
+
+/** The text of a token on one line. */
+function readable(text) {
+  return END.test(text) ? "end of the text" : JSON.stringify(text).slice(1, -1).replace(/^ | $/g, "␣");
 }
 
 /** A token as it is shown: with marks for what cannot be seen. */

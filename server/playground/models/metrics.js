@@ -1,5 +1,5 @@
-// The numbers of `/metrics` that this view shows, and how fast its counters grow.
-import { send } from "../lib/api.js";
+// The numbers that this view shows, from `/metrics` and `/v1/requests`, and how fast they grow.
+import { call, send } from "../lib/api.js";
 
 const SAMPLE = /^tandem_(\w+)(?:\{(.*)\})? (\S+)$/;
 const LABEL = /(\w+)="((?:\\.|[^"\\])*)"/g;
@@ -8,15 +8,17 @@ const WANTED = new Set(`num_requests_running num_requests_waiting image_num_runn
   matting_num_waiting kv_cache_usage_ratio kv_bytes_committed generation_tokens_total prompt_tokens_total image_images_total
   memory_held_bytes memory_budget_bytes`.split(/\s+/));
 
-/** Reads `/metrics`: `{ time, samples: [{ name, labels, value }] }`. */
-export async function readMetrics(signal) {
-  const text = await (await send("metrics", { signal })).text();
+/** Reads what the server does: `{ time, samples, requests }`. A sample of `/metrics` is
+ * `{ name, labels, value }`. */
+export async function read() {
+  const [answer, { data: requests }] = await Promise.all([send("metrics"), call("v1/requests")]);
+  const text = await answer.text();
   const samples = [];
   for (const line of text.split("\n")) {
     const [, name, labels, value] = line.match(SAMPLE) ?? [];
     if (WANTED.has(name)) samples.push({ name, labels: labelsOf(labels ?? ""), value: Number(value) });
   }
-  return { time: performance.now(), samples };
+  return { time: performance.now(), samples, requests };
 }
 
 /** The sum of a metric over the samples with these labels. */
@@ -26,11 +28,18 @@ export function sum(metrics, name, labels = {}) {
     .reduce((total, { value }) => total + value, 0);
 }
 
-/** How fast a counter has grown between two readings, per second. */
-export function growth(before, now, name, labels) {
+/** How fast a number has grown between two readings, per second. `numberIn` takes it from a reading. */
+export function growth(before, now, numberIn) {
   if (!before) return 0;
-  const difference = sum(now, name, labels) - sum(before, name, labels);
+  const difference = numberIn(now) - numberIn(before);
   return Math.max(0, difference) / ((now.time - before.time) / 1000); // below 0 after a restart
+}
+
+/** The tokens that a model, or all models, have written. The counter has those of ended requests. */
+export function tokensWritten(model) {
+  return (reading) =>
+    sum(reading, "generation_tokens_total", model ? { model_name: model } : {}) +
+    reading.requests.filter((one) => !model || one.model === model).reduce((total, one) => total + (one.completion_tokens ?? 0), 0);
 }
 
 function labelsOf(text) {

@@ -4,7 +4,7 @@ import { call } from "../lib/api.js";
 import { bytes, percent, rate, seconds } from "../lib/format.js";
 import { refreshModels, useModels } from "../lib/models.js";
 import { announce, ErrorNote } from "../lib/ui.js";
-import { growth, readMetrics, sum } from "./metrics.js";
+import { growth, read, sum, tokensWritten } from "./metrics.js";
 
 const POLL_MS = 2000;
 const KINDS = {
@@ -25,9 +25,11 @@ const WORK = {
   matting: "matting_num",
 };
 
+const imagesDrawn = (reading) => sum(reading, "image_images_total", { outcome: "completed" });
+
 export function View({ active }) {
   const { models, error } = useModels();
-  const { now, before, requests, problem } = useLive(active);
+  const { now, before, problem } = useLive(active);
   return html`<div class="page models">
     <h1>Models</h1>
     ${(error ?? problem) && html`<${ErrorNote} error=${error ?? problem} />`}
@@ -40,13 +42,13 @@ export function View({ active }) {
         ${models?.map((model) => html`<${Model} key=${model.id} model=${model} now=${now} before=${before} />`)}
       </ul>
     </section>
-    <${Requests} requests=${requests} />
+    <${Requests} requests=${now?.requests ?? []} />
   </div>`;
 }
 
 /** What the server does, read again and again while the view is on show. */
 function useLive(active) {
-  const [live, setLive] = useState({ now: null, before: null, requests: [], problem: null });
+  const [live, setLive] = useState({ now: null, before: null, problem: null });
   const isBusy = useRef(false);
   useEffect(() => {
     if (!active) return undefined;
@@ -54,8 +56,8 @@ function useLive(active) {
       if (document.hidden || isBusy.current) return;
       isBusy.current = true;
       try {
-        const [now, { data: requests }] = await Promise.all([readMetrics(), call("v1/requests")]);
-        setLive((last) => ({ now, before: last.now, requests, problem: null }));
+        const now = await read();
+        setLive((last) => ({ now, before: last.now, problem: null }));
       } catch (problem) {
         setLive((last) => ({ ...last, problem }));
       } finally {
@@ -75,8 +77,8 @@ function Strip({ now, before }) {
   const facts = [
     ["Running", total("running")],
     ["Waiting", total("waiting")],
-    ["Tokens/s", rate(growth(before, now, "generation_tokens_total"))],
-    ["Images/min", rate(60 * growth(before, now, "image_images_total", { outcome: "completed" }))],
+    ["Tokens/s", rate(growth(before, now, tokensWritten()))],
+    ["Images/min", rate(60 * growth(before, now, imagesDrawn))],
   ];
   return html`<dl class="strip">${facts.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`;
 }
@@ -111,9 +113,8 @@ function Model({ model, now, before }) {
   return html`<li class="model is-${model.state}">
     <div class="model-head">
       <h3>${model.id}</h3>
-      <span class="chip">${KINDS[model.kind] ?? (model.kind || "Unknown kind")}</span>
+      ${model.kind && html`<span class="chip">${KINDS[model.kind] ?? model.kind}</span>`}
       <${State} model=${model} />
-      <span class="spacer"></span>
       ${model.loadable && isGone && html`<button type="button" onClick=${() => act("load", `${model.id} is being loaded`)}>Load</button>`}
       ${!model.parent && !isGone && model.state !== "unloading" && html`<button type="button" class="quiet" onClick=${() => act("unload", `${model.id} is being unloaded`)}>${model.state === "loaded" ? "Unload" : "Cancel"}</button>`}
     </div>
@@ -140,7 +141,7 @@ function Facts({ model: { id, kind, card, parent, settings }, now, before }) {
     ...Object.entries(settings).map(([name, value]) => `${name} ${value}`),
     ...(now && card && !parent ? [
       work && `${sum(now, `${work}_running`, of)} running, ${sum(now, `${work}_waiting`, of)} waiting`,
-      kind === "text" && `${rate(growth(before, now, "generation_tokens_total", of))} tokens/s`,
+      kind === "text" && `${rate(growth(before, now, tokensWritten(id)))} tokens/s`,
       kind === "text" && `KV cache ${percent(sum(now, "kv_cache_usage_ratio", of))} in use, ${bytes(sum(now, "kv_bytes_committed", of))}`,
     ] : []),
   ].filter(Boolean);
