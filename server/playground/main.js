@@ -71,7 +71,9 @@ function Footer() {
   const next = THEMES[(THEMES.indexOf(now) + 1) % THEMES.length];
   const { error } = useModels();
   return html`<footer>
-    ${error && html`<p class="offline" role="status">${error.status === 0 ? "No connection" : "Problem"}</p>`}
+    ${error && html`<button type="button" class="offline" title=${error.message} onClick=${refreshModels}>
+      ${error.status === 0 ? "No connection" : error.status === 401 ? "No key" : "Problem"}: try again
+    </button>`}
     <a href="docs" target="_blank" rel="noopener">API</a>
     <${IconButton} icon=${now} label=${`Theme: ${now}. Switch to ${next}`} onClick=${() => (theme.value = next)} />
   </footer>`;

@@ -59,7 +59,10 @@ export class Run {
       this.finish ??= "lost";
     } catch (error) {
       if (error.name === "AbortError") this.finish = "stopped";
-      else this.error = { message: error.message, code: error.code ?? null };
+      else {
+        this.finish = "lost";
+        this.error = { message: error.message, code: error.code ?? null };
+      }
     }
     this.waitsFor = null;
     this.isEnded = true;

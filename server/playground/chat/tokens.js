@@ -55,7 +55,7 @@ class Group extends Component {
       const isEnd = END.test(text);
       const label = `${isEnd ? "end of the text" : text.trim() || "space"}, ${percent(Math.exp(token.logprob))}`;
       return html`<span role="button" tabindex=${begin + i === 0 ? 0 : -1} data-index=${begin + i} aria-label=${label} title=${summaryOf(token)}
-        aria-haspopup="dialog" aria-expanded=${begin + i === current} class="token shade-${shadeOf(token.logprob)} ${token.isPicked ? "is-picked" : ""}">${isEnd ? "⏹" : visible(text)}</span>`;
+        aria-haspopup="dialog" aria-expanded=${begin + i === current} class="token shade-${shadeOf(token.logprob)} ${token.isPicked ? "is-picked" : ""}">${isEnd ? "■" : visible(text)}</span>`;
     });
   }
 }

@@ -243,8 +243,8 @@ async def test_another_token_is_picked_and_the_text_goes_on_from_it(
     await expect(page.locator(".token.is-picked")).to_have_attribute("data-index", str(index))
     text = await page.locator(".token-text").inner_text()
     assert text.startswith(before)
-    assert text.endswith(" jumps⏹")
-    assert server.last_prompt.endswith(text.removesuffix(" jumps⏹"))
+    assert text.endswith(" jumps■")
+    assert server.last_prompt.endswith(text.removesuffix(" jumps■"))
 
 
 async def test_settings_shape_the_request_and_presets_keep_them(

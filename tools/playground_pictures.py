@@ -1,0 +1,57 @@
+"""The pictures of docs/playground.md, taken from a running server.
+
+python -m tools.playground_pictures http://127.0.0.1:8000
+"""
+
+import io
+import shutil
+import sys
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, expect, sync_playwright
+
+FOLDER = Path(__file__).parents[1] / "docs" / "img"
+SIZE = {"width": 1200, "height": 760}
+QUESTION = "Explain how rainbows form, in three sentences."
+ANSWER_TIMEOUT_MS = 120_000
+
+
+def take_pictures(url: str) -> None:
+    with sync_playwright() as playwright:
+        program = shutil.which("chromium")
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page(viewport=SIZE, reduced_motion="reduce")  # type: ignore[arg-type]
+        _open(page, url, "chat")
+        _take_chat(page)
+        _open(page, url, "models")
+        expect(page.locator(".strip")).to_be_visible()
+        _keep(page, "models")
+        browser.close()
+
+
+def _take_chat(page: Page) -> None:
+    page.get_by_label("Settings", exact=True).click()
+    page.get_by_label("Show probabilities").check()
+    page.get_by_label("Seed").fill("1")
+    page.get_by_label("Close the settings").click()
+    page.get_by_label("Message", exact=True).fill(QUESTION)
+    page.keyboard.press("Enter")
+    page.get_by_label("Copy the answer").wait_for(timeout=ANSWER_TIMEOUT_MS)
+    # The least likely of the first tokens that had a likely alternative.
+    page.locator(".token.shade-1, .token.shade-2").first.click()
+    _keep(page, "chat")
+
+
+def _open(page: Page, url: str, view: str) -> None:
+    page.goto(f"{url.rstrip('/')}/#/{view}")
+    page.locator("main > .kept:not([hidden])").wait_for()
+
+
+def _keep(page: Page, name: str) -> None:
+    picture = Image.open(io.BytesIO(page.screenshot()))
+    picture.save(FOLDER / f"playground_{name}.webp", quality=82, method=6)
+
+
+if __name__ == "__main__":
+    take_pictures(sys.argv[1])
