@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 
 FOLDER = Path(__file__).parents[1] / "docs" / "img"
-SIZE = {"width": 1200, "height": 760}
+SIZE: ViewportSize = {"width": 1200, "height": 760}
 QUESTION = "Explain how rainbows form, in three sentences."
 ANSWER_TIMEOUT_MS = 120_000
 
@@ -21,7 +21,7 @@ def take_pictures(url: str) -> None:
     with sync_playwright() as playwright:
         program = shutil.which("chromium")
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        page = browser.new_page(viewport=SIZE, reduced_motion="reduce")  # type: ignore[arg-type]
+        page = browser.new_page(viewport=SIZE, reduced_motion="reduce")
         _open(page, url, "chat")
         _take_chat(page)
         _open(page, url, "models")
@@ -38,7 +38,7 @@ def _take_chat(page: Page) -> None:
     page.get_by_label("Message", exact=True).fill(QUESTION)
     page.keyboard.press("Enter")
     page.get_by_label("Copy the answer").wait_for(timeout=ANSWER_TIMEOUT_MS)
-    # The least likely of the first tokens that had a likely alternative.
+    # A token that was not the only likely one.
     page.locator(".token.shade-1, .token.shade-2").first.click()
     _keep(page, "chat")
 

@@ -16,6 +16,7 @@ import { Thread } from "./thread.js";
 export { Sidebar } from "./sidebar.js";
 
 const NONE = new Signal(null);
+const COVERED_PX = 1000;
 
 export function View({ rest: shownId, active }) {
   const one = useSignal(shownId ? conversation(shownId) : NONE);
@@ -24,7 +25,7 @@ export function View({ rest: shownId, active }) {
   const [preferred, setPreferred] = usePreference("chat.model", null);
   const [defaults, setDefaults] = usePreference("chat.defaults", {});
   const [draft, setDraft] = useState(null);
-  const [isOpen, setOpen] = usePreference("chat.panel", false);
+  const [isOpen, setOpen] = usePanel();
   const [rival, setRival] = useState(null);
   const model = one?.model ?? texts.find(({ id }) => id === preferred)?.id ?? texts[0]?.id ?? null;
   const settings = { ...NO_SETTINGS, ...(one?.settings ?? draft ?? defaults[model]) };
@@ -68,6 +69,17 @@ export function View({ rest: shownId, active }) {
       isDefault=${JSON.stringify(defaults[model] ?? null) === JSON.stringify(settings)}
       onMakeDefault=${() => setDefaults({ ...defaults, [model]: settings })} />`}
   </div>`;
+}
+
+/** Whether the settings are on show. They stay so, except where they would cover the chat. */
+function usePanel() {
+  const [isKept, keep] = usePreference("chat.panel", false);
+  const [isOpen, setOpen] = useState(isKept && innerWidth > COVERED_PX);
+  const set = (value) => {
+    keep(value);
+    setOpen(value);
+  };
+  return [isOpen, set];
 }
 
 /** The runs that write the end of the conversation now. */

@@ -73,7 +73,11 @@ export function Toggle({ label, value, onChange, hint }) {
 export function Dialog({ title, onClose, children, class: more = "" }) {
   const ref = useRef(null);
   const id = useId();
-  useEffect(() => ref.current.showModal(), []);
+  useEffect(() => {
+    const dialog = ref.current;
+    dialog.showModal();
+    return () => dialog.close(); // gives the focus back
+  }, []);
   const cancel = (event) => {
     event.preventDefault();
     onClose();
