@@ -6,6 +6,8 @@ import { BlockSplitter } from "./blocks.js";
 import { elementsOf, highlight } from "./safe.js";
 
 const MOST_MS_PER_FRAME = 8;
+/** However slow frames are, each takes on this many pieces, so that a busy machine keeps up. */
+const LEAST_PER_FRAME = 3;
 const FRAME_MS = 40;
 const PIECES_PER_CHAPTER = 24;
 /** The piece that grows is rendered again at most this share of the time. */
@@ -55,7 +57,7 @@ export class GrowingText {
     const start = performance.now();
     this.#pieces.push(...this.#splitter.take());
     let num = 0;
-    while (num < this.#pieces.length && performance.now() - start < MOST_MS_PER_FRAME) {
+    while (num < this.#pieces.length && (num < LEAST_PER_FRAME || performance.now() - start < MOST_MS_PER_FRAME)) {
       this.#finish(this.#pieces[num++]);
     }
     this.#pieces.splice(0, num);
