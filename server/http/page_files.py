@@ -77,7 +77,7 @@ class PageFiles:
 
 
 def _walk(folder: Traversable, prefix: str) -> dict[str, Traversable]:
-    found = {}
+    found: dict[str, Traversable] = {}
     for file in folder.iterdir():
         if file.is_dir():
             found |= _walk(file, f"{prefix}{file.name}/")
