@@ -3,5 +3,6 @@
 // Both get `{ rest, active }`: what the address names in the view, and whether it is on show.
 export const VIEWS = [
   { id: "chat", label: "Chat", load: () => import("./chat/view.js") },
+  { id: "images", label: "Images", load: () => import("./images/view.js") },
   { id: "models", label: "Models", load: () => import("./models/view.js") },
 ];

@@ -1,0 +1,28 @@
+// Small controls of the view for images.
+import { html, useId, useRef } from "../lib/dom.js";
+import { Icon } from "../lib/icons.js";
+
+/** A button that asks for a picture of the disk. Without `text` it shows its icon only. */
+export function FileButton({ icon, label, text, onFile, class: more = "" }) {
+  const field = useRef(null);
+  const chosen = (event) => {
+    const [file] = event.target.files;
+    event.target.value = "";
+    if (file) onFile(file);
+  };
+  return html`<button type="button" class="${text ? "" : "icon-button"} ${more}" aria-label=${text ? undefined : label} title=${label} onClick=${() => field.current.click()}>
+      <${Icon} name=${icon} />${text}
+    </button>
+    <input ref=${field} type="file" accept="image/png,image/jpeg,image/webp" hidden aria-label=${label} onChange=${chosen} />`;
+}
+
+/** One of a few choices, `[value, label]`, side by side. */
+export function Choices({ label, options, value, onChange }) {
+  const name = useId();
+  return html`<div class="choices" role="radiogroup" aria-label=${label}>
+    ${options.map(([option, text]) => html`<label key=${option}>
+      <input type="radio" name=${name} checked=${option === value} onChange=${() => onChange(option)} />
+      <span>${text}</span>
+    </label>`)}
+  </div>`;
+}

@@ -1,0 +1,198 @@
+// What the view for images holds, and what its controls do with it.
+import { call } from "../lib/api.js";
+import { preference } from "../lib/preferences.js";
+import { Signal } from "../lib/signal.js";
+import { announce } from "../lib/ui.js";
+import { keep } from "./history.js";
+import { MaskLayer } from "./mask.js";
+import { blobOf, loadPicture, thumbnail } from "./pictures.js";
+import { bodyOf, fieldsOf, fieldsOfOne, MODES, randomSeed, settingsOf } from "./request.js";
+import { readSettings } from "./file_settings.js";
+import { ask, draw, work } from "./run.js";
+
+/** The settings, by the names of the API. Those that are undefined are the model's. */
+export const settings = preference("images.settings", {});
+/** The input: `{ blob, width, height, mask }`, or null. */
+export const input = new Signal(null);
+export const mode = preference("images.mode", null);
+/** Results on show: `{ pictures, index }`; index is null for all of them side by side. */
+export const shown = new Signal({ pictures: [], index: null });
+/** Which part of the stage is on show: "input" or "results". */
+export const pane = new Signal("results");
+/** A sentence about what went wrong, or what is worth knowing. */
+export const problem = new Signal(null);
+export const notes = new Signal([]);
+export const enlarging = preference("images.enlarge", { scale: 2 });
+
+export function set(changes) {
+  const next = { ...settings.value, ...changes };
+  // Another model's files do not make the recorded picture, and need no warning.
+  if (!("made_with" in changes) && ("model" in changes || "adapters" in changes)) delete next.made_with;
+  settings.value = next;
+}
+
+export async function useAsInput(blob, wanted) {
+  try {
+    const picture = await loadPicture(blob);
+    input.value = { blob, width: picture.width, height: picture.height, mask: new MaskLayer(picture.width, picture.height) };
+    set({ edit_size: undefined, outpaint: undefined });
+    if (wanted) mode.value = wanted;
+    pane.value = "input";
+    problem.value = null;
+  } catch (error) {
+    problem.value = error;
+  }
+}
+
+export function dropInput() {
+  input.value = null;
+  pane.value = "results";
+}
+
+/** Takes a picture that the reader chose: its settings, if its file has any, else as the input. */
+export async function open(file) {
+  try {
+    const { body, warnings } = await readSettings(file);
+    if (!body) return await useAsInput(file);
+    restore(body);
+    notes.value = warnings;
+    const picture = await loadPicture(file);
+    show([{ id: null, blob: file, width: picture.width, height: picture.height, label: "From its file", warnings: [] }]);
+    announce("The settings of the picture are restored");
+  } catch (error) {
+    problem.value = error;
+  }
+}
+
+/** Sets everything as the picture was drawn. */
+export function restore(body, files) {
+  const { model, settings: found, mode: wanted } = settingsOf(body);
+  settings.value = { ...found, model: model ?? settings.value.model };
+  problem.value = null;
+  notes.value = [];
+  mode.value = wanted ?? mode.value;
+  if (!wanted) input.value = null;
+  else if (files?.image) restoreInput(files);
+  else if (!input.value) notes.value = ["The picture was made from another one, which its file does not hold. Choose that one as the input."];
+}
+
+async function restoreInput({ image, mask }) {
+  const wanted = settings.value;
+  await useAsInput(image);
+  settings.value = wanted;
+  if (mask) await input.value?.mask.load(mask);
+  input.value = input.value && { ...input.value };
+  pane.value = "results";
+}
+
+export function show(pictures, index = pictures.length === 1 ? 0 : null) {
+  shown.value = { pictures, index };
+  pane.value = "results";
+}
+
+/** Draws with the settings as they are. */
+export async function drawNow(card) {
+  if (work.value) return;
+  problem.value = null;
+  notes.value = [];
+  const chosen = input.value && MODES.find(({ id }) => id === mode.value);
+  const missing = chosen && missingFor(chosen);
+  if (missing) return complain(missing);
+  if (!settings.value.isSeedLocked || !settings.value.seed) set({ seed: randomSeed() });
+  const { path, fields } = fieldsOf(settings.value, card, chosen);
+  const files = chosen ? { image: input.value.blob } : {};
+  if (chosen?.id === "mask") files.mask = await input.value.mask.toBlob();
+  const count = (fields.n ?? 1) * (Array.isArray(fields.loras?.[0]?.scale) ? fields.loras[0].scale.length : 1);
+  const pictures = [];
+  const before = shown.value;
+  await guarded(async () => {
+    show([]);
+    const body = { ...(await bodyOf(fields, files)), partial_images: 3 };
+    const seconds = await draw("Drawing", path, body, count, (data, blob) => {
+      const one = fieldsOfOne(fields, data.index);
+      pictures[data.index] = { kind: chosen?.id ?? "draw", path, fields: one, files, blob, warnings: data.warnings };
+    });
+    if (seconds === null) return (shown.value = before);
+    await finish(pictures.filter(Boolean), seconds);
+  }, before);
+}
+
+function missingFor(chosen) {
+  const { outpaint = {} } = settings.value;
+  if (chosen.id === "mask" && input.value.mask.share === 0) return "Paint over the part of the picture that is to be drawn anew.";
+  if (chosen.id === "extend" && !Object.values(outpaint).some(Boolean)) return "Drag an edge, or enter by how many pixels the picture grows.";
+  return null;
+}
+
+function complain(sentence) {
+  problem.value = new Error(sentence);
+  pane.value = "input";
+}
+
+/** Enlarges a picture. `model` may be left out. */
+export async function enlarge(picture, { scale, model } = enlarging.value) {
+  const { images, ...body } = await bodyOf({ seed: "0" }, { image: picture.blob });
+  delete body.seed;
+  Object.assign(body, { image: images[0].image_url, scale, heat_map: true, partial_images: 3 });
+  if (model) body.model = model;
+  await process(picture, "enlarge", (done) =>
+    draw("Enlarging", "v1/images/upscale", body, 1, (data, blob) =>
+      done(blob, {
+        warnings: data.warnings,
+        consistency: data.consistency,
+        heatMap: data.heat_map && blobOf(data.heat_map),
+        label: `Enlarged by ${data.model}`,
+      }),
+    ),
+  );
+}
+
+export async function cutOut(picture) {
+  const { images } = await bodyOf({ seed: "0" }, { image: picture.blob });
+  await process(picture, "cutout", (done) =>
+    ask("Cutting out", "v1/images/matte", { image: images[0].image_url }, (data, blob) =>
+      done(blob, { warnings: data.warnings, label: `Cut out by ${data.model}` }),
+    ),
+  );
+}
+
+async function process(picture, kind, run) {
+  if (work.value) return;
+  const before = shown.value;
+  problem.value = null;
+  let result = null;
+  await guarded(async () => {
+    const seconds = await run((blob, rest) => (result = { kind, blob, before: picture.blob, prompt: picture.fields?.prompt ?? picture.prompt, ...rest }));
+    if (seconds !== null) await finish([result], seconds);
+  }, before);
+}
+
+async function guarded(run, before) {
+  try {
+    await run();
+  } catch (error) {
+    shown.value = before;
+    problem.value = error;
+    announce(error.message);
+  }
+}
+
+/** Shows finished pictures and keeps them in the history. */
+async function finish(pictures, seconds) {
+  for (const one of pictures) {
+    const decoded = await loadPicture(one.blob);
+    Object.assign(one, { width: decoded.width, height: decoded.height, seconds, thumbnail: thumbnail(decoded) });
+    one.before ??= one.files?.image;
+    await keep(one);
+  }
+  show(pictures);
+  notes.value = [...new Set(pictures.flatMap(({ warnings }) => warnings ?? []))];
+  announce(pictures.length === 1 ? "The picture is done" : `${pictures.length} pictures are done`);
+}
+
+/** The models that enlarge, `{ name, scale }`: those that are served first. The others, whose scale
+ * is null, are loaded by the first request. */
+export async function findUpscalers() {
+  const found = await call("sdapi/v1/upscalers");
+  return found.sort((a, b) => (a.scale === null) - (b.scale === null)).map(({ name, scale }) => ({ name, scale }));
+}
