@@ -7,7 +7,7 @@ import { useSignal } from "../lib/signal.js";
 import { Field, IconButton, NumberField, Toggle } from "../lib/ui.js";
 import { urlOf } from "./pictures.js";
 import { Choices, FileButton } from "./parts.js";
-import { hasNegativePrompt, modesOf } from "./request.js";
+import { hasNegativePrompt, modeFor, modesOf } from "./request.js";
 import { work } from "./run.js";
 import { drawNow, dropInput, input, mode, open, set, settings, useAsInput } from "./state.js";
 
@@ -34,7 +34,7 @@ export function Form({ card, models, adapters }) {
   const source = useSignal(input);
   const chosen = useSignal(mode);
   const modes = modesOf(card);
-  const how = source && (modes.find(({ id }) => id === chosen) ?? modes[0]);
+  const how = modeFor(card, source, chosen);
   const put = (name) => (value) => set({ [name]: value });
   const submit = (event) => {
     event.preventDefault();
@@ -45,7 +45,7 @@ export function Form({ card, models, adapters }) {
     event.preventDefault();
     drawNow(card);
   };
-  return html`<form class="image-form" onSubmit=${submit} aria-label="Settings">
+  return html`<form class="image-form" onSubmit=${submit} noValidate aria-label="Settings">
     <${Field} label=${how?.id === "instruct" ? "Instruction" : "Prompt"}>
       ${(id) => html`<textarea id=${id} class="prompt" rows="3" value=${now.prompt ?? ""} maxlength="4000" enterkeyhint="go"
         placeholder=${how?.id === "instruct" ? "make the circle green" : "What should it show?"}
@@ -65,12 +65,12 @@ export function Form({ card, models, adapters }) {
     <div class="pair">
       <${Size} card=${card} isInput=${Boolean(how)} now=${now} />
       <${Field} label="Pictures">
-        ${(id) => html`<input id=${id} type="number" min="1" max="10" value=${now.n ?? 1} onInput=${(event) => set({ n: whole(event.target.value, 1, 10) })} />`}
+        ${(id) => html`<input id=${id} type="number" min="1" max="10" value=${now.n ?? 1} onChange=${(event) => set({ n: whole(event.target.value, 1, 10) })} />`}
       </>
     </div>
     <${Seed} now=${now} />
     ${adapters.length > 0 && html`<${Adapters} adapters=${adapters} now=${now} />`}
-    <${More} card=${card} now=${now} put=${put} isInput=${Boolean(how)} />
+    <${More} card=${card} now=${now} put=${put} how=${how} />
     ${now.extra && html`<p class="hint extra">Also from the file: ${Object.keys(now.extra).join(", ")}
       <button type="button" class="quiet" onClick=${() => set({ extra: undefined })}>Leave out</button></p>`}
     <${Submit} />
@@ -188,11 +188,11 @@ function Adapters({ adapters, now }) {
   </fieldset>`;
 }
 
-function More({ card, now, put, isInput }) {
+function More({ card, now, put, how }) {
   const [isOpen, setOpen] = usePreference("images.more", false);
   const isGuided = card.guidance !== "none";
   const hires = now.hires;
-  const guidance = isInput && card.tasks.includes("edit") && mode.value === "instruct" ? card.default_edit_guidance_scale : card.default_guidance_scale;
+  const guidance = how?.id === "instruct" ? card.default_edit_guidance_scale : card.default_guidance_scale;
   return html`<details class="more" open=${isOpen} onToggle=${(event) => setOpen(event.currentTarget.open)}>
     <summary>More settings</summary>
     <div class="more-fields">
@@ -200,8 +200,8 @@ function More({ card, now, put, isInput }) {
       ${isGuided && html`<${NumberField} label="Guidance" value=${now.guidance_scale} onChange=${put("guidance_scale")} min=${1} max=${15} step=${0.1} fallback=${guidance} />`}
       <${Pick} label="Scheduler" value=${now.scheduler ?? ""} onChange=${(scheduler) => set({ scheduler: scheduler || undefined })}
         options=${[["", `${card.default_scheduler} (the model's)`], ...card.schedulers.filter((name) => name !== card.default_scheduler).map((name) => [name, name])]} />
-      ${!isInput && html`<${Toggle} label="Second, larger pass" value=${Boolean(hires)} onChange=${(on) => set({ hires: on ? { scale: 2, strength: 0.7 } : undefined })} />`}
-      ${!isInput && hires && html`
+      ${!how && html`<${Toggle} label="Second, larger pass" value=${Boolean(hires)} onChange=${(on) => set({ hires: on ? { scale: 2, strength: 0.7 } : undefined })} />`}
+      ${!how && hires && html`
         <${NumberField} label="Times as large" value=${hires.scale} onChange=${(scale = 2) => set({ hires: { ...hires, scale, size: undefined } })} min=${1} max=${4} step=${0.25} fallback=${2} />
         <${NumberField} label="Strength of the second pass" value=${hires.strength} onChange=${(strength = 0.7) => set({ hires: { ...hires, strength } })} min=${0} max=${1} step=${0.05} fallback=${0.7} />
         <${Pick} label="What is enlarged" value=${hires.upscaler ?? "latent"} onChange=${(upscaler) => set({ hires: { ...hires, upscaler } })} options=${UPSCALERS} />`}

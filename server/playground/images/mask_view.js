@@ -1,10 +1,11 @@
 // The mask editor: its tools, and the canvas.
 import { html, useEffect, useId, useReducer, useRef } from "../lib/dom.js";
+import { saveFile } from "../lib/files.js";
 import { percent } from "../lib/format.js";
 import { announce, IconButton } from "../lib/ui.js";
 import { MaskEditor } from "./mask.js";
 import { FileButton } from "./parts.js";
-import { loadPicture, save } from "./pictures.js";
+import { loadPicture } from "./pictures.js";
 
 const TOOLS = [
   ["brush", "Brush", "B"],
@@ -23,8 +24,9 @@ const KEYS = [
   ["Ctrl+Enter", "draw"],
 ];
 
-/** Paints `layer` over the picture of `blob`. */
-export function MaskView({ blob, layer, onSubmit, wantsFocus }) {
+/** Paints the mask of an input over its picture. */
+export function MaskView({ source, onSubmit }) {
+  const { blob, mask: layer } = source;
   const canvas = useRef(null);
   const editor = useRef(null);
   const submit = useRef(onSubmit);
@@ -36,7 +38,8 @@ export function MaskView({ blob, layer, onSubmit, wantsFocus }) {
     loadPicture(blob).then((picture) => {
       if (isOver) return;
       editor.current = new MaskEditor(canvas.current, picture, layer, { onChange: renderAgain, onSubmit: () => submit.current() });
-      if (wantsFocus) canvas.current.focus();
+      if (source.wantsFocus) canvas.current.focus();
+      source.wantsFocus = false; // once
       renderAgain();
     });
     return () => {
@@ -92,7 +95,7 @@ function Toolbar({ editor, layer }) {
     </span>
     <span class="group">
       <${FileButton} icon="upload" label="Load a mask" onFile=${load} />
-      <${IconButton} icon="download" label="Save the mask" onClick=${async () => save(await layer.toBlob(), "mask.png")} />
+      <${IconButton} icon="download" label="Save the mask" onClick=${async () => saveFile("mask.png", await layer.toBlob())} />
     </span>
   </div>`;
 }

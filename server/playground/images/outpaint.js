@@ -1,6 +1,5 @@
 // Extending a picture: its new edges are dragged, or entered as numbers.
 import { html, useEffect, useId, useRef, useState } from "../lib/dom.js";
-import { Icon } from "../lib/icons.js";
 
 export const SIDES = ["left", "right", "top", "bottom"];
 const NOTHING = { left: 0, right: 0, top: 0, bottom: 0 };

@@ -47,11 +47,3 @@ export function thumbnail(picture) {
   context.drawImage(picture, 0, 0, canvas.width, canvas.height);
   return canvas.toDataURL("image/webp", 0.8);
 }
-
-export function save(blob, name) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-}

@@ -23,6 +23,12 @@ export function modesOf(card) {
   return MODES.filter(({ task }) => card.tasks.includes(task));
 }
 
+/** The mode that is chosen, if the model has it, else its first one; null without an input. */
+export function modeFor(card, source, chosen) {
+  const modes = modesOf(card);
+  return source ? (modes.find(({ id }) => id === chosen) ?? modes[0] ?? null) : null;
+}
+
 export function hasNegativePrompt(card) {
   return card.guidance === "classifier_free";
 }

@@ -1,13 +1,14 @@
 // The stage: pictures while they are drawn, and what can be done with finished ones.
-import { html, useEffect, useState } from "../lib/dom.js";
+import { html, useState } from "../lib/dom.js";
+import { saveFile } from "../lib/files.js";
 import { percent, seconds } from "../lib/format.js";
 import { Icon } from "../lib/icons.js";
 import { useSignal } from "../lib/signal.js";
-import { copyText, IconButton, Menu } from "../lib/ui.js";
+import { copyText, Menu } from "../lib/ui.js";
 import { Compare } from "./compare.js";
-import { drop, history } from "./history.js";
+import { drop } from "./history.js";
 import { Choices } from "./parts.js";
-import { save, urlOf } from "./pictures.js";
+import { urlOf } from "./pictures.js";
 import { asCurl, asPython, modesOf } from "./request.js";
 import { work } from "./run.js";
 import { cutOut, enlarge, enlarging, restore, show, shown, useAsInput } from "./state.js";
@@ -80,7 +81,7 @@ function Actions({ picture, card, upscalers, canCutOut }) {
     show([], null);
   };
   return html`<div class="result-actions">
-    <button type="button" onClick=${() => save(picture.blob, fileName(picture))}><${Icon} name="download" size=${16} />Download</button>
+    <button type="button" onClick=${() => saveFile(fileName(picture), picture.blob)}><${Icon} name="download" size=${16} />Download</button>
     ${modes.length > 0 && html`<button type="button" onClick=${() => useAsInput(picture.blob)}><${Icon} name="input" size=${16} />Use as input</button>`}
     ${modes.some(({ id }) => id === "mask") && html`<button type="button" onClick=${() => useAsInput(picture.blob, "mask")}><${Icon} name="brush" size=${16} />Mask</button>`}
     ${option && html`<span class="joined">

@@ -10,9 +10,9 @@ const POLL_MS = 500;
 export const work = new Signal(null);
 
 /** Sends a request whose answer is a stream, and calls `onResult(event, blob)` for each picture.
- * Returns how many seconds it took, or null if it was cancelled. */
-export function draw(label, path, body, count, onResult) {
-  return watched(label, count, async (options, show) => {
+ * `previews` has an address for each picture, or null until there is a preview. Returns how many seconds it took, or null if it was cancelled. */
+export function draw(label, path, body, previews, onResult) {
+  return watched(label, previews, async (options, show) => {
     for await (const { event, data } of stream(path, { body: { ...body, stream: true }, ...options })) {
       if (event.endsWith(".partial_image")) show(data);
       else if (event.endsWith(".completed")) onResult(data, blobOf(data.b64_json, `image/${data.output_format ?? "png"}`));
@@ -21,14 +21,14 @@ export function draw(label, path, body, count, onResult) {
 }
 
 /** Sends a request with one answer. */
-export function ask(label, path, body, onResult) {
-  return watched(label, 1, async (options) => {
+export function ask(label, path, body, previews, onResult) {
+  return watched(label, previews, async (options) => {
     const answer = await call(path, { body, ...options });
     onResult(answer, blobOf(answer.data[0].b64_json));
   });
 }
 
-async function watched(label, count, run) {
+async function watched(label, previews, run) {
   const abort = new AbortController();
   const id = crypto.randomUUID?.() ?? String(Math.random());
   const update = (changes) => {
@@ -39,21 +39,28 @@ async function watched(label, count, run) {
     abort.abort();
   };
   const started = performance.now();
-  work.value = { id, label, progress: 0, note: "Starting", previews: Array(count).fill(null), cancel };
-  const timer = setInterval(async () => update(await stateOf(id)), POLL_MS);
+  work.value = { id, label, progress: 0, note: "Starting", previews, cancel };
+  watch(id, update);
   try {
     await run({ signal: abort.signal, headers: { "X-Request-Id": id } }, ({ index = 0, b64_json, output_format }) => {
-      const previews = [...work.value.previews];
-      previews[index] = `data:image/${output_format};base64,${b64_json}`;
-      update({ previews });
+      const preview = `data:image/${output_format};base64,${b64_json}`;
+      update({ previews: work.value.previews.with(index, preview) });
     });
     return (performance.now() - started) / 1000;
   } catch (error) {
     if (abort.signal.aborted) return null;
     throw error;
   } finally {
-    clearInterval(timer);
     work.value = null;
+  }
+}
+
+/** Asks the server now and then how far the request is. */
+async function watch(id, update) {
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    if (work.value?.id !== id) return;
+    update(await stateOf(id));
   }
 }
 

@@ -5,14 +5,15 @@ import { Signal } from "../lib/signal.js";
 import { announce } from "../lib/ui.js";
 import { keep } from "./history.js";
 import { MaskLayer } from "./mask.js";
-import { blobOf, loadPicture, thumbnail } from "./pictures.js";
-import { bodyOf, fieldsOf, fieldsOfOne, MODES, randomSeed, settingsOf } from "./request.js";
+import { blobOf, loadPicture, thumbnail, urlOf } from "./pictures.js";
+import { bodyOf, fieldsOf, fieldsOfOne, modeFor, randomSeed, settingsOf } from "./request.js";
 import { readSettings } from "./file_settings.js";
 import { ask, draw, work } from "./run.js";
 
 /** The settings, by the names of the API. Those that are undefined are the model's. */
-export const settings = preference("images.settings", {});
-/** The input: `{ blob, width, height, mask }`, or null. */
+export const settings = new Signal(preference("images.settings", {}).value);
+settings.watch((value) => (preference("images.settings", {}).value = value)); // other tabs keep theirs until they are loaded
+/** The input: `{ blob, width, height, mask, wantsFocus }`, or null. */
 export const input = new Signal(null);
 export const mode = preference("images.mode", null);
 /** Results on show: `{ pictures, index }`; index is null for all of them side by side. */
@@ -34,7 +35,7 @@ export function set(changes) {
 export async function useAsInput(blob, wanted) {
   try {
     const picture = await loadPicture(blob);
-    input.value = { blob, width: picture.width, height: picture.height, mask: new MaskLayer(picture.width, picture.height) };
+    input.value = { blob, width: picture.width, height: picture.height, mask: new MaskLayer(picture.width, picture.height), wantsFocus: wanted === "mask" };
     set({ edit_size: undefined, outpaint: undefined });
     if (wanted) mode.value = wanted;
     pane.value = "input";
@@ -95,7 +96,7 @@ export async function drawNow(card) {
   if (work.value) return;
   problem.value = null;
   notes.value = [];
-  const chosen = input.value && MODES.find(({ id }) => id === mode.value);
+  const chosen = modeFor(card, input.value, mode.value);
   const missing = chosen && missingFor(chosen);
   if (missing) return complain(missing);
   if (!settings.value.isSeedLocked || !settings.value.seed) set({ seed: randomSeed() });
@@ -108,7 +109,7 @@ export async function drawNow(card) {
   await guarded(async () => {
     show([]);
     const body = { ...(await bodyOf(fields, files)), partial_images: 3 };
-    const seconds = await draw("Drawing", path, body, count, (data, blob) => {
+    const seconds = await draw("Drawing", path, body, Array(count).fill(null), (data, blob) => {
       const one = fieldsOfOne(fields, data.index);
       pictures[data.index] = { kind: chosen?.id ?? "draw", path, fields: one, files, blob, warnings: data.warnings };
     });
@@ -136,7 +137,7 @@ export async function enlarge(picture, { scale, model } = enlarging.value) {
   Object.assign(body, { image: images[0].image_url, scale, heat_map: true, partial_images: 3 });
   if (model) body.model = model;
   await process(picture, "enlarge", (done) =>
-    draw("Enlarging", "v1/images/upscale", body, 1, (data, blob) =>
+    draw("Enlarging", "v1/images/upscale", body, [urlOf(picture.blob)], (data, blob) =>
       done(blob, {
         warnings: data.warnings,
         consistency: data.consistency,
@@ -150,7 +151,7 @@ export async function enlarge(picture, { scale, model } = enlarging.value) {
 export async function cutOut(picture) {
   const { images } = await bodyOf({ seed: "0" }, { image: picture.blob });
   await process(picture, "cutout", (done) =>
-    ask("Cutting out", "v1/images/matte", { image: images[0].image_url }, (data, blob) =>
+    ask("Cutting out", "v1/images/matte", { image: images[0].image_url }, [urlOf(picture.blob)], (data, blob) =>
       done(blob, { warnings: data.warnings, label: `Cut out by ${data.model}` }),
     ),
   );

@@ -3,6 +3,7 @@ import { html, useEffect, useRef, useState } from "../lib/dom.js";
 import { day } from "../lib/format.js";
 import { Icon } from "../lib/icons.js";
 import { modelsOfKind, useModels } from "../lib/models.js";
+import { go } from "../lib/route.js";
 import { useSignal } from "../lib/signal.js";
 import { ErrorNote, Menu } from "../lib/ui.js";
 import { chosenModel, Form } from "./form.js";
@@ -11,7 +12,7 @@ import { MaskView } from "./mask_view.js";
 import { Outpaint } from "./outpaint.js";
 import { Choices } from "./parts.js";
 import { urlOf } from "./pictures.js";
-import { modesOf } from "./request.js";
+import { modeFor } from "./request.js";
 import { Results, Working } from "./results.js";
 import { work } from "./run.js";
 import { drawNow, findUpscalers, input, mode, notes, open, pane, problem, set, settings, show, shown } from "./state.js";
@@ -21,25 +22,30 @@ const EXAMPLES = {
 };
 const EXAMPLE = "a lighthouse on a cliff at dusk, oil on canvas";
 
-export function View() {
+export function View({ rest }) {
   const { models } = useModels();
   const { model: name } = useSignal(settings);
   const { drawing, model } = chosenModel(models, name);
   const adapters = modelsOfKind(models, "image").filter(({ parent }) => parent === model?.id);
+  const kept = useSignal(history);
   const [isOver, setOver] = useState(false);
+  useEffect(() => {
+    const one = kept?.find(({ id }) => id === rest);
+    if (one && !shown.value.pictures.includes(one)) show([one]);
+  }, [rest, kept === null]);
   const over = (event) => {
     if (!event.dataTransfer?.types.includes("Files")) return;
     event.preventDefault();
     setOver(true);
   };
   const leave = (event) => event.currentTarget.contains(event.relatedTarget) || setOver(false);
-  const dropped = (event) => {
+  const take = (event, { files }) => {
+    if (!files.length) return;
     event.preventDefault();
     setOver(false);
-    const [file] = event.dataTransfer.files;
-    if (file) open(file);
+    open(files[0]);
   };
-  return html`<div class="images" onDragOver=${over} onDragLeave=${leave} onDrop=${dropped}>
+  return html`<div class="images" onDragOver=${over} onDragLeave=${leave} onDrop=${(event) => take(event, event.dataTransfer)} onPaste=${(event) => take(event, event.clipboardData)}>
     <h1 class="visually-hidden">Images</h1>
     ${model
       ? html`<${Form} card=${model.card} models=${drawing} adapters=${adapters} /><${Stage} card=${model.card} />`
@@ -67,7 +73,7 @@ function Stage({ card }) {
   const now = source ? part : "results";
   const stage = useRef(null);
   useEffect(() => {
-    if (running && stage.current.getBoundingClientRect().top > innerHeight / 2) stage.current.scrollIntoView({ block: "start" });
+    if (running && stage.current.getBoundingClientRect().top > innerHeight / 3) stage.current.scrollIntoView({ block: "start" });
   }, [Boolean(running)]);
   return html`<section class="stage" ref=${stage} aria-label="Canvas">
     ${source && !running && html`<${Choices} label="Canvas shows" value=${now} onChange=${(next) => (pane.value = next)} options=${[["input", "Input"], ["results", "Result"]]} />`}
@@ -99,9 +105,8 @@ function useTools(card) {
 function Input({ card, source }) {
   const chosen = useSignal(mode);
   const { outpaint } = useSignal(settings);
-  const modes = modesOf(card);
-  const how = modes.find(({ id }) => id === chosen) ?? modes[0];
-  if (how?.id === "mask") return html`<${MaskView} blob=${source.blob} layer=${source.mask} onSubmit=${() => drawNow(card)} wantsFocus />`;
+  const how = modeFor(card, source, chosen);
+  if (how?.id === "mask") return html`<${MaskView} source=${source} onSubmit=${() => drawNow(card)} />`;
   if (how?.id === "extend")
     return html`<${Outpaint} url=${urlOf(source.blob)} width=${source.width} height=${source.height} multiple=${card.size_multiple}
       value=${outpaint} onChange=${(sides) => set({ outpaint: sides })} />`;
@@ -132,7 +137,11 @@ export function Sidebar() {
     readHistory();
   }, []);
   if (!pictures?.length) return null;
-  const view = (one) => (now.includes(one) ? show(now, now.indexOf(one)) : show([one]));
+  const view = (one) => {
+    if (now.includes(one)) show(now, now.indexOf(one));
+    else show([one]);
+    go("images", one.id);
+  };
   const days = Map.groupBy(pictures, ({ time }) => day(time));
   return html`<div class="picture-history">
     <div class="history-head">
