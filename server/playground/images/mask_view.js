@@ -76,7 +76,7 @@ function Toolbar({ editor, layer }) {
       ${TOOLS.map(([tool, label, key]) => html`<${IconButton} icon=${tool} label=${`${label} (${key})`}
         aria-pressed=${editor.tool === tool} onClick=${() => editor.choose(tool)} />`)}
     </span>
-    <label class="tool-size" hidden=${!editor.hasSize}>
+    <label class="tool-size ${editor.hasSize ? "" : "is-absent"}">
       <span>Size</span>
       <input type="range" min="1" max=${editor.maxSize} value=${editor.sizes[editor.tool] ?? 1}
         onInput=${(event) => editor.resizeTool(Number(event.target.value))} />

@@ -129,17 +129,19 @@ export function asPython(fields, { image, mask } = {}) {
   const own = Object.entries({ model, prompt, n, size }).filter(([, value]) => value !== undefined);
   const lines = [
     ...own.map(([name, value]) => `${name}=${JSON.stringify(value)}`),
-    ...(image ? ['image=open("in.png", "rb")'] : []),
-    ...(mask ? ['mask=open("mask.png", "rb")'] : []),
+    ...(image ? ['image=Path("in.png")'] : []),
+    ...(mask ? ['mask=Path("mask.png")'] : []),
     `extra_body=${inPython(jsonable(extra))}`,
   ];
   return `import base64
+from pathlib import Path
+
 from openai import OpenAI
 
 client = OpenAI(base_url="${new URL("v1", BASE)}", api_key="none")
 answer = client.images.${image ? "edit" : "generate"}(
 ${lines.map((line) => `    ${line},\n`).join("")})
-open("out.png", "wb").write(base64.b64decode(answer.data[0].b64_json))
+Path("out.png").write_bytes(base64.b64decode(answer.data[0].b64_json))
 `;
 }
 

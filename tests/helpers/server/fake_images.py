@@ -22,6 +22,7 @@ from engine.contract.draw import (
     ImageTask,
 )
 from engine.contract.enlarge import UpscaleEvent, UpscaleModelInfo, UpscaleRequest
+from engine.contract.examination import Consistency, Examination
 from engine.contract.matte import (
     MattingEvent,
     MattingModelInfo,
@@ -186,7 +187,16 @@ async def enlarge(
         )
         if tile <= request.num_previews:
             event = replace(event, preview=request.image, preview_index=tile - 1)
-        yield replace(event, finish_reason=FinishReason.STOP) if is_last else event
+        if is_last:
+            found = examination(request) if request.faithfulness.heat_map else None
+            event = replace(event, finish_reason=FinishReason.STOP, examination=found)
+        yield event
+
+
+def examination(request: UpscaleRequest) -> Examination:
+    """The findings about a result of which the image is the heat map."""
+    consistency = Consistency(psnr_db=42.125, rms_error=2.0, share_changed=0.25)
+    return Examination(consistency=consistency, heat_map=request.image)
 
 
 def enlarged(request: UpscaleRequest) -> Pixels:
