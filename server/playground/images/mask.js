@@ -1,6 +1,8 @@
 // A mask over a picture: the layer that is painted, its history, and the canvas on which both show.
+import { loadPicture } from "./pictures.js";
 
 const COLOUR = "rgb(226 52 104)";
+const COLOUR_WORD = 0x6834e2; // its bytes as pixels hold them: blue, green, red
 const MAX_STEPS = 100;
 const MAX_HISTORY_BYTES = 128e6;
 const MAX_ZOOM = 32;
@@ -57,19 +59,14 @@ export class MaskLayer {
 
   /** Takes the mask of a file: what is transparent, or else what is bright, as the server does. */
   async load(blob) {
-    const picture = await createImageBitmap(blob);
+    const picture = await loadPicture(blob);
     this.context.clearRect(0, 0, this.width, this.height);
     this.context.drawImage(picture, 0, 0, this.width, this.height);
-    const image = this.context.getImageData(0, 0, this.width, this.height);
-    const { data } = image;
-    let isAlpha = false;
-    for (let i = 3; i < data.length && !isAlpha; i += 4) isAlpha = data[i] < 255;
-    const alpha = new Uint8Array(data.length / 4);
-    for (let i = 0; i < alpha.length; i += 1) {
-      const [red, green, blue, opacity] = data.subarray(4 * i, 4 * i + 4);
-      alpha[i] = isAlpha ? 255 - opacity : 0.299 * red + 0.587 * green + 0.114 * blue;
-    }
-    this.#show(alpha);
+    const { data } = this.context.getImageData(0, 0, this.width, this.height);
+    const opacity = this.#alpha();
+    const isAlpha = opacity.some((value) => value < 255);
+    const brightness = (i) => 0.299 * data[4 * i] + 0.587 * data[4 * i + 1] + 0.114 * data[4 * i + 2];
+    this.#show(opacity.map((value, i) => (isAlpha ? 255 - value : brightness(i))));
     this.commit();
   }
 
@@ -111,12 +108,10 @@ export class MaskLayer {
 
   /** The mask as a PNG file: white where the picture is to be drawn anew, else black. */
   toBlob() {
-    const alpha = this.steps[this.at];
     const canvas = document.createElement("canvas");
     Object.assign(canvas, { width: this.width, height: this.height });
-    const image = new ImageData(this.width, this.height);
-    alpha.forEach((value, i) => image.data.set([value, value, value, 255], 4 * i));
-    canvas.getContext("2d").putImageData(image, 0, 0);
+    const grey = this.#image((value) => 0xff000000 | (value * 0x010101));
+    canvas.getContext("2d").putImageData(grey, 0, 0);
     return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
   }
 
@@ -134,10 +129,15 @@ export class MaskLayer {
   }
 
   #show(alpha) {
+    this.context.putImageData(this.#image((value) => (value << 24) | COLOUR_WORD, alpha), 0, 0);
+  }
+
+  /** Pixels made from opacities, by a function from one to the 32 bits of a pixel. */
+  #image(pixelOf, alpha = this.steps[this.at]) {
     const image = new ImageData(this.width, this.height);
-    const [red, green, blue] = COLOUR.match(/\d+/g).map(Number);
-    alpha.forEach((value, i) => image.data.set([red, green, blue, value], 4 * i));
-    this.context.putImageData(image, 0, 0);
+    const pixels = new Uint32Array(image.data.buffer);
+    for (let i = 0; i < pixels.length; i += 1) pixels[i] = pixelOf(alpha[i]);
+    return image;
   }
 }
 

@@ -6,6 +6,7 @@ import { announce, IconButton } from "../lib/ui.js";
 import { MaskEditor } from "./mask.js";
 import { FileButton } from "./parts.js";
 import { loadPicture } from "./pictures.js";
+import { problem } from "./state.js";
 
 const TOOLS = [
   ["brush", "Brush", "B"],
@@ -64,8 +65,12 @@ export function MaskView({ source, onSubmit }) {
 function Toolbar({ editor, layer }) {
   if (!editor) return html`<div class="mask-tools"></div>`;
   const load = async (file) => {
-    await layer.load(file);
-    editor.choose("brush");
+    try {
+      await layer.load(file);
+      editor.choose("brush");
+    } catch (error) {
+      problem.value = error;
+    }
   };
   const act = (does, name) => () => {
     editor[does]();

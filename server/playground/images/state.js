@@ -113,8 +113,9 @@ export async function drawNow(card) {
       const one = fieldsOfOne(fields, data.index);
       pictures[data.index] = { kind: chosen?.id ?? "draw", path, fields: one, files, blob, warnings: data.warnings };
     });
-    if (seconds === null) return (shown.value = before);
-    await finish(pictures.filter(Boolean), seconds);
+    const finished = pictures.filter(Boolean);
+    if (finished.length) await finish(finished, seconds);
+    else shown.value = before; // cancelled
   }, before);
 }
 

@@ -59,7 +59,7 @@ function NoModel({ models }) {
   const coming = modelsOfKind(models, "image").find(({ state }) => state === "loading" || state === "downloading");
   return html`<div class="page"><p role="status">${coming
     ? `${coming.id} is being loaded. It can draw in a moment.`
-    : "No model that draws is loaded. Start the server with one, or load one in the view for models."}</p></div>`;
+    : html`No model that draws is loaded. Load one under <a href="#/models">Models</a>, or start the server with one.`}</p></div>`;
 }
 
 function Stage({ card }) {
