@@ -14,6 +14,11 @@ from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 FOLDER = Path(__file__).parents[1] / "docs" / "img"
 SIZE: ViewportSize = {"width": 1200, "height": 760}
 QUESTION = "Explain how rainbows form, in three sentences."
+PROMPTS = (
+    "a yellow triangle above a purple circle on a white background",
+    "a green star right of a yellow square on a black background",
+    "a large red circle left of a small blue star on a white background",
+)
 ANSWER_TIMEOUT_MS = 120_000
 
 
@@ -24,6 +29,8 @@ def take_pictures(url: str) -> None:
         page = browser.new_page(viewport=SIZE, reduced_motion="reduce")
         _open(page, url, "chat")
         _take_chat(page)
+        _open(page, url, "images")
+        _take_images(page)
         _open(page, url, "models")
         expect(page.locator(".strip")).to_be_visible()
         _keep(page, "models")
@@ -41,6 +48,27 @@ def _take_chat(page: Page) -> None:
     # A token that was not the only likely one.
     page.locator(".token.shade-1, .token.shade-2").first.click()
     _keep(page, "chat")
+
+
+def _take_images(page: Page) -> None:
+    page.get_by_label("Seed", exact=True).fill("7")
+    for number, prompt in enumerate(PROMPTS, 1):
+        page.get_by_label("Prompt", exact=True).fill(prompt)
+        page.keyboard.press("Enter")
+        kept = page.locator(".picture-history li")
+        expect(kept).to_have_count(number, timeout=ANSWER_TIMEOUT_MS)
+    page.get_by_role("button", name="Download").hover()
+    _keep(page, "images")
+    page.get_by_label("Prompt", exact=True).fill(PROMPTS[-1].replace("red circle", "green square"))
+    page.get_by_role("button", name="Mask", exact=True).click()
+    expect(page.get_by_role("application", name="Mask")).to_be_focused()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.down(" ")
+    for key in ("ArrowLeft", "ArrowDown", "ArrowDown", "ArrowRight", "ArrowUp"):
+        page.keyboard.press(key)
+    page.keyboard.up(" ")
+    _keep(page, "mask")
 
 
 def _open(page: Page, url: str, view: str) -> None:

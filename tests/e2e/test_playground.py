@@ -1,7 +1,12 @@
 """The playground against a server with real models."""
 
+import asyncio
+import io
+
+import numpy as np
 import pytest
 import pytest_asyncio
+from PIL import Image
 from playwright.async_api import expect
 
 from tests.helpers.server.browser import TIMEOUT_MS, launched, visit
@@ -43,3 +48,44 @@ async def test_the_models_are_shown_with_their_memory(server, browser):
         rows = one.page.locator(".model").filter(has_text="loaded")
         await expect(rows.filter(has_text="tandem-shapes")).to_contain_text("Images")
         await expect(one.page.locator(".memory li").filter(has_text="smollm2")).to_have_count(1)
+
+
+async def test_a_painted_mask_keeps_all_other_pixels_and_a_file_draws_itself_again(server, browser):
+    async with visit(browser, server.url, viewport={"width": 1280, "height": 800}) as one:
+        await one.open("images")
+        page = one.page
+        kept = page.locator(".picture-history li")
+        await page.get_by_text("More settings").click()
+        await page.get_by_role("spinbutton", name="Steps", exact=True).fill("3")
+        await page.get_by_label("Prompt", exact=True).fill("a red circle on a white background")
+        await page.keyboard.press("Enter")
+        await expect(kept).to_have_count(1, timeout=3 * TIMEOUT_MS)
+        drawn = await _downloaded(page)
+        await page.get_by_role("button", name="Mask", exact=True).press("Enter")
+        await expect(page.get_by_role("application", name="Mask")).to_be_focused()
+        await page.keyboard.press(" ")
+        await page.keyboard.press("Control+Enter")
+        await expect(kept).to_have_count(2, timeout=3 * TIMEOUT_MS)
+        before, after = _levels(drawn), _levels(await _downloaded(page))
+        changed = np.nonzero((before != after).any(2))
+        middle, reach = len(before) / 2, len(before) / 8 + 1
+        assert len(changed[0])
+        assert all(abs(where + 0.5 - middle).max() <= reach for where in changed)
+        await page.get_by_role("button", name="Draw without an input").click()
+        await page.locator("input[type=file]").first.set_input_files(
+            {"name": "a.png", "mimeType": "image/png", "buffer": drawn}
+        )
+        await expect(page.get_by_text("From its file")).to_be_visible(timeout=3 * TIMEOUT_MS)
+        await page.get_by_role("button", name="Draw", exact=True).click()
+        await expect(kept).to_have_count(3, timeout=3 * TIMEOUT_MS)
+        assert await _downloaded(page) == drawn
+
+
+async def _downloaded(page):
+    async with page.expect_download() as coming:
+        await page.get_by_role("button", name="Download").click()
+    return await asyncio.to_thread((await (await coming.value).path()).read_bytes)
+
+
+def _levels(file):
+    return np.array(Image.open(io.BytesIO(file)).convert("RGB"))
