@@ -1,14 +1,15 @@
 // What the view for images holds, and what its controls do with it.
 import { call } from "../lib/api.js";
+import { catalogue } from "../lib/models.js";
 import { preference } from "../lib/preferences.js";
 import { Signal } from "../lib/signal.js";
 import { announce } from "../lib/ui.js";
+import { readSettings } from "./file_settings.js";
 import { keep } from "./history.js";
 import { MaskLayer } from "./mask.js";
-import { blobOf, loadPicture, thumbnail, urlOf } from "./pictures.js";
+import { blobOf, dataUrl, loadPicture, thumbnail, urlOf } from "./pictures.js";
 import { bodyOf, fieldsOf, fieldsOfOne, modeFor, randomSeed, settingsOf } from "./request.js";
-import { readSettings } from "./file_settings.js";
-import { ask, draw, work } from "./run.js";
+import { ask, draw } from "./run.js";
 
 /** The settings, by the names of the API. Those that are undefined are the model's. */
 export const settings = new Signal(preference("images.settings", {}).value);
@@ -55,8 +56,8 @@ export async function open(file) {
   try {
     const { body, warnings } = await readSettings(file);
     if (!body) return await useAsInput(file);
-    restore(body);
-    notes.value = warnings;
+    await restore(body);
+    notes.value = [...notes.value, ...warnings];
     const picture = await loadPicture(file);
     show([{ id: null, blob: file, width: picture.width, height: picture.height, label: "From its file", warnings: [] }]);
     announce("The settings of the picture are restored");
@@ -66,15 +67,15 @@ export async function open(file) {
 }
 
 /** Sets everything as the picture was drawn. */
-export function restore(body, files) {
+export async function restore(body, files) {
   const { model, settings: found, mode: wanted } = settingsOf(body);
   settings.value = { ...found, model: model ?? settings.value.model };
   problem.value = null;
-  notes.value = [];
+  notes.value = catalogue.value.models?.some(({ id }) => id === model) || !model ? [] : [`The picture was drawn by ${model}, which is not served here.`];
   mode.value = wanted ?? mode.value;
   if (!wanted) input.value = null;
-  else if (files?.image) restoreInput(files);
-  else if (!input.value) notes.value = ["The picture was made from another one, which its file does not hold. Choose that one as the input."];
+  else if (files?.image) await restoreInput(files);
+  else if (!input.value) notes.value = [...notes.value, "The picture was made from another one, which its file does not hold. Choose that one as the input."];
 }
 
 async function restoreInput({ image, mask }) {
@@ -92,31 +93,31 @@ export function show(pictures, index = pictures.length === 1 ? 0 : null) {
 }
 
 /** Draws with the settings as they are. */
-export async function drawNow(card) {
-  if (work.value) return;
-  problem.value = null;
-  notes.value = [];
-  const chosen = modeFor(card, input.value, mode.value);
-  const missing = chosen && missingFor(chosen);
-  if (missing) return complain(missing);
+export function drawNow(card) {
+  return alone(async (before) => {
+    const chosen = modeFor(card, input.value, mode.value);
+    const missing = chosen && missingFor(chosen);
+    if (missing) return complain(missing);
+    await drawWith(card, chosen, before);
+  });
+}
+
+async function drawWith(card, chosen, before) {
   if (!settings.value.isSeedLocked || !settings.value.seed) set({ seed: randomSeed() });
   const { path, fields } = fieldsOf(settings.value, card, chosen);
   const files = chosen ? { image: input.value.blob } : {};
   if (chosen?.id === "mask") files.mask = await input.value.mask.toBlob();
   const count = (fields.n ?? 1) * (Array.isArray(fields.loras?.[0]?.scale) ? fields.loras[0].scale.length : 1);
+  const body = { ...(await bodyOf(fields, files)), partial_images: 3 };
   const pictures = [];
-  const before = shown.value;
-  await guarded(async () => {
-    show([]);
-    const body = { ...(await bodyOf(fields, files)), partial_images: 3 };
-    const seconds = await draw("Drawing", path, body, Array(count).fill(null), (data, blob) => {
-      const one = fieldsOfOne(fields, data.index);
-      pictures[data.index] = { kind: chosen?.id ?? "draw", path, fields: one, files, blob, warnings: data.warnings };
-    });
-    const finished = pictures.filter(Boolean);
-    if (finished.length) await finish(finished, seconds);
-    else shown.value = before; // cancelled
-  }, before);
+  show([]);
+  const seconds = await draw("Drawing", path, body, Array(count).fill(null), (data, blob) => {
+    const one = fieldsOfOne(fields, data.index);
+    pictures[data.index] = { kind: chosen?.id ?? "draw", path, fields: one, files, blob, warnings: data.warnings };
+  });
+  const finished = pictures.filter(Boolean);
+  if (finished.length) await finish(finished, seconds);
+  else shown.value = before; // cancelled
 }
 
 function missingFor(chosen) {
@@ -131,12 +132,8 @@ function complain(sentence) {
   pane.value = "input";
 }
 
-/** Enlarges a picture. `model` may be left out. */
-export async function enlarge(picture, { scale, model } = enlarging.value) {
-  const { images, ...body } = await bodyOf({ seed: "0" }, { image: picture.blob });
-  delete body.seed;
-  Object.assign(body, { image: images[0].image_url, scale, heat_map: true, partial_images: 3 });
-  if (model) body.model = model;
+export async function enlarge(picture, { scale, model }) {
+  const body = { image: await dataUrl(picture.blob), model, scale, heat_map: true, partial_images: 3 };
   await process(picture, "enlarge", (done) =>
     draw("Enlarging", "v1/images/upscale", body, [urlOf(picture.blob)], (data, blob) =>
       done(blob, {
@@ -150,32 +147,40 @@ export async function enlarge(picture, { scale, model } = enlarging.value) {
 }
 
 export async function cutOut(picture) {
-  const { images } = await bodyOf({ seed: "0" }, { image: picture.blob });
+  const body = { image: await dataUrl(picture.blob) };
   await process(picture, "cutout", (done) =>
-    ask("Cutting out", "v1/images/matte", { image: images[0].image_url }, [urlOf(picture.blob)], (data, blob) =>
+    ask("Cutting out", "v1/images/matte", body, [urlOf(picture.blob)], (data, blob) =>
       done(blob, { warnings: data.warnings, label: `Cut out by ${data.model}` }),
     ),
   );
 }
 
-async function process(picture, kind, run) {
-  if (work.value) return;
-  const before = shown.value;
-  problem.value = null;
-  let result = null;
-  await guarded(async () => {
-    const seconds = await run((blob, rest) => (result = { kind, blob, before: picture.blob, prompt: picture.fields?.prompt ?? picture.prompt, ...rest }));
+function process(picture, kind, run) {
+  return alone(async () => {
+    let result = null;
+    const prompt = picture.fields?.prompt ?? picture.prompt;
+    const seconds = await run((blob, rest) => (result = { kind, blob, before: picture.blob, prompt, ...rest }));
     if (seconds !== null) await finish([result], seconds);
-  }, before);
+  });
 }
 
-async function guarded(run, before) {
+let isBusy = false;
+
+/** Runs one request at a time, and says what went wrong with it. */
+async function alone(run) {
+  if (isBusy) return;
+  isBusy = true;
+  problem.value = null;
+  notes.value = [];
+  const before = shown.value;
   try {
-    await run();
+    await run(before);
   } catch (error) {
     shown.value = before;
     problem.value = error;
     announce(error.message);
+  } finally {
+    isBusy = false;
   }
 }
 
