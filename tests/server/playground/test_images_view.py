@@ -129,7 +129,9 @@ async def test_draws_what_is_described(server: ImageServer, page: Page) -> None:
 
 
 async def test_previews_appear_and_the_reader_can_cancel(server: ImageServer, page: Page) -> None:
-    server.engine.step_s = 0.3
+    server.engine.step_s = 0.5
+    await page.get_by_text("More settings").click()
+    await page.get_by_role("spinbutton", name="Steps").fill("50")
     await page.get_by_label("Prompt", exact=True).fill("a star")
     await button(page, "Draw").click()
     await expect(page.get_by_role("img", name="Preview 1")).to_be_visible()
