@@ -244,7 +244,9 @@ async def test_another_token_is_picked_and_the_text_goes_on_from_it(
     text = await page.locator(".token-text").inner_text()
     assert text.startswith(before)
     assert text.endswith(" jumps■")
-    assert server.last_prompt.endswith(text.removesuffix(" jumps■"))
+    # The page shows a sign where a token has no text, and before a line's end.
+    begun = text.removesuffix(" jumps■").replace("∅", "").replace("↵", "")
+    assert server.last_prompt.endswith(begun)
 
 
 async def test_settings_shape_the_request_and_presets_keep_them(
