@@ -16,15 +16,15 @@ import argparse
 import math
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 QUANTIZED = ("Q4_0", "Q4_K_M", "Q8_0")
 
-_CONTEXT = 8192
-_LOGIT_DEVIATION = 3.0
+CONTEXT = 8192
+LOGIT_DEVIATION = 3.0
 _TOKENIZER_PREFIX = "tokenizer."
 
 
@@ -68,6 +68,12 @@ class RandomTensor:
     name: str
     shape: tuple[int, ...]
     deviation: float | None
+    in_fp32: bool = False
+    """Whether normal numbers are stored in fp32; ones always are."""
+
+    @property
+    def is_bf16(self) -> bool:
+        return self.deviation is not None and not self.in_fp32
 
 
 def llama_tensors(shape: LlamaShape, vocab_size: int) -> Iterator[RandomTensor]:
@@ -77,9 +83,7 @@ def llama_tensors(shape: LlamaShape, vocab_size: int) -> Iterator[RandomTensor]:
     # The more layers, the less each one adds to the residual (GPT-2's rule).
     added = 1 / math.sqrt(2 * shape.num_hidden_layers)
     # The last norm's output has size 1 in each of `width` places.
-    yield RandomTensor(
-        "token_embd.weight", (vocab_size, width), _LOGIT_DEVIATION / math.sqrt(width)
-    )
+    yield RandomTensor("token_embd.weight", (vocab_size, width), LOGIT_DEVIATION / math.sqrt(width))
     for i in range(shape.num_hidden_layers):
         matrices = {
             "attn_q": (width, width, 1.0),
@@ -105,13 +109,34 @@ def write_random_llama(path: Path, size: str, tokenizer: Path, *, seed: int = 0)
     `tokenizer` is a GGUF file whose tokenizer is copied. Raises ValueError for a size that is not
     in `SHAPES` and for a file without a tokenizer.
     """
+    if size not in SHAPES:
+        raise ValueError(f"there is no size {size!r}; there are: {', '.join(SHAPES)}")
+    shape = SHAPES[size]
+
+    def describe(writer: Any, vocab_size: int) -> Iterator[RandomTensor]:
+        _add_sizes(writer, shape, vocab_size, f"random-llama-{size}")
+        return llama_tensors(shape, vocab_size)
+
+    write_random_model(path, "llama", describe, tokenizer, seed=seed)
+
+
+def write_random_model(
+    path: Path,
+    architecture: str,
+    describe: Callable[[Any, int], Iterable[RandomTensor]],
+    tokenizer: Path,
+    *,
+    seed: int,
+) -> None:
+    """Write a bf16 GGUF file, as `write_random_llama` does.
+
+    `describe` receives the `GGUFWriter` and the size of the vocabulary. It adds the model's keys and
+    returns its tensors.
+    """
     import numpy as np
     from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
     from gguf.quants import quantize
 
-    if size not in SHAPES:
-        raise ValueError(f"there is no size {size!r}; there are: {', '.join(SHAPES)}")
-    shape = SHAPES[size]
     fields = {
         name: field
         for name, field in GGUFReader(tokenizer).fields.items()
@@ -122,16 +147,15 @@ def write_random_llama(path: Path, size: str, tokenizer: Path, *, seed: int = 0)
     vocab_size = len(fields["tokenizer.ggml.tokens"].data)
 
     part = path.with_name(path.name + ".part")
-    writer = GGUFWriter(part, "llama")
-    _add_sizes(writer, shape, vocab_size, f"random-llama-{size}")
+    writer = GGUFWriter(part, architecture)
+    tensors = list(describe(writer, vocab_size))
     writer.add_file_type(LlamaFileType.MOSTLY_BF16)
     for name, field in fields.items():
         sub_type = field.types[-1] if len(field.types) > 1 else None
         writer.add_key_value(name, field.contents(), field.types[0], sub_type=sub_type)
-    tensors = list(llama_tensors(shape, vocab_size))
     for tensor in tensors:
-        kind = GGMLQuantizationType.BF16 if tensor.deviation else GGMLQuantizationType.F32
-        num_bytes = math.prod(tensor.shape) * (2 if tensor.deviation else 4)
+        kind = GGMLQuantizationType.BF16 if tensor.is_bf16 else GGMLQuantizationType.F32
+        num_bytes = math.prod(tensor.shape) * (2 if tensor.is_bf16 else 4)
         float32 = np.dtype(np.float32)
         writer.add_tensor_info(tensor.name, tensor.shape, float32, num_bytes, raw_dtype=kind)
     writer.write_header_to_file()
@@ -144,14 +168,16 @@ def write_random_llama(path: Path, size: str, tokenizer: Path, *, seed: int = 0)
             continue
         values = rng.standard_normal(tensor.shape, np.float32)
         values *= np.float32(tensor.deviation)
-        writer.write_tensor_data(quantize(values, GGMLQuantizationType.BF16))
+        writer.write_tensor_data(
+            quantize(values, GGMLQuantizationType.BF16) if tensor.is_bf16 else values
+        )
     writer.close()
     part.replace(path)
 
 
 def _add_sizes(writer: Any, shape: LlamaShape, vocab_size: int, name: str) -> None:
     writer.add_name(name)
-    writer.add_context_length(_CONTEXT)
+    writer.add_context_length(CONTEXT)
     writer.add_embedding_length(shape.hidden_size)
     writer.add_block_count(shape.num_hidden_layers)
     writer.add_feed_forward_length(shape.intermediate_size)
@@ -181,23 +207,26 @@ def quantized(source: Path, to: Path, kind: str, program: Path) -> None:
     part.replace(to)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.random_llama")
+def write_files(
+    program: str, sizes: Iterable[str], kinds: Iterable[str], write: Callable[..., None]
+) -> None:
+    """Read the command line, and write a bf16 file and those of `kinds` that are made from it."""
+    parser = argparse.ArgumentParser(prog=f"python -m loadtest.random_{program}")
     parser.add_argument("folder", type=Path)
     parser.add_argument(
         "--tokenizer", type=Path, required=True, help="a GGUF file whose tokenizer is copied"
     )
-    parser.add_argument("--size", choices=sorted(SHAPES), default="1b")
+    parser.add_argument("--size", choices=list(sizes), default=next(iter(sizes)))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quantize", type=Path, help="llama.cpp's llama-quantize")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    source = options.folder / f"llama-{options.size}-bf16.gguf"
-    write_random_llama(source, options.size, options.tokenizer, seed=options.seed)
-    for kind in QUANTIZED if options.quantize else ():
-        to = source.with_name(f"llama-{options.size}-{kind.lower()}.gguf")
+    source = options.folder / f"{program}-{options.size}-bf16.gguf"
+    write(source, options.size, options.tokenizer, seed=options.seed)
+    for kind in kinds if options.quantize else ():
+        to = source.with_name(f"{program}-{options.size}-{kind.lower()}.gguf")
         quantized(source, to, kind, options.quantize)
 
 
 if __name__ == "__main__":
-    main()
+    write_files("llama", SHAPES, QUANTIZED, write_random_llama)

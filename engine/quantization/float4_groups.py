@@ -41,7 +41,7 @@ class Float4Weight:
     packed: Tensor
     """[N, K / 2] uint8, two numbers to a byte, the first in the lower half."""
     scales: Tensor
-    """[N, K / run] fp32."""
+    """[N, K / run] fp32; powers of two where a run has 32 inputs."""
 
     def arranged(self, device: torch.device, dtype: torch.dtype, bias: Tensor | None) -> Product:
         """Arrange the weight on the device of its products, for activations in `dtype`."""
@@ -63,7 +63,8 @@ class Float4Weight:
         packed, scales = self.packed[some], self.scales[some]
         codes = torch.stack([packed & 15, packed >> 4], 2).flatten(1)
         run = codes.shape[1] // scales.shape[1]
-        return Codes(format=form_of(run), codes=codes, scales=scales)
+        form = form_of(run)
+        return Codes(format=form, codes=codes, scales=scales.to(form.scale_dtype))
 
 
 def form_of(run: int) -> PanelFormat:

@@ -89,6 +89,11 @@ inline Lanes load_lanes(const int8_t* from) {
   return __builtin_convertvector(widen(from), Lanes);
 }
 
+inline Lanes load_lanes(const PowerOfTwo* from) {
+  IntLanes bits = (widen((const int8_t*)from) & 0xff) << 23;
+  return (Lanes)(bits == 0 ? bits + 0x00400000 : bits);  // as `to_float`
+}
+
 inline Lanes load_lanes(const Float8* from) {
   IntLanes bits = widen((const int8_t*)from), magnitude = bits & 0x7f;
   // Exponent and mantissa are in their places, but the exponent's bias is still 7 instead of 127.

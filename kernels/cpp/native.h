@@ -17,6 +17,10 @@ struct BFloat16 {
   uint16_t bits;
 };
 using Float16 = _Float16;
+// A scale of weights: an exponent plus 127 (float8_e8m0fnu), never 255.
+struct PowerOfTwo {
+  uint8_t exponent;
+};
 
 inline float to_float(float x) { return x; }
 inline float to_float(BFloat16 x) {
@@ -26,6 +30,12 @@ inline float to_float(BFloat16 x) {
   return y;
 }
 inline float to_float(Float16 x) { return float(x); }
+inline float to_float(PowerOfTwo x) {
+  uint32_t bits = x.exponent ? uint32_t(x.exponent) << 23 : 0x00400000;  // 2^-127 is denormal
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
 
 template <class T>
 inline T from_float(float x);

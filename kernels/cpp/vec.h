@@ -45,7 +45,10 @@ inline Vec load(const Float16* p) {
 #endif
 }
 
-inline Vec load(const int8_t* p) {
+// Numbers of 8 bits.
+template <class T>
+inline Vec load(const T* p) {
+  static_assert(sizeof(T) == 1);
   Lanes parts[16 / kLanes];
   for (int i = 0; i < 16 / kLanes; ++i) parts[i] = load_lanes(p + i * kLanes);
   Vec v;

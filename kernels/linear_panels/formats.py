@@ -1,7 +1,7 @@
 """Formats of panels other than those of GGUF files: whole bytes, and numbers of few bits.
 
-Their scales are fp32: each 32 inputs, or 16 in one format, get the scale that applies to them,
-whatever the groups of the tool that wrote the file.
+Their scales are fp32, or powers of two in one format: each 32 inputs, or 16 in another, get the
+scale that applies to them, whatever the groups of the tool that wrote the file.
 """
 
 import torch
@@ -12,7 +12,7 @@ BYTES = PanelFormat(bits=8, scale_dtype=torch.float32, offset=128)
 BYTES_WITH_MIN = PanelFormat(bits=8, scale_dtype=torch.float32, has_min=True)
 NF4 = PanelFormat(bits=4, scale_dtype=torch.float32, meaning=Meaning.NF4)
 FP4 = PanelFormat(bits=4, scale_dtype=torch.float32, meaning=Meaning.FP4)
-E2M1 = PanelFormat(bits=4, scale_dtype=torch.float32, meaning=Meaning.E2M1)
+E2M1 = PanelFormat(bits=4, scale_dtype=torch.float8_e8m0fnu, meaning=Meaning.E2M1)
 E2M1_BY_16 = PanelFormat(bits=4, group=16, scale_dtype=torch.float32, meaning=Meaning.E2M1)
 FP8 = PanelFormat(bits=8, scale_dtype=torch.float32, meaning=Meaning.FP8)
 

@@ -12,7 +12,7 @@ namespace {
 using namespace native;
 
 constexpr int64_t kLanes = 16, kBlock = 32, kQuads = 8, kQuad = 4, kFactorBlocks = 8;
-constexpr int64_t kInt8 = 3;  // as in product.h
+constexpr int64_t kInt8 = 3, kPowerOfTwo = 4;  // as in panels.py
 
 float to_number(int8_t x) { return x; }
 template <class T>
@@ -107,6 +107,7 @@ extern "C" void tandem_panel_rows(int64_t dtype, const int64_t* rows, int64_t co
       });
     };
     if (scale_dtype == kInt8) return look_up_all(static_cast<int8_t*>(nullptr));
+    if (scale_dtype == kPowerOfTwo) return look_up_all(static_cast<PowerOfTwo*>(nullptr));
     with_type(scale_dtype, look_up_all);
   });
 }

@@ -5,7 +5,7 @@ one output. Stored codes may have another meaning, see `Meaning`. Scales and min
 multiplied by factors that 256 inputs share.
 16 outputs make a panel, 32 inputs of a panel a record:
 
-- scales, [groups, 16 outputs], fp16, fp32 or int8, then minima if the format has any;
+- scales, [groups, 16 outputs], fp16, fp32, int8 or exponents, then minima if the format has any;
 - 8-bit codes: [8 quads, 16 outputs, 4 inputs], one byte each;
 - fewer bits: low nibbles of quads 0 to 3, with those of quads 4 to 7 in the upper halves, then the
   upper bits: with 5 bits those of all quads in one byte, with 6 of quads 0 to 3, then of 4 to 7.
@@ -59,7 +59,8 @@ class PanelFormat:
     group: int = BLOCK
     """Inputs that share a scale: 16 or 32."""
     scale_dtype: torch.dtype = torch.float16
-    """The type of scales and minima; int8 ones are multiplied by factors."""
+    """The type of scales and minima; int8 ones are multiplied by factors, `float8_e8m0fnu` is a
+    power of two."""
     has_min: bool = False
     offset: int = 0
     """The number that is subtracted from codes."""
@@ -72,7 +73,8 @@ class PanelFormat:
     @property
     def scale_type(self) -> int:
         """The number of the scales' type in `product.h`."""
-        return {torch.float32: 0, torch.float16: 2, torch.int8: 3}[self.scale_dtype]
+        numbers = {torch.float32: 0, torch.float16: 2, torch.int8: 3, torch.float8_e8m0fnu: 4}
+        return numbers[self.scale_dtype]
 
     @property
     def scales_of_group(self) -> int:

@@ -262,7 +262,7 @@ void with_record(const Format& format, Function run) {
     case Meaning::kFp4: return run((Record<4, 32, float, false, Meaning::kFp4>*)nullptr);
     case Meaning::kE2m1:
       if (format.group == 16) return run((Record<4, 16, float, false, Meaning::kE2m1>*)nullptr);
-      return run((Record<4, 32, float, false, Meaning::kE2m1>*)nullptr);
+      return run((Record<4, 32, PowerOfTwo, false, Meaning::kE2m1>*)nullptr);
     case Meaning::kFp8: return run((Record<8, 32, float, false, Meaning::kFp8>*)nullptr);
     default: with_integers(format, run);
   }
