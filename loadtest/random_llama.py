@@ -130,7 +130,7 @@ def write_random_model(
 ) -> None:
     """Write a bf16 GGUF file, as `write_random_llama` does.
 
-    `describe` receives the `GGUFWriter` and the size of the vocabulary. It adds the model's keys and
+    `describe` receives the `GGUFWriter` and the size of the vocabulary, adds the model's keys and
     returns its tensors.
     """
     import numpy as np

@@ -67,10 +67,91 @@ class Unpacking {
       inputs[i] = multiply_add(byte_number<R>(codes, i), scales_[group], mins_[group]);
   }
 
+#if defined(__AVX512BF16__)
+  // The same in pairs.
+  class Quad {
+   public:
+    Quad(const Unpacking& from, int half, int q) { from.numbers(half, q, inputs_); }
+    __m512bh pair(int i) const { return strips::Pairs::weights(inputs_ + 2 * i); }
+
+   private:
+    Vec inputs_[4];
+  };
+#endif
+
  private:
   const uint8_t* record_;
   Vec scales_[R::groups], mins_[R::groups];
 };
+
+#if defined(__AVX512BF16__)
+// The bf16 numbers of 4-bit floats, twice: a lookup takes 5 bits, of which the last may be another
+// code's.
+struct ShortNumbers {
+  alignas(64) uint16_t bits[32] = {};
+
+  constexpr ShortNumbers() {
+    for (int i = 0; i < 32; ++i) bits[i] = __builtin_bit_cast(uint32_t, kE2m1[i % 16]) >> 16;
+  }
+};
+
+// The numbers of a record of 4-bit floats whose scales are powers of two: these are added to the
+// exponents of bf16 numbers, so nothing is rounded.
+template <class R>
+class ScaledByPower {
+ public:
+  // Whether all numbers but 0 have exponents that bf16 holds.
+  static bool takes(Block block) {
+    __m128i found = exponents(block), above = _mm_sub_epi8(found, _mm_set1_epi8(2));
+    return _mm_movepi8_mask(_mm_or_si128(found, above)) == 0;  // 2 <= exponent <= 127
+  }
+
+  explicit ScaledByPower(Block block)
+      : record_(block.record),
+        less_(_mm512_mullo_epi32(
+            _mm512_sub_epi32(_mm512_set1_epi32(127), _mm512_cvtepu8_epi32(exponents(block))),
+            _mm512_set1_epi32(0x00800080))) {}
+
+  // Four inputs in pairs.
+  class Quad {
+   public:
+    Quad(const ScaledByPower& from, int half, int q)
+        : codes_(_mm512_loadu_si512(R::nibbles(from.record_, q))), less_(from.less_), half_(half) {}
+
+    __m512bh pair(int i) const {
+      static constexpr ShortNumbers kNumbers;
+      // Its bytes, each in 16 bits.
+      const __m128i places =
+          _mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1);
+      const __m128i later = _mm_set1_epi16(short(2 * i));
+      __m512i codes = _mm512_shuffle_epi8(
+          codes_, _mm512_broadcast_i32x4(_mm_add_epi8(places, later)));
+      codes = _mm512_srli_epi16(codes, 4 * half_);
+      __mmask32 is_nonzero = _mm512_test_epi16_mask(codes, _mm512_set1_epi16(7));
+      __m512i numbers = _mm512_permutexvar_epi16(codes, _mm512_load_si512(kNumbers.bits));
+      return (__m512bh)_mm512_maskz_sub_epi16(is_nonzero, numbers, less_);
+    }
+
+   private:
+    __m512i codes_, less_;
+    int half_;
+  };
+
+  void store(int half, int q, BFloat16* to) const {
+    Quad quad(*this, half, q);
+    for (int i = 0; i < 2; ++i) _mm512_storeu_si512(to + 32 * i, (__m512i)quad.pair(i));
+  }
+
+ private:
+  static __m128i exponents(Block block) { return _mm_loadu_si128((const __m128i*)block.record); }
+
+  const uint8_t* record_;
+  __m512i less_;  // what an output's numbers are reduced by, as bits
+};
+
+template <class R>
+constexpr bool kScalesArePowers = std::is_same_v<typename R::Scale, PowerOfTwo>;
+#endif
 
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
 // Writes numbers to memory: codes and scales are brought into the order of pairs before they are
@@ -222,11 +303,19 @@ class Unpacked {
   }
 
   void unpack(Block block, X* to) const {
-    PairUnpacking<R> unpacking(block, offset_);
+#if defined(__AVX512BF16__)
+    if constexpr (kScalesArePowers<R>)
+      if (ScaledByPower<R>::takes(block)) return store(ScaledByPower<R>(block), to);
+#endif
+    store(PairUnpacking<R>(block, offset_), to);
+  }
+
+  template <class Numbers>
+  static void store(const Numbers& numbers, X* to) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half)
 #pragma GCC unroll 4
-      for (int q = 0; q < kQuads / 2; ++q, to += kVector) unpacking.store(half, q, to);
+      for (int q = 0; q < kQuads / 2; ++q, to += kVector) numbers.store(half, q, to);
   }
 
 #if defined(__AVX512BF16__)
@@ -249,22 +338,34 @@ class Unpacked {
   void add_block(std::index_sequence<number...>, Block block, const X* x,
                  int64_t x_stride, Vec (&sums)[rows][width]) const {
     int64_t panel = R::panel_bytes(blocks_);
+    if constexpr (kScalesArePowers<R>)
+      if ((ScaledByPower<R>::takes(block + number * panel) && ...)) {
+        const ScaledByPower<R> powers[] = {ScaledByPower<R>(block + number * panel)...};
+        return add(powers, block + width * panel, x, x_stride, sums);
+      }
     const Unpacking<R> unpacking[] = {{block + number * panel, offset_}...};
-    for (int s = 0; s < width; ++s) R::fetch_block(block + (width + s) * panel);
+    add(unpacking, block + width * panel, x, x_stride, sums);
+  }
+
+  // The same with their numbers. `next` is the block of the strips behind them.
+  template <class Numbers, int rows, int width>
+  ALWAYS_INLINE void add(const Numbers (&numbers)[width], Block next, const X* x, int64_t x_stride,
+                         Vec (&sums)[rows][width]) const {
+    for (int s = 0; s < width; ++s) R::fetch_block(next + s * R::panel_bytes(blocks_));
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half)
 #pragma GCC unroll 1
       for (int q = 0; q < kQuads / 2; ++q, x += 4)
 #pragma GCC unroll 4
         for (int s = 0; s < width; ++s) {
-          Vec inputs[4];
-          unpacking[s].numbers(half, q, inputs);
-#pragma GCC unroll 4
-          for (int i = 0; i < 4; i += 2) {
-            auto weights = strips::Pairs::weights(inputs + i);
+          typename Numbers::Quad quad(numbers[s], half, q);
+#pragma GCC unroll 2
+          for (int i = 0; i < 2; ++i) {
+            auto weights = quad.pair(i);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; ++r)
-              sums[r][s] = strips::Pairs::add(sums[r][s], weights, strips::Pairs::row(x + r * x_stride + i));
+              sums[r][s] = strips::Pairs::add(sums[r][s], weights,
+                                              strips::Pairs::row(x + r * x_stride + 2 * i));
           }
         }
   }

@@ -2,6 +2,7 @@
 
 import functools
 import random
+from dataclasses import replace
 
 import gguf
 import numpy as np
@@ -100,6 +101,25 @@ def test_pairs_of_bf16_give_the_bits_of_plain_weights(name):
         x = torch.randn(rows, panels.in_features).bfloat16()
         wanted = linear_packed(x, plain, fp32_out=True)
         assert torch.equal(linear_panels(x, panels, fp32_out=True), wanted), rows
+
+
+def test_any_power_of_two_may_be_a_scale():
+    """Most are added to exponents. Those of very small and of large numbers are multiplied by."""
+    form = WIDE["e2m1"]
+    codes = cases.random_codes(form, 75, 512)
+    for low, high in ((0, 2), (0, 4), (1, 128), (2, 127), (120, 135), (0, 240)):
+        scales = torch.randint(low, high + 1, codes.scales.shape).to(torch.uint8)
+        weight = replace(codes, scales=scales.view(form.scale_dtype))
+        panels, numbers = pack(weight), weight.dequantised()
+        for rows in ROWS:
+            x = torch.randn(rows, 512).bfloat16()
+            found = linear_panels(x, panels, fp32_out=True)
+            if isa.multiplies_packed_bf16():
+                plain = PackedWeight.pack(numbers.bfloat16())
+                assert torch.equal(found, linear_packed(x, plain, fp32_out=True)), (low, rows)
+            else:
+                exact = numbers.double().T
+                assert excess(found, x.double(), exact) < 1, (low, rows)
 
 
 @pytest.mark.parametrize("name", FORMATS)
