@@ -1,12 +1,16 @@
-"""A tiny OpenAI-compatible server, one connection per request or kept alive, with faults."""
+"""A tiny OpenAI-compatible server, one connection per request or kept alive, with faults, and a
+tokenizer in a GGUF file."""
 
 import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
@@ -145,3 +149,21 @@ async def fake_openai() -> AsyncIterator[FakeOpenAI]:
     fake.port = server.sockets[0].getsockname()[1]
     yield fake
     server.close()
+
+
+@pytest.fixture(scope="package")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "t.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"t{i}" for i in range(300)])
+    writer.add_token_types([1] * 300)
+    writer.add_token_merges(["a b", "b c"])
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
+    writer.add_tensor("unused", np.zeros(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -7,24 +7,6 @@ import pytest
 from loadtest.random_llama import SHAPES, llama_tensors, quantized, write_random_llama
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer") / "t.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([f"t{i}" for i in range(300)])
-    writer.add_token_types([1] * 300)
-    writer.add_token_merges(["a b", "b c"])
-    writer.add_eos_token_id(2)
-    writer.add_add_bos_token(False)
-    writer.add_tensor("unused", np.zeros(4, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
 def test_the_shape_has_a_billion_parameters() -> None:
     sizes = [np.prod(tensor.shape) for tensor in llama_tensors(SHAPES["1b"], 49152)]
     assert 1.0e9 < sum(sizes) < 1.1e9

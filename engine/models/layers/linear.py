@@ -105,7 +105,7 @@ class Linear(nn.Module, WeightOwner):
         """Compute [T, in] → [T, out] without adapters, as precisely as the weights' format
         allows."""
         parts = [method.apply_in_fp32(state, x) for method, state in self._parts]
-        return torch.cat(parts, -1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
         self.path = path
