@@ -321,7 +321,7 @@ VARIETIES = {
     "MXFP4 of compressed-tensors": Variety(
         ct_config("mxfp4-pack-quantized", num_bits=4, type="float", group_size=32),
         ct_mxfp4,
-        5,
+        4.25,
         "compressed-tensors",
     ),
     "MXFP8": Variety(
@@ -340,7 +340,7 @@ VARIETIES = {
         9,
         "fp8",
     ),
-    "MXFP4": Variety({"quant_method": "mxfp4"}, mxfp4, 5, "mxfp4"),
+    "MXFP4": Variety({"quant_method": "mxfp4"}, mxfp4, 4.25, "mxfp4"),
     "auto-round": Variety(
         {
             "quant_method": "auto-round",
@@ -350,7 +350,7 @@ VARIETIES = {
             "group_size": 32,
         },
         ct_mxfp4,
-        5,
+        4.25,
         "auto-round",
     ),
     "torchao int8": Variety(
