@@ -30,7 +30,12 @@ def test_the_file(
     experts = random.randint(3, 6)
     small = replace(
         SHAPES[size],
-        hidden=64, inner=32, layers=2, heads=4, kv_heads=2, head_dim=16,
+        hidden=64,
+        inner=32,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
         experts=experts,
         chosen=2,
     )
