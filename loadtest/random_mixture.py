@@ -77,7 +77,7 @@ def mixture_tensors(shape: MixtureShape, vocab_size: int) -> Iterator[RandomTens
     yield RandomTensor("token_embd.weight", (vocab_size, hidden), logits)
     yield RandomTensor("output.weight", (vocab_size, hidden), logits)
     yield RandomTensor("output_norm.weight", (hidden,), None)
-    matrices = {
+    matrices: dict[str, tuple[tuple[int, ...], float]] = {
         "attn_q": ((queries, hidden), 1.0),
         "attn_k": ((keys, hidden), 1.0),
         "attn_v": ((keys, hidden), 1.0),
@@ -96,12 +96,12 @@ def mixture_tensors(shape: MixtureShape, vocab_size: int) -> Iterator[RandomTens
         block = f"blk.{layer}"
         for name, size in norms.items():
             yield RandomTensor(f"{block}.{name}.weight", (size,), None)
-        for name, (size, gain) in matrices.items():
-            deviation = gain / math.sqrt(size[-1])
+        for name, (sizes, gain) in matrices.items():
+            deviation = gain / math.sqrt(sizes[-1])
             # A router stays in fp32 in all files.
-            yield RandomTensor(f"{block}.{name}.weight", size, deviation, name == "ffn_gate_inp")
+            yield RandomTensor(f"{block}.{name}.weight", sizes, deviation, name == "ffn_gate_inp")
             if shape.is_gpt_oss:
-                yield RandomTensor(f"{block}.{name}.bias", size[:-1], 0.1, True)
+                yield RandomTensor(f"{block}.{name}.bias", sizes[:-1], 0.1, True)
 
 
 def write_random_mixture(path: Path, size: str, tokenizer: Path, *, seed: int = 0) -> None:

@@ -21,7 +21,7 @@ from kernels.linear_panels import (
     panels_from_gguf,
     reference,
 )
-from kernels.linear_panels.formats import WIDE
+from kernels.linear_panels.formats import E2M1, WIDE
 from kernels.linear_panels.int16_activations import round_to_int16
 from kernels.linear_panels.lookup import row_lookup
 from kernels.linear_panels.panels import BLOCK, Meaning, pack, unpack
@@ -133,8 +133,9 @@ def test_arithmetic_in_fp32_rounds_no_weight(name, dtype):
         x = torch.randn(rows, panels.in_features).to(dtype)
         found = linear_panels(x, panels, fp32_out=True)
         assert excess(found, as_multiplied(x, panels.format), exact) < 1, rows
-    rounded = x.float() @ exact.bfloat16().float()
-    assert excess(rounded, x.double(), exact) > 1, "weights in bf16 would be found out"
+    if WIDE.get(name) != E2M1:  # a power of two times a short number, which bf16 holds
+        rounded = x.float() @ exact.bfloat16().float()
+        assert excess(rounded, x.double(), exact) > 1, "weights in bf16 would be found out"
 
 
 def as_multiplied(x, form):
