@@ -209,9 +209,11 @@ class _Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._buffers.empty(result.shape, result.dtype)
 
 
-def _shares_memory(view: Tensor, args: Sequence[Any]) -> bool:
-    """Whether a view shares the first argument's memory."""
+def _shares_memory(view: Tensor | Sequence[Tensor], args: Sequence[Any]) -> bool:
+    """Whether a view, or each of several views, shares the first argument's memory."""
     first = args[0]
+    if not isinstance(view, Tensor):
+        return all(_shares_memory(one, args) for one in view)
     return (
         isinstance(first, Tensor)
         and view.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()

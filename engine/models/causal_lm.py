@@ -49,10 +49,10 @@ class CausalLM(nn.Module, ABC):
     @property
     def can_be_recorded(self) -> bool:
         """Whether a decode step launches the same operations for all tokens; known once weights are
-        loaded. Recordings have no recurrent states, nor PyTorch's attention on a GPU, which plans
+        loaded. On a GPU recordings have no recurrent states, nor PyTorch's attention, which plans
         on the host."""
         is_wide = self.config.widest_head > WIDEST_IN_TRITON
-        if self.config.recurrent_bytes(1) or (is_wide and self.options.device.type == "cuda"):
+        if self.options.device.type == "cuda" and (is_wide or self.config.recurrent_bytes(1)):
             return False
         mixtures = (module for module in self.modules() if isinstance(module, Experts))
         return all(experts.can_be_recorded for experts in mixtures)

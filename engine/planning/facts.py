@@ -23,6 +23,9 @@ def text_facts(plan: WeightPlan, config: ModelConfig, intent: TextSettings) -> M
 
 
 def state_bytes(config: ModelConfig, intent: TextSettings) -> int:
-    """The bytes of the recurrent states of all texts that may run."""
+    """The bytes of the recurrent states of all texts that may run, and of the padding in recorded
+    steps."""
     number_bytes = torch_dtype(intent.model_dtype).itemsize
-    return num_recurrent_slots(intent) * config.recurrent_bytes(number_bytes)
+    return (num_recurrent_slots(intent) + intent.record_steps) * config.recurrent_bytes(
+        number_bytes
+    )

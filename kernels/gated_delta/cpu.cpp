@@ -86,6 +86,7 @@ extern "C" void tandem_gated_delta(int64_t dtype, const void* qkv, int64_t strid
       std::vector<float> scratch;
       for (int64_t piece; pieces.take(piece);) {
         int64_t b = piece / v_heads, head = piece % v_heads, first = offsets[b];
+        if (first == offsets[b + 1]) continue;
         float* state = states + (writes[b] * v_heads + head) * head_size;
         if (reads[b] < 0) {
           std::fill(state, state + head_size, 0.0f);

@@ -133,6 +133,7 @@ void scan_all(const Scan& scan, const T* x, const T* dt, const T* b, const T* c,
   int64_t threads = native::worth_threads(elements) ? native::num_threads() : 1;
   native::for_pieces(sequences * parts, threads, [&](int64_t piece) {
     int64_t sequence = piece / parts, head = piece % parts * most, first = offsets[sequence];
+    if (first == offsets[sequence + 1]) return;
     auto held = [&](int64_t slot) { return states + (slot * scan.heads + head) * head_size; };
     Heads<T, has_matrix>(scan, head, std::min(most, scan.heads - head))
         .run(x + first * scan.x_stride, dt + first * scan.dt_stride, b + first * scan.b_stride,

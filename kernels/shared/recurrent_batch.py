@@ -19,7 +19,8 @@ class RecurrentBatch:
     """B sequences of packed rows, in the order of `PagedBatch`.
 
     A sequence reads its state from one slot and writes it to another, or to the same one. No slot
-    is written by one sequence and used by another in the same step.
+    is written by one sequence and used by another in the same step, except one whose contents
+    nobody needs. A sequence without rows may leave anything in its slot.
     """
 
     cu_seqlens_q: Tensor

@@ -50,6 +50,7 @@ extern "C" void tandem_short_conv(int64_t dtype, const void* x, int64_t x_stride
     auto held = [&](int64_t slot, int64_t c) { return (T*)states + slot * size + c * (width - 1); };
     native::for_pieces(sequences * parts, threads, [&](int64_t piece) {
       int64_t b = piece / parts, c = piece % parts * kPerPiece, first = offsets[b];
+      if (first == offsets[b + 1]) return;
       for (int64_t end = std::min(c + kPerPiece, channels); c < end; c += kBlock)
         convolve((const T*)x + first * x_stride + c, x_stride, weight + c * width,
                  bias ? bias + c : nullptr,

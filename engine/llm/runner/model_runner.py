@@ -160,7 +160,10 @@ class ModelRunner:
             device=device,
         )
         self._recurrent = allocate_states(
-            model_config, config.num_recurrent_slots, model.options.dtype, device
+            model_config,
+            config.num_recurrent_slots + (recorder is not None),
+            model.options.dtype,
+            device,
         )
         self._graphs: StepGraphs | None = None
         if recorder is not None:
@@ -171,6 +174,7 @@ class ModelRunner:
                 max_model_len=config.max_model_len,
                 block_size=config.block_size,
                 scratch_block=config.num_kv_blocks,
+                scratch_slot=config.num_recurrent_slots if self._recurrent else None,
                 num_groups=self._num_groups,
                 device=device,
                 adapters=adapters is not None,

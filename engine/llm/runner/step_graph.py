@@ -29,6 +29,7 @@ from engine.llm.runner.batch import BLOCK_IDS, POSITIONS, SLOTS, TOKEN_IDS, Batc
 from engine.models.adapters import NO_ADAPTER
 from engine.models.forward_context import GroupContext
 from kernels import PagedBatch
+from kernels.shared.recurrent_batch import NO_SLOT, RecurrentBatch
 from kernels.shared.transfer import to_device
 
 P = ParamSpec("P")
@@ -119,8 +120,10 @@ class GraphSize:
 
 class StepGraph:
     """A recorded step and its inputs. Rows behind those of a step are padding: they decode token 0,
-    without an adapter, at the start of the scratch block, which belongs to no sequence. There are
-    as many spans as rows; where some spans have several rows, the spare spans are empty."""
+    without an adapter, at the start of the scratch block, which belongs to no sequence. Their
+    recurrent states start from zero and end in the scratch slot, perhaps several at a time, since
+    nobody reads them. There are as many spans as rows; where some spans have several rows, the
+    spare spans are empty."""
 
     def __init__(
         self,
@@ -130,10 +133,12 @@ class StepGraph:
         *,
         block_size: int,
         scratch_block: int,
+        scratch_slot: int | None,
         num_groups: int,
         device: torch.device,
     ) -> None:
         self._scratch_block = scratch_block
+        self._scratch_slot = scratch_slot
         num_rows = size.num_rows
         num_blocks = -(-size.max_context_len // block_size)
         self._inputs = torch.zeros(
@@ -146,6 +151,11 @@ class StepGraph:
         ]
         self._context_lens = torch.ones(num_rows, dtype=torch.int32, device=device)
         self._cu_seqlens_q = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
+        self._recurrent_slots = (
+            None
+            if scratch_slot is None
+            else torch.full((2, num_rows), scratch_slot, dtype=torch.int32, device=device)
+        )
         self._max_context_len = size.max_context_len
         self._has_prompts = size.has_prompts
         self._adapter_slots = (
@@ -183,6 +193,11 @@ class StepGraph:
             ends = np.arange(num_rows + 1, dtype=np.int32) + (count - num_spans)
             ends[: num_spans + 1] = rows.cu_seqlens_q
             self._cu_seqlens_q.copy_(to_device([np.minimum(ends, num_rows)], device)[0])
+        if self._recurrent_slots is not None:
+            places = np.empty((2, num_rows), dtype=np.int32)
+            places[0], places[1] = NO_SLOT, self._scratch_slot
+            places[:, :num_spans] = rows.recurrent_slots
+            self._recurrent_slots.copy_(to_device([places], device)[0])
         if self._adapter_slots is not None and rows.adapter_slots is not None:
             slots = np.full(num_rows, NO_ADAPTER, dtype=np.int32)
             slots[:count] = rows.adapter_slots
@@ -203,7 +218,14 @@ class StepGraph:
                 for row, table in enumerate(self._tables, BLOCK_IDS)
             ],
             adapter_slots=self._adapter_slots,
+            recurrent=self._recurrent_batch(),
         )
+
+    def _recurrent_batch(self) -> RecurrentBatch | None:
+        if self._recurrent_slots is None:
+            return None
+        reads, writes = self._recurrent_slots
+        return RecurrentBatch(cu_seqlens_q=self._cu_seqlens_q, read_slots=reads, write_slots=writes)
 
     def _paged(self, table: Tensor) -> PagedBatch:
         num_rows = len(table)
@@ -225,6 +247,7 @@ class StepGraphs:
     Args:
         forward: computes the model on a batch, [T, C]; reads nothing else that changes.
         scratch_block: the block for the padding's keys and values.
+        scratch_slot: the slot for the padding's recurrent states; None if the model has none.
         num_groups: the number of the model's layer groups (`engine.contract.kv_layout`).
         adapters: whether rows may have adapters.
         background: where recordings are made; by default a thread.
@@ -241,6 +264,7 @@ class StepGraphs:
         scratch_block: int,
         num_groups: int,
         device: torch.device,
+        scratch_slot: int | None = None,
         adapters: bool = False,
         background: Executor | None = None,
     ) -> None:
@@ -250,6 +274,7 @@ class StepGraphs:
         self._max_model_len = max_model_len
         self._block_size = block_size
         self._scratch_block = scratch_block
+        self._scratch_slot = scratch_slot
         self._num_groups = num_groups
         self._device = device
         self._adapters = adapters
@@ -383,6 +408,7 @@ class StepGraphs:
             self._recorder,
             block_size=self._block_size,
             scratch_block=self._scratch_block,
+            scratch_slot=self._scratch_slot,
             num_groups=self._num_groups,
             device=self._device,
         )

@@ -351,9 +351,18 @@ def pair():
 
 def make_engine(pair, recorder=None, background=AtOnce, **facts):
     ours, _, model_config = pair
-    config = resolved(num_kv_blocks=80, max_num_seqs=11, max_num_batched_tokens=40, **facts)
+    config = resolved(
+        num_kv_blocks=80,
+        max_num_seqs=11,
+        max_num_batched_tokens=40,
+        num_recurrent_slots=22 if model_config.recurrent_bytes(1) else 0,
+        **facts,
+    )
     how = {"recorder": recorder, "background": background and background()}
     runner = ModelRunner(ours, model_config, config, CPU, **how)
+    for states in runner._recurrent.values():
+        for one in states:
+            one.zero_()  # so that unused slots are equal, too
     scheduler = Scheduler(config, eos_token_ids=(0,), vocab_size=model_config.vocab_size)
     return LLMEngine(scheduler, runner, config), runner
 
@@ -375,32 +384,51 @@ def test_answers_and_cache_are_those_of_eager_steps(pair, monkeypatch, is_async)
             assert ours[80, :, :, 1:].count_nonzero() == 0, "padding stays in one slot"
 
 
-LATENT = {
-    "num_key_value_heads": 6,
-    "q_lora_rank": 28,
-    "kv_lora_rank": 20,
-    "qk_nope_head_dim": 12,
-    "qk_rope_head_dim": 8,
-    "head_dim": 8,
-    "v_head_dim": 10,
-    "first_k_dense_replace": 1,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 3,
-    "n_group": 4,
-    "topk_group": 2,
-    "moe_intermediate_size": 24,
+OF_FAMILIES = {
+    "DeepseekV3": {
+        "num_key_value_heads": 6,
+        "q_lora_rank": 28,
+        "kv_lora_rank": 20,
+        "qk_nope_head_dim": 12,
+        "qk_rope_head_dim": 8,
+        "head_dim": 8,
+        "v_head_dim": 10,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "n_group": 4,
+        "topk_group": 2,
+        "moe_intermediate_size": 24,
+    },
+    "Qwen3Next": {
+        "num_hidden_layers": 4,
+        "mlp_only_layers": [0, 1, 2, 3],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 24,
+    },
+    "Mamba": {},
+    "FalconH1": {
+        "mamba_d_ssm": 64,
+        "mamba_n_heads": 4,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 24,
+        "ssm_in_multiplier": 1.2,
+    },
+    "Lfm2": {"layer_types": ["conv", "full_attention"]},
 }
 
 
 @pytest.mark.skipif(native.library() is None, reason=str(native.missing()))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    "family", ["Llama", "Qwen2", "Qwen3", "Mistral", "Llama4", "HunYuanDenseV1", "DeepseekV3"]
+    "family", ["Llama", "Qwen2", "Qwen3", "Mistral", "Llama4", "HunYuanDenseV1", *OF_FAMILIES]
 )
 def test_recorded_calls_of_c_give_the_bits_of_eager_steps(family, dtype, monkeypatch):
     monkeypatch.setattr(step_graph, "SHORTEST_CONTEXT", 16)
     monkeypatch.setattr(rotary, "CHUNK", 8)  # the table moves under the recordings
-    sizes = LATENT if family == "DeepseekV3" else {}
+    sizes = OF_FAMILIES.get(family, {})
     _, theirs, model_config = create_pair(family, random.randrange(1 << 30), **sizes)
     model = create_model(model_config, dtype=dtype)
     model.load_weights(named_weights(theirs))
@@ -418,6 +446,9 @@ def test_recorded_calls_of_c_give_the_bits_of_eager_steps(family, dtype, monkeyp
     assert len(recorder.made) == len(sizes) >= 3
     for ours, theirs in zip(runner._kv.layers, eager_runner._kv.layers, strict=True):
         assert torch.equal(ours[:80], theirs[:80])
+    for layer, states in runner._recurrent.items():
+        for ours, theirs in zip(states, eager_runner._recurrent[layer], strict=True):
+            assert torch.equal(ours[:22], theirs)
 
 
 class CountingNativeRecorder(NativeRecorder):
