@@ -122,7 +122,7 @@ class Attention(nn.Module):
         else:
             found = self.attention(qkv, rotation, ctx, self.q_norm.weight, self.k_norm.weight)
         if self._gated:
-            found = sigmoid_mul(torch.cat((gates, found.view(len(x), -1)), 1))
+            found = sigmoid_mul(gates, found.view(len(x), -1))
         return self.o_proj(found, ctx)
 
     __call__ = forward

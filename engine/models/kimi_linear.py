@@ -117,7 +117,7 @@ class DeltaAttention(nn.Module, WeightOwner):
         )
         normed = self.o_norm(mixed.view(-1, self.o_norm.size)).view(len(x), -1)
         gate = self.g_b_proj(gate.contiguous(), ctx)
-        return self.o_proj(sigmoid_mul(torch.cat((gate, normed), 1)), ctx)
+        return self.o_proj(sigmoid_mul(gate, normed), ctx)
 
     __call__ = forward
 

@@ -18,8 +18,10 @@ inline float normal_cdf(float x) {
 
 }  // namespace
 
-extern "C" void tandem_geglu(int64_t dtype, const void* up_gate, int64_t stride, void* out,
+extern "C" void tandem_geglu(int64_t dtype, const void* first, int64_t first_stride,
+                             const void* second, int64_t second_stride, void* out,
                              int64_t rows, int64_t size) {
   auto gelu = [](float x) { return x * normal_cdf(x); };
-  native::gated_mul<false>(gelu, dtype, up_gate, stride, out, rows, size);
+  native::gated_mul<false>(gelu, dtype, first, first_stride, second, second_stride, out, rows,
+                            size);
 }

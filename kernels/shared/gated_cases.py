@@ -16,16 +16,22 @@ SLACK = {
 
 @dataclass(frozen=True)
 class Case:
-    """`num_tokens` rows of a gate and an up half, in the op's order, with `size` elements each."""
+    """`num_tokens` rows of a gate and an up half, in the op's order, with `size` elements each.
+    Halves that are `apart` are two tensors."""
 
     name: str
     num_tokens: int
     size: int
     scale: float = 1.0
+    apart: bool = False
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
     """Keyword arguments of the op."""
     gate_up = torch.randn(case.num_tokens, 2 * case.size, device=device)
     gate_up[:, : case.size] *= case.scale
-    return {"gate_up": gate_up.to(dtype)}
+    gate_up = gate_up.to(dtype)
+    if not case.apart:
+        return {"gate_up": gate_up}
+    gate, up = gate_up.chunk(2, 1)
+    return {"gate_up": gate, "up": up.contiguous()}

@@ -11,6 +11,7 @@ CASES = (
     Case("one_element", 3, 1),
     Case("no_tokens", 0, 64),
     Case("saturated", 4, 64, scale=50.0),
+    Case("apart", 9, 100, apart=True),
 )
 BENCHMARKS = {
     "cpu": (Case("qwen3.5_4b decode 1", 1, 4096), Case("qwen3.5_4b prompt 512", 512, 4096)),

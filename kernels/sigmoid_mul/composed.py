@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 
-def supports(gate_up: Tensor) -> bool:
+def supports(gate_up: Tensor, up: Tensor | None = None) -> bool:
     """Supports every call."""
     return True
 
 
-def sigmoid_mul(gate_up: Tensor) -> Tensor:
+def sigmoid_mul(gate_up: Tensor, up: Tensor | None = None) -> Tensor:
     """See `kernels.sigmoid_mul`."""
-    size = gate_up.shape[1] // 2
-    return torch.sigmoid(gate_up.narrow(1, 0, size)).mul_(gate_up.narrow(1, size, size))
+    gate, up = gate_up.chunk(2, 1) if up is None else (gate_up, up)
+    return torch.sigmoid(gate).mul_(up)

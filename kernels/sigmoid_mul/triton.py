@@ -1,15 +1,17 @@
 """The gate in one pass, by the kernel that all gates share."""
 
+import torch
 from torch import Tensor
 
 from kernels.shared import triton_gated
 
 
-def supports(gate_up: Tensor) -> bool:
+def supports(gate_up: Tensor, up: Tensor | None = None) -> bool:
     """See `kernels.shared.triton_gated.supports`."""
     return triton_gated.supports(gate_up)
 
 
-def sigmoid_mul(gate_up: Tensor) -> Tensor:
+def sigmoid_mul(gate_up: Tensor, up: Tensor | None = None) -> Tensor:
     """See `kernels.sigmoid_mul`."""
-    return triton_gated.run(gate_up, "sigmoid")
+    halves = gate_up if up is None else torch.cat((gate_up, up), 1)
+    return triton_gated.run(halves, "sigmoid")

@@ -12,6 +12,7 @@ CASES = (
     Case("one_element", 3, 1),
     Case("no_tokens", 0, 64),
     Case("saturated", 4, 64, scale=50.0),
+    Case("apart", 9, 100, apart=True),
 )
 BENCHMARKS = {
     "cpu": (

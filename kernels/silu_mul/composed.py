@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
+def silu_mul(gate_up: Tensor, up: Tensor | None = None) -> Tensor:
     """See `kernels.silu_mul`."""
-    size = gate_up.shape[1] // 2
-    return F.silu(gate_up.narrow(1, 0, size)).mul_(gate_up.narrow(1, size, size))
+    gate, up = gate_up.chunk(2, 1) if up is None else (gate_up, up)
+    return F.silu(gate).mul_(up)

@@ -8,14 +8,14 @@ from kernels import native
 from kernels.shared import gated
 
 
-def supports(gate_up: Tensor) -> bool:
+def supports(gate_up: Tensor, up: Tensor | None = None) -> bool:
     """See `kernels.shared.gated.supports`."""
-    return gated.supports(gate_up)
+    return gated.supports(gate_up, up)
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
+def silu_mul(gate_up: Tensor, up: Tensor | None = None) -> Tensor:
     """See `kernels.silu_mul`."""
-    return gated.run(_function(), gate_up)
+    return gated.run(_function(), gate_up, up)
 
 
 @functools.cache

@@ -4,16 +4,18 @@ import torch
 from torch import Tensor
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
-    """`silu(gate) * up`, where gate and up are the two halves of the last dimension.
+def silu_mul(gate_up: Tensor, up: Tensor | None = None) -> Tensor:
+    """`silu(gate) * up`: gate and up are two tensors, or the halves of one.
 
     Args:
-        gate_up: [T, 2·I], any float dtype. Not changed.
+        gate_up: [T, 2·I], any float dtype; the gate alone, [T, I], if `up` is given. Not changed.
+        up: [T, I].
 
     Returns:
         [T, I], contiguous.
 
     Paper: GLU variants, Shazeer 2020, arXiv:2002.05202, equation 5 (SwiGLU).
     """
-    gate, up = gate_up.float().chunk(2, dim=-1)
+    halves = gate_up.chunk(2, dim=-1) if up is None else (gate_up, up)
+    gate, up = (half.float() for half in halves)
     return (gate * torch.sigmoid(gate) * up).to(gate_up.dtype)

@@ -91,7 +91,7 @@ class GatedDeltaNet(nn.Module, WeightOwner):
             num_k_heads=self._num_k_heads,
         )
         normed = self.norm(mixed.view(-1, self._v_dim)).view(len(x), -1)
-        found = silu_mul(torch.cat((z, normed), 1))
+        found = silu_mul(z, normed)
         if self._is_tiled:
             by_k_head = found.view(len(x), self._num_k_heads, -1, self._v_dim)
             found = by_k_head.transpose(1, 2).flatten(1)

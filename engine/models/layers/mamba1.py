@@ -82,7 +82,7 @@ class Mamba1(nn.Module, WeightOwner):
             d=self.d,
             dt_bias=self.dt_bias,
         )
-        return self.out_proj(silu_mul(torch.cat((z, y), 1)), ctx)
+        return self.out_proj(silu_mul(z, y), ctx)
 
     __call__ = forward
 

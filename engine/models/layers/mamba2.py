@@ -95,7 +95,7 @@ class Mamba2(nn.Module, WeightOwner):
         )
         if self.norm is not None and self._norm_place == "before_gate":
             y = self.norm(y)
-        y = silu_mul(torch.cat((z, y), 1))
+        y = silu_mul(z, y)
         if self.norm is not None and self._norm_place == "after_gate":
             y = self.norm(y)
         return self.out_proj(y, ctx)
