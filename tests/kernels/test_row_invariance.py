@@ -18,7 +18,7 @@ DEVICES = {"triton": torch.device("cuda" if torch.cuda.is_available() else "cpu"
 ROWS = {
     "rms_norm": ("x",),
     "add_rms_norm": ("x", "residual"),
-    "silu_mul": ("gate_up",),
+    "silu_mul": ("gate_up", "up"),
     "gelu_mul": ("gate_up",),
     "geglu": ("up_gate",),
     "group_norm_silu": ("x",),
@@ -26,7 +26,7 @@ ROWS = {
     "score_tokens": ("logits", "token_ids"),
     "attention": ("query", "key", "value"),
 }
-"""Op → its arguments that have a row per row."""
+"""Op → its arguments that have a row per row, if they are given."""
 OWN = ("cpu", "triton")
 ALSO = {"linear": "reference", "attention": "composed"}
 """Op → what else promises it."""
@@ -43,7 +43,8 @@ def own_kernels():
 
 def run(op, function, inputs, index):
     """Everything the op writes for some rows of its inputs, which stay as they are."""
-    few = inputs | {name: inputs[name][list(index)] for name in ROWS[op.name]}
+    rows = {name: inputs[name] for name in ROWS[op.name] if name in inputs}
+    few = inputs | {name: one[list(index)] for name, one in rows.items()}
     return [output.clone() for output in op.outputs(function(**few), few)]
 
 
