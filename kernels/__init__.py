@@ -39,6 +39,7 @@ from kernels.linear_w4a16 import linear_w4a16
 from kernels.linear_w8 import linear_w8
 from kernels.lora_gather import LoraShard, lora_gather
 from kernels.lora_rows import RowUpdates, lora_rows
+from kernels.mul import mul
 from kernels.paged_attention import PagedBatch, paged_attention
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope_store_kv import rope_store_kv
@@ -56,6 +57,7 @@ OPS = (
     silu_mul,
     gelu_mul,
     sigmoid_mul,
+    mul,
     paged_attention,
     group_norm_silu,
     geglu,
@@ -117,6 +119,7 @@ __all__ = [
     "linear_w8",
     "lora_gather",
     "lora_rows",
+    "mul",
     "paged_attention",
     "panels_from_floats",
     "panels_from_gguf",

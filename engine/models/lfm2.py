@@ -29,6 +29,7 @@ from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.recurrent_config import RecurrentConfig, RecurrentShapes
 from engine.models.rope_keys import rope_base
+from kernels import mul
 
 DENSE, MIXTURE = "Lfm2ForCausalLM", "Lfm2MoeForCausalLM"
 CONV = "conv"
@@ -101,7 +102,8 @@ class GatedConv(nn.Module):
         assert ctx.recurrent is not None
         inputs, _ = ctx.recurrent_states[self._layer]
         before, after, values = self.in_proj(x, ctx).chunk(3, 1)
-        return self.out_proj(after * self.conv(before * values, inputs, ctx.recurrent), ctx)
+        mixed = self.conv(mul(before, values), inputs, ctx.recurrent)
+        return self.out_proj(mul(after, mixed), ctx)
 
     __call__ = forward
 

@@ -27,6 +27,7 @@ MODELS = (
     "qwen3.5_4b",
     "deepseek_v2_lite",
     "deepseek_v3",
+    "lfm2_1.2b",
     "mamba_130m",
     "mamba2_130m",
     "falcon_mamba_7b",
