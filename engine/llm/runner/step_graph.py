@@ -151,10 +151,8 @@ class StepGraph:
         ]
         self._context_lens = torch.ones(num_rows, dtype=torch.int32, device=device)
         self._cu_seqlens_q = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
-        self._recurrent_slots = (
-            None
-            if scratch_slot is None
-            else torch.full((2, num_rows), scratch_slot, dtype=torch.int32, device=device)
+        self._recurrent_slots = torch.full(
+            (2, num_rows), scratch_slot or 0, dtype=torch.int32, device=device
         )
         self._max_context_len = size.max_context_len
         self._has_prompts = size.has_prompts
@@ -193,9 +191,8 @@ class StepGraph:
             ends = np.arange(num_rows + 1, dtype=np.int32) + (count - num_spans)
             ends[: num_spans + 1] = rows.cu_seqlens_q
             self._cu_seqlens_q.copy_(to_device([np.minimum(ends, num_rows)], device)[0])
-        if self._recurrent_slots is not None:
-            places = np.empty((2, num_rows), dtype=np.int32)
-            places[0], places[1] = NO_SLOT, self._scratch_slot
+        if self._scratch_slot is not None and rows.recurrent_slots is not None:
+            places = np.tile(np.array([[NO_SLOT], [self._scratch_slot]], np.int32), num_rows)
             places[:, :num_spans] = rows.recurrent_slots
             self._recurrent_slots.copy_(to_device([places], device)[0])
         if self._adapter_slots is not None and rows.adapter_slots is not None:
@@ -222,7 +219,7 @@ class StepGraph:
         )
 
     def _recurrent_batch(self) -> RecurrentBatch | None:
-        if self._recurrent_slots is None:
+        if self._scratch_slot is None:
             return None
         reads, writes = self._recurrent_slots
         return RecurrentBatch(cu_seqlens_q=self._cu_seqlens_q, read_slots=reads, write_slots=writes)

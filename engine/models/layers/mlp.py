@@ -11,7 +11,7 @@ from engine.models.layers.activation import activation_named
 from engine.models.layers.linear import Linear, Shard, fused_shard
 from kernels import gelu_mul, silu_mul
 
-_GATES = {
+_GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": silu_mul,
     "swish": silu_mul,
     "gelu_pytorch_tanh": gelu_mul,
