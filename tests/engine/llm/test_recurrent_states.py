@@ -95,17 +95,16 @@ def test_a_text_is_as_likely_as_its_parts_were(engines, folder, rng, way):
 def test_a_step_that_fails_leaves_no_half_written_state(engines, folder, rng, monkeypatch):
     requests = [engines.request(str(i), text(rng, 50), max_tokens=20) for i in range(3)]
     expected = engines.run_alone(folder, requests)
-    run_model, left = ModelRunner._run_model, [rng.randrange(1, 12)]
+    logits_to_sample, left = ModelRunner._logits_to_sample, [rng.randrange(1, 12)]
 
     def failing(*args):
         left[0] -= 1
-        states = run_model(*args)
         if left[0] == 0:
             raise RuntimeError("a fault after the states were written")
-        return states
+        return logits_to_sample(*args)
 
     engine = engines.make(folder)
-    monkeypatch.setattr(ModelRunner, "_run_model", failing)
+    monkeypatch.setattr(ModelRunner, "_logits_to_sample", failing)
     assert engines.told(engines.run(engine, requests)) == expected
     assert left[0] < 0
 
