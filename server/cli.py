@@ -58,9 +58,12 @@ def _serve(**values: Any) -> None:
         settings = load_settings(given_settings(values))
     _check_packages()
     gc.disable()  # until `run` has made what stays: nearly nothing of it is garbage
-    from server.process.serve import run
+    try:
+        from server.process.serve import run
 
-    raise typer.Exit(run(settings))
+        raise typer.Exit(run(settings))
+    finally:
+        gc.enable()
 
 
 _serve.__signature__ = serve_signature()  # type: ignore[attr-defined]

@@ -111,7 +111,10 @@ def test_nothing_is_found_before_it_is_on(found: Callable[[], list[str]]) -> Non
     assert len(found()) == 1
 
 
-def test_collections_count_by_themselves(found: Callable[[], list[str]]) -> None:
+def test_collections_count_by_themselves(
+    found: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stalls, "LIMIT_S", 0.01)  # a fast processor collects two million in 0.05 s
     watch = StallWatch("test")
 
     class Worker:

@@ -14,7 +14,7 @@ from tests.helpers.served import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 CACHE = Path("~/.cache/tandem").expanduser()
-POOL_GIB = 0.1
+POOL_GIB = 0.03
 """All of it is committed ahead."""
 TEXT = "smollm2-135m-instruct"
 MIB = 1 << 20

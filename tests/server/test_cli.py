@@ -1,5 +1,6 @@
 """The command line: every setting is an option, and a bad one is one line."""
 
+import gc
 import subprocess
 import sys
 
@@ -30,6 +31,7 @@ def invoke(monkeypatch):
     def call(*args):
         result = CliRunner().invoke(app, list(args))
         assert result.exception is None or isinstance(result.exception, SystemExit)
+        assert gc.isenabled()
         return result.exit_code, result.output, served[-1] if served else None
 
     return call

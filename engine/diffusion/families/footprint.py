@@ -7,7 +7,7 @@ import torch
 
 from engine.contract.image_settings import ImageQuantization
 from engine.diffusion.families.convolutions import arranged_bytes
-from engine.diffusion.families.foreign_file import (
+from engine.diffusion.families.foreign_headers import (
     find_foreign,
     foreign_headers,
     fp8_layers_of,

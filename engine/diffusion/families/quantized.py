@@ -15,7 +15,8 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from engine.contract.image_settings import ImageQuantization
 from engine.diffusion.families.components import ComponentFolder, weight_files
-from engine.diffusion.families.foreign_file import find_foreign, load_foreign
+from engine.diffusion.families.foreign_file import load_foreign
+from engine.diffusion.families.foreign_headers import find_foreign
 from engine.diffusion.families.gguf_transformer import (
     Transformer,
     find_gguf,

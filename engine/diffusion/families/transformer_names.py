@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from diffusers import ModelMixin
-
 from engine.diffusion.families import flux_names, stable_diffusion_3_names, z_image_names
 from engine.diffusion.families.original_names import OriginalNames
 
@@ -28,9 +26,7 @@ def is_transformer(names: Iterable[str]) -> bool:
     return any(name.removeprefix(PREFIX).startswith(parts) for name in names)
 
 
-def names_in(
-    names: Iterable[str], model: type[ModelMixin], config: Mapping[str, Any]
-) -> OriginalNames:
+def names_in(names: Iterable[str], model: type, config: Mapping[str, Any]) -> OriginalNames:
     """The names that a file uses, without the prefix.
 
     Args:

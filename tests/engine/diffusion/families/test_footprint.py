@@ -69,11 +69,11 @@ def tensors_of(state: Any) -> list[torch.Tensor]:
 
 
 def size_of(module: nn.Module) -> int:
-    """Sum up all weights and buffers, without the biases of quantised layers."""
+    """Sum up all weights and buffers."""
     state = list(module.state_dict().values())
     for layer in module.modules():
         if isinstance(layer, MethodModule):
-            state += [one for one in tensors_of(layer.state) if one.shape != (layer.out_features,)]
+            state += tensors_of(layer.state)
     # Tied weights are one tensor under two names.
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in state}.values())
 
