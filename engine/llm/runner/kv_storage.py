@@ -107,8 +107,8 @@ class KvStorage:
         written_bytes = (1 + int(block_ids.max())) * self._block_bytes
         if written_bytes + COMMITTED_AHEAD_BYTES // 2 <= self._ahead_bytes:
             return None
-        start = max(self._ahead_bytes, written_bytes // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES)
-        end = start + COMMITTED_AHEAD_BYTES
+        first = written_bytes // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+        start, end = max(self._ahead_bytes, first), first + COMMITTED_AHEAD_BYTES
         self._ahead_bytes = end
         num_bytes = min(end, self._pool.nbytes) - start
         if num_bytes <= 0:
