@@ -45,6 +45,7 @@ def _take_chat(page: Page) -> None:
     page.get_by_label("Message", exact=True).fill(QUESTION)
     page.keyboard.press("Enter")
     page.get_by_label("Copy the answer").wait_for(timeout=ANSWER_TIMEOUT_MS)
+    page.wait_for_timeout(500)  # the answer is drawn for the last time after its end
     # A token that was not the only likely one.
     page.locator(".token.shade-1, .token.shade-2").first.click()
     _keep(page, "chat")
