@@ -1,5 +1,6 @@
 """The common part of the Triton gates: one elementwise kernel with four activations."""
 
+import torch
 from torch import Tensor
 
 from kernels import _triton
@@ -49,9 +50,13 @@ def supports(halves: Tensor) -> bool:
     return _triton.runs_on(halves) and halves.dim() == 2 and halves.stride(1) == 1
 
 
-def run(halves: Tensor, activation: str, *, gate_first: bool = True) -> Tensor:
-    """Run a gate: [T, 2·I] to [T, I], contiguous. `activation`: `silu`,
+def run(
+    halves: Tensor, activation: str, second: Tensor | None = None, *, gate_first: bool = True
+) -> Tensor:
+    """Run a gate: [T, 2·I], or [T, I] of each half, to [T, I], contiguous. `activation`: `silu`,
     `sigmoid`, `gelu_tanh` or `gelu`."""
+    if second is not None:
+        halves = torch.cat((halves, second), 1)
     rows, size = halves.shape[0], halves.shape[1] // 2
     out = halves.new_empty(rows, size)
     if out.numel():

@@ -1,6 +1,5 @@
 """The gate in one pass, by the kernel that all gates share."""
 
-import torch
 from torch import Tensor
 
 from kernels.shared import triton_gated
@@ -13,5 +12,4 @@ def supports(gate_up: Tensor, up: Tensor | None = None) -> bool:
 
 def sigmoid_mul(gate_up: Tensor, up: Tensor | None = None) -> Tensor:
     """See `kernels.sigmoid_mul`."""
-    halves = gate_up if up is None else torch.cat((gate_up, up), 1)
-    return triton_gated.run(halves, "sigmoid")
+    return triton_gated.run(gate_up, "sigmoid", up)

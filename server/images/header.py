@@ -29,7 +29,10 @@ IN_CHATS: tuple[Format, ...] = (*UPLOADED, "GIF")
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _EXIF_MAGIC = b"Exif\0\0"
-_REFUSED_FORMATS = (
+_BEGINNINGS = (
+    (_PNG_MAGIC, "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"GIF8", "GIF"),
     (b"BM", "BMP"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
@@ -132,20 +135,14 @@ def _format(data: bytes, param: str, formats: tuple[Format, ...]) -> Format:
     advice = "send PNG, JPEG" + (", WebP or GIF" if "GIF" in formats else " or WebP")
     if not data:
         raise InvalidParameter(f"{param} is empty (0 bytes); {advice}", param=param)
-    if data.startswith(_PNG_MAGIC):
-        return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
+    found = next((name for magic, name in _BEGINNINGS if data.startswith(magic)), None)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "WEBP"
-    is_gif = data.startswith(b"GIF8")
-    if is_gif and "GIF" in formats:
-        return "GIF"
-    found = next((name for magic, name in _REFUSED_FORMATS if data.startswith(magic)), None)
+        found = "WEBP"
+    for format in formats:
+        if format == found:
+            return format
     if data[4:8] == b"ftyp":
         found = "AVIF, HEIC or video"
-    if is_gif:
-        found = "GIF"
     what = "not a picture that can be read" if found is None else f"a {found} file"
     raise InvalidParameter(f"{param} is {what}; {advice}", param=param)
 
