@@ -1,12 +1,12 @@
-"""Threads and memory of the process that computes on a CPU."""
+"""Threads of the process that computes on a CPU."""
 
-import ctypes
 import os
 import time
 from collections.abc import Callable
 
 import structlog
 
+from engine.runtime.allocator import keep_freed_memory
 from engine.runtime.run_queue import RunQueue
 from engine.runtime.side_work import SIDE_WORK, SideWork
 from engine.runtime.thread_count import ThreadCount
@@ -15,10 +15,6 @@ SPIN_COUNT = 20_000
 """Iterations that an OpenMP thread spins at a barrier before it sleeps."""
 IDLE_S = 1.0
 """Seconds without a step after which earlier measurements no longer count."""
-MMAP_THRESHOLD_BYTES = 64 << 20
-TRIM_THRESHOLD_BYTES = 256 << 20
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +52,7 @@ def limit_threads(num_threads: int) -> None:
     import torch
 
     torch.set_num_threads(num_threads)
-    _keep_freed_memory()
+    keep_freed_memory()
 
 
 class ComputeThreads:
@@ -140,17 +136,3 @@ def compute_threads(*, adaptive: bool) -> ComputeThreads:
         )
         run_queue = None
     return ComputeThreads(torch.get_num_threads(), run_queue, torch.set_num_threads)
-
-
-def _keep_freed_memory() -> None:
-    """Keep freed memory, since a step allocates and frees the same few megabytes; giving them back
-    to the kernel each time would cost a page fault per 4 KiB, more than the arithmetic on them."""
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        log.debug("glibc was not found; its allocator is not tuned")
-        return
-    mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
-    mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
-    # Later threads would have arenas of their own, which return memory when it is freed.
-    mallopt(_M_ARENA_MAX, 1)

@@ -14,6 +14,7 @@ from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.registry import create_model
 from engine.quantization.plan import Shapes
+from engine.runtime.allocator import lasting_memory
 from engine.runtime.huge_pages import use_huge_pages
 from engine.weights.loader import iter_weights
 from engine.weights.source import Checkpoint
@@ -61,7 +62,8 @@ def load_decoder(
         left_out = {HEAD, "score"}
     weights = iter_weights(checkpoint, model_config, plan.packed, left_out)
     shapes = {n: s for n, s in plan.shapes.items() if n.rpartition(".")[0] not in left_out}
-    unexpected = model.load_weights(counted(weights, shapes, host))
+    with lasting_memory():
+        unexpected = model.load_weights(counted(weights, shapes, host))
     if unexpected:
         log.warning("the checkpoint has tensors that the model does not use", names=unexpected)
     if device.type == "cpu":
