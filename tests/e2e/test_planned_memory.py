@@ -29,12 +29,12 @@ def worker_bytes(pid: int) -> int:
 
 
 def settled_bytes(pid: int) -> int:
-    """Once memory is not being committed any more."""
-    before = 0
-    while abs((now := worker_bytes(pid)) - before) > MIB:
-        before = now
+    """Once memory is not being committed any more, which happens in pauses between steps."""
+    readings = [0, 0, 0, 0, worker_bytes(pid)]
+    while max(readings) - min(readings) > MIB:
         time.sleep(0.5)
-    return now
+        readings = [*readings[1:], worker_bytes(pid)]
+    return readings[-1]
 
 
 def planned(model: str, quantization: str | None, dtype: str = "bfloat16") -> int:
