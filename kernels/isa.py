@@ -7,6 +7,7 @@ on every processor that has its features. Any lower rung can be chosen, to be te
 
 import argparse
 import functools
+from enum import Enum, auto
 from pathlib import Path
 
 NATIVE = "native"
@@ -73,19 +74,30 @@ def multiplies_bf16() -> bool:
     return "avx512_bf16" in RUNGS.get(_chosen, features())
 
 
-def multiplies_packed_bf16() -> bool:
-    """Whether packed weights are rounded to bf16 and multiplied in pairs: with the matrix unit, or
-    where products of pairs are as fast as those of integers."""
-    has_unit = "amx_bf16" in RUNGS.get(_chosen, features())
-    return has_unit or (multiplies_bf16() and cpuinfo().get("vendor_id") != "GenuineIntel")
+class Arithmetic(Enum):
+    """How activations meet weights of few bits."""
+
+    FP32 = auto()
+    PAIRS = auto()
+    """Weights are rounded to bf16 and multiplied in pairs."""
+    INT16 = auto()
+    """Activations become 16-bit integers."""
+    DIGITS = auto()
+    """Activations become integers of one byte, and of two where they are large."""
 
 
-def multiplies_int16(*, bf16: bool) -> bool:
-    """Whether activations are multiplied by weights of few bits as 16-bit integers, where that is
-    faster than fp32: fp16 ones always, bf16 ones where they are not multiplied in pairs."""
+def packed_arithmetic(*, bf16: bool, integers: bool) -> Arithmetic:
+    """Return the arithmetic for activations of 16 bits, bf16 or else fp16, and codes that are
+    integers or other numbers."""
     has = RUNGS.get(_chosen, features())
-    is_faster = "avx512_vnni" in has or ("avx2" in has and "avx512f" not in has)
-    return is_faster and not (bf16 and multiplies_packed_bf16())
+    is_intel = cpuinfo().get("vendor_id") == "GenuineIntel"
+    if bf16 and ("amx_bf16" in has or (multiplies_bf16() and not is_intel and not integers)):
+        return Arithmetic.PAIRS
+    if integers and {"avx512_vnni", "avx_vnni"} & set(has):
+        return Arithmetic.DIGITS
+    if integers and "avx2" in has and "avx512f" not in has:
+        return Arithmetic.INT16
+    return Arithmetic.FP32
 
 
 def missing(name: str) -> list[str]:

@@ -1,10 +1,9 @@
 // Rows of 16-bit integers times panels, where their dot products take fewer instructions than those
-// of fp32 numbers: the sums of a group of weights are exact integers, to which its scale and
+// of fp32 numbers and bytes have none: the sums of a group of weights are exact integers, to which its scale and
 // minimum are applied in fp32. Groups are added from the first to the last.
 //
-// Few rows multiply codes as they are unpacked from their words: with VNNI as bytes, with the rows'
-// two digits; otherwise as 16-bit numbers. For many rows, codes are written to the cache as 16-bit
-// numbers, piece by piece, so no digits have to be joined.
+// Few rows multiply codes as they are unpacked from their words, many after codes were written to
+// the cache as 16-bit numbers, piece by piece.
 #include "fp32_tiles.h"
 #include "int16.h"
 #include "packed_codes.h"
@@ -14,19 +13,10 @@
 namespace native::panels {
 namespace {
 
-constexpr int kWords = kBlock / 2;  // of a block of a row: pairs of integers, or quads of digits
-
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-constexpr bool kTakesDigits = true;
-#else
-constexpr bool kTakesDigits = false;
-#endif
+constexpr int kWords = kBlock / 2;  // of a block of a row: pairs of integers
 
 // Up to this many rows, unpacking codes for each few of them is faster than doing it once.
-constexpr int most_few(int64_t bits) {
-  if (kTakesDigits) return bits == 4 ? 16 : 12;
-  return bits == 5 || bits == 6 ? 3 : 8;
-}
+constexpr int most_few(int64_t bits) { return bits == 5 || bits == 6 ? 3 : 8; }
 
 // Codes of four inputs as two registers of pairs of 16-bit numbers: the first and the third, the
 // second and the fourth.
@@ -46,13 +36,12 @@ constexpr int kRowBlock = kWords + 1 + groups;
 template <class X>
 fp32::Rows<int32_t> prepared_rows(const strips::Problem& p, const Format& format) {
   int groups = groups_of(format.group);
-  bool digits = kTakesDigits && p.rows <= most_few(format.bits);
   int64_t blocks = p.inputs / kBlock, size = kWords + 1 + groups;
   return fp32::prepared<int32_t>(p.rows, blocks * size, [&](int64_t row, int32_t* to) {
     const X* x = (const X*)p.x + row * p.x_stride;
     for (int64_t b = 0; b < blocks; ++b, x += kBlock, to += size) {
       Int16Block block(x);
-      digits ? block.store_digits(to) : block.store_pairs(to);
+      block.store_pairs(to);
       std::memcpy(to + kWords, &block.scale, 4);
       float sums[2] = {block.sum_of_half(0), block.sum_of_half(1)};
       if (groups == 1) sums[0] += sums[1];
@@ -86,6 +75,7 @@ struct Dots {
   IntLanes of[rows][strips][fp32::kParts];
 
   ALWAYS_INLINE IntLanes& operator()(int r, int s, int part) { return of[r][s][part]; }
+  ALWAYS_INLINE IntLanes operator()(int r, int s, int part) const { return of[r][s][part]; }
 };
 
 template <int rows, int strips, class Function>
@@ -99,10 +89,10 @@ ALWAYS_INLINE void for_tile(Function function) {
 }
 
 // Adds a group's sums to the totals in memory, [rows][kGroup][16]. `numbers(s, part, min)` returns
-// the group's scales or minima of some outputs, `dots(r, s, part)` its sums.
-template <bool has_min, int rows, int strips, class Numbers, class Block, class Sums>
+// the group's scales or minima of some outputs.
+template <bool has_min, int rows, int strips, class Numbers, class Block>
 ALWAYS_INLINE void join(float* totals, const Numbers& numbers, const Block& row, int g,
-                        const Sums& dots) {
+                        const Dots<rows, strips>& dots) {
   struct Two {
     Lanes scale, min;
   } of_strip[strips][fp32::kParts];
@@ -132,11 +122,7 @@ struct InRegisters {
   const uint8_t* data;
   int64_t blocks;
 
-  // With digits there are two sums for each output.
-  static constexpr int wide(int rows) {
-    if (!kTakesDigits) return fp32::tile_strips(rows);
-    return fp32::kParts == 2 ? (rows == 1 ? 2 : 1) : rows <= 3 ? 4 : 2;
-  }
+  static constexpr int wide(int rows) { return fp32::tile_strips(rows); }
 
   template <int rows, int strips>
   __attribute__((noinline)) void add(int64_t strip, const int32_t* x, int64_t x_stride,
@@ -149,16 +135,15 @@ struct InRegisters {
       const Block later = R::block(fp32::anew(first), blocks, b) + strips * panel;
       for (int s = 0; s < strips; ++s) R::fetch_block(later + s * panel);
       RowBlock<R::groups> row{x, x_stride};
-      Dots<rows, strips> upper, lower;
+      Dots<rows, strips> dots;
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         if (half < R::groups)
           for_tile<rows, strips>([&](int r, int s, int part) INLINE_BODY {
-            if (kTakesDigits) upper(r, s, part) = IntLanes{};
-            lower(r, s, part) = R::has_min ? IntLanes{} : IntLanes{} + row.offset(r, half);
+            dots(r, s, part) = R::has_min ? IntLanes{} : IntLanes{} + row.offset(r, half);
           });
         for_quads<R, rows>([&](int q) INLINE_BODY {
-          add_quad(half, q, record, panel, row, upper, lower);
+          add_quad(half, q, record, panel, row, dots);
         });
         if (half < 2 - R::groups) continue;
         int g = R::groups == 1 ? 0 : half;
@@ -168,11 +153,7 @@ struct InRegisters {
               Block of_strip = block + s * panel;
               return min ? R::mins(of_strip, g, part) : R::scales(of_strip, g, part);
             },
-            row, g,
-            [&](int r, int s, int part) INLINE_BODY {
-              return kTakesDigits ? (upper(r, s, part) << 8) + lower(r, s, part)
-                                  : lower(r, s, part);
-            });
+            row, g, dots);
       }
     }
   }
@@ -180,32 +161,17 @@ struct InRegisters {
  private:
   template <int rows, int strips>
   static ALWAYS_INLINE void add_quad(int half, int q, const uint8_t* record, int64_t panel,
-                                     const RowBlock<R::groups>& row, Dots<rows, strips>& upper,
-                                     Dots<rows, strips>& lower) {
+                                     const RowBlock<R::groups>& row, Dots<rows, strips>& dots) {
     int quad = half * kQuads / 2 + q;
-    if constexpr (kTakesDigits) {
-      IntLanes codes[strips][fp32::kParts];
-      for_tile<1, strips>([&](int, int s, int part) INLINE_BODY {
-        IntLanes words = R::words(record + s * panel, half, q, part);
-        if (R::bits == 4) words = (half ? words >> 4 : words) & 0x0f0f0f0f;
-        codes[s][part] = words;
-      });
-      for_tile<rows, strips>([&](int r, int s, int part) INLINE_BODY {
-        IntLanes &high = upper(r, s, part), &low = lower(r, s, part);
-        high = dot_quads(high, codes[s][part], row.word(r, quad));
-        low = dot_quads(low, codes[s][part], row.word(r, kQuads + quad));
-      });
-    } else {
-      for_tile<1, strips>([&](int, int s, int part) INLINE_BODY {
-        IntLanes pairs[2];
-        take_pairs<R>(R::words(record + s * panel, half, q, part), half, pairs);
+    for_tile<1, strips>([&](int, int s, int part) INLINE_BODY {
+      IntLanes pairs[2];
+      take_pairs<R>(R::words(record + s * panel, half, q, part), half, pairs);
 #pragma GCC unroll 6
-        for (int r = 0; r < rows; ++r)
+      for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2
-          for (int i = 0; i < 2; ++i)
-            lower(r, s, part) = dot_pairs(lower(r, s, part), pairs[i], row.word(r, 2 * quad + i));
-      });
-    }
+        for (int i = 0; i < 2; ++i)
+          dots(r, s, part) = dot_pairs(dots(r, s, part), pairs[i], row.word(r, 2 * quad + i));
+    });
   }
 };
 
@@ -268,7 +234,7 @@ struct InCache {
           const int32_t* at = block + s * strip + g * 16 + part * kLanes;
           return load_lanes((const float*)(min ? at + kMins : at));
         },
-        row, g, [&](int r, int s, int part) INLINE_BODY { return dots(r, s, part); });
+        row, g, dots);
   }
 };
 
@@ -277,14 +243,14 @@ struct Codes : PackedCodes<R, InRegisters<R>, InCache<R::groups, R::has_min>> {
   using Base = PackedCodes<R, InRegisters<R>, InCache<R::groups, R::has_min>>;
   using Base::Base;
   static constexpr int kFew = most_few(R::bits);
-  static constexpr int kFewAtOnce = fp32::kParts == 1 ? 6 : kTakesDigits ? 3 : 4;
+  static constexpr int kFewAtOnce = fp32::kParts == 1 ? 6 : 4;
   static constexpr int kRows = fp32::kTileRows;
   static constexpr int64_t kPieceInputs = (kLanes == 16 ? 4 : 16) * kBlock;  // about 17 KiB
 };
 
 }  // namespace
 
-void multiply_in_int16(const Product& product) {
+void multiply_in_integers(const Product& product) {
   multiply_packed<int32_t, Codes>(product, [&](auto* tag) {
     using X = std::remove_pointer_t<decltype(tag)>;
     return prepared_rows<X>(product.problem, product.format);

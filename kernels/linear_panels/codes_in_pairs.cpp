@@ -378,13 +378,13 @@ class Unpacked {
 
 }  // namespace
 
-bool pairs_are_fast() {
+bool multiplies_pairs(Meaning of_codes) {
 #if defined(TANDEM_MATRIX_TILES)
   if (has_matrix_tiles()) return true;
 #endif
 #if defined(__AVX512BF16__)
   static const bool is_intel = __builtin_cpu_is("intel");
-  return !is_intel;
+  return !is_intel && !is_integer(of_codes);
 #else
   return false;
 #endif
@@ -392,11 +392,16 @@ bool pairs_are_fast() {
 
 void multiply_in_pairs(const Product& product) {
   const strips::Problem& p = product.problem;
-  with_record(product.format, [&](auto* record) {
+  auto run = [&](auto* record) {
     using R = std::remove_pointer_t<decltype(record)>;
     strips::multiply_pairs(
         p, Unpacked<R>(product.panels, p.inputs / kBlock, product.format.offset));
-  });
+  };
+#if defined(TANDEM_MATRIX_TILES)
+  with_record(product.format, run);
+#else
+  with_numbers(product.format, run);
+#endif
 }
 
 }  // namespace native::panels

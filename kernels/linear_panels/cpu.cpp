@@ -1,5 +1,5 @@
-// Linear layers over panels of block-quantised weights: multiplied in fp32, in pairs of bf16 numbers or
-// in 16-bit integers where the processor has those, or in 8-bit integers.
+// Linear layers over panels of block-quantised weights: multiplied in fp32, in pairs of bf16 numbers, in
+// integers of one or two digits or of 16 bits where the processor has those, or in 8-bit integers.
 #include "product.h"
 #include "records.h"
 
@@ -20,10 +20,12 @@ extern "C" void tandem_linear_panels(int64_t dtype, const void* x, int64_t x_str
                           {bits, group, scale_dtype, has_min != 0, offset, of_codes}};
   if (int8_activations) return panels::multiply_in_int8(product);
 #if defined(TANDEM_BF16_PAIRS)
-  if (dtype == kBFloat16 && panels::pairs_are_fast()) return panels::multiply_in_pairs(product);
+  if (dtype == kBFloat16 && panels::multiplies_pairs(of_codes))
+    return panels::multiply_in_pairs(product);
 #endif
-#if defined(TANDEM_INT16_ROWS)
-  if (dtype != kFloat32 && panels::is_integer(of_codes)) return panels::multiply_in_int16(product);
+#if defined(TANDEM_DIGIT_ROWS) || defined(TANDEM_INT16_ROWS)
+  if (dtype != kFloat32 && panels::is_integer(of_codes))
+    return panels::multiply_in_integers(product);
 #endif
   panels::multiply_in_fp32(product);
 }

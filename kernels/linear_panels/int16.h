@@ -48,15 +48,6 @@ struct Int16Block {
       std::memcpy(to, &pairs, sizeof pairs);
     }
   }
-
-  // Stores upper digits of each four neighbours in a word, then the lower ones.
-  ALWAYS_INLINE void store_digits(int32_t* to) const {
-    for (int i = 0; i < kRegisters; ++i, to += kLanes / 4) {
-      Bytes upper = lowest_bytes((integers[i] + 128) >> 8), lower = lowest_bytes(integers[i]);
-      std::memcpy(to, &upper, sizeof upper);
-      std::memcpy(to + kQuads, &lower, sizeof lower);
-    }
-  }
 };
 
 }  // namespace native

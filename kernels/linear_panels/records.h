@@ -254,18 +254,24 @@ void with_integers(const Format& format, Function run) {
   with_gguf_record(format, run);
 }
 
-// and all.
+// those whose codes are other numbers,
 template <class Function>
-void with_record(const Format& format, Function run) {
+void with_numbers(const Format& format, Function run) {
   switch (format.meaning) {
     case Meaning::kNf4: return run((Record<4, 32, float, false, Meaning::kNf4>*)nullptr);
     case Meaning::kFp4: return run((Record<4, 32, float, false, Meaning::kFp4>*)nullptr);
     case Meaning::kE2m1:
       if (format.group == 16) return run((Record<4, 16, float, false, Meaning::kE2m1>*)nullptr);
       return run((Record<4, 32, PowerOfTwo, false, Meaning::kE2m1>*)nullptr);
-    case Meaning::kFp8: return run((Record<8, 32, float, false, Meaning::kFp8>*)nullptr);
-    default: with_integers(format, run);
+    default: return run((Record<8, 32, float, false, Meaning::kFp8>*)nullptr);
   }
+}
+
+// and all.
+template <class Function>
+void with_record(const Format& format, Function run) {
+  if (is_integer(format.meaning)) return with_integers(format, run);
+  with_numbers(format, run);
 }
 
 }  // namespace native::panels

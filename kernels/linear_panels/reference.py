@@ -17,12 +17,13 @@ def linear_panels(
 ) -> Tensor:
     """Compute `x @ weight.T + bias` for a weight of few bits.
 
-    The weight is brought into the order of the CPU's instructions once, at load. Where the
-    processor multiplies pairs of bf16 numbers and x is bf16, the weight is unpacked piece by piece
-    and rounded: results have the bits of `linear_packed` with the dequantised weight, from a third
-    of the memory or less. Otherwise no weight is rounded: arithmetic is fp32, or, for x of 16 bits
-    where products of integers are faster (`kernels.isa.multiplies_int16`), x becomes 16-bit
-    integers as defined in `kernels.linear_panels.int16_activations`, and a group's sum is exact.
+    The weight is brought into the order of the CPU's instructions once, at load. How x of 16 bits
+    meets it depends on the processor (`kernels.isa.packed_arithmetic`). With a matrix unit, the
+    weight is unpacked piece by piece and rounded to bf16: results have the bits of `linear_packed`
+    with the dequantised weight, from a third of the memory or less. Otherwise no weight is rounded,
+    and x becomes integers, so a group's sum is exact: of one or two bytes
+    (`kernels.linear_panels.digit_activations`) or of 16 bits
+    (`kernels.linear_panels.int16_activations`). Where neither is faster, arithmetic is fp32.
 
     Args:
         x: [M, K], fp32, bf16 or fp16; rows may be strided. K is a multiple of 32.

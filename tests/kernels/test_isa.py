@@ -13,9 +13,11 @@ from engine.contract.worker_settings import CpuIsa
 from engine.errors import ModelLoadError
 from engine.runtime.device import choose_cpu_isa
 from kernels import isa, machine, native
+from kernels.isa import Arithmetic
 from kernels.tools.check import check
 from tests.helpers.kernels.rungs import HAS_RUNGS
 
+FP32, PAIRS, INT16, DIGITS = Arithmetic
 LOWEST = next(iter(isa.RUNGS))
 HASWELL = isa.RUNGS["x86-64-v3"]
 ON_CPU = [op for op in kernels.OPS if "cpu" in op.implementations()]
@@ -90,21 +92,25 @@ def test_a_rung_says_whether_bf16_is_multiplied(rung, has_it, processor):
 
 
 @pytest.mark.parametrize(
-    ("rung", "maker", "bf16", "fp16"),
+    ("rung", "maker", "bf16", "fp16", "bf16_by_floats"),
     [
-        ("x86-64-v3", "AuthenticAMD", True, True),
-        ("x86-64-v3-vnni", "GenuineIntel", True, True),
-        ("x86-64-v4", "AuthenticAMD", False, False),
-        ("x86-64-v4-vnni", "AuthenticAMD", True, True),
-        ("x86-64-v4-bf16", "AuthenticAMD", False, True),
-        ("x86-64-v4-bf16", "GenuineIntel", True, True),
-        ("x86-64-v4-amx", "GenuineIntel", False, True),
+        ("x86-64-v3", "AuthenticAMD", INT16, INT16, FP32),
+        ("x86-64-v3-vnni", "GenuineIntel", DIGITS, DIGITS, FP32),
+        ("x86-64-v4", "AuthenticAMD", FP32, FP32, FP32),
+        ("x86-64-v4-vnni", "AuthenticAMD", DIGITS, DIGITS, FP32),
+        ("x86-64-v4-bf16", "AuthenticAMD", DIGITS, DIGITS, PAIRS),
+        ("x86-64-v4-bf16", "GenuineIntel", DIGITS, DIGITS, FP32),
+        ("x86-64-v4-amx", "GenuineIntel", PAIRS, DIGITS, PAIRS),
     ],
 )
-def test_a_rung_says_whose_activations_become_integers(rung, maker, bf16, fp16, processor):
+def test_a_rung_says_how_weights_of_few_bits_are_multiplied(
+    rung, maker, bf16, fp16, bf16_by_floats, processor
+):
     processor(isa.RUNGS[rung], maker)
-    assert isa.multiplies_int16(bf16=True) == bf16
-    assert isa.multiplies_int16(bf16=False) == fp16
+    assert isa.packed_arithmetic(bf16=True, integers=True) == bf16
+    assert isa.packed_arithmetic(bf16=False, integers=True) == fp16
+    assert isa.packed_arithmetic(bf16=True, integers=False) == bf16_by_floats
+    assert isa.packed_arithmetic(bf16=False, integers=False) == FP32
 
 
 @pytest.mark.slow

@@ -21,6 +21,8 @@ from kernels.linear_panels import (
     panels_from_gguf,
     reference,
 )
+from kernels.isa import Arithmetic
+from kernels.linear_panels.digit_activations import round_to_digits
 from kernels.linear_panels.formats import E2M1, WIDE
 from kernels.linear_panels.int16_activations import round_to_int16
 from kernels.linear_panels.lookup import row_lookup
@@ -28,7 +30,7 @@ from kernels.linear_panels.panels import BLOCK, Meaning, pack, unpack
 
 TYPES = list(GGUFType)
 FORMATS = [*(one.name for one in GGUFType), *WIDE]
-INT16_IN_SHORT_REGISTERS = ("x86-64-v3",)
+DIGITS_IN_LONG_REGISTERS = ("x86-64-v4-vnni",)
 OTHERS = [
     *((rung,) for rung in isa.RUNGS),
     (isa.chosen(), "-DTANDEM_EMULATE_MATRIX_TILES"),
@@ -93,9 +95,9 @@ def test_rounding_keeps_eight_bits():
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_pairs_of_bf16_give_the_bits_of_plain_weights(name):
-    if not isa.multiplies_packed_bf16():
-        pytest.skip("packed weights are not rounded here")
     panels, numbers = random_panels(name, 75, random.choice([512, 4096]))
+    if arithmetic_of(panels.format, torch.bfloat16) != Arithmetic.PAIRS:
+        pytest.skip("packed weights are not rounded here")
     plain = PackedWeight.pack(numbers.bfloat16())
     for rows in ROWS:
         x = torch.randn(rows, panels.in_features).bfloat16()
@@ -114,7 +116,7 @@ def test_any_power_of_two_may_be_a_scale():
         for rows in ROWS:
             x = torch.randn(rows, 512).bfloat16()
             found = linear_panels(x, panels, fp32_out=True)
-            if isa.multiplies_packed_bf16():
+            if arithmetic_of(form, x.dtype) == Arithmetic.PAIRS:
                 plain = PackedWeight.pack(numbers.bfloat16())
                 assert torch.equal(found, linear_packed(x, plain, fp32_out=True)), (low, rows)
             else:
@@ -124,10 +126,10 @@ def test_any_power_of_two_may_be_a_scale():
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
-def test_arithmetic_in_fp32_rounds_no_weight(name, dtype):
-    if dtype == torch.bfloat16 and isa.multiplies_packed_bf16():
-        pytest.skip("bf16 is multiplied in pairs here")
+def test_no_weight_is_rounded_but_in_pairs(name, dtype):
     panels, numbers = random_panels(name, 75, random.choice([512, 4096]))
+    if arithmetic_of(panels.format, dtype) == Arithmetic.PAIRS:
+        pytest.skip("weights are rounded here")
     exact = numbers.double().T
     for rows in ROWS:
         x = torch.randn(rows, panels.in_features).to(dtype)
@@ -138,22 +140,32 @@ def test_arithmetic_in_fp32_rounds_no_weight(name, dtype):
         assert excess(rounded, x.double(), exact) > 1, "weights in bf16 would be found out"
 
 
+def arithmetic_of(form, dtype):
+    if dtype == torch.float32:
+        return Arithmetic.FP32
+    integers = form.meaning <= Meaning.IQ4
+    return isa.packed_arithmetic(bf16=dtype == torch.bfloat16, integers=integers)
+
+
 def as_multiplied(x, form):
     """What the numbers of x are when they meet the weights."""
-    in_fp32 = x.dtype == torch.float32 or form.meaning > Meaning.IQ4
-    if in_fp32 or not isa.multiplies_int16(bf16=x.dtype == torch.bfloat16):
-        return x.double()
-    q, scale = round_to_int16(x, BLOCK)
+    match arithmetic_of(form, x.dtype):
+        case Arithmetic.DIGITS:
+            q, scale = round_to_digits(x, form.group)
+        case Arithmetic.INT16:
+            q, scale = round_to_int16(x, BLOCK)
+        case _:
+            return x.double()
     return (q * scale.double()).view(x.shape)
 
 
 @pytest.mark.parametrize("quant_type", TYPES, ids=lambda one: one.name)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_activations_of_any_size_are_rounded_block_by_block(quant_type, dtype):
-    if not isa.multiplies_int16(bf16=dtype == torch.bfloat16):
-        pytest.skip("activations are not integers here")
     weight = random_weight(quant_type, 37, 512)
     panels = panels_from_gguf(weight, quant_type)
+    if arithmetic_of(panels.format, dtype) not in (Arithmetic.DIGITS, Arithmetic.INT16):
+        pytest.skip("activations are not integers here")
     exact = dequantize(weight, quant_type).double().T
     largest = 30 if dtype == torch.bfloat16 else 4
     for rows in ROWS:
@@ -226,7 +238,7 @@ def test_what_is_not_finite_shows(rows, dtype, int8_activations):
 @pytest.mark.parametrize("build", OTHERS, ids=" ".join)
 def test_other_processors_get_the_same(build, run_build_of):
     """The same integers, so the same bits. In floats a rung rounds as its instructions do, but
-    every row by itself. 16-bit integers are exact, too, whatever the registers."""
+    every row by itself. Integers of digits are exact, too, whatever the processor."""
     inputs = []
     for name in FORMATS:
         panels, _ = random_panels(name, 37, 512)
@@ -235,8 +247,9 @@ def test_other_processors_get_the_same(build, run_build_of):
     with_integers = [one for one in inputs if one[1].format.takes_int8_activations]
     here = [cpu.linear_panels(*one, int8_activations=True) for one in with_integers]
     floats = [reference.linear_panels(*one) for one in inputs]
-    same = isa.multiplies_int16(bf16=True) and build == INT16_IN_SHORT_REGISTERS
-    of_16_bits = [cpu.linear_panels(*one) for one in with_integers] if same else []
+    has_digits = isa.packed_arithmetic(bf16=True, integers=True) == Arithmetic.DIGITS
+    same = has_digits and build == DIGITS_IN_LONG_REGISTERS
+    of_digits = [cpu.linear_panels(*one) for one in with_integers] if same else []
     # Built five times sooner: arithmetic does not depend on the optimisation.
     run_build_of(cpu, *build, "-O0", "-Wno-psabi")
     for wanted, one in zip(here, with_integers, strict=True):
@@ -245,7 +258,7 @@ def test_other_processors_get_the_same(build, run_build_of):
         # Rounding weights to bf16, as some do and some do not, moves what is nearly zero.
         torch.testing.assert_close(cpu.linear_panels(*one), wanted, rtol=1.6e-2, atol=2e-2)
         assert differing_rows(functools.partial(cpu.linear_panels, panels=one[1]), one[0]) == []
-    for wanted, one in zip(of_16_bits, with_integers, strict=same):
+    for wanted, one in zip(of_digits, with_integers, strict=same):
         assert torch.equal(cpu.linear_panels(*one), wanted)
 
 
