@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kernels import PackedWeight, isa, linear_packed
+from kernels.isa import Arithmetic
 from kernels.linear_gguf.cases import random_weight
 from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_gguf.quant_type import GGUFType
@@ -21,7 +22,6 @@ from kernels.linear_panels import (
     panels_from_gguf,
     reference,
 )
-from kernels.isa import Arithmetic
 from kernels.linear_panels.digit_activations import round_to_digits
 from kernels.linear_panels.formats import E2M1, WIDE
 from kernels.linear_panels.int16_activations import round_to_int16
