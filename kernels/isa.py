@@ -93,9 +93,9 @@ def packed_arithmetic(*, bf16: bool, integers: bool) -> Arithmetic:
     is_intel = cpuinfo().get("vendor_id") == "GenuineIntel"
     if bf16 and ("amx_bf16" in has or (multiplies_bf16() and not is_intel and not integers)):
         return Arithmetic.PAIRS
-    if integers and {"avx512_vnni", "avx_vnni"} & set(has):
+    if bf16 and integers and {"avx512_vnni", "avx_vnni"} & set(has):
         return Arithmetic.DIGITS
-    if integers and "avx2" in has and "avx512f" not in has:
+    if integers and ("avx512_vnni" in has or ("avx2" in has and "avx512f" not in has)):
         return Arithmetic.INT16
     return Arithmetic.FP32
 

@@ -260,7 +260,7 @@ struct Codes : PackedCodes<R, InRegisters<R>, InCache<R::groups, R::has_min>> {
 
 }  // namespace
 
-void multiply_in_integers(const Product& product) {
+void multiply_in_digits(const Product& product) {
   multiply_packed<int32_t, Codes>(product, [&](auto* tag) {
     using X = std::remove_pointer_t<decltype(tag)>;
     return prepared_rows<X>(product.problem, product.format);

@@ -1,5 +1,5 @@
 // Rows of 16-bit integers times panels, where their dot products take fewer instructions than those
-// of fp32 numbers and bytes have none: the sums of a group of weights are exact integers, to which its scale and
+// of fp32 numbers: the sums of a group of weights are exact integers, to which its scale and
 // minimum are applied in fp32. Groups are added from the first to the last.
 //
 // Few rows multiply codes as they are unpacked from their words, many after codes were written to
@@ -250,7 +250,7 @@ struct Codes : PackedCodes<R, InRegisters<R>, InCache<R::groups, R::has_min>> {
 
 }  // namespace
 
-void multiply_in_integers(const Product& product) {
+void multiply_in_int16(const Product& product) {
   multiply_packed<int32_t, Codes>(product, [&](auto* tag) {
     using X = std::remove_pointer_t<decltype(tag)>;
     return prepared_rows<X>(product.problem, product.format);

@@ -23,9 +23,12 @@ extern "C" void tandem_linear_panels(int64_t dtype, const void* x, int64_t x_str
   if (dtype == kBFloat16 && panels::multiplies_pairs(of_codes))
     return panels::multiply_in_pairs(product);
 #endif
-#if defined(TANDEM_DIGIT_ROWS) || defined(TANDEM_INT16_ROWS)
-  if (dtype != kFloat32 && panels::is_integer(of_codes))
-    return panels::multiply_in_integers(product);
+#if defined(TANDEM_DIGIT_ROWS)
+  if (dtype == kBFloat16 && panels::is_integer(of_codes))
+    return panels::multiply_in_digits(product);
+#endif
+#if defined(TANDEM_INT16_ROWS)
+  if (dtype != kFloat32 && panels::is_integer(of_codes)) return panels::multiply_in_int16(product);
 #endif
   panels::multiply_in_fp32(product);
 }

@@ -4,12 +4,14 @@
 #include "strip_problem.h"
 #include "strip_steps.h"
 
-// Rows of fewer bits than fp32 become integers: with one or two digits where bytes are multiplied in
-// one instruction, else of 16 bits. In long registers fp32 is as quick as those: there, products of
-// pairs and their additions share two ports, while in short ones they have three.
+// Rows of fewer bits than fp32 become integers: bf16 ones with one or two digits, where bytes are
+// multiplied in one instruction, ...
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #define TANDEM_DIGIT_ROWS
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#endif
+// ... others of 16 bits. In long registers without VNNI fp32 is as quick: there, products of pairs
+// and their additions share two ports, while in short ones they have three.
+#if defined(__AVX512VNNI__) || (defined(__AVX2__) && !defined(__AVX512F__))
 #define TANDEM_INT16_ROWS
 #endif
 
@@ -40,8 +42,9 @@ struct Product {
 };
 
 void multiply_in_fp32(const Product& product);
-// Multiplies rows of fewer bits than fp32 by codes that are integers.
-void multiply_in_integers(const Product& product);
+// Multiply rows of fewer bits than fp32 by codes that are integers.
+void multiply_in_digits(const Product& product);
+void multiply_in_int16(const Product& product);
 void multiply_in_int8(const Product& product);
 // Whether rows of bf16 are multiplied in pairs: by the matrix unit, and else, where pairs are as fast
 // as fp32, by numbers that are not integers. Intel's take two cycles where AMD's take one.

@@ -21,9 +21,9 @@ def linear_panels(
     meets it depends on the processor (`kernels.isa.packed_arithmetic`). With a matrix unit, the
     weight is unpacked piece by piece and rounded to bf16: results have the bits of `linear_packed`
     with the dequantised weight, from a third of the memory or less. Otherwise no weight is rounded,
-    and x becomes integers, so a group's sum is exact: of one or two bytes
-    (`kernels.linear_panels.digit_activations`) or of 16 bits
-    (`kernels.linear_panels.int16_activations`). Where neither is faster, arithmetic is fp32.
+    and x becomes integers, so a group's sum is exact: bf16 of one or two bytes
+    (`kernels.linear_panels.digit_activations`), fp16, which is chosen for its precision, of 16 bits
+    (`kernels.linear_panels.int16_activations`). Where that is not faster, arithmetic is fp32.
 
     Args:
         x: [M, K], fp32, bf16 or fp16; rows may be strided. K is a multiple of 32.

@@ -95,12 +95,12 @@ def test_a_rung_says_whether_bf16_is_multiplied(rung, has_it, processor):
     ("rung", "maker", "bf16", "fp16", "bf16_by_floats"),
     [
         ("x86-64-v3", "AuthenticAMD", INT16, INT16, FP32),
-        ("x86-64-v3-vnni", "GenuineIntel", DIGITS, DIGITS, FP32),
+        ("x86-64-v3-vnni", "GenuineIntel", DIGITS, INT16, FP32),
         ("x86-64-v4", "AuthenticAMD", FP32, FP32, FP32),
-        ("x86-64-v4-vnni", "AuthenticAMD", DIGITS, DIGITS, FP32),
-        ("x86-64-v4-bf16", "AuthenticAMD", DIGITS, DIGITS, PAIRS),
-        ("x86-64-v4-bf16", "GenuineIntel", DIGITS, DIGITS, FP32),
-        ("x86-64-v4-amx", "GenuineIntel", PAIRS, DIGITS, PAIRS),
+        ("x86-64-v4-vnni", "AuthenticAMD", DIGITS, INT16, FP32),
+        ("x86-64-v4-bf16", "AuthenticAMD", DIGITS, INT16, PAIRS),
+        ("x86-64-v4-bf16", "GenuineIntel", DIGITS, INT16, FP32),
+        ("x86-64-v4-amx", "GenuineIntel", PAIRS, INT16, PAIRS),
     ],
 )
 def test_a_rung_says_how_weights_of_few_bits_are_multiplied(

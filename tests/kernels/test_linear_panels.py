@@ -255,8 +255,8 @@ def test_other_processors_get_the_same(build, run_build_of):
     for wanted, one in zip(here, with_integers, strict=True):
         assert torch.equal(cpu.linear_panels(*one, int8_activations=True), wanted)
     for wanted, one in zip(floats, inputs, strict=True):
-        # Rounding weights to bf16, as some do and some do not, moves what is nearly zero.
-        torch.testing.assert_close(cpu.linear_panels(*one), wanted, rtol=1.6e-2, atol=2e-2)
+        # Rounding weights or activations, as some do and some do not, moves what is nearly zero.
+        torch.testing.assert_close(cpu.linear_panels(*one), wanted, rtol=1.6e-2, atol=4e-2)
         assert differing_rows(functools.partial(cpu.linear_panels, panels=one[1]), one[0]) == []
     for wanted, one in zip(of_digits, with_integers, strict=same):
         assert torch.equal(cpu.linear_panels(*one), wanted)
