@@ -322,6 +322,29 @@ def kernels(
     raise typer.Exit(subprocess.run(module_command("kernels", *given), check=False).returncode)
 
 
+@app.command(short_help="Say what this machine lacks to serve, and how to mend it.")
+def doctor(
+    model: Annotated[list[str] | None, AS_IN_SERVE] = None,
+    config: Annotated[Path | None, AS_IN_SERVE] = None,
+    host: Annotated[str | None, AS_IN_SERVE] = None,
+    port: Annotated[int | None, AS_IN_SERVE] = None,
+    device: Annotated[str | None, AS_IN_SERVE] = None,
+    cpu_isa: Annotated[str | None, AS_IN_SERVE] = None,
+    cache_dir: Annotated[Path | None, AS_IN_SERVE] = None,
+    as_json: Json = False,
+) -> None:
+    """Examine this machine for `tandem serve` with the same options, and say of each part what it
+    is like and what mends it. Starts and fetches nothing. Exit code 1: it cannot serve."""
+    from server.doctor.command import doctor_command
+
+    options = given(
+        models=model, config=config, host=host, port=port, cpu_isa=cpu_isa, cache_dir=cache_dir
+    )
+    with _told_in_a_line():
+        settings = load_settings({**options, **({"engine": {"device": device}} if device else {})})
+    raise typer.Exit(doctor_command(settings, as_json=as_json))
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"tandem {__version__}")
